@@ -1,0 +1,54 @@
+"""p2ptrain turns the unlike devices in a room into one trainer, with no server.
+
+The Python API, which the command line itself uses. Nothing of torch is imported until something needs it.
+
+    job = p2ptrain.load_job("job.toml")
+    await p2ptrain.run_peer(code="...", data="images:photos/", job=job)
+    harvest = await p2ptrain.harvest(code="...")
+    model, contract = p2ptrain.load_model("global.safetensors")      # a plain nn.Module
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Job": "p2ptrain.config",
+    "load_job": "p2ptrain.config",
+    "P2PTrainError": "p2ptrain.errors",
+    "UserError": "p2ptrain.errors",
+    "run_peer": "p2ptrain.api",
+    "harvest": "p2ptrain.api",
+    "status": "p2ptrain.api",
+    "load_model": "p2ptrain.api",
+    "save_harvest": "p2ptrain.api",
+    "evaluate": "p2ptrain.api",
+}
+
+__all__ = [
+    "Job",
+    "P2PTrainError",
+    "UserError",
+    "__version__",
+    "evaluate",
+    "harvest",
+    "load_job",
+    "load_model",
+    "run_peer",
+    "save_harvest",
+    "status",
+]
+
+if TYPE_CHECKING:
+    from p2ptrain.api import evaluate, harvest, load_model, run_peer, save_harvest, status
+    from p2ptrain.config import Job, load_job
+    from p2ptrain.errors import P2PTrainError, UserError
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'p2ptrain' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,185 @@
+"""What a program can do with p2ptrain: run a peer, look at a group, harvest, load and evaluate a model.
+
+Invariant: the command line does nothing that can't be done from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from p2ptrain.config import Job
+from p2ptrain.errors import UserError
+from p2ptrain.ids import PeerId
+from p2ptrain.net.keys import OPEN_GROUP, Group, load_group, load_or_make_identity, read_code
+from p2ptrain.planning.plan import Plan
+from p2ptrain.protocol.messages import MemberState, Record
+from p2ptrain.runtime import harvest as harvesting
+from p2ptrain.runtime.harvest import Harvest
+from p2ptrain.runtime.journal import Journal, Line
+from p2ptrain.runtime.node import NetworkConfig
+from p2ptrain.runtime.observer import ObserverNode
+from p2ptrain.runtime.peer_node import PeerNode, PeerOptions
+from p2ptrain.runtime.store import StateDir
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from p2ptrain.learning.checkpoint import ModelCard
+    from p2ptrain.learning.evaluation import Evaluation
+
+WAIT_S = 8.0
+
+
+def default_state_dir() -> Path:
+    """Where a peer keeps its key, its group and its snapshots unless told otherwise."""
+    home = os.environ.get("P2PTRAIN_STATE")
+    return Path(home) if home else Path("~/.local/state/p2ptrain").expanduser()
+
+
+def find_group(code: str | None, *, is_open: bool = False, state_dir: Path | None = None) -> Group:
+    """The group of a join code, of ``--open``, or the one that this device used last. Raises ``UserError``."""
+    if is_open:
+        return OPEN_GROUP
+    if code:
+        return read_code(code)
+    known = load_group(state_dir or default_state_dir())
+    if known is None:
+        raise UserError("no join code: give one with --code, or make one with `p2ptrain group new`")
+    return known
+
+
+async def run_peer(
+    group: Group,
+    options: PeerOptions,
+    *,
+    network: NetworkConfig | None = None,
+    state_dir: Path | None = None,
+    until: asyncio.Event | None = None,
+    on_start: Callable[[PeerNode], None] = lambda node: None,
+    on_line: Callable[[Line], None] | None = None,
+) -> None:
+    """Run one peer until its job is done and the lingering over, or ``until`` is set; then say goodbye.
+
+    ``on_start`` is called once the peer listens, ``on_line`` with every line of its journal.
+
+    Raises ``UserError`` for what the person at this device can mend.
+    """
+    state = StateDir(state_dir or default_state_dir())
+    try:
+        identity = load_or_make_identity(state.path)
+        journal = Journal(state.path / "journal.jsonl", on_line=on_line)
+        node = PeerNode(identity, group, network or NetworkConfig(), options, state, journal)
+        try:
+            await node.start()
+            on_start(node)
+            stopped = asyncio.ensure_future((until or asyncio.Event()).wait())
+            finished = asyncio.ensure_future(node.wait_finished())
+            await asyncio.wait([stopped, finished], return_when=asyncio.FIRST_COMPLETED)
+            for task in (stopped, finished):
+                task.cancel()
+            await node.leave()
+        finally:
+            await node.close()
+        if node.failure is not None:
+            raise node.failure
+    finally:
+        state.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Everyone that is here, as an observer found them."""
+
+    job: Job | None
+    plan: Plan | None
+    records: tuple[Record, ...]
+    """Of all peers known, by peer id."""
+    states: dict[PeerId, MemberState]
+    refused: dict[PeerId, dict[str, int]]
+    """Messages that each peer refused, by reason."""
+
+
+async def status(group: Group, *, network: NetworkConfig | None = None, wait_s: float = WAIT_S) -> Status:
+    """Look around. Raises ``UserError`` when nobody answers in time."""
+    async with observing(group, network) as node:
+        await node.look_around(wait_s)
+        return snapshot_status(node)
+
+
+def snapshot_status(node: ObserverNode) -> Status:
+    """What an observer knows now."""
+    observer = node.observer
+    records = tuple(record for _, record in sorted(observer.records.items()))
+    refused = {peer: dict(counts) for peer, counts in observer.peer_refused.items()}
+    return Status(observer.job, observer.plan(), records, dict(observer.states), refused)
+
+
+@asynccontextmanager
+async def observing(group: Group, network: NetworkConfig | None = None) -> AsyncIterator[ObserverNode]:
+    """An observer that is gone again afterwards."""
+    with tempfile.TemporaryDirectory(prefix="p2ptrain-") as directory:
+        node = ObserverNode(group, network or NetworkConfig(), Path(directory))
+        try:
+            await node.start()
+            yield node
+        finally:
+            await node.close()
+
+
+async def harvest(
+    group: Group,
+    *,
+    network: NetworkConfig | None = None,
+    wait_s: float = WAIT_S,
+    partial: bool = False,
+    allow_user_code: bool | str = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Harvest:
+    """Collect the freshest copy of every part and assemble the global model.
+
+    ``allow_user_code``: whether a model function of the user's own may run here; its name allows that one only.
+
+    Raises ``NotCoveredError`` naming the parts that nobody has, unless ``partial``; ``UserError`` otherwise.
+    """
+    async with observing(group, network) as node:
+        collected = await harvesting.collect(node, wait_s, partial=partial, say=say)
+    allowed = allow_user_code is True or allow_user_code == collected.job.model.name
+    return await asyncio.to_thread(harvesting.assemble, collected, allow_user_code=allowed)
+
+
+def save_harvest(path: Path, result: Harvest) -> None:
+    """One ``.safetensors`` file with the names of the plain module, and everything needed to use it as metadata."""
+    from p2ptrain.learning.checkpoint import save_model
+
+    lineage = [dataclasses.asdict(part) for part in result.report]
+    save_model(path, result.state, result.job, {"lineage": lineage, "plan": result.plan.hash})
+
+
+def load_model(path: Path | str, *, allow_user_code: bool = False) -> tuple[nn.Module, ModelCard]:
+    """A harvested file as a plain ``nn.Module`` in eval mode, and what it says of itself."""
+    from p2ptrain.learning import checkpoint
+
+    return checkpoint.load_model(Path(path), allow_user_code=allow_user_code)
+
+
+def evaluate(
+    model: nn.Module, card: ModelCard, data: str, *, shard: str = "", classes: Sequence[str] = (), batch_size: int = 256
+) -> Evaluation:
+    """Accuracy on the test split of a data set, or on all of it where it has none."""
+    from p2ptrain.learning import evaluation
+    from p2ptrain.learning.data import load, open_source, select
+
+    source = open_source(data)
+    split: Any = "test" if source.num_samples("test") else "train"
+    indices = select(source, card.data, split, shard=shard or None, classes=classes or None)
+    samples = load(source, card.data, split, indices)
+    batches = (samples.tensors(slice(i, i + batch_size)) for i in range(0, len(samples), batch_size))
+    return evaluation.evaluate(model, batches, len(card.data.classes))

@@ -1,0 +1,73 @@
+"""``p2ptrain attribute``: score a model's channels by class, for a job that starts from that model.
+
+Invariant: the model's own tensors are copied as they are; the scores come beside them as ``attribution/<layer>``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from p2ptrain.cli.options import DATA_HELP, allow_option, check_output, load_allowed
+from p2ptrain.errors import UserError
+
+EXAMPLES = """\b
+Examples:
+  p2ptrain attribute global.safetensors --data images:photos/ -o init.safetensors
+  p2ptrain job new --data images:photos/ --model vgg11_bn --init init.safetensors -o job.toml
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("model_file", type=click.Path(path_type=Path), metavar="FILE")
+@click.option("--data", required=True, metavar="SPEC", help=f"{DATA_HELP} Samples of all classes.")
+@click.option(
+    "--samples",
+    "num_samples",
+    type=click.IntRange(1, 100_000),
+    default=256,
+    metavar="N",
+    help="Training samples to use, evenly from all. [default: 256]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("init.safetensors"),
+    metavar="FILE",
+    help="Where checkpoint and scores go. [default: init.safetensors]",
+)
+@allow_option
+def command(model_file: Path, data: str, num_samples: int, output: Path, allow_model: str) -> None:
+    """Score how much each class needs each channel, so that a job starting from this model is divided by use.
+
+    The output is the checkpoint with the scores; name it as model.init in a job file.
+    """
+    from p2ptrain.learning.data import load, open_source, select
+
+    check_output(output)
+    source = open_source(data)
+    import torch
+
+    from p2ptrain.config import Job, ModelConfig
+    from p2ptrain.learning.attribution import attribute
+    from p2ptrain.learning.checkpoint import ATTRIBUTION, save_model
+    from p2ptrain.learning.decoupling import Decoupling
+
+    model, card = load_allowed(model_file, allow_model)
+    shape, num_classes = card.data.input_shape, len(card.data.classes)
+    indices = select(source, card.data, "train")
+    chosen = indices[torch.linspace(0, len(indices) - 1, min(num_samples, len(indices))).long().numpy()]
+    samples = load(source, card.data, "train", chosen)
+    if missing := [name for name, n in zip(card.data.classes, samples.counts(), strict=True) if n == 0]:
+        raise UserError(f"{data}: no sample of {', '.join(missing)} among {len(samples)}; raise --samples, or add data")
+    halves = [range(num_classes // 2), range(num_classes // 2, num_classes)]
+    layers = list(Decoupling(model, shape, halves).channel_layers)
+    x, y = samples.tensors(slice(None))
+    scores = attribute(model, layers, x, num_classes, labels=y)
+    job = Job(model=ModelConfig(card.model, card.width), data=card.data)
+    tensors = dict(model.state_dict()) | {f"{ATTRIBUTION}{layer}": score for layer, score in scores.items()}
+    save_model(output, tensors, job, {"job_id": card.job_id, "lineage": list(map(dict, card.lineage))})
+    click.echo(f"{output}: checkpoint and scores of {len(layers)} layers, from {len(samples)} samples")
+    click.echo(f"next: p2ptrain job new --data SPEC --model {card.model} --init {output} -o job.toml")

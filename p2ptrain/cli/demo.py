@@ -1,0 +1,242 @@
+"""``p2ptrain demo``: a whole group on this machine, on real data, with central training beside it.
+
+Invariant: what it prints was measured in this very run; every process it started is gone when it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2ptrain.config import (
+    GroupConfig,
+    Job,
+    ModelConfig,
+    TasksConfig,
+    TrainingConfig,
+    check_job,
+)
+from p2ptrain.errors import P2PTrainError, UserError
+
+EPILOG = """\b
+Examples:
+  p2ptrain demo                                   digits, three peers, a share of the samples each
+  p2ptrain demo --disjoint                        each peer sees only its own classes
+  p2ptrain demo --data images:photos.zip --model vgg11_bn --width 1 --peers 5 --rounds 20
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="p2ptrain-demo", show_default=True, help="Folder for the results."
+)
+@click.option(
+    "--peers", "num_peers", type=click.IntRange(1, 64), default=3, show_default=True, help="How many peers to start."
+)
+@click.option(
+    "--data", default="digits", show_default=True, help="Data set: digits, images:DIR_OR_ZIP, audio:DIR_OR_ZIP, ..."
+)
+@click.option("--disjoint", is_flag=True, help="Each peer has only samples of its own classes (class y: peer y mod P).")
+@click.option("--same", is_flag=True, help="Every peer has all the samples, in place of a share each.")
+@click.option("--subset", default="1/1", show_default=True, help="Use this share of the training samples, such as 1/5.")
+@click.option(
+    "--mode",
+    type=click.Choice(["tasks", "replicas"]),
+    default="tasks",
+    show_default=True,
+    help="Class sub-models, or the whole model on every peer.",
+)
+@click.option("--model", default="lenet", show_default=True, help="A built-in model.")
+@click.option(
+    "--width", type=float, default=2.0, show_default=True, help="Width of the global model, times the model's own."
+)
+@click.option("--rounds", type=click.IntRange(1), default=12, show_default=True, help="Rounds of one epoch each.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Samples a step.")
+@click.option(
+    "--lr", type=float, default=0.05, show_default=True, help="Learning rate (SGD with momentum, cosine schedule)."
+)
+@click.option("--weight-decay", type=float, default=5e-4, show_default=True, help="Weight decay.")
+@click.option(
+    "--augment/--no-augment", default=False, show_default=True, help="Random crops and flips, or shifts of sound."
+)
+@click.option(
+    "--trunk", type=click.IntRange(0), default=0, show_default=True, help="First layers shared by all sub-models."
+)
+@click.option(
+    "--targets",
+    type=click.Choice(["auto", "all", "rest", "own"]),
+    default="auto",
+    show_default=True,
+    help="What sub-models learn of other classes.",
+)
+@click.option(
+    "--own-fraction",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Share of each batch from own classes; 0 = as the data fall.",
+)
+@click.option(
+    "--calibrate",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Re-fit the head as a group.",
+)
+@click.option(
+    "--calibration-steps", type=click.IntRange(1), default=100, show_default=True, help="Averaged gradient steps."
+)
+@click.option(
+    "--compression",
+    type=click.Choice(["none", "fp16", "int8", "topk"]),
+    default="none",
+    show_default=True,
+    help="Of gossiped parameters.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the job.")
+@click.option(
+    "--central/--no-central", default=True, show_default=True, help="Train the same model centrally for comparison."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print result.json instead of the table.")
+def command(**options: Any) -> None:
+    """Start peers on this machine that find each other, train class sub-models, and assemble one model."""
+    run_demo(**options)
+
+
+def run_demo(
+    *,
+    out: Path,
+    num_peers: int,
+    data: str,
+    disjoint: bool,
+    same: bool,
+    subset: str,
+    central: bool,
+    as_json: bool,
+    **job: Any,
+) -> None:
+    from p2ptrain.experiment import group
+    from p2ptrain.learning.data import open_source
+
+    if disjoint and same:
+        raise UserError("--disjoint and --same exclude each other: choose one")
+    source = open_source(data)
+    if not source.num_samples("test"):
+        raise UserError(f"{data} has no test samples to measure with; put them into a folder named test")
+    description = make_job(source, num_peers, **job)
+    how = "disjoint" if disjoint else "same" if same else "iid"
+    experiment = group.Experiment(description, data, group.shares(num_peers, description.data.classes, how, subset))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "job.toml").write_text(description.to_toml(), encoding="utf-8")
+    line = ProgressLine(quiet=as_json, rounds=description.training.rounds)
+    line.say(f"{num_peers} peers, {data}, {description.model.name}; results in {out}/")
+    with tempfile.TemporaryDirectory(prefix="p2ptrain-demo-") as directory:
+        try:
+            outcome = group.run(experiment, Path(directory), line.say, line.group)
+        except P2PTrainError:
+            keep_logs(Path(directory), out)
+            raise
+    line.say(f"harvested after {outcome.trained_s:.0f} s; evaluating")
+    finish(experiment, outcome, out, central, as_json, line)
+
+
+def finish(experiment: Any, outcome: Any, out: Path, central: bool, as_json: bool, line: ProgressLine) -> None:
+    """Save the model, train centrally, evaluate, print."""
+    from p2ptrain.api import save_harvest
+    from p2ptrain.experiment import measure
+    from p2ptrain.ui.demo_table import demo_table
+
+    save_harvest(out / "global.safetensors", outcome.harvest)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    baseline = measure.central_training(experiment, threads, line.central) if central else None
+    result = measure.measure(experiment, outcome, baseline, threads)
+    text = json.dumps(result.to_plain(), indent=1)
+    (out / "result.json").write_text(text + "\n", encoding="utf-8")
+    line.clear()
+    click.echo(text if as_json else demo_table(result, out))
+
+
+def make_job(
+    source: Any, num_peers: int, *, mode: Any, model: str, width: float, rounds: int, batch_size: int, lr: float,
+    weight_decay: float, augment: bool, trunk: int, targets: Any, own_fraction: float, calibrate: Any,
+    calibration_steps: int, compression: Any, seed: int,
+) -> Job:  # fmt: skip
+    """The job of the demo, checked."""
+    from p2ptrain.learning.data import propose_contract
+
+    job = Job(
+        name="demo",
+        mode=mode,
+        seed=seed,
+        model=ModelConfig(name=model, width=width),
+        data=propose_contract(source, augment=augment),
+        training=TrainingConfig(rounds=rounds, batch_size=batch_size, learning_rate=lr, weight_decay=weight_decay),
+        tasks=TasksConfig(
+            trunk=trunk,
+            targets=targets,
+            own_fraction=own_fraction,
+            calibrate=calibrate,
+            calibration_steps=calibration_steps,
+        ),
+        group=GroupConfig(min_peers=num_peers, settle_s=0.5, compression=compression),
+    )
+    check_job(job, "demo")
+    return job
+
+
+def keep_logs(directory: Path, out: Path) -> None:
+    """What the peers printed, for whoever wants to know what went wrong."""
+    for log in directory.glob("*.log"):
+        (out / log.name).write_bytes(log.read_bytes())
+    click.echo(f"the peers' logs are in {out}/", err=True)
+
+
+class ProgressLine:
+    """One line that is painted over on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, quiet: bool, rounds: int) -> None:
+        self._quiet = quiet
+        self._rounds = rounds
+        self._terminal = sys.stderr.isatty()
+        self._last = ""
+        self._said_at = 0.0
+
+    def say(self, text: str) -> None:
+        self.clear()
+        if not self._quiet:
+            click.echo(text, err=True)
+
+    def group(self, seconds: float, status: Any) -> None:
+        """How far the peers are."""
+        peers = []
+        for record in sorted(status.records, key=lambda r: r.name):
+            loss = f" loss {record.loss:.2f}" if record.samples else ""
+            peers.append(f"{record.name} {record.phase} {record.round}/{self._rounds}{loss}")
+        self._paint(f"{seconds:5.0f} s  " + ("; ".join(peers) or "the peers are starting"))
+
+    def central(self, epoch: int, loss: float) -> None:
+        self._paint(f"central training: epoch {epoch}, loss {loss:.3f}")
+
+    def clear(self) -> None:
+        if self._terminal and self._last:
+            click.echo("\r\x1b[K", nl=False, err=True)
+        self._last = ""
+
+    def _paint(self, text: str) -> None:
+        if self._quiet:
+            return
+        if self._terminal:
+            width = shutil.get_terminal_size().columns
+            click.echo(f"\r\x1b[K{text[: width - 1]}", nl=False, err=True)
+        elif text != self._last and time.monotonic() - self._said_at > 5:
+            self._said_at = time.monotonic()
+            click.echo(text, err=True)
+        self._last = text

@@ -1,0 +1,50 @@
+"""``p2ptrain export``: a harvested model for use elsewhere.
+
+Invariant: what is exported computes what the harvested model computes, for any batch size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from p2ptrain.cli.options import allow_option, check_output, load_allowed
+
+EXAMPLES = """\b
+Examples:
+  p2ptrain export global.safetensors --format onnx -o model.onnx
+  p2ptrain export global.safetensors --format pt2 -o model.pt2
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("model_file", type=click.Path(path_type=Path), metavar="FILE")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["pt2", "onnx"]),
+    required=True,
+    help="pt2: PyTorch's own (torch.export.load). onnx: for other runtimes; needs the onnx extra.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Where it goes.")
+@allow_option
+def command(model_file: Path, kind: Literal["pt2", "onnx"], output: Path, allow_model: str) -> None:
+    """Turn a harvested model into pt2 or onnx. Inputs are [batch, channels, height, width], normalised."""
+    check_output(output)
+    if not model_file.is_file():
+        load_allowed(model_file, allow_model)  # says what is wrong
+    import logging
+    import warnings
+
+    from p2ptrain.learning.export import export_model
+
+    logging.disable(logging.WARNING)  # the exporter has much to say to its own authors
+    warnings.simplefilter("ignore")
+    model, card = load_allowed(model_file, allow_model)
+    export_model(model, card.data.input_shape, output, kind)
+    mean, std = list(card.data.mean), list(card.data.std)
+    click.echo(
+        f"{output}: inputs [batch, {', '.join(map(str, card.data.input_shape))}], less mean {mean}, over std {std}"
+    )

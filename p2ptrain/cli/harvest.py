@@ -1,0 +1,104 @@
+"""``p2ptrain harvest``: collect the parts, assemble the global model, and say where each part came from.
+
+Invariant: the file is written whole or not at all, and an incomplete model only where it was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from p2ptrain.cli.options import (
+    DATA_HELP,
+    allow_option,
+    check_output,
+    group_options,
+    json_option,
+    network_options,
+    print_json,
+    progress,
+    read_group,
+    read_network,
+    run_async,
+    wait_option,
+)
+
+EXAMPLES = """\b
+Examples:
+  p2ptrain harvest -o global.safetensors
+  p2ptrain harvest -o global.safetensors --data images:test/
+  p2ptrain harvest --code CODE -o global.safetensors --partial --json
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@group_options
+@network_options
+@wait_option(8.0)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("global.safetensors"),
+    metavar="FILE",
+    help="Where the model goes. [default: global.safetensors]",
+)
+@click.option("--partial", is_flag=True, help="Go on without parts that nobody has: their classes are not recognised.")
+@click.option("--data", metavar="SPEC", help=f"Test the model on this. {DATA_HELP} [default: no test]")
+@allow_option
+@json_option
+def command(
+    code: str | None,
+    is_open: bool,
+    state_dir: Path | None,
+    peers: tuple[str, ...],
+    interfaces: tuple[str, ...],
+    no_discovery: bool,
+    wait_s: float,
+    output: Path,
+    partial: bool,
+    data: str | None,
+    allow_model: str,
+    as_json: bool,
+) -> None:
+    """Collect the parts and assemble the global model, at any time.
+
+    While the group still trains, the model is as good as it is by then. The file holds the tensors of the plain
+    PyTorch module.
+    """
+    from p2ptrain import api
+    from p2ptrain.ui import report
+
+    group = read_group(code, is_open, state_dir)
+    network = read_network(peers, interfaces, no_discovery)
+    check_output(output)
+    if data:
+        from p2ptrain.learning.data import open_source
+
+        open_source(data)  # a wrong path is said now, not after the harvest
+    collecting = api.harvest(
+        group,
+        network=network,
+        wait_s=wait_s,
+        partial=partial,
+        allow_user_code=allow_model,
+        say=(lambda text: None) if as_json else progress,
+    )
+    result = run_async(collecting)
+    api.save_harvest(output, result)
+    plain = {"file": str(output), **report.to_plain(result)}
+    if not as_json:
+        click.echo(report.render(result))
+        click.echo(f"{'incomplete' if result.missing else 'complete'} model in {output}")
+    if data:
+        model, card = api.load_model(output, allow_user_code=bool(allow_model))
+        evaluation = api.evaluate(model, card, data)
+        plain |= json.loads(evaluation.to_json(card.data.classes))
+        if not as_json:
+            click.echo(evaluation.to_text(card.data.classes))
+    elif not as_json:
+        click.echo(f"next: p2ptrain evaluate {output} --data SPEC, or p2ptrain export {output} --format onnx -o FILE")
+    if as_json:
+        print_json(plain)

@@ -1,0 +1,282 @@
+"""``p2ptrain job``: write a job file from a data set, or check one.
+
+Invariant: ``job new`` only writes files that ``load_job`` reads back, complete, with the data contract in them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from p2ptrain.cli.options import (
+    DATA_HELP,
+    F,
+    allow_option,
+    check_allowed,
+    check_output,
+    json_option,
+    print_json,
+    write_text,
+)
+from p2ptrain.config import Job, check_job, load_job
+from p2ptrain.errors import JobError, UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+COMMENTS = {
+    "name": "for people only",
+    "mode": "tasks: each peer trains a sub-model for some classes; replicas: each trains the whole model",
+    "seed": "initial weights, and how --shard cuts data",
+    "model.name": "a built-in model, or package.module:function of your own",
+    "model.width": "factor on all channel counts",
+    "model.init": '.safetensors file to start from, relative to this file ("" = random)',
+    "data.classes": "in the order of the model's outputs",
+    "data.input_shape": "channels, height, width",
+    "data.kind": "image or audio",
+    "data.mean": "per channel, of pixels from 0 to 1 (log-mels for audio)",
+    "data.std": "likewise",
+    "data.augment": "random crops and flips (images) or shifts (audio) while training",
+    "data.audio.sample_rate": "Hz; the audio table counts for audio only",
+    "training.rounds": "after each round parameters travel",
+    "training.epochs_per_round": "passes over the own samples a round",
+    "training.optimizer": "sgd or adamw",
+    "training.schedule": "of the learning rate: constant or cosine",
+    "tasks.num_groups": "sub-models; 0 = one a peer, as many as are there at the first plan",
+    "tasks.trunk": "this many first layers are shared by all sub-models",
+    "tasks.targets": "what a sub-model learns: auto, all classes, its own and rest, or its own",
+    "tasks.combine": "how sub-models make the global model: auto, own or sum",
+    "tasks.own_fraction": "share of each batch from the own classes; 0 = as the data fall",
+    "tasks.calibrate": "fit the last layer again at the end, together: auto, always or never",
+    "group.min_peers": "the first plan waits for so many peers",
+    "group.settle_s": "and then so many seconds for more",
+    "group.compression": "of what peers send: none, fp16, int8 or topk",
+    "group.topk_fraction": "for topk only",
+    "group.custodians": "so many peers keep a copy of each part",
+}
+EXAMPLES_NEW = """\b
+Examples:
+  p2ptrain job new --data images:photos/ --model vgg11_bn -o job.toml
+  p2ptrain job new --data digits --model lenet --mode replicas --rounds 5 -o job.toml
+"""
+
+
+@click.group(epilog="\b\nExample:\n  p2ptrain job new --data digits -o job.toml && p2ptrain job check job.toml")
+def command() -> None:
+    """Write a job file from a data set, or check one.
+
+    The job is what a group trains: model, classes, input shape, hyper-parameters. One peer starts with the file; all
+    others get it from the group.
+    """
+
+
+def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
+    """An option that sets one key of the job, whose default is the job's own."""
+    default = Job() if "." not in path else getattr(Job(), path.split(".")[0])
+    shown = getattr(default, path.split(".")[-1])
+    return click.option(name, path.replace(".", "__"), type=kind, help=f"{text} [default: {shown}]")
+
+
+@command.command(epilog=EXAMPLES_NEW)
+@click.option("--data", required=True, metavar="SPEC", help=f"{DATA_HELP} Classes and shape come from it.")
+@click.option(
+    "--model",
+    "model__name",
+    metavar="NAME",
+    help="Built-in or package.module:function. [default: lenet; dscnn for audio]",
+)
+@setting("--name", "name", str, "What to call the job.")
+@setting("--mode", "mode", click.Choice(["tasks", "replicas"]), "tasks: a sub-model a peer. replicas: the whole model.")
+@setting("--rounds", "training.rounds", click.IntRange(1), "Rounds; parameters travel after each.")
+@setting("--epochs", "training.epochs_per_round", click.FloatRange(0.001), "Passes over the own samples a round.")
+@setting("--batch-size", "training.batch_size", click.IntRange(1), "Samples a step.")
+@setting("--optimizer", "training.optimizer", click.Choice(["sgd", "adamw"]), "Which optimizer.")
+@setting("--learning-rate", "training.learning_rate", click.FloatRange(0, min_open=True), "At the start.")
+@setting("--seed", "seed", int, "For initial weights and shares of the data.")
+@setting("--width", "model.width", click.FloatRange(0.01, 16), "Factor on all channel counts.")
+@setting("--groups", "tasks.num_groups", click.IntRange(0), "Sub-models; 0 is one a peer.")
+@setting("--trunk", "tasks.trunk", click.IntRange(0), "First layers that all sub-models share.")
+@setting("--min-peers", "group.min_peers", click.IntRange(1), "The first plan waits for so many peers.")
+@setting("--compression", "group.compression", click.Choice(["none", "fp16", "int8", "topk"]), "Of what peers send.")
+@setting("--augment/--no-augment", "data.augment", bool, "Random crops and flips, or shifts, while training.")
+@click.option(
+    "--input-shape",
+    metavar="C,H,W",
+    help="Channels, height and width in pixels. [default: that of the data, at most 64 pixels a side]",
+)
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help=".safetensors file to start from; scores in it decide who gets which channels. [default: random weights]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("job.toml"),
+    metavar="FILE",
+    help="The job file. [default: job.toml]",
+)
+@click.option("--force", is_flag=True, help="Overwrite the file if there is one.")
+def new(data: str, input_shape: str | None, init: Path | None, output: Path, force: bool, **settings: Any) -> None:
+    """Write a complete job file, with the data contract (classes, shape, normalisation) proposed from a data set."""
+    check_output(output, force)
+    from p2ptrain.learning.data import open_source, propose_contract
+
+    source = open_source(data)
+    augment = bool(settings.pop("data__augment"))
+    job = dataclasses.replace(Job(), data=propose_contract(source, _shape(input_shape), augment=augment))
+    settings["model__name"] = settings["model__name"] or ("dscnn" if source.kind == "audio" else "lenet")
+    job = _with_settings(job, settings)
+    if init is not None:
+        if not init.is_file():
+            raise UserError(f"--init {init}: no such file; `p2ptrain attribute` or `p2ptrain harvest` writes one")
+        relative = os.path.relpath(init.resolve(), output.absolute().parent.resolve())
+        job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=Path(relative).as_posix()))
+    check_job(job, where="job new")
+    _known_model(job.model.name)
+    write_text(output, commented(job))
+    job = load_job(output)
+    shape = " x ".join(map(str, job.data.input_shape))
+    click.echo(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")
+    click.echo(f"next: p2ptrain job check {output}; then p2ptrain peer --job {output} --data {data}")
+
+
+def _shape(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise UserError(f"--input-shape {text}: write channels, height and width, such as 3,32,32")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def _with_settings(job: Job, settings: dict[str, Any]) -> Job:
+    for key, value in settings.items():
+        if value is None:
+            continue
+        table, _, name = key.rpartition("__")
+        changed = {table: dataclasses.replace(getattr(job, table), **{name: value})} if table else {name: value}
+        job = dataclasses.replace(job, **changed)
+    return job
+
+
+def _known_model(name: str) -> None:
+    """Refuse a misspelt built-in model without importing torch."""
+    from p2ptrain.learning.data.source import closest
+    from p2ptrain.planning.footprint import SIZES
+
+    if ":" not in name and name not in SIZES:
+        raise JobError(
+            f"--model {name}: not known{closest(name, SIZES)}; use one of {', '.join(SIZES)}, or your own as "
+            "package.module:function"
+        )
+
+
+def commented(job: Job) -> str:
+    """The job as TOML, with a word on every key that needs one."""
+    table, lines = (
+        "",
+        ["# What a group trains. `p2ptrain job check` checks it; peers with equal job ids train together.", ""],
+    )
+    for line in job.to_toml().splitlines():
+        if line.startswith("init_bytes"):
+            continue  # read off the file that init names
+        if line.startswith("["):
+            table = line.strip("[]") + "."
+        comment = COMMENTS.get(table + line.partition(" = ")[0])
+        if comment and len(line) + len(comment) > 110:
+            lines.append(f"# {comment}")
+        lines.append(f"{line}  # {comment}" if comment and len(line) + len(comment) <= 110 else line)
+    return "\n".join(lines) + "\n"
+
+
+@command.command(epilog="\b\nExample:\n  p2ptrain job check job.toml")
+@click.argument("job_file", type=click.Path(path_type=Path), metavar="FILE")
+@click.option("--data", metavar="SPEC", help=f"Check also that this fits the job. {DATA_HELP} [default: no data]")
+@allow_option
+@json_option
+def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> None:
+    """Check a job file, and tell its id, the size of its model and what training costs."""
+    job = load_job(job_file)
+    counts = _samples_per_class(job, data) if data else None
+    if ":" in job.model.name and not allow_model:
+        raise JobError(
+            f"{job_file}: model.name: {job.model.name} is code of your own; "
+            f"let it run with --allow-model {job.model.name}"
+        )
+    check_allowed(job.model.name, allow_model)
+    from p2ptrain.learning.flops import memory_bytes, training_flops
+    from p2ptrain.learning.parts import global_model
+
+    model = global_model(job, allow_user_code=True)
+    _check_model(job, model)
+    flops = training_flops(model, job.data.input_shape)
+    optimizer: Any = job.training.optimizer
+    if optimizer == "sgd" and job.training.momentum:
+        optimizer = "sgd_momentum"
+    plain = {
+        "id": job.id,
+        "name": job.name,
+        "mode": job.mode,
+        "model": job.model.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "model_bytes": sum(t.numel() * t.element_size() for t in model.state_dict().values()),
+        "flops_per_sample": {"forward": flops.forward, "training": flops.total},
+        "training_bytes": memory_bytes(model, job.data.input_shape, job.training.batch_size, optimizer),
+        "classes": list(job.data.classes),
+        "input_shape": list(job.data.input_shape),
+    }
+    if counts is not None:
+        plain["samples"] = counts
+    if as_json:
+        print_json(plain)
+        return
+    _tell(job, plain)
+
+
+def _tell(job: Job, plain: dict[str, Any]) -> None:
+    from p2ptrain.ui.words import listed, scaled
+
+    flops = plain["flops_per_sample"]
+    click.echo(f"id        {job.id}   ({job.name}, mode {job.mode})")
+    click.echo(f"model     {job.model.name}: {plain['parameters']:,} parameters, {scaled(plain['model_bytes'], 'B')}")
+    click.echo(
+        f"cost      {scaled(flops['training'], 'FLOP')} a sample to train, {scaled(flops['forward'], 'FLOP')} forward; "
+        f"{scaled(plain['training_bytes'], 'B')} of memory at batch size {job.training.batch_size}, beside torch itself"
+    )
+    shape = " x ".join(map(str, job.data.input_shape))
+    click.echo(f"data      {job.data.kind} {shape}, {len(job.data.classes)} classes: {listed(job.data.classes)}")
+    if "samples" in plain:
+        counts = plain["samples"]
+        click.echo(
+            f"samples   {sum(counts.values()):,} to train on: {listed([f'{k} {n}' for k, n in counts.items()], 12)}"
+        )
+    click.echo("fine")
+
+
+def _samples_per_class(job: Job, data: str) -> dict[str, int]:
+    from p2ptrain.learning.data import load, open_source, select
+
+    source = open_source(data)
+    indices = select(source, job.data, "train")
+    load(source, job.data, "train", indices[:1])  # kind and shape
+    names = [source.classes[label] for label in source.labels("train")[indices]]
+    return {name: names.count(name) for name in source.classes}
+
+
+def _check_model(job: Job, model: nn.Module) -> None:
+    """A model that can't be divided is said now, not by every peer."""
+    if job.mode != "tasks":
+        return
+    from p2ptrain.learning.decoupling import Decoupling
+
+    half = (len(job.data.classes) + 1) // 2
+    groups = [range(half), range(half, len(job.data.classes))]
+    Decoupling(model, job.data.input_shape, groups, trunk=job.tasks.trunk)

@@ -1,0 +1,87 @@
+"""The ``p2ptrain`` command: finds the commands, and turns what goes wrong into one line and an exit code.
+
+Exit codes: 0 done; 1 a bug or an outside failure; 2 something the person can mend (one line, no traceback); 130 Ctrl-C.
+Every command lives in a module of its own that is imported when it is called, so that ``p2ptrain status`` starts
+without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from p2ptrain.errors import P2PTrainError, UserError
+
+COMMANDS = {
+    "demo": "Three peers on this machine train one model on real data.",
+    "group": "Make a join code, or show the one in use.",
+    "job": "Write a job file from a data set, or check one.",
+    "peer": "Run a peer on this device.",
+    "status": "Who is here, and what each peer does and waits for.",
+    "watch": "A live view of the group.",
+    "harvest": "Collect the parts and assemble the global model.",
+    "evaluate": "Accuracy of a harvested model on a data set.",
+    "export": "Turn a harvested model into pt2 or onnx.",
+    "attribute": "Score a model's channels by class, for a job that starts from it.",
+    "probe": "Measure this device and write its profile.",
+    "doctor": "Why two devices don't meet, and what to do.",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports ``p2ptrain.cli.<name>`` only when that command is called; the list of commands needs no import."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"p2ptrain.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="p2ptrain")
+def cli() -> None:
+    """Turns the unlike devices in a room into one trainer, with no server."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    try:
+        status = cli.main(args=argv, prog_name="p2ptrain", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.UsageError as error:
+        where = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
+        click.echo(f"p2ptrain: {error.format_message().rstrip('.')}{where}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        click.echo(f"p2ptrain: {error.format_message()}", err=True)
+        sys.exit(2)
+    except UserError as error:
+        click.echo(f"p2ptrain: {error}", err=True)
+        sys.exit(2)
+    except P2PTrainError as error:
+        click.echo(f"p2ptrain: {error}", err=True)
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

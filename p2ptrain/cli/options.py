@@ -1,0 +1,213 @@
+"""Options that several commands share, and what they become: a group, a network, a state directory.
+
+Invariant: light. Nothing here imports torch, sockets or the API before a command runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import re
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from p2ptrain.errors import UserError
+
+if TYPE_CHECKING:
+    from p2ptrain.learning.checkpoint import ModelCard
+    from p2ptrain.net.keys import Group
+    from p2ptrain.runtime.node import NetworkConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+DATA_HELP = "The data set: digits, idx:DIR, cifar:DIR, images:DIR_OR_ZIP, audio:DIR_OR_ZIP or npz:FILE."
+
+
+class Duration(click.ParamType[float]):
+    """``30s``, ``10m``, ``2h``, ``forever``: seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, (int, float)):
+            return float(value)
+        if value == "forever":
+            return math.inf
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", value)
+        if not match or match[2] not in UNITS_S:
+            self.fail(f"{value!r} is no duration; write 30s, 10m, 2h or forever", param, ctx)
+        return float(match[1]) * UNITS_S[match[2]]
+
+
+class Names(click.ParamType[tuple[str, ...]]):
+    """``cat,dog``: names between commas."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in value.split(","))
+        if not all(names) or len(set(names)) != len(names):
+            self.fail(f"{value!r}: write different names with commas between them, such as cat,dog", param, ctx)
+        return names
+
+
+def group_options(function: F) -> F:
+    """``--code``, ``--open``, ``--state``: which group."""
+    for option in (
+        click.option(
+            "--state",
+            "state_dir",
+            type=click.Path(path_type=Path, file_okay=False),
+            envvar="P2PTRAIN_STATE",
+            metavar="DIR",
+            help="Directory with this device's key, group and snapshots. "
+            "[default: $P2PTRAIN_STATE, else ~/.local/state/p2ptrain]",
+        ),
+        click.option("--open", "is_open", is_flag=True, help="Use the group without a code, which anyone may enter."),
+        click.option(
+            "--code",
+            envvar="P2PTRAIN_CODE",
+            metavar="CODE",
+            help="The group's join code. [default: $P2PTRAIN_CODE, else the group used last]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def network_options(function: F) -> F:
+    """``--peer``, ``--interface``, ``--no-discovery``: how others are found."""
+    for option in (
+        click.option("--no-discovery", is_flag=True, help="Neither announce this device by mDNS nor look for others."),
+        click.option(
+            "--interface",
+            "interfaces",
+            multiple=True,
+            metavar="NAME",
+            help="Name or address of an interface to use; may be given again. [default: all but loopback]",
+        ),
+        click.option(
+            "--peer",
+            "peers",
+            multiple=True,
+            metavar="HOST:PORT",
+            help="Address of a peer, for networks without multicast; may be given again. [default: none]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def wait_option(default_s: float) -> Callable[[F], F]:
+    return click.option(
+        "--wait",
+        "wait_s",
+        type=Duration(),
+        default=default_s,
+        metavar="TIME",
+        help=f"How long to look for peers at most, in seconds (or 1m). [default: {default_s:g}]",
+    )
+
+
+def json_option(function: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+
+
+def allow_option(function: F) -> F:
+    return click.option(
+        "--allow-model",
+        default="",
+        metavar="PACKAGE.MODULE:FUNCTION",
+        help="The one model function of your own that may run on this device. [default: none]",
+    )(function)
+
+
+def read_group(code: str | None, is_open: bool, state_dir: Path | None) -> Group:
+    """The group that the options name, or the kept one. Raises ``UserError``."""
+    from p2ptrain.api import find_group
+
+    return find_group(code, is_open=is_open, state_dir=state_dir)
+
+
+def read_network(
+    peers: tuple[str, ...], interfaces: tuple[str, ...], no_discovery: bool, port: int = 0
+) -> NetworkConfig:
+    """Checked at once, so that a wrong address or interface is an error before anything starts."""
+    from p2ptrain.net.interfaces import usable_addresses
+    from p2ptrain.runtime.node import NetworkConfig, parse_endpoint
+
+    for peer in peers:
+        parse_endpoint(peer)
+    usable_addresses(interfaces)
+    return NetworkConfig(interfaces=interfaces, port=port, peers=peers, discover=not no_discovery)
+
+
+def run_async(main: Coroutine[Any, Any, T]) -> T:
+    """``asyncio.run`` in which Ctrl-C and SIGTERM both end a command that only looks, quietly."""
+    with contextlib.suppress(ValueError):  # not in the main thread: a test
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return asyncio.run(main)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def progress(text: str) -> None:
+    """A word on what is being done, beside the output proper."""
+    click.echo(text, err=True)
+
+
+def load_allowed(path: Path, allow_model: str) -> tuple[Any, ModelCard]:
+    """A harvested model; a function of the user's own only if it is the one allowed. Imports torch."""
+    from p2ptrain import api
+    from p2ptrain.learning.checkpoint import read_model
+
+    if allow_model:
+        _, _, card = read_model(path)
+        check_allowed(card.model, allow_model)
+    return api.load_model(path, allow_user_code=bool(allow_model))
+
+
+def check_allowed(model: str, allow_model: str) -> None:
+    """``--allow-model`` names one function and allows no other. Raises ``UserError``."""
+    if ":" in model and allow_model and model != allow_model:
+        raise UserError(
+            f"--allow-model {allow_model}: the model is another function, {model}; look at that one, and if it may run "
+            f"here, allow it with --allow-model {model}"
+        )
+
+
+def check_output(path: Path, force: bool = True) -> Path:
+    """A path that a file can be written to. Raises ``UserError`` before any work is done."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file with -o")
+    if not force and path.exists():
+        raise UserError(f"{path}: exists already; name another file with -o, or overwrite it with --force")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path}: no such folder: {path.absolute().parent}; make it first, or name another with -o")
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: can't be written ({error.strerror}); name another file with -o") from None
+
+
+def device_name() -> str:
+    """What this device calls itself."""
+    import platform
+
+    return platform.node().split(".")[0][:64] or sys.platform

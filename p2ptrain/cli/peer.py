@@ -1,0 +1,195 @@
+"""``p2ptrain peer``: run a peer on this device.
+
+Invariant: what can be found wrong is said in one line before the peer starts; Ctrl-C or SIGTERM hands over, says
+goodbye and exits with 0, a second Ctrl-C ends at once.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from p2ptrain.cli.options import (
+    DATA_HELP,
+    Duration,
+    Names,
+    allow_option,
+    check_allowed,
+    device_name,
+    group_options,
+    network_options,
+    progress,
+    read_group,
+    read_network,
+)
+
+if TYPE_CHECKING:
+    from p2ptrain.config import Job
+    from p2ptrain.runtime.peer_node import PeerOptions
+
+EXAMPLES = """\b
+Examples:
+  p2ptrain peer --code CODE --job job.toml --data images:photos/
+  p2ptrain peer --code CODE --data audio:words/              a later device: the job comes from the group
+  p2ptrain peer --data images:photos/ --classes cat,dog      only these, and wishing to train them
+  p2ptrain peer --data digits --shard 2/5 --profile raspberry-pi-4
+  p2ptrain peer --data digits --peer 192.168.1.20:5710       without multicast
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@group_options
+@click.option(
+    "--job",
+    "job_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Job file, on the first device. [default: the job comes from the group]",
+)
+@click.option("--data", required=True, metavar="SPEC", help=f"This device's own samples. {DATA_HELP}")
+@click.option(
+    "--classes",
+    type=Names(),
+    default=(),
+    metavar="NAMES",
+    help="Use only samples of these classes, such as cat,dog, and wish to train them. [default: all]",
+)
+@click.option("--shard", default="", metavar="K/N", help="Use the K-th of N shares of the samples. [default: all]")
+@click.option(
+    "--dirichlet",
+    type=click.FloatRange(0, min_open=True),
+    metavar="ALPHA",
+    help="Cut shares unevenly by class: 0.1 is very uneven, 10 nearly even; with --shard. [default: even shares]",
+)
+@click.option(
+    "--profile",
+    metavar="FILE",
+    help="What this device can do: a profile, or the name of one in peers/. [default: a quick measurement]",
+)
+@click.option("--name", metavar="TEXT", help="What others see. [default: the host name]")
+@network_options
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65534),
+    default=0,
+    metavar="N",
+    help="TCP port to listen on; the next one is used too. [default: two free ones]",
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads to train with. [default: all cores]"
+)
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", help="What trains. [default: auto]"
+)
+@allow_option
+@click.option(
+    "--linger",
+    "linger_s",
+    type=Duration(),
+    default="10m",
+    metavar="TIME",
+    help="How long to go on serving when all is done: 30s, 10m, 2h, forever. [default: 10m]",
+)
+@click.option("--fresh", is_flag=True, help="Start anew: set aside what this device kept of earlier training.")
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+@click.option("--json", "as_json", is_flag=True, help="Print the journal: a JSON object a line, for programs.")
+def command(
+    code: str | None,
+    is_open: bool,
+    state_dir: Path | None,
+    job_file: Path | None,
+    data: str,
+    classes: tuple[str, ...],
+    shard: str,
+    dirichlet: float | None,
+    profile: str | None,
+    name: str | None,
+    peers: tuple[str, ...],
+    interfaces: tuple[str, ...],
+    no_discovery: bool,
+    port: int,
+    threads: int | None,
+    device: str,
+    allow_model: str,
+    linger_s: float,
+    fresh: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Run a peer on this device: join the group, train a part, exchange it with others, until the job is done.
+
+    Ctrl-C hands over and says goodbye; started again, the peer goes on where it was.
+    """
+    from p2ptrain import api
+    from p2ptrain.cli import peer_session
+    from p2ptrain.config import init_path, load_job
+    from p2ptrain.runtime.peer_node import PeerOptions
+
+    group = read_group(code, is_open, state_dir)
+    state = state_dir or api.default_state_dir()
+    network = read_network(peers, interfaces, no_discovery, port)
+    job = load_job(job_file) if job_file else None
+    if job:
+        check_allowed(job.model.name, allow_model)
+    if is_open:
+        progress("OPEN GROUP: anyone in this network can join, read what is exchanged, and take the model")
+    peer_session.prepare_state(state, fresh=fresh)
+    peer_session.check_ports(network)
+    options = PeerOptions(
+        data=data,
+        name=name or device_name(),
+        job=job,
+        init=init_path(job_file) if job_file else None,
+        shard=shard,
+        dirichlet=dirichlet or 0.0,
+        classes=classes,
+        num_threads=threads or _all_cores(),
+        allow_user_code=allow_model,
+        linger_s=linger_s if linger_s < 1e9 else math.inf,
+    )
+    options = _measured(options, job, profile, device, state, silent=quiet or as_json)
+    peer_session.run(
+        group, options, network, state, keep_group=bool(code) and not is_open, quiet=quiet, as_json=as_json
+    )
+
+
+def _measured(
+    options: PeerOptions, job: Job | None, profile: str | None, device: str, state: Path, *, silent: bool
+) -> PeerOptions:
+    """The options with what this device can do: from a profile, or measured. Checks the data on the way."""
+    import dataclasses
+
+    from p2ptrain.cli.preflight import Request, preflight
+    from p2ptrain.planning.profiles import find_profile, read_profile
+    from p2ptrain.ui.words import listed, scaled
+
+    known = read_profile(find_profile(profile)) if profile else None
+    if known and device == "auto":
+        device = "cuda" if known.accelerator else "cpu"
+    request = Request(
+        data=options.data,
+        job=job.to_json() if job else "",
+        shard=options.shard,
+        dirichlet=options.dirichlet,
+        classes=options.classes,
+        threads=options.num_threads,
+        device="" if known and device == "cpu" else device,
+    )
+    found = preflight(request, state)
+    flops_per_s = known.flops_per_s.value if known else found.flops_per_s
+    memory_bytes = int(known.memory_bytes.value) if known else found.memory_bytes
+    if not silent:
+        count = f"{sum(found.samples.values()):,} samples of {len(found.samples)} classes"
+        click.echo(f"data     {options.data}: {count} ({listed(list(found.samples))})")
+        what = known.name if known else found.accelerator or f"{options.num_threads} CPU threads"
+        click.echo(f"device   {what}: {scaled(flops_per_s, 'FLOP/s')}, {scaled(memory_bytes, 'B')} of memory")
+    return dataclasses.replace(options, flops_per_s=flops_per_s, memory_bytes=memory_bytes, device=found.device)
+
+
+def _all_cores() -> int:
+    from p2ptrain.runtime.probe import available_cores
+
+    return max(1, math.floor(available_cores()))

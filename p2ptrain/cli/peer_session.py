@@ -1,0 +1,218 @@
+"""What ``p2ptrain peer`` does while the peer runs: tells the person, and ends it well.
+
+Invariant: never imports torch; every end of the peer leaves through one place, with its goodbye said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from p2ptrain import api
+from p2ptrain.errors import UserError
+from p2ptrain.ids import PeerId
+from p2ptrain.net.interfaces import usable_addresses
+from p2ptrain.net.keys import Group, save_group
+from p2ptrain.runtime import journal
+from p2ptrain.runtime.journal import Line
+from p2ptrain.runtime.node import NetworkConfig
+from p2ptrain.runtime.peer import Peer
+from p2ptrain.runtime.peer_node import PeerNode, PeerOptions
+from p2ptrain.runtime.store import StateDir
+from p2ptrain.ui import narrator
+from p2ptrain.ui.words import clean, duration
+
+WAIT_CHECK_S = 0.5
+WAIT_TOLD_S = 4.0
+"""A wait that is longer than this is told, and told again each time it has become so many times longer."""
+WAIT_AGAIN = 8.0
+SET_ASIDE = "before-fresh"
+
+
+def prepare_state(state: Path, *, fresh: bool) -> None:
+    """Say now if the directory can't be used. ``fresh`` sets its jobs aside, where the next ``fresh`` deletes them."""
+    directory = StateDir(state)
+    try:
+        jobs = directory.jobs() if fresh else ()
+        if jobs:
+            aside = state / SET_ASIDE
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(mode=0o700)
+            for job in jobs:
+                (state / job).rename(aside / job)
+    finally:
+        directory.close()
+
+
+def check_ports(network: NetworkConfig) -> None:
+    """Say now if the port asked for, or the next, is taken; binding says it again, but only after the measurement."""
+    for port in (network.port, network.port + 1) if network.port else ():
+        for each in usable_addresses(network.interfaces):
+            with socket.socket(socket.AF_INET6 if each.is_v6 else socket.AF_INET) as probe:
+                if os.name == "posix":
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((each.address, port))
+                except OSError as error:
+                    raise UserError(
+                        f"--port {network.port}: can't listen on {each.address}, port {port} ({error.strerror}): stop "
+                        "what runs there, or choose another (two ports are needed, this one and the next)"
+                    ) from None
+
+
+def run(
+    group: Group,
+    options: PeerOptions,
+    network: NetworkConfig,
+    state: Path,
+    *,
+    keep_group: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Run the peer to its end. Raises ``UserError``."""
+    session = _Session(options, quiet=quiet, as_json=as_json)
+
+    def started(node: PeerNode) -> None:
+        if keep_group:
+            save_group(state, group)
+        session.started(node)
+
+    async def main() -> None:
+        session.catch_signals()
+        await api.run_peer(
+            group,
+            options,
+            network=network,
+            state_dir=state,
+            until=session.until,
+            on_start=started,
+            on_line=session.heard,
+        )
+
+    asyncio.run(main())
+    session.ended(state)
+
+
+class _Session:
+    """Hears the journal and watches what the peer waits for."""
+
+    def __init__(self, options: PeerOptions, *, quiet: bool, as_json: bool) -> None:
+        self.until = asyncio.Event()
+        self._options = options
+        self._quiet = quiet
+        self._as_json = as_json
+        self._node: PeerNode | None = None
+        self._num_signals = 0
+        self._told_at = 0.0
+        self._watching: asyncio.Task[None] | None = None
+        self._early: list[Line] = []
+        """Written before the node could be asked about them."""
+
+    # --- signals ---
+
+    def catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            try:
+                loop.add_signal_handler(name, self._signalled)
+            except (NotImplementedError, RuntimeError, ValueError):  # Windows; a thread of a test
+                with contextlib.suppress(ValueError):
+                    signal.signal(name, lambda *_: loop.call_soon_threadsafe(self._signalled))
+
+    def _signalled(self) -> None:
+        self._num_signals += 1
+        if self._num_signals > 1:
+            os._exit(130)  # the trainer dies with this process
+        self._say("stopping: handing over and saying goodbye (once more to stop at once)")
+        self.until.set()
+
+    # --- what is told ---
+
+    def started(self, node: PeerNode) -> None:
+        self._node = node
+        addresses = ", ".join(address.removeprefix("tcp://") for address in node.addresses()[:4])
+        self._say(f"peer     {clean(self._options.name, 40)} ({node.identity.peer}) listens at {addresses}")
+        early, self._early = self._early, []
+        for line in early:
+            self._tell(line)
+        self._watching = asyncio.ensure_future(self._watch_waits())
+
+    def heard(self, line: Line) -> None:
+        if self._as_json:
+            _write(journal.encode(line).decode())
+        elif not self._quiet:
+            if self._node is None:
+                self._early.append(line)
+            else:
+                self._tell(line)
+
+    def ended(self, state: Path) -> None:
+        if self._num_signals:
+            self._say(f"stopped; what this device has trained stays in {state}: start again to go on")
+
+    def _core(self) -> Peer | None:
+        core = self._node.core if self._node else None
+        return core if isinstance(core, Peer) else None
+
+    def _tell(self, line: Line) -> None:
+        core = self._core()
+        text = narrator.tell(line)
+        if core is not None and core.job is not None:
+            own = core.records.own
+            if line.kind == "plan-adopted" and core.duty is not None and core.duty.plan is not None:
+                text = narrator.plan_sentence(core.duty.plan, core.job, core.own_id)
+            elif line.kind == "round":
+                text = narrator.round_sentence(line.fields, core.job.training.rounds, own.samples_per_s)
+        if line.kind == "done":
+            text = (
+                f"done. Next, on any device: p2ptrain harvest -o global.safetensors   (this peer goes on serving: "
+                f"{duration(self._options.linger_s)}; Ctrl-C when you have the model)"
+            )
+        if text:
+            self._told_at = time.monotonic()
+            self._say(self._with_names(text))
+
+    def _with_names(self, text: str) -> str:
+        """Peers by their names, as far as those are known by now."""
+        core = self._core()
+        if core is None:
+            return text
+        return re.sub(r"\b[a-z2-7]{16}\b", lambda match: clean(core.name_of(PeerId(match[0])), 40), text)
+
+    def _say(self, text: str) -> None:
+        if not self._quiet and not self._as_json:
+            _write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+    async def _watch_waits(self) -> None:
+        """Nothing waits in silence: say what a wait is for once it lasts, and again when it has grown much longer."""
+        words, since, tell_at = "", time.monotonic(), WAIT_TOLD_S
+        while True:
+            await asyncio.sleep(WAIT_CHECK_S)
+            core = self._core()
+            waiting = core.records.own.waiting_for if core else ""
+            stem = re.sub(r"[0-9.]+", "", waiting)
+            if stem != words or self._told_at > since:
+                words, since, tell_at = stem, time.monotonic(), WAIT_TOLD_S
+            waited = time.monotonic() - since
+            if waiting and waited >= tell_at:
+                self._say(f"waiting for {self._with_names(clean(waiting, 256))}  ({waited:.0f} s so far)")
+                tell_at = waited * WAIT_AGAIN
+
+
+def _write(text: Any) -> None:
+    """Output that nobody reads any more must not stop a peer."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process

@@ -1,0 +1,195 @@
+"""Checks a peer's data and measures its speed before it starts, in a process of its own.
+
+Invariant: the process that becomes the node imports neither torch nor a decoder: those stay behind in this one. What
+is wrong with the data is said before torch is imported, within a second or two; torch takes some more (measured:
+2.5 s on a desktop), which is why a speed measured on a calm device is kept for a day.
+
+    python -m p2ptrain.cli.preflight        (a request as JSON on standard input, answers as JSON lines)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from p2ptrain import __version__
+from p2ptrain.errors import P2PTrainError, UserError
+
+SPEED_FILE = "speed.json"
+KEPT_S = 86_400.0
+MEASURE_S = 0.4
+TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the person at this device gave. ``device`` "" = measure nothing."""
+
+    data: str
+    job: str = ""
+    """Canonical JSON; "" = the job comes from the group."""
+    shard: str = ""
+    dirichlet: float = 0.0
+    classes: tuple[str, ...] = ()
+    threads: int = 1
+    device: str = ""
+    """cpu, cuda or auto."""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """``samples``: training samples of each class, by the data set's own names. 0 and "" = not measured."""
+
+    samples: dict[str, int]
+    flops_per_s: float = 0.0
+    memory_bytes: int = 0
+    device: str = "cpu"
+    accelerator: str = ""
+
+
+def preflight(request: Request, state_dir: Path) -> Findings:
+    """Raises ``UserError`` for data or a device that can't be used."""
+    kept = _kept_speed(state_dir, request) if request.device else None
+    if kept is not None:
+        request = dataclasses.replace(request, device="")
+    answers = _ask(request)
+    findings = Findings(**answers)
+    if kept is not None:
+        return dataclasses.replace(findings, **kept)
+    if request.device and findings.flops_per_s and _is_calm():
+        _keep_speed(state_dir, request, findings)
+    return findings
+
+
+def _ask(request: Request) -> dict[str, Any]:
+    command = [sys.executable, "-m", "p2ptrain.cli.preflight"]
+    text = json.dumps(dataclasses.asdict(request))
+    environment = os.environ | {"OMP_NUM_THREADS": str(request.threads)}
+    try:
+        done = subprocess.run(
+            command, input=text, stdout=subprocess.PIPE, encoding="utf-8", timeout=TIMEOUT_S, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"reading {request.data} and measuring this device took longer than {TIMEOUT_S:g} s; give a smaller data "
+            "set, or what the device can do with --profile"
+        ) from None
+    answers: dict[str, Any] = {}
+    for line in done.stdout.splitlines():
+        answers |= json.loads(line)
+    if "error" in answers:
+        raise UserError(answers["error"])
+    if done.returncode or "samples" not in answers:
+        raise P2PTrainError(f"the check of the data ended with status {done.returncode}; its last words are above")
+    return answers
+
+
+# --- the speed that was measured last ---------------------------------------------------------------------------------
+
+
+def _key(request: Request) -> str:
+    return f"p2ptrain {__version__}, Python {sys.version.split()[0]}, {request.device}, {request.threads} threads"
+
+
+def _kept_speed(state_dir: Path, request: Request) -> dict[str, Any] | None:
+    """What was measured within the last day; memory is looked up anew."""
+    from p2ptrain.runtime.probe import available_memory
+
+    try:
+        kept = json.loads((state_dir / SPEED_FILE).read_text(encoding="utf-8"))
+        fresh = kept["key"] == _key(request) and 0 <= time.time() - kept["time"] < KEPT_S
+        speed = {
+            "flops_per_s": float(kept["flops_per_s"]),
+            "device": str(kept["device"]),
+            "accelerator": str(kept["accelerator"]),
+            "memory_bytes": int(kept["memory_bytes"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if speed["device"] == "cpu":
+        speed["memory_bytes"] = available_memory()
+    return speed if fresh else None
+
+
+def _is_calm() -> bool:
+    """Whether the device had little else to do: only then is what was measured worth keeping."""
+    from p2ptrain.runtime.probe import available_cores
+
+    return not hasattr(os, "getloadavg") or os.getloadavg()[0] <= 0.75 * available_cores()
+
+
+def _keep_speed(state_dir: Path, request: Request, findings: Findings) -> None:
+    kept = {"key": _key(request), "time": time.time(), **dataclasses.asdict(findings)}
+    del kept["samples"]
+    try:
+        (state_dir / SPEED_FILE).write_text(json.dumps(kept), encoding="utf-8")
+    except OSError:
+        return  # it will be measured again
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+def check_data(request: Request) -> dict[str, int]:
+    """Open the data set, cut the share, decode one sample. Raises ``DataError``."""
+    import numpy as np
+
+    from p2ptrain.config import DataConfig, job_from_json
+    from p2ptrain.learning.data import class_map, load, open_source, select
+
+    source = open_source(request.data)
+    job = job_from_json(request.job, where="job") if request.job else None
+    contract = job.data if job else DataConfig(source.classes, source.natural_shape, source.kind)
+    indices = select(
+        source,
+        contract,
+        "train",
+        shard=request.shard or None,
+        dirichlet=request.dirichlet or None,
+        classes=request.classes or None,
+        seed=job.seed if job else 0,
+    )
+    labels = source.labels("train")[indices]
+    if job:
+        load(source, contract, "train", indices[:1])
+        class_map(source, contract, np.unique(labels))
+    counts = np.bincount(labels, minlength=len(source.classes))
+    return {name: int(n) for name, n in zip(source.classes, counts, strict=True) if n}
+
+
+def measure(request: Request) -> dict[str, Any]:
+    """Speed and memory of the device asked for. Raises ``UserError`` if it isn't there."""
+    from p2ptrain.runtime.probe import available_memory, find_accelerator, training_flops_per_s
+
+    accelerator, device = find_accelerator() if request.device != "cpu" else ("", "")
+    if request.device == "cuda" and device != "cuda":
+        raise UserError("--device cuda: torch finds no CUDA GPU here; install its driver, or take --device cpu")
+    device = device or "cpu"
+    return {
+        "flops_per_s": training_flops_per_s(request.threads, MEASURE_S, device),
+        "memory_bytes": available_memory(device),
+        "device": device,
+        "accelerator": accelerator,
+    }
+
+
+def main() -> None:
+    raw = json.load(sys.stdin)
+    request = Request(**raw | {"classes": tuple(raw["classes"])})
+    try:
+        print(json.dumps({"samples": check_data(request)}), flush=True)
+        if request.device:
+            print(json.dumps(measure(request)), flush=True)
+    except UserError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

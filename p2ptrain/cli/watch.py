@@ -1,0 +1,69 @@
+"""``p2ptrain watch``: the group, live.
+
+Invariant: only looks, for as long as it is left running; with nobody there it says so and goes on looking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from p2ptrain.cli.options import Duration, group_options, network_options, read_group, read_network, run_async
+
+if TYPE_CHECKING:
+    from p2ptrain.net.keys import Group
+    from p2ptrain.runtime.node import NetworkConfig
+
+EXAMPLES = """\b
+Examples:
+  p2ptrain watch
+  p2ptrain watch --code CODE --interval 5s
+"""
+NOBODY = (
+    "nobody of this group is here yet; looking on ... (`p2ptrain doctor` tells what this device sees, "
+    "--peer HOST:PORT reaches a peer without multicast)"
+)
+
+
+@click.command(epilog=EXAMPLES)
+@group_options
+@network_options
+@click.option(
+    "--interval", "interval_s", type=Duration(), default=1.0, metavar="TIME", help="Seconds between views. [default: 1]"
+)
+@click.option("--plain", is_flag=True, help="Without colour, even where rich is installed.")
+def command(
+    code: str | None,
+    is_open: bool,
+    state_dir: Path | None,
+    peers: tuple[str, ...],
+    interfaces: tuple[str, ...],
+    no_discovery: bool,
+    interval_s: float,
+    plain: bool,
+) -> None:
+    """A live view of the group, until Ctrl-C."""
+    group = read_group(code, is_open, state_dir)
+    network = read_network(peers, interfaces, no_discovery)
+    try:
+        run_async(_watch(group, network, max(0.1, interval_s), plain))
+    except KeyboardInterrupt:
+        return
+
+
+async def _watch(group: Group, network: NetworkConfig, interval_s: float, plain: bool) -> None:
+    from p2ptrain import api
+    from p2ptrain.ui.watch import open_screen
+
+    async with api.observing(group, network) as node:
+        screen = open_screen(plain=plain)
+        try:
+            while True:
+                found = api.snapshot_status(node)
+                screen.show(found if found.records else None, NOBODY)
+                await asyncio.sleep(interval_s if found.records else min(interval_s, 0.5))
+        finally:
+            screen.close()

@@ -1,0 +1,245 @@
+"""A whole group on this machine, measured: peers as real processes, harvest, and central training beside it.
+
+Invariant: the peers are started by the very command that a person would type, each with a state directory of its own,
+and every process that was started is gone when ``run`` returns, however it returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from p2ptrain.api import Status, observing, snapshot_status
+from p2ptrain.config import Job
+from p2ptrain.errors import P2PTrainError, UserError
+from p2ptrain.net.keys import Group, new_group
+from p2ptrain.net.multicast import multicast_works
+from p2ptrain.protocol.messages import Record
+from p2ptrain.runtime import harvest as harvesting
+from p2ptrain.runtime.harvest import Harvest
+from p2ptrain.runtime.node import NetworkConfig
+from p2ptrain.runtime.observer import ObserverNode
+
+LOOPBACK = "127.0.0.1"
+POLL_S = 0.5
+STOP_S = 8.0
+PROFILE = "device.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerShare:
+    """What one peer of the experiment trains on."""
+
+    name: str
+    shard: str = ""
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """``threads`` is for each peer's trainer; ``timeout_s`` for the whole training."""
+
+    job: Job
+    data: str
+    shares: tuple[PeerShare, ...]
+    threads: int = 1
+    timeout_s: float = 24 * 3600.0
+    allow_model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the group did, before anything is evaluated."""
+
+    harvest: Harvest
+    records: dict[str, Record]
+    """By peer name, as they were at the end."""
+    found_by: str
+    """"mdns" or "address"."""
+    formed_s: float
+    trained_s: float
+    harvested_s: float
+
+
+Progress = Callable[[float, Status], None]
+
+
+def shares(num_peers: int, classes: Sequence[str], how: str, subset: str = "1/1") -> tuple[PeerShare, ...]:
+    """``same``: every peer has all of the subset; ``iid``: a share each; ``disjoint``: class y goes to peer y mod P."""
+    index, _, count = subset.partition("/")
+    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+        raise UserError(f"--subset {subset}: expected K/N, for example 1/5 for the first fifth of the training samples")
+    k, n = int(index), int(count)
+    whole = "" if n == 1 else subset
+    made = []
+    for peer in range(num_peers):
+        name = f"peer-{peer + 1}"
+        if how == "iid":
+            made.append(PeerShare(name, f"{(k - 1) * num_peers + peer + 1}/{n * num_peers}"))
+        elif how == "disjoint":
+            own = tuple(c for i, c in enumerate(classes) if i % num_peers == peer)
+            made.append(PeerShare(name, whole, own))
+        else:
+            made.append(PeerShare(name, whole))
+    return tuple(made)
+
+
+def run(experiment: Experiment, directory: Path, say: Callable[[str], None], progress: Progress) -> Outcome:
+    """Start the group, wait until its job is done, harvest. ``directory`` gets the peers' states and logs."""
+    group = new_group()
+    directory.mkdir(parents=True, exist_ok=True)
+    job_file = directory / "job.toml"
+    job_file.write_text(experiment.job.to_toml(), encoding="utf-8")
+    write_profile(directory / PROFILE)
+    mdns = multicast_works(LOOPBACK)
+    ports = [] if mdns else [_free_port()]
+    if not mdns:
+        say("no multicast on loopback here: the peers find each other by address")
+    with _peers(experiment, group, directory, job_file, ports) as processes:
+        network = NetworkConfig(
+            interfaces=(LOOPBACK,), discover=mdns, peers=tuple(f"{LOOPBACK}:{port}" for port in ports)
+        )
+        return asyncio.run(_follow(experiment, group, network, processes, progress, "mdns" if mdns else "address"))
+
+
+async def _follow(
+    experiment: Experiment,
+    group: Group,
+    network: NetworkConfig,
+    processes: dict[str, subprocess.Popen[bytes]],
+    progress: Progress,
+    found_by: str,
+) -> Outcome:
+    start = time.monotonic()
+    formed = trained = 0.0
+    async with observing(group, network) as node:
+        while True:
+            await asyncio.sleep(POLL_S)
+            now = time.monotonic() - start
+            status = snapshot_status(node)
+            progress(now, status)
+            _check(processes, status)
+            alive = [r for r in status.records if status.states.get(r.peer) in ("alive", "suspect")]
+            if not formed and len(alive) == len(processes):
+                formed = now
+            if len(alive) == len(processes) and all(r.phase == "done" for r in alive):
+                trained = now
+                break
+            if now > experiment.timeout_s:
+                raise UserError(f"the group was not done after {experiment.timeout_s:g} s; see the peers' logs")
+        harvest, records = await _harvest(node, experiment)
+    return Outcome(harvest, records, found_by, formed, trained, time.monotonic() - start - trained)
+
+
+async def _harvest(node: ObserverNode, experiment: Experiment) -> tuple[Harvest, dict[str, Record]]:
+    await asyncio.sleep(1.5)  # let the last counts of bytes arrive
+    collected = await harvesting.collect(node, 10.0, partial=False)
+    harvest = await asyncio.to_thread(harvesting.assemble, collected, allow_user_code=bool(experiment.allow_model))
+    return harvest, {record.name: record for record in node.observer.records.values()}
+
+
+def _check(processes: dict[str, subprocess.Popen[bytes]], status: Status) -> None:
+    """A peer that ended early, or says that it failed, ends the experiment."""
+    for name, process in processes.items():
+        if process.poll() is not None:
+            raise P2PTrainError(f"{name} ended by itself with status {process.returncode}; its log says why")
+    for record in status.records:
+        if record.phase == "failed":
+            raise P2PTrainError(f"{record.name}: its trainer failed; its log says why")
+
+
+@contextmanager
+def _peers(
+    experiment: Experiment, group: Group, directory: Path, job_file: Path, ports: list[int]
+) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """The peers' processes, in process groups of their own; all gone afterwards."""
+    processes: dict[str, subprocess.Popen[bytes]] = {}
+    environment = os.environ | {"P2PTRAIN_CODE": str(group), "PYTHONUNBUFFERED": "1"}
+    with contextlib.ExitStack() as stack:
+        try:
+            for index, share in enumerate(experiment.shares):
+                state = directory / share.name
+                shutil.rmtree(state, ignore_errors=True)
+                log = stack.enter_context((directory / f"{share.name}.log").open("wb"))
+                command = _command(experiment, share, index, state, job_file, ports)
+                processes[share.name] = subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            yield processes
+        finally:
+            _stop(processes.values())
+
+
+def _command(
+    experiment: Experiment, share: PeerShare, index: int, state: Path, job_file: Path, ports: list[int]
+) -> list[str]:
+    command = [sys.executable, "-m", "p2ptrain.cli.main", "peer", "--data", experiment.data, "--name", share.name]
+    command += [
+        "--profile",
+        str(job_file.parent / PROFILE),
+        "--state",
+        str(state),
+        "--interface",
+        LOOPBACK,
+        "--threads",
+        str(experiment.threads),
+    ]
+    command += ["--linger", "5m"]
+    if index == 0:
+        command += ["--job", str(job_file)]  # the others get it from the group
+    if share.shard:
+        command += ["--shard", share.shard]
+    if share.classes:
+        command += ["--classes", ",".join(share.classes)]
+    if experiment.allow_model:
+        command += ["--allow-model", experiment.allow_model]
+    if ports:
+        command += ["--no-discovery"]
+        command += ["--port", str(ports[0])] if index == 0 else ["--peer", f"{LOOPBACK}:{ports[0]}"]
+    return command
+
+
+def _stop(processes: Any) -> None:
+    """Ask all to leave, then kill whoever has not, trainers included."""
+    processes = list(processes)
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_S
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.1, deadline - time.monotonic()))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def write_profile(path: Path) -> None:
+    """This device, measured once: its peers are alike, and measuring themselves while all start would hide that."""
+    from p2ptrain.runtime.probe import default_kind, profile_of, quick_probe
+
+    path.write_text(profile_of(quick_probe(), "this machine", default_kind()).to_toml(), encoding="utf-8")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port if port < 65535 else _free_port()

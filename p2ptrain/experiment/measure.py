@@ -1,0 +1,180 @@
+"""What came out of a group, in figures, and the same model trained centrally beside it.
+
+Invariant: the baseline sees exactly the samples that the peers had together, each once an epoch, with the job's own
+hyper-parameters and as many epochs; the test samples are used for nothing but the figures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from p2ptrain.config import Job
+from p2ptrain.experiment.group import Experiment, Outcome
+from p2ptrain.learning import evaluation
+from p2ptrain.learning.data import Dataset, load, open_source, select
+from p2ptrain.learning.flops import training_flops
+from p2ptrain.learning.parts import Parts, global_model
+from p2ptrain.learning.training import LocalTrainer
+from p2ptrain.runtime.harvest import PartReport
+
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PeerResult:
+    name: str
+    classes: tuple[str, ...]
+    width: float
+    """Share of the channels of every decoupled layer."""
+    flops_per_sample: int
+    """Forward and backward."""
+    flops_share: float
+    """Of the full model's."""
+    samples: int
+    """Own training samples."""
+    samples_seen: int
+    bytes_sent: int
+    own_class_accuracy: float
+    """Of its sub-model among its own classes, on their test samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    assembled_accuracy: float
+    central_accuracy: float | None
+    per_class: tuple[float, ...]
+    calibrated: bool
+    peers: tuple[PeerResult, ...]
+    full_flops_per_sample: int
+    train_samples: int
+    test_samples: int
+    mode: str
+    model: str
+    model_width: float
+    rounds: int
+    epochs: float
+    seed: int
+    compression: str
+    found_by: str
+    formed_s: float
+    trained_s: float
+    harvested_s: float
+    central_s: float | None
+
+    def to_plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def central_training(
+    experiment: Experiment, threads: int, progress: Callable[[int, float], None] = lambda epoch, loss: None
+) -> tuple[nn.Module, float]:
+    """The job's model trained on all the peers' samples together; the model and the seconds it took."""
+    job, config = experiment.job, experiment.job.training
+    torch.set_num_threads(threads)
+    data = union(experiment)
+    model = global_model(job, allow_user_code=bool(experiment.allow_model))
+    num_steps = max(1, round(config.rounds * config.epochs_per_round * data.num_batches(config.batch_size)))
+    trainer = LocalTrainer(model, config, num_classes=len(job.data.classes), total_steps=num_steps, seed=job.seed)
+    rng = np.random.default_rng([job.seed, 0])
+    start, epoch, loss = time.monotonic(), 0, 0.0
+    while trainer.num_steps < num_steps:
+        for x, y in data.batches(rng, config.batch_size, augment=job.data.augment):
+            loss = trainer.step(x, y) or loss
+            if trainer.num_steps >= num_steps:
+                break
+        epoch += 1
+        progress(epoch, loss)
+    return trainer.model, time.monotonic() - start
+
+
+def union(experiment: Experiment) -> Dataset:
+    """Every sample that any peer has, once."""
+    source = open_source(experiment.data)
+    seed = experiment.job.seed
+    chosen = [
+        select(source, experiment.job.data, "train", shard=s.shard or None, classes=s.classes or None, seed=seed)
+        for s in experiment.shares
+    ]
+    return load(source, experiment.job.data, "train", np.unique(np.concatenate(chosen)))
+
+
+def accuracy(model: nn.Module, data: Dataset, num_classes: int) -> evaluation.Evaluation:
+    batches = (data.tensors(slice(i, i + BATCH_SIZE)) for i in range(0, len(data), BATCH_SIZE))
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return evaluation.evaluate(model, batches, num_classes)
+
+
+def measure(experiment: Experiment, outcome: Outcome, central: tuple[nn.Module, float] | None, threads: int) -> Result:
+    """Evaluate everything on the data set's test samples."""
+    torch.set_num_threads(threads)
+    job, harvest = experiment.job, outcome.harvest
+    source = open_source(experiment.data)
+    test = load(source, job.data, "test", select(source, job.data, "test", seed=job.seed))
+    num_classes = len(job.data.classes)
+    parts = Parts(job, harvest.plan, allow_user_code=bool(experiment.allow_model))
+    full_flops = training_flops(parts.model, job.data.input_shape).total
+    parts.model.load_state_dict(harvest.state)
+    assembled = accuracy(parts.model, test, num_classes)
+    peers = tuple(_peer_results(job, outcome, parts, test, full_flops))
+    central_accuracy = accuracy(central[0], test, num_classes).accuracy if central else None
+    return Result(
+        assembled_accuracy=assembled.accuracy,
+        central_accuracy=central_accuracy,
+        per_class=assembled.per_class,
+        calibrated=harvest.calibrated,
+        peers=peers,
+        full_flops_per_sample=full_flops,
+        train_samples=len(union(experiment)),
+        test_samples=len(test),
+        mode=job.mode,
+        model=job.model.name,
+        model_width=job.model.width,
+        rounds=job.training.rounds,
+        epochs=job.training.rounds * job.training.epochs_per_round,
+        seed=job.seed,
+        compression=job.group.compression,
+        found_by=outcome.found_by,
+        formed_s=round(outcome.formed_s, 2),
+        trained_s=round(outcome.trained_s, 2),
+        harvested_s=round(outcome.harvested_s, 2),
+        central_s=round(central[1], 2) if central else None,
+    )
+
+
+def _peer_results(job: Job, outcome: Outcome, parts: Parts, test: Dataset, full_flops: int) -> list[PeerResult]:
+    results = []
+    trainers = outcome.harvest.plan.trainers()
+    reports: dict[int, PartReport] = {report.part: report for report in outcome.harvest.report}
+    for name, record in sorted(outcome.records.items()):
+        part = trainers.get(record.peer)
+        if part is None or part not in reports:
+            continue
+        spec = outcome.harvest.plan.parts[part]
+        submodel = parts.submodel(part)
+        submodel.load_state_dict(outcome.harvest.parts[part])
+        targets = outcome.harvest.plan.targets if parts.decoupling is not None else "all"
+        outputs = {"all": (), "own": spec.classes, "rest": (*spec.classes, -1)}[targets]
+        own = test.subset(np.flatnonzero(np.isin(test.y, spec.classes)))
+        batches = (own.tensors(slice(i, i + BATCH_SIZE)) for i in range(0, len(own), BATCH_SIZE))
+        flops = training_flops(submodel, job.data.input_shape).total
+        results.append(
+            PeerResult(
+                name=name,
+                classes=tuple(job.data.classes[c] for c in spec.classes),
+                width=spec.share,
+                flops_per_sample=flops,
+                flops_share=flops / full_flops,
+                samples=sum(record.counts),
+                samples_seen=record.samples,
+                bytes_sent=record.bytes_sent,
+                own_class_accuracy=evaluation.own_class_accuracy(submodel, batches, spec.classes, outputs=outputs),
+            )
+        )
+    return results

@@ -1,0 +1,167 @@
+"""Averaging of named tensors: push-sum merges between two peers, means of replicas, and how far apart copies are.
+
+Invariant: nothing that came from another peer is used before it is checked (names, shapes, dtypes, finite numbers, size
+against our own), and a merge that is refused has changed nothing. Floating point: mean in fp32, weighted by mass, the
+same bits whichever side computes it; integers (BatchNorm's counters): the maximum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from p2ptrain.errors import LocalError, RemoteError
+
+MAX_NORM_RATIO = 1e3
+"""An incoming tensor whose root mean square passes this many times (1 + our own) is absurd."""
+MAX_STATISTICS_RATIO = 1e8
+"""The same for running statistics, which follow the scale of the data."""
+
+State = Mapping[str, Tensor]
+Indices = Mapping[str, Tensor]
+
+
+@torch.no_grad()
+def check_state(incoming: State, like: State, indices: Indices | None = None) -> None:
+    """Refuse (``RemoteError``) what can't be averaged into ``like``: every name of ours, nothing else.
+
+    With ``indices`` a named tensor brings only these coordinates of the flattened tensor (top-k compression).
+    """
+    indices = indices or {}
+    if incoming.keys() != like.keys():
+        missing, extra = sorted(like.keys() - incoming.keys()), sorted(incoming.keys() - like.keys())
+        raise RemoteError("tensor-names", f"missing {missing[:3]}, unknown {extra[:3]}")
+    if not indices.keys() <= like.keys():
+        raise RemoteError("tensor-names", "indices of a tensor that does not exist")
+    for name, ours in like.items():
+        theirs = incoming[name]
+        shape = tuple(indices[name].shape) if name in indices else tuple(ours.shape)
+        if tuple(theirs.shape) != shape:
+            raise RemoteError("tensor-shape", f"{name}: {tuple(theirs.shape)} where {shape} is due")
+        if theirs.dtype != ours.dtype:
+            raise RemoteError("tensor-dtype", f"{name}: {theirs.dtype} where {ours.dtype} is due")
+        _check_numbers(name, theirs, ours)
+
+
+def _check_numbers(name: str, theirs: Tensor, ours: Tensor) -> None:
+    if theirs.numel() == 0:
+        return
+    if not theirs.is_floating_point():
+        if bool((theirs < 0).any()):
+            raise RemoteError("tensor-negative", f"{name}: a counter below zero")
+        return
+    size = _rms(theirs)
+    if not math.isfinite(size):  # NaN or infinity anywhere, or squares beyond fp32, ends up here
+        raise RemoteError("tensor-not-finite", name)
+    statistics = name.endswith(("running_mean", "running_var"))
+    limit = (MAX_STATISTICS_RATIO if statistics else MAX_NORM_RATIO) * (1.0 + _rms(ours))
+    if size > limit:
+        raise RemoteError("tensor-norm", f"{name}: root mean square {size:.3g}, limit {limit:.3g}")
+    if name.endswith("running_var") and bool((theirs < 0).any()):
+        raise RemoteError("tensor-negative", f"{name}: a variance below zero")
+
+
+def _rms(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float32)) / math.sqrt(max(1, tensor.numel()))
+
+
+@torch.no_grad()
+def merge(
+    current: State, incoming: State, own_mass: float, incoming_mass: float, *, indices: Indices | None = None
+) -> float:
+    """Push-sum: put the mass-weighted mean of both into ``current``, in place. Returns how far apart they were.
+
+    The distance is ||incoming - current|| / ||current|| over all float coordinates that came.
+    """
+    own, share = _shares(own_mass, incoming_mass)
+    indices = indices or {}
+    check_state(incoming, current, indices)
+    gap = norm = 0.0
+    for name, ours in current.items():
+        theirs = incoming[name].to(ours.device)
+        at = indices.get(name)
+        if at is not None:
+            flat = ours.reshape(-1)  # a view where strides allow, else a copy that is written back below
+            at = at.to(ours.device, torch.int64)
+            mine = flat[at]
+            gap, norm = gap + _square(theirs - mine), norm + _square(mine)
+            flat[at] = _mean_of_two(mine, theirs, own, share)
+            if flat.data_ptr() != ours.data_ptr():
+                ours.copy_(flat.view(ours.shape))
+        elif not ours.is_floating_point():
+            torch.maximum(ours, theirs, out=ours)
+        else:
+            gap, norm = gap + _square(theirs - ours), norm + _square(ours)
+            ours.copy_(_mean_of_two(ours, theirs, own, share))
+    return math.sqrt(gap) / math.sqrt(norm) if norm else math.sqrt(gap)
+
+
+def _shares(own_mass: float, incoming_mass: float) -> tuple[float, float]:
+    if not (math.isfinite(own_mass) and own_mass >= 0):
+        raise LocalError(f"own mass is {own_mass}")
+    if not (math.isfinite(incoming_mass) and incoming_mass > 0):
+        raise RemoteError("mass", f"{incoming_mass} is not a finite number above zero")
+    total = own_mass + incoming_mass
+    return own_mass / total, incoming_mass / total
+
+
+def _mean_of_two(a: Tensor, b: Tensor, share_a: float, share_b: float) -> Tensor:
+    # Two rounded products, then a sum: symmetric, so both sides of an exchange get the same bits (lerp would not).
+    return (a.float() * share_a).add_(b.float() * share_b)
+
+
+def _square(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float32)) ** 2
+
+
+@torch.no_grad()
+def apply_delta(current: State, merged: State, sent: State) -> None:
+    """Add what an exchange changed to parameters that trained on meanwhile: ``x += merged - snapshot at send``."""
+    for name, ours in current.items():
+        if not ours.is_floating_point():
+            torch.maximum(ours, merged[name].to(ours.device), out=ours)
+            continue
+        ours.add_((merged[name].float() - sent[name].float()).to(ours))
+        if name.endswith("running_var"):
+            ours.clamp_(min=0)  # the sum of two valid moves may pass zero
+
+
+@torch.no_grad()
+def weighted_mean(copies: Sequence[tuple[float, State]]) -> dict[str, Tensor]:
+    """The mean of copies of one part, by mass. Give them in peer-id order: the same order gives the same bits."""
+    if not copies:
+        raise LocalError("mean of no copies")
+    first = copies[0][1]
+    for mass, state in copies:
+        if not (math.isfinite(mass) and mass >= 0):
+            raise RemoteError("mass", f"{mass} is not a finite number")
+        check_state(state, first)
+    total = math.fsum(mass for mass, _ in copies)
+    shares = [mass / total if total > 0 else 1.0 / len(copies) for mass, _ in copies]
+    mean: dict[str, Tensor] = {}
+    for name, tensor in first.items():
+        if not tensor.is_floating_point():
+            mean[name] = torch.stack([state[name] for _, state in copies]).amax(0)
+            continue
+        accumulated = torch.zeros(tensor.shape, dtype=torch.float32)
+        for share, (_, state) in zip(shares, copies, strict=True):
+            accumulated.add_(state[name].float() * share)
+        mean[name] = accumulated.to(tensor.dtype)
+    return mean
+
+
+@torch.no_grad()
+def consensus_distance(states: Iterable[State], *, relative: bool = False) -> float:
+    """sqrt(mean over copies of ||x_i - mean||^2) over float tensors; ``relative``: divided by ||mean||."""
+    copies = list(states)
+    gap = norm = 0.0
+    for name, tensor in copies[0].items() if copies else ():
+        if tensor.is_floating_point():
+            stacked = torch.stack([state[name].double() for state in copies])  # [copies, ...]
+            middle = stacked.mean(0)
+            gap += float((stacked - middle).square().sum()) / len(copies)
+            norm += float(middle.square().sum())
+    return math.sqrt(gap / norm) if relative and norm else math.sqrt(gap)

@@ -1,0 +1,175 @@
+"""The harvested model on disk: one ``.safetensors`` file that also works without p2ptrain.
+
+The tensors carry the names of the plain module, so ``load_state_dict`` takes them as they are. What the numbers mean
+rides along as metadata, each value a string (lists and tables as JSON).
+
+Invariant: a file is whole or not there (written beside, synced, renamed), and nothing read from one runs code: a
+user's own model function is called only by a caller who says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from p2ptrain.config import AudioConfig, DataConfig, Job
+from p2ptrain.errors import JobError, UserError
+from p2ptrain.learning.models import build_model
+
+FORMAT = "p2ptrain-model-1"
+ATTRIBUTION = "attribution/"
+"""Tensors with this prefix are scores of channels by class, not part of the module."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a file says of its model."""
+
+    model: str
+    width: float
+    data: DataConfig
+    job_id: str = ""
+    lineage: tuple[Mapping[str, Any], ...] = ()
+    """Who trained which part how far: a table for every part."""
+    extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def save_model(path: Path, state: Mapping[str, Tensor], job: Job, extra: Mapping[str, object] | None = None) -> None:
+    """Write the model, atomically. ``extra``: more metadata; values that are not strings are stored as JSON."""
+    metadata = {
+        "format": FORMAT,
+        "model": job.model.name,
+        "width": repr(job.model.width),
+        "input_shape": json.dumps(job.data.input_shape),
+        "classes": json.dumps(job.data.classes, ensure_ascii=False),
+        "mean": json.dumps(job.data.mean),
+        "std": json.dumps(job.data.std),
+        "kind": job.data.kind,
+        "audio": json.dumps(dataclasses.asdict(job.data.audio)),
+        "job_id": job.id,
+    }
+    for key, value in (extra or {}).items():
+        metadata[key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in state.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        try:
+            save_file(tensors, name, metadata)
+            os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private; a model is an ordinary file
+            _sync(name)
+            os.replace(name, path)
+            _sync(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+    except OSError as error:
+        raise UserError(f"{path}: can't write the model ({error}); give a path on a disk with room for it") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: Path | str) -> None:
+    """Make a file, or a directory's list of files, last through a power cut."""
+    if os.name != "posix" and os.path.isdir(path):
+        return  # only POSIX lets a directory be opened
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], ModelCard]:
+    """The tensors of the module, the attribution scores by layer (if any), and what the file says of itself."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `p2ptrain harvest` writes one") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: not a readable .safetensors file ({error}); harvest or copy it again") from None
+    scores = {n.removeprefix(ATTRIBUTION): t for n, t in tensors.items() if n.startswith(ATTRIBUTION)}
+    state = {n: t for n, t in tensors.items() if not n.startswith(ATTRIBUTION)}
+    return state, scores, _card(path, metadata)
+
+
+def load_model(path: Path, *, allow_user_code: bool = False) -> tuple[nn.Module, ModelCard]:
+    """The model in eval mode, and its card. A user's own function is only called if the caller allows it."""
+    state, _, card = read_model(path)
+    if ":" in card.model and not allow_user_code:
+        raise UserError(
+            f"{path}: the model is a function of your own ({card.model}), which would run on this device; look at it, "
+            f"put it on the Python path, and allow it with --allow-model {card.model}"
+        )
+    try:
+        model = build_model(
+            card.model,
+            input_shape=(card.data.input_shape[0], card.data.input_shape[1], card.data.input_shape[2]),
+            num_classes=len(card.data.classes),
+            width=card.width,
+            seed=0,
+        )
+        model.load_state_dict(state)
+    except JobError as error:
+        raise UserError(f"{path}: {error}") from None
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{path}: the tensors do not fit model {card.model!r} ({reason}); harvest it again") from None
+    return model.eval(), card
+
+
+def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: no p2ptrain model (format {metadata.get('format', 'none')!r}, expected {FORMAT!r}); give a file "
+            "that `p2ptrain harvest` wrote"
+        )
+    known = {"format", "model", "width", "input_shape", "classes", "mean", "std", "kind", "audio", "job_id", "lineage"}
+    try:
+        data = DataConfig(
+            classes=tuple(str(c) for c in _list(metadata, "classes")),
+            input_shape=tuple(int(n) for n in _list(metadata, "input_shape")),
+            kind="audio" if metadata["kind"] == "audio" else "image",
+            mean=tuple(float(m) for m in _list(metadata, "mean")),
+            std=tuple(float(s) for s in _list(metadata, "std")),
+            audio=AudioConfig(**json.loads(metadata["audio"])),
+        )
+        if len(data.input_shape) != 3 or not data.classes:
+            raise ValueError("input_shape must be three numbers, and there must be classes")
+        return ModelCard(
+            model=metadata["model"],
+            width=float(metadata["width"]),
+            data=data,
+            job_id=metadata.get("job_id", ""),
+            lineage=tuple(_list(metadata, "lineage")) if "lineage" in metadata else (),
+            extra={key: value for key, value in metadata.items() if key not in known},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        detail = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: damaged metadata ({detail}); harvest or copy the model again") from None
+
+
+def _list(metadata: Mapping[str, str], key: str) -> list[Any]:
+    value = json.loads(metadata[key])
+    if not isinstance(value, list):
+        raise ValueError(f"{key} is not a list")
+    return value

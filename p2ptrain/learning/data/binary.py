@@ -1,0 +1,419 @@
+"""Data sets that come as arrays: scikit-learn's digits, the MNIST family (idx), CIFAR's binary release, and npz files.
+
+Invariant: every header is checked against the file's size and against its partner (labels and images of equal number)
+when the source is opened, before any image is read; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import sys
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2ptrain.config import DataConfig
+from p2ptrain.errors import DataError
+from p2ptrain.learning.data.images import resize_pixels
+from p2ptrain.learning.data.source import (
+    MAX_ARRAY_BYTES,
+    Indices,
+    Kind,
+    Shape,
+    Source,
+    Split,
+    check_memory,
+    sorted_classes,
+)
+
+Pixels = Callable[[Split, Indices], NDArray[Any]]
+
+DIGITS_TEST_SAMPLES = 360
+_GZIP_ERRORS = (OSError, EOFError, zlib.error)
+_NPZ_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    SyntaxError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+    zipfile.BadZipFile,
+    tokenize.TokenError,  # from NumPy's header parser
+    struct.error,
+    zlib.error,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArraySource(Source):
+    """Samples are rows of arrays. ``pixels`` reads some, ``[n, C, H, W]`` in the natural shape."""
+
+    spec: str
+    classes: tuple[str, ...]
+    natural_shape: Shape
+    classes_of: dict[Split, Indices]
+    pixels: Pixels
+    resizable: bool = True
+    kind: Kind = "image"
+    sample_rate: int = 0
+
+    def labels(self, split: Split) -> Indices:
+        return self.classes_of[split]
+
+    def decode(self, split: Split, indices: Indices, contract: DataConfig) -> NDArray[Any]:
+        shape: Shape = cast(Shape, contract.input_shape)
+        if not self.resizable and shape != self.natural_shape:
+            raise DataError(
+                f"{self.spec}: samples have shape {list(self.natural_shape)}, the job expects {list(shape)}; "
+                "write the arrays in that shape, or give the pictures as images:DIR, which resizes them"
+            )
+        pixels = self.pixels(split, indices)
+        return pixels if shape == self.natural_shape else resize_pixels(pixels, shape)
+
+
+def _source(spec: str, names: dict[Split, list[str]], shape: Shape, pixels: Pixels, **options: Any) -> ArraySource:
+    """A source whose labels are given by name, sample by sample."""
+    classes = sorted_classes([name for split in names.values() for name in set(split)], spec)
+    index = {name: i for i, name in enumerate(classes)}
+    labels = {split: np.array([index[n] for n in split_names], np.int64) for split, split_names in names.items()}
+    if not len(labels["train"]):
+        raise DataError(f"{spec}: holds no training samples")
+    return ArraySource(spec, classes, shape, labels, pixels, **options)
+
+
+def _names(labels: NDArray[Any]) -> list[str]:
+    return [str(label) for label in labels.tolist()]
+
+
+# digits
+
+
+def open_digits(spec: str) -> Source:
+    """1,797 handwritten digits, split 1,437 / 360 by class and the same everywhere."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise DataError('digits: needs scikit-learn; install it with pip install "p2ptrain[demo]"') from None
+    raw, target = load_digits(return_X_y=True)
+    x: NDArray[np.uint8] = np.rint(raw * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    test = stratified_sample(target.astype(np.int64), DIGITS_TEST_SAMPLES, np.random.RandomState(1797))
+    train = np.setdiff1d(np.arange(len(x)), test)
+    rows: dict[Split, Indices] = {"train": train, "test": test}
+
+    def pixels(split: Split, indices: Indices) -> NDArray[Any]:
+        return x[rows[split][indices]]
+
+    return _source(spec, {split: _names(target[r]) for split, r in rows.items()}, (1, 8, 8), pixels)
+
+
+def stratified_sample(labels: Indices, num_samples: int, rng: np.random.RandomState) -> Indices:
+    """Sorted indices of ``num_samples`` samples with the class shares of all (largest remainders).
+
+    ``RandomState``, because NumPy promises that its stream never changes, and all peers must draw alike.
+    """
+    counts = np.bincount(labels)
+    exact = counts * (num_samples / max(1, len(labels)))
+    take = np.floor(exact).astype(np.int64)
+    short = num_samples - int(take.sum())
+    take[np.argsort(take - exact, kind="stable")[:short]] += 1
+    chosen = [rng.permutation(np.flatnonzero(labels == c))[:n] for c, n in enumerate(take)]
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+# idx (MNIST, Fashion-MNIST, KMNIST, EMNIST)
+
+
+def open_idx(spec: str, path: Path) -> Source:
+    """``idx:DIR``: files such as train-images-idx3-ubyte and t10k-labels-idx1-ubyte, packed with gzip or not."""
+    names: dict[Split, list[str]] = {"train": [], "test": []}
+    images: dict[Split, tuple[Path, tuple[int, ...]]] = {}
+    for split, words in (("train", ("train",)), ("test", ("t10k", "test"))):
+        image_file, label_file = _idx_file(path, words, "images"), _idx_file(path, words, "labels")
+        if split == "test" and image_file is None and label_file is None:
+            continue
+        if image_file is None or label_file is None:
+            missing = "images-idx3-ubyte" if image_file is None else "labels-idx1-ubyte"
+            raise DataError(
+                f"{path}: no {words[0]}-{missing} (or .gz); expected the MNIST family's files in one folder"
+            )
+        dims, (num_labels,) = _idx_dims(image_file, 3), _idx_dims(label_file, 1)
+        if dims[0] != num_labels:
+            raise DataError(f"{image_file}: {dims[0]} images, but {num_labels} labels in {label_file.name}")
+        names[cast(Split, split)] = _names(_idx_read(label_file, (num_labels,)))
+        images[cast(Split, split)] = image_file, dims
+    sizes = {dims[1:] for _, dims in images.values()}
+    if len(sizes) > 1:
+        raise DataError(f"{path}: train and test images differ in size: {sorted(sizes)}")
+    height, width = sizes.pop()
+
+    def pixels(split: Split, indices: Indices) -> NDArray[Any]:
+        if split not in images:
+            return np.empty((0, 1, height, width), np.uint8)
+        file, dims = images[split]
+        return _idx_read(file, dims)[indices][:, None]
+
+    return _source(spec, names, (1, height, width), pixels)
+
+
+def _idx_file(folder: Path, words: Sequence[str], what: str) -> Path | None:
+    try:
+        found = sorted(
+            p for p in folder.iterdir() if "idx" in p.name and what in p.name and any(word in p.name for word in words)
+        )
+    except OSError as error:
+        raise DataError(f"{folder}: can't be listed ({error.strerror}); expected a folder with idx files") from None
+    plain = {p.name.removesuffix(".gz") for p in found}
+    if len(plain) > 1:
+        raise DataError(f"{folder}: several {words[0]} {what}: {', '.join(sorted(plain))}; keep one set in the folder")
+    return found[0] if found else None
+
+
+def _idx_open(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path, "rb")) if path.name.endswith(".gz") else path.open("rb")
+
+
+def _idx_dims(path: Path, num_dims: int) -> tuple[int, ...]:
+    expected = f"expected an idx file of unsigned bytes with {num_dims} dimensions"
+    try:
+        with _idx_open(path) as file:
+            header = file.read(4 + 4 * num_dims)
+        size = path.stat().st_size
+    except _GZIP_ERRORS as error:
+        raise DataError(f"{path}: can't be read ({error}); {expected}; download it again") from None
+    if header[:4] != bytes([0, 0, 8, num_dims]) or len(header) < 4 + 4 * num_dims:
+        raise DataError(f"{path}: begins with {header[:4].hex()}; {expected}; download it again")
+    dims = tuple(int.from_bytes(header[at : at + 4], "big") for at in range(4, len(header), 4))
+    if not all(1 <= d <= 4096 for d in dims[1:]) or math.prod(dims) > MAX_ARRAY_BYTES:
+        raise DataError(f"{path}: absurd dimensions {list(dims)}; {expected}")
+    if not path.name.endswith(".gz") and size != len(header) + math.prod(dims):
+        raise DataError(f"{path}: {size} bytes, but its header says {len(header) + math.prod(dims)}; download it again")
+    return dims
+
+
+def _idx_read(path: Path, dims: tuple[int, ...]) -> NDArray[np.uint8]:
+    num_bytes = math.prod(dims)
+    check_memory(num_bytes, path)
+    try:
+        with _idx_open(path) as file:
+            file.seek(4 + 4 * len(dims))
+            data = file.read(num_bytes + 1)
+    except _GZIP_ERRORS as error:
+        raise DataError(f"{path}: can't be read ({error}); download it again") from None
+    if len(data) != num_bytes:
+        at_least = "more" if len(data) > num_bytes else f"{len(data)} bytes"
+        raise DataError(f"{path}: {at_least} of data where its header says {num_bytes} bytes; download it again")
+    return np.frombuffer(data, np.uint8).reshape(dims)
+
+
+# CIFAR, binary version
+
+_PIXEL_BYTES = 3 * 32 * 32
+
+
+def open_cifar(spec: str, path: Path) -> Source:
+    """``cifar:DIR``: the binary version of CIFAR-10, or of CIFAR-100 with its fine labels."""
+    expected = (
+        "expected CIFAR-10's data_batch_1.bin ... and batches.meta.txt, "
+        "or CIFAR-100's train.bin and fine_label_names.txt"
+    )
+    inner = [path, path / "cifar-10-batches-bin", path / "cifar-100-binary"]
+    for folder in inner:
+        if (folder / "batches.meta.txt").is_file():
+            batches = [folder / f"data_batch_{i}.bin" for i in range(1, 6)]
+            names = _cifar_names(folder / "batches.meta.txt", 10)
+            train, test, label_at = [b for b in batches if b.is_file()], folder / "test_batch.bin", 0
+            break
+        if (folder / "fine_label_names.txt").is_file():
+            names = _cifar_names(folder / "fine_label_names.txt", 100)
+            train, test, label_at = [folder / "train.bin"], folder / "test.bin", 1
+            break
+    else:
+        raise DataError(f"{path}: no label names there; {expected}")
+    if not train or not train[0].is_file():
+        raise DataError(f"{folder}: no training batches there; {expected}")
+    record_bytes = label_at + 1 + _PIXEL_BYTES
+    files: dict[Split, list[Path]] = {"train": train, "test": [test] if test.is_file() else []}
+    labels = {split: _cifar_labels(paths, record_bytes, label_at, len(names)) for split, paths in files.items()}
+
+    def pixels(split: Split, indices: Indices) -> NDArray[Any]:
+        out = np.empty((len(indices), 3, 32, 32), np.uint8)
+        start = 0
+        for file in files[split]:
+            records = _cifar_records(file, record_bytes)
+            here = (indices >= start) & (indices < start + len(records))
+            out[here] = records[indices[here] - start, label_at + 1 :].reshape(-1, 3, 32, 32)
+            start += len(records)
+        return out
+
+    return ArraySource(spec, names, (3, 32, 32), labels, pixels)
+
+
+def _cifar_names(path: Path, num_classes: int) -> tuple[str, ...]:
+    try:
+        names = tuple(path.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read ({error}); expected {num_classes} class names") from None
+    if len(names) != num_classes or len(set(names)) != num_classes:
+        raise DataError(f"{path}: {len(names)} names; expected {num_classes} different class names, one a line")
+    return names
+
+
+def _cifar_records(path: Path, record_bytes: int) -> NDArray[np.uint8]:
+    """The file's records ``[N, record_bytes]``, mapped and not read."""
+    try:
+        size = path.stat().st_size
+        if size == 0 or size % record_bytes:
+            raise DataError(f"{path}: {size} bytes; expected a multiple of {record_bytes}; download it again")
+        return np.memmap(path, np.uint8, "r", shape=(size // record_bytes, record_bytes))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: can't be read ({error}); download it again") from None
+
+
+def _cifar_labels(paths: Sequence[Path], record_bytes: int, label_at: int, num_classes: int) -> Indices:
+    parts = [np.empty(0, np.int64)]
+    for path in paths:
+        labels = _cifar_records(path, record_bytes)[:, label_at].astype(np.int64)
+        if labels.max() >= num_classes:
+            raise DataError(f"{path}: label {labels.max()} where {num_classes} classes are named; download it again")
+        parts.append(labels)
+    return np.concatenate(parts)
+
+
+# npz
+
+
+def open_npz(spec: str, path: Path) -> Source:
+    """``npz:FILE``: x_train ``[N, H, W]``, ``[N, C, H, W]`` or ``[N, H, W, C]``, y_train ``[N]``, and x_test, y_test.
+
+    Labels are numbers or strings; an array ``classes`` may name the numbers. Bytes are pixels; floats are used as they
+    are. Without both test arrays the test split is empty.
+    """
+    arrays = _NpzFile(path)
+    keys = arrays.headers()
+    class_names = _names(arrays.read("classes").reshape(-1)) if "classes" in keys else []
+    names: dict[Split, list[str]] = {"train": [], "test": []}
+    shapes: dict[Split, tuple[int, ...]] = {}
+    for split in ("train", "test"):
+        if split == "test" and not {"x_test", "y_test"} & keys.keys():
+            continue
+        for key in (f"x_{split}", f"y_{split}"):
+            if key not in keys:
+                raise DataError(
+                    f"{path}: no array {key}; expected x_train, y_train, x_test, y_test; has {sorted(keys)}"
+                )
+        shape, dtype = keys[f"x_{split}"]
+        if len(shape) not in (3, 4) or not all(1 <= n <= 4096 for n in shape[1:]):
+            raise DataError(f"{path}: x_{split} has shape {list(shape)}; expected [N, H, W] or [N, C, H, W]")
+        if dtype != np.uint8 and dtype.kind != "f":
+            raise DataError(f"{path}: x_{split} holds {dtype}; expected uint8 pixels or floats")
+        names[split] = _npz_labels(arrays, f"y_{split}", shape[0], class_names)
+        shapes[split] = shape
+    if len({s[1:] for s in shapes.values()}) > 1:
+        raise DataError(f"{path}: x_train and x_test differ in shape: {[list(s) for s in shapes.values()]}")
+    axes, natural = _axes(shapes["train"])
+
+    def pixels(split: Split, indices: Indices) -> NDArray[Any]:
+        if split not in shapes:
+            return np.empty((0, *natural), np.uint8)
+        x = arrays.read(f"x_{split}")[indices].reshape(len(indices), *shapes[split][1:])
+        x = x[:, None] if x.ndim == 3 else x.transpose(axes)
+        if x.dtype == np.uint8:
+            return np.ascontiguousarray(x, np.uint8)
+        with np.errstate(over="ignore"):  # what overflows is caught as infinite
+            x = np.ascontiguousarray(x, np.float32)
+        if not np.isfinite(x).all():
+            raise DataError(f"{path}: x_{split} holds infinite or missing numbers; clean them")
+        return x
+
+    return _source(spec, names, natural, pixels, resizable=False)
+
+
+def _axes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], Shape]:
+    """How to bring an array to [N, C, H, W], and the shape of a sample then."""
+    if len(shape) == 3:
+        return (), (1, shape[1], shape[2])
+    if shape[1] not in (1, 3) and shape[3] in (1, 3):
+        return (0, 3, 1, 2), (shape[3], shape[1], shape[2])
+    return (0, 1, 2, 3), (shape[1], shape[2], shape[3])
+
+
+def _npz_labels(arrays: _NpzFile, key: str, num_samples: int, class_names: list[str]) -> list[str]:
+    y = arrays.read(key)
+    where = f"{arrays.path}: {key}"
+    if y.shape not in ((num_samples,), (num_samples, 1)):
+        raise DataError(f"{where} has shape {list(y.shape)}; expected [{num_samples}], a label for each sample")
+    if y.dtype.kind not in "iuU":
+        raise DataError(f"{where} holds {y.dtype}; expected whole numbers or strings")
+    y = y.reshape(-1)
+    if y.dtype.kind == "U":
+        return _names(y)
+    if len(y) and (y.min() < 0 or (class_names and y.max() >= len(class_names))):
+        top = f"{len(class_names) - 1}, as classes names" if class_names else "anything"
+        raise DataError(f"{where} holds labels from {y.min()} to {y.max()}; expected 0 to {top}")
+    return [class_names[i] for i in y.tolist()] if class_names else _names(y)
+
+
+@dataclass(frozen=True, slots=True)
+class _NpzFile:
+    """Arrays of an npz file, read one at a time and only after their headers were checked."""
+
+    path: Path
+
+    def headers(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and dtype of every array. Raises ``DataError`` for object arrays and wrong lengths."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                infos = [i for i in archive.infolist() if i.filename.endswith(".npy")]
+                return {i.filename.removesuffix(".npy"): self._header(archive, i) for i in infos}
+        except _NPZ_ERRORS as error:
+            raise self._broken(error) from None
+
+    def read(self, key: str) -> NDArray[Any]:
+        """One array, whole."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                info = archive.getinfo(f"{key}.npy")
+                self._header(archive, info)
+                check_memory(info.file_size, f"{self.path}: {key}")
+                with archive.open(info) as file:
+                    array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+            if array.dtype.kind == "U" and array.size:
+                codes = array.reshape(-1).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+                if codes.max() > sys.maxunicode:
+                    raise ValueError(f"{key} holds no valid text")
+            return array
+        except _NPZ_ERRORS as error:
+            raise self._broken(error) from None
+
+    def _header(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{info.filename} is packed in an unusual way")
+        with archive.open(info) as file:
+            version = np.lib.format.read_magic(file)
+            if version == (1, 0):
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            elif version == (2, 0):
+                shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+            else:
+                raise ValueError(f"npy version {version}")
+            start = file.tell()
+        if dtype.kind not in "buifU":
+            raise DataError(f"{self.path}: {info.filename} holds {dtype} (objects?); expected plain numbers or strings")
+        if not all(n >= 0 for n in shape) or math.prod(shape) * dtype.itemsize != info.file_size - start:
+            raise ValueError(f"{info.filename}: header and length differ")
+        return shape, dtype
+
+    def _broken(self, error: BaseException) -> DataError:
+        return DataError(f"{self.path}: not a readable npz file ({error}); write it with numpy.savez")

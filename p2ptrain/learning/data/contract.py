@@ -1,0 +1,137 @@
+"""Where a peer's data meets the job's data contract: proposing one, matching class names, loading to fit.
+
+Invariant: what ``load`` returns has the contract's shape and class order, or ``DataError`` was raised; names match
+exactly first, then without regard to case, and never by guess.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2ptrain.config import AudioConfig, DataConfig
+from p2ptrain.errors import DataError
+from p2ptrain.learning.data.audio import feature_shape, natural_audio
+from p2ptrain.learning.data.dataset import Dataset
+from p2ptrain.learning.data.source import Indices, Shape, Source, Split, check_memory, closest, listing
+
+MAX_PROPOSED_PX = 64
+"""Larger pictures are proposed at 64x64: the job is for small devices. ``input_shape`` overrules it."""
+
+
+def match_class(name: str, classes: Iterable[str]) -> str | None:
+    """The name in ``classes`` that is meant: equal, or the only one equal but for case."""
+    known = list(classes)
+    if name in known:
+        return name
+    folded = [k for k in known if k.casefold() == name.casefold()]
+    return folded[0] if len(folded) == 1 else None
+
+
+def class_map(source: Source, contract: DataConfig, present: Indices | None = None) -> Indices:
+    """The job's index for each of the source's classes ``[len(source.classes)]``.
+
+    ``present`` limits the check to these source classes; others that the job does not know become -1.
+    """
+    index = {name: i for i, name in enumerate(contract.classes)}
+    needed = set(range(len(source.classes))) if present is None else set(present.tolist())
+    out = np.full(len(source.classes), -1, np.int64)
+    for i, name in enumerate(source.classes):
+        match = match_class(name, contract.classes)
+        if match is not None:
+            out[i] = index[match]
+        elif i in needed:
+            raise DataError(
+                f"{source.spec}: the job does not know the class {name!r}{closest(name, contract.classes)}; "
+                f"its classes: {listing(contract.classes)}; rename the class, or pick some with --classes"
+            )
+    return out
+
+
+def load(source: Source, contract: DataConfig, split: Split, indices: Indices | None = None) -> Dataset:
+    """Decode samples (all, or those at ``indices``) into memory, as the contract wants them."""
+    if source.kind != contract.kind:
+        raise DataError(
+            f"{source.spec}: holds {source.kind} data, the job trains on {contract.kind}; "
+            f"give data of that kind with {'audio' if contract.kind == 'audio' else 'images'}:DIR"
+        )
+    shape = _checked_shape(source, contract)
+    labels = source.labels(split)
+    chosen = np.arange(len(labels), dtype=np.int64) if indices is None else np.asarray(indices, np.int64)
+    own = labels[chosen]
+    y = class_map(source, contract, np.unique(own))[own]
+    item_bytes = 1 if source.kind == "image" else 2
+    check_memory(len(chosen) * math.prod(shape) * item_bytes, f"{source.spec}: {len(chosen)} samples of {list(shape)}")
+    return Dataset(source.decode(split, chosen, contract), y, contract)
+
+
+def _checked_shape(source: Source, contract: DataConfig) -> Shape:
+    if len(contract.input_shape) != 3 or min(contract.input_shape) < 1:
+        raise DataError(f"data.input_shape: expected [channels, height, width], got {list(contract.input_shape)}")
+    channels, height, width = contract.input_shape
+    if contract.kind == "audio":
+        expected = feature_shape(contract.audio)
+        if (channels, height, width) != expected:
+            raise DataError(
+                f"data.input_shape: {list(contract.input_shape)}, but data.audio gives {list(expected)}; "
+                "write that into the job file"
+            )
+    elif channels not in (1, 3) and source.natural_shape != contract.input_shape:
+        raise DataError(f"data.input_shape: {channels} channels; pictures have 1 (grey) or 3 (colour)")
+    return channels, height, width
+
+
+def propose_contract(
+    source: Source,
+    input_shape: tuple[int, int, int] | None = None,
+    *,
+    audio: AudioConfig | None = None,
+    augment: bool = False,
+    num_samples: int = 1024,
+    seed: int = 0,
+) -> DataConfig:
+    """A contract that fits ``source``: its classes, its shape, mean and deviation of a seeded sample of training data.
+
+    Mean and deviation are in the units of ``Dataset.tensors`` before normalisation: pixels from 0 to 1, log-mels as
+    they are. Audio settings suit speech at the files' rate and 95 % of their lengths.
+    """
+    rng = np.random.RandomState(seed % 2**32)
+    num_train = source.num_samples("train")
+    sample = np.sort(rng.permutation(num_train)[:num_samples]).astype(np.int64)
+    settings = audio or AudioConfig()
+    if source.kind == "audio":
+        settings = audio or _proposed_audio(source, sample)
+        shape = feature_shape(settings)
+        if input_shape is not None and tuple(input_shape) != shape:
+            raise DataError(
+                f"{source.spec}: an input shape of {list(input_shape)} does not follow from the audio settings, "
+                f"which give {list(shape)}; change num_mels, seconds or hop_s instead"
+            )
+    elif input_shape is not None:
+        shape = input_shape
+    else:
+        shape = source.natural_shape
+        if max(shape[1:]) > MAX_PROPOSED_PX and source.resizable:
+            shape = (shape[0], MAX_PROPOSED_PX, MAX_PROPOSED_PX)
+    draft = DataConfig(source.classes, tuple(shape), source.kind, augment=augment, audio=settings)
+    x = load(source, draft, "train", sample).x
+    mean, std = _moments(x)
+    return DataConfig(source.classes, tuple(shape), source.kind, mean, std, augment, settings)
+
+
+def _moments(x: NDArray[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    scale = 255.0 if x.dtype == np.uint8 else 1.0
+    mean = x.mean(axis=(0, 2, 3), dtype=np.float64) / scale
+    std = x.std(axis=(0, 2, 3), dtype=np.float64) / scale
+    std = np.where(std < 1e-4, 1.0, std)  # a constant channel carries nothing; don't blow it up
+    return tuple(round(float(m), 5) for m in mean), tuple(round(float(s), 5) for s in std)
+
+
+def _proposed_audio(source: Source, sample: Indices) -> AudioConfig:
+    # Half seconds, so that two people who measure similar recordings propose the same job.
+    longest_s = float(np.quantile(source.durations_s(sample) or [1.0], 0.95))
+    return natural_audio(source.sample_rate, seconds=min(10.0, max(1.0, math.ceil(2 * longest_s) / 2)))

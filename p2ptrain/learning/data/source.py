@@ -1,0 +1,149 @@
+"""What every data set can tell, and how a spec such as ``images:DIR`` names one.
+
+Invariant: opening a source and asking for its classes, labels and shape decodes no sample; ``decode`` alone does, and
+it raises ``DataError`` (never a decoder's own error) for whatever the files hold.
+"""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2ptrain.config import MAX_CLASSES, DataConfig
+from p2ptrain.errors import DataError
+
+Kind = Literal["image", "audio"]
+Split = Literal["train", "test"]
+Shape = tuple[int, int, int]
+Indices = NDArray[np.int64]
+
+SCHEMES: dict[str, str] = {
+    "digits": "digits (scikit-learn's 8x8 digits)",
+    "idx": "idx:DIR (MNIST family)",
+    "cifar": "cifar:DIR (CIFAR-10 or CIFAR-100, binary version)",
+    "images": "images:DIR_OR_ZIP (one folder a class)",
+    "audio": "audio:DIR_OR_ZIP (WAV files, one folder a class)",
+    "npz": "npz:FILE (x_train, y_train, x_test, y_test)",
+}
+
+MAX_NAME = 255
+MAX_ARRAY_BYTES = 16 * 2**30
+"""No single file is read to more than this."""
+
+
+class Source(ABC):
+    """A data set that is open but not decoded. Labels and ``classes`` are the source's own, not yet the job's."""
+
+    __slots__ = ()
+
+    spec: str
+    kind: Kind
+    classes: tuple[str, ...]
+    natural_shape: Shape
+    """``(channels, height, width)`` of the first sample; for audio, that of the log-mels of one second."""
+    sample_rate: int
+    """Of the first recording, in Hz; 0 for images."""
+
+    resizable: bool
+    """True if ``decode`` stretches pictures to the contract's shape instead of refusing another."""
+
+    @abstractmethod
+    def labels(self, split: Split) -> Indices:
+        """Class of every sample ``[N]``, as an index into ``classes``. Not to be written to."""
+
+    @abstractmethod
+    def decode(self, split: Split, indices: Indices, contract: DataConfig) -> NDArray[Any]:
+        """Samples ``[n, C, H, W]`` in the contract's shape: uint8, or float16/float32 that are not yet normalised."""
+
+    def durations_s(self, indices: Indices) -> list[float]:
+        """Lengths of training recordings, from their headers; nothing for other data."""
+        return []
+
+    def num_samples(self, split: Split) -> int:
+        return len(self.labels(split))
+
+    def counts(self, split: Split) -> dict[str, int]:
+        """Samples of each class, in the order of ``classes``."""
+        counts = np.bincount(self.labels(split), minlength=len(self.classes))
+        return dict(zip(self.classes, counts.tolist(), strict=True))
+
+
+def open_source(spec: str) -> Source:
+    """Open the data set that ``spec`` names. Raises ``DataError`` naming the file and what was expected."""
+    # Imported here because these modules build on Source, and because decoders need not load to read a job.
+    from p2ptrain.learning.data import binary, folders
+
+    scheme, _, rest = spec.partition(":")
+    openers: dict[str, Callable[[str, Path], Source]] = {
+        "idx": binary.open_idx,
+        "cifar": binary.open_cifar,
+        "npz": binary.open_npz,
+        "images": folders.open_images,
+        "audio": folders.open_audio,
+    }
+    if scheme == "digits":
+        if rest:
+            raise DataError(f"{spec}: digits takes no path; write just digits")
+        return binary.open_digits(spec)
+    if scheme not in openers:
+        hint = closest(scheme, SCHEMES)
+        if not hint and ("/" in spec or "\\" in spec or "." in spec):
+            hint = f"; did you mean images:{spec} or audio:{spec}?"
+        raise DataError(f"{spec}: unknown kind of data set{hint}; known: {', '.join(SCHEMES.values())}")
+    if not rest or "\0" in rest:
+        raise DataError(f"{spec}: expected {SCHEMES[scheme]}")
+    try:
+        path = Path(rest).expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~someone without a home
+        raise DataError(f"{rest}: can't be read ({error}); expected {SCHEMES[scheme]}") from None
+    if not exists:
+        raise DataError(f"{path}: no such file or folder; expected {SCHEMES[scheme]}")
+    return openers[scheme](spec, path)
+
+
+def sorted_classes(names: Iterable[str], where: object) -> tuple[str, ...]:
+    """Class names in the one order that all peers get: by number if all are numbers, else by code point."""
+    distinct = set(names)
+    if len(distinct) > MAX_CLASSES:
+        raise DataError(f"{where}: {len(distinct)} classes; at most {MAX_CLASSES} are supported")
+    for name in distinct:
+        if not 0 < len(name) <= MAX_NAME or any(unicodedata.category(char) in ("Cc", "Cs") for char in name):
+            raise DataError(
+                f"{where}: {name[:MAX_NAME]!a} can't name a class; use 1 to {MAX_NAME} printable characters"
+            )
+    if all(name.isascii() and name.isdigit() and len(name) < 10 for name in distinct):
+        return tuple(sorted(distinct, key=lambda name: (int(name), name)))
+    return tuple(sorted(distinct))
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` or nothing."""
+    folded = {k.casefold(): k for k in known}
+    match = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return f"; did you mean {folded[match[0]]!r}?" if match else ""
+
+
+def listing(names: Sequence[str], limit: int = 24) -> str:
+    """Names for a message, cut where there are many."""
+    more = f", ... ({len(names)} in all)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def check_memory(num_bytes: int, what: object) -> None:
+    """Refuse what would not fit into the memory that is free now, before it is allocated."""
+    import psutil
+
+    free_bytes = int(psutil.virtual_memory().available)
+    if num_bytes > min(free_bytes, MAX_ARRAY_BYTES):
+        raise DataError(
+            f"{what}: needs {num_bytes / 2**30:.1f} GiB of memory, {free_bytes / 2**30:.1f} GiB are free; "
+            "take a share of the samples (--shard 1/4) or a smaller data.input_shape"
+        )

@@ -1,0 +1,95 @@
+"""What training a model costs: floating-point operations per sample, and bytes of memory.
+
+Everything is counted on the meta device: nothing is computed, and no memory of the model's size is used.
+Invariant: the model that is asked about is not changed; a multiply-add counts as two operations.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+COUNTED_BATCH = 2  # BatchNorm refuses to train on one value per channel
+
+# State tensors per parameter, as torch.optim keeps them.
+OPTIMIZER_COPIES = {"sgd": 0, "sgd_momentum": 1, "adam": 2, "adamw": 2}
+OptimizerName = Literal["sgd", "sgd_momentum", "adam", "adamw"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """Per sample. Convolutions and matrix products only, which is nearly all; elementwise work is not counted."""
+
+    forward: int
+    backward: int
+
+    @property
+    def total(self) -> int:
+        return self.forward + self.backward
+
+
+def training_flops(model: nn.Module, input_shape: Sequence[int]) -> Flops:
+    """Operations of one training step per sample. The backward pass stops at the first layer's weights."""
+    twin = _on_meta(model)
+    with FlopCounterMode(display=False) as counter:
+        logits = twin(_batch(twin, input_shape, COUNTED_BATCH))
+        forward = counter.get_total_flops()
+        if logits.requires_grad:
+            logits.sum().backward()
+    return Flops(forward // COUNTED_BATCH, (counter.get_total_flops() - forward) // COUNTED_BATCH)
+
+
+def memory_bytes(model: nn.Module, input_shape: Sequence[int], batch: int, optimizer: OptimizerName) -> int:
+    """Parameters, buffers, gradients, optimizer state, and what the forward pass saves for the backward pass.
+
+    An estimate from below: scratch space of the kernels, the allocator's slack and the interpreter itself (some
+    hundred megabytes with torch) come on top. The two largest saved tensors are counted once more, for the
+    gradients that flow between layers.
+    """
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; it must be at least 1")
+    twin = _on_meta(model)
+    trained = sum(_size(p) for p in twin.parameters() if p.requires_grad)
+    held = sum(_size(t) for t in (*twin.parameters(), *twin.buffers()))
+    own = {tensor.untyped_storage()._cdata for tensor in (*twin.parameters(), *twin.buffers())}
+    saved: dict[int, torch.UntypedStorage] = {}  # keeps storages alive, so that no address is used twice
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage
+        return tensor
+
+    counted = max(batch, COUNTED_BATCH)
+    samples = _batch(twin, input_shape, counted)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        note(twin(samples))
+    note(samples)
+    sizes = sorted((storage.nbytes() for storage in saved.values()), reverse=True)
+    activations = (sum(sizes) + sum(sizes[:2])) * batch // counted
+    return held + trained * (1 + OPTIMIZER_COPIES[optimizer]) + activations
+
+
+def _on_meta(model: nn.Module) -> nn.Module:
+    """A twin of the model in training mode that has shapes but no numbers."""
+    memo: dict[int, object] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.detach().to("meta")
+    return copy.deepcopy(model, memo).train()
+
+
+def _batch(model: nn.Module, input_shape: Sequence[int], size: int) -> Tensor:
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return torch.empty(size, *input_shape, dtype=dtype, device="meta")
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,125 @@
+"""The global model as a plan divides it: the one place that knows how each mode builds, names and assembles parts.
+
+Invariant: every peer that holds the same job and plan builds the same parts, with the same initial weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from p2ptrain.config import Job
+from p2ptrain.errors import JobError, LocalError
+from p2ptrain.learning.averaging import weighted_mean
+from p2ptrain.learning.decoupling import Decoupling
+from p2ptrain.learning.models import build_model
+from p2ptrain.planning.plan import Plan
+
+State = Mapping[str, Tensor]
+
+
+def global_model(job: Job, *, allow_user_code: bool) -> nn.Module:
+    """The job's model with its initial weights. A user's own code is only imported where this device allows it."""
+    name = job.model.name
+    if ":" in name and not allow_user_code:
+        raise JobError(
+            f"the job's model is your group's own code ({name}), which would run on this device; look at it, put it on "
+            f"the Python path, and start with --allow-model {name}"
+        )
+    channels, height, width = job.data.input_shape
+    return build_model(
+        name,
+        input_shape=(channels, height, width),
+        num_classes=len(job.data.classes),
+        width=job.model.width,
+        seed=job.seed,
+    )
+
+
+class Parts:
+    """``init``: a checkpoint's tensors to start from, and ``scores`` its attribution of channels to classes."""
+
+    def __init__(
+        self,
+        job: Job,
+        plan: Plan,
+        *,
+        allow_user_code: bool = False,
+        init: State | None = None,
+        scores: State | None = None,
+    ) -> None:
+        self.plan = plan
+        self.model = global_model(job, allow_user_code=allow_user_code)
+        if init is not None:
+            self._load_init(init)
+        self._fresh = init is None
+        self.decoupling: Decoupling | None = None
+        if plan.mode == "tasks":
+            self.decoupling = Decoupling(
+                self.model,
+                job.data.input_shape,
+                [part.classes for part in plan.parts],
+                shares=[part.share for part in plan.parts],
+                trunk=plan.trunk,
+                scores=scores,
+            )
+
+    def submodel(self, part: int) -> nn.Module:
+        """What the trainers of this part train."""
+        if self.decoupling is None:
+            return copy.deepcopy(self.model)
+        return self.decoupling.submodel(part, self.plan.targets, rescale=self._fresh)
+
+    @property
+    def head(self) -> str:
+        """Qualified name of the last layer, the one that calibration fits again. Raises ``JobError``."""
+        if self.decoupling is not None:
+            return self.decoupling.head
+        linear = [name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise JobError('the model has no Linear layer to calibrate; set tasks.calibrate = "never"')
+        return linear[-1]
+
+    def head_columns(self, part: int) -> Tensor | None:
+        """Which columns of the global head a part's features are; ``None`` = all."""
+        return self.decoupling.view(part).axes[f"{self.head}.weight"][1] if self.decoupling is not None else None
+
+    def with_head(self, state: State, head: State) -> dict[str, Tensor]:
+        """The global state with a calibrated head (``weight``, ``bias``) in place of its own."""
+        return dict(state) | {f"{self.head}.{n}": t for n, t in head.items() if f"{self.head}.{n}" in state}
+
+    def shard_names(self, part: int, shard: str) -> frozenset[str]:
+        """The tensors of a part that belong to a shard: what two peers average when both hold that shard."""
+        if shard not in self.plan.parts[part].shards:
+            raise LocalError(f"part {part} holds no shard {shard!r}")
+        if self.decoupling is None:
+            return frozenset(self.model.state_dict())
+        trunk = self.decoupling.trunk_names
+        return trunk if shard == "trunk" else frozenset(self.model.state_dict()) - trunk
+
+    def assemble(self, copies: Mapping[int, list[tuple[float, State]]]) -> dict[str, Tensor]:
+        """The global state. ``copies``: for every part its copies with their masses, in peer-id order."""
+        parts = {part: weighted_mean(versions) for part, versions in copies.items()}
+        if self.decoupling is None:
+            (state,) = parts.values()
+            return state
+        trunk = None
+        if self.decoupling.trunk_names:
+            names = self.decoupling.trunk_names
+            trunk = weighted_mean(
+                [(m, {n: s[n] for n in names}) for _, versions in sorted(copies.items()) for m, s in versions]
+            )
+        return self.decoupling.assemble(
+            parts, targets=self.plan.targets, combine=self.plan.combine, trunk=trunk, base=None
+        )
+
+    def _load_init(self, init: State) -> None:
+        try:
+            self.model.load_state_dict(dict(init))
+        except RuntimeError as error:
+            raise JobError(
+                f"model.init does not fit the job's model ({str(error).splitlines()[-1].strip()}); "
+                "use a checkpoint of the same model, width and classes"
+            ) from None

@@ -1,0 +1,259 @@
+"""Local training of one peer's model: loss over its outputs, optimizer, schedule, and a snapshot of all of it.
+
+Invariant: (snapshot, batches that follow) determines the weights, bit for bit on one thread: the step counter, the
+optimizer's state and the buffers are in the snapshot, and the random numbers of a step (dropout) follow from seed and
+step alone. A step whose loss or gradients are not finite changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from p2ptrain.config import TrainingConfig
+from p2ptrain.errors import LocalError, RemoteError, UserError
+from p2ptrain.learning.averaging import check_state
+
+ResolvedTargets = Literal["all", "rest", "own"]
+
+MAX_BAD_STEPS = 10
+"""So many steps in a row without a finite loss end the training."""
+MAX_GRADIENT_NORM = 5.0
+"""Longer gradients are scaled down to this: it only meets the first steps and outliers."""
+WARMUP_FRACTION = 0.03
+"""Share of all steps over which the learning rate rises from zero."""
+_IGNORED = -100
+
+
+class DivergedError(UserError):
+    """The loss stayed not finite. The model is as it was before the first such step."""
+
+
+class LocalTrainer:
+    """Trains one model. ``own_classes``: the group's class numbers, in the order of the sub-model's output rows.
+
+    Targets: ``all`` = outputs are all classes; ``own`` = outputs are the own classes, other samples are skipped;
+    ``rest`` = own classes and one last output for every other class.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainingConfig,
+        *,
+        num_classes: int,
+        total_steps: int,
+        targets: ResolvedTargets = "all",
+        own_classes: Sequence[int] = (),
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        bf16: bool = False,
+    ) -> None:
+        self.device = torch.device(device)
+        self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.config = config
+        self.targets = targets
+        self.total_steps = max(1, total_steps)
+        self.seed = seed
+        self.num_steps = 0
+        self.num_samples = 0
+        """Samples whose loss trained the model: push-sum mass grows with it."""
+        self.num_bad_steps = 0
+        self.bf16 = bf16 and bf16_supported(self.device)
+        self._bad_in_a_row = 0
+        self._table = _label_table(targets, own_classes, num_classes).to(self.device)
+        self._parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self._optimizer = _optimizer(self._parameters, config)
+
+    def step(self, x: Tensor, y: Tensor) -> float | None:
+        """Train on one batch, x [N, ...], y [N] global class numbers. The mean loss; None = nothing was learnt."""
+        self._set_learning_rate()
+        torch.default_generator.manual_seed((self.seed * 1_000_003 + self.num_steps) & (2**63 - 1))
+        self.num_steps += 1
+        y = self._table[y.to(self.device, torch.int64)]
+        if self.targets == "own":
+            kept = (y != _IGNORED).nonzero().squeeze(1)
+            if kept.numel() < y.numel():
+                x, y = x[kept.to(x.device)], y[kept]
+        if y.numel() == 0 or (y.numel() == 1 and self._has_batch_norm):
+            return None  # BatchNorm can't be trained on a single value a channel
+        x = x.to(self.device)
+        if x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        buffers = [(b, b.clone()) for b in self.model.buffers()]
+        self.model.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss = F.cross_entropy(self.model(x), y, label_smoothing=self.config.label_smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self._parameters.values(), MAX_GRADIENT_NORM)
+        loss_value: float
+        norm_value: float
+        loss_value, norm_value = torch.stack([loss.detach().float(), norm.float()]).tolist()  # the step's only sync
+        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+            self._skip_bad_step(buffers)
+            return None
+        self._optimizer.step()
+        self._bad_in_a_row = 0
+        self.num_samples += y.numel()
+        return loss_value
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """A copy on the CPU: parameters and buffers (``model.``), optimizer state (``optim.``), and metadata."""
+        tensors = {f"model.{name}": _copy(tensor) for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self._parameters.items():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optim.{key}.{name}"] = _copy(value)
+        metadata = {
+            "format": "p2ptrain-snapshot-1",
+            "optimizer": self.config.optimizer,
+            "targets": self.targets,
+            "steps": str(self.num_steps),
+            "total_steps": str(self.total_steps),
+            "samples": str(self.num_samples),
+        }
+        return tensors, metadata
+
+    def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Take over a snapshot, which may be another peer's work: what does not fit is a ``RemoteError``.
+
+        Where the other trainer planned another number of steps, the step counter keeps the share of training done.
+        """
+        model_state, optimizer_state = _split(tensors)
+        check_state(model_state, self.model.state_dict())
+        steps, total, samples = (_count(metadata, key) for key in ("steps", "total_steps", "samples"))
+        states = self._checked_optimizer_state(optimizer_state) if self._same_optimizer(metadata) else {}
+        with torch.no_grad():
+            for name, tensor in self.model.state_dict().items():
+                tensor.copy_(model_state[name])
+        self._optimizer.state.clear()
+        for parameter, state in states.items():
+            self._optimizer.state[parameter] = state
+        self.num_steps = steps if total == self.total_steps else round(steps / max(1, total) * self.total_steps)
+        self.num_samples = samples
+        self._bad_in_a_row = 0
+
+    def _same_optimizer(self, metadata: Mapping[str, str]) -> bool:
+        return metadata.get("optimizer") == self.config.optimizer
+
+    def _checked_optimizer_state(self, tensors: Mapping[str, Tensor]) -> dict[Tensor, dict[str, Tensor]]:
+        keys = {"sgd": ("momentum_buffer",), "adamw": ("step", "exp_avg", "exp_avg_sq")}[self.config.optimizer]
+        states: dict[Tensor, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            key, _, parameter_name = name.partition(".")
+            parameter = self._parameters.get(parameter_name)
+            if key not in keys or parameter is None:
+                raise RemoteError("snapshot", f"optimizer state {name!r} is unknown")
+            shape = () if key == "step" else tuple(parameter.shape)
+            if tuple(tensor.shape) != shape or tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
+                raise RemoteError("snapshot", f"optimizer state {name!r} has a wrong shape, dtype, or is not finite")
+            like = (
+                tensor if key == "step" else parameter.detach()
+            )  # the parameter's memory format, as fused kernels need
+            states.setdefault(parameter, {})[key] = torch.empty_like(like).copy_(tensor)
+        for name, parameter in self._parameters.items():
+            if parameter in states and len(states[parameter]) != len(keys):
+                raise RemoteError("snapshot", f"optimizer state of {name!r} is incomplete")
+        return states
+
+    def _skip_bad_step(self, buffers: list[tuple[Tensor, Tensor]]) -> None:
+        with torch.no_grad():
+            for buffer, before in buffers:  # the forward pass has put the bad batch into the running statistics
+                buffer.copy_(before)
+        self._optimizer.zero_grad(set_to_none=True)
+        self.num_bad_steps += 1
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row >= MAX_BAD_STEPS:
+            raise DivergedError(
+                f"the loss was not a finite number in {MAX_BAD_STEPS} steps in a row (step {self.num_steps} of "
+                f"{self.total_steps}, learning rate {self.learning_rate:.3g}); lower training.learning_rate or look "
+                "for samples that are not finite"
+            )
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.config.learning_rate * schedule(self.config.schedule, self.num_steps, self.total_steps)
+
+    def _set_learning_rate(self) -> None:
+        rate = self.learning_rate
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+
+    @property
+    def _has_batch_norm(self) -> bool:
+        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
+
+
+def schedule(kind: Literal["constant", "cosine"], step: int, total_steps: int) -> float:
+    """Factor on the learning rate at a step: a linear rise over the first 3 %, then flat or a cosine down to zero."""
+    warmup = WARMUP_FRACTION * total_steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if kind == "constant":
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1.0, total_steps - warmup))
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def bf16_supported(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16; emulated, it would be slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _label_table(targets: ResolvedTargets, own_classes: Sequence[int], num_classes: int) -> Tensor:
+    """[num_classes] int64: global class number -> output row, or ignored."""
+    if targets == "all":
+        return torch.arange(num_classes)
+    if not own_classes or any(not 0 <= c < num_classes for c in own_classes):
+        raise LocalError(f"own classes {list(own_classes)} of {num_classes}")
+    table = torch.full((num_classes,), len(own_classes) if targets == "rest" else _IGNORED)
+    table[torch.tensor(own_classes)] = torch.arange(len(own_classes))
+    return table
+
+
+def _optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    if not parameters:
+        raise UserError("the model has no parameter to train; give a model with trainable layers")
+    decayed = [p for p in parameters.values() if p.dim() > 1]
+    plain = [p for p in parameters.values() if p.dim() <= 1]  # norms and biases
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in parameters.values())
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=fused)
+    return torch.optim.SGD(
+        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused
+    )
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    optimizer = {n.removeprefix("optim."): t for n, t in tensors.items() if n.startswith("optim.")}
+    if len(model) + len(optimizer) != len(tensors):
+        raise RemoteError("snapshot", "a tensor belongs neither to the model nor to the optimizer")
+    return model, optimizer
+
+
+def _count(metadata: Mapping[str, str], key: str) -> int:
+    text = metadata.get(key, "")
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise RemoteError("snapshot", f"{key} is {text[:20]!r}, not a count")
+    return int(text)

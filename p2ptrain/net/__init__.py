@@ -1,0 +1,1 @@
+"""Sockets, keys and discovery: moves frames between peers and interprets none."""

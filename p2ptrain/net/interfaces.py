@@ -1,0 +1,85 @@
+"""The addresses of this device that others may dial.
+
+Invariant: what others can reach comes first. Never ``gethostbyname(gethostname())``, which on many systems is a
+loopback address.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import ifaddr
+
+from p2ptrain.errors import UserError
+
+Kind = Literal["lan", "link-local", "overlay", "bridge", "loopback"]
+"""``overlay``: a VPN. ``bridge``: containers and virtual machines of this host: many hosts have the same there."""
+
+_PREFERENCE: tuple[Kind, ...] = ("lan", "link-local", "overlay", "bridge", "loopback")
+_OVERLAYS = ("tailscale", "wg", "tun", "tap", "zt", "utun", "ppp", "nebula")
+_BRIDGES = ("docker", "br-", "veth", "virbr", "podman", "cni", "lxc", "lxd", "vmnet", "vboxnet", "flannel", "cali")
+_TAILSCALE = ipaddress.ip_network("100.64.0.0/10")
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceAddress:
+    interface: str
+    address: str
+    prefix_bits: int
+    kind: Kind
+
+    @property
+    def is_v6(self) -> bool:
+        return ":" in self.address
+
+
+def all_addresses() -> list[InterfaceAddress]:
+    """Every address of every interface but IPv6 link-local ones, which mean nothing without an interface's name."""
+    found = []
+    for adapter in ifaddr.get_adapters():
+        for ip in adapter.ips:
+            address = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+            parsed = ipaddress.ip_address(address)
+            if parsed.is_multicast or parsed.is_unspecified or (parsed.version == 6 and parsed.is_link_local):
+                continue
+            kind = kind_of(adapter.nice_name, address)
+            found.append(InterfaceAddress(adapter.nice_name, address, ip.network_prefix, kind))
+    return sorted(found, key=lambda each: (_PREFERENCE.index(each.kind), each.is_v6))
+
+
+def kind_of(interface: str, address: str) -> Kind:
+    """What an interface is, by its name and address."""
+    parsed = ipaddress.ip_address(address)
+    name = interface.lower()
+    if parsed.is_loopback:
+        return "loopback"
+    if name.startswith(_BRIDGES):
+        return "bridge"
+    if name.startswith(_OVERLAYS) or (parsed.version == 4 and parsed in _TAILSCALE):
+        return "overlay"
+    return "link-local" if parsed.is_link_local else "lan"
+
+
+def usable_addresses(only: Sequence[str] = (), *, loopback: bool = False) -> list[InterfaceAddress]:
+    """The addresses to listen on and to advertise, best first.
+
+    ``only``: interface names or addresses that the user chose. Loopback comes along if it was asked for, by
+    ``loopback`` or by name, or if there is nothing else.
+    """
+    return choose(all_addresses(), only, loopback=loopback)
+
+
+def choose(
+    addresses: Sequence[InterfaceAddress], only: Sequence[str] = (), *, loopback: bool = False
+) -> list[InterfaceAddress]:
+    for wanted in only:
+        if not any(wanted in (each.interface, each.address) for each in addresses):
+            there = ", ".join(f"{each.interface} ({each.address})" for each in addresses) or "none"
+            raise UserError(f"this device has no interface or address {wanted!r}: choose --interface from {there}")
+    if only:
+        return [each for each in addresses if each.interface in only or each.address in only]
+    outside = [each for each in addresses if each.kind != "loopback"]
+    return list(addresses) if loopback or not outside else outside

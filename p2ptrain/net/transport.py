@@ -1,0 +1,261 @@
+"""Moves frames between a node and its neighbours over ZeroMQ, and interprets none of them.
+
+Invariant: memory is bounded by what is configured here, whatever others send or fail to read: every queue of ours in
+bytes, every queue of libzmq in messages of limited size. (A holder of the join code can make libzmq collect one
+endless multipart message: that is the one bound that libzmq does not offer.)
+
+Two lanes, two ports: *control* is small and never waits behind *bulk*, not even for an I/O thread. On each, one ROUTER
+receives from everybody and sends nothing; one DEALER per neighbour sends and receives nothing. A neighbour is named by
+its control address. Who sent a frame is the CURVE key that ZAP authenticated.
+
+A transport: made --start--> bound --close--> closed. A neighbour: dialled --hang_up--> gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Awaitable, Callable, Sequence
+
+import zmq
+import zmq.asyncio
+
+from p2ptrain.errors import LocalError, UserError
+from p2ptrain.net.keys import Group, Identity
+from p2ptrain.net.link import Link, TokenBucket
+from p2ptrain.net.zap import DOMAIN, Gate
+from p2ptrain.protocol.addresses import make_address, split_address
+from p2ptrain.protocol.codec import MAX_DATA_BYTES, MAX_FRAMES, MAX_HEADER_BYTES
+from p2ptrain.protocol.messages import Lane
+
+LANES: tuple[Lane, ...] = ("control", "bulk")
+
+OnFrames = Callable[[Lane, bytes, list[bytes]], Awaitable[None]]
+"""Called for each message with its lane, the sender's public key (Z85) and its frames. The lane's reading waits for it,
+and so in the end do its senders."""
+
+CURVE_OVERHEAD_BYTES = 1024
+MAX_WIRE_BYTES: dict[Lane, int] = {
+    "control": MAX_HEADER_BYTES + CURVE_OVERHEAD_BYTES,
+    "bulk": MAX_DATA_BYTES + CURVE_OVERHEAD_BYTES,
+}
+MAX_QUEUED_BYTES: dict[Lane, int] = {"control": 1 << 20, "bulk": 32 << 20}
+"""Of one neighbour, waiting to be sent."""
+HIGH_WATER_MARK: dict[Lane, int] = {"control": 64, "bulk": 4}
+"""Messages of one connection in each libzmq queue."""
+IO_THREAD: dict[Lane, int] = {"control": 0b01, "bulk": 0b10}
+HEARTBEAT_MS = 5_000
+HEARTBEAT_TIMEOUT_MS = 15_000
+HANDSHAKE_MS = 5_000
+RECONNECT_MS = 200
+MAX_RECONNECT_MS = 5_000
+NO_KEY = b"0" * 40
+"""The sender of everything on a ``plain`` transport."""
+_BIND_TRIES = 20
+
+
+class Transport:
+    """``port=0``: two free ports, else ``port`` for control and the next one for bulk, on each of ``hosts``.
+
+    ``plain`` (no CURVE: anybody gets in, nobody is known) is for benchmarks.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        group: Group,
+        on_frames: OnFrames,
+        hosts: Sequence[str] = ("*",),
+        port: int = 0,
+        *,
+        bulk_bytes_per_s: float | None = None,
+        max_queued_bytes: dict[Lane, int] | None = None,
+        plain: bool = False,
+    ) -> None:
+        self.port = port
+        self.bulk_port = port + 1 if port else 0
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.num_dropped = 0
+        """Messages pushed out of a full queue, for a neighbour that reads too slowly or not at all."""
+        self.num_refused = 0
+        """Messages with too many frames or without a known sender."""
+        self._identity = identity
+        self._group = group
+        self._on_frames = on_frames
+        self._hosts = tuple(hosts)
+        self._plain = plain
+        self._max_queued_bytes = max_queued_bytes or MAX_QUEUED_BYTES
+        self._buckets: dict[Lane, TokenBucket] = {"control": TokenBucket(None), "bulk": TokenBucket(bulk_bytes_per_s)}
+        self._context: zmq.asyncio.Context | None = None
+        self._gate: Gate | None = None
+        self._routers: dict[Lane, zmq.asyncio.Socket] = {}
+        self._readers: list[asyncio.Task[None]] = []
+        self._links: dict[tuple[str, Lane], Link] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Bind and read. Raises ``UserError`` for a port or host that can't be had."""
+        self._context = zmq.asyncio.Context(io_threads=len(LANES))
+        self._gate = Gate(self._context)
+        try:
+            self._bind()
+        except UserError:
+            await self.close()
+            raise
+        self._readers = [asyncio.create_task(self._read(lane), name=f"read {lane}") for lane in LANES]
+
+    def dial(self, address: str, bulk_address: str = "") -> None:
+        """Connect to a neighbour; again, with a ``bulk_address``, once that is known."""
+        self._connect(address, "control", address)
+        if bulk_address:
+            self._connect(address, "bulk", bulk_address)
+
+    def send(self, address: str, lane: Lane, frames: Sequence[bytes]) -> bool:
+        """Queue for the neighbour at ``address``. False if something was dropped: a full queue, or never dialled."""
+        link = self._links.get((address, lane))
+        num_dropped = link.put(frames) if link else 1
+        self.num_dropped += num_dropped
+        return num_dropped == 0
+
+    def hang_up(self, address: str) -> None:
+        """Disconnect; what waits to be sent is forgotten."""
+        for lane in LANES:
+            link = self._links.pop((address, lane), None)
+            if link:
+                task = asyncio.create_task(link.close(), name="hang up")
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+
+    def ban(self, key: bytes, seconds: float) -> None:
+        """Refuse new connections of ``key``, and drop what its present ones bring."""
+        if self._gate:
+            self._gate.ban(key, seconds)
+
+    def queued_bytes(self, address: str) -> int:
+        """What waits to be sent to a neighbour, on both lanes."""
+        return sum(link.queued_bytes for (name, _), link in self._links.items() if name == address)
+
+    def limit_bulk(self, bytes_per_s: float | None) -> None:
+        """Pace what this node sends on the bulk lane; None = as fast as it goes."""
+        self._buckets["bulk"].bytes_per_s = bytes_per_s
+
+    async def close(self) -> None:
+        """Leave nothing behind: no task, no socket, no port. What was not sent yet is lost."""
+        for address, _ in list(self._links):
+            self.hang_up(address)
+        for task in self._readers:
+            task.cancel()
+        await asyncio.gather(*self._readers, *self._closing, return_exceptions=True)
+        for router in self._routers.values():
+            router.close(linger=0)
+        if self._gate:
+            await self._gate.close()
+        if self._context:
+            self._context.destroy(linger=0)
+        self._context = self._gate = None
+        self._readers, self._routers = [], {}
+
+    # --- sockets ------------------------------------------------------------------------------------------------------
+
+    def _socket(self, kind: int, lane: Lane) -> zmq.asyncio.Socket:
+        if self._context is None:
+            raise LocalError("the transport is not started")
+        socket = self._context.socket(kind)
+        socket.linger = 0
+        socket.ipv6 = True
+        socket.set(zmq.AFFINITY, IO_THREAD[lane])
+        socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        socket.set(zmq.MAXMSGSIZE, MAX_WIRE_BYTES[lane])
+        socket.set_hwm(HIGH_WATER_MARK[lane])
+        return socket
+
+    def _router(self, lane: Lane) -> zmq.asyncio.Socket:
+        router = self._socket(zmq.ROUTER, lane)
+        if not self._plain:
+            router.curve_server = True
+            router.curve_secretkey = self._group.server_secret
+            router.zap_domain = DOMAIN
+        return router
+
+    def _bind(self) -> None:
+        for lane in LANES:
+            wanted = self.port if lane == "control" else self.bulk_port
+            for left in reversed(range(_BIND_TRIES)):
+                router = self._routers[lane] = self._router(lane)
+                try:
+                    bound = self._bind_hosts(router, wanted)
+                    break
+                except zmq.ZMQError as error:
+                    router.close(linger=0)
+                    # Only a port that the system chose for the first host may be taken on the next one.
+                    if wanted or error.errno != errno.EADDRINUSE or not left:
+                        raise self._bind_error(error, wanted, lane) from error
+            if lane == "control":
+                self.port = bound
+            else:
+                self.bulk_port = bound
+
+    def _bind_hosts(self, router: zmq.asyncio.Socket, port: int) -> int:
+        for host in self._hosts:
+            router.bind(f"tcp://{'[' + host + ']' if ':' in host else host}:{port or '*'}")
+            port = int(router.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        return port
+
+    def _bind_error(self, error: zmq.ZMQError, port: int, lane: Lane) -> UserError:
+        hosts = ", ".join(self._hosts)
+        if error.errno == errno.EADDRINUSE:
+            return UserError(
+                f"port {port} (for {lane}) is in use on {hosts}: stop the peer that runs there, or choose another "
+                "with --port (two ports are needed, this one and the next)"
+            )
+        if error.errno == errno.EACCES:
+            return UserError(f"port {port} on {hosts} needs rights that this user lacks: choose one above 1023")
+        reason = os.strerror(error.errno) if error.errno and error.errno < 1000 else str(error)
+        return UserError(f"can't listen on {hosts}, port {port or 'any'} ({reason}): check --interface and --port")
+
+    def _connect(self, address: str, lane: Lane, endpoint: str) -> None:
+        if (address, lane) in self._links:
+            return
+        parts = split_address(endpoint)
+        if parts is None:
+            raise LocalError(f"{endpoint!r} is no address to dial")
+        dealer = self._socket(zmq.DEALER, lane)
+        dealer.set(zmq.IMMEDIATE, 1)
+        dealer.set(zmq.ROUTING_ID, b"p" + os.urandom(15))
+        dealer.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+        dealer.set(zmq.RECONNECT_IVL_MAX, MAX_RECONNECT_MS)
+        if not self._plain:
+            dealer.curve_publickey = self._identity.public
+            dealer.curve_secretkey = self._identity.secret
+            dealer.curve_serverkey = self._group.server_public
+        dealer.connect(make_address(*parts))
+        self._links[address, lane] = Link(dealer, self._max_queued_bytes[lane], self._buckets[lane], self._count_sent)
+
+    def _count_sent(self, num_bytes: int) -> None:
+        self.bytes_sent += num_bytes
+
+    async def _read(self, lane: Lane) -> None:
+        router = self._routers[lane]
+        while True:
+            _, *parts = await router.recv_multipart(copy=False)
+            self.bytes_received += sum(map(len, parts))
+            key = self._sender(parts)
+            if key is None or len(parts) > MAX_FRAMES:
+                self.num_refused += 1
+            else:
+                await self._on_frames(lane, key, [part.bytes for part in parts])
+            # A receive that succeeds at once does not let the loop breathe, and there may be no end of them.
+            await asyncio.sleep(0)
+
+    def _sender(self, parts: Sequence[zmq.Frame]) -> bytes | None:
+        """The authenticated key behind a message; None for one that is banned."""
+        if self._plain:
+            return NO_KEY
+        if not parts or self._gate is None:
+            return None
+        key = str(parts[0].get("User-Id")).encode()
+        return None if len(key) != 40 or self._gate.is_banned(key) else key

@@ -1,0 +1,123 @@
+"""Which addresses to dial, when, and which of them lead to whom.
+
+Invariant: at most ``MAX_ADDRESSES``; an address that leads to an admitted peer or to ourselves is not due.
+
+An address:  due --Hello sent--> dialling --Welcome--> open --its peer is dropped--> due
+             dialling: due again and again, further and further apart; one that leads nowhere is forgotten after a
+             while, unless the user gave it. One that leads to ourselves is never dialled again.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from p2ptrain.protocol.machine import NEVER
+
+FIRST_RETRY_S = 0.5
+LAST_RETRY_S = 30.0
+"""Hellos to an address that does not answer: 0.5 s apart, then 1, 2, 4 ... 30, each up to a quarter longer."""
+FORGET_ADDRESS_S = 300.0
+FORGET_PEER_S = 3600.0
+"""An address that never led to a peer, and one that did, are forgotten after so long without an answer."""
+MAX_ADDRESSES = 128
+
+
+def backoff_s(attempts: int, rng: random.Random) -> float:
+    """How long to wait after that many tries before this one."""
+    return min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(attempts, 16)) * rng.uniform(1.0, 1.25)
+
+
+@dataclass(slots=True)
+class Target:
+    """An address to dial with ``nonce``; open while it leads to the admitted peer ``key``."""
+
+    address: str
+    kept: bool
+    since: float
+    due: float
+    nonce: bytes = b""
+    attempts: int = 0
+    key: bytes = b""
+    last_key: bytes = b""
+
+    def open(self, key: bytes) -> None:
+        self.key = self.last_key = key
+        self.due = NEVER
+
+
+class AddressBook:
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._targets: OrderedDict[str, Target] = OrderedDict()
+        self._ourselves: OrderedDict[str, None] = OrderedDict()
+
+    def unanswered(self) -> list[Target]:
+        """Those that lead nowhere so far."""
+        return [target for target in self._targets.values() if not target.key]
+
+    def next_deadline(self) -> float:
+        return min((target.due for target in self._targets.values()), default=NEVER)
+
+    def due(self, now: float) -> list[Target]:
+        """What to dial now. What led nowhere for too long is forgotten instead."""
+        found = [target for target in self._targets.values() if target.due <= now]
+        for target in found:
+            if not target.kept and now - target.since >= (FORGET_PEER_S if target.last_key else FORGET_ADDRESS_S):
+                del self._targets[target.address]
+        return [target for target in found if target.address in self._targets]
+
+    def dialled(self, target: Target, now: float) -> None:
+        target.due = now + backoff_s(target.attempts, self._rng)
+        target.attempts += 1
+
+    def dialled_with(self, nonce: bytes) -> Target | None:
+        return next((target for target in self._targets.values() if target.nonce == nonce), None)
+
+    def propose(self, address: str, now: float, *, keep: bool, in_use: Collection[str]) -> Target | None:
+        """A new target, due now; None if the address is known, ours, or there is no room for it."""
+        known = self._targets.get(address)
+        if known:
+            known.kept = known.kept or keep
+        if known or address in self._ourselves or not self._make_room(in_use):
+            return None
+        self._targets[address] = target = Target(address, keep, since=now, due=now)
+        return target
+
+    def found(self, address: str, key: bytes, now: float, in_use: Collection[str]) -> None:
+        """``address`` leads to the admitted peer ``key``."""
+        target = self._targets.get(address) or self.propose(address, now, keep=False, in_use=in_use)
+        if target:
+            target.open(key)
+
+    def found_ourselves(self, nonce: bytes) -> None:
+        """A Hello of ours came back to us."""
+        target = self.dialled_with(nonce)
+        if target:
+            del self._targets[target.address]
+            self._ourselves[target.address] = None
+            if len(self._ourselves) > MAX_ADDRESSES:
+                self._ourselves.popitem(last=False)
+
+    def lost(self, key: bytes, addresses: Collection[str], now: float, in_use: Collection[str]) -> None:
+        """The peer ``key`` was dropped: dial all its addresses again soon, and those it told us of."""
+        for address in addresses:
+            self.propose(address, now, keep=False, in_use=in_use)
+            if address in self._targets and not self._targets[address].key:
+                self._targets[address].open(key)
+        for target in self._targets.values():
+            if target.key == key:
+                target.key, target.nonce, target.attempts = b"", b"", 0
+                target.since, target.due = now, now + backoff_s(1, self._rng)
+
+    def _make_room(self, in_use: Collection[str]) -> bool:
+        """Forget the oldest address that is neither in use nor given by the user, if there has to be room."""
+        if len(self._targets) >= MAX_ADDRESSES:
+            spare = (each.address for each in self._targets.values() if not each.kept and each.address not in in_use)
+            oldest = next(spare, None)
+            if oldest is None:
+                return False
+            del self._targets[oldest]
+        return True

@@ -1,0 +1,344 @@
+"""Pairwise asynchronous averaging by push-sum: who with whom, when, with what mass, and how long to wait for it.
+
+Invariant: at most one exchange that we started and ``max_incoming`` that others started are under way, every stage of
+each has a deadline, and each ends in exactly one ``ExchangeEnded``. A mass that enters a merge is finite and in bounds.
+
+Theory (push-sum: Kempe, Dobra, Gehrke, FOCS 2003). The parameters are divided into *shards*, named sets of tensors; a
+peer's part holds some of them. For each shard that it holds, its trainer keeps parameters x and a mass m (samples).
+A push takes half of m along with a copy of x; a merge makes x' = (m x + w x_in) / (m + w) and m' = m + w. No push or
+merge changes sum(m x) and sum(m) over the group, what is under way included, so all x tend to their ratio, the mean
+weighted by samples, however unequally peers push (plain one-sided averaging ends nearer to who pushes most).
+
+A lost push takes m x and m away in the same proportion. That is no bias in expectation when all push alike; but who
+pushes more loses more. So the runtime takes back what nobody fetched: when a published payload expires, or its
+exchange ends, and it was never served whole, withdraw it and have the trainer add its masses to its own. What is left
+to be lost is what was fetched by a peer that died before the merge.
+
+    started here:  [round_finished] MakePayload -> payload -[payload_ready] Send push-> reply
+                   -[GossipPush back] FetchAndMerge-> merge -[merged]-> done
+    started there: [GossipPush] FetchAndMerge -> merge -[merged]-> done, or when a reply is wanted
+                   MakePayload -> payload -[payload_ready] Send push-> done
+    any stage:     deadline -> timeout; partner not alive -> gone; new epoch -> superseded; ``failed`` -> failed
+
+A push that comes back after we stopped waiting is merged as if it were a push of its own: its mass is not wasted.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from p2ptrain.errors import LocalError, RemoteError
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.protocol.messages import GossipPush, ShardMass
+
+Stage = Literal["payload", "reply", "merge"]
+Outcome = Literal["done", "timeout", "gone", "superseded", "failed"]
+MAX_SHARDS = 64
+"""In one push; of more, a random choice goes."""
+
+
+def halve(mass: float) -> tuple[float, float]:
+    """What a push leaves and what it takes along. They are equal, and their sum is ``mass`` exactly."""
+    return mass / 2, mass / 2
+
+
+def merge(
+    values: Sequence[float], mass: float, values_in: Sequence[float], mass_in: float
+) -> tuple[list[float], float]:
+    """Push-sum's merge: the mean weighted by mass, and the mass of both. Nothing of no mass counts."""
+    total = mass + mass_in
+    if total <= 0:
+        return list(values), 0.0
+    share = mass_in / total
+    return [own + share * (other - own) for own, other in zip(values, values_in, strict=True)], total
+
+
+@dataclass(frozen=True, slots=True)
+class GossipConfig:
+    max_incoming: int = 2
+    """Exchanges of others under way: each may hold a payload in memory, and merges wait for the trainer."""
+    floor_s: float = 0.5
+    ceiling_s: float = 60.0
+    """A stage's deadline is clamp((median + 6 * spread) * back-off, floor, ceiling), spread the larger of the scaled
+    median absolute deviation and half the median; a third of the ceiling until three durations were seen. Back-off
+    doubles with each timeout and halves with each success."""
+    max_mass: float = 1e15
+    max_bytes: int = 1 << 34
+
+
+@dataclass(frozen=True, slots=True)
+class MakePayload:
+    """Have the trainer halve its mass on ``shards`` and publish its parameters as a blob; then ``payload_ready``."""
+
+    exchange: int
+    shards: tuple[str, ...]
+    partner: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class FetchAndMerge:
+    """Fetch the blob from ``sender``, have the trainer merge it with these masses; then ``merged`` or ``failed``.
+
+    ``reply``: a ``MakePayload`` for the sender follows the merge.
+    """
+
+    sender: PeerId
+    blob: BlobId
+    num_bytes: int
+    masses: tuple[ShardMass, ...]
+    exchange: int
+    reply: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeEnded:
+    """Whatever still runs for it may be dropped. Done: a payload published for it may yet be fetched for ``ceiling_s``.
+    Otherwise withdraw the payload, and add its masses back to the trainer's if it was never served whole."""
+
+    exchange: int
+    partner: PeerId
+    outcome: Outcome
+    stage: Stage
+    waited_s: float
+    """In its last stage."""
+
+
+Effect = Send | Note | MakePayload | FetchAndMerge | ExchangeEnded
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """For the status: what is waited for, from whom, since when, and when that ends."""
+
+    stage: Stage
+    partner: PeerId
+    since: float
+    deadline: float
+
+
+class Patience:
+    """How long to wait for a thing, learnt from how long it took."""
+
+    def __init__(self, floor_s: float, ceiling_s: float) -> None:
+        self._floor_s = floor_s
+        self._ceiling_s = ceiling_s
+        self._seen: deque[float] = deque(maxlen=31)
+        self._back_off = 1.0
+
+    def add(self, duration_s: float) -> None:
+        self._seen.append(duration_s)
+        self._back_off = max(1.0, self._back_off / 2)
+
+    def timed_out(self) -> None:
+        self._back_off = min(64.0, self._back_off * 2)
+
+    def timeout_s(self) -> float:
+        if len(self._seen) < 3:
+            return min(self._ceiling_s, max(self._floor_s, self._ceiling_s / 3 * self._back_off))
+        median = statistics.median(self._seen)
+        deviation = 1.4826 * statistics.median(abs(duration - median) for duration in self._seen)
+        timeout = (median + 6 * max(deviation, median / 2)) * self._back_off
+        return min(self._ceiling_s, max(self._floor_s, timeout))
+
+
+@dataclass(slots=True)
+class _Exchange:
+    partner: PeerId
+    number: int
+    """By which both sides know it: the starter's own."""
+    shards: tuple[str, ...]
+    started_here: bool
+    reply_wanted: bool
+    stage: Stage
+    since: float
+    deadline: float
+
+
+class Gossip:
+    """The exchanges of one peer. ``exchange`` in effects and calls is a number of this machine alone."""
+
+    def __init__(self, own_id: PeerId, rng: random.Random, config: GossipConfig = GossipConfig()) -> None:
+        self.own_id = own_id
+        self.config = config
+        self._rng = rng
+        self._epoch = -1
+        self._own: frozenset[str] = frozenset()
+        self._shards: dict[PeerId, frozenset[str]] = {}
+        self._alive: frozenset[PeerId] = frozenset()
+        self._last = rng.getrandbits(40)  # others may remember the numbers of an earlier life
+        self._exchanges: dict[int, _Exchange] = {}
+        self._seen: dict[PeerId, deque[tuple[int, bool]]] = {}
+        """Lately received pushes: merging one twice would count its mass twice."""
+        self._patience = {stage: Patience(config.floor_s, config.ceiling_s) for stage in ("payload", "reply", "merge")}
+
+    # --- what others may ask --------------------------------------------------------------------------------------
+
+    def waiting(self) -> tuple[Waiting, ...]:
+        return tuple(Waiting(e.stage, e.partner, e.since, e.deadline) for e in self._exchanges.values())
+
+    def partners(self) -> list[PeerId]:
+        """Live peers that hold a shard that we hold."""
+        return sorted(peer for peer in self._alive if not self._own.isdisjoint(self._shards.get(peer, ())))
+
+    def next_deadline(self) -> float:
+        return min((exchange.deadline for exchange in self._exchanges.values()), default=NEVER)
+
+    # --- the group ------------------------------------------------------------------------------------------------
+
+    def shards(
+        self, by_peer: Mapping[PeerId, Iterable[str]], own: Iterable[str], epoch: int, now: float
+    ) -> list[Effect]:
+        """Who holds what from ``epoch`` on. A new epoch ends all exchanges of the old one."""
+        if epoch < self._epoch:
+            raise LocalError(f"epoch {epoch} after {self._epoch}")
+        effects: list[Effect] = []
+        if epoch > self._epoch:
+            for handle in list(self._exchanges):
+                self._end(handle, "superseded", now, effects)
+        self._epoch = epoch
+        self._own = frozenset(own)
+        self._shards = {peer: frozenset(held) for peer, held in by_peer.items() if peer != self.own_id}
+        self._seen = {peer: seen for peer, seen in self._seen.items() if peer in self._shards}
+        return effects
+
+    def peers_alive(self, peers: Iterable[PeerId], now: float) -> list[Effect]:
+        """Who may be chosen. Nobody waits for a peer that is gone."""
+        self._alive = frozenset(peers)
+        effects: list[Effect] = []
+        for handle, exchange in list(self._exchanges.items()):
+            if exchange.partner not in self._alive:
+                self._end(handle, "gone", now, effects)
+        return effects
+
+    # --- an exchange ----------------------------------------------------------------------------------------------
+
+    def round_finished(self, now: float) -> list[Effect]:
+        """Start an exchange, unless one that we started is under way or nobody shares a shard with us."""
+        partners = self.partners()
+        if not partners or any(exchange.started_here for exchange in self._exchanges.values()):
+            return []
+        partner = self._rng.choice(partners)
+        shared = sorted(self._own & self._shards[partner])
+        if len(shared) > MAX_SHARDS:
+            shared = sorted(self._rng.sample(shared, MAX_SHARDS))
+        handle = self._new_handle()
+        self._exchanges[handle] = _Exchange(partner, handle, tuple(shared), True, False, "payload", now, NEVER)
+        self._enter(handle, "payload", now)
+        return [MakePayload(handle, tuple(shared), partner)]
+
+    def payload_ready(
+        self, exchange: int, blob: BlobId, num_bytes: int, masses: Iterable[ShardMass], now: float
+    ) -> list[Effect]:
+        """The trainer has halved its mass and published the payload. Too late: nothing (that half is lost)."""
+        state = self._exchanges.get(exchange)
+        masses = tuple(masses)
+        if state is None or state.stage != "payload":
+            return []
+        if not {mass.shard for mass in masses} <= set(state.shards) or not masses:
+            raise LocalError("the payload is not of the shards that were asked for")
+        if not all(0 <= mass.mass <= self.config.max_mass for mass in masses):
+            raise LocalError("a mass of ours is out of range")
+        push = GossipPush(state.number, self._epoch, masses, blob, num_bytes, state.started_here)
+        effects: list[Effect] = [Send(state.partner, push)]
+        if state.started_here:
+            self._enter(exchange, "reply", now)
+        else:
+            self._end(exchange, "done", now, effects)
+        return effects
+
+    def received(self, sender: PeerId, push: GossipPush, now: float) -> list[Effect]:
+        """Raises ``RemoteError`` for what no honest peer sends; what merely comes at a bad time is noted."""
+        self._check(push)
+        if push.epoch != self._epoch:
+            word = "gossip-old-epoch" if push.epoch < self._epoch else "gossip-new-epoch"
+            return [Note(word, (("peer", sender), ("epoch", push.epoch), ("own", self._epoch)))]
+        shards = tuple(mass.shard for mass in push.masses)
+        if not self._own.issuperset(shards) or not self._shards.get(sender, frozenset()).issuperset(shards):
+            raise RemoteError("gossip-shard", "a shard that its sender or receiver does not hold")
+        seen = self._seen.setdefault(sender, deque(maxlen=16))
+        if (push.exchange, push.want_reply) in seen:
+            return []
+        seen.append((push.exchange, push.want_reply))
+        handle = push.exchange
+        state = self._exchanges.get(handle)
+        answers = state is not None and state.started_here and state.partner == sender and state.stage == "reply"
+        if push.want_reply or not answers:
+            if sum(not other.started_here for other in self._exchanges.values()) >= self.config.max_incoming:
+                return [Note("gossip-busy", (("peer", sender),))]
+            handle = self._new_handle()
+            self._exchanges[handle] = _Exchange(
+                sender, push.exchange, shards, False, push.want_reply, "merge", now, NEVER
+            )
+        self._enter(handle, "merge", now)
+        return [FetchAndMerge(sender, push.blob, push.num_bytes, push.masses, handle, push.want_reply)]
+
+    def merged(self, exchange: int, now: float) -> list[Effect]:
+        """The trainer has merged what ``FetchAndMerge`` asked for."""
+        state = self._exchanges.get(exchange)
+        effects: list[Effect] = []
+        if state is None or state.stage != "merge":
+            return effects
+        if state.reply_wanted:
+            self._enter(exchange, "payload", now)
+            effects.append(MakePayload(exchange, state.shards, state.partner))
+        else:
+            self._end(exchange, "done", now, effects)
+        return effects
+
+    def failed(self, exchange: int, now: float) -> list[Effect]:
+        """The blob could not be fetched, or the trainer refused or could not make a payload."""
+        effects: list[Effect] = []
+        if exchange in self._exchanges:
+            self._end(exchange, "failed", now, effects)
+        return effects
+
+    def tick(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for handle, exchange in list(self._exchanges.items()):
+            if exchange.deadline <= now:
+                self._end(handle, "timeout", now, effects)
+        return effects
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _check(self, push: GossipPush) -> None:
+        if not 1 <= len(push.masses) <= MAX_SHARDS:
+            raise RemoteError("gossip-shard", f"{len(push.masses)} shards in a push")
+        if len({mass.shard for mass in push.masses}) != len(push.masses):
+            raise RemoteError("gossip-shard", "a shard twice")
+        for mass in push.masses:
+            if not (math.isfinite(mass.mass) and 0 <= mass.mass <= self.config.max_mass):
+                raise RemoteError("gossip-mass", f"{mass.mass:g} on {mass.shard}")
+        if not 1 <= push.num_bytes <= self.config.max_bytes:
+            raise RemoteError("gossip-size", f"{push.num_bytes} bytes")
+
+    def _new_handle(self) -> int:
+        self._last += 1
+        return self._last
+
+    def _enter(self, handle: int, stage: Stage, now: float) -> None:
+        """Move on; what the stage before took is learnt from."""
+        exchange = self._exchanges[handle]
+        if exchange.deadline != NEVER:
+            self._patience[exchange.stage].add(now - exchange.since)
+        exchange.stage, exchange.since = stage, now
+        exchange.deadline = now + self._patience[stage].timeout_s()
+
+    def _end(self, handle: int, outcome: Outcome, now: float, effects: list[Effect]) -> None:
+        exchange = self._exchanges.pop(handle)
+        waited = now - exchange.since
+        if outcome == "done":
+            self._patience[exchange.stage].add(waited)
+        elif outcome == "timeout":
+            self._patience[exchange.stage].timed_out()
+        effects.append(ExchangeEnded(handle, exchange.partner, outcome, exchange.stage, waited))
+        if outcome != "done":
+            fields = (("peer", exchange.partner), ("waited_for", exchange.stage), ("waited_s", round(waited, 3)))
+            effects.append(Note(f"gossip-{outcome}", fields))

@@ -1,0 +1,196 @@
+"""What membership says and how patient it is: its events, its tunables, the formulas they enter, and its small parts.
+
+Invariant: nothing here knows of members or messages, or acts by itself; ``membership`` does.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass, field
+
+from p2ptrain.ids import PeerId
+from p2ptrain.protocol.machine import NEVER, Note, Send
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipConfig:
+    """Defaults are the LAN preset: in a group of 3 to 5, a killed peer is known by all within 3 s.
+
+    The longest wait is about (time to the first probe, ``period_s * (n-1) / (n-1)`` on average) + (probe given up,
+    ``3 * ack``) + (confirmed by probes of others, ``3 * ack``, inside the suspicion) + ``suspicion_min_s``.
+    """
+
+    period_s: float = 0.2
+    """One probe each. Each member is probed every ``period_s`` on average, by all others together."""
+    ack_floor_s: float = 0.1
+    ack_ceiling_s: float = 0.4
+    """ack = clamp(mean + 4 * deviation of round trips, floor, ceiling) * (1 + health): Jacobson 1988."""
+    health_max: int = 3
+    """Health counts our own late timers and accusations of us, up to this; a probe that goes well takes one off."""
+    stall_slack_s: float = 0.05
+    """A timer later than this means that we stalled."""
+    helpers: int = 3
+    """Asked to ping for us. With loss p one path of four messages works with (1-p)^4; a probe fails by loss alone with
+    (1-(1-p)^2)^2 * (1-(1-p)^4)^helpers, 3 % at p = 0.2."""
+    suspicion_min_s: float = 1.4
+    """Longest stall to forgive + time for a refutation through some loss; times max(1, log10 n)."""
+    suspicion_stretch: float = 1.3
+    """Suspicion starts with stretch * min and falls to min: max - (max-min) * log(c+1)/log(k+1), c accusers besides
+    the first, of k = min(confirmations, n - 2) expected."""
+    confirmations: int = 3
+    verifiers: int = 8
+    """Who hears an accusation checks it with probability verifiers / n: all do in a small group, few in a large."""
+    accuse_period_s: float = 0.15
+    """An accuser tells the suspect this often, so one that comes back has min / this chances to be heard."""
+    gossip_s: float = 0.1
+    fanout: int = 3
+    retransmit: int = 2
+    filler: int = 4
+    """Random members repeated in each probe and ack, news or not."""
+    reconnect_s: float = 2.0
+    """One random dead member is pinged this often, so that a healed partition is noticed."""
+    remember_s: float = 600.0
+    max_members: int = 16384
+    ack_strangers: bool = True
+    """Answer pings of who never said that it is a member (observers)."""
+    announce: bool = True
+    """False: watch only. Our own name is never spoken, so we become nobody's member."""
+
+
+LAN = MembershipConfig()
+WAN = MembershipConfig(period_s=1.0, ack_floor_s=0.5, ack_ceiling_s=3.0, suspicion_min_s=5.0, accuse_period_s=0.75)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerJoined:
+    """New, or back from the dead."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSuspected:
+    """May be dead, still counts as a member."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRefuted:
+    """Was suspected, and answered."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFailed:
+    peer: PeerId
+    suspected_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLeft:
+    peer: PeerId
+
+
+Effect = Send | Note | PeerJoined | PeerSuspected | PeerRefuted | PeerFailed | PeerLeft
+
+
+def retransmit_limit(multiplier: int, num_members: int) -> int:
+    """How often one item of news is sent: an epidemic reaches all with high probability after O(log n) rounds."""
+    return multiplier * math.ceil(math.log2(num_members + 1))
+
+
+def suspicion_timeout(minimum_s: float, maximum_s: float, confirmations: int, expected: int) -> float:
+    """Lifeguard's: ``maximum_s`` for a lone accuser, falling logarithmically to ``minimum_s`` at ``expected``."""
+    if expected < 1:
+        return minimum_s
+    share = math.log(confirmations + 1) / math.log(expected + 1)
+    return max(minimum_s, maximum_s - (maximum_s - minimum_s) * share)
+
+
+class RoundTrips:
+    """Jacobson's estimator: how long an ack may take."""
+
+    __slots__ = ("_deviation", "_mean")
+
+    def __init__(self) -> None:
+        self._mean = -1.0
+        self._deviation = 0.0
+
+    def add(self, sample_s: float) -> None:
+        if self._mean < 0:
+            self._mean, self._deviation = sample_s, sample_s / 2
+        else:
+            self._deviation += (abs(sample_s - self._mean) - self._deviation) / 4
+            self._mean += (sample_s - self._mean) / 8
+
+    def timeout(self, floor_s: float, ceiling_s: float) -> float:
+        if self._mean < 0:
+            return min(2 * floor_s, ceiling_s)
+        return min(max(self._mean + 4 * self._deviation, floor_s), ceiling_s)
+
+
+@dataclass(slots=True)
+class Probe:
+    """A ping that waits for its ack."""
+
+    target: PeerId
+    sent: float
+    deadline: float
+    helpers: frozenset[PeerId] | None = None
+    """None until the direct ping has had its time."""
+    failed: bool = False
+
+
+@dataclass(slots=True)
+class Suspicion:
+    """Of one peer, until it refutes or ``deadline`` passes."""
+
+    started: float
+    floor: float
+    """Not dead before: there was a sign of life."""
+    expected: int
+    """Confirmations at which the timeout is shortest."""
+    accusers: set[PeerId] = field(default_factory=set)
+    shift: float = 0.0
+    """Time that does not count: we were not running."""
+    next_ping: float = NEVER
+    """When to tell the suspect again; NEVER until we ourselves accuse."""
+    deadline: float = NEVER
+
+    def set_deadline(self, minimum_s: float, stretch: float) -> None:
+        confirmations = max(0, len(self.accusers) - 1)
+        timeout = suspicion_timeout(minimum_s, minimum_s * stretch, confirmations, self.expected)
+        self.deadline = max(self.started + timeout, self.floor) + self.shift
+
+
+class News:
+    """Whom there is news of, and how often it was sent; what was sent least goes first."""
+
+    __slots__ = ("_sent",)
+
+    def __init__(self) -> None:
+        self._sent: dict[PeerId, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._sent)
+
+    def add(self, peer: PeerId) -> None:
+        self._sent[peer] = 0
+
+    def discard(self, peer: PeerId) -> None:
+        self._sent.pop(peer, None)
+
+    def take(self, count: int, limit: int) -> list[PeerId]:
+        """Up to ``count`` for one message; what was sent ``limit`` times is news no more."""
+        if len(self._sent) <= count:
+            taken = list(self._sent)
+        else:
+            taken = heapq.nsmallest(count, self._sent, key=self._sent.__getitem__)
+        for peer in taken:
+            self._sent[peer] += 1
+            if self._sent[peer] >= limit:
+                del self._sent[peer]
+        return taken

@@ -1,0 +1,1 @@
+"""Where clocks, randomness, processes and all that is below meet: node, trainer process, store, journal."""

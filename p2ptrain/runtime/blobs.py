@@ -1,0 +1,334 @@
+"""Content-addressed bytes on disk and in memory: written, received in chunks, verified, read in ranges, collected.
+
+Invariant: a file ``blobs/<sha256>`` is complete, has that hash, and was synced before it got its name. What is not
+complete is called ``*.part`` (received) or ``*.tmp`` (written), never survives a restart, and is never read for
+anybody. Ephemeral blobs (payloads of gossip) live in memory only, the oldest go when the bound is reached.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Collection
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
+from p2ptrain.errors import LocalError, RemoteError, UserError
+from p2ptrain.ids import BlobId, blob_id
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PIECE_BYTES = 1 << 20
+
+
+class StorageError(UserError):
+    """The disk or the quota is full, or the disk does not work. What was there before is still there."""
+
+    def __init__(self, message: str, *, full: bool) -> None:
+        super().__init__(message)
+        self.full = full
+
+
+class Disk:
+    """The system calls that can fail half-way, in one place (so that a test can make them fail)."""
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        rest = memoryview(data)
+        while rest:
+            num_bytes = os.pwrite(fd, rest, offset)
+            rest, offset = rest[num_bytes:], offset + num_bytes
+
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def replace(self, source: Path, target: Path) -> None:
+        os.replace(source, target)
+
+    def sync_directory(self, path: Path) -> None:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            self.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def write_file(self, path: Path, data: bytes | memoryview, *, sync: bool = True) -> None:
+        """The whole file anew, whole or not at all: temporary file, sync, rename, sync of the directory.
+
+        Without ``sync`` a loss of power (not of the process) can tear it. Raises ``StorageError``.
+        """
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                self.write(fd, data, 0)
+                if sync:
+                    self.fsync(fd)
+            finally:
+                os.close(fd)
+            self.replace(temporary, path)
+            if sync:
+                self.sync_directory(path.parent)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise storage_error(path, error) from error
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """``error`` in words for a person."""
+    if error.errno in _FULL:
+        return StorageError(f"{path}: no space left on the device; free some, training goes on meanwhile", full=True)
+    reason = error.strerror or str(error)
+    return StorageError(f"{path}: can't be written ({reason}); check the disk and its permissions", full=False)
+
+
+def check_blob_id(blob: str) -> BlobId:
+    """Only 64 lower-case hexadecimal characters become a file name. Raises ``RemoteError``."""
+    if not _is_sha256(blob):
+        raise RemoteError("blob-id", f"{blob!r:.80} is no sha256")
+    return BlobId(blob)
+
+
+def _is_sha256(text: str) -> bool:
+    return len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+
+
+def hash_file(path: Path) -> BlobId:
+    """The content address of a file's bytes."""
+    with path.open("rb") as file:
+        return BlobId(hashlib.file_digest(file, "sha256").hexdigest())
+
+
+class _Incoming:
+    """A blob being received: a file, or memory when it is ephemeral."""
+
+    def __init__(self, num_bytes: int, path: Path | None) -> None:
+        self.num_bytes = num_bytes
+        self.path = path
+        self.fd = -1 if path is None else os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        self.memory = bytearray(num_bytes if path is None else 0)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Blobs:
+    """The blobs of one job, in ``directory``."""
+
+    def __init__(self, directory: Path, *, quota_bytes: int, ephemeral_bytes: int, disk: Disk) -> None:
+        self._directory = directory
+        self._quota_bytes = quota_bytes
+        self._ephemeral_bytes = ephemeral_bytes
+        self._disk = disk
+        self._ephemeral: OrderedDict[BlobId, bytes] = OrderedDict()
+        self._incoming: dict[BlobId, _Incoming] = {}
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._sizes: dict[BlobId, int] = {}
+        for path in directory.iterdir():
+            if path.suffix in (".part", ".tmp"):
+                path.unlink()
+            elif _is_sha256(path.name) and path.is_file():
+                self._sizes[BlobId(path.name)] = path.stat().st_size
+        self.reserved_bytes = 0
+        """Taken in the quota by others than the blobs here."""
+
+    # --- what is there ----------------------------------------------------------------------------------------------
+
+    def __contains__(self, blob: object) -> bool:
+        return blob in self._sizes or blob in self._ephemeral
+
+    def stored(self) -> frozenset[BlobId]:
+        """The complete blobs on disk."""
+        return frozenset(self._sizes)
+
+    def num_bytes(self, blob: BlobId) -> int | None:
+        """Size of a complete blob; ``None`` if it isn't here."""
+        if blob in self._sizes:
+            return self._sizes[blob]
+        return len(self._ephemeral[blob]) if blob in self._ephemeral else None
+
+    @property
+    def used_bytes(self) -> int:
+        """On disk, what is being received counted in full."""
+        receiving = sum(i.num_bytes for i in self._incoming.values() if i.path is not None)
+        return sum(self._sizes.values()) + receiving + self.reserved_bytes
+
+    @property
+    def ephemeral_used_bytes(self) -> int:
+        receiving = sum(i.num_bytes for i in self._incoming.values() if i.path is None)
+        return sum(map(len, self._ephemeral.values())) + receiving
+
+    def path(self, blob: BlobId) -> Path | None:
+        """Where a complete blob lies on disk; only for reading."""
+        return self._file(blob) if blob in self._sizes else None
+
+    def read(self, blob: BlobId, offset: int, length: int) -> bytes | None:
+        """A range of a complete blob, ``None`` if it isn't here. Raises ``RemoteError`` outside of the blob."""
+        size = self.num_bytes(blob)
+        if size is None:
+            return None
+        if offset < 0 or length < 1 or offset + length > size:
+            raise RemoteError("range", f"{length} bytes at {offset} of a blob of {size}")
+        if blob in self._ephemeral:
+            return self._ephemeral[blob][offset : offset + length]
+        try:
+            with self._file(blob).open("rb") as file:
+                data = os.pread(file.fileno(), length, offset)
+        except OSError:
+            return None  # taken away behind our back, or a bad disk: for the reader it isn't here
+        return data if len(data) == length else None
+
+    def map(self, blob: BlobId) -> bytes | mmap | None:
+        """All bytes of a complete blob, mapped where they lie on disk; they stay readable after a deletion."""
+        if blob in self._ephemeral:
+            return self._ephemeral[blob]
+        if not self._sizes.get(blob):
+            return b"" if blob in self._sizes else None
+        try:
+            with self._file(blob).open("rb") as file:
+                return mmap(file.fileno(), 0, access=ACCESS_READ)
+        except (OSError, ValueError):  # taken away or emptied behind our back
+            return None
+
+    # --- putting ----------------------------------------------------------------------------------------------------
+
+    def put(self, data: bytes | memoryview) -> BlobId:
+        """Save ``data``. Raises ``StorageError``."""
+        blob = blob_id(data)
+        if blob not in self._sizes:
+            self._check_quota(len(data))
+            self._disk.write_file(self._file(blob), data)
+            self._sizes[blob] = len(data)
+        return blob
+
+    def put_ephemeral(self, data: bytes) -> BlobId:
+        """Keep ``data`` in memory for a while. Raises ``StorageError`` if it alone is above the bound."""
+        blob = blob_id(data)
+        if blob not in self:
+            self._make_room(len(data))
+            self._ephemeral[blob] = data
+        return blob
+
+    def begin(self, blob: BlobId, num_bytes: int, *, ephemeral: bool = False) -> None:
+        """Get ready to receive ``blob`` (again). Raises ``RemoteError`` for a bad name, ``StorageError``."""
+        check_blob_id(blob)
+        self.abandon(blob)
+        if ephemeral:
+            self._make_room(num_bytes)
+            self._incoming[blob] = _Incoming(num_bytes, None)
+            return
+        self._check_quota(num_bytes)
+        path = self._directory / f"{blob}.part"
+        try:
+            self._incoming[blob] = _Incoming(num_bytes, path)
+        except OSError as error:
+            raise storage_error(path, error) from error
+
+    def write(self, blob: BlobId, offset: int, data: bytes | memoryview) -> None:
+        """Put received bytes where they belong. Raises ``StorageError``; then ``abandon`` it."""
+        incoming = self._receiving(blob)
+        if offset < 0 or offset + len(data) > incoming.num_bytes:
+            raise LocalError(f"{len(data)} bytes at {offset} of an incoming blob of {incoming.num_bytes}")
+        if incoming.path is None:
+            incoming.memory[offset : offset + len(data)] = data
+            return
+        try:
+            self._disk.write(incoming.fd, data, offset)
+        except OSError as error:
+            raise storage_error(incoming.path, error) from error
+
+    def finish(self, blob: BlobId) -> bool:
+        """All bytes are written: with the right hash the blob is here now; if not, write again, or ``abandon`` it."""
+        incoming = self._receiving(blob)
+        if incoming.path is None:
+            data = bytes(incoming.memory)
+            if blob_id(data) != blob:
+                return False
+            self.abandon(blob)
+            self._make_room(len(data))
+            self._ephemeral[blob] = data
+            return True
+        try:
+            if self._hash(incoming) != blob:
+                return False
+            self._disk.fsync(incoming.fd)
+            self._disk.replace(incoming.path, self._file(blob))
+            self._disk.sync_directory(self._directory)
+        except OSError as error:
+            self.abandon(blob)
+            raise storage_error(incoming.path, error) from error
+        self.abandon(blob)
+        self._sizes[blob] = incoming.num_bytes
+        return True
+
+    def incoming_bytes(self, blob: BlobId) -> int:
+        """Size of a blob being received; 0 if it isn't."""
+        return self._incoming[blob].num_bytes if blob in self._incoming else 0
+
+    def abandon(self, blob: BlobId) -> None:
+        """Receive no more of it; what was received is gone."""
+        incoming = self._incoming.pop(blob, None)
+        if incoming is not None:
+            incoming.close()
+            if incoming.path is not None:
+                incoming.path.unlink(missing_ok=True)
+
+    # --- letting go -------------------------------------------------------------------------------------------------
+
+    def collect(self, needed: Collection[BlobId]) -> int:
+        """Delete the blobs on disk that are not in ``needed``; how many bytes that freed."""
+        freed = 0
+        for blob in self._sizes.keys() - set(needed):
+            try:
+                self._file(blob).unlink(missing_ok=True)
+            except OSError:
+                continue  # still there: it stays counted, and the next collection tries again
+            freed += self._sizes.pop(blob)
+        return freed
+
+    def move_away(self, blob: BlobId, target: Path) -> None:
+        """Put a damaged blob's file somewhere else."""
+        self._disk.replace(self._file(blob), target)
+        self._sizes.pop(blob, None)
+
+    def close(self) -> None:
+        for blob in list(self._incoming):
+            self.abandon(blob)
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _file(self, blob: BlobId) -> Path:
+        return self._directory / check_blob_id(blob)
+
+    def _receiving(self, blob: BlobId) -> _Incoming:
+        incoming = self._incoming.get(blob)
+        if incoming is None:
+            raise LocalError(f"blob {blob} is not being received")
+        return incoming
+
+    def _hash(self, incoming: _Incoming) -> BlobId:
+        digest = hashlib.sha256()
+        for offset in range(0, incoming.num_bytes, _PIECE_BYTES):
+            digest.update(os.pread(incoming.fd, min(_PIECE_BYTES, incoming.num_bytes - offset), offset))
+        return BlobId(digest.hexdigest())
+
+    def _check_quota(self, num_bytes: int) -> None:
+        if self.used_bytes + num_bytes > self._quota_bytes:
+            raise StorageError(
+                f"{self._directory}: {num_bytes} bytes more would exceed the quota of {self._quota_bytes}"
+                f" ({self.used_bytes} used); raise the quota or delete old jobs",
+                full=True,
+            )
+
+    def _make_room(self, num_bytes: int) -> None:
+        receiving = self.ephemeral_used_bytes - sum(map(len, self._ephemeral.values()))
+        if receiving + num_bytes > self._ephemeral_bytes:
+            raise StorageError(
+                f"{num_bytes} bytes for a while: memory for passing blobs is bounded to {self._ephemeral_bytes}"
+                f" ({receiving} being received); choose a smaller model or a larger bound",
+                full=True,
+            )
+        while self.ephemeral_used_bytes + num_bytes > self._ephemeral_bytes:
+            self._ephemeral.popitem(last=False)

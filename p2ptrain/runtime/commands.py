@@ -1,0 +1,246 @@
+"""What a node and its trainer process say to each other over their socket pair.
+
+Invariant: one message at a time: two lengths, a msgpack head ``[class name, fields, name of the raw field]``, and the
+raw field's bytes (tensors in the safetensors format), which no encoder copies. Both ends are the same program on the
+same device, so this is not a wire format and has no version; it is msgpack all the same, because nothing here
+unpickles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from dataclasses import dataclass
+from mmap import mmap
+from typing import Any
+
+import msgpack
+
+from p2ptrain.errors import LocalError
+
+LENGTHS = struct.Struct("<QQ")
+RAW_TYPES = (bytes, memoryview, mmap)
+MAX_MESSAGE_BYTES = 1 << 34
+
+# --- node to trainer ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """First words: the job, and which samples are this peer's."""
+
+    job: str
+    data: str
+    name: str
+    shard: str = ""
+    dirichlet: float = 0.0
+    classes: tuple[str, ...] = ()
+    num_threads: int = 1
+    device: str = "cpu"
+    allow_user_code: bool = False
+    init: str = ""
+    """Path of the checkpoint that the job starts from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """Train this part of this plan from ``snapshot`` (empty: from the job's initial weights).
+
+    With ``own`` the snapshot is this trainer's own: everything in it counts, the push-sum masses too. Otherwise it is
+    another peer's copy of the part, and this trainer starts from its parameters with a mass of nothing.
+    """
+
+    plan: str
+    part: int
+    snapshot: bytes = b""
+    own: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Retain:
+    """A new plan that leaves this trainer's part as it is: go on."""
+
+    plan: str
+
+
+@dataclass(frozen=True, slots=True)
+class MakePayload:
+    exchange: int
+    shards: tuple[str, ...]
+    partner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    exchange: int
+    sender: str
+    masses: tuple[tuple[str, float], ...]
+    payload: bytes
+    reply: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaim:
+    """Nobody got this payload: its masses are the trainer's own again."""
+
+    masses: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractFeatures:
+    """Run one frozen part over the own samples; ``last`` = all parts of the session came."""
+
+    session: str
+    part: int
+    snapshot: bytes
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Contribute:
+    session: str
+    step: int
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Combine:
+    session: str
+    step: int
+    state: bytes
+    contributions: tuple[tuple[int, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TakeSnapshot:
+    """Hand over what you hold now (before leaving)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    pass
+
+
+# --- trainer to node ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The data are loaded: training samples of each class of the job."""
+
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """Training of ``part`` begins at ``round`` of ``rounds``."""
+
+    part: int
+    round: int
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    round: int
+    step: int
+    samples: int
+    loss: float
+    samples_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotTaken:
+    """At the end of a round, when training is finished, or when asked for."""
+
+    part: int
+    round: int
+    step: int
+    samples: int
+    loss: float
+    round_finished: bool
+    training_finished: bool
+    snapshot: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadMade:
+    exchange: int
+    masses: tuple[tuple[str, float], ...]
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """``error`` names why the payload was refused ("" = merged)."""
+
+    exchange: int
+    sender: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesExtracted:
+    session: str
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contributed:
+    session: str
+    step: int
+    samples: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    session: str
+    step: int
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRefused:
+    """A snapshot or state from another peer did not fit this job's model."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerFailed:
+    """The trainer can't go on. ``user_error``: the person at this device can mend it."""
+
+    detail: str
+    user_error: bool
+
+
+_CLASSES: dict[str, Any] = {
+    cls.__name__: cls
+    for cls in (
+        *(Configure, Follow, Retain, MakePayload, Merge, Reclaim),
+        *(ExtractFeatures, Contribute, Combine, TakeSnapshot, Stop),
+        *(Ready, Following, Progress, SnapshotTaken, PayloadMade, Merged, FeaturesExtracted, Contributed, Combined),
+        *(SnapshotRefused, TrainerFailed),
+    )
+}
+
+
+def encode(message: object) -> tuple[bytes, bytes | memoryview]:
+    """A message as its head (with the lengths of both before it) and its tensors, which are not copied."""
+    fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}  # type: ignore[arg-type]
+    raw = next((name for name, value in fields.items() if isinstance(value, RAW_TYPES) and len(value) > 0), "")
+    tensors = memoryview(fields.pop(raw)) if raw else b""
+    head: bytes = msgpack.packb([type(message).__name__, fields, raw])
+    return LENGTHS.pack(len(head), len(tensors)) + head, tensors
+
+
+def decode(head: bytes, tensors: bytes) -> object:
+    """The message behind the lengths. Lists come back as tuples, as they were sent."""
+    limit = len(head)
+    name, fields, raw = msgpack.unpackb(
+        head, use_list=False, max_bin_len=limit, max_str_len=limit, max_array_len=1 << 20, max_map_len=64
+    )
+    if name not in _CLASSES:
+        raise LocalError(f"node and trainer disagree: {name!r}")
+    return _CLASSES[name](**fields, **({raw: tensors} if raw else {}))

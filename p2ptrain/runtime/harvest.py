@@ -1,0 +1,205 @@
+"""Collecting one fresh copy of every part, and assembling the global model from them.
+
+Invariant: what is assembled is either complete or says what is missing. Calibrated heads are used with exactly the
+snapshots that they were fitted to; without one, copies of a part by several trainers are averaged by samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from p2ptrain.config import Job
+from p2ptrain.errors import NotCoveredError, RemoteError, UserError
+from p2ptrain.ids import PeerId
+from p2ptrain.planning.plan import Plan
+from p2ptrain.protocol.messages import HEAD_PART, Holding, Record
+from p2ptrain.runtime.head import head_holdings
+from p2ptrain.runtime.observer import ObserverNode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FETCH_TIMEOUT_S = 300.0
+ATTEMPTS = 3
+"""Snapshots are replaced while a group trains: look again for fresher ones so often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    holding: Holding
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """Everything that a harvest needs, before torch is imported."""
+
+    job: Job
+    plan: Plan
+    parts: dict[int, list[Snapshot]]
+    head: Snapshot | None
+    records: dict[PeerId, Record]
+
+
+@dataclass(frozen=True, slots=True)
+class PartReport:
+    part: int
+    classes: tuple[str, ...]
+    share: float
+    trainers: tuple[str, ...]
+    round: int
+    rounds: int
+    step: int
+    samples: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Harvest:
+    """The assembled global model and how it came about."""
+
+    job: Job
+    plan: Plan
+    state: dict[str, Tensor] = field(repr=False)
+    parts: dict[int, dict[str, Tensor]] = field(repr=False)
+    """The sub-models' own states, each the mean of its copies."""
+    report: tuple[PartReport, ...]
+    missing: tuple[int, ...]
+    calibrated: bool
+
+
+async def collect(
+    node: ObserverNode, wait_s: float, *, partial: bool, say: Callable[[str], None] = lambda text: None
+) -> Collected:
+    """Fetch the freshest copies that anyone alive has. Raises ``NotCoveredError``, ``UserError``."""
+    await node.look_around(wait_s, need_job=True)
+    observer = node.observer
+    job, plan = observer.job, observer.plan()
+    if job is None or plan is None:
+        raise UserError(
+            "the group has no plan yet, so there is nothing to harvest; `p2ptrain status` says what it waits for"
+        )
+    for attempt in range(ATTEMPTS):
+        head, parts = await _fetch_all(node, plan, say)
+        missing = [part.index for part in plan.parts if part.index not in parts]
+        has_head = any(h.part == HEAD_PART for record in observer.alive() for h in record.holdings)
+        if (not missing and (head is not None or not has_head)) or attempt == ATTEMPTS - 1:
+            break
+        await node.look_around(wait_s, need_job=True)
+        plan = observer.plan() or plan
+    if not parts or (missing and not partial):
+        raise NotCoveredError(_lament(job, plan, missing))
+    return Collected(job, plan, parts, head, dict(observer.records))
+
+
+async def _fetch_all(
+    node: ObserverNode, plan: Plan, say: Callable[[str], None]
+) -> tuple[Snapshot | None, dict[int, list[Snapshot]]]:
+    holdings = {h.blob: h for record in node.observer.alive() for h in record.holdings}.values()
+    heads = sorted((h for h in holdings if h.part == HEAD_PART), key=lambda h: (h.epoch, h.step, h.samples, h.blob))
+    for holding in reversed(heads):
+        data = await _get(node, holding, say, "the calibrated head")
+        if data is None:
+            continue
+        try:
+            wanted = head_holdings(data)
+        except RemoteError:
+            continue
+        parts = {}
+        for part in wanted:
+            if (bytes_ := await _get(node, part, say, f"part {part.part}")) is not None:
+                parts[part.part] = [Snapshot(part, bytes_)]
+        if len(parts) == len(wanted):
+            return Snapshot(holding, data), parts
+    return None, await _fetch_parts(node, plan, list(holdings), say)
+
+
+async def _fetch_parts(
+    node: ObserverNode, plan: Plan, holdings: list[Holding], say: Callable[[str], None]
+) -> dict[int, list[Snapshot]]:
+    parts: dict[int, list[Snapshot]] = {}
+    for part in plan.parts:
+        left = sorted((h for h in holdings if h.part == part.index), key=_freshness)
+        while left and part.index not in parts:  # what is said to be the freshest may not be had
+            newest = {h.trainer: h for h in left if h.round >= left[-1].round - 1}
+            for _, holding in sorted(newest.items()):  # replicas that are about as fresh are averaged
+                left.remove(holding)
+                data = await _get(node, holding, say, f"part {part.index}")
+                if data is not None:
+                    parts.setdefault(part.index, []).append(Snapshot(holding, data))
+    return parts
+
+
+async def _get(node: ObserverNode, holding: Holding, say: Callable[[str], None], what: str) -> bytes | None:
+    say(f"{what}: {holding.num_bytes / 1e6:.1f} MB, trained by {_name(node, holding.trainer)}")
+    return await node.fetch(holding, FETCH_TIMEOUT_S)
+
+
+def _name(node: ObserverNode, peer: PeerId) -> str:
+    record = node.observer.records.get(peer)
+    return record.name if record else peer
+
+
+def _freshness(holding: Holding) -> tuple[int, int, int]:
+    return holding.round, holding.step, holding.samples
+
+
+def _lament(job: Job, plan: Plan, missing: list[int]) -> str:
+    names = [f"part {i} ({', '.join(job.data.classes[c] for c in plan.parts[i].classes)})" for i in missing]
+    return (
+        f"nobody alive has a copy of {', '.join(names)}; start a peer that trained or kept it, "
+        "or go on without with --partial"
+    )
+
+
+def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
+    """Put the parts together. Raises ``UserError`` for parts that don't fit."""
+    from p2ptrain.learning.averaging import weighted_mean
+    from p2ptrain.learning.calibration import check_fit_state, plain_head
+    from p2ptrain.learning.parts import Parts
+    from p2ptrain.runtime.trainer import model_state, read_snapshot
+
+    job, plan = collected.job, collected.plan
+    parts = Parts(job, plan, allow_user_code=allow_user_code)
+    copies: dict[int, list[tuple[float, Any]]] = {}
+    for index, snapshots in sorted(collected.parts.items()):
+        for snapshot in sorted(snapshots, key=lambda s: s.holding.trainer):
+            tensors, metadata = read_snapshot(snapshot.data)
+            if metadata.get("partition") != plan.partition:
+                raise UserError(
+                    f"part {index}: the copy of {snapshot.holding.trainer} belongs to another plan; try again"
+                )
+            copies.setdefault(index, []).append((float(max(1, snapshot.holding.samples)), model_state(tensors)))
+    state = parts.assemble(copies)
+    means = {index: weighted_mean(versions) for index, versions in copies.items()}
+    if collected.head is not None:
+        fitted, _ = read_snapshot(collected.head.data)
+        columns = state[f"{parts.head}.weight"].shape[1]
+        check_fit_state(fitted, len(job.data.classes), columns)
+        state = parts.with_head(state, plain_head(fitted))
+    missing = tuple(part.index for part in plan.parts if part.index not in copies)
+    return Harvest(job, plan, state, means, _report(collected), missing, collected.head is not None)
+
+
+def _report(collected: Collected) -> tuple[PartReport, ...]:
+    job, plan = collected.job, collected.plan
+    lines = []
+    for index, snapshots in sorted(collected.parts.items()):
+        spec, freshest = plan.parts[index], max((s.holding for s in snapshots), key=_freshness)
+        names = [collected.records[s.holding.trainer].name for s in snapshots if s.holding.trainer in collected.records]
+        lines.append(
+            PartReport(
+                part=index,
+                classes=tuple(job.data.classes[c] for c in spec.classes),
+                share=spec.share,
+                trainers=tuple(names or [s.holding.trainer for s in snapshots]),
+                round=freshest.round,
+                rounds=job.training.rounds,
+                step=freshest.step,
+                samples=sum(s.holding.samples for s in snapshots),
+                num_bytes=sum(len(s.data) for s in snapshots),
+            )
+        )
+    return tuple(lines)

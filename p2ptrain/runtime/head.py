@@ -1,0 +1,30 @@
+"""The calibrated head as a blob: the fit's last state, and the snapshots that it belongs to in its metadata."""
+
+from __future__ import annotations
+
+import json
+
+from p2ptrain.errors import RemoteError
+from p2ptrain.protocol.messages import Holding
+from p2ptrain.protocol.schema import from_plain, to_plain
+from p2ptrain.runtime import tensorfile
+
+MAX_HOLDINGS = 4096
+
+
+def pack_head(state: bytes, holdings: tuple[Holding, ...]) -> bytes:
+    """Safetensors bytes of the state, with the holdings as metadata. The same on every peer."""
+    text = json.dumps([to_plain(h) for h in sorted(holdings, key=lambda h: h.part)], separators=(",", ":"))
+    return tensorfile.pack(tensorfile.read(state).arrays(), {"holdings": text})
+
+
+def head_holdings(data: bytes) -> tuple[Holding, ...]:
+    """The snapshots that a head belongs to. Raises ``RemoteError``."""
+    text = tensorfile.read_untrusted(data).metadata.get("holdings", "")
+    try:
+        plain = json.loads(text)
+    except ValueError:
+        raise RemoteError("head", "names no snapshots") from None
+    if not isinstance(plain, list) or not 1 <= len(plain) <= MAX_HOLDINGS:
+        raise RemoteError("head", "names no snapshots")
+    return tuple(from_plain(Holding, item) for item in plain)

@@ -1,0 +1,54 @@
+"""The demo's table: what each peer did, and the assembled model beside central training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def demo_table(result: Any, out: Path) -> str:
+    """Text of an experiment's ``Result``."""
+    rows = [("peer", "classes", "width", "FLOPs/sample", "of full", "samples", "sent", "own classes")]
+    for peer in result.peers:
+        rows.append(
+            (
+                peer.name,
+                " ".join(peer.classes) if len(peer.classes) <= 8 else f"{len(peer.classes)} classes",
+                f"{peer.width:.2f}",
+                _count(peer.flops_per_sample),
+                f"{100 * peer.flops_share:.1f} %",
+                str(peer.samples),
+                f"{peer.bytes_sent / 1e6:.2f} MB",
+                f"{100 * peer.own_class_accuracy:.1f} %",
+            )
+        )
+    rows.append(
+        ("full model", "", "1.00", _count(result.full_flops_per_sample), "100 %", str(result.train_samples), "", "")
+    )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "-" * max(map(len, lines)))
+    found = {"mdns": "mDNS", "address": "address (no multicast here)"}[result.found_by]
+    how = ", head re-fitted by the group" if result.calibrated else ""
+    lines.append("")
+    lines.append(f"assembled from {len(result.peers)} peers{how}:  {100 * result.assembled_accuracy:5.1f} %")
+    if result.central_accuracy is not None:
+        lines.append(
+            f"central training, {result.epochs:g} epochs:     {100 * result.central_accuracy:5.1f} %"
+            f"   (difference {100 * (result.assembled_accuracy - result.central_accuracy):+.1f} points,"
+            f" on {result.test_samples} test samples)"
+        )
+    lines.append("")
+    lines.append(
+        f"found each other by {found} after {result.formed_s:.1f} s, trained after {result.trained_s:.0f} s, "
+        f"harvested in {result.harvested_s:.1f} s"
+    )
+    lines.append(f"{out / 'global.safetensors'}: try  p2ptrain evaluate {out / 'global.safetensors'} --data ...")
+    return "\n".join(lines)
+
+
+def _count(number: int) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return str(number)

@@ -1,0 +1,118 @@
+"""What a peer's journal says, in sentences for the person at the device.
+
+Invariant: one line of the journal gives one sentence or none; what needs no attention gives none, and a kind of line
+that is not known here gives none either. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from p2ptrain.config import Job
+from p2ptrain.ids import PeerId
+from p2ptrain.planning.plan import Plan
+from p2ptrain.runtime.journal import Line, Value
+from p2ptrain.ui.words import clean, listed, scaled
+
+Fields = Mapping[str, Value]
+
+
+def tell(line: Line) -> str | None:
+    """The sentence for a line of the journal."""
+    say = _SENTENCES.get(line.kind)
+    return say(line.fields) if say else None
+
+
+def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
+    """What the plan gives this peer."""
+    part, names = plan.part_of(own), job.data.classes
+    start = f"plan of epoch {plan.epoch}, {len(plan.parts)} part{'s' if len(plan.parts) > 1 else ''}"
+    if part is None:
+        return f"{start}: none for this peer for now (more peers than parts, or no samples that fit); it stands by"
+    classes = (
+        "all classes" if len(part.classes) == len(names) else f"classes {listed([names[c] for c in part.classes])}"
+    )
+    width = "the whole model" if part.share == 1 else f"{100 * part.share:.0f} % of the width"
+    others = len(part.trainers) - 1
+    shared = f", with {others} other peer{'s' if others > 1 else ''}" if others else ""
+    return f"{start}: this peer trains part {part.index}, {classes}, {width}{shared}"
+
+
+def round_sentence(fields: Fields, rounds: int, samples_per_s: float) -> str:
+    speed = f", {samples_per_s:.0f} samples/s" if samples_per_s else ""
+    return f"round {fields.get('round')}/{rounds or '?'} done, loss {_number(fields, 'loss'):.3f}{speed}"
+
+
+def _number(fields: Fields, name: str) -> float:
+    value = fields.get(name)
+    return float(value) if isinstance(value, (int, float)) else float("nan")
+
+
+def _text(fields: Fields, name: str) -> str:
+    return clean(str(fields.get(name, "?")), 300)
+
+
+def _who(fields: Fields) -> str:
+    return _text(fields, "name") if fields.get("name") else _text(fields, "peer")
+
+
+def _versions(fields: Fields) -> str:
+    return f"it speaks wire version {_text(fields, 'theirs')}, this peer {_text(fields, 'ours')}: update the older one"
+
+
+def _training(fields: Fields) -> str:
+    done, rounds = fields.get("round"), fields.get("rounds")
+    if done == rounds:
+        return f"part {fields.get('part')} has had all its {rounds} rounds already"
+    start = f"goes on after round {done}" if done else "begins"
+    return f"training of part {fields.get('part')} {start} ({rounds} rounds)"
+
+
+def _frame_refused(fields: Fields) -> str | None:
+    if fields.get("reason") == "proof":
+        return f"{_text(fields, 'peer')} was turned away: it does not hold the join code of this group"
+    return None
+
+
+_SENTENCES: dict[str, Callable[[Fields], str | None]] = {
+    "job": lambda f: f"job {_text(f, 'name')} ({_text(f, 'job')}), mode {_text(f, 'mode')}",
+    "job-from": lambda f: f"got the job from {_text(f, 'peer')}",
+    "other-job": lambda f: (
+        f"{_text(f, 'peer')} is in this group with another job ({_text(f, 'theirs')}, ours is {_text(f, 'ours')}) and "
+        "trains by itself: start both with the same job file, or one of them without --job"
+    ),
+    "joined": lambda f: f"{_who(f)} is here",
+    "left": lambda f: f"{_who(f)} left",
+    "failed": lambda f: f"{_who(f)} is lost: no answer any more; the group goes on without it",
+    "fetching-part": lambda f: f"getting the last copy of part {_text(f, 'part')} (round {_text(f, 'round')})",
+    "training": _training,
+    "gossip": lambda f: f"averaged with {_text(f, 'peer')} ({scaled(_number(f, 'bytes'), 'B')})",
+    "gossip-ended": lambda f: f"averaging with {_text(f, 'peer')} ended early ({_text(f, 'outcome')})",
+    "calibration-started": lambda f: "everyone is trained: the group fits the last layer again, together",
+    "calibration-lead": lambda f: f"the fit of the last layer is led by {_text(f, 'lead')} now",
+    "calibration-late": lambda f: f"the fit of the last layer goes on without a late peer ({_text(f, 'missing')})",
+    "calibration-abandoned": lambda f: "the fit of the last layer was given up: nobody leads it",
+    "calibration-without": lambda f: (
+        f"nobody has a copy of parts {_text(f, 'parts')}: the last layer is fitted without"
+    ),
+    "calibrated": lambda f: f"the last layer is fitted, on {_number(f, 'samples'):,.0f} samples of the whole group",
+    "trainer-failed": lambda f: f"the training process failed: {_text(f, 'detail')}",
+    "payload-refused": lambda f: f"an unusable update of {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
+    "snapshot-refused": lambda f: f"an unusable copy was refused: {_text(f, 'detail')}",
+    "frame-refused": _frame_refused,
+    "banned": lambda f: f"{_text(f, 'peer')} is shut out for a while: too many wrong messages ({_text(f, 'last')})",
+    "other-version": lambda f: f"{_text(f, 'peer')} can't take part: {_versions(f)}",
+    "refused-us": lambda f: f"{_text(f, 'peer')} refuses this peer: {_versions(f)}",
+    "one-way": lambda f: (
+        f"{_text(f, 'peer')} reaches this peer, but not the other way round (tried {_text(f, 'addresses')}): a "
+        "firewall on that device? `p2ptrain doctor` there tells more"
+    ),
+    "identity-used-twice": lambda f: (
+        f"another process at {_text(f, 'address')} uses this peer's identity: give each peer its own --state"
+    ),
+    "storage-full": lambda f: f"this device's disk is full or its quota used up: make room ({_text(f, 'why')})",
+    "storage-broken": lambda f: f"this device's disk refuses to be written to: check it ({_text(f, 'why')})",
+    "storage-works": lambda f: "the disk can be written to again",
+    "storage-damaged": lambda f: "something in the state directory was damaged and moved aside",
+    "handover-incomplete": lambda f: "nobody confirmed the last copy in time; it stays on this device's disk",
+}

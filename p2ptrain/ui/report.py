@@ -1,0 +1,89 @@
+"""The report of a harvest: which part of the model came from whom, how fresh it is, and what is missing.
+
+Invariant: reads the report lines of a harvest and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from p2ptrain.config import Job
+from p2ptrain.planning.plan import Plan
+from p2ptrain.runtime.harvest import PartReport
+from p2ptrain.ui.words import clean, listed, scaled, table
+
+
+class Harvested(Protocol):
+    @property
+    def job(self) -> Job: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def report(self) -> Sequence[PartReport]: ...
+    @property
+    def missing(self) -> Sequence[int]: ...
+    @property
+    def calibrated(self) -> bool: ...
+
+
+def render(harvest: Harvested) -> str:
+    """A line a part, then what was done with the head, then what is missing."""
+    rows = [("part", "classes", "width", "round", "step", "samples seen", "size", "trained by")]
+    for part in harvest.report:
+        rows.append(
+            (
+                str(part.part),
+                listed(part.classes),
+                f"{100 * part.share:.0f} %",
+                f"{part.round}/{part.rounds}",
+                str(part.step),
+                f"{part.samples:,}",
+                scaled(part.num_bytes, "B"),
+                listed(part.trainers),
+            )
+        )
+    lines = table(rows, right=(0, 2, 3, 4, 5, 6))
+    if harvest.calibrated:
+        lines.append("the last layer was fitted again by the whole group, to these very copies")
+    elif harvest.plan.calibrate:
+        lines.append(
+            "the last layer is not fitted yet (the group does that when all have finished): harvest again then"
+        )
+    for index in harvest.missing:
+        lines.append(f"MISSING: part {index} ({_names(harvest, index)}): its classes can't be recognised")
+    return "\n".join(lines)
+
+
+def _names(harvest: Harvested, index: int) -> str:
+    return ", ".join(clean(harvest.job.data.classes[c], 24) for c in harvest.plan.parts[index].classes)
+
+
+def to_plain(harvest: Harvested) -> dict[str, Any]:
+    """What ``harvest --json`` prints, but for the path and the accuracy."""
+    job = harvest.job
+    return {
+        "job": job.id,
+        "plan": harvest.plan.hash,
+        "epoch": harvest.plan.epoch,
+        "calibrated": harvest.calibrated,
+        "complete": not harvest.missing,
+        "missing": [
+            {"part": i, "classes": [job.data.classes[c] for c in harvest.plan.parts[i].classes]}
+            for i in harvest.missing
+        ],
+        "parts": [
+            {
+                "part": part.part,
+                "classes": list(part.classes),
+                "share": part.share,
+                "trainers": list(part.trainers),
+                "round": part.round,
+                "rounds": part.rounds,
+                "step": part.step,
+                "samples": part.samples,
+                "num_bytes": part.num_bytes,
+            }
+            for part in harvest.report
+        ],
+    }

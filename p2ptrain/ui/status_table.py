@@ -1,0 +1,193 @@
+"""A status snapshot as a table for people and as JSON for programs: who is here, what each does and waits for.
+
+Invariant: reads a snapshot and nothing else; every number in the table is in the JSON too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from p2ptrain.config import Job
+from p2ptrain.ids import PeerId
+from p2ptrain.planning.plan import Part, Plan
+from p2ptrain.protocol.messages import HEAD_PART, NO_PART, MemberState, Record
+from p2ptrain.ui.words import clean, listed, scaled, table
+
+TITLES = ("peer", "device", "does", "round", "step", "loss", "samples/s", "sent", "part")
+RIGHT = (3, 4, 5, 6, 7)
+GONE = ("dead", "left")
+
+
+class Snapshot(Protocol):
+    """What an observer found."""
+
+    @property
+    def job(self) -> Job | None: ...
+    @property
+    def plan(self) -> Plan | None: ...
+    @property
+    def records(self) -> Sequence[Record]: ...
+    @property
+    def states(self) -> Mapping[PeerId, MemberState]: ...
+    @property
+    def refused(self) -> Mapping[PeerId, Mapping[str, int]]: ...
+
+
+def is_here(snapshot: Snapshot, record: Record) -> bool:
+    return snapshot.states.get(record.peer, "alive") not in GONE
+
+
+def headline(snapshot: Snapshot) -> str:
+    """Job, mode and plan in a line or two."""
+    job, plan = snapshot.job, snapshot.plan
+    here = sum(is_here(snapshot, record) for record in snapshot.records)
+    if job is None:
+        return f"{here} peers; none of them has told its job yet"
+    lines = [
+        f"job {clean(job.name, 40)} ({job.id}): {clean(job.model.name, 60)}, mode {job.mode}, "
+        f"{len(job.data.classes)} classes, {job.training.rounds} rounds; peers here: {here}"
+    ]
+    if plan is None:
+        lines.append("no plan yet")
+    else:
+        lines.append(f"plan {plan.hash[:8]}, epoch {plan.epoch}, parts: {len(plan.parts)}")
+        for part in unstaffed(snapshot):
+            lines.append(f"  nobody trains part {part.index} ({_classes(job, part)})")
+    return "\n".join(lines)
+
+
+def unstaffed(snapshot: Snapshot) -> list[Part]:
+    """Parts whose trainers are all gone, or that never had one."""
+    here = {record.peer for record in snapshot.records if is_here(snapshot, record)}
+    return [part for part in snapshot.plan.parts if here.isdisjoint(part.trainers)] if snapshot.plan else []
+
+
+def row(snapshot: Snapshot, record: Record) -> tuple[str, ...]:
+    """The cells of one peer, in the order of ``TITLES``."""
+    job = snapshot.job
+    rounds = f"/{job.training.rounds}" if job else ""
+    speed, memory = scaled(record.flops_per_s, "FLOP/s"), scaled(record.memory_bytes, "B")
+    return (
+        f"{clean(record.name, 24)} {record.peer[:6]}",
+        f"{speed}, {memory}",
+        does(snapshot, record),
+        f"{record.round}{rounds}",
+        str(record.step),
+        f"{record.loss:.3f}" if record.step and math.isfinite(record.loss) else "-",
+        f"{record.samples_per_s:.0f}" if record.samples_per_s else "-",
+        scaled(record.bytes_sent, "B"),
+        part_text(snapshot, record),
+    )
+
+
+def does(snapshot: Snapshot, record: Record) -> str:
+    """The phase of a peer that is here; else that it is gone."""
+    state = snapshot.states.get(record.peer, "alive")
+    return {"dead": "lost", "left": "left", "suspect": f"{record.phase}?"}.get(state, record.phase)
+
+
+def part_text(snapshot: Snapshot, record: Record) -> str:
+    """``#1 cat, dog, 33 % of the width``."""
+    job, plan = snapshot.job, snapshot.plan
+    if record.part == NO_PART:
+        return "-"
+    if plan is None or job is None or record.part >= len(plan.parts):
+        return f"#{record.part}"
+    part = plan.parts[record.part]
+    width = "whole model" if part.share == 1 else f"{100 * part.share:.0f} % of the width"
+    return f"#{part.index} {_classes(job, part)}, {width}"
+
+
+def _classes(job: Job, part: Part) -> str:
+    names = [job.data.classes[c] for c in part.classes if c < len(job.data.classes)]
+    return "all classes" if len(names) == len(job.data.classes) else listed(names)
+
+
+def notes(snapshot: Snapshot, record: Record) -> list[str]:
+    """What is to be said of a peer below its row: what it waits for, and what it had to refuse."""
+    said = []
+    if record.waiting_for and is_here(snapshot, record):
+        said.append(f"waits for {clean(record.waiting_for, 200)}")
+    if refused := snapshot.refused.get(record.peer):
+        counts = ", ".join(f"{clean(reason, 40)} {n}" for reason, n in sorted(refused.items())[:6])
+        said.append(f"refused messages: {counts}")
+    return said
+
+
+def render(snapshot: Snapshot) -> str:
+    """The table for a terminal of any width."""
+    records = list(snapshot.records)
+    lines = [*headline(snapshot).splitlines(), ""]
+    rows = table([TITLES, *(row(snapshot, record) for record in records)], right=RIGHT)
+    lines.append(rows[0])
+    for record, text in zip(records, rows[1:], strict=True):
+        lines.append(text)
+        lines += [f"    {note}" for note in notes(snapshot, record)]
+    return "\n".join(lines)
+
+
+def to_plain(snapshot: Snapshot) -> dict[str, Any]:
+    """What ``status --json`` prints."""
+    job, plan = snapshot.job, snapshot.plan
+    return {
+        "job": None
+        if job is None
+        else {
+            "id": job.id,
+            "name": job.name,
+            "model": job.model.name,
+            "mode": job.mode,
+            "rounds": job.training.rounds,
+            "classes": list(job.data.classes),
+        },
+        "plan": None
+        if plan is None
+        else {
+            "hash": plan.hash,
+            "epoch": plan.epoch,
+            "parts": [_part(job, part) for part in plan.parts],
+            "unstaffed": [part.index for part in unstaffed(snapshot)],
+        },
+        "peers": [_peer(snapshot, record) for record in snapshot.records],
+    }
+
+
+def _part(job: Job | None, part: Part) -> dict[str, Any]:
+    names = job.data.classes if job else ()
+    return {
+        "part": part.index,
+        "classes": [names[c] if c < len(names) else str(c) for c in part.classes],
+        "share": part.share,
+        "trainers": list(part.trainers),
+    }
+
+
+def _peer(snapshot: Snapshot, record: Record) -> dict[str, Any]:
+    return {
+        "peer": record.peer,
+        "name": record.name,
+        "state": snapshot.states.get(record.peer, "alive"),
+        "phase": record.phase,
+        "job": record.job,
+        "part": None if record.part == NO_PART else record.part,
+        "round": record.round,
+        "step": record.step,
+        "samples": record.samples,
+        "loss": record.loss if math.isfinite(record.loss) else None,
+        "samples_per_s": record.samples_per_s,
+        "bytes_sent": record.bytes_sent,
+        "flops_per_s": record.flops_per_s,
+        "memory_bytes": record.memory_bytes,
+        "counts": list(record.counts),
+        "wishes": list(record.wishes),
+        "epoch": record.epoch,
+        "waiting_for": record.waiting_for,
+        "addresses": list(record.addresses),
+        "holdings": [
+            {"part": "head" if h.part == HEAD_PART else h.part, "trainer": h.trainer, "round": h.round, "step": h.step}
+            for h in record.holdings
+        ],
+        "refused": dict(snapshot.refused.get(record.peer, {})),
+    }

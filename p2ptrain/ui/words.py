@@ -1,0 +1,60 @@
+"""Numbers and other people's text, as a terminal may show them.
+
+Invariant: no control character of anybody's text reaches the terminal, and every number comes with its unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+_SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def clean(text: str, width: int = 200) -> str:
+    """Printable, and cut to ``width`` characters."""
+    shown = "".join(c if c.isprintable() else "?" for c in text)
+    return shown if len(shown) <= width else shown[: width - 1] + "…"
+
+
+def scaled(value: float, unit: str) -> str:
+    """``53 GFLOP/s``, ``1.2 MB``; ``-`` for what is not known."""
+    if not math.isfinite(value) or value <= 0:
+        return "-"
+    for scale, prefix in _SCALES:
+        if value >= scale:
+            number = value / scale
+            return f"{number:.{0 if number >= 100 else 1}f} {prefix}{unit}"
+    return f"{value:.0f} {unit}"
+
+
+def percent(share: float | None) -> str:
+    """``93.1 %``."""
+    return f"{100 * share:.1f} %" if share is not None and math.isfinite(share) else "-"
+
+
+def duration(seconds: float) -> str:
+    """``90 s``, ``10 min``, ``2 h``."""
+    if seconds == math.inf:
+        return "until you stop it"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+
+
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """``cat, dog, ... (12)``: class names for one line."""
+    shown = ", ".join(clean(name, 24) for name in names[:limit])
+    return f"{shown}, ... ({len(names)})" if len(names) > limit else shown
+
+
+def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
+    """Lines of aligned columns; those in ``right`` are aligned to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines

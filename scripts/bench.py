@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Benchmarks of p2ptrain on this machine, each beside a baseline measured in the same session.
+
+    scripts/bench.py list
+    scripts/bench.py NAME... [--out results/] [--repeat 3] [--tiny]
+
+Prints a table and writes ``NAME.json``: the machine, versions, every repetition's raw figures, medians and spread.
+Everything runs on the loopback interface of this machine; close other programs for steady figures. ``--tiny`` only
+shows that a benchmark works: its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from benchmarks.common import Settings, measure
+
+BENCHMARKS = {
+    "wire": "MB/s and CPU seconds per GB of codec, transport and blob transfer, beside plain TCP",
+    "memory": "memory of a peer's two processes, idle and training, beside plain torch",
+    "startup": "seconds from process start to group, plan and first training step",
+    "gossip_round": "seconds of one gossip exchange by model and compression, beside a plain exchange of equal bytes",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", metavar="NAME", choices=["list", "all", *BENCHMARKS])
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for NAME.json")
+    parser.add_argument("--repeat", type=int, default=3, help="repetitions of baseline and measured thing, in turn")
+    parser.add_argument("--tiny", action="store_true", help="a setting that only shows that the benchmark works")
+    options = parser.parse_args(arguments)
+    if "list" in options.names:
+        for name, what in BENCHMARKS.items():
+            print(f"{name:<14}{what}")
+        return 0
+    if options.repeat < 1:
+        parser.error(f"--repeat {options.repeat}: at least 1")
+    status = 0
+    for name in BENCHMARKS if "all" in options.names else options.names:
+        module = importlib.import_module(f"benchmarks.{name}")
+        result = measure(name, module, Settings(options.repeat, options.tiny), options.out)
+        status = 1 if result["incomplete"] else status
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""What all benchmarks share: settings, figures, the machine's description, the table, the JSON file.
+
+Invariant: a result file holds every raw figure that its medians come from, and enough about the machine, the versions
+and the command line to run it again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+
+SCRIPTS = Path(__file__).resolve().parents[1]
+REPOSITORY = SCRIPTS.parent
+RESULT_VERSION = 1
+PACKAGES = ("p2ptrain", "torch", "pyzmq", "msgpack", "numpy", "safetensors", "zeroconf", "psutil")
+SEED = 2026
+"""Of everything random that a benchmark makes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """``repeat``: how often baseline and measured thing are run in turn. ``tiny``: only show that it works."""
+
+    repeat: int = 3
+    tiny: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One repetition of one case: figures with their unit in the name. ``is_baseline`` cases are compared with."""
+
+    case: str
+    repetition: int
+    figures: dict[str, float]
+    is_baseline: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A figure as a column of the table."""
+
+    figure: str
+    title: str
+    digits: int = 1
+
+
+class Benchmark(Protocol):
+    BASELINE: str
+    """What is compared with, in words."""
+    COLUMNS: tuple[Column, ...]
+
+    def run(self, settings: Settings) -> Iterator[Sample]: ...
+
+
+def measure(name: str, benchmark: Any, settings: Settings, folder: Path) -> dict[str, Any]:
+    """Run a benchmark, print its table, write its file; what the file holds is returned."""
+    started, load_before = time.time(), os.getloadavg()[0]
+    samples: list[Sample] = []
+    incomplete = ""
+    try:
+        for sample in benchmark.run(settings):
+            samples.append(sample)
+            figures = "  ".join(f"{key}={value:.4g}" for key, value in sample.figures.items())
+            print(f"  {name} {sample.repetition}: {sample.case}: {figures}", file=sys.stderr, flush=True)
+    except (TimeoutError, subprocess.TimeoutExpired) as error:  # what was measured until then is worth keeping
+        incomplete = f"{type(error).__name__}: {error}"
+    result = {
+        "version": RESULT_VERSION,
+        "benchmark": name,
+        "baseline": benchmark.BASELINE,
+        "tiny": settings.tiny,
+        "repeat": settings.repeat,
+        "seed": SEED,
+        "incomplete": incomplete,
+        "command_line": sys.argv,
+        "started_at": started,
+        "took_s": time.time() - started,
+        "load_average_before": load_before,
+        "load_average_after": os.getloadavg()[0],
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+        "cases": summarise(samples),
+        "samples": [
+            {"case": s.case, "repetition": s.repetition, "is_baseline": s.is_baseline, "figures": s.figures}
+            for s in samples
+        ],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    print_table(name, result, benchmark.COLUMNS)
+    if incomplete:
+        print(f"INCOMPLETE: {incomplete}; is the machine busy with other things?")
+    print(f"{path} ({result['took_s']:.0f} s)\n")
+    return result
+
+
+def summarise(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """By case, in the order of first appearance: median, lowest and highest of each figure."""
+    cases: dict[str, list[Sample]] = {}
+    for sample in samples:
+        cases.setdefault(sample.case, []).append(sample)
+    summary = []
+    for case, own in cases.items():
+        names = dict.fromkeys(name for sample in own for name in sample.figures)
+        figures = {}
+        for name in names:
+            values = [sample.figures[name] for sample in own if name in sample.figures]
+            figures[name] = {"median": statistics.median(values), "low": min(values), "high": max(values)}
+        summary.append(
+            {"case": case, "is_baseline": own[0].is_baseline, "num_repetitions": len(own), "figures": figures}
+        )
+    return summary
+
+
+def print_table(name: str, result: dict[str, Any], columns: Sequence[Column]) -> None:
+    """Medians, with the spread (lowest to highest) behind each."""
+    machine = result["machine"]
+    print(f"\n{name}: {machine['cpu']}, {machine['cores']} cores, load {result['load_average_before']:.1f} before")
+    print(f"baseline (*): {result['baseline']}")
+    rows = [["case", *(column.title for column in columns)]]
+    for case in result["cases"]:
+        row = [("* " if case["is_baseline"] else "  ") + case["case"]]
+        for column in columns:
+            figure = case["figures"].get(column.figure)
+            if figure is None:
+                row.append("-")
+            else:
+                middle, low, high = (f"{figure[key]:.{column.digits}f}" for key in ("median", "low", "high"))
+                row.append(middle if low == high else f"{middle} ({low}..{high})")
+        rows.append(row)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))))
+
+
+def describe_machine() -> dict[str, Any]:
+    return {
+        "cpu": _cpu_model(),
+        "cores": psutil.cpu_count(logical=True),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "os": platform.platform(),
+        "architecture": platform.machine(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def describe_versions() -> dict[str, str]:
+    import zmq
+
+    found = {"python": platform.python_version(), "libzmq": zmq.zmq_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def cpu_s(process: psutil.Process | None = None) -> float:
+    """CPU seconds of a process (this one), all its threads."""
+    times = (process or psutil.Process()).cpu_times()
+    return float(times.user + times.system)
+
+
+def memory_mb(process: psutil.Process) -> dict[str, float]:
+    """Resident, proportional and unique memory now; where the system tells no PSS, without it."""
+    full = process.memory_full_info()
+    figures = {"rss_mb": full.rss / 1e6, "uss_mb": full.uss / 1e6}
+    if hasattr(full, "pss"):
+        figures["pss_mb"] = full.pss / 1e6
+    return figures
+
+
+def child_environment() -> dict[str, str]:
+    """For processes that import ``benchmarks`` and this repository's ``p2ptrain``; one thread, as a peer's default."""
+    paths = [str(SCRIPTS), str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def wait_until(ready: Callable[[], bool], timeout_s: float, what: str, poll_s: float = 0.02) -> None:
+    """Poll; raises ``TimeoutError`` naming ``what``."""
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {timeout_s:g} s")
+        time.sleep(poll_s)
+
+
+@contextmanager
+def stopwatch() -> Iterator[dict[str, float]]:
+    """Fills in ``s`` (wall) and ``cpu_s`` (this process) at the end."""
+    figures: dict[str, float] = {}
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield figures
+    figures["s"], figures["cpu_s"] = time.perf_counter() - wall, time.process_time() - cpu

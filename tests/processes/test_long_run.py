@@ -1,0 +1,230 @@
+"""One group of four that trains all the while: peers are killed, stalled, joined, left; the others go on.
+
+Each test finds the group whole and leaves it so.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from group import PeerGroup, PeerProcess, make_job, peer_group, port_is_free, slowness
+
+from p2ptrain import api
+from p2ptrain.errors import UserError
+from p2ptrain.net.keys import new_group
+
+pytestmark = pytest.mark.slow
+DETECTED_S = 3.0
+"""As long as the nodes get their share of the processor (the trainers yield to them)."""
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PeerGroup]:
+    with peer_group(tmp_path_factory.mktemp("four")) as peers:
+        peers.start(4, make_job(peers=4, rounds=100_000))
+        peers.until_round(2)
+        peers.until_all("custody-acked")
+        yield peers
+
+
+@pytest.fixture
+def whole(four: PeerGroup) -> PeerGroup:
+    """The four, all of them training by one plan."""
+    until_one_plan(four, four.peers[:4])
+    return four
+
+
+def until_one_plan(peers: PeerGroup, members: list[PeerProcess]) -> None:
+    ids = {peer.id for peer in members}
+
+    def one_plan() -> bool:
+        status = peers.status()
+        alive = {record.peer: record for record in status.records if status.states.get(record.peer) == "alive"}
+        if alive.keys() != ids or status.plan is None or status.plan.trainers().keys() != ids:
+            return False
+        return all(r.plan == status.plan.hash and r.phase == "training" for r in alive.values())
+
+    peers.until(one_plan, 120, "everyone trains by one plan")
+
+
+def lowest_of(peers: PeerGroup) -> PeerProcess:
+    return min(peers.peers[:4], key=lambda peer: peer.id)
+
+
+def custodian_of(peers: PeerGroup, owner: PeerProcess) -> PeerProcess:
+    last = owner.lines("custody-acked")[-1].fields["peer"]
+    return next(peer for peer in peers.peers if peer.id == last)
+
+
+def choose(peers: PeerGroup, role: str) -> PeerProcess:
+    lowest = lowest_of(peers)
+    custodian = custodian_of(peers, lowest)
+    others = [peer for peer in peers.peers[:4] if peer not in (lowest, custodian)]
+    return {"proposer": lowest, "custodian": custodian, "another": others[0]}[role]
+
+
+def rounds_of(peer: PeerProcess) -> int:
+    return int(peer.lines("round")[-1].fields["round"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("role", ["proposer", "custodian", "another"])
+def test_a_killed_peer_is_missed_in_time_and_resumes(
+    whole: PeerGroup, role: str, record_property: pytest.RecordProperty
+) -> None:
+    victim = choose(whole, role)
+    others = [peer for peer in whole.peers[:4] if peer is not victim]
+    own_id, part = victim.id, victim.lines("training")[-1].fields["part"]
+    trainer, slow = victim.trainer(), slowness()
+    killed_at = victim.kill()
+    whole.until(lambda: not lives(trainer), 2, "the trainer ends with its node")
+    assert port_is_free(victim.port) and port_is_free(victim.port + 1)
+    whole.until_all("failed", 10, others, peer=own_id)
+    took = [peer.lines("failed", killed_at, peer=own_id)[0].time - killed_at for peer in others]
+    record_property("detection_s", [round(s, 2) for s in took])
+    slow = max(slow, slowness())
+    print(
+        f"{role}: known dead after {', '.join(f'{s:.2f}' for s in took)} s, machine {slow:.1f} times slower than idle"
+    )
+    assert max(took) < (DETECTED_S if slow < 3 else 2 * DETECTED_S)
+    assert not any(peer.lines("failed", killed_at, peer=other.id) for peer in others for other in others)
+
+    for peer in others:
+        whole.until_round(rounds_of(peer) + 1, [peer])
+    restarted_at = time.time()
+    victim.start()
+    whole.until(lambda: victim.said("training", restarted_at), 90, f"{victim.name} trains again")
+    line = victim.lines("training", restarted_at)[0]
+    assert victim.id == own_id
+    assert line.fields["part"] == part and int(line.fields["round"] or 0) > 0
+    whole.until(lambda: all(p.said("joined", restarted_at, peer=own_id) for p in others), 10, "it is back")
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_stall_of_a_second_is_forgiven(whole: PeerGroup) -> None:
+    for victim in whole.peers[:3]:
+        since = time.time()
+        victim.send_all(signal.SIGSTOP)
+        time.sleep(1.0)
+        victim.send_all(signal.SIGCONT)
+        time.sleep(1.5)
+        failed = [(peer.name, line) for peer in whole.peers[:4] for line in peer.lines("failed", since)]
+        assert not failed, whole.tails()
+
+
+def test_a_long_stall_is_a_death_and_it_comes_back(whole: PeerGroup) -> None:
+    victim = lowest_of(whole)
+    others = [peer for peer in whole.peers[:4] if peer is not victim]
+    since = time.time()
+    victim.send_all(signal.SIGSTOP)
+    time.sleep(8.0)
+    assert all(peer.said("failed", since, peer=victim.id) for peer in others), whole.tails()
+    resumed_at = time.time()
+    victim.send_all(signal.SIGCONT)
+    whole.until(lambda: all(p.said("joined", resumed_at, peer=victim.id) for p in others), 10, "it is back")
+    until_one_plan(whole, whole.peers[:4])
+    assert not victim.said("failed", resumed_at), f"its own stall counts against nobody\n{victim.tail()}"
+    whole.until_round(rounds_of(victim) + 1, [victim])
+
+
+def test_a_killed_trainer_goes_on_from_the_last_snapshot(whole: PeerGroup) -> None:
+    peer, since = whole.peers[3], time.time()
+    before, part = peer.trainer(), peer.lines("training")[-1].fields["part"]
+    before.kill()
+    whole.until(lambda: peer.said("trainer-failed", since), 3, "the node says that its trainer died")
+    assert "memory" in str(peer.lines("trainer-failed", since)[0].fields["detail"])
+    whole.until(lambda: peer.said("training", since), 90, "another trainer")
+    line = peer.lines("training", since)[0]
+    assert line.fields["part"] == part and int(line.fields["round"] or 0) >= rounds_of_before(peer, since)
+    assert peer.trainer().pid != before.pid
+    assert [child.pid for child in psutil.Process(peer.pid).children()] == [peer.trainer().pid], "and no zombie"
+    assert not any(other.said("failed", since) for other in whole.peers[:4])
+
+
+def rounds_of_before(peer: PeerProcess, at: float) -> int:
+    return max(int(line.fields["round"] or 0) for line in peer.lines("round") if line.time < at)
+
+
+def test_a_node_imports_no_torch_and_stays_small(whole: PeerGroup) -> None:
+    for peer in whole.peers[:4]:
+        maps = Path(f"/proc/{peer.pid}/maps").read_text()
+        assert not re.search(r"libtorch|libc10", maps)
+        assert re.search(r"libtorch", Path(f"/proc/{peer.trainer().pid}/maps").read_text()), "so this test can tell"
+        rss = psutil.Process(peer.pid).memory_info().rss
+        print(f"{peer.name}: {rss / 2**20:.0f} MiB")
+        assert rss < 120 * 2**20
+
+
+def test_a_late_joiner_gets_job_and_part_and_leaves_in_good_order(whole: PeerGroup) -> None:
+    since = time.time()
+    late = whole.add("late", shard="1/4").start()
+    try:
+        whole.until(lambda: late.said("training", since), 90, "the late one trains")
+        assert late.lines("job-from")
+        assert int(late.lines("training")[0].fields["round"] or 0) > 0, "from a copy of the part"
+        whole.until(lambda: late.said("custody-acked", since), 20, "its snapshot is in custody")
+        assert not any(peer.said("failed", since) for peer in whole.peers)
+
+        asked_at = time.monotonic()
+        late.send(signal.SIGTERM)
+        assert late.wait(10) == 0, late.tail()
+        took = time.monotonic() - asked_at
+        print(f"leaving took {took:.2f} s")
+        assert took < 4
+        others = whole.peers[:4]
+        whole.until_all("left", 3, others, peer=late.id)
+        assert not any(peer.said("failed", since) for peer in others)
+        newest = late.manifest()["snapshots"][-1]
+        kept = [holding for peer in others for holding in peer.manifest()["custody"]]
+        assert newest in kept, f"handed over: {newest}\n{late.tail()}"
+    finally:
+        whole.peers.remove(late)
+        late.end()
+
+
+def test_another_group_next_door_and_a_wrong_code(whole: PeerGroup) -> None:
+    since = time.time()
+    other = new_group()
+    job = make_job(peers=1, rounds=2, epochs=1).to_json()
+    addresses = [peer.address for peer in whole.peers]
+    neighbour = whole.add("neighbour", group=other, job=job, peers=addresses).start()
+    stranger = whole.add("stranger", group=new_group(), peers=[*addresses, neighbour.address]).start()
+    try:
+        whole.until(lambda: neighbour.said("done"), 90, "the group next door trains")
+        with pytest.raises(UserError, match="no peer of this group answered"):
+            whole.ask(api.harvest(new_group(), network=whole.network(), wait_s=3))
+        assert not stranger.said("admitted") and not stranger.said("job") and not stranger.trainers()
+        assert not neighbour.said("admitted") and not neighbour.said("joined")
+        for peer in whole.peers[:4]:
+            known = {line.fields.get("peer") for line in peer.lines("admitted", since)}
+            assert not known & {neighbour.id, stranger.id}
+            assert not peer.said("failed", since)
+        stranger.send(signal.SIGINT)
+        assert stranger.wait(5) == 0
+    finally:
+        for peer in (neighbour, stranger):
+            whole.peers.remove(peer)
+            peer.end()
+
+
+def test_a_state_directory_has_one_peer(whole: PeerGroup) -> None:
+    first = whole.peers[0]
+    second = whole.add("second", state=str(first.state)).start()
+    try:
+        assert second.wait(15) == 2
+        said = second.errors.read_text()
+        assert "in use by another peer" in said and str(first.pid) in said and "Traceback" not in said
+    finally:
+        whole.peers.remove(second)
+    assert first.running

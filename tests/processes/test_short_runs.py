@@ -1,0 +1,125 @@
+"""Groups that train to the end: with a peer lost for good, data that nobody shares, a full disk, a dying trainer."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from group import PeerGroup, PeerProcess, make_job
+
+from p2ptrain import api
+from p2ptrain.learning.data import open_source
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_peer_lost_for_good_is_in_the_harvest_and_resumes_later(peers: PeerGroup) -> None:
+    four = peers.start(4, make_job(peers=4, rounds=10, epochs=6))
+    peers.until_round(1)
+    peers.until_all("custody-acked")
+    ids = {peer.id: peer for peer in four}
+    lost = ids[str(min(four, key=lambda peer: peer.id).lines("custody-acked")[-1].fields["peer"])]  # type: ignore[index]
+    others = [peer for peer in four if peer is not lost]
+    part = lost.lines("training")[-1].fields["part"]
+    lost.kill()
+    assert not lost.said("done"), "killed in the middle of training"
+    peers.until_all("failed", 10, others, peer=lost.id)
+    peers.until_all("done", 60, others)
+    found = peers.harvest()
+    assert not found.missing and len(found.report) == 4
+    assert found.report[int(part or 0)].round > 0, "the custodian's copy of the lost part"
+
+    restarted_at = time.time()
+    lost.start()
+    peers.until(lambda: lost.said("training", restarted_at), 60, "it trains again")
+    line = lost.lines("training", restarted_at)[0]
+    assert line.fields["part"] == part and int(line.fields["round"] or 0) > 0
+    peers.until(lambda: lost.said("done", restarted_at), 60, "it trains to the end")
+    found = peers.harvest()
+    assert not found.missing and all(report.round == 10 for report in found.report)
+
+    for number, peer in zip((signal.SIGTERM, signal.SIGINT), (lost, others[0]), strict=False):
+        asked_at = time.monotonic()
+        peer.send(number)
+        assert peer.wait(10) == 0, peer.tail()
+        assert time.monotonic() - asked_at < 3
+    peers.until_all("left", 3, others[1:], peer=lost.id)
+    peers.until_all("left", 3, others[1:], peer=others[0].id)
+
+
+def test_data_that_nobody_shares_are_trained_and_calibrated(peers: PeerGroup) -> None:
+    job = make_job(peers=3, rounds=8, epochs=2)
+    for rest in range(3):
+        classes = [name for name in job.data.classes if int(name) % 3 == rest]
+        peers.add(job=job.to_json() if rest == 0 else "", data="digits", classes=classes).start()
+    peers.until_all("done", 100)
+    assert all(peer.said("calibrated") for peer in peers.peers)
+    found = peers.harvest()
+    assert found.calibrated and not found.missing and found.plan.disjoint
+    path = peers.home / "model.safetensors"
+    api.save_harvest(path, found)
+    accuracy = api.evaluate(*api.load_model(path), "digits").accuracy
+    print(f"accuracy {accuracy:.4f} on {open_source('digits').num_samples('test')} samples")
+    assert accuracy >= 0.95
+
+
+@pytest.mark.parametrize("compression", ["none", "fp16", "int8", "topk"])
+def test_replicas_gossip(peers: PeerGroup, compression: str) -> None:
+    peers.start(3, make_job(mode="replicas", peers=3, rounds=5, epochs=2, compression=compression))
+    peers.until_all("done", 80)
+    gossips = [line for peer in peers.peers for line in peer.lines("gossip")]
+    print(f"{compression}: {len(gossips)} merges of {sorted({line.fields['bytes'] for line in gossips})} bytes")
+    assert gossips
+    assert not any(peer.said("payload-refused") for peer in peers.peers)
+    found = peers.harvest()
+    assert not found.missing and len(found.report) == 1 and len(found.report[0].trainers) == 3
+    path = peers.home / "model.safetensors"
+    api.save_harvest(path, found)
+    accuracy = api.evaluate(*api.load_model(path), "digits").accuracy
+    print(f"{compression}: accuracy {accuracy:.4f}")
+    assert accuracy > 0.8
+
+
+def test_a_full_disk_is_said_once_and_training_goes_on(peers: PeerGroup) -> None:
+    """There is room for the first snapshot and a copy of the other's, and for nothing that comes after."""
+    job = make_job(peers=2, rounds=6, epochs=4)
+    small = peers.add(job=job.to_json(), shard="1/2", quota_bytes=250_000).start()
+    peers.add(shard="2/2").start()
+    peers.until_all("done", 80)
+    assert len(small.lines("storage-full")) == 1, small.tail(40)
+    assert [line.fields["round"] for line in small.lines("round")] == list(range(1, 7))
+    assert all(peer.running for peer in peers.peers)
+    newest = small.manifest()["snapshots"][-1]
+    print(f"kept round {newest['round']} in {newest['num_bytes']} bytes")
+    (blob,) = small.state.glob(f"*/blobs/{newest['blob']}")
+    assert blob.stat().st_size == newest["num_bytes"]
+    found = peers.harvest()
+    assert not found.missing
+
+
+def test_a_trainer_that_dies_again_and_again_is_given_up(peers: PeerGroup) -> None:
+    """Always before it has finished another round: a part that is too large for this device, say."""
+    frail, other = peers.start(2, make_job(peers=2, rounds=100_000, epochs=12))
+    peers.until_round(1)
+    peers.until_all("custody-acked")
+    deaths = 0
+    while frail.trainers() and deaths < 4:
+        since = time.time()
+        frail.trainer().kill()
+        deaths += 1
+        peers.until(lambda: frail.said("trainer-failed", since), 5, "it says so")  # noqa: B023
+        time.sleep(1.0)
+        if frail.trainers():
+            peers.until(lambda: frail.said("training", since), 90, "another trainer goes on")  # noqa: B023
+    assert deaths == 3, frail.tail(40)
+    assert frail.running and not frail.trainers()
+    peers.until(lambda: is_failed(peers, frail), 20, "its status says so")
+    assert not other.said("failed")
+    since = time.time()
+    peers.until(lambda: other.said("custody-acked", since, peer=frail.id), 60, "it still keeps others' snapshots")
+    assert not peers.harvest().missing
+
+
+def is_failed(peers: PeerGroup, peer: PeerProcess) -> bool:
+    return any(record.peer == peer.id and record.phase == "failed" for record in peers.status().records)

@@ -1,0 +1,192 @@
+"""mDNS on loopback, and which addresses a device has."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from p2ptrain.errors import UserError
+from p2ptrain.ids import GroupTag
+from p2ptrain.net import discovery
+from p2ptrain.net.discovery import Discovery, resolve
+from p2ptrain.net.interfaces import InterfaceAddress, all_addresses, choose, kind_of, usable_addresses
+
+LOOPBACK = ["127.0.0.1"]
+
+
+def tag() -> GroupTag:
+    """Of its own for each test: others on this host may be announcing too."""
+    return GroupTag(os.urandom(8).hex())
+
+
+async def until(done: Callable[[], bool], timeout_s: float = 15) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < deadline, "timed out"
+        await asyncio.sleep(0.02)
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 40))  # type: ignore[arg-type]
+
+
+def test_peers_of_a_group_find_each_other_and_not_another_group() -> None:
+    async def test() -> None:
+        ours, theirs = tag(), tag()
+        seen: dict[str, list[str]] = {"a": [], "b": [], "c": []}
+        a = Discovery(ours, 4711, LOOPBACK, seen["a"].append)
+        b = Discovery(ours, 4721, LOOPBACK, seen["b"].append)
+        c = Discovery(theirs, 4731, LOOPBACK, seen["c"].append)
+        started = time.monotonic()
+        for each in (a, b, c):
+            each.start()
+            assert each.status == "starting"
+        assert time.monotonic() - started < 0.1, "starting is not waited for"
+        await until(lambda: bool(seen["a"] and seen["b"] and a.others and b.others and len(c.others) >= 1))
+        await until(lambda: all(each.status.startswith("running on 127.0.0.1") for each in (a, b, c)))
+        assert set(seen["a"]) == {"tcp://127.0.0.1:4721"}
+        assert set(seen["b"]) == {"tcp://127.0.0.1:4711"}
+        assert not seen["c"]
+        assert any(group.startswith(theirs) for group in a.others)
+        started = time.monotonic()
+        await asyncio.gather(a.close(), b.close(), c.close())
+        assert time.monotonic() - started < discovery.CLOSE_S + 0.5
+
+    run(test)
+
+
+CHILD = """
+import asyncio, sys
+from p2ptrain.net.discovery import Discovery
+async def main():
+    found = asyncio.Event()
+    each = Discovery(sys.argv[1], int(sys.argv[2]), ["127.0.0.1"], lambda address: (print(address), found.set()))
+    each.start()
+    await asyncio.wait_for(found.wait(), 20)
+    await asyncio.sleep(1)
+    await each.close()
+asyncio.run(main())
+"""
+
+
+def test_two_processes_of_one_host() -> None:
+    ours = tag()
+    children = [
+        subprocess.Popen([sys.executable, "-c", CHILD, ours, port], stdout=subprocess.PIPE, text=True)
+        for port in ("4741", "4751")
+    ]
+    outputs = [child.communicate(timeout=40)[0].split() for child in children]
+    assert [set(lines) for lines in outputs] == [{"tcp://127.0.0.1:4751"}, {"tcp://127.0.0.1:4741"}]
+
+
+@pytest.mark.parametrize("interfaces", [["192.0.2.1"], []])
+def test_what_does_not_work_is_a_status(interfaces: list[str]) -> None:
+    async def test() -> None:
+        each = Discovery(tag(), 4761, interfaces, lambda address: None)
+        each.start()
+        await until(lambda: each.status.startswith("failed"))
+        assert "--peer" in each.status
+        await each.close()
+        assert each.status == "closed"
+
+    run(test)
+
+
+def test_closing_at_once() -> None:
+    async def test() -> None:
+        each = Discovery(tag(), 4771, LOOPBACK, lambda address: None)
+        await each.close()
+        again = Discovery(tag(), 4771, LOOPBACK, lambda address: None)
+        again.start()
+        await asyncio.sleep(0.05)
+        started = time.monotonic()
+        await again.close()
+        assert time.monotonic() - started < discovery.CLOSE_S + 0.5
+
+    run(test)
+
+
+def announced(name: str, properties: dict[str, bytes | str], port: int = 4700) -> discovery.AsyncServiceInfo:
+    hosts = [b"\x0a\x00\x00\x07", b"\xff" * 4, b"\x00" * 4, b"\xfe\x80" + bytes(13) + b"\x01"]
+    return discovery.AsyncServiceInfo(
+        discovery.SERVICE, f"{name}.{discovery.SERVICE}", addresses=hosts, port=port, properties=properties
+    )
+
+
+def test_odd_announcements() -> None:
+    seen: list[str] = []
+    each = Discovery(GroupTag("ours"), 4781, LOOPBACK, seen.append)
+    each._announced(announced("good", {"g": "ours", "v": "1"}))
+    assert seen == ["tcp://10.0.0.7:4700", "tcp://255.255.255.255:4700"]
+    each._announced(announced("no port", {"g": "ours", "v": "1"}, port=0))
+    assert len(seen) == 2
+    each._announced(announced("later", {"g": "ours", "v": "2"}))
+    assert len(seen) == 4 and list(each.others) == ["ours (wire version 2)"]
+    for number in range(200):
+        each._announced(announced("x", {"g": b"\xff\x00\x1b[31m" + os.urandom(8), "v": str(number)}))
+    each._announced(announced("empty", {}))
+    assert len(each.others) == discovery.MAX_OTHERS and len(seen) == 4
+    assert all(group.isprintable() for group in each.others)
+
+
+def test_resolve() -> None:
+    async def test() -> None:
+        assert await resolve("127.0.0.1", 5) == ["tcp://127.0.0.1:5"]
+        assert await resolve("::1", 5) == ["tcp://[::1]:5"]
+        assert "tcp://127.0.0.1:5" in await resolve("localhost", 5)
+        assert await resolve("no.such.host.invalid", 5) == []
+
+    run(test)
+
+
+# --- interfaces -------------------------------------------------------------------------------------------------------
+
+LO = InterfaceAddress("lo", "127.0.0.1", 8, "loopback")
+ETH = InterfaceAddress("eth0", "192.168.1.7", 24, "lan")
+ETH6 = InterfaceAddress("eth0", "2001:db8::7", 64, "lan")
+DOCKER = InterfaceAddress("docker0", "172.17.0.1", 16, "bridge")
+
+
+def test_choosing() -> None:
+    there = [ETH, ETH6, DOCKER, LO]
+    assert choose(there) == [ETH, ETH6, DOCKER]
+    assert choose(there, loopback=True) == there
+    assert choose([LO]) == [LO], "loopback is better than nothing"
+    assert choose(there, ["eth0"]) == [ETH, ETH6]
+    assert choose(there, ["192.168.1.7", "lo"]) == [ETH, LO]
+    with pytest.raises(UserError, match=r"'wlan0'.*eth0 \(192.168.1.7\)"):
+        choose(there, ["wlan0"])
+    with pytest.raises(UserError, match="none"):
+        choose([], ["eth0"])
+
+
+@pytest.mark.parametrize(
+    ("interface", "address", "kind"),
+    [
+        ("eth0", "192.168.1.7", "lan"),
+        ("wlp3s0", "2001:db8::7", "lan"),
+        ("eth0", "169.254.3.4", "link-local"),
+        ("docker0", "172.17.0.1", "bridge"),
+        ("br-0a1b2c", "172.18.0.1", "bridge"),
+        ("veth12ab", "10.0.0.1", "bridge"),
+        ("tailscale0", "fd7a::1", "overlay"),
+        ("utun3", "100.101.102.103", "overlay"),
+        ("wg0", "10.8.0.2", "overlay"),
+        ("tun0", "10.9.0.2", "overlay"),
+        ("lo", "::1", "loopback"),
+    ],
+)
+def test_kinds(interface: str, address: str, kind: str) -> None:
+    assert kind_of(interface, address) == kind
+
+
+def test_this_device() -> None:
+    assert LO in all_addresses()
+    assert usable_addresses(["127.0.0.1"]) == [LO]
+    assert usable_addresses()

@@ -1,0 +1,385 @@
+"""Agreement: one peer's decisions step by step, and groups over a lossy network in virtual time."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+
+import pytest
+
+from p2ptrain.config import DataConfig, Job
+from p2ptrain.errors import RemoteError
+from p2ptrain.ids import PeerId
+from p2ptrain.planning.assignment import first_plan, next_plan
+from p2ptrain.planning.plan import Plan, snapshot
+from p2ptrain.protocol.agreement import Agreement, AgreementConfig, PlanAdopted, PlanRef
+from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.protocol.messages import Phase, PlanReply, PlanRequest, Record
+from p2ptrain.runtime.plan_rules import PlanRules
+
+JOB = Job(data=DataConfig(classes=("a", "b", "c", "d"), input_shape=(1, 8, 8), mean=(0.0,), std=(1.0,)))
+CONFIG = AgreementConfig(min_peers=2, settle_s=3.0)
+
+
+def name(index: int) -> PeerId:
+    return PeerId(f"peer{index:012d}")
+
+
+def record(index: int, follows: Plan | None = None, phase: Phase = "waiting", **changes: object) -> Record:
+    values: dict[str, object] = {
+        "peer": name(index),
+        "version": 1,
+        "key": b"k" * 40,
+        "name": f"n{index}",
+        "addresses": (),
+        "job": JOB.id,
+        "counts": (10, 10, 10, 10),
+        "wishes": (),
+        "flops_per_s": 1e9,
+        "memory_bytes": 0,
+        "epoch": follows.epoch if follows else 0,
+        "plan": follows.hash if follows else "",
+        "part": -1,
+        "phase": phase,
+        "round": 0,
+        "step": 0,
+        "samples": 0,
+        "loss": 0.0,
+        "samples_per_s": 0.0,
+        "bytes_sent": 0,
+        "waiting_for": "",
+        "holdings": (),
+    }
+    return Record(**(values | changes))  # type: ignore[arg-type]
+
+
+def agreement(index: int, **changes: object) -> Agreement[Plan]:
+    return Agreement(name(index), JOB.id, PlanRules(name(index), JOB), 0.0, CONFIG, **changes)  # type: ignore[arg-type]
+
+
+def plan_of(*indices: int) -> Plan:
+    return first_plan(JOB, [snapshot(record(i)) for i in indices], name(min(indices)))
+
+
+def reply(plan: Plan) -> PlanReply:
+    return PlanReply(plan.to_json().encode())
+
+
+# --- one peer -------------------------------------------------------------------------------------------------------
+
+
+def test_better_is_the_higher_epoch_then_the_lower_hash() -> None:
+    assert PlanRef(1, "f").beats(None)
+    assert PlanRef(2, "f").beats(PlanRef(1, "0"))
+    assert PlanRef(2, "0").beats(PlanRef(2, "f"))
+    assert not PlanRef(2, "0").beats(PlanRef(2, "0"))
+
+
+def test_the_lowest_id_proposes_once_its_view_has_settled() -> None:
+    machine = agreement(0)
+    assert machine.view_changed([record(0)], 0.0) == []
+    assert machine.next_deadline() == NEVER  # one of two peers is here
+    assert "1 of 2" in machine.waiting_for(0.0)
+    assert machine.view_changed([record(0), record(1)], 1.0) == []
+    assert machine.view_changed([record(0), record(1), record(2)], 2.0) == []
+    assert machine.next_deadline() == 5.0
+    assert machine.tick(4.9) == []
+    assert "this peer" in machine.waiting_for(4.0)
+    adopted, note = machine.tick(5.0)
+    assert isinstance(adopted, PlanAdopted) and adopted.proposed_here and isinstance(note, Note)
+    assert adopted.plan == plan_of(0, 1, 2)
+    assert (machine.epoch, machine.hash) == (1, adopted.hash)
+    assert machine.waiting_for(5.0) == "" or "propose" in machine.waiting_for(5.0)
+    assert machine.tick(10.0) == [] and machine.next_deadline() == NEVER  # nothing to change
+    assert machine.waiting_for(10.0) == ""
+
+
+def test_progress_in_records_does_not_unsettle_a_view_but_news_of_samples_does() -> None:
+    machine = agreement(0)
+    machine.view_changed([record(0), record(1)], 0.0)
+    machine.view_changed([record(0, step=5), record(1, loss=0.5, version=9)], 2.0)
+    assert machine.next_deadline() == 3.0
+    machine.view_changed([record(0), record(1, counts=(5, 5, 5, 5))], 2.5)
+    assert machine.next_deadline() == 5.5
+
+
+def test_the_next_one_takes_over_when_the_proposer_dies_or_sleeps() -> None:
+    machine = agreement(1)
+    machine.view_changed([record(0), record(1), record(2)], 0.0)
+    assert machine.tick(3.0) == []  # not its turn
+    assert name(0) in machine.waiting_for(3.0)
+    assert machine.next_deadline() == 3.0 + CONFIG.takeover_s
+    machine.view_changed([record(1), record(2)], 10.0)
+    assert machine.next_deadline() == 13.0
+    assert isinstance(machine.tick(13.0)[0], PlanAdopted)
+
+    sleeper = agreement(1)
+    sleeper.view_changed([record(0), record(1), record(2)], 0.0)
+    sleeper.tick(3.0)
+    assert isinstance(sleeper.tick(3.0 + CONFIG.takeover_s)[0], PlanAdopted)
+
+
+@pytest.mark.parametrize(
+    "absent", [record(0, phase="observing"), record(0, phase="failed"), record(0, counts=()), record(0, job="0" * 16)]
+)
+def test_only_peers_that_can_train_this_job_count(absent: Record) -> None:
+    machine = agreement(1)
+    machine.view_changed([absent, record(1)], 0.0)
+    assert machine.next_deadline() == NEVER
+    machine.view_changed([absent, record(1), record(2)], 0.0)
+    (adopted, _) = machine.tick(3.0)
+    assert isinstance(adopted, PlanAdopted) and adopted.plan == plan_of(1, 2)
+
+
+def test_an_observer_follows_but_never_proposes() -> None:
+    machine = agreement(0)
+    watching = record(0, phase="observing")
+    plan = plan_of(1, 2)
+    machine.view_changed([watching, record(1), record(2)], 0.0)
+    assert machine.next_deadline() == NEVER
+    machine.view_changed([watching, record(1, plan), record(2)], 1.0)
+    assert isinstance(machine.received(name(1), reply(plan), 1.5)[0], PlanAdopted)
+
+
+def test_a_better_plan_is_fetched_from_its_holders_in_turn() -> None:
+    machine = agreement(2)
+    plan = plan_of(0, 1, 2)
+    effects = machine.view_changed([record(0, plan), record(1, plan), record(2)], 0.0)
+    assert effects == [Send(name(0), PlanRequest(plan.hash))]
+    assert plan.hash[:8] in machine.waiting_for(0.0)
+    assert machine.next_deadline() == 2.0
+    assert machine.tick(2.0) == [Send(name(1), PlanRequest(plan.hash))]
+    assert machine.tick(4.0) == [Send(name(0), PlanRequest(plan.hash))]
+    assert machine.next_deadline() == 8.0  # patience grows
+    adopted, _ = machine.received(name(1), reply(plan), 5.0)
+    assert adopted == PlanAdopted(plan, plan.hash, False)
+    assert machine.received(name(0), reply(plan), 5.1) == []  # the second answer
+    assert machine.received(name(7), PlanRequest(plan.hash), 6.0) == [Send(name(7), reply(plan))]
+    assert machine.received(name(7), PlanRequest("0" * 64), 6.0) == []
+
+
+def test_a_plan_that_nobody_delivers_is_given_up_for_a_while_and_does_not_stop_the_group() -> None:
+    machine = agreement(0)
+    ghost = {"epoch": 999, "plan": "a" * 64}
+    machine.view_changed([record(0), record(1, **ghost), record(2)], 0.0)
+    now, asked = 0.0, 1
+    while machine.current is None:
+        now = machine.next_deadline()
+        assert now < 120
+        asked += sum(isinstance(effect, Send) for effect in machine.tick(now))
+    assert asked == CONFIG.max_asks
+    assert machine.epoch == 1  # it proposed nevertheless
+    machine.tick(now + CONFIG.ignore_s)
+    assert machine.next_deadline() < now + CONFIG.ignore_s + 10  # and asks again later
+
+
+def test_plans_unasked_wrong_or_damaged_are_remote_errors_and_never_followed() -> None:
+    machine = agreement(2)
+    plan = plan_of(0, 1, 2)
+    with pytest.raises(RemoteError, match="unasked"):
+        machine.received(name(0), reply(plan), 0.0)
+    machine.view_changed([record(0, plan), record(1, plan), record(2)], 0.0)
+    with pytest.raises(RemoteError, match="unasked"):
+        machine.received(name(0), PlanReply(b"something else"), 0.5)
+    assert machine.next_deadline() == 0.5  # the liar was the one asked: the next one, at once
+    assert machine.tick(0.5) == [Send(name(1), PlanRequest(plan.hash))]
+
+    for bad in (b"{}", other_jobs_plan().to_json().encode()):
+        claim = {"epoch": 5, "plan": hashlib.sha256(bad).hexdigest()}
+        machine = agreement(2)
+        machine.view_changed([record(0, **claim), record(1), record(2)], 0.0)
+        with pytest.raises(RemoteError):
+            machine.received(name(0), PlanReply(bad), 0.5)
+        assert machine.current is None
+        machine.view_changed([record(0, **claim), record(1), record(2, version=2)], 1.0)
+        assert not any(isinstance(effect, Send) for effect in machine.tick(60.0))  # never asked for again
+
+
+def other_jobs_plan() -> Plan:
+    other = Job(name="other", data=JOB.data)
+    return first_plan(other, [snapshot(record(i)) for i in (0, 1)], name(0))
+
+
+def test_an_epoch_that_a_record_makes_up_does_not_displace_a_plan() -> None:
+    mine, stale = plan_of(1, 2), plan_of(0, 1, 2)
+    follow = next_plan(JOB, mine, [snapshot(record(i)) for i in range(4)], name(0))
+    assert follow is not None
+    machine = agreement(2, restored=follow)
+    machine.view_changed([record(0, stale, epoch=50), record(1, follow), record(2, follow)], 0.0)
+    assert machine.received(name(0), reply(stale), 0.5) == []
+    assert machine.hash == follow.hash
+    assert machine.waiting_for(0.5) == "" or "plan " + stale.hash[:8] not in machine.waiting_for(0.5)
+
+
+def test_a_peer_cut_off_from_most_of_its_plan_waits_longer_before_it_plans_alone() -> None:
+    plan = plan_of(0, 1, 2, 3)
+    machine = agreement(0, restored=plan)
+    machine.view_changed([record(0, plan)], 0.0)
+    assert machine.next_deadline() == CONFIG.minority_s
+    machine.view_changed([record(0, plan), record(1, plan)], 1.0)
+    assert machine.next_deadline() == 4.0
+
+
+# --- groups over a lossy network ------------------------------------------------------------------------------------
+
+
+class Group:
+    """Peers with a crude record gossip and failure detector, in virtual time: loss, delay and disorder by seed."""
+
+    def __init__(self, size: int, seed: int, loss: float = 0.2) -> None:
+        self.rng = random.Random(seed)
+        self.loss = loss
+        self.now = 0.0
+        self.queue: list[tuple[float, int, Callable[[], None]]] = []
+        self.counter = itertools.count()
+        self.machines: dict[int, Agreement[Plan]] = {}
+        self.records: dict[int, dict[PeerId, Record]] = {}
+        self.epochs: dict[int, list[PlanRef]] = {}
+        self.side: dict[int, int] = {}
+        self.errors = 0
+        for index in range(size):
+            self.start(index)
+
+    def start(self, index: int) -> None:
+        self.machines[index] = agreement(index)
+        self.records[index] = {name(index): record(index)}
+        self.epochs[index] = []
+        self.side.setdefault(index, 0)
+        self.later(self.rng.uniform(0, 0.5), lambda: self.beat(index))
+
+    def later(self, delay: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self.queue, (self.now + delay, next(self.counter), action))
+
+    def reaches(self, one: int, other: int) -> bool:
+        return one in self.machines and other in self.machines and self.side[one] == self.side[other]
+
+    def beat(self, index: int) -> None:
+        """Twice a second: gossip the own records to somebody, see who is there, let the machine have the time."""
+        if index not in self.machines:
+            return
+        others = [other for other in self.machines if other != index]
+        if others:
+            told = list(self.records[index].values())
+            other = self.rng.choice(others)
+            self.carry(index, other, lambda: self.learn(other, told))
+        self.look(index)
+        self.later(0.5, lambda: self.beat(index))
+
+    def learn(self, index: int, records: list[Record]) -> None:
+        mine = self.records[index]
+        for news in records:
+            if news.peer != name(index) and (news.peer not in mine or news.version > mine[news.peer].version):
+                mine[news.peer] = news
+        self.look(index)
+
+    def look(self, index: int) -> None:
+        seen = [r for r in self.records[index].values() if self.reaches(index, int(r.peer[4:]))]
+        self.carry_out(index, self.machines[index].view_changed(seen, self.now))
+
+    def carry(self, source: int, target: int, action: Callable[[], None]) -> None:
+        if self.rng.random() >= self.loss:
+            self.later(self.rng.uniform(0.01, 0.8), lambda: action() if self.reaches(source, target) else None)
+
+    def carry_out(self, index: int, effects: list[object]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                self.send(index, int(effect.to[4:]), effect.message)  # type: ignore[arg-type]
+            elif isinstance(effect, PlanAdopted):
+                ref = PlanRef(effect.plan.epoch, effect.hash)
+                assert ref.beats(self.epochs[index][-1] if self.epochs[index] else None)
+                self.epochs[index].append(ref)
+                own = self.records[index][name(index)]
+                self.records[index][name(index)] = record(index, effect.plan, version=own.version + 1)
+
+    def send(self, source: int, target: int, message: PlanRequest | PlanReply) -> None:
+        def arrive() -> None:
+            try:
+                self.carry_out(target, list(self.machines[target].received(name(source), message, self.now)))
+            except RemoteError:
+                self.errors += 1
+
+        self.carry(source, target, arrive)
+        if self.rng.random() < 0.1:  # duplicates
+            self.carry(source, target, arrive)
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.queue and self.queue[0][0] <= end:
+            self.now, _, action = heapq.heappop(self.queue)
+            action()
+        self.now = end
+
+    def plans(self) -> set[str]:
+        return {machine.hash for machine in self.machines.values()}
+
+    def assert_agreed(self) -> Plan:
+        assert len(self.plans()) == 1 and "" not in self.plans()
+        plan = next(iter(self.machines.values())).current
+        assert plan is not None and self.errors == 0
+        assert set(plan.trainers()) == {name(index) for index in self.machines}
+        return plan
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_group_converges_to_one_plan_under_loss_and_disorder(seed: int) -> None:
+    group = Group(8, seed, loss=0.3)
+    group.run(60)
+    plan = group.assert_agreed()
+    epochs = {machine.epoch for machine in group.machines.values()}
+    assert epochs == {plan.epoch}
+    assert plan.epoch <= 4
+    group.run(120)
+    assert group.assert_agreed() == plan  # and stays with it
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_proposer_dies_right_after_its_proposal(seed: int) -> None:
+    group = Group(6, seed)
+    while group.machines[0].current is None:
+        group.run(0.05)
+    del group.machines[0]
+    group.run(90)
+    group.assert_agreed()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_two_halves_plan_apart_and_merge(seed: int) -> None:
+    group = Group(8, seed)
+    group.side = {index: index % 2 for index in range(8)}
+    group.run(40)
+    assert len(group.plans()) == 2
+    group.side = dict.fromkeys(range(8), 0)
+    group.run(60)
+    group.assert_agreed()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_running_group_splits_and_merges_and_takes_in_joiners(seed: int) -> None:
+    group = Group(6, seed)
+    group.run(40)
+    before = group.assert_agreed()
+    group.side = {index: int(index >= 4) for index in range(6)}
+    group.run(60)
+    group.side = dict.fromkeys(range(6), 0)
+    group.start(6)
+    group.run(60)
+    after = group.assert_agreed()
+    assert after.epoch > before.epoch
+    assert [part.classes for part in after.parts] == [part.classes for part in before.parts]
+    assert all(part.trainers for part in after.parts)
+
+
+def test_a_peer_that_restarts_without_memory_gets_its_part_back() -> None:
+    group = Group(4, 1)
+    group.run(40)
+    before = group.assert_agreed()
+    del group.machines[2]
+    group.run(30)
+    assert name(2) not in group.machines[0].current.trainers()  # type: ignore[union-attr]
+    group.start(2)
+    group.records[2][name(2)] = record(2, version=1000)
+    group.run(40)
+    assert group.assert_agreed().trainers() == before.trainers()

@@ -1,0 +1,108 @@
+"""The benchmarks run in a tiny setting and write sound results."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from benchmarks import common  # noqa: E402
+from benchmarks.gossip_round import exchanges_of  # noqa: E402
+from benchmarks.peers import Happened, PeerProcess  # noqa: E402
+
+NAMES = {"wire", "memory", "startup", "gossip_round"}
+
+
+def bench(*arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
+
+
+def check_result(path: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(path.read_text())
+    assert result["tiny"] and not result["incomplete"] and result["baseline"] and result["machine"]["cores"] >= 1
+    assert {"python", "torch", "pyzmq", "libzmq", "p2ptrain"} <= result["versions"].keys()
+    assert any(case["is_baseline"] for case in result["cases"])
+    assert any(not case["is_baseline"] for case in result["cases"])
+    for sample in result["samples"]:
+        assert sample["figures"]
+        assert all(math.isfinite(value) and value >= 0 for value in sample["figures"].values()), sample
+    for case in result["cases"]:
+        assert case["num_repetitions"] == sum(s["case"] == case["case"] for s in result["samples"])
+        assert all(f["low"] <= f["median"] <= f["high"] for f in case["figures"].values())
+    return result
+
+
+def test_list_names_every_benchmark() -> None:
+    assert {line.split()[0] for line in bench("list").splitlines()} == NAMES
+
+
+def test_wire_writes_sound_results(tmp_path: Path) -> None:
+    table = bench("wire", "--tiny", "--repeat", "2", "--out", str(tmp_path))
+    result = check_result(tmp_path / "wire.json")
+    cases = {case["case"].partition(": ")[2] for case in result["cases"]}
+    assert {"TCP", "codec encode", "frames, CURVE", "fetch to memory", "fetch to disk"} <= cases
+    assert all(case["num_repetitions"] == 2 for case in result["cases"])
+    assert "fetch to disk" in table
+
+
+@pytest.mark.slow
+def test_gossip_round_writes_sound_results(tmp_path: Path) -> None:
+    bench("gossip_round", "--tiny", "--repeat", "1", "--out", str(tmp_path))
+    result = check_result(tmp_path / "gossip_round.json")
+    exchange = next(case for case in result["cases"] if not case["is_baseline"])
+    assert {"exchange_ms", "fetch_ms", "merge_ms", "megabytes"} <= exchange["figures"].keys()
+
+
+def test_samples_are_summed_up_by_case() -> None:
+    samples = [common.Sample("a", i, {"s": float(s)}, is_baseline=True) for i, s in enumerate((3, 1, 2))]
+    (case,) = common.summarise(samples)
+    assert case["figures"] == {"s": {"median": 2.0, "low": 1.0, "high": 3.0}}
+    assert case["is_baseline"] and case["num_repetitions"] == 3
+
+
+def trace(*events: tuple[float, str, dict[str, Any]]) -> PeerProcess:
+    happened = [Happened(at, kind, fields) for at, kind, fields in events]
+    return PeerProcess("peer", SimpleNamespace(), 0.0, happened)  # type: ignore[arg-type]
+
+
+def test_an_exchange_is_read_from_two_traces() -> None:
+    starter = trace(
+        (1.0, "MakePayload", {"exchange": 7}),
+        (1.5, "BeginBlob", {"blob": "reply"}),
+        (1.6, "Merge", {"exchange": 7, "reply": False, "blob": "reply"}),
+        (1.8, "note:gossip", {"bytes": 2_000_000}),
+        (2.0, "MakePayload", {"exchange": 8}),
+    )
+    answerer = trace(
+        (1.1, "BeginBlob", {"blob": "push"}),
+        (1.2, "Merge", {"exchange": 40, "reply": True, "blob": "push"}),
+        (1.3, "note:gossip", {"bytes": 2_000_000}),
+        (1.3, "MakePayload", {"exchange": 40}),
+    )
+    (figures,) = exchanges_of(starter, [starter, answerer])
+    assert figures == pytest.approx(
+        {"megabytes": 2.0, "exchange_ms": 800, "fetch_ms": 100, "merge_ms": 200, "payload_ms": 200}
+    )
+    assert exchanges_of(answerer, [starter, answerer]) == []
+
+
+def test_what_was_measured_before_a_time_out_is_kept(tmp_path: Path) -> None:
+    def run(settings: common.Settings) -> Iterator[common.Sample]:
+        yield common.Sample("a", 0, {"s": 1.0})
+        raise TimeoutError("too slow")
+
+    benchmark = SimpleNamespace(BASELINE="nothing", COLUMNS=(common.Column("s", "s"),), run=run)
+    result = common.measure("example", benchmark, common.Settings(1, True), tmp_path)
+    assert result["incomplete"] == "TimeoutError: too slow" and len(result["samples"]) == 1
+    assert json.loads((tmp_path / "example.json").read_text()) == result

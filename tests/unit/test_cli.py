@@ -1,0 +1,275 @@
+"""The command line: its surface is frozen here, its errors are one line, and what only looks starts without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from p2ptrain.cli.main import COMMANDS, cli, main
+from p2ptrain.cli.options import Duration, Names
+from p2ptrain.config import load_job
+from p2ptrain.net.keys import load_group, new_group
+
+GROUP = ["--code", "--open", "--state"]
+NETWORK = ["--peer", "--interface", "--no-discovery"]
+SURFACE = {
+    "group new": ["--state", "--json"],
+    "group show": ["--state", "--json"],
+    "job new": [
+        *("--data", "--model", "--name", "--mode", "--rounds", "--epochs", "--batch-size", "--optimizer"),
+        *("--learning-rate", "--seed", "--width", "--groups", "--trunk", "--min-peers", "--compression", "--augment"),
+        *("--no-augment", "--input-shape", "--init", "-o", "--output", "--force"),
+    ],
+    "job check": ["FILE", "--data", "--allow-model", "--json"],
+    "peer": [
+        *(*GROUP, "--job", "--data", "--classes", "--shard", "--dirichlet", "--profile", "--name", *NETWORK, "--port"),
+        *("--threads", "--device", "--allow-model", "--linger", "--fresh", "--quiet", "--json"),
+    ],
+    "status": [*GROUP, *NETWORK, "--wait", "--json"],
+    "watch": [*GROUP, *NETWORK, "--interval", "--plain"],
+    "harvest": [*GROUP, *NETWORK, "--wait", "-o", "--output", "--partial", "--data", "--allow-model", "--json"],
+    "evaluate": ["FILE", "--data", "--shard", "--classes", "--batch-size", "--confusion", "--allow-model", "--json"],
+    "export": ["FILE", "--format", "-o", "--output", "--allow-model"],
+    "attribute": ["FILE", "--data", "--samples", "-o", "--output", "--allow-model"],
+    "probe": ["-o", "--output", "--name", "--kind", "--force"],
+    "doctor": [*GROUP, *NETWORK, "--port", "--wait", "--json"],
+}
+NAMES = [name for name in COMMANDS if name != "demo"]
+LOOPBACK = ["--interface", "127.0.0.1", "--no-discovery"]
+
+
+def leaves(names: list[str]) -> dict[str, click.Command]:
+    found: dict[str, click.Command] = {}
+    ctx = click.Context(cli)
+    for name in names:
+        command = cli.get_command(ctx, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            found |= {f"{name} {sub}": each for sub, each in command.commands.items()}
+        else:
+            found[name] = command
+    return found
+
+
+def names_of(parameter: click.Parameter) -> list[str]:
+    if isinstance(parameter, click.Argument):
+        return [str(parameter.metavar)]
+    return [*parameter.opts, *parameter.secondary_opts]
+
+
+def test_the_surface() -> None:
+    found = {name: sorted(n for p in each.params for n in names_of(p)) for name, each in leaves(NAMES).items()}
+    assert found == {name: sorted(options) for name, options in SURFACE.items()}
+
+
+def test_every_option_says_its_default_and_every_command_has_an_example() -> None:
+    for name, command in leaves(NAMES).items():
+        assert f"p2ptrain {name}" in (command.epilog or ""), name
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.is_flag and not option.required:
+                assert "default: " in (option.help or ""), (name, option.opts)
+            assert isinstance(option, click.Argument) or option.help, (name, option.opts)
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("P2PTRAIN_STATE", str(tmp_path / "state"))
+    monkeypatch.delenv("P2PTRAIN_CODE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "state"
+
+
+CODE = str(new_group())
+PEER = ["peer", "--code", CODE, *LOOPBACK]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["frobnicate"], "No such command"),
+        (["harvest", "--nope"], "p2ptrain harvest --help"),
+        (["status"], "p2ptrain group new"),
+        (["status", "--code", "ABCD"], "instead of 28"),
+        (["status", "--code", CODE[:-1] + ("0" if CODE[-1] != "0" else "1")], "mistyped"),
+        (["status", "--code", CODE, "--interface", "eth77"], "choose --interface from"),
+        (["status", "--code", CODE, *LOOPBACK, "--wait", "0.2"], "p2ptrain doctor"),
+        (["status", "--code", CODE, "--wait", "soon"], "write 30s"),
+        ([*PEER], "--data"),
+        ([*PEER, "--data", "digits", "--peer", "here"], "expected HOST:PORT"),
+        ([*PEER, "--data", "digits", "--linger", "x"], "10m"),
+        ([*PEER, "--data", "digits", "--classes", "a,,b"], "commas"),
+        ([*PEER, "--data", "digits", "--job", "none.toml"], "p2ptrain job new"),
+        ([*PEER, "--data", "digits", "--profile", "toaster"], "p2ptrain probe"),
+        ([*PEER, "--data", "images:nowhere", "--profile", "{profile}"], "no such file or folder"),
+        ([*PEER, "--data", "pixels:x", "--profile", "{profile}"], "unknown kind of data set"),
+        ([*PEER, "--data", "{npz}", "--classes", "cat,bird", "--profile", "{profile}"], "--classes bird"),
+        ([*PEER, "--data", "{npz}", "--shard", "7/2", "--profile", "{profile}"], "--shard 7/2"),
+        ([*PEER, "--data", "{npz}", "--dirichlet", "0.3", "--profile", "{profile}"], "add --shard"),
+        (["evaluate", "nothing.safetensors", "--data", "images:nowhere"], "no such file or folder"),
+        (["evaluate", "nothing.safetensors", "--data", "{npz}"], "p2ptrain harvest"),
+        (["export", "nothing.safetensors", "--format", "onnx", "-o", "no/where.onnx"], "no such folder"),
+        (["harvest", "--code", CODE, *LOOPBACK, "-o", "."], "name a file with -o"),
+        (["job", "check", "none.toml"], "no such job file"),
+        (["job", "new", "--data", "{npz}", "--model", "lenett"], "did you mean 'lenet'"),
+        (["job", "new", "--data", "{npz}", "--init", "none.safetensors"], "no such file"),
+        (["job", "new", "--data", "{npz}", "--input-shape", "8"], "3,32,32"),
+    ],
+)
+def test_what_a_person_got_wrong_is_one_line_with_the_next_step(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"npz": npz(tmp_path), "profile": str(Path(__file__).parents[2] / "peers" / "raspberry-pi-4.toml")}
+    status, out, err = run([each.format(**places) for each in arguments], capsys)
+    assert status == 2 and not out
+    assert err.startswith("p2ptrain: ") and err.count("\n") == 1 and said in err
+
+
+def npz(folder: Path) -> str:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    labels = np.array(["cat", "dog"] * 20)
+    images = rng.integers(0, 256, (40, 1, 12, 12), dtype=np.uint8)
+    np.savez(folder / "pets.npz", x_train=images, y_train=labels, x_test=images[:10], y_test=labels[:10])
+    return f"npz:{folder / 'pets.npz'}"
+
+
+def test_a_state_directory_in_use_and_a_busy_port_are_one_line(
+    tmp_path: Path, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import socket
+
+    from p2ptrain.runtime.store import StateDir
+
+    profile = str(Path(__file__).parents[2] / "peers" / "raspberry-pi-4.toml")
+    directory = StateDir(state)
+    arguments = [*PEER, "--data", npz(tmp_path), "--profile", profile, "--quiet"]
+    status, _, err = run(arguments, capsys)
+    assert status == 2 and "in use by another peer" in err and err.count("\n") == 1
+    directory.close()
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        status, _, err = run([*arguments, "--port", str(min(65534, busy.getsockname()[1]))], capsys)
+    assert status == 2 and "--port" in err and err.count("\n") == 1
+
+
+def test_a_code_is_made_kept_and_shown_and_the_former_one_is_not_lost(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, first, _ = run(["group", "new"], capsys)
+    assert str(load_group(state)) == first.strip()
+    assert run(["group", "show"], capsys)[1] == first
+    _, _, err = run(["group", "new"], capsys)
+    assert first.strip() in err
+    assert json.loads(run(["group", "show", "--json"], capsys)[1])["open"] is False
+
+
+def test_job_new_writes_a_complete_commented_file_that_checks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = npz(tmp_path)
+    status, out, _ = run(["job", "new", "--data", spec, "--rounds", "4", "--mode", "replicas", "-o", "j.toml"], capsys)
+    job = load_job(tmp_path / "j.toml")
+    assert status == 0 and job.id in out
+    assert job.training.rounds == 4 and job.mode == "replicas" and job.data.classes == ("cat", "dog")
+    assert job.data.input_shape == (1, 12, 12) and len(job.data.mean) == 1
+    text = (tmp_path / "j.toml").read_text()
+    assert text.count("#") > 20 and set(tomllib.loads(text)) >= {"model", "data", "training", "tasks", "group"}
+    assert run(["job", "new", "--data", spec, "-o", "j.toml"], capsys)[0] == 2
+    status, out, _ = run(["job", "check", "j.toml", "--data", spec, "--json"], capsys)
+    checked = json.loads(out)
+    assert checked["id"] == job.id and checked["samples"] == {"cat": 20, "dog": 20}
+    assert checked["parameters"] > 1000 and checked["flops_per_sample"]["training"] > 0
+
+
+def test_a_model_file_is_evaluated_exported_and_attributed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from p2ptrain.learning.checkpoint import read_model, save_model
+    from p2ptrain.learning.parts import global_model
+
+    spec = npz(tmp_path)
+    run(["job", "new", "--data", spec, "-o", "j.toml"], capsys)
+    job = load_job(tmp_path / "j.toml")
+    save_model(tmp_path / "m.safetensors", global_model(job, allow_user_code=False).state_dict(), job)
+    status, out, _ = run(["evaluate", "m.safetensors", "--data", spec, "--json"], capsys)
+    assert status == 0 and 0 <= json.loads(out)["accuracy"] <= 1 and json.loads(out)["samples"] == 10
+    assert "cat" in run(["evaluate", "m.safetensors", "--data", spec, "--confusion"], capsys)[1]
+    assert run(["attribute", "m.safetensors", "--data", spec, "-o", "a.safetensors"], capsys)[0] == 0
+    state, scores, card = read_model(tmp_path / "a.safetensors")
+    assert scores and card.job_id == job.id and all(s.shape[0] == 2 for s in scores.values())
+    assert state.keys() == read_model(tmp_path / "m.safetensors")[0].keys()
+    assert run(["job", "new", "--data", spec, "--init", "a.safetensors", "-o", "k.toml"], capsys)[0] == 0
+    assert len(load_job(tmp_path / "k.toml").model.init) == 64
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["group", "new"],
+        ["status", "--code", CODE, *LOOPBACK, "--wait", "0.1"],
+        ["doctor", "--code", CODE, *LOOPBACK, "--wait", "0.1", "--json"],
+        ["peer", "--help"],
+        ["watch", "--code", "x"],
+    ],
+)
+def test_what_only_looks_never_imports_torch(arguments: list[str], tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom p2ptrain.cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "import p2ptrain.api, p2ptrain.cli.peer_session, p2ptrain.ui.watch, p2ptrain.cli.watch\n"
+        "assert 'torch' not in sys.modules and 'sklearn' not in sys.modules\n"
+    )
+    environment = os.environ | {"P2PTRAIN_STATE": str(tmp_path / "s")}
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30s", 30), ("10m", 600), ("2h", 7200), ("5", 5), ("forever", float("inf"))]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert Duration().convert(text, None, None) == seconds
+    with pytest.raises(click.BadParameter):
+        Names().convert("a,a", None, None)
+
+
+def test_the_check_before_the_start_measures_and_keeps_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from p2ptrain.cli import preflight as p
+
+    monkeypatch.setattr(p, "_is_calm", lambda: True)
+    request = p.Request(data=npz(tmp_path), device="cpu", classes=("cat",))
+    found = p.preflight(request, tmp_path)
+    assert found.samples == {"cat": 20} and found.flops_per_s > 1e6 and found.memory_bytes > 0 and found.device == "cpu"
+    monkeypatch.setattr(p, "_ask", lambda request: {"samples": {"cat": 20}} if not request.device else {})
+    assert p.preflight(request, tmp_path).flops_per_s == found.flops_per_s
+
+
+def test_fresh_sets_jobs_aside_and_keeps_the_identity(state: Path) -> None:
+    from p2ptrain.cli.peer_session import SET_ASIDE, prepare_state
+    from p2ptrain.net.keys import load_or_make_identity
+
+    identity = load_or_make_identity(state)
+    for _ in range(2):
+        (state / "0123456789abcdef").mkdir()
+        prepare_state(state, fresh=False)
+        assert (state / "0123456789abcdef").is_dir()
+        prepare_state(state, fresh=True)
+        assert not (state / "0123456789abcdef").exists() and (state / SET_ASIDE / "0123456789abcdef").is_dir()
+    assert load_or_make_identity(state) == identity

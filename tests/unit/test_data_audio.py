@@ -1,0 +1,186 @@
+"""WAV reading and log-mels, against a writer and a Fourier transform of their own."""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from p2ptrain.config import AudioConfig, DataConfig
+from p2ptrain.errors import DataError
+from p2ptrain.learning.data import feature_shape, load, log_mel, num_frames, open_source, propose_contract, read_wav
+from p2ptrain.learning.data.audio import SILENCE, resample, wav_info
+
+AUDIO = AudioConfig()
+
+
+def wav_bytes(samples: np.ndarray, rate: int = 8000, bits: int = 16, extensible: bool = False) -> bytes:
+    """Samples in [-1, 1), ``[frames]`` or ``[frames, channels]``, as a WAV file."""
+    samples = samples.reshape(len(samples), -1)
+    channels = samples.shape[1]
+    scaled = np.floor(samples.reshape(-1) * 2.0 ** (bits - 1)).astype(np.int64) + (128 if bits == 8 else 0)
+    body = b"".join(int(v).to_bytes(bits // 8, "little", signed=bits > 8) for v in scaled)
+    block = channels * bits // 8
+    tag = 0xFFFE if extensible else 1
+    fmt = struct.pack("<HHIIHH", tag, channels, rate, rate * block, block, bits)
+    if extensible:
+        guid = bytes.fromhex("0100000000001000800000aa00389b71")
+        fmt += struct.pack("<HHI", 22, bits, 0) + guid
+    chunks = b"fmt " + struct.pack("<I", len(fmt)) + fmt + b"LIST" + struct.pack("<I", 3) + b"abc\0"
+    chunks += b"data" + struct.pack("<I", len(body)) + body
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+
+
+def tone(hz: float, seconds: float, rate: int = 8000) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)
+
+
+@pytest.mark.parametrize("extensible", [False, True])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("bits", [8, 16, 24, 32])
+def test_every_width_and_channel_count_reads_back(bits: int, channels: int, extensible: bool) -> None:
+    wanted = np.random.default_rng(bits).uniform(-1, 0.99, (50, channels))
+    got, rate = read_wav(wav_bytes(wanted, 11025, bits, extensible), "x.wav")
+    assert rate == 11025
+    np.testing.assert_allclose(got, wanted.mean(axis=1), atol=1.01 / 2 ** (bits - 1) + 1e-6)
+
+
+def test_the_middle_of_a_long_file_is_kept() -> None:
+    got, _ = read_wav(wav_bytes(np.arange(1000) / 1000, 1000), "x.wav", max_seconds=0.1)
+    assert len(got) == 100 and abs(got[0] - 0.45) < 1e-3
+
+
+def test_log_mel_matches_a_plain_fourier_transform() -> None:
+    audio = AudioConfig(sample_rate=4000, seconds=0.2, window_s=0.03, hop_s=0.011, num_mels=12)
+    samples = np.random.default_rng(1).normal(0, 0.1, 700).astype(np.float32)
+    window, hop, clip, bins = 120, 44, 800, 128  # 120 samples are transformed as 128, zeros after them
+    centred = np.concatenate([np.zeros(50), samples, np.zeros(50)])
+
+    def mel_to_hz(mel: float) -> float:
+        return 700 * (10 ** (mel / 2595) - 1)
+
+    edges = [mel_to_hz(i / 13 * 2595 * math.log10(1 + 2000 / 700)) for i in range(14)]
+    rows = []
+    for start in range(0, clip - window + 1, hop):
+        frame = [centred[start + n] * math.sin(math.pi * n / window) ** 2 for n in range(window)]
+        power = []
+        for k in range(bins // 2 + 1):
+            angles = 2 * math.pi * k * np.arange(window) / bins
+            power.append(np.dot(frame, np.cos(angles)) ** 2 + np.dot(frame, np.sin(angles)) ** 2)
+        bands = []
+        for low, mid, high in zip(edges, edges[1:], edges[2:], strict=False):
+            total = 0.0
+            for k, p in enumerate(power):
+                hz = k * 4000 / bins
+                if low < hz <= mid:
+                    total += p * (hz - low) / (mid - low)
+                elif mid < hz < high:
+                    total += p * (high - hz) / (high - mid)
+            bands.append(math.log(total + 1e-6))
+        rows.append(bands)
+    got = log_mel(samples, audio)
+    assert got.shape == (12, num_frames(audio)) == feature_shape(audio)[1:]
+    np.testing.assert_allclose(got, np.array(rows).T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tone_sits_in_its_band_at_any_rate() -> None:
+    peaks = {
+        rate: int(log_mel(resample(tone(1000, 1, rate).astype(np.float32), rate, 8000), AUDIO).mean(axis=1).argmax())
+        for rate in (8000, 11025, 16000, 44100, 48000)
+    }
+    assert set(peaks.values()) == {18}
+
+
+def test_resampling_keeps_length_and_level() -> None:
+    for rate in (8000, 22050, 44100):
+        out = resample(tone(440, 0.5, rate).astype(np.float32), rate, 16000)
+        assert len(out) == 8000
+        np.testing.assert_allclose(out[500:-500], tone(440, 0.5, 16000)[500:-500], atol=0.01)
+
+
+def test_short_recordings_sit_amid_silence() -> None:
+    mel = log_mel(tone(1000, 0.2).astype(np.float32), AUDIO)
+    assert np.allclose(mel[:, :20], SILENCE) and np.allclose(mel[:, -20:], SILENCE)
+    assert mel[:, 30].max() > 0
+
+
+@pytest.mark.parametrize(
+    "audio",
+    [
+        AudioConfig(sample_rate=10**9),
+        AudioConfig(sample_rate=-8000),
+        AudioConfig(seconds=1e9),
+        AudioConfig(hop_s=0.0),
+        AudioConfig(num_mels=100_000),
+        AudioConfig(window_s=0.2, seconds=0.1),
+        AudioConfig(sample_rate=96_000, seconds=60, window_s=0.2, hop_s=0.001),
+    ],
+)
+def test_impossible_settings_are_refused(audio: AudioConfig) -> None:
+    with pytest.raises(DataError, match=r"data\.audio\."):
+        feature_shape(audio)
+
+
+def test_broken_files_name_what_was_expected() -> None:
+    good = wav_bytes(tone(440, 0.1))
+    start = good.index(b"data")
+    empty = good[: start + 4] + bytes(4)
+    absurd_rate = good.replace(struct.pack("<I", 8000), struct.pack("<I", 2**31), 1)
+    floats = good.replace(b"fmt \x10\0\0\0\x01\0", b"fmt \x10\0\0\0\x03\0", 1)
+    for data, words in [
+        (b"", "not a WAV"),
+        (b"ID3" + good, "not a WAV"),
+        (good[:-10], "cut off"),
+        (good[:20], "format chunk"),
+        (good[: start + 2], "cut off"),
+        (empty, "no samples"),
+        (absurd_rate, "Hz"),
+        (floats, "coding 0x0003"),
+        (wav_bytes(np.zeros(700_000), 1000, 8), "700 s long"),
+    ]:
+        with pytest.raises(DataError, match=words) as caught:
+            wav_info(data, "zip: a/b.wav")
+        assert "zip: a/b.wav" in str(caught.value)
+
+
+def test_garbage_is_a_data_error_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    good = wav_bytes(tone(440, 0.02), extensible=True)
+    for _ in range(1500):
+        data = bytearray(good[: rng.integers(0, len(good) + 1)])
+        for at in rng.integers(0, 90, rng.integers(0, 6)):
+            if at < len(data):
+                data[at] = rng.integers(0, 256)
+        try:
+            samples, rate = read_wav(bytes(data), "x.wav", 1.0)
+            log_mel(resample(samples, rate, 8000), AUDIO)
+        except DataError:
+            pass
+
+
+def test_a_folder_of_recordings_from_spec_to_features(tmp_path: Path) -> None:
+    for name, hz in (("low", 300), ("high", 2500)):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            (tmp_path / name / f"{i}.wav").write_bytes(wav_bytes(tone(hz, 0.3 + 0.5 * i, 16000), 16000))
+    source = open_source(f"audio:{tmp_path}")
+    assert (source.kind, source.sample_rate, source.classes) == ("audio", 16000, ("high", "low"))
+    contract = propose_contract(source)
+    assert contract.audio.sample_rate == 16000 and contract.audio.seconds == 1.5
+    assert contract.input_shape == feature_shape(contract.audio)
+    data = load(source, contract, "train")
+    assert data.x.dtype == np.float16 and data.x.shape == (6, *contract.input_shape)
+    loudest = data.x.astype(np.float32).mean(axis=(1, 3)).argmax(axis=1)
+    assert loudest[data.y == 0].min() > loudest[data.y == 1].max()
+    with pytest.raises(DataError, match="holds audio data, the job trains on image"):
+        load(source, DataConfig(("high", "low"), (1, 8, 8)), "train")
+    with pytest.raises(DataError, match=r"data\.audio gives \[1, 40, 61\]"):
+        load(source, DataConfig(("high", "low"), (1, 40, 63), "audio"), "train")
+    with pytest.raises(DataError, match="num_mels"):
+        propose_contract(source, (1, 8, 8))
+    (tmp_path / "low" / "x.mp3").write_bytes(b"ID3")
+    with pytest.raises(DataError, match=r"x\.mp3.*ffmpeg"):
+        open_source(f"audio:{tmp_path}")

@@ -1,0 +1,69 @@
+"""Exports give the model's outputs, for any batch size."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from p2ptrain.errors import UserError
+from p2ptrain.learning import export
+from p2ptrain.learning.export import export_model
+from p2ptrain.learning.models import build_model
+
+HAS_ONNX = all(importlib.util.find_spec(name) for name in export.ONNX_PACKAGES)
+
+
+def lenet() -> nn.Module:
+    return build_model("lenet", input_shape=(1, 8, 8), num_classes=5, width=0.25, seed=1)
+
+
+def test_pt2_there_and_back(tmp_path: Path) -> None:
+    model, path = lenet().train(), tmp_path / "out" / "model.pt2"
+    export_model(model, (1, 8, 8), path, "pt2")
+    assert model.training
+    loaded = torch.export.load(path).module()
+    for n in (1, 2, 7):
+        x = torch.randn(n, 1, 8, 8)
+        torch.testing.assert_close(loaded(x), model.eval()(x), atol=1e-5, rtol=1e-5)
+    assert [p.name for p in path.parent.iterdir()] == ["model.pt2"]
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="onnx and onnxscript are not installed")
+def test_onnx_there_and_back(tmp_path: Path) -> None:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    model, path = lenet().eval(), tmp_path / "model.onnx"
+    export_model(model, (1, 8, 8), path, "onnx")
+    onnx.checker.check_model(str(path))
+    session = ReferenceEvaluator(str(path))
+    for n in (1, 2, 7):
+        x = torch.randn(n, 1, 8, 8)
+        (logits,) = session.run(None, {"input": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(logits), model(x).detach(), atol=1e-5, rtol=1e-4)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_missing_onnx_is_said_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install onnx onnxscript"):
+        export_model(lenet(), (1, 8, 8), tmp_path / "m.onnx", "onnx")
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) if float(x.sum()) > 0 else -self.fc(x)
+
+
+def test_a_model_that_can_not_be_exported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="can't be exported"):
+        export_model(Branching(), (4,), tmp_path / "m.pt2", "pt2")
+    assert not (tmp_path / "m.pt2").exists()

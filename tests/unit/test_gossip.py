@@ -1,0 +1,204 @@
+"""Gossip, one exchange at a time; the numbers of push-sum."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2ptrain.errors import LocalError, RemoteError
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.protocol.gossip import (
+    Effect,
+    ExchangeEnded,
+    FetchAndMerge,
+    Gossip,
+    GossipConfig,
+    MakePayload,
+    Patience,
+    halve,
+    merge,
+)
+from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.protocol.messages import GossipPush, ShardMass
+
+ANN, BOB, CAT = (PeerId(name.ljust(16, "x")) for name in ("ann", "bob", "cat"))
+BLOB = BlobId("a" * 64)
+HELD = {ANN: ("a", "b"), BOB: ("b", "c"), CAT: ("c",)}
+PUSH = GossipPush(5, 1, (ShardMass("b", 2.0),), BLOB, 100, True)
+
+
+def machine(own: PeerId = ANN, *, epoch: int = 1) -> Gossip:
+    gossip = Gossip(own, random.Random(str(own)), GossipConfig())
+    gossip.shards(HELD, HELD[own], epoch, 0.0)
+    gossip.peers_alive(HELD.keys() - {own}, 0.0)
+    return gossip
+
+
+def only(kind: type, effects: list[Effect]) -> object:
+    (found,) = [effect for effect in effects if isinstance(effect, kind)]
+    return found
+
+
+def push_of(effects: list[Effect]) -> GossipPush:
+    send = only(Send, effects)
+    assert isinstance(send, Send)
+    assert isinstance(send.message, GossipPush)
+    return send.message
+
+
+def start(gossip: Gossip, now: float = 0.0) -> int:
+    effects = gossip.round_finished(now)
+    make = only(MakePayload, effects)
+    assert isinstance(make, MakePayload)
+    return make.exchange
+
+
+def test_an_exchange_goes_there_and_back() -> None:
+    ann, bob = machine(ANN), machine(BOB)
+    (make,) = ann.round_finished(0.0)
+    assert isinstance(make, MakePayload)
+    assert (make.shards, make.partner) == (("b",), BOB)  # Cat shares nothing with Ann
+    assert ann.round_finished(0.1) == []
+    push = push_of(ann.payload_ready(make.exchange, BLOB, 100, (ShardMass("b", 2.0),), 0.1))
+    assert push.want_reply
+    (fetch,) = bob.received(ANN, push, 0.2)
+    assert isinstance(fetch, FetchAndMerge)
+    assert (fetch.sender, fetch.masses, fetch.reply) == (ANN, push.masses, True)
+    (make_back,) = bob.merged(fetch.exchange, 0.3)
+    assert isinstance(make_back, MakePayload)
+    assert (make_back.shards, make_back.partner) == (("b",), ANN)
+    effects = bob.payload_ready(make_back.exchange, BLOB, 100, (ShardMass("b", 4.0),), 0.4)
+    assert isinstance(only(ExchangeEnded, effects), ExchangeEnded)
+    assert bob.next_deadline() == NEVER
+    (fetch_back,) = ann.received(BOB, push_of(effects), 0.5)
+    assert isinstance(fetch_back, FetchAndMerge)
+    assert (fetch_back.exchange, fetch_back.reply) == (make.exchange, False)
+    (ended,) = ann.merged(make.exchange, 0.6)
+    assert isinstance(ended, ExchangeEnded)
+    assert ended.outcome == "done"
+    assert ann.waiting() == ()
+
+
+def test_every_wait_ends_and_says_so() -> None:
+    gossip = machine()
+    exchange = start(gossip)
+    assert gossip.waiting()[0].stage == "payload"
+    assert gossip.tick(gossip.next_deadline() - 0.1) == []
+    ended, note = gossip.tick(gossip.next_deadline())
+    assert isinstance(ended, ExchangeEnded)
+    assert (ended.outcome, ended.stage, ended.waited_s) == ("timeout", "payload", 20.0)
+    assert isinstance(note, Note)
+    assert gossip.payload_ready(exchange, BLOB, 1, (ShardMass("b", 1.0),), 99.0) == []
+    assert gossip.merged(exchange, 99.0) == gossip.failed(exchange, 99.0) == []
+    assert gossip.next_deadline() == NEVER
+
+
+def test_nobody_waits_for_the_dead_or_for_an_old_epoch() -> None:
+    gossip = machine()
+    start(gossip)
+    ended = only(ExchangeEnded, gossip.peers_alive([CAT], 1.0))
+    assert isinstance(ended, ExchangeEnded)
+    assert ended.outcome == "gone"
+    assert gossip.round_finished(1.0) == []
+    gossip.peers_alive([BOB], 1.0)
+    start(gossip, 2.0)
+    ended = only(ExchangeEnded, gossip.shards(HELD, HELD[ANN], 2, 3.0))
+    assert isinstance(ended, ExchangeEnded)
+    assert ended.outcome == "superseded"
+    with pytest.raises(LocalError):
+        gossip.shards(HELD, HELD[ANN], 1, 3.0)
+
+
+def test_a_late_reply_is_merged_as_a_push_of_its_own() -> None:
+    gossip = machine()
+    exchange = start(gossip)
+    gossip.payload_ready(exchange, BLOB, 1, (ShardMass("b", 1.0),), 0.1)
+    gossip.tick(gossip.next_deadline())
+    late = dataclasses.replace(PUSH, exchange=exchange, want_reply=False)
+    (fetch,) = gossip.received(BOB, late, 60.0)
+    assert isinstance(fetch, FetchAndMerge)
+    assert fetch.exchange != exchange
+    assert not fetch.reply
+
+
+def test_a_push_counts_once_and_few_wait() -> None:
+    gossip = machine()
+    assert isinstance(gossip.received(BOB, PUSH, 0.0)[0], FetchAndMerge)
+    assert gossip.received(BOB, PUSH, 0.1) == []
+    assert isinstance(gossip.received(BOB, dataclasses.replace(PUSH, exchange=6), 0.1)[0], FetchAndMerge)
+    assert gossip.received(BOB, dataclasses.replace(PUSH, exchange=7), 0.2) == [Note("gossip-busy", (("peer", BOB),))]
+    exchange = start(gossip, 0.3)  # what we start has a place of its own
+    gossip.payload_ready(exchange, BLOB, 1, (ShardMass("b", 1.0),), 0.3)
+    reply = dataclasses.replace(PUSH, exchange=exchange, want_reply=False)
+    assert isinstance(gossip.received(BOB, reply, 0.4)[0], FetchAndMerge)
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_another_epoch_is_noted_and_dropped(epoch: int) -> None:
+    (note,) = machine().received(BOB, dataclasses.replace(PUSH, epoch=epoch), 0.0)
+    assert isinstance(note, Note)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"masses": (ShardMass("b", float("nan")),)},
+        {"masses": (ShardMass("b", float("inf")),)},
+        {"masses": (ShardMass("b", -1.0),)},
+        {"masses": (ShardMass("b", 1e16),)},
+        {"masses": ()},
+        {"masses": (ShardMass("b", 1.0), ShardMass("b", 1.0))},
+        {"masses": (ShardMass("a", 1.0),)},
+        {"masses": (ShardMass("c", 1.0),)},
+        {"num_bytes": 0},
+        {"num_bytes": 1 << 40},
+    ],
+)
+def test_what_no_honest_peer_sends_is_refused(changes: dict[str, object]) -> None:
+    gossip = machine()
+    with pytest.raises(RemoteError):
+        gossip.received(BOB, dataclasses.replace(PUSH, **changes), 0.0)  # type: ignore[arg-type]
+    assert gossip.waiting() == ()
+
+
+def test_patience_follows_what_it_saw_between_its_bounds() -> None:
+    patience = Patience(0.5, 60.0)
+    assert patience.timeout_s() == 20.0
+    for duration in (1.0, 1.2, 0.9, 1.1):
+        patience.add(duration)
+    assert 2.0 < patience.timeout_s() < 6.0
+    before = patience.timeout_s()
+    patience.timed_out()
+    assert patience.timeout_s() == 2 * before
+    for _ in range(9):
+        patience.timed_out()
+    assert patience.timeout_s() == 60.0
+    for _ in range(40):
+        patience.add(0.001)
+    assert patience.timeout_s() == 0.5
+
+
+numbers = st.floats(-1e6, 1e6)
+masses = st.floats(0, 1e9)
+
+
+@given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=5), masses, masses)
+def test_a_merge_is_the_weighted_mean_and_keeps_the_mass(
+    pairs: list[tuple[float, float]], mass: float, mass_in: float
+) -> None:
+    values, total = merge([a for a, _ in pairs], mass, [b for _, b in pairs], mass_in)
+    assert total == mass + mass_in
+    for value, (own, other) in zip(values, pairs, strict=True):
+        assert min(own, other) - 1e-6 <= value <= max(own, other) + 1e-6
+        if total > 1e-3:
+            assert value == pytest.approx((own * mass + other * mass_in) / total, rel=1e-6, abs=1e-5)
+
+
+@given(masses)
+def test_halves_make_a_whole(mass: float) -> None:
+    kept, sent = halve(mass)
+    assert kept + sent == pytest.approx(mass, abs=1e-300)

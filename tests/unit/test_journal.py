@@ -1,0 +1,117 @@
+"""The journal: bounded, never raising, tolerant of torn lines, and safe to show."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+
+import pytest
+
+from p2ptrain.protocol.machine import Note
+from p2ptrain.runtime.journal import Journal, Line, old_path, read, render
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "job" / "journal.jsonl"
+
+
+def test_what_is_written_is_read(path):
+    journal = Journal(path)
+    journal.write(1000.0, "started", peer="ab", n=3, loss=0.5, ok=True)
+    journal.note(1001.0, Note("storage-full", (("why", "no room"), ("num", 1))))
+    journal.note(1002.0, Note("odd", (("kind", "a"), ("at", 1), ("time", 2), ("self", 3))))
+    lines = [Line(1000.0, "started", {"peer": "ab", "n": 3, "loss": 0.5, "ok": True})]
+    lines.append(Line(1001.0, "storage-full", {"why": "no room", "num": 1}))
+    lines.append(Line(1002.0, "odd", {"_kind": "a", "at": 1, "_time": 2, "self": 3}))
+    assert list(read(path)) == lines
+    lines[2] = Line(1002.0, "odd", {"kind": "a", "at": 1, "time": 2, "self": 3})
+    assert lines == list(journal.tail())
+    assert journal.tail(1) == (lines[2],)
+    assert journal.tail(0) == ()
+    assert journal.tail(9) == tuple(lines)
+    journal.close()
+    assert [line.kind for line in Journal(path).tail()] == ["started", "storage-full", "odd"], (
+        "a restarted peer knows what happened before"
+    )
+
+
+def test_without_a_file_there_is_the_tail():
+    journal = Journal(None, tail_lines=3)
+    for i in range(10):
+        journal.write(i, "x")
+    assert [line.time for line in journal.tail()] == [7, 8, 9]
+    assert journal.lost == 0
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"time": 5, "ki', b"\xff\xfe", b"[1]\n", b"null\n", b'{"time":"5","kind":"x"}\n', b"{" * 99999]
+)
+def test_a_torn_line_is_skipped_and_hurts_no_other(path, torn):
+    Journal(path).write(1, "first")
+    with path.open("ab") as file:
+        file.write(torn)
+    Journal(path).write(2, "second")
+    assert [line.kind for line in read(path)] == ["first", "second"]
+
+
+def test_size_is_bounded_by_one_old_file(path):
+    journal = Journal(path, max_bytes=2000)
+    for i in range(1000):
+        journal.write(i, "event", text="x" * 50)
+    assert path.stat().st_size <= 2000
+    assert old_path(path).stat().st_size <= 2000
+    assert sorted(p.name for p in path.parent.iterdir()) == ["journal.jsonl", "journal.old.jsonl"]
+    times = [line.time for line in read(path)]
+    assert times == [float(t) for t in range(1000 - len(times), 1000)]
+
+
+def test_a_full_disk_is_counted_and_passes(path, monkeypatch):
+    journal = Journal(path)
+    journal.write(1, "before")
+    real = os.write
+
+    def full(fd, data):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "write", full)
+    for i in range(3):
+        journal.write(i, "lost")
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:5]))
+    journal.write(4, "half")
+    monkeypatch.setattr(os, "write", real)
+    journal.write(5, "after")
+    assert journal.lost == 4
+    assert [line.kind for line in read(path)] == ["before", "after"]
+    assert len(journal.tail()) == 6
+
+
+def test_a_place_that_can_not_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    journal = Journal(tmp_path / "file" / "journal.jsonl")
+    journal.write(1, "x")
+    assert journal.lost == 1
+
+
+def test_values_that_json_has_not(path):
+    journal = Journal(path)
+    journal.write(1, "x", loss=math.nan, rate=math.inf, text="\ud800" + "a" * 10_000, nothing=None)
+    fields = next(read(path)).fields
+    assert fields["loss"] == "nan"
+    assert fields["rate"] == "inf"
+    assert len(fields["text"]) <= 2000
+    assert journal.lost == 0
+
+
+def test_render():
+    line = Line(
+        0.0, "custody-acked", {"peer": "ab", "loss": 0.123456, "n": 5, "why": "no room", "ok": False, "e": None}
+    )
+    assert render(line)[8:] == '  custody-acked       peer=ab  loss=0.1235  n=5  why="no room"  ok=no  e=-'
+    assert render(Line(0.0, "x", {"blob": "0" * 64}))[10:].split() == ["x", "blob=" + "0" * 12]
+
+
+def test_render_lets_no_control_character_through():
+    text = render(Line(1e300, "k\x1b[2J", {"na\nme": "a\x1b]0;title\x07b\x9b\u202e"}))
+    assert text.isprintable()

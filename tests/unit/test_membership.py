@@ -1,0 +1,256 @@
+"""Membership, one scenario at a time, by hand."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from p2ptrain.errors import RemoteError
+from p2ptrain.ids import PeerId
+from p2ptrain.protocol.machine import NEVER, Send
+from p2ptrain.protocol.membership import (
+    LAN,
+    Effect,
+    Membership,
+    MembershipConfig,
+    PeerFailed,
+    PeerJoined,
+    PeerLeft,
+    PeerRefuted,
+    PeerSuspected,
+)
+from p2ptrain.protocol.membership_rules import News, RoundTrips, retransmit_limit, suspicion_timeout
+from p2ptrain.protocol.messages import Ack, MemberState, Ping, PingRequest, Rumour
+
+ME, ANN, BOB, CAT = (PeerId(name.ljust(16, "x")) for name in ("me", "ann", "bob", "cat"))
+
+
+def machine(*members: PeerId, now: float = 0.0, config: MembershipConfig = LAN) -> Membership:
+    return Membership(ME, random.Random(1), now, config, members=members)
+
+
+def sends(effects: list[Effect], to: PeerId) -> list[object]:
+    return [effect.message for effect in effects if isinstance(effect, Send) and effect.to == to]
+
+
+def events(effects: list[Effect]) -> list[Effect]:
+    return [effect for effect in effects if not isinstance(effect, Send)]
+
+
+def rumour(peer: PeerId, state: MemberState = "alive", incarnation: int = 0) -> Rumour:
+    return Rumour(peer, state, incarnation)
+
+
+def run(membership: Membership, until: float) -> list[tuple[float, Effect]]:
+    """Tick at each deadline; nobody answers."""
+    log: list[tuple[float, Effect]] = []
+    while membership.next_deadline() <= until:
+        now = membership.next_deadline()
+        log.extend((now, effect) for effect in membership.tick(now))
+        assert membership.next_deadline() > now
+    return log
+
+
+@pytest.mark.parametrize(
+    ("confirmations", "expected", "timeout"), [(0, 3, 3.0), (1, 3, 2.0), (3, 3, 1.0), (9, 3, 1.0), (0, 0, 1.0)]
+)
+def test_suspicion_shrinks_with_confirmations(confirmations: int, expected: int, timeout: float) -> None:
+    assert suspicion_timeout(1.0, 3.0, confirmations, expected) == pytest.approx(timeout)
+
+
+@pytest.mark.parametrize(("members", "limit"), [(1, 2), (3, 4), (4, 6), (200, 16), (5000, 26)])
+def test_retransmits_grow_with_the_logarithm(members: int, limit: int) -> None:
+    assert retransmit_limit(2, members) == limit
+
+
+def test_ack_timeout_follows_round_trips_within_its_bounds() -> None:
+    trips = RoundTrips()
+    assert trips.timeout(0.1, 0.4) == 0.2
+    for _ in range(50):
+        trips.add(0.002)
+    assert trips.timeout(0.1, 0.4) == 0.1
+    for _ in range(50):
+        trips.add(0.15)
+    assert 0.15 < trips.timeout(0.1, 0.4) < 0.3
+    trips.add(9.0)
+    assert trips.timeout(0.1, 0.4) == 0.4
+
+
+def test_news_is_sent_youngest_first_and_not_for_ever() -> None:
+    news = News()
+    news.add(ANN)
+    assert news.take(1, 3) == [ANN]
+    news.add(BOB)
+    assert news.take(1, 3) == [BOB]
+    assert [len(news.take(2, 3)) for _ in range(3)] == [2, 2, 0]
+    assert not news
+
+
+def test_a_link_makes_a_member_who_is_told_of_all() -> None:
+    membership = machine(ANN, BOB)
+    effects = membership.peer_reachable(CAT, 0.1)
+    assert events(effects) == [PeerJoined(CAT)]
+    (ping,) = sends(effects, CAT)
+    assert isinstance(ping, Ping)
+    assert {r.peer for r in ping.rumours} == {ME, ANN, BOB}
+    assert membership.alive() == {ANN, BOB, CAT}
+    assert membership.peer_reachable(CAT, 0.2) == []
+
+
+def test_a_ping_is_acked() -> None:
+    (ack,) = sends(machine(ANN).received(ANN, Ping(7, ()), 0.1), ANN)
+    assert isinstance(ack, Ack)
+    assert ack.sequence == 7
+    assert rumour(ME) in ack.rumours
+
+
+def test_an_observer_is_acked_and_no_member_and_has_no_say() -> None:
+    membership = machine(ANN)
+    effects = membership.received(CAT, Ping(1, (rumour(BOB), rumour(ANN, "dead", 5))), 0.1)
+    assert len(sends(effects, CAT)) == 1
+    assert events(effects) == []
+    assert membership.alive() == {ANN}
+    assert machine(config=MembershipConfig(ack_strangers=False)).received(CAT, Ping(1, ()), 0.1) == []
+
+
+def test_who_only_watches_never_names_itself() -> None:
+    membership = machine(ANN, config=MembershipConfig(announce=False))
+    spoken = [effect for _, effect in run(membership, 5.0)] + membership.received(ANN, Ping(1, (rumour(ME),)), 5.0)
+    messages = [effect.message for effect in spoken if isinstance(effect, Send)]
+    assert messages
+    assert all(r.peer != ME for m in messages if isinstance(m, (Ping, PingRequest, Ack)) for r in m.rumours)
+    assert membership.leave(6.0) == []
+
+
+def test_a_silent_peer_is_pinged_again_asked_for_suspected_and_dead() -> None:
+    log = run(machine(ANN, BOB), 10.0)
+    first = [type(e.message).__name__ for _, e in log if isinstance(e, Send)][:3]
+    assert first[0] == "Ping"
+    assert any(isinstance(e, Send) and isinstance(e.message, PingRequest) for _, e in log)
+    suspected = next(now for now, e in log if e == PeerSuspected(ANN))
+    failed = next(now for now, e in log if isinstance(e, PeerFailed) and e.peer == ANN)
+    assert LAN.suspicion_min_s <= failed - suspected <= LAN.suspicion_min_s * LAN.suspicion_stretch + 0.01
+
+
+def test_an_ack_by_way_of_a_helper_counts() -> None:
+    membership = machine(ANN, BOB)
+    requests: list[tuple[float, PeerId, PingRequest]] = []
+    while not requests:
+        now = membership.next_deadline()
+        requests = [
+            (now, e.to, e.message)
+            for e in membership.tick(now)
+            if isinstance(e, Send) and isinstance(e.message, PingRequest)
+        ]
+    now, helper, request = requests[0]
+    membership.received(helper, Ack(request.sequence, ()), now + 0.01)
+    later = run(membership, now + 0.35)
+    assert PeerSuspected(request.target) not in [effect for _, effect in later]
+
+
+def test_a_helper_passes_the_ack_on() -> None:
+    membership = machine(ANN, BOB)
+    (ping,) = sends(membership.received(ANN, PingRequest(42, BOB, ()), 0.1), BOB)
+    assert isinstance(ping, Ping)
+    assert sends(membership.received(CAT, Ack(ping.sequence, ()), 0.1), ANN) == []
+    (ack,) = sends(membership.received(BOB, Ack(ping.sequence, ()), 0.1), ANN)
+    assert isinstance(ack, Ack)
+    assert ack.sequence == 42
+
+
+def test_an_accused_peer_refutes_by_its_incarnation() -> None:
+    membership = machine(ANN)
+    effects = membership.received(ANN, Ping(1, (rumour(ME, "suspect", 3),)), 0.1)
+    assert membership.incarnation(ME) == 4
+    (ack,) = sends(effects, ANN)
+    assert isinstance(ack, Ack)
+    assert rumour(ME, "alive", 4) in ack.rumours
+
+
+def test_only_a_higher_incarnation_ends_a_suspicion() -> None:
+    membership = machine(ANN, BOB, CAT)
+    assert PeerSuspected(BOB) in membership.received(ANN, Ping(0, (rumour(BOB, "suspect"),)), 0.05)
+    membership.received(CAT, Ping(0, (rumour(BOB),)), 0.06)
+    assert membership.state(BOB) == "suspect"
+    assert BOB in membership.alive()
+    assert PeerRefuted(BOB) in membership.received(CAT, Ping(0, (rumour(BOB, "alive", 1),)), 0.07)
+    assert membership.state(BOB) == "alive"
+
+
+def test_a_sign_of_life_puts_death_off() -> None:
+    membership = machine(ANN, BOB)
+    membership.received(ANN, Ping(0, (rumour(BOB, "suspect"),)), 0.05)
+    log = []
+    for step in range(1, 30):
+        log += run(membership, step * 0.1)
+        membership.received(BOB, Ack(0, ()), step * 0.1)
+    failed = [now for now, e in log + run(membership, 9.0) if isinstance(e, PeerFailed) and e.peer == BOB]
+    assert failed
+    assert failed[0] >= 2.9 + LAN.suspicion_min_s
+
+
+def test_hearsay_of_a_death_is_checked_by_who_heard_the_dead_lately() -> None:
+    membership = machine(ANN, BOB)
+    membership.received(BOB, Ping(0, ()), 0.05)
+    assert events(membership.received(ANN, Ping(0, (rumour(BOB, "dead"),)), 0.06)) == [PeerSuspected(BOB)]
+    assert isinstance(events(membership.received(ANN, Ping(0, (rumour(BOB, "dead"),)), 1.6))[0], PeerFailed)
+
+
+def test_own_stall_is_held_against_nobody() -> None:
+    membership = machine(ANN, BOB)
+    run(membership, 0.5)
+    effects = membership.tick(100.0)
+    assert not [e for e in effects if isinstance(e, (PeerSuspected, PeerFailed))]
+    assert membership.health == 1
+
+
+def test_the_dead_are_remembered_can_return_and_are_forgotten() -> None:
+    membership = machine(ANN, BOB, config=MembershipConfig(remember_s=30.0))
+    run(membership, 0.1)
+    membership.received(ANN, Ping(0, (rumour(BOB, "dead", 2),)), 0.15)
+    assert membership.state(BOB) == "dead"
+    assert membership.alive() == {ANN}
+    (ping,) = sends(membership.peer_reachable(BOB, 0.16), BOB)
+    assert isinstance(ping, Ping)
+    assert rumour(BOB, "dead", 2) in ping.rumours
+    (ack,) = sends(membership.received(BOB, Ping(1, (rumour(BOB, "alive", 2),)), 0.17), BOB)
+    assert isinstance(ack, Ack)
+    assert rumour(BOB, "dead", 2) in ack.rumours
+    effects = membership.received(BOB, Ping(1, (rumour(BOB, "alive", 3),)), 0.18)
+    assert PeerJoined(BOB) in effects
+    membership.received(BOB, Ping(1, (rumour(BOB, "left", 3),)), 0.19)
+    run(membership, 35.0)
+    assert membership.state(BOB) is None
+
+
+def test_leaving_tells_all_and_then_only_answers() -> None:
+    membership = machine(ANN, BOB)
+    effects = membership.leave(1.0)
+    assert sorted(effect.to for effect in effects if isinstance(effect, Send)) == [ANN, BOB]
+    (ping,) = sends(effects, ANN)
+    assert isinstance(ping, Ping)
+    other = Membership(ANN, random.Random(2), 1.0, members=[ME, BOB])
+    assert PeerLeft(ME) in other.received(ME, ping, 1.01)
+    assert membership.next_deadline() == NEVER
+    assert membership.tick(2.0) == []
+    (ack,) = sends(membership.received(ANN, Ping(3, (rumour(ME, "left"),)), 2.0), ANN)
+    assert isinstance(ack, Ack)
+    assert ack.rumours[0] == rumour(ME, "left")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Ping(0, tuple(rumour(ANN) for _ in range(65))),
+        Ack(0, (rumour(ANN, "alive", 2**60),)),
+        Ping(0, (rumour(BOB, "alive", -1),)),
+    ],
+)
+def test_absurd_messages_are_refused_unheard(message: Ping | Ack) -> None:
+    membership = machine(ANN)
+    with pytest.raises(RemoteError):
+        membership.received(ANN, message, 0.1)
+    assert membership.alive() == {ANN}
+    with pytest.raises(RemoteError):
+        membership.received(ME, Ping(1, ()), 0.1)

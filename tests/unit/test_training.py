@@ -1,0 +1,190 @@
+"""Local training: loss over the right outputs, exact resume, and steps that must not count."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from p2ptrain.config import TrainingConfig
+from p2ptrain.errors import LocalError, RemoteError
+from p2ptrain.learning.training import (
+    MAX_BAD_STEPS,
+    DivergedError,
+    LocalTrainer,
+    bf16_supported,
+    schedule,
+)
+
+
+def small_model(num_outputs: int = 4, seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(8 * 36, num_outputs),
+        )
+
+
+def batches(count: int, size: int = 12, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(size, 3, 6, 6, generator=generator), torch.randint(0, 4, (size,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def trainer(optimizer: str = "sgd", **kwargs: object) -> LocalTrainer:
+    config = TrainingConfig(optimizer=optimizer, learning_rate=0.02)  # type: ignore[arg-type]
+    return LocalTrainer(kwargs.pop("model", small_model()), config, num_classes=4, total_steps=20, **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_restoring_half_way_gives_the_same_bits(optimizer: str) -> None:
+    data = batches(20)
+    whole = trainer(optimizer)
+    for x, y in data:
+        whole.step(x, y)
+    first = trainer(optimizer)
+    for x, y in data[:10]:
+        first.step(x, y)
+    tensors, metadata = first.snapshot()
+    for x, y in data[10:12]:
+        first.step(x, y)  # the snapshot is a copy: training on does not change it
+    second = trainer(optimizer, model=small_model(seed=9))
+    second.restore(tensors, metadata)
+    torch.rand(17)  # whatever else draws from the global generator does not matter
+    for x, y in data[10:]:
+        second.step(x, y)
+    assert second.num_steps == whole.num_steps == 20
+    assert second.num_samples == whole.num_samples
+    a, b = whole.snapshot()[0], second.snapshot()[0]
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(name.startswith("optim.") for name in a)
+
+
+def test_training_lowers_the_loss() -> None:
+    t = LocalTrainer(small_model(), TrainingConfig(learning_rate=0.05), num_classes=4, total_steps=60)
+    (x, y), *_ = batches(1)
+    losses = [t.step(x, y) for _ in range(60)]
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_every_target_has_its_own_loss() -> None:
+    (x, y), *_ = batches(1, size=16)
+    model = small_model(3)
+    model[5].p = 0.0
+    with torch.no_grad():
+        z = model.train()(x)
+    own = torch.tensor([1, 3])
+    expected_rest = F.cross_entropy(z, torch.tensor([2, 0, 2, 1])[y])
+    rest = trainer(model=model, targets="rest", own_classes=[1, 3])
+    assert rest.step(x, y) == pytest.approx(float(expected_rest), rel=1e-5)
+    model = small_model(2)
+    model[5].p = 0.0
+    kept = torch.isin(y, own)
+    with torch.no_grad():
+        expected_own = F.cross_entropy(model.train()(x[kept]), torch.tensor([-1, 0, -1, 1])[y[kept]])
+    t = trainer(model=model, targets="own", own_classes=[1, 3])
+    assert t.step(x, y) == pytest.approx(float(expected_own), rel=1e-5)
+    assert t.num_samples == int(kept.sum())
+
+
+def test_a_batch_without_own_samples_teaches_nothing() -> None:
+    t = trainer(model=small_model(2), targets="own", own_classes=[1, 3])
+    before = t.snapshot()[0]
+    assert t.step(torch.randn(3, 3, 6, 6), torch.tensor([0, 2, 0])) is None
+    assert t.step(torch.randn(1, 3, 6, 6), torch.tensor([1])) is None  # one sample, BatchNorm
+    assert t.num_steps == 2
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), t.snapshot()[0].values(), strict=True))
+
+
+def test_own_classes_are_checked() -> None:
+    with pytest.raises(LocalError):
+        trainer(targets="own", own_classes=[4])
+    with pytest.raises(LocalError):
+        trainer(targets="rest")
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_many_raise() -> None:
+    t = trainer()
+    (x, y), *_ = batches(1)
+    t.step(x, y)
+    before = t.snapshot()[0]
+    bad = torch.full_like(x, float("nan"))
+    for _ in range(MAX_BAD_STEPS - 1):
+        assert t.step(bad, y) is None
+    assert t.num_bad_steps == MAX_BAD_STEPS - 1
+    after = t.snapshot()[0]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert t.step(x, y) is not None  # a good step ends the run of bad ones
+    for _ in range(MAX_BAD_STEPS - 1):
+        t.step(bad, y)
+    with pytest.raises(DivergedError, match="learning_rate"):
+        t.step(bad, y)
+
+
+def test_norms_and_biases_are_not_decayed() -> None:
+    t = LocalTrainer(small_model(), TrainingConfig(weight_decay=0.1), num_classes=4, total_steps=5)
+    decay = {id(p): g["weight_decay"] for g in t._optimizer.param_groups for p in g["params"]}
+    for p in t.model.parameters():
+        assert decay[id(p)] == (0.1 if p.dim() > 1 else 0.0)
+
+
+def test_schedule_rises_then_falls_to_zero() -> None:
+    rates = [schedule("cosine", step, 100) for step in range(101)]
+    assert rates[0] == pytest.approx(0.25) and max(rates) == rates[3] == 1.0
+    assert rates[100] == pytest.approx(0.0) and rates[50] == pytest.approx(0.5, abs=0.03)
+    assert schedule("constant", 90, 100) == 1.0
+    assert schedule("cosine", 0, 1) > 0
+
+
+def test_a_snapshot_that_does_not_fit_is_the_other_sides_fault() -> None:
+    t = trainer()
+    t.step(*batches(1)[0])
+    tensors, metadata = t.snapshot()
+    before = t.snapshot()[0]
+    broken = [
+        ({**tensors, "other": torch.zeros(1)}, metadata),
+        ({n: v for n, v in tensors.items() if n != "model.0.weight"}, metadata),
+        ({**tensors, "model.0.weight": tensors["model.0.weight"] * float("nan")}, metadata),
+        ({**tensors, "optim.momentum_buffer.0.weight": torch.zeros(2)}, metadata),
+        ({**tensors, "optim.junk.0.weight": tensors["model.0.weight"]}, metadata),
+        (tensors, {**metadata, "steps": "-3"}),
+        (tensors, {}),
+    ]
+    for bad_tensors, bad_metadata in broken:
+        with pytest.raises(RemoteError):
+            t.restore(bad_tensors, bad_metadata)
+        assert all(torch.equal(before[n], v) for n, v in t.snapshot()[0].items())
+
+
+def test_another_number_of_steps_keeps_the_share_of_training_done() -> None:
+    t = trainer()
+    for x, y in batches(10):
+        t.step(x, y)
+    longer = LocalTrainer(small_model(), TrainingConfig(), num_classes=4, total_steps=200)
+    longer.restore(*t.snapshot())
+    assert longer.num_steps == 100
+
+
+def test_bf16_only_where_the_processor_has_it() -> None:
+    t = trainer(bf16=True)
+    assert t.bf16 == bf16_supported(torch.device("cpu"))
+    assert not bf16_supported(torch.device("meta"))
+    assert t.step(*batches(1)[0]) is not None

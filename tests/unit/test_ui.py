@@ -1,0 +1,192 @@
+"""What people see: tables, sentences, reports; and that nobody's text can take over a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from p2ptrain.config import DataConfig, Job
+from p2ptrain.ids import JobId, PeerId
+from p2ptrain.planning.plan import Part, PeerSnapshot, Plan
+from p2ptrain.protocol.messages import NO_PART, MemberState, Record
+from p2ptrain.runtime.harvest import PartReport
+from p2ptrain.runtime.journal import Line
+from p2ptrain.ui import narrator, report, status_table, words
+from p2ptrain.ui.watch import PlainScreen
+
+A, B = PeerId("a" * 16), PeerId("b" * 16)
+JOB = Job(data=DataConfig(("cat", "dog", "emu", "fox"), (1, 8, 8), mean=(0.0,), std=(1.0,)))
+PLAN = Plan(
+    epoch=3,
+    job=JOB.id,
+    mode="tasks",
+    proposer=A,
+    parts=(
+        Part(0, (0, 1), 0.6, (A,), ("group-0",)),
+        Part(1, (2, 3), 0.4, (B,), ("group-1",)),
+    ),
+    trunk=0,
+    disjoint=False,
+    targets="rest",
+    combine="own",
+    calibrate=True,
+    peers=(PeerSnapshot(A, 1.0, 0, (), ()), PeerSnapshot(B, 1.0, 0, (), ())),
+    former=(),
+    parent="0" * 64,
+)
+
+
+def record(peer: PeerId, **changes: object) -> Record:
+    base = Record(
+        peer=peer,
+        version=1,
+        key=b"k" * 40,
+        name="kitchen",
+        addresses=("tcp://127.0.0.1:5710",),
+        job=JobId(JOB.id),
+        counts=(1, 2, 3, 4),
+        wishes=(),
+        flops_per_s=5.3e10,
+        memory_bytes=2_000_000_000,
+        epoch=3,
+        plan=PLAN.hash,
+        part=0,
+        phase="training",
+        round=4,
+        step=120,
+        samples=7680,
+        loss=0.4321,
+        samples_per_s=350.4,
+        bytes_sent=1_234_567,
+        waiting_for="",
+        holdings=(),
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Found:
+    job: Job | None = JOB
+    plan: Plan | None = PLAN
+    records: tuple[Record, ...] = (record(A),)
+    states: dict[PeerId, MemberState] = field(default_factory=dict)
+    refused: dict[PeerId, dict[str, int]] = field(default_factory=dict)
+
+
+def test_a_row_says_device_part_classes_step_loss_and_speed() -> None:
+    text = status_table.render(Found())
+    for expected in ("kitchen aaaaaa", "53.0 GFLOP/s, 2.0 GB", "training", "4/10", "120", "0.432", "350", "1.2 MB"):
+        assert expected in text
+    assert "#0 cat, dog, 60 % of the width" in text
+    assert "nobody trains part 1 (emu, fox)" in text
+
+
+def test_waits_and_refusals_stand_below_the_row() -> None:
+    found = Found(records=(record(A, waiting_for="others to finish: B"),), refused={A: {"proof": 2}})
+    text = status_table.render(found)
+    assert "    waits for others to finish: B" in text and "    refused messages: proof 2" in text
+
+
+def test_who_is_gone_is_called_so_and_its_part_is_nobodys() -> None:
+    found = Found(records=(record(A), record(B, part=1)), states={A: "alive", B: "dead"})
+    assert "lost" in status_table.render(found)
+    assert status_table.to_plain(found)["plan"]["unstaffed"] == [1]
+
+
+def test_before_there_is_a_job_or_plan_the_table_still_stands() -> None:
+    found = Found(job=None, plan=None, records=(record(A, part=NO_PART, loss=float("nan"), step=0),))
+    assert "none of them has told its job yet" in status_table.render(found)
+    plain = status_table.to_plain(found)
+    assert json.loads(json.dumps(plain, allow_nan=False))["peers"][0]["part"] is None
+    assert "no plan yet" in status_table.render(Found(plan=None))
+
+
+def test_no_control_character_of_a_peer_reaches_the_terminal() -> None:
+    evil = "\x1b[2J\r\nroot#\x07"
+    text = status_table.render(Found(records=(record(A, name=evil, waiting_for=evil),), refused={A: {evil: 1}}))
+    text += str(narrator.tell(Line(0.0, "joined", {"peer": "x", "name": evil})))
+    assert not [c for c in text if not c.isprintable() and c != "\n"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "-"), (999.0, "999 B"), (53.2e9, "53.2 GB"), (123.4e6, "123 MB"), (float("nan"), "-")]
+)
+def test_numbers_come_scaled_with_their_unit(value: float, text: str) -> None:
+    assert words.scaled(value, "B") == text
+
+
+def test_durations_in_words() -> None:
+    assert [words.duration(s) for s in (30, 600, 7200, float("inf"))] == ["30 s", "10 min", "2 h", "until you stop it"]
+
+
+def test_the_plan_in_a_sentence() -> None:
+    own = narrator.plan_sentence(PLAN, JOB, A)
+    assert own == "plan of epoch 3, 2 parts: this peer trains part 0, classes cat, dog, 60 % of the width"
+    assert "stands by" in narrator.plan_sentence(PLAN, JOB, PeerId("c" * 16))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "expected"),
+    [
+        ("failed", {"peer": "p", "name": "desk"}, "desk is lost"),
+        ("training", {"part": 1, "round": 2, "rounds": 5}, "goes on after round 2"),
+        ("training", {"part": 1, "round": 5, "rounds": 5}, "all its 5 rounds already"),
+        ("gossip", {"peer": "desk", "bytes": 1_500_000}, "averaged with desk (1.5 MB)"),
+        ("other-version", {"peer": "p", "ours": 1, "theirs": 2}, "wire version 2, this peer 1"),
+        ("frame-refused", {"peer": "p", "reason": "proof", "why": ""}, "does not hold the join code"),
+        ("one-way", {"peer": "p", "addresses": "tcp://1.2.3.4:5"}, "firewall"),
+    ],
+)
+def test_sentences(kind: str, fields: dict[str, str | int], expected: str) -> None:
+    assert expected in str(narrator.tell(Line(0.0, kind, fields)))
+
+
+def test_a_sentence_survives_missing_particulars() -> None:
+    for kind in (*narrator._SENTENCES, "unheard-of"):
+        narrator.tell(Line(0.0, kind, {}))
+    assert narrator.tell(Line(0.0, "custody-acked", {})) is None
+
+
+@dataclass(frozen=True)
+class Harvested:
+    job: Job = JOB
+    plan: Plan = PLAN
+    report: tuple[PartReport, ...] = (PartReport(0, ("cat", "dog"), 0.6, ("kitchen",), 4, 10, 120, 7680, 1_000_000),)
+    missing: tuple[int, ...] = (1,)
+    calibrated: bool = False
+
+
+def test_the_reassembly_report_says_who_how_fresh_how_much_and_what_is_missing() -> None:
+    text = report.render(Harvested())
+    for expected in ("cat, dog", "60 %", "4/10", "7,680", "kitchen", "MISSING: part 1 (emu, fox)", "not fitted yet"):
+        assert expected in text
+    plain = report.to_plain(Harvested())
+    assert plain["complete"] is False and plain["missing"] == [{"part": 1, "classes": ["emu", "fox"]}]
+    assert "fitted again" in report.render(Harvested(calibrated=True))
+
+
+def test_a_screen_that_is_no_terminal_writes_what_changed_only() -> None:
+    out = io.StringIO()
+    screen = PlainScreen(out)
+    screen.show(None, "nobody")
+    screen.show(Found())
+    screen.show(Found())
+    screen.close()
+    assert (
+        out.getvalue().count("kitchen") == 1 and out.getvalue().startswith("nobody\n") and "\x1b" not in out.getvalue()
+    )
+
+
+def test_the_rich_screen_shows_the_same_cells() -> None:
+    rich_console = pytest.importorskip("rich.console")
+    from p2ptrain.ui.watch import _rich_view
+
+    console = rich_console.Console(file=io.StringIO(), width=200)
+    console.print(_rich_view(Found(records=(record(A, waiting_for="a partner"),)), 200))
+    text = console.file.getvalue()
+    assert "kitchen" in text and "0.432" in text and "waits for a partner" in text and "GFLOP" in text
+    console.print(narrow := _rich_view(Found(), 80))
+    assert len(narrow.renderables[1].columns) < len(status_table.TITLES)

@@ -1,0 +1,519 @@
+"""A member that holds the code and lies: what it says is counted or does nothing, and the group goes on.
+
+The liar is a whole peer that plays along, so that it is admitted, pinged and planned with; its lies go out over its own
+sessions, between its honest words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peer_group import CLASSES, Device, Room, address, job, key, seeds, sizes
+
+from p2ptrain.config import ModelConfig
+from p2ptrain.ids import BlobId, JobId, PeerId, blob_id, peer_id
+from p2ptrain.net.simulated import Conditions
+from p2ptrain.planning.plan import Plan
+from p2ptrain.protocol import messages as m
+from p2ptrain.protocol.codec import WIRE_VERSION
+from p2ptrain.protocol.messages import KINDS, Holding, Message, Record, lane_of
+from p2ptrain.protocol.session import SendFrames
+from p2ptrain.runtime import tensorfile
+
+LINK = Conditions(delay_s=0.001, jitter_s=0.002)
+LIAR = 3
+slow = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def training_group(seed: int = 0, liar: bool = True, **changes: object) -> Room:
+    """Three honest devices and a liar, in training."""
+    room = Room(seed, LINK)
+    the_job = job(**({"rounds": 40, "min_peers": 4 if liar else 3, "settle_s": 0.2} | changes))  # type: ignore[arg-type]
+    for number in range(4 if liar else 3):
+        room.add(number, job=the_job, load_s=0.05, round_s=0.4)
+    assert room.run(20, lambda: all(device.record.round >= 1 for device in room.on()))
+    return room
+
+
+def honest(room: Room) -> list[Device]:
+    return [device for device in room.on() if device.number != LIAR]
+
+
+def lie(room: Room, to: Device, message: Message, *, job_id: str | None = None, epoch: int | None = None) -> None:
+    """Send this as the liar, over its session with ``to``."""
+    core = room.devices[LIAR].core
+    known = core.job_id if job_id is None else job_id
+    for effect in core.sessions.send(to.id, message, known, core.epoch if epoch is None else epoch, room.network.now):
+        assert isinstance(effect, SendFrames)
+        room.send(core.own_id, effect)
+
+
+def lie_raw(room: Room, to: Device, kind: str, body: object, *behind: bytes) -> None:
+    """The same with a body that no encoder would make."""
+    core = room.devices[LIAR].core
+    session = core.sessions._sessions.get(key(to.number))
+    if session is None or session.address != address(to.number):
+        return
+    lane = lane_of_kind(kind)
+    core.sessions._sequences[lane] += 1
+    header = {"v": WIRE_VERSION, "k": kind, "s": session.name, "q": core.sessions._sequences[lane]}
+    frame = msgpack.packb(header | {"j": core.job_id, "e": core.epoch, "b": body}, use_bin_type=True)
+    room.send(core.own_id, SendFrames(address(to.number), lane, [frame, *behind]))
+
+
+def lane_of_kind(kind: str) -> m.Lane:
+    return "bulk" if KINDS.get(kind) in m.BULK else "control"
+
+
+def check_goes_on(room: Room) -> None:
+    """The honest ones know each other, follow one plan, train, and hold no more than they should."""
+    room.run(2)
+    devices = honest(room)
+    before = {device.number: device.record.step for device in devices}
+    ids = {device.id for device in devices}
+    assert room.run(90, lambda: all(d.done or d.record.step > before[d.number] for d in devices)), [
+        (d.number, d.record.phase, d.record.waiting_for, d.note_kinds()) for d in devices
+    ]
+    for device in devices:
+        assert ids - {device.id} <= device.core.membership.alive()
+        assert not any(key(other.number) in device.banned for other in devices)
+        assert not device.lost and not device.unusable
+        assert device.core.job == devices[0].core.job
+    assert room.run(60, lambda: len({d.core.agreement.hash if d.core.agreement else "" for d in devices}) == 1)
+
+
+def check_bounded(room: Room) -> None:
+    for device in honest(room):
+        for path, size in sizes(device.core).items():
+            assert size < 20_000, (path, size)
+
+
+# --- any message at all -----------------------------------------------------------------------------------------------
+
+IDS = [peer_id(key(number)) for number in range(4)]
+numbers = st.sampled_from([0, 1, 2, 3, 7, 2**31, 2**40, 2**62, 2**63 - 1]) | st.integers(0, 50)
+texts = st.sampled_from(["", "x", "all", "group-0", "group-1", "trunk", "a" * 64, "0" * 64, "\x00", "é" * 30])
+peers = st.sampled_from([*IDS, PeerId("aaaaaaaaaaaaaaaa"), PeerId("zzzzzzzzzzzzzzzz")])
+blobs = st.sampled_from([BlobId("0" * 64), BlobId("f" * 64), BlobId("../../../../etc/passwd".ljust(64, "/"))])
+floats = st.sampled_from([0.0, 1.0, -1.0, 1e18, 1e-300, 5.5])
+garbage = st.sampled_from([b"", b"\x00" * 64, b"{}", b"[" * 200, tensorfile.pack({"x": np.zeros(3)})]) | st.binary(
+    max_size=64
+)
+holdings = st.builds(
+    Holding, st.integers(0, 4096), peers, numbers, numbers, numbers, numbers, blobs, numbers.filter(bool)
+)
+records = st.builds(
+    Record,
+    peer=peers,
+    version=numbers.filter(lambda n: n < 2**61),
+    key=st.sampled_from([key(number) for number in range(4)]),
+    name=texts,
+    addresses=st.lists(st.sampled_from([address(1), address(77), "tcp://x:1", "http://10.0.0.1:80"]), max_size=3).map(
+        tuple
+    ),
+    job=st.sampled_from([JobId(""), JobId("0" * 16)]),
+    counts=st.lists(numbers, max_size=8).map(tuple),
+    wishes=st.lists(numbers, max_size=4).map(tuple),
+    flops_per_s=st.sampled_from([0.0, 1e18]),
+    memory_bytes=numbers,
+    epoch=numbers,
+    plan=st.sampled_from(["", "0" * 64, "x"]),
+    part=st.integers(-1, 4096),
+    phase=st.sampled_from(["waiting", "training", "trained", "calibrating", "done", "failed", "observing"]),
+    round=numbers,
+    step=numbers,
+    samples=numbers,
+    loss=floats,
+    samples_per_s=st.sampled_from([0.0, 1e12]),
+    bytes_sent=numbers,
+    waiting_for=texts,
+    holdings=st.lists(holdings, max_size=3).map(tuple),
+)
+rumours = st.lists(
+    st.builds(m.Rumour, peers, st.sampled_from(["alive", "suspect", "dead", "left"]), numbers), max_size=4
+).map(tuple)
+masses = st.lists(
+    st.builds(m.ShardMass, texts.filter(lambda t: 1 <= len(t) <= 64), st.sampled_from([0.0, 1.0, 1e18])),
+    min_size=1,
+    max_size=3,
+).map(tuple)
+session_names = st.sampled_from(["0" * 16, "a" * 16])
+any_message: st.SearchStrategy[Message] = st.one_of(
+    st.builds(m.Ping, numbers, rumours),
+    st.builds(m.PingRequest, numbers, peers, rumours),
+    st.builds(m.Ack, numbers, rumours),
+    st.builds(
+        m.RecordDigest, st.lists(st.builds(m.RecordVersion, peers, numbers), max_size=5).map(tuple), st.booleans()
+    ),
+    st.builds(m.Records, st.lists(records, max_size=3).map(tuple)),
+    st.just(m.StatusRequest()),
+    st.builds(m.StatusReply, rumours.filter(bool), st.just(())),
+    st.just(m.JobRequest()),
+    st.builds(m.JobReply, garbage.filter(lambda data: len(data) >= 2)),
+    st.builds(m.PlanRequest, st.sampled_from(["0" * 64])),
+    st.builds(m.PlanReply, garbage.filter(lambda data: len(data) >= 2)),
+    st.builds(m.Fetch, blobs, numbers, st.integers(1, 1 << 20)),
+    st.builds(m.Chunk, blobs, numbers, garbage.filter(bool)),
+    st.builds(m.FetchRefused, blobs),
+    st.builds(m.GossipPush, numbers, numbers, masses, blobs, numbers, st.booleans()),
+    st.builds(m.CustodyOffer, holdings),
+    st.builds(m.CustodyAck, blobs),
+    st.builds(m.CalibrationCall, numbers, st.lists(holdings, min_size=1, max_size=3).map(tuple)),
+    st.builds(m.CalibrationReady, session_names, numbers),
+    st.builds(m.CalibrationGradient, session_names, numbers, numbers, garbage),
+    st.builds(m.CalibrationHead, session_names, numbers, garbage),
+    st.builds(m.Proof, st.binary(min_size=16, max_size=16), st.binary(min_size=32, max_size=32)),
+    st.builds(m.Refused, texts, st.integers(0, 9)),
+)
+
+
+@slow
+@given(st.lists(st.tuples(st.integers(0, 2), any_message, st.sampled_from([0.0, 0.0, 0.02, 0.5])), max_size=30))
+def test_any_well_formed_message(lies: list[tuple[int, Message, float]]) -> None:
+    room = training_group()
+    for number, message, pause in lies:
+        lie(room, room.devices[number], message)
+        room.run(pause)
+    check_bounded(room)
+    check_goes_on(room)
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8) | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def shapeless(draw: st.DrawFn) -> tuple[str, object, tuple[bytes, ...]]:
+    """A message of any kind, with one field that is something else, is missing, or is one too many."""
+    kind = draw(st.sampled_from([*KINDS, "no-such-kind"]))
+    names = [name for name in getattr(KINDS.get(kind), "__dataclass_fields__", {}) if name != "data"]
+    body: object = {name: draw(plain) for name in names if draw(st.integers(0, 9))}
+    if draw(st.integers(0, 9)) == 0:
+        body = draw(plain)
+    return kind, body, tuple(draw(st.lists(st.binary(max_size=20), max_size=2)))
+
+
+@slow
+@given(st.lists(st.tuples(st.integers(0, 2), shapeless()), max_size=40))
+def test_messages_of_a_wrong_shape(lies: list[tuple[int, tuple[str, object, tuple[bytes, ...]]]]) -> None:
+    room = training_group()
+    before = sum(sum(d.core.sessions.refused.values()) for d in honest(room))
+    for number, (kind, body, behind) in lies:
+        lie_raw(room, room.devices[number], kind, body, *behind)
+        room.run(0.01)
+    refused = sum(sum(d.core.sessions.refused.values()) + sum(d.core.refused.values()) for d in honest(room))
+    assert refused - before >= min(len(lies), 1)
+    check_goes_on(room)
+
+
+@pytest.mark.parametrize("seed", seeds(1))
+def test_raw_bytes_and_replays(seed: int) -> None:
+    """Noise on both lanes, and everything that the liar ever said once more."""
+    room = training_group(seed)
+    rng = random.Random(seed)
+    target, liar = room.devices[0], room.devices[LIAR]
+    heard: list[tuple[m.Lane, list[bytes]]] = []
+    frames = target.frames
+
+    def listen(lane: m.Lane, sender: bytes, got: list[bytes], now: float) -> list[object]:
+        if sender == key(LIAR):
+            heard.append((lane, list(got)))
+        return frames(lane, sender, got, now)
+
+    target.frames = listen  # type: ignore[method-assign,assignment]
+    room.run(3)
+    steps = target.record.step
+    for lane, got in list(heard):
+        room.send(liar.id, SendFrames(address(0), lane, got))
+        torn = [bytes(rng.choice([byte, byte, rng.randrange(256)]) for byte in got[0]), *got[1:]]
+        room.send(liar.id, SendFrames(address(0), rng.choice(["control", "bulk"]), torn))
+    room.run(3)
+    assert len(heard) > 10
+    assert target.core.sessions.refused["replay"] >= 5
+    assert target.record.step > steps
+    check_goes_on(room)
+
+
+def test_a_flood_of_well_formed_messages() -> None:
+    """Thousands of records, rumours, offers, pushes and fetches of things that do not exist."""
+    room = training_group()
+    target = room.devices[0]
+    for turn in range(50):
+        made_up = [peer_id(key(10_000 + 40 * turn + i)) for i in range(40)]
+        lie(room, target, m.Ping(turn, tuple(m.Rumour(p, "alive", 1) for p in made_up)))
+        mine = room.devices[LIAR].record
+        many = tuple(
+            dataclasses.replace(
+                mine, peer=p, key=key(10_000 + 40 * turn + i), addresses=(), holdings=(), name=f"made up {i}"
+            )
+            for i, p in enumerate(made_up)
+        )
+        lie(room, target, m.Records(many))
+        blob = BlobId(f"{turn:064x}")
+        lie(room, target, m.CustodyOffer(Holding(turn, room.devices[LIAR].id, 1, 1, 1, 1, blob, 10)))
+        lie(room, target, m.Fetch(blob, 0, 100))
+        lie(room, target, m.PlanRequest(f"{turn:064x}"))
+        room.run(0.02)
+    check_bounded(room)
+    room.devices[LIAR].kill()
+    devices = honest(room)
+    assert room.run(60, lambda: all({d.id for d in devices} - {e.id} <= e.core.membership.alive() for e in devices))
+    steps = {d.number: d.record.step for d in devices}
+    assert room.run(120, lambda: all(d.done or d.record.step > steps[d.number] for d in devices))
+
+
+# --- particular lies --------------------------------------------------------------------------------------------------
+
+
+def test_too_many_lies_get_the_liar_banned_and_the_rest_goes_on() -> None:
+    room = training_group()
+    for _ in range(30):
+        for device in honest(room):
+            offer = Holding(0, device.id, 1, 1, 1, 1, BlobId("0" * 64), 10)  # in another's name
+            lie(room, device, m.CustodyOffer(offer))
+        room.run(0.05)
+    assert all(key(LIAR) in device.banned for device in honest(room))
+    assert all(device.core.refused == {} or device.core.sessions.refused["custody-not-own"] for device in honest(room))
+    liar = room.devices[LIAR].id
+    assert room.run(60, lambda: all(liar not in d.core.membership.alive() for d in honest(room)))
+    check_goes_on(room)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"not a tensor file",
+        tensorfile.pack({"x": np.zeros(3)}),
+        tensorfile.pack({"y": np.zeros(8)}),
+        tensorfile.pack({"x": np.full(8, np.nan)}),
+        tensorfile.pack({"x": np.full(8, np.inf)}),
+        tensorfile.pack({"x": np.zeros(8, np.int64)})[:-4],
+    ],
+    ids=["noise", "shape", "name", "nan", "inf", "torn"],
+)
+def test_gossip_that_does_not_fit(payload: bytes) -> None:
+    room = training_group(mode="replicas")
+    liar, target = room.devices[LIAR], room.devices[0]
+    assert target.trainer is not None
+    blob = liar.disk.put(payload, passing=True)
+    push = m.GossipPush(2**50, 1, (m.ShardMass("all", 5.0),), blob, len(payload), False)
+    lie(room, target, push)
+    assert room.run(5, lambda: target.core.refused["payload"] >= 1)
+    assert np.isfinite(target.trainer.x).all()
+    check_goes_on(room)
+
+
+@pytest.mark.parametrize("mass", [0.0, 1e16, 1e18])
+def test_masses_out_of_range(mass: float) -> None:
+    room = training_group(mode="replicas")
+    liar, target = room.devices[LIAR], room.devices[0]
+    payload = tensorfile.pack({"x": np.zeros(8)})
+    blob = liar.disk.put(payload, passing=True)
+    lie(room, target, m.GossipPush(2**50, 1, (m.ShardMass("all", mass),), blob, len(payload), False))
+    room.run(1)
+    assert mass == 0.0 or target.core.sessions.refused["gossip-mass"] == 1
+    check_goes_on(room)
+
+
+def pretend(room: Room, change: Callable[[Record], Record]) -> None:
+    """The liar's own record says something else from now on; it spreads by itself."""
+    core = room.devices[LIAR].core
+    changed = change(core.records.own)
+    fields = {name: getattr(changed, name) for name in Record.__dataclass_fields__}
+    for name in ("peer", "key", "version"):
+        del fields[name]
+    room.perform(room.devices[LIAR], core.run(core.records.update(room.network.now, **fields), room.network.now))
+
+
+def swapped(plan: Plan, liar: PeerId, proposer: PeerId) -> Plan:
+    """The next plan, were it the liar's to say who trains what."""
+    parts = list(plan.parts)
+    mine = next(part for part in parts if liar in part.trainers)
+    other = next(part for part in parts if part is not mine)
+    parts[mine.index] = dataclasses.replace(mine, trainers=other.trainers)
+    parts[other.index] = dataclasses.replace(other, trainers=mine.trainers)
+    return dataclasses.replace(
+        plan, epoch=plan.epoch + 1, parts=tuple(parts), parent=plan.hash, proposer=proposer, former=()
+    )
+
+
+def test_a_plan_that_does_not_follow_from_its_inputs() -> None:
+    room = training_group()
+    liar = room.devices[LIAR]
+    agreement = liar.core.agreement
+    assert agreement is not None and agreement.current is not None
+    before = agreement.current
+    false = swapped(before, liar.id, liar.id)
+    agreement._plans[false.hash] = (false, false.to_json().encode())
+    pretend(room, lambda record: dataclasses.replace(record, epoch=false.epoch, plan=false.hash))
+    room.run(10)
+    for device in honest(room):
+        assert device.core.sessions.refused["plan-verify"] >= 1
+        assert device.core.agreement is not None and device.core.agreement.current == before
+    check_goes_on(room)
+
+
+def test_plans_that_nobody_has() -> None:
+    """The liar names a better plan each second, and never sends one."""
+    room = training_group()
+    for turn in range(20):
+        name = blob_id(bytes([turn]))
+        pretend(room, lambda record, name=name: dataclasses.replace(record, epoch=10**6, plan=name))  # type: ignore[misc]
+        room.run(1)
+    check_goes_on(room)
+
+
+def test_a_plan_reply_that_nobody_asked_for() -> None:
+    room = training_group()
+    target = room.devices[0]
+    assert target.core.agreement is not None and target.core.agreement.current is not None
+    false = swapped(target.core.agreement.current, room.devices[LIAR].id, target.id)
+    lie(room, target, m.PlanReply(false.to_json().encode()))
+    room.run(1)
+    assert target.core.sessions.refused["plan-unasked"] == 1
+    check_goes_on(room)
+
+
+def test_snapshots_with_a_wrong_hash_are_dropped() -> None:
+    """A donor that serves other bytes than it should: the newcomer gets the part from somebody else."""
+    room = training_group(custodians=2, liar=True)
+    room.run(2)
+    room.served = lambda device, data: bytes(255 - b for b in data) if device.number == LIAR else data
+    late = room.add(4, load_s=0.05, round_s=0.4)
+    assert room.run(60, lambda: late.record.phase == "training")
+    assert late.trainer is not None
+    assert all(blob_id(data) == blob for device in room.on() for blob, data in device.disk.blobs.items())
+    room.run(10)
+    for device in honest(room):
+        kept = [h for h in device.record.holdings if h.trainer == room.devices[LIAR].id]
+        assert all(h.blob in device.disk.blobs for h in kept)
+    check_goes_on(room)
+
+
+def test_snapshots_of_nonsense_are_tried_and_dropped() -> None:
+    """Copies of every part, fresher than all others, with the right hash and of no use: the next best is taken."""
+    room = training_group(custodians=1)
+    room.run(3)
+    liar = room.devices[LIAR]
+    false = []
+    for part in range(4):
+        for number in range(6):
+            data = tensorfile.pack({"model.x": np.zeros(3)}, {"part": str(part), "number": str(number)})
+            blob = liar.disk.put(data)
+            false.append(Holding(part, room.devices[0].id, 1, 40, 900 + number, 9000, blob, len(data)))
+    pretend(room, lambda record: dataclasses.replace(record, holdings=(*record.holdings, *false)))
+    room.run(2)
+    victim = room.devices[1]
+    part, reached = victim.record.part, victim.record.round
+    victim.kill()
+    room.run(1)
+    room.restart(1)
+    assert room.run(30, lambda: victim.record.phase == "training")
+    assert victim.trainer is not None and victim.record.part == part
+    assert victim.trainer.follows[0][1] >= reached - 1
+    check_goes_on(room)
+
+
+def test_a_false_head_does_not_crash_anyone() -> None:
+    """Calibration states that do not parse, do not fit, or come from nowhere."""
+    room = training_group(rounds=5, calibrate="always", calibration_steps=20)
+    liar = room.devices[LIAR]
+    noise = [b"noise", tensorfile.pack({"head": np.zeros(77)}), tensorfile.pack({"head": np.full(4, np.nan)})]
+
+    def calibrating() -> bool:
+        return any(device.record.phase == "calibrating" for device in honest(room))
+
+    assert room.run(60, calibrating)
+    for turn in range(60):
+        for device in honest(room):
+            completion = device.core.completion
+            session = completion._calibration.session if completion else ""
+            if len(session) == 16:
+                data = noise[turn % 3]
+                lie(room, device, m.CalibrationGradient(session, turn % 20, 5, data))
+                lie(room, device, m.CalibrationHead(session, turn % 20 + 1, data))
+                lie(room, device, m.CalibrationReady(session, 2**62))
+        room.run(0.1)
+    assert all(not device.lost for device in honest(room))
+    del liar
+    assert room.run(900, lambda: all(device.done for device in honest(room))), [
+        (d.number, d.record.phase, d.record.waiting_for) for d in room.on()
+    ]
+
+
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+
+def user_code_job() -> object:
+    return dataclasses.replace(job(), model=ModelConfig("evil.module:run"))
+
+
+def test_a_job_with_user_code_is_refused() -> None:
+    room = Room(0, LINK)
+    room.add(0, job=user_code_job())  # type: ignore[arg-type]
+    guest = room.add(1)
+    room.run(5)
+    assert "--allow-model evil.module:run" in guest.unusable
+    assert guest.core.job is None and guest.trainer is None
+
+
+def test_a_job_with_other_user_code_than_allowed_is_refused() -> None:
+    room = Room(0, LINK)
+    room.add(0, job=user_code_job())  # type: ignore[arg-type]
+    guest = room.add(1, allow="good.module:run")
+    room.run(5)
+    assert guest.unusable and guest.core.job is None
+
+
+def test_a_job_with_user_code_that_was_allowed_is_taken() -> None:
+    room = Room(0, LINK)
+    room.add(0, job=user_code_job())  # type: ignore[arg-type]
+    guest = room.add(1, allow="evil.module:run")
+    assert room.run(60, lambda: guest.done)
+    assert not guest.unusable
+
+
+@pytest.mark.parametrize(
+    "data", [b"[" * 100_000, b"null", b'{"name": 7}', b"\xff" * 10, b'{"colour": "red"}', b'{"data": {"classes": []}}']
+)
+def test_jobs_that_are_none(data: bytes) -> None:
+    room = Room(0, LINK)
+    guest = room.add(0)
+    room.add(LIAR)
+    room.run(2)
+    lie(room, guest, m.JobReply(data))
+    room.run(1)
+    assert guest.core.sessions.refused["job"] == 1
+    assert guest.core.job is None and not guest.unusable
+
+
+def test_a_second_job_is_ignored() -> None:
+    room = training_group()
+    other = job(name="other", rounds=3)
+    assert len(other.data.classes) == len(CLASSES)
+    for device in honest(room):
+        lie(room, device, m.JobReply(other.to_json().encode()))
+    room.run(1)
+    assert all(device.core.job != other for device in room.on())
+    check_goes_on(room)
+
+
+def test_lanes_are_kept() -> None:
+    """A control message over the bulk lane is refused."""
+    room = training_group()
+    core, target = room.devices[LIAR].core, room.devices[0]
+    (effect,) = core.sessions.send(target.id, m.StatusRequest(), core.job_id, 1, room.network.now)
+    assert isinstance(effect, SendFrames) and effect.lane == lane_of(m.StatusRequest())
+    room.send(core.own_id, dataclasses.replace(effect, lane="bulk"))
+    room.run(0.1)
+    assert target.core.sessions.refused["lane"] == 1
