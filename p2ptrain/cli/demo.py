@@ -68,6 +68,13 @@ Examples:
     "--augment/--no-augment", default=False, show_default=True, help="Random crops and flips, or shifts of sound."
 )
 @click.option(
+    "--groups",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Class groups: fewer are wider, and peers share them; 0 = one a peer, as far as that makes sense.",
+)
+@click.option(
     "--trunk", type=click.IntRange(0), default=0, show_default=True, help="First layers shared by all sub-models."
 )
 @click.option(
@@ -166,7 +173,7 @@ def finish(experiment: Any, outcome: Any, out: Path, central: bool, as_json: boo
 
 def make_job(
     source: Any, num_peers: int, *, mode: Any, model: str, width: float, rounds: int, batch_size: int, lr: float,
-    weight_decay: float, augment: bool, trunk: int, targets: Any, own_fraction: float, calibrate: Any,
+    weight_decay: float, augment: bool, groups: int, trunk: int, targets: Any, own_fraction: float, calibrate: Any,
     calibration_steps: int, compression: Any, seed: int,
 ) -> Job:  # fmt: skip
     """The job of the demo, checked."""
@@ -180,6 +187,7 @@ def make_job(
         data=propose_contract(source, augment=augment),
         training=TrainingConfig(rounds=rounds, batch_size=batch_size, learning_rate=lr, weight_decay=weight_decay),
         tasks=TasksConfig(
+            num_groups=groups,
             trunk=trunk,
             targets=targets,
             own_fraction=own_fraction,
