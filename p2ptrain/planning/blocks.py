@@ -1,0 +1,147 @@
+"""What a model costs, block by block, and how long a peer takes for it: the input of every pipeline plan.
+
+A model is a chain of blocks. Each block's figures are per sample, so that they hold for any batch size. Seconds follow
+either from a peer's FLOP/s, or from times measured block by block at a few batch sizes (``BlockTimes``).
+
+Invariant: ``check_model`` and ``check_times`` let through only what a plan can be computed from: numbers that are
+finite and not negative, work in every model, times above zero. Whoever plans calls them first.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from p2ptrain.errors import UserError
+
+MAX_BLOCKS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class BlockProfile:
+    """One block of the chain. All figures but the parameters' and buffers' are per sample."""
+
+    name: str
+    forward_flops: int
+    backward_flops: int
+    parameter_bytes: int
+    """Trained parameters: what an all-reduce inside a stage sends, and what gradients and optimizer state double."""
+    activation_bytes: int
+    """The block's output: what crosses a cut after it, and as much again comes back as its gradient."""
+    stored_activation_bytes: int
+    """What forward keeps for backward: the output if it is kept, the block's input not (the block before counts it)."""
+    cut_after: bool
+    """Whether a stage may end here; the last block's value means nothing."""
+    buffer_bytes: int = 0
+    """BatchNorm statistics and the like: held, not trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """A chain of blocks, first to last. ``input_bytes`` is one sample."""
+
+    name: str
+    input_bytes: int
+    blocks: tuple[BlockProfile, ...]
+
+    @property
+    def num_cuts(self) -> int:
+        """Places where the chain may be cut."""
+        return sum(block.cut_after for block in self.blocks[:-1])
+
+    @property
+    def training_flops(self) -> int:
+        """Per sample, forward and backward."""
+        return sum(block.forward_flops + block.backward_flops for block in self.blocks)
+
+    @property
+    def parameter_bytes(self) -> int:
+        return sum(block.parameter_bytes for block in self.blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTimes:
+    """Seconds that one peer took for each block at some batch sizes: ``forward_s[i][l]`` is block l at the i-th."""
+
+    batch_sizes: tuple[int, ...]
+    """Rising."""
+    forward_s: tuple[tuple[float, ...], ...]
+    backward_s: tuple[tuple[float, ...], ...]
+
+    def forward(self, samples: int) -> list[float]:
+        """Seconds of each block for so many samples, on straight lines between what was measured."""
+        return _interpolated(self.batch_sizes, self.forward_s, samples)
+
+    def backward(self, samples: int) -> list[float]:
+        return _interpolated(self.batch_sizes, self.backward_s, samples)
+
+
+def check_model(model: ModelProfile) -> None:
+    """Raises ``UserError`` for a profile that no plan can be computed from, or that has no legal cut."""
+    if not 1 <= len(model.blocks) <= MAX_BLOCKS:
+        raise UserError(f"model {model.name}: {len(model.blocks)} blocks; profile it with 1 to {MAX_BLOCKS}")
+    for index, block in enumerate(model.blocks):
+        for key in COUNTS:
+            value = getattr(block, key)
+            if not math.isfinite(value) or value < 0:
+                raise UserError(
+                    f"model {model.name}, block {index} ({block.name}): {key} is {value}; profile the model again"
+                )
+    if model.input_bytes < 0 or not model.training_flops:
+        raise UserError(f"model {model.name}: its blocks have no work to share; profile it again")
+    if not model.num_cuts:
+        raise UserError(
+            f"model {model.name}: no legal cut between its {len(model.blocks)} blocks, so it can't be a pipeline; "
+            "train it with mode tasks or replicas, or name its blocks where one tensor passes between them"
+        )
+
+
+def check_times(times: BlockTimes, model: ModelProfile, peer: str) -> None:
+    """Raises ``UserError`` for measured times that don't belong to the model or are no times."""
+    sizes = times.batch_sizes
+    again = f"measure {peer}'s blocks again"
+    if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+        raise UserError(f"peer {peer}: times measured at batch sizes {list(sizes)}; they must rise from 1; {again}")
+    for name, rows in (("forward", times.forward_s), ("backward", times.backward_s)):
+        if len(rows) != len(sizes) or any(len(row) != len(model.blocks) for row in rows):
+            raise UserError(
+                f"peer {peer}: {name} times are not one for each of {model.name}'s {len(model.blocks)} blocks "
+                f"and {len(sizes)} batch sizes; {again}"
+            )
+        for size, row in zip(sizes, rows, strict=True):
+            wrong = next((i for i, value in enumerate(row) if not math.isfinite(value) or value < 0), None)
+            if wrong is not None or not any(row):
+                where = "" if wrong is None else f" of block {wrong} ({model.blocks[wrong].name})"
+                value = "zero" if wrong is None else f"{row[wrong]}"
+                raise UserError(f"peer {peer}: {name} time{where} at batch size {size} is {value}; {again}")
+
+
+COUNTS = (
+    "forward_flops",
+    "backward_flops",
+    "parameter_bytes",
+    "activation_bytes",
+    "stored_activation_bytes",
+    "buffer_bytes",
+)
+
+
+def _interpolated(sizes: Sequence[int], rows: Sequence[Sequence[float]], samples: int) -> list[float]:
+    """Between two sizes on a line; beyond the largest in proportion; below the smallest on the first line, but no
+    less than in proportion and no more than the smallest took. Noise can't make fewer samples take longer."""
+    at = bisect_left(sizes, samples)
+    if at == len(sizes):
+        return [value * samples / sizes[-1] for value in rows[-1]]
+    if samples == sizes[at]:
+        return list(rows[at])
+    if at == 0:
+        share = samples / sizes[0]
+        if len(sizes) == 1:
+            return [value * share for value in rows[0]]
+        slope = (samples - sizes[0]) / (sizes[1] - sizes[0])
+        lines = (low + slope * (high - low) for low, high in zip(rows[0], rows[1], strict=True))
+        return [min(low, max(low * share, line)) for low, line in zip(rows[0], lines, strict=True)]
+    share = (samples - sizes[at - 1]) / (sizes[at] - sizes[at - 1])
+    return [low + share * (high - low) for low, high in zip(rows[at - 1], rows[at], strict=True)]
