@@ -1,0 +1,292 @@
+"""What a pipeline plan costs: seconds of each of its steps, bytes that each peer needs, and the time of a batch.
+
+Seconds come from a peer's FLOP/s, or from its measured times where it has some (``BlockTimes``). A stage takes as long
+as its slowest peer, a link the bytes of a micro-batch over the slowest link end of the two groups, an all-reduce among
+g peers 2(g-1)/g of the stage's parameters over their slowest link.
+
+A peer of a stage needs: parameters, their gradients and optimizer state, buffers; for each micro-batch under way (at
+most ``warm_up``) its samples' stored activations and the stage's input; and once the two largest activations again, for
+the gradients that flow between blocks. An estimate from below, like ``learning.flops.memory_bytes``: kernels' scratch
+space comes on top.
+
+Invariant: pure; two peers with the same plan and the same figures compute the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from p2ptrain.errors import LocalError, UserError
+from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_model, check_times
+from p2ptrain.planning.footprint import TRAINER_BASE_BYTES
+from p2ptrain.planning.pipeline_plan import (
+    MAX_MICRO_BATCHES,
+    MAX_SAMPLES,
+    PipelinePlan,
+    Stage,
+    check_pipeline_plan,
+)
+from p2ptrain.planning.pipeline_schedule import Steps, Timeline, dominant_step_s, play, round_bound_s
+from p2ptrain.planning.profiles import DeviceProfile
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class PipelinePeer:
+    """What planning knows of a peer."""
+
+    name: str
+    flops_per_s: float
+    memory_bytes: float
+    """What model, gradients, optimizer state and activations may use."""
+    link_bytes_per_s: float
+    times: BlockTimes | None = None
+    """Measured; without them FLOP/s count."""
+    slowdown: float = 1.0
+    """Seconds seen while training / seconds of the profile or of ``times``."""
+    has_data: bool = True
+    """Only peers with samples may be in the first stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineTask:
+    """What is to be planned: a model, a batch, and the peers of a room."""
+
+    model: ModelProfile
+    peers: tuple[PipelinePeer, ...]
+    micro_batch: int
+    num_micro_batches: int
+    latency_s: float = 0.0
+    rate_bytes_per_s: float = math.inf
+    """No link is faster, whatever its ends can do."""
+    optimizer_copies: int = 1
+    """State tensors per parameter: 1 for SGD with momentum, 2 for AdamW."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanCost:
+    """What ``cost_of`` says of a plan."""
+
+    timeline: Timeline
+    steps: Steps
+    memory_bytes: tuple[tuple[float, ...], ...]
+    """Of each stage's peers."""
+    fits: bool
+    bound_s: float
+    """What the same steps take at least."""
+    dominant_step_s: float
+    """The same by the known latency model."""
+
+    @property
+    def round_s(self) -> float:
+        """Seconds a batch, in the schedule played through."""
+        return self.timeline.round_s
+
+
+def peer_from_profile(profile: DeviceProfile, name: str) -> PipelinePeer:
+    """A device's profile as planning sees it; the trainer process itself is taken off its memory."""
+    memory = max(0.0, profile.memory_bytes.value - TRAINER_BASE_BYTES)
+    return PipelinePeer(name, profile.flops_per_s.value, memory, profile.link_bytes_per_s.value)
+
+
+def check_task(task: PipelineTask) -> None:
+    """Raises ``UserError`` for what no plan can be computed from, naming the peer, the figure and what to do."""
+    check_model(task.model)
+    if not task.peers:
+        raise UserError("no peers to plan for; name at least one profile, such as peers/raspberry-pi-4.toml")
+    names = [peer.name for peer in task.peers]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"peer {twice} is named twice; give each peer a name of its own")
+    for peer in task.peers:
+        for key in ("flops_per_s", "link_bytes_per_s", "slowdown"):
+            value = getattr(peer, key)
+            if not math.isfinite(value) or value <= 0:
+                raise UserError(f"peer {peer.name}: {key} is {value:g}; measure it with `p2ptrain probe`")
+        if not math.isfinite(peer.memory_bytes) or peer.memory_bytes < 0:
+            raise UserError(f"peer {peer.name}: memory_bytes is {peer.memory_bytes:g}; say what training may use")
+        if peer.times is not None:
+            check_times(peer.times, task.model, peer.name)
+    if not any(peer.has_data for peer in task.peers):
+        raise UserError("no peer has samples, so nobody can be the first stage; give one of them --data")
+    if not 1 <= task.micro_batch <= MAX_SAMPLES or not 1 <= task.num_micro_batches <= MAX_MICRO_BATCHES:
+        raise UserError(
+            f"{task.num_micro_batches} micro-batches of {task.micro_batch} samples; there must be 1 to "
+            f"{MAX_MICRO_BATCHES} micro-batches of 1 to {MAX_SAMPLES} samples"
+        )
+    if not task.rate_bytes_per_s > 0 or not 0 <= task.latency_s < math.inf:
+        raise UserError(
+            f"links of {task.rate_bytes_per_s:g} bytes/s and {task.latency_s:g} s of latency; "
+            "the rate must be above zero, the latency not below"
+        )
+
+
+class CostModel:
+    """A checked task, as tables of sums, so that any run of blocks costs one subtraction.
+
+    Runs are named by *units*: the pieces between legal cuts. Peers are named by their place in ``task.peers``.
+    """
+
+    def __init__(self, task: PipelineTask) -> None:
+        """Raises ``UserError``, as ``check_task`` does."""
+        check_task(task)
+        self.task = task
+        blocks = task.model.blocks
+        self.cuts = (0, *(i + 1 for i, block in enumerate(blocks[:-1]) if block.cut_after), len(blocks))
+        """Block index of every place where a stage may begin or end; unit u is [cuts[u], cuts[u + 1])."""
+        self.num_units = len(self.cuts) - 1
+        cuts = np.array(self.cuts)
+        self.work_flops = _summed([block.forward_flops + block.backward_flops for block in blocks])[cuts]
+        """Up to each cut; per sample."""
+        self.parameter_bytes = _summed([block.parameter_bytes for block in blocks])[cuts]
+        copies = 2 + task.optimizer_copies
+        self.held_bytes = _summed([copies * b.parameter_bytes + b.buffer_bytes for b in blocks])[cuts]
+        self.stored_bytes = _summed([block.stored_activation_bytes for block in blocks])[cuts]
+        outputs = (task.model.input_bytes, *(block.activation_bytes for block in blocks))
+        self.cut_bytes = np.array([outputs[cut] for cut in self.cuts], dtype=np.float64)
+        """What crosses each cut, per sample; the first is the input."""
+        self.flow_bytes = self._flow_bytes(outputs)
+        self.forward_s, self.backward_s = zip(*(self._times(peer) for peer in task.peers), strict=True)
+        """Of each peer: seconds [samples, cut] up to the cut."""
+
+    def _flow_bytes(self, outputs: Sequence[int]) -> Floats:
+        """[start, stop]: the two largest activations of the run, its input among them; per sample."""
+        table = np.zeros((self.num_units + 1, self.num_units + 1))
+        for start in range(self.num_units):
+            first = second = 0
+            at = self.cuts[start]
+            for stop in range(start + 1, self.num_units + 1):
+                for size in outputs[at : self.cuts[stop] + 1]:
+                    if size > first:
+                        first, second = size, first
+                    elif size > second:
+                        second = size
+                at = self.cuts[stop] + 1
+                table[start, stop] = first + second
+        return table
+
+    def _times(self, peer: PipelinePeer) -> tuple[Floats, Floats]:
+        cuts, blocks = np.array(self.cuts), self.task.model.blocks
+        counts = range(self.task.micro_batch + 1)
+        if peer.times is None:
+            samples = np.array(counts, dtype=np.float64)[:, None] * (peer.slowdown / peer.flops_per_s)
+            forward = samples * _summed([block.forward_flops for block in blocks])[cuts]
+            return forward, samples * _summed([block.backward_flops for block in blocks])[cuts]
+        tables = []
+        for rows in (peer.times.forward, peer.times.backward):
+            measured = np.array([rows(count) if count else [0.0] * len(blocks) for count in counts]) * peer.slowdown
+            steady = np.maximum.accumulate(measured, axis=0)  # noise must not make fewer samples take longer
+            tables.append(np.concatenate([np.zeros((len(counts), 1)), steady.cumsum(axis=1)], axis=1)[:, cuts])
+        return tables[0], tables[1]
+
+    def stage_s(self, peer: int, start: int, stop: int, samples: int) -> tuple[float, float]:
+        """Forward and backward seconds of one peer."""
+        forward, backward = self.forward_s[peer][samples], self.backward_s[peer][samples]
+        return float(forward[stop] - forward[start]), float(backward[stop] - backward[start])
+
+    def fixed_bytes(self, start: int, stop: int) -> float:
+        """What a peer of the stage holds whatever its share of the samples."""
+        return float(self.held_bytes[stop] - self.held_bytes[start])
+
+    def sample_bytes(self, start: int, stop: int, warm_up: int) -> float:
+        """What each sample of a micro-batch adds."""
+        kept = float(self.cut_bytes[start] + self.stored_bytes[stop] - self.stored_bytes[start])
+        return kept * min(warm_up, self.task.num_micro_batches) + float(self.flow_bytes[start, stop])
+
+    def link_rate(self, peers: Sequence[int]) -> float:
+        """Bytes per second of a group's slowest end."""
+        return min(self.task.rate_bytes_per_s, *(self.task.peers[peer].link_bytes_per_s for peer in peers))
+
+    def all_reduce_s(self, start: int, stop: int, num_peers: int, rate: float) -> float:
+        if num_peers == 1:
+            return 0.0
+        sent = 2 * (num_peers - 1) / num_peers * float(self.parameter_bytes[stop] - self.parameter_bytes[start])
+        return sent / rate + 2 * (num_peers - 1) * self.task.latency_s
+
+    def split(self, peers: Sequence[int], start: int, stop: int, warm_up: int) -> tuple[int, ...] | None:
+        """Samples for each peer that let the slowest end soonest, within memory; None where that can't be.
+
+        One sample after the other goes to whom it costs least: exact, because times don't fall with more samples.
+        """
+        fixed, each = self.fixed_bytes(start, stop), self.sample_bytes(start, stop, warm_up)
+        total = self.task.micro_batch
+        caps = [most_samples(self.task.peers[peer].memory_bytes, fixed, each, total) for peer in peers]
+        tables = [self.forward_s[peer] + self.backward_s[peer] for peer in peers]
+        seconds = [table[:, stop] - table[:, start] for table in tables]
+        shares = [1] * len(peers)  # a peer without a sample would be left out instead
+        if min(caps) < 1 or sum(caps) < total or total < len(peers):
+            return None
+        for _ in range(total - len(peers)):
+            free = [i for i, share in enumerate(shares) if share < caps[i]]
+            shares[min(free, key=lambda i: (seconds[i][shares[i] + 1], i))] += 1
+        return tuple(shares)
+
+
+def most_samples(memory_bytes: float, fixed_bytes: float, sample_bytes: float, limit: int) -> int:
+    """Samples of a micro-batch that memory allows, at most ``limit``; 0 when not even the parameters fit."""
+    room = memory_bytes - fixed_bytes
+    if room < 0:
+        return 0
+    return limit if sample_bytes * limit <= room else int(room // sample_bytes)
+
+
+def steps_of(model: CostModel, plan: PipelinePlan) -> Steps:
+    """Seconds of each step of a plan for this task. Raises ``LocalError`` for a plan of another one."""
+    unit = {cut: index for index, cut in enumerate(model.cuts)}
+    known = {peer.name: index for index, peer in enumerate(model.task.peers)}
+    forward, backward, all_reduce, rates = [], [], [], []
+    for stage in plan.stages:
+        if stage.start not in unit or stage.stop not in unit or not known.keys() >= set(stage.peers):
+            raise LocalError("a pipeline plan that is not of this model and these peers")
+        peers, start, stop = [known[name] for name in stage.peers], unit[stage.start], unit[stage.stop]
+        took = [model.stage_s(peer, start, stop, n) for peer, n in zip(peers, stage.samples, strict=True)]
+        rates.append(model.link_rate(peers))
+        forward.append(max(seconds for seconds, _ in took))
+        backward.append(max(seconds for _, seconds in took))
+        all_reduce.append(model.all_reduce_s(start, stop, len(peers), rates[-1]))
+    sent = [
+        float(model.cut_bytes[unit[stage.start]]) * plan.micro_batch / min(rates[i], rates[i + 1])
+        for i, stage in enumerate(plan.stages[1:])
+    ]
+    return Steps(
+        plan.num_micro_batches,
+        tuple(forward),
+        tuple(backward),
+        tuple(all_reduce),
+        tuple(sent),
+        tuple(sent),
+        model.task.latency_s,
+    )
+
+
+def cost_of(model: CostModel, plan: PipelinePlan) -> PlanCost:
+    """Time and memory of a plan, whether or not it fits. Raises ``RemoteError`` for one that does not hold together."""
+    check_pipeline_plan(plan)
+    steps = steps_of(model, plan)
+    depths = tuple(stage.warm_up for stage in plan.stages)
+    memory = tuple(stage_memory_bytes(model, stage) for stage in plan.stages)
+    limits = {peer.name: peer.memory_bytes for peer in model.task.peers}
+    fits = all(
+        need <= limits[name]
+        for stage, needs in zip(plan.stages, memory, strict=True)
+        for name, need in zip(stage.peers, needs, strict=True)
+    )
+    return PlanCost(play(steps, depths), steps, memory, fits, round_bound_s(steps, depths), dominant_step_s(steps))
+
+
+def stage_memory_bytes(model: CostModel, stage: Stage) -> tuple[float, ...]:
+    """Of each of the stage's peers."""
+    start, stop = model.cuts.index(stage.start), model.cuts.index(stage.stop)
+    fixed, each = model.fixed_bytes(start, stop), model.sample_bytes(start, stop, stage.warm_up)
+    return tuple(fixed + samples * each for samples in stage.samples)
+
+
+def _summed(values: Sequence[int]) -> Floats:
+    """Sums of the first 0, 1, ... values."""
+    return np.concatenate([[0.0], np.cumsum(np.array(values, dtype=np.float64))])
