@@ -195,6 +195,17 @@ def memory_mb(process: psutil.Process) -> dict[str, float]:
     return figures
 
 
+def peak_rss_mb(process: psutil.Process, default: float) -> float:
+    """The highest resident memory so far, where the kernel tells it."""
+    try:
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    except OSError:
+        pass
+    return default
+
+
 def child_environment() -> dict[str, str]:
     """For processes that import ``benchmarks`` and this repository's ``p2ptrain``; one thread, as a peer's default."""
     paths = [str(SCRIPTS), str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.common import SEED, Column, Sample, Settings, child_environment, memory_mb
+from benchmarks.common import SEED, Column, Sample, Settings, child_environment, memory_mb, peak_rss_mb
 from benchmarks.peers import PeerGroup
 from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.learning.data import open_source, propose_contract
@@ -110,18 +110,7 @@ def _resting_trainer(peer: object) -> psutil.Process:
 
 def _now(process: psutil.Process) -> dict[str, float]:
     figures = memory_mb(process)
-    return figures | {"peak_rss_mb": _peak_mb(process, figures["rss_mb"])}
-
-
-def _peak_mb(process: psutil.Process, default: float) -> float:
-    """The highest resident memory so far, where the kernel tells it."""
-    try:
-        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
-    return default
+    return figures | {"peak_rss_mb": peak_rss_mb(process, figures["rss_mb"])}
 
 
 def _sample_both(

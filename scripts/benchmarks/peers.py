@@ -17,10 +17,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -53,13 +53,29 @@ class PeerProcess:
 
     @classmethod
     def start(cls, name: str, **setting: Any) -> PeerProcess:
+        return cls.spawn(name, [sys.executable, "-m", "benchmarks.peers"], child_environment(), **setting)
+
+    @classmethod
+    def spawn(
+        cls,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        log: IO[bytes] | None = None,
+        new_session: bool = False,
+        **setting: Any,
+    ) -> PeerProcess:
+        """Any program that reads its setting as we do and prints its events likewise; ``log``: its standard error."""
         started_at = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.peers"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=log,
             text=True,
-            env=child_environment(),
+            env=environment,
+            start_new_session=new_session,
         )
         peer = cls(name, process, started_at)
         assert process.stdin is not None
@@ -93,6 +109,22 @@ class PeerProcess:
     def node(self) -> psutil.Process:
         return psutil.Process(self.process.pid)
 
+    def everything(self) -> list[psutil.Process]:
+        """Its process and all that this one started, in this order, as far as they run."""
+        try:
+            return [self.node, *self.node.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self) -> float:
+        """``kill -9`` of all of it at once, as a power cut would; when that was."""
+        processes = self.everything()
+        at = time.monotonic()
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        return at
+
     @property
     def trainer(self) -> psutil.Process | None:
         """Its trainer process, once that runs."""
@@ -122,19 +154,20 @@ class PeerGroup:
 
     def __init__(self, folder: Path, job: Job, data: str, *, by_address: bool = True, trace: bool = False) -> None:
         self.peers: list[PeerProcess] = []
+        self.code = str(new_group())
         self._folder = folder
-        self._code = str(new_group())
         self._setting = {"job": job.to_json(), "data": data, "discover": not by_address, "trace": trace}
         self._port = free_ports() if by_address else 0
 
-    def add(self, shard: str = "") -> PeerProcess:
-        """Start one more peer."""
+    def add(self, shard: str = "", classes: Sequence[str] = ()) -> PeerProcess:
+        """Start one more peer, with this share of the samples or those of these classes."""
         number = len(self.peers)
         first = f"{LOOPBACK}:{self._port}"
         peer = PeerProcess.start(
             f"peer{number}",
-            code=self._code,
+            code=self.code,
             shard=shard,
+            classes=list(classes),
             state=str(self._folder / f"peer{number}"),
             port=0 if number else self._port,
             peers=[first] if self._port and number else [],
@@ -236,6 +269,7 @@ async def _peer(setting: dict[str, Any]) -> None:
         name=setting["name"],
         job=job_from_json(setting["job"], "benchmark"),
         shard=setting["shard"],
+        classes=tuple(setting["classes"]),
         flops_per_s=1e9,
         memory_bytes=4 << 30,
     )
