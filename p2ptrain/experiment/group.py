@@ -15,11 +15,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from p2ptrain.api import Status, observing, snapshot_status
 from p2ptrain.config import Job
@@ -36,6 +35,8 @@ LOOPBACK = "127.0.0.1"
 POLL_S = 0.5
 STOP_S = 8.0
 PROFILE = "device.toml"
+LINGER = "5m"
+"""How long a peer waits for the harvest when all is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +140,15 @@ async def _follow(
                 break
             if now > experiment.timeout_s:
                 raise UserError(f"the group was not done after {experiment.timeout_s:g} s; see the peers' logs")
-        harvest, records = await _harvest(node, experiment)
+        harvest, records = await harvest_with(node, experiment.allow_model)
     return Outcome(harvest, records, found_by, formed, trained, time.monotonic() - start - trained)
 
 
-async def _harvest(node: ObserverNode, experiment: Experiment) -> tuple[Harvest, dict[str, Record]]:
+async def harvest_with(node: ObserverNode, allow_model: str = "") -> tuple[Harvest, dict[str, Record]]:
+    """The assembled model, and the peers' records by name."""
     await asyncio.sleep(1.5)  # let the last counts of bytes arrive
     collected = await harvesting.collect(node, 10.0, partial=False)
-    harvest = await asyncio.to_thread(harvesting.assemble, collected, allow_user_code=bool(experiment.allow_model))
+    harvest = await asyncio.to_thread(harvesting.assemble, collected, allow_user_code=bool(allow_model))
     return harvest, {record.name: record for record in node.observer.records.values()}
 
 
@@ -173,7 +175,11 @@ def _peers(
                 state = directory / share.name
                 shutil.rmtree(state, ignore_errors=True)
                 log = stack.enter_context((directory / f"{share.name}.log").open("wb"))
-                command = _command(experiment, share, index, state, job_file, ports)
+                where = ["--interface", LOOPBACK, "--profile", str(directory / PROFILE)]
+                if ports:
+                    where += ["--no-discovery"]
+                    where += ["--peer", f"{LOOPBACK}:{ports[0]}"] if index else ["--port", str(ports[0])]
+                command = peer_command(experiment, share, state, where, job_file=None if index else job_file)
                 processes[share.name] = subprocess.Popen(
                     command,
                     env=environment,
@@ -184,39 +190,27 @@ def _peers(
                 )
             yield processes
         finally:
-            _stop(processes.values())
+            stop(processes.values())
 
 
-def _command(
-    experiment: Experiment, share: PeerShare, index: int, state: Path, job_file: Path, ports: list[int]
+def peer_command(
+    experiment: Experiment, share: PeerShare, state: Path, where: Sequence[str], *, job_file: Path | None
 ) -> list[str]:
+    """What a person would type. ``where``: network and profile; without ``job_file`` the job comes from the group."""
     command = [sys.executable, "-m", "p2ptrain.cli.main", "peer", "--data", experiment.data, "--name", share.name]
-    command += [
-        "--profile",
-        str(job_file.parent / PROFILE),
-        "--state",
-        str(state),
-        "--interface",
-        LOOPBACK,
-        "--threads",
-        str(experiment.threads),
-    ]
-    command += ["--linger", "5m"]
-    if index == 0:
-        command += ["--job", str(job_file)]  # the others get it from the group
+    command += ["--state", str(state), "--threads", str(experiment.threads), "--linger", LINGER, *where]
+    if job_file is not None:
+        command += ["--job", str(job_file)]
     if share.shard:
         command += ["--shard", share.shard]
     if share.classes:
         command += ["--classes", ",".join(share.classes)]
     if experiment.allow_model:
         command += ["--allow-model", experiment.allow_model]
-    if ports:
-        command += ["--no-discovery"]
-        command += ["--port", str(ports[0])] if index == 0 else ["--peer", f"{LOOPBACK}:{ports[0]}"]
     return command
 
 
-def _stop(processes: Any) -> None:
+def stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
     """Ask all to leave, then kill whoever has not, trainers included."""
     processes = list(processes)
     for process in processes:

@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+"""Several unlike devices on this one machine: each with an address, a link, a share of a core and a memory limit.
+
+    sudo scripts/lab.py run scripts/labs/three-unlike.toml --out results/three-unlike
+    sudo scripts/lab.py calibrate scripts/labs/three-unlike.toml
+    scripts/lab.py check
+
+``run`` makes the devices, measures each one's speed at the job's model beside what its share should give (more than
+5 % off is an error), starts a peer on each, carries out the file's events, harvests, evaluates, and takes everything
+apart again, also after Ctrl-C or a crash. ``--out`` gets lab.json, job.toml, global.safetensors, and the peers' logs and
+journals. Namespaces, shaping and cgroups need Linux, root, and iproute2; ``check`` tells what is missing. What a lab
+file may say stands at the top of scripts/laboratory/spec.py; examples are in scripts/labs/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from laboratory import host, report, session
+from laboratory.quota import DeviceGroup, sweep
+from laboratory.spec import LabSpec, check_fits, read_lab
+
+from p2ptrain.config import Job, job_from_mapping
+from p2ptrain.errors import P2PTrainError, UserError
+from p2ptrain.runtime.probe import available_cores
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run a lab file to the harvested model")
+    run.add_argument("file", type=Path)
+    run.add_argument("--out", type=Path, help="folder for the results [default: results/NAME-OF-FILE]")
+    run.add_argument("--central", action="store_true", help="train the same model centrally too, for comparison")
+    run.add_argument("--no-calibrate", action="store_true", help="skip the measurement: figures then prove nothing")
+    run.add_argument("--json", action="store_true", help="print lab.json in place of tables")
+    calibrate = commands.add_parser("calibrate", help="only measure the devices' speeds")
+    calibrate.add_argument("file", type=Path)
+    commands.add_parser("check", help="tell what this machine lacks for a lab")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if options.command == "check":
+            return check()
+        return run_lab(options) if options.command == "run" else calibrate_only(options.file)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except P2PTrainError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+
+
+def check() -> int:
+    lacks = host.missing()
+    for lack in lacks:
+        print(f"missing: {lack}")
+    if not lacks:
+        print(f"this machine can run labs of up to {available_cores():g} cores in all")
+    return 2 if lacks else 0
+
+
+def run_lab(options: argparse.Namespace) -> int:
+    spec = prepared(options.file)
+    out = options.out or Path("results") / options.file.stem
+    job = job_of(spec)
+    controllers = host.check_host()
+    sweep(controllers)
+    painter = Progress(quiet=options.json)
+    calibrated = not options.no_calibrate
+    lab = session.run(spec, job, controllers, out, painter.say, painter.follow, calibrated=calibrated)
+    result = evaluate(spec, job, lab, out, central=options.central, painter=painter)
+    plain = report.to_plain(spec, options.file.read_text(encoding="utf-8"), lab, result)
+    text = json.dumps(plain, indent=1, allow_nan=False)
+    (out / "lab.json").write_text(text + "\n", encoding="utf-8")
+    print(text if options.json else tables(spec, lab, result, out))
+    return 0
+
+
+def calibrate_only(file: Path) -> int:
+    spec = prepared(file)
+    job = job_of(spec)
+    controllers = host.check_host()
+    sweep(controllers)
+    groups: dict[str, DeviceGroup] = {}
+    try:
+        for device in spec.devices:
+            groups[device.name] = DeviceGroup(controllers, device.name, device.share, device.memory_mb)
+        print(report.speed_table(session.measured(job, spec.devices, groups, Progress().say)))
+    finally:
+        for group in groups.values():
+            group.remove()
+    return 0
+
+
+def prepared(file: Path) -> LabSpec:
+    spec = read_lab(file, REPOSITORY / "peers")
+    check_fits(spec, available_cores())
+    return spec
+
+
+def job_of(spec: LabSpec) -> Job:
+    """The lab's job: what the file says, with the data contract that follows from its samples."""
+    from p2ptrain.learning.data import open_source, propose_contract
+
+    tables: dict[str, Any] = {"name": "lab", **spec.job}
+    present = len(spec.devices) - len(spec.late)
+    tables["group"] = {"min_peers": present, **tables.get("group", {})}
+    augment = tables.pop("augment", False)
+    contract = dataclasses.asdict(propose_contract(open_source(spec.data), augment=augment))
+    return job_from_mapping({**tables, "data": contract}, f"{spec.name}: job")
+
+
+def evaluate(spec: LabSpec, job: Job, lab: session.LabOutcome, out: Path, *, central: bool, painter: Progress) -> Any:
+    """The harvested model on the data's test samples; ``None`` if there are none."""
+    from p2ptrain.api import save_harvest
+    from p2ptrain.experiment import measure
+    from p2ptrain.learning.data import open_source
+
+    save_harvest(out / "global.safetensors", lab.outcome.harvest)
+    if not open_source(spec.data).num_samples("test"):
+        return None
+    experiment = session.experiment_of(spec, job)
+    baseline = measure.central_training(experiment, 1, painter.central) if central else None
+    return measure.measure(experiment, lab.outcome, baseline, 1)
+
+
+def tables(spec: LabSpec, lab: session.LabOutcome, result: Any, out: Path) -> str:
+    from p2ptrain.ui.demo_table import demo_table
+
+    texts = [report.speed_table(lab.speeds)] if lab.speeds else []
+    texts += [report.device_table(spec, lab)]
+    texts += ["\n".join(report.log_lines(lab))] if lab.events else []
+    texts += [demo_table(result, out)] if result else [f"harvested model in {out / 'global.safetensors'}"]
+    return "\n" + "\n\n".join(texts)
+
+
+class Progress:
+    """What happens, on standard error: every event, and where the peers are every few seconds."""
+
+    EVERY_S = 5.0
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet, self._at = quiet, 0.0
+
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def follow(self, seconds: float, status: Any) -> None:
+        if time.monotonic() - self._at > self.EVERY_S:
+            self._at = time.monotonic()
+            peers = [f"{r.name} {r.phase} round {r.round}" for r in sorted(status.records, key=lambda r: r.name)]
+            self.say(f"{seconds:6.0f} s  " + ("; ".join(peers) or "the peers are starting"))
+
+    def central(self, epoch: int, loss: float) -> None:
+        self.say(f"central training: epoch {epoch}, loss {loss:.3f}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""How fast each device really is at the job's model, beside how fast its share of a core should make it.
+
+Invariant: nominal speed is the share of what one unlimited core did just before and just after, in the same process, so
+that a machine that gets slower for everybody fails nobody.
+
+    python -m laboratory.calibration < JOB.json      (started by ``calibrate``: trains steps on demand)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from laboratory.quota import DeviceGroup
+from p2ptrain.config import Job
+from p2ptrain.errors import P2PTrainError, UserError
+
+TOLERANCE = 0.05
+ATTEMPTS = 3
+TURN_S = 1.5
+"""Of a whole core; a device gets longer turns the smaller its share, for a fair number of its periods and steps."""
+NUM_TURNS = 3
+BATCH_SIZE = 8
+START_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Training samples per second."""
+
+    device: str
+    share: float
+    nominal: float
+    measured: float
+    attempts: int
+
+    @property
+    def deviation(self) -> float:
+        return self.measured / self.nominal - 1.0
+
+    @property
+    def fine(self) -> bool:
+        return abs(self.deviation) <= TOLERANCE
+
+
+class Worker:
+    """A process that trains the job's model for so many seconds when asked, in whatever cgroup it has been put."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.pid = process.pid
+
+    def speed(self, seconds: float) -> float:
+        """Samples per second of wall time."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{seconds}\n")
+        self._process.stdin.flush()
+        return float(self.read())
+
+    def read(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise P2PTrainError(f"the calibration's worker ended with status {self._process.wait()}")
+        return line
+
+
+@contextmanager
+def worker(job: Job, environment: Mapping[str, str]) -> Iterator[Worker]:
+    """A worker that is ready, gone afterwards."""
+    command = [sys.executable, "-m", "laboratory.calibration"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            assert process.stdin is not None
+            process.stdin.write(job.to_json() + "\n")
+            process.stdin.flush()
+            ready = Worker(process)
+            ready.read()
+            yield ready
+        finally:
+            process.kill()
+
+
+def calibrate(
+    job: Job,
+    groups: Mapping[str, DeviceGroup],
+    shares: Mapping[str, float],
+    environment: Mapping[str, str],
+    say: Callable[[str], None],
+) -> list[Speed]:
+    """Measure every device, one after the other. Raises ``UserError`` if one is more than 5 % off."""
+    speeds = []
+    with worker(job, environment) as trainer, _outside(trainer.pid) as home:
+        trainer.speed(TURN_S)  # warm caches, allocator, the oneDNN kernels
+        for device, group in groups.items():
+            for attempt in range(1, ATTEMPTS + 1):
+                speed = _measure(trainer, device, group, shares[device], home, attempt)
+                if speed.fine:
+                    break
+            say(f"{device}: {speed.measured:.1f} samples/s of nominal {speed.nominal:.1f} ({speed.deviation:+.1%})")
+            speeds.append(speed)
+    bad = [speed for speed in speeds if not speed.fine]
+    if bad:
+        raise UserError(
+            f"{', '.join(s.device for s in bad)}: more than {TOLERANCE:.0%} off the nominal speed in {ATTEMPTS} tries; "
+            "end what else runs on this machine, or give smaller shares, and run again"
+        )
+    return speeds
+
+
+def _measure(
+    trainer: Worker, device: str, group: DeviceGroup, share: float, home: Callable[[], None], attempt: int
+) -> Speed:
+    whole, limited = [], []
+    for _ in range(NUM_TURNS):
+        before = trainer.speed(TURN_S / 2)
+        group.add(trainer.pid)
+        limited.append(trainer.speed(TURN_S / min(1.0, share) ** 0.5))
+        home()
+        whole.append((before + trainer.speed(TURN_S / 2)) / 2)
+    ratios = [slow / fast for slow, fast in zip(limited, whole, strict=True)]
+    core = statistics.median(whole)
+    return Speed(device, share, min(1.0, share) * core, statistics.median(ratios) * core, attempt)
+
+
+@contextmanager
+def _outside(pid: int) -> Iterator[Callable[[], None]]:
+    """A call that brings a process back to the cgroups that it is in now."""
+    from laboratory.quota import find_controllers
+
+    controllers = find_controllers()
+    folders = {controllers.cpu, controllers.memory}
+
+    def back() -> None:
+        for folder in folders:
+            (folder / "cgroup.procs").write_text(str(pid))
+
+    yield back
+    with contextlib.suppress(OSError):
+        back()
+
+
+def main() -> None:
+    """Train a step after the other for as many seconds as each line of standard input says."""
+    import torch
+
+    from p2ptrain.config import job_from_json
+    from p2ptrain.learning.parts import global_model
+    from p2ptrain.learning.training import LocalTrainer
+
+    torch.set_num_threads(1)
+    job = job_from_json(sys.stdin.readline(), "job")
+    allowed = os.environ.get("P2PTRAIN_LAB_MODEL") == job.model.name
+    model = global_model(job, allow_user_code=allowed)
+    trainer = LocalTrainer(model, job.training, num_classes=len(job.data.classes), total_steps=10**6, seed=0)
+    x = torch.randn(BATCH_SIZE, *job.data.input_shape)
+    y = torch.arange(BATCH_SIZE) % len(job.data.classes)
+    trainer.step(x, y)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        start, steps = time.perf_counter(), 0
+        while time.perf_counter() - start < float(line):
+            trainer.step(x, y)
+            steps += 1
+        print(json.dumps(steps * BATCH_SIZE / (time.perf_counter() - start)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

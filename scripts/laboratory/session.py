@@ -1,0 +1,246 @@
+"""One run of a lab: devices made, calibrated, started, followed through the events to the harvest, and taken apart.
+
+Invariant: what is running on a device was started by the very command that a person would type there; and however the
+run ends, its processes, cgroups and network are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from laboratory.calibration import Speed, calibrate
+from laboratory.enter import entering
+from laboratory.network import OWN_ADDRESS, Line, Network
+from laboratory.quota import Controllers, DeviceGroup
+from laboratory.spec import Device, LabSpec
+from laboratory.timeline import Happened, Timeline
+from p2ptrain.api import Status, observing, snapshot_status
+from p2ptrain.config import Job
+from p2ptrain.errors import P2PTrainError
+from p2ptrain.experiment.group import Experiment, Outcome, PeerShare, harvest_with, peer_command, stop
+from p2ptrain.ids import PeerId
+from p2ptrain.net.keys import Group, new_group
+from p2ptrain.planning.plan import Plan
+from p2ptrain.runtime.node import NetworkConfig
+from p2ptrain.runtime.observer import ObserverNode
+
+POLL_S = 0.25
+Say = Callable[[str], None]
+Progress = Callable[[float, Status], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """What one device used, start to end."""
+
+    peak_memory_bytes: int
+    cpu_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LabOutcome:
+    """``plans``: by the time, in seconds since the lab's start, at which each was first seen."""
+
+    outcome: Outcome
+    speeds: tuple[Speed, ...]
+    events: tuple[Happened, ...]
+    plans: tuple[tuple[float, Plan], ...]
+    names: Mapping[PeerId, str]
+    """Device names by peer id."""
+    use: Mapping[str, DeviceUse]
+    started_at: float
+    """Seconds since 1970."""
+
+
+@dataclass(slots=True)
+class Bench:
+    """The devices of a running lab: what events act on."""
+
+    spec: LabSpec
+    experiment: Experiment
+    folder: Path
+    network: Network
+    groups: Mapping[str, DeviceGroup]
+    code: Group
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    killed: set[str] = field(default_factory=set)
+
+    def start(self, device: str) -> None:
+        """Start the device's peer, for the first time or again with the state that it left."""
+        own = next(d for d in self.spec.devices if d.name == device)
+        share = next(s for s in self.experiment.shares if s.name == device)
+        profile = self.folder / f"{device}.toml"
+        profile.write_text(own.profile.to_toml(), encoding="utf-8")
+        where = ["--interface", self.network.ports[device].address, "--profile", str(profile)]
+        job_file = self.folder / "job.toml" if own is self.spec.devices[0] else None
+        command = peer_command(self.experiment, share, self.folder / device, where, job_file=job_file)
+        port = self.network.ports[device]
+        environment = os.environ | {"P2PTRAIN_CODE": str(self.code), "PYTHONUNBUFFERED": "1"}
+        threads = str(max(1, int(own.share)))
+        environment |= {"OMP_NUM_THREADS": threads}
+        with (self.folder / f"{device}.log").open("ab") as log:
+            self.processes[device] = subprocess.Popen(
+                entering(port.fd, self.groups[device].entrances, command),
+                env=environment,
+                pass_fds=(port.fd,),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.killed.discard(device)
+
+    def kill(self, device: str) -> None:
+        self.killed.add(device)
+        self.groups[device].signal(signal.SIGKILL)
+        if device in self.processes:
+            self.processes[device].wait()
+
+    def stall(self, device: str) -> None:
+        self.groups[device].signal(signal.SIGSTOP)
+
+    def resume(self, device: str) -> None:
+        self.groups[device].signal(signal.SIGCONT)
+
+    def slow(self, device: str, share: float) -> None:
+        self.groups[device].set_share(share)
+
+    def rate(self, device: str, rate_mbit: float) -> None:
+        self.network.set_rate(device, rate_mbit)
+
+    def cut(self, sides: Sequence[Sequence[str]]) -> None:
+        self.network.cut(sides)
+
+    def heal(self) -> None:
+        self.network.heal()
+
+    @property
+    def running(self) -> frozenset[str]:
+        return frozenset(self.processes) - self.killed
+
+    def check(self, status: Status) -> None:
+        """A peer that ended though nobody killed it, or says that it failed, ends the lab."""
+        for name in sorted(self.running):
+            code = self.processes[name].poll()
+            if code is not None:
+                raise P2PTrainError(f"{name} ended by itself with status {code}; {self.folder / name}.log says why")
+        for record in status.records:
+            if record.phase == "failed" and record.name in self.running:
+                raise P2PTrainError(f"{record.name}: its trainer failed; its log says why")
+
+
+def experiment_of(spec: LabSpec, job: Job) -> Experiment:
+    """Who trains on what."""
+    shares = tuple(PeerShare(device.name, device.shard, device.classes) for device in spec.devices)
+    return Experiment(job, spec.data, shares, timeout_s=spec.timeout_s)
+
+
+def run(
+    spec: LabSpec, job: Job, controllers: Controllers, out: Path, say: Say, progress: Progress, *, calibrated: bool
+) -> LabOutcome:
+    """Run a lab to the harvested model. ``calibrated``: measure the devices first. Raises ``P2PTrainError``."""
+    experiment = experiment_of(spec, job)
+    out.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2ptrain-lab-")))
+        (folder / "job.toml").write_text(job.to_toml(), encoding="utf-8")
+        shutil.copy(folder / "job.toml", out / "job.toml")
+        network = stack.enter_context(Network(Line(spec.delay_ms, spec.loss)))
+        groups: dict[str, DeviceGroup] = {}
+        for device in spec.devices:
+            network.add(device.name, device.rate_mbit)
+            groups[device.name] = DeviceGroup(controllers, device.name, device.share, device.memory_mb)
+            stack.callback(groups[device.name].remove)
+        speeds = measured(job, spec.devices, groups, say) if calibrated else []
+        stack.callback(keep_papers, folder, spec.devices, out)
+        bench = Bench(spec, experiment, folder, network, groups, new_group())
+        stack.callback(lambda: _end(bench))
+        return asyncio.run(_follow(bench, tuple(speeds), say, progress))
+
+
+def measured(job: Job, devices: Sequence[Device], groups: Mapping[str, DeviceGroup], say: Say) -> list[Speed]:
+    """Calibrate the devices. Raises ``UserError`` if one is not as fast as its share says."""
+    scripts = str(Path(__file__).resolve().parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([scripts, os.environ.get("PYTHONPATH", "")])}
+    say("calibrating: each device's speed at the job's model, alone")
+    shares = {device.name: device.share for device in devices}
+    return calibrate(job, groups, shares, environment | {"OMP_NUM_THREADS": "1"}, say)
+
+
+async def _follow(bench: Bench, speeds: tuple[Speed, ...], say: Say, progress: Progress) -> LabOutcome:
+    timeline = Timeline(bench.spec.events, bench, say)
+    start, started_at = time.monotonic(), time.time()
+    formed = 0.0
+    plans: list[tuple[float, Plan]] = []
+    for device in bench.spec.devices:
+        if device.name not in bench.spec.late:
+            bench.start(device.name)
+    timeline.begin("start", start)
+    async with observing(bench.code, NetworkConfig(interfaces=(OWN_ADDRESS,))) as node:
+        while True:
+            await asyncio.sleep(POLL_S)
+            now = time.monotonic()
+            status = snapshot_status(node)
+            progress(now - start, status)
+            timeline.carry_out(now, time.time, time.monotonic)
+            bench.check(status)
+            plan = status.plan
+            if plan is not None and (not plans or plans[-1][1].hash != plan.hash):
+                plans.append((now - start, plan))
+            alive = [r for r in status.records if status.states.get(r.peer) in ("alive", "suspect")]
+            phases = {record.name: record.phase for record in alive}
+            if not formed and bench.running <= phases.keys():
+                formed = now - start
+                say(f"{formed:.1f} s: the group is formed")
+            if not timeline.began("training") and formed and all(phases[n] != "waiting" for n in bench.running):
+                timeline.begin("training", now)
+                say(f"{now - start:.1f} s: all are training")
+            if timeline.finished and bench.running and all(phases.get(n) == "done" for n in bench.running):
+                break
+            if now - start > bench.spec.timeout_s:
+                raise P2PTrainError(f"not done after {bench.spec.timeout_s:g} s: {_where(status)}")
+        trained = time.monotonic() - start
+        say(f"{trained:.1f} s: done; harvesting")
+        outcome = await _harvested(node, bench, formed, trained, start)
+        names = {record.peer: record.name for record in node.observer.records.values()}
+    return LabOutcome(outcome, speeds, tuple(timeline.log), tuple(plans), names, _use(bench), started_at)
+
+
+async def _harvested(node: ObserverNode, bench: Bench, formed: float, trained: float, start: float) -> Outcome:
+    harvest, records = await harvest_with(node)
+    return Outcome(harvest, records, "mdns", formed, trained, time.monotonic() - start - trained)
+
+
+def _use(bench: Bench) -> dict[str, DeviceUse]:
+    return {name: DeviceUse(group.peak_memory_bytes(), group.cpu_s()) for name, group in bench.groups.items()}
+
+
+def _where(status: Status) -> str:
+    return "; ".join(f"{r.name} {r.phase} round {r.round} {r.waiting_for}".rstrip() for r in status.records)
+
+
+def _end(bench: Bench) -> None:
+    for name in bench.processes:
+        bench.resume(name)  # who is stopped hears no goodbye
+    stop(bench.processes.values())
+
+
+def keep_papers(folder: Path, devices: Sequence[Device], out: Path) -> None:
+    """The peers' logs and journals, whatever came of the run."""
+    for device in devices:
+        for source, name in (
+            (folder / f"{device.name}.log", f"{device.name}.log"),
+            (folder / device.name / "journal.jsonl", f"{device.name}.journal.jsonl"),
+        ):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copy(source, out / name)
