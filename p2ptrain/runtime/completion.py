@@ -47,7 +47,7 @@ class KeepHead:
 
 @dataclass(frozen=True, slots=True)
 class JobDone:
-    """Nothing is left to train: from now on this peer only serves what it has."""
+    """Nothing is left to train: from now on this peer only serves what it has, unless a new plan has work for it."""
 
 
 class Completion:
@@ -64,7 +64,6 @@ class Completion:
         self._others_head: m.Holding | None = None
         """A head that others made, on its way here."""
         self._next_head_at = 0.0
-        self._announced = False
         peer.on_effects(
             {
                 PrepareFeatures: self._prepare,
@@ -119,9 +118,8 @@ class Completion:
         return tuple(best[part] for part in sorted(best))
 
     def _done(self, now: float) -> Effects:
-        if self._announced:
+        if self._peer.records.own.phase == "done":
             return []
-        self._announced = True
         return [*self._peer.records.update(now, phase="done"), Note("done"), JobDone()]
 
     # --- calibration ---
@@ -241,7 +239,7 @@ class Completion:
         if words := self._calibration.waiting_for(now):
             return words
         peer, plan = self._peer, self._plan()
-        if plan is None or self._announced or peer.records.own.phase not in ENDED:
+        if plan is None or peer.records.own.phase not in ("trained", "calibrating"):
             return ""
         busy = []
         for member in peer.members():

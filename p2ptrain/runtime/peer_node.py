@@ -90,6 +90,7 @@ class PeerNode(Node):
         self._peer: Peer | None = None
         self._configuration: c.Configure | None = None
         self._handover: asyncio.Future[Holding | None] | None = None
+        self._lingering: asyncio.Future[Any] | None = None
         self._parting: BlobId | None = None
         """The blob of the snapshot that ``leave`` asked for."""
 
@@ -218,7 +219,7 @@ class PeerNode(Node):
     # --- effects ---
 
     def carry_out_other(self, effect: object) -> None:
-        handlers: dict[type, Callable[[Any], None]] = {
+        handlers: dict[type, Callable[[Any], object]] = {
             ToTrainer: self._to_trainer,
             JobReceived: lambda e: self._open_job(e.job),
             Unusable: lambda e: self._fail(e.reason),
@@ -234,7 +235,7 @@ class PeerNode(Node):
             StartTrainer: self._first_start,
             RestartTrainer: lambda e: self._spawn(self._start_trainer()),
             TrainerLost: self._trainer_lost,
-            JobDone: lambda e: self._spawn(self._linger()),
+            JobDone: lambda e: self._start_lingering(),
         }
         handlers[type(effect)](effect)
 
@@ -421,9 +422,16 @@ class PeerNode(Node):
         self.failure = UserError(reason)
         self.finish()
 
+    def _start_lingering(self) -> None:
+        """A peer may be done more than once: a later plan can give it work again."""
+        if self._lingering is not None:
+            self._lingering.cancel()
+        self._lingering = self._spawn(self._linger())
+
     async def _linger(self) -> None:
         await asyncio.sleep(self.options.linger_s)
-        self.finish()
+        if self._peer is not None and self._peer.records.own.phase == "done":
+            self.finish()
 
     async def _report_traffic(self) -> None:
         peer = self._peer

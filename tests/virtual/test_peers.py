@@ -13,6 +13,7 @@ from peer_group import LAN, Device, Room, Visitor, job, seeds, sizes
 
 from p2ptrain.net.simulated import Conditions
 from p2ptrain.protocol.messages import HEAD_PART, CustodyOffer
+from p2ptrain.runtime import commands as c
 from p2ptrain.runtime import tensorfile
 from p2ptrain.runtime.head import head_holdings
 
@@ -328,6 +329,23 @@ def test_a_network_in_two_halves(seed: int, apart_s: float) -> None:
     assert plan is not None
     for device in room.on():
         assert device.record.part == plan.trainers()[device.id]
+
+
+def test_who_gets_more_work_after_it_was_done_is_done_again() -> None:
+    room = group(0, 2, LAN, rounds=10)
+    assert room.run(60, lambda: phases(room) == {"done": 2})
+    device = room.devices[0]
+    trainer, now = device.trainer, room.network.now
+    assert trainer is not None
+    before = device.note_kinds()["done"]
+    room.perform(device, device.core.trainer_said(c.Following(part=0, round=8, rounds=10), None, 0, now))
+    assert phases(room) == {"done": 1, "training": 1}
+    taken = c.SnapshotTaken(
+        part=0, round=10, step=100, samples=600, loss=0.1, round_finished=True, training_finished=True, snapshot=b""
+    )
+    room.perform(device, device.core.trainer_said(taken, None, 0, now))
+    assert phases(room) == {"done": 2}
+    assert device.note_kinds()["done"] == before + 1
 
 
 # --- replicas and gossip ----------------------------------------------------------------------------------------------
