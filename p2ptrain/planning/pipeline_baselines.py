@@ -1,0 +1,59 @@
+"""What a pipeline plan is to be compared with: the best single peer, an equal split, and data parallel.
+
+Each is a plan of its own, for the same task and priced by the same ``cost_of``, so that the figures beside each other
+mean the same. The pipeline search knows none of them; it is tested against them.
+"""
+
+from __future__ import annotations
+
+from p2ptrain.planning.pipeline_cost import CostModel, most_samples, steps_of
+from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
+from p2ptrain.planning.pipeline_schedule import deepest_warm_up, round_s
+from p2ptrain.planning.pipeline_search import plan_of, stage_of
+
+
+def best_single_peer(model: CostModel) -> PipelinePlan | None:
+    """The whole model on the peer that trains it soonest; None where nobody with samples has the memory."""
+    plans = []
+    for index, peer in enumerate(model.task.peers):
+        if peer.has_data and model.split([index], 0, model.num_units, 1) is not None:
+            plan = plan_of(model, [stage_of(model, [index], 0, model.num_units, 1)])
+            plans.append((round_s(steps_of(model, plan), (1,)), index, plan))
+    return min(plans)[2] if plans else None
+
+
+def equal_split(model: CostModel) -> PipelinePlan:
+    """The peers in the order given, a stage each, as many pieces of the model each, as deep a warm-up as there is.
+
+    Pays no heed to speed or memory: it may not fit. More peers than pieces: the first ones.
+    """
+    task = model.task
+    num_stages = min(len(task.peers), model.num_units)
+    short, num_long = divmod(model.num_units, num_stages)
+    stages, start = [], 0
+    for index, depth in enumerate(deepest_warm_up(num_stages, task.num_micro_batches)):
+        stop = start + short + (index < num_long)
+        name = task.peers[index].name
+        stages.append(Stage(model.cuts[start], model.cuts[stop], (name,), (task.micro_batch,), depth))
+        start = stop
+    return plan_of(model, stages)
+
+
+def data_parallel(model: CostModel) -> PipelinePlan | None:
+    """The whole model on every peer with samples and memory for it, each with its share of every micro-batch.
+
+    Shares follow the peers' speeds; gradients are averaged once a batch. More peers than samples in a micro-batch: the
+    fastest. None where all of them together have no memory for a micro-batch.
+    """
+    task, last = model.task, model.num_units
+    fixed, each = model.fixed_bytes(0, last), model.sample_bytes(0, last, 1)
+    able = [
+        index
+        for index, peer in enumerate(task.peers)
+        if peer.has_data and most_samples(peer.memory_bytes, fixed, each, task.micro_batch) >= 1
+    ]
+    able.sort(key=lambda index: (sum(model.stage_s(index, 0, last, 1)), index))
+    able = able[: task.micro_batch]
+    if not able or model.split(able, 0, last, 1) is None:
+        return None
+    return plan_of(model, [stage_of(model, able, 0, last, 1)])

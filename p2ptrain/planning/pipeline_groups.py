@@ -1,0 +1,240 @@
+"""The groups of peers that may become a stage, and what each takes for each run of blocks: the search's ground.
+
+Peers that differ in nothing but their names are of one *kind*; a group is so many of each kind. So sixteen equal boards
+are sixteen groups and not 65,535. Rooms whose groups are few are searched with all of them; others with every single
+peer, peers of like speed together, and the fastest n (a slow peer sets the pace of its group).
+
+How many peers of each kind are taken is one integer with a field for each kind, wide enough for one carry:
+``taken & group.guard`` says at once for many partial plans whether a group is still to be had.
+
+Invariant: ``seconds`` are those of the split of samples that lets the slowest peer end soonest within memory; infinite
+where there is none. Deeper warm-up keeps more activations, so they never fall with it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from p2ptrain.planning.pipeline_cost import CostModel, Floats
+from p2ptrain.planning.pipeline_plan import PipelinePlan
+
+MAX_GROUPS = 255
+"""So many groups are all tried; of more, a selection."""
+MAX_RUN = 4
+"""Peers of like speed in a group of the selection."""
+FIELD_BITS = 62
+
+Ints = npt.NDArray[np.int64]
+Counts = tuple[int, ...]
+"""Peers of each kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """So many peers of each kind; ``peers`` are the first ones of each kind, which stand for all."""
+
+    counts: Counts
+    peers: tuple[int, ...]
+    code: int
+    """To add to the code of what is taken."""
+    has_data: bool
+    flops_per_s: float
+    """Together; the most that they may reach."""
+    link_rate: float
+
+
+class Ground:
+    """All that the search looks up: kinds, groups, and their times, [group, start, stop] for each warm-up depth."""
+
+    def __init__(self, model: CostModel, max_stages: int) -> None:
+        self.model = model
+        self.kinds, has_all_kinds = _kinds(model)
+        widths = [len(kind).bit_length() + 1 for kind in self.kinds]
+        shifts = [sum(widths[:i]) for i in range(len(widths))]
+        self._fields = [1 << shift for shift in shifts]
+        self.guard = sum(1 << (shift + width - 1) for shift, width in zip(shifts, widths, strict=True))
+        self.nothing_taken = sum(
+            ((1 << (width - 1)) - 1 - len(kind)) << shift
+            for kind, shift, width in zip(self.kinds, shifts, widths, strict=True)
+        )
+        self._speeds = [_speed(model, kind[0]) for kind in self.kinds]
+        self.total_speed = sum(speed * len(kind) for speed, kind in zip(self._speeds, self.kinds, strict=True))
+        counts = self._all_counts()
+        deepest = min(model.task.num_micro_batches, 2 * max_stages - 1)
+        usual = {1, 2, *range(3, deepest, 2), deepest}  # 2(P-p)-1 is odd
+        self.depths = tuple(k for k in range(1, deepest + 1) if counts is not None or k in usual)
+        self._is_proportional = all(peer.times is None for peer in model.task.peers)
+        self.covers_all = has_all_kinds and counts is not None and self._is_proportional
+        """Every plan worth having is made of these groups and splits. With measured times a split that is best in sum
+        may not be best forward and backward apart."""
+        self._known: dict[Counts, tuple[Group, Floats, Floats, Floats]] = {}
+        self.use(counts or self._some_counts())
+
+    def use(self, counts: Sequence[Counts]) -> None:
+        """Make these the groups to choose from."""
+        spans = self.model.parameter_bytes[None, :] - self.model.parameter_bytes[:, None]
+        for each in counts:
+            if each not in self._known:
+                group = self._group(each)
+                self._known[each] = (group, *self._seconds(group), self._all_reduce(group, spans))
+        groups, forward, backward, all_reduce = zip(*(self._known[each] for each in counts), strict=True)
+        self.groups: tuple[Group, ...] = groups
+        self.forward_s: Floats = np.stack(forward, axis=1)
+        """[depth, group, start, stop]"""
+        self.backward_s: Floats = np.stack(backward, axis=1)
+        self.all_reduce_s: Floats = np.stack(all_reduce)
+        """[group, start, stop]"""
+
+    def near(self, plan: PipelinePlan) -> list[Counts]:
+        """The groups of a plan, those with one peer more or less, and every single peer."""
+        kind_of = {self.model.task.peers[peer].name: k for k, kind in enumerate(self.kinds) for peer in kind}
+        found = {tuple(int(k == single) for k in range(len(self.kinds))) for single in range(len(self.kinds))}
+        for stage in plan.stages:
+            counts = [0] * len(self.kinds)
+            for peer in stage.peers:
+                counts[kind_of[peer]] += 1
+            for k, change in itertools.product(range(len(self.kinds)), (-1, 0, 1)):
+                other = tuple(count + change * (k == i) for i, count in enumerate(counts))
+                if 0 <= other[k] <= len(self.kinds[k]) and 0 < sum(other) <= self.model.task.micro_batch:
+                    found.add(other)
+        return sorted(found)
+
+    def depth_index(self, depth: int) -> int:
+        """The place in ``depths`` of the deepest that is not above ``depth``."""
+        return max(i for i, each in enumerate(self.depths) if each <= depth)
+
+    def _all_counts(self) -> list[Counts] | None:
+        """Every group of at most a micro-batch's peers; None where they are too many."""
+        if math.prod(len(kind) + 1 for kind in self.kinds) - 1 > MAX_GROUPS:
+            return None
+        ranges = [range(len(kind) + 1) for kind in self.kinds]
+        most = self.model.task.micro_batch
+        return [counts for counts in itertools.product(*ranges) if 0 < sum(counts) <= most]
+
+    def _some_counts(self) -> list[Counts]:
+        order = sorted(range(len(self.kinds)), key=lambda k: (-self._speeds[k], k))
+        line = [kind for kind in order for _ in self.kinds[kind]]
+        most = min(len(line), self.model.task.micro_batch)
+        runs = [line[i : i + n] for n in range(1, min(MAX_RUN, most) + 1) for i in range(len(line) - n + 1)]
+        runs += [line[:n] for n in range(MAX_RUN + 1, most + 1)]
+        found = {tuple(run.count(kind) for kind in range(len(self.kinds))) for run in runs}
+        return sorted(found, key=lambda counts: (sum(counts), counts))
+
+    def _group(self, counts: Counts) -> Group:
+        peers = tuple(peer for kind, n in zip(self.kinds, counts, strict=True) for peer in kind[:n])
+        return Group(
+            counts,
+            peers,
+            sum(n * field for n, field in zip(counts, self._fields, strict=True)),
+            all(self.model.task.peers[peer].has_data for peer in peers),
+            sum(n * speed for n, speed in zip(counts, self._speeds, strict=True)),
+            self.model.link_rate(peers),
+        )
+
+    def _all_reduce(self, group: Group, spans: Floats) -> Floats:
+        num = len(group.peers)
+        if num == 1:
+            return np.zeros_like(spans)
+        return 2 * (num - 1) / num * spans / group.link_rate + 2 * (num - 1) * self.model.task.latency_s
+
+    def _seconds(self, group: Group) -> tuple[Floats, Floats]:
+        """Forward and backward seconds of the group, [depth, start, stop]."""
+        model, peers = self.model, group.peers
+        size = model.num_units + 1
+        starts, stops = np.triu_indices(size, 1)
+        forward = np.full((len(self.depths), size, size), np.inf)
+        backward = forward.copy()
+        one = slice(1 if self._is_proportional else len(starts))  # then the split is the same for every run
+        free = np.full((len(peers), len(starts)), model.task.micro_batch)
+        shares = self._shares(peers, starts[one], stops[one], free[:, one])
+        shares = np.broadcast_to(shares[:, :1], free.shape) if self._is_proportional else shares
+        there, back = self._slowest(peers, starts, stops, shares)
+        forward[:, starts, stops], backward[:, starts, stops] = there, back
+        for at, depth in reversed(list(enumerate(self.depths))):
+            caps = self._caps(peers, starts, stops, depth)
+            tight = np.flatnonzero((shares > caps).any(axis=0))
+            if not len(tight):
+                break  # nor for a lesser depth
+            at_starts, at_stops = starts[tight], stops[tight]
+            fewer = self._shares(peers, at_starts, at_stops, caps[:, tight])
+            slower = self._slowest(peers, at_starts, at_stops, fewer)
+            forward[at, at_starts, at_stops], backward[at, at_starts, at_stops] = slower
+        return forward, backward
+
+    def _caps(self, peers: tuple[int, ...], starts: Ints, stops: Ints, depth: int) -> Ints:
+        """[peer, run]: the most samples that each peer's memory allows, as ``most_samples`` counts them."""
+        model = self.model
+        limit = model.task.micro_batch
+        fixed = model.held_bytes[stops] - model.held_bytes[starts]
+        kept = model.cut_bytes[starts] + model.stored_bytes[stops] - model.stored_bytes[starts]
+        each = kept * min(depth, model.task.num_micro_batches) + model.flow_bytes[starts, stops]
+        memory = np.array([[model.task.peers[peer].memory_bytes] for peer in peers])
+        room = memory - fixed
+        most = np.where(each * limit <= room, limit, np.floor(room / np.maximum(each, 1e-9)).clip(0, limit))
+        caps: Ints = np.where(room < 0, 0, most).astype(np.int64)
+        return caps
+
+    def _shares(self, peers: tuple[int, ...], starts: Ints, stops: Ints, caps: Ints) -> Ints:
+        """[peer, run]: as ``CostModel.split``, for many runs at once; all 0 where there is none."""
+        total, runs = self.model.task.micro_batch, np.arange(len(starts))
+        tables = [self.model.forward_s[peer] + self.model.backward_s[peer] for peer in peers]
+        shares = np.ones((len(peers), len(starts)), dtype=np.int64)
+        fits = (caps.min(axis=0) >= 1) & (caps.sum(axis=0) >= total) & (total >= len(peers))
+        if len(peers) == 1:
+            shares[:] = total
+        elif self._is_proportional:  # everyone gets its quota, less the fraction, or all that it can hold
+            speeds = np.array([self.model.task.peers[p].flops_per_s / self.model.task.peers[p].slowdown for p in peers])
+            quota = np.floor(total * speeds / speeds.sum() * (1 - 1e-9)).astype(np.int64)
+            shares = np.maximum(shares, np.minimum(quota[:, None], caps))
+            shares[:, shares.sum(axis=0) > total] = 1  # where nearly all peers are far slower than one
+        while (open_runs := runs[fits & (shares.sum(axis=0) < total)]).size:
+            more = np.minimum(shares[:, open_runs] + 1, total)
+            at_start, at_stop = starts[open_runs], stops[open_runs]
+            costs = np.stack([t[more[i], at_stop] - t[more[i], at_start] for i, t in enumerate(tables)])
+            costs[shares[:, open_runs] >= caps[:, open_runs]] = np.inf
+            shares[costs.argmin(axis=0), open_runs] += 1
+        shares[:, ~fits] = 0
+        return shares
+
+    def _slowest(self, peers: tuple[int, ...], starts: Ints, stops: Ints, shares: Ints) -> tuple[Floats, Floats]:
+        model, none = self.model, shares[0] == 0
+        found = []
+        for tables in (model.forward_s, model.backward_s):
+            took = [tables[p][shares[i], stops] - tables[p][shares[i], starts] for i, p in enumerate(peers)]
+            worst: Floats = np.max(took, axis=0)
+            worst[none] = np.inf
+            found.append(worst)
+        return found[0], found[1]
+
+
+def _kinds(model: CostModel) -> tuple[list[list[int]], bool]:
+    """Peers by kind, and whether all are among them: only so many kinds fit into one integer, the fastest first."""
+    kinds: dict[object, list[int]] = {}
+    for index, peer in sorted(enumerate(model.task.peers), key=lambda item: item[1].name):
+        kinds.setdefault(replace(peer, name=""), []).append(index)
+    fastest = sorted(kinds.values(), key=lambda kind: (-_speed(model, kind[0]), model.task.peers[kind[0]].name))
+    kept: list[list[int]] = []
+    bits = 0
+    for kind in fastest:
+        bits += len(kind).bit_length() + 1
+        if bits <= FIELD_BITS:
+            kept.append(kind)
+    return kept, len(kept) == len(fastest)
+
+
+def _speed(model: CostModel, peer: int) -> float:
+    """Never below what the peer reaches: the best that it does on any piece at any number of samples, in FLOP/s."""
+    work = np.diff(model.work_flops)
+    took = np.diff(model.forward_s[peer] + model.backward_s[peer], axis=1)[1:]
+    samples = np.arange(1, len(took) + 1, dtype=np.float64)[:, None]
+    if (work[None, :] * samples)[took == 0].any():  # work that took no time at all
+        return math.inf
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rates = work[None, :] * samples / took
+    return float(np.nanmax(rates))

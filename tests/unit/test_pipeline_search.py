@@ -1,0 +1,342 @@
+"""The planner against an exhaustive search, against its baselines, and at its limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import random
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from p2ptrain.errors import UserError
+from p2ptrain.planning import pipeline_groups
+from p2ptrain.planning.blocks import BlockProfile, BlockTimes, ModelProfile
+from p2ptrain.planning.pipeline_baselines import best_single_peer, data_parallel, equal_split
+from p2ptrain.planning.pipeline_cost import CostModel, PipelinePeer, PipelineTask, cost_of, stage_memory_bytes, steps_of
+from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
+from p2ptrain.planning.pipeline_schedule import deepest_warm_up, round_s
+from p2ptrain.planning.pipeline_search import all_depths, num_depths, plan_of, plan_pipeline
+from p2ptrain.planning.pipeline_tails import ROUNDING
+
+
+def even_model(num_blocks: int, activation_bytes: int = 0, parameter_bytes: int = 0) -> ModelProfile:
+    block = BlockProfile("b", 10**6, 2 * 10**6, parameter_bytes, activation_bytes, activation_bytes, True)
+    return ModelProfile("even", 0, tuple(dataclasses.replace(block, name=f"b{i}") for i in range(num_blocks)))
+
+
+def room(*speeds: float, memory_bytes: float = 1e12, link_bytes_per_s: float = 1e12) -> tuple[PipelinePeer, ...]:
+    return tuple(PipelinePeer(f"p{i}", 1e6 * s, memory_bytes, link_bytes_per_s) for i, s in enumerate(speeds))
+
+
+@st.composite
+def tasks(draw: st.DrawFn, max_blocks: int = 4, max_peers: int = 3, max_samples: int = 3) -> PipelineTask:
+    """Small rooms in which memory, links and illegal cuts all bind at times."""
+    num_blocks = draw(st.integers(2, max_blocks))
+    size = st.sampled_from([0, 1, 5, 20])
+    blocks = tuple(
+        BlockProfile(f"b{i}", draw(st.integers(0, 6)), draw(st.integers(1, 9)), draw(size), draw(size), draw(size), cut)
+        for i, cut in enumerate(draw(st.lists(st.booleans(), min_size=num_blocks, max_size=num_blocks)))
+    )
+    assume(any(block.cut_after for block in blocks[:-1]))
+    peers = tuple(
+        PipelinePeer(
+            f"p{i}",
+            draw(st.sampled_from([1.0, 1.0, 2.0, 3.5, 10.0])),
+            draw(st.sampled_from([40.0, 120.0, 400.0, 1e9])),
+            draw(st.sampled_from([1.0, 4.0, 100.0])),
+            has_data=draw(st.sampled_from([True, True, False])),
+        )
+        for i in range(draw(st.integers(1, max_peers)))
+    )
+    assume(any(peer.has_data for peer in peers))
+    return PipelineTask(
+        ModelProfile("small", draw(size), blocks),
+        peers,
+        micro_batch=draw(st.integers(1, max_samples)),
+        num_micro_batches=draw(st.integers(1, 5)),
+        latency_s=draw(st.sampled_from([0.0, 0.5])),
+    )
+
+
+def every_plan(model: CostModel) -> Iterator[PipelinePlan]:
+    """All subsets and orders of peers, groups, cuts and shares of samples; warm-up as deep as planning goes."""
+    task, last = model.task, model.num_units
+    peers = range(len(task.peers))
+    for num_stages in range(1, min(len(peers), last) + 1):
+        for stage_of in itertools.product(range(-1, num_stages), repeat=len(peers)):  # -1: left out
+            groups = [[peer for peer in peers if stage_of[peer] == s] for s in range(num_stages)]
+            if not all(groups) or not all(task.peers[peer].has_data for peer in groups[0]):
+                continue
+            for cuts in itertools.combinations(range(1, last), num_stages - 1):
+                bounds = [*itertools.pairwise((0, *cuts, last))]
+                for shares in itertools.product(*(splits(task.micro_batch, len(group)) for group in groups)):
+                    yield plan_of(
+                        model,
+                        [
+                            Stage(model.cuts[a], model.cuts[b], tuple(task.peers[p].name for p in group), share, depth)
+                            for (a, b), group, share, depth in zip(
+                                bounds, groups, shares, deepest_warm_up(num_stages, task.num_micro_batches), strict=True
+                            )
+                        ],
+                    )
+
+
+def splits(total: int, parts: int) -> list[tuple[int, ...]]:
+    return [each for each in itertools.product(range(1, total + 1), repeat=parts) if sum(each) == total]
+
+
+def fits(model: CostModel, plan: PipelinePlan, depths: tuple[int, ...]) -> bool:
+    limits = {peer.name: peer.memory_bytes for peer in model.task.peers}
+    for stage, depth in zip(plan.stages, depths, strict=True):
+        needs = stage_memory_bytes(model, dataclasses.replace(stage, warm_up=depth))
+        if any(need > limits[name] for name, need in zip(stage.peers, needs, strict=True)):
+            return False
+    return True
+
+
+def best_by_trying_all(model: CostModel) -> float:
+    best = math.inf
+    for plan in every_plan(model):
+        steps = steps_of(model, plan)
+        for depths in all_depths(tuple(stage.warm_up for stage in plan.stages)):
+            if fits(model, plan, depths):
+                best = min(best, round_s(steps, depths))
+    return best
+
+
+@settings(max_examples=60, deadline=None)
+@given(tasks())
+def test_the_plan_is_the_best_of_all(task: PipelineTask) -> None:
+    model = CostModel(task)
+    best = best_by_trying_all(model)
+    if best == math.inf:
+        with pytest.raises(UserError, match="no plan fits"):
+            plan_pipeline(model)
+        return
+    planned = plan_pipeline(model)
+    assert planned.is_proved
+    assert planned.cost.round_s == pytest.approx(best, rel=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tasks(max_blocks=8, max_peers=5, max_samples=6), st.sampled_from([255, 4]))
+def test_a_plan_fits_holds_together_and_is_never_slower_than_its_baselines(task: PipelineTask, max_groups: int) -> None:
+    model = CostModel(task)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline_groups, "MAX_GROUPS", max_groups)  # 4: groups are a selection, nothing is proved
+        try:
+            planned = plan_pipeline(model)
+            again = plan_pipeline(model)
+        except UserError:
+            assert best_single_peer(model) is None
+            return
+    assert again.plan.to_json() == planned.plan.to_json()
+    assert planned.cost == cost_of(model, planned.plan) and planned.cost.fits
+    assert planned.cost.bound_s <= planned.cost.round_s * ROUNDING
+    known = {peer.name: peer for peer in task.peers}
+    assert all(known[name].has_data for name in planned.plan.stages[0].peers)
+    used = {name for stage in planned.plan.stages for name in stage.peers}
+    assert used | set(planned.plan.left_out) == set(known)
+    single = best_single_peer(model)
+    assert single is None or planned.cost.round_s <= cost_of(model, single).round_s * ROUNDING
+    if planned.is_proved:
+        others = [plan for plan in (data_parallel(model), equal_split(model)) if plan is not None]
+        costs = [cost_of(model, plan) for plan in others if all(known[n].has_data for n in plan.stages[0].peers)]
+        assert all(planned.cost.round_s <= cost.round_s * ROUNDING for cost in costs if cost.fits)
+
+
+def test_a_selection_of_groups_comes_near_to_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = []
+    for seed in range(6):
+        generator = random.Random(seed)
+        model = CostModel(mixed_task(generator, num_blocks=10, num_peers=6))
+        monkeypatch.setattr(pipeline_groups, "MAX_GROUPS", 255)
+        best = plan_pipeline(model)
+        monkeypatch.setattr(pipeline_groups, "MAX_GROUPS", 8)
+        found = plan_pipeline(model)
+        assert best.is_proved and not found.is_proved
+        losses.append(found.cost.round_s / best.cost.round_s)
+    assert min(losses) >= 1 - 1e-9 and max(losses) < 1.06 and sum(losses) / len(losses) < 1.02
+
+
+def mixed_task(generator: random.Random, num_blocks: int, num_peers: int) -> PipelineTask:
+    blocks = tuple(
+        BlockProfile(
+            f"b{i}",
+            generator.randint(3 * 10**8, 10**9),
+            generator.randint(6 * 10**8, 2 * 10**9),
+            generator.randint(10**4, 4 * 10**6),
+            generator.randint(10**4, 2 * 10**5),
+            generator.randint(10**4, 6 * 10**5),
+            True,
+        )
+        for i in range(num_blocks)
+    )
+    peers = tuple(
+        PipelinePeer(
+            f"p{i:02}",
+            10 ** generator.uniform(9.5, 11.5),
+            generator.uniform(2e8, 4e9),
+            generator.uniform(4e6, 2.5e7),
+        )
+        for i in range(num_peers)
+    )
+    return PipelineTask(ModelProfile("mixed", 12_288, blocks), peers, 16, 8, 1e-3)
+
+
+def test_sixty_blocks_and_sixteen_unlike_peers_are_bounded_work() -> None:
+    planned = plan_pipeline(CostModel(mixed_task(random.Random(1), num_blocks=60, num_peers=16)))
+    assert planned.num_tails < 20_000 and planned.num_played < 5_000
+    assert len(planned.plan.stages) > 1 and planned.cost.fits
+
+
+def test_equal_peers_are_one_kind_and_cost_no_more_work_than_their_number() -> None:
+    task = PipelineTask(even_model(16, 1000, 1000), room(*[1.0] * 16, link_bytes_per_s=1e9), 16, 16)
+    planned = plan_pipeline(CostModel(task))
+    assert planned.num_tails < 3_000
+    ideal = 16 * 16 * 16 * 3 / 16
+    assert planned.cost.round_s < 1.6 * ideal
+
+
+# Known figures (FTPipeHD): one peer ten times slower than the two beside it.
+
+
+def slow_in_the_middle(num_micro_batches: int = 400, order: tuple[float, ...] = (10.0, 1.0, 10.0)) -> CostModel:
+    return CostModel(PipelineTask(even_model(20), room(*order), 1, num_micro_batches))
+
+
+def test_the_known_gains_over_an_equal_split_and_over_the_best_single_peer() -> None:
+    model = slow_in_the_middle()
+    planned, single = plan_pipeline(model), best_single_peer(model)
+    assert single is not None
+    equal = cost_of(model, equal_split(model))
+    assert equal.round_s / planned.cost.round_s == pytest.approx(7.0, rel=0.02)
+    assert cost_of(model, single).round_s / planned.cost.round_s == pytest.approx(2.0, rel=0.06)
+    slow_last = slow_in_the_middle(order=(10.0, 10.0, 1.0))
+    gain = cost_of(slow_last, equal_split(slow_last)).round_s / plan_pipeline(slow_last).cost.round_s
+    assert 5.7 < gain < 6.2  # known: 5.95
+
+
+def test_a_peer_that_would_slow_the_others_down_is_left_out() -> None:
+    task = PipelineTask(even_model(6, 1000, 1000), room(10.0, 0.01, 10.0, link_bytes_per_s=1e9), 4, 8)
+    assert plan_pipeline(CostModel(task)).plan.left_out == ("p1",)
+    slow_links = dataclasses.replace(task, rate_bytes_per_s=1.0)
+    assert len(plan_pipeline(CostModel(slow_links)).plan.stages) == 1
+    assert plan_pipeline(CostModel(slow_links)).plan.left_out == ("p1", "p2")
+
+
+def test_the_order_of_stages_follows_memory_and_not_the_order_given() -> None:
+    """The first stage keeps the most activations, so the peer with little memory goes last."""
+    peers = (PipelinePeer("small", 1e6, 8_500, 1e9), PipelinePeer("large", 1e6, 1e9, 1e9))
+    planned = plan_pipeline(CostModel(PipelineTask(even_model(8, 1000), peers, 1, 8)))
+    assert [stage.peers for stage in planned.plan.stages] == [("large",), ("small",)]
+    needs = dict(zip(("large", "small"), (need[0] for need in planned.cost.memory_bytes), strict=True))
+    assert needs["small"] <= 8_500 < needs["large"]
+
+
+def test_only_peers_with_samples_begin_the_pipeline() -> None:
+    peers = (*room(10.0), PipelinePeer("owner", 1e6, 1e12, 1e12))
+    task = PipelineTask(even_model(6), (dataclasses.replace(peers[0], has_data=False), peers[1]), 2, 8)
+    assert plan_pipeline(CostModel(task)).plan.stages[0].peers == ("owner",)
+
+
+def test_measured_times_count_more_than_flops() -> None:
+    """By its FLOP/s p0 is the faster; measured it is three times slower, and a batch of one costs it half of four."""
+    model = even_model(4)
+    slow = BlockTimes((1, 4), ((4.5,) * 4, (9.0,) * 4), ((4.5,) * 4, (9.0,) * 4))
+    peers = (PipelinePeer("p0", 100e6, 1e12, 1e12, slow), PipelinePeer("p1", 1e6, 1e12, 1e12))
+    costs = CostModel(PipelineTask(model, peers, 4, 1))
+    assert costs.stage_s(0, 0, 2, 1) == (9.0, 9.0) and costs.stage_s(0, 0, 2, 4) == (18.0, 18.0)
+    assert costs.stage_s(0, 0, 1, 2)[0] == pytest.approx(6.0) and costs.stage_s(0, 0, 1, 3)[0] == pytest.approx(7.5)
+    assert best_single_peer(costs) == plan_of(costs, [Stage(0, 4, ("p1",), (4,), 1)])
+    slower = dataclasses.replace(peers[1], slowdown=2.0)
+    assert CostModel(PipelineTask(model, (peers[0], slower), 4, 1)).stage_s(1, 0, 1, 1) == (2.0, 4.0)
+
+
+def test_measured_times_that_fall_with_more_samples_are_taken_for_noise() -> None:
+    times = BlockTimes((2, 4), ((3.0,) * 2, (2.0,) * 2), ((3.0,) * 2, (2.0,) * 2))
+    peers = (PipelinePeer("p0", 1e6, 1e12, 1e12, times), PipelinePeer("p1", 1e6, 1e12, 1e12, times))
+    costs = CostModel(PipelineTask(even_model(2), peers, 8, 2))
+    took = [costs.stage_s(0, 0, 2, samples)[0] for samples in range(9)]
+    assert took == sorted(took) and took[0] == 0
+    assert plan_pipeline(costs).cost.fits
+
+
+def test_all_depths_are_those_that_do_not_rise() -> None:
+    for caps in ((3, 1), (5, 3, 1), (2, 2, 4), (7, 5, 3, 1), (1,)):
+        found = list(all_depths(caps))
+        expected = [
+            each
+            for each in itertools.product(*(range(1, cap + 1) for cap in caps))
+            if all(a >= b for a, b in itertools.pairwise(each))
+        ]
+        assert sorted(found) == sorted(expected) and num_depths(caps) == len(expected)
+
+
+# Bad input.
+
+NAN = math.nan
+GOOD = PipelineTask(even_model(3, 10, 10), room(1.0, 2.0), 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"peers": ()}, "no peers.*name at least one"),
+        ({"peers": room(1.0) * 2}, "p0 is named twice"),
+        ({"peers": room(0.0)}, "p0: flops_per_s is 0.*p2ptrain probe"),
+        ({"peers": room(NAN)}, "p0: flops_per_s is nan.*p2ptrain probe"),
+        ({"peers": room(1.0, memory_bytes=NAN)}, "p0: memory_bytes is nan"),
+        ({"peers": room(1.0, link_bytes_per_s=0.0)}, "p0: link_bytes_per_s is 0"),
+        ({"peers": (dataclasses.replace(room(1.0)[0], has_data=False),)}, "no peer has samples.*--data"),
+        ({"micro_batch": 0}, "micro-batches of 0 samples"),
+        ({"num_micro_batches": 0}, "0 micro-batches"),
+        ({"rate_bytes_per_s": 0.0}, "rate must be above zero"),
+        ({"latency_s": NAN}, "latency"),
+        ({"model": ModelProfile("none", 0, ())}, "model none: 0 blocks"),
+        ({"model": even_model(1)}, "no legal cut.*mode tasks"),
+        ({"model": dataclasses.replace(even_model(2), blocks=even_model(2).blocks[1:])}, "no legal cut"),
+    ],
+)
+def test_what_can_not_be_planned_is_an_error_with_a_next_step(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        CostModel(dataclasses.replace(GOOD, **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        (BlockTimes((), (), ()), "batch sizes"),
+        (BlockTimes((2, 1), ((1.0,) * 3,) * 2, ((1.0,) * 3,) * 2), "must rise"),
+        (BlockTimes((1,), ((1.0,) * 2,), ((1.0,) * 3,)), "not one for each"),
+        (BlockTimes((1,), ((1.0, NAN, 1.0),), ((1.0,) * 3,)), r"block 1 \(b1\) at batch size 1 is nan"),
+        (BlockTimes((1,), ((0.0,) * 3,), ((1.0,) * 3,)), "forward time at batch size 1 is zero"),
+    ],
+)
+def test_times_that_are_none_are_an_error_with_a_next_step(times: BlockTimes, said: str) -> None:
+    peer = dataclasses.replace(room(1.0)[0], times=times)
+    with pytest.raises(UserError, match=said) as caught:
+        CostModel(dataclasses.replace(GOOD, peers=(peer,)))
+    assert "measure p0's blocks again" in str(caught.value)
+
+
+def test_a_block_without_work_or_with_nan_is_an_error() -> None:
+    block = dataclasses.replace(even_model(2).blocks[0], stored_activation_bytes=NAN)
+    model = ModelProfile("odd", 0, (block, block))
+    with pytest.raises(UserError, match=r"block 0.*stored_activation_bytes is nan"):
+        CostModel(dataclasses.replace(GOOD, model=model))
+    idle = dataclasses.replace(block, stored_activation_bytes=0, forward_flops=0, backward_flops=0)
+    with pytest.raises(UserError, match="no work"):
+        CostModel(dataclasses.replace(GOOD, model=ModelProfile("idle", 0, (idle, idle))))
+
+
+def test_a_plan_that_no_memory_allows_says_what_is_missing() -> None:
+    task = dataclasses.replace(GOOD, peers=room(1.0, 2.0, memory_bytes=5.0))
+    with pytest.raises(UserError, match=r"(?s)no plan fits into the memory of these 2 peers.*smaller micro-batches"):
+        plan_pipeline(CostModel(task))
+    assert best_single_peer(CostModel(task)) is None and data_parallel(CostModel(task)) is None
+    assert not cost_of(CostModel(task), equal_split(CostModel(task))).fits
