@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--out", type=Path, help="folder for the results [default: results/NAME-OF-FILE]")
     run.add_argument("--central", action="store_true", help="train the same model centrally too, for comparison")
     run.add_argument("--no-calibrate", action="store_true", help="skip the measurement: figures then prove nothing")
+    run.add_argument("--points", type=int, default=0, help="evaluate the model at so many times of the run")
     run.add_argument("--json", action="store_true", help="print lab.json in place of tables")
     calibrate = commands.add_parser("calibrate", help="only measure the devices' speeds")
     calibrate.add_argument("file", type=Path)
@@ -79,7 +80,16 @@ def run_lab(options: argparse.Namespace) -> int:
     sweep(controllers)
     painter = Progress(quiet=options.json)
     calibrated = not options.no_calibrate
-    lab = session.run(spec, job, controllers, out, painter.say, painter.follow, calibrated=calibrated)
+    lab = session.run(
+        spec,
+        job,
+        controllers,
+        out,
+        painter.say,
+        painter.follow,
+        calibrated=calibrated,
+        num_points=options.points,
+    )
     result = evaluate(spec, job, lab, out, central=options.central, painter=painter)
     plain = report.to_plain(spec, options.file.read_text(encoding="utf-8"), lab, result)
     text = json.dumps(plain, indent=1, allow_nan=False)

@@ -47,6 +47,7 @@ def to_plain(spec: LabSpec, text: str, lab: LabOutcome, result: Result | None) -
             for device in spec.devices
         ],
         "plans": [{"at_s": at_s} | plan_by_name(plan, lab.names) for at_s, plan in lab.plans],
+        "accuracies": [{"at_s": round(at_s, 2), "accuracy": value} for at_s, value in lab.accuracies],
         "events": [event.to_plain() for event in lab.events],
         "result": result.to_plain() if result else None,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from laboratory.calibration import Speed, calibrate
+from laboratory.camera import Camera
 from laboratory.enter import entering
 from laboratory.network import OWN_ADDRESS, Line, Network
 from laboratory.quota import Controllers, DeviceGroup
@@ -58,6 +60,8 @@ class LabOutcome:
     names: Mapping[PeerId, str]
     """Device names by peer id."""
     use: Mapping[str, DeviceUse]
+    accuracies: tuple[tuple[float, float], ...]
+    """(seconds since the lab's start, accuracy on the test samples) over the run, if that was asked for."""
     started_at: float
     """Seconds since 1970."""
 
@@ -74,6 +78,7 @@ class Bench:
     code: Group
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     killed: set[str] = field(default_factory=set)
+    camera: Camera | None = None
 
     def start(self, device: str) -> None:
         """Start the device's peer, for the first time or again with the state that it left."""
@@ -146,9 +151,20 @@ def experiment_of(spec: LabSpec, job: Job) -> Experiment:
 
 
 def run(
-    spec: LabSpec, job: Job, controllers: Controllers, out: Path, say: Say, progress: Progress, *, calibrated: bool
+    spec: LabSpec,
+    job: Job,
+    controllers: Controllers,
+    out: Path,
+    say: Say,
+    progress: Progress,
+    *,
+    calibrated: bool,
+    num_points: int = 0,
 ) -> LabOutcome:
-    """Run a lab to the harvested model. ``calibrated``: measure the devices first. Raises ``P2PTrainError``."""
+    """Run a lab to the harvested model. Raises ``P2PTrainError``.
+
+    ``calibrated``: measure the devices first. ``num_points``: of the accuracy over time, evaluated after the run.
+    """
     experiment = experiment_of(spec, job)
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -164,8 +180,15 @@ def run(
         speeds = measured(job, spec.devices, groups, say) if calibrated else []
         stack.callback(keep_papers, folder, spec.devices, out)
         bench = Bench(spec, experiment, folder, network, groups, new_group())
-        stack.callback(lambda: _end(bench))
-        return asyncio.run(_follow(bench, tuple(speeds), say, progress))
+        if num_points:
+            bench.camera = Camera(folder / "frames", job)
+        with contextlib.ExitStack() as peers:
+            peers.callback(lambda: _end(bench))
+            lab = asyncio.run(_follow(bench, tuple(speeds), say, progress))
+        if bench.camera is not None:
+            points = bench.camera.accuracies(lab.outcome.harvest.plan, spec.data, num_points)
+            lab = dataclasses.replace(lab, accuracies=tuple(points))
+        return lab
 
 
 def measured(job: Job, devices: Sequence[Device], groups: Mapping[str, DeviceGroup], say: Say) -> list[Speed]:
@@ -194,6 +217,8 @@ async def _follow(bench: Bench, speeds: tuple[Speed, ...], say: Say, progress: P
             progress(now - start, status)
             timeline.carry_out(now, time.time, time.monotonic)
             bench.check(status)
+            if bench.camera is not None:
+                bench.camera.look((bench.folder / name for name in bench.processes), now - start)
             plan = status.plan
             if plan is not None and (not plans or plans[-1][1].hash != plan.hash):
                 plans.append((now - start, plan))
@@ -213,7 +238,7 @@ async def _follow(bench: Bench, speeds: tuple[Speed, ...], say: Say, progress: P
         say(f"{trained:.1f} s: done; harvesting")
         outcome = await _harvested(node, bench, formed, trained, start)
         names = {record.peer: record.name for record in node.observer.records.values()}
-    return LabOutcome(outcome, speeds, tuple(timeline.log), tuple(plans), names, _use(bench), started_at)
+    return LabOutcome(outcome, speeds, tuple(timeline.log), tuple(plans), names, _use(bench), (), started_at)
 
 
 async def _harvested(node: ObserverNode, bench: Bench, formed: float, trained: float, start: float) -> Outcome:

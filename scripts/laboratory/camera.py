@@ -1,0 +1,99 @@
+"""Accuracy over time without disturbing the group: snapshots are linked as the peers save them, and judged afterwards.
+
+Invariant: nothing is asked of a peer and no byte crosses the network; a frame keeps a snapshot's file alive (a hard
+link) after the peer has deleted its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from p2ptrain.config import Job
+from p2ptrain.errors import RemoteError
+from p2ptrain.experiment import measure
+from p2ptrain.ids import BlobId
+from p2ptrain.learning.data import load, open_source, select
+from p2ptrain.learning.parts import global_model
+from p2ptrain.planning.plan import Plan
+from p2ptrain.protocol.messages import Holding
+from p2ptrain.protocol.schema import from_plain
+from p2ptrain.runtime.harvest import Collected, Snapshot, assemble
+from p2ptrain.runtime.store import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A snapshot that was there at ``at_s`` after the lab's start."""
+
+    at_s: float
+    holding: Holding
+    path: Path
+
+
+@dataclass(slots=True)
+class Camera:
+    """``folder`` must be on the file system of the state directories."""
+
+    folder: Path
+    job: Job
+    frames: list[Frame] = field(default_factory=list)
+    _seen: set[BlobId] = field(default_factory=set)
+
+    def look(self, states: Iterable[Path], now_s: float) -> None:
+        """Keep what the peers with these state directories have saved since the last look."""
+        for state in states:
+            for holding in _own_snapshots(state / self.job.id / "manifest.json"):
+                if holding.blob in self._seen:
+                    continue
+                self.folder.mkdir(parents=True, exist_ok=True)
+                path = self.folder / holding.blob
+                with contextlib.suppress(FileNotFoundError, FileExistsError):  # deleted while we looked
+                    os.link(state / self.job.id / "blobs" / holding.blob, path)
+                    self._seen.add(holding.blob)
+                    self.frames.append(Frame(now_s, holding, path))
+
+    def accuracies(self, plan: Plan, data: str, num_points: int) -> list[tuple[float, float]]:
+        """(seconds, accuracy on the test samples) of what a partial harvest would have given at so many times.
+
+        ``plan`` must be the only one that the group had: snapshots of another partition don't fit.
+        """
+        frames = [frame for frame in self.frames if frame.holding.part < len(plan.parts)]
+        if not frames:
+            return []
+        source = open_source(data)
+        test = load(source, self.job.data, "test", select(source, self.job.data, "test", seed=self.job.seed))
+        model = global_model(self.job, allow_user_code=False)
+        start, end, points = min(f.at_s for f in frames), max(f.at_s for f in frames), []
+        for number in range(num_points):
+            at_s = start + (end - start) * number / max(1, num_points - 1)
+            harvest = assemble(Collected(self.job, plan, _parts_at(frames, at_s), None, {}))
+            model.load_state_dict(harvest.state)
+            points.append((at_s, measure.accuracy(model, test, len(self.job.data.classes)).accuracy))
+        return points
+
+
+def _parts_at(frames: Sequence[Frame], at_s: float) -> dict[int, list[Snapshot]]:
+    """As a harvest chooses: of each part the freshest copy of every trainer that is about as far as the furthest."""
+    newest: dict[tuple[int, str], Frame] = {}
+    for frame in sorted(frames, key=lambda f: f.at_s):
+        if frame.at_s <= at_s:
+            newest[frame.holding.part, frame.holding.trainer] = frame
+    parts: dict[int, list[Snapshot]] = {}
+    for part in sorted({part for part, _ in newest}):
+        copies = [frame for (own, _), frame in sorted(newest.items()) if own == part]
+        furthest = max(frame.holding.round for frame in copies)
+        chosen = [frame for frame in copies if frame.holding.round >= furthest - 1]
+        parts[part] = [Snapshot(frame.holding, frame.path.read_bytes()) for frame in chosen]
+    return parts
+
+
+def _own_snapshots(manifest: Path) -> tuple[Holding, ...]:
+    try:
+        return from_plain(Manifest, json.loads(manifest.read_bytes())).snapshots
+    except (FileNotFoundError, ValueError, RemoteError):  # not there yet
+        return ()
