@@ -6,10 +6,43 @@ mean the same. The pipeline search knows none of them; it is tested against them
 
 from __future__ import annotations
 
-from p2ptrain.planning.pipeline_cost import CostModel, most_samples, steps_of
+from dataclasses import dataclass
+
+from p2ptrain.planning.pipeline_cost import CostModel, PipelineTask, PlanCost, cost_of, most_samples, steps_of
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import deepest_warm_up, round_s
-from p2ptrain.planning.pipeline_search import plan_of, stage_of
+from p2ptrain.planning.pipeline_search import Planned, plan_of, plan_pipeline, stage_of
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """One way to train without planning; no plan and no cost where it can't be done at all."""
+
+    name: str
+    plan: PipelinePlan | None
+    cost: PlanCost | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The best plan for a task, beside what else could be done."""
+
+    task: PipelineTask
+    planned: Planned
+    baselines: tuple[Baseline, ...]
+
+
+def compare(task: PipelineTask) -> Comparison:
+    """Plan, and price the baselines. Raises ``UserError`` where there is no plan."""
+    model = CostModel(task)
+    planned = plan_pipeline(model)
+    plans = {
+        "best single peer": best_single_peer(model),
+        "equal split": equal_split(model),
+        "data parallel": data_parallel(model),
+    }
+    baselines = tuple(Baseline(name, plan, cost_of(model, plan) if plan else None) for name, plan in plans.items())
+    return Comparison(task, planned, baselines)
 
 
 def best_single_peer(model: CostModel) -> PipelinePlan | None:
@@ -40,10 +73,10 @@ def equal_split(model: CostModel) -> PipelinePlan:
 
 
 def data_parallel(model: CostModel) -> PipelinePlan | None:
-    """The whole model on every peer with samples and memory for it, each with its share of every micro-batch.
+    """The whole model on two peers or more, each with its share of every micro-batch: on the fastest n, the best n.
 
-    Shares follow the peers' speeds; gradients are averaged once a batch. More peers than samples in a micro-batch: the
-    fastest. None where all of them together have no memory for a micro-batch.
+    Shares follow the peers' speeds within their memory; gradients are averaged once a batch. None where no two peers
+    have samples and memory for it.
     """
     task, last = model.task, model.num_units
     fixed, each = model.fixed_bytes(0, last), model.sample_bytes(0, last, 1)
@@ -53,7 +86,9 @@ def data_parallel(model: CostModel) -> PipelinePlan | None:
         if peer.has_data and most_samples(peer.memory_bytes, fixed, each, task.micro_batch) >= 1
     ]
     able.sort(key=lambda index: (sum(model.stage_s(index, 0, last, 1)), index))
-    able = able[: task.micro_batch]
-    if not able or model.split(able, 0, last, 1) is None:
-        return None
-    return plan_of(model, [stage_of(model, able, 0, last, 1)])
+    plans = []
+    for num in range(2, min(len(able), task.micro_batch) + 1):
+        if model.split(able[:num], 0, last, 1) is not None:
+            plan = plan_of(model, [stage_of(model, able[:num], 0, last, 1)])
+            plans.append((round_s(steps_of(model, plan), (1,)), num, plan))
+    return min(plans)[2] if plans else None

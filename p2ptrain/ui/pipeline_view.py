@@ -1,0 +1,168 @@
+"""A pipeline plan for people and programs: who trains what, what it gains, and its timeline in characters.
+
+Invariant: reads a ``Comparison`` and nothing else; every number in the text is in the JSON too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from p2ptrain.planning.pipeline_baselines import Baseline, Comparison
+from p2ptrain.planning.pipeline_cost import PlanCost
+from p2ptrain.planning.pipeline_plan import PipelinePlan
+from p2ptrain.planning.pipeline_schedule import Timeline
+from p2ptrain.ui.words import clean, listed, scaled, table
+
+TITLES = ("stage", "peer", "blocks", "samples", "warm-up", "memory", "of", "busy")
+RIGHT = (0, 3, 4, 5, 6, 7)
+TIMELINE_WIDTH = 100
+IDLE, ALL_REDUCE = "·", "="
+LEGEND = "digits: forward, by micro-batch; letters: backward (a = 0); = averages gradients; · waits"
+
+
+def render(comparison: Comparison, width: int = TIMELINE_WIDTH) -> str:
+    """Text for a terminal of at least ``width`` columns."""
+    task, planned = comparison.task, comparison.planned
+    plan, cost = planned.plan, planned.cost
+    batch = plan.micro_batch * plan.num_micro_batches
+    proved = "no plan is faster" if planned.is_proved else "the best found"
+    lines = [
+        f"{clean(plan.model, 60)}: {plan.num_blocks} blocks, {scaled(task.model.training_flops, 'FLOP')} a sample, "
+        f"{scaled(task.model.parameter_bytes, 'B')} of parameters; a batch is {batch} samples, "
+        f"{plan.num_micro_batches} x {plan.micro_batch}",
+        "",
+        *_stage_lines(comparison),
+        "",
+    ]
+    if plan.left_out:
+        lines += [f"left out: {listed(plan.left_out, 20)}", ""]
+    rows = [("this plan", seconds(cost.round_s), proved)]
+    rows += [(each.name, *_baseline_cells(each, cost.round_s)) for each in comparison.baselines]
+    lines += [*table([("predicted", "a batch", ""), *rows], right=(1,)), "", *timeline_lines(cost.timeline, width)]
+    return "\n".join(lines)
+
+
+def _stage_lines(comparison: Comparison) -> list[str]:
+    plan, cost, task = comparison.planned.plan, comparison.planned.cost, comparison.task
+    limits = {peer.name: peer.memory_bytes for peer in task.peers}
+    rows = [TITLES]
+    for index, (stage, needs) in enumerate(zip(plan.stages, cost.memory_bytes, strict=True)):
+        first, last = task.model.blocks[stage.start].name, task.model.blocks[stage.stop - 1].name
+        names = clean(first, 20) if stage.stop == stage.start + 1 else f"{clean(first, 20)} to {clean(last, 20)}"
+        for at, (peer, samples, need) in enumerate(zip(stage.peers, stage.samples, needs, strict=True)):
+            rows.append(
+                (
+                    str(index + 1) if at == 0 else "",
+                    clean(peer, 32),
+                    f"{stage.start}-{stage.stop - 1}  {names}" if at == 0 else "",
+                    str(samples),
+                    str(stage.warm_up) if at == 0 else "",
+                    scaled(need, "B"),
+                    scaled(limits[peer], "B"),
+                    f"{100 * cost.timeline.busy_share(index):.0f} %" if at == 0 else "",
+                )
+            )
+    return table(rows, right=RIGHT)
+
+
+def _baseline_cells(baseline: Baseline, planned_s: float) -> tuple[str, str]:
+    if baseline.cost is None:
+        return "-", "does not fit into memory"
+    note = f"{baseline.cost.round_s / planned_s:.2f} x as long"
+    if not baseline.cost.fits:
+        note += ", and does not fit into memory"
+    return seconds(baseline.cost.round_s), note
+
+
+def seconds(value: float) -> str:
+    """``1,234 s``, ``12.3 s``, ``4.56 ms``."""
+    if value >= 100:
+        return f"{value:,.0f} s"
+    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+
+
+def timeline_lines(timeline: Timeline, width: int = TIMELINE_WIDTH) -> list[str]:
+    """A line a stage: what it does over time. A character is what the stage does most in its stretch of time."""
+    num_stages = 1 + max((span.stage for span in timeline.spans), default=0)
+    label = len(f"stage {num_stages} ")
+    cells = max(10, width - label - 2)
+    scale = timeline.round_s / cells or 1.0
+    lines = []
+    for stage in range(num_stages):
+        weight = [{IDLE: 0.0} for _ in range(cells)]
+        for span in timeline.spans:
+            if span.stage == stage:
+                for cell in range(min(cells - 1, int(span.start_s / scale)), min(cells, int(span.end_s / scale) + 1)):
+                    overlap = min(span.end_s, (cell + 1) * scale) - max(span.start_s, cell * scale)
+                    sign = _sign(span.work, span.micro_batch)
+                    weight[cell][sign] = weight[cell].get(sign, 0.0) + max(0.0, overlap)
+        for signs in weight:
+            signs[IDLE] = scale - sum(signs.values())
+        text = "".join(max(signs.items(), key=lambda item: item[1])[0] for signs in weight)
+        lines.append(f"{f'stage {stage + 1} ':<{label}}|{text}|")
+    lines.append(f"{'':<{label}} 0{seconds(timeline.round_s):>{cells - 1}}")
+    return [*lines, LEGEND]
+
+
+def _sign(work: str, micro_batch: int) -> str:
+    if work == "all-reduce":
+        return ALL_REDUCE
+    return str(micro_batch % 10) if work == "forward" else chr(ord("a") + micro_batch % 10)
+
+
+def to_plain(comparison: Comparison) -> dict[str, Any]:
+    """What ``plan --json`` prints."""
+    task, planned = comparison.task, comparison.planned
+    return {
+        "model": {
+            "name": task.model.name,
+            "blocks": [block.name for block in task.model.blocks],
+            "training_flops": task.model.training_flops,
+            "parameter_bytes": task.model.parameter_bytes,
+        },
+        "plan": json.loads(planned.plan.to_json()),
+        "hash": planned.plan.hash,
+        "is_proved": planned.is_proved,
+        "latency_s": task.latency_s,
+        "peers": [
+            {
+                "name": peer.name,
+                "flops_per_s": peer.flops_per_s,
+                "memory_bytes": peer.memory_bytes,
+                "link_bytes_per_s": min(peer.link_bytes_per_s, task.rate_bytes_per_s),
+                "times": "measured" if peer.times else "profile",
+            }
+            for peer in task.peers
+        ],
+        **_cost(planned.cost, planned.plan),
+        "spans": _spans(planned.cost.timeline, len(planned.plan.stages)),
+        "baselines": {
+            each.name: None
+            if each.cost is None or each.plan is None
+            else {"plan": json.loads(each.plan.to_json()), **_cost(each.cost, each.plan)}
+            for each in comparison.baselines
+        },
+    }
+
+
+def _cost(cost: PlanCost, plan: PipelinePlan) -> dict[str, Any]:
+    return {
+        "round_s": cost.round_s,
+        "bound_s": cost.bound_s,
+        "dominant_step_s": cost.dominant_step_s,
+        "fits": cost.fits,
+        "memory_bytes": [list(each) for each in cost.memory_bytes],
+        "busy": [cost.timeline.busy_share(stage) for stage in range(len(plan.stages))],
+    }
+
+
+def _spans(timeline: Timeline, num_stages: int) -> list[list[Sequence[Any]]]:
+    """Of each stage: [work, micro-batch, start, end]."""
+    by_stage = {stage: list(spans) for stage, spans in itertools.groupby(timeline.spans, key=lambda span: span.stage)}
+    return [
+        [[span.work, span.micro_batch, span.start_s, span.end_s] for span in by_stage.get(stage, [])]
+        for stage in range(num_stages)
+    ]
