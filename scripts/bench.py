@@ -4,9 +4,10 @@
     scripts/bench.py list
     scripts/bench.py NAME... [--out results/] [--repeat 3] [--tiny]
 
-Prints a table and writes ``NAME.json``: the machine, versions, every repetition's raw figures, medians and spread.
-Everything runs on the loopback interface of this machine; close other programs for steady figures. ``--tiny`` only
-shows that a benchmark works: its figures mean nothing.
+Prints a table and writes ``NAME.json``: the machine, versions, every repetition's raw figures, medians and spread; and
+``NAME.png``, a picture of them, if matplotlib is there (extra ``bench``). Everything runs on the loopback interface of
+this machine; close other programs for steady figures. ``--tiny`` only shows that a benchmark works: its figures mean
+nothing.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ BENCHMARKS = {
     "memory": "memory of a peer's two processes, idle and training, beside plain torch",
     "startup": "seconds from process start to group, plan and first training step",
     "gossip_round": "seconds of one gossip exchange by model and compression, beside a plain exchange of equal bytes",
+    "neighbours": "p2ptrain, hivemind and torchft on one workload: accuracy, seconds, memory, bytes, and a kill -9",
+    "scale": "10 to 5,000 peers in virtual time: seconds, rounds and bytes, beside heartbeats and a central average",
+    "gossip": "replicas of 2 to 8 real peers: bytes, accuracy and consensus by compression, beside central training",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", metavar="NAME", choices=["list", "all", *BENCHMARKS])
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for NAME.json")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder for NAME.json and NAME.png")
     parser.add_argument("--repeat", type=int, default=3, help="repetitions of baseline and measured thing, in turn")
     parser.add_argument("--tiny", action="store_true", help="a setting that only shows that the benchmark works")
     options = parser.parse_args(arguments)

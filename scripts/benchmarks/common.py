@@ -22,6 +22,8 @@ from typing import Any, Protocol
 
 import psutil
 
+from benchmarks import plots
+
 SCRIPTS = Path(__file__).resolve().parents[1]
 REPOSITORY = SCRIPTS.parent
 RESULT_VERSION = 1
@@ -58,6 +60,8 @@ class Column:
 
 
 class Benchmark(Protocol):
+    """A module may also have ``notes(cases) -> list of lines`` below the table, and ``plot(figure, result)``."""
+
     BASELINE: str
     """What is compared with, in words."""
     COLUMNS: tuple[Column, ...]
@@ -92,7 +96,8 @@ def measure(name: str, benchmark: Any, settings: Settings, folder: Path) -> dict
         "load_average_after": os.getloadavg()[0],
         "machine": describe_machine(),
         "versions": describe_versions(),
-        "cases": summarise(samples),
+        "cases": (cases := summarise(samples)),
+        "notes": benchmark.notes(cases) if hasattr(benchmark, "notes") else [],
         "samples": [
             {"case": s.case, "repetition": s.repetition, "is_baseline": s.is_baseline, "figures": s.figures}
             for s in samples
@@ -102,9 +107,12 @@ def measure(name: str, benchmark: Any, settings: Settings, folder: Path) -> dict
     path = folder / f"{name}.json"
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print_table(name, result, benchmark.COLUMNS)
+    for note in result["notes"]:
+        print(note)
     if incomplete:
         print(f"INCOMPLETE: {incomplete}; is the machine busy with other things?")
-    print(f"{path} ({result['took_s']:.0f} s)\n")
+    picture = plots.draw(name, benchmark, result, folder)
+    print(f"{path} ({result['took_s']:.0f} s), {picture or plots.HOW_TO}\n")
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,11 +17,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from benchmarks import common  # noqa: E402
+from benchmarks import common, plots, scale, virtual  # noqa: E402
 from benchmarks.gossip_round import exchanges_of  # noqa: E402
 from benchmarks.peers import Happened, PeerProcess  # noqa: E402
+from benchmarks.virtual_membership import detect_death_by_heartbeats  # noqa: E402
 
-NAMES = {"wire", "memory", "startup", "gossip_round"}
+NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip"}
 
 
 def bench(*arguments: str) -> str:
@@ -106,3 +108,72 @@ def test_what_was_measured_before_a_time_out_is_kept(tmp_path: Path) -> None:
     result = common.measure("example", benchmark, common.Settings(1, True), tmp_path)
     assert result["incomplete"] == "TimeoutError: too slow" and len(result["samples"]) == 1
     assert json.loads((tmp_path / "example.json").read_text()) == result
+
+
+def test_scale_writes_sound_results(tmp_path: Path) -> None:
+    table = bench("scale", "--tiny", "--repeat", "1", "--out", str(tmp_path))
+    result = check_result(tmp_path / "scale.json")
+    figures = {case["case"]: case["figures"] for case in result["cases"]}
+    for peers in (6, 12, 24):
+        death = figures[f"membership, {peers} peers"]
+        assert death["told_share"]["median"] == 1 and death["called_dead_wrongly"]["high"] == 0
+        assert figures[f"gossip, {peers} peers"]["left_share"]["high"] < 0.01
+        assert figures[f"records, {peers} peers"]["age_median_s"]["median"] < 5
+    assert len(result["notes"]) == len(scale.LAWS) and all(note in table for note in result["notes"])
+
+
+def test_a_law_is_fitted_to_the_small_sizes_alone() -> None:
+    law = next(law for law in scale.LAWS if law.basis == scale.LOGARITHM[0])
+    points = [(n, {"median": 1.5 + 0.5 * math.log2(n)}) for n in (10, 20, 100)]
+    factors = scale.fit(law, [*points, (5000, {"median": 1e6})])
+    assert factors == pytest.approx([1.5, 0.5])
+    assert scale.expected(law, factors, 1024) == pytest.approx(6.5)
+
+
+@pytest.mark.parametrize(("num_peers", "num_links"), [(5, 8), (40, 8), (41, 8), (600, 512)])
+def test_neighbours_are_so_many_and_mutual(num_peers: int, num_links: int) -> None:
+    linked = virtual.neighbours(num_peers, num_links, random.Random(1))
+    for own, others in enumerate(linked):
+        assert len(set(others)) == len(others) == min(num_links, num_peers - 1) and own not in others
+        assert all(own in linked[other] for other in others)
+
+
+def test_heartbeats_of_the_victim_alone_tell_its_death_like_all_of_them() -> None:
+    whole, short = (
+        detect_death_by_heartbeats(12, 3, everyone_sends=everyone_sends) for everyone_sends in (True, False)
+    )
+    assert whole["called_dead_wrongly"] == short["called_dead_wrongly"] == 0
+    assert short["death_known_s"] == pytest.approx(whole["death_known_s"], abs=0.25)
+    assert short["bytes_per_s"] == whole["bytes_per_s"]
+
+
+@pytest.mark.slow
+def test_gossip_writes_sound_results(tmp_path: Path) -> None:
+    bench("gossip", "--tiny", "--repeat", "1", "--out", str(tmp_path))
+    result = check_result(tmp_path / "gossip.json")
+    (replicas,) = (case["figures"] for case in result["cases"] if not case["is_baseline"])
+    assert {"accuracy", "gossip_mb", "sent_mb", "distance", "distance_03"} <= replicas.keys()
+
+
+def example_result(tmp_path: Path) -> tuple[SimpleNamespace, dict[str, Any]]:
+    def run(settings: common.Settings) -> Iterator[common.Sample]:
+        yield common.Sample("theirs", 0, {"s": 2.0}, is_baseline=True)
+        yield common.Sample("ours", 0, {"s": 1.0})
+
+    benchmark = SimpleNamespace(BASELINE="nothing", COLUMNS=(common.Column("s", "time, s"),), run=run)
+    return benchmark, common.measure("example", benchmark, common.Settings(1, True), tmp_path)
+
+
+def test_a_picture_lies_beside_the_figures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="extra bench")
+    example_result(tmp_path)
+    assert (tmp_path / "example.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_the_figures_come_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    _, result = example_result(tmp_path)
+    assert json.loads((tmp_path / "example.json").read_text()) == result
+    assert not list(tmp_path.glob("*.png")) and plots.HOW_TO in capsys.readouterr().out

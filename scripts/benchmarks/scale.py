@@ -1,0 +1,193 @@
+"""How a group grows: from 10 to 5,000 peers in virtual time, with the curve that theory expects beside it.
+
+Three simulations, each of one of the project's own state machines over its simulated network (``virtual_*.py`` say
+what each leaves out): *membership*, until all know of a crash; *gossip*, until the copies are within 1 % of where they
+started from their mean; *records*, what peers know of each other's progress. Sessions are not simulated: each peer is
+taken to have a link to every other (gossip: to as many as a peer may have, at most). As the session machine admits no
+more than ``MAX_PEERS`` = 512 peers, that is what these machines could do beyond 513 peers, not what a group does: the
+cases named ``links`` show what such a group does, its members linked to 512 random others each.
+
+Expected: membership traffic a peer is constant, and a crash is known after O(log n) (SWIM: Das, Gupta, Motivala, DSN
+2002); push-sum needs O(log n) rounds (Kempe, Dobra, Gehrke, FOCS 2003); records, of which each peer has everybody's,
+O(n) bytes. The curves are fitted to the sizes up to 100 and drawn on.
+
+Seeds differ between repetitions; sizes above 1,000, and the slow cases, are simulated once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks import plots
+from benchmarks.common import SEED, Column, Sample, Settings
+from benchmarks.virtual_gossip import average_centrally, reach_consensus
+from benchmarks.virtual_membership import detect_death, detect_death_by_heartbeats
+from benchmarks.virtual_records import keep_records
+from p2ptrain.protocol.session import MAX_PEERS
+
+BASELINE = (
+    "heartbeats from each to all with SWIM's period, and one averager that all send to and wait for; "
+    "records have no baseline"
+)
+COLUMNS = (
+    Column("death_known_s", "death known to all, s", 2),
+    Column("called_dead_wrongly", "wrongly dead", 0),
+    Column("bytes_per_s", "bytes/s a peer", 0),
+    Column("rounds", "rounds to 1 %", 1),
+    Column("payloads_per_peer", "payloads a peer", 1),
+    Column("payloads_busiest", "busiest", 0),
+    Column("age_median_s", "record age, s", 2),
+)
+SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+RECORD_SIZES = (10, 20, 50, 100, 200, 500)
+LINKED_SIZES = (520, 600, 700)
+TINY_SIZES = (6, 12, 24)
+TINY_LINKS = 20
+LARGE = 1000
+FIT_UP_TO = 100
+FULL_HEARTBEATS = 50
+"""In larger groups only the heartbeats that matter are simulated."""
+
+
+def run(settings: Settings) -> Iterator[Sample]:
+    sizes = TINY_SIZES if settings.tiny else SIZES
+    for num_peers in sizes:
+        for repetition in range(settings.repeat if num_peers <= LARGE else 1):
+            seed, end = SEED + repetition, f", {num_peers} peers"
+            figures = detect_death_by_heartbeats(num_peers, seed, everyone_sends=num_peers <= FULL_HEARTBEATS)
+            yield Sample(f"heartbeats{end}", repetition, figures, is_baseline=True)
+            yield Sample(f"membership{end}", repetition, detect_death(num_peers, seed))
+            yield Sample(f"central average{end}", repetition, average_centrally(num_peers, seed), is_baseline=True)
+            yield Sample(f"gossip{end}", repetition, reach_consensus(num_peers, seed, num_links=MAX_PEERS))
+    for num_peers in sizes if settings.tiny else RECORD_SIZES:
+        for repetition in range(settings.repeat if num_peers <= FIT_UP_TO else 1):
+            figures = keep_records(num_peers, SEED + repetition, warm_s=2.0 if settings.tiny else 12.0)
+            yield Sample(f"records, {num_peers} peers", repetition, figures)
+    num_links = TINY_LINKS if settings.tiny else MAX_PEERS
+    for num_peers in TINY_SIZES[-1:] if settings.tiny else LINKED_SIZES:
+        figures = detect_death(num_peers, SEED, num_links=num_links)
+        yield Sample(f"membership, {num_links} links, {num_peers} peers", 0, figures)
+
+
+# --- growth ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Law:
+    """How a figure should grow with the number of peers. ``basis``: the terms, each with a factor of its own."""
+
+    series: str
+    figure: str
+    what: str
+    unit: str
+    basis: tuple[Callable[[float], float], ...]
+    words: str
+
+
+def _one(n: float) -> float:
+    return 1.0
+
+
+LOGARITHM = (_one, math.log2), "{0:.2f} + {1:.2f} log2 n"
+LAWS = (
+    Law("membership", "death_known_s", "a death is known to all after", "s", *LOGARITHM),
+    Law("membership", "bytes_per_s", "membership sends", "bytes/s a peer", (_one,), "{0:.0f}"),
+    Law("heartbeats", "bytes_per_s", "heartbeats take", "bytes/s a peer", (float,), "{0:.0f} n"),
+    Law("gossip", "rounds", "gossip is within 1 % after", "rounds", *LOGARITHM),
+    Law("central average", "rounds", "one averager is done after", "rounds", (float,), "{0:.3f} n"),
+    Law("records", "bytes_per_s", "records take", "bytes/s a peer", (float,), "{0:.0f} n"),
+)
+
+
+def series(cases: Sequence[dict[str, Any]], name: str, figure: str) -> list[tuple[float, dict[str, float]]]:
+    """(peers, median with low and high) of the cases ``name, N peers`` that have the figure."""
+    return [
+        (case["figures"]["peers"]["median"], case["figures"][figure])
+        for case in cases
+        if case["case"].rpartition(", ")[0] == name and figure in case["figures"]
+    ]
+
+
+def fit(law: Law, points: Sequence[tuple[float, dict[str, float]]]) -> list[float]:
+    """Least squares over the small sizes: the factors of the law's terms."""
+    small = [(peers, figure["median"]) for peers, figure in points if peers <= FIT_UP_TO]
+    terms = np.array([[term(peers) for term in law.basis] for peers, _ in small])
+    return [float(factor) for factor in np.linalg.lstsq(terms, np.array([value for _, value in small]), rcond=None)[0]]
+
+
+def expected(law: Law, factors: Sequence[float], peers: float) -> float:
+    return math.fsum(factor * term(peers) for factor, term in zip(factors, law.basis, strict=True))
+
+
+def notes(cases: Sequence[dict[str, Any]]) -> list[str]:
+    """Each law beside what the largest group did."""
+    lines = []
+    for law in LAWS:
+        points = series(cases, law.series, law.figure)
+        if len(points) < 2:
+            continue
+        factors = fit(law, points)
+        peers, last = points[-1]
+        smallest, first = points[0]
+        lines.append(
+            f"{law.what} {first['median']:.4g} {law.unit} at {smallest:.0f} peers, {last['median']:.4g} at {peers:.0f};"
+            f" expected {law.words.format(*factors)} (fitted up to {FIT_UP_TO}): {expected(law, factors, peers):.4g}"
+        )
+    return lines
+
+
+# --- the picture ----------------------------------------------------------------------------------------------------
+
+SERIES = ("membership", "heartbeats", "gossip", "central average", "records")
+BASELINES = ("heartbeats", "central average")
+PANELS = (
+    ("Until all know of a death", "virtual seconds", "death_known_s", ("membership", "heartbeats")),
+    ("What a peer sends", "bytes a second", "bytes_per_s", ("membership", "heartbeats", "records")),
+    ("Until all copies agree within 1 %", "rounds of training", "rounds", ("gossip", "central average")),
+    ("Age of what a peer knows of another", "virtual seconds (median)", "age_median_s", ("records",)),
+)
+LOGARITHMIC = ("bytes_per_s", "rounds")
+
+
+def plot(figure: Any, result: dict[str, Any]) -> None:
+    """Each figure over the number of peers, with its expected curve drawn on from the small sizes."""
+    cases = result["cases"]
+    for axes, (title, label, name, group) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+        for what in group:
+            _draw_series(axes, cases, what, name)
+        linked = [case for case in cases if " links, " in case["case"] and name in case["figures"]]
+        if linked and name in LOGARITHMIC:
+            at, middle = ([case["figures"][key]["median"] for case in linked] for key in ("peers", name))
+            axes.plot(at, middle, "kx", label=linked[0]["case"].rpartition(", ")[0])
+        axes.set(title=title, xlabel="peers", ylabel=label, xscale="log")
+        plots.plain_numbers(axes.xaxis)
+        if name in LOGARITHMIC:
+            axes.set_yscale("log")
+            plots.plain_numbers(axes.yaxis)
+        else:
+            axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
+        axes.grid(alpha=0.3)
+        plots.legend(axes)
+
+
+def _draw_series(axes: Any, cases: Sequence[dict[str, Any]], what: str, name: str) -> None:
+    """Medians with their spread, and the law as a dashed line."""
+    points = series(cases, what, name)
+    if not points:
+        return
+    style = SERIES.index(what)
+    at = np.array([peers for peers, _ in points])
+    middle, low, high = (np.array([figure[key] for _, figure in points]) for key in ("median", "low", "high"))
+    spread = (middle - low, high - middle)
+    shown = plots.mark(style, is_baseline=what in BASELINES)
+    axes.errorbar(at, middle, spread, capsize=3, label=f"{what} (baseline)" if what in BASELINES else what, **shown)
+    law = next((law for law in LAWS if (law.series, law.figure) == (what, name)), None)
+    if law is not None and len(points) > 1:
+        factors, curve = fit(law, points), np.geomspace(at[0], at[-1], 100)
+        values, words = [expected(law, factors, peers) for peers in curve], law.words.format(*factors)
+        axes.plot(curve, values, "--", color=shown["color"], lw=1, label=f"{what}, expected: {words}")

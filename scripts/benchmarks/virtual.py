@@ -1,0 +1,55 @@
+"""What the simulations of large groups share: peers' names, the network's conditions, links, and counting bytes.
+
+Invariant: the bytes counted are those of the frames that the codec makes of the very messages sent, without
+encryption, ZeroMQ and TCP (which add some 60 a message).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from p2ptrain.ids import PeerId, peer_id
+from p2ptrain.net.simulated import Conditions
+from p2ptrain.protocol import codec
+from p2ptrain.protocol.machine import Send
+from p2ptrain.protocol.messages import Message
+
+WIRELESS = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.01)
+"""A busy wireless LAN. TCP repairs most losses; what it can't repair in time counts as lost."""
+NUM_WATCHED = 24
+"""Peers whose bytes are counted; all are alike."""
+
+
+def key(number: int) -> bytes:
+    return b"%040d" % number
+
+
+def peer_ids(num_peers: int) -> list[PeerId]:
+    return [peer_id(key(number)) for number in range(num_peers)]
+
+
+def frame_bytes(message: Message) -> int:
+    """On the wire, with an envelope as of a group that trains."""
+    return sum(map(len, codec.encode(message, session=bytes(8), sequence=1_000_000, job="0" * 16, epoch=1)))
+
+
+def neighbours(num_peers: int, num_links: int, rng: random.Random) -> list[list[int]]:
+    """Of each peer ``num_links`` others (an even number; all in a small group), both ways: a circle's random chords."""
+    if num_links >= num_peers - 1:
+        return [[other for other in range(num_peers) if other != own] for own in range(num_peers)]
+    chords = rng.sample(range(1, (num_peers - 1) // 2 + 1), num_links // 2)
+    return [[(own + sign * chord) % num_peers for chord in chords for sign in (1, -1)] for own in range(num_peers)]
+
+
+@dataclass(slots=True)
+class Meter:
+    """Bytes that the watched peers send while it runs."""
+
+    running: bool = False
+    num_bytes: int = 0
+
+    def count(self, effects: Iterable[object]) -> None:
+        if self.running:
+            self.num_bytes += sum(frame_bytes(effect.message) for effect in effects if isinstance(effect, Send))

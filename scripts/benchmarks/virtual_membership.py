@@ -1,0 +1,160 @@
+"""How a group of any size learns of a death, in virtual time: SWIM as this project has it, and all-to-all heartbeats.
+
+Every peer is a ``Membership`` machine that knows all others from the start, over the simulated network. Not simulated:
+sessions (a link from each to each is taken for granted, or with ``num_links`` to so many random others, both ways),
+records, training, and processes that stall.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+
+from benchmarks.virtual import NUM_WATCHED, WIRELESS, Meter, frame_bytes, neighbours, peer_ids
+from p2ptrain.ids import PeerId
+from p2ptrain.net.simulated import SimulatedNetwork
+from p2ptrain.protocol.machine import NEVER, Send
+from p2ptrain.protocol.membership import LAN, Membership, PeerFailed
+from p2ptrain.protocol.messages import Ack, Message, Ping, PingRequest
+
+GIVE_UP_S = 60.0
+
+
+class _Member:
+    """Membership alone. ``links``: what is sent to anyone else gets lost, as without a session."""
+
+    def __init__(self, machine: Membership, meter: Meter | None, links: frozenset[PeerId] | None) -> None:
+        self._machine = machine
+        self._meter = meter
+        self._links = links
+        self.next_deadline = machine.next_deadline
+
+    def handle(self, sender: PeerId, message: Message, now: float) -> list[object]:
+        assert isinstance(message, (Ping, PingRequest, Ack))
+        return self._sent(list(self._machine.received(sender, message, now)))
+
+    def tick(self, now: float) -> list[object]:
+        return self._sent(list(self._machine.tick(now)))
+
+    def _sent(self, effects: list[object]) -> list[object]:
+        if self._links is not None:
+            effects = [e for e in effects if not isinstance(e, Send) or e.to in self._links]
+        if self._meter is not None:
+            self._meter.count(effects)
+        return effects
+
+
+def detect_death(
+    num_peers: int, seed: int, *, num_links: int | None = None, warm_s: float = 2.0, window_s: float = 2.0
+) -> dict[str, float]:
+    """Steady traffic, then one crash: when did all members know, and who was called dead without being it?"""
+    rng = random.Random(f"{seed}/{num_peers}")
+    told: dict[PeerId, float] = {}
+    num_wrong = 0
+    victim = PeerId("")
+
+    def learn(who: PeerId, effect: object, now: float) -> None:
+        nonlocal num_wrong
+        if isinstance(effect, PeerFailed):
+            if effect.peer == victim:
+                told.setdefault(who, now)
+            else:
+                num_wrong += 1
+
+    network = SimulatedNetwork(seed, WIRELESS, on_effect=learn)
+    everyone = peer_ids(num_peers)
+    links = neighbours(num_peers, num_links, rng) if num_links is not None else None
+    meter = Meter()
+    watched = set(rng.sample(range(1, num_peers), min(NUM_WATCHED, num_peers - 1)))
+    for number, peer in enumerate(everyone):
+        machine = Membership(peer, random.Random(f"{seed}/{number}"), 0.0, LAN, members=everyone)
+        linked = frozenset(everyone[other] for other in links[number]) if links is not None else None
+        network.add(peer, _Member(machine, meter if number in watched else None, linked))
+    network.run(warm_s)
+    meter.running = True
+    network.run(warm_s + window_s)
+    meter.running = False
+    steady = meter.num_bytes / len(watched) / window_s
+    victim, killed_at = everyone[0], network.now
+    network.crash(victim)
+    meter.num_bytes, meter.running = 0, True
+    all_know = network.run(killed_at + GIVE_UP_S, lambda: len(told) == num_peers - 1)
+    spreading_s = network.now - killed_at
+    after = sorted(when - killed_at for when in told.values())
+    return {
+        "peers": num_peers,
+        "bytes_per_s": steady,
+        "bytes_per_s_after_death": meter.num_bytes / len(watched) / spreading_s,
+        "called_dead_wrongly": num_wrong,
+        "told_share": len(told) / (num_peers - 1),
+    } | ({"death_known_s": after[-1], "death_known_median_s": statistics.median(after)} if all_know else {})
+
+
+class _Heartbeats:
+    """The naive detector: tell everyone every ``period_s``; silent for ``patience_s`` is dead."""
+
+    def __init__(self, others: list[PeerId], period_s: float, patience_s: float, rng: random.Random) -> None:
+        self._others = others
+        self._period_s = period_s
+        self._patience_s = patience_s
+        self._next = rng.random() * period_s
+        self._expected: dict[PeerId, float] = {}
+        self.sent = 0
+
+    def handle(self, sender: PeerId, message: Message, now: float) -> list[object]:
+        self._expected[sender] = now + self._patience_s
+        return []
+
+    def tick(self, now: float) -> list[object]:
+        dead = [peer for peer, until in self._expected.items() if until <= now]
+        for peer in dead:
+            del self._expected[peer]
+        effects: list[object] = [PeerFailed(peer, self._patience_s) for peer in dead]
+        if self._next <= now:
+            self._next = now + self._period_s
+            self.sent += len(self._others)
+            effects += [Send(peer, Ping(0, ())) for peer in self._others]
+        return effects
+
+    def next_deadline(self) -> float:
+        return min(self._next if self._others else NEVER, min(self._expected.values(), default=NEVER))
+
+
+def detect_death_by_heartbeats(
+    num_peers: int, seed: int, *, everyone_sends: bool, window_s: float = 2.0
+) -> dict[str, float]:
+    """The baseline: SWIM's period, and the least silence after which SWIM would call a peer dead.
+
+    Without ``everyone_sends`` only the victim's heartbeats travel: the others' do not change when its death is seen,
+    and would be ``num_peers * (num_peers - 1) / period_s`` messages a second. Bytes follow from the schedule.
+    """
+    patience_s = LAN.suspicion_min_s * max(1.0, math.log10(num_peers))
+    told: dict[PeerId, float] = {}
+    everyone = peer_ids(num_peers)
+    victim = everyone[0]
+    num_wrong = 0
+
+    def learn(who: PeerId, effect: object, now: float) -> None:
+        nonlocal num_wrong
+        if isinstance(effect, PeerFailed):
+            told.setdefault(who, now)
+            num_wrong += effect.peer != victim or now < killed_at
+
+    killed_at = NEVER
+    network = SimulatedNetwork(seed, WIRELESS, on_effect=learn)
+    for number, peer in enumerate(everyone):
+        others = [other for other in everyone if other != peer] if everyone_sends or number == 0 else []
+        network.add(peer, _Heartbeats(others, LAN.period_s, patience_s, random.Random(f"{seed}/{number}")))
+    network.run(window_s)
+    killed_at = network.now
+    network.crash(victim)
+    network.run(killed_at + GIVE_UP_S, lambda: len(told) == num_peers - 1)
+    after = sorted(when - killed_at for when in told.values())
+    return {
+        "peers": num_peers,
+        "bytes_per_s": (num_peers - 1) / LAN.period_s * frame_bytes(Ping(0, ())),
+        "called_dead_wrongly": num_wrong,
+        "death_known_s": after[-1],
+        "death_known_median_s": statistics.median(after),
+    }

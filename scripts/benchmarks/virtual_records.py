@@ -1,0 +1,100 @@
+"""What peers know of each other while all train, in virtual time: records by anti-entropy, as this project has them.
+
+Every peer is a ``RecordBook`` over the simulated network, filled with records of a usual size, whose own record changes
+as often as a trainer reports progress. Not simulated: sessions, who is alive, bandwidth.
+"""
+
+from __future__ import annotations
+
+import random
+
+from benchmarks.virtual import NUM_WATCHED, WIRELESS, Meter, key, peer_ids
+from p2ptrain.ids import JobId, PeerId, blob_id, peer_id
+from p2ptrain.net.simulated import SimulatedNetwork
+from p2ptrain.protocol.messages import Holding, Message, Record, RecordDigest, Records
+from p2ptrain.protocol.records import RecordBook
+
+PROGRESS_S = 0.5
+"""A trainer's progress changes its peer's record so often (``runtime/trainer.py``)."""
+
+
+class _Reporter:
+    """A record book whose own record changes every ``PROGRESS_S``: ``step`` counts the changes."""
+
+    def __init__(self, book: RecordBook, meter: Meter | None, phase_s: float) -> None:
+        self.book = book
+        self.phase_s = phase_s
+        self._meter = meter
+        self._next = phase_s
+
+    def handle(self, sender: PeerId, message: Message, now: float) -> list[object]:
+        assert isinstance(message, (RecordDigest, Records))
+        return self._sent(list(self.book.received(sender, message, now)))
+
+    def tick(self, now: float) -> list[object]:
+        effects: list[object] = list(self.book.tick(now))
+        if self._next <= now:
+            self._next += PROGRESS_S
+            effects += self.book.update(now, step=self.book.own.step + 1)
+        return self._sent(effects)
+
+    def next_deadline(self) -> float:
+        return min(self.book.next_deadline(), self._next)
+
+    def _sent(self, effects: list[object]) -> list[object]:
+        if self._meter is not None:
+            self._meter.count(effects)
+        return effects
+
+    def age_s(self, of: _Reporter, now: float) -> float:
+        """How long ago what this peer knows of another became true."""
+        known = self.book.get(of.book.own_id)
+        step = known.step if known is not None else 0
+        return now - (of.phase_s + (step - 1) * PROGRESS_S if step else 0.0)
+
+
+def keep_records(num_peers: int, seed: int, *, warm_s: float, window_s: float = 4.0) -> dict[str, float]:
+    """What each says of itself while all train: bytes, and how old what they know of each other is."""
+    rng = random.Random(f"{seed}/{num_peers}/records")
+    everyone = peer_ids(num_peers)
+    network = SimulatedNetwork(seed, WIRELESS)
+    meter = Meter()
+    num_watched = min(NUM_WATCHED, num_peers)
+    hosts = []
+    for number, peer in enumerate(everyone):
+        book = RecordBook(_record(number, num_peers), random.Random(f"{seed}/{number}"), 0.0)
+        host = _Reporter(book, meter if number < num_watched else None, rng.random() * PROGRESS_S)
+        network.add(peer, host)
+        hosts.append(host)
+    for host in hosts:  # they know each other, but not what is said from now on
+        book = host.book
+        for start in range(0, num_peers, 64):
+            known = tuple(other.book.own for other in hosts[start : start + 64] if other is not host)
+            book.received(everyone[0], Records(known), 0.0)
+        book.peers_alive(everyone, 0.0)
+    network.run(warm_s)
+    meter.running = True
+    network.run(warm_s + window_s)
+    pairs = [rng.sample(hosts, 2) for _ in range(2000)]
+    ages = sorted(one.age_s(other, network.now) for one, other in pairs)
+    return {
+        "peers": num_peers,
+        "bytes_per_s": meter.num_bytes / num_watched / window_s,
+        "age_median_s": ages[len(ages) // 2],
+        "age_p95_s": ages[int(0.95 * len(ages))],
+    }
+
+
+def _record(number: int, num_peers: int) -> Record:
+    """As of a peer that trains one of ten classes' parts and keeps two snapshots of its own and one of another's."""
+    own, other = peer_id(key(number)), peer_id(key((number + 1) % num_peers))
+    holdings = tuple(
+        Holding(part, trainer, 1, 5, 500, 16_000, blob_id(b"%d/%d" % (number, i)), 500_000)
+        for i, (part, trainer) in enumerate(((number % 10, own), (number % 10, own), ((number + 1) % 10, other)))
+    )
+    return Record(
+        peer=own, version=1_700_000_000_000, key=key(number), name=f"peer {number}",
+        addresses=("tcp://10.0.0.1:40000",), job=JobId("0" * 16), counts=(100,) * 10, wishes=(), flops_per_s=1e9,
+        memory_bytes=4 << 30, epoch=1, plan="0" * 64, part=number % 10, phase="training", round=5, step=0,
+        samples=16_000, loss=0.5, samples_per_s=800.0, bytes_sent=4_000_000, waiting_for="", holdings=holdings,
+    )  # fmt: skip
