@@ -15,7 +15,6 @@ file may say stands at the top of scripts/laboratory/spec.py; examples are in sc
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import signal
 import sys
@@ -25,11 +24,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from laboratory import host, report, session
+from laboratory import host, jobs, report, session
 from laboratory.quota import DeviceGroup, sweep
 from laboratory.spec import LabSpec, check_fits, read_lab
 
-from p2ptrain.config import Job, job_from_mapping
+from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError, UserError
 from p2ptrain.runtime.probe import available_cores
 
@@ -75,7 +74,7 @@ def check() -> int:
 def run_lab(options: argparse.Namespace) -> int:
     spec = prepared(options.file)
     out = options.out or Path("results") / options.file.stem
-    job = job_of(spec)
+    job = jobs.job_of(spec)
     controllers = host.check_host()
     sweep(controllers)
     painter = Progress(quiet=options.json)
@@ -100,7 +99,7 @@ def run_lab(options: argparse.Namespace) -> int:
 
 def calibrate_only(file: Path) -> int:
     spec = prepared(file)
-    job = job_of(spec)
+    job = jobs.job_of(spec)
     controllers = host.check_host()
     sweep(controllers)
     groups: dict[str, DeviceGroup] = {}
@@ -118,18 +117,6 @@ def prepared(file: Path) -> LabSpec:
     spec = read_lab(file, REPOSITORY / "peers")
     check_fits(spec, available_cores())
     return spec
-
-
-def job_of(spec: LabSpec) -> Job:
-    """The lab's job: what the file says, with the data contract that follows from its samples."""
-    from p2ptrain.learning.data import open_source, propose_contract
-
-    tables: dict[str, Any] = {"name": "lab", **spec.job}
-    present = len(spec.devices) - len(spec.late)
-    tables["group"] = {"min_peers": present, **tables.get("group", {})}
-    augment = tables.pop("augment", False)
-    contract = dataclasses.asdict(propose_contract(open_source(spec.data), augment=augment))
-    return job_from_mapping({**tables, "data": contract}, f"{spec.name}: job")
 
 
 def evaluate(spec: LabSpec, job: Job, lab: session.LabOutcome, out: Path, *, central: bool, painter: Progress) -> Any:

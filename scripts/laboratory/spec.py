@@ -45,6 +45,8 @@ After = Literal["start", "training"]
 SMALLEST_SHARE = 0.02
 """Of a core: with less, importing torch alone takes minutes."""
 MAX_DEVICES = 64
+CORE = 20e9
+"""FLOP/s that one core counts as when the group plans; only ratios matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def read_lab(path: Path, profiles: Path) -> LabSpec:
     reader = _Reader(str(path))
     top = reader.table(raw, "", "name", "data", "job", "network", "device", "event", "timeout_s", "core_flops_per_s")
     network = reader.table(top.get("network", {}), "network.", "delay_ms", "loss")
-    core = reader.number(top, "core_flops_per_s", 20e9, 1e6, 1e15)
+    core = reader.number(top, "core_flops_per_s", CORE, 1e6, 1e15)
     devices = _devices(reader, top.get("device"), core, profiles)
     events = _events(reader, top.get("event", []), {device.name for device in devices})
     job = top.get("job", {})
@@ -131,6 +133,13 @@ def read_lab(path: Path, profiles: Path) -> LabSpec:
         loss=reader.number(network, "network.loss", 0.0, 0, 0.9),
         timeout_s=reader.number(top, "timeout_s", 1800.0, 1, 1e6),
     )
+
+
+def device_of(
+    name: str, share: float, rate_mbit: float = 0.0, memory_mb: float = 0.0, *, shard: str = "", core: float = CORE
+) -> Device:
+    """A device by its share of a core, for labs that a program describes."""
+    return Device(name, share, _profile(name, share, core, rate_mbit, memory_mb), rate_mbit, memory_mb, shard)
 
 
 def check_fits(spec: LabSpec, num_cores: float) -> None:

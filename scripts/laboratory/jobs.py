@@ -1,0 +1,20 @@
+"""The job that a lab file describes, complete: its tables, and the data contract that follows from its samples."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from laboratory.spec import LabSpec
+from p2ptrain.config import Job, job_from_mapping
+from p2ptrain.learning.data import open_source, propose_contract
+
+
+def job_of(spec: LabSpec) -> Job:
+    """``augment`` of the job's own table goes into the contract. Raises ``UserError`` naming the key that is wrong."""
+    tables: dict[str, Any] = {"name": "lab", **spec.job}
+    present = len(spec.devices) - len(spec.late)
+    tables["group"] = {"min_peers": present, **tables.get("group", {})}
+    augment = tables.pop("augment", False)
+    contract = dataclasses.asdict(propose_contract(open_source(spec.data), augment=augment))
+    return job_from_mapping({**tables, "data": contract}, f"{spec.name}: job")
