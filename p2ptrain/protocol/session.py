@@ -43,6 +43,16 @@ from p2ptrain.protocol.machine import NEVER, MessageReceived, Note
 from p2ptrain.protocol.messages import WIRE_VERSION, Hello, Lane, Message, Proof, Refused, Welcome, lane_of
 from p2ptrain.protocol.offences import BAN_S, MAX_ERRORS, Offences
 from p2ptrain.protocol.proofs import BOOT_BYTES, proof_of, session_name
+from p2ptrain.protocol.session_effects import (
+    Ban,
+    Dial,
+    Effect,
+    HangUp,
+    PeerAdmitted,
+    PeerDropped,
+    Received,
+    SendFrames,
+)
 
 GUEST_S = 10.0
 """Time for a handshake that someone else began."""
@@ -53,71 +63,6 @@ MAX_GUEST_ADDRESSES = 8
 MAX_CHALLENGES = 512
 MAX_PEERS = 512
 MAX_FORMER = 512
-
-
-# --- effects ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Dial:
-    """Open the links to a control address; ``bulk_address`` is "" until it is known (then ``Dial`` comes again)."""
-
-    address: str
-    bulk_address: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class HangUp:
-    """Close the links to an address, and forget what waits to be sent there."""
-
-    address: str
-
-
-@dataclass(frozen=True, slots=True)
-class SendFrames:
-    """Send over the ``lane`` of the neighbour that ``address`` (its control address) names."""
-
-    address: str
-    lane: Lane
-    frames: list[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class PeerAdmitted:
-    peer: PeerId
-    key: bytes
-    address: str
-    software: str
-
-
-@dataclass(frozen=True, slots=True)
-class PeerDropped:
-    """``reason``: "restarted", "banned", or what ``Sessions.drop`` was given."""
-
-    peer: PeerId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ban:
-    """Let nothing of this key in for ``seconds``."""
-
-    key: bytes
-    seconds: float
-
-
-Effect = Dial | HangUp | SendFrames | PeerAdmitted | PeerDropped | Ban | Note
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A message of an admitted peer, and the envelope it came in."""
-
-    event: MessageReceived
-    envelope: Envelope
-
-
-# --- state ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

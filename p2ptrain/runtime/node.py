@@ -25,7 +25,7 @@ from p2ptrain.protocol.addresses import make_address
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.messages import Lane
 from p2ptrain.protocol.serving import ReadChunk
-from p2ptrain.protocol.session import Ban, Dial, HangUp, SendFrames
+from p2ptrain.protocol.session_effects import Ban, Dial, HangUp, SendFrames
 from p2ptrain.runtime.core import Core, Effects
 from p2ptrain.runtime.journal import Journal
 

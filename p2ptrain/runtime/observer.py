@@ -21,7 +21,7 @@ from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.protocol import messages as m
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.serving import ReadChunk
-from p2ptrain.protocol.session import PeerAdmitted, PeerDropped
+from p2ptrain.protocol.session_effects import PeerAdmitted, PeerDropped
 from p2ptrain.protocol.transfer import WriteChunk
 from p2ptrain.runtime.blobs import Blobs, Disk, StorageError
 from p2ptrain.runtime.core import AbandonBlob, BlobArrived, BlobLost, Core, Effects, VerifyBlob

@@ -33,7 +33,7 @@ from p2ptrain.protocol.membership import (
 )
 from p2ptrain.protocol.records import RecordBook, RecordChanged
 from p2ptrain.protocol.serving import ReadChunk
-from p2ptrain.protocol.session import PeerAdmitted, PeerDropped
+from p2ptrain.protocol.session_effects import PeerAdmitted, PeerDropped
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.completion import Completion
 from p2ptrain.runtime.core import BlobArrived, BlobLost, Core, Effects

@@ -35,7 +35,7 @@ from p2ptrain.protocol import codec
 from p2ptrain.protocol.addresses import make_address
 from p2ptrain.protocol.messages import Chunk, Lane
 from p2ptrain.protocol.serving import ReadChunk
-from p2ptrain.protocol.session import PeerAdmitted
+from p2ptrain.protocol.session_effects import PeerAdmitted
 from p2ptrain.protocol.transfer import WriteChunk
 from p2ptrain.runtime import tensorfile
 from p2ptrain.runtime.blobs import Blobs, Disk

@@ -24,7 +24,8 @@ from p2ptrain.net.link import TokenBucket
 from p2ptrain.net.transport import LANES, Transport
 from p2ptrain.protocol.addresses import make_address
 from p2ptrain.protocol.messages import Chunk, Lane, Message, Ping
-from p2ptrain.protocol.session import Dial, Effect, HangUp, PeerAdmitted, SendFrames, Sessions
+from p2ptrain.protocol.session import Sessions
+from p2ptrain.protocol.session_effects import Dial, Effect, HangUp, PeerAdmitted, SendFrames
 
 GROUP = Group(b"0123456789abcdef")
 

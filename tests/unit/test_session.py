@@ -19,7 +19,8 @@ from p2ptrain.protocol import address_book, codec, offences, session
 from p2ptrain.protocol import messages as m
 from p2ptrain.protocol.addresses import canonical_address, make_address, split_address, with_port
 from p2ptrain.protocol.machine import NEVER, Note
-from p2ptrain.protocol.session import Ban, Dial, Effect, HangUp, PeerAdmitted, PeerDropped, SendFrames, Sessions
+from p2ptrain.protocol.session import Sessions
+from p2ptrain.protocol.session_effects import Ban, Dial, Effect, HangUp, PeerAdmitted, PeerDropped, SendFrames
 
 CODE = b"c" * 32
 PORT = 4700

@@ -25,7 +25,7 @@ from p2ptrain.planning.plan import Plan
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.messages import HEAD_PART, Holding, Lane, Record
 from p2ptrain.protocol.serving import ReadChunk
-from p2ptrain.protocol.session import Ban, Dial, HangUp, SendFrames
+from p2ptrain.protocol.session_effects import Ban, Dial, HangUp, SendFrames
 from p2ptrain.protocol.transfer import WriteChunk
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.completion import JobDone, KeepHead

@@ -24,7 +24,7 @@ from p2ptrain.planning.plan import Plan
 from p2ptrain.protocol import messages as m
 from p2ptrain.protocol.codec import WIRE_VERSION
 from p2ptrain.protocol.messages import KINDS, Holding, Message, Record, lane_of
-from p2ptrain.protocol.session import SendFrames
+from p2ptrain.protocol.session_effects import SendFrames
 from p2ptrain.runtime import tensorfile
 
 LINK = Conditions(delay_s=0.001, jitter_s=0.002)
