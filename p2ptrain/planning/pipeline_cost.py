@@ -271,13 +271,15 @@ def cost_of(model: CostModel, plan: PipelinePlan) -> PlanCost:
     steps = steps_of(model, plan)
     depths = tuple(stage.warm_up for stage in plan.stages)
     memory = tuple(stage_memory_bytes(model, stage) for stage in plan.stages)
+    fit = all(fits(model, stage) for stage in plan.stages)
+    return PlanCost(play(steps, depths), steps, memory, fit, round_bound_s(steps, depths), dominant_step_s(steps))
+
+
+def fits(model: CostModel, stage: Stage) -> bool:
+    """Whether each of the stage's peers has the memory for it."""
     limits = {peer.name: peer.memory_bytes for peer in model.task.peers}
-    fits = all(
-        need <= limits[name]
-        for stage, needs in zip(plan.stages, memory, strict=True)
-        for name, need in zip(stage.peers, needs, strict=True)
-    )
-    return PlanCost(play(steps, depths), steps, memory, fits, round_bound_s(steps, depths), dominant_step_s(steps))
+    needs = stage_memory_bytes(model, stage)
+    return all(need <= limits[name] for name, need in zip(stage.peers, needs, strict=True))
 
 
 def stage_memory_bytes(model: CostModel, stage: Stage) -> tuple[float, ...]:

@@ -73,16 +73,18 @@ class Ground:
         self.covers_all = has_all_kinds and counts is not None and self._is_proportional
         """Every plan worth having is made of these groups and splits. With measured times a split that is best in sum
         may not be best forward and backward apart."""
+        self._single_s = min(self._alone_s(kind[0]) for kind in self.kinds) * (1 + 1e-6)
         self._known: dict[Counts, tuple[Group, Floats, Floats, Floats]] = {}
-        self.use(counts or self._some_counts())
+        self.use(counts or self._some_counts(), math.inf)
 
-    def use(self, counts: Sequence[Counts]) -> None:
-        """Make these the groups to choose from."""
+    def use(self, counts: Sequence[Counts], limit_s: float) -> None:
+        """Make these the groups to choose from. No stage of interest takes ``limit_s`` for a batch."""
+        limit_s = min(limit_s, self._single_s)
         spans = self.model.parameter_bytes[None, :] - self.model.parameter_bytes[:, None]
         for each in counts:
             if each not in self._known:
                 group = self._group(each)
-                self._known[each] = (group, *self._seconds(group), self._all_reduce(group, spans))
+                self._known[each] = (group, *self._seconds(group, limit_s), self._all_reduce(group, spans))
         groups, forward, backward, all_reduce = zip(*(self._known[each] for each in counts), strict=True)
         self.groups: tuple[Group, ...] = groups
         self.forward_s: Floats = np.stack(forward, axis=1)
@@ -143,7 +145,14 @@ class Ground:
             return np.zeros_like(spans)
         return 2 * (num - 1) / num * spans / group.link_rate + 2 * (num - 1) * self.model.task.latency_s
 
-    def _seconds(self, group: Group) -> tuple[Floats, Floats]:
+    def _alone_s(self, peer: int) -> float:
+        """A batch of the whole model on one peer; infinite where that can't be."""
+        model, last = self.model, self.model.num_units
+        if not model.task.peers[peer].has_data or model.split([peer], 0, last, 1) is None:
+            return math.inf
+        return model.task.num_micro_batches * sum(model.stage_s(peer, 0, last, model.task.micro_batch))
+
+    def _seconds(self, group: Group, limit_s: float) -> tuple[Floats, Floats]:
         """Forward and backward seconds of the group, [depth, start, stop]."""
         model, peers = self.model, group.peers
         size = model.num_units + 1
@@ -156,11 +165,14 @@ class Ground:
         shares = np.broadcast_to(shares[:, :1], free.shape) if self._is_proportional else shares
         there, back = self._slowest(peers, starts, stops, shares)
         forward[:, starts, stops], backward[:, starts, stops] = there, back
+        within = model.task.num_micro_batches * (there + back) < limit_s
         for at, depth in reversed(list(enumerate(self.depths))):
             caps = self._caps(peers, starts, stops, depth)
             tight = np.flatnonzero((shares > caps).any(axis=0))
             if not len(tight):
                 break  # nor for a lesser depth
+            forward[at, starts[tight], stops[tight]] = np.inf
+            tight = tight[within[tight]]
             at_starts, at_stops = starts[tight], stops[tight]
             fewer = self._shares(peers, at_starts, at_stops, caps[:, tight])
             slower = self._slowest(peers, at_starts, at_stops, fewer)

@@ -5,9 +5,9 @@ takes every run of blocks that ends there. A tail is dropped when not even lossl
 peers that are left could beat the best plan played through so far. Complete plans are played through in the order of
 their bounds, each with the warm-up depths that memory allows, until a bound exceeds the best time.
 
-Small rooms are searched to the end: the plan is then the best of all (``Planned.is_proved``). Where more tails begin
-at a cut than are kept, it is only the best found. The work is limited by counts, not by a clock, so that the same room
-gives the same plan on every machine.
+Small rooms are searched to the end: no plan with warm-ups of at most ``deepest_warm_up`` is then faster
+(``Planned.is_proved``). Where more tails begin at a cut than are kept, it is only the best found. The work is limited
+by counts, not by a clock, so that the same room gives the same plan on every machine.
 
 Invariant: the plan fits into every peer's memory, and no peer that could train alone is faster.
 """
@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from p2ptrain.errors import LocalError, UserError
-from p2ptrain.planning.pipeline_cost import CostModel, PlanCost, cost_of, steps_of
+from p2ptrain.planning.pipeline_cost import CostModel, PlanCost, cost_of, fits, steps_of
 from p2ptrain.planning.pipeline_groups import Ground
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import Steps, classic_warm_up, round_bound_s, round_s
@@ -52,11 +52,10 @@ HELPS = 1.002
 """A refinement that gains less is the last."""
 MAX_PLAYED = 4000
 """Plays of a schedule in one sweep; then complete plans are compared by their bounds alone."""
+PLAYED_OF_MANY = 12
+"""Of the complete plans that begin with the same cut, where groups are a selection."""
 ALL_DEPTHS = 120
-"""Choices of a plan's warm-up depths that are all played; where there are more, a few and their neighbours."""
-
-NEAR = 1.03
-"""Plans that are this near to the best are tried with more depths."""
+"""Choices of a plan's warm-up depths that are all played; where there are more, a few, and neighbours of the best."""
 
 Depths = tuple[int, ...]
 
@@ -120,13 +119,14 @@ class _Search:
                     self._complete(more, kept, numbers, budget)
             number += len(tails)
         self._num_tails += number
+        self._climb()
 
     def refine(self) -> None:
         """Where groups are a selection: search again among those near the best plan's, while that helps."""
         for _ in range(0 if self._ground.covers_all else MAX_REFINEMENTS):
             before = self._best_s
             if self._best is not None:
-                self._ground.use(self._ground.near(self._best))
+                self._ground.use(self._ground.near(self._best), self._best_s * ROUNDING)
                 self.sweep(BEAM)
             if not self._best_s * HELPS < before:
                 return
@@ -149,7 +149,8 @@ class _Search:
 
     def _complete(self, tails: Tails, kept: Sequence[Tails], numbers: Sequence[int], budget: int) -> None:
         """Play complete plans, most promising first."""
-        for i in np.lexsort((tails.ints[GROUP], tails.ints[NUM_STAGES], tails.floats[DONE_S])).tolist():
+        order = np.lexsort((tails.ints[GROUP], tails.ints[NUM_STAGES], tails.floats[DONE_S]))
+        for i in (order if self._covers_all else order[:PLAYED_OF_MANY]).tolist():
             if tails.floats[DONE_S, i] >= self._best_s * ROUNDING:
                 return
             if self._num_played >= budget:
@@ -184,29 +185,26 @@ class _Search:
         self._tried.add(plan)
         steps = steps_of(self._model, plan)
         caps = tuple(stage.warm_up for stage in plan.stages)
-        least = min(self._play(plan, steps, depths) for depths in likely_depths(caps))
+        for depths in likely_depths(caps):
+            self._play(plan, steps, depths)
         if self._covers_all and num_depths(caps) <= ALL_DEPTHS:
             for depths in all_depths(caps):
                 self._play(plan, steps, depths)
-            return
-        self._is_proved = False
-        if least < NEAR * self._best_s:
-            self._climb(plan, steps, caps)
+        else:
+            self._is_proved = False
 
-    def _climb(self, plan: PipelinePlan, steps: Steps, caps: Depths) -> None:
-        """From the best of the likely depths, one stage's depth at a time while it helps."""
-        depths = min(likely_depths(caps), key=lambda each: (round_s(steps, each), each))
-        least = round_s(steps, depths)
-        better = True
-        while better:
-            better = False
-            for p, change in itertools.product(range(len(caps)), (1, -1)):
-                other = tuple(depth + change * (q == p) for q, depth in enumerate(depths))
-                if not 1 <= other[p] <= caps[p] or any(a < b for a, b in itertools.pairwise(other)):
-                    continue
-                took = self._play(plan, steps, other)
-                if took * ROUNDING < least:
-                    least, depths, better = took, other, True
+    def _climb(self) -> None:
+        """Change the best plan's depths, one stage's at a time, while it helps: slow links ask for deeper ones yet."""
+        before = np.inf
+        while self._best is not None and self._best_s < before:
+            before, plan = self._best_s, self._best
+            steps = steps_of(self._model, plan)
+            for p, change in itertools.product(range(len(plan.stages)), (1, -1)):
+                depths = tuple(stage.warm_up + change * (q == p) for q, stage in enumerate(plan.stages))
+                stage = replace(plan.stages[p], warm_up=max(1, depths[p]))
+                rises = any(a < b for a, b in itertools.pairwise((plan.num_micro_batches, *depths)))
+                if depths[p] >= 1 and not rises and fits(self._model, stage):
+                    self._play(plan, steps, depths)
 
     def _play(self, plan: PipelinePlan, steps: Steps, depths: Depths) -> float:
         if round_bound_s(steps, depths) > self._best_s * ROUNDING:

@@ -118,8 +118,10 @@ def test_the_plan_is_the_best_of_all(task: PipelineTask) -> None:
             plan_pipeline(model)
         return
     planned = plan_pipeline(model)
-    assert planned.is_proved
-    assert planned.cost.round_s == pytest.approx(best, rel=1e-6)
+    assert planned.is_proved and planned.cost.round_s <= best * (1 + 1e-6)
+    depths = [stage.warm_up for stage in planned.plan.stages]
+    if all(d <= most for d, most in zip(depths, deepest_warm_up(len(depths), task.num_micro_batches), strict=True)):
+        assert planned.cost.round_s == pytest.approx(best, rel=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -160,7 +162,7 @@ def test_a_selection_of_groups_comes_near_to_all_of_them(monkeypatch: pytest.Mon
         found = plan_pipeline(model)
         assert best.is_proved and not found.is_proved
         losses.append(found.cost.round_s / best.cost.round_s)
-    assert min(losses) >= 1 - 1e-9 and max(losses) < 1.06 and sum(losses) / len(losses) < 1.02
+    assert max(losses) < 1.06 and sum(losses) / len(losses) < 1.02
 
 
 def mixed_task(generator: random.Random, num_blocks: int, num_peers: int) -> PipelineTask:
@@ -264,6 +266,27 @@ def test_measured_times_that_fall_with_more_samples_are_taken_for_noise() -> Non
     took = [costs.stage_s(0, 0, 2, samples)[0] for samples in range(9)]
     assert took == sorted(took) and took[0] == 0
     assert plan_pipeline(costs).cost.fits
+
+
+def test_measured_times_are_planned_with_as_well_as_flops() -> None:
+    """Splits are chosen by forward and backward times together, so nothing is proved; it is the best all the same."""
+    generator = random.Random(5)
+    for _ in range(12):
+        model = even_model(generator.randint(2, 3), 5, 5)
+        peers = tuple(
+            PipelinePeer(f"p{i}", 1.0, generator.choice([80.0, 1e9]), 20.0, measured(generator, len(model.blocks)))
+            for i in range(3)
+        )
+        costs = CostModel(PipelineTask(model, peers, 3, generator.randint(1, 4), 0.01))
+        planned = plan_pipeline(costs)
+        assert not planned.is_proved and planned.cost.round_s <= best_by_trying_all(costs) * (1 + 1e-6)
+
+
+def measured(generator: random.Random, num_blocks: int) -> BlockTimes:
+    speed = generator.choice([1, 2, 5])
+    one = [[generator.uniform(0.5, 3) / speed for _ in range(num_blocks)] for _ in range(2)]
+    four = [[value * generator.uniform(1.2, 4) for value in row] for row in one]
+    return BlockTimes((1, 4), (tuple(one[0]), tuple(four[0])), (tuple(one[1]), tuple(four[1])))
 
 
 def test_all_depths_are_those_that_do_not_rise() -> None:
