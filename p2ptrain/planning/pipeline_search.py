@@ -47,9 +47,6 @@ BEAM = 48
 """Kept at a cut where groups are a selection."""
 NARROW_BEAM = 8
 """Of the first sweep, which only finds a good limit for the next."""
-MAX_REFINEMENTS = 2
-HELPS = 1.002
-"""A refinement that gains less is the last."""
 MAX_PLAYED = 4000
 """Plays of a schedule in one sweep; then complete plans are compared by their bounds alone."""
 PLAYED_OF_MANY = 12
@@ -122,14 +119,10 @@ class _Search:
         self._climb()
 
     def refine(self) -> None:
-        """Where groups are a selection: search again among those near the best plan's, while that helps."""
-        for _ in range(0 if self._ground.covers_all else MAX_REFINEMENTS):
-            before = self._best_s
-            if self._best is not None:
-                self._ground.use(self._ground.near(self._best), self._best_s * ROUNDING)
-                self.sweep(BEAM)
-            if not self._best_s * HELPS < before:
-                return
+        """Where groups are a selection: search once more among those near the best plan's."""
+        if self._best is not None and not self._ground.covers_all:
+            self._ground.use(self._ground.near(self._best), self._best_s * ROUNDING)
+            self.sweep(BEAM)
 
     def result(self) -> Planned:
         if self._best is None:
