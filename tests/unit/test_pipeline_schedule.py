@@ -74,6 +74,7 @@ def test_deep_warm_up_hides_links_that_the_classic_one_waits_for() -> None:
     assert deepest_warm_up(4, 16) == (7, 5, 3, 1) and classic_warm_up(4, 2) == (2, 2, 2, 1)
 
 
+@settings(deadline=None)
 @given(pipelines())
 def test_a_timeline_does_all_the_work_in_order_and_one_thing_at_a_time(case: tuple[Steps, tuple[int, ...]]) -> None:
     steps, depths = case
@@ -98,13 +99,14 @@ def test_a_timeline_does_all_the_work_in_order_and_one_thing_at_a_time(case: tup
     assert timeline.round_s == max((span.end_s for span in timeline.spans), default=0.0) == round_s(steps, depths)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(pipelines())
 def test_the_bound_never_exceeds_the_schedule(case: tuple[Steps, tuple[int, ...]]) -> None:
     steps, depths = case
     assert round_bound_s(steps, depths) <= round_s(steps, depths) + 1e-9
 
 
+@settings(deadline=None)
 @given(pipelines(), st.data())
 def test_a_slower_step_never_makes_the_round_faster(case: tuple[Steps, tuple[int, ...]], data: st.DataObject) -> None:
     steps, depths = case
