@@ -3,6 +3,7 @@
 
     scripts/bench.py list
     scripts/bench.py NAME... [--out results/] [--repeat 3] [--tiny]
+    scripts/bench.py NAME... --redraw [--out results/]
 
 Prints a table and writes ``NAME.json``: the machine, versions, every repetition's raw figures, medians and spread; and
 ``NAME.png``, a picture of them, if matplotlib is there (extra ``bench``). Everything runs on the loopback interface of
@@ -19,7 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from benchmarks.common import Settings, measure
+from benchmarks.common import Settings, measure, redraw
+from benchmarks.plots import HOW_TO
 
 BENCHMARKS = {
     "wire": "MB/s and CPU seconds per GB of codec, transport and blob transfer, beside plain TCP",
@@ -40,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder for NAME.json and NAME.png")
     parser.add_argument("--repeat", type=int, default=3, help="repetitions of baseline and measured thing, in turn")
     parser.add_argument("--tiny", action="store_true", help="a setting that only shows that the benchmark works")
+    parser.add_argument("--redraw", action="store_true", help="only make NAME.png again, from NAME.json")
     options = parser.parse_args(arguments)
     if "list" in options.names:
         for name, what in BENCHMARKS.items():
@@ -50,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     status = 0
     for name in BENCHMARKS if "all" in options.names else options.names:
         module = importlib.import_module(f"benchmarks.{name}")
+        if options.redraw:
+            print(redraw(name, module, options.out) or HOW_TO)
+            continue
         result = measure(name, module, Settings(options.repeat, options.tiny), options.out)
         status = 1 if result["incomplete"] else status
     return status

@@ -116,6 +116,11 @@ def measure(name: str, benchmark: Any, settings: Settings, folder: Path) -> dict
     return result
 
 
+def redraw(name: str, benchmark: Any, folder: Path) -> Path | None:
+    """The picture of an earlier result."""
+    return plots.draw(name, benchmark, json.loads((folder / f"{name}.json").read_text(encoding="utf-8")), folder)
+
+
 def summarise(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """By case, in the order of first appearance: median, lowest and highest of each figure."""
     cases: dict[str, list[Sample]] = {}

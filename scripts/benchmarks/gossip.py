@@ -106,13 +106,11 @@ def _of_group(job: Job, data: str, num_peers: int, compression: Compression, fol
         except P2PTrainError as error:  # what was measured until now is worth keeping
             raise TimeoutError(f"{num_peers} peers, {compression}: {error}") from error
     result = measure.measure(experiment, outcome, None, threads=1)
-    merged = [
-        [line.fields["bytes"] for line in journal.read(s / "journal.jsonl") if line.kind == "gossip"] for s in states
-    ]
+    merged = [_merged_bytes(folder / share.name / "journal.jsonl") for share in shares]
     distances = watcher.distances()
     return {
         "accuracy": 100 * result.assembled_accuracy,
-        "gossip_mb": statistics.fmean(sum(map(float, each)) for each in merged) / 1e6,  # type: ignore[arg-type]
+        "gossip_mb": statistics.fmean(map(sum, merged)) / 1e6,
         "sent_mb": statistics.fmean(peer.bytes_sent for peer in result.peers) / 1e6,
         "exchanges": statistics.fmean(map(len, merged)),
         "distance": 100 * distances[max(distances)],
@@ -120,6 +118,11 @@ def _of_group(job: Job, data: str, num_peers: int, compression: Compression, fol
         "training_s": outcome.trained_s - outcome.formed_s,
         "formed_s": outcome.formed_s,
     } | {f"distance_{number:02}": 100 * distance for number, distance in sorted(distances.items())}
+
+
+def _merged_bytes(path: Path) -> list[float]:
+    """Of each payload that a peer merged."""
+    return [float(line.fields["bytes"] or 0) for line in journal.read(path) if line.kind == "gossip"]
 
 
 class Watcher:

@@ -1,0 +1,119 @@
+"""The README's tables are what the result files say, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_figures() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("p2ptrain_figures", ROOT / "scripts" / "figures.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+figures = load_figures()
+PLACE = {"machine": {"cpu": "abacus", "cores": 2}, "versions": {"python": "3.11", "torch": "2.13"}}
+BENCH = PLACE | {
+    "command_line": ["/somewhere/scripts/bench.py", "wire", "--repeat", "3"],
+    "load_average_before": 0.5,
+    "tiny": False,
+    "incomplete": "",
+    "cases": [
+        {"case": "plain, TCP", "figures": {"s": {"median": 1.0, "low": 1.0, "high": 1.0}}},
+        {"case": "ours", "figures": {"s": {"median": 1234.5, "low": 1200.0, "high": 1300.0}}},
+    ],
+}
+PEER = {"flops_share": 0.1, "bytes_sent": 2_400_000}
+DEMO = {
+    "assembled_accuracy": 0.981,
+    "central_accuracy": 0.994,
+    "epochs": 12.0,
+    "model": "lenet",
+    "peers": [PEER, {"flops_share": 0.132, "bytes_sent": 3_100_000}],
+}
+
+
+def written(folder: Path, **records: Any) -> Path:
+    for name, record in records.items():
+        (folder / f"{name}.json").write_text(json.dumps(record))
+    return folder
+
+
+def table(*rows: Any, num_columns: int = 4) -> Any:
+    return figures.Table(("title",) * num_columns, rows)
+
+
+def test_the_readme_says_what_the_files_say() -> None:
+    assert figures.main(["--check"]) == 0, "run scripts/figures.py"
+
+
+def test_figures_are_medians_with_their_spread(tmp_path: Path) -> None:
+    row = figures.BenchRow("wire", "a thing", "{ours/s*0.001:.2f} ks", "{plain, TCP/s:.1f} s")
+    text = figures.tables(written(tmp_path, wire=BENCH), [table(row)])
+    assert "| a thing | 1.23 (1.20-1.30) ks | 1.0 s | `scripts/bench.py wire --repeat 3` |" in text
+    assert "`wire`: abacus, 2 cores, load 0.5 before; Python 3.11, torch 2.13." in text
+
+
+def test_a_row_without_a_file_is_left_out(tmp_path: Path) -> None:
+    rows = [figures.BenchRow("wire", "here", "{ours/s:.0f}"), figures.BenchRow("other", "gone", "{ours/s:.0f}")]
+    text = figures.tables(written(tmp_path, wire=BENCH), [table(*rows), table(rows[1])])
+    assert "here" in text and "gone" not in text and text.count("title | title |\n") == 1
+    assert figures.tables(tmp_path / "empty", [table(*rows)]) == ""
+
+
+@pytest.mark.parametrize("place", ["{theirs/s:.1f}", "{ours/ms:.1f}"])
+def test_a_figure_that_the_file_does_not_have_is_an_error(tmp_path: Path, place: str) -> None:
+    with pytest.raises(figures.FigureError, match=r"wire\.json: no figure"):
+        figures.tables(written(tmp_path, wire=BENCH), [table(figures.BenchRow("wire", "a thing", place))])
+
+
+def test_a_file_of_which_no_row_is_made_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(figures.FigureError, match="no row"):
+        figures.tables(
+            written(tmp_path, wire=BENCH, stray=BENCH), [table(figures.BenchRow("wire", "", "{ours/s:.0f}"))]
+        )
+
+
+def test_a_demo_is_wrapped_with_its_command_and_machine(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    result.write_text(json.dumps(DEMO))
+    folder = tmp_path / "figures"
+    with pytest.raises(figures.FigureError, match="--command"):
+        figures.add("demo", result, folder, "")
+    record = json.loads(figures.add("demo", result, folder, "p2ptrain demo").read_text())
+    assert record["result"] == DEMO and record["machine"]["cores"] >= 1 and "torch" in record["versions"]
+    row = figures.DemoRow("demo", "digits, {num_peers} peers, {epochs:g} epochs of {model}")
+    text = figures.tables(folder, [table(row, num_columns=6)])
+    assert (
+        "| digits, 2 peers, 12 epochs of lenet | 98.1 % | 99.4 % | 10.0-13.2 % | 2.4-3.1 MB | `p2ptrain demo` |" in text
+    )
+
+
+def test_only_results_that_count_are_added(tmp_path: Path) -> None:
+    folder = written(tmp_path, tiny=BENCH | {"tiny": True}, short=BENCH | {"incomplete": "too slow"}, other={"a": 1})
+    for name in ("tiny", "short", "other"):
+        with pytest.raises(figures.FigureError):
+            figures.add("x", folder / f"{name}.json", tmp_path / "figures", "")
+    good = figures.add("wire", written(tmp_path, good=BENCH) / "good.json", tmp_path / "figures", "")
+    assert json.loads(good.read_text()) == BENCH
+
+
+def test_only_what_is_between_the_markers_is_rewritten() -> None:
+    text = f"before\n{figures.BEGIN}\nold\n{figures.END}\nafter\n"
+    new = figures.rewritten(text, "| new |")
+    assert new == f"before\n{figures.BEGIN}\n\n| new |\n\n{figures.END}\nafter\n"
+    assert figures.rewritten(new, "| new |") == new
+    with pytest.raises(figures.FigureError, match="README"):
+        figures.rewritten("no markers", "| new |")
