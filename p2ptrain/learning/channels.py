@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from p2ptrain.errors import JobError
+from p2ptrain.learning.tracing import place, trace
 
 BATCH = 2  # of the sample that shapes are taken from; two, so that a batch size written into the code shows
 
@@ -143,13 +144,8 @@ def analyse(model: nn.Module, input_shape: Sequence[int]) -> Channels:
     """Trace a model and find its channels; JobError names the layer that stands in the way."""
     _refuse_tied(model)
     model = copy.deepcopy(model).cpu().eval()
-    try:
-        traced = fx.symbolic_trace(model)
-    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError) as error:
-        raise JobError(
-            f"the model {type(model).__name__} can't be traced by torch.fx, which class sub-models need: {error}; take "
-            'control flow that depends on tensor values out of forward, or train with mode = "replicas"'
-        ) from error
+    advice = 'take control flow that depends on tensor values out of forward, or train with mode = "replicas"'
+    traced = trace(model, needed_by="class sub-models need", advice=advice)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     try:
         with torch.no_grad():
@@ -201,7 +197,7 @@ def _find_head(channels: Channels, traced: fx.GraphModule, logits: Tensor) -> No
             continue
         module = traced.get_submodule(node.target) if node.op == "call_module" else None
         if (type(module).__name__ if module is not None else _name_of(node)) not in LINEAR_TAIL:
-            raise JobError(f"{_place(node, module)} changes the logits of layer {layer!r}; {advice}")
+            raise JobError(f"{place(node, traced)} changes the logits of layer {layer!r}; {advice}")
         todo += node.users
     channels.head = layer
 
@@ -228,7 +224,7 @@ class _Tagger(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         self.node = n
-        self.place = _place(n, self.fetch_attr(str(n.target)) if n.op == "call_module" else None)
+        self.place = place(n, self.module)
         return super().run_node(n)
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -472,11 +468,3 @@ def _once(*tags: Tensor) -> list[Tensor]:
 def _name_of(node: fx.Node) -> str:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
     return name.strip("_") if not inspect.isclass(node.target) else name
-
-
-def _place(node: fx.Node, module: nn.Module | None) -> str:
-    """How to name a node to the model's author."""
-    if module is not None:
-        return f"layer {node.target!r} ({type(module).__name__})"
-    around = [name for name, _ in (node.meta.get("nn_module_stack") or {}).values() if name]
-    return f"operation {_name_of(node)!r} in " + (f"module {around[-1]!r}" if around else "the model's forward")

@@ -36,7 +36,7 @@ class Flops:
 
 def training_flops(model: nn.Module, input_shape: Sequence[int]) -> Flops:
     """Operations of one training step per sample. The backward pass stops at the first layer's weights."""
-    twin = _on_meta(model)
+    twin = meta_twin(model)
     with FlopCounterMode(display=False) as counter:
         logits = twin(_batch(twin, input_shape, COUNTED_BATCH))
         forward = counter.get_total_flops()
@@ -54,7 +54,7 @@ def memory_bytes(model: nn.Module, input_shape: Sequence[int], batch: int, optim
     """
     if batch < 1:
         raise ValueError(f"batch is {batch}; it must be at least 1")
-    twin = _on_meta(model)
+    twin = meta_twin(model)
     trained = sum(_size(p) for p in twin.parameters() if p.requires_grad)
     held = sum(_size(t) for t in (*twin.parameters(), *twin.buffers()))
     own = {tensor.untyped_storage()._cdata for tensor in (*twin.parameters(), *twin.buffers())}
@@ -76,8 +76,8 @@ def memory_bytes(model: nn.Module, input_shape: Sequence[int], batch: int, optim
     return held + trained * (1 + OPTIMIZER_COPIES[optimizer]) + activations
 
 
-def _on_meta(model: nn.Module) -> nn.Module:
-    """A twin of the model in training mode that has shapes but no numbers."""
+def meta_twin(model: nn.Module) -> nn.Module:
+    """A copy of the model in training mode that has shapes but no numbers."""
     memo: dict[int, object] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
@@ -87,8 +87,12 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 
 def _batch(model: nn.Module, input_shape: Sequence[int], size: int) -> Tensor:
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return torch.empty(size, *input_shape, dtype=dtype, device="meta")
+    return torch.empty(size, *input_shape, dtype=sample_dtype(model), device="meta")
+
+
+def sample_dtype(model: nn.Module) -> torch.dtype:
+    """Of the samples that a model takes: that of its first parameter."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _size(tensor: Tensor) -> int:

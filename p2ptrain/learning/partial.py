@@ -1,0 +1,108 @@
+"""A freshly initialised model of which only some tensors exist: the others stay on the meta device.
+
+Invariant: the tensors that exist are, bit for bit, those that building the whole model gives. The random numbers of the
+others are drawn as well, one tensor at a time, and dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+FACTORIES = frozenset({"empty", "empty_strided", "zeros", "ones", "full", "arange", "linspace", "eye"})
+RANDOM_FACTORIES = frozenset({"rand", "randn", "randint", "randperm"})
+RANDOM_WRITES = frozenset(
+    {"uniform_", "normal_", "bernoulli_", "random_", "exponential_", "log_normal_", "cauchy_", "geometric_"}
+)
+META = torch.device("meta")
+
+
+def partial_model(build: Callable[[], nn.Module], names: Collection[str]) -> nn.Module:
+    """What ``build`` returns, with only the named parameters and buffers off the meta device.
+
+    ``build`` must give the same weights whenever it is called, as ``build_model`` does with a seed. Where it makes
+    tensors in a way that can't be followed, it is called once more in full, and the other tensors are dropped then.
+    """
+    first = _Building(frozenset())
+    tensors = named_tensors(_build(build, first))
+    made = {name: first.made.get(_storage(tensors[name])) for name in names if tensors[name].is_meta}
+    if None not in made.values():
+        try:
+            model = _build(build, _Building(frozenset(index for index in made.values() if index is not None)))
+            built = named_tensors(model)
+            if not any(built[name].is_meta for name in names):
+                return model
+        except (RuntimeError, NotImplementedError):  # an initialisation that mixes wanted tensors with others
+            pass
+    return _dropped(build(), names)
+
+
+class _Building(TorchDispatchMode):
+    """Counts the tensors that are made on the meta device, and makes those with the wanted numbers on the CPU."""
+
+    def __init__(self, wanted: frozenset[int]) -> None:
+        super().__init__()
+        self.made: dict[int, int] = {}
+        """By storage: the number of the tensor that was made with it."""
+        self._wanted = wanted
+        self._num_made = 0
+        self._alive: list[Tensor] = []  # so that no storage's address is used twice
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = func.overloadpacket.__name__
+        if name in RANDOM_WRITES and args[0].is_meta:
+            func(torch.empty_like(args[0], device="cpu"), *args[1:], **kwargs)
+            return args[0]
+        if kwargs.get("device") != META or name not in FACTORIES | RANDOM_FACTORIES:
+            return func(*args, **kwargs)
+        number, self._num_made = self._num_made, self._num_made + 1
+        wanted = number in self._wanted
+        if wanted or name in RANDOM_FACTORIES:
+            kwargs["device"] = torch.device("cpu")
+        tensor = func(*args, **kwargs)
+        tensor = tensor if wanted else tensor.to(META)
+        self.made[_storage(tensor)] = number
+        self._alive.append(tensor)
+        return tensor
+
+
+class _RealConstants(TorchFunctionMode):
+    """What is made of numbers in the code is made on the CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.tensor, torch.as_tensor, torch.scalar_tensor) and kwargs.get("device") is None:
+            kwargs["device"] = torch.device("cpu")
+        return func(*args, **kwargs)
+
+
+def _build(build: Callable[[], nn.Module], building: _Building) -> nn.Module:
+    with META, _RealConstants(), building:
+        return build()
+
+
+def _dropped(model: nn.Module, names: Collection[str]) -> nn.Module:
+    for prefix, module in model.named_modules():
+        for short, parameter in module.named_parameters(recurse=False):
+            if f"{prefix}.{short}".lstrip(".") not in names:
+                setattr(module, short, nn.Parameter(parameter.detach().to(META), parameter.requires_grad))
+        for short, buffer in module.named_buffers(recurse=False):
+            if f"{prefix}.{short}".lstrip(".") not in names:
+                setattr(module, short, buffer.to(META))
+    return model
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by every name that they have, those included that are no part of the state."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return dict(named)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,142 @@
+"""A model's forward code as a torch.fx graph, or an error that names the line that stands in the way.
+
+Invariant: a graph from ``trace_chain`` is the same in training and in eval mode; what differs between the two is up to
+its layers.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+
+from p2ptrain.errors import JobError
+from p2ptrain.learning.models import MODEL_BUGS
+
+BLOCKS_METHOD = "pipeline_blocks"
+ADVICE = (
+    "take control flow that depends on tensors out of that line, return an nn.Sequential, or give the model a method "
+    f"{BLOCKS_METHOD}() that returns its submodules in the order in which they run"
+)
+_NEEDED_BY = "cutting it into blocks needs"
+_NOT_THE_USERS = (str(Path(torch.__file__).parent), __file__)
+
+
+def trace(model: nn.Module, *, needed_by: str, advice: str, whole: Sequence[nn.Module] = ()) -> fx.GraphModule:
+    """The traced model, which shares the model's tensors. ``whole``: submodules that become a single node each.
+
+    Raises ``JobError`` with the line of the user's code that can't be traced.
+    """
+    tracer = _Tracer(whole)
+    try:
+        graph = tracer.trace(model)
+        return fx.GraphModule(tracer.root, graph, type(model).__name__)
+    except MODEL_BUGS as error:
+        reason = str(error).strip().splitlines()
+        raise JobError(
+            f"the model {type(model).__name__} can't be traced by torch.fx, which {needed_by}: {_where(error)}"
+            f"{reason[0] if reason else type(error).__name__}; {advice}"
+        ) from error
+
+
+def trace_chain(model: nn.Module) -> fx.GraphModule:
+    """The traced model. Children of an ``nn.Sequential`` that can't be traced become single nodes."""
+    was_training = model.training
+    whole: list[nn.Module] = []
+    if isinstance(model, nn.Sequential):
+        whole = [child for child in model if not _is_traceable(child)]
+    graphs = [trace(model.train(mode), needed_by=_NEEDED_BY, advice=ADVICE, whole=whole) for mode in (False, True)]
+    model.train(was_training)
+    for one, other in zip(*(graph.graph.nodes for graph in graphs), strict=False):
+        if _text(one) != _text(other):
+            raise JobError(
+                f"the model {type(model).__name__} runs other code in training than in eval mode at "
+                f"{place(one, graphs[0])}, which a block can't switch between; use a layer of torch.nn for it "
+                "(nn.Dropout, not functional.dropout with training=self.training)"
+            )
+    return graphs[1]
+
+
+def listed_blocks(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
+    """The blocks that the model's author lists, by qualified name, or ``None``: what ``pipeline_blocks()`` returns.
+
+    Run one after the other on the input batch they must do what forward does; a block may return a tuple of tensors,
+    which are the next one's arguments.
+    """
+    method = getattr(model, BLOCKS_METHOD, None)
+    if method is None:
+        return None
+    kind = type(model).__name__
+    try:
+        blocks = list(method())
+    except MODEL_BUGS as error:
+        raise JobError(f"{kind}.{BLOCKS_METHOD}() failed: {type(error).__name__}: {error}; correct it") from error
+    names = {id(module): name for name, module in model.named_modules()}
+    if not blocks or not all(isinstance(block, nn.Module) and names.get(id(block)) for block in blocks):
+        raise JobError(f"{kind}.{BLOCKS_METHOD}() must return a list of submodules of the model, in running order")
+    if len({id(block) for block in blocks}) < len(blocks):
+        raise JobError(f"{kind}.{BLOCKS_METHOD}() lists a submodule twice; a block may run once only")
+    return [(names[id(block)], block) for block in blocks]
+
+
+def place(node: fx.Node, root: nn.Module) -> str:
+    """How to name a node to the model's author."""
+    if node.op == "placeholder":
+        return "the input batch"
+    if node.op == "call_module":
+        return f"layer {node.target!r} ({type(root.get_submodule(str(node.target))).__name__})"
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    around = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
+    return f"operation {name.strip('_')!r} in " + (f"module {around[-1]!r}" if around else "the model's forward")
+
+
+def tensors_of(node: fx.Node, root: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers that a node uses by itself, by qualified name."""
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+        return [(f"{node.target}.{name}", tensor) for name, tensor in named]
+    attributes = [source for source in node.all_input_nodes if source.op == "get_attr"]
+    found = [(str(source.target), attribute(root, str(source.target))) for source in attributes]
+    return [(name, value) for name, value in found if isinstance(value, Tensor)]
+
+
+def attribute(root: nn.Module, target: str) -> object:
+    prefix, _, name = target.rpartition(".")
+    return getattr(root.get_submodule(prefix), name)
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # so that what forward computes from a buffer is in the graph, not done once
+
+    def __init__(self, whole: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self._whole = {id(module) for module in whole}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return id(m) in self._whole or super().is_leaf_module(m, module_qualified_name)
+
+
+def _text(node: fx.Node) -> str:
+    """What a node does; constants are numbered anew in every trace."""
+    return re.sub(r"_tensor_constant\d+", "constant", str(node.format_node()))
+
+
+def _is_traceable(module: nn.Module) -> bool:
+    try:
+        fx.Tracer().trace(module)
+    except MODEL_BUGS:
+        return False
+    return True
+
+
+def _where(error: BaseException) -> str:
+    """``file.py, line 12 (code): `` of the innermost line that is the user's own."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THE_USERS)]
+    if not frames:
+        return ""
+    return f"{frames[-1].filename}, line {frames[-1].lineno} ({(frames[-1].line or '').strip()}): "
