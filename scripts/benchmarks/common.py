@@ -60,7 +60,7 @@ class Column:
 
 
 class Benchmark(Protocol):
-    """A module may also have ``notes(cases) -> list of lines`` below the table, and ``plot(figure, result)``."""
+    """A module may also have ``notes(cases)``, lines below the table; ``plot(figure, result)``, ``PLOT_HEIGHT_IN``."""
 
     BASELINE: str
     """What is compared with, in words."""

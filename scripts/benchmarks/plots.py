@@ -2,7 +2,7 @@
 
 Invariant: a picture shows only figures that are in the result file beside it; without matplotlib there is none, and
 the run says how to get it. Colours are Okabe and Ito's, told apart by all usual kinds of colour vision, and never
-carry a meaning alone: baselines are hatched, lines have markers of their own.
+carry a meaning alone: a baseline's bars are hatched and its points hollow, and each series has its own marker.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def draw(name: str, benchmark: Any, result: dict[str, Any], folder: Path) -> Pat
     columns = [c for c in benchmark.COLUMNS if any(c.figure in case["figures"] for case in result["cases"])]
     if not columns:
         return None
-    height_in = 8.0 if own else max(2.5, 0.32 * len(result["cases"]) + 1.6)
+    height_in = getattr(benchmark, "PLOT_HEIGHT_IN", 5.0) if own else max(2.5, 0.32 * len(result["cases"]) + 1.6)
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
     if own:
         own(figure, result)
@@ -77,10 +77,10 @@ def mark(number: int, *, is_baseline: bool = False) -> dict[str, Any]:
 
 
 def plain_numbers(axis: Any) -> None:
-    """10, 30, 100 along a logarithmic axis, in place of powers."""
+    """10, 20, 50, 100 along a logarithmic axis, in place of powers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
 
