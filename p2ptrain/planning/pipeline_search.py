@@ -51,7 +51,7 @@ MAX_PLAYED = 4000
 """Plays of a schedule in one sweep; then complete plans are compared by their bounds alone."""
 PLAYED_OF_MANY = 12
 """Of the complete plans that begin with the same cut, where groups are a selection."""
-ALL_DEPTHS = 120
+ALL_DEPTHS = 300
 """Choices of a plan's warm-up depths that are all played; where there are more, a few, and neighbours of the best."""
 
 Depths = tuple[int, ...]
@@ -183,7 +183,7 @@ class _Search:
         if self._covers_all and num_depths(caps) <= ALL_DEPTHS:
             for depths in all_depths(caps):
                 self._play(plan, steps, depths)
-        else:
+        elif round_bound_s(steps, caps) * ROUNDING < self._best_s:  # other depths might yet be faster
             self._is_proved = False
 
     def _climb(self) -> None:
