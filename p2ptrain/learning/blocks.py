@@ -58,7 +58,7 @@ class Chain:
     """
 
     def __init__(self, model: nn.Module, input_shape: Sequence[int], *, max_tensors: int = 1) -> None:
-        self._model = model
+        self.model = model
         self.input = Crossing(tuple(input_shape), sample_dtype(model))
         self.on_meta = True
         """Whether the blocks run on the meta device, as all do whose control flow doesn't hang on values."""
@@ -101,7 +101,7 @@ class Chain:
         """
         if not 0 <= first < stop <= len(self.blocks):
             raise LocalError(f"blocks {first} to {stop} of {len(self.blocks)}")
-        source = self._model if source is None else source
+        source = self.model if source is None else source
         graph, targets = self._flow.subgraph(self._bounds[first], self._bounds[stop])
         values = {t: self._constants[t] if t in self._constants else attribute(source, t) for t in targets}
         module = fx.GraphModule(values, graph, f"Blocks{first}To{stop - 1}")
@@ -116,7 +116,7 @@ class Chain:
         """A slice of the model that ``build`` makes, without ever holding the other blocks (see ``partial_model``)."""
         nodes = self._flow.nodes[self._bounds[first] + 1 : self._bounds[stop] + 1]
         used = {name for node in nodes for name, _ in self._flow.tensors[node]}
-        module = self.slice(first, stop, partial_model(build, used & named_tensors(self._model).keys()))
+        module = self.slice(first, stop, partial_model(build, used & named_tensors(self.model).keys()))
         if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):  # a tensor that is no buffer
             return self.slice(first, stop, build())
         return module

@@ -1,19 +1,23 @@
 """What training a model costs: floating-point operations per sample, and bytes of memory.
 
-Everything is counted on the meta device: nothing is computed, and no memory of the model's size is used.
+Operations are counted on the meta device, memory with torch's fake tensors, which know what kernels the CPU would use:
+nothing is computed, and no memory of the model's size is used.
+
 Invariant: the model that is asked about is not changed; a multiply-add counts as two operations.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 COUNTED_BATCH = 2  # BatchNorm refuses to train on one value per channel
 
@@ -37,8 +41,8 @@ class Flops:
 def training_flops(model: nn.Module, input_shape: Sequence[int]) -> Flops:
     """Operations of one training step per sample. The backward pass stops at the first layer's weights."""
     twin = meta_twin(model)
-    with FlopCounterMode(display=False) as counter:
-        logits = twin(_batch(twin, input_shape, COUNTED_BATCH))
+    with flop_counter() as counter:
+        logits = twin(_batch(twin, input_shape, COUNTED_BATCH, "meta"))
         forward = counter.get_total_flops()
         if logits.requires_grad:
             logits.sum().backward()
@@ -54,10 +58,47 @@ def memory_bytes(model: nn.Module, input_shape: Sequence[int], batch: int, optim
     """
     if batch < 1:
         raise ValueError(f"batch is {batch}; it must be at least 1")
-    twin = meta_twin(model)
-    trained = sum(_size(p) for p in twin.parameters() if p.requires_grad)
-    held = sum(_size(t) for t in (*twin.parameters(), *twin.buffers()))
-    own = {tensor.untyped_storage()._cdata for tensor in (*twin.parameters(), *twin.buffers())}
+    counted = max(batch, COUNTED_BATCH)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        twin = fake_twin(model)
+        trained = sum(_size(p) for p in twin.parameters() if p.requires_grad)
+        held = sum(_size(t) for t in (*twin.parameters(), *twin.buffers()))
+        samples = _batch(twin, input_shape, counted, "cpu")
+        with saved_for_backward((*twin.parameters(), *twin.buffers())) as saved:
+            logits = twin(samples)
+        storages = saved | {s._cdata: s for s in (samples.untyped_storage(), logits.untyped_storage())}
+        sizes = sorted((storage.nbytes() for storage in storages.values()), reverse=True)
+    activations = (sum(sizes) + sum(sizes[:2])) * batch // counted
+    return held + trained * (1 + OPTIMIZER_COPIES[optimizer]) + activations
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter, which counts the backward pass of a convolution as if it had one group, with that put right."""
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
+
+
+def _convolution_backward(
+    output: list[int],
+    x: list[int],
+    weight: list[int],
+    _bias: object,
+    _stride: object,
+    _padding: object,
+    _dilation: object,
+    transposed: bool,
+    _output_padding: object,
+    _groups: object,
+    wanted: Sequence[bool],
+    **_: object,
+) -> int:
+    """The gradient of the input and that of the weights each cost what the forward pass does."""
+    return int(conv_flop_count(x, weight, output, transposed)) * (wanted[0] + wanted[1])
+
+
+@contextlib.contextmanager
+def saved_for_backward(excluded: Iterable[Tensor]) -> Iterator[dict[int, torch.UntypedStorage]]:
+    """Fills with the storages that forward passes keep for the backward pass, but for those of some tensors."""
+    own = {tensor.untyped_storage()._cdata for tensor in excluded}
     saved: dict[int, torch.UntypedStorage] = {}  # keeps storages alive, so that no address is used twice
 
     def note(tensor: Tensor) -> Tensor:
@@ -66,28 +107,31 @@ def memory_bytes(model: nn.Module, input_shape: Sequence[int], batch: int, optim
             saved[storage._cdata] = storage
         return tensor
 
-    counted = max(batch, COUNTED_BATCH)
-    samples = _batch(twin, input_shape, counted)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        note(twin(samples))
-    note(samples)
-    sizes = sorted((storage.nbytes() for storage in saved.values()), reverse=True)
-    activations = (sum(sizes) + sum(sizes[:2])) * batch // counted
-    return held + trained * (1 + OPTIMIZER_COPIES[optimizer]) + activations
+        yield saved
 
 
 def meta_twin(model: nn.Module) -> nn.Module:
     """A copy of the model in training mode that has shapes but no numbers."""
+    return _twin(model, lambda tensor: tensor.detach().to("meta"))
+
+
+def fake_twin(model: nn.Module) -> nn.Module:
+    """The same, which takes itself for one on the CPU. Needs an active ``FakeTensorMode``."""
+    return _twin(model, lambda t: torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device="cpu"))
+
+
+def _twin(model: nn.Module, like: Callable[[Tensor], Tensor]) -> nn.Module:
     memo: dict[int, object] = {}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+        memo[id(parameter)] = nn.Parameter(like(parameter), requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
-        memo[id(buffer)] = buffer.detach().to("meta")
+        memo[id(buffer)] = like(buffer)
     return copy.deepcopy(model, memo).train()
 
 
-def _batch(model: nn.Module, input_shape: Sequence[int], size: int) -> Tensor:
-    return torch.empty(size, *input_shape, dtype=sample_dtype(model), device="meta")
+def _batch(model: nn.Module, input_shape: Sequence[int], size: int, device: str) -> Tensor:
+    return torch.empty(size, *input_shape, dtype=sample_dtype(model), device=device)
 
 
 def sample_dtype(model: nn.Module) -> torch.dtype:

@@ -24,6 +24,12 @@ def test_a_linear_layer_by_hand() -> None:
     assert Flops(2, 3).total == 5
 
 
+def test_a_depthwise_convolution_by_hand() -> None:
+    layers = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8))
+    pointwise, depthwise = 2 * 8 * 8 * 16, 2 * 8 * 9 * 16
+    assert training_flops(layers, (8, 4, 4)) == Flops(pointwise + depthwise, pointwise + 2 * depthwise)
+
+
 @pytest.mark.parametrize("name", ["vgg11_bn", "resnet18", "mobilenetv2"])
 def test_submodels_cost_the_square_of_their_share(name: str) -> None:
     model = build_model(name, input_shape=SHAPE, num_classes=10, width=0.5, seed=0)

@@ -1,0 +1,186 @@
+"""How long each block of a chain takes on this device: measured within a stated time, and remembered in a file.
+
+Invariant: one block's tensors are held at a time, of made-up numbers, so that the model need not exist; and what was
+remembered is only believed for the same device, model, batch sizes and version of torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from p2ptrain.errors import UserError
+from p2ptrain.learning.block_costs import block_inputs, run_backward, run_forward
+from p2ptrain.learning.blocks import Chain
+from p2ptrain.planning.blocks import BlockTimes
+
+CACHE_FORMAT = "p2ptrain-block-times-1"
+NUM_RUNS = 5
+"""Of each block at each batch size, after one to warm up; fewer where time is short, but at least one."""
+WEIGHT = 0.01
+
+Clock = Callable[[], float]
+
+
+def measure_blocks(
+    chain: Chain,
+    name: str,
+    *,
+    batch_sizes: Sequence[int] = (2, 8, 32),
+    device: torch.device | str = "cpu",
+    budget_s: float = 20.0,
+    cache: Path | None = None,
+    clock: Clock = time.perf_counter,
+) -> BlockTimes:
+    """Seconds of each block's forward and backward pass: medians of a few runs. ``name`` is the model's.
+
+    The smallest batch is always measured, larger ones as long as ``budget_s`` is likely to do. At batch size 1, on
+    which BatchNorm can't be trained, blocks run in eval mode. ``cache``: a file of ours, made if there is none.
+    """
+    sizes = sorted(set(batch_sizes))
+    if not sizes or sizes[0] < 1:
+        raise ValueError(f"batch sizes {list(batch_sizes)}")
+    device = torch.device(device)
+    remembered = _read(cache) if cache is not None else {}
+    key = _key(chain, name, sizes, device)
+    found = _times_of(remembered.get(key), len(chain.blocks))
+    if found is not None:
+        return found
+    times = _measure(chain, sizes, device, budget_s, clock)
+    if cache is not None:
+        entry = {"batch_sizes": times.batch_sizes, "forward_s": times.forward_s, "backward_s": times.backward_s}
+        _write(cache, {**remembered, key: entry})
+    return times
+
+
+def _measure(chain: Chain, sizes: Sequence[int], device: torch.device, budget_s: float, clock: Clock) -> BlockTimes:
+    end = clock() + budget_s
+    rows: list[list[tuple[float, float]]] = []
+    for index, size in enumerate(sizes):
+        if rows:
+            once = sum(forward + backward for forward, backward in rows[-1]) * size / sizes[index - 1]
+            if clock() + 2 * once > end:  # warm up and one run
+                break
+        row: list[tuple[float, float]] = []
+        for block in range(len(chain.blocks)):
+            # What is left, evenly over the samples that are still to be run.
+            left = size * (len(chain.blocks) - block) + sum(sizes[index + 1 :]) * len(chain.blocks)
+            row.append(_time_block(chain, block, size, device, clock() + (end - clock()) * size / left, clock))
+        rows.append(row)
+    return BlockTimes(
+        batch_sizes=tuple(sizes[: len(rows)]),
+        forward_s=tuple(tuple(forward for forward, _ in row) for row in rows),
+        backward_s=tuple(tuple(backward for _, backward in row) for row in rows),
+    )
+
+
+def _time_block(
+    chain: Chain, index: int, size: int, device: torch.device, end: float, clock: Clock
+) -> tuple[float, float]:
+    part = _made_up(chain.slice(index, index + 1), device).train(size > 1)
+    inputs = block_inputs(chain, index, size, device)
+    forward_s: list[float] = []
+    backward_s: list[float] = []
+    while len(forward_s) < NUM_RUNS + 1 and (len(forward_s) < 2 or clock() < end):
+        for tensor in (*part.parameters(), *inputs):
+            tensor.grad = None
+        start = clock()
+        outputs = run_forward(part, inputs)
+        _wait_for(device)
+        middle = clock()
+        run_backward(outputs)
+        _wait_for(device)
+        forward_s.append(middle - start)
+        backward_s.append(clock() - middle)
+    return statistics.median(forward_s[1:]), statistics.median(backward_s[1:])
+
+
+def _made_up(part: nn.Module, device: torch.device) -> nn.Module:
+    """A copy on the device, with numbers for tensors that have none: time hardly hangs on which."""
+    part = copy.deepcopy(part)
+    for module in part.modules():
+        for short, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_meta:
+                made = torch.full_like(parameter, WEIGHT if parameter.dim() > 1 else 1.0, device=device)
+                setattr(module, short, nn.Parameter(made, requires_grad=parameter.requires_grad))
+        for short, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                setattr(module, short, torch.full_like(buffer, float(buffer.is_floating_point()), device=device))
+    return part.to(device)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+# What was measured before
+
+
+def _key(chain: Chain, name: str, sizes: Sequence[int], device: torch.device) -> str:
+    """Device, model and versions, in words; the model's blocks by a hash of what they hold and pass on."""
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    else:
+        where = f"{platform.node()} {platform.machine()} {device.type}, {torch.get_num_threads()} threads"
+    shapes = [
+        [(n, tuple(t.shape)) for n, t in chain.slice(i, i + 1).state_dict().items()] for i in range(len(chain.blocks))
+    ]
+    text = repr((chain.input, chain.blocks, shapes))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{where} | {name} {digest} | batches {', '.join(map(str, sizes))} | torch {torch.__version__}"
+
+
+def _times_of(entry: Any, num_blocks: int) -> BlockTimes | None:
+    """What an entry of the file says, if it makes sense."""
+    try:
+        sizes = tuple(int(size) for size in entry["batch_sizes"])
+        rows = [[tuple(float(s) for s in row) for row in entry[key]] for key in ("forward_s", "backward_s")]
+    except (KeyError, TypeError, ValueError):
+        return None
+    numbers = [second for side in rows for row in side for second in row]
+    if not sizes or any(len(side) != len(sizes) or any(len(row) != num_blocks for row in side) for side in rows):
+        return None
+    if not all(math.isfinite(second) and second >= 0 for second in numbers):
+        return None
+    return BlockTimes(sizes, tuple(rows[0]), tuple(rows[1]))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The file's entries; none if it is not there or not ours, because it can be made again."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict) or content.get("format") != CACHE_FORMAT:
+        return {}
+    times = content.get("times")
+    return times if isinstance(times, dict) else {}
+
+
+def _write(path: Path, entries: Mapping[str, Any]) -> None:
+    text = json.dumps({"format": CACHE_FORMAT, "times": entries}, indent=1, allow_nan=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+            file.write(text + "\n")
+        os.replace(file.name, path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: can't be written ({error.strerror}); measured times need a file to be kept in"
+        ) from None

@@ -1,0 +1,152 @@
+"""What blocks cost: counts that add up to the whole model's, and measured times that end and are remembered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from p2ptrain.errors import UserError
+from p2ptrain.learning import block_times
+from p2ptrain.learning.block_costs import profile_blocks
+from p2ptrain.learning.block_times import measure_blocks
+from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.flops import memory_bytes, training_flops
+from p2ptrain.learning.models import build_model
+from p2ptrain.planning.blocks import check_model, check_times
+
+SHAPE = (3, 32, 32)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["lenet", "vgg11_bn", "resnet20", "mobilenetv2"])
+def test_blocks_add_up_to_the_model(name: str) -> None:
+    with torch.device("meta"):
+        model = build_model(name, input_shape=SHAPE, num_classes=10)
+    profile = profile_blocks(Chain(model, SHAPE), name)
+    check_model(profile)
+    flops = training_flops(model, SHAPE)
+    assert sum(block.forward_flops for block in profile.blocks) == flops.forward
+    assert sum(block.backward_flops for block in profile.blocks) == flops.backward
+    assert profile.parameter_bytes == sum(p.nbytes for p in model.parameters())
+    assert sum(block.buffer_bytes for block in profile.blocks) == sum(b.nbytes for b in model.buffers())
+    assert profile.input_bytes == 3 * 32 * 32 * 4
+    assert profile.num_cuts == len(profile.blocks) - 1
+    # The same storages as the whole model's, but for the two largest, which that counts once more.
+    stored = sum(block.stored_activation_bytes for block in profile.blocks) + profile.input_bytes
+    slope = (memory_bytes(model, SHAPE, 32, "sgd") - memory_bytes(model, SHAPE, 16, "sgd")) / 16
+    assert 0.6 * slope < stored < slope
+
+
+def test_a_chain_by_hand() -> None:
+    layers = (nn.Linear(4, 6, bias=False), nn.ReLU(), nn.BatchNorm1d(6), nn.Linear(6, 5), nn.Linear(5, 2))
+    layers[4].weight.requires_grad_(False)
+    first, second, third = profile_blocks(Chain(nn.Sequential(*layers), (4,)), "own").blocks
+    assert (first.forward_flops, first.backward_flops) == (48, 48)
+    assert (second.forward_flops, second.backward_flops) == (60, 120)
+    assert (first.parameter_bytes, first.buffer_bytes) == (4 * (24 + 12), 4 * 12 + 8)
+    assert (third.parameter_bytes, third.buffer_bytes) == (4 * 2, 4 * 10)  # the weight is held, not trained
+    assert (first.activation_bytes, second.activation_bytes, third.activation_bytes) == (24, 20, 8)
+    # Kept: what the ReLU puts out and the mean and deviation of its 6 channels (in a batch of two), the norm's output;
+    # nothing of the second layer's, because the third's weight is frozen; the logits.
+    assert first.stored_activation_bytes == 24 + 24 + 24
+    assert second.stored_activation_bytes == 0
+    assert third.stored_activation_bytes == 8
+
+
+class ByValue(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) if x.sum() < 1e9 else x
+
+
+def test_a_model_that_only_runs_with_numbers() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), ByValue())
+    first, second = profile_blocks(Chain(model, (4,)), "own").blocks
+    assert (first.forward_flops, second.forward_flops, second.backward_flops) == (32, 32, 64)
+    assert all(p.grad is None for p in model.parameters())
+
+
+class Ticks:
+    """A clock that moves by one at every look."""
+
+    def __init__(self, step_s: float = 1.0) -> None:
+        self.now, self.step_s = 0.0, step_s
+
+    def __call__(self) -> float:
+        self.now += self.step_s
+        return self.now
+
+
+def chain_of(name: str = "lenet", width: float = 0.1) -> Chain:
+    with torch.device("meta"):
+        return Chain(build_model(name, input_shape=SHAPE, num_classes=4, width=width), SHAPE)
+
+
+@pytest.mark.parametrize("name", ["lenet", "vgg11_bn"])
+def test_times_of_blocks_that_dont_exist(name: str) -> None:
+    chain = chain_of(name)
+    times = measure_blocks(chain, name, batch_sizes=(4, 1, 2, 2), budget_s=600, clock=Ticks(0.001))
+    check_times(times, profile_blocks(chain, name), "here")
+    assert times.batch_sizes == (1, 2, 4)
+    assert all(
+        second == pytest.approx(0.001) for rows in (times.forward_s, times.backward_s) for r in rows for second in r
+    )
+
+
+def test_measuring_ends() -> None:
+    chain = chain_of()
+    clock = Ticks()
+    times = measure_blocks(chain, "lenet", batch_sizes=(2, 4, 8), budget_s=10, clock=clock)
+    assert times.batch_sizes == (2,)
+    assert clock.now < 12 * len(chain.blocks)  # two runs of each block
+
+
+def test_times_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "cache" / "times.json"
+    one = measure_blocks(chain_of(), "lenet", batch_sizes=(2,), cache=file)
+    assert all(second > 0 for second in one.forward_s[0])
+    other = measure_blocks(chain_of(width=0.2), "lenet", batch_sizes=(2,), cache=file, clock=Ticks())
+    content = json.loads(file.read_text())
+    assert len(content["times"]) == 2
+    assert list(file.parent.iterdir()) == [file]
+    with monkeypatch.context() as patch:
+        patch.setattr(block_times, "_measure", lambda *_: pytest.fail("measured again"))
+        assert measure_blocks(chain_of(), "lenet", batch_sizes=(2,), cache=file) == one
+        assert measure_blocks(chain_of(width=0.2), "lenet", batch_sizes=(2,), cache=file) == other
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    assert measure_blocks(chain_of(), "lenet", batch_sizes=(2,), cache=file, clock=Ticks()) != one
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": "other"}', "entry"])
+def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "times.json"
+    one = measure_blocks(chain_of(), "lenet", batch_sizes=(2,), cache=file, clock=Ticks())
+    if damage == "entry":
+        content = json.loads(file.read_text())
+        (entry,) = content["times"].values()
+        entry["forward_s"][0].pop()
+        damage = json.dumps(content)
+    file.write_text(damage)
+    assert measure_blocks(chain_of(), "lenet", batch_sizes=(2,), cache=file, clock=Ticks()) == one
+    assert json.loads(file.read_text())["format"] == block_times.CACHE_FORMAT
+
+
+def test_a_file_that_cant_be_written(tmp_path: Path) -> None:
+    (tmp_path / "folder").write_text("in the way")
+    with pytest.raises(UserError, match="can't be written"):
+        measure_blocks(chain_of(), "lenet", batch_sizes=(2,), cache=tmp_path / "folder" / "times.json", clock=Ticks())
