@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "Turn a harvested model into pt2 or onnx.",
     "attribute": "Score a model's channels by class, for a job that starts from it.",
     "probe": "Measure this device and write its profile.",
+    "plan": "How devices would train one model as a pipeline, and what it gains.",
     "doctor": "Why two devices don't meet, and what to do.",
 }
 

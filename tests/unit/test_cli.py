@@ -39,6 +39,10 @@ SURFACE = {
     "export": ["FILE", "--format", "-o", "--output", "--allow-model"],
     "attribute": ["FILE", "--data", "--samples", "-o", "--output", "--allow-model"],
     "probe": ["-o", "--output", "--name", "--kind", "--force"],
+    "plan": [
+        *("PROFILE...", "--model", "--width", "--input-shape", "--classes", "--batch-size", "--micro-batches"),
+        *("--rate", "--latency", "--png", "--json"),
+    ],
     "doctor": [*GROUP, *NETWORK, "--port", "--wait", "--json"],
 }
 NAMES = [name for name in COMMANDS if name != "demo"]
