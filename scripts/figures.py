@@ -41,8 +41,10 @@ class FigureError(Exception):
 
 
 class Row(Protocol):
-    file: str
-    """Name of the result file, without ``.json``."""
+    @property
+    def file(self) -> str:
+        """Name of the result file, without ``.json``."""
+        ...
 
     def cells(self, record: Record) -> list[str]:
         """All but the last, which is the command. Raises ``FigureError`` for what the file does not have."""
@@ -154,9 +156,21 @@ TABLES = (
             ),
             BenchRow(
                 "scale",
-                "700 peers of which each can only be linked to 512: called dead wrongly within 10 s; kB/s a peer",
-                "{membership, 512 links, 700 peers/called_dead_wrongly:.0f};"
-                " {membership, 512 links, 700 peers/bytes_per_s*0.001:.0f}",
+                "100, 200, 300 peers: links to others that a peer gets (fewest), as it dials 128 addresses at most",
+                "{sessions, 100 peers/links_median:.0f} ({sessions, 100 peers/links_fewest:.0f});"
+                " {sessions, 200 peers/links_median:.0f} ({sessions, 200 peers/links_fewest:.0f});"
+                " {sessions, 300 peers/links_median:.0f} ({sessions, 300 peers/links_fewest:.0f})",
+                "all: 99; 199; 299",
+            ),
+            BenchRow(
+                "scale",
+                "membership where links are missing, kB/s a peer (and who was called dead wrongly in 10 s):"
+                " 200 peers with 128 links, 700 with 512",
+                "{membership, 128 links, 200 peers/bytes_per_s*0.001:.0f}"
+                " ({membership, 128 links, 200 peers/called_dead_wrongly:.0f});"
+                " {membership, 512 links, 700 peers/bytes_per_s*0.001:.0f}"
+                " ({membership, 512 links, 700 peers/called_dead_wrongly:.0f})",
+                "with all links: {membership, 200 peers/bytes_per_s*0.001:.1f}",
             ),
             *(
                 BenchRow(

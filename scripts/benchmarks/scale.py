@@ -1,15 +1,16 @@
 """How a group grows: from 10 to 5,000 peers in virtual time, with the curve that theory expects beside it.
 
-Three simulations, each of one of the project's own state machines over its simulated network (``virtual_*.py`` say
+Four simulations, each of one of the project's own state machines over its simulated network (``virtual_*.py`` say
 what each leaves out): *membership*, until all know of a crash; *gossip*, until the copies are within 1 % of where they
-started from their mean; *records*, what peers know of each other's progress. Sessions are not simulated: each peer is
-taken to have a link to every other (gossip: to as many as a peer may have, at most). As the session machine admits no
-more than ``MAX_PEERS`` = 512 peers, that is what these machines could do beyond 513 peers, not what a group does: the
-cases named ``links`` show what such a group does, its members linked to 512 random others each.
+started from their mean; *records*, what peers know of each other's progress; *sessions*, to how many others a peer
+gets a link. The first three take a link from each to each for granted (gossip: to as many as a peer may have), so for
+groups in which sessions do not give that, they show what these machines could do, not what such a group does: a peer
+dials no more than ``MAX_ADDRESSES`` = 128 addresses and admits no more than ``MAX_PEERS`` = 512 peers. The cases named
+``links`` show membership in groups whose members have links to so many random others each.
 
 Expected: membership traffic a peer is constant, and a crash is known after O(log n) (SWIM: Das, Gupta, Motivala, DSN
 2002); push-sum needs O(log n) rounds (Kempe, Dobra, Gehrke, FOCS 2003); records, of which each peer has everybody's,
-O(n) bytes. The curves are fitted to the sizes up to 100 and drawn on.
+O(n) bytes; links, all n - 1. The curves are fitted to the sizes up to 100 and drawn on.
 
 Seeds differ between repetitions; sizes above 1,000, and the slow cases, are simulated once.
 """
@@ -28,11 +29,12 @@ from benchmarks.common import SEED, Column, Sample, Settings
 from benchmarks.virtual_gossip import average_centrally, reach_consensus
 from benchmarks.virtual_membership import detect_death, detect_death_by_heartbeats
 from benchmarks.virtual_records import keep_records
+from benchmarks.virtual_sessions import link_up
 from p2ptrain.protocol.session import MAX_PEERS
 
 BASELINE = (
     "heartbeats from each to all with SWIM's period, and one averager that all send to and wait for; "
-    "records have no baseline"
+    "records and sessions have no baseline"
 )
 COLUMNS = (
     Column("death_known_s", "death known to all, s", 2),
@@ -42,12 +44,16 @@ COLUMNS = (
     Column("payloads_per_peer", "payloads a peer", 1),
     Column("payloads_busiest", "busiest", 0),
     Column("age_median_s", "record age, s", 2),
+    Column("links_median", "links", 0),
+    Column("links_fewest", "fewest", 0),
 )
 SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 RECORD_SIZES = (10, 20, 50, 100, 200, 500)
-LINKED_SIZES = (520, 600, 700)
+LINKED = ((200, 170), (200, 128), (520, MAX_PEERS), (600, MAX_PEERS), (700, MAX_PEERS))
+"""(peers, links of each): as sessions give 200 peers, the fewest that any of them gets, and around the limit."""
+SESSION_SIZES = (50, 100, 150, 200, 300)
 TINY_SIZES = (6, 12, 24)
-TINY_LINKS = 20
+TINY_LINKED = ((24, 20),)
 LARGE = 1000
 FIT_UP_TO = 100
 FULL_HEARTBEATS = 50
@@ -68,10 +74,11 @@ def run(settings: Settings) -> Iterator[Sample]:
         for repetition in range(settings.repeat if num_peers <= FIT_UP_TO else 1):
             figures = keep_records(num_peers, SEED + repetition, warm_s=2.0 if settings.tiny else 12.0)
             yield Sample(f"records, {num_peers} peers", repetition, figures)
-    num_links = TINY_LINKS if settings.tiny else MAX_PEERS
-    for num_peers in TINY_SIZES[-1:] if settings.tiny else LINKED_SIZES:
+    for num_peers, num_links in TINY_LINKED if settings.tiny else LINKED:
         figures = detect_death(num_peers, SEED, num_links=num_links)
         yield Sample(f"membership, {num_links} links, {num_peers} peers", 0, figures)
+    for num_peers in sizes if settings.tiny else SESSION_SIZES:
+        yield Sample(f"sessions, {num_peers} peers", 0, link_up(num_peers, SEED))
 
 
 # --- growth ---------------------------------------------------------------------------------------------------------
@@ -144,6 +151,7 @@ def notes(cases: Sequence[dict[str, Any]]) -> list[str]:
 # --- the picture ----------------------------------------------------------------------------------------------------
 
 SERIES = ("membership", "heartbeats", "gossip", "central average", "records")
+PLOT_HEIGHT_IN = 8.0
 BASELINES = ("heartbeats", "central average")
 PANELS = (
     ("Until all know of a death", "virtual seconds", "death_known_s", ("membership", "heartbeats")),
@@ -151,7 +159,9 @@ PANELS = (
     ("Until all copies agree within 1 %", "rounds of training", "rounds", ("gossip", "central average")),
     ("Age of what a peer knows of another", "virtual seconds (median)", "age_median_s", ("records",)),
 )
-LOGARITHMIC = ("bytes_per_s", "rounds")
+LINKED_MARKERS = ("x", "+", "*")
+LEGEND_ROOM = {"bytes_per_s": 50.0, "rounds": 1.5}
+"""Panels with a logarithmic axis, and how much further up it goes than the points."""
 
 
 def plot(figure: Any, result: dict[str, Any]) -> None:
@@ -160,14 +170,16 @@ def plot(figure: Any, result: dict[str, Any]) -> None:
     for axes, (title, label, name, group) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         for what in group:
             _draw_series(axes, cases, what, name)
-        linked = [case for case in cases if " links, " in case["case"] and name in case["figures"]]
-        if linked and name in LOGARITHMIC:
-            at, middle = ([case["figures"][key]["median"] for case in linked] for key in ("peers", name))
-            axes.plot(at, middle, "kx", label=linked[0]["case"].rpartition(", ")[0])
+        linked = [case["case"].rpartition(", ")[0] for case in cases if " links, " in case["case"]]
+        for number, what in enumerate(dict.fromkeys(linked) if name == "bytes_per_s" else ()):
+            points = series(cases, what, name)
+            values = [figure["median"] for _, figure in points]
+            axes.plot([peers for peers, _ in points], values, LINKED_MARKERS[number % 3], color="black", label=what)
         axes.set(title=title, xlabel="peers", ylabel=label, xscale="log")
         plots.plain_numbers(axes.xaxis)
-        if name in LOGARITHMIC:
+        if name in LEGEND_ROOM:
             axes.set_yscale("log")
+            axes.set_ylim(top=LEGEND_ROOM[name] * axes.get_ylim()[1])
             plots.plain_numbers(axes.yaxis)
         else:
             axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
