@@ -22,7 +22,7 @@ from benchmarks.gossip_round import exchanges_of  # noqa: E402
 from benchmarks.peers import Happened, PeerProcess  # noqa: E402
 from benchmarks.virtual_membership import detect_death_by_heartbeats  # noqa: E402
 
-NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours"}
+NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks_cifar"}
 
 
 def bench(*arguments: str) -> str:
