@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from p2ptrain.errors import JobError
 from p2ptrain.ids import JobId
 
+DataKind = Literal["image", "audio", "text"]
 Mode = Literal["tasks", "replicas"]
 Targets = Literal["auto", "all", "rest", "own"]
 Combine = Literal["auto", "own", "sum"]
@@ -59,7 +60,7 @@ class DataConfig:
 
     classes: tuple[str, ...] = ()
     input_shape: tuple[int, ...] = ()
-    kind: Literal["image", "audio"] = "image"
+    kind: DataKind = "image"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     augment: bool = False
@@ -274,6 +275,12 @@ def check_job(job: Job, where: str = "job") -> None:
             raise JobError(f"{where}: data.{key}: expected {d.input_shape[0]} numbers, one a channel")
     if any(s <= 0 for s in d.std):
         raise JobError(f"{where}: data.std: must be above zero")
+    if d.kind == "text" and job.mode == "tasks":
+        raise JobError(
+            f'{where}: mode: "tasks" divides a classifier of pictures or audio, and the data are text; use "replicas"'
+        )
+    if d.kind == "text" and k.calibrate == "always":
+        raise JobError(f'{where}: tasks.calibrate: it re-fits classifiers of pictures or audio, not text; use "auto"')
     if k.num_groups > len(d.classes):
         raise JobError(f"{where}: tasks.num_groups: {k.num_groups} groups for {len(d.classes)} classes")
     if k.combine == "sum" and k.targets in ("rest", "own"):

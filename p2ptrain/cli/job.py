@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,9 +38,9 @@ COMMENTS = {
     "model.width": "factor on all channel counts",
     "model.init": '.safetensors file to start from, relative to this file ("" = random)',
     "data.classes": "in the order of the model's outputs",
-    "data.input_shape": "channels, height, width",
-    "data.kind": "image or audio",
-    "data.mean": "per channel, of pixels from 0 to 1 (log-mels for audio)",
+    "data.input_shape": "channels, height, width; for text 1, 1 and the bytes of a sample",
+    "data.kind": "image, audio or text",
+    "data.mean": "per channel, of pixels from 0 to 1 (log-mels for audio; not used for text)",
     "data.std": "likewise",
     "data.augment": "random crops and flips (images) or shifts (audio) while training",
     "data.audio.sample_rate": "Hz; the audio table counts for audio only",
@@ -59,6 +60,9 @@ COMMENTS = {
     "group.topk_fraction": "for topk only",
     "group.custodians": "so many peers keep a copy of each part",
 }
+DEFAULT_MODELS = {"image": "lenet", "audio": "dscnn", "text": "gpt_mini"}
+FOR_TEXT = {"mode": "replicas", "training__optimizer": "adamw", "training__learning_rate": 1e-3}
+"""Defaults where the data are text."""
 EXAMPLES_NEW = """\b
 Examples:
   p2ptrain job new --data images:photos/ --model vgg11_bn -o job.toml
@@ -88,7 +92,7 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     "--model",
     "model__name",
     metavar="NAME",
-    help="Built-in or package.module:function. [default: lenet; dscnn for audio]",
+    help="Built-in or package.module:function. [default: lenet; dscnn for audio; gpt_mini for text]",
 )
 @setting("--name", "name", str, "What to call the job.")
 @setting("--mode", "mode", click.Choice(["tasks", "replicas"]), "tasks: a sub-model a peer. replicas: the whole model.")
@@ -132,7 +136,10 @@ def new(data: str, input_shape: str | None, init: Path | None, output: Path, for
     source = open_source(data)
     augment = bool(settings.pop("data__augment"))
     job = dataclasses.replace(Job(), data=propose_contract(source, _shape(input_shape), augment=augment))
-    settings["model__name"] = settings["model__name"] or ("dscnn" if source.kind == "audio" else "lenet")
+    settings["model__name"] = settings["model__name"] or DEFAULT_MODELS[source.kind]
+    if source.kind == "text":
+        for key, value in FOR_TEXT.items():
+            settings[key] = value if settings[key] is None else settings[key]
     job = _with_settings(job, settings)
     if init is not None:
         if not init.is_file():
@@ -255,9 +262,8 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
     click.echo(f"data      {job.data.kind} {shape}, {len(job.data.classes)} classes: {listed(job.data.classes)}")
     if "samples" in plain:
         counts = plain["samples"]
-        click.echo(
-            f"samples   {sum(counts.values()):,} to train on: {listed([f'{k} {n}' for k, n in counts.items()], 12)}"
-        )
+        by_class = "" if job.data.kind == "text" else f": {listed([f'{k} {n}' for k, n in counts.items()], 12)}"
+        click.echo(f"samples   {sum(counts.values()):,} to train on{by_class}")
     click.echo("fine")
 
 
@@ -267,8 +273,8 @@ def _samples_per_class(job: Job, data: str) -> dict[str, int]:
     source = open_source(data)
     indices = select(source, job.data, "train")
     load(source, job.data, "train", indices[:1])  # kind and shape
-    names = [source.classes[label] for label in source.labels("train")[indices]]
-    return {name: names.count(name) for name in source.classes}
+    counts = Counter(source.fitted(job.data).labels("train")[indices].tolist())
+    return {name: counts[label] for label, name in enumerate(source.classes)}
 
 
 def _check_model(job: Job, model: nn.Module) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-DATA_HELP = "The data set: digits, idx:DIR, cifar:DIR, images:DIR_OR_ZIP, audio:DIR_OR_ZIP or npz:FILE."
+DATA_HELP = "The data set: digits, idx:DIR, cifar:DIR, images:DIR_OR_ZIP, audio:DIR_OR_ZIP, npz:FILE or text:FILE."
 
 
 class Duration(click.ParamType[float]):

@@ -156,7 +156,7 @@ def check_data(request: Request) -> dict[str, int]:
         classes=request.classes or None,
         seed=job.seed if job else 0,
     )
-    labels = source.labels("train")[indices]
+    labels = source.fitted(contract).labels("train")[indices]
     if job:
         load(source, contract, "train", indices[:1])
         class_map(source, contract, np.unique(labels))

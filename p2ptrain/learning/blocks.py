@@ -138,7 +138,7 @@ class Chain:
         name = _common(layers)
         values = [self._flow.value(node) for node in self._flow.crossing(last)]
         outputs = tuple(Crossing(tuple(value.shape[1:]), value.dtype) for value in values)
-        return Block(name or f"block{index}", tuple(n for n in state if n in held), outputs)
+        return Block(name or (layers[0] if layers else f"block{index}"), tuple(n for n in state if n in held), outputs)
 
 
 def _best_cuts(flow: Dataflow, max_tensors: int) -> list[int]:

@@ -17,13 +17,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from p2ptrain.config import AudioConfig, DataConfig, Job
+from p2ptrain.config import AudioConfig, DataConfig, DataKind, Job
 from p2ptrain.errors import JobError, UserError
 from p2ptrain.learning.models import build_model
 
@@ -148,7 +148,7 @@ def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
         data = DataConfig(
             classes=tuple(str(c) for c in _list(metadata, "classes")),
             input_shape=tuple(int(n) for n in _list(metadata, "input_shape")),
-            kind="audio" if metadata["kind"] == "audio" else "image",
+            kind=_kind(metadata["kind"]),
             mean=tuple(float(m) for m in _list(metadata, "mean")),
             std=tuple(float(s) for s in _list(metadata, "std")),
             audio=AudioConfig(**json.loads(metadata["audio"])),
@@ -166,6 +166,13 @@ def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
     except (KeyError, TypeError, ValueError) as error:
         detail = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: damaged metadata ({detail}); harvest or copy the model again") from None
+
+
+def _kind(text: str) -> DataKind:
+    for kind in get_args(DataKind):
+        if kind == text:
+            return cast(DataKind, kind)
+    raise ValueError(f"kind {text!r}")
 
 
 def _list(metadata: Mapping[str, str], key: str) -> list[Any]:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from p2ptrain.learning.objective import matched
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -72,7 +74,10 @@ class Evaluation:
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int, *, device: torch.device | str = "cpu"
 ) -> Evaluation:
-    """Run the model in eval mode over (x [N, ...], y [N]); its mode is put back. Logits that are NaN count as wrong."""
+    """Run the model in eval mode over (x [N, ...], y [N]); its mode is put back. Logits that are NaN count as wrong.
+
+    A text's samples are its positions (see ``matched``).
+    """
     confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64)
     loss_sum, samples = 0.0, 0
     was_training = model.training
@@ -80,8 +85,7 @@ def evaluate(
     try:
         with torch.inference_mode():
             for x, y in batches:
-                logits = model(x.to(device)).float().cpu()  # [N, num_classes]
-                y = y.cpu().to(torch.int64)
+                logits, y = matched(model(x.to(device)).float().cpu(), y.cpu().to(torch.int64))
                 predicted = logits.argmax(1)
                 broken = logits.isnan().any(1)
                 predicted[broken] = (y[broken] + 1) % num_classes  # argmax would take NaN for the largest
@@ -108,11 +112,11 @@ def own_class_accuracy(
     rows = torch.tensor([list(outputs).index(c) for c in own.tolist()]) if outputs else own
     right = samples = 0
     for x, y in batches:
+        logits, y = matched(model(x), y)
         kept = torch.isin(y, own)
-        if bool(kept.any()):
-            answers = own[model(x[kept])[:, rows].argmax(1).cpu()]
-            right += int((answers == y[kept]).sum())
-            samples += int(kept.sum())
+        answers = own[logits[:, rows].argmax(1).cpu()]
+        right += int((answers == y)[kept].sum())
+        samples += int(kept.sum())
     model.train(was_training)
     return _share(right, samples)
 

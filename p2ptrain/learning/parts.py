@@ -14,7 +14,7 @@ from p2ptrain.config import Job
 from p2ptrain.errors import JobError, LocalError
 from p2ptrain.learning.averaging import weighted_mean
 from p2ptrain.learning.decoupling import Decoupling
-from p2ptrain.learning.models import build_model
+from p2ptrain.learning.models import MODELS, TEXT_MODELS, build_model
 from p2ptrain.planning.plan import Plan
 
 State = Mapping[str, Tensor]
@@ -28,6 +28,9 @@ def global_model(job: Job, *, allow_user_code: bool) -> nn.Module:
             f"the job's model is your group's own code ({name}), which would run on this device; look at it, put it on "
             f"the Python path, and start with --allow-model {name}"
         )
+    if name in MODELS and (name in TEXT_MODELS) != (job.data.kind == "text"):
+        fitting = sorted(TEXT_MODELS) if job.data.kind == "text" else [n for n in MODELS if n not in TEXT_MODELS]
+        raise JobError(f"model {name} can't read {job.data.kind} data; take one of {', '.join(fitting)}")
     channels, height, width = job.data.input_shape
     return build_model(
         name,

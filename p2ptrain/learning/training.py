@@ -14,11 +14,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.learning.averaging import check_state
+from p2ptrain.learning.objective import training_loss
 
 ResolvedTargets = Literal["all", "rest", "own"]
 
@@ -72,16 +72,16 @@ class LocalTrainer:
         self._optimizer = _optimizer(self._parameters, config)
 
     def step(self, x: Tensor, y: Tensor) -> float | None:
-        """Train on one batch, x [N, ...], y [N] global class numbers. The mean loss; None = nothing was learnt."""
+        """One batch, x [N, ...], y [N] or [N, T] global class numbers. The mean loss; None = nothing was learnt."""
         self._set_learning_rate()
         torch.default_generator.manual_seed((self.seed * 1_000_003 + self.num_steps) & (2**63 - 1))
         self.num_steps += 1
         y = self._table[y.to(self.device, torch.int64)]
         if self.targets == "own":
             kept = (y != _IGNORED).nonzero().squeeze(1)
-            if kept.numel() < y.numel():
+            if kept.numel() < len(y):
                 x, y = x[kept.to(x.device)], y[kept]
-        if y.numel() == 0 or (y.numel() == 1 and self._has_batch_norm):
+        if len(y) == 0 or (len(y) == 1 and self._has_batch_norm):
             return None  # BatchNorm can't be trained on a single value a channel
         x = x.to(self.device)
         if x.dim() == 4:
@@ -90,7 +90,7 @@ class LocalTrainer:
         self.model.train()
         self._optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss = F.cross_entropy(self.model(x), y, label_smoothing=self.config.label_smoothing)
+            loss = training_loss(self.model(x), y, self.config.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), MAX_GRADIENT_NORM)
         loss_value: float
@@ -101,7 +101,7 @@ class LocalTrainer:
             return None
         self._optimizer.step()
         self._bad_in_a_row = 0
-        self.num_samples += y.numel()
+        self.num_samples += len(y)
         return loss_value
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -28,8 +28,13 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "resnet20": (273_000, 0, 481),
     "mobilenetv2": (2_237_000, 0, 4789),
     "dscnn": (29_000, 0, 497),
+    "bert_small": (13_137_000, 512, 33_610),
+    "gpt_mini": (2_768_000, 192, 19_136),
 }
-"""Of each built-in model at width 1: weights, weights per input pixel, activation elements per input pixel."""
+"""Of each built-in model at width 1: weights, weights per input pixel, activation elements per input pixel.
+
+A pixel of text is a byte.
+"""
 
 
 def training_bytes(job: Job) -> int:

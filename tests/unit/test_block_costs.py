@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from p2ptrain.learning.block_costs import profile_blocks
 from p2ptrain.learning.block_times import measure_blocks
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.flops import memory_bytes, training_flops
-from p2ptrain.learning.models import build_model
+from p2ptrain.learning.models import TEXT_MODELS, build_model
 from p2ptrain.planning.blocks import check_model, check_times
 
 SHAPE = (3, 32, 32)
@@ -30,22 +31,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", ["lenet", "vgg11_bn", "resnet20", "mobilenetv2"])
+@pytest.mark.parametrize("name", ["lenet", "vgg11_bn", "resnet20", "mobilenetv2", "bert_small", "gpt_mini"])
 def test_blocks_add_up_to_the_model(name: str) -> None:
+    shape = (1, 1, 64) if name in TEXT_MODELS else SHAPE
     with torch.device("meta"):
-        model = build_model(name, input_shape=SHAPE, num_classes=10)
-    profile = profile_blocks(Chain(model, SHAPE), name)
+        model = build_model(name, input_shape=shape, num_classes=10)
+    profile = profile_blocks(Chain(model, shape), name)
     check_model(profile)
-    flops = training_flops(model, SHAPE)
+    flops = training_flops(model, shape)
     assert sum(block.forward_flops for block in profile.blocks) == flops.forward
     assert sum(block.backward_flops for block in profile.blocks) == flops.backward
     assert profile.parameter_bytes == sum(p.nbytes for p in model.parameters())
     assert sum(block.buffer_bytes for block in profile.blocks) == sum(b.nbytes for b in model.buffers())
-    assert profile.input_bytes == 3 * 32 * 32 * 4
+    assert profile.input_bytes == math.prod(shape) * 4
     assert profile.num_cuts == len(profile.blocks) - 1
     # The same storages as the whole model's, but for the two largest, which that counts once more.
     stored = sum(block.stored_activation_bytes for block in profile.blocks) + profile.input_bytes
-    slope = (memory_bytes(model, SHAPE, 32, "sgd") - memory_bytes(model, SHAPE, 16, "sgd")) / 16
+    slope = (memory_bytes(model, shape, 32, "sgd") - memory_bytes(model, shape, 16, "sgd")) / 16
     assert 0.6 * slope < stored < slope
 
 
@@ -93,11 +95,12 @@ class Ticks:
 
 
 def chain_of(name: str = "lenet", width: float = 0.1) -> Chain:
+    shape = (1, 1, 16) if name in TEXT_MODELS else SHAPE
     with torch.device("meta"):
-        return Chain(build_model(name, input_shape=SHAPE, num_classes=4, width=width), SHAPE)
+        return Chain(build_model(name, input_shape=shape, num_classes=4, width=width), shape)
 
 
-@pytest.mark.parametrize("name", ["lenet", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["lenet", "vgg11_bn", "gpt_mini"])
 def test_times_of_blocks_that_dont_exist(name: str) -> None:
     chain = chain_of(name)
     times = measure_blocks(chain, name, batch_sizes=(4, 1, 2, 2), budget_s=600, clock=Ticks(0.001))

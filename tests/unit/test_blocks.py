@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from p2ptrain.errors import JobError, LocalError
 from p2ptrain.learning import partial
 from p2ptrain.learning.blocks import Chain
-from p2ptrain.learning.models import MODELS, build_model
+from p2ptrain.learning.models import MODELS, TEXT_MODELS, build_model
+from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.partial import named_tensors, partial_model
 
 
@@ -31,7 +32,7 @@ NUM_CLASSES = 5
 
 
 def shape_of(name: str) -> tuple[int, int, int]:
-    return (1, 12, 20) if name == "dscnn" else (3, 16, 16)
+    return (1, 1, 12) if name in TEXT_MODELS else (1, 12, 20) if name == "dscnn" else (3, 16, 16)
 
 
 def built(name: str) -> nn.Module:
@@ -39,7 +40,16 @@ def built(name: str) -> nn.Module:
 
 
 def batch(name: str, size: int) -> Tensor:
-    return torch.randn(size, *shape_of(name), generator=torch.Generator().manual_seed(size))
+    generator = torch.Generator().manual_seed(size)
+    if name in TEXT_MODELS:
+        return torch.randint(0, NUM_CLASSES, (size, *shape_of(name)), generator=generator)
+    return torch.randn(size, *shape_of(name), generator=generator)
+
+
+def labels(name: str, size: int) -> Tensor:
+    """Of the last position, or of every one."""
+    y = torch.arange(size) % NUM_CLASSES
+    return y[:, None].expand(size, 12) if name == "gpt_mini" else y
 
 
 def run_slices(slices: Sequence[nn.Module], x: Tensor) -> Tensor:
@@ -59,7 +69,7 @@ def backward_slices(slices: Sequence[nn.Module], x: Tensor, y: Tensor) -> Tensor
         outputs.append(value if isinstance(value, tuple) else (value,))
         inputs.append(tuple(one.detach().clone().requires_grad_() for one in outputs[-1]))
     logits = inputs[-1][0]
-    F.cross_entropy(logits, y).backward()
+    training_loss(logits, y).backward()
     for into, out in zip(reversed(inputs[1:]), reversed(outputs), strict=True):
         torch.autograd.backward(out, [one.grad for one in into])
     return logits.detach()
@@ -77,13 +87,13 @@ def test_blocks_one_by_one_do_what_the_whole_does(name: str) -> None:
     names = [name for module in slices for name in module.state_dict()]
     assert sorted(names) == sorted(whole.state_dict()) == sorted(chain.tensor_names(0, num_blocks))
     for size, training in ((3, True), (2, True), (1, False)):
-        x, y = batch(name, size), torch.arange(size) % NUM_CLASSES
+        x, y = batch(name, size), labels(name, size)
         whole.train(training).zero_grad()
         for module in slices:
             module.train(training).zero_grad()
         torch.manual_seed(0)  # dropout
         logits = whole(x)
-        F.cross_entropy(logits, y).backward()
+        training_loss(logits, y).backward()
         torch.manual_seed(0)
         assert torch.equal(backward_slices(slices, x, y), logits)
         gradients = {n: p.grad for module in slices for n, p in module.named_parameters()}
@@ -204,7 +214,7 @@ class Tied(nn.Module):
 
 
 def test_tied_tensors_are_never_parted() -> None:
-    assert [b.name for b in Chain(Tied(), (8,)).blocks] == ["block0", "tail"]
+    assert [b.name for b in Chain(Tied(), (8,)).blocks] == ["embedding", "tail"]
     with pytest.raises(JobError, match=r"'embedding.weight' and 'decoder.weight' are one and the same"):
         Chain(Tied(head=False), (8,))
     layer = nn.Linear(4, 4)

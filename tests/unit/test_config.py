@@ -250,6 +250,7 @@ def test_the_order_of_keys_does_not_matter() -> None:
         ("data.mean", [0.1, 0.2], "data.mean: expected 1 numbers, one a channel"),
         ("data.std", [0.0], "data.std: must be above zero"),
         ("tasks.num_groups", 11, "tasks.num_groups: 11 groups for 10 classes"),
+        ("data.kind", "text", 'mode: "tasks" divides .* the data are text; use "replicas"'),
         ("tasks", {"combine": "sum", "targets": "own"}, 'tasks.combine: "sum" needs tasks.targets = "all"'),
     ],
 )

@@ -57,14 +57,15 @@ def load(source: Source, contract: DataConfig, split: Split, indices: Indices | 
     if source.kind != contract.kind:
         raise DataError(
             f"{source.spec}: holds {source.kind} data, the job trains on {contract.kind}; "
-            f"give data of that kind with {'audio' if contract.kind == 'audio' else 'images'}:DIR"
+            f"give data of that kind with {'images' if contract.kind == 'image' else contract.kind}:PATH"
         )
+    source = source.fitted(contract)
     shape = _checked_shape(source, contract)
     labels = source.labels(split)
     chosen = np.arange(len(labels), dtype=np.int64) if indices is None else np.asarray(indices, np.int64)
     own = labels[chosen]
     y = class_map(source, contract, np.unique(own))[own]
-    item_bytes = 1 if source.kind == "image" else 2
+    item_bytes = 2 if source.kind == "audio" else 1
     check_memory(len(chosen) * math.prod(shape) * item_bytes, f"{source.spec}: {len(chosen)} samples of {list(shape)}")
     return Dataset(source.decode(split, chosen, contract), y, contract)
 
@@ -79,6 +80,12 @@ def _checked_shape(source: Source, contract: DataConfig) -> Shape:
             raise DataError(
                 f"data.input_shape: {list(contract.input_shape)}, but data.audio gives {list(expected)}; "
                 "write that into the job file"
+            )
+    elif contract.kind == "text":
+        if contract.classes != source.classes:
+            raise DataError(
+                f"data.classes: {listing(contract.classes, 4)}; for text they are the numbers of all bytes, "
+                '["0", "1", ... "255"]; make the job again with p2ptrain job new --data text:FILE'
             )
     elif channels not in (1, 3) and source.natural_shape != contract.input_shape:
         raise DataError(f"data.input_shape: {channels} channels; pictures have 1 (grey) or 3 (colour)")
@@ -97,8 +104,14 @@ def propose_contract(
     """A contract that fits ``source``: its classes, its shape, mean and deviation of a seeded sample of training data.
 
     Mean and deviation are in the units of ``Dataset.tensors`` before normalisation: pixels from 0 to 1, log-mels as
-    they are. Audio settings suit speech at the files' rate and 95 % of their lengths.
+    they are; text is not normalised. Audio settings suit speech at the files' rate and 95 % of their lengths.
     """
+    if source.kind == "text":
+        draft = DataConfig(source.classes, input_shape or source.natural_shape, "text", (0.0,), (1.0,))
+        if augment:
+            raise DataError(f"{source.spec}: text is not augmented; leave --augment out")
+        load(source, draft, "train", np.zeros(1, np.int64))
+        return draft
     rng = np.random.RandomState(seed % 2**32)
     num_train = source.num_samples("train")
     sample = np.sort(rng.permutation(num_train)[:num_samples]).astype(np.int64)

@@ -31,9 +31,9 @@ class Dataset:
     """Samples of one split, labelled in the job's class order."""
 
     x: NDArray[Any]
-    """``[N, C, H, W]``: uint8 pixels, float16 log-mels, or float32 as they came."""
+    """``[N, C, H, W]``: uint8 pixels, float16 log-mels, float32 as they came, or uint8 text ``[N, 1, 1, T]``."""
     y: Indices
-    """``[N]``"""
+    """``[N]``; of text, the byte that follows."""
     contract: DataConfig
 
     def __post_init__(self) -> None:
@@ -56,7 +56,10 @@ class Dataset:
         return Dataset(self.x[indices], self.y[indices], self.contract)
 
     def tensors(self, indices: Indices | slice | None = None) -> tuple[Tensor, Tensor]:
-        """Normalised float32 samples ``[n, C, H, W]`` and int64 labels ``[n]``; all of them if not told which."""
+        """Normalised float32 samples ``[n, C, H, W]`` and int64 labels ``[n]``; all of them if not told which.
+
+        Of text: int64 bytes ``[n, 1, 1, T]``, and the byte that follows each of them ``[n, T]``.
+        """
         chosen = slice(None) if indices is None else indices
         return self._normalised(self.x[chosen], self.y[chosen])
 
@@ -73,7 +76,7 @@ class Dataset:
         own_fraction: float = 0.0,
         augment: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass in random order: normalised ``(x, y)`` batches.
+        """One pass in random order: normalised ``(x, y)`` batches, as of ``tensors``.
 
         With ``own_fraction`` above zero, that share of every batch comes from ``own_classes`` (the job's indices) and
         the rest from the others, each pool starting anew when it runs out; the pass keeps its length. A last batch of a
@@ -110,6 +113,10 @@ class Dataset:
     def _normalised(self, x: NDArray[Any], y: Indices) -> tuple[Tensor, Tensor]:
         import torch
 
+        if self.contract.kind == "text":
+            tokens = x.astype(np.int64)
+            following = np.concatenate([tokens[:, 0, 0, 1:], y[:, None]], axis=1, dtype=np.int64)
+            return torch.from_numpy(tokens), torch.from_numpy(following)
         channels = self.contract.input_shape[0]
         mean = np.array(self.contract.mean or (0.0,) * channels, np.float32).reshape(-1, 1, 1)
         std = np.array(self.contract.std or (1.0,) * channels, np.float32).reshape(-1, 1, 1)

@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from p2ptrain.config import MAX_CLASSES, DataConfig
+from p2ptrain.config import MAX_CLASSES, DataConfig, DataKind
 from p2ptrain.errors import DataError
 
-Kind = Literal["image", "audio"]
+Kind = DataKind
 Split = Literal["train", "test"]
 Shape = tuple[int, int, int]
 Indices = NDArray[np.int64]
@@ -31,6 +31,7 @@ SCHEMES: dict[str, str] = {
     "images": "images:DIR_OR_ZIP (one folder a class)",
     "audio": "audio:DIR_OR_ZIP (WAV files, one folder a class)",
     "npz": "npz:FILE (x_train, y_train, x_test, y_test)",
+    "text": "text:FILE (any file, read byte by byte)",
 }
 
 MAX_NAME = 255
@@ -47,9 +48,9 @@ class Source(ABC):
     kind: Kind
     classes: tuple[str, ...]
     natural_shape: Shape
-    """``(channels, height, width)`` of the first sample; for audio, that of the log-mels of one second."""
+    """``(channels, height, width)`` of the first sample; of the log-mels of one second; of a usual piece of text."""
     sample_rate: int
-    """Of the first recording, in Hz; 0 for images."""
+    """Of the first recording, in Hz; 0 for other data."""
 
     resizable: bool
     """True if ``decode`` stretches pictures to the contract's shape instead of refusing another."""
@@ -57,6 +58,10 @@ class Source(ABC):
     @abstractmethod
     def labels(self, split: Split) -> Indices:
         """Class of every sample ``[N]``, as an index into ``classes``. Not to be written to."""
+
+    def fitted(self, contract: DataConfig) -> Source:
+        """The source as a job divides it into samples: this one, unless the job's shape decides where they begin."""
+        return self
 
     @abstractmethod
     def decode(self, split: Split, indices: Indices, contract: DataConfig) -> NDArray[Any]:
@@ -78,7 +83,7 @@ class Source(ABC):
 def open_source(spec: str) -> Source:
     """Open the data set that ``spec`` names. Raises ``DataError`` naming the file and what was expected."""
     # Imported here because these modules build on Source, and because decoders need not load to read a job.
-    from p2ptrain.learning.data import binary, folders
+    from p2ptrain.learning.data import binary, folders, text
 
     scheme, _, rest = spec.partition(":")
     openers: dict[str, Callable[[str, Path], Source]] = {
@@ -87,6 +92,7 @@ def open_source(spec: str) -> Source:
         "npz": binary.open_npz,
         "images": folders.open_images,
         "audio": folders.open_audio,
+        "text": text.open_text,
     }
     if scheme == "digits":
         if rest:

@@ -43,6 +43,7 @@ def select(
     concentration: 0.1 very uneven, 10 nearly even) each class is divided by a draw from Dir(dirichlet), the same draw
     for both splits. ``classes`` keeps samples of these classes of the job. ``seed`` is the job's.
     """
+    source = source.fitted(contract)
     labels = source.labels(split)
     keep = np.ones(len(labels), np.bool_)
     if shard is not None:

@@ -18,14 +18,16 @@ from torch import nn
 
 from p2ptrain.errors import JobError
 from p2ptrain.learning.models.alexnet import AlexNet
+from p2ptrain.learning.models.bert import BERT
 from p2ptrain.learning.models.dscnn import DSCNN
+from p2ptrain.learning.models.gpt import GPT
 from p2ptrain.learning.models.layers import InputShape
 from p2ptrain.learning.models.lenet import LeNet
 from p2ptrain.learning.models.mobilenetv2 import MobileNetV2
 from p2ptrain.learning.models.resnet import ResNet
 from p2ptrain.learning.models.vgg import VGG
 
-__all__ = ["MODELS", "InputShape", "build_model"]
+__all__ = ["MODELS", "TEXT_MODELS", "InputShape", "build_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,
@@ -40,7 +42,11 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": partial(ResNet, stages=(16, 32, 64), blocks_per_stage=3),
     "mobilenetv2": MobileNetV2,
     "dscnn": DSCNN,
+    "bert_small": BERT,
+    "gpt_mini": GPT,
 }
+TEXT_MODELS = frozenset({"bert_small", "gpt_mini"})
+"""Those that read token numbers; the others read pictures and log-mels."""
 
 
 # What a bug in a user's function raises; JobError passes through.

@@ -1,0 +1,101 @@
+"""``text:FILE``: the bytes of any file as tokens, cut into windows of the job's context length.
+
+A sample is a window; its label is the byte that follows, and inside it every byte is followed by the next. The last
+tenth of the file is the test split.
+
+Invariant: for a given context the samples of a file are the same everywhere, and no byte is in both splits. The file is
+mapped, not read, until samples are decoded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2ptrain.config import DataConfig
+from p2ptrain.errors import DataError
+from p2ptrain.learning.data.source import MAX_ARRAY_BYTES, Indices, Kind, Shape, Source, Split
+
+BYTES = tuple(str(byte) for byte in range(256))
+"""Class names: the numbers of the bytes."""
+USUAL_CONTEXT = 128
+TEST_SHARE = 10
+"""One part in so many is for testing."""
+_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_EXPECTED = "expected a file of plain text, such as text:book.txt"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextSource(Source):
+    """``text``: the mapped file."""
+
+    spec: str
+    text: NDArray[np.uint8]
+    natural_shape: Shape = (1, 1, USUAL_CONTEXT)
+    classes: tuple[str, ...] = BYTES
+    kind: Kind = "text"
+    sample_rate: int = 0
+    resizable: bool = True
+
+    @property
+    def context(self) -> int:
+        return self.natural_shape[2]
+
+    def fitted(self, contract: DataConfig) -> Source:
+        shape = contract.input_shape
+        if contract.kind != "text":
+            return self
+        if len(shape) != 3 or shape[0] != 1 or shape[1] != 1 or shape[2] < 1:
+            raise DataError(f"data.input_shape: expected [1, 1, bytes in a sample] for text, got {list(shape)}")
+        fitted = dataclasses.replace(self, natural_shape=(1, 1, shape[2]))
+        for split in ("train", "test"):
+            if not fitted.num_samples(split):
+                raise DataError(
+                    f"{self.spec}: {len(self.text)} bytes, of which a tenth is for testing, hold no {split} sample of "
+                    f"{shape[2]} bytes and the one that follows; expected at least {TEST_SHARE * (shape[2] + 1)}: give "
+                    "a longer text, or make the job with a shorter --input-shape 1,1,BYTES"
+                )
+        return fitted
+
+    def num_samples(self, split: Split) -> int:
+        return max(0, len(self._part(split)) - 1) // self.context
+
+    def labels(self, split: Split) -> Indices:
+        following = self._part(split)[self.context :: self.context]
+        return following.astype(np.int64)
+
+    def decode(self, split: Split, indices: Indices, contract: DataConfig) -> NDArray[Any]:
+        source = self.fitted(contract)
+        assert isinstance(source, TextSource)
+        num_samples = source.num_samples(split)
+        windows = source._part(split)[: num_samples * source.context].reshape(num_samples, 1, 1, source.context)
+        return np.asarray(windows[indices])
+
+    def _part(self, split: Split) -> NDArray[np.uint8]:
+        start_of_test = len(self.text) - len(self.text) // TEST_SHARE
+        return self.text[:start_of_test] if split == "train" else self.text[start_of_test:]
+
+
+def open_text(spec: str, path: Path) -> Source:
+    """``text:FILE``. Raises ``DataError`` if it is no file, packed, or shorter than a sample in each split."""
+    if not path.is_file():
+        raise DataError(f"{path}: not a file; {_EXPECTED}")
+    try:
+        size = path.stat().st_size
+        if size == 0:
+            raise DataError(f"{path}: an empty file; {_EXPECTED}")
+        if size > MAX_ARRAY_BYTES:
+            raise DataError(f"{path}: {size:,} bytes; at most {MAX_ARRAY_BYTES:,} are supported; split the file")
+        text = np.memmap(path, np.uint8, "r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: can't be read ({error}); {_EXPECTED}") from None
+    start = text[:8].tobytes()
+    packed = next((name for magic, name in _PACKED.items() if start.startswith(magic)), None)
+    if packed is not None:
+        raise DataError(f"{path}: packed with {packed}; unpack it first; {_EXPECTED}")
+    return TextSource(spec, text)

@@ -1,0 +1,31 @@
+"""What a model's outputs are asked for: the one place that knows that text has a label at every position.
+
+Invariant: answers and labels that come out of ``matched`` are one to one; what is neither a label a sample nor a label
+a position is our own bug.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from p2ptrain.errors import LocalError
+
+
+def matched(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [M, classes] and the label of each [M].
+
+    From logits [N, classes] with labels [N]; [N, T, classes] with [N, T]; or a model that answers once a sample, [N,
+    classes], with labels at every position [N, T]: it is asked for the last, which is what follows the sample.
+    """
+    if logits.dim() == 2 and y.dim() == 2:
+        y = y[:, -1]
+    if logits.shape[:-1] != y.shape:
+        raise LocalError(f"outputs {tuple(logits.shape)} for labels {tuple(y.shape)}")
+    return logits.flatten(0, -2), y.flatten()
+
+
+def training_loss(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy over all answers."""
+    logits, y = matched(logits, y)
+    return F.cross_entropy(logits, y, label_smoothing=label_smoothing)
