@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from p2ptrain.learning.objective import matched
 
+MANY_CLASSES = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -58,11 +60,16 @@ class Evaluation:
         )
 
     def to_text(self, classes: Sequence[str] = (), *, max_width: int = 100) -> str:
-        """A table: a line a class with its accuracy and what it is most often taken for, and the total."""
+        """A table: a line a class with its accuracy and what it is most often taken for, and the total.
+
+        Of many classes (text has one a byte) only those that come up.
+        """
         names = _names(classes, len(self.confusion))
         width = min(max(len("class"), *map(len, names)), max(8, max_width - 50))
         lines = [f"{'class':<{width}}  samples  accuracy  most often taken for"]
         for c, (name, row) in enumerate(zip(names, self.confusion, strict=True)):
+            if not any(row) and len(names) > MANY_CLASSES:
+                continue
             wrong = sorted(((n, names[p]) for p, n in enumerate(row) if p != c and n), key=lambda one: -one[0])[:3]
             mistakes = ", ".join(f"{other} ({n})" for n, other in wrong)
             line = f"{_cut(name, width):<{width}}  {sum(row):>7}  {_percent(self.per_class[c]):>8}  {mistakes}"

@@ -47,6 +47,12 @@ def test_text_and_json() -> None:
     assert data["per_class"]["cow"] == pytest.approx(0.6) and data["confusion"][2] == [3, 1, 6]
 
 
+def test_of_many_classes_only_those_that_come_up_are_listed() -> None:
+    rows = tuple(tuple(int(t == p == 65) for p in range(256)) for t in range(256))
+    lines = Evaluation(rows, 1.0).to_text().splitlines()
+    assert len(lines) == 3 and lines[1].startswith("65")
+
+
 def test_own_classes_among_themselves() -> None:
     logits = torch.tensor([[1.0, 9, 2], [3, 9, 4], [0, 9, 1], [9, 9, 9]])
     y = torch.tensor([2, 0, 2, 1])
