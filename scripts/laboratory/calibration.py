@@ -1,5 +1,8 @@
 """How fast each device really is at the job's model, beside how fast its share of a core should make it.
 
+A share in short turns does less than the share's work, as each turn begins with cold caches. What is measured to be
+missing is added to the quota, and measured again.
+
 Invariant: nominal speed is the share of what one unlimited core did just before and just after, in the same process, so
 that a machine that gets slower for everybody fails nobody.
 
@@ -24,7 +27,8 @@ from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError, UserError
 
 TOLERANCE = 0.05
-ATTEMPTS = 3
+ATTEMPTS = 4
+LARGEST_CORRECTION = 1.5
 TURN_S = 1.5
 """Of a whole core; a device gets longer turns the smaller its share, for a fair number of its periods and steps."""
 NUM_TURNS = 3
@@ -40,7 +44,8 @@ class Speed:
     share: float
     nominal: float
     measured: float
-    attempts: int
+    correction: float = 1.0
+    """Of the quota, with which that was measured."""
 
     @property
     def deviation(self) -> float:
@@ -103,11 +108,16 @@ def calibrate(
     with worker(job, environment) as trainer, _outside(trainer.pid) as home:
         trainer.speed(TURN_S)  # warm caches, allocator, the oneDNN kernels
         for device, group in groups.items():
-            for attempt in range(1, ATTEMPTS + 1):
-                speed = _measure(trainer, device, group, shares[device], home, attempt)
+            for _ in range(ATTEMPTS):
+                speed = _measure(trainer, device, group, shares[device], home)
                 if speed.fine:
                     break
-            say(f"{device}: {speed.measured:.1f} samples/s of nominal {speed.nominal:.1f} ({speed.deviation:+.1%})")
+                corrected = group.correction * speed.nominal / speed.measured
+                group.correct(min(max(corrected, 1 / LARGEST_CORRECTION), LARGEST_CORRECTION))
+            say(
+                f"{device}: {speed.measured:.1f} samples/s of nominal {speed.nominal:.1f} ({speed.deviation:+.1%})"
+                f", quota x {speed.correction:.2f}"
+            )
             speeds.append(speed)
     bad = [speed for speed in speeds if not speed.fine]
     if bad:
@@ -118,9 +128,7 @@ def calibrate(
     return speeds
 
 
-def _measure(
-    trainer: Worker, device: str, group: DeviceGroup, share: float, home: Callable[[], None], attempt: int
-) -> Speed:
+def _measure(trainer: Worker, device: str, group: DeviceGroup, share: float, home: Callable[[], None]) -> Speed:
     whole, limited = [], []
     for _ in range(NUM_TURNS):
         before = trainer.speed(TURN_S / 2)
@@ -130,7 +138,7 @@ def _measure(
         whole.append((before + trainer.speed(TURN_S / 2)) / 2)
     ratios = [slow / fast for slow, fast in zip(limited, whole, strict=True)]
     core = statistics.median(whole)
-    return Speed(device, share, min(1.0, share) * core, statistics.median(ratios) * core, attempt)
+    return Speed(device, share, min(1.0, share) * core, statistics.median(ratios) * core, group.correction)
 
 
 @contextmanager

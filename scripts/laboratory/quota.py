@@ -16,9 +16,10 @@ from pathlib import Path
 from p2ptrain.errors import UserError
 
 NAME = "p2ptrain-lab"
-PERIOD_US = 20_000
-"""Short, so that a small share is many short turns, not a long turn and a long wait; the kernel allows 1,000."""
-SMALLEST_QUOTA_US = 1_000
+TURN_US = 10_000
+"""What a device computes at a stretch. Shorter turns start with cold caches ever more often (with turns of 2 ms a tenth
+of a core did 0.7 of its work); longer ones mean longer waits between them."""
+SHORTEST_PERIOD_US, LONGEST_PERIOD_US = 20_000, 500_000
 GONE_S = 5.0
 
 
@@ -61,6 +62,7 @@ class DeviceGroup:
     def __init__(self, controllers: Controllers, device: str, share: float, memory_mb: float = 0.0) -> None:
         """``share`` of a core; ``memory_mb`` 0 = no limit. Raises ``UserError``."""
         self._controllers = controllers
+        self._share, self.correction = share, 1.0
         name = f"{NAME}-{os.getpid()}-{device}"
         self.folders = tuple(dict.fromkeys((controllers.cpu / name, controllers.memory / name)))
         try:
@@ -81,10 +83,16 @@ class DeviceGroup:
             self.remove()
             raise UserError(f"{error.filename}: {error.strerror}; the lab makes cgroups and needs root") from None
 
+    def correct(self, factor: float) -> None:
+        """From now on ``factor`` times the CPU time that the share says: what short turns cost is given back."""
+        self.correction = factor
+        self.set_share(self._share)
+
     def set_share(self, share: float) -> None:
         """From now on so much of a core."""
-        period = max(PERIOD_US, round(SMALLEST_QUOTA_US / share))
-        quota = round(share * period)
+        self._share = share
+        period = round(min(max(TURN_US / share, SHORTEST_PERIOD_US), LONGEST_PERIOD_US))
+        quota = round(share * self.correction * period)
         if self._controllers.version == 2:
             (self.folders[0] / "cpu.max").write_text(f"{quota} {period}")
             return

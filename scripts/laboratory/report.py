@@ -41,6 +41,7 @@ def to_plain(spec: LabSpec, text: str, lab: LabOutcome, result: Result | None) -
                 "memory_mb": device.memory_mb,
                 "nominal_samples_per_s": speeds[device.name].nominal if device.name in speeds else None,
                 "measured_samples_per_s": speeds[device.name].measured if device.name in speeds else None,
+                "quota_correction": speeds[device.name].correction if device.name in speeds else None,
                 "peak_memory_bytes": lab.use[device.name].peak_memory_bytes,
                 "cpu_s": lab.use[device.name].cpu_s,
             }
@@ -68,8 +69,18 @@ def plan_by_name(plan: Plan, names: Any) -> dict[str, Any]:
 
 def speed_table(speeds: Sequence[Speed]) -> str:
     """Nominal beside measured."""
-    rows = [["device", "share", "nominal samples/s", "measured", "off"]]
-    rows += [[s.device, f"{s.share:g}", f"{s.nominal:.1f}", f"{s.measured:.1f}", f"{s.deviation:+.1%}"] for s in speeds]
+    rows = [["device", "share", "nominal samples/s", "measured", "off", "quota x"]]
+    rows += [
+        [
+            s.device,
+            f"{s.share:g}",
+            f"{s.nominal:.1f}",
+            f"{s.measured:.1f}",
+            f"{s.deviation:+.1%}",
+            f"{s.correction:.2f}",
+        ]
+        for s in speeds
+    ]
     return _table(rows)
 
 

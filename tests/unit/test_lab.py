@@ -204,12 +204,17 @@ def test_version_1(tmp_path: Path) -> None:
     cpu, memory = group.folders
     assert cpu.parent == tmp_path / "cg/cpu,cpuacct"
     assert memory.parent == tmp_path / "cg/memory/here"
-    assert (cpu / "cpu.cfs_quota_us").read_text() == "2000"
-    assert (cpu / "cpu.cfs_period_us").read_text() == "20000"
+    assert (cpu / "cpu.cfs_quota_us").read_text() == "10000"
+    assert (cpu / "cpu.cfs_period_us").read_text() == "100000"
     assert (memory / "memory.limit_in_bytes").read_text() == "500000000"
-    group.set_share(0.02)  # the kernel takes no quota below 1 ms
-    assert (cpu / "cpu.cfs_quota_us").read_text() == "1000"
-    assert (cpu / "cpu.cfs_period_us").read_text() == "50000"
+    group.set_share(0.5)
+    assert (cpu / "cpu.cfs_quota_us").read_text() == "10000"
+    assert (cpu / "cpu.cfs_period_us").read_text() == "20000"
+    group.correct(1.1)
+    assert (cpu / "cpu.cfs_quota_us").read_text() == "11000"
+    group.set_share(0.02)  # the corrected share of the longest period
+    assert (cpu / "cpu.cfs_quota_us").read_text() == "11000"
+    assert (cpu / "cpu.cfs_period_us").read_text() == "500000"
 
 
 def test_version_2(tmp_path: Path) -> None:
@@ -245,4 +250,4 @@ def test_only_what_dead_labs_left_is_swept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("measured", "fine"), [(95.1, True), (104.9, True), (94.9, False), (105.1, False)])
 def test_five_percent(measured: float, fine: bool) -> None:
-    assert Speed("a", 0.5, 100.0, measured, 1).fine is fine
+    assert Speed("a", 0.5, 100.0, measured).fine is fine
