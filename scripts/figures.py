@@ -126,6 +126,109 @@ TABLES = (
     Table(
         ("what", "measured", "baseline", "command"),
         (
+            *(
+                BenchRow(
+                    "startup",
+                    f"{peers} peers at once, found by mDNS: from process start to the group, the plan, the first step",
+                    f"{{{peers} peers by mdns/group_s:.1f}} s; {{{peers} peers by mdns/plan_s:.1f}} s;"
+                    f" {{{peers} peers by mdns/first_step_s:.1f}} s",
+                    f"`import torch` as often, at once: {{import torch x {peers}/s:.1f}} s",
+                )
+                for peers in (3, 8)
+            ),
+            BenchRow(
+                "memory",
+                "memory (PSS) of a node: idle; training LeNet; training VGG-11",
+                "{lenet: node, idle/pss_mb:.0f} MB; {lenet: node, training/pss_mb:.0f} MB;"
+                " {vgg11_bn: node, training/pss_mb:.0f} MB",
+                "`import torch`: {import torch/pss_mb:.0f} MB",
+            ),
+            BenchRow(
+                "memory",
+                "memory (PSS) of a trainer: LeNet; VGG-11",
+                "{lenet: trainer, training/pss_mb:.0f} MB; {vgg11_bn: trainer, training/pss_mb:.0f} MB",
+                "the same loop in one process: {lenet: one process, training/pss_mb:.0f} MB;"
+                " {vgg11_bn: one process, training/pss_mb:.0f} MB",
+            ),
+            BenchRow(
+                "wire",
+                "64 MB of tensors between processes, MB/s: frames; frames with CURVE; a whole fetch to memory; to disk",
+                "{64 MB: frames, plain/mb_per_s:.0f}; {64 MB: frames, CURVE/mb_per_s:.0f};"
+                " {64 MB: fetch to memory/mb_per_s:.0f}; {64 MB: fetch to disk/mb_per_s:.0f}",
+                "plain TCP: {64 MB: TCP/mb_per_s:,.0f}",
+            ),
+            BenchRow(
+                "wire",
+                "the same, CPU seconds a GB, both sides",
+                "{64 MB: frames, plain/cpu_s_per_gb:.1f}; {64 MB: frames, CURVE/cpu_s_per_gb:.1f};"
+                " {64 MB: fetch to memory/cpu_s_per_gb:.1f}; {64 MB: fetch to disk/cpu_s_per_gb:.1f}",
+                "plain TCP: {64 MB: TCP/cpu_s_per_gb:.1f}",
+            ),
+            *(
+                BenchRow(
+                    "gossip_round",
+                    f"one gossip exchange of {name} (payload made, fetched, merged), ms: whole; fp16; int8; top-k",
+                    "; ".join(f"{{{model}, {kind}/exchange_ms:.0f}}" for kind in ("none", "fp16", "int8", "topk")),
+                    "as many bytes over plain TCP and an average: "
+                    + "; ".join(
+                        f"{{{model}, {kind}: TCP/exchange_ms:.0f}}" for kind in ("none", "fp16", "int8", "topk")
+                    ),
+                )
+                for model, name in (("lenet", "LeNet"), ("vgg11_bn", "VGG-11"))
+            ),
+            *(
+                BenchRow(
+                    "neighbours",
+                    f"digits, three processes, {words}: accuracy; seconds a round; memory (PSS) each; sent each",
+                    "; ".join(
+                        f"{short} {{{case}: p2ptrain {mode}/accuracy_percent:.1f}} %,"
+                        f" {{{case}: p2ptrain {mode}/round_s:.2f}} s, {{{case}: p2ptrain {mode}/pss_mb:.0f}} MB,"
+                        f" {{{case}: p2ptrain {mode}/sent_mb:.1f}} MB"
+                        for short, mode in (("class sub-models", "tasks"), ("replicas", "replicas"))
+                    ),
+                    "; ".join(
+                        f"{other} {{{case}: {other}/accuracy_percent:.1f}} %, {{{case}: {other}/round_s:.2f}} s,"
+                        f" {{{case}: {other}/pss_mb:.0f}} MB, {{{case}: {other}/sent_mb:.1f}} MB"
+                        for other in ("hivemind", "torchft")
+                    )
+                    + f"; central {{{case}: central/accuracy_percent:.1f}} %",
+                )
+                for case, words in (("iid", "a third of the samples each"), ("disjoint", "disjoint classes"))
+            ),
+            *(
+                BenchRow(
+                    "neighbours",
+                    f"the same, {words}, kill -9 of one in the middle: seconds until the others go on; accuracy",
+                    "; ".join(
+                        f"{short} {{{case}, one killed: p2ptrain {mode}/go_on_s:.1f}} s,"
+                        f" {{{case}, one killed: p2ptrain {mode}/accuracy_percent:.1f}} %"
+                        for short, mode in (("class sub-models", "tasks"), ("replicas", "replicas"))
+                    ),
+                    "; ".join(
+                        f"{other} {{{case}, one killed: {other}/go_on_s:.1f}} s,"
+                        f" {{{case}, one killed: {other}/accuracy_percent:.1f}} %"
+                        for other in ("hivemind", "torchft")
+                    ),
+                )
+                for case, words in (("iid", "a third each"), ("disjoint", "disjoint classes"))
+            ),
+            BenchRow(
+                "tasks",
+                "spoken digits, DS-CNN, four unlike devices (0.8 to 0.2 of a core): accuracy; seconds; MB sent, most",
+                "class sub-models: {class sub-models/accuracy:.1f} %; {class sub-models/trained_s:.0f} s;"
+                " {class sub-models/sent_mb:.1f} MB",
+                "whole model by gossip: {whole model by gossip/accuracy:.1f} %;"
+                " {whole model by gossip/trained_s:.0f} s; {whole model by gossip/sent_mb:.1f} MB;"
+                " central, on the fastest alone: {central, fastest device/accuracy:.1f} %;"
+                " {central, fastest device/trained_s:.0f} s",
+            ),
+            BenchRow(
+                "tasks",
+                "the same: FLOPs a sample of the full model's, most and least of a device; peak memory of a device",
+                "{class sub-models/flops_share_most:.1f} %, {class sub-models/flops_share_least:.1f} %;"
+                " {class sub-models/memory_mb:.0f} MB",
+                "100 %; {whole model by gossip/memory_mb:.0f} MB",
+            ),
             BenchRow(
                 "scale",
                 "1,000 and 5,000 peers, virtual time, 1 % loss: a death is known to all after",

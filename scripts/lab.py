@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     calibrate.add_argument("file", type=Path)
     commands.add_parser("check", help="tell what this machine lacks for a lab")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what it puts into the background deaf to the first
+        signal.signal(number, signal.default_int_handler)
     try:
         if options.command == "check":
             return check()
