@@ -225,9 +225,10 @@ class Store:
             if not error.full or not self._thin_out():
                 self._report(error, len(data))
                 raise
-            with self._reporting(len(data)):
+            with self._reporting(len(data), done=False):  # room made is no sign that there is room
                 blob = self.blobs.put(data)
-        self._report(None, len(data))
+        else:
+            self._report(None, len(data))
         self._fresh.add(blob)
         return blob
 
