@@ -60,6 +60,8 @@ class BenchRow:
     what: str
     measured: str
     baseline: str = ""
+    more: tuple[str, ...] = ()
+    """Further columns."""
 
     def cells(self, record: Record) -> list[str]:
         cases = {case["case"]: case["figures"] for case in record["cases"]}
@@ -74,7 +76,7 @@ class BenchRow:
             texts = [f"{found[key] * float(factor or 1):,{digits}}" for key in ("median", "low", "high")]
             return texts[0] if texts[1] == texts[2] else f"{texts[0]} ({texts[1]}-{texts[2]})"
 
-        return [_PLACE.sub(look_up, text) for text in (self.what, self.measured, self.baseline)]
+        return [_PLACE.sub(look_up, text) for text in (self.what, self.measured, self.baseline, *self.more)]
 
 
 _PLACE = re.compile(r"\{([^{}/]+)/(\w+)(?:\*([0-9.e+-]+))?:([^{}]+)\}")
@@ -109,6 +111,22 @@ class Table:
     header: tuple[str, ...]
     rows: Sequence[Row]
 
+
+NEIGHBOURS = ("p2ptrain tasks", "p2ptrain replicas", "hivemind", "torchft")
+NEIGHBOUR_FORMS = (
+    ("a third of the samples each: accuracy", "{iid: NAME/accuracy_percent:.1f} %"),
+    ("disjoint classes: accuracy", "{disjoint: NAME/accuracy_percent:.1f} %"),
+    ("seconds a round of 30 steps, averaging included", "{iid: NAME/round_s:.2f} s"),
+    ("memory of a participant (PSS)", "{iid: NAME/pss_mb:.0f} MB"),
+    ("sent by a participant, 12 rounds", "{iid: NAME/sent_mb:.1f} MB"),
+    ("kill -9 of one: the others go on after", "{iid, one killed: NAME/go_on_s:.2f} s"),
+    ("accuracy then, a third of the samples each", "{iid, one killed: NAME/accuracy_percent:.1f} %"),
+    (
+        "accuracy then, disjoint classes (three classes have no samples any more)",
+        "{disjoint, one killed: NAME/accuracy_percent:.1f} %",
+    ),
+)
+"""What is said of each; NAME stands for it."""
 
 TABLES = (
     Table(
@@ -155,7 +173,7 @@ TABLES = (
                 "64 MB of tensors between processes, MB/s: frames; frames with CURVE; a whole fetch to memory; to disk",
                 "{64 MB: frames, plain/mb_per_s:.0f}; {64 MB: frames, CURVE/mb_per_s:.0f};"
                 " {64 MB: fetch to memory/mb_per_s:.0f}; {64 MB: fetch to disk/mb_per_s:.0f}",
-                "plain TCP: {64 MB: TCP/mb_per_s:,.0f}",
+                "plain TCP: {64 MB: TCP/mb_per_s:.0f}",
             ),
             BenchRow(
                 "wire",
@@ -175,42 +193,6 @@ TABLES = (
                     ),
                 )
                 for model, name in (("lenet", "LeNet"), ("vgg11_bn", "VGG-11"))
-            ),
-            *(
-                BenchRow(
-                    "neighbours",
-                    f"digits, three processes, {words}: accuracy; seconds a round; memory (PSS) each; sent each",
-                    "; ".join(
-                        f"{short} {{{case}: p2ptrain {mode}/accuracy_percent:.1f}} %,"
-                        f" {{{case}: p2ptrain {mode}/round_s:.2f}} s, {{{case}: p2ptrain {mode}/pss_mb:.0f}} MB,"
-                        f" {{{case}: p2ptrain {mode}/sent_mb:.1f}} MB"
-                        for short, mode in (("class sub-models", "tasks"), ("replicas", "replicas"))
-                    ),
-                    "; ".join(
-                        f"{other} {{{case}: {other}/accuracy_percent:.1f}} %, {{{case}: {other}/round_s:.2f}} s,"
-                        f" {{{case}: {other}/pss_mb:.0f}} MB, {{{case}: {other}/sent_mb:.1f}} MB"
-                        for other in ("hivemind", "torchft")
-                    )
-                    + f"; central {{{case}: central/accuracy_percent:.1f}} %",
-                )
-                for case, words in (("iid", "a third of the samples each"), ("disjoint", "disjoint classes"))
-            ),
-            *(
-                BenchRow(
-                    "neighbours",
-                    f"the same, {words}, kill -9 of one in the middle: seconds until the others go on; accuracy",
-                    "; ".join(
-                        f"{short} {{{case}, one killed: p2ptrain {mode}/go_on_s:.1f}} s,"
-                        f" {{{case}, one killed: p2ptrain {mode}/accuracy_percent:.1f}} %"
-                        for short, mode in (("class sub-models", "tasks"), ("replicas", "replicas"))
-                    ),
-                    "; ".join(
-                        f"{other} {{{case}, one killed: {other}/go_on_s:.1f}} s,"
-                        f" {{{case}, one killed: {other}/accuracy_percent:.1f}} %"
-                        for other in ("hivemind", "torchft")
-                    ),
-                )
-                for case, words in (("iid", "a third each"), ("disjoint", "disjoint classes"))
             ),
             BenchRow(
                 "tasks",
@@ -289,6 +271,26 @@ TABLES = (
             ),
         ),
     ),
+    Table(
+        (
+            "digits, three processes",
+            "p2ptrain, class sub-models",
+            "p2ptrain, replicas",
+            "hivemind",
+            "torchft",
+            "command",
+        ),
+        tuple(
+            BenchRow(
+                "neighbours",
+                words,
+                form.replace("NAME", NEIGHBOURS[0]),
+                form.replace("NAME", NEIGHBOURS[1]),
+                tuple(form.replace("NAME", name) for name in NEIGHBOURS[2:]),
+            )
+            for words, form in NEIGHBOUR_FORMS
+        ),
+    ),
 )
 
 
@@ -341,7 +343,7 @@ def add(name: str, path: Path, folder: Path, command: str) -> Path:
     if "cases" in result:
         if result["tiny"] or result["incomplete"]:
             raise FigureError(f"{path}: a tiny or incomplete run; its figures mean nothing, so measure again")
-        record = result
+        record = result | {"command_line": _without_places(result["command_line"])}
     elif "assembled_accuracy" in result:
         if not command:
             raise FigureError(f'{path}: how was it made? Say so with --command "p2ptrain demo ..."')
@@ -361,6 +363,15 @@ def add(name: str, path: Path, folder: Path, command: str) -> Path:
     target = folder / f"{name}.json"
     target.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return target
+
+
+def _without_places(command_line: Sequence[str]) -> list[str]:
+    """A benchmark's command line, less where its script lay and where its results went."""
+    script, *arguments = command_line
+    if "--out" in arguments:
+        at = arguments.index("--out")
+        del arguments[at : at + 2]
+    return [f"scripts/{Path(script).name}", *arguments]
 
 
 def _read(path: Path) -> Record:

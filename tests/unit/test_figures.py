@@ -106,8 +106,9 @@ def test_only_results_that_count_are_added(tmp_path: Path) -> None:
     for name in ("tiny", "short", "other"):
         with pytest.raises(figures.FigureError):
             figures.add("x", folder / f"{name}.json", tmp_path / "figures", "")
-    good = figures.add("wire", written(tmp_path, good=BENCH) / "good.json", tmp_path / "figures", "")
-    assert json.loads(good.read_text()) == BENCH
+    place = BENCH | {"command_line": ["/somewhere/scripts/bench.py", "wire", "--out", "/else/where", "--repeat", "3"]}
+    good = figures.add("wire", written(tmp_path, good=place) / "good.json", tmp_path / "figures", "")
+    assert json.loads(good.read_text()) == BENCH | {"command_line": ["scripts/bench.py", "wire", "--repeat", "3"]}
 
 
 def test_only_what_is_between_the_markers_is_rewritten() -> None:
