@@ -21,11 +21,13 @@ from p2ptrain.errors import JobError
 from p2ptrain.ids import JobId
 
 DataKind = Literal["image", "audio", "text"]
-Mode = Literal["tasks", "replicas"]
+Mode = Literal["tasks", "replicas", "slices"]
 Targets = Literal["auto", "all", "rest", "own"]
 Combine = Literal["auto", "own", "sum"]
 Calibrate = Literal["auto", "always", "never"]
 Compression = Literal["none", "fp16", "int8", "topk"]
+Crossing = Literal["none", "fp16", "int8"]
+Strategy = Literal["planned", "equal", "data-parallel"]
 
 MAX_CLASSES = 4096
 MAX_JOB_BYTES = 256 * 1024
@@ -98,6 +100,25 @@ class TasksConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SlicesConfig:
+    """Depth slices: a batch passes the stages in ``micro_batches`` equal parts."""
+
+    micro_batches: int = 8
+    schedule: Literal["sync", "async"] = "sync"
+    """sync: gradients as on a single device; async: no flush between batches, older weights for a few of them."""
+    strategy: Strategy = "planned"
+    """Baselines: "equal" = as many blocks for every peer; "data-parallel" = the whole model on every peer with data."""
+    activations: Crossing = "none"
+    """Compression of what goes from stage to stage, ..."""
+    gradients: Crossing = "none"
+    """... and of what comes back."""
+    replan_gain: float = 0.1
+    """A running pipeline gives way to one that is predicted to be faster by more than this share."""
+    snapshot_steps: int = 0
+    """Batches from one snapshot to the next; 0 = a round."""
+
+
+@dataclass(frozen=True, slots=True)
 class GroupConfig:
     """How the group runs: when the first plan is made, and how parameters travel."""
 
@@ -120,6 +141,7 @@ class Job:
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
+    slices: SlicesConfig = field(default_factory=SlicesConfig)
     group: GroupConfig = field(default_factory=GroupConfig)
 
     @property
@@ -241,7 +263,7 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
 
 def check_job(job: Job, where: str = "job") -> None:
     """Check what types alone don't say. Raises ``JobError`` naming the key."""
-    t, k, g, d = job.training, job.tasks, job.group, job.data
+    t, k, z, g, d = job.training, job.tasks, job.slices, job.group, job.data
     limits: list[tuple[str, float, float, float]] = [
         ("model.width", job.model.width, 0.01, 16),
         ("model.init_bytes", job.model.init_bytes, 0, 2**34),
@@ -256,6 +278,9 @@ def check_job(job: Job, where: str = "job") -> None:
         ("tasks.trunk", k.trunk, 0, 1000),
         ("tasks.own_fraction", k.own_fraction, 0, 1),
         ("tasks.calibration_steps", k.calibration_steps, 1, 100_000),
+        ("slices.micro_batches", z.micro_batches, 1, 4096),
+        ("slices.replan_gain", z.replan_gain, 0.01, 10),
+        ("slices.snapshot_steps", z.snapshot_steps, 0, 1_000_000),
         ("group.min_peers", g.min_peers, 1, 1000),
         ("group.settle_s", g.settle_s, 0, 3600),
         ("group.topk_fraction", g.topk_fraction, 0.0001, 1),
@@ -275,9 +300,30 @@ def check_job(job: Job, where: str = "job") -> None:
             raise JobError(f"{where}: data.{key}: expected {d.input_shape[0]} numbers, one a channel")
     if any(s <= 0 for s in d.std):
         raise JobError(f"{where}: data.std: must be above zero")
+    if job.mode == "slices":
+        _check_micro_batches(t.batch_size, z.micro_batches, where)
+    else:
+        _check_tasks(job, where)
+    if job.model.init and where == "job from the group" and not _is_sha256(job.model.init):
+        raise JobError(f"{where}: model.init: not a sha256")
+
+
+def _check_micro_batches(batch_size: int, num: int, where: str) -> None:
+    if batch_size % num:
+        below, above = batch_size // num * num, (batch_size // num + 1) * num
+        raise JobError(
+            f"{where}: training.batch_size: {batch_size} is not a multiple of slices.micro_batches = {num}; "
+            f"take {f'{below} or {above}' if below else above}, or another number of micro-batches"
+        )
+
+
+def _check_tasks(job: Job, where: str) -> None:
+    """What class sub-models ask of the data, and of each other's settings."""
+    k, d = job.tasks, job.data
     if d.kind == "text" and job.mode == "tasks":
         raise JobError(
-            f'{where}: mode: "tasks" divides a classifier of pictures or audio, and the data are text; use "replicas"'
+            f'{where}: mode: "tasks" divides a classifier of pictures or audio, and the data are text; use "replicas" '
+            'or "slices"'
         )
     if d.kind == "text" and k.calibrate == "always":
         raise JobError(f'{where}: tasks.calibrate: it re-fits classifiers of pictures or audio, not text; use "auto"')
@@ -285,8 +331,6 @@ def check_job(job: Job, where: str = "job") -> None:
         raise JobError(f"{where}: tasks.num_groups: {k.num_groups} groups for {len(d.classes)} classes")
     if k.combine == "sum" and k.targets in ("rest", "own"):
         raise JobError(f'{where}: tasks.combine: "sum" needs tasks.targets = "all"')
-    if job.model.init and where == "job from the group" and not _is_sha256(job.model.init):
-        raise JobError(f"{where}: model.init: not a sha256")
 
 
 def _is_sha256(text: str) -> bool:

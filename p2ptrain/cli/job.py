@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 COMMENTS = {
     "name": "for people only",
-    "mode": "tasks: each peer trains a sub-model for some classes; replicas: each trains the whole model",
+    "mode": "tasks: a sub-model for some classes a peer; replicas: the whole model; slices: a pipeline",
     "seed": "initial weights, and how --shard cuts data",
     "model.name": "a built-in model, or package.module:function of your own",
     "model.width": "factor on all channel counts",
@@ -54,6 +54,13 @@ COMMENTS = {
     "tasks.combine": "how sub-models make the global model: auto, own or sum",
     "tasks.own_fraction": "share of each batch from the own classes; 0 = as the data fall",
     "tasks.calibrate": "fit the last layer again at the end, together: auto, always or never",
+    "slices.micro_batches": "a batch passes the pipeline in so many equal parts",
+    "slices.schedule": "sync: gradients as on one device; async: no flush, some gradients are a step late",
+    "slices.strategy": "planned; equal (as many blocks each) and data-parallel are there to compare with",
+    "slices.activations": "compression from stage to stage: none, fp16 or int8",
+    "slices.gradients": "compression of what comes back: none, fp16 or int8",
+    "slices.replan_gain": "change the running plan for one that promises this share more speed",
+    "slices.snapshot_steps": "batches between snapshots; 0 = a round",
     "group.min_peers": "the first plan waits for so many peers",
     "group.settle_s": "and then so many seconds for more",
     "group.compression": "of what peers send: none, fp16, int8 or topk",
@@ -67,6 +74,7 @@ EXAMPLES_NEW = """\b
 Examples:
   p2ptrain job new --data images:photos/ --model vgg11_bn -o job.toml
   p2ptrain job new --data digits --model lenet --mode replicas --rounds 5 -o job.toml
+  p2ptrain job new --data text:book.txt --mode slices --micro-batches 4 -o job.toml
 """
 
 
@@ -95,7 +103,12 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     help="Built-in or package.module:function. [default: lenet; dscnn for audio; gpt_mini for text]",
 )
 @setting("--name", "name", str, "What to call the job.")
-@setting("--mode", "mode", click.Choice(["tasks", "replicas"]), "tasks: a sub-model a peer. replicas: the whole model.")
+@setting(
+    "--mode",
+    "mode",
+    click.Choice(["tasks", "replicas", "slices"]),
+    "tasks: a sub-model a peer. replicas: the whole model. slices: a pipeline.",
+)
 @setting("--rounds", "training.rounds", click.IntRange(1), "Rounds; parameters travel after each.")
 @setting("--epochs", "training.epochs_per_round", click.FloatRange(0.001), "Passes over the own samples a round.")
 @setting("--batch-size", "training.batch_size", click.IntRange(1), "Samples a step.")
@@ -105,6 +118,8 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 @setting("--width", "model.width", click.FloatRange(0.01, 16), "Factor on all channel counts.")
 @setting("--groups", "tasks.num_groups", click.IntRange(0), "Sub-models; 0 is one a peer.")
 @setting("--trunk", "tasks.trunk", click.IntRange(0), "First layers that all sub-models share.")
+@setting("--micro-batches", "slices.micro_batches", click.IntRange(1), "Parts of a batch in a pipeline.")
+@setting("--schedule", "slices.schedule", click.Choice(["sync", "async"]), "Of a pipeline.")
 @setting("--min-peers", "group.min_peers", click.IntRange(1), "The first plan waits for so many peers.")
 @setting("--compression", "group.compression", click.Choice(["none", "fp16", "int8", "topk"]), "Of what peers send.")
 @setting("--augment/--no-augment", "data.augment", bool, "Random crops and flips, or shifts, while training.")
@@ -279,6 +294,10 @@ def _samples_per_class(job: Job, data: str) -> dict[str, int]:
 
 def _check_model(job: Job, model: nn.Module) -> None:
     """A model that can't be divided is said now, not by every peer."""
+    if job.mode == "slices":
+        from p2ptrain.learning.blocks import Chain
+
+        Chain(model, job.data.input_shape)
     if job.mode != "tasks":
         return
     from p2ptrain.learning.decoupling import Decoupling

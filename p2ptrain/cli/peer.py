@@ -25,6 +25,7 @@ from p2ptrain.cli.options import (
     read_group,
     read_network,
 )
+from p2ptrain.errors import UserError
 
 if TYPE_CHECKING:
     from p2ptrain.config import Job
@@ -37,6 +38,7 @@ Examples:
   p2ptrain peer --data images:photos/ --classes cat,dog      only these, and wishing to train them
   p2ptrain peer --data digits --shard 2/5 --profile raspberry-pi-4
   p2ptrain peer --data digits --peer 192.168.1.20:5710       without multicast
+  p2ptrain peer --code CODE                                  no samples: a stage of a pipeline
 """
 
 
@@ -49,7 +51,12 @@ Examples:
     metavar="FILE",
     help="Job file, on the first device. [default: the job comes from the group]",
 )
-@click.option("--data", required=True, metavar="SPEC", help=f"This device's own samples. {DATA_HELP}")
+@click.option(
+    "--data",
+    default="",
+    metavar="SPEC",
+    help=f"This device's own samples; a pipeline (mode slices) takes helpers without. {DATA_HELP} [default: none]",
+)
 @click.option(
     "--classes",
     type=Names(),
@@ -131,7 +138,11 @@ def command(
     group = read_group(code, is_open, state_dir)
     state = state_dir or api.default_state_dir()
     network = read_network(peers, interfaces, no_discovery, port)
+    if not data and (classes or shard or dirichlet):
+        raise UserError("--classes, --shard and --dirichlet choose among this device's samples: name those with --data")
     job = load_job(job_file) if job_file else None
+    if not data and job is not None and job.mode != "slices":
+        raise UserError(f'{job_file}: a job of mode "{job.mode}" is trained on own samples: name them with --data')
     if job:
         check_allowed(job.model.name, allow_model)
     if is_open:
@@ -183,10 +194,17 @@ def _measured(
     memory_bytes = int(known.memory_bytes.value) if known else found.memory_bytes
     if not silent:
         count = f"{sum(found.samples.values()):,} samples of {len(found.samples)} classes"
-        click.echo(f"data     {options.data}: {count} ({listed(list(found.samples))})")
+        own = f"{options.data}: {count} ({listed(list(found.samples))})" if options.data else "none: helps as it can"
+        click.echo(f"data     {own}")
         what = known.name if known else found.accelerator or f"{options.num_threads} CPU threads"
         click.echo(f"device   {what}: {scaled(flops_per_s, 'FLOP/s')}, {scaled(memory_bytes, 'B')} of memory")
-    return dataclasses.replace(options, flops_per_s=flops_per_s, memory_bytes=memory_bytes, device=found.device)
+    return dataclasses.replace(
+        options,
+        flops_per_s=flops_per_s,
+        memory_bytes=memory_bytes,
+        link_bytes_per_s=known.link_bytes_per_s.value if known else 0.0,
+        device=found.device,
+    )
 
 
 def _all_cores() -> int:

@@ -144,6 +144,8 @@ def check_data(request: Request) -> dict[str, int]:
     from p2ptrain.config import DataConfig, job_from_json
     from p2ptrain.learning.data import class_map, load, open_source, select
 
+    if not request.data:
+        return {}
     source = open_source(request.data)
     job = job_from_json(request.job, where="job") if request.job else None
     contract = job.data if job else DataConfig(source.classes, source.natural_shape, source.kind)

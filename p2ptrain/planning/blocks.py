@@ -13,8 +13,10 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from p2ptrain.errors import UserError
+from p2ptrain.protocol.schema import Bound
 
 MAX_BLOCKS = 4096
 
@@ -44,7 +46,7 @@ class ModelProfile:
 
     name: str
     input_bytes: int
-    blocks: tuple[BlockProfile, ...]
+    blocks: Annotated[tuple[BlockProfile, ...], Bound(1, MAX_BLOCKS)]
 
     @property
     def num_cuts(self) -> int:

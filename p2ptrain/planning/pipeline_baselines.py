@@ -78,6 +78,27 @@ def data_parallel(model: CostModel) -> PipelinePlan | None:
     Shares follow the peers' speeds within their memory; gradients are averaged once a batch. None where no two peers
     have samples and memory for it.
     """
+    plans = []
+    for num in range(2, len(_able_alone(model)) + 1):
+        plan = side_by_side(model, num)
+        if plan is not None:
+            plans.append((round_s(steps_of(model, plan), (1,)), num, plan))
+    return min(plans)[2] if plans else None
+
+
+def side_by_side(model: CostModel, num: int | None = None) -> PipelinePlan | None:
+    """The whole model on the ``num`` fastest peers that have samples and memory for it, by default on all of them.
+
+    At most one for each sample of a micro-batch. None where there is nobody, or too little memory.
+    """
+    able = _able_alone(model)[:num]
+    if not able or model.split(able, 0, model.num_units, 1) is None:
+        return None
+    return plan_of(model, [stage_of(model, able, 0, model.num_units, 1)])
+
+
+def _able_alone(model: CostModel) -> list[int]:
+    """Peers with samples, and with memory for the whole model and one sample; the fastest first."""
     task, last = model.task, model.num_units
     fixed, each = model.fixed_bytes(0, last), model.sample_bytes(0, last, 1)
     able = [
@@ -85,10 +106,4 @@ def data_parallel(model: CostModel) -> PipelinePlan | None:
         for index, peer in enumerate(task.peers)
         if peer.has_data and most_samples(peer.memory_bytes, fixed, each, task.micro_batch) >= 1
     ]
-    able.sort(key=lambda index: (sum(model.stage_s(index, 0, last, 1)), index))
-    plans = []
-    for num in range(2, min(len(able), task.micro_batch) + 1):
-        if model.split(able[:num], 0, last, 1) is not None:
-            plan = plan_of(model, [stage_of(model, able[:num], 0, last, 1)])
-            plans.append((round_s(steps_of(model, plan), (1,)), num, plan))
-    return min(plans)[2] if plans else None
+    return sorted(able, key=lambda index: (sum(model.stage_s(index, 0, last, 1)), index))[: task.micro_batch]

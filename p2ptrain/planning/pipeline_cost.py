@@ -67,6 +67,10 @@ class PipelineTask:
     """No link is faster, whatever its ends can do."""
     optimizer_copies: int = 1
     """State tensors per parameter: 1 for SGD with momentum, 2 for AdamW."""
+    forward_wire: float = 1.0
+    """Bytes sent for each byte of an activation; less than 1 where they travel compressed, ..."""
+    backward_wire: float = 1.0
+    """... and for each byte of its gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,11 @@ def check_task(task: PipelineTask) -> None:
         raise UserError(
             f"links of {task.rate_bytes_per_s:g} bytes/s and {task.latency_s:g} s of latency; "
             "the rate must be above zero, the latency not below"
+        )
+    if not (0 < task.forward_wire < math.inf and 0 < task.backward_wire < math.inf):
+        raise UserError(
+            f"{task.forward_wire:g} and {task.backward_wire:g} bytes sent for one; they must be above zero, 1 where "
+            "nothing is compressed"
         )
 
 
@@ -259,8 +268,8 @@ def steps_of(model: CostModel, plan: PipelinePlan) -> Steps:
         tuple(forward),
         tuple(backward),
         tuple(all_reduce),
-        tuple(sent),
-        tuple(sent),
+        tuple(seconds * model.task.forward_wire for seconds in sent),
+        tuple(seconds * model.task.backward_wire for seconds in sent),
         model.task.latency_s,
     )
 

@@ -126,11 +126,11 @@ class Extender:
         forward, backward = ground.forward_s[at, group, start, stop], ground.backward_s[at, group, start, stop]
         both, rate = forward + backward, self._rates[group]
         is_last = stop == model.num_units
-        there = np.zeros(len(row))
-        trip = there
+        there = home = trip = np.zeros(len(row))
         if not is_last:
-            there = float(model.cut_bytes[stop]) * task.micro_batch / np.minimum(rate, rate_before)
-            trip = 2 * there + 2 * task.latency_s + path
+            sent = float(model.cut_bytes[stop]) * task.micro_batch / np.minimum(rate, rate_before)
+            there, home = sent * task.forward_wire, sent * task.backward_wire
+            trip = there + home + 2 * task.latency_s + path
         first_gap = np.maximum(0.0, trip - (depth - 1) * forward)
         last_gap = np.maximum(0.0, trip - (depth - 1) * backward)
         gaps = first_gap + last_gap if num > depth else np.maximum(first_gap, last_gap)
@@ -140,7 +140,7 @@ class Extender:
         back = np.maximum(num * both + gaps, windows * (both + trip) + np.maximum(rest * both, one_trip))
         done = np.zeros(len(row))
         if not is_last:
-            back = np.maximum(back, both + trip + np.maximum(back_before - path, (num - 1) * there))
+            back = np.maximum(back, both + trip + np.maximum(back_before - path, (num - 1) * np.maximum(there, home)))
             done = forward + there + task.latency_s + done_before
         done = np.maximum(back + ground.all_reduce_s[group, start, stop], done)
         speed_left = np.maximum(speed_before - self._speeds[group], 0.0)

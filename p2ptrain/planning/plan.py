@@ -1,8 +1,9 @@
 """The plan: which peer trains which part of the global model, in one epoch, with the inputs it was made from.
 
-Invariant: a ``Plan`` that ``plan_from_json`` returns holds together (its parts partition the classes, their shares fit
-into the model, every trainer is a peer of the plan and trains one part), and its canonical JSON is the very text it
-came from. So ``plan.hash`` names it, and a peer that has the inputs can compute the same plan again.
+Invariant: a ``Plan`` that ``plan_from_json`` returns holds together (its parts partition the classes or are the stages
+of its pipeline, their shares fit into the model, every trainer is a peer of the plan and trains one part), and its
+canonical JSON is the very text it came from. So ``plan.hash`` names it, and a peer that has the inputs can compute the
+same plan again, or see that it fits them.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from typing import Annotated, Literal
 from p2ptrain.config import MAX_CLASSES, Mode
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import JobId, PeerId
+from p2ptrain.planning.blocks import MAX_BLOCKS
+from p2ptrain.planning.pipeline_plan import PipelinePlan, check_pipeline_plan
 from p2ptrain.protocol.messages import PeerName, Record
 from p2ptrain.protocol.schema import Bound, from_plain, to_plain
 
 MAX_PLAN_BYTES = 1 << 20
 MAX_EPOCH = 2**40
 MAX_FORMER = 256
+MAX_STEPS = 2**48
+MAX_MEASURED = 16
+"""Batch sizes at which a peer's blocks are measured."""
 SHARE_TOLERANCE = 1e-6
 
 TargetRule = Literal["all", "rest", "own"]
@@ -30,6 +36,11 @@ CombineRule = Literal["own", "sum"]
 ClassIndex = Annotated[int, Bound(0, MAX_CLASSES - 1)]
 ClassIndices = Annotated[tuple[ClassIndex, ...], Bound(0, MAX_CLASSES)]
 PartIndex = Annotated[int, Bound(0, MAX_CLASSES - 1)]
+Seconds = Annotated[float, Bound(0, 1e6)]
+BlockRow = Annotated[tuple[Seconds, ...], Bound(1, MAX_BLOCKS)]
+BlockRows = Annotated[tuple[BlockRow, ...], Bound(0, MAX_MEASURED)]
+"""[batch size, block]"""
+BatchSizes = Annotated[tuple[Annotated[int, Bound(1, 1 << 20)], ...], Bound(0, MAX_MEASURED)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +64,13 @@ class PeerSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A share of every decoupled block's channels, for some classes, and who trains it (nobody: it waits)."""
+    """A share of every decoupled block's channels, for some classes, and who trains it (nobody: it waits).
+
+    In mode slices: a stage of the pipeline. No classes; the share is that of the training FLOPs.
+    """
 
     index: PartIndex
-    classes: Annotated[tuple[ClassIndex, ...], Bound(1, MAX_CLASSES)]
+    classes: ClassIndices
     share: Annotated[float, Bound(0, 1)]
     trainers: Annotated[tuple[PeerName, ...], Bound(0, 1024)]
     shards: Annotated[tuple[str, ...], Bound(1, 2)]
@@ -69,6 +83,35 @@ class Former:
 
     peer: PeerName
     part: PartIndex
+
+
+@dataclass(frozen=True, slots=True)
+class SliceProfile:
+    """What a pipeline plan knows of a peer beside its snapshot: its link, and seconds of each block."""
+
+    peer: PeerName
+    link_bytes_per_s: Annotated[float, Bound(0, 1e15)]
+    """0 = not known."""
+    slowdown: Annotated[float, Bound(0, 1e6)]
+    """Seconds seen while training / seconds measured."""
+    batch_sizes: BatchSizes
+    """Rising; none = not measured: the snapshot's FLOP/s count."""
+    forward_s: BlockRows
+    backward_s: BlockRows
+
+
+@dataclass(frozen=True, slots=True)
+class SlicesPlan:
+    """The pipeline of a plan, and from which batch on it holds. A batch is one optimizer step."""
+
+    chain: Annotated[str, Bound(64, 64)]
+    """Names the blocks that it was made for: the hash of their ``ModelProfile``."""
+    pipeline: PipelinePlan
+    profiles: Annotated[tuple[SliceProfile, ...], Bound(1, 1024)]
+    """By peer. A peer of the plan without one could not be planned with: its figures make no sense."""
+    from_step: Annotated[int, Bound(0, MAX_STEPS)]
+    """Batches done when it takes over."""
+    steps_per_round: Annotated[int, Bound(1, MAX_STEPS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +133,14 @@ class Plan:
     former: Annotated[tuple[Former, ...], Bound(0, MAX_FORMER)]
     parent: Annotated[str, Bound(0, 64)]
     """Hash of the plan before; "" for a first plan."""
+    slices: SlicesPlan | None = None
+    """In mode slices, and only there."""
 
     @property
     def num_classes(self) -> int:
+        """Of the job. Stages have no classes of their own, but some of their peers have samples."""
+        if self.slices is not None:
+            return max(len(peer.counts) for peer in self.peers)
         return sum(len(part.classes) for part in self.parts)
 
     @property
@@ -102,7 +150,13 @@ class Plan:
 
     @property
     def partition(self) -> str:
-        """Names how the model is divided, whoever trains what: snapshots of equal partitions fit each other."""
+        """Names how the model is divided, whoever trains what: snapshots of equal partitions fit each other.
+
+        In mode slices by whom, too: who trains on through a change of plan must know the stages beside its own.
+        """
+        if self.slices is not None:
+            stages = [[stage.start, stage.stop, list(stage.peers)] for stage in self.slices.pipeline.stages]
+            return hashlib.sha256(json.dumps([self.mode, stages]).encode()).hexdigest()[:16]
         cut = [self.mode, self.trunk, self.targets, [[list(part.classes), part.share] for part in self.parts]]
         return hashlib.sha256(json.dumps(cut).encode()).hexdigest()[:16]
 
@@ -138,12 +192,12 @@ def plan_from_json(data: bytes | str) -> Plan:
 def check_plan(plan: Plan) -> None:
     """Check what types alone don't say. Raises ``RemoteError``."""
     _check_peers(plan)
-    _check_parts(plan)
     known = {peer.peer for peer in plan.peers}
     trainers = [peer for part in plan.parts for peer in part.trainers]
     _require(len(set(trainers)) == len(trainers), "a peer trains twice")
     _require(known.issuperset(trainers), "a trainer is not among the plan's peers")
     _require(plan.proposer in known, "the proposer is not among the plan's peers")
+    _check_parts(plan)
     former = [entry.peer for entry in plan.former]
     _require(len(set(former)) == len(former) and not set(former) & set(trainers), "a former peer is named twice")
     _require(all(entry.part < len(plan.parts) for entry in plan.former), "a former peer's part does not exist")
@@ -164,22 +218,56 @@ def _check_peers(plan: Plan) -> None:
 
 def _check_parts(plan: Plan) -> None:
     _require([part.index for part in plan.parts] == list(range(len(plan.parts))), "parts out of order")
-    classes = sorted(index for part in plan.parts for index in part.classes)
-    _require(classes == list(range(len(classes))), "the parts don't partition the classes")
     _require(math.fsum(part.share for part in plan.parts) <= 1 + SHARE_TOLERANCE, "the shares exceed the model")
     for part in plan.parts:
-        _require(list(part.classes) == sorted(part.classes), f"part {part.index}: classes out of order")
         _require(list(part.trainers) == sorted(part.trainers), f"part {part.index}: trainers out of order")
-        _require(part.share > 0, f"part {part.index}: no share")
         _require(part.shards == shards(plan.mode, plan.trunk, part.index), f"part {part.index}: wrong shards")
+    _require((plan.mode == "slices") == (plan.slices is not None), "a pipeline in another mode, or none in mode slices")
+    if plan.slices is not None:
+        _check_slices(plan, plan.slices)
+        return
+    classes = sorted(index for part in plan.parts for index in part.classes)
+    _require(classes == list(range(len(classes))), "the parts don't partition the classes")
+    for part in plan.parts:
+        _require(bool(part.classes), f"part {part.index}: no classes")
+        _require(list(part.classes) == sorted(part.classes), f"part {part.index}: classes out of order")
+        _require(part.share > 0, f"part {part.index}: no share")
     if plan.mode == "replicas":
         _require(len(plan.parts) == 1 and plan.parts[0].share == 1, "a replica is one part with all of the model")
 
 
+def _check_slices(plan: Plan, slices: SlicesPlan) -> None:
+    pipeline = slices.pipeline
+    check_pipeline_plan(pipeline)
+    _require(not any(part.classes for part in plan.parts), "a stage with classes")
+    stages = [tuple(sorted(stage.peers)) for stage in pipeline.stages]
+    _require(stages == [part.trainers for part in plan.parts], "the parts are not the stages of the pipeline")
+    names = [peer.peer for peer in plan.peers]
+    trained = {peer for part in plan.parts for peer in part.trainers}
+    _require(pipeline.left_out == tuple(n for n in names if n not in trained), "who is left out is not who is left")
+    by_name = {peer.peer: peer for peer in plan.peers}
+    _require(all(by_name[peer].num_samples for peer in plan.parts[0].trainers), "a first stage without samples")
+    known = [profile.peer for profile in slices.profiles]
+    _require(known == sorted(set(known)), "profiles out of order")
+    _require(trained.issubset(known) and set(known).issubset(names), "profiles of others than the plan's peers")
+    for profile in slices.profiles:
+        sizes = profile.batch_sizes
+        _require(list(sizes) == sorted(set(sizes)), f"{profile.peer}: batch sizes out of order")
+        for rows in (profile.forward_s, profile.backward_s):
+            fits = len(rows) == len(sizes) and all(len(row) == pipeline.num_blocks for row in rows)
+            _require(fits, f"{profile.peer}: not a time for each block and batch size")
+    _require(_is_hex(slices.chain, 64), "the chain is not a hash")
+    _require(plan.epoch > 1 or slices.from_step == 0, "a first plan that does not begin at the first batch")
+    plain = (plan.trunk, plan.disjoint, plan.targets, plan.combine, plan.calibrate, plan.former)
+    _require(plain == (0, False, "all", "own", False, ()), "a pipeline with what only class sub-models have")
+
+
 def shards(mode: Mode, trunk: int, index: int) -> tuple[str, ...]:
-    """The shards of a part: all of a replica; a task sub-model's share of the trunk and its own group."""
+    """The shards of a part: all of a replica; a stage; a task sub-model's share of the trunk and its own group."""
     if mode == "replicas":
         return ("all",)
+    if mode == "slices":
+        return (f"stage-{index}",)
     return ("trunk", f"group-{index}") if trunk > 0 else (f"group-{index}",)
 
 

@@ -9,8 +9,15 @@ rivals rare, only the ready member with the lowest id proposes, once its view of
 and the order above settles them; whoever lost its place is a joiner of the next plan. A peer that sees less than half
 of its plan's peers may be the one that is cut off, or just started: it waits ``minority_s`` before it plans alone.
 
+With ``majority`` that is not enough: a plan that follows from another takes effect only when a majority of the other
+one's peers votes for it (``ballot``), so that two halves of a split network never both go on. Whoever sees a vote for
+a plan it does not know fetches and verifies it, and votes for the best that it knows of; whoever sees the majority
+follows. A plan whose parent is not known here is not ours to vote on: it is followed once somebody does.
+
     no plan --(min_peers ready, settled: propose)--> following      no plan --(heard of a plan: fetch)--> following
     following --(members changed, settled: propose)--> following    following --(heard of a better one)--> following
+    following --(proposed, or heard of a vote: vote)--> pending --(a majority)--> following the next plan
+    pending --(``vote_s`` without a majority: withdraw)--> following, and the members settle anew
     fetching: ask a holder --(timeout)--> ask the next one --(``max_asks`` in vain)--> ignored for ``ignore_s``
 
 What a plan is stays with the caller: ``Rules`` parses, verifies and makes them.
@@ -22,12 +29,13 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import JobId, PeerId
+from p2ptrain.protocol.ballot import Ballot, PlanRef, best_first, carries
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.protocol.messages import PlanReply, PlanRequest, Record
+from p2ptrain.protocol.messages import NO_PART, PlanReply, PlanRequest, Record
 
 HISTORY = 16
 """Plans kept to serve them, and to check the plans that follow from them."""
@@ -68,14 +76,6 @@ class Rules(Protocol[P]):
         ...
 
 
-class PlanRef(NamedTuple):
-    epoch: int
-    hash: str
-
-    def beats(self, other: PlanRef | None) -> bool:
-        return other is None or (-self.epoch, self.hash) < (-other.epoch, other.hash)
-
-
 @dataclass(frozen=True, slots=True)
 class AgreementConfig:
     min_peers: int = 2
@@ -89,6 +89,10 @@ class AgreementConfig:
     max_timeout_s: float = 5.0
     max_asks: int = 10
     ignore_s: float = 30.0
+    majority: bool = False
+    """A plan that has a parent needs the votes of most of the parent's participants."""
+    vote_s: float = 30.0
+    """A vote that has not brought a majority for so long is withdrawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,14 @@ class PlanAdopted(Generic[P]):
     plan: P
     hash: str
     proposed_here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VoteFor(Generic[P]):
+    """Say in the own record that this plan ought to be the next; with "" and None, none any more."""
+
+    hash: str
+    plan: P | None
 
 
 @dataclass(slots=True)
@@ -138,6 +150,8 @@ class Agreement(Generic[P]):
         self._answered: tuple[object, ...] | None = None
         self._needed = False
         self._fetch: _Fetch | None = None
+        self._ballot: Ballot[P] = Ballot(own_id, config.vote_s)
+        self._proposed = ""
         if restored is not None:
             self._follow(restored, now, proposed_here=False)
 
@@ -155,7 +169,7 @@ class Agreement(Generic[P]):
     def next_deadline(self) -> float:
         fetch = self._fetch.next_ask if self._fetch else NEVER
         woken = min((until for until in self._ignored.values()), default=NEVER)
-        return min(fetch, woken, self._proposal_due())
+        return min(fetch, woken, self._ballot.deadline(), self._proposal_due())
 
     def waiting_for(self, now: float) -> str:
         """In words, for status: what this peer waits for, and what happens then. "" when for nothing."""
@@ -164,6 +178,8 @@ class Agreement(Generic[P]):
             return f"plan {ref.hash[:8]} of epoch {ref.epoch}, asked {asked[-1] if asked else 'nobody'} ({len(asked)})"
         if self.current is None and len(self._members) < self.config.min_peers:
             return f"peers with samples for this job: {len(self._members)} of {self.config.min_peers} are here"
+        if self._ballot.own is not None:
+            return self._votes_missing(self._ballot.own)
         if self._members and self._proposal_wanted():
             proposer = self._members[0].peer
             who = "this peer" if proposer == self.own_id else proposer
@@ -173,36 +189,47 @@ class Agreement(Generic[P]):
 
     # --- events ---------------------------------------------------------------------------------------------------
 
-    def view_changed(self, records: Iterable[Record], now: float) -> list[Effect[P]]:
-        """The records of all members that are not known to be dead, the own one included, whenever any changes."""
+    def view_changed(self, records: Iterable[Record], now: float, left: Collection[PeerId] = ()) -> list[Effect[P]]:
+        """The records of all members that are not known to be dead, the own one included, whenever any changes.
+
+        ``left`` are the peers that said goodbye: they have no vote. Who is merely gone has one, and doesn't cast it.
+        """
         records = sorted((record for record in records if record.job == self._job), key=lambda record: record.peer)
         self._members = tuple(record for record in records if is_ready(record))
-        view = tuple((record.peer, record.counts, record.wishes) for record in self._members)
+        view = tuple(self._seen(record) for record in self._members)
         if view != self._view:
             self._view = view
             self._settled_since = now
+        others = [record for record in records if record.peer != self.own_id]
+        self._ballot.poll(others, left)
         self._claims = {}
-        for record in records:
-            if record.peer != self.own_id and len(record.plan) == 64 and record.epoch > 0:
-                ref = PlanRef(self._epochs.get(record.plan, record.epoch), record.plan)
-                self._claims.setdefault(ref, []).append(record.peer)
+        for record in others:
+            self._claim(record.plan, record.epoch, record.peer)
+            if self.config.majority and record.vote != record.plan:
+                self._claim(record.vote, record.epoch + 1, record.peer)
+        return self.tick(now)
+
+    def reconsider(self, now: float) -> list[Effect[P]]:
+        """The rules know more than when they last were asked for a proposal."""
+        self._answered = None
         return self.tick(now)
 
     def received(self, sender: PeerId, message: PlanRequest | PlanReply, now: float) -> list[Effect[P]]:
         """Raises ``RemoteError`` for a plan that nobody asked for, or that can't be followed."""
         if isinstance(message, PlanRequest):
-            known = self._plans.get(message.plan)
+            known = self._known(message.plan)
             return [Send(sender, PlanReply(known[1]))] if known else []
         name = hashlib.sha256(message.data).hexdigest()
-        if name in self._epochs or name in self._refused:
+        asked = sender in self._asked.get(name, ())
+        if name in self._refused or (name in self._epochs and not asked):
             return []  # a second answer
-        if sender not in self._asked.get(name, ()):
+        if not asked:
             self._hurry(sender, now)
             raise RemoteError("plan-unasked", name[:8])
         del self._asked[name]
         try:
             plan = self._rules.parse(message.data)
-            parent = self._plans.get(plan.parent)
+            parent = self._known(plan.parent)
             if not self._rules.verify(plan, parent[0] if parent else None):
                 raise RemoteError("plan-verify", f"{name[:8]} does not follow from its inputs")
         except RemoteError:
@@ -210,36 +237,97 @@ class Agreement(Generic[P]):
             self._fetch = None if self._fetch and self._fetch.ref.hash == name else self._fetch
             raise
         _remember(self._epochs, name, plan.epoch)  # what records claimed of it may be wrong
-        effects: list[Effect[P]] = []
-        if PlanRef(plan.epoch, name).beats(self._ref):
-            effects = self._follow(plan, now, proposed_here=False)
+        ref = PlanRef(plan.epoch, name)
+        if ref.beats(self._ref):
+            self._ballot.stand(ref, plan, message.data)
         self._claims = _merged((PlanRef(self._epochs.get(r.hash, r.epoch), r.hash), p) for r, p in self._claims.items())
-        return effects + self.tick(now)
+        return self.tick(now)
 
     def tick(self, now: float) -> list[Effect[P]]:
         for name in [name for name, until in self._ignored.items() if now >= until]:
             del self._ignored[name]
-        effects = self._pursue(now)
+        effects = [*self._decide(now), *self._pursue(now)]
         if self._fetch is None and now >= self._proposal_due():
             proposal = self._rules.propose(self.current, self._members)
             self._answered, self._needed = self._question(), proposal is not None
             if proposal is not None and now >= self._proposal_due():  # it may be another's turn first
                 if proposal.epoch != self.epoch + 1:
                     raise LocalError("a proposal must follow the plan in force")
-                effects += self._follow(proposal, now, proposed_here=True)
+                effects += self._propose(proposal, now)
         return effects
+
+    def _seen(self, record: Record) -> tuple[object, ...]:
+        """What of a member bears on which plan is best, and restarts settling when it changes."""
+        figures = (record.counts, record.wishes, record.slowdown, record.profile, record.link_bytes_per_s)
+        idle = self.config.majority and record.plan == self.hash and record.part == NO_PART
+        return (record.peer, *figures, idle)
+
+    def _claim(self, name: str, epoch: int, peer: PeerId) -> None:
+        if len(name) == 64 and epoch > 0:
+            ref = PlanRef(self._epochs.get(name, epoch), name)
+            self._claims.setdefault(ref, []).append(peer)
+
+    def _known(self, name: str) -> tuple[P, bytes] | None:
+        return self._plans.get(name) or self._ballot.get(name)
+
+    # --- voting ---------------------------------------------------------------------------------------------------
+
+    def _decide(self, now: float) -> list[Effect[P]]:
+        """Follow the best plan that may take effect; give up a vote that brought nothing; vote for what is better."""
+        effects: list[Effect[P]] = []
+        while carried := next((each for each in self._ballot.candidates() if self._may_follow(*each)), None):
+            ref, plan = carried
+            effects += self._follow(plan, now, proposed_here=ref.hash == self._proposed)
+        if now >= self._ballot.deadline() and self._ballot.own is not None:
+            lost = self._ballot.own
+            self._ballot.give_up()
+            self._answered, self._settled_since = None, now
+            effects += [VoteFor("", None), Note("vote-withdrawn", (("plan", lost.hash), ("epoch", lost.epoch)))]
+        for ref, plan in self._ballot.candidates():
+            if self._has_vote(plan) and self._ballot.may_vote(ref):
+                return [*effects, *self._vote(ref, plan, now)]
+        return effects
+
+    def _may_follow(self, ref: PlanRef, plan: P) -> bool:
+        if not self.config.majority or not plan.parent:
+            return True
+        electorate = self._electorate(plan)
+        if electorate is None:
+            return bool(self._ballot.followers(ref.hash))
+        return carries(self._ballot.voters(ref.hash), electorate)
+
+    def _electorate(self, plan: P) -> set[PeerId] | None:
+        """Who votes on ``plan``: those its parent gives work to. None where the parent is not known."""
+        parent = self._known(plan.parent)
+        return set(self._rules.participants(parent[0])) - self._ballot.left if parent else None
+
+    def _has_vote(self, plan: P) -> bool:
+        electorate = self._electorate(plan)
+        return plan.epoch <= self.epoch + 1 and electorate is not None and self.own_id in electorate
+
+    def _vote(self, ref: PlanRef, plan: P, now: float) -> list[Effect[P]]:
+        """The own vote may be the last one that was missing."""
+        self._ballot.vote(ref, now)
+        return [VoteFor(ref.hash, plan), Note("voted", (("plan", ref.hash), ("epoch", ref.epoch))), *self._decide(now)]
+
+    def _votes_missing(self, ref: PlanRef) -> str:
+        known = self._known(ref.hash)
+        electorate = (self._electorate(known[0]) if known else None) or set()
+        missing = sorted(electorate - self._ballot.voters(ref.hash))
+        names = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        num_votes = len(electorate) - len(missing)
+        return f"votes for plan {ref.hash[:8]} of epoch {ref.epoch}: {num_votes} of {len(electorate)}, not yet {names}"
 
     # --- fetching better plans ------------------------------------------------------------------------------------
 
     def _pursue(self, now: float) -> list[Effect[P]]:
         """Ask for the best plan that we know of by name and don't have."""
-        best: PlanRef | None = None
-        for ref in self._claims:
-            if ref.beats(self._ref) and ref.hash not in self._refused and ref.hash not in self._ignored:
-                best = ref if ref.beats(best) else best
-        if best is None:
+        better = (ref for ref in self._claims if ref.beats(self._ref) and not self._ballot.get(ref.hash))
+        sought = [ref for ref in better if ref.hash not in self._refused and ref.hash not in self._ignored]
+        if not sought:
             self._fetch = None
             return []
+        best = best_first(sought)[0]
         if self._fetch is None or self._fetch.ref != best:
             self._fetch = _Fetch(best, now)
         fetch = self._fetch
@@ -275,9 +363,13 @@ class Agreement(Generic[P]):
         return enough and bool(self._members) and (self._needed or self._answered != self._question())
 
     def _proposal_due(self) -> float:
-        """When this peer shall see whether a plan is needed, and then, should nobody be faster, propose it."""
+        """When this peer shall see whether a plan is needed, and then, should nobody be faster, propose it.
+
+        Not while it waits for what its vote brings.
+        """
         rank = next((i for i, record in enumerate(self._members) if record.peer == self.own_id), None)
-        if rank is None or self._fetch is not None or not self._proposal_wanted():
+        busy = self._fetch is not None or self._ballot.own is not None
+        if rank is None or busy or not self._proposal_wanted():
             return NEVER
         settled = self._settled_since + self._settle_s()
         return settled + rank * self.config.takeover_s if self._answered == self._question() else settled
@@ -290,6 +382,16 @@ class Agreement(Generic[P]):
                 return max(self.config.settle_s, self.config.minority_s)
         return self.config.settle_s
 
+    def _propose(self, plan: P, now: float) -> list[Effect[P]]:
+        if not self.config.majority or not plan.parent:
+            return self._follow(plan, now, proposed_here=True)
+        data = plan.to_json().encode()
+        ref = PlanRef(plan.epoch, hashlib.sha256(data).hexdigest())
+        self._proposed = ref.hash
+        _remember(self._epochs, ref.hash, ref.epoch)
+        self._ballot.stand(ref, plan, data)
+        return self._vote(ref, plan, now)
+
     def _follow(self, plan: P, now: float, proposed_here: bool) -> list[Effect[P]]:
         data = plan.to_json().encode()
         name = hashlib.sha256(data).hexdigest()
@@ -298,15 +400,16 @@ class Agreement(Generic[P]):
         _remember(self._plans, name, (plan, data), HISTORY)
         _remember(self._epochs, name, plan.epoch)
         fields = (("plan", name), ("epoch", plan.epoch), ("proposed_here", int(proposed_here)))
-        return [PlanAdopted(plan, name, proposed_here), Note("plan-adopted", fields)]
+        effects: list[Effect[P]] = [PlanAdopted(plan, name, proposed_here), Note("plan-adopted", fields)]
+        return [*effects, VoteFor("", None)] if self._ballot.decided(self._ref) else effects
 
 
-Effect = Send | Note | PlanAdopted[P]
+Effect = Send | Note | PlanAdopted[P] | VoteFor[P]
 
 
 def is_ready(record: Record) -> bool:
-    """Whether a peer can be given a part: it has samples, and its trainer works."""
-    return any(record.counts) and record.phase not in ("observing", "failed")
+    """Whether a peer can be given a part: it has samples or measured a model's blocks, and its trainer works."""
+    return (any(record.counts) or bool(record.profile)) and record.phase not in ("observing", "failed")
 
 
 _K = TypeVar("_K")

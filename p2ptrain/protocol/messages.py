@@ -6,7 +6,7 @@ header: it becomes the one raw frame behind it. Tensors travel in the safetensor
 blob, so that one strict reader serves the wire, custody and the disk.
 
 Groups: handshake (read from anyone who holds the group key), membership, records, plan and job, blobs, gossip,
-custody, calibration.
+custody, calibration, pipeline.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal
 from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.protocol.schema import Bound
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 Lane = Literal["control", "bulk"]
 MemberState = Literal["alive", "suspect", "dead", "left"]
@@ -136,6 +136,8 @@ class Holding:
     samples: int
     blob: Blob
     num_bytes: int
+    span: Annotated[int, Bound(1, 4096)] = 1
+    """So many parts, from ``part`` on: the blocks of a depth slice; 1 in the other modes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,14 @@ class Record:
     bytes_sent: int
     waiting_for: Text
     holdings: Annotated[tuple[Holding, ...], Bound(0, 256)]
+    link_bytes_per_s: Annotated[float, Bound(0, 1e15)] = 0.0
+    """What this peer can send and receive; 0 = not known."""
+    slowdown: Annotated[float, Bound(0, 1e6)] = 1.0
+    """Seconds that its blocks take in training / seconds that its profile gives them."""
+    profile: Annotated[str, Bound(0, 64)] = ""
+    """sha256 of what ``ProfileReply`` carries ("" = not measured)."""
+    vote: Annotated[str, Bound(0, 64)] = ""
+    """Hash of the plan that this peer wants to be the next ("" = none)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +249,22 @@ class PlanReply:
 
     KIND: ClassVar[str] = "plan-reply"
     data: Annotated[bytes, Bound(2, 1024 * 1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRequest:
+    """Send me what a record's ``profile`` names: its owner has it, and whoever asked the owner."""
+
+    KIND: ClassVar[str] = "profile-request"
+    profile: Annotated[str, Bound(64, 64)]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileReply:
+    """How long a peer takes for each block of the job's model, as JSON, UTF-8."""
+
+    KIND: ClassVar[str] = "profile-reply"
+    data: Annotated[bytes, Bound(2, 256 * 1024)]
 
 
 # --- blobs ----------------------------------------------------------------------------------------------------------
@@ -359,6 +385,47 @@ class CalibrationHead:
     data: StateData
 
 
+# --- pipeline -------------------------------------------------------------------------------------------------------
+
+StageWork = Literal["forward", "backward", "reduce", "gather", "norm"]
+"""Activations to the next stage, their gradients to the one before, a stage's all-reduce, and the gradient's norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageData:
+    """One parcel of the stream from a peer of a pipeline to another, in the safetensors format."""
+
+    KIND: ClassVar[str] = "stage-data"
+    epoch: int
+    sequence: int
+    """Of the parcel in its stream, from 0 on under each plan."""
+    work: StageWork
+    step: int
+    unit: Annotated[int, Bound(0, 65535)]
+    """Micro-batch, or shard of an all-reduce."""
+    row: int
+    """Of the first row in its micro-batch, or offset in its shard."""
+    data: Annotated[bytes, Bound(1, 16 << 20)]
+    plan: Annotated[str, Bound(0, 64)] = ""
+    """Hash of the plan: rivals may have one epoch."""
+    sending: int = 0
+    """Counts what the stream sends; a parcel sent again has a new one, so that an ack says which of both came."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageAck:
+    """The trainer has taken everything up to and without ``sequence``: a credit to send more."""
+
+    KIND: ClassVar[str] = "stage-ack"
+    epoch: int
+    sequence: int
+    plan: Annotated[str, Bound(0, 64)] = ""
+    arrived: int = 0
+    """Everything up to and without this one is here, taken or not: no need to send it again."""
+    sending: int = 0
+    """The highest ``sending`` that came."""
+
+
 Message = (
     Hello
     | Welcome
@@ -375,6 +442,8 @@ Message = (
     | JobReply
     | PlanRequest
     | PlanReply
+    | ProfileRequest
+    | ProfileReply
     | Fetch
     | Chunk
     | FetchRefused
@@ -385,12 +454,14 @@ Message = (
     | CalibrationReady
     | CalibrationGradient
     | CalibrationHead
+    | StageData
+    | StageAck
 )
 
 KINDS: dict[str, type[Message]] = {cls.KIND: cls for cls in Message.__args__}
 HANDSHAKE = (Hello, Welcome, Proof, Refused)
-BULK = (JobReply, PlanReply, Chunk, CalibrationGradient, CalibrationHead)
-EPOCH_BOUND = (GossipPush, CustodyOffer)
+BULK = (JobReply, PlanReply, ProfileReply, Chunk, CalibrationGradient, CalibrationHead, StageData)
+EPOCH_BOUND = (GossipPush, CustodyOffer, StageData, StageAck)
 """Data messages: one of an older epoch than the receiver's plan is dropped and counted."""
 
 

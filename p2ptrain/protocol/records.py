@@ -71,7 +71,8 @@ def record_bytes(record: Record) -> int:
     """
     numbers = 9 * (len(record.counts) + len(record.wishes))
     addresses = sum(5 + _utf8_bytes(address) for address in record.addresses)
-    texts = sum(map(_utf8_bytes, (record.name, record.job, record.plan, record.phase, record.waiting_for)))
+    words = (record.name, record.job, record.plan, record.phase, record.waiting_for, record.profile, record.vote)
+    texts = sum(map(_utf8_bytes, words))
     return 512 + numbers + addresses + texts + 256 * len(record.holdings)
 
 

@@ -4,7 +4,7 @@ Invariant: ``from_plain`` either returns an instance in which every value has th
 declared bounds, or raises ``RemoteError``. Nothing that came from the network reaches a state machine unchecked.
 
 A field's bound is written into its type: ``Annotated[int, Bound(0, 10)]`` limits the value of a number, the length of
-a string, of bytes or of a tuple. Without one the defaults below hold.
+a string, of bytes or of a tuple. Without one the defaults below hold. ``X | None`` allows None besides; no other union.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from p2ptrain.errors import LocalError, RemoteError
 
@@ -50,7 +51,7 @@ def to_plain(value: Any) -> Any:
         return {name: to_plain(getattr(value, name)) for name in _fields(type(value))}
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]
-    if isinstance(value, (bool, int, float, str, bytes)):
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return value
     raise LocalError(f"{type(value).__name__} can't go on the wire")
 
@@ -71,6 +72,8 @@ def _check(hint: Any, value: Any, where: str) -> Any:
     if get_origin(hint) is Annotated:
         hint, *extras = get_args(hint)
         bound = next((extra for extra in extras if isinstance(extra, Bound)), None)
+    if get_origin(hint) in (UnionType, Union):
+        return None if value is None else _check(_some(hint), value, where)
     if hasattr(hint, "__supertype__"):  # NewType
         hint = hint.__supertype__
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
@@ -94,6 +97,15 @@ def _check(hint: Any, value: Any, where: str) -> Any:
     if not bound.low <= measure <= bound.high:
         raise RemoteError("schema", f"{where}: {measure} is outside {bound.low:g}..{bound.high:g}")
     return value
+
+
+@cache
+def _some(optional: Any) -> Any:
+    """``X`` of ``X | None``."""
+    kinds = [kind for kind in get_args(optional) if kind is not NoneType]
+    if len(kinds) != 1:
+        raise LocalError(f"{optional}: a field is of one type, or of that or None")
+    return kinds[0]
 
 
 def _check_tuple(args: tuple[Any, ...], value: Any, bound: Bound, where: str) -> tuple[Any, ...]:

@@ -40,6 +40,8 @@ class Configure:
     allow_user_code: bool = False
     init: str = ""
     """Path of the checkpoint that the job starts from."""
+    cache: str = ""
+    """Path of the file that remembers measured times of blocks ("" = none)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,48 @@ class Retain:
     """A new plan that leaves this trainer's part as it is: go on."""
 
     plan: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopAt:
+    """Depth slices: train on until ``step`` batches are done (not at all with ``now``), then say ``Halted``.
+
+    Before that, hand over these runs of blocks (first, stop), which the plan of ``epoch`` gives to others.
+    """
+
+    epoch: int
+    step: int
+    pieces: tuple[tuple[int, int], ...]
+    now: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FollowStage:
+    """Train the own stage of this plan. ``pieces`` ``GivePiece`` commands follow; ``keep``: own blocks stay."""
+
+    plan: str
+    own: str
+    pieces: int
+    keep: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GivePiece:
+    """A snapshot of some blocks, for the ``FollowStage`` before it."""
+
+    piece: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """A parcel of another peer's stage: see ``learning.slice_training.Parcel``."""
+
+    sender: str
+    work: str
+    step: int
+    unit: int
+    row: int
+    parcel: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +195,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotTaken:
-    """At the end of a round, when training is finished, or when asked for."""
+    """At the end of a round, when training is finished, or when asked for. ``part``: a slice's first block."""
 
     part: int
     round: int
@@ -161,6 +205,64 @@ class SnapshotTaken:
     round_finished: bool
     training_finished: bool
     snapshot: bytes
+    span: int = 1
+    """Blocks of a slice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profiled:
+    """Depth slices: the model's blocks (canonical JSON) and how long each takes here; said before ``Ready``."""
+
+    model: str
+    profile: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendParcel:
+    to: str
+    work: str
+    step: int
+    unit: int
+    row: int
+    parcel: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The next ``count`` parcels of ``sender`` are in the trainer's hands. ``error`` names why one was refused."""
+
+    sender: str
+    count: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StageUsed:
+    """How the stage's time went since the last word: ``slowdown`` = seconds of its work / seconds of its profile."""
+
+    step: int
+    busy_share: float
+    slowdown: float
+
+
+@dataclass(frozen=True, slots=True)
+class PieceTaken:
+    """After ``StopAt``: one of the runs of blocks that others get."""
+
+    part: int
+    span: int
+    round: int
+    step: int
+    samples: int
+    piece: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """After ``StopAt``: nothing is under way, the parameters are those after ``step`` batches; -1: there are none."""
+
+    epoch: int
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +321,7 @@ _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
         *(Configure, Follow, Retain, MakePayload, Merge, Reclaim),
+        *(StopAt, FollowStage, GivePiece, Deliver, Profiled, SendParcel, Taken, StageUsed, PieceTaken, Halted),
         *(ExtractFeatures, Contribute, Combine, TakeSnapshot, Stop),
         *(Ready, Following, Progress, SnapshotTaken, PayloadMade, Merged, FeaturesExtracted, Contributed, Combined),
         *(SnapshotRefused, TrainerFailed),

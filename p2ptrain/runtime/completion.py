@@ -25,7 +25,7 @@ from p2ptrain.protocol.calibration_run import (
 from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.core import Effects, ToTrainer
-from p2ptrain.runtime.duty import KeepCustody
+from p2ptrain.runtime.keeping import KeepCustody
 from p2ptrain.runtime.tensorfile import read_untrusted
 
 if TYPE_CHECKING:

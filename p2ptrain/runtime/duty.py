@@ -10,9 +10,7 @@ it can get hold of (its own, one in its custody, or one that a member holds), tr
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from p2ptrain.config import Job
@@ -20,10 +18,11 @@ from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.planning.plan import Plan
 from p2ptrain.protocol import gossip as g
 from p2ptrain.protocol import messages as m
-from p2ptrain.protocol.custody import CancelSnapshot, Custody, DiscardSnapshot, FetchSnapshot
+from p2ptrain.protocol.custody import Custody
 from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.core import AbandonBlob, Effects, ToTrainer
+from p2ptrain.runtime.core import Effects, ToTrainer
+from p2ptrain.runtime.keeping import Keeping, KeepPlan, KeepSnapshot
 from p2ptrain.runtime.payloads import Masses, Payloads
 
 if TYPE_CHECKING:
@@ -31,94 +30,33 @@ if TYPE_CHECKING:
 
 MAX_REFUSED_SNAPSHOTS = 2
 """After so many, those who offered one are not asked for others."""
-MAX_PASSING = 1024
-RESTARTS = 2
-"""So often a trainer that died is started again from the last snapshot."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeepSnapshot:
-    """Enter this own snapshot, whose blob is in the store, into the manifest; then ``snapshot_kept``."""
-
-    holding: m.Holding
-
-
-@dataclass(frozen=True, slots=True)
-class KeepCustody:
-    """Enter this snapshot of another peer into the manifest (false: take it out); then ``custody_kept``."""
-
-    holding: m.Holding
-    keep: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class KeepPlan:
-    """The plan that holds from now on."""
-
-    plan: Plan
-
-
-@dataclass(frozen=True, slots=True)
-class BeginBlob:
-    """Get ready to receive a blob; an ephemeral one stays in memory."""
-
-    blob: BlobId
-    num_bytes: int
-    ephemeral: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RestartTrainer:
-    """The trainer died: start another and configure it; its ``Ready`` brings it back to work."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerLost:
-    """It can't be brought back. ``user_error``: the person at this device can mend it."""
-
-    detail: str
-    user_error: bool
-
-
-class Duty:
+class Duty(Keeping):
     """One peer's part, in one job."""
 
     def __init__(self, peer: Peer, job: Job, custody: Custody, gossip: g.Gossip, resume: Resume) -> None:
-        self.plan: Plan | None = None
-        self._plan_hash = ""
+        super().__init__(peer, job, custody, resume)
         self._shards: dict[PeerId, tuple[str, ...]] = {}
         """Of the others that follow our plan, as far as we know."""
-        self.custody = custody
-        self.part = m.NO_PART
-        self._peer = peer
-        self._job = job
         self._gossip = gossip
-        self._own = list(resume.own)
-        self._has_blob = resume.has_blob
         self._following: tuple[int, str] | None = None
         """(part, partition) that the trainer trains."""
         self._candidates: list[m.Holding] = []
         self._seeking: m.Holding | None = None
-        self._custody_fetches: dict[BlobId, m.Holding] = {}
         self._merges: dict[BlobId, g.FetchAndMerge] = {}
         self._merging: dict[int, g.FetchAndMerge] = {}
         self._making: dict[int, PeerId] = {}
         """Exchanges whose payload the trainer makes, and for whom."""
         self._payloads = Payloads()
-        self._passing: OrderedDict[BlobId, None] = OrderedDict()
-        """Fetched into memory only: what is to be kept is fetched once more."""
         self._num_refused = 0
         self._mistrusted: set[PeerId] = set()
         """Whose copies of the part were of no use."""
-        self._num_restarts = 0
         peer.on_effects(
             {
                 g.MakePayload: self._make_payload,
                 g.FetchAndMerge: self._fetch_and_merge,
                 g.ExchangeEnded: self._exchange_ended,
-                FetchSnapshot: self._fetch_for_custody,
-                DiscardSnapshot: lambda e, now: [KeepCustody(e.holding, keep=False), *peer.publish_holdings(now)],
-                CancelSnapshot: self._cancel_custody,
             }
         )
 
@@ -128,6 +66,9 @@ class Duty:
     def seeking(self) -> bool:
         """A copy of the own part is being fetched or tried."""
         return self._seeking is not None
+
+    def awaits(self, blob: BlobId) -> bool:
+        return self._seeking is not None and self._seeking.blob == blob
 
     def plan_adopted(self, plan: Plan, now: float) -> Effects:
         """Do what the plan says. The data must be loaded; before that the plan waits."""
@@ -261,15 +202,6 @@ class Duty:
             effects += [note, *self._gossip.round_finished(now)]
         return effects
 
-    def snapshot_kept(self, holding: m.Holding, now: float) -> Effects:
-        """It is safe here; now others get it too."""
-        self._own = [*[h for h in self._own if h.blob != holding.blob], holding][-2:]
-        return self._offer(holding, now)
-
-    def _offer(self, holding: m.Holding, now: float) -> Effects:
-        self._own = [*[h for h in self._own if h.blob != holding.blob], holding][-2:]
-        return [*self.custody.snapshot(holding, now), *self._peer.publish_holdings(now)]
-
     def _snapshot_refused(self, event: c.SnapshotRefused, now: float) -> Effects:
         note = Note("snapshot-refused", (("detail", event.detail[:200]),))
         if self._seeking is None:
@@ -281,20 +213,11 @@ class Duty:
         return [note, *self._seek(now)]
 
     def _trainer_failed(self, event: c.TrainerFailed, now: float) -> Effects:
-        peer = self._peer
-        note = Note("trainer-failed", (("detail", event.detail[:250]),))
         self._following = None
         self._payloads.forget()
         self._making.clear()
         self._merging.clear()
-        if not event.user_error and self._num_restarts < RESTARTS:
-            self._num_restarts += 1
-            return [note, *peer.records.update(now, phase="waiting"), RestartTrainer()]
-        return [
-            note,
-            *peer.records.update(now, phase="failed", samples_per_s=0.0),
-            TrainerLost(event.detail, event.user_error),
-        ]
+        return self._after_failure(event, now)
 
     # --- gossip ---
 
@@ -374,59 +297,13 @@ class Duty:
         )
         return [*effects, Note("gossip-ended", fields)]
 
-    # --- custody ---
-
-    def _fetch_for_custody(self, effect: FetchSnapshot, now: float) -> Effects:
-        holding = effect.holding
-        if self._has_blob(holding.blob) and holding.blob not in self._passing:
-            return [KeepCustody(holding)]
-        self._custody_fetches[holding.blob] = holding
-        return self.fetch(holding.blob, holding.num_bytes, [effect.source], now)
-
-    def custody_kept(self, holding: m.Holding, saved: bool, now: float) -> Effects:
-        """The node's answer to ``KeepCustody``."""
-        completion = self._peer.completion
-        if holding.part == m.HEAD_PART and completion is not None:
-            return completion.others_head_kept(holding, saved, now)
-        done = self.custody.stored(holding, now) if saved else self.custody.fetch_failed(holding, now)
-        return [*done, *self._peer.publish_holdings(now)]
-
-    def _cancel_custody(self, effect: CancelSnapshot, now: float) -> Effects:
-        blob, completion = effect.holding.blob, self._peer.completion
-        self._custody_fetches.pop(blob, None)
-        if (self._seeking is not None and self._seeking.blob == blob) or (completion and completion.wants(blob)):
-            return []  # somebody else here waits for it
-        return [*self._peer.transfers.cancel(effect.holding.blob, now), AbandonBlob(effect.holding.blob)]
-
     # --- blobs ---
-
-    def fetch(
-        self, blob: BlobId, num_bytes: int, sources: list[PeerId], now: float, *, ephemeral: bool = False
-    ) -> Effects:
-        """Get a blob from any of these; ``blob_arrived`` or ``blob_lost`` says how it ended."""
-        transfers = self._peer.transfers
-        if any(progress.blob == blob for progress in transfers.progress()):
-            return list(transfers.fetch(blob, num_bytes, sources, now))  # to begin again would lose what is here
-        self._passing.pop(blob, None)
-        if ephemeral:
-            self._passing[blob] = None
-            if len(self._passing) > MAX_PASSING:
-                self._passing.popitem(last=False)
-        return [BeginBlob(blob, num_bytes, ephemeral), *transfers.fetch(blob, num_bytes, sources, now)]
-
-    def is_local(self, blob: BlobId) -> bool:
-        return self._has_blob(blob)
 
     def blob_arrived(self, blob: BlobId, now: float) -> Effects:
         effects: Effects = []
         if merge := self._merges.pop(blob, None):
             effects += self._merge(merge)
-        if holding := self._custody_fetches.get(blob):
-            if blob in self._passing:
-                effects += self.fetch(blob, holding.num_bytes, [holding.trainer], now)
-            else:
-                del self._custody_fetches[blob]
-                effects.append(KeepCustody(holding))
+        effects += self._kept_if_whole(blob, now)
         if self._seeking is not None and self._seeking.blob == blob:
             effects += self._follow(self._seeking, now)
         return effects
@@ -435,8 +312,7 @@ class Duty:
         effects: Effects = []
         if merge := self._merges.pop(blob, None):
             effects += self._gossip.failed(merge.exchange, now)
-        if holding := self._custody_fetches.pop(blob, None):
-            effects += self.custody.fetch_failed(holding, now)
+        effects += self._not_kept(blob, now)
         if self._seeking is not None and self._seeking.blob == blob:
             effects += self._seek(now)
         return effects

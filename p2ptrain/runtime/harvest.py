@@ -6,7 +6,7 @@ snapshots that they were fitted to; without one, copies of a part by several tra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from p2ptrain.planning.plan import Plan
 from p2ptrain.protocol.messages import HEAD_PART, Holding, Record
 from p2ptrain.runtime.head import head_holdings
 from p2ptrain.runtime.observer import ObserverNode
+from p2ptrain.runtime.slice_harvest import assemble_slices, fetch_slices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,7 +84,7 @@ async def collect(
         )
     for attempt in range(ATTEMPTS):
         head, parts = await _fetch_all(node, plan, say)
-        missing = [part.index for part in plan.parts if part.index not in parts]
+        missing = _missing(plan, parts)
         has_head = any(h.part == HEAD_PART for record in observer.alive() for h in record.holdings)
         if (not missing and (head is not None or not has_head)) or attempt == ATTEMPTS - 1:
             break
@@ -94,10 +95,20 @@ async def collect(
     return Collected(job, plan, parts, head, dict(observer.records))
 
 
+def _missing(plan: Plan, parts: Mapping[int, list[Snapshot]]) -> list[int]:
+    """Parts without a copy. Of depth slices there is all or nothing."""
+    if plan.slices is not None:
+        return [] if parts else [part.index for part in plan.parts]
+    return [part.index for part in plan.parts if part.index not in parts]
+
+
 async def _fetch_all(
     node: ObserverNode, plan: Plan, say: Callable[[str], None]
 ) -> tuple[Snapshot | None, dict[int, list[Snapshot]]]:
     holdings = {h.blob: h for record in node.observer.alive() for h in record.holdings}.values()
+    if plan.slices is not None:
+        runs = await fetch_slices(plan, list(holdings), lambda h, what: _get(node, h, say, what))
+        return None, {first: [Snapshot(*run)] for first, run in runs.items()}
     heads = sorted((h for h in holdings if h.part == HEAD_PART), key=lambda h: (h.epoch, h.step, h.samples, h.blob))
     for holding in reversed(heads):
         data = await _get(node, holding, say, "the calibrated head")
@@ -147,6 +158,11 @@ def _freshness(holding: Holding) -> tuple[int, int, int]:
 
 
 def _lament(job: Job, plan: Plan, missing: list[int]) -> str:
+    if plan.slices is not None:
+        return (
+            "there is no step yet of which everybody's blocks are saved: that is after the first round (job file: "
+            "training.epochs_per_round, slices.snapshot_steps); `p2ptrain status` says how far it is"
+        )
     names = [f"part {i} ({', '.join(job.data.classes[c] for c in plan.parts[i].classes)})" for i in missing]
     return (
         f"nobody alive has a copy of {', '.join(names)}; start a peer that trained or kept it, "
@@ -162,6 +178,10 @@ def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
     from p2ptrain.runtime.trainer import model_state, read_snapshot
 
     job, plan = collected.job, collected.plan
+    if plan.slices is not None:
+        runs = [(s.holding, s.data) for snapshots in collected.parts.values() for s in snapshots]
+        state = assemble_slices(job, runs, allow_user_code=allow_user_code)
+        return Harvest(job, plan, state, {}, _report(collected), (), calibrated=False)
     parts = Parts(job, plan, allow_user_code=allow_user_code)
     copies: dict[int, list[tuple[float, Any]]] = {}
     for index, snapshots in sorted(collected.parts.items()):
@@ -187,6 +207,9 @@ def _report(collected: Collected) -> tuple[PartReport, ...]:
     job, plan = collected.job, collected.plan
     lines = []
     for index, snapshots in sorted(collected.parts.items()):
+        if plan.slices is not None:
+            lines.append(_slice_report(collected, snapshots[0]))
+            continue
         spec, freshest = plan.parts[index], max((s.holding for s in snapshots), key=_freshness)
         names = [collected.records[s.holding.trainer].name for s in snapshots if s.holding.trainer in collected.records]
         lines.append(
@@ -203,3 +226,21 @@ def _report(collected: Collected) -> tuple[PartReport, ...]:
             )
         )
     return tuple(lines)
+
+
+def _slice_report(collected: Collected, snapshot: Snapshot) -> PartReport:
+    """Of a run of blocks; ``part`` is its first."""
+    job, holding = collected.job, snapshot.holding
+    record = collected.records.get(holding.trainer)
+    pipeline = collected.plan.slices.pipeline if collected.plan.slices else None
+    return PartReport(
+        part=holding.part,
+        classes=job.data.classes,
+        share=holding.span / pipeline.num_blocks if pipeline else 0.0,
+        trainers=(record.name if record else holding.trainer,),
+        round=holding.round,
+        rounds=job.training.rounds,
+        step=holding.step,
+        samples=holding.samples,
+        num_bytes=len(snapshot.data),
+    )

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from p2ptrain.config import Job, job_from_json
 from p2ptrain.errors import JobError, RemoteError
 from p2ptrain.ids import BlobId, JobId, PeerId
+from p2ptrain.planning.blocks import ModelProfile
 from p2ptrain.planning.plan import Plan
+from p2ptrain.planning.profile_codec import model_from_json
 from p2ptrain.protocol import gossip as g
 from p2ptrain.protocol import messages as m
-from p2ptrain.protocol.agreement import Agreement, AgreementConfig, PlanAdopted
+from p2ptrain.protocol.agreement import Agreement, AgreementConfig, PlanAdopted, VoteFor
 from p2ptrain.protocol.custody import Custody, CustodyConfig
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.membership import (
@@ -31,14 +33,17 @@ from p2ptrain.protocol.membership import (
     PeerRefuted,
     PeerSuspected,
 )
+from p2ptrain.protocol.profile_book import ProfileBook, ProfileLearnt
 from p2ptrain.protocol.records import RecordBook, RecordChanged
 from p2ptrain.protocol.serving import ReadChunk
 from p2ptrain.protocol.session_effects import PeerAdmitted, PeerDropped
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.completion import Completion
 from p2ptrain.runtime.core import BlobArrived, BlobLost, Core, Effects
-from p2ptrain.runtime.duty import Duty, KeepSnapshot
+from p2ptrain.runtime.duty import Duty
+from p2ptrain.runtime.keeping import KeepSnapshot
 from p2ptrain.runtime.plan_rules import PlanRules
+from p2ptrain.runtime.stage_duty import StageDuty
 
 STATUS_INTERVAL_S = 1.0
 LOOK_S = 0.05
@@ -58,6 +63,7 @@ class PeerConfig:
     software: str
     flops_per_s: float = 0.0
     memory_bytes: int = 0
+    link_bytes_per_s: float = 0.0
     wishes: tuple[str, ...] = ()
     """Names of classes that this peer would like to train."""
     allow_user_code: str = ""
@@ -132,10 +138,15 @@ class Peer(Core):
             bytes_sent=0,
             waiting_for="a group: nobody found yet",
             holdings=(),
+            link_bytes_per_s=config.link_bytes_per_s,
         )
         self.records = RecordBook(record, rng, now, version_base=wall_ms)
         self.agreement: Agreement[Plan] | None = None
-        self.duty: Duty | None = None
+        self.duty: Duty | StageDuty | None = None
+        self.model: ModelProfile | None = None
+        """The blocks of the job's model, in mode slices, once the trainer has counted them."""
+        self.profiles = ProfileBook()
+        self._rules: PlanRules | None = None
         self.completion: Completion | None = None
         self._rng = rng
         self._next_status = now
@@ -156,6 +167,8 @@ class Peer(Core):
             PeerLeft: lambda e, now: self._gone(e.peer, "left", now),
             RecordChanged: self._record_changed,
             PlanAdopted: self._plan_adopted,
+            VoteFor: lambda e, now: list(self.records.update(now, vote=e.hash)),
+            ProfileLearnt: lambda e, now: list(self.agreement.reconsider(now)) if self.agreement else [],
             BlobArrived: self._blob_arrived,
             BlobLost: self._blob_lost,
         }
@@ -170,6 +183,10 @@ class Peer(Core):
             m.JobReply: self._job_came,
             m.PlanRequest: lambda s, msg, now: list(self.agreement.received(s, msg, now)) if self.agreement else [],
             m.PlanReply: lambda s, msg, now: list(self.agreement.received(s, msg, now)) if self.agreement else [],
+            m.ProfileRequest: lambda s, msg, now: list(self.profiles.received(s, msg, now)),
+            m.ProfileReply: lambda s, msg, now: list(self.profiles.received(s, msg, now)),
+            m.StageData: self._stage_data,
+            m.StageAck: self._stage_data,
             m.GossipPush: lambda s, msg, now: self.duty.gossip_push(s, msg, now) if self.duty else [],
             m.CustodyOffer: lambda s, msg, now: list(self.duty.custody.received(s, msg, now)) if self.duty else [],
             m.CustodyAck: lambda s, msg, now: list(self.duty.custody.received(s, msg, now)) if self.duty else [],
@@ -187,7 +204,7 @@ class Peer(Core):
 
     @property
     def epoch(self) -> int:
-        return self.duty.plan.epoch if self.duty and self.duty.plan else 0
+        return self.duty.data_epoch if self.duty else 0
 
     def name_of(self, peer: PeerId) -> str:
         record = self.records.get(peer)
@@ -206,10 +223,17 @@ class Peer(Core):
     def job_opened(self, job: Job, resume: Resume, now: float) -> Effects:
         """The job is known and its store is open. Training may begin once the data are counted."""
         self.job, self._job_id = job, job.id
-        timing = AgreementConfig(min_peers=job.group.min_peers, settle_s=job.group.settle_s)
-        self.agreement = Agreement(self.own_id, job.id, PlanRules(self.own_id, job), now, timing, restored=resume.plan)
         custody = Custody(self.own_id, CustodyConfig(num_custodians=job.group.custodians), resume.kept)
-        self.duty = Duty(self, job, custody, g.Gossip(self.own_id, self._rng), resume)
+        sliced = job.mode == "slices"
+        timing = AgreementConfig(min_peers=job.group.min_peers, settle_s=job.group.settle_s, majority=sliced)
+        if sliced:
+            stage = self.duty = StageDuty(self, job, custody, resume)
+            rules = PlanRules(self.own_id, job, lambda: self.model, self.profiles.get, stage.steps, stage.is_lost)
+        else:
+            self.duty = Duty(self, job, custody, g.Gossip(self.own_id, self._rng), resume)
+            rules = PlanRules(self.own_id, job)
+        self._rules = rules
+        self.agreement = Agreement(self.own_id, job.id, rules, now, timing, restored=resume.plan)
         self.completion = Completion(self, job, resume.head)
         note = Note("job", (("job", job.id), ("name", job.name), ("mode", job.mode)))
         effects: Effects = [note, *self.records.update(now, job=job.id), *self.publish_holdings(now)]
@@ -222,6 +246,8 @@ class Peer(Core):
         effects: Effects
         if isinstance(event, c.Ready):
             effects = self._ready(event, now)
+        elif isinstance(event, c.Profiled):
+            effects = self._profiled(event, now)
         elif isinstance(event, (c.FeaturesExtracted, c.Contributed, c.Combined)):
             effects = self.completion.trainer_said(event, now)
         else:
@@ -270,6 +296,7 @@ class Peer(Core):
         effects: Effects = [*self.membership.tick(now), *self.records.tick(now)]
         if self.duty and self.agreement and self.completion:
             effects += [*self.agreement.tick(now), *self.duty.tick(now), *self.completion.tick(now)]
+            effects += self.profiles.tick(now)
         if now >= self._look_at:
             effects += self._members_changed(now)
         if now >= self._next_status:
@@ -288,6 +315,7 @@ class Peer(Core):
                 self.agreement.next_deadline(),
                 self.duty.next_deadline(),
                 self.completion.next_deadline(),
+                self.profiles.next_deadline(),
             ]
         return min(*deadlines, self._next_status, self._look_at)
 
@@ -298,6 +326,8 @@ class Peer(Core):
         effects: Effects = [note, Send(effect.peer, m.RecordDigest(versions=(), want_reply=True))]
         if self.job is None:
             effects.append(Send(effect.peer, m.JobRequest()))
+        if isinstance(self.duty, StageDuty):
+            effects += self.duty.peer_admitted(effect.peer, now)
         if self.records.get(effect.peer) is not None:
             effects += self.membership.peer_reachable(effect.peer, now)
         return effects
@@ -342,7 +372,12 @@ class Peer(Core):
     def _tell_agreement(self, now: float) -> Effects:
         if self.agreement is None or self._left:
             return []
-        return list(self.agreement.view_changed([self.records.all()[peer] for peer in self.members()], now))
+        members = [self.records.all()[peer] for peer in self.members()]
+        return [*self.profiles.members_changed(members, now), *self.agreement.view_changed(members, now, self._gone_for_good())]
+
+    def _gone_for_good(self) -> list[PeerId]:
+        """Peers that said goodbye."""
+        return [peer for peer in self.records.all() if self.membership.state(peer) == "left"]
 
     def _record_changed(self, effect: RecordChanged, now: float) -> Effects:
         old, new = effect.old, effect.new
@@ -417,6 +452,14 @@ class Peer(Core):
             effects += self.duty.plan_adopted(self.agreement.current, now)
         return effects
 
+    def _profiled(self, event: c.Profiled, now: float) -> Effects:
+        """The model's blocks are counted and measured: planning can have us."""
+        self.model = model_from_json(event.model)
+        return list(self.records.update(now, profile=self.profiles.set_own(event.profile.encode())))
+
+    def _stage_data(self, sender: PeerId, message: m.StageData | m.StageAck, now: float) -> Effects:
+        return self.duty.stage_data(sender, message, now) if isinstance(self.duty, StageDuty) else []
+
     def _plan_adopted(self, effect: PlanAdopted[Plan], now: float) -> Effects:
         if self.duty is None or self.completion is None:
             return []
@@ -448,7 +491,7 @@ class Peer(Core):
         """Tell the group what this peer has."""
         if self.duty is None or self.completion is None:
             return []
-        holdings = (*self.completion.holdings(), *self.duty.custody.holdings())[:256]
+        holdings = (*self.completion.holdings(), *self.duty.holdings())[:256]
         return list(self.records.update(now, holdings=holdings))
 
     def _waiting_for(self, now: float) -> str:
@@ -457,7 +500,9 @@ class Peer(Core):
         if not self._init_ready:
             return f"the checkpoint that the job starts from ({self.job.model.init[:12]}), from any member"
         if not self.records.own.counts:
-            return "own data: being loaded"
+            return "own data: being loaded" if self.job.mode != "slices" else "own data and the speed of the blocks"
+        if self._rules is not None and self._rules.problem:
+            return f"a plan that can be made: {self._rules.problem}"
         if self.agreement and (words := self.agreement.waiting_for(now)):
             return words
         waits = [
@@ -469,5 +514,6 @@ class Peer(Core):
 
 def _plans_differ(old: m.Record, new: m.Record) -> bool:
     """Whether a change of a record can matter to planning."""
-    fields = ("job", "counts", "wishes", "flops_per_s", "memory_bytes", "epoch", "plan", "phase")
+    figures = ("flops_per_s", "memory_bytes", "link_bytes_per_s", "slowdown", "profile")
+    fields = ("job", "counts", "wishes", *figures, "epoch", "plan", "part", "vote", "phase")
     return any(getattr(old, name) != getattr(new, name) for name in fields)

@@ -28,16 +28,17 @@ from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.blobs import StorageError
 from p2ptrain.runtime.completion import JobDone, KeepHead
 from p2ptrain.runtime.core import AbandonBlob, ToTrainer, VerifyBlob
-from p2ptrain.runtime.duty import (
+from p2ptrain.runtime.head import pack_head
+from p2ptrain.runtime.journal import Journal
+from p2ptrain.runtime.keeping import (
     BeginBlob,
     KeepCustody,
     KeepPlan,
     KeepSnapshot,
+    ReleaseBlob,
     RestartTrainer,
     TrainerLost,
 )
-from p2ptrain.runtime.head import pack_head
-from p2ptrain.runtime.journal import Journal
 from p2ptrain.runtime.node import SOFTWARE, NetworkConfig, Node
 from p2ptrain.runtime.peer import JobReceived, Peer, PeerConfig, Resume, StartTrainer, Unusable
 from p2ptrain.runtime.store import StateDir, Store
@@ -46,6 +47,8 @@ from p2ptrain.runtime.trainer_process import TrainerProcess
 GOODBYE_S = 0.3
 HANDOVER_S = 10.0
 TRAFFIC_S = 1.0
+BLOCK_TIMES = "block-times.json"
+"""In the state directory: what the blocks of models took on this device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class PeerOptions:
     """Train only on samples of these classes, and wish for them."""
     flops_per_s: float = 0.0
     memory_bytes: int = 0
+    link_bytes_per_s: float = 0.0
+    """What this device can send and receive; 0 = not known."""
     num_threads: int = 1
     device: str = "cpu"
     allow_user_code: str = ""
@@ -105,6 +110,7 @@ class PeerNode(Node):
             software=SOFTWARE,
             flops_per_s=options.flops_per_s,
             memory_bytes=options.memory_bytes,
+            link_bytes_per_s=options.link_bytes_per_s,
             wishes=options.classes,
             allow_user_code=options.allow_user_code,
         )
@@ -128,7 +134,8 @@ class PeerNode(Node):
         peer = self._peer
         if peer is None:
             return
-        if self.trainer is not None and peer.records.own.phase == "training" and peer.membership.alive():
+        hands_over = peer.duty is not None and peer.duty.hands_over
+        if self.trainer is not None and hands_over and peer.records.own.phase == "training" and peer.membership.alive():
             self._handover = asyncio.get_running_loop().create_future()
             self.trainer.send(c.TakeSnapshot())
             try:
@@ -197,6 +204,7 @@ class PeerNode(Node):
             num_threads=options.num_threads,
             device=options.device,
             allow_user_code=bool(options.allow_user_code) or options.job is not None,
+            cache=str(self.state.path / BLOCK_TIMES),
         )
         self.feed(lambda now: peer.job_opened(job, resume, now))
 
@@ -231,6 +239,7 @@ class PeerNode(Node):
             KeepSnapshot: self._keep_snapshot,
             KeepCustody: self._keep_custody,
             KeepPlan: self._keep_plan,
+            ReleaseBlob: self._release_blob,
             KeepHead: self._keep_head,
             StartTrainer: self._first_start,
             RestartTrainer: lambda e: self._spawn(self._start_trainer()),
@@ -263,6 +272,8 @@ class PeerNode(Node):
         data = b""
         if isinstance(event, c.SnapshotTaken):
             data, event = event.snapshot, dataclasses.replace(event, snapshot=b"")
+        elif isinstance(event, c.PieceTaken):
+            data, event = event.piece, dataclasses.replace(event, piece=b"")
         elif isinstance(event, c.PayloadMade):
             data, event = event.payload, dataclasses.replace(event, payload=b"")
         if isinstance(event, c.TrainerFailed):
@@ -275,7 +286,7 @@ class PeerNode(Node):
 
         def stored(blob: BlobId | None, error: BaseException | None) -> None:
             self._take_store_notes()
-            if isinstance(said, c.SnapshotTaken) and not said.round_finished:
+            if isinstance(said, c.SnapshotTaken) and not said.round_finished and self._handover is not None:
                 self._parting = blob
                 if blob is None:
                     self._saved_to_part(None)
@@ -356,6 +367,17 @@ class PeerNode(Node):
             lambda store: store.set_plan(plan.to_json(), plan.epoch, f"plan {plan.hash[:16]} epoch {plan.epoch}")
         )
         self._remember_addresses()
+
+    def _release_blob(self, effect: ReleaseBlob) -> None:
+        store = self.store
+        if store is None:
+            return
+
+        def release() -> None:
+            store.release(effect.blob)
+            store.collect()
+
+        self.on_disk(release, lambda _, error: None)
 
     def _keep_head(self, effect: KeepHead) -> None:
         peer, store = self._peer, self.store

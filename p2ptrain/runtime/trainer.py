@@ -33,6 +33,7 @@ from p2ptrain.learning.parts import Parts
 from p2ptrain.learning.training import DivergedError, LocalTrainer
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.runtime import commands as c
+from p2ptrain.runtime.stage_worker import StageWorker
 from p2ptrain.runtime.tensorfile import read_untrusted
 from p2ptrain.runtime.trainer_process import NodeLink, die_with_node
 
@@ -50,6 +51,8 @@ class Trainer:
         self._parts: Parts | None = None
         self._init: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self._training: PartTraining | None = None
+        self._stage: StageWorker | None = None
+        """Of a job of mode "slices"."""
         self._fitting: HeadFitting | None = None
         self._progress_at = 0.0
         self._progress_samples = 0
@@ -57,6 +60,8 @@ class Trainer:
 
     @property
     def busy(self) -> bool:
+        if self._stage is not None:
+            return self._stage.busy
         return self._training is not None and not self._training.finished
 
     def handle(self, command: object) -> None:
@@ -74,10 +79,21 @@ class Trainer:
             c.TakeSnapshot: lambda _: self._say_snapshot(round_finished=False),
             c.Stop: self._stop,
         }
+        if self._stage is not None:
+            stage = self._stage
+            handlers |= {
+                c.FollowStage: stage.follow,
+                c.GivePiece: stage.give,
+                c.StopAt: stage.stop_at,
+                c.Deliver: stage.deliver,
+            }
         handlers[type(command)](command)
 
     def work(self) -> None:
-        """One training step."""
+        """One training step, or one unit of work of a stage."""
+        if self._stage is not None:
+            self._stage.work()
+            return
         training = self._training
         if training is None or training.finished:
             return
@@ -97,6 +113,23 @@ class Trainer:
         torch.set_num_threads(command.num_threads)
         self._configuration = command
         self._job = job = job_from_json(command.job, where="job")
+        self._data = self._load_data(job, command)
+        if command.init:
+            self._init = read_init(Path(command.init))
+        if job.mode == "slices":
+            self._stage = StageWorker(job, command, self._data, self._init[0] if self._init else None, self._say)
+            self._say(self._stage.profile())
+        counts = self._data.counts() if self._data is not None else [0] * len(job.data.classes)
+        self._say(c.Ready(tuple(int(n) for n in counts)))
+        warm_up()
+
+    @staticmethod
+    def _load_data(job: Job, command: c.Configure) -> Dataset | None:
+        """The own samples. Without any a peer can only help others: with a stage that is not the first."""
+        if not command.data:
+            if job.mode != "slices":
+                raise UserError(f'a job of mode "{job.mode}" is trained on own samples: start this peer with --data')
+            return None
         source = open_source(command.data)
         indices = select(
             source,
@@ -107,11 +140,7 @@ class Trainer:
             classes=command.classes or None,
             seed=job.seed,
         )
-        self._data = load(source, job.data, "train", indices)
-        if command.init:
-            self._init = read_init(Path(command.init))
-        self._say(c.Ready(tuple(int(n) for n in self._data.counts())))
-        warm_up()
+        return load(source, job.data, "train", indices)
 
     def _build(self, plan: Plan) -> Parts:
         if self._job is None or self._configuration is None:

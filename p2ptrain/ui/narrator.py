@@ -26,6 +26,8 @@ def tell(line: Line) -> str | None:
 def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     """What the plan gives this peer."""
     part, names = plan.part_of(own), job.data.classes
+    if plan.slices is not None:
+        return _stage_sentence(plan, own)
     start = f"plan of epoch {plan.epoch}, {len(plan.parts)} part{'s' if len(plan.parts) > 1 else ''}"
     if part is None:
         return f"{start}: none for this peer for now (more peers than parts, or no samples that fit); it stands by"
@@ -36,6 +38,21 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     others = len(part.trainers) - 1
     shared = f", with {others} other peer{'s' if others > 1 else ''}" if others else ""
     return f"{start}: this peer trains part {part.index}, {classes}, {width}{shared}"
+
+
+def _stage_sentence(plan: Plan, own: PeerId) -> str:
+    """What a plan of depth slices gives this peer."""
+    part, pipeline = plan.part_of(own), plan.slices.pipeline if plan.slices else None
+    if pipeline is None:
+        return ""
+    start = f"plan of epoch {plan.epoch}, {len(pipeline.stages)} stage{'s' if len(pipeline.stages) > 1 else ''}"
+    if part is None:
+        return f"{start}: without this peer, which would only slow it down; it stands by"
+    stage = pipeline.stages[part.index]
+    rows = stage.samples[stage.peers.index(own)]
+    share = f", {rows} of the {pipeline.micro_batch} samples of each micro-batch" if len(stage.peers) > 1 else ""
+    blocks = f"blocks {stage.start}-{stage.stop - 1} of {pipeline.num_blocks}"
+    return f"{start}: this peer trains stage {part.index + 1}, {blocks}{share}"
 
 
 def round_sentence(fields: Fields, rounds: int, samples_per_s: float) -> str:
@@ -85,6 +102,11 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "left": lambda f: f"{_who(f)} left",
     "failed": lambda f: f"{_who(f)} is lost: no answer any more; the group goes on without it",
     "fetching-part": lambda f: f"getting the last copy of part {_text(f, 'part')} (round {_text(f, 'round')})",
+    "fetching-blocks": lambda f: (
+        f"getting blocks {_text(f, 'blocks')} after {_text(f, 'step')} batches from {_text(f, 'from')}"
+    ),
+    "parcel-refused": lambda f: f"something unusable from {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
+    "plan-impossible": lambda f: f"no plan can be made: {_text(f, 'why')}",
     "training": _training,
     "gossip": lambda f: f"averaged with {_text(f, 'peer')} ({scaled(_number(f, 'bytes'), 'B')})",
     "gossip-ended": lambda f: f"averaging with {_text(f, 'peer')} ended early ({_text(f, 'outcome')})",

@@ -96,11 +96,16 @@ def part_text(snapshot: Snapshot, record: Record) -> str:
     if plan is None or job is None or record.part >= len(plan.parts):
         return f"#{record.part}"
     part = plan.parts[record.part]
+    if plan.slices is not None:
+        stage = plan.slices.pipeline.stages[part.index]
+        return f"stage {part.index + 1}: blocks {stage.start}-{stage.stop - 1}"
     width = "whole model" if part.share == 1 else f"{100 * part.share:.0f} % of the width"
     return f"#{part.index} {_classes(job, part)}, {width}"
 
 
 def _classes(job: Job, part: Part) -> str:
+    if not part.classes:
+        return f"stage {part.index + 1}"
     names = [job.data.classes[c] for c in part.classes if c < len(job.data.classes)]
     return "all classes" if len(names) == len(job.data.classes) else listed(names)
 
@@ -183,6 +188,7 @@ def _peer(snapshot: Snapshot, record: Record) -> dict[str, Any]:
         "counts": list(record.counts),
         "wishes": list(record.wishes),
         "epoch": record.epoch,
+        "slowdown": record.slowdown,
         "waiting_for": record.waiting_for,
         "addresses": list(record.addresses),
         "holdings": [

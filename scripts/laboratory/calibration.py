@@ -1,10 +1,11 @@
 """How fast each device really is at the job's model, beside how fast its share of a core should make it.
 
-A share in short turns does less than the share's work, as each turn begins with cold caches. What is measured to be
-missing is added to the quota, and measured again.
+A share in short turns does less than the share's work, as each turn begins with cold caches; and several threads do
+less than as many times one. What is measured to be missing is added to the quota, and measured again.
 
-Invariant: nominal speed is the share of what one unlimited core did just before and just after, in the same process, so
-that a machine that gets slower for everybody fails nobody.
+Invariant: nominal speed is the share of what one thread on one unlimited core did just before and just after, in the
+same process, so that a machine that gets slower for everybody fails nobody; and devices' speeds are in the ratio of
+their shares, with however many threads each trains.
 
     python -m laboratory.calibration < JOB.json      (started by ``calibrate``: trains steps on demand)
 """
@@ -17,11 +18,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from laboratory.quota import DeviceGroup
+from laboratory.spec import Device
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError, UserError
 
@@ -45,6 +47,7 @@ class Speed:
     measured: float
     correction: float = 1.0
     """Of the quota, with which that was measured."""
+    num_threads: int = 1
 
     @property
     def deviation(self) -> float:
@@ -55,6 +58,10 @@ class Speed:
         return abs(self.deviation) <= TOLERANCE
 
 
+class OffSpeedError(UserError):
+    """A device is not as fast as its share says."""
+
+
 class Worker:
     """A process that trains the job's model for so many seconds when asked, in whatever cgroup it has been put."""
 
@@ -62,10 +69,10 @@ class Worker:
         self._process = process
         self.pid = process.pid
 
-    def speed(self, seconds: float) -> float:
+    def speed(self, seconds: float, num_threads: int = 1) -> float:
         """Samples per second of wall time."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{seconds}\n")
+        self._process.stdin.write(f"{seconds} {num_threads}\n")
         self._process.stdin.flush()
         return float(self.read())
 
@@ -97,47 +104,52 @@ def worker(job: Job, environment: Mapping[str, str]) -> Iterator[Worker]:
 
 def calibrate(
     job: Job,
+    devices: Sequence[Device],
     groups: Mapping[str, DeviceGroup],
-    shares: Mapping[str, float],
+    num_cores: float,
     environment: Mapping[str, str],
     say: Callable[[str], None],
 ) -> list[Speed]:
-    """Measure every device, one after the other. Raises ``UserError`` if one is more than 5 % off."""
+    """Measure every device, one after the other. Raises ``OffSpeedError`` if one is more than 5 % off."""
     speeds = []
     with worker(job, environment) as trainer, _outside(trainer.pid) as home:
         trainer.speed(TURN_S)  # warm caches, allocator, the oneDNN kernels
-        for device, group in groups.items():
+        for device in devices:
+            group = groups[device.name]
             for _ in range(ATTEMPTS):
-                speed = _measure(trainer, device, group, shares[device], home)
+                speed = _measure(trainer, device, device.num_threads(num_cores), group, home)
                 if speed.fine:
                     break
                 corrected = group.correction * speed.nominal / speed.measured
                 group.correct(min(max(corrected, 1 / LARGEST_CORRECTION), LARGEST_CORRECTION))
             say(
-                f"{device}: {speed.measured:.1f} samples/s of nominal {speed.nominal:.1f} ({speed.deviation:+.1%})"
+                f"{device.name}: {speed.measured:.1f} samples/s of nominal {speed.nominal:.1f} ({speed.deviation:+.1%})"
                 f", quota x {speed.correction:.2f}"
             )
             speeds.append(speed)
     bad = [speed for speed in speeds if not speed.fine]
     if bad:
-        raise UserError(
+        raise OffSpeedError(
             f"{', '.join(s.device for s in bad)}: more than {TOLERANCE:.0%} off the nominal speed in {ATTEMPTS} tries; "
             "end what else runs on this machine, or give smaller shares, and run again"
         )
     return speeds
 
 
-def _measure(trainer: Worker, device: str, group: DeviceGroup, share: float, home: Callable[[], None]) -> Speed:
+def _measure(
+    trainer: Worker, device: Device, num_threads: int, group: DeviceGroup, home: Callable[[], None]
+) -> Speed:
     whole, limited = [], []
     for _ in range(NUM_TURNS):
         before = trainer.speed(TURN_S / 2)
         group.add(trainer.pid)
-        limited.append(trainer.speed(TURN_S / min(1.0, share) ** 0.5))
+        limited.append(trainer.speed(TURN_S / min(1.0, device.share) ** 0.5, num_threads))
         home()
         whole.append((before + trainer.speed(TURN_S / 2)) / 2)
     ratios = [slow / fast for slow, fast in zip(limited, whole, strict=True)]
     core = statistics.median(whole)
-    return Speed(device, share, min(1.0, share) * core, statistics.median(ratios) * core, group.correction)
+    measured = statistics.median(ratios) * core
+    return Speed(device.name, device.share, device.share * core, measured, group.correction, num_threads)
 
 
 @contextmanager
@@ -158,14 +170,13 @@ def _outside(pid: int) -> Iterator[Callable[[], None]]:
 
 
 def main() -> None:
-    """Train a step after the other for as many seconds as each line of standard input says."""
+    """Train a step after the other, for as many seconds and with as many threads as each line of standard input says."""
     import torch
 
     from p2ptrain.config import job_from_json
     from p2ptrain.learning.parts import global_model
     from p2ptrain.learning.training import LocalTrainer
 
-    torch.set_num_threads(1)
     job = job_from_json(sys.stdin.readline(), "job")
     model = global_model(job, allow_user_code=False)
     trainer = LocalTrainer(model, job.training, num_classes=len(job.data.classes), total_steps=10**6, seed=0)
@@ -174,8 +185,10 @@ def main() -> None:
     trainer.step(x, y)
     print("ready", flush=True)
     for line in sys.stdin:
+        seconds, num_threads = line.split()
+        torch.set_num_threads(int(num_threads))
         start, steps = time.perf_counter(), 0
-        while time.perf_counter() - start < float(line):
+        while time.perf_counter() - start < float(seconds):
             trainer.step(x, y)
             steps += 1
         print(json.dumps(steps * BATCH_SIZE / (time.perf_counter() - start)), flush=True)

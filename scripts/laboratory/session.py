@@ -35,6 +35,7 @@ from p2ptrain.net.keys import Group, new_group
 from p2ptrain.planning.plan import Plan
 from p2ptrain.runtime.node import NetworkConfig
 from p2ptrain.runtime.observer import ObserverNode
+from p2ptrain.runtime.probe import available_cores
 
 POLL_S = 0.25
 Say = Callable[[str], None]
@@ -43,10 +44,11 @@ Progress = Callable[[float, Status], None]
 
 @dataclass(frozen=True, slots=True)
 class DeviceUse:
-    """What one device used, start to end."""
+    """What one device used, start to end. ``training_cpu_s``: of that, from when all were training to the harvest."""
 
     peak_memory_bytes: int
     cpu_s: float
+    training_cpu_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class LabOutcome:
     use: Mapping[str, DeviceUse]
     accuracies: tuple[tuple[float, float], ...]
     """(seconds since the lab's start, accuracy on the test samples) over the run, if that was asked for."""
+    training_s: float
+    """Seconds from the lab's start until all were training."""
     started_at: float
     """Seconds since 1970."""
 
@@ -88,11 +92,10 @@ class Bench:
         profile.write_text(own.profile.to_toml(), encoding="utf-8")
         where = ["--interface", self.network.ports[device].address, "--profile", str(profile)]
         job_file = self.folder / "job.toml" if own is self.spec.devices[0] else None
-        command = peer_command(self.experiment, share, self.folder / device, where, job_file=job_file)
+        experiment = dataclasses.replace(self.experiment, threads=own.num_threads(available_cores()))
+        command = peer_command(experiment, share, self.folder / device, where, job_file=job_file)
         port = self.network.ports[device]
         environment = os.environ | {"P2PTRAIN_CODE": str(self.code), "PYTHONUNBUFFERED": "1"}
-        threads = str(max(1, int(own.share)))
-        environment |= {"OMP_NUM_THREADS": threads}
         with (self.folder / f"{device}.log").open("ab") as log:
             self.processes[device] = subprocess.Popen(
                 entering(port.fd, self.groups[device].entrances, command),
@@ -129,6 +132,17 @@ class Bench:
     def heal(self) -> None:
         self.network.heal()
 
+    def end_training(self) -> None:
+        """Stop every trainer where it is; the nodes hand out what they have, which no longer changes."""
+        for device in self.running:
+            for pid in set(self.groups[device].pids()) - {self.processes[device].pid}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+
+    def look(self, now_s: float) -> None:
+        if self.camera is not None:
+            self.camera.look((self.folder / name for name in self.processes), now_s)
+
     @property
     def running(self) -> frozenset[str]:
         return frozenset(self.processes) - self.killed
@@ -161,7 +175,7 @@ def run(
     calibrated: bool,
     num_points: int = 0,
 ) -> LabOutcome:
-    """Run a lab to the harvested model. Raises ``P2PTrainError``.
+    """Run a lab to the harvested model. Raises ``P2PTrainError``, ``OffSpeedError`` if the devices are not as described.
 
     ``calibrated``: measure the devices first. ``num_points``: of the accuracy over time, evaluated after the run.
     """
@@ -186,7 +200,9 @@ def run(
             peers.callback(lambda: _end(bench))
             lab = asyncio.run(_follow(bench, tuple(speeds), say, progress))
         if bench.camera is not None:
-            points = bench.camera.accuracies(lab.outcome.harvest.plan, spec.data, num_points)
+            end_s, step_s = lab.outcome.trained_s, (lab.outcome.trained_s - lab.training_s) / num_points
+            times = [end_s - step_s * number for number in reversed(range(num_points))]
+            points = bench.camera.accuracies(lab.outcome.harvest.plan, spec.data, times)
             lab = dataclasses.replace(lab, accuracies=tuple(points))
         return lab
 
@@ -196,14 +212,13 @@ def measured(job: Job, devices: Sequence[Device], groups: Mapping[str, DeviceGro
     scripts = str(Path(__file__).resolve().parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([scripts, os.environ.get("PYTHONPATH", "")])}
     say("calibrating: each device's speed at the job's model, alone")
-    shares = {device.name: device.share for device in devices}
-    return calibrate(job, groups, shares, environment | {"OMP_NUM_THREADS": "1"}, say)
+    return calibrate(job, devices, groups, available_cores(), environment, say)
 
 
 async def _follow(bench: Bench, speeds: tuple[Speed, ...], say: Say, progress: Progress) -> LabOutcome:
     timeline = Timeline(bench.spec.events, bench, say)
     start, started_at = time.monotonic(), time.time()
-    formed = 0.0
+    formed, training, cpu_before = 0.0, 0.0, dict[str, float]()
     plans: list[tuple[float, Plan]] = []
     for device in bench.spec.devices:
         if device.name not in bench.spec.late:
@@ -217,8 +232,7 @@ async def _follow(bench: Bench, speeds: tuple[Speed, ...], say: Say, progress: P
             progress(now - start, status)
             timeline.carry_out(now, time.time, time.monotonic)
             bench.check(status)
-            if bench.camera is not None:
-                bench.camera.look((bench.folder / name for name in bench.processes), now - start)
+            bench.look(now - start)
             plan = status.plan
             if plan is not None and (not plans or plans[-1][1].hash != plan.hash):
                 plans.append((now - start, plan))
@@ -227,27 +241,36 @@ async def _follow(bench: Bench, speeds: tuple[Speed, ...], say: Say, progress: P
             if not formed and bench.running <= phases.keys():
                 formed = now - start
                 say(f"{formed:.1f} s: the group is formed")
-            if not timeline.began("training") and formed and all(phases[n] != "waiting" for n in bench.running):
+            if not timeline.began("training") and formed and all(phases.get(n, "waiting") != "waiting" for n in bench.running):
                 timeline.begin("training", now)
-                say(f"{now - start:.1f} s: all are training")
+                training, cpu_before = now - start, _cpu_s(bench)
+                say(f"{training:.1f} s: all are training")
+            if training and 0 < bench.spec.train_s <= now - start - training:
+                bench.end_training()
+                break
             if timeline.finished and bench.running and all(phases.get(n) == "done" for n in bench.running):
                 break
             if now - start > bench.spec.timeout_s:
                 raise P2PTrainError(f"not done after {bench.spec.timeout_s:g} s: {_where(status)}")
-        trained = time.monotonic() - start
+        trained, cpu = time.monotonic() - start, _cpu_s(bench)
         say(f"{trained:.1f} s: done; harvesting")
-        outcome = await _harvested(node, bench, formed, trained, start)
+        outcome = await _harvested(node, formed, trained, start)
+        bench.look(trained)  # nothing has been trained since then, but the last snapshot may have been on its way
         names = {record.peer: record.name for record in node.observer.records.values()}
-    return LabOutcome(outcome, speeds, tuple(timeline.log), tuple(plans), names, _use(bench), (), started_at)
+    use = {
+        name: DeviceUse(group.peak_memory_bytes(), group.cpu_s(), cpu[name] - cpu_before.get(name, 0.0))
+        for name, group in bench.groups.items()
+    }
+    return LabOutcome(outcome, speeds, tuple(timeline.log), tuple(plans), names, use, (), training, started_at)
 
 
-async def _harvested(node: ObserverNode, bench: Bench, formed: float, trained: float, start: float) -> Outcome:
+async def _harvested(node: ObserverNode, formed: float, trained: float, start: float) -> Outcome:
     harvest, records = await harvest_with(node)
     return Outcome(harvest, records, "mdns", formed, trained, time.monotonic() - start - trained)
 
 
-def _use(bench: Bench) -> dict[str, DeviceUse]:
-    return {name: DeviceUse(group.peak_memory_bytes(), group.cpu_s()) for name, group in bench.groups.items()}
+def _cpu_s(bench: Bench) -> dict[str, float]:
+    return {name: group.cpu_s() for name, group in bench.groups.items()}
 
 
 def _where(status: Status) -> str:

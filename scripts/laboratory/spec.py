@@ -4,6 +4,7 @@
     data = "digits"                 # split evenly, unless devices say what they have
     core_flops_per_s = 20e9         # what one core counts as when the group plans
     timeout_s = 900
+    train_s = 0                     # harvest so many seconds after all are training; 0 = when the job is done
     [job]                           # as in a job file; classes, shape and normalisation come from the data
     mode = "tasks"
     [job.training]
@@ -63,6 +64,10 @@ class Device:
     shard: str = ""
     classes: tuple[str, ...] = ()
 
+    def num_threads(self, num_cores: float) -> int:
+        """To train with, on a machine of so many cores: one for each core that the device's profile says it has."""
+        return max(1, min(math.ceil(self.profile.cores.value), math.floor(num_cores)))
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -87,6 +92,8 @@ class LabSpec:
     delay_ms: float = 0.0
     loss: float = 0.0
     timeout_s: float = 1800.0
+    train_s: float = 0.0
+    """After all are training; then what has been saved is harvested. 0 = when the job is done."""
 
     @property
     def late(self) -> frozenset[str]:
@@ -115,11 +122,13 @@ def read_lab(path: Path, profiles: Path) -> LabSpec:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: not a readable TOML lab file ({error})") from None
     reader = _Reader(str(path))
-    top = reader.table(raw, "", "name", "data", "job", "network", "device", "event", "timeout_s", "core_flops_per_s")
+    keys = ("name", "data", "job", "network", "device", "event", "timeout_s", "train_s", "core_flops_per_s")
+    top = reader.table(raw, "", *keys)
     network = reader.table(top.get("network", {}), "network.", "delay_ms", "loss")
     core = reader.number(top, "core_flops_per_s", CORE, 1e6, 1e15)
     devices = _devices(reader, top.get("device"), core, profiles)
-    events = _events(reader, top.get("event", []), {device.name for device in devices})
+    train_s = reader.number(top, "train_s", 0.0, 0, 1e6)
+    events = _events(reader, top.get("event", []), {device.name for device in devices}, train_s or math.inf)
     job = top.get("job", {})
     if not isinstance(job, dict) or "data" in job:
         raise reader.wrong("job", "expected a table as in a job file, without `data`: that follows from the samples")
@@ -132,6 +141,7 @@ def read_lab(path: Path, profiles: Path) -> LabSpec:
         delay_ms=reader.number(network, "network.delay_ms", 0.0, 0, 10_000),
         loss=reader.number(network, "network.loss", 0.0, 0, 0.9),
         timeout_s=reader.number(top, "timeout_s", 1800.0, 1, 1e6),
+        train_s=train_s,
     )
 
 
@@ -251,7 +261,7 @@ def _profile(name: str, share: float, core: float, rate_mbit: float, memory_mb: 
     )
 
 
-def _events(reader: _Reader, raw: object, names: set[str]) -> tuple[Event, ...]:
+def _events(reader: _Reader, raw: object, names: set[str], train_s: float) -> tuple[Event, ...]:
     if not isinstance(raw, list):
         raise reader.wrong("event", "expected [[event]] tables")
     events = []
@@ -263,6 +273,9 @@ def _events(reader: _Reader, raw: object, names: set[str]) -> tuple[Event, ...]:
             raise reader.wrong(prefix + "do", f"{do!r} is not one of {', '.join(get_args(Action))}")
         if after not in get_args(After):
             raise reader.wrong(prefix + "after", f"{after!r} is not one of {', '.join(get_args(After))}")
+        at_s = reader.number(table, prefix + "at_s", None, 0, 1e6)
+        if after == "training" and at_s >= train_s:
+            raise reader.wrong(prefix + "at_s", f"{at_s:g} is not before the end of training, train_s = {train_s:g}")
         device = reader.text(table, prefix + "device", "")
         if do not in ("cut", "heal") and device not in names:
             raise reader.wrong(prefix + "device", f"{device!r} is no device of this lab: {', '.join(sorted(names))}")
@@ -275,7 +288,7 @@ def _events(reader: _Reader, raw: object, names: set[str]) -> tuple[Event, ...]:
             raise reader.wrong(prefix + "sides", "a name is there twice, or is no device of this lab")
         events.append(
             Event(
-                at_s=reader.number(table, prefix + "at_s", None, 0, 1e6),
+                at_s=at_s,
                 do=do,  # type: ignore[arg-type]
                 device=device,
                 share=reader.number(table, prefix + "share", None, SMALLEST_SHARE, 64) if do == "slow" else 0.0,

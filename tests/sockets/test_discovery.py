@@ -16,6 +16,7 @@ from p2ptrain.ids import GroupTag
 from p2ptrain.net import discovery
 from p2ptrain.net.discovery import Discovery, resolve
 from p2ptrain.net.interfaces import InterfaceAddress, all_addresses, choose, kind_of, usable_addresses
+from p2ptrain.protocol.messages import WIRE_VERSION
 
 LOOPBACK = ["127.0.0.1"]
 
@@ -122,12 +123,12 @@ def announced(name: str, properties: dict[str, bytes | str], port: int = 4700) -
 def test_odd_announcements() -> None:
     seen: list[str] = []
     each = Discovery(GroupTag("ours"), 4781, LOOPBACK, seen.append)
-    each._announced(announced("good", {"g": "ours", "v": "1"}))
+    each._announced(announced("good", {"g": "ours", "v": str(WIRE_VERSION)}))
     assert seen == ["tcp://10.0.0.7:4700", "tcp://255.255.255.255:4700"]
-    each._announced(announced("no port", {"g": "ours", "v": "1"}, port=0))
+    each._announced(announced("no port", {"g": "ours", "v": str(WIRE_VERSION)}, port=0))
     assert len(seen) == 2
-    each._announced(announced("later", {"g": "ours", "v": "2"}))
-    assert len(seen) == 4 and list(each.others) == ["ours (wire version 2)"]
+    each._announced(announced("later", {"g": "ours", "v": str(WIRE_VERSION + 1)}))
+    assert len(seen) == 4 and list(each.others) == [f"ours (wire version {WIRE_VERSION + 1})"]
     for number in range(200):
         each._announced(announced("x", {"g": b"\xff\x00\x1b[31m" + os.urandom(8), "v": str(number)}))
     each._announced(announced("empty", {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import heapq
 import itertools
@@ -15,7 +16,8 @@ from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.assignment import first_plan, next_plan
 from p2ptrain.planning.plan import Plan, snapshot
-from p2ptrain.protocol.agreement import Agreement, AgreementConfig, PlanAdopted, PlanRef
+from p2ptrain.protocol.agreement import Agreement, AgreementConfig, PlanAdopted, VoteFor
+from p2ptrain.protocol.ballot import PlanRef
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.messages import Phase, PlanReply, PlanRequest, Record
 from p2ptrain.runtime.plan_rules import PlanRules
@@ -56,8 +58,10 @@ def record(index: int, follows: Plan | None = None, phase: Phase = "waiting", **
     return Record(**(values | changes))  # type: ignore[arg-type]
 
 
-def agreement(index: int, **changes: object) -> Agreement[Plan]:
-    return Agreement(name(index), JOB.id, PlanRules(name(index), JOB), 0.0, CONFIG, **changes)  # type: ignore[arg-type]
+def agreement(
+    index: int, restored: Plan | None = None, now: float = 0.0, config: AgreementConfig = CONFIG
+) -> Agreement[Plan]:
+    return Agreement(name(index), JOB.id, PlanRules(name(index), JOB), now, config, restored=restored)
 
 
 def plan_of(*indices: int) -> Plan:
@@ -104,6 +108,34 @@ def test_progress_in_records_does_not_unsettle_a_view_but_news_of_samples_does()
     assert machine.next_deadline() == 3.0
     machine.view_changed([record(0), record(1, counts=(5, 5, 5, 5))], 2.5)
     assert machine.next_deadline() == 5.5
+
+
+@pytest.mark.parametrize("change", [{"slowdown": 1.5}, {"profile": "a" * 64}, {"link_bytes_per_s": 1e6}])
+def test_news_of_a_peers_speed_unsettle_a_view(change: dict[str, object]) -> None:
+    machine = agreement(0)
+    machine.view_changed([record(0), record(1)], 0.0)
+    machine.view_changed([record(0), record(1, **change)], 2.5)
+    assert machine.next_deadline() == 5.5
+
+
+def test_a_peer_without_samples_that_measured_the_blocks_can_be_given_some() -> None:
+    machine = agreement(0)
+    machine.view_changed([record(0), record(1, counts=())], 0.0)
+    assert machine.next_deadline() == NEVER
+    machine.view_changed([record(0), record(1, counts=(), profile="a" * 64)], 0.0)
+    assert machine.next_deadline() == 3.0
+
+
+def test_the_rules_are_asked_again_when_they_know_more() -> None:
+    machine = agreement(0, plan_of(0, 1))
+    members = [record(0, plan_of(0, 1)), record(1, plan_of(0, 1))]
+    machine.view_changed(members, 0.0)
+    assert machine.tick(3.0) == [] and machine.next_deadline() == NEVER
+    machine.reconsider(4.0)
+    assert machine.next_deadline() == NEVER  # asked and answered at once, as all is settled
+    machine.view_changed([*members, record(2)], 5.0)
+    machine.reconsider(6.0)
+    assert machine.next_deadline() == 8.0
 
 
 def test_the_next_one_takes_over_when_the_proposer_dies_or_sleeps() -> None:
@@ -229,7 +261,8 @@ def test_a_peer_cut_off_from_most_of_its_plan_waits_longer_before_it_plans_alone
 class Group:
     """Peers with a crude record gossip and failure detector, in virtual time: loss, delay and disorder by seed."""
 
-    def __init__(self, size: int, seed: int, loss: float = 0.2) -> None:
+    def __init__(self, size: int, seed: int, loss: float = 0.2, config: AgreementConfig = CONFIG) -> None:
+        self.config = config
         self.rng = random.Random(seed)
         self.loss = loss
         self.now = 0.0
@@ -244,7 +277,7 @@ class Group:
             self.start(index)
 
     def start(self, index: int) -> None:
-        self.machines[index] = agreement(index)
+        self.machines[index] = agreement(index, now=self.now, config=self.config)
         self.records[index] = {name(index): record(index)}
         self.epochs[index] = []
         self.side.setdefault(index, 0)
@@ -291,8 +324,13 @@ class Group:
                 ref = PlanRef(effect.plan.epoch, effect.hash)
                 assert ref.beats(self.epochs[index][-1] if self.epochs[index] else None)
                 self.epochs[index].append(ref)
-                own = self.records[index][name(index)]
-                self.records[index][name(index)] = record(index, effect.plan, version=own.version + 1)
+                self.say(index, epoch=effect.plan.epoch, plan=effect.hash)
+            elif isinstance(effect, VoteFor):
+                self.say(index, vote=effect.hash)
+
+    def say(self, index: int, **changes: object) -> None:
+        own = self.records[index][name(index)]
+        self.records[index][name(index)] = dataclasses.replace(own, version=own.version + 1, **changes)
 
     def send(self, source: int, target: int, message: PlanRequest | PlanReply) -> None:
         def arrive() -> None:

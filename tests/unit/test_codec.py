@@ -30,11 +30,12 @@ NONCE, ECHO, MAC, BLOB = b"n" * 16, b"e" * 16, b"m" * 32, m.BlobId("ab" * 32)
 ALICE, BOB = m.PeerId("alicealicealice2"), m.PeerId("bobbobbobbobbob3")
 ADDRESSES = ("tcp://192.168.1.7:4700", "tcp://[2001:db8::7]:4700")
 RUMOURS = (m.Rumour(BOB, "suspect", 3), m.Rumour(ALICE, "alive", 0))
-HOLDING = m.Holding(2, ALICE, 5, 40, 400, 12800, BLOB, 1_000_000)
+HOLDING = m.Holding(2, ALICE, 5, 40, 400, 12800, BLOB, 1_000_000, 3)
 DATA = b"\x08" + bytes(7) + b"{}      "
 RECORD = m.Record(
     BOB, 7, b"k" * 40, "kitchen-pi", ADDRESSES, m.JobId("0123456789abcdef"), (600, 0, 12), (2,), 1.5e9, 4 << 30, 5,
     "cd" * 32, 2, "training", 41, 410, 13120, 1.25, 96.5, 123456, "round 41 from 2 peers", (HOLDING,),
+    12.5e6, 1.75, "ef" * 32, "0f" * 32,
 )  # fmt: skip
 JOB_REPLY = m.JobReply(b'{"mode":"tasks"}')
 SAMPLES: list[m.Message] = [
@@ -53,6 +54,8 @@ SAMPLES: list[m.Message] = [
     JOB_REPLY,
     m.PlanRequest("cd" * 32),
     m.PlanReply(b'{"parts":[]}'),
+    m.ProfileRequest("ef" * 32),
+    m.ProfileReply(b'{"forward_s":[]}'),
     m.Fetch(BLOB, 1 << 20, 1 << 20),
     m.Chunk(BLOB, 1 << 20, b"some bytes"),
     m.FetchRefused(BLOB),
@@ -63,6 +66,8 @@ SAMPLES: list[m.Message] = [
     m.CalibrationReady("0123456789abcdef", 500),
     m.CalibrationGradient("0123456789abcdef", 3, 500, DATA),
     m.CalibrationHead("0123456789abcdef", 4, DATA),
+    m.StageData(5, 17, "backward", 410, 3, 8, DATA, "cd" * 32, 19),
+    m.StageAck(5, 16, "cd" * 32, 18, 19),
 ]
 CONTEXT: dict[str, Any] = {"session": b"sessions", "sequence": 42, "job": "0123456789abcdef", "epoch": 5}
 
@@ -280,8 +285,8 @@ def test_another_version_is_named_but_hello_and_refused_are_read(sample: m.Messa
 
 def test_a_kind_of_the_future_says_its_version() -> None:
     with pytest.raises(WireVersionError) as caught:
-        decode([msgpack.packb({"v": 2, "k": "sing", "new": 1})], "control")
-    assert caught.value.version == 2
+        decode([msgpack.packb({"v": 3, "k": "sing", "new": 1})], "control")
+    assert caught.value.version == 3
 
 
 # --- our own bugs -----------------------------------------------------------------------------------------------------
@@ -297,6 +302,12 @@ def test_a_kind_of_the_future_says_its_version() -> None:
         m.Refused("\ud800", 1),
         m.Chunk(BLOB, 0, b""),
         m.Chunk(BLOB, 0, bytes((1 << 20) + 1)),
+        m.StageData(1, 0, "sideways", 0, 0, 0, DATA),  # type: ignore[arg-type]
+        m.StageData(1, 0, "forward", 0, 0, 0, bytes((16 << 20) + 1)),
+        m.StageData(1, 0, "forward", 0, 65536, 0, DATA),
+        m.ProfileReply(bytes(256 * 1024 + 1)),
+        m.CustodyOffer(dataclasses.replace(HOLDING, span=0)),
+        m.Records((dataclasses.replace(RECORD, slowdown=float("inf")),)),
         m.GossipPush(1, 1, (m.ShardMass("a", float("nan")),), BLOB, 1, False),
         m.Records((dataclasses.replace(RECORD, holdings=(HOLDING,) * 256),) * 3),
     ],

@@ -21,6 +21,7 @@ from p2ptrain.config import (
     GroupConfig,
     Job,
     ModelConfig,
+    SlicesConfig,
     TasksConfig,
     TrainingConfig,
     check_job,
@@ -36,7 +37,7 @@ DIGITS = Job(
     data=DataConfig(classes=tuple("0123456789"), input_shape=(1, 8, 8), mean=(0.3,), std=(0.25,)),
     training=TrainingConfig(rounds=5),
 )
-GOLDEN_ID = "f6eba2a231ace402"
+GOLDEN_ID = "c0ebacc9ce737301"
 """Of ``DIGITS``. A job's id is on every peer's disk and in every record: it only changes with the wire version."""
 DEEP = pytest.mark.xfail(raises=RecursionError, strict=False, reason="json.loads of deep nesting is not caught")
 DEL = pytest.mark.xfail(raises=JobError, strict=False, reason="TOML wants U+007F escaped, JSON does not")
@@ -77,6 +78,16 @@ tasks = st.builds(
     calibrate=st.sampled_from(["auto", "always", "never"]),
     calibration_steps=st.integers(1, 100_000),
 )
+slices = st.builds(
+    SlicesConfig,
+    micro_batches=st.integers(1, 4096),
+    schedule=st.sampled_from(["sync", "async"]),
+    strategy=st.sampled_from(["planned", "equal", "data-parallel"]),
+    activations=st.sampled_from(["none", "fp16", "int8"]),
+    gradients=st.sampled_from(["none", "fp16", "int8"]),
+    replan_gain=floats(0.01, 10),
+    snapshot_steps=st.integers(0, 1_000_000),
+)
 groups = st.builds(
     GroupConfig,
     min_peers=st.integers(1, 1000),
@@ -102,17 +113,25 @@ def datas(draw: st.DrawFn) -> DataConfig:
     )
 
 
+def whole(job: Job) -> Job:
+    """The job with a batch of so many samples that they are whole micro-batches."""
+    batch_size = job.training.batch_size // job.slices.micro_batches * job.slices.micro_batches
+    training = dataclasses.replace(job.training, batch_size=max(batch_size, job.slices.micro_batches))
+    return dataclasses.replace(job, training=training) if job.mode == "slices" else job
+
+
 jobs = st.builds(
     Job,
     name=texts,
-    mode=st.sampled_from(["tasks", "replicas"]),
+    mode=st.sampled_from(["tasks", "replicas", "slices"]),
     seed=st.integers(-(2**53), 2**53),
     model=models,
     data=datas(),
     training=trainings,
     tasks=tasks,
+    slices=slices,
     group=groups,
-)
+).map(whole)
 
 
 def plain(job: Job = DIGITS) -> dict[str, Any]:
@@ -238,8 +257,8 @@ def test_the_order_of_keys_does_not_matter() -> None:
         ("data.mean", [None], r"data.mean\[0\]: expected float"),
         ("training.learning_rate", float("nan"), "training.learning_rate: nan is not a finite number"),
         ("training.learning_rate", float("inf"), "training.learning_rate: inf is not a finite number"),
-        ("mode", "swarm", "mode: 'swarm' is not one of tasks, replicas"),
-        ("mode", ["tasks"], "mode: .* is not one of tasks, replicas"),
+        ("mode", "swarm", "mode: 'swarm' is not one of tasks, replicas, slices"),
+        ("mode", ["tasks"], "mode: .* is not one of tasks, replicas, slices"),
         ("training.optimizer", "lion", "training.optimizer: 'lion' is not one of sgd, adamw"),
         ("name", "x" * 4097, "name: longer than 4096 characters"),
         ("data.classes", ["a"], "data.classes: expected 2 to 4096 class names, got 1"),
@@ -250,7 +269,9 @@ def test_the_order_of_keys_does_not_matter() -> None:
         ("data.mean", [0.1, 0.2], "data.mean: expected 1 numbers, one a channel"),
         ("data.std", [0.0], "data.std: must be above zero"),
         ("tasks.num_groups", 11, "tasks.num_groups: 11 groups for 10 classes"),
-        ("data.kind", "text", 'mode: "tasks" divides .* the data are text; use "replicas"'),
+        ("data.kind", "text", 'mode: "tasks" divides .* the data are text; use "replicas" or "slices"'),
+        ("slices.strategy", "greedy", "slices.strategy: 'greedy' is not one of planned, equal, data-parallel"),
+        ("slices.gradients", "topk", "slices.gradients: 'topk' is not one of none, fp16, int8"),
         ("tasks", {"combine": "sum", "targets": "own"}, 'tasks.combine: "sum" needs tasks.targets = "all"'),
     ],
 )
@@ -274,6 +295,9 @@ def test_the_error_names_the_key(key: str, value: object, says: str) -> None:
         ("tasks.trunk", 0, 1000),
         ("tasks.own_fraction", 0, 1),
         ("tasks.calibration_steps", 1, 100_000),
+        ("slices.micro_batches", 1, 4096),
+        ("slices.replan_gain", 0.01, 10),
+        ("slices.snapshot_steps", 0, 1_000_000),
         ("group.min_peers", 1, 1000),
         ("group.settle_s", 0, 3600),
         ("group.topk_fraction", 0.0001, 1),
@@ -287,6 +311,36 @@ def test_limits_are_inclusive(key: str, low: float, high: float) -> None:
     for value in beyond:
         with pytest.raises(JobError, match=f"{key}: .* is outside"):
             job_from_mapping(changed(key, value), "job")
+
+
+def sliced(**values: object) -> dict[str, Any]:
+    """``DIGITS`` in mode slices; ``values`` as ``table__key``."""
+    tables = changed("mode", "slices")
+    for key, value in values.items():
+        table, name = key.split("__")
+        tables[table][name] = value
+    return tables
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num", "says"),
+    [
+        (60, 8, "60 is not a multiple of slices.micro_batches = 8; take 56 or 64, or another number of micro-batches"),
+        (5, 8, "5 is not a multiple of slices.micro_batches = 8; take 8, or another"),
+    ],
+)
+def test_a_batch_in_slices_is_whole_micro_batches(batch_size: int, num: int, says: str) -> None:
+    values = {"training__batch_size": batch_size, "slices__micro_batches": num}
+    with pytest.raises(JobError, match=f"job.toml: training.batch_size: {says}"):
+        job_from_mapping(sliced(**values), "job.toml")
+    job_from_mapping({**sliced(**values), "mode": "tasks"}, "job.toml")
+    job_from_mapping(sliced(training__batch_size=64, slices__micro_batches=8), "job.toml")
+
+
+def test_slices_take_text_and_care_for_no_settings_of_tasks() -> None:
+    job_from_mapping(sliced(data__kind="text", tasks__calibrate="always"), "job.toml")
+    job_from_mapping(sliced(tasks__num_groups=11), "job.toml")
+    job_from_mapping(sliced(tasks__combine="sum", tasks__targets="own"), "job.toml")
 
 
 @given(st.text(max_size=40) | st.binary(max_size=40).map(lambda raw: raw.decode("latin-1")))

@@ -22,7 +22,12 @@ SIBLINGS = {"net": ("learning", "planning"), "learning": ("protocol",), "protoco
 LEAVES = ("p2ptrain.protocol.messages", "p2ptrain.protocol.schema")
 """Plain data that planning's records are made of."""
 TORCH_FREE = ("cli", "ui", "runtime", "net", "planning", "protocol", "base")
-TORCH_MODULES = ("p2ptrain.runtime.trainer", "p2ptrain.runtime.probe", "p2ptrain.cli.evaluate")
+TORCH_MODULES = (
+    "p2ptrain.runtime.trainer",
+    "p2ptrain.runtime.stage_worker",
+    "p2ptrain.runtime.probe",
+    "p2ptrain.cli.evaluate",
+)
 """Of those layers, the only ones that may import torch at their top."""
 LIGHT = (
     "p2ptrain",

@@ -59,6 +59,8 @@ def tasks(draw: st.DrawFn, max_blocks: int = 4, max_peers: int = 3, max_samples:
         micro_batch=draw(st.integers(1, max_samples)),
         num_micro_batches=draw(st.integers(1, 5)),
         latency_s=draw(st.sampled_from([0.0, 0.5])),
+        forward_wire=draw(st.sampled_from([1.0, 1.0, 0.25])),
+        backward_wire=draw(st.sampled_from([1.0, 1.0, 0.5])),
     )
 
 
@@ -320,6 +322,8 @@ GOOD = PipelineTask(even_model(3, 10, 10), room(1.0, 2.0), 4, 2)
         ({"num_micro_batches": 0}, "0 micro-batches"),
         ({"rate_bytes_per_s": 0.0}, "rate must be above zero"),
         ({"latency_s": NAN}, "latency"),
+        ({"forward_wire": 0.0}, "0 and 1 bytes sent for one"),
+        ({"backward_wire": math.inf}, "1 and inf bytes sent for one"),
         ({"model": ModelProfile("none", 0, ())}, "model none: 0 blocks"),
         ({"model": even_model(1)}, "no legal cut.*mode tasks"),
         ({"model": dataclasses.replace(even_model(2), blocks=even_model(2).blocks[1:])}, "no legal cut"),

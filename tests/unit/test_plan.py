@@ -43,6 +43,7 @@ def test_a_plan_survives_its_json_and_its_hash_names_it() -> None:
 
 def test_shards_say_what_parts_have_in_common() -> None:
     assert shards("replicas", 0, 0) == ("all",)
+    assert shards("slices", 0, 2) == ("stage-2",)
     assert shards("tasks", 0, 2) == ("group-2",)
     assert shards("tasks", 1, 2) == ("trunk", "group-2")
 
@@ -78,7 +79,9 @@ def edits() -> dict[str, Callable[[dict[str, Any]], object]]:
         "epoch true": put("epoch", True),
         "parent of the first": put("parent", "0" * 64),
         "no parent": put("epoch", 2),
-        "unknown mode": put("mode", "slices"),
+        "unknown mode": put("mode", "swarm"),
+        "slices without a pipeline": put("mode", "slices"),
+        "a pipeline of nothing": put("slices", {}),
         "two replicas": put("mode", "replicas"),
         "sum of own": put("targets", "own"),
         "job is no hash": put("job", "x" * 16),

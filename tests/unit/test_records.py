@@ -153,7 +153,7 @@ holdings = st.builds(
     Holding,
     part=st.integers(0, 4096), trainer=st.just(peer_id(key(1))), epoch=st.integers(0, 2**63 - 1),
     round=st.integers(0, 2**63 - 1), step=st.integers(0, 2**63 - 1), samples=st.integers(0, 2**63 - 1),
-    blob=st.just(BlobId("f" * 64)), num_bytes=st.integers(0, 2**63 - 1),
+    blob=st.just(BlobId("f" * 64)), num_bytes=st.integers(0, 2**63 - 1), span=st.integers(1, 4096),
 )  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def test_the_estimated_size_is_never_too_small(
     full = record(
         1, name=name, waiting_for=waiting_for, counts=tuple(counts), addresses=tuple(addresses), version=big,
         holdings=tuple(held), memory_bytes=big, epoch=big, round=big, step=big, samples=big, bytes_sent=big,
-        plan="f" * 64, job="f" * 16, phase="calibrating",
+        plan="f" * 64, job="f" * 16, phase="calibrating", profile="f" * 64, vote="f" * 64,
     )  # fmt: skip
     assert record_bytes(full) >= header_bytes(Records((full,))) - 96
     assert MAX_MESSAGE_BYTES + 96 < 64 * 1024

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Optional
 
 import pytest
 
@@ -27,6 +27,19 @@ class Outer:
     inner: Inner
     many: Annotated[tuple[Inner, ...], Bound(0, 2)]
     pair: tuple[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Perhaps:
+    inner: Inner | None
+    number: Annotated[int, Bound(0, 9)] | None = None
+    word: Optional[str] = None  # noqa: UP045
+    many: tuple[int | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unclear:
+    value: int | str
 
 
 GOOD = Outer(3, 0.5, True, "red", b"ab", Inner("x"), (Inner("y"), Inner("z")), (1, "one"))
@@ -81,6 +94,35 @@ def test_unhashable_literals_are_refused() -> None:
         from_plain(Outer, {**to_plain(GOOD), "colour": ["red"]})
 
 
+@pytest.mark.parametrize("value", [Perhaps(None), Perhaps(Inner("x"), 9, "word", (1, None, 3))])
+def test_what_may_be_none_roundtrips(value: Perhaps) -> None:
+    assert from_plain(Perhaps, to_plain(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "where"),
+    [
+        ("inner", {"word": ""}, "Inner.word"),
+        ("inner", [], "Perhaps.inner"),
+        ("inner", False, "Perhaps.inner"),
+        ("number", 10, "Perhaps.number"),
+        ("number", "1", "Perhaps.number"),
+        ("word", 0, "Perhaps.word"),
+        ("many", None, "Perhaps.many"),
+        ("many", [1, "2"], "Perhaps.many[1]"),
+    ],
+)
+def test_what_may_be_none_may_be_nothing_else(field: str, value: object, where: str) -> None:
+    with pytest.raises(RemoteError) as caught:
+        from_plain(Perhaps, {**to_plain(Perhaps(None)), field: value})
+    assert where in str(caught.value)
+
+
+def test_a_field_of_two_types_is_our_bug() -> None:
+    with pytest.raises(LocalError):
+        from_plain(Unclear, {"value": 1})
+
+
 @pytest.mark.parametrize("plain", [None, [], "x", {}, {"number": 1}])
 def test_a_wrong_shape_is_refused(plain: object) -> None:
     with pytest.raises(RemoteError):
@@ -100,5 +142,5 @@ def test_what_the_wire_can_not_carry_is_our_bug() -> None:
 
 
 def test_every_message_has_its_own_kind() -> None:
-    assert len(KINDS) == len(set(KINDS.values())) == 25
+    assert len(KINDS) == len(set(KINDS.values())) == 29
     assert all(kind == cls.KIND for kind, cls in KINDS.items())

@@ -469,20 +469,22 @@ def as_version(frames: list[bytes], version: int) -> list[bytes]:
 def test_another_wire_version_is_told_so() -> None:
     net = Net()
     a, b = net.add("a"), net.add("b")
+    theirs = m.WIRE_VERSION + 1
     hello = m.Hello(b"h" * 16, tuple(b.addresses), PORT, "p2ptrain 9.9")
     for _ in range(3):
-        _, effects = a.sessions.frames_received("control", b.key, as_version(codec.encode(hello), 2), net.now)
+        _, effects = a.sessions.frames_received("control", b.key, as_version(codec.encode(hello), theirs), net.now)
         net.do(a, effects)
     note = next(effect for effect in a.news if isinstance(effect, Note))
-    assert note.kind == "other-version" and dict(note.fields)["ours"] == 1 and dict(note.fields)["theirs"] == 2
+    assert note.kind == "other-version"
+    assert (dict(note.fields)["ours"], dict(note.fields)["theirs"]) == (m.WIRE_VERSION, theirs)
     assert net.sent["a"] == 1, "told once"
     net.run(1)
     told = next(effect for effect in b.news if isinstance(effect, Note))
-    assert told.kind == "refused-us" and dict(told.fields)["theirs"] == 1
+    assert told.kind == "refused-us" and dict(told.fields)["theirs"] == m.WIRE_VERSION
     net.run(30)
     assert not a.linked, "hung up afterwards"
     assert a.sessions.refused == {"version": 3}
-    frames = as_version(codec.encode(m.Ping(1, ())), 2)
+    frames = as_version(codec.encode(m.Ping(1, ())), theirs)
     for _ in range(100):
         net.do(a, a.sessions.frames_received("control", b.key, frames, net.now)[1])
     assert not a.count(Ban)

@@ -30,8 +30,8 @@ from p2ptrain.protocol.transfer import WriteChunk
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.completion import JobDone, KeepHead
 from p2ptrain.runtime.core import AbandonBlob, Core, ToTrainer, VerifyBlob
-from p2ptrain.runtime.duty import BeginBlob, KeepCustody, KeepPlan, KeepSnapshot, RestartTrainer, TrainerLost
 from p2ptrain.runtime.head import pack_head
+from p2ptrain.runtime.keeping import BeginBlob, KeepCustody, KeepPlan, KeepSnapshot, RestartTrainer, TrainerLost
 from p2ptrain.runtime.observer import Observer
 from p2ptrain.runtime.peer import JobReceived, Peer, PeerConfig, Resume, StartTrainer, Unusable
 

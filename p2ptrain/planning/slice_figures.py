@@ -1,0 +1,133 @@
+"""The figures that pipelines of mode ``slices`` are planned with: what peers say of themselves, checked, rounded, and
+as the planner's task.
+
+Invariant: pure. Figures that no plan can be computed from never reach the planner; a peer that sent some is left out,
+and the others are planned for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from p2ptrain.config import Job
+from p2ptrain.errors import UserError
+from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_times
+from p2ptrain.planning.footprint import TRAINER_BASE_BYTES
+from p2ptrain.planning.pipeline_cost import CostModel, PipelinePeer, PipelineTask, steps_of
+from p2ptrain.planning.pipeline_plan import PipelinePlan
+from p2ptrain.planning.pipeline_schedule import round_s
+from p2ptrain.planning.plan import PeerSnapshot, SliceProfile
+from p2ptrain.planning.profile_codec import rounded, rounded_rows
+
+LATENCY_S = 1e-3
+"""Of a link in one room."""
+UNKNOWN_LINK_BYTES_PER_S = 12.5e6
+"""100 Mbit/s: what a peer's link is taken for until it is measured."""
+UNKNOWN_MEMORY_BYTES = 1 << 50
+"""A peer that does not know its memory is taken to have enough, as in ``footprint.largest_share``."""
+SNAPSHOT_COPIES = 1
+"""Of every parameter, while a snapshot is on its way to a custodian."""
+WIRE = {"none": 1.0, "fp16": 0.5, "int8": 0.25}
+"""Bytes sent for each byte of a float32 tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlicePeer:
+    """All that planning is told of a peer. Without a profile (it sent one that makes no sense) it is left out."""
+
+    snapshot: PeerSnapshot
+    profile: SliceProfile | None
+
+
+def usable(
+    model: ModelProfile,
+    snapshots: Sequence[PeerSnapshot],
+    peers: Sequence[SlicePeer],
+    before: Sequence[SliceProfile] = (),
+) -> tuple[SliceProfile, ...]:
+    """The figures that a plan can be computed from, rounded, by peer; those that make no sense are left out.
+
+    Whose blocks are not measured now (it was started again, say) keeps the figures of the plan before, if there are.
+    """
+    given = {peer.snapshot.peer: peer.profile for peer in peers}
+    known = {profile.peer: profile for profile in before if profile.batch_sizes}
+    found = []
+    for snapshot in snapshots:
+        profile = given[snapshot.peer]
+        if profile is None or not profile.batch_sizes or not _is_usable(model, snapshot, profile):
+            profile = known.get(snapshot.peer, profile)
+        if profile is not None and _is_usable(model, snapshot, profile):
+            found.append(
+                SliceProfile(
+                    snapshot.peer,
+                    rounded(profile.link_bytes_per_s),
+                    rounded(profile.slowdown),
+                    profile.batch_sizes,
+                    rounded_rows(profile.forward_s),
+                    rounded_rows(profile.backward_s),
+                )
+            )
+    return tuple(found)
+
+
+def _is_usable(model: ModelProfile, snapshot: PeerSnapshot, profile: SliceProfile) -> bool:
+    if not (0 <= profile.link_bytes_per_s <= 1e15 and 0 < profile.slowdown <= 1e6):
+        return False
+    if not profile.batch_sizes:
+        return snapshot.flops_per_s > 0 and not profile.forward_s and not profile.backward_s
+    try:
+        check_times(_times(profile), model, snapshot.peer)
+    except UserError:
+        return False
+    return all(second <= 1e6 for rows in (profile.forward_s, profile.backward_s) for row in rows for second in row)
+
+
+def task_of(
+    job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], profiles: Sequence[SliceProfile]
+) -> PipelineTask:
+    """Peers in the order of their ids, but a data owner first: the order of an equal split."""
+    if not profiles:
+        raise UserError(
+            f"none of the {len(snapshots)} peers can be planned with: their speeds are not known, or the times of "
+            "their blocks make no sense; `p2ptrain probe` measures a device"
+        )
+    by_peer = {snapshot.peer: snapshot for snapshot in snapshots}
+    peers = [_pipeline_peer(by_peer[profile.peer], profile) for profile in profiles]
+    first = next((peer for peer in peers if peer.has_data), None)
+    peers.sort(key=lambda peer: (peer is not first, peer.name))
+    num, copies = job.slices.micro_batches, 1 if job.training.optimizer == "sgd" else 2
+    stashed = job.slices.schedule == "async"  # the weights that the batch before is still on its way with
+    return PipelineTask(
+        model,
+        tuple(peers),
+        job.training.batch_size // num,
+        num,
+        LATENCY_S,
+        optimizer_copies=copies + SNAPSHOT_COPIES + stashed,
+        forward_wire=WIRE[job.slices.activations],
+        backward_wire=WIRE[job.slices.gradients],
+    )
+
+
+def _pipeline_peer(snapshot: PeerSnapshot, profile: SliceProfile) -> PipelinePeer:
+    memory = snapshot.memory_bytes or UNKNOWN_MEMORY_BYTES
+    measured = bool(profile.batch_sizes)
+    return PipelinePeer(
+        snapshot.peer,
+        1.0 if measured else snapshot.flops_per_s,  # nobody looks at it where there are times
+        float(max(0, memory - TRAINER_BASE_BYTES)),
+        profile.link_bytes_per_s or UNKNOWN_LINK_BYTES_PER_S,
+        _times(profile) if measured else None,
+        profile.slowdown,
+        bool(snapshot.counts),
+    )
+
+
+def _times(profile: SliceProfile) -> BlockTimes:
+    return BlockTimes(profile.batch_sizes, profile.forward_s, profile.backward_s)
+
+
+def batch_s(costs: CostModel, pipeline: PipelinePlan) -> float:
+    """Predicted seconds of a batch."""
+    return round_s(steps_of(costs, pipeline), tuple(stage.warm_up for stage in pipeline.stages))

@@ -1,0 +1,266 @@
+"""Plans of mode ``slices``: the first pipeline of a group, the next one when peers go or get slow, and what a peer
+checks before it follows one.
+
+Invariant: pure and deterministic, as ``assignment``: the inputs in any order give the same plan. A plan carries the
+figures that it was computed from (``slice_figures``). Finding a plan is a search and may take a while; ``follows`` does
+not repeat it. It sees that the plan fits the job, the model and the peers' memory, and that nobody would be faster
+alone.
+
+A batch is one optimizer step. ``steps_per_round`` is set by the first plan and never changes: when a data owner goes,
+its samples' share of the later rounds is lost, and the others' samples are drawn oftener in its place. Seconds are
+predicted for synchronous batches, with a flush, whatever the job's schedule is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from p2ptrain.config import Job
+from p2ptrain.errors import LocalError, RemoteError, UserError
+from p2ptrain.ids import PeerId
+from p2ptrain.planning.assignment import clean
+from p2ptrain.planning.blocks import ModelProfile
+from p2ptrain.planning.footprint import TRAINER_BASE_BYTES
+from p2ptrain.planning.pipeline_baselines import best_single_peer, equal_split, side_by_side
+from p2ptrain.planning.pipeline_cost import CostModel, fits, steps_of
+from p2ptrain.planning.pipeline_plan import PipelinePlan
+from p2ptrain.planning.pipeline_search import plan_pipeline
+from p2ptrain.planning.plan import (
+    MAX_STEPS,
+    Part,
+    PeerSnapshot,
+    Plan,
+    SlicesPlan,
+    check_plan,
+    shards,
+)
+from p2ptrain.planning.profile_codec import chain_hash
+from p2ptrain.planning.shares import SHARE_UNITS
+from p2ptrain.planning.slice_figures import UNKNOWN_LINK_BYTES_PER_S, SlicePeer, batch_s, task_of, usable
+
+SLOWER = 1 + 1e-3
+"""A plan may be this much slower than the best single peer: figures are rounded."""
+
+
+def first_slices_plan(job: Job, model: ModelProfile, peers: Sequence[SlicePeer], proposer: PeerId) -> Plan:
+    """The plan a group starts with. Raises ``UserError`` where there is none, saying what is missing."""
+    snapshots = clean(job, [peer.snapshot for peer in peers])
+    profiles = usable(model, snapshots, peers)
+    pipeline = _pipeline(job, CostModel(task_of(job, model, snapshots, profiles)))
+    slices = SlicesPlan(chain_hash(model), pipeline, profiles, 0, _steps_per_round(job, snapshots, pipeline))
+    return _plan(job, model, snapshots, slices, proposer, None)
+
+
+def next_slices_plan(
+    job: Job,
+    model: ModelProfile,
+    current: Plan,
+    peers: Sequence[SlicePeer],
+    proposer: PeerId,
+    *,
+    next_step: int,
+    covered_step: int,
+    lost: Collection[PeerId] = (),
+) -> Plan | None:
+    """The plan after ``current`` with the peers now alive; None when the current one will do, or the job is done.
+
+    When one of its trainers is gone, or is there without its stage (``lost``: it was started again): a plan for those
+    who are there, from ``covered_step`` on, the newest step that snapshots of all blocks are left of. Else, when
+    today's figures promise a gain of more than ``job.slices.replan_gain``: the faster plan, from ``next_step`` on.
+    Raises ``UserError`` where the peers that are left can't train the model.
+    """
+    before = _slices_of(current)
+    snapshots = clean(job, [peer.snapshot for peer in peers])
+    present = {peer.peer for peer in snapshots}.difference(lost)
+    is_torn = not present.issuperset(current.trainers())
+    from_step = min(covered_step, next_step) if is_torn else next_step
+    if not snapshots or from_step >= job.training.rounds * before.steps_per_round:
+        return None
+    if not is_torn and job.slices.strategy != "planned":
+        return None
+    profiles = usable(model, snapshots, peers, before.profiles)
+    costs = CostModel(task_of(job, model, snapshots, profiles))
+    pipeline = _pipeline(job, costs)
+    can_go_on = not is_torn and {profile.peer for profile in profiles}.issuperset(current.trainers())
+    if can_go_on and batch_s(costs, before.pipeline) <= batch_s(costs, pipeline) * (1 + job.slices.replan_gain):
+        return None
+    slices = SlicesPlan(before.chain, pipeline, profiles, from_step, before.steps_per_round)
+    return _plan(job, model, snapshots, slices, proposer, current)
+
+
+def follows(job: Job, model: ModelProfile | None, plan: Plan, parent: Plan | None) -> bool:
+    """Whether this job's peers can follow the plan. Without a model of its own yet a peer checks what it can."""
+    slices = plan.slices
+    if slices is None or plan.job != job.id or plan.mode != job.mode or not _continues(job, plan, parent):
+        return False
+    num = job.slices.micro_batches
+    if (slices.pipeline.num_micro_batches, slices.pipeline.micro_batch) != (num, job.training.batch_size // num):
+        return False
+    try:
+        check_plan(plan)
+        if clean(job, plan.peers) != plan.peers:
+            return False
+        return model is None or _is_sound(job, model, plan, slices)
+    except (RemoteError, UserError):
+        return False
+
+
+def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
+    """What a person should know about the plan, a line each. With the model also what sets the pace."""
+    slices = _slices_of(plan)
+    known = {profile.peer: profile for profile in slices.profiles}
+    lines = []
+    for peer in plan.peers:
+        profile = known.get(peer.peer)
+        if profile is None:
+            lines.append(
+                f"{peer.peer}: left out: its speed is not known, or the times of its blocks make no sense; "
+                "`p2ptrain probe` measures it"
+            )
+        elif peer.peer in slices.pipeline.left_out:
+            lines.append(f"{peer.peer}: left out: {_why_left_out(job, peer)}")
+        else:
+            if peer.memory_bytes == 0:
+                lines.append(f"{peer.peer}: no memory known, taken to have enough")
+            if profile.link_bytes_per_s == 0:
+                mbit_s = UNKNOWN_LINK_BYTES_PER_S * 8 / 1e6
+                lines.append(f"{peer.peer}: no link speed known, taken for {mbit_s:.0f} Mbit/s")
+    if model is not None:
+        lines.append(_pace(CostModel(task_of(job, model, plan.peers, slices.profiles)), slices.pipeline))
+    return lines
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def _pipeline(job: Job, costs: CostModel) -> PipelinePlan:
+    """The best one, or the one that the job's strategy asks for. Raises ``UserError`` where it does not fit."""
+    strategy, task = job.slices.strategy, costs.task
+    if strategy == "planned":
+        return plan_pipeline(costs).plan
+    pipeline = equal_split(costs) if strategy == "equal" else side_by_side(costs)
+    if pipeline is None or not all(fits(costs, stage) for stage in pipeline.stages):
+        raise UserError(
+            f'model {task.model.name}: slices.strategy = "{strategy}" does not fit into the memory of these '
+            f'{len(task.peers)} peers; use "planned", a smaller batch_size, or a narrower model'
+        )
+    return pipeline
+
+
+def _plan(
+    job: Job,
+    model: ModelProfile,
+    snapshots: tuple[PeerSnapshot, ...],
+    slices: SlicesPlan,
+    proposer: PeerId,
+    parent: Plan | None,
+) -> Plan:
+    used = {peer for stage in slices.pipeline.stages for peer in stage.peers}
+    left_out = tuple(peer.peer for peer in snapshots if peer.peer not in used)
+    return Plan(
+        epoch=parent.epoch + 1 if parent else 1,
+        job=job.id,
+        mode=job.mode,
+        proposer=proposer,
+        parts=_parts(model, slices.pipeline),
+        trunk=0,
+        disjoint=False,
+        targets="all",
+        combine="own",
+        calibrate=False,
+        peers=snapshots,
+        former=(),
+        parent=parent.hash if parent else "",
+        slices=replace(slices, pipeline=replace(slices.pipeline, left_out=left_out)),
+    )
+
+
+def _parts(model: ModelProfile, pipeline: PipelinePlan) -> tuple[Part, ...]:
+    """A part for each stage, with its share of the training FLOPs in whole units, rounded down."""
+    parts = []
+    for index, stage in enumerate(pipeline.stages):
+        flops = sum(block.forward_flops + block.backward_flops for block in model.blocks[stage.start : stage.stop])
+        share = flops * SHARE_UNITS // model.training_flops / SHARE_UNITS
+        trainers = tuple(PeerId(peer) for peer in sorted(stage.peers))
+        parts.append(Part(index, (), share, trainers, shards("slices", 0, index)))
+    return tuple(parts)
+
+
+def _steps_per_round(job: Job, snapshots: Sequence[PeerSnapshot], pipeline: PipelinePlan) -> int:
+    samples = sum(peer.num_samples for peer in snapshots if peer.peer in pipeline.stages[0].peers)
+    batches = samples / job.training.batch_size * job.training.epochs_per_round
+    return min(MAX_STEPS, max(1, math.ceil(batches - 1e-9)))  # not one more for a float's last digit
+
+
+def _slices_of(plan: Plan) -> SlicesPlan:
+    if plan.slices is None:
+        raise LocalError("a plan of another mode")
+    return plan.slices
+
+
+# --- checks and words -------------------------------------------------------------------------------------------------
+
+
+def _continues(job: Job, plan: Plan, parent: Plan | None) -> bool:
+    """Whether the plan may follow its parent. It may begin before it: what was lost with a peer is done again."""
+    slices = _slices_of(plan)
+    if slices.from_step >= job.training.rounds * slices.steps_per_round:
+        return False
+    if parent is None:
+        return True
+    before = _slices_of(parent)
+    goes_on = (before.chain, before.steps_per_round) == (slices.chain, slices.steps_per_round)
+    return goes_on and (parent.epoch + 1, parent.hash) == (plan.epoch, plan.parent)
+
+
+def _is_sound(job: Job, model: ModelProfile, plan: Plan, slices: SlicesPlan) -> bool:
+    """Whether the plan is one of this model, fits, and is worth having. Raises ``UserError`` if nothing can be."""
+    pipeline = slices.pipeline
+    if (slices.chain, pipeline.model, pipeline.num_blocks) != (chain_hash(model), model.name, len(model.blocks)):
+        return False
+    if plan.parts != _parts(model, pipeline):
+        return False
+    if plan.epoch == 1 and slices.steps_per_round != _steps_per_round(job, plan.peers, pipeline):
+        return False
+    given = {profile.peer: profile for profile in slices.profiles}
+    if usable(model, plan.peers, [SlicePeer(peer, given.get(peer.peer)) for peer in plan.peers]) != slices.profiles:
+        return False
+    costs = CostModel(task_of(job, model, plan.peers, slices.profiles))
+    bounds = {bound for stage in pipeline.stages for bound in (stage.start, stage.stop)}
+    if not bounds.issubset(costs.cuts) or not all(fits(costs, stage) for stage in pipeline.stages):
+        return False
+    if job.slices.strategy != "planned":
+        return _pipeline(job, costs).stages == pipeline.stages
+    single = best_single_peer(costs)
+    return single is None or batch_s(costs, pipeline) <= batch_s(costs, single) * SLOWER
+
+
+def _why_left_out(job: Job, peer: PeerSnapshot) -> str:
+    if 0 < peer.memory_bytes <= TRAINER_BASE_BYTES:
+        return "its memory is no more than a trainer takes without a model"
+    if job.slices.strategy == "equal":
+        return "there are more peers than pieces of the model"
+    if job.slices.strategy == "data-parallel":
+        return "it has too little memory for the whole model" if peer.counts else "it has no samples"
+    return "with it a batch would not be done sooner"
+
+
+def _pace(costs: CostModel, pipeline: PipelinePlan) -> str:
+    """The step that takes longest."""
+    steps = steps_of(costs, pipeline)
+    stages = [there + back for there, back in zip(steps.forward_s, steps.backward_s, strict=True)]
+    links = [max(both) for both in zip(steps.link_forward_s, steps.link_backward_s, strict=True)]
+    slowest = max(range(len(stages)), key=lambda index: stages[index])
+    batch = f"a batch takes {batch_s(costs, pipeline):.3g} s"
+    if links and max(links) > stages[slowest]:
+        index = links.index(max(links))
+        return (
+            f"the link from stage {index + 1} to {index + 2} sets the pace: {max(links):.3g} s a micro-batch; {batch}"
+        )
+    stage = pipeline.stages[slowest]
+    return (
+        f"stage {slowest + 1} (blocks {stage.start}-{stage.stop - 1}: {', '.join(stage.peers)}) sets the pace: "
+        f"{stages[slowest]:.3g} s a micro-batch; {batch}"
+    )

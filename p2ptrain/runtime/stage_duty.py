@@ -1,0 +1,400 @@
+"""What this peer does about a plan of depth slices: gets its blocks, has its stage trained, passes parcels on.
+
+    idle --plan with a stage for us--> gathering --all blocks of the plan's step here--> following
+    following --next plan--> stopping (the trainer goes on to the plan's step) --halted--> gathering
+    following --the trainer dies, or the process did--> lost: a plan that begins at a saved step brings it back
+
+Invariant: a stage begins with blocks of exactly the step that its plan says, each from the trainer's own memory, the
+own store, or a member that has it; and parcels are only exchanged with peers of the same plan, in its epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from p2ptrain.config import Job
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.planning.block_cover import Run, cover, missing, newest_covered, pieces_for_others
+from p2ptrain.planning.plan import Plan
+from p2ptrain.protocol import messages as m
+from p2ptrain.protocol.custody import Custody
+from p2ptrain.protocol.machine import NEVER, Note
+from p2ptrain.protocol.streams import Delivered, Streams
+from p2ptrain.runtime import commands as c
+from p2ptrain.planning.block_cover import cover, newest_covered, missing, pieces_for_others
+from p2ptrain.runtime.core import Effects, ToTrainer
+from p2ptrain.runtime.keeping import Keeping, KeepPlan, KeepSnapshot, ReleaseBlob
+
+if TYPE_CHECKING:
+    from p2ptrain.runtime.peer import Peer, Resume
+
+NOTICE_S = 2.0
+"""A plan takes over no sooner than this after it was proposed, so that all have heard of it."""
+SLOWDOWN_STEP = 0.15
+"""Relative change of a slowdown that is worth telling the group."""
+
+
+class StageDuty(Keeping):
+    """One peer's stage, in one job."""
+
+    def __init__(self, peer: Peer, job: Job, custody: Custody, resume: Resume) -> None:
+        super().__init__(peer, job, custody, resume)
+        self.streams = Streams()
+        self._trained: Plan | None = None
+        """The plan whose stage the trainer holds."""
+        self._halted_at: int | None = None
+        """The step at which the trainer waits for its next stage (-1: with empty hands); None: it doesn't wait."""
+        self._given: Plan | None = None
+        """The plan whose stage the trainer was given, and has not begun to train yet."""
+        self._wanted: dict[BlobId, m.Holding] = {}
+        """What is being fetched for the own stage."""
+        self._refused: set[BlobId] = set()
+        self._lost = False
+        """The trainer's stage is gone: only a plan that begins at a saved step helps."""
+        self._restored = resume.plan.hash if resume.plan else ""
+        self._pieces: list[m.Holding] = []
+        """Handed over, for others to fetch."""
+        self._step = 0
+        self._pace = _Pace()
+        self._slowdown = 1.0
+        peer.on_effects({Delivered: self._delivered})
+
+    @property
+    def data_epoch(self) -> int:
+        """The epoch in which parcels travel: that of the plan whose stage is trained."""
+        return self.streams.epoch
+
+    @property
+    def hands_over(self) -> bool:
+        """A stage alone, a batch ahead of what is saved of the others, is of no use."""
+        return False
+
+    @property
+    def seeking(self) -> bool:
+        return self._halted_at is not None and self.part != m.NO_PART
+
+    def awaits(self, blob: BlobId) -> bool:
+        return blob in self._wanted
+
+    def holdings(self) -> tuple[m.Holding, ...]:
+        """Two own snapshots: stages are up to a batch apart, so the newest may not be saved everywhere yet."""
+        first = (*self._pieces, *self._own[-2:])
+        return (*first, *(h for h in self.custody.holdings() if h not in first))
+
+    # --- the plan ---
+
+    def plan_adopted(self, plan: Plan, now: float) -> Effects:
+        """Do what the plan says, once the blocks are profiled."""
+        peer = self._peer
+        name, newest = plan.hash, self._newest_step()
+        if name != self._plan_hash:
+            self._lost = name == self._restored  # the process ended under this plan, and its trainer with it
+        self.plan, self._plan_hash = plan, name
+        part = plan.part_of(peer.own_id)
+        self.part = part.index if part is not None and not self._lost else m.NO_PART
+        effects: Effects = [KeepPlan(plan), *self.custody.epoch_changed(plan.epoch, now)]
+        effects += peer.records.update(now, epoch=plan.epoch, plan=name, part=self.part)
+        effects += self.members_changed(now)
+        if not peer.records.own.profile or plan.slices is None or self._lost:
+            return effects
+        old = self._trained
+        survivors = {each.peer for each in plan.peers}
+        pieces: list[Run] = []
+        torn = True  # the batches up to the plan's step can't all be done any more
+        if old is not None and old.slices is not None:
+            torn = not survivors.issuperset(old.trainers()) or plan.slices.from_step <= newest
+            pieces = pieces_for_others(old.slices.pipeline, plan.slices.pipeline, peer.own_id)
+        self._halted_at = None
+        self._wanted.clear()
+        stop = c.StopAt(plan.epoch, plan.slices.from_step, tuple(pieces), now=torn)
+        return [*effects, *self._release_pieces(now), ToTrainer(stop)]
+
+    def members_changed(self, now: float) -> Effects:
+        peer = self._peer
+        parts = {p: r.part for p in peer.members() if p != peer.own_id and (r := peer.records.get(p)) is not None}
+        return [*self.custody.members_changed(parts, now), *self._gather(now)]
+
+    def steps(self) -> tuple[int, int]:
+        """For planning: the batch after which a plan proposed now can take over, and the newest one saved whole."""
+        plan = self.plan
+        if plan is None or plan.slices is None:
+            return 0, 0
+        covered = newest_covered(plan.slices.pipeline.num_blocks, self._known_holdings())
+        return self._newest_step() + self._pace.steps_in(NOTICE_S) + 1, covered
+
+    def is_lost(self, record: m.Record) -> bool:
+        """Whether a peer that our plan gives a stage to says that it has none."""
+        plan = self.plan
+        if plan is None or record.plan != self._plan_hash or record.part != m.NO_PART:
+            return False
+        return plan.part_of(record.peer) is not None
+
+    def _newest_step(self) -> int:
+        peer, plan = self._peer, self.plan
+        records = (peer.records.get(p) for p in peer.members())
+        trainers = plan.trainers() if plan else {}
+        steps = [r.step for r in records if r is not None and r.peer in trainers and r.plan == self._plan_hash]
+        return max([self._step, *steps])
+
+    def _known_holdings(self) -> list[m.Holding]:
+        """Saved runs of blocks that are here or that a member has."""
+        peer = self._peer
+        found = {h.blob: h for h in (*self.custody.kept(), *self._own)}
+        for member in peer.members():
+            record = peer.records.get(member)
+            found |= {h.blob: h for h in (record.holdings if record else ()) if h.part != m.HEAD_PART}
+        return [h for h in found.values() if h.blob not in self._refused]
+
+    # --- getting the own stage ---
+
+    def _gather(self, now: float) -> Effects:
+        """Get the blocks that the trainer lacks, and give it the stage when all are here."""
+        plan, peer = self.plan, self._peer
+        if self._halted_at is None or plan is None or plan.slices is None or self.part == m.NO_PART:
+            return []
+        stage, step = plan.slices.pipeline.stages[self.part], plan.slices.from_step
+        if step == 0:
+            return self._give(plan, [], keep=False)
+        have: Run | None = None
+        if self._halted_at == step and self._trained is not None and self._trained.slices is not None:
+            pipeline = self._trained.slices.pipeline
+            held = pipeline.stage_of(peer.own_id)
+            have = (pipeline.stages[held].start, pipeline.stages[held].stop) if held is not None else None
+        runs = missing((stage.start, stage.stop), have)
+        chosen = cover(runs, step, self._known_holdings(), lambda h: (self._has_blob(h.blob), -h.span))
+        if chosen is None:
+            return []  # until more is saved, or a plan begins at another step
+        lacking = [holding for holding in chosen if not self._has_blob(holding.blob)]
+        if not lacking:
+            return self._give(plan, chosen, keep=have is not None)
+        effects: Effects = []
+        for holding in lacking:
+            if holding.blob in self._wanted:
+                continue
+            if sources := peer.holders(holding.blob):
+                self._wanted[holding.blob] = holding
+                blocks = f"{holding.part}-{holding.part + holding.span - 1}"
+                fields = (("blocks", blocks), ("step", step), ("from", sources[0]), ("bytes", holding.num_bytes))
+                effects += [
+                    Note("fetching-blocks", fields),
+                    *self.fetch(holding.blob, holding.num_bytes, sources, now),
+                ]
+        return effects
+
+    def _give(self, plan: Plan, pieces: list[m.Holding], *, keep: bool) -> Effects:
+        self._halted_at, self._given = None, plan
+        self._wanted.clear()
+        follow = c.FollowStage(plan.to_json(), self._peer.own_id, len(pieces), keep)
+        return [ToTrainer(follow), *(ToTrainer(c.GivePiece(b""), holding.blob, "piece") for holding in pieces)]
+
+    # --- the trainer ---
+
+    def trainer_said(self, event: object, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+        peer = self._peer
+        if isinstance(event, c.SendParcel):
+            self._step = max(self._step, event.step)
+            to, work = PeerId(event.to), event.work
+            return list(
+                self.streams.push(to, work, event.step, event.unit, event.row, event.parcel, now)  # type: ignore[arg-type]
+            )
+        if isinstance(event, c.Taken):
+            return self._taken(event, now)
+        if isinstance(event, c.Progress):
+            self._step = max(self._step, event.step)
+            changes = {"round": event.round, "step": event.step, "samples": event.samples}
+            return list(peer.records.update(now, loss=event.loss, samples_per_s=event.samples_per_s, **changes))
+        if isinstance(event, c.StageUsed):
+            return self._used(event, now)
+        if isinstance(event, c.Following):
+            return self._following(event, now)
+        if isinstance(event, c.Halted):
+            return self._halted(event, now)
+        if isinstance(event, c.SnapshotTaken):
+            return self._snapshot_taken(event, blob, num_bytes, now)
+        if isinstance(event, c.PieceTaken):
+            return self._piece_taken(event, blob, num_bytes, now)
+        if isinstance(event, c.SnapshotRefused):
+            self._refused.update(h.blob for h in self._known_holdings() if self.plan and self._is_of_plan(h))
+            return [Note("snapshot-refused", (("detail", event.detail[:200]),)), *self._lose(now)]
+        if isinstance(event, c.TrainerFailed):
+            return [*self._lose(now), *self._after_failure(event, now)]
+        return []
+
+    def _is_of_plan(self, holding: m.Holding) -> bool:
+        """Whether the stage that was refused may have been made of it."""
+        plan = self.plan
+        if plan is None or plan.slices is None or plan.part_of(self._peer.own_id) is None:
+            return False
+        part = plan.part_of(self._peer.own_id)
+        stage = plan.slices.pipeline.stages[part.index if part else 0]
+        overlaps = holding.part < stage.stop and stage.start < holding.part + holding.span
+        return overlaps and holding.step == plan.slices.from_step and holding.trainer != self._peer.own_id
+
+    def _following(self, event: c.Following, now: float) -> Effects:
+        plan, peer = self._given, self._peer
+        if plan is None:
+            return []
+        self._trained, self._given = plan, None
+        self._step = plan.slices.from_step if plan.slices else 0
+        self._slowdown = 1.0
+        if plan is not self.plan:
+            return []  # a newer one waits for the trainer to halt
+        note = Note("training", (("part", event.part), ("round", event.round), ("rounds", event.rounds)))
+        others = [trainer for trainer in plan.trainers() if trainer != peer.own_id]
+        effects: Effects = [note, *self.streams.reset(plan.epoch, others, now, self._plan_hash)]
+        return effects + list(peer.records.update(now, phase="training", round=event.round, step=self._step))
+
+    def _halted(self, event: c.Halted, now: float) -> Effects:
+        if self.plan is None or event.epoch != self.plan.epoch:
+            return []
+        self._halted_at, self._given = event.step, None
+        if event.step < 0:
+            self._trained = None
+        return [Note("halted", (("step", event.step), ("epoch", event.epoch))), *self._gather(now)]
+
+    def _lose(self, now: float) -> Effects:
+        """The trainer holds no stage any more, and the others can't go on without it: say so."""
+        self._trained = self._given = self._halted_at = None
+        self._lost, self.part = True, m.NO_PART
+        self._wanted.clear()
+        return list(self._peer.records.update(now, part=m.NO_PART))
+
+    def _used(self, event: c.StageUsed, now: float) -> Effects:
+        note = Note(
+            "stage",
+            (("step", event.step), ("busy", round(event.busy_share, 3)), ("slowdown", round(event.slowdown, 3))),
+        )
+        slowdown = round(event.slowdown, 2)
+        if slowdown <= 0 or abs(math.log(slowdown / self._slowdown)) < math.log1p(SLOWDOWN_STEP):
+            return [note]
+        self._slowdown = slowdown
+        return [note, *self._peer.records.update(now, slowdown=slowdown)]
+
+    def _snapshot_taken(self, event: c.SnapshotTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+        """Without a ``blob`` it could not be saved: training goes on, and ends, all the same."""
+        peer, plan = self._peer, self._trained
+        if plan is None:
+            return []
+        effects: Effects = []
+        if blob is not None:
+            effects.append(KeepSnapshot(self._holding(event, event.part, event.span, plan.epoch, blob, num_bytes)))
+        phase = "trained" if event.training_finished else "training"
+        effects += peer.records.update(now, phase=phase, round=event.round, step=event.step, samples=event.samples)
+        if event.training_finished:
+            effects += peer.records.update(now, samples_per_s=0.0)
+        if event.round_finished:
+            self._num_restarts = 0
+            fields = (("part", self.part), ("round", event.round), ("loss", round(event.loss, 4)))
+            effects.append(Note("round", fields))
+        return effects
+
+    def snapshot_kept(self, holding: m.Holding, now: float) -> Effects:
+        return [*self._release_pieces(now), *super().snapshot_kept(holding, now)]
+
+    def _piece_taken(self, event: c.PieceTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+        if blob is None or self.plan is None:
+            return []  # who needs it will not get it, and the group goes back to what is saved
+        self._pieces.append(self._holding(event, event.part, event.span, self.plan.epoch, blob, num_bytes))
+        return list(self._peer.publish_holdings(now))
+
+    def _holding(
+        self, event: c.SnapshotTaken | c.PieceTaken, part: int, span: int, epoch: int, blob: BlobId, num_bytes: int
+    ) -> m.Holding:
+        return m.Holding(
+            part=part,
+            trainer=self._peer.own_id,
+            epoch=epoch,
+            round=event.round,
+            step=event.step,
+            samples=event.samples,
+            blob=blob,
+            num_bytes=num_bytes,
+            span=span,
+        )
+
+    def _release_pieces(self, now: float) -> Effects:
+        if not self._pieces:
+            return []
+        released = [ReleaseBlob(holding.blob) for holding in self._pieces]
+        self._pieces = []
+        return [*released, *self._peer.publish_holdings(now)]
+
+    # --- parcels ---
+
+    def stage_data(self, sender: PeerId, message: m.StageData | m.StageAck, now: float) -> Effects:
+        return list(self.streams.received(sender, message, now))
+
+    def peer_admitted(self, other: PeerId, now: float) -> Effects:
+        """There is a new link to a peer."""
+        return list(self.streams.reconnected(other, now))
+
+    def _delivered(self, effect: Delivered, now: float) -> Effects:
+        deliver = c.Deliver(effect.sender, effect.work, effect.step, effect.unit, effect.row, effect.data)
+        return [ToTrainer(deliver)]
+
+    def _taken(self, event: c.Taken, now: float) -> Effects:
+        effects: Effects = []
+        if event.error:
+            self._peer.refused["parcel"] += event.count
+            effects.append(Note("parcel-refused", (("peer", event.sender), ("detail", event.error[:200]))))
+        return [*effects, *self.streams.taken(PeerId(event.sender), event.count, now)]
+
+    # --- blobs ---
+
+    def blob_arrived(self, blob: BlobId, now: float) -> Effects:
+        effects = self._kept_if_whole(blob, now)
+        if self._wanted.pop(blob, None) is not None:
+            effects += self._gather(now)
+        return effects
+
+    def blob_lost(self, blob: BlobId, now: float) -> Effects:
+        effects = self._not_kept(blob, now)
+        self._wanted.pop(blob, None)  # asked for again when something changes
+        return effects
+
+    # --- time ---
+
+    def tick(self, now: float) -> Effects:
+        self._pace.seen(self._newest_step(), now)
+        return [*self.custody.tick(now), *self.streams.tick(now)]
+
+    def next_deadline(self) -> float:
+        return min(self.custody.next_deadline(), self.streams.next_deadline(), NEVER)
+
+    def waiting_for(self, now: float) -> str:
+        """In words: blocks, other stages, or a plan."""
+        plan, peer = self.plan, self._peer
+        if plan is None or plan.slices is None:
+            return ""
+        if self._lost:
+            return "a plan that begins at a saved step: this peer's stage was lost"
+        if self.part == m.NO_PART:
+            return "a stage: the plan is faster without this peer, and takes it when another is lost"
+        if self._halted_at is not None:
+            stage, step = plan.slices.pipeline.stages[self.part], plan.slices.from_step
+            return f"blocks {stage.start}-{stage.stop - 1} of step {step}, from whoever has them"
+        late = [wait for wait in self.streams.waiting() if now - wait.since > 5]
+        if late:
+            names = ", ".join(peer.name_of(wait.peer) for wait in late)
+            return f"{names} to take {sum(wait.num_bytes for wait in late)} bytes"
+        return ""
+
+
+class _Pace:
+    """How fast the group's steps go by."""
+
+    def __init__(self) -> None:
+        self._since: tuple[int, float] | None = None
+        self._seconds = 0.0
+
+    def seen(self, step: int, now: float) -> None:
+        if self._since is None or step < self._since[0]:
+            self._since = (step, now)
+        elif step > self._since[0] and now - self._since[1] >= 1.0:
+            self._seconds = (now - self._since[1]) / (step - self._since[0])
+            self._since = (step, now)
+
+    def steps_in(self, seconds: float) -> int:
+        """Batches that may be done by then, generously."""
+        return math.ceil(seconds / self._seconds) + 1 if self._seconds else 2

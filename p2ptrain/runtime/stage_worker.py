@@ -1,0 +1,280 @@
+"""The trainer's side of depth slices: builds the own stage, feeds it what comes, says what goes out.
+
+Invariant: one unit of work between two commands (see ``SliceTraining.advance``); a stage is only built from pieces of
+exactly the step that its plan begins with, and whatever does not fit is said and changes nothing.
+
+    idle --FollowStage, its pieces--> training --StopAt, its step--> halted --FollowStage--> ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from p2ptrain.config import Job
+from p2ptrain.errors import LocalError, RemoteError
+from p2ptrain.learning.block_costs import profile_blocks
+from p2ptrain.learning.block_times import measure_blocks
+from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.data import Dataset
+from p2ptrain.learning.parts import global_model
+from p2ptrain.learning.slice_training import Parcel, SliceTraining
+from p2ptrain.planning.blocks import BlockTimes
+from p2ptrain.planning.plan import Plan, plan_from_json
+from p2ptrain.planning.profile_codec import model_to_json, profile_to_json
+from p2ptrain.runtime import commands as c
+from p2ptrain.runtime.tensorfile import read_untrusted
+
+Piece = tuple[Mapping[str, Tensor], Mapping[str, str]]
+
+MEASURE_S = 20.0
+PROGRESS_INTERVAL_S = 0.5
+FIRST_LOOK = 10
+"""Batches until the time of a unit is first compared with the profile, and from then on as often."""
+
+
+class StageWorker:
+    """One peer's stage. ``init``: tensors of a checkpoint that the job starts from."""
+
+    def __init__(
+        self,
+        job: Job,
+        configuration: c.Configure,
+        data: Dataset | None,
+        init: Mapping[str, Tensor] | None,
+        say: Callable[[object], None],
+    ) -> None:
+        self._job = job
+        self._configuration = configuration
+        self._data = data
+        self._init = init
+        self._say = say
+        with torch.device("meta"):
+            self._chain = Chain(self._build(), job.data.input_shape)
+        self._times: BlockTimes | None = None
+        self._plan: Plan | None = None
+        self._training: SliceTraining | None = None
+        self._pieces: list[Piece] = []
+        self._num_missing = 0
+        self._halt: c.StopAt | None = None
+        self._said_step = 0
+        self._progress_at = 0.0
+        self._progress_samples = 0
+        self._looked_at: tuple[int, float] = (0, 0.0)
+        """Step and time at which the stage's use was last told."""
+        self._own = ""
+        self._num_rows = 0
+        self._steps_per_round = 1
+
+    # --- before the plan ---
+
+    def profile(self) -> c.Profiled:
+        """Measure the blocks on this device, or look up what was measured here before."""
+        micro_batch = self._job.training.batch_size // self._job.slices.micro_batches
+        sizes = sorted({math.ceil(micro_batch / 4), math.ceil(micro_batch / 2), micro_batch})
+        cache = Path(self._configuration.cache) if self._configuration.cache else None
+        name, device = self._job.model.name, self._configuration.device
+        self._times = measure_blocks(
+            self._chain, name, batch_sizes=sizes, device=device, budget_s=MEASURE_S, cache=cache
+        )
+        model = profile_blocks(self._chain, name)
+        return c.Profiled(model_to_json(model), profile_to_json(model, self._times))
+
+    def _build(self) -> nn.Module:
+        return global_model(self._job, allow_user_code=self._configuration.allow_user_code)
+
+    # --- plan ---
+
+    @property
+    def busy(self) -> bool:
+        training = self._training
+        return training is not None and self._num_missing == 0 and not self._is_halted and training.ready()
+
+    @property
+    def _is_halted(self) -> bool:
+        return self._halt is not None and self._training is not None and self._training.step >= self._halt.step
+
+    def follow(self, command: c.FollowStage) -> None:
+        plan = plan_from_json(command.plan)
+        slices = plan.slices
+        if slices is None:
+            raise LocalError("a stage of a plan without slices")
+        stage = slices.pipeline.stages[slices.pipeline.stage_of(command.own) or 0]
+        self._own, self._steps_per_round = command.own, slices.steps_per_round
+        self._num_rows = stage.samples[stage.peers.index(command.own)]
+        old, self._training = self._training, None
+        self._pieces = []
+        if command.keep and old is not None:
+            first, stop = max(stage.start, old.start), min(stage.stop, old.stop)
+            if first < stop:
+                self._pieces.append(old.snapshot(first, stop))
+        del old  # two stages at once may be more than this device holds
+        job, configuration = self._job, self._configuration
+        self._training = SliceTraining(
+            job.training,
+            self._chain,
+            slices.pipeline,
+            command.own,
+            build=self._build,
+            data=self._data,
+            peer_name=configuration.name,
+            seed=job.seed,
+            steps_per_round=slices.steps_per_round,
+            num_classes=len(job.data.classes),
+            augment=job.data.augment,
+            schedule=job.slices.schedule,
+            activations=job.slices.activations,
+            gradients=job.slices.gradients,
+            device=configuration.device,
+            init=self._init,
+        )
+        self._plan, self._halt, self._num_missing = plan, None, command.pieces
+        if not command.pieces:
+            self._begin()
+
+    def give(self, command: c.GivePiece) -> None:
+        if self._num_missing == 0:
+            return
+        try:
+            header = read_untrusted(command.piece)
+            self._pieces.append((load_tensors(command.piece), dict(header.metadata)))
+        except RemoteError as error:
+            self._refuse(error)
+            return
+        self._num_missing -= 1
+        if self._num_missing == 0:
+            self._begin()
+
+    def _begin(self) -> None:
+        plan, training = self._plan, self._training
+        if plan is None or plan.slices is None or training is None:
+            return
+        if plan.slices.from_step > 0:
+            try:
+                training.restore(self._pieces, plan.slices.from_step)
+            except RemoteError as error:
+                self._refuse(error)
+                return
+        self._pieces = []
+        self._said_step = training.step
+        self._progress_at, self._progress_samples = time.monotonic(), training.num_samples
+        self._looked_at = (training.step, self._progress_at)
+        training.use()
+        part = plan.slices.pipeline.stage_of(self._own) or 0
+        self._say(c.Following(part, training.round, self._job.training.rounds))
+        if training.finished:
+            self._say_snapshot()
+
+    def _refuse(self, error: RemoteError) -> None:
+        self._training, self._pieces, self._num_missing = None, [], 0
+        self._say(c.SnapshotRefused(str(error)))
+
+    def stop_at(self, command: c.StopAt) -> None:
+        self._halt = command
+        training = self._training
+        if training is None or self._num_missing:
+            self._training, self._num_missing = None, 0
+            self._say(c.Halted(command.epoch, -1))
+            return
+        training.stop_at = command.step
+        if command.now or training.step >= command.step:
+            training.abandon_batch()
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        training, halt = self._training, self._halt
+        if training is None or halt is None:
+            return
+        for first, stop in halt.pieces if training.step == halt.step else ():
+            tensors, metadata = training.snapshot(first, stop)
+            piece = save_tensors(tensors, metadata)
+            self._say(c.PieceTaken(first, stop - first, training.round, training.step, training.num_samples, piece))
+        self._halt = dataclasses.replace(halt, step=training.step, pieces=())
+        self._say(c.Halted(halt.epoch, training.step))
+
+    # --- training ---
+
+    def deliver(self, command: c.Deliver) -> None:
+        """Always says ``Taken``: what is refused must not be sent again for ever."""
+        error = ""
+        training = self._training
+        if training is not None and self._num_missing == 0 and not self._is_halted:
+            try:
+                read_untrusted(command.parcel)
+                tensors = load_tensors(command.parcel)
+                work = command.work
+                training.receive(Parcel(command.sender, work, command.step, command.unit, command.row, tensors))  # type: ignore[arg-type]
+            except RemoteError as refused:
+                error = str(refused)
+        self._say(c.Taken(command.sender, 1, error))
+
+    def work(self) -> None:
+        """One unit, if there is one."""
+        training = self._training
+        if training is None or not self.busy:
+            return
+        for parcel in training.advance():
+            data = save_tensors(parcel.tensors)
+            self._say(c.SendParcel(parcel.peer, parcel.work, parcel.step, parcel.unit, parcel.row, data))
+        if training.step != self._said_step:
+            self._batch_done(training)
+        if time.monotonic() - self._progress_at >= PROGRESS_INTERVAL_S:
+            self._say_progress(training)
+
+    def _batch_done(self, training: SliceTraining) -> None:
+        self._said_step = training.step
+        every = self._job.slices.snapshot_steps or self._steps_per_round
+        if training.step % every == 0 or training.step % self._steps_per_round == 0 or training.finished:
+            self._say_progress(training)
+            self._say_snapshot()
+        if training.step - self._looked_at[0] >= FIRST_LOOK:
+            self._say_use(training)
+        if self._halt is not None and training.step >= self._halt.step:
+            self._hand_over()
+
+    def _say_progress(self, training: SliceTraining) -> None:
+        now, done = time.monotonic(), training.num_samples
+        rate = (done - self._progress_samples) / max(now - self._progress_at, 1e-6)
+        loss = training.last_loss if math.isfinite(training.last_loss) else 0.0
+        self._say(c.Progress(training.round, training.step, done, loss, rate))
+        self._progress_at, self._progress_samples = now, done
+
+    def _say_use(self, training: SliceTraining) -> None:
+        use, now = training.use(), time.monotonic()
+        wall_s = max(now - self._looked_at[1], 1e-6)
+        self._looked_at = (training.step, now)
+        if self._times is None:
+            return
+        mine = slice(training.start, training.stop)
+        expected = use.num_forward * sum(self._times.forward(self._num_rows)[mine])
+        expected += use.num_backward * sum(self._times.backward(self._num_rows)[mine])
+        slowdown = (use.forward_s + use.backward_s) / expected if expected > 0 else 1.0
+        self._say(c.StageUsed(training.step, min(1.0, use.busy_s / wall_s), slowdown))
+
+    def _say_snapshot(self) -> None:
+        training = self._training
+        if training is None:
+            return
+        tensors, metadata = training.snapshot()
+        loss = training.last_loss if math.isfinite(training.last_loss) else 0.0
+        self._say(
+            c.SnapshotTaken(
+                part=training.start,
+                round=training.round,
+                step=training.step,
+                samples=training.num_samples,
+                loss=loss,
+                round_finished=training.step % self._steps_per_round == 0,
+                training_finished=training.finished,
+                snapshot=save_tensors(tensors, metadata),
+                span=training.stop - training.start,
+            )
+        )

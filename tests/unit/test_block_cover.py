@@ -1,0 +1,82 @@
+"""Which saved runs of blocks make a stage or a model at one step."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.planning.block_cover import cover, missing, newest_covered, pieces_for_others
+from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
+from p2ptrain.protocol.messages import Holding
+
+
+def saved(part: int, span: int, step: int, name: str = "") -> Holding:
+    blob = (name or f"{part}-{span}-{step}").ljust(64, "x")
+    return Holding(part, PeerId("a" * 16), 1, 1, step, 10, BlobId(blob), 100, span)
+
+
+def pipeline(*stages: tuple[int, int, tuple[str, ...]], left_out: tuple[str, ...] = ()) -> PipelinePlan:
+    made = tuple(Stage(a, b, peers, tuple(1 for _ in peers), 1) for a, b, peers in stages)
+    return PipelinePlan("m", stages[-1][1], len(stages[0][2]), 1, made, left_out)
+
+
+def none_preferred(holding: Holding) -> int:
+    return 0
+
+
+@given(st.tuples(st.integers(0, 8), st.integers(1, 8)), st.none() | st.tuples(st.integers(0, 8), st.integers(1, 8)))
+def test_missing_is_the_difference(need: tuple[int, int], have: tuple[int, int] | None) -> None:
+    need, have = (need[0], sum(need)), (have[0], sum(have)) if have else None
+    wanted = set(range(*need)) - (set(range(*have)) if have else set())
+    found = [block for run in missing(need, have) for block in range(*run)]
+    assert sorted(found) == sorted(wanted) and len(found) == len(set(found))
+
+
+def test_cover_takes_runs_of_one_step_only() -> None:
+    holdings = [saved(0, 3, 10), saved(3, 3, 20), saved(3, 2, 10)]
+    assert cover([(0, 6)], 10, holdings, none_preferred) is None
+    holdings.append(saved(5, 1, 10))
+    chosen = cover([(0, 6)], 10, holdings, none_preferred)
+    assert chosen is not None and [h.part for h in chosen] == [0, 3, 5]
+
+
+def test_cover_takes_the_run_that_reaches_furthest_then_the_preferred() -> None:
+    short, long, same = saved(0, 2, 5), saved(0, 4, 5, "b"), saved(0, 4, 5, "a")
+    assert cover([(0, 4)], 5, [short, long, same], none_preferred) == [long]
+    assert cover([(0, 4)], 5, [short, long, same], lambda h: h is same) == [same]
+
+
+def test_cover_of_two_runs_names_a_holding_once() -> None:
+    whole = saved(0, 9, 5)
+    assert cover([(0, 2), (7, 9)], 5, [whole], none_preferred) == [whole]
+
+
+def test_newest_covered_step() -> None:
+    holdings = [saved(0, 2, 10), saved(2, 2, 10), saved(0, 2, 20)]
+    assert newest_covered(4, holdings) == 10
+    assert newest_covered(4, [*holdings, saved(2, 2, 20)]) == 20
+    assert newest_covered(5, holdings) == 0
+
+
+def test_pieces_are_what_others_lack_cut_where_the_new_plan_cuts() -> None:
+    old = pipeline((0, 6, ("a",)), (6, 8, ("b",)), (8, 9, ("c",)))
+    new = pipeline((0, 2, ("a",)), (2, 4, ("b",)), (4, 9, ("c",)))
+    assert pieces_for_others(old, new, "a") == [(2, 4), (4, 6)]
+    assert pieces_for_others(old, new, "b") == [(6, 8)]
+    assert pieces_for_others(old, new, "c") == []
+
+
+def test_one_peer_of_a_stage_hands_over_and_not_one_that_is_gone() -> None:
+    old = pipeline((0, 3, ("a", "b")), (3, 6, ("c", "d")))
+    new = pipeline((0, 2, ("b",)), (2, 6, ("c",)), left_out=("d",))
+    assert pieces_for_others(old, new, "a") == []  # gone: the new plan does not know it
+    assert pieces_for_others(old, new, "b") == [(2, 3)]
+    assert pieces_for_others(old, new, "d") == []
+
+
+def test_a_newcomer_gets_everything() -> None:
+    old, new = pipeline((0, 2, ("a",)), (2, 4, ("b",))), pipeline((0, 4, ("z",)), left_out=("a", "b"))
+    assert pieces_for_others(old, new, "a") == [(0, 2)]
+    assert pieces_for_others(old, new, "b") == [(2, 4)]
+    assert pieces_for_others(old, new, "z") == []

@@ -1,0 +1,257 @@
+"""What arrives at a pipeline stage: every parcel that is not due or not sound is refused, and changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import pytest
+import torch
+from slice_group import Group, cuts, pipeline, same
+from torch import Tensor
+
+from p2ptrain.errors import RemoteError
+from p2ptrain.learning.slice_rows import PARCEL_BYTES, Parcel, cut_rows, overlapping, row_ranges
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+PLAN = pipeline(cuts("lenet", ((5, 3), (2, 6), (8,))), units=4, warm_up=(3, 2, 1))
+
+
+@cache
+def recorded() -> tuple[tuple[str, Parcel], ...]:
+    """(sender, parcel) of everything that is sent in two batches."""
+    group = Group("lenet", PLAN)
+    sent: list[tuple[str, Parcel]] = []
+    deliver = group.deliver
+
+    def noted(one: tuple[str, Parcel]) -> None:
+        sent.append(one)
+        deliver(one)
+
+    group.deliver = noted  # type: ignore[method-assign]
+    group.run(2)
+    return tuple(sent)
+
+
+def before(work: str, receiver: str) -> tuple[Group, Parcel]:
+    """A group in which the next parcel to be delivered is the first such one of the second batch, and that parcel."""
+    group = Group("lenet", PLAN).run(1)
+    for peer in group.peers.values():
+        peer.stop_at = 2
+    while True:
+        group.advance_all()
+        for place, (sender, parcel) in enumerate(group.pending):
+            if parcel.work == work and parcel.peer == receiver:
+                group.pending.pop(place)
+                return group, dataclasses.replace(parcel, peer=sender)
+        group.deliver(group.pending.pop(0))
+
+
+Change = Callable[[Parcel], Parcel]
+
+
+def fields(**values: object) -> Change:
+    return lambda parcel: dataclasses.replace(parcel, **values)  # type: ignore[arg-type]
+
+
+def tensor(name: str, change: Callable[[Tensor], Tensor]) -> Change:
+    return lambda p: dataclasses.replace(p, tensors=p.tensors | {name: change(p.tensors[name])})
+
+
+def spoilt(number: float) -> Callable[[Tensor], Tensor]:
+    def change(t: Tensor) -> Tensor:
+        t = t.clone()
+        t.view(-1)[-1] = number
+        return t
+
+    return change
+
+
+ROWS = {
+    "stranger": (fields(peer="9z"), "parcel-peer"),
+    "of no neighbour": (fields(peer="1b"), "parcel-peer"),
+    "past": (fields(step=0), "parcel-step"),
+    "far ahead": (fields(step=3), "parcel-step"),
+    "negative step": (fields(step=-1), "parcel-step"),
+    "no such unit": (fields(unit=4), "parcel-step"),
+    "negative unit": (fields(unit=-1), "parcel-step"),
+    "not yet": (fields(unit=3), "parcel-step"),
+    "rows of others": (fields(row=5), "parcel-rows"),
+    "negative row": (fields(row=-1), "parcel-rows"),
+    "no tensors": (fields(tensors={}), "tensor-names"),
+    "one too many": (lambda p: dataclasses.replace(p, tensors=p.tensors | {"1": p.tensors["0"]}), "tensor-names"),
+    "number for rows": (tensor("0", lambda t: torch.tensor(1.0)), "tensor-shape"),
+    "no rows": (lambda p: dataclasses.replace(p, tensors={n: t[:0] for n, t in p.tensors.items()}), "parcel-rows"),
+    "more rows": (
+        lambda p: dataclasses.replace(p, tensors={n: torch.cat([t] * 3) for n, t in p.tensors.items()}),
+        "parcel-rows",
+    ),
+    "other shape": (tensor("0", lambda t: t[:, :1]), "tensor-shape"),
+    "other dtype": (tensor("0", lambda t: t.double()), "tensor-dtype"),
+    "nan": (tensor("0", spoilt(math.nan)), "tensor-not-finite"),
+    "infinite": (tensor("0", spoilt(-math.inf)), "tensor-not-finite"),
+}
+LABELS = {
+    "class too high": (tensor("y", spoilt(5)), "tensor-range"),
+    "class below zero": (tensor("y", spoilt(-1)), "tensor-range"),
+    "labels of another kind": (tensor("y", lambda t: t.int()), "tensor-dtype"),
+    "labels missing": (lambda p: dataclasses.replace(p, tensors={"0": p.tensors["0"]}), "tensor-names"),
+    "fewer labels": (tensor("y", lambda t: t[:1]), "tensor-shape"),
+    "labels a position": (tensor("y", lambda t: t[:, None].expand(-1, 9)), "tensor-shape"),
+}
+
+
+def refuses(receiver: str, group: Group, parcel: Parcel, reason: str) -> None:
+    with pytest.raises(RemoteError) as caught:
+        group.peers[receiver].receive(parcel)
+    assert caught.value.reason == reason
+
+
+def goes_on(group: Group, receiver: str, parcel: Parcel) -> bool:
+    """Whether the right parcel is taken after the wrong one, and training ends as if there had been none."""
+    group.peers[receiver].receive(parcel)
+    return same(group.run(2).state(), straight())
+
+
+@cache
+def straight() -> dict[str, Tensor]:
+    return Group("lenet", PLAN).run(2).state()
+
+
+@pytest.mark.parametrize("kind", [*ROWS, *LABELS])
+def test_activations_not_due_are_refused(kind: str) -> None:
+    change, reason = (ROWS | LABELS)[kind]
+    group, parcel = before("forward", "1a")
+    assert parcel.peer == "0a"
+    refuses("1a", group, change(parcel), reason)
+    if kind == "not yet":  # three may be ahead of our backward passes
+        group.peers["1a"].receive(dataclasses.replace(parcel, unit=2))
+        refuses("1a", group, dataclasses.replace(parcel, unit=2), "parcel-twice")
+        return
+    assert goes_on(group, "1a", parcel)
+    refuses("1a", group, parcel, "parcel-step")
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_gradients_not_due_are_refused(kind: str) -> None:
+    change, reason = ROWS[kind]
+    group, parcel = before("backward", "0b")
+    assert parcel.peer == "1b"
+    if kind == "rows of others":
+        change = fields(row=4)
+    if kind == "of no neighbour":
+        change = fields(peer="1a")
+    refuses("0b", group, change(parcel), reason)
+    assert goes_on(group, "0b", parcel)
+
+
+SUMS = {
+    "stranger": (fields(peer="9z"), "parcel-peer"),
+    "other stage": (fields(peer="1a"), "parcel-peer"),
+    "past": (fields(step=0), "parcel-unit"),
+    "far ahead": (fields(step=4), "parcel-unit"),
+    "other shard": (fields(unit=7), "parcel-unit"),
+    "other position": (fields(row=1_000_003), "parcel-unit"),
+    "nothing": (fields(tensors={}), "tensor-names"),
+    "other name": (fields(tensors={"0": torch.zeros(1)}), "tensor-names"),
+    "too short": (tensor("sum", lambda t: t[:-1]), "tensor-shape"),
+    "other dtype": (tensor("sum", lambda t: t.half()), "tensor-dtype"),
+    "nan": (tensor("sum", spoilt(math.nan)), "tensor-not-finite"),
+}
+
+
+@pytest.mark.parametrize("work", ["reduce", "gather"])
+@pytest.mark.parametrize("kind", SUMS)
+def test_parts_of_sums_not_due_are_refused(kind: str, work: str) -> None:
+    change, reason = SUMS[kind]
+    group, parcel = before(work, "0b")
+    assert parcel.peer == "0a"
+    refuses("0b", group, change(parcel), reason)
+    assert goes_on(group, "0b", parcel)
+
+
+@pytest.mark.parametrize(("work", "reason"), [("reduce", "parcel-twice"), ("gather", "parcel-unit")])
+def test_parts_of_sums_are_taken_once(work: str, reason: str) -> None:
+    group, parcel = before(work, "0b")
+    group.peers["0b"].receive(parcel)
+    refuses("0b", group, parcel, reason)
+    group.advance_all()
+    refuses("0b", group, parcel, reason)
+    refuses("0b", group, dataclasses.replace(parcel, peer="0b"), "parcel-peer")
+
+
+def test_a_stage_of_one_takes_no_sums() -> None:
+    group, parcel = before("reduce", "0b")
+    refuses("2a", group, dataclasses.replace(parcel, peer="2a"), "parcel-peer")
+
+
+NORMS = {
+    "stranger": (fields(peer="9z"), "parcel-peer"),
+    "not the first of its stage": (fields(peer="0b"), "parcel-peer"),
+    "past": (fields(step=0), "parcel-step"),
+    "ahead": (fields(step=2), "parcel-step"),
+    "a row": (fields(row=1), "parcel-step"),
+    "no such unit": (fields(unit=2), "parcel-peer"),
+    "nothing": (fields(tensors={}), "tensor-names"),
+    "two": (tensor("square", lambda t: torch.cat([t, t])), "tensor-names"),
+    "single": (tensor("square", lambda t: t.float()), "tensor-names"),
+    "negative": (tensor("square", lambda t: -t - 1), "tensor-negative"),
+    "nan": (tensor("square", spoilt(math.nan)), "tensor-negative"),
+}
+
+
+@pytest.mark.parametrize(("receiver", "sender"), [("1a", "2a"), ("1b", "0a")])
+@pytest.mark.parametrize("kind", NORMS)
+def test_norms_not_due_are_refused(kind: str, receiver: str, sender: str) -> None:
+    change, reason = NORMS[kind]
+    group, parcel = before("norm", receiver)
+    assert parcel.peer == sender
+    refuses(receiver, group, change(parcel), reason)
+    group.peers[receiver].receive(parcel)
+    refuses(receiver, group, parcel, "parcel-twice")
+    assert same(group.run(2).state(), straight())
+
+
+def test_without_a_norm_none_is_taken() -> None:
+    _, parcel = before("norm", "1a")
+    refuses("1a", Group("lenet", PLAN, schedule="async"), parcel, "parcel-peer")
+
+
+# --- rows ---
+
+
+def test_rows_go_to_those_who_own_them_in_pieces_of_limited_size() -> None:
+    stage = dataclasses.replace(PLAN.stages[1], peers=("a", "b", "c"), samples=(2, 6, 4))
+    ranges = row_ranges(stage)
+    assert ranges == {"a": range(2), "b": range(2, 8), "c": range(8, 12)}
+    own = range(1, 9)
+    assert overlapping(range(2, 8), ranges) == {"b": range(2, 8)}
+    receivers = overlapping(own, ranges)
+    values = torch.arange(8.0)[:, None].expand(8, PARCEL_BYTES // 4 // 3)  # three rows a parcel
+    parcels = list(cut_rows({"0": values, "y": torch.arange(8)}, own, receivers))
+    assert [(peer, row, len(tensors["0"])) for peer, row, tensors in parcels] == [
+        ("a", 1, 1),
+        *(("b", row, 2) for row in (2, 4, 6)),
+        ("c", 8, 1),
+    ]
+    for _, row, tensors in parcels:
+        assert tensors["y"].tolist() == [row - 1 + n for n in range(len(tensors["0"]))]
+        assert sum(t.nbytes for t in tensors.values()) <= PARCEL_BYTES
+    large = torch.zeros(8, PARCEL_BYTES)
+    assert all(len(tensors["0"]) == 1 for _, _, tensors in cut_rows({"0": large}, own, receivers))
+
+
+def test_everything_that_is_sent_is_of_limited_size() -> None:
+    sent = recorded()
+    assert {parcel.work for _, parcel in sent} == {"forward", "backward", "reduce", "gather", "norm"}
+    assert all(sum(t.nbytes for t in parcel.tensors.values()) <= PARCEL_BYTES for _, parcel in sent)

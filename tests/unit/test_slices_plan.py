@@ -1,0 +1,605 @@
+"""Plans of mode slices: what goes in comes out the same for everyone, holds together, fits, and changes with cause."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
+from p2ptrain.errors import RemoteError, UserError
+from p2ptrain.ids import PeerId
+from p2ptrain.planning.blocks import BlockProfile, ModelProfile
+from p2ptrain.planning.footprint import TRAINER_BASE_BYTES
+from p2ptrain.planning.pipeline_cost import CostModel
+from p2ptrain.planning.plan import PeerSnapshot, Plan, SliceProfile, SlicesPlan, check_plan, plan_from_json
+from p2ptrain.planning.profile_codec import chain_hash
+from p2ptrain.planning.slice_figures import SlicePeer, batch_s, task_of
+from p2ptrain.planning.slices import first_slices_plan, follows, next_slices_plan, notes
+
+DATA = DataConfig(classes=("a", "b", "c", "d"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
+STRATEGIES = ("planned", "equal", "data-parallel")
+MB = 1 << 20
+
+
+def job(rounds: int = 10, batch_size: int = 16, optimizer: str = "sgd", **values: Any) -> Job:
+    training = TrainingConfig(rounds=rounds, batch_size=batch_size, optimizer=optimizer)  # type: ignore[arg-type]
+    return Job(mode="slices", data=DATA, training=training, slices=SlicesConfig(**{"micro_batches": 4, **values}))
+
+
+def model(num_blocks: int = 6, parameter_bytes: int = 1000, activation_bytes: int = 100) -> ModelProfile:
+    block = BlockProfile("b", 10**7, 2 * 10**7, parameter_bytes, activation_bytes, activation_bytes, True)
+    return ModelProfile("net", 100, tuple(dataclasses.replace(block, name=f"b{i}") for i in range(num_blocks)))
+
+
+def name(index: int) -> PeerId:
+    return PeerId(f"peer{index:012d}")
+
+
+def peer(
+    index: int,
+    speed: float = 1e9,
+    *,
+    counts: tuple[int, ...] = (10, 10, 10, 10),
+    memory: int = 0,
+    link: float = 1e8,
+    slowdown: float = 1.0,
+    measured: int = 0,
+) -> SlicePeer:
+    """``measured``: its blocks' number; each then takes what its FLOP/s say, with a little for each call."""
+    sizes = (1, 4) if measured else ()
+    forward = tuple((1e7 * size / speed + 1e-5,) * measured for size in sizes)
+    backward = tuple((2e7 * size / speed + 1e-5,) * measured for size in sizes)
+    profile = SliceProfile(name(index), link, slowdown, sizes, forward, backward)
+    return SlicePeer(PeerSnapshot(name(index), speed, memory, counts, ()), profile)
+
+
+def changed(each: SlicePeer, **values: Any) -> SlicePeer:
+    assert each.profile is not None
+    return dataclasses.replace(each, profile=dataclasses.replace(each.profile, **values))
+
+
+def slices_of(plan: Plan) -> SlicesPlan:
+    assert plan.slices is not None
+    return plan.slices
+
+
+def stages(plan: Plan) -> list[tuple[int, int, list[int]]]:
+    return [(s.start, s.stop, [int(each[4:]) for each in s.peers]) for s in slices_of(plan).pipeline.stages]
+
+
+def first(peers: Sequence[SlicePeer], work: Job | None = None, net: ModelProfile | None = None) -> Plan:
+    return first_slices_plan(work or job(), net or model(), peers, name(0))
+
+
+# --- what holds for any group ---------------------------------------------------------------------------------------
+
+
+@st.composite
+def groups(draw: st.DrawFn, blocks: int = 6) -> list[SlicePeer]:
+    found = []
+    for index in draw(st.lists(st.integers(0, 20), min_size=1, max_size=5, unique=True)):
+        found.append(
+            peer(
+                index,
+                draw(st.sampled_from([0.0, 1e8, 1e9, 1e9, 3.3e9, 2e10])) or (1e9 if not found else 0.0),
+                counts=(10,) * 4 if not found or draw(st.booleans()) else (),
+                memory=draw(st.sampled_from([0, 0, 4096 * MB])),
+                link=draw(st.sampled_from([0.0, 1e6 / 3, 1e8])),
+                slowdown=draw(st.sampled_from([1.0, 1.0, 2 / 3, math.nan])) if found else 1.0,
+                measured=draw(st.sampled_from([0, blocks])) if not found else 0,
+            )
+        )
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(groups(), st.sampled_from(STRATEGIES), st.randoms(use_true_random=False))
+def test_everyone_computes_the_same_plan_and_can_follow_it(
+    peers: list[SlicePeer], strategy: str, shuffle: random.Random
+) -> None:
+    work = job(strategy=strategy)
+    proposer = peers[0].snapshot.peer
+    plan = first_slices_plan(work, model(), peers, proposer)
+    again = first_slices_plan(work, model(), shuffle.sample(peers, len(peers)), proposer)
+    assert again.to_json() == plan.to_json()
+    assert plan_from_json(plan.to_json().encode()) == plan
+    assert follows(work, model(), plan, None) and follows(work, None, plan, None)
+    assert notes(work, plan, model())[-1].endswith("s")
+    for index, part in enumerate(plan.parts):
+        stage = slices_of(plan).pipeline.stages[index]
+        assert part.trainers == tuple(sorted(stage.peers)) and part.shards == (f"stage-{index}",)
+        assert part.classes == () and part.share == pytest.approx((stage.stop - stage.start) / 6, abs=1e-6)
+    assert sum(part.share for part in plan.parts) <= 1
+    assert plan.num_classes == 4 and plan.part_of(name(99)) is None
+    counts = {each.snapshot.peer: each.snapshot.counts for each in peers}
+    assert all(counts[trainer] for trainer in plan.parts[0].trainers)
+    # nothing changed: no other plan
+    assert next_slices_plan(work, model(), plan, peers, proposer, next_step=2, covered_step=1) is None
+    # one of its trainers goes
+    gone = max(plan.trainers())
+    left = [each for each in peers if each.snapshot.peer != gone]
+    owners = [each for each in left if each.snapshot.counts and each.profile is not None]
+    if not any(each.snapshot.flops_per_s and not math.isnan(each.profile.slowdown) for each in owners if each.profile):
+        return
+    proposer = left[0].snapshot.peer
+    following = next_slices_plan(work, model(), plan, left, proposer, next_step=9, covered_step=4)
+    assert following is not None and slices_of(following).from_step == 4
+    assert plan_from_json(following.to_json()) == following
+    assert follows(work, model(), following, plan) and follows(work, model(), following, None)
+    assert (following.epoch, following.parent) == (2, plan.hash)
+    assert gone not in {each.peer for each in following.peers}
+    assert next_slices_plan(work, model(), following, left, proposer, next_step=9, covered_step=4) is None
+
+
+def edits() -> dict[str, Callable[[dict[str, Any]], object]]:
+    def put(path: str, value: Any) -> Callable[[dict[str, Any]], object]:
+        *parents, key = [int(k) if k.isdigit() else k for k in path.split(".")]
+
+        def edit(plain: dict[str, Any]) -> None:
+            target: Any = plain
+            for parent in parents:
+                target = target[parent]
+            target[key] = value
+
+        return edit
+
+    return {
+        "no pipeline": put("slices", None),
+        "a pipeline in another mode": put("mode", "replicas"),
+        "classes": put("parts.0.classes", [0, 1, 2, 3]),
+        "a stage less": lambda plain: plain["parts"].pop(),
+        "other trainers than the stage's": put("parts.0.trainers", [name(1)]),
+        "stage of a stranger": put("slices.pipeline.stages.0.peers", ["q" * 16]),
+        "a gap": put("slices.pipeline.stages.1.start", 5),
+        "samples of another micro-batch": put("slices.pipeline.stages.0.samples", [3]),
+        "wrong shards": put("parts.1.shards", ["stage-0"]),
+        "shares above the model": put("parts.1.share", 0.9),
+        "left out and unnamed": put("slices.pipeline.left_out", []),
+        "left out but in": put("slices.pipeline.left_out", [name(0), name(3)]),
+        "a first stage without samples": lambda plain: [each.update(counts=[]) for each in plain["peers"][:1]],
+        "no samples anywhere": lambda plain: [each.update(counts=[]) for each in plain["peers"]],
+        "counts of unlike lengths": put("peers.1.counts", [1, 2]),
+        "profiles out of order": lambda plain: plain["slices"]["profiles"].reverse(),
+        "profile of a stranger": put("slices.profiles.3.peer", "q" * 16),
+        "no profile of a trainer": lambda plain: plain["slices"]["profiles"].pop(0),
+        "times for other blocks": put("slices.profiles.0.forward_s", [[1.0], [1.0]]),
+        "times for other sizes": put("slices.profiles.0.backward_s", []),
+        "sizes fall": put("slices.profiles.0.batch_sizes", [4, 1]),
+        "no number": put("slices.profiles.0.slowdown", math.nan),
+        "endless link": put("slices.profiles.0.link_bytes_per_s", math.inf),
+        "chain is no hash": put("slices.chain", "x" * 64),
+        "first plan from the middle": put("slices.from_step", 1),
+        "from below zero": put("slices.from_step", -1),
+        "rounds without steps": put("slices.steps_per_round", 0),
+        "steps beyond all": put("slices.steps_per_round", 2**60),
+        "calibration": put("calibrate", True),
+        "a trunk": put("trunk", 1),
+        "someone who was there": put("former", [{"peer": "q" * 16, "part": 0}]),
+        "extra key": put("slices.more", 1),
+        "missing key": lambda plain: plain["slices"].pop("chain"),
+    }
+
+
+def three() -> Plan:
+    """Two stages, peers 0 and 1 (in this order: only 0 and 3 have samples), the others left out."""
+    slow = (peer(2, 1e5, counts=()), peer(3, 1e5))
+    plan = first([peer(0, measured=6), peer(1, counts=(), measured=6), *slow])
+    assert stages(plan) == [(0, 3, [0]), (3, 6, [1])]
+    return plan
+
+
+@pytest.mark.parametrize("case", edits())
+def test_what_does_not_hold_together_is_refused(case: str) -> None:
+    plain = json.loads(three().to_json())
+    edits()[case](plain)
+    with pytest.raises(RemoteError):
+        plan_from_json(json.dumps(plain, sort_keys=True, separators=(",", ":")))
+
+
+def test_a_pipeline_is_for_mode_slices_alone() -> None:
+    plan = first([peer(0)])
+    as_replica = dataclasses.replace(
+        plan, mode="replicas", parts=(dataclasses.replace(plan.parts[0], shards=("all",)),)
+    )
+    with pytest.raises(RemoteError, match="a pipeline in another mode"):
+        check_plan(as_replica)
+    check_plan(plan)
+
+
+json_values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just([]) | st.just({})
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damage_anywhere_is_refused_or_judged_but_never_a_crash(data: st.DataObject) -> None:
+    plan, plain = three(), json.loads(three().to_json())
+    target: Any = plain
+    while True:
+        keys = list(target) if isinstance(target, dict) else list(range(len(target)))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(target[key], (dict, list)) or not target[key] or data.draw(st.integers(0, 5)) == 0:
+            break
+        target = target[key]
+    before = copy.deepcopy(target[key])
+    target[key] = data.draw(json_values)
+    try:
+        damaged = plan_from_json(json.dumps(plain, sort_keys=True, separators=(",", ":")))
+    except RemoteError:
+        return
+    assert follows(job(), model(), damaged, None) in (True, False)
+    assert follows(job(), model(), damaged, plan) is False  # a first plan is nobody's child
+    assert (damaged == plan) == (json.dumps(target[key]) == json.dumps(before))
+
+
+# --- following --------------------------------------------------------------------------------------------------------
+
+
+def with_slices(plan: Plan, **values: Any) -> Plan:
+    return dataclasses.replace(plan, slices=dataclasses.replace(slices_of(plan), **values))
+
+
+def with_pipeline(plan: Plan, **values: Any) -> Plan:
+    return with_slices(plan, pipeline=dataclasses.replace(slices_of(plan).pipeline, **values))
+
+
+def test_a_plan_for_another_job_or_model_is_not_followed() -> None:
+    plan = three()
+    assert follows(job(), model(), plan, None)
+    assert not follows(job(rounds=9), model(), plan, None)
+    assert not follows(job(), model(7), plan, None)
+    assert not follows(job(), dataclasses.replace(model(), name="other"), plan, None)
+    assert not follows(job(), model(), with_slices(plan, chain="0" * 64), None)
+    for work in (job(), job(batch_size=32), job(micro_batches=8)):
+        as_if = dataclasses.replace(plan, job=work.id)
+        assert follows(work, model(), as_if, None) == follows(work, None, as_if, None) == (work == job())
+    tasks = dataclasses.replace(job(), mode="tasks")
+    assert not follows(tasks, model(), dataclasses.replace(plan, job=tasks.id), None)
+
+
+def test_figures_that_were_touched_up_are_not_followed() -> None:
+    plan = three()
+    halves = tuple(dataclasses.replace(part, share=0.4) for part in plan.parts)
+    assert not follows(job(), model(), dataclasses.replace(plan, parts=halves), None)
+    assert not follows(job(), model(), with_slices(plan, steps_per_round=99), None)
+    slow = dataclasses.replace(slices_of(plan).profiles[0], slowdown=0.0)
+    assert not follows(job(), model(), with_slices(plan, profiles=(slow, *slices_of(plan).profiles[1:])), None)
+    odd = dataclasses.replace(plan.peers[3], counts=(0, 0, 0, 0))
+    assert not follows(job(), model(), dataclasses.replace(plan, peers=(*plan.peers[:3], odd)), None)
+
+
+def test_a_plan_that_cuts_where_the_model_has_no_cut_is_not_followed() -> None:
+    blocks = tuple(dataclasses.replace(block, cut_after=i != 2) for i, block in enumerate(model().blocks))
+    uneven = dataclasses.replace(model(), blocks=blocks)
+    assert not follows(job(), uneven, with_slices(three(), chain=chain_hash(uneven)), None)
+    peers = [peer(0), peer(1, counts=())]
+    assert follows(job(), uneven, first(peers, net=uneven), None)
+
+
+def test_a_plan_slower_than_one_of_its_peers_alone_is_not_followed() -> None:
+    """The pipeline stays as it was planned; the figures say that its second peer got slower."""
+    plan = first([peer(0), peer(1, counts=())])
+    assert len(plan.parts) == 2
+    own, other = slices_of(plan).profiles
+    for slowdown, is_worth_it in ((1.1, True), (1.4, True), (3.0, False)):
+        profiles = (own, dataclasses.replace(other, slowdown=slowdown))
+        assert follows(job(), model(), with_slices(plan, profiles=profiles), None) is is_worth_it
+
+
+def test_a_plan_beyond_a_peer_s_memory_is_not_followed() -> None:
+    net = model(parameter_bytes=10 * MB)
+    # six blocks of 10 MB, held four times: parameters, gradients, momentum, and a snapshot under way
+    whole, half = TRAINER_BASE_BYTES + 241 * MB, TRAINER_BASE_BYTES + 121 * MB
+    plan = first([peer(0, memory=half), peer(1, memory=half)], net=net)
+    assert [stop - start for start, stop, _ in stages(plan)] == [3, 3]
+    less = tuple(dataclasses.replace(each, memory_bytes=each.memory_bytes - 2 * MB) for each in plan.peers)
+    assert follows(job(), net, plan, None)
+    assert not follows(job(), net, dataclasses.replace(plan, peers=less), None)
+    assert len(first([peer(0, memory=whole)], net=net).parts) == 1
+    with pytest.raises(UserError, match=r"no plan fits into the memory of these 1 peers.*more peers"):
+        first([peer(0, memory=half)], net=net)
+
+
+def test_a_child_follows_its_parent_only() -> None:
+    plan = three()
+    left = [peer(0, measured=6), peer(3, 1e5)]
+    child = next_slices_plan(job(), model(), plan, left, name(0), next_step=8, covered_step=3)
+    assert child is not None and follows(job(), model(), child, plan)
+    assert not follows(job(), model(), dataclasses.replace(child, epoch=3), plan)
+    assert not follows(job(), model(), dataclasses.replace(child, parent="0" * 64), plan)
+    assert not follows(job(), model(), with_slices(child, steps_per_round=4), plan)
+    last = 10 * slices_of(plan).steps_per_round
+    assert follows(job(), model(), with_slices(child, from_step=last - 1), plan)
+    assert not follows(job(), model(), with_slices(child, from_step=last), plan)
+    assert not follows(job(), model(), plan, child)
+
+
+# --- what goes into a plan --------------------------------------------------------------------------------------------
+
+
+def test_a_round_is_as_many_batches_as_the_first_stage_has_samples_for() -> None:
+    assert slices_of(first([peer(0)])).steps_per_round == 3  # 40 samples, 16 a batch
+    assert slices_of(first([peer(0, counts=(1, 0, 0, 0))])).steps_per_round == 1
+    longer = dataclasses.replace(job(), training=TrainingConfig(batch_size=16, epochs_per_round=2.0))
+    assert slices_of(first([peer(0)], longer)).steps_per_round == 5
+    both = first([peer(0), peer(1)], job(strategy="data-parallel"))
+    assert stages(both) == [(0, 6, [0, 1])] and slices_of(both).steps_per_round == 5
+
+
+def test_a_slow_peer_is_left_out_and_said_so() -> None:
+    plan = first([peer(0), peer(1, 1e5), peer(2)])
+    assert slices_of(plan).pipeline.left_out == (name(1),)
+    assert {profile.peer for profile in slices_of(plan).profiles} == {name(0), name(1), name(2)}
+    assert f"{name(1)}: left out: with it a batch would not be done sooner" in notes(job(), plan)
+
+
+def test_a_peer_without_samples_never_begins_the_pipeline() -> None:
+    plan = first([peer(0, 5e9, counts=()), peer(1, 1e9)])
+    assert stages(plan)[0][2] == [1]
+    with pytest.raises(UserError, match=r"no peer has samples.*--data"):
+        first([peer(0, counts=()), peer(1, counts=(0, 0, 0, 0))])
+
+
+def test_measured_times_count_more_than_flops_and_slowdown_multiplies_both() -> None:
+    """All say 1 GFLOP/s; peer 1 was measured at a third of it, or got three times slower: it gets fewer blocks."""
+    slow = peer(1, 1e9 / 3, counts=(), measured=6)
+    slow = dataclasses.replace(slow, snapshot=dataclasses.replace(slow.snapshot, flops_per_s=1e9))
+    for other in (slow, peer(1, counts=(), slowdown=3.0), peer(1, counts=(), slowdown=3.0, measured=6)):
+        assert stages(first([peer(0), other])) == [(0, 5, [0]), (5, 6, [1])]
+    assert stages(first([peer(0), peer(1, counts=(), measured=6)])) == [(0, 3, [0]), (3, 6, [1])]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"slowdown": math.nan},
+        {"slowdown": 0.0},
+        {"link_bytes_per_s": math.nan},
+        {"link_bytes_per_s": -1.0},
+        {"forward_s": ((0.0,) * 6,) * 2},
+        {"forward_s": ((math.nan,) * 6,) * 2},
+        {"backward_s": ((1e7,) * 6,) * 2},
+        {"backward_s": ((1.0,) * 5,) * 2},
+        {"batch_sizes": (4, 1)},
+        {"batch_sizes": ()},
+    ],
+)
+def test_a_peer_whose_figures_make_no_sense_is_left_out_and_the_others_are_planned_for(values: dict[str, Any]) -> None:
+    odd = changed(peer(1, measured=6), **values)
+    plan = first([peer(0, measured=6), odd, peer(2, measured=6)])
+    assert slices_of(plan).pipeline.left_out == (name(1),)
+    assert [profile.peer for profile in slices_of(plan).profiles] == [name(0), name(2)]
+    assert follows(job(), model(), plan_from_json(plan.to_json()), None)
+    assert any(line.startswith(f"{name(1)}: left out: its speed") and "probe" in line for line in notes(job(), plan))
+    with pytest.raises(UserError, match=r"none of the 1 peers can be planned with.*p2ptrain probe"):
+        first([odd])
+
+
+def test_no_speed_is_no_figure_and_no_profile_neither() -> None:
+    for odd in (peer(1, 0.0), peer(1, math.nan), dataclasses.replace(peer(1), profile=None)):
+        assert slices_of(first([peer(0), odd])).pipeline.left_out == (name(1),)
+    only_measured = dataclasses.replace(
+        peer(1, measured=6), snapshot=dataclasses.replace(peer(1).snapshot, flops_per_s=0.0)
+    )
+    assert slices_of(first([peer(0), only_measured])).pipeline.left_out == ()
+
+
+def test_figures_are_rounded_so_that_everyone_computes_with_the_same() -> None:
+    long = changed(peer(0, 1e9 / 3, measured=6), slowdown=10 / 3, link_bytes_per_s=1e8 / 3)
+    profile = slices_of(first([long])).profiles[0]
+    assert (profile.slowdown, profile.link_bytes_per_s, profile.forward_s[0][0]) == (3.333, 33330000.0, 0.03001)
+
+
+def test_what_is_not_known_is_taken_for_something_and_said() -> None:
+    plan = first([peer(0, link=0.0), peer(1, counts=(), memory=4096 * MB)])
+    said = notes(job(), plan)
+    assert f"{name(0)}: no link speed known, taken for 100 Mbit/s" in said
+    assert f"{name(0)}: no memory known, taken to have enough" in said
+    assert not any(name(1) in line for line in said)
+    task = task_of(job(), model(), plan.peers, slices_of(plan).profiles)
+    assert task.peers[0].link_bytes_per_s == 12.5e6 and task.peers[0].memory_bytes > 1e15
+    assert task.peers[1].memory_bytes == 4096 * MB - TRAINER_BASE_BYTES
+
+
+def test_the_notes_name_what_sets_the_pace() -> None:
+    slow_stage = first([peer(0, 1e9), peer(1, 1e9, counts=())])
+    expected = f"stage 1 (blocks 0-2: {name(0)}) sets the pace: 0.36 s a micro-batch; a batch takes "
+    assert notes(job(), slow_stage, model())[-1].startswith(expected)
+    net, work = model(activation_bytes=100_000), job(strategy="equal")
+    slow_link = first([peer(0, link=1e6), peer(1, counts=(), link=1e6)], work, net)
+    assert notes(work, slow_link, net)[-1].startswith("the link from stage 1 to 2 sets the pace: 0.4 s")
+
+
+def test_compression_makes_links_faster_and_optimizers_take_memory() -> None:
+    net = model(activation_bytes=100_000)
+    peers = [peer(0, link=1e6), peer(1, counts=(), link=1e6)]
+    plan = first(peers, job(strategy="equal"), net)
+
+    def seconds(**values: Any) -> float:
+        task = task_of(job(strategy="equal", **values), net, plan.peers, slices_of(plan).profiles)
+        return batch_s(CostModel(task), slices_of(plan).pipeline)
+
+    assert seconds() > seconds(activations="fp16") > seconds(activations="fp16", gradients="fp16")
+    assert seconds(activations="fp16", gradients="fp16") > seconds(activations="int8", gradients="int8")
+
+    def copies(work: Job) -> int:
+        return task_of(work, net, plan.peers, slices_of(plan).profiles).optimizer_copies
+
+    assert copies(job(optimizer="adamw")) == copies(job(schedule="async")) == copies(job()) + 1
+
+
+def test_the_partition_names_the_cut_and_who_trains_what() -> None:
+    plan = three()
+    pipeline = slices_of(plan).pipeline
+    swapped = tuple(
+        dataclasses.replace(stage, peers=other.peers)
+        for stage, other in zip(pipeline.stages, reversed(pipeline.stages), strict=True)
+    )
+    deeper = (dataclasses.replace(pipeline.stages[0], warm_up=4), pipeline.stages[1])
+    assert with_pipeline(plan, stages=deeper).partition == with_slices(plan, from_step=7).partition == plan.partition
+    assert with_pipeline(plan, stages=swapped).partition != plan.partition
+
+
+# --- the next plan ----------------------------------------------------------------------------------------------------
+
+
+def test_a_slower_peer_brings_a_new_plan_only_above_the_gain() -> None:
+    before = first([peer(0), peer(1, counts=())])
+    later = [peer(0), peer(1, counts=(), slowdown=2.5)]
+
+    def at(gain: float) -> Plan | None:
+        work = job(replan_gain=gain)
+        current = dataclasses.replace(before, job=work.id)
+        return next_slices_plan(work, model(), current, later, name(1), next_step=7, covered_step=3)
+
+    better = at(0.01)
+    assert better is not None
+    costs = CostModel(task_of(job(), model(), better.peers, slices_of(better).profiles))
+    gain = batch_s(costs, slices_of(before).pipeline) / batch_s(costs, slices_of(better).pipeline) - 1
+    assert gain > 0.2
+    just_under, just_over = at(gain * (1 - 1e-6)), at(gain * (1 + 1e-6))
+    assert just_over is None and just_under is not None
+    assert slices_of(just_under).from_step == 7 and slices_of(just_under).profiles[1].slowdown == 2.5
+    assert just_under.proposer == name(1) and just_under.partition != before.partition
+    assert follows(job(replan_gain=gain * (1 - 1e-6)), model(), just_under, None)
+
+
+def test_a_joiner_brings_a_new_plan_where_it_helps() -> None:
+    before = first([peer(0)])
+    for speed, helps in ((1e6, False), (1e9, True)):
+        peers = [peer(0), peer(1, speed, counts=())]
+        found = next_slices_plan(job(), model(), before, peers, name(0), next_step=5, covered_step=3)
+        assert (found is not None) is helps
+        assert found is None or len(found.parts) == 2
+
+
+def test_a_death_brings_a_plan_from_the_newest_step_that_is_saved() -> None:
+    peers = [peer(0), peer(1, counts=()), peer(2, counts=())]
+    before = first(peers)
+    assert len(before.trainers()) == 3
+    for covered, next_step, expected in ((6, 8, 6), (0, 8, 0), (9, 8, 8)):
+        plan = next_slices_plan(job(), model(), before, peers[:2], name(0), next_step=next_step, covered_step=covered)
+        assert plan is not None and slices_of(plan).from_step == expected
+        assert set(plan.trainers()) == {name(0), name(1)}
+    with pytest.raises(UserError, match="no peer has samples"):
+        next_slices_plan(job(), model(), before, peers[1:], name(1), next_step=8, covered_step=6)
+    assert next_slices_plan(job(), model(), before, [], name(0), next_step=8, covered_step=6) is None
+
+
+def test_who_is_not_in_the_plan_may_go() -> None:
+    before = three()
+    peers = [peer(0, measured=6), peer(1, counts=(), measured=6)]
+    assert next_slices_plan(job(), model(), before, peers, name(0), next_step=8, covered_step=6) is None
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_trainer_that_lost_its_stage_is_planned_with_from_what_is_saved(strategy: str) -> None:
+    work, peers = job(strategy=strategy), [peer(0), peer(1)]
+    before = first(peers, work)
+    assert set(before.trainers()) == {name(0), name(1)}
+    plan = next_slices_plan(work, model(), before, peers, name(0), next_step=8, covered_step=6, lost=[name(1)])
+    assert plan is not None and slices_of(plan).from_step == 6 and plan.trainers() == before.trainers()
+    assert follows(work, model(), plan, before)
+    bystander = [name(7)]
+    assert next_slices_plan(work, model(), before, peers, name(0), next_step=8, covered_step=6, lost=bystander) is None
+
+
+def test_rounds_stay_as_long_as_they_were() -> None:
+    peers = [peer(0), peer(1)]
+    before = first(peers, job(strategy="data-parallel"))
+    plan = next_slices_plan(
+        job(strategy="data-parallel"), model(), before, peers[:1], name(0), next_step=8, covered_step=6
+    )
+    assert plan is not None and slices_of(plan).steps_per_round == slices_of(before).steps_per_round == 5
+
+
+def test_when_training_is_over_nothing_is_planned() -> None:
+    peers = [peer(0), peer(1, counts=())]
+    before = first(peers)
+    last = 10 * slices_of(before).steps_per_round
+    assert next_slices_plan(job(), model(), before, peers[:1], name(0), next_step=last, covered_step=last) is None
+    slower = [peer(0), peer(1, counts=(), slowdown=9.0)]
+    assert next_slices_plan(job(), model(), before, slower, name(0), next_step=last, covered_step=0) is None
+    assert next_slices_plan(job(), model(), before, slower, name(0), next_step=last - 1, covered_step=0) is not None
+
+
+def test_a_trainer_whose_figures_are_gone_keeps_those_it_was_planned_with() -> None:
+    peers = [peer(0, measured=6), peer(1, counts=(), measured=6)]
+    before = first(peers)
+    forgot = dataclasses.replace(peers[1], profile=SliceProfile(name(1), 1e8, 1.0, (), (), ()))
+    for now in (forgot, dataclasses.replace(peers[1], profile=None), changed(peers[1], slowdown=math.nan)):
+        both = [peers[0], now]
+        assert next_slices_plan(job(), model(), before, both, name(0), next_step=8, covered_step=6) is None
+        plan = next_slices_plan(job(), model(), before, both, name(0), next_step=8, covered_step=6, lost=[name(0)])
+        assert plan is not None and slices_of(plan).profiles == slices_of(before).profiles
+    unmeasured = first([peer(0), peer(1, counts=())])  # there is nothing to keep: planned without it
+    both = [peer(0), dataclasses.replace(peer(1, counts=()), profile=None)]
+    plan = next_slices_plan(job(), model(), unmeasured, both, name(0), next_step=8, covered_step=6)
+    assert plan is not None and set(plan.trainers()) == {name(0)} and slices_of(plan).from_step == 8
+
+
+# --- baselines as plans -----------------------------------------------------------------------------------------------
+
+
+def test_an_equal_split_takes_everyone_in_order_but_a_data_owner_first() -> None:
+    work = job(strategy="equal")
+    peers = [peer(0, counts=()), peer(1, 1e5, counts=()), peer(2), peer(3)]
+    plan = first(peers, work)
+    assert stages(plan) == [(0, 2, [2]), (2, 4, [0]), (4, 5, [1]), (5, 6, [3])]
+    assert follows(work, model(), plan, None)
+    slower = [changed(each, slowdown=50.0) if i == 3 else each for i, each in enumerate(peers)]
+    assert next_slices_plan(work, model(), plan, slower, name(0), next_step=5, covered_step=2) is None
+    assert next_slices_plan(work, model(), plan, [*peers, peer(4)], name(0), next_step=5, covered_step=2) is None
+    after = next_slices_plan(work, model(), plan, peers[1:], name(1), next_step=5, covered_step=2)
+    assert after is not None and stages(after) == [(0, 2, [2]), (2, 4, [1]), (4, 6, [3])]
+    many = first([peer(i) for i in range(8)], work)
+    assert slices_of(many).pipeline.left_out == (name(6), name(7))
+    assert f"{name(7)}: left out: there are more peers than pieces of the model" in notes(work, many)
+
+
+def test_data_parallel_is_one_stage_of_all_that_have_samples() -> None:
+    work = job(strategy="data-parallel")
+    peers = [peer(0, 3e9), peer(1, 1e9), peer(2, counts=())]
+    plan = first(peers, work)
+    assert stages(plan) == [(0, 6, [0, 1])] and slices_of(plan).pipeline.stages[0].samples == (3, 1)
+    assert f"{name(2)}: left out: it has no samples" in notes(work, plan)
+    assert stages(first([peers[0], peers[2]], work)) == [(0, 6, [0])]
+
+
+def test_a_baseline_stays_as_it_is_although_a_joiner_would_make_it_faster() -> None:
+    work = job(batch_size=64, strategy="data-parallel")
+    peers = [peer(0), peer(1)]
+    plan, joined = first(peers, work), [*peers, peer(2, 9e9)]
+    faster = first(joined, work)
+    costs = CostModel(task_of(work, model(), faster.peers, slices_of(faster).profiles))
+    assert batch_s(costs, slices_of(plan).pipeline) > 2 * batch_s(costs, slices_of(faster).pipeline)
+    assert next_slices_plan(work, model(), plan, joined, name(0), next_step=5, covered_step=2) is None
+
+
+@pytest.mark.parametrize("strategy", ["equal", "data-parallel"])
+def test_a_baseline_beyond_memory_is_an_error_with_a_next_step(strategy: str) -> None:
+    net = model(parameter_bytes=10 * MB)
+    peers = [peer(i, memory=TRAINER_BASE_BYTES + 60 * MB) for i in range(2)]
+    with pytest.raises(UserError, match=f'strategy = "{strategy}" does not fit.*use "planned"'):
+        first(peers, job(strategy=strategy), net)
+
+
+def test_another_plan_than_the_baseline_asked_for_is_not_followed() -> None:
+    peers = [peer(0), peer(1)]
+    for strategy in ("equal", "data-parallel"):
+        work = job(strategy=strategy)
+        own = first(peers, work)
+        for other in STRATEGIES:
+            plan = dataclasses.replace(first(peers, job(strategy=other)), job=work.id)
+            check_plan(plan)
+            is_same = slices_of(plan).pipeline.stages == slices_of(own).pipeline.stages
+            assert follows(work, model(), plan, None) is is_same
+        assert not follows(work, model(), with_pipeline(own, stages=first([peer(0)]).slices.pipeline.stages), None)  # type: ignore[union-attr]
