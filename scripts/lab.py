@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from laboratory import host, jobs, report, session
-from laboratory.quota import DeviceGroup, sweep
+from laboratory.quota import sweep
 from laboratory.spec import LabSpec, check_fits, read_lab
 
 from p2ptrain.config import Job
@@ -103,14 +103,7 @@ def calibrate_only(file: Path) -> int:
     job = jobs.job_of(spec)
     controllers = host.check_host()
     sweep(controllers)
-    groups: dict[str, DeviceGroup] = {}
-    try:
-        for device in spec.devices:
-            groups[device.name] = DeviceGroup(controllers, device.name, device.share, device.memory_mb)
-        print(report.speed_table(session.measured(job, spec.devices, groups, Progress().say)))
-    finally:
-        for group in groups.values():
-            group.remove()
+    print(report.speed_table(session.speeds_of(spec, job, controllers, Progress().say)))
     return 0
 
 

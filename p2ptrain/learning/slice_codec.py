@@ -28,7 +28,7 @@ Coding = Literal["none", "fp16", "int8"]
 _SUFFIX = {"fp16": ":f16", "int8": ":q8"}
 _DTYPE = {"fp16": torch.float16, "int8": torch.int8}
 _LEVELS = {"fp16": 1.0, "int8": 127.0}
-_SMALLEST = 1e-30
+_SMALLEST = torch.finfo(torch.float32).tiny
 """Rows of zeros have a scale of zero, and are divided by this instead."""
 
 

@@ -155,7 +155,7 @@ class StageModel:
         """Of the norm of each parameter's gradient, last parameter first; infinite if the batch is bad."""
         if self.bad:
             return [math.inf]
-        norms = torch._foreach_norm([gradient for gradient in reversed(self._gradients.values())])
+        norms = [torch.linalg.vector_norm(gradient) for gradient in reversed(self._gradients.values())]
         return [norm * norm for norm in torch.stack(norms).tolist()] if norms else []
 
     def apply(self, step: int, norm: float, limit: float = MAX_GRADIENT_NORM) -> None:

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from p2ptrain.errors import LocalError, RemoteError
+from p2ptrain.errors import JobError, LocalError, RemoteError
 from p2ptrain.learning.averaging import check_state
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.slice_stage import StageModel
@@ -73,12 +73,12 @@ def restore_pieces(
     """Put pieces that together cover blocks ``start`` to ``stop - 1`` into the stage. Raises ``RemoteError``."""
     model: dict[str, Tensor] = {}
     optimizer: dict[str, dict[str, Tensor]] = {}
-    samples: set[int] = set()
+    samples = 0
     drawn: dict[str, int] = {}
     total_steps = 0
     for tensors, metadata in pieces:
         names = frozenset(_names(chain, metadata, stage.config.optimizer, step))
-        samples.add(_count(metadata, "samples"))
+        samples = max(samples, _count(metadata, "samples"))  # a stage may have skipped a batch alone ("async")
         total_steps = _count(metadata, "total_steps")
         drawn |= {key[6:]: _count(metadata, key) for key in metadata if key.startswith("drawn.")}
         state, states = _split(tensors)
@@ -98,8 +98,6 @@ def restore_pieces(
     missing = [name for name in chain.tensor_names(start, stop) if name not in model]
     if missing:
         raise RemoteError("snapshot", f"no piece has {missing[0]!r}; all blocks from {start} to {stop - 1} are needed")
-    if len(samples) > 1:
-        raise RemoteError("snapshot", f"pieces of different trainings: {sorted(samples)[:3]} samples")
     ours = stage.module.state_dict()
     check_state({name: model[name] for name in ours}, ours)
     states_of = {name: _checked(name, stage.parameters[name], optimizer[name], stage) for name in stage.parameters}
@@ -111,7 +109,18 @@ def restore_pieces(
         for name, state_of in states_of.items():
             if state_of:
                 stage.optimizer.state[stage.parameters[name]] = state_of
-    return Progress(step, total_steps, max(samples), drawn)
+    return Progress(step, total_steps, samples, drawn)
+
+
+def load_checkpoint(module: nn.Module, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    """Start a slice, whose tensors ``names`` are, from the plain model's. Raises ``JobError``."""
+    try:
+        module.load_state_dict({name: tensors[name] for name in names})
+    except (KeyError, RuntimeError) as error:
+        raise JobError(
+            f"model.init does not fit the job's model ({str(error).splitlines()[-1].strip()}); "
+            "use a checkpoint of the same model, width and classes"
+        ) from None
 
 
 def _names(chain: Chain, metadata: Mapping[str, str], optimizer: str, step: int) -> tuple[str, ...]:

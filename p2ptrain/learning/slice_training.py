@@ -36,7 +36,7 @@ from p2ptrain.learning.slice_flow import Flow
 from p2ptrain.learning.slice_rows import Parcel, Work
 from p2ptrain.learning.slice_samples import SampleStream
 from p2ptrain.learning.slice_stage import StageModel
-from p2ptrain.learning.slice_state import Progress, Snapshot, restore_pieces, take_piece
+from p2ptrain.learning.slice_state import Progress, Snapshot, load_checkpoint, restore_pieces, take_piece
 from p2ptrain.learning.training import MAX_BAD_STEPS, DivergedError
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 
@@ -99,7 +99,7 @@ class SliceTraining:
         self._steps_per_round = max(1, steps_per_round)
         self._total_steps = training.rounds * self._steps_per_round
         self.stop_at = self._total_steps
-        """No batch after this many. With "async": full rounds, and set before the last of them begins."""
+        """No batch after this many, not even one begun. With "async": full rounds, set before the last one begins."""
         self._chain = chain
         self._index = index
         self._seed = seed
@@ -120,7 +120,7 @@ class SliceTraining:
         names = chain.tensor_names(self.start, self.stop)
         module = chain.build_slice(build, self.start, self.stop)
         if init is not None:
-            _load_init(module, init, names)
+            load_checkpoint(module, init, names)
         self._stage = StageModel(
             module,
             names,
@@ -155,6 +155,11 @@ class SliceTraining:
     def num_held(self) -> int:
         """Micro-batches whose activations are held for a backward pass."""
         return self._stage.num_held
+
+    @property
+    def num_versions(self) -> int:
+        """Copies of the weights that are held for them ("async")."""
+        return self._stage.num_versions
 
     def use(self) -> StageUse:
         """Since the last call."""
@@ -291,13 +296,3 @@ class SliceTraining:
         self._stage.discard(held=True)
         self._flow.restart(step)
         self._end.abandon()
-
-
-def _load_init(module: nn.Module, init: Mapping[str, Tensor], names: Sequence[str]) -> None:
-    try:
-        module.load_state_dict({name: init[name] for name in names})
-    except (KeyError, RuntimeError) as error:
-        raise JobError(
-            f"model.init does not fit the job's model ({str(error).splitlines()[-1].strip()}); "
-            "use a checkpoint of the same model, width and classes"
-        ) from None

@@ -91,8 +91,9 @@ class AgreementConfig:
     ignore_s: float = 30.0
     majority: bool = False
     """A plan that has a parent needs the votes of most of the parent's participants."""
-    vote_s: float = 30.0
-    """A vote that has not brought a majority for so long is withdrawn."""
+    vote_s: float = 20.0
+    """A vote that has not brought a majority for so long is withdrawn; but of two peers, the one that is left goes on
+    alone: the majority that it lacks is one that may be gone for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +281,9 @@ class Agreement(Generic[P]):
             effects += self._follow(plan, now, proposed_here=ref.hash == self._proposed)
         if now >= self._ballot.deadline() and self._ballot.own is not None:
             lost = self._ballot.own
+            known = self._ballot.get(lost.hash)
+            if known is not None and len(self._electorate(known[0]) or ()) == 2:
+                return [*effects, *self._follow(known[0], now, proposed_here=lost.hash == self._proposed)]
             self._ballot.give_up()
             self._answered, self._settled_since = None, now
             effects += [VoteFor("", None), Note("vote-withdrawn", (("plan", lost.hash), ("epoch", lost.epoch)))]

@@ -97,8 +97,9 @@ class GivePiece:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """A parcel of another peer's stage: see ``learning.slice_training.Parcel``."""
+    """A parcel of another peer's stage: see ``learning.slice_training.Parcel``. ``epoch``: of its plan."""
 
+    epoch: int
     sender: str
     work: str
     step: int
@@ -219,6 +220,7 @@ class Profiled:
 
 @dataclass(frozen=True, slots=True)
 class SendParcel:
+    epoch: int
     to: str
     work: str
     step: int
@@ -231,6 +233,7 @@ class SendParcel:
 class Taken:
     """The next ``count`` parcels of ``sender`` are in the trainer's hands. ``error`` names why one was refused."""
 
+    epoch: int
     sender: str
     count: int
     error: str = ""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 NOTICE_S = 2.0
 """A plan takes over no sooner than this after it was proposed, so that all have heard of it."""
+GATHER_S = 20.0
+"""Blocks of the plan's step that nobody has said for so long to have are lost: votes may have come in too late."""
 SLOWDOWN_STEP = 0.15
 """Relative change of a slowdown that is worth telling the group."""
 
@@ -58,6 +60,8 @@ class StageDuty(Keeping):
         self._step = 0
         self._pace = _Pace()
         self._slowdown = 1.0
+        self._give_up_at = NEVER
+        """When blocks that nobody has come to be taken for lost."""
         peer.on_effects({Delivered: self._delivered})
 
     @property
@@ -164,7 +168,8 @@ class StageDuty(Keeping):
         runs = missing((stage.start, stage.stop), have)
         chosen = cover(runs, step, self._known_holdings(), lambda h: (self._has_blob(h.blob), -h.span))
         if chosen is None:
-            return []  # until more is saved, or a plan begins at another step
+            return self._lose(now) if now >= self._give_up_at else []
+        self._give_up_at = now + GATHER_S
         lacking = [holding for holding in chosen if not self._has_blob(holding.blob)]
         if not lacking:
             return self._give(plan, chosen, keep=have is not None)
@@ -183,7 +188,7 @@ class StageDuty(Keeping):
         return effects
 
     def _give(self, plan: Plan, pieces: list[m.Holding], *, keep: bool) -> Effects:
-        self._halted_at, self._given = None, plan
+        self._halted_at, self._given, self._give_up_at = None, plan, NEVER
         self._wanted.clear()
         follow = c.FollowStage(plan.to_json(), self._peer.own_id, len(pieces), keep)
         return [ToTrainer(follow), *(ToTrainer(c.GivePiece(b""), holding.blob, "piece") for holding in pieces)]
@@ -193,6 +198,8 @@ class StageDuty(Keeping):
     def trainer_said(self, event: object, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         peer = self._peer
         if isinstance(event, c.SendParcel):
+            if event.epoch != self.streams.epoch:
+                return []
             self._step = max(self._step, event.step)
             to, work = PeerId(event.to), event.work
             return list(
@@ -249,12 +256,14 @@ class StageDuty(Keeping):
         if self.plan is None or event.epoch != self.plan.epoch:
             return []
         self._halted_at, self._given = event.step, None
+        self._give_up_at = now + GATHER_S
         if event.step < 0:
             self._trained = None
         return [Note("halted", (("step", event.step), ("epoch", event.epoch))), *self._gather(now)]
 
     def _lose(self, now: float) -> Effects:
         """The trainer holds no stage any more, and the others can't go on without it: say so."""
+        self._give_up_at = NEVER
         self._trained = self._given = self._halted_at = None
         self._lost, self.part = True, m.NO_PART
         self._wanted.clear()
@@ -330,11 +339,13 @@ class StageDuty(Keeping):
         return list(self.streams.reconnected(other, now))
 
     def _delivered(self, effect: Delivered, now: float) -> Effects:
-        deliver = c.Deliver(effect.sender, effect.work, effect.step, effect.unit, effect.row, effect.data)
+        deliver = c.Deliver(self.streams.epoch, effect.sender, effect.work, effect.step, effect.unit, effect.row, effect.data)
         return [ToTrainer(deliver)]
 
     def _taken(self, event: c.Taken, now: float) -> Effects:
         effects: Effects = []
+        if event.epoch != self.streams.epoch:
+            return []
         if event.error:
             self._peer.refused["parcel"] += event.count
             effects.append(Note("parcel-refused", (("peer", event.sender), ("detail", event.error[:200]))))
@@ -357,10 +368,12 @@ class StageDuty(Keeping):
 
     def tick(self, now: float) -> Effects:
         self._pace.seen(self._newest_step(), now)
-        return [*self.custody.tick(now), *self.streams.tick(now)]
+        late = self._gather(now) if now >= self._give_up_at else []
+        return [*self.custody.tick(now), *self.streams.tick(now), *late]
 
     def next_deadline(self) -> float:
-        return min(self.custody.next_deadline(), self.streams.next_deadline(), NEVER)
+        gathering = self._give_up_at if self._halted_at is not None else NEVER
+        return min(self.custody.next_deadline(), self.streams.next_deadline(), gathering)
 
     def waiting_for(self, now: float) -> str:
         """In words: blocks, other stages, or a plan."""

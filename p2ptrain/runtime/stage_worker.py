@@ -205,7 +205,7 @@ class StageWorker:
     def deliver(self, command: c.Deliver) -> None:
         """Always says ``Taken``: what is refused must not be sent again for ever."""
         error = ""
-        training = self._training
+        training = self._training if self._plan is not None and command.epoch == self._plan.epoch else None
         if training is not None and self._num_missing == 0 and not self._is_halted:
             try:
                 read_untrusted(command.parcel)
@@ -214,16 +214,17 @@ class StageWorker:
                 training.receive(Parcel(command.sender, work, command.step, command.unit, command.row, tensors))  # type: ignore[arg-type]
             except RemoteError as refused:
                 error = str(refused)
-        self._say(c.Taken(command.sender, 1, error))
+        self._say(c.Taken(command.epoch, command.sender, 1, error))
 
     def work(self) -> None:
         """One unit, if there is one."""
         training = self._training
-        if training is None or not self.busy:
+        if training is None or self._plan is None or not self.busy:
             return
+        epoch = self._plan.epoch
         for parcel in training.advance():
             data = save_tensors(parcel.tensors)
-            self._say(c.SendParcel(parcel.peer, parcel.work, parcel.step, parcel.unit, parcel.row, data))
+            self._say(c.SendParcel(epoch, parcel.peer, parcel.work, parcel.step, parcel.unit, parcel.row, data))
         if training.step != self._said_step:
             self._batch_done(training)
         if time.monotonic() - self._progress_at >= PROGRESS_INTERVAL_S:

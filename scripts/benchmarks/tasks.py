@@ -18,13 +18,13 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from laboratory import host, jobs, session
-from laboratory.calibration import OffSpeedError
+from laboratory.calibration import OffSpeedError, Speed
 from laboratory.quota import sweep
 from laboratory.spec import Device, LabSpec, device_of
 
@@ -54,6 +54,9 @@ LEAST_CPU = 0.9
 CENTRAL, GOSSIP, TASKS = "central, fastest device", "whole model by gossip", "class sub-models"
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, slots=True)
 class Workload:
     """``rounds`` of each case."""
@@ -75,7 +78,7 @@ def data_file(name: str) -> str:
 
 
 def run(settings: Settings) -> Iterator[Sample]:
-    training = {"epochs_per_round": 0.25, "batch_size": 32, "learning_rate": 0.05, "schedule": "constant"}
+    training = {"epochs_per_round": 0.5, "batch_size": 32, "learning_rate": 0.05, "schedule": "constant"}
     job = {"model": {"name": "dscnn"}, "training": training, "augment": True}
     if settings.tiny:
         tiny = {"model": {"name": "lenet"}, "training": {"schedule": "constant"}}
@@ -102,12 +105,13 @@ def compare(workload: Workload, settings: Settings) -> Iterator[Sample]:
         (TASKS, "tasks", everyone),
     )
     for repetition in range(settings.repeat):
+        speeds = () if settings.tiny else _speeds(workload, everyone, controllers)
         found: dict[str, dict[str, float]] = {}
         for case, mode, devices in cases:
             training = workload.job["training"] | {"rounds": workload.rounds[case]}
             tables = workload.job | {"training": training, "mode": mode, "seed": SEED + repetition}
             spec = LabSpec(case, workload.data, tables, devices, train_s=workload.train_s)
-            found[case] = _undisturbed(spec, controllers, calibrated=not settings.tiny)
+            found[case] = _undisturbed(lambda spec=spec: _run_lab(spec, controllers, speeds), case)
         worst = min(figures[f"accuracy_{NUM_POINTS - 1}"] for figures in found.values())
         for case, mode, _ in cases:
             yield Sample(case, repetition, found[case] | _reached(found[case], worst), is_baseline=mode == "replicas")
@@ -119,24 +123,29 @@ def _reached(figures: dict[str, float], accuracy: float) -> dict[str, float]:
     return {"reached_s": figures[f"at_s_{numbers[0]}"]} if numbers else {}
 
 
-def _undisturbed(spec: LabSpec, controllers: Any, *, calibrated: bool) -> dict[str, float]:
-    """The figures of a run in which the devices were what they are said to be. Raises ``TimeoutError``."""
+def _speeds(workload: Workload, devices: tuple[Device, ...], controllers: Any) -> tuple[Speed, ...]:
+    """Of all devices at the whole model."""
+    spec = LabSpec("calibration", workload.data, workload.job, devices)
+    job = jobs.job_of(spec)
+    return _undisturbed(lambda: tuple(session.speeds_of(spec, job, controllers, lambda text: None)), spec.name)
+
+
+def _undisturbed(measured: Callable[[], T], what: str) -> T:
+    """What is found when the devices are what they are said to be. Raises ``TimeoutError`` if they never are."""
     said = ""
     for attempt in range(ATTEMPTS):
         try:
-            figures = _run_lab(spec, controllers, calibrated=calibrated)
+            return measured()
         except OffSpeedError as error:
             said = str(error)
-        else:
-            if not calibrated or figures["cpu_got"] >= 100 * LEAST_CPU:
-                return figures
-            said = f"a device got only {figures['cpu_got']:.0f} % of its CPU time"
-        print(f"  {spec.name}: run {attempt + 1} of at most {ATTEMPTS} does not count: {said}", file=sys.stderr)
-    raise TimeoutError(f"{spec.name}: no undisturbed run in {ATTEMPTS}: {said}")
+            print(f"  {what}, {attempt + 1} of at most {ATTEMPTS} times: {said}", file=sys.stderr, flush=True)
+    raise TimeoutError(f"{what}: something disturbed it {ATTEMPTS} times: {said}")
 
 
-def _run_lab(spec: LabSpec, controllers: Any, *, calibrated: bool) -> dict[str, float]:
+def _run_lab(spec: LabSpec, controllers: Any, speeds: Sequence[Speed]) -> dict[str, float]:
+    """Raises ``OffSpeedError`` if a device did not get its CPU time, as far as ``speeds`` tell what it should get."""
     job = jobs.job_of(spec)
+    own = [speed for speed in speeds if speed.device in {device.name for device in spec.devices}]
     with tempfile.TemporaryDirectory(prefix="p2ptrain-bench-") as folder:
         lab = session.run(
             spec,
@@ -145,16 +154,20 @@ def _run_lab(spec: LabSpec, controllers: Any, *, calibrated: bool) -> dict[str, 
             Path(folder),
             lambda text: None,
             lambda seconds, status: None,
-            calibrated=calibrated,
+            calibrated=False,
+            speeds=own,
             num_points=NUM_POINTS,
         )
-    result = measure.measure(session.experiment_of(spec, job), lab.outcome, None, 1)
     trained_s = lab.outcome.trained_s - lab.training_s
-    correction = {speed.device: speed.correction for speed in lab.speeds}
+    correction = {speed.device: speed.correction for speed in own}
     got = {
         device.name: lab.use[device.name].training_cpu_s / (device.share * correction.get(device.name, 1.0) * trained_s)
         for device in spec.devices
     }
+    for name, share in got.items():
+        if own and share < LEAST_CPU:
+            raise OffSpeedError(f"{name} got only {share:.0%} of its CPU time while it trained")
+    result = measure.measure(session.experiment_of(spec, job), lab.outcome, None, 1)
     shares = [100 * peer.flops_share for peer in result.peers]
     figures = {
         "accuracy": 100 * result.assembled_accuracy,

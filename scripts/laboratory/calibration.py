@@ -3,9 +3,10 @@
 A share in short turns does less than the share's work, as each turn begins with cold caches; and several threads do
 less than as many times one. What is measured to be missing is added to the quota, and measured again.
 
-Invariant: nominal speed is the share of what one thread on one unlimited core did just before and just after, in the
-same process, so that a machine that gets slower for everybody fails nobody; and devices' speeds are in the ratio of
-their shares, with however many threads each trains.
+Invariant: nominal speed is the share of what one thread, without a limit, did in a second of CPU time just before and
+just after, in the same process: so a machine that gets slower for everybody fails nobody, and neither does one on which
+something else runs, unless it takes the devices' own time. Devices' speeds are in the ratio of their shares, with
+however many threads each trains.
 
     python -m laboratory.calibration < JOB.json      (started by ``calibrate``: trains steps on demand)
 """
@@ -62,6 +63,15 @@ class OffSpeedError(UserError):
     """A device is not as fast as its share says."""
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Samples trained in so many seconds of wall and of CPU time."""
+
+    samples: int
+    wall_s: float
+    cpu_s: float
+
+
 class Worker:
     """A process that trains the job's model for so many seconds when asked, in whatever cgroup it has been put."""
 
@@ -69,12 +79,12 @@ class Worker:
         self._process = process
         self.pid = process.pid
 
-    def speed(self, seconds: float, num_threads: int = 1) -> float:
-        """Samples per second of wall time."""
+    def train(self, seconds: float, num_threads: int = 1) -> Turn:
+        """For so many seconds of wall time."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{seconds} {num_threads}\n")
         self._process.stdin.flush()
-        return float(self.read())
+        return Turn(*json.loads(self.read()))
 
     def read(self) -> str:
         assert self._process.stdout is not None
@@ -113,7 +123,7 @@ def calibrate(
     """Measure every device, one after the other. Raises ``OffSpeedError`` if one is more than 5 % off."""
     speeds = []
     with worker(job, environment) as trainer, _outside(trainer.pid) as home:
-        trainer.speed(TURN_S)  # warm caches, allocator, the oneDNN kernels
+        trainer.train(TURN_S)  # warm caches, allocator, the oneDNN kernels
         for device in devices:
             group = groups[device.name]
             for _ in range(ATTEMPTS):
@@ -139,15 +149,22 @@ def calibrate(
 def _measure(
     trainer: Worker, device: Device, num_threads: int, group: DeviceGroup, home: Callable[[], None]
 ) -> Speed:
-    whole, limited = [], []
-    for _ in range(NUM_TURNS):
-        before = trainer.speed(TURN_S / 2)
+    """Turns in which the device got less CPU time than its quota allows are taken again, a few times."""
+    cores, ratios = [], []
+    for left in reversed(range(2 * NUM_TURNS)):
+        before = trainer.train(TURN_S / 2)
         group.add(trainer.pid)
-        limited.append(trainer.speed(TURN_S / min(1.0, device.share) ** 0.5, num_threads))
+        limited = trainer.train(TURN_S / min(1.0, device.share) ** 0.5, num_threads)
         home()
-        whole.append((before + trainer.speed(TURN_S / 2)) / 2)
-    ratios = [slow / fast for slow, fast in zip(limited, whole, strict=True)]
-    core = statistics.median(whole)
+        after = trainer.train(TURN_S / 2)
+        robbed = limited.cpu_s < (1 - TOLERANCE) * group.quota * limited.wall_s
+        if robbed and left >= NUM_TURNS - len(ratios):
+            continue
+        cores.append((before.samples + after.samples) / (before.cpu_s + after.cpu_s))
+        ratios.append(limited.samples / limited.wall_s / cores[-1])
+        if len(ratios) == NUM_TURNS:
+            break
+    core = statistics.median(cores)
     measured = statistics.median(ratios) * core
     return Speed(device.name, device.share, device.share * core, measured, group.correction, num_threads)
 
@@ -187,11 +204,11 @@ def main() -> None:
     for line in sys.stdin:
         seconds, num_threads = line.split()
         torch.set_num_threads(int(num_threads))
-        start, steps = time.perf_counter(), 0
-        while time.perf_counter() - start < float(seconds):
+        start, cpu_before, steps = time.perf_counter(), time.process_time(), 0
+        while (wall_s := time.perf_counter() - start) < float(seconds):
             trainer.step(x, y)
             steps += 1
-        print(json.dumps(steps * BATCH_SIZE / (time.perf_counter() - start)), flush=True)
+        print(json.dumps([steps * BATCH_SIZE, wall_s, time.process_time() - cpu_before]), flush=True)
 
 
 if __name__ == "__main__":

@@ -88,11 +88,16 @@ class DeviceGroup:
         self.correction = factor
         self.set_share(self._share)
 
+    @property
+    def quota(self) -> float:
+        """CPU seconds a second."""
+        return self._share * self.correction
+
     def set_share(self, share: float) -> None:
         """From now on so much of a core."""
         self._share = share
         period = round(min(max(TURN_US / share, SHORTEST_PERIOD_US), LONGEST_PERIOD_US))
-        quota = round(share * self.correction * period)
+        quota = round(self.quota * period)
         if self._controllers.version == 2:
             (self.folders[0] / "cpu.max").write_text(f"{quota} {period}")
             return

@@ -173,11 +173,12 @@ def run(
     progress: Progress,
     *,
     calibrated: bool,
+    speeds: Sequence[Speed] = (),
     num_points: int = 0,
 ) -> LabOutcome:
     """Run a lab to the harvested model. Raises ``P2PTrainError``, ``OffSpeedError`` if the devices are not as described.
 
-    ``calibrated``: measure the devices first. ``num_points``: of the accuracy over time, evaluated after the run.
+    ``calibrated``: measure the devices first, unless ``speeds`` says what was measured before. ``num_points``: of the accuracy over time, evaluated after the run.
     """
     experiment = experiment_of(spec, job)
     out.mkdir(parents=True, exist_ok=True)
@@ -191,7 +192,10 @@ def run(
             network.add(device.name, device.rate_mbit)
             groups[device.name] = DeviceGroup(controllers, device.name, device.share, device.memory_mb)
             stack.callback(groups[device.name].remove)
-        speeds = measured(job, spec.devices, groups, say) if calibrated else []
+        if calibrated and not speeds:
+            speeds = measured(job, spec.devices, groups, say)
+        for speed in speeds:
+            groups[speed.device].correct(speed.correction)
         stack.callback(keep_papers, folder, spec.devices, out)
         bench = Bench(spec, experiment, folder, network, groups, new_group())
         if num_points:
@@ -207,8 +211,20 @@ def run(
         return lab
 
 
+def speeds_of(spec: LabSpec, job: Job, controllers: Controllers, say: Say) -> list[Speed]:
+    """Only make and calibrate the devices. Raises ``OffSpeedError``."""
+    groups: dict[str, DeviceGroup] = {}
+    try:
+        for device in spec.devices:
+            groups[device.name] = DeviceGroup(controllers, device.name, device.share, device.memory_mb)
+        return measured(job, spec.devices, groups, say)
+    finally:
+        for group in groups.values():
+            group.remove()
+
+
 def measured(job: Job, devices: Sequence[Device], groups: Mapping[str, DeviceGroup], say: Say) -> list[Speed]:
-    """Calibrate the devices. Raises ``UserError`` if one is not as fast as its share says."""
+    """Calibrate the devices. Raises ``OffSpeedError`` if one is not as fast as its share says."""
     scripts = str(Path(__file__).resolve().parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([scripts, os.environ.get("PYTHONPATH", "")])}
     say("calibrating: each device's speed at the job's model, alone")

@@ -27,7 +27,7 @@ ADAMW = TrainingConfig(rounds=4, optimizer="adamw", learning_rate=0.002)
 Cut = tuple[int, tuple[int, ...]]
 """A stage: where it stops, and the samples of each of its peers."""
 
-STOPS = {"lenet": (1, 2, 4), "gpt_mini": (4, 9, 14), "resnet20": (3, 7, 11)}
+STOPS = {"lenet": (1, 2, 4), "gpt_mini": (4, 9, 14), "resnet20": (3, 7, 11), "alexnet": (3, 6, 8)}
 """Where three stages end."""
 
 
@@ -37,11 +37,19 @@ def cuts(name: str, shares: Sequence[tuple[int, ...]]) -> list[Cut]:
 
 
 def shape_of(name: str) -> tuple[int, int, int]:
-    return (1, 1, 12) if name in TEXT_MODELS else (1, 8, 8) if name == "lenet" else (3, 16, 16)
+    return (
+        (1, 1, 12)
+        if name in TEXT_MODELS
+        else (1, 8, 8)
+        if name == "lenet"
+        else (1, 12, 20)
+        if name == "dscnn"
+        else (3, 16, 16)
+    )
 
 
 def builder(name: str, seed: int = 0) -> Callable[[], nn.Module]:
-    width = 0.1 if name in TEXT_MODELS else 0.25
+    width = 0.25 if name in ("lenet", "resnet20") else 0.1
     return partial(build_model, name, input_shape=shape_of(name), num_classes=NUM_CLASSES, width=width, seed=seed)
 
 
@@ -85,7 +93,8 @@ class Group:
     ) -> None:
         self.plan = plan
         build = build or builder(name)
-        chain = Chain(build(), shape_of(name))
+        with torch.device("meta"):  # as peers do, none of which could hold the whole model
+            chain = Chain(build(), shape_of(name))
         self.data = data or {peer: samples(name, place) for place, peer in enumerate(plan.stages[0].peers)}
         self.peers = {
             peer: SliceTraining(

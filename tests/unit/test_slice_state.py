@@ -42,7 +42,7 @@ def move(old: Group, new: Group, step: int) -> Group:
 
 
 @pytest.mark.parametrize("config", [CONFIG, ADAMW], ids=["sgd", "adamw"])
-@pytest.mark.parametrize("name", STOPS)
+@pytest.mark.parametrize("name", ["lenet", "gpt_mini", "resnet20"])
 def test_going_on_with_other_cuts_gives_the_same_bits_as_never_stopping(name: str, config: object) -> None:
     whole = Group(name, pipeline(cuts(name, ONE_EACH)), config, order=1).run(9)  # type: ignore[arg-type]
     last = STOPS[name][-1]
@@ -117,7 +117,7 @@ def damaged(kind: str, pieces: list[tuple[dict[str, Tensor], dict[str, str]]]) -
     elif kind == "count":
         second_says["first"] = "-1"
     elif kind == "samples":
-        first_says["samples"] = "7"
+        first_says["samples"] = "many"
     elif kind == "extra":
         first["model.other"] = torch.zeros(1)
     elif kind == "missing":

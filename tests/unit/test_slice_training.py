@@ -128,3 +128,12 @@ def test_running_statistics_of_a_share_count_by_its_rows() -> None:
         model(x)
         expected = expected + model.state_dict()["stem.1.running_mean"] * (num / 8)
     assert torch.allclose(group.state()["model.stem.1.running_mean"], expected, atol=1e-6)
+
+
+def test_what_was_computed_is_counted_and_timed() -> None:
+    group = Group("lenet", pipeline(cuts("lenet", ((8,), (3, 5), (8,))), units=3)).run(2)
+    for peer in group.peers.values():
+        used = peer.use()
+        assert (used.num_forward, used.num_backward, used.batches) == (6, 6, 2)
+        assert used.forward_s > 0 and used.backward_s > 0 and used.busy_s >= used.forward_s + used.backward_s
+        assert peer.use().num_forward == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 import random
@@ -151,7 +152,7 @@ fates = st.lists(st.lists(delays, max_size=2).map(tuple), max_size=80)
 def test_everything_arrives_once_and_in_order(doom: list[Fate], sizes: list[int], think_s: float) -> None:
     """Losses, doubles and delays as drawn, for the first messages; later ones get through: that is fair."""
     left = iter(doom)
-    pair = Pair(SMALL, lambda message: next(left, (0.01,)), think_s)
+    pair = Pair(dataclasses.replace(SMALL, max_queued_bytes=10_000), lambda message: next(left, (0.01,)), think_s)
     for number, size in enumerate(sizes):
         pair.push([number], size)
     pair.run(5000.0, pair.done)
@@ -341,8 +342,8 @@ def test_a_new_plan_starts_from_nothing() -> None:
     old = [p for n in range(12) for p in parcels(push(sender, B, n, size=20))]
     receiver.received(A, old[0], 0.1)
     note, *opened = sender.reset(4, (A, C), 1.0, PLAN)
-        assert note == Note("parcels-dropped", (("epoch", 4), ("bytes", 240)))
-        assert opened == [Send(A, StageAck(4, 0, PLAN)), Send(C, StageAck(4, 0, PLAN))]
+    assert note == Note("parcels-dropped", (("epoch", 4), ("bytes", 240)))
+    assert opened == [Send(A, StageAck(4, 0, PLAN)), Send(C, StageAck(4, 0, PLAN))]
     assert (sender.epoch, sender.waiting(), sender.queued_bytes) == (4, (), 0)
     assert sender.next_deadline() == NEVER
     (first,) = parcels(push(sender, C, 99))
