@@ -44,8 +44,12 @@ def measure_blocks(
     budget_s: float = 20.0,
     cache: Path | None = None,
     clock: Clock = time.perf_counter,
+    cpu_clock: Clock = time.process_time,
 ) -> BlockTimes:
     """Seconds of each block's forward and backward pass: medians of a few runs. ``name`` is the model's.
+
+    On a CPU the runs are timed by CPU time, and all blocks alike stretched to what the whole took by the clock: a
+    process that gets its share of a core in turns is held up now and then, which no single short run shows.
 
     The smallest batch is always measured, larger ones as long as ``budget_s`` is likely to do. At batch size 1, on
     which BatchNorm can't be trained, blocks run in eval mode. ``cache``: a file of ours, made if there is none.
@@ -59,52 +63,71 @@ def measure_blocks(
     found = _times_of(remembered.get(key), len(chain.blocks))
     if found is not None:
         return found
-    times = _measure(chain, sizes, device, budget_s, clock)
+    watch = _Stopwatch(device, clock, cpu_clock if device.type == "cpu" else clock)
+    times = _measure(chain, sizes, watch, budget_s)
     if cache is not None:
         entry = {"batch_sizes": times.batch_sizes, "forward_s": times.forward_s, "backward_s": times.backward_s}
         _write(cache, {**remembered, key: entry})
     return times
 
 
-def _measure(chain: Chain, sizes: Sequence[int], device: torch.device, budget_s: float, clock: Clock) -> BlockTimes:
+class _Stopwatch:
+    """Times runs by their work, and knows by how much the clock went faster."""
+
+    def __init__(self, device: torch.device, clock: Clock, work_clock: Clock) -> None:
+        self.device = device
+        self.clock = clock
+        self._work_clock = work_clock
+        self._clocked = self._worked = 0.0
+
+    def time(self, work: Callable[[], Any]) -> tuple[float, Any]:
+        """Seconds of work, and what came of it."""
+        start, work_start = self.clock(), self._work_clock()
+        result = work()
+        _wait_for(self.device)
+        worked = self._work_clock() - work_start
+        self._clocked += self.clock() - start
+        self._worked += worked
+        return worked, result
+
+    @property
+    def stretch(self) -> float:
+        return self._clocked / self._worked if self._worked > 0 else 1.0
+
+
+def _measure(chain: Chain, sizes: Sequence[int], watch: _Stopwatch, budget_s: float) -> BlockTimes:
+    clock = watch.clock
     end = clock() + budget_s
     rows: list[list[tuple[float, float]]] = []
     for index, size in enumerate(sizes):
         if rows:
-            once = sum(forward + backward for forward, backward in rows[-1]) * size / sizes[index - 1]
+            once = watch.stretch * sum(map(sum, rows[-1])) * size / sizes[index - 1]
             if clock() + 2 * once > end:  # warm up and one run
                 break
         row: list[tuple[float, float]] = []
         for block in range(len(chain.blocks)):
             # What is left, evenly over the samples that are still to be run.
             left = size * (len(chain.blocks) - block) + sum(sizes[index + 1 :]) * len(chain.blocks)
-            row.append(_time_block(chain, block, size, device, clock() + (end - clock()) * size / left, clock))
+            row.append(_time_block(chain, block, size, watch, clock() + (end - clock()) * size / left))
         rows.append(row)
     return BlockTimes(
         batch_sizes=tuple(sizes[: len(rows)]),
-        forward_s=tuple(tuple(forward for forward, _ in row) for row in rows),
-        backward_s=tuple(tuple(backward for _, backward in row) for row in rows),
+        forward_s=tuple(tuple(watch.stretch * forward for forward, _ in row) for row in rows),
+        backward_s=tuple(tuple(watch.stretch * backward for _, backward in row) for row in rows),
     )
 
 
-def _time_block(
-    chain: Chain, index: int, size: int, device: torch.device, end: float, clock: Clock
-) -> tuple[float, float]:
-    part = _made_up(chain.slice(index, index + 1), device).train(size > 1)
-    inputs = block_inputs(chain, index, size, device)
+def _time_block(chain: Chain, index: int, size: int, watch: _Stopwatch, end: float) -> tuple[float, float]:
+    part = _made_up(chain.slice(index, index + 1), watch.device).train(size > 1)
+    inputs = block_inputs(chain, index, size, watch.device)
     forward_s: list[float] = []
     backward_s: list[float] = []
-    while len(forward_s) < NUM_RUNS + 1 and (len(forward_s) < 2 or clock() < end):
+    while len(forward_s) < NUM_RUNS + 1 and (len(forward_s) < 2 or watch.clock() < end):
         for tensor in (*part.parameters(), *inputs):
             tensor.grad = None
-        start = clock()
-        outputs = run_forward(part, inputs)
-        _wait_for(device)
-        middle = clock()
-        run_backward(outputs)
-        _wait_for(device)
-        forward_s.append(middle - start)
-        backward_s.append(clock() - middle)
+        seconds, outputs = watch.time(lambda: run_forward(part, inputs))
+        forward_s.append(seconds)
+        backward_s.append(watch.time(lambda: run_backward(outputs))[0])  # noqa: B023 - called at once
     return statistics.median(forward_s[1:]), statistics.median(backward_s[1:])
 
 

@@ -190,6 +190,10 @@ class StageModel:
             _write(buffer, self._before[name])
         self.next_batch()
 
+    def state(self) -> dict[str, Tensor]:
+        """The slice's own tensors, as they are after the last batch that is done."""
+        return {name: self._before.get(name, tensor) for name, tensor in self.module.state_dict().items()}
+
     def keep_buffers(self) -> None:
         """As they are now, to return to."""
         self._before = {name: tensor.clone() for name, tensor in self._buffers.items()}

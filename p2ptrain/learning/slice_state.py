@@ -42,7 +42,7 @@ def take_piece(
     stage: StageModel, chain: Chain, first: int, stop: int, progress: Progress
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A copy, on the CPU, of what a stage holds of these blocks."""
-    state = stage.module.state_dict()
+    state = stage.state()
     names = chain.tensor_names(first, stop)
     if not set(names) <= state.keys():
         raise LocalError(f"blocks {first} to {stop} are not in this stage")

@@ -148,8 +148,9 @@ class SliceTraining:
 
     @property
     def drawn(self) -> int:
-        """Samples that this peer has drawn of its own, in all passes."""
-        return self._drawn if self._samples is None else self._samples.drawn
+        """Samples of its own that this peer has drawn for the batches done, in all passes."""
+        begun = self._flow.next_forward - self.step * self._num_units
+        return self._drawn if self._samples is None else self._samples.drawn - begun * len(self._flow.rows)
 
     @property
     def num_held(self) -> int:
@@ -258,19 +259,19 @@ class SliceTraining:
             )
         return []
 
-    # --- between two batches ---
+    # --- back to what was ---
 
     def abandon_batch(self) -> None:
         """Drop the unfinished batch and all that came for it: everything is as it was after ``step`` batches."""
         if self._samples is not None:
-            begun = self._flow.next_forward - self.step * self._num_units
-            self._samples.drawn -= begun * len(self._flow.rows)
+            self._samples.drawn = self.drawn
         self._start_from(self.step)
 
     def snapshot(self, start: int | None = None, stop: int | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """A copy of own blocks, all of them by default, as ``slice_state`` says. Only between two batches."""
-        if self._flow.next_forward != self.step * self._num_units:
-            raise LocalError("a snapshot in the middle of a batch")
+        """A copy of own blocks, all of them by default, as after ``step`` batches: see ``slice_state``.
+
+        With "async" only one taken after a full round has all that training goes on from to the bit.
+        """
         first, last = self.start if start is None else start, self.stop if stop is None else stop
         drawn = {self._peer_name: self.drawn} if self.drawn else {}
         progress = Progress(self.step, self._total_steps, self.num_samples, drawn)

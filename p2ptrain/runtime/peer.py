@@ -373,7 +373,10 @@ class Peer(Core):
         if self.agreement is None or self._left:
             return []
         members = [self.records.all()[peer] for peer in self.members()]
-        return [*self.profiles.members_changed(members, now), *self.agreement.view_changed(members, now, self._gone_for_good())]
+        return [
+            *self.profiles.members_changed(members, now),
+            *self.agreement.view_changed(members, now, self._gone_for_good()),
+        ]
 
     def _gone_for_good(self) -> list[PeerId]:
         """Peers that said goodbye."""

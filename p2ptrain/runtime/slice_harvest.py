@@ -54,7 +54,9 @@ def assemble_slices(job: Job, runs: Sequence[tuple[Holding, bytes]], *, allow_us
             tensors = model_state(read_snapshot(data)[0])
             check_state(tensors, {name: like[name] for name in tensors if name in like})
         except RemoteError as error:
-            raise UserError(f"the copy of {holding.trainer} does not fit the job's model ({error}); try again") from None
+            raise UserError(
+                f"the copy of {holding.trainer} does not fit the job's model ({error}); try again"
+            ) from None
         state |= {name: tensor for name, tensor in tensors.items() if name not in state}
     if absent := sorted(like.keys() - state.keys()):
         raise UserError(f"the saved blocks lack {absent[0]} and {len(absent) - 1} more tensors; try again")

@@ -339,7 +339,9 @@ class StageDuty(Keeping):
         return list(self.streams.reconnected(other, now))
 
     def _delivered(self, effect: Delivered, now: float) -> Effects:
-        deliver = c.Deliver(self.streams.epoch, effect.sender, effect.work, effect.step, effect.unit, effect.row, effect.data)
+        deliver = c.Deliver(
+            self.streams.epoch, effect.sender, effect.work, effect.step, effect.unit, effect.row, effect.data
+        )
         return [ToTrainer(deliver)]
 
     def _taken(self, event: c.Taken, now: float) -> Effects:

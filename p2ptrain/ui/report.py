@@ -31,7 +31,9 @@ def render(harvest: Harvested) -> str:
     """A line a part, then what was done with the head, then what is missing."""
     sliced = harvest.plan.slices is not None
     share = "blocks" if sliced else "width"
-    rows = [("from block" if sliced else "part", "classes", share, "round", "step", "samples seen", "size", "trained by")]
+    rows = [
+        ("from block" if sliced else "part", "classes", share, "round", "step", "samples seen", "size", "trained by")
+    ]
     for part in harvest.report:
         rows.append(
             (

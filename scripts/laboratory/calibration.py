@@ -146,9 +146,7 @@ def calibrate(
     return speeds
 
 
-def _measure(
-    trainer: Worker, device: Device, num_threads: int, group: DeviceGroup, home: Callable[[], None]
-) -> Speed:
+def _measure(trainer: Worker, device: Device, num_threads: int, group: DeviceGroup, home: Callable[[], None]) -> Speed:
     """Turns in which the device got less CPU time than its quota allows are taken again, a few times."""
     cores, ratios = [], []
     for left in reversed(range(2 * NUM_TURNS)):
@@ -187,7 +185,7 @@ def _outside(pid: int) -> Iterator[Callable[[], None]]:
 
 
 def main() -> None:
-    """Train a step after the other, for as many seconds and with as many threads as each line of standard input says."""
+    """Train for as many seconds and with as many threads as each line of standard input says."""
     import torch
 
     from p2ptrain.config import job_from_json

@@ -64,7 +64,8 @@ class Camera:
     def accuracies(self, plan: Plan, data: str, times: Sequence[float]) -> list[tuple[float, float]]:
         """(seconds, accuracy on the test samples) of what a partial harvest would have given at these times, in order.
 
-        Of more test samples than ``MAX_SAMPLES`` an even choice. Times before the first snapshot are left out. ``plan`` must be the only one that the group had: snapshots of another partition don't fit.
+        Of more test samples than ``MAX_SAMPLES`` an even choice. Times before the first snapshot are left out. ``plan``
+        must be the only one that the group had: snapshots of another partition don't fit.
         """
         frames = [frame for frame in self.frames if frame.holding.part < len(plan.parts)]
         if not frames:

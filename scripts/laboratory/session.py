@@ -44,7 +44,7 @@ Progress = Callable[[float, Status], None]
 
 @dataclass(frozen=True, slots=True)
 class DeviceUse:
-    """What one device used, start to end. ``training_cpu_s``: of that, from when all were training to the harvest."""
+    """What one device used, start to end. ``training_cpu_s``: of that, from when the first trained to the harvest."""
 
     peak_memory_bytes: int
     cpu_s: float
@@ -65,7 +65,7 @@ class LabOutcome:
     accuracies: tuple[tuple[float, float], ...]
     """(seconds since the lab's start, accuracy on the test samples) over the run, if that was asked for."""
     training_s: float
-    """Seconds from the lab's start until all were training."""
+    """Seconds from the lab's start until the first device was training."""
     started_at: float
     """Seconds since 1970."""
 
@@ -176,9 +176,10 @@ def run(
     speeds: Sequence[Speed] = (),
     num_points: int = 0,
 ) -> LabOutcome:
-    """Run a lab to the harvested model. Raises ``P2PTrainError``, ``OffSpeedError`` if the devices are not as described.
+    """Run a lab to the harvested model. Raises ``P2PTrainError``; ``OffSpeedError`` if a device is not as described.
 
-    ``calibrated``: measure the devices first, unless ``speeds`` says what was measured before. ``num_points``: of the accuracy over time, evaluated after the run.
+    ``calibrated``: measure the devices first, unless ``speeds`` says what was measured before. ``num_points``: of the
+    accuracy over time, evaluated after the run.
     """
     experiment = experiment_of(spec, job)
     out.mkdir(parents=True, exist_ok=True)
@@ -257,10 +258,13 @@ async def _follow(bench: Bench, speeds: tuple[Speed, ...], say: Say, progress: P
             if not formed and bench.running <= phases.keys():
                 formed = now - start
                 say(f"{formed:.1f} s: the group is formed")
-            if not timeline.began("training") and formed and all(phases.get(n, "waiting") != "waiting" for n in bench.running):
-                timeline.begin("training", now)
+            trains = {name for name, phase in phases.items() if phase != "waiting"}
+            if trains and not training:
                 training, cpu_before = now - start, _cpu_s(bench)
-                say(f"{training:.1f} s: all are training")
+                say(f"{training:.1f} s: {' '.join(sorted(trains))} began to train")
+            if not timeline.began("training") and formed and bench.running <= trains:
+                timeline.begin("training", now)
+                say(f"{now - start:.1f} s: all are training")
             if training and 0 < bench.spec.train_s <= now - start - training:
                 bench.end_training()
                 break

@@ -4,7 +4,7 @@
     data = "digits"                 # split evenly, unless devices say what they have
     core_flops_per_s = 20e9         # what one core counts as when the group plans
     timeout_s = 900
-    train_s = 0                     # harvest so many seconds after all are training; 0 = when the job is done
+    train_s = 0                     # harvest so many seconds after the first is training; 0 = when the job is done
     [job]                           # as in a job file; classes, shape and normalisation come from the data
     mode = "tasks"
     [job.training]
@@ -93,7 +93,7 @@ class LabSpec:
     loss: float = 0.0
     timeout_s: float = 1800.0
     train_s: float = 0.0
-    """After all are training; then what has been saved is harvested. 0 = when the job is done."""
+    """After the first device is training; then what has been saved is harvested. 0 = when the job is done."""
 
     @property
     def late(self) -> frozenset[str]:

@@ -113,8 +113,7 @@ def test_of_two_the_lower_id_goes_on_at_once_and_the_other_after_a_while_and_say
     effects = lower.tick(VOTES.settle_s)
     assert adopted(effects) == [after(pair, 0).hash]
     higher.view_changed([record(1, pair)], 0.0)
-    now = higher.next_deadline()
-    assert votes(higher.tick(now)) == [] and higher.hash == pair.hash  # a peer that sees half of its plan's waits longer
+    now = 0.0
     while not higher.waiting_for(now).startswith("votes"):
         now = higher.next_deadline()
         assert adopted(higher.tick(now)) == []
