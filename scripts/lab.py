@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Several unlike devices on this one machine: each with an address, a link, a share of a core and a memory limit.
 
-    sudo scripts/lab.py run scripts/labs/three-unlike.toml --out results/three-unlike
+    sudo scripts/lab.py run scripts/labs/three-unlike.toml --out results/three-unlike [--repeat 3]
     sudo scripts/lab.py calibrate scripts/labs/three-unlike.toml
     scripts/lab.py check
 
 ``run`` makes the devices, measures each one's speed at the job's model beside what its share should give (more than
 5 % off is an error), starts a peer on each, carries out the file's events, harvests, evaluates, and takes everything
 apart again, also after Ctrl-C or a crash. ``--out`` gets lab.json, job.toml, global.safetensors, logs and
-journals. Namespaces, shaping and cgroups need Linux, root, and iproute2; ``check`` tells what is missing. What a lab
+journals; with ``--repeat``, lab.json of all runs, and a folder for the rest of each. Namespaces, shaping and cgroups need Linux, root, and iproute2; ``check`` tells what is missing. What a lab
 file may say stands at the top of scripts/laboratory/spec.py; examples are in scripts/labs/.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = commands.add_parser("run", help="run a lab file to the harvested model")
     run.add_argument("file", type=Path)
     run.add_argument("--out", type=Path, help="folder for the results [default: results/NAME-OF-FILE]")
+    run.add_argument("--repeat", type=int, default=1, help="runs, one after the other [default: 1]")
     run.add_argument("--central", action="store_true", help="train the same model centrally too, for comparison")
     run.add_argument("--no-calibrate", action="store_true", help="skip the measurement: figures then prove nothing")
     run.add_argument("--points", type=int, default=0, help="evaluate the model at so many times of the run")
@@ -49,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     calibrate.add_argument("file", type=Path)
     commands.add_parser("check", help="tell what this machine lacks for a lab")
     options = parser.parse_args(arguments)
+    if getattr(options, "repeat", 1) < 1:
+        parser.error(f"--repeat {options.repeat}: at least 1")
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what it puts into the background deaf to the first
         signal.signal(number, signal.default_int_handler)
     try:
@@ -76,25 +80,24 @@ def run_lab(options: argparse.Namespace) -> int:
     spec = prepared(options.file)
     out = options.out or Path("results") / options.file.stem
     job = jobs.job_of(spec)
-    controllers = host.check_host()
+    controllers, load_before = host.check_host(), os.getloadavg()[0]
     sweep(controllers)
     painter = Progress(quiet=options.json)
-    calibrated = not options.no_calibrate
-    lab = session.run(
-        spec,
-        job,
-        controllers,
-        out,
-        painter.say,
-        painter.follow,
-        calibrated=calibrated,
-        num_points=options.points,
-    )
-    result = evaluate(spec, job, lab, out, central=options.central, painter=painter)
-    plain = report.to_plain(spec, options.file.read_text(encoding="utf-8"), lab, result)
-    text = json.dumps(plain, indent=1, allow_nan=False)
-    (out / "lab.json").write_text(text + "\n", encoding="utf-8")
-    print(text if options.json else tables(spec, lab, result, out))
+    text, runs, plain = options.file.read_text(encoding="utf-8"), list[report.Run](), dict[str, Any]()
+    for number in range(options.repeat):
+        folder = out if options.repeat == 1 else out / f"run-{number + 1}"
+        say, calibrated, points = painter.say, not options.no_calibrate, options.points
+        lab = session.run(spec, job, controllers, folder, say, painter.follow, calibrated=calibrated, num_points=points)
+        result = evaluate(spec, job, lab, folder, central=options.central, painter=painter)
+        runs.append(report.Run(lab, result))
+        plain = report.to_plain(spec, text, sys.argv, load_before, runs)
+        (out / "lab.json").write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        if not options.json:
+            print(tables(spec, lab, result, folder))
+    if options.json:
+        print(json.dumps(plain, indent=1, allow_nan=False))
+    elif options.repeat > 1:
+        print(f"\n{report.plans_line(plain)}")
     return 0
 
 

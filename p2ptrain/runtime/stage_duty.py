@@ -22,7 +22,6 @@ from p2ptrain.protocol.custody import Custody
 from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.protocol.streams import Delivered, Streams
 from p2ptrain.runtime import commands as c
-from p2ptrain.planning.block_cover import cover, newest_covered, missing, pieces_for_others
 from p2ptrain.runtime.core import Effects, ToTrainer
 from p2ptrain.runtime.keeping import Keeping, KeepPlan, KeepSnapshot, ReleaseBlob
 

@@ -113,9 +113,7 @@ class StageWorker:
         old, self._training = self._training, None
         self._pieces = []
         if command.keep and old is not None:
-            first, stop = max(stage.start, old.start), min(stage.stop, old.stop)
-            if first < stop:
-                self._pieces.append(old.snapshot(first, stop))
+            self._pieces.append(old.snapshot())  # all of it: how far the own samples are drawn is in there, too
         del old  # two stages at once may be more than this device holds
         job, configuration = self._job, self._configuration
         self._training = SliceTraining(

@@ -1,56 +1,106 @@
 """What a lab run is put down as: the JSON file, and the tables that are printed.
 
-Invariant: the file holds the lab file's own words, so that the run can be repeated from it alone.
+Invariant: the file holds the lab file's own words, so that the run can be repeated from it alone; and its figures are
+summed up as a benchmark's are, so that scripts/figures.py makes rows of both.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.common import describe_machine, describe_versions
+from benchmarks.common import Sample, describe_machine, describe_versions, summarise
 
 from laboratory.calibration import Speed
 from laboratory.session import LabOutcome
-from laboratory.spec import LabSpec
+from laboratory.spec import Device, LabSpec
 from p2ptrain.experiment.measure import Result
 from p2ptrain.planning.plan import Plan
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 
 
-def to_plain(spec: LabSpec, text: str, lab: LabOutcome, result: Result | None) -> dict[str, Any]:
-    """The content of ``lab.json``."""
-    speeds = {speed.device: speed for speed in lab.speeds}
+@dataclass(frozen=True, slots=True)
+class Run:
+    """``result``: ``None`` if the data have no test samples."""
+
+    lab: LabOutcome
+    result: Result | None
+
+
+def to_plain(
+    spec: LabSpec, text: str, command_line: Sequence[str], load_before: float, runs: Sequence[Run]
+) -> dict[str, Any]:
+    """The content of ``lab.json``: what the figures of a benchmark's result are, and every run by itself."""
+    first_plans = {json.dumps(plan_by_name(run.lab.plans[0][1], run.lab.names)) for run in runs}
+    counts = {"num_runs": float(len(runs)), "num_first_plans": float(len(first_plans))}
+    samples = [Sample(spec.name, number, figures(run) | counts) for number, run in enumerate(runs)]
     return {
         "version": RESULT_VERSION,
         "lab": spec.name,
         "lab_file": text,
+        "tiny": False,
+        "incomplete": "" if all(run.lab.speeds for run in runs) else "the devices' speeds were not measured",
+        "command_line": list(command_line),
+        "load_average_before": load_before,
         "machine": describe_machine(),
         "versions": describe_versions(),
+        "cases": summarise(samples),
+        "runs": [_run_to_plain(spec, run) for run in runs],
+    }
+
+
+def figures(run: Run) -> dict[str, float]:
+    """Of one run. Times are in seconds since the first process was started."""
+    outcome = run.lab.outcome
+    found = {
+        "formed_s": outcome.formed_s,
+        "training_s": run.lab.training_s,
+        "trained_s": outcome.trained_s,
+        "harvested_s": outcome.trained_s + outcome.harvested_s,
+        "plans_in_force": float(len({record.plan for record in outcome.records.values() if record.plan})),
+        "copies_harvested": float(sum(len(report.trainers) for report in outcome.harvest.report)),
+    }
+    if run.result is not None:
+        found["accuracy"] = 100 * run.result.assembled_accuracy
+        if run.result.central_accuracy is not None:
+            found["central_accuracy"] = 100 * run.result.central_accuracy
+    if run.lab.speeds:
+        found["worst_deviation"] = 100 * max(abs(speed.deviation) for speed in run.lab.speeds)
+    return found
+
+
+def _run_to_plain(spec: LabSpec, run: Run) -> dict[str, Any]:
+    lab, speeds = run.lab, {speed.device: speed for speed in run.lab.speeds}
+    return {
         "started_at": lab.started_at,
         "formed_s": lab.outcome.formed_s,
+        "training_s": lab.training_s,
         "trained_s": lab.outcome.trained_s,
         "harvested_s": lab.outcome.harvested_s,
-        "devices": [
-            {
-                "name": device.name,
-                "profile": device.profile.name,
-                "share": device.share,
-                "rate_mbit": device.rate_mbit,
-                "memory_mb": device.memory_mb,
-                "nominal_samples_per_s": speeds[device.name].nominal if device.name in speeds else None,
-                "measured_samples_per_s": speeds[device.name].measured if device.name in speeds else None,
-                "quota_correction": speeds[device.name].correction if device.name in speeds else None,
-                "peak_memory_bytes": lab.use[device.name].peak_memory_bytes,
-                "cpu_s": lab.use[device.name].cpu_s,
-            }
-            for device in spec.devices
-        ],
+        "devices": [_device_to_plain(device, lab, speeds.get(device.name)) for device in spec.devices],
         "plans": [{"at_s": at_s} | plan_by_name(plan, lab.names) for at_s, plan in lab.plans],
         "accuracies": [{"at_s": round(at_s, 2), "accuracy": value} for at_s, value in lab.accuracies],
         "events": [event.to_plain() for event in lab.events],
-        "result": result.to_plain() if result else None,
+        "result": run.result.to_plain() if run.result else None,
+    }
+
+
+def _device_to_plain(device: Device, lab: LabOutcome, speed: Speed | None) -> dict[str, Any]:
+    return {
+        "name": device.name,
+        "profile": device.profile.name,
+        "share": device.share,
+        "rate_mbit": device.rate_mbit,
+        "memory_mb": device.memory_mb,
+        "nominal_samples_per_s": speed.nominal if speed else None,
+        "measured_samples_per_s": speed.measured if speed else None,
+        "quota_correction": speed.correction if speed else None,
+        "num_threads": speed.num_threads if speed else None,
+        "peak_memory_bytes": lab.use[device.name].peak_memory_bytes,
+        "cpu_s": lab.use[device.name].cpu_s,
     }
 
 
@@ -69,11 +119,12 @@ def plan_by_name(plan: Plan, names: Any) -> dict[str, Any]:
 
 def speed_table(speeds: Sequence[Speed]) -> str:
     """Nominal beside measured."""
-    rows = [["device", "share", "nominal samples/s", "measured", "off", "quota x"]]
+    rows = [["device", "share", "threads", "nominal samples/s", "measured", "off", "quota x"]]
     rows += [
         [
             s.device,
             f"{s.share:g}",
+            f"{s.num_threads}",
             f"{s.nominal:.1f}",
             f"{s.measured:.1f}",
             f"{s.deviation:+.1%}",
@@ -114,3 +165,10 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 def log_lines(lab: LabOutcome) -> list[str]:
     """The events as a person reads them."""
     return [f"{event.at_s:8.1f} s  {event.do} {event.what}".rstrip() for event in lab.events]
+
+
+def plans_line(plain: dict[str, Any]) -> str:
+    """Whether the runs began alike."""
+    counts = plain["cases"][0]["figures"]
+    runs, plans = round(counts["num_runs"]["median"]), round(counts["num_first_plans"]["median"])
+    return f"{runs} runs: {'the same first plan in all' if plans == 1 else f'{plans} different first plans'}"

@@ -1,7 +1,6 @@
 """One run of a lab: devices made, calibrated, started, followed through the events to the harvest, and taken apart.
 
-Invariant: what is running on a device was started by the very command that a person would type there; and however the
-run ends, its processes, cgroups and network are gone.
+Invariant: however the run ends, its processes, cgroups and network are gone.
 """
 
 from __future__ import annotations
@@ -11,17 +10,15 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from laboratory.bench import Bench
 from laboratory.calibration import Speed, calibrate
 from laboratory.camera import Camera
-from laboratory.enter import entering
 from laboratory.network import OWN_ADDRESS, Line, Network
 from laboratory.quota import Controllers, DeviceGroup
 from laboratory.spec import Device, LabSpec
@@ -29,9 +26,9 @@ from laboratory.timeline import Happened, Timeline
 from p2ptrain.api import Status, observing, snapshot_status
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError
-from p2ptrain.experiment.group import Experiment, Outcome, PeerShare, harvest_with, peer_command, stop
+from p2ptrain.experiment.group import Experiment, Outcome, PeerShare, harvest_with
 from p2ptrain.ids import PeerId
-from p2ptrain.net.keys import Group, new_group
+from p2ptrain.net.keys import new_group
 from p2ptrain.planning.plan import Plan
 from p2ptrain.runtime.node import NetworkConfig
 from p2ptrain.runtime.observer import ObserverNode
@@ -68,94 +65,6 @@ class LabOutcome:
     """Seconds from the lab's start until the first device was training."""
     started_at: float
     """Seconds since 1970."""
-
-
-@dataclass(slots=True)
-class Bench:
-    """The devices of a running lab: what events act on."""
-
-    spec: LabSpec
-    experiment: Experiment
-    folder: Path
-    network: Network
-    groups: Mapping[str, DeviceGroup]
-    code: Group
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    killed: set[str] = field(default_factory=set)
-    camera: Camera | None = None
-
-    def start(self, device: str) -> None:
-        """Start the device's peer, for the first time or again with the state that it left."""
-        own = next(d for d in self.spec.devices if d.name == device)
-        share = next(s for s in self.experiment.shares if s.name == device)
-        profile = self.folder / f"{device}.toml"
-        profile.write_text(own.profile.to_toml(), encoding="utf-8")
-        where = ["--interface", self.network.ports[device].address, "--profile", str(profile)]
-        job_file = self.folder / "job.toml" if own is self.spec.devices[0] else None
-        experiment = dataclasses.replace(self.experiment, threads=own.num_threads(available_cores()))
-        command = peer_command(experiment, share, self.folder / device, where, job_file=job_file)
-        port = self.network.ports[device]
-        environment = os.environ | {"P2PTRAIN_CODE": str(self.code), "PYTHONUNBUFFERED": "1"}
-        with (self.folder / f"{device}.log").open("ab") as log:
-            self.processes[device] = subprocess.Popen(
-                entering(port.fd, self.groups[device].entrances, command),
-                env=environment,
-                pass_fds=(port.fd,),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.killed.discard(device)
-
-    def kill(self, device: str) -> None:
-        self.killed.add(device)
-        self.groups[device].signal(signal.SIGKILL)
-        if device in self.processes:
-            self.processes[device].wait()
-
-    def stall(self, device: str) -> None:
-        self.groups[device].signal(signal.SIGSTOP)
-
-    def resume(self, device: str) -> None:
-        self.groups[device].signal(signal.SIGCONT)
-
-    def slow(self, device: str, share: float) -> None:
-        self.groups[device].set_share(share)
-
-    def rate(self, device: str, rate_mbit: float) -> None:
-        self.network.set_rate(device, rate_mbit)
-
-    def cut(self, sides: Sequence[Sequence[str]]) -> None:
-        self.network.cut(sides)
-
-    def heal(self) -> None:
-        self.network.heal()
-
-    def end_training(self) -> None:
-        """Stop every trainer where it is; the nodes hand out what they have, which no longer changes."""
-        for device in self.running:
-            for pid in set(self.groups[device].pids()) - {self.processes[device].pid}:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)
-
-    def look(self, now_s: float) -> None:
-        if self.camera is not None:
-            self.camera.look((self.folder / name for name in self.processes), now_s)
-
-    @property
-    def running(self) -> frozenset[str]:
-        return frozenset(self.processes) - self.killed
-
-    def check(self, status: Status) -> None:
-        """A peer that ended though nobody killed it, or says that it failed, ends the lab."""
-        for name in sorted(self.running):
-            code = self.processes[name].poll()
-            if code is not None:
-                raise P2PTrainError(f"{name} ended by itself with status {code}; {self.folder / name}.log says why")
-        for record in status.records:
-            if record.phase == "failed" and record.name in self.running:
-                raise P2PTrainError(f"{record.name}: its trainer failed; its log says why")
 
 
 def experiment_of(spec: LabSpec, job: Job) -> Experiment:
@@ -202,7 +111,7 @@ def run(
         if num_points:
             bench.camera = Camera(folder / "frames", job)
         with contextlib.ExitStack() as peers:
-            peers.callback(lambda: _end(bench))
+            peers.callback(bench.end)
             lab = asyncio.run(_follow(bench, tuple(speeds), say, progress))
         if bench.camera is not None:
             end_s, step_s = lab.outcome.trained_s, (lab.outcome.trained_s - lab.training_s) / num_points
@@ -295,12 +204,6 @@ def _cpu_s(bench: Bench) -> dict[str, float]:
 
 def _where(status: Status) -> str:
     return "; ".join(f"{r.name} {r.phase} round {r.round} {r.waiting_for}".rstrip() for r in status.records)
-
-
-def _end(bench: Bench) -> None:
-    for name in bench.processes:
-        bench.resume(name)  # who is stopped hears no goodbye
-    stop(bench.processes.values())
 
 
 def keep_papers(folder: Path, devices: Sequence[Device], out: Path) -> None:

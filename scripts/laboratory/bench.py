@@ -1,0 +1,121 @@
+"""The devices of a running lab, and what can be done to them: peers started, killed, stalled, slowed, cut off.
+
+Invariant: what is running on a device was started by the very command that a person would type there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from laboratory.camera import Camera
+from laboratory.enter import entering
+from laboratory.network import Network
+from laboratory.quota import DeviceGroup
+from laboratory.spec import LabSpec
+from p2ptrain.api import Status
+from p2ptrain.errors import P2PTrainError
+from p2ptrain.experiment.group import Experiment, peer_command, stop
+from p2ptrain.net.keys import Group
+from p2ptrain.runtime.probe import available_cores
+
+
+@dataclass(slots=True)
+class Bench:
+    """The devices of a running lab: what events act on."""
+
+    spec: LabSpec
+    experiment: Experiment
+    folder: Path
+    network: Network
+    groups: Mapping[str, DeviceGroup]
+    code: Group
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    killed: set[str] = field(default_factory=set)
+    camera: Camera | None = None
+
+    def start(self, device: str) -> None:
+        """Start the device's peer, for the first time or again with the state that it left."""
+        own = next(d for d in self.spec.devices if d.name == device)
+        share = next(s for s in self.experiment.shares if s.name == device)
+        profile = self.folder / f"{device}.toml"
+        profile.write_text(own.profile.to_toml(), encoding="utf-8")
+        where = ["--interface", self.network.ports[device].address, "--profile", str(profile)]
+        job_file = self.folder / "job.toml" if own is self.spec.devices[0] else None
+        experiment = dataclasses.replace(self.experiment, threads=own.num_threads(available_cores()))
+        command = peer_command(experiment, share, self.folder / device, where, job_file=job_file)
+        port = self.network.ports[device]
+        environment = os.environ | {"P2PTRAIN_CODE": str(self.code), "PYTHONUNBUFFERED": "1"}
+        with (self.folder / f"{device}.log").open("ab") as log:
+            self.processes[device] = subprocess.Popen(
+                entering(port.fd, self.groups[device].entrances, command),
+                env=environment,
+                pass_fds=(port.fd,),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.killed.discard(device)
+
+    def kill(self, device: str) -> None:
+        self.killed.add(device)
+        self.groups[device].signal(signal.SIGKILL)
+        if device in self.processes:
+            self.processes[device].wait()
+
+    def stall(self, device: str) -> None:
+        self.groups[device].signal(signal.SIGSTOP)
+
+    def resume(self, device: str) -> None:
+        self.groups[device].signal(signal.SIGCONT)
+
+    def slow(self, device: str, share: float) -> None:
+        self.groups[device].set_share(share)
+
+    def rate(self, device: str, rate_mbit: float) -> None:
+        self.network.set_rate(device, rate_mbit)
+
+    def cut(self, sides: Sequence[Sequence[str]]) -> None:
+        self.network.cut(sides)
+
+    def heal(self) -> None:
+        self.network.heal()
+
+    def end_training(self) -> None:
+        """Stop every trainer where it is; the nodes hand out what they have, which no longer changes."""
+        for device in self.running:
+            for pid in set(self.groups[device].pids()) - {self.processes[device].pid}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+
+    def end(self) -> None:
+        """Let all leave, then kill whoever has not."""
+        for device in self.processes:
+            self.resume(device)  # who is stopped hears no goodbye
+        stop(self.processes.values())
+
+    def look(self, now_s: float) -> None:
+        """Keep what has been saved since the last look, for the accuracy over time."""
+        if self.camera is not None:
+            self.camera.look((self.folder / name for name in self.processes), now_s)
+
+    @property
+    def running(self) -> frozenset[str]:
+        return frozenset(self.processes) - self.killed
+
+    def check(self, status: Status) -> None:
+        """A peer that ended though nobody killed it, or says that it failed, ends the lab."""
+        for name in sorted(self.running):
+            code = self.processes[name].poll()
+            if code is not None:
+                raise P2PTrainError(f"{name} ended by itself with status {code}; {self.folder / name}.log says why")
+        for record in status.records:
+            if record.phase == "failed" and record.name in self.running:
+                raise P2PTrainError(f"{record.name}: its trainer failed; its log says why")
