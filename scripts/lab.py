@@ -7,9 +7,10 @@
 
 ``run`` makes the devices, measures each one's speed at the job's model beside what its share should give (more than
 5 % off is an error), starts a peer on each, carries out the file's events, harvests, evaluates, and takes everything
-apart again, also after Ctrl-C or a crash. ``--out`` gets lab.json, job.toml, global.safetensors, logs and
-journals; with ``--repeat``, lab.json of all runs, and a folder for the rest of each. Namespaces, shaping and cgroups need Linux, root, and iproute2; ``check`` tells what is missing. What a lab
-file may say stands at the top of scripts/laboratory/spec.py; examples are in scripts/labs/.
+apart again, also after Ctrl-C or a crash. ``--out`` gets lab.json, job.toml, global.safetensors, logs and journals;
+with ``--repeat``, lab.json of all runs, and a folder for the rest of each. Namespaces, shaping and cgroups need Linux,
+root, and iproute2; ``check`` tells what is missing. What a lab file may say stands at the top of
+scripts/laboratory/spec.py; examples are in scripts/labs/.
 """
 
 from __future__ import annotations

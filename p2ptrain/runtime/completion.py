@@ -83,7 +83,11 @@ class Completion:
     def look(self, now: float) -> Effects:
         """Something changed: is everyone trained?"""
         peer, plan = self._peer, self._plan()
-        if plan is None or peer.records.own.phase not in ENDED or self._calibration.running:
+        if plan is None or self._calibration.running:
+            return []
+        if plan.part_of(peer.own_id) is None:
+            return self._look_from_outside(plan, now)
+        if peer.records.own.phase not in ENDED:
             return []
         records = [record for member in peer.members() if (record := peer.records.get(member)) is not None]
         busy = [r for r in records if plan.part_of(r.peer) is not None and r.phase not in (*ENDED, "failed")]
@@ -102,6 +106,13 @@ class Completion:
         if effects and missing:
             effects.insert(0, Note("calibration-without", (("parts", str(missing)),)))
         return [*effects, *peer.records.update(now, phase="calibrating")] if effects else []
+
+    def _look_from_outside(self, plan: Plan, now: float) -> Effects:
+        """A peer that stands by is done when those who train are."""
+        records = [r for p in plan.trainers() if (r := self._peer.records.get(p)) is not None and r.plan == plan.hash]
+        alive = set(self._peer.members())
+        here = [record for record in records if record.peer in alive]
+        return self._done(now) if here and all(record.phase == "done" for record in here) else []
 
     def _plan(self) -> Plan | None:
         return self._peer.duty.plan if self._peer.duty else None

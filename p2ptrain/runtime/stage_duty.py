@@ -98,6 +98,8 @@ class StageDuty(Keeping):
         self.part = part.index if part is not None and not self._lost else m.NO_PART
         effects: Effects = [KeepPlan(plan), *self.custody.epoch_changed(plan.epoch, now)]
         effects += peer.records.update(now, epoch=plan.epoch, plan=name, part=self.part)
+        if part is None:
+            effects += peer.records.update(now, phase="waiting", samples_per_s=0.0)
         effects += self.members_changed(now)
         if not peer.records.own.profile or plan.slices is None or self._lost:
             return effects

@@ -39,6 +39,8 @@ MEASURE_S = 20.0
 PROGRESS_INTERVAL_S = 0.5
 FIRST_LOOK = 10
 """Batches until the time of a unit is first compared with the profile, and from then on as often."""
+PASS_S = 0.005
+"""Added to both sides of that: a pass that is much shorter is overhead most of all, and no measure of the device."""
 
 
 class StageWorker:
@@ -255,7 +257,8 @@ class StageWorker:
         mine = slice(training.start, training.stop)
         expected = use.num_forward * sum(self._times.forward(self._num_rows)[mine])
         expected += use.num_backward * sum(self._times.backward(self._num_rows)[mine])
-        slowdown = (use.forward_s + use.backward_s) / expected if expected > 0 else 1.0
+        overhead = PASS_S * (use.num_forward + use.num_backward)
+        slowdown = (use.forward_s + use.backward_s + overhead) / (expected + overhead) if overhead else 1.0
         self._say(c.StageUsed(training.step, min(1.0, use.busy_s / wall_s), slowdown))
 
     def _say_snapshot(self) -> None:

@@ -113,14 +113,14 @@ def compare(workload: Workload, settings: Settings) -> Iterator[Sample]:
             training = workload.job["training"] | {"rounds": workload.rounds[case]}
             tables = workload.job | {"training": training, "mode": mode, "seed": SEED + repetition}
             spec = LabSpec(case, workload.data, tables, devices, train_s=workload.train_s)
-            found[case] = _undisturbed(partial(_run_lab, spec, controllers, speeds), case)
+            found[case] = undisturbed(partial(_run_lab, spec, controllers, speeds), case)
         worst = min(figures[f"accuracy_{NUM_POINTS - 1}"] for figures in found.values())
         for case, mode, _ in cases:
-            yield Sample(case, repetition, found[case] | _reached(found[case], worst), is_baseline=mode == "replicas")
+            yield Sample(case, repetition, found[case] | reached(found[case], worst), is_baseline=mode == "replicas")
 
 
-def _reached(figures: dict[str, float], accuracy: float) -> dict[str, float]:
-    """When the curve is first at ``accuracy`` or above."""
+def reached(figures: dict[str, float], accuracy: float) -> dict[str, float]:
+    """When the curve is first at ``accuracy`` or above, in %."""
     numbers = [i for i in range(NUM_POINTS) if figures.get(f"accuracy_{i}", -1.0) >= accuracy]
     return {"reached_s": figures[f"at_s_{numbers[0]}"]} if numbers else {}
 
@@ -129,10 +129,14 @@ def _speeds(workload: Workload, devices: tuple[Device, ...], controllers: Any) -
     """Of all devices at the whole model."""
     spec = LabSpec("calibration", workload.data, workload.job, devices)
     job = jobs.job_of(spec)
-    return _undisturbed(lambda: tuple(session.speeds_of(spec, job, controllers, lambda text: None)), spec.name)
+    return undisturbed(lambda: tuple(session.speeds_of(spec, job, controllers, _say)), spec.name)
 
 
-def _undisturbed(measured: Callable[[], T], what: str) -> T:
+def _say(text: str) -> None:
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def undisturbed(measured: Callable[[], T], what: str) -> T:
     """What is found when the devices are what they are said to be. Raises ``TimeoutError`` if they never are."""
     said = ""
     for attempt in range(ATTEMPTS):
@@ -140,7 +144,7 @@ def _undisturbed(measured: Callable[[], T], what: str) -> T:
             return measured()
         except OffSpeedError as error:
             said = str(error)
-            print(f"  {what}, {attempt + 1} of at most {ATTEMPTS} times: {said}", file=sys.stderr, flush=True)
+            _say(f"{what}, {attempt + 1} of at most {ATTEMPTS} times: {said}")
     raise TimeoutError(f"{what}: something disturbed it {ATTEMPTS} times: {said}")
 
 

@@ -127,7 +127,7 @@ def calibrate(
         for device in devices:
             group = groups[device.name]
             for _ in range(ATTEMPTS):
-                speed = _measure(trainer, device, device.num_threads(num_cores), group, home)
+                speed = measure_device(trainer, device, device.num_threads(num_cores), group, home)
                 if speed.fine:
                     break
                 corrected = group.correction * speed.nominal / speed.measured
@@ -146,9 +146,12 @@ def calibrate(
     return speeds
 
 
-def _measure(trainer: Worker, device: Device, num_threads: int, group: DeviceGroup, home: Callable[[], None]) -> Speed:
+def measure_device(
+    trainer: Worker, device: Device, num_threads: int, group: DeviceGroup, home: Callable[[], None]
+) -> Speed:
     """Turns in which the device got less CPU time than its quota allows are taken again, a few times."""
-    cores, ratios = [], []
+    cores: list[float] = []
+    ratios: list[float] = []
     for left in reversed(range(2 * NUM_TURNS)):
         before = trainer.train(TURN_S / 2)
         group.add(trainer.pid)

@@ -57,11 +57,11 @@ rate_mbit = 5
 """
 
 
-def start(tmp_path: Path, text: str) -> subprocess.Popen[str]:
+def start(tmp_path: Path, text: str, *options: str) -> subprocess.Popen[str]:
     path = tmp_path / "lab.toml"
     path.write_text(text, encoding="utf-8")
     command = [sys.executable, str(SCRIPTS / "lab.py"), "run", str(path), "--out", str(tmp_path / "out")]
-    command += ["--no-calibrate"]  # speeds are for quiet machines
+    command += ["--no-calibrate", *options]  # speeds are for quiet machines
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -90,7 +90,7 @@ def test_a_lab_with_a_kill_and_a_slow_link(tmp_path: Path) -> None:
     assert lab.returncode == 0, said
     assert links() == before
     assert left_over(lab.pid) == []
-    result = json.loads((tmp_path / "out" / "lab.json").read_text())
+    (result,) = json.loads((tmp_path / "out" / "lab.json").read_text())["runs"]
     assert [event["do"] for event in result["events"]] == ["kill", "start", "rate"]
     times = [event["time"] for event in result["events"]]
     assert times == sorted(times)
@@ -103,6 +103,37 @@ def test_a_lab_with_a_kill_and_a_slow_link(tmp_path: Path) -> None:
     gone = [line for line in noticed if line["kind"] == "failed" and line.get("name") == "small"]
     assert gone and gone[0]["time"] > times[0]
     assert (tmp_path / "out" / "global.safetensors").stat().st_size > 10_000
+
+
+TIMED = """
+data = "digits"
+timeout_s = 100
+train_s = 3
+[job]
+mode = "replicas"
+[job.training]
+rounds = 100000
+schedule = "constant"
+[[device]]
+name = "big"
+share = 1.0
+[[device]]
+name = "small"
+share = 0.8
+"""
+
+
+def test_when_the_time_is_up_what_has_been_saved_is_harvested(tmp_path: Path) -> None:
+    lab = start(tmp_path, TIMED, "--points", "3")
+    said, _ = lab.communicate(timeout=120)
+    assert lab.returncode == 0, said
+    assert left_over(lab.pid) == []
+    (run,) = json.loads((tmp_path / "out" / "lab.json").read_text())["runs"]
+    assert run["trained_s"] - run["training_s"] >= 3
+    assert run["accuracies"][-1]["accuracy"] == run["result"]["assembled_accuracy"]
+    assert run["accuracies"][-1]["at_s"] == pytest.approx(run["trained_s"], abs=0.01)
+    journal = [json.loads(line) for line in (tmp_path / "out" / "big.journal.jsonl").read_text().splitlines()]
+    assert 1 <= sum(line["kind"] == "round" for line in journal) < 100000
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

@@ -17,10 +17,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from benchmarks import common, plots, scale, virtual  # noqa: E402
+from benchmarks import common, plots, scale, tasks, virtual  # noqa: E402
 from benchmarks.gossip_round import exchanges_of  # noqa: E402
 from benchmarks.peers import Happened, PeerProcess  # noqa: E402
 from benchmarks.virtual_membership import detect_death_by_heartbeats  # noqa: E402
+from laboratory.calibration import OffSpeedError  # noqa: E402
 
 NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks_cifar"}
 
@@ -178,3 +179,27 @@ def test_without_matplotlib_the_figures_come_all_the_same(
     _, result = example_result(tmp_path)
     assert json.loads((tmp_path / "example.json").read_text()) == result
     assert not list(tmp_path.glob("*.png")) and plots.HOW_TO in capsys.readouterr().out
+
+
+def test_an_accuracy_is_reached_at_the_first_point_that_has_it() -> None:
+    curve = {"at_s_3": 40.0, "accuracy_3": 50.0, "at_s_4": 50.0, "accuracy_4": 61.0, "at_s_5": 60.0, "accuracy_5": 58.0}
+    assert tasks.reached(curve, 60.0) == {"reached_s": 50.0}
+    assert tasks.reached(curve, 50.0) == {"reached_s": 40.0}
+    assert tasks.reached(curve, 70.0) == {}
+
+
+def test_what_was_disturbed_is_measured_again_but_not_for_ever(capsys: pytest.CaptureFixture[str]) -> None:
+    tries = []
+
+    def disturbed_until(good: int) -> int:
+        tries.append(good)
+        if len(tries) < good:
+            raise OffSpeedError("device1 got only 50% of its CPU time")
+        return len(tries)
+
+    assert tasks.undisturbed(lambda: disturbed_until(3), "a case") == 3
+    assert "a case, 2 of at most 5 times: device1 got only 50%" in capsys.readouterr().err
+    tries.clear()
+    with pytest.raises(TimeoutError, match="device1 got only"):
+        tasks.undisturbed(lambda: disturbed_until(100), "a case")
+    assert len(tries) == tasks.ATTEMPTS

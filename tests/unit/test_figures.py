@@ -24,6 +24,9 @@ def load_figures() -> ModuleType:
 
 
 figures = load_figures()
+
+from figure_rows import BenchRow, DemoRow, FigureError, Table  # noqa: E402  (found by what figures.py does)
+
 PLACE = {"machine": {"cpu": "abacus", "cores": 2}, "versions": {"python": "3.11", "torch": "2.13"}}
 BENCH = PLACE | {
     "command_line": ["/somewhere/scripts/bench.py", "wire", "--repeat", "3"],
@@ -52,7 +55,7 @@ def written(folder: Path, **records: Any) -> Path:
 
 
 def table(*rows: Any, num_columns: int = 4) -> Any:
-    return figures.Table(("title",) * num_columns, rows)
+    return Table(("title",) * num_columns, rows)
 
 
 def test_the_readme_says_what_the_files_say() -> None:
@@ -60,14 +63,14 @@ def test_the_readme_says_what_the_files_say() -> None:
 
 
 def test_figures_are_medians_with_their_spread(tmp_path: Path) -> None:
-    row = figures.BenchRow("wire", "a thing", "{ours/s*0.001:.2f} ks", "{plain, TCP/s:.1f} s")
+    row = BenchRow("wire", "a thing", "{ours/s*0.001:.2f} ks", "{plain, TCP/s:.1f} s")
     text = figures.tables(written(tmp_path, wire=BENCH), [table(row)])
     assert "| a thing | 1.23 (1.20-1.30) ks | 1.0 s | `scripts/bench.py wire --repeat 3` |" in text
     assert "`wire`: abacus, 2 cores, load 0.5 before; Python 3.11, torch 2.13." in text
 
 
 def test_a_row_without_a_file_is_left_out(tmp_path: Path) -> None:
-    rows = [figures.BenchRow("wire", "here", "{ours/s:.0f}"), figures.BenchRow("other", "gone", "{ours/s:.0f}")]
+    rows = [BenchRow("wire", "here", "{ours/s:.0f}"), BenchRow("other", "gone", "{ours/s:.0f}")]
     text = figures.tables(written(tmp_path, wire=BENCH), [table(*rows), table(rows[1])])
     assert "here" in text and "gone" not in text and text.count("title | title |\n") == 1
     assert figures.tables(tmp_path / "empty", [table(*rows)]) == ""
@@ -75,26 +78,24 @@ def test_a_row_without_a_file_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["{theirs/s:.1f}", "{ours/ms:.1f}"])
 def test_a_figure_that_the_file_does_not_have_is_an_error(tmp_path: Path, place: str) -> None:
-    with pytest.raises(figures.FigureError, match=r"wire\.json: no figure"):
-        figures.tables(written(tmp_path, wire=BENCH), [table(figures.BenchRow("wire", "a thing", place))])
+    with pytest.raises(FigureError, match=r"wire\.json: no figure"):
+        figures.tables(written(tmp_path, wire=BENCH), [table(BenchRow("wire", "a thing", place))])
 
 
 def test_a_file_of_which_no_row_is_made_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(figures.FigureError, match="no row"):
-        figures.tables(
-            written(tmp_path, wire=BENCH, stray=BENCH), [table(figures.BenchRow("wire", "", "{ours/s:.0f}"))]
-        )
+    with pytest.raises(FigureError, match="no row"):
+        figures.tables(written(tmp_path, wire=BENCH, stray=BENCH), [table(BenchRow("wire", "", "{ours/s:.0f}"))])
 
 
 def test_a_demo_is_wrapped_with_its_command_and_machine(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     result.write_text(json.dumps(DEMO))
     folder = tmp_path / "figures"
-    with pytest.raises(figures.FigureError, match="--command"):
+    with pytest.raises(FigureError, match="--command"):
         figures.add("demo", result, folder, "")
     record = json.loads(figures.add("demo", result, folder, "p2ptrain demo").read_text())
     assert record["result"] == DEMO and record["machine"]["cores"] >= 1 and "torch" in record["versions"]
-    row = figures.DemoRow("demo", "digits, {num_peers} peers, {epochs:g} epochs of {model}")
+    row = DemoRow("demo", "digits, {num_peers} peers, {epochs:g} epochs of {model}")
     text = figures.tables(folder, [table(row, num_columns=6)])
     assert (
         "| digits, 2 peers, 12 epochs of lenet | 98.1 % | 99.4 % | 10.0-13.2 % | 2.4-3.1 MB | `p2ptrain demo` |" in text
@@ -104,7 +105,7 @@ def test_a_demo_is_wrapped_with_its_command_and_machine(tmp_path: Path) -> None:
 def test_only_results_that_count_are_added(tmp_path: Path) -> None:
     folder = written(tmp_path, tiny=BENCH | {"tiny": True}, short=BENCH | {"incomplete": "too slow"}, other={"a": 1})
     for name in ("tiny", "short", "other"):
-        with pytest.raises(figures.FigureError):
+        with pytest.raises(FigureError):
             figures.add("x", folder / f"{name}.json", tmp_path / "figures", "")
     place = BENCH | {"command_line": ["/somewhere/scripts/bench.py", "wire", "--out", "/else/where", "--repeat", "3"]}
     good = figures.add("wire", written(tmp_path, good=place) / "good.json", tmp_path / "figures", "")
@@ -116,5 +117,5 @@ def test_only_what_is_between_the_markers_is_rewritten() -> None:
     new = figures.rewritten(text, "| new |")
     assert new == f"before\n{figures.BEGIN}\n\n| new |\n\n{figures.END}\nafter\n"
     assert figures.rewritten(new, "| new |") == new
-    with pytest.raises(figures.FigureError, match="README"):
+    with pytest.raises(FigureError, match="README"):
         figures.rewritten("no markers", "| new |")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,10 +18,12 @@ from p2ptrain.errors import UserError
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
-from laboratory import quota  # noqa: E402
-from laboratory.calibration import Speed  # noqa: E402
+from laboratory import calibration, quota  # noqa: E402
+from laboratory.calibration import Speed, Turn  # noqa: E402
+from laboratory.camera import Camera  # noqa: E402
 from laboratory.network import Line, shaping  # noqa: E402
-from laboratory.spec import Event, LabSpec, check_fits, read_lab  # noqa: E402
+from laboratory.report import figures, plans_line, to_plain  # noqa: E402
+from laboratory.spec import Event, LabSpec, check_fits, device_of, read_lab  # noqa: E402
 from laboratory.timeline import Timeline  # noqa: E402
 
 PROFILES = REPOSITORY / "peers"
@@ -87,6 +92,12 @@ def test_profiles_give_share_rate_and_memory(tmp_path: Path) -> None:
         (TWO + "[[event]]\nat_s = 1\ndo = 'slow'\ndevice = 'a'", r"event\[0\].share: missing"),
         (TWO + "[job.data]\nkind = 'image'", "without `data`"),
         (TWO + "[network]\nloss = 1.5", "network.loss: 1.5 is outside"),
+        ("train_s = -1" + TWO, "train_s: -1 is outside"),
+        ("train_s = 'long'" + TWO, "train_s: 'long' is not a number"),
+        (
+            "train_s = 30" + TWO + "[[event]]\nat_s = 30\ndo = 'kill'\ndevice = 'a'",
+            r"event\[0\].at_s: 30 is not before the end of training, train_s = 30",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, text: str, said: str) -> None:
@@ -100,6 +111,31 @@ def test_more_than_the_machine_has_is_refused(tmp_path: Path) -> None:
     check_fits(spec, 1.25)
     with pytest.raises(UserError, match=r"1\.25 cores, this machine has 1: scale"):
         check_fits(spec, 1)
+
+
+def test_training_ends_when_the_job_does_or_after_a_time(tmp_path: Path) -> None:
+    assert lab(tmp_path, TWO).train_s == 0
+    event = "[[event]]\nat_s = 29\ndo = 'kill'\ndevice = 'a'\n"
+    event += "[[event]]\nat_s = 60\ndo = 'start'\ndevice = 'a'\nafter = 'start'\n"
+    spec = lab(tmp_path, "train_s = 30" + TWO + event)
+    assert spec.train_s == 30
+    assert [event.at_s for event in spec.events] == [29, 60]
+
+
+@pytest.mark.parametrize(
+    ("share", "num_cores", "num_threads"), [(0.1, 2, 1), (1.0, 2, 1), (1.5, 2, 2), (3.0, 2, 2), (1.5, 0.5, 1)]
+)
+def test_a_device_trains_with_as_many_threads_as_it_and_the_machine_have_cores(
+    share: float, num_cores: float, num_threads: int
+) -> None:
+    assert device_of("a", share).num_threads(num_cores) == num_threads
+
+
+def test_the_threads_of_a_profile_are_its_cores(tmp_path: Path) -> None:
+    (device,) = lab(
+        tmp_path, 'data = "digits"\n[[device]]\nname = "a"\nprofile = "raspberry-pi-4"\nshare = 0.3'
+    ).devices
+    assert [device.num_threads(cores) for cores in (1, 2, 64)] == [1, 2, 4]
 
 
 # --- events -----------------------------------------------------------------------------------------------------------
@@ -251,3 +287,131 @@ def test_only_what_dead_labs_left_is_swept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("measured", "fine"), [(95.1, True), (104.9, True), (94.9, False), (105.1, False)])
 def test_five_percent(measured: float, fine: bool) -> None:
     assert Speed("a", 0.5, 100.0, measured).fine is fine
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A worker and its group on an imagined machine: one thread trains 100 samples in a second of CPU time."""
+
+    pid = 1
+
+    def __init__(self, share: float, efficiency: float = 1.0, robbed_turns: int = 0, busy: float = 0.0) -> None:
+        """``efficiency`` of the limited device; ``busy``: of a whole core, what something else takes."""
+        self.share, self.correction = share, 1.0
+        self.efficiency, self.robbed_turns, self.busy = efficiency, robbed_turns, busy
+        self.limited = False
+        self.threads: list[int] = []
+
+    @property
+    def quota(self) -> float:
+        return self.share * self.correction
+
+    def add(self, pid: int) -> None:
+        self.limited = True
+
+    def home(self) -> None:
+        self.limited = False
+
+    def correct(self, factor: float) -> None:
+        self.correction = factor
+
+    def train(self, seconds: float, num_threads: int = 1) -> Turn:
+        if not self.limited:
+            cpu_s = seconds * (1 - self.busy)
+            return Turn(round(1e6 * cpu_s), seconds, cpu_s)
+        self.threads.append(num_threads)
+        robbed = len(self.threads) <= self.robbed_turns
+        cpu_s = seconds * self.quota * (0.5 if robbed else 1.0)
+        return Turn(round(1e6 * self.efficiency * cpu_s), seconds, cpu_s)
+
+    def measure(self, num_threads: int = 1) -> Speed:
+        device = device_of("a", self.share)
+        return calibration.measure_device(self, device, num_threads, self, self.home)  # type: ignore[arg-type]
+
+
+def test_nominal_is_the_share_of_one_thread_whatever_the_threads_and_whatever_else_runs() -> None:
+    speed = Machine(0.4, efficiency=0.9, busy=0.6).measure(num_threads=2)
+    assert (speed.nominal, speed.measured) == pytest.approx((0.4e6, 0.36e6))
+    assert speed.num_threads == 2 and not speed.fine
+    assert Machine(1.5).measure(num_threads=2).nominal == pytest.approx(1.5e6)
+
+
+@pytest.mark.parametrize(("robbed_turns", "measured"), [(0, 0.4e6), (3, 0.4e6), (4, 0.4e6), (5, 0.2e6), (100, 0.2e6)])
+def test_a_turn_in_which_others_took_the_device_s_time_is_taken_again_but_not_for_ever(
+    robbed_turns: int, measured: float
+) -> None:
+    machine = Machine(0.4, robbed_turns=robbed_turns)
+    assert machine.measure().measured == pytest.approx(measured)
+    assert len(machine.threads) <= 2 * calibration.NUM_TURNS
+
+
+# --- what a run is put down as ----------------------------------------------------------------------------------------
+
+
+class Outcomes:
+    """A run as ``session.run`` gives it, less what the report does not look at."""
+
+    def __init__(self, classes: tuple[int, ...], accuracy: float | None, speeds: tuple[Speed, ...]) -> None:
+        part = SimpleNamespace(classes=classes, share=0.5, trainers=("p",))
+        plan = SimpleNamespace(epoch=1, mode="tasks", targets="all", parts=(part,))
+        report = SimpleNamespace(trainers=("a", "b"))
+        outcome = SimpleNamespace(
+            formed_s=1.0,
+            trained_s=20.0,
+            harvested_s=2.5,
+            records={"a": SimpleNamespace(plan="x"), "b": SimpleNamespace(plan="x"), "c": SimpleNamespace(plan="")},
+            harvest=SimpleNamespace(report=(report,)),
+        )
+        use = {"a": SimpleNamespace(peak_memory_bytes=1e8, cpu_s=3.0)}
+        self.result = (
+            SimpleNamespace(assembled_accuracy=accuracy, central_accuracy=None, to_plain=dict) if accuracy else None
+        )
+        self.lab = SimpleNamespace(
+            outcome=outcome,
+            speeds=speeds,
+            events=(),
+            plans=((1.0, plan),),
+            names={"p": "a"},
+            use=use,
+            accuracies=(),
+            training_s=5.0,
+            started_at=1e9,
+        )
+
+
+def test_a_lab_s_result_sums_up_its_runs_as_a_benchmark_does() -> None:
+    spec = LabSpec("two", "digits", {}, (device_of("a", 0.5),))
+    slow, fast = Speed("a", 0.5, 100.0, 96.0), Speed("a", 0.5, 100.0, 101.0)
+    runs: list[Any] = [Outcomes((0, 1), 0.9, (slow,)), Outcomes((0, 1), 0.8, (fast,)), Outcomes((0, 1), 0.85, (fast,))]
+    plain = to_plain(spec, "name = 'two'", ["scripts/lab.py", "run"], 0.5, runs)
+    (case,) = plain["cases"]
+    assert case["case"] == "two" and case["num_repetitions"] == 3
+    assert case["figures"]["accuracy"] == pytest.approx({"median": 85, "low": 80, "high": 90})
+    assert case["figures"]["harvested_s"]["median"] == 22.5
+    assert case["figures"]["worst_deviation"] == pytest.approx({"median": 1, "low": 1, "high": 4})
+    assert case["figures"]["plans_in_force"]["high"] == 1 and case["figures"]["copies_harvested"]["low"] == 2
+    assert plain["incomplete"] == "" and len(plain["runs"]) == 3
+    assert plans_line(plain) == "3 runs: the same first plan in all"
+    json.dumps(plain, allow_nan=False)
+
+
+def test_runs_that_began_otherwise_or_were_not_calibrated_say_so() -> None:
+    spec = LabSpec("two", "digits", {}, (device_of("a", 0.5),))
+    runs: list[Any] = [Outcomes((0, 1), None, ()), Outcomes((0, 2), None, ())]
+    plain = to_plain(spec, "", ["scripts/lab.py"], 0.5, runs)
+    assert plans_line(plain) == "2 runs: 2 different first plans"
+    assert "not measured" in plain["incomplete"]
+    assert not {"accuracy", "worst_deviation"} & figures(runs[0]).keys()
+
+
+def test_nothing_saved_is_no_point_of_the_accuracy(tmp_path: Path) -> None:
+    assert (
+        Camera(tmp_path / "frames", SimpleNamespace(id="job")).accuracies(  # type: ignore[arg-type]
+            SimpleNamespace(parts=()),
+            "digits",
+            [1.0, 2.0],  # type: ignore[arg-type]
+        )
+        == []
+    )

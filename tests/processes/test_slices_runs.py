@@ -1,0 +1,155 @@
+"""Pipelines of real peers: what one process trains, a lost stage, a trainer that dies, a helper without samples.
+
+The stages are forced (``strategy = "equal"``): for a model this small the fastest pipeline is one peer alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from group import PeerGroup, PeerProcess, make_job
+
+from p2ptrain import api
+from p2ptrain.config import Job, ModelConfig, SlicesConfig, TrainingConfig
+from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.data import load, open_source, propose_contract, select
+from p2ptrain.learning.parts import global_model
+from p2ptrain.learning.slice_training import SliceTraining
+from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
+from p2ptrain.planning.plan import Plan
+
+pytestmark = pytest.mark.slow
+
+
+def sliced(job: Job, *, strategy: str = "equal", micro_batches: int = 4, snapshot_steps: int = 0) -> Job:
+    slices = SlicesConfig(micro_batches, strategy=strategy, snapshot_steps=snapshot_steps)  # type: ignore[arg-type]
+    return dataclasses.replace(job, mode="slices", slices=slices)
+
+
+def text_job(home: Path) -> tuple[Job, str]:
+    """A decoder on bytes that have something to learn."""
+    path = home / "text.txt"
+    path.write_text("".join(f"{i % 7} times {i % 5} is {i % 7 * (i % 5)}. " for i in range(1500)))
+    data = f"text:{path}"
+    contract = dataclasses.replace(propose_contract(open_source(data)), input_shape=(1, 1, 32))
+    training = TrainingConfig(rounds=2, epochs_per_round=1.5, batch_size=32, optimizer="adamw", learning_rate=1e-3)
+    job = dataclasses.replace(make_job(peers=3), data=contract, training=training)
+    return dataclasses.replace(job, model=ModelConfig("gpt_mini", width=0.25)), data
+
+
+def first_owner(peers: PeerGroup, plan: Plan) -> PeerProcess:
+    """The peer of the first stage: its samples are the ones that are trained."""
+    assert plan.slices is not None
+    (owner,) = plan.slices.pipeline.stages[0].peers
+    return next(peer for peer in peers.peers if peer.id == owner)
+
+
+def trained_alone(job: Job, plan: Plan, owner: PeerProcess) -> dict[str, torch.Tensor]:
+    """The model after all batches of a pipeline of one, in this process, from the same samples."""
+    assert plan.slices is not None
+    pipeline = plan.slices.pipeline
+    stage = Stage(0, pipeline.num_blocks, ("alone",), (pipeline.micro_batch,), 1)
+    alone = dataclasses.replace(pipeline, stages=(stage,), left_out=())
+    assert isinstance(alone, PipelinePlan)
+    source = open_source(owner.options["data"])
+    indices = select(source, job.data, "train", shard=owner.options["shard"] or None, seed=job.seed)
+    torch.set_num_threads(1)
+    training = SliceTraining(
+        job.training,
+        Chain(global_model(job, allow_user_code=False), job.data.input_shape),
+        alone,
+        "alone",
+        build=lambda: global_model(job, allow_user_code=False),
+        data=load(source, job.data, "train", indices),
+        peer_name=owner.name,
+        seed=job.seed,
+        steps_per_round=plan.slices.steps_per_round,
+        num_classes=len(job.data.classes),
+    )
+    while not training.finished:
+        assert training.advance() == []
+    tensors, _ = training.snapshot()
+    return {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+
+
+@pytest.mark.parametrize("kind", ["lenet", "gpt_mini"])
+def test_three_processes_train_what_one_does(peers: PeerGroup, tmp_path: Path, kind: str) -> None:
+    if kind == "lenet":
+        job, options = sliced(make_job(rounds=3, epochs=0.7, peers=3)), {}
+    else:
+        job, data = text_job(tmp_path)
+        job, options = sliced(job), {"data": data}
+    peers.start(3, job, **options)
+    peers.until_all("done", 120)
+    found = peers.harvest()
+    assert found.plan.slices is not None and len(found.plan.slices.pipeline.stages) == 3
+    steps = found.plan.slices.steps_per_round * job.training.rounds
+    assert {report.step for report in found.report} == {steps} and steps >= 20
+    alone = trained_alone(job, found.plan, first_owner(peers, found.plan))
+    assert alone.keys() == found.state.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(
+            found.state[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def test_two_owners_share_each_micro_batch(peers: PeerGroup) -> None:
+    job = sliced(make_job(rounds=6, epochs=2, peers=2), strategy="data-parallel")
+    both = peers.start(2, job)
+    peers.until_all("done", 100)
+    found = peers.harvest()
+    assert found.plan.slices is not None
+    (stage,) = found.plan.slices.pipeline.stages
+    assert set(stage.peers) == {peer.id for peer in both}
+    path = peers.home / "model.safetensors"
+    api.save_harvest(path, found)
+    model, card = api.load_model(path)
+    assert api.evaluate(model, card, "digits").accuracy > 0.85
+
+
+def test_a_lost_stage_is_taken_over_from_what_was_saved(peers: PeerGroup) -> None:
+    job = sliced(make_job(rounds=40, epochs=2, peers=3))
+    three = peers.start(3, job)
+    peers.until_round(3)
+    peers.until_all("custody-acked")
+    plan = peers.status().plan
+    assert plan is not None and plan.slices is not None
+    lost = next(peer for peer in three if peer.id == plan.slices.pipeline.stages[1].peers[0])
+    others = [peer for peer in three if peer is not lost]
+    at = lost.kill()
+    assert not lost.said("done"), "killed in the middle of training"
+    peers.until_all("failed", 15, others, peer=lost.id)
+    peers.until(lambda: all(peer.said("training", at) for peer in others), 40, "the others go on")
+    for peer in others:
+        assert int(peer.lines("training", at)[0].fields["round"] or 0) >= 1, "from a saved step, not from the start"
+    peers.until_all("done", 120, others)
+    found = peers.harvest()
+    assert found.plan.epoch == 2 and {report.round for report in found.report} == {40}
+    path = peers.home / "model.safetensors"
+    api.save_harvest(path, found)
+    model, card = api.load_model(path)
+    assert api.evaluate(model, card, "digits").accuracy > 0.85
+
+
+def test_a_trainer_that_dies_and_a_helper_without_samples(peers: PeerGroup) -> None:
+    job = sliced(make_job(rounds=40, epochs=2, peers=2), snapshot_steps=5)
+    owner = peers.add(job=job.to_json(), shard="1/2").start()
+    helper = peers.add(data="").start()
+    peers.until_round(2)
+    plan = peers.status().plan
+    assert plan is not None and plan.slices is not None
+    assert [stage.peers for stage in plan.slices.pipeline.stages] == [(owner.id,), (helper.id,)]
+    at = time.time()
+    helper.trainer().send_signal(signal.SIGKILL)
+    peers.until(lambda: helper.said("trainer-failed", at), 10, "the node notices")
+    peers.until(lambda: all(peer.said("training", at) for peer in (owner, helper)), 60, "both go on")
+    assert int(owner.lines("training", at)[0].fields["round"] or 0) >= 1
+    peers.until_all("done", 120)
+    found = peers.harvest()
+    assert {report.round for report in found.report} == {40}
+    assert all(bool(tensor.isfinite().all()) for tensor in found.state.values())
