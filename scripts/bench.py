@@ -30,6 +30,8 @@ BENCHMARKS = {
     "gossip_round": "seconds of one gossip exchange by model and compression, beside a plain exchange of equal bytes",
     "tasks": "class sub-models in a lab of unlike devices, beside central training and gossip of the whole model",
     "tasks_cifar": "the same on CIFAR-10 with VGG-11 (hours)",
+    "pipeline": "depth slices in a lab of unlike devices: throughput beside prediction, equal split, one device alone",
+    "planner": "what planning a pipeline costs, and what the plan promises beside three ways to do without",
     "neighbours": "p2ptrain, hivemind and torchft on one workload: accuracy, seconds, memory, bytes, and a kill -9",
     "scale": "10 to 5,000 peers in virtual time: seconds, rounds and bytes, beside heartbeats and a central average",
     "gossip": "replicas of 2 to 8 real peers: bytes, accuracy and consensus by compression, beside central training",

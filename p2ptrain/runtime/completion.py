@@ -85,7 +85,7 @@ class Completion:
         peer, plan = self._peer, self._plan()
         if plan is None or self._calibration.running:
             return []
-        if plan.part_of(peer.own_id) is None:
+        if plan.slices is not None and plan.part_of(peer.own_id) is None:
             return self._look_from_outside(plan, now)
         if peer.records.own.phase not in ENDED:
             return []

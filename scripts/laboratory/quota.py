@@ -1,7 +1,8 @@
 """CPU shares and memory limits by cgroup, version 1 or 2, whichever the machine has mounted.
 
 Invariant: only groups that a lab made are ever removed: their names say which process made them, and those of labs that
-are no more are swept when the next one starts. A group's processes are in every controller that limits them.
+are no more are swept when the next one starts. A group's processes are in every controller that limits them. Up to
+its share a device comes before whatever else runs on the machine.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ TURN_US = 10_000
 """What a device computes at a stretch. Shorter turns start with cold caches ever more often (with turns of 2 ms a tenth
 of a core did 0.7 of its work); longer ones mean longer waits between them."""
 SHORTEST_PERIOD_US, LONGEST_PERIOD_US = 20_000, 500_000
+PRIORITY = {1: ("cpu.shares", "65536"), 2: ("cpu.weight", "10000")}
+"""By version; what is not said to weigh anything weighs 1024 or 100."""
 GONE_S = 5.0
 
 
@@ -71,6 +74,8 @@ class DeviceGroup:
             for folder in self.folders:
                 folder.mkdir()
             self.set_share(share)
+            file, weight = PRIORITY[controllers.version]
+            (self.folders[0] / file).write_text(weight)
             if memory_mb:
                 limit = str(round(memory_mb * 1e6))
                 if controllers.version == 1:

@@ -242,6 +242,7 @@ def test_version_1(tmp_path: Path) -> None:
     assert memory.parent == tmp_path / "cg/memory/here"
     assert (cpu / "cpu.cfs_quota_us").read_text() == "10000"
     assert (cpu / "cpu.cfs_period_us").read_text() == "100000"
+    assert (cpu / "cpu.shares").read_text() == "65536"
     assert (memory / "memory.limit_in_bytes").read_text() == "500000000"
     group.set_share(0.5)
     assert (cpu / "cpu.cfs_quota_us").read_text() == "10000"
@@ -262,6 +263,7 @@ def test_version_2(tmp_path: Path) -> None:
     (folder,) = group.folders
     assert (tmp_path / "cg" / "cgroup.subtree_control").read_text() == "+cpu +memory"
     assert (folder / "cpu.max").read_text() == "30000 20000"
+    assert (folder / "cpu.weight").read_text() == "10000"
     assert (folder / "memory.max").read_text() == "100000000"
     assert group.entrances == [folder / "cgroup.procs"]
 

@@ -1,0 +1,112 @@
+"""What planning a pipeline costs and what the plan promises, beside three ways to do without a plan.
+
+Rooms are made of the profiles in ``peers/`` (the desktop with a GPU left out: nothing is faster than that alone) and
+the speeds 1 : 0.1 : 1 of the literature (FTPipeHD), with a model's real blocks. All seconds of a batch are predictions
+of the same cost model; those of planning are CPU seconds on this machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from benchmarks import plots
+from benchmarks.common import REPOSITORY, Column, Sample, Settings
+from p2ptrain.learning.block_costs import profile_blocks
+from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.models import TEXT_MODELS, build_model
+from p2ptrain.planning.blocks import ModelProfile
+from p2ptrain.planning.pipeline_baselines import compare
+from p2ptrain.planning.pipeline_cost import PipelinePeer, PipelineTask, peer_from_profile
+from p2ptrain.planning.profiles import read_profile
+
+BASELINE = "the best single peer, an equal split over all peers, data parallel; each priced by the same cost model"
+COLUMNS = (
+    Column("batch_s", "a batch, predicted, s", 3),
+    Column("times_as_long", "times as long as planned", 2),
+    Column("planning_ms", "planning, CPU ms", 0),
+    Column("stages", "stages", 0),
+    Column("peers", "peers at work", 0),
+)
+BATCH, MICRO_BATCHES = 64, 8
+RATE = 100e6 / 8
+BOARDS = ("raspberry-pi-4", "raspberry-pi-5", "old-laptop", "jetson-nano", "phone-board", "recent-laptop")
+FASTEST = 40e9
+"""FLOP/s of the fast ones of 1 : 0.1 : 1."""
+MODELS = {"vgg11": (3, 32, 32), "mobilenetv2": (3, 32, 32), "bert_small": (1, 1, 128)}
+
+
+def run(settings: Settings) -> Iterator[Sample]:
+    rooms = _rooms()
+    for repetition in range(settings.repeat):
+        for name in list(MODELS)[:1] if settings.tiny else MODELS:
+            model = _profile(name)
+            for room, peers in list(rooms.items())[:1] if settings.tiny else rooms.items():
+                yield from _compared(
+                    f"{name}, {room}",
+                    repetition,
+                    PipelineTask(model, peers, BATCH // MICRO_BATCHES, MICRO_BATCHES, 0.001),
+                )
+
+
+def _rooms() -> dict[str, tuple[PipelinePeer, ...]]:
+    boards = [peer_from_profile(read_profile(REPOSITORY / "peers" / f"{name}.toml"), name) for name in BOARDS]
+
+    def many(count: int) -> tuple[PipelinePeer, ...]:
+        chosen = (boards[i % len(boards)] for i in range(count))
+        return tuple(_linked(peer, f"{peer.name}-{i}") for i, peer in enumerate(chosen))
+
+    unlike = tuple(
+        PipelinePeer(name, FASTEST * share, 4e9, RATE)
+        for name, share in (("fast-1", 1.0), ("slow", 0.1), ("fast-2", 1.0))
+    )
+    return {"1 : 0.1 : 1": unlike, "5 boards": many(5), "8 boards": many(8), "16 boards": many(16)}
+
+
+def _linked(peer: PipelinePeer, name: str) -> PipelinePeer:
+    return PipelinePeer(name, peer.flops_per_s, peer.memory_bytes, min(peer.link_bytes_per_s, RATE))
+
+
+def _profile(name: str) -> ModelProfile:
+    with torch.device("meta"):
+        network = build_model(name, input_shape=MODELS[name], num_classes=256 if name in TEXT_MODELS else 10, width=1.0)
+    return profile_blocks(Chain(network, MODELS[name]), name)
+
+
+def _compared(case: str, repetition: int, task: PipelineTask) -> Iterator[Sample]:
+    start = time.process_time()
+    comparison = compare(task)
+    planning_ms = 1e3 * (time.process_time() - start)
+    planned = comparison.planned
+    best = planned.cost.round_s
+    at_work = {peer for stage in planned.plan.stages for peer in stage.peers}
+    figures = {"batch_s": best, "times_as_long": 1.0, "planning_ms": planning_ms, "proved": float(planned.is_proved)}
+    yield Sample(case, repetition, figures | {"stages": len(planned.plan.stages), "peers": len(at_work)})
+    for baseline in comparison.baselines:
+        if baseline.cost is not None and baseline.plan is not None:
+            its = {peer for stage in baseline.plan.stages for peer in stage.peers}
+            took = baseline.cost.round_s
+            figures = {"batch_s": took, "times_as_long": took / best, "stages": len(baseline.plan.stages)}
+            yield Sample(f"{case}: {baseline.name}", repetition, figures | {"peers": len(its)}, is_baseline=True)
+
+
+def plot(figure: Any, result: dict[str, Any]) -> None:
+    """How much longer a batch takes without the plan, by room and model."""
+    axes = figure.subplots()
+    planned = [case["case"] for case in result["cases"] if not case["is_baseline"]]
+    names = sorted({case["case"].rpartition(": ")[2] for case in result["cases"] if case["is_baseline"]})
+    for number, name in enumerate(names):
+        found = {c["case"]: c["figures"]["times_as_long"]["median"] for c in result["cases"] if c["is_baseline"]}
+        points = [(i, found[f"{case}: {name}"]) for i, case in enumerate(planned) if f"{case}: {name}" in found]
+        shown = plots.mark(number, is_baseline=True)
+        style = shown.pop("fmt")
+        axes.plot(*zip(*points, strict=True), marker=style, linestyle="", label=name, **shown)
+    axes.axhline(1.0, color=plots.COLOURS[-1], linewidth=1)
+    axes.set_yscale("log")
+    plots.plain_numbers(axes.yaxis)
+    axes.set_xticks(range(len(planned)), planned, rotation=30, ha="right", fontsize="small")
+    axes.set_ylabel("times as long as the plan's batch")
+    plots.legend(axes)
