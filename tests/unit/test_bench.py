@@ -23,7 +23,8 @@ from benchmarks.peers import Happened, PeerProcess  # noqa: E402
 from benchmarks.virtual_membership import detect_death_by_heartbeats  # noqa: E402
 from laboratory.calibration import OffSpeedError  # noqa: E402
 
-NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks_cifar"} | {"pipeline", "planner"}
+NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks_cifar"}
+NAMES |= {"pipeline", "planner"}
 
 
 def bench(*arguments: str) -> str:
