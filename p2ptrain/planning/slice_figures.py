@@ -14,9 +14,9 @@ from p2ptrain.config import Job
 from p2ptrain.errors import UserError
 from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_times
 from p2ptrain.planning.footprint import TRAINER_BASE_BYTES
-from p2ptrain.planning.pipeline_cost import CostModel, PipelinePeer, PipelineTask, steps_of
+from p2ptrain.planning.pipeline_cost import CostModel, PipelinePeer, PipelineTask, fits, steps_of
 from p2ptrain.planning.pipeline_plan import PipelinePlan
-from p2ptrain.planning.pipeline_schedule import round_s
+from p2ptrain.planning.pipeline_schedule import Steps, round_s
 from p2ptrain.planning.plan import PeerSnapshot, SliceProfile
 from p2ptrain.planning.profile_codec import rounded, rounded_rows
 
@@ -83,8 +83,24 @@ def _is_usable(model: ModelProfile, snapshot: PeerSnapshot, profile: SliceProfil
     return all(second <= 1e6 for rows in (profile.forward_s, profile.backward_s) for row in rows for second in row)
 
 
+def micro_batch_choices(job: Job) -> tuple[int, ...]:
+    """The numbers of micro-batches that a plan may have: the job's, which is the most, its halves, and one.
+
+    Fewer and larger ones compute faster, more of them keep a pipeline full: a peer alone is best off with one. The
+    gradient of a batch is the same, but for BatchNorm, which takes its statistics from a micro-batch.
+    """
+    choices = [job.slices.micro_batches]
+    while choices[-1] % 2 == 0:
+        choices.append(choices[-1] // 2)
+    return tuple(choices) if choices[-1] == 1 else (*choices, 1)
+
+
 def task_of(
-    job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], profiles: Sequence[SliceProfile]
+    job: Job,
+    model: ModelProfile,
+    snapshots: Sequence[PeerSnapshot],
+    profiles: Sequence[SliceProfile],
+    num_micro_batches: int,
 ) -> PipelineTask:
     """Peers in the order of their ids, but a data owner first: the order of an equal split."""
     if not profiles:
@@ -96,13 +112,13 @@ def task_of(
     peers = [_pipeline_peer(by_peer[profile.peer], profile) for profile in profiles]
     first = next((peer for peer in peers if peer.has_data), None)
     peers.sort(key=lambda peer: (peer is not first, peer.name))
-    num, copies = job.slices.micro_batches, 1 if job.training.optimizer == "sgd" else 2
+    copies = 1 if job.training.optimizer == "sgd" else 2
     stashed = job.slices.schedule == "async"  # the weights that the batch before is still on its way with
     return PipelineTask(
         model,
         tuple(peers),
-        job.training.batch_size // num,
-        num,
+        job.training.batch_size // num_micro_batches,
+        num_micro_batches,
         LATENCY_S,
         optimizer_copies=copies + SNAPSHOT_COPIES + stashed,
         forward_wire=WIRE[job.slices.activations],
@@ -128,6 +144,31 @@ def _times(profile: SliceProfile) -> BlockTimes:
     return BlockTimes(profile.batch_sizes, profile.forward_s, profile.backward_s)
 
 
-def batch_s(costs: CostModel, pipeline: PipelinePlan) -> float:
-    """Predicted seconds of a batch."""
-    return round_s(steps_of(costs, pipeline), tuple(stage.warm_up for stage in pipeline.stages))
+class Room:
+    """The peers of a plan with their figures: what their pipelines cost, for each number of micro-batches."""
+
+    def __init__(
+        self, job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], profiles: Sequence[SliceProfile]
+    ) -> None:
+        self.job = job
+        self.model = model
+        self.num_peers = len(profiles)
+        self._figures = (job, model, snapshots, profiles)
+        self._costs: dict[int, CostModel] = {}
+
+    def costs(self, num_micro_batches: int) -> CostModel:
+        """Raises ``UserError`` where no plan can be computed from the figures."""
+        if num_micro_batches not in self._costs:
+            self._costs[num_micro_batches] = CostModel(task_of(*self._figures, num_micro_batches))
+        return self._costs[num_micro_batches]
+
+    def steps(self, pipeline: PipelinePlan) -> Steps:
+        return steps_of(self.costs(pipeline.num_micro_batches), pipeline)
+
+    def batch_s(self, pipeline: PipelinePlan) -> float:
+        """Predicted seconds of a batch."""
+        return round_s(self.steps(pipeline), tuple(stage.warm_up for stage in pipeline.stages))
+
+    def fits(self, pipeline: PipelinePlan) -> bool:
+        costs = self.costs(pipeline.num_micro_batches)
+        return all(fits(costs, stage) for stage in pipeline.stages)

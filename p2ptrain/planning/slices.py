@@ -24,7 +24,6 @@ from p2ptrain.planning.assignment import clean
 from p2ptrain.planning.blocks import ModelProfile
 from p2ptrain.planning.footprint import TRAINER_BASE_BYTES
 from p2ptrain.planning.pipeline_baselines import best_single_peer, equal_split, side_by_side
-from p2ptrain.planning.pipeline_cost import CostModel, fits, steps_of
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.pipeline_search import plan_pipeline
 from p2ptrain.planning.plan import (
@@ -38,7 +37,7 @@ from p2ptrain.planning.plan import (
 )
 from p2ptrain.planning.profile_codec import chain_hash
 from p2ptrain.planning.shares import SHARE_UNITS
-from p2ptrain.planning.slice_figures import UNKNOWN_LINK_BYTES_PER_S, SlicePeer, batch_s, task_of, usable
+from p2ptrain.planning.slice_figures import UNKNOWN_LINK_BYTES_PER_S, Room, SlicePeer, micro_batch_choices, usable
 
 SLOWER = 1 + 1e-3
 """A plan may be this much slower than the best single peer: figures are rounded."""
@@ -48,7 +47,7 @@ def first_slices_plan(job: Job, model: ModelProfile, peers: Sequence[SlicePeer],
     """The plan a group starts with. Raises ``UserError`` where there is none, saying what is missing."""
     snapshots = clean(job, [peer.snapshot for peer in peers])
     profiles = usable(model, snapshots, peers)
-    pipeline = _pipeline(job, CostModel(task_of(job, model, snapshots, profiles)))
+    pipeline = _best(Room(job, model, snapshots, profiles))
     slices = SlicesPlan(chain_hash(model), pipeline, profiles, 0, _steps_per_round(job, snapshots, pipeline))
     return _plan(job, model, snapshots, slices, proposer, None)
 
@@ -81,10 +80,10 @@ def next_slices_plan(
     if not is_torn and job.slices.strategy != "planned":
         return None
     profiles = usable(model, snapshots, peers, before.profiles)
-    costs = CostModel(task_of(job, model, snapshots, profiles))
-    pipeline = _pipeline(job, costs)
+    room = Room(job, model, snapshots, profiles)
+    pipeline = _best(room)
     can_go_on = not is_torn and {profile.peer for profile in profiles}.issuperset(current.trainers())
-    if can_go_on and batch_s(costs, before.pipeline) <= batch_s(costs, pipeline) * (1 + job.slices.replan_gain):
+    if can_go_on and room.batch_s(before.pipeline) <= room.batch_s(pipeline) * (1 + job.slices.replan_gain):
         return None
     slices = SlicesPlan(before.chain, pipeline, profiles, from_step, before.steps_per_round)
     return _plan(job, model, snapshots, slices, proposer, current)
@@ -95,8 +94,8 @@ def follows(job: Job, model: ModelProfile | None, plan: Plan, parent: Plan | Non
     slices = plan.slices
     if slices is None or plan.job != job.id or plan.mode != job.mode or not _continues(job, plan, parent):
         return False
-    num = job.slices.micro_batches
-    if (slices.pipeline.num_micro_batches, slices.pipeline.micro_batch) != (num, job.training.batch_size // num):
+    num = slices.pipeline.num_micro_batches
+    if num not in micro_batch_choices(job) or slices.pipeline.micro_batch != job.training.batch_size // num:
         return False
     try:
         check_plan(plan)
@@ -128,23 +127,36 @@ def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
                 mbit_s = UNKNOWN_LINK_BYTES_PER_S * 8 / 1e6
                 lines.append(f"{peer.peer}: no link speed known, taken for {mbit_s:.0f} Mbit/s")
     if model is not None:
-        lines.append(_pace(CostModel(task_of(job, model, plan.peers, slices.profiles)), slices.pipeline))
+        lines.append(_pace(Room(job, model, plan.peers, slices.profiles), slices.pipeline))
     return lines
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def _pipeline(job: Job, costs: CostModel) -> PipelinePlan:
-    """The best one, or the one that the job's strategy asks for. Raises ``UserError`` where it does not fit."""
-    strategy, task = job.slices.strategy, costs.task
+def _best(room: Room) -> PipelinePlan:
+    """The fastest that the job's strategy allows, of any number of micro-batches. Raises ``UserError`` without one."""
+    found: list[PipelinePlan] = []
+    problem = None
+    for num in micro_batch_choices(room.job):
+        try:
+            found.append(_pipeline(room, num))
+        except UserError as error:
+            problem = problem or error  # that of the most micro-batches, which take the least memory
+    if not found:
+        raise problem or LocalError("a job without a choice of micro-batches")
+    return min(found, key=room.batch_s)
+
+
+def _pipeline(room: Room, num_micro_batches: int) -> PipelinePlan:
+    strategy, costs = room.job.slices.strategy, room.costs(num_micro_batches)
     if strategy == "planned":
         return plan_pipeline(costs).plan
     pipeline = equal_split(costs) if strategy == "equal" else side_by_side(costs)
-    if pipeline is None or not all(fits(costs, stage) for stage in pipeline.stages):
+    if pipeline is None or not room.fits(pipeline):
         raise UserError(
-            f'model {task.model.name}: slices.strategy = "{strategy}" does not fit into the memory of these '
-            f'{len(task.peers)} peers; use "planned", a smaller batch_size, or a narrower model'
+            f'model {room.model.name}: slices.strategy = "{strategy}" does not fit into the memory of these '
+            f'{room.num_peers} peers; use "planned", a smaller batch_size, or a narrower model'
         )
     return pipeline
 
@@ -227,14 +239,14 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, slices: SlicesPlan) -> 
     given = {profile.peer: profile for profile in slices.profiles}
     if usable(model, plan.peers, [SlicePeer(peer, given.get(peer.peer)) for peer in plan.peers]) != slices.profiles:
         return False
-    costs = CostModel(task_of(job, model, plan.peers, slices.profiles))
+    room = Room(job, model, plan.peers, slices.profiles)
     bounds = {bound for stage in pipeline.stages for bound in (stage.start, stage.stop)}
-    if not bounds.issubset(costs.cuts) or not all(fits(costs, stage) for stage in pipeline.stages):
+    if not bounds.issubset(room.costs(pipeline.num_micro_batches).cuts) or not room.fits(pipeline):
         return False
     if job.slices.strategy != "planned":
-        return _pipeline(job, costs).stages == pipeline.stages
-    single = best_single_peer(costs)
-    return single is None or batch_s(costs, pipeline) <= batch_s(costs, single) * SLOWER
+        return replace(_best(room), left_out=pipeline.left_out) == pipeline
+    singles = [best_single_peer(room.costs(num)) for num in micro_batch_choices(job)]
+    return room.batch_s(pipeline) <= SLOWER * min((room.batch_s(s) for s in singles if s), default=math.inf)
 
 
 def _why_left_out(job: Job, peer: PeerSnapshot) -> str:
@@ -247,13 +259,13 @@ def _why_left_out(job: Job, peer: PeerSnapshot) -> str:
     return "with it a batch would not be done sooner"
 
 
-def _pace(costs: CostModel, pipeline: PipelinePlan) -> str:
+def _pace(room: Room, pipeline: PipelinePlan) -> str:
     """The step that takes longest."""
-    steps = steps_of(costs, pipeline)
+    steps = room.steps(pipeline)
     stages = [there + back for there, back in zip(steps.forward_s, steps.backward_s, strict=True)]
     links = [max(both) for both in zip(steps.link_forward_s, steps.link_backward_s, strict=True)]
     slowest = max(range(len(stages)), key=lambda index: stages[index])
-    batch = f"a batch takes {batch_s(costs, pipeline):.3g} s"
+    batch = f"a batch takes {room.batch_s(pipeline):.3g} s"
     if links and max(links) > stages[slowest]:
         index = links.index(max(links))
         return (

@@ -30,6 +30,7 @@ from p2ptrain.learning.slice_training import Parcel, SliceTraining
 from p2ptrain.planning.blocks import BlockTimes
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.planning.profile_codec import model_to_json, profile_to_json
+from p2ptrain.planning.slice_figures import micro_batch_choices
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.tensorfile import read_untrusted
 
@@ -80,8 +81,9 @@ class StageWorker:
 
     def profile(self) -> c.Profiled:
         """Measure the blocks on this device, or look up what was measured here before."""
-        micro_batch = self._job.training.batch_size // self._job.slices.micro_batches
-        sizes = sorted({math.ceil(micro_batch / 4), math.ceil(micro_batch / 2), micro_batch})
+        batch = self._job.training.batch_size
+        micro_batches = [batch // num for num in micro_batch_choices(self._job)]
+        sizes = sorted({math.ceil(min(micro_batches) / 4), math.ceil(min(micro_batches) / 2), *micro_batches})
         cache = Path(self._configuration.cache) if self._configuration.cache else None
         name, device = self._job.model.name, self._configuration.device
         self._times = measure_blocks(

@@ -19,10 +19,17 @@ from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.footprint import TRAINER_BASE_BYTES
-from p2ptrain.planning.pipeline_cost import CostModel
-from p2ptrain.planning.plan import PeerSnapshot, Plan, SliceProfile, SlicesPlan, check_plan, plan_from_json
+from p2ptrain.planning.plan import (
+    MAX_MEASURED,
+    PeerSnapshot,
+    Plan,
+    SliceProfile,
+    SlicesPlan,
+    check_plan,
+    plan_from_json,
+)
 from p2ptrain.planning.profile_codec import chain_hash
-from p2ptrain.planning.slice_figures import SlicePeer, batch_s, task_of
+from p2ptrain.planning.slice_figures import Room, SlicePeer, micro_batch_choices, task_of
 from p2ptrain.planning.slices import first_slices_plan, follows, next_slices_plan, notes
 
 DATA = DataConfig(classes=("a", "b", "c", "d"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -55,7 +62,7 @@ def peer(
     measured: int = 0,
 ) -> SlicePeer:
     """``measured``: its blocks' number; each then takes what its FLOP/s say, with a little for each call."""
-    sizes = (1, 4) if measured else ()
+    sizes = (1, 4, 16) if measured else ()
     forward = tuple((1e7 * size / speed + 1e-5,) * measured for size in sizes)
     backward = tuple((2e7 * size / speed + 1e-5,) * measured for size in sizes)
     profile = SliceProfile(name(index), link, slowdown, sizes, forward, backward)
@@ -258,7 +265,7 @@ def test_a_plan_for_another_job_or_model_is_not_followed() -> None:
     assert not follows(job(), model(7), plan, None)
     assert not follows(job(), dataclasses.replace(model(), name="other"), plan, None)
     assert not follows(job(), model(), with_slices(plan, chain="0" * 64), None)
-    for work in (job(), job(batch_size=32), job(micro_batches=8)):
+    for work in (job(), job(batch_size=32), job(micro_batches=2)):
         as_if = dataclasses.replace(plan, job=work.id)
         assert follows(work, model(), as_if, None) == follows(work, None, as_if, None) == (work == job())
     tasks = dataclasses.replace(job(), mode="tasks")
@@ -404,9 +411,40 @@ def test_what_is_not_known_is_taken_for_something_and_said() -> None:
     assert f"{name(0)}: no link speed known, taken for 100 Mbit/s" in said
     assert f"{name(0)}: no memory known, taken to have enough" in said
     assert not any(name(1) in line for line in said)
-    task = task_of(job(), model(), plan.peers, slices_of(plan).profiles)
+    task = task_of(job(), model(), plan.peers, slices_of(plan).profiles, 4)
     assert task.peers[0].link_bytes_per_s == 12.5e6 and task.peers[0].memory_bytes > 1e15
     assert task.peers[1].memory_bytes == 4096 * MB - TRAINER_BASE_BYTES
+
+
+def test_the_number_of_micro_batches_is_the_plans_choice() -> None:
+    assert micro_batch_choices(job(micro_batches=8)) == (8, 4, 2, 1)
+    assert micro_batch_choices(job(micro_batches=12)) == (12, 6, 3, 1)
+    assert micro_batch_choices(job(micro_batches=1)) == (1,)
+    assert max(len(micro_batch_choices(job(micro_batches=num))) for num in range(1, 4097)) + 2 <= MAX_MEASURED
+
+    def shape(*peers: SlicePeer, **values: Any) -> tuple[int, int, int]:
+        pipeline = slices_of(first(peers, job(**values))).pipeline
+        assert pipeline.num_micro_batches * pipeline.micro_batch == 16
+        return len(pipeline.stages), len(pipeline.stages[0].peers), pipeline.num_micro_batches
+
+    # each pass has its costs, whatever its samples: nobody alone makes more of them than it must
+    assert shape(peer(0, measured=6)) == (1, 1, 1)
+    assert shape(peer(0, measured=6), peer(1, measured=6), strategy="data-parallel") == (1, 2, 1)
+    # two stages need several, and no more than pay
+    pair = peer(0, measured=6), peer(1, counts=(), measured=6)
+    assert shape(*pair) == (2, 1, 4)
+    slow_calls = [changed(each, forward_s=((0.2,) * 6, (0.21,) * 6, (0.22,) * 6)) for each in pair]
+    assert shape(*slow_calls, strategy="equal")[2] < 4
+
+
+def test_little_memory_takes_more_micro_batches() -> None:
+    net = model(activation_bytes=10 * MB)  # six of them stored, and two on their way: 16 samples at once take 1.4 GB
+
+    def num_micro_batches(memory: int) -> int:
+        alone = peer(0, measured=6, memory=TRAINER_BASE_BYTES + memory)
+        return slices_of(first([alone], net=net)).pipeline.num_micro_batches
+
+    assert (num_micro_batches(2000 * MB), num_micro_batches(500 * MB)) == (1, 4)
 
 
 def test_the_notes_name_what_sets_the_pace() -> None:
@@ -424,14 +462,14 @@ def test_compression_makes_links_faster_and_optimizers_take_memory() -> None:
     plan = first(peers, job(strategy="equal"), net)
 
     def seconds(**values: Any) -> float:
-        task = task_of(job(strategy="equal", **values), net, plan.peers, slices_of(plan).profiles)
-        return batch_s(CostModel(task), slices_of(plan).pipeline)
+        room = Room(job(strategy="equal", **values), net, plan.peers, slices_of(plan).profiles)
+        return room.batch_s(slices_of(plan).pipeline)
 
     assert seconds() > seconds(activations="fp16") > seconds(activations="fp16", gradients="fp16")
     assert seconds(activations="fp16", gradients="fp16") > seconds(activations="int8", gradients="int8")
 
     def copies(work: Job) -> int:
-        return task_of(work, net, plan.peers, slices_of(plan).profiles).optimizer_copies
+        return task_of(work, net, plan.peers, slices_of(plan).profiles, 4).optimizer_copies
 
     assert copies(job(optimizer="adamw")) == copies(job(schedule="async")) == copies(job()) + 1
 
@@ -462,8 +500,8 @@ def test_a_slower_peer_brings_a_new_plan_only_above_the_gain() -> None:
 
     better = at(0.01)
     assert better is not None
-    costs = CostModel(task_of(job(), model(), better.peers, slices_of(better).profiles))
-    gain = batch_s(costs, slices_of(before).pipeline) / batch_s(costs, slices_of(better).pipeline) - 1
+    room = Room(job(), model(), better.peers, slices_of(better).profiles)
+    gain = room.batch_s(slices_of(before).pipeline) / room.batch_s(slices_of(better).pipeline) - 1
     assert gain > 0.2
     just_under, just_over = at(gain * (1 - 1e-6)), at(gain * (1 + 1e-6))
     assert just_over is None and just_under is not None
@@ -579,8 +617,8 @@ def test_a_baseline_stays_as_it_is_although_a_joiner_would_make_it_faster() -> N
     peers = [peer(0), peer(1)]
     plan, joined = first(peers, work), [*peers, peer(2, 9e9)]
     faster = first(joined, work)
-    costs = CostModel(task_of(work, model(), faster.peers, slices_of(faster).profiles))
-    assert batch_s(costs, slices_of(plan).pipeline) > 2 * batch_s(costs, slices_of(faster).pipeline)
+    room = Room(work, model(), faster.peers, slices_of(faster).profiles)
+    assert room.batch_s(slices_of(plan).pipeline) > 2 * room.batch_s(slices_of(faster).pipeline)
     assert next_slices_plan(work, model(), plan, joined, name(0), next_step=5, covered_step=2) is None
 
 
