@@ -157,8 +157,10 @@ def test_a_lab_that_is_ended_leaves_nothing(tmp_path: Path, how: signal.Signals)
         lab.kill()
         lab.communicate()
     assert links() == before
-    quota.sweep(quota.find_controllers())
-    assert left_over(lab.pid) == []
+    while left_over(lab.pid):  # the peers' own processes end a moment after them
+        assert time.monotonic() < deadline, "processes outlive their lab"
+        quota.sweep(quota.find_controllers())
+        time.sleep(0.1)
     assert lab.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
 
 
