@@ -54,7 +54,7 @@ COMMENTS = {
     "tasks.combine": "how sub-models make the global model: auto, own or sum",
     "tasks.own_fraction": "share of each batch from the own classes; 0 = as the data fall",
     "tasks.calibrate": "fit the last layer again at the end, together: auto, always or never",
-    "slices.micro_batches": "a batch passes the pipeline in so many equal parts",
+    "slices.micro_batches": "a batch passes the pipeline in at most so many equal parts; the plan chooses how many",
     "slices.schedule": "sync: gradients as on one device; async: no flush, some gradients are a step late",
     "slices.strategy": "planned; equal (as many blocks each) and data-parallel are there to compare with",
     "slices.activations": "compression from stage to stage: none, fp16 or int8",
@@ -118,7 +118,7 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 @setting("--width", "model.width", click.FloatRange(0.01, 16), "Factor on all channel counts.")
 @setting("--groups", "tasks.num_groups", click.IntRange(0), "Sub-models; 0 is one a peer.")
 @setting("--trunk", "tasks.trunk", click.IntRange(0), "First layers that all sub-models share.")
-@setting("--micro-batches", "slices.micro_batches", click.IntRange(1), "Parts of a batch in a pipeline.")
+@setting("--micro-batches", "slices.micro_batches", click.IntRange(1), "Parts of a batch in a pipeline, at most.")
 @setting("--schedule", "slices.schedule", click.Choice(["sync", "async"]), "Of a pipeline.")
 @setting("--min-peers", "group.min_peers", click.IntRange(1), "The first plan waits for so many peers.")
 @setting("--compression", "group.compression", click.Choice(["none", "fp16", "int8", "topk"]), "Of what peers send.")
@@ -295,9 +295,11 @@ def _samples_per_class(job: Job, data: str) -> dict[str, int]:
 def _check_model(job: Job, model: nn.Module) -> None:
     """A model that can't be divided is said now, not by every peer."""
     if job.mode == "slices":
+        from p2ptrain.learning.block_costs import profile_blocks
         from p2ptrain.learning.blocks import Chain
+        from p2ptrain.planning.blocks import check_model
 
-        Chain(model, job.data.input_shape)
+        check_model(profile_blocks(Chain(model, job.data.input_shape), job.model.name))
     if job.mode != "tasks":
         return
     from p2ptrain.learning.decoupling import Decoupling
