@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -39,20 +39,14 @@ _DEFAULTS: dict[type, Bound] = {
 }
 
 
-@cache
-def _fields(cls: Any) -> dict[str, Any]:
-    hints = get_type_hints(cls, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-
-
 def to_plain(value: Any) -> Any:
     """Maps, lists and scalars that msgpack carries; tuples become lists, nested dataclasses maps."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: to_plain(getattr(value, name)) for name in _fields(type(value))}
-    if isinstance(value, tuple):
-        return [to_plain(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return value
+    if isinstance(value, tuple):
+        return [to_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: to_plain(getattr(value, name)) for name in _fields(type(value))}
     raise LocalError(f"{type(value).__name__} can't go on the wire")
 
 
@@ -60,46 +54,48 @@ def from_plain(cls: type[T], plain: object, where: str = "") -> T:
     """Build ``cls`` from a map with exactly its fields. Raises ``RemoteError`` naming the field."""
     if not isinstance(plain, Mapping):
         raise RemoteError("schema", f"{where or cls.__name__}: not a map")
-    fields: dict[str, Any] = _fields(cls)  # type: ignore[arg-type]
+    fields = _fields(cls)  # type: ignore[arg-type]
     if plain.keys() != fields.keys():
         odd = sorted(str(key)[:64] for key in set(plain) ^ set(fields))
         raise RemoteError("schema", f"{where or cls.__name__}: unknown or missing fields {odd[:8]}")
-    return cls(**{name: _check(hint, plain[name], f"{cls.__name__}.{name}") for name, hint in fields.items()})
+    return cls(**{name: check(plain[name], f"{cls.__name__}.{name}") for name, check in fields.items()})
 
 
-def _check(hint: Any, value: Any, where: str) -> Any:
+# --- a type hint becomes a function, once: reading hints takes longer than checking values ----------------------------
+
+Check = Callable[[Any, str], Any]
+"""The value as its type wants it; raises ``RemoteError``, naming what the second argument says."""
+
+
+@cache
+def _fields(cls: Any) -> dict[str, Check]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: _check_of(hints[field.name]) for field in dataclasses.fields(cls)}
+
+
+@cache
+def _check_of(hint: Any) -> Check:
     bound: Bound | None = None
     if get_origin(hint) is Annotated:
         hint, *extras = get_args(hint)
         bound = next((extra for extra in extras if isinstance(extra, Bound)), None)
     if get_origin(hint) in (UnionType, Union):
-        return None if value is None else _check(_some(hint), value, where)
+        check = _check_of(_some(hint))
+        return lambda value, where: None if value is None else check(value, where)
     if hasattr(hint, "__supertype__"):  # NewType
         hint = hint.__supertype__
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return from_plain(hint, value, where)
+        return partial(from_plain, hint)
     if get_origin(hint) is Literal:
-        if value not in get_args(hint) or type(value) not in {type(arg) for arg in get_args(hint)}:
-            raise RemoteError("schema", f"{where}: {value!r:.64} is not allowed")
-        return value
+        return partial(_check_literal, get_args(hint))
     if get_origin(hint) is tuple:
-        return _check_tuple(get_args(hint), value, bound or _DEFAULTS[tuple], where)
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint:
-        raise RemoteError("schema", f"{where}: expected {getattr(hint, '__name__', hint)}, got {type(value).__name__}")
-    if hint is bool:
-        return value
-    bound = bound or _DEFAULTS[hint]
-    measure = value if hint in (int, float) else len(value)
-    if isinstance(measure, float) and not math.isfinite(measure):
-        raise RemoteError("schema", f"{where}: not a finite number")
-    if not bound.low <= measure <= bound.high:
-        raise RemoteError("schema", f"{where}: {measure} is outside {bound.low:g}..{bound.high:g}")
-    return value
+        items, any_number = get_args(hint), get_args(hint)[1:] == (Ellipsis,)
+        if any_number:
+            return partial(_check_list, _check_of(items[0]), bound or _DEFAULTS[tuple])
+        return partial(_check_items, tuple(map(_check_of, items)))
+    return partial(_check_scalar, hint, None if hint is bool else bound or _DEFAULTS[hint])
 
 
-@cache
 def _some(optional: Any) -> Any:
     """``X`` of ``X | None``."""
     kinds = [kind for kind in get_args(optional) if kind is not NoneType]
@@ -108,13 +104,37 @@ def _some(optional: Any) -> Any:
     return kinds[0]
 
 
-def _check_tuple(args: tuple[Any, ...], value: Any, bound: Bound, where: str) -> tuple[Any, ...]:
+def _check_scalar(kind: Any, bound: Bound | None, value: Any, where: str) -> Any:
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise RemoteError("schema", f"{where}: expected {kind.__name__}, got {type(value).__name__}")
+    if bound is None:
+        return value
+    measure: float = value if kind is int or kind is float else len(value)
+    if not bound.low <= measure <= bound.high:  # NaN is not, either
+        problem = f"{measure} is outside {bound.low:g}..{bound.high:g}" if math.isfinite(measure) else "not finite"
+        raise RemoteError("schema", f"{where}: {problem}")
+    return value
+
+
+def _check_literal(allowed: tuple[Any, ...], value: Any, where: str) -> Any:
+    if not any(value == each and type(value) is type(each) for each in allowed):
+        raise RemoteError("schema", f"{where}: {value!r:.64} is not allowed")
+    return value
+
+
+def _check_list(check: Check, bound: Bound, value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list):
         raise RemoteError("schema", f"{where}: expected a list")
-    if len(args) == 2 and args[1] is Ellipsis:
-        if not bound.low <= len(value) <= bound.high:
-            raise RemoteError("schema", f"{where}: {len(value)} items, allowed {bound.low:g}..{bound.high:g}")
-        return tuple(_check(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if len(value) != len(args):
-        raise RemoteError("schema", f"{where}: expected {len(args)} items, got {len(value)}")
-    return tuple(_check(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True)))
+    if not bound.low <= len(value) <= bound.high:
+        raise RemoteError("schema", f"{where}: {len(value)} items, allowed {bound.low:g}..{bound.high:g}")
+    return tuple([check(item, f"{where}[{i}]") for i, item in enumerate(value)])
+
+
+def _check_items(checks: tuple[Check, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list):
+        raise RemoteError("schema", f"{where}: expected a list")
+    if len(value) != len(checks):
+        raise RemoteError("schema", f"{where}: expected {len(checks)} items, got {len(value)}")
+    return tuple([check(item, f"{where}[{i}]") for i, (check, item) in enumerate(zip(checks, value, strict=True))])
