@@ -31,6 +31,10 @@ BENCHMARKS = {
     "tasks": "class sub-models in a lab of unlike devices, beside central training and gossip of the whole model",
     "tasks_cifar": "the same on CIFAR-10 with VGG-11 (hours)",
     "pipeline": "depth slices in a lab of unlike devices: throughput beside prediction, equal split, one device alone",
+    "pipeline_text": "a transformer in depth slices, beside prediction, data parallel, equal split, one device alone",
+    "pipeline_memory": "a model that no device alone has the memory for, in depth slices on three of them",
+    "replan": "a device gets slow while it trains in depth slices: the new plan, beside a group that starts afresh",
+    "slices_accuracy": "depth slices: accuracy by schedule and compression between stages, beside a single device",
     "planner": "what planning a pipeline costs, and what the plan promises beside three ways to do without",
     "neighbours": "p2ptrain, hivemind and torchft on one workload: accuracy, seconds, memory, bytes, and a kill -9",
     "scale": "10 to 5,000 peers in virtual time: seconds, rounds and bytes, beside heartbeats and a central average",
@@ -48,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if "list" in options.names:
         for name, what in BENCHMARKS.items():
-            print(f"{name:<14}{what}")
+            print(f"{name:<16}{what}")
         return 0
     if options.repeat < 1:
         parser.error(f"--repeat {options.repeat}: at least 1")

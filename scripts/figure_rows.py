@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import figure_rows_slices
+
 Record = dict[str, Any]
 
 
@@ -206,6 +208,7 @@ TABLES = (
                     ),
                 )
             ),
+            *(BenchRow(*words) for words in figure_rows_slices.ROWS),
             BenchRow(
                 "lab-three-unlike",
                 "three devices, the fastest ten times the slowest, digits, 12 rounds: from start to the harvested"

@@ -39,6 +39,8 @@ class Bench:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     killed: set[str] = field(default_factory=set)
     camera: Camera | None = None
+    peak_kept_bytes: dict[str, int] = field(default_factory=dict)
+    """Of each device's memory what no file gives back, as far as it was looked at."""
 
     def start(self, device: str) -> None:
         """Start the device's peer, for the first time or again with the state that it left."""
@@ -102,7 +104,9 @@ class Bench:
         stop(self.processes.values())
 
     def look(self, now_s: float) -> None:
-        """Keep what has been saved since the last look, for the accuracy over time."""
+        """Keep what has been saved since the last look, for the accuracy over time; and what memory is in use."""
+        for name, group in self.groups.items():
+            self.peak_kept_bytes[name] = max(self.peak_kept_bytes.get(name, 0), group.kept_bytes())
         if self.camera is not None:
             self.camera.look((self.folder / name for name in self.processes), now_s)
 

@@ -22,11 +22,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from laboratory.quota import DeviceGroup
 from laboratory.spec import Device
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TOLERANCE = 0.05
 ATTEMPTS = 4
@@ -187,6 +191,17 @@ def _outside(pid: int) -> Iterator[Callable[[], None]]:
         back()
 
 
+def made_up_batch(job: Job) -> tuple[Tensor, Tensor]:
+    """x [N, ...], y [N], or [N, T] for text, which has a label at every position: what its data would give."""
+    import torch
+
+    classes, shape = len(job.data.classes), job.data.input_shape
+    if job.data.kind != "text":
+        return torch.randn(BATCH_SIZE, *shape), torch.arange(BATCH_SIZE) % classes
+    x = (torch.arange(BATCH_SIZE * shape[-1]) % classes).reshape(BATCH_SIZE, *shape)
+    return x, x.flatten(1)
+
+
 def main() -> None:
     """Train for as many seconds and with as many threads as each line of standard input says."""
     import torch
@@ -198,8 +213,7 @@ def main() -> None:
     job = job_from_json(sys.stdin.readline(), "job")
     model = global_model(job, allow_user_code=False)
     trainer = LocalTrainer(model, job.training, num_classes=len(job.data.classes), total_steps=10**6, seed=0)
-    x = torch.randn(BATCH_SIZE, *job.data.input_shape)
-    y = torch.arange(BATCH_SIZE) % len(job.data.classes)
+    x, y = made_up_batch(job)
     trainer.step(x, y)
     print("ready", flush=True)
     for line in sys.stdin:

@@ -11,10 +11,14 @@ from p2ptrain.learning.data import open_source, propose_contract
 
 
 def job_of(spec: LabSpec) -> Job:
-    """``augment`` of the job's own table goes into the contract. Raises ``UserError`` naming the key that is wrong."""
+    """``augment`` and ``input_shape`` of the job's own table go into the contract.
+
+    Raises ``UserError`` naming the key that is wrong.
+    """
     tables: dict[str, Any] = {"name": "lab", **spec.job}
     present = len(spec.devices) - len(spec.late)
     tables["group"] = {"min_peers": present, **tables.get("group", {})}
-    augment = tables.pop("augment", False)
-    contract = dataclasses.asdict(propose_contract(open_source(spec.data), augment=augment))
+    augment, shape = tables.pop("augment", False), tables.pop("input_shape", None)
+    source = open_source(spec.data)
+    contract = dataclasses.asdict(propose_contract(source, tuple(shape) if shape else None, augment=augment))
     return job_from_mapping({**tables, "data": contract}, f"{spec.name}: job")

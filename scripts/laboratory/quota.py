@@ -127,6 +127,11 @@ class DeviceGroup:
         name = "memory.peak" if self._controllers.version == 2 else "memory.max_usage_in_bytes"
         return int(_read(self.folders[-1] / name) or 0)
 
+    def kept_bytes(self) -> int:
+        """Memory in use now that is no copy of a file, which the kernel would drop first; 0 if it does not tell."""
+        stat = dict(line.split() for line in _read(self.folders[-1] / "memory.stat").splitlines())
+        return int(stat.get("anon", 0) if self._controllers.version == 2 else stat.get("total_rss", 0))
+
     def cpu_s(self) -> float:
         """CPU seconds used so far."""
         if self._controllers.version == 2:

@@ -46,6 +46,8 @@ class DeviceUse:
     peak_memory_bytes: int
     cpu_s: float
     training_cpu_s: float = 0.0
+    peak_kept_bytes: int = 0
+    """Of the memory what no file gives back: the most that was seen, looking a few times a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +86,13 @@ def run(
     calibrated: bool,
     speeds: Sequence[Speed] = (),
     num_points: int = 0,
+    until: Callable[[], bool] = lambda: False,
 ) -> LabOutcome:
     """Run a lab to the harvested model. Raises ``P2PTrainError``; ``OffSpeedError`` if a device is not as described.
 
     ``calibrated``: measure the devices first, unless ``speeds`` says what was measured before. ``num_points``: of the
-    accuracy over time, evaluated after the run.
+    accuracy over time, evaluated after the run. ``until``: asked after each ``progress``; then training ends, as after
+    ``spec.train_s``.
     """
     experiment = experiment_of(spec, job)
     out.mkdir(parents=True, exist_ok=True)
@@ -112,7 +116,7 @@ def run(
             bench.camera = Camera(folder / "frames", job)
         with contextlib.ExitStack() as peers:
             peers.callback(bench.end)
-            lab = asyncio.run(_follow(bench, tuple(speeds), say, progress))
+            lab = asyncio.run(_follow(bench, tuple(speeds), say, progress, until))
         if bench.camera is not None:
             end_s, step_s = lab.outcome.trained_s, (lab.outcome.trained_s - lab.training_s) / num_points
             times = [end_s - step_s * number for number in reversed(range(num_points))]
@@ -141,7 +145,9 @@ def measured(job: Job, devices: Sequence[Device], groups: Mapping[str, DeviceGro
     return calibrate(job, devices, groups, available_cores(), environment, say)
 
 
-async def _follow(bench: Bench, speeds: tuple[Speed, ...], say: Say, progress: Progress) -> LabOutcome:
+async def _follow(
+    bench: Bench, speeds: tuple[Speed, ...], say: Say, progress: Progress, until: Callable[[], bool]
+) -> LabOutcome:
     timeline = Timeline(bench.spec.events, bench, say)
     start, started_at = time.monotonic(), time.time()
     formed, training, cpu_before = 0.0, 0.0, dict[str, float]()
@@ -171,10 +177,10 @@ async def _follow(bench: Bench, speeds: tuple[Speed, ...], say: Say, progress: P
             if trains and not training:
                 training, cpu_before = now - start, _cpu_s(bench)
                 say(f"{training:.1f} s: {' '.join(sorted(trains))} began to train")
-            if not timeline.began("training") and formed and bench.running <= trains:
+            if not timeline.began("training") and formed and bench.running <= trains | _standing_by(status):
                 timeline.begin("training", now)
                 say(f"{now - start:.1f} s: all are training")
-            if training and 0 < bench.spec.train_s <= now - start - training:
+            if training and (0 < bench.spec.train_s <= now - start - training or until()):
                 bench.end_training()
                 break
             if timeline.finished and bench.running and all(phases.get(n) == "done" for n in bench.running):
@@ -187,7 +193,12 @@ async def _follow(bench: Bench, speeds: tuple[Speed, ...], say: Say, progress: P
         bench.look(trained)  # nothing has been trained since then, but the last snapshot may have been on its way
         names = {record.peer: record.name for record in node.observer.records.values()}
     use = {
-        name: DeviceUse(group.peak_memory_bytes(), group.cpu_s(), cpu[name] - cpu_before.get(name, 0.0))
+        name: DeviceUse(
+            group.peak_memory_bytes(),
+            group.cpu_s(),
+            cpu[name] - cpu_before.get(name, 0.0),
+            bench.peak_kept_bytes.get(name, 0),
+        )
         for name, group in bench.groups.items()
     }
     return LabOutcome(outcome, speeds, tuple(timeline.log), tuple(plans), names, use, (), training, started_at)
@@ -196,6 +207,14 @@ async def _follow(bench: Bench, speeds: tuple[Speed, ...], say: Say, progress: P
 async def _harvested(node: ObserverNode, formed: float, trained: float, start: float) -> Outcome:
     harvest, records = await harvest_with(node)
     return Outcome(harvest, records, "mdns", formed, trained, time.monotonic() - start - trained)
+
+
+def _standing_by(status: Status) -> set[str]:
+    """Devices that the plan in force leaves out: a pipeline may be faster without them."""
+    plan = status.plan
+    if plan is None or plan.slices is None:
+        return set()
+    return {r.name for r in status.records if r.plan == plan.hash and plan.part_of(r.peer) is None}
 
 
 def _cpu_s(bench: Bench) -> dict[str, float]:

@@ -6,6 +6,7 @@
     timeout_s = 900
     train_s = 0                     # harvest so many seconds after the first is training; 0 = when the job is done
     [job]                           # as in a job file; classes, shape and normalisation come from the data
+                                    # (input_shape, augment = as for `p2ptrain job new`)
     mode = "tasks"
     [job.training]
     rounds = 10

@@ -24,7 +24,7 @@ from benchmarks.virtual_membership import detect_death_by_heartbeats  # noqa: E4
 from laboratory.calibration import OffSpeedError  # noqa: E402
 
 NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks_cifar"}
-NAMES |= {"pipeline", "planner"}
+NAMES |= {"pipeline", "pipeline_text", "pipeline_memory", "replan", "planner", "slices_accuracy"}
 
 
 def bench(*arguments: str) -> str:
@@ -40,7 +40,8 @@ def check_result(path: Path) -> dict[str, Any]:
     assert any(not case["is_baseline"] for case in result["cases"])
     for sample in result["samples"]:
         assert sample["figures"]
-        assert all(math.isfinite(value) and value >= 0 for value in sample["figures"].values()), sample
+        assert all(math.isfinite(value) for value in sample["figures"].values()), sample
+        assert all(value >= 0 for name, value in sample["figures"].items() if name != "difference"), sample
     for case in result["cases"]:
         assert case["num_repetitions"] == sum(s["case"] == case["case"] for s in result["samples"])
         assert all(f["low"] <= f["median"] <= f["high"] for f in case["figures"].values())
@@ -156,6 +157,20 @@ def test_gossip_writes_sound_results(tmp_path: Path) -> None:
     result = check_result(tmp_path / "gossip.json")
     (replicas,) = (case["figures"] for case in result["cases"] if not case["is_baseline"])
     assert {"accuracy", "gossip_mb", "sent_mb", "distance", "distance_03"} <= replicas.keys()
+
+
+def test_slices_accuracy_writes_sound_results(tmp_path: Path) -> None:
+    bench("slices_accuracy", "--tiny", "--repeat", "1", "--out", str(tmp_path))
+    result = check_result(tmp_path / "slices_accuracy.json")
+    figures = {case["case"]: {n: f["median"] for n, f in case["figures"].items()} for case in result["cases"]}
+    single = figures["single"]
+    assert len(result["notes"]) == 1 and "are chance" in result["notes"][0]
+    assert {"accuracy_01", "accuracy_02", "train_loss"} <= single.keys()
+    # Without compression and without older weights it is the same training.
+    assert figures["sync"]["train_loss"] == pytest.approx(single["train_loss"], rel=1e-3)
+    for schedule in ("sync", "async"):
+        plain, half, quarter = (figures[schedule + coding]["bytes_per_sample"] for coding in ("", ", fp16", ", int8"))
+        assert plain > 1.8 * half > 3 * quarter
 
 
 def example_result(tmp_path: Path) -> tuple[SimpleNamespace, dict[str, Any]]:

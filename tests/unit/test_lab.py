@@ -18,9 +18,10 @@ from p2ptrain.errors import UserError
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
-from laboratory import calibration, quota  # noqa: E402
+from laboratory import calibration, quota, session  # noqa: E402
 from laboratory.calibration import Speed, Turn  # noqa: E402
 from laboratory.camera import Camera  # noqa: E402
+from laboratory.jobs import job_of  # noqa: E402
 from laboratory.network import Line, shaping  # noqa: E402
 from laboratory.report import figures, plans_line, to_plain  # noqa: E402
 from laboratory.spec import Event, LabSpec, check_fits, device_of, read_lab  # noqa: E402
@@ -268,6 +269,17 @@ def test_version_2(tmp_path: Path) -> None:
     assert group.entrances == [folder / "cgroup.procs"]
 
 
+def test_memory_in_use_is_told_without_copies_of_files(tmp_path: Path) -> None:
+    folders(tmp_path, "cg/cpu,cpuacct", "cg/memory/here", "two")
+    first = quota.DeviceGroup(quota.find_controllers(V1_MOUNTS, V1_OWN, tmp_path), "a", 0.1)
+    assert first.kept_bytes() == 0
+    (first.folders[-1] / "memory.stat").write_text("cache 900\nrss 10\ntotal_cache 900\ntotal_rss 30\n")
+    assert first.kept_bytes() == 30
+    second = quota.DeviceGroup(quota.Controllers(2, tmp_path / "two", tmp_path / "two"), "b", 0.1)
+    (second.folders[-1] / "memory.stat").write_text("anon 40\nfile 900\n")
+    assert second.kept_bytes() == 40
+
+
 def test_without_controllers_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no cgroup controllers"):
         quota.find_controllers("tmpfs /tmp tmpfs rw 0 0\n", "0::/\n", tmp_path)
@@ -289,6 +301,34 @@ def test_only_what_dead_labs_left_is_swept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("measured", "fine"), [(95.1, True), (104.9, True), (94.9, False), (105.1, False)])
 def test_five_percent(measured: float, fine: bool) -> None:
     assert Speed("a", 0.5, 100.0, measured).fine is fine
+
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+
+def test_whom_a_pipeline_leaves_out_is_not_waited_for() -> None:
+    records = [SimpleNamespace(name=name, peer=name, plan=plan) for name, plan in (("a", "p"), ("b", "p"), ("c", ""))]
+    parts = {"a": object()}
+    plan = SimpleNamespace(hash="p", slices=object(), part_of=parts.get)
+    status = SimpleNamespace(plan=plan, records=records)
+    assert session._standing_by(status) == {"b"}  # type: ignore[arg-type]
+    plan.slices = None
+    assert session._standing_by(status) == set()  # type: ignore[arg-type]
+
+
+def test_the_job_s_table_may_shape_the_samples(tmp_path: Path) -> None:
+    text = tmp_path / "words.txt"
+    text.write_text("to be or not to be " * 100, encoding="utf-8")
+    tables = {"model": {"name": "bert_small"}, "mode": "replicas", "input_shape": [1, 1, 16]}
+    job = job_of(LabSpec("words", f"text:{text}", tables, (device_of("a", 1.0),)))
+    assert job.data.input_shape == (1, 1, 16)
+    x, y = calibration.made_up_batch(job)
+    assert x.shape == (calibration.BATCH_SIZE, 1, 1, 16)
+    assert y.shape == (calibration.BATCH_SIZE, 16)
+    pictures = job_of(LabSpec("digits", "digits", {}, (device_of("a", 1.0),)))
+    x, y = calibration.made_up_batch(pictures)
+    assert x.shape == (calibration.BATCH_SIZE, 1, 8, 8)
+    assert y.shape == (calibration.BATCH_SIZE,)
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,119 @@
+"""A transformer in depth slices on four unlike devices in the lab: much to average, little to pass on.
+
+The encoder after BERT-small reads 32 bytes a sample and has 13 M parameters: data parallel training, whose gradients
+are averaged after every batch, sends 79 MB a device and batch, while a stage passes on 68 kB a sample. Each case trains
+on the same four devices, links and samples: the pipeline that the group plans, which may have several devices in a
+stage; pipeline alone, one device a stage (there is no such strategy: as many blocks on every device, ``strategy =
+"equal"``, is the closest); data parallel alone (``strategy = "data-parallel"``); plain training on the fastest device.
+How batches are counted, and what is predicted: ``slices_lab``. The text is the help that comes with Python. Needs Linux
+and root, as the lab does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from laboratory import host
+from laboratory.quota import sweep
+
+from benchmarks import plots, slices_lab
+from benchmarks.common import Column, Sample, Settings
+from benchmarks.slices_lab import ALONE, Stint, Workload
+
+BASELINE = "plain training on the fastest device alone; an equal split (pipeline alone); data parallel alone"
+COLUMNS = (
+    Column("batch_s", "s a batch", 2),
+    Column("predicted_s", "predicted", 2),
+    Column("measured_of_predicted", "measured/predicted speed", 2),
+    Column("times_single", "x one device alone", 2),
+    Column("times_data_parallel", "x data parallel", 1),
+    Column("sent_mb", "sent a batch, all devices, MB", 1),
+    Column("idle_most", "idle, most idle stage, %", 0),
+    Column("stages", "stages", 0),
+    Column("devices_used", "devices", 0),
+)
+DATA_PARALLEL = "data parallel alone"
+CASES = {
+    "fastest device alone": ALONE,
+    DATA_PARALLEL: "data-parallel",
+    "equal split": "equal",
+    "planned": "planned",
+}
+SPEEDS = {"device1": 0.6, "device2": 0.5, "device3": 0.4, "device4": 0.3}
+RATES_MBIT = (100.0, 100.0, 50.0, 50.0)
+BATCH_SIZE = 32
+CONTEXT = 32
+"""Bytes of a sample."""
+SUBSET = 16
+"""Of the samples one in so many is used: a pass of a device alone is a dozen batches, and ends with a snapshot."""
+STINT = Stint(batches=60, enough_batches=4, enough_s=40.0, most_s=110.0)
+"""A data parallel batch takes long, and each as long as the others."""
+
+
+def run(settings: Settings) -> Iterator[Sample]:
+    controllers = host.check_host()
+    sweep(controllers)
+    with tempfile.TemporaryDirectory(prefix="p2ptrain-text-") as folder:
+        workload = text_workload(Path(folder), 0.125 if settings.tiny else 1.0)
+        for repetition in range(settings.repeat):
+            yield from _measured(workload, settings, repetition, controllers)
+
+
+def text_workload(folder: Path, width: float) -> Workload:
+    """``folder`` gets the text."""
+    text = folder / "help.txt"
+    text.write_text(python_help(), encoding="utf-8")
+    tables = {"model": {"name": "bert_small", "width": width}, "input_shape": [1, 1, CONTEXT]}
+    return Workload("text", f"text:{text}", tables, BATCH_SIZE, snapshot_steps=3)
+
+
+def python_help() -> str:
+    """What ``help`` says of Python's topics: 700 kB of English and code, the same for a version of Python."""
+    topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    return "\n".join(text for _, text in sorted(topics.items()))
+
+
+def _measured(workload: Workload, settings: Settings, repetition: int, controllers: Any) -> Iterator[Sample]:
+    if settings.tiny:
+        speeds, cores, cases = (
+            {"device1": 0.6, "device2": 0.4},
+            slices_lab.TINY_CORES,
+            ["fastest device alone", "planned"],
+        )
+    else:
+        speeds, cores, cases = SPEEDS, min(slices_lab.CORES, sum(SPEEDS.values())), list(CASES)
+    devices = slices_lab.devices_of(speeds, cores, RATES_MBIT[: len(speeds)], SUBSET)
+    found: dict[str, dict[str, float]] = {}
+    for case in cases:
+        stint = slices_lab.TINY if settings.tiny else STINT
+        ran = slices_lab.run_case(workload, CASES[case], devices, stint, repetition, controllers)
+        found[case] = figures = ran.figures()
+        sent = sum(record.bytes_sent for record in ran.lab.outcome.records.values())
+        figures["sent_mb"] = sent / ran.pace.marks[-1].step / 1e6
+        if "predicted_per_s" in figures:
+            figures["predicted_s"] = BATCH_SIZE / figures["predicted_per_s"]
+        for ratio, other in (("times_single", "fastest device alone"), ("times_data_parallel", DATA_PARALLEL)):
+            if other in found and case != other:
+                figures[ratio] = figures["samples_per_s"] / found[other]["samples_per_s"]
+        yield Sample(case, repetition, figures, is_baseline=case != "planned")
+
+
+def plot(figure: Any, result: dict[str, Any]) -> None:
+    """Samples per second, measured and predicted."""
+    axes = figure.subplots(1, 1)
+    cases = result["cases"]
+    for number, (name, key) in enumerate((("measured", "samples_per_s"), ("predicted", "predicted_per_s"))):
+        points = [(row, case["figures"][key]) for row, case in enumerate(cases) if key in case["figures"]]
+        shown = plots.mark(number, is_baseline=name == "predicted")
+        for label, (row, found) in zip([name] + [None] * len(points), points, strict=False):
+            spread = [[found["median"] - found["low"]], [found["high"] - found["median"]]]
+            axes.errorbar(row, found["median"], yerr=spread, capsize=3, label=label, **shown)
+    axes.set_yscale("log")
+    plots.plain_numbers(axes.yaxis)
+    axes.set_xticks(range(len(cases)), [case["case"] for case in cases])
+    axes.set_ylabel("samples/s")
+    plots.legend(axes)

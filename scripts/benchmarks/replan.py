@@ -1,0 +1,170 @@
+"""A device gets slow in the middle of training: how soon the group trains by a new plan, and how well it does then.
+
+Three devices train VGG-11 in depth slices in the lab; then the fastest of them gets a quarter of its share of a core.
+Measured are the batches from then until the new plan takes over, batches that are lost or done twice on the way (by the
+trainers' own words on where they halted, and by the samples counted at the end), and the throughput by the last plan.
+Beside it: a fresh group, started with that device as slow from the beginning, in the same run. How batches are counted,
+and what is predicted: ``slices_lab``. Needs Linux and root, as the lab does.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator
+from typing import Any
+
+from laboratory import host
+from laboratory.quota import sweep
+from laboratory.spec import Device, Event, device_of
+
+from benchmarks import plots, slices_lab
+from benchmarks.common import Column, Sample, Settings
+from benchmarks.slices_lab import Mark, Pace, Ran, Stint, Workload
+from benchmarks.tasks import data_file
+
+BASELINE = "a fresh group, started with the slowed device"
+COLUMNS = (
+    Column("samples_per_s", "samples/s by the last plan", 1),
+    Column("ratio", "of the fresh group's", 2),
+    Column("measured_of_predicted", "measured/predicted", 2),
+    Column("before_per_s", "samples/s before", 1),
+    Column("meanwhile_per_s", "slowed, by the old plan", 1),
+    Column("batches_until", "batches until the new plan", 0),
+    Column("seconds_until", "s until the new plan", 1),
+    Column("batches_wrong", "batches lost or done twice", 0),
+    Column("replans", "plans after the first", 0),
+)
+FRESH, SLOWED = "fresh group", "slowed while training"
+SLOW = "device3"
+SPEEDS = {"device1": 1.0, "device2": 1.0, SLOW: 1.2}
+"""The one that gets slow is the fastest before: no plan leaves it out."""
+FACTOR, TINY_FACTOR = 0.25, 0.5
+RATE_MBIT = 100.0
+SUBSET = 30
+"""Of CIFAR-10's training samples one in so many is used."""
+SLOW_AT_S = 20.0
+NUM_CURVE = 60
+"""Points of the picture."""
+
+
+def run(settings: Settings) -> Iterator[Sample]:
+    controllers = host.check_host()
+    sweep(controllers)
+    if settings.tiny:
+        workload = Workload("vgg11", "digits", {"model": {"name": "vgg11", "width": 0.5}}, 64)
+        cores, slow_at_s, subset, stint = slices_lab.TINY_CORES, 5.0, 1, Stint(6, 3, 12.0, 40.0)
+    else:
+        data = f"images:{data_file('cifar10-images.zip')}"
+        workload = Workload("vgg11", data, {"model": {"name": "vgg11"}}, 64, snapshot_steps=20)
+        cores, slow_at_s, subset, stint = slices_lab.CORES, SLOW_AT_S, SUBSET, Stint(60, 20, 110.0, 150.0)
+    speeds = {"device1": 1.0, SLOW: SPEEDS[SLOW]} if settings.tiny else SPEEDS
+    devices = slices_lab.devices_of(speeds, cores, [RATE_MBIT] * len(speeds), subset)
+    slowed_share = devices[-1].share * (TINY_FACTOR if settings.tiny else FACTOR)
+    for repetition in range(settings.repeat):
+        fresh = slices_lab.run_case(workload, "planned", _slowed(devices, slowed_share), stint, repetition, controllers)
+        figures = fresh.figures()
+        yield Sample(FRESH, repetition, figures, is_baseline=True)
+        event = Event(slow_at_s, "slow", SLOW, share=slowed_share)
+        slowed = slices_lab.run_case(
+            workload,
+            "planned",
+            devices,
+            stint,
+            repetition,
+            controllers,
+            events=[event],
+            until=lambda pace: _is_over(pace, slow_at_s, stint),
+        )
+        yield Sample(SLOWED, repetition, _figures(slowed, figures["samples_per_s"]))
+
+
+def _slowed(devices: tuple[Device, ...], share: float) -> tuple[Device, ...]:
+    last = devices[-1]
+    return (*devices[:-1], device_of(last.name, share, last.rate_mbit, shard=last.shard))
+
+
+def _is_over(pace: Pace, slow_at_s: float, stint: Stint) -> bool:
+    """Once there has been a plan after the event, and enough batches by the last one."""
+    if pace.began is None or not pace.current:
+        return False
+    return pace.current[0].seconds > pace.began + slow_at_s + 1.0 and pace.is_enough(stint)
+
+
+def _figures(ran: Ran, fresh_per_s: float) -> dict[str, float]:
+    """Raises ``TimeoutError`` where no plan came after the event."""
+    event_s = ran.lab.events[0].at_s
+    marks, batch_size = ran.pace.marks, ran.job.training.batch_size
+    plans = {plan.hash: plan.slices for _, plan in ran.lab.plans}
+    later = next((mark for mark in marks if mark.seconds > event_s and mark.plan != _at(marks, event_s).plan), None)
+    slices = plans.get(later.plan) if later is not None else None
+    if later is None or slices is None:
+        raise TimeoutError(f"no new plan in {marks[-1].seconds - event_s:.0f} s after a device got slow")
+    before = [m for m in marks if m.seconds <= event_s and m.plan == _at(marks, event_s).plan][1:]
+    meanwhile = [m for m in marks if event_s < m.seconds and m.plan == _at(marks, event_s).plan]
+    figures = ran.figures() | {
+        "ratio": ran.samples_per_s / fresh_per_s,
+        "batches_until": float(slices.from_step - _at(marks, event_s).step),
+        "seconds_until": later.seconds - event_s,
+        "batches_wrong": _batches_wrong(ran),
+    }
+    for name, points in (("before_per_s", before), ("meanwhile_per_s", meanwhile)):
+        if len(points) > 1:
+            done = points[-1].step - points[0].step
+            figures[name] = done * batch_size / (points[-1].seconds - points[0].seconds)
+    figures |= {"event_s": event_s - marks[0].seconds, "new_plan_s": later.seconds - marks[0].seconds}
+    return figures | _curve(marks, batch_size)
+
+
+def _at(marks: list[Mark], seconds: float) -> Mark:
+    """The last mark up to then; the first if there is none."""
+    return marks[max(0, bisect.bisect_right([mark.seconds for mark in marks], seconds) - 1)]
+
+
+def _batches_wrong(ran: Ran) -> float:
+    """Lost or done twice. Each device that halted for a plan must have done just the batches before its first one."""
+    wrong = 0
+    for plan in (plan for _, plan in ran.lab.plans if plan.slices is not None and plan.epoch > 1):
+        halts = [
+            line["step"]
+            for journal in ran.journals.values()
+            for line in journal
+            if line["kind"] == "halted" and line["epoch"] == plan.epoch and line["step"] >= 0
+        ]
+        assert plan.slices is not None
+        wrong += max((abs(step - plan.slices.from_step) for step in halts), default=0)
+    last = ran.pace.marks[-1]
+    return float(wrong + abs(last.step - round(last.samples / ran.job.training.batch_size)))
+
+
+def _curve(marks: list[Mark], batch_size: int) -> dict[str, float]:
+    """Samples per second in equal pieces of the time."""
+    start, end = marks[0].seconds, marks[-1].seconds
+    figures = {}
+    for number in range(NUM_CURVE):
+        first, last = (_at(marks, start + (end - start) * (number + k) / NUM_CURVE) for k in (-1, 1))
+        if last.seconds > first.seconds and last.step > first.step:
+            at_s = (first.seconds + last.seconds) / 2 - start
+            rate = (last.step - first.step) * batch_size / (last.seconds - first.seconds)
+            figures |= {f"curve_s_{number}": at_s, f"curve_{number}": rate}
+    return figures
+
+
+def plot(figure: Any, result: dict[str, Any]) -> None:
+    """Throughput by the time, of the first repetition, beside the fresh group's."""
+    axes = figure.subplots(1, 1)
+    cases = {case["case"]: case for case in result["cases"]}
+    runs = [sample["figures"] for sample in result["samples"] if sample["case"] == SLOWED]
+    if runs:
+        first = runs[0]
+        points = [(first[f"curve_s_{i}"], first[f"curve_{i}"]) for i in range(NUM_CURVE) if f"curve_{i}" in first]
+        axes.plot(*zip(*points, strict=True), color=plots.COLOURS[0], label=f"{SLOWED}, first repetition")
+        for at_s, words, style in ((first["event_s"], "slowed", ":"), (first["new_plan_s"], "new plan", "--")):
+            axes.axvline(at_s, color=plots.COLOURS[-1], linestyle=style, linewidth=1, label=words)
+    if FRESH in cases:
+        fresh = cases[FRESH]["figures"]["samples_per_s"]
+        axes.axhline(fresh["median"], color=plots.COLOURS[1], label=f"{FRESH}, median")
+        axes.axhspan(fresh["low"], fresh["high"], color=plots.COLOURS[1], alpha=0.2)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("seconds since the first batch")
+    axes.set_ylabel("samples/s")
+    plots.legend(axes)

@@ -1,0 +1,266 @@
+"""What the benchmarks of depth slices in the lab share: a case run on unlike devices, its pace, and what was predicted.
+
+A batch is counted when a device says that it is done. A change of plan starts the count anew, so a pace is of the last
+plan that a case ended with. *Predicted* is of that plan, from the times of blocks that the devices measured themselves
+and that the plan carries. *Idle* is the share of the time in which a stage's trainer had nothing to compute (the
+bubble), from its journal.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from laboratory import jobs, session
+from laboratory.spec import Device, Event, LabSpec, device_of
+
+from benchmarks.common import SEED, Column
+from p2ptrain.api import Status
+from p2ptrain.config import Job
+from p2ptrain.errors import NotCoveredError
+from p2ptrain.learning.block_costs import profile_blocks
+from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.parts import global_model
+from p2ptrain.planning.plan import Plan
+from p2ptrain.planning.slice_figures import Room
+
+CORES = 1.89
+"""For all devices together; the rest of two is for looking on."""
+TINY_CORES = 1.0
+ALONE = "alone"
+"""In the place of a strategy: plain training on the first device."""
+COLUMNS = (
+    Column("samples_per_s", "samples/s", 1),
+    Column("predicted_per_s", "predicted", 1),
+    Column("measured_of_predicted", "measured/predicted", 2),
+    Column("times_single", "x one device alone", 2),
+    Column("idle_most", "idle, most idle stage, %", 0),
+    Column("stages", "stages", 0),
+    Column("replans", "plans after the first", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """``tables``: of the job, but for what makes the case. ``snapshot_steps``: a harvest needs one snapshot."""
+
+    name: str
+    data: str
+    tables: Mapping[str, Any]
+    batch_size: int
+    micro_batches: int = 8
+    snapshot_steps: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Stint:
+    """How long a case trains: until it has measured ``batches`` by one plan, or ``enough_batches`` and ``enough_s`` are
+    over; ``most_s`` at most. Seconds since the first device trains."""
+
+    batches: int = 60
+    enough_batches: int = 20
+    enough_s: float = 50.0
+    most_s: float = 110.0
+
+
+TINY = Stint(6, 3, 8.0, 25.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The group had done ``step`` batches at ``seconds`` since the lab's start, under the plan with this hash."""
+
+    seconds: float
+    step: int
+    plan: str
+    samples: int
+    loss: float
+    """0 where nobody had said one."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """Batches by the time."""
+
+    marks: list[Mark] = field(default_factory=list)
+    plans: list[str] = field(default_factory=list)
+    began: float | None = None
+    """When the first device was training."""
+    seconds: float = 0.0
+
+    def look(self, seconds: float, status: Status) -> None:
+        self.seconds = seconds
+        plan = status.plan.hash if status.plan is not None else ""
+        if plan and plan not in self.plans[-1:]:
+            self.plans.append(plan)
+        training = [record for record in status.records if record.phase == "training"]
+        if training and self.began is None:
+            self.began = seconds
+        step = max((record.step for record in training if record.plan == plan), default=0)
+        last = self.marks[-1] if self.marks else None
+        if step > 0 and (last is None or plan != last.plan or step != last.step):
+            loss = max((record.loss for record in training if record.step == step), default=0.0)
+            samples = max(record.samples for record in training if record.step == step)
+            self.marks.append(Mark(seconds, step, plan, samples, loss))
+
+    @property
+    def current(self) -> list[Mark]:
+        """Of the last plan, but for its first batch, which fills caches."""
+        return [mark for mark in self.marks if mark.plan == self.plans[-1]][1:] if self.plans else []
+
+    @property
+    def num_batches(self) -> int:
+        points = self.current
+        return points[-1].step - points[0].step if points else 0
+
+    def is_enough(self, stint: Stint) -> bool:
+        trained = self.seconds - self.began if self.began is not None else 0.0
+        least = stint.enough_batches if trained >= stint.enough_s else stint.batches
+        return self.num_batches >= least
+
+    @property
+    def steps_per_s(self) -> float:
+        """Raises ``TimeoutError`` where there are too few."""
+        points = self.current
+        if self.num_batches < 2 or len(points) < 2:
+            raise TimeoutError("too few batches to measure; give it more time")
+        return self.num_batches / (points[-1].seconds - points[0].seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """A case that was run."""
+
+    job: Job
+    spec: LabSpec
+    lab: session.LabOutcome
+    pace: Pace
+    journals: Mapping[str, Sequence[Mapping[str, Any]]]
+    """By device."""
+
+    @property
+    def plan(self) -> Plan | None:
+        """The last one, if it is a pipeline."""
+        plan = self.lab.plans[-1][1] if self.lab.plans else None
+        return plan if plan is not None and plan.slices is not None else None
+
+    @property
+    def room(self) -> Room:
+        """The devices with their figures, as the last plan was made from them."""
+        assert self.plan is not None and self.plan.slices is not None
+        chain = Chain(global_model(self.job, allow_user_code=False), self.job.data.input_shape)
+        model = profile_blocks(chain, self.job.model.name)
+        return Room(self.job, model, self.plan.peers, self.plan.slices.profiles)
+
+    @property
+    def samples_per_s(self) -> float:
+        return self.pace.steps_per_s * self.job.training.batch_size
+
+    def figures(self) -> dict[str, float]:
+        """Of the columns, but for ``times_single``, and some more. Raises ``TimeoutError`` with too few batches."""
+        figures = {"samples_per_s": self.samples_per_s, "batches": float(self.pace.marks[-1].step)}
+        figures["batch_s"] = 1 / self.pace.steps_per_s
+        figures["memory_mb"] = max(use.peak_memory_bytes for use in self.lab.use.values()) / 1e6
+        if self.plan is None or self.plan.slices is None:
+            return figures
+        pipeline = self.plan.slices.pipeline
+        predicted = self.job.training.batch_size / self.room.batch_s(pipeline)
+        idle = [share for journal in self.journals.values() if (share := idle_share(journal)) is not None]
+        return figures | {
+            "predicted_per_s": predicted,
+            "measured_of_predicted": figures["samples_per_s"] / predicted,
+            "stages": float(len(pipeline.stages)),
+            "replans": float(len(self.pace.plans) - 1),
+            "devices_used": float(sum(len(stage.peers) for stage in pipeline.stages)),
+            "micro_batches": float(pipeline.num_micro_batches),
+            "idle_most": 100 * max(idle, default=0.0),
+            "idle_least": 100 * min(idle, default=0.0),
+        }
+
+
+def devices_of(
+    speeds: Mapping[str, float], cores: float, rates_mbit: Sequence[float], subset: int = 1
+) -> tuple[Device, ...]:
+    """Devices of these speeds to each other, ``cores`` together, with a share each of one sample in ``subset``."""
+    unit, parts = cores / sum(speeds.values()), subset * len(speeds)
+    return tuple(
+        device_of(name, speed * unit, rate, shard=f"{number}/{parts}")
+        for number, ((name, speed), rate) in enumerate(zip(speeds.items(), rates_mbit, strict=True), 1)
+    )
+
+
+def run_case(
+    workload: Workload,
+    strategy: str,
+    devices: Sequence[Device],
+    stint: Stint,
+    repetition: int,
+    controllers: Any,
+    *,
+    events: Sequence[Event] = (),
+    until: Callable[[Pace], bool] | None = None,
+    observe: Callable[[float, Status], None] = lambda seconds, status: None,
+    out: Path | None = None,
+) -> Ran:
+    """Run the lab until the stint is over (or ``until`` says so). Raises ``P2PTrainError``, and what ``observe`` does;
+    ``TimeoutError`` where nothing was saved that could be harvested.
+
+    ``out``: a folder that keeps logs and journals, also of a case that failed.
+    """
+    spec, pace = spec_of(workload, strategy, devices, stint, repetition, events), Pace()
+    job = jobs.job_of(spec)
+
+    def look(seconds: float, status: Status) -> None:
+        pace.look(seconds, status)
+        observe(seconds, status)
+
+    def is_over() -> bool:
+        return until(pace) if until is not None else pace.is_enough(stint)
+
+    with tempfile.TemporaryDirectory(prefix="p2ptrain-bench-") as made:
+        folder = out or Path(made)
+        try:
+            lab = session.run(spec, job, controllers, folder, lambda text: None, look, calibrated=False, until=is_over)
+        except NotCoveredError:
+            raise TimeoutError(f"{spec.name}: nothing was saved within {stint.most_s:g} s") from None
+        journals = {device.name: read_journal(folder / f"{device.name}.journal.jsonl") for device in spec.devices}
+    return Ran(job, spec, lab, pace, journals)
+
+
+def spec_of(
+    workload: Workload,
+    strategy: str,
+    devices: Sequence[Device],
+    stint: Stint,
+    repetition: int,
+    events: Sequence[Event] = (),
+) -> LabSpec:
+    training = {"rounds": 1000, "batch_size": workload.batch_size, "learning_rate": 0.01, "schedule": "constant"}
+    tables: dict[str, Any] = {"seed": SEED + repetition, **workload.tables}
+    tables["training"] = training | dict(tables.get("training", {}))
+    if strategy == ALONE:
+        tables["mode"], devices = "replicas", devices[:1]
+    else:
+        tables["mode"], tables["group"] = "slices", {"custodians": 0}
+        tables["slices"] = {
+            "micro_batches": workload.micro_batches,
+            "strategy": strategy,
+            "snapshot_steps": workload.snapshot_steps,
+        }
+    name = f"{workload.name}, {strategy}"
+    return LabSpec(name, workload.data, tables, tuple(devices), tuple(events), train_s=stint.most_s)
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def idle_share(journal: Sequence[Mapping[str, Any]]) -> float | None:
+    """Median over a device's last reports; None for one that never had a stage."""
+    busy = [line["busy"] for line in journal if line["kind"] == "stage"]
+    return 1 - statistics.median(busy[-5:]) if busy else None

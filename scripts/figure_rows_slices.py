@@ -1,0 +1,74 @@
+"""The words of the README's rows on depth slices: file, what, measured, baseline, as ``BenchRow`` takes them."""
+
+from __future__ import annotations
+
+PLANNED_MODELS = {"vgg11": "VGG-11", "mobilenetv2": "MobileNetV2", "bert_small": "BERT-small-like, 128 bytes"}
+PIPELINE_MODELS = {"vgg11": "VGG-11", "mobilenetv2": "MobileNetV2"}
+
+ROWS: tuple[tuple[str, str, str, str], ...] = (
+    *(
+        (
+            "planner",
+            f"planning {words} in depth slices for speeds 1 : 0.1 : 1, five and eight boards: seconds a batch as the"
+            " cost model predicts; CPU ms of planning",
+            "; ".join(
+                f"{{{model}, {room}/batch_s:.2f}} s, {{{model}, {room}/planning_ms:.0f}} ms"
+                for room in ("1 : 0.1 : 1", "5 boards", "8 boards")
+            ),
+            "times as long, best single peer / equal split / data parallel: "
+            + "; ".join(
+                " / ".join(
+                    f"{{{model}, {room}: {case}/times_as_long:.1f}}"
+                    for case in ("best single peer", "equal split", "data parallel")
+                )
+                for room in ("1 : 0.1 : 1", "5 boards", "8 boards")
+            ),
+        )
+        for model, words in PLANNED_MODELS.items()
+    ),
+    *(
+        (
+            "pipeline",
+            f"{words} in depth slices, speeds 1 : 0.1 : 1: samples/s; times one fast device alone; measured/predicted",
+            f"{{{model}: planned/samples_per_s:.0f}}; {{{model}: planned/times_single:.2f}};"
+            f" {{{model}: planned/measured_of_predicted:.2f}}",
+            f"one fast device alone: {{{model}: one fast device alone/samples_per_s:.0f}};"
+            f" equal split: {{{model}: equal split/samples_per_s:.0f}},"
+            f" {{{model}: equal split/measured_of_predicted:.2f}} of predicted;"
+            f" data parallel: {{{model}: data parallel/samples_per_s:.0f}},"
+            f" {{{model}: data parallel/measured_of_predicted:.2f}} of predicted",
+        )
+        for model, words in PIPELINE_MODELS.items()
+    ),
+    (
+        "pipeline_text",
+        "the encoder after BERT-small on text, four unlike devices at 50 and 100 Mbit/s: seconds a batch of 32;"
+        " times data parallel, times the fastest device alone; measured/predicted; MB sent a batch",
+        "{planned/batch_s:.2f} s; {planned/times_data_parallel:.1f}, {planned/times_single:.2f};"
+        " {planned/measured_of_predicted:.2f}; {planned/sent_mb:.1f} MB",
+        "data parallel: {data parallel alone/batch_s:.2f} s, {data parallel alone/measured_of_predicted:.2f} of"
+        " predicted, {data parallel alone/sent_mb:.0f} MB; equal split: {equal split/batch_s:.2f} s,"
+        " {equal split/measured_of_predicted:.2f} of predicted; fastest device alone:"
+        " {fastest device alone/batch_s:.2f} s",
+    ),
+    (
+        "pipeline_memory",
+        "a model that needs {alone/estimated_mb:.0f} MB, on three devices of {three together/limit_mb:.0f} MB each:"
+        " peak that no file gives back, of the device that needs most (the planner's estimate); batches/s; loss at"
+        " first and at last",
+        "{three together/kept_mb:.0f} MB ({three together/estimated_mb:.0f} MB); {three together/batches_per_s:.2f};"
+        " {three together/loss_first:.2f}, {three together/loss_last:.2f}",
+        "one device alone says {alone/refused_s:.0f} s after its start that it can't; made to try, it is ended by its"
+        " limit after {alone, made to try/killed_s:.0f} s",
+    ),
+    (
+        "replan",
+        "VGG-11 in depth slices, the fastest of three devices slowed to a quarter while it trains: batches until the"
+        " new plan; batches lost or done twice; samples/s before, by the old plan, by the new one",
+        "{slowed while training/batches_until:.0f}; {slowed while training/batches_wrong:.0f};"
+        " {slowed while training/before_per_s:.0f}, {slowed while training/meanwhile_per_s:.0f},"
+        " {slowed while training/samples_per_s:.0f}",
+        "a fresh group with the slowed device: {fresh group/samples_per_s:.0f} samples/s; of that the replanned one has"
+        " {slowed while training/ratio:.2f}",
+    ),
+)
