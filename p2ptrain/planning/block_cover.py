@@ -1,18 +1,24 @@
 """Which saved runs of blocks make up a stage, or a whole model, at one step.
 
-A saved run is a ``Holding``: blocks [part, part + span) after ``step`` batches. Runs are (first, stop).
+A saved run is a ``Holding``: blocks [part, part + span) after ``step`` batches. Runs are (first, stop). A group that
+goes back to a saved step trains the batches after it again, in a later epoch, and they may turn out otherwise: so a
+state is named by its step and by the epoch in which it was reached.
 
-Invariant: what ``cover`` returns is of one step and covers every block asked for; nothing here knows who is alive.
+Invariant: what ``cover`` returns is of one step and epoch, and covers every block asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.protocol.messages import Holding
 
 Run = tuple[int, int]
+State = tuple[int, int]
+"""Step and epoch."""
+NO_STATE: State = (0, 0)
+"""The initial weights, which everyone has."""
 
 
 def missing(need: Run, have: Run | None) -> list[Run]:
@@ -26,8 +32,21 @@ def missing(need: Run, have: Run | None) -> list[Run]:
 def cover(
     runs: Iterable[Run], step: int, holdings: Sequence[Holding], preference: Callable[[Holding], object]
 ) -> list[Holding] | None:
-    """The fewest saved runs of ``step`` that cover ``runs``; None where they don't. Larger preference wins a tie."""
-    fitting = [holding for holding in holdings if holding.step == step]
+    """The fewest saved runs of ``step`` that cover ``runs``, of the newest epoch that has them; None where none does.
+
+    Larger preference wins a tie.
+    """
+    runs = list(runs)
+    for epoch in sorted({holding.epoch for holding in holdings if holding.step == step}, reverse=True):
+        of_epoch = [holding for holding in holdings if (holding.step, holding.epoch) == (step, epoch)]
+        if (chosen := _cover(runs, of_epoch, preference)) is not None:
+            return chosen
+    return None if runs else []
+
+
+def _cover(
+    runs: Sequence[Run], fitting: Sequence[Holding], preference: Callable[[Holding], object]
+) -> list[Holding] | None:
     chosen: dict[str, Holding] = {}
     for first, stop in runs:
         at = first
@@ -43,10 +62,34 @@ def cover(
 
 def newest_covered(num_blocks: int, holdings: Sequence[Holding]) -> int:
     """The newest step of which all blocks are saved; 0, the initial weights, if there is none."""
-    for step in sorted({holding.step for holding in holdings}, reverse=True):
-        if step > 0 and cover([(0, num_blocks)], step, holdings, lambda holding: 0) is not None:
-            return step
-    return 0
+    return next(_covered(num_blocks, holdings), NO_STATE)[0]
+
+
+def whole_epoch(num_blocks: int, step: int, holdings: Sequence[Holding]) -> int | None:
+    """The newest epoch in which ``step`` was saved whole."""
+    return next((epoch for at, epoch in _covered(num_blocks, holdings) if at == step), None)
+
+
+def states_to_keep(num_blocks: int, by_peer: Mapping[str, Sequence[Holding]]) -> list[State]:
+    """What the group can go back to, by what each of its members has: the newest state that is saved whole, and the
+    newest that is whole without any one of the members, where there is one.
+    """
+    everything = [holding for holdings in by_peer.values() for holding in holdings]
+    covered = list(_covered(num_blocks, everything))
+    without = [[h for other in by_peer if other != peer for h in by_peer[other]] for peer in by_peer]
+    safe = (state for state in covered if all(_is_whole(num_blocks, state, left) for left in without))
+    return list(dict.fromkeys([*covered[:1], *[state for state in [next(safe, None)] if state is not None]]))
+
+
+def _covered(num_blocks: int, holdings: Sequence[Holding]) -> Iterator[State]:
+    """The newest first."""
+    states = sorted({(holding.step, holding.epoch) for holding in holdings if holding.step > 0}, reverse=True)
+    return (state for state in states if _is_whole(num_blocks, state, holdings))
+
+
+def _is_whole(num_blocks: int, state: State, holdings: Sequence[Holding]) -> bool:
+    fitting = [holding for holding in holdings if (holding.step, holding.epoch) == state]
+    return _cover([(0, num_blocks)], fitting, lambda holding: 0) is not None
 
 
 def pieces_for_others(old: PipelinePlan, new: PipelinePlan, own: str) -> list[Run]:

@@ -145,6 +145,8 @@ class Agreement(Generic[P]):
         self._asked: OrderedDict[str, set[PeerId]] = OrderedDict()
         self._ignored: OrderedDict[str, float] = OrderedDict()
         self._members: tuple[Record, ...] = ()
+        self._unready: list[PeerId] = []
+        """The first few that are here and can't be given a part yet."""
         self._view: tuple[object, ...] = ()
         self._claims: dict[PlanRef, list[PeerId]] = {}
         self._settled_since = now
@@ -178,7 +180,9 @@ class Agreement(Generic[P]):
             ref, asked = self._fetch.ref, self._fetch.asked
             return f"plan {ref.hash[:8]} of epoch {ref.epoch}, asked {asked[-1] if asked else 'nobody'} ({len(asked)})"
         if self.current is None and len(self._members) < self.config.min_peers:
-            return f"peers with samples for this job: {len(self._members)} of {self.config.min_peers} are here"
+            what = "peers whose speed is known" if self.config.majority else "peers with samples for this job"
+            unready = f"; not ready yet: {', '.join(self._unready)}" if self._unready else ""
+            return f"{what}: {len(self._members)} of {self.config.min_peers} are here{unready}"
         if self._ballot.own is not None:
             return self._votes_missing(self._ballot.own)
         if self._members and self._proposal_wanted():
@@ -197,6 +201,7 @@ class Agreement(Generic[P]):
         """
         records = sorted((record for record in records if record.job == self._job), key=lambda record: record.peer)
         self._members = tuple(record for record in records if is_ready(record))
+        self._unready = [r.peer for r in records if r.phase != "observing" and not is_ready(r)][:4]
         view = tuple(self._seen(record) for record in self._members)
         if view != self._view:
             self._view = view

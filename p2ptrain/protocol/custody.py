@@ -3,6 +3,8 @@
 Responsible for who keeps what for whom. Invariant: a custodian lets go of an older snapshot of a (part, trainer) only
 when a newer one of the same is safe on its disk; so once a snapshot has been acknowledged, there is at every moment
 one at least as fresh, unless the owner's word or a full store says otherwise (``forget_before``, ``max_holdings``).
+And of older ones it lets go only as ``surplus`` says: where snapshots are of use only together with others of the same
+step, as in a pipeline, the newest may not be the one that is wanted.
 
 Custodians are chosen by rendezvous hashing of (part, trainer, peer): every peer comes to the same choice from the same
 members, and a peer that joins or dies moves only the snapshots that it gains or leaves. Peers that train another part
@@ -17,7 +19,7 @@ the one being fetched, and the newest offered meanwhile, which is next.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from p2ptrain.errors import RemoteError
@@ -43,6 +45,8 @@ class CustodyConfig:
     max_offer_s: float = 60.0
     max_offers: int = 6
     unwilling_s: float = 600.0
+    past_epochs: bool = False
+    """Take snapshots of older epochs, too: those of a pipeline are the group's way back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +120,14 @@ class Custody:
         self._members: dict[PeerId, int] = {}
         self._offers: dict[PeerId, _Offers] = {}
         self._unwilling: dict[PeerId, float] = {}
+        self.surplus: Callable[[Sequence[Holding]], Iterable[Holding]] = lambda older: older
+        """Of these, all older than one of the same part and trainer that is kept, what is not needed any more."""
         self._kept: dict[_Key, Holding] = {}
-        self._superseded: list[Holding] = []
-        """Left over when a kill came between the saving of a newer one and the discarding of these."""
+        self._older: dict[_Key, list[Holding]] = {}
+        """Kept beside a newer one, the oldest first."""
         for holding in sorted(kept, key=freshness):
             if _key(holding) in self._kept:
-                self._superseded.append(self._kept[_key(holding)])
+                self._older.setdefault(_key(holding), []).append(self._kept[_key(holding)])
             self._kept[_key(holding)] = holding
         self._incoming: dict[_Key, _Incoming] = {}
 
@@ -129,13 +135,13 @@ class Custody:
 
     def holdings(self) -> tuple[Holding, ...]:
         """For the own record: the own newest snapshot, then what is kept for others, the freshest first."""
-        kept = sorted(self._kept.values(), key=lambda h: (freshness(h), h.part, h.trainer), reverse=True)
+        kept = sorted(self.kept(), key=lambda h: (freshness(h), h.part, h.trainer), reverse=True)
         own = [self._own] if self._own is not None else []
         return tuple([*own, *kept][:_MAX_RECORD_HOLDINGS])
 
     def kept(self) -> tuple[Holding, ...]:
         """What is kept for others."""
-        return tuple(self._kept.values())
+        return (*self._kept.values(), *(holding for older in self._older.values() for holding in older))
 
     def pinned(self) -> frozenset[BlobId]:
         """Own blobs that a custodian may be fetching: not to be deleted yet."""
@@ -149,6 +155,8 @@ class Custody:
         """A new plan holds. Offers of older epochs are refused from now on; what is kept stays."""
         self._epoch = max(self._epoch, epoch)
         effects: list[Effect] = []
+        if self._config.past_epochs:
+            return self._choose(now)
         for key, incoming in list(self._incoming.items()):
             if incoming.next is not None and incoming.next.epoch < self._epoch:
                 incoming.next = None
@@ -159,8 +167,18 @@ class Custody:
     def members_changed(self, members: Mapping[PeerId, int], now: float) -> list[Effect]:
         """The alive peers that can keep something (no observers), each with the part it trains (or ``NO_PART``)."""
         self._members = dict(members)
-        discarded, self._superseded = self._superseded, []
-        return [*map(DiscardSnapshot, discarded), *self._choose(now)]
+        return [*self._thin_out(), *self._choose(now)]
+
+    def _thin_out(self) -> list[Effect]:
+        """Let go of older snapshots that are not needed."""
+        discarded: list[Holding] = []
+        for key, older in list(self._older.items()):
+            gone = list(self.surplus(older))
+            discarded += gone
+            self._older[key] = [holding for holding in older if holding not in gone]
+            if not self._older[key]:
+                del self._older[key]
+        return [DiscardSnapshot(holding) for holding in discarded]
 
     def received(self, sender: PeerId, message: CustodyOffer | CustodyAck, now: float) -> list[Effect]:
         """A message of ``sender``. Raises ``RemoteError`` when it speaks for somebody else."""
@@ -256,7 +274,8 @@ class Custody:
         if old is None or freshness(holding) > freshness(old):
             self._kept[key] = holding
             if old is not None:
-                effects.append(DiscardSnapshot(old))
+                self._older.setdefault(key, []).append(old)
+                effects += self._thin_out()
         elif holding != old:
             effects.append(DiscardSnapshot(holding))
         effects.append(Send(holding.trainer, CustodyAck(holding.blob)))
@@ -275,7 +294,10 @@ class Custody:
     def forget_before(self, epoch: int) -> list[Effect]:
         """Every part has a copy of ``epoch`` or newer somewhere: let go of what is older."""
         old = [key for key, holding in self._kept.items() if holding.epoch < epoch]
-        return [DiscardSnapshot(self._kept.pop(key)) for key in old]
+        return [effect for key in old for effect in self._let_go(key)]
+
+    def _let_go(self, key: _Key) -> list[Effect]:
+        return [DiscardSnapshot(holding) for holding in (self._kept.pop(key), *self._older.pop(key, ()))]
 
     def _offered(self, sender: PeerId, holding: Holding) -> list[Effect]:
         if holding.trainer != sender or sender == self._own_id:
@@ -284,9 +306,9 @@ class Custody:
             raise RemoteError("custody-empty", f"part {holding.part}, {holding.num_bytes} bytes")
         key = _key(holding)
         kept, incoming = self._kept.get(key), self._incoming.get(key)
-        if kept == holding:
+        if kept == holding or holding in self._older.get(key, ()):
             return [Send(sender, CustodyAck(holding.blob))]  # the first ack got lost
-        if holding.epoch < self._epoch:
+        if holding.epoch < self._epoch and not self._config.past_epochs:
             return [_refusal(holding, f"epoch {holding.epoch} is over, now {self._epoch}")]
         if kept is not None and freshness(holding) <= freshness(kept):
             return [_refusal(holding, "a newer one is kept")]
@@ -321,7 +343,7 @@ class Custody:
             if not past:
                 break
             oldest = min(past, key=lambda k: (freshness(self._kept[k]), k))
-            effects.append(DiscardSnapshot(self._kept.pop(oldest)))
+            effects += self._let_go(oldest)
         return effects, lacking
 
     def _lacking(self, holding: Holding) -> str:
@@ -331,7 +353,7 @@ class Custody:
             return f"the trainer has {config.max_holdings_per_trainer} here"
         if len(keys) >= config.max_holdings:
             return f"{config.max_holdings} are kept"
-        total = sum(h.num_bytes for h in self._kept.values())
+        total = sum(h.num_bytes for h in self.kept())
         total += sum(incoming.fetching.num_bytes for incoming in self._incoming.values())
         if total + holding.num_bytes > config.max_total_bytes:
             return f"{total} of {config.max_total_bytes} bytes are taken"

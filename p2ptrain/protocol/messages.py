@@ -461,8 +461,11 @@ Message = (
 KINDS: dict[str, type[Message]] = {cls.KIND: cls for cls in Message.__args__}
 HANDSHAKE = (Hello, Welcome, Proof, Refused)
 BULK = (JobReply, PlanReply, ProfileReply, Chunk, CalibrationGradient, CalibrationHead, StageData)
-EPOCH_BOUND = (GossipPush, CustodyOffer, StageData, StageAck)
-"""Data messages: one of an older epoch than the receiver's plan is dropped and counted."""
+JOB_BOUND = (GossipPush, CustodyOffer, StageData, StageAck)
+"""Messages about a job: one about another than the receiver's is dropped and counted."""
+EPOCH_BOUND = (GossipPush, StageData, StageAck)
+"""Data messages: one of an older epoch than the receiver's plan is dropped and counted. Custody judges a snapshot by
+the epoch that it was taken in."""
 
 
 def lane_of(message: Message) -> Lane:

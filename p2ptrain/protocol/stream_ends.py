@@ -31,8 +31,8 @@ class StreamConfig:
     window_bytes: int = 4 << 20
     """Sent to one peer and not yet taken by its trainer."""
     window_parcels: int = 1024
-    max_queued_bytes: int = 256 << 20
-    """Waiting for all windows together; with more, ``Streams.full``."""
+    max_queued_bytes: int = 512 << 20
+    """Waiting for all windows together. The trainer is held back long before that."""
     ack_s: float = 0.02
     """A credit waits so long for others to go with it ..."""
     ack_parcels: int = 8

@@ -60,16 +60,11 @@ class Streams:
     # --- what others may ask ----------------------------------------------------------------------------------------
 
     @property
-    def full(self) -> bool:
-        """More waits for the windows than ought to: take nothing from the own trainer until this is over.
-
-        The trainer must go on taking what is delivered meanwhile, or two that wait for each other wait for ever.
-        """
-        return self.queued_bytes > self._config.max_queued_bytes
-
-    @property
     def queued_bytes(self) -> int:
-        """Pushed and not sent yet, to all."""
+        """Pushed and not sent yet, to all. Where that is much, the own trainer is to wait.
+
+        It must go on taking what is delivered meanwhile, or two that wait for each other wait for ever.
+        """
         return sum(stream.queued_bytes for stream in self._outgoing.values())
 
     def waiting(self) -> tuple[StreamWait, ...]:
@@ -104,11 +99,11 @@ class Streams:
     def push(
         self, to: PeerId, work: StageWork, step: int, unit: int, row: int, data: bytes, now: float
     ) -> list[Effect]:
-        """Send a parcel. Raises ``LocalError`` for a peer outside of the plan, or when ``full`` was long ignored."""
+        """Send a parcel. Raises ``LocalError`` for a peer outside of the plan, and if the trainer was not held back."""
         stream = self._outgoing.get(to)
         if stream is None:
             raise LocalError(f"a parcel for {to}, which is not in the plan")
-        if self.queued_bytes > 2 * self._config.max_queued_bytes:
+        if self.queued_bytes > self._config.max_queued_bytes:
             raise LocalError(f"{self.queued_bytes} bytes of parcels wait, and the trainer was not held back")
         parcel = StageData(self.epoch, 0, work, step, unit, row, data, self.plan)
         return [Send(to, message) for message in stream.push(parcel, now)]

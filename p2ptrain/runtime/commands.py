@@ -21,6 +21,7 @@ from p2ptrain.errors import LocalError
 LENGTHS = struct.Struct("<QQ")
 RAW_TYPES = (bytes, memoryview, mmap)
 MAX_MESSAGE_BYTES = 1 << 34
+PARCELS_AHEAD_BYTES = 64 << 20
 
 # --- node to trainer ------------------------------------------------------------------------------------------------
 
@@ -109,6 +110,17 @@ class Deliver:
 
 
 @dataclass(frozen=True, slots=True)
+class ParcelsSent:
+    """So many bytes of the parcels of ``epoch`` have left for other peers; the rest waits at the node for its turn.
+
+    The trainer hands over no more while ``PARCELS_AHEAD_BYTES`` wait. It hears of every eighth of that.
+    """
+
+    epoch: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class MakePayload:
     exchange: int
     shards: tuple[str, ...]
@@ -187,6 +199,8 @@ class Following:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
+    """``loss``: not a number where it is not known, as in every stage but the last."""
+
     round: int
     step: int
     samples: int
@@ -324,7 +338,8 @@ _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
         *(Configure, Follow, Retain, MakePayload, Merge, Reclaim),
-        *(StopAt, FollowStage, GivePiece, Deliver, Profiled, SendParcel, Taken, StageUsed, PieceTaken, Halted),
+        *(StopAt, FollowStage, GivePiece, Deliver, ParcelsSent),
+        *(Profiled, SendParcel, Taken, StageUsed, PieceTaken, Halted),
         *(ExtractFeatures, Contribute, Combine, TakeSnapshot, Stop),
         *(Ready, Following, Progress, SnapshotTaken, PayloadMade, Merged, FeaturesExtracted, Contributed, Combined),
         *(SnapshotRefused, TrainerFailed),

@@ -91,7 +91,7 @@ class Completion:
             return []
         records = [record for member in peer.members() if (record := peer.records.get(member)) is not None]
         busy = [r for r in records if plan.part_of(r.peer) is not None and r.phase not in (*ENDED, "failed")]
-        if busy:
+        if busy or not peer.duty or not peer.duty.is_complete():
             return []
         if not plan.calibrate or self._head is not None or self._calibration.hopeless:
             return self._done(now)

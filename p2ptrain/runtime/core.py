@@ -15,7 +15,7 @@ from typing import Any
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, peer_id
 from p2ptrain.protocol.machine import NEVER, Send
-from p2ptrain.protocol.messages import EPOCH_BOUND, Chunk, Fetch, FetchRefused, Lane
+from p2ptrain.protocol.messages import EPOCH_BOUND, JOB_BOUND, Chunk, Fetch, FetchRefused, Lane
 from p2ptrain.protocol.serving import ReadChunk
 from p2ptrain.protocol.session import Sessions
 from p2ptrain.protocol.transfer import FetchCompleted, FetchFailed, TransferConfig, Transfers
@@ -116,7 +116,7 @@ class Core:
         handler = self._on_message.get(type(message))
         if handler is None:
             self.refused["unexpected"] += 1
-        elif self.job_id and envelope.job and envelope.job != self.job_id and isinstance(message, EPOCH_BOUND):
+        elif self.job_id and envelope.job and envelope.job != self.job_id and isinstance(message, JOB_BOUND):
             self.refused["other-job"] += 1
         elif isinstance(message, EPOCH_BOUND) and envelope.epoch < self.epoch:
             self.refused["old-epoch"] += 1

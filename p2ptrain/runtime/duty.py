@@ -22,7 +22,7 @@ from p2ptrain.protocol.custody import Custody
 from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.core import Effects, ToTrainer
-from p2ptrain.runtime.keeping import Keeping, KeepPlan, KeepSnapshot
+from p2ptrain.runtime.keeping import Keeping, KeepPlan
 from p2ptrain.runtime.payloads import Masses, Payloads
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class Duty(Keeping):
                 blob=blob,
                 num_bytes=num_bytes,
             )
-            effects.append(KeepSnapshot(holding))
+            effects += self.keep_snapshot(holding)
         phase = "trained" if event.training_finished else "training"
         if peer.records.own.phase in ("training", "waiting"):
             effects += peer.records.update(now, phase=phase)

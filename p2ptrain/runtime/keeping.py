@@ -7,6 +7,7 @@ somebody else here has stopped waiting. What a peer trains is for its subclasses
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from p2ptrain.protocol.custody import CancelSnapshot, Custody, DiscardSnapshot, 
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.core import AbandonBlob, Effects
+from p2ptrain.runtime.store import NUM_OWN_SNAPSHOTS
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.peer import Peer, Resume
@@ -33,6 +35,8 @@ class KeepSnapshot:
     """Enter this own snapshot, whose blob is in the store, into the manifest; then ``snapshot_kept``."""
 
     holding: m.Holding
+    drop: tuple[BlobId, ...] = ()
+    """Own snapshots that it takes the place of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,14 @@ class Keeping:
         """For the own record."""
         return self.custody.holdings()
 
+    def newest_own(self) -> m.Holding | None:
+        """The own snapshot that was saved last."""
+        return self._own[-1] if self._own else None
+
+    def is_complete(self) -> bool:
+        """Whether nothing more is to be trained, once all that are here have ended."""
+        return True
+
     def gossip_push(self, sender: PeerId, push: m.GossipPush, now: float) -> Effects:
         """A neighbour pushes parameters to average."""
         raise RemoteError("gossip", "this job's parts are not averaged by gossip")
@@ -141,13 +153,22 @@ class Keeping:
 
     # --- own snapshots ---
 
-    def snapshot_kept(self, holding: m.Holding, now: float) -> Effects:
+    def keep_snapshot(self, holding: m.Holding) -> Effects:
+        """Save an own snapshot, whose blob is in the store."""
+        older = [h for h in self._own if h.blob != holding.blob]
+        return [KeepSnapshot(holding, tuple(h.blob for h in self.surplus(older)))]
+
+    def surplus(self, older: Sequence[m.Holding]) -> list[m.Holding]:
+        """Own snapshots that are not needed beside a newer one: all but the one before."""
+        return list(older[:-1])
+
+    def snapshot_kept(self, effect: KeepSnapshot, now: float) -> Effects:
         """It is safe here; now others get it too."""
-        self._own = [*[h for h in self._own if h.blob != holding.blob], holding][-2:]
-        return self._offer(holding, now)
+        self._own = [h for h in self._own if h.blob not in effect.drop]
+        return self._offer(effect.holding, now)
 
     def _offer(self, holding: m.Holding, now: float) -> Effects:
-        self._own = [*[h for h in self._own if h.blob != holding.blob], holding][-2:]
+        self._own = [*[h for h in self._own if h.blob != holding.blob], holding][-NUM_OWN_SNAPSHOTS:]
         return [*self.custody.snapshot(holding, now), *self._peer.publish_holdings(now)]
 
     # --- custody ---

@@ -223,8 +223,9 @@ class Peer(Core):
     def job_opened(self, job: Job, resume: Resume, now: float) -> Effects:
         """The job is known and its store is open. Training may begin once the data are counted."""
         self.job, self._job_id = job, job.id
-        custody = Custody(self.own_id, CustodyConfig(num_custodians=job.group.custodians), resume.kept)
         sliced = job.mode == "slices"
+        keeping = CustodyConfig(num_custodians=job.group.custodians, past_epochs=sliced)
+        custody = Custody(self.own_id, keeping, resume.kept)
         timing = AgreementConfig(min_peers=job.group.min_peers, settle_s=job.group.settle_s, majority=sliced)
         if sliced:
             stage = self.duty = StageDuty(self, job, custody, resume)
@@ -262,7 +263,7 @@ class Peer(Core):
 
     def snapshot_kept(self, effect: KeepSnapshot, now: float) -> Effects:
         """The node's answer to ``KeepSnapshot``: it is safe on disk."""
-        return self.run(self.duty.snapshot_kept(effect.holding, now) if self.duty else [], now)
+        return self.run(self.duty.snapshot_kept(effect, now) if self.duty else [], now)
 
     def custody_kept(self, holding: m.Holding, saved: bool, now: float) -> Effects:
         """The node's answer to ``KeepCustody``."""

@@ -134,10 +134,14 @@ class PeerNode(Node):
         peer = self._peer
         if peer is None:
             return
-        hands_over = peer.duty is not None and peer.duty.hands_over
-        if self.trainer is not None and hands_over and peer.records.own.phase == "training" and peer.membership.alive():
+        if self.trainer is not None and peer.duty is not None and peer.membership.alive():
             self._handover = asyncio.get_running_loop().create_future()
-            self.trainer.send(c.TakeSnapshot())
+            if not peer.duty.hands_over:
+                self._handover.set_result(peer.duty.newest_own())
+            elif peer.records.own.phase == "training":
+                self.trainer.send(c.TakeSnapshot())
+            else:
+                self._handover.set_result(None)
             try:
                 await asyncio.wait_for(self._handed_over(self._handover), HANDOVER_S)
             except TimeoutError:
@@ -146,7 +150,7 @@ class PeerNode(Node):
         await asyncio.gather(asyncio.sleep(GOODBYE_S), self._stop_trainer())
 
     async def _handed_over(self, handover: asyncio.Future[Holding | None]) -> None:
-        """Until a custodian has acknowledged the snapshot that was asked for, or a newer one."""
+        """Until a custodian has acknowledged the snapshot, or a newer one."""
         taken = await handover
         while taken is not None and self._peer is not None and self._peer.duty is not None:
             custodians = self._peer.duty.custody.custodians()
@@ -347,7 +351,7 @@ class PeerNode(Node):
             if effect.holding.blob == self._parting:
                 self._saved_to_part(effect.holding if error is None else None)
 
-        self._save(lambda store: store.add_snapshot(effect.holding), kept)
+        self._save(lambda store: store.add_snapshot(effect.holding, effect.drop), kept)
 
     def _keep_custody(self, effect: KeepCustody) -> None:
         peer = self._peer

@@ -2,6 +2,7 @@
 
     idle --plan with a stage for us--> gathering --all blocks of the plan's step here--> following
     following --next plan--> stopping (the trainer goes on to the plan's step) --halted--> gathering
+    stopping --no batch done for long: the others have halted before us--> told to halt where it is
     following --the trainer dies, or the process did--> lost: a plan that begins at a saved step brings it back
 
 Invariant: a stage begins with blocks of exactly the step that its plan says, each from the trainer's own memory, the
@@ -11,11 +12,13 @@ own store, or a member that has it; and parcels are only exchanged with peers of
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from p2ptrain.config import Job
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.planning.block_cover import Run, cover, missing, newest_covered, pieces_for_others
+from p2ptrain.planning.block_cover import Run, cover, missing, pieces_for_others, whole_epoch
 from p2ptrain.planning.plan import Plan
 from p2ptrain.protocol import messages as m
 from p2ptrain.protocol.custody import Custody
@@ -23,7 +26,8 @@ from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.protocol.streams import Delivered, Streams
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.core import Effects, ToTrainer
-from p2ptrain.runtime.keeping import Keeping, KeepPlan, KeepSnapshot, ReleaseBlob
+from p2ptrain.runtime.keeping import Keeping, KeepPlan, ReleaseBlob
+from p2ptrain.runtime.saved_blocks import SavedBlocks
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.peer import Peer, Resume
@@ -31,7 +35,12 @@ if TYPE_CHECKING:
 NOTICE_S = 2.0
 """A plan takes over no sooner than this after it was proposed, so that all have heard of it."""
 GATHER_S = 20.0
-"""Blocks of the plan's step that nobody has said for so long to have are lost: votes may have come in too late."""
+"""Blocks of the plan's step that nobody has said for so long to have are lost: votes may have come in too late. And who
+does no batch for so long on the way to that step will not get there."""
+RETRY_S = 2.0
+"""Until blocks are asked for again that could not be got."""
+MAX_FAILURES = 3
+"""So often blocks are asked for."""
 SLOWDOWN_STEP = 0.15
 """Relative change of a slowdown that is worth telling the group."""
 
@@ -50,17 +59,27 @@ class StageDuty(Keeping):
         """The plan whose stage the trainer was given, and has not begun to train yet."""
         self._wanted: dict[BlobId, m.Holding] = {}
         """What is being fetched for the own stage."""
-        self._refused: set[BlobId] = set()
+        self._saved = SavedBlocks(peer, lambda: (*self.custody.kept(), *self._own))
         self._lost = False
         """The trainer's stage is gone: only a plan that begins at a saved step helps."""
         self._restored = resume.plan.hash if resume.plan else ""
         self._pieces: list[m.Holding] = []
         """Handed over, for others to fetch."""
+        self._fetched: set[BlobId] = set()
+        """For the own stage, until the trainer has them."""
         self._step = 0
         self._pace = _Pace()
         self._slowdown = 1.0
         self._give_up_at = NEVER
         """When blocks that nobody has come to be taken for lost."""
+        self._retry_at = NEVER
+        self._failures: Counter[BlobId] = Counter()
+        """Blobs for the own stage that could not be got."""
+        self._stop_by = NEVER
+        """When a trainer that is to go on to its next plan's step is told to halt where it is."""
+        self._pushed_bytes = self._told_bytes = 0
+        """Of the plan's parcels: pushed, and how many of them the trainer knows to have left."""
+        self.custody.surplus = self._saved.surplus
         peer.on_effects({Delivered: self._delivered})
 
     @property
@@ -70,7 +89,7 @@ class StageDuty(Keeping):
 
     @property
     def hands_over(self) -> bool:
-        """A stage alone, a batch ahead of what is saved of the others, is of no use."""
+        """A stage alone, a batch ahead of what is saved of the others, is of no use: what was saved last will do."""
         return False
 
     @property
@@ -80,9 +99,13 @@ class StageDuty(Keeping):
     def awaits(self, blob: BlobId) -> bool:
         return blob in self._wanted
 
+    def surplus(self, older: Sequence[m.Holding]) -> list[m.Holding]:
+        """Also the newest that could be gone back to stay."""
+        return self._saved.surplus(older)
+
     def holdings(self) -> tuple[m.Holding, ...]:
-        """Two own snapshots: stages are up to a batch apart, so the newest may not be saved everywhere yet."""
-        first = (*self._pieces, *self._own[-2:])
+        """All own snapshots: stages are up to a batch apart, so the newest may not be saved everywhere yet."""
+        first = (*self._pieces, *reversed(self._own))
         return (*first, *(h for h in self.custody.holdings() if h not in first))
 
     # --- the plan ---
@@ -94,6 +117,7 @@ class StageDuty(Keeping):
         if name != self._plan_hash:
             self._lost = name == self._restored  # the process ended under this plan, and its trainer with it
         self.plan, self._plan_hash = plan, name
+        self._halted_at = self._given = None
         part = plan.part_of(peer.own_id)
         self.part = part.index if part is not None and not self._lost else m.NO_PART
         effects: Effects = [KeepPlan(plan), *self.custody.epoch_changed(plan.epoch, now)]
@@ -108,25 +132,39 @@ class StageDuty(Keeping):
         pieces: list[Run] = []
         torn = True  # the batches up to the plan's step can't all be done any more
         if old is not None and old.slices is not None:
-            torn = not survivors.issuperset(old.trainers()) or plan.slices.from_step <= newest
+            torn = not survivors.issuperset(old.trainers()) or plan.slices.from_step < newest
             pieces = pieces_for_others(old.slices.pipeline, plan.slices.pipeline, peer.own_id)
-        self._halted_at = None
         self._wanted.clear()
+        self._failures.clear()
+        self._stop_by = self._patience(now)
         stop = c.StopAt(plan.epoch, plan.slices.from_step, tuple(pieces), now=torn)
         return [*effects, *self._release_pieces(now), ToTrainer(stop)]
 
     def members_changed(self, now: float) -> Effects:
-        peer = self._peer
+        peer, plan = self._peer, self.plan
         parts = {p: r.part for p in peer.members() if p != peer.own_id and (r := peer.records.get(p)) is not None}
+        if plan is not None:
+            self._saved.look(plan)
         return [*self.custody.members_changed(parts, now), *self._gather(now)]
+
+    def _patience(self, now: float) -> float:
+        """Until when a trainer that goes on has to do a batch, the slowest device of the group being what it is."""
+        return now + max(GATHER_S, 4 * self._pace.seconds)
 
     def steps(self) -> tuple[int, int]:
         """For planning: the batch after which a plan proposed now can take over, and the newest one saved whole."""
         plan = self.plan
         if plan is None or plan.slices is None:
             return 0, 0
-        covered = newest_covered(plan.slices.pipeline.num_blocks, self._known_holdings())
-        return self._newest_step() + self._pace.steps_in(NOTICE_S) + 1, covered
+        covered = self._saved.newest_step(plan)
+        return max(self._newest_step() + self._pace.steps_in(NOTICE_S) + 1, covered), covered
+
+    def is_complete(self) -> bool:
+        """Not while a peer's last blocks are gone with it: the others train the last batches again."""
+        plan = self.plan
+        if plan is None or plan.slices is None or set(self._peer.members()).issuperset(plan.trainers()):
+            return True
+        return self._saved.newest_step(plan) >= self._job.training.rounds * plan.slices.steps_per_round
 
     def is_lost(self, record: m.Record) -> bool:
         """Whether a peer that our plan gives a stage to says that it has none."""
@@ -142,39 +180,31 @@ class StageDuty(Keeping):
         steps = [r.step for r in records if r is not None and r.peer in trainers and r.plan == self._plan_hash]
         return max([self._step, *steps])
 
-    def _known_holdings(self) -> list[m.Holding]:
-        """Saved runs of blocks that are here or that a member has."""
-        peer = self._peer
-        found = {h.blob: h for h in (*self.custody.kept(), *self._own)}
-        for member in peer.members():
-            record = peer.records.get(member)
-            found |= {h.blob: h for h in (record.holdings if record else ()) if h.part != m.HEAD_PART}
-        return [h for h in found.values() if h.blob not in self._refused]
-
     # --- getting the own stage ---
 
     def _gather(self, now: float) -> Effects:
         """Get the blocks that the trainer lacks, and give it the stage when all are here."""
         plan, peer = self.plan, self._peer
         if self._halted_at is None or plan is None or plan.slices is None or self.part == m.NO_PART:
+            self._give_up_at = self._retry_at = NEVER
             return []
         stage, step = plan.slices.pipeline.stages[self.part], plan.slices.from_step
         if step == 0:
             return self._give(plan, [], keep=False)
-        have: Run | None = None
-        if self._halted_at == step and self._trained is not None and self._trained.slices is not None:
-            pipeline = self._trained.slices.pipeline
-            held = pipeline.stage_of(peer.own_id)
-            have = (pipeline.stages[held].start, pipeline.stages[held].stop) if held is not None else None
+        known, have = self._saved.known(), self._held(plan, step)
+        if have is not None and self._trained is not None:
+            known = [holding for holding in known if holding.epoch == self._trained.epoch]
         runs = missing((stage.start, stage.stop), have)
-        chosen = cover(runs, step, self._known_holdings(), lambda h: (self._has_blob(h.blob), -h.span))
+        chosen = cover(runs, step, known, lambda h: (self._has_blob(h.blob), -h.span))
         if chosen is None:
+            self._retry_at = NEVER
             return self._lose(now) if now >= self._give_up_at else []
         self._give_up_at = now + GATHER_S
         lacking = [holding for holding in chosen if not self._has_blob(holding.blob)]
         if not lacking:
             return self._give(plan, chosen, keep=have is not None)
         effects: Effects = []
+        self._retry_at = NEVER
         for holding in lacking:
             if holding.blob in self._wanted:
                 continue
@@ -188,9 +218,21 @@ class StageDuty(Keeping):
                 ]
         return effects
 
+    def _held(self, plan: Plan, step: int) -> Run | None:
+        """The trainer's own blocks, if they are of this step, and of the history that the others go on from."""
+        old = self._trained
+        if self._halted_at != step or old is None or old.slices is None or plan.slices is None:
+            return None
+        if whole_epoch(plan.slices.pipeline.num_blocks, step, self._saved.known()) not in (None, old.epoch):
+            return None
+        pipeline = old.slices.pipeline
+        index = pipeline.stage_of(self._peer.own_id)
+        return (pipeline.stages[index].start, pipeline.stages[index].stop) if index is not None else None
+
     def _give(self, plan: Plan, pieces: list[m.Holding], *, keep: bool) -> Effects:
         self._halted_at, self._given, self._give_up_at = None, plan, NEVER
         self._wanted.clear()
+        self._retry_at = NEVER
         follow = c.FollowStage(plan.to_json(), self._peer.own_id, len(pieces), keep)
         return [ToTrainer(follow), *(ToTrainer(c.GivePiece(b""), holding.blob, "piece") for holding in pieces)]
 
@@ -201,17 +243,20 @@ class StageDuty(Keeping):
         if isinstance(event, c.SendParcel):
             if event.epoch != self.streams.epoch:
                 return []
-            self._step = max(self._step, event.step)
+            self._seen_step(event.step, now)
             to, work = PeerId(event.to), event.work
-            return list(
-                self.streams.push(to, work, event.step, event.unit, event.row, event.parcel, now)  # type: ignore[arg-type]
-            )
+            self._pushed_bytes += len(event.parcel)
+            return [
+                *self.streams.push(to, work, event.step, event.unit, event.row, event.parcel, now),  # type: ignore[arg-type]
+                *self._tell_sent(),
+            ]
         if isinstance(event, c.Taken):
             return self._taken(event, now)
         if isinstance(event, c.Progress):
-            self._step = max(self._step, event.step)
+            self._seen_step(event.step, now)
             changes = {"round": event.round, "step": event.step, "samples": event.samples}
-            return list(peer.records.update(now, loss=event.loss, samples_per_s=event.samples_per_s, **changes))
+            loss = self._loss(event.loss)
+            return list(peer.records.update(now, loss=loss, samples_per_s=event.samples_per_s, **changes))
         if isinstance(event, c.StageUsed):
             return self._used(event, now)
         if isinstance(event, c.Following):
@@ -223,11 +268,26 @@ class StageDuty(Keeping):
         if isinstance(event, c.PieceTaken):
             return self._piece_taken(event, blob, num_bytes, now)
         if isinstance(event, c.SnapshotRefused):
-            self._refused.update(h.blob for h in self._known_holdings() if self.plan and self._is_of_plan(h))
+            self._saved.refused.update(h.blob for h in self._saved.known() if self.plan and self._is_of_plan(h))
             return [Note("snapshot-refused", (("detail", event.detail[:200]),)), *self._lose(now)]
         if isinstance(event, c.TrainerFailed):
             return [*self._lose(now), *self._after_failure(event, now)]
         return []
+
+    def _seen_step(self, step: int, now: float) -> None:
+        """The trainer is that far."""
+        if step > self._step:
+            self._step = step
+            if self._stop_by != NEVER:
+                self._stop_by = self._patience(now)
+
+    def _loss(self, own: float) -> float:
+        """The last stage knows it; elsewhere it is what that stage said last, or 0 as long as it has said none."""
+        plan = self._trained
+        if math.isfinite(own) or plan is None or plan.slices is None:
+            return own if math.isfinite(own) else 0.0
+        records = [self._peer.records.get(PeerId(peer)) for peer in plan.slices.pipeline.stages[-1].peers]
+        return max((r.loss for r in records if r is not None and r.plan == plan.hash), default=0.0)
 
     def _is_of_plan(self, holding: m.Holding) -> bool:
         """Whether the stage that was refused may have been made of it."""
@@ -244,19 +304,22 @@ class StageDuty(Keeping):
         if plan is None:
             return []
         self._trained, self._given = plan, None
+        kept = {holding.blob for holding in (*self.custody.kept(), *self._own)} | self._custody_fetches.keys()
+        effects: Effects = [ReleaseBlob(blob) for blob in sorted(self._fetched - kept)]
+        self._fetched.clear()
         self._step = plan.slices.from_step if plan.slices else 0
-        self._slowdown = 1.0
         if plan is not self.plan:
-            return []  # a newer one waits for the trainer to halt
+            return effects  # a newer one waits for the trainer to halt
         note = Note("training", (("part", event.part), ("round", event.round), ("rounds", event.rounds)))
         others = [trainer for trainer in plan.trainers() if trainer != peer.own_id]
-        effects: Effects = [note, *self.streams.reset(plan.epoch, others, now, self._plan_hash)]
+        effects += [note, *self.streams.reset(plan.epoch, others, now, self._plan_hash)]
+        self._pushed_bytes = self._told_bytes = 0
         return effects + list(peer.records.update(now, phase="training", round=event.round, step=self._step))
 
     def _halted(self, event: c.Halted, now: float) -> Effects:
-        if self.plan is None or event.epoch != self.plan.epoch:
+        if self.plan is None or event.epoch != self.plan.epoch or self.plan in (self._given, self._trained):
             return []
-        self._halted_at, self._given = event.step, None
+        self._halted_at, self._given, self._stop_by = event.step, None, NEVER
         self._give_up_at = now + GATHER_S
         if event.step < 0:
             self._trained = None
@@ -264,7 +327,7 @@ class StageDuty(Keeping):
 
     def _lose(self, now: float) -> Effects:
         """The trainer holds no stage any more, and the others can't go on without it: say so."""
-        self._give_up_at = NEVER
+        self._give_up_at = self._retry_at = self._stop_by = NEVER
         self._trained = self._given = self._halted_at = None
         self._lost, self.part = True, m.NO_PART
         self._wanted.clear()
@@ -288,24 +351,23 @@ class StageDuty(Keeping):
             return []
         effects: Effects = []
         if blob is not None:
-            effects.append(KeepSnapshot(self._holding(event, event.part, event.span, plan.epoch, blob, num_bytes)))
+            holding = self._holding(event, event.part, event.span, plan.epoch, blob, num_bytes)
+            effects += self.keep_snapshot(holding)
         phase = "trained" if event.training_finished else "training"
         effects += peer.records.update(now, phase=phase, round=event.round, step=event.step, samples=event.samples)
         if event.training_finished:
             effects += peer.records.update(now, samples_per_s=0.0)
         if event.round_finished:
             self._num_restarts = 0
-            fields = (("part", self.part), ("round", event.round), ("loss", round(event.loss, 4)))
+            loss = self._loss(event.loss)
+            fields = (("part", self.part), ("round", event.round), *((("loss", round(loss, 4)),) if loss else ()))
             effects.append(Note("round", fields))
         return effects
 
-    def snapshot_kept(self, holding: m.Holding, now: float) -> Effects:
-        return [*self._release_pieces(now), *super().snapshot_kept(holding, now)]
-
     def _piece_taken(self, event: c.PieceTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
-        if blob is None or self.plan is None:
+        if blob is None or self._trained is None:
             return []  # who needs it will not get it, and the group goes back to what is saved
-        self._pieces.append(self._holding(event, event.part, event.span, self.plan.epoch, blob, num_bytes))
+        self._pieces.append(self._holding(event, event.part, event.span, self._trained.epoch, blob, num_bytes))
         return list(self._peer.publish_holdings(now))
 
     def _holding(
@@ -333,7 +395,15 @@ class StageDuty(Keeping):
     # --- parcels ---
 
     def stage_data(self, sender: PeerId, message: m.StageData | m.StageAck, now: float) -> Effects:
-        return list(self.streams.received(sender, message, now))
+        return [*self.streams.received(sender, message, now), *self._tell_sent()]
+
+    def _tell_sent(self) -> Effects:
+        """The trainer waits when it is too far ahead of the links."""
+        sent = self._pushed_bytes - self.streams.queued_bytes
+        if 8 * (sent - self._told_bytes) < c.PARCELS_AHEAD_BYTES:
+            return []
+        self._told_bytes = sent
+        return [ToTrainer(c.ParcelsSent(self.streams.epoch, sent))]
 
     def peer_admitted(self, other: PeerId, now: float) -> Effects:
         """There is a new link to a peer."""
@@ -359,24 +429,35 @@ class StageDuty(Keeping):
     def blob_arrived(self, blob: BlobId, now: float) -> Effects:
         effects = self._kept_if_whole(blob, now)
         if self._wanted.pop(blob, None) is not None:
+            self._fetched.add(blob)
             effects += self._gather(now)
         return effects
 
     def blob_lost(self, blob: BlobId, now: float) -> Effects:
         effects = self._not_kept(blob, now)
-        self._wanted.pop(blob, None)  # asked for again when something changes
+        if self._wanted.pop(blob, None) is not None:
+            self._failures[blob] += 1
+            self._retry_at = now + RETRY_S
+            if self._failures[blob] >= MAX_FAILURES:
+                self._saved.refused.add(blob)
         return effects
 
     # --- time ---
 
     def tick(self, now: float) -> Effects:
-        self._pace.seen(self._newest_step(), now)
-        late = self._gather(now) if now >= self._give_up_at else []
+        newest, plan = self._newest_step(), self.plan
+        self._pace.seen(newest, now)
+        late = self._gather(now) if now >= min(self._give_up_at, self._retry_at) else []
+        if now >= self._stop_by and plan is not None:
+            self._stop_by = NEVER
+            late.append(ToTrainer(c.StopAt(plan.epoch, self._step, (), now=True)))
+        if self._pieces and plan is not None and plan.slices is not None and newest > plan.slices.from_step:
+            late += self._release_pieces(now)  # a batch is done, so everyone has its stage
         return [*self.custody.tick(now), *self.streams.tick(now), *late]
 
     def next_deadline(self) -> float:
-        gathering = self._give_up_at if self._halted_at is not None else NEVER
-        return min(self.custody.next_deadline(), self.streams.next_deadline(), gathering)
+        gathering = min(self._give_up_at, self._retry_at) if self._halted_at is not None else NEVER
+        return min(self.custody.next_deadline(), self.streams.next_deadline(), gathering, self._stop_by)
 
     def waiting_for(self, now: float) -> str:
         """In words: blocks, other stages, or a plan."""
@@ -385,6 +466,8 @@ class StageDuty(Keeping):
             return ""
         if self._lost:
             return "a plan that begins at a saved step: this peer's stage was lost"
+        if self.part == m.NO_PART and peer.own_id not in {profile.peer for profile in plan.slices.profiles}:
+            return "a stage: nobody can plan with the times of this peer's blocks, which make no sense; start it again"
         if self.part == m.NO_PART:
             return "a stage: the plan is faster without this peer, and takes it when another is lost"
         if self._halted_at is not None:
@@ -402,15 +485,16 @@ class _Pace:
 
     def __init__(self) -> None:
         self._since: tuple[int, float] | None = None
-        self._seconds = 0.0
+        self.seconds = 0.0
+        """Of a batch; 0 = not known."""
 
     def seen(self, step: int, now: float) -> None:
         if self._since is None or step < self._since[0]:
             self._since = (step, now)
         elif step > self._since[0] and now - self._since[1] >= 1.0:
-            self._seconds = (now - self._since[1]) / (step - self._since[0])
+            self.seconds = (now - self._since[1]) / (step - self._since[0])
             self._since = (step, now)
 
     def steps_in(self, seconds: float) -> int:
         """Batches that may be done by then, generously."""
-        return math.ceil(seconds / self._seconds) + 1 if self._seconds else 2
+        return math.ceil(seconds / self.seconds) + 1 if self.seconds else 2

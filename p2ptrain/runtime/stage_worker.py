@@ -1,7 +1,8 @@
 """The trainer's side of depth slices: builds the own stage, feeds it what comes, says what goes out.
 
-Invariant: one unit of work between two commands (see ``SliceTraining.advance``); a stage is only built from pieces of
-exactly the step that its plan begins with, and whatever does not fit is said and changes nothing.
+Invariant: one unit of work, or one parcel, between two commands (see ``SliceTraining.advance``); a stage is only built
+from pieces of exactly the step that its plan begins with, and whatever does not fit is said and changes nothing. What
+others send is taken in at any time; what goes out waits here while too much of it waits at the node.
 
     idle --FollowStage, its pieces--> training --StopAt, its step--> halted --FollowStage--> ...
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.parts import global_model
 from p2ptrain.learning.slice_training import Parcel, SliceTraining
-from p2ptrain.planning.blocks import BlockTimes
+from p2ptrain.planning.blocks import BlockTimes, check_model
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.planning.profile_codec import model_to_json, profile_to_json
 from p2ptrain.planning.slice_figures import micro_batch_choices
@@ -68,6 +70,10 @@ class StageWorker:
         self._pieces: list[Piece] = []
         self._num_missing = 0
         self._halt: c.StopAt | None = None
+        self._outbox: deque[Parcel] = deque()
+        """Of the last unit of work, not handed over yet."""
+        self._handed_bytes = self._sent_bytes = 0
+        """Of the plan's parcels: handed over, and those of them that have left for other peers."""
         self._said_step = 0
         self._progress_at = 0.0
         self._progress_samples = 0
@@ -80,16 +86,20 @@ class StageWorker:
     # --- before the plan ---
 
     def profile(self) -> c.Profiled:
-        """Measure the blocks on this device, or look up what was measured here before."""
+        """Measure the blocks on this device, or look up what was measured here before.
+
+        Raises ``UserError`` for a model that can't be a pipeline.
+        """
+        name, device = self._job.model.name, self._configuration.device
+        model = profile_blocks(self._chain, name)
+        check_model(model)
         batch = self._job.training.batch_size
         micro_batches = [batch // num for num in micro_batch_choices(self._job)]
         sizes = sorted({math.ceil(min(micro_batches) / 4), math.ceil(min(micro_batches) / 2), *micro_batches})
         cache = Path(self._configuration.cache) if self._configuration.cache else None
-        name, device = self._job.model.name, self._configuration.device
         self._times = measure_blocks(
             self._chain, name, batch_sizes=sizes, device=device, budget_s=MEASURE_S, cache=cache
         )
-        model = profile_blocks(self._chain, name)
         return c.Profiled(model_to_json(model), profile_to_json(model, self._times))
 
     def _build(self) -> nn.Module:
@@ -100,7 +110,14 @@ class StageWorker:
     @property
     def busy(self) -> bool:
         training = self._training
-        return training is not None and self._num_missing == 0 and not self._is_halted and training.ready()
+        if training is None or self._num_missing or self._is_halted:
+            return False
+        return self._has_room and (bool(self._outbox) or training.ready())
+
+    @property
+    def _has_room(self) -> bool:
+        """For one more parcel at the node."""
+        return self._handed_bytes - self._sent_bytes < c.PARCELS_AHEAD_BYTES
 
     @property
     def _is_halted(self) -> bool:
@@ -138,6 +155,8 @@ class StageWorker:
             device=configuration.device,
             init=self._init,
         )
+        self._outbox.clear()
+        self._handed_bytes = self._sent_bytes = 0
         self._plan, self._halt, self._num_missing = plan, None, command.pieces
         if not command.pieces:
             self._begin()
@@ -189,6 +208,7 @@ class StageWorker:
         training.stop_at = command.step
         if command.now or training.step >= command.step:
             training.abandon_batch()
+            self._outbox.clear()
             self._hand_over()
 
     def _hand_over(self) -> None:
@@ -218,15 +238,23 @@ class StageWorker:
                 error = str(refused)
         self._say(c.Taken(command.epoch, command.sender, 1, error))
 
+    def parcels_sent(self, command: c.ParcelsSent) -> None:
+        if self._plan is not None and command.epoch == self._plan.epoch:
+            self._sent_bytes = max(self._sent_bytes, command.num_bytes)
+
     def work(self) -> None:
-        """One unit, if there is one."""
+        """One unit, or a parcel of the last one, if there is room for it."""
         training = self._training
         if training is None or self._plan is None or not self.busy:
             return
-        epoch = self._plan.epoch
-        for parcel in training.advance():
+        if not self._outbox:
+            self._outbox.extend(training.advance())
+        while self._outbox and self._has_room:
+            parcel = self._outbox.popleft()
             data = save_tensors(parcel.tensors)
-            self._say(c.SendParcel(epoch, parcel.peer, parcel.work, parcel.step, parcel.unit, parcel.row, data))
+            self._handed_bytes += len(data)
+            where = (parcel.work, parcel.step, parcel.unit, parcel.row)
+            self._say(c.SendParcel(self._plan.epoch, parcel.peer, *where, data))
         if training.step != self._said_step:
             self._batch_done(training)
         if time.monotonic() - self._progress_at >= PROGRESS_INTERVAL_S:
@@ -246,8 +274,7 @@ class StageWorker:
     def _say_progress(self, training: SliceTraining) -> None:
         now, done = time.monotonic(), training.num_samples
         rate = (done - self._progress_samples) / max(now - self._progress_at, 1e-6)
-        loss = training.last_loss if math.isfinite(training.last_loss) else 0.0
-        self._say(c.Progress(training.round, training.step, done, loss, rate))
+        self._say(c.Progress(training.round, training.step, done, training.last_loss, rate))
         self._progress_at, self._progress_samples = now, done
 
     def _say_use(self, training: SliceTraining) -> None:
@@ -268,14 +295,13 @@ class StageWorker:
         if training is None:
             return
         tensors, metadata = training.snapshot()
-        loss = training.last_loss if math.isfinite(training.last_loss) else 0.0
         self._say(
             c.SnapshotTaken(
                 part=training.start,
                 round=training.round,
                 step=training.step,
                 samples=training.num_samples,
-                loss=loss,
+                loss=training.last_loss,
                 round_finished=training.step % self._steps_per_round == 0,
                 training_finished=training.finished,
                 snapshot=save_tensors(tensors, metadata),

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from mmap import mmap
@@ -38,7 +38,8 @@ except ImportError:  # no such locks on this system
     fcntl = None
 
 MANIFEST_VERSION = 1
-NUM_OWN_SNAPSHOTS = 2
+NUM_OWN_SNAPSHOTS = 4
+"""At most. Two do, unless snapshots are of use only together with others' of the same step."""
 MAX_LINEAGE = 64
 _MAX_PEERS = 1024
 T = TypeVar("T")
@@ -197,9 +198,13 @@ class Store:
         lines = (*self.manifest.lineage, lineage[:256]) if lineage else self.manifest.lineage
         self._save(dataclasses.replace(self.manifest, plan=plan, epoch=epoch, lineage=lines[-MAX_LINEAGE:]))
 
-    def add_snapshot(self, holding: Holding) -> None:
-        """A snapshot of the own part, whose blob is here; the last two are kept. Raises ``StorageError``."""
+    def add_snapshot(self, holding: Holding, drop: Collection[BlobId] | None = None) -> None:
+        """A snapshot of the own part, whose blob is here, in place of those in ``drop``. Raises ``StorageError``.
+
+        By default all are dropped but the one before.
+        """
         others = tuple(own for own in self.manifest.snapshots if own.blob != holding.blob)
+        others = others[-1:] if drop is None else tuple(own for own in others if own.blob not in drop)
         self._check_present(holding)
         self._save(dataclasses.replace(self.manifest, snapshots=(*others, holding)[-NUM_OWN_SNAPSHOTS:]))
 

@@ -86,6 +86,7 @@ class Trainer:
                 c.GivePiece: stage.give,
                 c.StopAt: stage.stop_at,
                 c.Deliver: stage.deliver,
+                c.ParcelsSent: stage.parcels_sent,
             }
         handlers[type(command)](command)
 

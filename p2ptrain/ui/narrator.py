@@ -46,6 +46,11 @@ def _stage_sentence(plan: Plan, own: PeerId) -> str:
     if pipeline is None:
         return ""
     start = f"plan of epoch {plan.epoch}, {len(pipeline.stages)} stage{'s' if len(pipeline.stages) > 1 else ''}"
+    if part is None and plan.slices is not None and own not in {profile.peer for profile in plan.slices.profiles}:
+        return (
+            f"{start}: without this peer, as the times of its blocks make no sense or its speed is not known; it "
+            "stands by, and measures again when it is started anew"
+        )
     if part is None:
         return f"{start}: without this peer, which would only slow it down; it stands by"
     stage = pipeline.stages[part.index]
@@ -57,7 +62,8 @@ def _stage_sentence(plan: Plan, own: PeerId) -> str:
 
 def round_sentence(fields: Fields, rounds: int, samples_per_s: float) -> str:
     speed = f", {samples_per_s:.0f} samples/s" if samples_per_s else ""
-    return f"round {fields.get('round')}/{rounds or '?'} done, loss {_number(fields, 'loss'):.3f}{speed}"
+    loss = f", loss {_number(fields, 'loss'):.3f}" if "loss" in fields else ""
+    return f"round {fields.get('round')}/{rounds or '?'} done{loss}{speed}"
 
 
 def _number(fields: Fields, name: str) -> float:

@@ -75,11 +75,16 @@ def row(snapshot: Snapshot, record: Record) -> tuple[str, ...]:
         does(snapshot, record),
         f"{record.round}{rounds}",
         str(record.step),
-        f"{record.loss:.3f}" if record.step and math.isfinite(record.loss) else "-",
+        f"{record.loss:.3f}" if record.step and _loss(record) is not None else "-",
         f"{record.samples_per_s:.0f}" if record.samples_per_s else "-",
         scaled(record.bytes_sent, "B"),
         part_text(snapshot, record),
     )
+
+
+def _loss(record: Record) -> float | None:
+    """None where it is not known, as in a pipeline before its last stage has said it."""
+    return record.loss if math.isfinite(record.loss) and record.loss != 0 else None
 
 
 def does(snapshot: Snapshot, record: Record) -> str:
@@ -180,7 +185,7 @@ def _peer(snapshot: Snapshot, record: Record) -> dict[str, Any]:
         "round": record.round,
         "step": record.step,
         "samples": record.samples,
-        "loss": record.loss if math.isfinite(record.loss) else None,
+        "loss": _loss(record),
         "samples_per_s": record.samples_per_s,
         "bytes_sent": record.bytes_sent,
         "flops_per_s": record.flops_per_s,

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.planning.block_cover import cover, missing, newest_covered, pieces_for_others
+from p2ptrain.planning.block_cover import (
+    cover,
+    missing,
+    newest_covered,
+    pieces_for_others,
+    states_to_keep,
+    whole_epoch,
+)
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.protocol.messages import Holding
 
@@ -80,3 +89,26 @@ def test_a_newcomer_gets_everything() -> None:
     assert pieces_for_others(old, new, "a") == [(0, 2)]
     assert pieces_for_others(old, new, "b") == [(2, 4)]
     assert pieces_for_others(old, new, "z") == []
+
+
+def run(part: int, span: int, step: int, epoch: int = 1) -> Holding:
+    return dataclasses.replace(saved(part, span, step, f"{part}-{span}-{step}-{epoch}"), epoch=epoch)
+
+
+def test_a_state_is_of_one_epoch() -> None:
+    """After the group went back to step 5, step 8 of the first try and step 8 of the second are two models."""
+    first, second = [run(0, 2, 8, 1), run(2, 2, 5, 1)], [run(2, 2, 8, 2)]
+    assert cover([(0, 4)], 8, [*first, *second], lambda h: 0) is None
+    assert newest_covered(4, [*first, run(0, 2, 5, 1), *second]) == 5
+    whole = [*first, *second, run(0, 2, 8, 2), run(2, 2, 8, 1)]
+    assert {h.epoch for h in cover([(0, 4)], 8, whole, lambda h: 0) or ()} == {2}
+    assert whole_epoch(4, 8, whole) == 2 and whole_epoch(4, 8, first) is None
+
+
+def test_what_the_group_can_go_back_to() -> None:
+    a8, a5, b8, b5 = run(0, 2, 8), run(0, 2, 5), run(2, 2, 8), run(2, 2, 5)
+    assert states_to_keep(4, {"a": [a8, a5], "b": [b5]}) == [(5, 1)], "b can't be lost, nor a"
+    assert states_to_keep(4, {"a": [a8, a5, b5], "b": [b5, a5]}) == [(5, 1)]
+    assert states_to_keep(4, {"a": [a8, a5, b5], "b": [b8, b5, a5]}) == [(8, 1), (5, 1)], "5 outlives either"
+    assert states_to_keep(4, {"a": [a8, b8], "b": [a8, b8, b5]}) == [(8, 1)]
+    assert states_to_keep(4, {"a": [a8], "b": []}) == []

@@ -291,3 +291,38 @@ def test_what_was_acked_is_never_lost(steps):
         assert set(custody.holdings()) == disk
         for trainer, safe in acked.items():
             assert any(h.trainer == trainer and freshness(h) >= freshness(safe) for h in disk)
+
+
+# --- snapshots that are of use together only ---
+
+
+def test_older_ones_stay_as_long_as_they_are_needed():
+    custody = Custody(ME, CustodyConfig(past_epochs=True))
+    needed = {holding(peer(1), 1).blob}
+    custody.surplus = lambda older: [h for h in older if h.blob not in needed]
+    for n in (1, 2, 3):
+        each = holding(peer(1), n)
+        assert of(FetchSnapshot, custody.received(peer(1), CustodyOffer(each), 0.0))
+        custody.stored(each, 0.0)
+    assert [h.round for h in custody.kept()] == [3, 1] and {h.round for h in custody.holdings()} == {3, 1}
+    assert acks(custody.received(peer(1), CustodyOffer(holding(peer(1), 1)), 0.0)), "it is here"
+    needed.clear()
+    assert of(DiscardSnapshot, custody.members_changed({}, 1.0)) == [DiscardSnapshot(holding(peer(1), 1))]
+    assert [h.round for h in custody.kept()] == [3]
+
+
+def test_after_a_restart_nothing_is_let_go_before_it_is_known_what_is_needed():
+    kept = [holding(peer(1), n) for n in (1, 2, 3)]
+    custody = Custody(ME, CustodyConfig(past_epochs=True), kept)
+    custody.surplus = lambda older: []
+    assert not of(DiscardSnapshot, custody.members_changed({}, 0.0)) and set(custody.kept()) == set(kept)
+
+
+@pytest.mark.parametrize("past_epochs", [False, True])
+def test_snapshots_of_past_epochs_are_taken_where_they_are_of_use(past_epochs):
+    custody = Custody(ME, CustodyConfig(past_epochs=past_epochs))
+    fetching = holding(peer(1), 1, epoch=1)
+    custody.received(peer(1), CustodyOffer(fetching), 0.0)
+    assert bool(of(CancelSnapshot, custody.epoch_changed(2, 1.0))) == (not past_epochs)
+    offered = custody.received(peer(2), CustodyOffer(holding(peer(2), 1, epoch=1)), 2.0)
+    assert bool(of(FetchSnapshot, offered)) == past_epochs

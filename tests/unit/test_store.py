@@ -443,3 +443,13 @@ def test_addresses(tmp_path):
     assert state.load_addresses() == {}
     assert [note.kind for note in state.take_notes()] == ["storage-damaged"]
     assert (tmp_path / "damaged" / "addresses.json").exists()
+
+
+def test_own_snapshots_stay_until_they_are_dropped(tmp_path):
+    store = Store(tmp_path)
+    for i in range(4):
+        data = bytes([i])
+        store.put(data)
+        store.add_snapshot(holding(data, i), [blob_id(b"\1")] if i == 3 else [])
+    assert [h.round for h in store.manifest.snapshots] == [0, 2, 3]
+    assert files(store) == {blob_id(bytes([i])) for i in (0, 2, 3)}

@@ -190,3 +190,11 @@ def test_the_rich_screen_shows_the_same_cells() -> None:
     assert "kitchen" in text and "0.432" in text and "waits for a partner" in text and "GFLOP" in text
     console.print(narrow := _rich_view(Found(), 80))
     assert len(narrow.renderables[1].columns) < len(status_table.TITLES)
+
+
+def test_a_loss_that_is_not_known_is_not_shown() -> None:
+    assert narrator.round_sentence({"round": 2}, 5, 0.0) == "round 2/5 done"
+    assert narrator.round_sentence({"round": 2, "loss": 0.25}, 5, 0.0) == "round 2/5 done, loss 0.250"
+    found = Found(records=(record(A, loss=0.0, step=9),))
+    assert status_table.row(found, found.records[0])[5] == "-"
+    assert status_table.to_plain(found)["peers"][0]["loss"] is None

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fake_trainer import FakeTrainer, Traits
+from stage_trainer import StageTrainer, StageTraits
 
-from p2ptrain.config import DataConfig, GroupConfig, Job, ModelConfig, TasksConfig, TrainingConfig
+from p2ptrain.config import DataConfig, GroupConfig, Job, ModelConfig, SlicesConfig, TasksConfig, TrainingConfig
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id, peer_id
 from p2ptrain.net.simulated import Conditions, SimulatedNetwork
@@ -31,7 +32,15 @@ from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.completion import JobDone, KeepHead
 from p2ptrain.runtime.core import AbandonBlob, Core, ToTrainer, VerifyBlob
 from p2ptrain.runtime.head import pack_head
-from p2ptrain.runtime.keeping import BeginBlob, KeepCustody, KeepPlan, KeepSnapshot, RestartTrainer, TrainerLost
+from p2ptrain.runtime.keeping import (
+    BeginBlob,
+    KeepCustody,
+    KeepPlan,
+    KeepSnapshot,
+    ReleaseBlob,
+    RestartTrainer,
+    TrainerLost,
+)
 from p2ptrain.runtime.observer import Observer
 from p2ptrain.runtime.peer import JobReceived, Peer, PeerConfig, Resume, StartTrainer, Unusable
 
@@ -56,10 +65,10 @@ def address(number: int) -> str:
 
 
 def job(mode: str = "tasks", *, rounds: int = 6, name: str = "job", **changes: Any) -> Job:
-    """A small job; ``changes`` to ``tasks`` and ``group`` by field name."""
+    """A small job; ``changes`` to ``tasks``, ``group`` and, of what those don't have, ``slices`` by field name."""
     tasks = {k: v for k, v in changes.items() if k in {f.name for f in dataclasses.fields(TasksConfig)}}
     group = {k: v for k, v in changes.items() if k in {f.name for f in dataclasses.fields(GroupConfig)}}
-    assert len(tasks) + len(group) == len(changes)
+    slices = {k: v for k, v in changes.items() if k not in tasks and k not in group}
     return Job(
         name=name,
         mode=mode,  # type: ignore[arg-type]
@@ -68,6 +77,7 @@ def job(mode: str = "tasks", *, rounds: int = 6, name: str = "job", **changes: A
         training=TrainingConfig(rounds=rounds),
         tasks=TasksConfig(**({"calibrate": "never", "calibration_steps": 5} | tasks)),
         group=GroupConfig(**({"settle_s": 1.0} | group)),
+        slices=SlicesConfig(**slices),
     )
 
 
@@ -81,6 +91,7 @@ class MemoryDisk:
         self.custody: tuple[Holding, ...] = ()
         self.blobs: dict[BlobId, bytes] = {}
         self.fresh: set[BlobId] = set()
+        self.pinned: frozenset[BlobId] = frozenset()
         self.passing: dict[BlobId, bytes] = {}
         self.incoming: dict[BlobId, tuple[bytearray, bool]] = {}
 
@@ -126,9 +137,14 @@ class MemoryDisk:
         self.put(bytes(memory), passing=passing)
         return True
 
+    def release(self, blob: BlobId) -> None:
+        self.fresh.discard(blob)
+        self._collect(self.pinned)
+
     def save(self, pinned: frozenset[BlobId], **changes: Any) -> None:
         for name, value in changes.items():
             setattr(self, name, value)
+        self.pinned = pinned
         for holding in (*self.own, *self.custody):
             assert holding.blob in self.blobs, f"the manifest would name {holding}, which is not here"
             self.fresh.discard(holding.blob)
@@ -145,15 +161,17 @@ class Device:
 
     room: Room
     number: int
-    traits: Traits
+    traits: Traits | StageTraits
     job: Job | None = None
     flops_per_s: float = 1e9
     allow: str = ""
     disk: MemoryDisk = field(default_factory=MemoryDisk)
     peer: Peer | None = None
-    trainer: FakeTrainer | None = None
+    trainer: FakeTrainer | StageTrainer | None = None
     notes: list[tuple[float, Note]] = field(default_factory=list)
     banned: dict[bytes, float] = field(default_factory=dict)
+    save_s: float | None = 0.0
+    """How much longer a snapshot takes to be saved; ``None``: the disk has no room for any."""
     done: bool = False
     lost: str = ""
     unusable: str = ""
@@ -246,13 +264,15 @@ class Device:
                     lambda data: self.core.chunk_read(effect, data, self.room.network.now),
                 )
             case KeepSnapshot():
-                others = tuple(h for h in self.disk.own if h.blob != effect.holding.blob)
+                gone = (*effect.drop, effect.holding.blob)
                 self._save(
-                    lambda: {"own": (*others, effect.holding)[-2:]},
+                    lambda: {"own": (*(h for h in self.disk.own if h.blob not in gone), effect.holding)},
                     lambda: self.core.snapshot_kept(effect, self.room.network.now),
                 )
             case KeepCustody():
                 self._keep_custody(effect)
+            case ReleaseBlob():
+                self._on_disk(lambda: self.disk.release(effect.blob), lambda _: [])
             case KeepPlan():
                 self._save(lambda: {"plan": effect.plan}, lambda: [])
             case KeepHead():
@@ -294,12 +314,12 @@ class Device:
         if self.trainer is not None:
             self.trainer.kill()
         name = f"device {self.number}"
-        trainer = FakeTrainer(
-            name,
-            self.traits,
-            lambda wait, action: self.room.network.at(self.room.network.now + wait, action),
-            lambda event: self._said(trainer, event),
-        )
+        at: Any = lambda wait, action: self.room.network.at(self.room.network.now + wait, action)  # noqa: E731
+        trainer: FakeTrainer | StageTrainer
+        if isinstance(self.traits, StageTraits):
+            trainer = StageTrainer(name, self.traits, at, lambda event: self._said(trainer, event))
+        else:
+            trainer = FakeTrainer(name, self.traits, at, lambda event: self._said(trainer, event))
         self.trainer = trainer
         assert self.disk.job is not None
         trainer.handle(c.Configure(job=self.disk.job.to_json(), data="none", name=name))
@@ -321,19 +341,26 @@ class Device:
 
         self._on_disk(lambda: self.disk.get(blob), send)
 
-    def _said(self, trainer: FakeTrainer, event: Any) -> None:
+    def _said(self, trainer: FakeTrainer | StageTrainer, event: Any) -> None:
         if trainer is not self.trainer or self.peer is None:
             return
-        field = {c.SnapshotTaken: "snapshot", c.PayloadMade: "payload"}.get(type(event), "")
+        fields = {c.SnapshotTaken: "snapshot", c.PieceTaken: "piece", c.PayloadMade: "payload"}
+        field = fields.get(type(event), "")
         data = getattr(event, field) if field else b""
         if not data:
             self.room.perform(self, self.core.trainer_said(event, None, 0, self.room.network.now))
             return
         event = dataclasses.replace(event, **{field: b""})
-        self._on_disk(
-            lambda: self.disk.put(data, passing=field == "payload"),
-            lambda blob: self.core.trainer_said(event, blob, len(data), self.room.network.now),
-        )
+        if isinstance(event, c.SnapshotTaken) and self.save_s is None:
+            self.room.perform(self, self.core.trainer_said(event, None, 0, self.room.network.now))
+            return
+        wait_s = DISK_S + (self.save_s or 0.0) * isinstance(event, c.SnapshotTaken)
+
+        def put() -> list[object]:
+            blob = self.disk.put(data, passing=field == "payload")
+            return self.core.trainer_said(event, blob, len(data), self.room.network.now)
+
+        self.room.later(self, wait_s, put)
 
     def _keep_custody(self, effect: KeepCustody) -> None:
         def change() -> dict[str, object]:
@@ -427,9 +454,11 @@ class Visitor:
 class Room:
     """Devices, and the network between them."""
 
-    def __init__(self, seed: int, conditions: Conditions = LAN) -> None:
+    def __init__(self, seed: int, conditions: Conditions = LAN, *, sliced: bool = False) -> None:
+        """``sliced``: for jobs of mode "slices", and the trainers of such."""
         print(f"P2PTRAIN_SEED={seed}")
         self.seed = seed
+        self.sliced = sliced
         self.conditions = conditions
         self.code = CODE
         self.rng = random.Random(f"{seed}/room")
@@ -446,8 +475,9 @@ class Room:
 
     def add(self, number: int, counts: Sequence[int] = (10,) * 6, job: Job | None = None, **changes: Any) -> Device:
         """A device that is on, and has been told the address of the first one."""
-        names = {f.name for f in dataclasses.fields(Traits)}
-        traits = Traits(tuple(counts), **{k: v for k, v in changes.items() if k in names})
+        kind = StageTraits if self.sliced else Traits
+        names = {f.name for f in dataclasses.fields(kind)}
+        traits = kind(tuple(counts), **{k: v for k, v in changes.items() if k in names})
         device = Device(self, number, traits, job, **{k: v for k, v in changes.items() if k not in names})
         self.devices[number] = device
         self._place(device)

@@ -1,0 +1,376 @@
+"""The trainer's side of depth slices by itself: what it says to each command, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from slice_group import samples
+
+from p2ptrain.config import DataConfig, Job, ModelConfig, SlicesConfig, TrainingConfig
+from p2ptrain.ids import PeerId
+from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
+from p2ptrain.planning.plan import Part, PeerSnapshot, Plan, SliceProfile, SlicesPlan, shards
+from p2ptrain.runtime import commands as c
+from p2ptrain.runtime.stage_worker import StageWorker
+
+A, B = PeerId("a" * 16), PeerId("b" * 16)
+BLOCKS = 4
+ROUND = 3
+TOTAL = 12
+JOB = Job(
+    mode="slices",
+    model=ModelConfig("lenet", width=0.25),
+    data=DataConfig(tuple("abcde"), (1, 8, 8), mean=(0.4,), std=(0.3,)),
+    training=TrainingConfig(rounds=TOTAL // ROUND, batch_size=8, learning_rate=0.05),
+    slices=SlicesConfig(micro_batches=2),
+)
+T = TypeVar("T")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def plan(cut: int | None = 2, epoch: int = 1, from_step: int = 0) -> Plan:
+    """``A`` trains the blocks before the cut and ``B`` the others; without a cut ``A`` trains all."""
+    bounds = [(0, BLOCKS)] if cut is None else [(0, cut), (cut, BLOCKS)]
+    stages = tuple(Stage(first, stop, (peer,), (4,), 1) for (first, stop), peer in zip(bounds, (A, B), strict=False))
+    pipeline = PipelinePlan("lenet", BLOCKS, 4, 2, stages, () if cut else (B,))
+    profiles = tuple(SliceProfile(peer, 0.0, 1.0, (), (), ()) for peer in (A, B))
+    return Plan(
+        epoch=epoch,
+        job=JOB.id,
+        mode="slices",
+        proposer=A,
+        parts=tuple(
+            Part(i, (), 1.0 if cut is None else 0.5, (PeerId(stage.peers[0]),), shards("slices", 0, i))
+            for i, stage in enumerate(stages)
+        ),
+        trunk=0,
+        disjoint=False,
+        targets="all",
+        combine="own",
+        calibrate=False,
+        peers=(PeerSnapshot(A, 1e9, 0, (10,) * 5, ()), PeerSnapshot(B, 1e9, 0, (), ())),
+        former=(),
+        parent="" if epoch == 1 else "f" * 64,
+        slices=SlicesPlan("c" * 64, pipeline, profiles, from_step, ROUND),
+    )
+
+
+class Worker:
+    """One ``StageWorker`` and all that it said."""
+
+    def __init__(self, name: PeerId, job: Job = JOB) -> None:
+        self.name = name
+        self.said: list[Any] = []
+        configuration = c.Configure(job=job.to_json(), data="", name=f"peer {name[0]}")
+        self.stage = StageWorker(job, configuration, samples("lenet", 1), None, self.said.append)
+
+    def take(self, kind: type[T]) -> list[T]:
+        """What it said of this kind since it was last asked."""
+        found = [event for event in self.said if isinstance(event, kind)]
+        self.said[:] = [event for event in self.said if not isinstance(event, kind)]
+        return found
+
+    def follow(self, plan: Plan, pieces: list[bytes] | None = None, keep: bool = False) -> Worker:
+        self.stage.follow(c.FollowStage(plan.to_json(), self.name, len(pieces or []), keep))
+        for piece in pieces or []:
+            self.stage.give(c.GivePiece(piece))
+        return self
+
+    @property
+    def step(self) -> int:
+        assert self.stage._training is not None
+        return self.stage._training.step
+
+
+def alone(epoch: int = 1, job: Job = JOB) -> Worker:
+    return Worker(A, job).follow(plan(None, epoch))
+
+
+def run(*workers: Worker, most: int = 100_000) -> None:
+    """Work and carry parcels until nothing can be done."""
+    by_name = {worker.name: worker for worker in workers}
+    while most:
+        busy = [worker for worker in workers if worker.stage.busy]
+        for worker in busy[:1]:
+            worker.stage.work()
+            most -= 1
+        parcels = [(w.name, p) for w in workers for p in w.take(c.SendParcel)]
+        for sender, p in parcels:
+            deliver = c.Deliver(p.epoch, sender, p.work, p.step, p.unit, p.row, p.parcel)
+            by_name[PeerId(p.to)].stage.deliver(deliver)
+        if not busy and not parcels:
+            return
+
+
+def until(worker: Worker, step: int) -> None:
+    while worker.step < step:
+        worker.stage.work()
+
+
+def pair() -> tuple[Worker, Worker]:
+    return Worker(A).follow(plan()), Worker(B).follow(plan())
+
+
+def weights(snapshot: bytes) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in load(snapshot).items() if name.startswith("model.")}
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_two_stages_train_what_one_does_and_say_snapshots_at_the_same_steps() -> None:
+    whole = alone()
+    run(whole)
+    two = pair()
+    run(*two)
+    expected = list(range(ROUND, TOTAL + 1, ROUND))
+    last: dict[str, torch.Tensor] = {}
+    for worker in two:
+        taken = worker.take(c.SnapshotTaken)
+        assert [event.step for event in taken] == expected and all(event.round_finished for event in taken)
+        assert [event.training_finished for event in taken] == [False] * (len(expected) - 1) + [True]
+        assert all(event.samples == 8 * event.step and event.span == 2 for event in taken)
+        last |= weights(taken[-1].snapshot)
+        assert not any(event.error for event in worker.take(c.Taken))
+    (reference,) = (event for event in whole.take(c.SnapshotTaken) if event.training_finished)
+    torch.testing.assert_close(last, weights(reference.snapshot), rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_last_stage_knows_the_loss() -> None:
+    first, last = pair()
+    run(first, last)
+    assert all(math.isnan(event.loss) for event in first.take(c.SnapshotTaken) + first.take(c.Progress))
+    assert all(event.loss > 0 for event in last.take(c.SnapshotTaken) + last.take(c.Progress))
+
+
+def test_snapshots_at_the_steps_that_the_job_asks_for() -> None:
+    job = dataclasses.replace(JOB, slices=dataclasses.replace(JOB.slices, snapshot_steps=5))
+    worker = Worker(A, job).follow(dataclasses.replace(plan(None), job=job.id))
+    run(worker)
+    taken = worker.take(c.SnapshotTaken)
+    assert [event.step for event in taken] == [3, 5, 6, 9, 10, 12]
+    assert [event.step for event in taken if event.round_finished] == [3, 6, 9, 12]
+
+
+# --- stopping ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [4, 5, 9])
+def test_it_goes_on_to_the_step_and_hands_over_what_it_was_asked_for(at: int) -> None:
+    worker = alone()
+    until(worker, 4)
+    worker.stage.stop_at(c.StopAt(2, at, ((0, 1), (2, 4)), now=False))
+    run(worker)
+    assert worker.take(c.Halted) == [c.Halted(2, at)] and worker.step == at and not worker.stage.busy
+    pieces = worker.take(c.PieceTaken)
+    assert [(piece.part, piece.span, piece.step, piece.samples) for piece in pieces] == [
+        (0, 1, at, 8 * at),
+        (2, 2, at, 8 * at),
+    ]
+    reference = alone()
+    until(reference, at)
+    assert reference.stage._training is not None
+    tensors, _ = reference.stage._training.snapshot(2, 4)
+    found = load(pieces[1].piece)
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in found)
+
+
+def test_a_step_that_is_past_stops_it_where_it_is_without_pieces() -> None:
+    worker = alone()
+    until(worker, 6)
+    worker.stage.stop_at(c.StopAt(2, 5, ((0, 2),), now=False))
+    assert worker.take(c.Halted) == [c.Halted(2, 6)] and not worker.take(c.PieceTaken)
+    run(worker)
+    assert worker.step == 6
+
+
+def test_stop_now_gives_up_the_batch_that_was_begun() -> None:
+    first, last = pair()
+    run(first, last, most=20)
+    step = first.step
+    for worker in (first, last):
+        worker.stage.stop_at(c.StopAt(2, 9, ((0, 1),), now=True))
+        (halted,) = worker.take(c.Halted)
+        assert halted.step == worker.step and not worker.take(c.PieceTaken) and not worker.stage.busy
+    assert step == first.step and abs(first.step - last.step) <= 1
+    for worker in (first, last):  # parcels that were on their way are taken, and mean nothing
+        worker.take(c.Taken)
+        worker.stage.deliver(c.Deliver(1, B, "backward", worker.step, 0, 0, b"late"))
+        assert worker.take(c.Taken) == [c.Taken(1, B, 1, "")]
+
+
+def test_stop_without_a_stage_or_with_half_of_one() -> None:
+    worker = Worker(A)
+    worker.stage.stop_at(c.StopAt(1, 0, (), now=True))
+    assert worker.said == [c.Halted(1, -1)]
+    worker.said.clear()
+    worker.stage.follow(c.FollowStage(plan(None, 2, 3).to_json(), A, 2, False))
+    worker.stage.stop_at(c.StopAt(3, 5, ((0, 1),), now=False))
+    assert worker.said == [c.Halted(3, -1)] and not worker.stage.busy
+    worker.stage.give(c.GivePiece(b"too late"))
+    assert len(worker.said) == 1
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def halted(step: int, pieces: tuple[tuple[int, int], ...]) -> tuple[Worker, list[bytes]]:
+    worker = alone()
+    worker.stage.stop_at(c.StopAt(2, step, pieces, now=False))
+    run(worker)
+    return worker, [piece.piece for piece in worker.take(c.PieceTaken)]
+
+
+def test_a_stage_moves_and_keeps_its_place_in_its_samples() -> None:
+    """The end is that of one peer that trained all the time; though blocks have moved, and back."""
+    reference = alone()
+    run(reference)
+    first, pieces = halted(5, ((2, 4),))
+    second = Worker(B).follow(plan(2, 2, 5), pieces)
+    first.follow(plan(2, 2, 5), keep=True)
+    assert first.take(c.Following)[-1].round == 1 and second.take(c.Following) == [c.Following(1, 1, 4)]
+    for worker in (first, second):
+        worker.stage.stop_at(c.StopAt(3, 8, ((3, 4),) if worker is second else (), now=False))
+    run(first, second)
+    assert first.step == second.step == 8
+    (last,) = (piece.piece for piece in second.take(c.PieceTaken))
+    first.follow(plan(3, 3, 8), [second_piece(second, 2, 3)], keep=True)
+    second.follow(plan(3, 3, 8), [last])
+    run(first, second)
+    found: dict[str, torch.Tensor] = {}
+    for worker in (first, second):
+        found |= weights(worker.take(c.SnapshotTaken)[-1].snapshot)
+    (expected,) = (event for event in reference.take(c.SnapshotTaken) if event.training_finished)
+    torch.testing.assert_close(found, weights(expected.snapshot), rtol=1e-5, atol=1e-6)
+
+
+def second_piece(worker: Worker, first: int, stop: int) -> bytes:
+    assert worker.stage._training is not None
+    tensors, metadata = worker.stage._training.snapshot(first, stop)
+    return save(tensors, metadata)
+
+
+def damaged(piece: bytes, **metadata: str) -> bytes:
+    from p2ptrain.runtime.tensorfile import read_untrusted
+
+    tensors = load(piece)
+    return save(tensors, {**read_untrusted(piece).metadata, **metadata})
+
+
+@pytest.mark.parametrize(
+    "case", ["no tensors", "cut short", "wrong step", "other blocks", "not finite", "missing", "extra", "huge", "empty"]
+)
+def test_pieces_that_do_not_fit_are_refused_and_it_can_follow_again(case: str) -> None:
+    _, (piece,) = halted(4, ((2, 4),))
+    tensors = load(piece)
+    name = sorted(weights(piece))[0]
+    bad = {
+        "no tensors": b"x" * 100,
+        "cut short": piece[:-1],
+        "wrong step": damaged(piece, step="5"),
+        "other blocks": damaged(piece, first="1"),
+        "not finite": second(piece, {**tensors, name: torch.full_like(tensors[name], math.nan)}),
+        "missing": second(piece, {key: value for key, value in tensors.items() if key != name}),
+        "extra": second(piece, {**tensors, "model.evil": torch.ones(1)}),
+        "huge": damaged(piece, step="9" * 400),
+        "empty": b"",
+    }[case]
+    worker = Worker(B).follow(plan(2, 2, 4), [bad])
+    (refused,) = worker.said
+    assert isinstance(refused, c.SnapshotRefused) and refused.detail and not worker.stage.busy
+    worker.said.clear()
+    worker.stage.deliver(c.Deliver(2, A, "forward", 4, 0, 0, b"x"))
+    assert worker.take(c.Taken) == [c.Taken(2, A, 1, "")]
+    worker.follow(plan(2, 2, 4), [piece])
+    assert worker.said == [c.Following(1, 1, 4)] and worker.step == 4
+
+
+def second(piece: bytes, tensors: dict[str, torch.Tensor]) -> bytes:
+    from p2ptrain.runtime.tensorfile import read_untrusted
+
+    return save(tensors, dict(read_untrusted(piece).metadata))
+
+
+def test_too_few_blocks_are_refused() -> None:
+    _, (piece,) = halted(4, ((3, 4),))
+    worker = Worker(B).follow(plan(2, 2, 4), [piece])
+    (refused,) = worker.said
+    assert isinstance(refused, c.SnapshotRefused) and "2 to 3" in refused.detail
+
+
+# --- parcels ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_parcel_is_said_to_be_taken_whatever_it_is() -> None:
+    first, last = pair()
+    while not (sent := first.take(c.SendParcel)):
+        first.stage.work()
+    good = c.Deliver(1, A, "forward", 0, 0, 0, sent[0].parcel)
+    wrong = [
+        dataclasses.replace(good, parcel=b"no tensors"),
+        dataclasses.replace(good, parcel=b""),
+        dataclasses.replace(good, sender=PeerId("c" * 16)),
+        dataclasses.replace(good, work="backward"),
+        dataclasses.replace(good, work="reduce"),
+        dataclasses.replace(good, work="norm"),
+        dataclasses.replace(good, step=7),
+        dataclasses.replace(good, unit=99),
+        dataclasses.replace(good, row=3),
+        dataclasses.replace(good, parcel=save({"evil": torch.ones(2)})),
+    ]
+    for deliver in wrong:
+        last.stage.deliver(deliver)
+        (taken,) = last.take(c.Taken)
+        assert (taken.epoch, taken.sender, taken.count) == (1, deliver.sender, 1) and taken.error
+    assert not last.stage.busy, "nothing of it was kept"
+    last.stage.deliver(dataclasses.replace(good, epoch=2))
+    assert last.take(c.Taken) == [c.Taken(2, A, 1, "")] and not last.stage.busy, "of another epoch: dropped"
+    last.stage.deliver(good)
+    assert last.take(c.Taken) == [c.Taken(1, A, 1, "")] and last.stage.busy
+    last.stage.deliver(good)
+    (twice,) = last.take(c.Taken)
+    assert twice.error
+
+
+def test_it_waits_while_too_much_waits_at_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it goes on taking what comes, and everything is sent in the end, in order."""
+    monkeypatch.setattr(c, "PARCELS_AHEAD_BYTES", 1)
+    first, last = pair()
+    first.stage.work()
+    (sent,) = first.take(c.SendParcel)
+    held = len(sent.parcel)
+    assert not first.stage.busy, "one parcel is too much already"
+    first.stage.work()
+    assert not first.take(c.SendParcel)
+    first.stage.deliver(c.Deliver(1, B, "backward", 0, 0, 0, b"x"))
+    assert len(first.take(c.Taken)) == 1
+    first.stage.parcels_sent(c.ParcelsSent(2, held))
+    assert not first.stage.busy, "of another epoch"
+    first.stage.parcels_sent(c.ParcelsSent(1, held))
+    first.stage.parcels_sent(c.ParcelsSent(1, 0))
+    last.stage.deliver(c.Deliver(1, A, sent.work, sent.step, sent.unit, sent.row, sent.parcel))
+    total = {first.name: held, last.name: 0}
+    by_name = {first.name: (first, last), last.name: (last, first)}
+    for _ in range(5000):
+        for worker, other in by_name.values():
+            worker.stage.work()
+            for p in worker.take(c.SendParcel):
+                total[worker.name] += len(p.parcel)
+                other.stage.deliver(c.Deliver(1, worker.name, p.work, p.step, p.unit, p.row, p.parcel))
+                assert not worker.stage.busy
+                worker.stage.parcels_sent(c.ParcelsSent(1, total[worker.name]))
+    assert first.step == last.step == TOTAL
+    assert not any(event.error for worker in (first, last) for event in worker.take(c.Taken)[1:])

@@ -1,0 +1,489 @@
+"""Groups that train one model as a pipeline: whole peers in virtual time, whose trainers keep books of every batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from peer_group import LAN, Device, Room, job, seeds
+from stage_trainer import MODEL, NUM_BLOCKS, StageTrainer, check, ledger, read_piece
+
+from p2ptrain.net.simulated import Conditions
+from p2ptrain.planning.blocks import BlockTimes
+from p2ptrain.planning.pipeline_plan import PipelinePlan
+from p2ptrain.planning.plan import Plan, SlicesPlan
+from p2ptrain.planning.profile_codec import profile_to_json
+from p2ptrain.protocol.machine import Send
+from p2ptrain.protocol.messages import Holding, StageData
+from p2ptrain.runtime import commands as c
+from p2ptrain.runtime.slice_harvest import fetch_slices
+
+LOSSY = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.1)
+FORGIVEN = ("old-epoch", "replay", "session", "echo")
+SAMPLES = (64,) * 6
+NOTHING = (0,) * 6
+
+
+def group(
+    seed: int = 0,
+    count: int = 3,
+    conditions: Conditions = LAN,
+    *,
+    owners: int = 1,
+    settle_s: float = 1.0,
+    rounds: int = 10,
+    strategy: str = "equal",
+    micro_batches: int = 4,
+    snapshot_steps: int = 0,
+    min_peers: int = 0,
+    **traits: object,
+) -> Room:
+    """``count`` devices that were all given the job; the first ``owners`` of them have samples."""
+    room = Room(seed, conditions, sliced=True)
+    work = job(
+        "slices",
+        rounds=rounds,
+        strategy=strategy,
+        micro_batches=micro_batches,
+        snapshot_steps=snapshot_steps,
+        min_peers=min_peers or count,
+        settle_s=settle_s,
+    )
+    for number in range(count):
+        room.add(number, SAMPLES if number < owners else NOTHING, job=work, **traits)
+    return room
+
+
+def trainer(device: Device) -> StageTrainer:
+    assert isinstance(device.trainer, StageTrainer)
+    return device.trainer
+
+
+def plan_of(device: Device) -> Plan:
+    assert device.core.agreement is not None and device.core.agreement.current is not None
+    return device.core.agreement.current
+
+
+def slices_of(device: Device) -> SlicesPlan:
+    slices = plan_of(device).slices
+    assert slices is not None
+    return slices
+
+
+def total_steps(device: Device) -> int:
+    assert device.disk.job is not None
+    return device.disk.job.training.rounds * slices_of(device).steps_per_round
+
+
+def all_at(room: Room, step: int) -> Callable[[], bool]:
+    return lambda: all(device.trainer is not None and trainer(device).step >= step for device in room.on())
+
+
+def epoch_trained(room: Room, epoch: int) -> Callable[[], bool]:
+    """Whether all that have a stage in the plan of that epoch train it."""
+
+    def looked_at() -> bool:
+        on = room.on()
+        staged = [d for d in on if d.core.agreement and d.core.agreement.current and plan_of(d).part_of(d.id)]
+        trained = [d.core.epoch == epoch and trainer(d).follows[-1:][0:1] for d in staged if d.trainer]
+        return bool(trained) and all(f and f[0][0] == epoch for f in trained)
+
+    return looked_at
+
+
+def saved(room: Room) -> dict[int, list[tuple[Device, Holding]]]:
+    """Runs of blocks that those who are on truly have, by step."""
+    found: dict[int, list[tuple[Device, Holding]]] = {}
+    for device in room.on():
+        for holding in device.record.holdings:
+            if holding.blob in device.disk:
+                found.setdefault(holding.step, []).append((device, holding))
+    return found
+
+
+def whole_steps(room: Room) -> list[int]:
+    steps = []
+    for step, runs in saved(room).items():
+        for epoch in {h.epoch for _, h in runs}:
+            blocks = {b for _, h in runs if h.epoch == epoch for b in range(h.part, h.part + h.span)}
+            steps += [step] if blocks == set(range(NUM_BLOCKS)) else []
+    return sorted(steps)
+
+
+def harvest(room: Room, visitor_number: int = 99) -> dict[int, tuple[Holding, bytes]]:
+    """As ``p2ptrain harvest`` does it, through an observer."""
+    on = room.on()
+    visitor = room.visit(visitor_number, [device.number for device in on])
+    room.run(3)
+    holdings = {h.blob: h for device in on for h in device.record.holdings}
+
+    async def fetch(holding: Holding, what: str) -> bytes | None:
+        visitor.fetch(holding)
+        room.run(20, lambda: holding.blob in visitor.blobs)
+        return visitor.blobs.get(holding.blob)
+
+    return asyncio.run(fetch_slices(plan_of(on[0]), list(holdings.values()), fetch))
+
+
+def check_done(room: Room) -> np.ndarray:
+    """All batches are in the saved model, each of them once; the epochs they were trained in."""
+    steps = total_steps(room.on()[0])
+    found = harvest(room)
+    assert found, "no whole model is saved"
+    return check(ledger([read_piece(data, steps, steps) for _, data in found.values()]), steps)
+
+
+def blocks_of(pipeline: PipelinePlan, stage: int | None) -> set[int]:
+    return set() if stage is None else set(range(pipeline.stages[stage].start, pipeline.stages[stage].stop))
+
+
+def refusals(room: Room) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for device in room.on():
+        total += device.core.refused + device.core.sessions.refused
+    return Counter({reason: n for reason, n in total.items() if reason not in FORGIVEN})
+
+
+def state_of(room: Room) -> list[tuple[object, ...]]:
+    """For a person who reads a failure."""
+    return [
+        (d.number, d.record.phase, d.core.epoch, d.record.part, d.record.waiting_for, d.trainer and vars(d.trainer))
+        for d in room.on()
+    ]
+
+
+# --- from nothing to done ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", seeds(1))
+@pytest.mark.parametrize("conditions", [LAN, LOSSY], ids=["lan", "lossy"])
+@pytest.mark.parametrize("strategy", ["equal", "data-parallel", "planned"])
+def test_three_peers(seed: int, conditions: Conditions, strategy: str) -> None:
+    room = group(seed, 3, conditions, strategy=strategy, owners=3 if strategy == "data-parallel" else 1)
+    assert room.run(300, room.all_done), state_of(room)
+    assert len(room.plans()) == 1 and room.epochs() == {1}
+    steps = total_steps(room.on()[0])
+    for device in room.on():
+        if plan_of(device).part_of(device.id):
+            assert trainer(device).step == steps
+            assert trainer(device).follows == [(1, 0, 0, False)] and trainer(device).halts == [(1, -1)]
+    assert set(check_done(room)) == {1}
+    assert not refusals(room)
+
+
+def test_a_helper_that_comes_late_stands_by() -> None:
+    room = group(count=3, min_peers=2, rounds=8)
+    room.devices[2].kill()
+    assert room.run(30, all_at(room, 5))
+    room.restart(2)
+    assert room.run(300, room.all_done), state_of(room)
+    assert {device.record.epoch for device in room.on()} == {1} and room.devices[2].record.part == -1
+    check_done(room)
+
+
+# --- death ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", seeds(1))
+@pytest.mark.parametrize("conditions", [LAN, LOSSY], ids=["lan", "lossy"])
+@pytest.mark.parametrize("stage", range(3))
+def test_one_dies_and_no_batch_is_counted_twice(seed: int, conditions: Conditions, stage: int) -> None:
+    room = group(seed, 3, conditions, owners=3, rounds=12)
+    assert room.run(60, all_at(room, 25)), state_of(room)
+    room.run(room.rng.uniform(0, 2))
+    (victim,) = slices_of(room.devices[0]).pipeline.stages[stage].peers
+    device = next(d for d in room.on() if d.id == victim)
+    device.kill()
+    newest = max(whole_steps(room), default=0)
+    assert newest >= 5
+    assert room.run(120, epoch_trained(room, 2)), state_of(room)
+    starts = {trainer(d).follows[-1][:2] for d in room.on()}
+    assert len(starts) == 1
+    ((epoch, first),) = starts
+    assert epoch == 2 and first >= newest, "the newest step that is saved whole"
+    assert room.run(300, room.all_done), state_of(room)
+    epochs = check_done(room)
+    assert (epochs[:first] == 1).all() and (epochs[first:] == 2).all()
+    assert not refusals(room)
+
+
+def test_who_comes_back_without_its_stage_gets_it_again() -> None:
+    """Killed and started again before anybody noticed: the group goes back to what is saved, with the same peers."""
+    room = group(owners=3, rounds=10)
+    assert room.run(60, all_at(room, 25)), state_of(room)
+    device = room.devices[1]
+    device.kill()
+    room.run(0.3)
+    room.restart(1)
+    assert room.run(60, epoch_trained(room, 2)), state_of(room)
+    assert plan_of(device).part_of(device.id) is not None
+    assert room.run(300, room.all_done), state_of(room)
+    epochs = check_done(room)
+    assert 1 in epochs and 2 in epochs
+
+
+def test_a_trainer_that_dies() -> None:
+    room = group(rounds=10)
+    assert room.run(60, all_at(room, 25)), state_of(room)
+    device = room.devices[2]
+    dead = trainer(device)
+    dead.dead = True
+    dead._say(c.TrainerFailed("killed (out of memory?)", user_error=False))
+    assert room.run(60, epoch_trained(room, 2)), state_of(room)
+    assert trainer(device) is not dead
+    assert room.run(300, room.all_done), state_of(room)
+    check_done(room)
+
+
+@pytest.mark.parametrize("seed", seeds(1))
+def test_all_die_and_come_back(seed: int) -> None:
+    room = group(seed, rounds=10)
+    assert room.run(60, all_at(room, 25)), state_of(room)
+    whole = whole_steps(room)[-1]
+    for device in room.on():
+        device.kill()
+    room.run(5)
+    for number in range(3):
+        room.restart(number)
+        room.run(0.7)
+    assert room.run(60, epoch_trained(room, 2)), state_of(room)
+    assert {trainer(device).follows[0][1] for device in room.on()} == {whole}
+    assert room.run(300, room.all_done), state_of(room)
+    check_done(room)
+
+
+def test_who_leaves_is_not_waited_for() -> None:
+    room = group(owners=3, rounds=10)
+    assert room.run(60, all_at(room, 25)), state_of(room)
+    room.run(2)
+    left, at = room.devices[2], room.network.now
+    room.perform(left, left.core.leave(at))
+    room.run(0.3)
+    left.kill()
+    assert room.run(10, epoch_trained(room, 2)), state_of(room)
+    assert room.network.now - at < 1.0 + 3.0, "settling, votes, and getting the blocks"
+    assert all(device.note_kinds()["left"] == 1 and not device.note_kinds()["failed"] for device in room.on())
+    assert room.run(300, room.all_done), state_of(room)
+    check_done(room)
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def best_without(room: Room, lost: Device | None) -> int:
+    """The newest step that all blocks are saved of, if one is lost."""
+    best = 0
+    for step, runs in saved(room).items():
+        for epoch in {h.epoch for _, h in runs}:
+            held = [h for device, h in runs if device is not lost and h.epoch == epoch]
+            if {b for h in held for b in range(h.part, h.part + h.span)} == set(range(NUM_BLOCKS)):
+                best = max(best, step)
+    return best
+
+
+@pytest.mark.parametrize("seed", seeds(1))
+@pytest.mark.parametrize("save_s", [0.0, 1.5, None], ids=["fast", "slow", "full"])
+def test_a_step_that_is_saved_whole_never_vanishes(seed: int, save_s: float | None) -> None:
+    """Nor does one that is whole without any one peer; though one peer's disk is slow, or full from some time on."""
+    room = group(seed, 3, LOSSY, owners=3, rounds=12, snapshot_steps=2)
+    assert room.run(60, lambda: min(best_without(room, device) for device in room.on()) > 0), state_of(room)
+    room.devices[room.rng.randrange(3)].save_s = save_s
+    whole, safe = 0, 0
+    for _ in range(100):
+        room.run(0.2)
+        now_whole, now_safe = best_without(room, None), min(best_without(room, device) for device in room.on())
+        assert now_whole >= whole and now_safe >= safe, (room.network.now, whole, now_whole, safe, now_safe)
+        whole, safe = now_whole, now_safe
+    assert safe >= 2 and max(len(device.disk.own) for device in room.on()) <= 4
+    kept = Counter((device.id, h.part, h.trainer) for device in room.on() for h in device.disk.custody)
+    assert max(kept.values()) <= 4
+    victim = room.devices[room.rng.randrange(3)]
+    victim.kill()
+    assert room.run(60, epoch_trained(room, 2)), state_of(room)
+    assert min(trainer(device).follows[-1][1] for device in room.on()) >= safe
+
+
+def test_the_harvest_is_of_one_step() -> None:
+    room = group(1, conditions=LOSSY, rounds=20, snapshot_steps=5)
+    assert room.run(60, all_at(room, 23)), state_of(room)
+    found = harvest(room)
+    steps = {holding.step for holding, _ in found.values()}
+    assert len(steps) == 1
+    (step,) = steps
+    assert step >= 15
+    total = total_steps(room.on()[0])
+    check(ledger([read_piece(data, step, total) for _, data in found.values()]), step)
+
+
+# --- a better plan ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", seeds(1))
+@pytest.mark.parametrize("conditions", [LAN, LOSSY], ids=["lan", "lossy"])
+def test_a_peer_gets_slow_and_gives_blocks_away(seed: int, conditions: Conditions) -> None:
+    """All go on to one step of the future, hand over what others lack there, and no batch is lost or done again."""
+    room = group(seed, 3, conditions, strategy="planned", rounds=10)
+    assert room.run(60, all_at(room, 12)), state_of(room)
+    before = slices_of(room.devices[0]).pipeline
+    assert len(before.stages) == 3, "a pipeline"
+    slow = next(d for d in room.on() if d.id == before.stages[1].peers[0])
+    trainer(slow).slowdown = 4.0
+    assert room.run(120, epoch_trained(room, 2)), state_of(room)
+    after = slices_of(room.devices[0])
+    first, pipeline = after.from_step, after.pipeline
+    lengths = {p: s.stop - s.start for s in pipeline.stages for p in s.peers}
+    assert lengths.get(slow.id, 0) < before.stages[1].stop - before.stages[1].start
+    for device in room.on():
+        assert trainer(device).halts[-1] == (2, first), "all halt after the same batch"
+        index, old = pipeline.stage_of(device.id), before.stage_of(device.id)
+        given = {b for epoch, start, stop in trainer(device).given if epoch == 2 for b in range(start, stop)}
+        assert given == blocks_of(pipeline, index) - blocks_of(before, old), "only missing blocks travel"
+        if index is not None:
+            assert trainer(device).follows[-1][3], "own blocks stay"
+    assert room.run(300, room.all_done), state_of(room)
+    epochs = check_done(room)
+    assert (epochs[:first] == 1).all() and (epochs[first:] >= 2).all()
+    for device in room.on():
+        assert not device.disk.fresh, "pieces that nobody needs any more"
+    assert not refusals(room)
+
+
+def test_parcels_of_an_older_epoch_or_another_plan_are_dropped() -> None:
+    room = group(strategy="planned", rounds=8)
+    assert room.run(60, all_at(room, 12)), state_of(room)
+    trainer(room.devices[1]).slowdown = 4.0
+    first = plan_of(room.devices[0]).hash
+    assert room.run(120, epoch_trained(room, 2)), state_of(room)
+    room.run(1)
+    a, b = (next(d for d in room.on() if d.id == p) for p in list(plan_of(room.devices[0]).trainers())[:2])
+    taken, held = len(trainer(b).taken), refusals(room)
+    for epoch, plan in ((1, first), (2, "f" * 64), (3, first)):
+        old = StageData(epoch, 0, "forward", trainer(b).step, 0, 0, b"not a parcel", plan, 1)
+        room.perform(a, a.core.run([Send(b.id, old)], room.network.now))
+    room.run(0.1)
+    assert all(epoch == 2 for epoch, _ in trainer(b).taken[taken:]) and refusals(room) == held
+    assert room.run(300, room.all_done), state_of(room)
+    check_done(room)
+
+
+def test_the_state_of_a_slow_peer_that_gets_fast_again_is_told() -> None:
+    room = group(strategy="planned", rounds=20)
+    assert room.run(60, all_at(room, 12)), state_of(room)
+    slow = room.devices[1]
+    trainer(slow).slowdown = 4.0
+    assert room.run(120, epoch_trained(room, 2)), state_of(room)
+    assert slow.record.slowdown == 4.0
+    trainer(slow).slowdown = 1.0
+    if plan_of(slow).part_of(slow.id) is not None:
+        assert room.run(120, lambda: slow.record.slowdown == 1.0)
+        assert room.run(60, epoch_trained(room, 3)), state_of(room)
+
+
+# --- a split network, and plans that can't be made --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alone", range(3))
+def test_a_minority_makes_no_plan(alone: int) -> None:
+    room = group(owners=3, rounds=12)
+    assert room.run(60, all_at(room, 12)), state_of(room)
+    others = [device for device in room.on() if device.number != alone]
+    lonely = room.devices[alone]
+    room.partition([alone], [device.number for device in others])
+    assert room.run(60, lambda: {device.record.epoch for device in others} == {2}), state_of(room)
+    room.run(30)
+    assert plan_of(lonely).epoch == 1 and trainer(lonely).follows[-1][0] == 1
+    assert "votes for plan" in lonely.record.waiting_for or "to propose a plan" in lonely.record.waiting_for
+    room.heal()
+    assert room.run(120, lambda: plan_of(lonely).hash == plan_of(others[0]).hash), state_of(room)
+    assert room.run(600, room.all_done), state_of(room)
+    check_done(room)
+
+
+def nonsense() -> list[str]:
+    sizes = (1, 4)
+    rows = tuple(tuple(0.001 * size for _ in MODEL.blocks) for size in sizes)
+    mad = tuple(tuple(1e7 * size for _ in MODEL.blocks) for size in sizes)
+    return ["{}", "no JSON", profile_to_json(MODEL, BlockTimes(sizes, rows, mad))]
+
+
+@pytest.mark.parametrize("profile", nonsense(), ids=["no profile", "no JSON", "slower than anything"])
+def test_a_peer_whose_profile_is_nonsense_is_left_out_and_told_why(profile: str) -> None:
+    room = group(2, count=2, min_peers=3)
+    work = room.devices[0].disk.job
+    odd = room.add(2, NOTHING, job=work, profile=profile)
+    assert room.run(60, lambda: room.devices[0].record.step >= 5), state_of(room)
+    room.run(1.5)
+    assert "make no sense" in odd.record.waiting_for
+    assert room.run(200, room.all_done), state_of(room)
+    assert room.epochs() - {0} == {1}
+    assert plan_of(odd).part_of(odd.id) is None and set(plan_of(odd).trainers()) == {room.devices[n].id for n in (0, 1)}
+    check_done(room)
+
+
+def test_the_last_plan_stays_where_no_other_can_be_made() -> None:
+    """The only peer with samples dies: the others say what is missing, and go on when it is back."""
+    room = group(rounds=8)
+    assert room.run(60, all_at(room, 20)), state_of(room)
+    owner, others = room.devices[0], [room.devices[1], room.devices[2]]
+    owner.kill()
+    room.run(30)
+    assert {plan_of(device).epoch for device in others} == {1}
+    assert all("a plan that can be made" in device.record.waiting_for for device in others), state_of(room)
+    assert not any(device.done for device in others)
+    whole = whole_steps(room)[-1]
+    assert whole >= 12
+    room.restart(0)
+    assert room.run(60, epoch_trained(room, 2)), state_of(room)
+    assert {trainer(device).follows[-1][1] for device in room.on()} == {whole}
+    assert room.run(300, room.all_done), state_of(room)
+    check_done(room)
+
+
+def test_what_a_group_that_is_not_whole_waits_for() -> None:
+    room = group(count=2, min_peers=3)
+    room.run(5)
+    assert {device.record.waiting_for for device in room.on()} == {"peers whose speed is known: 2 of 3 are here"}
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_who_dies_with_the_last_blocks_makes_the_others_train_the_last_batches_again() -> None:
+    room = group(owners=3, rounds=4)
+    assert room.run(60, all_at(room, 18)), state_of(room)
+    victim = room.devices[1]
+    victim.save_s = None
+    assert room.run(60, all_at(room, 24)), state_of(room)
+    victim.kill()
+    assert room.run(60, epoch_trained(room, 2)), state_of(room)
+    assert {device.record.phase for device in room.on()} == {"training"}
+    assert room.run(120, lambda: {device.record.phase for device in room.on()} == {"done"}), state_of(room)
+    epochs = check_done(room)
+    assert epochs[-1] == 2 and epochs[0] == 1
+
+
+def test_everyone_shows_the_loss_that_the_last_stage_knows() -> None:
+    room = group(rounds=10)
+    assert room.run(60, all_at(room, 20)), state_of(room)
+    room.run(2)
+    losses = [device.record.loss for device in room.on()]
+    assert max(losses) < 0.1 and min(losses) > 0, "1 / step"
+
+
+def test_who_gets_stuck_on_the_way_to_the_next_plan_does_not_hold_up_the_group() -> None:
+    """Its last batch before the new plan never ends, as when the others stopped sending for it too soon."""
+    room = group(strategy="planned", rounds=10)
+    assert room.run(60, all_at(room, 12)), state_of(room)
+    trainer(room.devices[1]).slowdown = 4.0
+    assert room.run(60, lambda: any(device.record.epoch == 2 for device in room.on())), state_of(room)
+    stuck = room.devices[2]
+    trainer(stuck)._end_batch = lambda: None  # type: ignore[method-assign]
+    room.run(30)
+    del trainer(stuck)._end_batch
+    assert trainer(stuck).halts[1][0] == 2, "halted where it was"
+    assert room.run(300, room.all_done), state_of(room)
+    assert plan_of(stuck).epoch >= 3
+    check_done(room)
