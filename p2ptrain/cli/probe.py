@@ -1,21 +1,33 @@
-"""``p2ptrain probe``: measure this device and write its profile.
+"""``p2ptrain probe``: measure this device and write its profile; with ``--model`` also its times for a model's blocks.
 
-Invariant: prints a profile that ``p2ptrain peer --profile`` takes, with the source of every number.
+Invariant: prints a profile that ``p2ptrain peer --profile`` takes, with the source of every number; to a profile that
+is there it only adds, so that what a person wrote into it stays.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from p2ptrain.cli.chain import chain_of, shape_options
 from p2ptrain.cli.options import check_output, device_name, progress, write_text
+from p2ptrain.errors import UserError
+
+if TYPE_CHECKING:
+    from p2ptrain.learning.blocks import Chain
+    from p2ptrain.planning.profile_times import MeasuredBlocks
 
 KINDS = ("board", "phone", "laptop", "desktop", "server")
+BATCH_SIZES = (2, 8, 32)
+BLOCKS_BUDGET_S = 30.0
 EXAMPLES = """\b
 Examples:
   p2ptrain probe
   p2ptrain probe -o peers/mine.toml --name "Kitchen laptop" --kind laptop
+  p2ptrain probe -o peers/mine.toml --model vgg11 --batch-size 64
 """
 
 
@@ -26,17 +38,101 @@ Examples:
 @click.option("--name", default="", metavar="TEXT", help="What to call the device. [default: its host name]")
 @click.option("--kind", type=click.Choice(KINDS), help="What sort of device it is. [default: a guess]")
 @click.option("--force", is_flag=True, help="Overwrite the file if there is one.")
-def command(output: Path | None, name: str, kind: str | None, force: bool) -> None:
-    """Measure this device, in about ten seconds: speed of training, memory, cores, disk and link."""
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Measure this model's blocks too; a FILE that is there gets their times and keeps the rest. [default: none]",
+)
+@shape_options
+@click.option(
+    "--batch-size", type=click.IntRange(1, 1 << 16), default=32, help="Largest to measure blocks with. [default: 32]"
+)
+def command(
+    output: Path | None,
+    name: str,
+    kind: str | None,
+    force: bool,
+    model: str | None,
+    width: float,
+    input_shape: str | None,
+    num_classes: int,
+    batch_size: int,
+) -> None:
+    """Measure this device, in about ten seconds: speed of training, memory, cores, disk and link.
+
+    With --model, in about half a minute more: the times of a model's blocks, which `p2ptrain plan` then uses.
+    """
+    adds = model is not None and output is not None and output.is_file() and not force
+    if adds and (name or kind):
+        raise UserError(f"{output}: is there and keeps its name and kind; leave out --name and --kind, or use --force")
     if output is not None:
-        check_output(output, force)
+        check_output(output, force or adds)
+    if model is not None and output is not None and adds:
+        _add_times(output, model, chain_of(model, input_shape, num_classes, width), batch_size)
+        return
+    chain = chain_of(model, input_shape, num_classes, width) if model is not None else None
     progress("measuring for some seconds; leave the device alone meanwhile")
     from p2ptrain.runtime.probe import default_kind, probe, profile_of
 
     result = probe(output.absolute().parent if output else None)
-    text = profile_of(result, name or device_name(), kind or default_kind()).to_toml()  # type: ignore[arg-type]
+    profile = profile_of(result, name or device_name(), kind or default_kind())  # type: ignore[arg-type]
+    if model is not None and chain is not None:
+        profile = dataclasses.replace(profile, block_times=(_measured(model, chain, batch_size),))
     if output is None:
-        click.echo(text, nl=False)
+        click.echo(profile.to_toml(), nl=False)
     else:
-        write_text(output, text)
+        write_text(output, profile.to_toml())
         click.echo(f"{output} written; use it with: p2ptrain peer --profile {output} ...")
+
+
+def _add_times(path: Path, model: str, chain: Chain, batch_size: int) -> None:
+    from p2ptrain.planning.profile_times import with_block_times
+    from p2ptrain.planning.profiles import parse_profile, read_profile
+
+    before = read_profile(path)
+    text = path.read_text(encoding="utf-8")
+    measured = _measured(model, chain, batch_size)
+    kept = tuple(each for each in before.block_times if each.chain != measured.chain)
+    new = with_block_times(text, measured, tuple(each.chain for each in before.block_times))
+    try:
+        after = parse_profile(new, path)
+    except ValueError:  # not TOML any more
+        after = None
+    if after != dataclasses.replace(before, block_times=(*kept, measured)):
+        raise UserError(
+            f"{path}: its older times of {model} are in another form; remove that table, then measure again"
+        )
+    write_text(path, new)
+    click.echo(f"times of {model}'s blocks added to {path}; use them with: p2ptrain plan --model {model} {path} ...")
+
+
+def _measured(model: str, chain: Chain, batch_size: int) -> MeasuredBlocks:
+    import math
+
+    import torch
+
+    from p2ptrain.learning.block_costs import profile_blocks
+    from p2ptrain.learning.block_times import measure_blocks
+    from p2ptrain.planning.blocks import BlockTimes
+    from p2ptrain.planning.profile_codec import chain_hash, rounded_rows
+    from p2ptrain.planning.profile_times import MeasuredBlocks
+    from p2ptrain.runtime.probe import available_cores, find_accelerator, versions
+
+    progress(f"measuring the {len(chain.blocks)} blocks of {model}, for half a minute at most")
+    accelerator, device = find_accelerator()
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, math.floor(available_cores())))
+    try:
+        sizes = [size for size in BATCH_SIZES if size < batch_size]
+        times = measure_blocks(
+            chain, model, batch_sizes=(*sizes, batch_size), device=device or "cpu", budget_s=BLOCKS_BUDGET_S
+        )
+    finally:
+        torch.set_num_threads(before)
+    shape = "x".join(map(str, chain.input.shape))
+    return MeasuredBlocks(
+        model,
+        chain_hash(profile_blocks(chain, model)),
+        f"p2ptrain probe: {len(chain.blocks)} blocks, samples of {shape}, on {accelerator or 'the CPU'}; {versions()}",
+        BlockTimes(times.batch_sizes, rounded_rows(times.forward_s), rounded_rows(times.backward_s)),
+    )

@@ -123,7 +123,7 @@ def _time_block(chain: Chain, index: int, size: int, watch: _Stopwatch, end: flo
     forward_s: list[float] = []
     backward_s: list[float] = []
     while len(forward_s) < NUM_RUNS + 1 and (len(forward_s) < 2 or watch.clock() < end):
-        for tensor in (*part.parameters(), *inputs):
+        for tensor in inputs:  # gradients of parameters add up, as those of a batch's micro-batches do
             tensor.grad = None
         seconds, outputs = watch.time(lambda: run_forward(part, inputs))
         forward_s.append(seconds)

@@ -1,7 +1,7 @@
 """What a pipeline plan costs: seconds of each of its steps, bytes that each peer needs, and the time of a batch.
 
 Seconds come from a peer's FLOP/s, or from its measured times where it has some (``BlockTimes``). A stage takes as long
-as its slowest peer, a link the bytes of a micro-batch over the slowest link end of the two groups, an all-reduce among
+as its slowest peer, a link the bytes of a micro-batch over the slowest link between the two groups, an all-reduce among
 g peers 2(g-1)/g of the stage's parameters over their slowest link.
 
 A peer of a stage needs: parameters, their gradients and optimizer state, buffers; for each micro-batch under way (at
@@ -14,6 +14,7 @@ Invariant: pure; two peers with the same plan and the same figures compute the s
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,6 +56,15 @@ class PipelinePeer:
 
 
 @dataclass(frozen=True, slots=True)
+class PairRate:
+    """What the link between two peers carries, either way: less than its ends could."""
+
+    one: str
+    other: str
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineTask:
     """What is to be planned: a model, a batch, and the peers of a room."""
 
@@ -65,6 +75,8 @@ class PipelineTask:
     latency_s: float = 0.0
     rate_bytes_per_s: float = math.inf
     """No link is faster, whatever its ends can do."""
+    pair_rates: tuple[PairRate, ...] = ()
+    """Links that are slower than their ends."""
     optimizer_copies: int = 1
     """State tensors per parameter: 1 for SGD with momentum, 2 for AdamW."""
     forward_wire: float = 1.0
@@ -93,10 +105,14 @@ class PlanCost:
         return self.timeline.round_s
 
 
-def peer_from_profile(profile: DeviceProfile, name: str) -> PipelinePeer:
-    """A device's profile as planning sees it; the trainer process itself is taken off its memory."""
+def peer_from_profile(profile: DeviceProfile, name: str, chain: str | None = None) -> PipelinePeer:
+    """A device's profile as planning sees it; the trainer process itself is taken off its memory.
+
+    ``chain``: the model's ``chain_hash``; measured times that the profile has for it count more than FLOP/s.
+    """
     memory = max(0.0, profile.memory_bytes.value - TRAINER_BASE_BYTES)
-    return PipelinePeer(name, profile.flops_per_s.value, memory, profile.link_bytes_per_s.value)
+    times = next((each.times for each in profile.block_times if each.chain == chain), None)
+    return PipelinePeer(name, profile.flops_per_s.value, memory, profile.link_bytes_per_s.value, times)
 
 
 def check_task(task: PipelineTask) -> None:
@@ -129,11 +145,29 @@ def check_task(task: PipelineTask) -> None:
             f"links of {task.rate_bytes_per_s:g} bytes/s and {task.latency_s:g} s of latency; "
             "the rate must be above zero, the latency not below"
         )
+    _check_pair_rates(task)
     if not (0 < task.forward_wire < math.inf and 0 < task.backward_wire < math.inf):
         raise UserError(
             f"{task.forward_wire:g} and {task.backward_wire:g} bytes sent for one; they must be above zero, 1 where "
             "nothing is compressed"
         )
+
+
+def _check_pair_rates(task: PipelineTask) -> None:
+    names = {peer.name for peer in task.peers}
+    seen: set[frozenset[str]] = set()
+    for pair in task.pair_rates:
+        link = f"link {pair.one}:{pair.other}"
+        stranger = next((name for name in (pair.one, pair.other) if name not in names), None)
+        if stranger is not None:
+            raise UserError(f"{link}: no peer is named {stranger}; there are {', '.join(sorted(names))}")
+        if pair.one == pair.other:
+            raise UserError(f"{link}: a link has two ends; name another peer")
+        if not 0 < pair.bytes_per_s < math.inf:
+            raise UserError(f"{link}: a rate of {pair.bytes_per_s:g} bytes/s; it must be above zero")
+        if frozenset((pair.one, pair.other)) in seen:
+            raise UserError(f"{link}: is named twice; give each link one rate")
+        seen.add(frozenset((pair.one, pair.other)))
 
 
 class CostModel:
@@ -161,8 +195,12 @@ class CostModel:
         self.cut_bytes = np.array([outputs[cut] for cut in self.cuts], dtype=np.float64)
         """What crosses each cut, per sample; the first is the input."""
         self.flow_bytes = self._flow_bytes(outputs)
-        self.forward_s, self.backward_s = zip(*(self._times(peer) for peer in task.peers), strict=True)
-        """Of each peer: seconds [samples, cut] up to the cut."""
+        self.forward_s, self.backward_s = (
+            np.stack(tables) for tables in zip(*(self._times(peer) for peer in task.peers), strict=True)
+        )
+        """Seconds up to the cut, [peer, samples, cut]."""
+        self.link_rates = self._link_rates()
+        """Bytes per second, [peer, peer]; on the diagonal a peer's own end."""
 
     def _flow_bytes(self, outputs: Sequence[int]) -> Floats:
         """[start, stop]: the two largest activations of the run, its input among them; per sample."""
@@ -196,7 +234,7 @@ class CostModel:
 
     def stage_s(self, peer: int, start: int, stop: int, samples: int) -> tuple[float, float]:
         """Forward and backward seconds of one peer."""
-        forward, backward = self.forward_s[peer][samples], self.backward_s[peer][samples]
+        forward, backward = self.forward_s[peer, samples], self.backward_s[peer, samples]
         return float(forward[stop] - forward[start]), float(backward[stop] - backward[start])
 
     def fixed_bytes(self, start: int, stop: int) -> float:
@@ -208,9 +246,18 @@ class CostModel:
         kept = float(self.cut_bytes[start] + self.stored_bytes[stop] - self.stored_bytes[start])
         return kept * min(warm_up, self.task.num_micro_batches) + float(self.flow_bytes[start, stop])
 
-    def link_rate(self, peers: Sequence[int]) -> float:
-        """Bytes per second of a group's slowest end."""
-        return min(self.task.rate_bytes_per_s, *(self.task.peers[peer].link_bytes_per_s for peer in peers))
+    def _link_rates(self) -> Floats:
+        place = {peer.name: index for index, peer in enumerate(self.task.peers)}
+        ends = np.array([min(peer.link_bytes_per_s, self.task.rate_bytes_per_s) for peer in self.task.peers])
+        rates: Floats = np.minimum(ends[:, None], ends)
+        for pair in self.task.pair_rates:
+            one, other = place[pair.one], place[pair.other]
+            rates[one, other] = rates[other, one] = min(rates[one, other], pair.bytes_per_s)
+        return rates
+
+    def link_rate(self, peers: Sequence[int], others: Sequence[int] | None = None) -> float:
+        """Bytes per second of the slowest link between two groups, or within one."""
+        return float(self.link_rates[np.ix_(peers, peers if others is None else others)].min())
 
     def all_reduce_s(self, start: int, stop: int, num_peers: int, rate: float) -> float:
         if num_peers == 1:
@@ -226,14 +273,22 @@ class CostModel:
         fixed, each = self.fixed_bytes(start, stop), self.sample_bytes(start, stop, warm_up)
         total = self.task.micro_batch
         caps = [most_samples(self.task.peers[peer].memory_bytes, fixed, each, total) for peer in peers]
-        tables = [self.forward_s[peer] + self.backward_s[peer] for peer in peers]
-        seconds = [table[:, stop] - table[:, start] for table in tables]
-        shares = [1] * len(peers)  # a peer without a sample would be left out instead
         if min(caps) < 1 or sum(caps) < total or total < len(peers):
             return None
+        if len(peers) == 1:
+            return (total,)
+        tables = [self.forward_s[peer] + self.backward_s[peer] for peer in peers]
+        seconds = [(table[:, stop] - table[:, start]).tolist() for table in tables]
+        shares = [1] * len(peers)  # a peer without a sample would be left out instead
+        soonest = [(seconds[i][2], i) for i, cap in enumerate(caps) if cap > 1]
+        heapq.heapify(soonest)
         for _ in range(total - len(peers)):
-            free = [i for i, share in enumerate(shares) if share < caps[i]]
-            shares[min(free, key=lambda i: (seconds[i][shares[i] + 1], i))] += 1
+            i = soonest[0][1]
+            shares[i] += 1
+            if shares[i] < caps[i]:
+                heapq.heapreplace(soonest, (seconds[i][shares[i] + 1], i))
+            else:
+                heapq.heappop(soonest)
         return tuple(shares)
 
 
@@ -249,18 +304,18 @@ def steps_of(model: CostModel, plan: PipelinePlan) -> Steps:
     """Seconds of each step of a plan for this task. Raises ``LocalError`` for a plan of another one."""
     unit = {cut: index for index, cut in enumerate(model.cuts)}
     known = {peer.name: index for index, peer in enumerate(model.task.peers)}
-    forward, backward, all_reduce, rates = [], [], [], []
+    forward, backward, all_reduce, groups = [], [], [], []
     for stage in plan.stages:
         if stage.start not in unit or stage.stop not in unit or not known.keys() >= set(stage.peers):
             raise LocalError("a pipeline plan that is not of this model and these peers")
         peers, start, stop = [known[name] for name in stage.peers], unit[stage.start], unit[stage.stop]
         took = [model.stage_s(peer, start, stop, n) for peer, n in zip(peers, stage.samples, strict=True)]
-        rates.append(model.link_rate(peers))
+        groups.append(peers)
         forward.append(max(seconds for seconds, _ in took))
         backward.append(max(seconds for _, seconds in took))
-        all_reduce.append(model.all_reduce_s(start, stop, len(peers), rates[-1]))
+        all_reduce.append(model.all_reduce_s(start, stop, len(peers), model.link_rate(peers)))
     sent = [
-        float(model.cut_bytes[unit[stage.start]]) * plan.micro_batch / min(rates[i], rates[i + 1])
+        float(model.cut_bytes[unit[stage.start]]) * plan.micro_batch / model.link_rate(groups[i], groups[i + 1])
         for i, stage in enumerate(plan.stages[1:])
     ]
     return Steps(

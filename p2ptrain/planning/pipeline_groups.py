@@ -1,14 +1,17 @@
 """The groups of peers that may become a stage, and what each takes for each run of blocks: the search's ground.
 
-Peers that differ in nothing but their names are of one *kind*; a group is so many of each kind. So sixteen equal boards
-are sixteen groups and not 65,535. Rooms whose groups are few are searched with all of them; others with every single
-peer, peers of like speed together, and the fastest n (a slow peer sets the pace of its group).
+Peers that differ in nothing but their names are of one *kind*, unless a link of theirs has a rate of its own; a group
+is so many of each kind. So sixteen equal boards are sixteen groups and not 65,535. Rooms whose groups are few are
+searched with all of them; others with a selection: every single peer, peers of like speed together, and the fastest n
+(a slow peer sets the pace of its group). The search begins with the selection anyway: its first plan sets a limit, and
+what can't be done within it is not worked out for all groups.
 
 How many peers of each kind are taken is one integer with a field for each kind, wide enough for one carry:
 ``taken & group.guard`` says at once for many partial plans whether a group is still to be had.
 
 Invariant: ``seconds`` are those of the split of samples that lets the slowest peer end soonest within memory; infinite
-where there is none. Deeper warm-up keeps more activations, so they never fall with it.
+where there is none, or no hope that a plan with it ends within the limit. Deeper warm-up keeps more activations, so
+they never fall with it.
 """
 
 from __future__ import annotations
@@ -19,10 +22,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from p2ptrain.planning.pipeline_cost import CostModel, Floats
 from p2ptrain.planning.pipeline_plan import PipelinePlan
+from p2ptrain.planning.pipeline_shares import Ints, Mask, Sharing
 
 MAX_GROUPS = 255
 """So many groups are all tried; of more, a selection."""
@@ -30,7 +33,6 @@ MAX_RUN = 4
 """Peers of like speed in a group of the selection."""
 FIELD_BITS = 62
 
-Ints = npt.NDArray[np.int64]
 Counts = tuple[int, ...]
 """Peers of each kind."""
 
@@ -47,6 +49,7 @@ class Group:
     flops_per_s: float
     """Together; the most that they may reach."""
     link_rate: float
+    """Of the slowest link within it."""
 
 
 class Ground:
@@ -69,13 +72,15 @@ class Ground:
         deepest = min(model.task.num_micro_batches, 2 * max_stages - 1)
         usual = {1, 2, *range(3, deepest, 2), deepest}  # 2(P-p)-1 is odd
         self.depths = tuple(k for k in range(1, deepest + 1) if counts is not None or k in usual)
-        self._is_proportional = all(peer.times is None for peer in model.task.peers)
-        self.covers_all = has_all_kinds and counts is not None and self._is_proportional
+        self._sharing = Sharing(model)
+        self.covers_all = has_all_kinds and counts is not None and self._sharing.is_proportional
         """Every plan worth having is made of these groups and splits. With measured times a split that is best in sum
         may not be best forward and backward apart."""
         self._single_s = min(self._alone_s(kind[0]) for kind in self.kinds) * (1 + 1e-6)
         self._known: dict[Counts, tuple[Group, Floats, Floats, Floats]] = {}
-        self.use(counts or self._some_counts(), math.inf)
+        self.counts = counts or self._some_counts()
+        """Of the groups that the search chooses from, ..."""
+        self.use(self._some_counts(), math.inf)
 
     def use(self, counts: Sequence[Counts], limit_s: float) -> None:
         """Make these the groups to choose from. No stage of interest takes ``limit_s`` for a batch."""
@@ -92,6 +97,23 @@ class Ground:
         self.backward_s: Floats = np.stack(backward, axis=1)
         self.all_reduce_s: Floats = np.stack(all_reduce)
         """[group, start, stop]"""
+        self.link_rates = self._link_rates()
+        """Between two groups, [group, group]; what it says of groups that share peers means nothing."""
+        self.links_as_well: list[list[bool]] = self._links_as_well().tolist()
+        """[one, other]: whether the one's links to all others are no slower than the other's."""
+
+    def _link_rates(self) -> Floats:
+        rates = self.model.link_rates
+        to_peers = np.stack([rates[list(group.peers)].min(axis=0) for group in self.groups])
+        return np.stack([to_peers[:, list(group.peers)].min(axis=1) for group in self.groups], axis=1)
+
+    def _links_as_well(self) -> Mask:
+        if not self.model.task.pair_rates:
+            ends = np.array([self.model.link_rates.diagonal()[list(group.peers)].min() for group in self.groups])
+            as_well: Mask = ends[:, None] >= ends
+            return as_well
+        rates = self.link_rates
+        return np.stack([(rates >= rates[:, [other]]).all(axis=0) for other in range(len(rates))], axis=1)
 
     def near(self, plan: PipelinePlan) -> list[Counts]:
         """The groups of a plan, those with one peer more or less, and every single peer."""
@@ -152,84 +174,57 @@ class Ground:
             return math.inf
         return model.task.num_micro_batches * sum(model.stage_s(peer, 0, last, model.task.micro_batch))
 
+    def _hopeful(self, group: Group, limit_s: float) -> tuple[Ints, Ints]:
+        """Starts and stops of the runs that the group may do within the limit, and the other peers all the rest."""
+        model, task = self.model, self.model.task
+        starts, stops = np.triu_indices(model.num_units + 1, 1)
+        if not math.isfinite(limit_s) or not math.isfinite(self.total_speed):
+            return starts, stops
+        own = (model.work_flops[stops] - model.work_flops[starts]) * task.micro_batch * task.num_micro_batches
+        rest = model.work_flops[-1] * task.micro_batch * task.num_micro_batches - own
+        speed_left = max(0.0, self.total_speed - group.flops_per_s)
+        slack = limit_s * (1 + 1e-6)
+        hopeful = (own <= slack * group.flops_per_s) & (rest <= slack * speed_left + 1e-9 * own.max())
+        starts, stops = starts[hopeful], stops[hopeful]
+        least = self._sharing.seconds(np.array(group.peers)[:, None], np.array(1), starts, stops).max(axis=0)
+        hopeful = task.num_micro_batches * least < slack
+        return starts[hopeful], stops[hopeful]
+
     def _seconds(self, group: Group, limit_s: float) -> tuple[Floats, Floats]:
-        """Forward and backward seconds of the group, [depth, start, stop]."""
-        model, peers = self.model, group.peers
-        size = model.num_units + 1
-        starts, stops = np.triu_indices(size, 1)
+        """Forward and backward seconds of the group, [depth, start, stop]; infinite where there is no hope."""
+        sharing, peers = self._sharing, np.array(group.peers)
+        num, samples = self.model.task.num_micro_batches, self.model.task.micro_batch
+        size = self.model.num_units + 1
         forward = np.full((len(self.depths), size, size), np.inf)
         backward = forward.copy()
-        one = slice(1 if self._is_proportional else len(starts))  # then the split is the same for every run
-        free = np.full((len(peers), len(starts)), model.task.micro_batch)
-        shares = self._shares(peers, starts[one], stops[one], free[:, one])
-        shares = np.broadcast_to(shares[:, :1], free.shape) if self._is_proportional else shares
-        there, back = self._slowest(peers, starts, stops, shares)
+        starts, stops = self._hopeful(group, limit_s)
+        if not len(starts):
+            return forward, backward
+        if sharing.is_proportional:
+            whole = sharing.shares(peers, np.array([0]), np.array([size - 1]), np.full((len(peers), 1), samples))
+            shares = np.broadcast_to(whole, (len(peers), len(starts)))
+        else:
+            shares = sharing.shares(peers, starts, stops, np.full((len(peers), len(starts)), samples))
+        there, back = sharing.slowest(peers, starts, stops, shares)
         forward[:, starts, stops], backward[:, starts, stops] = there, back
-        within = model.task.num_micro_batches * (there + back) < limit_s
-        for at, depth in reversed(list(enumerate(self.depths))):
-            caps = self._caps(peers, starts, stops, depth)
-            tight = np.flatnonzero((shares > caps).any(axis=0))
-            if not len(tight):
-                break  # nor for a lesser depth
-            forward[at, starts[tight], stops[tight]] = np.inf
-            tight = tight[within[tight]]
-            at_starts, at_stops = starts[tight], stops[tight]
-            fewer = self._shares(peers, at_starts, at_stops, caps[:, tight])
-            slower = self._slowest(peers, at_starts, at_stops, fewer)
-            forward[at, at_starts, at_stops], backward[at, at_starts, at_stops] = slower
+        caps = sharing.caps(peers, starts, stops, self.depths)
+        at, run = np.nonzero((shares > caps).any(axis=1))
+        forward[at, starts[run], stops[run]] = np.inf
+        within = (num * (there + back) < limit_s)[run]
+        at, run = at[within], run[within]
+        at_starts, at_stops = starts[run], stops[run]
+        fewer = sharing.shares(peers, at_starts, at_stops, caps[at, :, run].T)
+        slower = sharing.slowest(peers, at_starts, at_stops, fewer)
+        forward[at, at_starts, at_stops], backward[at, at_starts, at_stops] = slower
         return forward, backward
-
-    def _caps(self, peers: tuple[int, ...], starts: Ints, stops: Ints, depth: int) -> Ints:
-        """[peer, run]: the most samples that each peer's memory allows, as ``most_samples`` counts them."""
-        model = self.model
-        limit = model.task.micro_batch
-        fixed = model.held_bytes[stops] - model.held_bytes[starts]
-        kept = model.cut_bytes[starts] + model.stored_bytes[stops] - model.stored_bytes[starts]
-        each = kept * min(depth, model.task.num_micro_batches) + model.flow_bytes[starts, stops]
-        memory = np.array([[model.task.peers[peer].memory_bytes] for peer in peers])
-        room = memory - fixed
-        most = np.where(each * limit <= room, limit, np.floor(room / np.maximum(each, 1e-9)).clip(0, limit))
-        caps: Ints = np.where(room < 0, 0, most).astype(np.int64)
-        return caps
-
-    def _shares(self, peers: tuple[int, ...], starts: Ints, stops: Ints, caps: Ints) -> Ints:
-        """[peer, run]: as ``CostModel.split``, for many runs at once; all 0 where there is none."""
-        total, runs = self.model.task.micro_batch, np.arange(len(starts))
-        tables = [self.model.forward_s[peer] + self.model.backward_s[peer] for peer in peers]
-        shares = np.ones((len(peers), len(starts)), dtype=np.int64)
-        fits = (caps.min(axis=0) >= 1) & (caps.sum(axis=0) >= total) & (total >= len(peers))
-        if len(peers) == 1:
-            shares[:] = total
-        elif self._is_proportional:  # everyone gets its quota, less the fraction, or all that it can hold
-            speeds = np.array([self.model.task.peers[p].flops_per_s / self.model.task.peers[p].slowdown for p in peers])
-            quota = np.floor(total * speeds / speeds.sum() * (1 - 1e-9)).astype(np.int64)
-            shares = np.maximum(shares, np.minimum(quota[:, None], caps))
-            shares[:, shares.sum(axis=0) > total] = 1  # where nearly all peers are far slower than one
-        while (open_runs := runs[fits & (shares.sum(axis=0) < total)]).size:
-            more = np.minimum(shares[:, open_runs] + 1, total)
-            at_start, at_stop = starts[open_runs], stops[open_runs]
-            costs = np.stack([t[more[i], at_stop] - t[more[i], at_start] for i, t in enumerate(tables)])
-            costs[shares[:, open_runs] >= caps[:, open_runs]] = np.inf
-            shares[costs.argmin(axis=0), open_runs] += 1
-        shares[:, ~fits] = 0
-        return shares
-
-    def _slowest(self, peers: tuple[int, ...], starts: Ints, stops: Ints, shares: Ints) -> tuple[Floats, Floats]:
-        model, none = self.model, shares[0] == 0
-        found = []
-        for tables in (model.forward_s, model.backward_s):
-            took = [tables[p][shares[i], stops] - tables[p][shares[i], starts] for i, p in enumerate(peers)]
-            worst: Floats = np.max(took, axis=0)
-            worst[none] = np.inf
-            found.append(worst)
-        return found[0], found[1]
 
 
 def _kinds(model: CostModel) -> tuple[list[list[int]], bool]:
     """Peers by kind, and whether all are among them: only so many kinds fit into one integer, the fastest first."""
+    linked = {name for pair in model.task.pair_rates for name in (pair.one, pair.other)}
     kinds: dict[object, list[int]] = {}
     for index, peer in sorted(enumerate(model.task.peers), key=lambda item: item[1].name):
-        kinds.setdefault(replace(peer, name=""), []).append(index)
+        kinds.setdefault(replace(peer, name=peer.name if peer.name in linked else ""), []).append(index)
     fastest = sorted(kinds.values(), key=lambda kind: (-_speed(model, kind[0]), model.task.peers[kind[0]].name))
     kept: list[list[int]] = []
     bits = 0

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from p2ptrain.errors import LocalError
@@ -114,45 +115,48 @@ def _last(steps: Steps, ends: list[float]) -> float:
 def _play(steps: Steps, warm_up: tuple[int, ...], spans: list[Span] | None) -> list[float]:
     """When each stage ends its last backward pass. Each stage runs on until what it needs next has not arrived."""
     num_stages, num_micro_batches, latency = steps.num_stages, steps.num_micro_batches, steps.latency_s
-    orders = [stage_order(depth, num_micro_batches) for depth in warm_up]
-    todo = [next(order) for order in orders]
-    left = [2 * num_micro_batches] * num_stages
+    orders = [_whole_order(depth, num_micro_batches) for depth in warm_up]
+    at, end = [0] * num_stages, 2 * num_micro_batches
     free, sent, returned = [0.0] * num_stages, [0.0] * num_stages, [0.0] * num_stages
     arrived: list[list[float]] = [[0.0] * num_micro_batches, *([] for _ in range(num_stages - 1))]
     came_back: list[list[float]] = [[] for _ in range(num_stages)]
     awake = [0]
     while awake:
         p = awake.pop()
-        now = free[p]
-        while left[p]:
-            work, micro_batch = todo[p]
+        now, i, order = free[p], at[p], orders[p]
+        forward_s, backward_s, is_last = steps.forward_s[p], steps.backward_s[p], p + 1 == num_stages
+        while i < end:
+            work, micro_batch = order[i]
             inbox = arrived[p] if work == "forward" else came_back[p]
             if len(inbox) <= micro_batch:
                 break
             start = max(now, inbox[micro_batch])
             if work == "forward":
-                now = start + steps.forward_s[p]
-                if p + 1 == num_stages:
+                now = start + forward_s
+                if is_last:
                     came_back[p].append(now)
                 else:
                     sent[p] = max(now, sent[p]) + steps.link_forward_s[p]
                     arrived[p + 1].append(sent[p] + latency)
-                    awake.append(p + 1)
             else:
-                now = start + steps.backward_s[p]
+                now = start + backward_s
                 if p > 0:
                     returned[p] = max(now, returned[p]) + steps.link_backward_s[p - 1]
                     came_back[p - 1].append(returned[p] + latency)
-                    awake.append(p - 1)
             if spans is not None:
                 spans.append(Span(p, work, micro_batch, start, now))
-            left[p] -= 1
-            if left[p]:
-                todo[p] = next(orders[p])
-        free[p] = now
-    if any(left):
+            i += 1
+        if i > at[p]:
+            awake += [near for near in (p - 1, p + 1) if 0 <= near < num_stages]
+        free[p], at[p] = now, i
+    if any(i < end for i in at):
         raise LocalError(f"stages wait for each other: warm-up {warm_up} rises along the pipeline")
     return free
+
+
+@lru_cache(maxsize=32)
+def _whole_order(warm_up: int, num_micro_batches: int) -> tuple[tuple[Work, int], ...]:
+    return tuple(stage_order(warm_up, num_micro_batches))
 
 
 def round_bound_s(steps: Steps, warm_up: tuple[int, ...]) -> float:

@@ -35,7 +35,7 @@ from p2ptrain.planning.pipeline_tails import (
     ROUNDING,
     Extender,
     Tails,
-    joined,
+    Waiting,
     no_stage,
     select,
 )
@@ -75,7 +75,8 @@ def plan_pipeline(model: CostModel) -> Planned:
     """Raises ``UserError`` where no plan fits into memory."""
     search = _Search(model)
     search.sweep(NARROW_BEAM)
-    search.sweep(search.width)
+    search.widen()
+    search.sweep(search.width, is_last=True)
     search.refine()
     return search.result()
 
@@ -88,35 +89,39 @@ class _Search:
         self._ground = Ground(model, self._max_stages)
         self._covers_all = self._ground.covers_all and self._max_stages == most_stages
         self.width = ALL_TAILS if self._covers_all else BEAM
-        self._is_proved = False
+        self._is_proved = self._is_thorough = False
         self._num_tails = self._num_played = 0
         self._best_s = np.inf
         self._best: PipelinePlan | None = None
         self._tried: set[PipelinePlan] = set()
 
-    def sweep(self, width: int) -> None:
-        """From the last cut to the first, keeping at most ``width`` tails at each."""
+    def sweep(self, width: int, is_last: bool = False) -> None:
+        """From the last cut to the first, keeping at most ``width`` tails at each; only the last one can prove."""
         last = self._model.num_units
-        waiting: list[list[Tails]] = [[] for _ in range(last + 1)]
+        waiting = Waiting(last, width)
         kept: list[Tails] = []
         numbers: list[int] = []
         budget = self._num_played + MAX_PLAYED
-        self._is_proved = self._covers_all
+        self._is_proved = self._is_thorough = self._covers_all and is_last
+        self._tried.clear()
         extender = Extender(self._ground, self._max_stages)
         number = 0
         for stop in range(last, 0, -1):
-            tails = no_stage(self._ground) if stop == last else self._kept(waiting[stop], width)
-            waiting[stop] = []
+            tails = no_stage(self._ground) if stop == last else self._kept(waiting.take(stop), width)
             kept.append(tails)
             numbers.append(number)
-            for start, more in extender.extensions(tails, stop, number, self._best_s):
+            for start, more in extender.extensions(tails, stop, number, self._best_s, waiting.limits):
                 if start:
-                    waiting[start].append(more)
+                    waiting.add(start, more)
                 else:
                     self._complete(more, kept, numbers, budget)
             number += len(tails)
         self._num_tails += number
         self._climb()
+
+    def widen(self) -> None:
+        """After a first plan: choose among all groups of the ground."""
+        self._ground.use(self._ground.counts, self._best_s * ROUNDING)
 
     def refine(self) -> None:
         """Where groups are a selection: search once more among those near the best plan's."""
@@ -130,20 +135,19 @@ class _Search:
         cost = cost_of(self._model, self._best)
         return Planned(self._best, cost, self._is_proved, self._num_tails, self._num_played)
 
-    def _kept(self, chunks: list[Tails], width: int) -> Tails:
-        if not chunks:
+    def _kept(self, tails: Tails | None, width: int) -> Tails:
+        if tails is None:
             return no_stage(self._ground).pick(np.zeros(0, dtype=np.intp))
-        tails = joined(chunks)
         tails = tails.pick(tails.floats[BOUND_S] < self._best_s * ROUNDING)
         if len(tails) <= width:
             return tails
         self._is_proved = False
-        return select(tails, width)
+        return select(self._ground, tails, width)
 
     def _complete(self, tails: Tails, kept: Sequence[Tails], numbers: Sequence[int], budget: int) -> None:
         """Play complete plans, most promising first."""
         order = np.lexsort((tails.ints[GROUP], tails.ints[NUM_STAGES], tails.floats[DONE_S]))
-        for i in (order if self._covers_all else order[:PLAYED_OF_MANY]).tolist():
+        for i in (order if self._is_thorough else order[:PLAYED_OF_MANY]).tolist():
             if tails.floats[DONE_S, i] >= self._best_s * ROUNDING:
                 return
             if self._num_played >= budget:
@@ -180,7 +184,7 @@ class _Search:
         caps = tuple(stage.warm_up for stage in plan.stages)
         for depths in likely_depths(caps):
             self._play(plan, steps, depths)
-        if self._covers_all and num_depths(caps) <= ALL_DEPTHS:
+        if self._is_thorough and num_depths(caps) <= ALL_DEPTHS:
             for depths in all_depths(caps):
                 self._play(plan, steps, depths)
         elif round_bound_s(steps, caps) * ROUNDING < self._best_s:  # other depths might yet be faster

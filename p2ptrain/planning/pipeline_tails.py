@@ -1,8 +1,8 @@
 """Partial pipelines that grow from the last stage towards the first, thousands at once.
 
 All that the stages before it need to know of a tail is how many stages it has (which sets their warm-up depth), which
-peers it takes, its link's rate, and the three bounds of ``pipeline_schedule.Tail``. One tail dominates another of the
-same peers and as many stages if it is no worse in any of these.
+peers it takes, its first group's links to others, and the three bounds of ``pipeline_schedule.Tail``. One tail
+dominates another of the same peers and as many stages if it is no worse in any of these.
 
 Invariant: BOUND_S is never above the time, played through, of any plan that ends with the tail.
 """
@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from p2ptrain.planning.pipeline_cost import Floats
-from p2ptrain.planning.pipeline_groups import Ground, Ints
+from p2ptrain.planning.pipeline_groups import Ground
+from p2ptrain.planning.pipeline_shares import Ints, Mask
 
 ROUNDING = 1 + 1e-9
 """Bounds may exceed a limit by this much before they count as above it."""
@@ -25,7 +26,6 @@ DOMINANCE_TRIED = 8
 """Of so many times the tails that are kept, it is seen whether one dominates another."""
 
 Which = npt.NDArray[np.intp]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class Tails:
         return Tails(self.floats[:, which], self.ints[:, which])
 
 
-BACK_S, DONE_S, PATH_S, LINK_RATE, SPEED_LEFT, BOUND_S = range(6)
-"""Rows of ``floats``: the three of ``Tail``; the first group's link; FLOP/s of the peers not taken; and a bound on any
-plan that ends with the tail."""
+BACK_S, DONE_S, PATH_S, SPEED_LEFT, BOUND_S = range(5)
+"""Rows of ``floats``: the three of ``Tail``; FLOP/s of the peers not taken; and a bound on any plan that ends with the
+tail."""
 TAKEN, NUM_STAGES, GROUP, DEPTH, PARENT, START = range(6)
 """Rows of ``ints``. Group and depth (a place in ``Ground.depths``) are the first stage's, which begins at the cut
 START; PARENT is the tail behind it, by its number in the sweep."""
@@ -52,7 +52,7 @@ START; PARENT is the tail behind it, by its number in the sweep."""
 
 def no_stage(ground: Ground) -> Tails:
     """The one tail without a stage."""
-    floats = np.array([[0.0], [0.0], [0.0], [np.inf], [ground.total_speed], [0.0]])
+    floats = np.array([[0.0], [0.0], [0.0], [ground.total_speed], [0.0]])
     return Tails(floats, np.array([[ground.nothing_taken], [0], [0], [0], [0], [ground.model.num_units]]))
 
 
@@ -63,6 +63,32 @@ def joined(chunks: Sequence[Tails]) -> Tails:
     )
 
 
+class Waiting:
+    """Tails by the cut where they begin, until their turn comes; of each cut's, those that ``select`` may yet try."""
+
+    def __init__(self, num_cuts: int, num_kept: int) -> None:
+        self._num_tried = DOMINANCE_TRIED * num_kept
+        self._chunks: list[list[Tails]] = [[] for _ in range(num_cuts)]
+        self._counts = [0] * num_cuts
+        self.limits: Floats = np.full(num_cuts, np.inf)
+        """Of each cut: tails with a bound above it would not be tried."""
+
+    def add(self, cut: int, tails: Tails) -> None:
+        self._chunks[cut].append(tails)
+        self._counts[cut] += len(tails)
+        if self._counts[cut] >= 2 * self._num_tried:
+            every = joined(self._chunks[cut])
+            bounds = every.floats[BOUND_S]
+            lowest = np.sort(np.argpartition(bounds, self._num_tried - 1)[: self._num_tried])
+            self.limits[cut] = bounds[lowest].max()
+            self._chunks[cut] = [every.pick(lowest)]
+            self._counts[cut] = self._num_tried
+
+    def take(self, cut: int) -> Tails | None:
+        chunks, self._chunks[cut] = self._chunks[cut], []
+        return joined(chunks) if chunks else None
+
+
 class Extender:
     """Puts one more stage before tails, in every way that may still lead to a plan faster than a limit."""
 
@@ -70,70 +96,98 @@ class Extender:
         self._ground = ground
         self._max_stages = max_stages
         self._codes = np.array([group.code for group in ground.groups])
-        self._rates = np.array([group.link_rate for group in ground.groups])
         self._speeds = np.array([group.flops_per_s for group in ground.groups])
         self._has_data = np.array([group.has_data for group in ground.groups])
+        self._depths = np.array(ground.depths)
+        self._deepest = np.array([ground.depth_index(2 * n + 1) for n in range(max_stages)])
+        """Place of the deepest warm-up before so many stages."""
         task = ground.model.task
         work = ground.model.work_flops * task.micro_batch * task.num_micro_batches
         self._work = work if np.isfinite(ground.total_speed) else np.zeros_like(work)
         """Of all micro-batches, up to each cut; over the speed left it is what they take at least."""
 
-    def extensions(self, tails: Tails, stop: int, first_number: int, limit_s: float) -> Iterator[tuple[int, Tails]]:
-        """By the cut where they begin. ``stop``: where ``tails`` begin; their numbers count from ``first_number``."""
+    def extensions(
+        self, tails: Tails, stop: int, first_number: int, limit_s: float, limits: Floats
+    ) -> Iterator[tuple[int, Tails]]:
+        """By the cut where they begin. ``stop``: where ``tails`` begin; their numbers count from ``first_number``.
+
+        Of interest are bounds below ``limit_s``, and not above ``limits`` [cut].
+        """
         ground, limit_s = self._ground, limit_s * ROUNDING
         going = np.flatnonzero(tails.ints[NUM_STAGES] < self._max_stages)
-        deepest = np.array([ground.depth_index(2 * n + 1) for n in tails.ints[NUM_STAGES, going].tolist()])
+        if not len(going):
+            return
+        deepest = self._deepest[tails.ints[NUM_STAGES, going]]
+        limits = np.minimum(limits[:stop] * ROUNDING, limit_s)
+        stages = self._stages(stop, limit_s)
         both = ground.forward_s[:, :, :stop, stop] + ground.backward_s[:, :, :stop, stop]  # [depth, group, start]
-        useful = ground.model.task.num_micro_batches * both < limit_s
-        for at in range(int(deepest.max(initial=-1)) + 1):
-            yield from self._reaching(tails, going[deepest == at], useful[at], stop, at, first_number, limit_s)
-            if at + 1 < len(ground.depths):  # a lesser depth only where it buys time
-                cheaper = useful[at] & (both[at] < both[at + 1])
-                if cheaper.any():
-                    yield from self._reaching(tails, going[deepest > at], cheaper, stop, at, first_number, limit_s)
-
-    def _reaching(
-        self, tails: Tails, rows: Which, stages: Mask, stop: int, at: int, first_number: int, limit_s: float
-    ) -> Iterator[tuple[int, Tails]]:
-        """``rows`` of the tails, extended by those of ``stages`` [group, start] whose peers are to be had."""
-        group, start = np.nonzero(stages)
-        if not len(rows) or not len(group):
+        useful = (ground.model.task.num_micro_batches * both < limits) & stages
+        found: list[tuple[Which, Which, Which, Which]] = []
+        for at in range(int(deepest.max()) + 1):
+            found += self._reaching(tails, going[deepest == at], useful[at], both[at], at, limits)
+            deeper = going[deepest > at]
+            if len(deeper):  # a lesser depth only where it buys time
+                found += self._reaching(tails, deeper, useful[at] & (both[at] < both[at + 1]), both[at], at, limits)
+        if not found:
             return
-        taken, speed_left = tails.ints[TAKEN, rows][:, None], tails.floats[SPEED_LEFT, rows][:, None]
-        free = ((taken + self._codes) & self._ground.guard) == 0  # [row, group]
-        wanted = free[:, group]
-        if np.isfinite(limit_s):
-            room = limit_s * np.maximum(speed_left - self._speeds, 0.0)  # [row, group]
-            wanted &= self._work[start] <= room[:, group]
-        row, pair = np.nonzero(wanted)
-        if not len(row):
-            return
-        made = self._extended(tails, rows[row], group[pair], start[pair], stop, at)
+        row, group, start, depth = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        made = self._extended(tails, row, group, start, stop, depth, limits)
         made.ints[PARENT] += first_number
-        begins = made.ints[START]
-        made = made.pick((made.floats[BOUND_S] < limit_s) & ((begins > 0) | self._has_data[made.ints[GROUP]]))
-        made = made.pick(np.argsort(made.ints[START], kind="stable"))
         ends = np.searchsorted(made.ints[START], np.arange(stop + 1)).tolist()
         for cut, (first, end) in enumerate(itertools.pairwise(ends)):
             if first < end:
                 yield cut, made.pick(slice(first, end))
 
-    def _extended(self, tails: Tails, row: Which, group: Which, start: Which, stop: int, at: int) -> Tails:
-        """``pipeline_schedule.extended``, with a bound on what the rest of the work adds."""
+    def _stages(self, stop: int, limit_s: float) -> Mask:
+        """[group, start]: whether the group may begin there, and the peers outside it can do the rest in time."""
+        stages = np.ones((len(self._codes), stop), dtype=np.bool_)
+        stages[~self._has_data, 0] = False
+        if np.isfinite(limit_s):
+            rest = self._work[-1] - (self._work[stop] - self._work[:stop])
+            room = limit_s * np.maximum(self._ground.total_speed - self._speeds, 0.0)
+            stages &= rest <= room[:, None] * ROUNDING + self._work[-1] * (ROUNDING - 1)
+        return stages
+
+    def _reaching(
+        self, tails: Tails, rows: Which, stages: Mask, both: Floats, at: int, limits: Floats
+    ) -> list[tuple[Which, Which, Which, Which]]:
+        """Rows of the tails with the group, start and depth of ``stages`` [group, start] whose peers are to be had."""
+        if not len(rows):
+            return []
+        group, start = np.nonzero(stages)
+        if not len(group):
+            return []
+        num = self._ground.model.task.num_micro_batches
+        taken, speed_left = tails.ints[TAKEN, rows][:, None], tails.floats[SPEED_LEFT, rows][:, None]
+        free = ((taken + self._codes) & self._ground.guard) == 0  # [row, group]
+        row, pair = np.nonzero(free[:, group])
+        group, start = group[pair], start[pair]
+        left = np.maximum(speed_left - self._speeds, 1e-30)  # [row, group]
+        before = self._work[start] / left[row, group]
+        own = both[group, start]
+        back = np.maximum(num * own, own + tails.floats[BACK_S, rows][row])
+        wanted = np.maximum(before, back + before / num) <= limits[start]
+        return [(rows[row[wanted]], group[wanted], start[wanted], np.full(np.count_nonzero(wanted), at))]
+
+    def _extended(
+        self, tails: Tails, row: Which, group: Which, start: Which, stop: int, at: Which, limits: Floats
+    ) -> Tails:
+        """``pipeline_schedule.extended``, with a bound on what the rest of the work adds: those below the limit, by
+        the cut where they begin."""
         ground, model, task = self._ground, self._ground.model, self._ground.model.task
-        num, depth = task.num_micro_batches, ground.depths[at]
-        back_before, done_before, path, rate_before, speed_before = tails.floats[:BOUND_S, row]
+        num, depth = task.num_micro_batches, self._depths[at]
+        back_before, done_before, path, speed_before = tails.floats[:BOUND_S, row]
         forward, backward = ground.forward_s[at, group, start, stop], ground.backward_s[at, group, start, stop]
-        both, rate = forward + backward, self._rates[group]
+        both = forward + backward
         is_last = stop == model.num_units
         there = home = trip = np.zeros(len(row))
         if not is_last:
-            sent = float(model.cut_bytes[stop]) * task.micro_batch / np.minimum(rate, rate_before)
+            sent = float(model.cut_bytes[stop]) * task.micro_batch / ground.link_rates[group, tails.ints[GROUP, row]]
             there, home = sent * task.forward_wire, sent * task.backward_wire
             trip = there + home + 2 * task.latency_s + path
         first_gap = np.maximum(0.0, trip - (depth - 1) * forward)
         last_gap = np.maximum(0.0, trip - (depth - 1) * backward)
-        gaps = first_gap + last_gap if num > depth else np.maximum(first_gap, last_gap)
+        gaps = np.where(num > depth, first_gap + last_gap, np.maximum(first_gap, last_gap))
         windows = (num - 1) // depth
         rest = num - windows * depth
         one_trip = trip + both + (rest - 1) * np.maximum(forward, backward)
@@ -146,36 +200,41 @@ class Extender:
         speed_left = np.maximum(speed_before - self._speeds[group], 0.0)
         before = np.where(start == 0, 0.0, self._work[start] / np.maximum(speed_left, 1e-30))
         bound = np.maximum(np.maximum(done, before), back + before / num)
+        kept = np.flatnonzero(bound <= limits[start])
+        kept = kept[np.argsort(start[kept].astype(np.int16), kind="stable")]
+        row, group = row[kept], group[kept]
         taken = tails.ints[TAKEN, row] + self._codes[group]
         num_stages = tails.ints[NUM_STAGES, row] + 1
+        floats = [back, done, trip + both, speed_left, bound]
         return Tails(
-            np.stack([back, done, trip + both, rate, speed_left, bound]),
-            np.stack([taken, num_stages, group, np.full(len(row), at), row, start]),
+            np.stack([each[kept] for each in floats]),
+            np.stack([taken, num_stages, group, at[kept], row, start[kept]]),
         )
 
 
-def select(tails: Tails, num_kept: int) -> Tails:
+def select(ground: Ground, tails: Tails, num_kept: int) -> Tails:
     """Of those with the lowest bounds, the ones that no other dominates."""
     floats, ints = tails.floats, tails.ints
     num_tried = min(len(tails), DOMINANCE_TRIED * num_kept)
     lowest = np.sort(np.argpartition(floats[BOUND_S], num_tried - 1)[:num_tried])
     keys = (ints[GROUP], floats[PATH_S], floats[DONE_S], floats[BOUND_S])
     order = lowest[np.lexsort([key[lowest] for key in keys])]
-    fronts: dict[tuple[int, int], list[tuple[float, ...]]] = {}
+    fronts: dict[tuple[int, int], list[tuple[float, float, float, int]]] = {}
     kept: list[int] = []
     rows = zip(
         order.tolist(),
-        *(ints[name, order].tolist() for name in (TAKEN, NUM_STAGES)),
+        *(ints[name, order].tolist() for name in (TAKEN, NUM_STAGES, GROUP)),
         *(floats[name, order].tolist() for name in (BACK_S, DONE_S, PATH_S)),
-        (-floats[LINK_RATE, order]).tolist(),
         strict=True,
     )
-    for i, taken, num_stages, *worth in rows:
+    for i, taken, num_stages, group, back, done, path in rows:
         front = fronts.setdefault((taken, num_stages), [])
-        if any(all(one <= other for one, other in zip(better, worth, strict=True)) for better in front):
-            continue
-        front.append(tuple(worth))
-        kept.append(i)
-        if len(kept) == num_kept:
-            break
+        for other_back, other_done, other_path, other in front:
+            if other_back <= back and other_done <= done and other_path <= path and ground.links_as_well[other][group]:
+                break
+        else:
+            front.append((back, done, path, group))
+            kept.append(i)
+            if len(kept) == num_kept:
+                break
     return tails.pick(np.array(kept, dtype=np.intp))

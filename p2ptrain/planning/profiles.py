@@ -13,12 +13,11 @@ that measured itself needs none.
     source = "how this number came about"
 
 and tables of the same form for ``memory_bytes`` (what training may use), ``link_bytes_per_s``, ``cores``, and, if they
-are known, ``flops_per_s_one_core`` and ``disk_bytes_per_s``.
+are known, ``flops_per_s_one_core`` and ``disk_bytes_per_s``; and measured times of models' blocks (``profile_times``).
 """
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -27,6 +26,8 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from p2ptrain.errors import UserError
+from p2ptrain.planning import profile_times
+from p2ptrain.planning.profile_times import MeasuredBlocks, block_times_of, quoted
 
 Basis = Literal["measured", "estimated"]
 Kind = Literal["board", "phone", "laptop", "desktop", "server"]
@@ -56,16 +57,17 @@ class DeviceProfile:
     cores: Figure
     flops_per_s_one_core: Figure | None = None
     disk_bytes_per_s: Figure | None = None
+    block_times: tuple[MeasuredBlocks, ...] = ()
 
     def to_toml(self) -> str:
         """The file that ``read_profile`` reads back to an equal profile."""
-        lines = [f"{key} = {_quoted(getattr(self, key))}" for key in TEXTS]
+        lines = [f"{key} = {quoted(getattr(self, key))}" for key in TEXTS]
         for key in (*LIMITS,):
             figure = getattr(self, key)
             if figure is not None:
                 lines += ["", f"[{key}]", f"value = {_number(figure.value)}"]
-                lines += [f"basis = {_quoted(figure.basis)}", f"source = {_quoted(figure.source)}"]
-        return "\n".join(lines) + "\n"
+                lines += [f"basis = {quoted(figure.basis)}", f"source = {quoted(figure.source)}"]
+        return "\n".join(lines) + "\n" + "".join("\n" + each.to_toml() for each in self.block_times)
 
 
 TEXTS = ("name", "kind", "accelerator")
@@ -95,14 +97,19 @@ def find_profile(name_or_path: str, folder: Path = Path(PROFILES_FOLDER)) -> Pat
 def read_profile(path: Path) -> DeviceProfile:
     """Read and check a profile. Raises ``UserError`` naming file, key and what was expected."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_profile(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such device profile; `p2ptrain probe` writes one") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(
             f"{path}: not a readable TOML profile ({error}); correct it, or see {PROFILES_FOLDER}/"
         ) from None
-    known = (*TEXTS, *LIMITS)
+
+
+def parse_profile(text: str, path: Path) -> DeviceProfile:
+    """Check a profile's text, which is or will be the file's. Raises as ``read_profile`` does."""
+    raw = tomllib.loads(text)
+    known = (*TEXTS, *LIMITS, profile_times.KEY)
     for key in raw:
         if key not in known:
             raise UserError(f"{path}: {key}: unknown key; known are {', '.join(known)}; correct or remove it")
@@ -126,6 +133,7 @@ def read_profile(path: Path) -> DeviceProfile:
         cores=figures["cores"],
         flops_per_s_one_core=figures.get("flops_per_s_one_core"),
         disk_bytes_per_s=figures.get("disk_bytes_per_s"),
+        block_times=block_times_of(raw.get(profile_times.KEY, []), path),
     )
 
 
@@ -154,12 +162,6 @@ def _figure(table: object, key: str, path: Path) -> Figure:
     if not isinstance(source, str) or not source.strip():
         raise UserError(f"{path}: {key}.source: missing; say how the number came about")
     return Figure(float(value), cast(Basis, basis), source)
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False).replace(
-        "\x7f", "\\u007f"
-    )  # TOML's basic strings are JSON's but for DEL
 
 
 def _number(value: float) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from p2ptrain.planning.pipeline_baselines import Baseline, Comparison
-from p2ptrain.planning.pipeline_cost import PlanCost
+from p2ptrain.planning.pipeline_cost import PipelineTask, PlanCost
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.pipeline_schedule import Timeline
 from p2ptrain.ui.words import clean, listed, scaled, table
@@ -37,6 +37,7 @@ def render(comparison: Comparison, width: int = TIMELINE_WIDTH) -> str:
         *_stage_lines(comparison),
         "",
     ]
+    lines += [_times_line(task), ""]
     if plan.left_out:
         lines += [f"left out: {listed(plan.left_out, 20)}", ""]
     rows = [("this plan", seconds(cost.round_s), proved)]
@@ -66,6 +67,16 @@ def _stage_lines(comparison: Comparison) -> list[str]:
                 )
             )
     return table(rows, right=RIGHT)
+
+
+def _times_line(task: PipelineTask) -> str:
+    """Whose times of blocks were measured, and whose follow from FLOP/s."""
+    measured = [peer.name for peer in task.peers if peer.times]
+    if not measured:
+        return "times of blocks: from FLOP/s; none measured for this model"
+    others = [peer.name for peer in task.peers if not peer.times]
+    line = f"times of blocks: measured on {listed(measured, 20)}"
+    return f"{line}; from FLOP/s for {listed(others, 20)}" if others else line
 
 
 def _baseline_cells(baseline: Baseline, planned_s: float) -> tuple[str, str]:
@@ -137,6 +148,7 @@ def to_plain(comparison: Comparison) -> dict[str, Any]:
             }
             for peer in task.peers
         ],
+        "links": [{"peers": [pair.one, pair.other], "bytes_per_s": pair.bytes_per_s} for pair in task.pair_rates],
         **_cost(planned.cost, planned.plan),
         "spans": _spans(planned.cost.timeline, len(planned.plan.stages)),
         "baselines": {

@@ -38,10 +38,13 @@ SURFACE = {
     "evaluate": ["FILE", "--data", "--shard", "--classes", "--batch-size", "--confusion", "--allow-model", "--json"],
     "export": ["FILE", "--format", "-o", "--output", "--allow-model"],
     "attribute": ["FILE", "--data", "--samples", "-o", "--output", "--allow-model"],
-    "probe": ["-o", "--output", "--name", "--kind", "--force"],
+    "probe": [
+        *("-o", "--output", "--name", "--kind", "--force", "--model"),
+        *("--width", "--input-shape", "--classes", "--batch-size"),
+    ],
     "plan": [
         *("PROFILE...", "--model", "--width", "--input-shape", "--classes", "--batch-size", "--micro-batches"),
-        *("--rate", "--latency", "--png", "--json"),
+        *("--rate", "--link", "--latency", "--png", "--json"),
     ],
     "doctor": [*GROUP, *NETWORK, "--port", "--wait", "--json"],
 }

@@ -7,8 +7,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from p2ptrain.cli.main import main
+from p2ptrain.learning.block_costs import profile_blocks
+from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.models import build_model
+from p2ptrain.planning.blocks import BlockTimes
+from p2ptrain.planning.profile_codec import chain_hash
+from p2ptrain.planning.profile_times import MeasuredBlocks
+from p2ptrain.planning.profiles import read_profile
 
 PEERS = Path(__file__).parents[2] / "peers"
 SMALL = ["plan", "--model", "lenet", "--batch-size", "8", "--micro-batches", "4"]
@@ -41,6 +49,55 @@ def test_json_is_the_plan_for_programs(capsys: pytest.CaptureFixture[str]) -> No
     assert plain["plan"]["micro_batch"] * plain["plan"]["num_micro_batches"] == 8
 
 
+def test_times_measured_by_the_probe_count_more_than_flops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine, other = tmp_path / "mine.toml", str(PEERS / "raspberry-pi-4.toml")
+    mine.write_text("# my own words\n" + (PEERS / "old-laptop.toml").read_text())
+    probe = ["probe", "--model", "lenet", "-o", str(mine), "--batch-size"]
+    for size in ("1", "2"):  # the second time in place of the first
+        status, out, err = run([*probe, size], capsys)
+        assert status == 0 and "added" in out and "4 blocks" in err
+    assert mine.read_text().startswith("# my own words\n")
+    (measured,) = read_profile(mine).block_times
+    assert measured.model == "lenet" and measured.times.batch_sizes == (2,) and "torch" in measured.source
+    status, out, err = run([*SMALL, str(mine), other], capsys)
+    assert status == 0 and "measured on mine; from FLOP/s for raspberry-pi-4" in out and "p2ptrain probe" in err
+    status, out, err = run([*SMALL, str(mine), "--json"], capsys)
+    assert status == 0 and [peer["times"] for peer in json.loads(out)["peers"]] == ["measured"]
+    status, out, _ = run([*SMALL, str(mine), "--width", "0.5"], capsys)
+    assert status == 0 and "none measured for this model" in out
+
+
+def test_times_that_are_none_of_the_models_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine.toml"
+    with torch.device("meta"):
+        model = profile_blocks(
+            Chain(build_model("lenet", input_shape=(1, 28, 28), num_classes=10), (1, 28, 28)), "lenet"
+        )
+    short = MeasuredBlocks("lenet", chain_hash(model), "by hand", BlockTimes((2,), ((0.1, 0.2),), ((0.1, 0.2),)))
+    mine.write_text((PEERS / "old-laptop.toml").read_text() + short.to_toml())
+    status, out, err = run([*SMALL, str(mine)], capsys)
+    assert status == 2 and not out and err.count("\n") == 1
+    assert "forward times are not one for each of lenet's 4 blocks" in err and "measure mine's blocks again" in err
+
+
+def test_a_probe_that_adds_times_keeps_the_profiles_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text((PEERS / "old-laptop.toml").read_text())
+    status, _, err = run(["probe", "--model", "lenet", "-o", str(mine), "--name", "other"], capsys)
+    assert status == 2 and "leave out --name and --kind, or use --force" in err
+    assert mine.read_text() == (PEERS / "old-laptop.toml").read_text()
+
+
+def test_a_link_has_the_rate_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    profiles = [str(PEERS / f"{name}.toml") for name in ("raspberry-pi-4", "raspberry-pi-4")]
+    link = ["--link", "raspberry-pi-4:raspberry-pi-4#2=0.008"]
+    before = json.loads(run([*SMALL, "--json", *profiles], capsys)[1])
+    after = json.loads(run([*SMALL, "--json", *link, *profiles], capsys)[1])
+    assert after["links"] == [{"peers": ["raspberry-pi-4", "raspberry-pi-4#2"], "bytes_per_s": 1000.0}]
+    assert after["baselines"]["equal split"]["round_s"] > before["baselines"]["equal split"]["round_s"] + 1
+    assert not before["links"]
+
+
 def test_the_picture_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="the extra `bench` is not installed")
     picture = tmp_path / "timeline.png"
@@ -58,6 +115,9 @@ def test_the_picture_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ([*SMALL, "{tiny}"], "no plan fits into the memory"),
         ([*SMALL, "{good}", "--batch-size", "9"], "--batch-size 9"),
         ([*SMALL, "{good}", "--rate", "0"], "--rate"),
+        ([*SMALL, "{good}", "--link", "good"], "--link good: write two peers and Mbit/s"),
+        ([*SMALL, "{good}", "--link", "good:bad=0"], "write two peers and Mbit/s"),
+        ([*SMALL, "{good}", "--link", "good:bad=2"], "no peer is named bad; there are good"),
         ([*SMALL, "{good}", "--input-shape", "28"], "--input-shape 28: write channels"),
         ([*SMALL, "{good}", "--png", "/nowhere/at/all.png"], "no such folder"),
         (["plan", "--model", "lenot", "{good}"], "'lenot' is not known"),

@@ -8,6 +8,7 @@ import math
 import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -16,10 +17,19 @@ from p2ptrain.errors import UserError
 from p2ptrain.planning import pipeline_groups
 from p2ptrain.planning.blocks import BlockProfile, BlockTimes, ModelProfile
 from p2ptrain.planning.pipeline_baselines import best_single_peer, data_parallel, equal_split
-from p2ptrain.planning.pipeline_cost import CostModel, PipelinePeer, PipelineTask, cost_of, stage_memory_bytes, steps_of
+from p2ptrain.planning.pipeline_cost import (
+    CostModel,
+    PairRate,
+    PipelinePeer,
+    PipelineTask,
+    cost_of,
+    stage_memory_bytes,
+    steps_of,
+)
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import deepest_warm_up, round_s
 from p2ptrain.planning.pipeline_search import all_depths, num_depths, plan_of, plan_pipeline
+from p2ptrain.planning.pipeline_shares import Sharing
 from p2ptrain.planning.pipeline_tails import ROUNDING
 
 
@@ -151,6 +161,91 @@ def test_a_plan_fits_holds_together_and_is_never_slower_than_its_baselines(task:
         others = [plan for plan in (data_parallel(model), equal_split(model)) if plan is not None]
         costs = [cost_of(model, plan) for plan in others if all(known[n].has_data for n in plan.stages[0].peers)]
         assert all(planned.cost.round_s <= cost.round_s * ROUNDING for cost in costs if cost.fits)
+
+
+@st.composite
+def linked_tasks(draw: st.DrawFn) -> PipelineTask:
+    """Rooms of like peers in which some links are slower than their ends, or said to be faster."""
+    task = draw(tasks())
+    peers = tuple(dataclasses.replace(task.peers[0], name=peer.name) for peer in task.peers)
+    assume(len(peers) > 1 and peers[0].has_data)
+    pairs = draw(st.lists(st.sampled_from([*itertools.combinations(range(len(peers)), 2)]), unique=True, min_size=1))
+    rate = st.sampled_from([0.5, 2.0, 50.0, 1e6])
+    rates = tuple(PairRate(peers[b].name, peers[a].name, draw(rate)) for a, b in pairs)
+    return dataclasses.replace(task, peers=draw(st.sampled_from([peers, task.peers])), pair_rates=rates)
+
+
+@settings(max_examples=40, deadline=None)
+@given(linked_tasks())
+def test_the_plan_is_the_best_of_all_where_links_have_rates_of_their_own(task: PipelineTask) -> None:
+    model = CostModel(task)
+    best = best_by_trying_all(model)
+    if best == math.inf:
+        with pytest.raises(UserError, match="no plan fits"):
+            plan_pipeline(model)
+        return
+    planned = plan_pipeline(model)
+    assert planned.is_proved and planned.cost.round_s <= best * (1 + 1e-6)
+
+
+def test_a_link_takes_the_rate_of_its_pair_and_an_all_reduce_that_of_its_slowest_pair() -> None:
+    peers = room(1.0, 1.0, 1.0, link_bytes_per_s=100.0)
+    pairs = (PairRate("p0", "p1", 10.0), PairRate("p2", "p1", 20.0), PairRate("p0", "p2", 500.0))
+    model = CostModel(PipelineTask(even_model(2, 100, 100), peers, 2, 1, pair_rates=pairs))
+    chain = plan_of(model, [Stage(0, 1, ("p2",), (2,), 1), Stage(1, 2, ("p1",), (2,), 1)])
+    assert steps_of(model, chain).link_forward_s == (200 / 20,)
+    group = plan_of(model, [Stage(0, 1, ("p0", "p1"), (1, 1), 1), Stage(1, 2, ("p2",), (2,), 1)])
+    assert steps_of(model, group).link_forward_s == (200 / 20,)
+    assert steps_of(model, group).all_reduce_s == (100 / 10, 0.0)
+    others = plan_of(model, [Stage(0, 1, ("p0",), (2,), 1), Stage(1, 2, ("p2",), (2,), 1)])
+    assert steps_of(model, others).link_forward_s == (200 / 100,)  # no faster than its ends
+
+
+def test_equal_peers_with_a_slow_link_between_two_are_not_neighbours() -> None:
+    peers = room(1.0, 1.0, 1.0, memory_bytes=1e15, link_bytes_per_s=1e9)
+    task = PipelineTask(even_model(9, 1000, 10**12), peers, 4, 8)
+    fast = plan_pipeline(CostModel(task))
+    slow = dataclasses.replace(task, pair_rates=(PairRate("p0", "p1", 1.0), PairRate("p1", "p2", 1e9)))
+    planned = plan_pipeline(CostModel(slow))
+    assert planned.cost.round_s == pytest.approx(fast.cost.round_s, rel=1e-3)
+    assert [stage.peers for stage in planned.plan.stages][1] == ("p2",)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        ((PairRate("p0", "p7", 1.0),), "link p0:p7: no peer is named p7; there are p0, p1"),
+        ((PairRate("p0", "p0", 1.0),), "two ends"),
+        ((PairRate("p0", "p1", 0.0),), "0 bytes/s; it must be above zero"),
+        ((PairRate("p0", "p1", math.nan),), "above zero"),
+        ((PairRate("p0", "p1", 1.0), PairRate("p1", "p0", 2.0)), "link p1:p0: is named twice"),
+    ],
+)
+def test_a_link_that_is_none_is_an_error_with_a_next_step(pairs: tuple[PairRate, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        CostModel(dataclasses.replace(GOOD, pair_rates=pairs))
+
+
+def test_shares_of_many_runs_are_those_of_each_run() -> None:
+    generator = random.Random(2)
+    for trial in range(12):
+        num_blocks, micro_batch = 4, generator.choice([3, 16, 40, 64])
+        peers = tuple(
+            dataclasses.replace(peer, memory_bytes=generator.choice([1e9, 150.0, 60.0]))
+            for peer in room(*[generator.choice([1.0, 3.0, 20.0]) for _ in range(4)])
+        )
+        if trial % 3:
+            peers = tuple(dataclasses.replace(peer, times=measured(generator, num_blocks)) for peer in peers)
+        model = CostModel(PipelineTask(even_model(num_blocks, 1, 1), peers, micro_batch, 4))
+        sharing = Sharing(model)
+        starts, stops = np.triu_indices(num_blocks + 1, 1)
+        for size, depth in itertools.product((1, 2, 3, 4), (1, 3)):
+            group = np.array(generator.sample(range(4), size))
+            caps = sharing.caps(group, starts, stops, (1, depth))[1]
+            shares = sharing.shares(group, starts, stops, caps)
+            for run, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+                expected = model.split(group.tolist(), start, stop, depth)
+                assert shares[:, run].tolist() == list(expected or [0] * size)
 
 
 def test_a_selection_of_groups_comes_near_to_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:

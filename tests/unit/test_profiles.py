@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2ptrain.errors import UserError
-from p2ptrain.planning.profiles import LIMITS, DeviceProfile, Figure, find_profile, read_profile
+from p2ptrain.planning.blocks import BlockTimes
+from p2ptrain.planning.profile_times import MeasuredBlocks, with_block_times
+from p2ptrain.planning.profiles import LIMITS, DeviceProfile, Figure, find_profile, parse_profile, read_profile
 
 PEERS = Path(__file__).parents[2] / "peers"
 GOOD = """\
@@ -124,7 +127,75 @@ profiles = st.builds(
     cores=st.builds(Figure, st.floats(0.01, 4096), st.just("measured"), st.just("probe")),
     flops_per_s_one_core=st.none() | figures,
     disk_bytes_per_s=st.none() | figures,
+    block_times=st.sampled_from(
+        [(), (MeasuredBlocks("m", "c", 'a "b"', BlockTimes((1,), ((0.25, 1e-7),), ((3.0, 0.0),))),)]
+    ),
 )
+
+
+TIMES = """\
+[[block_times]]
+model = "vgg11"
+chain = "abc"
+source = "probe"
+batch_sizes = [2, 8]
+forward_s = [
+  [0.1, 0.2],
+  [0.3, 0.4],
+]
+backward_s = [[0.1, 0], [0.3, 1]]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[0.1, 0.2]", "[0.1, nan]", r"forward_s of vgg11: block 1 at batch size 2 takes nan"),
+        ("[0.1, 0.2]", "[0, 0]", r"forward_s of vgg11: no block takes any time at batch size 2"),
+        ("[0.3, 1]", "[0.3, -1]", r"backward_s of vgg11: block 1 at batch size 8 takes -1"),
+        ("[0.3, 1]", '[0.3, "a"]', r"takes 'a'; it must be seconds"),
+        ("[0.3, 1]", "[0.3, true]", r"takes True"),
+        ("[0.3, 1]", "[0.3]", r"rows of 1 and 2 times"),
+        ("[[0.1, 0], [0.3, 1]]", "[[0.1, 0]]", r"backward_s of vgg11: not a row of times for each of 2 batch sizes"),
+        ("[[0.1, 0], [0.3, 1]]", "7", r"not a row of times"),
+        ("[2, 8]", "[8, 2]", r"batch_sizes of vgg11: \[8, 2\]; they must rise from 1"),
+        ("[2, 8]", "[0, 2]", r"must rise from 1"),
+        ("[2, 8]", "[]", r"must rise from 1"),
+        ('model = "vgg11"\n', "", r"block_times\.model: missing"),
+        ('chain = "abc"', "chain = 3", r"block_times\.chain: missing"),
+        ("source", "sauce", r"block_times\.sauce: unknown key"),
+        ("[[block_times]]", "[block_times]", r"write \[\[block_times\]\] before each"),
+    ],
+)
+def test_times_of_blocks_that_are_none_are_errors_with_a_next_step(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    assert TIMES.count(old) == 1
+    path.write_text(GOOD + TIMES.replace(old, new))
+    with pytest.raises(UserError, match=said) as caught:
+        read_profile(path)
+    assert str(caught.value).startswith(str(path)) and any(word in str(caught.value) for word in ("remove", "again"))
+
+
+def test_the_same_blocks_twice_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD + TIMES + TIMES)
+    with pytest.raises(UserError, match=r"the same blocks of vgg11 twice; remove one"):
+        read_profile(path)
+
+
+def test_new_times_take_the_place_of_older_ones_and_leave_the_rest(tmp_path: Path) -> None:
+    other = TIMES.replace('"abc"', '"def"').replace("vgg11", "lenet")
+    text = "# mine\n" + GOOD + TIMES + "\n" + other
+    before = parse_profile(text, tmp_path)
+    new = MeasuredBlocks("vgg11", "abc", "again", BlockTimes((4,), ((1.0, 2.0),), ((3.0, 4.5),)))
+    after = with_block_times(text, new, ("abc", "def"))
+    assert after.startswith("# mine\n" + GOOD) and "[0.1, 0.2]" in after
+    assert parse_profile(after, tmp_path) == dataclasses.replace(before, block_times=(before.block_times[1], new))
+    third = dataclasses.replace(new, chain="ghi")
+    more = parse_profile(with_block_times(text, third, ("abc", "def")), tmp_path)
+    assert more == dataclasses.replace(before, block_times=(*before.block_times, third))
 
 
 @given(profile=profiles)

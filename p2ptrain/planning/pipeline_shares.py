@@ -1,0 +1,126 @@
+"""How the peers of a stage share a micro-batch, for many runs of blocks at once.
+
+Invariant: the shares are those of ``CostModel.split``, run by run, whichever way they are found: one sample after the
+other goes to the peer that then ends first, and nobody holds more than its memory allows. A sample that would surely be
+given out is given out at once; that is all that is faster here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from p2ptrain.planning.pipeline_cost import CostModel, Floats
+
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+NUM_GUESSES = 3
+"""Steps of Newton's method towards the time at which all end together."""
+WORTH_A_GUESS = 6
+"""Samples for each peer, from which on guessing saves time."""
+
+
+class Sharing:
+    """Peers [peer] share the runs [run] from ``starts`` to ``stops``; both are places in the model's cuts."""
+
+    def __init__(self, model: CostModel) -> None:
+        self._model = model
+        self._both_s: Floats = model.forward_s + model.backward_s
+        self._memory_bytes = np.array([peer.memory_bytes for peer in model.task.peers])
+        self.is_proportional = all(peer.times is None for peer in model.task.peers)
+        """Then the split is the same for every run, as far as memory allows it."""
+        self._flops_per_s = np.array([peer.flops_per_s / peer.slowdown for peer in model.task.peers])
+
+    def seconds(self, peers: Ints, samples: Ints, starts: Ints, stops: Ints) -> Floats:
+        """Forward and backward; shapes as they broadcast."""
+        took: Floats = self._both_s[peers, samples, stops] - self._both_s[peers, samples, starts]
+        return took
+
+    def caps(self, peers: Ints, starts: Ints, stops: Ints, depths: Sequence[int]) -> Ints:
+        """[depth, peer, run]: the most samples that each peer's memory allows, as ``most_samples`` counts them."""
+        model = self._model
+        limit = model.task.micro_batch
+        fixed = model.held_bytes[stops] - model.held_bytes[starts]
+        kept = model.cut_bytes[starts] + model.stored_bytes[stops] - model.stored_bytes[starts]
+        under_way = np.minimum(depths, model.task.num_micro_batches)[:, None]
+        each = (kept * under_way + model.flow_bytes[starts, stops])[:, None, :]
+        room = self._memory_bytes[peers][:, None] - fixed
+        most = np.where(each * limit <= room, limit, np.floor(room / np.maximum(each, 1e-9)).clip(0, limit))
+        caps: Ints = np.where(room < 0, 0, most).astype(np.int64)
+        return caps
+
+    def shares(self, peers: Ints, starts: Ints, stops: Ints, caps: Ints) -> Ints:
+        """[peer, run], within ``caps`` [peer, run]; all 0 where there are none."""
+        total = self._model.task.micro_batch
+        fits = (caps.min(axis=0) >= 1) & (caps.sum(axis=0) >= total) & (total >= len(peers))
+        if len(peers) == 1:
+            alone: Ints = np.where(fits, total, 0)[None, :]
+            return alone
+        shares = self._surely(peers, starts, stops, caps)
+        shares[:, ~fits] = 0
+        self._give_out(peers, starts, stops, caps, shares, np.flatnonzero(fits & (shares.sum(axis=0) < total)))
+        return shares
+
+    def slowest(self, peers: Ints, starts: Ints, stops: Ints, shares: Ints) -> tuple[Floats, Floats]:
+        """Forward and backward seconds of each run; infinite where there are no shares."""
+        none, each = shares[0] == 0, peers[:, None]
+        found = []
+        for table in (self._model.forward_s, self._model.backward_s):
+            worst: Floats = (table[each, shares, stops] - table[each, shares, starts]).max(axis=0)
+            worst[none] = np.inf
+            found.append(worst)
+        return found[0], found[1]
+
+    def _surely(self, peers: Ints, starts: Ints, stops: Ints, caps: Ints) -> Ints:
+        """[peer, run]: no more than each peer's share; at least 1."""
+        total = self._model.task.micro_batch
+        shares: Ints = np.ones((len(peers), len(starts)), dtype=np.int64)
+        if self.is_proportional:  # everyone gets its quota, less the fraction, or all that it can hold
+            speeds = self._flops_per_s[peers]
+            quota = np.floor(total * speeds / speeds.sum() * (1 - 1e-9)).astype(np.int64)
+            shares = np.maximum(shares, np.minimum(quota[:, None], caps))
+            shares[:, shares.sum(axis=0) > total] = 1  # where nearly all peers are far slower than one
+            return shares
+        if total < WORTH_A_GUESS * len(peers):
+            return shares
+        each = peers[:, None]
+        guess = np.full_like(shares, total // len(peers))
+        for _ in range(NUM_GUESSES):
+            low = guess.clip(1, total - 1)
+            took = self.seconds(each, low, starts, stops)
+            slope = np.maximum(self.seconds(each, low + 1, starts, stops) - took, 1e-3 * took / low + 1e-30)
+            at_end = (total - (low - took / slope).sum(axis=0)) / (1 / slope).sum(axis=0)
+            guess = np.floor(low + (at_end - took) / slope).clip(1, total).astype(np.int64)
+        guess = np.where(guess.sum(axis=0) > total, 1, guess)
+        # Whatever is guessed: somebody's share is no less, so that all samples that take less time are given out.
+        surely = self.seconds(each, guess, starts, stops).min(axis=0)
+        step = 1
+        while (over := (self.seconds(each, guess, starts, stops) >= surely) & (guess > 1)).any():
+            guess = np.maximum(1, guess - step * over)
+            step *= 2
+        surely_given: Ints = np.maximum(1, np.minimum(guess, caps))
+        return surely_given
+
+    def _give_out(self, peers: Ints, starts: Ints, stops: Ints, caps: Ints, shares: Ints, runs: Ints) -> None:
+        """The samples that are left of these runs, one after the other, into ``shares``."""
+        total = self._model.task.micro_batch
+        starts, stops, caps, held = starts[runs], stops[runs], caps[:, runs], shares[:, runs]
+        left = total - held.sum(axis=0)
+        soonest = self.seconds(peers[:, None], np.minimum(held + 1, total), starts, stops)
+        soonest[held >= caps] = np.inf
+        columns = np.arange(len(runs))
+        while len(runs):
+            taker = soonest.argmin(axis=0)
+            now = held[taker, columns] + 1
+            held[taker, columns] = now
+            left -= 1
+            later = self.seconds(peers[taker], np.minimum(now + 1, total), starts, stops)
+            soonest[taker, columns] = np.where(now < caps[taker, columns], later, np.inf)
+            going = left > 0
+            if not going.all():
+                shares[:, runs[~going]] = held[:, ~going]
+                runs, starts, stops, left = runs[going], starts[going], stops[going], left[going]
+                caps, held, soonest = caps[:, going], held[:, going], soonest[:, going]
+                columns = columns[: len(runs)]
