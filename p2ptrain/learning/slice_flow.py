@@ -36,6 +36,7 @@ class Flow:
         num_classes: int,
         activations: Coding,
         gradients: Coding,
+        gradient_feedback: bool = True,
     ) -> None:
         stages = pipeline.stages
         stage = stages[index]
@@ -54,7 +55,7 @@ class Flow:
         self._returning = _specs(chain.blocks[stage.stop - 1].outputs)
         self._codings: dict[Work, Coding] = {"forward": activations, "backward": gradients}
         self._activations = Encoder(activations, feedback=False)
-        self._gradients = Encoder(gradients, feedback=True)
+        self._gradients = Encoder(gradients, feedback=gradient_feedback)
         self._forward_in = Inbox(self.rows, self._before)
         self._backward_in = Inbox(self.rows, self._behind)
 
@@ -111,22 +112,18 @@ class Flow:
         self.next_backward += 1
         return parcels
 
-    def next_batch(self) -> None:
-        self._gradients.reset()
-
     def restart(self, step: int) -> None:
         """Drop what is in flight; the next pass is that of a batch's first micro-batch."""
         self.next_forward = self.next_backward = step * self._num_units
         self._forward_in.clear()
         self._backward_in.clear()
-        self._gradients.reset()
 
     def _parcels(
         self, work: Work, number: int, tensors: Mapping[str, Tensor], receivers: Mapping[str, range], encoder: Encoder
     ) -> list[Parcel]:
         step, unit = divmod(number, self._num_units)
         return [
-            Parcel(peer, work, step, unit, row, encoder.encode(cut, row))
+            Parcel(peer, work, step, unit, row, encoder.encode(cut))
             for peer, row, cut in cut_rows(tensors, self.rows, receivers)
         ]
 

@@ -24,7 +24,7 @@ from torch.func import functional_call
 from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import JobError
 from p2ptrain.learning.objective import training_loss
-from p2ptrain.learning.training import MAX_GRADIENT_NORM, _optimizer, schedule
+from p2ptrain.learning.training import MAX_GRADIENT_NORM, make_optimizer, schedule
 
 Version = dict[str, Tensor]
 _STATISTICS = ("running_mean", "running_var")
@@ -62,7 +62,7 @@ class StageModel:
         """Those that are trained, in the order of the chain."""
         if any(parameter.dtype != torch.float32 for parameter in self.parameters.values()):
             raise JobError("a pipeline trains parameters in float32 only; take the model's others out, or freeze them")
-        self.optimizer = _optimizer(self.parameters, config) if self.parameters else None
+        self.optimizer = make_optimizer(self.parameters, config) if self.parameters else None
         state = self.module.state_dict()
         self._buffers = {name: tensor for name, tensor in state.items() if name not in parameters}
         statistics = {n: t for n, t in self._buffers.items() if n.endswith(_STATISTICS) and t.dtype == torch.float32}
@@ -107,7 +107,7 @@ class StageModel:
         self._loss += loss.detach()
 
     def _run(self, number: int, inputs: Sequence[Tensor], seed: int, *, first: bool) -> tuple[Tensor, ...]:
-        torch.manual_seed(seed & (2**63 - 1))  # dropout
+        self._seed(seed & (2**63 - 1))
         placed = tuple(_placed(tensor, self.device) for tensor in inputs)
         if not first:
             placed = tuple(tensor.detach().requires_grad_() for tensor in placed)
@@ -119,6 +119,14 @@ class StageModel:
         outputs: tuple[Tensor, ...] = value if isinstance(value, tuple) else (value,)
         self._held[number] = _MicroBatch(placed, outputs, self._version)
         return outputs
+
+    def _seed(self, seed: int) -> None:
+        """For dropout."""
+        if self.device.type == "cpu":
+            # torch.manual_seed also writes down the call stack, for devices that are not in use: milliseconds a pass.
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def backward(self, number: int, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Add to the gradient; those of the inputs, on the CPU (of samples: none). The last stage needs none given."""
@@ -133,7 +141,7 @@ class StageModel:
 
     def _finite(self, tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
-        if not bool(torch.isfinite(tensor).all()):
+        if not _is_finite(tensor):
             self.bad = True
             tensor = torch.zeros_like(tensor)
         return tensor.to("cpu").contiguous()
@@ -144,7 +152,7 @@ class StageModel:
         """Make the vector ready to be added up with those of the peers that hold the other shares of the rows."""
         for buffer, view in self._statistics:
             view.copy_(buffer.reshape(-1) * share)
-        self.bad = self.bad or not bool(torch.isfinite(self.vector).all())
+        self.bad = self.bad or not _is_finite(self.vector)
 
     def unaveraged(self) -> list[str]:
         """Buffers of numbers that this batch has changed and the vector doesn't hold."""
@@ -227,6 +235,11 @@ class StageModel:
 def _write(buffer: Tensor, value: Tensor) -> None:
     # Past autograd, as norms do it: with "async" it would take micro-batches in flight to need the old numbers.
     buffer.data.copy_(value)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # The sum says so in a tenth of the time. If it is not finite, which large numbers may do, all must be looked at.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _placed(tensor: Tensor, device: torch.device) -> Tensor:

@@ -20,7 +20,7 @@ from p2ptrain.errors import JobError, LocalError, RemoteError
 from p2ptrain.learning.averaging import check_state
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.slice_stage import StageModel
-from p2ptrain.learning.training import _copy, _count, _split
+from p2ptrain.learning.snapshots import copy_to_cpu, read_count, shared_on_cpu, split_state
 
 FORMAT = "p2ptrain-slice-1"
 Snapshot = tuple[Mapping[str, Tensor], Mapping[str, str]]
@@ -39,21 +39,22 @@ class Progress:
 
 
 def take_piece(
-    stage: StageModel, chain: Chain, first: int, stop: int, progress: Progress
+    stage: StageModel, chain: Chain, first: int, stop: int, progress: Progress, *, copy: bool = True
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A copy, on the CPU, of what a stage holds of these blocks."""
+    """What a stage holds of these blocks, on the CPU; without ``copy`` it changes with the stage."""
+    taken = copy_to_cpu if copy else shared_on_cpu
     state = stage.state()
     names = chain.tensor_names(first, stop)
     if not set(names) <= state.keys():
         raise LocalError(f"blocks {first} to {stop} are not in this stage")
-    tensors = {f"model.{name}": _copy(state[name]) for name in names}
+    tensors = {f"model.{name}": taken(state[name]) for name in names}
     for name in names:
         parameter = stage.parameters.get(name)
         if parameter is None or stage.optimizer is None:
             continue
         for key, value in stage.optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"optim.{key}.{name}"] = _copy(value)
+                tensors[f"optim.{key}.{name}"] = taken(value)
     metadata = {
         "format": FORMAT,
         "first": str(first),
@@ -78,10 +79,10 @@ def restore_pieces(
     total_steps = 0
     for tensors, metadata in pieces:
         names = frozenset(_names(chain, metadata, stage.config.optimizer, step))
-        samples = max(samples, _count(metadata, "samples"))  # a stage may have skipped a batch alone ("async")
-        total_steps = _count(metadata, "total_steps")
-        drawn |= {key[6:]: _count(metadata, key) for key in metadata if key.startswith("drawn.")}
-        state, states = _split(tensors)
+        samples = max(samples, read_count(metadata, "samples"))  # a stage may have skipped a batch alone ("async")
+        total_steps = read_count(metadata, "total_steps")
+        drawn |= {key[6:]: read_count(metadata, key) for key in metadata if key.startswith("drawn.")}
+        state, states = split_state(tensors)
         if state.keys() != names:
             odd = sorted(state.keys() ^ names)
             raise RemoteError("tensor-names", f"a piece misses or should not have {odd[:3]}")
@@ -127,10 +128,10 @@ def _names(chain: Chain, metadata: Mapping[str, str], optimizer: str, step: int)
     """The tensors that a piece must have, by its metadata."""
     if metadata.get("format") != FORMAT or metadata.get("optimizer") != optimizer:
         raise RemoteError("snapshot", "not a piece of a pipeline that trains with this optimizer")
-    first, stop = _count(metadata, "first"), _count(metadata, "stop")
+    first, stop = read_count(metadata, "first"), read_count(metadata, "stop")
     if not 0 <= first < stop <= len(chain.blocks):
         raise RemoteError("snapshot", f"blocks {first} to {stop} of {len(chain.blocks)}")
-    if _count(metadata, "step") != step:
+    if read_count(metadata, "step") != step:
         raise RemoteError("snapshot", f"of step {metadata['step']}, expected {step}")
     return chain.tensor_names(first, stop)
 

@@ -82,6 +82,7 @@ class SliceTraining:
         schedule: Literal["sync", "async"] = "sync",
         activations: Coding = "none",
         gradients: Coding = "none",
+        gradient_feedback: bool = True,
         device: torch.device | str = "cpu",
         init: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -109,7 +110,14 @@ class SliceTraining:
         self._sync = schedule == "sync"
         self._peer_name = peer_name
         self._flow = Flow(
-            chain, pipeline, index, own, num_classes=num_classes, activations=activations, gradients=gradients
+            chain,
+            pipeline,
+            index,
+            own,
+            num_classes=num_classes,
+            activations=activations,
+            gradients=gradients,
+            gradient_feedback=gradient_feedback,
         )
         self._samples: SampleStream | None = None
         self._drawn = 0
@@ -248,7 +256,6 @@ class SliceTraining:
             self._bad_in_a_row += 1
         self.step += 1
         self._use.batches += 1
-        self._flow.next_batch()
         self._end.next_batch()
         if not self._sync and self.step % AVERAGE_EVERY == 0:
             self._stage.average_versions()
@@ -267,15 +274,17 @@ class SliceTraining:
             self._samples.drawn = self.drawn
         self._start_from(self.step)
 
-    def snapshot(self, start: int | None = None, stop: int | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """A copy of own blocks, all of them by default, as after ``step`` batches: see ``slice_state``.
+    def snapshot(
+        self, start: int | None = None, stop: int | None = None, *, copy: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Own blocks, all of them by default, as after ``step`` batches: see ``slice_state``.
 
         With "async" only one taken after a full round has all that training goes on from to the bit.
         """
         first, last = self.start if start is None else start, self.stop if stop is None else stop
         drawn = {self._peer_name: self.drawn} if self.drawn else {}
         progress = Progress(self.step, self._total_steps, self.num_samples, drawn)
-        return take_piece(self._stage, self._chain, first, last, progress)
+        return take_piece(self._stage, self._chain, first, last, progress, copy=copy)
 
     def restore(self, pieces: Sequence[Snapshot], step: int) -> None:
         """Go on from pieces of ``step`` that together cover the own blocks; else ``RemoteError``, and nothing changed.

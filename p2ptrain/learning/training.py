@@ -19,6 +19,7 @@ from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.learning.averaging import check_state
 from p2ptrain.learning.objective import training_loss
+from p2ptrain.learning.snapshots import copy_to_cpu, read_count, split_state
 
 ResolvedTargets = Literal["all", "rest", "own"]
 
@@ -69,7 +70,7 @@ class LocalTrainer:
         self._bad_in_a_row = 0
         self._table = _label_table(targets, own_classes, num_classes).to(self.device)
         self._parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self._optimizer = _optimizer(self._parameters, config)
+        self._optimizer = make_optimizer(self._parameters, config)
 
     def step(self, x: Tensor, y: Tensor) -> float | None:
         """One batch, x [N, ...], y [N] or [N, T] global class numbers. The mean loss; None = nothing was learnt."""
@@ -106,11 +107,11 @@ class LocalTrainer:
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """A copy on the CPU: parameters and buffers (``model.``), optimizer state (``optim.``), and metadata."""
-        tensors = {f"model.{name}": _copy(tensor) for name, tensor in self.model.state_dict().items()}
+        tensors = {f"model.{name}": copy_to_cpu(tensor) for name, tensor in self.model.state_dict().items()}
         for name, parameter in self._parameters.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
-                    tensors[f"optim.{key}.{name}"] = _copy(value)
+                    tensors[f"optim.{key}.{name}"] = copy_to_cpu(value)
         metadata = {
             "format": "p2ptrain-snapshot-1",
             "optimizer": self.config.optimizer,
@@ -126,9 +127,9 @@ class LocalTrainer:
 
         Where the other trainer planned another number of steps, the step counter keeps the share of training done.
         """
-        model_state, optimizer_state = _split(tensors)
+        model_state, optimizer_state = split_state(tensors)
         check_state(model_state, self.model.state_dict())
-        steps, total, samples = (_count(metadata, key) for key in ("steps", "total_steps", "samples"))
+        steps, total, samples = (read_count(metadata, key) for key in ("steps", "total_steps", "samples"))
         states = self._checked_optimizer_state(optimizer_state) if self._same_optimizer(metadata) else {}
         with torch.no_grad():
             for name, tensor in self.model.state_dict().items():
@@ -225,7 +226,8 @@ def _label_table(targets: ResolvedTargets, own_classes: Sequence[int], num_class
     return table
 
 
-def _optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+def make_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    """The config's, by parameter name; weight decay is for tensors of two dimensions or more. Raises ``UserError``."""
     if not parameters:
         raise UserError("the model has no parameter to train; give a model with trainable layers")
     decayed = [p for p in parameters.values() if p.dim() > 1]
@@ -238,22 +240,3 @@ def _optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfig) -
     return torch.optim.SGD(
         groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused
     )
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-    optimizer = {n.removeprefix("optim."): t for n, t in tensors.items() if n.startswith("optim.")}
-    if len(model) + len(optimizer) != len(tensors):
-        raise RemoteError("snapshot", "a tensor belongs neither to the model nor to the optimizer")
-    return model, optimizer
-
-
-def _count(metadata: Mapping[str, str], key: str) -> int:
-    text = metadata.get(key, "")
-    if not (text.isascii() and text.isdigit() and len(text) <= 15):
-        raise RemoteError("snapshot", f"{key} is {text[:20]!r}, not a count")
-    return int(text)

@@ -28,7 +28,7 @@ UNKNOWN_MEMORY_BYTES = 1 << 50
 """A peer that does not know its memory is taken to have enough, as in ``footprint.largest_share``."""
 SNAPSHOT_COPIES = 1
 """Of every parameter, while a snapshot is on its way to a custodian."""
-WIRE = {"none": 1.0, "fp16": 0.5, "int8": 0.25}
+WIRE = {"none": 1.0, "fp16": 0.5, "int8": 0.27}
 """Bytes sent for each byte of a float32 tensor."""
 
 

@@ -194,13 +194,36 @@ class Blobs:
 
     # --- putting ----------------------------------------------------------------------------------------------------
 
-    def put(self, data: bytes | memoryview) -> BlobId:
-        """Save ``data``. Raises ``StorageError``."""
+    def put(self, data: bytes | memoryview | Path) -> BlobId:
+        """Save ``data``; a file in ``spool`` is moved. Raises ``StorageError``, and then the file is still there."""
+        if isinstance(data, Path):
+            return self._adopt(data)
         blob = blob_id(data)
         if blob not in self._sizes:
             self._check_quota(len(data))
             self._disk.write_file(self._file(blob), data)
             self._sizes[blob] = len(data)
+        return blob
+
+    @property
+    def spool(self) -> Path:
+        """Where files for ``put`` may be written, as ``*.tmp``; what is left of them goes at the next start."""
+        return self._directory
+
+    def _adopt(self, path: Path) -> BlobId:
+        try:
+            blob, num_bytes = hash_file(path), path.stat().st_size
+            if blob in self._sizes:
+                path.unlink()
+                return blob
+            self._check_quota(num_bytes)
+            with path.open("rb") as file:
+                self._disk.fsync(file.fileno())
+            self._disk.replace(path, self._file(blob))
+            self._disk.sync_directory(self._directory)
+        except OSError as error:
+            raise storage_error(path, error) from error
+        self._sizes[blob] = num_bytes
         return blob
 
     def put_ephemeral(self, data: bytes) -> BlobId:

@@ -43,6 +43,8 @@ class Configure:
     """Path of the checkpoint that the job starts from."""
     cache: str = ""
     """Path of the file that remembers measured times of blocks ("" = none)."""
+    spool: str = ""
+    """Path of the folder that takes files which are handed over ("" = none: bytes are)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +212,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotTaken:
-    """At the end of a round, when training is finished, or when asked for. ``part``: a slice's first block."""
+    """At the end of a round, when training is finished, or when asked for. ``part``: a slice's first block.
+
+    ``snapshot``: the bytes, or the path of a file in the spool, which is the node's from now on.
+    """
 
     part: int
     round: int
@@ -219,7 +224,7 @@ class SnapshotTaken:
     loss: float
     round_finished: bool
     training_finished: bool
-    snapshot: bytes
+    snapshot: bytes | str
     span: int = 1
     """Blocks of a slice."""
 
@@ -264,14 +269,14 @@ class StageUsed:
 
 @dataclass(frozen=True, slots=True)
 class PieceTaken:
-    """After ``StopAt``: one of the runs of blocks that others get."""
+    """After ``StopAt``: one of the runs of blocks that others get. ``piece``: as ``SnapshotTaken.snapshot``."""
 
     part: int
     span: int
     round: int
     step: int
     samples: int
-    piece: bytes
+    piece: bytes | str
 
 
 @dataclass(frozen=True, slots=True)

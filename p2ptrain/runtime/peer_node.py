@@ -209,6 +209,7 @@ class PeerNode(Node):
             device=options.device,
             allow_user_code=bool(options.allow_user_code) or options.job is not None,
             cache=str(self.state.path / BLOCK_TIMES),
+            spool=str(store.blobs.spool),
         )
         self.feed(lambda now: peer.job_opened(job, resume, now))
 
@@ -273,7 +274,7 @@ class PeerNode(Node):
         peer, store = self._peer, self.store
         if peer is None or store is None:
             return
-        data = b""
+        data: bytes | str = b""
         if isinstance(event, c.SnapshotTaken):
             data, event = event.snapshot, dataclasses.replace(event, snapshot=b"")
         elif isinstance(event, c.PieceTaken):
@@ -285,8 +286,12 @@ class PeerNode(Node):
         if not data:
             self.feed(lambda now: peer.trainer_said(event, None, 0, now))
             return
-        put = store.blobs.put_ephemeral if isinstance(event, c.PayloadMade) else store.put
         said = event
+
+        def put() -> BlobId:
+            if isinstance(data, bytes) and isinstance(said, c.PayloadMade):
+                return store.blobs.put_ephemeral(data)
+            return store.put(Path(data) if isinstance(data, str) else data)
 
         def stored(blob: BlobId | None, error: BaseException | None) -> None:
             self._take_store_notes()
@@ -294,9 +299,10 @@ class PeerNode(Node):
                 self._parting = blob
                 if blob is None:
                     self._saved_to_part(None)
-            self.feed(lambda now: peer.trainer_said(said, blob, len(data), now))
+            num_bytes = store.blobs.num_bytes(blob) or 0 if blob is not None else 0
+            self.feed(lambda now: peer.trainer_said(said, blob, num_bytes, now))
 
-        self.on_disk(lambda: put(data), stored)
+        self.on_disk(put, stored)
 
     def _begin_blob(self, effect: BeginBlob) -> None:
         self._on_store(

@@ -29,6 +29,7 @@ from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.parts import global_model
 from p2ptrain.learning.slice_training import Parcel, SliceTraining
+from p2ptrain.learning.snapshots import write
 from p2ptrain.planning.blocks import BlockTimes, check_model
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.planning.profile_codec import model_to_json, profile_to_json
@@ -62,6 +63,7 @@ class StageWorker:
         self._data = data
         self._init = init
         self._say = say
+        self._spool = Path(configuration.spool) if configuration.spool else None
         with torch.device("meta"):
             self._chain = Chain(self._build(), job.data.input_shape)
         self._times: BlockTimes | None = None
@@ -134,7 +136,8 @@ class StageWorker:
         old, self._training = self._training, None
         self._pieces = []
         if command.keep and old is not None:
-            self._pieces.append(old.snapshot())  # all of it: how far the own samples are drawn is in there, too
+            # All of it: how far the own samples are drawn is in there, too.
+            self._pieces.append(old.snapshot(copy=False))
         del old  # two stages at once may be more than this device holds
         job, configuration = self._job, self._configuration
         self._training = SliceTraining(
@@ -216,8 +219,7 @@ class StageWorker:
         if training is None or halt is None:
             return
         for first, stop in halt.pieces if training.step == halt.step else ():
-            tensors, metadata = training.snapshot(first, stop)
-            piece = save_tensors(tensors, metadata)
+            piece = write(*training.snapshot(first, stop, copy=False), self._spool)
             self._say(c.PieceTaken(first, stop - first, training.round, training.step, training.num_samples, piece))
         self._halt = dataclasses.replace(halt, step=training.step, pieces=())
         self._say(c.Halted(halt.epoch, training.step))
@@ -294,7 +296,7 @@ class StageWorker:
         training = self._training
         if training is None:
             return
-        tensors, metadata = training.snapshot()
+        snapshot = write(*training.snapshot(copy=False), self._spool)
         self._say(
             c.SnapshotTaken(
                 part=training.start,
@@ -304,7 +306,7 @@ class StageWorker:
                 loss=training.last_loss,
                 round_finished=training.step % self._steps_per_round == 0,
                 training_finished=training.finished,
-                snapshot=save_tensors(tensors, metadata),
+                snapshot=snapshot,
                 span=training.stop - training.start,
             )
         )

@@ -29,7 +29,7 @@ from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.messages import Holding
 from p2ptrain.protocol.schema import Bound, from_plain, to_plain
-from p2ptrain.runtime.blobs import Blobs, Disk, StorageError, hash_file
+from p2ptrain.runtime.blobs import Blobs, Disk, StorageError, hash_file, storage_error
 
 fcntl: ModuleType | None
 try:
@@ -222,19 +222,32 @@ class Store:
 
     # --- blobs ------------------------------------------------------------------------------------------------------
 
-    def put(self, data: bytes | memoryview) -> BlobId:
-        """Save a blob; it stays until it leaves the manifest, or ``release``. Raises ``StorageError``."""
+    def put(self, data: bytes | memoryview | Path) -> BlobId:
+        """Save a blob; it stays until it leaves the manifest, or ``release``. Raises ``StorageError``.
+
+        A file (see ``Blobs.spool``) is moved here, or removed.
+        """
+        try:
+            num_bytes = data.stat().st_size if isinstance(data, Path) else len(data)
+            blob = self._put(data, num_bytes)
+        except OSError as error:
+            raise storage_error(self.blobs.spool, error) from error
+        finally:
+            if isinstance(data, Path):
+                data.unlink(missing_ok=True)
+        self._fresh.add(blob)
+        return blob
+
+    def _put(self, data: bytes | memoryview | Path, num_bytes: int) -> BlobId:
         try:
             blob = self.blobs.put(data)
         except StorageError as error:
             if not error.full or not self._thin_out():
-                self._report(error, len(data))
+                self._report(error, num_bytes)
                 raise
-            with self._reporting(len(data), done=False):  # room made is no sign that there is room
-                blob = self.blobs.put(data)
-        else:
-            self._report(None, len(data))
-        self._fresh.add(blob)
+            with self._reporting(num_bytes, done=False):  # room made is no sign that there is room
+                return self.blobs.put(data)
+        self._report(None, num_bytes)
         return blob
 
     def begin(self, blob: BlobId, num_bytes: int, *, ephemeral: bool = False) -> None:

@@ -30,6 +30,7 @@ from p2ptrain.learning.head_fitting import HeadFitting
 from p2ptrain.learning.models import build_model
 from p2ptrain.learning.part_training import PartTraining
 from p2ptrain.learning.parts import Parts
+from p2ptrain.learning.snapshots import write
 from p2ptrain.learning.training import DivergedError, LocalTrainer
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.runtime import commands as c
@@ -183,9 +184,10 @@ class Trainer:
 
     def _say_snapshot(self, *, round_finished: bool) -> None:
         training = self._training
-        if training is None:
+        if training is None or self._configuration is None:
             return
-        tensors, metadata = training.snapshot()
+        spool = self._configuration.spool
+        snapshot = write(*training.snapshot(), Path(spool) if spool else None)
         self._say(
             c.SnapshotTaken(
                 part=training.part,
@@ -195,7 +197,7 @@ class Trainer:
                 loss=training.last_loss,
                 round_finished=round_finished,
                 training_finished=training.finished,
-                snapshot=save_tensors(tensors, metadata),
+                snapshot=snapshot,
             )
         )
 

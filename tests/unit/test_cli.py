@@ -25,7 +25,7 @@ SURFACE = {
     "job new": [
         *("--data", "--model", "--name", "--mode", "--rounds", "--epochs", "--batch-size", "--optimizer"),
         *("--learning-rate", "--seed", "--width", "--groups", "--trunk", "--min-peers", "--compression", "--augment"),
-        *("--no-augment", "--input-shape", "--init", "-o", "--output", "--force"),
+        *("--no-augment", "--input-shape", "--init", "-o", "--output", "--force", "--micro-batches", "--schedule"),
     ],
     "job check": ["FILE", "--data", "--allow-model", "--json"],
     "peer": [
@@ -115,7 +115,7 @@ PEER = ["peer", "--code", CODE, *LOOPBACK]
         (["status", "--code", CODE, "--interface", "eth77"], "choose --interface from"),
         (["status", "--code", CODE, *LOOPBACK, "--wait", "0.2"], "p2ptrain doctor"),
         (["status", "--code", CODE, "--wait", "soon"], "write 30s"),
-        ([*PEER], "--data"),
+        ([*PEER, "--shard", "1/2"], "--data"),
         ([*PEER, "--data", "digits", "--peer", "here"], "expected HOST:PORT"),
         ([*PEER, "--data", "digits", "--linger", "x"], "10m"),
         ([*PEER, "--data", "digits", "--classes", "a,,b"], "commas"),

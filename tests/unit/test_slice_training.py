@@ -137,3 +137,14 @@ def test_what_was_computed_is_counted_and_timed() -> None:
         assert (used.num_forward, used.num_backward, used.batches) == (6, 6, 2)
         assert used.forward_s > 0 and used.backward_s > 0 and used.busy_s >= used.forward_s + used.backward_s
         assert peer.use().num_forward == 0
+
+
+def test_a_pass_seeds_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.manual_seed formats the call stack for devices that may come into use, which takes longer than a pass."""
+    group = Group("gpt_mini", pipeline(cuts("gpt_mini", ((8,), (8,), (8,)))))
+
+    def forbidden(seed: int) -> None:
+        raise AssertionError("torch.manual_seed in a pass")
+
+    monkeypatch.setattr(torch, "manual_seed", forbidden)
+    assert math.isfinite(group.run(1).peers["2a"].last_loss)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -71,10 +72,10 @@ def plan(cut: int | None = 2, epoch: int = 1, from_step: int = 0) -> Plan:
 class Worker:
     """One ``StageWorker`` and all that it said."""
 
-    def __init__(self, name: PeerId, job: Job = JOB) -> None:
+    def __init__(self, name: PeerId, job: Job = JOB, spool: str = "") -> None:
         self.name = name
         self.said: list[Any] = []
-        configuration = c.Configure(job=job.to_json(), data="", name=f"peer {name[0]}")
+        configuration = c.Configure(job=job.to_json(), data="", name=f"peer {name[0]}", spool=spool)
         self.stage = StageWorker(job, configuration, samples("lenet", 1), None, self.said.append)
 
     def take(self, kind: type[T]) -> list[T]:
@@ -374,3 +375,17 @@ def test_it_waits_while_too_much_waits_at_the_node(monkeypatch: pytest.MonkeyPat
                 worker.stage.parcels_sent(c.ParcelsSent(1, total[worker.name]))
     assert first.step == last.step == TOTAL
     assert not any(event.error for worker in (first, last) for event in worker.take(c.Taken)[1:])
+
+
+def test_snapshots_are_handed_over_as_files_where_there_is_a_folder_for_them(tmp_path: Path) -> None:
+    with_folder = Worker(A, spool=str(tmp_path)).follow(plan(None))
+    without, full = alone(), Worker(A, spool=str(tmp_path / "missing")).follow(plan(None))
+    for worker in (with_folder, without, full):
+        until(worker, ROUND)
+    (spooled,), (given,), (fallen_back,) = (w.take(c.SnapshotTaken) for w in (with_folder, without, full))
+    assert Path(spooled.snapshot).parent == tmp_path and len(list(tmp_path.iterdir())) == 1
+    until(with_folder, ROUND + 1)
+    expected = load(given.snapshot)
+    for found in (load(Path(spooled.snapshot).read_bytes()), load(fallen_back.snapshot)):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -356,6 +356,38 @@ def test_quota(tmp_path):
     assert kinds(store) == ["storage-full"], "what fits only because an own snapshot went proves no room"
 
 
+def test_a_file_that_is_handed_over_is_moved_or_removed(tmp_path):
+    store = Store(tmp_path, StoreConfig(quota_bytes=100))
+    spooled = store.blobs.spool / "some.tmp"
+    spooled.write_bytes(b"0123456789")
+    inode = spooled.stat().st_ino
+    blob = store.put(spooled)
+    assert blob == blob_id(b"0123456789") and files(store) == {blob}
+    assert store.blobs.path(blob).stat().st_ino == inode, "not copied"
+    spooled.write_bytes(b"0123456789")
+    assert store.put(spooled) == blob and files(store) == {blob}
+    store.add_snapshot(holding(b"0123456789"))
+    spooled.write_bytes(b"x" * 95)
+    with pytest.raises(StorageError, match="quota"):
+        store.put(spooled)
+    assert files(store) == {blob}, "what can't be kept does not stay"
+    with pytest.raises(StorageError, match="No such file"):
+        store.put(spooled)
+
+
+@pytest.mark.parametrize("fail_at", [1, 2, 3])
+def test_a_file_handed_over_to_a_disk_that_fails(tmp_path, fail_at):
+    store = Store(tmp_path, disk=BadDisk(errno.EIO, fail_at))
+    spooled = store.blobs.spool / "some.tmp"
+    spooled.write_bytes(b"0123456789")
+    with pytest.raises(StorageError):
+        store.put(spooled)
+    assert not spooled.exists() and blob_id(b"0123456789") not in store.blobs
+    spooled.write_bytes(b"0123456789")
+    assert store.put(spooled) in store.blobs
+    store.close()
+
+
 # --- the state directory ---
 
 LOOP = """
