@@ -27,7 +27,7 @@ CASES = {SINGLE: ALONE, "planned": "planned", "equal split": "equal", "data para
 SPEEDS = {"fast-1": 1.0, "slow": 0.1, "fast-2": 1.0}
 RATE_MBIT = 100.0
 MODELS = ("vgg11", "mobilenetv2")
-SUBSET = 30
+SUBSET = 10
 """Of CIFAR-10's training samples one in so many is used."""
 
 

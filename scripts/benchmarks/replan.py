@@ -40,7 +40,7 @@ SPEEDS = {"device1": 1.0, "device2": 1.0, SLOW: 1.2}
 """The one that gets slow is the fastest before: no plan leaves it out."""
 FACTOR, TINY_FACTOR = 0.25, 0.5
 RATE_MBIT = 100.0
-SUBSET = 30
+SUBSET = 10
 """Of CIFAR-10's training samples one in so many is used."""
 SLOW_AT_S = 20.0
 NUM_CURVE = 60
@@ -55,7 +55,7 @@ def run(settings: Settings) -> Iterator[Sample]:
         cores, slow_at_s, subset, stint = slices_lab.TINY_CORES, 5.0, 1, Stint(6, 3, 12.0, 40.0)
     else:
         data = f"images:{data_file('cifar10-images.zip')}"
-        workload = Workload("vgg11", data, {"model": {"name": "vgg11"}}, 64, snapshot_steps=20)
+        workload = Workload("vgg11", data, {"model": {"name": "vgg11"}}, 64)
         cores, slow_at_s, subset, stint = slices_lab.CORES, SLOW_AT_S, SUBSET, Stint(60, 20, 110.0, 150.0)
     speeds = {"device1": 1.0, SLOW: SPEEDS[SLOW]} if settings.tiny else SPEEDS
     devices = slices_lab.devices_of(speeds, cores, [RATE_MBIT] * len(speeds), subset)

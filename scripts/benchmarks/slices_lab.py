@@ -47,14 +47,14 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``tables``: of the job, but for what makes the case. ``snapshot_steps``: a harvest needs one snapshot."""
+    """``tables``: of the job, but for what makes the case. ``snapshot_steps``: of the job; 0 = a round."""
 
     name: str
     data: str
     tables: Mapping[str, Any]
     batch_size: int
     micro_batches: int = 8
-    snapshot_steps: int = 5
+    snapshot_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,9 @@ class Stint:
     enough_s: float = 50.0
     most_s: float = 110.0
 
+
+EQUAL_SNAPSHOT_STEPS = 5
+"""A harvest needs a snapshot, and with equal stages a round may take longer than a case."""
 
 TINY = Stint(6, 3, 8.0, 25.0)
 
@@ -103,7 +106,8 @@ class Pace:
             self.began = seconds
         step = max((record.step for record in training if record.plan == plan), default=0)
         last = self.marks[-1] if self.marks else None
-        if step > 0 and (last is None or plan != last.plan or step != last.step):
+        begins_at = status.plan.slices.from_step if status.plan is not None and status.plan.slices is not None else 0
+        if step > begins_at and (last is None or plan != last.plan or step != last.step):
             loss = max((record.loss for record in training if record.step == step), default=0.0)
             samples = max(record.samples for record in training if record.step == step)
             self.marks.append(Mark(seconds, step, plan, samples, loss))
@@ -250,7 +254,7 @@ def spec_of(
         tables["slices"] = {
             "micro_batches": workload.micro_batches,
             "strategy": strategy,
-            "snapshot_steps": workload.snapshot_steps,
+            "snapshot_steps": EQUAL_SNAPSHOT_STEPS if strategy == "equal" else workload.snapshot_steps,
         }
     name = f"{workload.name}, {strategy}"
     return LabSpec(name, workload.data, tables, tuple(devices), tuple(events), train_s=stint.most_s)
