@@ -26,8 +26,10 @@ UNKNOWN_LINK_BYTES_PER_S = 12.5e6
 """100 Mbit/s: what a peer's link is taken for until it is measured."""
 UNKNOWN_MEMORY_BYTES = 1 << 50
 """A peer that does not know its memory is taken to have enough, as in ``footprint.largest_share``."""
+BASE_BYTES = TRAINER_BASE_BYTES + (64 << 20)
+"""What a peer takes without a model: its trainer, and its node with parcels under way."""
 SNAPSHOT_COPIES = 1
-"""Of every parameter, while a snapshot is on its way to a custodian."""
+"""Of every parameter, while a snapshot is written: what is not contiguous is copied for it."""
 WIRE = {"none": 1.0, "fp16": 0.5, "int8": 0.27}
 """Bytes sent for each byte of a float32 tensor."""
 
@@ -132,7 +134,7 @@ def _pipeline_peer(snapshot: PeerSnapshot, profile: SliceProfile) -> PipelinePee
     return PipelinePeer(
         snapshot.peer,
         1.0 if measured else snapshot.flops_per_s,  # nobody looks at it where there are times
-        float(max(0, memory - TRAINER_BASE_BYTES)),
+        float(max(0, memory - BASE_BYTES)),
         profile.link_bytes_per_s or UNKNOWN_LINK_BYTES_PER_S,
         _times(profile) if measured else None,
         profile.slowdown,

@@ -22,7 +22,6 @@ from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.assignment import clean
 from p2ptrain.planning.blocks import ModelProfile
-from p2ptrain.planning.footprint import TRAINER_BASE_BYTES
 from p2ptrain.planning.pipeline_baselines import best_single_peer, equal_split, side_by_side
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.pipeline_search import plan_pipeline
@@ -37,7 +36,14 @@ from p2ptrain.planning.plan import (
 )
 from p2ptrain.planning.profile_codec import chain_hash
 from p2ptrain.planning.shares import SHARE_UNITS
-from p2ptrain.planning.slice_figures import UNKNOWN_LINK_BYTES_PER_S, Room, SlicePeer, micro_batch_choices, usable
+from p2ptrain.planning.slice_figures import (
+    BASE_BYTES,
+    UNKNOWN_LINK_BYTES_PER_S,
+    Room,
+    SlicePeer,
+    micro_batch_choices,
+    usable,
+)
 
 SLOWER = 1 + 1e-3
 """A plan may be this much slower than the best single peer: figures are rounded."""
@@ -250,8 +256,8 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, slices: SlicesPlan) -> 
 
 
 def _why_left_out(job: Job, peer: PeerSnapshot) -> str:
-    if 0 < peer.memory_bytes <= TRAINER_BASE_BYTES:
-        return "its memory is no more than a trainer takes without a model"
+    if 0 < peer.memory_bytes <= BASE_BYTES:
+        return "its memory is no more than a peer takes without a model"
     if job.slices.strategy == "equal":
         return "there are more peers than pieces of the model"
     if job.slices.strategy == "data-parallel":

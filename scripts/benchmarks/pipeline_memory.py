@@ -1,14 +1,14 @@
 """A model that no single device has the memory for, trained by three of them in depth slices in the lab.
 
 Each device's cgroup has the same limit, and the encoder after BERT-small at twice its width, with AdamW, needs more
-than that for parameters, gradients, optimizer state, activations, and the snapshot that a trainer takes now and then.
+than that for parameters, gradients, optimizer state and activations.
 Measured: one device alone, which should say at once that it can't, and if it tries is ended by the limit; one device
 alone that is made to try (its profile claims more memory than it has); and three together, which train, are harvested,
 and whose model is evaluated on text that nobody trained on.
 
 *Peak* is all memory charged to a device, node and trainer and copies of files, as the kernel counts it; *without files*
 is what the kernel can't give back when memory gets short, the most seen in four looks a second. *Estimated* is what the
-planner counts on for the device that needs most, the trainer process included; of one device alone, for the whole model
+planner counts on for the device that needs most, node and trainer included; of one device alone, for the whole model
 at the smallest micro-batch. Needs Linux and root, as the lab does.
 """
 
@@ -35,8 +35,8 @@ from p2ptrain.errors import P2PTrainError
 from p2ptrain.experiment import measure
 from p2ptrain.learning.data import load, open_source, select
 from p2ptrain.learning.parts import global_model
-from p2ptrain.planning.footprint import TRAINER_BASE_BYTES
 from p2ptrain.planning.pipeline_cost import stage_memory_bytes
+from p2ptrain.planning.slice_figures import BASE_BYTES
 
 BASELINE = "one device alone, with the same limit"
 COLUMNS = (
@@ -56,8 +56,8 @@ ALONE, FORCED, TOGETHER = "alone", "alone, made to try", "three together"
 CASES = (TOGETHER, ALONE, FORCED)
 SPEEDS = {"device1": 1.0, "device2": 1.0, "device3": 1.0}
 RATE_MBIT = 100.0
-LIMIT_MB, TINY_LIMIT_MB = 1750.0, 720.0
-WIDTH, TINY_WIDTH = 2.0, 1.0
+LIMIT_MB, TINY_LIMIT_MB = 1000.0, 720.0
+WIDTH, TINY_WIDTH = 2.0, 1.5
 NUM_BATCHES = 30
 SNAPSHOT_STEPS, TINY_SNAPSHOT_STEPS = 10, 2
 NUM_JUDGED = 256
@@ -125,7 +125,7 @@ def estimates_mb(ran: Ran) -> tuple[float, list[float]]:
     whole += least.task.micro_batch * least.sample_bytes(0, least.num_units, 1)
     costs = ran.room.costs(pipeline.num_micro_batches)
     needs = [need for stage in pipeline.stages for need in stage_memory_bytes(costs, stage)]
-    return (whole + TRAINER_BASE_BYTES) / 1e6, [(need + TRAINER_BASE_BYTES) / 1e6 for need in needs]
+    return (whole + BASE_BYTES) / 1e6, [(need + BASE_BYTES) / 1e6 for need in needs]
 
 
 def losses(ran: Ran) -> dict[str, float]:

@@ -20,9 +20,12 @@ from laboratory.jobs import job_of  # noqa: E402
 BATCH = 64
 
 
-def status(plan: str, step: int, *, own: str = "", loss: float = 0.0, phase: str = "training") -> Any:
+def status(
+    plan: str, step: int, *, own: str = "", loss: float = 0.0, phase: str = "training", from_step: int = 0
+) -> Any:
     record = SimpleNamespace(phase=phase, step=step, plan=own or plan, loss=loss, samples=step * BATCH)
-    return SimpleNamespace(plan=SimpleNamespace(hash=plan), records=[record])
+    slices = SimpleNamespace(from_step=from_step)
+    return SimpleNamespace(plan=SimpleNamespace(hash=plan, slices=slices), records=[record])
 
 
 def paced(*looks: tuple[float, str, int]) -> Pace:
@@ -36,6 +39,14 @@ def test_a_change_of_plan_starts_the_count_anew() -> None:
     pace = paced((1.0, "a", 1), (2.0, "a", 11), (3.0, "b", 12), (3.5, "b", 12), (4.0, "b", 13), (6.0, "b", 21))
     assert pace.plans == ["a", "b"]
     assert pace.num_batches == 8
+    assert pace.steps_per_s == pytest.approx(4.0)
+
+
+def test_a_plan_s_own_batches_count_not_the_wait_for_its_first() -> None:
+    pace = paced((1.0, "a", 1), (2.0, "a", 11))
+    for seconds, step in ((3.0, 12), (9.0, 13), (10.0, 15), (12.0, 23)):
+        pace.look(seconds, status("b", step, from_step=12))
+    assert [mark.step for mark in pace.marks] == [1, 11, 13, 15, 23]
     assert pace.steps_per_s == pytest.approx(4.0)
 
 
@@ -71,8 +82,10 @@ def test_a_case_is_a_job_of_its_strategy() -> None:
     workload = Workload("lenet", "digits", {"training": {"optimizer": "adamw"}}, 16, micro_batches=4, snapshot_steps=7)
     job = job_of(slices_lab.spec_of(workload, "equal", devices, Stint(), 1))
     assert (job.mode, job.slices.strategy, job.slices.micro_batches, job.slices.snapshot_steps) == (
-        *("slices", "equal", 4, 7),
+        *("slices", "equal", 4, slices_lab.EQUAL_SNAPSHOT_STEPS),
     )
+    planned = job_of(slices_lab.spec_of(workload, "planned", devices, Stint(), 1))
+    assert (planned.slices.strategy, planned.slices.snapshot_steps) == ("planned", 7)
     assert (job.training.optimizer, job.training.batch_size, job.seed) == ("adamw", 16, slices_lab.SEED + 1)
     alone = slices_lab.spec_of(workload, slices_lab.ALONE, devices, Stint(), 0)
     assert job_of(alone).mode == "replicas"

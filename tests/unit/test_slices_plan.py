@@ -18,7 +18,6 @@ from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.blocks import BlockProfile, ModelProfile
-from p2ptrain.planning.footprint import TRAINER_BASE_BYTES
 from p2ptrain.planning.plan import (
     MAX_MEASURED,
     PeerSnapshot,
@@ -29,7 +28,7 @@ from p2ptrain.planning.plan import (
     plan_from_json,
 )
 from p2ptrain.planning.profile_codec import chain_hash
-from p2ptrain.planning.slice_figures import Room, SlicePeer, micro_batch_choices, task_of
+from p2ptrain.planning.slice_figures import BASE_BYTES, Room, SlicePeer, micro_batch_choices, task_of
 from p2ptrain.planning.slices import first_slices_plan, follows, next_slices_plan, notes
 
 DATA = DataConfig(classes=("a", "b", "c", "d"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -304,7 +303,7 @@ def test_a_plan_slower_than_one_of_its_peers_alone_is_not_followed() -> None:
 def test_a_plan_beyond_a_peer_s_memory_is_not_followed() -> None:
     net = model(parameter_bytes=10 * MB)
     # six blocks of 10 MB, held four times: parameters, gradients, momentum, and a snapshot under way
-    whole, half = TRAINER_BASE_BYTES + 241 * MB, TRAINER_BASE_BYTES + 121 * MB
+    whole, half = BASE_BYTES + 241 * MB, BASE_BYTES + 121 * MB
     plan = first([peer(0, memory=half), peer(1, memory=half)], net=net)
     assert [stop - start for start, stop, _ in stages(plan)] == [3, 3]
     less = tuple(dataclasses.replace(each, memory_bytes=each.memory_bytes - 2 * MB) for each in plan.peers)
@@ -413,7 +412,7 @@ def test_what_is_not_known_is_taken_for_something_and_said() -> None:
     assert not any(name(1) in line for line in said)
     task = task_of(job(), model(), plan.peers, slices_of(plan).profiles, 4)
     assert task.peers[0].link_bytes_per_s == 12.5e6 and task.peers[0].memory_bytes > 1e15
-    assert task.peers[1].memory_bytes == 4096 * MB - TRAINER_BASE_BYTES
+    assert task.peers[1].memory_bytes == 4096 * MB - BASE_BYTES
 
 
 def test_the_number_of_micro_batches_is_the_plans_choice() -> None:
@@ -441,7 +440,7 @@ def test_little_memory_takes_more_micro_batches() -> None:
     net = model(activation_bytes=10 * MB)  # six of them stored, and two on their way: 16 samples at once take 1.4 GB
 
     def num_micro_batches(memory: int) -> int:
-        alone = peer(0, measured=6, memory=TRAINER_BASE_BYTES + memory)
+        alone = peer(0, measured=6, memory=BASE_BYTES + memory)
         return slices_of(first([alone], net=net)).pipeline.num_micro_batches
 
     assert (num_micro_batches(2000 * MB), num_micro_batches(500 * MB)) == (1, 4)
@@ -625,7 +624,7 @@ def test_a_baseline_stays_as_it_is_although_a_joiner_would_make_it_faster() -> N
 @pytest.mark.parametrize("strategy", ["equal", "data-parallel"])
 def test_a_baseline_beyond_memory_is_an_error_with_a_next_step(strategy: str) -> None:
     net = model(parameter_bytes=10 * MB)
-    peers = [peer(i, memory=TRAINER_BASE_BYTES + 60 * MB) for i in range(2)]
+    peers = [peer(i, memory=BASE_BYTES + 60 * MB) for i in range(2)]
     with pytest.raises(UserError, match=f'strategy = "{strategy}" does not fit.*use "planned"'):
         first(peers, job(strategy=strategy), net)
 
