@@ -71,4 +71,14 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         "a fresh group with the slowed device: {fresh group/samples_per_s:.0f} samples/s; of that the replanned one has"
         " {slowed while training/ratio:.2f}",
     ),
+    (
+        "slices_accuracy",
+        "a quarter of CIFAR-10 at 16 x 16, a small VGG-11 in three stages: accuracy, and its difference to the single"
+        " device with the same seed",
+        "; ".join(
+            f"{case}: {{{case}/accuracy:.1f}} %, {{{case}/difference:+.1f}}"
+            for case in ("sync", "async", "sync, fp16", "sync, int8", "async, int8")
+        ),
+        "single device: {single/accuracy:.1f} %",
+    ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from benchmarks import pipeline_memory, pipeline_text, replan, slices_lab  # noqa: E402
+from benchmarks import pipeline_memory, pipeline_text, replan, slices_accuracy, slices_lab  # noqa: E402
 from benchmarks.slices_lab import Mark, Pace, Stint, Workload  # noqa: E402
 from figure_rows_slices import ROWS  # noqa: E402
 from laboratory.jobs import job_of  # noqa: E402
@@ -160,11 +161,15 @@ def test_a_stretch_is_over_when_enough_was_done_by_a_plan_after_the_event() -> N
 
 
 @pytest.mark.parametrize(
-    ("module", "file"),
-    [(pipeline_text, "pipeline_text"), (pipeline_memory, "pipeline_memory")],
+    ("cases", "file"),
+    [
+        (pipeline_text.CASES, "pipeline_text"),
+        (pipeline_memory.CASES, "pipeline_memory"),
+        ([slices_accuracy.SINGLE, *(case.name for case in slices_accuracy.CASES)], "slices_accuracy"),
+    ],
 )
-def test_rows_name_cases_that_there_are(module: Any, file: str) -> None:
+def test_rows_name_cases_that_there_are(cases: Collection[str], file: str) -> None:
     rows = [row for row in ROWS if row[0] == file]
     assert rows
     named = {place.split("/")[0] for row in rows for text in row for place in text.split("{")[1:]}
-    assert named <= set(module.CASES)
+    assert named <= set(cases)
