@@ -96,6 +96,8 @@ class PeerNode(Node):
         self._configuration: c.Configure | None = None
         self._handover: asyncio.Future[Holding | None] | None = None
         self._lingering: asyncio.Future[Any] | None = None
+        self._has_parted = False
+        """The snapshot that ``leave`` asked the trainer for has come."""
         self._parting: BlobId | None = None
         """The blob of the snapshot that ``leave`` asked for."""
 
@@ -274,6 +276,10 @@ class PeerNode(Node):
         peer, store = self._peer, self.store
         if peer is None or store is None:
             return
+        if isinstance(event, c.SnapshotTaken) and self._handover is not None:
+            if self._has_parted or self._handover.done():
+                return  # too late: what is handed over shall be the newest that there is
+            self._has_parted = not event.round_finished
         data: bytes | str = b""
         if isinstance(event, c.SnapshotTaken):
             data, event = event.snapshot, dataclasses.replace(event, snapshot=b"")
