@@ -112,9 +112,9 @@ class StageWorker:
     @property
     def busy(self) -> bool:
         training = self._training
-        if training is None or self._num_missing or self._is_halted:
+        if training is None or self._num_missing or not self._has_room:
             return False
-        return self._has_room and (bool(self._outbox) or training.ready())
+        return bool(self._outbox) or (not self._is_halted and training.ready())
 
     @property
     def _has_room(self) -> bool:
@@ -211,7 +211,8 @@ class StageWorker:
         training.stop_at = command.step
         if command.now or training.step >= command.step:
             training.abandon_batch()
-            self._outbox.clear()
+            # Others may need the last parcels of a batch that is done here to end it, too.
+            self._outbox = deque(p for p in self._outbox if p.step < training.step and not command.now)
             self._hand_over()
 
     def _hand_over(self) -> None:

@@ -15,6 +15,7 @@ from slice_group import samples
 
 from p2ptrain.config import DataConfig, Job, ModelConfig, SlicesConfig, TrainingConfig
 from p2ptrain.ids import PeerId
+from p2ptrain.learning.slice_training import Parcel
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.plan import Part, PeerSnapshot, Plan, SliceProfile, SlicesPlan, shards
 from p2ptrain.runtime import commands as c
@@ -389,3 +390,16 @@ def test_snapshots_are_handed_over_as_files_where_there_is_a_folder_for_them(tmp
     for found in (load(Path(spooled.snapshot).read_bytes()), load(fallen_back.snapshot)):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("now", [False, True])
+def test_the_last_parcels_of_a_finished_batch_leave_after_the_stop(now: bool) -> None:
+    worker = alone()
+    until(worker, 3)
+    waiting = [Parcel(B, "norm", step, 0, 0, {"x": torch.ones(1)}) for step in (2, 3)]
+    worker.stage._outbox.extend(waiting)  # there was no room for them at the node
+    worker.stage.stop_at(c.StopAt(2, 3, (), now=now))
+    while worker.stage.busy:
+        worker.stage.work()
+    assert [parcel.step for parcel in worker.take(c.SendParcel)] == ([] if now else [2])
+    assert worker.step == 3 and worker.take(c.Halted) == [c.Halted(2, 3)]
