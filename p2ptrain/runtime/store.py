@@ -41,6 +41,8 @@ MANIFEST_VERSION = 1
 NUM_OWN_SNAPSHOTS = 4
 """At most. Two do, unless snapshots are of use only together with others' of the same step."""
 MAX_LINEAGE = 64
+NUM_PROOFS = 3
+"""So many things must be saved in a row before a full disk counts as one with room."""
 _MAX_PEERS = 1024
 T = TypeVar("T")
 
@@ -160,6 +162,8 @@ class Store:
         self._fresh: set[BlobId] = set()
         """Saved, and neither named in the manifest nor released yet."""
         self._problem, self._problem_bytes = "", 0
+        self._num_saved = 0
+        """Since something failed: of the size that failed, or more."""
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.blobs = Blobs(
@@ -245,6 +249,7 @@ class Store:
             if not error.full or not self._thin_out():
                 self._report(error, num_bytes)
                 raise
+            self._num_saved = 0
             with self._reporting(num_bytes, done=False):  # room made is no sign that there is room
                 return self.blobs.put(data)
         self._report(None, num_bytes)
@@ -305,15 +310,23 @@ class Store:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _report(self, error: StorageError | None, num_bytes: int) -> None:
-        """Saving so much failed, or (``None``) worked: note it if that is news. Less than failed proves nothing."""
-        if error is None and (not self._problem or num_bytes < self._problem_bytes):
-            return
+        """Saving so much failed, or (``None``) worked: note it if that is news.
+
+        Less than failed proves nothing, and one success little: what somebody else's old snapshot left free is taken
+        again at once.
+        """
+        if error is None:
+            if not self._problem or num_bytes < self._problem_bytes:
+                return
+            self._num_saved += 1
+            if self._num_saved < NUM_PROOFS:
+                return
         problem = "" if error is None else ("full" if error.full else "broken")
         if problem != self._problem:
             fields = (("why", str(error)),) if error is not None else ()
             self._notes.append(Note(f"storage-{problem}" if problem else "storage-works", fields))
         self._problem_bytes = max(self._problem_bytes, num_bytes) if problem else 0
-        self._problem = problem
+        self._problem, self._num_saved = problem, 0
 
     @contextmanager
     def _reporting(self, num_bytes: int, *, done: bool = True) -> Iterator[None]:

@@ -334,7 +334,10 @@ def test_a_full_disk_is_said_once_and_the_old_snapshot_stays(tmp_path):
     disk.stay = False
     store.set_plan("other", 9)
     assert store.problem, "a small file says nothing of a large one"
-    store.put(b"y" * 10_000)
+    for content in (b"a", b"b"):
+        store.put(content * 10_000)
+        assert store.problem, "what somebody else's old snapshot left free is taken again at once"
+    store.put(b"c" * 10_000)
     assert kinds(store) == ["storage-works"]
     assert Store(tmp_path).open_snapshot()[0].round == 2
 
