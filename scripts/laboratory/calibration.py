@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOLERANCE = 0.05
-ATTEMPTS = 4
-LARGEST_CORRECTION = 1.5
+ATTEMPTS = 8
+LARGEST_CORRECTION = 2.0
 TURN_S = 1.5
 """Of a whole core; a device gets longer turns the smaller its share, for a fair number of its periods and steps."""
 NUM_TURNS = 3
@@ -129,13 +130,13 @@ def calibrate(
     with worker(job, environment) as trainer, _outside(trainer.pid) as home:
         trainer.train(TURN_S)  # warm caches, allocator, the oneDNN kernels
         for device in devices:
-            group = groups[device.name]
+            group, tried = groups[device.name], list[Speed]()
             for _ in range(ATTEMPTS):
                 speed = measure_device(trainer, device, device.num_threads(num_cores), group, home)
+                tried.append(speed)
                 if speed.fine:
                     break
-                corrected = group.correction * speed.nominal / speed.measured
-                group.correct(min(max(corrected, 1 / LARGEST_CORRECTION), LARGEST_CORRECTION))
+                group.correct(next_correction(tried))
             say(
                 f"{device.name}: {speed.measured:.1f} samples/s of nominal {speed.nominal:.1f} ({speed.deviation:+.1%})"
                 f", quota x {speed.correction:.2f}"
@@ -148,6 +149,23 @@ def calibrate(
             "end what else runs on this machine, or give smaller shares, and run again"
         )
     return speeds
+
+
+def next_correction(tried: Sequence[Speed]) -> float:
+    """Of the quota, after these measurements, the last of which was off.
+
+    A device that lacks a third of its speed may with half as much quota again be a seventh too fast. So a correction
+    stays between the last that was too little and the last that was too much, once there are both; of the last few
+    measurements, as the machine's speed wavers.
+    """
+    tried = tried[-3:]
+    last = tried[-1]
+    wanted = last.correction * last.nominal / last.measured
+    little = next((speed.correction for speed in reversed(tried) if speed.deviation < 0), None)
+    much = next((speed.correction for speed in reversed(tried) if speed.deviation > 0), None)
+    if little is not None and much is not None and not min(little, much) < wanted < max(little, much):
+        wanted = math.sqrt(little * much)
+    return min(max(wanted, 1 / LARGEST_CORRECTION), LARGEST_CORRECTION)
 
 
 def measure_device(

@@ -334,6 +334,25 @@ def test_the_job_s_table_may_shape_the_samples(tmp_path: Path) -> None:
 # --- calibration ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("lost", [0.0, 0.33, 0.45])
+@pytest.mark.parametrize("power", [0.6, 1.0, 1.9])
+def test_a_correction_finds_the_speed_though_it_overshoots_at_first(lost: float, power: float) -> None:
+    """A device does ``(1 - lost) * correction ** power`` of its nominal speed."""
+    tried = [Speed("board", 0.1, 100.0, 100.0 * (1 - lost))]
+    while not tried[-1].fine:
+        assert len(tried) < calibration.ATTEMPTS, tried
+        correction = calibration.next_correction(tried)
+        tried.append(Speed("board", 0.1, 100.0, 100.0 * (1 - lost) * correction**power, correction))
+    assert 0.95 <= tried[-1].measured / 100.0 <= 1.05
+
+
+def test_a_correction_follows_a_machine_that_gets_slower() -> None:
+    tried = [Speed("board", 0.1, 100.0, measured, corrected) for measured, corrected in ((110, 1.2), (90, 1.1))]
+    assert 1.1 < calibration.next_correction(tried) < 1.2, "between the two"
+    tried += [Speed("board", 0.1, 100.0, measured, corrected) for measured, corrected in ((80, 1.15), (82, 1.17))]
+    assert calibration.next_correction(tried) > 1.4, "what was too much long ago is too little now"
+
+
 class Machine:
     """A worker and its group on an imagined machine: one thread trains 100 samples in a second of CPU time."""
 
