@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 TOLERANCE = 0.05
 ATTEMPTS = 8
 LARGEST_CORRECTION = 2.0
+LEAST_POWER, MOST_POWER = 0.5, 3.0
+"""Of the quota, that speed grows with; measurements that say otherwise were disturbed."""
 TURN_S = 1.5
 """Of a whole core; a device gets longer turns the smaller its share, for a fair number of its periods and steps."""
 NUM_TURNS = 3
@@ -154,17 +156,14 @@ def calibrate(
 def next_correction(tried: Sequence[Speed]) -> float:
     """Of the quota, after these measurements, the last of which was off.
 
-    A device that lacks a third of its speed may with half as much quota again be a seventh too fast. So a correction
-    stays between the last that was too little and the last that was too much, once there are both; of the last few
-    measurements, as the machine's speed wavers.
+    A device that lacks a third of its speed may with half as much quota again be a seventh too fast: how speed grows
+    with quota is read off the last two.
     """
-    tried = tried[-3:]
-    last = tried[-1]
-    wanted = last.correction * last.nominal / last.measured
-    little = next((speed.correction for speed in reversed(tried) if speed.deviation < 0), None)
-    much = next((speed.correction for speed in reversed(tried) if speed.deviation > 0), None)
-    if little is not None and much is not None and not min(little, much) < wanted < max(little, much):
-        wanted = math.sqrt(little * much)
+    last, power = tried[-1], 1.0
+    if len(tried) > 1 and tried[-2].correction != last.correction:
+        grown = math.log(last.measured / last.nominal * tried[-2].nominal / tried[-2].measured)
+        power = min(max(grown / math.log(last.correction / tried[-2].correction), LEAST_POWER), MOST_POWER)
+    wanted = last.correction * (last.nominal / last.measured) ** (1 / power)
     return min(max(wanted, 1 / LARGEST_CORRECTION), LARGEST_CORRECTION)
 
 

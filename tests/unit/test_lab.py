@@ -334,7 +334,7 @@ def test_the_job_s_table_may_shape_the_samples(tmp_path: Path) -> None:
 # --- calibration ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lost", [0.0, 0.33, 0.45])
+@pytest.mark.parametrize("lost", [0.0, 0.2, 0.33])
 @pytest.mark.parametrize("power", [0.6, 1.0, 1.9])
 def test_a_correction_finds_the_speed_though_it_overshoots_at_first(lost: float, power: float) -> None:
     """A device does ``(1 - lost) * correction ** power`` of its nominal speed."""
@@ -346,11 +346,9 @@ def test_a_correction_finds_the_speed_though_it_overshoots_at_first(lost: float,
     assert 0.95 <= tried[-1].measured / 100.0 <= 1.05
 
 
-def test_a_correction_follows_a_machine_that_gets_slower() -> None:
-    tried = [Speed("board", 0.1, 100.0, measured, corrected) for measured, corrected in ((110, 1.2), (90, 1.1))]
-    assert 1.1 < calibration.next_correction(tried) < 1.2, "between the two"
-    tried += [Speed("board", 0.1, 100.0, measured, corrected) for measured, corrected in ((80, 1.15), (82, 1.17))]
-    assert calibration.next_correction(tried) > 1.4, "what was too much long ago is too little now"
+def test_a_disturbed_measurement_turns_no_correction_around() -> None:
+    tried = [Speed("board", 0.1, 100.0, measured, correction) for measured, correction in ((90, 1.0), (80, 1.1))]
+    assert 1.1 < calibration.next_correction(tried) <= calibration.LARGEST_CORRECTION, "more quota is no less speed"
 
 
 class Machine:
