@@ -30,7 +30,7 @@ from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.parts import global_model
 from p2ptrain.learning.slice_training import Parcel, SliceTraining
 from p2ptrain.learning.snapshots import write
-from p2ptrain.planning.blocks import BlockTimes, check_model
+from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_model
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.planning.profile_codec import model_to_json, profile_to_json
 from p2ptrain.planning.slice_figures import micro_batch_choices
@@ -45,6 +45,19 @@ FIRST_LOOK = 10
 """Batches until the time of a unit is first compared with the profile, and from then on as often."""
 PASS_S = 0.005
 """Added to both sides of that: a pass that is much shorter is overhead most of all, and no measure of the device."""
+
+
+def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tuple[ModelProfile, BlockTimes]:
+    """The job's blocks and how long this device takes for each, at the sizes that its micro-batches may have.
+
+    ``cache``: a file that remembers them. Raises ``UserError`` for a model that can't be a pipeline.
+    """
+    model = profile_blocks(chain, job.model.name)
+    check_model(model)
+    micro_batches = [job.training.batch_size // num for num in micro_batch_choices(job)]
+    sizes = sorted({math.ceil(min(micro_batches) / 4), math.ceil(min(micro_batches) / 2), *micro_batches})
+    times = measure_blocks(chain, job.model.name, batch_sizes=sizes, device=device, budget_s=MEASURE_S, cache=cache)
+    return model, times
 
 
 class StageWorker:
@@ -92,16 +105,8 @@ class StageWorker:
 
         Raises ``UserError`` for a model that can't be a pipeline.
         """
-        name, device = self._job.model.name, self._configuration.device
-        model = profile_blocks(self._chain, name)
-        check_model(model)
-        batch = self._job.training.batch_size
-        micro_batches = [batch // num for num in micro_batch_choices(self._job)]
-        sizes = sorted({math.ceil(min(micro_batches) / 4), math.ceil(min(micro_batches) / 2), *micro_batches})
         cache = Path(self._configuration.cache) if self._configuration.cache else None
-        self._times = measure_blocks(
-            self._chain, name, batch_sizes=sizes, device=device, budget_s=MEASURE_S, cache=cache
-        )
+        model, self._times = profile_job(self._chain, self._job, self._configuration.device, cache)
         return c.Profiled(model_to_json(model), profile_to_json(model, self._times))
 
     def _build(self) -> nn.Module:

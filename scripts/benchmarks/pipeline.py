@@ -27,6 +27,10 @@ CASES = {SINGLE: ALONE, "planned": "planned", "equal split": "equal", "data para
 SPEEDS = {"fast-1": 1.0, "slow": 0.1, "fast-2": 1.0}
 RATE_MBIT = 100.0
 MODELS = ("vgg11", "mobilenetv2")
+BATCH_SIZE, MICRO_BATCHES = 256, 16
+"""Small micro-batches compute slowly (VGG-11's convolutions at 8 samples do half of what they do at 64), and few of
+them leave a pipeline idle: so a batch has to be some hundred samples for a pipeline to be worth much."""
+STINT = Stint(batches=24, enough_batches=8, enough_s=40.0, most_s=150.0)
 SUBSET = 10
 """Of CIFAR-10's training samples one in so many is used."""
 
@@ -43,7 +47,7 @@ def workloads(settings: Settings) -> list[Workload]:
     if settings.tiny:
         return [Workload("lenet", "digits", {"model": {"name": "lenet", "width": 2.0}}, 64)]
     data = f"images:{data_file('cifar10-images.zip')}"
-    return [Workload(model, data, {"model": {"name": model}}, 64) for model in MODELS]
+    return [Workload(model, data, {"model": {"name": model}}, BATCH_SIZE, MICRO_BATCHES) for model in MODELS]
 
 
 def measured(workload: Workload, settings: Settings, repetition: int, controllers: Any) -> Iterator[Sample]:
@@ -53,10 +57,10 @@ def measured(workload: Workload, settings: Settings, repetition: int, controller
         stint, cases = slices_lab.TINY, dict(list(CASES.items())[:2])
     else:
         devices = slices_lab.devices_of(SPEEDS, slices_lab.CORES, [RATE_MBIT] * 3, SUBSET)
-        stint, cases = Stint(), CASES
-    single = 0.0
+        stint, cases = STINT, CASES
+    single, times = 0.0, slices_lab.rehearse(workload, devices, stint, controllers)
     for case, strategy in cases.items():
-        figures = slices_lab.run_case(workload, strategy, devices, stint, repetition, controllers).figures()
+        figures = slices_lab.run_case(workload, strategy, devices, stint, repetition, controllers, times).figures()
         if strategy == ALONE:
             single = figures["samples_per_s"]
         else:

@@ -88,9 +88,10 @@ def _measured(workload: Workload, settings: Settings, repetition: int, controlle
         speeds, cores, cases = SPEEDS, min(slices_lab.CORES, sum(SPEEDS.values())), list(CASES)
     devices = slices_lab.devices_of(speeds, cores, RATES_MBIT[: len(speeds)], SUBSET)
     found: dict[str, dict[str, float]] = {}
+    stint = slices_lab.TINY if settings.tiny else STINT
+    times = slices_lab.rehearse(workload, devices, stint, controllers)
     for case in cases:
-        stint = slices_lab.TINY if settings.tiny else STINT
-        ran = slices_lab.run_case(workload, CASES[case], devices, stint, repetition, controllers)
+        ran = slices_lab.run_case(workload, CASES[case], devices, stint, repetition, controllers, times)
         found[case] = figures = ran.figures()
         sent = sum(record.bytes_sent for record in ran.lab.outcome.records.values())
         figures["sent_mb"] = sent / ran.pace.marks[-1].step / 1e6

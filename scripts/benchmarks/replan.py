@@ -61,7 +61,9 @@ def run(settings: Settings) -> Iterator[Sample]:
     devices = slices_lab.devices_of(speeds, cores, [RATE_MBIT] * len(speeds), subset)
     slowed_share = devices[-1].share * (TINY_FACTOR if settings.tiny else FACTOR)
     for repetition in range(settings.repeat):
-        fresh = slices_lab.run_case(workload, "planned", _slowed(devices, slowed_share), stint, repetition, controllers)
+        slower = _slowed(devices, slowed_share)
+        times = slices_lab.rehearse(workload, slower, stint, controllers)
+        fresh = slices_lab.run_case(workload, "planned", slower, stint, repetition, controllers, times)
         figures = fresh.figures()
         yield Sample(FRESH, repetition, figures, is_baseline=True)
         event = Event(slow_at_s, "slow", SLOW, share=slowed_share)
@@ -72,6 +74,7 @@ def run(settings: Settings) -> Iterator[Sample]:
             stint,
             repetition,
             controllers,
+            slices_lab.rehearse(workload, devices, stint, controllers),
             events=[event],
             until=lambda pace: _is_over(pace, slow_at_s, stint),
         )

@@ -2,8 +2,8 @@
 
 A batch is counted when a device says that it is done. A change of plan starts the count anew, so a pace is of the last
 plan that a case ended with. *Predicted* is of that plan, from the times of blocks that the devices measured themselves
-and that the plan carries. *Idle* is the share of the time in which a stage's trainer had nothing to compute (the
-bubble), from its journal.
+and that the plan carries: once for all cases of a repetition, by all devices at once. *Idle* is the share of the time
+in which a stage's trainer had nothing to compute (the bubble), from its journal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from laboratory import jobs, session
+from laboratory import jobs, rehearsal, session
 from laboratory.spec import Device, Event, LabSpec, device_of
 
 from benchmarks.common import SEED, Column
@@ -198,6 +198,11 @@ def devices_of(
     )
 
 
+def rehearse(workload: Workload, devices: Sequence[Device], stint: Stint, controllers: Any) -> dict[str, bytes]:
+    """For ``run_case``, by device: the times of the model's blocks, measured by all at once."""
+    return rehearsal.rehearse(jobs.job_of(spec_of(workload, "planned", devices, stint, 0)), devices, controllers)
+
+
 def run_case(
     workload: Workload,
     strategy: str,
@@ -205,6 +210,7 @@ def run_case(
     stint: Stint,
     repetition: int,
     controllers: Any,
+    rehearsed: Mapping[str, bytes] | None = None,
     *,
     events: Sequence[Event] = (),
     until: Callable[[Pace], bool] | None = None,
@@ -214,6 +220,7 @@ def run_case(
     """Run the lab until the stint is over (or ``until`` says so). Raises ``P2PTrainError``, and what ``observe`` does;
     ``TimeoutError`` where nothing was saved that could be harvested.
 
+    ``rehearsed``: of ``rehearse``; without it devices start, and measure, with their shares of a core.
     ``out``: a folder that keeps logs and journals, also of a case that failed.
     """
     spec, pace = spec_of(workload, strategy, devices, stint, repetition, events), Pace()
@@ -229,7 +236,17 @@ def run_case(
     with tempfile.TemporaryDirectory(prefix="p2ptrain-bench-") as made:
         folder = out or Path(made)
         try:
-            lab = session.run(spec, job, controllers, folder, lambda text: None, look, calibrated=False, until=is_over)
+            lab = session.run(
+                spec,
+                job,
+                controllers,
+                folder,
+                lambda text: None,
+                look,
+                calibrated=False,
+                until=is_over,
+                rehearsed=rehearsed,
+            )
         except NotCoveredError:
             raise TimeoutError(f"{spec.name}: nothing was saved within {stint.most_s:g} s") from None
         journals = {device.name: read_journal(folder / f"{device.name}.journal.jsonl") for device in spec.devices}

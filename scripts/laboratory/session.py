@@ -87,12 +87,15 @@ def run(
     speeds: Sequence[Speed] = (),
     num_points: int = 0,
     until: Callable[[], bool] = lambda: False,
+    rehearsed: Mapping[str, bytes] | None = None,
 ) -> LabOutcome:
     """Run a lab to the harvested model. Raises ``P2PTrainError``; ``OffSpeedError`` if a device is not as described.
 
     ``calibrated``: measure the devices first, unless ``speeds`` says what was measured before. ``num_points``: of the
     accuracy over time, evaluated after the run. ``until``: asked after each ``progress``; then training ends, as after
-    ``spec.train_s``.
+    ``spec.train_s``. ``rehearsed``: what each device's peer remembers of the times of its blocks (see ``rehearsal``).
+    Nothing is measured then before one trains, and until that devices have a whole core each: a tenth of one takes
+    minutes to start.
     """
     experiment = experiment_of(spec, job)
     out.mkdir(parents=True, exist_ok=True)
@@ -112,6 +115,8 @@ def run(
             groups[speed.device].correct(speed.correction)
         stack.callback(keep_papers, folder, spec.devices, out)
         bench = Bench(spec, experiment, folder, network, groups, new_group())
+        if rehearsed is not None:
+            bench.hurry(rehearsed)
         if num_points:
             bench.camera = Camera(folder / "frames", job)
         with contextlib.ExitStack() as peers:
@@ -175,6 +180,7 @@ async def _follow(
                 say(f"{formed:.1f} s: the group is formed")
             trains = {name for name, phase in phases.items() if phase != "waiting"}
             if trains and not training:
+                bench.keep_to_shares()
                 training, cpu_before = now - start, _cpu_s(bench)
                 say(f"{training:.1f} s: {' '.join(sorted(trains))} began to train")
             if not timeline.began("training") and formed and bench.running <= trains | _standing_by(status):

@@ -1,0 +1,88 @@
+"""Times of a model's blocks on each device, measured before a lab runs, by all devices at once, as they are to train.
+
+What a peer does first in depth slices, it does here in a process that imported torch outside of its device: on a tenth
+of a core that alone takes a minute. The times are the same as a peer measures, by the same code, in the file that it
+remembers them in.
+
+    python -m laboratory.rehearsal FILE < JOB.json      (started by ``rehearse``; measures once it is told to)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from laboratory.quota import Controllers, DeviceGroup
+from laboratory.spec import Device
+from p2ptrain.config import Job
+from p2ptrain.errors import P2PTrainError
+from p2ptrain.runtime.probe import available_cores
+
+
+def rehearse(job: Job, devices: Sequence[Device], controllers: Controllers) -> dict[str, bytes]:
+    """By device, what its peer would remember of the times of its blocks. Raises ``P2PTrainError``."""
+    scripts = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join([scripts, os.environ.get("PYTHONPATH", "")])
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2ptrain-rehearsal-")))
+        workers: dict[str, subprocess.Popen[str]] = {}
+        for device in devices:
+            group = DeviceGroup(controllers, device.name, device.share, device.memory_mb)
+            stack.callback(group.remove)
+            workers[device.name] = worker = subprocess.Popen(
+                [sys.executable, "-m", "laboratory.rehearsal", str(folder / device.name)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(device.num_threads(available_cores()))},
+            )
+            stack.callback(worker.wait)
+            stack.callback(worker.kill)
+            _tell(worker, job.to_json())
+            if not _hears(worker):
+                raise P2PTrainError(f"{device.name}: the process that measures its blocks ended; see above")
+            group.add(worker.pid)
+        for worker in workers.values():
+            _tell(worker, "measure")
+        for name, worker in workers.items():
+            if not _hears(worker):
+                raise P2PTrainError(f"{name}: the process that measures its blocks ended; see above")
+        return {name: (folder / name).read_bytes() for name in workers}
+
+
+def _tell(worker: subprocess.Popen[str], line: str) -> None:
+    assert worker.stdin is not None
+    worker.stdin.write(line + "\n")
+    worker.stdin.flush()
+
+
+def _hears(worker: subprocess.Popen[str]) -> bool:
+    """Whether there is an answer, rather than the end."""
+    assert worker.stdout is not None
+    return bool(worker.stdout.readline())
+
+
+def main(file: Path) -> None:
+    import torch
+
+    from p2ptrain.config import job_from_json
+    from p2ptrain.learning.blocks import Chain
+    from p2ptrain.learning.parts import global_model
+    from p2ptrain.runtime.stage_worker import profile_job
+
+    job = job_from_json(sys.stdin.readline(), "job")
+    with torch.device("meta"):
+        chain = Chain(global_model(job, allow_user_code=False), job.data.input_shape)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    profile_job(chain, job, "cpu", file)
+    print("measured", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
