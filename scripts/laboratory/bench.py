@@ -68,7 +68,7 @@ class Bench:
         self.killed.discard(device)
 
     def hurry(self, block_times: Mapping[str, bytes]) -> None:
-        """A whole core for each device until ``keep_to_shares``, and what its peer is to remember of its blocks' times."""
+        """A whole core for each device until ``keep_to_shares``; its peer remembers these times of its blocks."""
         for device in self.spec.devices:
             self.groups[device.name].set_share(max(1.0, device.share))
             if times := block_times.get(device.name):
