@@ -113,8 +113,7 @@ def _measured(model: str, chain: Chain, batch_size: int) -> MeasuredBlocks:
 
     from p2ptrain.learning.block_costs import profile_blocks
     from p2ptrain.learning.block_times import measure_blocks
-    from p2ptrain.planning.blocks import BlockTimes
-    from p2ptrain.planning.profile_codec import chain_hash, rounded_rows
+    from p2ptrain.planning.profile_codec import chain_hash, rounded_times
     from p2ptrain.planning.profile_times import MeasuredBlocks
     from p2ptrain.runtime.probe import available_cores, find_accelerator, versions
 
@@ -134,5 +133,5 @@ def _measured(model: str, chain: Chain, batch_size: int) -> MeasuredBlocks:
         model,
         chain_hash(profile_blocks(chain, model)),
         f"p2ptrain probe: {len(chain.blocks)} blocks, samples of {shape}, on {accelerator or 'the CPU'}; {versions()}",
-        BlockTimes(times.batch_sizes, rounded_rows(times.forward_s), rounded_rows(times.backward_s)),
+        rounded_times(times),
     )

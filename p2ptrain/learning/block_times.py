@@ -7,6 +7,7 @@ remembered is only believed for the same device, model, batch sizes and version 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import math
@@ -16,20 +17,25 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import UserError
 from p2ptrain.learning.block_costs import block_inputs, run_backward, run_forward
 from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.training import make_optimizer
 from p2ptrain.planning.blocks import BlockTimes
 
-CACHE_FORMAT = "p2ptrain-block-times-1"
+CACHE_FORMAT = "p2ptrain-block-times-2"
 NUM_RUNS = 5
 """Of each block at each batch size, after one to warm up; fewer where time is short, but at least one."""
+NUM_UPDATES = 3
+"""Of the optimizer, after one to warm up."""
 WEIGHT = 0.01
 
 Clock = Callable[[], float]
@@ -40,6 +46,7 @@ def measure_blocks(
     name: str,
     *,
     batch_sizes: Sequence[int] = (2, 8, 32),
+    training: TrainingConfig | None = None,
     device: torch.device | str = "cpu",
     budget_s: float = 20.0,
     cache: Path | None = None,
@@ -47,6 +54,8 @@ def measure_blocks(
     cpu_clock: Clock = time.process_time,
 ) -> BlockTimes:
     """Seconds of each block's forward and backward pass: medians of a few runs. ``name`` is the model's.
+
+    And of the optimizer that ``training`` names, on the blocks' parameters, one block after the other.
 
     On a CPU the runs are timed by CPU time, and all blocks alike stretched to what the whole took by the clock: a
     process that gets its share of a core in turns is held up now and then, which no single short run shows.
@@ -59,15 +68,15 @@ def measure_blocks(
         raise ValueError(f"batch sizes {list(batch_sizes)}")
     device = torch.device(device)
     remembered = _read(cache) if cache is not None else {}
-    key = _key(chain, name, sizes, device)
+    training = training or TrainingConfig()
+    key = _key(chain, name, sizes, device, training.optimizer)
     found = _times_of(remembered.get(key), len(chain.blocks))
     if found is not None:
         return found
     watch = _Stopwatch(device, clock, cpu_clock if device.type == "cpu" else clock)
-    times = _measure(chain, sizes, watch, budget_s)
+    times = _measure(chain, sizes, watch, budget_s, training)
     if cache is not None:
-        entry = {"batch_sizes": times.batch_sizes, "forward_s": times.forward_s, "backward_s": times.backward_s}
-        _write(cache, {**remembered, key: entry})
+        _write(cache, {**remembered, key: dataclasses.asdict(times)})
     return times
 
 
@@ -95,7 +104,9 @@ class _Stopwatch:
         return self._clocked / self._worked if self._worked > 0 else 1.0
 
 
-def _measure(chain: Chain, sizes: Sequence[int], watch: _Stopwatch, budget_s: float) -> BlockTimes:
+def _measure(
+    chain: Chain, sizes: Sequence[int], watch: _Stopwatch, budget_s: float, training: TrainingConfig
+) -> BlockTimes:
     clock = watch.clock
     end = clock() + budget_s
     rows: list[list[tuple[float, float]]] = []
@@ -110,10 +121,12 @@ def _measure(chain: Chain, sizes: Sequence[int], watch: _Stopwatch, budget_s: fl
             left = size * (len(chain.blocks) - block) + sum(sizes[index + 1 :]) * len(chain.blocks)
             row.append(_time_block(chain, block, size, watch, clock() + (end - clock()) * size / left))
         rows.append(row)
+    update_s_per_byte = _time_update(chain, watch, training, end)
     return BlockTimes(
         batch_sizes=tuple(sizes[: len(rows)]),
         forward_s=tuple(tuple(watch.stretch * forward for forward, _ in row) for row in rows),
         backward_s=tuple(tuple(watch.stretch * backward for _, backward in row) for row in rows),
+        update_s_per_byte=watch.stretch * update_s_per_byte,
     )
 
 
@@ -129,6 +142,25 @@ def _time_block(chain: Chain, index: int, size: int, watch: _Stopwatch, end: flo
         forward_s.append(seconds)
         backward_s.append(watch.time(lambda: run_backward(outputs))[0])  # noqa: B023 - called at once
     return statistics.median(forward_s[1:]), statistics.median(backward_s[1:])
+
+
+def _time_update(chain: Chain, watch: _Stopwatch, training: TrainingConfig, end: float) -> float:
+    """Seconds for each byte of parameters: of the optimizer's step, and of emptying the gradient."""
+    seconds, num_bytes = 0.0, 0
+    for index in range(len(chain.blocks)):
+        parameters = dict(_made_up(chain.slice(index, index + 1), watch.device).named_parameters())
+        if not parameters:
+            continue
+        for parameter in parameters.values():
+            parameter.grad = torch.full_like(parameter, WEIGHT)
+        optimizer = make_optimizer(parameters, training)
+        runs: list[float] = []  # the first one makes the optimizer's state
+        while len(runs) < NUM_UPDATES + 1 and (len(runs) < 2 or watch.clock() < end):
+            step_s, _ = watch.time(optimizer.step)
+            runs.append(step_s + watch.time(partial(optimizer.zero_grad, set_to_none=False))[0])
+        seconds += statistics.median(runs[1:])
+        num_bytes += sum(parameter.nbytes for parameter in parameters.values())
+    return seconds / num_bytes if num_bytes else 0.0
 
 
 def _made_up(part: nn.Module, device: torch.device) -> nn.Module:
@@ -155,7 +187,7 @@ def _wait_for(device: torch.device) -> None:
 # What was measured before
 
 
-def _key(chain: Chain, name: str, sizes: Sequence[int], device: torch.device) -> str:
+def _key(chain: Chain, name: str, sizes: Sequence[int], device: torch.device, optimizer: str) -> str:
     """Device, model and versions, in words; the model's blocks by a hash of what they hold and pass on."""
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
@@ -166,7 +198,8 @@ def _key(chain: Chain, name: str, sizes: Sequence[int], device: torch.device) ->
     ]
     text = repr((chain.input, chain.blocks, shapes))
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return f"{where} | {name} {digest} | batches {', '.join(map(str, sizes))} | torch {torch.__version__}"
+    batches = f"batches {', '.join(map(str, sizes))}, {optimizer}"
+    return f"{where} | {name} {digest} | {batches} | torch {torch.__version__}"
 
 
 def _times_of(entry: Any, num_blocks: int) -> BlockTimes | None:
@@ -174,14 +207,15 @@ def _times_of(entry: Any, num_blocks: int) -> BlockTimes | None:
     try:
         sizes = tuple(int(size) for size in entry["batch_sizes"])
         rows = [[tuple(float(s) for s in row) for row in entry[key]] for key in ("forward_s", "backward_s")]
+        update = float(entry["update_s_per_byte"])
     except (KeyError, TypeError, ValueError):
         return None
-    numbers = [second for side in rows for row in side for second in row]
+    numbers = [update, *(second for side in rows for row in side for second in row)]
     if not sizes or any(len(side) != len(sizes) or any(len(row) != num_blocks for row in side) for side in rows):
         return None
     if not all(math.isfinite(second) and second >= 0 for second in numbers):
         return None
-    return BlockTimes(sizes, tuple(rows[0]), tuple(rows[1]))
+    return BlockTimes(sizes, tuple(rows[0]), tuple(rows[1]), update)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -71,6 +71,8 @@ class BlockTimes:
     """Rising."""
     forward_s: tuple[tuple[float, ...], ...]
     backward_s: tuple[tuple[float, ...], ...]
+    update_s_per_byte: float = 0.0
+    """Of the optimizer's step, once a batch, for each byte of parameters; 0 = not measured."""
 
     def forward(self, samples: int) -> list[float]:
         """Seconds of each block for so many samples, on straight lines between what was measured."""
@@ -106,6 +108,8 @@ def check_times(times: BlockTimes, model: ModelProfile, peer: str) -> None:
     again = f"measure {peer}'s blocks again"
     if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
         raise UserError(f"peer {peer}: times measured at batch sizes {list(sizes)}; they must rise from 1; {again}")
+    if not 0 <= times.update_s_per_byte < math.inf:
+        raise UserError(f"peer {peer}: the optimizer takes {times.update_s_per_byte} s for a byte; {again}")
     for name, rows in (("forward", times.forward_s), ("backward", times.backward_s)):
         if len(rows) != len(sizes) or any(len(row) != len(model.blocks) for row in rows):
             raise UserError(

@@ -2,7 +2,7 @@
 
 Seconds come from a peer's FLOP/s, or from its measured times where it has some (``BlockTimes``). A stage takes as long
 as its slowest peer, a link the bytes of a micro-batch over the slowest link between the two groups, an all-reduce among
-g peers 2(g-1)/g of the stage's parameters over their slowest link.
+g peers 2(g-1)/g of the stage's parameters over their slowest link. The optimizer's step was measured with the blocks.
 
 A peer of a stage needs: parameters, their gradients and optimizer state, buffers; for each micro-batch under way (at
 most ``warm_up``) its samples' stored activations and the stage's input; and once the two largest activations again, for
@@ -199,6 +199,9 @@ class CostModel:
             np.stack(tables) for tables in zip(*(self._times(peer) for peer in task.peers), strict=True)
         )
         """Seconds up to the cut, [peer, samples, cut]."""
+        times = [(peer.times.update_s_per_byte if peer.times else 0.0) * peer.slowdown for peer in task.peers]
+        self.update_s_per_byte: Floats = np.array(times)
+        """Of parameters, by peer."""
         self.link_rates = self._link_rates()
         """Bytes per second, [peer, peer]; on the diagonal a peer's own end."""
 
@@ -259,11 +262,13 @@ class CostModel:
         """Bytes per second of the slowest link between two groups, or within one."""
         return float(self.link_rates[np.ix_(peers, peers if others is None else others)].min())
 
-    def all_reduce_s(self, start: int, stop: int, num_peers: int, rate: float) -> float:
-        if num_peers == 1:
-            return 0.0
-        sent = 2 * (num_peers - 1) / num_peers * float(self.parameter_bytes[stop] - self.parameter_bytes[start])
-        return sent / rate + 2 * (num_peers - 1) * self.task.latency_s
+    def update_s(self, peers: Sequence[int], start: int, stop: int) -> float:
+        """At the end of a batch: the gradients' all-reduce among the stage's peers, and the optimizer's step."""
+        num_bytes = float(self.parameter_bytes[stop] - self.parameter_bytes[start])
+        own, num = float(self.update_s_per_byte[list(peers)].max()) * num_bytes, len(peers)
+        if num == 1:
+            return own
+        return own + 2 * (num - 1) / num * num_bytes / self.link_rate(peers) + 2 * (num - 1) * self.task.latency_s
 
     def split(self, peers: Sequence[int], start: int, stop: int, warm_up: int) -> tuple[int, ...] | None:
         """Samples for each peer that let the slowest end soonest, within memory; None where that can't be.
@@ -304,7 +309,7 @@ def steps_of(model: CostModel, plan: PipelinePlan) -> Steps:
     """Seconds of each step of a plan for this task. Raises ``LocalError`` for a plan of another one."""
     unit = {cut: index for index, cut in enumerate(model.cuts)}
     known = {peer.name: index for index, peer in enumerate(model.task.peers)}
-    forward, backward, all_reduce, groups = [], [], [], []
+    forward, backward, update, groups = [], [], [], []
     for stage in plan.stages:
         if stage.start not in unit or stage.stop not in unit or not known.keys() >= set(stage.peers):
             raise LocalError("a pipeline plan that is not of this model and these peers")
@@ -313,7 +318,7 @@ def steps_of(model: CostModel, plan: PipelinePlan) -> Steps:
         groups.append(peers)
         forward.append(max(seconds for seconds, _ in took))
         backward.append(max(seconds for _, seconds in took))
-        all_reduce.append(model.all_reduce_s(start, stop, len(peers), model.link_rate(peers)))
+        update.append(model.update_s(peers, start, stop))
     sent = [
         float(model.cut_bytes[unit[stage.start]]) * plan.micro_batch / model.link_rate(groups[i], groups[i + 1])
         for i, stage in enumerate(plan.stages[1:])
@@ -322,7 +327,7 @@ def steps_of(model: CostModel, plan: PipelinePlan) -> Steps:
         plan.num_micro_batches,
         tuple(forward),
         tuple(backward),
-        tuple(all_reduce),
+        tuple(update),
         tuple(seconds * model.task.forward_wire for seconds in sent),
         tuple(seconds * model.task.backward_wire for seconds in sent),
         model.task.latency_s,

@@ -89,13 +89,13 @@ class Ground:
         for each in counts:
             if each not in self._known:
                 group = self._group(each)
-                self._known[each] = (group, *self._seconds(group, limit_s), self._all_reduce(group, spans))
-        groups, forward, backward, all_reduce = zip(*(self._known[each] for each in counts), strict=True)
+                self._known[each] = (group, *self._seconds(group, limit_s), self._update(group, spans))
+        groups, forward, backward, update = zip(*(self._known[each] for each in counts), strict=True)
         self.groups: tuple[Group, ...] = groups
         self.forward_s: Floats = np.stack(forward, axis=1)
         """[depth, group, start, stop]"""
         self.backward_s: Floats = np.stack(backward, axis=1)
-        self.all_reduce_s: Floats = np.stack(all_reduce)
+        self.update_s: Floats = np.stack(update)
         """[group, start, stop]"""
         self.link_rates = self._link_rates()
         """Between two groups, [group, group]; what it says of groups that share peers means nothing."""
@@ -161,18 +161,20 @@ class Ground:
             self.model.link_rate(peers),
         )
 
-    def _all_reduce(self, group: Group, spans: Floats) -> Floats:
-        num = len(group.peers)
+    def _update(self, group: Group, spans: Floats) -> Floats:
+        """``CostModel.update_s`` for these bytes of parameters."""
+        num, own = len(group.peers), self.model.update_s_per_byte[list(group.peers)].max() * spans
         if num == 1:
-            return np.zeros_like(spans)
-        return 2 * (num - 1) / num * spans / group.link_rate + 2 * (num - 1) * self.model.task.latency_s
+            return own
+        return own + 2 * (num - 1) / num * spans / group.link_rate + 2 * (num - 1) * self.model.task.latency_s
 
     def _alone_s(self, peer: int) -> float:
         """A batch of the whole model on one peer; infinite where that can't be."""
         model, last = self.model, self.model.num_units
         if not model.task.peers[peer].has_data or model.split([peer], 0, last, 1) is None:
             return math.inf
-        return model.task.num_micro_batches * sum(model.stage_s(peer, 0, last, model.task.micro_batch))
+        both = model.task.num_micro_batches * sum(model.stage_s(peer, 0, last, model.task.micro_batch))
+        return both + model.update_s([peer], 0, last)
 
     def _hopeful(self, group: Group, limit_s: float) -> tuple[Ints, Ints]:
         """Starts and stops of the runs that the group may do within the limit, and the other peers all the rest."""

@@ -23,7 +23,7 @@ from typing import Literal
 
 from p2ptrain.errors import LocalError
 
-Work = Literal["forward", "backward", "all-reduce"]
+Work = Literal["forward", "backward", "update"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class Steps:
     num_micro_batches: int
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
-    all_reduce_s: tuple[float, ...]
-    """Once a batch."""
+    update_s: tuple[float, ...]
+    """Once a batch: the all-reduce among the stage's peers, and the optimizer's step."""
     link_forward_s: tuple[float, ...]
     link_backward_s: tuple[float, ...]
     latency_s: float = 0.0
@@ -52,7 +52,7 @@ class Span:
     stage: int
     work: Work
     micro_batch: int
-    """0 for an all-reduce."""
+    """0 for an update."""
     start_s: float
     end_s: float
 
@@ -67,7 +67,7 @@ class Timeline:
 
     def busy_share(self, stage: int) -> float:
         """How much of the round the stage computes."""
-        spans = (span for span in self.spans if span.stage == stage and span.work != "all-reduce")
+        spans = (span for span in self.spans if span.stage == stage and span.work != "update")
         return sum(span.end_s - span.start_s for span in spans) / self.round_s if self.round_s else 0.0
 
 
@@ -97,8 +97,8 @@ def play(steps: Steps, warm_up: tuple[int, ...]) -> Timeline:
     spans: list[Span] = []
     ends = _play(steps, warm_up, spans)
     for stage, end in enumerate(ends):
-        if steps.all_reduce_s[stage] > 0:
-            spans.append(Span(stage, "all-reduce", 0, end, end + steps.all_reduce_s[stage]))
+        if steps.update_s[stage] > 0:
+            spans.append(Span(stage, "update", 0, end, end + steps.update_s[stage]))
     spans.sort(key=lambda span: (span.stage, span.start_s, span.end_s))
     return Timeline(_last(steps, ends), tuple(spans))
 
@@ -109,7 +109,7 @@ def round_s(steps: Steps, warm_up: tuple[int, ...]) -> float:
 
 
 def _last(steps: Steps, ends: list[float]) -> float:
-    return max(end + extra for end, extra in zip(ends, steps.all_reduce_s, strict=True))
+    return max(end + extra for end, extra in zip(ends, steps.update_s, strict=True))
 
 
 def _play(steps: Steps, warm_up: tuple[int, ...], spans: list[Span] | None) -> list[float]:
@@ -169,7 +169,7 @@ def round_bound_s(steps: Steps, warm_up: tuple[int, ...]) -> float:
             tail,
             steps.forward_s[p],
             steps.backward_s[p],
-            steps.all_reduce_s[p],
+            steps.update_s[p],
             links,
             warm_up[p],
             steps.num_micro_batches,
@@ -184,7 +184,7 @@ class Tail:
     back_s: float
     """From the first micro-batch's arrival until the last one's gradient leaves."""
     done_s: float
-    """The same until every all-reduce is over."""
+    """The same until every update is over."""
     path_s: float
     """One micro-batch there and back, alone."""
 
@@ -193,7 +193,7 @@ def extended(
     tail: Tail,
     forward_s: float,
     backward_s: float,
-    all_reduce_s: float,
+    update_s: float,
     links: tuple[float, float, float] | None,
     warm_up: int,
     num_micro_batches: int,
@@ -225,11 +225,11 @@ def extended(
             both + trip + (num_micro_batches - 1) * max(there, back),
         )
         done_s = forward_s + there + latency + tail.done_s
-    return Tail(back_s, max(back_s + all_reduce_s, done_s), trip + both)
+    return Tail(back_s, max(back_s + update_s, done_s), trip + both)
 
 
 def dominant_step_s(steps: Steps) -> float:
-    """Asteroid's model of the round: the worst step's fill and steady part, and the all-reduce that ends last."""
+    """Asteroid's model of the round: the worst step's fill and steady part, and the update that ends last."""
     num_micro_batches, fill, slowest, overhang = steps.num_micro_batches, 0.0, 0.0, 0.0
     for p in range(steps.num_stages):
         both = steps.forward_s[p] + steps.backward_s[p]
@@ -241,5 +241,5 @@ def dominant_step_s(steps: Steps) -> float:
             fill += there + back + 2 * steps.latency_s
     for p in range(steps.num_stages - 1, -1, -1):
         link_back = steps.link_backward_s[p] if p + 1 < steps.num_stages else 0.0
-        overhang = max(steps.all_reduce_s[p], overhang - steps.backward_s[p] - link_back)
+        overhang = max(steps.update_s[p], overhang - steps.backward_s[p] - link_back)
     return slowest + overhang

@@ -196,7 +196,7 @@ class Extender:
         if not is_last:
             back = np.maximum(back, both + trip + np.maximum(back_before - path, (num - 1) * np.maximum(there, home)))
             done = forward + there + task.latency_s + done_before
-        done = np.maximum(back + ground.all_reduce_s[group, start, stop], done)
+        done = np.maximum(back + ground.update_s[group, start, stop], done)
         speed_left = np.maximum(speed_before - self._speeds[group], 0.0)
         before = np.where(start == 0, 0.0, self._work[start] / np.maximum(speed_left, 1e-30))
         bound = np.maximum(np.maximum(done, before), back + before / num)

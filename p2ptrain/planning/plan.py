@@ -98,6 +98,8 @@ class SliceProfile:
     """Rising; none = not measured: the snapshot's FLOP/s count."""
     forward_s: BlockRows
     backward_s: BlockRows
+    update_s_per_byte: Annotated[float, Bound(0, 1.0)] = 0.0
+    """Of the optimizer's step, for each byte of parameters."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ above zero, and its canonical JSON is the very text it came from, so that the te
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -30,16 +31,16 @@ class PeerProfile:
     batch_sizes: BatchSizes
     forward_s: BlockRows
     backward_s: BlockRows
+    update_s_per_byte: Annotated[float, Bound(0, 1.0)] = 0.0
 
     @property
     def times(self) -> BlockTimes:
-        return BlockTimes(self.batch_sizes, self.forward_s, self.backward_s)
+        return BlockTimes(self.batch_sizes, self.forward_s, self.backward_s, self.update_s_per_byte)
 
 
 def profile_to_json(model: ModelProfile, times: BlockTimes) -> str:
     """A peer's times for a model's blocks, in ``DIGITS`` digits; canonical (see ``Plan.to_json``)."""
-    forward, backward = rounded_rows(times.forward_s), rounded_rows(times.backward_s)
-    return _canonical(PeerProfile(chain_hash(model), times.batch_sizes, forward, backward))
+    return _canonical(PeerProfile(chain_hash(model), *dataclasses.astuple(rounded_times(times))))
 
 
 def profile_from_json(data: bytes | str) -> PeerProfile:
@@ -77,6 +78,15 @@ def chain_hash(model: ModelProfile) -> str:
 
 def rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
+
+
+def rounded_times(times: BlockTimes) -> BlockTimes:
+    return BlockTimes(
+        times.batch_sizes,
+        rounded_rows(times.forward_s),
+        rounded_rows(times.backward_s),
+        rounded(times.update_s_per_byte),
+    )
 
 
 def rounded_rows(rows: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:

@@ -10,6 +10,7 @@
       ...
     ]
     backward_s = [...]
+    update_s_per_byte = 1.2e-10        # the optimizer's step, for each byte of parameters (may be missing: 0)
 
 Invariant: what ``block_times_of`` returns is as many finite times for each batch size, none below zero. Whether there
 is one for each block of a model only the model can tell (``check_times``).
@@ -28,7 +29,7 @@ from p2ptrain.planning.blocks import MAX_BLOCKS, BlockTimes
 
 KEY = "block_times"
 HEADER = f"[[{KEY}]]"
-FIELDS = ("model", "chain", "source", "batch_sizes", "forward_s", "backward_s")
+FIELDS = ("model", "chain", "source", "batch_sizes", "forward_s", "backward_s", "update_s_per_byte")
 MAX_TABLES = 256
 MAX_ROWS = 64
 MAX_BATCH = 1 << 20
@@ -52,6 +53,8 @@ class MeasuredBlocks:
         for key in ("forward_s", "backward_s"):
             rows = [f"  [{', '.join(f'{float(value)!r}' for value in row)}]," for row in getattr(self.times, key)]
             lines += [f"{key} = [", *rows, "]"]
+        if self.times.update_s_per_byte:
+            lines.append(f"update_s_per_byte = {float(self.times.update_s_per_byte)!r}")
         return "\n".join(lines) + "\n"
 
 
@@ -112,7 +115,12 @@ def _measured(table: dict[str, Any], path: Path) -> MeasuredBlocks:
             f"{path}: {KEY} of {model}: rows of {' and '.join(map(str, sorted(widths)))} times; "
             f"each must have one for each block; {_again(model)}"
         )
-    times = BlockTimes(tuple(sizes), rows["forward_s"], rows["backward_s"])
+    update = table.get("update_s_per_byte", 0.0)
+    if type(update) not in (int, float) or not 0 <= update <= 1:
+        raise UserError(
+            f"{path}: {KEY}.update_s_per_byte of {model}: {update!r:.40}; it must be seconds; {_again(model)}"
+        )
+    times = BlockTimes(tuple(sizes), rows["forward_s"], rows["backward_s"], float(update))
     return MeasuredBlocks(str(model), table["chain"], table["source"], times)
 
 

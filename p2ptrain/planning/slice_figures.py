@@ -68,6 +68,7 @@ def usable(
                     profile.batch_sizes,
                     rounded_rows(profile.forward_s),
                     rounded_rows(profile.backward_s),
+                    rounded(profile.update_s_per_byte),
                 )
             )
     return tuple(found)
@@ -81,6 +82,8 @@ def _is_usable(model: ModelProfile, snapshot: PeerSnapshot, profile: SliceProfil
     try:
         check_times(_times(profile), model, snapshot.peer)
     except UserError:
+        return False
+    if profile.update_s_per_byte > 1.0:
         return False
     return all(second <= 1e6 for rows in (profile.forward_s, profile.backward_s) for row in rows for second in row)
 
@@ -143,7 +146,7 @@ def _pipeline_peer(snapshot: PeerSnapshot, profile: SliceProfile) -> PipelinePee
 
 
 def _times(profile: SliceProfile) -> BlockTimes:
-    return BlockTimes(profile.batch_sizes, profile.forward_s, profile.backward_s)
+    return BlockTimes(profile.batch_sizes, profile.forward_s, profile.backward_s, profile.update_s_per_byte)
 
 
 class Room:

@@ -26,7 +26,8 @@ from p2ptrain.runtime.keeping import Keeping, KeepPlan
 from p2ptrain.runtime.payloads import Masses, Payloads
 
 if TYPE_CHECKING:
-    from p2ptrain.runtime.peer import Peer, Resume
+    from p2ptrain.runtime.peer import Peer
+    from p2ptrain.runtime.peer_io import Resume
 
 MAX_REFUSED_SNAPSHOTS = 2
 """After so many, those who offered one are not asked for others."""

@@ -23,7 +23,8 @@ from p2ptrain.runtime.core import AbandonBlob, Effects
 from p2ptrain.runtime.store import NUM_OWN_SNAPSHOTS
 
 if TYPE_CHECKING:
-    from p2ptrain.runtime.peer import Peer, Resume
+    from p2ptrain.runtime.peer import Peer
+    from p2ptrain.runtime.peer_io import Resume
 
 MAX_PASSING = 1024
 RESTARTS = 2

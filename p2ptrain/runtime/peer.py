@@ -10,8 +10,6 @@ A member is an admitted peer that has a record; observers (status, harvest) neve
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from p2ptrain.config import Job, job_from_json
 from p2ptrain.errors import JobError, RemoteError
@@ -42,6 +40,7 @@ from p2ptrain.runtime.completion import Completion
 from p2ptrain.runtime.core import BlobArrived, BlobLost, Core, Effects
 from p2ptrain.runtime.duty import Duty
 from p2ptrain.runtime.keeping import KeepSnapshot
+from p2ptrain.runtime.peer_io import JobReceived, PeerConfig, Resume, StartTrainer, Unusable
 from p2ptrain.runtime.plan_rules import PlanRules
 from p2ptrain.runtime.stage_duty import StageDuty
 
@@ -49,58 +48,6 @@ STATUS_INTERVAL_S = 1.0
 LOOK_S = 0.05
 """News of others comes in bunches: this long after the first of them, see what they mean for plan, custody and end."""
 MAX_WARNED = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class PeerConfig:
-    """What this peer brings along."""
-
-    own_key: bytes
-    proof_key: bytes
-    addresses: tuple[str, ...]
-    bulk_port: int
-    name: str
-    software: str
-    flops_per_s: float = 0.0
-    memory_bytes: int = 0
-    link_bytes_per_s: float = 0.0
-    wishes: tuple[str, ...] = ()
-    """Names of classes that this peer would like to train."""
-    allow_user_code: str = ""
-    """The one ``package.module:function`` that a job from the group may name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """What the store kept from an earlier start."""
-
-    plan: Plan | None = None
-    own: tuple[m.Holding, ...] = ()
-    kept: tuple[m.Holding, ...] = ()
-    head: m.Holding | None = None
-    has_blob: Callable[[BlobId], bool] = lambda blob: False
-    """Whether the store has a whole blob, now."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobReceived:
-    """The group's job: open its store, start its trainer, then call ``job_opened``."""
-
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class StartTrainer:
-    """Everything that the trainer needs is here; ``init`` is the checkpoint that the job starts from, in the store."""
-
-    init: BlobId | None
-
-
-@dataclass(frozen=True, slots=True)
-class Unusable:
-    """This peer can't take part, and the person at it can mend that."""
-
-    reason: str
 
 
 class Peer(Core):

@@ -40,7 +40,8 @@ from p2ptrain.runtime.keeping import (
     TrainerLost,
 )
 from p2ptrain.runtime.node import SOFTWARE, NetworkConfig, Node
-from p2ptrain.runtime.peer import JobReceived, Peer, PeerConfig, Resume, StartTrainer, Unusable
+from p2ptrain.runtime.peer import Peer
+from p2ptrain.runtime.peer_io import JobReceived, PeerConfig, Resume, StartTrainer, Unusable
 from p2ptrain.runtime.store import StateDir, Store
 from p2ptrain.runtime.trainer_process import TrainerProcess
 

@@ -102,4 +102,5 @@ class PlanRules:
             profile.batch_sizes,
             profile.forward_s,
             profile.backward_s,
+            profile.update_s_per_byte,
         )

@@ -30,7 +30,8 @@ from p2ptrain.runtime.keeping import Keeping, KeepPlan, ReleaseBlob
 from p2ptrain.runtime.saved_blocks import SavedBlocks
 
 if TYPE_CHECKING:
-    from p2ptrain.runtime.peer import Peer, Resume
+    from p2ptrain.runtime.peer import Peer
+    from p2ptrain.runtime.peer_io import Resume
 
 NOTICE_S = 2.0
 """A plan takes over no sooner than this after it was proposed, so that all have heard of it."""

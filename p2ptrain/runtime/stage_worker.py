@@ -56,7 +56,15 @@ def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tupl
     check_model(model)
     micro_batches = [job.training.batch_size // num for num in micro_batch_choices(job)]
     sizes = sorted({math.ceil(min(micro_batches) / 4), math.ceil(min(micro_batches) / 2), *micro_batches})
-    times = measure_blocks(chain, job.model.name, batch_sizes=sizes, device=device, budget_s=MEASURE_S, cache=cache)
+    times = measure_blocks(
+        chain,
+        job.model.name,
+        batch_sizes=sizes,
+        training=job.training,
+        device=device,
+        budget_s=MEASURE_S,
+        cache=cache,
+    )
     return model, times
 
 

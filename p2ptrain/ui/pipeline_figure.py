@@ -11,7 +11,7 @@ from p2ptrain.errors import UserError
 from p2ptrain.planning.pipeline_baselines import Comparison
 from p2ptrain.ui.words import clean
 
-COLOURS = {"forward": "#7fb3d5", "backward": "#f0b27a", "all-reduce": "#82c99d"}
+COLOURS = {"forward": "#7fb3d5", "backward": "#f0b27a", "update": "#82c99d"}
 MIN_LABEL_SHARE = 0.012
 """Bars narrower than this share of the round carry no number."""
 
@@ -48,7 +48,7 @@ def draw(comparison: Comparison, path: Path) -> None:
             edgecolor="white",
             linewidth=0.5,
         )
-        if span.work != "all-reduce" and length > MIN_LABEL_SHARE * timeline.round_s:
+        if span.work != "update" and length > MIN_LABEL_SHARE * timeline.round_s:
             middle = span.start_s + length / 2
             axes.text(middle, span.stage, str(span.micro_batch), ha="center", va="center", fontsize=8)
     labels = [f"{clean(' + '.join(stage.peers), 40)}\nblocks {stage.start}-{stage.stop - 1}" for stage in plan.stages]

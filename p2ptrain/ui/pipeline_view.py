@@ -19,8 +19,8 @@ from p2ptrain.ui.words import clean, listed, scaled, table
 TITLES = ("stage", "peer", "blocks", "samples", "warm-up", "memory", "of", "busy")
 RIGHT = (0, 3, 4, 5, 6, 7)
 TIMELINE_WIDTH = 100
-IDLE, ALL_REDUCE = "·", "="
-LEGEND = "digits: forward, by micro-batch; letters: backward (a = 0); = averages gradients; · waits"
+IDLE, UPDATE = "·", "="
+LEGEND = "digits: forward, by micro-batch; letters: backward (a = 0); = updates the parameters; · waits"
 
 
 def render(comparison: Comparison, width: int = TIMELINE_WIDTH) -> str:
@@ -119,8 +119,8 @@ def timeline_lines(timeline: Timeline, width: int = TIMELINE_WIDTH) -> list[str]
 
 
 def _sign(work: str, micro_batch: int) -> str:
-    if work == "all-reduce":
-        return ALL_REDUCE
+    if work == "update":
+        return UPDATE
     return str(micro_batch % 10) if work == "forward" else chr(ord("a") + micro_batch % 10)
 
 

@@ -111,6 +111,9 @@ def test_times_of_blocks_that_dont_exist(name: str) -> None:
     times = measure_blocks(chain, name, batch_sizes=(4, 1, 2, 2), budget_s=600, **ticking(Ticks(0.001)))
     check_times(times, profile_blocks(chain, name), "here")
     assert times.batch_sizes == (1, 2, 4)
+    blocks = [block.parameter_bytes for block in profile_blocks(chain, name).blocks]
+    steps = sum(num_bytes > 0 for num_bytes in blocks)  # each of one tick, and another to empty the gradient
+    assert times.update_s_per_byte == pytest.approx(steps * 2 * 0.001 / sum(blocks))
     assert all(
         second == pytest.approx(0.001) for rows in (times.forward_s, times.backward_s) for r in rows for second in r
     )
@@ -121,7 +124,7 @@ def test_measuring_ends() -> None:
     clock = Ticks()
     times = measure_blocks(chain, "lenet", batch_sizes=(2, 4, 8), budget_s=10, **ticking(clock))
     assert times.batch_sizes == (2,)
-    assert clock.now < 12 * len(chain.blocks)  # two runs of each block
+    assert clock.now < 24 * len(chain.blocks)  # two runs of each block, and of the optimizer on it
 
 
 def test_times_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

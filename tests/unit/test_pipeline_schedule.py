@@ -81,7 +81,7 @@ def test_a_timeline_does_all_the_work_in_order_and_one_thing_at_a_time(case: tup
     timeline = play(steps, depths)
     starts: dict[tuple[str, int, int], Span] = {(s.work, s.stage, s.micro_batch): s for s in timeline.spans}
     for stage in range(steps.num_stages):
-        spans = [span for span in timeline.spans if span.stage == stage and span.work != "all-reduce"]
+        spans = [span for span in timeline.spans if span.stage == stage and span.work != "update"]
         assert sorted((s.work, s.micro_batch) for s in spans) == sorted(stage_order(1, steps.num_micro_batches))
         assert all(one.end_s <= two.start_s for one, two in itertools.pairwise(sorted(spans, key=lambda s: s.end_s)))
         under_way = 0
@@ -110,7 +110,7 @@ def test_the_bound_never_exceeds_the_schedule(case: tuple[Steps, tuple[int, ...]
 @given(pipelines(), st.data())
 def test_a_slower_step_never_makes_the_round_faster(case: tuple[Steps, tuple[int, ...]], data: st.DataObject) -> None:
     steps, depths = case
-    key = data.draw(st.sampled_from(["forward_s", "backward_s", "all_reduce_s", "link_forward_s", "link_backward_s"]))
+    key = data.draw(st.sampled_from(["forward_s", "backward_s", "update_s", "link_forward_s", "link_backward_s"]))
     values = list(getattr(steps, key))
     if values:
         values[data.draw(st.integers(0, len(values) - 1))] += data.draw(seconds)

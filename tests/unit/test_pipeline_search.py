@@ -196,7 +196,7 @@ def test_a_link_takes_the_rate_of_its_pair_and_an_all_reduce_that_of_its_slowest
     assert steps_of(model, chain).link_forward_s == (200 / 20,)
     group = plan_of(model, [Stage(0, 1, ("p0", "p1"), (1, 1), 1), Stage(1, 2, ("p2",), (2,), 1)])
     assert steps_of(model, group).link_forward_s == (200 / 20,)
-    assert steps_of(model, group).all_reduce_s == (100 / 10, 0.0)
+    assert steps_of(model, group).update_s == (100 / 10, 0.0)
     others = plan_of(model, [Stage(0, 1, ("p0",), (2,), 1), Stage(1, 2, ("p2",), (2,), 1)])
     assert steps_of(model, others).link_forward_s == (200 / 100,)  # no faster than its ends
 
@@ -383,7 +383,23 @@ def measured(generator: random.Random, num_blocks: int) -> BlockTimes:
     speed = generator.choice([1, 2, 5])
     one = [[generator.uniform(0.5, 3) / speed for _ in range(num_blocks)] for _ in range(2)]
     four = [[value * generator.uniform(1.2, 4) for value in row] for row in one]
-    return BlockTimes((1, 4), (tuple(one[0]), tuple(four[0])), (tuple(one[1]), tuple(four[1])))
+    update = generator.choice([0.0, 0.5 / speed])
+    return BlockTimes((1, 4), (tuple(one[0]), tuple(four[0])), (tuple(one[1]), tuple(four[1])), update)
+
+
+def test_the_optimizers_step_ends_a_batch_at_the_slowest_peers_pace() -> None:
+    """A byte of parameters takes p0 0.1 s, and p1 half as long by its profile but four times that while it trains."""
+    rows = ((1.0,) * 2,)
+    peers = (
+        PipelinePeer("p0", 1.0, 1e12, 1e12, BlockTimes((1,), rows, rows, 0.1)),
+        PipelinePeer("p1", 1.0, 1e12, 1e12, BlockTimes((1,), rows, rows, 0.05), slowdown=4.0),
+    )
+    costs = CostModel(PipelineTask(even_model(2, 0, 10), peers, 2, 1))
+    alone = best_single_peer(costs)
+    assert alone is not None and steps_of(costs, alone).update_s == pytest.approx((0.1 * 20,))
+    both = plan_of(costs, [Stage(0, 2, ("p0", "p1"), (1, 1), 1)])
+    assert steps_of(costs, both).update_s == pytest.approx((0.2 * 20 + 20 / 1e12,))
+    assert cost_of(costs, both).round_s == pytest.approx(4 * (2.0 + 2.0) + 4.0)
 
 
 def test_all_depths_are_those_that_do_not_rise() -> None:
@@ -433,6 +449,8 @@ def test_what_can_not_be_planned_is_an_error_with_a_next_step(changes: dict[str,
     ("times", "said"),
     [
         (BlockTimes((), (), ()), "batch sizes"),
+        (BlockTimes((1,), ((1.0,) * 3,), ((1.0,) * 3,), NAN), "the optimizer takes nan s"),
+        (BlockTimes((1,), ((1.0,) * 3,), ((1.0,) * 3,), -1.0), "the optimizer takes -1.0 s"),
         (BlockTimes((2, 1), ((1.0,) * 3,) * 2, ((1.0,) * 3,) * 2), "must rise"),
         (BlockTimes((1,), ((1.0,) * 2,), ((1.0,) * 3,)), "not one for each"),
         (BlockTimes((1,), ((1.0, NAN, 1.0),), ((1.0,) * 3,)), r"block 1 \(b1\) at batch size 1 is nan"),

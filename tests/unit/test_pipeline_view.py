@@ -61,7 +61,7 @@ def test_the_timeline_is_to_scale() -> None:
     spans = (
         Span(0, "forward", 0, 0.0, 2.0),
         Span(0, "backward", 0, 5.0, 9.0),
-        Span(0, "all-reduce", 0, 9.0, 10.0),
+        Span(0, "update", 0, 9.0, 10.0),
         Span(1, "forward", 0, 2.0, 3.0),
         Span(1, "backward", 0, 3.0, 5.0),
     )

@@ -22,7 +22,7 @@ from p2ptrain.planning.profile_codec import (
 )
 
 MODEL = ModelProfile("net", 12, tuple(BlockProfile(f"b{i}", 10, 20, 4, 8, 8, i < 2) for i in range(3)))
-TIMES = BlockTimes((2, 8), ((0.25, 0.0, 0.5), (1.0, 0.0, 2.0)), ((0.5, 0.001, 1.0), (1.5, 0.004, 3.0)))
+TIMES = BlockTimes((2, 8), ((0.25, 0.0, 0.5), (1.0, 0.0, 2.0)), ((0.5, 0.001, 1.0), (1.5, 0.004, 3.0)), 1.5e-9)
 
 
 def test_times_come_back_as_they_were_with_the_name_of_their_blocks() -> None:
@@ -71,6 +71,8 @@ EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
     "no number": put("forward_s", [[math.nan, 0.0, 0.5], [1.0, 0.0, 2.0]]),
     "for ever": put("forward_s", [[math.inf, 0.0, 0.5], [1.0, 0.0, 2.0]]),
     "years": put("forward_s", [[1e9, 0.0, 0.5], [1.0, 0.0, 2.0]]),
+    "an optimizer that takes years": put("update_s_per_byte", 1e9),
+    "an optimizer of less than no time": put("update_s_per_byte", -1e-9),
     "text": put("forward_s", "abc"),
     "whole numbers": put("forward_s", [[1, 0, 2], [1, 0, 2]]),
     "a short name": put("chain", "abc"),

@@ -128,7 +128,7 @@ profiles = st.builds(
     flops_per_s_one_core=st.none() | figures,
     disk_bytes_per_s=st.none() | figures,
     block_times=st.sampled_from(
-        [(), (MeasuredBlocks("m", "c", 'a "b"', BlockTimes((1,), ((0.25, 1e-7),), ((3.0, 0.0),))),)]
+        [(), (MeasuredBlocks("m", "c", 'a "b"', BlockTimes((1,), ((0.25, 1e-7),), ((3.0, 0.0),), 2.5e-10)),)]
     ),
 )
 
@@ -144,6 +144,7 @@ forward_s = [
   [0.3, 0.4],
 ]
 backward_s = [[0.1, 0], [0.3, 1]]
+update_s_per_byte = 1e-10
 """
 
 
@@ -158,6 +159,9 @@ backward_s = [[0.1, 0], [0.3, 1]]
         ("[0.3, 1]", "[0.3]", r"rows of 1 and 2 times"),
         ("[[0.1, 0], [0.3, 1]]", "[[0.1, 0]]", r"backward_s of vgg11: not a row of times for each of 2 batch sizes"),
         ("[[0.1, 0], [0.3, 1]]", "7", r"not a row of times"),
+        ("1e-10", "-1e-10", r"update_s_per_byte of vgg11: -1e-10; it must be seconds"),
+        ("1e-10", "nan", r"update_s_per_byte of vgg11: nan"),
+        ("1e-10", "true", r"update_s_per_byte of vgg11: True"),
         ("[2, 8]", "[8, 2]", r"batch_sizes of vgg11: \[8, 2\]; they must rise from 1"),
         ("[2, 8]", "[0, 2]", r"must rise from 1"),
         ("[2, 8]", "[]", r"must rise from 1"),

@@ -42,7 +42,8 @@ from p2ptrain.runtime.keeping import (
     TrainerLost,
 )
 from p2ptrain.runtime.observer import Observer
-from p2ptrain.runtime.peer import JobReceived, Peer, PeerConfig, Resume, StartTrainer, Unusable
+from p2ptrain.runtime.peer import Peer
+from p2ptrain.runtime.peer_io import JobReceived, PeerConfig, Resume, StartTrainer, Unusable
 
 DISK_S = 0.002
 CODE = b"c" * 32
