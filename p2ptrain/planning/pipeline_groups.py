@@ -163,10 +163,11 @@ class Ground:
 
     def _update(self, group: Group, spans: Floats) -> Floats:
         """``CostModel.update_s`` for these bytes of parameters."""
-        num, own = len(group.peers), self.model.update_s_per_byte[list(group.peers)].max() * spans
-        if num == 1:
-            return own
-        return own + 2 * (num - 1) / num * spans / group.link_rate + 2 * (num - 1) * self.model.task.latency_s
+        num = len(group.peers)
+        update: Floats = self.model.update_s_per_byte[list(group.peers)].max() * spans
+        if num > 1:
+            update += 2 * (num - 1) / num * spans / group.link_rate + 2 * (num - 1) * self.model.task.latency_s
+        return update
 
     def _alone_s(self, peer: int) -> float:
         """A batch of the whole model on one peer; infinite where that can't be."""

@@ -1,0 +1,38 @@
+"""Freed memory is kept by the process where the C library can be told to."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import ctypes, resource, sys
+from p2ptrain.runtime import allocator
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+if sys.argv[1] == "kept":
+    assert allocator.keep_freed(64 << 20)
+def work():
+    for _ in range(20):
+        block = libc.malloc(24 << 20)
+        ctypes.memset(block, 1, 24 << 20)
+        libc.free(block)
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_that_was_freed_costs_no_page_faults_again() -> None:
+    def faults(how: str) -> int:
+        environment = {"PATH": "", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # given back at once, whatever came before
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True, env=environment
+        )
+        return int(done.stdout)
+
+    assert faults("kept") < 200
+    assert faults("given back") > 1000
