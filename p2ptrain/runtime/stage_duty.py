@@ -12,7 +12,6 @@ own store, or a member that has it; and parcels are only exchanged with peers of
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.core import Effects, ToTrainer
 from p2ptrain.runtime.keeping import Keeping, KeepPlan, ReleaseBlob
 from p2ptrain.runtime.saved_blocks import SavedBlocks
+from p2ptrain.runtime.wanted_blocks import WantedBlocks
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.peer import Peer
@@ -35,13 +35,8 @@ if TYPE_CHECKING:
 
 NOTICE_S = 2.0
 """A plan takes over no sooner than this after it was proposed, so that all have heard of it."""
-GATHER_S = 20.0
-"""Blocks of the plan's step that nobody has said for so long to have are lost: votes may have come in too late. And who
-does no batch for so long on the way to that step will not get there."""
-RETRY_S = 2.0
-"""Until blocks are asked for again that could not be got."""
-MAX_FAILURES = 3
-"""So often blocks are asked for."""
+PATIENCE_S = 20.0
+"""Who does no batch for so long on the way to the step at which a plan takes over will not get there."""
 SLOWDOWN_STEP = 0.15
 """Relative change of a slowdown that is worth telling the group."""
 
@@ -58,24 +53,16 @@ class StageDuty(Keeping):
         """The step at which the trainer waits for its next stage (-1: with empty hands); None: it doesn't wait."""
         self._given: Plan | None = None
         """The plan whose stage the trainer was given, and has not begun to train yet."""
-        self._wanted: dict[BlobId, m.Holding] = {}
-        """What is being fetched for the own stage."""
+        self._wanted = WantedBlocks(peer, self.fetch)
         self._saved = SavedBlocks(peer, lambda: (*self.custody.kept(), *self._own))
         self._lost = False
         """The trainer's stage is gone: only a plan that begins at a saved step helps."""
         self._restored = resume.plan.hash if resume.plan else ""
         self._pieces: list[m.Holding] = []
         """Handed over, for others to fetch."""
-        self._fetched: set[BlobId] = set()
-        """For the own stage, until the trainer has them."""
         self._step = 0
         self._pace = _Pace()
         self._slowdown = 1.0
-        self._give_up_at = NEVER
-        """When blocks that nobody has come to be taken for lost."""
-        self._retry_at = NEVER
-        self._failures: Counter[BlobId] = Counter()
-        """Blobs for the own stage that could not be got."""
         self._stop_by = NEVER
         """When a trainer that is to go on to its next plan's step is told to halt where it is."""
         self._pushed_bytes = self._told_bytes = 0
@@ -135,8 +122,7 @@ class StageDuty(Keeping):
         if old is not None and old.slices is not None:
             torn = not survivors.issuperset(old.trainers()) or plan.slices.from_step < newest
             pieces = pieces_for_others(old.slices.pipeline, plan.slices.pipeline, peer.own_id)
-        self._wanted.clear()
-        self._failures.clear()
+        self._wanted.stop(forget_failures=True)
         self._stop_by = self._patience(now)
         stop = c.StopAt(plan.epoch, plan.slices.from_step, tuple(pieces), now=torn)
         return [*effects, *self._release_pieces(now), ToTrainer(stop)]
@@ -150,7 +136,7 @@ class StageDuty(Keeping):
 
     def _patience(self, now: float) -> float:
         """Until when a trainer that goes on has to do a batch, the slowest device of the group being what it is."""
-        return now + max(GATHER_S, 4 * self._pace.seconds)
+        return now + max(PATIENCE_S, 4 * self._pace.seconds)
 
     def steps(self) -> tuple[int, int]:
         """For planning: the batch after which a plan proposed now can take over, and the newest one saved whole."""
@@ -185,9 +171,9 @@ class StageDuty(Keeping):
 
     def _gather(self, now: float) -> Effects:
         """Get the blocks that the trainer lacks, and give it the stage when all are here."""
-        plan, peer = self.plan, self._peer
+        plan = self.plan
         if self._halted_at is None or plan is None or plan.slices is None or self.part == m.NO_PART:
-            self._give_up_at = self._retry_at = NEVER
+            self._wanted.stop()
             return []
         stage, step = plan.slices.pipeline.stages[self.part], plan.slices.from_step
         if step == 0:
@@ -198,26 +184,13 @@ class StageDuty(Keeping):
         runs = missing((stage.start, stage.stop), have)
         chosen = cover(runs, step, known, lambda h: (self._has_blob(h.blob), -h.span))
         if chosen is None:
-            self._retry_at = NEVER
-            return self._lose(now) if now >= self._give_up_at else []
-        self._give_up_at = now + GATHER_S
+            self._wanted.pause()
+            return self._lose(now) if self._wanted.is_given_up(now) else []
+        self._wanted.begin(now)
         lacking = [holding for holding in chosen if not self._has_blob(holding.blob)]
         if not lacking:
             return self._give(plan, chosen, keep=have is not None)
-        effects: Effects = []
-        self._retry_at = NEVER
-        for holding in lacking:
-            if holding.blob in self._wanted:
-                continue
-            if sources := peer.holders(holding.blob):
-                self._wanted[holding.blob] = holding
-                blocks = f"{holding.part}-{holding.part + holding.span - 1}"
-                fields = (("blocks", blocks), ("step", step), ("from", sources[0]), ("bytes", holding.num_bytes))
-                effects += [
-                    Note("fetching-blocks", fields),
-                    *self.fetch(holding.blob, holding.num_bytes, sources, now),
-                ]
-        return effects
+        return self._wanted.ask(lacking, step, now)
 
     def _held(self, plan: Plan, step: int) -> Run | None:
         """The trainer's own blocks, if they are of this step, and of the history that the others go on from."""
@@ -231,9 +204,8 @@ class StageDuty(Keeping):
         return (pipeline.stages[index].start, pipeline.stages[index].stop) if index is not None else None
 
     def _give(self, plan: Plan, pieces: list[m.Holding], *, keep: bool) -> Effects:
-        self._halted_at, self._given, self._give_up_at = None, plan, NEVER
-        self._wanted.clear()
-        self._retry_at = NEVER
+        self._halted_at, self._given = None, plan
+        self._wanted.stop()
         follow = c.FollowStage(plan.to_json(), self._peer.own_id, len(pieces), keep)
         return [ToTrainer(follow), *(ToTrainer(c.GivePiece(b""), holding.blob, "piece") for holding in pieces)]
 
@@ -306,8 +278,7 @@ class StageDuty(Keeping):
             return []
         self._trained, self._given = plan, None
         kept = {holding.blob for holding in (*self.custody.kept(), *self._own)} | self._custody_fetches.keys()
-        effects: Effects = [ReleaseBlob(blob) for blob in sorted(self._fetched - kept)]
-        self._fetched.clear()
+        effects = self._wanted.given(kept)
         self._step = plan.slices.from_step if plan.slices else 0
         if plan is not self.plan:
             return effects  # a newer one waits for the trainer to halt
@@ -321,17 +292,17 @@ class StageDuty(Keeping):
         if self.plan is None or event.epoch != self.plan.epoch or self.plan in (self._given, self._trained):
             return []
         self._halted_at, self._given, self._stop_by = event.step, None, NEVER
-        self._give_up_at = now + GATHER_S
+        self._wanted.begin(now)
         if event.step < 0:
             self._trained = None
         return [Note("halted", (("step", event.step), ("epoch", event.epoch))), *self._gather(now)]
 
     def _lose(self, now: float) -> Effects:
         """The trainer holds no stage any more, and the others can't go on without it: say so."""
-        self._give_up_at = self._retry_at = self._stop_by = NEVER
+        self._stop_by = NEVER
         self._trained = self._given = self._halted_at = None
         self._lost, self.part = True, m.NO_PART
-        self._wanted.clear()
+        self._wanted.stop()
         return list(self._peer.records.update(now, part=m.NO_PART))
 
     def _used(self, event: c.StageUsed, now: float) -> Effects:
@@ -429,18 +400,14 @@ class StageDuty(Keeping):
 
     def blob_arrived(self, blob: BlobId, now: float) -> Effects:
         effects = self._kept_if_whole(blob, now)
-        if self._wanted.pop(blob, None) is not None:
-            self._fetched.add(blob)
+        if self._wanted.arrived(blob):
             effects += self._gather(now)
         return effects
 
     def blob_lost(self, blob: BlobId, now: float) -> Effects:
         effects = self._not_kept(blob, now)
-        if self._wanted.pop(blob, None) is not None:
-            self._failures[blob] += 1
-            self._retry_at = now + RETRY_S
-            if self._failures[blob] >= MAX_FAILURES:
-                self._saved.refused.add(blob)
+        if self._wanted.lost(blob, now):
+            self._saved.refused.add(blob)
         return effects
 
     # --- time ---
@@ -448,7 +415,7 @@ class StageDuty(Keeping):
     def tick(self, now: float) -> Effects:
         newest, plan = self._newest_step(), self.plan
         self._pace.seen(newest, now)
-        late = self._gather(now) if now >= min(self._give_up_at, self._retry_at) else []
+        late = self._gather(now) if self._wanted.is_due(now) else []
         if now >= self._stop_by and plan is not None:
             self._stop_by = NEVER
             late.append(ToTrainer(c.StopAt(plan.epoch, self._step, (), now=True)))
@@ -457,7 +424,7 @@ class StageDuty(Keeping):
         return [*self.custody.tick(now), *self.streams.tick(now), *late]
 
     def next_deadline(self) -> float:
-        gathering = min(self._give_up_at, self._retry_at) if self._halted_at is not None else NEVER
+        gathering = self._wanted.deadline() if self._halted_at is not None else NEVER
         return min(self.custody.next_deadline(), self.streams.next_deadline(), gathering, self._stop_by)
 
     def waiting_for(self, now: float) -> str:

@@ -68,7 +68,7 @@ class Stint:
     most_s: float = 110.0
 
 
-EQUAL_SNAPSHOT_STEPS = 5
+EQUAL_SNAPSHOT_STEPS = 2
 """A harvest needs a snapshot, and with equal stages a round may take longer than a case."""
 
 TINY = Stint(6, 3, 8.0, 25.0)
