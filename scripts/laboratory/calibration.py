@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 TOLERANCE = 0.05
 ATTEMPTS = 8
 LARGEST_CORRECTION = 2.0
-LEAST_POWER, MOST_POWER = 0.5, 3.0
-"""Of the quota, that speed grows with; measurements that say otherwise were disturbed."""
 TURN_S = 1.5
 """Of a whole core; a device gets longer turns the smaller its share, for a fair number of its periods and steps."""
 NUM_TURNS = 3
@@ -156,15 +153,11 @@ def calibrate(
 def next_correction(tried: Sequence[Speed]) -> float:
     """Of the quota, after these measurements, the last of which was off.
 
-    A device that lacks a third of its speed may with half as much quota again be a seventh too fast: how speed grows
-    with quota is read off the last two.
+    Each of them says what would have been right; their median counts. Speed need not grow as the quota does, and a
+    machine that other work is on wavers by a tenth: who follows the last measurement alone runs to and fro.
     """
-    last, power = tried[-1], 1.0
-    if len(tried) > 1 and tried[-2].correction != last.correction:
-        grown = math.log(last.measured / last.nominal * tried[-2].nominal / tried[-2].measured)
-        power = min(max(grown / math.log(last.correction / tried[-2].correction), LEAST_POWER), MOST_POWER)
-    wanted = last.correction * (last.nominal / last.measured) ** (1 / power)
-    return min(max(wanted, 1 / LARGEST_CORRECTION), LARGEST_CORRECTION)
+    right = [speed.correction * speed.nominal / speed.measured for speed in tried]
+    return min(max(statistics.median(right), 1 / LARGEST_CORRECTION), LARGEST_CORRECTION)
 
 
 def measure_device(
