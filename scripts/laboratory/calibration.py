@@ -14,6 +14,7 @@ however many threads each trains.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 TOLERANCE = 0.05
 ATTEMPTS = 8
 LARGEST_CORRECTION = 2.0
+NUM_POOLED, ABOUT = 3, 0.1
+"""So many measurements, with quotas so near to each other, count together."""
 TURN_S = 1.5
 """Of a whole core; a device gets longer turns the smaller its share, for a fair number of its periods and steps."""
 NUM_TURNS = 3
@@ -133,6 +136,7 @@ def calibrate(
             for _ in range(ATTEMPTS):
                 speed = measure_device(trainer, device, device.num_threads(num_cores), group, home)
                 tried.append(speed)
+                speed = pooled(tried)
                 if speed.fine:
                     break
                 group.correct(next_correction(tried))
@@ -148,6 +152,22 @@ def calibrate(
             "end what else runs on this machine, or give smaller shares, and run again"
         )
     return speeds
+
+
+def pooled(tried: Sequence[Speed]) -> Speed:
+    """The last measurement; or, once there are a few with about its quota, their median.
+
+    A single one may be a tenth off on a machine that others share, either way.
+    """
+    last = tried[-1]
+    ratios = [
+        speed.measured / speed.nominal * last.correction / speed.correction
+        for speed in tried
+        if abs(speed.correction / last.correction - 1) <= ABOUT
+    ]
+    if len(ratios) < NUM_POOLED:
+        return last
+    return dataclasses.replace(last, measured=statistics.median(ratios) * last.nominal)
 
 
 def next_correction(tried: Sequence[Speed]) -> float:

@@ -346,6 +346,17 @@ def test_a_correction_finds_the_speed_though_it_overshoots_at_first(lost: float,
     assert 0.95 <= tried[-1].measured / 100.0 <= 1.05
 
 
+def test_measurements_with_about_the_same_quota_count_together() -> None:
+    tried = [Speed("board", 0.1, 100.0, 80.0), Speed("board", 0.1, 200.0, 214.0, 1.25)]
+    assert calibration.pooled(tried) == tried[-1] and not tried[-1].fine
+    tried.append(Speed("board", 0.1, 100.0, 94.0, 1.20))
+    assert calibration.pooled(tried) == tried[-1], "of the first one the quota was another"
+    tried.append(Speed("board", 0.1, 100.0, 93.0, 1.25))
+    together = calibration.pooled(tried)
+    assert together.fine and together.correction == 1.25 and not tried[-1].fine
+    assert together.measured == pytest.approx(94.0 * 1.25 / 1.20), "the median of 107, 98 and 93"
+
+
 def test_a_correction_is_not_led_astray_by_one_disturbed_measurement() -> None:
     """The device needs 1.25 times the quota; one measurement in three is a sixth off."""
     tried = [Speed("board", 0.1, 100.0, 80.0)]
