@@ -115,11 +115,11 @@ def _measured(model: str, chain: Chain, batch_size: int) -> MeasuredBlocks:
     from p2ptrain.learning.block_times import measure_blocks
     from p2ptrain.planning.profile_codec import chain_hash, rounded_times
     from p2ptrain.planning.profile_times import MeasuredBlocks
-    from p2ptrain.runtime.allocator import TRAINER_BYTES, keep_freed
+    from p2ptrain.runtime.allocator import keep_for_training
     from p2ptrain.runtime.probe import available_cores, find_accelerator, versions
 
     progress(f"measuring the {len(chain.blocks)} blocks of {model}, for half a minute at most")
-    keep_freed(TRAINER_BYTES)
+    keep_for_training()
     accelerator, device = find_accelerator()
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, math.floor(available_cores())))

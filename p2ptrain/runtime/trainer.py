@@ -34,7 +34,7 @@ from p2ptrain.learning.snapshots import write
 from p2ptrain.learning.training import DivergedError, LocalTrainer
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.allocator import TRAINER_BYTES, keep_freed
+from p2ptrain.runtime.allocator import keep_for_training
 from p2ptrain.runtime.stage_worker import StageWorker
 from p2ptrain.runtime.tensorfile import read_untrusted
 from p2ptrain.runtime.trainer_process import NodeLink, die_with_node
@@ -312,7 +312,7 @@ def read_init(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def main(fd: int) -> None:
     """Entry point of the process. Whatever goes wrong is said to the node before the process ends."""
     die_with_node()
-    keep_freed(TRAINER_BYTES)
+    keep_for_training()
     np.seterr(all="ignore")
     link = NodeLink(fd)
     trainer = Trainer(link.send)

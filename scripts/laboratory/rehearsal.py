@@ -73,10 +73,10 @@ def main(file: Path) -> None:
     from p2ptrain.config import job_from_json
     from p2ptrain.learning.blocks import Chain
     from p2ptrain.learning.parts import global_model
-    from p2ptrain.runtime.allocator import TRAINER_BYTES, keep_freed
+    from p2ptrain.runtime.allocator import keep_for_training
     from p2ptrain.runtime.stage_worker import profile_job
 
-    keep_freed(TRAINER_BYTES)
+    keep_for_training()
     job = job_from_json(sys.stdin.readline(), "job")
     with torch.device("meta"):
         chain = Chain(global_model(job, allow_user_code=False), job.data.input_shape)

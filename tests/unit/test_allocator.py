@@ -6,13 +6,15 @@ import sys
 
 import pytest
 
+from p2ptrain.runtime import allocator, probe
+
 FAULTS = """
 import ctypes, resource, sys
 from p2ptrain.runtime import allocator
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 if sys.argv[1] == "kept":
-    assert allocator.keep_freed(64 << 20)
+    assert allocator.keep_freed(allocator.NODE_BYTES)
 def work():
     for _ in range(20):
         block = libc.malloc(24 << 20)
@@ -36,3 +38,12 @@ def test_memory_that_was_freed_costs_no_page_faults_again() -> None:
 
     assert faults("kept") < 200
     assert faults("given back") > 1000
+
+
+def test_a_trainer_keeps_a_fraction_of_what_its_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(allocator, "keep_freed", lambda at_most: asked.append(at_most) or True)
+    for available in (1 << 30, 64 << 30):
+        monkeypatch.setattr(probe, "available_memory", lambda available=available: available)
+        assert allocator.keep_for_training()
+    assert asked == [128 << 20, 1 << 30]
