@@ -15,6 +15,8 @@ import platform
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of ``malloc.h``."""
+OLD_LIMIT_BYTES = 32 << 20
+"""Of the second, before glibc 2.35."""
 NODE_BYTES = 32 << 20
 TRAINER_SHARE = 1 / 8
 """Of the memory that its device can give it."""
@@ -28,7 +30,8 @@ def keep_freed(at_most_bytes: int) -> bool:
     try:
         libc = ctypes.CDLL(None)
         kept = libc.mallopt(M_TRIM_THRESHOLD, ctypes.c_int(at_most_bytes))
-        return bool(kept and libc.mallopt(M_MMAP_THRESHOLD, ctypes.c_int(at_most_bytes)))
+        sizes = (at_most_bytes, min(at_most_bytes, OLD_LIMIT_BYTES))
+        return bool(kept and any(libc.mallopt(M_MMAP_THRESHOLD, ctypes.c_int(size)) for size in sizes))
     except (OSError, AttributeError):
         return False
 
