@@ -13,7 +13,6 @@ import json
 import math
 import os
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,10 +31,9 @@ from p2ptrain.learning.training import make_optimizer
 from p2ptrain.planning.blocks import BlockTimes
 
 CACHE_FORMAT = "p2ptrain-block-times-2"
-NUM_RUNS = 5
-"""Of each block at each batch size, after one to warm up; fewer where time is short, but at least one."""
-NUM_UPDATES = 3
-"""Of the optimizer, after one to warm up."""
+NUM_RUNS, LEAST_RUNS = 5, 2
+"""Of each block at each batch size, after one to warm up; fewer where time is short, but at least so many. The fastest
+counts: the heap grows in the first ones, and page faults may take longer than the work."""
 WEIGHT = 0.01
 
 Clock = Callable[[], float]
@@ -53,7 +51,7 @@ def measure_blocks(
     clock: Clock = time.perf_counter,
     cpu_clock: Clock = time.process_time,
 ) -> BlockTimes:
-    """Seconds of each block's forward and backward pass: medians of a few runs. ``name`` is the model's.
+    """Seconds of each block's forward and backward pass: the least of a few runs. ``name`` is the model's.
 
     And of the optimizer that ``training`` names, on the blocks' parameters, one block after the other.
 
@@ -113,7 +111,7 @@ def _measure(
     for index, size in enumerate(sizes):
         if rows:
             once = watch.stretch * sum(map(sum, rows[-1])) * size / sizes[index - 1]
-            if clock() + 2 * once > end:  # warm up and one run
+            if clock() + (1 + LEAST_RUNS) * once > end:
                 break
         row: list[tuple[float, float]] = []
         for block in range(len(chain.blocks)):
@@ -135,13 +133,13 @@ def _time_block(chain: Chain, index: int, size: int, watch: _Stopwatch, end: flo
     inputs = block_inputs(chain, index, size, watch.device)
     forward_s: list[float] = []
     backward_s: list[float] = []
-    while len(forward_s) < NUM_RUNS + 1 and (len(forward_s) < 2 or watch.clock() < end):
+    while len(forward_s) < NUM_RUNS + 1 and (len(forward_s) < LEAST_RUNS + 1 or watch.clock() < end):
         for tensor in inputs:  # gradients of parameters add up, as those of a batch's micro-batches do
             tensor.grad = None
         seconds, outputs = watch.time(lambda: run_forward(part, inputs))
         forward_s.append(seconds)
         backward_s.append(watch.time(lambda: run_backward(outputs))[0])  # noqa: B023 - called at once
-    return statistics.median(forward_s[1:]), statistics.median(backward_s[1:])
+    return min(forward_s[1:]), min(backward_s[1:])
 
 
 def _time_update(chain: Chain, watch: _Stopwatch, training: TrainingConfig, end: float) -> float:
@@ -155,10 +153,10 @@ def _time_update(chain: Chain, watch: _Stopwatch, training: TrainingConfig, end:
             parameter.grad = torch.full_like(parameter, WEIGHT)
         optimizer = make_optimizer(parameters, training)
         runs: list[float] = []  # the first one makes the optimizer's state
-        while len(runs) < NUM_UPDATES + 1 and (len(runs) < 2 or watch.clock() < end):
+        while len(runs) < NUM_RUNS + 1 and (len(runs) < LEAST_RUNS + 1 or watch.clock() < end):
             step_s, _ = watch.time(optimizer.step)
             runs.append(step_s + watch.time(partial(optimizer.zero_grad, set_to_none=False))[0])
-        seconds += statistics.median(runs[1:])
+        seconds += min(runs[1:])
         num_bytes += sum(parameter.nbytes for parameter in parameters.values())
     return seconds / num_bytes if num_bytes else 0.0
 
