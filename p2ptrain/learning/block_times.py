@@ -25,7 +25,7 @@ from torch import nn
 
 from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import UserError
-from p2ptrain.learning.block_costs import block_inputs, run_backward, run_forward
+from p2ptrain.learning.block_costs import block_inputs, profile_blocks, run_backward, run_forward
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.training import make_optimizer
 from p2ptrain.planning.blocks import BlockTimes
@@ -33,7 +33,9 @@ from p2ptrain.planning.blocks import BlockTimes
 CACHE_FORMAT = "p2ptrain-block-times-2"
 NUM_RUNS, LEAST_RUNS = 5, 2
 """Of each block at each batch size, after one to warm up; fewer where time is short, but at least so many. The fastest
-counts: the heap grows in the first ones, and page faults may take longer than the work."""
+counts: the heap still grows in the first ones, and page faults may take longer than the work."""
+HEAP_COPIES = 3
+"""Of what a block stores for its backward pass: with its gradients about what a run allocates."""
 WEIGHT = 0.01
 
 Clock = Callable[[], float]
@@ -113,6 +115,8 @@ def _measure(
             once = watch.stretch * sum(map(sum, rows[-1])) * size / sizes[index - 1]
             if clock() + (1 + LEAST_RUNS) * once > end:
                 break
+        if watch.device.type == "cpu":
+            _grow_heap(chain, size)
         row: list[tuple[float, float]] = []
         for block in range(len(chain.blocks)):
             # What is left, evenly over the samples that are still to be run.
@@ -126,6 +130,13 @@ def _measure(
         backward_s=tuple(tuple(watch.stretch * backward for _, backward in row) for row in rows),
         update_s_per_byte=watch.stretch * update_s_per_byte,
     )
+
+
+def _grow_heap(chain: Chain, size: int) -> None:
+    """As training soon will have done: touch, and free, what the largest block needs for so many samples."""
+    blocks = profile_blocks(chain, "").blocks
+    num_bytes = max(HEAP_COPIES * size * b.stored_activation_bytes + 2 * b.parameter_bytes for b in blocks)
+    torch.empty(num_bytes, dtype=torch.uint8).fill_(1)
 
 
 def _time_block(chain: Chain, index: int, size: int, watch: _Stopwatch, end: float) -> tuple[float, float]:
