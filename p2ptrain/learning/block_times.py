@@ -34,7 +34,7 @@ CACHE_FORMAT = "p2ptrain-block-times-2"
 NUM_RUNS, LEAST_RUNS = 5, 2
 """Of each block at each batch size, after one to warm up; fewer where time is short, but at least so many. The fastest
 counts: the heap still grows in the first ones, and page faults may take longer than the work."""
-HEAP_COPIES = 3
+HEAP_COPIES, MOST_HEAP_BYTES = 2, 512 << 20
 """Of what a block stores for its backward pass: with its gradients about what a run allocates."""
 WEIGHT = 0.01
 
@@ -136,7 +136,7 @@ def _grow_heap(chain: Chain, size: int) -> None:
     """As training soon will have done: touch, and free, what the largest block needs for so many samples."""
     blocks = profile_blocks(chain, "").blocks
     num_bytes = max(HEAP_COPIES * size * b.stored_activation_bytes + 2 * b.parameter_bytes for b in blocks)
-    torch.empty(num_bytes, dtype=torch.uint8).fill_(1)
+    torch.empty(min(num_bytes, MOST_HEAP_BYTES), dtype=torch.uint8).fill_(1)
 
 
 def _time_block(chain: Chain, index: int, size: int, watch: _Stopwatch, end: float) -> tuple[float, float]:
