@@ -1,7 +1,8 @@
 """How long each block of a chain takes on this device: measured within a stated time, and remembered in a file.
 
-Invariant: one block's tensors are held at a time, of made-up numbers, so that the model need not exist; and what was
-remembered is only believed for the same device, model, batch sizes and version of torch.
+Invariant: blocks are run as a stage runs them (``slice_stage``: channels last). One block's tensors are held at a time,
+of made-up numbers, so that the model need not exist; and what was remembered is only believed for the same device,
+model, batch sizes and version of torch.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import UserError
 from p2ptrain.learning.block_costs import block_inputs, profile_blocks, run_backward, run_forward
 from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.slice_stage import as_trained
 from p2ptrain.learning.training import make_optimizer
 from p2ptrain.planning.blocks import BlockTimes
 
-CACHE_FORMAT = "p2ptrain-block-times-2"
+CACHE_FORMAT = "p2ptrain-block-times-3"
 NUM_RUNS, LEAST_RUNS = 5, 2
 """Of each block at each batch size, after one to warm up; fewer where time is short, but at least so many. The fastest
 counts: the heap still grows in the first ones, and page faults may take longer than the work."""
@@ -141,7 +143,8 @@ def _grow_heap(chain: Chain, size: int) -> None:
 
 def _time_block(chain: Chain, index: int, size: int, watch: _Stopwatch, end: float) -> tuple[float, float]:
     part = _made_up(chain.slice(index, index + 1), watch.device).train(size > 1)
-    inputs = block_inputs(chain, index, size, watch.device)
+    made = block_inputs(chain, index, size, watch.device)
+    inputs = tuple(as_trained(t.detach(), watch.device).requires_grad_(t.requires_grad) for t in made)
     forward_s: list[float] = []
     backward_s: list[float] = []
     while len(forward_s) < NUM_RUNS + 1 and (len(forward_s) < LEAST_RUNS + 1 or watch.clock() < end):
@@ -183,7 +186,7 @@ def _made_up(part: nn.Module, device: torch.device) -> nn.Module:
         for short, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
                 setattr(module, short, torch.full_like(buffer, float(buffer.is_floating_point()), device=device))
-    return part.to(device)
+    return part.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _wait_for(device: torch.device) -> None:

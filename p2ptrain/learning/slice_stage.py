@@ -108,7 +108,7 @@ class StageModel:
 
     def _run(self, number: int, inputs: Sequence[Tensor], seed: int, *, first: bool) -> tuple[Tensor, ...]:
         self._seed(seed & (2**63 - 1))
-        placed = tuple(_placed(tensor, self.device) for tensor in inputs)
+        placed = tuple(as_trained(tensor, self.device) for tensor in inputs)
         if not first:
             placed = tuple(tensor.detach().requires_grad_() for tensor in placed)
         if self._stashing:
@@ -131,7 +131,7 @@ class StageModel:
     def backward(self, number: int, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Add to the gradient; those of the inputs, on the CPU (of samples: none). The last stage needs none given."""
         held = self._held.pop(number)
-        placed: list[Tensor | None] = [_placed(gradient, self.device) for gradient in gradients] or [None]
+        placed: list[Tensor | None] = [as_trained(gradient, self.device) for gradient in gradients] or [None]
         pairs = [(out, g) for out, g in zip(held.outputs, placed, strict=True) if out.requires_grad]
         if pairs:
             outputs, weights = zip(*pairs, strict=True)
@@ -242,6 +242,7 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
-def _placed(tensor: Tensor, device: torch.device) -> Tensor:
+def as_trained(tensor: Tensor, device: torch.device) -> Tensor:
+    """As a stage's blocks take it: on the device, pictures with their channels last."""
     tensor = tensor.to(device)
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
