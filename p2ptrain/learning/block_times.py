@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,8 +35,8 @@ from p2ptrain.planning.blocks import BlockTimes
 
 CACHE_FORMAT = "p2ptrain-block-times-3"
 NUM_RUNS, LEAST_RUNS = 5, 2
-"""Of each block at each batch size, after one to warm up; fewer where time is short, but at least so many. The fastest
-counts: the heap still grows in the first ones, and page faults may take longer than the work."""
+"""Of each block at each batch size, after one to warm up; fewer where time is short, but at least so many. Of an even
+number the lower median counts: in the first ones the heap may still grow, and page faults take longer than the work."""
 HEAP_COPIES, MOST_HEAP_BYTES = 2, 512 << 20
 """Of what a block stores for its backward pass: with its gradients about what a run allocates."""
 WEIGHT = 0.01
@@ -55,7 +56,7 @@ def measure_blocks(
     clock: Clock = time.perf_counter,
     cpu_clock: Clock = time.process_time,
 ) -> BlockTimes:
-    """Seconds of each block's forward and backward pass: the least of a few runs. ``name`` is the model's.
+    """Seconds of each block's forward and backward pass: medians of a few runs. ``name`` is the model's.
 
     And of the optimizer that ``training`` names, on the blocks' parameters, one block after the other.
 
@@ -153,7 +154,7 @@ def _time_block(chain: Chain, index: int, size: int, watch: _Stopwatch, end: flo
         seconds, outputs = watch.time(lambda: run_forward(part, inputs))
         forward_s.append(seconds)
         backward_s.append(watch.time(lambda: run_backward(outputs))[0])  # noqa: B023 - called at once
-    return min(forward_s[1:]), min(backward_s[1:])
+    return statistics.median_low(forward_s[1:]), statistics.median_low(backward_s[1:])
 
 
 def _time_update(chain: Chain, watch: _Stopwatch, training: TrainingConfig, end: float) -> float:
@@ -170,7 +171,7 @@ def _time_update(chain: Chain, watch: _Stopwatch, training: TrainingConfig, end:
         while len(runs) < NUM_RUNS + 1 and (len(runs) < LEAST_RUNS + 1 or watch.clock() < end):
             step_s, _ = watch.time(optimizer.step)
             runs.append(step_s + watch.time(partial(optimizer.zero_grad, set_to_none=False))[0])
-        seconds += min(runs[1:])
+        seconds += statistics.median_low(runs[1:])
         num_bytes += sum(parameter.nbytes for parameter in parameters.values())
     return seconds / num_bytes if num_bytes else 0.0
 
