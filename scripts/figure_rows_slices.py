@@ -29,9 +29,11 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     *(
         (
             "pipeline",
-            f"{words} in depth slices, speeds 1 : 0.1 : 1: samples/s; times one fast device alone; measured/predicted",
+            f"{words} in depth slices, speeds 1 : 0.1 : 1: samples/s; times one fast device alone; measured/predicted;"
+            " and with int8 between the stages",
             f"{{{model}: planned/samples_per_s:.0f}}; {{{model}: planned/times_single:.2f}};"
-            f" {{{model}: planned/measured_of_predicted:.2f}}",
+            f" {{{model}: planned/measured_of_predicted:.2f}}; int8: {{{model}: planned, int8/samples_per_s:.0f}};"
+            f" {{{model}: planned, int8/times_single:.2f}}; {{{model}: planned, int8/measured_of_predicted:.2f}}",
             f"one fast device alone: {{{model}: one fast device alone/samples_per_s:.0f}};"
             f" equal split: {{{model}: equal split/samples_per_s:.0f}},"
             f" {{{model}: equal split/measured_of_predicted:.2f}} of predicted;"

@@ -1,6 +1,7 @@
 """Depth slices on devices of speeds 1 : 0.1 : 1 in the lab: throughput, beside what the cost model predicts for it.
 
-Each case trains on the same devices and samples: the pipeline that the group plans; as many blocks on every device
+Each case trains on the same devices and samples: the pipeline that the group plans, with activations and gradients as
+they are and in int8 (what that does to accuracy: ``slices_accuracy``); as many blocks on every device
 (``strategy = "equal"``); the whole model on every device (``strategy = "data-parallel"``); and plain training on one of
 the fast devices alone. How batches are counted, and what is predicted: ``slices_lab``. Needs Linux and root, as the lab
 does.
@@ -8,6 +9,7 @@ does.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +25,14 @@ __all__ = ["BASELINE", "COLUMNS", "run"]
 
 BASELINE = "plain training on the fastest device alone; an equal split; data parallel"
 SINGLE = "one fast device alone"
-CASES = {SINGLE: ALONE, "planned": "planned", "equal split": "equal", "data parallel": "data-parallel"}
+PLANNED, INT8 = "planned", "planned, int8"
+CASES = {
+    SINGLE: ALONE,
+    PLANNED: "planned",
+    INT8: "planned",
+    "equal split": "equal",
+    "data parallel": "data-parallel",
+}
 SPEEDS = {"fast-1": 1.0, "slow": 0.1, "fast-2": 1.0}
 RATE_MBIT = 100.0
 MODELS = ("vgg11", "mobilenetv2")
@@ -61,9 +70,10 @@ def measured(workload: Workload, settings: Settings, repetition: int, controller
         stint, cases = STINT, CASES
     single, times = 0.0, slices_lab.rehearse(workload, devices, stint, controllers)
     for case, strategy in cases.items():
-        figures = slices_lab.run_case(workload, strategy, devices, stint, repetition, controllers, times).figures()
+        chosen = dataclasses.replace(workload, crossing="int8") if case == INT8 else workload
+        figures = slices_lab.run_case(chosen, strategy, devices, stint, repetition, controllers, times).figures()
         if strategy == ALONE:
             single = figures["samples_per_s"]
         else:
             figures["times_single"] = figures["samples_per_s"] / single
-        yield Sample(f"{workload.name}: {case}", repetition, figures, is_baseline=case != "planned")
+        yield Sample(f"{workload.name}: {case}", repetition, figures, is_baseline=case not in (PLANNED, INT8))

@@ -21,7 +21,7 @@ from laboratory.spec import Device, Event, LabSpec, device_of
 
 from benchmarks.common import SEED, Column
 from p2ptrain.api import Status
-from p2ptrain.config import Job
+from p2ptrain.config import Crossing, Job
 from p2ptrain.errors import NotCoveredError
 from p2ptrain.learning.block_costs import profile_blocks
 from p2ptrain.learning.blocks import Chain
@@ -47,7 +47,8 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``tables``: of the job, but for what makes the case. ``snapshot_steps``: of the job; 0 = a round."""
+    """``tables``: of the job, but for what makes the case. ``snapshot_steps``: of the job; 0 = a round. ``crossing``: how
+    activations and gradients travel."""
 
     name: str
     data: str
@@ -55,6 +56,7 @@ class Workload:
     batch_size: int
     micro_batches: int = 8
     snapshot_steps: int = 0
+    crossing: Crossing = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +273,8 @@ def spec_of(
         tables["slices"] = {
             "micro_batches": workload.micro_batches,
             "strategy": strategy,
+            "activations": workload.crossing,
+            "gradients": workload.crossing,
             "snapshot_steps": EQUAL_SNAPSHOT_STEPS if strategy == "equal" else workload.snapshot_steps,
         }
     name = f"{workload.name}, {strategy}"
