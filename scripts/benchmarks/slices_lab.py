@@ -47,8 +47,10 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``tables``: of the job, but for what makes the case. ``snapshot_steps``: of the job; 0 = a round. ``crossing``: how
-    activations and gradients travel."""
+    """``tables``: of the job, but for what makes the case. ``snapshot_steps``: of the job; 0 = a round.
+
+    ``crossing``: how activations and gradients travel.
+    """
 
     name: str
     data: str
