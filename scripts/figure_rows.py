@@ -212,7 +212,7 @@ TABLES = (
             BenchRow(
                 "lab-three-unlike",
                 "three devices, the fastest ten times the slowest, digits, 12 rounds: from start to the harvested"
-                " model; accuracy; different first plans in {three unlike devices/num_runs:.0f} runs",
+                " model; accuracy; how many different first plans in {three unlike devices/num_runs:.0f} runs",
                 "{three unlike devices/harvested_s:.0f} s; {three unlike devices/accuracy:.1f} %;"
                 " {three unlike devices/num_first_plans:.0f}",
                 "a device's speed, furthest off what its share says: {three unlike devices/worst_deviation:.1f} %",

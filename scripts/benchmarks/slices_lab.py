@@ -72,8 +72,8 @@ class Stint:
     most_s: float = 110.0
 
 
-EQUAL_SNAPSHOT_STEPS = 2
-"""A harvest needs a snapshot, and with equal stages a round may take longer than a case."""
+UNPLANNED_SNAPSHOT_STEPS = 2
+"""A harvest needs a snapshot, and without a plan a round may take longer than a case."""
 
 TINY = Stint(6, 3, 8.0, 25.0)
 
@@ -277,7 +277,7 @@ def spec_of(
             "strategy": strategy,
             "activations": workload.crossing,
             "gradients": workload.crossing,
-            "snapshot_steps": EQUAL_SNAPSHOT_STEPS if strategy == "equal" else workload.snapshot_steps,
+            "snapshot_steps": workload.snapshot_steps if strategy == "planned" else UNPLANNED_SNAPSHOT_STEPS,
         }
     name = f"{workload.name}, {strategy}"
     return LabSpec(name, workload.data, tables, tuple(devices), tuple(events), train_s=stint.most_s)
