@@ -20,10 +20,9 @@ from torch import Tensor
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.planning.pipeline_plan import Stage
+from p2ptrain.planning.slice_figures import PARCEL_BYTES
 
 Work = Literal["forward", "backward", "reduce", "gather", "norm"]
-PARCEL_BYTES = 1 << 20
-"""A parcel is cut into smaller ones where it would be larger; a single row never is."""
 
 
 @dataclass(frozen=True, slots=True)

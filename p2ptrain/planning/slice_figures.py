@@ -7,15 +7,17 @@ and the others are planned for.
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from p2ptrain.config import Job
 from p2ptrain.errors import UserError
 from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_times
 from p2ptrain.planning.footprint import TRAINER_BASE_BYTES
 from p2ptrain.planning.pipeline_cost import CostModel, PipelinePeer, PipelineTask, fits, steps_of
-from p2ptrain.planning.pipeline_plan import PipelinePlan
+from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import Steps, round_s
 from p2ptrain.planning.plan import PeerSnapshot, SliceProfile
 from p2ptrain.planning.profile_codec import rounded, rounded_rows
@@ -30,6 +32,11 @@ BASE_BYTES = TRAINER_BASE_BYTES + (64 << 20)
 """What a peer takes without a model: its trainer, and its node with parcels under way."""
 SNAPSHOT_COPIES = 1
 """Of every parameter, while a snapshot is written: what is not contiguous is copied for it."""
+PARCEL_BYTES = 1 << 20
+"""A parcel is cut into smaller ones where it would be larger; a single row never is."""
+PARCEL_FLOPS, BYTE_FLOPS = 6e7, 140.0
+"""What a device could compute while it hands on one parcel, or takes one in, and for each byte of it: sockets,
+encryption, and an event loop in Python. Measured on a core of 20 GFLOP/s: 3 ms, and 7 ms a megabyte."""
 WIRE = {"none": 1.0, "fp16": 0.5, "int8": 0.27}
 """Bytes sent for each byte of a float32 tensor."""
 
@@ -160,6 +167,7 @@ class Room:
         self.num_peers = len(profiles)
         self._figures = (job, model, snapshots, profiles)
         self._costs: dict[int, CostModel] = {}
+        self._flops_per_s: dict[str, float] = {snapshot.peer: snapshot.flops_per_s for snapshot in snapshots}
 
     def costs(self, num_micro_batches: int) -> CostModel:
         """Raises ``UserError`` where no plan can be computed from the figures."""
@@ -168,7 +176,45 @@ class Room:
         return self._costs[num_micro_batches]
 
     def steps(self, pipeline: PipelinePlan) -> Steps:
-        return steps_of(self.costs(pipeline.num_micro_batches), pipeline)
+        """With the work that passing parcels on is for the devices themselves, which the search knows nothing of."""
+        costs = self.costs(pipeline.num_micro_batches)
+        steps, task = steps_of(costs, pipeline), costs.task
+        there = [self._passing_s(costs, pipeline, stage, task.forward_wire) for stage in pipeline.stages]
+        back = [self._passing_s(costs, pipeline, stage, task.backward_wire) for stage in pipeline.stages]
+        ends = [self._averaging_s(costs, stage) for stage in pipeline.stages]
+        return replace(
+            steps,
+            forward_s=tuple(map(operator.add, steps.forward_s, there)),
+            backward_s=tuple(map(operator.add, steps.backward_s, back)),
+            update_s=tuple(map(operator.add, steps.update_s, ends)),
+        )
+
+    def _passing_s(self, costs: CostModel, pipeline: PipelinePlan, stage: Stage, wire: float) -> float:
+        """Of one micro-batch one way: what the stage's peers take in and hand on, by the slowest of them."""
+        slowest = 0.0
+        at = pipeline.stages.index(stage)
+        sides = [(stage.start, at - 1), (stage.stop, at + 1)]
+        neighbours = [(cut, pipeline.stages[i]) for cut, i in sides if 0 <= i < len(pipeline.stages)]
+        for peer, samples in zip(stage.peers, stage.samples, strict=True):
+            flops = 0.0
+            for cut, other in neighbours:
+                num_bytes = float(costs.cut_bytes[costs.cuts.index(cut)]) * samples * wire
+                receivers = math.ceil(samples * len(other.peers) / pipeline.micro_batch)
+                flops += PARCEL_FLOPS * max(receivers, math.ceil(num_bytes / PARCEL_BYTES)) + BYTE_FLOPS * num_bytes
+            slowest = max(slowest, self._seconds(peer, flops))
+        return slowest
+
+    def _averaging_s(self, costs: CostModel, stage: Stage) -> float:
+        """Of a batch: the gradients that the stage's peers exchange, sent and received, by the slowest of them."""
+        num = len(stage.peers)
+        start, stop = costs.cuts.index(stage.start), costs.cuts.index(stage.stop)
+        num_bytes = 4 * (num - 1) / num * float(costs.parameter_bytes[stop] - costs.parameter_bytes[start])
+        flops = PARCEL_FLOPS * math.ceil(num_bytes / PARCEL_BYTES) + BYTE_FLOPS * num_bytes
+        return max(self._seconds(peer, flops) for peer in stage.peers)
+
+    def _seconds(self, peer: str, flops: float) -> float:
+        """Nothing for a peer whose speed nobody knows."""
+        return flops / self._flops_per_s[peer] if self._flops_per_s[peer] > 0 else 0.0
 
     def batch_s(self, pipeline: PipelinePlan) -> float:
         """Predicted seconds of a batch."""

@@ -146,7 +146,7 @@ def _best(room: Room) -> PipelinePlan:
     problem = None
     for num in micro_batch_choices(room.job):
         try:
-            found.append(_pipeline(room, num))
+            found += _pipelines(room, num)
         except UserError as error:
             problem = problem or error  # that of the most micro-batches, which take the least memory
     if not found:
@@ -154,17 +154,19 @@ def _best(room: Room) -> PipelinePlan:
     return min(found, key=room.batch_s)
 
 
-def _pipeline(room: Room, num_micro_batches: int) -> PipelinePlan:
+def _pipelines(room: Room, num_micro_batches: int) -> list[PipelinePlan]:
+    """Those to choose from. The search does not know what passing parcels on costs a device: alone it costs nothing."""
     strategy, costs = room.job.slices.strategy, room.costs(num_micro_batches)
     if strategy == "planned":
-        return plan_pipeline(costs).plan
+        alone = best_single_peer(costs)
+        return [plan_pipeline(costs).plan, *([alone] if alone else [])]
     pipeline = equal_split(costs) if strategy == "equal" else side_by_side(costs)
     if pipeline is None or not room.fits(pipeline):
         raise UserError(
             f'model {room.model.name}: slices.strategy = "{strategy}" does not fit into the memory of these '
             f'{room.num_peers} peers; use "planned", a smaller batch_size, or a narrower model'
         )
-    return pipeline
+    return [pipeline]
 
 
 def _plan(

@@ -109,7 +109,8 @@ class Completion:
 
     def _look_from_outside(self, plan: Plan, now: float) -> Effects:
         """A peer that stands by is done when those who train are."""
-        records = [r for p in plan.trainers() if (r := self._peer.records.get(p)) is not None and r.plan == plan.hash]
+        name = self._peer.duty.plan_hash if self._peer.duty else ""
+        records = [r for p in plan.trainers() if (r := self._peer.records.get(p)) is not None and r.plan == name]
         alive = set(self._peer.members())
         here = [record for record in records if record.peer in alive]
         return self._done(now) if here and all(record.phase == "done" for record in here) else []

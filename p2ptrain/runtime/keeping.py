@@ -111,6 +111,11 @@ class Keeping:
     # --- for subclasses ---
 
     @property
+    def plan_hash(self) -> str:
+        """Of ``plan``; to compute it anew takes milliseconds."""
+        return self._plan_hash
+
+    @property
     def data_epoch(self) -> int:
         """Data messages of an older epoch are dropped."""
         return self.plan.epoch if self.plan else 0

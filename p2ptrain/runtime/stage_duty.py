@@ -260,7 +260,7 @@ class StageDuty(Keeping):
         if math.isfinite(own) or plan is None or plan.slices is None:
             return own if math.isfinite(own) else 0.0
         records = [self._peer.records.get(PeerId(peer)) for peer in plan.slices.pipeline.stages[-1].peers]
-        return max((r.loss for r in records if r is not None and r.plan == plan.hash), default=0.0)
+        return max((r.loss for r in records if r is not None and r.plan == self.streams.plan), default=0.0)
 
     def _is_of_plan(self, holding: m.Holding) -> bool:
         """Whether the stage that was refused may have been made of it."""

@@ -153,15 +153,15 @@ def _receive(link: socket.socket) -> object:
 
 
 def _exactly(link: socket.socket, num_bytes: int) -> bytes:
-    buffer = bytearray(num_bytes)
-    view = memoryview(buffer)
-    got = 0
-    while got < num_bytes:
-        n = link.recv_into(view[got:])
-        if n == 0:
+    parts: list[bytes] = []
+    missing = num_bytes
+    while missing:
+        part = link.recv(missing, socket.MSG_WAITALL)  # all of it, but for a signal in between
+        if not part:
             raise EOFError("the other end is gone")
-        got += n
-    return bytes(buffer)
+        parts.append(part)
+        missing -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def die_with_node() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,13 +13,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from p2ptrain.errors import UserError
+from p2ptrain.learning import block_times
+from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.parts import global_model
+from p2ptrain.runtime import allocator, stage_worker
+from p2ptrain.runtime.peer_node import BLOCK_TIMES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
-from laboratory import calibration, quota, session  # noqa: E402
+from laboratory import calibration, quota, rehearsal, session  # noqa: E402
+from laboratory.bench import Bench  # noqa: E402
 from laboratory.calibration import Speed, Turn  # noqa: E402
 from laboratory.camera import Camera  # noqa: E402
 from laboratory.jobs import job_of  # noqa: E402
@@ -329,6 +337,36 @@ def test_the_job_s_table_may_shape_the_samples(tmp_path: Path) -> None:
     x, y = calibration.made_up_batch(pictures)
     assert x.shape == (calibration.BATCH_SIZE, 1, 8, 8)
     assert y.shape == (calibration.BATCH_SIZE,)
+
+
+# --- a rehearsal ------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_rehearsed_is_what_a_peer_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = tuple(device_of(name, 0.5, 10.0) for name in "ab")
+    job = job_of(LabSpec("lab", "digits", {"model": {"name": "lenet", "width": 0.2}, "mode": "slices"}, devices))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(job.to_json() + "\nmeasure\n"))
+    monkeypatch.setattr(allocator, "keep_for_training", lambda: True)
+    rehearsal.main(tmp_path / "times.json")
+    with torch.device("meta"):
+        chain = Chain(global_model(job, allow_user_code=False), job.data.input_shape)
+    monkeypatch.setattr(block_times, "_measure", lambda *_: pytest.fail("measured again"))
+    _, times = stage_worker.profile_job(chain, job, "cpu", tmp_path / "times.json")
+    assert len(times.forward_s[0]) == len(chain.blocks) and times.update_s_per_byte > 0
+
+
+def test_devices_hurry_until_they_are_to_keep_to_their_shares(tmp_path: Path) -> None:
+    devices = (device_of("small", 0.1, 10.0), device_of("large", 1.5, 10.0))
+    shares: dict[str, list[float]] = {device.name: [] for device in devices}
+    groups: Any = {name: SimpleNamespace(set_share=told.append) for name, told in shares.items()}
+    nothing: Any = None
+    bench = Bench(LabSpec("lab", "digits", {}, devices), nothing, tmp_path, nothing, groups, nothing)
+    bench.hurry({"small": b"times"})
+    assert shares == {"small": [1.0], "large": [1.5]}
+    assert (tmp_path / "small" / BLOCK_TIMES).read_bytes() == b"times"
+    assert not (tmp_path / "large").exists()
+    bench.keep_to_shares()
+    assert shares == {"small": [1.0, 0.1], "large": [1.5, 1.5]}
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------

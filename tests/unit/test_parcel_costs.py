@@ -1,0 +1,105 @@
+"""What passing parcels on costs the devices themselves: it is in what a plan promises, and in which plan is chosen."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
+from p2ptrain.ids import PeerId
+from p2ptrain.planning.blocks import BlockProfile, ModelProfile
+from p2ptrain.planning.pipeline_baselines import best_single_peer
+from p2ptrain.planning.pipeline_cost import steps_of
+from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
+from p2ptrain.planning.plan import PeerSnapshot, SliceProfile
+from p2ptrain.planning.slice_figures import BYTE_FLOPS, PARCEL_FLOPS, Room, SlicePeer, micro_batch_choices
+from p2ptrain.planning.slices import first_slices_plan, follows
+
+DATA = DataConfig(classes=("a", "b"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
+JOB = Job(mode="slices", data=DATA, training=TrainingConfig(batch_size=16), slices=SlicesConfig(micro_batches=4))
+MB = 1 << 20
+
+
+def model(flops: int, activation_bytes: int = 100, parameter_bytes: int = 1000) -> ModelProfile:
+    block = BlockProfile("b", flops, 2 * flops, parameter_bytes, activation_bytes, activation_bytes, True)
+    return ModelProfile("net", 100, (block,) * 6)
+
+
+def peer(
+    index: int,
+    flops_per_s: float = 1e9,
+    link: float = 1e9,
+    *,
+    counts: tuple[int, ...] = (10, 10),
+    measured: bool = False,
+) -> SlicePeer:
+    name = PeerId(f"peer{index:012d}")
+    times = ((1,), ((0.1,) * 6,), ((0.2,) * 6,)) if measured else ((), (), ())
+    return SlicePeer(PeerSnapshot(name, flops_per_s, 0, counts, ()), SliceProfile(name, link, 1.0, *times))
+
+
+def room_of(net: ModelProfile, *peers: SlicePeer, job: Job = JOB) -> Room:
+    profiles = tuple(each.profile for each in peers if each.profile is not None)
+    return Room(job, net, tuple(each.snapshot for each in peers), profiles)
+
+
+def names(*peers: SlicePeer) -> tuple[str, ...]:
+    return tuple(each.snapshot.peer for each in peers)
+
+
+def stage(start: int, stop: int, peers: tuple[SlicePeer, ...], samples: tuple[int, ...]) -> Stage:
+    return Stage(start, stop, names(*peers), samples, 1)
+
+
+@pytest.mark.parametrize(("flops", "num_stages"), [(10**6, 1), (10**9, 2)])
+def test_a_helper_is_of_use_where_the_model_is_worth_it(flops: int, num_stages: int) -> None:
+    """The small model takes 0.29 s a batch alone: less than its parcels would."""
+    helper = peer(1, counts=())
+    plan = first_slices_plan(JOB, model(flops), [peer(0), helper], names(peer(0))[0])  # type: ignore[arg-type]
+    assert plan.slices is not None and len(plan.slices.pipeline.stages) == num_stages
+    assert follows(JOB, model(flops), plan, None)
+
+
+def test_every_stage_works_for_what_it_takes_in_and_hands_on() -> None:
+    """Three stages; in the middle a fast and a slow peer that have three samples and one of a micro-batch's four."""
+    a, b, c, d = peer(0), peer(1, 3e9), peer(2, 5e8), peer(3)
+    net = model(10**8, activation_bytes=MB // 2)
+    room = room_of(net, a, b, c, d)
+    stages = (stage(0, 2, (a,), (4,)), stage(2, 4, (b, c), (3, 1)), stage(4, 6, (d,), (4,)))
+    pipeline = PipelinePlan("net", 6, 4, 4, stages, ())
+    plain, found = steps_of(room.costs(4), pipeline), room.steps(pipeline)
+    ends = (2 * PARCEL_FLOPS + BYTE_FLOPS * 2 * MB) / 1e9  # two receivers of 2 MB, in parcels of a megabyte
+    fast = 2 * (2 * PARCEL_FLOPS + BYTE_FLOPS * 1.5 * MB) / 3e9  # 1.5 MB in, and as much out
+    slow = 2 * (PARCEL_FLOPS + BYTE_FLOPS * 0.5 * MB) / 5e8
+    for with_parcels, without in ((found.forward_s, plain.forward_s), (found.backward_s, plain.backward_s)):
+        more = [seconds - before for seconds, before in zip(with_parcels, without, strict=True)]
+        assert more == pytest.approx([ends, max(fast, slow), ends])
+    averaged = 2 * 2000.0  # bytes of the stage's parameters, sent and received: 4 x 1/2 of them
+    expected = (PARCEL_FLOPS + BYTE_FLOPS * averaged) / 5e8
+    assert found.update_s[1] - plain.update_s[1] == pytest.approx(expected)
+    assert (found.update_s[0], found.link_forward_s) == (plain.update_s[0], plain.link_forward_s)
+
+
+def test_alone_nothing_is_passed_on_and_who_says_no_speed_is_not_charged() -> None:
+    silent = peer(1, 0.0, measured=True)
+    room = room_of(model(10**7), peer(0), silent)
+    alone = PipelinePlan("net", 6, 4, 4, (stage(0, 6, (peer(0),), (4,)),), names(silent))
+    assert room.steps(alone) == steps_of(room.costs(4), alone)
+    both = PipelinePlan("net", 6, 4, 4, (stage(0, 3, (peer(0),), (4,)), stage(3, 6, (silent,), (4,))), ())
+    plain, found = steps_of(room.costs(4), both), room.steps(both)
+    assert found.forward_s[0] > plain.forward_s[0] and found.forward_s[1] == plain.forward_s[1] > 0
+
+
+def test_no_plan_is_slower_than_the_best_peer_alone() -> None:
+    generator = random.Random(3)
+    for _ in range(25):
+        net = model(10 ** generator.randint(5, 9), 10 ** generator.randint(2, 6))
+        peers = [peer(i, 10 ** generator.uniform(8, 10), 10 ** generator.uniform(6, 8)) for i in range(3)]
+        plan = first_slices_plan(JOB, net, peers, names(peers[0])[0])  # type: ignore[arg-type]
+        assert plan.slices is not None
+        room = Room(JOB, net, plan.peers, plan.slices.profiles)
+        singles = [best_single_peer(room.costs(num)) for num in micro_batch_choices(JOB)]
+        best = min((room.batch_s(single) for single in singles if single), default=math.inf)
+        assert room.batch_s(plan.slices.pipeline) <= best * (1 + 1e-9)
