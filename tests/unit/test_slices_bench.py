@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -83,8 +84,11 @@ def test_a_case_is_a_job_of_its_strategy() -> None:
     workload = Workload("lenet", "digits", {"training": {"optimizer": "adamw"}}, 16, micro_batches=4, snapshot_steps=7)
     job = job_of(slices_lab.spec_of(workload, "equal", devices, Stint(), 1))
     assert (job.mode, job.slices.strategy, job.slices.micro_batches, job.slices.snapshot_steps) == (
-        *("slices", "equal", 4, slices_lab.EQUAL_SNAPSHOT_STEPS),
+        *("slices", "equal", 4, slices_lab.UNPLANNED_SNAPSHOT_STEPS),
     )
+    assert (job.slices.activations, job.slices.gradients) == ("none", "none")
+    coded = job_of(slices_lab.spec_of(dataclasses.replace(workload, crossing="int8"), "planned", devices, Stint(), 1))
+    assert (coded.slices.activations, coded.slices.gradients) == ("int8", "int8")
     planned = job_of(slices_lab.spec_of(workload, "planned", devices, Stint(), 1))
     assert (planned.slices.strategy, planned.slices.snapshot_steps) == ("planned", 7)
     assert (job.training.optimizer, job.training.batch_size, job.seed) == ("adamw", 16, slices_lab.SEED + 1)
