@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 PLANNED_MODELS = {"vgg11": "VGG-11", "mobilenetv2": "MobileNetV2", "bert_small": "BERT-small-like, 128 bytes"}
-PIPELINE_MODELS = {"vgg11": "VGG-11", "mobilenetv2": "MobileNetV2"}
+PIPELINES = {"pipeline": "VGG-11", "pipeline_mobilenet": "MobileNetV2"}
 
 ROWS: tuple[tuple[str, str, str, str], ...] = (
     *(
@@ -28,19 +28,19 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ),
     *(
         (
-            "pipeline",
+            file,
             f"{words} in depth slices, speeds 1 : 0.1 : 1: samples/s; times one fast device alone; measured/predicted;"
             " and with int8 between the stages",
-            f"{{{model}: planned/samples_per_s:.0f}}; {{{model}: planned/times_single:.2f}};"
-            f" {{{model}: planned/measured_of_predicted:.2f}}; int8: {{{model}: planned, int8/samples_per_s:.0f}};"
-            f" {{{model}: planned, int8/times_single:.2f}}; {{{model}: planned, int8/measured_of_predicted:.2f}}",
-            f"one fast device alone: {{{model}: one fast device alone/samples_per_s:.0f}};"
-            f" equal split: {{{model}: equal split/samples_per_s:.0f}},"
-            f" {{{model}: equal split/measured_of_predicted:.2f}} of predicted;"
-            f" data parallel: {{{model}: data parallel/samples_per_s:.0f}},"
-            f" {{{model}: data parallel/measured_of_predicted:.2f}} of predicted",
+            "{planned/samples_per_s:.0f}; {planned/times_single:.2f};"
+            " {planned/measured_of_predicted:.2f}; int8: {planned, int8/samples_per_s:.0f};"
+            " {planned, int8/times_single:.2f}; {planned, int8/measured_of_predicted:.2f}",
+            "one fast device alone: {one fast device alone/samples_per_s:.0f};"
+            " equal split: {equal split/samples_per_s:.0f},"
+            " {equal split/measured_of_predicted:.2f} of predicted;"
+            " data parallel: {data parallel/samples_per_s:.0f},"
+            " {data parallel/measured_of_predicted:.2f} of predicted",
         )
-        for model, words in PIPELINE_MODELS.items()
+        for file, words in PIPELINES.items()
     ),
     (
         "pipeline_text",

@@ -1,4 +1,4 @@
-"""Depth slices on devices of speeds 1 : 0.1 : 1 in the lab: throughput, beside what the cost model predicts for it.
+"""VGG-11 in depth slices on devices of speeds 1 : 0.1 : 1 in the lab: throughput, beside what is predicted for it.
 
 Each case trains on the same devices and samples: the pipeline that the group plans, with activations and gradients as
 they are and in int8 (what that does to accuracy: ``slices_accuracy``); as many blocks on every device
@@ -35,29 +35,30 @@ CASES = {
 }
 SPEEDS = {"fast-1": 1.0, "slow": 0.1, "fast-2": 1.0}
 RATE_MBIT = 100.0
-MODELS = ("vgg11", "mobilenetv2")
 BATCH_SIZE, MICRO_BATCHES = 256, 16
 """Small micro-batches compute slowly (VGG-11's convolutions at 8 samples do half of what they do at 64), and few of
 them leave a pipeline idle: so a batch has to be some hundred samples for a pipeline to be worth much."""
-STINT = Stint(batches=16, enough_batches=3, enough_s=20.0, most_s=150.0)
+STINT = Stint(batches=30, enough_batches=3, enough_s=45.0, most_s=150.0)
 """A batch of the equal split may take half a minute."""
 SUBSET = 10
 """Of CIFAR-10's training samples one in so many is used."""
 
 
 def run(settings: Settings) -> Iterator[Sample]:
+    yield from compare("vgg11", settings)
+
+
+def compare(model: str, settings: Settings) -> Iterator[Sample]:
+    """All cases of one model, in turn; with ``tiny`` a LeNet in its place."""
     controllers = host.check_host()
     sweep(controllers)
-    for repetition in range(settings.repeat):
-        for workload in workloads(settings):
-            yield from measured(workload, settings, repetition, controllers)
-
-
-def workloads(settings: Settings) -> list[Workload]:
     if settings.tiny:
-        return [Workload("lenet", "digits", {"model": {"name": "lenet", "width": 2.0}}, 64)]
-    data = f"images:{data_file('cifar10-images.zip')}"
-    return [Workload(model, data, {"model": {"name": model}}, BATCH_SIZE, MICRO_BATCHES) for model in MODELS]
+        workload = Workload("lenet", "digits", {"model": {"name": "lenet", "width": 2.0}}, 64)
+    else:
+        data = f"images:{data_file('cifar10-images.zip')}"
+        workload = Workload(model, data, {"model": {"name": model}}, BATCH_SIZE, MICRO_BATCHES)
+    for repetition in range(settings.repeat):
+        yield from measured(workload, settings, repetition, controllers)
 
 
 def measured(workload: Workload, settings: Settings, repetition: int, controllers: Any) -> Iterator[Sample]:
@@ -76,4 +77,4 @@ def measured(workload: Workload, settings: Settings, repetition: int, controller
             single = figures["samples_per_s"]
         else:
             figures["times_single"] = figures["samples_per_s"] / single
-        yield Sample(f"{workload.name}: {case}", repetition, figures, is_baseline=case not in (PLANNED, INT8))
+        yield Sample(case, repetition, figures, is_baseline=case not in (PLANNED, INT8))

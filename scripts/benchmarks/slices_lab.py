@@ -70,12 +70,14 @@ class Stint:
     enough_batches: int = 20
     enough_s: float = 50.0
     most_s: float = 110.0
+    warm_up_s: float = 10.0
+    """Of each plan's training, which does not count."""
 
 
 UNPLANNED_SNAPSHOT_STEPS = 2
 """A harvest needs a snapshot, and without a plan a round may take longer than a case."""
 
-TINY = Stint(6, 3, 8.0, 25.0)
+TINY = Stint(6, 3, 8.0, 25.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,9 @@ class Mark:
 
 @dataclass(slots=True)
 class Pace:
-    """Batches by the time."""
+    """Batches by the time. ``warm_up_s``: of ``Stint``."""
 
+    warm_up_s: float = 0.0
     marks: list[Mark] = field(default_factory=list)
     plans: list[str] = field(default_factory=list)
     began: float | None = None
@@ -118,8 +121,10 @@ class Pace:
 
     @property
     def current(self) -> list[Mark]:
-        """Of the last plan, but for its first batch, which fills caches."""
-        return [mark for mark in self.marks if mark.plan == self.plans[-1]][1:] if self.plans else []
+        """Of the last plan, without the time in which it warms up: caches fill, and heaps grow."""
+        marks = [mark for mark in self.marks if mark.plan == self.plans[-1]] if self.plans else []
+        warm_s = marks[0].seconds + self.warm_up_s if marks else 0.0
+        return [mark for mark in marks[1:] if mark.seconds >= warm_s]
 
     @property
     def num_batches(self) -> int:
@@ -227,7 +232,7 @@ def run_case(
     ``rehearsed``: of ``rehearse``; without it devices start, and measure, with their shares of a core.
     ``out``: a folder that keeps logs and journals, also of a case that failed.
     """
-    spec, pace = spec_of(workload, strategy, devices, stint, repetition, events), Pace()
+    spec, pace = spec_of(workload, strategy, devices, stint, repetition, events), Pace(stint.warm_up_s)
     job = jobs.job_of(spec)
 
     def look(seconds: float, status: Status) -> None:

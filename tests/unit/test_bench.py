@@ -24,7 +24,7 @@ from benchmarks.virtual_membership import detect_death_by_heartbeats  # noqa: E4
 from laboratory.calibration import OffSpeedError  # noqa: E402
 
 NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks_cifar"}
-NAMES |= {"pipeline", "pipeline_text", "pipeline_memory", "replan", "planner", "slices_accuracy"}
+NAMES |= {"pipeline", "pipeline_mobilenet", "pipeline_text", "pipeline_memory", "replan", "planner", "slices_accuracy"}
 
 
 def bench(*arguments: str) -> str:
