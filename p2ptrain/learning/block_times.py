@@ -37,7 +37,7 @@ CACHE_FORMAT = "p2ptrain-block-times-3"
 NUM_RUNS, LEAST_RUNS = 5, 2
 """Of each block at each batch size, after one to warm up; fewer where time is short, but at least so many. Of an even
 number the lower median counts: in the first ones the heap may still grow, and page faults take longer than the work."""
-HEAP_COPIES, MOST_HEAP_BYTES = 2, 512 << 20
+HEAP_COPIES = 2
 """Of what a block stores for its backward pass: with its gradients about what a run allocates."""
 WEIGHT = 0.01
 
@@ -52,6 +52,7 @@ def measure_blocks(
     training: TrainingConfig | None = None,
     device: torch.device | str = "cpu",
     budget_s: float = 20.0,
+    heap_bytes: int = 0,
     cache: Path | None = None,
     clock: Clock = time.perf_counter,
     cpu_clock: Clock = time.process_time,
@@ -64,7 +65,8 @@ def measure_blocks(
     process that gets its share of a core in turns is held up now and then, which no single short run shows.
 
     The smallest batch is always measured, larger ones as long as ``budget_s`` is likely to do. At batch size 1, on
-    which BatchNorm can't be trained, blocks run in eval mode. ``cache``: a file of ours, made if there is none.
+    which BatchNorm can't be trained, blocks run in eval mode. ``heap_bytes``: so much memory may be touched before, as
+    far as blocks need it, so that what is timed is not its first use. ``cache``: a file of ours, made if there is none.
     """
     sizes = sorted(set(batch_sizes))
     if not sizes or sizes[0] < 1:
@@ -77,7 +79,7 @@ def measure_blocks(
     if found is not None:
         return found
     watch = _Stopwatch(device, clock, cpu_clock if device.type == "cpu" else clock)
-    times = _measure(chain, sizes, watch, budget_s, training)
+    times = _measure(chain, sizes, watch, budget_s, training, heap_bytes)
     if cache is not None:
         _write(cache, {**remembered, key: dataclasses.asdict(times)})
     return times
@@ -108,7 +110,7 @@ class _Stopwatch:
 
 
 def _measure(
-    chain: Chain, sizes: Sequence[int], watch: _Stopwatch, budget_s: float, training: TrainingConfig
+    chain: Chain, sizes: Sequence[int], watch: _Stopwatch, budget_s: float, training: TrainingConfig, heap_bytes: int
 ) -> BlockTimes:
     clock = watch.clock
     end = clock() + budget_s
@@ -118,8 +120,8 @@ def _measure(
             once = watch.stretch * sum(map(sum, rows[-1])) * size / sizes[index - 1]
             if clock() + (1 + LEAST_RUNS) * once > end:
                 break
-        if watch.device.type == "cpu":
-            _grow_heap(chain, size)
+        if heap_bytes and watch.device.type == "cpu":
+            _grow_heap(chain, size, heap_bytes)
         row: list[tuple[float, float]] = []
         for block in range(len(chain.blocks)):
             # What is left, evenly over the samples that are still to be run.
@@ -135,11 +137,11 @@ def _measure(
     )
 
 
-def _grow_heap(chain: Chain, size: int) -> None:
+def _grow_heap(chain: Chain, size: int, most_bytes: int) -> None:
     """As training soon will have done: touch, and free, what the largest block needs for so many samples."""
     blocks = profile_blocks(chain, "").blocks
     num_bytes = max(HEAP_COPIES * size * b.stored_activation_bytes + 2 * b.parameter_bytes for b in blocks)
-    torch.empty(min(num_bytes, MOST_HEAP_BYTES), dtype=torch.uint8).fill_(1)
+    torch.empty(min(num_bytes, most_bytes), dtype=torch.uint8).fill_(1)
 
 
 def _time_block(chain: Chain, index: int, size: int, watch: _Stopwatch, end: float) -> tuple[float, float]:

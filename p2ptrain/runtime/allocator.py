@@ -5,7 +5,8 @@ glibc gives large blocks back to the kernel as soon as they are free, and the ne
 MobileNetV2 at 256 samples a batch spent three quarters of its time on faults, and passing on a message of 2 MB took
 six times as long. Other C libraries are left as they are.
 
-The price is memory that is free and not given back, so a trainer keeps but a fraction of what its device has.
+The price is memory that is free and not given back, so a trainer keeps but a fraction of what its device has, and
+nothing where that is little.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ NODE_BYTES = 32 << 20
 TRAINER_SHARE = 1 / 8
 """Of the memory that its device can give it."""
 MOST_BYTES = 1 << 30
+LEAST_AVAILABLE_BYTES = 4 << 30
+"""With less, plans fill a device's memory, and what is kept may be what is missing."""
 
 
 def keep_freed(at_most_bytes: int) -> bool:
@@ -40,4 +43,5 @@ def keep_for_training() -> bool:
     """In a process that trains, before it does."""
     from p2ptrain.runtime.probe import available_memory
 
-    return keep_freed(min(MOST_BYTES, round(available_memory() * TRAINER_SHARE)))
+    available = available_memory()
+    return available >= LEAST_AVAILABLE_BYTES and keep_freed(min(MOST_BYTES, round(available * TRAINER_SHARE)))

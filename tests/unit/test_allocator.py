@@ -43,7 +43,7 @@ def test_memory_that_was_freed_costs_no_page_faults_again() -> None:
 def test_a_trainer_keeps_a_fraction_of_what_its_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(allocator, "keep_freed", lambda at_most: asked.append(at_most) or True)
-    for available in (1 << 30, 64 << 30):
+    for available in (1 << 30, 4 << 30, 64 << 30):
         monkeypatch.setattr(probe, "available_memory", lambda available=available: available)
-        assert allocator.keep_for_training()
-    assert asked == [128 << 20, 1 << 30]
+        assert allocator.keep_for_training() == (available > 1 << 30)
+    assert asked == [512 << 20, 1 << 30]
