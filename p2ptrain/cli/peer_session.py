@@ -23,7 +23,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.net.interfaces import usable_addresses
 from p2ptrain.net.keys import Group, save_group
 from p2ptrain.runtime import journal
-from p2ptrain.runtime.allocator import NODE_BYTES, keep_freed
+from p2ptrain.runtime.allocator import keep_for_messages
 from p2ptrain.runtime.journal import Line
 from p2ptrain.runtime.node import NetworkConfig
 from p2ptrain.runtime.peer import Peer
@@ -81,7 +81,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Run the peer to its end. Raises ``UserError``."""
-    keep_freed(NODE_BYTES)
+    keep_for_messages()
     session = _Session(options, quiet=quiet, as_json=as_json)
 
     def started(node: PeerNode) -> None:

@@ -79,7 +79,7 @@ def measure_blocks(
     if found is not None:
         return found
     watch = _Stopwatch(device, clock, cpu_clock if device.type == "cpu" else clock)
-    times = _measure(chain, sizes, watch, budget_s, training, heap_bytes)
+    times = _measure(chain, sizes, watch, budget_s, training, heap_bytes if device.type == "cpu" else 0)
     if cache is not None:
         _write(cache, {**remembered, key: dataclasses.asdict(times)})
     return times
@@ -114,14 +114,16 @@ def _measure(
 ) -> BlockTimes:
     clock = watch.clock
     end = clock() + budget_s
+    blocks = profile_blocks(chain, "").blocks if heap_bytes else ()
     rows: list[list[tuple[float, float]]] = []
     for index, size in enumerate(sizes):
         if rows:
             once = watch.stretch * sum(map(sum, rows[-1])) * size / sizes[index - 1]
             if clock() + (1 + LEAST_RUNS) * once > end:
                 break
-        if heap_bytes and watch.device.type == "cpu":
-            _grow_heap(chain, size, heap_bytes)
+        if heap_bytes:
+            needed = max(HEAP_COPIES * size * b.stored_activation_bytes + 2 * b.parameter_bytes for b in blocks)
+            torch.empty(min(needed, heap_bytes), dtype=torch.uint8).fill_(1)  # as training soon will have done
         row: list[tuple[float, float]] = []
         for block in range(len(chain.blocks)):
             # What is left, evenly over the samples that are still to be run.
@@ -135,13 +137,6 @@ def _measure(
         backward_s=tuple(tuple(watch.stretch * backward for _, backward in row) for row in rows),
         update_s_per_byte=watch.stretch * update_s_per_byte,
     )
-
-
-def _grow_heap(chain: Chain, size: int, most_bytes: int) -> None:
-    """As training soon will have done: touch, and free, what the largest block needs for so many samples."""
-    blocks = profile_blocks(chain, "").blocks
-    num_bytes = max(HEAP_COPIES * size * b.stored_activation_bytes + 2 * b.parameter_bytes for b in blocks)
-    torch.empty(min(num_bytes, most_bytes), dtype=torch.uint8).fill_(1)
 
 
 def _time_block(chain: Chain, index: int, size: int, watch: _Stopwatch, end: float) -> tuple[float, float]:

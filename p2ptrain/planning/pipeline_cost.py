@@ -262,13 +262,14 @@ class CostModel:
         """Bytes per second of the slowest link between two groups, or within one."""
         return float(self.link_rates[np.ix_(peers, peers if others is None else others)].min())
 
-    def update_s(self, peers: Sequence[int], start: int, stop: int) -> float:
-        """At the end of a batch: the gradients' all-reduce among the stage's peers, and the optimizer's step."""
-        num_bytes = float(self.parameter_bytes[stop] - self.parameter_bytes[start])
-        own, num = float(self.update_s_per_byte[list(peers)].max()) * num_bytes, len(peers)
+    def update_s(self, peers: Sequence[int], num_bytes: Floats) -> Floats:
+        """At the end of a batch, for stages with so many bytes of parameters: the gradients' all-reduce among these
+        peers, and the optimizer's step."""
+        num = len(peers)
+        seconds: Floats = self.update_s_per_byte[list(peers)].max() * num_bytes
         if num == 1:
-            return own
-        return own + 2 * (num - 1) / num * num_bytes / self.link_rate(peers) + 2 * (num - 1) * self.task.latency_s
+            return seconds
+        return seconds + 2 * (num - 1) / num * num_bytes / self.link_rate(peers) + 2 * (num - 1) * self.task.latency_s
 
     def split(self, peers: Sequence[int], start: int, stop: int, warm_up: int) -> tuple[int, ...] | None:
         """Samples for each peer that let the slowest end soonest, within memory; None where that can't be.
@@ -318,7 +319,7 @@ def steps_of(model: CostModel, plan: PipelinePlan) -> Steps:
         groups.append(peers)
         forward.append(max(seconds for seconds, _ in took))
         backward.append(max(seconds for _, seconds in took))
-        update.append(model.update_s(peers, start, stop))
+        update.append(float(model.update_s(peers, model.parameter_bytes[stop] - model.parameter_bytes[start])))
     sent = [
         float(model.cut_bytes[unit[stage.start]]) * plan.micro_batch / model.link_rate(groups[i], groups[i + 1])
         for i, stage in enumerate(plan.stages[1:])

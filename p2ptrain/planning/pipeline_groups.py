@@ -89,7 +89,7 @@ class Ground:
         for each in counts:
             if each not in self._known:
                 group = self._group(each)
-                self._known[each] = (group, *self._seconds(group, limit_s), self._update(group, spans))
+                self._known[each] = (group, *self._seconds(group, limit_s), self.model.update_s(group.peers, spans))
         groups, forward, backward, update = zip(*(self._known[each] for each in counts), strict=True)
         self.groups: tuple[Group, ...] = groups
         self.forward_s: Floats = np.stack(forward, axis=1)
@@ -161,21 +161,13 @@ class Ground:
             self.model.link_rate(peers),
         )
 
-    def _update(self, group: Group, spans: Floats) -> Floats:
-        """``CostModel.update_s`` for these bytes of parameters."""
-        num = len(group.peers)
-        update: Floats = self.model.update_s_per_byte[list(group.peers)].max() * spans
-        if num > 1:
-            update += 2 * (num - 1) / num * spans / group.link_rate + 2 * (num - 1) * self.model.task.latency_s
-        return update
-
     def _alone_s(self, peer: int) -> float:
         """A batch of the whole model on one peer; infinite where that can't be."""
         model, last = self.model, self.model.num_units
         if not model.task.peers[peer].has_data or model.split([peer], 0, last, 1) is None:
             return math.inf
         both = model.task.num_micro_batches * sum(model.stage_s(peer, 0, last, model.task.micro_batch))
-        return both + model.update_s([peer], 0, last)
+        return both + float(model.update_s([peer], model.parameter_bytes[last]))
 
     def _hopeful(self, group: Group, limit_s: float) -> tuple[Ints, Ints]:
         """Starts and stops of the runs that the group may do within the limit, and the other peers all the rest."""

@@ -5,14 +5,16 @@ glibc gives large blocks back to the kernel as soon as they are free, and the ne
 MobileNetV2 at 256 samples a batch spent three quarters of its time on faults, and passing on a message of 2 MB took
 six times as long. Other C libraries are left as they are.
 
-The price is memory that is free and not given back, so a trainer keeps but a fraction of what its device has, and
-nothing where that is little.
+The price is memory that is free and not given back: so a trainer keeps but a fraction of what its device has, and
+where that is little nobody keeps anything.
 """
 
 from __future__ import annotations
 
 import ctypes
 import platform
+
+from p2ptrain.runtime.probe import available_memory
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of ``malloc.h``."""
@@ -39,9 +41,18 @@ def keep_freed(at_most_bytes: int) -> bool:
         return False
 
 
+def training_bytes() -> int:
+    """How much a trainer may keep on this device."""
+    available = available_memory()
+    return min(MOST_BYTES, round(available * TRAINER_SHARE)) if available >= LEAST_AVAILABLE_BYTES else 0
+
+
 def keep_for_training() -> bool:
     """In a process that trains, before it does."""
-    from p2ptrain.runtime.probe import available_memory
+    size = training_bytes()
+    return size > 0 and keep_freed(size)
 
-    available = available_memory()
-    return available >= LEAST_AVAILABLE_BYTES and keep_freed(min(MOST_BYTES, round(available * TRAINER_SHARE)))
+
+def keep_for_messages() -> bool:
+    """In a peer's node."""
+    return training_bytes() > 0 and keep_freed(NODE_BYTES)

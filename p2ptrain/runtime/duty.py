@@ -75,11 +75,11 @@ class Duty(Keeping):
         """Do what the plan says. The data must be loaded; before that the plan waits."""
         peer = self._peer
         if self.plan is None or plan.epoch >= self.plan.epoch:
-            self.plan, self._plan_hash = plan, plan.hash
+            self.plan, self.plan_hash = plan, plan.hash
         part = plan.part_of(peer.own_id)
         self.part = part.index if part else m.NO_PART
         effects: Effects = [KeepPlan(plan), *self.custody.epoch_changed(plan.epoch, now)]
-        effects += peer.records.update(now, epoch=plan.epoch, plan=self._plan_hash, part=self.part)
+        effects += peer.records.update(now, epoch=plan.epoch, plan=self.plan_hash, part=self.part)
         effects += self.members_changed(now)
         if part is None or not peer.records.own.counts:
             return effects
@@ -102,7 +102,7 @@ class Duty(Keeping):
         effects: Effects = list(self.custody.members_changed(parts, now))
         if plan is not None:
             trainers = plan.trainers()
-            same = {p for p in trainers if (r := peer.records.get(p)) is not None and r.plan == self._plan_hash}
+            same = {p for p in trainers if (r := peer.records.get(p)) is not None and r.plan == self.plan_hash}
             self._shards = {p: plan.parts[trainers[p]].shards for p in same}
             effects += self._tell_gossip(plan, now)
             effects += self._gossip.peers_alive(alive, now)

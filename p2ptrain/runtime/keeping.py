@@ -91,7 +91,8 @@ class Keeping:
         self.plan: Plan | None = None
         self.custody = custody
         self.part = m.NO_PART
-        self._plan_hash = ""
+        self.plan_hash = ""
+        """Of ``plan``; to compute it anew takes milliseconds."""
         self._peer = peer
         self._job = job
         self._own = list(resume.own)
@@ -109,11 +110,6 @@ class Keeping:
         )
 
     # --- for subclasses ---
-
-    @property
-    def plan_hash(self) -> str:
-        """Of ``plan``; to compute it anew takes milliseconds."""
-        return self._plan_hash
 
     @property
     def data_epoch(self) -> int:

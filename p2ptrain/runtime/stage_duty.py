@@ -102,9 +102,9 @@ class StageDuty(Keeping):
         """Do what the plan says, once the blocks are profiled."""
         peer = self._peer
         name, newest = plan.hash, self._newest_step()
-        if name != self._plan_hash:
+        if name != self.plan_hash:
             self._lost = name == self._restored  # the process ended under this plan, and its trainer with it
-        self.plan, self._plan_hash = plan, name
+        self.plan, self.plan_hash = plan, name
         self._halted_at = self._given = None
         part = plan.part_of(peer.own_id)
         self.part = part.index if part is not None and not self._lost else m.NO_PART
@@ -156,7 +156,7 @@ class StageDuty(Keeping):
     def is_lost(self, record: m.Record) -> bool:
         """Whether a peer that our plan gives a stage to says that it has none."""
         plan = self.plan
-        if plan is None or record.plan != self._plan_hash or record.part != m.NO_PART:
+        if plan is None or record.plan != self.plan_hash or record.part != m.NO_PART:
             return False
         return plan.part_of(record.peer) is not None
 
@@ -164,7 +164,7 @@ class StageDuty(Keeping):
         peer, plan = self._peer, self.plan
         records = (peer.records.get(p) for p in peer.members())
         trainers = plan.trainers() if plan else {}
-        steps = [r.step for r in records if r is not None and r.peer in trainers and r.plan == self._plan_hash]
+        steps = [r.step for r in records if r is not None and r.peer in trainers and r.plan == self.plan_hash]
         return max([self._step, *steps])
 
     # --- getting the own stage ---
@@ -284,7 +284,7 @@ class StageDuty(Keeping):
             return effects  # a newer one waits for the trainer to halt
         note = Note("training", (("part", event.part), ("round", event.round), ("rounds", event.rounds)))
         others = [trainer for trainer in plan.trainers() if trainer != peer.own_id]
-        effects += [note, *self.streams.reset(plan.epoch, others, now, self._plan_hash)]
+        effects += [note, *self.streams.reset(plan.epoch, others, now, self.plan_hash)]
         self._pushed_bytes = self._told_bytes = 0
         return effects + list(peer.records.update(now, phase="training", round=event.round, step=self._step))
 

@@ -35,14 +35,12 @@ from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.planning.profile_codec import model_to_json, profile_to_json
 from p2ptrain.planning.slice_figures import micro_batch_choices
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.probe import available_memory
+from p2ptrain.runtime.allocator import training_bytes
 from p2ptrain.runtime.tensorfile import read_untrusted
 
 Piece = tuple[Mapping[str, Tensor], Mapping[str, str]]
 
 MEASURE_S = 20.0
-MOST_HEAP_BYTES = 512 << 20
-"""Of an eighth of the memory there is, touched before blocks are timed."""
 PROGRESS_INTERVAL_S = 0.5
 FIRST_LOOK = 10
 """Batches until the time of a unit is first compared with the profile, and from then on as often."""
@@ -66,7 +64,7 @@ def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tupl
         training=job.training,
         device=device,
         budget_s=MEASURE_S,
-        heap_bytes=min(MOST_HEAP_BYTES, available_memory() // 8),
+        heap_bytes=training_bytes() // 2,
         cache=cache,
     )
     return model, times

@@ -94,7 +94,7 @@ def _measured(workload: Workload, settings: Settings, repetition: int, controlle
         device_of(d.name, d.share, d.rate_mbit, limit_mb, shard=d.shard)
         for d in slices_lab.devices_of(SPEEDS, cores, [RATE_MBIT] * len(SPEEDS))
     ]
-    stint = Stint(6, 3, 8.0, 60.0) if settings.tiny else Stint(NUM_BATCHES, NUM_BATCHES, 0.0, 180.0)
+    stint = Stint(6, 3, 8.0, 60.0, 0.0) if settings.tiny else Stint(NUM_BATCHES, NUM_BATCHES, 0.0, 180.0)
     ran = slices_lab.run_case(workload, "planned", devices, stint, repetition, controllers)
     alone_mb, together_mb = estimates_mb(ran)
     figures = {

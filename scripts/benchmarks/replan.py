@@ -52,7 +52,7 @@ def run(settings: Settings) -> Iterator[Sample]:
     sweep(controllers)
     if settings.tiny:
         workload = Workload("vgg11", "digits", {"model": {"name": "vgg11", "width": 0.5}}, 64)
-        cores, slow_at_s, subset, stint = slices_lab.TINY_CORES, 5.0, 1, Stint(6, 3, 12.0, 40.0)
+        cores, slow_at_s, subset, stint = slices_lab.TINY_CORES, 5.0, 1, Stint(6, 3, 12.0, 40.0, 0.0)
     else:
         data = f"images:{data_file('cifar10-images.zip')}"
         workload = Workload("vgg11", data, {"model": {"name": "vgg11"}}, 64)

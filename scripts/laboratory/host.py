@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from pathlib import Path
 
 from laboratory.quota import Controllers, find_controllers
 from p2ptrain.errors import UserError
@@ -25,6 +26,12 @@ def missing() -> list[str]:
     except UserError as error:
         lacks.append(str(error))
     return lacks
+
+
+def environment() -> dict[str, str]:
+    """For processes that run a module of the lab."""
+    scripts = str(Path(__file__).resolve().parents[1])
+    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join([scripts, os.environ.get("PYTHONPATH", "")])}
 
 
 def check_host() -> Controllers:

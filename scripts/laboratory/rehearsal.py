@@ -10,13 +10,13 @@ remembers them in.
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from laboratory.host import environment
 from laboratory.quota import Controllers, DeviceGroup
 from laboratory.spec import Device
 from p2ptrain.config import Job
@@ -26,8 +26,6 @@ from p2ptrain.runtime.probe import available_cores
 
 def rehearse(job: Job, devices: Sequence[Device], controllers: Controllers) -> dict[str, bytes]:
     """By device, what its peer would remember of the times of its blocks. Raises ``P2PTrainError``."""
-    scripts = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join([scripts, os.environ.get("PYTHONPATH", "")])
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2ptrain-rehearsal-")))
         workers: dict[str, subprocess.Popen[str]] = {}
@@ -39,19 +37,17 @@ def rehearse(job: Job, devices: Sequence[Device], controllers: Controllers) -> d
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(device.num_threads(available_cores()))},
+                env=environment() | {"OMP_NUM_THREADS": str(device.num_threads(available_cores()))},
             )
             stack.callback(worker.wait)
             stack.callback(worker.kill)
             _tell(worker, job.to_json())
-            if not _hears(worker):
-                raise P2PTrainError(f"{device.name}: the process that measures its blocks ended; see above")
+            _await(worker, device.name)
             group.add(worker.pid)
         for worker in workers.values():
             _tell(worker, "measure")
         for name, worker in workers.items():
-            if not _hears(worker):
-                raise P2PTrainError(f"{name}: the process that measures its blocks ended; see above")
+            _await(worker, name)
         return {name: (folder / name).read_bytes() for name in workers}
 
 
@@ -61,10 +57,11 @@ def _tell(worker: subprocess.Popen[str], line: str) -> None:
     worker.stdin.flush()
 
 
-def _hears(worker: subprocess.Popen[str]) -> bool:
-    """Whether there is an answer, rather than the end."""
+def _await(worker: subprocess.Popen[str], device: str) -> None:
+    """Its next line. Raises ``P2PTrainError`` where there is none."""
     assert worker.stdout is not None
-    return bool(worker.stdout.readline())
+    if not worker.stdout.readline():
+        raise P2PTrainError(f"{device}: the process that measures its blocks ended; see above")
 
 
 def main(file: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
 import shutil
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from laboratory.bench import Bench
 from laboratory.calibration import Speed, calibrate
 from laboratory.camera import Camera
+from laboratory.host import environment
 from laboratory.network import OWN_ADDRESS, Line, Network
 from laboratory.quota import Controllers, DeviceGroup
 from laboratory.spec import Device, LabSpec
@@ -144,10 +144,8 @@ def speeds_of(spec: LabSpec, job: Job, controllers: Controllers, say: Say) -> li
 
 def measured(job: Job, devices: Sequence[Device], groups: Mapping[str, DeviceGroup], say: Say) -> list[Speed]:
     """Calibrate the devices. Raises ``OffSpeedError`` if one is not as fast as its share says."""
-    scripts = str(Path(__file__).resolve().parents[1])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([scripts, os.environ.get("PYTHONPATH", "")])}
     say("calibrating: each device's speed at the job's model, alone")
-    return calibrate(job, devices, groups, available_cores(), environment, say)
+    return calibrate(job, devices, groups, available_cores(), environment(), say)
 
 
 async def _follow(

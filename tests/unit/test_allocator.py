@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from p2ptrain.runtime import allocator, probe
+from p2ptrain.runtime import allocator
 
 FAULTS = """
 import ctypes, resource, sys
@@ -40,10 +40,10 @@ def test_memory_that_was_freed_costs_no_page_faults_again() -> None:
     assert faults("given back") > 1000
 
 
-def test_a_trainer_keeps_a_fraction_of_what_its_device_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fraction_of_what_a_device_has_is_kept_and_nothing_of_little(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.setattr(allocator, "keep_freed", lambda at_most: asked.append(at_most) or True)
     for available in (1 << 30, 4 << 30, 64 << 30):
-        monkeypatch.setattr(probe, "available_memory", lambda available=available: available)
-        assert allocator.keep_for_training() == (available > 1 << 30)
-    assert asked == [512 << 20, 1 << 30]
+        monkeypatch.setattr(allocator, "available_memory", lambda available=available: available)
+        assert allocator.keep_for_training() == allocator.keep_for_messages() == (available > 1 << 30)
+    assert asked == [512 << 20, allocator.NODE_BYTES, 1 << 30, allocator.NODE_BYTES]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import pytest
 from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
-from p2ptrain.planning import slice_figures
 from p2ptrain.planning.assignment import first_plan
 from p2ptrain.planning.blocks import BlockProfile, BlockTimes, ModelProfile
 from p2ptrain.planning.plan import Plan, SlicesPlan, snapshot
@@ -19,19 +17,11 @@ from p2ptrain.planning.profile_codec import profile_to_json
 from p2ptrain.protocol.messages import Record
 from p2ptrain.runtime.plan_rules import PlanRules
 
+pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
 DATA = DataConfig(classes=("a", "b"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
 TASKS = Job(data=DATA)
 SLICES = Job(mode="slices", data=DATA, training=TrainingConfig(batch_size=16), slices=SlicesConfig(micro_batches=4))
 MODEL = ModelProfile("net", 100, tuple(BlockProfile(f"b{i}", 10**7, 2 * 10**7, 10, 10, 10, True) for i in range(4)))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_work_for_parcels() -> Iterator[None]:
-    """Models here are so small that passing parcels on would be most of the work; see ``test_parcel_costs``."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slice_figures, "PARCEL_FLOPS", 0.0)
-        patch.setattr(slice_figures, "BYTE_FLOPS", 0.0)
-        yield
 
 
 def name(index: int) -> PeerId:

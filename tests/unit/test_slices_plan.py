@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
-from p2ptrain.planning import slice_figures
 from p2ptrain.planning.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.plan import (
     MAX_MEASURED,
@@ -32,18 +31,10 @@ from p2ptrain.planning.profile_codec import chain_hash
 from p2ptrain.planning.slice_figures import BASE_BYTES, Room, SlicePeer, micro_batch_choices, task_of
 from p2ptrain.planning.slices import first_slices_plan, follows, next_slices_plan, notes
 
+pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
 DATA = DataConfig(classes=("a", "b", "c", "d"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
 STRATEGIES = ("planned", "equal", "data-parallel")
 MB = 1 << 20
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_work_for_parcels() -> Iterator[None]:
-    """Models here are so small that passing parcels on would be most of the work; see ``test_parcel_costs``."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slice_figures, "PARCEL_FLOPS", 0.0)
-        patch.setattr(slice_figures, "BYTE_FLOPS", 0.0)
-        yield
 
 
 def job(rounds: int = 10, batch_size: int = 16, optimizer: str = "sgd", **values: Any) -> Job:

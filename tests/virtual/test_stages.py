@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,7 +12,6 @@ from peer_group import LAN, Device, Room, job, seeds
 from stage_trainer import MODEL, NUM_BLOCKS, StageTrainer, check, ledger, read_piece
 
 from p2ptrain.net.simulated import Conditions
-from p2ptrain.planning import slice_figures
 from p2ptrain.planning.blocks import BlockTimes
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.plan import Plan, SlicesPlan
@@ -22,19 +21,11 @@ from p2ptrain.protocol.messages import Holding, StageData
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.slice_harvest import fetch_slices
 
+pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
 LOSSY = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.1)
 FORGIVEN = ("old-epoch", "replay", "session", "echo")
 SAMPLES = (64,) * 6
 NOTHING = (0,) * 6
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_work_for_parcels() -> Iterator[None]:
-    """The model is so small that passing parcels on would be most of the work, and one peer the best plan."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slice_figures, "PARCEL_FLOPS", 0.0)
-        patch.setattr(slice_figures, "BYTE_FLOPS", 0.0)
-        yield
 
 
 def group(

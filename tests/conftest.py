@@ -1,0 +1,21 @@
+"""What tests of several folders share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from p2ptrain.planning import slice_figures
+
+
+@pytest.fixture(scope="module")
+def no_work_for_parcels() -> Iterator[None]:
+    """For models so small that passing parcels on would be most of the work, and one peer alone the best plan.
+
+    What it costs is tested in ``test_parcel_costs``.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slice_figures, "PARCEL_FLOPS", 0.0)
+        patch.setattr(slice_figures, "BYTE_FLOPS", 0.0)
+        yield
