@@ -71,14 +71,14 @@ def whole_epoch(num_blocks: int, step: int, holdings: Sequence[Holding]) -> int 
 
 
 def states_to_keep(num_blocks: int, by_peer: Mapping[str, Sequence[Holding]]) -> list[State]:
-    """What the group can go back to, by what each of its members has: the newest state that is saved whole, and the
-    newest that is whole without any one of the members, where there is one.
+    """What the group can go back to, by what each of its members has, the newest first: the newest state that is saved
+    whole, and, for whichever of them is lost next, the newest that is whole without it.
     """
-    everything = [holding for holdings in by_peer.values() for holding in holdings]
-    covered = list(_covered(num_blocks, everything))
-    without = [[h for other in by_peer if other != peer for h in by_peer[other]] for peer in by_peer]
-    safe = (state for state in covered if all(_is_whole(num_blocks, state, left) for left in without))
-    return list(dict.fromkeys([*covered[:1], *[state for state in [next(safe, None)] if state is not None]]))
+    kept = set()
+    for lost in (None, *by_peer):
+        left = [holding for peer, holdings in by_peer.items() if peer != lost for holding in holdings]
+        kept.add(next(_covered(num_blocks, left), NO_STATE))
+    return sorted(kept - {NO_STATE}, reverse=True)
 
 
 def _covered(num_blocks: int, holdings: Sequence[Holding]) -> Iterator[State]:

@@ -20,7 +20,7 @@ from p2ptrain.errors import RemoteError
 from p2ptrain.ids import JobId, PeerId
 from p2ptrain.planning.blocks import MAX_BLOCKS
 from p2ptrain.planning.pipeline_plan import PipelinePlan, check_pipeline_plan
-from p2ptrain.protocol.messages import PeerName, Record
+from p2ptrain.protocol.messages import MAX_LINKS, LinkFigure, PeerName, Record
 from p2ptrain.protocol.schema import Bound, from_plain, to_plain
 
 MAX_PLAN_BYTES = 1 << 20
@@ -100,6 +100,8 @@ class SliceProfile:
     backward_s: BlockRows
     update_s_per_byte: Annotated[float, Bound(0, 1.0)] = 0.0
     """Of the optimizer's step, for each byte of parameters."""
+    links: Annotated[tuple[LinkFigure, ...], Bound(0, MAX_LINKS)] = ()
+    """To peers of the plan, by peer, those that this one has measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +255,9 @@ def _check_slices(plan: Plan, slices: SlicesPlan) -> None:
     _require(known == sorted(set(known)), "profiles out of order")
     _require(trained.issubset(known) and set(known).issubset(names), "profiles of others than the plan's peers")
     for profile in slices.profiles:
+        ends = [link.peer for link in profile.links]
+        _require(ends == sorted(set(ends)) and profile.peer not in ends, f"{profile.peer}: links out of order")
+        _require(set(ends).issubset(names), f"{profile.peer}: links to others than the plan's peers")
         sizes = profile.batch_sizes
         _require(list(sizes) == sorted(set(sizes)), f"{profile.peer}: batch sizes out of order")
         for rows in (profile.forward_s, profile.backward_s):

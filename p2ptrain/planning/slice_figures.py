@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+import statistics
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from p2ptrain.config import Job
 from p2ptrain.errors import UserError
+from p2ptrain.ids import PeerId
 from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_times
 from p2ptrain.planning.footprint import TRAINER_BASE_BYTES
-from p2ptrain.planning.pipeline_cost import CostModel, PipelinePeer, PipelineTask, fits, steps_of
+from p2ptrain.planning.pipeline_cost import CostModel, PairRate, PipelinePeer, PipelineTask, fits, steps_of
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import Steps, round_s
 from p2ptrain.planning.plan import PeerSnapshot, SliceProfile
 from p2ptrain.planning.profile_codec import rounded, rounded_rows
+from p2ptrain.protocol.messages import LinkFigure
 
 LATENCY_S = 1e-3
-"""Of a link in one room."""
+"""Of a link in one room, until some are measured."""
 UNKNOWN_LINK_BYTES_PER_S = 12.5e6
 """100 Mbit/s: what a peer's link is taken for until it is measured."""
+MAX_LATENCY_S = 60.0
+SLOW_PAIR = 2 / 3
+"""A link counts as slower than what both its ends say they can do if less than this of it was measured: a burst of a
+megabyte on a busy device tells no more than that."""
 UNKNOWN_MEMORY_BYTES = 1 << 50
 """A peer that does not know its memory is taken to have enough, as in ``footprint.largest_share``."""
 BASE_BYTES = TRAINER_BASE_BYTES + (64 << 20)
@@ -60,6 +67,7 @@ def usable(
     Whose blocks are not measured now (it was started again, say) keeps the figures of the plan before, if there are.
     """
     given = {peer.snapshot.peer: peer.profile for peer in peers}
+    names = {snapshot.peer for snapshot in snapshots}
     known = {profile.peer: profile for profile in before if profile.batch_sizes}
     found = []
     for snapshot in snapshots:
@@ -76,9 +84,20 @@ def usable(
                     rounded_rows(profile.forward_s),
                     rounded_rows(profile.backward_s),
                     rounded(profile.update_s_per_byte),
+                    _usable_links(profile, names),
                 )
             )
     return tuple(found)
+
+
+def _usable_links(profile: SliceProfile, names: Collection[PeerId]) -> tuple[LinkFigure, ...]:
+    """Those to other peers of the plan whose figures make sense."""
+    links = {link.peer: link for link in profile.links if link.peer in names and link.peer != profile.peer}
+    return tuple(
+        LinkFigure(peer, rounded(links[peer].bytes_per_s), rounded(links[peer].latency_s))
+        for peer in sorted(links)
+        if 1 <= links[peer].bytes_per_s <= 1e15 and 0 <= links[peer].latency_s <= MAX_LATENCY_S
+    )
 
 
 def _is_usable(model: ModelProfile, snapshot: PeerSnapshot, profile: SliceProfile) -> bool:
@@ -121,7 +140,8 @@ def task_of(
             "their blocks make no sense; `p2ptrain probe` measures a device"
         )
     by_peer = {snapshot.peer: snapshot for snapshot in snapshots}
-    peers = [_pipeline_peer(by_peer[profile.peer], profile) for profile in profiles]
+    ends, pair_rates, latency_s = link_figures(profiles)
+    peers = [_pipeline_peer(by_peer[profile.peer], profile, ends[profile.peer]) for profile in profiles]
     first = next((peer for peer in peers if peer.has_data), None)
     peers.sort(key=lambda peer: (peer is not first, peer.name))
     copies = 1 if job.training.optimizer == "sgd" else 2
@@ -131,21 +151,49 @@ def task_of(
         tuple(peers),
         job.training.batch_size // num_micro_batches,
         num_micro_batches,
-        LATENCY_S,
+        latency_s,
+        pair_rates=pair_rates,
         optimizer_copies=copies + SNAPSHOT_COPIES + stashed,
         forward_wire=WIRE[job.slices.activations],
         backward_wire=WIRE[job.slices.gradients],
     )
 
 
-def _pipeline_peer(snapshot: PeerSnapshot, profile: SliceProfile) -> PipelinePeer:
+def link_figures(profiles: Sequence[SliceProfile]) -> tuple[dict[PeerId, float], tuple[PairRate, ...], float]:
+    """What each peer's end can do, bytes/s; the links that do less; and the latency of a link, in seconds.
+
+    An end is what its peer says, or the fastest link measured of it. Latency is the median of what was measured: a
+    slow device's answers are late, and the planner knows but one.
+    """
+    known = {profile.peer for profile in profiles}
+    measured: dict[tuple[PeerId, PeerId], float] = {}
+    for profile in profiles:
+        for link in profile.links:
+            if link.peer in known:
+                one, other = sorted((profile.peer, link.peer))
+                measured[one, other] = min(link.bytes_per_s, measured.get((one, other), math.inf))
+    said = {profile.peer: profile.link_bytes_per_s for profile in profiles}
+    ends = {
+        peer: rate or max((r for pair, r in measured.items() if peer in pair), default=UNKNOWN_LINK_BYTES_PER_S)
+        for peer, rate in said.items()
+    }
+    slow = []
+    for (one, other), rate in sorted(measured.items()):
+        margin = SLOW_PAIR if said[one] and said[other] else 1.0
+        if rate < margin * min(ends[one], ends[other]):
+            slow.append(PairRate(one, other, rate))
+    latencies = [link.latency_s for profile in profiles for link in profile.links]
+    return ends, tuple(slow), statistics.median(latencies) if latencies else LATENCY_S
+
+
+def _pipeline_peer(snapshot: PeerSnapshot, profile: SliceProfile, link_bytes_per_s: float) -> PipelinePeer:
     memory = snapshot.memory_bytes or UNKNOWN_MEMORY_BYTES
     measured = bool(profile.batch_sizes)
     return PipelinePeer(
         snapshot.peer,
         1.0 if measured else snapshot.flops_per_s,  # nobody looks at it where there are times
         float(max(0, memory - BASE_BYTES)),
-        profile.link_bytes_per_s or UNKNOWN_LINK_BYTES_PER_S,
+        link_bytes_per_s,
         _times(profile) if measured else None,
         profile.slowdown,
         bool(snapshot.counts),

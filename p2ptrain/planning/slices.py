@@ -41,6 +41,7 @@ from p2ptrain.planning.slice_figures import (
     UNKNOWN_LINK_BYTES_PER_S,
     Room,
     SlicePeer,
+    link_figures,
     micro_batch_choices,
     usable,
 )
@@ -116,6 +117,7 @@ def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
     """What a person should know about the plan, a line each. With the model also what sets the pace."""
     slices = _slices_of(plan)
     known = {profile.peer: profile for profile in slices.profiles}
+    measured = {peer for profile in slices.profiles for link in profile.links for peer in (profile.peer, link.peer)}
     lines = []
     for peer in plan.peers:
         profile = known.get(peer.peer)
@@ -129,9 +131,11 @@ def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
         else:
             if peer.memory_bytes == 0:
                 lines.append(f"{peer.peer}: no memory known, taken to have enough")
-            if profile.link_bytes_per_s == 0:
+            if profile.link_bytes_per_s == 0 and peer.peer not in measured:
                 mbit_s = UNKNOWN_LINK_BYTES_PER_S * 8 / 1e6
                 lines.append(f"{peer.peer}: no link speed known, taken for {mbit_s:.0f} Mbit/s")
+    for pair in link_figures(slices.profiles)[1]:
+        lines.append(f"the link between {pair.one} and {pair.other} carries {pair.bytes_per_s * 8e-6:.3g} Mbit/s")
     if model is not None:
         lines.append(_pace(Room(job, model, plan.peers, slices.profiles), slices.pipeline))
     return lines

@@ -264,7 +264,7 @@ class Agreement(Generic[P]):
 
     def _seen(self, record: Record) -> tuple[object, ...]:
         """What of a member bears on which plan is best, and restarts settling when it changes."""
-        figures = (record.counts, record.wishes, record.slowdown, record.profile, record.link_bytes_per_s)
+        figures = (record.counts, record.wishes, record.slowdown, record.profile, record.link_bytes_per_s, record.links)
         idle = self.config.majority and record.plan == self.hash and record.part == NO_PART
         return (record.peer, *figures, idle)
 

@@ -6,7 +6,7 @@ header: it becomes the one raw frame behind it. Tensors travel in the safetensor
 blob, so that one strict reader serves the wire, custody and the disk.
 
 Groups: handshake (read from anyone who holds the group key), membership, records, plan and job, blobs, gossip,
-custody, calibration, pipeline.
+custody, calibration, pipeline, links.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal
 from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.protocol.schema import Bound
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 
 Lane = Literal["control", "bulk"]
 MemberState = Literal["alive", "suspect", "dead", "left"]
@@ -32,6 +32,8 @@ Address = Annotated[str, Bound(9, 128)]
 """A control endpoint, ``tcp://host:port``."""
 Addresses = Annotated[tuple[Address, ...], Bound(0, 16)]
 Port = Annotated[int, Bound(1, 65535)]
+MAX_LINKS = 32
+"""Of a peer, that it measures itself."""
 NO_PART = -1
 HEAD_PART = 4096
 """Stands for the calibrated head among a peer's holdings."""
@@ -141,6 +143,16 @@ class Holding:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkFigure:
+    """What was measured of the link from a peer to ``peer``."""
+
+    peer: PeerName
+    bytes_per_s: Annotated[float, Bound(0, 1e15)]
+    latency_s: Annotated[float, Bound(0, 3600)]
+    """One way: half of a round trip."""
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What a peer says of itself. Only its owner raises ``version``; everyone passes it on."""
 
@@ -176,6 +188,8 @@ class Record:
     """sha256 of what ``ProfileReply`` carries ("" = not measured)."""
     vote: Annotated[str, Bound(0, 64)] = ""
     """Hash of the plan that this peer wants to be the next ("" = none)."""
+    links: Annotated[tuple[LinkFigure, ...], Bound(0, MAX_LINKS)] = ()
+    """Those that this peer has measured: of a pair one does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,6 +440,26 @@ class StageAck:
     """The highest ``sending`` that came."""
 
 
+# --- links ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LinkProbe:
+    """So many bytes, to see how long they take; ``LinkEcho`` answers."""
+
+    KIND: ClassVar[str] = "link-probe"
+    sequence: int
+    data: Annotated[bytes, Bound(1, 1 << 20)]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEcho:
+    """The probe is here, all of it."""
+
+    KIND: ClassVar[str] = "link-echo"
+    sequence: int
+
+
 Message = (
     Hello
     | Welcome
@@ -456,16 +490,18 @@ Message = (
     | CalibrationHead
     | StageData
     | StageAck
+    | LinkProbe
+    | LinkEcho
 )
 
 KINDS: dict[str, type[Message]] = {cls.KIND: cls for cls in Message.__args__}
 HANDSHAKE = (Hello, Welcome, Proof, Refused)
-BULK = (JobReply, PlanReply, ProfileReply, Chunk, CalibrationGradient, CalibrationHead, StageData)
+BULK = (JobReply, PlanReply, ProfileReply, Chunk, CalibrationGradient, CalibrationHead, StageData, LinkProbe)
 JOB_BOUND = (GossipPush, CustodyOffer, StageData, StageAck)
 """Messages about a job: one about another than the receiver's is dropped and counted."""
-EPOCH_BOUND = (GossipPush, StageData, StageAck)
+EPOCH_BOUND = (GossipPush, StageData)
 """Data messages: one of an older epoch than the receiver's plan is dropped and counted. Custody judges a snapshot by
-the epoch that it was taken in."""
+the epoch that it was taken in; and who is ahead of others still needs their acks of what it sent them before."""
 
 
 def lane_of(message: Message) -> Lane:

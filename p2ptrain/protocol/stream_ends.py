@@ -45,6 +45,8 @@ class StreamConfig:
     first_timeout_s: float = 3.0
     min_timeout_s: float = 1.0
     max_timeout_s: float = 60.0
+    finish_s: float = 60.0
+    """So long what was for others under the plan before is still sent."""
 
 
 @dataclass(slots=True)

@@ -8,13 +8,15 @@ nobody's memory fills. ``stream_ends`` holds both ends and says how loss is foun
     push -> StageData, as far as the window lets it   StageData -> Delivered, in order   taken -> StageAck, merged
 
 A new plan starts all streams from nothing (``reset``). Peers change their plans one after another, and rivals of one
-epoch come up: so what belongs to another epoch or another plan is ignored, not blamed, and who is ahead repeats.
+epoch come up: so what belongs to another epoch or another plan is ignored, not blamed, and who is ahead repeats. Who
+is ahead also goes on to send what it had for the others under the plan before: they may need it to end its last batch.
+That ends for each when it shows up under the new plan, for all after ``finish_s``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import PeerId
@@ -44,6 +46,20 @@ class StreamWait:
     num_bytes: int
 
 
+@dataclass(slots=True)
+class _Former:
+    """What is left of the plan before."""
+
+    epoch: int = 0
+    plan: str = ""
+    outgoing: dict[PeerId, Outgoing] = field(default_factory=dict)
+    until: float = NEVER
+
+    @property
+    def waiting_bytes(self) -> int:
+        return sum(stream.waiting_bytes for stream in self.outgoing.values())
+
+
 Effect = Send | Note | Delivered
 
 
@@ -56,6 +72,7 @@ class Streams:
         self._config = config or StreamConfig()
         self._outgoing: dict[PeerId, Outgoing] = {}
         self._incoming: dict[PeerId, Incoming] = {}
+        self._former = _Former()
 
     # --- what others may ask ----------------------------------------------------------------------------------------
 
@@ -77,24 +94,36 @@ class Streams:
         return tuple(sorted(waits, key=lambda wait: (wait.since, wait.peer)))
 
     def next_deadline(self) -> float:
-        resends = min((stream.deadline() for stream in self._outgoing.values()), default=NEVER)
-        return min(resends, min((stream.deadline() for stream in self._incoming.values()), default=NEVER))
+        resends = min((stream.deadline() for _, stream in self._sending()), default=NEVER)
+        acks = min((stream.deadline() for stream in self._incoming.values()), default=NEVER)
+        return min(resends, acks, self._former.until)
+
+    def _sending(self) -> list[tuple[PeerId, Outgoing]]:
+        """Under this plan and under the one before."""
+        return [*self._outgoing.items(), *self._former.outgoing.items()]
 
     # --- events -----------------------------------------------------------------------------------------------------
 
     def reset(self, epoch: int, peers: Iterable[PeerId], now: float, plan: str = "") -> list[Effect]:
-        """The trainer works by another plan from now on, with these peers; nothing of the last one counts any more.
+        """The trainer works by another plan from now on, with these peers; of the last one only what is sent counts.
 
         ``plan`` is its hash: without it, rivals of one epoch can't be told apart. The peers are told: what they sent
         before that was ignored here.
         """
-        dropped = sum(stream.waiting_bytes for stream in self._outgoing.values())
+        notes = self._end_former()
+        left = {peer: stream for peer, stream in self._outgoing.items() if stream.waiting_bytes}
+        if left:
+            self._former = _Former(self.epoch, self.plan, left, now + self._config.finish_s)
         self.epoch, self.plan = epoch, plan
         names = sorted(set(peers))
         self._outgoing = {peer: Outgoing(self._config) for peer in names}
         self._incoming = {peer: Incoming(self._config) for peer in names}
-        note = [Note("parcels-dropped", (("epoch", epoch), ("bytes", dropped)))] if dropped else []
-        return [*note, *(Send(peer, StageAck(epoch, 0, plan)) for peer in names)]
+        return [*notes, *(Send(peer, StageAck(epoch, 0, plan)) for peer in names)]
+
+    def _end_former(self) -> list[Effect]:
+        former, self._former = self._former, _Former()
+        fields = (("epoch", former.epoch), ("bytes", former.waiting_bytes))
+        return [Note("parcels-dropped", fields)] if former.waiting_bytes else []
 
     def push(
         self, to: PeerId, work: StageWork, step: int, unit: int, row: int, data: bytes, now: float
@@ -111,13 +140,21 @@ class Streams:
     def received(self, sender: PeerId, message: StageData | StageAck, now: float) -> list[Effect]:
         """Raises ``RemoteError`` for one who is not in the plan, or who sends more than the window allows."""
         if (message.epoch, message.plan) != (self.epoch, self.plan):
-            return []
+            return self._received_late(sender, message, now)
+        self._former.outgoing.pop(sender, None)  # it is through with that plan
         if sender not in self._incoming:
             raise RemoteError("stream-stranger", f"{sender} is not in the plan of epoch {self.epoch}")
         if isinstance(message, StageAck):
             return [Send(sender, parcel) for parcel in self._outgoing[sender].acked(message, now)]
         parcels = self._incoming[sender].received(message, now)
         return [Delivered(sender, p.work, p.step, p.unit, p.row, p.data) for p in parcels]
+
+    def _received_late(self, sender: PeerId, message: StageData | StageAck, now: float) -> list[Effect]:
+        former = self._former
+        if isinstance(message, StageData) or (message.epoch, message.plan) != (former.epoch, former.plan):
+            return []
+        stream = former.outgoing.get(sender)
+        return [Send(sender, parcel) for parcel in stream.acked(message, now)] if stream else []
 
     def taken(self, sender: PeerId, count: int, now: float) -> list[Effect]:
         """The own trainer has taken the next ``count`` of the parcels delivered: room for more."""
@@ -129,9 +166,9 @@ class Streams:
 
     def reconnected(self, peer: PeerId, now: float) -> list[Effect]:
         """There is a new link to ``peer``: what the old one had queued is lost, so don't wait for the time-outs."""
-        outgoing, incoming = self._outgoing.get(peer), self._incoming.get(peer)
+        incoming = self._incoming.get(peer)
         effects: list[Effect] = []
-        if outgoing is not None and outgoing.flight:
+        for outgoing in [stream for other, stream in self._sending() if other == peer and stream.flight]:
             outgoing.num_timeouts = 0
             effects.append(Send(peer, outgoing.send_again(now)))
         if incoming is not None and incoming.sending:
@@ -139,8 +176,8 @@ class Streams:
         return effects
 
     def tick(self, now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        for peer, outgoing in self._outgoing.items():
+        effects: list[Effect] = self._end_former() if now >= self._former.until else []
+        for peer, outgoing in self._sending():
             if now >= outgoing.deadline():
                 parcel = outgoing.timed_out(now)
                 fields = (("peer", peer), ("parcel", parcel.sequence), ("timeouts", outgoing.num_timeouts))

@@ -21,6 +21,7 @@ from p2ptrain.protocol import gossip as g
 from p2ptrain.protocol import messages as m
 from p2ptrain.protocol.agreement import Agreement, AgreementConfig, PlanAdopted, VoteFor
 from p2ptrain.protocol.custody import Custody, CustodyConfig
+from p2ptrain.protocol.link_meter import LinkMeter
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.membership import (
     LAN,
@@ -134,6 +135,8 @@ class Peer(Core):
             m.ProfileReply: lambda s, msg, now: list(self.profiles.received(s, msg, now)),
             m.StageData: self._stage_data,
             m.StageAck: self._stage_data,
+            m.LinkProbe: self._link_message,
+            m.LinkEcho: self._link_message,
             m.GossipPush: lambda s, msg, now: self.duty.gossip_push(s, msg, now) if self.duty else [],
             m.CustodyOffer: lambda s, msg, now: list(self.duty.custody.received(s, msg, now)) if self.duty else [],
             m.CustodyAck: lambda s, msg, now: list(self.duty.custody.received(s, msg, now)) if self.duty else [],
@@ -175,7 +178,7 @@ class Peer(Core):
         custody = Custody(self.own_id, keeping, resume.kept)
         timing = AgreementConfig(min_peers=job.group.min_peers, settle_s=job.group.settle_s, majority=sliced)
         if sliced:
-            stage = self.duty = StageDuty(self, job, custody, resume)
+            stage = self.duty = StageDuty(self, job, custody, resume, LinkMeter(self.own_id, self._rng))
             rules = PlanRules(self.own_id, job, lambda: self.model, self.profiles.get, stage.steps, stage.is_lost)
         else:
             self.duty = Duty(self, job, custody, g.Gossip(self.own_id, self._rng), resume)
@@ -411,6 +414,9 @@ class Peer(Core):
     def _stage_data(self, sender: PeerId, message: m.StageData | m.StageAck, now: float) -> Effects:
         return self.duty.stage_data(sender, message, now) if isinstance(self.duty, StageDuty) else []
 
+    def _link_message(self, sender: PeerId, message: m.LinkProbe | m.LinkEcho, now: float) -> Effects:
+        return self.duty.link_message(sender, message, now) if isinstance(self.duty, StageDuty) else []
+
     def _plan_adopted(self, effect: PlanAdopted[Plan], now: float) -> Effects:
         if self.duty is None or self.completion is None:
             return []
@@ -465,6 +471,6 @@ class Peer(Core):
 
 def _plans_differ(old: m.Record, new: m.Record) -> bool:
     """Whether a change of a record can matter to planning."""
-    figures = ("flops_per_s", "memory_bytes", "link_bytes_per_s", "slowdown", "profile")
+    figures = ("flops_per_s", "memory_bytes", "link_bytes_per_s", "links", "slowdown", "profile")
     fields = ("job", "counts", "wishes", *figures, "epoch", "plan", "part", "vote", "phase")
     return any(getattr(old, name) != getattr(new, name) for name in fields)

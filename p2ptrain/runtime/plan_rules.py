@@ -88,7 +88,7 @@ class PlanRules:
         """
         data = self.profile_of(record.profile) if record.profile else None
         if data is None:
-            return SliceProfile(record.peer, record.link_bytes_per_s, record.slowdown, (), (), ())
+            return SliceProfile(record.peer, record.link_bytes_per_s, record.slowdown, (), (), (), links=record.links)
         try:
             profile = profile_from_json(data)
         except RemoteError:
@@ -103,4 +103,5 @@ class PlanRules:
             profile.forward_s,
             profile.backward_s,
             profile.update_s_per_byte,
+            record.links,
         )

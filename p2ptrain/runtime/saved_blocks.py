@@ -1,7 +1,7 @@
 """What the group has saved of a pipeline's blocks, as far as it is known here, and what of it is worth keeping.
 
-Invariant: a state that was saved whole, and one that is whole without any one of the members, are kept until newer
-ones are: stages are up to a batch apart, disks are unlike, and the newest snapshot of one stage alone is of no use.
+Invariant: a state that was saved whole, and for each member one that is whole without it, are kept until newer ones
+are: stages are up to a batch apart, disks are unlike, and the newest snapshot of one stage alone is of no use.
 """
 
 from __future__ import annotations

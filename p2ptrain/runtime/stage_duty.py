@@ -21,6 +21,7 @@ from p2ptrain.planning.block_cover import Run, cover, missing, pieces_for_others
 from p2ptrain.planning.plan import Plan
 from p2ptrain.protocol import messages as m
 from p2ptrain.protocol.custody import Custody
+from p2ptrain.protocol.link_meter import LinkMeasured, LinkMeter
 from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.protocol.streams import Delivered, Streams
 from p2ptrain.runtime import commands as c
@@ -44,9 +45,10 @@ SLOWDOWN_STEP = 0.15
 class StageDuty(Keeping):
     """One peer's stage, in one job."""
 
-    def __init__(self, peer: Peer, job: Job, custody: Custody, resume: Resume) -> None:
+    def __init__(self, peer: Peer, job: Job, custody: Custody, resume: Resume, meter: LinkMeter) -> None:
         super().__init__(peer, job, custody, resume)
         self.streams = Streams()
+        self._meter = meter
         self._trained: Plan | None = None
         """The plan whose stage the trainer holds."""
         self._halted_at: int | None = None
@@ -68,7 +70,7 @@ class StageDuty(Keeping):
         self._pushed_bytes = self._told_bytes = 0
         """Of the plan's parcels: pushed, and how many of them the trainer knows to have left."""
         self.custody.surplus = self._saved.surplus
-        peer.on_effects({Delivered: self._delivered})
+        peer.on_effects({Delivered: self._delivered, LinkMeasured: self._link_measured})
 
     @property
     def data_epoch(self) -> int:
@@ -132,7 +134,8 @@ class StageDuty(Keeping):
         parts = {p: r.part for p in peer.members() if p != peer.own_id and (r := peer.records.get(p)) is not None}
         if plan is not None:
             self._saved.look(plan)
-        return [*self.custody.members_changed(parts, now), *self._gather(now)]
+        effects: Effects = [*self.custody.members_changed(parts, now), *self._gather(now)]
+        return effects + list(self._meter.members_changed(peer.members(), now))
 
     def _patience(self, now: float) -> float:
         """Until when a trainer that goes on has to do a batch, the slowest device of the group being what it is."""
@@ -364,6 +367,18 @@ class StageDuty(Keeping):
         self._pieces = []
         return [*released, *self._peer.publish_holdings(now)]
 
+    # --- links ---
+
+    def link_message(self, sender: PeerId, message: m.LinkProbe | m.LinkEcho, now: float) -> Effects:
+        return list(self._meter.received(sender, message, now))
+
+    def _link_measured(self, effect: LinkMeasured, now: float) -> Effects:
+        """What is known of links that this peer does not measure, others tell."""
+        peer, figure = self._peer, effect.figure
+        rate = (("mbit_s", round(figure.bytes_per_s * 8e-6, 1)), ("latency_ms", round(figure.latency_s * 1e3, 2)))
+        note = Note("link", (("peer", figure.peer), ("name", peer.name_of(figure.peer)), *rate))
+        return [note, *peer.records.update(now, links=self._meter.figures())]
+
     # --- parcels ---
 
     def stage_data(self, sender: PeerId, message: m.StageData | m.StageAck, now: float) -> Effects:
@@ -421,11 +436,12 @@ class StageDuty(Keeping):
             late.append(ToTrainer(c.StopAt(plan.epoch, self._step, (), now=True)))
         if self._pieces and plan is not None and plan.slices is not None and newest > plan.slices.from_step:
             late += self._release_pieces(now)  # a batch is done, so everyone has its stage
-        return [*self.custody.tick(now), *self.streams.tick(now), *late]
+        return [*self.custody.tick(now), *self.streams.tick(now), *self._meter.tick(now), *late]
 
     def next_deadline(self) -> float:
         gathering = self._wanted.deadline() if self._halted_at is not None else NEVER
-        return min(self.custody.next_deadline(), self.streams.next_deadline(), gathering, self._stop_by)
+        streams, links = self.streams.next_deadline(), self._meter.next_deadline()
+        return min(self.custody.next_deadline(), streams, links, gathering, self._stop_by)
 
     def waiting_for(self, now: float) -> str:
         """In words: blocks, other stages, or a plan."""

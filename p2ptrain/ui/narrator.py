@@ -113,6 +113,7 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     ),
     "parcel-refused": lambda f: f"something unusable from {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
     "plan-impossible": lambda f: f"no plan can be made: {_text(f, 'why')}",
+    "link": lambda f: f"the link to {_text(f, 'name')} carries {_number(f, 'mbit_s'):,.0f} Mbit/s",
     "training": _training,
     "gossip": lambda f: f"averaged with {_text(f, 'peer')} ({scaled(_number(f, 'bytes'), 'B')})",
     "gossip-ended": lambda f: f"averaging with {_text(f, 'peer')} ended early ({_text(f, 'outcome')})",

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOLERANCE = 0.05
-ATTEMPTS = 8
+ATTEMPTS = 12
 LARGEST_CORRECTION = 2.0
 NUM_POOLED, ABOUT = 3, 0.1
 """So many measurements, with quotas so near to each other, count together."""

@@ -19,7 +19,7 @@ from p2ptrain.planning.plan import Plan, snapshot
 from p2ptrain.protocol.agreement import Agreement, AgreementConfig, PlanAdopted, VoteFor
 from p2ptrain.protocol.ballot import PlanRef
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.protocol.messages import Phase, PlanReply, PlanRequest, Record
+from p2ptrain.protocol.messages import LinkFigure, Phase, PlanReply, PlanRequest, Record
 from p2ptrain.runtime.plan_rules import PlanRules
 
 JOB = Job(data=DataConfig(classes=("a", "b", "c", "d"), input_shape=(1, 8, 8), mean=(0.0,), std=(1.0,)))
@@ -110,7 +110,15 @@ def test_progress_in_records_does_not_unsettle_a_view_but_news_of_samples_does()
     assert machine.next_deadline() == 5.5
 
 
-@pytest.mark.parametrize("change", [{"slowdown": 1.5}, {"profile": "a" * 64}, {"link_bytes_per_s": 1e6}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"slowdown": 1.5},
+        {"profile": "a" * 64},
+        {"link_bytes_per_s": 1e6},
+        {"links": (LinkFigure(name(0), 1e6, 0.001),)},
+    ],
+)
 def test_news_of_a_peers_speed_unsettle_a_view(change: dict[str, object]) -> None:
     machine = agreement(0)
     machine.view_changed([record(0), record(1)], 0.0)

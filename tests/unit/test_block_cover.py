@@ -112,3 +112,5 @@ def test_what_the_group_can_go_back_to() -> None:
     assert states_to_keep(4, {"a": [a8, a5, b5], "b": [b8, b5, a5]}) == [(8, 1), (5, 1)], "5 outlives either"
     assert states_to_keep(4, {"a": [a8, b8], "b": [a8, b8, b5]}) == [(8, 1)]
     assert states_to_keep(4, {"a": [a8], "b": []}) == []
+    assert states_to_keep(4, {"a": [a8, b8, a5, b5], "b": [a8, b5], "c": [b8]}) == [(8, 1)]
+    assert states_to_keep(4, {"a": [a8], "b": [b8, b5], "c": [b8, a5]}) == [(8, 1), (5, 1)], "without a there is only 5"

@@ -35,7 +35,7 @@ DATA = b"\x08" + bytes(7) + b"{}      "
 RECORD = m.Record(
     BOB, 7, b"k" * 40, "kitchen-pi", ADDRESSES, m.JobId("0123456789abcdef"), (600, 0, 12), (2,), 1.5e9, 4 << 30, 5,
     "cd" * 32, 2, "training", 41, 410, 13120, 1.25, 96.5, 123456, "round 41 from 2 peers", (HOLDING,),
-    12.5e6, 1.75, "ef" * 32, "0f" * 32,
+    12.5e6, 1.75, "ef" * 32, "0f" * 32, (m.LinkFigure(ALICE, 2.5e6, 0.004),),
 )  # fmt: skip
 JOB_REPLY = m.JobReply(b'{"mode":"tasks"}')
 SAMPLES: list[m.Message] = [
@@ -68,6 +68,8 @@ SAMPLES: list[m.Message] = [
     m.CalibrationHead("0123456789abcdef", 4, DATA),
     m.StageData(5, 17, "backward", 410, 3, 8, DATA, "cd" * 32, 19),
     m.StageAck(5, 16, "cd" * 32, 18, 19),
+    m.LinkProbe(3, b"some bytes"),
+    m.LinkEcho(3),
 ]
 CONTEXT: dict[str, Any] = {"session": b"sessions", "sequence": 42, "job": "0123456789abcdef", "epoch": 5}
 
@@ -285,8 +287,8 @@ def test_another_version_is_named_but_hello_and_refused_are_read(sample: m.Messa
 
 def test_a_kind_of_the_future_says_its_version() -> None:
     with pytest.raises(WireVersionError) as caught:
-        decode([msgpack.packb({"v": 3, "k": "sing", "new": 1})], "control")
-    assert caught.value.version == 3
+        decode([msgpack.packb({"v": m.WIRE_VERSION + 1, "k": "sing", "new": 1})], "control")
+    assert caught.value.version == m.WIRE_VERSION + 1
 
 
 # --- our own bugs -----------------------------------------------------------------------------------------------------

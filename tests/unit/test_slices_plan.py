@@ -18,6 +18,7 @@ from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.blocks import BlockProfile, ModelProfile
+from p2ptrain.planning.pipeline_cost import PairRate
 from p2ptrain.planning.plan import (
     MAX_MEASURED,
     PeerSnapshot,
@@ -30,6 +31,7 @@ from p2ptrain.planning.plan import (
 from p2ptrain.planning.profile_codec import chain_hash
 from p2ptrain.planning.slice_figures import BASE_BYTES, Room, SlicePeer, micro_batch_choices, task_of
 from p2ptrain.planning.slices import first_slices_plan, follows, next_slices_plan, notes
+from p2ptrain.protocol.messages import LinkFigure
 
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
 DATA = DataConfig(classes=("a", "b", "c", "d"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -183,6 +185,10 @@ def edits() -> dict[str, Callable[[dict[str, Any]], object]]:
         "sizes fall": put("slices.profiles.0.batch_sizes", [4, 1]),
         "no number": put("slices.profiles.0.slowdown", math.nan),
         "endless link": put("slices.profiles.0.link_bytes_per_s", math.inf),
+        "endless measured link": put("slices.profiles.0.links", [link(name(1), math.inf)]),
+        "link to itself": put("slices.profiles.0.links", [link(name(0))]),
+        "link to a stranger": put("slices.profiles.0.links", [link("q" * 16)]),
+        "links out of order": put("slices.profiles.0.links", [link(name(2)), link(name(1))]),
         "chain is no hash": put("slices.chain", "x" * 64),
         "first plan from the middle": put("slices.from_step", 1),
         "from below zero": put("slices.from_step", -1),
@@ -194,6 +200,10 @@ def edits() -> dict[str, Callable[[dict[str, Any]], object]]:
         "extra key": put("slices.more", 1),
         "missing key": lambda plain: plain["slices"].pop("chain"),
     }
+
+
+def link(to: str, rate: float = 1e6) -> dict[str, Any]:
+    return {"peer": to, "bytes_per_s": rate, "latency_s": 0.001}
 
 
 def three() -> Plan:
@@ -414,6 +424,66 @@ def test_what_is_not_known_is_taken_for_something_and_said() -> None:
     task = task_of(job(), model(), plan.peers, slices_of(plan).profiles, 4)
     assert task.peers[0].link_bytes_per_s == 12.5e6 and task.peers[0].memory_bytes > 1e15
     assert task.peers[1].memory_bytes == 4096 * MB - BASE_BYTES
+
+
+def links(*to: tuple[int, float]) -> tuple[LinkFigure, ...]:
+    return tuple(LinkFigure(name(index), rate, 0.001 * (index + 1)) for index, rate in to)
+
+
+def test_links_count_as_measured_where_peers_do_not_say_what_theirs_do() -> None:
+    """The slowest of one's links is the link's fault, the fastest tells what one's end can do."""
+    peers = [peer(0, link=0.0), peer(1, counts=(), link=0.0), peer(2, counts=(), link=0.0)]
+    peers[0] = changed(peers[0], links=links((1, 5e6), (2, 1e6)))
+    plan = first(peers)
+    task = task_of(job(), model(), plan.peers, slices_of(plan).profiles, 4)
+    assert [each.link_bytes_per_s for each in task.peers] == [5e6, 5e6, 1e6]
+    assert task.pair_rates == () and task.latency_s == pytest.approx(0.0025)
+    assert not any("no link speed known" in line for line in notes(job(), plan))
+    assert follows(job(), model(), plan_from_json(plan.to_json()), None)
+    peers[1] = changed(peers[1], links=links((2, 4e6)))
+    plan = first(peers)
+    task = task_of(job(), model(), plan.peers, slices_of(plan).profiles, 4)
+    assert [each.link_bytes_per_s for each in task.peers] == [5e6, 5e6, 4e6]
+    assert task.pair_rates == (PairRate(name(0), name(2), 1e6),)
+    assert f"the link between {name(0)} and {name(2)} carries 8 Mbit/s" in notes(job(), plan)
+
+
+def test_a_link_must_be_clearly_slower_than_its_ends_say_to_count_as_that() -> None:
+    for rate, counted in ((1e8, ()), (7e7, ()), (6e7, (PairRate(name(0), name(1), 6e7),)), (1e12, ())):
+        plan = first([changed(peer(0), links=links((1, rate))), peer(1, counts=())])
+        task = task_of(job(), model(), plan.peers, slices_of(plan).profiles, 4)
+        assert [each.link_bytes_per_s for each in task.peers] == [1e8, 1e8]
+        assert task.pair_rates == counted
+
+
+@pytest.mark.parametrize(("slow", "between"), [(1, 2), (2, 1)])
+def test_a_slow_link_is_planned_around(slow: int, between: int) -> None:
+    """The only peer with samples hands on to whom its link is good, and that one hands on to the third."""
+    rates = {1: 1e8, 2: 1e8, slow: 1e6}
+    room = [
+        changed(peer(0, link=0.0), links=links(*rates.items())),
+        changed(peer(1, counts=(), link=0.0), links=links((2, 1e8))),
+        peer(2, counts=(), link=0.0),
+    ]
+    plan = first_slices_plan(job(), model(activation_bytes=10**5), room, name(0))
+    assert [peers for *_, peers in stages(plan)] == [[0], [between], [slow]]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        links((1, math.nan)),
+        links((1, 0.0)),
+        links((0, 1e6)),
+        links((7, 1e6)),
+        (LinkFigure(name(1), 1e6, math.inf),),
+        (LinkFigure(name(1), 1e6, -1.0),),
+    ],
+)
+def test_links_whose_figures_make_no_sense_are_not_looked_at(odd: tuple[LinkFigure, ...]) -> None:
+    plan = first([changed(peer(0), links=odd), peer(1, counts=())])
+    assert slices_of(plan).profiles[0].links == ()
+    assert follows(job(), model(), plan_from_json(plan.to_json()), None)
 
 
 def test_the_number_of_micro_batches_is_the_plans_choice() -> None:

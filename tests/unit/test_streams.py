@@ -341,11 +341,8 @@ def test_a_new_plan_starts_from_nothing() -> None:
     sender, receiver = machine(), machine()
     old = [p for n in range(12) for p in parcels(push(sender, B, n, size=20))]
     receiver.received(A, old[0], 0.1)
-    note, *opened = sender.reset(4, (A, C), 1.0, PLAN)
-    assert note == Note("parcels-dropped", (("epoch", 4), ("bytes", 240)))
-    assert opened == [Send(A, StageAck(4, 0, PLAN)), Send(C, StageAck(4, 0, PLAN))]
+    assert sender.reset(4, (A, C), 1.0, PLAN) == [Send(A, StageAck(4, 0, PLAN)), Send(C, StageAck(4, 0, PLAN))]
     assert (sender.epoch, sender.waiting(), sender.queued_bytes) == (4, (), 0)
-    assert sender.next_deadline() == NEVER
     (first,) = parcels(push(sender, C, 99))
     assert (first.epoch, first.sequence, first.sending) == (4, 0, 1)
     assert acks(receiver.reset(4, (A,), 1.0, PLAN)) == [StageAck(4, 0, PLAN)]
@@ -353,6 +350,45 @@ def test_a_new_plan_starts_from_nothing() -> None:
     assert receiver.tick(100.0) == []  # not even an ack
     delivered = receiver.received(A, first, 1.2)
     assert delivered == [Delivered(A, "forward", 99, 0, 0, bytes(10))]
+
+
+def test_who_is_ahead_still_sends_what_others_need_to_get_there() -> None:
+    """The window let five of twelve through before the plan changed; the sixth was lost."""
+    sender, receiver = machine(), machine()
+    sent = [p for n in range(12) for p in parcels(push(sender, B, n, size=20))]
+    sender.reset(4, (A, B), 1.0, "6" * 64)
+    got: list[int] = []
+    now, lost = 1.0, {5}
+    while sent and now < 30.0:
+        now += 0.01
+        delivered = [e for p in sent if p.sequence not in lost for e in receiver.received(A, p, now)]
+        lost -= {p.sequence for p in sent}
+        got += [e.step for e in delivered if isinstance(e, Delivered)]
+        answers = acks(receiver.taken(A, len(delivered), now)) + acks(receiver.tick(now + 0.1))
+        sent = [p for ack in answers for p in parcels(sender.received(B, ack, now + 0.1))]
+        sent += parcels(sender.tick(now + 0.1)) if not sent and len(got) < 12 else []
+        now += 0.1 if sent else 1.0
+    assert got == list(range(12)), got
+    assert sender.waiting() == ()
+    assert sender.tick(1.0 + SMALL.finish_s) == [] and sender.next_deadline() == NEVER
+
+
+def test_nothing_of_the_plan_before_is_sent_to_who_has_left_it_or_for_ever() -> None:
+    for shows_up in (True, False):
+        sender = machine(SMALL)
+        for number in range(12):
+            push(sender, B, number, size=20)
+        sender.reset(4, (A, B), 1.0, PLAN)
+        if shows_up:
+            assert sender.received(B, StageAck(4, 0, PLAN), 2.0) == []
+            assert not [e for now in range(2, 61) for e in sender.tick(float(now))]
+            assert sender.tick(1.0 + SMALL.finish_s) == []
+        else:
+            sent = [p for now in range(2, 61) for p in parcels(sender.tick(float(now)))]
+            assert {p.sequence for p in sent} == {0} and len(sent) < 8
+            assert sender.tick(1.0 + SMALL.finish_s) == [Note("parcels-dropped", (("epoch", 3), ("bytes", 240)))]
+        assert sender.next_deadline() == NEVER
+        assert sender.received(B, StageAck(3, 1, PLAN, 1, 1), 70.0) == []
 
 
 def test_what_went_past_a_receiver_that_began_late_comes_again_at_once() -> None:
@@ -441,7 +477,9 @@ messages = st.builds(
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.lists(st.tuples(st.sampled_from([0.0, 0.01, 2.0]), messages | st.sampled_from(["push", "take"])), max_size=60)
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.01, 2.0]), messages | st.sampled_from(["push", "take", "reset"])), max_size=60
+    )
 )
 def test_any_message_at_any_time(steps: list[tuple[float, StageData | StageAck | str]]) -> None:
     """``RemoteError`` or nothing, no ticks without end, bounded memory."""
@@ -459,6 +497,8 @@ def test_any_message_at_any_time(steps: list[tuple[float, StageData | StageAck |
                 push(streams, A, number, now, 30)
             elif step == "take":
                 streams.taken(A, 1, now)
+            elif step == "reset":
+                streams.reset(7 - streams.epoch, (A, B), now, PLAN)
             else:
                 assert not isinstance(step, str)
                 streams.received(A, step, now)

@@ -8,6 +8,7 @@ ZAP would give it. A failing run names its seed; ``P2PTRAIN_SEED=<seed> pytest <
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import random
 from collections import Counter
@@ -455,12 +456,15 @@ class Visitor:
 class Room:
     """Devices, and the network between them."""
 
-    def __init__(self, seed: int, conditions: Conditions = LAN, *, sliced: bool = False) -> None:
-        """``sliced``: for jobs of mode "slices", and the trainers of such."""
+    def __init__(
+        self, seed: int, conditions: Conditions = LAN, *, sliced: bool = False, bytes_per_s: float = math.inf
+    ) -> None:
+        """``sliced``: for jobs of mode "slices", and the trainers of such. ``bytes_per_s``: of each link, one way."""
         print(f"P2PTRAIN_SEED={seed}")
         self.seed = seed
         self.sliced = sliced
         self.conditions = conditions
+        self.bytes_per_s = bytes_per_s
         self.code = CODE
         self.rng = random.Random(f"{seed}/room")
         self.network = SimulatedNetwork(seed, on_effect=self._carry_out)
@@ -571,8 +575,10 @@ class Room:
             return
         wait = self.conditions.delay_s + self.conditions.jitter_s * self.rng.random()
         channel = (who, to, effect.lane)
-        when = self._arrives[channel] = max(self.network.now + wait, self._arrives.get(channel, 0.0))
         frames = [bytes(frame) for frame in effect.frames]
+        through_s = sum(map(len, frames)) / self.bytes_per_s
+        when = max(self.network.now + wait + through_s, self._arrives.get(channel, 0.0) + through_s)
+        self._arrives[channel] = when
         self.network.at(when, lambda: self._deliver(who, to, effect.lane, frames))
 
     def _deliver(self, sender: PeerId, to: PeerId, lane: Lane, frames: Sequence[bytes]) -> None:

@@ -23,6 +23,7 @@ from p2ptrain.runtime.slice_harvest import fetch_slices
 
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
 LOSSY = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.1)
+RATE = 12.5e6
 FORGIVEN = ("old-epoch", "replay", "session", "echo")
 SAMPLES = (64,) * 6
 NOTHING = (0,) * 6
@@ -43,7 +44,7 @@ def group(
     **traits: object,
 ) -> Room:
     """``count`` devices that were all given the job; the first ``owners`` of them have samples."""
-    room = Room(seed, conditions, sliced=True)
+    room = Room(seed, conditions, sliced=True, bytes_per_s=RATE)
     work = job(
         "slices",
         rounds=rounds,
@@ -285,7 +286,7 @@ def best_without(room: Room, lost: Device | None) -> int:
     return best
 
 
-@pytest.mark.parametrize("seed", seeds(1))
+@pytest.mark.parametrize("seed", seeds(3))
 @pytest.mark.parametrize("save_s", [0.0, 1.5, None], ids=["fast", "slow", "full"])
 def test_a_step_that_is_saved_whole_never_vanishes(seed: int, save_s: float | None) -> None:
     """Nor does one that is whole without any one peer; though one peer's disk is slow, or full from some time on."""
@@ -319,10 +320,32 @@ def test_the_harvest_is_of_one_step() -> None:
     check(ledger([read_piece(data, step, total) for _, data in found.values()]), step)
 
 
+def test_the_first_plan_knows_the_links() -> None:
+    room = group(count=4, strategy="planned")
+    assert room.run(60, all_at(room, 1)), state_of(room)
+    slices = slices_of(room.devices[0])
+    figures = {frozenset((p.peer, link.peer)): link for p in slices.profiles for link in p.links}
+    assert len(figures) == 6 == sum(len(p.links) for p in slices.profiles), "every pair, measured by one of the two"
+    for figure in figures.values():
+        assert figure.bytes_per_s == pytest.approx(RATE, rel=0.1) and LAN.delay_s <= figure.latency_s < 0.005
+    assert Counter(len(d.core.records.own.links) for d in room.on()) == Counter([0, 1, 2, 3])
+    assert room.run(300, room.all_done), state_of(room)
+    assert not refusals(room)
+
+
 # --- a better plan ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", seeds(1))
+def load_of(pipeline: PipelinePlan, device: Device) -> float:
+    """Blocks, times the share of the samples that go through them here."""
+    index = pipeline.stage_of(device.id)
+    if index is None:
+        return 0.0
+    stage = pipeline.stages[index]
+    return (stage.stop - stage.start) * stage.samples[stage.peers.index(device.id)] / pipeline.micro_batch
+
+
+@pytest.mark.parametrize("seed", seeds(2))
 @pytest.mark.parametrize("conditions", [LAN, LOSSY], ids=["lan", "lossy"])
 def test_a_peer_gets_slow_and_gives_blocks_away(seed: int, conditions: Conditions) -> None:
     """All go on to one step of the future, hand over what others lack there, and no batch is lost or done again."""
@@ -335,8 +358,7 @@ def test_a_peer_gets_slow_and_gives_blocks_away(seed: int, conditions: Condition
     assert room.run(120, epoch_trained(room, 2)), state_of(room)
     after = slices_of(room.devices[0])
     first, pipeline = after.from_step, after.pipeline
-    lengths = {p: s.stop - s.start for s in pipeline.stages for p in s.peers}
-    assert lengths.get(slow.id, 0) < before.stages[1].stop - before.stages[1].start
+    assert load_of(pipeline, slow) < load_of(before, slow)
     for device in room.on():
         assert trainer(device).halts[-1] == (2, first), "all halt after the same batch"
         index, old = pipeline.stage_of(device.id), before.stage_of(device.id)

@@ -1,0 +1,168 @@
+"""What links carry: measured against made-up links of a known rate and delay, some of them busy, deaf or gone."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2ptrain.ids import PeerId
+from p2ptrain.protocol.link_meter import LinkConfig, LinkMeasured, LinkMeter
+from p2ptrain.protocol.machine import NEVER, Send
+from p2ptrain.protocol.messages import MAX_LINKS, LinkEcho, LinkFigure, LinkProbe
+
+CONFIG = LinkConfig()
+
+
+def peer(number: int) -> PeerId:
+    return PeerId(f"peer{number:012d}")
+
+
+class Wire:
+    """Members 0 to n - 1 on links of one rate (bytes/s) and delay (s one way); the echo is one of a few bytes."""
+
+    def __init__(self, count: int, rate: float, delay_s: float = 0.002, *, noise_s: float = 0.0, seed: int = 0) -> None:
+        self.rate, self.delay_s, self.noise_s = rate, delay_s, noise_s
+        self.rng = random.Random(seed)
+        self.names = [peer(number) for number in range(count)]
+        self.meters = {name: LinkMeter(name, random.Random(number)) for number, name in enumerate(self.names)}
+        self.deaf: set[PeerId] = set()
+        self.now = 0.0
+        self.sent: list[tuple[float, PeerId, PeerId, int]] = []
+        self.told: list[tuple[PeerId, LinkFigure]] = []
+        self._queue: list[tuple[float, int, PeerId, PeerId, LinkProbe | LinkEcho]] = []
+        self._order = itertools.count()
+
+    def start(self) -> None:
+        for name in self.names:
+            self.carry_out(name, self.meters[name].members_changed(self.names, self.now))
+
+    def carry_out(self, sender: PeerId, effects: list[Send | LinkMeasured]) -> None:
+        for effect in effects:
+            if isinstance(effect, LinkMeasured):
+                self.told.append((sender, effect.figure))
+                continue
+            message = effect.message
+            assert isinstance(message, (LinkProbe, LinkEcho))
+            size = len(message.data) if isinstance(message, LinkProbe) else 0
+            if isinstance(message, LinkProbe):
+                self.sent.append((self.now, sender, effect.to, size))
+            if effect.to in self.deaf:
+                continue
+            late = self.rng.expovariate(1 / self.noise_s) if self.noise_s else 0.0
+            at = self.now + self.delay_s + size / self.rate + late
+            heapq.heappush(self._queue, (at, next(self._order), sender, effect.to, message))
+
+    def run(self, until: float = 600.0) -> None:
+        while True:
+            due = {name: meter.next_deadline() for name, meter in self.meters.items()}
+            name = min(due, key=lambda each: due[each])
+            arrival = self._queue[0][0] if self._queue else NEVER
+            if min(due[name], arrival) > until:
+                return
+            if arrival <= due[name]:
+                self.now, _, sender, to, message = heapq.heappop(self._queue)
+                self.carry_out(to, self.meters[to].received(sender, message, self.now))
+            else:
+                self.now = due[name]
+                self.carry_out(name, self.meters[name].tick(self.now))
+
+
+@pytest.mark.parametrize("mbit_s", [0.5, 5.0, 20.0, 100.0, 1000.0])
+def test_a_link_is_measured_as_it_is_in_bytes_that_it_can_bear(mbit_s: float) -> None:
+    wire = Wire(2, mbit_s * 1e6 / 8, delay_s=0.003)
+    wire.start()
+    wire.run()
+    ((who, figure),) = wire.told
+    assert (who, figure.peer) == (peer(0), peer(1))
+    assert figure.bytes_per_s * 8e-6 == pytest.approx(mbit_s, rel=0.01)
+    assert figure.latency_s == pytest.approx(0.003, rel=0.01)
+    assert wire.meters[peer(0)].figures() == (figure,) and wire.meters[peer(1)].figures() == ()
+    assert wire.now < 5.0 and all(meter.next_deadline() == NEVER for meter in wire.meters.values())
+    largest = max(size for *_, size in wire.sent)
+    assert largest == CONFIG.first_bytes or largest / 4 * 8e-6 / mbit_s < CONFIG.long_s
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(1.0, 200.0), st.floats(0.0, 0.02), st.integers(0, 2**16))
+def test_what_comes_in_between_makes_a_link_look_slower_never_much_faster(
+    mbit_s: float, noise_s: float, seed: int
+) -> None:
+    wire = Wire(2, mbit_s * 1e6 / 8, noise_s=noise_s, seed=seed)
+    wire.start()
+    wire.run()
+    ((_, figure),) = wire.told
+    num_bytes = wire.sent[-1][3]
+    held_up_s = 2 * (figure.latency_s - wire.delay_s)  # even the fastest of the empty probes
+    least_s = max(num_bytes / (mbit_s * 1e6 / 8) - held_up_s, 1e-5)
+    assert figure.bytes_per_s <= num_bytes / least_s * 1.001
+    assert figure.latency_s >= wire.delay_s
+
+
+def test_every_pair_is_measured_once_and_each_peer_measures_one_at_a_time() -> None:
+    wire = Wire(6, 2.5e6)
+    wire.start()
+    wire.run()
+    pairs = {(who, figure.peer) for who, figure in wire.told}
+    assert len(wire.told) == len(pairs) == 15 and all(one < other for one, other in pairs)
+    for name in wire.names:
+        mine = [(at, to) for at, sender, to, _ in sorted(wire.sent) if sender == name]
+        runs = [to for to, _ in itertools.groupby(to for _, to in mine)]
+        assert len(runs) == len(set(runs))
+    firsts = {wire.sent[0][2]} | {next(to for _, s, to, _ in wire.sent if s == name) for name in wire.names[:5]}
+    assert len(firsts) > 1  # not all of them the same one at once
+
+
+def test_of_a_large_group_only_some_links_are_measured() -> None:
+    meter = LinkMeter(peer(0), random.Random(0))
+    meter.members_changed([peer(number) for number in range(200)], 0.0)
+    assert len(meter._waiting) == MAX_LINKS
+
+
+def test_who_does_not_answer_is_left_alone_for_a_while_and_the_others_are_measured() -> None:
+    wire = Wire(3, 1e6)
+    wire.deaf = {peer(1)}
+    wire.start()
+    wire.run(until=65.0)
+    assert [figure.peer for who, figure in wire.told if who == peer(0)] == [peer(2)]
+    times = [at for at, sender, to, _ in wire.sent if (sender, to) == (peer(0), peer(1))]
+    assert len(times) == CONFIG.max_failures
+    wire.deaf = set()
+    wire.run(until=300.0)
+    assert {figure.peer for who, figure in wire.told if who == peer(0)} == {peer(1), peer(2)}
+
+
+def test_late_and_made_up_echoes_change_nothing() -> None:
+    meter = LinkMeter(peer(0), random.Random(0))
+    (first,) = meter.members_changed([peer(0), peer(1), peer(2)], 0.0)
+    assert isinstance(first, Send) and isinstance(first.message, LinkProbe)
+    other = peer(2) if first.to == peer(1) else peer(1)
+    number = first.message.sequence
+    assert meter.received(other, LinkEcho(number), 1.0) == []
+    assert meter.received(first.to, LinkEcho(number + 1), 1.0) == []
+    (again,) = meter.tick(CONFIG.timeout_s)
+    assert isinstance(again, Send) and isinstance(again.message, LinkProbe) and again.to == first.to
+    assert meter.received(first.to, LinkEcho(number), CONFIG.timeout_s + 1) == []
+    assert meter.received(first.to, LinkEcho(again.message.sequence), CONFIG.timeout_s + 1) != []
+
+
+def test_who_goes_is_forgotten_and_measured_anew_when_it_comes_back() -> None:
+    wire = Wire(3, 1e6)
+    wire.start()
+    wire.run()
+    meter = wire.meters[peer(0)]
+    assert [figure.peer for figure in meter.figures()] == [peer(1), peer(2)]
+    assert meter.members_changed([peer(0), peer(2)], wire.now) == []
+    assert [figure.peer for figure in meter.figures()] == [peer(2)]
+    (probe,) = meter.members_changed(wire.names, wire.now)
+    assert isinstance(probe, Send) and probe.to == peer(1)
+    assert meter.members_changed([peer(0)], wire.now) == [] and meter.next_deadline() == NEVER  # it goes half way
+
+
+def test_a_probe_is_answered_whoever_sends_it() -> None:
+    meter = LinkMeter(peer(5), random.Random(0))
+    assert meter.received(peer(1), LinkProbe(7, b"x" * 100), 0.0) == [Send(peer(1), LinkEcho(7))]
