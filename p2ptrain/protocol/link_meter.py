@@ -1,11 +1,13 @@
 """What the links to the other members carry: measured once, by sending bytes and waiting for the echo.
 
 Responsible for a figure of every pair in a small group before its first plan. Of two peers the one with the lower id
-measures, one link at a time. A round trip of nothing gives the latency; then probes grow until one takes long enough to
-be told from it (on a slow link the first does), and the best of a few of that size gives the rate: what else goes over
-the link, or keeps a node from answering, only ever makes a probe slower. Invariant: at most one probe is out.
+measures, and a peer takes part in one measurement at a time, or two of them would each see half of its link. A round
+trip of nothing gives the latency; then probes grow until one takes long enough to be told from it (on a slow link the
+first does), and the best of a few of that size gives the rate: what else goes over the link, or keeps a node from
+answering, only ever makes a probe slower. Invariant: at most one probe is out.
 
-    a member comes: waiting --nobody else is being measured--> nothing sent to and fro, then probes --> LinkMeasured
+    a member comes: waiting --our turn--> nothing sent to and fro, then probes --> LinkMeasured
+    it is busy with another: waiting, for about ``busy_s``
     no echo in time: sent again --``max_failures`` in a row--> waiting, for ``rest_s``
     it goes: forgotten
 
@@ -40,6 +42,9 @@ class LinkConfig:
     timeout_s: float = 10.0
     max_failures: int = 3
     rest_s: float = 60.0
+    busy_s: float = 0.3
+    hold_s: float = 2.0
+    """Who probes us has us to itself until so long after that, or until it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,8 @@ class LinkMeter:
         """Not measured yet, and not before then."""
         self._attempt: _Attempt | None = None
         self._num_sent = 0
+        self._prober: tuple[PeerId, float] | None = None
+        """Who measures the link to us, and until when it has us to itself."""
 
     # --- what others may ask ----------------------------------------------------------------------------------------
 
@@ -89,7 +96,8 @@ class LinkMeter:
     def next_deadline(self) -> float:
         if self._attempt is not None:
             return self._attempt.sent_at + self._config.timeout_s
-        return min(self._waiting.values(), default=NEVER)
+        free_at = self._prober[1] if self._prober is not None else 0.0
+        return max(min(self._waiting.values(), default=NEVER), free_at)
 
     # --- events -----------------------------------------------------------------------------------------------------
 
@@ -104,11 +112,22 @@ class LinkMeter:
 
     def received(self, sender: PeerId, message: LinkProbe | LinkEcho, now: float) -> list[Effect]:
         if isinstance(message, LinkProbe):
-            return [Send(sender, LinkEcho(message.sequence))]
+            return [Send(sender, LinkEcho(message.sequence, self._is_busy(sender, message, now)))]
         attempt = self._attempt
         if attempt is None or (sender, message.sequence) != (attempt.peer, attempt.sequence):
             return []  # it comes too late
+        if message.busy:
+            self._attempt, self._waiting[sender] = None, now + self._config.busy_s * self._rng.uniform(0.5, 1.5)
+            return self.tick(now)
         return self._echoed(attempt, now - attempt.sent_at, now)
+
+    def _is_busy(self, sender: PeerId, probe: LinkProbe, now: float) -> bool:
+        """Whether another link is being measured; if not, the sender's is."""
+        taken = self._prober is not None and self._prober[0] != sender and now < self._prober[1]
+        if self._attempt is not None or taken:
+            return True
+        self._prober = None if probe.last else (sender, now + self._config.hold_s)
+        return False
 
     def tick(self, now: float) -> list[Effect]:
         attempt = self._attempt
@@ -120,7 +139,7 @@ class LinkMeter:
                 return [self._probe(attempt, now)]
             self._attempt, self._waiting[attempt.peer] = None, now + self._config.rest_s
         ready = sorted(peer for peer, not_before in self._waiting.items() if now >= not_before)
-        if not ready:
+        if not ready or (self._prober is not None and now < self._prober[1]):
             return []
         self._attempt = _Attempt(self._rng.choice(ready))
         return [self._probe(self._attempt, now)]
@@ -130,7 +149,8 @@ class LinkMeter:
     def _probe(self, attempt: _Attempt, now: float) -> Send:
         self._num_sent += 1
         attempt.sequence, attempt.sent_at = self._num_sent, now
-        return Send(attempt.peer, LinkProbe(attempt.sequence, bytes(attempt.num_bytes)))
+        last = attempt.num_bytes > 1 and attempt.num_done == self._config.num_full - 1
+        return Send(attempt.peer, LinkProbe(attempt.sequence, bytes(attempt.num_bytes), last))
 
     def _echoed(self, attempt: _Attempt, took_s: float, now: float) -> list[Effect]:
         config = self._config

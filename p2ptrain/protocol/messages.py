@@ -450,6 +450,8 @@ class LinkProbe:
     KIND: ClassVar[str] = "link-probe"
     sequence: int
     data: Annotated[bytes, Bound(1, 1 << 20)]
+    last: bool = False
+    """Most likely, so that the next one may be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,6 +460,8 @@ class LinkEcho:
 
     KIND: ClassVar[str] = "link-echo"
     sequence: int
+    busy: bool = False
+    """Another link of this peer is being measured: try again later."""
 
 
 Message = (

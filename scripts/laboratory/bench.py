@@ -53,11 +53,11 @@ class Bench:
         job_file = self.folder / "job.toml" if own is self.spec.devices[0] else None
         experiment = dataclasses.replace(self.experiment, threads=own.num_threads(available_cores()))
         command = peer_command(experiment, share, self.folder / device, where, job_file=job_file)
-        port = self.network.ports[device]
+        port, group = self.network.ports[device], self.groups[device]
         environment = os.environ | {"P2PTRAIN_CODE": str(self.code), "PYTHONUNBUFFERED": "1"}
         with (self.folder / f"{device}.log").open("ab") as log:
             self.processes[device] = subprocess.Popen(
-                entering(port.fd, self.groups[device].entrances, command),
+                entering(port.fd, group.entrances, group.cpus, command),
                 env=environment,
                 pass_fds=(port.fd,),
                 stdin=subprocess.DEVNULL,

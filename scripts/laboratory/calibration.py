@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -206,15 +207,16 @@ def measure_device(
 
 @contextmanager
 def _outside(pid: int) -> Iterator[Callable[[], None]]:
-    """A call that brings a process back to the cgroups that it is in now."""
+    """A call that brings a process back to the cgroups and the cores that it is on now."""
     from laboratory.quota import find_controllers
 
     controllers = find_controllers()
-    folders = {controllers.cpu, controllers.memory}
+    folders, cpus = {controllers.cpu, controllers.memory}, os.sched_getaffinity(pid)
 
     def back() -> None:
         for folder in folders:
             (folder / "cgroup.procs").write_text(str(pid))
+        os.sched_setaffinity(pid, cpus)
 
     yield back
     with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""Becomes a device's process: moves into its network namespace and cgroups, then turns into the command.
+"""Becomes a device's process: moves into its network namespace, its cgroups and onto its cores, then becomes a command.
 
-    python -S -E enter.py NAMESPACE_FD ENTRANCE[,ENTRANCE...] COMMAND...
+    python -S -E enter.py NAMESPACE_FD ENTRANCE[,ENTRANCE...] [CPU,...] COMMAND...
 
 Invariant: the command runs on that device or not at all, and dies with the lab.
 """
@@ -18,13 +18,13 @@ CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
 
 
-def entering(namespace_fd: int, entrances: Sequence[Path], command: Sequence[str]) -> list[str]:
-    """The command line; start it with ``namespace_fd`` in ``pass_fds``."""
-    where = ",".join(str(path) for path in entrances)
-    return [sys.executable, "-S", "-E", __file__, str(namespace_fd), where, *command]
+def entering(namespace_fd: int, entrances: Sequence[Path], cpus: Sequence[int], command: Sequence[str]) -> list[str]:
+    """The command line; start it with ``namespace_fd`` in ``pass_fds``. No ``cpus``: any."""
+    where, on = ",".join(map(str, entrances)), ",".join(map(str, cpus))
+    return [sys.executable, "-S", "-E", __file__, str(namespace_fd), where, on, *command]
 
 
-def main(namespace_fd: int, entrances: list[str], command: list[str]) -> None:
+def main(namespace_fd: int, entrances: list[str], cpus: list[int], command: list[str]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     parent = os.getppid()
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -36,8 +36,15 @@ def main(namespace_fd: int, entrances: list[str], command: list[str]) -> None:
     for entrance in entrances:
         with open(entrance, "w") as file:
             file.write("0")
+    if cpus:
+        os.sched_setaffinity(0, cpus)
     os.execv(command[0], command)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), [path for path in sys.argv[2].split(",") if path], sys.argv[3:])
+    main(
+        int(sys.argv[1]),
+        [path for path in sys.argv[2].split(",") if path],
+        [int(cpu) for cpu in sys.argv[3].split(",") if cpu],
+        sys.argv[4:],
+    )

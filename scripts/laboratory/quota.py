@@ -62,8 +62,16 @@ def find_controllers(mounts: str | None = None, own: str | None = None, root: Pa
 class DeviceGroup:
     """One device's cgroup."""
 
-    def __init__(self, controllers: Controllers, device: str, share: float, memory_mb: float = 0.0) -> None:
-        """``share`` of a core; ``memory_mb`` 0 = no limit. Raises ``UserError``."""
+    def __init__(
+        self,
+        controllers: Controllers,
+        device: str,
+        share: float,
+        memory_mb: float = 0.0,
+        cpus: tuple[int, ...] = (),
+    ) -> None:
+        """``share`` of a core; ``memory_mb`` 0 = no limit; ``cpus`` it stays on, () = any. Raises ``UserError``."""
+        self.cpus = cpus
         self._controllers = controllers
         self._share, self.correction = share, 1.0
         name = f"{NAME}-{os.getpid()}-{device}"
@@ -116,8 +124,11 @@ class DeviceGroup:
         return [folder / "cgroup.procs" for folder in self.folders]
 
     def add(self, pid: int) -> None:
+        """A process of one thread."""
         for entrance in self.entrances:
             entrance.write_text(str(pid))
+        if self.cpus:
+            os.sched_setaffinity(pid, self.cpus)
 
     def pids(self) -> list[int]:
         return [int(pid) for pid in _read(self.folders[0] / "cgroup.procs").split()]

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from laboratory.host import environment
-from laboratory.quota import Controllers, DeviceGroup
+from laboratory.placement import device_groups
+from laboratory.quota import Controllers
 from laboratory.spec import Device
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError
@@ -28,10 +29,9 @@ def rehearse(job: Job, devices: Sequence[Device], controllers: Controllers) -> d
     """By device, what its peer would remember of the times of its blocks. Raises ``P2PTrainError``."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2ptrain-rehearsal-")))
+        groups = stack.enter_context(device_groups(devices, controllers))
         workers: dict[str, subprocess.Popen[str]] = {}
         for device in devices:
-            group = DeviceGroup(controllers, device.name, device.share, device.memory_mb)
-            stack.callback(group.remove)
             workers[device.name] = worker = subprocess.Popen(
                 [sys.executable, "-m", "laboratory.rehearsal", str(folder / device.name)],
                 stdin=subprocess.PIPE,
@@ -43,7 +43,7 @@ def rehearse(job: Job, devices: Sequence[Device], controllers: Controllers) -> d
             stack.callback(worker.kill)
             _tell(worker, job.to_json())
             _await(worker, device.name)
-            group.add(worker.pid)
+            groups[device.name].add(worker.pid)
         for worker in workers.values():
             _tell(worker, "measure")
         for name, worker in workers.items():

@@ -20,6 +20,7 @@ from laboratory.calibration import Speed, calibrate
 from laboratory.camera import Camera
 from laboratory.host import environment
 from laboratory.network import OWN_ADDRESS, Line, Network
+from laboratory.placement import device_groups
 from laboratory.quota import Controllers, DeviceGroup
 from laboratory.spec import Device, LabSpec
 from laboratory.timeline import Happened, Timeline
@@ -104,11 +105,9 @@ def run(
         (folder / "job.toml").write_text(job.to_toml(), encoding="utf-8")
         shutil.copy(folder / "job.toml", out / "job.toml")
         network = stack.enter_context(Network(Line(spec.delay_ms, spec.loss)))
-        groups: dict[str, DeviceGroup] = {}
         for device in spec.devices:
             network.add(device.name, device.rate_mbit)
-            groups[device.name] = DeviceGroup(controllers, device.name, device.share, device.memory_mb)
-            stack.callback(groups[device.name].remove)
+        groups = stack.enter_context(device_groups(spec.devices, controllers))
         if calibrated and not speeds:
             speeds = measured(job, spec.devices, groups, say)
         for speed in speeds:
@@ -132,14 +131,8 @@ def run(
 
 def speeds_of(spec: LabSpec, job: Job, controllers: Controllers, say: Say) -> list[Speed]:
     """Only make and calibrate the devices. Raises ``OffSpeedError``."""
-    groups: dict[str, DeviceGroup] = {}
-    try:
-        for device in spec.devices:
-            groups[device.name] = DeviceGroup(controllers, device.name, device.share, device.memory_mb)
+    with device_groups(spec.devices, controllers) as groups:
         return measured(job, spec.devices, groups, say)
-    finally:
-        for group in groups.values():
-            group.remove()
 
 
 def measured(job: Job, devices: Sequence[Device], groups: Mapping[str, DeviceGroup], say: Say) -> list[Speed]:

@@ -68,8 +68,8 @@ SAMPLES: list[m.Message] = [
     m.CalibrationHead("0123456789abcdef", 4, DATA),
     m.StageData(5, 17, "backward", 410, 3, 8, DATA, "cd" * 32, 19),
     m.StageAck(5, 16, "cd" * 32, 18, 19),
-    m.LinkProbe(3, b"some bytes"),
-    m.LinkEcho(3),
+    m.LinkProbe(3, b"some bytes", True),
+    m.LinkEcho(3, True),
 ]
 CONTEXT: dict[str, Any] = {"session": b"sessions", "sequence": 42, "job": "0123456789abcdef", "epoch": 5}
 

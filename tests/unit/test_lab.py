@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -31,6 +32,7 @@ from laboratory.calibration import Speed, Turn  # noqa: E402
 from laboratory.camera import Camera  # noqa: E402
 from laboratory.jobs import job_of  # noqa: E402
 from laboratory.network import Line, shaping  # noqa: E402
+from laboratory.placement import placed  # noqa: E402
 from laboratory.report import figures, plans_line, to_plain  # noqa: E402
 from laboratory.spec import Event, LabSpec, check_fits, device_of, read_lab  # noqa: E402
 from laboratory.timeline import Timeline  # noqa: E402
@@ -528,3 +530,35 @@ def test_nothing_saved_is_no_point_of_the_accuracy(tmp_path: Path) -> None:
         )
         == []
     )
+
+
+# --- which core -------------------------------------------------------------------------------------------------------
+
+
+def placement(*shares: float, cores: float = 2.0, cpus: Sequence[int] = (0, 1)) -> list[tuple[int, ...]]:
+    devices = [device_of(f"d{number}", share, 100.0) for number, share in enumerate(shares)]
+    return list(placed(devices, cpus, cores).values())
+
+
+def test_a_device_stays_on_one_core_that_has_room_for_it() -> None:
+    assert placement(0.9, 0.09, 0.9) == [(0,), (0,), (1,)]
+    assert placement(0.4, 0.4, 0.4, 0.4) == [(0,), (1,), (0,), (1,)]
+    assert placement(0.3, 0.6, 0.5, 0.4) == [(0,), (0,), (1,), (1,)]
+    assert placement(0.5, 0.5, cpus=(3, 7)) == [(3,), (7,)]
+    assert placement(0.6, 0.6, 0.6) == [(0,), (1,), ()], "no core has room for the third: the kernel may move it"
+    assert placement(1.5) == [()]
+
+
+def test_a_device_of_several_threads_stays_on_none() -> None:
+    many = device_of("many", 0.5, 100.0)
+    profile = dataclasses.replace(many.profile, cores=dataclasses.replace(many.profile.cores, value=4.0))
+    assert placed([dataclasses.replace(many, profile=profile)], (0, 1), 2.0) == {"many": ()}
+
+
+def test_a_process_is_put_on_its_devices_core(tmp_path: Path) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    group = quota.DeviceGroup(quota.Controllers(2, tmp_path, tmp_path), "a", 0.1, cpus=(cpu,))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        group.add(process.pid)
+        assert os.sched_getaffinity(process.pid) == {cpu}
+        process.kill()

@@ -68,7 +68,7 @@ class Wire:
                 self.now, _, sender, to, message = heapq.heappop(self._queue)
                 self.carry_out(to, self.meters[to].received(sender, message, self.now))
             else:
-                self.now = due[name]
+                self.now = max(self.now, due[name])
                 self.carry_out(name, self.meters[name].tick(self.now))
 
 
@@ -109,12 +109,38 @@ def test_every_pair_is_measured_once_and_each_peer_measures_one_at_a_time() -> N
     wire.run()
     pairs = {(who, figure.peer) for who, figure in wire.told}
     assert len(wire.told) == len(pairs) == 15 and all(one < other for one, other in pairs)
-    for name in wire.names:
-        mine = [(at, to) for at, sender, to, _ in sorted(wire.sent) if sender == name]
-        runs = [to for to, _ in itertools.groupby(to for _, to in mine)]
-        assert len(runs) == len(set(runs))
-    firsts = {wire.sent[0][2]} | {next(to for _, s, to, _ in wire.sent if s == name) for name in wire.names[:5]}
-    assert len(firsts) > 1  # not all of them the same one at once
+    assert wire.now < 30.0, "a second each, some of them at once"
+    times: dict[frozenset[PeerId], list[float]] = {}
+    for at, sender, to, size in wire.sent:
+        if size > 1:
+            times.setdefault(frozenset((sender, to)), []).append(at)
+    for one, other in itertools.combinations(times, 2):
+        apart = times[one][-1] <= times[other][0] or times[other][-1] <= times[one][0]
+        assert apart or not one & other, "nobody is in two measurements at once"
+
+
+def test_who_is_being_measured_asks_others_to_come_back() -> None:
+    meter = LinkMeter(peer(5), random.Random(0))
+    assert meter.received(peer(1), LinkProbe(7, b"x"), 0.0) == [Send(peer(1), LinkEcho(7))]
+    assert meter.received(peer(2), LinkProbe(3, b"x"), 0.1) == [Send(peer(2), LinkEcho(3, busy=True))]
+    assert meter.members_changed([peer(5), peer(6)], 0.2) == [] and meter.next_deadline() == CONFIG.hold_s
+    assert meter.received(peer(1), LinkProbe(8, bytes(99), last=True), 0.3) == [Send(peer(1), LinkEcho(8))]
+    (probe,) = meter.tick(meter.next_deadline())
+    assert isinstance(probe, Send) and isinstance(probe.message, LinkProbe) and probe.to == peer(6)
+    assert meter.received(peer(2), LinkProbe(4, b"x"), 0.4) == [Send(peer(2), LinkEcho(4, busy=True))]
+    silent = LinkMeter(peer(5), random.Random(0))
+    silent.received(peer(1), LinkProbe(7, b"x"), 0.0)
+    assert silent.received(peer(2), LinkProbe(3, b"x"), CONFIG.hold_s) == [Send(peer(2), LinkEcho(3))], "it has gone"
+
+
+def test_who_is_told_to_come_back_does_so_soon() -> None:
+    meter = LinkMeter(peer(0), random.Random(0))
+    (first,) = meter.members_changed([peer(0), peer(1)], 0.0)
+    assert isinstance(first, Send) and isinstance(first.message, LinkProbe)
+    assert meter.received(peer(1), LinkEcho(first.message.sequence, busy=True), 0.01) == []
+    assert 0.0 < meter.next_deadline() - 0.01 < 2 * CONFIG.busy_s
+    (again,) = meter.tick(meter.next_deadline())
+    assert isinstance(again, Send) and again.to == peer(1)
 
 
 def test_of_a_large_group_only_some_links_are_measured() -> None:

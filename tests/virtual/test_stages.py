@@ -321,7 +321,7 @@ def test_the_harvest_is_of_one_step() -> None:
 
 
 def test_the_first_plan_knows_the_links() -> None:
-    room = group(count=4, strategy="planned")
+    room = group(count=4, strategy="planned", settle_s=3.0)
     assert room.run(60, all_at(room, 1)), state_of(room)
     slices = slices_of(room.devices[0])
     figures = {frozenset((p.peer, link.peer)): link for p in slices.profiles for link in p.links}
