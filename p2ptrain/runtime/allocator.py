@@ -5,14 +5,13 @@ glibc gives large blocks back to the kernel as soon as they are free, and the ne
 MobileNetV2 at 256 samples a batch spent three quarters of its time on faults, and passing on a message of 2 MB took
 six times as long. Other C libraries are left as they are.
 
-The price is memory that is free and not given back: so a trainer keeps but a fraction of what its device has, and
-where that is little nobody keeps anything. Even then glibc holds what lies between blocks in use, and blocks of up to
-32 MB once it has seen such: after the blocks of a model were timed, that was 200 MB of the 1,000 MB that a device had.
+The price is memory that is free and not given back: so a trainer keeps but a fraction of what its device has. Where
+that is little it does the contrary. Left alone glibc holds blocks of up to 32 MB once it has seen such, and what lies
+between blocks in use: some 200 MB of the 1,000 MB that a device had, after the blocks of its model were timed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import platform
 
@@ -23,6 +22,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 OLD_LIMIT_BYTES = 32 << 20
 """Of the second, before glibc 2.35."""
 NODE_BYTES = 32 << 20
+LARGE_BLOCK_BYTES = 128 << 10
+"""What glibc begins with."""
 TRAINER_SHARE = 1 / 8
 """Of the memory that its device can give it."""
 MOST_BYTES = 1 << 30
@@ -32,13 +33,15 @@ LEAST_AVAILABLE_BYTES = 4 << 30
 
 def keep_freed(at_most_bytes: int) -> bool:
     """Keep so much at the top of the heap, and blocks up to that size in it; whether that could be had."""
+    sizes = (at_most_bytes, min(at_most_bytes, OLD_LIMIT_BYTES))
+    return _set(M_TRIM_THRESHOLD, at_most_bytes) and any(_set(M_MMAP_THRESHOLD, size) for size in sizes)
+
+
+def _set(option: int, value: int) -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     try:
-        libc = ctypes.CDLL(None)
-        kept = libc.mallopt(M_TRIM_THRESHOLD, ctypes.c_int(at_most_bytes))
-        sizes = (at_most_bytes, min(at_most_bytes, OLD_LIMIT_BYTES))
-        return bool(kept and any(libc.mallopt(M_MMAP_THRESHOLD, ctypes.c_int(size)) for size in sizes))
+        return bool(ctypes.CDLL(None).mallopt(option, ctypes.c_int(value)))
     except (OSError, AttributeError):
         return False
 
@@ -50,17 +53,12 @@ def training_bytes() -> int:
 
 
 def keep_for_training() -> bool:
-    """In a process that trains, before it does."""
+    """In a process that trains, before it does. False: nothing is kept, and large blocks go back as soon as free."""
     size = training_bytes()
-    return size > 0 and keep_freed(size)
-
-
-def give_back() -> None:
-    """After work that needed much: return to the kernel what is free, where there is little."""
-    if training_bytes() > 0:
-        return
-    with contextlib.suppress(OSError, AttributeError):  # other C libraries have no such call
-        ctypes.CDLL(None).malloc_trim(0)
+    if size == 0:
+        _set(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)  # glibc would raise it with every larger block that is freed
+        return False
+    return keep_freed(size)
 
 
 def keep_for_messages() -> bool:

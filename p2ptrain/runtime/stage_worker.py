@@ -35,7 +35,7 @@ from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.planning.profile_codec import model_to_json, profile_to_json
 from p2ptrain.planning.slice_figures import micro_batch_choices
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.allocator import give_back, training_bytes
+from p2ptrain.runtime.allocator import training_bytes
 from p2ptrain.runtime.tensorfile import read_untrusted
 
 Piece = tuple[Mapping[str, Tensor], Mapping[str, str]]
@@ -117,7 +117,6 @@ class StageWorker:
         """
         cache = Path(self._configuration.cache) if self._configuration.cache else None
         model, self._times = profile_job(self._chain, self._job, self._configuration.device, cache)
-        give_back()
         return c.Profiled(model_to_json(model), profile_to_json(model, self._times))
 
     def _build(self) -> nn.Module:
@@ -155,7 +154,6 @@ class StageWorker:
             # All of it: how far the own samples are drawn is in there, too.
             self._pieces.append(old.snapshot(copy=False))
         del old  # two stages at once may be more than this device holds
-        give_back()
         job, configuration = self._job, self._configuration
         self._training = SliceTraining(
             job.training,

@@ -12,7 +12,7 @@ Expected: membership traffic a peer is constant, and a crash is known after O(lo
 2002); push-sum needs O(log n) rounds (Kempe, Dobra, Gehrke, FOCS 2003); records, of which each peer has everybody's,
 O(n) bytes; links, all n - 1. The curves are fitted to the sizes up to 100 and drawn on.
 
-Seeds differ between repetitions; sizes above 1,000, and the slow cases, are simulated once.
+Seeds differ between repetitions.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ LINKED = ((200, 170), (200, 128), (520, MAX_PEERS), (600, MAX_PEERS), (700, MAX_
 SESSION_SIZES = (50, 100, 150, 200, 300)
 TINY_SIZES = (6, 12, 24)
 TINY_LINKED = ((24, 20),)
-LARGE = 1000
 FIT_UP_TO = 100
 FULL_HEARTBEATS = 50
 """In larger groups only the heartbeats that matter are simulated."""
@@ -63,7 +62,7 @@ FULL_HEARTBEATS = 50
 def run(settings: Settings) -> Iterator[Sample]:
     sizes = TINY_SIZES if settings.tiny else SIZES
     for num_peers in sizes:
-        for repetition in range(settings.repeat if num_peers <= LARGE else 1):
+        for repetition in range(settings.repeat):
             seed, end = SEED + repetition, f", {num_peers} peers"
             figures = detect_death_by_heartbeats(num_peers, seed, everyone_sends=num_peers <= FULL_HEARTBEATS)
             yield Sample(f"heartbeats{end}", repetition, figures, is_baseline=True)
@@ -71,14 +70,16 @@ def run(settings: Settings) -> Iterator[Sample]:
             yield Sample(f"central average{end}", repetition, average_centrally(num_peers, seed), is_baseline=True)
             yield Sample(f"gossip{end}", repetition, reach_consensus(num_peers, seed, num_links=MAX_PEERS))
     for num_peers in sizes if settings.tiny else RECORD_SIZES:
-        for repetition in range(settings.repeat if num_peers <= FIT_UP_TO else 1):
+        for repetition in range(settings.repeat):
             figures = keep_records(num_peers, SEED + repetition, warm_s=2.0 if settings.tiny else 12.0)
             yield Sample(f"records, {num_peers} peers", repetition, figures)
     for num_peers, num_links in TINY_LINKED if settings.tiny else LINKED:
-        figures = detect_death(num_peers, SEED, num_links=num_links)
-        yield Sample(f"membership, {num_links} links, {num_peers} peers", 0, figures)
+        for repetition in range(settings.repeat):
+            figures = detect_death(num_peers, SEED + repetition, num_links=num_links)
+            yield Sample(f"membership, {num_links} links, {num_peers} peers", repetition, figures)
     for num_peers in sizes if settings.tiny else SESSION_SIZES:
-        yield Sample(f"sessions, {num_peers} peers", 0, link_up(num_peers, SEED))
+        for repetition in range(settings.repeat):
+            yield Sample(f"sessions, {num_peers} peers", repetition, link_up(num_peers, SEED + repetition))
 
 
 # --- growth ---------------------------------------------------------------------------------------------------------
