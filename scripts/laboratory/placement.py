@@ -2,9 +2,9 @@
 
 The kernel hands a cgroup's quota out in slices of 5 ms, to each core apart. A device of two processes, a node that does
 little and a trainer that does much, on two cores leaves part of the little one's slice unused in each of its periods,
-which are not much longer (see "slice" in the kernel's sched-bwc). In three runs trainers' passes took 1.3 to 1.7 times as
-long as measured alone, on one core 1.1 to 1.3 times. So a device that computes with one thread stays on one core, as
-many of them as fit.
+which are not much longer (see "slice" in the kernel's sched-bwc). In three runs trainers' passes took 1.3 to 1.7 times
+as long as measured alone, on one core 1.1 to 1.3 times. So a device that computes with one thread stays on one core,
+as many of them as fit.
 """
 
 from __future__ import annotations
