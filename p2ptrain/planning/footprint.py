@@ -10,6 +10,9 @@ from p2ptrain.config import Job
 
 TRAINER_BASE_BYTES = 256 << 20
 """A trainer process with torch loaded and nothing else."""
+SPARE_PART = 10
+"""One part in so many of a device's memory stays free in pipelines' plans: what they estimate is from below, and
+devices were seen to take up to an eighth more, for kernels' scratch space and gaps in the heap."""
 BYTES_PER_WEIGHT = 16
 """float32: the weight, its gradient, its momentum, and one snapshot on its way to a custodian."""
 BYTES_PER_ACTIVATION = 8
@@ -35,6 +38,11 @@ SIZES: dict[str, tuple[int, int, int]] = {
 
 A pixel of text is a byte.
 """
+
+
+def pipeline_bytes(memory_bytes: float, base_bytes: int = TRAINER_BASE_BYTES) -> float:
+    """What a stage of a pipeline may take of a device's memory, beside its processes' ``base_bytes``."""
+    return max(0.0, memory_bytes - memory_bytes // SPARE_PART - base_bytes)
 
 
 def training_bytes(job: Job) -> int:

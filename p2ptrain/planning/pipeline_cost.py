@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from p2ptrain.errors import LocalError, UserError
 from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_model, check_times
-from p2ptrain.planning.footprint import TRAINER_BASE_BYTES
+from p2ptrain.planning.footprint import pipeline_bytes
 from p2ptrain.planning.pipeline_plan import (
     MAX_MICRO_BATCHES,
     MAX_SAMPLES,
@@ -106,11 +106,11 @@ class PlanCost:
 
 
 def peer_from_profile(profile: DeviceProfile, name: str, chain: str | None = None) -> PipelinePeer:
-    """A device's profile as planning sees it; the trainer process itself is taken off its memory.
+    """A device's profile as planning sees it, without the memory that its trainer process takes and that stays free.
 
     ``chain``: the model's ``chain_hash``; measured times that the profile has for it count more than FLOP/s.
     """
-    memory = max(0.0, profile.memory_bytes.value - TRAINER_BASE_BYTES)
+    memory = pipeline_bytes(profile.memory_bytes.value)
     times = next((each.times for each in profile.block_times if each.chain == chain), None)
     return PipelinePeer(name, profile.flops_per_s.value, memory, profile.link_bytes_per_s.value, times)
 

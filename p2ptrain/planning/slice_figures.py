@@ -17,7 +17,7 @@ from p2ptrain.config import Job
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_times
-from p2ptrain.planning.footprint import TRAINER_BASE_BYTES
+from p2ptrain.planning.footprint import TRAINER_BASE_BYTES, pipeline_bytes
 from p2ptrain.planning.pipeline_cost import CostModel, PairRate, PipelinePeer, PipelineTask, fits, steps_of
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import Steps, round_s
@@ -192,7 +192,7 @@ def _pipeline_peer(snapshot: PeerSnapshot, profile: SliceProfile, link_bytes_per
     return PipelinePeer(
         snapshot.peer,
         1.0 if measured else snapshot.flops_per_s,  # nobody looks at it where there are times
-        float(max(0, memory - BASE_BYTES)),
+        pipeline_bytes(memory, BASE_BYTES),
         link_bytes_per_s,
         _times(profile) if measured else None,
         profile.slowdown,

@@ -22,6 +22,7 @@ from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.assignment import clean
 from p2ptrain.planning.blocks import ModelProfile
+from p2ptrain.planning.footprint import pipeline_bytes
 from p2ptrain.planning.pipeline_baselines import best_single_peer, equal_split, side_by_side
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.pipeline_search import plan_pipeline
@@ -262,7 +263,7 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, slices: SlicesPlan) -> 
 
 
 def _why_left_out(job: Job, peer: PeerSnapshot) -> str:
-    if 0 < peer.memory_bytes <= BASE_BYTES:
+    if peer.memory_bytes > 0 and pipeline_bytes(peer.memory_bytes, BASE_BYTES) == 0:
         return "its memory is no more than a peer takes without a model"
     if job.slices.strategy == "equal":
         return "there are more peers than pieces of the model"
