@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from p2ptrain.config import Job
-from p2ptrain.errors import UserError
+from p2ptrain.errors import LocalError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_times
 from p2ptrain.planning.footprint import TRAINER_BASE_BYTES, pipeline_bytes
@@ -226,9 +226,9 @@ class Room:
     def steps(self, pipeline: PipelinePlan) -> Steps:
         """With the work that passing parcels on is for the devices themselves, which the search knows nothing of."""
         costs = self.costs(pipeline.num_micro_batches)
-        steps, task = steps_of(costs, pipeline), costs.task
-        there = [self._passing_s(costs, pipeline, stage, task.forward_wire) for stage in pipeline.stages]
-        back = [self._passing_s(costs, pipeline, stage, task.backward_wire) for stage in pipeline.stages]
+        steps = steps_of(costs, pipeline)
+        passing = [[self.passing_s(pipeline, peer) for peer in stage.peers] for stage in pipeline.stages]
+        there, back = ([max(each[way] for each in stage) for stage in passing] for way in (0, 1))
         ends = [self._averaging_s(costs, stage) for stage in pipeline.stages]
         return replace(
             steps,
@@ -237,20 +237,23 @@ class Room:
             update_s=tuple(map(operator.add, steps.update_s, ends)),
         )
 
-    def _passing_s(self, costs: CostModel, pipeline: PipelinePlan, stage: Stage, wire: float) -> float:
-        """Of one micro-batch one way: what the stage's peers take in and hand on, by the slowest of them."""
-        slowest = 0.0
-        at = pipeline.stages.index(stage)
+    def passing_s(self, pipeline: PipelinePlan, peer: str) -> tuple[float, float]:
+        """What a peer of the pipeline takes in and hands on of each micro-batch: with activations, with gradients."""
+        costs, at = self.costs(pipeline.num_micro_batches), pipeline.stage_of(peer)
+        if at is None:
+            raise LocalError(f"{peer} passes nothing on in this pipeline")
+        stage = pipeline.stages[at]
+        samples = stage.samples[stage.peers.index(peer)]
         sides = [(stage.start, at - 1), (stage.stop, at + 1)]
         neighbours = [(cut, pipeline.stages[i]) for cut, i in sides if 0 <= i < len(pipeline.stages)]
-        for peer, samples in zip(stage.peers, stage.samples, strict=True):
-            flops = 0.0
+        flops = [0.0, 0.0]
+        for way, wire in enumerate((costs.task.forward_wire, costs.task.backward_wire)):
             for cut, other in neighbours:
                 num_bytes = float(costs.cut_bytes[costs.cuts.index(cut)]) * samples * wire
                 receivers = math.ceil(samples * len(other.peers) / pipeline.micro_batch)
-                flops += PARCEL_FLOPS * max(receivers, math.ceil(num_bytes / PARCEL_BYTES)) + BYTE_FLOPS * num_bytes
-            slowest = max(slowest, self._seconds(peer, flops))
-        return slowest
+                num_parcels = max(receivers, math.ceil(num_bytes / PARCEL_BYTES))
+                flops[way] += PARCEL_FLOPS * num_parcels + BYTE_FLOPS * num_bytes
+        return self._seconds(peer, flops[0]), self._seconds(peer, flops[1])
 
     def _averaging_s(self, costs: CostModel, stage: Stage) -> float:
         """Of a batch: the gradients that the stage's peers exchange, sent and received, by the slowest of them."""

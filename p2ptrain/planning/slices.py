@@ -47,6 +47,9 @@ from p2ptrain.planning.slice_figures import (
     usable,
 )
 
+WORTH = 1.1
+"""How many times as fast as one device alone a pipeline has to promise to be: what is predicted holds to a tenth, and
+one device needs nobody."""
 SLOWER = 1 + 1e-3
 """A plan may be this much slower than the best single peer: figures are rounded."""
 
@@ -91,8 +94,10 @@ def next_slices_plan(
     room = Room(job, model, snapshots, profiles)
     pipeline = _best(room)
     can_go_on = not is_torn and {profile.peer for profile in profiles}.issuperset(current.trainers())
-    if can_go_on and room.batch_s(before.pipeline) <= room.batch_s(pipeline) * (1 + job.slices.replan_gain):
-        return None
+    if can_go_on:
+        enough_s = _judged_s(room, pipeline) * (1 + job.slices.replan_gain)
+        if _judged_s(room, before.pipeline) <= enough_s:
+            return None
     slices = SlicesPlan(before.chain, pipeline, profiles, from_step, before.steps_per_round)
     return _plan(job, model, snapshots, slices, proposer, current)
 
@@ -156,7 +161,13 @@ def _best(room: Room) -> PipelinePlan:
             problem = problem or error  # that of the most micro-batches, which take the least memory
     if not found:
         raise problem or LocalError("a job without a choice of micro-batches")
-    return min(found, key=room.batch_s)
+    return min(found, key=lambda pipeline: _judged_s(room, pipeline))
+
+
+def _judged_s(room: Room, pipeline: PipelinePlan) -> float:
+    """Seconds of a batch; where it takes more than one device, as many more as it has to be worth."""
+    alone = sum(len(stage.peers) for stage in pipeline.stages) == 1
+    return room.batch_s(pipeline) * (1.0 if alone else WORTH)
 
 
 def _pipelines(room: Room, num_micro_batches: int) -> list[PipelinePlan]:

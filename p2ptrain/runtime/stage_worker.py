@@ -33,7 +33,7 @@ from p2ptrain.learning.snapshots import write
 from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_model
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.planning.profile_codec import model_to_json, profile_to_json
-from p2ptrain.planning.slice_figures import micro_batch_choices
+from p2ptrain.planning.slice_figures import Room, micro_batch_choices
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.allocator import training_bytes
 from p2ptrain.runtime.tensorfile import read_untrusted
@@ -89,6 +89,7 @@ class StageWorker:
         self._spool = Path(configuration.spool) if configuration.spool else None
         with torch.device("meta"):
             self._chain = Chain(self._build(), job.data.input_shape)
+        self._model: ModelProfile | None = None
         self._times: BlockTimes | None = None
         self._plan: Plan | None = None
         self._training: SliceTraining | None = None
@@ -106,6 +107,8 @@ class StageWorker:
         """Step and time at which the stage's use was last told."""
         self._own = ""
         self._num_rows = 0
+        self._passing_s = (0.0, 0.0)
+        """What the node takes of this device for the parcels of a pass, forward and backward, while that is timed."""
         self._steps_per_round = 1
 
     # --- before the plan ---
@@ -116,8 +119,8 @@ class StageWorker:
         Raises ``UserError`` for a model that can't be a pipeline.
         """
         cache = Path(self._configuration.cache) if self._configuration.cache else None
-        model, self._times = profile_job(self._chain, self._job, self._configuration.device, cache)
-        return c.Profiled(model_to_json(model), profile_to_json(model, self._times))
+        self._model, self._times = profile_job(self._chain, self._job, self._configuration.device, cache)
+        return c.Profiled(model_to_json(self._model), profile_to_json(self._model, self._times))
 
     def _build(self) -> nn.Module:
         return global_model(self._job, allow_user_code=self._configuration.allow_user_code)
@@ -148,6 +151,9 @@ class StageWorker:
         stage = slices.pipeline.stages[slices.pipeline.stage_of(command.own) or 0]
         self._own, self._steps_per_round = command.own, slices.steps_per_round
         self._num_rows = stage.samples[stage.peers.index(command.own)]
+        if self._model is not None:
+            room = Room(self._job, self._model, plan.peers, slices.profiles)
+            self._passing_s = room.passing_s(slices.pipeline, command.own)
         old, self._training = self._training, None
         self._pieces = []
         if command.keep and old is not None:
@@ -302,8 +308,8 @@ class StageWorker:
         if self._times is None:
             return
         mine = slice(training.start, training.stop)
-        expected = use.num_forward * sum(self._times.forward(self._num_rows)[mine])
-        expected += use.num_backward * sum(self._times.backward(self._num_rows)[mine])
+        expected = use.num_forward * (sum(self._times.forward(self._num_rows)[mine]) + self._passing_s[0])
+        expected += use.num_backward * (sum(self._times.backward(self._num_rows)[mine]) + self._passing_s[1])
         overhead = PASS_S * (use.num_forward + use.num_backward)
         slowdown = (use.forward_s + use.backward_s + overhead) / (expected + overhead) if overhead else 1.0
         self._say(c.StageUsed(training.step, min(1.0, use.busy_s / wall_s), slowdown))

@@ -18,7 +18,8 @@ from laboratory.quota import sweep
 
 from benchmarks import slices_lab
 from benchmarks.common import Sample, Settings
-from benchmarks.slices_lab import ALONE, COLUMNS, Stint, Workload
+from benchmarks.pace import Stint
+from benchmarks.slices_lab import ALONE, COLUMNS, Ran, Workload
 from benchmarks.tasks import data_file
 
 __all__ = ["BASELINE", "COLUMNS", "run"]
@@ -69,12 +70,14 @@ def measured(workload: Workload, settings: Settings, repetition: int, controller
     else:
         devices = slices_lab.devices_of(SPEEDS, slices_lab.CORES, [RATE_MBIT] * 3, SUBSET)
         stint, cases = STINT, CASES
-    single, times = 0.0, slices_lab.rehearse(workload, devices, stint, controllers)
+    times = slices_lab.rehearse(workload, devices, stint, controllers)
+    alone: Ran | None = None
     for case, strategy in cases.items():
         chosen = dataclasses.replace(workload, crossing="int8") if case == INT8 else workload
-        figures = slices_lab.run_case(chosen, strategy, devices, stint, repetition, controllers, times).figures()
+        ran = slices_lab.run_case(chosen, strategy, devices, stint, repetition, controllers, times)
+        figures = ran.figures()
         if strategy == ALONE:
-            single = figures["samples_per_s"]
-        else:
-            figures["times_single"] = figures["samples_per_s"] / single
+            alone = ran
+        elif alone is not None:
+            figures |= slices_lab.compared(ran, alone)
         yield Sample(case, repetition, figures, is_baseline=case not in (PLANNED, INT8))

@@ -28,8 +28,9 @@ from laboratory.spec import Device, device_of
 
 from benchmarks import slices_lab
 from benchmarks.common import Column, Sample, Settings
+from benchmarks.pace import Stint
 from benchmarks.pipeline_text import text_workload
-from benchmarks.slices_lab import Ran, Stint, Workload
+from benchmarks.slices_lab import Ran, Workload
 from p2ptrain.api import Status
 from p2ptrain.errors import P2PTrainError
 from p2ptrain.experiment import measure

@@ -22,23 +22,26 @@ from laboratory.quota import sweep
 
 from benchmarks import plots, slices_lab
 from benchmarks.common import Column, Sample, Settings
-from benchmarks.slices_lab import ALONE, Stint, Workload
+from benchmarks.pace import Stint
+from benchmarks.slices_lab import ALONE, Ran, Workload
 
 BASELINE = "plain training on the fastest device alone; an equal split (pipeline alone); data parallel alone"
 COLUMNS = (
     Column("batch_s", "s a batch", 2),
     Column("predicted_s", "predicted", 2),
     Column("measured_of_predicted", "measured/predicted speed", 2),
+    Column("same_speed_of_predicted", "at one speed", 2),
     Column("times_single", "x one device alone", 2),
+    Column("same_speed_times_single", "at one speed", 2),
     Column("times_data_parallel", "x data parallel", 1),
     Column("sent_mb", "sent a batch, all devices, MB", 1),
     Column("idle_most", "idle, most idle stage, %", 0),
     Column("stages", "stages", 0),
     Column("devices_used", "devices", 0),
 )
-DATA_PARALLEL = "data parallel alone"
+FASTEST, DATA_PARALLEL = "fastest device alone", "data parallel alone"
 CASES = {
-    "fastest device alone": ALONE,
+    FASTEST: ALONE,
     DATA_PARALLEL: "data-parallel",
     "equal split": "equal",
     "planned": "planned",
@@ -82,24 +85,25 @@ def _measured(workload: Workload, settings: Settings, repetition: int, controlle
         speeds, cores, cases = (
             {"device1": 0.6, "device2": 0.4},
             slices_lab.TINY_CORES,
-            ["fastest device alone", "planned"],
+            [FASTEST, "planned"],
         )
     else:
         speeds, cores, cases = SPEEDS, min(slices_lab.CORES, sum(SPEEDS.values())), list(CASES)
     devices = slices_lab.devices_of(speeds, cores, RATES_MBIT[: len(speeds)], SUBSET)
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, Ran] = {}
     stint = slices_lab.TINY if settings.tiny else STINT
     times = slices_lab.rehearse(workload, devices, stint, controllers)
     for case in cases:
         ran = slices_lab.run_case(workload, CASES[case], devices, stint, repetition, controllers, times)
-        found[case] = figures = ran.figures()
+        found[case], figures = ran, ran.figures()
         sent = sum(record.bytes_sent for record in ran.lab.outcome.records.values())
         figures["sent_mb"] = sent / ran.pace.marks[-1].step / 1e6
         if "predicted_per_s" in figures:
             figures["predicted_s"] = BATCH_SIZE / figures["predicted_per_s"]
-        for ratio, other in (("times_single", "fastest device alone"), ("times_data_parallel", DATA_PARALLEL)):
-            if other in found and case != other:
-                figures[ratio] = figures["samples_per_s"] / found[other]["samples_per_s"]
+        if case != FASTEST:
+            figures |= slices_lab.compared(ran, found[FASTEST])
+        if DATA_PARALLEL in found and case != DATA_PARALLEL:
+            figures["times_data_parallel"] = ran.samples_per_s / found[DATA_PARALLEL].samples_per_s
         yield Sample(case, repetition, figures, is_baseline=case != "planned")
 
 

@@ -19,7 +19,8 @@ from laboratory.spec import Device, Event, device_of
 
 from benchmarks import plots, slices_lab
 from benchmarks.common import Column, Sample, Settings
-from benchmarks.slices_lab import Mark, Pace, Ran, Stint, Workload
+from benchmarks.pace import Mark, Pace, Stint
+from benchmarks.slices_lab import Ran, Workload
 from benchmarks.tasks import data_file
 
 BASELINE = "a fresh group, started with the slowed device"

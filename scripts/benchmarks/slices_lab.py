@@ -4,22 +4,31 @@ A batch is counted when a device says that it is done. A change of plan starts t
 plan that a case ended with. *Predicted* is of that plan, from the times of blocks that the devices measured themselves
 and that the plan carries: once for all cases of a repetition, by all devices at once. *Idle* is the share of the time
 in which a stage's trainer had nothing to compute (the bubble), from its journal.
+
+A machine that others use, too, may be a third faster in one minute than in the next. So a speedometer runs beside
+whatever is measured, and figures *at one speed* are what comes out if the machine is taken to have been as fast in
+both of what is compared: the times of blocks as many times as long as the machine got slower, and paces by its speed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from laboratory import jobs, rehearsal, session
+from laboratory import jobs, rehearsal, session, speedometer
 from laboratory.spec import Device, Event, LabSpec, device_of
+from laboratory.speedometer import Speedometer
 
 from benchmarks.common import SEED, Column
+from benchmarks.pace import Pace, Stint
 from p2ptrain.api import Status
 from p2ptrain.config import Crossing, Job
 from p2ptrain.errors import NotCoveredError
@@ -29,8 +38,8 @@ from p2ptrain.learning.parts import global_model
 from p2ptrain.planning.plan import Plan
 from p2ptrain.planning.slice_figures import Room
 
-CORES = 1.89
-"""For all devices together; the rest of two is for looking on."""
+CORES = 1.8
+"""For all devices together; the rest of two is for looking on, at them and at the machine's speed."""
 TINY_CORES = 1.0
 ALONE = "alone"
 """In the place of a strategy: plain training on the first device."""
@@ -38,7 +47,9 @@ COLUMNS = (
     Column("samples_per_s", "samples/s", 1),
     Column("predicted_per_s", "predicted", 1),
     Column("measured_of_predicted", "measured/predicted", 2),
+    Column("same_speed_of_predicted", "at one speed", 2),
     Column("times_single", "x one device alone", 2),
+    Column("same_speed_times_single", "at one speed", 2),
     Column("idle_most", "idle, most idle stage, %", 0),
     Column("stages", "stages", 0),
     Column("replans", "plans after the first", 0),
@@ -61,19 +72,6 @@ class Workload:
     crossing: Crossing = "none"
 
 
-@dataclass(frozen=True, slots=True)
-class Stint:
-    """How long a case trains: until it has measured ``batches`` by one plan, or ``enough_batches`` and ``enough_s`` are
-    over; ``most_s`` at most. Seconds since the first device trains."""
-
-    batches: int = 60
-    enough_batches: int = 20
-    enough_s: float = 50.0
-    most_s: float = 110.0
-    warm_up_s: float = 10.0
-    """Of each plan's training, which does not count."""
-
-
 UNPLANNED_SNAPSHOT_STEPS = 2
 """A harvest needs a snapshot, and without a plan a round may take longer than a case."""
 
@@ -81,68 +79,11 @@ TINY = Stint(6, 3, 8.0, 25.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """The group had done ``step`` batches at ``seconds`` since the lab's start, under the plan with this hash."""
+class Rehearsed:
+    """The times of a model's blocks, by device, as its peer remembers them; and how fast the cores were meanwhile."""
 
-    seconds: float
-    step: int
-    plan: str
-    samples: int
-    loss: float
-    """0 where nobody had said one."""
-
-
-@dataclass(slots=True)
-class Pace:
-    """Batches by the time. ``warm_up_s``: of ``Stint``."""
-
-    warm_up_s: float = 0.0
-    marks: list[Mark] = field(default_factory=list)
-    plans: list[str] = field(default_factory=list)
-    began: float | None = None
-    """When the first device was training."""
-    seconds: float = 0.0
-
-    def look(self, seconds: float, status: Status) -> None:
-        self.seconds = seconds
-        plan = status.plan.hash if status.plan is not None else ""
-        if plan and plan not in self.plans[-1:]:
-            self.plans.append(plan)
-        training = [record for record in status.records if record.phase == "training"]
-        if training and self.began is None:
-            self.began = seconds
-        step = max((record.step for record in training if record.plan == plan), default=0)
-        last = self.marks[-1] if self.marks else None
-        begins_at = status.plan.slices.from_step if status.plan is not None and status.plan.slices is not None else 0
-        if step > begins_at and (last is None or plan != last.plan or step != last.step):
-            loss = max((record.loss for record in training if record.step == step), default=0.0)
-            samples = max(record.samples for record in training if record.step == step)
-            self.marks.append(Mark(seconds, step, plan, samples, loss))
-
-    @property
-    def current(self) -> list[Mark]:
-        """Of the last plan, without the time in which it warms up: caches fill, and heaps grow."""
-        marks = [mark for mark in self.marks if mark.plan == self.plans[-1]] if self.plans else []
-        warm_s = marks[0].seconds + self.warm_up_s if marks else 0.0
-        return [mark for mark in marks[1:] if mark.seconds >= warm_s]
-
-    @property
-    def num_batches(self) -> int:
-        points = self.current
-        return points[-1].step - points[0].step if points else 0
-
-    def is_enough(self, stint: Stint) -> bool:
-        trained = self.seconds - self.began if self.began is not None else 0.0
-        least = stint.enough_batches if trained >= stint.enough_s else stint.batches
-        return self.num_batches >= least
-
-    @property
-    def steps_per_s(self) -> float:
-        """Raises ``TimeoutError`` where there are too few."""
-        points = self.current
-        if self.num_batches < 2 or len(points) < 2:
-            raise TimeoutError("too few batches to measure; give it more time")
-        return self.num_batches / (points[-1].seconds - points[0].seconds)
+    times: Mapping[str, bytes]
+    speeds: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +96,10 @@ class Ran:
     pace: Pace
     journals: Mapping[str, Sequence[Mapping[str, Any]]]
     """By device."""
+    speeds: Mapping[int, float]
+    """Of the cores, while its pace was measured."""
+    rehearsed_speeds: Mapping[int, float] = field(default_factory=dict)
+    """While the times of blocks were; none where that was not apart."""
 
     @property
     def plan(self) -> Plan | None:
@@ -171,6 +116,18 @@ class Ran:
         return Room(self.job, model, self.plan.peers, self.plan.slices.profiles)
 
     @property
+    def room_at_one_speed(self) -> Room | None:
+        """The same with the times of blocks as rehearsed, and as long as they are at the speed that the machine had
+        while the case ran; None where nobody knows it, or devices got slow on purpose."""
+        assert self.plan is not None and self.plan.slices is not None
+        faster = speedometer.change(self.rehearsed_speeds, self.speeds)
+        if not faster or self.spec.events:
+            return None
+        room = self.room
+        profiles = [dataclasses.replace(each, slowdown=1 / faster) for each in self.plan.slices.profiles]
+        return Room(self.job, room.model, self.plan.peers, profiles)
+
+    @property
     def samples_per_s(self) -> float:
         return self.pace.steps_per_s * self.job.training.batch_size
 
@@ -179,10 +136,15 @@ class Ran:
         figures = {"samples_per_s": self.samples_per_s, "batches": float(self.pace.marks[-1].step)}
         figures["batch_s"] = 1 / self.pace.steps_per_s
         figures["memory_mb"] = max(use.peak_memory_bytes for use in self.lab.use.values()) / 1e6
+        figures |= {f"speed_{cpu}": speed for cpu, speed in self.speeds.items()}
         if self.plan is None or self.plan.slices is None:
             return figures
         pipeline = self.plan.slices.pipeline
         predicted = self.job.training.batch_size / self.room.batch_s(pipeline)
+        now = self.room_at_one_speed
+        if now is not None:
+            expected = self.job.training.batch_size / now.batch_s(pipeline)
+            figures |= {"same_speed_of_predicted": self.samples_per_s / expected}
         idle = [share for journal in self.journals.values() if (share := idle_share(journal)) is not None]
         return figures | {
             "predicted_per_s": predicted,
@@ -207,9 +169,18 @@ def devices_of(
     )
 
 
-def rehearse(workload: Workload, devices: Sequence[Device], stint: Stint, controllers: Any) -> dict[str, bytes]:
-    """For ``run_case``, by device: the times of the model's blocks, measured by all at once."""
-    return rehearsal.rehearse(jobs.job_of(spec_of(workload, "planned", devices, stint, 0)), devices, controllers)
+def compared(ran: Ran, alone: Ran) -> dict[str, float]:
+    """Of a case, beside one device alone."""
+    times, faster = ran.samples_per_s / alone.samples_per_s, speedometer.change(alone.speeds, ran.speeds)
+    return {"times_single": times} | ({"same_speed_times_single": times / faster} if faster else {})
+
+
+def rehearse(workload: Workload, devices: Sequence[Device], stint: Stint, controllers: Any) -> Rehearsed:
+    """For ``run_case``: the times of the model's blocks, measured by all devices at once."""
+    job = jobs.job_of(spec_of(workload, "planned", devices, stint, 0))
+    with Speedometer() as meter:
+        times = rehearsal.rehearse(job, devices, controllers)
+        return Rehearsed(times, speedometer.speed_of(meter.readings(), 0.0, math.inf))
 
 
 def run_case(
@@ -219,7 +190,7 @@ def run_case(
     stint: Stint,
     repetition: int,
     controllers: Any,
-    rehearsed: Mapping[str, bytes] | None = None,
+    rehearsed: Rehearsed | None = None,
     *,
     events: Sequence[Event] = (),
     until: Callable[[Pace], bool] | None = None,
@@ -233,16 +204,18 @@ def run_case(
     ``out``: a folder that keeps logs and journals, also of a case that failed.
     """
     spec, pace = spec_of(workload, strategy, devices, stint, repetition, events), Pace(stint.warm_up_s)
-    job = jobs.job_of(spec)
+    job, started_at = jobs.job_of(spec), 0.0
 
     def look(seconds: float, status: Status) -> None:
+        nonlocal started_at
+        started_at = time.monotonic() - seconds
         pace.look(seconds, status)
         observe(seconds, status)
 
     def is_over() -> bool:
         return until(pace) if until is not None else pace.is_enough(stint)
 
-    with tempfile.TemporaryDirectory(prefix="p2ptrain-bench-") as made:
+    with tempfile.TemporaryDirectory(prefix="p2ptrain-bench-") as made, Speedometer() as meter:
         folder = out or Path(made)
         try:
             lab = session.run(
@@ -254,12 +227,15 @@ def run_case(
                 look,
                 calibrated=False,
                 until=is_over,
-                rehearsed=rehearsed,
+                rehearsed=rehearsed.times if rehearsed is not None else None,
             )
         except NotCoveredError:
             raise TimeoutError(f"{spec.name}: nothing was saved within {stint.most_s:g} s") from None
         journals = {device.name: read_journal(folder / f"{device.name}.journal.jsonl") for device in spec.devices}
-    return Ran(job, spec, lab, pace, journals)
+        readings = meter.readings()
+    seconds = [mark.seconds for mark in pace.current] or [0.0, math.inf]
+    speeds = speedometer.speed_of(readings, started_at + seconds[0], started_at + seconds[-1])
+    return Ran(job, spec, lab, pace, journals, speeds, rehearsed.speeds if rehearsed is not None else {})
 
 
 def spec_of(

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from benchmarks import pipeline_memory, pipeline_text, replan, slices_accuracy, slices_lab  # noqa: E402
-from benchmarks.slices_lab import Mark, Pace, Stint, Workload  # noqa: E402
+from benchmarks.pace import Mark, Pace, Stint  # noqa: E402
+from benchmarks.slices_lab import Workload  # noqa: E402
 from figure_rows_slices import ROWS  # noqa: E402
 from laboratory.jobs import job_of  # noqa: E402
 
@@ -177,3 +178,11 @@ def test_rows_name_cases_that_there_are(cases: Collection[str], file: str) -> No
     assert rows
     named = {place.split("/")[0] for row in rows for text in row for place in text.split("{")[1:]}
     assert named <= set(cases)
+
+
+def test_figures_at_one_speed_take_out_what_the_machine_did() -> None:
+    def ran(samples_per_s: float, speed: float) -> Any:
+        return SimpleNamespace(samples_per_s=samples_per_s, speeds={0: speed, 1: 2 * speed})
+
+    found = slices_lab.compared(ran(90.0, 50.0), ran(100.0, 100.0))
+    assert found == pytest.approx({"times_single": 0.9, "same_speed_times_single": 1.8})

@@ -19,6 +19,7 @@ from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.pipeline_cost import PairRate
+from p2ptrain.planning.pipeline_search import plan_pipeline
 from p2ptrain.planning.plan import (
     MAX_MEASURED,
     PeerSnapshot,
@@ -30,7 +31,7 @@ from p2ptrain.planning.plan import (
 )
 from p2ptrain.planning.profile_codec import chain_hash
 from p2ptrain.planning.slice_figures import BASE_BYTES, Room, SlicePeer, micro_batch_choices, task_of
-from p2ptrain.planning.slices import first_slices_plan, follows, next_slices_plan, notes
+from p2ptrain.planning.slices import WORTH, first_slices_plan, follows, next_slices_plan, notes
 from p2ptrain.protocol.messages import LinkFigure
 
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
@@ -510,6 +511,21 @@ def test_the_number_of_micro_batches_is_the_plans_choice() -> None:
     assert shape(*pair) == (2, 1, 4)
     slow_calls = [changed(each, forward_s=((0.2,) * 6, (0.21,) * 6, (0.22,) * 6)) for each in pair]
     assert shape(*slow_calls, strategy="equal")[2] < 4
+
+
+def test_a_pipeline_is_only_formed_where_it_promises_a_tenth_more_than_one_device_alone() -> None:
+    net = model(parameter_bytes=10, activation_bytes=1000)
+    gains = {}
+    for rate in (10 ** (4 + step / 40) for step in range(30)):
+        pair = peer(0, link=rate), peer(1, counts=(), link=rate)
+        plan = first(pair, net=net)
+        alone = slices_of(first(pair[:1], net=net)).pipeline
+        room = Room(job(), net, plan.peers, slices_of(plan).profiles)
+        pipeline = plan_pipeline(room.costs(4)).plan
+        gains[room.batch_s(alone) / room.batch_s(pipeline)] = len(stages(plan))
+        assert room.batch_s(slices_of(plan).pipeline) * (WORTH if len(stages(plan)) > 1 else 1) <= room.batch_s(alone)
+    assert {num for gain, num in gains.items() if gain > WORTH} == {2}
+    assert {num for gain, num in gains.items() if 1.001 < gain < WORTH} == {1}
 
 
 def test_little_memory_takes_more_micro_batches() -> None:

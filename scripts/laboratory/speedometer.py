@@ -1,0 +1,121 @@
+"""How fast this machine's cores are from one moment to the next, whatever runs on them.
+
+The cores of a rented machine are somebody else's, too: the same passes of one model took from 0.7 to 1.3 times as long
+within a quarter of an hour. So what was measured in one minute says little of the next, unless something measured the
+machine in both. That is a small computation here, a convolution forward and backward, timed by its CPU time every
+second, on one core after the other, outside of all devices: it takes about a fiftieth of a core.
+
+    python -m laboratory.speedometer FILE CPU...      (started by ``Speedometer``; writes a line for each measurement)
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from laboratory.host import environment
+
+EVERY_S = 1.0
+SAMPLES, CHANNELS, SIDE = 32, 64, 16
+"""Of the convolution: 10 ms or so."""
+ENOUGH = 3
+"""Readings of a core; fewer are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """``seconds``: of CPU time that the computation took on the core, at ``time.monotonic()`` ``at``."""
+
+    at: float
+    cpu: int
+    seconds: float
+
+
+class Speedometer:
+    """Measures from ``with`` on until the end of its block. Needs Linux."""
+
+    def __init__(self, cpus: Sequence[int] = ()) -> None:
+        self._cpus = tuple(cpus) or tuple(sorted(os.sched_getaffinity(0)))
+        self._folder = tempfile.TemporaryDirectory(prefix="p2ptrain-speed-")
+        self._file = Path(self._folder.name) / "readings"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Speedometer:
+        command = [sys.executable, "-m", "laboratory.speedometer", str(self._file), *map(str, self._cpus)]
+        self._process = subprocess.Popen(
+            command, env=environment() | {"P2PTRAIN_PARENT": str(os.getpid()), "OMP_NUM_THREADS": "1"}
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+        self._folder.cleanup()
+
+    def readings(self) -> list[Reading]:
+        """So far."""
+        return readings_of(self._file.read_text(encoding="ascii")) if self._file.exists() else []
+
+
+def readings_of(text: str) -> list[Reading]:
+    """Lines of a speedometer's file; the last one counts once it is whole."""
+    lines = [line.split() for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return [Reading(float(at), int(cpu), float(seconds)) for at, cpu, seconds in lines]
+
+
+def speed_of(readings: Sequence[Reading], start: float, end: float) -> dict[int, float]:
+    """Computations per second of each core between two moments (``time.monotonic()``); cores with too few are left
+    out."""
+    found: dict[int, list[float]] = {}
+    for reading in readings:
+        if start <= reading.at <= end:
+            found.setdefault(reading.cpu, []).append(reading.seconds)
+    return {cpu: 1 / statistics.median(seconds) for cpu, seconds in sorted(found.items()) if len(seconds) >= ENOUGH}
+
+
+def change(before: Mapping[int, float], after: Mapping[int, float]) -> float | None:
+    """How many times as fast the cores got, on average; None where nobody knows."""
+    known = before.keys() & after.keys()
+    return statistics.mean(after[cpu] / before[cpu] for cpu in sorted(known)) if known else None
+
+
+def main(file: Path, cpus: Sequence[int]) -> None:
+    import torch
+    from torch import nn
+
+    from p2ptrain.runtime.trainer_process import die_with_node
+
+    die_with_node()
+    os.nice(-15)  # be on time; a trainer's passes are hardly longer for it
+    torch.set_num_threads(1)
+    convolution = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.full((SAMPLES, CHANNELS, SIDE, SIDE), 0.01).to(memory_format=torch.channels_last)
+
+    def compute() -> None:
+        convolution(x).sum().backward()
+
+    number = 0
+    with file.open("w", encoding="ascii") as out:
+        while True:
+            cpu = cpus[number % len(cpus)]
+            os.sched_setaffinity(0, {cpu})
+            compute()  # the caches are somebody else's
+            start = time.process_time()
+            compute()
+            seconds = time.process_time() - start
+            out.write(f"{time.monotonic()!r} {cpu} {seconds!r}\n")
+            out.flush()
+            number += 1
+            time.sleep(EVERY_S)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [int(cpu) for cpu in sys.argv[2:]])
