@@ -33,7 +33,7 @@ class Row(Protocol):
 @dataclass(frozen=True, slots=True)
 class BenchRow:
     """Of a benchmark's result. ``{case/figure:.1f}`` stands for the median of a figure, and its spread if there is one;
-    ``{case/figure*0.001:.1f}`` for a thousandth of it."""
+    ``{case/figure*0.001:.1f}`` for a thousandth of it, ``{case/figure:+.1f}`` for a difference, with its sign."""
 
     file: str
     what: str
@@ -46,19 +46,20 @@ class BenchRow:
         cases = {case["case"]: case["figures"] for case in record["cases"]}
 
         def look_up(match: re.Match[str]) -> str:
-            case, figure, factor, digits = match.groups()
+            case, figure, factor, sign, digits = match.groups()
             found = cases.get(case, {}).get(figure)
             if found is None:
                 raise FigureError(
                     f"scripts/figures/{self.file}.json: no figure {figure!r} of {case!r}, which a row names"
                 )
-            texts = [f"{found[key] * float(factor or 1):,{digits}}" for key in ("median", "low", "high")]
-            return texts[0] if texts[1] == texts[2] else f"{texts[0]} ({texts[1]}-{texts[2]})"
+            texts = [f"{found[key] * float(factor or 1):{sign},{digits}}" for key in ("median", "low", "high")]
+            to = " to " if sign else "-"
+            return texts[0] if texts[1] == texts[2] else f"{texts[0]} ({texts[1]}{to}{texts[2]})"
 
         return [_PLACE.sub(look_up, text) for text in (self.what, self.measured, self.baseline, *self.more)]
 
 
-_PLACE = re.compile(r"\{([^{}/]+)/(\w+)(?:\*([0-9.e+-]+))?:([^{}]+)\}")
+_PLACE = re.compile(r"\{([^{}/]+)/(\w+)(?:\*([0-9.e+-]+))?:(\+?)([^{}]+)\}")
 
 
 @dataclass(frozen=True, slots=True)

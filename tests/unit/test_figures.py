@@ -69,6 +69,11 @@ def test_figures_are_medians_with_their_spread(tmp_path: Path) -> None:
     assert "`wire`: abacus, 2 cores, load 0.5 before; Python 3.11, torch 2.13." in text
 
 
+def test_a_difference_has_its_sign(tmp_path: Path) -> None:
+    text = figures.tables(written(tmp_path, wire=BENCH), [table(BenchRow("wire", "a thing", "{ours/s*-0.001:+.2f}"))])
+    assert "| a thing | -1.23 (-1.20 to -1.30) |" in text
+
+
 def test_a_row_without_a_file_is_left_out(tmp_path: Path) -> None:
     rows = [BenchRow("wire", "here", "{ours/s:.0f}"), BenchRow("other", "gone", "{ours/s:.0f}")]
     text = figures.tables(written(tmp_path, wire=BENCH), [table(*rows), table(rows[1])])
