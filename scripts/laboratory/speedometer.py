@@ -2,8 +2,10 @@
 
 The cores of a rented machine are somebody else's, too: the same passes of one model took from 0.7 to 1.3 times as long
 within a quarter of an hour. So what was measured in one minute says little of the next, unless something measured the
-machine in both. That is a small computation here, a convolution forward and backward, timed by its CPU time every
-second, on one core after the other, outside of all devices: it takes about a fiftieth of a core.
+machine in both. That is a small computation here, timed by its CPU time every second or two, on one core after the
+other, outside of all devices: it takes about a fiftieth of a core. Others' use of caches and memory slows work on much
+memory more than work on little (1.4 and 1.15 times were seen at once), so it is some of both: convolutions, forward and
+backward, that hardly have weights, and that hardly have anything else.
 
     python -m laboratory.speedometer FILE CPU...      (started by ``Speedometer``; writes a line for each measurement)
 """
@@ -22,9 +24,9 @@ from pathlib import Path
 
 from laboratory.host import environment
 
-EVERY_S = 1.0
-SAMPLES, CHANNELS, SIDE = 32, 64, 16
-"""Of the convolution: 10 ms or so."""
+EVERY_S = 1.5
+SHAPES = ((32, 64, 16), (16, 512, 4))
+"""Of the convolutions: samples, channels, pixels a side."""
 ENOUGH = 3
 """Readings of a core; fewer are none."""
 
@@ -96,20 +98,21 @@ def main(file: Path, cpus: Sequence[int]) -> None:
     die_with_node()
     os.nice(-15)  # be on time; a trainer's passes are hardly longer for it
     torch.set_num_threads(1)
-    convolution = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.full((SAMPLES, CHANNELS, SIDE, SIDE), 0.01).to(memory_format=torch.channels_last)
-
-    def compute() -> None:
+    work = []
+    for samples, channels, side in SHAPES:
+        convolution = nn.Conv2d(channels, channels, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x = torch.full((samples, channels, side, side), 0.01).to(memory_format=torch.channels_last)
+        work.append((convolution, x.requires_grad_()))
+    for convolution, x in work:
         convolution(x).sum().backward()
-
     number = 0
     with file.open("w", encoding="ascii") as out:
         while True:
             cpu = cpus[number % len(cpus)]
             os.sched_setaffinity(0, {cpu})
-            compute()  # the caches are somebody else's
             start = time.process_time()
-            compute()
+            for convolution, x in work:
+                convolution(x).sum().backward()
             seconds = time.process_time() - start
             out.write(f"{time.monotonic()!r} {cpu} {seconds!r}\n")
             out.flush()
