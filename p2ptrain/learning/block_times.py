@@ -37,6 +37,8 @@ CACHE_FORMAT = "p2ptrain-block-times-3"
 NUM_RUNS, LEAST_RUNS = 5, 2
 """Of each block at each batch size, after one to warm up; fewer where time is short, but at least so many. Of an even
 number the lower median counts: in the first ones the heap may still grow, and page faults take longer than the work."""
+OUTLIER = 2.0
+"""A run that took so many times as long as the median counts as just that: page faults and the like."""
 HEAP_COPIES = 2
 """Of what a block stores for its backward pass: with its gradients about what a run allocates."""
 WEIGHT = 0.01
@@ -62,7 +64,8 @@ def measure_blocks(
     And of the optimizer that ``training`` names, on the blocks' parameters, one block after the other.
 
     On a CPU the runs are timed by CPU time, and all blocks alike stretched to what the whole took by the clock: a
-    process that gets its share of a core in turns is held up now and then, which no single short run shows.
+    process that gets its share of a core in turns is held up now and then, which no single short run shows. And to the
+    runs' mean: a machine that others use, too, is slow now and then, and training takes the mean.
 
     The smallest batch is always measured, larger ones as long as ``budget_s`` is likely to do. At batch size 1, on
     which BatchNorm can't be trained, blocks run in eval mode. ``heap_bytes``: so much memory may be touched before, as
@@ -92,7 +95,7 @@ class _Stopwatch:
         self.device = device
         self.clock = clock
         self._work_clock = work_clock
-        self._clocked = self._worked = 0.0
+        self._clocked = self._worked = self._typical = self._counted = 0.0
 
     def time(self, work: Callable[[], Any]) -> tuple[float, Any]:
         """Seconds of work, and what came of it."""
@@ -104,9 +107,20 @@ class _Stopwatch:
         self._worked += worked
         return worked, result
 
+    def typical(self, runs: Sequence[float]) -> float:
+        """The lower median of a work's runs but the first, which warms up."""
+        runs = runs[1:]
+        median = statistics.median_low(runs)
+        self._typical += len(runs) * median
+        self._counted += sum(min(seconds, OUTLIER * median) for seconds in runs)
+        return median
+
     @property
     def stretch(self) -> float:
-        return self._clocked / self._worked if self._worked > 0 else 1.0
+        """How many times as long as its typical runs say all of the work took by the clock."""
+        if self._worked <= 0 or self._typical <= 0:
+            return 1.0
+        return self._clocked / self._worked * self._counted / self._typical
 
 
 def _measure(
@@ -151,7 +165,7 @@ def _time_block(chain: Chain, index: int, size: int, watch: _Stopwatch, end: flo
         seconds, outputs = watch.time(lambda: run_forward(part, inputs))
         forward_s.append(seconds)
         backward_s.append(watch.time(lambda: run_backward(outputs))[0])  # noqa: B023 - called at once
-    return statistics.median_low(forward_s[1:]), statistics.median_low(backward_s[1:])
+    return watch.typical(forward_s), watch.typical(backward_s)
 
 
 def _time_update(chain: Chain, watch: _Stopwatch, training: TrainingConfig, end: float) -> float:
@@ -168,7 +182,7 @@ def _time_update(chain: Chain, watch: _Stopwatch, training: TrainingConfig, end:
         while len(runs) < NUM_RUNS + 1 and (len(runs) < LEAST_RUNS + 1 or watch.clock() < end):
             step_s, _ = watch.time(optimizer.step)
             runs.append(step_s + watch.time(partial(optimizer.zero_grad, set_to_none=False))[0])
-        seconds += statistics.median_low(runs[1:])
+        seconds += watch.typical(runs)
         num_bytes += sum(parameter.nbytes for parameter in parameters.values())
     return seconds / num_bytes if num_bytes else 0.0
 

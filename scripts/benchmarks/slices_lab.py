@@ -12,6 +12,7 @@ both of what is compared: the times of blocks as many times as long as the machi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from laboratory import jobs, rehearsal, session, speedometer
+from laboratory.bystanders import bystanders
 from laboratory.spec import Device, Event, LabSpec, device_of
 from laboratory.speedometer import Speedometer
 
@@ -42,7 +44,7 @@ CORES = 1.8
 """For all devices together; the rest of two is for looking on, at them and at the machine's speed."""
 TINY_CORES = 1.0
 ALONE = "alone"
-"""In the place of a strategy: plain training on the first device."""
+"""In the place of a strategy: plain training on the first device, while the others do the same for themselves."""
 COLUMNS = (
     Column("samples_per_s", "samples/s", 1),
     Column("predicted_per_s", "predicted", 1),
@@ -215,8 +217,11 @@ def run_case(
     def is_over() -> bool:
         return until(pace) if until is not None else pace.is_enough(stint)
 
-    with tempfile.TemporaryDirectory(prefix="p2ptrain-bench-") as made, Speedometer() as meter:
-        folder = out or Path(made)
+    with contextlib.ExitStack() as stack:
+        folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2ptrain-bench-")))
+        meter = stack.enter_context(Speedometer())
+        if strategy == ALONE:
+            stack.enter_context(bystanders(job, devices, devices[0].name, controllers))
         try:
             lab = session.run(
                 spec,

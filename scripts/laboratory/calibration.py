@@ -223,14 +223,14 @@ def _outside(pid: int) -> Iterator[Callable[[], None]]:
         back()
 
 
-def made_up_batch(job: Job) -> tuple[Tensor, Tensor]:
-    """x [N, ...], y [N], or [N, T] for text, which has a label at every position: what its data would give."""
+def made_up_batch(job: Job, num: int = BATCH_SIZE) -> tuple[Tensor, Tensor]:
+    """x [num, ...], y [num], or [num, T] for text, which has a label at every position: what its data would give."""
     import torch
 
     classes, shape = len(job.data.classes), job.data.input_shape
     if job.data.kind != "text":
-        return torch.randn(BATCH_SIZE, *shape), torch.arange(BATCH_SIZE) % classes
-    x = (torch.arange(BATCH_SIZE * shape[-1]) % classes).reshape(BATCH_SIZE, *shape)
+        return torch.randn(num, *shape), torch.arange(num) % classes
+    x = (torch.arange(num * shape[-1]) % classes).reshape(num, *shape)
     return x, x.flatten(1)
 
 

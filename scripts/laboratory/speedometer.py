@@ -80,7 +80,7 @@ def speed_of(readings: Sequence[Reading], start: float, end: float) -> dict[int,
     for reading in readings:
         if start <= reading.at <= end:
             found.setdefault(reading.cpu, []).append(reading.seconds)
-    return {cpu: 1 / statistics.median(seconds) for cpu, seconds in sorted(found.items()) if len(seconds) >= ENOUGH}
+    return {cpu: 1 / statistics.mean(seconds) for cpu, seconds in sorted(found.items()) if len(seconds) >= ENOUGH}
 
 
 def change(before: Mapping[int, float], after: Mapping[int, float]) -> float | None:
