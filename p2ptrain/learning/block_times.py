@@ -33,7 +33,7 @@ from p2ptrain.learning.slice_stage import as_trained
 from p2ptrain.learning.training import make_optimizer
 from p2ptrain.planning.blocks import BlockTimes
 
-CACHE_FORMAT = "p2ptrain-block-times-3"
+CACHE_FORMAT = "p2ptrain-block-times-4"
 NUM_RUNS, LEAST_RUNS = 5, 2
 """Of each block at each batch size, after one to warm up; fewer where time is short, but at least so many. Of an even
 number the lower median counts: in the first ones the heap may still grow, and page faults take longer than the work."""

@@ -127,6 +127,14 @@ def test_measuring_ends() -> None:
     assert clock.now < 32 * len(chain.blocks)  # three runs of each block, and of the optimizer on it
 
 
+def test_blocks_add_up_to_what_their_runs_took_on_average() -> None:
+    watch = block_times._Stopwatch(torch.device("cpu"), Ticks(), Ticks())
+    watch.time(lambda: None)
+    assert watch.stretch == 1.0
+    assert watch.typical([9.0, 1.0, 1.0, 1.0, 2.0, 100.0]) == 1.0  # the first warms up, the last is an outlier
+    assert watch.stretch == pytest.approx((1 + 1 + 1 + 2 + block_times.OUTLIER) / 5)
+
+
 def test_times_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "cache" / "times.json"
     one = measure_blocks(chain_of(), "lenet", batch_sizes=(2,), cache=file)
