@@ -30,7 +30,6 @@ COLUMNS = (
     Column("batch_s", "s a batch", 2),
     Column("predicted_s", "predicted", 2),
     Column("measured_of_predicted", "measured/predicted speed", 2),
-    Column("same_speed_of_predicted", "at one speed", 2),
     Column("times_single", "x one device alone", 2),
     Column("same_speed_times_single", "at one speed", 2),
     Column("times_data_parallel", "x data parallel", 1),

@@ -5,22 +5,21 @@ plan that a case ended with. *Predicted* is of that plan, from the times of bloc
 and that the plan carries: once for all cases of a repetition, by all devices at once. *Idle* is the share of the time
 in which a stage's trainer had nothing to compute (the bubble), from its journal.
 
-A machine that others use, too, may be a third faster in one minute than in the next. So a speedometer runs beside
-whatever is measured, and figures *at one speed* are what comes out if the machine is taken to have been as fast in
-both of what is compared: the times of blocks as many times as long as the machine got slower, and paces by its speed.
+A machine that others use, too, may be a third faster in one minute than in the next. So a speedometer runs beside all
+cases, and *at one speed* is by how many times a case is faster than one device alone if the machine is taken to have
+been as fast in both.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,6 @@ COLUMNS = (
     Column("samples_per_s", "samples/s", 1),
     Column("predicted_per_s", "predicted", 1),
     Column("measured_of_predicted", "measured/predicted", 2),
-    Column("same_speed_of_predicted", "at one speed", 2),
     Column("times_single", "x one device alone", 2),
     Column("same_speed_times_single", "at one speed", 2),
     Column("idle_most", "idle, most idle stage, %", 0),
@@ -81,14 +79,6 @@ TINY = Stint(6, 3, 8.0, 25.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsed:
-    """The times of a model's blocks, by device, as its peer remembers them; and how fast the cores were meanwhile."""
-
-    times: Mapping[str, bytes]
-    speeds: Mapping[int, float]
-
-
-@dataclass(frozen=True, slots=True)
 class Ran:
     """A case that was run."""
 
@@ -100,8 +90,6 @@ class Ran:
     """By device."""
     speeds: Mapping[int, float]
     """Of the cores, while its pace was measured."""
-    rehearsed_speeds: Mapping[int, float] = field(default_factory=dict)
-    """While the times of blocks were; none where that was not apart."""
 
     @property
     def plan(self) -> Plan | None:
@@ -118,18 +106,6 @@ class Ran:
         return Room(self.job, model, self.plan.peers, self.plan.slices.profiles)
 
     @property
-    def room_at_one_speed(self) -> Room | None:
-        """The same with the times of blocks as rehearsed, and as long as they are at the speed that the machine had
-        while the case ran; None where nobody knows it, or devices got slow on purpose."""
-        assert self.plan is not None and self.plan.slices is not None
-        faster = speedometer.change(self.rehearsed_speeds, self.speeds)
-        if not faster or self.spec.events:
-            return None
-        room = self.room
-        profiles = [dataclasses.replace(each, slowdown=1 / faster) for each in self.plan.slices.profiles]
-        return Room(self.job, room.model, self.plan.peers, profiles)
-
-    @property
     def samples_per_s(self) -> float:
         return self.pace.steps_per_s * self.job.training.batch_size
 
@@ -143,10 +119,6 @@ class Ran:
             return figures
         pipeline = self.plan.slices.pipeline
         predicted = self.job.training.batch_size / self.room.batch_s(pipeline)
-        now = self.room_at_one_speed
-        if now is not None:
-            expected = self.job.training.batch_size / now.batch_s(pipeline)
-            figures |= {"same_speed_of_predicted": self.samples_per_s / expected}
         idle = [share for journal in self.journals.values() if (share := idle_share(journal)) is not None]
         return figures | {
             "predicted_per_s": predicted,
@@ -177,12 +149,9 @@ def compared(ran: Ran, alone: Ran) -> dict[str, float]:
     return {"times_single": times} | ({"same_speed_times_single": times / faster} if faster else {})
 
 
-def rehearse(workload: Workload, devices: Sequence[Device], stint: Stint, controllers: Any) -> Rehearsed:
-    """For ``run_case``: the times of the model's blocks, measured by all devices at once."""
-    job = jobs.job_of(spec_of(workload, "planned", devices, stint, 0))
-    with Speedometer() as meter:
-        times = rehearsal.rehearse(job, devices, controllers)
-        return Rehearsed(times, speedometer.speed_of(meter.readings(), 0.0, math.inf))
+def rehearse(workload: Workload, devices: Sequence[Device], stint: Stint, controllers: Any) -> dict[str, bytes]:
+    """For ``run_case``, by device: the times of the model's blocks, measured by all at once."""
+    return rehearsal.rehearse(jobs.job_of(spec_of(workload, "planned", devices, stint, 0)), devices, controllers)
 
 
 def run_case(
@@ -192,7 +161,7 @@ def run_case(
     stint: Stint,
     repetition: int,
     controllers: Any,
-    rehearsed: Rehearsed | None = None,
+    rehearsed: Mapping[str, bytes] | None = None,
     *,
     events: Sequence[Event] = (),
     until: Callable[[Pace], bool] | None = None,
@@ -232,7 +201,7 @@ def run_case(
                 look,
                 calibrated=False,
                 until=is_over,
-                rehearsed=rehearsed.times if rehearsed is not None else None,
+                rehearsed=rehearsed,
             )
         except NotCoveredError:
             raise TimeoutError(f"{spec.name}: nothing was saved within {stint.most_s:g} s") from None
@@ -240,7 +209,7 @@ def run_case(
         readings = meter.readings()
     seconds = [mark.seconds for mark in pace.current] or [0.0, math.inf]
     speeds = speedometer.speed_of(readings, started_at + seconds[0], started_at + seconds[-1])
-    return Ran(job, spec, lab, pace, journals, speeds, rehearsed.speeds if rehearsed is not None else {})
+    return Ran(job, spec, lab, pace, journals, speeds)
 
 
 def spec_of(
