@@ -26,6 +26,7 @@ from p2ptrain.protocol.schema import Bound, from_plain, to_plain
 MAX_PLAN_BYTES = 1 << 20
 MAX_EPOCH = 2**40
 MAX_FORMER = 256
+MAX_STRETCH = 100.0
 MAX_STEPS = 2**48
 MAX_MEASURED = 16
 """Batch sizes at which a peer's blocks are measured."""
@@ -116,6 +117,8 @@ class SlicesPlan:
     from_step: Annotated[int, Bound(0, MAX_STEPS)]
     """Batches done when it takes over."""
     steps_per_round: Annotated[int, Bound(1, MAX_STEPS)]
+    stretch: Annotated[float, Bound(1.0, MAX_STRETCH)] = 1.0
+    """How many times as long as predicted batches took, the last time that more than one peer trained them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,6 +217,10 @@ class Room:
         self._costs: dict[int, CostModel] = {}
         self._flops_per_s: dict[str, float] = {snapshot.peer: snapshot.flops_per_s for snapshot in snapshots}
 
+    def knows(self, peers: Collection[str]) -> bool:
+        """Whether all of them can be planned with."""
+        return {profile.peer for profile in self._figures[3]}.issuperset(peers)
+
     def costs(self, num_micro_batches: int) -> CostModel:
         """Raises ``UserError`` where no plan can be computed from the figures."""
         if num_micro_batches not in self._costs:

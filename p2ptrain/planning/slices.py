@@ -28,6 +28,7 @@ from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.pipeline_search import plan_pipeline
 from p2ptrain.planning.plan import (
     MAX_STEPS,
+    MAX_STRETCH,
     Part,
     PeerSnapshot,
     Plan,
@@ -35,7 +36,7 @@ from p2ptrain.planning.plan import (
     check_plan,
     shards,
 )
-from p2ptrain.planning.profile_codec import chain_hash
+from p2ptrain.planning.profile_codec import chain_hash, rounded
 from p2ptrain.planning.shares import SHARE_UNITS
 from p2ptrain.planning.slice_figures import (
     BASE_BYTES,
@@ -49,7 +50,7 @@ from p2ptrain.planning.slice_figures import (
 
 WORTH = 1.1
 """How many times as fast as one device alone a pipeline has to promise to be: what is predicted holds to a tenth, and
-one device needs nobody."""
+one device needs nobody. More where batches were seen to take longer yet (``SlicesPlan.stretch``)."""
 SLOWER = 1 + 1e-3
 """A plan may be this much slower than the best single peer: figures are rounded."""
 
@@ -58,7 +59,7 @@ def first_slices_plan(job: Job, model: ModelProfile, peers: Sequence[SlicePeer],
     """The plan a group starts with. Raises ``UserError`` where there is none, saying what is missing."""
     snapshots = clean(job, [peer.snapshot for peer in peers])
     profiles = usable(model, snapshots, peers)
-    pipeline = _best(Room(job, model, snapshots, profiles))
+    pipeline = _best(Room(job, model, snapshots, profiles), 1.0)
     slices = SlicesPlan(chain_hash(model), pipeline, profiles, 0, _steps_per_round(job, snapshots, pipeline))
     return _plan(job, model, snapshots, slices, proposer, None)
 
@@ -73,12 +74,15 @@ def next_slices_plan(
     next_step: int,
     covered_step: int,
     lost: Collection[PeerId] = (),
+    batch_s: float = 0.0,
 ) -> Plan | None:
     """The plan after ``current`` with the peers now alive; None when the current one will do, or the job is done.
 
     When one of its trainers is gone, or is there without its stage (``lost``: it was started again): a plan for those
     who are there, from ``covered_step`` on, the newest step that snapshots of all blocks are left of. Else, when
     today's figures promise a gain of more than ``job.slices.replan_gain``: the faster plan, from ``next_step`` on.
+    ``batch_s``: seconds of a batch, as seen under ``current``; 0 = not known. What several peers took longer than
+    predicted they are taken to take longer in any pipeline, so that one peer alone may be the faster plan.
     Raises ``UserError`` where the peers that are left can't train the model.
     """
     before = _slices_of(current)
@@ -92,13 +96,14 @@ def next_slices_plan(
         return None
     profiles = usable(model, snapshots, peers, before.profiles)
     room = Room(job, model, snapshots, profiles)
-    pipeline = _best(room)
+    stretch = before.stretch if is_torn else _stretch(room, before, batch_s)
+    pipeline = _best(room, stretch)
     can_go_on = not is_torn and {profile.peer for profile in profiles}.issuperset(current.trainers())
     if can_go_on:
-        enough_s = _judged_s(room, pipeline) * (1 + job.slices.replan_gain)
-        if _judged_s(room, before.pipeline) <= enough_s:
+        enough_s = _judged_s(room, pipeline, stretch) * (1 + job.slices.replan_gain)
+        if _judged_s(room, before.pipeline, stretch) <= enough_s:
             return None
-    slices = SlicesPlan(before.chain, pipeline, profiles, from_step, before.steps_per_round)
+    slices = SlicesPlan(before.chain, pipeline, profiles, from_step, before.steps_per_round, stretch)
     return _plan(job, model, snapshots, slices, proposer, current)
 
 
@@ -150,7 +155,7 @@ def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def _best(room: Room) -> PipelinePlan:
+def _best(room: Room, stretch: float) -> PipelinePlan:
     """The fastest that the job's strategy allows, of any number of micro-batches. Raises ``UserError`` without one."""
     found: list[PipelinePlan] = []
     problem = None
@@ -161,13 +166,24 @@ def _best(room: Room) -> PipelinePlan:
             problem = problem or error  # that of the most micro-batches, which take the least memory
     if not found:
         raise problem or LocalError("a job without a choice of micro-batches")
-    return min(found, key=lambda pipeline: _judged_s(room, pipeline))
+    return min(found, key=lambda pipeline: _judged_s(room, pipeline, stretch))
 
 
-def _judged_s(room: Room, pipeline: PipelinePlan) -> float:
+def _judged_s(room: Room, pipeline: PipelinePlan, stretch: float) -> float:
     """Seconds of a batch; where it takes more than one device, as many more as it has to be worth."""
-    alone = sum(len(stage.peers) for stage in pipeline.stages) == 1
-    return room.batch_s(pipeline) * (1.0 if alone else WORTH)
+    return room.batch_s(pipeline) * (1.0 if _is_alone(pipeline) else max(WORTH, stretch))
+
+
+def _stretch(room: Room, plan: SlicesPlan, batch_s: float) -> float:
+    """As ``SlicesPlan.stretch``, with what was seen under the plan, by its peers' figures of today."""
+    trainers = {peer for stage in plan.pipeline.stages for peer in stage.peers}
+    if batch_s <= 0 or _is_alone(plan.pipeline) or not room.knows(trainers):
+        return plan.stretch
+    return rounded(min(max(batch_s / room.batch_s(plan.pipeline), 1.0), MAX_STRETCH))
+
+
+def _is_alone(pipeline: PipelinePlan) -> bool:
+    return sum(len(stage.peers) for stage in pipeline.stages) == 1
 
 
 def _pipelines(room: Room, num_micro_batches: int) -> list[PipelinePlan]:
@@ -268,7 +284,7 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, slices: SlicesPlan) -> 
     if not bounds.issubset(room.costs(pipeline.num_micro_batches).cuts) or not room.fits(pipeline):
         return False
     if job.slices.strategy != "planned":
-        return replace(_best(room), left_out=pipeline.left_out) == pipeline
+        return replace(_best(room, slices.stretch), left_out=pipeline.left_out) == pipeline
     singles = [best_single_peer(room.costs(num)) for num in micro_batch_choices(job)]
     return room.batch_s(pipeline) <= SLOWER * min((room.batch_s(s) for s in singles if s), default=math.inf)
 

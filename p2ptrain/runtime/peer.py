@@ -179,7 +179,15 @@ class Peer(Core):
         timing = AgreementConfig(min_peers=job.group.min_peers, settle_s=job.group.settle_s, majority=sliced)
         if sliced:
             stage = self.duty = StageDuty(self, job, custody, resume, LinkMeter(self.own_id, self._rng))
-            rules = PlanRules(self.own_id, job, lambda: self.model, self.profiles.get, stage.steps, stage.is_lost)
+            rules = PlanRules(
+                self.own_id,
+                job,
+                model=lambda: self.model,
+                profile_of=self.profiles.get,
+                steps=stage.steps,
+                batch_s=stage.batch_s,
+                is_lost=stage.is_lost,
+            )
         else:
             self.duty = Duty(self, job, custody, g.Gossip(self.own_id, self._rng), resume)
             rules = PlanRules(self.own_id, job)

@@ -29,6 +29,8 @@ class PlanRules:
     """What a record's ``profile`` names, if it is here."""
     steps: Callable[[], tuple[int, int]] = lambda: (0, 0)
     """The step after which a plan made now can take over; and the newest one of which all blocks are saved."""
+    batch_s: Callable[[], float] = lambda: 0.0
+    """Seconds of a batch by the plan in force, as seen here; 0 = not known yet."""
     is_lost: Callable[[Record], bool] = lambda record: False
     """Whether a trainer of the plan in force is there without its stage."""
     problem: str = field(default="", init=False)
@@ -76,6 +78,7 @@ class PlanRules:
                 next_step=next_step,
                 covered_step=covered_step,
                 lost=lost,
+                batch_s=self.batch_s(),
             )
         except UserError as error:
             self.problem = str(error)

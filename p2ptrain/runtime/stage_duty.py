@@ -27,6 +27,7 @@ from p2ptrain.protocol.streams import Delivered, Streams
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.core import Effects, ToTrainer
 from p2ptrain.runtime.keeping import Keeping, KeepPlan, ReleaseBlob
+from p2ptrain.runtime.pace import Pace, PaceKnown
 from p2ptrain.runtime.saved_blocks import SavedBlocks
 from p2ptrain.runtime.wanted_blocks import WantedBlocks
 
@@ -63,14 +64,20 @@ class StageDuty(Keeping):
         self._pieces: list[m.Holding] = []
         """Handed over, for others to fetch."""
         self._step = 0
-        self._pace = _Pace()
+        self._pace = Pace()
         self._slowdown = 1.0
         self._stop_by = NEVER
         """When a trainer that is to go on to its next plan's step is told to halt where it is."""
         self._pushed_bytes = self._told_bytes = 0
         """Of the plan's parcels: pushed, and how many of them the trainer knows to have left."""
         self.custody.surplus = self._saved.surplus
-        peer.on_effects({Delivered: self._delivered, LinkMeasured: self._link_measured})
+        peer.on_effects(
+            {
+                Delivered: self._delivered,
+                LinkMeasured: self._link_measured,
+                PaceKnown: lambda _, now: list(peer.agreement.reconsider(now)) if peer.agreement else [],
+            }
+        )
 
     @property
     def data_epoch(self) -> int:
@@ -108,6 +115,7 @@ class StageDuty(Keeping):
             self._lost = name == self._restored  # the process ended under this plan, and its trainer with it
         self.plan, self.plan_hash = plan, name
         self._halted_at = self._given = None
+        self._pace.begin()
         part = plan.part_of(peer.own_id)
         self.part = part.index if part is not None and not self._lost else m.NO_PART
         effects: Effects = [KeepPlan(plan), *self.custody.epoch_changed(plan.epoch, now)]
@@ -148,6 +156,10 @@ class StageDuty(Keeping):
             return 0, 0
         covered = self._saved.newest_step(plan)
         return max(self._newest_step() + self._pace.steps_in(NOTICE_S) + 1, covered), covered
+
+    def batch_s(self) -> float:
+        """For planning: seconds of a batch under the plan in force; 0 as long as too few are done."""
+        return self._pace.typical_s
 
     def is_complete(self) -> bool:
         """Not while a peer's last blocks are gone with it: the others train the last batches again."""
@@ -285,6 +297,7 @@ class StageDuty(Keeping):
         self._step = plan.slices.from_step if plan.slices else 0
         if plan is not self.plan:
             return effects  # a newer one waits for the trainer to halt
+        self._pace.begin()
         note = Note("training", (("part", event.part), ("round", event.round), ("rounds", event.rounds)))
         others = [trainer for trainer in plan.trainers() if trainer != peer.own_id]
         effects += [note, *self.streams.reset(plan.epoch, others, now, self.plan_hash)]
@@ -429,8 +442,9 @@ class StageDuty(Keeping):
 
     def tick(self, now: float) -> Effects:
         newest, plan = self._newest_step(), self.plan
-        self._pace.seen(newest, now)
         late = self._gather(now) if self._wanted.is_due(now) else []
+        if self._pace.seen(newest, now):
+            late.append(PaceKnown())
         if now >= self._stop_by and plan is not None:
             self._stop_by = NEVER
             late.append(ToTrainer(c.StopAt(plan.epoch, self._step, (), now=True)))
@@ -462,23 +476,3 @@ class StageDuty(Keeping):
             names = ", ".join(peer.name_of(wait.peer) for wait in late)
             return f"{names} to take {sum(wait.num_bytes for wait in late)} bytes"
         return ""
-
-
-class _Pace:
-    """How fast the group's steps go by."""
-
-    def __init__(self) -> None:
-        self._since: tuple[int, float] | None = None
-        self.seconds = 0.0
-        """Of a batch; 0 = not known."""
-
-    def seen(self, step: int, now: float) -> None:
-        if self._since is None or step < self._since[0]:
-            self._since = (step, now)
-        elif step > self._since[0] and now - self._since[1] >= 1.0:
-            self.seconds = (now - self._since[1]) / (step - self._since[0])
-            self._since = (step, now)
-
-    def steps_in(self, seconds: float) -> int:
-        """Batches that may be done by then, generously."""
-        return math.ceil(seconds / self.seconds) + 1 if self.seconds else 2

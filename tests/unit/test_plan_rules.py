@@ -67,7 +67,7 @@ def measured(speed: float, net: ModelProfile = MODEL) -> bytes:
 
 PROFILES = {
     "fast": measured(1e9),
-    "slow": measured(1e9 / 3),
+    "slow": measured(1e9 / 2.2),
     "other model": measured(1e9, dataclasses.replace(MODEL, name="other")),
     "nonsense": b'{"chain":"x"}',
     "no JSON": b"\xff\xfe",
@@ -108,8 +108,21 @@ def test_a_pipeline_is_planned_from_records_and_their_profiles() -> None:
     assert lengths(plan) == {name(0): 3, name(1): 1} and own.problem == ""
     assert plan is not None and own.parse(plan.to_json().encode()) == plan
     assert own.verify(plan, None) and set(own.participants(plan)) == set(lengths(plan))
-    slowed = [members[0], dataclasses.replace(members[1], profile="fast", slowdown=3.0)]
+    slowed = [members[0], dataclasses.replace(members[1], profile="fast", slowdown=2.2)]
     assert lengths(own.propose(None, slowed)) == lengths(plan)
+
+
+def test_batches_that_take_too_long_make_it_one_device_s_plan() -> None:
+    members = [record(0, profile="fast"), record(1, counts=(), profile="fast")]
+    plan = rules().propose(None, members)
+    assert rules(steps=lambda: (5, 2)).propose(plan, members) is None
+    after = rules(steps=lambda: (5, 2), batch_s=lambda: 100.0).propose(plan, members)
+    assert (
+        after is not None
+        and lengths(after) == {name(0): 4}
+        and rules().verify(after, plan)
+        and slices_of(after).stretch > 10
+    )
 
 
 def test_without_a_profile_flops_count() -> None:

@@ -528,6 +528,30 @@ def test_a_pipeline_is_only_formed_where_it_promises_a_tenth_more_than_one_devic
     assert {num for gain, num in gains.items() if 1.001 < gain < WORTH} == {1}
 
 
+def test_a_pipeline_that_takes_longer_than_one_device_alone_would_gives_way_to_it() -> None:
+    net = model(parameter_bytes=10, activation_bytes=1000)
+    pair = [peer(0, measured=6), peer(1, counts=(), measured=6)]
+    plan = first(pair, net=net)
+    room = Room(job(), net, plan.peers, slices_of(plan).profiles)
+    promised = room.batch_s(slices_of(plan).pipeline)
+    alone_s = room.batch_s(slices_of(first(pair[:1], net=net)).pipeline)
+    assert len(stages(plan)) == 2 and alone_s > 1.2 * promised
+
+    def after(current: Plan, batch_s: float, peers: Sequence[SlicePeer] = pair) -> Plan | None:
+        return next_slices_plan(job(), net, current, peers, name(0), next_step=5, covered_step=2, batch_s=batch_s)
+
+    assert after(plan, 0.0) is None and after(plan, 1.05 * alone_s) is None
+    alone = after(plan, 1.5 * alone_s)
+    assert alone is not None and stages(alone) == [(0, 6, [0])] and follows(job(), net, alone, plan)
+    stretch = slices_of(alone).stretch
+    assert stretch == pytest.approx(1.5 * alone_s / promised, rel=1e-3)
+    # what was seen is remembered: the group does not run to and fro, not even when somebody joins
+    assert after(alone, alone_s) is None and after(alone, 3 * alone_s) is None
+    assert after(alone, alone_s, [*pair, peer(2, counts=(), measured=6)]) is None
+    left = after(alone, alone_s, [*pair[1:], peer(2, measured=6)])
+    assert left is not None and slices_of(left).stretch == stretch
+
+
 def test_little_memory_takes_more_micro_batches() -> None:
     net = model(activation_bytes=10 * MB)  # six of them stored, and two on their way: 16 samples at once take 1.4 GB
 
