@@ -308,10 +308,11 @@ class StageWorker:
         if self._times is None:
             return
         mine = slice(training.start, training.stop)
-        expected = use.num_forward * (sum(self._times.forward(self._num_rows)[mine]) + self._passing_s[0])
-        expected += use.num_backward * (sum(self._times.backward(self._num_rows)[mine]) + self._passing_s[1])
+        expected = use.num_forward * sum(self._times.forward(self._num_rows)[mine])
+        expected += use.num_backward * sum(self._times.backward(self._num_rows)[mine])
+        passing = use.num_forward * self._passing_s[0] + use.num_backward * self._passing_s[1]
         overhead = PASS_S * (use.num_forward + use.num_backward)
-        slowdown = (use.forward_s + use.backward_s + overhead) / (expected + overhead) if overhead else 1.0
+        slowdown = slowdown_of(use.forward_s + use.backward_s + overhead, expected + overhead, passing)
         self._say(c.StageUsed(training.step, min(1.0, use.busy_s / wall_s), slowdown))
 
     def _say_snapshot(self) -> None:
@@ -332,3 +333,15 @@ class StageWorker:
                 span=training.stop - training.start,
             )
         )
+
+
+def slowdown_of(seconds: float, expected_s: float, passing_s: float) -> float:
+    """How many times as long as expected work took, that the node's work for parcels may have held up or not.
+
+    That is planned for apart: all of it at most is no slowdown of the device.
+    """
+    if expected_s <= 0:
+        return 1.0
+    if seconds < expected_s:
+        return seconds / expected_s
+    return max(1.0, seconds / (expected_s + passing_s))

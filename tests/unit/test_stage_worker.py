@@ -19,7 +19,7 @@ from p2ptrain.learning.slice_training import Parcel
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.plan import Part, PeerSnapshot, Plan, SliceProfile, SlicesPlan, shards
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.stage_worker import StageWorker
+from p2ptrain.runtime.stage_worker import StageWorker, slowdown_of
 
 A, B = PeerId("a" * 16), PeerId("b" * 16)
 BLOCKS = 4
@@ -403,3 +403,10 @@ def test_the_last_parcels_of_a_finished_batch_leave_after_the_stop(now: bool) ->
         worker.stage.work()
     assert [parcel.step for parcel in worker.take(c.SendParcel)] == ([] if now else [2])
     assert worker.step == 3 and worker.take(c.Halted) == [c.Halted(2, 3)]
+
+
+def test_work_for_parcels_is_no_slowdown_whether_or_not_it_held_the_trainer_up() -> None:
+    assert slowdown_of(1.0, 1.0, 3.0) == slowdown_of(2.5, 1.0, 3.0) == slowdown_of(4.0, 1.0, 3.0) == 1.0
+    assert slowdown_of(0.5, 1.0, 3.0) == 0.5
+    assert slowdown_of(8.0, 1.0, 3.0) == 2.0
+    assert slowdown_of(0.0, 0.0, 0.0) == 1.0
