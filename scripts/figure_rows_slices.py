@@ -34,7 +34,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
             "{planned/samples_per_s:.0f}; {planned/times_single:.2f};"
             " {planned/measured_of_predicted:.2f}; int8: {planned, int8/samples_per_s:.0f};"
             " {planned, int8/times_single:.2f}; {planned, int8/measured_of_predicted:.2f}",
-            "one fast device alone: {one fast device alone/samples_per_s:.0f};"
+            "one fast device alone, the others busy: {one fast device alone/samples_per_s:.0f};"
             " equal split: {equal split/samples_per_s:.0f},"
             " {equal split/measured_of_predicted:.2f} of predicted;"
             " data parallel: {data parallel/samples_per_s:.0f},"
