@@ -96,9 +96,9 @@ def next_slices_plan(
         return None
     profiles = usable(model, snapshots, peers, before.profiles)
     room = Room(job, model, snapshots, profiles)
-    stretch = before.stretch if is_torn else _stretch(room, before, batch_s)
+    can_go_on = not is_torn and room.knows(current.trainers())
+    stretch = _stretch(room, before, batch_s) if can_go_on else before.stretch
     pipeline = _best(room, stretch)
-    can_go_on = not is_torn and {profile.peer for profile in profiles}.issuperset(current.trainers())
     if can_go_on:
         enough_s = _judged_s(room, pipeline, stretch) * (1 + job.slices.replan_gain)
         if _judged_s(room, before.pipeline, stretch) <= enough_s:
@@ -176,8 +176,7 @@ def _judged_s(room: Room, pipeline: PipelinePlan, stretch: float) -> float:
 
 def _stretch(room: Room, plan: SlicesPlan, batch_s: float) -> float:
     """As ``SlicesPlan.stretch``, with what was seen under the plan, by its peers' figures of today."""
-    trainers = {peer for stage in plan.pipeline.stages for peer in stage.peers}
-    if batch_s <= 0 or _is_alone(plan.pipeline) or not room.knows(trainers):
+    if batch_s <= 0 or _is_alone(plan.pipeline):
         return plan.stretch
     return rounded(min(max(batch_s / room.batch_s(plan.pipeline), 1.0), MAX_STRETCH))
 

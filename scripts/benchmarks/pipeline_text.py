@@ -4,9 +4,9 @@ The encoder after BERT-small reads 32 bytes a sample and has 13 M parameters: da
 are averaged after every batch, sends 79 MB a device and batch, while a stage passes on 68 kB a sample. Each case trains
 on the same four devices, links and samples: the pipeline that the group plans, which may have several devices in a
 stage; pipeline alone, one device a stage (there is no such strategy: as many blocks on every device, ``strategy =
-"equal"``, is the closest); data parallel alone (``strategy = "data-parallel"``); plain training on the fastest device.
-How batches are counted, and what is predicted: ``slices_lab``. The text is the help that comes with Python. Needs Linux
-and root, as the lab does.
+"equal"``, is the closest); data parallel alone (``strategy = "data-parallel"``); plain training on the fastest device,
+while the others train for themselves. How batches are counted, and what is predicted: ``slices_lab``. The text is the
+help that comes with Python. Needs Linux and root, as the lab does.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How fast this machine's cores are from one moment to the next, whatever runs on them.
 
-The cores of a rented machine are somebody else's, too: the same passes of one model took from 0.7 to 1.3 times as long
+The cores of a rented machine are somebody else's, too: the same passes of one model took up to 1.4 times as long
 within a quarter of an hour. So what was measured in one minute says little of the next, unless something measured the
 machine in both. That is a small computation here, timed by its CPU time every second or two, on one core after the
-other, outside of all devices: it takes about a fiftieth of a core. Others' use of caches and memory slows work on much
+other, outside of all devices: it takes about a fiftieth of each. Others' use of caches and memory slows work on much
 memory more than work on little (1.4 and 1.15 times were seen at once), so it is some of both: convolutions, forward and
 backward, that hardly have weights, and that hardly have anything else.
 
@@ -43,14 +43,14 @@ class Reading:
 class Speedometer:
     """Measures from ``with`` on until the end of its block. Needs Linux."""
 
-    def __init__(self, cpus: Sequence[int] = ()) -> None:
-        self._cpus = tuple(cpus) or tuple(sorted(os.sched_getaffinity(0)))
+    def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="p2ptrain-speed-")
         self._file = Path(self._folder.name) / "readings"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Speedometer:
-        command = [sys.executable, "-m", "laboratory.speedometer", str(self._file), *map(str, self._cpus)]
+        cpus = map(str, sorted(os.sched_getaffinity(0)))
+        command = [sys.executable, "-m", "laboratory.speedometer", str(self._file), *cpus]
         self._process = subprocess.Popen(
             command, env=environment() | {"P2PTRAIN_PARENT": str(os.getpid()), "OMP_NUM_THREADS": "1"}
         )
