@@ -66,6 +66,8 @@ class StageTrainer:
         self.traits = traits
         self.dead = False
         self.slowdown = 1.0
+        self.unseen = 1.0
+        """Times as long as its passes take, which it does not notice."""
         """A test may change it at any time."""
         self.step = -1
         """Batches done; -1: there is no stage here."""
@@ -285,7 +287,7 @@ class StageTrainer:
         if self._computing or self.step < 0 or self.halted or self.step >= self.total_steps:
             return
         units, rows = self._slices.pipeline.num_micro_batches, self.stage.samples[self.stage.peers.index(self._own)]
-        pass_s = self.traits.block_s * rows * (self.stage.stop - self.stage.start) * self.slowdown
+        pass_s = self.traits.block_s * rows * (self.stage.stop - self.stage.start) * self.slowdown * self.unseen
         ahead = self._next_forward - self._next_backward
         run = self._run
         if ahead and self._is_here("backward", self._next_backward, self._neighbours(+1)):

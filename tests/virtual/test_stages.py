@@ -374,6 +374,19 @@ def test_a_peer_gets_slow_and_gives_blocks_away(seed: int, conditions: Condition
     assert not refusals(room)
 
 
+def test_a_pipeline_that_is_seen_to_be_slow_gives_way_to_one_peer_though_no_stage_says_that_it_is() -> None:
+    room = group(strategy="planned", rounds=20)
+    assert room.run(60, all_at(room, 1)), state_of(room)
+    for device in room.on():
+        trainer(device).unseen = 4.0
+    assert room.run(300, epoch_trained(room, 2)), state_of(room)
+    after = slices_of(room.devices[0])
+    assert [len(stage.peers) for stage in after.pipeline.stages] == [1] and after.stretch > 2
+    assert room.run(1000, room.all_done), state_of(room)
+    assert plan_of(room.devices[0]).epoch == 2, "and it stays"
+    check_done(room)
+
+
 def test_parcels_of_an_older_epoch_or_another_plan_are_dropped() -> None:
     room = group(strategy="planned", rounds=8)
     assert room.run(60, all_at(room, 12)), state_of(room)
