@@ -4,10 +4,11 @@ Invariant: the plan in force only ever gives way to a better one that parsed and
 and of one epoch the lower hash: a total order, so peers that can hear each other converge with no coordinator.
 
 Theory. A plan is a pure function of its inputs, which it carries; anyone may propose and everyone can check. To keep
-rivals rare, only the ready member with the lowest id proposes, once its view of the ready members has been stable for
-``settle_s``; the next in order steps in ``takeover_s`` later each. Rivals do happen (two halves of a split network)
-and the order above settles them; whoever lost its place is a joiner of the next plan. A peer that sees less than half
-of its plan's peers may be the one that is cut off, or just started: it waits ``minority_s`` before it plans alone.
+rivals rare, only the fastest ready member proposes (of equals the lowest id), once its view of the ready members has
+been stable for ``settle_s``; the next in order steps in ``takeover_s`` later each. Rivals do happen (two halves of a
+split network) and the order above settles them; whoever lost its place is a joiner of the next plan. A peer that sees
+less than half of its plan's peers may be the one that is cut off, or just started: it waits ``minority_s`` before it
+plans alone.
 
 With ``majority`` that is not enough: a plan that follows from another takes effect only when a majority of the other
 one's peers votes for it (``ballot``), so that two halves of a split network never both go on. Whoever sees a vote for
@@ -20,14 +21,16 @@ follows. A plan whose parent is not known here is not ours to vote on: it is fol
     pending --(``vote_s`` without a majority: withdraw)--> following, and the members settle anew
     fetching: ask a holder --(timeout)--> ask the next one --(``max_asks`` in vain)--> ignored for ``ignore_s``
 
-What a plan is stays with the caller: ``Rules`` parses, verifies and makes them.
+What a plan is stays with the caller: ``Rules`` parses, verifies and makes them. To make one is a search, which may take
+a small device many seconds, and who does not answer pings meanwhile is taken for dead. So it is a ``Question`` that the
+caller works out wherever nothing waits for it; its answer counts if the members are still the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -56,8 +59,23 @@ class Proposal(Protocol):
 P = TypeVar("P", bound=Proposal)
 
 
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[P]):
+    """The plan that some members should have next; None = the one in force will do, or (``problem``) there is none."""
+
+    plan: P | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Generic[P]):
+    """Work this out, in any thread, and give the answer to ``answered``."""
+
+    work: Callable[[], Answer[P]]
+
+
 class Rules(Protocol[P]):
-    """How plans are read, checked and made: pure functions."""
+    """How plans are read, checked and made."""
 
     def parse(self, data: bytes) -> P:
         """Raises ``RemoteError``."""
@@ -67,8 +85,12 @@ class Rules(Protocol[P]):
         """Whether the plan follows from its own inputs (and its parent's plan, where that is known here)."""
         ...
 
-    def propose(self, current: P | None, members: Sequence[Record]) -> P | None:
-        """The plan these members should have next; None = the current one will do."""
+    def question(self, current: P | None, members: Sequence[Record]) -> Question[P]:
+        """Which plan these members should have next, by what is known now."""
+        ...
+
+    def timed(self, plan: P) -> P | None:
+        """The same plan, to be proposed only now, a while after the question; None = now it is too late for it."""
         ...
 
     def participants(self, plan: P) -> Collection[PeerId]:
@@ -150,8 +172,14 @@ class Agreement(Generic[P]):
         self._view: tuple[object, ...] = ()
         self._claims: dict[PlanRef, list[PeerId]] = {}
         self._settled_since = now
+        self._asking: tuple[object, ...] | None = None
+        """What the question is about that is being worked out."""
         self._answered: tuple[object, ...] | None = None
         self._needed = False
+        self._num_lessons = 0
+        """How often the rules came to know more."""
+        self.problem = ""
+        """Why no plan could be made when one was last asked for; "" = nothing stood in the way."""
         self._fetch: _Fetch | None = None
         self._ballot: Ballot[P] = Ballot(own_id, config.vote_s)
         self._proposed = ""
@@ -199,7 +227,7 @@ class Agreement(Generic[P]):
 
         ``left`` are the peers that said goodbye: they have no vote. Who is merely gone has one, and doesn't cast it.
         """
-        records = sorted((record for record in records if record.job == self._job), key=lambda record: record.peer)
+        records = sorted((record for record in records if record.job == self._job), key=_seniority)
         self._members = tuple(record for record in records if is_ready(record))
         self._unready = [r.peer for r in records if r.phase != "observing" and not is_ready(r)][:4]
         view = tuple(self._seen(record) for record in self._members)
@@ -217,8 +245,23 @@ class Agreement(Generic[P]):
 
     def reconsider(self, now: float) -> list[Effect[P]]:
         """The rules know more than when they last were asked for a proposal."""
-        self._answered = None
+        self._num_lessons += 1
         return self.tick(now)
+
+    def answered(self, answer: Answer[P], now: float) -> list[Effect[P]]:
+        """The answer to the last ``Question``."""
+        asked, self._asking = self._asking, None
+        if asked is None:
+            raise LocalError("an answer that nobody asked for")
+        if asked[:-1] != self._question()[:-1]:
+            return self.tick(now)  # members came or went, or another plan is in force: it may not be true any more
+        plan = self._rules.timed(answer.plan) if answer.plan is not None else None
+        self._answered, self._needed, self.problem = asked, plan is not None, answer.problem
+        if plan is None or self._is_busy() or now < self._turn():  # it may be another's turn first
+            return self.tick(now)
+        if plan.epoch != self.epoch + 1:
+            raise LocalError("a proposal must follow the plan in force")
+        return self._propose(plan, now)
 
     def received(self, sender: PeerId, message: PlanRequest | PlanReply, now: float) -> list[Effect[P]]:
         """Raises ``RemoteError`` for a plan that nobody asked for, or that can't be followed."""
@@ -253,13 +296,9 @@ class Agreement(Generic[P]):
         for name in [name for name, until in self._ignored.items() if now >= until]:
             del self._ignored[name]
         effects = [*self._decide(now), *self._pursue(now)]
-        if self._fetch is None and now >= self._proposal_due():
-            proposal = self._rules.propose(self.current, self._members)
-            self._answered, self._needed = self._question(), proposal is not None
-            if proposal is not None and now >= self._proposal_due():  # it may be another's turn first
-                if proposal.epoch != self.epoch + 1:
-                    raise LocalError("a proposal must follow the plan in force")
-                effects += self._propose(proposal, now)
+        if now >= self._proposal_due():
+            self._asking = self._question()
+            effects.append(self._rules.question(self.current, self._members))
         return effects
 
     def _seen(self, record: Record) -> tuple[object, ...]:
@@ -364,24 +403,31 @@ class Agreement(Generic[P]):
     # --- proposing ------------------------------------------------------------------------------------------------
 
     def _question(self) -> tuple[object, ...]:
-        """Does the group need another plan? Asked again when the members or the plan in force are others."""
-        return (self._view, self.hash)
+        """Does the group need another plan? Asked again when the members or the plan in force are others, or (the last
+        of these) when more is known."""
+        return (self._view, self.hash, self._num_lessons)
 
     def _proposal_wanted(self) -> bool:
         enough = self.current is not None or len(self._members) >= self.config.min_peers
         return enough and bool(self._members) and (self._needed or self._answered != self._question())
 
     def _proposal_due(self) -> float:
-        """When this peer shall see whether a plan is needed, and then, should nobody be faster, propose it.
-
-        Not while it waits for what its vote brings.
-        """
-        rank = next((i for i, record in enumerate(self._members) if record.peer == self.own_id), None)
-        busy = self._fetch is not None or self._ballot.own is not None
-        if rank is None or busy or not self._proposal_wanted():
+        """When this peer shall see whether a plan is needed, and then, should nobody be faster, propose it."""
+        if self._is_busy() or not self._proposal_wanted():
             return NEVER
-        settled = self._settled_since + self._settle_s()
-        return settled + rank * self.config.takeover_s if self._answered == self._question() else settled
+        return self._turn() if self._answered == self._question() else self._turn(rank=0)
+
+    def _is_busy(self) -> bool:
+        """Working out whether a plan is needed, fetching a better one, or waiting for what the own vote brings."""
+        return self._asking is not None or self._fetch is not None or self._ballot.own is not None
+
+    def _turn(self, rank: int | None = None) -> float:
+        """When the member of this rank may propose; without one, this peer, NEVER as long as it is not ready."""
+        ranks = {record.peer: place for place, record in enumerate(self._members)}
+        if self.own_id not in ranks:
+            return NEVER
+        place = ranks[self.own_id] if rank is None else rank
+        return self._settled_since + self._settle_s() + place * self.config.takeover_s
 
     def _settle_s(self) -> float:
         if self.current is not None:
@@ -413,7 +459,12 @@ class Agreement(Generic[P]):
         return [*effects, VoteFor("", None)] if self._ballot.decided(self._ref) else effects
 
 
-Effect = Send | Note | PlanAdopted[P] | VoteFor[P]
+Effect = Send | Note | PlanAdopted[P] | VoteFor[P] | Question[P]
+
+
+def _seniority(record: Record) -> tuple[float, PeerId]:
+    """Who finds a plan soonest goes first."""
+    return (-record.flops_per_s, record.peer)
 
 
 def is_ready(record: Record) -> bool:

@@ -9,7 +9,7 @@ answering, only ever makes a probe slower. Invariant: at most one probe is out.
     a member comes: waiting --our turn--> nothing sent to and fro, then probes --> LinkMeasured
     it is busy with another: waiting, for about ``busy_s``
     no echo in time: sent again --``max_failures`` in a row--> waiting, for ``rest_s``
-    it goes: forgotten
+    it goes: its figure is good for ``remember_s`` more, should it come back: a break is no other link
 
 Packets sent back to back to estimate a rate: Jain & Dovrolis, SIGCOMM 2002 (there trains of UDP; here one TCP stream).
 """
@@ -17,7 +17,8 @@ Packets sent back to back to estimate a rate: Jain & Dovrolis, SIGCOMM 2002 (the
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from p2ptrain.ids import PeerId
@@ -42,6 +43,7 @@ class LinkConfig:
     timeout_s: float = 10.0
     max_failures: int = 3
     rest_s: float = 60.0
+    remember_s: float = 300.0
     busy_s: float = 0.3
     hold_s: float = 2.0
     """Who probes us has us to itself until so long after that, or until it is done."""
@@ -80,6 +82,8 @@ class LinkMeter:
         self._config = config or LinkConfig()
         self._rng = rng
         self._known: dict[PeerId, LinkFigure] = {}
+        self._gone: OrderedDict[PeerId, float] = OrderedDict()
+        """Those known ones that are not here now, and since when."""
         self._waiting: dict[PeerId, float] = {}
         """Not measured yet, and not before then."""
         self._attempt: _Attempt | None = None
@@ -90,7 +94,7 @@ class LinkMeter:
     # --- what others may ask ----------------------------------------------------------------------------------------
 
     def figures(self) -> tuple[LinkFigure, ...]:
-        """Of the links measured so far, by peer."""
+        """Of the links measured so far, by peer; some may be gone for now."""
         return tuple(self._known[peer] for peer in sorted(self._known))
 
     def next_deadline(self) -> float:
@@ -104,11 +108,21 @@ class LinkMeter:
     def members_changed(self, members: Iterable[PeerId], now: float) -> list[Effect]:
         """The group's members; of a large group only the next few are measured."""
         mine = sorted(peer for peer in members if peer > self.own_id)[:MAX_LINKS]
-        self._known = {peer: figure for peer, figure in self._known.items() if peer in mine}
+        self._forget(mine, now)
         self._waiting = {peer: self._waiting.get(peer, now) for peer in mine if peer not in self._known}
         if self._attempt is not None and self._attempt.peer not in mine:
             self._attempt = None
         return self.tick(now)
+
+    def _forget(self, mine: Collection[PeerId], now: float) -> None:
+        """Who is long gone; or not so long, where there are many: a record has room for so many links."""
+        for peer in sorted(self._known.keys() - mine - self._gone.keys()):
+            self._gone[peer] = now
+        for peer, since in list(self._gone.items()):  # the longest gone first
+            if since + self._config.remember_s <= now or len(self._gone) + len(mine) > MAX_LINKS:
+                del self._known[peer], self._gone[peer]
+            elif peer in mine:
+                del self._gone[peer]
 
     def received(self, sender: PeerId, message: LinkProbe | LinkEcho, now: float) -> list[Effect]:
         if isinstance(message, LinkProbe):

@@ -1,7 +1,8 @@
 """The I/O shell: waits for frames, timers, discovery and disk, feeds the core, and carries out what it returns.
 
-Invariant: nothing here decides anything. One thread runs the core; the disk has a thread of its own, whose answers come
-back as events, in the order in which they were asked for. Every wait ends by itself or with the node.
+Invariant: nothing here decides anything. One thread runs the core; the disk has a thread of its own, and so has long
+thought, whose answers come back as events, in the order in which they were asked for. Every wait ends by itself or with
+the node.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Node:
         """Why it ended, if not by plan."""
         self.rng: Random = SystemRandom()
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk")
+        self._thought = ThreadPoolExecutor(max_workers=1, thread_name_prefix="thought")
         self._tasks: set[asyncio.Future[Any]] = set()
         self._wake = asyncio.Event()
         self._wakes_at = 0.0
@@ -100,6 +102,7 @@ class Node:
             await self.discovery.close()
         await self.transport.close()
         await asyncio.to_thread(self._disk.shutdown)
+        self._thought.shutdown(wait=False, cancel_futures=True)
         self.journal.close()
 
     def finish(self) -> None:
@@ -127,8 +130,7 @@ class Node:
         try:
             self.carry_out(event(self.now()))
         except Exception as error:  # a bug: end and say why, whoever called, rather than go on deaf
-            self.failure = self.failure or error
-            self.finish()
+            self._failed(error)
             raise
         if self.core is not None and self.core.next_deadline() < self._wakes_at:
             self._wake.set()  # only then: waking the clock for each message cost an eighth of the loop's time
@@ -154,7 +156,23 @@ class Node:
 
     def on_disk(self, work: Callable[[], Any], then: Callable[[Any, BaseException | None], None]) -> None:
         """Do ``work`` in the disk's thread, then call ``then(result, error)`` here. In order."""
-        future = asyncio.get_running_loop().run_in_executor(self._disk, work)
+        self._aside(self._disk, work, then)
+
+    def in_thought(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """Compute what takes long in a thread that nobody waits for, then call ``then(result)`` here. In order."""
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if error is not None:
+                self._failed(error)
+            else:
+                then(result)
+
+        self._aside(self._thought, work, done)
+
+    def _aside(
+        self, thread: ThreadPoolExecutor, work: Callable[[], Any], then: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        future = asyncio.get_running_loop().run_in_executor(thread, work)
 
         def done(finished: asyncio.Future[Any]) -> None:
             self._tasks.discard(finished)
@@ -179,8 +197,12 @@ class Node:
     def _task_done(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.failure = self.failure or error
-            self.finish()
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        """A bug, or what can't be gone on with: end, and say why."""
+        self.failure = self.failure or error
+        self.finish()
 
     # --- events ---
 

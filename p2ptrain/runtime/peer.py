@@ -19,7 +19,7 @@ from p2ptrain.planning.plan import Plan
 from p2ptrain.planning.profile_codec import model_from_json
 from p2ptrain.protocol import gossip as g
 from p2ptrain.protocol import messages as m
-from p2ptrain.protocol.agreement import Agreement, AgreementConfig, PlanAdopted, VoteFor
+from p2ptrain.protocol.agreement import Agreement, AgreementConfig, Answer, PlanAdopted, VoteFor
 from p2ptrain.protocol.custody import Custody, CustodyConfig
 from p2ptrain.protocol.link_meter import LinkMeter
 from p2ptrain.protocol.machine import NEVER, Note, Send
@@ -94,7 +94,6 @@ class Peer(Core):
         self.model: ModelProfile | None = None
         """The blocks of the job's model, in mode slices, once the trainer has counted them."""
         self.profiles = ProfileBook()
-        self._rules: PlanRules | None = None
         self.completion: Completion | None = None
         self._rng = rng
         self._next_status = now
@@ -191,7 +190,6 @@ class Peer(Core):
         else:
             self.duty = Duty(self, job, custody, g.Gossip(self.own_id, self._rng), resume)
             rules = PlanRules(self.own_id, job)
-        self._rules = rules
         self.agreement = Agreement(self.own_id, job.id, rules, now, timing, restored=resume.plan)
         self.completion = Completion(self, job, resume.head)
         note = Note("job", (("job", job.id), ("name", job.name), ("mode", job.mode)))
@@ -237,6 +235,10 @@ class Peer(Core):
             else:
                 data = None
         return super().chunk_read(effect, data, now)
+
+    def plan_worked_out(self, answer: Answer[Plan], now: float) -> Effects:
+        """The node's answer to ``Question``."""
+        return self.run(self.agreement.answered(answer, now) if self.agreement else [], now)
 
     def traffic(self, bytes_sent: int, now: float) -> Effects:
         return self.run(self.records.update(now, bytes_sent=bytes_sent), now)
@@ -466,8 +468,8 @@ class Peer(Core):
             return f"the checkpoint that the job starts from ({self.job.model.init[:12]}), from any member"
         if not self.records.own.counts:
             return "own data: being loaded" if self.job.mode != "slices" else "own data and the speed of the blocks"
-        if self._rules is not None and self._rules.problem:
-            return f"a plan that can be made: {self._rules.problem}"
+        if self.agreement and self.agreement.problem:
+            return f"a plan that can be made: {self.agreement.problem}"
         if self.agreement and (words := self.agreement.waiting_for(now)):
             return words
         waits = [

@@ -19,6 +19,7 @@ from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import BlobId
 from p2ptrain.net.keys import Group, Identity
 from p2ptrain.planning.plan import Plan, plan_from_json
+from p2ptrain.protocol.agreement import Question
 from p2ptrain.protocol.custody import freshness
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.messages import HEAD_PART, Holding
@@ -238,7 +239,7 @@ class PeerNode(Node):
         handlers: dict[type, Callable[[Any], object]] = {
             ToTrainer: self._to_trainer,
             JobReceived: lambda e: self._open_job(e.job),
-            Unusable: lambda e: self._fail(e.reason),
+            Unusable: lambda e: self._failed(UserError(e.reason)),
             BeginBlob: self._begin_blob,
             WriteChunk: self._write_chunk,
             VerifyBlob: self._verify_blob,
@@ -253,8 +254,14 @@ class PeerNode(Node):
             RestartTrainer: lambda e: self._spawn(self._start_trainer()),
             TrainerLost: self._trainer_lost,
             JobDone: lambda e: self._start_lingering(),
+            Question: self._work_out,
         }
         handlers[type(effect)](effect)
+
+    def _work_out(self, effect: Question[Plan]) -> None:
+        peer = self._peer
+        if peer is not None:
+            self.in_thought(effect.work, lambda answer: self.feed(lambda now: peer.plan_worked_out(answer, now)))
 
     def _to_trainer(self, effect: ToTrainer) -> None:
         store = self.store
@@ -454,12 +461,8 @@ class PeerNode(Node):
 
     def _trainer_lost(self, effect: TrainerLost) -> None:
         if effect.user_error:
-            self._fail(effect.detail)
+            self._failed(UserError(effect.detail))
         # else: the node lives on, keeps what it has in custody, and says in its status what happened
-
-    def _fail(self, reason: str) -> None:
-        self.failure = UserError(reason)
-        self.finish()
 
     def _start_lingering(self) -> None:
         """A peer may be done more than once: a later plan can give it work again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from p2ptrain.config import Job
 from p2ptrain.errors import RemoteError, UserError
@@ -14,6 +14,7 @@ from p2ptrain.planning.plan import Plan, SliceProfile, plan_from_json, snapshot
 from p2ptrain.planning.profile_codec import chain_hash, profile_from_json
 from p2ptrain.planning.slice_figures import SlicePeer
 from p2ptrain.planning.slices import first_slices_plan, follows, next_slices_plan
+from p2ptrain.protocol.agreement import Answer, Question
 from p2ptrain.protocol.messages import Record
 
 
@@ -33,8 +34,6 @@ class PlanRules:
     """Seconds of a batch by the plan in force, as seen here; 0 = not known yet."""
     is_lost: Callable[[Record], bool] = lambda record: False
     """Whether a trainer of the plan in force is there without its stage."""
-    problem: str = field(default="", init=False)
-    """Why no plan could be made when one was last asked for; "" = nothing stood in the way."""
 
     def parse(self, data: bytes) -> Plan:
         return plan_from_json(data)
@@ -44,45 +43,63 @@ class PlanRules:
             return follows(self.job, self.model(), plan, parent)
         return recomputes(self.job, plan, parent)
 
-    def propose(self, current: Plan | None, members: Sequence[Record]) -> Plan | None:
+    def question(self, current: Plan | None, members: Sequence[Record]) -> Question[Plan]:
         if self.job.mode == "slices":
-            return self._propose_slices(current, members)
-        peers = [snapshot(record) for record in members]
-        if current is None:
-            return first_plan(self.job, peers, self.own_id)
-        return next_plan(self.job, current, peers, self.own_id)
+            return self._slices_question(current, members)
+        job, proposer, peers = self.job, self.own_id, [snapshot(record) for record in members]
+
+        def work() -> Answer[Plan]:
+            plan = first_plan(job, peers, proposer) if current is None else next_plan(job, current, peers, proposer)
+            return Answer(plan)
+
+        return Question(work)
+
+    def timed(self, plan: Plan) -> Plan | None:
+        """A plan that was to take over at a batch which may be done by now gets a later one."""
+        if plan.slices is None or not plan.parent:
+            return plan
+        next_step, covered_step = self.steps()
+        if plan.slices.from_step <= covered_step:  # it begins with what is saved
+            return plan
+        from_step = max(plan.slices.from_step, next_step)
+        if from_step >= self.job.training.rounds * plan.slices.steps_per_round:
+            return None
+        return replace(plan, slices=replace(plan.slices, from_step=from_step))
 
     def participants(self, plan: Plan) -> Collection[PeerId]:
         """In mode slices also those without a stage: who stands by has a vote on what comes next."""
         return [peer.peer for peer in plan.peers] if plan.slices is not None else plan.trainers()
 
-    def _propose_slices(self, current: Plan | None, members: Sequence[Record]) -> Plan | None:
-        model = self.model()
+    def _slices_question(self, current: Plan | None, members: Sequence[Record]) -> Question[Plan]:
+        """All that this peer knows is gathered at once; the search itself may be in another thread."""
+        job, proposer, model = self.job, self.own_id, self.model()
         if model is None:
-            self.problem = "this peer has not measured the model's blocks yet"
-            return None
+            return Question(lambda: Answer(None, "this peer has not measured the model's blocks yet"))
         chain = chain_hash(model)
         peers = [SlicePeer(snapshot(record), self._profile(record, chain)) for record in members]
-        self.problem = ""
-        try:
-            if current is None:
-                return first_slices_plan(self.job, model, peers, self.own_id)
-            next_step, covered_step = self.steps()
-            lost = [record.peer for record in members if self.is_lost(record)]
-            return next_slices_plan(
-                self.job,
-                model,
-                current,
-                peers,
-                self.own_id,
-                next_step=next_step,
-                covered_step=covered_step,
-                lost=lost,
-                batch_s=self.batch_s(),
-            )
-        except UserError as error:
-            self.problem = str(error)
-            return None
+        (next_step, covered_step), batch_s = self.steps(), self.batch_s()
+        lost = [record.peer for record in members if self.is_lost(record)]
+
+        def work() -> Answer[Plan]:
+            try:
+                if current is None:
+                    return Answer(first_slices_plan(job, model, peers, proposer))
+                plan = next_slices_plan(
+                    job,
+                    model,
+                    current,
+                    peers,
+                    proposer,
+                    next_step=next_step,
+                    covered_step=covered_step,
+                    lost=lost,
+                    batch_s=batch_s,
+                )
+                return Answer(plan)
+            except UserError as error:
+                return Answer(None, str(error))
+
+        return Question(work)
 
     def _profile(self, record: Record, chain: str) -> SliceProfile | None:
         """A peer's figures; None for a profile of other blocks, or one that makes no sense.

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import pytest
 
 from p2ptrain.config import DataConfig, Job
-from p2ptrain.errors import RemoteError
+from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.assignment import first_plan, next_plan
 from p2ptrain.planning.plan import Plan, snapshot
-from p2ptrain.protocol.agreement import Agreement, AgreementConfig, PlanAdopted, VoteFor
+from p2ptrain.protocol.agreement import Agreement, AgreementConfig, Effect, PlanAdopted, Question, VoteFor
 from p2ptrain.protocol.ballot import PlanRef
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.messages import LinkFigure, Phase, PlanReply, PlanRequest, Record
@@ -58,10 +58,24 @@ def record(index: int, follows: Plan | None = None, phase: Phase = "waiting", **
     return Record(**(values | changes))  # type: ignore[arg-type]
 
 
+class Quick(Agreement[Plan]):
+    """Has the answer to every question at once."""
+
+    def tick(self, now: float) -> list[Effect[Plan]]:
+        effects = super().tick(now)
+        if effects and isinstance(effects[-1], Question):
+            return [*effects[:-1], *self.answered(effects[-1].work(), now)]
+        return effects
+
+
 def agreement(
-    index: int, restored: Plan | None = None, now: float = 0.0, config: AgreementConfig = CONFIG
+    index: int,
+    restored: Plan | None = None,
+    now: float = 0.0,
+    config: AgreementConfig = CONFIG,
+    kind: type[Agreement[Plan]] = Quick,
 ) -> Agreement[Plan]:
-    return Agreement(name(index), JOB.id, PlanRules(name(index), JOB), now, config, restored=restored)
+    return kind(name(index), JOB.id, PlanRules(name(index), JOB), now, config, restored=restored)
 
 
 def plan_of(*indices: int) -> Plan:
@@ -261,6 +275,66 @@ def test_a_peer_cut_off_from_most_of_its_plan_waits_longer_before_it_plans_alone
     assert machine.next_deadline() == CONFIG.minority_s
     machine.view_changed([record(0, plan), record(1, plan)], 1.0)
     assert machine.next_deadline() == 4.0
+
+
+# --- questions that take a while --------------------------------------------------------------------------------------
+
+
+def asked(effects: list[Effect[Plan]]) -> Question[Plan]:
+    (question,) = effects
+    assert isinstance(question, Question)
+    return question
+
+
+def test_a_question_is_asked_once_and_its_answer_proposed() -> None:
+    machine = agreement(0, kind=Agreement)
+    machine.view_changed([record(0), record(1)], 0.0)
+    question = asked(machine.tick(3.0))
+    assert machine.tick(4.0) == [] and machine.next_deadline() == NEVER
+    adopted, _ = machine.answered(question.work(), 9.0)
+    assert isinstance(adopted, PlanAdopted) and adopted.plan == plan_of(0, 1)
+    with pytest.raises(LocalError):
+        machine.answered(question.work(), 9.0)
+
+
+def test_an_answer_about_others_than_are_here_now_does_not_count() -> None:
+    machine = agreement(0, kind=Agreement)
+    machine.view_changed([record(0), record(1)], 0.0)
+    question = asked(machine.tick(3.0))
+    assert machine.view_changed([record(0), record(1), record(2)], 4.0) == []
+    assert machine.answered(question.work(), 5.0) == [] and machine.current is None
+    adopted, _ = machine.answered(asked(machine.tick(7.0)).work(), 8.0)
+    assert isinstance(adopted, PlanAdopted) and adopted.plan == plan_of(0, 1, 2)
+
+
+def test_what_was_learnt_meanwhile_is_asked_about_afterwards() -> None:
+    members = [record(0, plan_of(0, 1)), record(1, plan_of(0, 1))]
+    machine = agreement(0, plan_of(0, 1), kind=Agreement)
+    machine.view_changed(members, 0.0)
+    question = asked(machine.tick(3.0))
+    assert machine.reconsider(4.0) == []
+    again = asked(machine.answered(question.work(), 5.0))
+    assert machine.answered(again.work(), 6.0) == [] and machine.next_deadline() == NEVER
+
+
+def test_who_has_heard_of_a_better_plan_meanwhile_does_not_propose_its_own() -> None:
+    machine, theirs = agreement(0, kind=Agreement), plan_of(0, 1, 2)
+    machine.view_changed([record(0), record(1)], 0.0)
+    question = asked(machine.tick(3.0))
+    machine.view_changed([record(0), record(1, theirs)], 4.0)
+    assert machine.answered(question.work(), 5.0) == [] and machine.current is None
+    adopted, *_ = machine.received(name(1), reply(theirs), 6.0)
+    assert adopted == PlanAdopted(theirs, theirs.hash, False)
+
+
+def test_the_fastest_goes_first() -> None:
+    members = [record(0, flops_per_s=1e9), record(1, flops_per_s=2e10), record(2, flops_per_s=2e10)]
+    machines = [agreement(index) for index in range(3)]
+    for machine in machines:
+        machine.view_changed(members, 0.0)
+        machine.tick(3.0)
+    assert [machine.epoch for machine in machines] == [0, 1, 0]
+    assert [machine.next_deadline() for machine in machines][::2] == [3.0 + 2 * 15.0, 3.0 + 15.0]
 
 
 # --- groups over a lossy network ------------------------------------------------------------------------------------

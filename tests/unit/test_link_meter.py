@@ -176,17 +176,33 @@ def test_late_and_made_up_echoes_change_nothing() -> None:
     assert meter.received(first.to, LinkEcho(again.message.sequence), CONFIG.timeout_s + 1) != []
 
 
-def test_who_goes_is_forgotten_and_measured_anew_when_it_comes_back() -> None:
+def test_who_comes_back_soon_has_the_link_that_it_had_and_later_it_is_measured_anew() -> None:
     wire = Wire(3, 1e6)
     wire.start()
     wire.run()
     meter = wire.meters[peer(0)]
-    assert [figure.peer for figure in meter.figures()] == [peer(1), peer(2)]
-    assert meter.members_changed([peer(0), peer(2)], wire.now) == []
-    assert [figure.peer for figure in meter.figures()] == [peer(2)]
+    known = meter.figures()
+    assert [figure.peer for figure in known] == [peer(1), peer(2)]
+    for _ in range(3):
+        assert meter.members_changed([peer(0), peer(2)], wire.now) == [] and meter.figures() == known
+        wire.now += CONFIG.remember_s - 1
+        assert meter.members_changed(wire.names, wire.now) == [] and meter.next_deadline() == NEVER
+    meter.members_changed([peer(0), peer(2)], wire.now)
+    wire.now += CONFIG.remember_s
     (probe,) = meter.members_changed(wire.names, wire.now)
-    assert isinstance(probe, Send) and probe.to == peer(1)
+    assert isinstance(probe, Send) and probe.to == peer(1) and meter.figures() == known[1:]
     assert meter.members_changed([peer(0)], wire.now) == [] and meter.next_deadline() == NEVER  # it goes half way
+
+
+def test_of_those_that_come_and_go_no_more_are_remembered_than_a_record_has_room_for() -> None:
+    wire = Wire(MAX_LINKS + 9, 1e7)
+    meter = wire.meters[peer(0)]
+    for number in range(1, len(wire.names)):
+        wire.carry_out(peer(0), meter.members_changed([peer(0), peer(number)], wire.now))
+        wire.run(wire.now + 30.0)
+        assert wire.told[-1][1].peer == peer(number)
+    known = [figure.peer for figure in meter.figures()]
+    assert known == [peer(number) for number in range(len(wire.names) - MAX_LINKS, len(wire.names))]
 
 
 def test_a_probe_is_answered_whoever_sends_it() -> None:

@@ -14,6 +14,7 @@ from p2ptrain.planning.assignment import first_plan
 from p2ptrain.planning.blocks import BlockProfile, BlockTimes, ModelProfile
 from p2ptrain.planning.plan import Plan, SlicesPlan, snapshot
 from p2ptrain.planning.profile_codec import profile_to_json
+from p2ptrain.protocol.agreement import Answer
 from p2ptrain.protocol.messages import Record
 from p2ptrain.runtime.plan_rules import PlanRules
 
@@ -83,6 +84,24 @@ def slices_of(plan: Plan | None) -> SlicesPlan:
     return plan.slices
 
 
+def answer(own: PlanRules, current: Plan | None, members: list[Record]) -> Answer[Plan]:
+    return own.question(current, members).work()
+
+
+def proposed(own: PlanRules, current: Plan | None, members: list[Record]) -> Plan | None:
+    """Without a problem."""
+    found = answer(own, current, members)
+    assert found.problem == ""
+    return found.plan
+
+
+def problem(own: PlanRules, current: Plan | None, members: list[Record]) -> str:
+    """Why there is none."""
+    found = answer(own, current, members)
+    assert found.plan is None
+    return found.problem
+
+
 def lengths(plan: Plan | None) -> dict[str, int]:
     """Blocks of each peer's stage."""
     return {peer: stage.stop - stage.start for stage in slices_of(plan).pipeline.stages for peer in stage.peers}
@@ -91,32 +110,31 @@ def lengths(plan: Plan | None) -> dict[str, int]:
 def test_the_other_modes_need_no_more_than_the_job() -> None:
     members = [record(i, TASKS) for i in range(3)]
     own = PlanRules(name(0), TASKS)
-    plan = own.propose(None, members)
+    plan = proposed(own, None, members)
     assert plan == first_plan(TASKS, [snapshot(each) for each in members], name(0)) and plan.slices is None
     assert own.parse(plan.to_json().encode()) == plan
     assert own.verify(plan, None) and own.participants(plan) == plan.trainers()
-    after = own.propose(plan, members[:2])
-    assert after is not None and own.verify(after, plan) and own.propose(plan, members) is None
+    after = proposed(own, plan, members[:2])
+    assert after is not None and own.verify(after, plan) and proposed(own, plan, members) is None
     assert not own.verify(dataclasses.replace(plan, calibrate=not plan.calibrate), None)
-    assert own.problem == ""
 
 
 def test_a_pipeline_is_planned_from_records_and_their_profiles() -> None:
     members = [record(0, profile="fast"), record(1, counts=(), profile="slow")]
     own = rules()
-    plan = own.propose(None, members)
-    assert lengths(plan) == {name(0): 3, name(1): 1} and own.problem == ""
+    plan = proposed(own, None, members)
+    assert lengths(plan) == {name(0): 3, name(1): 1}
     assert plan is not None and own.parse(plan.to_json().encode()) == plan
     assert own.verify(plan, None) and set(own.participants(plan)) == set(lengths(plan))
     slowed = [members[0], dataclasses.replace(members[1], profile="fast", slowdown=2.2)]
-    assert lengths(own.propose(None, slowed)) == lengths(plan)
+    assert lengths(proposed(own, None, slowed)) == lengths(plan)
 
 
 def test_batches_that_take_too_long_make_it_one_device_s_plan() -> None:
     members = [record(0, profile="fast"), record(1, counts=(), profile="fast")]
-    plan = rules().propose(None, members)
-    assert rules(steps=lambda: (5, 2)).propose(plan, members) is None
-    after = rules(steps=lambda: (5, 2), batch_s=lambda: 100.0).propose(plan, members)
+    plan = proposed(rules(), None, members)
+    assert proposed(rules(steps=lambda: (5, 2)), plan, members) is None
+    after = proposed(rules(steps=lambda: (5, 2), batch_s=lambda: 100.0), plan, members)
     assert (
         after is not None
         and lengths(after) == {name(0): 4}
@@ -127,21 +145,21 @@ def test_batches_that_take_too_long_make_it_one_device_s_plan() -> None:
 
 def test_without_a_profile_flops_count() -> None:
     for profile in ("", "not here yet"):
-        plan = rules().propose(None, [record(0, profile="fast"), record(1, counts=(), profile=profile)])
+        plan = proposed(rules(), None, [record(0, profile="fast"), record(1, counts=(), profile=profile)])
         assert lengths(plan) == {name(0): 2, name(1): 2}
         assert slices_of(plan).profiles[1].batch_sizes == ()
 
 
 @pytest.mark.parametrize("profile", ["other model", "nonsense", "no JSON"])
 def test_who_sends_a_profile_that_is_none_is_left_out(profile: str) -> None:
-    plan = rules().propose(None, [record(0, profile="fast"), record(1, counts=(), profile=profile)])
+    plan = proposed(rules(), None, [record(0, profile="fast"), record(1, counts=(), profile=profile)])
     assert lengths(plan) == {name(0): 4} and slices_of(plan).pipeline.left_out == (name(1),)
 
 
 def test_without_a_model_of_its_own_a_peer_proposes_nothing_but_follows() -> None:
-    plan = rules().propose(None, [record(0), record(1)])
+    plan = proposed(rules(), None, [record(0), record(1)])
     early = rules(model=lambda: None)
-    assert early.propose(None, [record(0), record(1)]) is None and "not measured" in early.problem
+    assert "not measured" in problem(early, None, [record(0), record(1)])
     assert plan is not None and early.verify(plan, None)
     other = rules(model=lambda: dataclasses.replace(MODEL, name="other"))
     assert not other.verify(plan, None)
@@ -149,32 +167,50 @@ def test_without_a_model_of_its_own_a_peer_proposes_nothing_but_follows() -> Non
 
 def test_why_there_is_no_plan_is_said_until_there_is_one() -> None:
     own = rules()
-    assert own.propose(None, [record(0, counts=())]) is None
-    assert "no peer has samples" in own.problem and "--data" in own.problem
-    assert own.propose(None, [record(0)]) is not None and own.problem == ""
+    why = problem(own, None, [record(0, counts=())])
+    assert "no peer has samples" in why and "--data" in why
+    assert proposed(own, None, [record(0)]) is not None
     small = record(0, memory_bytes=1 << 20)
     huge = dataclasses.replace(MODEL, blocks=tuple(dataclasses.replace(b, parameter_bytes=10**9) for b in MODEL.blocks))
     own = rules(model=lambda: huge)
-    assert own.propose(None, [small]) is None and "no plan fits" in own.problem
+    assert "no plan fits" in problem(own, None, [small])
 
 
 def test_the_next_plan_begins_where_training_can_go_on() -> None:
     members = [record(0), record(1, counts=())]
     own = rules(steps=lambda: (7, 4))
-    plan = own.propose(None, members)
-    assert own.propose(plan, members) is None
+    plan = proposed(own, None, members)
+    assert proposed(own, plan, members) is None
     slower = [members[0], dataclasses.replace(members[1], slowdown=4.0)]
-    assert slices_of(own.propose(plan, slower)).from_step == 7
-    after = own.propose(plan, members[:1])
+    assert slices_of(proposed(own, plan, slower)).from_step == 7
+    after = proposed(own, plan, members[:1])
     assert slices_of(after).from_step == 4 and after is not None and own.verify(after, plan)
     lost = rules(steps=lambda: (7, 4), is_lost=lambda each: each.peer == name(1))
-    again = lost.propose(plan, members)
+    again = proposed(lost, plan, members)
     assert slices_of(again).from_step == 4 and lengths(again) == lengths(plan)
-    assert own.propose(plan, [members[1]]) is None and "no peer has samples" in own.problem
+    assert "no peer has samples" in problem(own, plan, [members[1]])
+
+
+def test_a_plan_that_took_long_to_find_takes_over_later() -> None:
+    members = [record(0), record(1, counts=())]
+    now = {"steps": (7, 4)}
+    own = rules(steps=lambda: now["steps"])
+    plan = proposed(own, None, members)
+    assert plan is not None and own.timed(plan) == plan
+    slower = proposed(own, plan, [members[0], dataclasses.replace(members[1], slowdown=4.0)])
+    torn = proposed(own, plan, members[:1])
+    assert slower is not None and torn is not None
+    assert own.timed(slower) == slower and own.timed(torn) == torn
+    now["steps"] = (12, 4)
+    later = own.timed(slower)
+    assert slices_of(later).from_step == 12 and later is not None and own.verify(later, plan)
+    assert own.timed(torn) == torn  # what is lost is lost from there on
+    now["steps"] = (10**6, 4)
+    assert own.timed(slower) is None  # the job is done by then
 
 
 def test_a_plan_that_does_not_hold_together_is_not_read() -> None:
-    plan = rules().propose(None, [record(0), record(1)])
+    plan = proposed(rules(), None, [record(0), record(1)])
     assert plan is not None
     text = plan.to_json().replace('"from_step":0', '"from_step":1')
     with pytest.raises(RemoteError):

@@ -24,6 +24,7 @@ from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id, peer_id
 from p2ptrain.net.simulated import Conditions, SimulatedNetwork
 from p2ptrain.planning.plan import Plan
+from p2ptrain.protocol.agreement import Question
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.messages import HEAD_PART, Holding, Lane, Record
 from p2ptrain.protocol.serving import ReadChunk
@@ -47,6 +48,7 @@ from p2ptrain.runtime.peer import Peer
 from p2ptrain.runtime.peer_io import JobReceived, PeerConfig, Resume, StartTrainer, Unusable
 
 DISK_S = 0.002
+THOUGHT_S = 0.1
 CODE = b"c" * 32
 CLASSES = tuple("abcdef")
 LAN = Conditions(delay_s=0.001, jitter_s=0.003)
@@ -285,6 +287,9 @@ class Device:
                 self.lost = effect.detail
             case JobDone():
                 self.done = True
+            case Question():
+                answer = effect.work()
+                self.room.later(self, THOUGHT_S, lambda: self.core.plan_worked_out(answer, self.room.network.now))
             case Ban():
                 self.banned[effect.key] = now + effect.seconds
             case Dial() | HangUp():

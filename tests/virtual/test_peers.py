@@ -157,7 +157,9 @@ def test_a_fifth_of_all_messages_lost(seed: int) -> None:
     room = group(seed, 4, LOSSY, rounds=10, min_peers=4)
     assert room.run(200, room.all_done), [(d.number, d.record.phase, d.record.waiting_for) for d in room.on()]
     assert room.run(60, lambda: len(room.plans()) == 1)
-    assert room.run(60, lambda: all(len(holdings(room.on(), part)) >= 2 for part in range(4)))
+    assert room.run(
+        120, lambda: all(len(holdings(room.on(), part)) >= 2 for part in range(4))
+    )  # offered a minute apart
     assert not refusals(room)
 
 
@@ -364,7 +366,8 @@ def test_replicas_agree_and_no_mass_is_lost(seed: int, conditions: Conditions) -
     apart = spread(room)
     assert room.run(100, room.all_done)
     room.run(70)  # what is under way arrives, or comes back
-    assert masses(room) == pytest.approx(5 * 30 * 60, rel=1e-9)
+    trained = sum(device.trainer.trained for device in room.on() if device.trainer)
+    assert trained >= 5 * 28 * 60 and masses(room) == pytest.approx(trained, rel=1e-9)  # a late one began with a copy
     assert spread(room) < 0.05 * apart
     assert not refusals(room)
 

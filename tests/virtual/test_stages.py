@@ -311,10 +311,9 @@ def test_a_step_that_is_saved_whole_never_vanishes(seed: int, save_s: float | No
 def test_the_harvest_is_of_one_step() -> None:
     room = group(1, conditions=LOSSY, rounds=20, snapshot_steps=5)
     assert room.run(60, all_at(room, 23)), state_of(room)
-    found = harvest(room)
-    steps = {holding.step for holding, _ in found.values()}
-    assert len(steps) == 1
-    (step,) = steps
+    tries = (harvest(room, visitor_number) for visitor_number in range(99, 109))
+    found = next(found for found in tries if found)  # what records name may be gone by the time they are heard
+    (step,) = {holding.step for holding, _ in found.values()}
     assert step >= 15
     total = total_steps(room.on()[0])
     check(ledger([read_piece(data, step, total) for _, data in found.values()]), step)
