@@ -115,7 +115,7 @@ def _measured(model: str, chain: Chain, batch_size: int) -> MeasuredBlocks:
     from p2ptrain.learning.block_times import measure_blocks
     from p2ptrain.planning.profile_codec import chain_hash, rounded_times
     from p2ptrain.planning.profile_times import MeasuredBlocks
-    from p2ptrain.runtime.allocator import keep_for_training, training_bytes
+    from p2ptrain.runtime.allocator import keep_for_training, kept_block_bytes
     from p2ptrain.runtime.probe import available_cores, find_accelerator, versions
 
     progress(f"measuring the {len(chain.blocks)} blocks of {model}, for half a minute at most")
@@ -131,7 +131,7 @@ def _measured(model: str, chain: Chain, batch_size: int) -> MeasuredBlocks:
             batch_sizes=(*sizes, batch_size),
             device=device or "cpu",
             budget_s=BLOCKS_BUDGET_S,
-            heap_bytes=training_bytes() // 2,
+            heap_bytes=kept_block_bytes() // 2,
         )
     finally:
         torch.set_num_threads(before)

@@ -35,7 +35,7 @@ from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.planning.profile_codec import model_to_json, profile_to_json
 from p2ptrain.planning.slice_figures import Room, micro_batch_choices
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.allocator import training_bytes
+from p2ptrain.runtime.allocator import give_back, kept_block_bytes
 from p2ptrain.runtime.tensorfile import read_untrusted
 
 Piece = tuple[Mapping[str, Tensor], Mapping[str, str]]
@@ -64,7 +64,7 @@ def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tupl
         training=job.training,
         device=device,
         budget_s=MEASURE_S,
-        heap_bytes=training_bytes() // 2,
+        heap_bytes=kept_block_bytes() // 2,
         cache=cache,
     )
     return model, times
@@ -160,6 +160,7 @@ class StageWorker:
             # All of it: how far the own samples are drawn is in there, too.
             self._pieces.append(old.snapshot(copy=False))
         del old  # two stages at once may be more than this device holds
+        give_back()
         job, configuration = self._job, self._configuration
         self._training = SliceTraining(
             job.training,
@@ -292,6 +293,8 @@ class StageWorker:
             self._say_snapshot()
         if training.step - self._looked_at[0] >= FIRST_LOOK:
             self._say_use(training)
+        if training.finished:
+            give_back()
         if self._halt is not None and training.step >= self._halt.step:
             self._hand_over()
 

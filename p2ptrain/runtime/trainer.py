@@ -34,7 +34,7 @@ from p2ptrain.learning.snapshots import write
 from p2ptrain.learning.training import DivergedError, LocalTrainer
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.allocator import keep_for_training
+from p2ptrain.runtime.allocator import give_back, keep_for_training
 from p2ptrain.runtime.stage_worker import StageWorker
 from p2ptrain.runtime.tensorfile import read_untrusted
 from p2ptrain.runtime.trainer_process import NodeLink, die_with_node
@@ -109,6 +109,8 @@ class Trainer:
             self._progress_at, self._progress_samples = now, done
         if round_finished:
             self._say_snapshot(round_finished=True)
+        if training.finished:
+            give_back()
 
     # --- job, data, plan ---
 

@@ -11,42 +11,58 @@ from p2ptrain.runtime import allocator
 FAULTS = """
 import ctypes, resource, sys
 from p2ptrain.runtime import allocator
+allocator.available_memory = lambda: 4 << 30
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 if sys.argv[1] == "kept":
-    assert allocator.keep_freed(allocator.NODE_BYTES)
+    assert allocator.keep_for_messages()
+if sys.argv[1] == "all kept":
+    assert allocator.keep_for_training()
 def work():
     for _ in range(20):
-        block = libc.malloc(24 << 20)
-        ctypes.memset(block, 1, 24 << 20)
-        libc.free(block)
-work()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-work()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        blocks = [libc.malloc(24 << 20) for _ in range(int(sys.argv[2]))]
+        for block in blocks:
+            ctypes.memset(block, 1, 24 << 20)
+            libc.free(block)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+trained = faults()
+allocator.give_back()
+print(trained, faults())
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_memory_that_was_freed_costs_no_page_faults_again() -> None:
-    def faults(how: str) -> int:
+    def faults(how: str, num_blocks: int) -> tuple[int, int]:
+        """While working, and once it was given back."""
         environment = {"PATH": "", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # given back at once, whatever came before
-        done = subprocess.run(
-            [sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True, env=environment
-        )
-        return int(done.stdout)
+        command = [sys.executable, "-c", FAULTS, how, str(num_blocks)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        trained, after = map(int, done.stdout.split())
+        return trained, after
 
-    assert faults("kept") < 200
-    assert faults("given back") > 1000
+    assert faults("kept", 1)[0] < 200
+    assert faults("kept", 30)[0] > 1000  # a node keeps little
+    trained, after = faults("all kept", 30)  # 720 MB, an eighth of the device's memory is 512
+    assert trained < 200 and after > 100_000  # each page once
+    assert faults("given back", 1)[0] > 1000
 
 
-def test_a_fraction_of_what_a_device_has_is_kept_and_nothing_of_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(allocator, "keep_freed", lambda at_most: asked.append(at_most) or True)
+def test_blocks_up_to_a_fraction_of_what_a_device_has_are_kept_and_none_of_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(allocator, "keep_freed", lambda *sizes: asked.append(sizes) or True)
     for available in (1 << 30, 4 << 30, 64 << 30):
         monkeypatch.setattr(allocator, "available_memory", lambda available=available: available)
         assert allocator.keep_for_training() == allocator.keep_for_messages() == (available > 1 << 30)
-    assert asked == [512 << 20, allocator.NODE_BYTES, 1 << 30, allocator.NODE_BYTES]
+    trainers, nodes = asked[::2], asked[1::2]
+    assert trainers == [(allocator.NO_LIMIT, 512 << 20), (allocator.NO_LIMIT, 1 << 30)]
+    assert nodes == [(allocator.NODE_BYTES, allocator.NODE_BYTES)] * 2
 
 
 HELD = """
