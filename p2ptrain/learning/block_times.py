@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -33,12 +33,18 @@ from p2ptrain.learning.slice_stage import as_trained
 from p2ptrain.learning.training import make_optimizer
 from p2ptrain.planning.blocks import BlockTimes
 
-CACHE_FORMAT = "p2ptrain-block-times-4"
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+CACHE_FORMAT = "p2ptrain-block-times-5"
 NUM_RUNS, LEAST_RUNS = 5, 2
-"""Of each block at each batch size, after one to warm up; fewer where time is short, but at least so many. Of an even
-number the lower median counts: in the first ones the heap may still grow, and page faults take longer than the work."""
+"""Of each block at each batch size, after one to warm up; fewer where time is short, but at least so many steady ones.
+Of an even number the lower median counts."""
+FEW_FAULTS = 64
 OUTLIER = 2.0
-"""A run that took so many times as long as the median counts as just that: page faults and the like."""
+"""A run that took so many times as long as the median counts as just that."""
 HEAP_COPIES = 2
 """Of what a block stores for its backward pass: with its gradients about what a run allocates."""
 WEIGHT = 0.01
@@ -88,6 +94,26 @@ def measure_blocks(
     return times
 
 
+class _Run(NamedTuple):
+    """Seconds of work, and the page faults that it took."""
+
+    seconds: float
+    faults: int
+
+
+def _steady(runs: Sequence[_Run]) -> list[float]:
+    """Those after the first, which warms up, in which the heap did not grow: in training it soon has its size.
+
+    Where large blocks go back to the kernel at once, as they do on small devices, all runs have many faults.
+    """
+    least = min((run.faults for run in runs[1:]), default=0)
+    return [run.seconds for run in runs[1:] if run.faults <= 2 * least + FEW_FAULTS]
+
+
+def _num_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource is not None else 0
+
+
 class _Stopwatch:
     """Times runs by their work, and knows by how much the clock went faster."""
 
@@ -97,23 +123,27 @@ class _Stopwatch:
         self._work_clock = work_clock
         self._clocked = self._worked = self._typical = self._counted = 0.0
 
-    def time(self, work: Callable[[], Any]) -> tuple[float, Any]:
-        """Seconds of work, and what came of it."""
-        start, work_start = self.clock(), self._work_clock()
+    def time(self, work: Callable[[], Any]) -> tuple[_Run, Any]:
+        """How it went, and what came of it."""
+        faults, start, work_start = _num_faults(), self.clock(), self._work_clock()
         result = work()
         _wait_for(self.device)
         worked = self._work_clock() - work_start
         self._clocked += self.clock() - start
         self._worked += worked
-        return worked, result
+        return _Run(worked, _num_faults() - faults), result
 
-    def typical(self, runs: Sequence[float]) -> float:
-        """The lower median of a work's runs but the first, which warms up."""
-        runs = runs[1:]
-        median = statistics.median_low(runs)
-        self._typical += len(runs) * median
-        self._counted += sum(min(seconds, OUTLIER * median) for seconds in runs)
+    def typical(self, runs: Sequence[_Run]) -> float:
+        """The lower median of a work's steady runs."""
+        steady = _steady(runs)
+        median = statistics.median_low(steady)
+        self._typical += len(steady) * median
+        self._counted += sum(min(seconds, OUTLIER * median) for seconds in steady)
         return median
+
+    def wants(self, runs: Sequence[_Run], end: float) -> bool:
+        """Whether to time the work once more: always, as long as there is time until ``end`` or too few are steady."""
+        return len(runs) <= NUM_RUNS and (len(_steady(runs)) < LEAST_RUNS or self.clock() < end)
 
     @property
     def stretch(self) -> float:
@@ -157,15 +187,15 @@ def _time_block(chain: Chain, index: int, size: int, watch: _Stopwatch, end: flo
     part = _made_up(chain.slice(index, index + 1), watch.device).train(size > 1)
     made = block_inputs(chain, index, size, watch.device)
     inputs = tuple(as_trained(t.detach(), watch.device).requires_grad_(t.requires_grad) for t in made)
-    forward_s: list[float] = []
-    backward_s: list[float] = []
-    while len(forward_s) < NUM_RUNS + 1 and (len(forward_s) < LEAST_RUNS + 1 or watch.clock() < end):
+    forward: list[_Run] = []
+    backward: list[_Run] = []
+    while watch.wants(forward, end) or watch.wants(backward, end):
         for tensor in inputs:  # gradients of parameters add up, as those of a batch's micro-batches do
             tensor.grad = None
-        seconds, outputs = watch.time(lambda: run_forward(part, inputs))
-        forward_s.append(seconds)
-        backward_s.append(watch.time(lambda: run_backward(outputs))[0])  # noqa: B023 - called at once
-    return watch.typical(forward_s), watch.typical(backward_s)
+        run, outputs = watch.time(lambda: run_forward(part, inputs))
+        forward.append(run)
+        backward.append(watch.time(lambda: run_backward(outputs))[0])  # noqa: B023 - called at once
+    return watch.typical(forward), watch.typical(backward)
 
 
 def _time_update(chain: Chain, watch: _Stopwatch, training: TrainingConfig, end: float) -> float:
@@ -178,10 +208,11 @@ def _time_update(chain: Chain, watch: _Stopwatch, training: TrainingConfig, end:
         for parameter in parameters.values():
             parameter.grad = torch.full_like(parameter, WEIGHT)
         optimizer = make_optimizer(parameters, training)
-        runs: list[float] = []  # the first one makes the optimizer's state
-        while len(runs) < NUM_RUNS + 1 and (len(runs) < LEAST_RUNS + 1 or watch.clock() < end):
-            step_s, _ = watch.time(optimizer.step)
-            runs.append(step_s + watch.time(partial(optimizer.zero_grad, set_to_none=False))[0])
+        runs: list[_Run] = []  # the first one makes the optimizer's state
+        while watch.wants(runs, end):
+            step, _ = watch.time(optimizer.step)
+            emptied, _ = watch.time(partial(optimizer.zero_grad, set_to_none=False))
+            runs.append(_Run(step.seconds + emptied.seconds, step.faults + emptied.faults))
         seconds += watch.typical(runs)
         num_bytes += sum(parameter.nbytes for parameter in parameters.values())
     return seconds / num_bytes if num_bytes else 0.0

@@ -131,8 +131,30 @@ def test_blocks_add_up_to_what_their_runs_took_on_average() -> None:
     watch = block_times._Stopwatch(torch.device("cpu"), Ticks(), Ticks())
     watch.time(lambda: None)
     assert watch.stretch == 1.0
-    assert watch.typical([9.0, 1.0, 1.0, 1.0, 2.0, 100.0]) == 1.0  # the first warms up, the last is an outlier
+    assert watch.typical(runs(9.0, 1.0, 1.0, 1.0, 2.0, 100.0)) == 1.0  # the first warms up, the last is an outlier
     assert watch.stretch == pytest.approx((1 + 1 + 1 + 2 + block_times.OUTLIER) / 5)
+
+
+def test_runs_in_which_the_heap_grew_do_not_count_but_where_it_always_does_all_count() -> None:
+    watch = block_times._Stopwatch(torch.device("cpu"), Ticks(), Ticks())
+    grew = [*runs(1.0, 1.0, 1.2), *runs(5.0, 6.0, 7.0, faults=5000)]
+    assert watch.typical(grew) == 1.0 and watch.stretch == 1.0
+    assert watch.typical(runs(9.0, 5.0, 6.0, 7.0, faults=5000)) == 6.0
+
+
+def test_blocks_are_timed_until_enough_runs_are_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = block_times._Stopwatch(torch.device("cpu"), Ticks(), Ticks())
+    faults = iter(range(0, 10**6, 1000))
+    monkeypatch.setattr(block_times, "_num_faults", lambda: next(faults))
+    assert watch.time(lambda: None)[0].faults == 1000
+    late = 0.0
+    assert all(watch.wants(each, late) for each in ([], runs(1.0, 1.0), [*runs(1.0, 1.0), *runs(9.0, faults=5000)]))
+    assert not watch.wants(runs(1.0, 1.0, 1.0), late)
+    assert not watch.wants([*runs(1.0, 1.0), *runs(*[9.0] * (block_times.NUM_RUNS - 1), faults=5000)], late)
+
+
+def runs(*seconds: float, faults: int = 3) -> list[block_times._Run]:
+    return [block_times._Run(each, faults) for each in seconds]
 
 
 def test_times_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
