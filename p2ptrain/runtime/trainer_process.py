@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable
 
+from p2ptrain.runtime.allocator import training_environment
 from p2ptrain.runtime.commands import LENGTHS, MAX_MESSAGE_BYTES, Stop, TrainerFailed, decode, encode
 
 STOP_TIMEOUT_S = 2.0
@@ -42,17 +43,14 @@ class TrainerProcess:
     async def start(self) -> None:
         """Start the process; it says ``Ready`` after it is configured."""
         ours, theirs = socket.socketpair()
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(self._num_threads),
-            "P2PTRAIN_PARENT": str(os.getpid()),
-        }
+        parent = {"OMP_NUM_THREADS": str(self._num_threads), "P2PTRAIN_PARENT": str(os.getpid())}
         command = [sys.executable, "-m", "p2ptrain.runtime.trainer", str(theirs.fileno())]
         with theirs:
             self._process = subprocess.Popen(
                 command,
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
-                env=environment,
+                env=os.environ | training_environment() | parent,
                 start_new_session=True,  # a signal to the whole group (Ctrl-C, a service stopped) is the node's alone
             )
         loop = asyncio.get_running_loop()

@@ -22,6 +22,7 @@ from laboratory.quota import Controllers, DeviceGroup
 from laboratory.spec import Device
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError
+from p2ptrain.runtime.allocator import training_environment
 from p2ptrain.runtime.probe import available_cores
 
 
@@ -54,6 +55,7 @@ def _train(
         stdout=subprocess.PIPE,
         text=True,
         env=environment()
+        | training_environment()
         | {"P2PTRAIN_PARENT": str(os.getpid()), "OMP_NUM_THREADS": str(device.num_threads(available_cores()))},
     )
     stack.callback(worker.wait)

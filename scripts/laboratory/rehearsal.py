@@ -22,6 +22,7 @@ from laboratory.quota import Controllers
 from laboratory.spec import Device
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError
+from p2ptrain.runtime.allocator import training_environment
 from p2ptrain.runtime.probe import available_cores
 
 
@@ -37,7 +38,9 @@ def rehearse(job: Job, devices: Sequence[Device], controllers: Controllers) -> d
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env=environment() | {"OMP_NUM_THREADS": str(device.num_threads(available_cores()))},
+                env=environment()
+                | training_environment()
+                | {"OMP_NUM_THREADS": str(device.num_threads(available_cores()))},
             )
             stack.callback(worker.wait)
             stack.callback(worker.kill)

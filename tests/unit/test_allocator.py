@@ -94,3 +94,13 @@ def test_large_blocks_are_given_back_at_once_where_there_is_little() -> None:
 
     assert held_kb(1 << 30) < 8_000
     assert held_kb(8 << 30) > 80_000
+
+
+def test_a_trainer_is_started_with_huge_pages_where_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "available_memory", lambda: 1 << 30)
+    assert allocator.training_environment() == {}
+    monkeypatch.setattr(allocator, "available_memory", lambda: 8 << 30)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert allocator.training_environment() == {"GLIBC_TUNABLES": allocator.HUGE_PAGES}
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")  # what the person set stays
+    assert allocator.training_environment() == {"GLIBC_TUNABLES": f"glibc.malloc.check=0:{allocator.HUGE_PAGES}"}
