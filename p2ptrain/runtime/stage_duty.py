@@ -114,6 +114,7 @@ class StageDuty(Keeping):
         if name != self.plan_hash:
             self._lost = name == self._restored  # the process ended under this plan, and its trainer with it
         self.plan, self.plan_hash = plan, name
+        has_halted = self._halted_at is not None
         self._halted_at = self._given = None
         self._pace.begin()
         part = plan.part_of(peer.own_id)
@@ -130,7 +131,7 @@ class StageDuty(Keeping):
         pieces: list[Run] = []
         torn = True  # the batches up to the plan's step can't all be done any more
         if old is not None and old.slices is not None:
-            torn = not survivors.issuperset(old.trainers()) or plan.slices.from_step < newest
+            torn = has_halted or not survivors.issuperset(old.trainers()) or plan.slices.from_step < newest
             pieces = pieces_for_others(old.slices.pipeline, plan.slices.pipeline, peer.own_id)
         self._wanted.stop(forget_failures=True)
         self._stop_by = self._patience(now)

@@ -373,6 +373,25 @@ def test_a_peer_gets_slow_and_gives_blocks_away(seed: int, conditions: Condition
     assert not refusals(room)
 
 
+def test_who_stood_by_under_one_plan_is_ready_for_the_next_at_once() -> None:
+    room = group(strategy="planned", rounds=60)
+    assert room.run(60, all_at(room, 1)), state_of(room)
+    slow = next(d for d in room.on() if d.id == slices_of(room.devices[0]).pipeline.stages[1].peers[0])
+    trainer(slow).slowdown = 30.0
+    assert room.run(300, epoch_trained(room, 2)), state_of(room)
+    between = slices_of(room.devices[0])
+    assert between.pipeline.stage_of(slow.id) is None, "it stands by, with the stage that it had"
+    others = [device for device in room.on() if device is not slow]
+    assert room.run(60, lambda: trainer(others[0]).step >= between.from_step + 4), state_of(room)
+    for device in others:
+        trainer(device).slowdown = 60.0
+    assert room.run(600, lambda: trainer(slow).follows[-1][0] > 2), state_of(room)
+    epoch = trainer(slow).follows[-1][0]
+    (adopted,) = [now for now, n in slow.notes if n.kind == "plan-adopted" and dict(n.fields)["epoch"] == epoch]
+    (halted,) = [now for now, n in slow.notes if n.kind == "halted" and dict(n.fields)["epoch"] == epoch]
+    assert halted - adopted < 1.0
+
+
 def test_a_pipeline_that_is_seen_to_be_slow_gives_way_to_one_peer_though_no_stage_says_that_it_is() -> None:
     room = group(strategy="planned", rounds=20)
     assert room.run(60, all_at(room, 1)), state_of(room)
