@@ -213,7 +213,9 @@ class Agreement(Generic[P]):
             return f"{what}: {len(self._members)} of {self.config.min_peers} are here{unready}"
         if self._ballot.own is not None:
             return self._votes_missing(self._ballot.own)
-        if self._members and self._proposal_wanted():
+        if self._asking is not None:
+            return f"a plan for {len(self._members)} peers, which this peer works out"
+        if self._members and self._proposal_wanted() and (self.current is None or self._members[0].peer == self.own_id):
             proposer = self._members[0].peer
             who = "this peer" if proposer == self.own_id else proposer
             left = max(0.0, self._settled_since + self._settle_s() - now)
@@ -257,7 +259,7 @@ class Agreement(Generic[P]):
             return self.tick(now)  # members came or went, or another plan is in force: it may not be true any more
         plan = self._rules.timed(answer.plan) if answer.plan is not None else None
         self._answered, self._needed, self.problem = asked, plan is not None, answer.problem
-        if plan is None or self._is_busy() or now < self._turn():  # it may be another's turn first
+        if plan is None or self._is_busy():
             return self.tick(now)
         if plan.epoch != self.epoch + 1:
             raise LocalError("a proposal must follow the plan in force")
@@ -412,22 +414,23 @@ class Agreement(Generic[P]):
         return enough and bool(self._members) and (self._needed or self._answered != self._question())
 
     def _proposal_due(self) -> float:
-        """When this peer shall see whether a plan is needed, and then, should nobody be faster, propose it."""
-        if self._is_busy() or not self._proposal_wanted():
-            return NEVER
-        return self._turn() if self._answered == self._question() else self._turn(rank=0)
+        """When this peer shall see whether a plan is needed, and if so propose it, should nobody have done so."""
+        return NEVER if self._is_busy() or not self._proposal_wanted() else self._turn()
 
     def _is_busy(self) -> bool:
         """Working out whether a plan is needed, fetching a better one, or waiting for what the own vote brings."""
         return self._asking is not None or self._fetch is not None or self._ballot.own is not None
 
-    def _turn(self, rank: int | None = None) -> float:
-        """When the member of this rank may propose; without one, this peer, NEVER as long as it is not ready."""
-        ranks = {record.peer: place for place, record in enumerate(self._members)}
-        if self.own_id not in ranks:
+    def _turn(self) -> float:
+        """When this peer may propose; NEVER as long as it is not ready itself.
+
+        It does not look any sooner whether a plan is needed: on a small device that takes seconds, which its stage
+        would wait for.
+        """
+        rank = next((place for place, record in enumerate(self._members) if record.peer == self.own_id), None)
+        if rank is None:
             return NEVER
-        place = ranks[self.own_id] if rank is None else rank
-        return self._settled_since + self._settle_s() + place * self.config.takeover_s
+        return self._settled_since + self._settle_s() + rank * self.config.takeover_s
 
     def _settle_s(self) -> float:
         if self.current is not None:
