@@ -42,8 +42,10 @@ Piece = tuple[Mapping[str, Tensor], Mapping[str, str]]
 
 MEASURE_S = 20.0
 PROGRESS_INTERVAL_S = 0.5
+WARM_UP = 2
+"""Batches of a stage that don't count: they make kernels ready and take memory for the first time."""
 FIRST_LOOK = 10
-"""Batches until the time of a unit is first compared with the profile, and from then on as often."""
+"""Batches after these until the time of a unit is first compared with the profile, and from then on as often."""
 PASS_S = 0.005
 """Added to both sides of that: a pass that is much shorter is overhead most of all, and no measure of the device."""
 
@@ -105,6 +107,7 @@ class StageWorker:
         self._progress_samples = 0
         self._looked_at: tuple[int, float] = (0, 0.0)
         """Step and time at which the stage's use was last told."""
+        self._warm_at = WARM_UP
         self._own = ""
         self._num_rows = 0
         self._passing_s = (0.0, 0.0)
@@ -212,8 +215,8 @@ class StageWorker:
         self._pieces = []
         self._said_step = training.step
         self._progress_at, self._progress_samples = time.monotonic(), training.num_samples
-        self._looked_at = (training.step, self._progress_at)
-        training.use()
+        self._warm_at = training.step + WARM_UP
+        self._look_away(training)
         part = plan.slices.pipeline.stage_of(self._own) or 0
         self._say(c.Following(part, training.round, self._job.training.rounds))
         if training.finished:
@@ -291,7 +294,9 @@ class StageWorker:
         if training.step % every == 0 or training.step % self._steps_per_round == 0 or training.finished:
             self._say_progress(training)
             self._say_snapshot()
-        if training.step - self._looked_at[0] >= FIRST_LOOK:
+        if training.step == self._warm_at:
+            self._look_away(training)
+        elif training.step - self._looked_at[0] >= FIRST_LOOK:
             self._say_use(training)
         if training.finished:
             give_back()
@@ -303,6 +308,11 @@ class StageWorker:
         rate = (done - self._progress_samples) / max(now - self._progress_at, 1e-6)
         self._say(c.Progress(training.round, training.step, done, training.last_loss, rate))
         self._progress_at, self._progress_samples = now, done
+
+    def _look_away(self, training: SliceTraining) -> None:
+        """What it used until now does not count."""
+        training.use()
+        self._looked_at = (training.step, time.monotonic())
 
     def _say_use(self, training: SliceTraining) -> None:
         use, now = training.use(), time.monotonic()

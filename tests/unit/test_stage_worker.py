@@ -19,6 +19,7 @@ from p2ptrain.learning.slice_training import Parcel
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.plan import Part, PeerSnapshot, Plan, SliceProfile, SlicesPlan, shards
 from p2ptrain.runtime import commands as c
+from p2ptrain.runtime import stage_worker
 from p2ptrain.runtime.stage_worker import StageWorker, slowdown_of
 
 A, B = PeerId("a" * 16), PeerId("b" * 16)
@@ -410,3 +411,19 @@ def test_work_for_parcels_is_no_slowdown_whether_or_not_it_held_the_trainer_up()
     assert slowdown_of(0.5, 1.0, 3.0) == 0.5
     assert slowdown_of(8.0, 1.0, 3.0) == 2.0
     assert slowdown_of(0.0, 0.0, 0.0) == 1.0
+
+
+def test_the_first_batches_of_a_stage_do_not_make_its_device_look_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = dataclasses.replace(JOB, training=dataclasses.replace(JOB.training, rounds=20))
+    worker = Worker(A, job)
+    worker.stage.profile()
+    worker.follow(plan(None))
+    seen: list[float] = []
+    monkeypatch.setattr(stage_worker, "slowdown_of", lambda seconds, *_: seen.append(seconds) or 1.0)
+    begun = worker.stage._training
+    assert begun is not None
+    until(worker, 1)
+    begun._use.forward_s += 1e6  # as if the first had taken that long
+    until(worker, 2 * stage_worker.FIRST_LOOK)
+    assert [used.step for used in worker.take(c.StageUsed)] == [stage_worker.WARM_UP + stage_worker.FIRST_LOOK]
+    assert max(seen) < 1e6
