@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from p2ptrain.runtime.observer import ObserverNode
 
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.5
+LOG_LINES = 15
 STOP_S = 8.0
 PROFILE = "device.toml"
 LINGER = "5m"
@@ -112,13 +113,15 @@ def run(experiment: Experiment, directory: Path, say: Callable[[str], None], pro
         network = NetworkConfig(
             interfaces=(LOOPBACK,), discover=mdns, peers=tuple(f"{LOOPBACK}:{port}" for port in ports)
         )
-        return asyncio.run(_follow(experiment, group, network, processes, progress, "mdns" if mdns else "address"))
+        found_by = "mdns" if mdns else "address"
+        return asyncio.run(_follow(experiment, group, network, directory, processes, progress, found_by))
 
 
 async def _follow(
     experiment: Experiment,
     group: Group,
     network: NetworkConfig,
+    directory: Path,
     processes: dict[str, subprocess.Popen[bytes]],
     progress: Progress,
     found_by: str,
@@ -131,7 +134,7 @@ async def _follow(
             now = time.monotonic() - start
             status = snapshot_status(node)
             progress(now, status)
-            _check(processes, status)
+            check_running(directory, processes, processes.keys(), status)
             alive = [r for r in status.records if status.states.get(r.peer) in ("alive", "suspect")]
             if not formed and len(alive) == len(processes):
                 formed = now
@@ -152,14 +155,30 @@ async def harvest_with(node: ObserverNode, allow_model: str = "") -> tuple[Harve
     return harvest, {record.name: record for record in node.observer.records.values()}
 
 
-def _check(processes: dict[str, subprocess.Popen[bytes]], status: Status) -> None:
-    """A peer that ended early, or says that it failed, ends the experiment."""
-    for name, process in processes.items():
-        if process.poll() is not None:
-            raise P2PTrainError(f"{name} ended by itself with status {process.returncode}; its log says why")
+def check_running(
+    folder: Path, processes: Mapping[str, subprocess.Popen[bytes]], names: Collection[str], status: Status
+) -> None:
+    """Raises ``P2PTrainError`` with the end of its log when one of these peers ended, or says that it failed.
+
+    ``folder``: has the log of each, ``NAME.log``.
+    """
+    for name in sorted(names):
+        code = processes[name].poll()
+        if code is not None:
+            raise P2PTrainError(f"{name} ended by itself with status {code}; {_log_end(folder / f'{name}.log')}")
     for record in status.records:
-        if record.phase == "failed":
-            raise P2PTrainError(f"{record.name}: its trainer failed; its log says why")
+        if record.phase == "failed" and record.name in names:
+            log = _log_end(folder / f"{record.name}.log")
+            raise P2PTrainError(f"{record.name}: its trainer failed; {log}")
+
+
+def _log_end(log: Path) -> str:
+    """In words; the folder may be gone by the time that somebody wants to look."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+    except OSError as error:
+        return f"its log {log} can't be read ({error.strerror})"
+    return "\n  ".join([f"its log {log} ends with", *lines])
 
 
 @contextmanager

@@ -20,8 +20,7 @@ from laboratory.network import Network
 from laboratory.quota import DeviceGroup
 from laboratory.spec import LabSpec
 from p2ptrain.api import Status
-from p2ptrain.errors import P2PTrainError
-from p2ptrain.experiment.group import Experiment, peer_command, stop
+from p2ptrain.experiment.group import Experiment, check_running, peer_command, stop
 from p2ptrain.net.keys import Group
 from p2ptrain.runtime.peer_node import BLOCK_TIMES
 from p2ptrain.runtime.probe import available_cores
@@ -130,10 +129,4 @@ class Bench:
 
     def check(self, status: Status) -> None:
         """A peer that ended though nobody killed it, or says that it failed, ends the lab."""
-        for name in sorted(self.running):
-            code = self.processes[name].poll()
-            if code is not None:
-                raise P2PTrainError(f"{name} ended by itself with status {code}; {self.folder / name}.log says why")
-        for record in status.records:
-            if record.phase == "failed" and record.name in self.running:
-                raise P2PTrainError(f"{record.name}: its trainer failed; its log says why")
+        check_running(self.folder, self.processes, self.running, status)

@@ -1,0 +1,54 @@
+"""Groups of real processes on this machine: what is said when one of them ends early."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from p2ptrain.errors import P2PTrainError
+from p2ptrain.experiment.group import LOG_LINES, check_running
+
+LOG = "".join(f"line {number}\n" for number in range(100))
+
+
+@pytest.fixture
+def processes() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """One that goes on, and one that has ended."""
+    on = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    ended = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    ended.wait()
+    yield {"on": on, "ended": ended}
+    on.kill()
+    on.communicate()
+
+
+def status(**phases: str) -> Any:
+    return SimpleNamespace(records=[SimpleNamespace(name=name, phase=phase) for name, phase in phases.items()])
+
+
+def test_who_ended_or_failed_is_said_with_the_end_of_its_log(
+    tmp_path: Path, processes: dict[str, subprocess.Popen[bytes]]
+) -> None:
+    for name in processes:
+        (tmp_path / f"{name}.log").write_text(LOG)
+    with pytest.raises(P2PTrainError, match="ended ended by itself with status 3") as told:
+        check_running(tmp_path, processes, processes.keys(), status())
+    lines = str(told.value).splitlines()
+    assert len(lines) == LOG_LINES + 1 and lines[-1].strip() == "line 99"
+    with pytest.raises(P2PTrainError, match=r"on: its trainer failed[^§]*line 99"):
+        check_running(tmp_path, processes, ["on"], status(on="failed"))
+    (tmp_path / "on.log").unlink()
+    with pytest.raises(P2PTrainError, match="can't be read"):
+        check_running(tmp_path, processes, ["on"], status(on="failed"))
+
+
+def test_who_was_killed_on_purpose_or_is_somebody_else_does_not_count(
+    tmp_path: Path, processes: dict[str, subprocess.Popen[bytes]]
+) -> None:
+    check_running(tmp_path, processes, ["on"], status(on="training", ended="failed", other="failed"))
