@@ -56,7 +56,11 @@ class ModelProfile:
     @property
     def training_flops(self) -> int:
         """Per sample, forward and backward."""
-        return sum(block.forward_flops + block.backward_flops for block in self.blocks)
+        return self.training_flops_of(0, len(self.blocks))
+
+    def training_flops_of(self, start: int, stop: int) -> int:
+        """As ``training_flops``, of these blocks alone."""
+        return sum(block.forward_flops + block.backward_flops for block in self.blocks[start:stop])
 
     @property
     def parameter_bytes(self) -> int:

@@ -217,6 +217,16 @@ class Room:
         self._costs: dict[int, CostModel] = {}
         self._flops_per_s: dict[str, float] = {snapshot.peer: snapshot.flops_per_s for snapshot in snapshots}
 
+    def without(self, peer: str) -> Room:
+        """The others."""
+        job, model, snapshots, profiles = self._figures
+        return Room(
+            job,
+            model,
+            [each for each in snapshots if each.peer != peer],
+            [each for each in profiles if each.peer != peer],
+        )
+
     def knows(self, peers: Collection[str]) -> bool:
         """Whether all of them can be planned with."""
         return {profile.peer for profile in self._figures[3]}.issuperset(peers)

@@ -23,9 +23,8 @@ from p2ptrain.ids import PeerId
 from p2ptrain.planning.assignment import clean
 from p2ptrain.planning.blocks import ModelProfile
 from p2ptrain.planning.footprint import pipeline_bytes
-from p2ptrain.planning.pipeline_baselines import best_single_peer, equal_split, side_by_side
+from p2ptrain.planning.pipeline_baselines import best_single_peer
 from p2ptrain.planning.pipeline_plan import PipelinePlan
-from p2ptrain.planning.pipeline_search import plan_pipeline
 from p2ptrain.planning.plan import (
     MAX_STEPS,
     MAX_STRETCH,
@@ -47,10 +46,8 @@ from p2ptrain.planning.slice_figures import (
     micro_batch_choices,
     usable,
 )
+from p2ptrain.planning.slices_choice import best, is_alone, judged_s
 
-WORTH = 1.1
-"""How many times as fast as one device alone a pipeline has to promise to be: what is predicted holds to a tenth, and
-one device needs nobody. More where batches were seen to take longer yet (``SlicesPlan.stretch``)."""
 SLOWER = 1 + 1e-3
 """A plan may be this much slower than the best single peer: figures are rounded."""
 
@@ -59,7 +56,7 @@ def first_slices_plan(job: Job, model: ModelProfile, peers: Sequence[SlicePeer],
     """The plan a group starts with. Raises ``UserError`` where there is none, saying what is missing."""
     snapshots = clean(job, [peer.snapshot for peer in peers])
     profiles = usable(model, snapshots, peers)
-    pipeline = _best(Room(job, model, snapshots, profiles), 1.0)
+    pipeline = best(Room(job, model, snapshots, profiles), 1.0)
     slices = SlicesPlan(chain_hash(model), pipeline, profiles, 0, _steps_per_round(job, snapshots, pipeline))
     return _plan(job, model, snapshots, slices, proposer, None)
 
@@ -98,10 +95,10 @@ def next_slices_plan(
     room = Room(job, model, snapshots, profiles)
     can_go_on = not is_torn and room.knows(current.trainers())
     stretch = _stretch(room, before, batch_s) if can_go_on else before.stretch
-    pipeline = _best(room, stretch)
+    pipeline = best(room, stretch)
     if can_go_on:
-        enough_s = _judged_s(room, pipeline, stretch) * (1 + job.slices.replan_gain)
-        if _judged_s(room, before.pipeline, stretch) <= enough_s:
+        enough_s = judged_s(room, pipeline, stretch) * (1 + job.slices.replan_gain)
+        if judged_s(room, before.pipeline, stretch) <= enough_s:
             return None
     slices = SlicesPlan(before.chain, pipeline, profiles, from_step, before.steps_per_round, stretch)
     return _plan(job, model, snapshots, slices, proposer, current)
@@ -155,49 +152,11 @@ def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def _best(room: Room, stretch: float) -> PipelinePlan:
-    """The fastest that the job's strategy allows, of any number of micro-batches. Raises ``UserError`` without one."""
-    found: list[PipelinePlan] = []
-    problem = None
-    for num in micro_batch_choices(room.job):
-        try:
-            found += _pipelines(room, num)
-        except UserError as error:
-            problem = problem or error  # that of the most micro-batches, which take the least memory
-    if not found:
-        raise problem or LocalError("a job without a choice of micro-batches")
-    return min(found, key=lambda pipeline: _judged_s(room, pipeline, stretch))
-
-
-def _judged_s(room: Room, pipeline: PipelinePlan, stretch: float) -> float:
-    """Seconds of a batch; where it takes more than one device, as many more as it has to be worth."""
-    return room.batch_s(pipeline) * (1.0 if _is_alone(pipeline) else max(WORTH, stretch))
-
-
 def _stretch(room: Room, plan: SlicesPlan, batch_s: float) -> float:
     """As ``SlicesPlan.stretch``, with what was seen under the plan, by its peers' figures of today."""
-    if batch_s <= 0 or _is_alone(plan.pipeline):
+    if batch_s <= 0 or is_alone(plan.pipeline):
         return plan.stretch
     return rounded(min(max(batch_s / room.batch_s(plan.pipeline), 1.0), MAX_STRETCH))
-
-
-def _is_alone(pipeline: PipelinePlan) -> bool:
-    return sum(len(stage.peers) for stage in pipeline.stages) == 1
-
-
-def _pipelines(room: Room, num_micro_batches: int) -> list[PipelinePlan]:
-    """Those to choose from. The search does not know what passing parcels on costs a device: alone it costs nothing."""
-    strategy, costs = room.job.slices.strategy, room.costs(num_micro_batches)
-    if strategy == "planned":
-        alone = best_single_peer(costs)
-        return [plan_pipeline(costs).plan, *([alone] if alone else [])]
-    pipeline = equal_split(costs) if strategy == "equal" else side_by_side(costs)
-    if pipeline is None or not room.fits(pipeline):
-        raise UserError(
-            f'model {room.model.name}: slices.strategy = "{strategy}" does not fit into the memory of these '
-            f'{room.num_peers} peers; use "planned", a smaller batch_size, or a narrower model'
-        )
-    return [pipeline]
 
 
 def _plan(
@@ -232,7 +191,7 @@ def _parts(model: ModelProfile, pipeline: PipelinePlan) -> tuple[Part, ...]:
     """A part for each stage, with its share of the training FLOPs in whole units, rounded down."""
     parts = []
     for index, stage in enumerate(pipeline.stages):
-        flops = sum(block.forward_flops + block.backward_flops for block in model.blocks[stage.start : stage.stop])
+        flops = model.training_flops_of(stage.start, stage.stop)
         share = flops * SHARE_UNITS // model.training_flops / SHARE_UNITS
         trainers = tuple(PeerId(peer) for peer in sorted(stage.peers))
         parts.append(Part(index, (), share, trainers, shards("slices", 0, index)))
@@ -283,7 +242,7 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, slices: SlicesPlan) -> 
     if not bounds.issubset(room.costs(pipeline.num_micro_batches).cuts) or not room.fits(pipeline):
         return False
     if job.slices.strategy != "planned":
-        return replace(_best(room, slices.stretch), left_out=pipeline.left_out) == pipeline
+        return replace(best(room, slices.stretch), left_out=pipeline.left_out) == pipeline
     singles = [best_single_peer(room.costs(num)) for num in micro_batch_choices(job)]
     return room.batch_s(pipeline) <= SLOWER * min((room.batch_s(s) for s in singles if s), default=math.inf)
 
@@ -295,7 +254,7 @@ def _why_left_out(job: Job, peer: PeerSnapshot) -> str:
         return "there are more peers than pieces of the model"
     if job.slices.strategy == "data-parallel":
         return "it has too little memory for the whole model" if peer.counts else "it has no samples"
-    return "with it a batch would not be done sooner"
+    return "with it a batch would hardly be done sooner"
 
 
 def _pace(room: Room, pipeline: PipelinePlan) -> str:

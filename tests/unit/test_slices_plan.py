@@ -19,6 +19,7 @@ from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.pipeline_cost import PairRate
+from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.pipeline_search import plan_pipeline
 from p2ptrain.planning.plan import (
     MAX_MEASURED,
@@ -31,7 +32,8 @@ from p2ptrain.planning.plan import (
 )
 from p2ptrain.planning.profile_codec import chain_hash
 from p2ptrain.planning.slice_figures import BASE_BYTES, Room, SlicePeer, micro_batch_choices, task_of
-from p2ptrain.planning.slices import WORTH, first_slices_plan, follows, next_slices_plan, notes
+from p2ptrain.planning.slices import first_slices_plan, follows, next_slices_plan, notes
+from p2ptrain.planning.slices_choice import WORTH, WORTH_A_DEVICE
 from p2ptrain.protocol.messages import LinkFigure
 
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
@@ -88,6 +90,14 @@ def stages(plan: Plan) -> list[tuple[int, int, list[int]]]:
 
 def first(peers: Sequence[SlicePeer], work: Job | None = None, net: ModelProfile | None = None) -> Plan:
     return first_slices_plan(work or job(), net or model(), peers, name(0))
+
+
+def first_pipeline(peers: Sequence[SlicePeer], net: ModelProfile) -> PipelinePlan:
+    """The fastest, whatever its devices bring, in the number of micro-batches that is fastest."""
+    plan = first(peers, net=net)
+    room = Room(job(), net, plan.peers, slices_of(plan).profiles)
+    found = [plan_pipeline(room.costs(num)).plan for num in micro_batch_choices(job())]
+    return min(found, key=room.batch_s)
 
 
 # --- what holds for any group ---------------------------------------------------------------------------------------
@@ -357,11 +367,36 @@ def test_a_round_is_as_many_batches_as_the_first_stage_has_samples_for() -> None
     assert stages(both) == [(0, 6, [0, 1])] and slices_of(both).steps_per_round == 5
 
 
+@pytest.mark.parametrize(("speed", "gain", "is_used"), [(0.4, 1.1, True), (0.08, 1.0, False)])
+def test_each_device_has_to_help(speed: float, gain: float, is_used: bool) -> None:
+    """Of what a search would take, who makes a batch less than a thirtieth faster stands by."""
+    long, two = model(60), [peer(0), peer(2)]
+    plan = first([*two, peer(1, speed * 1e9)], net=long)
+    searched = first_pipeline([*two, peer(1, speed * 1e9)], long)
+    assert name(1) in {each for stage in searched.stages for each in stage.peers}, "the search takes it"
+    assert (name(1) not in slices_of(plan).pipeline.left_out) == is_used
+    room = Room(job(), long, plan.peers, slices_of(plan).profiles)
+    fastest, without = room.batch_s(searched), room.batch_s(first_pipeline(two, long))
+    assert gain <= without / fastest and (without / fastest > WORTH_A_DEVICE) == is_used
+    assert room.batch_s(slices_of(plan).pipeline) <= WORTH_A_DEVICE * fastest
+    assert follows(job(), long, plan, None)
+
+
+def test_a_device_that_hardly_helps_stays_where_its_memory_is_needed() -> None:
+    huge = model(60, parameter_bytes=30 * MB)
+    alone = BASE_BYTES + 4 * 1000 * MB
+    peers = [peer(0, memory=alone), peer(1, 0.08e9, memory=alone), peer(2, memory=alone)]
+    plan = first(peers, net=huge)
+    assert slices_of(plan).pipeline.left_out == ()
+    with pytest.raises(UserError, match="no plan fits"):
+        first([peers[0], peers[2]], net=huge)
+
+
 def test_a_slow_peer_is_left_out_and_said_so() -> None:
     plan = first([peer(0), peer(1, 1e5), peer(2)])
     assert slices_of(plan).pipeline.left_out == (name(1),)
     assert {profile.peer for profile in slices_of(plan).profiles} == {name(0), name(1), name(2)}
-    assert f"{name(1)}: left out: with it a batch would not be done sooner" in notes(job(), plan)
+    assert f"{name(1)}: left out: with it a batch would hardly be done sooner" in notes(job(), plan)
 
 
 def test_a_peer_without_samples_never_begins_the_pipeline() -> None:

@@ -1,0 +1,84 @@
+"""Which of the pipelines that can be had a group of depth slices takes.
+
+Invariant: pure. The fastest by the cost model is not always the one to have: a pipeline has to be worth more than what
+it takes over one device alone, and so has each of its devices.
+"""
+
+from __future__ import annotations
+
+from p2ptrain.errors import LocalError, UserError
+from p2ptrain.planning.pipeline_baselines import best_single_peer, equal_split, side_by_side
+from p2ptrain.planning.pipeline_plan import PipelinePlan
+from p2ptrain.planning.pipeline_search import plan_pipeline
+from p2ptrain.planning.slice_figures import Room, micro_batch_choices
+
+WORTH = 1.1
+"""How many times as fast as one device alone a pipeline has to promise to be: what is predicted holds to a tenth, and
+one device needs nobody. More where batches were seen to take longer yet (``SlicesPlan.stretch``)."""
+WORTH_A_DEVICE, MOST_DROPPED = 1.03, 4
+"""As many times as slow a pipeline may be for having one device less: each is one more that may get slow or go. And how
+many are dropped like that at most, as each takes another search."""
+
+
+def best(room: Room, stretch: float) -> PipelinePlan:
+    """The fastest that the job's strategy allows, of any number of micro-batches. Raises ``UserError`` without one."""
+    found: list[PipelinePlan] = []
+    problem = None
+    for num in micro_batch_choices(room.job):
+        try:
+            found += _pipelines(room, num)
+        except UserError as error:
+            problem = problem or error  # that of the most micro-batches, which take the least memory
+    if not found:
+        raise problem or LocalError("a job without a choice of micro-batches")
+    return min(found, key=lambda pipeline: judged_s(room, pipeline, stretch))
+
+
+def judged_s(room: Room, pipeline: PipelinePlan, stretch: float) -> float:
+    """Seconds of a batch; where it takes more than one device, as many more as it has to be worth."""
+    return room.batch_s(pipeline) * (1.0 if is_alone(pipeline) else max(WORTH, stretch))
+
+
+def is_alone(pipeline: PipelinePlan) -> bool:
+    return sum(len(stage.peers) for stage in pipeline.stages) == 1
+
+
+def _pipelines(room: Room, num_micro_batches: int) -> list[PipelinePlan]:
+    """Those to choose from. The search does not know what passing parcels on costs a device: alone it costs nothing."""
+    strategy, costs = room.job.slices.strategy, room.costs(num_micro_batches)
+    if strategy == "planned":
+        alone = best_single_peer(costs)
+        return [_lean(room, num_micro_batches), *([alone] if alone else [])]
+    pipeline = equal_split(costs) if strategy == "equal" else side_by_side(costs)
+    if pipeline is None or not room.fits(pipeline):
+        raise UserError(
+            f'model {room.model.name}: slices.strategy = "{strategy}" does not fit into the memory of these '
+            f'{room.num_peers} peers; use "planned", a smaller batch_size, or a narrower model'
+        )
+    return [pipeline]
+
+
+def _lean(room: Room, num_micro_batches: int) -> PipelinePlan:
+    """The fastest pipeline without those devices that hardly help. Raises ``UserError`` where none fits.
+
+    What passing parcels on costs them the search does not know: a pipeline without them may even be the faster one.
+    """
+    found = plan_pipeline(room.costs(num_micro_batches)).plan
+    left = room
+    for _ in range(MOST_DROPPED):
+        work = {
+            peer: samples * room.model.training_flops_of(stage.start, stage.stop)
+            for stage in found.stages
+            for peer, samples in zip(stage.peers, stage.samples, strict=True)
+        }
+        if len(work) <= 2:
+            break  # one device alone is another question
+        left = left.without(min(work, key=lambda peer: (work[peer], peer)))
+        try:
+            fewer = plan_pipeline(left.costs(num_micro_batches)).plan
+        except UserError:
+            break
+        if room.batch_s(fewer) > WORTH_A_DEVICE * room.batch_s(found):
+            break
+        found = fewer
+    return found
