@@ -39,7 +39,7 @@ RATE_MBIT = 100.0
 BATCH_SIZE, MICRO_BATCHES = 256, 16
 """Small micro-batches compute slowly (VGG-11's convolutions at 8 samples do half of what they do at 64), and few of
 them leave a pipeline idle: so a batch has to be some hundred samples for a pipeline to be worth much."""
-STINT = Stint(batches=30, enough_batches=3, enough_s=45.0, most_s=150.0)
+STINT = Stint(batches=30, enough_batches=3, enough_s=45.0, most_s=300.0)
 """A batch of the equal split may take half a minute."""
 SUBSET = 10
 """Of CIFAR-10's training samples one in so many is used."""
