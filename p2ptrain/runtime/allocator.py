@@ -60,9 +60,10 @@ def _set(option: int, value: int) -> bool:
         return False
 
 
-def kept_block_bytes() -> int:
-    """The largest block that a trainer keeps on this device; 0 = it keeps nothing."""
-    available = available_memory()
+def kept_block_bytes(available: int | None = None) -> int:
+    """The largest block that a trainer keeps on a device with so many bytes (this one, if not given); 0 = it keeps
+    nothing."""
+    available = available_memory() if available is None else available
     return min(MOST_BYTES, round(available * BLOCK_SHARE)) if available >= LEAST_AVAILABLE_BYTES else 0
 
 
@@ -75,12 +76,12 @@ def keep_for_training() -> bool:
     return keep_freed(NO_LIMIT, size)
 
 
-def training_environment() -> dict[str, str]:
+def training_environment(available: int | None = None) -> dict[str, str]:
     """Variables for a process that is to train, as they have to be there when it starts.
 
     With huge pages its memory grows by one fault for each 2 MB, and MobileNetV2's passes take a tenth less.
     """
-    if kept_block_bytes() == 0:
+    if kept_block_bytes(available) == 0:
         return {}
     return {"GLIBC_TUNABLES": ":".join(filter(None, (os.environ.get("GLIBC_TUNABLES"), HUGE_PAGES)))}
 

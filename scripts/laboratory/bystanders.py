@@ -55,7 +55,7 @@ def _train(
         stdout=subprocess.PIPE,
         text=True,
         env=environment()
-        | training_environment()
+        | training_environment(round(device.memory_mb * 1e6) or None)
         | {"P2PTRAIN_PARENT": str(os.getpid()), "OMP_NUM_THREADS": str(device.num_threads(available_cores()))},
     )
     stack.callback(worker.wait)

@@ -45,7 +45,7 @@ def rehearse(job: Job, devices: Sequence[Device], controllers: Controllers) -> d
                 stdout=subprocess.PIPE,
                 text=True,
                 env=environment()
-                | training_environment()
+                | training_environment(round(device.memory_mb * 1e6) or None)
                 | {"OMP_NUM_THREADS": str(device.num_threads(available_cores()))},
             )
             stack.callback(worker.wait)
@@ -96,12 +96,12 @@ def main(file: Path) -> None:
     from p2ptrain.runtime.allocator import keep_for_training
     from p2ptrain.runtime.stage_worker import profile_job
 
-    keep_for_training()
     job = job_from_json(sys.stdin.readline(), "job")
     with torch.device("meta"):
         chain = Chain(global_model(job, allow_user_code=False), job.data.input_shape)
     print("ready", flush=True)
     sys.stdin.readline()
+    keep_for_training()  # only now it is in its device, with that one's memory
     profile_job(chain, job, "cpu", file)
     print("measured", flush=True)
 

@@ -99,6 +99,7 @@ def test_large_blocks_are_given_back_at_once_where_there_is_little() -> None:
 def test_a_trainer_is_started_with_huge_pages_where_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocator, "available_memory", lambda: 1 << 30)
     assert allocator.training_environment() == {}
+    assert allocator.training_environment(8 << 30).keys() == {"GLIBC_TUNABLES"}  # for another device
     monkeypatch.setattr(allocator, "available_memory", lambda: 8 << 30)
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     assert allocator.training_environment() == {"GLIBC_TUNABLES": allocator.HUGE_PAGES}
