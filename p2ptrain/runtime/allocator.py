@@ -7,7 +7,7 @@ six times as long. Other C libraries are left as they are.
 
 So a trainer keeps what it has freed for as long as it trains: its peak is no higher for it, as it will need as much in
 the next pass. (With an eighth of the device's memory kept, the front of MobileNetV2 at 64 samples a micro-batch took
-300,000 faults a batch of 256, and 1.5 times as long.) What is kept between blocks in use, though, adds to the peak; so
+300,000 faults a batch of 256, and a third longer.) What is kept between blocks in use, though, adds to the peak; so
 where a device has little, large blocks go back at once. Left alone glibc holds blocks of up to 32 MB once it has seen
 such, and what lies between: some 200 MB of the 1,000 MB that a device had, after the blocks of its model were timed.
 """

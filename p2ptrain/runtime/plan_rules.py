@@ -55,13 +55,13 @@ class PlanRules:
         return Question(work)
 
     def timed(self, plan: Plan) -> Plan | None:
-        """A plan that was to take over at a batch which may be done by now gets a later one."""
+        """A plan that was to take over at a batch which may be done by now gets a later one; one that goes back to what
+        is saved begins with the newest that is saved by now."""
         if plan.slices is None or not plan.parent:
             return plan
         next_step, covered_step = self.steps()
-        if plan.slices.from_step <= covered_step:  # it begins with what is saved
-            return plan
-        from_step = max(plan.slices.from_step, next_step)
+        goes_back = plan.slices.from_step <= covered_step
+        from_step = covered_step if goes_back else max(plan.slices.from_step, next_step)
         if from_step >= self.job.training.rounds * plan.slices.steps_per_round:
             return None
         return replace(plan, slices=replace(plan.slices, from_step=from_step))

@@ -205,6 +205,8 @@ def test_a_plan_that_took_long_to_find_takes_over_later() -> None:
     later = own.timed(slower)
     assert slices_of(later).from_step == 12 and later is not None and own.verify(later, plan)
     assert own.timed(torn) == torn  # what is lost is lost from there on
+    now["steps"] = (12, 9)
+    assert [slices_of(own.timed(each)).from_step for each in (torn, slower)] == [9, 9]  # older ones may be gone
     now["steps"] = (10**6, 4)
     assert own.timed(slower) is None  # the job is done by then
 

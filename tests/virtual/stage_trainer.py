@@ -66,9 +66,9 @@ class StageTrainer:
         self.traits = traits
         self.dead = False
         self.slowdown = 1.0
+        """A test may change it at any time."""
         self.unseen = 1.0
         """Times as long as its passes take, which it does not notice."""
-        """A test may change it at any time."""
         self.step = -1
         """Batches done; -1: there is no stage here."""
         self.blocks: dict[int, Books] = {}

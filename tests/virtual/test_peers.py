@@ -157,9 +157,8 @@ def test_a_fifth_of_all_messages_lost(seed: int) -> None:
     room = group(seed, 4, LOSSY, rounds=10, min_peers=4)
     assert room.run(200, room.all_done), [(d.number, d.record.phase, d.record.waiting_for) for d in room.on()]
     assert room.run(60, lambda: len(room.plans()) == 1)
-    assert room.run(
-        120, lambda: all(len(holdings(room.on(), part)) >= 2 for part in range(4))
-    )  # offered a minute apart
+    # Offers that get lost are repeated, a minute apart in the end.
+    assert room.run(120, lambda: all(len(holdings(room.on(), part)) >= 2 for part in range(4)))
     assert not refusals(room)
 
 
