@@ -87,7 +87,7 @@ def measure_blocks(
     found = _times_of(remembered.get(key), len(chain.blocks))
     if found is not None:
         return found
-    watch = _Stopwatch(device, clock, cpu_clock if device.type == "cpu" else clock)
+    watch = Stopwatch(device, clock, cpu_clock if device.type == "cpu" else clock)
     times = _measure(chain, sizes, watch, budget_s, training, heap_bytes if device.type == "cpu" else 0)
     if cache is not None:
         _write(cache, {**remembered, key: dataclasses.asdict(times)})
@@ -114,7 +114,7 @@ def _num_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource is not None else 0
 
 
-class _Stopwatch:
+class Stopwatch:
     """Times runs by their work, and knows by how much the clock went faster."""
 
     def __init__(self, device: torch.device, clock: Clock, work_clock: Clock) -> None:
@@ -141,6 +141,13 @@ class _Stopwatch:
         self._counted += sum(min(seconds, OUTLIER * median) for seconds in steady)
         return median
 
+    def seconds(self, work: Callable[[], Any], end: float) -> float:
+        """Of a work that is run a few times, until ``end`` by the clock; not stretched."""
+        runs: list[_Run] = []
+        while self.wants(runs, end):
+            runs.append(self.time(work)[0])
+        return self.typical(runs)
+
     def wants(self, runs: Sequence[_Run], end: float) -> bool:
         """Whether to time the work once more: always, as long as there is time until ``end`` or too few are steady."""
         return len(runs) <= NUM_RUNS and (len(_steady(runs)) < LEAST_RUNS or self.clock() < end)
@@ -154,7 +161,7 @@ class _Stopwatch:
 
 
 def _measure(
-    chain: Chain, sizes: Sequence[int], watch: _Stopwatch, budget_s: float, training: TrainingConfig, heap_bytes: int
+    chain: Chain, sizes: Sequence[int], watch: Stopwatch, budget_s: float, training: TrainingConfig, heap_bytes: int
 ) -> BlockTimes:
     clock = watch.clock
     end = clock() + budget_s
@@ -183,7 +190,7 @@ def _measure(
     )
 
 
-def _time_block(chain: Chain, index: int, size: int, watch: _Stopwatch, end: float) -> tuple[float, float]:
+def _time_block(chain: Chain, index: int, size: int, watch: Stopwatch, end: float) -> tuple[float, float]:
     part = _made_up(chain.slice(index, index + 1), watch.device).train(size > 1)
     made = block_inputs(chain, index, size, watch.device)
     inputs = tuple(as_trained(t.detach(), watch.device).requires_grad_(t.requires_grad) for t in made)
@@ -198,7 +205,7 @@ def _time_block(chain: Chain, index: int, size: int, watch: _Stopwatch, end: flo
     return watch.typical(forward), watch.typical(backward)
 
 
-def _time_update(chain: Chain, watch: _Stopwatch, training: TrainingConfig, end: float) -> float:
+def _time_update(chain: Chain, watch: Stopwatch, training: TrainingConfig, end: float) -> float:
     """Seconds for each byte of parameters: of the optimizer's step, and of emptying the gradient."""
     seconds, num_bytes = 0.0, 0
     for index in range(len(chain.blocks)):

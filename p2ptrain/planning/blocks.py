@@ -77,6 +77,10 @@ class BlockTimes:
     backward_s: tuple[tuple[float, ...], ...]
     update_s_per_byte: float = 0.0
     """Of the optimizer's step, once a batch, for each byte of parameters; 0 = not measured."""
+    activation_s_per_byte: float = 0.0
+    """Of a trainer that hands activations on, or takes them in, for each byte before it is coded as the job says ..."""
+    gradient_s_per_byte: float = 0.0
+    """... and likewise of their gradients; 0 = not measured."""
 
     def forward(self, samples: int) -> list[float]:
         """Seconds of each block for so many samples, on straight lines between what was measured."""
@@ -114,6 +118,9 @@ def check_times(times: BlockTimes, model: ModelProfile, peer: str) -> None:
         raise UserError(f"peer {peer}: times measured at batch sizes {list(sizes)}; they must rise from 1; {again}")
     if not 0 <= times.update_s_per_byte < math.inf:
         raise UserError(f"peer {peer}: the optimizer takes {times.update_s_per_byte} s for a byte; {again}")
+    for seconds in (times.activation_s_per_byte, times.gradient_s_per_byte):
+        if not 0 <= seconds < math.inf:
+            raise UserError(f"peer {peer}: making parcels takes {seconds} s for a byte; {again}")
     for name, rows in (("forward", times.forward_s), ("backward", times.backward_s)):
         if len(rows) != len(sizes) or any(len(row) != len(model.blocks) for row in rows):
             raise UserError(

@@ -101,6 +101,10 @@ class SliceProfile:
     backward_s: BlockRows
     update_s_per_byte: Annotated[float, Bound(0, 1.0)] = 0.0
     """Of the optimizer's step, for each byte of parameters."""
+    activation_s_per_byte: Annotated[float, Bound(0, 1.0)] = 0.0
+    """Of its trainer, for handing activations on or taking them in, for each byte before it is coded ..."""
+    gradient_s_per_byte: Annotated[float, Bound(0, 1.0)] = 0.0
+    """... and of their gradients."""
     links: Annotated[tuple[LinkFigure, ...], Bound(0, MAX_LINKS)] = ()
     """To peers of the plan, by peer, those that this one has measured."""
 

@@ -32,10 +32,13 @@ class PeerProfile:
     forward_s: BlockRows
     backward_s: BlockRows
     update_s_per_byte: Annotated[float, Bound(0, 1.0)] = 0.0
+    activation_s_per_byte: Annotated[float, Bound(0, 1.0)] = 0.0
+    gradient_s_per_byte: Annotated[float, Bound(0, 1.0)] = 0.0
 
     @property
     def times(self) -> BlockTimes:
-        return BlockTimes(self.batch_sizes, self.forward_s, self.backward_s, self.update_s_per_byte)
+        coding = (self.activation_s_per_byte, self.gradient_s_per_byte)
+        return BlockTimes(self.batch_sizes, self.forward_s, self.backward_s, self.update_s_per_byte, *coding)
 
 
 def profile_to_json(model: ModelProfile, times: BlockTimes) -> str:
@@ -86,6 +89,8 @@ def rounded_times(times: BlockTimes) -> BlockTimes:
         rounded_rows(times.forward_s),
         rounded_rows(times.backward_s),
         rounded(times.update_s_per_byte),
+        rounded(times.activation_s_per_byte),
+        rounded(times.gradient_s_per_byte),
     )
 
 

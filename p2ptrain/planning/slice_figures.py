@@ -42,8 +42,9 @@ SNAPSHOT_COPIES = 1
 PARCEL_BYTES = 1 << 20
 """A parcel is cut into smaller ones where it would be larger; a single row never is."""
 PARCEL_FLOPS, BYTE_FLOPS = 6e7, 140.0
-"""What a device could compute while it hands on one parcel, or takes one in, and for each byte of it: sockets,
-encryption, and an event loop in Python. Measured on a core of 20 GFLOP/s: 3 ms, and 7 ms a megabyte."""
+"""What a device could compute while its node hands on one parcel, or takes one in, and for each byte of it: sockets,
+encryption, and an event loop in Python. Measured on a core of 20 GFLOP/s: 3 ms, and 7 ms a megabyte. What the trainer
+does for it each device measures itself (``BlockTimes.activation_s_per_byte``)."""
 WIRE = {"none": 1.0, "fp16": 0.5, "int8": 0.27}
 """Bytes sent for each byte of a float32 tensor."""
 
@@ -84,6 +85,8 @@ def usable(
                     rounded_rows(profile.forward_s),
                     rounded_rows(profile.backward_s),
                     rounded(profile.update_s_per_byte),
+                    rounded(profile.activation_s_per_byte),
+                    rounded(profile.gradient_s_per_byte),
                     _usable_links(profile, names),
                 )
             )
@@ -109,7 +112,7 @@ def _is_usable(model: ModelProfile, snapshot: PeerSnapshot, profile: SliceProfil
         check_times(_times(profile), model, snapshot.peer)
     except UserError:
         return False
-    if profile.update_s_per_byte > 1.0:
+    if max(profile.update_s_per_byte, profile.activation_s_per_byte, profile.gradient_s_per_byte) > 1.0:
         return False
     return all(second <= 1e6 for rows in (profile.forward_s, profile.backward_s) for row in rows for second in row)
 
@@ -201,7 +204,14 @@ def _pipeline_peer(snapshot: PeerSnapshot, profile: SliceProfile, link_bytes_per
 
 
 def _times(profile: SliceProfile) -> BlockTimes:
-    return BlockTimes(profile.batch_sizes, profile.forward_s, profile.backward_s, profile.update_s_per_byte)
+    return BlockTimes(
+        profile.batch_sizes,
+        profile.forward_s,
+        profile.backward_s,
+        profile.update_s_per_byte,
+        profile.activation_s_per_byte,
+        profile.gradient_s_per_byte,
+    )
 
 
 class Room:
@@ -260,14 +270,27 @@ class Room:
         samples = stage.samples[stage.peers.index(peer)]
         sides = [(stage.start, at - 1), (stage.stop, at + 1)]
         neighbours = [(cut, pipeline.stages[i]) for cut, i in sides if 0 <= i < len(pipeline.stages)]
-        flops = [0.0, 0.0]
-        for way, wire in enumerate((costs.task.forward_wire, costs.task.backward_wire)):
+        seconds = [0.0, 0.0]
+        wires = (costs.task.forward_wire, costs.task.backward_wire)
+        for way, (wire, coding_s) in enumerate(zip(wires, self._coding_s(costs, peer), strict=True)):
             for cut, other in neighbours:
-                num_bytes = float(costs.cut_bytes[costs.cuts.index(cut)]) * samples * wire
+                num_bytes = float(costs.cut_bytes[costs.cuts.index(cut)]) * samples
                 receivers = math.ceil(samples * len(other.peers) / pipeline.micro_batch)
-                num_parcels = max(receivers, math.ceil(num_bytes / PARCEL_BYTES))
-                flops[way] += PARCEL_FLOPS * num_parcels + BYTE_FLOPS * num_bytes
-        return self._seconds(peer, flops[0]), self._seconds(peer, flops[1])
+                num_parcels = max(receivers, math.ceil(num_bytes * wire / PARCEL_BYTES))
+                flops = PARCEL_FLOPS * num_parcels + BYTE_FLOPS * num_bytes * wire
+                seconds[way] += self._seconds(peer, flops) + coding_s * num_bytes
+        return seconds[0], seconds[1]
+
+    @staticmethod
+    def _coding_s(costs: CostModel, peer: str) -> tuple[float, float]:
+        """Of its trainer, for each byte before it is coded; nothing where it was not measured."""
+        known = next(each for each in costs.task.peers if each.name == peer)
+        if known.times is None:
+            return 0.0, 0.0
+        return (
+            known.slowdown * known.times.activation_s_per_byte,
+            known.slowdown * known.times.gradient_s_per_byte,
+        )
 
     def _averaging_s(self, costs: CostModel, stage: Stage) -> float:
         """Of a batch: the gradients that the stage's peers exchange, sent and received, by the slowest of them."""

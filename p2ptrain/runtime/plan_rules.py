@@ -123,5 +123,7 @@ class PlanRules:
             profile.forward_s,
             profile.backward_s,
             profile.update_s_per_byte,
+            profile.activation_s_per_byte,
+            profile.gradient_s_per_byte,
             record.links,
         )

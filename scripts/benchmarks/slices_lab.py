@@ -7,7 +7,7 @@ in which a stage's trainer had nothing to compute (the bubble), from its journal
 
 A machine that others use, too, may be a third faster in one minute than in the next. So a speedometer runs beside all
 cases, and *at one speed* is by how many times a case is faster than one device alone if the machine is taken to have
-been as fast in both.
+been as fast in both; a prediction *at one speed* is by the speed of the minute in which blocks were timed.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ COLUMNS = (
     Column("samples_per_s", "samples/s", 1),
     Column("predicted_per_s", "predicted", 1),
     Column("measured_of_predicted", "measured/predicted", 2),
+    Column("same_speed_of_predicted", "at one speed", 2),
     Column("times_single", "x one device alone", 2),
     Column("same_speed_times_single", "at one speed", 2),
     Column("idle_most", "idle, most idle stage, %", 0),
@@ -79,6 +80,14 @@ TINY = Stint(6, 3, 8.0, 25.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """``times``: of the model's blocks, by device. ``speeds``: of the cores, while they were taken."""
+
+    times: Mapping[str, bytes]
+    speeds: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Ran:
     """A case that was run."""
 
@@ -90,6 +99,8 @@ class Ran:
     """By device."""
     speeds: Mapping[int, float]
     """Of the cores, while its pace was measured."""
+    rehearsed_speeds: Mapping[int, float]
+    """Of the cores, while the times were taken that it was planned with; none if they were taken by its own devices."""
 
     @property
     def plan(self) -> Plan | None:
@@ -119,10 +130,12 @@ class Ran:
             return figures
         pipeline = self.plan.slices.pipeline
         predicted = self.job.training.batch_size / self.room.batch_s(pipeline)
+        ratio, faster = figures["samples_per_s"] / predicted, speedometer.change(self.rehearsed_speeds, self.speeds)
+        figures |= {"same_speed_of_predicted": ratio / faster} if faster else {}
         idle = [share for journal in self.journals.values() if (share := idle_share(journal)) is not None]
         return figures | {
             "predicted_per_s": predicted,
-            "measured_of_predicted": figures["samples_per_s"] / predicted,
+            "measured_of_predicted": ratio,
             "stages": float(len(pipeline.stages)),
             "replans": float(len(self.pace.plans) - 1),
             "devices_used": float(sum(len(stage.peers) for stage in pipeline.stages)),
@@ -149,9 +162,12 @@ def compared(ran: Ran, alone: Ran) -> dict[str, float]:
     return {"times_single": times} | ({"same_speed_times_single": times / faster} if faster else {})
 
 
-def rehearse(workload: Workload, devices: Sequence[Device], stint: Stint, controllers: Any) -> dict[str, bytes]:
-    """For ``run_case``, by device: the times of the model's blocks, measured by all at once."""
-    return rehearsal.rehearse(jobs.job_of(spec_of(workload, "planned", devices, stint, 0)), devices, controllers)
+def rehearse(workload: Workload, devices: Sequence[Device], stint: Stint, controllers: Any) -> Rehearsal:
+    """For ``run_case``: the times of the model's blocks, measured by all devices at once."""
+    job = jobs.job_of(spec_of(workload, "planned", devices, stint, 0))
+    with Speedometer() as meter:
+        began, times = rehearsal.rehearse(job, devices, controllers)
+        return Rehearsal(times, speedometer.speed_of(meter.readings(), began, time.monotonic()))
 
 
 def run_case(
@@ -161,7 +177,7 @@ def run_case(
     stint: Stint,
     repetition: int,
     controllers: Any,
-    rehearsed: Mapping[str, bytes] | None = None,
+    rehearsed: Rehearsal | None = None,
     *,
     events: Sequence[Event] = (),
     until: Callable[[Pace], bool] | None = None,
@@ -201,7 +217,7 @@ def run_case(
                 look,
                 calibrated=False,
                 until=is_over,
-                rehearsed=rehearsed,
+                rehearsed=rehearsed.times if rehearsed else None,
             )
         except NotCoveredError:
             raise TimeoutError(f"{spec.name}: nothing was saved within {stint.most_s:g} s") from None
@@ -209,7 +225,7 @@ def run_case(
         readings = meter.readings()
     seconds = [mark.seconds for mark in pace.current] or [0.0, math.inf]
     speeds = speedometer.speed_of(readings, started_at + seconds[0], started_at + seconds[-1])
-    return Ran(job, spec, lab, pace, journals, speeds)
+    return Ran(job, spec, lab, pace, journals, speeds, rehearsed.speeds if rehearsed else {})
 
 
 def spec_of(

@@ -28,12 +28,13 @@ from p2ptrain.errors import P2PTrainError
 from p2ptrain.runtime.allocator import training_environment
 from p2ptrain.runtime.probe import available_cores
 
-STANDBY_SHARE, STANDBY_TURN_S = 0.03, 0.002
-"""Of a core, in turns of so long. A node in a group of three that trained without it took 0.02-0.05 here."""
+STANDBY_SHARE, STANDBY_TURN_S = 0.045, 0.002
+"""Of a core, in turns of so long. Nodes of a group of four, of whom others or none trained, took 0.035-0.057 here."""
 
 
-def rehearse(job: Job, devices: Sequence[Device], controllers: Controllers) -> dict[str, bytes]:
-    """By device, what its peer would remember of the times of its blocks. Raises ``P2PTrainError``."""
+def rehearse(job: Job, devices: Sequence[Device], controllers: Controllers) -> tuple[float, dict[str, bytes]]:
+    """When measuring began (``time.monotonic()``), and by device what its peer would remember of the times of its
+    blocks. Raises ``P2PTrainError``."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2ptrain-rehearsal-")))
         groups = stack.enter_context(device_groups(devices, controllers))
@@ -57,11 +58,12 @@ def rehearse(job: Job, devices: Sequence[Device], controllers: Controllers) -> d
             stack.callback(node.kill)
             for process in (worker, node):
                 groups[device.name].add(process.pid)
+        began = time.monotonic()
         for worker in workers.values():
             _tell(worker, "measure")
         for name, worker in workers.items():
             _await(worker, name)
-        return {name: (folder / name).read_bytes() for name in workers}
+        return began, {name: (folder / name).read_bytes() for name in workers}
 
 
 def _tell(worker: subprocess.Popen[str], line: str) -> None:

@@ -16,9 +16,11 @@ from p2ptrain.learning import block_times
 from p2ptrain.learning.block_costs import profile_blocks
 from p2ptrain.learning.block_times import measure_blocks
 from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.coding_times import MOST_ROWS, measure_coding
 from p2ptrain.learning.flops import memory_bytes, training_flops
 from p2ptrain.learning.models import TEXT_MODELS, build_model
 from p2ptrain.planning.blocks import check_model, check_times
+from p2ptrain.planning.slice_figures import PARCEL_BYTES
 
 SHAPE = (3, 32, 32)
 
@@ -128,7 +130,7 @@ def test_measuring_ends() -> None:
 
 
 def test_blocks_add_up_to_what_their_runs_took_on_average() -> None:
-    watch = block_times._Stopwatch(torch.device("cpu"), Ticks(), Ticks())
+    watch = block_times.Stopwatch(torch.device("cpu"), Ticks(), Ticks())
     watch.time(lambda: None)
     assert watch.stretch == 1.0
     assert watch.typical(runs(9.0, 1.0, 1.0, 1.0, 2.0, 100.0)) == 1.0  # the first warms up, the last is an outlier
@@ -136,14 +138,14 @@ def test_blocks_add_up_to_what_their_runs_took_on_average() -> None:
 
 
 def test_runs_in_which_the_heap_grew_do_not_count_but_where_it_always_does_all_count() -> None:
-    watch = block_times._Stopwatch(torch.device("cpu"), Ticks(), Ticks())
+    watch = block_times.Stopwatch(torch.device("cpu"), Ticks(), Ticks())
     grew = [*runs(1.0, 1.0, 1.2), *runs(5.0, 6.0, 7.0, faults=5000)]
     assert watch.typical(grew) == 1.0 and watch.stretch == 1.0
     assert watch.typical(runs(9.0, 5.0, 6.0, 7.0, faults=5000)) == 6.0
 
 
 def test_blocks_are_timed_until_enough_runs_are_steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = block_times._Stopwatch(torch.device("cpu"), Ticks(), Ticks())
+    watch = block_times.Stopwatch(torch.device("cpu"), Ticks(), Ticks())
     faults = iter(range(0, 10**6, 1000))
     monkeypatch.setattr(block_times, "_num_faults", lambda: next(faults))
     assert watch.time(lambda: None)[0].faults == 1000
@@ -151,6 +153,15 @@ def test_blocks_are_timed_until_enough_runs_are_steady(monkeypatch: pytest.Monke
     assert all(watch.wants(each, late) for each in ([], runs(1.0, 1.0), [*runs(1.0, 1.0), *runs(9.0, faults=5000)]))
     assert not watch.wants(runs(1.0, 1.0, 1.0), late)
     assert not watch.wants([*runs(1.0, 1.0), *runs(*[9.0] * (block_times.NUM_RUNS - 1), faults=5000)], late)
+
+
+def test_coding_is_timed_by_what_it_took_by_the_clock() -> None:
+    chain = chain_of("vgg11_bn")
+    crossing = chain.blocks[(len(chain.blocks) - 1) // 2].outputs[0]
+    num_bytes = min(MOST_ROWS, PARCEL_BYTES // crossing.num_bytes) * crossing.num_bytes
+    found = measure_coding(chain, "none", "int8", **ticking(Ticks(0.001)))
+    assert found == pytest.approx((0.001 / 2 / num_bytes,) * 2)
+    assert all(second > 0 for second in measure_coding(chain, "int8", "fp16"))
 
 
 def runs(*seconds: float, faults: int = 3) -> list[block_times._Run]:

@@ -415,6 +415,20 @@ def test_measured_times_count_more_than_flops_and_slowdown_multiplies_both() -> 
     assert stages(first([peer(0), peer(1, counts=(), measured=6)])) == [(0, 3, [0]), (3, 6, [1])]
 
 
+def test_what_its_trainer_takes_for_parcels_is_counted_for_each_that_it_passes_on() -> None:
+    """Peer 1 ends the pipeline: it takes activations in, and hands gradients on, of 100 bytes a sample."""
+    peers = [peer(0, measured=6), peer(1, counts=(), measured=6)]
+    took = []
+    for extra in ({}, {"activation_s_per_byte": 1e-6, "gradient_s_per_byte": 3e-6}):
+        plan = first([peers[0], changed(peers[1], **extra)])
+        room, pipeline = Room(job(), model(), plan.peers, slices_of(plan).profiles), slices_of(plan).pipeline
+        assert pipeline.stages[1].peers == (name(1),)
+        took.append((room.passing_s(pipeline, name(0)), room.passing_s(pipeline, name(1)), pipeline.micro_batch))
+    (first_before, before, _), (first_after, after, rows) = took
+    assert first_after == first_before
+    assert [new - old for new, old in zip(after, before, strict=True)] == pytest.approx([1e-4 * rows, 3e-4 * rows])
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -422,6 +436,8 @@ def test_measured_times_count_more_than_flops_and_slowdown_multiplies_both() -> 
         {"slowdown": 0.0},
         {"link_bytes_per_s": math.nan},
         {"link_bytes_per_s": -1.0},
+        {"activation_s_per_byte": math.nan},
+        {"gradient_s_per_byte": 2.0},
         {"forward_s": ((0.0,) * 6,) * 2},
         {"forward_s": ((math.nan,) * 6,) * 2},
         {"backward_s": ((1e7,) * 6,) * 2},

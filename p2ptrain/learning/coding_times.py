@@ -1,0 +1,49 @@
+"""How long this device takes to make parcels of what crosses a cut, and tensors of parcels again.
+
+That is a trainer's part of passing them on; what its node does with their bytes is planned for apart
+(``planning.slice_figures``).
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from safetensors.torch import load, save
+
+from p2ptrain.learning.block_times import Clock, Stopwatch
+from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.slice_codec import Coding, Encoder, decode
+from p2ptrain.learning.slice_rows import PARCEL_BYTES, Spec
+
+MOST_ROWS = 64
+BUDGET_S = 2.0
+
+
+def measure_coding(
+    chain: Chain,
+    activations: Coding,
+    gradients: Coding,
+    *,
+    clock: Clock = time.perf_counter,
+    cpu_clock: Clock = time.process_time,
+) -> tuple[float, float]:
+    """Seconds for each byte that crosses a cut, before it is coded, of handing it on or of taking it in: their mean;
+    of activations, and of gradients. Timed as blocks are (``measure_blocks``), on what crosses the middle of the chain.
+    """
+    crossing = chain.blocks[(len(chain.blocks) - 1) // 2].outputs[0]
+    if not crossing.dtype.is_floating_point:
+        return 0.0, 0.0
+    num_rows = max(1, min(MOST_ROWS, PARCEL_BYTES // crossing.num_bytes))
+    rows = torch.randn((num_rows, *crossing.shape)).to(crossing.dtype)
+    specs = {"0": Spec((crossing.shape,), crossing.dtype)}
+    watch = Stopwatch(torch.device("cpu"), clock, cpu_clock)
+    end, found = clock() + BUDGET_S, []
+    for coding, feedback in ((activations, False), (gradients, True)):
+        encoder = Encoder(coding, feedback=feedback)
+
+        def there_and_back(encoder: Encoder = encoder, coding: Coding = coding) -> object:
+            return decode(coding, load(save(encoder.encode({"0": rows}))), specs)
+
+        found.append(watch.seconds(there_and_back, end) / 2 / rows.nbytes)
+    return found[0] * watch.stretch, found[1] * watch.stretch
