@@ -13,6 +13,11 @@ from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import deepest_warm_up, round_s
 from p2ptrain.planning.pipeline_search import Planned, plan_of, plan_pipeline, stage_of
 
+WORTH = 1.1
+"""How many times as fast as one device alone a pipeline has to promise to be for a group to take it: what is predicted
+holds to a tenth, and one device needs nobody."""
+SINGLE = "best single peer"
+
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
@@ -31,13 +36,21 @@ class Comparison:
     planned: Planned
     baselines: tuple[Baseline, ...]
 
+    @property
+    def preferred_peer(self) -> str | None:
+        """Whom a group of these would have train alone, as the plan promises too little; None: it takes the plan."""
+        single = next(each for each in self.baselines if each.name == SINGLE)
+        if single.plan is None or single.cost is None or self.planned.plan.is_alone:
+            return None
+        return None if single.cost.round_s >= WORTH * self.planned.cost.round_s else single.plan.stages[0].peers[0]
+
 
 def compare(task: PipelineTask) -> Comparison:
     """Plan, and price the baselines. Raises ``UserError`` where there is no plan."""
     model = CostModel(task)
     planned = plan_pipeline(model)
     plans = {
-        "best single peer": best_single_peer(model),
+        SINGLE: best_single_peer(model),
         "equal split": equal_split(model),
         "data parallel": data_parallel(model),
     }

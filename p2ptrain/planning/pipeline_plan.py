@@ -61,6 +61,11 @@ class PipelinePlan:
         """The canonical form: sorted keys, no spaces. Equal plans have equal text."""
         return json.dumps(to_plain(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether one peer trains the whole model."""
+        return sum(len(stage.peers) for stage in self.stages) == 1
+
     def stage_of(self, peer: str) -> int | None:
         """The stage that ``peer`` is in, if any."""
         return next((index for index, stage in enumerate(self.stages) if peer in stage.peers), None)

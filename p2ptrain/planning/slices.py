@@ -46,7 +46,7 @@ from p2ptrain.planning.slice_figures import (
     micro_batch_choices,
     usable,
 )
-from p2ptrain.planning.slices_choice import best, is_alone, judged_s
+from p2ptrain.planning.slices_choice import best, judged_s
 
 SLOWER = 1 + 1e-3
 """A plan may be this much slower than the best single peer: figures are rounded."""
@@ -154,7 +154,7 @@ def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
 
 def _stretch(room: Room, plan: SlicesPlan, batch_s: float) -> float:
     """As ``SlicesPlan.stretch``, with what was seen under the plan, by its peers' figures of today."""
-    if batch_s <= 0 or is_alone(plan.pipeline):
+    if batch_s <= 0 or plan.pipeline.is_alone:
         return plan.stretch
     return rounded(min(max(batch_s / room.batch_s(plan.pipeline), 1.0), MAX_STRETCH))
 

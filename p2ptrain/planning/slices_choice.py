@@ -7,14 +7,11 @@ it takes over one device alone, and so has each of its devices.
 from __future__ import annotations
 
 from p2ptrain.errors import LocalError, UserError
-from p2ptrain.planning.pipeline_baselines import best_single_peer, equal_split, side_by_side
+from p2ptrain.planning.pipeline_baselines import WORTH, best_single_peer, equal_split, side_by_side
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.pipeline_search import plan_pipeline
 from p2ptrain.planning.slice_figures import Room, micro_batch_choices
 
-WORTH = 1.1
-"""How many times as fast as one device alone a pipeline has to promise to be: what is predicted holds to a tenth, and
-one device needs nobody. More where batches were seen to take longer yet (``SlicesPlan.stretch``)."""
 WORTH_A_DEVICE, MOST_DROPPED = 1.03, 4
 """As many times as slow a pipeline may be for having one device less: each is one more that may get slow or go. And how
 many are dropped like that at most, as each takes another search."""
@@ -35,12 +32,9 @@ def best(room: Room, stretch: float) -> PipelinePlan:
 
 
 def judged_s(room: Room, pipeline: PipelinePlan, stretch: float) -> float:
-    """Seconds of a batch; where it takes more than one device, as many more as it has to be worth."""
-    return room.batch_s(pipeline) * (1.0 if is_alone(pipeline) else max(WORTH, stretch))
-
-
-def is_alone(pipeline: PipelinePlan) -> bool:
-    return sum(len(stage.peers) for stage in pipeline.stages) == 1
+    """Seconds of a batch; where it takes more than one device, as many more as it has to be worth, and more where
+    batches were seen to take longer yet (``SlicesPlan.stretch``)."""
+    return room.batch_s(pipeline) * (1.0 if pipeline.is_alone else max(WORTH, stretch))
 
 
 def _pipelines(room: Room, num_micro_batches: int) -> list[PipelinePlan]:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from p2ptrain.planning.pipeline_baselines import Baseline, Comparison
+from p2ptrain.planning.pipeline_baselines import WORTH, Baseline, Comparison
 from p2ptrain.planning.pipeline_cost import PipelineTask, PlanCost
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.pipeline_schedule import Timeline
@@ -42,7 +42,11 @@ def render(comparison: Comparison, width: int = TIMELINE_WIDTH) -> str:
         lines += [f"left out: {listed(plan.left_out, 20)}", ""]
     rows = [("this plan", seconds(cost.round_s), proved)]
     rows += [(each.name, *_baseline_cells(each, cost.round_s)) for each in comparison.baselines]
-    lines += [*table([("predicted", "a batch", ""), *rows], right=(1,)), "", *timeline_lines(cost.timeline, width)]
+    lines += [*table([("predicted", "a batch", ""), *rows], right=(1,)), ""]
+    if comparison.preferred_peer is not None:
+        alone = clean(comparison.preferred_peer, 32)
+        lines += [f"a group would rather train on {alone} alone: a pipeline has to promise {WORTH:g} x its speed", ""]
+    lines += [*timeline_lines(cost.timeline, width)]
     return "\n".join(lines)
 
 
@@ -137,6 +141,7 @@ def to_plain(comparison: Comparison) -> dict[str, Any]:
         "plan": json.loads(planned.plan.to_json()),
         "hash": planned.plan.hash,
         "is_proved": planned.is_proved,
+        "preferred_peer": comparison.preferred_peer,
         "latency_s": task.latency_s,
         "peers": [
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -33,6 +34,22 @@ def test_the_text_names_stages_left_out_peers_and_baselines() -> None:
         assert name in text
     assert text.count(" x as long") == 3 and LEGEND in text
     assert "\x1b" not in text
+
+
+def test_a_pipeline_that_promises_little_is_said_not_to_be_worth_it() -> None:
+    """The second device is a fifth as fast as the first: it can have one block of six."""
+    found = comparison()
+    assert found.preferred_peer is None and to_plain(found)["preferred_peer"] is None
+    assert "would rather" not in render(found)
+    task = found.task
+    slow = dataclasses.replace(task.peers[1], flops_per_s=0.8e6)
+    poor = compare(dataclasses.replace(task, peers=(task.peers[0], slow), num_micro_batches=8))
+    gain = to_plain(poor)["baselines"]["best single peer"]["round_s"] / poor.planned.cost.round_s
+    assert 1.0 < gain < 1.1 and len(poor.planned.plan.stages) == 2
+    assert poor.preferred_peer == to_plain(poor)["preferred_peer"] == "fast"
+    assert "a group would rather train on fast alone: a pipeline has to promise 1.1 x its speed" in render(poor)
+    alone = compare(dataclasses.replace(task, peers=task.peers[:1]))
+    assert alone.planned.plan.is_alone and alone.preferred_peer is None
 
 
 def test_what_does_not_fit_is_said() -> None:
