@@ -2,7 +2,7 @@
 """Benchmarks of p2ptrain on this machine, each beside a baseline measured in the same session.
 
     scripts/bench.py list
-    scripts/bench.py NAME... [--out results/] [--repeat 3] [--tiny]
+    scripts/bench.py NAME... [--out results/] [--repeat 3] [--more] [--tiny]
     scripts/bench.py NAME... --redraw [--out results/]
 
 Prints a table and writes ``NAME.json``: the machine, versions, every repetition's raw figures, medians and spread; and
@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from benchmarks.common import Settings, measure, redraw
 from benchmarks.plots import HOW_TO
+
+from p2ptrain.errors import P2PTrainError
 
 BENCHMARKS = {
     "wire": "MB/s and CPU seconds per GB of codec, transport and blob transfer, beside plain TCP",
@@ -48,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="+", metavar="NAME", choices=["list", "all", *BENCHMARKS])
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder for NAME.json and NAME.png")
     parser.add_argument("--repeat", type=int, default=3, help="repetitions of baseline and measured thing, in turn")
+    parser.add_argument("--more", action="store_true", help="repeat so often again, on top of what NAME.json holds")
     parser.add_argument("--tiny", action="store_true", help="a setting that only shows that the benchmark works")
     parser.add_argument("--redraw", action="store_true", help="only make NAME.png again, from NAME.json")
     options = parser.parse_args(arguments)
@@ -63,7 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.redraw:
             print(redraw(name, module, options.out) or HOW_TO)
             continue
-        result = measure(name, module, Settings(options.repeat, options.tiny), options.out)
+        try:
+            result = measure(name, module, Settings(options.repeat, options.tiny, options.more), options.out)
+        except P2PTrainError as error:
+            print(f"bench.py: {error}", file=sys.stderr)
+            return 2
         status = 1 if result["incomplete"] else status
     return status
 

@@ -6,6 +6,7 @@ and the command line to run it again.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -23,6 +24,7 @@ from typing import Any, Protocol
 import psutil
 
 from benchmarks import plots
+from p2ptrain.errors import P2PTrainError
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 REPOSITORY = SCRIPTS.parent
@@ -34,10 +36,20 @@ SEED = 2026
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``repeat``: how often baseline and measured thing are run in turn. ``tiny``: only show that it works."""
+    """``repeat``: how often baseline and measured thing are run in turn. ``tiny``: only show that it works.
+
+    ``more``: add to the repetitions that there are, of which ``measure`` counts ``done``.
+    """
 
     repeat: int = 3
     tiny: bool = False
+    more: bool = False
+    done: int = 0
+
+    @property
+    def repetitions(self) -> range:
+        """Their numbers, which seeds may follow from."""
+        return range(self.done, self.done + self.repeat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +82,16 @@ class Benchmark(Protocol):
 
 
 def measure(name: str, benchmark: Any, settings: Settings, folder: Path) -> dict[str, Any]:
-    """Run a benchmark, print its table, write its file; what the file holds is returned."""
+    """Run a benchmark, print its table, write its file; what the file holds is returned.
+
+    Raises ``P2PTrainError`` if there is nothing to add to, or it was measured elsewhere.
+    """
     started, load_before = time.time(), os.getloadavg()[0]
-    samples: list[Sample] = []
-    incomplete = ""
+    before = _before(name, settings, folder) if settings.more else None
+    samples = [Sample(**sample) for sample in before["samples"]] if before else []
+    if before:
+        settings = dataclasses.replace(settings, done=before["repeat"])
+    incomplete, took_before = "", before["took_s"] if before else 0.0
     try:
         for sample in benchmark.run(settings):
             samples.append(sample)
@@ -86,12 +104,12 @@ def measure(name: str, benchmark: Any, settings: Settings, folder: Path) -> dict
         "benchmark": name,
         "baseline": benchmark.BASELINE,
         "tiny": settings.tiny,
-        "repeat": settings.repeat,
+        "repeat": settings.done + settings.repeat,
         "seed": SEED,
         "incomplete": incomplete,
-        "command_line": sys.argv,
-        "started_at": started,
-        "took_s": time.time() - started,
+        "command_line": before["command_line"][:1] + _in_one_go(name, settings) if before else sys.argv,
+        "started_at": before["started_at"] if before else started,
+        "took_s": took_before + time.time() - started,
         "load_average_before": load_before,
         "load_average_after": os.getloadavg()[0],
         "machine": describe_machine(),
@@ -114,6 +132,25 @@ def measure(name: str, benchmark: Any, settings: Settings, folder: Path) -> dict
     picture = plots.draw(name, benchmark, result, folder)
     print(f"{path} ({result['took_s']:.0f} s), {picture or plots.HOW_TO}\n")
     return result
+
+
+def _before(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
+    """The result that is added to."""
+    path = folder / f"{name}.json"
+    try:
+        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise P2PTrainError(f"{path}: nothing to add to; measure without --more") from None
+    here = {"tiny": settings.tiny, "machine": describe_machine(), "versions": describe_versions(), "incomplete": ""}
+    for key, value in here.items():
+        if before[key] != value:
+            raise P2PTrainError(f"{path}: {key} was {before[key]!r} and is {value!r}; measure anew, without --more")
+    return before
+
+
+def _in_one_go(name: str, settings: Settings) -> list[str]:
+    """What to type for all repetitions at once."""
+    return [name, "--repeat", str(settings.done + settings.repeat), *(["--tiny"] if settings.tiny else [])]
 
 
 def redraw(name: str, benchmark: Any, folder: Path) -> Path | None:

@@ -60,7 +60,7 @@ def run(settings: Settings) -> Iterator[Sample]:
     rounds = TINY_ROUNDS if settings.tiny else ROUNDS
     with tempfile.TemporaryDirectory(prefix="p2ptrain-bench-") as folder:
         data, contract = digits_file(Path(folder))
-        for repetition in range(settings.repeat):
+        for repetition in settings.repetitions:
             job = Job(
                 name="benchmark",
                 mode="replicas",

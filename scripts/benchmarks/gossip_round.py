@@ -51,10 +51,10 @@ def run(settings: Settings) -> Iterator[Sample]:
                     exchanges = _of_group(Path(state), model, data, compression, settings.repeat)
                 num_bytes = int(1e6 * exchanges[0]["megabytes"])
                 num_parameters = count_parameters(model)
-                for repetition in range(settings.repeat):
+                for repetition in settings.repetitions:
                     figures = _plain_exchange(num_bytes, num_parameters)
                     yield Sample(f"{model}, {compression}: TCP", repetition, figures, is_baseline=True)
-                for repetition, figures in enumerate(exchanges):
+                for repetition, figures in zip(settings.repetitions, exchanges, strict=True):
                     yield Sample(f"{model}, {compression}", repetition, figures)
 
 

@@ -41,7 +41,7 @@ REST_S = 0.6
 def run(settings: Settings) -> Iterator[Sample]:
     sampled_s = 0.5 if settings.tiny else 5.0
     with tempfile.TemporaryDirectory(prefix="p2ptrain-bench-") as folder:
-        for repetition in range(settings.repeat):
+        for repetition in settings.repetitions:
             for case, code in (("python", ""), ("import torch", "import torch")):
                 yield Sample(case, repetition, _of_code(f"{code}\ninput()", "", 0.5), is_baseline=True)
             for model in ("lenet",) if settings.tiny else SHAPES:

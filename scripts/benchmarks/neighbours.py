@@ -135,7 +135,7 @@ def run(settings: Settings) -> Iterator[Sample]:
     with own_loopback() as is_own:
         if not is_own:
             print("  no network namespace of our own: bytes sent are not counted", file=sys.stderr)
-        for repetition in range(settings.repeat):
+        for repetition in settings.repetitions:
             for case in TINY if settings.tiny else CASES:
                 if case.framework in missing:
                     continue

@@ -58,7 +58,7 @@ def compare(model: str, settings: Settings) -> Iterator[Sample]:
     else:
         data = f"images:{data_file('cifar10-images.zip')}"
         workload = Workload(model, data, {"model": {"name": model}}, BATCH_SIZE, MICRO_BATCHES)
-    for repetition in range(settings.repeat):
+    for repetition in settings.repetitions:
         yield from measured(workload, settings, repetition, controllers)
 
 

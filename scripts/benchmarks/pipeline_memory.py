@@ -84,7 +84,7 @@ def run(settings: Settings) -> Iterator[Sample]:
         training = {"optimizer": "adamw", "learning_rate": 3e-4}
         steps = TINY_SNAPSHOT_STEPS if settings.tiny else SNAPSHOT_STEPS
         workload = dataclasses.replace(workload, tables={**workload.tables, "training": training}, snapshot_steps=steps)
-        for repetition in range(settings.repeat):
+        for repetition in settings.repetitions:
             yield from _measured(workload, settings, repetition, controllers)
 
 

@@ -67,7 +67,7 @@ def run(settings: Settings) -> Iterator[Sample]:
         workload = text_workload(Path(folder), 0.125 if settings.tiny else 1.0)
         if settings.tiny:  # a round is longer than the case
             workload = dataclasses.replace(workload, snapshot_steps=TINY_SNAPSHOT_STEPS)
-        for repetition in range(settings.repeat):
+        for repetition in settings.repetitions:
             yield from _measured(workload, settings, repetition, controllers)
 
 

@@ -41,7 +41,7 @@ MODELS = {"vgg11": (3, 32, 32), "mobilenetv2": (3, 32, 32), "bert_small": (1, 1,
 
 def run(settings: Settings) -> Iterator[Sample]:
     rooms = _rooms()
-    for repetition in range(settings.repeat):
+    for repetition in settings.repetitions:
         for name in list(MODELS)[:1] if settings.tiny else MODELS:
             model = _profile(name)
             for room, peers in list(rooms.items())[:1] if settings.tiny else rooms.items():

@@ -61,7 +61,7 @@ def run(settings: Settings) -> Iterator[Sample]:
     speeds = {"device1": 1.0, SLOW: SPEEDS[SLOW]} if settings.tiny else SPEEDS
     devices = slices_lab.devices_of(speeds, cores, [RATE_MBIT] * len(speeds), subset)
     slowed_share = devices[-1].share * (TINY_FACTOR if settings.tiny else FACTOR)
-    for repetition in range(settings.repeat):
+    for repetition in settings.repetitions:
         slower = _slowed(devices, slowed_share)
         times = slices_lab.rehearse(workload, slower, stint, controllers)
         fresh = slices_lab.run_case(workload, "planned", slower, stint, repetition, controllers, times)

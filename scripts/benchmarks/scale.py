@@ -62,7 +62,7 @@ FULL_HEARTBEATS = 50
 def run(settings: Settings) -> Iterator[Sample]:
     sizes = TINY_SIZES if settings.tiny else SIZES
     for num_peers in sizes:
-        for repetition in range(settings.repeat):
+        for repetition in settings.repetitions:
             seed, end = SEED + repetition, f", {num_peers} peers"
             figures = detect_death_by_heartbeats(num_peers, seed, everyone_sends=num_peers <= FULL_HEARTBEATS)
             yield Sample(f"heartbeats{end}", repetition, figures, is_baseline=True)
@@ -70,15 +70,15 @@ def run(settings: Settings) -> Iterator[Sample]:
             yield Sample(f"central average{end}", repetition, average_centrally(num_peers, seed), is_baseline=True)
             yield Sample(f"gossip{end}", repetition, reach_consensus(num_peers, seed, num_links=MAX_PEERS))
     for num_peers in sizes if settings.tiny else RECORD_SIZES:
-        for repetition in range(settings.repeat):
+        for repetition in settings.repetitions:
             figures = keep_records(num_peers, SEED + repetition, warm_s=2.0 if settings.tiny else 12.0)
             yield Sample(f"records, {num_peers} peers", repetition, figures)
     for num_peers, num_links in TINY_LINKED if settings.tiny else LINKED:
-        for repetition in range(settings.repeat):
+        for repetition in settings.repetitions:
             figures = detect_death(num_peers, SEED + repetition, num_links=num_links)
             yield Sample(f"membership, {num_links} links, {num_peers} peers", repetition, figures)
     for num_peers in sizes if settings.tiny else SESSION_SIZES:
-        for repetition in range(settings.repeat):
+        for repetition in settings.repetitions:
             yield Sample(f"sessions, {num_peers} peers", repetition, link_up(num_peers, SEED + repetition))
 
 

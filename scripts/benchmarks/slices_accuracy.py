@@ -93,7 +93,7 @@ def run(settings: Settings) -> Iterator[Sample]:
     contract = propose_contract(source, workload.input_shape)
     train = load(source, contract, "train", select(source, contract, "train", shard=workload.shard, seed=SEED))
     test = load(source, contract, "test")
-    for repetition in range(settings.repeat):
+    for repetition in settings.repetitions:
         trial = Trial(workload, train, test, SEED + repetition)
         single = trial.single()
         yield Sample(SINGLE, repetition, single, is_baseline=True)

@@ -46,7 +46,7 @@ def digits_job(num_peers: int, **group: Any) -> Job:
 def run(settings: Settings) -> Iterator[Sample]:
     sizes = (2,) if settings.tiny else (3, 8)
     group = {"settle_s": 0.1} if settings.tiny else {}
-    for repetition in range(settings.repeat):
+    for repetition in settings.repetitions:
         yield Sample("python", repetition, {"s": _run_at_once(1, "pass")}, is_baseline=True)
         for size in sizes:
             figures = {"s": _run_at_once(size, "import torch")}

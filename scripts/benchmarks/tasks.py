@@ -106,7 +106,7 @@ def compare(workload: Workload, settings: Settings) -> Iterator[Sample]:
         (GOSSIP, "replicas", everyone),
         (TASKS, "tasks", everyone),
     )
-    for repetition in range(settings.repeat):
+    for repetition in settings.repetitions:
         speeds = () if settings.tiny else _speeds(workload, everyone, controllers)
         found: dict[str, dict[str, float]] = {}
         for case, mode, devices in cases:

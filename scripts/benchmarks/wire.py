@@ -58,7 +58,7 @@ TIMEOUT_S = 60.0
 def run(settings: Settings) -> Iterator[Sample]:
     plan = ((1, 2),) if settings.tiny else ((1, 48), (64, 3))
     blobs = {megabytes: make_blob(megabytes * 10**6) for megabytes, _ in plan}
-    for repetition in range(settings.repeat):
+    for repetition in settings.repetitions:
         for megabytes, count in plan:
             for case, work in CASES.items():
                 figures = work(blobs[megabytes], count)

@@ -23,6 +23,8 @@ from benchmarks.peers import Happened, PeerProcess  # noqa: E402
 from benchmarks.virtual_membership import detect_death_by_heartbeats  # noqa: E402
 from laboratory.calibration import OffSpeedError  # noqa: E402
 
+from p2ptrain.errors import P2PTrainError  # noqa: E402
+
 NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks_cifar"}
 NAMES |= {"pipeline", "pipeline_mobilenet", "pipeline_text", "pipeline_memory", "replan", "planner", "slices_accuracy"}
 
@@ -111,6 +113,26 @@ def test_what_was_measured_before_a_time_out_is_kept(tmp_path: Path) -> None:
     result = common.measure("example", benchmark, common.Settings(1, True), tmp_path)
     assert result["incomplete"] == "TimeoutError: too slow" and len(result["samples"]) == 1
     assert json.loads((tmp_path / "example.json").read_text()) == result
+
+
+def test_repetitions_are_added_to_those_there_are(tmp_path: Path) -> None:
+    def run(settings: common.Settings) -> Iterator[common.Sample]:
+        for repetition in settings.repetitions:
+            yield common.Sample("a", repetition, {"s": 1.0 + repetition})
+
+    benchmark = SimpleNamespace(BASELINE="nothing", COLUMNS=(common.Column("s", "s"),), run=run)
+    more = common.Settings(2, more=True)
+    with pytest.raises(P2PTrainError, match="nothing to add to"):
+        common.measure("example", benchmark, more, tmp_path)
+    common.measure("example", benchmark, common.Settings(1), tmp_path)
+    result = common.measure("example", benchmark, more, tmp_path)
+    assert [sample["repetition"] for sample in result["samples"]] == [0, 1, 2]
+    assert result["cases"][0]["figures"]["s"] == {"median": 2.0, "low": 1.0, "high": 3.0}
+    assert result["repeat"] == 3 and result["command_line"][1:] == ["example", "--repeat", "3"]
+    assert json.loads((tmp_path / "example.json").read_text()) == result
+    (tmp_path / "example.json").write_text(json.dumps(result | {"machine": {"cpu": "another"}}))
+    with pytest.raises(P2PTrainError, match="measure anew"):
+        common.measure("example", benchmark, more, tmp_path)
 
 
 def test_scale_writes_sound_results(tmp_path: Path) -> None:
