@@ -113,7 +113,7 @@ def test_two_owners_share_each_micro_batch(peers: PeerGroup) -> None:
 
 
 def test_a_lost_stage_is_taken_over_from_what_was_saved(peers: PeerGroup) -> None:
-    job = sliced(make_job(rounds=40, epochs=2, peers=3))
+    job = sliced(make_job(rounds=20, epochs=2, peers=3))
     three = peers.start(3, job)
     peers.until_round(3)
     peers.until_all("custody-acked")
@@ -129,7 +129,7 @@ def test_a_lost_stage_is_taken_over_from_what_was_saved(peers: PeerGroup) -> Non
         assert int(peer.lines("training", at)[0].fields["round"] or 0) >= 1, "from a saved step, not from the start"
     peers.until_all("done", 120, others)
     found = peers.harvest()
-    assert found.plan.epoch == 2 and {report.round for report in found.report} == {40}
+    assert found.plan.epoch == 2 and {report.round for report in found.report} == {20}
     path = peers.home / "model.safetensors"
     api.save_harvest(path, found)
     model, card = api.load_model(path)
@@ -137,7 +137,7 @@ def test_a_lost_stage_is_taken_over_from_what_was_saved(peers: PeerGroup) -> Non
 
 
 def test_a_trainer_that_dies_and_a_helper_without_samples(peers: PeerGroup) -> None:
-    job = sliced(make_job(rounds=40, epochs=2, peers=2), snapshot_steps=5)
+    job = sliced(make_job(rounds=20, epochs=2, peers=2), snapshot_steps=5)
     owner = peers.add(job=job.to_json(), shard="1/2").start()
     helper = peers.add(data="").start()
     peers.until_round(2)
@@ -151,5 +151,5 @@ def test_a_trainer_that_dies_and_a_helper_without_samples(peers: PeerGroup) -> N
     assert int(owner.lines("training", at)[0].fields["round"] or 0) >= 1
     peers.until_all("done", 120)
     found = peers.harvest()
-    assert {report.round for report in found.report} == {40}
+    assert {report.round for report in found.report} == {20}
     assert all(bool(tensor.isfinite().all()) for tensor in found.state.values())
