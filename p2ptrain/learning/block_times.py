@@ -7,8 +7,10 @@ model, batch sizes and version of torch.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import gc
 import hashlib
 import json
 import math
@@ -17,7 +19,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,10 +90,23 @@ def measure_blocks(
     if found is not None:
         return found
     watch = Stopwatch(device, clock, cpu_clock if device.type == "cpu" else clock)
-    times = _measure(chain, sizes, watch, budget_s, training, heap_bytes if device.type == "cpu" else 0)
+    with _little_to_collect():
+        times = _measure(chain, sizes, watch, budget_s, training, heap_bytes if device.type == "cpu" else 0)
     if cache is not None:
         _write(cache, {**remembered, key: dataclasses.asdict(times)})
     return times
+
+
+@contextlib.contextmanager
+def _little_to_collect() -> Iterator[None]:
+    """Garbage is collected block by block (a traced module refers to itself), without a look at what was there before:
+    a device with little memory can't hold many blocks, and looking through all of torch each time takes seconds."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class _Run(NamedTuple):
@@ -180,6 +195,7 @@ def _measure(
             # What is left, evenly over the samples that are still to be run.
             left = size * (len(chain.blocks) - block) + sum(sizes[index + 1 :]) * len(chain.blocks)
             row.append(_time_block(chain, block, size, watch, clock() + (end - clock()) * size / left))
+            gc.collect()
         rows.append(row)
     update_s_per_byte = _time_update(chain, watch, training, end)
     return BlockTimes(
@@ -222,6 +238,8 @@ def _time_update(chain: Chain, watch: Stopwatch, training: TrainingConfig, end: 
             runs.append(_Run(step.seconds + emptied.seconds, step.faults + emptied.faults))
         seconds += watch.typical(runs)
         num_bytes += sum(parameter.nbytes for parameter in parameters.values())
+        del parameters, optimizer, step, emptied
+        gc.collect()
     return seconds / num_bytes if num_bytes else 0.0
 
 

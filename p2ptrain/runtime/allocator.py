@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import platform
 
@@ -45,7 +46,9 @@ def keep_freed(at_most_bytes: int, block_bytes: int) -> bool:
 
 
 def give_back() -> None:
-    """What was kept for training that is over."""
+    """What was kept for training that is over. Traced modules refer to themselves, so they are garbage to be collected
+    first: a model's blocks, and whole stages."""
+    gc.collect()
     if platform.libc_ver()[0] == "glibc":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)

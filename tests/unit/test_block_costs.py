@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections.abc import Iterator
@@ -153,6 +154,33 @@ def test_blocks_are_timed_until_enough_runs_are_steady(monkeypatch: pytest.Monke
     assert all(watch.wants(each, late) for each in ([], runs(1.0, 1.0), [*runs(1.0, 1.0), *runs(9.0, faults=5000)]))
     assert not watch.wants(runs(1.0, 1.0, 1.0), late)
     assert not watch.wants([*runs(1.0, 1.0), *runs(*[9.0] * (block_times.NUM_RUNS - 1), faults=5000)], late)
+
+
+def test_one_block_s_tensors_are_held_at_a_time() -> None:
+    """Traced modules refer to themselves: without collecting, all that were measured are still there."""
+    chain = chain_of("gpt_mini", width=1.0)
+    gc.collect()
+    before = held_bytes()
+    most = 0
+
+    def look() -> float:
+        nonlocal most
+        most = max(most, held_bytes() - before)
+        return 0.0
+
+    measure_blocks(chain, "gpt_mini", batch_sizes=(1,), clock=look, cpu_clock=lambda: 0.0)
+    sizes = [block.parameter_bytes for block in profile_blocks(chain, "gpt_mini").blocks]
+    assert held_bytes() == before
+    assert 0 < most < 8 * max(sizes) < 3 * sum(sizes)  # a block, its gradients, optimizer state, activations; and one
+
+
+def held_bytes() -> int:
+    """Of all tensors that Python knows of, by where they lie."""
+    found = {}
+    for each in gc.get_objects():
+        if type(each) in (torch.Tensor, nn.Parameter) and not each.is_meta:
+            found[each.untyped_storage().data_ptr()] = each.untyped_storage().nbytes()
+    return sum(found.values())
 
 
 def test_coding_is_timed_by_what_it_took_by_the_clock() -> None:
