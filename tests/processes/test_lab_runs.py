@@ -24,7 +24,7 @@ LAB = """
 data = "digits"
 timeout_s = 200
 [job.training]
-rounds = 30
+rounds = 20
 epochs_per_round = 4.0
 [network]
 delay_ms = 2.0
