@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 from p2ptrain.errors import UserError
 from p2ptrain.protocol.schema import Bound
@@ -81,6 +81,15 @@ class BlockTimes:
     """Of a trainer that hands activations on, or takes them in, for each byte before it is coded as the job says ..."""
     gradient_s_per_byte: float = 0.0
     """... and likewise of their gradients; 0 = not measured."""
+
+    @classmethod
+    def of(cls, profile: object) -> BlockTimes:
+        """What a profile holds under the same names."""
+        return cls(**{field.name: getattr(profile, field.name) for field in fields(cls)})
+
+    def by_name(self) -> dict[str, Any]:
+        """For a profile that holds them under the same names."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def forward(self, samples: int) -> list[float]:
         """Seconds of each block for so many samples, on straight lines between what was measured."""

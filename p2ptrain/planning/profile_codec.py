@@ -6,7 +6,6 @@ above zero, and its canonical JSON is the very text it came from, so that the te
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -37,13 +36,12 @@ class PeerProfile:
 
     @property
     def times(self) -> BlockTimes:
-        coding = (self.activation_s_per_byte, self.gradient_s_per_byte)
-        return BlockTimes(self.batch_sizes, self.forward_s, self.backward_s, self.update_s_per_byte, *coding)
+        return BlockTimes.of(self)
 
 
 def profile_to_json(model: ModelProfile, times: BlockTimes) -> str:
     """A peer's times for a model's blocks, in ``DIGITS`` digits; canonical (see ``Plan.to_json``)."""
-    return _canonical(PeerProfile(chain_hash(model), *dataclasses.astuple(rounded_times(times))))
+    return _canonical(PeerProfile(chain_hash(model), **rounded_times(times).by_name()))
 
 
 def profile_from_json(data: bytes | str) -> PeerProfile:

@@ -22,7 +22,7 @@ from p2ptrain.planning.pipeline_cost import CostModel, PairRate, PipelinePeer, P
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import Steps, round_s
 from p2ptrain.planning.plan import PeerSnapshot, SliceProfile
-from p2ptrain.planning.profile_codec import rounded, rounded_rows
+from p2ptrain.planning.profile_codec import rounded, rounded_times
 from p2ptrain.protocol.messages import LinkFigure
 
 LATENCY_S = 1e-3
@@ -81,13 +81,8 @@ def usable(
                     snapshot.peer,
                     rounded(profile.link_bytes_per_s),
                     rounded(profile.slowdown),
-                    profile.batch_sizes,
-                    rounded_rows(profile.forward_s),
-                    rounded_rows(profile.backward_s),
-                    rounded(profile.update_s_per_byte),
-                    rounded(profile.activation_s_per_byte),
-                    rounded(profile.gradient_s_per_byte),
-                    _usable_links(profile, names),
+                    links=_usable_links(profile, names),
+                    **rounded_times(BlockTimes.of(profile)).by_name(),
                 )
             )
     return tuple(found)
@@ -109,7 +104,7 @@ def _is_usable(model: ModelProfile, snapshot: PeerSnapshot, profile: SliceProfil
     if not profile.batch_sizes:
         return snapshot.flops_per_s > 0 and not profile.forward_s and not profile.backward_s
     try:
-        check_times(_times(profile), model, snapshot.peer)
+        check_times(BlockTimes.of(profile), model, snapshot.peer)
     except UserError:
         return False
     if max(profile.update_s_per_byte, profile.activation_s_per_byte, profile.gradient_s_per_byte) > 1.0:
@@ -197,20 +192,9 @@ def _pipeline_peer(snapshot: PeerSnapshot, profile: SliceProfile, link_bytes_per
         1.0 if measured else snapshot.flops_per_s,  # nobody looks at it where there are times
         pipeline_bytes(memory, BASE_BYTES),
         link_bytes_per_s,
-        _times(profile) if measured else None,
+        BlockTimes.of(profile) if measured else None,
         profile.slowdown,
         bool(snapshot.counts),
-    )
-
-
-def _times(profile: SliceProfile) -> BlockTimes:
-    return BlockTimes(
-        profile.batch_sizes,
-        profile.forward_s,
-        profile.backward_s,
-        profile.update_s_per_byte,
-        profile.activation_s_per_byte,
-        profile.gradient_s_per_byte,
     )
 
 

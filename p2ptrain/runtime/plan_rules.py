@@ -119,11 +119,6 @@ class PlanRules:
             record.peer,
             record.link_bytes_per_s,
             record.slowdown,
-            profile.batch_sizes,
-            profile.forward_s,
-            profile.backward_s,
-            profile.update_s_per_byte,
-            profile.activation_s_per_byte,
-            profile.gradient_s_per_byte,
-            record.links,
+            links=record.links,
+            **profile.times.by_name(),
         )
