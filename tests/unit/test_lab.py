@@ -225,11 +225,12 @@ def test_events_happen_once_in_order_and_not_before_their_time() -> None:
 # --- links and shares -------------------------------------------------------------------------------------------------
 
 
-def test_what_tc_is_told() -> None:
-    assert shaping("eth0", 0, None) == []
-    (only,) = shaping("eth0", 20, None)
-    assert " ".join(only) == "tc qdisc add dev eth0 root handle 1: tbf rate 20mbit burst 10000 latency 100ms"
-    first, second = shaping("eth0", 100, Line(delay_ms=5, loss=0.01))
+def test_what_links_are_told() -> None:
+    assert [" ".join(each) for each in shaping("eth0", 0, None)] == ["ip link set dev eth0 gso_max_size 65536"]
+    limit, segment = (" ".join(each) for each in shaping("eth0", 20, None))
+    assert limit == "tc qdisc add dev eth0 root handle 1: tbf rate 20mbit burst 10000 latency 100ms"
+    assert segment == "ip link set dev eth0 gso_max_size 8486", "a larger one the bucket would cut into frames"
+    first, second, _ = shaping("eth0", 100, Line(delay_ms=5, loss=0.01))
     assert "parent 1:1 netem delay 5ms loss 1%" in " ".join(second)
     assert "burst 50000" in " ".join(first)
 
