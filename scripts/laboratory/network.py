@@ -178,9 +178,9 @@ def has_netem() -> bool:
 def shaping(device: str, rate_mbit: float, netem: Line | None) -> list[list[str]]:
     """The commands that give a bare interface this rate, delay and loss.
 
-    Segments are kept smaller than the bucket, which would cut larger ones into frames. The kernel then handles those one
-    by one, on the devices' time: 100 Mbit/s slowed a computation beside it by a third to a half. Network cards of
-    devices merge frames.
+    Segments are kept smaller than the bucket, which would cut larger ones into frames. The kernel then handles those
+    one by one, on the devices' time: 100 Mbit/s made a computation beside it take 1.4 to 1.8 times as long. Network
+    cards of devices merge frames.
     """
     commands, parent, segment = [], ["root"], LARGEST_SEGMENT
     if rate_mbit:
