@@ -16,42 +16,31 @@ import json
 import math
 import os
 import platform
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import UserError
 from p2ptrain.learning.block_costs import block_inputs, profile_blocks, run_backward, run_forward
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.slice_stage import as_trained
+from p2ptrain.learning.stopwatch import LEAST_RUNS, NUM_RUNS, Clock, Run, Stopwatch
 from p2ptrain.learning.training import make_optimizer
 from p2ptrain.planning.blocks import BlockTimes
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
-
-CACHE_FORMAT = "p2ptrain-block-times-5"
-NUM_RUNS, LEAST_RUNS = 5, 2
-"""Of each block at each batch size, after one to warm up; fewer where time is short, but at least so many steady ones.
-Of an even number the lower median counts."""
-FEW_FAULTS = 64
-OUTLIER = 2.0
-"""A run that took so many times as long as the median counts as just that."""
+CACHE_FORMAT = "p2ptrain-block-times-6"
 HEAP_COPIES = 2
 """Of what a block stores for its backward pass: with its gradients about what a run allocates."""
 WEIGHT = 0.01
-
-Clock = Callable[[], float]
+NOISE_LENGTH = 1 << 16
+"""Made-up numbers come again after so many."""
 
 
 def measure_blocks(
@@ -109,116 +98,71 @@ def _little_to_collect() -> Iterator[None]:
         gc.unfreeze()
 
 
-class _Run(NamedTuple):
-    """Seconds of work, and the page faults that it took."""
+class _Passes(NamedTuple):
+    """Runs of one block at one batch size."""
 
-    seconds: float
-    faults: int
+    forward: list[Run]
+    backward: list[Run]
 
-
-def _steady(runs: Sequence[_Run]) -> list[float]:
-    """Those after the first, which warms up, in which the heap did not grow: in training it soon has its size.
-
-    Where large blocks go back to the kernel at once, as they do on small devices, all runs have many faults.
-    """
-    least = min((run.faults for run in runs[1:]), default=0)
-    return [run.seconds for run in runs[1:] if run.faults <= 2 * least + FEW_FAULTS]
-
-
-def _num_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource is not None else 0
-
-
-class Stopwatch:
-    """Times runs by their work, and knows by how much the clock went faster."""
-
-    def __init__(self, device: torch.device, clock: Clock, work_clock: Clock) -> None:
-        self.device = device
-        self.clock = clock
-        self._work_clock = work_clock
-        self._clocked = self._worked = self._typical = self._counted = 0.0
-
-    def time(self, work: Callable[[], Any]) -> tuple[_Run, Any]:
-        """How it went, and what came of it."""
-        faults, start, work_start = _num_faults(), self.clock(), self._work_clock()
-        result = work()
-        _wait_for(self.device)
-        worked = self._work_clock() - work_start
-        self._clocked += self.clock() - start
-        self._worked += worked
-        return _Run(worked, _num_faults() - faults), result
-
-    def typical(self, runs: Sequence[_Run]) -> float:
-        """The lower median of a work's steady runs."""
-        steady = _steady(runs)
-        median = statistics.median_low(steady)
-        self._typical += len(steady) * median
-        self._counted += sum(min(seconds, OUTLIER * median) for seconds in steady)
-        return median
-
-    def seconds(self, work: Callable[[], Any], end: float) -> float:
-        """Of a work that is run a few times, until ``end`` by the clock; not stretched."""
-        runs: list[_Run] = []
-        while self.wants(runs, end):
-            runs.append(self.time(work)[0])
-        return self.typical(runs)
-
-    def wants(self, runs: Sequence[_Run], end: float) -> bool:
-        """Whether to time the work once more: always, as long as there is time until ``end`` or too few are steady."""
-        return len(runs) <= NUM_RUNS and (len(_steady(runs)) < LEAST_RUNS or self.clock() < end)
-
-    @property
-    def stretch(self) -> float:
-        """How many times as long as its typical runs say all of the work took by the clock."""
-        if self._worked <= 0 or self._typical <= 0:
-            return 1.0
-        return self._clocked / self._worked * self._counted / self._typical
+    def wanted(self, watch: Stopwatch, end: float) -> bool:
+        return watch.wants(self.forward, end) or watch.wants(self.backward, end)
 
 
 def _measure(
     chain: Chain, sizes: Sequence[int], watch: Stopwatch, budget_s: float, training: TrainingConfig, heap_bytes: int
 ) -> BlockTimes:
+    """All sizes of all blocks once, then again and again: so a slow moment of the machine does not make one batch size
+    look slow, or a fast one fast, which a plan would fall for."""
     clock = watch.clock
     end = clock() + budget_s
     blocks = profile_blocks(chain, "").blocks if heap_bytes else ()
-    rows: list[list[tuple[float, float]]] = []
+    rows: list[list[_Passes]] = []
+    took: list[float] = []
     for index, size in enumerate(sizes):
         if rows:
-            once = watch.stretch * sum(map(sum, rows[-1])) * size / sizes[index - 1]
-            if clock() + (1 + LEAST_RUNS) * once > end:
+            once = took[-1] * size / sizes[index - 1]
+            if clock() + once + LEAST_RUNS * (sum(took) + once) > end:
                 break
         if heap_bytes:
             needed = max(HEAP_COPIES * size * b.stored_activation_bytes + 2 * b.parameter_bytes for b in blocks)
             torch.empty(min(needed, heap_bytes), dtype=torch.uint8).fill_(1)  # as training soon will have done
-        row: list[tuple[float, float]] = []
-        for block in range(len(chain.blocks)):
-            # What is left, evenly over the samples that are still to be run.
-            left = size * (len(chain.blocks) - block) + sum(sizes[index + 1 :]) * len(chain.blocks)
-            row.append(_time_block(chain, block, size, watch, clock() + (end - clock()) * size / left))
-            gc.collect()
+        row = [_Passes([], []) for _ in chain.blocks]
+        start = clock()
+        for block, passes in enumerate(row):
+            _run_block(chain, block, {size: passes}, watch)
         rows.append(row)
+        took.append(clock() - start)
+    for turn in range(NUM_RUNS):
+        for block in range(len(chain.blocks))[:: 1 if turn % 2 else -1]:  # what drifts, drifts for all alike
+            measured = {size: row[block] for size, row in zip(sizes, rows, strict=False)}
+            wanted = {size: passes for size, passes in measured.items() if passes.wanted(watch, end)}
+            if wanted:
+                _run_block(chain, block, wanted, watch)
+    typical = [[(watch.typical(passes.forward), watch.typical(passes.backward)) for passes in row] for row in rows]
     update_s_per_byte = _time_update(chain, watch, training, end)
     return BlockTimes(
         batch_sizes=tuple(sizes[: len(rows)]),
-        forward_s=tuple(tuple(watch.stretch * forward for forward, _ in row) for row in rows),
-        backward_s=tuple(tuple(watch.stretch * backward for _, backward in row) for row in rows),
+        forward_s=tuple(tuple(watch.stretch * forward for forward, _ in row) for row in typical),
+        backward_s=tuple(tuple(watch.stretch * backward for _, backward in row) for row in typical),
         update_s_per_byte=watch.stretch * update_s_per_byte,
     )
 
 
-def _time_block(chain: Chain, index: int, size: int, watch: Stopwatch, end: float) -> tuple[float, float]:
-    part = _made_up(chain.slice(index, index + 1), watch.device).train(size > 1)
-    made = block_inputs(chain, index, size, watch.device)
+def _run_block(chain: Chain, index: int, wanted: Mapping[int, _Passes], watch: Stopwatch) -> None:
+    """One more pass of a block at each of these batch sizes."""
+    part = _made_up(chain.slice(index, index + 1), watch.device)
+    for size, passes in wanted.items():
+        made = block_inputs(chain, index, size, watch.device)
+        _run_pass(part.train(size > 1), made if index == 0 else tuple(map(_noisy, made)), watch, passes)
+    del part
+    gc.collect()
+
+
+def _run_pass(part: nn.Module, made: Sequence[Tensor], watch: Stopwatch, passes: _Passes) -> None:
     inputs = tuple(as_trained(t.detach(), watch.device).requires_grad_(t.requires_grad) for t in made)
-    forward: list[_Run] = []
-    backward: list[_Run] = []
-    while watch.wants(forward, end) or watch.wants(backward, end):
-        for tensor in inputs:  # gradients of parameters add up, as those of a batch's micro-batches do
-            tensor.grad = None
-        run, outputs = watch.time(lambda: run_forward(part, inputs))
-        forward.append(run)
-        backward.append(watch.time(lambda: run_backward(outputs))[0])  # noqa: B023 - called at once
-    return watch.typical(forward), watch.typical(backward)
+    run, outputs = watch.time(lambda: run_forward(part, inputs))
+    passes.forward.append(run)
+    passes.backward.append(watch.time(lambda: run_backward(outputs))[0])
 
 
 def _time_update(chain: Chain, watch: Stopwatch, training: TrainingConfig, end: float) -> float:
@@ -231,11 +175,11 @@ def _time_update(chain: Chain, watch: Stopwatch, training: TrainingConfig, end: 
         for parameter in parameters.values():
             parameter.grad = torch.full_like(parameter, WEIGHT)
         optimizer = make_optimizer(parameters, training)
-        runs: list[_Run] = []  # the first one makes the optimizer's state
+        runs: list[Run] = []  # the first one makes the optimizer's state
         while watch.wants(runs, end):
             step, _ = watch.time(optimizer.step)
             emptied, _ = watch.time(partial(optimizer.zero_grad, set_to_none=False))
-            runs.append(_Run(step.seconds + emptied.seconds, step.faults + emptied.faults))
+            runs.append(Run(step.seconds + emptied.seconds, step.faults + emptied.faults))
         seconds += watch.typical(runs)
         num_bytes += sum(parameter.nbytes for parameter in parameters.values())
         del parameters, optimizer, step, emptied
@@ -249,7 +193,9 @@ def _made_up(part: nn.Module, device: torch.device) -> nn.Module:
     for module in part.modules():
         for short, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
-                made = torch.full_like(parameter, WEIGHT if parameter.dim() > 1 else 1.0, device=device)
+                made = torch.full_like(parameter, 1.0, device=device)
+                if parameter.dim() > 1:
+                    _noisy(made).mul_(WEIGHT)
                 setattr(module, short, nn.Parameter(made, requires_grad=parameter.requires_grad))
         for short, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
@@ -257,11 +203,14 @@ def _made_up(part: nn.Module, device: torch.device) -> nn.Module:
     return part.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+def _noisy(tensor: Tensor) -> Tensor:
+    """The tensor, filled with numbers as they come in training: of nothing but zeros a device may make shorter work."""
+    if tensor.is_floating_point():
+        noise = torch.randn(NOISE_LENGTH, generator=torch.Generator().manual_seed(0)).to(tensor)
+        flat = tensor.detach().view(-1)
+        for start in range(0, len(flat), NOISE_LENGTH):
+            flat[start : start + NOISE_LENGTH] = noise[: len(flat) - start]
+    return tensor
 
 
 # What was measured before

@@ -11,10 +11,10 @@ import time
 import torch
 from safetensors.torch import load, save
 
-from p2ptrain.learning.block_times import Clock, Stopwatch
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.slice_codec import Coding, Encoder, decode
 from p2ptrain.learning.slice_rows import PARCEL_BYTES, Spec
+from p2ptrain.learning.stopwatch import Clock, Stopwatch
 
 MOST_ROWS = 64
 BUDGET_S = 2.0

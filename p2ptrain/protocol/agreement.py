@@ -19,7 +19,8 @@ follows. A plan whose parent is not known here is not ours to vote on: it is fol
     following --(members changed, settled: propose)--> following    following --(heard of a better one)--> following
     following --(proposed, or heard of a vote: vote)--> pending --(a majority)--> following the next plan
     pending --(``vote_s`` without a majority: withdraw)--> following, and the members settle anew
-    fetching: ask a holder --(timeout)--> ask the next one --(``max_asks`` in vain)--> ignored for ``ignore_s``
+
+How a better plan is fetched: ``plan_fetch``.
 
 What a plan is stays with the caller: ``Rules`` parses, verifies and makes them. To make one is a search, which may take
 a small device many seconds, and who does not answer pings meanwhile is taken for dead. So it is a ``Question`` that the
@@ -30,20 +31,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import JobId, PeerId
-from p2ptrain.protocol.ballot import Ballot, PlanRef, best_first, carries
+from p2ptrain.protocol.ballot import Ballot, PlanRef, carries
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.messages import NO_PART, PlanReply, PlanRequest, Record
+from p2ptrain.protocol.plan_fetch import FetchConfig, PlanFetch, remember
 
 HISTORY = 16
 """Plans kept to serve them, and to check the plans that follow from them."""
-REMEMBERED = 256
-"""Hashes remembered as refused, asked for, or of known epoch."""
 
 
 class Proposal(Protocol):
@@ -106,11 +106,7 @@ class AgreementConfig:
     """How long each further candidate waits for those before it."""
     minority_s: float = 15.0
     """Settling time of a peer that sees less than half of its plan's peers."""
-    request_timeout_s: float = 2.0
-    """Doubled for every round of all holders, up to ``max_timeout_s``."""
-    max_timeout_s: float = 5.0
-    max_asks: int = 10
-    ignore_s: float = 30.0
+    fetch: FetchConfig = field(default_factory=FetchConfig)
     majority: bool = False
     """A plan that has a parent needs the votes of most of the parent's participants."""
     vote_s: float = 20.0
@@ -135,13 +131,6 @@ class VoteFor(Generic[P]):
     plan: P | None
 
 
-@dataclass(slots=True)
-class _Fetch:
-    ref: PlanRef
-    next_ask: float
-    asked: list[PeerId] = field(default_factory=list)
-
-
 class Agreement(Generic[P]):
     """``restored`` is the plan this peer followed before a restart."""
 
@@ -162,15 +151,10 @@ class Agreement(Generic[P]):
         self._job = job
         self._rules = rules
         self._plans: OrderedDict[str, tuple[P, bytes]] = OrderedDict()
-        self._epochs: OrderedDict[str, int] = OrderedDict()
-        self._refused: OrderedDict[str, None] = OrderedDict()
-        self._asked: OrderedDict[str, set[PeerId]] = OrderedDict()
-        self._ignored: OrderedDict[str, float] = OrderedDict()
         self._members: tuple[Record, ...] = ()
         self._unready: list[PeerId] = []
         """The first few that are here and can't be given a part yet."""
         self._view: tuple[object, ...] = ()
-        self._claims: dict[PlanRef, list[PeerId]] = {}
         self._settled_since = now
         self._asking: tuple[object, ...] | None = None
         """What the question is about that is being worked out."""
@@ -180,7 +164,7 @@ class Agreement(Generic[P]):
         """How often the rules came to know more."""
         self.problem = ""
         """Why no plan could be made when one was last asked for; "" = nothing stood in the way."""
-        self._fetch: _Fetch | None = None
+        self._fetch = PlanFetch(own_id, config.fetch, lambda name: self._ballot.get(name) is not None)
         self._ballot: Ballot[P] = Ballot(own_id, config.vote_s)
         self._proposed = ""
         if restored is not None:
@@ -198,14 +182,12 @@ class Agreement(Generic[P]):
         return self._ref.epoch if self._ref else 0
 
     def next_deadline(self) -> float:
-        fetch = self._fetch.next_ask if self._fetch else NEVER
-        woken = min((until for until in self._ignored.values()), default=NEVER)
-        return min(fetch, woken, self._ballot.deadline(), self._proposal_due())
+        return min(self._fetch.deadline(), self._ballot.deadline(), self._proposal_due())
 
     def waiting_for(self, now: float) -> str:
         """In words, for status: what this peer waits for, and what happens then. "" when for nothing."""
-        if self._fetch is not None:
-            ref, asked = self._fetch.ref, self._fetch.asked
+        if self._fetch.asking is not None:
+            ref, asked = self._fetch.asking.ref, self._fetch.asking.asked
             return f"plan {ref.hash[:8]} of epoch {ref.epoch}, asked {asked[-1] if asked else 'nobody'} ({len(asked)})"
         if self.current is None and len(self._members) < self.config.min_peers:
             what = "peers whose speed is known" if self.config.majority else "peers with samples for this job"
@@ -238,11 +220,7 @@ class Agreement(Generic[P]):
             self._settled_since = now
         others = [record for record in records if record.peer != self.own_id]
         self._ballot.poll(others, left)
-        self._claims = {}
-        for record in others:
-            self._claim(record.plan, record.epoch, record.peer)
-            if self.config.majority and record.vote != record.plan:
-                self._claim(record.vote, record.epoch + 1, record.peer)
+        self._fetch.claimed(self._claims(others))
         return self.tick(now)
 
     def reconsider(self, now: float) -> list[Effect[P]]:
@@ -271,33 +249,26 @@ class Agreement(Generic[P]):
             known = self._known(message.plan)
             return [Send(sender, PlanReply(known[1]))] if known else []
         name = hashlib.sha256(message.data).hexdigest()
-        asked = sender in self._asked.get(name, ())
-        if name in self._refused or (name in self._epochs and not asked):
-            return []  # a second answer
-        if not asked:
-            self._hurry(sender, now)
+        if self._fetch.is_settled(name, sender):
+            return []
+        if not self._fetch.answered(name, sender, now):
             raise RemoteError("plan-unasked", name[:8])
-        del self._asked[name]
         try:
             plan = self._rules.parse(message.data)
             parent = self._known(plan.parent)
             if not self._rules.verify(plan, parent[0] if parent else None):
                 raise RemoteError("plan-verify", f"{name[:8]} does not follow from its inputs")
         except RemoteError:
-            _remember(self._refused, name, None)
-            self._fetch = None if self._fetch and self._fetch.ref.hash == name else self._fetch
+            self._fetch.refuse(name)
             raise
-        _remember(self._epochs, name, plan.epoch)  # what records claimed of it may be wrong
         ref = PlanRef(plan.epoch, name)
+        self._fetch.known(ref)
         if ref.beats(self._ref):
             self._ballot.stand(ref, plan, message.data)
-        self._claims = _merged((PlanRef(self._epochs.get(r.hash, r.epoch), r.hash), p) for r, p in self._claims.items())
         return self.tick(now)
 
     def tick(self, now: float) -> list[Effect[P]]:
-        for name in [name for name, until in self._ignored.items() if now >= until]:
-            del self._ignored[name]
-        effects = [*self._decide(now), *self._pursue(now)]
+        effects = [*self._decide(now), *self._fetch.pursue(self._ref, now)]
         if now >= self._proposal_due():
             self._asking = self._question()
             effects.append(self._rules.question(self.current, self._members))
@@ -309,10 +280,12 @@ class Agreement(Generic[P]):
         idle = self.config.majority and record.plan == self.hash and record.part == NO_PART
         return (record.peer, *figures, idle)
 
-    def _claim(self, name: str, epoch: int, peer: PeerId) -> None:
-        if len(name) == 64 and epoch > 0:
-            ref = PlanRef(self._epochs.get(name, epoch), name)
-            self._claims.setdefault(ref, []).append(peer)
+    def _claims(self, others: Iterable[Record]) -> Iterator[tuple[PeerId, str, int]]:
+        """Who has which plan, and of which epoch it ought to be."""
+        for record in others:
+            yield record.peer, record.plan, record.epoch
+            if self.config.majority and record.vote != record.plan:
+                yield record.peer, record.vote, record.epoch + 1
 
     def _known(self, name: str) -> tuple[P, bytes] | None:
         return self._plans.get(name) or self._ballot.get(name)
@@ -368,40 +341,6 @@ class Agreement(Generic[P]):
         num_votes = len(electorate) - len(missing)
         return f"votes for plan {ref.hash[:8]} of epoch {ref.epoch}: {num_votes} of {len(electorate)}, not yet {names}"
 
-    # --- fetching better plans ------------------------------------------------------------------------------------
-
-    def _pursue(self, now: float) -> list[Effect[P]]:
-        """Ask for the best plan that we know of by name and don't have."""
-        better = (ref for ref in self._claims if ref.beats(self._ref) and not self._ballot.get(ref.hash))
-        sought = [ref for ref in better if ref.hash not in self._refused and ref.hash not in self._ignored]
-        if not sought:
-            self._fetch = None
-            return []
-        best = best_first(sought)[0]
-        if self._fetch is None or self._fetch.ref != best:
-            self._fetch = _Fetch(best, now)
-        fetch = self._fetch
-        if now < fetch.next_ask:
-            return []
-        if len(fetch.asked) >= self.config.max_asks:
-            _remember(self._ignored, best.hash, now + self.config.ignore_s)
-            note = Note("plan-not-got", (("plan", best.hash), ("epoch", best.epoch), ("asked", len(fetch.asked))))
-            return [note, *self._pursue(now)]
-        holders = self._claims[best]
-        after = [peer for peer in holders if peer > self.own_id] + [peer for peer in holders if peer < self.own_id]
-        holder = min(after, key=fetch.asked.count)  # each in turn, and not all peers the same one
-        rounds = fetch.asked.count(holder)
-        fetch.asked.append(holder)
-        fetch.next_ask = now + min(self.config.request_timeout_s * 2**rounds, self.config.max_timeout_s)
-        self._asked.setdefault(best.hash, set()).add(holder)
-        _remember(self._asked, best.hash, self._asked[best.hash])
-        return [Send(holder, PlanRequest(best.hash))]
-
-    def _hurry(self, sender: PeerId, now: float) -> None:
-        """The peer just asked sent something else: go on with the next one."""
-        if self._fetch is not None and self._fetch.asked[-1:] == [sender]:
-            self._fetch.next_ask = now
-
     # --- proposing ------------------------------------------------------------------------------------------------
 
     def _question(self) -> tuple[object, ...]:
@@ -419,7 +358,7 @@ class Agreement(Generic[P]):
 
     def _is_busy(self) -> bool:
         """Working out whether a plan is needed, fetching a better one, or waiting for what the own vote brings."""
-        return self._asking is not None or self._fetch is not None or self._ballot.own is not None
+        return self._asking is not None or self._fetch.asking is not None or self._ballot.own is not None
 
     def _turn(self) -> float:
         """When this peer may propose; NEVER as long as it is not ready itself.
@@ -446,17 +385,18 @@ class Agreement(Generic[P]):
         data = plan.to_json().encode()
         ref = PlanRef(plan.epoch, hashlib.sha256(data).hexdigest())
         self._proposed = ref.hash
-        _remember(self._epochs, ref.hash, ref.epoch)
+        self._fetch.known(ref)
         self._ballot.stand(ref, plan, data)
         return self._vote(ref, plan, now)
 
     def _follow(self, plan: P, now: float, proposed_here: bool) -> list[Effect[P]]:
         data = plan.to_json().encode()
         name = hashlib.sha256(data).hexdigest()
-        self.current, self._ref, self._fetch = plan, PlanRef(plan.epoch, name), None
+        self.current, self._ref = plan, PlanRef(plan.epoch, name)
+        self._fetch.known(self._ref)
+        self._fetch.asking = None
         self._settled_since = max(self._settled_since, now)
-        _remember(self._plans, name, (plan, data), HISTORY)
-        _remember(self._epochs, name, plan.epoch)
+        remember(self._plans, name, (plan, data), HISTORY)
         fields = (("plan", name), ("epoch", plan.epoch), ("proposed_here", int(proposed_here)))
         effects: list[Effect[P]] = [PlanAdopted(plan, name, proposed_here), Note("plan-adopted", fields)]
         return [*effects, VoteFor("", None)] if self._ballot.decided(self._ref) else effects
@@ -473,21 +413,3 @@ def _seniority(record: Record) -> tuple[float, PeerId]:
 def is_ready(record: Record) -> bool:
     """Whether a peer can be given a part: it has samples or measured a model's blocks, and its trainer works."""
     return (any(record.counts) or bool(record.profile)) and record.phase not in ("observing", "failed")
-
-
-_K = TypeVar("_K")
-_V = TypeVar("_V")
-
-
-def _remember(table: OrderedDict[_K, _V], key: _K, value: _V, limit: int = REMEMBERED) -> None:
-    table[key] = value
-    table.move_to_end(key)
-    while len(table) > limit:
-        table.popitem(last=False)
-
-
-def _merged(claims: Iterable[tuple[PlanRef, list[PeerId]]]) -> dict[PlanRef, list[PeerId]]:
-    result: dict[PlanRef, list[PeerId]] = {}
-    for ref, peers in claims:
-        result[ref] = sorted({*result.get(ref, []), *peers})
-    return result

@@ -224,10 +224,10 @@ def test_a_plan_that_nobody_delivers_is_given_up_for_a_while_and_does_not_stop_t
         now = machine.next_deadline()
         assert now < 120
         asked += sum(isinstance(effect, Send) for effect in machine.tick(now))
-    assert asked == CONFIG.max_asks
+    assert asked == CONFIG.fetch.max_asks
     assert machine.epoch == 1  # it proposed nevertheless
-    machine.tick(now + CONFIG.ignore_s)
-    assert machine.next_deadline() < now + CONFIG.ignore_s + 10  # and asks again later
+    machine.tick(now + CONFIG.fetch.ignore_s)
+    assert machine.next_deadline() < now + CONFIG.fetch.ignore_s + 10  # and asks again later
 
 
 def test_plans_unasked_wrong_or_damaged_are_remote_errors_and_never_followed() -> None:

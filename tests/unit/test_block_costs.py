@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from p2ptrain.errors import UserError
-from p2ptrain.learning import block_times
+from p2ptrain.learning import block_times, stopwatch
 from p2ptrain.learning.block_costs import profile_blocks
 from p2ptrain.learning.block_times import measure_blocks
 from p2ptrain.learning.blocks import Chain
@@ -127,33 +127,47 @@ def test_measuring_ends() -> None:
     clock = Ticks()
     times = measure_blocks(chain, "lenet", batch_sizes=(2, 4, 8), budget_s=10, **ticking(clock))
     assert times.batch_sizes == (2,)
-    assert clock.now < 32 * len(chain.blocks)  # three runs of each block, and of the optimizer on it
+    assert clock.now < 36 * len(chain.blocks)  # three runs of each block, and of the optimizer on it
+
+
+def test_a_machine_that_gets_slower_makes_no_batch_size_look_slow() -> None:
+    """It is some three times as slow in the end."""
+    chain, clock = chain_of(), Ticks()
+
+    def work() -> float:
+        now = clock()
+        return now * (1 + now / 400)
+
+    times = measure_blocks(chain, "lenet", batch_sizes=(2, 4, 8), budget_s=10**6, clock=clock, cpu_clock=work)
+    assert 600 < clock.now < 1000
+    sums = [sum(there) + sum(back) for there, back in zip(times.forward_s, times.backward_s, strict=True)]
+    assert max(sums) < 1.1 * min(sums)
 
 
 def test_blocks_add_up_to_what_their_runs_took_on_average() -> None:
-    watch = block_times.Stopwatch(torch.device("cpu"), Ticks(), Ticks())
+    watch = stopwatch.Stopwatch(torch.device("cpu"), Ticks(), Ticks())
     watch.time(lambda: None)
     assert watch.stretch == 1.0
     assert watch.typical(runs(9.0, 1.0, 1.0, 1.0, 2.0, 100.0)) == 1.0  # the first warms up, the last is an outlier
-    assert watch.stretch == pytest.approx((1 + 1 + 1 + 2 + block_times.OUTLIER) / 5)
+    assert watch.stretch == pytest.approx((1 + 1 + 1 + 2 + stopwatch.OUTLIER) / 5)
 
 
 def test_runs_in_which_the_heap_grew_do_not_count_but_where_it_always_does_all_count() -> None:
-    watch = block_times.Stopwatch(torch.device("cpu"), Ticks(), Ticks())
+    watch = stopwatch.Stopwatch(torch.device("cpu"), Ticks(), Ticks())
     grew = [*runs(1.0, 1.0, 1.2), *runs(5.0, 6.0, 7.0, faults=5000)]
     assert watch.typical(grew) == 1.0 and watch.stretch == 1.0
     assert watch.typical(runs(9.0, 5.0, 6.0, 7.0, faults=5000)) == 6.0
 
 
 def test_blocks_are_timed_until_enough_runs_are_steady(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = block_times.Stopwatch(torch.device("cpu"), Ticks(), Ticks())
+    watch = stopwatch.Stopwatch(torch.device("cpu"), Ticks(), Ticks())
     faults = iter(range(0, 10**6, 1000))
-    monkeypatch.setattr(block_times, "_num_faults", lambda: next(faults))
+    monkeypatch.setattr(stopwatch, "_num_faults", lambda: next(faults))
     assert watch.time(lambda: None)[0].faults == 1000
     late = 0.0
     assert all(watch.wants(each, late) for each in ([], runs(1.0, 1.0), [*runs(1.0, 1.0), *runs(9.0, faults=5000)]))
     assert not watch.wants(runs(1.0, 1.0, 1.0), late)
-    assert not watch.wants([*runs(1.0, 1.0), *runs(*[9.0] * (block_times.NUM_RUNS - 1), faults=5000)], late)
+    assert not watch.wants([*runs(1.0, 1.0), *runs(*[9.0] * (stopwatch.NUM_RUNS - 1), faults=5000)], late)
 
 
 def test_one_block_s_tensors_are_held_at_a_time() -> None:
@@ -192,8 +206,8 @@ def test_coding_is_timed_by_what_it_took_by_the_clock() -> None:
     assert all(second > 0 for second in measure_coding(chain, "int8", "fp16"))
 
 
-def runs(*seconds: float, faults: int = 3) -> list[block_times._Run]:
-    return [block_times._Run(each, faults) for each in seconds]
+def runs(*seconds: float, faults: int = 3) -> list[stopwatch.Run]:
+    return [stopwatch.Run(each, faults) for each in seconds]
 
 
 def test_times_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
