@@ -6,4 +6,9 @@ scripts/setup.sh demo,rich,onnx,bench,test
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest "$@"
+if [ $# -gt 0 ]; then
+  exec .venv/bin/python -m pytest "$@"
+fi
+# Tests within one process share the cores, a thread each; those of real peers, which have to answer in time, come after.
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile tests/unit tests/virtual
+exec .venv/bin/python -m pytest tests/sockets tests/processes
