@@ -115,31 +115,32 @@ def _measure(
     look slow, or a fast one fast, which a plan would fall for."""
     clock = watch.clock
     end = clock() + budget_s
-    blocks = profile_blocks(chain, "").blocks if heap_bytes else ()
+    blocks = [_Block(chain, index, watch) for index in range(len(chain.blocks))]
+    profiles = profile_blocks(chain, "").blocks if heap_bytes else ()
     rows: list[list[_Passes]] = []
     took: list[float] = []
+    """Seconds by the clock of a run of all blocks, at each size."""
     for index, size in enumerate(sizes):
         if rows:
             once = took[-1] * size / sizes[index - 1]
-            if clock() + once + LEAST_RUNS * (sum(took) + once) > end:
+            if clock() + 2 * once + (LEAST_RUNS - 1) * (sum(took) + once) > end:
                 break
         if heap_bytes:
-            needed = max(HEAP_COPIES * size * b.stored_activation_bytes + 2 * b.parameter_bytes for b in blocks)
+            needed = max(HEAP_COPIES * size * b.stored_activation_bytes + 2 * b.parameter_bytes for b in profiles)
             torch.empty(min(needed, heap_bytes), dtype=torch.uint8).fill_(1)  # as training soon will have done
-        row = [_Passes([], []) for _ in chain.blocks]
-        start = clock()
-        for block, passes in enumerate(row):
-            _run_block(chain, block, {size: passes}, watch)
+        row = [_Passes([], []) for _ in blocks]
+        for block, passes in zip(blocks, row, strict=True):
+            block.run({size: passes}, times=2)  # the first makes kernels ready, which may take long
         rows.append(row)
-        took.append(clock() - start)
-    for turn in range(NUM_RUNS):
-        for block in range(len(chain.blocks))[:: 1 if turn % 2 else -1]:  # what drifts, drifts for all alike
-            measured = {size: row[block] for size, row in zip(sizes, rows, strict=False)}
+        took.append(watch.delay * sum(forward[-1].seconds + backward[-1].seconds for forward, backward in row))
+    for turn in range(NUM_RUNS - 1):
+        for block in blocks[:: 1 if turn % 2 else -1]:  # what drifts, drifts for all alike
+            measured = {size: row[block.index] for size, row in zip(sizes, rows, strict=False)}
             wanted = {size: passes for size, passes in measured.items() if passes.wanted(watch, end)}
             if wanted:
-                _run_block(chain, block, wanted, watch)
+                block.run(wanted)
     typical = [[(watch.typical(passes.forward), watch.typical(passes.backward)) for passes in row] for row in rows]
-    update_s_per_byte = _time_update(chain, watch, training, end)
+    update_s_per_byte = _time_update([block.part for block in blocks], watch, training, end)
     return BlockTimes(
         batch_sizes=tuple(sizes[: len(rows)]),
         forward_s=tuple(tuple(watch.stretch * forward for forward, _ in row) for row in typical),
@@ -148,28 +149,37 @@ def _measure(
     )
 
 
-def _run_block(chain: Chain, index: int, wanted: Mapping[int, _Passes], watch: Stopwatch) -> None:
-    """One more pass of a block at each of these batch sizes."""
-    part = _made_up(chain.slice(index, index + 1), watch.device)
-    for size, passes in wanted.items():
-        made = block_inputs(chain, index, size, watch.device)
-        _run_pass(part.train(size > 1), made if index == 0 else tuple(map(_noisy, made)), watch, passes)
-    del part
-    gc.collect()
+class _Block:
+    """One block, which has numbers only while it is run."""
+
+    def __init__(self, chain: Chain, index: int, watch: Stopwatch) -> None:
+        self.index = index
+        self.part: nn.Module = copy.deepcopy(chain.slice(index, index + 1))
+        self._chain = chain
+        self._watch = watch
+
+    def run(self, wanted: Mapping[int, _Passes], times: int = 1) -> None:
+        """One more pass, or some, at each of these batch sizes."""
+        part = _fill(self.part, self._watch.device)
+        for size, passes in wanted.items():
+            made = block_inputs(self._chain, self.index, size, self._watch.device)
+            for _ in range(times):
+                self._run(part.train(size > 1), made if self.index == 0 else tuple(map(_noisy, made)), passes)
+        _empty(part)
+
+    def _run(self, part: nn.Module, made: Sequence[Tensor], passes: _Passes) -> None:
+        watch = self._watch
+        inputs = tuple(as_trained(t.detach(), watch.device).requires_grad_(t.requires_grad) for t in made)
+        run, outputs = watch.time(lambda: run_forward(part, inputs))
+        passes.forward.append(run)
+        passes.backward.append(watch.time(lambda: run_backward(outputs))[0])
 
 
-def _run_pass(part: nn.Module, made: Sequence[Tensor], watch: Stopwatch, passes: _Passes) -> None:
-    inputs = tuple(as_trained(t.detach(), watch.device).requires_grad_(t.requires_grad) for t in made)
-    run, outputs = watch.time(lambda: run_forward(part, inputs))
-    passes.forward.append(run)
-    passes.backward.append(watch.time(lambda: run_backward(outputs))[0])
-
-
-def _time_update(chain: Chain, watch: Stopwatch, training: TrainingConfig, end: float) -> float:
+def _time_update(parts: Sequence[nn.Module], watch: Stopwatch, training: TrainingConfig, end: float) -> float:
     """Seconds for each byte of parameters: of the optimizer's step, and of emptying the gradient."""
     seconds, num_bytes = 0.0, 0
-    for index in range(len(chain.blocks)):
-        parameters = dict(_made_up(chain.slice(index, index + 1), watch.device).named_parameters())
+    for part in parts:
+        parameters = dict(_fill(part, watch.device).named_parameters())
         if not parameters:
             continue
         for parameter in parameters.values():
@@ -183,13 +193,13 @@ def _time_update(chain: Chain, watch: Stopwatch, training: TrainingConfig, end: 
         seconds += watch.typical(runs)
         num_bytes += sum(parameter.nbytes for parameter in parameters.values())
         del parameters, optimizer, step, emptied
-        gc.collect()
+        _empty(part)
+        gc.collect()  # optimizers refer to themselves
     return seconds / num_bytes if num_bytes else 0.0
 
 
-def _made_up(part: nn.Module, device: torch.device) -> nn.Module:
-    """A copy on the device, with numbers for tensors that have none: time hardly hangs on which."""
-    part = copy.deepcopy(part)
+def _fill(part: nn.Module, device: torch.device) -> nn.Module:
+    """Give tensors that have no numbers some, on the device: time hardly hangs on which."""
     for module in part.modules():
         for short, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
@@ -203,11 +213,21 @@ def _made_up(part: nn.Module, device: torch.device) -> nn.Module:
     return part.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+def _empty(part: nn.Module) -> None:
+    """Hold none of them any more: to make the part anew would take a small device longer than to run it."""
+    for module in part.modules():
+        for short, parameter in list(module.named_parameters(recurse=False)):
+            empty = torch.empty_like(parameter, device="meta")
+            setattr(module, short, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+        for short, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, short, torch.empty_like(buffer, device="meta"))
+
+
 def _noisy(tensor: Tensor) -> Tensor:
     """The tensor, filled with numbers as they come in training: of nothing but zeros a device may make shorter work."""
     if tensor.is_floating_point():
         noise = torch.randn(NOISE_LENGTH, generator=torch.Generator().manual_seed(0)).to(tensor)
-        flat = tensor.detach().view(-1)
+        flat = tensor.detach().as_strided((tensor.numel(),), (1,))  # as it lies in memory: it is new, and has no gaps
         for start in range(0, len(flat), NOISE_LENGTH):
             flat[start : start + NOISE_LENGTH] = noise[: len(flat) - start]
     return tensor

@@ -87,11 +87,16 @@ class Stopwatch:
         return len(runs) <= NUM_RUNS and (len(_steady(runs)) < LEAST_RUNS or self.clock() < end)
 
     @property
+    def delay(self) -> float:
+        """How many times as long as its CPU time all of the work took by the clock."""
+        return self._clocked / self._worked if self._worked > 0 else 1.0
+
+    @property
     def stretch(self) -> float:
         """How many times as long as its typical runs say all of the work took by the clock."""
         if self._worked <= 0 or self._typical <= 0:
             return 1.0
-        return self._clocked / self._worked * self._counted / self._typical
+        return self.delay * self._counted / self._typical
 
 
 def _wait_for(device: torch.device) -> None:
