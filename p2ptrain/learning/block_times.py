@@ -7,10 +7,8 @@ model, batch sizes and version of torch.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import gc
 import hashlib
 import json
 import math
@@ -18,7 +16,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,9 +58,7 @@ def measure_blocks(
 
     And of the optimizer that ``training`` names, on the blocks' parameters, one block after the other.
 
-    On a CPU the runs are timed by CPU time, and all blocks alike stretched to what the whole took by the clock: a
-    process that gets its share of a core in turns is held up now and then, which no single short run shows. And to the
-    runs' mean: a machine that others use, too, is slow now and then, and training takes the mean.
+    How they are timed, and stretched to what all of it took by the clock: ``stopwatch``.
 
     The smallest batch is always measured, larger ones as long as ``budget_s`` is likely to do. At batch size 1, on
     which BatchNorm can't be trained, blocks run in eval mode. ``heap_bytes``: so much memory may be touched before, as
@@ -79,23 +75,10 @@ def measure_blocks(
     if found is not None:
         return found
     watch = Stopwatch(device, clock, cpu_clock if device.type == "cpu" else clock)
-    with _little_to_collect():
-        times = _measure(chain, sizes, watch, budget_s, training, heap_bytes if device.type == "cpu" else 0)
+    times = _measure(chain, sizes, watch, budget_s, training, heap_bytes if device.type == "cpu" else 0)
     if cache is not None:
         _write(cache, {**remembered, key: dataclasses.asdict(times)})
     return times
-
-
-@contextlib.contextmanager
-def _little_to_collect() -> Iterator[None]:
-    """Garbage is collected block by block (a traced module refers to itself), without a look at what was there before:
-    a device with little memory can't hold many blocks, and looking through all of torch each time takes seconds."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 class _Passes(NamedTuple):
@@ -161,6 +144,8 @@ class _Block:
     def run(self, wanted: Mapping[int, _Passes], times: int = 1) -> None:
         """One more pass, or some, at each of these batch sizes."""
         part = _fill(self.part, self._watch.device)
+        for parameter in part.parameters():  # gradients add up, as those of a batch's micro-batches do
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         for size, passes in wanted.items():
             made = block_inputs(self._chain, self.index, size, self._watch.device)
             for _ in range(times):
@@ -179,9 +164,9 @@ def _time_update(parts: Sequence[nn.Module], watch: Stopwatch, training: Trainin
     """Seconds for each byte of parameters: of the optimizer's step, and of emptying the gradient."""
     seconds, num_bytes = 0.0, 0
     for part in parts:
-        parameters = dict(_fill(part, watch.device).named_parameters())
-        if not parameters:
+        if next(part.parameters(), None) is None:
             continue
+        parameters = dict(_fill(part, watch.device).named_parameters())
         for parameter in parameters.values():
             parameter.grad = torch.full_like(parameter, WEIGHT)
         optimizer = make_optimizer(parameters, training)
@@ -194,7 +179,6 @@ def _time_update(parts: Sequence[nn.Module], watch: Stopwatch, training: Trainin
         num_bytes += sum(parameter.nbytes for parameter in parameters.values())
         del parameters, optimizer, step, emptied
         _empty(part)
-        gc.collect()  # optimizers refer to themselves
     return seconds / num_bytes if num_bytes else 0.0
 
 

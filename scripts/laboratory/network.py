@@ -179,8 +179,7 @@ def shaping(device: str, rate_mbit: float, netem: Line | None) -> list[list[str]
     """The commands that give a bare interface this rate, delay and loss.
 
     Segments are kept smaller than the bucket, which would cut larger ones into frames. The kernel then handles those
-    one by one, on the devices' time: 100 Mbit/s made a computation beside it take 1.4 to 1.8 times as long. Network
-    cards of devices merge frames.
+    one by one, on the time of whoever computes on that core. Network cards of devices merge frames.
     """
     commands, parent, segment = [], ["root"], LARGEST_SEGMENT
     if rate_mbit:

@@ -64,7 +64,7 @@ def test_data_that_nobody_shares_are_trained_and_calibrated(peers: PeerGroup) ->
     assert accuracy >= 0.95
 
 
-@pytest.mark.parametrize("compression", ["none", "int8", "topk"])
+@pytest.mark.parametrize("compression", ["none", "fp16", "int8", "topk"])
 def test_replicas_gossip(peers: PeerGroup, compression: str) -> None:
     peers.start(3, make_job(mode="replicas", peers=3, rounds=5, epochs=2, compression=compression))
     peers.until_all("done", 80)
