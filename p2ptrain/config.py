@@ -27,6 +27,7 @@ Combine = Literal["auto", "own", "sum"]
 Calibrate = Literal["auto", "always", "never"]
 Compression = Literal["none", "fp16", "int8", "topk"]
 Crossing = Literal["none", "fp16", "int8"]
+Schedule = Literal["sync", "async"]
 Strategy = Literal["planned", "equal", "data-parallel"]
 
 MAX_CLASSES = 4096
@@ -104,7 +105,7 @@ class SlicesConfig:
     """Depth slices: a batch passes the stages in ``micro_batches`` equal parts."""
 
     micro_batches: int = 8
-    schedule: Literal["sync", "async"] = "sync"
+    schedule: Schedule = "sync"
     """sync: gradients as on a single device; async: no flush between batches, older weights for a few of them."""
     strategy: Strategy = "planned"
     """Baselines: "equal" = as many blocks for every peer; "data-parallel" = the whole model on every peer with data."""

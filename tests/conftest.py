@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from p2ptrain.planning import slice_figures
+from p2ptrain.planning import room
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +16,6 @@ def no_work_for_parcels() -> Iterator[None]:
     What it costs is tested in ``test_parcel_costs``.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slice_figures, "PARCEL_FLOPS", 0.0)
-        patch.setattr(slice_figures, "BYTE_FLOPS", 0.0)
+        patch.setattr(room, "PARCEL_FLOPS", 0.0)
+        patch.setattr(room, "BYTE_FLOPS", 0.0)
         yield

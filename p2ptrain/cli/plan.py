@@ -37,6 +37,12 @@ Examples:
     "--micro-batches", type=click.IntRange(1), default=8, help="Parts of a batch in the pipeline. [default: 8]"
 )
 @click.option(
+    "--schedule",
+    type=click.Choice(["sync", "async"]),
+    default="sync",
+    help="async: without a flush between batches. [default: sync]",
+)
+@click.option(
     "--rate",
     "rate_mbit_s",
     type=click.FloatRange(0, min_open=True),
@@ -62,6 +68,7 @@ def command(
     num_classes: int,
     batch_size: int,
     micro_batches: int,
+    schedule: str,
     rate_mbit_s: float | None,
     links: tuple[str, ...],
     latency_ms: float,
@@ -84,15 +91,23 @@ def command(
         check_matplotlib()
     from p2ptrain.learning.block_costs import profile_blocks
     from p2ptrain.planning.pipeline_baselines import compare
-    from p2ptrain.planning.pipeline_cost import PipelineTask
+    from p2ptrain.planning.pipeline_cost import PipelineTask, batches_in_a_row
     from p2ptrain.planning.profile_codec import chain_hash
     from p2ptrain.ui import pipeline_view
 
     read = read_profiles(profiles)  # errors in files before torch is imported
     profile = profile_blocks(chain_of(model, input_shape, num_classes, width), model)
     peers = peers_of(read, rate_mbit_s, chain_hash(profile))
+    is_async = schedule == "async"
     task = PipelineTask(
-        profile, peers, batch_size // micro_batches, micro_batches, latency_ms / 1000, pair_rates=pair_rates_of(links)
+        profile,
+        peers,
+        batch_size // micro_batches,
+        micro_batches,
+        latency_ms / 1000,
+        pair_rates=pair_rates_of(links),
+        optimizer_copies=3 if is_async else 1,  # weights are stashed, for each of two batches on their way
+        batches=batches_in_a_row(micro_batches) if is_async else 1,
     )
     comparison = compare(task)
     if as_json:

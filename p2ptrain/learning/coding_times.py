@@ -1,7 +1,7 @@
 """How long this device takes to make parcels of what crosses a cut, and tensors of parcels again.
 
 That is a trainer's part of passing them on; what its node does with their bytes is planned for apart
-(``planning.slice_figures``).
+(``planning.room``).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.planning.pipeline_plan import Stage
-from p2ptrain.planning.slice_figures import PARCEL_BYTES
+from p2ptrain.planning.room import PARCEL_BYTES
 
 Work = Literal["forward", "backward", "reduce", "gather", "norm"]
 

@@ -21,12 +21,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from p2ptrain.config import TrainingConfig
+from p2ptrain.config import Schedule, TrainingConfig
 from p2ptrain.errors import DataError, JobError, LocalError, RemoteError
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.data import Dataset
@@ -79,7 +78,7 @@ class SliceTraining:
         steps_per_round: int,
         num_classes: int,
         augment: bool = False,
-        schedule: Literal["sync", "async"] = "sync",
+        schedule: Schedule = "sync",
         activations: Coding = "none",
         gradients: Coding = "none",
         gradient_feedback: bool = True,

@@ -42,7 +42,7 @@ class Comparison:
         single = next(each for each in self.baselines if each.name == SINGLE)
         if single.plan is None or single.cost is None or self.planned.plan.is_alone:
             return None
-        return None if single.cost.round_s >= WORTH * self.planned.cost.round_s else single.plan.stages[0].peers[0]
+        return None if single.cost.batch_s >= WORTH * self.planned.cost.batch_s else single.plan.stages[0].peers[0]
 
 
 def compare(task: PipelineTask) -> Comparison:
@@ -77,7 +77,7 @@ def equal_split(model: CostModel) -> PipelinePlan:
     num_stages = min(len(task.peers), model.num_units)
     short, num_long = divmod(model.num_units, num_stages)
     stages, start = [], 0
-    for index, depth in enumerate(deepest_warm_up(num_stages, task.num_micro_batches)):
+    for index, depth in enumerate(deepest_warm_up(num_stages, task.most_ahead)):
         stop = start + short + (index < num_long)
         name = task.peers[index].name
         stages.append(Stage(model.cuts[start], model.cuts[stop], (name,), (task.micro_batch,), depth))

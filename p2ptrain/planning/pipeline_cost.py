@@ -36,6 +36,8 @@ from p2ptrain.planning.pipeline_schedule import Steps, Timeline, dominant_step_s
 from p2ptrain.planning.profiles import DeviceProfile
 
 Floats = npt.NDArray[np.float64]
+ASYNC_MICRO_BATCHES = 64
+"""So many at least are played from flush to flush, where training goes on as long without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,26 @@ class PipelineTask:
     """Bytes sent for each byte of an activation; less than 1 where they travel compressed, ..."""
     backward_wire: float = 1.0
     """... and for each byte of its gradient."""
+    batches: int = 1
+    """In a row, without a flush between them: see ``batches_in_a_row``."""
+
+    @property
+    def num_in_a_row(self) -> int:
+        """Micro-batches from flush to flush."""
+        return self.num_micro_batches * self.batches
+
+    @property
+    def most_ahead(self) -> int:
+        """The deepest warm-up: a batch, and without a flush one micro-batch more; so no more than two are under way."""
+        return min(self.num_micro_batches + 1, self.num_in_a_row)
+
+
+def batches_in_a_row(num_micro_batches: int, batches_a_round: float = math.inf) -> int:
+    """How many batches of an asynchronous schedule are played for a prediction; training flushes once a round.
+
+    What filling and emptying take is little beside ``ASYNC_MICRO_BATCHES``.
+    """
+    return max(1, int(min(batches_a_round, math.ceil(ASYNC_MICRO_BATCHES / num_micro_batches))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +117,14 @@ class PlanCost:
     """Of each stage's peers."""
     fits: bool
     bound_s: float
-    """What the same steps take at least."""
+    """What a batch of the same steps takes at least."""
     dominant_step_s: float
     """The same by the known latency model."""
 
     @property
-    def round_s(self) -> float:
+    def batch_s(self) -> float:
         """Seconds a batch, in the schedule played through."""
-        return self.timeline.round_s
+        return self.timeline.round_s / self.steps.batches
 
 
 def peer_from_profile(profile: DeviceProfile, name: str, chain: str | None = None) -> PipelinePeer:
@@ -247,7 +269,7 @@ class CostModel:
     def sample_bytes(self, start: int, stop: int, warm_up: int) -> float:
         """What each sample of a micro-batch adds."""
         kept = float(self.cut_bytes[start] + self.stored_bytes[stop] - self.stored_bytes[start])
-        return kept * min(warm_up, self.task.num_micro_batches) + float(self.flow_bytes[start, stop])
+        return kept * min(warm_up, self.task.most_ahead) + float(self.flow_bytes[start, stop])
 
     def _link_rates(self) -> Floats:
         place = {peer.name: index for index, peer in enumerate(self.task.peers)}
@@ -332,6 +354,7 @@ def steps_of(model: CostModel, plan: PipelinePlan) -> Steps:
         tuple(seconds * model.task.forward_wire for seconds in sent),
         tuple(seconds * model.task.backward_wire for seconds in sent),
         model.task.latency_s,
+        model.task.batches,
     )
 
 
@@ -342,7 +365,8 @@ def cost_of(model: CostModel, plan: PipelinePlan) -> PlanCost:
     depths = tuple(stage.warm_up for stage in plan.stages)
     memory = tuple(stage_memory_bytes(model, stage) for stage in plan.stages)
     fit = all(fits(model, stage) for stage in plan.stages)
-    return PlanCost(play(steps, depths), steps, memory, fit, round_bound_s(steps, depths), dominant_step_s(steps))
+    bounds = (round_bound_s(steps, depths) / steps.batches, dominant_step_s(steps) / steps.batches)
+    return PlanCost(play(steps, depths), steps, memory, fit, *bounds)
 
 
 def fits(model: CostModel, stage: Stage) -> bool:

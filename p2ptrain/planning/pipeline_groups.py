@@ -69,7 +69,7 @@ class Ground:
         self._speeds = [_speed(model, kind[0]) for kind in self.kinds]
         self.total_speed = sum(speed * len(kind) for speed, kind in zip(self._speeds, self.kinds, strict=True))
         counts = self._all_counts()
-        deepest = min(model.task.num_micro_batches, 2 * max_stages - 1)
+        deepest = min(model.task.most_ahead, 2 * max_stages - 1)
         usual = {1, 2, *range(3, deepest, 2), deepest}  # 2(P-p)-1 is odd
         self.depths = tuple(k for k in range(1, deepest + 1) if counts is not None or k in usual)
         self._sharing = Sharing(model)
@@ -83,7 +83,7 @@ class Ground:
         self.use(self._some_counts(), math.inf)
 
     def use(self, counts: Sequence[Counts], limit_s: float) -> None:
-        """Make these the groups to choose from. No stage of interest takes ``limit_s`` for a batch."""
+        """Make these the groups to choose from. No stage of interest takes ``limit_s`` for a round."""
         limit_s = min(limit_s, self._single_s)
         spans = self.model.parameter_bytes[None, :] - self.model.parameter_bytes[:, None]
         for each in counts:
@@ -162,12 +162,12 @@ class Ground:
         )
 
     def _alone_s(self, peer: int) -> float:
-        """A batch of the whole model on one peer; infinite where that can't be."""
+        """A round of the whole model on one peer; infinite where that can't be."""
         model, last = self.model, self.model.num_units
         if not model.task.peers[peer].has_data or model.split([peer], 0, last, 1) is None:
             return math.inf
-        both = model.task.num_micro_batches * sum(model.stage_s(peer, 0, last, model.task.micro_batch))
-        return both + float(model.update_s([peer], model.parameter_bytes[last]))
+        both = model.task.num_in_a_row * sum(model.stage_s(peer, 0, last, model.task.micro_batch))
+        return both + model.task.batches * float(model.update_s([peer], model.parameter_bytes[last]))
 
     def _hopeful(self, group: Group, limit_s: float) -> tuple[Ints, Ints]:
         """Starts and stops of the runs that the group may do within the limit, and the other peers all the rest."""
@@ -175,20 +175,20 @@ class Ground:
         starts, stops = np.triu_indices(model.num_units + 1, 1)
         if not math.isfinite(limit_s) or not math.isfinite(self.total_speed):
             return starts, stops
-        own = (model.work_flops[stops] - model.work_flops[starts]) * task.micro_batch * task.num_micro_batches
-        rest = model.work_flops[-1] * task.micro_batch * task.num_micro_batches - own
+        own = (model.work_flops[stops] - model.work_flops[starts]) * task.micro_batch * task.num_in_a_row
+        rest = model.work_flops[-1] * task.micro_batch * task.num_in_a_row - own
         speed_left = max(0.0, self.total_speed - group.flops_per_s)
         slack = limit_s * (1 + 1e-6)
         hopeful = (own <= slack * group.flops_per_s) & (rest <= slack * speed_left + 1e-9 * own.max())
         starts, stops = starts[hopeful], stops[hopeful]
         least = self._sharing.seconds(np.array(group.peers)[:, None], np.array(1), starts, stops).max(axis=0)
-        hopeful = task.num_micro_batches * least < slack
+        hopeful = task.num_in_a_row * least < slack
         return starts[hopeful], stops[hopeful]
 
     def _seconds(self, group: Group, limit_s: float) -> tuple[Floats, Floats]:
         """Forward and backward seconds of the group, [depth, start, stop]; infinite where there is no hope."""
         sharing, peers = self._sharing, np.array(group.peers)
-        num, samples = self.model.task.num_micro_batches, self.model.task.micro_batch
+        num, samples = self.model.task.num_in_a_row, self.model.task.micro_batch
         size = self.model.num_units + 1
         forward = np.full((len(self.depths), size, size), np.inf)
         backward = forward.copy()

@@ -89,7 +89,7 @@ def pipeline_plan_from_json(data: bytes | str) -> PipelinePlan:
 
 def check_pipeline_plan(plan: PipelinePlan) -> None:
     """Check what types alone don't say. Raises ``RemoteError``."""
-    at, feeds = 0, plan.num_micro_batches
+    at, feeds = 0, plan.num_micro_batches + 1  # "async" may begin the next batch
     for index, stage in enumerate(plan.stages):
         _require(stage.start == at and stage.stop > at, f"stage {index} covers blocks {stage.start} to {stage.stop}")
         _require(len(stage.samples) == len(stage.peers), f"stage {index}: not a share of samples for each peer")

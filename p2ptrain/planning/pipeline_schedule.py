@@ -1,15 +1,19 @@
-"""Synchronous 1F1B: what each stage does in which order, how long a batch then takes, and two formulas for that time.
+"""1F1B: what each stage does in which order, how long that then takes, and two formulas for that time.
 
 A pipeline is a chain of steps, stages and links by turns (``Steps``). A stage makes ``warm_up`` forward passes, then
-one backward and one forward by turns, then the backward passes that are left, and then averages its gradients among
-its peers. A link carries activations one way and gradients the other way at the same time (full duplex), each in order.
+one backward and one forward by turns, then the backward passes that are left. After a batch's last backward pass it
+averages its gradients among its peers and makes an optimizer step. A link carries activations one way and gradients
+the other way at the same time (full duplex), each in order.
 
-- ``play`` plays a batch through. The orders are fixed, so that its time can only grow with any step's.
+A *round* is what happens between two flushes: one batch where the schedule is synchronous, ``Steps.batches`` of them
+where it is asynchronous, without a pause between them.
+
+- ``play`` plays a round through. The orders are fixed, so that its time can only grow with any step's.
 - ``round_bound_s`` never exceeds it: the longest of the waits that one stage or one link alone forces. On chains like
   those that planning meets it falls short by 0.1-0.3 % on average; by 3 % with links three times as slow as stages.
 - ``dominant_step_s`` is the latency model of Asteroid (MobiCom 2024): fill up to the slowest step, then nothing but
-  that step, then the all-reduce that ends last. It knows no warm-up depth; links are full duplex here, where the
-  paper adds both ways.
+  that step, then the all-reduce that ends last. It knows no warm-up depth, and but one update; links are full duplex
+  here, where the paper adds both ways.
 
 Invariant: pure; equal steps give equal times, to the bit.
 """
@@ -31,6 +35,7 @@ class Steps:
     """Seconds of each step, for one micro-batch. Links have one entry less than stages."""
 
     num_micro_batches: int
+    """Of a batch."""
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
     update_s: tuple[float, ...]
@@ -39,10 +44,17 @@ class Steps:
     link_backward_s: tuple[float, ...]
     latency_s: float = 0.0
     """From the last byte sent to the last received; the link is free meanwhile."""
+    batches: int = 1
+    """In a row, from flush to flush."""
 
     @property
     def num_stages(self) -> int:
         return len(self.forward_s)
+
+    @property
+    def num_in_a_row(self) -> int:
+        """Micro-batches of a round."""
+        return self.num_micro_batches * self.batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +64,14 @@ class Span:
     stage: int
     work: Work
     micro_batch: int
-    """0 for an update."""
+    """By its number in the round; of an update the last that it is made of."""
     start_s: float
     end_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """One batch, played through."""
+    """One round, played through."""
 
     round_s: float
     spans: tuple[Span, ...]
@@ -71,14 +83,14 @@ class Timeline:
         return sum(span.end_s - span.start_s for span in spans) / self.round_s if self.round_s else 0.0
 
 
-def deepest_warm_up(num_stages: int, num_micro_batches: int) -> tuple[int, ...]:
+def deepest_warm_up(num_stages: int, most: int) -> tuple[int, ...]:
     """2(P-p)-1 for stage p of P: also hides links of up to a stage's time. Planning goes no deeper."""
-    return tuple(min(num_micro_batches, 2 * (num_stages - p) - 1) for p in range(num_stages))
+    return tuple(min(most, 2 * (num_stages - p) - 1) for p in range(num_stages))
 
 
-def classic_warm_up(num_stages: int, num_micro_batches: int) -> tuple[int, ...]:
+def classic_warm_up(num_stages: int, most: int) -> tuple[int, ...]:
     """P-p for stage p of P: just full where links cost nothing."""
-    return tuple(min(num_micro_batches, num_stages - p) for p in range(num_stages))
+    return tuple(min(most, num_stages - p) for p in range(num_stages))
 
 
 def stage_order(warm_up: int, num_micro_batches: int) -> Iterator[tuple[Work, int]]:
@@ -93,32 +105,25 @@ def stage_order(warm_up: int, num_micro_batches: int) -> Iterator[tuple[Work, in
 
 
 def play(steps: Steps, warm_up: tuple[int, ...]) -> Timeline:
-    """The batch's timeline. ``warm_up`` may not rise from stage to stage, else two stages wait for each other."""
+    """The round's timeline. ``warm_up`` may not rise from stage to stage, else two stages wait for each other."""
     spans: list[Span] = []
     ends = _play(steps, warm_up, spans)
-    for stage, end in enumerate(ends):
-        if steps.update_s[stage] > 0:
-            spans.append(Span(stage, "update", 0, end, end + steps.update_s[stage]))
     spans.sort(key=lambda span: (span.stage, span.start_s, span.end_s))
-    return Timeline(_last(steps, ends), tuple(spans))
+    return Timeline(max(ends), tuple(spans))
 
 
 def round_s(steps: Steps, warm_up: tuple[int, ...]) -> float:
     """``play`` without the timeline, for planning."""
-    return _last(steps, _play(steps, warm_up, None))
-
-
-def _last(steps: Steps, ends: list[float]) -> float:
-    return max(end + extra for end, extra in zip(ends, steps.update_s, strict=True))
+    return max(_play(steps, warm_up, None))
 
 
 def _play(steps: Steps, warm_up: tuple[int, ...], spans: list[Span] | None) -> list[float]:
-    """When each stage ends its last backward pass. Each stage runs on until what it needs next has not arrived."""
-    num_stages, num_micro_batches, latency = steps.num_stages, steps.num_micro_batches, steps.latency_s
-    orders = [_whole_order(depth, num_micro_batches) for depth in warm_up]
-    at, end = [0] * num_stages, 2 * num_micro_batches
+    """When each stage ends its last update. Each stage runs on until what it needs next has not arrived."""
+    num_stages, num_in_a_row, latency = steps.num_stages, steps.num_in_a_row, steps.latency_s
+    orders = [_whole_order(depth, num_in_a_row) for depth in warm_up]
+    at, end = [0] * num_stages, 2 * num_in_a_row
     free, sent, returned = [0.0] * num_stages, [0.0] * num_stages, [0.0] * num_stages
-    arrived: list[list[float]] = [[0.0] * num_micro_batches, *([] for _ in range(num_stages - 1))]
+    arrived: list[list[float]] = [[0.0] * num_in_a_row, *([] for _ in range(num_stages - 1))]
     came_back: list[list[float]] = [[] for _ in range(num_stages)]
     awake = [0]
     while awake:
@@ -145,6 +150,10 @@ def _play(steps: Steps, warm_up: tuple[int, ...], spans: list[Span] | None) -> l
                     came_back[p - 1].append(returned[p] + latency)
             if spans is not None:
                 spans.append(Span(p, work, micro_batch, start, now))
+            if work == "backward" and not (micro_batch + 1) % steps.num_micro_batches:
+                if spans is not None and steps.update_s[p] > 0:
+                    spans.append(Span(p, "update", micro_batch, now, now + steps.update_s[p]))
+                now += steps.update_s[p]
             i += 1
         if i > at[p]:
             awake += [near for near in (p - 1, p + 1) if 0 <= near < num_stages]
@@ -173,6 +182,7 @@ def round_bound_s(steps: Steps, warm_up: tuple[int, ...]) -> float:
             links,
             warm_up[p],
             steps.num_micro_batches,
+            steps.batches,
         )
     return tail.done_s
 
@@ -197,24 +207,27 @@ def extended(
     links: tuple[float, float, float] | None,
     warm_up: int,
     num_micro_batches: int,
+    batches: int,
 ) -> Tail:
     """The tail with one more stage before it; ``links``: seconds forward, back and latency, None for a last stage.
 
-    The stage's own waits, with round trip r behind it, depth K and M micro-batches: before its first backward pass it
-    has K-1 other forward ones to do, and before its last backward one K-1 other backward ones (the same gap if M <= K);
-    and forward pass m+K comes after backward pass m, so that K micro-batches take no less than one trip.
+    The stage's own waits, with round trip r behind it, depth K and M micro-batches in all: before its first backward
+    pass it has K-1 other forward ones to do, and before its last backward one K-1 other backward ones (the same gap if
+    M <= K); and forward pass m+K comes after backward pass m, so that K micro-batches take no less than one trip.
+    Updates come between these two gaps, but for the last one, and the one before where K is more than a batch.
     """
     there, back, latency = links or (0.0, 0.0, 0.0)
     both = forward_s + backward_s
     trip = there + back + 2 * latency + tail.path_s if links else 0.0
-    depth = min(warm_up, num_micro_batches)
+    num = num_micro_batches * batches
+    depth = min(warm_up, num)
     first_gap = max(0.0, trip - (depth - 1) * forward_s)
-    last_gap = max(0.0, trip - (depth - 1) * backward_s)
-    gaps = first_gap + last_gap if num_micro_batches > depth else max(first_gap, last_gap)
-    windows = (num_micro_batches - 1) // depth
-    rest = num_micro_batches - windows * depth
+    last_gap = max(0.0, trip - (depth - 1) * backward_s - (update_s if num_micro_batches < depth else 0.0))
+    gaps = first_gap + last_gap if num > depth else max(first_gap, last_gap)
+    windows = (num - 1) // depth
+    rest = num - windows * depth
     back_s = max(
-        num_micro_batches * both + gaps,
+        num * both + (batches - 1) * update_s + gaps,
         windows * (both + trip) + max(rest * both, trip + both + (rest - 1) * max(forward_s, backward_s)),
     )
     done_s = 0.0
@@ -222,7 +235,7 @@ def extended(
         back_s = max(
             back_s,
             both + trip - tail.path_s + tail.back_s,
-            both + trip + (num_micro_batches - 1) * max(there, back),
+            both + trip + (num - 1) * max(there, back),
         )
         done_s = forward_s + there + latency + tail.done_s
     return Tail(back_s, max(back_s + update_s, done_s), trip + both)
@@ -230,14 +243,14 @@ def extended(
 
 def dominant_step_s(steps: Steps) -> float:
     """Asteroid's model of the round: the worst step's fill and steady part, and the update that ends last."""
-    num_micro_batches, fill, slowest, overhang = steps.num_micro_batches, 0.0, 0.0, 0.0
+    num, fill, slowest, overhang = steps.num_in_a_row, 0.0, 0.0, 0.0
     for p in range(steps.num_stages):
         both = steps.forward_s[p] + steps.backward_s[p]
-        slowest = max(slowest, fill + num_micro_batches * both)
+        slowest = max(slowest, fill + num * both)
         fill += both
         if p + 1 < steps.num_stages:
             there, back = steps.link_forward_s[p], steps.link_backward_s[p]
-            slowest = max(slowest, fill + num_micro_batches * max(there, back))
+            slowest = max(slowest, fill + num * max(there, back))
             fill += there + back + 2 * steps.latency_s
     for p in range(steps.num_stages - 1, -1, -1):
         link_back = steps.link_backward_s[p] if p + 1 < steps.num_stages else 0.0

@@ -199,7 +199,7 @@ class _Search:
             for p, change in itertools.product(range(len(plan.stages)), (1, -1)):
                 depths = tuple(stage.warm_up + change * (q == p) for q, stage in enumerate(plan.stages))
                 stage = replace(plan.stages[p], warm_up=max(1, depths[p]))
-                rises = any(a < b for a, b in itertools.pairwise((plan.num_micro_batches, *depths)))
+                rises = any(a < b for a, b in itertools.pairwise((self._model.task.most_ahead, *depths)))
                 if depths[p] >= 1 and not rises and fits(self._model, stage):
                     self._play(plan, steps, depths)
 

@@ -44,7 +44,7 @@ class Sharing:
         limit = model.task.micro_batch
         fixed = model.held_bytes[stops] - model.held_bytes[starts]
         kept = model.cut_bytes[starts] + model.stored_bytes[stops] - model.stored_bytes[starts]
-        under_way = np.minimum(depths, model.task.num_micro_batches)[:, None]
+        under_way = np.minimum(depths, model.task.most_ahead)[:, None]
         each = (kept * under_way + model.flow_bytes[starts, stops])[:, None, :]
         room = self._memory_bytes[peers][:, None] - fixed
         most = np.where(each * limit <= room, limit, np.floor(room / np.maximum(each, 1e-9)).clip(0, limit))

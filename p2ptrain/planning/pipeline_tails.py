@@ -102,7 +102,7 @@ class Extender:
         self._deepest = np.array([ground.depth_index(2 * n + 1) for n in range(max_stages)])
         """Place of the deepest warm-up before so many stages."""
         task = ground.model.task
-        work = ground.model.work_flops * task.micro_batch * task.num_micro_batches
+        work = ground.model.work_flops * task.micro_batch * task.num_in_a_row
         self._work = work if np.isfinite(ground.total_speed) else np.zeros_like(work)
         """Of all micro-batches, up to each cut; over the speed left it is what they take at least."""
 
@@ -121,7 +121,7 @@ class Extender:
         limits = np.minimum(limits[:stop] * ROUNDING, limit_s)
         stages = self._stages(stop, limit_s)
         both = ground.forward_s[:, :, :stop, stop] + ground.backward_s[:, :, :stop, stop]  # [depth, group, start]
-        useful = (ground.model.task.num_micro_batches * both < limits) & stages
+        useful = (ground.model.task.num_in_a_row * both < limits) & stages
         found: list[tuple[Which, Which, Which, Which]] = []
         for at in range(int(deepest.max()) + 1):
             found += self._reaching(tails, going[deepest == at], useful[at], both[at], at, limits)
@@ -157,7 +157,7 @@ class Extender:
         group, start = np.nonzero(stages)
         if not len(group):
             return []
-        num = self._ground.model.task.num_micro_batches
+        num = self._ground.model.task.num_in_a_row
         taken, speed_left = tails.ints[TAKEN, rows][:, None], tails.floats[SPEED_LEFT, rows][:, None]
         free = ((taken + self._codes) & self._ground.guard) == 0  # [row, group]
         row, pair = np.nonzero(free[:, group])
@@ -175,7 +175,7 @@ class Extender:
         """``pipeline_schedule.extended``, with a bound on what the rest of the work adds: those below the limit, by
         the cut where they begin."""
         ground, model, task = self._ground, self._ground.model, self._ground.model.task
-        num, depth = task.num_micro_batches, self._depths[at]
+        num, depth = task.num_in_a_row, self._depths[at]
         back_before, done_before, path, speed_before = tails.floats[:BOUND_S, row]
         forward, backward = ground.forward_s[at, group, start, stop], ground.backward_s[at, group, start, stop]
         both = forward + backward
@@ -186,17 +186,20 @@ class Extender:
             there, home = sent * task.forward_wire, sent * task.backward_wire
             trip = there + home + 2 * task.latency_s + path
         first_gap = np.maximum(0.0, trip - (depth - 1) * forward)
-        last_gap = np.maximum(0.0, trip - (depth - 1) * backward)
+        update = ground.update_s[group, start, stop]
+        within = np.where(depth > task.num_micro_batches, update, 0.0)
+        last_gap = np.maximum(0.0, trip - (depth - 1) * backward - within)
         gaps = np.where(num > depth, first_gap + last_gap, np.maximum(first_gap, last_gap))
         windows = (num - 1) // depth
         rest = num - windows * depth
         one_trip = trip + both + (rest - 1) * np.maximum(forward, backward)
-        back = np.maximum(num * both + gaps, windows * (both + trip) + np.maximum(rest * both, one_trip))
+        own = num * both + (task.batches - 1) * update + gaps
+        back = np.maximum(own, windows * (both + trip) + np.maximum(rest * both, one_trip))
         done = np.zeros(len(row))
         if not is_last:
             back = np.maximum(back, both + trip + np.maximum(back_before - path, (num - 1) * np.maximum(there, home)))
             done = forward + there + task.latency_s + done_before
-        done = np.maximum(back + ground.update_s[group, start, stop], done)
+        done = np.maximum(back + update, done)
         speed_left = np.maximum(speed_before - self._speeds[group], 0.0)
         before = np.where(start == 0, 0.0, self._work[start] / np.maximum(speed_left, 1e-30))
         bound = np.maximum(np.maximum(done, before), back + before / num)

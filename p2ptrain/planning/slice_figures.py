@@ -8,20 +8,17 @@ and the others are planned for.
 from __future__ import annotations
 
 import math
-import operator
 import statistics
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from p2ptrain.config import Job
-from p2ptrain.errors import LocalError, UserError
+from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_times
 from p2ptrain.planning.footprint import TRAINER_BASE_BYTES, pipeline_bytes
-from p2ptrain.planning.pipeline_cost import CostModel, PairRate, PipelinePeer, PipelineTask, fits, steps_of
-from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
-from p2ptrain.planning.pipeline_schedule import Steps, round_s
-from p2ptrain.planning.plan import PeerSnapshot, SliceProfile
+from p2ptrain.planning.pipeline_cost import PairRate, PipelinePeer, PipelineTask, batches_in_a_row
+from p2ptrain.planning.plan import MAX_STEPS, PeerSnapshot, SliceProfile
 from p2ptrain.planning.profile_codec import rounded, rounded_times
 from p2ptrain.protocol.messages import LinkFigure
 
@@ -39,12 +36,6 @@ BASE_BYTES = TRAINER_BASE_BYTES + (64 << 20)
 """What a peer takes without a model: its trainer, and its node with parcels under way."""
 SNAPSHOT_COPIES = 1
 """Of every parameter, while a snapshot is written: what is not contiguous is copied for it."""
-PARCEL_BYTES = 1 << 20
-"""A parcel is cut into smaller ones where it would be larger; a single row never is."""
-PARCEL_FLOPS, BYTE_FLOPS = 6e7, 140.0
-"""What a device could compute while its node hands on one parcel, or takes one in, and for each byte of it: sockets,
-encryption, and an event loop in Python. Measured on a core of 20 GFLOP/s: 3 ms, and 7 ms a megabyte. What the trainer
-does for it each device measures itself (``BlockTimes.activation_s_per_byte``)."""
 WIRE = {"none": 1.0, "fp16": 0.5, "int8": 0.27}
 """Bytes sent for each byte of a float32 tensor."""
 
@@ -143,7 +134,8 @@ def task_of(
     first = next((peer for peer in peers if peer.has_data), None)
     peers.sort(key=lambda peer: (peer is not first, peer.name))
     copies = 1 if job.training.optimizer == "sgd" else 2
-    stashed = job.slices.schedule == "async"  # the weights that the batch before is still on its way with
+    is_async = job.slices.schedule == "async"
+    stashed = 2 if is_async else 0  # weights, of each batch that is on its way
     return PipelineTask(
         model,
         tuple(peers),
@@ -154,7 +146,16 @@ def task_of(
         optimizer_copies=copies + SNAPSHOT_COPIES + stashed,
         forward_wire=WIRE[job.slices.activations],
         backward_wire=WIRE[job.slices.gradients],
+        batches=batches_in_a_row(num_micro_batches, batches_a_round(job, snapshots)) if is_async else 1,
     )
+
+
+def batches_a_round(job: Job, snapshots: Sequence[PeerSnapshot], owners: Collection[str] = ()) -> int:
+    """Batches of a round of training on the samples of these peers; by default of a peer that has as many as usual."""
+    counts = [peer.num_samples for peer in snapshots if (peer.peer in owners if owners else peer.counts)]
+    samples = sum(counts) if owners else statistics.median(counts or [0])
+    batches = samples / job.training.batch_size * job.training.epochs_per_round
+    return min(MAX_STEPS, max(1, math.ceil(batches - 1e-9)))  # not one more for a float's last digit
 
 
 def link_figures(profiles: Sequence[SliceProfile]) -> tuple[dict[PeerId, float], tuple[PairRate, ...], float]:
@@ -196,102 +197,3 @@ def _pipeline_peer(snapshot: PeerSnapshot, profile: SliceProfile, link_bytes_per
         profile.slowdown,
         bool(snapshot.counts),
     )
-
-
-class Room:
-    """The peers of a plan with their figures: what their pipelines cost, for each number of micro-batches."""
-
-    def __init__(
-        self, job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], profiles: Sequence[SliceProfile]
-    ) -> None:
-        self.job = job
-        self.model = model
-        self.num_peers = len(profiles)
-        self._figures = (job, model, snapshots, profiles)
-        self._costs: dict[int, CostModel] = {}
-        self._flops_per_s: dict[str, float] = {snapshot.peer: snapshot.flops_per_s for snapshot in snapshots}
-
-    def without(self, peer: str) -> Room:
-        """The others."""
-        job, model, snapshots, profiles = self._figures
-        return Room(
-            job,
-            model,
-            [each for each in snapshots if each.peer != peer],
-            [each for each in profiles if each.peer != peer],
-        )
-
-    def knows(self, peers: Collection[str]) -> bool:
-        """Whether all of them can be planned with."""
-        return {profile.peer for profile in self._figures[3]}.issuperset(peers)
-
-    def costs(self, num_micro_batches: int) -> CostModel:
-        """Raises ``UserError`` where no plan can be computed from the figures."""
-        if num_micro_batches not in self._costs:
-            self._costs[num_micro_batches] = CostModel(task_of(*self._figures, num_micro_batches))
-        return self._costs[num_micro_batches]
-
-    def steps(self, pipeline: PipelinePlan) -> Steps:
-        """With the work that passing parcels on is for the devices themselves, which the search knows nothing of."""
-        costs = self.costs(pipeline.num_micro_batches)
-        steps = steps_of(costs, pipeline)
-        passing = [[self.passing_s(pipeline, peer) for peer in stage.peers] for stage in pipeline.stages]
-        there, back = ([max(each[way] for each in stage) for stage in passing] for way in (0, 1))
-        ends = [self._averaging_s(costs, stage) for stage in pipeline.stages]
-        return replace(
-            steps,
-            forward_s=tuple(map(operator.add, steps.forward_s, there)),
-            backward_s=tuple(map(operator.add, steps.backward_s, back)),
-            update_s=tuple(map(operator.add, steps.update_s, ends)),
-        )
-
-    def passing_s(self, pipeline: PipelinePlan, peer: str) -> tuple[float, float]:
-        """What a peer of the pipeline takes in and hands on of each micro-batch: with activations, with gradients."""
-        costs, at = self.costs(pipeline.num_micro_batches), pipeline.stage_of(peer)
-        if at is None:
-            raise LocalError(f"{peer} passes nothing on in this pipeline")
-        stage = pipeline.stages[at]
-        samples = stage.samples[stage.peers.index(peer)]
-        sides = [(stage.start, at - 1), (stage.stop, at + 1)]
-        neighbours = [(cut, pipeline.stages[i]) for cut, i in sides if 0 <= i < len(pipeline.stages)]
-        seconds = [0.0, 0.0]
-        wires = (costs.task.forward_wire, costs.task.backward_wire)
-        for way, (wire, coding_s) in enumerate(zip(wires, self._coding_s(costs, peer), strict=True)):
-            for cut, other in neighbours:
-                num_bytes = float(costs.cut_bytes[costs.cuts.index(cut)]) * samples
-                receivers = math.ceil(samples * len(other.peers) / pipeline.micro_batch)
-                num_parcels = max(receivers, math.ceil(num_bytes * wire / PARCEL_BYTES))
-                flops = PARCEL_FLOPS * num_parcels + BYTE_FLOPS * num_bytes * wire
-                seconds[way] += self._seconds(peer, flops) + coding_s * num_bytes
-        return seconds[0], seconds[1]
-
-    @staticmethod
-    def _coding_s(costs: CostModel, peer: str) -> tuple[float, float]:
-        """Of its trainer, for each byte before it is coded; nothing where it was not measured."""
-        known = next(each for each in costs.task.peers if each.name == peer)
-        if known.times is None:
-            return 0.0, 0.0
-        return (
-            known.slowdown * known.times.activation_s_per_byte,
-            known.slowdown * known.times.gradient_s_per_byte,
-        )
-
-    def _averaging_s(self, costs: CostModel, stage: Stage) -> float:
-        """Of a batch: the gradients that the stage's peers exchange, sent and received, by the slowest of them."""
-        num = len(stage.peers)
-        start, stop = costs.cuts.index(stage.start), costs.cuts.index(stage.stop)
-        num_bytes = 4 * (num - 1) / num * float(costs.parameter_bytes[stop] - costs.parameter_bytes[start])
-        flops = PARCEL_FLOPS * math.ceil(num_bytes / PARCEL_BYTES) + BYTE_FLOPS * num_bytes
-        return max(self._seconds(peer, flops) for peer in stage.peers)
-
-    def _seconds(self, peer: str, flops: float) -> float:
-        """Nothing for a peer whose speed nobody knows."""
-        return flops / self._flops_per_s[peer] if self._flops_per_s[peer] > 0 else 0.0
-
-    def batch_s(self, pipeline: PipelinePlan) -> float:
-        """Predicted seconds of a batch."""
-        return round_s(self.steps(pipeline), tuple(stage.warm_up for stage in pipeline.stages))
-
-    def fits(self, pipeline: PipelinePlan) -> bool:
-        costs = self.costs(pipeline.num_micro_batches)
-        return all(fits(costs, stage) for stage in pipeline.stages)

@@ -7,8 +7,7 @@ not repeat it. It sees that the plan fits the job, the model and the peers' memo
 alone.
 
 A batch is one optimizer step. ``steps_per_round`` is set by the first plan and never changes: when a data owner goes,
-its samples' share of the later rounds is lost, and the others' samples are drawn oftener in its place. Seconds are
-predicted for synchronous batches, with a flush, whatever the job's schedule is.
+its samples' share of the later rounds is lost, and the others' samples are drawn oftener in its place.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from p2ptrain.planning.footprint import pipeline_bytes
 from p2ptrain.planning.pipeline_baselines import best_single_peer
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.plan import (
-    MAX_STEPS,
     MAX_STRETCH,
     Part,
     PeerSnapshot,
@@ -36,12 +34,13 @@ from p2ptrain.planning.plan import (
     shards,
 )
 from p2ptrain.planning.profile_codec import chain_hash, rounded
+from p2ptrain.planning.room import Room
 from p2ptrain.planning.shares import SHARE_UNITS
 from p2ptrain.planning.slice_figures import (
     BASE_BYTES,
     UNKNOWN_LINK_BYTES_PER_S,
-    Room,
     SlicePeer,
+    batches_a_round,
     link_figures,
     micro_batch_choices,
     usable,
@@ -111,6 +110,8 @@ def follows(job: Job, model: ModelProfile | None, plan: Plan, parent: Plan | Non
         return False
     num = slices.pipeline.num_micro_batches
     if num not in micro_batch_choices(job) or slices.pipeline.micro_batch != job.training.batch_size // num:
+        return False
+    if slices.pipeline.stages[0].warm_up > num + (job.slices.schedule == "async"):
         return False
     try:
         check_plan(plan)
@@ -199,9 +200,7 @@ def _parts(model: ModelProfile, pipeline: PipelinePlan) -> tuple[Part, ...]:
 
 
 def _steps_per_round(job: Job, snapshots: Sequence[PeerSnapshot], pipeline: PipelinePlan) -> int:
-    samples = sum(peer.num_samples for peer in snapshots if peer.peer in pipeline.stages[0].peers)
-    batches = samples / job.training.batch_size * job.training.epochs_per_round
-    return min(MAX_STEPS, max(1, math.ceil(batches - 1e-9)))  # not one more for a float's last digit
+    return batches_a_round(job, snapshots, pipeline.stages[0].peers)
 
 
 def _slices_of(plan: Plan) -> SlicesPlan:

@@ -10,7 +10,8 @@ from p2ptrain.errors import LocalError, UserError
 from p2ptrain.planning.pipeline_baselines import WORTH, best_single_peer, equal_split, side_by_side
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.pipeline_search import plan_pipeline
-from p2ptrain.planning.slice_figures import Room, micro_batch_choices
+from p2ptrain.planning.room import Room
+from p2ptrain.planning.slice_figures import micro_batch_choices
 
 WORTH_A_DEVICE, MOST_DROPPED = 1.03, 4
 """As many times as slow a pipeline may be for having one device less: each is one more that may get slow or go. And how

@@ -34,7 +34,8 @@ from p2ptrain.learning.snapshots import write
 from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_model
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.planning.profile_codec import model_to_json, profile_to_json
-from p2ptrain.planning.slice_figures import Room, micro_batch_choices
+from p2ptrain.planning.room import Room
+from p2ptrain.planning.slice_figures import micro_batch_choices
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.allocator import give_back, kept_block_bytes
 from p2ptrain.runtime.tensorfile import read_untrusted

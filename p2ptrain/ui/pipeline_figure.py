@@ -55,10 +55,12 @@ def draw(comparison: Comparison, path: Path) -> None:
     axes.set_yticks(range(num_stages), labels)
     axes.invert_yaxis()
     axes.set_xlim(0, timeline.round_s)
-    axes.set_xlabel("seconds of one batch, predicted")
+    batches = comparison.task.batches
+    shown = "one batch" if batches == 1 else f"{batches} batches in a row"
+    axes.set_xlabel(f"seconds of {shown}, predicted")
     single = comparison.baselines[0].cost
-    gain = f"; best single peer {single.round_s:.3g} s" if single else ""
-    axes.set_title(f"{clean(plan.model, 60)}: {timeline.round_s:.3g} s a batch{gain}")
+    gain = f"; best single peer {single.batch_s:.3g} s" if single else ""
+    axes.set_title(f"{clean(plan.model, 60)}: {comparison.planned.cost.batch_s:.3g} s a batch{gain}")
     used = [work for work in COLOURS if any(span.work == work for span in timeline.spans)]
     figure.legend(handles=[Patch(color=COLOURS[work], label=work) for work in used], loc="outside lower right", ncols=3)
     FigureCanvasAgg(figure)

@@ -40,12 +40,14 @@ def render(comparison: Comparison, width: int = TIMELINE_WIDTH) -> str:
     lines += [_times_line(task), ""]
     if plan.left_out:
         lines += [f"left out: {listed(plan.left_out, 20)}", ""]
-    rows = [("this plan", seconds(cost.round_s), proved)]
-    rows += [(each.name, *_baseline_cells(each, cost.round_s)) for each in comparison.baselines]
+    rows = [("this plan", seconds(cost.batch_s), proved)]
+    rows += [(each.name, *_baseline_cells(each, cost.batch_s)) for each in comparison.baselines]
     lines += [*table([("predicted", "a batch", ""), *rows], right=(1,)), ""]
     if comparison.preferred_peer is not None:
         alone = clean(comparison.preferred_peer, 32)
         lines += [f"a group would rather train on {alone} alone: a pipeline has to promise {WORTH:g} x its speed", ""]
+    if task.batches > 1:
+        lines += [f"{task.batches} batches in a row, without a flush:"]
     lines += [*timeline_lines(cost.timeline, width)]
     return "\n".join(lines)
 
@@ -86,10 +88,10 @@ def _times_line(task: PipelineTask) -> str:
 def _baseline_cells(baseline: Baseline, planned_s: float) -> tuple[str, str]:
     if baseline.cost is None:
         return "-", "does not fit into memory"
-    note = f"{baseline.cost.round_s / planned_s:.2f} x as long"
+    note = f"{baseline.cost.batch_s / planned_s:.2f} x as long"
     if not baseline.cost.fits:
         note += ", and does not fit into memory"
-    return seconds(baseline.cost.round_s), note
+    return seconds(baseline.cost.batch_s), note
 
 
 def seconds(value: float) -> str:
@@ -143,6 +145,7 @@ def to_plain(comparison: Comparison) -> dict[str, Any]:
         "is_proved": planned.is_proved,
         "preferred_peer": comparison.preferred_peer,
         "latency_s": task.latency_s,
+        "batches_in_a_row": task.batches,
         "peers": [
             {
                 "name": peer.name,
@@ -167,7 +170,7 @@ def to_plain(comparison: Comparison) -> dict[str, Any]:
 
 def _cost(cost: PlanCost, plan: PipelinePlan) -> dict[str, Any]:
     return {
-        "round_s": cost.round_s,
+        "batch_s": cost.batch_s,
         "bound_s": cost.bound_s,
         "dominant_step_s": cost.dominant_step_s,
         "fits": cost.fits,

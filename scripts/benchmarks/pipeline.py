@@ -1,39 +1,56 @@
 """VGG-11 in depth slices on devices of speeds 1 : 0.1 : 1 in the lab: throughput, beside what is predicted for it.
 
 Each case trains on the same devices and samples: the pipeline that the group plans, with activations and gradients as
-they are and in int8 (what that does to accuracy: ``slices_accuracy``); as many blocks on every device
-(``strategy = "equal"``); the whole model on every device (``strategy = "data-parallel"``); and plain training on one of
-the fast devices alone, while the others train for themselves. How batches are counted, and what is predicted:
-``slices_lab``. Needs Linux and root, as the lab does.
+they are and in int8, with a flush after each batch and without (what all that does to accuracy: ``slices_accuracy``);
+as many blocks on every device (``strategy = "equal"``), with and without a flush; the whole model on every device
+(``strategy = "data-parallel"``); and plain training on one of the fast devices alone, while the others train for
+themselves. How batches are counted, and what is predicted: ``slices_lab``. Needs Linux and root, as the lab does.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from laboratory import host
 from laboratory.quota import sweep
 
 from benchmarks import slices_lab
-from benchmarks.common import Sample, Settings
+from benchmarks.common import Column, Sample, Settings
 from benchmarks.pace import Stint
-from benchmarks.slices_lab import ALONE, COLUMNS, Ran, Workload
+from benchmarks.slices_lab import ALONE, Ran, Workload
 from benchmarks.tasks import data_file
+from p2ptrain.config import Crossing, Schedule
 
 __all__ = ["BASELINE", "COLUMNS", "run"]
 
 BASELINE = "plain training on the fastest device alone; an equal split; data parallel"
 SINGLE = "one fast device alone"
-PLANNED, INT8 = "planned", "planned, int8"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """``strategy``: of the job; ``schedule`` and ``crossing``: of its pipeline."""
+
+    strategy: str
+    schedule: Schedule = "sync"
+    crossing: Crossing = "none"
+
+
 CASES = {
-    SINGLE: ALONE,
-    PLANNED: "planned",
-    INT8: "planned",
-    "equal split": "equal",
-    "data parallel": "data-parallel",
+    SINGLE: Case(ALONE),
+    "equal split": Case("equal"),
+    "equal split, async": Case("equal", "async"),
+    "planned": Case("planned"),
+    "planned, int8": Case("planned", crossing="int8"),
+    "planned, async": Case("planned", "async"),
+    "planned, async, int8": Case("planned", "async", "int8"),
+    "data parallel": Case("data-parallel"),
 }
+TINY_CASES = (SINGLE, "planned")
+COLUMNS = (*slices_lab.COLUMNS, Column("times_equal", "x equal split, same schedule", 1))
 SPEEDS = {"fast-1": 1.0, "slow": 0.1, "fast-2": 1.0}
 RATE_MBIT = 100.0
 BATCH_SIZE, MICRO_BATCHES = 256, 16
@@ -66,18 +83,23 @@ def measured(workload: Workload, settings: Settings, repetition: int, controller
     """The cases in turn; with ``tiny`` plain training and the plan only, on two devices."""
     if settings.tiny:
         devices = slices_lab.devices_of({"fast-1": 1.0, "fast-2": 1.0}, slices_lab.TINY_CORES, [RATE_MBIT] * 2)
-        stint, cases = slices_lab.TINY, dict(list(CASES.items())[:2])
+        stint, cases = slices_lab.TINY, {name: CASES[name] for name in TINY_CASES}
     else:
         devices = slices_lab.devices_of(SPEEDS, slices_lab.CORES, [RATE_MBIT] * 3, SUBSET)
         stint, cases = STINT, CASES
     times = slices_lab.rehearse(workload, devices, stint, controllers)
     alone: Ran | None = None
-    for case, strategy in cases.items():
-        chosen = dataclasses.replace(workload, crossing="int8") if case == INT8 else workload
-        ran = slices_lab.run_case(chosen, strategy, devices, stint, repetition, controllers, times)
+    equal: dict[Schedule, float] = {}
+    for name, case in cases.items():
+        chosen = dataclasses.replace(workload, crossing=case.crossing, schedule=case.schedule)
+        ran = slices_lab.run_case(chosen, case.strategy, devices, stint, repetition, controllers, times)
         figures = ran.figures()
-        if strategy == ALONE:
+        if case.strategy == ALONE:
             alone = ran
         elif alone is not None:
             figures |= slices_lab.compared(ran, alone)
-        yield Sample(case, repetition, figures, is_baseline=case not in (PLANNED, INT8))
+        if case.strategy == "equal":
+            equal[case.schedule] = ran.samples_per_s
+        elif case.strategy == "planned" and case.schedule in equal:
+            figures["times_equal"] = ran.samples_per_s / equal[case.schedule]
+        yield Sample(name, repetition, figures, is_baseline=case.strategy != "planned")

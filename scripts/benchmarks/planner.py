@@ -81,14 +81,14 @@ def _compared(case: str, repetition: int, task: PipelineTask) -> Iterator[Sample
     comparison = compare(task)
     planning_ms = 1e3 * (time.process_time() - start)
     planned = comparison.planned
-    best = planned.cost.round_s
+    best = planned.cost.batch_s
     at_work = {peer for stage in planned.plan.stages for peer in stage.peers}
     figures = {"batch_s": best, "times_as_long": 1.0, "planning_ms": planning_ms, "proved": float(planned.is_proved)}
     yield Sample(case, repetition, figures | {"stages": len(planned.plan.stages), "peers": len(at_work)})
     for baseline in comparison.baselines:
         if baseline.cost is not None and baseline.plan is not None:
             its = {peer for stage in baseline.plan.stages for peer in stage.peers}
-            took = baseline.cost.round_s
+            took = baseline.cost.batch_s
             figures = {"batch_s": took, "times_as_long": took / best, "stages": len(baseline.plan.stages)}
             yield Sample(f"{case}: {baseline.name}", repetition, figures | {"peers": len(its)}, is_baseline=True)
 

@@ -18,14 +18,14 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks import plots
 from benchmarks.common import SEED, Column, Sample, Settings
 from benchmarks.tasks import data_file
-from p2ptrain.config import Crossing, TrainingConfig
+from p2ptrain.config import Crossing, Schedule, TrainingConfig
 from p2ptrain.experiment import measure
 from p2ptrain.learning.data import Dataset, load, open_source, propose_contract, select
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage, check_pipeline_plan
@@ -43,7 +43,7 @@ COLUMNS = (
 )
 SINGLE = "single"
 MICRO_BATCHES = 4
-"""Few, so that most of a batch meets weights that are a step old ("async")."""
+"""Few, so that all but the first of a batch meet weights that are a step old ("async")."""
 BATCH_SIZE = 64
 OWNER = "peer0"
 """Who has the samples."""
@@ -65,17 +65,20 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A pipeline. ``coding``: of activations and of gradients."""
+    """A pipeline. ``coding``: of activations and of gradients. ``micro_batches``: with one only "async" is as stale as
+    can be, all gradients but the last stage's are of weights a step old."""
 
     name: str
-    schedule: Literal["sync", "async"]
+    schedule: Schedule
     coding: Crossing = "none"
     feedback: bool = True
+    micro_batches: int = MICRO_BATCHES
 
 
 CASES = (
     Case("sync", "sync"),
     Case("async", "async"),
+    Case("async, whole batches", "async", micro_batches=1),
     Case("sync, fp16", "sync", "fp16"),
     Case("sync, int8", "sync", "int8"),
     Case("sync, int8, no feedback", "sync", "int8", feedback=False),
@@ -149,7 +152,7 @@ class Trial:
         model = self._build()
         with torch.device("meta"):
             chain = Chain(self._build(), self._workload.input_shape)
-        plan = plan_of((*self._workload.stops, len(chain.blocks)))
+        plan = plan_of((*self._workload.stops, len(chain.blocks)), case)
         stages = {
             stage.peers[0]: SliceTraining(
                 self._config,
@@ -205,16 +208,17 @@ def _advance(stages: dict[str, Any], name: str, losses: list[float]) -> int:
     return num_bytes
 
 
-def plan_of(stops: tuple[int, ...]) -> PipelinePlan:
+def plan_of(stops: tuple[int, ...], case: Case) -> PipelinePlan:
     """A peer for each stage, with warm-ups as deep as planning gives."""
-    rows = BATCH_SIZE // MICRO_BATCHES
+    num, rows = case.micro_batches, BATCH_SIZE // case.micro_batches
+    most = num + (case.schedule == "async")
     stages = tuple(
         Stage(start, stop, (f"peer{index}",), (rows,), depth)
         for index, (start, stop, depth) in enumerate(
-            zip((0, *stops), stops, deepest_warm_up(len(stops), MICRO_BATCHES), strict=False)
+            zip((0, *stops), stops, deepest_warm_up(len(stops), most), strict=False)
         )
     )
-    plan = PipelinePlan("model", stops[-1], rows, MICRO_BATCHES, stages, ())
+    plan = PipelinePlan("model", stops[-1], rows, num, stages, ())
     check_pipeline_plan(plan)
     return plan
 

@@ -31,13 +31,14 @@ from laboratory.speedometer import Speedometer
 from benchmarks.common import SEED, Column
 from benchmarks.pace import Pace, Stint
 from p2ptrain.api import Status
-from p2ptrain.config import Crossing, Job
+from p2ptrain.config import Crossing, Job, Schedule
 from p2ptrain.errors import NotCoveredError
+from p2ptrain.ids import PeerId
 from p2ptrain.learning.block_costs import profile_blocks
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.parts import global_model
 from p2ptrain.planning.plan import Plan
-from p2ptrain.planning.slice_figures import Room
+from p2ptrain.planning.room import Room
 
 CORES = 1.8
 """For all devices together; the rest of two is for looking on, at them and at the machine's speed."""
@@ -54,6 +55,8 @@ COLUMNS = (
     Column("idle_most", "idle, most idle stage, %", 0),
     Column("stages", "stages", 0),
     Column("replans", "plans after the first", 0),
+    Column("node_ms", "node's CPU ms a batch, most", 0),
+    Column("node_ms_planned", "planned", 0),
 )
 
 
@@ -61,7 +64,7 @@ COLUMNS = (
 class Workload:
     """``tables``: of the job, but for what makes the case. ``snapshot_steps``: of the job; 0 = a round.
 
-    ``crossing``: how activations and gradients travel.
+    ``crossing``: how activations and gradients travel. ``schedule``: of the pipeline.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Workload:
     micro_batches: int = 8
     snapshot_steps: int = 0
     crossing: Crossing = "none"
+    schedule: Schedule = "sync"
 
 
 UNPLANNED_SNAPSHOT_STEPS = 2
@@ -142,7 +146,17 @@ class Ran:
             "micro_batches": float(pipeline.num_micro_batches),
             "idle_most": 100 * max(idle, default=0.0),
             "idle_least": 100 * min(idle, default=0.0),
+            **self._node_figures(figures["batches"]),
         }
+
+    def _node_figures(self, num_batches: float) -> dict[str, float]:
+        """CPU ms that a batch took of a node for passing parcels on, of the one that it took most of, and as planned."""
+        assert self.plan is not None and self.plan.slices is not None
+        pipeline = self.plan.slices.pipeline
+        took = {peer: self.lab.use[name].node_cpu_s for peer, name in self.lab.names.items() if name in self.lab.use}
+        peer = max((peer for stage in pipeline.stages for peer in stage.peers), key=lambda peer: took[PeerId(peer)])
+        planned_s = self.room.node_s(pipeline, peer)
+        return {"node_ms": 1e3 * took[PeerId(peer)] / num_batches, "node_ms_planned": 1e3 * planned_s}
 
 
 def devices_of(
@@ -246,6 +260,7 @@ def spec_of(
         tables["slices"] = {
             "micro_batches": workload.micro_batches,
             "strategy": strategy,
+            "schedule": workload.schedule,
             "activations": workload.crossing,
             "gradients": workload.crossing,
             "snapshot_steps": workload.snapshot_steps if strategy == "planned" else UNPLANNED_SNAPSHOT_STEPS,

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from laboratory.camera import Camera
 from laboratory.enter import entering
 from laboratory.network import Network
@@ -109,6 +111,15 @@ class Bench:
             for pid in set(self.groups[device].pids()) - {self.processes[device].pid}:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGSTOP)
+
+    def node_cpu_s(self) -> dict[str, float]:
+        """CPU seconds of each running device's node, without its trainer, since it was started."""
+        found = {}
+        for device in self.running:
+            with contextlib.suppress(psutil.Error):
+                times = psutil.Process(self.processes[device].pid).cpu_times()
+                found[device] = times.user + times.system
+        return found
 
     def end(self) -> None:
         """Let all leave, then kill whoever has not."""

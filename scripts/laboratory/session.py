@@ -49,6 +49,8 @@ class DeviceUse:
     training_cpu_s: float = 0.0
     peak_kept_bytes: int = 0
     """Of the memory what no file gives back: the most that was seen, looking a few times a second."""
+    node_cpu_s: float = 0.0
+    """Of ``training_cpu_s`` what its node took: all but the trainer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ async def _follow(
 ) -> LabOutcome:
     timeline = Timeline(bench.spec.events, bench, say)
     start, started_at = time.monotonic(), time.time()
-    formed, training, cpu_before = 0.0, 0.0, dict[str, float]()
+    formed, training, cpu_before, node_before = 0.0, 0.0, dict[str, float](), dict[str, float]()
     plans: list[tuple[float, Plan]] = []
     for device in bench.spec.devices:
         if device.name not in bench.spec.late:
@@ -172,7 +174,7 @@ async def _follow(
             trains = {name for name, phase in phases.items() if phase != "waiting"}
             if trains and not training:
                 bench.keep_to_shares()
-                training, cpu_before = now - start, _cpu_s(bench)
+                training, cpu_before, node_before = now - start, _cpu_s(bench), bench.node_cpu_s()
                 say(f"{training:.1f} s: {' '.join(sorted(trains))} began to train")
             if not timeline.began("training") and formed and bench.running <= trains | _standing_by(status):
                 timeline.begin("training", now)
@@ -184,7 +186,7 @@ async def _follow(
                 break
             if now - start > bench.spec.timeout_s:
                 raise P2PTrainError(f"not done after {bench.spec.timeout_s:g} s: {_where(status)}")
-        trained, cpu = time.monotonic() - start, _cpu_s(bench)
+        trained, cpu, node_cpu = time.monotonic() - start, _cpu_s(bench), bench.node_cpu_s()
         say(f"{trained:.1f} s: done; harvesting")
         outcome = await _harvested(node, formed, trained, start)
         bench.look(trained)  # nothing has been trained since then, but the last snapshot may have been on its way
@@ -195,6 +197,7 @@ async def _follow(
             group.cpu_s(),
             cpu[name] - cpu_before.get(name, 0.0),
             bench.peak_kept_bytes.get(name, 0),
+            node_cpu.get(name, 0.0) - node_before.get(name, 0.0),
         )
         for name, group in bench.groups.items()
     }

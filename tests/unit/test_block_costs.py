@@ -23,7 +23,7 @@ from p2ptrain.learning.coding_times import MOST_ROWS, measure_coding
 from p2ptrain.learning.flops import memory_bytes, training_flops
 from p2ptrain.learning.models import TEXT_MODELS, build_model
 from p2ptrain.planning.blocks import check_model, check_times
-from p2ptrain.planning.slice_figures import PARCEL_BYTES
+from p2ptrain.planning.room import PARCEL_BYTES
 
 SHAPE = (3, 32, 32)
 

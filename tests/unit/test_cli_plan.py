@@ -45,8 +45,23 @@ def test_json_is_the_plan_for_programs(capsys: pytest.CaptureFixture[str]) -> No
     assert status == 0 and not err
     assert [peer["name"] for peer in plain["peers"]] == ["raspberry-pi-4", "raspberry-pi-5", "raspberry-pi-4#2"]
     assert all(peer["link_bytes_per_s"] == 12.5e6 and peer["times"] == "profile" for peer in plain["peers"])
-    assert plain["latency_s"] == 0.002 and plain["round_s"] <= plain["baselines"]["best single peer"]["round_s"]
+    assert plain["latency_s"] == 0.002 and plain["batch_s"] <= plain["baselines"]["best single peer"]["batch_s"]
     assert plain["plan"]["micro_batch"] * plain["plan"]["num_micro_batches"] == 8
+
+
+def test_without_a_flush_a_batch_is_done_sooner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profiles = [str(PEERS / "raspberry-pi-4.toml")] * 3
+    arguments = ["plan", "--model", "vgg11", "--batch-size", "32", "--micro-batches", "4", "--rate", "1000"]
+    found = {}
+    for schedule in ("sync", "async"):
+        status, out, _ = run([*arguments, "--schedule", schedule, "--json", *profiles], capsys)
+        found[schedule] = json.loads(out)
+        assert status == 0
+    assert (found["sync"]["batches_in_a_row"], found["async"]["batches_in_a_row"]) == (1, 16)
+    assert found["async"]["batch_s"] < 0.9 * found["sync"]["batch_s"]
+    picture = tmp_path / "timeline.png"
+    status, out, _ = run([*arguments, "--schedule", "async", "--png", str(picture), *profiles], capsys)
+    assert status == 0 and "16 batches in a row, without a flush" in out and picture.stat().st_size > 1000
 
 
 def test_times_measured_by_the_probe_count_more_than_flops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +109,7 @@ def test_a_link_has_the_rate_that_is_said(capsys: pytest.CaptureFixture[str]) ->
     before = json.loads(run([*SMALL, "--json", *profiles], capsys)[1])
     after = json.loads(run([*SMALL, "--json", *link, *profiles], capsys)[1])
     assert after["links"] == [{"peers": ["raspberry-pi-4", "raspberry-pi-4#2"], "bytes_per_s": 1000.0}]
-    assert after["baselines"]["equal split"]["round_s"] > before["baselines"]["equal split"]["round_s"] + 1
+    assert after["baselines"]["equal split"]["batch_s"] > before["baselines"]["equal split"]["batch_s"] + 1
     assert not before["links"]
 
 

@@ -14,7 +14,8 @@ from p2ptrain.planning.pipeline_baselines import best_single_peer
 from p2ptrain.planning.pipeline_cost import steps_of
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.plan import PeerSnapshot, SliceProfile
-from p2ptrain.planning.slice_figures import BYTE_FLOPS, PARCEL_FLOPS, Room, SlicePeer, micro_batch_choices
+from p2ptrain.planning.room import BYTE_FLOPS, PARCEL_FLOPS, Room
+from p2ptrain.planning.slice_figures import SlicePeer, micro_batch_choices
 from p2ptrain.planning.slices import first_slices_plan, follows
 
 DATA = DataConfig(classes=("a", "b"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)

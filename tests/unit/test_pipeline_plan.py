@@ -49,7 +49,7 @@ EDITS = {
     "a share of nothing": put("stages.0.samples", [0, 4]),
     "shares of another micro-batch": put("stages.0.samples", [2, 3]),
     "warm-up rises": put("stages.1.warm_up", 4),
-    "warm-up beyond the batch": put("stages.0.warm_up", 9),
+    "warm-up beyond the next batch's first": put("stages.0.warm_up", 10),
     "no warm-up": put("stages.1.warm_up", 0),
     "left out and in": put("left_out", ["a"]),
     "left out of order": put("left_out", ["e", "d"]),

@@ -29,8 +29,8 @@ seconds = st.integers(0, 16).map(lambda n: n / 8)
 
 @st.composite
 def pipelines(draw: st.DrawFn) -> tuple[Steps, tuple[int, ...]]:
-    """Steps, and warm-up depths that don't rise."""
-    num_stages = draw(st.integers(1, 4))
+    """Steps of one batch or several, and warm-up depths that don't rise, at most a micro-batch more than a batch."""
+    num_stages, batches = draw(st.integers(1, 4)), draw(st.sampled_from([1, 1, 2, 3]))
 
     def each(number: int) -> tuple[float, ...]:
         return tuple(draw(st.lists(seconds, min_size=number, max_size=number)))
@@ -44,8 +44,10 @@ def pipelines(draw: st.DrawFn) -> tuple[Steps, tuple[int, ...]]:
         each(num_stages - 1),
         each(num_stages - 1),
         draw(seconds),
+        batches,
     )
-    depths = sorted(draw(st.lists(st.integers(1, 7), min_size=num_stages, max_size=num_stages)), reverse=True)
+    deepest = 7 if batches == 1 else num_micro_batches + 1
+    depths = sorted(draw(st.lists(st.integers(1, deepest), min_size=num_stages, max_size=num_stages)), reverse=True)
     return steps, tuple(depths)
 
 
@@ -67,6 +69,29 @@ def test_even_stages_without_links_take_what_the_textbook_says() -> None:
         assert round_s(steps, depths) == 3.0 * (num_micro_batches + num_stages - 1)
 
 
+def test_batches_without_a_flush_fill_and_empty_the_pipeline_once() -> None:
+    for num_stages, num_micro_batches, batches in itertools.product((1, 2, 4), (4, 8), (1, 3)):
+        steps = dataclasses.replace(even(num_stages, num_micro_batches), batches=batches)
+        depths = classic_warm_up(num_stages, num_micro_batches)
+        assert round_s(steps, depths) == 3.0 * (num_micro_batches * batches + num_stages - 1)
+
+
+def test_a_stage_makes_its_step_when_its_own_batch_is_over() -> None:
+    steps = Steps(2, (1.0, 1.0), (1.0, 1.0), (0.5, 0.0), (0.0,), (0.0,), batches=2)
+    spans = [(s.work, s.micro_batch, s.start_s) for s in play(steps, (3, 1)).spans if s.stage == 0]
+    assert [(work, number) for work, number, _ in spans] == [
+        *(("forward", n) for n in (0, 1, 2)),
+        ("backward", 0),
+        ("forward", 3),
+        ("backward", 1),
+        ("update", 1),
+        ("backward", 2),
+        ("backward", 3),
+        ("update", 3),
+    ]
+    assert round_s(steps, (3, 1)) == play(steps, (3, 1)).round_s == spans[-1][2] + 0.5
+
+
 def test_deep_warm_up_hides_links_that_the_classic_one_waits_for() -> None:
     steps = even(4, 16, link_s=1.0)
     deep, classic = (round_s(steps, depths(4, 16)) for depths in (deepest_warm_up, classic_warm_up))
@@ -82,10 +107,12 @@ def test_a_timeline_does_all_the_work_in_order_and_one_thing_at_a_time(case: tup
     starts: dict[tuple[str, int, int], Span] = {(s.work, s.stage, s.micro_batch): s for s in timeline.spans}
     for stage in range(steps.num_stages):
         spans = [span for span in timeline.spans if span.stage == stage and span.work != "update"]
-        assert sorted((s.work, s.micro_batch) for s in spans) == sorted(stage_order(1, steps.num_micro_batches))
-        assert all(one.end_s <= two.start_s for one, two in itertools.pairwise(sorted(spans, key=lambda s: s.end_s)))
+        assert sorted((s.work, s.micro_batch) for s in spans) == sorted(stage_order(1, steps.num_in_a_row))
+        every = sorted((s for s in timeline.spans if s.stage == stage), key=lambda s: (s.end_s, s.start_s))
+        assert all(one.end_s <= two.start_s for one, two in itertools.pairwise(every))
+        assert sum(span.work == "update" for span in every) == (steps.batches if steps.update_s[stage] else 0)
         under_way = 0
-        for work, _ in stage_order(depths[stage], steps.num_micro_batches):
+        for work, _ in stage_order(depths[stage], steps.num_in_a_row):
             under_way += 1 if work == "forward" else -1
             assert 0 <= under_way <= depths[stage]
         assert 0 <= timeline.busy_share(stage) <= 1 + 1e-9

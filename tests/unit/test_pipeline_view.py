@@ -44,7 +44,7 @@ def test_a_pipeline_that_promises_little_is_said_not_to_be_worth_it() -> None:
     task = found.task
     slow = dataclasses.replace(task.peers[1], flops_per_s=0.8e6)
     poor = compare(dataclasses.replace(task, peers=(task.peers[0], slow), num_micro_batches=8))
-    gain = to_plain(poor)["baselines"]["best single peer"]["round_s"] / poor.planned.cost.round_s
+    gain = to_plain(poor)["baselines"]["best single peer"]["batch_s"] / poor.planned.cost.batch_s
     assert 1.0 < gain < 1.1 and len(poor.planned.plan.stages) == 2
     assert poor.preferred_peer == to_plain(poor)["preferred_peer"] == "fast"
     assert "a group would rather train on fast alone: a pipeline has to promise 1.1 x its speed" in render(poor)
@@ -61,9 +61,9 @@ def test_what_does_not_fit_is_said() -> None:
 def test_json_has_every_number_and_no_nan() -> None:
     found = comparison()
     plain = json.loads(json.dumps(to_plain(found), allow_nan=False))
-    assert plain["round_s"] == found.planned.cost.round_s and plain["is_proved"] is True
+    assert plain["batch_s"] == found.planned.cost.batch_s and plain["is_proved"] is True
     assert plain["plan"]["left_out"] == ["hopeless"] and plain["hash"] == found.planned.plan.hash
-    assert plain["baselines"]["best single peer"]["round_s"] >= plain["round_s"]
+    assert plain["baselines"]["best single peer"]["batch_s"] >= plain["batch_s"]
     assert [len(stage) for stage in plain["spans"]] == [8] * len(plain["plan"]["stages"])
     assert plain["peers"][0] == {
         "name": "fast",

@@ -71,7 +71,7 @@ def delayed(data: Dataset, steps: int, units: int, depth: int, total: int) -> di
     return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize(("units", "depth"), [(1, 1), (3, 1), (3, 2), (3, 3), (4, 3)])
+@pytest.mark.parametrize(("units", "depth"), [(1, 1), (1, 2), (2, 3), (3, 1), (3, 2), (3, 3), (4, 3), (4, 5)])
 def test_gradients_are_those_at_the_weights_of_the_forward_pass(units: int, depth: int) -> None:
     plan = pipeline([(4, (8,))], units=units, warm_up=[depth])
     group = Group("lenet", plan, schedule="async", steps_per_round=25).run(15)
@@ -81,8 +81,11 @@ def test_gradients_are_those_at_the_weights_of_the_forward_pass(units: int, dept
         torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_versions_of_the_weights_are_as_few_as_micro_batches_in_flight_need() -> None:
-    plan = pipeline(cuts("lenet", ((8,), (3, 5), (8,))), units=3, warm_up=(3, 2, 1))
+@pytest.mark.parametrize(("units", "depths"), [(3, (3, 2, 1)), (3, (4, 3, 1)), (1, (2, 2, 1))])
+def test_versions_of_the_weights_are_as_few_as_micro_batches_in_flight_need(
+    units: int, depths: tuple[int, ...]
+) -> None:
+    plan = pipeline(cuts("lenet", ((8,), (3, 5), (8,))), units=units, warm_up=depths)
     group = Group("lenet", plan, schedule="async", steps_per_round=10)
     most = dict.fromkeys(group.peers, 0)
     for peer in group.peers.values():

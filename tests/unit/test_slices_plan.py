@@ -31,7 +31,8 @@ from p2ptrain.planning.plan import (
     plan_from_json,
 )
 from p2ptrain.planning.profile_codec import chain_hash
-from p2ptrain.planning.slice_figures import BASE_BYTES, Room, SlicePeer, micro_batch_choices, task_of
+from p2ptrain.planning.room import Room
+from p2ptrain.planning.slice_figures import BASE_BYTES, SlicePeer, batches_a_round, micro_batch_choices, task_of
 from p2ptrain.planning.slices import first_slices_plan, follows, next_slices_plan, notes
 from p2ptrain.planning.slices_choice import WORTH, WORTH_A_DEVICE
 from p2ptrain.protocol.messages import LinkFigure
@@ -637,7 +638,39 @@ def test_compression_makes_links_faster_and_optimizers_take_memory() -> None:
     def copies(work: Job) -> int:
         return task_of(work, net, plan.peers, slices_of(plan).profiles, 4).optimizer_copies
 
-    assert copies(job(optimizer="adamw")) == copies(job(schedule="async")) == copies(job()) + 1
+    assert copies(job(optimizer="adamw")) == copies(job()) + 1
+    assert copies(job(schedule="async")) == copies(job()) + 2  # stashed, for two batches on their way
+
+
+def test_without_a_flush_batches_follow_on_each_other() -> None:
+    net = model(parameter_bytes=10, activation_bytes=1000)
+    pair = [peer(0, measured=6), peer(1, counts=(), measured=6)]
+    works = {kind: job(schedule=kind) for kind in ("sync", "async")}
+    plans = {kind: first(pair, work, net) for kind, work in works.items()}
+    rooms = {kind: Room(works[kind], net, plan.peers, slices_of(plan).profiles) for kind, plan in plans.items()}
+    took = {kind: rooms[kind].batch_s(slices_of(plan).pipeline) for kind, plan in plans.items()}
+    assert took["async"] < 0.9 * took["sync"]
+    tasks = {kind: each.costs(4).task for kind, each in rooms.items()}
+    num = batches_a_round(works["async"], plans["async"].peers)
+    assert (tasks["sync"].batches, tasks["async"].batches) == (1, min(num, 16)) and num > 1
+    assert (tasks["sync"].most_ahead, tasks["async"].most_ahead) == (4, 5)
+    assert all(follows(works[kind], net, plan, None) for kind, plan in plans.items())
+    for kind, plan in plans.items():
+        pipeline, most = slices_of(plan).pipeline, 1 if kind == "async" else 0
+        for more in (0, 1, 2):
+            deeper = dataclasses.replace(pipeline.stages[0], warm_up=pipeline.num_micro_batches + more)
+            plan = with_pipeline(plan, stages=(deeper, *pipeline.stages[1:]))
+            assert follows(works[kind], net, plan, None) is (more <= most)
+
+
+def test_a_round_has_as_many_batches_as_its_owners_samples_make() -> None:
+    owners = [peer(0, counts=(40, 40)).snapshot, peer(1, counts=(8, 8)).snapshot, peer(2, counts=()).snapshot]
+    work = job()
+    size = work.training.batch_size
+    assert batches_a_round(work, owners, [name(0)]) == math.ceil(80 / size)
+    assert batches_a_round(work, owners, [name(0), name(1)]) == math.ceil(96 / size)
+    assert batches_a_round(work, owners) == math.ceil(48 / size)
+    assert batches_a_round(work, [peer(2, counts=()).snapshot]) == 1
 
 
 def test_the_partition_names_the_cut_and_who_trains_what() -> None:

@@ -1,0 +1,162 @@
+"""The peers of a plan of mode ``slices`` with their figures: what each pipeline of theirs would cost.
+
+Beside what the cost model knows, a device's node takes computing from its trainer: for every parcel that it hands on or
+takes in, and for each byte of it. And its trainer codes what it sends.
+
+Invariant: pure; the same figures give the same seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from p2ptrain.config import Job
+from p2ptrain.errors import LocalError
+from p2ptrain.planning.blocks import ModelProfile
+from p2ptrain.planning.pipeline_cost import CostModel, fits, steps_of
+from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
+from p2ptrain.planning.pipeline_schedule import Steps, round_s
+from p2ptrain.planning.plan import PeerSnapshot, SliceProfile
+from p2ptrain.planning.slice_figures import task_of
+
+PARCEL_BYTES = 1 << 20
+"""A parcel is cut into smaller ones where it would be larger; a single row never is."""
+PARCEL_FLOPS, BYTE_FLOPS = 6e7, 140.0
+"""What a device could compute while its node hands on one parcel, or takes one in, and for each byte of it: sockets,
+encryption, and an event loop in Python. Measured on a core of 20 GFLOP/s: 3 ms, and 7 ms a megabyte. What the trainer
+does for it each device measures itself (``BlockTimes.activation_s_per_byte``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Traffic:
+    """What a peer takes in and hands on one way: parcels, bytes of float32, and bytes as they are sent."""
+
+    num_parcels: int
+    num_bytes: float
+    sent_bytes: float
+
+
+class Room:
+    """The peers of a plan with their figures: what their pipelines cost, for each number of micro-batches."""
+
+    def __init__(
+        self, job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], profiles: Sequence[SliceProfile]
+    ) -> None:
+        self.job = job
+        self.model = model
+        self.num_peers = len(profiles)
+        self._figures = (job, model, snapshots, profiles)
+        self._costs: dict[int, CostModel] = {}
+        self._flops_per_s: dict[str, float] = {snapshot.peer: snapshot.flops_per_s for snapshot in snapshots}
+
+    def without(self, peer: str) -> Room:
+        """The others."""
+        job, model, snapshots, profiles = self._figures
+        return Room(
+            job,
+            model,
+            [each for each in snapshots if each.peer != peer],
+            [each for each in profiles if each.peer != peer],
+        )
+
+    def knows(self, peers: Collection[str]) -> bool:
+        """Whether all of them can be planned with."""
+        return {profile.peer for profile in self._figures[3]}.issuperset(peers)
+
+    def costs(self, num_micro_batches: int) -> CostModel:
+        """Raises ``UserError`` where no plan can be computed from the figures."""
+        if num_micro_batches not in self._costs:
+            self._costs[num_micro_batches] = CostModel(task_of(*self._figures, num_micro_batches))
+        return self._costs[num_micro_batches]
+
+    def steps(self, pipeline: PipelinePlan) -> Steps:
+        """With the work that passing parcels on is for the devices themselves, which the search knows nothing of."""
+        costs = self.costs(pipeline.num_micro_batches)
+        steps = steps_of(costs, pipeline)
+        passing = [[self.passing_s(pipeline, peer) for peer in stage.peers] for stage in pipeline.stages]
+        there, back = ([max(each[way] for each in stage) for stage in passing] for way in (0, 1))
+        ends = [max(self._averaging_s(costs, stage, peer) for peer in stage.peers) for stage in pipeline.stages]
+        return replace(
+            steps,
+            forward_s=tuple(map(operator.add, steps.forward_s, there)),
+            backward_s=tuple(map(operator.add, steps.backward_s, back)),
+            update_s=tuple(map(operator.add, steps.update_s, ends)),
+        )
+
+    def passing_s(self, pipeline: PipelinePlan, peer: str) -> tuple[float, float]:
+        """What a peer of the pipeline takes in and hands on of each micro-batch: with activations, with gradients."""
+        costs = self.costs(pipeline.num_micro_batches)
+        traffic = self._traffic(costs, pipeline, peer)
+        there, back = (
+            self._handing_s(peer, each.num_parcels, each.sent_bytes) + coding_s * each.num_bytes
+            for each, coding_s in zip(traffic, self._coding_s(costs, peer), strict=True)
+        )
+        return there, back
+
+    def node_s(self, pipeline: PipelinePlan, peer: str) -> float:
+        """What its node takes of that in a batch, with the gradients that the stage's peers exchange; 0 for one that is
+        not in the pipeline."""
+        at = pipeline.stage_of(peer)
+        if at is None:
+            return 0.0
+        costs = self.costs(pipeline.num_micro_batches)
+        traffic = self._traffic(costs, pipeline, peer)
+        passing_s = sum(self._handing_s(peer, each.num_parcels, each.sent_bytes) for each in traffic)
+        return pipeline.num_micro_batches * passing_s + self._averaging_s(costs, pipeline.stages[at], peer)
+
+    @staticmethod
+    def _traffic(costs: CostModel, pipeline: PipelinePlan, peer: str) -> tuple[_Traffic, _Traffic]:
+        """Of a micro-batch, to and from the stages on both sides: activations, gradients."""
+        at = pipeline.stage_of(peer)
+        if at is None:
+            raise LocalError(f"{peer} passes nothing on in this pipeline")
+        stage = pipeline.stages[at]
+        samples = stage.samples[stage.peers.index(peer)]
+        sides = [(stage.start, at - 1), (stage.stop, at + 1)]
+        neighbours = [(cut, pipeline.stages[i]) for cut, i in sides if 0 <= i < len(pipeline.stages)]
+
+        def one_way(wire: float) -> _Traffic:
+            num_parcels, total, sent = 0, 0.0, 0.0
+            for cut, other in neighbours:
+                num_bytes = float(costs.cut_bytes[costs.cuts.index(cut)]) * samples
+                receivers = math.ceil(samples * len(other.peers) / pipeline.micro_batch)
+                num_parcels += max(receivers, math.ceil(num_bytes * wire / PARCEL_BYTES))
+                total, sent = total + num_bytes, sent + num_bytes * wire
+            return _Traffic(num_parcels, total, sent)
+
+        return one_way(costs.task.forward_wire), one_way(costs.task.backward_wire)
+
+    @staticmethod
+    def _coding_s(costs: CostModel, peer: str) -> tuple[float, float]:
+        """Of its trainer, for each byte before it is coded; nothing where it was not measured."""
+        known = next(each for each in costs.task.peers if each.name == peer)
+        if known.times is None:
+            return 0.0, 0.0
+        return (
+            known.slowdown * known.times.activation_s_per_byte,
+            known.slowdown * known.times.gradient_s_per_byte,
+        )
+
+    def _averaging_s(self, costs: CostModel, stage: Stage, peer: str) -> float:
+        """Of a batch: the gradients that the stage's peers exchange, sent and received."""
+        num = len(stage.peers)
+        start, stop = costs.cuts.index(stage.start), costs.cuts.index(stage.stop)
+        num_bytes = 4 * (num - 1) / num * float(costs.parameter_bytes[stop] - costs.parameter_bytes[start])
+        return self._handing_s(peer, math.ceil(num_bytes / PARCEL_BYTES), num_bytes)
+
+    def _handing_s(self, peer: str, num_parcels: int, num_bytes: float) -> float:
+        """Nothing for a peer whose speed nobody knows."""
+        flops_per_s = self._flops_per_s[peer]
+        return (PARCEL_FLOPS * num_parcels + BYTE_FLOPS * num_bytes) / flops_per_s if flops_per_s > 0 else 0.0
+
+    def batch_s(self, pipeline: PipelinePlan) -> float:
+        """Predicted seconds of a batch."""
+        steps = self.steps(pipeline)
+        return round_s(steps, tuple(stage.warm_up for stage in pipeline.stages)) / steps.batches
+
+    def fits(self, pipeline: PipelinePlan) -> bool:
+        costs = self.costs(pipeline.num_micro_batches)
+        return all(fits(costs, stage) for stage in pipeline.stages)
