@@ -150,7 +150,7 @@ class Ran:
         }
 
     def _node_figures(self, num_batches: float) -> dict[str, float]:
-        """CPU ms that a batch took of a node for passing parcels on, of the one that it took most of, and as planned."""
+        """CPU ms that a batch took of the node that it took most of, all that the node does, and as planned."""
         assert self.plan is not None and self.plan.slices is not None
         pipeline = self.plan.slices.pipeline
         took = {peer: self.lab.use[name].node_cpu_s for peer, name in self.lab.names.items() if name in self.lab.use}
