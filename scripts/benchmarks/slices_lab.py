@@ -56,7 +56,8 @@ COLUMNS = (
     Column("stages", "stages", 0),
     Column("replans", "plans after the first", 0),
     Column("node_ms", "node's CPU ms a batch, most", 0),
-    Column("node_ms_planned", "planned", 0),
+    Column("node_ms_standby", "standing by", 0),
+    Column("node_ms_planned", "planned for parcels", 0),
 )
 
 
@@ -150,13 +151,16 @@ class Ran:
         }
 
     def _node_figures(self, num_batches: float) -> dict[str, float]:
-        """CPU ms that a batch took of the node that it took most of, all that the node does, and as planned."""
+        """CPU ms of a batch: what the busiest node took, what is planned of that for parcels, and, as all that a node
+        does is counted, what one took that stands by."""
         assert self.plan is not None and self.plan.slices is not None
         pipeline = self.plan.slices.pipeline
         took = {peer: self.lab.use[name].node_cpu_s for peer, name in self.lab.names.items() if name in self.lab.use}
         peer = max((peer for stage in pipeline.stages for peer in stage.peers), key=lambda peer: took[PeerId(peer)])
-        planned_s = self.room.node_s(pipeline, peer)
-        return {"node_ms": 1e3 * took[PeerId(peer)] / num_batches, "node_ms_planned": 1e3 * planned_s}
+        figures = {"node_ms": took[PeerId(peer)] / num_batches, "node_ms_planned": self.room.node_s(pipeline, peer)}
+        standing_by = [took[PeerId(peer)] for peer in pipeline.left_out]
+        figures |= {"node_ms_standby": max(standing_by) / num_batches} if standing_by else {}
+        return {name: 1e3 * seconds for name, seconds in figures.items()}
 
 
 def devices_of(
