@@ -29,18 +29,26 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     *(
         (
             file,
-            f"{words} in depth slices, speeds 1 : 0.1 : 1: samples/s; times one fast device alone; measured/predicted;"
-            " and with int8 between the stages",
-            "{planned/samples_per_s:.0f}; {planned/times_single:.2f};"
-            " {planned/measured_of_predicted:.2f}; int8: {planned, int8/samples_per_s:.0f};"
-            " {planned, int8/times_single:.2f}; {planned, int8/measured_of_predicted:.2f}",
-            "one fast device alone, the others busy: {one fast device alone/samples_per_s:.0f};"
-            " equal split: {equal split/samples_per_s:.0f},"
-            " {equal split/measured_of_predicted:.2f} of predicted;"
-            " data parallel: {data parallel/samples_per_s:.0f},"
-            " {data parallel/measured_of_predicted:.2f} of predicted",
+            f"{words} in depth slices, speeds 1 : 0.1 : 1{flush}: samples/s; times one fast device alone; times an"
+            " equal split; measured/predicted; and with int8 between the stages",
+            "; ".join(
+                f"{words_of_case}{{{case}/samples_per_s:.0f}}; {{{case}/times_single:.2f}}; {{{case}/times_equal:.1f}};"
+                f" {{{case}/measured_of_predicted:.2f}}"
+                for words_of_case, case in (("", planned), ("int8: ", f"{planned}, int8"))
+            ),
+            f"equal split: {{{equal}/samples_per_s:.0f}}, {{{equal}/measured_of_predicted:.2f}} of predicted" + others,
         )
         for file, words in PIPELINES.items()
+        for flush, planned, equal, others in (
+            (
+                "",
+                "planned",
+                "equal split",
+                "; one fast device alone, the others busy: {one fast device alone/samples_per_s:.0f}; data parallel:"
+                " {data parallel/samples_per_s:.0f}, {data parallel/measured_of_predicted:.2f} of predicted",
+            ),
+            (", no flush between batches (`async`)", "planned, async", "equal split, async", ""),
+        )
     ),
     (
         "pipeline_text",
@@ -79,7 +87,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         " device with the same seed",
         "; ".join(
             f"{case}: {{{case}/accuracy:.1f}} %, {{{case}/difference:+.1f}}"
-            for case in ("sync", "async", "sync, fp16", "sync, int8", "async, int8")
+            for case in ("sync", "async", "async, whole batches", "sync, fp16", "sync, int8", "async, int8")
         ),
         "single device: {single/accuracy:.1f} %",
     ),

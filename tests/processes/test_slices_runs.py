@@ -9,6 +9,7 @@ import dataclasses
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,8 +27,8 @@ from p2ptrain.planning.plan import Plan
 pytestmark = pytest.mark.slow
 
 
-def sliced(job: Job, *, strategy: str = "equal", micro_batches: int = 4, snapshot_steps: int = 0) -> Job:
-    slices = SlicesConfig(micro_batches, strategy=strategy, snapshot_steps=snapshot_steps)  # type: ignore[arg-type]
+def sliced(job: Job, *, strategy: str = "equal", micro_batches: int = 4, **values: Any) -> Job:
+    slices = SlicesConfig(micro_batches, strategy=strategy, **values)  # type: ignore[arg-type]
     return dataclasses.replace(job, mode="slices", slices=slices)
 
 
@@ -112,8 +113,9 @@ def test_two_owners_share_each_micro_batch(peers: PeerGroup) -> None:
     assert api.evaluate(model, card, "digits").accuracy > 0.85
 
 
-def test_a_lost_stage_is_taken_over_from_what_was_saved(peers: PeerGroup) -> None:
-    job = sliced(make_job(rounds=20, epochs=2, peers=3))
+@pytest.mark.parametrize("schedule", ["sync", "async"])
+def test_a_lost_stage_is_taken_over_from_what_was_saved(peers: PeerGroup, schedule: str) -> None:
+    job = sliced(make_job(rounds=20, epochs=2, peers=3), schedule=schedule)
     three = peers.start(3, job)
     peers.until_round(3)
     peers.until_all("custody-acked")

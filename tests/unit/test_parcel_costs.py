@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 
@@ -81,6 +82,23 @@ def test_every_stage_works_for_what_it_takes_in_and_hands_on() -> None:
     expected = (PARCEL_FLOPS + BYTE_FLOPS * averaged) / 5e8
     assert found.update_s[1] - plain.update_s[1] == pytest.approx(expected)
     assert (found.update_s[0], found.link_forward_s) == (plain.update_s[0], plain.link_forward_s)
+
+
+def test_a_node_s_work_is_that_for_all_parcels_of_a_batch_without_the_trainer_s() -> None:
+    a, b, c = peer(0), peer(1, 2e9), peer(2, measured=True)
+    coded = dataclasses.replace(c.profile, activation_s_per_byte=1e-6)  # type: ignore[type-var]
+    room = room_of(model(10**8, activation_bytes=MB // 2), a, b, SlicePeer(c.snapshot, coded))
+    pipeline = PipelinePlan("net", 6, 4, 4, (stage(0, 2, (a, b), (2, 2)), stage(2, 6, (c,), (4,))), ())
+    averaged = PARCEL_FLOPS + BYTE_FLOPS * 2 * 2000.0
+    one_way = PARCEL_FLOPS + BYTE_FLOPS * MB  # two samples
+    for each, flops_per_s in ((a, 1e9), (b, 2e9)):
+        took = room.node_s(pipeline, each.snapshot.peer)
+        assert took == pytest.approx((4 * 2 * one_way + averaged) / flops_per_s)
+    both = 4 * (2 * PARCEL_FLOPS + BYTE_FLOPS * 2 * MB) * 2
+    assert room.node_s(pipeline, c.snapshot.peer) == pytest.approx(both / 1e9)
+    assert room.passing_s(pipeline, c.snapshot.peer)[0] == pytest.approx(both / 8e9 + 2 * MB * 1e-6)
+    alone = PipelinePlan("net", 6, 4, 4, (stage(0, 6, (a,), (4,)),), names(b))
+    assert room.node_s(alone, b.snapshot.peer) == room.node_s(alone, a.snapshot.peer) == 0.0
 
 
 def test_alone_nothing_is_passed_on_and_who_says_no_speed_is_not_charged() -> None:
