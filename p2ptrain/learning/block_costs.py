@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.flops import COUNTED_BATCH, fake_twin, flop_counter, meta_twin, saved_for_backward
+from p2ptrain.learning.training import has_batch_norm
 from p2ptrain.planning.blocks import BlockProfile, ModelProfile
 
 Tensors = tuple[Tensor, ...]
@@ -44,6 +45,7 @@ def profile_blocks(chain: Chain, name: str) -> ModelProfile:
                 + sum(output.num_bytes for output, is_kept in zip(block.outputs, kept, strict=True) if is_kept),
                 cut_after=not is_last,
                 buffer_bytes=sum(held.values()) - sum(trained.values()),
+                least_samples=2 if has_batch_norm(part) else 1,
             )
         )
     return ModelProfile(name, chain.input.num_bytes, tuple(blocks))

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.func import functional_call
 
 from p2ptrain.config import TrainingConfig
@@ -86,10 +86,6 @@ class StageModel:
     def num_held(self) -> int:
         """Micro-batches whose activations are held."""
         return len(self._held)
-
-    @property
-    def has_batch_norm(self) -> bool:
-        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.module.modules())
 
     def forward(self, number: int, inputs: Sequence[Tensor], seed: int, *, first: bool) -> tuple[Tensor, ...]:
         """The outputs ``[rows, ...]`` of a micro-batch, on the CPU, with zeros in place of what is not finite."""

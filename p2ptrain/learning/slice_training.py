@@ -36,7 +36,7 @@ from p2ptrain.learning.slice_rows import Parcel, Work
 from p2ptrain.learning.slice_samples import SampleStream
 from p2ptrain.learning.slice_stage import StageModel
 from p2ptrain.learning.slice_state import Progress, Snapshot, load_checkpoint, restore_pieces, take_piece
-from p2ptrain.learning.training import MAX_BAD_STEPS, DivergedError
+from p2ptrain.learning.training import MAX_BAD_STEPS, DivergedError, has_batch_norm
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 
 __all__ = ["Parcel", "SliceTraining", "StageUse", "Work"]
@@ -136,7 +136,7 @@ class SliceTraining:
             device=torch.device(device),
             stashing=not self._sync,
         )
-        if self._stage.has_batch_norm and min(stage.samples) == 1:
+        if has_batch_norm(module) and min(stage.samples) == 1:
             raise JobError(
                 f"stage {index + 1} of the pipeline has batch normalisation, and a peer of it gets a single sample of "
                 "each micro-batch; make the micro-batches larger (slices.micro_batches, training.batch_size)"

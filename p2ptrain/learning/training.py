@@ -82,7 +82,7 @@ class LocalTrainer:
             kept = (y != _IGNORED).nonzero().squeeze(1)
             if kept.numel() < len(y):
                 x, y = x[kept.to(x.device)], y[kept]
-        if len(y) == 0 or (len(y) == 1 and self._has_batch_norm):
+        if len(y) == 0 or (len(y) == 1 and has_batch_norm(self.model)):
             return None  # BatchNorm can't be trained on a single value a channel
         x = x.to(self.device)
         if x.dim() == 4:
@@ -191,9 +191,10 @@ class LocalTrainer:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else contextlib.nullcontext()
 
-    @property
-    def _has_batch_norm(self) -> bool:
-        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether training takes statistics from the batch, which has to have two samples then."""
+    return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
 
 
 def schedule(kind: Literal["constant", "cosine"], step: int, total_steps: int) -> float:

@@ -38,6 +38,8 @@ class BlockProfile:
     """Whether a stage may end here; the last block's value means nothing."""
     buffer_bytes: int = 0
     """BatchNorm statistics and the like: held, not trained."""
+    least_samples: int = 1
+    """Of a micro-batch that a peer trains; 2 with BatchNorm, which takes its statistics from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,11 @@ class ModelProfile:
     def training_flops_of(self, start: int, stop: int) -> int:
         """As ``training_flops``, of these blocks alone."""
         return sum(block.forward_flops + block.backward_flops for block in self.blocks[start:stop])
+
+    @property
+    def least_samples(self) -> int:
+        """Of a micro-batch, for every peer, whichever its blocks."""
+        return max(1, *(block.least_samples for block in self.blocks))
 
     @property
     def parameter_bytes(self) -> int:
@@ -151,6 +158,7 @@ COUNTS = (
     "activation_bytes",
     "stored_activation_bytes",
     "buffer_bytes",
+    "least_samples",
 )
 
 

@@ -102,7 +102,7 @@ def data_parallel(model: CostModel) -> PipelinePlan | None:
 def side_by_side(model: CostModel, num: int | None = None) -> PipelinePlan | None:
     """The whole model on the ``num`` fastest peers that have samples and memory for it, by default on all of them.
 
-    At most one for each sample of a micro-batch. None where there is nobody, or too little memory.
+    No more than a micro-batch has samples for. None where there is nobody, or too little memory.
     """
     able = _able_alone(model)[:num]
     if not able or model.split(able, 0, model.num_units, 1) is None:
@@ -111,12 +111,13 @@ def side_by_side(model: CostModel, num: int | None = None) -> PipelinePlan | Non
 
 
 def _able_alone(model: CostModel) -> list[int]:
-    """Peers with samples, and with memory for the whole model and one sample; the fastest first."""
-    task, last = model.task, model.num_units
+    """Peers with samples, and with memory for the whole model and as few as can be; the fastest first."""
+    task, last, least = model.task, model.num_units, model.task.model.least_samples
     fixed, each = model.fixed_bytes(0, last), model.sample_bytes(0, last, 1)
     able = [
         index
         for index, peer in enumerate(task.peers)
-        if peer.has_data and most_samples(peer.memory_bytes, fixed, each, task.micro_batch) >= 1
+        if peer.has_data and most_samples(peer.memory_bytes, fixed, each, task.micro_batch) >= least
     ]
-    return sorted(able, key=lambda index: (sum(model.stage_s(index, 0, last, 1)), index))[: task.micro_batch]
+    able.sort(key=lambda index: (sum(model.stage_s(index, 0, last, 1)), index))
+    return able[: task.micro_batch // least]

@@ -162,6 +162,11 @@ def check_task(task: PipelineTask) -> None:
             f"{task.num_micro_batches} micro-batches of {task.micro_batch} samples; there must be 1 to "
             f"{MAX_MICRO_BATCHES} micro-batches of 1 to {MAX_SAMPLES} samples"
         )
+    if task.micro_batch < task.model.least_samples:
+        raise UserError(
+            f"model {task.model.name} has batch normalisation, which takes no statistics from micro-batches of "
+            f"{task.micro_batch} sample; make them larger (slices.micro_batches, training.batch_size)"
+        )
     if not task.rate_bytes_per_s > 0 or not 0 <= task.latency_s < math.inf:
         raise UserError(
             f"links of {task.rate_bytes_per_s:g} bytes/s and {task.latency_s:g} s of latency; "
@@ -297,20 +302,21 @@ class CostModel:
         """Samples for each peer that let the slowest end soonest, within memory; None where that can't be.
 
         One sample after the other goes to whom it costs least: exact, because times don't fall with more samples.
+        Each gets ``least_samples``.
         """
         fixed, each = self.fixed_bytes(start, stop), self.sample_bytes(start, stop, warm_up)
-        total = self.task.micro_batch
+        total, least = self.task.micro_batch, self.task.model.least_samples
         caps = [most_samples(self.task.peers[peer].memory_bytes, fixed, each, total) for peer in peers]
-        if min(caps) < 1 or sum(caps) < total or total < len(peers):
+        if min(caps) < least or sum(caps) < total or total < least * len(peers):
             return None
         if len(peers) == 1:
             return (total,)
         tables = [self.forward_s[peer] + self.backward_s[peer] for peer in peers]
         seconds = [(table[:, stop] - table[:, start]).tolist() for table in tables]
-        shares = [1] * len(peers)  # a peer without a sample would be left out instead
-        soonest = [(seconds[i][2], i) for i, cap in enumerate(caps) if cap > 1]
+        shares = [least] * len(peers)  # a peer without a sample would be left out instead
+        soonest = [(seconds[i][least + 1], i) for i, cap in enumerate(caps) if cap > least and total > least]
         heapq.heapify(soonest)
-        for _ in range(total - len(peers)):
+        for _ in range(total - least * len(peers)):
             i = soonest[0][1]
             shares[i] += 1
             if shares[i] < caps[i]:

@@ -66,6 +66,8 @@ class Ground:
             ((1 << (width - 1)) - 1 - len(kind)) << shift
             for kind, shift, width in zip(self.kinds, shifts, widths, strict=True)
         )
+        self.most_peers = model.task.micro_batch // model.task.model.least_samples
+        """Of a group: each of its peers gets samples of every micro-batch."""
         self._speeds = [_speed(model, kind[0]) for kind in self.kinds]
         self.total_speed = sum(speed * len(kind) for speed, kind in zip(self._speeds, self.kinds, strict=True))
         counts = self._all_counts()
@@ -125,7 +127,7 @@ class Ground:
                 counts[kind_of[peer]] += 1
             for k, change in itertools.product(range(len(self.kinds)), (-1, 0, 1)):
                 other = tuple(count + change * (k == i) for i, count in enumerate(counts))
-                if 0 <= other[k] <= len(self.kinds[k]) and 0 < sum(other) <= self.model.task.micro_batch:
+                if 0 <= other[k] <= len(self.kinds[k]) and 0 < sum(other) <= self.most_peers:
                     found.add(other)
         return sorted(found)
 
@@ -138,13 +140,12 @@ class Ground:
         if math.prod(len(kind) + 1 for kind in self.kinds) - 1 > MAX_GROUPS:
             return None
         ranges = [range(len(kind) + 1) for kind in self.kinds]
-        most = self.model.task.micro_batch
-        return [counts for counts in itertools.product(*ranges) if 0 < sum(counts) <= most]
+        return [counts for counts in itertools.product(*ranges) if 0 < sum(counts) <= self.most_peers]
 
     def _some_counts(self) -> list[Counts]:
         order = sorted(range(len(self.kinds)), key=lambda k: (-self._speeds[k], k))
         line = [kind for kind in order for _ in self.kinds[kind]]
-        most = min(len(line), self.model.task.micro_batch)
+        most = min(len(line), self.most_peers)
         runs = [line[i : i + n] for n in range(1, min(MAX_RUN, most) + 1) for i in range(len(line) - n + 1)]
         runs += [line[:n] for n in range(MAX_RUN + 1, most + 1)]
         found = {tuple(run.count(kind) for kind in range(len(self.kinds))) for run in runs}

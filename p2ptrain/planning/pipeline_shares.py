@@ -27,6 +27,7 @@ class Sharing:
 
     def __init__(self, model: CostModel) -> None:
         self._model = model
+        self._least = model.task.model.least_samples
         self._both_s: Floats = model.forward_s + model.backward_s
         self._memory_bytes = np.array([peer.memory_bytes for peer in model.task.peers])
         self.is_proportional = all(peer.times is None for peer in model.task.peers)
@@ -53,8 +54,8 @@ class Sharing:
 
     def shares(self, peers: Ints, starts: Ints, stops: Ints, caps: Ints) -> Ints:
         """[peer, run], within ``caps`` [peer, run]; all 0 where there are none."""
-        total = self._model.task.micro_batch
-        fits = (caps.min(axis=0) >= 1) & (caps.sum(axis=0) >= total) & (total >= len(peers))
+        total, least = self._model.task.micro_batch, self._least
+        fits = (caps.min(axis=0) >= least) & (caps.sum(axis=0) >= total) & (total >= least * len(peers))
         if len(peers) == 1:
             alone: Ints = np.where(fits, total, 0)[None, :]
             return alone
@@ -74,33 +75,33 @@ class Sharing:
         return found[0], found[1]
 
     def _surely(self, peers: Ints, starts: Ints, stops: Ints, caps: Ints) -> Ints:
-        """[peer, run]: no more than each peer's share; at least 1."""
-        total = self._model.task.micro_batch
-        shares: Ints = np.ones((len(peers), len(starts)), dtype=np.int64)
+        """[peer, run]: no more than each peer's share; at least what each has to have."""
+        total, least = self._model.task.micro_batch, self._least
+        shares: Ints = np.full((len(peers), len(starts)), least, dtype=np.int64)
         if self.is_proportional:  # everyone gets its quota, less the fraction, or all that it can hold
             speeds = self._flops_per_s[peers]
             quota = np.floor(total * speeds / speeds.sum() * (1 - 1e-9)).astype(np.int64)
             shares = np.maximum(shares, np.minimum(quota[:, None], caps))
-            shares[:, shares.sum(axis=0) > total] = 1  # where nearly all peers are far slower than one
+            shares[:, shares.sum(axis=0) > total] = least  # where nearly all peers are far slower than one
             return shares
         if total < WORTH_A_GUESS * len(peers):
             return shares
         each = peers[:, None]
         guess = np.full_like(shares, total // len(peers))
         for _ in range(NUM_GUESSES):
-            low = guess.clip(1, total - 1)
+            low = guess.clip(least, total - 1)
             took = self.seconds(each, low, starts, stops)
             slope = np.maximum(self.seconds(each, low + 1, starts, stops) - took, 1e-3 * took / low + 1e-30)
             at_end = (total - (low - took / slope).sum(axis=0)) / (1 / slope).sum(axis=0)
-            guess = np.floor(low + (at_end - took) / slope).clip(1, total).astype(np.int64)
-        guess = np.where(guess.sum(axis=0) > total, 1, guess)
+            guess = np.floor(low + (at_end - took) / slope).clip(least, total).astype(np.int64)
+        guess = np.where(guess.sum(axis=0) > total, least, guess)
         # Whatever is guessed: somebody's share is no less, so that all samples that take less time are given out.
         surely = self.seconds(each, guess, starts, stops).min(axis=0)
         step = 1
-        while (over := (self.seconds(each, guess, starts, stops) >= surely) & (guess > 1)).any():
-            guess = np.maximum(1, guess - step * over)
+        while (over := (self.seconds(each, guess, starts, stops) >= surely) & (guess > least)).any():
+            guess = np.maximum(least, guess - step * over)
             step *= 2
-        surely_given: Ints = np.maximum(1, np.minimum(guess, caps))
+        surely_given: Ints = np.maximum(least, np.minimum(guess, caps))
         return surely_given
 
     def _give_out(self, peers: Ints, starts: Ints, stops: Ints, caps: Ints, shares: Ints, runs: Ints) -> None:

@@ -24,11 +24,12 @@ from p2ptrain.planning.slice_figures import task_of
 
 PARCEL_BYTES = 1 << 20
 """A parcel is cut into smaller ones where it would be larger; a single row never is."""
-PARCEL_FLOPS, BYTE_FLOPS = 3e7, 60.0
+PARCEL_FLOPS, BYTE_FLOPS = 5e7, 100.0
 """What a device could compute while its node hands on one parcel, or takes one in, and for each byte of it: sockets,
-encryption, and an event loop in Python. Of a core of 17 GFLOP/s it is 1.8 ms, and 3.7 ms a megabyte; benchmark
-``pipeline`` measures the sum. What the trainer does for it each device measures itself
-(``BlockTimes.activation_s_per_byte``)."""
+encryption, and an event loop in Python. Of a core of 17 GFLOP/s it is 2.9 ms, and 6.2 ms a megabyte: of that three
+fifths are the node's own CPU time (which benchmark ``pipeline`` measures); the rest, the kernel's work for packets and
+caches that the trainer finds emptied, is by how much batches of VGG-11 took longer. What the trainer does for parcels
+each device measures itself (``BlockTimes.activation_s_per_byte``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,6 +237,8 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, slices: SlicesPlan) -> 
     if usable(model, plan.peers, [SlicePeer(peer, given.get(peer.peer)) for peer in plan.peers]) != slices.profiles:
         return False
     room = Room(job, model, plan.peers, slices.profiles)
+    if any(min(stage.samples) < model.least_samples for stage in pipeline.stages):
+        return False
     bounds = {bound for stage in pipeline.stages for bound in (stage.start, stage.stop)}
     if not bounds.issubset(room.costs(pipeline.num_micro_batches).cuts) or not room.fits(pipeline):
         return False

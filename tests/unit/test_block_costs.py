@@ -50,6 +50,7 @@ def test_blocks_add_up_to_the_model(name: str) -> None:
     assert sum(block.buffer_bytes for block in profile.blocks) == sum(b.nbytes for b in model.buffers())
     assert profile.input_bytes == math.prod(shape) * 4
     assert profile.num_cuts == len(profile.blocks) - 1
+    assert profile.least_samples == (1 if name in (*TEXT_MODELS, "lenet") else 2)
     # The same storages as the whole model's, but for the two largest, which that counts once more.
     stored = sum(block.stored_activation_bytes for block in profile.blocks) + profile.input_bytes
     slope = (memory_bytes(model, shape, 32, "sgd") - memory_bytes(model, shape, 16, "sgd")) / 16
@@ -65,6 +66,7 @@ def test_a_chain_by_hand() -> None:
     assert (first.parameter_bytes, first.buffer_bytes) == (4 * (24 + 12), 4 * 12 + 8)
     assert (third.parameter_bytes, third.buffer_bytes) == (4 * 2, 4 * 10)  # the weight is held, not trained
     assert (first.activation_bytes, second.activation_bytes, third.activation_bytes) == (24, 20, 8)
+    assert (first.least_samples, second.least_samples, third.least_samples) == (2, 1, 1)
     # Kept: what the ReLU puts out and the mean and deviation of its 6 channels (in a batch of two), the norm's output;
     # nothing of the second layer's, because the third's weight is frozen; the logits.
     assert first.stored_activation_bytes == 24 + 24 + 24

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from p2ptrain.errors import UserError
 from p2ptrain.planning import pipeline_groups
 from p2ptrain.planning.blocks import BlockProfile, BlockTimes, ModelProfile
-from p2ptrain.planning.pipeline_baselines import best_single_peer, data_parallel, equal_split
+from p2ptrain.planning.pipeline_baselines import best_single_peer, data_parallel, equal_split, side_by_side
 from p2ptrain.planning.pipeline_cost import (
     CostModel,
     PairRate,
@@ -48,7 +48,16 @@ def tasks(draw: st.DrawFn, max_blocks: int = 4, max_peers: int = 3, max_samples:
     num_blocks = draw(st.integers(2, max_blocks))
     size = st.sampled_from([0, 1, 5, 20])
     blocks = tuple(
-        BlockProfile(f"b{i}", draw(st.integers(0, 6)), draw(st.integers(1, 9)), draw(size), draw(size), draw(size), cut)
+        BlockProfile(
+            f"b{i}",
+            draw(st.integers(0, 6)),
+            draw(st.integers(1, 9)),
+            draw(size),
+            draw(size),
+            draw(size),
+            cut,
+            least_samples=draw(st.sampled_from([1, 1, 1, 2])),
+        )
         for i, cut in enumerate(draw(st.lists(st.booleans(), min_size=num_blocks, max_size=num_blocks)))
     )
     assume(any(block.cut_after for block in blocks[:-1]))
@@ -63,10 +72,11 @@ def tasks(draw: st.DrawFn, max_blocks: int = 4, max_peers: int = 3, max_samples:
         for i in range(draw(st.integers(1, max_peers)))
     )
     assume(any(peer.has_data for peer in peers))
+    model = ModelProfile("small", draw(size), blocks)
     return PipelineTask(
-        ModelProfile("small", draw(size), blocks),
+        model,
         peers,
-        micro_batch=draw(st.integers(1, max_samples)),
+        micro_batch=draw(st.integers(model.least_samples, max_samples)),
         num_micro_batches=draw(st.integers(1, 5)),
         latency_s=draw(st.sampled_from([0.0, 0.5])),
         forward_wire=draw(st.sampled_from([1.0, 1.0, 0.25])),
@@ -86,7 +96,8 @@ def every_plan(model: CostModel) -> Iterator[PipelinePlan]:
                 continue
             for cuts in itertools.combinations(range(1, last), num_stages - 1):
                 bounds = [*itertools.pairwise((0, *cuts, last))]
-                for shares in itertools.product(*(splits(task.micro_batch, len(group)) for group in groups)):
+                least = task.model.least_samples
+                for shares in itertools.product(*(splits(task.micro_batch, len(group), least) for group in groups)):
                     yield plan_of(
                         model,
                         [
@@ -98,8 +109,8 @@ def every_plan(model: CostModel) -> Iterator[PipelinePlan]:
                     )
 
 
-def splits(total: int, parts: int) -> list[tuple[int, ...]]:
-    return [each for each in itertools.product(range(1, total + 1), repeat=parts) if sum(each) == total]
+def splits(total: int, parts: int, least: int = 1) -> list[tuple[int, ...]]:
+    return [each for each in itertools.product(range(least, total + 1), repeat=parts) if sum(each) == total]
 
 
 def fits(model: CostModel, plan: PipelinePlan, depths: tuple[int, ...]) -> bool:
@@ -227,6 +238,20 @@ def test_a_link_that_is_none_is_an_error_with_a_next_step(pairs: tuple[PairRate,
         CostModel(dataclasses.replace(GOOD, pair_rates=pairs))
 
 
+def test_batch_norm_gives_every_peer_two_samples() -> None:
+    block = dataclasses.replace(even_model(1).blocks[0], least_samples=2)
+    net = ModelProfile("norm", 0, (block, *even_model(1).blocks))
+    peers = room(1.0, 0.01, 1.0)
+    model = CostModel(PipelineTask(net, peers, 16, 4))
+    plan = side_by_side(model)
+    assert plan is not None and plan.stages[0].samples == (7, 2, 7)
+    few = CostModel(PipelineTask(net, peers, 5, 4))
+    plan = side_by_side(few)
+    assert plan is not None and (plan.stages[0].peers, plan.stages[0].samples) == (("p0", "p2"), (3, 2))
+    with pytest.raises(UserError, match=r"batch normalisation.*micro-batches of 1 sample; make them larger"):
+        CostModel(PipelineTask(net, peers, 1, 4))
+
+
 def test_shares_of_many_runs_are_those_of_each_run() -> None:
     generator = random.Random(2)
     for trial in range(12):
@@ -237,7 +262,12 @@ def test_shares_of_many_runs_are_those_of_each_run() -> None:
         )
         if trial % 3:
             peers = tuple(dataclasses.replace(peer, times=measured(generator, num_blocks)) for peer in peers)
-        model = CostModel(PipelineTask(even_model(num_blocks, 1, 1), peers, micro_batch, 4))
+        net = even_model(num_blocks, 1, 1)
+        if trial % 2:
+            net = dataclasses.replace(
+                net, blocks=(dataclasses.replace(net.blocks[0], least_samples=2), *net.blocks[1:])
+            )
+        model = CostModel(PipelineTask(net, peers, micro_batch, 4))
         sharing = Sharing(model)
         starts, stops = np.triu_indices(num_blocks + 1, 1)
         for size, depth in itertools.product((1, 2, 3, 4), (1, 3)):

@@ -663,6 +663,21 @@ def test_without_a_flush_batches_follow_on_each_other() -> None:
             assert follows(works[kind], net, plan, None) is (more <= most)
 
 
+def test_a_stage_with_batch_norm_is_not_shared_out_to_single_samples() -> None:
+    net = model()
+    normed = dataclasses.replace(net, blocks=(dataclasses.replace(net.blocks[0], least_samples=2), *net.blocks[1:]))
+    work = job(strategy="data-parallel", micro_batches=1)
+    peers = [peer(0), peer(1, 1e8)]
+    for each, samples in ((net, (15, 1)), (normed, (14, 2))):
+        plan = first(peers, work, each)
+        assert slices_of(plan).pipeline.stages[0].samples == samples and follows(work, each, plan, None)
+    stage = dataclasses.replace(slices_of(plan).pipeline.stages[0], samples=(15, 1))
+    planned = dataclasses.replace(work, slices=dataclasses.replace(work.slices, strategy="planned"))
+    alone = dataclasses.replace(with_pipeline(plan, stages=(stage,)), job=planned.id)
+    assert follows(planned, net, with_slices(alone, chain=slices_of(first(peers, work, net)).chain), None)
+    assert not follows(planned, normed, alone, None)
+
+
 def test_a_round_has_as_many_batches_as_its_owners_samples_make() -> None:
     owners = [peer(0, counts=(40, 40)).snapshot, peer(1, counts=(8, 8)).snapshot, peer(2, counts=()).snapshot]
     work = job()
