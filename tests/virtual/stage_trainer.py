@@ -194,6 +194,8 @@ class StageTrainer:
         self._pieces, self._keep, self.step, self._looked_at = [], {}, slices.from_step, slices.from_step
         assert self._job is not None
         self._say(c.Following(self._index, self.step // slices.steps_per_round, self._job.training.rounds))
+        if self._job.slices.schedule == "async":  # as the real one: it may begin the next batch before this one is done
+            self._send("forward", 0, self._neighbours(+1), self.step + 1)
         self._work()
 
     def _stop_at(self, command: c.StopAt) -> None:
@@ -315,11 +317,12 @@ class StageTrainer:
             self._next_backward += 1
         self._work()
 
-    def _send(self, work: str, unit: int, to: tuple[str, ...]) -> None:
+    def _send(self, work: str, unit: int, to: tuple[str, ...], step: int = -1) -> None:
         assert self._plan is not None
-        parcel = tensorfile.pack({"x": np.array([self._plan.epoch, self.step, unit])}, {})
+        step = self.step if step < 0 else step
+        parcel = tensorfile.pack({"x": np.array([self._plan.epoch, step, unit])}, {})
         for peer in to:
-            self._say(c.SendParcel(self._plan.epoch, peer, work, self.step, unit, 0, parcel))
+            self._say(c.SendParcel(self._plan.epoch, peer, work, step, unit, 0, parcel))
 
     def _end_batch(self) -> None:
         assert self._plan is not None and self._job is not None

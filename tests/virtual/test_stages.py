@@ -41,6 +41,7 @@ def group(
     micro_batches: int = 4,
     snapshot_steps: int = 0,
     min_peers: int = 0,
+    schedule: str = "sync",
     **traits: object,
 ) -> Room:
     """``count`` devices that were all given the job; the first ``owners`` of them have samples."""
@@ -53,6 +54,7 @@ def group(
         snapshot_steps=snapshot_steps,
         min_peers=min_peers or count,
         settle_s=settle_s,
+        schedule=schedule,
     )
     for number in range(count):
         room.add(number, SAMPLES if number < owners else NOTHING, job=work, **traits)
@@ -371,6 +373,22 @@ def test_a_peer_gets_slow_and_gives_blocks_away(seed: int, conditions: Condition
     for device in room.on():
         assert not device.disk.fresh, "pieces that nobody needs any more"
     assert not refusals(room)
+
+
+def test_pieces_stay_until_all_have_theirs_though_one_begins_the_next_batch_before() -> None:
+    """The first stage gives blocks away, keeps the others, and goes on before the second has got them."""
+    room = group(strategy="planned", rounds=10, schedule="async", snapshot_bytes=12_000_000)
+    assert room.run(60, all_at(room, 12)), state_of(room)
+    before = slices_of(room.devices[0]).pipeline
+    slow = next(d for d in room.on() if d.id == before.stages[0].peers[0])
+    trainer(slow).slowdown = 4.0
+    assert room.run(120, epoch_trained(room, 2)), state_of(room)
+    after = slices_of(room.devices[0])
+    assert after.pipeline.stages[0].peers == (slow.id,) and load_of(after.pipeline, slow) < load_of(before, slow)
+    assert after.from_step >= 12 and all(trainer(d).halts[-1] == (2, after.from_step) for d in room.on())
+    assert not [n for d in room.on() for _, n in d.notes if n.kind == "blob-lost"]
+    assert room.run(300, room.all_done), state_of(room)
+    check_done(room)
 
 
 def test_who_stood_by_under_one_plan_is_ready_for_the_next_at_once() -> None:
