@@ -10,6 +10,7 @@ and what is predicted: ``slices_lab``. Needs Linux and root, as the lab does.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,14 +126,17 @@ def _at(marks: list[Mark], seconds: float) -> Mark:
 
 
 def _batches_wrong(ran: Ran) -> float:
-    """Lost or done twice. Each device that halted for a plan must have done just the batches before its first one."""
+    """Lost or done twice. Who trained under one plan must halt for the next with just those batches done that come
+    before it; who stood by halts where it did long ago."""
     wrong = 0
-    for plan in (plan for _, plan in ran.lab.plans if plan.slices is not None and plan.epoch > 1):
+    plans = [plan for _, plan in ran.lab.plans if plan.slices is not None]
+    for before, plan in itertools.pairwise(plans):
+        trained = {ran.lab.names.get(peer) for peer in before.trainers()}
         halts = [
             line["step"]
-            for journal in ran.journals.values()
+            for device, journal in ran.journals.items()
             for line in journal
-            if line["kind"] == "halted" and line["epoch"] == plan.epoch and line["step"] >= 0
+            if device in trained and line["kind"] == "halted" and line["epoch"] == plan.epoch and line["step"] >= 0
         ]
         assert plan.slices is not None
         wrong += max((abs(step - plan.slices.from_step) for step in halts), default=0)

@@ -127,7 +127,7 @@ def test_losses_are_means_of_the_first_and_last_that_were_told() -> None:
 def replanned(halts: dict[str, int], samples: int = 100 * BATCH) -> Any:
     """Devices halt after these batches for a plan that begins after 50."""
     plans = [
-        (0.0, SimpleNamespace(hash="a", epoch=1, slices=SimpleNamespace(from_step=0))),
+        (0.0, SimpleNamespace(hash="a", epoch=1, slices=SimpleNamespace(from_step=0), trainers=lambda: "123")),
         (9.0, SimpleNamespace(hash="b", epoch=2, slices=SimpleNamespace(from_step=50))),
     ]
     journals = {
@@ -137,7 +137,10 @@ def replanned(halts: dict[str, int], samples: int = 100 * BATCH) -> Any:
     marks = [Mark(1.0, 1, "a", BATCH, 0.0), Mark(20.0, 100, "b", samples, 0.0)]
     job = SimpleNamespace(training=SimpleNamespace(batch_size=BATCH))
     return SimpleNamespace(
-        lab=SimpleNamespace(plans=plans), journals=journals, pace=SimpleNamespace(marks=marks), job=job
+        lab=SimpleNamespace(plans=plans, names={"1": "x", "2": "y", "3": "late", "4": "idle"}),
+        journals=journals,
+        pace=SimpleNamespace(marks=marks),
+        job=job,
     )
 
 
@@ -148,6 +151,7 @@ def replanned(halts: dict[str, int], samples: int = 100 * BATCH) -> Any:
         ({"x": 50, "y": 53}, 100 * BATCH, 3),  # three batches are done twice
         ({"x": 48, "y": 50}, 100 * BATCH, 2),  # two are never done
         ({"x": 50, "y": 50}, 99 * BATCH, 1),  # or not counted
+        ({"x": 50, "y": 50, "idle": 20}, 100 * BATCH, 0),  # it stood by, with the stage that it had before
     ],
 )
 def test_batches_that_are_lost_or_done_twice_are_seen(halts: dict[str, int], samples: int, wrong: int) -> None:
