@@ -44,7 +44,7 @@ SURFACE = {
     ],
     "plan": [
         *("PROFILE...", "--model", "--width", "--input-shape", "--classes", "--batch-size", "--micro-batches"),
-        *("--rate", "--link", "--latency", "--png", "--json"),
+        *("--schedule", "--rate", "--link", "--latency", "--png", "--json"),
     ],
     "doctor": [*GROUP, *NETWORK, "--port", "--wait", "--json"],
 }
