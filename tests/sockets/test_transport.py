@@ -208,11 +208,23 @@ def test_a_busy_port_is_named() -> None:
     run(test)
 
 
+def taken_after_a_free_one() -> socket.socket:
+    """A listening socket whose port's neighbour below nobody has."""
+    while True:
+        taken = socket.socket()
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with socket.socket() as below:
+            try:
+                below.bind(("127.0.0.1", taken.getsockname()[1] - 1))
+                return taken
+            except OSError:
+                taken.close()
+
+
 def test_a_busy_bulk_port_is_named() -> None:
     async def test() -> None:
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            taken.listen()
+        with taken_after_a_free_one() as taken:
             port = taken.getsockname()[1]
             with pytest.raises(UserError, match=rf"port {port} \(for bulk\)"):
                 await Peer(port=port - 1).transport.start()
