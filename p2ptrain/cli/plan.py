@@ -91,7 +91,7 @@ def command(
         check_matplotlib()
     from p2ptrain.learning.block_costs import profile_blocks
     from p2ptrain.planning.pipeline_baselines import compare
-    from p2ptrain.planning.pipeline_cost import PipelineTask, batches_in_a_row
+    from p2ptrain.planning.pipeline_cost import STASHED_VERSIONS, PipelineTask, batches_in_a_row
     from p2ptrain.planning.profile_codec import chain_hash
     from p2ptrain.ui import pipeline_view
 
@@ -106,7 +106,7 @@ def command(
         micro_batches,
         latency_ms / 1000,
         pair_rates=pair_rates_of(links),
-        optimizer_copies=3 if is_async else 1,  # weights are stashed, for each of two batches on their way
+        optimizer_copies=1 + (STASHED_VERSIONS if is_async else 0),
         batches=batches_in_a_row(micro_batches) if is_async else 1,
     )
     comparison = compare(task)

@@ -32,12 +32,14 @@ from p2ptrain.planning.pipeline_plan import (
     Stage,
     check_pipeline_plan,
 )
-from p2ptrain.planning.pipeline_schedule import Steps, Timeline, dominant_step_s, play, round_bound_s
+from p2ptrain.planning.pipeline_schedule import Steps, Timeline, dominant_step_s, most_ahead, play, round_bound_s
 from p2ptrain.planning.profiles import DeviceProfile
 
 Floats = npt.NDArray[np.float64]
 ASYNC_MICRO_BATCHES = 64
 """So many at least are played from flush to flush, where training goes on as long without one."""
+STASHED_VERSIONS = 2
+"""Copies of the parameters that are held without a flush: one for each batch that is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,8 @@ class PipelineTask:
 
     @property
     def most_ahead(self) -> int:
-        """The deepest warm-up: a batch, and without a flush one micro-batch more; so no more than two are under way."""
-        return min(self.num_micro_batches + 1, self.num_in_a_row)
+        """The deepest warm-up."""
+        return most_ahead(self.num_micro_batches, flush=self.batches == 1)
 
 
 def batches_in_a_row(num_micro_batches: int, batches_a_round: float = math.inf) -> int:

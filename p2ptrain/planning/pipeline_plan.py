@@ -14,6 +14,7 @@ from typing import Annotated
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.planning.blocks import MAX_BLOCKS
+from p2ptrain.planning.pipeline_schedule import most_ahead
 from p2ptrain.protocol.schema import Bound, from_plain, to_plain
 
 MAX_PLAN_BYTES = 1 << 20
@@ -89,7 +90,7 @@ def pipeline_plan_from_json(data: bytes | str) -> PipelinePlan:
 
 def check_pipeline_plan(plan: PipelinePlan) -> None:
     """Check what types alone don't say. Raises ``RemoteError``."""
-    at, feeds = 0, plan.num_micro_batches + 1  # "async" may begin the next batch
+    at, feeds = 0, most_ahead(plan.num_micro_batches, flush=False)  # which schedule it is for, the plan doesn't say
     for index, stage in enumerate(plan.stages):
         _require(stage.start == at and stage.stop > at, f"stage {index} covers blocks {stage.start} to {stage.stop}")
         _require(len(stage.samples) == len(stage.peers), f"stage {index}: not a share of samples for each peer")

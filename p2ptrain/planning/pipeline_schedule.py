@@ -83,6 +83,11 @@ class Timeline:
         return sum(span.end_s - span.start_s for span in spans) / self.round_s if self.round_s else 0.0
 
 
+def most_ahead(num_micro_batches: int, *, flush: bool) -> int:
+    """The deepest warm-up: a batch; without a flush one micro-batch more, so that no more than two are under way."""
+    return num_micro_batches if flush else num_micro_batches + 1
+
+
 def deepest_warm_up(num_stages: int, most: int) -> tuple[int, ...]:
     """2(P-p)-1 for stage p of P: also hides links of up to a stage's time. Planning goes no deeper."""
     return tuple(min(most, 2 * (num_stages - p) - 1) for p in range(num_stages))

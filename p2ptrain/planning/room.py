@@ -27,9 +27,9 @@ PARCEL_BYTES = 1 << 20
 PARCEL_FLOPS, BYTE_FLOPS = 5e7, 100.0
 """What a device could compute while its node hands on one parcel, or takes one in, and for each byte of it: sockets,
 encryption, and an event loop in Python. Of a core of 17 GFLOP/s it is 2.9 ms, and 6.2 ms a megabyte: of that three
-fifths are the node's own CPU time (which benchmark ``pipeline`` measures); the rest, the kernel's work for packets and
-caches that the trainer finds emptied, is by how much batches of VGG-11 took longer. What the trainer does for parcels
-each device measures itself (``BlockTimes.activation_s_per_byte``)."""
+fifths are the node's own CPU time (which benchmark ``pipeline`` measures); the rest is by how much longer batches of
+VGG-11 took there than with that alone, whatever it is. What the trainer does for parcels each device measures itself
+(``BlockTimes.activation_s_per_byte``)."""
 
 
 @dataclass(frozen=True, slots=True)

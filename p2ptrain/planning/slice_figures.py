@@ -17,7 +17,13 @@ from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_times
 from p2ptrain.planning.footprint import TRAINER_BASE_BYTES, pipeline_bytes
-from p2ptrain.planning.pipeline_cost import PairRate, PipelinePeer, PipelineTask, batches_in_a_row
+from p2ptrain.planning.pipeline_cost import (
+    STASHED_VERSIONS,
+    PairRate,
+    PipelinePeer,
+    PipelineTask,
+    batches_in_a_row,
+)
 from p2ptrain.planning.plan import MAX_STEPS, PeerSnapshot, SliceProfile
 from p2ptrain.planning.profile_codec import rounded, rounded_times
 from p2ptrain.protocol.messages import LinkFigure
@@ -135,7 +141,7 @@ def task_of(
     peers.sort(key=lambda peer: (peer is not first, peer.name))
     copies = 1 if job.training.optimizer == "sgd" else 2
     is_async = job.slices.schedule == "async"
-    stashed = 2 if is_async else 0  # weights, of each batch that is on its way
+    stashed = STASHED_VERSIONS if is_async else 0
     return PipelineTask(
         model,
         tuple(peers),

@@ -24,6 +24,7 @@ from p2ptrain.planning.blocks import ModelProfile
 from p2ptrain.planning.footprint import pipeline_bytes
 from p2ptrain.planning.pipeline_baselines import best_single_peer
 from p2ptrain.planning.pipeline_plan import PipelinePlan
+from p2ptrain.planning.pipeline_schedule import most_ahead
 from p2ptrain.planning.plan import (
     MAX_STRETCH,
     Part,
@@ -56,7 +57,9 @@ def first_slices_plan(job: Job, model: ModelProfile, peers: Sequence[SlicePeer],
     snapshots = clean(job, [peer.snapshot for peer in peers])
     profiles = usable(model, snapshots, peers)
     pipeline = best(Room(job, model, snapshots, profiles), 1.0)
-    slices = SlicesPlan(chain_hash(model), pipeline, profiles, 0, _steps_per_round(job, snapshots, pipeline))
+    slices = SlicesPlan(
+        chain_hash(model), pipeline, profiles, 0, batches_a_round(job, snapshots, pipeline.stages[0].peers)
+    )
     return _plan(job, model, snapshots, slices, proposer, None)
 
 
@@ -111,7 +114,7 @@ def follows(job: Job, model: ModelProfile | None, plan: Plan, parent: Plan | Non
     num = slices.pipeline.num_micro_batches
     if num not in micro_batch_choices(job) or slices.pipeline.micro_batch != job.training.batch_size // num:
         return False
-    if slices.pipeline.stages[0].warm_up > num + (job.slices.schedule == "async"):
+    if slices.pipeline.stages[0].warm_up > most_ahead(num, flush=job.slices.schedule == "sync"):
         return False
     try:
         check_plan(plan)
@@ -199,10 +202,6 @@ def _parts(model: ModelProfile, pipeline: PipelinePlan) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _steps_per_round(job: Job, snapshots: Sequence[PeerSnapshot], pipeline: PipelinePlan) -> int:
-    return batches_a_round(job, snapshots, pipeline.stages[0].peers)
-
-
 def _slices_of(plan: Plan) -> SlicesPlan:
     if plan.slices is None:
         raise LocalError("a plan of another mode")
@@ -231,7 +230,7 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, slices: SlicesPlan) -> 
         return False
     if plan.parts != _parts(model, pipeline):
         return False
-    if plan.epoch == 1 and slices.steps_per_round != _steps_per_round(job, plan.peers, pipeline):
+    if plan.epoch == 1 and slices.steps_per_round != batches_a_round(job, plan.peers, pipeline.stages[0].peers):
         return False
     given = {profile.peer: profile for profile in slices.profiles}
     if usable(model, plan.peers, [SlicePeer(peer, given.get(peer.peer)) for peer in plan.peers]) != slices.profiles:

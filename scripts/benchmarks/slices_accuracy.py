@@ -29,7 +29,7 @@ from p2ptrain.config import Crossing, Schedule, TrainingConfig
 from p2ptrain.experiment import measure
 from p2ptrain.learning.data import Dataset, load, open_source, propose_contract, select
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage, check_pipeline_plan
-from p2ptrain.planning.pipeline_schedule import deepest_warm_up
+from p2ptrain.planning.pipeline_schedule import deepest_warm_up, most_ahead
 
 if TYPE_CHECKING:
     from torch import nn
@@ -211,7 +211,7 @@ def _advance(stages: dict[str, Any], name: str, losses: list[float]) -> int:
 def plan_of(stops: tuple[int, ...], case: Case) -> PipelinePlan:
     """A peer for each stage, with warm-ups as deep as planning gives."""
     num, rows = case.micro_batches, BATCH_SIZE // case.micro_batches
-    most = num + (case.schedule == "async")
+    most = most_ahead(num, flush=case.schedule == "sync")
     stages = tuple(
         Stage(start, stop, (f"peer{index}",), (rows,), depth)
         for index, (start, stop, depth) in enumerate(

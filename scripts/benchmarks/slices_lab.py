@@ -37,6 +37,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.learning.block_costs import profile_blocks
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.parts import global_model
+from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.plan import Plan
 from p2ptrain.planning.room import Room
 
@@ -134,7 +135,8 @@ class Ran:
         if self.plan is None or self.plan.slices is None:
             return figures
         pipeline = self.plan.slices.pipeline
-        predicted = self.job.training.batch_size / self.room.batch_s(pipeline)
+        room = self.room
+        predicted = self.job.training.batch_size / room.batch_s(pipeline)
         ratio, faster = figures["samples_per_s"] / predicted, speedometer.change(self.rehearsed_speeds, self.speeds)
         figures |= {"same_speed_of_predicted": ratio / faster} if faster else {}
         idle = [share for journal in self.journals.values() if (share := idle_share(journal)) is not None]
@@ -147,17 +149,15 @@ class Ran:
             "micro_batches": float(pipeline.num_micro_batches),
             "idle_most": 100 * max(idle, default=0.0),
             "idle_least": 100 * min(idle, default=0.0),
-            **self._node_figures(figures["batches"]),
+            **self._node_figures(room, pipeline, figures["batches"]),
         }
 
-    def _node_figures(self, num_batches: float) -> dict[str, float]:
+    def _node_figures(self, room: Room, pipeline: PipelinePlan, num_batches: float) -> dict[str, float]:
         """CPU ms of a batch: what the busiest node took, what is planned of that for parcels, and, as all that a node
         does is counted, what one took that stands by."""
-        assert self.plan is not None and self.plan.slices is not None
-        pipeline = self.plan.slices.pipeline
         took = {peer: self.lab.use[name].node_cpu_s for peer, name in self.lab.names.items() if name in self.lab.use}
         peer = max((peer for stage in pipeline.stages for peer in stage.peers), key=lambda peer: took[PeerId(peer)])
-        figures = {"node_ms": took[PeerId(peer)] / num_batches, "node_ms_planned": self.room.node_s(pipeline, peer)}
+        figures = {"node_ms": took[PeerId(peer)] / num_batches, "node_ms_planned": room.node_s(pipeline, peer)}
         standing_by = [took[PeerId(peer)] for peer in pipeline.left_out]
         figures |= {"node_ms_standby": max(standing_by) / num_batches} if standing_by else {}
         return {name: 1e3 * seconds for name, seconds in figures.items()}

@@ -205,7 +205,8 @@ class PeerProcess:
 
     def tail(self, count: int = 12) -> str:
         lines = [journal.render(line) for line in self.lines()[-count:]]
-        errors = self.errors.read_text(errors="replace").splitlines()[-count:] if self.errors.exists() else []
+        errors = self.errors.read_text(errors="replace").splitlines() if self.errors.exists() else []
+        errors = errors[-count:] if self.running else errors[-100:]  # of a crash, every thread's stack
         state = "runs" if self.running else "does not run"
         return "\n".join([f"--- {self.name} ({state}, {self.state})", *lines, *(f"! {line}" for line in errors)])
 
