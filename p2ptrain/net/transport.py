@@ -1,8 +1,8 @@
 """Moves frames between a node and its neighbours over ZeroMQ, and interprets none of them.
 
 Invariant: memory is bounded by what is configured here, whatever others send or fail to read: every queue of ours in
-bytes, every queue of libzmq in messages of limited size. (A holder of the join code can make libzmq collect one
-endless multipart message: that is the one bound that libzmq does not offer.)
+bytes, every queue of libzmq in messages of limited size. (From holders of the join code libzmq does not protect: they
+can make it collect an endless message, or abort with a heartbeat behind more than the node has read.)
 
 Two lanes, two ports: *control* is small and never waits behind *bulk*, not even for an I/O thread. On each, one ROUTER
 receives from everybody and sends nothing; one DEALER per neighbour sends and receives nothing. A neighbour is named by
@@ -45,8 +45,11 @@ MAX_QUEUED_BYTES: dict[Lane, int] = {"control": 1 << 20, "bulk": 32 << 20}
 HIGH_WATER_MARK: dict[Lane, int] = {"control": 64, "bulk": 4}
 """Messages of one connection in each libzmq queue."""
 IO_THREAD: dict[Lane, int] = {"control": 0b01, "bulk": 0b10}
-HEARTBEAT_MS = 5_000
-HEARTBEAT_TIMEOUT_MS = 15_000
+KEEPALIVE_S = 5
+UNREACHABLE_S = 15
+"""A connection whose other end does not answer for so long is closed: by TCP, for libzmq's own heartbeats abort the
+process where a neighbour hangs up before all that it sent is read, as all do with one that was asleep
+(https://github.com/zeromq/libzmq/issues/4364)."""
 HANDSHAKE_MS = 5_000
 RECONNECT_MS = 200
 MAX_RECONNECT_MS = 5_000
@@ -166,8 +169,11 @@ class Transport:
         socket.linger = 0
         socket.ipv6 = True
         socket.set(zmq.AFFINITY, IO_THREAD[lane])
-        socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        socket.set(zmq.TCP_KEEPALIVE, 1)
+        socket.set(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_S)
+        socket.set(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_S)
+        socket.set(zmq.TCP_KEEPALIVE_CNT, UNREACHABLE_S // KEEPALIVE_S)
+        socket.set(zmq.TCP_MAXRT, 1000 * UNREACHABLE_S)
         socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         socket.set(zmq.MAXMSGSIZE, MAX_WIRE_BYTES[lane])
         socket.set_hwm(HIGH_WATER_MARK[lane])

@@ -6,6 +6,8 @@ import asyncio
 import os
 import random
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -318,6 +320,48 @@ def test_bulk_to_a_slow_reader_stays_bounded_and_control_passes() -> None:
             assert rss() - before < 64 << 20
             gate.set()
             await until(lambda: a.transport.queued_bytes(b.address) == 0)
+
+    run(test)
+
+
+DEAF = """
+import asyncio, sys, zmq
+from p2ptrain.net.keys import Identity, read_code
+from p2ptrain.net.transport import Transport
+
+async def never(lane, key, frames):
+    await asyncio.Event().wait()
+
+async def main():
+    transport = Transport(Identity(*zmq.curve_keypair()), read_code(sys.argv[1]), never, ["127.0.0.1"])
+    await transport.start()
+    print(transport.port, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def test_who_hangs_up_on_one_that_does_not_read_does_it_no_harm() -> None:
+    """With libzmq's heartbeats the one was aborted: https://github.com/zeromq/libzmq/issues/4364."""
+
+    async def test() -> None:
+        with subprocess.Popen(
+            [sys.executable, "-c", DEAF, str(GROUP)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as deaf:
+            try:
+                assert deaf.stdout is not None and deaf.stderr is not None
+                address = make_address("127.0.0.1", int(deaf.stdout.readline()))
+                sender = Peer()
+                async with running(sender):
+                    sender.transport.dial(address)
+                    while sender.transport.num_dropped == 0:  # until libzmq's and the kernel's queues are full, too
+                        sender.transport.send(address, "control", [bytes(20_000)])
+                        await asyncio.sleep(0.002)
+                await asyncio.sleep(12)  # a first heartbeat would be answered with a reset, a second abort
+                assert deaf.poll() is None, deaf.stderr.read()
+            finally:
+                deaf.kill()
 
     run(test)
 
