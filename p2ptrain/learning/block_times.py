@@ -28,12 +28,15 @@ from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import UserError
 from p2ptrain.learning.block_costs import block_inputs, profile_blocks, run_backward, run_forward
 from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.coding_times import time_coding
+from p2ptrain.learning.slice_codec import Coding
 from p2ptrain.learning.slice_stage import as_trained
 from p2ptrain.learning.stopwatch import LEAST_RUNS, NUM_RUNS, Clock, Run, Stopwatch
 from p2ptrain.learning.training import make_optimizer
 from p2ptrain.planning.blocks import BlockTimes
 
-CACHE_FORMAT = "p2ptrain-block-times-6"
+CACHE_FORMAT = "p2ptrain-block-times-7"
+BY_BYTE = ("update_s_per_byte", "activation_s_per_byte", "gradient_s_per_byte")
 HEAP_COPIES = 2
 """Of what a block stores for its backward pass: with its gradients about what a run allocates."""
 WEIGHT = 0.01
@@ -50,6 +53,7 @@ def measure_blocks(
     device: torch.device | str = "cpu",
     budget_s: float = 20.0,
     heap_bytes: int = 0,
+    codings: tuple[Coding, Coding] | None = None,
     cache: Path | None = None,
     clock: Clock = time.perf_counter,
     cpu_clock: Clock = time.process_time,
@@ -62,7 +66,8 @@ def measure_blocks(
 
     The smallest batch is always measured, larger ones as long as ``budget_s`` is likely to do. At batch size 1, on
     which BatchNorm can't be trained, blocks run in eval mode. ``heap_bytes``: so much memory may be touched before, as
-    far as blocks need it, so that what is timed is not its first use. ``cache``: a file of ours, made if there is none.
+    far as blocks need it, so that what is timed is not its first use. ``codings``: of activations and of gradients that
+    cross a cut; without them making parcels is not timed. ``cache``: a file of ours, made if there is none.
     """
     sizes = sorted(set(batch_sizes))
     if not sizes or sizes[0] < 1:
@@ -70,12 +75,12 @@ def measure_blocks(
     device = torch.device(device)
     remembered = _read(cache) if cache is not None else {}
     training = training or TrainingConfig()
-    key = _key(chain, name, sizes, device, training.optimizer)
+    key = _key(chain, name, sizes, device, training.optimizer, codings)
     found = _times_of(remembered.get(key), len(chain.blocks))
     if found is not None:
         return found
     watch = Stopwatch(device, clock, cpu_clock if device.type == "cpu" else clock)
-    times = _measure(chain, sizes, watch, budget_s, training, heap_bytes if device.type == "cpu" else 0)
+    times = _measure(chain, sizes, watch, budget_s, training, heap_bytes if device.type == "cpu" else 0, codings)
     if cache is not None:
         _write(cache, {**remembered, key: dataclasses.asdict(times)})
     return times
@@ -92,7 +97,13 @@ class _Passes(NamedTuple):
 
 
 def _measure(
-    chain: Chain, sizes: Sequence[int], watch: Stopwatch, budget_s: float, training: TrainingConfig, heap_bytes: int
+    chain: Chain,
+    sizes: Sequence[int],
+    watch: Stopwatch,
+    budget_s: float,
+    training: TrainingConfig,
+    heap_bytes: int,
+    codings: tuple[Coding, Coding] | None,
 ) -> BlockTimes:
     """All sizes of all blocks once, then again and again: so a slow moment of the machine does not make one batch size
     look slow, or a fast one fast, which a plan would fall for."""
@@ -124,11 +135,14 @@ def _measure(
                 block.run(wanted)
     typical = [[(watch.typical(passes.forward), watch.typical(passes.backward)) for passes in row] for row in rows]
     update_s_per_byte = _time_update([block.part for block in blocks], watch, training, end)
+    activation_s, gradient_s = time_coding(chain, *codings, watch) if codings else (0.0, 0.0)
     return BlockTimes(
         batch_sizes=tuple(sizes[: len(rows)]),
         forward_s=tuple(tuple(watch.stretch * forward for forward, _ in row) for row in typical),
         backward_s=tuple(tuple(watch.stretch * backward for _, backward in row) for row in typical),
         update_s_per_byte=watch.stretch * update_s_per_byte,
+        activation_s_per_byte=watch.stretch * activation_s,
+        gradient_s_per_byte=watch.stretch * gradient_s,
     )
 
 
@@ -220,7 +234,14 @@ def _noisy(tensor: Tensor) -> Tensor:
 # What was measured before
 
 
-def _key(chain: Chain, name: str, sizes: Sequence[int], device: torch.device, optimizer: str) -> str:
+def _key(
+    chain: Chain,
+    name: str,
+    sizes: Sequence[int],
+    device: torch.device,
+    optimizer: str,
+    codings: tuple[Coding, Coding] | None,
+) -> str:
     """Device, model and versions, in words; the model's blocks by a hash of what they hold and pass on."""
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
@@ -232,7 +253,8 @@ def _key(chain: Chain, name: str, sizes: Sequence[int], device: torch.device, op
     text = repr((chain.input, chain.blocks, shapes))
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     batches = f"batches {', '.join(map(str, sizes))}, {optimizer}"
-    return f"{where} | {name} {digest} | {batches} | torch {torch.__version__}"
+    coded = f"coded {' and '.join(codings)}" if codings else "nothing coded"
+    return f"{where} | {name} {digest} | {batches} | {coded} | torch {torch.__version__}"
 
 
 def _times_of(entry: Any, num_blocks: int) -> BlockTimes | None:
@@ -240,15 +262,15 @@ def _times_of(entry: Any, num_blocks: int) -> BlockTimes | None:
     try:
         sizes = tuple(int(size) for size in entry["batch_sizes"])
         rows = [[tuple(float(s) for s in row) for row in entry[key]] for key in ("forward_s", "backward_s")]
-        update = float(entry["update_s_per_byte"])
+        by_byte = [float(entry[key]) for key in BY_BYTE]
     except (KeyError, TypeError, ValueError):
         return None
-    numbers = [update, *(second for side in rows for row in side for second in row)]
+    numbers = [*by_byte, *(second for side in rows for row in side for second in row)]
     if not sizes or any(len(side) != len(sizes) or any(len(row) != num_blocks for row in side) for side in rows):
         return None
     if not all(math.isfinite(second) and second >= 0 for second in numbers):
         return None
-    return BlockTimes(sizes, tuple(rows[0]), tuple(rows[1]), update)
+    return BlockTimes(sizes, tuple(rows[0]), tuple(rows[1]), *by_byte)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,44 +6,36 @@ That is a trainer's part of passing them on; what its node does with their bytes
 
 from __future__ import annotations
 
-import time
-
 import torch
 from safetensors.torch import load, save
+from torch import Tensor
 
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.slice_codec import Coding, Encoder, decode
 from p2ptrain.learning.slice_rows import PARCEL_BYTES, Spec
-from p2ptrain.learning.stopwatch import Clock, Stopwatch
+from p2ptrain.learning.stopwatch import Stopwatch
 
 MOST_ROWS = 64
 BUDGET_S = 2.0
 
 
-def measure_coding(
-    chain: Chain,
-    activations: Coding,
-    gradients: Coding,
-    *,
-    clock: Clock = time.perf_counter,
-    cpu_clock: Clock = time.process_time,
-) -> tuple[float, float]:
+def time_coding(chain: Chain, activations: Coding, gradients: Coding, watch: Stopwatch) -> tuple[float, float]:
     """Seconds for each byte that crosses a cut, before it is coded, of handing it on or of taking it in: their mean;
-    of activations, and of gradients. Timed as blocks are (``measure_blocks``), on what crosses the middle of the chain.
+    of activations, and of gradients. By the watch, not stretched, of a parcel of what crosses the middle of the chain.
     """
     crossing = chain.blocks[(len(chain.blocks) - 1) // 2].outputs[0]
     if not crossing.dtype.is_floating_point:
         return 0.0, 0.0
-    num_rows = max(1, min(MOST_ROWS, PARCEL_BYTES // crossing.num_bytes))
-    rows = torch.randn((num_rows, *crossing.shape)).to(crossing.dtype)
+    one = torch.empty((1, *crossing.shape), dtype=crossing.dtype)
     specs = {"0": Spec((crossing.shape,), crossing.dtype)}
-    watch = Stopwatch(torch.device("cpu"), clock, cpu_clock)
-    end, found = clock() + BUDGET_S, []
+    end, found = watch.clock() + BUDGET_S, []
     for coding, feedback in ((activations, False), (gradients, True)):
         encoder = Encoder(coding, feedback=feedback)
+        num_rows = max(1, min(MOST_ROWS, PARCEL_BYTES // encoder.row_bytes({"0": one})))
+        rows = torch.randn((num_rows, *crossing.shape)).to(crossing.dtype)
 
-        def there_and_back(encoder: Encoder = encoder, coding: Coding = coding) -> object:
+        def there_and_back(encoder: Encoder = encoder, coding: Coding = coding, rows: Tensor = rows) -> object:
             return decode(coding, load(save(encoder.encode({"0": rows}))), specs)
 
         found.append(watch.seconds(there_and_back, end) / 2 / rows.nbytes)
-    return found[0] * watch.stretch, found[1] * watch.stretch
+    return found[0], found[1]

@@ -40,6 +40,7 @@ from p2ptrain.learning.slice_rows import Spec, check_tensors
 Coding = Literal["none", "fp16", "int8"]
 GROUP = 64
 """Numbers with a scale in common ("int8")."""
+SCALE_BYTES = 4
 _HALF, _SIGNED, _UNSIGNED = ":f16", ":i8", ":u8"
 _FORMS = {
     _HALF: (torch.float16, range(0)),
@@ -57,6 +58,18 @@ class Encoder:
     def __init__(self, coding: Coding, *, feedback: bool) -> None:
         self._coding = coding
         self._feedback = feedback
+
+    def row_bytes(self, tensors: Mapping[str, Tensor]) -> int:
+        """Of one of the rows ``[n, ...]`` as it is sent."""
+        return sum(self._num_bytes(tensor) for tensor in tensors.values())
+
+    def _num_bytes(self, tensor: Tensor) -> int:
+        numbers = math.prod(tensor.shape[1:])
+        if self._coding == "none" or not tensor.is_floating_point():
+            return numbers * tensor.element_size()
+        if self._coding == "fp16":
+            return 2 * numbers + SCALE_BYTES
+        return numbers + SCALE_BYTES * math.ceil(numbers / GROUP)
 
     @torch.no_grad()
     def encode(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -124,7 +124,7 @@ class Flow:
         step, unit = divmod(number, self._num_units)
         return [
             Parcel(peer, work, step, unit, row, encoder.encode(cut))
-            for peer, row, cut in cut_rows(tensors, self.rows, receivers)
+            for peer, row, cut in cut_rows(tensors, self.rows, receivers, encoder.row_bytes(tensors))
         ]
 
 

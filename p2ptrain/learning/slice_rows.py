@@ -61,10 +61,12 @@ def row_ranges(stage: Stage) -> dict[str, range]:
 
 
 def cut_rows(
-    tensors: Mapping[str, Tensor], own: range, receivers: Mapping[str, range]
+    tensors: Mapping[str, Tensor], own: range, receivers: Mapping[str, range], row_bytes: int
 ) -> Iterator[tuple[str, int, dict[str, Tensor]]]:
-    """(receiver, first row, tensors) of each parcel that own rows are sent in. The tensors are views."""
-    row_bytes = sum(tensor[0].numel() * tensor.element_size() for tensor in tensors.values())
+    """(receiver, first row, tensors) of each parcel that own rows are sent in, of ``row_bytes`` each as they are sent.
+
+    The tensors are views.
+    """
     most = max(1, PARCEL_BYTES // max(1, row_bytes))
     for peer, theirs in receivers.items():
         first, stop = max(own.start, theirs.start), min(own.stop, theirs.stop)

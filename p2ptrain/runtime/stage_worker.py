@@ -26,7 +26,6 @@ from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.learning.block_costs import profile_blocks
 from p2ptrain.learning.block_times import measure_blocks
 from p2ptrain.learning.blocks import Chain
-from p2ptrain.learning.coding_times import measure_coding
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.parts import global_model
 from p2ptrain.learning.slice_training import Parcel, SliceTraining
@@ -69,10 +68,9 @@ def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tupl
         device=device,
         budget_s=MEASURE_S,
         heap_bytes=kept_block_bytes() // 2,
+        codings=(job.slices.activations, job.slices.gradients),
         cache=cache,
     )
-    activations_s, gradients_s = measure_coding(chain, job.slices.activations, job.slices.gradients)
-    times = dataclasses.replace(times, activation_s_per_byte=activations_s, gradient_s_per_byte=gradients_s)
     return model, times
 
 

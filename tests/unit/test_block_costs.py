@@ -19,7 +19,7 @@ from p2ptrain.learning import block_times, stopwatch
 from p2ptrain.learning.block_costs import profile_blocks
 from p2ptrain.learning.block_times import measure_blocks
 from p2ptrain.learning.blocks import Chain
-from p2ptrain.learning.coding_times import MOST_ROWS, measure_coding
+from p2ptrain.learning.coding_times import MOST_ROWS, time_coding
 from p2ptrain.learning.flops import memory_bytes, training_flops
 from p2ptrain.learning.models import TEXT_MODELS, build_model
 from p2ptrain.planning.blocks import check_model, check_times
@@ -210,12 +210,14 @@ def held_bytes() -> int:
 
 
 def test_coding_is_timed_by_what_it_took_by_the_clock() -> None:
-    chain = chain_of("vgg11_bn")
-    crossing = chain.blocks[(len(chain.blocks) - 1) // 2].outputs[0]
-    num_bytes = min(MOST_ROWS, PARCEL_BYTES // crossing.num_bytes) * crossing.num_bytes
-    found = measure_coding(chain, "none", "int8", **ticking(Ticks(0.001)))
-    assert found == pytest.approx((0.001 / 2 / num_bytes,) * 2)
-    assert all(second > 0 for second in measure_coding(chain, "int8", "fp16"))
+    """Of a parcel; of coded rows more fit into one."""
+    chain = chain_of("vgg11_bn", width=1.0)
+    num_bytes = chain.blocks[(len(chain.blocks) - 1) // 2].outputs[0].num_bytes
+    most = [min(MOST_ROWS, PARCEL_BYTES // size) for size in (num_bytes, num_bytes * 17 // 64)]
+    assert most[0] < most[1]
+    watch = stopwatch.Stopwatch(torch.device("cpu"), *ticking(Ticks(0.001)).values())
+    found = [watch.stretch * seconds for seconds in time_coding(chain, "none", "int8", watch)]
+    assert found == pytest.approx([0.001 / 2 / (rows * num_bytes) for rows in most])
 
 
 def runs(*seconds: float, faults: int = 3) -> list[stopwatch.Run]:
@@ -224,18 +226,22 @@ def runs(*seconds: float, faults: int = 3) -> list[stopwatch.Run]:
 
 def test_times_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "cache" / "times.json"
-    one = measure_blocks(chain_of(), "lenet", batch_sizes=(2,), cache=file)
+    one = measure_blocks(chain_of(), "lenet", batch_sizes=(2,), codings=("int8", "fp16"), cache=file)
     assert all(second > 0 for second in one.forward_s[0])
+    assert min(one.activation_s_per_byte, one.gradient_s_per_byte) > 0
     other = measure_blocks(chain_of(width=0.2), "lenet", batch_sizes=(2,), cache=file, **ticking(Ticks()))
     content = json.loads(file.read_text())
     assert len(content["times"]) == 2
     assert list(file.parent.iterdir()) == [file]
     with monkeypatch.context() as patch:
         patch.setattr(block_times, "_measure", lambda *_: pytest.fail("measured again"))
-        assert measure_blocks(chain_of(), "lenet", batch_sizes=(2,), cache=file) == one
+        assert measure_blocks(chain_of(), "lenet", batch_sizes=(2,), codings=("int8", "fp16"), cache=file) == one
         assert measure_blocks(chain_of(width=0.2), "lenet", batch_sizes=(2,), cache=file) == other
     monkeypatch.setattr(torch, "__version__", "0.0")
-    assert measure_blocks(chain_of(), "lenet", batch_sizes=(2,), cache=file, **ticking(Ticks())) != one
+    assert (
+        measure_blocks(chain_of(), "lenet", batch_sizes=(2,), codings=("int8", "fp16"), cache=file, **ticking(Ticks()))
+        != one
+    )
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": "other"}', "entry"])

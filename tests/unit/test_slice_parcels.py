@@ -13,6 +13,7 @@ from slice_group import Group, cuts, pipeline, same
 from torch import Tensor
 
 from p2ptrain.errors import RemoteError
+from p2ptrain.learning.slice_codec import Coding, Encoder
 from p2ptrain.learning.slice_rows import PARCEL_BYTES, Parcel, cut_rows, overlapping, row_ranges
 
 
@@ -238,7 +239,8 @@ def test_rows_go_to_those_who_own_them_in_pieces_of_limited_size() -> None:
     assert overlapping(range(2, 8), ranges) == {"b": range(2, 8)}
     receivers = overlapping(own, ranges)
     values = torch.arange(8.0)[:, None].expand(8, PARCEL_BYTES // 4 // 3)  # three rows a parcel
-    parcels = list(cut_rows({"0": values, "y": torch.arange(8)}, own, receivers))
+    tensors = {"0": values, "y": torch.arange(8)}
+    parcels = list(cut_rows(tensors, own, receivers, Encoder("none", feedback=False).row_bytes(tensors)))
     assert [(peer, row, len(tensors["0"])) for peer, row, tensors in parcels] == [
         ("a", 1, 1),
         *(("b", row, 2) for row in (2, 4, 6)),
@@ -247,8 +249,17 @@ def test_rows_go_to_those_who_own_them_in_pieces_of_limited_size() -> None:
     for _, row, tensors in parcels:
         assert tensors["y"].tolist() == [row - 1 + n for n in range(len(tensors["0"]))]
         assert sum(t.nbytes for t in tensors.values()) <= PARCEL_BYTES
-    large = torch.zeros(8, PARCEL_BYTES)
-    assert all(len(tensors["0"]) == 1 for _, _, tensors in cut_rows({"0": large}, own, receivers))
+    assert all(len(tensors["0"]) == 1 for _, _, tensors in cut_rows({"0": values}, own, receivers, PARCEL_BYTES + 1))
+
+
+@pytest.mark.parametrize("coding", ["none", "fp16", "int8"])
+@pytest.mark.parametrize("shape", [(300, 500), (7,), (1,), (16, 64, 64)])
+def test_rows_are_cut_by_what_they_are_when_they_are_sent(coding: Coding, shape: tuple[int, ...]) -> None:
+    encoder, rows = Encoder(coding, feedback=True), {"0": torch.randn(12, *shape), "y": torch.arange(12)}
+    sent = [encoder.encode(cut) for *_, cut in cut_rows(rows, range(12), {"a": range(12)}, encoder.row_bytes(rows))]
+    sizes = [sum(tensor.nbytes for tensor in payload.values()) for payload in sent]
+    assert sum(sizes) == 12 * encoder.row_bytes(rows)
+    assert max(sizes) <= PARCEL_BYTES and len(sent) <= 1 + 2 * sum(sizes) // PARCEL_BYTES, "none goes half empty"
 
 
 def test_everything_that_is_sent_is_of_limited_size() -> None:
