@@ -50,6 +50,8 @@ _FORMS = {
 """By suffix: dtype, and which whole numbers are allowed."""
 _SMALLEST = torch.finfo(torch.float32).tiny
 """Numbers that are all zero have a scale of zero, and are divided by this instead."""
+_AT_ONCE = 1 << 17
+"""So many numbers are coded at a time, from one to the next of the passes over them in a core's cache."""
 
 
 class Encoder:
@@ -86,25 +88,27 @@ class Encoder:
     def _coded(self, rows: Tensor) -> tuple[str, Tensor, Tensor]:
         """Suffix, coded numbers ``[n, ...]``, and scales ``[n, groups]``."""
         numbers = rows.reshape(len(rows), -1)
+        size = numbers.shape[1]
         if self._coding == "fp16":
             scale = numbers.abs().amax(1, keepdim=True)
             coded = (numbers / scale.clamp_min(_SMALLEST)).half()
             return _HALF, coded.view(rows.shape), scale
-        size = numbers.shape[1]
-        groups = F.pad(numbers, (0, -size % GROUP)).view(len(rows), -1, GROUP)
-        unsigned = bool((numbers >= 0).all())
         feedback = self._feedback and rows.dim() == 4 and rows[0, 0].numel() >= GROUP
-        levels = 255 if unsigned and not feedback else 127 - feedback  # feedback may take a number one further
-        scale = groups.abs().amax(2) / levels
-        exact = groups / scale.clamp_min(_SMALLEST).unsqueeze(2)
-        if feedback:
-            sums = F.pad(exact.cumsum(2).round_(), (1, 0))
-            whole = sums.diff(dim=2)
-        else:
-            whole = exact.round_()
+        levels = 255 if not feedback and bool(numbers.amin() >= 0) else 127 - feedback  # feedback may take one further
         suffix = _UNSIGNED if levels == 255 else _SIGNED
-        coded = whole.flatten(1)[:, :size].clamp_(_FORMS[suffix][1][0], _FORMS[suffix][1][-1])
-        return suffix, coded.to(_FORMS[suffix][0]).view(rows.shape).contiguous(), scale
+        coded = torch.empty_like(numbers, dtype=_FORMS[suffix][0])
+        scale = numbers.new_empty((len(rows), math.ceil(size / GROUP)))
+        some = max(1, _AT_ONCE // size)
+        for plain, whole, factor in zip(numbers.split(some), coded.split(some), scale.split(some), strict=True):
+            groups = (F.pad(plain, (0, -size % GROUP)) if size % GROUP else plain).view(len(plain), -1, GROUP)
+            torch.amax(groups.abs(), 2, out=factor).div_(levels)
+            exact = groups / factor.clamp_min(_SMALLEST).unsqueeze(2)
+            if feedback:
+                sums = exact.cumsum(2).round_()
+                exact[..., 0] = sums[..., 0]
+                torch.sub(sums[..., 1:], sums[..., :-1], out=exact[..., 1:])
+            whole.copy_(exact.round_().flatten(1)[:, :size].clamp_(_FORMS[suffix][1][0], _FORMS[suffix][1][-1]))
+        return suffix, coded.view(rows.shape), scale
 
 
 @torch.no_grad()
@@ -138,7 +142,12 @@ def _form(coding: Coding, name: str, payload: Mapping[str, Tensor]) -> str:
 
 
 def _unscaled(coded: Tensor, scale: Tensor) -> Tensor:
-    numbers = coded.float().view(len(coded), -1)
-    if scale.shape[1] > 1:
-        scale = scale.repeat_interleave(GROUP, dim=1)[:, : numbers.shape[1]]
-    return (numbers * scale).view(coded.shape)
+    numbers = coded.reshape(len(coded), -1)
+    if scale.shape[1] == 1:
+        return (numbers * scale).view(coded.shape)
+    plain = torch.empty_like(numbers, dtype=scale.dtype)
+    whole = numbers.shape[1] // GROUP  # groups; the last one may be shorter
+    ends, groups = GROUP * whole, (whole, GROUP)
+    torch.mul(numbers[:, :ends].unflatten(1, groups), scale[:, :whole, None], out=plain[:, :ends].unflatten(1, groups))
+    torch.mul(numbers[:, ends:], scale[:, whole:], out=plain[:, ends:])
+    return plain.view(coded.shape)

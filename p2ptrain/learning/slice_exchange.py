@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from p2ptrain.errors import RemoteError
-from p2ptrain.learning.slice_rows import PARCEL_BYTES, Parcel
+from p2ptrain.learning.slice_rows import PARCEL_BYTES, Parcel, is_finite
 
 _BAD = "bad"
 _SUM = "sum"
@@ -119,7 +119,7 @@ class Exchange:
         for index in range(len(self._peers)):
             piece = came[index]
             total = None if total is None or piece is None else total.add_(piece)
-        if total is not None and not bool(torch.isfinite(total).all()):
+        if total is not None and not is_finite(total):
             total = None
         self._keep(at, size, total)
         self._to_sum.remove(at)
@@ -158,6 +158,6 @@ def _checked(tensors: Mapping[str, Tensor], dtype: torch.dtype, size: int) -> Te
         raise RemoteError("tensor-dtype", f"{piece.dtype} where {dtype} is due")
     if tuple(piece.shape) != (size,):
         raise RemoteError("tensor-shape", f"{tuple(piece.shape)} where {size} numbers are due")
-    if not bool(torch.isfinite(piece).all()):
+    if not is_finite(piece):
         raise RemoteError("tensor-not-finite", "part of a sum")
     return piece

@@ -87,11 +87,17 @@ def check_tensors(tensors: Mapping[str, Tensor], specs: Mapping[str, Spec]) -> i
         if not tensor.dim() or len(tensor) != num_rows or tuple(tensor.shape[1:]) not in spec.shapes:
             raise RemoteError("tensor-shape", f"{name}: {tuple(tensor.shape)} for {num_rows} rows of {spec.shapes}")
         if tensor.is_floating_point():
-            if not bool(torch.isfinite(tensor).all()):
+            if not is_finite(tensor):
                 raise RemoteError("tensor-not-finite", name)
         elif tensor.numel() and not (int(tensor.min()) in spec.numbers and int(tensor.max()) in spec.numbers):
             raise RemoteError("tensor-range", f"{name}: a number that is not in {spec.numbers}")
     return num_rows
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all of its numbers are."""
+    # The sum says so in a tenth of the time. If it is not finite, which large numbers may do, all must be looked at.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 class Inbox:

@@ -24,6 +24,7 @@ from torch.func import functional_call
 from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import JobError
 from p2ptrain.learning.objective import training_loss
+from p2ptrain.learning.slice_rows import is_finite
 from p2ptrain.learning.training import MAX_GRADIENT_NORM, make_optimizer, schedule
 
 Version = dict[str, Tensor]
@@ -137,7 +138,7 @@ class StageModel:
 
     def _finite(self, tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
-        if not _is_finite(tensor):
+        if not is_finite(tensor):
             self.bad = True
             tensor = torch.zeros_like(tensor)
         return tensor.to("cpu").contiguous()
@@ -148,7 +149,7 @@ class StageModel:
         """Make the vector ready to be added up with those of the peers that hold the other shares of the rows."""
         for buffer, view in self._statistics:
             view.copy_(buffer.reshape(-1) * share)
-        self.bad = self.bad or not _is_finite(self.vector)
+        self.bad = self.bad or not is_finite(self.vector)
 
     def unaveraged(self) -> list[str]:
         """Buffers of numbers that this batch has changed and the vector doesn't hold."""
@@ -231,11 +232,6 @@ class StageModel:
 def _write(buffer: Tensor, value: Tensor) -> None:
     # Past autograd, as norms do it: with "async" it would take micro-batches in flight to need the old numbers.
     buffer.data.copy_(value)
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    # The sum says so in a tenth of the time. If it is not finite, which large numbers may do, all must be looked at.
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def as_trained(tensor: Tensor, device: torch.device) -> Tensor:
