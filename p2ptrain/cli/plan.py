@@ -157,12 +157,18 @@ def pair_rates_of(links: tuple[str, ...]) -> tuple[PairRate, ...]:
 def peers_of(
     profiles: list[tuple[str, DeviceProfile]], rate_mbit_s: float | None, chain: str
 ) -> tuple[PipelinePeer, ...]:
-    """With the times that were measured for the chain of blocks. ``rate_mbit_s`` is every link's, if given."""
+    """With the times that were measured for the chain of blocks, or as they grow for the others with the batch.
+
+    ``rate_mbit_s`` is every link's, if given.
+    """
     import dataclasses
 
+    from p2ptrain.planning.blocks import completed
     from p2ptrain.planning.pipeline_cost import peer_from_profile
 
     peers = [peer_from_profile(profile, name, chain) for name, profile in profiles]
+    measured = [peer.times for peer in peers if peer.times]
+    peers = [dataclasses.replace(p, times=completed(p.times, measured)) if p.times else p for p in peers]
     if rate_mbit_s is not None:
         peers = [dataclasses.replace(peer, link_bytes_per_s=rate_mbit_s * 1e6 / 8) for peer in peers]
     return tuple(peers)

@@ -28,7 +28,7 @@ from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import UserError
 from p2ptrain.learning.block_costs import block_inputs, profile_blocks, run_backward, run_forward
 from p2ptrain.learning.blocks import Chain
-from p2ptrain.learning.coding_times import time_coding
+from p2ptrain.learning.coding_times import time_codings
 from p2ptrain.learning.slice_codec import Coding
 from p2ptrain.learning.slice_stage import as_trained
 from p2ptrain.learning.stopwatch import LEAST_RUNS, NUM_RUNS, Clock, Run, Stopwatch
@@ -36,7 +36,8 @@ from p2ptrain.learning.training import make_optimizer
 from p2ptrain.planning.blocks import BlockTimes
 
 CACHE_FORMAT = "p2ptrain-block-times-7"
-BY_BYTE = ("update_s_per_byte", "activation_s_per_byte", "gradient_s_per_byte")
+CODED = "coded_s_per_byte"
+"""In the file: by coding, seconds of activations and of gradients."""
 HEAP_COPIES = 2
 """Of what a block stores for its backward pass: with its gradients about what a run allocates."""
 WEIGHT = 0.01
@@ -75,14 +76,22 @@ def measure_blocks(
     device = torch.device(device)
     remembered = _read(cache) if cache is not None else {}
     training = training or TrainingConfig()
-    key = _key(chain, name, sizes, device, training.optimizer, codings)
-    found = _times_of(remembered.get(key), len(chain.blocks))
-    if found is not None:
-        return found
+    key = _key(chain, name, sizes, device, training.optimizer)
+    known = _times_of(remembered.get(key), len(chain.blocks), codings)
+    if known is not None:
+        return known
     watch = Stopwatch(device, clock, cpu_clock if device.type == "cpu" else clock)
-    times = _measure(chain, sizes, watch, budget_s, training, heap_bytes if device.type == "cpu" else 0, codings)
+    times = _measure(chain, sizes, watch, budget_s, training, heap_bytes if device.type == "cpu" else 0)
+    entry = dataclasses.asdict(times)
+    if codings is not None:
+        found = time_codings(chain, watch)
+        # All are kept: a job with another coding need not measure its blocks again.
+        coded = {coding: [watch.stretch * seconds for seconds in both] for coding, both in found.items()}
+        entry[CODED] = coded
+        activation_s, gradient_s = (coded[coding][way] for way, coding in enumerate(codings))
+        times = dataclasses.replace(times, activation_s_per_byte=activation_s, gradient_s_per_byte=gradient_s)
     if cache is not None:
-        _write(cache, {**remembered, key: dataclasses.asdict(times)})
+        _write(cache, {**remembered, key: entry})
     return times
 
 
@@ -97,13 +106,7 @@ class _Passes(NamedTuple):
 
 
 def _measure(
-    chain: Chain,
-    sizes: Sequence[int],
-    watch: Stopwatch,
-    budget_s: float,
-    training: TrainingConfig,
-    heap_bytes: int,
-    codings: tuple[Coding, Coding] | None,
+    chain: Chain, sizes: Sequence[int], watch: Stopwatch, budget_s: float, training: TrainingConfig, heap_bytes: int
 ) -> BlockTimes:
     """All sizes of all blocks once, then again and again: so a slow moment of the machine does not make one batch size
     look slow, or a fast one fast, which a plan would fall for."""
@@ -135,14 +138,11 @@ def _measure(
                 block.run(wanted)
     typical = [[(watch.typical(passes.forward), watch.typical(passes.backward)) for passes in row] for row in rows]
     update_s_per_byte = _time_update([block.part for block in blocks], watch, training, end)
-    activation_s, gradient_s = time_coding(chain, *codings, watch) if codings else (0.0, 0.0)
     return BlockTimes(
         batch_sizes=tuple(sizes[: len(rows)]),
         forward_s=tuple(tuple(watch.stretch * forward for forward, _ in row) for row in typical),
         backward_s=tuple(tuple(watch.stretch * backward for _, backward in row) for row in typical),
         update_s_per_byte=watch.stretch * update_s_per_byte,
-        activation_s_per_byte=watch.stretch * activation_s,
-        gradient_s_per_byte=watch.stretch * gradient_s,
     )
 
 
@@ -234,14 +234,7 @@ def _noisy(tensor: Tensor) -> Tensor:
 # What was measured before
 
 
-def _key(
-    chain: Chain,
-    name: str,
-    sizes: Sequence[int],
-    device: torch.device,
-    optimizer: str,
-    codings: tuple[Coding, Coding] | None,
-) -> str:
+def _key(chain: Chain, name: str, sizes: Sequence[int], device: torch.device, optimizer: str) -> str:
     """Device, model and versions, in words; the model's blocks by a hash of what they hold and pass on."""
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
@@ -253,17 +246,18 @@ def _key(
     text = repr((chain.input, chain.blocks, shapes))
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     batches = f"batches {', '.join(map(str, sizes))}, {optimizer}"
-    coded = f"coded {' and '.join(codings)}" if codings else "nothing coded"
-    return f"{where} | {name} {digest} | {batches} | {coded} | torch {torch.__version__}"
+    return f"{where} | {name} {digest} | {batches} | torch {torch.__version__}"
 
 
-def _times_of(entry: Any, num_blocks: int) -> BlockTimes | None:
-    """What an entry of the file says, if it makes sense."""
+def _times_of(entry: Any, num_blocks: int, codings: tuple[Coding, Coding] | None) -> BlockTimes | None:
+    """What an entry of the file says, if it makes sense; with these codings if it says that, too."""
     try:
         sizes = tuple(int(size) for size in entry["batch_sizes"])
         rows = [[tuple(float(s) for s in row) for row in entry[key]] for key in ("forward_s", "backward_s")]
-        by_byte = [float(entry[key]) for key in BY_BYTE]
-    except (KeyError, TypeError, ValueError):
+        by_byte = [float(entry["update_s_per_byte"])]
+        if codings is not None:
+            by_byte += [float(entry[CODED][coding][way]) for way, coding in enumerate(codings)]
+    except (KeyError, IndexError, TypeError, ValueError):
         return None
     numbers = [*by_byte, *(second for side in rows for row in side for second in row)]
     if not sizes or any(len(side) != len(sizes) or any(len(row) != num_blocks for row in side) for side in rows):

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
 
 from p2ptrain.learning.blocks import Chain
-from p2ptrain.learning.slice_codec import Coding, Encoder, decode
+from p2ptrain.learning.slice_codec import CODINGS, Coding, Encoder, decode
 from p2ptrain.learning.slice_rows import PARCEL_BYTES, Spec
 from p2ptrain.learning.stopwatch import Stopwatch
 
@@ -19,23 +18,28 @@ MOST_ROWS = 64
 BUDGET_S = 2.0
 
 
-def time_coding(chain: Chain, activations: Coding, gradients: Coding, watch: Stopwatch) -> tuple[float, float]:
+def time_codings(chain: Chain, watch: Stopwatch) -> dict[Coding, tuple[float, float]]:
     """Seconds for each byte that crosses a cut, before it is coded, of handing it on or of taking it in: their mean;
     of activations, and of gradients. By the watch, not stretched, of a parcel of what crosses the middle of the chain.
     """
     crossing = chain.blocks[(len(chain.blocks) - 1) // 2].outputs[0]
     if not crossing.dtype.is_floating_point:
-        return 0.0, 0.0
+        return {coding: (0.0, 0.0) for coding in CODINGS}
     one = torch.empty((1, *crossing.shape), dtype=crossing.dtype)
     specs = {"0": Spec((crossing.shape,), crossing.dtype)}
-    end, found = watch.clock() + BUDGET_S, []
-    for coding, feedback in ((activations, False), (gradients, True)):
+    end = watch.clock() + BUDGET_S
+
+    def seconds_per_byte(coding: Coding, *, feedback: bool) -> float:
         encoder = Encoder(coding, feedback=feedback)
         num_rows = max(1, min(MOST_ROWS, PARCEL_BYTES // encoder.row_bytes({"0": one})))
         rows = torch.randn((num_rows, *crossing.shape)).to(crossing.dtype)
 
-        def there_and_back(encoder: Encoder = encoder, coding: Coding = coding, rows: Tensor = rows) -> object:
+        def there_and_back() -> object:
             return decode(coding, load(save(encoder.encode({"0": rows}))), specs)
 
-        found.append(watch.seconds(there_and_back, end) / 2 / rows.nbytes)
-    return found[0], found[1]
+        return watch.seconds(there_and_back, end) / 2 / rows.nbytes
+
+    return {
+        coding: (seconds_per_byte(coding, feedback=False), seconds_per_byte(coding, feedback=True))
+        for coding in CODINGS
+    }

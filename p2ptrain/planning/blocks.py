@@ -10,9 +10,10 @@ finite and not negative, work in every model, times above zero. Whoever plans ca
 from __future__ import annotations
 
 import math
+import statistics
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
 from p2ptrain.errors import UserError
@@ -106,6 +107,30 @@ class BlockTimes:
         return _interpolated(self.batch_sizes, self.backward_s, samples)
 
 
+def completed(times: BlockTimes, others: Sequence[BlockTimes]) -> BlockTimes:
+    """With the larger batch sizes that others measured, and this peer had no time for.
+
+    A block's pass is taken to grow as it did for them from this peer's largest batch on, by the median: not at all at
+    least, in proportion at most. In proportion alone a weak device, which measures small batches only, would be taken
+    for slower than it is, by all that larger ones gain.
+    """
+    largest = times.batch_sizes[-1]
+    others = [other for other in others if largest in other.batch_sizes]
+    sizes = sorted({size for other in others for size in other.batch_sizes if size > largest})
+    forward_s, backward_s = list(times.forward_s), list(times.backward_s)
+    for size in sizes:
+        known = [other for other in others if size in other.batch_sizes]
+        for rows, passes in ((forward_s, BlockTimes.forward), (backward_s, BlockTimes.backward)):
+            before = [passes(other, largest) for other in known]
+            after = [passes(other, size) for other in known]
+            own = rows[len(times.batch_sizes) - 1]
+            each = zip(own, zip(*before, strict=True), zip(*after, strict=True), strict=True)
+            rows.append(tuple(_grown(seconds, size / largest, *theirs) for seconds, *theirs in each))
+    return replace(
+        times, batch_sizes=(*times.batch_sizes, *sizes), forward_s=tuple(forward_s), backward_s=tuple(backward_s)
+    )
+
+
 def check_model(model: ModelProfile) -> None:
     """Raises ``UserError`` for a profile that no plan can be computed from, or that has no legal cut."""
     if not 1 <= len(model.blocks) <= MAX_BLOCKS:
@@ -160,6 +185,12 @@ COUNTS = (
     "buffer_bytes",
     "least_samples",
 )
+
+
+def _grown(seconds: float, most: float, before: Sequence[float], after: Sequence[float]) -> float:
+    """``most`` times ``seconds`` at most, for what took others so long before and after."""
+    ratios = [late / early for early, late in zip(before, after, strict=True) if early > 0]
+    return seconds * (min(most, max(1.0, statistics.median(ratios))) if ratios else most)
 
 
 def _interpolated(sizes: Sequence[int], rows: Sequence[Sequence[float]], samples: int) -> list[float]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from p2ptrain.config import Job
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
-from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_times
+from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_times, completed
 from p2ptrain.planning.footprint import TRAINER_BASE_BYTES, pipeline_bytes
 from p2ptrain.planning.pipeline_cost import (
     STASHED_VERSIONS,
@@ -109,6 +109,12 @@ def _is_usable(model: ModelProfile, snapshot: PeerSnapshot, profile: SliceProfil
     return all(second <= 1e6 for rows in (profile.forward_s, profile.backward_s) for row in rows for second in row)
 
 
+def planned_times(profiles: Sequence[SliceProfile]) -> dict[PeerId, BlockTimes]:
+    """The times of blocks that peers are planned with: measured, or as they grow for others (``completed``)."""
+    measured = {profile.peer: BlockTimes.of(profile) for profile in profiles if profile.batch_sizes}
+    return {peer: completed(times, list(measured.values())) for peer, times in measured.items()}
+
+
 def micro_batch_choices(job: Job) -> tuple[int, ...]:
     """The numbers of micro-batches that a plan may have: the job's, which is the most, its halves, and one.
 
@@ -136,7 +142,11 @@ def task_of(
         )
     by_peer = {snapshot.peer: snapshot for snapshot in snapshots}
     ends, pair_rates, latency_s = link_figures(profiles)
-    peers = [_pipeline_peer(by_peer[profile.peer], profile, ends[profile.peer]) for profile in profiles]
+    times = planned_times(profiles)
+    peers = [
+        _pipeline_peer(by_peer[profile.peer], profile, ends[profile.peer], times.get(profile.peer))
+        for profile in profiles
+    ]
     first = next((peer for peer in peers if peer.has_data), None)
     peers.sort(key=lambda peer: (peer is not first, peer.name))
     copies = 1 if job.training.optimizer == "sgd" else 2
@@ -191,15 +201,16 @@ def link_figures(profiles: Sequence[SliceProfile]) -> tuple[dict[PeerId, float],
     return ends, tuple(slow), statistics.median(latencies) if latencies else LATENCY_S
 
 
-def _pipeline_peer(snapshot: PeerSnapshot, profile: SliceProfile, link_bytes_per_s: float) -> PipelinePeer:
+def _pipeline_peer(
+    snapshot: PeerSnapshot, profile: SliceProfile, link_bytes_per_s: float, times: BlockTimes | None
+) -> PipelinePeer:
     memory = snapshot.memory_bytes or UNKNOWN_MEMORY_BYTES
-    measured = bool(profile.batch_sizes)
     return PipelinePeer(
         snapshot.peer,
-        1.0 if measured else snapshot.flops_per_s,  # nobody looks at it where there are times
+        1.0 if times else snapshot.flops_per_s,  # nobody looks at it where there are times
         pipeline_bytes(memory, BASE_BYTES),
         link_bytes_per_s,
-        BlockTimes.of(profile) if measured else None,
+        times,
         profile.slowdown,
         bool(snapshot.counts),
     )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from p2ptrain.config import Job
 from p2ptrain.errors import LocalError, RemoteError
+from p2ptrain.ids import PeerId
 from p2ptrain.learning.block_costs import profile_blocks
 from p2ptrain.learning.block_times import measure_blocks
 from p2ptrain.learning.blocks import Chain
@@ -34,7 +35,7 @@ from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_model
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.planning.profile_codec import model_to_json, profile_to_json
 from p2ptrain.planning.room import Room
-from p2ptrain.planning.slice_figures import micro_batch_choices
+from p2ptrain.planning.slice_figures import micro_batch_choices, planned_times
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.allocator import give_back, kept_block_bytes
 from p2ptrain.runtime.tensorfile import read_untrusted
@@ -95,6 +96,7 @@ class StageWorker:
             self._chain = Chain(self._build(), job.data.input_shape)
         self._model: ModelProfile | None = None
         self._times: BlockTimes | None = None
+        """Of this device's blocks, as the plan has them."""
         self._plan: Plan | None = None
         self._training: SliceTraining | None = None
         self._pieces: list[Piece] = []
@@ -124,8 +126,8 @@ class StageWorker:
         Raises ``UserError`` for a model that can't be a pipeline.
         """
         cache = Path(self._configuration.cache) if self._configuration.cache else None
-        self._model, self._times = profile_job(self._chain, self._job, self._configuration.device, cache)
-        return c.Profiled(model_to_json(self._model), profile_to_json(self._model, self._times))
+        self._model, times = profile_job(self._chain, self._job, self._configuration.device, cache)
+        return c.Profiled(model_to_json(self._model), profile_to_json(self._model, times))
 
     def _build(self) -> nn.Module:
         return global_model(self._job, allow_user_code=self._configuration.allow_user_code)
@@ -156,6 +158,7 @@ class StageWorker:
         stage = slices.pipeline.stages[slices.pipeline.stage_of(command.own) or 0]
         self._own, self._steps_per_round = command.own, slices.steps_per_round
         self._num_rows = stage.samples[stage.peers.index(command.own)]
+        self._times = planned_times(slices.profiles).get(PeerId(command.own))
         if self._model is not None:
             room = Room(self._job, self._model, plan.peers, slices.profiles)
             self._passing_s = room.passing_s(slices.pipeline, command.own)

@@ -3,13 +3,15 @@
 Three devices train VGG-11 in depth slices in the lab; then the fastest of them gets a quarter of its share of a core.
 Measured are the batches from then until the new plan takes over, batches that are lost or done twice on the way (by the
 trainers' own words on where they halted, and by the samples counted at the end), and the throughput by the last plan.
-Beside it: a fresh group, started with that device as slow from the beginning, in the same run. How batches are counted,
-and what is predicted: ``slices_lab``. Needs Linux and root, as the lab does.
+Beside it: a fresh group, started with that device as slow from the beginning, in the same run. All of it with a flush
+after every batch and without one. How batches are counted, and what is predicted: ``slices_lab``. Needs Linux and root,
+as the lab does.
 """
 
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +25,7 @@ from benchmarks.common import Column, Sample, Settings
 from benchmarks.pace import Mark, Pace, Stint
 from benchmarks.slices_lab import Ran, Workload
 from benchmarks.tasks import data_file
+from p2ptrain.config import Schedule
 
 BASELINE = "a fresh group, started with the slowed device"
 COLUMNS = (
@@ -37,6 +40,8 @@ COLUMNS = (
     Column("replans", "plans after the first", 0),
 )
 FRESH, SLOWED = "fresh group", "slowed while training"
+SCHEDULES: dict[Schedule, str] = {"sync": "", "async": ", async"}
+"""And what their cases' names end with."""
 SLOW = "device3"
 SPEEDS = {"device1": 1.0, "device2": 1.0, SLOW: 1.2}
 """The one that gets slow is the fastest before: no plan leaves it out."""
@@ -62,25 +67,29 @@ def run(settings: Settings) -> Iterator[Sample]:
     speeds = {"device1": 1.0, SLOW: SPEEDS[SLOW]} if settings.tiny else SPEEDS
     devices = slices_lab.devices_of(speeds, cores, [RATE_MBIT] * len(speeds), subset)
     slowed_share = devices[-1].share * (TINY_FACTOR if settings.tiny else FACTOR)
+    slower = _slowed(devices, slowed_share)
+    event = Event(slow_at_s, "slow", SLOW, share=slowed_share)
     for repetition in settings.repetitions:
-        slower = _slowed(devices, slowed_share)
-        times = slices_lab.rehearse(workload, slower, stint, controllers)
-        fresh = slices_lab.run_case(workload, "planned", slower, stint, repetition, controllers, times)
-        figures = fresh.figures()
-        yield Sample(FRESH, repetition, figures, is_baseline=True)
-        event = Event(slow_at_s, "slow", SLOW, share=slowed_share)
-        slowed = slices_lab.run_case(
-            workload,
-            "planned",
-            devices,
-            stint,
-            repetition,
-            controllers,
-            slices_lab.rehearse(workload, devices, stint, controllers),
-            events=[event],
-            until=lambda pace: _is_over(pace, slow_at_s, stint),
-        )
-        yield Sample(SLOWED, repetition, _figures(slowed, figures["samples_per_s"]))
+        for schedule, end in SCHEDULES.items():
+            if settings.tiny and end:
+                continue
+            work = dataclasses.replace(workload, schedule=schedule)
+            times = slices_lab.rehearse(work, slower, stint, controllers)
+            fresh = slices_lab.run_case(work, "planned", slower, stint, repetition, controllers, times)
+            figures = fresh.figures()
+            yield Sample(FRESH + end, repetition, figures, is_baseline=True)
+            slowed = slices_lab.run_case(
+                work,
+                "planned",
+                devices,
+                stint,
+                repetition,
+                controllers,
+                slices_lab.rehearse(work, devices, stint, controllers),
+                events=[event],
+                until=lambda pace: _is_over(pace, slow_at_s, stint),
+            )
+            yield Sample(SLOWED + end, repetition, _figures(slowed, figures["samples_per_s"]))
 
 
 def _slowed(devices: tuple[Device, ...], share: float) -> tuple[Device, ...]:
@@ -158,21 +167,21 @@ def _curve(marks: list[Mark], batch_size: int) -> dict[str, float]:
 
 
 def plot(figure: Any, result: dict[str, Any]) -> None:
-    """Throughput by the time, of the first repetition, beside the fresh group's."""
-    axes = figure.subplots(1, 1)
+    """Throughput by the time, of the first repetition, beside the fresh group's; a picture for each schedule."""
     cases = {case["case"]: case for case in result["cases"]}
-    runs = [sample["figures"] for sample in result["samples"] if sample["case"] == SLOWED]
-    if runs:
-        first = runs[0]
-        points = [(first[f"curve_s_{i}"], first[f"curve_{i}"]) for i in range(NUM_CURVE) if f"curve_{i}" in first]
-        axes.plot(*zip(*points, strict=True), color=plots.COLOURS[0], label=f"{SLOWED}, first repetition")
-        for at_s, words, style in ((first["event_s"], "slowed", ":"), (first["new_plan_s"], "new plan", "--")):
-            axes.axvline(at_s, color=plots.COLOURS[-1], linestyle=style, linewidth=1, label=words)
-    if FRESH in cases:
-        fresh = cases[FRESH]["figures"]["samples_per_s"]
-        axes.axhline(fresh["median"], color=plots.COLOURS[1], label=f"{FRESH}, median")
-        axes.axhspan(fresh["low"], fresh["high"], color=plots.COLOURS[1], alpha=0.2)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("seconds since the first batch")
-    axes.set_ylabel("samples/s")
-    plots.legend(axes)
+    for axes, end in zip(figure.subplots(1, len(SCHEDULES), sharey=True), SCHEDULES.values(), strict=True):
+        runs = [sample["figures"] for sample in result["samples"] if sample["case"] == SLOWED + end]
+        if runs:
+            first = runs[0]
+            points = [(first[f"curve_s_{i}"], first[f"curve_{i}"]) for i in range(NUM_CURVE) if f"curve_{i}" in first]
+            axes.plot(*zip(*points, strict=True), color=plots.COLOURS[0], label=f"{SLOWED}{end}, first repetition")
+            for at_s, words, style in ((first["event_s"], "slowed", ":"), (first["new_plan_s"], "new plan", "--")):
+                axes.axvline(at_s, color=plots.COLOURS[-1], linestyle=style, linewidth=1, label=words)
+        if FRESH + end in cases:
+            fresh = cases[FRESH + end]["figures"]["samples_per_s"]
+            axes.axhline(fresh["median"], color=plots.COLOURS[1], label=f"{FRESH}{end}, median")
+            axes.axhspan(fresh["low"], fresh["high"], color=plots.COLOURS[1], alpha=0.2)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("seconds since the first batch")
+        axes.set_ylabel("samples/s")
+        plots.legend(axes)

@@ -19,10 +19,10 @@ from p2ptrain.learning import block_times, stopwatch
 from p2ptrain.learning.block_costs import profile_blocks
 from p2ptrain.learning.block_times import measure_blocks
 from p2ptrain.learning.blocks import Chain
-from p2ptrain.learning.coding_times import MOST_ROWS, time_coding
+from p2ptrain.learning.coding_times import MOST_ROWS, time_codings
 from p2ptrain.learning.flops import memory_bytes, training_flops
 from p2ptrain.learning.models import TEXT_MODELS, build_model
-from p2ptrain.planning.blocks import check_model, check_times
+from p2ptrain.planning.blocks import BlockTimes, check_model, check_times, completed
 from p2ptrain.planning.room import PARCEL_BYTES
 
 SHAPE = (3, 32, 32)
@@ -216,8 +216,11 @@ def test_coding_is_timed_by_what_it_took_by_the_clock() -> None:
     most = [min(MOST_ROWS, PARCEL_BYTES // size) for size in (num_bytes, num_bytes * 17 // 64)]
     assert most[0] < most[1]
     watch = stopwatch.Stopwatch(torch.device("cpu"), *ticking(Ticks(0.001)).values())
-    found = [watch.stretch * seconds for seconds in time_coding(chain, "none", "int8", watch)]
-    assert found == pytest.approx([0.001 / 2 / (rows * num_bytes) for rows in most])
+    found = time_codings(chain, watch)
+    assert found.keys() == {"none", "fp16", "int8"}
+    for coding, rows in zip(("none", "int8"), most, strict=True):
+        seconds = [watch.stretch * each for each in found[coding]]
+        assert seconds == pytest.approx([0.001 / 2 / (rows * num_bytes)] * 2)
 
 
 def runs(*seconds: float, faults: int = 3) -> list[stopwatch.Run]:
@@ -236,6 +239,9 @@ def test_times_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         patch.setattr(block_times, "_measure", lambda *_: pytest.fail("measured again"))
         assert measure_blocks(chain_of(), "lenet", batch_sizes=(2,), codings=("int8", "fp16"), cache=file) == one
+        plain = measure_blocks(chain_of(), "lenet", batch_sizes=(2,), codings=("none", "none"), cache=file)
+        assert plain.forward_s == one.forward_s and plain.activation_s_per_byte > 0
+        assert plain.activation_s_per_byte != one.activation_s_per_byte
         assert measure_blocks(chain_of(width=0.2), "lenet", batch_sizes=(2,), cache=file) == other
     monkeypatch.setattr(torch, "__version__", "0.0")
     assert (
@@ -264,3 +270,32 @@ def test_a_file_that_cant_be_written(tmp_path: Path) -> None:
         measure_blocks(
             chain_of(), "lenet", batch_sizes=(2,), cache=tmp_path / "folder" / "times.json", **ticking(Ticks())
         )
+
+
+# --- what a device had no time to measure ---
+
+
+def times_of(sizes: tuple[int, ...], *blocks: tuple[float, ...]) -> BlockTimes:
+    """Of blocks, each at all sizes; backward takes twice as long."""
+    forward = tuple(zip(*blocks, strict=True))
+    return BlockTimes(sizes, forward, tuple(tuple(2 * seconds for seconds in row) for row in forward), 1e-9, 2e-9, 3e-9)
+
+
+FAST = times_of((2, 4, 8), (1.0, 1.5, 2.5), (1.0, 2.0, 4.0))
+
+
+def test_larger_batches_take_a_weak_device_as_much_longer_as_the_others() -> None:
+    weak = completed(times_of((2,), (20.0,), (5.0,)), [FAST])
+    assert weak == times_of((2, 4, 8), (20.0, 30.0, 50.0), (5.0, 10.0, 20.0))
+    assert completed(FAST, [weak, FAST]) == FAST
+
+
+def test_of_several_others_the_median_counts_and_noise_has_bounds() -> None:
+    others = [FAST, times_of((2, 8), (1.0, 3.0), (1.0, 0.5)), times_of((2, 8), (1.0, 9.0), (0.0, 1.0))]
+    weak = completed(times_of((2,), (10.0,), (10.0,)), others)
+    assert weak.batch_sizes == (2, 4, 8)
+    assert weak.forward_s == ((10.0, 10.0), (15.0, 20.0), (30.0, pytest.approx(22.5)))
+    odd = completed(times_of((2,), (10.0,), (10.0,)), [times_of((2, 4), (1.0, 0.2), (1.0, 7.0))])
+    assert odd.forward_s == ((10.0, 10.0), (10.0, 20.0)), "not at all at least, in proportion at most"
+    unlike = times_of((3, 8), (1.0, 2.0), (1.0, 2.0))
+    assert completed(times_of((2,), (10.0,), (10.0,)), [unlike]).batch_sizes == (2,)

@@ -71,6 +71,17 @@ def plan(cut: int | None = 2, epoch: int = 1, from_step: int = 0) -> Plan:
     )
 
 
+def timed(plan: Plan) -> Plan:
+    """With times of blocks: four samples, of which only ``B`` knows, take half as long again as two."""
+    assert plan.slices is not None
+    two, four = (100.0,) * BLOCKS, (150.0,) * BLOCKS
+    a, b = (
+        SliceProfile(A, 0.0, 1.0, (2,), (two,), (two,)),
+        SliceProfile(B, 0.0, 1.0, (2, 4), (two, four), (two, four)),
+    )
+    return dataclasses.replace(plan, slices=dataclasses.replace(plan.slices, profiles=(a, b)))
+
+
 class Worker:
     """One ``StageWorker`` and all that it said."""
 
@@ -414,10 +425,8 @@ def test_work_for_parcels_is_no_slowdown_whether_or_not_it_held_the_trainer_up()
 
 
 def test_the_first_batches_of_a_stage_do_not_make_its_device_look_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = dataclasses.replace(JOB, training=dataclasses.replace(JOB.training, rounds=20))
-    worker = Worker(A, job)
-    worker.stage.profile()
-    worker.follow(plan(None))
+    worker = Worker(A, dataclasses.replace(JOB, training=dataclasses.replace(JOB.training, rounds=20)))
+    worker.follow(timed(plan(None)))
     seen: list[float] = []
     monkeypatch.setattr(stage_worker, "slowdown_of", lambda seconds, *_: seen.append(seconds) or 1.0)
     begun = worker.stage._training
@@ -427,3 +436,14 @@ def test_the_first_batches_of_a_stage_do_not_make_its_device_look_slow(monkeypat
     until(worker, 2 * stage_worker.FIRST_LOOK)
     assert [used.step for used in worker.take(c.StageUsed)] == [stage_worker.WARM_UP + stage_worker.FIRST_LOOK]
     assert max(seen) < 1e6
+
+
+def test_a_device_is_slow_by_the_times_that_it_was_planned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its own there are none for so large a batch."""
+    worker = Worker(A, dataclasses.replace(JOB, training=dataclasses.replace(JOB.training, rounds=20)))
+    worker.follow(timed(plan(None)))
+    seen: list[float] = []
+    monkeypatch.setattr(stage_worker, "slowdown_of", lambda _, expected_s, *__: seen.append(expected_s) or 1.0)
+    until(worker, stage_worker.WARM_UP + stage_worker.FIRST_LOOK)
+    num_passes = 2 * JOB.slices.micro_batches * stage_worker.FIRST_LOOK
+    assert seen == [pytest.approx(num_passes * (BLOCKS * 100 * 1.5 + stage_worker.PASS_S))]
