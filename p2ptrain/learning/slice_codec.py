@@ -97,7 +97,7 @@ class Encoder:
         feedback = self._feedback and rows.dim() == 4 and rows[0, 0].numel() >= GROUP
         levels = 255 if not feedback and bool(numbers.amin() >= 0) else 127 - feedback  # feedback may take one further
         suffix = _UNSIGNED if levels == 255 else _SIGNED
-        coded = torch.empty_like(numbers, dtype=_FORMS[suffix][0])
+        coded = numbers.new_empty(numbers.shape, dtype=_FORMS[suffix][0])
         scale = numbers.new_empty((len(rows), math.ceil(size / GROUP)))
         some = max(1, _AT_ONCE // size)
         for plain, whole, factor in zip(numbers.split(some), coded.split(some), scale.split(some), strict=True):

@@ -48,6 +48,8 @@ WARM_UP = 2
 """Batches of a stage that don't count: they make kernels ready and take memory for the first time."""
 FIRST_LOOK = 10
 """Batches after these until the time of a unit is first compared with the profile, and from then on as often."""
+FULLY_BUSY = 0.9
+"""Share of the time."""
 PASS_S = 0.005
 """Added to both sides of that: a pass that is much shorter is overhead most of all, and no measure of the device."""
 
@@ -330,8 +332,9 @@ class StageWorker:
         expected += use.num_backward * sum(self._times.backward(self._num_rows)[mine])
         passing = use.num_forward * self._passing_s[0] + use.num_backward * self._passing_s[1]
         overhead = PASS_S * (use.num_forward + use.num_backward)
-        slowdown = slowdown_of(use.forward_s + use.backward_s + overhead, expected + overhead, passing)
-        self._say(c.StageUsed(training.step, min(1.0, use.busy_s / wall_s), slowdown))
+        busy = min(1.0, use.busy_s / wall_s)
+        slowdown = slowdown_of(use.forward_s + use.backward_s + overhead, expected + overhead, passing, busy)
+        self._say(c.StageUsed(training.step, busy, slowdown))
 
     def _say_snapshot(self) -> None:
         training = self._training
@@ -353,13 +356,15 @@ class StageWorker:
         )
 
 
-def slowdown_of(seconds: float, expected_s: float, passing_s: float) -> float:
+def slowdown_of(seconds: float, expected_s: float, passing_s: float, busy: float) -> float:
     """How many times as long as expected work took, that the node's work for parcels may have held up or not.
 
-    That is planned for apart: all of it at most is no slowdown of the device.
+    That is planned for apart: all of it at most is no slowdown of the device. Faster than expected counts only of a
+    device that was ``busy`` for nearly all of the time: with pauses in between it is cooler, or has more of a share of
+    a core left, than it would have with more to do.
     """
     if expected_s <= 0:
         return 1.0
     if seconds < expected_s:
-        return seconds / expected_s
+        return seconds / expected_s if busy >= FULLY_BUSY else 1.0
     return max(1.0, seconds / (expected_s + passing_s))

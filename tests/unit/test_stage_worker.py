@@ -418,10 +418,15 @@ def test_the_last_parcels_of_a_finished_batch_leave_after_the_stop(now: bool) ->
 
 
 def test_work_for_parcels_is_no_slowdown_whether_or_not_it_held_the_trainer_up() -> None:
-    assert slowdown_of(1.0, 1.0, 3.0) == slowdown_of(2.5, 1.0, 3.0) == slowdown_of(4.0, 1.0, 3.0) == 1.0
-    assert slowdown_of(0.5, 1.0, 3.0) == 0.5
-    assert slowdown_of(8.0, 1.0, 3.0) == 2.0
-    assert slowdown_of(0.0, 0.0, 0.0) == 1.0
+    assert slowdown_of(1.0, 1.0, 3.0, 1) == slowdown_of(2.5, 1.0, 3.0, 1) == slowdown_of(4.0, 1.0, 3.0, 1) == 1.0
+    assert slowdown_of(8.0, 1.0, 3.0, 1) == slowdown_of(8.0, 1.0, 3.0, 0.1) == 2.0
+    assert slowdown_of(0.0, 0.0, 0.0, 1) == 1.0
+
+
+def test_a_device_with_pauses_is_not_taken_for_faster_than_it_is_without() -> None:
+    """A tenth of a core that was idle for a while does a short pass as fast as a whole one."""
+    assert slowdown_of(0.5, 1.0, 3.0, 0.95) == 0.5
+    assert slowdown_of(0.5, 1.0, 3.0, 0.6) == 1.0
 
 
 def test_the_first_batches_of_a_stage_do_not_make_its_device_look_slow(monkeypatch: pytest.MonkeyPatch) -> None:
