@@ -13,9 +13,9 @@ from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import deepest_warm_up, round_s
 from p2ptrain.planning.pipeline_search import Planned, plan_of, plan_pipeline, stage_of
 
-WORTH = 1.1
-"""How many times as fast as one device alone a pipeline has to promise to be for a group to take it: what is predicted
-holds to a tenth, and one device needs nobody."""
+WORTH = 1.05
+"""How many times as fast as one device alone a pipeline has to promise to be for a group to take it: one device needs
+nobody. It is also by how much two like groups may be apart, of which one measured a little more than the other."""
 SINGLE = "best single peer"
 
 
