@@ -4,6 +4,7 @@ from __future__ import annotations
 
 PLANNED_MODELS = {"vgg11": "VGG-11", "mobilenetv2": "MobileNetV2", "bert_small": "BERT-small-like, 128 bytes"}
 PIPELINES = {"pipeline": "VGG-11", "pipeline_mobilenet": "MobileNetV2"}
+NO_FLUSH = ", no flush between batches (`async`)"
 
 ROWS: tuple[tuple[str, str, str, str], ...] = (
     *(
@@ -47,7 +48,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
                 "; one fast device alone, the others busy: {one fast device alone/samples_per_s:.0f}; data parallel:"
                 " {data parallel/samples_per_s:.0f}, {data parallel/measured_of_predicted:.2f} of predicted",
             ),
-            (", no flush between batches (`async`)", "planned, async", "equal split, async", ""),
+            (NO_FLUSH, "planned, async", "equal split, async", ""),
         )
     ),
     (
@@ -71,15 +72,20 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         "one device alone says {alone/refused_s:.0f} s after its start that it can't; made to try, it is ended by its"
         " limit after {alone, made to try/killed_s:.0f} s",
     ),
-    (
-        "replan",
-        "VGG-11 in depth slices, the fastest of three devices slowed to a quarter while it trains: batches until the"
-        " new plan; batches lost or done twice; samples/s before, by the old plan, by the new one",
-        "{slowed while training/batches_until:.0f}; {slowed while training/batches_wrong:.0f};"
-        " {slowed while training/before_per_s:.0f}, {slowed while training/meanwhile_per_s:.0f},"
-        " {slowed while training/samples_per_s:.0f}",
-        "a fresh group with the slowed device: {fresh group/samples_per_s:.0f} samples/s; of that the replanned one has"
-        " {slowed while training/ratio:.2f}",
+    *(
+        (
+            "replan",
+            f"VGG-11 in depth slices{flush}, the fastest of three devices slowed to a quarter while it trains: batches"
+            " until the new plan; batches lost or done twice; samples/s before, by the old plan, by the new one",
+            f"{{{slowed}/batches_until:.0f}}; {{{slowed}/batches_wrong:.0f}}; {{{slowed}/before_per_s:.0f}},"
+            f" {{{slowed}/meanwhile_per_s:.0f}}, {{{slowed}/samples_per_s:.0f}}",
+            f"a fresh group with the slowed device: {{{fresh}/samples_per_s:.0f}} samples/s; of that the replanned one"
+            f" has {{{slowed}/ratio:.2f}}",
+        )
+        for flush, slowed, fresh in (
+            ("", "slowed while training", "fresh group"),
+            (NO_FLUSH, "slowed while training, async", "fresh group, async"),
+        )
     ),
     (
         "slices_accuracy",
