@@ -85,6 +85,10 @@ class Rules(Protocol[P]):
         """Whether the plan follows from its own inputs (and its parent's plan, where that is known here)."""
         ...
 
+    def is_beginning(self, current: P | None, members: Sequence[Record]) -> bool:
+        """Whether the plan in force is not yet under way, and no other may follow it before it is."""
+        ...
+
     def question(self, current: P | None, members: Sequence[Record]) -> Question[P]:
         """Which plan these members should have next, by what is known now."""
         ...
@@ -350,7 +354,9 @@ class Agreement(Generic[P]):
 
     def _proposal_wanted(self) -> bool:
         enough = self.current is not None or len(self._members) >= self.config.min_peers
-        return enough and bool(self._members) and (self._needed or self._answered != self._question())
+        if not enough or not self._members or not (self._needed or self._answered != self._question()):
+            return False
+        return not self._rules.is_beginning(self.current, self._members)
 
     def _proposal_due(self) -> float:
         """When this peer shall see whether a plan is needed, and if so propose it, should nobody have done so."""

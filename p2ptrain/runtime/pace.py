@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 LOOK_S = 1.0
 """Between two looks at least."""
-NUM_WARM_UP, NUM_TYPICAL = 3, 10
-"""Batches of a plan: the first ones, which don't count, and how many more a typical one takes to be known."""
+NUM_WARM_UP, NUM_TYPICAL = 3, 15
+"""Batches of a plan: the first ones, which don't count, and how many more a typical one takes to be known.
+
+More than what a device takes to tell that it is slow: else all of the pipeline would be taken for slower than planned.
+"""
 NUM_RECENT = 50
 
 
@@ -24,24 +27,28 @@ class Pace:
 
     def __init__(self) -> None:
         self._since: tuple[int, float] | None = None
+        self._from_step = 0
         self.seconds = 0.0
         """Of a batch, lately; 0 = not known."""
+        self.is_known = False
+        """Whether that is of the plan in force."""
         self._recent: deque[float] = deque(maxlen=NUM_RECENT)
         """Seconds of each batch under the plan in force."""
         self._num_seen = self._num_said = 0
 
-    def begin(self) -> None:
-        """Another plan is in force."""
+    def begin(self, from_step: int) -> None:
+        """Another plan is in force, from this step on. Its first batch doesn't count: peers wait for their blocks."""
+        self._from_step, self._since, self.is_known = from_step, None, False
         self._recent.clear()
         self._num_seen = self._num_said = 0
 
     def seen(self, step: int, now: float) -> bool:
         """Whether ``typical_s`` is worth a look: for the first time, or after as many batches more."""
         if self._since is None or step < self._since[0]:
-            self._since = (step, now)
+            self._since = (step, now) if step > self._from_step else None
         elif step > self._since[0] and now - self._since[1] >= LOOK_S:
             num = step - self._since[0]
-            self.seconds = (now - self._since[1]) / num
+            self.seconds, self.is_known = (now - self._since[1]) / num, True
             self._since = (step, now)
             self._num_seen += num
             if self._num_seen > NUM_WARM_UP:

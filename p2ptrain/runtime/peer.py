@@ -185,6 +185,7 @@ class Peer(Core):
                 profile_of=self.profiles.get,
                 steps=stage.steps,
                 batch_s=stage.batch_s,
+                is_under_way=stage.is_under_way,
                 is_lost=stage.is_lost,
             )
         else:

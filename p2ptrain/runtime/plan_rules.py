@@ -32,6 +32,8 @@ class PlanRules:
     """The step after which a plan made now can take over; and the newest one of which all blocks are saved."""
     batch_s: Callable[[], float] = lambda: 0.0
     """Seconds of a batch by the plan in force, as seen here; 0 = not known yet."""
+    is_under_way: Callable[[], bool] = lambda: True
+    """Whether all train by the plan in force."""
     is_lost: Callable[[Record], bool] = lambda record: False
     """Whether a trainer of the plan in force is there without its stage."""
 
@@ -42,6 +44,14 @@ class PlanRules:
         if self.job.mode == "slices":
             return follows(self.job, self.model(), plan, parent)
         return recomputes(self.job, plan, parent)
+
+    def is_beginning(self, current: Plan | None, members: Sequence[Record]) -> bool:
+        """Who is on the way to a plan has the blocks of one step only: another plan that begins later would not find
+        them. Who is gone, or has lost its stage, is not waited for: the next plan goes back to what is saved."""
+        if current is None or self.job.mode != "slices" or self.is_under_way():
+            return False
+        present = {record.peer for record in members if not self.is_lost(record)}
+        return present.issuperset(current.trainers())
 
     def question(self, current: Plan | None, members: Sequence[Record]) -> Question[Plan]:
         if self.job.mode == "slices":

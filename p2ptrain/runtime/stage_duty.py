@@ -29,6 +29,7 @@ from p2ptrain.runtime.core import Effects, ToTrainer
 from p2ptrain.runtime.keeping import Keeping, KeepPlan, ReleaseBlob
 from p2ptrain.runtime.pace import Pace, PaceKnown
 from p2ptrain.runtime.saved_blocks import SavedBlocks
+from p2ptrain.runtime.slowdown import ToldSlowdown
 from p2ptrain.runtime.wanted_blocks import WantedBlocks
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ NOTICE_S = 2.0
 """A plan takes over no sooner than this after it was proposed, so that all have heard of it."""
 PATIENCE_S = 20.0
 """Who does no batch for so long on the way to the step at which a plan takes over will not get there."""
-SLOWDOWN_STEP = 0.15
-"""Relative change of a slowdown that is worth telling the group."""
 
 
 class StageDuty(Keeping):
@@ -65,7 +64,7 @@ class StageDuty(Keeping):
         """Handed over, for others to fetch."""
         self._step = 0
         self._pace = Pace()
-        self._slowdown = 1.0
+        self._slowdown = ToldSlowdown()
         self._stop_by = NEVER
         """When a trainer that is to go on to its next plan's step is told to halt where it is."""
         self._pushed_bytes = self._told_bytes = 0
@@ -98,6 +97,8 @@ class StageDuty(Keeping):
 
     def surplus(self, older: Sequence[m.Holding]) -> list[m.Holding]:
         """Also the newest that could be gone back to stay."""
+        if self.plan is not None:
+            self._saved.look(self.plan)  # something may have been saved here since others last said what they have
         return self._saved.surplus(older)
 
     def holdings(self) -> tuple[m.Holding, ...]:
@@ -116,13 +117,15 @@ class StageDuty(Keeping):
         self.plan, self.plan_hash = plan, name
         has_halted = self._halted_at is not None
         self._halted_at = self._given = None
-        self._pace.begin()
+        self._pace.begin(plan.slices.from_step if plan.slices else 0)
         part = plan.part_of(peer.own_id)
         self.part = part.index if part is not None and not self._lost else m.NO_PART
         effects: Effects = [KeepPlan(plan), *self.custody.epoch_changed(plan.epoch, now)]
         effects += peer.records.update(now, epoch=plan.epoch, plan=name, part=self.part)
         if part is None:
             effects += peer.records.update(now, phase="waiting", samples_per_s=0.0)
+        elif peer.records.own.phase in ("training", "trained"):
+            effects += peer.records.update(now, phase="waiting")
         effects += self.members_changed(now)
         if not peer.records.own.profile or plan.slices is None or self._lost:
             return effects
@@ -161,6 +164,15 @@ class StageDuty(Keeping):
     def batch_s(self) -> float:
         """For planning: seconds of a batch under the plan in force; 0 as long as too few are done."""
         return self._pace.typical_s
+
+    def is_under_way(self) -> bool:
+        """Whether all train by the plan in force, and how fast is known: before that nobody could say after which batch
+        another one should take over."""
+        plan, peer = self.plan, self._peer
+        if plan is None or not self._pace.is_known:
+            return False
+        records = [peer.records.get(trainer) for trainer in plan.trainers()]
+        return all(r is not None and r.plan == self.plan_hash and r.phase != "waiting" for r in records)
 
     def is_complete(self) -> bool:
         """Not while a peer's last blocks are gone with it: the others train the last batches again."""
@@ -299,8 +311,8 @@ class StageDuty(Keeping):
         self._step = plan.slices.from_step if plan.slices else 0
         if plan is not self.plan:
             return effects  # a newer one waits for the trainer to halt
-        self._pace.begin()
-        note = Note("training", (("part", event.part), ("round", event.round), ("rounds", event.rounds)))
+        fields = (("part", event.part), ("round", event.round), ("rounds", event.rounds), ("epoch", plan.epoch))
+        note = Note("training", fields)
         others = [trainer for trainer in plan.trainers() if trainer != peer.own_id]
         effects += [note, *self.streams.reset(plan.epoch, others, now, self.plan_hash)]
         self._pushed_bytes = self._told_bytes = 0
@@ -328,11 +340,9 @@ class StageDuty(Keeping):
             "stage",
             (("step", event.step), ("busy", round(event.busy_share, 3)), ("slowdown", round(event.slowdown, 3))),
         )
-        slowdown = round(event.slowdown, 2)
-        if slowdown <= 0 or abs(math.log(slowdown / self._slowdown)) < math.log1p(SLOWDOWN_STEP):
+        if not self._slowdown.seen(round(event.slowdown, 2)):
             return [note]
-        self._slowdown = slowdown
-        return [note, *self._peer.records.update(now, slowdown=slowdown)]
+        return [note, *self._peer.records.update(now, slowdown=self._slowdown.told)]
 
     def _snapshot_taken(self, event: c.SnapshotTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         """Without a ``blob`` it could not be saved: training goes on, and ends, all the same."""
@@ -343,10 +353,9 @@ class StageDuty(Keeping):
         if blob is not None:
             holding = self._holding(event, event.part, event.span, plan.epoch, blob, num_bytes)
             effects += self.keep_snapshot(holding)
-        phase = "trained" if event.training_finished else "training"
-        effects += peer.records.update(now, phase=phase, round=event.round, step=event.step, samples=event.samples)
+        effects += peer.records.update(now, round=event.round, step=event.step, samples=event.samples)
         if event.training_finished:
-            effects += peer.records.update(now, samples_per_s=0.0)
+            effects += peer.records.update(now, phase="trained", samples_per_s=0.0)
         if event.round_finished:
             self._num_restarts = 0
             loss = self._loss(event.loss)

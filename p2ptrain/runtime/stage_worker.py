@@ -38,6 +38,7 @@ from p2ptrain.planning.room import Room
 from p2ptrain.planning.slice_figures import micro_batch_choices, planned_times
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.allocator import give_back, kept_block_bytes
+from p2ptrain.runtime.slowdown import differs, slowdown_of
 from p2ptrain.runtime.tensorfile import read_untrusted
 
 Piece = tuple[Mapping[str, Tensor], Mapping[str, str]]
@@ -48,8 +49,8 @@ WARM_UP = 2
 """Batches of a stage that don't count: they make kernels ready and take memory for the first time."""
 FIRST_LOOK = 10
 """Batches after these until the time of a unit is first compared with the profile, and from then on as often."""
-FULLY_BUSY = 0.9
-"""Share of the time."""
+SECOND_LOOK = 4
+"""Batches until the next look where one differs from that before: whether it is a change is soon known."""
 PASS_S = 0.005
 """Added to both sides of that: a pass that is much shorter is overhead most of all, and no measure of the device."""
 
@@ -114,6 +115,9 @@ class StageWorker:
         self._looked_at: tuple[int, float] = (0, 0.0)
         """Step and time at which the stage's use was last told."""
         self._warm_at = WARM_UP
+        self._look_after = FIRST_LOOK
+        self._slowdown = 1.0
+        """At the last look."""
         self._own = ""
         self._num_rows = 0
         self._passing_s = (0.0, 0.0)
@@ -303,7 +307,7 @@ class StageWorker:
             self._say_snapshot()
         if training.step == self._warm_at:
             self._look_away(training)
-        elif training.step - self._looked_at[0] >= FIRST_LOOK:
+        elif training.step - self._looked_at[0] >= self._look_after:
             self._say_use(training)
         if training.finished:
             give_back()
@@ -334,6 +338,9 @@ class StageWorker:
         overhead = PASS_S * (use.num_forward + use.num_backward)
         busy = min(1.0, use.busy_s / wall_s)
         slowdown = slowdown_of(use.forward_s + use.backward_s + overhead, expected + overhead, passing, busy)
+        has_changed = slowdown > 0 and differs(slowdown, self._slowdown)
+        self._look_after = SECOND_LOOK if has_changed else FIRST_LOOK
+        self._slowdown = slowdown if slowdown > 0 else self._slowdown
         self._say(c.StageUsed(training.step, busy, slowdown))
 
     def _say_snapshot(self) -> None:
@@ -354,17 +361,3 @@ class StageWorker:
                 span=training.stop - training.start,
             )
         )
-
-
-def slowdown_of(seconds: float, expected_s: float, passing_s: float, busy: float) -> float:
-    """How many times as long as expected work took, that the node's work for parcels may have held up or not.
-
-    That is planned for apart: all of it at most is no slowdown of the device. Faster than expected counts only of a
-    device that was ``busy`` for nearly all of the time: with pauses in between it is cooler, or has more of a share of
-    a core left, than it would have with more to do.
-    """
-    if expected_s <= 0:
-        return 1.0
-    if seconds < expected_s:
-        return seconds / expected_s if busy >= FULLY_BUSY else 1.0
-    return max(1.0, seconds / (expected_s + passing_s))

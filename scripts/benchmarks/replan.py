@@ -135,12 +135,16 @@ def _at(marks: list[Mark], seconds: float) -> Mark:
 
 
 def _batches_wrong(ran: Ran) -> float:
-    """Lost or done twice. Who trained under one plan must halt for the next with just those batches done that come
-    before it; who stood by halts where it did long ago."""
+    """Lost or done twice. Who began to train under one plan must halt for the next with just those batches done that
+    come before it; who stood by, or never got its stage, halts where it did long ago."""
     wrong = 0
     plans = [plan for _, plan in ran.lab.plans if plan.slices is not None]
     for before, plan in itertools.pairwise(plans):
-        trained = {ran.lab.names.get(peer) for peer in before.trainers()}
+        trained = {
+            device
+            for device, journal in ran.journals.items()
+            if any(line["kind"] == "training" and line["epoch"] == before.epoch for line in journal)
+        }
         halts = [
             line["step"]
             for device, journal in ran.journals.items()

@@ -20,7 +20,7 @@ from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.plan import Part, PeerSnapshot, Plan, SliceProfile, SlicesPlan, shards
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime import stage_worker
-from p2ptrain.runtime.stage_worker import StageWorker, slowdown_of
+from p2ptrain.runtime.stage_worker import StageWorker
 
 A, B = PeerId("a" * 16), PeerId("b" * 16)
 BLOCKS = 4
@@ -417,18 +417,6 @@ def test_the_last_parcels_of_a_finished_batch_leave_after_the_stop(now: bool) ->
     assert worker.step == 3 and worker.take(c.Halted) == [c.Halted(2, 3)]
 
 
-def test_work_for_parcels_is_no_slowdown_whether_or_not_it_held_the_trainer_up() -> None:
-    assert slowdown_of(1.0, 1.0, 3.0, 1) == slowdown_of(2.5, 1.0, 3.0, 1) == slowdown_of(4.0, 1.0, 3.0, 1) == 1.0
-    assert slowdown_of(8.0, 1.0, 3.0, 1) == slowdown_of(8.0, 1.0, 3.0, 0.1) == 2.0
-    assert slowdown_of(0.0, 0.0, 0.0, 1) == 1.0
-
-
-def test_a_device_with_pauses_is_not_taken_for_faster_than_it_is_without() -> None:
-    """A tenth of a core that was idle for a while does a short pass as fast as a whole one."""
-    assert slowdown_of(0.5, 1.0, 3.0, 0.95) == 0.5
-    assert slowdown_of(0.5, 1.0, 3.0, 0.6) == 1.0
-
-
 def test_the_first_batches_of_a_stage_do_not_make_its_device_look_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(A, dataclasses.replace(JOB, training=dataclasses.replace(JOB.training, rounds=20)))
     worker.follow(timed(plan(None)))
@@ -452,3 +440,14 @@ def test_a_device_is_slow_by_the_times_that_it_was_planned_with(monkeypatch: pyt
     until(worker, stage_worker.WARM_UP + stage_worker.FIRST_LOOK)
     num_passes = 2 * JOB.slices.micro_batches * stage_worker.FIRST_LOOK
     assert seen == [pytest.approx(num_passes * (BLOCKS * 100 * 1.5 + stage_worker.PASS_S))]
+
+
+def test_a_look_that_differs_is_soon_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(A, dataclasses.replace(JOB, training=dataclasses.replace(JOB.training, rounds=40)))
+    worker.follow(timed(plan(None)))
+    seen = iter([1.05, 2.0, 4.0, 4.1, 3.9])
+    monkeypatch.setattr(stage_worker, "slowdown_of", lambda *_: next(seen))
+    first, second = stage_worker.FIRST_LOOK, stage_worker.SECOND_LOOK
+    steps = [stage_worker.WARM_UP + first, first, second, second, first]
+    until(worker, sum(steps))
+    assert [used.step for used in worker.take(c.StageUsed)] == [sum(steps[: i + 1]) for i in range(len(steps))]

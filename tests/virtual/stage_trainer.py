@@ -29,7 +29,7 @@ MODEL = ModelProfile(
     "ledger", 64, tuple(BlockProfile(f"b{i}", FLOPS, 2 * FLOPS, 10**6, 64, 64, True) for i in range(NUM_BLOCKS))
 )
 """Parameters are dear to send and activations are not: so a pipeline is the best plan."""
-USE_EVERY = 10
+USE_EVERY, USE_AGAIN = 10, 4
 
 At = Callable[[float, Callable[[], None]], None]
 
@@ -65,7 +65,8 @@ class StageTrainer:
         self.name = name
         self.traits = traits
         self.dead = False
-        self.slowdown = 1.0
+        self.slowdown = self._slowdown_seen = 1.0
+        self._look_after = USE_EVERY
         """A test may change it at any time."""
         self.unseen = 1.0
         """Times as long as its passes take, which it does not notice."""
@@ -346,8 +347,10 @@ class StageTrainer:
         is_last = not self._neighbours(+1)
         loss = 1 / self.step if is_last else float("nan")
         self._say(c.Progress(self._round, self.step, self._samples, loss, 100.0))
-        if self.step - self._looked_at >= USE_EVERY:
+        if self.step - self._looked_at >= self._look_after:
             self._looked_at = self.step
+            self._look_after = USE_EVERY if self.slowdown == self._slowdown_seen else USE_AGAIN
+            self._slowdown_seen = self.slowdown
             self._say(c.StageUsed(self.step, 0.5, self.slowdown))
         every = self._job.slices.snapshot_steps or self._slices.steps_per_round
         round_finished = self.step % self._slices.steps_per_round == 0

@@ -377,17 +377,42 @@ def test_a_peer_gets_slow_and_gives_blocks_away(seed: int, conditions: Condition
 
 def test_pieces_stay_until_all_have_theirs_though_one_begins_the_next_batch_before() -> None:
     """The first stage gives blocks away, keeps the others, and goes on before the second has got them."""
-    room = group(strategy="planned", rounds=10, schedule="async", snapshot_bytes=12_000_000)
-    assert room.run(60, all_at(room, 12)), state_of(room)
+    room = group(strategy="planned", rounds=15, schedule="async", snapshot_bytes=12_000_000)
+    assert room.run(120, all_at(room, 30)), state_of(room)
     before = slices_of(room.devices[0]).pipeline
     slow = next(d for d in room.on() if d.id == before.stages[0].peers[0])
     trainer(slow).slowdown = 4.0
     assert room.run(120, epoch_trained(room, 2)), state_of(room)
     after = slices_of(room.devices[0])
     assert after.pipeline.stages[0].peers == (slow.id,) and load_of(after.pipeline, slow) < load_of(before, slow)
-    assert after.from_step >= 12 and all(trainer(d).halts[-1] == (2, after.from_step) for d in room.on())
+    assert after.from_step >= 30 and all(trainer(d).halts[-1] == (2, after.from_step) for d in room.on())
     assert not [n for d in room.on() for _, n in d.notes if n.kind == "blob-lost"]
     assert room.run(300, room.all_done), state_of(room)
+    check_done(room)
+
+
+@pytest.mark.parametrize("late_s", [0.0, 1.0, 3.0])
+def test_no_batch_is_lost_if_more_is_known_while_blocks_are_still_on_their_way(
+    late_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another plan from a later batch on, nobody would ever have the blocks."""
+    monkeypatch.setattr("test_stages.RATE", 1.5e6)
+    room = group(strategy="planned", rounds=20, snapshot_bytes=12_000_000)
+    assert room.run(300, all_at(room, 30)), state_of(room)
+    stages = slices_of(room.devices[0]).pipeline.stages
+    slow, other = (next(d for d in room.on() if d.id == stages[index].peers[0]) for index in (1, 2))
+    trainer(slow).slowdown = 4.0
+    assert room.run(120, lambda: any(trainer(d).halts[-1][0] == 2 for d in room.on())), state_of(room)
+    room.run(late_s)
+    now = room.network.now
+    room.perform(other, other.core.run(list(other.core.records.update(now, slowdown=6.0)), now))
+    assert room.run(1000, room.all_done), state_of(room)
+    begun = dict(sorted((epoch, step) for d in room.on() for epoch, step, *_ in trainer(d).follows))
+    halted = {step for device in room.on() for epoch, step in trainer(device).halts if epoch == 2}
+    steps = list(begun.values())
+    assert {begun.get(2)} == halted, "what they halted for was done"
+    assert steps == sorted(steps), "nobody went back"
+    assert len(begun) > 2, "it was planned for"
     check_done(room)
 
 
@@ -403,7 +428,7 @@ def test_who_stood_by_under_one_plan_is_ready_for_the_next_at_once() -> None:
     assert room.run(60, lambda: trainer(others[0]).step >= between.from_step + 4), state_of(room)
     for device in others:
         trainer(device).slowdown = 60.0
-    assert room.run(600, lambda: trainer(slow).follows[-1][0] > 2), state_of(room)
+    assert room.run(6000, lambda: trainer(slow).follows[-1][0] > 2), state_of(room)
     epoch = trainer(slow).follows[-1][0]
     (adopted,) = [now for now, n in slow.notes if n.kind == "plan-adopted" and dict(n.fields)["epoch"] == epoch]
     (halted,) = [now for now, n in slow.notes if n.kind == "halted" and dict(n.fields)["epoch"] == epoch]
