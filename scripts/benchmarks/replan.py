@@ -3,9 +3,9 @@
 Three devices train VGG-11 in depth slices in the lab; then the fastest of them gets a quarter of its share of a core.
 Measured are the batches from then until the new plan takes over, batches that are lost or done twice on the way (by the
 trainers' own words on where they halted, and by the samples counted at the end), and the throughput by the last plan.
-Beside it: a fresh group, started with that device as slow from the beginning, in the same run. All of it with a flush
-after every batch and without one. How batches are counted, and what is predicted: ``slices_lab``. Needs Linux and root,
-as the lab does.
+Beside it: a fresh group, started with that device as slow from the beginning, once before and once after, as a machine
+that others use does not stay as fast as it is. All of it with a flush after every batch and without one. How batches
+are counted, what is predicted, and what *at one speed* is: ``slices_lab``. Needs Linux and root, as the lab does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from laboratory import host
@@ -30,7 +32,8 @@ from p2ptrain.config import Schedule
 BASELINE = "a fresh group, started with the slowed device"
 COLUMNS = (
     Column("samples_per_s", "samples/s by the last plan", 1),
-    Column("ratio", "of the fresh group's", 2),
+    Column("ratio", "of the fresh groups'", 2),
+    Column("same_speed_ratio", "at one speed", 2),
     Column("measured_of_predicted", "measured/predicted", 2),
     Column("before_per_s", "samples/s before", 1),
     Column("meanwhile_per_s", "slowed, by the old plan", 1),
@@ -74,22 +77,29 @@ def run(settings: Settings) -> Iterator[Sample]:
             if settings.tiny and end:
                 continue
             work = dataclasses.replace(workload, schedule=schedule)
-            times = slices_lab.rehearse(work, slower, stint, controllers)
-            fresh = slices_lab.run_case(work, "planned", slower, stint, repetition, controllers, times)
-            figures = fresh.figures()
-            yield Sample(FRESH + end, repetition, figures, is_baseline=True)
-            slowed = slices_lab.run_case(
-                work,
-                "planned",
-                devices,
-                stint,
-                repetition,
-                controllers,
-                slices_lab.rehearse(work, devices, stint, controllers),
-                events=[event],
-                until=lambda pace: _is_over(pace, slow_at_s, stint),
-            )
-            yield Sample(SLOWED + end, repetition, _figures(slowed, figures["samples_per_s"]))
+            run_on = partial(_ran, work, stint, repetition, controllers)
+            before = run_on(slower)
+            yield Sample(FRESH + end, repetition, before.figures(), is_baseline=True)
+            slowed = run_on(devices, events=[event], until=lambda pace: _is_over(pace, slow_at_s, stint))
+            after = run_on(slower)
+            yield Sample(FRESH + end, repetition, after.figures(), is_baseline=True)
+            yield Sample(SLOWED + end, repetition, _figures(slowed, [before, after]))
+
+
+def _ran(
+    work: Workload,
+    stint: Stint,
+    repetition: int,
+    controllers: Any,
+    devices: tuple[Device, ...],
+    *,
+    events: Sequence[Event] = (),
+    until: Callable[[Pace], bool] | None = None,
+) -> Ran:
+    times = slices_lab.rehearse(work, devices, stint, controllers)
+    return slices_lab.run_case(
+        work, "planned", devices, stint, repetition, controllers, times, events=events, until=until
+    )
 
 
 def _slowed(devices: tuple[Device, ...], share: float) -> tuple[Device, ...]:
@@ -104,7 +114,7 @@ def _is_over(pace: Pace, slow_at_s: float, stint: Stint) -> bool:
     return pace.current[0].seconds > pace.began + slow_at_s + 1.0 and pace.is_enough(stint)
 
 
-def _figures(ran: Ran, fresh_per_s: float) -> dict[str, float]:
+def _figures(ran: Ran, fresh: Sequence[Ran]) -> dict[str, float]:
     """Raises ``TimeoutError`` where no plan came after the event."""
     event_s = ran.lab.events[0].at_s
     marks, batch_size = ran.pace.marks, ran.job.training.batch_size
@@ -116,11 +126,14 @@ def _figures(ran: Ran, fresh_per_s: float) -> dict[str, float]:
     before = [m for m in marks if m.seconds <= event_s and m.plan == _at(marks, event_s).plan][1:]
     meanwhile = [m for m in marks if event_s < m.seconds and m.plan == _at(marks, event_s).plan]
     figures = ran.figures() | {
-        "ratio": ran.samples_per_s / fresh_per_s,
         "batches_until": float(slices.from_step - _at(marks, event_s).step),
         "seconds_until": later.seconds - event_s,
         "batches_wrong": _batches_wrong(ran),
     }
+    compared = [slices_lab.compared(ran, other) for other in fresh]
+    for name, of in (("ratio", "times_single"), ("same_speed_ratio", "same_speed_times_single")):
+        if all(of in each for each in compared):
+            figures[name] = statistics.harmonic_mean(each[of] for each in compared)  # by the mean of what they did
     for name, points in (("before_per_s", before), ("meanwhile_per_s", meanwhile)):
         if len(points) > 1:
             done = points[-1].step - points[0].step

@@ -143,6 +143,16 @@ def test_batches_that_take_too_long_make_it_one_device_s_plan() -> None:
     )
 
 
+def test_a_plan_is_beginning_until_it_is_under_way_unless_somebody_who_trains_it_is_gone_or_lost() -> None:
+    members = [record(0, profile="fast"), record(1, counts=(), profile="fast")]
+    plan = proposed(rules(), None, members)
+    early = rules(is_under_way=lambda: False)
+    assert early.is_beginning(plan, members) and not rules().is_beginning(plan, members)
+    assert not early.is_beginning(None, members) and not early.is_beginning(plan, members[:1])
+    lost = rules(is_under_way=lambda: False, is_lost=lambda each: each.peer == name(1))
+    assert not lost.is_beginning(plan, members)
+
+
 def test_without_a_profile_flops_count() -> None:
     for profile in ("", "not here yet"):
         plan = proposed(rules(), None, [record(0, profile="fast"), record(1, counts=(), profile=profile)])

@@ -127,17 +127,21 @@ def test_losses_are_means_of_the_first_and_last_that_were_told() -> None:
 def replanned(halts: dict[str, int], samples: int = 100 * BATCH) -> Any:
     """Devices halt after these batches for a plan that begins after 50."""
     plans = [
-        (0.0, SimpleNamespace(hash="a", epoch=1, slices=SimpleNamespace(from_step=0), trainers=lambda: "123")),
+        (0.0, SimpleNamespace(hash="a", epoch=1, slices=SimpleNamespace(from_step=0))),
         (9.0, SimpleNamespace(hash="b", epoch=2, slices=SimpleNamespace(from_step=50))),
     ]
     journals = {
-        name: [{"kind": "halted", "epoch": 1, "step": -1}, {"kind": "halted", "epoch": 2, "step": step}]
+        name: [
+            {"kind": "halted", "epoch": 1, "step": -1},
+            *([{"kind": "training", "epoch": 1}] if name in "xy" else []),
+            {"kind": "halted", "epoch": 2, "step": step},
+        ]
         for name, step in halts.items()
     }
     marks = [Mark(1.0, 1, "a", BATCH, 0.0), Mark(20.0, 100, "b", samples, 0.0)]
     job = SimpleNamespace(training=SimpleNamespace(batch_size=BATCH))
     return SimpleNamespace(
-        lab=SimpleNamespace(plans=plans, names={"1": "x", "2": "y", "3": "late", "4": "idle"}),
+        lab=SimpleNamespace(plans=plans),
         journals=journals,
         pace=SimpleNamespace(marks=marks),
         job=job,
