@@ -79,8 +79,8 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
             " until the new plan; batches lost or done twice; samples/s before, by the old plan, by the new one",
             f"{{{slowed}/batches_until:.0f}}; {{{slowed}/batches_wrong:.0f}}; {{{slowed}/before_per_s:.0f}},"
             f" {{{slowed}/meanwhile_per_s:.0f}}, {{{slowed}/samples_per_s:.0f}}",
-            f"a fresh group with the slowed device: {{{fresh}/samples_per_s:.0f}} samples/s; of that the replanned one"
-            f" has {{{slowed}/ratio:.2f}}",
+            f"fresh groups with the slowed device, before and after: {{{fresh}/samples_per_s:.0f}} samples/s; of that"
+            f" the replanned one has {{{slowed}/ratio:.2f}}",
         )
         for flush, slowed, fresh in (
             ("", "slowed while training", "fresh group"),

@@ -1,31 +1,24 @@
-"""How long each block of a chain takes on this device: measured within a stated time, and remembered in a file.
+"""How long each block of a chain takes on this device: measured within a stated time, and remembered (``times_cache``).
 
 Invariant: blocks are run as a stage runs them (``slice_stage``: channels last). One block's tensors are held at a time,
-of made-up numbers, so that the model need not exist; and what was remembered is only believed for the same device,
-model, batch sizes and version of torch.
+of made-up numbers, so that the model need not exist.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
-import math
-import os
-import platform
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from p2ptrain.config import TrainingConfig
-from p2ptrain.errors import UserError
+from p2ptrain.learning import times_cache
 from p2ptrain.learning.block_costs import block_inputs, profile_blocks, run_backward, run_forward
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.coding_times import time_codings
@@ -35,9 +28,6 @@ from p2ptrain.learning.stopwatch import LEAST_RUNS, NUM_RUNS, Clock, Run, Stopwa
 from p2ptrain.learning.training import make_optimizer
 from p2ptrain.planning.blocks import BlockTimes
 
-CACHE_FORMAT = "p2ptrain-block-times-7"
-CODED = "coded_s_per_byte"
-"""In the file: by coding, seconds of activations and of gradients."""
 HEAP_COPIES = 2
 """Of what a block stores for its backward pass: with its gradients about what a run allocates."""
 WEIGHT = 0.01
@@ -74,10 +64,10 @@ def measure_blocks(
     if not sizes or sizes[0] < 1:
         raise ValueError(f"batch sizes {list(batch_sizes)}")
     device = torch.device(device)
-    remembered = _read(cache) if cache is not None else {}
+    remembered = times_cache.read(cache) if cache is not None else {}
     training = training or TrainingConfig()
-    key = _key(chain, name, sizes, device, training.optimizer)
-    known = _times_of(remembered.get(key), len(chain.blocks), codings)
+    key = times_cache.key_of(chain, name, sizes, device, training.optimizer)
+    known = times_cache.times_of(remembered.get(key), len(chain.blocks), codings)
     if known is not None:
         return known
     watch = Stopwatch(device, clock, cpu_clock if device.type == "cpu" else clock)
@@ -87,12 +77,40 @@ def measure_blocks(
         found = time_codings(chain, watch)
         # All are kept: a job with another coding need not measure its blocks again.
         coded = {coding: [watch.stretch * seconds for seconds in both] for coding, both in found.items()}
-        entry[CODED] = coded
+        entry[times_cache.CODED] = coded
         activation_s, gradient_s = (coded[coding][way] for way, coding in enumerate(codings))
         times = dataclasses.replace(times, activation_s_per_byte=activation_s, gradient_s_per_byte=gradient_s)
     if cache is not None:
-        _write(cache, {**remembered, key: entry})
+        times_cache.write(cache, {**remembered, key: entry})
     return times
+
+
+def slowdown_now(
+    chain: Chain,
+    known: BlockTimes,
+    *,
+    device: torch.device | str = "cpu",
+    budget_s: float = 2.0,
+    clock: Clock = time.perf_counter,
+    cpu_clock: Clock = time.process_time,
+) -> float:
+    """How many times as long as ``known`` says this device takes for its blocks now, at the smallest batch; above zero.
+
+    Of the blocks that take longest as many as ``budget_s`` is enough for, by the clock; at least one.
+    """
+    device = torch.device(device)
+    watch = Stopwatch(device, clock, cpu_clock if device.type == "cpu" else clock)
+    size, end = known.batch_sizes[0], clock() + budget_s
+    expected = [sum(both) for both in zip(known.forward_s[0], known.backward_s[0], strict=True)]
+    took_s = expected_s = 0.0
+    for index in sorted(range(len(expected)), key=lambda index: -expected[index]):
+        passes = _Passes([], [])
+        _Block(chain, index, watch).run({size: passes}, times=2)  # the first makes kernels ready
+        took_s += passes.forward[-1].seconds + passes.backward[-1].seconds
+        expected_s += expected[index]
+        if clock() >= end:
+            break
+    return watch.delay * took_s / expected_s if took_s > 0 and expected_s > 0 else 1.0
 
 
 class _Passes(NamedTuple):
@@ -229,64 +247,3 @@ def _noisy(tensor: Tensor) -> Tensor:
         for start in range(0, len(flat), NOISE_LENGTH):
             flat[start : start + NOISE_LENGTH] = noise[: len(flat) - start]
     return tensor
-
-
-# What was measured before
-
-
-def _key(chain: Chain, name: str, sizes: Sequence[int], device: torch.device, optimizer: str) -> str:
-    """Device, model and versions, in words; the model's blocks by a hash of what they hold and pass on."""
-    if device.type == "cuda":
-        where = torch.cuda.get_device_name(device)
-    else:
-        where = f"{platform.node()} {platform.machine()} {device.type}, {torch.get_num_threads()} threads"
-    shapes = [
-        [(n, tuple(t.shape)) for n, t in chain.slice(i, i + 1).state_dict().items()] for i in range(len(chain.blocks))
-    ]
-    text = repr((chain.input, chain.blocks, shapes))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    batches = f"batches {', '.join(map(str, sizes))}, {optimizer}"
-    return f"{where} | {name} {digest} | {batches} | torch {torch.__version__}"
-
-
-def _times_of(entry: Any, num_blocks: int, codings: tuple[Coding, Coding] | None) -> BlockTimes | None:
-    """What an entry of the file says, if it makes sense; with these codings if it says that, too."""
-    try:
-        sizes = tuple(int(size) for size in entry["batch_sizes"])
-        rows = [[tuple(float(s) for s in row) for row in entry[key]] for key in ("forward_s", "backward_s")]
-        by_byte = [float(entry["update_s_per_byte"])]
-        if codings is not None:
-            by_byte += [float(entry[CODED][coding][way]) for way, coding in enumerate(codings)]
-    except (KeyError, IndexError, TypeError, ValueError):
-        return None
-    numbers = [*by_byte, *(second for side in rows for row in side for second in row)]
-    if not sizes or any(len(side) != len(sizes) or any(len(row) != num_blocks for row in side) for side in rows):
-        return None
-    if not all(math.isfinite(second) and second >= 0 for second in numbers):
-        return None
-    return BlockTimes(sizes, tuple(rows[0]), tuple(rows[1]), *by_byte)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The file's entries; none if it is not there or not ours, because it can be made again."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(content, dict) or content.get("format") != CACHE_FORMAT:
-        return {}
-    times = content.get("times")
-    return times if isinstance(times, dict) else {}
-
-
-def _write(path: Path, entries: Mapping[str, Any]) -> None:
-    text = json.dumps({"format": CACHE_FORMAT, "times": entries}, indent=1, allow_nan=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            file.write(text + "\n")
-        os.replace(file.name, path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: can't be written ({error.strerror}); measured times need a file to be kept in"
-        ) from None

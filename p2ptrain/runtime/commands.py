@@ -82,6 +82,11 @@ class StopAt:
 
 
 @dataclass(frozen=True, slots=True)
+class LookAgain:
+    """Depth slices: a trainer that stands by says ``StageUsed``, by some blocks that it times for that."""
+
+
+@dataclass(frozen=True, slots=True)
 class FollowStage:
     """Train the own stage of this plan. ``pieces`` ``GivePiece`` commands follow; ``keep``: own blocks stay."""
 
@@ -343,7 +348,7 @@ _CLASSES: dict[str, Any] = {
     cls.__name__: cls
     for cls in (
         *(Configure, Follow, Retain, MakePayload, Merge, Reclaim),
-        *(StopAt, FollowStage, GivePiece, Deliver, ParcelsSent),
+        *(StopAt, FollowStage, GivePiece, Deliver, ParcelsSent, LookAgain),
         *(Profiled, SendParcel, Taken, StageUsed, PieceTaken, Halted),
         *(ExtractFeatures, Contribute, Combine, TakeSnapshot, Stop),
         *(Ready, Following, Progress, SnapshotTaken, PayloadMade, Merged, FeaturesExtracted, Contributed, Combined),

@@ -183,10 +183,10 @@ class Peer(Core):
                 job,
                 model=lambda: self.model,
                 profile_of=self.profiles.get,
-                steps=stage.steps,
-                batch_s=stage.batch_s,
-                is_under_way=stage.is_under_way,
-                is_lost=stage.is_lost,
+                steps=stage.steps.next_and_covered,
+                batch_s=stage.steps.batch_s,
+                is_under_way=stage.steps.is_under_way,
+                is_lost=stage.steps.is_lost,
             )
         else:
             self.duty = Duty(self, job, custody, g.Gossip(self.own_id, self._rng), resume)

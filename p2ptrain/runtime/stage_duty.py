@@ -23,11 +23,13 @@ from p2ptrain.protocol import messages as m
 from p2ptrain.protocol.custody import Custody
 from p2ptrain.protocol.link_meter import LinkMeasured, LinkMeter
 from p2ptrain.protocol.machine import NEVER, Note
-from p2ptrain.protocol.streams import Delivered, Streams
+from p2ptrain.protocol.streams import Delivered
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.core import Effects, ToTrainer
+from p2ptrain.runtime.group_steps import GroupSteps
 from p2ptrain.runtime.keeping import Keeping, KeepPlan, ReleaseBlob
-from p2ptrain.runtime.pace import Pace, PaceKnown
+from p2ptrain.runtime.pace import PaceKnown
+from p2ptrain.runtime.parcels import Parcels
 from p2ptrain.runtime.saved_blocks import SavedBlocks
 from p2ptrain.runtime.slowdown import ToldSlowdown
 from p2ptrain.runtime.wanted_blocks import WantedBlocks
@@ -36,18 +38,13 @@ if TYPE_CHECKING:
     from p2ptrain.runtime.peer import Peer
     from p2ptrain.runtime.peer_io import Resume
 
-NOTICE_S = 2.0
-"""A plan takes over no sooner than this after it was proposed, so that all have heard of it."""
-PATIENCE_S = 20.0
-"""Who does no batch for so long on the way to the step at which a plan takes over will not get there."""
-
 
 class StageDuty(Keeping):
     """One peer's stage, in one job."""
 
     def __init__(self, peer: Peer, job: Job, custody: Custody, resume: Resume, meter: LinkMeter) -> None:
         super().__init__(peer, job, custody, resume)
-        self.streams = Streams()
+        self._parcels = Parcels(peer)
         self._meter = meter
         self._trained: Plan | None = None
         """The plan whose stage the trainer holds."""
@@ -57,22 +54,19 @@ class StageDuty(Keeping):
         """The plan whose stage the trainer was given, and has not begun to train yet."""
         self._wanted = WantedBlocks(peer, self.fetch)
         self._saved = SavedBlocks(peer, lambda: (*self.custody.kept(), *self._own))
+        self.steps = GroupSteps(peer, self._saved, job.training.rounds)
         self._lost = False
         """The trainer's stage is gone: only a plan that begins at a saved step helps."""
         self._restored = resume.plan.hash if resume.plan else ""
         self._pieces: list[m.Holding] = []
         """Handed over, for others to fetch."""
-        self._step = 0
-        self._pace = Pace()
         self._slowdown = ToldSlowdown()
         self._stop_by = NEVER
         """When a trainer that is to go on to its next plan's step is told to halt where it is."""
-        self._pushed_bytes = self._told_bytes = 0
-        """Of the plan's parcels: pushed, and how many of them the trainer knows to have left."""
         self.custody.surplus = self._saved.surplus
         peer.on_effects(
             {
-                Delivered: self._delivered,
+                Delivered: self._parcels.delivered,
                 LinkMeasured: self._link_measured,
                 PaceKnown: lambda _, now: list(peer.agreement.reconsider(now)) if peer.agreement else [],
             }
@@ -81,7 +75,7 @@ class StageDuty(Keeping):
     @property
     def data_epoch(self) -> int:
         """The epoch in which parcels travel: that of the plan whose stage is trained."""
-        return self.streams.epoch
+        return self._parcels.epoch
 
     @property
     def hands_over(self) -> bool:
@@ -111,18 +105,19 @@ class StageDuty(Keeping):
     def plan_adopted(self, plan: Plan, now: float) -> Effects:
         """Do what the plan says, once the blocks are profiled."""
         peer = self._peer
-        name, newest = plan.hash, self._newest_step()
+        name, newest = plan.hash, self.steps.newest()
         if name != self.plan_hash:
             self._lost = name == self._restored  # the process ended under this plan, and its trainer with it
         self.plan, self.plan_hash = plan, name
         has_halted = self._halted_at is not None
         self._halted_at = self._given = None
-        self._pace.begin(plan.slices.from_step if plan.slices else 0)
+        self.steps.begin(plan, name)
         part = plan.part_of(peer.own_id)
         self.part = part.index if part is not None and not self._lost else m.NO_PART
         effects: Effects = [KeepPlan(plan), *self.custody.epoch_changed(plan.epoch, now)]
         effects += peer.records.update(now, epoch=plan.epoch, plan=name, part=self.part)
         if part is None:
+            self._slowdown.stand_by(now)
             effects += peer.records.update(now, phase="waiting", samples_per_s=0.0)
         elif peer.records.own.phase in ("training", "trained"):
             effects += peer.records.update(now, phase="waiting")
@@ -137,7 +132,7 @@ class StageDuty(Keeping):
             torn = has_halted or not survivors.issuperset(old.trainers()) or plan.slices.from_step < newest
             pieces = pieces_for_others(old.slices.pipeline, plan.slices.pipeline, peer.own_id)
         self._wanted.stop(forget_failures=True)
-        self._stop_by = self._patience(now)
+        self._stop_by = now + self.steps.patience_s()
         stop = c.StopAt(plan.epoch, plan.slices.from_step, tuple(pieces), now=torn)
         return [*effects, *self._release_pieces(now), ToTrainer(stop)]
 
@@ -149,51 +144,8 @@ class StageDuty(Keeping):
         effects: Effects = [*self.custody.members_changed(parts, now), *self._gather(now)]
         return effects + list(self._meter.members_changed(peer.members(), now))
 
-    def _patience(self, now: float) -> float:
-        """Until when a trainer that goes on has to do a batch, the slowest device of the group being what it is."""
-        return now + max(PATIENCE_S, 4 * self._pace.seconds)
-
-    def steps(self) -> tuple[int, int]:
-        """For planning: the batch after which a plan proposed now can take over, and the newest one saved whole."""
-        plan = self.plan
-        if plan is None or plan.slices is None:
-            return 0, 0
-        covered = self._saved.newest_step(plan)
-        return max(self._newest_step() + self._pace.steps_in(NOTICE_S) + 1, covered), covered
-
-    def batch_s(self) -> float:
-        """For planning: seconds of a batch under the plan in force; 0 as long as too few are done."""
-        return self._pace.typical_s
-
-    def is_under_way(self) -> bool:
-        """Whether all train by the plan in force, and how fast is known: before that nobody could say after which batch
-        another one should take over."""
-        plan, peer = self.plan, self._peer
-        if plan is None or not self._pace.is_known:
-            return False
-        records = [peer.records.get(trainer) for trainer in plan.trainers()]
-        return all(r is not None and r.plan == self.plan_hash and r.phase != "waiting" for r in records)
-
     def is_complete(self) -> bool:
-        """Not while a peer's last blocks are gone with it: the others train the last batches again."""
-        plan = self.plan
-        if plan is None or plan.slices is None or set(self._peer.members()).issuperset(plan.trainers()):
-            return True
-        return self._saved.newest_step(plan) >= self._job.training.rounds * plan.slices.steps_per_round
-
-    def is_lost(self, record: m.Record) -> bool:
-        """Whether a peer that our plan gives a stage to says that it has none."""
-        plan = self.plan
-        if plan is None or record.plan != self.plan_hash or record.part != m.NO_PART:
-            return False
-        return plan.part_of(record.peer) is not None
-
-    def _newest_step(self) -> int:
-        peer, plan = self._peer, self.plan
-        records = (peer.records.get(p) for p in peer.members())
-        trainers = plan.trainers() if plan else {}
-        steps = [r.step for r in records if r is not None and r.peer in trainers and r.plan == self.plan_hash]
-        return max([self._step, *steps])
+        return self.steps.is_complete()
 
     # --- getting the own stage ---
 
@@ -242,18 +194,13 @@ class StageDuty(Keeping):
     def trainer_said(self, event: object, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         peer = self._peer
         if isinstance(event, c.SendParcel):
-            if event.epoch != self.streams.epoch:
+            if event.epoch != self._parcels.epoch:
                 return []
             is_ahead = event.work == "forward" and self._job.slices.schedule == "async"
             self._seen_step(event.step - is_ahead, now)  # its batch may be begun before the one before is done
-            to, work = PeerId(event.to), event.work
-            self._pushed_bytes += len(event.parcel)
-            return [
-                *self.streams.push(to, work, event.step, event.unit, event.row, event.parcel, now),  # type: ignore[arg-type]
-                *self._tell_sent(),
-            ]
+            return self._parcels.send(event, now)
         if isinstance(event, c.Taken):
-            return self._taken(event, now)
+            return self._parcels.taken(event, now)
         if isinstance(event, c.Progress):
             self._seen_step(event.step, now)
             changes = {"round": event.round, "step": event.step, "samples": event.samples}
@@ -278,10 +225,10 @@ class StageDuty(Keeping):
 
     def _seen_step(self, step: int, now: float) -> None:
         """The trainer is that far."""
-        if step > self._step:
-            self._step = step
+        if step > self.steps.own:
+            self.steps.own = step
             if self._stop_by != NEVER:
-                self._stop_by = self._patience(now)
+                self._stop_by = now + self.steps.patience_s()
 
     def _loss(self, own: float) -> float:
         """The last stage knows it; elsewhere it is what that stage said last, or 0 as long as it has said none."""
@@ -289,7 +236,7 @@ class StageDuty(Keeping):
         if math.isfinite(own) or plan is None or plan.slices is None:
             return own if math.isfinite(own) else 0.0
         records = [self._peer.records.get(PeerId(peer)) for peer in plan.slices.pipeline.stages[-1].peers]
-        return max((r.loss for r in records if r is not None and r.plan == self.streams.plan), default=0.0)
+        return max((r.loss for r in records if r is not None and r.plan == self._parcels.plan), default=0.0)
 
     def _is_of_plan(self, holding: m.Holding) -> bool:
         """Whether the stage that was refused may have been made of it."""
@@ -306,17 +253,16 @@ class StageDuty(Keeping):
         if plan is None:
             return []
         self._trained, self._given = plan, None
+        self._slowdown.train()
         kept = {holding.blob for holding in (*self.custody.kept(), *self._own)} | self._custody_fetches.keys()
         effects = self._wanted.given(kept)
-        self._step = plan.slices.from_step if plan.slices else 0
+        self.steps.own = plan.slices.from_step if plan.slices else 0
         if plan is not self.plan:
             return effects  # a newer one waits for the trainer to halt
         fields = (("part", event.part), ("round", event.round), ("rounds", event.rounds), ("epoch", plan.epoch))
         note = Note("training", fields)
-        others = [trainer for trainer in plan.trainers() if trainer != peer.own_id]
-        effects += [note, *self.streams.reset(plan.epoch, others, now, self.plan_hash)]
-        self._pushed_bytes = self._told_bytes = 0
-        return effects + list(peer.records.update(now, phase="training", round=event.round, step=self._step))
+        effects += [note, *self._parcels.begin(plan, self.plan_hash, now)]
+        return effects + list(peer.records.update(now, phase="training", round=event.round, step=self.steps.own))
 
     def _halted(self, event: c.Halted, now: float) -> Effects:
         if self.plan is None or event.epoch != self.plan.epoch or self.plan in (self._given, self._trained):
@@ -340,7 +286,7 @@ class StageDuty(Keeping):
             "stage",
             (("step", event.step), ("busy", round(event.busy_share, 3)), ("slowdown", round(event.slowdown, 3))),
         )
-        if not self._slowdown.seen(round(event.slowdown, 2)):
+        if not self._slowdown.seen(round(event.slowdown, 2), now):
             return [note]
         return [note, *self._peer.records.update(now, slowdown=self._slowdown.told)]
 
@@ -406,34 +352,10 @@ class StageDuty(Keeping):
     # --- parcels ---
 
     def stage_data(self, sender: PeerId, message: m.StageData | m.StageAck, now: float) -> Effects:
-        return [*self.streams.received(sender, message, now), *self._tell_sent()]
-
-    def _tell_sent(self) -> Effects:
-        """The trainer waits when it is too far ahead of the links."""
-        sent = self._pushed_bytes - self.streams.queued_bytes
-        if 8 * (sent - self._told_bytes) < c.PARCELS_AHEAD_BYTES:
-            return []
-        self._told_bytes = sent
-        return [ToTrainer(c.ParcelsSent(self.streams.epoch, sent))]
+        return self._parcels.received(sender, message, now)
 
     def peer_admitted(self, other: PeerId, now: float) -> Effects:
-        """There is a new link to a peer."""
-        return list(self.streams.reconnected(other, now))
-
-    def _delivered(self, effect: Delivered, now: float) -> Effects:
-        deliver = c.Deliver(
-            self.streams.epoch, effect.sender, effect.work, effect.step, effect.unit, effect.row, effect.data
-        )
-        return [ToTrainer(deliver)]
-
-    def _taken(self, event: c.Taken, now: float) -> Effects:
-        effects: Effects = []
-        if event.epoch != self.streams.epoch:
-            return []
-        if event.error:
-            self._peer.refused["parcel"] += event.count
-            effects.append(Note("parcel-refused", (("peer", event.sender), ("detail", event.error[:200]))))
-        return [*effects, *self.streams.taken(PeerId(event.sender), event.count, now)]
+        return self._parcels.reconnected(other, now)
 
     # --- blobs ---
 
@@ -452,21 +374,23 @@ class StageDuty(Keeping):
     # --- time ---
 
     def tick(self, now: float) -> Effects:
-        newest, plan = self._newest_step(), self.plan
+        newest, plan = self.steps.newest(), self.plan
         late = self._gather(now) if self._wanted.is_due(now) else []
-        if self._pace.seen(newest, now):
+        if self.steps.look(now):
             late.append(PaceKnown())
+        if self._slowdown.is_due(now):
+            late.append(ToTrainer(c.LookAgain()))
         if now >= self._stop_by and plan is not None:
             self._stop_by = NEVER
-            late.append(ToTrainer(c.StopAt(plan.epoch, self._step, (), now=True)))
+            late.append(ToTrainer(c.StopAt(plan.epoch, self.steps.own, (), now=True)))
         if self._pieces and plan is not None and plan.slices is not None and newest > plan.slices.from_step:
             late += self._release_pieces(now)  # a batch is done, so everyone has its stage
-        return [*self.custody.tick(now), *self.streams.tick(now), *self._meter.tick(now), *late]
+        return [*self.custody.tick(now), *self._parcels.tick(now), *self._meter.tick(now), *late]
 
     def next_deadline(self) -> float:
         gathering = self._wanted.deadline() if self._halted_at is not None else NEVER
-        streams, links = self.streams.next_deadline(), self._meter.next_deadline()
-        return min(self.custody.next_deadline(), streams, links, gathering, self._stop_by)
+        parcels, links = self._parcels.next_deadline(), self._meter.next_deadline()
+        return min(self.custody.next_deadline(), parcels, links, gathering, self._stop_by, self._slowdown.look_at)
 
     def waiting_for(self, now: float) -> str:
         """In words: blocks, other stages, or a plan."""
@@ -482,8 +406,4 @@ class StageDuty(Keeping):
         if self._halted_at is not None:
             stage, step = plan.slices.pipeline.stages[self.part], plan.slices.from_step
             return f"blocks {stage.start}-{stage.stop - 1} of step {step}, from whoever has them"
-        late = [wait for wait in self.streams.waiting() if now - wait.since > 5]
-        if late:
-            names = ", ".join(peer.name_of(wait.peer) for wait in late)
-            return f"{names} to take {sum(wait.num_bytes for wait in late)} bytes"
-        return ""
+        return self._parcels.waiting_for(now)

@@ -25,7 +25,7 @@ from p2ptrain.config import Job
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.block_costs import profile_blocks
-from p2ptrain.learning.block_times import measure_blocks
+from p2ptrain.learning.block_times import measure_blocks, slowdown_now
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.parts import global_model
@@ -99,7 +99,7 @@ class StageWorker:
             self._chain = Chain(self._build(), job.data.input_shape)
         self._model: ModelProfile | None = None
         self._times: BlockTimes | None = None
-        """Of this device's blocks, as the plan has them."""
+        """Of this device's blocks, as the last plan with a stage for it has them; before that, as measured."""
         self._plan: Plan | None = None
         self._training: SliceTraining | None = None
         self._pieces: list[Piece] = []
@@ -132,8 +132,8 @@ class StageWorker:
         Raises ``UserError`` for a model that can't be a pipeline.
         """
         cache = Path(self._configuration.cache) if self._configuration.cache else None
-        self._model, times = profile_job(self._chain, self._job, self._configuration.device, cache)
-        return c.Profiled(model_to_json(self._model), profile_to_json(self._model, times))
+        self._model, self._times = profile_job(self._chain, self._job, self._configuration.device, cache)
+        return c.Profiled(model_to_json(self._model), profile_to_json(self._model, self._times))
 
     def _build(self) -> nn.Module:
         return global_model(self._job, allow_user_code=self._configuration.allow_user_code)
@@ -342,6 +342,14 @@ class StageWorker:
         self._look_after = SECOND_LOOK if has_changed else FIRST_LOOK
         self._slowdown = slowdown if slowdown > 0 else self._slowdown
         self._say(c.StageUsed(training.step, busy, slowdown))
+
+    def look_again(self, command: c.LookAgain) -> None:
+        """Not while it trains: that says more."""
+        if self._times is None or (self._training is not None and not self._is_halted):
+            return
+        slowdown = slowdown_now(self._chain, self._times, device=self._configuration.device)
+        give_back()
+        self._say(c.StageUsed(self._training.step if self._training else 0, 0.0, slowdown))
 
     def _say_snapshot(self) -> None:
         training = self._training

@@ -89,6 +89,7 @@ class Trainer:
                 c.StopAt: stage.stop_at,
                 c.Deliver: stage.deliver,
                 c.ParcelsSent: stage.parcels_sent,
+                c.LookAgain: stage.look_again,
             }
         handlers[type(command)](command)
 

@@ -15,9 +15,9 @@ from torch import nn
 
 from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import UserError
-from p2ptrain.learning import block_times, stopwatch
+from p2ptrain.learning import block_times, stopwatch, times_cache
 from p2ptrain.learning.block_costs import profile_blocks
-from p2ptrain.learning.block_times import measure_blocks
+from p2ptrain.learning.block_times import measure_blocks, slowdown_now
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.coding_times import MOST_ROWS, time_codings
 from p2ptrain.learning.flops import memory_bytes, training_flops
@@ -132,6 +132,16 @@ def test_measuring_ends() -> None:
     times = measure_blocks(chain, "lenet", batch_sizes=(2, 4, 8), budget_s=10, **ticking(clock))
     assert times.batch_sizes == (2,)
     assert clock.now < 36 * len(chain.blocks)  # three runs of each block, and of the optimizer on it
+
+
+@pytest.mark.parametrize("budget_s", [0.0, 600.0])
+def test_how_slow_a_device_is_now_is_told_by_a_few_blocks(budget_s: float) -> None:
+    chain = chain_of("vgg11_bn")
+    times = measure_blocks(chain, "vgg11_bn", batch_sizes=(2, 4), budget_s=600, **ticking(Ticks(0.001)))
+    clock = Ticks(0.003)
+    assert slowdown_now(chain, times, budget_s=budget_s, **ticking(clock)) == pytest.approx(3.0)
+    looks = 9 * (len(chain.blocks) if budget_s else 1)  # two runs of a block, both ways, and one at the end
+    assert clock.now == pytest.approx(0.003 * (1 + looks))
 
 
 def test_a_machine_that_gets_slower_makes_no_batch_size_look_slow() -> None:
@@ -261,7 +271,7 @@ def test_a_damaged_file_is_made_again(tmp_path: Path, damage: str) -> None:
         damage = json.dumps(content)
     file.write_text(damage)
     assert measure_blocks(chain_of(), "lenet", batch_sizes=(2,), cache=file, **ticking(Ticks())) == one
-    assert json.loads(file.read_text())["format"] == block_times.CACHE_FORMAT
+    assert json.loads(file.read_text())["format"] == times_cache.CACHE_FORMAT
 
 
 def test_a_file_that_cant_be_written(tmp_path: Path) -> None:

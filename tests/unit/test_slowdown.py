@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from p2ptrain.runtime.slowdown import STEP, ToldSlowdown, differs, slowdown_of
+from p2ptrain.protocol.machine import NEVER
+from p2ptrain.runtime.slowdown import MOST_REST_S, REST_S, SOON_S, STEP, ToldSlowdown, differs, slowdown_of
 
 
 def test_work_for_parcels_is_no_slowdown_whether_or_not_it_held_the_trainer_up() -> None:
@@ -24,7 +25,7 @@ def test_a_device_with_pauses_is_not_taken_for_faster_than_it_is_without() -> No
 def told(*looks: float) -> list[float]:
     """What the group knows after each look."""
     known = ToldSlowdown()
-    return [known.told for look in looks if known.seen(look) or True]
+    return [known.told for look in looks if known.seen(look, 0.0) or True]
 
 
 def test_a_change_is_told_once_two_looks_show_it_and_as_the_second_says() -> None:
@@ -48,3 +49,40 @@ def test_a_figure_that_makes_no_sense_is_passed_over(nonsense: float) -> None:
 def test_what_differs_is_a_ratio() -> None:
     assert differs(1.0, 1 + STEP + 1e-9) and differs(1 + STEP + 1e-9, 1.0)
     assert not differs(4.0, 4.0 + 3 * STEP)
+
+
+def slow(now: float = 0.0) -> ToldSlowdown:
+    """A device that was slow, and has no stage since then."""
+    known = ToldSlowdown()
+    assert [known.seen(4.0, now), known.seen(4.0, now)] == [False, True]
+    known.stand_by(now)
+    return known
+
+
+def test_who_stands_by_because_it_was_slow_looks_again_and_tells_when_two_looks_say_that_it_is_not() -> None:
+    known = slow()
+    assert not known.is_due(REST_S - 1) and known.is_due(REST_S)
+    assert not known.seen(1.0, REST_S) and known.look_at == REST_S + SOON_S
+    assert known.is_due(REST_S + SOON_S)
+    assert known.seen(1.0, REST_S + SOON_S) and known.told == 1.0
+    assert known.look_at == NEVER
+
+
+def test_it_looks_less_and_less_often() -> None:
+    known, waits, now = slow(), [], 0.0
+    for _ in range(8):
+        waits.append(known.look_at - now)
+        now = known.look_at
+        assert known.is_due(now) and not known.is_due(now)
+        assert not known.seen(4.2, now)
+    assert waits == sorted(waits) and waits[0] == REST_S and waits[-1] == MOST_REST_S
+    known.train()
+    assert known.look_at == NEVER
+    known.stand_by(now)
+    assert known.look_at == now + MOST_REST_S, "it was taken in, and is slow again"
+
+
+def test_who_stands_by_and_was_not_slow_need_not_look() -> None:
+    known = ToldSlowdown()
+    known.stand_by(0.0)
+    assert known.look_at == NEVER

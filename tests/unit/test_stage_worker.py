@@ -18,6 +18,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.learning.slice_training import Parcel
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.plan import Part, PeerSnapshot, Plan, SliceProfile, SlicesPlan, shards
+from p2ptrain.planning.slice_figures import planned_times
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime import stage_worker
 from p2ptrain.runtime.stage_worker import StageWorker
@@ -451,3 +452,21 @@ def test_a_look_that_differs_is_soon_followed_by_another(monkeypatch: pytest.Mon
     steps = [stage_worker.WARM_UP + first, first, second, second, first]
     until(worker, sum(steps))
     assert [used.step for used in worker.take(c.StageUsed)] == [sum(steps[: i + 1]) for i in range(len(steps))]
+
+
+def test_a_trainer_that_stands_by_looks_again_at_how_slow_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(A)
+    known: list[object] = []
+    monkeypatch.setattr(stage_worker, "slowdown_now", lambda chain, times, **_: known.append(times) or 3.0)
+    worker.stage.look_again(c.LookAgain())
+    assert worker.take(c.StageUsed) == [], "it knows no times yet"
+    planned = timed(plan(None))
+    worker.follow(planned)
+    until(worker, 3)
+    worker.stage.look_again(c.LookAgain())
+    assert worker.take(c.StageUsed) == [], "it trains"
+    worker.stage.stop_at(c.StopAt(2, 3, (), now=True))
+    worker.stage.look_again(c.LookAgain())
+    assert worker.take(c.StageUsed) == [c.StageUsed(3, 0.0, 3.0)]
+    assert planned.slices is not None
+    assert known == [planned_times(planned.slices.profiles)[A]]

@@ -136,6 +136,9 @@ class StageTrainer:
                 self._follow(command)
             case c.GivePiece():
                 self._give(command)
+            case c.LookAgain():
+                if self._plan is None or self.halted:
+                    self._say(c.StageUsed(max(self.step, 0), 0.0, self.slowdown))
             case c.StopAt():
                 self._stop_at(command)
             case c.Deliver():

@@ -479,6 +479,20 @@ def test_the_state_of_a_slow_peer_that_gets_fast_again_is_told() -> None:
         assert room.run(60, epoch_trained(room, 3)), state_of(room)
 
 
+def test_who_is_left_out_for_being_slow_is_taken_in_again_when_it_is_not() -> None:
+    room = group(strategy="planned", rounds=200)
+    assert room.run(120, all_at(room, 30)), state_of(room)
+    slow = next(d for d in room.on() if d.id == slices_of(room.devices[0]).pipeline.stages[1].peers[0])
+    trainer(slow).slowdown = 30.0
+    assert room.run(600, epoch_trained(room, 2)), state_of(room)
+    assert plan_of(slow).part_of(slow.id) is None
+    room.run(200)
+    assert plan_of(slow).epoch == 2 and slow.record.slowdown == 30.0, "it looked, and still is"
+    trainer(slow).slowdown = 1.0
+    assert room.run(400, epoch_trained(room, 3)), state_of(room)
+    assert plan_of(slow).part_of(slow.id) is not None and slow.record.slowdown == 1.0
+
+
 # --- a split network, and plans that can't be made --------------------------------------------------------------------
 
 
