@@ -105,12 +105,12 @@ def slowdown_now(
     took_s = expected_s = 0.0
     for index in sorted(range(len(expected)), key=lambda index: -expected[index]):
         passes = _Passes([], [])
-        _Block(chain, index, watch).run({size: passes}, times=2)  # the first makes kernels ready
-        took_s += passes.forward[-1].seconds + passes.backward[-1].seconds
+        _Block(chain, index, watch).run({size: passes}, times=1 + LEAST_RUNS)  # the first makes kernels ready
+        took_s += watch.typical(passes.forward) + watch.typical(passes.backward)
         expected_s += expected[index]
         if clock() >= end:
             break
-    return watch.delay * took_s / expected_s if took_s > 0 and expected_s > 0 else 1.0
+    return watch.stretch * took_s / expected_s if took_s > 0 and expected_s > 0 else 1.0
 
 
 class _Passes(NamedTuple):
