@@ -338,9 +338,8 @@ class StageWorker:
         overhead = PASS_S * (use.num_forward + use.num_backward)
         busy = min(1.0, use.busy_s / wall_s)
         slowdown = slowdown_of(use.forward_s + use.backward_s + overhead, expected + overhead, passing, busy)
-        has_changed = slowdown > 0 and differs(slowdown, self._slowdown)
-        self._look_after = SECOND_LOOK if has_changed else FIRST_LOOK
-        self._slowdown = slowdown if slowdown > 0 else self._slowdown
+        self._look_after = SECOND_LOOK if differs(slowdown, self._slowdown) else FIRST_LOOK
+        self._slowdown = slowdown
         self._say(c.StageUsed(training.step, busy, slowdown))
 
     def look_again(self, command: c.LookAgain) -> None:

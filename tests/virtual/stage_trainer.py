@@ -65,8 +65,7 @@ class StageTrainer:
         self.name = name
         self.traits = traits
         self.dead = False
-        self.slowdown = self._slowdown_seen = 1.0
-        self._look_after = USE_EVERY
+        self.slowdown = 1.0
         """A test may change it at any time."""
         self.unseen = 1.0
         """Times as long as its passes take, which it does not notice."""
@@ -88,6 +87,7 @@ class StageTrainer:
         self._plan: Plan | None = None
         self._own = ""
         self._halt: c.StopAt | None = None
+        self._slowdown_seen, self._look_after = 1.0, USE_EVERY
         self._missing = 0
         self._pieces: list[bytes] = []
         self._keep: dict[int, Books] = {}
