@@ -14,8 +14,9 @@ from p2ptrain.planning.pipeline_schedule import deepest_warm_up, round_s
 from p2ptrain.planning.pipeline_search import Planned, plan_of, plan_pipeline, stage_of
 
 WORTH = 1.05
-"""How many times as fast as one device alone a pipeline has to promise to be for a group to take it: one device needs
-nobody. It is also by how much two like groups may be apart, of which one measured a little more than the other."""
+"""How many times as fast as one with fewer devices, or as one alone, a pipeline has to promise to be for a group to
+take it: each device is one more that may get slow or go. It is also by how much promises to two like groups are apart,
+of which one measured a little more than the other; a device that promised 3 % more made a batch a tenth slower."""
 SINGLE = "best single peer"
 
 

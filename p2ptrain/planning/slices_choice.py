@@ -13,9 +13,8 @@ from p2ptrain.planning.pipeline_search import plan_pipeline
 from p2ptrain.planning.room import Room
 from p2ptrain.planning.slice_figures import micro_batch_choices
 
-WORTH_A_DEVICE, MOST_DROPPED = 1.03, 4
-"""As many times as slow a pipeline may be for having one device less: each is one more that may get slow or go. And how
-many are dropped like that at most, as each takes another search."""
+MOST_DROPPED = 4
+"""How many devices a pipeline is rid of at most, as each takes another search."""
 
 
 def best(room: Room, stretch: float) -> PipelinePlan:
@@ -54,12 +53,12 @@ def _pipelines(room: Room, num_micro_batches: int) -> list[PipelinePlan]:
 
 
 def _lean(room: Room, num_micro_batches: int) -> PipelinePlan:
-    """The fastest pipeline without those devices that hardly help. Raises ``UserError`` where none fits.
+    """That with the fewest devices of those ``WORTH`` as fast as the fastest. Raises ``UserError`` where none fits.
 
-    What passing parcels on costs them the search does not know: a pipeline without them may even be the faster one.
+    What passing parcels on costs them the search does not know: a pipeline with fewer may even be the faster one.
     """
     found = plan_pipeline(room.costs(num_micro_batches)).plan
-    left = room
+    left, fastest_s = room, room.batch_s(found)
     for _ in range(MOST_DROPPED):
         work = {
             peer: samples * room.model.training_flops_of(stage.start, stage.stop)
@@ -73,7 +72,8 @@ def _lean(room: Room, num_micro_batches: int) -> PipelinePlan:
             fewer = plan_pipeline(left.costs(num_micro_batches)).plan
         except UserError:
             break
-        if room.batch_s(fewer) > WORTH_A_DEVICE * room.batch_s(found):
+        fewer_s = room.batch_s(fewer)
+        if fewer_s > WORTH * fastest_s:
             break
-        found = fewer
+        found, fastest_s = fewer, min(fewer_s, fastest_s)
     return found

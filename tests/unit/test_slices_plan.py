@@ -34,7 +34,7 @@ from p2ptrain.planning.profile_codec import chain_hash
 from p2ptrain.planning.room import Room
 from p2ptrain.planning.slice_figures import BASE_BYTES, SlicePeer, batches_a_round, micro_batch_choices, task_of
 from p2ptrain.planning.slices import first_slices_plan, follows, next_slices_plan, notes
-from p2ptrain.planning.slices_choice import WORTH, WORTH_A_DEVICE
+from p2ptrain.planning.slices_choice import WORTH
 from p2ptrain.protocol.messages import LinkFigure
 
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
@@ -370,7 +370,7 @@ def test_a_round_is_as_many_batches_as_the_first_stage_has_samples_for() -> None
 
 @pytest.mark.parametrize(("speed", "gain", "is_used"), [(0.4, 1.1, True), (0.08, 1.0, False)])
 def test_each_device_has_to_help(speed: float, gain: float, is_used: bool) -> None:
-    """Of what a search would take, who makes a batch less than a thirtieth faster stands by."""
+    """Of what a search would take, who makes a batch less than a twentieth faster stands by."""
     long, two = model(60), [peer(0), peer(2)]
     plan = first([*two, peer(1, speed * 1e9)], net=long)
     searched = first_pipeline([*two, peer(1, speed * 1e9)], long)
@@ -378,9 +378,20 @@ def test_each_device_has_to_help(speed: float, gain: float, is_used: bool) -> No
     assert (name(1) not in slices_of(plan).pipeline.left_out) == is_used
     room = Room(job(), long, plan.peers, slices_of(plan).profiles)
     fastest, without = room.batch_s(searched), room.batch_s(first_pipeline(two, long))
-    assert gain <= without / fastest and (without / fastest > WORTH_A_DEVICE) == is_used
-    assert room.batch_s(slices_of(plan).pipeline) <= WORTH_A_DEVICE * fastest
+    assert gain <= without / fastest and (without / fastest > WORTH) == is_used
+    assert room.batch_s(slices_of(plan).pipeline) <= WORTH * fastest
     assert follows(job(), long, plan, None)
+
+
+def test_what_several_slow_devices_bring_is_counted_together() -> None:
+    """Each of them hardly helps; to leave them all out would cost more than a device has to be worth."""
+    long, slow = model(60), [peer(index, 0.08e9) for index in (1, 3, 4)]
+    plan = first([peer(0), peer(2), *slow], net=long)
+    pipeline, room = slices_of(plan).pipeline, Room(job(), long, plan.peers, slices_of(plan).profiles)
+    fastest = room.batch_s(first_pipeline([peer(0), peer(2), *slow], long))
+    without = room.batch_s(first_pipeline([peer(0), peer(2)], long))
+    assert without > WORTH * fastest >= room.batch_s(pipeline)
+    assert len(pipeline.left_out) == 2
 
 
 def test_a_device_that_hardly_helps_stays_where_its_memory_is_needed() -> None:
