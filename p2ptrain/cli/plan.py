@@ -5,6 +5,7 @@ Invariant: computes only; nothing is measured, sent or written but the picture a
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ Examples:
 @shape_options
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Samples a step. [default: 64]")
 @click.option(
-    "--micro-batches", type=click.IntRange(1), default=8, help="Parts of a batch in the pipeline. [default: 8]"
+    "--micro-batches", type=click.IntRange(1), default=8, help="Parts of a batch in the pipeline, at most. [default: 8]"
 )
 @click.option(
     "--schedule",
@@ -90,9 +91,10 @@ def command(
         check_output(png)
         check_matplotlib()
     from p2ptrain.learning.block_costs import profile_blocks
-    from p2ptrain.planning.pipeline_baselines import compare
-    from p2ptrain.planning.pipeline_cost import STASHED_VERSIONS, PipelineTask, batches_in_a_row
+    from p2ptrain.planning.comparison import compare
+    from p2ptrain.planning.pipeline_cost import STASHED_VERSIONS, PipelineTask
     from p2ptrain.planning.profile_codec import chain_hash
+    from p2ptrain.planning.room import Room
     from p2ptrain.ui import pipeline_view
 
     read = read_profiles(profiles)  # errors in files before torch is imported
@@ -107,9 +109,8 @@ def command(
         latency_ms / 1000,
         pair_rates=pair_rates_of(links),
         optimizer_copies=1 + (STASHED_VERSIONS if is_async else 0),
-        batches=batches_in_a_row(micro_batches) if is_async else 1,
     )
-    comparison = compare(task)
+    comparison = compare(Room(task, math.inf if is_async else 1))
     if as_json:
         print_json(pipeline_view.to_plain(comparison))
     else:

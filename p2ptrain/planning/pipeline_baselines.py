@@ -1,62 +1,19 @@
 """What a pipeline plan is to be compared with: the best single peer, an equal split, and data parallel.
 
-Each is a plan of its own, for the same task and priced by the same ``cost_of``, so that the figures beside each other
-mean the same. The pipeline search knows none of them; it is tested against them.
+Each is a plan of its own for the same task. The pipeline search knows none of them; it is tested against them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from p2ptrain.planning.pipeline_cost import CostModel, PipelineTask, PlanCost, cost_of, most_samples, steps_of
+from p2ptrain.planning.pipeline_cost import CostModel, most_samples, steps_of
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import deepest_warm_up, round_s
-from p2ptrain.planning.pipeline_search import Planned, plan_of, plan_pipeline, stage_of
+from p2ptrain.planning.pipeline_search import plan_of, stage_of
 
 WORTH = 1.05
 """How many times as fast as one with fewer devices, or as one alone, a pipeline has to promise to be for a group to
 take it: each device is one more that may get slow or go. It is also by how much promises to two like groups are apart,
 of which one measured a little more than the other; a device that promised 3 % more made a batch a tenth slower."""
-SINGLE = "best single peer"
-
-
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """One way to train without planning; no plan and no cost where it can't be done at all."""
-
-    name: str
-    plan: PipelinePlan | None
-    cost: PlanCost | None
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """The best plan for a task, beside what else could be done."""
-
-    task: PipelineTask
-    planned: Planned
-    baselines: tuple[Baseline, ...]
-
-    @property
-    def preferred_peer(self) -> str | None:
-        """Whom a group of these would have train alone, as the plan promises too little; None: it takes the plan."""
-        single = next(each for each in self.baselines if each.name == SINGLE)
-        if single.plan is None or single.cost is None or self.planned.plan.is_alone:
-            return None
-        return None if single.cost.batch_s >= WORTH * self.planned.cost.batch_s else single.plan.stages[0].peers[0]
-
-
-def compare(task: PipelineTask) -> Comparison:
-    """Plan, and price the baselines. Raises ``UserError`` where there is no plan."""
-    model = CostModel(task)
-    planned = plan_pipeline(model)
-    plans = {
-        SINGLE: best_single_peer(model),
-        "equal split": equal_split(model),
-        "data parallel": data_parallel(model),
-    }
-    baselines = tuple(Baseline(name, plan, cost_of(model, plan) if plan else None) for name, plan in plans.items())
-    return Comparison(task, planned, baselines)
 
 
 def best_single_peer(model: CostModel) -> PipelinePlan | None:

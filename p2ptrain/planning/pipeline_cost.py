@@ -48,6 +48,7 @@ class PipelinePeer:
 
     name: str
     flops_per_s: float
+    """0 where it is not known, which takes ``times``."""
     memory_bytes: float
     """What model, gradients, optimizer state and activations may use."""
     link_bytes_per_s: float
@@ -151,7 +152,8 @@ def check_task(task: PipelineTask) -> None:
     for peer in task.peers:
         for key in ("flops_per_s", "link_bytes_per_s", "slowdown"):
             value = getattr(peer, key)
-            if not math.isfinite(value) or value <= 0:
+            is_unknown = key == "flops_per_s" and value == 0 and peer.times is not None
+            if not math.isfinite(value) or (value <= 0 and not is_unknown):
                 raise UserError(f"peer {peer.name}: {key} is {value:g}; measure it with `p2ptrain probe`")
         if not math.isfinite(peer.memory_bytes) or peer.memory_bytes < 0:
             raise UserError(f"peer {peer.name}: memory_bytes is {peer.memory_bytes:g}; say what training may use")
@@ -366,10 +368,11 @@ def steps_of(model: CostModel, plan: PipelinePlan) -> Steps:
     )
 
 
-def cost_of(model: CostModel, plan: PipelinePlan) -> PlanCost:
-    """Time and memory of a plan, whether or not it fits. Raises ``RemoteError`` for one that does not hold together."""
+def cost_of(model: CostModel, plan: PipelinePlan, steps: Steps | None = None) -> PlanCost:
+    """Time and memory of a plan, whether or not it fits; of ``steps_of``, if no others are given. Raises
+    ``RemoteError`` for a plan that does not hold together."""
     check_pipeline_plan(plan)
-    steps = steps_of(model, plan)
+    steps = steps or steps_of(model, plan)
     depths = tuple(stage.warm_up for stage in plan.stages)
     memory = tuple(stage_memory_bytes(model, stage) for stage in plan.stages)
     fit = all(fits(model, stage) for stage in plan.stages)

@@ -1,4 +1,4 @@
-"""The peers of a plan of mode ``slices`` with their figures: what each pipeline of theirs would cost.
+"""The peers of a room with their figures: what each pipeline of theirs would cost, in any number of micro-batches.
 
 Beside what the cost model knows, a device's node takes computing from its trainer: for every parcel that it hands on or
 takes in, and for each byte of it. And its trainer codes what it sends.
@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from p2ptrain.config import Job
 from p2ptrain.errors import LocalError
-from p2ptrain.planning.blocks import ModelProfile
-from p2ptrain.planning.pipeline_cost import CostModel, fits, steps_of
+from p2ptrain.planning.pipeline_cost import (
+    CostModel,
+    PipelineTask,
+    PlanCost,
+    batches_in_a_row,
+    cost_of,
+    fits,
+    steps_of,
+)
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import Steps, round_s
-from p2ptrain.planning.plan import PeerSnapshot, SliceProfile
-from p2ptrain.planning.slice_figures import task_of
 
 PARCEL_BYTES = 1 << 20
 """A parcel is cut into smaller ones where it would be larger; a single row never is."""
@@ -41,37 +45,49 @@ class _Traffic:
     sent_bytes: float
 
 
-class Room:
-    """The peers of a plan with their figures: what their pipelines cost, for each number of micro-batches."""
+def micro_batch_choices(most: int) -> tuple[int, ...]:
+    """The numbers of micro-batches that a plan may have: the most, its halves, and one.
 
-    def __init__(
-        self, job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], profiles: Sequence[SliceProfile]
-    ) -> None:
-        self.job = job
-        self.model = model
-        self.num_peers = len(profiles)
-        self._figures = (job, model, snapshots, profiles)
+    Fewer and larger ones compute faster, more of them keep a pipeline full: a peer alone is best off with one. The
+    gradient of a batch is the same, but for BatchNorm, which takes its statistics from a micro-batch.
+    """
+    choices = [most]
+    while choices[-1] % 2 == 0:
+        choices.append(choices[-1] // 2)
+    return tuple(choices) if choices[-1] == 1 else (*choices, 1)
+
+
+class Room:
+    """What the pipelines of these peers cost, for each number of micro-batches."""
+
+    def __init__(self, task: PipelineTask, batches_a_round: float = 1) -> None:
+        """``task``: with the most micro-batches; ``batches_a_round``: from flush to flush, 1 = after every batch."""
+        self.task = task
+        self.choices = micro_batch_choices(task.num_micro_batches)
+        self._batches_a_round = batches_a_round
         self._costs: dict[int, CostModel] = {}
-        self._flops_per_s: dict[str, float] = {snapshot.peer: snapshot.flops_per_s for snapshot in snapshots}
+        self._peers = {peer.name: peer for peer in task.peers}
 
     def without(self, peer: str) -> Room:
         """The others."""
-        job, model, snapshots, profiles = self._figures
-        return Room(
-            job,
-            model,
-            [each for each in snapshots if each.peer != peer],
-            [each for each in profiles if each.peer != peer],
-        )
+        peers = tuple(each for each in self.task.peers if each.name != peer)
+        pairs = tuple(pair for pair in self.task.pair_rates if peer not in (pair.one, pair.other))
+        return Room(replace(self.task, peers=peers, pair_rates=pairs), self._batches_a_round)
 
     def knows(self, peers: Collection[str]) -> bool:
         """Whether all of them can be planned with."""
-        return {profile.peer for profile in self._figures[3]}.issuperset(peers)
+        return self._peers.keys() >= set(peers)
 
     def costs(self, num_micro_batches: int) -> CostModel:
         """Raises ``UserError`` where no plan can be computed from the figures."""
         if num_micro_batches not in self._costs:
-            self._costs[num_micro_batches] = CostModel(task_of(*self._figures, num_micro_batches))
+            task = replace(
+                self.task,
+                micro_batch=self.task.micro_batch * self.task.num_micro_batches // num_micro_batches,
+                num_micro_batches=num_micro_batches,
+                batches=batches_in_a_row(num_micro_batches, self._batches_a_round),
+            )
+            self._costs[num_micro_batches] = CostModel(task)
         return self._costs[num_micro_batches]
 
     def steps(self, pipeline: PipelinePlan) -> Steps:
@@ -94,7 +110,7 @@ class Room:
         traffic = self._traffic(costs, pipeline, peer)
         there, back = (
             self._handing_s(peer, each.num_parcels, each.sent_bytes) + coding_s * each.num_bytes
-            for each, coding_s in zip(traffic, self._coding_s(costs, peer), strict=True)
+            for each, coding_s in zip(traffic, self._coding_s(peer), strict=True)
         )
         return there, back
 
@@ -131,10 +147,9 @@ class Room:
 
         return one_way(costs.task.forward_wire), one_way(costs.task.backward_wire)
 
-    @staticmethod
-    def _coding_s(costs: CostModel, peer: str) -> tuple[float, float]:
+    def _coding_s(self, peer: str) -> tuple[float, float]:
         """Of its trainer, for each byte before it is coded; nothing where it was not measured."""
-        known = next(each for each in costs.task.peers if each.name == peer)
+        known = self._peers[peer]
         if known.times is None:
             return 0.0, 0.0
         return (
@@ -151,13 +166,17 @@ class Room:
 
     def _handing_s(self, peer: str, num_parcels: int, num_bytes: float) -> float:
         """Nothing for a peer whose speed nobody knows."""
-        flops_per_s = self._flops_per_s[peer]
+        flops_per_s = self._peers[peer].flops_per_s
         return (PARCEL_FLOPS * num_parcels + BYTE_FLOPS * num_bytes) / flops_per_s if flops_per_s > 0 else 0.0
 
     def batch_s(self, pipeline: PipelinePlan) -> float:
         """Predicted seconds of a batch."""
         steps = self.steps(pipeline)
         return round_s(steps, tuple(stage.warm_up for stage in pipeline.stages)) / steps.batches
+
+    def cost(self, pipeline: PipelinePlan) -> PlanCost:
+        """All of what it costs."""
+        return cost_of(self.costs(pipeline.num_micro_batches), pipeline, self.steps(pipeline))
 
     def fits(self, pipeline: PipelinePlan) -> bool:
         costs = self.costs(pipeline.num_micro_batches)

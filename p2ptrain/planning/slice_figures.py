@@ -22,10 +22,10 @@ from p2ptrain.planning.pipeline_cost import (
     PairRate,
     PipelinePeer,
     PipelineTask,
-    batches_in_a_row,
 )
 from p2ptrain.planning.plan import MAX_STEPS, PeerSnapshot, SliceProfile
 from p2ptrain.planning.profile_codec import rounded, rounded_times
+from p2ptrain.planning.room import Room
 from p2ptrain.protocol.messages import LinkFigure
 
 LATENCY_S = 1e-3
@@ -115,16 +115,10 @@ def planned_times(profiles: Sequence[SliceProfile]) -> dict[PeerId, BlockTimes]:
     return {peer: completed(times, list(measured.values())) for peer, times in measured.items()}
 
 
-def micro_batch_choices(job: Job) -> tuple[int, ...]:
-    """The numbers of micro-batches that a plan may have: the job's, which is the most, its halves, and one.
-
-    Fewer and larger ones compute faster, more of them keep a pipeline full: a peer alone is best off with one. The
-    gradient of a batch is the same, but for BatchNorm, which takes its statistics from a micro-batch.
-    """
-    choices = [job.slices.micro_batches]
-    while choices[-1] % 2 == 0:
-        choices.append(choices[-1] // 2)
-    return tuple(choices) if choices[-1] == 1 else (*choices, 1)
+def room_of(job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], profiles: Sequence[SliceProfile]) -> Room:
+    """Raises ``UserError`` where nobody can be planned with."""
+    is_async = job.slices.schedule == "async"
+    return Room(task_of(job, model, snapshots, profiles), batches_a_round(job, snapshots) if is_async else 1)
 
 
 def task_of(
@@ -132,9 +126,11 @@ def task_of(
     model: ModelProfile,
     snapshots: Sequence[PeerSnapshot],
     profiles: Sequence[SliceProfile],
-    num_micro_batches: int,
 ) -> PipelineTask:
-    """Peers in the order of their ids, but a data owner first: the order of an equal split."""
+    """In the most micro-batches that the job allows, with a flush after every batch (``Room`` knows the others).
+
+    Peers in the order of their ids, but a data owner first: the order of an equal split.
+    """
     if not profiles:
         raise UserError(
             f"none of the {len(snapshots)} peers can be planned with: their speeds are not known, or the times of "
@@ -150,19 +146,17 @@ def task_of(
     first = next((peer for peer in peers if peer.has_data), None)
     peers.sort(key=lambda peer: (peer is not first, peer.name))
     copies = 1 if job.training.optimizer == "sgd" else 2
-    is_async = job.slices.schedule == "async"
-    stashed = STASHED_VERSIONS if is_async else 0
+    stashed = STASHED_VERSIONS if job.slices.schedule == "async" else 0
     return PipelineTask(
         model,
         tuple(peers),
-        job.training.batch_size // num_micro_batches,
-        num_micro_batches,
+        job.training.batch_size // job.slices.micro_batches,
+        job.slices.micro_batches,
         latency_s,
         pair_rates=pair_rates,
         optimizer_copies=copies + SNAPSHOT_COPIES + stashed,
         forward_wire=WIRE[job.slices.activations],
         backward_wire=WIRE[job.slices.gradients],
-        batches=batches_in_a_row(num_micro_batches, batches_a_round(job, snapshots)) if is_async else 1,
     )
 
 
@@ -207,7 +201,7 @@ def _pipeline_peer(
     memory = snapshot.memory_bytes or UNKNOWN_MEMORY_BYTES
     return PipelinePeer(
         snapshot.peer,
-        1.0 if times else snapshot.flops_per_s,  # nobody looks at it where there are times
+        snapshot.flops_per_s,
         pipeline_bytes(memory, BASE_BYTES),
         link_bytes_per_s,
         times,

@@ -35,7 +35,7 @@ from p2ptrain.planning.plan import (
     shards,
 )
 from p2ptrain.planning.profile_codec import chain_hash, rounded
-from p2ptrain.planning.room import Room
+from p2ptrain.planning.room import Room, micro_batch_choices
 from p2ptrain.planning.shares import SHARE_UNITS
 from p2ptrain.planning.slice_figures import (
     BASE_BYTES,
@@ -43,7 +43,7 @@ from p2ptrain.planning.slice_figures import (
     SlicePeer,
     batches_a_round,
     link_figures,
-    micro_batch_choices,
+    room_of,
     usable,
 )
 from p2ptrain.planning.slices_choice import best, judged_s
@@ -56,7 +56,7 @@ def first_slices_plan(job: Job, model: ModelProfile, peers: Sequence[SlicePeer],
     """The plan a group starts with. Raises ``UserError`` where there is none, saying what is missing."""
     snapshots = clean(job, [peer.snapshot for peer in peers])
     profiles = usable(model, snapshots, peers)
-    pipeline = best(Room(job, model, snapshots, profiles), 1.0)
+    pipeline = best(room_of(job, model, snapshots, profiles), job.slices.strategy)
     slices = SlicesPlan(
         chain_hash(model), pipeline, profiles, 0, batches_a_round(job, snapshots, pipeline.stages[0].peers)
     )
@@ -94,10 +94,10 @@ def next_slices_plan(
     if not is_torn and job.slices.strategy != "planned":
         return None
     profiles = usable(model, snapshots, peers, before.profiles)
-    room = Room(job, model, snapshots, profiles)
+    room = room_of(job, model, snapshots, profiles)
     can_go_on = not is_torn and room.knows(current.trainers())
     stretch = _stretch(room, before, batch_s) if can_go_on else before.stretch
-    pipeline = best(room, stretch)
+    pipeline = best(room, job.slices.strategy, stretch)
     if can_go_on:
         enough_s = judged_s(room, pipeline, stretch) * (1 + job.slices.replan_gain)
         if judged_s(room, before.pipeline, stretch) <= enough_s:
@@ -111,8 +111,8 @@ def follows(job: Job, model: ModelProfile | None, plan: Plan, parent: Plan | Non
     slices = plan.slices
     if slices is None or plan.job != job.id or plan.mode != job.mode or not _continues(job, plan, parent):
         return False
-    num = slices.pipeline.num_micro_batches
-    if num not in micro_batch_choices(job) or slices.pipeline.micro_batch != job.training.batch_size // num:
+    num, choices = slices.pipeline.num_micro_batches, micro_batch_choices(job.slices.micro_batches)
+    if num not in choices or slices.pipeline.micro_batch != job.training.batch_size // num:
         return False
     if slices.pipeline.stages[0].warm_up > most_ahead(num, flush=job.slices.schedule == "sync"):
         return False
@@ -149,7 +149,7 @@ def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
     for pair in link_figures(slices.profiles)[1]:
         lines.append(f"the link between {pair.one} and {pair.other} carries {pair.bytes_per_s * 8e-6:.3g} Mbit/s")
     if model is not None:
-        lines.append(_pace(Room(job, model, plan.peers, slices.profiles), slices.pipeline))
+        lines.append(_pace(room_of(job, model, plan.peers, slices.profiles), slices.pipeline))
     return lines
 
 
@@ -235,15 +235,15 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, slices: SlicesPlan) -> 
     given = {profile.peer: profile for profile in slices.profiles}
     if usable(model, plan.peers, [SlicePeer(peer, given.get(peer.peer)) for peer in plan.peers]) != slices.profiles:
         return False
-    room = Room(job, model, plan.peers, slices.profiles)
+    room = room_of(job, model, plan.peers, slices.profiles)
     if any(min(stage.samples) < model.least_samples for stage in pipeline.stages):
         return False
     bounds = {bound for stage in pipeline.stages for bound in (stage.start, stage.stop)}
     if not bounds.issubset(room.costs(pipeline.num_micro_batches).cuts) or not room.fits(pipeline):
         return False
     if job.slices.strategy != "planned":
-        return replace(best(room, slices.stretch), left_out=pipeline.left_out) == pipeline
-    singles = [best_single_peer(room.costs(num)) for num in micro_batch_choices(job)]
+        return replace(best(room, job.slices.strategy, slices.stretch), left_out=pipeline.left_out) == pipeline
+    singles = [best_single_peer(room.costs(num)) for num in room.choices]
     return room.batch_s(pipeline) <= SLOWER * min((room.batch_s(s) for s in singles if s), default=math.inf)
 
 

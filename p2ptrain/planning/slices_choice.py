@@ -6,29 +6,36 @@ it takes over one device alone, and so has each of its devices.
 
 from __future__ import annotations
 
+from p2ptrain.config import Strategy
 from p2ptrain.errors import LocalError, UserError
 from p2ptrain.planning.pipeline_baselines import WORTH, best_single_peer, equal_split, side_by_side
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.pipeline_search import plan_pipeline
 from p2ptrain.planning.room import Room
-from p2ptrain.planning.slice_figures import micro_batch_choices
 
 MOST_DROPPED = 4
 """How many devices a pipeline is rid of at most, as each takes another search."""
 
 
-def best(room: Room, stretch: float) -> PipelinePlan:
-    """The fastest that the job's strategy allows, of any number of micro-batches. Raises ``UserError`` without one."""
+def best(room: Room, strategy: Strategy, stretch: float = 1.0) -> PipelinePlan:
+    """The one to have of those that the strategy allows, of any number of micro-batches. Raises ``UserError`` without
+    one."""
+    found = pipelines_of(room, strategy)
+    return min(found, key=lambda pipeline: judged_s(room, pipeline, stretch))
+
+
+def pipelines_of(room: Room, strategy: Strategy) -> list[PipelinePlan]:
+    """Those to choose from, of any number of micro-batches. Raises ``UserError`` where there is none."""
     found: list[PipelinePlan] = []
     problem = None
-    for num in micro_batch_choices(room.job):
+    for num in room.choices:
         try:
-            found += _pipelines(room, num)
+            found += _pipelines(room, strategy, num)
         except UserError as error:
             problem = problem or error  # that of the most micro-batches, which take the least memory
     if not found:
-        raise problem or LocalError("a job without a choice of micro-batches")
-    return min(found, key=lambda pipeline: judged_s(room, pipeline, stretch))
+        raise problem or LocalError("a room without a choice of micro-batches")
+    return found
 
 
 def judged_s(room: Room, pipeline: PipelinePlan, stretch: float) -> float:
@@ -37,17 +44,17 @@ def judged_s(room: Room, pipeline: PipelinePlan, stretch: float) -> float:
     return room.batch_s(pipeline) * (1.0 if pipeline.is_alone else max(WORTH, stretch))
 
 
-def _pipelines(room: Room, num_micro_batches: int) -> list[PipelinePlan]:
-    """Those to choose from. The search does not know what passing parcels on costs a device: alone it costs nothing."""
-    strategy, costs = room.job.slices.strategy, room.costs(num_micro_batches)
+def _pipelines(room: Room, strategy: Strategy, num_micro_batches: int) -> list[PipelinePlan]:
+    """The search does not know what passing parcels on costs a device: alone it costs nothing."""
+    costs = room.costs(num_micro_batches)
     if strategy == "planned":
         alone = best_single_peer(costs)
         return [_lean(room, num_micro_batches), *([alone] if alone else [])]
     pipeline = equal_split(costs) if strategy == "equal" else side_by_side(costs)
     if pipeline is None or not room.fits(pipeline):
         raise UserError(
-            f'model {room.model.name}: slices.strategy = "{strategy}" does not fit into the memory of these '
-            f'{room.num_peers} peers; use "planned", a smaller batch_size, or a narrower model'
+            f'model {room.task.model.name}: slices.strategy = "{strategy}" does not fit into the memory of these '
+            f'{len(room.task.peers)} peers; use "planned", a smaller batch_size, or a narrower model'
         )
     return [pipeline]
 
@@ -61,7 +68,7 @@ def _lean(room: Room, num_micro_batches: int) -> PipelinePlan:
     left, fastest_s = room, room.batch_s(found)
     for _ in range(MOST_DROPPED):
         work = {
-            peer: samples * room.model.training_flops_of(stage.start, stage.stop)
+            peer: samples * room.task.model.training_flops_of(stage.start, stage.stop)
             for stage in found.stages
             for peer, samples in zip(stage.peers, stage.samples, strict=True)
         }

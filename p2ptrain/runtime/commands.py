@@ -83,7 +83,7 @@ class StopAt:
 
 @dataclass(frozen=True, slots=True)
 class LookAgain:
-    """Depth slices: a trainer that stands by says ``StageUsed``, by some blocks that it times for that."""
+    """Depth slices: a trainer that stands by says ``Looked``, by some blocks that it times for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +273,13 @@ class StageUsed:
 
 
 @dataclass(frozen=True, slots=True)
+class Looked:
+    """After ``LookAgain``: as ``StageUsed.slowdown``."""
+
+    slowdown: float
+
+
+@dataclass(frozen=True, slots=True)
 class PieceTaken:
     """After ``StopAt``: one of the runs of blocks that others get. ``piece``: as ``SnapshotTaken.snapshot``."""
 
@@ -349,7 +356,7 @@ _CLASSES: dict[str, Any] = {
     for cls in (
         *(Configure, Follow, Retain, MakePayload, Merge, Reclaim),
         *(StopAt, FollowStage, GivePiece, Deliver, ParcelsSent, LookAgain),
-        *(Profiled, SendParcel, Taken, StageUsed, PieceTaken, Halted),
+        *(Profiled, SendParcel, Taken, StageUsed, Looked, PieceTaken, Halted),
         *(ExtractFeatures, Contribute, Combine, TakeSnapshot, Stop),
         *(Ready, Following, Progress, SnapshotTaken, PayloadMade, Merged, FeaturesExtracted, Contributed, Combined),
         *(SnapshotRefused, TrainerFailed),

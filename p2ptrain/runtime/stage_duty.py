@@ -207,7 +207,10 @@ class StageDuty(Keeping):
             loss = self._loss(event.loss)
             return list(peer.records.update(now, loss=loss, samples_per_s=event.samples_per_s, **changes))
         if isinstance(event, c.StageUsed):
-            return self._used(event, now)
+            figures = (("step", event.step), ("busy", round(event.busy_share, 3)))
+            return self._seen("stage", figures, event.slowdown, now)
+        if isinstance(event, c.Looked):
+            return self._seen("look", (), event.slowdown, now)
         if isinstance(event, c.Following):
             return self._following(event, now)
         if isinstance(event, c.Halted):
@@ -281,12 +284,9 @@ class StageDuty(Keeping):
         self._wanted.stop()
         return list(self._peer.records.update(now, part=m.NO_PART))
 
-    def _used(self, event: c.StageUsed, now: float) -> Effects:
-        note = Note(
-            "stage",
-            (("step", event.step), ("busy", round(event.busy_share, 3)), ("slowdown", round(event.slowdown, 3))),
-        )
-        if not self._slowdown.seen(round(event.slowdown, 2), now):
+    def _seen(self, kind: str, figures: tuple[tuple[str, float], ...], slowdown: float, now: float) -> Effects:
+        note = Note(kind, (*figures, ("slowdown", round(slowdown, 3))))
+        if not self._slowdown.seen(round(slowdown, 2), now):
             return [note]
         return [note, *self._peer.records.update(now, slowdown=self._slowdown.told)]
 

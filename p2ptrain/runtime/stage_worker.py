@@ -34,8 +34,8 @@ from p2ptrain.learning.snapshots import write
 from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_model
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.planning.profile_codec import model_to_json, profile_to_json
-from p2ptrain.planning.room import Room
-from p2ptrain.planning.slice_figures import micro_batch_choices, planned_times
+from p2ptrain.planning.room import micro_batch_choices
+from p2ptrain.planning.slice_figures import planned_times, room_of
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.allocator import give_back, kept_block_bytes
 from p2ptrain.runtime.slowdown import differs, slowdown_of
@@ -62,7 +62,7 @@ def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tupl
     """
     model = profile_blocks(chain, job.model.name)
     check_model(model)
-    micro_batches = [job.training.batch_size // num for num in micro_batch_choices(job)]
+    micro_batches = [job.training.batch_size // num for num in micro_batch_choices(job.slices.micro_batches)]
     sizes = sorted({math.ceil(min(micro_batches) / 4), math.ceil(min(micro_batches) / 2), *micro_batches})
     times = measure_blocks(
         chain,
@@ -166,7 +166,7 @@ class StageWorker:
         self._num_rows = stage.samples[stage.peers.index(command.own)]
         self._times = planned_times(slices.profiles).get(PeerId(command.own))
         if self._model is not None:
-            room = Room(self._job, self._model, plan.peers, slices.profiles)
+            room = room_of(self._job, self._model, plan.peers, slices.profiles)
             self._passing_s = room.passing_s(slices.pipeline, command.own)
         old, self._training = self._training, None
         self._pieces = []
@@ -348,7 +348,7 @@ class StageWorker:
             return
         slowdown = slowdown_now(self._chain, self._times, device=self._configuration.device)
         give_back()
-        self._say(c.StageUsed(self._training.step if self._training else 0, 0.0, slowdown))
+        self._say(c.Looked(slowdown))
 
     def _say_snapshot(self) -> None:
         training = self._training

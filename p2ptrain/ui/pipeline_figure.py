@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from p2ptrain.errors import UserError
-from p2ptrain.planning.pipeline_baselines import Comparison
+from p2ptrain.planning.comparison import SINGLE, Comparison
 from p2ptrain.ui.words import clean
 
 COLOURS = {"forward": "#7fb3d5", "backward": "#f0b27a", "update": "#82c99d"}
@@ -58,8 +58,8 @@ def draw(comparison: Comparison, path: Path) -> None:
     batches = comparison.task.batches
     shown = "one batch" if batches == 1 else f"{batches} batches in a row"
     axes.set_xlabel(f"seconds of {shown}, predicted")
-    single = comparison.baselines[0].cost
-    gain = f"; best single peer {single.batch_s:.3g} s" if single else ""
+    single = comparison.baselines[SINGLE]
+    gain = f"; {SINGLE} {single.cost.batch_s:.3g} s" if single else ""
     axes.set_title(f"{clean(plan.model, 60)}: {comparison.planned.cost.batch_s:.3g} s a batch{gain}")
     used = [work for work in COLOURS if any(span.work == work for span in timeline.spans)]
     figure.legend(handles=[Patch(color=COLOURS[work], label=work) for work in used], loc="outside lower right", ncols=3)

@@ -10,7 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from p2ptrain.planning.pipeline_baselines import WORTH, Baseline, Comparison
+from p2ptrain.planning.comparison import Comparison, Priced
+from p2ptrain.planning.pipeline_baselines import WORTH
 from p2ptrain.planning.pipeline_cost import PipelineTask, PlanCost
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.pipeline_schedule import Timeline
@@ -28,7 +29,6 @@ def render(comparison: Comparison, width: int = TIMELINE_WIDTH) -> str:
     task, planned = comparison.task, comparison.planned
     plan, cost = planned.plan, planned.cost
     batch = plan.micro_batch * plan.num_micro_batches
-    proved = "no plan is faster" if planned.is_proved else "the best found"
     lines = [
         f"{clean(plan.model, 60)}: {plan.num_blocks} blocks, {scaled(task.model.training_flops, 'FLOP')} a sample, "
         f"{scaled(task.model.parameter_bytes, 'B')} of parameters; a batch is {batch} samples, "
@@ -40,8 +40,8 @@ def render(comparison: Comparison, width: int = TIMELINE_WIDTH) -> str:
     lines += [_times_line(task), ""]
     if plan.left_out:
         lines += [f"left out: {listed(plan.left_out, 20)}", ""]
-    rows = [("this plan", seconds(cost.batch_s), proved)]
-    rows += [(each.name, *_baseline_cells(each, cost.batch_s)) for each in comparison.baselines]
+    rows = [("this plan", seconds(cost.batch_s), "")]
+    rows += [(name, *_baseline_cells(each, cost.batch_s)) for name, each in comparison.baselines.items()]
     lines += [*table([("predicted", "a batch", ""), *rows], right=(1,)), ""]
     if comparison.preferred_peer is not None:
         alone = clean(comparison.preferred_peer, 32)
@@ -85,8 +85,8 @@ def _times_line(task: PipelineTask) -> str:
     return f"{line}; from FLOP/s for {listed(others, 20)}" if others else line
 
 
-def _baseline_cells(baseline: Baseline, planned_s: float) -> tuple[str, str]:
-    if baseline.cost is None:
+def _baseline_cells(baseline: Priced | None, planned_s: float) -> tuple[str, str]:
+    if baseline is None:
         return "-", "does not fit into memory"
     note = f"{baseline.cost.batch_s / planned_s:.2f} x as long"
     if not baseline.cost.fits:
@@ -142,7 +142,6 @@ def to_plain(comparison: Comparison) -> dict[str, Any]:
         },
         "plan": json.loads(planned.plan.to_json()),
         "hash": planned.plan.hash,
-        "is_proved": planned.is_proved,
         "preferred_peer": comparison.preferred_peer,
         "latency_s": task.latency_s,
         "batches_in_a_row": task.batches,
@@ -160,10 +159,8 @@ def to_plain(comparison: Comparison) -> dict[str, Any]:
         **_cost(planned.cost, planned.plan),
         "spans": _spans(planned.cost.timeline, len(planned.plan.stages)),
         "baselines": {
-            each.name: None
-            if each.cost is None or each.plan is None
-            else {"plan": json.loads(each.plan.to_json()), **_cost(each.cost, each.plan)}
-            for each in comparison.baselines
+            name: None if each is None else {"plan": json.loads(each.plan.to_json()), **_cost(each.cost, each.plan)}
+            for name, each in comparison.baselines.items()
         },
     }
 

@@ -19,9 +19,10 @@ from p2ptrain.learning.block_costs import profile_blocks
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.models import TEXT_MODELS, build_model
 from p2ptrain.planning.blocks import ModelProfile
-from p2ptrain.planning.pipeline_baselines import compare
+from p2ptrain.planning.comparison import compare
 from p2ptrain.planning.pipeline_cost import PipelinePeer, PipelineTask, peer_from_profile
 from p2ptrain.planning.profiles import read_profile
+from p2ptrain.planning.room import Room
 
 BASELINE = "the best single peer, an equal split over all peers, data parallel; each priced by the same cost model"
 COLUMNS = (
@@ -78,19 +79,19 @@ def _profile(name: str) -> ModelProfile:
 
 def _compared(case: str, repetition: int, task: PipelineTask) -> Iterator[Sample]:
     start = time.process_time()
-    comparison = compare(task)
+    comparison = compare(Room(task))
     planning_ms = 1e3 * (time.process_time() - start)
     planned = comparison.planned
     best = planned.cost.batch_s
     at_work = {peer for stage in planned.plan.stages for peer in stage.peers}
-    figures = {"batch_s": best, "times_as_long": 1.0, "planning_ms": planning_ms, "proved": float(planned.is_proved)}
+    figures = {"batch_s": best, "times_as_long": 1.0, "planning_ms": planning_ms}
     yield Sample(case, repetition, figures | {"stages": len(planned.plan.stages), "peers": len(at_work)})
-    for baseline in comparison.baselines:
-        if baseline.cost is not None and baseline.plan is not None:
+    for name, baseline in comparison.baselines.items():
+        if baseline is not None:
             its = {peer for stage in baseline.plan.stages for peer in stage.peers}
             took = baseline.cost.batch_s
             figures = {"batch_s": took, "times_as_long": took / best, "stages": len(baseline.plan.stages)}
-            yield Sample(f"{case}: {baseline.name}", repetition, figures | {"peers": len(its)}, is_baseline=True)
+            yield Sample(f"{case}: {name}", repetition, figures | {"peers": len(its)}, is_baseline=True)
 
 
 def plot(figure: Any, result: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ from p2ptrain.learning.parts import global_model
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.plan import Plan
 from p2ptrain.planning.room import Room
+from p2ptrain.planning.slice_figures import room_of
 
 CORES = 1.8
 """For all devices together; the rest of two is for looking on, at them and at the machine's speed."""
@@ -120,7 +121,7 @@ class Ran:
         assert self.plan is not None and self.plan.slices is not None
         chain = Chain(global_model(self.job, allow_user_code=False), self.job.data.input_shape)
         model = profile_blocks(chain, self.job.model.name)
-        return Room(self.job, model, self.plan.peers, self.plan.slices.profiles)
+        return room_of(self.job, model, self.plan.peers, self.plan.slices.profiles)
 
     @property
     def samples_per_s(self) -> float:

@@ -16,7 +16,7 @@ from p2ptrain.planning.pipeline_cost import steps_of
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.plan import PeerSnapshot, SliceProfile
 from p2ptrain.planning.room import BYTE_FLOPS, PARCEL_FLOPS, Room
-from p2ptrain.planning.slice_figures import SlicePeer, micro_batch_choices
+from p2ptrain.planning.slice_figures import SlicePeer, room_of
 from p2ptrain.planning.slices import first_slices_plan, follows
 
 DATA = DataConfig(classes=("a", "b"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -42,9 +42,9 @@ def peer(
     return SlicePeer(PeerSnapshot(name, flops_per_s, 0, counts, ()), SliceProfile(name, link, 1.0, *times))
 
 
-def room_of(net: ModelProfile, *peers: SlicePeer, job: Job = JOB) -> Room:
+def room_with(net: ModelProfile, *peers: SlicePeer, job: Job = JOB) -> Room:
     profiles = tuple(each.profile for each in peers if each.profile is not None)
-    return Room(job, net, tuple(each.snapshot for each in peers), profiles)
+    return room_of(job, net, tuple(each.snapshot for each in peers), profiles)
 
 
 def names(*peers: SlicePeer) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def test_every_stage_works_for_what_it_takes_in_and_hands_on() -> None:
     """Three stages; in the middle a fast and a slow peer that have three samples and one of a micro-batch's four."""
     a, b, c, d = peer(0), peer(1, 3e9), peer(2, 5e8), peer(3)
     net = model(10**8, activation_bytes=MB // 2)
-    room = room_of(net, a, b, c, d)
+    room = room_with(net, a, b, c, d)
     stages = (stage(0, 2, (a,), (4,)), stage(2, 4, (b, c), (3, 1)), stage(4, 6, (d,), (4,)))
     pipeline = PipelinePlan("net", 6, 4, 4, stages, ())
     plain, found = steps_of(room.costs(4), pipeline), room.steps(pipeline)
@@ -87,7 +87,7 @@ def test_every_stage_works_for_what_it_takes_in_and_hands_on() -> None:
 def test_a_node_s_work_is_that_for_all_parcels_of_a_batch_without_the_trainer_s() -> None:
     a, b, c = peer(0), peer(1, 2e9), peer(2, measured=True)
     coded = dataclasses.replace(c.profile, activation_s_per_byte=1e-6)  # type: ignore[type-var]
-    room = room_of(model(10**8, activation_bytes=MB // 2), a, b, SlicePeer(c.snapshot, coded))
+    room = room_with(model(10**8, activation_bytes=MB // 2), a, b, SlicePeer(c.snapshot, coded))
     pipeline = PipelinePlan("net", 6, 4, 4, (stage(0, 2, (a, b), (2, 2)), stage(2, 6, (c,), (4,))), ())
     averaged = PARCEL_FLOPS + BYTE_FLOPS * 2 * 2000.0
     one_way = PARCEL_FLOPS + BYTE_FLOPS * MB  # two samples
@@ -103,7 +103,7 @@ def test_a_node_s_work_is_that_for_all_parcels_of_a_batch_without_the_trainer_s(
 
 def test_alone_nothing_is_passed_on_and_who_says_no_speed_is_not_charged() -> None:
     silent = peer(1, 0.0, measured=True)
-    room = room_of(model(10**7), peer(0), silent)
+    room = room_with(model(10**7), peer(0), silent)
     alone = PipelinePlan("net", 6, 4, 4, (stage(0, 6, (peer(0),), (4,)),), names(silent))
     assert room.steps(alone) == steps_of(room.costs(4), alone)
     both = PipelinePlan("net", 6, 4, 4, (stage(0, 3, (peer(0),), (4,)), stage(3, 6, (silent,), (4,))), ())
@@ -118,7 +118,7 @@ def test_no_plan_is_slower_than_the_best_peer_alone() -> None:
         peers = [peer(i, 10 ** generator.uniform(8, 10), 10 ** generator.uniform(6, 8)) for i in range(3)]
         plan = first_slices_plan(JOB, net, peers, names(peers[0])[0])  # type: ignore[arg-type]
         assert plan.slices is not None
-        room = Room(JOB, net, plan.peers, plan.slices.profiles)
-        singles = [best_single_peer(room.costs(num)) for num in micro_batch_choices(JOB)]
+        room = room_of(JOB, net, plan.peers, plan.slices.profiles)
+        singles = [best_single_peer(room.costs(num)) for num in room.choices]
         best = min((room.batch_s(single) for single in singles if single), default=math.inf)
         assert room.batch_s(plan.slices.pipeline) <= best * (1 + 1e-9)

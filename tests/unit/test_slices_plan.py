@@ -31,8 +31,8 @@ from p2ptrain.planning.plan import (
     plan_from_json,
 )
 from p2ptrain.planning.profile_codec import chain_hash
-from p2ptrain.planning.room import Room
-from p2ptrain.planning.slice_figures import BASE_BYTES, SlicePeer, batches_a_round, micro_batch_choices, task_of
+from p2ptrain.planning.room import micro_batch_choices
+from p2ptrain.planning.slice_figures import BASE_BYTES, SlicePeer, batches_a_round, room_of, task_of
 from p2ptrain.planning.slices import first_slices_plan, follows, next_slices_plan, notes
 from p2ptrain.planning.slices_choice import WORTH
 from p2ptrain.protocol.messages import LinkFigure
@@ -96,8 +96,8 @@ def first(peers: Sequence[SlicePeer], work: Job | None = None, net: ModelProfile
 def first_pipeline(peers: Sequence[SlicePeer], net: ModelProfile) -> PipelinePlan:
     """The fastest, whatever its devices bring, in the number of micro-batches that is fastest."""
     plan = first(peers, net=net)
-    room = Room(job(), net, plan.peers, slices_of(plan).profiles)
-    found = [plan_pipeline(room.costs(num)).plan for num in micro_batch_choices(job())]
+    room = room_of(job(), net, plan.peers, slices_of(plan).profiles)
+    found = [plan_pipeline(room.costs(num)).plan for num in room.choices]
     return min(found, key=room.batch_s)
 
 
@@ -376,7 +376,7 @@ def test_each_device_has_to_help(speed: float, gain: float, is_used: bool) -> No
     searched = first_pipeline([*two, peer(1, speed * 1e9)], long)
     assert name(1) in {each for stage in searched.stages for each in stage.peers}, "the search takes it"
     assert (name(1) not in slices_of(plan).pipeline.left_out) == is_used
-    room = Room(job(), long, plan.peers, slices_of(plan).profiles)
+    room = room_of(job(), long, plan.peers, slices_of(plan).profiles)
     fastest, without = room.batch_s(searched), room.batch_s(first_pipeline(two, long))
     assert gain <= without / fastest and (without / fastest > WORTH) == is_used
     assert room.batch_s(slices_of(plan).pipeline) <= WORTH * fastest
@@ -387,7 +387,7 @@ def test_what_several_slow_devices_bring_is_counted_together() -> None:
     """Each of them hardly helps; to leave them all out would cost more than a device has to be worth."""
     long, slow = model(60), [peer(index, 0.08e9) for index in (1, 3, 4)]
     plan = first([peer(0), peer(2), *slow], net=long)
-    pipeline, room = slices_of(plan).pipeline, Room(job(), long, plan.peers, slices_of(plan).profiles)
+    pipeline, room = slices_of(plan).pipeline, room_of(job(), long, plan.peers, slices_of(plan).profiles)
     fastest = room.batch_s(first_pipeline([peer(0), peer(2), *slow], long))
     without = room.batch_s(first_pipeline([peer(0), peer(2)], long))
     assert without > WORTH * fastest >= room.batch_s(pipeline)
@@ -433,7 +433,7 @@ def test_what_its_trainer_takes_for_parcels_is_counted_for_each_that_it_passes_o
     took = []
     for extra in ({}, {"activation_s_per_byte": 1e-6, "gradient_s_per_byte": 3e-6}):
         plan = first([peers[0], changed(peers[1], **extra)])
-        room, pipeline = Room(job(), model(), plan.peers, slices_of(plan).profiles), slices_of(plan).pipeline
+        room, pipeline = room_of(job(), model(), plan.peers, slices_of(plan).profiles), slices_of(plan).pipeline
         assert pipeline.stages[1].peers == (name(1),)
         took.append((room.passing_s(pipeline, name(0)), room.passing_s(pipeline, name(1)), pipeline.micro_batch))
     (first_before, before, _), (first_after, after, rows) = took
@@ -490,7 +490,7 @@ def test_what_is_not_known_is_taken_for_something_and_said() -> None:
     assert f"{name(0)}: no link speed known, taken for 100 Mbit/s" in said
     assert f"{name(0)}: no memory known, taken to have enough" in said
     assert not any(name(1) in line for line in said)
-    task = task_of(job(), model(), plan.peers, slices_of(plan).profiles, 4)
+    task = task_of(job(), model(), plan.peers, slices_of(plan).profiles)
     assert task.peers[0].link_bytes_per_s == 12.5e6 and task.peers[0].memory_bytes > 1e15
     assert task.peers[1].memory_bytes == pytest.approx(0.9 * 4096 * MB - BASE_BYTES, abs=1)
 
@@ -504,14 +504,14 @@ def test_links_count_as_measured_where_peers_do_not_say_what_theirs_do() -> None
     peers = [peer(0, link=0.0), peer(1, counts=(), link=0.0), peer(2, counts=(), link=0.0)]
     peers[0] = changed(peers[0], links=links((1, 5e6), (2, 1e6)))
     plan = first(peers)
-    task = task_of(job(), model(), plan.peers, slices_of(plan).profiles, 4)
+    task = task_of(job(), model(), plan.peers, slices_of(plan).profiles)
     assert [each.link_bytes_per_s for each in task.peers] == [5e6, 5e6, 1e6]
     assert task.pair_rates == () and task.latency_s == pytest.approx(0.0025)
     assert not any("no link speed known" in line for line in notes(job(), plan))
     assert follows(job(), model(), plan_from_json(plan.to_json()), None)
     peers[1] = changed(peers[1], links=links((2, 4e6)))
     plan = first(peers)
-    task = task_of(job(), model(), plan.peers, slices_of(plan).profiles, 4)
+    task = task_of(job(), model(), plan.peers, slices_of(plan).profiles)
     assert [each.link_bytes_per_s for each in task.peers] == [5e6, 5e6, 4e6]
     assert task.pair_rates == (PairRate(name(0), name(2), 1e6),)
     assert f"the link between {name(0)} and {name(2)} carries 8 Mbit/s" in notes(job(), plan)
@@ -520,7 +520,7 @@ def test_links_count_as_measured_where_peers_do_not_say_what_theirs_do() -> None
 def test_a_link_must_be_clearly_slower_than_its_ends_say_to_count_as_that() -> None:
     for rate, counted in ((1e8, ()), (7e7, ()), (6e7, (PairRate(name(0), name(1), 6e7),)), (1e12, ())):
         plan = first([changed(peer(0), links=links((1, rate))), peer(1, counts=())])
-        task = task_of(job(), model(), plan.peers, slices_of(plan).profiles, 4)
+        task = task_of(job(), model(), plan.peers, slices_of(plan).profiles)
         assert [each.link_bytes_per_s for each in task.peers] == [1e8, 1e8]
         assert task.pair_rates == counted
 
@@ -556,10 +556,10 @@ def test_links_whose_figures_make_no_sense_are_not_looked_at(odd: tuple[LinkFigu
 
 
 def test_the_number_of_micro_batches_is_the_plans_choice() -> None:
-    assert micro_batch_choices(job(micro_batches=8)) == (8, 4, 2, 1)
-    assert micro_batch_choices(job(micro_batches=12)) == (12, 6, 3, 1)
-    assert micro_batch_choices(job(micro_batches=1)) == (1,)
-    assert max(len(micro_batch_choices(job(micro_batches=num))) for num in range(1, 4097)) + 2 <= MAX_MEASURED
+    assert micro_batch_choices(8) == (8, 4, 2, 1)
+    assert micro_batch_choices(12) == (12, 6, 3, 1)
+    assert micro_batch_choices(1) == (1,)
+    assert max(len(micro_batch_choices(num)) for num in range(1, 4097)) + 2 <= MAX_MEASURED
 
     def shape(*peers: SlicePeer, **values: Any) -> tuple[int, int, int]:
         pipeline = slices_of(first(peers, job(**values))).pipeline
@@ -583,7 +583,7 @@ def test_a_pipeline_is_only_formed_where_it_promises_more_than_one_device_alone(
         pair = peer(0), peer(1, percent * 1e7, counts=())
         plan = first(pair, net=net)
         alone = slices_of(first(pair[:1], net=net)).pipeline
-        room = Room(job(), net, plan.peers, slices_of(plan).profiles)
+        room = room_of(job(), net, plan.peers, slices_of(plan).profiles)
         pipeline = plan_pipeline(room.costs(4)).plan
         gains[room.batch_s(alone) / room.batch_s(pipeline)] = len(stages(plan))
         assert room.batch_s(slices_of(plan).pipeline) * (WORTH if len(stages(plan)) > 1 else 1) <= room.batch_s(alone)
@@ -595,7 +595,7 @@ def test_a_pipeline_that_takes_longer_than_one_device_alone_would_gives_way_to_i
     net = model(parameter_bytes=10, activation_bytes=1000)
     pair = [peer(0, measured=6), peer(1, counts=(), measured=6)]
     plan = first(pair, net=net)
-    room = Room(job(), net, plan.peers, slices_of(plan).profiles)
+    room = room_of(job(), net, plan.peers, slices_of(plan).profiles)
     promised = room.batch_s(slices_of(plan).pipeline)
     alone_s = room.batch_s(slices_of(first(pair[:1], net=net)).pipeline)
     assert len(stages(plan)) == 2 and alone_s > 1.2 * promised
@@ -640,14 +640,14 @@ def test_compression_makes_links_faster_and_optimizers_take_memory() -> None:
     plan = first(peers, job(strategy="equal"), net)
 
     def seconds(**values: Any) -> float:
-        room = Room(job(strategy="equal", **values), net, plan.peers, slices_of(plan).profiles)
+        room = room_of(job(strategy="equal", **values), net, plan.peers, slices_of(plan).profiles)
         return room.batch_s(slices_of(plan).pipeline)
 
     assert seconds() > seconds(activations="fp16") > seconds(activations="fp16", gradients="fp16")
     assert seconds(activations="fp16", gradients="fp16") > seconds(activations="int8", gradients="int8")
 
     def copies(work: Job) -> int:
-        return task_of(work, net, plan.peers, slices_of(plan).profiles, 4).optimizer_copies
+        return task_of(work, net, plan.peers, slices_of(plan).profiles).optimizer_copies
 
     assert copies(job(optimizer="adamw")) == copies(job()) + 1
     assert copies(job(schedule="async")) == copies(job()) + 2  # stashed, for two batches on their way
@@ -658,7 +658,7 @@ def test_without_a_flush_batches_follow_on_each_other() -> None:
     pair = [peer(0, measured=6), peer(1, counts=(), measured=6)]
     works = {kind: job(schedule=kind) for kind in ("sync", "async")}
     plans = {kind: first(pair, work, net) for kind, work in works.items()}
-    rooms = {kind: Room(works[kind], net, plan.peers, slices_of(plan).profiles) for kind, plan in plans.items()}
+    rooms = {kind: room_of(works[kind], net, plan.peers, slices_of(plan).profiles) for kind, plan in plans.items()}
     took = {kind: rooms[kind].batch_s(slices_of(plan).pipeline) for kind, plan in plans.items()}
     assert took["async"] < 0.9 * took["sync"]
     tasks = {kind: each.costs(4).task for kind, each in rooms.items()}
@@ -725,7 +725,7 @@ def test_a_slower_peer_brings_a_new_plan_only_above_the_gain() -> None:
 
     better = at(0.01)
     assert better is not None
-    room = Room(job(), model(), better.peers, slices_of(better).profiles)
+    room = room_of(job(), model(), better.peers, slices_of(better).profiles)
     gain = room.batch_s(slices_of(before).pipeline) / room.batch_s(slices_of(better).pipeline) - 1
     assert gain > 0.2
     just_under, just_over = at(gain * (1 - 1e-6)), at(gain * (1 + 1e-6))
@@ -842,7 +842,7 @@ def test_a_baseline_stays_as_it_is_although_a_joiner_would_make_it_faster() -> N
     peers = [peer(0), peer(1)]
     plan, joined = first(peers, work), [*peers, peer(2, 9e9)]
     faster = first(joined, work)
-    room = Room(work, model(), faster.peers, slices_of(faster).profiles)
+    room = room_of(work, model(), faster.peers, slices_of(faster).profiles)
     assert room.batch_s(slices_of(plan).pipeline) > 2 * room.batch_s(slices_of(faster).pipeline)
     assert next_slices_plan(work, model(), plan, joined, name(0), next_step=5, covered_step=2) is None
 

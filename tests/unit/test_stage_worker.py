@@ -459,14 +459,14 @@ def test_a_trainer_that_stands_by_looks_again_at_how_slow_it_is(monkeypatch: pyt
     known: list[object] = []
     monkeypatch.setattr(stage_worker, "slowdown_now", lambda chain, times, **_: known.append(times) or 3.0)
     worker.stage.look_again(c.LookAgain())
-    assert worker.take(c.StageUsed) == [], "it knows no times yet"
+    assert worker.take(c.Looked) == [], "it knows no times yet"
     planned = timed(plan(None))
     worker.follow(planned)
     until(worker, 3)
     worker.stage.look_again(c.LookAgain())
-    assert worker.take(c.StageUsed) == [], "it trains"
+    assert worker.take(c.Looked) == [], "it trains"
     worker.stage.stop_at(c.StopAt(2, 3, (), now=True))
     worker.stage.look_again(c.LookAgain())
-    assert worker.take(c.StageUsed) == [c.StageUsed(3, 0.0, 3.0)]
+    assert worker.take(c.Looked) == [c.Looked(3.0)]
     assert planned.slices is not None
     assert known == [planned_times(planned.slices.profiles)[A]]

@@ -138,7 +138,7 @@ class StageTrainer:
                 self._give(command)
             case c.LookAgain():
                 if self._plan is None or self.halted:
-                    self._say(c.StageUsed(max(self.step, 0), 0.0, self.slowdown))
+                    self._say(c.Looked(self.slowdown))
             case c.StopAt():
                 self._stop_at(command)
             case c.Deliver():

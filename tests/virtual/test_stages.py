@@ -490,9 +490,10 @@ def test_who_is_left_out_for_being_slow_is_taken_in_again_when_it_is_not() -> No
     trainer(slow).slowdown = 30.0
     assert room.run(600, epoch_trained(room, 2)), state_of(room)
     assert plan_of(slow).part_of(slow.id) is None
-    num_looks = slow.note_kinds()["stage"]
+    num_used, num_looks = slow.note_kinds()["stage"], slow.note_kinds()["look"]
     room.run(200)
-    assert slow.note_kinds()["stage"] > num_looks, "it looked"
+    assert slow.note_kinds()["look"] > num_looks, "it looked"
+    assert slow.note_kinds()["stage"] == num_used, "and trained nothing"
     assert plan_of(slow).epoch == 2 and slow.record.slowdown == 30.0, "and still is"
     trainer(slow).slowdown = 1.0
     assert room.run(400, epoch_trained(room, 3)), state_of(room)

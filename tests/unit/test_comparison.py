@@ -1,0 +1,84 @@
+"""What ``p2ptrain plan`` compares: the plan that a group of these devices would take, parcels and all."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from p2ptrain.errors import UserError
+from p2ptrain.planning.blocks import BlockProfile, ModelProfile
+from p2ptrain.planning.comparison import BASELINES, SINGLE, compare
+from p2ptrain.planning.pipeline_baselines import WORTH
+from p2ptrain.planning.pipeline_cost import PairRate, PipelinePeer, PipelineTask
+from p2ptrain.planning.room import Room, micro_batch_choices
+from p2ptrain.planning.slices_choice import best
+
+
+def model(num_blocks: int, flops: int, activation_bytes: int = 1000, parameter_bytes: int = 1000) -> ModelProfile:
+    block = BlockProfile("b", flops, 2 * flops, parameter_bytes, activation_bytes, activation_bytes, True)
+    return ModelProfile("net", 100, (block,) * num_blocks)
+
+
+def some_room(generator: random.Random) -> Room:
+    peers = tuple(
+        PipelinePeer(f"p{i}", 10 ** generator.uniform(8, 10), 1e9, 10 ** generator.uniform(6, 8))
+        for i in range(generator.randint(1, 4))
+    )
+    net = model(generator.randint(3, 8), 10 ** generator.randint(6, 9), 10 ** generator.randint(2, 5))
+    task = PipelineTask(net, peers, 2, generator.choice((1, 4, 8)), 0.001)
+    return Room(task, generator.choice((1, math.inf)))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_it_is_what_a_group_would_take_at_a_group_s_price(seed: int) -> None:
+    room = some_room(random.Random(seed))
+    found, taken = compare(room), best(room, "planned")
+    used = [each for stage in taken.stages for each in stage.peers]
+    if found.preferred_peer is not None:
+        assert used == [found.preferred_peer]
+        single = found.baselines[SINGLE]
+        assert single is not None and single.cost.batch_s < WORTH * found.planned.cost.batch_s
+    else:
+        assert used == [each for stage in found.planned.plan.stages for each in stage.peers]
+        assert room.batch_s(taken) == pytest.approx(found.planned.cost.batch_s, rel=1e-9)
+    assert found.planned.cost.batch_s == room.batch_s(found.planned.plan)
+    assert found.task.num_micro_batches == found.planned.plan.num_micro_batches
+    everybody = {each for stage in found.planned.plan.stages for each in stage.peers} | {*found.planned.plan.left_out}
+    assert everybody == {peer.name for peer in room.task.peers}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_baseline_is_of_the_number_of_micro_batches_that_is_best_for_it(seed: int) -> None:
+    room = some_room(random.Random(seed))
+    found = compare(room)
+    for name, baseline in BASELINES.items():
+        plans = [plan for plan in (baseline(room.costs(num)) for num in room.choices) if plan is not None]
+        priced = found.baselines[name]
+        assert (priced is None) == (not plans)
+        if priced is not None:
+            assert priced.cost.batch_s == min(room.batch_s(plan) for plan in plans if room.fits(plan))
+    single = found.baselines[SINGLE]
+    assert single is not None and found.planned.cost.batch_s <= single.cost.batch_s
+
+
+def test_a_room_without_one_of_them_has_the_others_figures() -> None:
+    peers = tuple(PipelinePeer(name, 1e9, 1e9, 1e7) for name in "abc")
+    pairs = (PairRate("a", "b", 1e6), PairRate("b", "c", 1e5))
+    room = Room(PipelineTask(model(4, 10**7), peers, 4, 4, pair_rates=pairs), 10)
+    left = room.without("c")
+    assert [peer.name for peer in left.task.peers] == ["a", "b"] and left.task.pair_rates == pairs[:1]
+    assert left.knows(["a", "b"]) and not left.knows(["c"]) and room.knows(["c"])
+    assert left.costs(4).task.batches == room.costs(4).task.batches == 10
+    with pytest.raises(UserError, match="no peers to plan for"):
+        left.without("a").without("b").costs(4)
+
+
+def test_a_batch_is_the_same_in_any_number_of_micro_batches() -> None:
+    room = Room(PipelineTask(model(4, 10**7), (PipelinePeer("a", 1e9, 1e9, 1e7),), 5, 12), math.inf)
+    assert room.choices == micro_batch_choices(12) == (12, 6, 3, 1)
+    tasks = [room.costs(num).task for num in room.choices]
+    assert {task.micro_batch * task.num_micro_batches for task in tasks} == {60}
+    assert [task.batches for task in tasks] == [6, 11, 22, 64]
+    assert [Room(room.task).costs(num).task.batches for num in room.choices] == [1, 1, 1, 1]
