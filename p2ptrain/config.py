@@ -26,8 +26,10 @@ Targets = Literal["auto", "all", "rest", "own"]
 Combine = Literal["auto", "own", "sum"]
 Calibrate = Literal["auto", "always", "never"]
 Compression = Literal["none", "fp16", "int8", "topk"]
-Crossing = Literal["none", "fp16", "int8"]
+Coding = Literal["none", "fp16", "int8"]
+CODINGS: tuple[Coding, ...] = get_args(Coding)
 Schedule = Literal["sync", "async"]
+Optimizer = Literal["sgd", "adamw"]
 Strategy = Literal["planned", "equal", "data-parallel"]
 
 MAX_CLASSES = 4096
@@ -78,7 +80,7 @@ class TrainingConfig:
     rounds: int = 10
     epochs_per_round: float = 1.0
     batch_size: int = 64
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     learning_rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -109,9 +111,9 @@ class SlicesConfig:
     """sync: gradients as on a single device; async: no flush between batches, older weights for a few of them."""
     strategy: Strategy = "planned"
     """Baselines: "equal" = as many blocks for every peer; "data-parallel" = the whole model on every peer with data."""
-    activations: Crossing = "none"
+    activations: Coding = "none"
     """Compression of what goes from stage to stage, ..."""
-    gradients: Crossing = "none"
+    gradients: Coding = "none"
     """... and of what comes back."""
     replan_gain: float = 0.1
     """A running pipeline gives way to one that is predicted to be faster by more than this share."""

@@ -8,23 +8,26 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from p2ptrain.cli.chain import chain_of, shape_options
 from p2ptrain.cli.options import check_output, json_option, print_json, progress
+from p2ptrain.config import CODINGS, Coding, Optimizer, Schedule
 from p2ptrain.errors import UserError
 
 if TYPE_CHECKING:
-    from p2ptrain.planning.pipeline_cost import PairRate, PipelinePeer
+    from p2ptrain.planning.pipeline_task import PairRate, PipelinePeer
     from p2ptrain.planning.profiles import DeviceProfile
+
 
 EXAMPLES = """\b
 Examples:
   p2ptrain plan --model vgg16 peers/*.toml --rate 100
   p2ptrain plan --model resnet18 raspberry-pi-4 raspberry-pi-4 old-laptop --png timeline.png
   p2ptrain plan --model vgg16 raspberry-pi-4 raspberry-pi-5 old-laptop --link raspberry-pi-5:old-laptop=20
+  p2ptrain plan --model vgg11 raspberry-pi-5 old-laptop --schedule async --activations int8 --gradients int8
   p2ptrain plan --model vgg11_bn --batch-size 128 --micro-batches 16 peers/*.toml --json
 """
 
@@ -39,10 +42,20 @@ Examples:
 )
 @click.option(
     "--schedule",
-    type=click.Choice(["sync", "async"]),
+    type=click.Choice(get_args(Schedule)),
     default="sync",
     help="async: without a flush between batches. [default: sync]",
 )
+@click.option(
+    "--optimizer",
+    type=click.Choice(get_args(Optimizer)),
+    default="sgd",
+    help="adamw: takes more memory. [default: sgd]",
+)
+@click.option(
+    "--activations", type=click.Choice(CODINGS), default="none", help="How they travel between stages. [default: none]"
+)
+@click.option("--gradients", type=click.Choice(CODINGS), default="none", help="Likewise theirs. [default: none]")
 @click.option(
     "--rate",
     "rate_mbit_s",
@@ -69,7 +82,10 @@ def command(
     num_classes: int,
     batch_size: int,
     micro_batches: int,
-    schedule: str,
+    schedule: Schedule,
+    optimizer: Optimizer,
+    activations: Coding,
+    gradients: Coding,
     rate_mbit_s: float | None,
     links: tuple[str, ...],
     latency_ms: float,
@@ -92,15 +108,15 @@ def command(
         check_matplotlib()
     from p2ptrain.learning.block_costs import profile_blocks
     from p2ptrain.planning.comparison import compare
-    from p2ptrain.planning.pipeline_cost import STASHED_VERSIONS, PipelineTask
+    from p2ptrain.planning.pipeline_task import PipelineTask, held_copies
     from p2ptrain.planning.profile_codec import chain_hash
     from p2ptrain.planning.room import Room
+    from p2ptrain.planning.slice_figures import WIRE
     from p2ptrain.ui import pipeline_view
 
     read = read_profiles(profiles)  # errors in files before torch is imported
     profile = profile_blocks(chain_of(model, input_shape, num_classes, width), model)
     peers = peers_of(read, rate_mbit_s, chain_hash(profile))
-    is_async = schedule == "async"
     task = PipelineTask(
         profile,
         peers,
@@ -108,9 +124,11 @@ def command(
         micro_batches,
         latency_ms / 1000,
         pair_rates=pair_rates_of(links),
-        optimizer_copies=1 + (STASHED_VERSIONS if is_async else 0),
+        optimizer_copies=held_copies(optimizer, schedule),
+        forward_wire=WIRE[activations],
+        backward_wire=WIRE[gradients],
     )
-    comparison = compare(Room(task, math.inf if is_async else 1))
+    comparison = compare(Room(task, math.inf if schedule == "async" else 1))
     if as_json:
         print_json(pipeline_view.to_plain(comparison))
     else:
@@ -140,7 +158,7 @@ def read_profiles(names: tuple[str, ...]) -> list[tuple[str, DeviceProfile]]:
 
 def pair_rates_of(links: tuple[str, ...]) -> tuple[PairRate, ...]:
     """Of ``--link one:other=20``, in Mbit/s. Raises ``UserError``."""
-    from p2ptrain.planning.pipeline_cost import PairRate
+    from p2ptrain.planning.pipeline_task import PairRate
 
     found = []
     for link in links:
@@ -165,7 +183,7 @@ def peers_of(
     import dataclasses
 
     from p2ptrain.planning.blocks import completed
-    from p2ptrain.planning.pipeline_cost import peer_from_profile
+    from p2ptrain.planning.pipeline_task import peer_from_profile
 
     peers = [peer_from_profile(profile, name, chain) for name, profile in profiles]
     measured = [peer.times for peer in peers if peer.times]

@@ -17,12 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from p2ptrain.config import TrainingConfig
+from p2ptrain.config import Coding, TrainingConfig
 from p2ptrain.learning import times_cache
 from p2ptrain.learning.block_costs import block_inputs, profile_blocks, run_backward, run_forward
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.coding_times import time_codings
-from p2ptrain.learning.slice_codec import Coding
 from p2ptrain.learning.slice_stage import as_trained
 from p2ptrain.learning.stopwatch import LEAST_RUNS, NUM_RUNS, Clock, Run, Stopwatch
 from p2ptrain.learning.training import make_optimizer

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from safetensors.torch import load, save
 
+from p2ptrain.config import CODINGS, Coding
 from p2ptrain.learning.blocks import Chain
-from p2ptrain.learning.slice_codec import CODINGS, Coding, Encoder, decode
+from p2ptrain.learning.slice_codec import Encoder, decode
 from p2ptrain.learning.slice_rows import PARCEL_BYTES, Spec
 from p2ptrain.learning.stopwatch import Stopwatch
 

@@ -28,17 +28,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from p2ptrain.config import Coding
 from p2ptrain.errors import RemoteError
 from p2ptrain.learning.slice_rows import Spec, check_tensors
 
-Coding = Literal["none", "fp16", "int8"]
-CODINGS: tuple[Coding, ...] = get_args(Coding)
 GROUP = 64
 """Numbers with a scale in common ("int8")."""
 SCALE_BYTES = 4

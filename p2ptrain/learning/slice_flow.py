@@ -14,9 +14,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from p2ptrain.config import Coding
 from p2ptrain.errors import RemoteError
 from p2ptrain.learning.blocks import Chain, Crossing
-from p2ptrain.learning.slice_codec import Coding, Encoder, decode
+from p2ptrain.learning.slice_codec import Encoder, decode
 from p2ptrain.learning.slice_rows import Inbox, Parcel, Spec, Work, cut_rows, label_shapes, overlapping, row_ranges
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 

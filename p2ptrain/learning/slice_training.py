@@ -25,12 +25,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from p2ptrain.config import Schedule, TrainingConfig
+from p2ptrain.config import Coding, Schedule, TrainingConfig
 from p2ptrain.errors import DataError, JobError, LocalError, RemoteError
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.slice_batch import BatchEnd
-from p2ptrain.learning.slice_codec import Coding
 from p2ptrain.learning.slice_flow import Flow
 from p2ptrain.learning.slice_rows import Parcel, Work
 from p2ptrain.learning.slice_samples import SampleStream

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from p2ptrain.config import Coding
 from p2ptrain.errors import UserError
 from p2ptrain.learning.blocks import Chain
-from p2ptrain.learning.slice_codec import Coding
 from p2ptrain.planning.blocks import BlockTimes
 
 CACHE_FORMAT = "p2ptrain-block-times-7"

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from p2ptrain.planning.pipeline_baselines import WORTH, best_single_peer, data_parallel, equal_split
-from p2ptrain.planning.pipeline_cost import CostModel, PipelineTask, PlanCost
+from p2ptrain.planning.pipeline_baselines import best_single_peer, data_parallel, equal_split
+from p2ptrain.planning.pipeline_cost import CostModel, PlanCost
 from p2ptrain.planning.pipeline_plan import PipelinePlan
+from p2ptrain.planning.pipeline_task import PipelineTask
 from p2ptrain.planning.room import Room
-from p2ptrain.planning.slices_choice import pipelines_of
+from p2ptrain.planning.slices_choice import WORTH, pipelines_of
 
 SINGLE = "best single peer"
 BASELINES: dict[str, Callable[[CostModel], PipelinePlan | None]] = {

@@ -10,6 +10,8 @@ from p2ptrain.config import Job
 
 TRAINER_BASE_BYTES = 256 << 20
 """A trainer process with torch loaded and nothing else."""
+PEER_BASE_BYTES = TRAINER_BASE_BYTES + (64 << 20)
+"""What a peer of a pipeline takes without a model: its trainer, and its node with parcels under way."""
 SPARE_PART = 10
 """One part in so many of a device's memory stays free in pipelines' plans: what they estimate is from below, and
 devices were seen to take up to an eighth more, for kernels' scratch space and gaps in the heap."""
@@ -40,9 +42,9 @@ A pixel of text is a byte.
 """
 
 
-def pipeline_bytes(memory_bytes: float, base_bytes: int = TRAINER_BASE_BYTES) -> float:
-    """What a stage of a pipeline may take of a device's memory, beside its processes' ``base_bytes``."""
-    return max(0.0, memory_bytes - memory_bytes // SPARE_PART - base_bytes)
+def pipeline_bytes(memory_bytes: float) -> float:
+    """What a stage of a pipeline may take of a device's memory, beside what its processes take."""
+    return max(0.0, memory_bytes - memory_bytes // SPARE_PART - PEER_BASE_BYTES)
 
 
 def training_bytes(job: Job) -> int:

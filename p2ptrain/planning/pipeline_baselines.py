@@ -10,11 +10,6 @@ from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import deepest_warm_up, round_s
 from p2ptrain.planning.pipeline_search import plan_of, stage_of
 
-WORTH = 1.05
-"""How many times as fast as one with fewer devices, or as one alone, a pipeline has to promise to be for a group to
-take it: each device is one more that may get slow or go. It is also by how much promises to two like groups are apart,
-of which one measured a little more than the other; a device that promised 3 % more made a batch a tenth slower."""
-
 
 def best_single_peer(model: CostModel) -> PipelinePlan | None:
     """The whole model on the peer that trains it soonest; None where nobody with samples has the memory."""

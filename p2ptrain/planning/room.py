@@ -14,17 +14,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from p2ptrain.errors import LocalError
-from p2ptrain.planning.pipeline_cost import (
-    CostModel,
-    PipelineTask,
-    PlanCost,
-    batches_in_a_row,
-    cost_of,
-    fits,
-    steps_of,
-)
+from p2ptrain.planning.pipeline_cost import CostModel, PlanCost, cost_of, fits, steps_of
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import Steps, round_s
+from p2ptrain.planning.pipeline_task import PipelineTask, batches_in_a_row
 
 PARCEL_BYTES = 1 << 20
 """A parcel is cut into smaller ones where it would be larger; a single row never is."""

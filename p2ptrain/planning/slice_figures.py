@@ -16,13 +16,8 @@ from p2ptrain.config import Job
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_times, completed
-from p2ptrain.planning.footprint import TRAINER_BASE_BYTES, pipeline_bytes
-from p2ptrain.planning.pipeline_cost import (
-    STASHED_VERSIONS,
-    PairRate,
-    PipelinePeer,
-    PipelineTask,
-)
+from p2ptrain.planning.footprint import pipeline_bytes
+from p2ptrain.planning.pipeline_task import PairRate, PipelinePeer, PipelineTask, held_copies
 from p2ptrain.planning.plan import MAX_STEPS, PeerSnapshot, SliceProfile
 from p2ptrain.planning.profile_codec import rounded, rounded_times
 from p2ptrain.planning.room import Room
@@ -38,10 +33,6 @@ SLOW_PAIR = 2 / 3
 megabyte on a busy device tells no more than that."""
 UNKNOWN_MEMORY_BYTES = 1 << 50
 """A peer that does not know its memory is taken to have enough, as in ``footprint.largest_share``."""
-BASE_BYTES = TRAINER_BASE_BYTES + (64 << 20)
-"""What a peer takes without a model: its trainer, and its node with parcels under way."""
-SNAPSHOT_COPIES = 1
-"""Of every parameter, while a snapshot is written: what is not contiguous is copied for it."""
 WIRE = {"none": 1.0, "fp16": 0.5, "int8": 0.27}
 """Bytes sent for each byte of a float32 tensor."""
 
@@ -145,8 +136,6 @@ def task_of(
     ]
     first = next((peer for peer in peers if peer.has_data), None)
     peers.sort(key=lambda peer: (peer is not first, peer.name))
-    copies = 1 if job.training.optimizer == "sgd" else 2
-    stashed = STASHED_VERSIONS if job.slices.schedule == "async" else 0
     return PipelineTask(
         model,
         tuple(peers),
@@ -154,7 +143,7 @@ def task_of(
         job.slices.micro_batches,
         latency_s,
         pair_rates=pair_rates,
-        optimizer_copies=copies + SNAPSHOT_COPIES + stashed,
+        optimizer_copies=held_copies(job.training.optimizer, job.slices.schedule),
         forward_wire=WIRE[job.slices.activations],
         backward_wire=WIRE[job.slices.gradients],
     )
@@ -202,7 +191,7 @@ def _pipeline_peer(
     return PipelinePeer(
         snapshot.peer,
         snapshot.flops_per_s,
-        pipeline_bytes(memory, BASE_BYTES),
+        pipeline_bytes(memory),
         link_bytes_per_s,
         times,
         profile.slowdown,

@@ -38,7 +38,6 @@ from p2ptrain.planning.profile_codec import chain_hash, rounded
 from p2ptrain.planning.room import Room, micro_batch_choices
 from p2ptrain.planning.shares import SHARE_UNITS
 from p2ptrain.planning.slice_figures import (
-    BASE_BYTES,
     UNKNOWN_LINK_BYTES_PER_S,
     SlicePeer,
     batches_a_round,
@@ -248,7 +247,7 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, slices: SlicesPlan) -> 
 
 
 def _why_left_out(job: Job, peer: PeerSnapshot) -> str:
-    if peer.memory_bytes > 0 and pipeline_bytes(peer.memory_bytes, BASE_BYTES) == 0:
+    if peer.memory_bytes > 0 and pipeline_bytes(peer.memory_bytes) == 0:
         return "its memory is no more than a peer takes without a model"
     if job.slices.strategy == "equal":
         return "there are more peers than pieces of the model"

@@ -16,51 +16,17 @@ each time-out in a row without any sign of life.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.protocol.fetching import Fetching, FetchProgress, Request, Source, TransferConfig
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.messages import Chunk, Fetch, FetchRefused
 from p2ptrain.protocol.serving import ReadChunk, Serving
 
 _MAX_REMEMBERED_REQUESTS = 16384
-_RATE_WINDOW_S = 0.05
-"""Arrivals are summed over at least this long before they count as a rate: one read of a socket brings several."""
-
-
-@dataclass(frozen=True, slots=True)
-class TransferConfig:
-    """Bounds of memory and patience."""
-
-    max_chunk_bytes: int = 1 << 20
-    first_chunk_bytes: int = 64 << 10
-    """Asked of a source whose rate is unknown."""
-    min_chunk_bytes: int = 16 << 10
-    """Then what it delivers in ``chunk_s``, from this up to ``max_chunk_bytes``: a slow link gets small questions, so
-    that the bytes outstanding are never more than it can bring before they time out."""
-    chunk_s: float = 0.5
-    window: int = 4
-    """Requests outstanding in a fetch: its credits. Two at most while the source's rate is unknown."""
-    max_in_flight_bytes: int = 16 << 20
-    max_fetches: int = 4
-    max_queued: int = 256
-    max_blob_bytes: int = 4 << 30
-    first_timeout_s: float = 3.0
-    min_timeout_s: float = 0.5
-    max_timeout_s: float = 20.0
-    margin: float = 4.0
-    stall_strikes: int = 2
-    """Time-outs in a row without a sign of life before another source is tried."""
-    idle_s: float = 90.0
-    """A fetch fails after this long without a new byte ..."""
-    overall_s: float = 120.0
-    min_bytes_per_s: float = 32 << 10
-    """... or ``overall_s`` plus its size at this rate after it started."""
-    max_reads: int = 8
-    max_reads_queued_per_peer: int = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,132 +54,6 @@ class FetchFailed:
 
 
 Effect = Send | Note | WriteChunk | FetchCompleted | FetchFailed | ReadChunk
-FetchState = Literal["queued", "fetching", "verifying"]
-
-
-@dataclass(frozen=True, slots=True)
-class FetchProgress:
-    """How a fetch stands: ``waiting_for`` the source asked now ("" = none), without a new byte since then."""
-
-    blob: BlobId
-    state: FetchState
-    num_bytes: int
-    received_bytes: int
-    bytes_per_s: float
-    waiting_for: str
-    waiting_since: float
-    fails_at: float
-
-
-class Ranges:
-    """A set of byte positions as sorted, disjoint, non-touching ``[start, end)`` pairs."""
-
-    __slots__ = ("_pairs",)
-
-    def __init__(self, pairs: Sequence[tuple[int, int]] = ()) -> None:
-        self._pairs = list(pairs)
-
-    @property
-    def total(self) -> int:
-        return sum(end - start for start, end in self._pairs)
-
-    def copy(self) -> Ranges:
-        return Ranges(self._pairs)
-
-    def add(self, start: int, end: int) -> None:
-        before = [p for p in self._pairs if p[1] < start]
-        after = [p for p in self._pairs if p[0] > end]
-        for low, high in self._pairs[len(before) : len(self._pairs) - len(after)]:
-            start, end = min(start, low), max(end, high)
-        self._pairs = [*before, (start, end), *after]
-
-    def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """The parts of ``[start, end)`` that are not in the set."""
-        for low, high in self._pairs:
-            if high <= start:
-                continue
-            if low >= end:
-                break
-            if start < low:
-                yield start, low
-            start = high
-        if start < end:
-            yield start, end
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    peer: PeerId
-    offset: int
-    length: int
-    asked_at: float
-    expires_at: float
-
-
-@dataclass(slots=True)
-class _Source:
-    """What is known of a peer as a source, over all fetches."""
-
-    bytes_per_s: float = 0.0
-    outstanding_bytes: int = 0
-    strikes: int = 0
-    struck_at: float = -NEVER
-    arrived_at: float = -NEVER
-    sample_bytes: int = 0
-    sample_since: float = 0.0
-
-    def asked(self, length: int, now: float) -> None:
-        if self.outstanding_bytes == 0:
-            self.sample_bytes, self.sample_since = 0, now
-        self.outstanding_bytes += length
-
-    def arrived(self, length: int, now: float) -> None:
-        self.strikes, self.arrived_at = 0, now
-        self.sample_bytes += length
-        elapsed = now - self.sample_since
-        if elapsed >= _RATE_WINDOW_S:
-            rate = self.sample_bytes / elapsed
-            self.bytes_per_s = rate if self.bytes_per_s == 0 else 0.7 * self.bytes_per_s + 0.3 * rate
-            self.sample_bytes, self.sample_since = 0, now
-
-    def timed_out(self, request: _Request, now: float) -> None:
-        """Strike, once for all the requests asked since the last strike, unless something has come meanwhile."""
-        if self.arrived_at <= request.asked_at and request.asked_at >= self.struck_at:
-            self.strikes, self.struck_at = self.strikes + 1, now
-
-
-@dataclass(slots=True)
-class _Fetch:
-    blob: BlobId
-    num_bytes: int
-    sources: list[PeerId]
-    state: FetchState = "queued"
-    started_at: float = 0.0
-    progress_at: float = 0.0
-    have: Ranges = field(default_factory=Ranges)
-    requests: dict[int, _Request] = field(default_factory=dict)
-    served: dict[PeerId, int] = field(default_factory=dict)
-    """Bytes that each source gave to this attempt."""
-    banned: set[PeerId] = field(default_factory=set)
-    solo: bool = False
-
-    @property
-    def in_flight_bytes(self) -> int:
-        return sum(request.length for request in self.requests.values())
-
-    def begin(self, now: float) -> None:
-        self.state, self.started_at, self.progress_at = "fetching", now, now
-        self.start_over()
-
-    def start_over(self) -> None:
-        self.have, self.served = Ranges(), {}
-
-    def next_gap(self) -> tuple[int, int] | None:
-        """The first bytes that are neither here nor asked for."""
-        covered = self.have.copy()
-        for request in self.requests.values():
-            covered.add(request.offset, request.offset + request.length)
-        return next(covered.gaps(0, self.num_bytes), None)
 
 
 class Transfers:
@@ -221,8 +61,8 @@ class Transfers:
 
     def __init__(self, config: TransferConfig | None = None) -> None:
         self._config = config or TransferConfig()
-        self._fetches: dict[BlobId, _Fetch] = {}
-        self._peers: dict[PeerId, _Source] = {}
+        self._fetches: dict[BlobId, Fetching] = {}
+        self._peers: dict[PeerId, Source] = {}
         self._asked: OrderedDict[tuple[PeerId, BlobId, int], frozenset[int]] = OrderedDict()
         """Lengths asked for, by peer, blob and offset; kept after arrival, so that late and double chunks are known."""
         self._serving = Serving(self._config.max_reads, self._config.max_reads_queued_per_peer)
@@ -243,7 +83,7 @@ class Transfers:
             return [FetchFailed(blob, f"{len(self._fetches)} fetches are under way already")]
         if not sources:
             return [FetchFailed(blob, "no source left")]
-        self._fetches[blob] = _Fetch(blob, num_bytes, list(dict.fromkeys(sources)))
+        self._fetches[blob] = Fetching(blob, num_bytes, list(dict.fromkeys(sources)))
         return self._pump(now)
 
     def add_source(self, blob: BlobId, peer: PeerId, now: float) -> list[Effect]:
@@ -306,30 +146,30 @@ class Transfers:
         """Give up what is overdue, and ask again."""
         effects: list[Effect] = []
         for fetch in [f for f in self._fetches.values() if f.state == "fetching"]:
-            if now >= self._fails_at(fetch):
+            if now >= fetch.fails_at(self._config):
                 waited = now - fetch.progress_at
                 effects.append(self._fail(fetch, f"nothing new from {len(fetch.sources)} source(s) for {waited:.0f} s"))
                 continue
             for request in [r for r in fetch.requests.values() if now >= r.expires_at]:
                 self._settle(fetch, request)
                 self._source(request.peer).timed_out(request, now)
-            if len(fetch.sources) > 1 and self._source(fetch.sources[0]).strikes >= self._config.stall_strikes:
+            if len(fetch.sources) > 1 and self._source(fetch.sources[0]).is_stalled(self._config):
                 stalled = fetch.sources.pop(0)
                 fetch.sources.append(stalled)
-                fetch.sources.sort(key=lambda peer: self._source(peer).strikes >= self._config.stall_strikes)
+                fetch.sources.sort(key=lambda peer: self._source(peer).is_stalled(self._config))
                 self._leave(fetch, stalled)
                 effects.append(Note("fetch-stalled", (("blob", fetch.blob), ("peer", stalled))))
         return effects + self._pump(now)
 
     def next_deadline(self) -> float:
         fetching = [fetch for fetch in self._fetches.values() if fetch.state == "fetching"]
-        times = [self._fails_at(fetch) for fetch in fetching]
+        times = [fetch.fails_at(self._config) for fetch in fetching]
         times += [request.expires_at for fetch in fetching for request in fetch.requests.values()]
         return min(times, default=NEVER)
 
     def progress(self) -> tuple[FetchProgress, ...]:
         """All fetches, in the order they were asked for."""
-        return tuple(self._progress_of(fetch) for fetch in self._fetches.values())
+        return tuple(fetch.progress(self._config) for fetch in self._fetches.values())
 
     @property
     def in_flight_bytes(self) -> int:
@@ -352,27 +192,8 @@ class Transfers:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _source(self, peer: PeerId) -> _Source:
-        return self._peers.setdefault(peer, _Source())
-
-    def _fails_at(self, fetch: _Fetch) -> float:
-        overall = self._config.overall_s + fetch.num_bytes / self._config.min_bytes_per_s
-        return min(fetch.started_at + overall, fetch.progress_at + self._config.idle_s)
-
-    def _progress_of(self, fetch: _Fetch) -> FetchProgress:
-        active = fetch.state == "fetching"
-        elapsed = fetch.progress_at - fetch.started_at
-        received = fetch.have.total
-        return FetchProgress(
-            blob=fetch.blob,
-            state=fetch.state,
-            num_bytes=fetch.num_bytes,
-            received_bytes=received,
-            bytes_per_s=received / elapsed if elapsed > 0 else 0.0,
-            waiting_for=fetch.sources[0] if active else "",
-            waiting_since=fetch.progress_at,
-            fails_at=self._fails_at(fetch) if active else NEVER,
-        )
+    def _source(self, peer: PeerId) -> Source:
+        return self._peers.setdefault(peer, Source())
 
     def _chunk_received(self, sender: PeerId, chunk: Chunk, now: float) -> list[Effect]:
         lengths = self._asked.get((sender, chunk.blob, chunk.offset))
@@ -404,7 +225,7 @@ class Transfers:
             effects.append(FetchCompleted(fetch.blob))
         return effects + self._pump(now)
 
-    def _drop_source(self, fetch: _Fetch, peer: PeerId, why: str) -> list[Effect]:
+    def _drop_source(self, fetch: Fetching, peer: PeerId, why: str) -> list[Effect]:
         if peer not in fetch.sources:
             return []
         was_first = fetch.sources[0] == peer
@@ -419,25 +240,25 @@ class Transfers:
             self._leave(fetch, peer)
         return []
 
-    def _leave(self, fetch: _Fetch, peer: PeerId) -> None:
+    def _leave(self, fetch: Fetching, peer: PeerId) -> None:
         for request in [r for r in fetch.requests.values() if r.peer == peer]:
             self._settle(fetch, request)
         if fetch.solo:
             fetch.start_over()
 
-    def _fail(self, fetch: _Fetch, reason: str) -> FetchFailed:
+    def _fail(self, fetch: Fetching, reason: str) -> FetchFailed:
         self._close(fetch)
         return FetchFailed(fetch.blob, reason)
 
-    def _close(self, fetch: _Fetch) -> None:
+    def _close(self, fetch: Fetching) -> None:
         self._settle_all(fetch)
         del self._fetches[fetch.blob]
 
-    def _settle_all(self, fetch: _Fetch) -> None:
+    def _settle_all(self, fetch: Fetching) -> None:
         for request in list(fetch.requests.values()):
             self._settle(fetch, request)
 
-    def _settle(self, fetch: _Fetch, request: _Request) -> None:
+    def _settle(self, fetch: Fetching, request: Request) -> None:
         del fetch.requests[request.offset]
         self._source(request.peer).outstanding_bytes -= request.length
 
@@ -446,7 +267,7 @@ class Transfers:
         num_active = sum(fetch.state == "fetching" for fetch in self._fetches.values())
         for fetch in self._fetches.values():
             if fetch.state == "queued" and num_active < self._config.max_fetches:
-                fetch.sources.sort(key=lambda peer: self._source(peer).strikes >= self._config.stall_strikes)
+                fetch.sources.sort(key=lambda peer: self._source(peer).is_stalled(self._config))
                 fetch.begin(now)
                 num_active += 1
         effects: list[Effect] = []
@@ -455,33 +276,21 @@ class Transfers:
         while hungry:
             fetch = min(hungry, key=lambda f: f.in_flight_bytes)
             gap = fetch.next_gap()
-            if gap is None or len(fetch.requests) >= self._window(fetch.sources[0]):
+            if gap is None or len(fetch.requests) >= self._source(fetch.sources[0]).window(self._config):
                 hungry.remove(fetch)
                 continue
-            length = min(gap[1] - gap[0], self._chunk_bytes(fetch.sources[0]))
+            length = min(gap[1] - gap[0], self._source(fetch.sources[0]).chunk_bytes(self._config))
             if length > room:
                 break
             room -= length
             effects.append(self._ask(fetch, gap[0], length, now))
         return effects
 
-    def _window(self, peer: PeerId) -> int:
-        return self._config.window if self._source(peer).bytes_per_s else min(self._config.window, 2)
-
-    def _chunk_bytes(self, peer: PeerId) -> int:
-        rate, config = self._source(peer).bytes_per_s, self._config
-        high = min(config.max_chunk_bytes, config.max_in_flight_bytes)
-        wanted = max(config.min_chunk_bytes, int(rate * config.chunk_s)) if rate else config.first_chunk_bytes
-        return min(wanted, high)
-
-    def _ask(self, fetch: _Fetch, offset: int, length: int, now: float) -> Send:
+    def _ask(self, fetch: Fetching, offset: int, length: int, now: float) -> Send:
         peer = fetch.sources[0]
-        source, config = self._source(peer), self._config
+        source = self._source(peer)
         source.asked(length, now)
-        expected = source.outstanding_bytes / source.bytes_per_s * config.margin if source.bytes_per_s else 0.0
-        timeout = max(config.min_timeout_s if source.bytes_per_s else config.first_timeout_s, expected)
-        timeout = min(timeout * 2.0 ** min(source.strikes, 16), config.max_timeout_s)
-        fetch.requests[offset] = _Request(peer, offset, length, now, now + timeout)
+        fetch.requests[offset] = Request(peer, offset, length, now, now + source.timeout_s(self._config))
         key = (peer, fetch.blob, offset)
         self._asked[key] = self._asked.get(key, frozenset()) | {length}
         self._asked.move_to_end(key)

@@ -14,11 +14,12 @@ from typing import Any
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, peer_id
+from p2ptrain.protocol.fetching import TransferConfig
 from p2ptrain.protocol.machine import NEVER, Send
 from p2ptrain.protocol.messages import EPOCH_BOUND, JOB_BOUND, Chunk, Fetch, FetchRefused, Lane
 from p2ptrain.protocol.serving import ReadChunk
 from p2ptrain.protocol.session import Sessions
-from p2ptrain.protocol.transfer import FetchCompleted, FetchFailed, TransferConfig, Transfers
+from p2ptrain.protocol.transfer import FetchCompleted, FetchFailed, Transfers
 
 
 @dataclass(frozen=True, slots=True)

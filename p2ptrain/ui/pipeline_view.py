@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from p2ptrain.planning.comparison import Comparison, Priced
-from p2ptrain.planning.pipeline_baselines import WORTH
-from p2ptrain.planning.pipeline_cost import PipelineTask, PlanCost
+from p2ptrain.planning.pipeline_cost import PlanCost
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.pipeline_schedule import Timeline
+from p2ptrain.planning.pipeline_task import PipelineTask
+from p2ptrain.planning.slices_choice import WORTH
 from p2ptrain.ui.words import clean, listed, scaled, table
 
 TITLES = ("stage", "peer", "blocks", "samples", "warm-up", "memory", "of", "busy")
@@ -145,6 +146,7 @@ def to_plain(comparison: Comparison) -> dict[str, Any]:
         "preferred_peer": comparison.preferred_peer,
         "latency_s": task.latency_s,
         "batches_in_a_row": task.batches,
+        "bytes_sent_for_one": {"activations": task.forward_wire, "gradients": task.backward_wire},
         "peers": [
             {
                 "name": peer.name,

@@ -22,7 +22,7 @@ from benchmarks.common import Column, Sample, Settings
 from benchmarks.pace import Stint
 from benchmarks.slices_lab import ALONE, Ran, Workload
 from benchmarks.tasks import data_file
-from p2ptrain.config import Crossing, Schedule
+from p2ptrain.config import Coding, Schedule
 
 __all__ = ["BASELINE", "COLUMNS", "run"]
 
@@ -36,7 +36,7 @@ class Case:
 
     strategy: str
     schedule: Schedule = "sync"
-    crossing: Crossing = "none"
+    crossing: Coding = "none"
 
 
 CASES = {

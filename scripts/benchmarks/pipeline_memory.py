@@ -36,8 +36,8 @@ from p2ptrain.errors import P2PTrainError
 from p2ptrain.experiment import measure
 from p2ptrain.learning.data import load, open_source, select
 from p2ptrain.learning.parts import global_model
+from p2ptrain.planning.footprint import PEER_BASE_BYTES
 from p2ptrain.planning.pipeline_cost import stage_memory_bytes
-from p2ptrain.planning.slice_figures import BASE_BYTES
 
 BASELINE = "one device alone, with the same limit"
 COLUMNS = (
@@ -126,7 +126,7 @@ def estimates_mb(ran: Ran) -> tuple[float, list[float]]:
     whole += least.task.micro_batch * least.sample_bytes(0, least.num_units, 1)
     costs = ran.room.costs(pipeline.num_micro_batches)
     needs = [need for stage in pipeline.stages for need in stage_memory_bytes(costs, stage)]
-    return (whole + BASE_BYTES) / 1e6, [(need + BASE_BYTES) / 1e6 for need in needs]
+    return (whole + PEER_BASE_BYTES) / 1e6, [(need + PEER_BASE_BYTES) / 1e6 for need in needs]
 
 
 def losses(ran: Ran) -> dict[str, float]:

@@ -20,7 +20,7 @@ from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.models import TEXT_MODELS, build_model
 from p2ptrain.planning.blocks import ModelProfile
 from p2ptrain.planning.comparison import compare
-from p2ptrain.planning.pipeline_cost import PipelinePeer, PipelineTask, peer_from_profile
+from p2ptrain.planning.pipeline_task import PipelinePeer, PipelineTask, peer_from_profile
 from p2ptrain.planning.profiles import read_profile
 from p2ptrain.planning.room import Room
 

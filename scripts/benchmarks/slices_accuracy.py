@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import plots
 from benchmarks.common import SEED, Column, Sample, Settings
 from benchmarks.tasks import data_file
-from p2ptrain.config import Crossing, Schedule, TrainingConfig
+from p2ptrain.config import Coding, Schedule, TrainingConfig
 from p2ptrain.experiment import measure
 from p2ptrain.learning.data import Dataset, load, open_source, propose_contract, select
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage, check_pipeline_plan
@@ -70,7 +70,7 @@ class Case:
 
     name: str
     schedule: Schedule
-    coding: Crossing = "none"
+    coding: Coding = "none"
     feedback: bool = True
     micro_batches: int = MICRO_BATCHES
 

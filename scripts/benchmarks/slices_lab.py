@@ -31,7 +31,7 @@ from laboratory.speedometer import Speedometer
 from benchmarks.common import SEED, Column
 from benchmarks.pace import Pace, Stint
 from p2ptrain.api import Status
-from p2ptrain.config import Crossing, Job, Schedule
+from p2ptrain.config import Coding, Job, Schedule
 from p2ptrain.errors import NotCoveredError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.block_costs import profile_blocks
@@ -76,7 +76,7 @@ class Workload:
     batch_size: int
     micro_batches: int = 8
     snapshot_steps: int = 0
-    crossing: Crossing = "none"
+    crossing: Coding = "none"
     schedule: Schedule = "sync"
 
 

@@ -65,6 +65,17 @@ def test_without_a_flush_a_batch_is_done_sooner(tmp_path: Path, capsys: pytest.C
     assert status == 0 and f"{num} batches in a row, without a flush" in out and picture.stat().st_size > 1000
 
 
+def test_compressed_activations_and_gradients_take_less_of_a_slow_link(capsys: pytest.CaptureFixture[str]) -> None:
+    profiles = [str(PEERS / "raspberry-pi-4.toml")] * 2
+    arguments = ["plan", "--model", "vgg11", "--batch-size", "32", "--rate", "20", "--json", *profiles]
+    codings = ([], ["--activations", "fp16"], ["--activations", "int8", "--gradients", "int8"])
+    found = [json.loads(run([*arguments, *coding], capsys)[1]) for coding in codings]
+    took = [each["baselines"]["equal split"]["batch_s"] for each in found]
+    assert took[0] > took[1] > took[2]
+    assert [each["batch_s"] for each in found] == sorted((each["batch_s"] for each in found), reverse=True)
+    assert [each["bytes_sent_for_one"]["gradients"] for each in found] == [1.0, 1.0, 0.27]
+
+
 def test_times_measured_by_the_probe_count_more_than_flops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine, other = tmp_path / "mine.toml", str(PEERS / "raspberry-pi-4.toml")
     mine.write_text("# my own words\n" + (PEERS / "old-laptop.toml").read_text())

@@ -10,10 +10,9 @@ import pytest
 from p2ptrain.errors import UserError
 from p2ptrain.planning.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.comparison import BASELINES, SINGLE, compare
-from p2ptrain.planning.pipeline_baselines import WORTH
-from p2ptrain.planning.pipeline_cost import PairRate, PipelinePeer, PipelineTask
+from p2ptrain.planning.pipeline_task import PairRate, PipelinePeer, PipelineTask
 from p2ptrain.planning.room import Room, micro_batch_choices
-from p2ptrain.planning.slices_choice import best
+from p2ptrain.planning.slices_choice import WORTH, best
 
 
 def model(num_blocks: int, flops: int, activation_bytes: int = 1000, parameter_bytes: int = 1000) -> ModelProfile:

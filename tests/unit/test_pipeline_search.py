@@ -17,20 +17,13 @@ from p2ptrain.errors import UserError
 from p2ptrain.planning import pipeline_groups
 from p2ptrain.planning.blocks import BlockProfile, BlockTimes, ModelProfile
 from p2ptrain.planning.pipeline_baselines import best_single_peer, data_parallel, equal_split, side_by_side
-from p2ptrain.planning.pipeline_cost import (
-    CostModel,
-    PairRate,
-    PipelinePeer,
-    PipelineTask,
-    cost_of,
-    stage_memory_bytes,
-    steps_of,
-)
+from p2ptrain.planning.pipeline_cost import CostModel, cost_of, stage_memory_bytes, steps_of
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import deepest_warm_up, round_s
 from p2ptrain.planning.pipeline_search import all_depths, num_depths, plan_of, plan_pipeline
 from p2ptrain.planning.pipeline_shares import Sharing
 from p2ptrain.planning.pipeline_tails import ROUNDING
+from p2ptrain.planning.pipeline_task import PairRate, PipelinePeer, PipelineTask
 
 
 def even_model(num_blocks: int, activation_bytes: int = 0, parameter_bytes: int = 0) -> ModelProfile:

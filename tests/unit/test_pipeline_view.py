@@ -11,10 +11,10 @@ import pytest
 from p2ptrain.errors import UserError
 from p2ptrain.planning.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.comparison import Comparison, compare
-from p2ptrain.planning.pipeline_baselines import WORTH
-from p2ptrain.planning.pipeline_cost import PipelinePeer, PipelineTask
 from p2ptrain.planning.pipeline_schedule import Span, Timeline
+from p2ptrain.planning.pipeline_task import PipelinePeer, PipelineTask
 from p2ptrain.planning.room import Room
+from p2ptrain.planning.slices_choice import WORTH
 from p2ptrain.ui.pipeline_figure import draw
 from p2ptrain.ui.pipeline_view import LEGEND, render, timeline_lines, to_plain
 

@@ -10,8 +10,9 @@ import torch
 from slice_group import Group, cuts, pipeline
 from torch import Tensor
 
+from p2ptrain.config import Coding
 from p2ptrain.errors import RemoteError
-from p2ptrain.learning.slice_codec import GROUP, Coding, Encoder, decode
+from p2ptrain.learning.slice_codec import GROUP, Encoder, decode
 from p2ptrain.learning.slice_rows import Spec
 
 

@@ -12,8 +12,9 @@ import torch
 from slice_group import Group, cuts, pipeline, same
 from torch import Tensor
 
+from p2ptrain.config import Coding
 from p2ptrain.errors import RemoteError
-from p2ptrain.learning.slice_codec import Coding, Encoder
+from p2ptrain.learning.slice_codec import Encoder
 from p2ptrain.learning.slice_rows import PARCEL_BYTES, Parcel, cut_rows, overlapping, row_ranges
 
 

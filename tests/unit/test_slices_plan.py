@@ -18,9 +18,10 @@ from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.blocks import BlockProfile, ModelProfile
-from p2ptrain.planning.pipeline_cost import PairRate
+from p2ptrain.planning.footprint import PEER_BASE_BYTES
 from p2ptrain.planning.pipeline_plan import PipelinePlan
 from p2ptrain.planning.pipeline_search import plan_pipeline
+from p2ptrain.planning.pipeline_task import PairRate
 from p2ptrain.planning.plan import (
     MAX_MEASURED,
     PeerSnapshot,
@@ -32,7 +33,7 @@ from p2ptrain.planning.plan import (
 )
 from p2ptrain.planning.profile_codec import chain_hash
 from p2ptrain.planning.room import micro_batch_choices
-from p2ptrain.planning.slice_figures import BASE_BYTES, SlicePeer, batches_a_round, room_of, task_of
+from p2ptrain.planning.slice_figures import SlicePeer, batches_a_round, room_of, task_of
 from p2ptrain.planning.slices import first_slices_plan, follows, next_slices_plan, notes
 from p2ptrain.planning.slices_choice import WORTH
 from p2ptrain.protocol.messages import LinkFigure
@@ -325,7 +326,7 @@ def test_a_plan_slower_than_one_of_its_peers_alone_is_not_followed() -> None:
 
 def memory_for(num_bytes: int) -> int:
     """Of a device that may use so much for its stage: a tenth stays free."""
-    return (BASE_BYTES + num_bytes) * 10 // 9 + 10
+    return (PEER_BASE_BYTES + num_bytes) * 10 // 9 + 10
 
 
 def test_a_plan_beyond_a_peer_s_memory_is_not_followed() -> None:
@@ -396,7 +397,7 @@ def test_what_several_slow_devices_bring_is_counted_together() -> None:
 
 def test_a_device_that_hardly_helps_stays_where_its_memory_is_needed() -> None:
     huge = model(60, parameter_bytes=30 * MB)
-    alone = BASE_BYTES + 4 * 1000 * MB
+    alone = PEER_BASE_BYTES + 4 * 1000 * MB
     peers = [peer(0, memory=alone), peer(1, 0.08e9, memory=alone), peer(2, memory=alone)]
     plan = first(peers, net=huge)
     assert slices_of(plan).pipeline.left_out == ()
@@ -492,7 +493,7 @@ def test_what_is_not_known_is_taken_for_something_and_said() -> None:
     assert not any(name(1) in line for line in said)
     task = task_of(job(), model(), plan.peers, slices_of(plan).profiles)
     assert task.peers[0].link_bytes_per_s == 12.5e6 and task.peers[0].memory_bytes > 1e15
-    assert task.peers[1].memory_bytes == pytest.approx(0.9 * 4096 * MB - BASE_BYTES, abs=1)
+    assert task.peers[1].memory_bytes == pytest.approx(0.9 * 4096 * MB - PEER_BASE_BYTES, abs=1)
 
 
 def links(*to: tuple[int, float]) -> tuple[LinkFigure, ...]:

@@ -1,0 +1,217 @@
+"""A blob that is being fetched and the peers it comes from: what is here, what is asked of whom, how fast they are.
+
+Invariant: pure bookkeeping of one fetch and of one source; what to do about it ``transfer`` decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.protocol.machine import NEVER
+
+_RATE_WINDOW_S = 0.05
+"""Arrivals are summed over at least this long before they count as a rate: one read of a socket brings several."""
+
+FetchState = Literal["queued", "fetching", "verifying"]
+
+
+@dataclass(frozen=True, slots=True)
+class TransferConfig:
+    """Bounds of memory and patience."""
+
+    max_chunk_bytes: int = 1 << 20
+    first_chunk_bytes: int = 64 << 10
+    """Asked of a source whose rate is unknown."""
+    min_chunk_bytes: int = 16 << 10
+    """Then what it delivers in ``chunk_s``, from this up to ``max_chunk_bytes``: a slow link gets small questions, so
+    that the bytes outstanding are never more than it can bring before they time out."""
+    chunk_s: float = 0.5
+    window: int = 4
+    """Requests outstanding in a fetch: its credits. Two at most while the source's rate is unknown."""
+    max_in_flight_bytes: int = 16 << 20
+    max_fetches: int = 4
+    max_queued: int = 256
+    max_blob_bytes: int = 4 << 30
+    first_timeout_s: float = 3.0
+    min_timeout_s: float = 0.5
+    max_timeout_s: float = 20.0
+    margin: float = 4.0
+    stall_strikes: int = 2
+    """Time-outs in a row without a sign of life before another source is tried."""
+    idle_s: float = 90.0
+    """A fetch fails after this long without a new byte ..."""
+    overall_s: float = 120.0
+    min_bytes_per_s: float = 32 << 10
+    """... or ``overall_s`` plus its size at this rate after it started."""
+    max_reads: int = 8
+    max_reads_queued_per_peer: int = 32
+
+
+@dataclass(frozen=True, slots=True)
+class FetchProgress:
+    """How a fetch stands: ``waiting_for`` the source asked now ("" = none), without a new byte since then."""
+
+    blob: BlobId
+    state: FetchState
+    num_bytes: int
+    received_bytes: int
+    bytes_per_s: float
+    waiting_for: str
+    waiting_since: float
+    fails_at: float
+
+
+class Ranges:
+    """A set of byte positions as sorted, disjoint, non-touching ``[start, end)`` pairs."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, pairs: Sequence[tuple[int, int]] = ()) -> None:
+        self._pairs = list(pairs)
+
+    @property
+    def total(self) -> int:
+        return sum(end - start for start, end in self._pairs)
+
+    def copy(self) -> Ranges:
+        return Ranges(self._pairs)
+
+    def add(self, start: int, end: int) -> None:
+        before = [p for p in self._pairs if p[1] < start]
+        after = [p for p in self._pairs if p[0] > end]
+        for low, high in self._pairs[len(before) : len(self._pairs) - len(after)]:
+            start, end = min(start, low), max(end, high)
+        self._pairs = [*before, (start, end), *after]
+
+    def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of ``[start, end)`` that are not in the set."""
+        for low, high in self._pairs:
+            if high <= start:
+                continue
+            if low >= end:
+                break
+            if start < low:
+                yield start, low
+            start = high
+        if start < end:
+            yield start, end
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A chunk asked of a peer."""
+
+    peer: PeerId
+    offset: int
+    length: int
+    asked_at: float
+    expires_at: float
+
+
+@dataclass(slots=True)
+class Source:
+    """What is known of a peer as a source, over all fetches."""
+
+    bytes_per_s: float = 0.0
+    outstanding_bytes: int = 0
+    strikes: int = 0
+    struck_at: float = -NEVER
+    arrived_at: float = -NEVER
+    sample_bytes: int = 0
+    sample_since: float = 0.0
+
+    def asked(self, length: int, now: float) -> None:
+        if self.outstanding_bytes == 0:
+            self.sample_bytes, self.sample_since = 0, now
+        self.outstanding_bytes += length
+
+    def arrived(self, length: int, now: float) -> None:
+        self.strikes, self.arrived_at = 0, now
+        self.sample_bytes += length
+        elapsed = now - self.sample_since
+        if elapsed >= _RATE_WINDOW_S:
+            rate = self.sample_bytes / elapsed
+            self.bytes_per_s = rate if self.bytes_per_s == 0 else 0.7 * self.bytes_per_s + 0.3 * rate
+            self.sample_bytes, self.sample_since = 0, now
+
+    def timed_out(self, request: Request, now: float) -> None:
+        """Strike, once for all the requests asked since the last strike, unless something has come meanwhile."""
+        if self.arrived_at <= request.asked_at and request.asked_at >= self.struck_at:
+            self.strikes, self.struck_at = self.strikes + 1, now
+
+    def window(self, config: TransferConfig) -> int:
+        """Requests that may be outstanding."""
+        return config.window if self.bytes_per_s else min(config.window, 2)
+
+    def chunk_bytes(self, config: TransferConfig) -> int:
+        """To ask for at once."""
+        high = min(config.max_chunk_bytes, config.max_in_flight_bytes)
+        by_rate = max(config.min_chunk_bytes, int(self.bytes_per_s * config.chunk_s))
+        return min(by_rate if self.bytes_per_s else config.first_chunk_bytes, high)
+
+    def timeout_s(self, config: TransferConfig) -> float:
+        """For what is outstanding."""
+        expected = self.outstanding_bytes / self.bytes_per_s * config.margin if self.bytes_per_s else 0.0
+        timeout = max(config.min_timeout_s if self.bytes_per_s else config.first_timeout_s, expected)
+        return min(timeout * 2.0 ** min(self.strikes, 16), config.max_timeout_s)
+
+    def is_stalled(self, config: TransferConfig) -> bool:
+        return self.strikes >= config.stall_strikes
+
+
+@dataclass(slots=True)
+class Fetching:
+    """A blob on its way, or waiting for that."""
+
+    blob: BlobId
+    num_bytes: int
+    sources: list[PeerId]
+    state: FetchState = "queued"
+    started_at: float = 0.0
+    progress_at: float = 0.0
+    have: Ranges = field(default_factory=Ranges)
+    requests: dict[int, Request] = field(default_factory=dict)
+    served: dict[PeerId, int] = field(default_factory=dict)
+    """Bytes that each source gave to this attempt."""
+    banned: set[PeerId] = field(default_factory=set)
+    solo: bool = False
+
+    @property
+    def in_flight_bytes(self) -> int:
+        return sum(request.length for request in self.requests.values())
+
+    def begin(self, now: float) -> None:
+        self.state, self.started_at, self.progress_at = "fetching", now, now
+        self.start_over()
+
+    def start_over(self) -> None:
+        self.have, self.served = Ranges(), {}
+
+    def next_gap(self) -> tuple[int, int] | None:
+        """The first bytes that are neither here nor asked for."""
+        covered = self.have.copy()
+        for request in self.requests.values():
+            covered.add(request.offset, request.offset + request.length)
+        return next(covered.gaps(0, self.num_bytes), None)
+
+    def fails_at(self, config: TransferConfig) -> float:
+        overall = config.overall_s + self.num_bytes / config.min_bytes_per_s
+        return min(self.started_at + overall, self.progress_at + config.idle_s)
+
+    def progress(self, config: TransferConfig) -> FetchProgress:
+        active = self.state == "fetching"
+        elapsed = self.progress_at - self.started_at
+        received = self.have.total
+        return FetchProgress(
+            blob=self.blob,
+            state=self.state,
+            num_bytes=self.num_bytes,
+            received_bytes=received,
+            bytes_per_s=received / elapsed if elapsed > 0 else 0.0,
+            waiting_for=self.sources[0] if active else "",
+            waiting_since=self.progress_at,
+            fails_at=self.fails_at(config) if active else NEVER,
+        )
