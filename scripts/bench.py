@@ -34,6 +34,7 @@ BENCHMARKS = {
     "tasks_cifar": "the same on CIFAR-10 with VGG-11 (hours)",
     "pipeline": "depth slices in a lab of unlike devices: throughput beside prediction, equal split, one device alone",
     "pipeline_mobilenet": "the same with MobileNetV2 in place of VGG-11",
+    "pipeline_wired": "VGG-11 over links of 1 Gbit/s: what is left where they hardly hold anybody up",
     "pipeline_text": "a transformer in depth slices, beside prediction, data parallel, equal split, one device alone",
     "pipeline_memory": "a model that no device alone has the memory for, in depth slices on three of them",
     "replan": "a device gets slow while it trains in depth slices: the new plan, beside a group that starts afresh",

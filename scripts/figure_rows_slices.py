@@ -52,6 +52,19 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         )
     ),
     (
+        "pipeline_wired",
+        "VGG-11 in depth slices, speeds 1 : 0.1 : 1, links of 1 Gbit/s: samples/s; times one fast device alone; times"
+        " an equal split; measured/predicted; and with no flush between batches (`async`)",
+        "; ".join(
+            f"{words}{{{case}/samples_per_s:.0f}}; {{{case}/times_single:.2f}}; {{{case}/times_equal:.1f}};"
+            f" {{{case}/measured_of_predicted:.2f}}"
+            for words, case in (("", "planned"), ("async: ", "planned, async"))
+        ),
+        "equal split: {equal split/samples_per_s:.0f}, {equal split/measured_of_predicted:.2f} of predicted; async:"
+        " {equal split, async/samples_per_s:.0f}, {equal split, async/measured_of_predicted:.2f} of predicted; one fast"
+        " device alone, the others busy: {one fast device alone/samples_per_s:.0f}",
+    ),
+    (
         "pipeline_text",
         "the encoder after BERT-small on text, four unlike devices at 50 and 100 Mbit/s: seconds a batch of 32;"
         " times data parallel, times the fastest device alone; measured/predicted; MB sent a batch",

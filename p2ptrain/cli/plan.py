@@ -116,7 +116,7 @@ def command(
 
     read = read_profiles(profiles)  # errors in files before torch is imported
     profile = profile_blocks(chain_of(model, input_shape, num_classes, width), model)
-    peers = peers_of(read, rate_mbit_s, chain_hash(profile))
+    peers = peers_of(read, rate_mbit_s, chain_hash(profile), (activations, gradients))
     task = PipelineTask(
         profile,
         peers,
@@ -174,18 +174,21 @@ def pair_rates_of(links: tuple[str, ...]) -> tuple[PairRate, ...]:
 
 
 def peers_of(
-    profiles: list[tuple[str, DeviceProfile]], rate_mbit_s: float | None, chain: str
+    profiles: list[tuple[str, DeviceProfile]],
+    rate_mbit_s: float | None,
+    chain: str,
+    codings: tuple[Coding, Coding],
 ) -> tuple[PipelinePeer, ...]:
     """With the times that were measured for the chain of blocks, or as they grow for the others with the batch.
 
-    ``rate_mbit_s`` is every link's, if given.
+    ``rate_mbit_s`` is every link's, if given; ``codings``: of activations and of gradients.
     """
     import dataclasses
 
     from p2ptrain.planning.blocks import completed
     from p2ptrain.planning.pipeline_task import peer_from_profile
 
-    peers = [peer_from_profile(profile, name, chain) for name, profile in profiles]
+    peers = [peer_from_profile(profile, name, chain, codings) for name, profile in profiles]
     measured = [peer.times for peer in peers if peer.times]
     peers = [dataclasses.replace(p, times=completed(p.times, measured)) if p.times else p for p in peers]
     if rate_mbit_s is not None:

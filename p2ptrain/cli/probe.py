@@ -113,7 +113,8 @@ def _measured(model: str, chain: Chain, batch_size: int) -> MeasuredBlocks:
 
     from p2ptrain.learning.block_costs import profile_blocks
     from p2ptrain.learning.block_times import measure_blocks
-    from p2ptrain.planning.profile_codec import chain_hash, rounded_times
+    from p2ptrain.learning.coding_times import measure_codings
+    from p2ptrain.planning.profile_codec import chain_hash, rounded, rounded_times
     from p2ptrain.planning.profile_times import MeasuredBlocks
     from p2ptrain.runtime.allocator import keep_for_training, kept_block_bytes
     from p2ptrain.runtime.probe import available_cores, find_accelerator, versions
@@ -133,6 +134,7 @@ def _measured(model: str, chain: Chain, batch_size: int) -> MeasuredBlocks:
             budget_s=BLOCKS_BUDGET_S,
             heap_bytes=kept_block_bytes() // 2,
         )
+        codings = {coding: (rounded(one), rounded(other)) for coding, (one, other) in measure_codings(chain).items()}
     finally:
         torch.set_num_threads(before)
     shape = "x".join(map(str, chain.input.shape))
@@ -141,4 +143,5 @@ def _measured(model: str, chain: Chain, batch_size: int) -> MeasuredBlocks:
         chain_hash(profile_blocks(chain, model)),
         f"p2ptrain probe: {len(chain.blocks)} blocks, samples of {shape}, on {accelerator or 'the CPU'}; {versions()}",
         rounded_times(times),
+        codings,
     )

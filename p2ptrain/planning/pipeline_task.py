@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from p2ptrain.config import Optimizer, Schedule
+from p2ptrain.config import Coding, Optimizer, Schedule
 from p2ptrain.errors import UserError
 from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_model, check_times
 from p2ptrain.planning.footprint import pipeline_bytes
@@ -98,13 +98,16 @@ def held_copies(optimizer: Optimizer, schedule: Schedule) -> int:
     return state + SNAPSHOT_COPIES + (STASHED_VERSIONS if schedule == "async" else 0)
 
 
-def peer_from_profile(profile: DeviceProfile, name: str, chain: str | None = None) -> PipelinePeer:
+def peer_from_profile(
+    profile: DeviceProfile, name: str, chain: str | None = None, codings: tuple[Coding, Coding] = ("none", "none")
+) -> PipelinePeer:
     """A device's profile as planning sees it, without the memory that its trainer process takes and that stays free.
 
     ``chain``: the model's ``chain_hash``; measured times that the profile has for it count more than FLOP/s.
+    ``codings``: of activations and of gradients.
     """
     memory = pipeline_bytes(profile.memory_bytes.value)
-    times = next((each.times for each in profile.block_times if each.chain == chain), None)
+    times = next((each.times_with(*codings) for each in profile.block_times if each.chain == chain), None)
     return PipelinePeer(name, profile.flops_per_s.value, memory, profile.link_bytes_per_s.value, times)
 
 

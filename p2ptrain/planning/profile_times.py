@@ -11,6 +11,9 @@
     ]
     backward_s = [...]
     update_s_per_byte = 1.2e-10        # the optimizer's step, for each byte of parameters (may be missing: 0)
+    coding_s_per_byte = { none = [1.1e-10, 1.2e-10], fp16 = [...], int8 = [...] }
+                                       # making parcels and taking them in, for each byte of activations, and of
+                                       # gradients, before it is coded (may be missing: 0)
 
 Invariant: what ``block_times_of`` returns is as many finite times for each batch size, none below zero. Whether there
 is one for each block of a model only the model can tell (``check_times``).
@@ -20,16 +23,19 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from p2ptrain.config import CODINGS, Coding
 from p2ptrain.errors import UserError
 from p2ptrain.planning.blocks import MAX_BLOCKS, BlockTimes
 
 KEY = "block_times"
 HEADER = f"[[{KEY}]]"
-FIELDS = ("model", "chain", "source", "batch_sizes", "forward_s", "backward_s", "update_s_per_byte")
+TEXTS = ("model", "chain", "source")
+FIELDS = (*TEXTS, "batch_sizes", "forward_s", "backward_s", "update_s_per_byte", "coding_s_per_byte")
 MAX_TABLES = 256
 MAX_ROWS = 64
 MAX_BATCH = 1 << 20
@@ -44,17 +50,31 @@ class MeasuredBlocks:
     """``profile_codec.chain_hash`` of the model's profile: times hold for no other."""
     source: str
     times: BlockTimes
+    codings: Mapping[Coding, tuple[float, float]] = field(default_factory=dict)
+    """What coding takes: seconds for each byte of activations, and of gradients."""
+
+    def times_with(self, activations: Coding, gradients: Coding) -> BlockTimes:
+        """Of a job that sends them coded like that; nothing for a coding that was not measured."""
+        nothing = (0.0, 0.0)
+        return replace(
+            self.times,
+            activation_s_per_byte=self.codings.get(activations, nothing)[0],
+            gradient_s_per_byte=self.codings.get(gradients, nothing)[1],
+        )
 
     def to_toml(self) -> str:
         """The table, and a line's end."""
         lines = [HEADER]
-        lines += [f"{key} = {quoted(getattr(self, key))}" for key in ("model", "chain", "source")]
+        lines += [f"{key} = {quoted(getattr(self, key))}" for key in TEXTS]
         lines.append(f"batch_sizes = [{', '.join(map(str, self.times.batch_sizes))}]")
         for key in ("forward_s", "backward_s"):
             rows = [f"  [{', '.join(f'{float(value)!r}' for value in row)}]," for row in getattr(self.times, key)]
             lines += [f"{key} = [", *rows, "]"]
         if self.times.update_s_per_byte:
             lines.append(f"update_s_per_byte = {float(self.times.update_s_per_byte)!r}")
+        if self.codings:
+            each = (f"{coding} = [{float(one)!r}, {float(other)!r}]" for coding, (one, other) in self.codings.items())
+            lines.append(f"coding_s_per_byte = {{ {', '.join(each)} }}")
         return "\n".join(lines) + "\n"
 
 
@@ -96,7 +116,7 @@ def _measured(table: dict[str, Any], path: Path) -> MeasuredBlocks:
         if key not in FIELDS:
             raise UserError(f"{path}: {KEY}.{key}: unknown key; known are {', '.join(FIELDS)}; correct or remove it")
     model = table.get("model")
-    for key in ("model", "chain", "source"):
+    for key in TEXTS:
         value = table.get(key)
         if not isinstance(value, str) or not value.strip():
             raise UserError(f'{path}: {KEY}.{key}: missing; write {key} = "...", or {_again(model)}')
@@ -116,12 +136,32 @@ def _measured(table: dict[str, Any], path: Path) -> MeasuredBlocks:
             f"each must have one for each block; {_again(model)}"
         )
     update = table.get("update_s_per_byte", 0.0)
-    if type(update) not in (int, float) or not 0 <= update <= 1:
+    if not _is_second_per_byte(update):
         raise UserError(
             f"{path}: {KEY}.update_s_per_byte of {model}: {update!r:.40}; it must be seconds; {_again(model)}"
         )
     times = BlockTimes(tuple(sizes), rows["forward_s"], rows["backward_s"], float(update))
-    return MeasuredBlocks(str(model), table["chain"], table["source"], times)
+    return MeasuredBlocks(str(model), table["chain"], table["source"], times, _codings(table, path))
+
+
+def _is_second_per_byte(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
+
+
+def _codings(table: dict[str, Any], path: Path) -> dict[Coding, tuple[float, float]]:
+    given = table.get("coding_s_per_byte", {})
+    if not isinstance(given, dict) or not given.keys() <= set(CODINGS):
+        raise UserError(
+            f"{path}: {KEY}.coding_s_per_byte of {table['model']}: not a table of {', '.join(CODINGS)}; "
+            f"{_again(table['model'])}"
+        )
+    for coding, both in given.items():
+        if not isinstance(both, list) or len(both) != 2 or not all(map(_is_second_per_byte, both)):
+            raise UserError(
+                f"{path}: {KEY}.coding_s_per_byte.{coding} of {table['model']}: {both!r:.40}; it must be seconds of "
+                f"activations and of gradients; {_again(table['model'])}"
+            )
+    return {coding: (float(given[coding][0]), float(given[coding][1])) for coding in CODINGS if coding in given}
 
 
 def _rows(value: object, key: str, sizes: list[int], model: str, path: Path) -> tuple[tuple[float, ...], ...]:

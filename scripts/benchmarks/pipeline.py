@@ -10,7 +10,7 @@ themselves. How batches are counted, and what is predicted: ``slices_lab``. Need
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,10 @@ def run(settings: Settings) -> Iterator[Sample]:
     yield from compare("vgg11", settings)
 
 
-def compare(model: str, settings: Settings) -> Iterator[Sample]:
-    """All cases of one model, in turn; with ``tiny`` a LeNet in its place."""
+def compare(
+    model: str, settings: Settings, cases: Mapping[str, Case] = CASES, rate_mbit: float = RATE_MBIT
+) -> Iterator[Sample]:
+    """The cases of one model, in turn; with ``tiny`` a LeNet in its place."""
     controllers = host.check_host()
     sweep(controllers)
     if settings.tiny:
@@ -76,17 +78,24 @@ def compare(model: str, settings: Settings) -> Iterator[Sample]:
         data = f"images:{data_file('cifar10-images.zip')}"
         workload = Workload(model, data, {"model": {"name": model}}, BATCH_SIZE, MICRO_BATCHES)
     for repetition in settings.repetitions:
-        yield from measured(workload, settings, repetition, controllers)
+        yield from measured(workload, settings, repetition, controllers, cases, rate_mbit)
 
 
-def measured(workload: Workload, settings: Settings, repetition: int, controllers: Any) -> Iterator[Sample]:
+def measured(
+    workload: Workload,
+    settings: Settings,
+    repetition: int,
+    controllers: Any,
+    cases: Mapping[str, Case],
+    rate_mbit: float,
+) -> Iterator[Sample]:
     """The cases in turn; with ``tiny`` plain training and the plan only, on two devices."""
     if settings.tiny:
-        devices = slices_lab.devices_of({"fast-1": 1.0, "fast-2": 1.0}, slices_lab.TINY_CORES, [RATE_MBIT] * 2)
+        devices = slices_lab.devices_of({"fast-1": 1.0, "fast-2": 1.0}, slices_lab.TINY_CORES, [rate_mbit] * 2)
         stint, cases = slices_lab.TINY, {name: CASES[name] for name in TINY_CASES}
     else:
-        devices = slices_lab.devices_of(SPEEDS, slices_lab.CORES, [RATE_MBIT] * 3, SUBSET)
-        stint, cases = STINT, CASES
+        devices = slices_lab.devices_of(SPEEDS, slices_lab.CORES, [rate_mbit] * 3, SUBSET)
+        stint = STINT
     times = slices_lab.rehearse(workload, devices, stint, controllers)
     alone: Ran | None = None
     equal: dict[Schedule, float] = {}

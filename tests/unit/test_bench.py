@@ -26,7 +26,8 @@ from laboratory.calibration import OffSpeedError  # noqa: E402
 from p2ptrain.errors import P2PTrainError  # noqa: E402
 
 NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks_cifar"}
-NAMES |= {"pipeline", "pipeline_mobilenet", "pipeline_text", "pipeline_memory", "replan", "planner", "slices_accuracy"}
+NAMES |= {"pipeline", "pipeline_mobilenet", "pipeline_wired", "pipeline_text", "pipeline_memory"}
+NAMES |= {"replan", "planner", "slices_accuracy"}
 
 
 def bench(*arguments: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from p2ptrain.cli.main import main
+from p2ptrain.config import CODINGS
 from p2ptrain.learning.block_costs import profile_blocks
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.models import build_model
@@ -86,6 +87,7 @@ def test_times_measured_by_the_probe_count_more_than_flops(tmp_path: Path, capsy
     assert mine.read_text().startswith("# my own words\n")
     (measured,) = read_profile(mine).block_times
     assert measured.model == "lenet" and measured.times.batch_sizes == (2,) and "torch" in measured.source
+    assert measured.codings.keys() == set(CODINGS) and all(min(both) > 0 for both in measured.codings.values())
     status, out, err = run([*SMALL, str(mine), other], capsys)
     assert status == 0 and "measured on mine; from FLOP/s for raspberry-pi-4" in out and "p2ptrain probe" in err
     status, out, err = run([*SMALL, str(mine), "--json"], capsys)

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2ptrain.config import Coding
 from p2ptrain.errors import UserError
 from p2ptrain.planning.blocks import BlockTimes
+from p2ptrain.planning.pipeline_task import peer_from_profile
 from p2ptrain.planning.profile_times import MeasuredBlocks, with_block_times
 from p2ptrain.planning.profiles import LIMITS, DeviceProfile, Figure, find_profile, parse_profile, read_profile
 
@@ -110,6 +112,8 @@ def test_files_that_are_none() -> None:
         read_profile(PEERS)
 
 
+SMALL_TIMES = BlockTimes((1,), ((0.25, 1e-7),), ((3.0, 0.0),), 2.5e-10)
+CODED: dict[Coding, tuple[float, float]] = {"none": (1e-10, 2.5e-10), "int8": (0.0, 1.0)}
 figures = st.builds(
     Figure,
     value=st.floats(1 << 20, 4e11) | st.integers(1 << 20, 10**11).map(float),
@@ -128,7 +132,7 @@ profiles = st.builds(
     flops_per_s_one_core=st.none() | figures,
     disk_bytes_per_s=st.none() | figures,
     block_times=st.sampled_from(
-        [(), (MeasuredBlocks("m", "c", 'a "b"', BlockTimes((1,), ((0.25, 1e-7),), ((3.0, 0.0),), 2.5e-10)),)]
+        [(), (MeasuredBlocks("m", "c", 'a "b"', SMALL_TIMES),), (MeasuredBlocks("m", "c", "d", SMALL_TIMES, CODED),)]
     ),
 )
 
@@ -145,6 +149,7 @@ forward_s = [
 ]
 backward_s = [[0.1, 0], [0.3, 1]]
 update_s_per_byte = 1e-10
+coding_s_per_byte = { none = [2e-10, 3e-10], int8 = [4e-10, 5e-10] }
 """
 
 
@@ -162,6 +167,14 @@ update_s_per_byte = 1e-10
         ("1e-10", "-1e-10", r"update_s_per_byte of vgg11: -1e-10; it must be seconds"),
         ("1e-10", "nan", r"update_s_per_byte of vgg11: nan"),
         ("1e-10", "true", r"update_s_per_byte of vgg11: True"),
+        ("none =", "zip =", r"coding_s_per_byte of vgg11: not a table of none, fp16, int8"),
+        ("{ none = [2e-10, 3e-10], int8 = [4e-10, 5e-10] }", "3", r"not a table of none, fp16, int8"),
+        (
+            "[2e-10, 3e-10]",
+            "[2e-10]",
+            r"coding_s_per_byte\.none of vgg11: \[2e-10\]; it must be seconds of",
+        ),
+        ("[4e-10, 5e-10]", "[nan, 1]", r"coding_s_per_byte\.int8 of vgg11: \[nan, 1\]; it must be seconds"),
         ("[2, 8]", "[8, 2]", r"batch_sizes of vgg11: \[8, 2\]; they must rise from 1"),
         ("[2, 8]", "[0, 2]", r"must rise from 1"),
         ("[2, 8]", "[]", r"must rise from 1"),
@@ -207,3 +220,18 @@ def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, 
     path = tmp_path_factory.getbasetemp() / "profile.toml"
     path.write_bytes(profile.to_toml().encode())
     assert read_profile(path) == profile
+
+
+def test_what_coding_takes_is_that_of_the_job(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD + TIMES)
+    profile = read_profile(path)
+    for activations, gradients, expected in (
+        ("none", "none", (2e-10, 3e-10)),
+        ("int8", "none", (4e-10, 3e-10)),
+        ("fp16", "int8", (0.0, 5e-10)),
+    ):
+        times = peer_from_profile(profile, "mine", "abc", (activations, gradients)).times  # type: ignore[arg-type]
+        assert times is not None
+        assert (times.activation_s_per_byte, times.gradient_s_per_byte) == expected
+        assert times.forward_s == ((0.1, 0.2), (0.3, 0.4)) and times.update_s_per_byte == 1e-10
