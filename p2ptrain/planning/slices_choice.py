@@ -64,7 +64,8 @@ def _pipelines(room: Room, strategy: Strategy, num_micro_batches: int) -> list[P
 
 
 def _lean(room: Room, num_micro_batches: int) -> PipelinePlan:
-    """That with the fewest devices of those ``WORTH`` as fast as the fastest. Raises ``UserError`` where none fits.
+    """Of those as fast as the fastest to within ``WORTH`` the one with the fewest devices, dropping one after the other.
+    Raises ``UserError`` where none fits.
 
     What passing parcels on costs them the search does not know: a pipeline with fewer may even be the faster one.
     """
