@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 
@@ -12,7 +13,7 @@ from p2ptrain.planning.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.comparison import BASELINES, SINGLE, compare
 from p2ptrain.planning.pipeline_task import PairRate, PipelinePeer, PipelineTask
 from p2ptrain.planning.room import Room, micro_batch_choices
-from p2ptrain.planning.slices_choice import WORTH, best
+from p2ptrain.planning.slices_choice import WORTH, best, pipelines_of
 
 
 def model(num_blocks: int, flops: int, activation_bytes: int = 1000, parameter_bytes: int = 1000) -> ModelProfile:
@@ -60,6 +61,18 @@ def test_a_baseline_is_of_the_number_of_micro_batches_that_is_best_for_it(seed: 
             assert priced.cost.batch_s == min(room.batch_s(plan) for plan in plans if room.fits(plan))
     single = found.baselines[SINGLE]
     assert single is not None and found.planned.cost.batch_s <= single.cost.batch_s
+
+
+def test_without_a_flush_a_batch_has_several_micro_batches_where_it_can() -> None:
+    """With one, all gradients but the last stage's would be of weights a batch old."""
+    peers = (PipelinePeer("a", 1e9, 1e9, 1e8), PipelinePeer("b", 1e9, 1e9, 1e8, has_data=False))
+    task = PipelineTask(model(6, 10**8), peers, 4, 4)
+    for room, nums in ((Room(task, math.inf), {4, 2}), (Room(dataclasses.replace(task, num_micro_batches=1), 9), {1})):
+        pipelines = [each for each in pipelines_of(room, "planned") if len(each.stages) > 1]
+        assert {each.num_micro_batches for each in pipelines} == nums
+        assert len(best(room, "planned").stages) == 2
+    alone = Room(dataclasses.replace(task, peers=peers[:1]), math.inf)
+    assert {each.num_micro_batches for each in pipelines_of(alone, "planned")} == {4, 2, 1}
 
 
 def test_a_room_without_one_of_them_has_the_others_figures() -> None:
