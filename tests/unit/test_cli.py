@@ -44,7 +44,17 @@ SURFACE = {
     ],
     "plan": [
         *("PROFILE...", "--model", "--width", "--input-shape", "--classes", "--batch-size", "--micro-batches"),
-        *("--schedule", "--rate", "--link", "--latency", "--png", "--json"),
+        *(
+            "--schedule",
+            "--optimizer",
+            "--activations",
+            "--gradients",
+            "--rate",
+            "--link",
+            "--latency",
+            "--png",
+            "--json",
+        ),
     ],
     "doctor": [*GROUP, *NETWORK, "--port", "--wait", "--json"],
 }
