@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from p2ptrain.planning.pipeline_task import PairRate, PipelinePeer
     from p2ptrain.planning.profiles import DeviceProfile
 
-
 EXAMPLES = """\b
 Examples:
   p2ptrain plan --model vgg16 peers/*.toml --rate 100

@@ -44,17 +44,8 @@ SURFACE = {
     ],
     "plan": [
         *("PROFILE...", "--model", "--width", "--input-shape", "--classes", "--batch-size", "--micro-batches"),
-        *(
-            "--schedule",
-            "--optimizer",
-            "--activations",
-            "--gradients",
-            "--rate",
-            "--link",
-            "--latency",
-            "--png",
-            "--json",
-        ),
+        *("--schedule", "--optimizer", "--activations", "--gradients"),
+        *("--rate", "--link", "--latency", "--png", "--json"),
     ],
     "doctor": [*GROUP, *NETWORK, "--port", "--wait", "--json"],
 }
