@@ -56,6 +56,7 @@ COLUMNS = (
     Column("same_speed_times_single", "at one speed", 2),
     Column("idle_most", "idle, most idle stage, %", 0),
     Column("stages", "stages", 0),
+    Column("weakest_at", "stage of the weakest device", 0),
     Column("replans", "plans after the first", 0),
     Column("node_ms", "node's CPU ms a batch, most", 0),
     Column("node_ms_standby", "standing by", 0),
@@ -145,6 +146,7 @@ class Ran:
             "predicted_per_s": predicted,
             "measured_of_predicted": ratio,
             "stages": float(len(pipeline.stages)),
+            **self._weakest_at(pipeline),
             "replans": float(len(self.pace.plans) - 1),
             "devices_used": float(sum(len(stage.peers) for stage in pipeline.stages)),
             "micro_batches": float(pipeline.num_micro_batches),
@@ -152,6 +154,12 @@ class Ran:
             "idle_least": 100 * min(idle, default=0.0),
             **self._node_figures(room, pipeline, figures["batches"]),
         }
+
+    def _weakest_at(self, pipeline: PipelinePlan) -> dict[str, float]:
+        """Its stage, from 1 on; nothing where it is left out."""
+        weakest = min(self.spec.devices, key=lambda device: device.share).name
+        stages = [pipeline.stage_of(peer) for peer, name in self.lab.names.items() if name == weakest]
+        return {"weakest_at": float(stages[0] + 1)} if stages and stages[0] is not None else {}
 
     def _node_figures(self, room: Room, pipeline: PipelinePlan, num_batches: float) -> dict[str, float]:
         """CPU ms of a batch: what the busiest node took, what is planned of that for parcels, and, as all that a node

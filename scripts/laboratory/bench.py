@@ -23,7 +23,7 @@ from laboratory.quota import DeviceGroup
 from laboratory.spec import LabSpec
 from p2ptrain.api import Status
 from p2ptrain.experiment.group import Experiment, check_running, peer_command, stop
-from p2ptrain.net.keys import Group
+from p2ptrain.net.keys import Group, load_or_make_identity
 from p2ptrain.runtime.peer_node import BLOCK_TIMES
 from p2ptrain.runtime.probe import available_cores
 
@@ -43,6 +43,19 @@ class Bench:
     camera: Camera | None = None
     peak_kept_bytes: dict[str, int] = field(default_factory=dict)
     """Of each device's memory what no file gives back, as far as it was looked at."""
+
+    def give_identities(self) -> None:
+        """Before any peer starts: ids that rise in the order of the spec's devices.
+
+        What goes by ids would go by chance otherwise: an equal split with a weak device in the middle was half as fast
+        as one with that device first.
+        """
+        keys = [self.folder / f"keys-{number}" for number in range(len(self.spec.devices))]
+        for state in keys:
+            state.mkdir(mode=0o700)
+        keys.sort(key=lambda state: load_or_make_identity(state).peer)
+        for state, device in zip(keys, self.spec.devices, strict=True):
+            state.rename(self.folder / device.name)
 
     def start(self, device: str) -> None:
         """Start the device's peer, for the first time or again with the state that it left."""
@@ -73,9 +86,7 @@ class Bench:
         for device in self.spec.devices:
             self.groups[device.name].set_share(max(1.0, device.share))
             if times := block_times.get(device.name):
-                state = self.folder / device.name
-                state.mkdir(mode=0o700)
-                (state / BLOCK_TIMES).write_bytes(times)
+                (self.folder / device.name / BLOCK_TIMES).write_bytes(times)
 
     def keep_to_shares(self) -> None:
         for device in self.spec.devices:

@@ -116,6 +116,7 @@ def run(
             groups[speed.device].correct(speed.correction)
         stack.callback(keep_papers, folder, spec.devices, out)
         bench = Bench(spec, experiment, folder, network, groups, new_group())
+        bench.give_identities()
         if rehearsed is not None:
             bench.hurry(rehearsed)
         if num_points:

@@ -20,6 +20,7 @@ from p2ptrain.errors import UserError
 from p2ptrain.learning import block_times
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.parts import global_model
+from p2ptrain.net.keys import load_or_make_identity
 from p2ptrain.runtime import allocator, stage_worker
 from p2ptrain.runtime.peer_node import BLOCK_TIMES
 
@@ -364,12 +365,22 @@ def test_devices_hurry_until_they_are_to_keep_to_their_shares(tmp_path: Path) ->
     groups: Any = {name: SimpleNamespace(set_share=told.append) for name, told in shares.items()}
     nothing: Any = None
     bench = Bench(LabSpec("lab", "digits", {}, devices), nothing, tmp_path, nothing, groups, nothing)
+    bench.give_identities()
     bench.hurry({"small": b"times"})
     assert shares == {"small": [1.0], "large": [1.5]}
     assert (tmp_path / "small" / BLOCK_TIMES).read_bytes() == b"times"
-    assert not (tmp_path / "large").exists()
+    assert not (tmp_path / "large" / BLOCK_TIMES).exists()
     bench.keep_to_shares()
     assert shares == {"small": [1.0, 0.1], "large": [1.5, 1.5]}
+
+
+def test_the_ids_of_a_lab_s_peers_rise_in_the_order_of_its_devices(tmp_path: Path) -> None:
+    devices = tuple(device_of(name, 0.1, 10.0) for name in "defabc")
+    nothing: Any = None
+    Bench(LabSpec("lab", "digits", {}, devices), nothing, tmp_path, nothing, nothing, nothing).give_identities()
+    ids = [load_or_make_identity(tmp_path / device.name).peer for device in devices]
+    assert len(set(ids)) == len(devices) and ids == sorted(ids)
+    assert {path.name for path in tmp_path.iterdir()} == set("defabc")
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------
