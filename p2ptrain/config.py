@@ -110,7 +110,8 @@ class SlicesConfig:
     schedule: Schedule = "sync"
     """sync: gradients as on a single device; async: no flush between batches, older weights for a few of them."""
     strategy: Strategy = "planned"
-    """Baselines: "equal" = as many blocks for every peer; "data-parallel" = the whole model on every peer with data."""
+    """Baselines: "equal" = as many blocks for every peer, in the order of their ids, but for a first one with samples;
+    "data-parallel" = the whole model on every peer with samples."""
     activations: Coding = "none"
     """Compression of what goes from stage to stage, ..."""
     gradients: Coding = "none"

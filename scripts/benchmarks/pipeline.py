@@ -2,9 +2,10 @@
 
 Each case trains on the same devices and samples: the pipeline that the group plans, with activations and gradients as
 they are and in int8, with a flush after each batch and without (what all that does to accuracy: ``slices_accuracy``);
-as many blocks on every device (``strategy = "equal"``), with and without a flush; the whole model on every device
-(``strategy = "data-parallel"``); and plain training on one of the fast devices alone, while the others train for
-themselves. How batches are counted, and what is predicted: ``slices_lab``. Needs Linux and root, as the lab does.
+as many blocks on every device, the slow one in the middle (``strategy = "equal"``), with and without a flush; the whole
+model on every device (``strategy = "data-parallel"``); and plain training on one of the fast devices alone, while the
+others train for themselves. How batches are counted, and what is predicted: ``slices_lab``. Needs Linux and root, as
+the lab does.
 """
 
 from __future__ import annotations

@@ -142,6 +142,7 @@ class Ran:
         ratio, faster = figures["samples_per_s"] / predicted, speedometer.change(self.rehearsed_speeds, self.speeds)
         figures |= {"same_speed_of_predicted": ratio / faster} if faster else {}
         idle = [share for journal in self.journals.values() if (share := idle_share(journal)) is not None]
+        figures |= {"idle_most": 100 * max(idle), "idle_least": 100 * min(idle)} if idle else {}
         return figures | {
             "predicted_per_s": predicted,
             "measured_of_predicted": ratio,
@@ -150,8 +151,6 @@ class Ran:
             "replans": float(len(self.pace.plans) - 1),
             "devices_used": float(sum(len(stage.peers) for stage in pipeline.stages)),
             "micro_batches": float(pipeline.num_micro_batches),
-            "idle_most": 100 * max(idle, default=0.0),
-            "idle_least": 100 * min(idle, default=0.0),
             **self._node_figures(room, pipeline, figures["batches"]),
         }
 
