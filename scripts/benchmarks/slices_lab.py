@@ -147,18 +147,12 @@ class Ran:
             "predicted_per_s": predicted,
             "measured_of_predicted": ratio,
             "stages": float(len(pipeline.stages)),
-            **self._weakest_at(pipeline),
+            **weakest_at(self.spec.devices, self.lab.names, pipeline),
             "replans": float(len(self.pace.plans) - 1),
             "devices_used": float(sum(len(stage.peers) for stage in pipeline.stages)),
             "micro_batches": float(pipeline.num_micro_batches),
             **self._node_figures(room, pipeline, figures["batches"]),
         }
-
-    def _weakest_at(self, pipeline: PipelinePlan) -> dict[str, float]:
-        """Its stage, from 1 on; nothing where it is left out."""
-        weakest = min(self.spec.devices, key=lambda device: device.share).name
-        stages = [pipeline.stage_of(peer) for peer, name in self.lab.names.items() if name == weakest]
-        return {"weakest_at": float(stages[0] + 1)} if stages and stages[0] is not None else {}
 
     def _node_figures(self, room: Room, pipeline: PipelinePlan, num_batches: float) -> dict[str, float]:
         """CPU ms of a batch: what the busiest node took, what is planned of that for parcels, and, as all that a node
@@ -283,6 +277,13 @@ def spec_of(
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def weakest_at(devices: Sequence[Device], names: Mapping[PeerId, str], pipeline: PipelinePlan) -> dict[str, float]:
+    """The stage of the weakest device, from 1 on; nothing where it is left out. ``names``: of devices, by peer id."""
+    weakest = min(devices, key=lambda device: device.share).name
+    at = next((pipeline.stage_of(peer) for peer, name in names.items() if name == weakest), None)
+    return {} if at is None else {"weakest_at": float(at + 1)}
 
 
 def idle_share(journal: Sequence[Mapping[str, Any]]) -> float | None:

@@ -47,8 +47,7 @@ class Bench:
     def give_identities(self) -> None:
         """Before any peer starts: ids that rise in the order of the spec's devices.
 
-        What goes by ids would go by chance otherwise: an equal split with a weak device in the middle was half as fast
-        as one with that device first.
+        What goes by ids would go by chance otherwise, such as which stage of an equal split a weak device gets.
         """
         keys = [self.folder / f"keys-{number}" for number in range(len(self.spec.devices))]
         for state in keys:

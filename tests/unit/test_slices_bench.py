@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from p2ptrain.ids import PeerId
+from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -36,6 +39,14 @@ def paced(*looks: tuple[float, str, int]) -> Pace:
     for seconds, plan, step in looks:
         pace.look(seconds, status(plan, step))
     return pace
+
+
+def test_the_stage_of_the_weakest_device_is_told_if_it_has_one() -> None:
+    devices = slices_lab.devices_of({"fast": 1.0, "slow": 0.1}, 1.0, [100.0] * 2)
+    stages = (Stage(0, 1, ("p1",), (4,), 2), Stage(1, 2, ("p2",), (4,), 1))
+    pipeline = PipelinePlan("m", 2, 4, 2, stages, ())
+    assert slices_lab.weakest_at(devices, {PeerId("p1"): "fast", PeerId("p2"): "slow"}, pipeline) == {"weakest_at": 2.0}
+    assert slices_lab.weakest_at(devices, {PeerId("p3"): "slow", PeerId("p1"): "fast"}, pipeline) == {}
 
 
 def test_a_change_of_plan_starts_the_count_anew() -> None:
