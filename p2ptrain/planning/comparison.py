@@ -7,7 +7,7 @@ other mean the same.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from p2ptrain.planning.pipeline_baselines import best_single_peer, data_parallel, equal_split
 from p2ptrain.planning.pipeline_cost import CostModel, PlanCost
@@ -54,8 +54,6 @@ class Comparison:
 def compare(room: Room) -> Comparison:
     """Plan, and price the baselines. Raises ``UserError`` where there is no plan."""
     plan = min(pipelines_of(room, "planned"), key=room.batch_s)
-    used = {peer for stage in plan.stages for peer in stage.peers}
-    plan = replace(plan, left_out=tuple(sorted(peer.name for peer in room.task.peers if peer.name not in used)))
     baselines = {name: _soonest(room, baseline) for name, baseline in BASELINES.items()}
     return Comparison(room.costs(plan.num_micro_batches).task, Priced(plan, room.cost(plan)), baselines)
 

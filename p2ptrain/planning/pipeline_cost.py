@@ -68,8 +68,10 @@ class CostModel:
         """Block index of every place where a stage may begin or end; unit u is [cuts[u], cuts[u + 1])."""
         self.num_units = len(self.cuts) - 1
         cuts = np.array(self.cuts)
-        self.work_flops = _summed([block.forward_flops + block.backward_flops for block in blocks])[cuts]
+        self.forward_flops = _summed([block.forward_flops for block in blocks])[cuts]
         """Up to each cut; per sample."""
+        self.backward_flops = _summed([block.backward_flops for block in blocks])[cuts]
+        self.work_flops = self.forward_flops + self.backward_flops
         self.parameter_bytes = _summed([block.parameter_bytes for block in blocks])[cuts]
         copies = 2 + task.optimizer_copies
         self.held_bytes = _summed([copies * b.parameter_bytes + b.buffer_bytes for b in blocks])[cuts]
@@ -109,8 +111,7 @@ class CostModel:
         counts = range(self.task.micro_batch + 1)
         if peer.times is None:
             samples = np.array(counts, dtype=np.float64)[:, None] * (peer.slowdown / peer.flops_per_s)
-            forward = samples * _summed([block.forward_flops for block in blocks])[cuts]
-            return forward, samples * _summed([block.backward_flops for block in blocks])[cuts]
+            return samples * self.forward_flops, samples * self.backward_flops
         tables = []
         for rows in (peer.times.forward, peer.times.backward):
             measured = np.array([rows(count) if count else [0.0] * len(blocks) for count in counts]) * peer.slowdown

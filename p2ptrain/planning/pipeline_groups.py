@@ -8,24 +8,22 @@ what can't be done within it is not worked out for all groups.
 
 How many peers of each kind are taken is one integer with a field for each kind, wide enough for one carry:
 ``taken & group.guard`` says at once for many partial plans whether a group is still to be had.
-
-Invariant: ``seconds`` are those of the split of samples that lets the slowest peer end soonest within memory; infinite
-where there is none, or no hope that a plan with it ends within the limit. Deeper warm-up keeps more activations, so
-they never fall with it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from p2ptrain.planning.group_times import GroupTimes, Timing
 from p2ptrain.planning.pipeline_cost import CostModel, Floats
 from p2ptrain.planning.pipeline_plan import PipelinePlan
-from p2ptrain.planning.pipeline_shares import Ints, Mask, Sharing
+from p2ptrain.planning.pipeline_shares import Mask
 
 MAX_GROUPS = 255
 """So many groups are all tried; of more, a selection."""
@@ -53,7 +51,7 @@ class Group:
 
 
 class Ground:
-    """All that the search looks up: kinds, groups, and their times, [group, start, stop] for each warm-up depth."""
+    """All that the search looks up: kinds, groups, their times, and the links between them."""
 
     def __init__(self, model: CostModel, max_stages: int) -> None:
         self.model = model
@@ -69,40 +67,60 @@ class Ground:
         self.most_peers = model.task.micro_batch // model.task.model.least_samples
         """Of a group: each of its peers gets samples of every micro-batch."""
         self._speeds = [_speed(model, kind[0]) for kind in self.kinds]
-        self.total_speed = sum(speed * len(kind) for speed, kind in zip(self._speeds, self.kinds, strict=True))
+        self.total_speed = self._total_speed()
         counts = self._all_counts()
         deepest = min(model.task.most_ahead, 2 * max_stages - 1)
         usual = {1, 2, *range(3, deepest, 2), deepest}  # 2(P-p)-1 is odd
         self.depths = tuple(k for k in range(1, deepest + 1) if counts is not None or k in usual)
-        self._sharing = Sharing(model)
-        self.covers_all = has_all_kinds and counts is not None and self._sharing.is_proportional
+        self._timing = Timing(model, self.depths)
+        self.covers_all = has_all_kinds and counts is not None and self._timing.is_proportional
         """Every plan worth having is made of these groups and splits. With measured times a split that is best in sum
         may not be best forward and backward apart."""
-        self._single_s = min(self._alone_s(kind[0]) for kind in self.kinds) * (1 + 1e-6)
-        self._known: dict[Counts, tuple[Group, Floats, Floats, Floats]] = {}
-        self.counts = counts or self._some_counts()
-        """Of the groups that the search chooses from, ..."""
-        self.use(self._some_counts(), math.inf)
+        self._single_s = self._soonest_alone_s()
+        self._known: dict[Counts, tuple[Group, GroupTimes]] = {}
+        self.is_selection = counts is None
+        self.counts = counts or self.some_counts()
+        """Of the groups that the search chooses from."""
 
     def use(self, counts: Sequence[Counts], limit_s: float) -> None:
-        """Make these the groups to choose from. No stage of interest takes ``limit_s`` for a round."""
+        """Make these the groups to choose from; this comes first. No stage of interest takes ``limit_s`` for a
+        round."""
         limit_s = min(limit_s, self._single_s)
-        spans = self.model.parameter_bytes[None, :] - self.model.parameter_bytes[:, None]
-        for each in counts:
-            if each not in self._known:
-                group = self._group(each)
-                self._known[each] = (group, *self._seconds(group, limit_s), self.model.update_s(group.peers, spans))
-        groups, forward, backward, update = zip(*(self._known[each] for each in counts), strict=True)
-        self.groups: tuple[Group, ...] = groups
-        self.forward_s: Floats = np.stack(forward, axis=1)
-        """[depth, group, start, stop]"""
-        self.backward_s: Floats = np.stack(backward, axis=1)
-        self.update_s: Floats = np.stack(update)
+        self._learn([each for each in counts if not self._knows(each, limit_s)], limit_s)
+        self.groups = [self._known[each][0] for each in counts]
+        times = [self._known[each][1] for each in counts]
+        self.forward_s: Floats = np.stack([each.forward_s for each in times], axis=2)
+        """[stop, depth, group, start]"""
+        self.backward_s: Floats = np.stack([each.backward_s for each in times], axis=2)
+        self.update_s: Floats = np.stack([each.update_s for each in times])
         """[group, start, stop]"""
         self.link_rates = self._link_rates()
         """Between two groups, [group, group]; what it says of groups that share peers means nothing."""
         self.links_as_well: list[list[bool]] = self._links_as_well().tolist()
         """[one, other]: whether the one's links to all others are no slower than the other's."""
+
+    def _knows(self, counts: Counts, limit_s: float) -> bool:
+        return counts in self._known and self._known[counts][1].limit_s >= limit_s
+
+    def _learn(self, counts: Sequence[Counts], limit_s: float) -> None:
+        groups = [self._group(each) for each in counts]
+        peers, speeds = [group.peers for group in groups], [group.flops_per_s for group in groups]
+        times = self._timing.times(peers, speeds, self.total_speed, limit_s)
+        self._known.update(zip(counts, zip(groups, times, strict=True), strict=True))
+
+    def leave_out(self, name: str) -> None:
+        """No tail takes that peer any more. What it could do may stay among what is looked up."""
+        for k, kind in enumerate(self.kinds):
+            left = [peer for peer in kind if self.model.task.peers[peer].name != name]
+            if len(left) < len(kind):
+                self.kinds[k] = left
+                self.nothing_taken += self._fields[k]
+        self.total_speed, self._single_s = self._total_speed(), self._soonest_alone_s()
+        most = [len(kind) for kind in self.kinds]
+        self.counts = [each for each in self.counts if all(map(operator.le, each, most))]
+
+    def _total_speed(self) -> float:
+        return sum(speed * len(kind) for speed, kind in zip(self._speeds, self.kinds, strict=True) if kind)
 
     def _link_rates(self) -> Floats:
         rates = self.model.link_rates
@@ -118,13 +136,15 @@ class Ground:
         return np.stack([(rates >= rates[:, [other]]).all(axis=0) for other in range(len(rates))], axis=1)
 
     def near(self, plan: PipelinePlan) -> list[Counts]:
-        """The groups of a plan, those with one peer more or less, and every single peer."""
+        """The groups of a plan without those left out, those with one peer more or less, and every single peer."""
         kind_of = {self.model.task.peers[peer].name: k for k, kind in enumerate(self.kinds) for peer in kind}
-        found = {tuple(int(k == single) for k in range(len(self.kinds))) for single in range(len(self.kinds))}
+        singles = [k for k, kind in enumerate(self.kinds) if kind]
+        found = {tuple(int(k == single) for k in range(len(self.kinds))) for single in singles}
         for stage in plan.stages:
             counts = [0] * len(self.kinds)
             for peer in stage.peers:
-                counts[kind_of[peer]] += 1
+                if peer in kind_of:
+                    counts[kind_of[peer]] += 1
             for k, change in itertools.product(range(len(self.kinds)), (-1, 0, 1)):
                 other = tuple(count + change * (k == i) for i, count in enumerate(counts))
                 if 0 <= other[k] <= len(self.kinds[k]) and 0 < sum(other) <= self.most_peers:
@@ -142,7 +162,8 @@ class Ground:
         ranges = [range(len(kind) + 1) for kind in self.kinds]
         return [counts for counts in itertools.product(*ranges) if 0 < sum(counts) <= self.most_peers]
 
-    def _some_counts(self) -> list[Counts]:
+    def some_counts(self) -> list[Counts]:
+        """A selection: see the module's first lines."""
         order = sorted(range(len(self.kinds)), key=lambda k: (-self._speeds[k], k))
         line = [kind for kind in order for _ in self.kinds[kind]]
         most = min(len(line), self.most_peers)
@@ -162,6 +183,10 @@ class Ground:
             self.model.link_rate(peers),
         )
 
+    def _soonest_alone_s(self) -> float:
+        """What is slower than one peer alone is not worth having; infinite where none can train alone."""
+        return min((self._alone_s(kind[0]) for kind in self.kinds if kind), default=math.inf) * (1 + 1e-6)
+
     def _alone_s(self, peer: int) -> float:
         """A round of the whole model on one peer; infinite where that can't be."""
         model, last = self.model, self.model.num_units
@@ -169,50 +194,6 @@ class Ground:
             return math.inf
         both = model.task.num_in_a_row * sum(model.stage_s(peer, 0, last, model.task.micro_batch))
         return both + model.task.batches * float(model.update_s([peer], model.parameter_bytes[last]))
-
-    def _hopeful(self, group: Group, limit_s: float) -> tuple[Ints, Ints]:
-        """Starts and stops of the runs that the group may do within the limit, and the other peers all the rest."""
-        model, task = self.model, self.model.task
-        starts, stops = np.triu_indices(model.num_units + 1, 1)
-        if not math.isfinite(limit_s) or not math.isfinite(self.total_speed):
-            return starts, stops
-        own = (model.work_flops[stops] - model.work_flops[starts]) * task.micro_batch * task.num_in_a_row
-        rest = model.work_flops[-1] * task.micro_batch * task.num_in_a_row - own
-        speed_left = max(0.0, self.total_speed - group.flops_per_s)
-        slack = limit_s * (1 + 1e-6)
-        hopeful = (own <= slack * group.flops_per_s) & (rest <= slack * speed_left + 1e-9 * own.max())
-        starts, stops = starts[hopeful], stops[hopeful]
-        least = self._sharing.seconds(np.array(group.peers)[:, None], np.array(1), starts, stops).max(axis=0)
-        hopeful = task.num_in_a_row * least < slack
-        return starts[hopeful], stops[hopeful]
-
-    def _seconds(self, group: Group, limit_s: float) -> tuple[Floats, Floats]:
-        """Forward and backward seconds of the group, [depth, start, stop]; infinite where there is no hope."""
-        sharing, peers = self._sharing, np.array(group.peers)
-        num, samples = self.model.task.num_in_a_row, self.model.task.micro_batch
-        size = self.model.num_units + 1
-        forward = np.full((len(self.depths), size, size), np.inf)
-        backward = forward.copy()
-        starts, stops = self._hopeful(group, limit_s)
-        if not len(starts):
-            return forward, backward
-        if sharing.is_proportional:
-            whole = sharing.shares(peers, np.array([0]), np.array([size - 1]), np.full((len(peers), 1), samples))
-            shares = np.broadcast_to(whole, (len(peers), len(starts)))
-        else:
-            shares = sharing.shares(peers, starts, stops, np.full((len(peers), len(starts)), samples))
-        there, back = sharing.slowest(peers, starts, stops, shares)
-        forward[:, starts, stops], backward[:, starts, stops] = there, back
-        caps = sharing.caps(peers, starts, stops, self.depths)
-        at, run = np.nonzero((shares > caps).any(axis=1))
-        forward[at, starts[run], stops[run]] = np.inf
-        within = (num * (there + back) < limit_s)[run]
-        at, run = at[within], run[within]
-        at_starts, at_stops = starts[run], stops[run]
-        fewer = sharing.shares(peers, at_starts, at_stops, caps[at, :, run].T)
-        slower = sharing.slowest(peers, at_starts, at_stops, fewer)
-        forward[at, at_starts, at_stops], backward[at, at_starts, at_stops] = slower
-        return forward, backward
 
 
 def _kinds(model: CostModel) -> tuple[list[list[int]], bool]:

@@ -2,8 +2,9 @@
 
 Tails (``pipeline_tails``) are extended cut by cut from the last to the first: every group that is still to be had
 takes every run of blocks that ends there. A tail is dropped when not even lossless sharing of what is left among the
-peers that are left could beat the best plan played through so far. Complete plans are played through in the order of
-their bounds, each with the warm-up depths that memory allows, until a bound exceeds the best time.
+peers that are left could beat the best plan played through so far. Of the complete plans the most promising are played
+through at once; in the end all others, in the order of their bounds, each with the warm-up depths that memory allows,
+until a bound exceeds the best time.
 
 Small rooms are searched to the end: no plan with warm-ups of at most ``deepest_warm_up`` is then faster
 (``Planned.is_proved``). Where more tails begin at a cut than are kept, it is only the best found. The work is limited
@@ -15,7 +16,8 @@ Invariant: the plan fits into every peer's memory, and no peer that could train 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +26,7 @@ from p2ptrain.errors import LocalError, UserError
 from p2ptrain.planning.pipeline_cost import CostModel, PlanCost, cost_of, fits, steps_of
 from p2ptrain.planning.pipeline_groups import Ground
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
-from p2ptrain.planning.pipeline_schedule import Steps, classic_warm_up, round_bound_s, round_s
+from p2ptrain.planning.pipeline_schedule import Steps, round_bound_s, round_s
 from p2ptrain.planning.pipeline_tails import (
     BOUND_S,
     DEPTH,
@@ -36,25 +38,26 @@ from p2ptrain.planning.pipeline_tails import (
     Extender,
     Tails,
     Waiting,
+    Which,
+    joined,
     no_stage,
     select,
 )
+from p2ptrain.planning.warm_ups import Depths, all_depths, likely_depths, num_depths
 
 MAX_STAGES = 10
 ALL_TAILS = 3000
 """Kept at a cut where every group is tried."""
-BEAM = 48
+BEAM = 80
 """Kept at a cut where groups are a selection."""
 NARROW_BEAM = 8
 """Of the first sweep, which only finds a good limit for the next."""
+PLAYED_AT_ONCE = 12
+"""Of the complete plans whose first stage ends at the same cut."""
 MAX_PLAYED = 4000
-"""Plays of a schedule in one sweep; then complete plans are compared by their bounds alone."""
-PLAYED_OF_MANY = 12
-"""Of the complete plans that begin with the same cut, where groups are a selection."""
+"""Plays of a schedule to prove that a plan is the best."""
 ALL_DEPTHS = 300
 """Choices of a plan's warm-up depths that are all played; where there are more, a few, and neighbours of the best."""
-
-Depths = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,46 +67,79 @@ class Planned:
     plan: PipelinePlan
     cost: PlanCost
     is_proved: bool
-    """No plan of this task is faster, played through with warm-ups of at most ``deepest_warm_up``."""
-    num_tails: int
-    """Partial plans that were extended, and ..."""
-    num_played: int
-    """... schedules played through: the work done."""
+    """No plan of the peers that were not left out is faster, played through with warm-ups of at most
+    ``deepest_warm_up``."""
 
 
-def plan_pipeline(model: CostModel) -> Planned:
-    """Raises ``UserError`` where no plan fits into memory."""
-    search = _Search(model)
-    search.sweep(NARROW_BEAM)
-    search.widen()
-    search.sweep(search.width, is_last=True)
-    search.refine()
-    return search.result()
+class Search:
+    """Looks for the best plan of a task, and then for the best without one peer after the other."""
 
-
-class _Search:
-    def __init__(self, model: CostModel) -> None:
+    def __init__(self, model: CostModel, limit_s: float = math.inf) -> None:
+        """Of interest are batches that take less than ``limit_s`` in the schedules that are played, before a climb."""
         most_stages = min(len(model.task.peers), model.num_units)
         self._model = model
         self._max_stages = min(MAX_STAGES, most_stages)
         self._ground = Ground(model, self._max_stages)
         self._covers_all = self._ground.covers_all and self._max_stages == most_stages
-        self.width = ALL_TAILS if self._covers_all else BEAM
-        self._is_proved = self._is_thorough = False
-        self._num_tails = self._num_played = 0
-        self._best_s = np.inf
-        self._best: PipelinePlan | None = None
-        self._tried: set[PipelinePlan] = set()
+        self._width = ALL_TAILS if self._covers_all else BEAM
+        self._is_proved = False
+        self.num_tails = self.num_played = 0
+        """Partial plans that were extended, and schedules that were played through: the work done so far."""
+        self._start(limit_s)
 
-    def sweep(self, width: int, is_last: bool = False) -> None:
-        """From the last cut to the first, keeping at most ``width`` tails at each; only the last one can prove."""
+    def best(self) -> Planned | None:
+        """None where no plan is below the limit. Raises ``UserError`` where there is none, and no plan fits into
+        memory."""
+        has_limit = math.isfinite(self._best_s)
+        self._sweep_all()
+        self._sweep_near(self._best)
+        if self._best is None and not has_limit:
+            raise UserError(_why_not(self._model))
+        return self._planned()
+
+    def without(self, peer: str, limit_s: float) -> Planned | None:
+        """The best without that peer and those left out before it; where groups are a selection, of those near the
+        plan found last. None where none is below the limit."""
+        before = self._best
+        self._start(limit_s)
+        self._ground.leave_out(peer)
+        if not any(self._ground.kinds):
+            return None
+        if not self._ground.is_selection:
+            self._sweep_all()
+        self._sweep_near(self._best or before)
+        return self._planned()
+
+    def _start(self, limit_s: float) -> None:
+        self._best_s: float = limit_s * self._model.task.batches
+        self._best: PipelinePlan | None = None
+
+    def _planned(self) -> Planned | None:
+        if self._best is None:
+            return None
+        return Planned(self._best, cost_of(self._model, self._best), self._is_proved)
+
+    def _sweep_all(self) -> None:
+        """First with few groups and few tails, which sets a limit."""
+        self._ground.use(self._ground.some_counts(), self._best_s * ROUNDING)
+        self._sweep(NARROW_BEAM)
+        self._ground.use(self._ground.counts, self._best_s * ROUNDING)
+        self._sweep(self._width, proves=self._covers_all)
+
+    def _sweep_near(self, plan: PipelinePlan | None) -> None:
+        """Once more, where not all that is worth having was tried: among groups near a plan's."""
+        if plan is not None and not self._ground.covers_all:
+            self._ground.use(self._ground.near(plan), self._best_s * ROUNDING)
+            self._sweep(BEAM)
+
+    def _sweep(self, width: int, proves: bool = False) -> None:
+        """From the last cut to the first, keeping at most ``width`` tails at each."""
         last = self._model.num_units
         waiting = Waiting(last, width)
         kept: list[Tails] = []
         numbers: list[int] = []
-        budget = self._num_played + MAX_PLAYED
-        self._is_proved = self._is_thorough = self._covers_all and is_last
-        self._tried.clear()
+        complete: list[tuple[Tails, int]] = []
+        self._is_proved = proves
         extender = Extender(self._ground, self._max_stages)
         number = 0
         for stop in range(last, 0, -1):
@@ -114,26 +150,14 @@ class _Search:
                 if start:
                     waiting.add(start, more)
                 else:
-                    self._complete(more, kept, numbers, budget)
+                    promising = self._complete(more, kept, numbers)
+                    complete += [(promising, len(kept))] if proves else []
             number += len(tails)
-        self._num_tails += number
+        self.num_tails += number
         self._climb()
-
-    def widen(self) -> None:
-        """After a first plan: choose among all groups of the ground."""
-        self._ground.use(self._ground.counts, self._best_s * ROUNDING)
-
-    def refine(self) -> None:
-        """Where groups are a selection: search once more among those near the best plan's."""
-        if self._best is not None and not self._ground.covers_all:
-            self._ground.use(self._ground.near(self._best), self._best_s * ROUNDING)
-            self.sweep(BEAM)
-
-    def result(self) -> Planned:
-        if self._best is None:
-            raise UserError(self._why_not())
-        cost = cost_of(self._model, self._best)
-        return Planned(self._best, cost, self._is_proved, self._num_tails, self._num_played)
+        if complete:
+            self._prove(complete, kept, numbers)
+            self._climb()
 
     def _kept(self, tails: Tails | None, width: int) -> Tails:
         if tails is None:
@@ -144,16 +168,38 @@ class _Search:
         self._is_proved = False
         return select(self._ground, tails, width)
 
-    def _complete(self, tails: Tails, kept: Sequence[Tails], numbers: Sequence[int], budget: int) -> None:
-        """Play complete plans, most promising first."""
-        order = np.lexsort((tails.ints[GROUP], tails.ints[NUM_STAGES], tails.floats[DONE_S]))
-        for i in (order if self._is_thorough else order[:PLAYED_OF_MANY]).tolist():
+    def _complete(self, tails: Tails, kept: Sequence[Tails], numbers: Sequence[int]) -> Tails:
+        """Play the most promising complete plans; all that may be faster than the best, most promising first."""
+        tails = tails.pick(_by_promise(tails))
+        for i in range(min(len(tails), PLAYED_AT_ONCE)):
             if tails.floats[DONE_S, i] >= self._best_s * ROUNDING:
+                break
+            plan = self._plan(tails, i, kept, numbers)
+            steps = steps_of(self._model, plan)
+            for depths in likely_depths(tuple(stage.warm_up for stage in plan.stages)):
+                self._play(plan, steps, depths)
+        in_time = int(np.count_nonzero(tails.floats[DONE_S] < self._best_s * ROUNDING))
+        self._is_proved = self._is_proved and in_time <= MAX_PLAYED
+        return tails.pick(slice(min(in_time, MAX_PLAYED)))
+
+    def _prove(self, complete: Sequence[tuple[Tails, int]], kept: Sequence[Tails], numbers: Sequence[int]) -> None:
+        """Play all complete plans that may yet be the best, with all depths that memory allows.
+
+        ``complete``: with how many are ``kept`` of those that they extend."""
+        every = joined([tails for tails, _ in complete])
+        nums_kept = np.concatenate([np.full(len(tails), num) for tails, num in complete])
+        budget = self.num_played + MAX_PLAYED
+        tried: set[PipelinePlan] = set()
+        for i in _by_promise(every).tolist():
+            if every.floats[DONE_S, i] >= self._best_s * ROUNDING:
                 return
-            if self._num_played >= budget:
+            if self.num_played >= budget:
                 self._is_proved = False
                 return
-            self._try(self._plan(tails, i, kept, numbers))
+            plan = self._plan(every, i, kept[: nums_kept[i]], numbers)
+            if plan not in tried:
+                tried.add(plan)
+                self._play_all_depths(plan)
 
     def _plan(self, tails: Tails, i: int, kept: Sequence[Tails], numbers: Sequence[int]) -> PipelinePlan:
         """Follow the parents from the first stage to the last, giving out the peers of each kind by name."""
@@ -175,19 +221,14 @@ class _Search:
                 return plan_of(model, stages)
             tails, i, start = kept[at], parent - numbers[at], stop
 
-    def _try(self, plan: PipelinePlan) -> None:
-        """Play a plan with the warm-up depths that its memory allows; keep it if it is the best."""
-        if plan in self._tried:
-            return
-        self._tried.add(plan)
+    def _play_all_depths(self, plan: PipelinePlan) -> None:
+        """As far as memory allows them, and they are not too many."""
         steps = steps_of(self._model, plan)
         caps = tuple(stage.warm_up for stage in plan.stages)
-        for depths in likely_depths(caps):
-            self._play(plan, steps, depths)
-        if self._is_thorough and num_depths(caps) <= ALL_DEPTHS:
+        if num_depths(caps) <= ALL_DEPTHS:
             for depths in all_depths(caps):
                 self._play(plan, steps, depths)
-        elif round_bound_s(steps, caps) * ROUNDING < self._best_s:  # other depths might yet be faster
+        elif round_bound_s(steps, caps) * ROUNDING < self._best_s:  # others might yet be faster
             self._is_proved = False
 
     def _climb(self) -> None:
@@ -206,63 +247,17 @@ class _Search:
     def _play(self, plan: PipelinePlan, steps: Steps, depths: Depths) -> float:
         if round_bound_s(steps, depths) > self._best_s * ROUNDING:
             return np.inf
-        self._num_played += 1
+        self.num_played += 1
         took = round_s(steps, depths)
         if took * ROUNDING < self._best_s:
             stages = tuple(replace(stage, warm_up=k) for stage, k in zip(plan.stages, depths, strict=True))
             self._best_s, self._best = took, replace(plan, stages=stages)
         return took
 
-    def _why_not(self) -> str:
-        model, task = self._model, self._model.task
-        needs = [
-            (model.fixed_bytes(unit, unit + 1) + model.sample_bytes(unit, unit + 1, 1), unit)
-            for unit in range(model.num_units)
-        ]
-        need, unit = max(needs)
-        largest = max(task.peers, key=lambda peer: peer.memory_bytes)
-        name = task.model.blocks[model.cuts[unit]].name
-        return (
-            f"model {task.model.name}: no plan fits into the memory of these {len(task.peers)} peers (block {name} "
-            f"alone needs {need / 1e6:.0f} MB for one sample, {largest.name} has {largest.memory_bytes / 1e6:.0f} MB); "
-            f"take smaller micro-batches (now {task.micro_batch} samples), a narrower model, or more peers"
-        )
 
-
-def likely_depths(caps: Depths) -> list[Depths]:
-    """The deepest, and with each stage one or two less deep than the one before: different ones, deepest first."""
-    found = []
-    for less in (0, 1, 2):
-        depths = [caps[0]]
-        for cap in caps[1:]:
-            depths.append(max(1, min(cap, depths[-1] - less)))
-        found.append(tuple(depths))
-    classic = classic_warm_up(len(caps), max(caps))
-    found.append(tuple(itertools.accumulate(map(min, caps, classic), min)))
-    return list(dict.fromkeys(found))
-
-
-def num_depths(caps: Depths) -> int:
-    """How many choices ``all_depths`` has."""
-    counts = [1] * caps[-1]
-    for cap in reversed(caps[:-1]):
-        below = list(itertools.accumulate(counts))
-        counts = [below[min(depth, len(below)) - 1] for depth in range(1, cap + 1)]
-    return sum(counts)
-
-
-def all_depths(caps: Depths) -> Iterator[Depths]:
-    """Every choice within ``caps`` that does not rise from stage to stage."""
-
-    def rest(p: int, most: int) -> Iterator[Depths]:
-        if p == len(caps):
-            yield ()
-            return
-        for depth in range(min(most, caps[p]), 0, -1):
-            for tail in rest(p + 1, depth):
-                yield (depth, *tail)
-
-    return rest(0, max(caps))
+def _by_promise(tails: Tails) -> Which:
+    """The order by their bounds; of like ones those with fewer stages first."""
+    return np.lexsort((tails.ints[GROUP], tails.ints[NUM_STAGES], tails.floats[DONE_S]))
 
 
 def stage_of(model: CostModel, peers: Sequence[int], start: int, stop: int, warm_up: int) -> Stage:
@@ -281,4 +276,20 @@ def plan_of(model: CostModel, stages: Sequence[Stage]) -> PipelinePlan:
     left_out = tuple(sorted(peer.name for peer in task.peers if peer.name not in used))
     return PipelinePlan(
         task.model.name, len(task.model.blocks), task.micro_batch, task.num_micro_batches, tuple(stages), left_out
+    )
+
+
+def _why_not(model: CostModel) -> str:
+    task = model.task
+    needs = [
+        (model.fixed_bytes(unit, unit + 1) + model.sample_bytes(unit, unit + 1, 1), unit)
+        for unit in range(model.num_units)
+    ]
+    need, unit = max(needs)
+    largest = max(task.peers, key=lambda peer: peer.memory_bytes)
+    name = task.model.blocks[model.cuts[unit]].name
+    return (
+        f"model {task.model.name}: no plan fits into the memory of these {len(task.peers)} peers (block {name} "
+        f"alone needs {need / 1e6:.0f} MB for one sample, {largest.name} has {largest.memory_bytes / 1e6:.0f} MB); "
+        f"take smaller micro-batches (now {task.micro_batch} samples), a narrower model, or more peers"
     )

@@ -22,7 +22,7 @@ from p2ptrain.planning.pipeline_shares import Ints, Mask
 
 ROUNDING = 1 + 1e-9
 """Bounds may exceed a limit by this much before they count as above it."""
-DOMINANCE_TRIED = 8
+DOMINANCE_TRIED = 2
 """Of so many times the tails that are kept, it is seen whether one dominates another."""
 
 Which = npt.NDArray[np.intp]
@@ -120,16 +120,13 @@ class Extender:
         deepest = self._deepest[tails.ints[NUM_STAGES, going]]
         limits = np.minimum(limits[:stop] * ROUNDING, limit_s)
         stages = self._stages(stop, limit_s)
-        both = ground.forward_s[:, :, :stop, stop] + ground.backward_s[:, :, :stop, stop]  # [depth, group, start]
+        both = (ground.forward_s[stop] + ground.backward_s[stop])[:, :, :stop]  # [depth, group, start]
         useful = (ground.model.task.num_in_a_row * both < limits) & stages
-        found: list[tuple[Which, Which, Which, Which]] = []
-        for at in range(int(deepest.max()) + 1):
-            found += self._reaching(tails, going[deepest == at], useful[at], both[at], at, limits)
-            deeper = going[deepest > at]
-            if len(deeper):  # a lesser depth only where it buys time
-                found += self._reaching(tails, deeper, useful[at] & (both[at] < both[at + 1]), both[at], at, limits)
-        if not found:
-            return
+        pays = useful[:-1] & (both[:-1] < both[1:])  # a lesser depth only where it buys time
+        found = []
+        for at in np.unique(deepest).tolist():
+            reached = np.concatenate([pays[:at], useful[at : at + 1]])
+            found.append(self._reaching(tails, going[deepest == at], stop, reached, both, limits))
         row, group, start, depth = (np.concatenate(parts) for parts in zip(*found, strict=True))
         made = self._extended(tails, row, group, start, stop, depth, limits)
         made.ints[PARENT] += first_number
@@ -149,25 +146,41 @@ class Extender:
         return stages
 
     def _reaching(
-        self, tails: Tails, rows: Which, stages: Mask, both: Floats, at: int, limits: Floats
-    ) -> list[tuple[Which, Which, Which, Which]]:
-        """Rows of the tails with the group, start and depth of ``stages`` [group, start] whose peers are to be had."""
-        if not len(rows):
-            return []
-        group, start = np.nonzero(stages)
-        if not len(group):
-            return []
-        num = self._ground.model.task.num_in_a_row
-        taken, speed_left = tails.ints[TAKEN, rows][:, None], tails.floats[SPEED_LEFT, rows][:, None]
-        free = ((taken + self._codes) & self._ground.guard) == 0  # [row, group]
+        self, tails: Tails, rows: Which, stop: int, stages: Mask, both: Floats, limits: Floats
+    ) -> tuple[Which, Which, Which, Which]:
+        """Rows of the tails with the group, start and depth of ``stages`` [depth, group, start] whose peers are to be
+        had, and that may be in time. ``both`` [depth, group, start]: seconds of both passes."""
+        ground, num = self._ground, self._ground.model.task.num_in_a_row
+        behind_s, speed_left = self._behind_s(tails, rows, stop), tails.floats[SPEED_LEFT, rows]
+        free = ((tails.ints[TAKEN, rows][:, None] + self._codes) & ground.guard) == 0  # [row, group]
+        at, group, start = np.nonzero(stages & free.any(axis=0)[:, None])
+
+        left = np.maximum(speed_left[:, None] - self._speeds, 1e-30)  # [row, group]
+        own, update, limit = both[at, group, start], ground.update_s[group, start, stop], limits[start]
+
+        def in_time(which: Which | slice, behind: Floats, left: Floats) -> Which:
+            back = np.maximum(num * own[which], own[which] + behind)
+            before = self._work[start[which]] / left
+            return np.flatnonzero(np.maximum(back + np.maximum(update[which], before / num), before) <= limit[which])
+
+        some = in_time(slice(None), behind_s.min(axis=0)[group], left.max(axis=0)[group])  # whichever tail is behind it
+        at, group, start, own, update, limit = at[some], group[some], start[some], own[some], update[some], limit[some]
         row, pair = np.nonzero(free[:, group])
-        group, start = group[pair], start[pair]
-        left = np.maximum(speed_left - self._speeds, 1e-30)  # [row, group]
-        before = self._work[start] / left[row, group]
-        own = both[group, start]
-        back = np.maximum(num * own, own + tails.floats[BACK_S, rows][row])
-        wanted = np.maximum(before, back + before / num) <= limits[start]
-        return [(rows[row[wanted]], group[wanted], start[wanted], np.full(np.count_nonzero(wanted), at))]
+        wanted = in_time(pair, behind_s[row, group[pair]], left[row, group[pair]])
+        row, pair = row[wanted], pair[wanted]
+        return rows[row], group[pair], start[pair], at[pair]
+
+    def _behind_s(self, tails: Tails, rows: Which, stop: int) -> Floats:
+        """From the group's first forward pass to its last backward one, but for these two, [row, group]: what links and
+        tail take of it at least."""
+        ground, model, task = self._ground, self._ground.model, self._ground.model.task
+        if stop == model.num_units:
+            return np.zeros((len(rows), len(self._codes)))
+        sent = float(model.cut_bytes[stop]) * task.micro_batch / ground.link_rates[:, tails.ints[GROUP, rows]].T
+        slowest = max(task.forward_wire, task.backward_wire) * (task.num_in_a_row - 1) * sent
+        behind: Floats = np.maximum(tails.floats[BACK_S, rows][:, None], tails.floats[PATH_S, rows][:, None] + slowest)
+        behind += sent * (task.forward_wire + task.backward_wire) + 2 * task.latency_s
+        return behind
 
     def _extended(
         self, tails: Tails, row: Which, group: Which, start: Which, stop: int, at: Which, limits: Floats
@@ -177,7 +190,7 @@ class Extender:
         ground, model, task = self._ground, self._ground.model, self._ground.model.task
         num, depth = task.num_in_a_row, self._depths[at]
         back_before, done_before, path, speed_before = tails.floats[:BOUND_S, row]
-        forward, backward = ground.forward_s[at, group, start, stop], ground.backward_s[at, group, start, stop]
+        forward, backward = ground.forward_s[stop, at, group, start], ground.backward_s[stop, at, group, start]
         both = forward + backward
         is_last = stop == model.num_units
         there = home = trip = np.zeros(len(row))

@@ -61,12 +61,6 @@ class Room:
         self._costs: dict[int, CostModel] = {}
         self._peers = {peer.name: peer for peer in task.peers}
 
-    def without(self, peer: str) -> Room:
-        """The others."""
-        peers = tuple(each for each in self.task.peers if each.name != peer)
-        pairs = tuple(pair for pair in self.task.pair_rates if peer not in (pair.one, pair.other))
-        return Room(replace(self.task, peers=peers, pair_rates=pairs), self._batches_a_round)
-
     def knows(self, peers: Collection[str]) -> bool:
         """Whether all of them can be planned with."""
         return self._peers.keys() >= set(peers)

@@ -1,12 +1,14 @@
 """What planning a pipeline costs and what the plan promises, beside three ways to do without a plan.
 
 Rooms are made of the profiles in ``peers/`` (the desktop with a GPU left out: nothing is faster than that alone) and
-the speeds 1 : 0.1 : 1 of the literature (FTPipeHD), with a model's real blocks. All seconds of a batch are predictions
-of the same cost model; those of planning are CPU seconds on this machine.
+the speeds 1 : 0.1 : 1 of the literature (FTPipeHD), with a model's real blocks. The largest have 60 made-up blocks and
+16 peers of whom no two are alike. All seconds of a batch are predictions of the same cost model; those of planning are
+CPU seconds on this machine, for all that a group plans: each number of micro-batches, and with fewer devices.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +20,7 @@ from benchmarks.common import REPOSITORY, Column, Sample, Settings
 from p2ptrain.learning.block_costs import profile_blocks
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.models import TEXT_MODELS, build_model
-from p2ptrain.planning.blocks import ModelProfile
+from p2ptrain.planning.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.comparison import compare
 from p2ptrain.planning.pipeline_task import PipelinePeer, PipelineTask, peer_from_profile
 from p2ptrain.planning.profiles import read_profile
@@ -37,12 +39,16 @@ RATE = 100e6 / 8
 BOARDS = ("raspberry-pi-4", "raspberry-pi-5", "old-laptop", "jetson-nano", "phone-board", "recent-laptop")
 FASTEST = 40e9
 """FLOP/s of the fast ones of 1 : 0.1 : 1."""
+MADE_UP_SEEDS = (1, 2, 3)
 MODELS = {"vgg11": (3, 32, 32), "mobilenetv2": (3, 32, 32), "bert_small": (1, 1, 128)}
 
 
 def run(settings: Settings) -> Iterator[Sample]:
     rooms = _rooms()
     for repetition in settings.repetitions:
+        for seed in MADE_UP_SEEDS[:1] if settings.tiny else MADE_UP_SEEDS:
+            size = (8, 4) if settings.tiny else (60, 16)
+            yield from _compared(f"{size[0]} blocks, {size[1]} unlike peers, {seed}", repetition, _made_up(seed, *size))
         for name in list(MODELS)[:1] if settings.tiny else MODELS:
             model = _profile(name)
             for room, peers in list(rooms.items())[:1] if settings.tiny else rooms.items():
@@ -65,6 +71,22 @@ def _rooms() -> dict[str, tuple[PipelinePeer, ...]]:
         for name, share in (("fast-1", 1.0), ("slow", 0.1), ("fast-2", 1.0))
     )
     return {"1 : 0.1 : 1": unlike, "5 boards": many(5), "8 boards": many(8), "16 boards": many(16)}
+
+
+def _made_up(seed: int, num_blocks: int, num_peers: int) -> PipelineTask:
+    """Speeds up to a hundred times apart, memory up to twenty times, links up to six."""
+    generator = random.Random(seed)
+
+    def block(number: int) -> BlockProfile:
+        most = (10**9, 2 * 10**9, 4 * 10**6, 2 * 10**5, 6 * 10**5)
+        return BlockProfile(f"block {number}", *(generator.randint(each // 3, each) for each in most), cut_after=True)
+
+    def peer(number: int) -> PipelinePeer:
+        memory_bytes, link_bytes_per_s = generator.uniform(2e8, 4e9), generator.uniform(4e6, 2.5e7)
+        return PipelinePeer(f"peer-{number}", 10 ** generator.uniform(9.5, 11.5), memory_bytes, link_bytes_per_s)
+
+    model = ModelProfile("made up", 12_288, tuple(map(block, range(num_blocks))))
+    return PipelineTask(model, tuple(map(peer, range(num_peers))), 16, MICRO_BATCHES, 0.001)
 
 
 def _linked(peer: PipelinePeer, name: str) -> PipelinePeer:

@@ -7,13 +7,18 @@ import math
 import random
 
 import pytest
+from pipeline_rooms import mixed_task
 
-from p2ptrain.errors import UserError
+from p2ptrain.planning import slices_choice
 from p2ptrain.planning.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.comparison import BASELINES, SINGLE, compare
-from p2ptrain.planning.pipeline_task import PairRate, PipelinePeer, PipelineTask
+from p2ptrain.planning.pipeline_baselines import best_single_peer
+from p2ptrain.planning.pipeline_cost import CostModel
+from p2ptrain.planning.pipeline_plan import PipelinePlan
+from p2ptrain.planning.pipeline_search import Search
+from p2ptrain.planning.pipeline_task import PipelinePeer, PipelineTask
 from p2ptrain.planning.room import Room, micro_batch_choices
-from p2ptrain.planning.slices_choice import WORTH, best, pipelines_of
+from p2ptrain.planning.slices_choice import WORTH, best, judged_s, pipelines_of
 
 
 def model(num_blocks: int, flops: int, activation_bytes: int = 1000, parameter_bytes: int = 1000) -> ModelProfile:
@@ -75,16 +80,43 @@ def test_without_a_flush_a_batch_has_several_micro_batches_where_it_can() -> Non
     assert {each.num_micro_batches for each in pipelines_of(alone, "planned")} == {4, 2, 1}
 
 
-def test_a_room_without_one_of_them_has_the_others_figures() -> None:
-    peers = tuple(PipelinePeer(name, 1e9, 1e9, 1e7) for name in "abc")
-    pairs = (PairRate("a", "b", 1e6), PairRate("b", "c", 1e5))
-    room = Room(PipelineTask(model(4, 10**7), peers, 4, 4, pair_rates=pairs), 10)
-    left = room.without("c")
-    assert [peer.name for peer in left.task.peers] == ["a", "b"] and left.task.pair_rates == pairs[:1]
-    assert left.knows(["a", "b"]) and not left.knows(["c"]) and room.knows(["c"])
-    assert left.costs(4).task.batches == room.costs(4).task.batches == 10
-    with pytest.raises(UserError, match="no peers to plan for"):
-        left.without("a").without("b").costs(4)
+def is_fresh(room: Room, plan: PipelinePlan) -> bool:
+    """Whether not all gradients but the last stage's are of weights a batch old."""
+    return room.costs(plan.num_micro_batches).task.batches == 1 or plan.num_micro_batches > 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_left_out_of_the_search_is_not_missed(seed: int) -> None:
+    """The best of all numbers of micro-batches, each searched to the end, and of any device alone."""
+    room = some_room(random.Random(seed))
+    found = [Search(room.costs(num)).best() for num in room.choices]
+    plans = [each.plan for each in found if each is not None]
+    plans += [plan for plan in (best_single_peer(room.costs(num)) for num in room.choices) if plan is not None]
+    plans = [plan for plan in plans if len(plan.stages) == 1 or len(room.choices) == 1 or is_fresh(room, plan)] or plans
+    soonest = min(judged_s(room, plan, 1.0) for plan in plans)
+    assert judged_s(room, best(room, "planned"), 1.0) <= soonest * WORTH * (1 + 1e-9)
+
+
+def test_a_choice_among_sixty_blocks_and_sixteen_unlike_peers_is_bounded_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without the devices that do least it looks again where it has a plan; of other numbers of micro-batches at what
+    may yet be faster."""
+    searches: list[Search] = []
+
+    class Counted(Search):
+        def __init__(self, costs: CostModel, limit_s: float) -> None:
+            super().__init__(costs, limit_s)
+            searches.append(self)
+
+    monkeypatch.setattr(slices_choice, "Search", Counted)
+    room = Room(mixed_task(random.Random(1), num_blocks=60, num_peers=16))
+    taken = best(room, "planned")
+    assert len(taken.stages) > 1 and room.fits(taken)
+    first, *others = searches
+    assert first.num_tails < 40_000 and sum(search.num_played for search in searches) < 2_500
+    assert len(others) == len(room.choices) - 1 == 3
+    assert sum(search.num_tails for search in others) < first.num_tails / 2
 
 
 def test_a_batch_is_the_same_in_any_number_of_micro_batches() -> None:

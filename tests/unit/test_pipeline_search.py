@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pipeline_rooms import even_model, mixed_task, room
 
 from p2ptrain.errors import UserError
 from p2ptrain.planning import pipeline_groups
@@ -20,19 +21,17 @@ from p2ptrain.planning.pipeline_baselines import best_single_peer, data_parallel
 from p2ptrain.planning.pipeline_cost import CostModel, cost_of, stage_memory_bytes, steps_of
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import deepest_warm_up, round_s
-from p2ptrain.planning.pipeline_search import all_depths, num_depths, plan_of, plan_pipeline
+from p2ptrain.planning.pipeline_search import Planned, Search, plan_of
 from p2ptrain.planning.pipeline_shares import Sharing
 from p2ptrain.planning.pipeline_tails import ROUNDING
 from p2ptrain.planning.pipeline_task import PairRate, PipelinePeer, PipelineTask
+from p2ptrain.planning.warm_ups import all_depths, num_depths
 
 
-def even_model(num_blocks: int, activation_bytes: int = 0, parameter_bytes: int = 0) -> ModelProfile:
-    block = BlockProfile("b", 10**6, 2 * 10**6, parameter_bytes, activation_bytes, activation_bytes, True)
-    return ModelProfile("even", 0, tuple(dataclasses.replace(block, name=f"b{i}") for i in range(num_blocks)))
-
-
-def room(*speeds: float, memory_bytes: float = 1e12, link_bytes_per_s: float = 1e12) -> tuple[PipelinePeer, ...]:
-    return tuple(PipelinePeer(f"p{i}", 1e6 * s, memory_bytes, link_bytes_per_s) for i, s in enumerate(speeds))
+def plan_pipeline(model: CostModel) -> Planned:
+    planned = Search(model).best()
+    assert planned is not None  # only with a limit
+    return planned
 
 
 @st.composite
@@ -264,11 +263,12 @@ def test_shares_of_many_runs_are_those_of_each_run() -> None:
         sharing = Sharing(model)
         starts, stops = np.triu_indices(num_blocks + 1, 1)
         for size, depth in itertools.product((1, 2, 3, 4), (1, 3)):
-            group = np.array(generator.sample(range(4), size))
-            caps = sharing.caps(group, starts, stops, (1, depth))[1]
-            shares = sharing.shares(group, starts, stops, caps)
+            group = generator.sample(range(4), size)
+            peers_of_runs = np.repeat(np.array(group)[:, None], len(starts), axis=1)
+            caps = sharing.caps(peers_of_runs, starts, stops, np.full(len(starts), depth))
+            shares = sharing.shares(peers_of_runs, starts, stops, caps)
             for run, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
-                expected = model.split(group.tolist(), start, stop, depth)
+                expected = model.split(group, start, stop, depth)
                 assert shares[:, run].tolist() == list(expected or [0] * size)
 
 
@@ -286,43 +286,82 @@ def test_a_selection_of_groups_comes_near_to_all_of_them(monkeypatch: pytest.Mon
     assert max(losses) < 1.06 and sum(losses) / len(losses) < 1.02
 
 
-def mixed_task(generator: random.Random, num_blocks: int, num_peers: int) -> PipelineTask:
-    blocks = tuple(
-        BlockProfile(
-            f"b{i}",
-            generator.randint(3 * 10**8, 10**9),
-            generator.randint(6 * 10**8, 2 * 10**9),
-            generator.randint(10**4, 4 * 10**6),
-            generator.randint(10**4, 2 * 10**5),
-            generator.randint(10**4, 6 * 10**5),
-            True,
-        )
-        for i in range(num_blocks)
-    )
-    peers = tuple(
-        PipelinePeer(
-            f"p{i:02}",
-            10 ** generator.uniform(9.5, 11.5),
-            generator.uniform(2e8, 4e9),
-            generator.uniform(4e6, 2.5e7),
-        )
-        for i in range(num_peers)
-    )
-    return PipelineTask(ModelProfile("mixed", 12_288, blocks), peers, 16, 8, 1e-3)
-
-
 def test_sixty_blocks_and_sixteen_unlike_peers_are_bounded_work() -> None:
-    planned = plan_pipeline(CostModel(mixed_task(random.Random(1), num_blocks=60, num_peers=16)))
-    assert planned.num_tails < 20_000 and planned.num_played < 5_000
-    assert len(planned.plan.stages) > 1 and planned.cost.fits
+    search = Search(CostModel(mixed_task(random.Random(1), num_blocks=60, num_peers=16)))
+    planned = search.best()
+    assert search.num_tails < 15_000 and search.num_played < 1_000
+    assert planned is not None and len(planned.plan.stages) > 1 and planned.cost.fits
 
 
 def test_equal_peers_are_one_kind_and_cost_no_more_work_than_their_number() -> None:
     task = PipelineTask(even_model(16, 1000, 1000), room(*[1.0] * 16, link_bytes_per_s=1e9), 16, 16)
-    planned = plan_pipeline(CostModel(task))
-    assert planned.num_tails < 3_000
+    search = Search(CostModel(task))
+    planned = search.best()
+    assert planned is not None and search.num_tails < 3_000
     ideal = 16 * 16 * 16 * 3 / 16
     assert planned.cost.batch_s < 1.6 * ideal
+
+
+# One search, several plans.
+
+
+def without(task: PipelineTask, names: set[str]) -> PipelineTask:
+    peers = tuple(peer for peer in task.peers if peer.name not in names)
+    pairs = tuple(pair for pair in task.pair_rates if not names & {pair.one, pair.other})
+    return dataclasses.replace(task, peers=peers, pair_rates=pairs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(tasks(max_peers=4), linked_tasks()), st.randoms(use_true_random=False))
+def test_the_best_without_some_is_that_of_the_others(task: PipelineTask, generator: random.Random) -> None:
+    search = Search(CostModel(task))
+    try:
+        search.best()
+    except UserError:
+        return
+    left_out: set[str] = set()
+    for peer in generator.sample([peer.name for peer in task.peers], len(task.peers)):
+        left_out.add(peer)
+        found = search.without(peer, math.inf)
+        try:
+            best = plan_pipeline(CostModel(without(task, left_out)))
+        except UserError:
+            assert found is None
+            continue
+        assert found is not None and found.is_proved and found.cost.fits and left_out <= {*found.plan.left_out}
+        assert found.cost.batch_s == pytest.approx(best.cost.batch_s, rel=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tasks(), st.sampled_from([0.5, 0.99, 1.01, 2.0]))
+def test_with_a_limit_it_is_the_same_plan_or_none(task: PipelineTask, share: float) -> None:
+    model = CostModel(task)
+    try:
+        best = plan_pipeline(model)
+    except UserError:
+        assert Search(model, 1e9).best() is None
+        return
+    found = Search(model, share * best.cost.batch_s).best()
+    depths = [stage.warm_up for stage in best.plan.stages]
+    if share < 1:
+        assert found is None
+    elif all(d <= most for d, most in zip(depths, deepest_warm_up(len(depths), task.most_ahead), strict=True)):
+        assert found is not None and found.is_proved
+        assert found.cost.batch_s == pytest.approx(best.cost.batch_s, rel=1e-6)
+
+
+def test_without_some_of_many_it_comes_near_to_a_search_of_its_own() -> None:
+    losses = []
+    for seed in range(4):
+        task = mixed_task(random.Random(seed), num_blocks=20, num_peers=12)
+        search = Search(CostModel(task))
+        best = search.best()
+        assert best is not None
+        gone = best.plan.stages[-1].peers[0]
+        found, own = search.without(gone, math.inf), plan_pipeline(CostModel(without(task, {gone})))
+        assert found is not None and found.cost.fits and gone in found.plan.left_out
+        losses.append(found.cost.batch_s / own.cost.batch_s)
+    assert max(losses) < 1.1 and sum(losses) / len(losses) < 1.03
 
 
 # Known figures (FTPipeHD): one peer ten times slower than the two beside it.

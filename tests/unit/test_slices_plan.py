@@ -20,7 +20,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.planning.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.footprint import PEER_BASE_BYTES
 from p2ptrain.planning.pipeline_plan import PipelinePlan
-from p2ptrain.planning.pipeline_search import plan_pipeline
+from p2ptrain.planning.pipeline_search import Search
 from p2ptrain.planning.pipeline_task import PairRate
 from p2ptrain.planning.plan import (
     MAX_MEASURED,
@@ -98,8 +98,8 @@ def first_pipeline(peers: Sequence[SlicePeer], net: ModelProfile) -> PipelinePla
     """The fastest, whatever its devices bring, in the number of micro-batches that is fastest."""
     plan = first(peers, net=net)
     room = room_of(job(), net, plan.peers, slices_of(plan).profiles)
-    found = [plan_pipeline(room.costs(num)).plan for num in room.choices]
-    return min(found, key=room.batch_s)
+    found = [Search(room.costs(num)).best() for num in room.choices]
+    return min((each.plan for each in found if each is not None), key=room.batch_s)
 
 
 # --- what holds for any group ---------------------------------------------------------------------------------------
@@ -585,8 +585,9 @@ def test_a_pipeline_is_only_formed_where_it_promises_more_than_one_device_alone(
         plan = first(pair, net=net)
         alone = slices_of(first(pair[:1], net=net)).pipeline
         room = room_of(job(), net, plan.peers, slices_of(plan).profiles)
-        pipeline = plan_pipeline(room.costs(4)).plan
-        gains[room.batch_s(alone) / room.batch_s(pipeline)] = len(stages(plan))
+        found = Search(room.costs(4)).best()
+        assert found is not None
+        gains[room.batch_s(alone) / room.batch_s(found.plan)] = len(stages(plan))
         assert room.batch_s(slices_of(plan).pipeline) * (WORTH if len(stages(plan)) > 1 else 1) <= room.batch_s(alone)
     assert {num for gain, num in gains.items() if gain > WORTH} == {2}
     assert {num for gain, num in gains.items() if 1.001 < gain < WORTH} == {1}
