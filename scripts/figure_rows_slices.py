@@ -27,6 +27,19 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         )
         for model, words in PLANNED_MODELS.items()
     ),
+    (
+        "planner",
+        "planning 60 made-up blocks on 16 peers of whom no two are alike, three such rooms: CPU ms; times as long as"
+        " the plan, best single peer / equal split / data parallel, all as the cost model predicts",
+        "; ".join(f"{{60 blocks, 16 unlike peers, {seed}/planning_ms:.0f}} ms" for seed in (1, 2, 3)),
+        "; ".join(
+            " / ".join(
+                f"{{60 blocks, 16 unlike peers, {seed}: {case}/times_as_long:.1f}}"
+                for case in ("best single peer", "equal split", "data parallel")
+            )
+            for seed in (1, 2, 3)
+        ),
+    ),
     *(
         (
             file,

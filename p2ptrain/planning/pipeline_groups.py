@@ -89,11 +89,11 @@ class Ground:
         self._learn([each for each in counts if not self._knows(each, limit_s)], limit_s)
         self.groups = [self._known[each][0] for each in counts]
         times = [self._known[each][1] for each in counts]
-        self.forward_s: Floats = np.stack([each.forward_s for each in times], axis=2)
-        """[stop, depth, group, start]"""
-        self.backward_s: Floats = np.stack([each.backward_s for each in times], axis=2)
+        self.forward_s: Floats = np.stack([each.forward_s for each in times], axis=1)
+        """[depth, group, run]"""
+        self.backward_s: Floats = np.stack([each.backward_s for each in times], axis=1)
         self.update_s: Floats = np.stack([each.update_s for each in times])
-        """[group, start, stop]"""
+        """[group, run]"""
         self.link_rates = self._link_rates()
         """Between two groups, [group, group]; what it says of groups that share peers means nothing."""
         self.links_as_well: list[list[bool]] = self._links_as_well().tolist()

@@ -27,6 +27,7 @@ from p2ptrain.planning.pipeline_cost import CostModel, PlanCost, cost_of, fits, 
 from p2ptrain.planning.pipeline_groups import Ground
 from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
 from p2ptrain.planning.pipeline_schedule import Steps, round_bound_s, round_s
+from p2ptrain.planning.pipeline_shares import Which
 from p2ptrain.planning.pipeline_tails import (
     BOUND_S,
     DEPTH,
@@ -38,7 +39,6 @@ from p2ptrain.planning.pipeline_tails import (
     Extender,
     Tails,
     Waiting,
-    Which,
     joined,
     no_stage,
     select,

@@ -14,6 +14,7 @@ from p2ptrain.planning.pipeline_cost import CostModel, Floats
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Which = npt.NDArray[np.intp]
 NUM_GUESSES = 3
 """Steps of Newton's method towards the time at which all end together."""
 WORTH_A_GUESS = 6

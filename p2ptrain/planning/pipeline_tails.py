@@ -14,18 +14,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from p2ptrain.planning.group_times import run_at
 from p2ptrain.planning.pipeline_cost import Floats
 from p2ptrain.planning.pipeline_groups import Ground
-from p2ptrain.planning.pipeline_shares import Ints, Mask
+from p2ptrain.planning.pipeline_shares import Ints, Mask, Which
 
 ROUNDING = 1 + 1e-9
 """Bounds may exceed a limit by this much before they count as above it."""
 DOMINANCE_TRIED = 2
 """Of so many times the tails that are kept, it is seen whether one dominates another."""
-
-Which = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +118,8 @@ class Extender:
         deepest = self._deepest[tails.ints[NUM_STAGES, going]]
         limits = np.minimum(limits[:stop] * ROUNDING, limit_s)
         stages = self._stages(stop, limit_s)
-        both = (ground.forward_s[stop] + ground.backward_s[stop])[:, :, :stop]  # [depth, group, start]
+        runs = slice(run_at(stop), run_at(stop) + stop)
+        both = ground.forward_s[:, :, runs] + ground.backward_s[:, :, runs]  # [depth, group, start]
         useful = (ground.model.task.num_in_a_row * both < limits) & stages
         pays = useful[:-1] & (both[:-1] < both[1:])  # a lesser depth only where it buys time
         found = []
@@ -156,7 +155,7 @@ class Extender:
         at, group, start = np.nonzero(stages & free.any(axis=0)[:, None])
 
         left = np.maximum(speed_left[:, None] - self._speeds, 1e-30)  # [row, group]
-        own, update, limit = both[at, group, start], ground.update_s[group, start, stop], limits[start]
+        own, update, limit = both[at, group, start], ground.update_s[group, run_at(stop) + start], limits[start]
 
         def in_time(which: Which | slice, behind: Floats, left: Floats) -> Which:
             back = np.maximum(num * own[which], own[which] + behind)
@@ -190,7 +189,8 @@ class Extender:
         ground, model, task = self._ground, self._ground.model, self._ground.model.task
         num, depth = task.num_in_a_row, self._depths[at]
         back_before, done_before, path, speed_before = tails.floats[:BOUND_S, row]
-        forward, backward = ground.forward_s[stop, at, group, start], ground.backward_s[stop, at, group, start]
+        run = run_at(stop) + start
+        forward, backward = ground.forward_s[at, group, run], ground.backward_s[at, group, run]
         both = forward + backward
         is_last = stop == model.num_units
         there = home = trip = np.zeros(len(row))
@@ -199,7 +199,7 @@ class Extender:
             there, home = sent * task.forward_wire, sent * task.backward_wire
             trip = there + home + 2 * task.latency_s + path
         first_gap = np.maximum(0.0, trip - (depth - 1) * forward)
-        update = ground.update_s[group, start, stop]
+        update = ground.update_s[group, run]
         within = np.where(depth > task.num_micro_batches, update, 0.0)
         last_gap = np.maximum(0.0, trip - (depth - 1) * backward - within)
         gaps = np.where(num > depth, first_gap + last_gap, np.maximum(first_gap, last_gap))

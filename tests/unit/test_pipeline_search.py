@@ -246,11 +246,13 @@ def test_batch_norm_gives_every_peer_two_samples() -> None:
 
 def test_shares_of_many_runs_are_those_of_each_run() -> None:
     generator = random.Random(2)
-    for trial in range(12):
-        num_blocks, micro_batch = 4, generator.choice([3, 16, 40, 64])
+    for trial in range(36):
+        num_blocks, micro_batch, num_peers = 4, generator.choice([3, 16, 40, 64]), generator.choice([4, 8])
+        wide = [10 ** generator.uniform(-2, 2) for _ in range(num_peers)]
+        few = [generator.choice([1.0, 3.0, 20.0]) for _ in range(num_peers)]
         peers = tuple(
-            dataclasses.replace(peer, memory_bytes=generator.choice([1e9, 150.0, 60.0]))
-            for peer in room(*[generator.choice([1.0, 3.0, 20.0]) for _ in range(4)])
+            dataclasses.replace(peer, memory_bytes=generator.choice([1e9, 400.0, 150.0, 60.0]))
+            for peer in room(*generator.choice([wide, few]))
         )
         if trial % 3:
             peers = tuple(dataclasses.replace(peer, times=measured(generator, num_blocks)) for peer in peers)
@@ -262,14 +264,20 @@ def test_shares_of_many_runs_are_those_of_each_run() -> None:
         model = CostModel(PipelineTask(net, peers, micro_batch, 4))
         sharing = Sharing(model)
         starts, stops = np.triu_indices(num_blocks + 1, 1)
-        for size, depth in itertools.product((1, 2, 3, 4), (1, 3)):
-            group = generator.sample(range(4), size)
+        for size, depth in itertools.product((1, 2, 3, num_peers), (1, 3)):
+            group = generator.sample(range(num_peers), size)
             peers_of_runs = np.repeat(np.array(group)[:, None], len(starts), axis=1)
             caps = sharing.caps(peers_of_runs, starts, stops, np.full(len(starts), depth))
             shares = sharing.shares(peers_of_runs, starts, stops, caps)
+            took = np.array(sharing.slowest(peers_of_runs, starts, stops, shares))
             for run, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
                 expected = model.split(group, start, stop, depth)
                 assert shares[:, run].tolist() == list(expected or [0] * size)
+                passes = [
+                    model.stage_s(peer, start, stop, n) for peer, n in zip(group, expected or (), strict=bool(expected))
+                ]
+                slowest = np.max(passes, axis=0) if expected else [math.inf, math.inf]
+                assert took[:, run] == pytest.approx(slowest, rel=1e-9)
 
 
 def test_a_selection_of_groups_comes_near_to_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
