@@ -97,16 +97,19 @@ class Timing:
             shares = sharing.shares(peers, starts, stops, np.full(peers.shape, samples))
         there, back = sharing.slowest(peers, starts, stops, shares)
         forward[group, :, runs], backward[group, :, runs] = there[:, None], back[:, None]
-        within = num * (there + back) < limit_s
-        for at, depth in enumerate(self._depths):
-            depths = np.full(len(group), depth)
-            lacking = ~sharing.fits(peers, starts, stops, shares, depths)
-            forward[group[lacking], at, runs[lacking]] = np.inf
-            these = np.flatnonzero(lacking & within)  # there others take what one can't hold
-            of_these = peers[:, these], starts[these], stops[these]
-            shares_of_these = sharing.shares(*of_these, sharing.caps(*of_these, depths[these]))
-            place = group[these], at, runs[these]
-            forward[place], backward[place] = sharing.slowest(*of_these, shares_of_these)
+        lacking = [
+            np.flatnonzero(~sharing.fits(peers, starts, stops, shares, np.full(len(runs), depth)))
+            for depth in self._depths
+        ]
+        these, at = np.concatenate(lacking), np.repeat(np.arange(len(lacking)), [len(each) for each in lacking])
+        forward[group[these], at, runs[these]] = np.inf
+        within = (num * (there + back) < limit_s)[these]
+        these, at = these[within], at[within]  # there others take what one can't hold
+        ends = starts[these], stops[these]
+        caps = sharing.caps(peers[:, these], *ends, np.array(self._depths)[at])
+        fewer = sharing.shares(peers[:, these], *ends, caps)
+        place = group[these], at, runs[these]
+        forward[place], backward[place] = sharing.slowest(peers[:, these], *ends, fewer)
         return forward, backward
 
     def _hopeful(self, flops_per_s: Floats, total_flops_per_s: float, update: Floats, limit_s: float) -> Mask:

@@ -170,6 +170,7 @@ class Search:
 
     def _complete(self, tails: Tails, kept: Sequence[Tails], numbers: Sequence[int]) -> Tails:
         """Play the most promising complete plans; all that may be faster than the best, most promising first."""
+        tails = tails.pick(tails.floats[DONE_S] < self._best_s * ROUNDING)
         tails = tails.pick(_by_promise(tails))
         for i in range(min(len(tails), PLAYED_AT_ONCE)):
             if tails.floats[DONE_S, i] >= self._best_s * ROUNDING:
@@ -178,7 +179,7 @@ class Search:
             steps = steps_of(self._model, plan)
             for depths in likely_depths(tuple(stage.warm_up for stage in plan.stages)):
                 self._play(plan, steps, depths)
-        in_time = int(np.count_nonzero(tails.floats[DONE_S] < self._best_s * ROUNDING))
+        in_time = int(np.searchsorted(tails.floats[DONE_S], self._best_s * ROUNDING))
         self._is_proved = self._is_proved and in_time <= MAX_PLAYED
         return tails.pick(slice(min(in_time, MAX_PLAYED)))
 
