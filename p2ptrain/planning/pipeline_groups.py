@@ -70,7 +70,7 @@ class Ground:
         self.total_speed = self._total_speed()
         counts = self._all_counts()
         deepest = min(model.task.most_ahead, 2 * max_stages - 1)
-        usual = {1, 2, *range(3, deepest, 2), deepest}  # 2(P-p)-1 is odd
+        usual = {*range(1, deepest, 2), deepest}  # 2(P-p)-1 is odd
         self.depths = tuple(k for k in range(1, deepest + 1) if counts is not None or k in usual)
         self._timing = Timing(model, self.depths)
         self.covers_all = has_all_kinds and counts is not None and self._timing.is_proportional
@@ -78,15 +78,19 @@ class Ground:
         may not be best forward and backward apart."""
         self._single_s = self._soonest_alone_s()
         self._known: dict[Counts, tuple[Group, GroupTimes]] = {}
+        self.groups: list[Group] = []
         self.is_selection = counts is None
         self.counts = counts or self.some_counts()
         """Of the groups that the search chooses from."""
 
-    def use(self, counts: Sequence[Counts], limit_s: float) -> None:
+    def use(self, counts: list[Counts], limit_s: float) -> None:
         """Make these the groups to choose from; this comes first. No stage of interest takes ``limit_s`` for a
         round."""
         limit_s = min(limit_s, self._single_s)
-        self._learn([each for each in counts if not self._knows(each, limit_s)], limit_s)
+        new = [each for each in counts if not self._knows(each, limit_s)]
+        if not new and [group.counts for group in self.groups] == counts:
+            return
+        self._learn(new, limit_s)
         self.groups = [self._known[each][0] for each in counts]
         times = [self._known[each][1] for each in counts]
         self.forward_s: Floats = np.stack([each.forward_s for each in times], axis=1)
