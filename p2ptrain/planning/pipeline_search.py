@@ -75,7 +75,7 @@ class Search:
     """Looks for the best plan of a task, and then for the best without one peer after the other."""
 
     def __init__(self, model: CostModel, limit_s: float = math.inf) -> None:
-        """Of interest are batches that take less than ``limit_s`` in the schedules that are played, before a climb."""
+        """Of interest are batches that take less than ``limit_s``, before the best plan's warm-ups are made deeper."""
         most_stages = min(len(model.task.peers), model.num_units)
         self._model = model
         self._max_stages = min(MAX_STAGES, most_stages)
@@ -88,8 +88,7 @@ class Search:
         self._start(limit_s)
 
     def best(self) -> Planned | None:
-        """None where no plan is below the limit. Raises ``UserError`` where there is none, and no plan fits into
-        memory."""
+        """None where no plan is below the limit; without one raises ``UserError`` where none fits into memory."""
         has_limit = math.isfinite(self._best_s)
         self._sweep_all()
         self._sweep_near(self._best)

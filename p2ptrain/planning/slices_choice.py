@@ -21,9 +21,9 @@ WORTH = 1.05
 take it: each device is one more that may get slow or go. It is also by how much promises to two like groups are apart,
 of which one measured a little more than the other; a device that promised 3 % more made a batch 10 to 20 % slower."""
 DEEPENED = 1.1
-"""So many times a limit a search is given, as it makes the best plan's warm-ups deeper only in the end."""
+"""A search is given so many times its limit, as it makes the best plan's warm-ups deeper only in the end."""
 MOST_DROPPED = 4
-"""How many devices a pipeline is rid of at most, as each takes another search."""
+"""How many devices a pipeline is rid of at most, as each takes a search of its own."""
 
 
 def best(room: Room, strategy: Strategy, stretch: float = 1.0) -> PipelinePlan:
@@ -34,8 +34,8 @@ def best(room: Room, strategy: Strategy, stretch: float = 1.0) -> PipelinePlan:
 
 
 def pipelines_of(room: Room, strategy: Strategy, worth: float = 1.0) -> list[PipelinePlan]:
-    """Those to choose from, of any number of micro-batches; none of several devices that is not ``worth`` times as fast
-    as one alone, or slower than another. Raises ``UserError`` where there is none."""
+    """Those to choose from, of any number of micro-batches; without pipelines that are surely slower than another, or
+    not ``worth`` times as fast as one device alone. Raises ``UserError`` where there is none."""
     found: list[PipelinePlan] = []
     problems: list[UserError] = []
 

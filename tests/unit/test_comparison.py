@@ -97,6 +97,14 @@ def test_what_is_left_out_of_the_search_is_not_missed(seed: int) -> None:
     assert judged_s(room, best(room, "planned"), 1.0) <= soonest * WORTH * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_room_s_seconds_are_never_below_the_search_s_which_knows_no_parcels(seed: int) -> None:
+    room = some_room(random.Random(seed))
+    for num in room.choices:
+        found = Search(room.costs(num)).best()
+        assert found is not None and room.batch_s(found.plan) >= found.cost.batch_s * (1 - 1e-9)
+
+
 def test_a_choice_among_sixty_blocks_and_sixteen_unlike_peers_is_bounded_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
