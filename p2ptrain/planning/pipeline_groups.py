@@ -46,8 +46,6 @@ class Group:
     has_data: bool
     flops_per_s: float
     """Together; the most that they may reach."""
-    link_rate: float
-    """Of the slowest link within it."""
 
 
 class Ground:
@@ -184,7 +182,6 @@ class Ground:
             sum(n * field for n, field in zip(counts, self._fields, strict=True)),
             all(self.model.task.peers[peer].has_data for peer in peers),
             sum(n * speed for n, speed in zip(counts, self._speeds, strict=True)),
-            self.model.link_rate(peers),
         )
 
     def _soonest_alone_s(self) -> float:

@@ -37,16 +37,17 @@ def pipelines_of(room: Room, strategy: Strategy, worth: float = 1.0) -> list[Pip
     """Those to choose from, of any number of micro-batches; without pipelines that are surely slower than another, or
     not ``worth`` times as fast as one device alone. Raises ``UserError`` where there is none."""
     found: list[PipelinePlan] = []
-    problems: list[UserError] = []
+    problems: dict[int, UserError] = {}
 
     def look_for(plan: Callable[[int], PipelinePlan | None]) -> None:
         for num in room.choices:
             try:
                 pipeline = plan(num)
             except UserError as error:
-                problems.append(error)
-            else:
-                found.extend([pipeline] if pipeline is not None else [])
+                problems.setdefault(num, error)
+                continue
+            if pipeline is not None:
+                found.append(pipeline)
 
     if strategy == "planned":
         look_for(lambda num: best_single_peer(room.costs(num)))
@@ -54,7 +55,7 @@ def pipelines_of(room: Room, strategy: Strategy, worth: float = 1.0) -> list[Pip
     else:
         look_for(lambda num: _baseline(room, strategy, num))
     if not found:
-        raise problems[0]  # that of the most micro-batches, which take the least memory
+        raise problems[room.choices[0]]  # of the most micro-batches, which take the least memory
     return [pipeline for pipeline in found if not _is_stale(room, pipeline)] or found
 
 
@@ -84,13 +85,10 @@ def _lean(room: Room, num_micro_batches: int, others: Sequence[PipelinePlan], wo
     its seconds of a batch are never above the room's, a limit of these is one for the search.
     """
     fresh = [each for each in others if not _is_stale(room, each)]
-    alone_s, together_s = (
-        min((room.batch_s(each) for each in fresh if each.is_alone is is_alone), default=math.inf)
-        for is_alone in (True, False)
-    )
-    search = Search(room.costs(num_micro_batches), min(alone_s / worth, together_s) * DEEPENED)
+    limit_s = min((room.batch_s(each) / (worth if each.is_alone else 1.0) for each in fresh), default=math.inf)
+    search = Search(room.costs(num_micro_batches), limit_s * DEEPENED)
     planned = search.best()
-    if planned is None or planned.cost.batch_s >= together_s:
+    if planned is None or planned.cost.batch_s >= limit_s:
         return None
     found = planned.plan
     fastest_s = room.batch_s(found)

@@ -17,10 +17,11 @@ import torch
 
 from benchmarks import plots
 from benchmarks.common import REPOSITORY, Column, Sample, Settings
+from benchmarks.made_up import mixed_task
 from p2ptrain.learning.block_costs import profile_blocks
 from p2ptrain.learning.blocks import Chain
 from p2ptrain.learning.models import TEXT_MODELS, build_model
-from p2ptrain.planning.blocks import BlockProfile, ModelProfile
+from p2ptrain.planning.blocks import ModelProfile
 from p2ptrain.planning.comparison import compare
 from p2ptrain.planning.pipeline_task import PipelinePeer, PipelineTask, peer_from_profile
 from p2ptrain.planning.profiles import read_profile
@@ -48,7 +49,9 @@ def run(settings: Settings) -> Iterator[Sample]:
     for repetition in settings.repetitions:
         for seed in MADE_UP_SEEDS[:1] if settings.tiny else MADE_UP_SEEDS:
             size = (8, 4) if settings.tiny else (60, 16)
-            yield from _compared(f"{size[0]} blocks, {size[1]} unlike peers, {seed}", repetition, _made_up(seed, *size))
+            yield from _compared(
+                f"{size[0]} blocks, {size[1]} unlike peers, {seed}", repetition, mixed_task(random.Random(seed), *size)
+            )
         for name in list(MODELS)[:1] if settings.tiny else MODELS:
             model = _profile(name)
             for room, peers in list(rooms.items())[:1] if settings.tiny else rooms.items():
@@ -71,22 +74,6 @@ def _rooms() -> dict[str, tuple[PipelinePeer, ...]]:
         for name, share in (("fast-1", 1.0), ("slow", 0.1), ("fast-2", 1.0))
     )
     return {"1 : 0.1 : 1": unlike, "5 boards": many(5), "8 boards": many(8), "16 boards": many(16)}
-
-
-def _made_up(seed: int, num_blocks: int, num_peers: int) -> PipelineTask:
-    """Speeds up to a hundred times apart, memory up to twenty times, links up to six."""
-    generator = random.Random(seed)
-
-    def block(number: int) -> BlockProfile:
-        most = (10**9, 2 * 10**9, 4 * 10**6, 2 * 10**5, 6 * 10**5)
-        return BlockProfile(f"block {number}", *(generator.randint(each // 3, each) for each in most), cut_after=True)
-
-    def peer(number: int) -> PipelinePeer:
-        memory_bytes, link_bytes_per_s = generator.uniform(2e8, 4e9), generator.uniform(4e6, 2.5e7)
-        return PipelinePeer(f"peer-{number}", 10 ** generator.uniform(9.5, 11.5), memory_bytes, link_bytes_per_s)
-
-    model = ModelProfile("made up", 12_288, tuple(map(block, range(num_blocks))))
-    return PipelineTask(model, tuple(map(peer, range(num_peers))), 16, MICRO_BATCHES, 0.001)
 
 
 def _linked(peer: PipelinePeer, name: str) -> PipelinePeer:

@@ -1,12 +1,17 @@
-"""Made-up models and rooms of peers to plan pipelines for."""
+"""Models of like blocks, and rooms of peers, to plan pipelines for."""
 
 from __future__ import annotations
 
 import dataclasses
-import random
+import sys
+from pathlib import Path
 
 from p2ptrain.planning.blocks import BlockProfile, ModelProfile
-from p2ptrain.planning.pipeline_task import PipelinePeer, PipelineTask
+from p2ptrain.planning.pipeline_task import PipelinePeer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+from benchmarks.made_up import mixed_task as mixed_task
 
 
 def even_model(num_blocks: int, activation_bytes: int = 0, parameter_bytes: int = 0) -> ModelProfile:
@@ -16,29 +21,3 @@ def even_model(num_blocks: int, activation_bytes: int = 0, parameter_bytes: int 
 
 def room(*speeds: float, memory_bytes: float = 1e12, link_bytes_per_s: float = 1e12) -> tuple[PipelinePeer, ...]:
     return tuple(PipelinePeer(f"p{i}", 1e6 * s, memory_bytes, link_bytes_per_s) for i, s in enumerate(speeds))
-
-
-def mixed_task(generator: random.Random, num_blocks: int, num_peers: int) -> PipelineTask:
-    """No two blocks and no two peers are alike: speeds a hundred times apart, memory twenty, links six."""
-    blocks = tuple(
-        BlockProfile(
-            f"b{i}",
-            generator.randint(3 * 10**8, 10**9),
-            generator.randint(6 * 10**8, 2 * 10**9),
-            generator.randint(10**4, 4 * 10**6),
-            generator.randint(10**4, 2 * 10**5),
-            generator.randint(10**4, 6 * 10**5),
-            True,
-        )
-        for i in range(num_blocks)
-    )
-    peers = tuple(
-        PipelinePeer(
-            f"p{i:02}",
-            10 ** generator.uniform(9.5, 11.5),
-            generator.uniform(2e8, 4e9),
-            generator.uniform(4e6, 2.5e7),
-        )
-        for i in range(num_peers)
-    )
-    return PipelineTask(ModelProfile("mixed", 12_288, blocks), peers, 16, 8, 1e-3)
