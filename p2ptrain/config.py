@@ -22,6 +22,9 @@ from p2ptrain.ids import JobId
 
 DataKind = Literal["image", "audio", "text"]
 Mode = Literal["tasks", "replicas", "slices"]
+"""What a plan can be of."""
+JobMode = Literal["auto", "tasks", "replicas", "slices"]
+"""auto: the group takes tasks or replicas, when it makes its first plan."""
 Targets = Literal["auto", "all", "rest", "own"]
 Combine = Literal["auto", "own", "sum"]
 Calibrate = Literal["auto", "always", "never"]
@@ -139,7 +142,7 @@ class Job:
     """Everything a group must agree on before it trains."""
 
     name: str = "job"
-    mode: Mode = "tasks"
+    mode: JobMode = "tasks"
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -25,7 +25,14 @@ def matched(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return logits.flatten(0, -2), y.flatten()
 
 
-def training_loss(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy over all answers."""
+def training_loss(logits: Tensor, y: Tensor, label_smoothing: float = 0.0, in_play: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy over all answers.
+
+    ``in_play`` [K]: the outputs that compete, and ``y`` counts among these; None = all. Who has no sample of a class
+    would only learn that nothing is ever of it: left out of the softmax, its output stays as others made it (FedRS, Li
+    and Zhan, KDD 2021, with the scale of missing classes at 0).
+    """
     logits, y = matched(logits, y)
+    if in_play is not None:
+        logits = logits[:, in_play]
     return F.cross_entropy(logits, y, label_smoothing=label_smoothing)

@@ -52,6 +52,7 @@ class PartTraining:
             total_steps=config.rounds * self._steps_per_round,
             targets=targets,
             own_classes=own,
+            present=None if job.data.kind == "text" else np.unique(self._data.y).tolist(),
             seed=job.seed,
             device=device,
         )

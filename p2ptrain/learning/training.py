@@ -40,7 +40,8 @@ class LocalTrainer:
     """Trains one model. ``own_classes``: the group's class numbers, in the order of the sub-model's output rows.
 
     Targets: ``all`` = outputs are all classes; ``own`` = outputs are the own classes, other samples are skipped;
-    ``rest`` = own classes and one last output for every other class.
+    ``rest`` = own classes and one last output for every other class. ``present``: the classes that there are samples of
+    (None: all); outputs of others stay out of the loss.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class LocalTrainer:
         total_steps: int,
         targets: ResolvedTargets = "all",
         own_classes: Sequence[int] = (),
+        present: Sequence[int] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         bf16: bool = False,
@@ -68,7 +70,9 @@ class LocalTrainer:
         self.num_bad_steps = 0
         self.bf16 = bf16 and bf16_supported(self.device)
         self._bad_in_a_row = 0
-        self._table = _label_table(targets, own_classes, num_classes).to(self.device)
+        table, in_play = _labels_in_play(_label_table(targets, own_classes, num_classes), present)
+        self._table = table.to(self.device)
+        self._in_play = None if in_play is None else in_play.to(self.device)
         self._parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._optimizer = make_optimizer(self._parameters, config)
 
@@ -91,7 +95,7 @@ class LocalTrainer:
         self.model.train()
         self._optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss = training_loss(self.model(x), y, self.config.label_smoothing)
+            loss = training_loss(self.model(x), y, self.config.label_smoothing, self._in_play)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), MAX_GRADIENT_NORM)
         loss_value: float
@@ -225,6 +229,20 @@ def _label_table(targets: ResolvedTargets, own_classes: Sequence[int], num_class
     table = torch.full((num_classes,), len(own_classes) if targets == "rest" else _IGNORED)
     table[torch.tensor(own_classes)] = torch.arange(len(own_classes))
     return table
+
+
+def _labels_in_play(table: Tensor, present: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+    """The table with labels counted among the outputs that compete, and those outputs (None: all of them).
+
+    A label that never comes is ignored.
+    """
+    rows = table[torch.tensor(sorted(set(present)), dtype=torch.int64)] if present is not None else table
+    rows = rows[rows != _IGNORED].unique()
+    if len(rows) == len(table[table != _IGNORED].unique()):
+        return table, None
+    among = torch.full((int(table.max()) + 1,), _IGNORED)
+    among[rows] = torch.arange(len(rows))
+    return torch.where(table == _IGNORED, table, among[table.clamp_min(0)]), rows
 
 
 def make_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:

@@ -4,7 +4,8 @@ Invariant: pure and deterministic. A plan depends on the job, the snapshots (in 
 ``next_plan`` on the plan before it, so every peer computes the same plan from the same inputs; ``recomputes`` says
 whether a plan is one that these functions would have made.
 
-``first_plan`` cuts classes into parts (``grouping``), sizes them (``shares``) and staffs them (``staffing``);
+``first_plan`` chooses the mode where the job leaves that to the group (``mode_choice``), cuts classes into parts
+(``grouping``, ``holdings``), sizes them (``shares``) and staffs them (``staffing``);
 ``next_plan`` keeps classes and shares and staffs again.
 """
 
@@ -13,11 +14,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from p2ptrain.config import Job
+from p2ptrain.config import Job, Mode
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.footprint import largest_share
 from p2ptrain.planning.grouping import Group, group_classes, group_peers, groups_by_data, swap_for_wishes
+from p2ptrain.planning.holdings import (
+    classes_by_holdings,
+    clusters,
+    held_classes,
+    lacking,
+    merged_until_each_has_a_class,
+)
+from p2ptrain.planning.mode_choice import mode_for
 from p2ptrain.planning.plan import (
     MAX_FORMER,
     CombineRule,
@@ -28,12 +37,15 @@ from p2ptrain.planning.plan import (
     TargetRule,
     cleaned,
     shards,
+    speeds,
 )
 from p2ptrain.planning.shares import even_shares, limits
 from p2ptrain.planning.staffing import Staff
 
 SENSIBLE_GROUPS = 8
 """Most groups that ``num_groups = 0`` makes: an eighth of the width is 64 times less work than the full model."""
+FEW_SAMPLES = 20
+"""Of a class, in the whole group: with fewer a model can hardly learn it."""
 SMALLEST_SHARE = 0.25
 """A peer is of use when its memory holds at least this fraction of an even share."""
 
@@ -43,24 +55,27 @@ def first_plan(job: Job, peers: Sequence[PeerSnapshot], proposer: PeerId) -> Pla
     inputs = clean(job, peers)
     if not any(peer.counts for peer in inputs):
         raise LocalError("a first plan needs a peer with samples")
-    by_data = groups_by_data(inputs, len(job.data.classes)) if job.mode == "tasks" else None
-    targets, combine, calibrate = _regime(job, by_data is not None)
-    if job.mode == "replicas":
-        groups, sizes = [Group(tuple(range(len(job.data.classes))), inputs)], [1.0]
+    num_classes = len(job.data.classes)
+    mode, _ = mode_for(job, inputs)
+    by_data = groups_by_data(inputs, num_classes) if mode == "tasks" else None
+    targets, combine, calibrate = _regime(job, mode, by_data is not None, lacking(inputs, num_classes))
+    if mode == "replicas":
+        groups, sizes = [Group(tuple(range(num_classes)), inputs)], [1.0]
     else:
         groups = sorted(by_data or _groups_by_speed(job, inputs), key=lambda group: group.classes)
         sizes = _shares(job, groups, speeds(inputs), targets)
+    trunk = job.tasks.trunk if mode == "tasks" else 0
     parts = tuple(
-        Part(index, group.classes, share, (), shards(job.mode, job.tasks.trunk, index))
+        Part(index, group.classes, share, (), shards(mode, trunk, index))
         for index, (group, share) in enumerate(zip(groups, sizes, strict=True))
     )
     plan = Plan(
         epoch=1,
         job=job.id,
-        mode=job.mode,
+        mode=mode,
         proposer=proposer,
         parts=parts,
-        trunk=job.tasks.trunk,
+        trunk=trunk,
         disjoint=by_data is not None,
         targets=targets,
         combine=combine,
@@ -88,6 +103,7 @@ def next_plan(job: Job, current: Plan, alive: Sequence[PeerSnapshot], proposer: 
         epoch=current.epoch + 1,
         proposer=proposer,
         parts=_staffed(current.parts, part_of),
+        calibrate=current.calibrate or _fits_head(job, current.disjoint, lacking(inputs, len(job.data.classes))),
         peers=inputs,
         former=tuple([*kept, *gone][-MAX_FORMER:]),
         parent=current.hash,
@@ -102,14 +118,20 @@ def recomputes(job: Job, plan: Plan, parent: Plan | None) -> bool:
         return any(peer.counts for peer in plan.peers) and first_plan(job, plan.peers, plan.proposer) == plan
     if parent is not None and parent.hash == plan.parent:
         return next_plan(job, parent, plan.peers, plan.proposer) == plan
-    fits = plan.mode == job.mode and plan.trunk == job.tasks.trunk and plan.num_classes == len(job.data.classes)
-    return fits and (plan.targets, plan.combine, plan.calibrate) == _regime(job, plan.disjoint)
+    modes = ("tasks", "replicas") if job.mode == "auto" else (job.mode,)
+    trunk = job.tasks.trunk if plan.mode == "tasks" else 0
+    if plan.mode not in modes or plan.trunk != trunk or plan.num_classes != len(job.data.classes):
+        return False
+    # Who lacked which class when the first plan was made is not known any more, nor who has come since.
+    possible = [_regime(job, plan.mode, plan.disjoint, lacks) for lacks in (False, True)]
+    return (plan.targets, plan.combine) in [each[:2] for each in possible] and plan.calibrate in [p[2] for p in possible]
 
 
 def notes(job: Job, plan: Plan) -> list[str]:
-    """What a person should know about the plan, a line each."""
+    """What a person should know about the plan, a line each. Peers are named by their ids."""
     lines = []
     trainers = plan.trainers()
+    held = held_classes(plan.peers, len(job.data.classes))
     for peer in plan.peers:
         if peer.flops_per_s <= 0:
             lines.append(f"{peer.peer}: no speed known, taken for the slowest; `p2ptrain probe` measures it")
@@ -119,12 +141,35 @@ def notes(job: Job, plan: Plan) -> list[str]:
             lines.append(f"{peer.peer}: no part fits its memory and its samples, trains nothing")
         elif largest_share(job, peer.memory_bytes) < plan.parts[trainers[peer.peer]].share:
             lines.append(f"{peer.peer}: its part may not fit into its memory; a smaller batch_size helps")
-    for part in plan.parts:
-        if not part.trainers:
-            names = ", ".join(job.data.classes[c] for c in part.classes)
-            lines.append(f"part {part.index} ({names}) waits for a peer that can train it")
+        if len(held[peer.peer]) == 1 and peer.peer in trainers:
+            (only,) = (job.data.classes[c] for c in held[peer.peer])
+            lines.append(
+                f"{peer.peer}: has samples of {only} alone, and learns nothing from one class; they count when the group "
+                "fits the last layer"
+            )
+    lines += _class_notes(job, plan)
     if plan.disjoint and job.tasks.num_groups not in (0, len(plan.parts)):
         lines.append(f"tasks.num_groups = {job.tasks.num_groups} is not kept: the data give {len(plan.parts)} groups")
+    return lines
+
+
+def _class_notes(job: Job, plan: Plan) -> list[str]:
+    """Classes that nobody will learn, or hardly."""
+    names, lines = job.data.classes, []
+    totals = [sum(peer.counts[c] for peer in plan.peers if peer.counts) for c in range(len(names))]
+    nobody = [names[c] for c, total in enumerate(totals) if not total]
+    if nobody:
+        lines.append(
+            f"NOBODY HAS SAMPLES OF {', '.join(nobody)}: the model will not know {'it' if len(nobody) == 1 else 'them'}; "
+            "bring a peer that has some, or make the job without"
+        )
+    few = [f"{names[c]} ({total})" for c, total in enumerate(totals) if 0 < total < FEW_SAMPLES]
+    if few:
+        lines.append(f"few samples in all: {', '.join(few)}; more of them help most")
+    for part in plan.parts:
+        owned = [names[c] for c in part.classes if totals[c]]
+        if not part.trainers and owned:
+            lines.append(f"part {part.index} ({', '.join(owned)}) waits for a peer that can train it")
     return lines
 
 
@@ -134,12 +179,6 @@ def clean(job: Job, peers: Sequence[PeerSnapshot]) -> tuple[PeerSnapshot, ...]:
     if len(unique) != len(peers):
         raise LocalError("a peer is named twice")
     return tuple(unique[name] for name in sorted(unique))
-
-
-def speeds(peers: Sequence[PeerSnapshot]) -> dict[PeerId, float]:
-    """FLOP/s by peer; one that is not known is taken for the slowest."""
-    slowest = min((peer.flops_per_s for peer in peers if peer.flops_per_s > 0), default=1.0)
-    return {peer.peer: peer.flops_per_s if peer.flops_per_s > 0 else slowest for peer in peers}
 
 
 def round_costs(plan: Plan) -> dict[PeerId, float]:
@@ -158,11 +197,21 @@ def num_samples(peer: PeerSnapshot, classes: Sequence[int], targets: TargetRule)
     return max(1, sum(peer.counts[c] for c in classes) if targets == "own" and peer.counts else peer.num_samples)
 
 
-def _regime(job: Job, disjoint: bool) -> tuple[TargetRule, CombineRule, bool]:
-    """Targets, combination and calibration: what the job says, or what suits the data."""
+def _fits_head(job: Job, disjoint: bool, lacks: bool) -> bool:
+    """Whether the group fits the last layer again: what the job says, or where some peer lacks a class."""
+    if job.data.kind == "text":
+        return False  # every text lacks some byte, and what is fitted is a classifier of samples
+    return job.tasks.calibrate == "always" or (job.tasks.calibrate == "auto" and (disjoint or lacks))
+
+
+def _regime(job: Job, mode: Mode, disjoint: bool, lacks: bool) -> tuple[TargetRule, CombineRule, bool]:
+    """Targets, combination and calibration: what the job says, or what suits the data.
+
+    Votes on all classes are only worth their sum where everybody has seen all classes.
+    """
     asked = job.tasks
-    calibrate = asked.calibrate == "always" or (asked.calibrate == "auto" and disjoint)
-    if job.mode == "replicas":
+    calibrate = _fits_head(job, disjoint, lacks)
+    if mode == "replicas":
         return "all", "own", calibrate
     targets: TargetRule
     combine: CombineRule
@@ -173,13 +222,15 @@ def _regime(job: Job, disjoint: bool) -> tuple[TargetRule, CombineRule, bool]:
     if asked.combine != "auto":
         combine = asked.combine
     else:
-        combine = "own" if disjoint or targets != "all" else "sum"
+        combine = "own" if disjoint or lacks or targets != "all" else "sum"
     return targets, combine, calibrate
 
 
 def _groups_by_speed(job: Job, inputs: Sequence[PeerSnapshot]) -> list[Group]:
+    """Groups of peers that hold the same classes, as far as they do, and are about as fast."""
     num_classes = len(job.data.classes)
-    holders = [peer for peer in inputs if peer.counts]
+    held = held_classes(inputs, num_classes)
+    holders = [peer for peer in inputs if held[peer.peer]]
     num_groups = job.tasks.num_groups or min(len(holders), num_classes, SENSIBLE_GROUPS)
     useful = SMALLEST_SHARE / num_groups
     holders = [peer for peer in holders if largest_share(job, peer.memory_bytes) >= useful] or holders
@@ -188,11 +239,25 @@ def _groups_by_speed(job: Job, inputs: Sequence[PeerSnapshot]) -> list[Group]:
     speed = speeds(inputs)
     costs = {peer.peer: num_samples(peer, (), "all") / speed[peer.peer] for peer in holders}
     by_name = {peer.peer: peer for peer in holders}
-    groups = [[by_name[name] for name in run] for run in group_peers(costs, num_groups)]
-    weights = _fit(job, groups, costs, [num_classes / num_groups] * num_groups)
-    classes = group_classes(groups, weights, num_classes)
-    groups = swap_for_wishes(groups, classes, costs)
-    return [Group(tuple(held), tuple(group)) for held, group in zip(classes, groups, strict=True)]
+
+    def runs(peers: Sequence[PeerSnapshot], num: int) -> list[list[PeerSnapshot]]:
+        cut = group_peers({peer.peer: costs[peer.peer] for peer in peers}, num)
+        return [[by_name[name] for name in run] for run in cut]
+
+    everything = all(len(held[peer.peer]) == num_classes for peer in holders)
+    if everything:
+        groups = runs(holders, num_groups)
+        weights = _fit(job, groups, costs, [num_classes / num_groups] * num_groups)
+        classes = group_classes(groups, weights, num_classes)
+        groups = swap_for_wishes(groups, classes, costs)
+        return [Group(tuple(owned), tuple(group)) for owned, group in zip(classes, groups, strict=True)]
+    groups, first = merged_until_each_has_a_class(clusters(holders, held, num_groups, runs), held)
+    known = sorted(set().union(*held.values()))
+    weights = _fit(job, groups, costs, [len(known) / len(groups)] * len(groups))
+    classes = classes_by_holdings(groups, first, weights, held, known)
+    made = [Group(tuple(own), tuple(group)) for own, group in zip(classes, groups, strict=True) if own]
+    unknown = tuple(sorted(set(range(num_classes)) - set(known)))
+    return [*made, Group(unknown, ())] if unknown else made
 
 
 def _shares(job: Job, groups: Sequence[Group], speed: Mapping[PeerId, float], targets: TargetRule) -> list[float]:

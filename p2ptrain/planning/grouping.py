@@ -3,13 +3,14 @@
 Invariant: the groups' classes partition the job's classes, no peer is in two groups, and the result depends on the
 snapshots alone. A group without trainers waits for one.
 
-Disjoint data: a peer's class set is the classes of which it holds at least ``HOLDS_FRACTION`` of what the largest
-holder has; the data are disjoint when these sets are pairwise equal or disjoint and at least two differ. Then each set
-is a group, and classes that nobody has are a group that waits for a peer with samples of them.
+Disjoint data: the classes that peers hold (``holdings``) are pairwise equal or disjoint, and at least two differ. Then
+each set of classes is a group. Classes that nobody has are a group that waits for a peer with samples of them.
 
-Otherwise peers are sorted by the time a round of the whole model would take them and cut into runs of even length: the
-slowest peer of a group sets its pace, so like goes with like. Classes follow the groups' weights (the shares that make
-all finish together), wished-for ones first, the rest to the group that has most samples of them.
+Where some peer lacks a class and others have it too, groups are those of ``holdings``.
+
+Where all peers hold all classes, they are sorted by the time a round of the whole model would take them and cut into
+runs of even length: the slowest peer of a group sets its pace, so like goes with like. Classes follow the groups'
+weights (the shares that make all finish together), wished-for ones first, the rest to the group that has most samples.
 """
 
 from __future__ import annotations
@@ -18,12 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from p2ptrain.ids import PeerId
+from p2ptrain.planning.holdings import WISH_SPREAD, held_classes
 from p2ptrain.planning.plan import PeerSnapshot
 from p2ptrain.planning.shares import apportion
 
-HOLDS_FRACTION = 0.05
-WISH_SPREAD = 2
-"""Wishes may give a group this many times the classes that its weight would."""
 SWAP_SPREAD = 2.0
 """Peers change places for a wish when neither is more than this many times slower than the other."""
 SWAPS_LIMIT = 256
@@ -38,13 +37,11 @@ class Group:
 
 def groups_by_data(peers: Sequence[PeerSnapshot], num_classes: int) -> list[Group] | None:
     """The groups that disjoint data give; None where the data are not disjoint."""
-    holders = [peer for peer in peers if peer.counts]
-    most = [max((peer.counts[c] for peer in holders), default=0) for c in range(num_classes)]
+    held_by = held_classes(peers, num_classes)
     sets: dict[tuple[int, ...], list[PeerSnapshot]] = {}
-    for peer in holders:
-        held = tuple(c for c in range(num_classes) if peer.counts[c] > 0 and peer.counts[c] >= HOLDS_FRACTION * most[c])
-        if held:  # a peer with a few of each holds none; it is placed once the groups are there
-            sets.setdefault(held, []).append(peer)
+    for peer in peers:
+        if held := tuple(sorted(held_by[peer.peer])):
+            sets.setdefault(held, []).append(peer)  # a peer with a few of each holds none; it is placed later
     covered = [c for held in sets for c in held]
     if len(sets) < 2 or len(set(covered)) != len(covered):
         return None

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -57,6 +58,8 @@ class PeerSnapshot:
     """Training samples of each class; empty = none."""
     wishes: ClassIndices
     """Classes that the peer wants to train."""
+    divisible: bool = True
+    """Its trainer can divide the job's model among classes."""
 
     @property
     def num_samples(self) -> int:
@@ -287,7 +290,9 @@ def shards(mode: Mode, trunk: int, index: int) -> tuple[str, ...]:
 
 def snapshot(record: Record) -> PeerSnapshot:
     """A peer's record, as planning sees it."""
-    return PeerSnapshot(record.peer, record.flops_per_s, record.memory_bytes, record.counts, record.wishes)
+    return PeerSnapshot(
+        record.peer, record.flops_per_s, record.memory_bytes, record.counts, record.wishes, record.divisible
+    )
 
 
 def cleaned(peer: PeerSnapshot, num_classes: int) -> PeerSnapshot:
@@ -301,6 +306,12 @@ def cleaned(peer: PeerSnapshot, num_classes: int) -> PeerSnapshot:
         counts=peer.counts if fits else (),
         wishes=tuple(sorted({wish for wish in peer.wishes if 0 <= wish < num_classes})),
     )
+
+
+def speeds(peers: Sequence[PeerSnapshot]) -> dict[PeerId, float]:
+    """FLOP/s by peer; one that is not known is taken for the slowest."""
+    slowest = min((peer.flops_per_s for peer in peers if peer.flops_per_s > 0), default=1.0)
+    return {peer.peer: peer.flops_per_s if peer.flops_per_s > 0 else slowest for peer in peers}
 
 
 def _is_hex(text: str, length: int) -> bool:

@@ -175,7 +175,7 @@ def _plan(
     return Plan(
         epoch=parent.epoch + 1 if parent else 1,
         job=job.id,
-        mode=job.mode,
+        mode="slices",
         proposer=proposer,
         parts=_parts(model, slices.pipeline),
         trunk=0,

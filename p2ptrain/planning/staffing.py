@@ -8,6 +8,9 @@ changes nothing more. In order:
    least speed for its load;
 3. parts still without a trainer get one from a part that has several. Nobody trains two parts: what remains waits, and
    its snapshot stays in custody.
+
+Who trains a part by itself has enough samples of all its classes (else it would unlearn the others); who has some of
+them helps a trainer that has all.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from p2ptrain.ids import PeerId
+from p2ptrain.planning.holdings import held_classes
 from p2ptrain.planning.plan import Part, PeerSnapshot, Plan
 
 QUARTERS = 4
@@ -40,6 +44,8 @@ class Staff:
         self._peers = peers
         self._speed = speed
         self._room = room
+        known = {peer.peer: peer for peer in plan.peers} | dict(peers)  # who is gone tells how much is enough
+        self._held = held_classes(list(known.values()), plan.num_classes)
 
     def place(self) -> None:
         """Give parts to free peers, and trainers to parts that have none."""
@@ -103,9 +109,17 @@ class Staff:
         if self._mode == "replicas":
             return True
         counts = self._peers[peer].counts
-        has_samples = any(counts[c] for c in part.classes) if counts and self._needs_own_samples else bool(counts)
         fits = part.share <= self._room[peer] or self._former.get(peer) == part.index  # it fitted before
-        return has_samples and fits
+        if not fits or not any(counts[c] for c in part.classes if counts):
+            return False
+        if self._needs_own_samples or self._former.get(peer) == part.index:
+            return True
+        return self._covers(peer, part) or any(
+            self._covers(other, part) for other, index in self.part_of.items() if index == part.index and other != peer
+        )
+
+    def _covers(self, peer: PeerId, part: Part) -> bool:
+        return self._held[peer].issuperset(part.classes)
 
     def _sizes(self) -> list[int]:
         sizes = [0] * len(self._parts)

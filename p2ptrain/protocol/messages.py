@@ -190,6 +190,10 @@ class Record:
     """Hash of the plan that this peer wants to be the next ("" = none)."""
     links: Annotated[tuple[LinkFigure, ...], Bound(0, MAX_LINKS)] = ()
     """Those that this peer has measured: of a pair one does."""
+    divisible: bool = True
+    """This peer's trainer can divide the job's model among classes."""
+    accuracy: Annotated[float, Bound(-1, 1)] = -1.0
+    """Of what this peer trains, on its own validation samples; -1 = not known."""
 
 
 @dataclass(frozen=True, slots=True)

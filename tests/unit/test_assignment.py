@@ -299,7 +299,7 @@ def test_classes_nobody_has_wait_for_a_peer_that_has_them() -> None:
     plan = first_plan(work, peers, name(0))
     assert [part.classes for part in plan.parts] == [(0, 1), (2, 3), (4, 5)]
     assert trainers(plan) == [[0], [1], []]
-    assert any("waits" in line and "c4, c5" in line for line in notes(work, plan))
+    assert any("NOBODY HAS SAMPLES OF c4, c5" in line for line in notes(work, plan))
     joined = next_plan(work, plan, [*peers, peer(2, [0, 0, 0, 0, 9, 9])], name(0))
     assert joined is not None
     assert trainers(joined) == [[0], [1], [2]]
@@ -307,7 +307,7 @@ def test_classes_nobody_has_wait_for_a_peer_that_has_them() -> None:
 
 def test_mixed_data_are_not_disjoint() -> None:
     plan = first_plan(job(4), [peer(0, [9, 9, 9, 0]), peer(1, [0, 0, 9, 9])], name(0))
-    assert (plan.disjoint, plan.targets, plan.combine, plan.calibrate) == (False, "all", "sum", False)
+    assert (plan.disjoint, plan.targets, plan.combine, plan.calibrate) == (False, "all", "own", True)
 
 
 @pytest.mark.parametrize(
