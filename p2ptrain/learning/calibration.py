@@ -11,6 +11,9 @@ next state, which goes to all:
 Only sums over samples leave a peer. States and contributions are dicts of tensors; a state holds all that anyone
 needs to go on, optimizer included, so any peer can be the next lead.
 
+A class of which nobody has a sample here (its only holder may be gone) is left out of the softmax and keeps the row
+that its sub-model learnt.
+
 Invariant: the same contributions in the same order give the same state, and contributions of several peers add up to
 what one peer with all the samples would have contributed, to float tolerance.
 """
@@ -26,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from p2ptrain.errors import LocalError, RemoteError, UserError
+from p2ptrain.learning.candidates import VALIDATION
 
 MAX_WHITENED = 1024
 """Up to so many features the group sums their full second moments; above it, only their variances."""
@@ -138,15 +142,15 @@ def begin(
         whiten = (variance + RIDGE * variance.mean() + 1e-12).rsqrt()
         weight_w = weight / whiten
     present = counts > 0
-    class_weight = torch.ones_like(counts)
+    class_weight = present.double()
     if config.balanced:
-        class_weight = torch.where(present, n / (present.sum() * counts.clamp_min(1)), torch.ones_like(counts))
+        class_weight = class_weight * n / (present.sum() * counts.clamp_min(1))
     state = {
         "weight": weight_w,
         "bias": bias + weight @ mean,
         "mean": mean,
         "whiten": whiten,
-        "class_weight": class_weight,
+        "class_weight": class_weight,  # 0: nobody has samples of it
         "momentum.weight": torch.zeros_like(weight_w),
         "momentum.bias": torch.zeros_like(bias),
     }
@@ -173,6 +177,7 @@ def gradient(state: Mapping[str, Tensor], x: Tensor, y: Tensor, step: int) -> tu
     # The head is folded for the forward pass and its gradient unfolded after it: whitening the features themselves
     # would cost F/C times as much in every step.
     head = plain_head(state)
+    absent = state["class_weight"] == 0
     raw = torch.zeros_like(state["weight"])  # gradient for the folded weight, [C, F]
     bias = torch.zeros_like(state["bias"])
     loss = torch.zeros(())
@@ -180,6 +185,7 @@ def gradient(state: Mapping[str, Tensor], x: Tensor, y: Tensor, step: int) -> tu
         xs, ys = (x, y) if chunk.numel() == n else (x[chunk], y[chunk])
         xs = xs.float()
         logits = torch.addmm(head["bias"], xs, head["weight"].T)  # [rows, C]
+        logits[:, absent] = -torch.inf
         weights = state["class_weight"][ys]  # [rows]
         loss += (F.cross_entropy(logits, ys, reduction="none") * weights).sum()
         residual = logits.softmax(1)  # d loss / d logits = p - onehot
@@ -216,7 +222,7 @@ def advance(
     for name in ("weight", "bias"):
         slope = total[name] / n
         if name == "weight":
-            slope = slope + config.weight_decay * state[name]
+            slope = slope + config.weight_decay * state[name] * (state["class_weight"] > 0).unsqueeze(1)
         velocity = config.momentum * state[f"momentum.{name}"] + slope
         after[f"momentum.{name}"] = velocity
         after[name] = state[name] - rate * (slope + config.momentum * velocity)
@@ -241,7 +247,8 @@ def check_fit_state(state: Mapping[str, Tensor], num_classes: int, num_features:
         **{"weight": matrix, "bias": row, "mean": (num_features,), "whiten": whiten, "class_weight": row},
         **{"momentum.weight": matrix, "momentum.bias": row},
     }
-    if state.keys() - {"loss"} != shapes.keys():
+    names = {name for name in state if not name.startswith(VALIDATION)}
+    if names - {"loss"} != shapes.keys():
         raise RemoteError("calibration", f"state of tensors {sorted(state)[:8]}")
     for name, shape in shapes.items():
         _check(name, state[name], shape, torch.float32)

@@ -107,7 +107,12 @@ def evaluate(
 
 @torch.inference_mode()
 def own_class_accuracy(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: Sequence[int], *, outputs: Sequence[int] = ()
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    classes: Sequence[int],
+    *,
+    outputs: Sequence[int] = (),
+    device: torch.device | str = "cpu",
 ) -> float:
     """Accuracy over samples of ``classes`` with only these classes' logits in play.
 
@@ -119,9 +124,9 @@ def own_class_accuracy(
     rows = torch.tensor([list(outputs).index(c) for c in own.tolist()]) if outputs else own
     right = samples = 0
     for x, y in batches:
-        logits, y = matched(model(x), y)
+        logits, y = matched(model(x.to(device)).float().cpu(), y)
         kept = torch.isin(y, own)
-        answers = own[logits[:, rows].argmax(1).cpu()]
+        answers = own[logits[:, rows].argmax(1)]
         right += int((answers == y)[kept].sum())
         samples += int(kept.sum())
     model.train(was_training)

@@ -1,4 +1,7 @@
-"""One peer's share of calibration: features of its own samples, and what it contributes to and combines of each step.
+"""One peer's share of the group's work on the head: features of its own samples, and what it contributes to each step.
+
+    where the head is fitted: step 0 the moments, then the gradients of ``calibration``; in any case, last: the counts
+    of right answers on the own validation samples (``validation``)
 
 Invariant: the features stay here; what leaves are sums over samples. Only tensors that change are sent with every
 step: those that don't (mean, whitening) travel with the first state, now and then, and with the last.
@@ -7,37 +10,54 @@ step: those that don't (mean, whitening) travel with the first state, now and th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from p2ptrain.config import Job
 from p2ptrain.errors import RemoteError
-from p2ptrain.learning import calibration
-from p2ptrain.learning.averaging import check_state
+from p2ptrain.learning import calibration, candidates, validation
+from p2ptrain.learning.averaging import check_state, weighted_mean
 from p2ptrain.learning.data import Dataset
+from p2ptrain.learning.evaluation import evaluate
 from p2ptrain.learning.parts import Parts
+from p2ptrain.learning.validation import Head
 
 FIXED = ("mean", "whiten", "class_weight")
 FULL_EVERY = 25
 """Steps between states that carry the fixed tensors too, for a peer that missed the first."""
 BATCH_SIZE = 256
 
+Kind = Literal["moments", "gradient", "validation"]
+
 
 class HeadFitting:
-    """``session`` names the snapshots; give them with ``add_part``, then answer step by step."""
+    """``session`` names the snapshots; give them with ``add_copy``, then answer step by step."""
 
-    def __init__(self, job: Job, parts: Parts, session: str, data: Dataset, device: str = "cpu") -> None:
+    def __init__(
+        self, job: Job, parts: Parts, session: str, data: Dataset, val: Dataset | None = None, device: str = "cpu"
+    ) -> None:
         self.session = session
         self._config = calibration.FitConfig(steps=job.tasks.calibration_steps)
+        self._fits = parts.plan.calibrate
         self._parts = parts
         self._data = data
+        self._val = val
         self._device = device
         self._num_classes = len(job.data.classes)
+        self._copies: list[tuple[float, dict[str, Tensor]]] = []
+        """Of the part that is being added, with their weights."""
         self._columns: list[tuple[Tensor, Tensor | None]] = []
-        self._states: dict[int, dict[str, Tensor]] = {}
+        self._val_columns: list[tuple[Tensor, Tensor | None]] = []
+        self._heads: dict[int, dict[str, Tensor]] = {}
+        """By part: the head's own tensors."""
         self._y = torch.zeros(0, dtype=torch.int64)
-        self._x: Tensor | None = None
+        self._val_y = torch.zeros(0, dtype=torch.int64)
+        self._features: tuple[Tensor, Tensor] | None = None
+        """[n, F] of the training samples (none where nothing is fitted) and of the validation samples."""
+        self._whole: dict[str, Tensor] | None = None
+        """Counts of the one part that is all of the model, where nothing is fitted: nobody needs its features."""
         self._head: dict[str, Tensor] = {}
         self._fixed: dict[str, Tensor] = {}
 
@@ -45,22 +65,46 @@ class HeadFitting:
     def num_samples(self) -> int:
         return len(self._data)
 
-    def add_part(self, part: int, state: Mapping[str, Tensor]) -> None:
-        """Run one frozen part over the own samples and keep what its head reads. Raises ``RemoteError``."""
-        if self._x is not None or part in self._states:
+    def add_copy(self, part: int, state: Mapping[str, Tensor], weight: float, *, last: bool) -> None:
+        """A frozen copy of a part; with the ``last`` of them their mean runs over the own samples.
+
+        Raises ``RemoteError`` for a copy that does not fit; ``UserError`` where the model has no head to fit.
+        """
+        if self._features is not None or part in self._heads:
             raise RemoteError("calibration", f"part {part} came twice")
         submodel = self._parts.submodel(part)
         check_state(state, submodel.state_dict())
-        submodel.load_state_dict(dict(state))
-        head = self._parts.head
-        x, self._y = calibration.features(submodel, head, self._own_batches(), device=self._device)
-        self._columns.append((x, self._parts.head_columns(part)))
-        self._states[part] = {n: t for n, t in state.items() if n.rpartition(".")[0] == head}
+        self._copies.append((weight, dict(state)))
+        if not last:  # no more than two are in memory
+            self._copies = [(sum(each for each, _ in self._copies), weighted_mean(self._copies))]
+            return
+        mean, self._copies = weighted_mean(self._copies), []
+        submodel.load_state_dict(mean)
+        if not self._fits and self._parts.decoupling is None:
+            self._whole = self._counts_of(submodel)
+            self._heads[part] = {}
+            return
+        head, columns = self._parts.head, self._parts.head_columns(part)
+        if self._fits:
+            x, self._y = calibration.features(submodel, head, self._own_batches(self._data), device=self._device)
+            self._columns.append((x, columns))
+        x, self._val_y = calibration.features(submodel, head, self._own_batches(self._val), device=self._device)
+        self._val_columns.append((x, columns))
+        self._heads[part] = self._parts.head_of(mean)
+
+    def kind(self, step: int) -> Kind:
+        """What ``step`` is about."""
+        if not self._fits or step > self._config.steps:
+            return "validation"
+        return "moments" if step == 0 else "gradient"
 
     def contribute(self, step: int, state: Mapping[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
         """(samples, sums) for ``step``; the state of step 0 is empty."""
-        x = self._features()
-        if step == 0:
+        kind = self.kind(step)
+        if kind == "validation":
+            return self.num_samples, self._validate(state)
+        x, _ = self._joined()
+        if kind == "moments":
             return self.num_samples, calibration.moments(x, self._y, self._num_classes)
         sums, samples = calibration.gradient(self._full(state), x, self._y, step)
         return samples, sums
@@ -69,8 +113,14 @@ class HeadFitting:
         self, step: int, state: Mapping[str, Tensor], contributions: Sequence[tuple[int, Mapping[str, Tensor]]]
     ) -> dict[str, Tensor]:
         """The state after ``step``, as lead."""
-        self._features()
-        if step == 0:
+        kind = self.kind(step)
+        if kind == "validation":
+            counts = validation.add([sums for _, sums in contributions], self._num_classes)
+            samples = sum(number for number, _ in contributions)
+            counts[candidates.SAMPLES] = torch.tensor([float(samples)], dtype=torch.float64)
+            return (self._full(state) if self._fits else {}) | counts
+        self._joined()
+        if kind == "moments":
             after = calibration.begin(self._head, [sums for _, sums in contributions], self._config)
             self._fixed = {name: after[name] for name in FIXED}
             return after
@@ -100,26 +150,56 @@ class HeadFitting:
     def _full(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         carried = {name: state[name] for name in FIXED if name in state}
         full = dict(state) | (self._fixed if not carried else {})
-        calibration.check_fit_state(full, self._num_classes, self._features().shape[1])
+        calibration.check_fit_state(full, self._num_classes, self._joined()[1].shape[1])
         if carried:
             self._fixed = carried
         return full
 
-    def _features(self) -> Tensor:
+    # --- validation ---
+
+    def _validate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if self._whole is not None:
+            return self._whole
+        _, x = self._joined()
+        joined = Head(self._head["weight"], self._head.get("bias", torch.zeros(self._num_classes)))
+        heads = {candidates.JOINED: joined}
+        if self._fits:
+            plain = calibration.plain_head(self._full(state))
+            heads = {candidates.FITTED: Head(plain["weight"], plain["bias"]), **heads}
+        own: dict[int, tuple[Head, Sequence[int]]] = {}
+        if len(self._heads) > 1:
+            for part, tensors in sorted(self._heads.items()):
+                head, classes = self._parts.head_alone(part, tensors)
+                own[part] = (head, classes)
+                if self._parts.plan.targets == "all" and "bias" in self._head:  # it is the bias that rules classes out
+                    heads[candidates.alone(part)] = head
+        if not len(self._val_y):
+            return validation.empty(heads, own, self._num_classes)
+        return validation.count(x, self._val_y, heads, own, main=next(iter(heads)))
+
+    def _counts_of(self, model: torch.nn.Module) -> dict[str, Tensor]:
+        if self._val is None or not len(self._val):
+            return validation.empty([candidates.JOINED], (), self._num_classes)
+        found = evaluate(model, self._own_batches(self._val), self._num_classes, device=self._device)
+        rows = torch.tensor(found.confusion, dtype=torch.float64)
+        return {candidates.TOTAL: rows.sum(1), candidates.CORRECT + candidates.JOINED: rows.diagonal().clone()}
+
+    # --- features ---
+
+    def _joined(self) -> tuple[Tensor, Tensor]:
         """[n, F] of all parts, in the columns of the global head; after this no part can be added."""
-        if self._x is None:
-            head = self._parts.head
-            whole = self._parts.assemble({part: [(1.0, self._with_rest(part))] for part in self._states})
-            self._head = {name: whole[f"{head}.{name}"] for name in ("weight", "bias") if f"{head}.{name}" in whole}
-            self._x = calibration.join_columns(self._columns, self._head["weight"].shape[1])
+        if self._features is None:
+            self._head = self._parts.joined_head(self._heads)
+            num_columns = self._head["weight"].shape[1]
+            x = calibration.join_columns(self._columns, num_columns) if self._columns else torch.zeros(0, num_columns)
+            self._features = x, calibration.join_columns(self._val_columns, num_columns)
             self._columns.clear()
-        return self._x
+            self._val_columns.clear()
+        return self._features
 
-    def _with_rest(self, part: int) -> dict[str, Tensor]:
-        """A state with the part's head; its other tensors don't matter to the assembled head."""
-        return dict(self._parts.submodel(part).state_dict()) | self._states[part]
-
-    def _own_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The own samples in order, normalised a batch at a time."""
-        for start in range(0, len(self._data), BATCH_SIZE):
-            yield self._data.tensors(slice(start, start + BATCH_SIZE))
+    @staticmethod
+    def _own_batches(data: Dataset | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Own samples in order, normalised a batch at a time."""
+        for start in range(0, len(data) if data is not None else 0, BATCH_SIZE):
+            assert data is not None
+            yield data.tensors(slice(start, start + BATCH_SIZE))

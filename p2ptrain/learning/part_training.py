@@ -20,20 +20,33 @@ from p2ptrain.errors import DataError, RemoteError
 from p2ptrain.learning.averaging import check_state, merge
 from p2ptrain.learning.compression import Compressor, decompress
 from p2ptrain.learning.data import Dataset
+from p2ptrain.learning.evaluation import evaluate, own_class_accuracy
 from p2ptrain.learning.parts import Parts
 from p2ptrain.learning.training import LocalTrainer
 
 Masses = dict[str, float]
 
+VAL_BATCH = 256
+
 
 class PartTraining:
     """Call ``step`` until ``finished``; everything else may happen between two steps."""
 
-    def __init__(self, job: Job, parts: Parts, part: int, data: Dataset, peer_name: str, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        job: Job,
+        parts: Parts,
+        part: int,
+        data: Dataset,
+        peer_name: str,
+        device: str = "cpu",
+        val: Dataset | None = None,
+    ) -> None:
         self.part = part
         self.round = 0
         self.step_in_round = 0
         self.last_loss = 0.0
+        self._val = val
         self._job = job
         self._parts = parts
         self._spec = parts.plan.parts[part]
@@ -43,6 +56,9 @@ class PartTraining:
         if not len(self._data):
             raise DataError("no sample of this device is of a class of its part; let it have data of those classes")
         config = job.training
+        present = np.unique(self._data.y).tolist()
+        self._val_classes = sorted(set(present) & set(own)) if targets == "rest" else present
+        self._val_outputs = () if targets == "all" else own
         self._steps_per_round = math.ceil(self._data.num_batches(config.batch_size) * config.epochs_per_round)
         submodel = parts.submodel(part)
         self.trainer = LocalTrainer(
@@ -52,7 +68,7 @@ class PartTraining:
             total_steps=config.rounds * self._steps_per_round,
             targets=targets,
             own_classes=own,
-            present=None if job.data.kind == "text" else np.unique(self._data.y).tolist(),
+            present=None if job.data.kind == "text" else present,
             seed=job.seed,
             device=device,
         )
@@ -90,6 +106,20 @@ class PartTraining:
         self.step_in_round = 0
         self.round += 1
         return True
+
+    def accuracy(self) -> float:
+        """On the own validation samples, asked among the classes that are trained here; -1 = there are none."""
+        val = self._val
+        if val is None or not len(val):
+            return -1.0
+        batches = (val.tensors(slice(start, start + VAL_BATCH)) for start in range(0, len(val), VAL_BATCH))
+        if self._job.data.kind == "text":
+            found = evaluate(self.trainer.model, batches, len(self._job.data.classes), device=self.trainer.device)
+            return found.accuracy
+        share = own_class_accuracy(
+            self.trainer.model, batches, self._val_classes, outputs=self._val_outputs, device=self.trainer.device
+        )
+        return share if math.isfinite(share) else -1.0
 
     def _round_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         rng = np.random.default_rng([self._job.seed, self._seed, self.round])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from p2ptrain.config import Job
@@ -15,6 +16,7 @@ from p2ptrain.errors import JobError, LocalError
 from p2ptrain.learning.averaging import weighted_mean
 from p2ptrain.learning.decoupling import Decoupling
 from p2ptrain.learning.models import MODELS, TEXT_MODELS, build_model
+from p2ptrain.learning.validation import UNKNOWN, Head
 from p2ptrain.planning.plan import Plan
 
 State = Mapping[str, Tensor]
@@ -85,9 +87,49 @@ class Parts:
             raise JobError('the model has no Linear layer to calibrate; set tasks.calibrate = "never"')
         return linear[-1]
 
+    def head_of(self, state: State) -> dict[str, Tensor]:
+        """The last layer's own tensors of a part's state."""
+        return {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] == self.head}
+
     def head_columns(self, part: int) -> Tensor | None:
         """Which columns of the global head a part's features are; ``None`` = all."""
         return self.decoupling.view(part).axes[f"{self.head}.weight"][1] if self.decoupling is not None else None
+
+    def joined_head(self, heads: Mapping[int, State]) -> dict[str, Tensor]:
+        """``weight`` [C, F] and ``bias`` of the global head put together from parts' own (``heads``: by part)."""
+        whole = self.assemble(
+            {part: [(1.0, dict(self.submodel(part).state_dict()) | dict(own))] for part, own in heads.items()}
+        )
+        return {n: whole[f"{self.head}.{n}"] for n in ("weight", "bias") if f"{self.head}.{n}" in whole}
+
+    def head_alone(self, part: int, own: State) -> tuple[Head, tuple[int, ...]]:
+        """A part's own head over the features of all parts, and the classes that it was trained on.
+
+        Of other classes it never takes a sample for one.
+        """
+        classes = self.trained_classes(part)
+        if self.plan.targets == "all" and self.decoupling is not None:
+            columns = self.head_columns(part)
+            rows = own[f"{self.head}.weight"].float()
+            weight = torch.zeros(self.model.state_dict()[f"{self.head}.weight"].shape)
+            weight[:, columns if columns is not None else slice(None)] = rows
+            bias = own.get(f"{self.head}.bias", torch.zeros(rows.shape[0])).float().clone()
+        else:
+            joined = self.joined_head({part: own})
+            weight = joined["weight"].float()
+            bias = joined.get("bias", torch.zeros(weight.shape[0])).float().clone()
+        unknown = torch.ones(weight.shape[0], dtype=torch.bool)
+        unknown[list(classes)] = False
+        weight[unknown], bias[unknown] = 0.0, UNKNOWN
+        return Head(weight, bias), classes
+
+    def trained_classes(self, part: int) -> tuple[int, ...]:
+        """The classes that a part's trainers have samples of, where it learns all that they have; else its own."""
+        spec = self.plan.parts[part]
+        counts = [peer.counts for peer in self.plan.peers if peer.peer in spec.trainers and peer.counts]
+        if self.plan.targets != "all" or not counts:
+            return spec.classes
+        return tuple(c for c in range(self.plan.num_classes) if any(each[c] for each in counts))
 
     def with_head(self, state: State, head: State) -> dict[str, Tensor]:
         """The global state with a calibrated head (``weight``, ``bias``) in place of its own."""

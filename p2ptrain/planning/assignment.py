@@ -26,7 +26,7 @@ from p2ptrain.planning.holdings import (
     lacking,
     merged_until_each_has_a_class,
 )
-from p2ptrain.planning.mode_choice import mode_for
+from p2ptrain.planning.mode_choice import max_groups, mode_for
 from p2ptrain.planning.plan import (
     MAX_FORMER,
     CombineRule,
@@ -124,7 +124,9 @@ def recomputes(job: Job, plan: Plan, parent: Plan | None) -> bool:
         return False
     # Who lacked which class when the first plan was made is not known any more, nor who has come since.
     possible = [_regime(job, plan.mode, plan.disjoint, lacks) for lacks in (False, True)]
-    return (plan.targets, plan.combine) in [each[:2] for each in possible] and plan.calibrate in [p[2] for p in possible]
+    return (plan.targets, plan.combine) in [each[:2] for each in possible] and plan.calibrate in [
+        p[2] for p in possible
+    ]
 
 
 def notes(job: Job, plan: Plan) -> list[str]:
@@ -144,8 +146,8 @@ def notes(job: Job, plan: Plan) -> list[str]:
         if len(held[peer.peer]) == 1 and peer.peer in trainers:
             (only,) = (job.data.classes[c] for c in held[peer.peer])
             lines.append(
-                f"{peer.peer}: has samples of {only} alone, and learns nothing from one class; they count when the group "
-                "fits the last layer"
+                f"{peer.peer}: has samples of {only} alone, and learns nothing from one class; they count when the "
+                "group fits the last layer"
             )
     lines += _class_notes(job, plan)
     if plan.disjoint and job.tasks.num_groups not in (0, len(plan.parts)):
@@ -160,8 +162,8 @@ def _class_notes(job: Job, plan: Plan) -> list[str]:
     nobody = [names[c] for c, total in enumerate(totals) if not total]
     if nobody:
         lines.append(
-            f"NOBODY HAS SAMPLES OF {', '.join(nobody)}: the model will not know {'it' if len(nobody) == 1 else 'them'}; "
-            "bring a peer that has some, or make the job without"
+            f"NOBODY HAS SAMPLES OF {', '.join(nobody)}: the model will not know {'it' if len(nobody) == 1 else 'them'}"
+            "; bring a peer that has some, or make the job without"
         )
     few = [f"{names[c]} ({total})" for c, total in enumerate(totals) if 0 < total < FEW_SAMPLES]
     if few:
@@ -231,7 +233,7 @@ def _groups_by_speed(job: Job, inputs: Sequence[PeerSnapshot]) -> list[Group]:
     num_classes = len(job.data.classes)
     held = held_classes(inputs, num_classes)
     holders = [peer for peer in inputs if held[peer.peer]]
-    num_groups = job.tasks.num_groups or min(len(holders), num_classes, SENSIBLE_GROUPS)
+    num_groups = job.tasks.num_groups or min(len(holders), max_groups(job, inputs), num_classes, SENSIBLE_GROUPS)
     useful = SMALLEST_SHARE / num_groups
     holders = [peer for peer in holders if largest_share(job, peer.memory_bytes) >= useful] or holders
     if not job.tasks.num_groups:

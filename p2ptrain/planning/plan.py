@@ -58,8 +58,8 @@ class PeerSnapshot:
     """Training samples of each class; empty = none."""
     wishes: ClassIndices
     """Classes that the peer wants to train."""
-    divisible: bool = True
-    """Its trainer can divide the job's model among classes."""
+    max_groups: Annotated[int, Bound(0, MAX_CLASSES)] = 0
+    """Into so many class sub-models its trainer can divide the job's model; 0 = not known."""
 
     @property
     def num_samples(self) -> int:
@@ -291,7 +291,7 @@ def shards(mode: Mode, trunk: int, index: int) -> tuple[str, ...]:
 def snapshot(record: Record) -> PeerSnapshot:
     """A peer's record, as planning sees it."""
     return PeerSnapshot(
-        record.peer, record.flops_per_s, record.memory_bytes, record.counts, record.wishes, record.divisible
+        record.peer, record.flops_per_s, record.memory_bytes, record.counts, record.wishes, record.max_groups
     )
 
 

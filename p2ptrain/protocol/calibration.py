@@ -58,11 +58,10 @@ _REMEMBERED = 64
 
 
 class Calibration:
-    """One peer's side. ``steps`` counts the combinations: step 0 is the moments, then the gradient steps."""
+    """One peer's side. A session has so many ``steps``: combinations of contributions, counted from 0."""
 
-    def __init__(self, own: PeerId, steps: int, config: CalibrationConfig | None = None) -> None:
+    def __init__(self, own: PeerId, config: CalibrationConfig | None = None) -> None:
         self._own = own
-        self._steps = steps
         self._config = config or CalibrationConfig()
         self._alive: frozenset[PeerId] = frozenset({own})
         self._run: Run | None = None
@@ -102,7 +101,7 @@ class Calibration:
             return ""
         if run.samples < 0:
             return f"calibration: running the frozen parts over own samples ({now - run.started_at:.0f} s)"
-        where = f"calibration step {run.step}/{self._steps}"
+        where = f"calibration step {run.step}/{run.steps}"
         if run.lead == self._own:
             left = max(0.0, self._deadline(run) - now)
             if not run.begun:
@@ -115,9 +114,9 @@ class Calibration:
     # --- inputs ---
 
     def call(
-        self, epoch: int, holdings: tuple[Holding, ...], participants: Iterable[PeerId], now: float
+        self, epoch: int, holdings: tuple[Holding, ...], steps: int, participants: Iterable[PeerId], now: float
     ) -> list[Effect]:
-        """Start as lead over these snapshots (one a part), or go on with what was paused."""
+        """Start as lead over these snapshots, or go on with what was paused."""
         call = CalibrationCall(epoch=epoch, holdings=holdings)
         session = session_name(epoch, holdings)
         run = self._run
@@ -127,21 +126,25 @@ class Calibration:
         if run is not None and run.session == session:
             run.resigned.clear()
             return self._reign(run, now) if run.samples else []
-        return self._begin(session, call, self._own, now)
+        return self._begin(session, call, steps, self._own, now)
 
     def received(
         self,
         sender: PeerId,
         message: CalibrationCall | CalibrationReady | CalibrationGradient | CalibrationHead,
+        steps: int,
         now: float,
     ) -> list[Effect]:
-        """Raises ``RemoteError`` for what no honest peer sends."""
+        """``steps``: of the session that a call is about; of no matter otherwise.
+
+        Raises ``RemoteError`` for what no honest peer sends.
+        """
         if isinstance(message, CalibrationCall):
-            return self._called(sender, message, now)
-        self._check(message)
+            return self._called(sender, message, steps, now)
         run = self._run
         if run is None or run.session != message.session:
             return []  # another session's late words
+        self._check(message, run.steps)
         if isinstance(message, CalibrationHead):
             return self._state_came(sender, message, run, now)
         if run.finished:
@@ -378,20 +381,21 @@ class Calibration:
 
     # --- as participant ---
 
-    def _check(self, message: CalibrationReady | CalibrationGradient | CalibrationHead) -> None:
+    @staticmethod
+    def _check(message: CalibrationReady | CalibrationGradient | CalibrationHead, steps: int) -> None:
         if isinstance(message, CalibrationHead):
-            if message.step > self._steps or bool(message.data) != (message.step > 0):
+            if message.step > steps or bool(message.data) != (message.step > 0):
                 raise RemoteError("calibration", f"a state of {len(message.data)} bytes after step {message.step}")
             return
-        if not isinstance(message, CalibrationReady) and (message.samples == 0 or message.step >= self._steps):
+        if not isinstance(message, CalibrationReady) and (message.samples == 0 or message.step >= steps):
             raise RemoteError("calibration", f"a contribution of {message.samples} samples to step {message.step}")
         if message.samples > MAX_SAMPLES:
             raise RemoteError("calibration", f"{message.samples} samples")
 
-    def _called(self, sender: PeerId, message: CalibrationCall, now: float) -> list[Effect]:
-        parts = [h.part for h in message.holdings]
-        if len(set(parts)) != len(parts):
-            raise RemoteError("calibration", "a part is named twice")
+    def _called(self, sender: PeerId, message: CalibrationCall, steps: int, now: float) -> list[Effect]:
+        copies = [(h.part, h.trainer) for h in message.holdings]
+        if len(set(copies)) != len(copies):
+            raise RemoteError("calibration", "a trainer's copy of a part is named twice")
         session = session_name(message.epoch, message.holdings)
         run = self._run
         if run is not None and not run.finished and not run.paused and run.lead in self._alive:
@@ -400,7 +404,7 @@ class Calibration:
             if sender > run.lead and run.lead not in run.resigned:
                 return []
         if run is None or run.session != session:
-            return [] if session in self._finished else self._begin(session, message, sender, now)
+            return [] if session in self._finished else self._begin(session, message, steps, sender, now)
         if run.finished:
             return self._send_state_to(run, sender)
         if run.lead != sender or run.paused:
@@ -410,10 +414,11 @@ class Calibration:
             return []
         return [Send(sender, CalibrationReady(session=session, samples=run.samples))]
 
-    def _begin(self, session: str, call: CalibrationCall, lead: PeerId, now: float) -> list[Effect]:
-        run = self._run = Run(session, call, lead, started_at=now, heard_at=now)
+    def _begin(self, session: str, call: CalibrationCall, steps: int, lead: PeerId, now: float) -> list[Effect]:
+        run = self._run = Run(session, call, lead, steps, started_at=now, heard_at=now)
         self._durations.clear()
-        note = Note("calibration-started", (("session", session), ("lead", lead), ("parts", len(call.holdings))))
+        what = (("session", session), ("lead", lead), ("parts", len({h.part for h in call.holdings})), ("steps", steps))
+        note = Note("calibration-started", what)
         effects: list[Effect] = [note]
         if lead == self._own:
             run.call_at = now + self._config.repeat_s
@@ -451,14 +456,13 @@ class Calibration:
         run.combining = 0
         run.begun = True
         self._start_clock(run, now)
-        if step < self._steps:
+        if step < run.steps:
             return self._compute(run)
         run.finished = True
         self._finished[run.session] = None
         while len(self._finished) > _REMEMBERED:
             self._finished.popitem(last=False)
-        samples = sum(n for n in run.ready.values() if n > 0) or max(run.samples, 0)
-        return [CalibrationFinished(run.session, run.call.holdings, run.step, samples, run.state)]
+        return [CalibrationFinished(run.session, run.call.holdings, run.step, run.state)]
 
     def _compute(self, run: Run) -> list[Effect]:
         if run.samples <= 0 or run.computing:

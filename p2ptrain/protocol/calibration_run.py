@@ -44,7 +44,6 @@ class CalibrationFinished:
     session: str
     holdings: tuple[Holding, ...]
     step: int
-    samples: int
     state: bytes
 
 
@@ -67,7 +66,8 @@ class CalibrationConfig:
 
 def session_name(epoch: int, holdings: Iterable[Holding]) -> str:
     """Names a calibration by what it is over: the same snapshots give the same session on every peer."""
-    text = f"{epoch}:" + ",".join(f"{h.part}={h.blob}" for h in sorted(holdings, key=lambda h: h.part))
+    ordered = sorted(holdings, key=lambda h: (h.part, h.trainer))
+    text = f"{epoch}:" + ",".join(f"{h.part}={h.blob}" for h in ordered)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -78,6 +78,8 @@ class Run:
     session: str
     call: CalibrationCall
     lead: PeerId
+    steps: int
+    """Combinations that there will be."""
     started_at: float
     heard_at: float
     """From the lead, last."""

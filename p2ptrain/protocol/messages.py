@@ -190,8 +190,8 @@ class Record:
     """Hash of the plan that this peer wants to be the next ("" = none)."""
     links: Annotated[tuple[LinkFigure, ...], Bound(0, MAX_LINKS)] = ()
     """Those that this peer has measured: of a pair one does."""
-    divisible: bool = True
-    """This peer's trainer can divide the job's model among classes."""
+    max_groups: Annotated[int, Bound(0, 4096)] = 0
+    """Into so many class sub-models this peer's trainer can divide the job's model; 0 = not known."""
     accuracy: Annotated[float, Bound(-1, 1)] = -1.0
     """Of what this peer trains, on its own validation samples; -1 = not known."""
 
@@ -366,7 +366,7 @@ StateData = Annotated[bytes, Bound(0, 16 << 20)]
 
 @dataclass(frozen=True, slots=True)
 class CalibrationCall:
-    """The lead proposes to calibrate the head over exactly these frozen snapshots, one a part."""
+    """The lead proposes to fit the head over exactly these frozen snapshots: of each part, one of each trainer."""
 
     KIND: ClassVar[str] = "calibration-call"
     epoch: int

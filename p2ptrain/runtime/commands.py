@@ -152,12 +152,18 @@ class Reclaim:
 
 @dataclass(frozen=True, slots=True)
 class ExtractFeatures:
-    """Run one frozen part over the own samples; ``last`` = all parts of the session came."""
+    """Run a frozen part over the own samples: the mean, by ``weight``, of the copies that come one after the other.
+
+    ``last_copy``: of this part; ``last``: all parts of the session are here. ``plan``: with the first of them.
+    """
 
     session: str
     part: int
     snapshot: bytes
+    weight: float
+    last_copy: bool
     last: bool
+    plan: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +199,8 @@ class Ready:
     """The data are loaded: training samples of each class of the job."""
 
     counts: tuple[int, ...]
+    max_groups: int = 0
+    """Into so many class sub-models the job's model can be divided; 0 = not looked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +240,8 @@ class SnapshotTaken:
     snapshot: bytes | str
     span: int = 1
     """Blocks of a slice."""
+    accuracy: float = -1.0
+    """On the own validation samples, among the classes that are trained here; -1 = there are none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
-"""How a job ends: everyone is trained, the group calibrates the head if the plan says so, and then it is done.
+"""How a job ends: everyone is trained, the group fits the head if the plan says so, looks at its model, and is done.
 
-Invariant: calibration runs over one frozen snapshot a part, the freshest that members hold; any member can call it,
-and the lowest id among those that train does. What comes out, the head, is a holding like any other, which names the
-very snapshots that it belongs to; who missed the calibration fetches it from those that have it.
+Invariant: the fit, and the look at everybody's validation samples, run over frozen snapshots, the freshest of each part
+that members hold (of several trainers' copies their mean); any member can call for it, and the lowest id among those
+that have samples does. What comes out, the head, is a holding like any other, which names the very snapshots that it
+belongs to; who missed the fit fetches it from those that have it. It is done once, and again only for snapshots of a
+later round, or of parts that had none.
 """
 
 from __future__ import annotations
@@ -25,24 +27,34 @@ from p2ptrain.protocol.calibration_run import (
 from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.core import Effects, ToTrainer
+from p2ptrain.runtime.head import MAX_HOLDINGS
 from p2ptrain.runtime.keeping import KeepCustody
 from p2ptrain.runtime.tensorfile import read_untrusted
+from p2ptrain.runtime.verdict import Verdict
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.peer import Peer
 
 ENDED = ("trained", "calibrating", "done")
 HEAD_RETRY_S = 10.0
+MAX_COPIES = 16
+"""Of one part, averaged before the head is fitted: those of the trainers with most samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeepHead:
-    """Save the calibrated head with the snapshots that it belongs to; then ``head_kept`` with this holding's blob."""
+    """Save the head with the snapshots that it belongs to; then ``head_kept`` with its holding and what it says."""
 
     holdings: tuple[m.Holding, ...]
     state: bytes
     step: int
-    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadHead:
+    """Read what a head that is in the store says; then ``head_kept``."""
+
+    holding: m.Holding
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +69,14 @@ class Completion:
         self._peer = peer
         self._job = job
         self._head = head
-        self._calibration = Calibration(peer.own_id, job.tasks.calibration_steps + 1)
+        self.verdict: Verdict | None = None
+        """What the group found when it looked at its model."""
+        self._calibration = Calibration(peer.own_id)
         self._to_fetch: list[m.Holding] = []
         self._fetching: m.Holding | None = None
         self._session = ""
+        self._num_sent = 0
+        """Copies that the trainer has been given."""
         self._others_head: m.Holding | None = None
         """A head that others made, on its way here."""
         self._next_head_at = 0.0
@@ -71,7 +87,7 @@ class Completion:
                 CombineContributions: lambda e, now: [
                     ToTrainer(c.Combine(e.session, e.step, e.state, e.contributions))
                 ],
-                CalibrationFinished: lambda e, now: [KeepHead(e.holdings, e.state, e.step, e.samples)],
+                CalibrationFinished: lambda e, now: [KeepHead(e.holdings, e.state, e.step)],
             }
         )
 
@@ -83,29 +99,63 @@ class Completion:
     def look(self, now: float) -> Effects:
         """Something changed: is everyone trained?"""
         peer, plan = self._peer, self._plan()
-        if plan is None or self._calibration.running:
+        if plan is None:
             return []
         if plan.slices is not None and plan.part_of(peer.own_id) is None:
             return self._look_from_outside(plan, now)
-        if peer.records.own.phase not in ENDED:
-            return []
         records = [record for member in peer.members() if (record := peer.records.get(member)) is not None]
-        busy = [r for r in records if plan.part_of(r.peer) is not None and r.phase not in (*ENDED, "failed")]
-        if busy or not peer.duty or not peer.duty.is_complete():
+        heads = self._heads_of_others(plan, records)
+        if self._calibration.running:
+            if not heads or self._calibration.step:
+                return []
+            self._calibration.stop()  # the others are through with it, and don't begin anew
+        if self._waited_for(plan, records) or not peer.duty or not peer.duty.is_complete():
             return []
-        if not plan.calibrate or self._head is not None or self._calibration.hopeless:
+        if peer.records.own.phase not in ENDED:
+            if plan.slices is not None or plan.part_of(peer.own_id) is not None or not any(peer.records.own.counts):
+                return []
+            return list(peer.records.update(now, phase="trained"))  # it stands by, and its samples count in the end
+        if not self._is_wanted(plan) or self._calibration.hopeless:
             return self._done(now)
-        if heads := [h for r in records if r.phase == "done" for h in r.holdings if h.part == m.HEAD_PART]:
-            return self._fetch_head(max(heads, key=lambda h: (h.epoch, h.step, h.samples, h.blob)), now)
         holdings = self._freshest(plan, records)
+        if self._head is not None and _covers(self._head, holdings):
+            return self._done(now)
+        if heads:
+            return self._fetch_head(max(heads, key=lambda h: (h.epoch, h.step, h.samples, h.blob)), now)
         ended = [record.peer for record in records if record.phase in ENDED]
         if peer.own_id != min(ended, default=peer.own_id) or not holdings:
             return []
-        effects = list(self._calibration.call(plan.epoch, holdings, ended, now))
+        effects = list(self._calibration.call(plan.epoch, holdings, self._num_steps(plan), ended, now))
         missing = sorted({part.index for part in plan.parts} - {h.part for h in holdings})
         if effects and missing:
-            effects.insert(0, Note("calibration-without", (("parts", str(missing)),)))
+            effects.insert(0, Note("calibration-without", (("parts", ", ".join(map(str, missing))),)))
         return [*effects, *peer.records.update(now, phase="calibrating")] if effects else []
+
+    def _heads_of_others(self, plan: Plan, records: list[m.Record]) -> list[m.Holding]:
+        """Heads that others are done with, and that nothing newer has come to since."""
+        heads = [h for r in records if r.phase == "done" for h in r.holdings if h.part == m.HEAD_PART]
+        if not heads:
+            return []
+        freshest = self._freshest(plan, records)
+        return [head for head in heads if _covers(head, freshest)]
+
+    def _waited_for(self, plan: Plan, records: list[m.Record]) -> list[m.Record]:
+        """Who has not ended yet: trainers, then also those that stand by with samples of their own."""
+        busy = [r for r in records if r.peer != self._peer.own_id and r.phase not in (*ENDED, "failed")]
+        trainers = [r for r in busy if plan.part_of(r.peer) is not None]
+        if plan.slices is not None or self._peer.records.own.phase not in ENDED:
+            return trainers
+        return trainers + [
+            r for r in busy if r not in trainers and any(r.counts) and r.plan == self._peer.records.own.plan
+        ]
+
+    def _is_wanted(self, plan: Plan) -> bool:
+        """Whether the group fits the head, or at least looks at its model, when all are trained."""
+        return plan.slices is None and (plan.calibrate or self._job.data.val > 0)
+
+    def _num_steps(self, plan: Plan) -> int:
+        """The moments and the gradient steps of a fit; the look at the validation samples is the last."""
+        return (1 + self._job.tasks.calibration_steps if plan.calibrate else 0) + 1
 
     def _look_from_outside(self, plan: Plan, now: float) -> Effects:
         """A peer that stands by is done when those who train are."""
@@ -119,15 +169,21 @@ class Completion:
         return self._peer.duty.plan if self._peer.duty else None
 
     def _freshest(self, plan: Plan, records: list[m.Record]) -> tuple[m.Holding, ...]:
-        """One copy a part: the most rounds, then the most samples; the blob's name settles ties alike everywhere."""
-        best: dict[int, m.Holding] = {}
+        """Of each part the copies of its last round, one of each trainer; the blob's name settles ties everywhere."""
+        best: dict[tuple[int, PeerId], m.Holding] = {}
         for holding in (h for record in records for h in record.holdings):
             if holding.part >= len(plan.parts) or holding.round > self._job.training.rounds:
                 continue
-            known = best.get(holding.part)
+            known = best.get((holding.part, holding.trainer))
             if known is None or _freshness(holding) > _freshness(known):
-                best[holding.part] = holding
-        return tuple(best[part] for part in sorted(best))
+                best[holding.part, holding.trainer] = holding
+        found: list[m.Holding] = []
+        for part in sorted({part for part, _ in best}):
+            copies = [h for (index, _), h in best.items() if index == part]
+            last = max(h.round for h in copies)
+            copies = sorted((h for h in copies if h.round == last), key=_freshness)[-MAX_COPIES:]
+            found += sorted(copies, key=lambda h: h.trainer)
+        return tuple(found[:MAX_HOLDINGS])
 
     def _done(self, now: float) -> Effects:
         if self._peer.records.own.phase == "done":
@@ -143,12 +199,25 @@ class Completion:
         now: float,
     ) -> Effects:
         if isinstance(message, m.CalibrationCall):
-            if self._peer.records.own.phase not in ENDED:
-                return []  # still training: it will be called again
+            plan = self._plan()
+            if self._peer.records.own.phase not in ENDED or plan is None or plan.epoch != message.epoch:
+                return []  # still training, or by another plan: it will be called again
             self._check_call(message)
-        elif isinstance(message, (m.CalibrationGradient, m.CalibrationHead)) and message.data:
+            if self._head is not None and _covers(self._head, message.holdings):
+                return []  # that is done, as our record tells: its sender fetches the head
+            return self._received(sender, message, self._num_steps(plan), now)
+        if isinstance(message, (m.CalibrationGradient, m.CalibrationHead)) and message.data:
             read_untrusted(message.data)
-        effects: Effects = list(self._calibration.received(sender, message, now))
+        return self._received(sender, message, 0, now)
+
+    def _received(
+        self,
+        sender: PeerId,
+        message: m.CalibrationCall | m.CalibrationReady | m.CalibrationGradient | m.CalibrationHead,
+        num_steps: int,
+        now: float,
+    ) -> Effects:
+        effects: Effects = list(self._calibration.received(sender, message, num_steps, now))
         if self._calibration.running and self._peer.records.own.phase == "trained":
             effects += self._peer.records.update(now, phase="calibrating")
         return effects
@@ -179,10 +248,15 @@ class Completion:
         ended = [p for p in self._peer.members() if (r := self._peer.records.get(p)) is not None and r.phase in ENDED]
         return [*self._calibration.members_changed(ended, now), *self.look(now)]
 
-    def head_kept(self, holding: m.Holding, now: float) -> Effects:
-        self._head = holding
-        note = Note("calibrated", (("steps", holding.step), ("samples", holding.samples)))
-        return [note, *self._peer.publish_holdings(now), *self._done(now)]
+    def head_kept(self, holding: m.Holding, verdict: Verdict | None, now: float) -> Effects:
+        self._head, self.verdict = holding, verdict
+        plan, notes = self._plan(), []
+        if plan is not None and plan.calibrate:
+            fitted = self._job.tasks.calibration_steps
+            notes.append(Note("calibrated", (("steps", fitted), ("samples", holding.samples))))
+        if verdict is not None and verdict.samples:
+            notes.append(Note("validated", (("accuracy", round(verdict.accuracy(), 4)), ("samples", verdict.samples))))
+        return [*notes, *self._peer.publish_holdings(now), *self._done(now)]
 
     def _fetch_head(self, holding: m.Holding, now: float) -> Effects:
         duty = self._peer.duty
@@ -194,13 +268,14 @@ class Completion:
         return duty.fetch(holding.blob, holding.num_bytes, self._peer.holders(holding.blob), now)
 
     def others_head_kept(self, holding: m.Holding, saved: bool, now: float) -> Effects:
-        """The node's answer to ``KeepCustody`` of a head."""
+        """The node's answer to ``KeepCustody`` of a head: what that says comes with ``head_kept``."""
         self._others_head = None
-        return self.head_kept(holding, now) if saved else []
+        return [ReadHead(holding)] if saved else []
 
     def _prepare(self, effect: PrepareFeatures, now: float) -> Effects:
         self._session = effect.session
-        self._to_fetch = sorted(effect.holdings, key=lambda h: h.part)
+        self._to_fetch = sorted(effect.holdings, key=lambda h: (h.part, h.trainer))
+        self._num_sent = 0
         self._fetching = None
         return self._next_part(now)
 
@@ -219,8 +294,17 @@ class Completion:
                 sources = self._peer.holders(holding.blob) or [holding.trainer]
                 return [*effects, *duty.fetch(holding.blob, holding.num_bytes, sources, now, ephemeral=True)]
             self._to_fetch.pop(0)
-            last = not self._to_fetch
-            command = c.ExtractFeatures(self._session, holding.part, b"", last)
+            plan = self._plan() if self._num_sent == 0 else None
+            command = c.ExtractFeatures(
+                self._session,
+                holding.part,
+                b"",
+                weight=float(max(1, holding.samples)),
+                last_copy=not self._to_fetch or self._to_fetch[0].part != holding.part,
+                last=not self._to_fetch,
+                plan=plan.to_json() if plan else "",
+            )
+            self._num_sent += 1
             effects.append(ToTrainer(command, holding.blob, "snapshot"))
         self._fetching = None
         return effects
@@ -259,6 +343,12 @@ class Completion:
             if record is not None and plan.part_of(member) is not None and record.phase not in (*ENDED, "failed"):
                 busy.append(f"{peer.name_of(member)} (round {record.round}/{self._job.training.rounds})")
         return f"others to finish: {', '.join(busy)}; whoever dies is left out" if busy else ""
+
+
+def _covers(head: m.Holding, freshest: tuple[m.Holding, ...]) -> bool:
+    """Whether a head is of the last rounds of all parts that there are copies of."""
+    rounds = {h.part: h.round for h in freshest}
+    return head.span >= len(rounds) and head.round >= min(rounds.values(), default=0)
 
 
 def _freshness(holding: m.Holding) -> tuple[int, int, int, str]:

@@ -11,19 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.messages import HEAD_PART, Holding
 from p2ptrain.protocol.serving import ReadChunk
 from p2ptrain.protocol.transfer import WriteChunk
 from p2ptrain.runtime.blobs import StorageError
-from p2ptrain.runtime.completion import KeepHead
+from p2ptrain.runtime.completion import KeepHead, ReadHead
 from p2ptrain.runtime.core import AbandonBlob, ToTrainer, VerifyBlob
 from p2ptrain.runtime.head import pack_head
 from p2ptrain.runtime.keeping import BeginBlob, KeepCustody, KeepPlan, KeepSnapshot, ReleaseBlob
 from p2ptrain.runtime.node import Node
 from p2ptrain.runtime.peer import Peer
 from p2ptrain.runtime.store import StateDir, Store
+from p2ptrain.runtime.verdict import Verdict, read_verdict
 
 
 class DiskWork:
@@ -52,6 +54,7 @@ class DiskWork:
             KeepCustody: self._keep_custody,
             KeepPlan: self._keep_plan,
             KeepHead: self._keep_head,
+            ReadHead: self._read_head,
             ReleaseBlob: self._release_blob,
         }
         """By the kind of effect."""
@@ -142,8 +145,7 @@ class DiskWork:
 
     def _keep_snapshot(self, effect: KeepSnapshot) -> None:
         def kept(error: BaseException | None) -> None:
-            if error is None:
-                self._node.feed(lambda now: self._peer.snapshot_kept(effect, now))
+            self._node.feed(lambda now: self._peer.snapshot_kept(effect, error is None, now))
             self._snapshot_saved(effect.holding, error)
 
         self._change(lambda: self._store.add_snapshot(effect.holding, effect.drop), kept)
@@ -169,7 +171,7 @@ class DiskWork:
         self._node.on_disk(lambda: self._state.save_addresses(known), lambda _, error: None)
 
     def _keep_head(self, effect: KeepHead) -> None:
-        store, own_id = self._store, self._node.identity.peer
+        store, own_id, verdict = self._store, self._node.identity.peer, _verdict_of(effect.state)
 
         def save() -> Holding:
             data = pack_head(effect.state, effect.holdings)
@@ -177,11 +179,12 @@ class DiskWork:
                 part=HEAD_PART,
                 trainer=own_id,
                 epoch=max(h.epoch for h in effect.holdings),
-                round=0,
+                round=min(h.round for h in effect.holdings),
                 step=effect.step,
-                samples=effect.samples,
+                samples=verdict.train_samples if verdict else 0,
                 blob=store.put(data),
                 num_bytes=len(data),
+                span=len({h.part for h in effect.holdings}),
             )
             store.add_custody(holding)
             return holding
@@ -189,9 +192,19 @@ class DiskWork:
         def saved(holding: Holding | None, error: BaseException | None) -> None:
             self.take_notes()
             if holding is not None:
-                self._node.feed(lambda now: self._peer.head_kept(holding, now))
+                self._node.feed(lambda now: self._peer.head_kept(holding, verdict, now))
 
         self._node.on_disk(save, saved)
+
+    def _read_head(self, effect: ReadHead) -> None:
+        def read() -> Verdict | None:
+            data = self._store.blobs.map(effect.holding.blob)
+            return _verdict_of(data) if data is not None else None
+
+        def done(verdict: Verdict | None, error: BaseException | None) -> None:
+            self._node.feed(lambda now: self._peer.head_kept(effect.holding, verdict, now))
+
+        self._node.on_disk(read, done)
 
     def _change(self, work: Callable[[], None], then: Callable[[BaseException | None], None]) -> None:
         """A change of the manifest. Raising ``StorageError`` is the disk's way of saying no; anything else is a bug."""
@@ -209,3 +222,11 @@ class DiskWork:
             then(error)
 
         self._node.on_disk(change, done)
+
+
+def _verdict_of(state: Any) -> Verdict | None:
+    """What the last state of a head fit says; None where that makes no sense: another peer wrote it."""
+    try:
+        return read_verdict(state)
+    except RemoteError:
+        return None

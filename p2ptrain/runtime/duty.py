@@ -22,7 +22,7 @@ from p2ptrain.protocol.custody import Custody
 from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.core import Effects, ToTrainer
-from p2ptrain.runtime.keeping import Keeping, KeepPlan
+from p2ptrain.runtime.keeping import Keeping, KeepPlan, KeepSnapshot
 from p2ptrain.runtime.payloads import Masses, Payloads
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Duty(Keeping):
         self._making: dict[int, PeerId] = {}
         """Exchanges whose payload the trainer makes, and for whom."""
         self._payloads = Payloads()
+        self._has_finished = False
+        """The trainer has had all its rounds."""
         self._num_refused = 0
         self._mistrusted: set[PeerId] = set()
         """Whose copies of the part were of no use."""
@@ -141,7 +143,7 @@ class Duty(Keeping):
         return self._follow(None, now)
 
     def _follow(self, holding: m.Holding | None, now: float) -> Effects:
-        plan = self.plan
+        plan, self._has_finished = self.plan, False
         if plan is None:
             return []
         own = holding is not None and holding.trainer == self._peer.own_id
@@ -191,17 +193,30 @@ class Duty(Keeping):
                 num_bytes=num_bytes,
             )
             effects += self.keep_snapshot(holding)
-        phase = "trained" if event.training_finished else "training"
-        if peer.records.own.phase in ("training", "waiting"):
-            effects += peer.records.update(now, phase=phase)
+        self._has_finished = event.training_finished
+        if peer.records.own.phase == "waiting":
+            effects += peer.records.update(now, phase="training")
+        if event.training_finished and blob is None:
+            effects += self._trained(now)
         effects += peer.records.update(now, round=event.round, step=event.step, samples=event.samples, loss=event.loss)
-        if event.training_finished:
-            effects += peer.records.update(now, samples_per_s=0.0)
+        if event.accuracy >= 0:
+            effects += peer.records.update(now, accuracy=event.accuracy)
         if event.round_finished:
             self._num_restarts = 0
             note = Note("round", (("part", event.part), ("round", event.round), ("loss", round(event.loss, 4))))
             effects += [note, *self._gossip.round_finished(now)]
         return effects
+
+    def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:
+        """Only now it is said that training is over: whoever hears that finds the last round's snapshot, too."""
+        effects = super().snapshot_kept(effect, saved, now)
+        return effects + (self._trained(now) if self._has_finished else [])
+
+    def _trained(self, now: float) -> Effects:
+        peer = self._peer
+        if peer.records.own.phase != "training":
+            return []
+        return list(peer.records.update(now, phase="trained", samples_per_s=0.0))
 
     def _snapshot_refused(self, event: c.SnapshotRefused, now: float) -> Effects:
         note = Note("snapshot-refused", (("detail", event.detail[:200]),))

@@ -1,7 +1,8 @@
 """Collecting one fresh copy of every part, and assembling the global model from them.
 
-Invariant: what is assembled is either complete or says what is missing. Calibrated heads are used with exactly the
-snapshots that they were fitted to; without one, copies of a part by several trainers are averaged by samples.
+Invariant: what is assembled is either complete or says what is missing, and how far its parts are. Fitted heads are
+used with exactly the snapshots that they were fitted to; without one, copies of a part by several trainers are averaged
+by samples. Where the group has looked at its model, the head that got most right is taken.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from p2ptrain.config import Job
 from p2ptrain.errors import NotCoveredError, RemoteError, UserError
 from p2ptrain.ids import PeerId
+from p2ptrain.learning.candidates import FITTED, part_of
 from p2ptrain.planning.plan import Plan
 from p2ptrain.protocol.messages import HEAD_PART, Holding, Record
 from p2ptrain.runtime.head import head_holdings
 from p2ptrain.runtime.observer import ObserverNode
 from p2ptrain.runtime.slice_harvest import assemble_slices, fetch_slices
+from p2ptrain.runtime.verdict import Verdict, read_verdict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +72,15 @@ class Harvest:
     report: tuple[PartReport, ...]
     missing: tuple[int, ...]
     calibrated: bool
+    """The last layer is the one that the group fitted."""
+    verdict: Verdict | None = None
+    """What the group found on everybody's validation samples, if it has looked."""
+
+    @property
+    def is_half_way(self) -> bool:
+        """Training goes on, or the group has yet to fit the last layer that its plan asks for."""
+        behind = any(part.round < part.rounds for part in self.report)
+        return behind or (self.plan.calibrate and not self.calibrated and self.verdict is None)
 
 
 async def collect(
@@ -111,18 +123,18 @@ async def _fetch_all(
         return None, {first: [Snapshot(*run)] for first, run in runs.items()}
     heads = sorted((h for h in holdings if h.part == HEAD_PART), key=lambda h: (h.epoch, h.step, h.samples, h.blob))
     for holding in reversed(heads):
-        data = await _get(node, holding, say, "the calibrated head")
+        data = await _get(node, holding, say, "the fitted head")
         if data is None:
             continue
         try:
             wanted = head_holdings(data)
         except RemoteError:
             continue
-        parts = {}
+        parts: dict[int, list[Snapshot]] = {}
         for part in wanted:
             if (bytes_ := await _get(node, part, say, f"part {part.part}")) is not None:
-                parts[part.part] = [Snapshot(part, bytes_)]
-        if len(parts) == len(wanted):
+                parts.setdefault(part.part, []).append(Snapshot(part, bytes_))
+        if sum(len(copies) for copies in parts.values()) == len(wanted):
             return Snapshot(holding, data), parts
     return None, await _fetch_parts(node, plan, list(holdings), say)
 
@@ -194,13 +206,20 @@ def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
             copies.setdefault(index, []).append((float(max(1, snapshot.holding.samples)), model_state(tensors)))
     state = parts.assemble(copies)
     means = {index: weighted_mean(versions) for index, versions in copies.items()}
+    verdict, taken = None, ""
     if collected.head is not None:
         fitted, _ = read_snapshot(collected.head.data)
-        columns = state[f"{parts.head}.weight"].shape[1]
-        check_fit_state(fitted, len(job.data.classes), columns)
-        state = parts.with_head(state, plain_head(fitted))
+        verdict = read_verdict(collected.head.data)
+        taken = verdict.chosen if verdict else FITTED
+        alone = part_of(taken)
+        if taken == FITTED:
+            check_fit_state(fitted, len(job.data.classes), state[f"{parts.head}.weight"].shape[1])
+            state = parts.with_head(state, plain_head(fitted))
+        elif alone is not None and alone in means:
+            head, _ = parts.head_alone(alone, parts.head_of(means[alone]))
+            state = parts.with_head(state, {"weight": head.weight, "bias": head.bias})
     missing = tuple(part.index for part in plan.parts if part.index not in copies)
-    return Harvest(job, plan, state, means, _report(collected), missing, collected.head is not None)
+    return Harvest(job, plan, state, means, _report(collected), missing, taken == FITTED, verdict)
 
 
 def _report(collected: Collected) -> tuple[PartReport, ...]:

@@ -9,12 +9,14 @@ from p2ptrain.protocol.messages import Holding
 from p2ptrain.protocol.schema import from_plain, to_plain
 from p2ptrain.runtime import tensorfile
 
-MAX_HOLDINGS = 4096
+MAX_HOLDINGS = 256
+"""Snapshots that a head may be fitted over, as in the call for it."""
 
 
 def pack_head(state: bytes, holdings: tuple[Holding, ...]) -> bytes:
     """Safetensors bytes of the state, with the holdings as metadata. The same on every peer."""
-    text = json.dumps([to_plain(h) for h in sorted(holdings, key=lambda h: h.part)], separators=(",", ":"))
+    ordered = sorted(holdings, key=lambda h: (h.part, h.trainer))
+    text = json.dumps([to_plain(h) for h in ordered], separators=(",", ":"))
     return tensorfile.pack(tensorfile.read(state).arrays(), {"holdings": text})
 
 

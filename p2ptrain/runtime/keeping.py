@@ -164,8 +164,10 @@ class Keeping:
         """Own snapshots that are not needed beside a newer one: all but the one before."""
         return list(older[:-1])
 
-    def snapshot_kept(self, effect: KeepSnapshot, now: float) -> Effects:
-        """It is safe here; now others get it too."""
+    def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:
+        """It is safe here; now others get it too. Or the disk refused it."""
+        if not saved:
+            return []
         self._own = [h for h in self._own if h.blob not in effect.drop]
         return self._offer(effect.holding, now)
 

@@ -44,6 +44,7 @@ from p2ptrain.runtime.keeping import KeepSnapshot
 from p2ptrain.runtime.peer_io import JobReceived, PeerConfig, Resume, StartTrainer, Unusable
 from p2ptrain.runtime.plan_rules import PlanRules
 from p2ptrain.runtime.stage_duty import StageDuty
+from p2ptrain.runtime.verdict import Verdict
 
 STATUS_INTERVAL_S = 1.0
 LOOK_S = 0.05
@@ -218,16 +219,19 @@ class Peer(Core):
             effects += self.completion.look(now)
         return self.run(effects, now)
 
-    def snapshot_kept(self, effect: KeepSnapshot, now: float) -> Effects:
-        """The node's answer to ``KeepSnapshot``: it is safe on disk."""
-        return self.run(self.duty.snapshot_kept(effect, now) if self.duty else [], now)
+    def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:
+        """The node's answer to ``KeepSnapshot``: it is safe on disk, or could not be saved."""
+        if self.duty is None or self.completion is None:
+            return []
+        return self.run([*self.duty.snapshot_kept(effect, saved, now), *self.completion.look(now)], now)
 
     def custody_kept(self, holding: m.Holding, saved: bool, now: float) -> Effects:
         """The node's answer to ``KeepCustody``."""
         return self.run(self.duty.custody_kept(holding, saved, now) if self.duty else [], now)
 
-    def head_kept(self, holding: m.Holding, now: float) -> Effects:
-        return self.run(self.completion.head_kept(holding, now) if self.completion else [], now)
+    def head_kept(self, holding: m.Holding, verdict: Verdict | None, now: float) -> Effects:
+        """A head is in the store; ``verdict``: what it says of the group's model."""
+        return self.run(self.completion.head_kept(holding, verdict, now) if self.completion else [], now)
 
     def chunk_read(self, effect: ReadChunk, data: bytes | None, now: float) -> Effects:
         if data is not None and self.duty is not None:
@@ -412,7 +416,9 @@ class Peer(Core):
             return []
         names = [name.casefold() for name in self.job.data.classes]
         wishes = tuple(sorted({names.index(w.casefold()) for w in self.config.wishes if w.casefold() in names}))
-        effects: Effects = list(self.records.update(now, counts=event.counts, wishes=wishes))
+        effects: Effects = list(
+            self.records.update(now, counts=event.counts, wishes=wishes, max_groups=event.max_groups)
+        )
         if self.agreement and self.agreement.current and self.duty:  # restarted: go on, until we hear of a newer plan
             effects += self.duty.plan_adopted(self.agreement.current, now)
         return effects
@@ -483,5 +489,5 @@ class Peer(Core):
 def _plans_differ(old: m.Record, new: m.Record) -> bool:
     """Whether a change of a record can matter to planning."""
     figures = ("flops_per_s", "memory_bytes", "link_bytes_per_s", "links", "slowdown", "profile")
-    fields = ("job", "counts", "wishes", *figures, "epoch", "plan", "part", "vote", "phase")
+    fields = ("job", "counts", "wishes", "max_groups", *figures, "epoch", "plan", "part", "vote", "phase")
     return any(getattr(old, name) != getattr(new, name) for name in fields)

@@ -9,6 +9,7 @@ Bytes that came from other peers are checked here before they touch a parameter;
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -23,15 +24,16 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from p2ptrain.config import Job, TrainingConfig, job_from_json
-from p2ptrain.errors import LocalError, RemoteError, UserError
-from p2ptrain.learning.data import Dataset, load, open_source, select
+from p2ptrain.errors import JobError, LocalError, RemoteError, UserError
+from p2ptrain.learning.data import Dataset, Split, load, open_source, select
 from p2ptrain.learning.decoupling import Decoupling
 from p2ptrain.learning.head_fitting import HeadFitting
 from p2ptrain.learning.models import build_model
 from p2ptrain.learning.part_training import PartTraining
-from p2ptrain.learning.parts import Parts
+from p2ptrain.learning.parts import Parts, global_model
 from p2ptrain.learning.snapshots import write
 from p2ptrain.learning.training import DivergedError, LocalTrainer
+from p2ptrain.planning.assignment import SENSIBLE_GROUPS
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.allocator import give_back, keep_for_training
@@ -50,6 +52,7 @@ class Trainer:
         self._configuration: c.Configure | None = None
         self._job: Job | None = None
         self._data: Dataset | None = None
+        self._val: Dataset | None = None
         self._parts: Parts | None = None
         self._init: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self._training: PartTraining | None = None
@@ -119,19 +122,33 @@ class Trainer:
         torch.set_num_threads(command.num_threads)
         self._configuration = command
         self._job = job = job_from_json(command.job, where="job")
-        self._data = self._load_data(job, command)
+        self._data = self._load_data(job, command, "train")
+        self._val = self._load_data(job, command, "val") if job.mode != "slices" else None
         if command.init:
             self._init = read_init(Path(command.init))
         if job.mode == "slices":
             self._stage = StageWorker(job, command, self._data, self._init[0] if self._init else None, self._say)
             self._say(self._stage.profile())
         counts = self._data.counts() if self._data is not None else [0] * len(job.data.classes)
-        self._say(c.Ready(tuple(int(n) for n in counts)))
+        self._say(c.Ready(tuple(int(n) for n in counts), self._max_groups(job, command)))
         warm_up()
 
+    def _max_groups(self, job: Job, command: c.Configure) -> int:
+        """Into how many class sub-models the model can be divided; only asked where the group chooses the mode."""
+        if job.mode != "auto" or job.data.kind == "text":
+            return 0
+        model = global_model(job, allow_user_code=command.allow_user_code)
+        num_classes = len(job.data.classes)
+        for num_groups in range(min(num_classes, SENSIBLE_GROUPS), 1, -1):
+            groups = [range(g, num_classes, num_groups) for g in range(num_groups)]
+            with contextlib.suppress(JobError):
+                Decoupling(model, job.data.input_shape, groups, trunk=job.tasks.trunk)
+                return num_groups
+        return 1
+
     @staticmethod
-    def _load_data(job: Job, command: c.Configure) -> Dataset | None:
-        """The own samples. Without any a peer can only help others: with a stage that is not the first."""
+    def _load_data(job: Job, command: c.Configure, split: Split) -> Dataset | None:
+        """The own samples of a split. Without any a peer can only help others: with a stage that is not the first."""
         if not command.data:
             if job.mode != "slices":
                 raise UserError(f'a job of mode "{job.mode}" is trained on own samples: start this peer with --data')
@@ -140,13 +157,13 @@ class Trainer:
         indices = select(
             source,
             job.data,
-            "train",
+            split,
             shard=command.shard or None,
             dirichlet=command.dirichlet or None,
             classes=command.classes or None,
             seed=job.seed,
         )
-        return load(source, job.data, "train", indices)
+        return load(source, job.data, split, indices)
 
     def _build(self, plan: Plan) -> Parts:
         if self._job is None or self._configuration is None:
@@ -163,7 +180,13 @@ class Trainer:
         self._parts = self._build(plan)
         self._fitting = None
         training = PartTraining(
-            self._job, self._parts, command.part, self._data, self._configuration.name, self._configuration.device
+            self._job,
+            self._parts,
+            command.part,
+            self._data,
+            self._configuration.name,
+            self._configuration.device,
+            self._val,
         )
         if command.snapshot:
             try:
@@ -202,6 +225,7 @@ class Trainer:
                 round_finished=round_finished,
                 training_finished=training.finished,
                 snapshot=snapshot,
+                accuracy=training.accuracy() if round_finished else -1.0,
             )
         )
 
@@ -237,14 +261,22 @@ class Trainer:
     # --- calibration ---
 
     def _extract_features(self, command: c.ExtractFeatures) -> None:
-        if self._parts is None or self._data is None or self._job is None:
+        if self._data is None or self._job is None:
+            raise LocalError("features before the job")
+        if command.plan:  # a peer that stands by has built no parts so far
+            plan = plan_from_json(command.plan)
+            if self._parts is None or self._parts.plan.partition != plan.partition:
+                self._parts = self._build(plan)
+            self._parts.plan = plan
+        if self._parts is None:
             raise LocalError("features before a plan")
         if self._fitting is None or self._fitting.session != command.session:
-            self._fitting = HeadFitting(self._job, self._parts, command.session, self._data)
+            device = self._configuration.device if self._configuration else "cpu"
+            self._fitting = HeadFitting(self._job, self._parts, command.session, self._data, self._val, device)
         try:
             tensors, _ = read_snapshot(command.snapshot)
-            self._fitting.add_part(command.part, model_state(tensors))
-        except RemoteError as error:
+            self._fitting.add_copy(command.part, model_state(tensors), command.weight, last=command.last_copy)
+        except (RemoteError, UserError) as error:  # a copy that does not fit, or a model without a head to fit
             self._fitting = None
             self._say(c.SnapshotRefused(str(error)))
             return

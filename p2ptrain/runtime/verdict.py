@@ -1,0 +1,144 @@
+"""What the group found when it looked at its model: read off the last state of the head fit, without torch.
+
+Invariant: everyone who has the state reads the same numbers and takes the same head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from mmap import mmap
+
+import numpy as np
+
+from p2ptrain.errors import RemoteError
+from p2ptrain.learning.candidates import CORRECT, FITTED, JOINED, SAMPLES, TOTAL, WITHIN, part_of
+from p2ptrain.runtime import tensorfile
+
+CLEAR = 2.0
+"""A class is named as worse where the difference is this many standard errors, and two samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worse:
+    """Classes of which a part alone knows more than the group's model, asked among the part's classes."""
+
+    part: int
+    classes: tuple[int, ...]
+    part_accuracy: float
+    """Of all validation samples of the part's classes; beside it, the group's."""
+    group_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Right answers by class on the validation samples of all, of each candidate for the last layer."""
+
+    totals: tuple[int, ...]
+    correct: Mapping[str, tuple[int, ...]]
+    within: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]
+    """By part: among its own classes, its own right answers and the group's."""
+    train_samples: int
+    """Of all who took part."""
+
+    @property
+    def samples(self) -> int:
+        return sum(self.totals)
+
+    @property
+    def chosen(self) -> str:
+        """The candidate that gets most right; of equals the first: fitted, joined, then the parts alone."""
+        if not self.samples:
+            return self.order[0]
+        return max(self.order, key=lambda name: (sum(self.correct[name]), -self.order.index(name)))
+
+    @property
+    def order(self) -> list[str]:
+        first = [name for name in (FITTED, JOINED) if name in self.correct]
+        return first + sorted(
+            (name for name in self.correct if part_of(name) is not None), key=lambda n: part_of(n) or 0
+        )
+
+    def accuracy(self, candidate: str = "") -> float:
+        """Of the chosen candidate, or another; NaN without samples."""
+        return sum(self.correct[candidate or self.chosen]) / self.samples if self.samples else math.nan
+
+    def per_class(self) -> tuple[float, ...]:
+        """Of the chosen candidate; NaN for classes without validation samples."""
+        right = self.correct[self.chosen]
+        return tuple(r / n if n else math.nan for r, n in zip(right, self.totals, strict=True))
+
+    @property
+    def best_part(self) -> tuple[int, float, float] | None:
+        """The part whose right answers among its own classes are the most: its accuracy there, and the group's."""
+        found = []
+        for part, (own, group) in self.within.items():
+            asked = sum(n for n, knows in zip(self.totals, self._knows(part), strict=True) if knows)
+            if asked:
+                found.append((sum(own), -part, sum(own) / asked, sum(group) / asked))
+        if not found:
+            return None
+        _, part, own_share, group_share = max(found)
+        return -part, own_share, group_share
+
+    def worse(self) -> list[Worse]:
+        """Where the group made something worse that one of its parts can do."""
+        if part_of(self.chosen) is not None:
+            return []
+        found = []
+        for part, (own, group) in sorted(self.within.items()):
+            knows = self._knows(part)
+            asked = sum(n for n, k in zip(self.totals, knows, strict=True) if k)
+            classes = tuple(
+                c for c, n in enumerate(self.totals) if n and knows[c] and _clearly_less(group[c], own[c], n)
+            )
+            if asked and (classes or _clearly_less(sum(group), sum(own), asked)):
+                found.append(Worse(part, classes, sum(own) / asked, sum(group) / asked))
+        return found
+
+    def _knows(self, part: int) -> list[bool]:
+        own, group = self.within[part]
+        return [o > 0 or g > 0 for o, g in zip(own, group, strict=True)]
+
+
+def _clearly_less(few: int, many: int, n: int) -> bool:
+    """Whether so many right answers of ``n`` differ by more than chance gives: two standard errors of a difference."""
+    p, q = few / n, many / n
+    error = math.sqrt((p * (1 - p) + q * (1 - q)) / n)
+    return many - few >= 2 and q - p > CLEAR * error
+
+
+def read_verdict(state: bytes | memoryview | mmap) -> Verdict | None:
+    """What the last state of a head fit says; None where nobody looked. Raises ``RemoteError`` for nonsense."""
+    arrays = tensorfile.read(state).arrays()
+    if TOTAL not in arrays:
+        return None
+    totals = _counts(arrays[TOTAL], 1)
+    correct = {n.removeprefix(CORRECT): _counts(a, 1) for n, a in arrays.items() if n.startswith(CORRECT)}
+    within = {_part(n): _counts(a, 2) for n, a in arrays.items() if n.startswith(WITHIN)}
+    if not correct or not all(name in (FITTED, JOINED) or part_of(name) is not None for name in correct):
+        raise RemoteError("validation", f"candidates {sorted(correct)[:5]}")
+    rows = [*correct.values(), *(rows[i] for rows in within.values() for i in (0, 1))]
+    if any(len(row) != len(totals) or any(r > n for r, n in zip(row, totals, strict=True)) for row in rows):
+        raise RemoteError("validation", "more right answers than samples")
+    samples = _counts(arrays[SAMPLES], 1) if SAMPLES in arrays else (0,)
+    return Verdict(totals, correct, within, int(samples[0]) if samples else 0)
+
+
+def _counts(array: np.ndarray, dimensions: int) -> tuple:  # type: ignore[type-arg]
+    if array.ndim != dimensions or array.dtype != np.float64 or not bool(((array >= 0) & (array < 2**53)).all()):
+        raise RemoteError("validation", f"{array.dtype} {array.shape}: no counts")
+    rows: Sequence = array.astype(np.int64).tolist()  # type: ignore[type-arg]
+    if dimensions == 1:
+        return tuple(rows)
+    if len(rows) != 2:
+        raise RemoteError("validation", f"counts of shape {array.shape}")
+    return tuple(tuple(row) for row in rows)
+
+
+def _part(name: str) -> int:
+    text = name.removeprefix(WITHIN)
+    if not text.isdigit() or len(text) > 6:
+        raise RemoteError("validation", f"counts of part {text[:20]!r}")
+    return int(text)
