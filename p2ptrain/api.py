@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from p2ptrain.config import Job
 from p2ptrain.errors import UserError
@@ -175,11 +175,11 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy on the test split of a data set, or on all of it where it has none."""
     from p2ptrain.learning import evaluation
-    from p2ptrain.learning.data import load, open_source, select
+    from p2ptrain.learning.data import Split, load, open_source, select
 
     source = open_source(data)
-    split: Any = "test" if source.num_samples("test") else "train"
-    indices = select(source, card.data, split, shard=shard or None, classes=classes or None)
-    samples = load(source, card.data, split, indices)
-    batches = (samples.tensors(slice(i, i + batch_size)) for i in range(0, len(samples), batch_size))
+    splits: tuple[Split, ...] = ("test",) if source.num_samples("test") else ("train", "val")
+    chosen = [select(source, card.data, split, shard=shard or None, classes=classes or None) for split in splits]
+    parts = [load(source, card.data, split, indices) for split, indices in zip(splits, chosen, strict=True)]
+    batches = (part.tensors(slice(i, i + batch_size)) for part in parts for i in range(0, len(part), batch_size))
     return evaluation.evaluate(model, batches, len(card.data.classes))

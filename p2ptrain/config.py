@@ -74,6 +74,9 @@ class DataConfig:
     augment: bool = False
     """Random crops and flips (images) or shifts (audio) while training."""
     audio: AudioConfig = field(default_factory=AudioConfig)
+    val: float = 0.1
+    """Share of the training samples held out for validation, where the data set has no validation split of its own; 0 =
+    none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +277,7 @@ def check_job(job: Job, where: str = "job") -> None:
     limits: list[tuple[str, float, float, float]] = [
         ("model.width", job.model.width, 0.01, 16),
         ("model.init_bytes", job.model.init_bytes, 0, 2**34),
+        ("data.val", d.val, 0, 0.5),
         ("training.rounds", t.rounds, 1, 1_000_000),
         ("training.epochs_per_round", t.epochs_per_round, 0.001, 10_000),
         ("training.batch_size", t.batch_size, 1, 65_536),

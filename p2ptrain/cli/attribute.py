@@ -5,6 +5,7 @@ Invariant: the model's own tensors are copied as they are; the scores come besid
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
@@ -50,16 +51,18 @@ def command(model_file: Path, data: str, num_samples: int, output: Path, allow_m
     source = open_source(data)
     import torch
 
-    from p2ptrain.config import Job, ModelConfig
+    from p2ptrain.config import DataConfig, Job, ModelConfig
     from p2ptrain.learning.attribution import attribute
     from p2ptrain.learning.checkpoint import ATTRIBUTION, save_model
     from p2ptrain.learning.decoupling import Decoupling
 
     model, card = load_allowed(model_file, allow_model)
     shape, num_classes = card.data.input_shape, len(card.data.classes)
-    indices = select(source, card.data, "train")
+    # Nothing that a model is made of has seen what a job holds out for validation.
+    contract = dataclasses.replace(card.data, val=DataConfig().val)
+    indices = select(source, contract, "train")
     chosen = indices[torch.linspace(0, len(indices) - 1, min(num_samples, len(indices))).long().numpy()]
-    samples = load(source, card.data, "train", chosen)
+    samples = load(source, contract, "train", chosen)
     if missing := [name for name, n in zip(card.data.classes, samples.counts(), strict=True) if n == 0]:
         raise UserError(f"{data}: no sample of {', '.join(missing)} among {len(samples)}; raise --samples, or add data")
     halves = [range(num_classes // 2), range(num_classes // 2, num_classes)]

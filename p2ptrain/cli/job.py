@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +42,7 @@ COMMENTS = {
     "data.mean": "per channel, of pixels from 0 to 1 (log-mels for audio; not used for text)",
     "data.std": "likewise",
     "data.augment": "random crops and flips (images) or shifts (audio) while training",
+    "data.val": "share of the training samples held out for validation, unless the data have a val split; 0 = none",
     "data.audio.sample_rate": "Hz; the audio table counts for audio only",
     "training.rounds": "after each round parameters travel",
     "training.epochs_per_round": "passes over the own samples a round",
@@ -123,6 +123,12 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 @setting("--min-peers", "group.min_peers", click.IntRange(1), "The first plan waits for so many peers.")
 @setting("--compression", "group.compression", click.Choice(["none", "fp16", "int8", "topk"]), "Of what peers send.")
 @setting("--augment/--no-augment", "data.augment", bool, "Random crops and flips, or shifts, while training.")
+@setting(
+    "--val",
+    "data.val",
+    click.FloatRange(0, 0.5),
+    "Share of the training samples held out for validation, unless the data have a val split; 0 is none.",
+)
 @click.option(
     "--input-shape",
     metavar="C,H,W",
@@ -227,7 +233,7 @@ def commented(job: Job) -> str:
 def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> None:
     """Check a job file, and tell its id, the size of its model and what training costs."""
     job = load_job(job_file)
-    counts = _samples_per_class(job, data) if data else None
+    counts = _samples_per_class(job, data) if data else {}
     if ":" in job.model.name and not allow_model:
         raise JobError(
             f"{job_file}: model.name: {job.model.name} is code of your own; "
@@ -255,8 +261,7 @@ def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> 
         "classes": list(job.data.classes),
         "input_shape": list(job.data.input_shape),
     }
-    if counts is not None:
-        plain["samples"] = counts
+    plain |= counts
     if as_json:
         print_json(plain)
         return
@@ -276,20 +281,21 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
     shape = " x ".join(map(str, job.data.input_shape))
     click.echo(f"data      {job.data.kind} {shape}, {len(job.data.classes)} classes: {listed(job.data.classes)}")
     if "samples" in plain:
-        counts = plain["samples"]
+        counts, num_val = plain["samples"], sum(plain["validation"].values())
         by_class = "" if job.data.kind == "text" else f": {listed([f'{k} {n}' for k, n in counts.items()], 12)}"
-        click.echo(f"samples   {sum(counts.values()):,} to train on{by_class}")
+        click.echo(f"samples   {sum(counts.values()):,} to train on, {num_val:,} for validation{by_class}")
     click.echo("fine")
 
 
-def _samples_per_class(job: Job, data: str) -> dict[str, int]:
-    from p2ptrain.learning.data import load, open_source, select
+def _samples_per_class(job: Job, data: str) -> dict[str, dict[str, int]]:
+    """``samples`` to train on and for ``validation``, by class."""
+    import numpy as np
 
-    source = open_source(data)
-    indices = select(source, job.data, "train")
-    load(source, job.data, "train", indices[:1])  # kind and shape
-    counts = Counter(source.fitted(job.data).labels("train")[indices].tolist())
-    return {name: counts[label] for label, name in enumerate(source.classes)}
+    from p2ptrain.learning.data import load, open_source
+
+    source = open_source(data).fitted(job.data)
+    load(source, job.data, "train", np.zeros(1, np.int64))  # kind and shape
+    return {"samples": source.counts("train"), "validation": source.counts("val")}
 
 
 def _check_model(job: Job, model: nn.Module) -> None:

@@ -194,7 +194,10 @@ def _measured(
     memory_bytes = int(known.memory_bytes.value) if known else found.memory_bytes
     if not silent:
         count = f"{sum(found.samples.values()):,} samples of {len(found.samples)} classes"
-        own = f"{options.data}: {count} ({listed(list(found.samples))})" if options.data else "none: helps as it can"
+        val = f", and {found.validation:,} for validation" if found.validation else ""
+        own = (
+            f"{options.data}: {count} ({listed(list(found.samples))}){val}" if options.data else "none: helps as it can"
+        )
         click.echo(f"data     {own}")
         what = known.name if known else found.accelerator or f"{options.num_threads} CPU threads"
         click.echo(f"device   {what}: {scaled(flops_per_s, 'FLOP/s')}, {scaled(memory_bytes, 'B')} of memory")

@@ -48,6 +48,8 @@ class Findings:
     """``samples``: training samples of each class, by the data set's own names. 0 and "" = not measured."""
 
     samples: dict[str, int]
+    validation: int = 0
+    """Samples for validation, in all. Without a job, only those of the data set's own validation split."""
     flops_per_s: float = 0.0
     memory_bytes: int = 0
     device: str = "cpu"
@@ -127,7 +129,7 @@ def _is_calm() -> bool:
 
 def _keep_speed(state_dir: Path, request: Request, findings: Findings) -> None:
     kept = {"key": _key(request), "time": time.time(), **dataclasses.asdict(findings)}
-    del kept["samples"]
+    del kept["samples"], kept["validation"]
     try:
         (state_dir / SPEED_FILE).write_text(json.dumps(kept), encoding="utf-8")
     except OSError:
@@ -137,33 +139,39 @@ def _keep_speed(state_dir: Path, request: Request, findings: Findings) -> None:
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
-def check_data(request: Request) -> dict[str, int]:
-    """Open the data set, cut the share, decode one sample. Raises ``DataError``."""
+def check_data(request: Request) -> dict[str, Any]:
+    """Open the data set, cut the share, decode one sample: what ``Findings`` says of the data. Raises ``DataError``."""
     import numpy as np
 
     from p2ptrain.config import DataConfig, job_from_json
     from p2ptrain.learning.data import class_map, load, open_source, select
 
     if not request.data:
-        return {}
+        return {"samples": {}}
     source = open_source(request.data)
     job = job_from_json(request.job, where="job") if request.job else None
-    contract = job.data if job else DataConfig(source.classes, source.natural_shape, source.kind)
-    indices = select(
-        source,
-        contract,
-        "train",
-        shard=request.shard or None,
-        dirichlet=request.dirichlet or None,
-        classes=request.classes or None,
-        seed=job.seed if job else 0,
+    # How much to hold out is the job's to say.
+    contract = job.data if job else DataConfig(source.classes, source.natural_shape, source.kind, val=0.0)
+    source = source.fitted(contract)
+    train, val = (
+        select(
+            source,
+            contract,
+            split,
+            shard=request.shard or None,
+            dirichlet=request.dirichlet or None,
+            classes=request.classes or None,
+            seed=job.seed if job else 0,
+        )
+        for split in ("train", "val")
     )
-    labels = source.fitted(contract).labels("train")[indices]
+    labels = source.labels("train")[train]
     if job:
-        load(source, contract, "train", indices[:1])
-        class_map(source, contract, np.unique(labels))
+        load(source, contract, "train", train[:1])
+        class_map(source, contract, np.union1d(labels, source.labels("val")[val]))
     counts = np.bincount(labels, minlength=len(source.classes))
-    return {name: int(n) for name, n in zip(source.classes, counts, strict=True) if n}
+    samples = {name: int(n) for name, n in zip(source.classes, counts, strict=True) if n}
+    return {"samples": samples, "validation": len(val)}
 
 
 def measure(request: Request) -> dict[str, Any]:
@@ -186,7 +194,7 @@ def main() -> None:
     raw = json.load(sys.stdin)
     request = Request(**raw | {"classes": tuple(raw["classes"])})
     try:
-        print(json.dumps({"samples": check_data(request)}), flush=True)
+        print(json.dumps(check_data(request)), flush=True)
         if request.device:
             print(json.dumps(measure(request)), flush=True)
     except UserError as error:

@@ -1,7 +1,7 @@
 """What came out of a group, in figures, and the same model trained centrally beside it.
 
-Invariant: the baseline sees exactly the samples that the peers had together, each once an epoch, with the job's own
-hyper-parameters and as many epochs; the test samples are used for nothing but the figures.
+Invariant: the baseline sees exactly the samples that the peers trained on together, each once an epoch, with the job's
+own hyper-parameters and as many epochs; the test samples are used for nothing but the figures.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def central_training(
 
 
 def union(experiment: Experiment) -> Dataset:
-    """Every sample that any peer has, once."""
+    """Every sample that any peer trains on, once: without what is for validation."""
     source = open_source(experiment.data)
     seed = experiment.job.seed
     chosen = [

@@ -152,6 +152,7 @@ def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
             mean=tuple(float(m) for m in _list(metadata, "mean")),
             std=tuple(float(s) for s in _list(metadata, "std")),
             audio=AudioConfig(**json.loads(metadata["audio"])),
+            val=0.0,  # a model is judged on all that its user gives; what to hold out is a matter of training
         )
         if len(data.input_shape) != 3 or not data.classes:
             raise ValueError("input_shape must be three numbers, and there must be classes")

@@ -80,12 +80,12 @@ def run(settings: Settings) -> Iterator[Sample]:
 def digits_file(folder: Path) -> tuple[str, DataConfig]:
     """The digits in a file, from which a trainer starts sooner than with scikit-learn; and their contract."""
     source = open_source("digits")
-    contract = propose_contract(source)
+    contract = dataclasses.replace(propose_contract(source), val=0.0)
     samples = {split: load(source, contract, split) for split in ("train", "test")}  # type: ignore[arg-type]
     arrays = {f"{name}_{split}": getattr(each, name) for split, each in samples.items() for name in ("x", "y")}
     path = folder / "digits.npz"
     np.savez(path, **arrays)
-    return f"npz:{path}", propose_contract(open_source(f"npz:{path}"))
+    return f"npz:{path}", dataclasses.replace(propose_contract(open_source(f"npz:{path}")), val=0.0)
 
 
 def _centrally(job: Job, data: str) -> dict[str, float]:

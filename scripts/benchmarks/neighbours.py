@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import statistics
 import sys
@@ -199,7 +200,7 @@ def make_job(framework: Framework, seed: int, num_rounds: int) -> Job:
         mode="tasks" if framework == "p2ptrain tasks" else "replicas",
         seed=seed,
         model=ModelConfig("lenet", width=2.0),
-        data=propose_contract(open_source("digits")),
+        data=dataclasses.replace(propose_contract(open_source("digits")), val=0.0),  # all train on all samples
         training=TrainingConfig(rounds=num_rounds, batch_size=BATCH_SIZE),
         tasks=TasksConfig(calibrate="always", calibration_steps=CALIBRATION_STEPS),
         group=GroupConfig(min_peers=NUM_PROCESSES, settle_s=0.5),

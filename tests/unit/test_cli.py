@@ -26,6 +26,7 @@ SURFACE = {
         *("--data", "--model", "--name", "--mode", "--rounds", "--epochs", "--batch-size", "--optimizer"),
         *("--learning-rate", "--seed", "--width", "--groups", "--trunk", "--min-peers", "--compression", "--augment"),
         *("--no-augment", "--input-shape", "--init", "-o", "--output", "--force", "--micro-batches", "--schedule"),
+        "--val",
     ],
     "job check": ["FILE", "--data", "--allow-model", "--json"],
     "peer": [
@@ -146,13 +147,17 @@ def test_what_a_person_got_wrong_is_one_line_with_the_next_step(
     assert err.startswith("p2ptrain: ") and err.count("\n") == 1 and said in err
 
 
-def npz(folder: Path) -> str:
+def npz(folder: Path, num_test: int = 10, num_val: int = 0) -> str:
+    """Twenty cats and twenty dogs to train on, some of them again in the other splits."""
     import numpy as np
 
     rng = np.random.default_rng(0)
     labels = np.array(["cat", "dog"] * 20)
     images = rng.integers(0, 256, (40, 1, 12, 12), dtype=np.uint8)
-    np.savez(folder / "pets.npz", x_train=images, y_train=labels, x_test=images[:10], y_test=labels[:10])
+    splits = {"train": 40, "test": num_test, "val": num_val}
+    arrays = {f"x_{split}": images[:n] for split, n in splits.items() if n}
+    arrays |= {f"y_{split}": labels[:n] for split, n in splits.items() if n}
+    np.savez(folder / "pets.npz", **arrays)
     return f"npz:{folder / 'pets.npz'}"
 
 
@@ -201,8 +206,42 @@ def test_job_new_writes_a_complete_commented_file_that_checks(
     assert run(["job", "new", "--data", spec, "-o", "j.toml"], capsys)[0] == 2
     status, out, _ = run(["job", "check", "j.toml", "--data", spec, "--json"], capsys)
     checked = json.loads(out)
-    assert checked["id"] == job.id and checked["samples"] == {"cat": 20, "dog": 20}
+    assert checked["id"] == job.id and checked["samples"] == {"cat": 18, "dog": 19}
+    assert checked["validation"] == {"cat": 2, "dog": 1}
     assert checked["parameters"] > 1000 and checked["flops_per_sample"]["training"] > 0
+
+
+def test_a_job_says_how_much_is_for_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = npz(tmp_path)
+    for options, val, told in [
+        ([], 0.1, "37 to train on, 3 for validation: cat 18, dog 19"),
+        (["--val", "0.25"], 0.25, "31 to train on, 9 for validation: cat 14, dog 17"),
+        (["--val", "0"], 0.0, "40 to train on, 0 for validation: cat 20, dog 20"),
+    ]:
+        assert run(["job", "new", "--data", spec, *options, "-o", "j.toml", "--force"], capsys)[0] == 0
+        assert load_job(tmp_path / "j.toml").data.val == val
+        status, out, _ = run(["job", "check", "j.toml", "--data", spec], capsys)
+        assert status == 0 and f"samples   {told}\n" in out
+    status, _, err = run(["job", "new", "--data", spec, "--val", "0.6", "-o", "j.toml", "--force"], capsys)
+    assert status == 2 and "--val" in err
+    own = npz(tmp_path, num_val=6)
+    checked = json.loads(run(["job", "check", "j.toml", "--data", own, "--json"], capsys)[1])
+    assert (checked["samples"], checked["validation"]) == ({"cat": 20, "dog": 20}, {"cat": 3, "dog": 3})
+
+
+def test_a_model_is_judged_on_the_test_split_or_on_everything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from p2ptrain.learning.checkpoint import save_model
+    from p2ptrain.learning.parts import global_model
+
+    run(["job", "new", "--data", npz(tmp_path), "-o", "j.toml"], capsys)
+    job = load_job(tmp_path / "j.toml")
+    save_model(tmp_path / "m.safetensors", global_model(job, allow_user_code=False).state_dict(), job)
+    for num_test, num_val, judged in [(10, 0, 10), (10, 6, 10), (0, 0, 40), (0, 6, 46)]:
+        spec = npz(tmp_path, num_test, num_val)
+        _, out, _ = run(["evaluate", "m.safetensors", "--data", spec, "--json"], capsys)
+        assert json.loads(out)["samples"] == judged
 
 
 def test_a_model_file_is_evaluated_exported_and_attributed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,6 +306,27 @@ def test_the_check_before_the_start_measures_and_keeps_what_it_measured(
     assert found.samples == {"cat": 20} and found.flops_per_s > 1e6 and found.memory_bytes > 0 and found.device == "cpu"
     monkeypatch.setattr(p, "_ask", lambda request: {"samples": {"cat": 20}} if not request.device else {})
     assert p.preflight(request, tmp_path).flops_per_s == found.flops_per_s
+
+
+def test_the_check_before_the_start_tells_what_is_for_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from p2ptrain.cli import preflight as p
+    from p2ptrain.cli.peer import _measured
+    from p2ptrain.runtime.peer_node import PeerOptions
+
+    spec = npz(tmp_path)
+    run(["job", "new", "--data", spec, "-o", "j.toml"], capsys)
+    job = load_job(tmp_path / "j.toml")
+    text = job.to_json()
+    found = [p.check_data(p.Request(data=spec, job=text, shard=shard)) for shard in ("", "1/2", "2/2")]
+    assert found[0] == {"samples": {"cat": 18, "dog": 19}, "validation": 3}
+    assert sum(each["validation"] for each in found[1:]) == 3
+    assert p.check_data(p.Request(data=spec)) == {"samples": {"cat": 20, "dog": 20}, "validation": 0}
+    assert p.check_data(p.Request(data=npz(tmp_path, num_val=6)))["validation"] == 6
+    profile = str(Path(__file__).parents[2] / "peers" / "raspberry-pi-4.toml")
+    _measured(PeerOptions(npz(tmp_path), "laptop"), job, profile, "cpu", tmp_path, silent=False)
+    assert "37 samples of 2 classes (cat, dog), and 3 for validation" in capsys.readouterr().out
 
 
 def test_fresh_sets_jobs_aside_and_keeps_the_identity(state: Path) -> None:

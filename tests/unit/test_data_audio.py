@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import struct
 from pathlib import Path
@@ -171,7 +172,7 @@ def test_a_folder_of_recordings_from_spec_to_features(tmp_path: Path) -> None:
     contract = propose_contract(source)
     assert contract.audio.sample_rate == 16000 and contract.audio.seconds == 1.5
     assert contract.input_shape == feature_shape(contract.audio)
-    data = load(source, contract, "train")
+    data = load(source, dataclasses.replace(contract, val=0.0), "train")
     assert data.x.dtype == np.float16 and data.x.shape == (6, *contract.input_shape)
     loudest = data.x.astype(np.float32).mean(axis=(1, 3)).argmax(axis=1)
     assert loudest[data.y == 0].min() > loudest[data.y == 1].max()
@@ -181,6 +182,20 @@ def test_a_folder_of_recordings_from_spec_to_features(tmp_path: Path) -> None:
         load(source, DataConfig(("high", "low"), (1, 40, 63), "audio"), "train")
     with pytest.raises(DataError, match="num_mels"):
         propose_contract(source, (1, 8, 8))
+    divided = source.fitted(contract)
+    assert divided.num_samples("val") + divided.num_samples("train") == 6
     (tmp_path / "low" / "x.mp3").write_bytes(b"ID3")
     with pytest.raises(DataError, match=r"x\.mp3.*ffmpeg"):
         open_source(f"audio:{tmp_path}")
+
+
+def test_recordings_with_a_validation_folder(tmp_path: Path) -> None:
+    for folder, num in (("train", 6), ("Validation", 2), ("test", 1)):
+        for name, hz in (("low", 300), ("high", 2500)):
+            (tmp_path / folder / name).mkdir(parents=True)
+            for i in range(num):
+                (tmp_path / folder / name / f"{i}.wav").write_bytes(wav_bytes(tone(hz, 0.3)))
+    source = open_source(f"audio:{tmp_path}")
+    contract = propose_contract(source)
+    assert [len(load(source, contract, split)) for split in ("train", "val", "test")] == [12, 4, 2]
+    assert load(source, contract, "val").y.tolist() == [0, 0, 1, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import struct
@@ -65,7 +66,7 @@ def test_idx(tmp_path: Path, packed: bool, dots: bool) -> None:
     source = open_source(f"idx:{tmp_path}")
     assert source.classes == ("1", "2", "3") and source.natural_shape == (1, 6, 5)
     assert source.counts("test") == {"1": 3, "2": 3, "3": 4}
-    data = load(source, DataConfig(("3", "2", "1"), (1, 6, 5)), "train", np.array([5, 0]))
+    data = load(source, DataConfig(("3", "2", "1"), (1, 6, 5), val=0.0), "train", np.array([5, 0]))
     np.testing.assert_array_equal(data.x[:, 0], x[[5, 0]])
     assert data.y.tolist() == (3 - y[[5, 0]].astype(int)).tolist()
     assert load(source, DataConfig(("1", "2", "3"), (3, 8, 8)), "test").x.shape == (10, 3, 8, 8)
@@ -140,7 +141,8 @@ def test_cifar(tmp_path: Path, fine: bool) -> None:
     source = open_source(f"cifar:{tmp_path}")
     assert len(source.classes) == (100 if fine else 10)
     assert (source.num_samples("train"), source.num_samples("test")) == (8, 4)
-    data = load(source, DataConfig(source.classes, (3, 32, 32)), "train", np.array([7, 1, 5]))
+    contract = DataConfig(source.classes, (3, 32, 32), val=0.0)
+    data = load(source, contract, "train", np.array([7, 1, 5]))
     np.testing.assert_array_equal(data.x.reshape(3, -1), records[[7, 1, 5], -3072:])
     assert data.y.tolist() == records[[7, 1, 5], int(fine)].tolist()
 
@@ -184,7 +186,7 @@ def test_npz_pixels(tmp_path: Path, packed: bool) -> None:
     values = arrays()
     source = open_source(npz(tmp_path, values, packed))
     assert source.classes == ("0", "1", "2", "10") and source.natural_shape == (3, 4, 5)
-    contract = DataConfig(source.classes, (3, 4, 5))
+    contract = DataConfig(source.classes, (3, 4, 5), val=0.0)
     data = load(source, contract, "train", np.array([5, 1]))
     np.testing.assert_array_equal(data.x, values["x_train"][[5, 1]].transpose(0, 3, 1, 2))
     assert data.y.tolist() == [3, 1] and load(source, contract, "test").y.tolist() == [1, 2]
@@ -196,7 +198,7 @@ def test_npz_floats_and_names(tmp_path: Path) -> None:
     x = RNG.normal(2, 3, (6, 4, 5))
     values = arrays(x_train=x, y_train=np.array(list("abcabc")), x_test=None, y_test=None)
     source = open_source(npz(tmp_path, values))
-    contract = propose_contract(source)
+    contract = dataclasses.replace(propose_contract(source), val=0.0)
     assert source.classes == ("a", "b", "c") and source.num_samples("test") == 0
     assert len(load(source, contract, "test")) == 0
     data = load(source, contract, "train")

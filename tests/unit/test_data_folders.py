@@ -61,7 +61,7 @@ def test_dir_and_zip_agree(tmp_path: Path, prefix: str) -> None:
         open_source(f"images:{write_zip(tmp_path / 'x.zip', dict(reversed(files.items())))}"),
         open_source(f"images:{write_zip(tmp_path / 'y.zip', {'./' + k: v for k, v in files.items()})}"),
     ]
-    contract = DataConfig(("dog", "bird", "cat"), (3, 24, 32))
+    contract = DataConfig(("dog", "bird", "cat"), (3, 24, 32), val=0.0)
     for source in sources:
         assert source.classes == ("cat", "dog")
         assert source.counts("train") == {"cat": 2, "dog": 1}
@@ -105,8 +105,10 @@ def test_more_layout_errors(tmp_path: Path) -> None:
     def opening(files: dict[str, bytes]) -> None:
         open_source(f"images:{write_zip(tmp_path / 'x.zip', files)}")
 
-    with pytest.raises(DataError, match=r"val/.*only train/ and test/ are read"):
-        opening({"train/a/1.png": picture(), "val/a/1.png": picture()})
+    with pytest.raises(DataError, match=r"more/.*only train/, val/ and test/ are read: rename or move more/"):
+        opening({"train/a/1.png": picture(), "more/a/1.png": picture()})
+    with pytest.raises(DataError, match="valid/ and validation/ are both validation data; put them into one folder"):
+        opening({"train/a/1.png": picture(), "valid/a/1.png": picture(), "validation/a/1.png": picture()})
     with pytest.raises(DataError, match="no class folders with image files to train on"):
         opening({"notes.txt": b""})
     with pytest.raises(DataError, match="not a relative name"):
@@ -133,9 +135,9 @@ def test_every_format_and_mode_is_converted(tmp_path: Path) -> None:
     source = open_source(f"images:{tmp_path}")
     assert source.natural_shape == (1, 32, 32)
     for channels in (1, 3):
-        data = load(source, DataConfig(("a", "b"), (channels, 32, 32)), "train")
+        data = load(source, DataConfig(("a", "b"), (channels, 32, 32), val=0.0), "train")
         assert np.abs(data.x.astype(int) - grey).max() <= 8
-    small = load(source, DataConfig(("a", "b"), (3, 8, 8)), "train")
+    small = load(source, DataConfig(("a", "b"), (3, 8, 8), val=0.0), "train")
     assert small.x.shape == (9, 3, 8, 8) and np.abs(small.x[0].astype(int) - grey[::4, 2::4]).max() <= 16
 
 
@@ -159,7 +161,7 @@ def test_large_files_decode_on_threads_to_the_same_pixels(tmp_path: Path, monkey
         Image.fromarray(RNG.integers(0, 256, (40, 40, 3), np.uint8)).save(out, "PNG")
         files[f"a/{i:03}.png"] = out.getvalue()
     source = open_source(f"images:{write_zip(tmp_path / 'x.zip', files)}")
-    contract = DataConfig(("a",), (3, 40, 40))
+    contract = DataConfig(("a",), (3, 40, 40), val=0.0)
     alone = load(source, contract, "train").x
     monkeypatch.setattr(folders_module, "THREADED_BYTES", 0)
     monkeypatch.setattr(folders_module, "_visible_cores", lambda: 4)
@@ -257,7 +259,7 @@ def test_class_names_need_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom p2ptrain.learning.data import *\n"
         f"s = open_source('images:{tmp_path}')\nc = propose_contract(s)\n"
-        "assert load(s, c, 'train').counts().sum() == 3\nassert 'torch' not in sys.modules"
+        "assert len(load(s, c, 'train')) + len(load(s, c, 'val')) == 3\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def source_of(*counts: int, names: tuple[str, ...] = (), num_test: int = 12) -> 
 
 
 def contract_of(source: Source) -> DataConfig:
-    return DataConfig(source.classes, (1, 1, 1))
+    """Nothing is held out, so that the shares are of everything."""
+    return DataConfig(source.classes, (1, 1, 1), val=0.0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -137,15 +139,15 @@ def test_holdout() -> None:
 
 def test_class_names_match_exactly_then_without_case() -> None:
     source = source_of(2, 2, 2, names=("CAT", "Dog", "dog"))
-    data = load(source, DataConfig(("dog", "cat", "Dog"), (1, 1, 1)), "train")
+    data = load(source, DataConfig(("dog", "cat", "Dog"), (1, 1, 1), val=0.0), "train")
     assert data.y.tolist() == [1, 1, 2, 2, 0, 0]
-    merged = load(source, DataConfig(("dog", "cat"), (1, 1, 1)), "train")
+    merged = load(source, DataConfig(("dog", "cat"), (1, 1, 1), val=0.0), "train")
     assert merged.y.tolist() == [1, 1, 0, 0, 0, 0]
 
 
 def test_a_class_that_the_job_does_not_know() -> None:
     source = source_of(2, 2, names=("Zebre", "cat"))
-    contract = DataConfig(("cat", "zebra"), (1, 1, 1))
+    contract = DataConfig(("cat", "zebra"), (1, 1, 1), val=0.0)
     with pytest.raises(
         DataError, match=r"does not know the class 'Zebre'; did you mean 'zebra'.*its classes: cat, zebra"
     ):
@@ -165,6 +167,6 @@ def test_a_wrong_number_of_channels_for_pictures(tmp_path: Path) -> None:
 def test_digits_shares_need_no_decoding() -> None:
     pytest.importorskip("sklearn")
     source = open_source("digits")
-    contract = propose_contract(source)
+    contract = dataclasses.replace(propose_contract(source), val=0.0)
     sizes = [len(select(source, contract, "train", shard=f"{i}/5")) for i in range(1, 6)]
     assert sum(sizes) == 1437 and max(sizes) - min(sizes) <= 1

@@ -23,8 +23,9 @@ def written(tmp_path: Path, num_bytes: int) -> Path:
 
 
 def opened(path: Path, context: int) -> tuple[Source, Dataset, Dataset]:
+    """With its training and test samples; nothing is for validation."""
     source = open_source(f"text:{path}")
-    contract = propose_contract(source, (1, 1, context))
+    contract = dataclasses.replace(propose_contract(source, (1, 1, context)), val=0.0)
     train, test = (load(source, contract, split, select(source, contract, split)) for split in ("train", "test"))
     return source, train, test
 

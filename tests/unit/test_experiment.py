@@ -9,10 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError
-from p2ptrain.experiment.group import LOG_LINES, check_running
+from p2ptrain.experiment.group import LOG_LINES, Experiment, PeerShare, check_running
+from p2ptrain.experiment.measure import union
+from p2ptrain.learning.data import load, open_source, propose_contract
 
 LOG = "".join(f"line {number}\n" for number in range(100))
 
@@ -26,6 +30,18 @@ def processes() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     yield {"on": on, "ended": ended}
     on.kill()
     on.communicate()
+
+
+def test_the_baseline_trains_on_what_the_peers_train_on_and_not_on_what_is_for_validation(tmp_path: Path) -> None:
+    rows = np.arange(200, dtype=np.uint8).reshape(200, 1, 1)
+    np.savez(tmp_path / "x.npz", x_train=rows, y_train=np.arange(200) % 2)
+    data = f"npz:{tmp_path / 'x.npz'}"
+    source = open_source(data)
+    contract = propose_contract(source)
+    experiment = Experiment(Job(data=contract), data, (PeerShare("a", "1/2"), PeerShare("b", "2/2")))
+    central = set(union(experiment).x.ravel().tolist())
+    held = set(load(source, contract, "val").x.ravel().tolist())
+    assert held and central == set(range(200)) - held
 
 
 def status(**phases: str) -> Any:

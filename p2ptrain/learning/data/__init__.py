@@ -5,7 +5,7 @@ Invariant: a sample's label is always an index into the job's class names, never
     source = open_source("images:photos.zip")            # names and counts, nothing decoded
     contract = propose_contract(source)                  # what goes into a job file
     mine = select(source, contract, "train", shard="2/5")
-    data = load(source, contract, "train", mine)
+    data = load(source, contract, "train", mine)         # without what the contract holds out: that is "val"
     for x, y in data.batches(np.random.default_rng(0), batch_size=64): ...
 
 Only ``Dataset.tensors`` and ``Dataset.batches`` import torch.

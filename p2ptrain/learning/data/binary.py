@@ -1,17 +1,13 @@
-"""Data sets that come as arrays: scikit-learn's digits, the MNIST family (idx), CIFAR's binary release, and npz files.
+"""Data sets that come as arrays: scikit-learn's digits, the MNIST family (idx), CIFAR's binary release.
 
 Invariant: every header is checked against the file's size and against its partner (labels and images of equal number)
-when the source is opened, before any image is read; nothing is ever unpickled.
+when the source is opened, before any image is read.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
-import struct
-import sys
-import tokenize
-import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,31 +30,20 @@ from p2ptrain.learning.data.source import (
     check_memory,
     sorted_classes,
 )
+from p2ptrain.learning.data.validation import with_validation
 
 Pixels = Callable[[Split, Indices], NDArray[Any]]
 
 DIGITS_TEST_SAMPLES = 360
 _GZIP_ERRORS = (OSError, EOFError, zlib.error)
-_NPZ_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    SyntaxError,
-    RuntimeError,
-    OverflowError,
-    MemoryError,
-    zipfile.BadZipFile,
-    tokenize.TokenError,  # from NumPy's header parser
-    struct.error,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArraySource(Source):
-    """Samples are rows of arrays. ``pixels`` reads some, ``[n, C, H, W]`` in the natural shape."""
+    """Samples are rows of arrays. ``pixels`` reads some, ``[n, C, H, W]`` in the natural shape.
+
+    ``classes_of`` has the splits that are there, ``pixels`` is asked for no others.
+    """
 
     spec: str
     classes: tuple[str, ...]
@@ -70,7 +55,10 @@ class ArraySource(Source):
     sample_rate: int = 0
 
     def labels(self, split: Split) -> Indices:
-        return self.classes_of[split]
+        return self.classes_of.get(split, np.empty(0, np.int64))
+
+    def fitted(self, contract: DataConfig) -> Source:
+        return with_validation(self, contract.val)
 
     def decode(self, split: Split, indices: Indices, contract: DataConfig) -> NDArray[Any]:
         shape: Shape = cast(Shape, contract.input_shape)
@@ -79,11 +67,13 @@ class ArraySource(Source):
                 f"{self.spec}: samples have shape {list(self.natural_shape)}, the job expects {list(shape)}; "
                 "write the arrays in that shape, or give the pictures as images:DIR, which resizes them"
             )
+        if split not in self.classes_of:
+            return np.empty((0, *shape), np.uint8)
         pixels = self.pixels(split, indices)
         return pixels if shape == self.natural_shape else resize_pixels(pixels, shape)
 
 
-def _source(spec: str, names: dict[Split, list[str]], shape: Shape, pixels: Pixels, **options: Any) -> ArraySource:
+def named_source(spec: str, names: dict[Split, list[str]], shape: Shape, pixels: Pixels, **options: Any) -> ArraySource:
     """A source whose labels are given by name, sample by sample."""
     classes = sorted_classes([name for split in names.values() for name in set(split)], spec)
     index = {name: i for i, name in enumerate(classes)}
@@ -93,7 +83,7 @@ def _source(spec: str, names: dict[Split, list[str]], shape: Shape, pixels: Pixe
     return ArraySource(spec, classes, shape, labels, pixels, **options)
 
 
-def _names(labels: NDArray[Any]) -> list[str]:
+def label_names(labels: NDArray[Any]) -> list[str]:
     return [str(label) for label in labels.tolist()]
 
 
@@ -115,7 +105,7 @@ def open_digits(spec: str) -> Source:
     def pixels(split: Split, indices: Indices) -> NDArray[Any]:
         return x[rows[split][indices]]
 
-    return _source(spec, {split: _names(target[r]) for split, r in rows.items()}, (1, 8, 8), pixels)
+    return named_source(spec, {split: label_names(target[r]) for split, r in rows.items()}, (1, 8, 8), pixels)
 
 
 def stratified_sample(labels: Indices, num_samples: int, rng: np.random.RandomState) -> Indices:
@@ -137,7 +127,7 @@ def stratified_sample(labels: Indices, num_samples: int, rng: np.random.RandomSt
 
 def open_idx(spec: str, path: Path) -> Source:
     """``idx:DIR``: files such as train-images-idx3-ubyte and t10k-labels-idx1-ubyte, packed with gzip or not."""
-    names: dict[Split, list[str]] = {"train": [], "test": []}
+    names: dict[Split, list[str]] = {}
     images: dict[Split, tuple[Path, tuple[int, ...]]] = {}
     for split, words in (("train", ("train",)), ("test", ("t10k", "test"))):
         image_file, label_file = _idx_file(path, words, "images"), _idx_file(path, words, "labels")
@@ -151,7 +141,7 @@ def open_idx(spec: str, path: Path) -> Source:
         dims, (num_labels,) = _idx_dims(image_file, 3), _idx_dims(label_file, 1)
         if dims[0] != num_labels:
             raise DataError(f"{image_file}: {dims[0]} images, but {num_labels} labels in {label_file.name}")
-        names[cast(Split, split)] = _names(_idx_read(label_file, (num_labels,)))
+        names[cast(Split, split)] = label_names(_idx_read(label_file, (num_labels,)))
         images[cast(Split, split)] = image_file, dims
     sizes = {dims[1:] for _, dims in images.values()}
     if len(sizes) > 1:
@@ -159,12 +149,10 @@ def open_idx(spec: str, path: Path) -> Source:
     height, width = sizes.pop()
 
     def pixels(split: Split, indices: Indices) -> NDArray[Any]:
-        if split not in images:
-            return np.empty((0, 1, height, width), np.uint8)
         file, dims = images[split]
         return _idx_read(file, dims)[indices][:, None]
 
-    return _source(spec, names, (1, height, width), pixels)
+    return named_source(spec, names, (1, height, width), pixels)
 
 
 def _idx_file(folder: Path, words: Sequence[str], what: str) -> Path | None:
@@ -244,7 +232,9 @@ def open_cifar(spec: str, path: Path) -> Source:
     if not train or not train[0].is_file():
         raise DataError(f"{folder}: no training batches there; {expected}")
     record_bytes = label_at + 1 + _PIXEL_BYTES
-    files: dict[Split, list[Path]] = {"train": train, "test": [test] if test.is_file() else []}
+    files: dict[Split, list[Path]] = {"train": train}
+    if test.is_file():
+        files["test"] = [test]
     labels = {split: _cifar_labels(paths, record_bytes, label_at, len(names)) for split, paths in files.items()}
 
     def pixels(split: Split, indices: Indices) -> NDArray[Any]:
@@ -289,131 +279,3 @@ def _cifar_labels(paths: Sequence[Path], record_bytes: int, label_at: int, num_c
             raise DataError(f"{path}: label {labels.max()} where {num_classes} classes are named; download it again")
         parts.append(labels)
     return np.concatenate(parts)
-
-
-# npz
-
-
-def open_npz(spec: str, path: Path) -> Source:
-    """``npz:FILE``: x_train ``[N, H, W]``, ``[N, C, H, W]`` or ``[N, H, W, C]``, y_train ``[N]``, and x_test, y_test.
-
-    Labels are numbers or strings; an array ``classes`` may name the numbers. Bytes are pixels; floats are used as they
-    are. Without both test arrays the test split is empty.
-    """
-    arrays = _NpzFile(path)
-    keys = arrays.headers()
-    class_names = _names(arrays.read("classes").reshape(-1)) if "classes" in keys else []
-    names: dict[Split, list[str]] = {"train": [], "test": []}
-    shapes: dict[Split, tuple[int, ...]] = {}
-    for split in ("train", "test"):
-        if split == "test" and not {"x_test", "y_test"} & keys.keys():
-            continue
-        for key in (f"x_{split}", f"y_{split}"):
-            if key not in keys:
-                raise DataError(
-                    f"{path}: no array {key}; expected x_train, y_train, x_test, y_test; has {sorted(keys)}"
-                )
-        shape, dtype = keys[f"x_{split}"]
-        if len(shape) not in (3, 4) or not all(1 <= n <= 4096 for n in shape[1:]):
-            raise DataError(f"{path}: x_{split} has shape {list(shape)}; expected [N, H, W] or [N, C, H, W]")
-        if dtype != np.uint8 and dtype.kind != "f":
-            raise DataError(f"{path}: x_{split} holds {dtype}; expected uint8 pixels or floats")
-        names[split] = _npz_labels(arrays, f"y_{split}", shape[0], class_names)
-        shapes[split] = shape
-    if len({s[1:] for s in shapes.values()}) > 1:
-        raise DataError(f"{path}: x_train and x_test differ in shape: {[list(s) for s in shapes.values()]}")
-    axes, natural = _axes(shapes["train"])
-
-    def pixels(split: Split, indices: Indices) -> NDArray[Any]:
-        if split not in shapes:
-            return np.empty((0, *natural), np.uint8)
-        x = arrays.read(f"x_{split}")[indices].reshape(len(indices), *shapes[split][1:])
-        x = x[:, None] if x.ndim == 3 else x.transpose(axes)
-        if x.dtype == np.uint8:
-            return np.ascontiguousarray(x, np.uint8)
-        with np.errstate(over="ignore"):  # what overflows is caught as infinite
-            x = np.ascontiguousarray(x, np.float32)
-        if not np.isfinite(x).all():
-            raise DataError(f"{path}: x_{split} holds infinite or missing numbers; clean them")
-        return x
-
-    return _source(spec, names, natural, pixels, resizable=False)
-
-
-def _axes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], Shape]:
-    """How to bring an array to [N, C, H, W], and the shape of a sample then."""
-    if len(shape) == 3:
-        return (), (1, shape[1], shape[2])
-    if shape[1] not in (1, 3) and shape[3] in (1, 3):
-        return (0, 3, 1, 2), (shape[3], shape[1], shape[2])
-    return (0, 1, 2, 3), (shape[1], shape[2], shape[3])
-
-
-def _npz_labels(arrays: _NpzFile, key: str, num_samples: int, class_names: list[str]) -> list[str]:
-    y = arrays.read(key)
-    where = f"{arrays.path}: {key}"
-    if y.shape not in ((num_samples,), (num_samples, 1)):
-        raise DataError(f"{where} has shape {list(y.shape)}; expected [{num_samples}], a label for each sample")
-    if y.dtype.kind not in "iuU":
-        raise DataError(f"{where} holds {y.dtype}; expected whole numbers or strings")
-    y = y.reshape(-1)
-    if y.dtype.kind == "U":
-        return _names(y)
-    if len(y) and (y.min() < 0 or (class_names and y.max() >= len(class_names))):
-        top = f"{len(class_names) - 1}, as classes names" if class_names else "anything"
-        raise DataError(f"{where} holds labels from {y.min()} to {y.max()}; expected 0 to {top}")
-    return [class_names[i] for i in y.tolist()] if class_names else _names(y)
-
-
-@dataclass(frozen=True, slots=True)
-class _NpzFile:
-    """Arrays of an npz file, read one at a time and only after their headers were checked."""
-
-    path: Path
-
-    def headers(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Shape and dtype of every array. Raises ``DataError`` for object arrays and wrong lengths."""
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                infos = [i for i in archive.infolist() if i.filename.endswith(".npy")]
-                return {i.filename.removesuffix(".npy"): self._header(archive, i) for i in infos}
-        except _NPZ_ERRORS as error:
-            raise self._broken(error) from None
-
-    def read(self, key: str) -> NDArray[Any]:
-        """One array, whole."""
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                info = archive.getinfo(f"{key}.npy")
-                self._header(archive, info)
-                check_memory(info.file_size, f"{self.path}: {key}")
-                with archive.open(info) as file:
-                    array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-            if array.dtype.kind == "U" and array.size:
-                codes = array.reshape(-1).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
-                if codes.max() > sys.maxunicode:
-                    raise ValueError(f"{key} holds no valid text")
-            return array
-        except _NPZ_ERRORS as error:
-            raise self._broken(error) from None
-
-    def _header(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{info.filename} is packed in an unusual way")
-        with archive.open(info) as file:
-            version = np.lib.format.read_magic(file)
-            if version == (1, 0):
-                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            elif version == (2, 0):
-                shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-            else:
-                raise ValueError(f"npy version {version}")
-            start = file.tell()
-        if dtype.kind not in "buifU":
-            raise DataError(f"{self.path}: {info.filename} holds {dtype} (objects?); expected plain numbers or strings")
-        if not all(n >= 0 for n in shape) or math.prod(shape) * dtype.itemsize != info.file_size - start:
-            raise ValueError(f"{info.filename}: header and length differ")
-        return shape, dtype
-
-    def _broken(self, error: BaseException) -> DataError:
-        return DataError(f"{self.path}: not a readable npz file ({error}); write it with numpy.savez")

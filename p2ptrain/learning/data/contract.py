@@ -6,6 +6,7 @@ exactly first, then without regard to case, and never by guess.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -53,7 +54,10 @@ def class_map(source: Source, contract: DataConfig, present: Indices | None = No
 
 
 def load(source: Source, contract: DataConfig, split: Split, indices: Indices | None = None) -> Dataset:
-    """Decode samples (all, or those at ``indices``) into memory, as the contract wants them."""
+    """Decode samples (all, or those at ``indices``, as ``select`` gives them) into memory, as the contract wants them.
+
+    An empty split gives an empty data set.
+    """
     if source.kind != contract.kind:
         raise DataError(
             f"{source.spec}: holds {source.kind} data, the job trains on {contract.kind}; "
@@ -104,14 +108,17 @@ def propose_contract(
     """A contract that fits ``source``: its classes, its shape, mean and deviation of a seeded sample of training data.
 
     Mean and deviation are in the units of ``Dataset.tensors`` before normalisation: pixels from 0 to 1, log-mels as
-    they are; text is not normalised. Audio settings suit speech at the files' rate and 95 % of their lengths.
+    they are; text is not normalised. Audio settings suit speech at the files' rate and 95 % of their lengths. The
+    sample is of all training data: what a job then holds out for validation does not change its proposal.
     """
     if source.kind == "text":
         draft = DataConfig(source.classes, input_shape or source.natural_shape, "text", (0.0,), (1.0,))
         if augment:
             raise DataError(f"{source.spec}: text is not augmented; leave --augment out")
-        load(source, draft, "train", np.zeros(1, np.int64))
+        load(source, _undivided(draft), "train", np.zeros(1, np.int64))
         return draft
+    # A source that a job has divided proposes what it did before.
+    source = source.fitted(_undivided(DataConfig(source.classes, source.natural_shape, source.kind)))
     rng = np.random.RandomState(seed % 2**32)
     num_train = source.num_samples("train")
     sample = np.sort(rng.permutation(num_train)[:num_samples]).astype(np.int64)
@@ -131,9 +138,14 @@ def propose_contract(
         if max(shape[1:]) > MAX_PROPOSED_PX and source.resizable:
             shape = (shape[0], MAX_PROPOSED_PX, MAX_PROPOSED_PX)
     draft = DataConfig(source.classes, tuple(shape), source.kind, augment=augment, audio=settings)
-    x = load(source, draft, "train", sample).x
+    x = load(source, _undivided(draft), "train", sample).x
     mean, std = _moments(x)
     return DataConfig(source.classes, tuple(shape), source.kind, mean, std, augment, settings)
+
+
+def _undivided(contract: DataConfig) -> DataConfig:
+    """The contract with nothing held out."""
+    return dataclasses.replace(contract, val=0.0)
 
 
 def _moments(x: NDArray[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -3,11 +3,12 @@
 Invariant: the order of classes and samples depends on names alone, so peers with equal trees number them equally; a
 file is either a sample, a known side file (hidden, text), or an error that names it: nothing is skipped in silence.
 
-    [wrapper/] [train/ | test/] <class>/<file>
+    [wrapper/] [train/ | val/ | test/] <class>/<file>        (val/ may be called valid/ or validation/)
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 import unicodedata
@@ -27,7 +28,8 @@ from p2ptrain.config import DataConfig
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data import audio as wav
 from p2ptrain.learning.data import images
-from p2ptrain.learning.data.source import Indices, Kind, Shape, Source, Split, sorted_classes
+from p2ptrain.learning.data.source import Hashes, Indices, Kind, Shape, Source, Split, sorted_classes
+from p2ptrain.learning.data.validation import with_validation
 
 MAX_FILE_BYTES = 128 * 2**20
 MAX_FILES = 5_000_000
@@ -39,7 +41,14 @@ _SIDE_SUFFIXES = frozenset(
 )
 _SIDE_NAMES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "COPYING", "MAKEFILE"})
 _SUFFIXES: dict[Kind, frozenset[str]] = {"image": images.SUFFIXES, "audio": frozenset({".wav", ".wave"})}
-_LAYOUT = "expected CLASS/FILE, with optional train/ and test/ folders above"
+_LAYOUT = "expected CLASS/FILE, with optional train/, val/ and test/ folders above"
+_SPLIT_FOLDERS: dict[str, Split] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 _MAX_DEPTH = 5
 _CHUNK = 32
 THREADED_BYTES = 12 * 1024
@@ -157,6 +166,15 @@ class FolderSource(Source):
     def labels(self, split: Split) -> Indices:
         return self.classes_of[split]
 
+    def fitted(self, contract: DataConfig) -> Source:
+        return with_validation(self, contract.val)
+
+    def hashes(self) -> Hashes:
+        """Of CLASS/FILE, so that copies of the folder agree, and copies of a part of it, packed or not."""
+        names = (_sample_name(file).encode("utf-8", "surrogatepass") for file in self.files["train"])
+        digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
+        return np.frombuffer(digests, "<u8").astype(np.uint64)
+
     def decode(self, split: Split, indices: Indices, contract: DataConfig) -> NDArray[Any]:
         """Large files are decoded on as many threads as there are visible cores."""
         shape = cast(Shape, contract.input_shape)
@@ -240,18 +258,20 @@ def _class_folders(tree: Tree, kind: Kind) -> dict[Split, dict[str, list[str]]]:
             paths.append((parts, name))
     while _is_wrapped(paths):
         paths = [(parts[1:], name) for parts, name in paths if len(parts) > 2 or parts[-1]]
-    by_split: dict[Split, dict[str, list[str]]] = {"train": {}, "test": {}}
+    by_split: dict[Split, dict[str, list[str]]] = {"train": {}, "val": {}, "test": {}}
     # A folder train/ with files in it is a class (of vehicles, say).
     has_splits = any(len(parts) > 2 and parts[0].lower() == "train" for parts, _ in paths)
+    if has_splits:
+        _check_one_validation_folder(tree, {parts[0] for parts, _ in paths if len(parts) > 1})
     for parts, name in paths:
         where = f"{tree.path}: {name}"
         split: Split = "train"
         if has_splits and len(parts) > 1:
-            if parts[0].lower() not in ("train", "test"):
+            if parts[0].lower() not in _SPLIT_FOLDERS:
                 raise DataError(
-                    f"{where}: found beside train/; only train/ and test/ are read: rename or move {parts[0]}/"
+                    f"{where}: found beside train/; only train/, val/ and test/ are read: rename or move {parts[0]}/"
                 )
-            split = "train" if parts[0].lower() == "train" else "test"
+            split = _SPLIT_FOLDERS[parts[0].lower()]
             parts = parts[1:]
         folders = by_split[split]
         if len(parts) > 2 and parts[-1]:
@@ -273,6 +293,13 @@ def _class_folders(tree: Tree, kind: Kind) -> dict[Split, dict[str, list[str]]]:
                     f"add {_suffixes(kind)} files or remove the folder"
                 )
     return by_split
+
+
+def _check_one_validation_folder(tree: Tree, tops: set[str]) -> None:
+    found = sorted(top for top in tops if _SPLIT_FOLDERS.get(top.lower()) == "val")
+    if len({top.lower() for top in found}) > 1:
+        names = " and ".join(f"{top}/" for top in found)
+        raise DataError(f"{tree.path}: {names} are both validation data; put them into one folder val/")
 
 
 def _is_wrapped(paths: list[tuple[tuple[str, ...], str]]) -> bool:
@@ -307,6 +334,11 @@ def _is_side_file(name: str) -> bool:
 
 def _class_name(folder: str) -> str:
     return unicodedata.normalize("NFC", folder)  # macOS stores accents apart
+
+
+def _sample_name(file: str) -> str:
+    parts = [part for part in file.replace("\\", "/").split("/") if part != "."]
+    return unicodedata.normalize("NFC", "/".join(parts[-2:]))
 
 
 def _too_large(where: str, num_bytes: int) -> DataError:

@@ -20,9 +20,10 @@ from p2ptrain.config import MAX_CLASSES, DataConfig, DataKind
 from p2ptrain.errors import DataError
 
 Kind = DataKind
-Split = Literal["train", "test"]
+Split = Literal["train", "val", "test"]
 Shape = tuple[int, int, int]
 Indices = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
 
 SCHEMES: dict[str, str] = {
     "digits": "digits (scikit-learn's 8x8 digits)",
@@ -30,7 +31,7 @@ SCHEMES: dict[str, str] = {
     "cifar": "cifar:DIR (CIFAR-10 or CIFAR-100, binary version)",
     "images": "images:DIR_OR_ZIP (one folder a class)",
     "audio": "audio:DIR_OR_ZIP (WAV files, one folder a class)",
-    "npz": "npz:FILE (x_train, y_train, x_test, y_test)",
+    "npz": "npz:FILE (x_train, y_train, x_val, y_val, x_test, y_test)",
     "text": "text:FILE (any file, read byte by byte)",
 }
 
@@ -57,11 +58,25 @@ class Source(ABC):
 
     @abstractmethod
     def labels(self, split: Split) -> Indices:
-        """Class of every sample ``[N]``, as an index into ``classes``. Not to be written to."""
+        """Class of every sample ``[N]``, as an index into ``classes``; none of a split that is not there.
 
+        Not to be written to.
+        """
+
+    @abstractmethod
     def fitted(self, contract: DataConfig) -> Source:
-        """The source as a job divides it into samples: this one, unless the job's shape decides where they begin."""
-        return self
+        """The source as a job divides it into samples and splits, with a validation split wherever there can be one.
+
+        Where it has none of its own, training samples are held out as ``validation`` says. Fitting what is fitted to
+        the same contract changes nothing; fitting it to another is as good as fitting the source that was opened.
+        """
+
+    def hashes(self) -> Hashes:
+        """A hash of what names each training sample ``[N]``: equal wherever that sample is, whatever else is there.
+
+        What has no name of its own is named by its row.
+        """
+        return row_hashes(self.num_samples("train"))
 
     @abstractmethod
     def decode(self, split: Split, indices: Indices, contract: DataConfig) -> NDArray[Any]:
@@ -83,13 +98,13 @@ class Source(ABC):
 def open_source(spec: str) -> Source:
     """Open the data set that ``spec`` names. Raises ``DataError`` naming the file and what was expected."""
     # Imported here because these modules build on Source, and because decoders need not load to read a job.
-    from p2ptrain.learning.data import binary, folders, text
+    from p2ptrain.learning.data import binary, folders, npz, text
 
     scheme, _, rest = spec.partition(":")
     openers: dict[str, Callable[[str, Path], Source]] = {
         "idx": binary.open_idx,
         "cifar": binary.open_cifar,
-        "npz": binary.open_npz,
+        "npz": npz.open_npz,
         "images": folders.open_images,
         "audio": folders.open_audio,
         "text": text.open_text,
@@ -113,6 +128,14 @@ def open_source(spec: str) -> Source:
     if not exists:
         raise DataError(f"{path}: no such file or folder; expected {SCHEMES[scheme]}")
     return openers[scheme](spec, path)
+
+
+def row_hashes(num_rows: int) -> Hashes:
+    """splitmix64's first numbers: one for each row, the same on every machine and with every version of NumPy."""
+    z = np.arange(1, num_rows + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # modulo 2^64, as are the others
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def sorted_classes(names: Iterable[str], where: object) -> tuple[str, ...]:

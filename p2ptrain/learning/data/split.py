@@ -10,8 +10,6 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +18,8 @@ from p2ptrain.config import DataConfig
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data.binary import stratified_sample
 from p2ptrain.learning.data.contract import class_map, match_class
-from p2ptrain.learning.data.source import Indices, Kind, Shape, Source, Split, closest, listing
+from p2ptrain.learning.data.source import Indices, Source, Split, closest, listing
+from p2ptrain.learning.data.validation import subset
 
 MAX_SHARES = 10_000
 _SHARD_HELP = "--shard 2/5 means the 2nd of 5 shares"
@@ -41,7 +40,10 @@ def select(
 
     ``shard`` "2/5" is the second of five shares, each with the class shares of all. With ``dirichlet`` (the usual
     concentration: 0.1 very uneven, 10 nearly even) each class is divided by a draw from Dir(dirichlet), the same draw
-    for both splits. ``classes`` keeps samples of these classes of the job. ``seed`` is the job's.
+    for all splits. ``classes`` keeps samples of these classes of the job. ``seed`` is the job's.
+
+    The split is as the job divides the source (``Source.fitted``): "train" is without what is held out for validation.
+    Raises ``DataError`` if that leaves nothing to train on; other splits may come out empty.
     """
     source = source.fitted(contract)
     labels = source.labels(split)
@@ -82,7 +84,10 @@ def parse_shard(shard: str) -> tuple[int, int]:
 
 
 def holdout(source: Source, fraction: float = 0.1, seed: int = 0) -> Source:
-    """``source`` itself if it has test samples; else one whose test split is this part of its training samples."""
+    """``source`` itself if it has test samples; else one whose test split is this part of its training samples.
+
+    What a job holds out for validation then comes out of the others.
+    """
     if source.num_samples("test"):
         return source
     labels = source.labels("train")
@@ -92,39 +97,7 @@ def holdout(source: Source, fraction: float = 0.1, seed: int = 0) -> Source:
     test = stratified_sample(labels, num_test, _rng(seed, "holdout"))
     train = np.setdiff1d(np.arange(len(labels), dtype=np.int64), test)
     rows: dict[Split, Indices] = {"train": train, "test": test}
-    return SubsetSource(
-        source.spec,
-        source.kind,
-        source.classes,
-        source.natural_shape,
-        source.sample_rate,
-        source,
-        rows,
-        source.resizable,
-    )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SubsetSource(Source):
-    """Both splits are rows of another source's training split."""
-
-    spec: str
-    kind: Kind
-    classes: tuple[str, ...]
-    natural_shape: Shape
-    sample_rate: int
-    base: Source
-    rows: dict[Split, Indices]
-    resizable: bool
-
-    def labels(self, split: Split) -> Indices:
-        return self.base.labels("train")[self.rows[split]]
-
-    def decode(self, split: Split, indices: Indices, contract: DataConfig) -> NDArray[Any]:
-        return self.base.decode("train", self.rows[split][indices], contract)
-
-    def durations_s(self, indices: Indices) -> list[float]:
-        return self.base.durations_s(self.rows["train"][indices])
+    return subset(source, rows)
 
 
 def _rng(seed: int, purpose: str) -> np.random.RandomState:
@@ -146,7 +119,7 @@ def _dirichlet_shares(source: Source, split: Split, num_shares: int, concentrati
     if not math.isfinite(concentration) or not 1e-3 <= concentration <= 1e6:
         raise DataError(f"--dirichlet {concentration:g}: expected 0.001 to 1000000; 0.1 is very uneven, 10 nearly even")
     num_classes = len(source.classes)
-    # Drawn for the training split also when the test split is asked for: a peer is tested on what it learns.
+    # Drawn for the training split also when another is asked for: a peer is tested on what it learns.
     counts = np.bincount(source.labels("train"), minlength=num_classes)
     proportions = _proportions(counts, num_shares, concentration, _rng(seed, "dirichlet"))
     labels = source.labels(split)

@@ -1,10 +1,10 @@
 """``text:FILE``: the bytes of any file as tokens, cut into windows of the job's context length.
 
 A sample is a window; its label is the byte that follows, and inside it every byte is followed by the next. The last
-tenth of the file is the test split.
+tenth of the file is the test split, and the last windows before it are for validation, as many as the job says.
 
-Invariant: for a given context the samples of a file are the same everywhere, and no byte is in both splits. The file is
-mapped, not read, until samples are decoded.
+Invariant: for a given context and share for validation the samples of a file are the same everywhere, and no byte is in
+two splits. The file is mapped, not read, until samples are decoded.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,8 @@ class TextSource(Source):
     kind: Kind = "text"
     sample_rate: int = 0
     resizable: bool = True
+    val: float = 0.0
+    """Share of the windows before the test split that are for validation."""
 
     @property
     def context(self) -> int:
@@ -52,8 +54,9 @@ class TextSource(Source):
             return self
         if len(shape) != 3 or shape[0] != 1 or shape[1] != 1 or shape[2] < 1:
             raise DataError(f"data.input_shape: expected [1, 1, bytes in a sample] for text, got {list(shape)}")
-        fitted = dataclasses.replace(self, natural_shape=(1, 1, shape[2]))
-        for split in ("train", "test"):
+        fitted = dataclasses.replace(self, natural_shape=(1, 1, shape[2]), val=contract.val)
+        required: tuple[Split, ...] = ("train", "test")
+        for split in required:
             if not fitted.num_samples(split):
                 raise DataError(
                     f"{self.spec}: {len(self.text)} bytes, of which a tenth is for testing, hold no {split} sample of "
@@ -70,15 +73,30 @@ class TextSource(Source):
         return following.astype(np.int64)
 
     def decode(self, split: Split, indices: Indices, contract: DataConfig) -> NDArray[Any]:
-        source = self.fitted(contract)
-        assert isinstance(source, TextSource)
+        source = dataclasses.replace(self, natural_shape=cast(Shape, contract.input_shape))
         num_samples = source.num_samples(split)
         windows = source._part(split)[: num_samples * source.context].reshape(num_samples, 1, 1, source.context)
         return np.asarray(windows[indices])
 
     def _part(self, split: Split) -> NDArray[np.uint8]:
         start_of_test = len(self.text) - len(self.text) // TEST_SHARE
-        return self.text[:start_of_test] if split == "train" else self.text[start_of_test:]
+        start_of_val = start_of_test - self._val_bytes(start_of_test)
+        parts: dict[Split, NDArray[np.uint8]] = {
+            "train": self.text[:start_of_val],
+            "val": self.text[start_of_val:start_of_test],
+            "test": self.text[start_of_test:],
+        }
+        return parts[split]
+
+    def _val_bytes(self, num_bytes: int) -> int:
+        """How many of the ``num_bytes`` before the test split are for validation.
+
+        Whole windows and the byte that follows the last, or none where that would leave no window to train on.
+        """
+        num_windows = max(0, num_bytes - 1) // self.context
+        num_val = max(1, round(self.val * num_windows)) if self.val else 0
+        val_bytes = num_val * self.context + 1
+        return val_bytes if num_val and num_bytes - val_bytes > self.context else 0
 
 
 def open_text(spec: str, path: Path) -> Source:
