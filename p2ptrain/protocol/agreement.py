@@ -185,6 +185,11 @@ class Agreement(Generic[P]):
     def epoch(self) -> int:
         return self._ref.epoch if self._ref else 0
 
+    @property
+    def is_settled(self) -> bool:
+        """A plan is in force, and as far as this peer can see it will stay."""
+        return self.current is not None and not self._is_busy() and not self._proposal_wanted()
+
     def next_deadline(self) -> float:
         return min(self._fetch.deadline(), self._ballot.deadline(), self._proposal_due())
 

@@ -373,6 +373,7 @@ class Calibration:
         run.combining = 0
         run.begun = run.step > 0
         run.ready = dict.fromkeys(self._alive - {self._own}, 1) if run.begun else {}
+        run.ready |= dict.fromkeys(run.resigned & self._alive, 0)  # they said so once, perhaps to another lead
         if run.samples > 0:
             run.ready[self._own] = run.samples
         note = Note("calibration-lead", (("lead", self._own), ("step", run.step)))

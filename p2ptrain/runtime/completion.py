@@ -112,7 +112,9 @@ class Completion:
         if self._waited_for(plan, records) or not peer.duty or not peer.duty.is_complete():
             return []
         if peer.records.own.phase not in ENDED:
-            if plan.slices is not None or plan.part_of(peer.own_id) is not None or not any(peer.records.own.counts):
+            own = peer.records.own
+            stands_by = plan.slices is None and plan.part_of(own.peer) is None and own.phase == "waiting"
+            if not stands_by or not any(own.counts) or not peer.agreement or not peer.agreement.is_settled:
                 return []
             return list(peer.records.update(now, phase="trained"))  # it stands by, and its samples count in the end
         if not self._is_wanted(plan) or self._calibration.hopeless:

@@ -14,13 +14,13 @@ from typing import Any
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.machine import Note
-from p2ptrain.protocol.messages import HEAD_PART, Holding
+from p2ptrain.protocol.messages import Holding
 from p2ptrain.protocol.serving import ReadChunk
 from p2ptrain.protocol.transfer import WriteChunk
 from p2ptrain.runtime.blobs import StorageError
 from p2ptrain.runtime.completion import KeepHead, ReadHead
 from p2ptrain.runtime.core import AbandonBlob, ToTrainer, VerifyBlob
-from p2ptrain.runtime.head import pack_head
+from p2ptrain.runtime.head import head_holding, pack_head
 from p2ptrain.runtime.keeping import BeginBlob, KeepCustody, KeepPlan, KeepSnapshot, ReleaseBlob
 from p2ptrain.runtime.node import Node
 from p2ptrain.runtime.peer import Peer
@@ -175,17 +175,8 @@ class DiskWork:
 
         def save() -> Holding:
             data = pack_head(effect.state, effect.holdings)
-            holding = Holding(
-                part=HEAD_PART,
-                trainer=own_id,
-                epoch=max(h.epoch for h in effect.holdings),
-                round=min(h.round for h in effect.holdings),
-                step=effect.step,
-                samples=verdict.train_samples if verdict else 0,
-                blob=store.put(data),
-                num_bytes=len(data),
-                span=len({h.part for h in effect.holdings}),
-            )
+            samples = verdict.train_samples if verdict else 0
+            holding = head_holding(own_id, store.put(data), len(data), effect.holdings, effect.step, samples)
             store.add_custody(holding)
             return holding
 

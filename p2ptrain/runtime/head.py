@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from p2ptrain.errors import RemoteError
-from p2ptrain.protocol.messages import Holding
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.protocol.messages import HEAD_PART, Holding
 from p2ptrain.protocol.schema import from_plain, to_plain
 from p2ptrain.runtime import tensorfile
 
@@ -18,6 +19,23 @@ def pack_head(state: bytes, holdings: tuple[Holding, ...]) -> bytes:
     ordered = sorted(holdings, key=lambda h: (h.part, h.trainer))
     text = json.dumps([to_plain(h) for h in ordered], separators=(",", ":"))
     return tensorfile.pack(tensorfile.read(state).arrays(), {"holdings": text})
+
+
+def head_holding(
+    own: PeerId, blob: BlobId, num_bytes: int, holdings: tuple[Holding, ...], step: int, samples: int
+) -> Holding:
+    """How a head is entered among a peer's holdings: of how many parts it is, and of which round at least."""
+    return Holding(
+        part=HEAD_PART,
+        trainer=own,
+        epoch=max(h.epoch for h in holdings),
+        round=min(h.round for h in holdings),
+        step=step,
+        samples=samples,
+        blob=blob,
+        num_bytes=num_bytes,
+        span=len({h.part for h in holdings}),
+    )
 
 
 def head_holdings(data: bytes) -> tuple[Holding, ...]:

@@ -60,6 +60,7 @@ class FakeTrainer:
         self.follows: list[tuple[int, int, bool]] = []
         """(part, round it began at, from its own snapshot) of every ``Follow``."""
         self.features: dict[int, np.ndarray] = {}
+        self._copies: list[tuple[float, np.ndarray]] = []
         self.dead = False
         self._at, self._say = at, say
         self._plan: Plan | None = None
@@ -227,9 +228,11 @@ class FakeTrainer:
     # --- calibration: the mean of numbers that depend on the own samples and on the frozen parts ---
 
     def _extract(self, command: c.ExtractFeatures) -> None:
+        if command.plan:
+            self._plan = plan_from_json(command.plan)
         assert self._plan is not None, "features before a plan"
         if self._session != command.session:
-            self._session, self.features = command.session, {}
+            self._session, self.features, self._copies = command.session, {}, []
         try:
             tensorfile.read_untrusted(command.snapshot)
             arrays = tensorfile.read(command.snapshot).arrays()
@@ -239,7 +242,11 @@ class FakeTrainer:
             self._session = ""
             self._say(c.SnapshotRefused(str(error)))
             return
-        self.features[command.part] = np.asarray(arrays["model.x"])
+        self._copies.append((command.weight, np.asarray(arrays["model.x"])))
+        if command.last_copy:
+            weights, copies = zip(*self._copies, strict=True)
+            self.features[command.part] = np.average(copies, axis=0, weights=weights)
+            self._copies = []
         if command.last:
             event = c.FeaturesExtracted(command.session, self.num_samples)
             self._at(self.traits.feature_s, lambda: None if self.dead else self._say(event))

@@ -31,9 +31,9 @@ from p2ptrain.protocol.serving import ReadChunk
 from p2ptrain.protocol.session_effects import Ban, Dial, HangUp, SendFrames
 from p2ptrain.protocol.transfer import WriteChunk
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.completion import JobDone, KeepHead
+from p2ptrain.runtime.completion import JobDone, KeepHead, ReadHead
 from p2ptrain.runtime.core import AbandonBlob, Core, ToTrainer, VerifyBlob
-from p2ptrain.runtime.head import pack_head
+from p2ptrain.runtime.head import head_holding, pack_head
 from p2ptrain.runtime.keeping import (
     BeginBlob,
     KeepCustody,
@@ -271,7 +271,7 @@ class Device:
                 gone = (*effect.drop, effect.holding.blob)
                 self._save(
                     lambda: {"own": (*(h for h in self.disk.own if h.blob not in gone), effect.holding)},
-                    lambda: self.core.snapshot_kept(effect, self.room.network.now),
+                    lambda: self.core.snapshot_kept(effect, True, self.room.network.now),
                 )
             case KeepCustody():
                 self._keep_custody(effect)
@@ -281,6 +281,8 @@ class Device:
                 self._save(lambda: {"plan": effect.plan}, lambda: [])
             case KeepHead():
                 self._keep_head(effect)
+            case ReadHead():
+                self._on_disk(lambda: None, lambda _: self.core.head_kept(effect.holding, None, self.room.network.now))
             case StartTrainer() | RestartTrainer():
                 self._start_trainer()
             case TrainerLost():
@@ -382,13 +384,11 @@ class Device:
     def _keep_head(self, effect: KeepHead) -> None:
         def save() -> Holding:
             data = pack_head(effect.state, effect.holdings)
-            epoch = max(h.epoch for h in effect.holdings)
-            blob = self.disk.put(data)
-            made = Holding(HEAD_PART, self.id, epoch, 0, effect.step, effect.samples, blob, len(data))
+            made = head_holding(self.id, self.disk.put(data), len(data), effect.holdings, effect.step, 0)
             self.disk.save(frozenset(), custody=(*self.disk.custody, made))
             return made
 
-        self._on_disk(save, lambda made: self.core.head_kept(made, self.room.network.now))
+        self._on_disk(save, lambda made: self.core.head_kept(made, None, self.room.network.now))
 
     def _save(self, change: Callable[[], dict[str, object]], then: Callable[[], list[object]]) -> None:
         duty = self.core.duty

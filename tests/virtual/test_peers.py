@@ -55,15 +55,18 @@ def holdings(devices: Iterable[Device], part: int) -> list[int]:
 
 
 def check_heads(room: Room) -> None:
-    """Everyone holds one and the same head, over one snapshot a part."""
+    """Everyone holds one and the same head, over the last round of every part, one copy of each of its trainers."""
     heads = {h.blob for device in room.on() for h in device.record.holdings if h.part == HEAD_PART}
     assert len(heads) == 1
     (head,) = heads
     for device in room.on():
         assert head in device.disk.blobs
-        parts = [h.part for h in head_holdings(device.disk.blobs[head])]
+        copies = head_holdings(device.disk.blobs[head])
         plan = device.core.agreement.current if device.core.agreement else None
-        assert plan is not None and parts == list(range(len(plan.parts)))
+        assert plan is not None and device.core.job is not None
+        assert {h.part for h in copies} == set(range(len(plan.parts)))
+        assert len({(h.part, h.trainer) for h in copies}) == len(copies)
+        assert {h.round for h in copies} == {device.core.job.training.rounds}
 
 
 # --- from nothing to done ---------------------------------------------------------------------------------------------
@@ -111,7 +114,7 @@ def test_five_peers_calibrate(seed: int, conditions: Conditions) -> None:
         trainers = [device.trainer for device in room.on() if device.trainer]
         rows = np.concatenate([trainer.own_features() for trainer in trainers])
         state = None
-        for step in range(6):
+        for step in range(7):  # moments, gradients, validation: all the same to this trainer
             state = combination(step, state, [(len(rows), contribution(step, state, rows))])
         (head,) = {h.blob for d in room.on() for h in d.record.holdings if h.part == HEAD_PART}
         fitted = tensorfile.read(room.devices[0].disk.blobs[head]).arrays()["head"]
