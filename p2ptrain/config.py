@@ -106,6 +106,8 @@ class TasksConfig:
     """Share of each batch drawn from the sub-model's own classes; 0 = as the data fall."""
     calibrate: Calibrate = "auto"
     calibration_steps: int = 300
+    passes: float = 1.0
+    """A sub-model makes so many passes over the samples in place of one of the whole model, but never more work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,8 @@ def job_from_json(text: str, where: str = "job from the group") -> Job:
 def job_from_mapping(raw: Mapping[str, Any], where: str) -> Job:
     """Build a job from nested tables, refusing unknown keys and wrong types, and check it as a whole."""
     job: Job = _build(Job, raw, where, "")
+    if job.mode == "slices" and "val" not in raw.get("data", {}):  # as in files that are older than the key
+        job = dataclasses.replace(job, data=dataclasses.replace(job.data, val=0.0))
     check_job(job, where)
     return job
 
@@ -289,6 +293,7 @@ def check_job(job: Job, where: str = "job") -> None:
         ("tasks.trunk", k.trunk, 0, 1000),
         ("tasks.own_fraction", k.own_fraction, 0, 1),
         ("tasks.calibration_steps", k.calibration_steps, 1, 100_000),
+        ("tasks.passes", k.passes, 1, 1000),
         ("slices.micro_batches", z.micro_batches, 1, 4096),
         ("slices.replan_gain", z.replan_gain, 0.01, 10),
         ("slices.snapshot_steps", z.snapshot_steps, 0, 1_000_000),
@@ -313,6 +318,10 @@ def check_job(job: Job, where: str = "job") -> None:
         raise JobError(f"{where}: data.std: must be above zero")
     if job.mode == "slices":
         _check_micro_batches(t.batch_size, z.micro_batches, where)
+        if d.val > 0:
+            raise JobError(
+                f"{where}: data.val: {d.val:g}, but a pipeline does not look at validation samples; set it to 0"
+            )
     else:
         _check_tasks(job, where)
     if job.model.init and where == "job from the group" and not _is_sha256(job.model.init):

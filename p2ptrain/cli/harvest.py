@@ -65,8 +65,8 @@ def command(
 ) -> None:
     """Collect the parts and assemble the global model, at any time.
 
-    While the group still trains, the model is as good as it is by then. The file holds the tensors of the plain
-    PyTorch module.
+    While the group still trains, the model is as good as it is by then, and the report says that it is half-way. The
+    file holds the tensors of the plain PyTorch module.
     """
     from p2ptrain import api
     from p2ptrain.ui import report
@@ -91,7 +91,7 @@ def command(
     plain = {"file": str(output), **report.to_plain(result)}
     if not as_json:
         click.echo(report.render(result))
-        click.echo(f"{'incomplete' if result.missing else 'complete'} model in {output}")
+        click.echo(f"{report.kind(result)} in {output}")
     if data:
         model, card = api.load_model(output, allow_user_code=bool(allow_model))
         evaluation = api.evaluate(model, card, data)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 COMMENTS = {
     "name": "for people only",
-    "mode": "tasks: a sub-model for some classes a peer; replicas: the whole model; slices: a pipeline",
+    "mode": "auto (the group chooses tasks or replicas), tasks (a class sub-model each), replicas (all of it), slices",
     "seed": "initial weights, and how --shard cuts data",
     "model.name": "a built-in model, or package.module:function of your own",
     "model.width": "factor on all channel counts",
@@ -53,6 +53,7 @@ COMMENTS = {
     "tasks.targets": "what a sub-model learns: auto, all classes, its own and rest, or its own",
     "tasks.combine": "how sub-models make the global model: auto, own or sum",
     "tasks.own_fraction": "share of each batch from the own classes; 0 = as the data fall",
+    "tasks.passes": "of a sub-model over the samples, for one of the whole model; never more work than that",
     "tasks.calibrate": "fit the last layer again at the end, together: auto, always or never",
     "slices.micro_batches": "a batch passes the pipeline in at most so many equal parts; the plan chooses how many",
     "slices.schedule": "sync: gradients as on one device; async: no flush, some gradients are a step late",
@@ -67,9 +68,17 @@ COMMENTS = {
     "group.topk_fraction": "for topk only",
     "group.custodians": "so many peers keep a copy of each part",
 }
+AUTO_PASSES = 4.0
+"""Two to four are worth most; with two devices they take as long as one pass of the whole model."""
 DEFAULT_MODELS = {"image": "lenet", "audio": "dscnn", "text": "gpt_mini"}
-FOR_TEXT = {"mode": "replicas", "training__optimizer": "adamw", "training__learning_rate": 1e-3}
+FOR_TEXT = {"training__optimizer": "adamw", "training__learning_rate": 1e-3}
 """Defaults where the data are text."""
+MODE_WHY = {
+    "auto": "when the first plan is made the group takes a class sub-model each (tasks), or the whole model on each "
+    "(replicas) where the model can't be divided or only one device has samples, and says so; --mode decides it now",
+    "replicas": "class sub-models are for pictures and audio; --mode slices makes a pipeline",
+}
+"""For whoever did not choose one."""
 EXAMPLES_NEW = """\b
 Examples:
   p2ptrain job new --data images:photos/ --model vgg11_bn -o job.toml
@@ -103,11 +112,13 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     help="Built-in or package.module:function. [default: lenet; dscnn for audio; gpt_mini for text]",
 )
 @setting("--name", "name", str, "What to call the job.")
-@setting(
+@click.option(
     "--mode",
     "mode",
-    click.Choice(["tasks", "replicas", "slices"]),
-    "tasks: a sub-model a peer. replicas: the whole model. slices: a pipeline.",
+    type=click.Choice(["auto", "tasks", "replicas", "slices"]),
+    help="tasks: a class sub-model a peer. replicas: the whole model. slices: a pipeline. auto: the group takes tasks "
+    "or replicas when it makes its first plan, by devices, model and who has which classes. [default: auto; replicas "
+    "for text]",
 )
 @setting("--rounds", "training.rounds", click.IntRange(1), "Rounds; parameters travel after each.")
 @setting("--epochs", "training.epochs_per_round", click.FloatRange(0.001), "Passes over the own samples a round.")
@@ -118,6 +129,14 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 @setting("--width", "model.width", click.FloatRange(0.01, 16), "Factor on all channel counts.")
 @setting("--groups", "tasks.num_groups", click.IntRange(0), "Sub-models; 0 is one a peer.")
 @setting("--trunk", "tasks.trunk", click.IntRange(0), "First layers that all sub-models share.")
+@click.option(
+    "--passes",
+    "tasks__passes",
+    type=click.FloatRange(1),
+    metavar="N",
+    help="Passes of a class sub-model over the samples, for one that the whole model would make; never more work than "
+    f"that. [default: {AUTO_PASSES:g} in mode auto, else 1]",
+)
 @setting("--micro-batches", "slices.micro_batches", click.IntRange(1), "Parts of a batch in a pipeline, at most.")
 @setting("--schedule", "slices.schedule", click.Choice(["sync", "async"]), "Of a pipeline.")
 @setting("--min-peers", "group.min_peers", click.IntRange(1), "The first plan waits for so many peers.")
@@ -158,9 +177,16 @@ def new(data: str, input_shape: str | None, init: Path | None, output: Path, for
     augment = bool(settings.pop("data__augment"))
     job = dataclasses.replace(Job(), data=propose_contract(source, _shape(input_shape), augment=augment))
     settings["model__name"] = settings["model__name"] or DEFAULT_MODELS[source.kind]
+    given = settings["mode"]
+    settings["mode"] = given or "auto"
+    if settings["mode"] == "auto" and settings["tasks__passes"] is None:
+        settings["tasks__passes"] = AUTO_PASSES
     if source.kind == "text":
+        settings["mode"] = given or "replicas"
         for key, value in FOR_TEXT.items():
             settings[key] = value if settings[key] is None else settings[key]
+    if settings["mode"] == "slices" and settings["data__val"] is None:
+        settings["data__val"] = 0.0  # nobody in a pipeline has all of the model to look at
     job = _with_settings(job, settings)
     if init is not None:
         if not init.is_file():
@@ -173,6 +199,8 @@ def new(data: str, input_shape: str | None, init: Path | None, output: Path, for
     job = load_job(output)
     shape = " x ".join(map(str, job.data.input_shape))
     click.echo(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")
+    if not given:
+        click.echo(f"mode {job.mode}: {MODE_WHY[job.mode]}")
     click.echo(f"next: p2ptrain job check {output}; then p2ptrain peer --job {output} --data {data}")
 
 

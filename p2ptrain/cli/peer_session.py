@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from p2ptrain.runtime.peer import Peer
 from p2ptrain.runtime.peer_node import PeerNode, PeerOptions
 from p2ptrain.runtime.store import StateDir
 from p2ptrain.ui import narrator
+from p2ptrain.ui.verdict_words import verdict_lines
 from p2ptrain.ui.words import clean, duration
 
 WAIT_CHECK_S = 0.5
@@ -117,6 +119,7 @@ class _Session:
         self._num_signals = 0
         self._told_at = 0.0
         self._watching: asyncio.Task[None] | None = None
+        self._pace = RoundPace()
         self._early: list[Line] = []
         """Written before the node could be asked about them."""
 
@@ -168,18 +171,38 @@ class _Session:
 
     def _tell(self, line: Line) -> None:
         core = self._core()
-        text = narrator.tell(line)
+        text, after = narrator.tell(line), list[str]()
         if core is not None and core.job is not None:
             own = core.records.own
-            if line.kind == "plan-adopted" and core.duty is not None and core.duty.plan is not None:
-                text = narrator.plan_sentence(core.duty.plan, core.job, core.own_id)
+            plan = core.duty.plan if core.duty is not None else None
+            if line.kind == "plan-adopted" and plan is not None:
+                self._say_if(narrator.mode_sentence(plan, core.job))
+                text = narrator.plan_sentence(plan, core.job, core.own_id)
+                after = narrator.plan_notes(plan, core.job, core.own_id)
+            elif line.kind == "training":
+                self._pace.begun(time.monotonic())
             elif line.kind == "round":
-                text = narrator.round_sentence(line.fields, core.job.training.rounds, own.samples_per_s)
+                rounds = core.job.training.rounds
+                left_s = self._pace.left_s(time.monotonic(), rounds - own.round)
+                left = duration(left_s) if left_s is not None else ""
+                text = narrator.round_sentence(line.fields, rounds, own.samples_per_s, own.accuracy, left)
+            elif line.kind == "validated" and plan is not None and core.completion and core.completion.verdict:
+                trainers = {part.index: ", ".join(part.trainers) for part in plan.parts}
+                after = verdict_lines(
+                    core.completion.verdict,
+                    plan,
+                    core.job.data.classes,
+                    lambda part: trainers.get(part) or f"part {part}",
+                )
         if line.kind == "done":
             text = (
                 f"done. Next, on any device: p2ptrain harvest -o global.safetensors   (this peer goes on serving: "
                 f"{duration(self._options.linger_s)}; Ctrl-C when you have the model)"
             )
+        for each in [text, *after]:
+            self._say_if(each)
+
+    def _say_if(self, text: str | None) -> None:
         if text:
             self._told_at = time.monotonic()
             self._say(self._with_names(text))
@@ -209,6 +232,25 @@ class _Session:
             if waiting and waited >= tell_at:
                 self._say(f"waiting for {self._with_names(clean(waiting, 256))}  ({waited:.0f} s so far)")
                 tell_at = waited * WAIT_AGAIN
+
+
+class RoundPace:
+    """How long what is left will take, from the last few rounds."""
+
+    def __init__(self) -> None:
+        self._ends: deque[float] = deque(maxlen=4)
+
+    def begun(self, now: float) -> None:
+        """Training begins, or begins anew."""
+        self._ends.clear()
+        self._ends.append(now)
+
+    def left_s(self, now: float, rounds_left: int) -> float | None:
+        """At the end of a round; None where nothing is left, or nothing known."""
+        self._ends.append(now)
+        if rounds_left <= 0 or len(self._ends) < 2:
+            return None
+        return rounds_left * (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
 
 
 def _write(text: Any) -> None:

@@ -58,6 +58,8 @@ def first_plan(job: Job, peers: Sequence[PeerSnapshot], proposer: PeerId) -> Pla
     num_classes = len(job.data.classes)
     mode, _ = mode_for(job, inputs)
     by_data = groups_by_data(inputs, num_classes) if mode == "tasks" else None
+    if by_data is not None and len(by_data) > max_groups(job, inputs):
+        by_data = None  # the model is too narrow for a group each: those that are most alike share one
     targets, combine, calibrate = _regime(job, mode, by_data is not None, lacking(inputs, num_classes))
     if mode == "replicas":
         groups, sizes = [Group(tuple(range(num_classes)), inputs)], [1.0]

@@ -82,7 +82,8 @@ def merged_until_each_has_a_class(
             return result, matched
         others = [g for g in range(len(result)) if g != left]
         into = max(others, key=lambda g: (_likeness(allowed[left], allowed[g]), -g))
-        result[into] += result.pop(left)
+        result[into] += result[left]
+        del result[left]
 
 
 def classes_by_holdings(

@@ -22,6 +22,8 @@ from p2ptrain.planning.holdings import held_classes
 from p2ptrain.planning.plan import Part, PeerSnapshot, Plan
 
 QUARTERS = 4
+ENOUGH = 5
+"""Samples of each class that a peer must have to train a part by itself."""
 
 
 class Staff:
@@ -44,8 +46,7 @@ class Staff:
         self._peers = peers
         self._speed = speed
         self._room = room
-        known = {peer.peer: peer for peer in plan.peers} | dict(peers)  # who is gone tells how much is enough
-        self._held = held_classes(list(known.values()), plan.num_classes)
+        self._held = held_classes(list(peers.values()), plan.num_classes)
 
     def place(self) -> None:
         """Give parts to free peers, and trainers to parts that have none."""
@@ -119,7 +120,9 @@ class Staff:
         )
 
     def _covers(self, peer: PeerId, part: Part) -> bool:
-        return self._held[peer].issuperset(part.classes)
+        """Whether it has enough samples of all classes; where those who had most are gone, a few are not enough."""
+        counts = self._peers[peer].counts
+        return self._held[peer].issuperset(part.classes) and all(counts[c] >= ENOUGH for c in part.classes)
 
     def _sizes(self) -> list[int]:
         sizes = [0] * len(self._parts)

@@ -34,6 +34,7 @@ from p2ptrain.learning.parts import Parts, global_model
 from p2ptrain.learning.snapshots import write
 from p2ptrain.learning.training import DivergedError, LocalTrainer
 from p2ptrain.planning.assignment import SENSIBLE_GROUPS
+from p2ptrain.planning.mode_choice import MIN_CHANNELS
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.allocator import give_back, keep_for_training
@@ -142,8 +143,9 @@ class Trainer:
         for num_groups in range(min(num_classes, SENSIBLE_GROUPS), 1, -1):
             groups = [range(g, num_classes, num_groups) for g in range(num_groups)]
             with contextlib.suppress(JobError):
-                Decoupling(model, job.data.input_shape, groups, trunk=job.tasks.trunk)
-                return num_groups
+                layers = Decoupling(model, job.data.input_shape, groups, trunk=job.tasks.trunk).channel_layers
+                if min(layers.values(), default=0) >= MIN_CHANNELS * num_groups:
+                    return num_groups
         return 1
 
     @staticmethod

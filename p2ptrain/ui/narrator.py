@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 
 from p2ptrain.config import Job
 from p2ptrain.ids import PeerId
+from p2ptrain.planning.assignment import notes
+from p2ptrain.planning.mode_choice import mode_for
 from p2ptrain.planning.plan import Plan
 from p2ptrain.runtime.journal import Line, Value
-from p2ptrain.ui.words import clean, listed, scaled
+from p2ptrain.ui.words import clean, listed, percent, scaled
 
 Fields = Mapping[str, Value]
 
@@ -30,7 +32,10 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
         return _stage_sentence(plan, own)
     start = f"plan of epoch {plan.epoch}, {len(plan.parts)} part{'s' if len(plan.parts) > 1 else ''}"
     if part is None:
-        return f"{start}: none for this peer for now (more peers than parts, or no samples that fit); it stands by"
+        later = ", and its samples count when the group fits the last layer" if plan.calibrate else ""
+        return (
+            f"{start}: none for this peer for now (more peers than parts, or no samples that fit); it stands by{later}"
+        )
     classes = (
         "all classes" if len(part.classes) == len(names) else f"classes {listed([names[c] for c in part.classes])}"
     )
@@ -60,10 +65,30 @@ def _stage_sentence(plan: Plan, own: PeerId) -> str:
     return f"{start}: this peer trains stage {part.index + 1}, {blocks}{share}"
 
 
-def round_sentence(fields: Fields, rounds: int, samples_per_s: float) -> str:
+def mode_sentence(plan: Plan, job: Job) -> str | None:
+    """Which mode the group took, and why, where the job leaves that to the group; only the first plan knows why."""
+    if job.mode != "auto":
+        return None
+    what = {"tasks": "a class sub-model each", "replicas": "the whole model on every device"}.get(plan.mode, plan.mode)
+    why = mode_for(job, plan.peers)[1] if plan.epoch == 1 else "as the first plan had it"
+    return f"mode {plan.mode} ({what}): {why}"
+
+
+def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
+    """What a person at this device should know about the plan."""
+    if plan.slices is not None:
+        return []
+    others = {peer.peer for peer in plan.peers} - {own}
+    lines = [line for line in notes(job, plan) if line.partition(":")[0] not in others]
+    return [line.replace(own, "this peer") for line in lines]
+
+
+def round_sentence(fields: Fields, rounds: int, samples_per_s: float, accuracy: float = -1.0, left: str = "") -> str:
+    """``accuracy``: on the own validation samples, -1 where there are none; ``left``: how long the rest will take."""
     speed = f", {samples_per_s:.0f} samples/s" if samples_per_s else ""
     loss = f", loss {_number(fields, 'loss'):.3f}" if "loss" in fields else ""
-    return f"round {fields.get('round')}/{rounds or '?'} done{loss}{speed}"
+    val = f", {percent(accuracy)} of own validation samples right" if accuracy >= 0 else ""
+    return f"round {fields.get('round')}/{rounds or '?'} done{loss}{val}{speed}{f'; about {left} left' if left else ''}"
 
 
 def _number(fields: Fields, name: str) -> float:
@@ -117,7 +142,10 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "training": _training,
     "gossip": lambda f: f"averaged with {_text(f, 'peer')} ({scaled(_number(f, 'bytes'), 'B')})",
     "gossip-ended": lambda f: f"averaging with {_text(f, 'peer')} ended early ({_text(f, 'outcome')})",
-    "calibration-started": lambda f: "everyone is trained: the group fits the last layer again, together",
+    "calibration-started": lambda f: (
+        "everyone is trained: the group "
+        + ("looks at its model" if f.get("steps") == 1 else "fits the last layer again, together")
+    ),
     "calibration-lead": lambda f: f"the fit of the last layer is led by {_text(f, 'lead')} now",
     "calibration-late": lambda f: f"the fit of the last layer goes on without a late peer ({_text(f, 'missing')})",
     "calibration-abandoned": lambda f: "the fit of the last layer was given up: nobody leads it",

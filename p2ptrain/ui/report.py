@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from p2ptrain.config import Job
 from p2ptrain.planning.plan import Plan
 from p2ptrain.runtime.harvest import PartReport
+from p2ptrain.runtime.verdict import Verdict
+from p2ptrain.ui.verdict_words import verdict_lines
 from p2ptrain.ui.words import clean, listed, scaled, table
 
 
@@ -25,6 +27,10 @@ class Harvested(Protocol):
     def missing(self) -> Sequence[int]: ...
     @property
     def calibrated(self) -> bool: ...
+    @property
+    def is_half_way(self) -> bool: ...
+    @property
+    def verdict(self) -> Verdict | None: ...
 
 
 def render(harvest: Harvested) -> str:
@@ -50,13 +56,32 @@ def render(harvest: Harvested) -> str:
     lines = table(rows, right=(0, 2, 3, 4, 5, 6))
     if harvest.calibrated:
         lines.append("the last layer was fitted again by the whole group, to these very copies")
-    elif harvest.plan.calibrate:
+    elif harvest.plan.calibrate and harvest.verdict is None:
         lines.append(
-            "the last layer is not fitted yet (the group does that when all have finished): harvest again then"
+            "THE LAST LAYER IS NOT FITTED YET, and the model much worse than it will be: the group does that when all "
+            "have finished; harvest again then"
+        )
+    if behind := [part for part in harvest.report if part.round < part.rounds]:
+        rounds = ", ".join(f"{part.round} of {part.rounds} rounds of part {part.part}" for part in behind)
+        lines.append(f"HALF-WAY: so far {rounds}; harvest again when `p2ptrain status` says that all are done")
+    if harvest.verdict is not None:
+        lines += verdict_lines(
+            harvest.verdict, harvest.plan, harvest.job.data.classes, lambda part: _who(harvest, part)
         )
     for index in harvest.missing:
         lines.append(f"MISSING: part {index} ({_names(harvest, index)}): its classes can't be recognised")
     return "\n".join(lines)
+
+
+def _who(harvest: Harvested, index: int) -> str:
+    return next((listed(part.trainers) for part in harvest.report if part.part == index), f"part {index}")
+
+
+def kind(harvest: Harvested) -> str:
+    """What was harvested, in two words at most."""
+    if harvest.missing:
+        return "incomplete model"
+    return "half-way model" if harvest.is_half_way else "complete model"
 
 
 def _names(harvest: Harvested, index: int) -> str:
@@ -72,6 +97,8 @@ def to_plain(harvest: Harvested) -> dict[str, Any]:
         "epoch": harvest.plan.epoch,
         "calibrated": harvest.calibrated,
         "complete": not harvest.missing,
+        "half_way": harvest.is_half_way,
+        "validation": None if harvest.verdict is None else _validation(harvest.verdict, job.data.classes),
         "missing": [
             {"part": i, "classes": [job.data.classes[c] for c in harvest.plan.parts[i].classes]}
             for i in harvest.missing
@@ -89,5 +116,29 @@ def to_plain(harvest: Harvested) -> dict[str, Any]:
                 "num_bytes": part.num_bytes,
             }
             for part in harvest.report
+        ],
+    }
+
+
+def _validation(verdict: Verdict, classes: Sequence[str]) -> dict[str, Any]:
+    best = verdict.best_part
+    return {
+        "samples": verdict.samples,
+        "accuracy": verdict.accuracy() if verdict.samples else None,
+        "head": verdict.chosen,
+        "candidates": {name: sum(right) for name, right in verdict.correct.items()},
+        "per_class": {
+            name: right / total if total else None
+            for name, right, total in zip(classes, verdict.correct[verdict.chosen], verdict.totals, strict=True)
+        },
+        "best_part": None if best is None else {"part": best[0], "accuracy": best[1], "model_accuracy": best[2]},
+        "worse": [
+            {
+                "part": worse.part,
+                "classes": [classes[c] for c in worse.classes],
+                "part_accuracy": worse.part_accuracy,
+                "model_accuracy": worse.group_accuracy,
+            }
+            for worse in verdict.worse()
         ],
     }

@@ -13,10 +13,10 @@ from p2ptrain.config import Job
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.plan import Part, Plan
 from p2ptrain.protocol.messages import HEAD_PART, NO_PART, MemberState, Record
-from p2ptrain.ui.words import clean, listed, scaled, table
+from p2ptrain.ui.words import clean, listed, percent, scaled, table
 
-TITLES = ("peer", "device", "does", "round", "step", "loss", "samples/s", "sent", "part")
-RIGHT = (3, 4, 5, 6, 7)
+TITLES = ("peer", "device", "does", "round", "step", "loss", "val", "samples/s", "sent", "part")
+RIGHT = (3, 4, 5, 6, 7, 8)
 GONE = ("dead", "left")
 
 
@@ -76,6 +76,7 @@ def row(snapshot: Snapshot, record: Record) -> tuple[str, ...]:
         f"{record.round}{rounds}",
         str(record.step),
         f"{record.loss:.3f}" if record.step and _loss(record) is not None else "-",
+        percent(record.accuracy if record.accuracy >= 0 else None),
         f"{record.samples_per_s:.0f}" if record.samples_per_s else "-",
         scaled(record.bytes_sent, "B"),
         part_text(snapshot, record),
@@ -186,6 +187,7 @@ def _peer(snapshot: Snapshot, record: Record) -> dict[str, Any]:
         "step": record.step,
         "samples": record.samples,
         "loss": _loss(record),
+        "validation_accuracy": record.accuracy if record.accuracy >= 0 else None,
         "samples_per_s": record.samples_per_s,
         "bytes_sent": record.bytes_sent,
         "flops_per_s": record.flops_per_s,

@@ -11,7 +11,9 @@ from p2ptrain.learning.data import open_source, propose_contract
 
 
 def job_of(spec: LabSpec) -> Job:
-    """``augment`` and ``input_shape`` of the job's own table go into the contract.
+    """``augment``, ``input_shape`` and ``val`` of the job's own table go into the contract.
+
+    A lab holds no validation samples out unless its file says so: what is compared has trained on all.
 
     Raises ``UserError`` naming the key that is wrong.
     """
@@ -19,6 +21,7 @@ def job_of(spec: LabSpec) -> Job:
     present = len(spec.devices) - len(spec.late)
     tables["group"] = {"min_peers": present, **tables.get("group", {})}
     augment, shape = tables.pop("augment", False), tables.pop("input_shape", None)
+    val = tables.pop("val", 0.0)
     source = open_source(spec.data)
     contract = dataclasses.asdict(propose_contract(source, tuple(shape) if shape else None, augment=augment))
-    return job_from_mapping({**tables, "data": contract}, f"{spec.name}: job")
+    return job_from_mapping({**tables, "data": contract | {"val": val}}, f"{spec.name}: job")

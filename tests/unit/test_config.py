@@ -115,16 +115,17 @@ def datas(draw: st.DrawFn) -> DataConfig:
 
 
 def whole(job: Job) -> Job:
-    """The job with a batch of so many samples that they are whole micro-batches."""
+    """In mode slices: a batch of whole micro-batches, and nothing held out."""
     batch_size = job.training.batch_size // job.slices.micro_batches * job.slices.micro_batches
     training = dataclasses.replace(job.training, batch_size=max(batch_size, job.slices.micro_batches))
-    return dataclasses.replace(job, training=training) if job.mode == "slices" else job
+    data = dataclasses.replace(job.data, val=0.0)
+    return dataclasses.replace(job, training=training, data=data) if job.mode == "slices" else job
 
 
 jobs = st.builds(
     Job,
     name=texts,
-    mode=st.sampled_from(["tasks", "replicas", "slices"]),
+    mode=st.sampled_from(["auto", "tasks", "replicas", "slices"]),
     seed=st.integers(-(2**53), 2**53),
     model=models,
     data=datas(),
@@ -265,8 +266,8 @@ def test_the_order_of_keys_does_not_matter() -> None:
         ("data.mean", [None], r"data.mean\[0\]: expected float"),
         ("training.learning_rate", float("nan"), "training.learning_rate: nan is not a finite number"),
         ("training.learning_rate", float("inf"), "training.learning_rate: inf is not a finite number"),
-        ("mode", "swarm", "mode: 'swarm' is not one of tasks, replicas, slices"),
-        ("mode", ["tasks"], "mode: .* is not one of tasks, replicas, slices"),
+        ("mode", "swarm", "mode: 'swarm' is not one of auto, tasks, replicas, slices"),
+        ("mode", ["tasks"], "mode: .* is not one of auto, tasks, replicas, slices"),
         ("training.optimizer", "lion", "training.optimizer: 'lion' is not one of sgd, adamw"),
         ("name", "x" * 4097, "name: longer than 4096 characters"),
         ("data.classes", ["a"], "data.classes: expected 2 to 4096 class names, got 1"),
@@ -325,6 +326,7 @@ def test_limits_are_inclusive(key: str, low: float, high: float) -> None:
 def sliced(**values: object) -> dict[str, Any]:
     """``DIGITS`` in mode slices; ``values`` as ``table__key``."""
     tables = changed("mode", "slices")
+    tables["data"]["val"] = 0.0
     for key, value in values.items():
         table, name = key.split("__")
         tables[table][name] = value
@@ -344,6 +346,15 @@ def test_a_batch_in_slices_is_whole_micro_batches(batch_size: int, num: int, say
         job_from_mapping(sliced(**values), "job.toml")
     job_from_mapping({**sliced(**values), "mode": "tasks"}, "job.toml")
     job_from_mapping(sliced(training__batch_size=64, slices__micro_batches=8), "job.toml")
+
+
+def test_a_pipeline_holds_nothing_out() -> None:
+    """It would look at no validation sample. Files that are older than the key are read as they were meant."""
+    with pytest.raises(JobError, match=r"job.toml: data.val: 0.2, but a pipeline does not look .* set it to 0"):
+        job_from_mapping(sliced(data__val=0.2), "job.toml")
+    tables = sliced()
+    del tables["data"]["val"]
+    assert job_from_mapping(tables, "job.toml").data.val == 0
 
 
 def test_slices_take_text_and_care_for_no_settings_of_tasks() -> None:

@@ -14,6 +14,7 @@ from p2ptrain.planning.plan import Part, PeerSnapshot, Plan
 from p2ptrain.protocol.messages import NO_PART, MemberState, Record
 from p2ptrain.runtime.harvest import PartReport
 from p2ptrain.runtime.journal import Line
+from p2ptrain.runtime.verdict import Verdict
 from p2ptrain.ui import narrator, report, status_table, words
 from p2ptrain.ui.watch import PlainScreen
 
@@ -157,11 +158,13 @@ class Harvested:
     report: tuple[PartReport, ...] = (PartReport(0, ("cat", "dog"), 0.6, ("kitchen",), 4, 10, 120, 7680, 1_000_000),)
     missing: tuple[int, ...] = (1,)
     calibrated: bool = False
+    is_half_way: bool = True
+    verdict: Verdict | None = None
 
 
 def test_the_reassembly_report_says_who_how_fresh_how_much_and_what_is_missing() -> None:
     text = report.render(Harvested())
-    for expected in ("cat, dog", "60 %", "4/10", "7,680", "kitchen", "MISSING: part 1 (emu, fox)", "not fitted yet"):
+    for expected in ("cat, dog", "60 %", "4/10", "7,680", "kitchen", "MISSING: part 1 (emu, fox)", "NOT FITTED YET"):
         assert expected in text
     plain = report.to_plain(Harvested())
     assert plain["complete"] is False and plain["missing"] == [{"part": 1, "classes": ["emu", "fox"]}]
