@@ -107,7 +107,8 @@ class TasksConfig:
     calibrate: Calibrate = "auto"
     calibration_steps: int = 300
     passes: float = 1.0
-    """A sub-model makes so many passes over the samples in place of one of the whole model, but never more work."""
+    """A sub-model makes so many passes over the samples in place of one of the whole model, but never more work; one
+    where peers share no class, and it only has a few to tell apart."""
 
 
 @dataclass(frozen=True, slots=True)

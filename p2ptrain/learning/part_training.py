@@ -60,7 +60,7 @@ class PartTraining:
         self._val_classes = sorted(set(present) & set(own)) if targets == "rest" else present
         self._val_outputs = () if targets == "all" else own
         passes = config.epochs_per_round
-        if parts.decoupling is not None:  # its work falls with the square of its share of the width
+        if parts.decoupling is not None and targets == "all":  # work falls with the square of the share of the width
             passes *= max(1.0, min(job.tasks.passes, 1.0 / self._spec.share**2))
         self._steps_per_round = math.ceil(self._data.num_batches(config.batch_size) * passes)
         submodel = parts.submodel(part)

@@ -188,3 +188,54 @@ def test_bf16_only_where_the_processor_has_it() -> None:
     assert t.bf16 == bf16_supported(torch.device("cpu"))
     assert not bf16_supported(torch.device("meta"))
     assert t.step(*batches(1)[0]) is not None
+
+
+# --- classes that there are no samples of -----------------------------------------------------------------------------
+
+
+def test_outputs_of_absent_classes_are_left_alone() -> None:
+    """The loss is over the present ones; the rows of the others only shrink by weight decay, as all do."""
+    data = [(x, y % 2 * 2) for x, y in batches(4)]  # classes 0 and 2 of 4
+    config = TrainingConfig(weight_decay=0.0, learning_rate=0.02)
+    local = LocalTrainer(small_model(), config, num_classes=4, total_steps=20, present=[0, 2])
+    before = {name: tensor.clone() for name, tensor in local.model.state_dict().items()}
+    expected_model = small_model().train()
+    torch.default_generator.manual_seed(0)
+    x, y = data[0]
+    expected = F.cross_entropy(expected_model(x)[:, [0, 2]], y // 2)
+    assert local.step(x, y) == pytest.approx(float(expected), rel=1e-5)
+    for x, y in data[1:]:
+        local.step(x, y)
+    after = local.model.state_dict()
+    for name in ("6.weight", "6.bias"):
+        assert torch.equal(after[name][[1, 3]], before[name][[1, 3]])
+        assert not torch.equal(after[name][[0, 2]], before[name][[0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("targets", "own", "present", "outputs", "in_play"),
+    [
+        ("all", (), [0, 1, 2, 3], 4, None),
+        ("own", (1, 3), [1, 3], 2, None),
+        ("own", (1, 3), [3], 2, [1]),
+        ("rest", (1, 3), [1, 3], 3, [0, 1]),
+        ("rest", (1, 3), [0, 1], 3, [0, 2]),
+        ("rest", (1, 3), [0, 1, 3], 3, None),
+    ],
+)
+def test_what_is_in_play(
+    targets: str, own: tuple[int, ...], present: list[int], outputs: int, in_play: list[int] | None
+) -> None:
+    local = trainer(model=small_model(outputs), targets=targets, own_classes=own, present=present)
+    assert (local._in_play.tolist() if local._in_play is not None else None) == in_play
+    x, _ = batches(1)[0]
+    loss = local.step(x, torch.tensor(present * 12)[:12])
+    assert loss is not None and loss >= 0
+
+
+def test_smoothing_counts_present_classes_only() -> None:
+    config = TrainingConfig(label_smoothing=0.1, learning_rate=0.02)
+    local = LocalTrainer(small_model(), config, num_classes=4, total_steps=20, present=[0, 2])
+    x, y = batches(1)[0]
+    loss = local.step(x, y % 2 * 2)
+    assert loss is not None and 0 < loss < 5
