@@ -1,4 +1,4 @@
-"""A peer's share of the head fit: the mean of copies, counts on validation samples, and what the group makes of them."""
+"""A peer's share of the head fit: the mean of copies, counts on validation samples, and what is made of them."""
 
 from __future__ import annotations
 
