@@ -65,7 +65,8 @@ def first_plan(job: Job, peers: Sequence[PeerSnapshot], proposer: PeerId) -> Pla
         groups, sizes = [Group(tuple(range(num_classes)), inputs)], [1.0]
     else:
         groups = sorted(by_data or _groups_by_speed(job, inputs), key=lambda group: group.classes)
-        sizes = _shares(job, groups, speeds(inputs), targets)
+        overlapping = by_data is None and lacking(inputs, num_classes)
+        sizes = _shares(job, groups, speeds(inputs), targets, overlapping)
     trunk = job.tasks.trunk if mode == "tasks" else 0
     parts = tuple(
         Part(index, group.classes, share, (), shards(mode, trunk, index))
@@ -257,16 +258,20 @@ def _groups_by_speed(job: Job, inputs: Sequence[PeerSnapshot]) -> list[Group]:
         return [Group(tuple(owned), tuple(group)) for owned, group in zip(classes, groups, strict=True)]
     groups, first = merged_until_each_has_a_class(clusters(holders, held, num_groups, runs), held)
     known = sorted(set().union(*held.values()))
-    weights = _fit(job, groups, costs, [len(known) / len(groups)] * len(groups))
+    alike = {name: 1 / speed[name] for name in costs}
+    weights = _fit(job, groups, alike, [len(known) / len(groups)] * len(groups))
     classes = classes_by_holdings(groups, first, weights, held, known)
     made = [Group(tuple(own), tuple(group)) for own, group in zip(classes, groups, strict=True) if own]
     unknown = tuple(sorted(set(range(num_classes)) - set(known)))
     return [*made, Group(unknown, ())] if unknown else made
 
 
-def _shares(job: Job, groups: Sequence[Group], speed: Mapping[PeerId, float], targets: TargetRule) -> list[float]:
+def _shares(
+    job: Job, groups: Sequence[Group], speed: Mapping[PeerId, float], targets: TargetRule, overlapping: bool
+) -> list[float]:
+    """Where classes overlap, who has few samples finishes early: a wider part for that would learn from the fewest."""
     costs = {
-        peer.peer: num_samples(peer, group.classes, targets) / speed[peer.peer]
+        peer.peer: (1 if overlapping else num_samples(peer, group.classes, targets)) / speed[peer.peer]
         for group in groups
         for peer in group.trainers
     }
