@@ -17,6 +17,7 @@ import argparse
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -32,6 +33,10 @@ BENCHMARKS = {
     "gossip_round": "seconds of one gossip exchange by model and compression, beside a plain exchange of equal bytes",
     "tasks": "class sub-models in a lab of unlike devices, beside central training and gossip of the whole model",
     "tasks_cifar": "the same on CIFAR-10 with VGG-11 (hours)",
+    "overlap-own": "peers whose classes overlap: tasks, replicas, auto beside the best alone and central; an own CNN",
+    "overlap-resnet20": "the same with ResNet-20 (an hour)",
+    "overlap-vgg11": "the same with VGG-11 (hours)",
+    "overlap-digits": "the same with spoken digits and DS-CNN",
     "pipeline": "depth slices in a lab of unlike devices: throughput beside prediction, equal split, one device alone",
     "pipeline_mobilenet": "the same with MobileNetV2 in place of VGG-11",
     "pipeline_wired": "VGG-11 over links of 1 Gbit/s: what is left where they hardly hold anybody up",
@@ -44,6 +49,13 @@ BENCHMARKS = {
     "scale": "10 to 5,000 peers in virtual time: seconds, rounds and bytes, beside heartbeats and a central average",
     "gossip": "replicas of 2 to 8 real peers: bytes, accuracy and consensus by compression, beside central training",
 }
+
+
+def find(name: str) -> Any:
+    """The module of a benchmark, or, of ``module-case``, one of its named cases."""
+    module, _, case = name.partition("-")
+    found = importlib.import_module(f"benchmarks.{module}")
+    return found.NAMED[case] if case else found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--repeat {options.repeat}: at least 1")
     status = 0
     for name in BENCHMARKS if "all" in options.names else options.names:
-        module = importlib.import_module(f"benchmarks.{name}")
+        module = find(name)
         if options.redraw:
             print(redraw(name, module, options.out) or HOW_TO)
             continue

@@ -9,6 +9,7 @@ Invariant: in eval mode the assembled model gives exactly the sub-models' logits
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from p2ptrain.learning.views import Axes, View, put, take
 Targets = Literal["all", "rest", "own"]
 Combine = Literal["own", "sum"]
 
+MIN_CHANNELS = 4
+"""A sub-model's narrowest layer has so many at least, where nobody asked for a number of groups."""
 SHARED = -1  # owner of what everyone holds
 NOBODY = -2  # owner of channels that the shares leave over
 
@@ -305,6 +308,20 @@ class Decoupling:
         bound = 1.0 / math.sqrt(rows[0].numel())
         row = (torch.rand((1, *rows.shape[1:]), generator=generator, dtype=torch.float64) * 2 - 1) * bound
         return row.to(rows)
+
+
+def most_groups(model: nn.Module, input_shape: Sequence[int], limit: int, trunk: int = 0) -> int:
+    """Into how many groups, at most ``limit``, the model can be divided so that none is too narrow; 1 = not at all."""
+    try:
+        layers = Decoupling(model, input_shape, [(0,), (1,)], trunk=trunk).channel_layers
+        narrowest = min(layers.values(), default=0)
+        for num_groups in range(min(limit, narrowest // MIN_CHANNELS), 1, -1):
+            with contextlib.suppress(JobError):  # a norm over groups of channels, say, allows fewer
+                Decoupling(model, input_shape, [(group,) for group in range(num_groups)], trunk=trunk)
+                return num_groups
+    except JobError:
+        pass
+    return 1
 
 
 def split_counts(num_units: int, shares: Sequence[float]) -> list[int]:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError, LocalError
 from p2ptrain.learning.averaging import weighted_mean
+from p2ptrain.learning.calibration import plain_head
+from p2ptrain.learning.candidates import FITTED, part_of
 from p2ptrain.learning.decoupling import Decoupling
 from p2ptrain.learning.models import MODELS, TEXT_MODELS, build_model
 from p2ptrain.learning.validation import UNKNOWN, Head
@@ -134,6 +136,16 @@ class Parts:
     def with_head(self, state: State, head: State) -> dict[str, Tensor]:
         """The global state with a calibrated head (``weight``, ``bias``) in place of its own."""
         return dict(state) | {f"{self.head}.{n}": t for n, t in head.items() if f"{self.head}.{n}" in state}
+
+    def with_candidate(self, state: State, name: str, fitted: State, means: Mapping[int, State]) -> dict[str, Tensor]:
+        """The global state with a candidate's head. ``fitted``: the fit's last state; ``means``: the parts' states."""
+        part = part_of(name)
+        if name == FITTED:
+            return self.with_head(state, plain_head(fitted))
+        if part is not None and part in means:
+            head, _ = self.head_alone(part, self.head_of(means[part]))
+            return self.with_head(state, {"weight": head.weight, "bias": head.bias})
+        return dict(state)
 
     def shard_names(self, part: int, shard: str) -> frozenset[str]:
         """The tensors of a part that belong to a shard: what two peers average when both hold that shard."""

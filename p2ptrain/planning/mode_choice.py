@@ -18,9 +18,6 @@ from p2ptrain.planning.grouping import groups_by_data
 from p2ptrain.planning.holdings import lacking
 from p2ptrain.planning.plan import PeerSnapshot
 
-MIN_CHANNELS = 4
-"""A sub-model's narrowest layer has so many at least."""
-
 
 def mode_for(job: Job, peers: Sequence[PeerSnapshot]) -> tuple[Mode, str]:
     """The mode, and why; what the job says unless that is "auto"."""

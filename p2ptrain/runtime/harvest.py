@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from p2ptrain.config import Job
 from p2ptrain.errors import NotCoveredError, RemoteError, UserError
 from p2ptrain.ids import PeerId
-from p2ptrain.learning.candidates import FITTED, part_of
+from p2ptrain.learning.candidates import FITTED
 from p2ptrain.planning.plan import Plan
 from p2ptrain.protocol.messages import HEAD_PART, Holding, Record
 from p2ptrain.runtime.head import head_holdings
@@ -185,7 +185,7 @@ def _lament(job: Job, plan: Plan, missing: list[int]) -> str:
 def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
     """Put the parts together. Raises ``UserError`` for parts that don't fit."""
     from p2ptrain.learning.averaging import weighted_mean
-    from p2ptrain.learning.calibration import check_fit_state, plain_head
+    from p2ptrain.learning.calibration import check_fit_state
     from p2ptrain.learning.parts import Parts
     from p2ptrain.runtime.trainer import model_state, read_snapshot
 
@@ -211,13 +211,9 @@ def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
         fitted, _ = read_snapshot(collected.head.data)
         verdict = read_verdict(collected.head.data)
         taken = verdict.chosen if verdict else FITTED
-        alone = part_of(taken)
         if taken == FITTED:
             check_fit_state(fitted, len(job.data.classes), state[f"{parts.head}.weight"].shape[1])
-            state = parts.with_head(state, plain_head(fitted))
-        elif alone is not None and alone in means:
-            head, _ = parts.head_alone(alone, parts.head_of(means[alone]))
-            state = parts.with_head(state, {"weight": head.weight, "bias": head.bias})
+        state = parts.with_candidate(state, taken, fitted, means)
     missing = tuple(part.index for part in plan.parts if part.index not in copies)
     return Harvest(job, plan, state, means, _report(collected), missing, taken == FITTED, verdict)
 

@@ -9,7 +9,6 @@ Bytes that came from other peers are checked here before they touch a parameter;
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import time
@@ -24,9 +23,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from p2ptrain.config import Job, TrainingConfig, job_from_json
-from p2ptrain.errors import JobError, LocalError, RemoteError, UserError
+from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.learning.data import Dataset, Split, load, open_source, select
-from p2ptrain.learning.decoupling import Decoupling
+from p2ptrain.learning.decoupling import Decoupling, most_groups
 from p2ptrain.learning.head_fitting import HeadFitting
 from p2ptrain.learning.models import build_model
 from p2ptrain.learning.part_training import PartTraining
@@ -34,7 +33,6 @@ from p2ptrain.learning.parts import Parts, global_model
 from p2ptrain.learning.snapshots import write
 from p2ptrain.learning.training import DivergedError, LocalTrainer
 from p2ptrain.planning.assignment import SENSIBLE_GROUPS
-from p2ptrain.planning.mode_choice import MIN_CHANNELS
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.allocator import give_back, keep_for_training
@@ -139,14 +137,8 @@ class Trainer:
         if job.mode != "auto" or job.data.kind == "text":
             return 0
         model = global_model(job, allow_user_code=command.allow_user_code)
-        num_classes = len(job.data.classes)
-        for num_groups in range(min(num_classes, SENSIBLE_GROUPS), 1, -1):
-            groups = [range(g, num_classes, num_groups) for g in range(num_groups)]
-            with contextlib.suppress(JobError):
-                layers = Decoupling(model, job.data.input_shape, groups, trunk=job.tasks.trunk).channel_layers
-                if min(layers.values(), default=0) >= MIN_CHANNELS * num_groups:
-                    return num_groups
-        return 1
+        limit = min(len(job.data.classes), SENSIBLE_GROUPS)
+        return most_groups(model, job.data.input_shape, limit, job.tasks.trunk)
 
     @staticmethod
     def _load_data(job: Job, command: c.Configure, split: Split) -> Dataset | None:
