@@ -46,7 +46,7 @@ def headline(snapshot: Snapshot) -> str:
     if job is None:
         return f"{here} peers; none of them has told its job yet"
     lines = [
-        f"job {clean(job.name, 40)} ({job.id}): {clean(job.model.name, 60)}, mode {job.mode}, "
+        f"job {clean(job.name, 40)} ({job.id}): {clean(job.model.name, 60)}, mode {_mode(snapshot)}, "
         f"{len(job.data.classes)} classes, {job.training.rounds} rounds; peers here: {here}"
     ]
     if plan is None:
@@ -56,6 +56,12 @@ def headline(snapshot: Snapshot) -> str:
         for part in unstaffed(snapshot):
             lines.append(f"  nobody trains part {part.index} ({_classes(job, part)})")
     return "\n".join(lines)
+
+
+def _mode(snapshot: Snapshot) -> str:
+    """The job's; where the group chose it, that."""
+    asked = snapshot.job.mode if snapshot.job else ""
+    return f"{snapshot.plan.mode} (auto)" if asked == "auto" and snapshot.plan else asked
 
 
 def unstaffed(snapshot: Snapshot) -> list[Part]:
@@ -157,6 +163,7 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
         if plan is None
         else {
             "hash": plan.hash,
+            "mode": plan.mode,
             "epoch": plan.epoch,
             "parts": [_part(job, part) for part in plan.parts],
             "unstaffed": [part.index for part in unstaffed(snapshot)],

@@ -24,9 +24,19 @@ SURFACE = {
     "group show": ["--state", "--json"],
     "job new": [
         *("--data", "--model", "--name", "--mode", "--rounds", "--epochs", "--batch-size", "--optimizer"),
-        *("--learning-rate", "--seed", "--width", "--groups", "--trunk", "--min-peers", "--compression", "--augment"),
+        *(
+            "--learning-rate",
+            "--seed",
+            "--width",
+            "--groups",
+            "--trunk",
+            "--passes",
+            "--min-peers",
+            "--compression",
+            "--augment",
+        ),
         *("--no-augment", "--input-shape", "--init", "-o", "--output", "--force", "--micro-batches", "--schedule"),
-        "--val",
+        *("--val", "--passes"),
     ],
     "job check": ["FILE", "--data", "--allow-model", "--json"],
     "peer": [
