@@ -68,7 +68,7 @@ NO_KEY = b"0" * 40
 MAX_SOCKETS = len(LANES) * (MAX_PEERS + MAX_GUESTS * MAX_GUEST_ADDRESSES + MAX_ADDRESSES) + 64
 """Of everybody that the protocol lets in, answers or dials, and some that are closing; libzmq's own bound is 1023."""
 START_FILES = 32
-"""Two routers, the gate, libzmq's threads (measured: 18), and some to meet the first neighbour with."""
+"""Two routers, the gate and libzmq's threads take 12 (measured); the rest is to meet the first neighbours with."""
 RETRY_S = 1.0
 """After a refused socket, until a message may ask for one again."""
 REFUSED_TOLD_S = 60.0

@@ -198,6 +198,15 @@ class Node:
         self._tasks.add(future)
         future.add_done_callback(done)
 
+    def later(self, seconds: float, work: Callable[[], None]) -> None:
+        """Call ``work`` then, unless this node is closed before."""
+
+        async def wait() -> None:
+            await asyncio.sleep(seconds)
+            work()
+
+        self._spawn(wait())
+
     def answer_read(self, effect: ReadChunk, data: bytes | None) -> None:
         core = self.core
         if core is not None:
@@ -253,8 +262,10 @@ class Node:
             self._wakes_at = min(core.next_deadline(), now + MAX_SLEEP_S)
             if self._wakes_at > now:
                 self._wake.clear()
+                # Not wait_for: where both come at once it forgets that it was cancelled, and ``close`` waits for ever.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._wakes_at - now)
+                    async with asyncio.timeout(self._wakes_at - now):
+                        await self._wake.wait()
             if core.next_deadline() <= self.now():
                 self.carry_out(core.tick(self.now()))
                 await asyncio.sleep(0)

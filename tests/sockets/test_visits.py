@@ -56,15 +56,15 @@ def test_visits_leave_nothing(tmp_path: Path) -> None:
             core = node.core
             assert core is not None
             await until(lambda: not core.sessions.peers(), "the first visitor is still here")
-            before = process.num_fds()
+            before, tasks = process.num_fds(), len(asyncio.all_tasks())
             started = time.monotonic()
             await asyncio.gather(*(visit(group, node, turn) for _ in range(NUM_VISITS)))
             took = time.monotonic() - started
             await until(lambda: not core.sessions.peers(), "visitors are still here")
             await until(lambda: process.num_fds() <= before, "descriptors are still open")
+            await until(lambda: len(asyncio.all_tasks()) <= tasks, "tasks are still running")
             print(f"{before} descriptors before, {process.num_fds()} after {NUM_VISITS} visits in {took:.1f} s")
             assert node.failure is None
-            print(core.sessions.refused, core.refused)
         finally:
             await node.close()
             node.state.close()

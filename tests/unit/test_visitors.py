@@ -238,7 +238,7 @@ def test_the_longest_silent_visitor_gives_way() -> None:
             net.say(guest, peer, m.StatusRequest())
             net.run(0.02)
     assert len(peer.sessions.peers()) == len(guests) + 1, "newcomers may all be peers"
-    net.run(visitors.NEWCOMER_S - 8)
+    net.run(visitors.NEWCOMER_S - 3)
     here = set(peer.sessions.peers())
     assert here == {guest.peer for guest in guests[: visitors.MAX_VISITORS]} | {member.peer}
     reasons = [effect.reason for effect in peer.news if isinstance(effect, PeerDropped)]
