@@ -30,13 +30,13 @@ def raise_open_files() -> int:
         return 0
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return int(soft)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):  # some systems allow less than they say
-        return int(soft)
-    return int(wanted)
+    while soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return int(wanted)
+        except (OSError, ValueError):
+            wanted //= 2  # some systems allow less than they say
+    return int(soft)
 
 
 def check_room(num_files: int, what: str) -> None:

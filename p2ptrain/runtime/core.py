@@ -78,7 +78,7 @@ class Core:
         software: str,
         transfers: TransferConfig | None = None,
         *,
-        is_member: Callable[[PeerId], bool],
+        is_member: Callable[[PeerId], bool] = lambda peer: True,
         max_visitors: int = MAX_VISITORS,
     ) -> None:
         self.own_id: PeerId = peer_id(own_key)
