@@ -1,4 +1,4 @@
-"""Finds addresses of the same group by mDNS, and shows our own there.
+"""Finds addresses of the same group by mDNS, and shows our own there unless we only visit.
 
 Invariant: discovery only proposes. Nothing here is waited for, nothing here raises; what does not work is said in
 ``status``, and what others announce is bounded, checked and otherwise not believed.
@@ -35,9 +35,14 @@ OnProposed = Callable[[str], None]
 
 
 class Discovery:
-    """``interfaces``: the addresses of ours to send and listen on, which are also those advertised."""
+    """``interfaces``: the addresses of ours to send and listen on, which are also those advertised.
 
-    def __init__(self, tag: GroupTag, port: int, interfaces: Sequence[str], on_proposed: OnProposed) -> None:
+    Without ``announce`` it only looks for others.
+    """
+
+    def __init__(
+        self, tag: GroupTag, port: int, interfaces: Sequence[str], on_proposed: OnProposed, *, announce: bool = True
+    ) -> None:
         self.status = "not started"
         """For people: what it does, or why it does not."""
         self.others: OrderedDict[str, list[str]] = OrderedDict()
@@ -46,6 +51,7 @@ class Discovery:
         self._port = port
         self._interfaces = tuple(interfaces)
         self._on_proposed = on_proposed
+        self._announce = announce
         self._name = f"{secrets.token_hex(8)}.{SERVICE}"
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
@@ -76,7 +82,8 @@ class Discovery:
         try:
             self._zeroconf = AsyncZeroconf(interfaces=self._multicast_on(), ip_version=self._ip_version())
             self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE, handlers=[self._changed])
-            await (await self._zeroconf.async_register_service(self._own_service(), allow_name_change=True))
+            if self._announce:
+                await (await self._zeroconf.async_register_service(self._own_service(), allow_name_change=True))
         except (OSError, Error, TimeoutError, RuntimeError, ValueError) as error:
             on = ", ".join(self._interfaces) or "no interface"
             self.status = f"failed on {on}: {str(error) or type(error).__name__}; use --peer HOST:PORT instead"

@@ -44,6 +44,7 @@ class Link:
         self._bucket = bucket
         self._on_sent = on_sent
         self._queue: deque[tuple[int, Sequence[bytes]]] = deque()
+        self._sending = False
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._drain(), name="link")
 
@@ -61,10 +62,16 @@ class Link:
         self._wake.set()
         return num_dropped
 
-    async def close(self) -> None:
+    @property
+    def busy(self) -> bool:
+        """Something is not with libzmq yet."""
+        return bool(self._queue) or self._sending
+
+    async def close(self, linger_s: float = 0.0) -> None:
+        """What libzmq has goes out within ``linger_s``, in the background."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._socket.close(linger=0)
+        self._socket.close(linger=round(1000 * linger_s))
 
     async def _drain(self) -> None:
         while True:
@@ -73,7 +80,9 @@ class Link:
                 await self._wake.wait()
             num_bytes, frames = self._queue.popleft()
             self.queued_bytes -= num_bytes
+            self._sending = True
             # A sleep even of zero seconds lets the loop breathe: a send that succeeds at once does not.
             await asyncio.sleep(self._bucket.delay_s(num_bytes, time.monotonic()))
             await self._socket.send_multipart(frames, copy=False)
+            self._sending = False
             self._on_sent(num_bytes)

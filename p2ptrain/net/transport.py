@@ -8,6 +8,9 @@ Two lanes, two ports: *control* is small and never waits behind *bulk*, not even
 receives from everybody and sends nothing; one DEALER per neighbour sends and receives nothing. A neighbour is named by
 its control address. Who sent a frame is the CURVE key that ZAP authenticated.
 
+A socket that the system can't give now is no error: that link is missing, what is sent over it is not sent, and each
+further message tries for the socket again.
+
 A transport: made --start--> bound --close--> closed. A neighbour: dialled --hang_up--> gone.
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import zmq
@@ -23,17 +27,23 @@ import zmq.asyncio
 
 from p2ptrain.errors import LocalError, UserError
 from p2ptrain.net.keys import Group, Identity
+from p2ptrain.net.limits import ADVICE, NONE_LEFT, check_room
 from p2ptrain.net.link import Link, TokenBucket
 from p2ptrain.net.zap import DOMAIN, Gate
+from p2ptrain.protocol.address_book import MAX_ADDRESSES
 from p2ptrain.protocol.addresses import make_address, split_address
 from p2ptrain.protocol.codec import MAX_DATA_BYTES, MAX_FRAMES, MAX_HEADER_BYTES
+from p2ptrain.protocol.guests import MAX_GUEST_ADDRESSES, MAX_GUESTS
 from p2ptrain.protocol.messages import Lane
+from p2ptrain.protocol.session import MAX_PEERS
 
 LANES: tuple[Lane, ...] = ("control", "bulk")
 
 OnFrames = Callable[[Lane, bytes, list[bytes]], Awaitable[None]]
 """Called for each message with its lane, the sender's public key (Z85) and its frames. The lane's reading waits for it,
 and so in the end do its senders."""
+OnRefused = Callable[[str, str], None]
+"""Called now and then with the address of a neighbour for which the system has no socket, and what it says."""
 
 CURVE_OVERHEAD_BYTES = 1024
 MAX_WIRE_BYTES: dict[Lane, int] = {
@@ -55,6 +65,13 @@ RECONNECT_MS = 200
 MAX_RECONNECT_MS = 5_000
 NO_KEY = b"0" * 40
 """The sender of everything on a ``plain`` transport."""
+MAX_SOCKETS = len(LANES) * (MAX_PEERS + MAX_GUESTS * MAX_GUEST_ADDRESSES + MAX_ADDRESSES) + 64
+"""Of everybody that the protocol lets in, answers or dials, and some that are closing; libzmq's own bound is 1023."""
+START_FILES = 32
+"""Two routers, the gate and libzmq's threads take 12 (measured); the rest is to meet the first neighbours with."""
+RETRY_S = 1.0
+"""After a refused socket, until a message may ask for one again."""
+REFUSED_TOLD_S = 60.0
 _BIND_TRIES = 20
 
 
@@ -75,6 +92,7 @@ class Transport:
         bulk_bytes_per_s: float | None = None,
         max_queued_bytes: dict[Lane, int] | None = None,
         plain: bool = False,
+        on_refused: OnRefused = lambda address, why: None,
     ) -> None:
         self.port = port
         self.bulk_port = port + 1 if port else 0
@@ -87,6 +105,7 @@ class Transport:
         self._identity = identity
         self._group = group
         self._on_frames = on_frames
+        self._on_refused = on_refused
         self._hosts = tuple(hosts)
         self._plain = plain
         self._max_queued_bytes = max_queued_bytes or MAX_QUEUED_BYTES
@@ -96,14 +115,23 @@ class Transport:
         self._routers: dict[Lane, zmq.asyncio.Socket] = {}
         self._readers: list[asyncio.Task[None]] = []
         self._links: dict[tuple[str, Lane], Link] = {}
+        self._missing: dict[tuple[str, Lane], str] = {}
+        """Endpoints of links that were dialled while there was no socket for them."""
+        self._retry_at = 0.0
+        self._told_refused_at = -REFUSED_TOLD_S
         self._closing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Bind and read. Raises ``UserError`` for a port or host that can't be had."""
+        """Bind and read. Raises ``UserError`` for a port, a host or sockets that can't be had."""
+        check_room(START_FILES, "the sockets to listen on")
         self._context = zmq.asyncio.Context(io_threads=len(LANES))
-        self._gate = Gate(self._context)
+        self._context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
         try:
+            self._gate = Gate(self._context)
             self._bind()
+        except zmq.ZMQError as error:
+            await self.close()
+            raise UserError(f"the sockets to listen on can't be opened ({error}): {ADVICE}") from error
         except UserError:
             await self.close()
             raise
@@ -117,6 +145,8 @@ class Transport:
 
     def send(self, address: str, lane: Lane, frames: Sequence[bytes]) -> bool:
         """Queue for the neighbour at ``address``. False if something was dropped: a full queue, or never dialled."""
+        if (address, lane) in self._missing and time.monotonic() >= self._retry_at:
+            self._connect(address, lane, self._missing[address, lane])
         link = self._links.get((address, lane))
         num_dropped = link.put(frames) if link else 1
         self.num_dropped += num_dropped
@@ -125,11 +155,10 @@ class Transport:
     def hang_up(self, address: str) -> None:
         """Disconnect; what waits to be sent is forgotten."""
         for lane in LANES:
+            self._missing.pop((address, lane), None)
             link = self._links.pop((address, lane), None)
             if link:
-                task = asyncio.create_task(link.close(), name="hang up")
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
+                self._close(link)
 
     def ban(self, key: bytes, seconds: float) -> None:
         """Refuse new connections of ``key``, and drop what its present ones bring."""
@@ -144,10 +173,14 @@ class Transport:
         """Pace what this node sends on the bulk lane; None = as fast as it goes."""
         self._buckets["bulk"].bytes_per_s = bytes_per_s
 
-    async def close(self) -> None:
-        """Leave nothing behind: no task, no socket, no port. What was not sent yet is lost."""
-        for address, _ in list(self._links):
-            self.hang_up(address)
+    async def close(self, linger_s: float = 0.0) -> None:
+        """Leave nothing behind: no task, no socket, no port. What was not sent after ``linger_s`` is lost."""
+        give_up_at = time.monotonic() + linger_s
+        while any(link.busy for link in self._links.values()) and time.monotonic() < give_up_at:
+            await asyncio.sleep(0.005)
+        for link in self._links.values():
+            self._close(link, linger_s)
+        self._links, self._missing = {}, {}
         for task in self._readers:
             task.cancel()
         await asyncio.gather(*self._readers, *self._closing, return_exceptions=True)
@@ -155,7 +188,9 @@ class Transport:
             router.close(linger=0)
         if self._gate:
             await self._gate.close()
-        if self._context:
+        if self._context and linger_s:
+            await asyncio.to_thread(self._context.destroy, linger=0)  # waits for what lingers
+        elif self._context:
             self._context.destroy(linger=0)
         self._context = self._gate = None
         self._readers, self._routers = [], {}
@@ -218,6 +253,8 @@ class Transport:
                 f"port {port} (for {lane}) is in use on {hosts}: stop the peer that runs there, or choose another "
                 "with --port (two ports are needed, this one and the next)"
             )
+        if error.errno in NONE_LEFT:
+            return UserError(f"can't listen on {hosts} ({error}): {ADVICE}")
         if error.errno == errno.EACCES:
             return UserError(f"port {port} on {hosts} needs rights that this user lacks: choose one above 1023")
         reason = os.strerror(error.errno) if error.errno and error.errno < 1000 else str(error)
@@ -229,6 +266,26 @@ class Transport:
         parts = split_address(endpoint)
         if parts is None:
             raise LocalError(f"{endpoint!r} is no address to dial")
+        try:
+            dealer = self._dealer(lane)
+        except zmq.ZMQError as error:
+            if error.errno not in NONE_LEFT:
+                raise
+            self._missing[address, lane] = endpoint
+            self._socket_refused(address, error)
+            return
+        self._missing.pop((address, lane), None)
+        dealer.connect(make_address(*parts))
+        self._links[address, lane] = Link(dealer, self._max_queued_bytes[lane], self._buckets[lane], self._count_sent)
+
+    def _socket_refused(self, address: str, error: zmq.ZMQError) -> None:
+        now = time.monotonic()
+        self._retry_at = now + RETRY_S
+        if now - self._told_refused_at >= REFUSED_TOLD_S:
+            self._told_refused_at = now
+            self._on_refused(address, str(error))
+
+    def _dealer(self, lane: Lane) -> zmq.asyncio.Socket:
         dealer = self._socket(zmq.DEALER, lane)
         dealer.set(zmq.IMMEDIATE, 1)
         dealer.set(zmq.ROUTING_ID, b"p" + os.urandom(15))
@@ -238,8 +295,12 @@ class Transport:
             dealer.curve_publickey = self._identity.public
             dealer.curve_secretkey = self._identity.secret
             dealer.curve_serverkey = self._group.server_public
-        dealer.connect(make_address(*parts))
-        self._links[address, lane] = Link(dealer, self._max_queued_bytes[lane], self._buckets[lane], self._count_sent)
+        return dealer
+
+    def _close(self, link: Link, linger_s: float = 0.0) -> None:
+        task = asyncio.create_task(link.close(linger_s), name="hang up")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     def _count_sent(self, num_bytes: int) -> None:
         self.bytes_sent += num_bytes

@@ -3,6 +3,7 @@
 Invariant: at most ``MAX_ADDRESSES``; an address that leads to an admitted peer or to ourselves is not due.
 
 An address:  due --Hello sent--> dialling --Welcome--> open --its peer is dropped--> due
+             open --its visitor has gone, and had told us of it--> forgotten
              dialling: due again and again, further and further apart; one that leads nowhere is forgotten after a
              while, unless the user gave it. One that leads to ourselves is never dialled again.
 """
@@ -111,6 +112,19 @@ class AddressBook:
             if target.key == key:
                 target.key, target.nonce, target.attempts = b"", b"", 0
                 target.since, target.due = now, now + backoff_s(1, self._rng)
+
+    def parted(self, key: bytes, now: float, *, for_good: bool) -> None:
+        """The visitor ``key`` has gone: forget the addresses that only it told us of.
+
+        What the user gave is dialled again, and unless it went for good so is, like any new address, what we had
+        dialled by ourselves: of two peers that each lost the other before they knew it for a member, one did.
+        """
+        for target in [each for each in self._targets.values() if each.key == key]:
+            if target.kept or (target.nonce and not for_good):
+                target.key, target.last_key, target.nonce, target.attempts = b"", b"", b"", 0
+                target.since, target.due = now, now + backoff_s(1, self._rng)
+            else:
+                del self._targets[target.address]
 
     def _make_room(self, in_use: Collection[str]) -> bool:
         """Forget the oldest address that is neither in use nor given by the user, if there has to be room."""

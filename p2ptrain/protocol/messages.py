@@ -5,8 +5,8 @@ wire version, and the golden bytes under ``tests/golden`` say so. A field called
 header: it becomes the one raw frame behind it. Tensors travel in the safetensors format, in a ``data`` frame or in a
 blob, so that one strict reader serves the wire, custody and the disk.
 
-Groups: handshake (read from anyone who holds the group key), membership, records, plan and job, blobs, gossip,
-custody, calibration, pipeline, links.
+Groups: handshake (read from anyone who holds the group key) and goodbye, membership, records, plan and job, blobs,
+gossip, custody, calibration, pipeline, links.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal
 from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.protocol.schema import Bound
 
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 
 Lane = Literal["control", "bulk"]
 MemberState = Literal["alive", "suspect", "dead", "left"]
@@ -82,6 +82,13 @@ class Refused:
     KIND: ClassVar[str] = "refused"
     reason: Text
     version: Annotated[int, Bound(0, 65535)]
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The last words of a visitor, inside its session; members that leave tell the membership."""
+
+    KIND: ClassVar[str] = "goodbye"
 
 
 # --- membership (SWIM) ----------------------------------------------------------------------------------------------
@@ -473,6 +480,7 @@ Message = (
     | Welcome
     | Proof
     | Refused
+    | Goodbye
     | Ping
     | PingRequest
     | Ack

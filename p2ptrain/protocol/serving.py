@@ -18,7 +18,10 @@ from p2ptrain.protocol.messages import Chunk, Fetch, FetchRefused
 
 @dataclass(frozen=True, slots=True)
 class ReadChunk:
-    """Read these bytes for ``to``, then call ``chunk_read``, or ``unknown`` if they aren't there."""
+    """Read these bytes for ``to``, then call ``chunk_read``.
+
+    If they aren't there call ``unknown``, if they can't be read for now ``unread``.
+    """
 
     to: PeerId
     blob: BlobId
@@ -57,6 +60,11 @@ class Serving:
     def unknown(self, to: PeerId, blob: BlobId) -> list[Send | ReadChunk]:
         self._forget(to, blob)
         return [Send(to, FetchRefused(blob)), *self._pump()]
+
+    def unread(self, to: PeerId, blob: BlobId, offset: int) -> list[Send | ReadChunk]:
+        self._reading.pop((to, blob, offset), None)
+        self.num_dropped += 1
+        return self._pump()
 
     def peer_gone(self, peer: PeerId) -> list[Send | ReadChunk]:
         self._forget(peer, None)

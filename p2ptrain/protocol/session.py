@@ -22,25 +22,26 @@ so a session that is dropped and made again goes on where it was.
 
 A key:  unknown --Hello--> guest --Proof--> admitted;  dialled: --Welcome--> admitted
         guest for too long --> unknown;  too many errors --> banned for a while
+        admitted --Goodbye, or a visitor that has to go (``visitors``)--> unknown, and what it told of itself forgotten
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import random
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId, peer_id
 from p2ptrain.protocol import codec
-from p2ptrain.protocol.address_book import AddressBook, Target, backoff_s
+from p2ptrain.protocol.address_book import AddressBook, Target
 from p2ptrain.protocol.addresses import canonical_address, with_port
 from p2ptrain.protocol.codec import Envelope, WireVersionError
-from p2ptrain.protocol.machine import NEVER, MessageReceived, Note
-from p2ptrain.protocol.messages import WIRE_VERSION, Hello, Lane, Message, Proof, Refused, Welcome, lane_of
+from p2ptrain.protocol.guests import MAX_GUEST_ADDRESSES, Challenge, End, Guest, Guests
+from p2ptrain.protocol.machine import MessageReceived, Note
+from p2ptrain.protocol.messages import WIRE_VERSION, Goodbye, Hello, Lane, Message, Proof, Refused, Welcome, lane_of
 from p2ptrain.protocol.offences import BAN_S, MAX_ERRORS, Offences
 from p2ptrain.protocol.proofs import BOOT_BYTES, proof_of, session_name
 from p2ptrain.protocol.session_effects import (
@@ -53,63 +54,28 @@ from p2ptrain.protocol.session_effects import (
     Received,
     SendFrames,
 )
-
-GUEST_S = 10.0
-"""Time for a handshake that someone else began."""
+from p2ptrain.protocol.visitors import MAX_VISITORS, Visitors
 
 MAX_OWN_ADDRESSES = 16
-MAX_GUESTS = 16
-MAX_GUEST_ADDRESSES = 8
-MAX_CHALLENGES = 512
 MAX_PEERS = 512
 MAX_FORMER = 512
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """What the other side said of itself in its Hello or Welcome."""
-
-    nonce: bytes
-    addresses: tuple[str, ...]
-    bulk_port: int
-    software: str
-
-    @property
-    def boot(self) -> bytes:
-        return self.nonce[:BOOT_BYTES]
-
-
-@dataclass(slots=True)
-class _Guest:
-    """A key that said Hello and has not proved itself yet, or (no hellos) is being told why it can't."""
-
-    addresses: tuple[str, ...]
-    deadline: float
-    due: float
-    attempts: int = 0
-    hellos: OrderedDict[bytes, _End] = field(default_factory=OrderedDict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Challenge:
-    """What a nonce of ours was sent for: to whom, where, and in answer to which nonce of theirs."""
-
-    key: bytes
-    address: str
-    their_nonce: bytes
 
 
 @dataclass(slots=True)
 class _Session:
     peer: PeerId
-    end: _End
+    end: End
     name: bytes
     address: str
+    said_goodbye: bool = False
     heard: dict[Lane, int] = field(default_factory=lambda: {"control": 0, "bulk": 0})
 
 
 class Sessions:
-    """All remote peers of one node. Time is monotonic seconds; ``rng`` must be unpredictable outside of tests."""
+    """All remote peers of one node. Time is monotonic seconds; ``rng`` must be unpredictable outside of tests.
+
+    ``is_member``: whether somebody else, the membership, finds out when this peer is gone. All others are visitors.
+    """
 
     def __init__(
         self,
@@ -119,6 +85,9 @@ class Sessions:
         bulk_port: int,
         rng: random.Random,
         software: str = "",
+        *,
+        is_member: Callable[[PeerId], bool] = lambda peer: True,
+        max_visitors: int = MAX_VISITORS,
     ) -> None:
         self.own_key = own_key
         self._proof_key = proof_key
@@ -126,11 +95,10 @@ class Sessions:
         self._rng = rng
         self._software = software
         self._boot = rng.randbytes(BOOT_BYTES)
-        self._challenge_key = rng.randbytes(32)
         self._sequences: dict[Lane, int] = {"control": 0, "bulk": 0}
         self._book = AddressBook(rng)
-        self._guests: OrderedDict[bytes, _Guest] = OrderedDict()
-        self._challenges: OrderedDict[bytes, _Challenge] = OrderedDict()
+        self._guests = Guests(self._boot, rng)
+        self._visitors = Visitors(is_member, max_visitors)
         self._sessions: dict[bytes, _Session] = {}
         self._keys: dict[PeerId, bytes] = {}
         self._former: OrderedDict[bytes, _Session] = OrderedDict()
@@ -167,8 +135,7 @@ class Sessions:
         self._addresses = tuple(filter(None, map(canonical_address, addresses)))
 
     def next_deadline(self) -> float:
-        guests = [min(guest.due, guest.deadline) for guest in self._guests.values()]
-        return min([self._book.next_deadline(), *guests])
+        return min(self._book.next_deadline(), self._guests.next_deadline(), self._visitors.next_deadline())
 
     # --- what happens -------------------------------------------------------------------------------------------------
 
@@ -217,6 +184,8 @@ class Sessions:
                 return None, self._refused(sender_key, message, now)
             else:
                 self._check_session(lane, sender_key, envelope)
+                if isinstance(message, Goodbye):
+                    return None, self._with_hang_ups(self._goodbye(sender_key, now))
                 return Received(MessageReceived(peer_id(sender_key), message), envelope), []
         except RemoteError as error:
             effects = self._count(sender_key, error, now)
@@ -228,12 +197,12 @@ class Sessions:
 
     def tick(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for key, guest in list(self._guests.items()):
-            if guest.deadline <= now:
-                del self._guests[key]
-                effects += self._note_one_way(key, guest, now)
-            elif guest.due <= now:
-                effects += self._welcome_guest(key, guest, list(guest.hellos), now)
+        for key, guest in self._guests.overdue(now):
+            effects += self._note_one_way(key, guest, now)
+        for key, guest in self._guests.due(now):
+            effects += self._welcome_guest(key, guest, list(guest.hellos), now)
+        for key, reason in self._visitors.to_go(now):
+            effects += self._part(key, reason, now)
         for target in self._book.due(now):
             if self._offences.is_banned(target.last_key, now):
                 target.due = self._offences.banned_until(target.last_key)
@@ -258,7 +227,7 @@ class Sessions:
         expected = proof_of("welcome", self._proof_key, key, self.own_key, welcome.nonce, welcome.echo)
         if not hmac.compare_digest(expected, welcome.proof):
             raise RemoteError("proof", f"{target.address} does not hold the code of this group")
-        end = _End(welcome.nonce, self._dialable(welcome.addresses), welcome.bulk_port, welcome.software)
+        end = End(welcome.nonce, self._dialable(welcome.addresses), welcome.bulk_port, welcome.software)
         effects, admitted = self._admit(key, end, target.address, now)
         target.open(key)
         proof = Proof(welcome.nonce, proof_of("proof", self._proof_key, self.own_key, key, welcome.echo, welcome.nonce))
@@ -272,29 +241,25 @@ class Sessions:
         if key == self.own_key:
             return self._met_ourselves(hello, now)
         self._offences.check_hello(key, now)
-        end = _End(hello.nonce, self._dialable(hello.addresses), hello.bulk_port, hello.software)
+        end = End(hello.nonce, self._dialable(hello.addresses), hello.bulk_port, hello.software)
         if version != WIRE_VERSION:
             return self._refuse(key, end, version, now)
-        guest = self._guests.pop(key, None)
-        if guest is None or hello.nonce not in guest.hellos:
-            hellos = guest.hellos if guest else OrderedDict[bytes, _End]()
-            guest = _Guest(end.addresses, deadline=now + GUEST_S, due=now, hellos=hellos)
-        guest.hellos[hello.nonce] = end
-        if len(guest.hellos) > MAX_GUEST_ADDRESSES:
-            guest.hellos.popitem(last=False)
-        self._add_guest(key, guest)
+        former = self._former.get(key)
+        if former and former.said_goodbye and former.end.boot == end.boot:
+            self.refused["goodbye"] += 1  # said before it left, and late
+            return []
+        guest = self._guests.said_hello(key, end, now)
         return self._welcome_guest(key, guest, [hello.nonce], now)
 
-    def _welcome_guest(self, key: bytes, guest: _Guest, their_nonces: list[bytes], now: float) -> list[Effect]:
+    def _welcome_guest(self, key: bytes, guest: Guest, their_nonces: list[bytes], now: float) -> list[Effect]:
         """To every address they named; only to the one that works if they are admitted already."""
-        guest.due = now + backoff_s(guest.attempts, self._rng)
-        guest.attempts += 1
+        self._guests.welcomed(guest, now)
         session = self._sessions.get(key)
         effects: list[Effect] = []
         for their_nonce in their_nonces:
             settled = session and session.end.boot == their_nonce[:BOOT_BYTES]
             for address in [session.address] if session and settled else guest.addresses:
-                nonce = self._challenge(_Challenge(key, address, their_nonce))
+                nonce = self._guests.challenge(Challenge(key, address, their_nonce))
                 proof = proof_of("welcome", self._proof_key, self.own_key, key, nonce, their_nonce)
                 own = self._addresses[:MAX_OWN_ADDRESSES]
                 welcome = Welcome(nonce, their_nonce, proof, own, self._bulk_port, self._software)
@@ -302,26 +267,21 @@ class Sessions:
         return effects
 
     def _proof(self, key: bytes, proof: Proof, now: float) -> list[Effect]:
-        challenge, guest = self._challenges.get(proof.echo), self._guests.get(key)
-        end = guest.hellos.get(challenge.their_nonce) if challenge and guest else None
-        if challenge is None or guest is None or end is None or challenge.key != key:
-            raise RemoteError("echo", "a proof for no welcome of ours, or too late")
+        challenge, end = self._guests.answered(key, proof.echo)
         expected = proof_of("proof", self._proof_key, key, self.own_key, challenge.their_nonce, proof.echo)
         if not hmac.compare_digest(expected, proof.proof):
             raise RemoteError("proof", "does not hold the code of this group")
-        del guest.hellos[challenge.their_nonce]
-        if not guest.hellos:
-            del self._guests[key]
+        self._guests.proved(challenge)
         effects, admitted = self._admit(key, end, challenge.address, now)
         self._book.found(challenge.address, key, now, self._routes())
         return effects + admitted
 
-    def _refuse(self, key: bytes, end: _End, version: int, now: float) -> list[Effect]:
+    def _refuse(self, key: bytes, end: End, version: int, now: float) -> list[Effect]:
         """Tell a peer of another wire version, as well as we can: once, at the addresses it named."""
         note = self._count(key, WireVersionError(version), now)
         if not note:
             return []
-        self._add_guest(key, _Guest(end.addresses, deadline=now + GUEST_S, due=NEVER))
+        self._guests.turned_away(key, end, now)
         text = f"this peer speaks wire version {WIRE_VERSION} ({self._software}), yours is {version}"
         frames = codec.encode(Refused(text[:256], WIRE_VERSION))
         for address in end.addresses:
@@ -347,19 +307,13 @@ class Sessions:
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 
-    def _admit(self, key: bytes, end: _End, address: str, now: float) -> tuple[list[Effect], list[Effect]]:
+    def _admit(self, key: bytes, end: End, address: str, now: float) -> tuple[list[Effect], list[Effect]]:
         """``key`` has proved itself and ``address`` leads there: what to do before the Proof is sent, and after it."""
         session = self._sessions.get(key)
         if session and session.end.boot == end.boot:
             return [], []  # the same session; a spare address of it
-        if session is None and len(self._sessions) >= MAX_PEERS:
-            raise RemoteError("full", f"{MAX_PEERS} peers are here already")
-        effects = self._drop(key, "restarted", now) if session else []
-        self._challenges = OrderedDict(
-            (nonce, each)
-            for nonce, each in self._challenges.items()
-            if each.key != key or each.their_nonce[:BOOT_BYTES] == end.boot
-        )
+        effects = self._end(key, "restarted") if session else self._make_room(now)
+        self._guests.forget_nonces(key, end.boot)
         name = session_name((key, end.boot), (self.own_key, self._boot))
         session = _Session(peer_id(key), end, name, address)
         former = self._former.pop(key, None)
@@ -367,18 +321,51 @@ class Sessions:
             session.heard = former.heard
         self._sessions[key] = session
         self._keys[session.peer] = key
+        self._visitors.admitted(key, now)
         admitted = PeerAdmitted(session.peer, key, address, end.software)
         return [*effects, *self._link(address, end.bulk_port)], [admitted]
 
+    def _make_room(self, now: float) -> list[Effect]:
+        """For one more session. Raises ``RemoteError`` if the members alone are as many as can be."""
+        if len(self._sessions) < MAX_PEERS:
+            return []
+        visitor = self._visitors.longest_silent()
+        if visitor is None:
+            raise RemoteError("full", f"{MAX_PEERS} peers are here already")
+        return self._part(visitor, "too many visitors", now)
+
     def _drop(self, key: bytes, reason: str, now: float) -> list[Effect]:
-        """Dial its addresses again soon; after a restart they are those of the new session already."""
+        """Dial its addresses again soon."""
+        session = self._sessions[key]
+        effects = self._end(key, reason)
+        self._book.lost(key, session.end.addresses, now, self._routes())
+        return effects
+
+    def _part(self, key: bytes, reason: str, now: float, *, for_good: bool = False) -> list[Effect]:
+        """A visitor goes, and what it left here with it: it is not looked for at addresses that only it named."""
+        effects = self._end(key, reason)
+        self._book.parted(key, now, for_good=for_good)
+        self._guests.forget(key)
+        self._guests.forget_nonces(key)
+        self._former.move_to_end(key, last=False)  # the first to be forgotten, before any member
+        return effects
+
+    def _goodbye(self, key: bytes, now: float) -> list[Effect]:
+        """It goes. A member should have told the membership: if it has not, it is looked for."""
+        if not self._visitors.is_visitor(key):
+            return self._drop(key, "goodbye", now)
+        self._sessions[key].said_goodbye = True
+        return self._part(key, "goodbye", now, for_good=True)
+
+    def _end(self, key: bytes, reason: str) -> list[Effect]:
+        """Its session is over."""
         session = self._sessions.pop(key)
         del self._keys[session.peer]
+        self._visitors.gone(key)
         self._former[key] = session
+        self._former.move_to_end(key)
         if len(self._former) > MAX_FORMER:
             self._former.popitem(last=False)
-        if reason != "restarted":
-            self._book.lost(key, session.end.addresses, now, self._routes())
         if session.address in self._routes():
             return [PeerDropped(session.peer, reason)]
         self._links.pop(session.address, None)
@@ -394,6 +381,7 @@ class Sessions:
         if envelope.sequence <= session.heard[lane]:
             raise RemoteError("replay", f"{envelope.kind} {envelope.sequence}, {session.heard[lane]} was here before")
         session.heard[lane] = envelope.sequence
+        self._visitors.heard(key)
 
     def _count(self, key: bytes, error: RemoteError, now: float) -> list[Effect]:
         """Count an error of ``key``'s, note it now and then, and ban the key after too many."""
@@ -406,8 +394,10 @@ class Sessions:
                 what = (("peer", peer), ("ours", WIRE_VERSION), ("theirs", error.version))
             effects.append(Note("other-version" if isinstance(error, WireVersionError) else "frame-refused", what))
         if banned:
-            self._guests.pop(key, None)
-            effects += self._drop(key, "banned", now) if key in self._sessions else []
+            self._guests.forget(key)
+            if key in self._sessions:
+                gone = self._part if self._visitors.is_visitor(key) else self._drop
+                effects += gone(key, "banned", now)
             effects += [Ban(key, BAN_S), Note("banned", (("peer", peer), ("errors", MAX_ERRORS), ("last", str(error))))]
         return effects
 
@@ -424,34 +414,18 @@ class Sessions:
     def _with_hang_ups(self, effects: list[Effect]) -> list[Effect]:
         """Hang up what nobody needs any more: spare addresses, guests that left, addresses that were forgotten."""
         needed = {target.address for target in self._book.unanswered() if target.nonce} | self._routes()
-        needed |= {address for guest in self._guests.values() for address in guest.addresses}
+        needed |= self._guests.addresses()
         unneeded = [address for address in self._links if address not in needed]
         for address in unneeded:
             del self._links[address]
         return [*effects, *map(HangUp, unneeded)]
-
-    def _add_guest(self, key: bytes, guest: _Guest) -> None:
-        self._guests[key] = guest
-        if len(self._guests) > MAX_GUESTS:
-            self._guests.popitem(last=False)
 
     def _dialable(self, addresses: Sequence[str]) -> tuple[str, ...]:
         """Those that make sense, without our own (two hosts may have the same address on a container bridge)."""
         made = filter(None, map(canonical_address, addresses))
         return tuple(address for address in made if address not in self._addresses)[:MAX_GUEST_ADDRESSES]
 
-    def _challenge(self, challenge: _Challenge) -> bytes:
-        """The nonce of a Welcome: the same one whenever it is sent again, and to be guessed by nobody."""
-        words = challenge.key + challenge.their_nonce + challenge.address.encode()
-        digest = hashlib.blake2b(words, key=self._challenge_key, digest_size=16 - BOOT_BYTES).digest()
-        nonce = self._boot + digest
-        self._challenges[nonce] = challenge
-        self._challenges.move_to_end(nonce)
-        if len(self._challenges) > MAX_CHALLENGES:
-            self._challenges.popitem(last=False)
-        return nonce
-
-    def _note_one_way(self, key: bytes, guest: _Guest, now: float) -> list[Effect]:
+    def _note_one_way(self, key: bytes, guest: Guest, now: float) -> list[Effect]:
         """They reach us and we don't reach them: a firewall, or addresses that are not theirs from here."""
         if not guest.hellos or key in self._sessions or not self._offences.may_note("one-way", peer_id(key), now):
             return []

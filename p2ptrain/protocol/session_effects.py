@@ -47,7 +47,7 @@ class PeerAdmitted:
 
 @dataclass(frozen=True, slots=True)
 class PeerDropped:
-    """``reason``: "restarted", "banned", or what ``Sessions.drop`` was given."""
+    """``reason``: "restarted", "banned", "goodbye", "silent", "too many visitors", or what ``drop`` was given."""
 
     peer: PeerId
     reason: str

@@ -185,6 +185,10 @@ class Transfers:
         """The bytes of a ``ReadChunk`` aren't there: ``to`` is told, and its other reads of the blob forgotten."""
         return [*self._serving.unknown(to, blob)]
 
+    def unread(self, to: PeerId, blob: BlobId, offset: int) -> list[Effect]:
+        """A ``ReadChunk`` can't be carried out for now: ``to`` will ask again."""
+        return [*self._serving.unread(to, blob, offset)]
+
     @property
     def num_reads_dropped(self) -> int:
         """Requests of others dropped because they had too many waiting; they ask again."""

@@ -17,17 +17,23 @@ from pathlib import Path
 
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.ids import BlobId, blob_id
+from p2ptrain.net.limits import ADVICE
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_FILES = {errno.EMFILE, errno.ENFILE}
 _PIECE_BYTES = 1 << 20
 
 
 class StorageError(UserError):
-    """The disk or the quota is full, or the disk does not work. What was there before is still there."""
+    """The disk or the quota is full, no file can be opened, or the disk does not work. What was there is still there.
 
-    def __init__(self, message: str, *, full: bool) -> None:
+    ``for_now``: this process, or the system, has too many files open; nothing is wrong with the disk.
+    """
+
+    def __init__(self, message: str, *, full: bool, for_now: bool = False) -> None:
         super().__init__(message)
         self.full = full
+        self.for_now = for_now
 
 
 class Disk:
@@ -79,7 +85,15 @@ def storage_error(path: Path, error: OSError) -> StorageError:
     if error.errno in _FULL:
         return StorageError(f"{path}: no space left on the device; free some, training goes on meanwhile", full=True)
     reason = error.strerror or str(error)
+    if error.errno in _NO_FILES:
+        return StorageError(f"{path}: can't be opened ({reason}): {ADVICE}", full=False, for_now=True)
     return StorageError(f"{path}: can't be written ({reason}); check the disk and its permissions", full=False)
+
+
+def raise_for_now(path: Path, error: OSError) -> None:
+    """Raise ``StorageError`` if ``error`` says no more than that too many files are open."""
+    if error.errno in _NO_FILES:
+        raise storage_error(path, error) from error
 
 
 def check_blob_id(blob: str) -> BlobId:
@@ -165,7 +179,10 @@ class Blobs:
         return self._file(blob) if blob in self._sizes else None
 
     def read(self, blob: BlobId, offset: int, length: int) -> bytes | None:
-        """A range of a complete blob, ``None`` if it isn't here. Raises ``RemoteError`` outside of the blob."""
+        """A range of a complete blob, ``None`` if it isn't here. Raises ``RemoteError`` outside of the blob.
+
+        And ``StorageError`` if no file can be opened for now.
+        """
         size = self.num_bytes(blob)
         if size is None:
             return None
@@ -176,12 +193,16 @@ class Blobs:
         try:
             with self._file(blob).open("rb") as file:
                 data = os.pread(file.fileno(), length, offset)
-        except OSError:
+        except OSError as error:
+            raise_for_now(self._file(blob), error)
             return None  # taken away behind our back, or a bad disk: for the reader it isn't here
         return data if len(data) == length else None
 
     def map(self, blob: BlobId) -> bytes | mmap | None:
-        """All bytes of a complete blob, mapped where they lie on disk; they stay readable after a deletion."""
+        """All bytes of a complete blob, mapped where they lie on disk; they stay readable after a deletion.
+
+        ``None`` if it isn't here. Raises ``StorageError`` if no file can be opened for now.
+        """
         if blob in self._ephemeral:
             return self._ephemeral[blob]
         if not self._sizes.get(blob):
@@ -189,8 +210,11 @@ class Blobs:
         try:
             with self._file(blob).open("rb") as file:
                 return mmap(file.fileno(), 0, access=ACCESS_READ)
-        except (OSError, ValueError):  # taken away or emptied behind our back
+        except ValueError:  # emptied behind our back
             return None
+        except OSError as error:
+            raise_for_now(self._file(blob), error)
+            return None  # taken away
 
     # --- putting ----------------------------------------------------------------------------------------------------
 

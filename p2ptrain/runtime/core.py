@@ -20,6 +20,7 @@ from p2ptrain.protocol.messages import EPOCH_BOUND, JOB_BOUND, Chunk, Fetch, Fet
 from p2ptrain.protocol.serving import ReadChunk
 from p2ptrain.protocol.session import Sessions
 from p2ptrain.protocol.transfer import FetchCompleted, FetchFailed, Transfers
+from p2ptrain.protocol.visitors import MAX_VISITORS
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,14 @@ class Core:
         rng: random.Random,
         software: str,
         transfers: TransferConfig | None = None,
+        *,
+        is_member: Callable[[PeerId], bool] = lambda peer: True,
+        max_visitors: int = MAX_VISITORS,
     ) -> None:
         self.own_id: PeerId = peer_id(own_key)
-        self.sessions = Sessions(own_key, proof_key, addresses, bulk_port, rng, software)
+        self.sessions = Sessions(
+            own_key, proof_key, addresses, bulk_port, rng, software, is_member=is_member, max_visitors=max_visitors
+        )
         self.transfers = Transfers(transfers)
         self.refused: Counter[str] = Counter()
         """Messages of admitted peers that were not acted upon, by reason; see also ``sessions.refused``."""
@@ -133,6 +139,10 @@ class Core:
         if data is None:
             return self.run(self.transfers.unknown(effect.to, effect.blob), now)
         return self.run(self.transfers.chunk_read(effect.to, effect.blob, effect.offset, data), now)
+
+    def chunk_unread(self, effect: ReadChunk, now: float) -> Effects:
+        """The node's answer to ``ReadChunk`` when it can't read now: nothing is said, and ``to`` asks again."""
+        return self.run(self.transfers.unread(effect.to, effect.blob, effect.offset), now)
 
     def blob_checked(self, blob: BlobId, sound: bool, now: float) -> Effects:
         """The node's answer to ``VerifyBlob``. The fetch may have been given up meanwhile."""

@@ -27,6 +27,9 @@ from p2ptrain.runtime.peer import Peer
 from p2ptrain.runtime.store import StateDir, Store
 from p2ptrain.runtime.verdict import Verdict, read_verdict
 
+AGAIN_S = 1.0
+"""Until a file that could not be opened is tried again."""
+
 
 class DiskWork:
     """The store of one job, at work for one peer. ``snapshot_saved`` hears of each own snapshot, and what failed."""
@@ -92,7 +95,9 @@ class DiskWork:
         """The command with the blob that it is about, mapped; not called where that is not here."""
 
         def mapped(data: Any, error: BaseException | None) -> None:
-            if data is None:
+            if isinstance(error, StorageError):  # no file left for now; the trainer may be waiting for nothing else
+                self._node.later(AGAIN_S, lambda: self.fill_in(effect, blob, then))
+            elif data is None:
                 self._node.note(Note("blob-missing", (("blob", blob[:12]),)))
             else:
                 command: Any = effect.command
@@ -120,8 +125,14 @@ class DiskWork:
         self._node.on_disk(work, done)
 
     def _verify_blob(self, effect: VerifyBlob) -> None:
+        """Wrong bytes are their sender's fault; a disk that refuses them is not, and ends the transfer."""
+
         def checked(sound: Any, error: BaseException | None) -> None:
-            self._node.feed(lambda now: self._peer.blob_checked(effect.blob, bool(sound), now))
+            self.take_notes()
+            if error is not None:
+                self._node.feed(lambda now: self._peer.blob_refused(effect.blob, str(error), now))
+            else:
+                self._node.feed(lambda now: self._peer.blob_checked(effect.blob, bool(sound), now))
 
         self._node.on_disk(lambda: self._store.finish(effect.blob), checked)
 
@@ -129,10 +140,13 @@ class DiskWork:
         self._node.on_disk(lambda: self._store.abandon(effect.blob), lambda _, error: None)
 
     def _read_chunk(self, effect: ReadChunk) -> None:
-        self._node.on_disk(
-            lambda: self._store.blobs.read(effect.blob, effect.offset, effect.length),
-            lambda data, error: self._node.answer_read(effect, data),
-        )
+        def done(data: bytes | None, error: BaseException | None) -> None:
+            if isinstance(error, StorageError):
+                self._node.put_off_read(effect)
+            else:
+                self._node.answer_read(effect, data)
+
+        self._node.on_disk(lambda: self._store.blobs.read(effect.blob, effect.offset, effect.length), done)
 
     def _release_blob(self, effect: ReleaseBlob) -> None:
         def release() -> None:

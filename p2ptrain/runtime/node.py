@@ -21,6 +21,7 @@ from p2ptrain.errors import UserError
 from p2ptrain.net.discovery import Discovery, resolve
 from p2ptrain.net.interfaces import usable_addresses
 from p2ptrain.net.keys import Group, Identity
+from p2ptrain.net.limits import raise_open_files
 from p2ptrain.net.transport import Transport
 from p2ptrain.protocol.addresses import make_address
 from p2ptrain.protocol.machine import Note
@@ -52,6 +53,11 @@ class NetworkConfig:
 class Node:
     """Transport, discovery, clock and journal around a core. Subclasses carry out what is particular to theirs."""
 
+    announces = True
+    """By mDNS, so that others come by themselves."""
+    linger_s = 0.0
+    """How long ``close`` lets go out what was said last."""
+
     def __init__(self, identity: Identity, group: Group, network: NetworkConfig, journal: Journal) -> None:
         self.identity = identity
         self.group = group
@@ -70,7 +76,13 @@ class Node:
         """When the clock looks at the core by itself."""
         self._finished = asyncio.Event()
         self.transport = Transport(
-            identity, group, self._frames, self._hosts(), network.port, bulk_bytes_per_s=network.bulk_bytes_per_s
+            identity,
+            group,
+            self._frames,
+            self._hosts(),
+            network.port,
+            bulk_bytes_per_s=network.bulk_bytes_per_s,
+            on_refused=self._socket_refused,
         )
         self._addresses: tuple[str, ...] = ()
 
@@ -79,13 +91,16 @@ class Node:
     async def start(self) -> None:
         """Bind, then find others in the background. Raises ``UserError`` (a busy port, no such interface)."""
         endpoints = [parse_endpoint(text) for text in self.network.peers]
+        raise_open_files()
         await self.transport.start()
         self._addresses = self.addresses()
         self.core = self.make_core()
         for host, port in endpoints:
             self._spawn(self._dial_given(host, port))
         if self.network.discover:
-            self.discovery = Discovery(self.group.tag, self.transport.port, self._hosts_found(), self._proposed)
+            self.discovery = Discovery(
+                self.group.tag, self.transport.port, self._hosts_found(), self._proposed, announce=self.announces
+            )
             self.discovery.start()
         self._spawn(self._run_clock())
         self._spawn(self._watch_addresses())
@@ -100,7 +115,7 @@ class Node:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.discovery is not None:
             await self.discovery.close()
-        await self.transport.close()
+        await self.transport.close(self.linger_s)
         await asyncio.to_thread(self._disk.shutdown)
         self._thought.shutdown(wait=False, cancel_futures=True)
         self.journal.close()
@@ -183,10 +198,25 @@ class Node:
         self._tasks.add(future)
         future.add_done_callback(done)
 
+    def later(self, seconds: float, work: Callable[[], None]) -> None:
+        """Call ``work`` then, unless this node is closed before."""
+
+        async def wait() -> None:
+            await asyncio.sleep(seconds)
+            work()
+
+        self._spawn(wait())
+
     def answer_read(self, effect: ReadChunk, data: bytes | None) -> None:
         core = self.core
         if core is not None:
             self.feed(lambda now: core.chunk_read(effect, data, now))
+
+    def put_off_read(self, effect: ReadChunk) -> None:
+        """The blob is here, and can't be read for now."""
+        core = self.core
+        if core is not None:
+            self.feed(lambda now: core.chunk_unread(effect, now))
 
     def _spawn(self, coroutine: Any) -> asyncio.Future[Any]:
         task: asyncio.Future[Any] = asyncio.ensure_future(coroutine)
@@ -232,8 +262,10 @@ class Node:
             self._wakes_at = min(core.next_deadline(), now + MAX_SLEEP_S)
             if self._wakes_at > now:
                 self._wake.clear()
+                # Not wait_for: where both come at once it forgets that it was cancelled, and ``close`` waits for ever.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._wakes_at - now)
+                    async with asyncio.timeout(self._wakes_at - now):
+                        await self._wake.wait()
             if core.next_deadline() <= self.now():
                 self.carry_out(core.tick(self.now()))
                 await asyncio.sleep(0)
@@ -242,10 +274,16 @@ class Node:
         """Interfaces come and go: a laptop changes its network."""
         while True:
             await asyncio.sleep(ADDRESS_CHECK_S)
-            addresses = await asyncio.to_thread(self.addresses)
+            try:
+                addresses = await asyncio.to_thread(self.addresses)
+            except OSError:
+                continue  # no file left to ask the system with: those known are as good as any
             if addresses != self._addresses:
                 self._addresses = addresses
                 self.addresses_changed(addresses)
+
+    def _socket_refused(self, address: str, why: str) -> None:
+        self.note(Note("socket-refused", (("address", address), ("why", why))))
 
     def addresses_changed(self, addresses: tuple[str, ...]) -> None:
         """Tell the core."""

@@ -21,6 +21,7 @@ from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.protocol import messages as m
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.serving import ReadChunk
+from p2ptrain.protocol.session import MAX_PEERS
 from p2ptrain.protocol.session_effects import PeerAdmitted, PeerDropped
 from p2ptrain.protocol.transfer import WriteChunk
 from p2ptrain.runtime.blobs import Blobs, Disk, StorageError
@@ -31,6 +32,8 @@ from p2ptrain.runtime.node import SOFTWARE, NetworkConfig, Node
 ASK_S = 1.0
 MAX_RECORDS = 4096
 MAX_BLOB_BYTES = 1 << 40
+GOODBYE_S = 0.5
+"""At most, for the last words to go out."""
 SETTLE_S = 0.5
 PATIENCE_S = 3.0
 """After the first answer, for everyone to answer for itself."""
@@ -43,7 +46,16 @@ class Observer(Core):
     def __init__(
         self, own_key: bytes, proof_key: bytes, addresses: tuple[str, ...], bulk_port: int, rng: random.Random
     ):
-        super().__init__(own_key, proof_key, addresses, bulk_port, rng, software=SOFTWARE)
+        super().__init__(
+            own_key,
+            proof_key,
+            addresses,
+            bulk_port,
+            rng,
+            software=SOFTWARE,
+            is_member=lambda peer: False,  # no membership here: whoever falls silent is dropped, and looked for
+            max_visitors=MAX_PEERS,
+        )
         self.records: dict[PeerId, m.Record] = {}
         self.states: dict[PeerId, m.MemberState] = {}
         """As the admitted peers see it; one that answers us is alive."""
@@ -57,10 +69,11 @@ class Observer(Core):
         self.changed_at = 0.0
         self.first_answer_at = NEVER
         self._next_ask = 0.0
+        self._leaving = False
         self.on_effects(
             {
                 PeerAdmitted: self._admitted,
-                PeerDropped: lambda e, now: list(self.transfers.peer_gone(e.peer, now)),
+                PeerDropped: self._dropped,
                 BlobArrived: lambda e, now: self._ended(e.blob, "", now),
                 BlobLost: lambda e, now: self._ended(e.blob, e.reason, now),
             }
@@ -111,13 +124,13 @@ class Observer(Core):
 
     def tick(self, now: float) -> Effects:
         effects = super().tick(now)
-        if now >= self._next_ask:
+        if now >= self._next_ask and not self._leaving:
             self._next_ask = now + ASK_S
             effects += self.ask(now)
         return effects
 
     def next_deadline(self) -> float:
-        return min(super().next_deadline(), self._next_ask)
+        return min(super().next_deadline(), NEVER if self._leaving else self._next_ask)
 
     def fetch(self, holding: m.Holding, now: float) -> Effects:
         """Get a blob from whoever says that it has it."""
@@ -131,7 +144,19 @@ class Observer(Core):
         self.changed_at = now
         return []
 
+    def leave(self, now: float) -> Effects:
+        """Say goodbye to everyone: the last thing to do."""
+        self._leaving = True
+        return self.run([Send(peer, m.Goodbye()) for peer in self.sessions.peers()], now)
+
+    def _dropped(self, effect: PeerDropped, now: float) -> Effects:
+        """What others say of it counts again."""
+        self.answered.discard(effect.peer)
+        return list(self.transfers.peer_gone(effect.peer, now))
+
     def _admitted(self, effect: PeerAdmitted, now: float) -> Effects:
+        if self._leaving:
+            return [Send(effect.peer, m.Goodbye())]
         self._next_ask = now
         return [Note("admitted", (("peer", effect.peer), ("address", effect.address)))]
 
@@ -180,12 +205,24 @@ class Observer(Core):
 
 
 class ObserverNode(Node):
-    """An observer with a key of its own for this one visit; fetched blobs lie in ``directory``."""
+    """An observer with a key of its own for this one visit; fetched blobs lie in ``directory``.
+
+    It looks for peers and is not announced itself: it may be gone before they have heard of it.
+    """
+
+    announces = False
+    linger_s = GOODBYE_S
 
     def __init__(self, group: Group, network: NetworkConfig, directory: Path) -> None:
         super().__init__(new_identity(), group, network, Journal(None))
         self.blobs = Blobs(directory, quota_bytes=1 << 62, ephemeral_bytes=1 << 20, disk=Disk())
         self._observer: Observer | None = None
+
+    async def close(self) -> None:
+        """Say goodbye first, so that no peer keeps anything of this visit."""
+        if self._observer is not None:
+            self.feed(self._observer.leave)
+        await super().close()
 
     @property
     def observer(self) -> Observer:

@@ -57,7 +57,13 @@ class Peer(Core):
 
     def __init__(self, config: PeerConfig, rng: random.Random, now: float, wall_ms: int) -> None:
         super().__init__(
-            config.own_key, config.proof_key, config.addresses, config.bulk_port, rng, software=config.software
+            config.own_key,
+            config.proof_key,
+            config.addresses,
+            config.bulk_port,
+            rng,
+            software=config.software,
+            is_member=lambda peer: self.records.get(peer) is not None,
         )
         self.config = config
         self.job: Job | None = None

@@ -38,6 +38,8 @@ from p2ptrain.runtime.trainer_process import TrainerProcess
 GOODBYE_S = 0.3
 HANDOVER_S = 10.0
 TRAFFIC_S = 1.0
+TRAINER_AGAIN_S = 5.0
+"""After the system had no process for a new trainer, until that counts as one more failure."""
 BLOCK_TIMES = "block-times.json"
 """In the state directory: what the blocks of models took on this device."""
 STORED: dict[type, str] = {c.SnapshotTaken: "snapshot", c.PieceTaken: "piece", c.PayloadMade: "payload"}
@@ -170,7 +172,12 @@ class PeerNode(Node):
         self._handlers |= disk.handlers
         store.set_job(job.to_json())
         if self.options.init is not None:
-            store.put(self.options.init.read_bytes())
+            try:
+                store.put(self.options.init.read_bytes())
+            except OSError as error:
+                raise UserError(
+                    f"{self.options.init}: can't be read ({error.strerror or error}); the job file names it"
+                ) from None
         if job.model.init:
             store.protect("init", [BlobId(job.model.init)])
         manifest = store.manifest
@@ -215,9 +222,18 @@ class PeerNode(Node):
             await self.trainer.stop()
 
     async def _start_trainer(self) -> None:
+        """Without a first one this node is of no use: ``UserError``. One that can't be replaced is a trainer lost."""
+        is_first = self.trainer is None
         await self._stop_trainer()
         self.trainer = TrainerProcess(self._trainer_said, self.options.num_threads)
-        await self.trainer.start()
+        try:
+            await self.trainer.start()
+        except UserError as error:
+            if is_first:
+                raise
+            await asyncio.sleep(TRAINER_AGAIN_S)
+            self._trainer_said(c.TrainerFailed(str(error), user_error=False))
+            return
         self.trainer.send(self._configuration)
 
     # --- effects ---

@@ -29,7 +29,7 @@ from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.messages import Holding
 from p2ptrain.protocol.schema import Bound, from_plain, to_plain
-from p2ptrain.runtime.blobs import Blobs, Disk, StorageError, hash_file, storage_error
+from p2ptrain.runtime.blobs import Blobs, Disk, StorageError, hash_file, raise_for_now, storage_error
 
 fcntl: ModuleType | None
 try:
@@ -129,9 +129,13 @@ class StateDir:
         self._disk.write_file(self.path / "addresses.json", _json(plain))
 
     def load_addresses(self) -> dict[PeerId, tuple[str, ...]]:
-        """What ``save_addresses`` saved; nothing (and a note) if it is damaged."""
+        """What ``save_addresses`` saved; nothing (and a note) if it is damaged or can't be read."""
         path = self.path / "addresses.json"
-        raw = _load_json(path)
+        try:
+            raw = _load_json(path)
+        except OSError as error:
+            self._notes.append(Note("storage-broken", (("why", str(storage_error(path, error))),)))
+            return {}
         if isinstance(raw, dict) and all(_is_strings(own) for own in raw.values()):
             return {PeerId(peer): tuple(own) for peer, own in raw.items()}
         if path.exists():
@@ -321,7 +325,7 @@ class Store:
             self._num_saved += 1
             if self._num_saved < NUM_PROOFS:
                 return
-        problem = "" if error is None else ("full" if error.full else "broken")
+        problem = "" if error is None else "full" if error.full else "no-files" if error.for_now else "broken"
         if problem != self._problem:
             fields = (("why", str(error)),) if error is not None else ()
             self._notes.append(Note(f"storage-{problem}" if problem else "storage-works", fields))
@@ -358,7 +362,11 @@ class Store:
         with self._reporting(len(data)):
             if path.exists():
                 old = self.path / "manifest.old.json"  # a second chance, no more
-                self._disk.write_file(old, path.read_bytes(), sync=False)
+                try:
+                    former = path.read_bytes()
+                except OSError as error:
+                    raise storage_error(path, error) from error
+                self._disk.write_file(old, former, sync=False)
             self._disk.write_file(path, data)
         self.manifest = manifest
         self._fresh -= manifest.blobs()
@@ -404,7 +412,8 @@ class Store:
 def _is_sound(path: Path | None, blob: BlobId) -> bool:
     try:
         return path is not None and hash_file(path) == blob
-    except OSError:
+    except OSError as error:
+        raise_for_now(path or Path(), error)
         return False
 
 

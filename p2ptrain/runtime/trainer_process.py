@@ -18,6 +18,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from p2ptrain.errors import UserError
+from p2ptrain.net.limits import ADVICE, NONE_LEFT
 from p2ptrain.runtime.allocator import training_environment
 from p2ptrain.runtime.commands import LENGTHS, MAX_MESSAGE_BYTES, Stop, TrainerFailed, decode, encode
 
@@ -41,18 +43,25 @@ class TrainerProcess:
         return self._process.pid if self._process else None
 
     async def start(self) -> None:
-        """Start the process; it says ``Ready`` after it is configured."""
-        ours, theirs = socket.socketpair()
+        """Start the process; it says ``Ready`` after it is configured. Raises ``UserError`` if the system has none."""
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise _not_started(error) from error
         parent = {"OMP_NUM_THREADS": str(self._num_threads), "P2PTRAIN_PARENT": str(os.getpid())}
         command = [sys.executable, "-m", "p2ptrain.runtime.trainer", str(theirs.fileno())]
-        with theirs:
-            self._process = subprocess.Popen(
-                command,
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env=os.environ | training_environment() | parent,
-                start_new_session=True,  # a signal to the whole group (Ctrl-C, a service stopped) is the node's alone
-            )
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    command,
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    env=os.environ | training_environment() | parent,
+                    start_new_session=True,  # a signal to the whole group (Ctrl-C, a service stopped) is the node's
+                )
+        except OSError as error:
+            ours.close()
+            raise _not_started(error) from error
         loop = asyncio.get_running_loop()
         self._socket = ours
         for work in (self._write, self._read):
@@ -102,6 +111,16 @@ class TrainerProcess:
             status = self._process.wait()
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._on_event, TrainerFailed(_why(status), user_error=False))
+
+
+def _not_started(error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    if error.errno in NONE_LEFT:
+        return UserError(f"the training process can't be started ({reason}): {ADVICE}")
+    return UserError(
+        f"the training process can't be started ({reason}): check that {sys.executable} can be run, and how many "
+        "processes this user may have (`ulimit -u`)"
+    )
 
 
 def _why(status: int) -> str:

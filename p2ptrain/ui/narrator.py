@@ -167,8 +167,14 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "identity-used-twice": lambda f: (
         f"another process at {_text(f, 'address')} uses this peer's identity: give each peer its own --state"
     ),
+    "socket-refused": lambda f: (
+        f"this device has no socket left for a link to {_text(f, 'address')} ({_text(f, 'why')}); it goes on with the "
+        "links it has and tries again: close programs that have many files open, or raise the limit of open files "
+        "(`ulimit -n`) and start again"
+    ),
     "storage-full": lambda f: f"this device's disk is full or its quota used up: make room ({_text(f, 'why')})",
     "storage-broken": lambda f: f"this device's disk refuses to be written to: check it ({_text(f, 'why')})",
+    "storage-no-files": lambda f: f"too many files are open on this device: nothing is saved now ({_text(f, 'why')})",
     "storage-works": lambda f: "the disk can be written to again",
     "storage-damaged": lambda f: "something in the state directory was damaged and moved aside",
     "handover-incomplete": lambda f: "nobody confirmed the last copy in time; it stays on this device's disk",

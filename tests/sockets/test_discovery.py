@@ -37,6 +37,24 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 40))  # type: ignore[arg-type]
 
 
+def test_who_only_visits_finds_peers_and_is_not_found() -> None:
+    async def test() -> None:
+        group = tag()
+        seen: dict[str, list[str]] = {"peer": [], "visitor": [], "later": []}
+        peer = Discovery(group, 4715, LOOPBACK, seen["peer"].append)
+        visitor = Discovery(group, 4725, LOOPBACK, seen["visitor"].append, announce=False)
+        later = Discovery(group, 4735, LOOPBACK, seen["later"].append)
+        for each in (peer, visitor):
+            each.start()
+        await until(lambda: bool(seen["visitor"]) and visitor.status.startswith("running"))
+        later.start()
+        await until(lambda: bool(seen["later"]) and bool(seen["peer"]))
+        assert set(seen["peer"]) == {"tcp://127.0.0.1:4735"} and set(seen["later"]) == {"tcp://127.0.0.1:4715"}
+        await asyncio.gather(peer.close(), visitor.close(), later.close())
+
+    run(test)
+
+
 def test_peers_of_a_group_find_each_other_and_not_another_group() -> None:
     async def test() -> None:
         ours, theirs = tag(), tag()

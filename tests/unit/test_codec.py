@@ -43,6 +43,7 @@ SAMPLES: list[m.Message] = [
     m.Welcome(NONCE, ECHO, MAC, ADDRESSES, 4701, "p2ptrain 0.1.0"),
     m.Proof(ECHO, MAC),
     m.Refused("another wire version", 1),
+    m.Goodbye(),
     m.Ping(9, RUMOURS),
     m.PingRequest(10, BOB, ()),
     m.Ack(9, RUMOURS),

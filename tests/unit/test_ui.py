@@ -137,6 +137,12 @@ def test_the_plan_in_a_sentence() -> None:
         ("training", {"part": 1, "round": 5, "rounds": 5}, "all its 5 rounds already"),
         ("gossip", {"peer": "desk", "bytes": 1_500_000}, "averaged with desk (1.5 MB)"),
         ("other-version", {"peer": "p", "ours": 1, "theirs": 2}, "wire version 2, this peer 1"),
+        (
+            "socket-refused",
+            {"address": "tcp://10.0.0.7:5710", "why": "Too many open files"},
+            "no socket left for a link",
+        ),
+        ("storage-no-files", {"why": "x: can't be opened"}, "nothing is saved now (x: can't be opened)"),
         ("frame-refused", {"peer": "p", "reason": "proof", "why": ""}, "does not hold the join code"),
         ("one-way", {"peer": "p", "addresses": "tcp://1.2.3.4:5"}, "firewall"),
     ],

@@ -419,6 +419,7 @@ class Visitor:
     core: Observer
     blobs: dict[BlobId, bytes] = field(default_factory=dict)
     incoming: dict[BlobId, bytearray] = field(default_factory=dict)
+    gone: bool = False
 
     @property
     def id(self) -> PeerId:
@@ -519,6 +520,13 @@ class Room:
             self.perform(visitor, core.propose(address(peer), self.network.now))
         return visitor
 
+    def end_visit(self, visitor: Visitor, *, goodbye: bool) -> None:
+        """It says goodbye and closes; or it is killed."""
+        if goodbye:
+            self.perform(visitor, visitor.core.leave(self.network.now))
+        visitor.gone = True
+        self.network.crash(visitor.id)
+
     def partition(self, *groups: Iterable[int]) -> None:
         self._sides = {peer_id(key(n)): side for side, group in enumerate(groups, start=1) for n in group}
 
@@ -588,7 +596,7 @@ class Room:
 
     def _deliver(self, sender: PeerId, to: PeerId, lane: Lane, frames: Sequence[bytes]) -> None:
         host = self.hosts[to]
-        if isinstance(host, Device) and host.peer is None:
+        if host.gone if isinstance(host, Visitor) else host.peer is None:
             return
         if self._sides.get(sender, 0) != self._sides.get(to, 0):
             return
