@@ -50,12 +50,16 @@ class Staff:
 
     def place(self) -> None:
         """Give parts to free peers, and trainers to parts that have none."""
-        self._fill([peer for peer in sorted(self._peers) if peer not in self.part_of])
-        for peer in sorted(self._peers):
-            if peer not in self.part_of:
-                self._join(peer)
-        sizes = self._sizes()
-        self._fill([peer for peer, part in sorted(self.part_of.items()) if sizes[part] > 1])
+        while True:
+            before = dict(self.part_of)
+            self._fill([peer for peer in sorted(self._peers) if peer not in self.part_of])
+            for peer in sorted(self._peers):
+                if peer not in self.part_of:
+                    self._join(peer)
+            sizes = self._sizes()
+            self._fill([peer for peer, part in sorted(self.part_of.items()) if sizes[part] > 1])
+            if self.part_of == before:
+                return  # one that came to a part with all its classes may have made room for a helper
 
     def _fill(self, candidates: list[PeerId]) -> None:
         """Parts without trainers, the ones with fewest candidates first, each get the best candidate."""

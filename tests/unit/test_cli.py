@@ -24,17 +24,7 @@ SURFACE = {
     "group show": ["--state", "--json"],
     "job new": [
         *("--data", "--model", "--name", "--mode", "--rounds", "--epochs", "--batch-size", "--optimizer"),
-        *(
-            "--learning-rate",
-            "--seed",
-            "--width",
-            "--groups",
-            "--trunk",
-            "--passes",
-            "--min-peers",
-            "--compression",
-            "--augment",
-        ),
+        *("--learning-rate", "--seed", "--width", "--groups", "--trunk", "--min-peers", "--compression", "--augment"),
         *("--no-augment", "--input-shape", "--init", "-o", "--output", "--force", "--micro-batches", "--schedule"),
         *("--val", "--passes"),
     ],

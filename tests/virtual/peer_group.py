@@ -77,7 +77,7 @@ def job(mode: str = "tasks", *, rounds: int = 6, name: str = "job", **changes: A
         name=name,
         mode=mode,  # type: ignore[arg-type]
         model=ModelConfig("lenet"),
-        data=DataConfig(classes=CLASSES, input_shape=(1, 8, 8), mean=(0.0,), std=(1.0,)),
+        data=DataConfig(CLASSES, (1, 8, 8), mean=(0.0,), std=(1.0,), val=0.0 if mode == "slices" else 0.1),
         training=TrainingConfig(rounds=rounds),
         tasks=TasksConfig(**({"calibrate": "never", "calibration_steps": 5} | tasks)),
         group=GroupConfig(**({"settle_s": 1.0} | group)),
