@@ -187,13 +187,7 @@ class _Session:
                 left = duration(left_s) if left_s is not None else ""
                 text = narrator.round_sentence(line.fields, rounds, own.samples_per_s, own.accuracy, left)
             elif line.kind == "validated" and plan is not None and core.completion and core.completion.verdict:
-                trainers = {part.index: ", ".join(part.trainers) for part in plan.parts}
-                after = verdict_lines(
-                    core.completion.verdict,
-                    plan,
-                    core.job.data.classes,
-                    lambda part: trainers.get(part) or f"part {part}",
-                )
+                after = verdict_lines(core.completion.verdict, plan, core.job.data.classes, core.name_of)
         if line.kind == "done":
             text = (
                 f"done. Next, on any device: p2ptrain harvest -o global.safetensors   (this peer goes on serving: "

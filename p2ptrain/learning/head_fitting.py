@@ -13,16 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from p2ptrain.config import Job
 from p2ptrain.errors import RemoteError
 from p2ptrain.learning import calibration, candidates, validation
 from p2ptrain.learning.averaging import check_state, weighted_mean
 from p2ptrain.learning.data import Dataset
-from p2ptrain.learning.evaluation import evaluate
 from p2ptrain.learning.parts import Parts
-from p2ptrain.learning.validation import Head
+from p2ptrain.learning.validation import Head, Member
 
 FIXED = ("mean", "whiten", "class_weight")
 FULL_EVERY = 25
@@ -50,6 +49,8 @@ class HeadFitting:
         """Of the part that is being added, with their weights."""
         self._columns: list[tuple[Tensor, Tensor | None]] = []
         self._val_columns: list[tuple[Tensor, Tensor | None]] = []
+        self._members: dict[str, Member] = {}
+        """By the peer that trained it."""
         self._heads: dict[int, dict[str, Tensor]] = {}
         """By part: the head's own tensors."""
         self._y = torch.zeros(0, dtype=torch.int64)
@@ -65,15 +66,19 @@ class HeadFitting:
     def num_samples(self) -> int:
         return len(self._data)
 
-    def add_copy(self, part: int, state: Mapping[str, Tensor], weight: float, *, last: bool) -> None:
-        """A frozen copy of a part; with the ``last`` of them their mean runs over the own samples.
+    def add_copy(self, part: int, trainer: str, state: Mapping[str, Tensor], weight: float, *, last: bool) -> None:
+        """A frozen copy of a part, as its ``trainer`` had it; with the ``last`` their mean runs over the own samples.
 
         Raises ``RemoteError`` for a copy that does not fit; ``UserError`` where the model has no head to fit.
         """
-        if self._features is not None or part in self._heads:
-            raise RemoteError("calibration", f"part {part} came twice")
+        if self._features is not None or self._whole is not None or part in self._heads or trainer in self._members:
+            raise RemoteError("calibration", f"part {part} of {trainer} came twice")
         submodel = self._parts.submodel(part)
         check_state(state, submodel.state_dict())
+        submodel.load_state_dict(dict(state))
+        classes = self._parts.trained_classes(part, trainer)
+        _, (right,) = self._answers(submodel, self._parts.outputs(part), [classes])
+        self._members[trainer] = Member(classes, right)
         self._copies.append((weight, dict(state)))
         if not last:  # no more than two are in memory
             self._copies = [(sum(each for each, _ in self._copies), weighted_mean(self._copies))]
@@ -82,7 +87,6 @@ class HeadFitting:
         submodel.load_state_dict(mean)
         if not self._fits and self._parts.decoupling is None:
             self._whole = self._counts_of(submodel)
-            self._heads[part] = {}
             return
         head, columns = self._parts.head, self._parts.head_columns(part)
         if self._fits:
@@ -166,23 +170,28 @@ class HeadFitting:
         if self._fits:
             plain = calibration.plain_head(self._full(state))
             heads = {candidates.FITTED: Head(plain["weight"], plain["bias"]), **heads}
-        own: dict[int, tuple[Head, Sequence[int]]] = {}
-        if len(self._heads) > 1:
-            for part, tensors in sorted(self._heads.items()):
-                head, classes = self._parts.head_alone(part, tensors)
-                own[part] = (head, classes)
-                if self._parts.plan.targets == "all" and "bias" in self._head:  # it is the bias that rules classes out
-                    heads[candidates.alone(part)] = head
+        if len(self._heads) > 1 and self._parts.plan.targets == "all" and "bias" in self._head:
+            for part, tensors in sorted(self._heads.items()):  # it is the bias that rules out classes it doesn't know
+                heads[candidates.alone(part)], _ = self._parts.head_alone(part, tensors)
         if not len(self._val_y):
-            return validation.empty(heads, own, self._num_classes)
-        return validation.count(x, self._val_y, heads, own, main=next(iter(heads)))
+            return validation.empty(heads, self._members, self._num_classes)
+        return validation.count(x, self._val_y, heads, self._members, main=next(iter(heads)))
 
-    def _counts_of(self, model: torch.nn.Module) -> dict[str, Tensor]:
-        if self._val is None or not len(self._val):
-            return validation.empty([candidates.JOINED], (), self._num_classes)
-        found = evaluate(model, self._own_batches(self._val), self._num_classes, device=self._device)
-        rows = torch.tensor(found.confusion, dtype=torch.float64)
-        return {candidates.TOTAL: rows.sum(1), candidates.CORRECT + candidates.JOINED: rows.diagonal().clone()}
+    def _counts_of(self, model: nn.Module) -> dict[str, Tensor]:
+        """Of a model as it is, beside the copies that it is the mean of."""
+        everything = range(self._num_classes)
+        sets = [everything, *(member.classes for member in self._members.values())]
+        total, (right, *within) = self._answers(model, everything, sets)
+        sums = {candidates.TOTAL: total, candidates.CORRECT + candidates.JOINED: right}
+        for (peer, member), group in zip(self._members.items(), within, strict=True):
+            sums[candidates.WITHIN + peer] = torch.stack([member.right, group])
+        return sums
+
+    def _answers(
+        self, model: nn.Module, outputs: Sequence[int], sets: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, list[Tensor]]:
+        batches = self._own_batches(self._val)
+        return validation.answers_of(model, batches, self._num_classes, outputs, sets, self._device)
 
     # --- features ---
 

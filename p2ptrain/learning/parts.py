@@ -6,7 +6,7 @@ Invariant: every peer that holds the same job and plan builds the same parts, wi
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -125,10 +125,17 @@ class Parts:
         weight[unknown], bias[unknown] = 0.0, UNKNOWN
         return Head(weight, bias), classes
 
-    def trained_classes(self, part: int) -> tuple[int, ...]:
-        """The classes that a part's trainers have samples of, where it learns all that they have; else its own."""
+    def outputs(self, part: int) -> Sequence[int]:
+        """The class of each of a sub-model's outputs; without the last one of targets "rest"."""
+        all_classes = self.decoupling is None or self.plan.targets == "all"
+        return range(self.plan.num_classes) if all_classes else self.plan.parts[part].classes
+
+    def trained_classes(self, part: int, trainer: str = "") -> tuple[int, ...]:
+        """The classes that a part's trainers (or one of them) have samples of, where it learns all that they have; else
+        its own."""
         spec = self.plan.parts[part]
-        counts = [peer.counts for peer in self.plan.peers if peer.peer in spec.trainers and peer.counts]
+        trainers = (trainer,) if trainer else spec.trainers
+        counts = [peer.counts for peer in self.plan.peers if peer.peer in trainers and peer.counts]
         if self.plan.targets != "all" or not counts:
             return spec.classes
         return tuple(c for c in range(self.plan.num_classes) if any(each[c] for each in counts))

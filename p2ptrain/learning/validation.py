@@ -2,8 +2,8 @@
 
 Each peer runs the frozen parts over its own validation samples and counts, class by class, what each *candidate* gets
 right (see ``candidates``): the head that the group fitted, the parts' own rows put together, and, where parts know all
-classes, each part alone. So a group can take the best of them, and say where it is worse than one of its parts. Only
-the counts leave a peer.
+classes, each part alone. So a group can take the best of them, and say where it is worse than what one of its members
+trained. Only the counts leave a peer.
 
 Invariant: the counts of several peers add up to those of one peer with all their samples.
 """
@@ -14,10 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.learning.candidates import CORRECT, TOTAL, WITHIN
+from p2ptrain.learning.objective import matched
 
 UNKNOWN = -1e4
 """The logit of a class that a part alone does not know: never the largest."""
@@ -36,36 +37,72 @@ class Head:
         return torch.addmm(self.bias, x.float(), self.weight.T)
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What one peer's own copy of its part knows: [C] right answers, asked among the classes that it was trained on."""
+
+    classes: tuple[int, ...]
+    right: Tensor
+
+
 @torch.inference_mode()
 def count(
-    x: Tensor, y: Tensor, candidates: Mapping[str, Head], own: Mapping[int, tuple[Head, Sequence[int]]], main: str
+    x: Tensor, y: Tensor, heads: Mapping[str, Head], members: Mapping[str, Member], main: str
 ) -> dict[str, Tensor]:
     """The sums of these samples, features ``x`` [n, F] and labels ``y`` [n].
 
-    ``own``: each part's head and the classes that it was trained on; among these alone, samples of these classes are
-    asked of the part and of the candidate ``main`` ("within", [2, C]), which is the fair comparison of the two.
+    ``main``: the candidate that each member is compared with, both asked among the member's classes.
     """
-    num_classes = candidates[main].bias.numel()
+    num_classes = heads[main].bias.numel()
     sums = {TOTAL: _by_class(torch.ones_like(y, dtype=torch.bool), y, num_classes)}
-    logits = {name: head.logits(x) for name, head in candidates.items()}
-    for name, answer in logits.items():
-        sums[CORRECT + name] = _by_class(_right(answer, y), y, num_classes)
-    for part, (head, classes) in own.items():
-        among = torch.tensor(sorted(set(classes)))
-        kept = torch.isin(y, among)
-        rows = [
-            _by_class(among[answer[kept][:, among].argmax(1)] == y[kept], y[kept], num_classes)
-            for answer in (head.logits(x), logits[main])
-        ]
-        sums[f"{WITHIN}{part}"] = torch.stack(rows)
+    for name, head in heads.items():
+        sums[CORRECT + name] = _by_class(right_of(head.logits(x), y), y, num_classes)
+    answers = heads[main].logits(x)
+    for peer, member in members.items():
+        sums[WITHIN + peer] = torch.stack([member.right, among(answers, y, member.classes)])
     return sums
 
 
-def empty(like: Iterable[str], own: Iterable[int], num_classes: int) -> dict[str, Tensor]:
-    """The sums of no samples, for these candidates and parts."""
+def among(logits: Tensor, y: Tensor, classes: Sequence[int]) -> Tensor:
+    """[C] right answers of logits [n, C] on the samples of these classes, asked among them."""
+    asked = torch.tensor(sorted(set(classes)))
+    kept = torch.isin(y, asked)
+    return _by_class(asked[logits[kept][:, asked].argmax(1)] == y[kept], y[kept], logits.shape[1])
+
+
+@torch.inference_mode()
+def answers_of(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    outputs: Sequence[int],
+    sets: Sequence[Sequence[int]],
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, list[Tensor]]:
+    """Samples of each class [C], and, for each set of classes, right answers [C] of the model asked among these.
+
+    ``outputs``: the class of each output; outputs beyond them are not asked.
+    """
+    total = torch.zeros(num_classes, dtype=torch.float64)
+    right = [torch.zeros(num_classes, dtype=torch.float64) for _ in sets]
+    was_training = model.training
+    model.eval().to(device)
+    for x, y in batches:
+        own, y = matched(model(x.to(device)).float().cpu(), y.to(torch.int64))
+        logits = torch.full((len(y), num_classes), -torch.inf)
+        logits[:, list(outputs)] = own[:, : len(outputs)].nan_to_num(nan=-torch.inf)
+        total += _by_class(torch.ones_like(y, dtype=torch.bool), y, num_classes)
+        for counted, classes in zip(right, sets, strict=True):
+            counted += among(logits, y, classes)
+    model.train(was_training)
+    return total, right
+
+
+def empty(heads: Iterable[str], members: Iterable[str], num_classes: int) -> dict[str, Tensor]:
+    """The sums of no samples, for these candidates and members."""
     sums = {TOTAL: torch.zeros(num_classes, dtype=torch.float64)}
-    sums |= {CORRECT + name: torch.zeros(num_classes, dtype=torch.float64) for name in like}
-    return sums | {f"{WITHIN}{part}": torch.zeros(2, num_classes, dtype=torch.float64) for part in own}
+    sums |= {CORRECT + name: torch.zeros(num_classes, dtype=torch.float64) for name in heads}
+    return sums | {WITHIN + peer: torch.zeros(2, num_classes, dtype=torch.float64) for peer in members}
 
 
 def add(contributions: Sequence[Mapping[str, Tensor]], num_classes: int) -> dict[str, Tensor]:
@@ -85,7 +122,7 @@ def add(contributions: Sequence[Mapping[str, Tensor]], num_classes: int) -> dict
     return total
 
 
-def _right(logits: Tensor, y: Tensor) -> Tensor:
+def right_of(logits: Tensor, y: Tensor) -> Tensor:
     """Logits that are NaN count as wrong."""
     return (logits.argmax(1) == y) & ~logits.isnan().any(1)
 

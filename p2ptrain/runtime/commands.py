@@ -159,6 +159,7 @@ class ExtractFeatures:
 
     session: str
     part: int
+    trainer: str
     snapshot: bytes
     weight: float
     last_copy: bool

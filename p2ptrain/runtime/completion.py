@@ -300,6 +300,7 @@ class Completion:
             command = c.ExtractFeatures(
                 self._session,
                 holding.part,
+                holding.trainer,
                 b"",
                 weight=float(max(1, holding.samples)),
                 last_copy=not self._to_fetch or self._to_fetch[0].part != holding.part,

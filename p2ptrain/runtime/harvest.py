@@ -75,6 +75,8 @@ class Harvest:
     """The last layer is the one that the group fitted."""
     verdict: Verdict | None = None
     """What the group found on everybody's validation samples, if it has looked."""
+    names: Mapping[PeerId, str] = field(default_factory=dict)
+    """What peers call themselves."""
 
     @property
     def is_half_way(self) -> bool:
@@ -215,7 +217,8 @@ def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
             check_fit_state(fitted, len(job.data.classes), state[f"{parts.head}.weight"].shape[1])
         state = parts.with_candidate(state, taken, fitted, means)
     missing = tuple(part.index for part in plan.parts if part.index not in copies)
-    return Harvest(job, plan, state, means, _report(collected), missing, taken == FITTED, verdict)
+    names = {peer: record.name for peer, record in collected.records.items()}
+    return Harvest(job, plan, state, means, _report(collected), missing, taken == FITTED, verdict, names)
 
 
 def _report(collected: Collected) -> tuple[PartReport, ...]:

@@ -269,7 +269,8 @@ class Trainer:
             self._fitting = HeadFitting(self._job, self._parts, command.session, self._data, self._val, device)
         try:
             tensors, _ = read_snapshot(command.snapshot)
-            self._fitting.add_copy(command.part, model_state(tensors), command.weight, last=command.last_copy)
+            state = model_state(tensors)
+            self._fitting.add_copy(command.part, command.trainer, state, command.weight, last=command.last_copy)
         except (RemoteError, UserError) as error:  # a copy that does not fit, or a model without a head to fit
             self._fitting = None
             self._say(c.SnapshotRefused(str(error)))

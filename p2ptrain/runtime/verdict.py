@@ -13,6 +13,7 @@ from mmap import mmap
 import numpy as np
 
 from p2ptrain.errors import RemoteError
+from p2ptrain.ids import PeerId
 from p2ptrain.learning.candidates import CORRECT, FITTED, JOINED, SAMPLES, TOTAL, WITHIN, part_of
 from p2ptrain.runtime import tensorfile
 
@@ -22,12 +23,12 @@ CLEAR = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Worse:
-    """Classes of which a part alone knows more than the group's model, asked among the part's classes."""
+    """Classes of which a member's own copy knows more than the group's model, asked among that member's classes."""
 
-    part: int
+    peer: PeerId
     classes: tuple[int, ...]
-    part_accuracy: float
-    """Of all validation samples of the part's classes; beside it, the group's."""
+    own_accuracy: float
+    """Of all validation samples of the member's classes; beside it, the group's."""
     group_accuracy: float
 
 
@@ -37,8 +38,8 @@ class Verdict:
 
     totals: tuple[int, ...]
     correct: Mapping[str, tuple[int, ...]]
-    within: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]
-    """By part: among its own classes, its own right answers and the group's."""
+    within: Mapping[PeerId, tuple[tuple[int, ...], tuple[int, ...]]]
+    """By member: among its classes, the right answers of its own copy of its part, and the group's."""
     train_samples: int
     """Of all who took part."""
 
@@ -70,36 +71,35 @@ class Verdict:
         return tuple(r / n if n else math.nan for r, n in zip(right, self.totals, strict=True))
 
     @property
-    def best_part(self) -> tuple[int, float, float] | None:
-        """The part whose right answers among its own classes are the most: its accuracy there, and the group's."""
+    def best_member(self) -> tuple[PeerId, float, float] | None:
+        """The member whose own copy knows most samples among its classes: its accuracy there, and the group's."""
         found = []
-        for part, (own, group) in self.within.items():
-            asked = sum(n for n, knows in zip(self.totals, self._knows(part), strict=True) if knows)
-            if asked:
-                found.append((sum(own), -part, sum(own) / asked, sum(group) / asked))
-        if not found:
-            return None
-        _, part, own_share, group_share = max(found)
-        return -part, own_share, group_share
+        for peer in sorted(self.within):
+            own, group = self.within[peer]
+            if asked := self._asked(peer):
+                found.append((sum(own), peer, sum(own) / asked, sum(group) / asked))
+        return max(found, key=lambda each: each[0])[1:] if found else None
 
     def worse(self) -> list[Worse]:
-        """Where the group made something worse that one of its parts can do."""
+        """Where the group made something worse that one of its members can do."""
         if part_of(self.chosen) is not None:
             return []
         found = []
-        for part, (own, group) in sorted(self.within.items()):
-            knows = self._knows(part)
-            asked = sum(n for n, k in zip(self.totals, knows, strict=True) if k)
+        for peer, (own, group) in sorted(self.within.items()):
+            knows, asked = self._knows(peer), self._asked(peer)
             classes = tuple(
                 c for c, n in enumerate(self.totals) if n and knows[c] and _clearly_less(group[c], own[c], n)
             )
             if asked and (classes or _clearly_less(sum(group), sum(own), asked)):
-                found.append(Worse(part, classes, sum(own) / asked, sum(group) / asked))
+                found.append(Worse(peer, classes, sum(own) / asked, sum(group) / asked))
         return found
 
-    def _knows(self, part: int) -> list[bool]:
-        own, group = self.within[part]
+    def _knows(self, peer: PeerId) -> list[bool]:
+        own, group = self.within[peer]
         return [o > 0 or g > 0 for o, g in zip(own, group, strict=True)]
+
+    def _asked(self, peer: PeerId) -> int:
+        return sum(n for n, knows in zip(self.totals, self._knows(peer), strict=True) if knows)
 
 
 def _clearly_less(few: int, many: int, n: int) -> bool:
@@ -116,7 +116,7 @@ def read_verdict(state: bytes | memoryview | mmap) -> Verdict | None:
         return None
     totals = _counts(arrays[TOTAL], 1)
     correct = {n.removeprefix(CORRECT): _counts(a, 1) for n, a in arrays.items() if n.startswith(CORRECT)}
-    within = {_part(n): _counts(a, 2) for n, a in arrays.items() if n.startswith(WITHIN)}
+    within = {_peer(n): _counts(a, 2) for n, a in arrays.items() if n.startswith(WITHIN)}
     if not correct or not all(name in (FITTED, JOINED) or part_of(name) is not None for name in correct):
         raise RemoteError("validation", f"candidates {sorted(correct)[:5]}")
     rows = [*correct.values(), *(rows[i] for rows in within.values() for i in (0, 1))]
@@ -137,8 +137,8 @@ def _counts(array: np.ndarray, dimensions: int) -> tuple:  # type: ignore[type-a
     return tuple(tuple(row) for row in rows)
 
 
-def _part(name: str) -> int:
-    text = name.removeprefix(WITHIN)
-    if not text.isdigit() or len(text) > 6:
-        raise RemoteError("validation", f"counts of part {text[:20]!r}")
-    return int(text)
+def _peer(name: str) -> PeerId:
+    peer = name.removeprefix(WITHIN)
+    if len(peer) != 16 or not (peer.isascii() and peer.isalnum()):
+        raise RemoteError("validation", f"counts of {peer[:20]!r}")
+    return PeerId(peer)

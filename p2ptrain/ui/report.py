@@ -5,10 +5,11 @@ Invariant: reads the report lines of a harvest and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from p2ptrain.config import Job
+from p2ptrain.ids import PeerId
 from p2ptrain.planning.plan import Plan
 from p2ptrain.runtime.harvest import PartReport
 from p2ptrain.runtime.verdict import Verdict
@@ -31,6 +32,8 @@ class Harvested(Protocol):
     def is_half_way(self) -> bool: ...
     @property
     def verdict(self) -> Verdict | None: ...
+    @property
+    def names(self) -> Mapping[PeerId, str]: ...
 
 
 def render(harvest: Harvested) -> str:
@@ -65,16 +68,11 @@ def render(harvest: Harvested) -> str:
         rounds = ", ".join(f"{part.round} of {part.rounds} rounds of part {part.part}" for part in behind)
         lines.append(f"HALF-WAY: so far {rounds}; harvest again when `p2ptrain status` says that all are done")
     if harvest.verdict is not None:
-        lines += verdict_lines(
-            harvest.verdict, harvest.plan, harvest.job.data.classes, lambda part: _who(harvest, part)
-        )
+        classes = harvest.job.data.classes
+        lines += verdict_lines(harvest.verdict, harvest.plan, classes, lambda peer: harvest.names.get(peer, peer))
     for index in harvest.missing:
         lines.append(f"MISSING: part {index} ({_names(harvest, index)}): its classes can't be recognised")
     return "\n".join(lines)
-
-
-def _who(harvest: Harvested, index: int) -> str:
-    return next((listed(part.trainers) for part in harvest.report if part.part == index), f"part {index}")
 
 
 def kind(harvest: Harvested) -> str:
@@ -121,7 +119,7 @@ def to_plain(harvest: Harvested) -> dict[str, Any]:
 
 
 def _validation(verdict: Verdict, classes: Sequence[str]) -> dict[str, Any]:
-    best = verdict.best_part
+    best = verdict.best_member
     return {
         "samples": verdict.samples,
         "accuracy": verdict.accuracy() if verdict.samples else None,
@@ -131,12 +129,12 @@ def _validation(verdict: Verdict, classes: Sequence[str]) -> dict[str, Any]:
             name: right / total if total else None
             for name, right, total in zip(classes, verdict.correct[verdict.chosen], verdict.totals, strict=True)
         },
-        "best_part": None if best is None else {"part": best[0], "accuracy": best[1], "model_accuracy": best[2]},
+        "best_member": None if best is None else {"peer": best[0], "accuracy": best[1], "model_accuracy": best[2]},
         "worse": [
             {
-                "part": worse.part,
+                "peer": worse.peer,
                 "classes": [classes[c] for c in worse.classes],
-                "part_accuracy": worse.part_accuracy,
+                "own_accuracy": worse.own_accuracy,
                 "model_accuracy": worse.group_accuracy,
             }
             for worse in verdict.worse()

@@ -236,7 +236,7 @@ def group(job: Job, train: Sequence[Dataset], val: Sequence[Dataset]) -> tuple[n
     ]
     for fit in fits:
         for index, own in means.items():
-            fit.add_copy(index, own, 1.0, last=True)
+            fit.add_copy(index, (plan.parts[index].trainers or (f"part {index}",))[0], own, 1.0, last=True)
     fitted: dict[str, torch.Tensor] = {}
     for step in range(steps):
         fitted = fits[0].combine(step, fitted, [fit.contribute(step, fitted) for fit in fits])

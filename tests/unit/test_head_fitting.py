@@ -13,6 +13,7 @@ from torch import Tensor
 
 from p2ptrain.config import DataConfig, Job, ModelConfig, TasksConfig
 from p2ptrain.errors import RemoteError
+from p2ptrain.ids import PeerId
 from p2ptrain.learning import candidates, validation
 from p2ptrain.learning.calibration import plain_head
 from p2ptrain.learning.data import Dataset
@@ -81,7 +82,8 @@ class Group:
         ]
         for peer in self.peers:
             for part, state in self.states.items():
-                peer.add_copy(part, state, 1.0, last=True)
+                trainer = (self.plan.parts[part].trainers or (NAMES[2],))[0]
+                peer.add_copy(part, trainer, state, 1.0, last=True)
 
     def run(self) -> dict[str, Tensor]:
         """The last state."""
@@ -130,7 +132,7 @@ def test_a_part_alone_is_its_sub_model() -> None:
         x, y = data.tensors()
         answers = model(x)[:, :2].argmax(1)
         right += torch.bincount(y[(answers == y) & (y < 2)], minlength=len(CLASSES))
-    assert state[f"{candidates.WITHIN}{narrow}"][0].tolist() == right.tolist()
+    assert state[candidates.WITHIN + NAMES[1]][0].tolist() == right.tolist()
     assert state[candidates.CORRECT + candidates.alone(narrow)].tolist() == right.tolist()
     head, classes = group.parts.head_alone(narrow, group.parts.head_of(group.states[narrow]))
     assert classes == (0, 1) and bool((head.bias[2:] == validation.UNKNOWN).all())
@@ -156,12 +158,12 @@ def test_copies_of_a_part_are_averaged_by_weight() -> None:
     data = samples((9, 9, 9, 9), 0)
     apart, whole = (HeadFitting(work, Parts(work, plan), "session", data, data) for _ in range(2))
     for number, (weight, copy) in enumerate(zip(weights, copies, strict=True)):
-        apart.add_copy(0, copy, weight, last=number == 2)
-    whole.add_copy(0, mean, 1.0, last=True)  # type: ignore[arg-type]
+        apart.add_copy(0, NAMES[number], copy, weight, last=number == 2)
+    whole.add_copy(0, NAMES[0], mean, 1.0, last=True)  # type: ignore[arg-type]
     for name, tensor in apart.contribute(0, {})[1].items():
         torch.testing.assert_close(tensor, whole.contribute(0, {})[1][name], rtol=1e-4, atol=1e-4)
-    with pytest.raises(RemoteError, match="part 0 came twice"):
-        apart.add_copy(0, copies[0], 1.0, last=True)
+    with pytest.raises(RemoteError, match=r"part 0 of .* came twice"):
+        apart.add_copy(0, NAMES[0], copies[0], 1.0, last=True)
 
 
 def test_where_nothing_is_fitted_the_group_only_looks() -> None:
@@ -184,7 +186,7 @@ def test_a_replica_is_looked_at_as_it_is() -> None:
 def test_nobody_has_validation_samples() -> None:
     group = Group(job(), val=[(0, 0, 0, 0), (0, 0, 0, 0)])
     found = group.verdict()
-    assert found.samples == 0 and found.chosen == candidates.FITTED and not found.worse() and found.best_part is None
+    assert found.samples == 0 and found.chosen == candidates.FITTED and not found.worse() and found.best_member is None
 
 
 def test_a_class_whose_only_holder_is_gone_keeps_what_was_learnt() -> None:
@@ -227,13 +229,14 @@ def test_what_is_no_count_is_refused_and_the_others_are_taken(change: Any) -> No
 # --- the verdict ------------------------------------------------------------------------------------------------------
 
 TOTALS = (100, 100, 50, 50)
+A, B = map(PeerId, NAMES[:2])
 
 
 def verdict(**changes: Any) -> Verdict:
     base = Verdict(
         totals=TOTALS,
         correct={candidates.FITTED: (70, 60, 30, 30), candidates.JOINED: (50, 50, 30, 30)},
-        within={0: ((60, 60, 25, 25), (70, 60, 30, 30)), 1: ((80, 90, 0, 0), (78, 70, 0, 0))},
+        within={A: ((60, 60, 25, 25), (70, 60, 30, 30)), B: ((80, 90, 0, 0), (78, 70, 0, 0))},
         train_samples=2700,
     )
     return dataclasses.replace(base, **changes)
@@ -248,14 +251,14 @@ def test_the_best_candidate_is_taken_and_of_equals_the_first() -> None:
 
 
 def test_where_the_group_made_it_worse_is_said_with_the_classes() -> None:
-    """Part 1 knows 170 of 200 among its two classes, the group's model 148; by chance that is not, on the second."""
+    """B alone knows 170 of 200 among its two classes, the group's model 148; by chance that is not, on the second."""
     (worse,) = verdict().worse()
-    assert (worse.part, worse.classes) == (1, (1,))
-    assert (worse.part_accuracy, worse.group_accuracy) == (0.85, 0.74)
-    assert verdict().best_part == (0, pytest.approx(170 / 300), pytest.approx(190 / 300))
-    fine = {0: ((60, 60, 25, 25), (70, 60, 30, 30))}
+    assert (worse.peer, worse.classes) == (B, (1,))
+    assert (worse.own_accuracy, worse.group_accuracy) == (0.85, 0.74)
+    assert verdict().best_member == (A, pytest.approx(170 / 300), pytest.approx(190 / 300))
+    fine = {A: ((60, 60, 25, 25), (70, 60, 30, 30))}
     assert verdict(within=fine).worse() == []
-    chance = {1: ((80, 72, 0, 0), (78, 70, 0, 0))}
+    chance = {B: ((80, 72, 0, 0), (78, 70, 0, 0))}
     assert verdict(within=chance).worse() == []
 
 
@@ -276,7 +279,7 @@ def test_where_the_group_made_it_worse_is_said_with_the_classes() -> None:
         {
             candidates.TOTAL: np.array([1.0]),
             f"{candidates.CORRECT}joined": np.array([1.0]),
-            f"{candidates.WITHIN}0": np.zeros((3, 1)),
+            candidates.WITHIN + NAMES[0]: np.zeros((3, 1)),
         },
     ],
 )

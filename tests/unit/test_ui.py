@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -166,6 +167,7 @@ class Harvested:
     calibrated: bool = False
     is_half_way: bool = True
     verdict: Verdict | None = None
+    names: Mapping[PeerId, str] = field(default_factory=dict)
 
 
 def test_the_reassembly_report_says_who_how_fresh_how_much_and_what_is_missing() -> None:
