@@ -184,7 +184,7 @@ class _Session:
             elif line.kind == "round":
                 rounds = core.job.training.rounds
                 left_s = self._pace.left_s(time.monotonic(), rounds - own.round)
-                left = duration(left_s) if left_s is not None else ""
+                left = duration(max(1, round(left_s))) if left_s is not None else ""
                 text = narrator.round_sentence(line.fields, rounds, own.samples_per_s, own.accuracy, left)
             elif line.kind == "validated" and plan is not None and core.completion and core.completion.verdict:
                 after = verdict_lines(core.completion.verdict, plan, core.job.data.classes, core.name_of)

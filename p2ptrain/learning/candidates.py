@@ -13,8 +13,8 @@ TOTAL = f"{VALIDATION}total"
 CORRECT = f"{VALIDATION}correct."
 """[C], behind it a candidate's name: its right answers."""
 WITHIN = f"{VALIDATION}within."
-"""[2, C], behind it a peer's id: asked among that peer's classes, the right answers of what it trained by itself, and
-of the first candidate."""
+"""[3, C], behind it a peer's id: samples of that peer's classes; and, asked among these, the right answers of what it
+trained by itself, and of the first candidate."""
 SAMPLES = f"{VALIDATION}samples"
 """[1]: training samples of all who took part."""
 FITTED, JOINED = "fitted", "joined"

@@ -184,7 +184,7 @@ class HeadFitting:
         total, (right, *within) = self._answers(model, everything, sets)
         sums = {candidates.TOTAL: total, candidates.CORRECT + candidates.JOINED: right}
         for (peer, member), group in zip(self._members.items(), within, strict=True):
-            sums[candidates.WITHIN + peer] = torch.stack([member.right, group])
+            sums[candidates.WITHIN + peer] = validation.within(total, member, group)
         return sums
 
     def _answers(

@@ -62,6 +62,7 @@ class Parts:
         if init is not None:
             self._load_init(init)
         self._fresh = init is None
+        self._is_text = job.data.kind == "text"
         self.decoupling: Decoupling | None = None
         if plan.mode == "tasks":
             self.decoupling = Decoupling(
@@ -136,7 +137,7 @@ class Parts:
         spec = self.plan.parts[part]
         trainers = (trainer,) if trainer else spec.trainers
         counts = [peer.counts for peer in self.plan.peers if peer.peer in trainers and peer.counts]
-        if self.plan.targets != "all" or not counts:
+        if self.plan.targets != "all" or not counts or self._is_text:
             return spec.classes
         return tuple(c for c in range(self.plan.num_classes) if any(each[c] for each in counts))
 

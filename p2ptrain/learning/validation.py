@@ -59,8 +59,15 @@ def count(
         sums[CORRECT + name] = _by_class(right_of(head.logits(x), y), y, num_classes)
     answers = heads[main].logits(x)
     for peer, member in members.items():
-        sums[WITHIN + peer] = torch.stack([member.right, among(answers, y, member.classes)])
+        sums[WITHIN + peer] = within(sums[TOTAL], member, among(answers, y, member.classes))
     return sums
+
+
+def within(total: Tensor, member: Member, group: Tensor) -> Tensor:
+    """[3, C]: samples of the member's classes, its own right answers, and the group's."""
+    asked = torch.zeros_like(total)
+    asked[list(member.classes)] = total[list(member.classes)]
+    return torch.stack([asked, member.right, group])
 
 
 def among(logits: Tensor, y: Tensor, classes: Sequence[int]) -> Tensor:
@@ -102,7 +109,7 @@ def empty(heads: Iterable[str], members: Iterable[str], num_classes: int) -> dic
     """The sums of no samples, for these candidates and members."""
     sums = {TOTAL: torch.zeros(num_classes, dtype=torch.float64)}
     sums |= {CORRECT + name: torch.zeros(num_classes, dtype=torch.float64) for name in heads}
-    return sums | {WITHIN + peer: torch.zeros(2, num_classes, dtype=torch.float64) for peer in members}
+    return sums | {WITHIN + peer: torch.zeros(3, num_classes, dtype=torch.float64) for peer in members}
 
 
 def add(contributions: Sequence[Mapping[str, Tensor]], num_classes: int) -> dict[str, Tensor]:
@@ -112,7 +119,7 @@ def add(contributions: Sequence[Mapping[str, Tensor]], num_classes: int) -> dict
         if TOTAL not in sums or (total and sums.keys() != total.keys()):
             raise RemoteError("validation", f"counts of {sorted(sums)[:5]}")
         for name, tensor in sums.items():
-            shape = (2, num_classes) if name.startswith(WITHIN) else (num_classes,)
+            shape = (3, num_classes) if name.startswith(WITHIN) else (num_classes,)
             known = name == TOTAL or name.startswith((WITHIN, CORRECT))
             if not known or tuple(tensor.shape) != shape or tensor.dtype != torch.float64:
                 raise RemoteError("validation", f"{name[:40]}: {tensor.dtype} {tuple(tensor.shape)}, not {shape}")

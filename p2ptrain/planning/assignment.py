@@ -146,7 +146,7 @@ def notes(job: Job, plan: Plan) -> list[str]:
             lines.append(f"{peer.peer}: no part fits its memory and its samples, trains nothing")
         elif largest_share(job, peer.memory_bytes) < plan.parts[trainers[peer.peer]].share:
             lines.append(f"{peer.peer}: its part may not fit into its memory; a smaller batch_size helps")
-        if len(held[peer.peer]) == 1 and peer.peer in trainers:
+        if len(held[peer.peer]) == 1 and peer.peer in trainers and job.data.kind != "text":
             (only,) = (job.data.classes[c] for c in held[peer.peer])
             lines.append(
                 f"{peer.peer}: has samples of {only} alone, and learns nothing from one class; they count when the "
@@ -160,7 +160,9 @@ def notes(job: Job, plan: Plan) -> list[str]:
 
 def _class_notes(job: Job, plan: Plan) -> list[str]:
     """Classes that nobody will learn, or hardly."""
-    names, lines = job.data.classes, []
+    names, lines = job.data.classes, list[str]()
+    if job.data.kind == "text":
+        return lines  # its classes are bytes, of which no text has all
     totals = [sum(peer.counts[c] for peer in plan.peers if peer.counts) for c in range(len(names))]
     nobody = [names[c] for c, total in enumerate(totals) if not total]
     if nobody:

@@ -38,8 +38,8 @@ class Verdict:
 
     totals: tuple[int, ...]
     correct: Mapping[str, tuple[int, ...]]
-    within: Mapping[PeerId, tuple[tuple[int, ...], tuple[int, ...]]]
-    """By member: among its classes, the right answers of its own copy of its part, and the group's."""
+    within: Mapping[PeerId, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+    """By member: samples of its classes; asked among these, the right answers of its own copy, and the group's."""
     train_samples: int
     """Of all who took part."""
 
@@ -75,9 +75,9 @@ class Verdict:
         """The member whose own copy knows most samples among its classes: its accuracy there, and the group's."""
         found = []
         for peer in sorted(self.within):
-            own, group = self.within[peer]
-            if asked := self._asked(peer):
-                found.append((sum(own), peer, sum(own) / asked, sum(group) / asked))
+            asked, own, group = map(sum, self.within[peer])
+            if asked:
+                found.append((own, peer, own / asked, group / asked))
         return max(found, key=lambda each: each[0])[1:] if found else None
 
     def worse(self) -> list[Worse]:
@@ -85,21 +85,12 @@ class Verdict:
         if part_of(self.chosen) is not None:
             return []
         found = []
-        for peer, (own, group) in sorted(self.within.items()):
-            knows, asked = self._knows(peer), self._asked(peer)
-            classes = tuple(
-                c for c, n in enumerate(self.totals) if n and knows[c] and _clearly_less(group[c], own[c], n)
-            )
-            if asked and (classes or _clearly_less(sum(group), sum(own), asked)):
-                found.append(Worse(peer, classes, sum(own) / asked, sum(group) / asked))
+        for peer, (asked, own, group) in sorted(self.within.items()):
+            classes = tuple(c for c, n in enumerate(asked) if n and _clearly_less(group[c], own[c], n))
+            total = sum(asked)
+            if total and (classes or _clearly_less(sum(group), sum(own), total)):
+                found.append(Worse(peer, classes, sum(own) / total, sum(group) / total))
         return found
-
-    def _knows(self, peer: PeerId) -> list[bool]:
-        own, group = self.within[peer]
-        return [o > 0 or g > 0 for o, g in zip(own, group, strict=True)]
-
-    def _asked(self, peer: PeerId) -> int:
-        return sum(n for n, knows in zip(self.totals, self._knows(peer), strict=True) if knows)
 
 
 def _clearly_less(few: int, many: int, n: int) -> bool:
@@ -119,8 +110,10 @@ def read_verdict(state: bytes | memoryview | mmap) -> Verdict | None:
     within = {_peer(n): _counts(a, 2) for n, a in arrays.items() if n.startswith(WITHIN)}
     if not correct or not all(name in (FITTED, JOINED) or part_of(name) is not None for name in correct):
         raise RemoteError("validation", f"candidates {sorted(correct)[:5]}")
-    rows = [*correct.values(), *(rows[i] for rows in within.values() for i in (0, 1))]
-    if any(len(row) != len(totals) or any(r > n for r, n in zip(row, totals, strict=True)) for row in rows):
+    rows = [(totals, row) for row in correct.values()]
+    for asked, own, group in within.values():
+        rows += [(totals, asked), (asked, own), (asked, group)]
+    if any(len(row) != len(most) or any(r > n for r, n in zip(row, most, strict=True)) for most, row in rows):
         raise RemoteError("validation", "more right answers than samples")
     samples = _counts(arrays[SAMPLES], 1) if SAMPLES in arrays else (0,)
     return Verdict(totals, correct, within, int(samples[0]) if samples else 0)
@@ -132,7 +125,7 @@ def _counts(array: np.ndarray, dimensions: int) -> tuple:  # type: ignore[type-a
     rows: Sequence = array.astype(np.int64).tolist()  # type: ignore[type-arg]
     if dimensions == 1:
         return tuple(rows)
-    if len(rows) != 2:
+    if len(rows) != 3:
         raise RemoteError("validation", f"counts of shape {array.shape}")
     return tuple(tuple(row) for row in rows)
 

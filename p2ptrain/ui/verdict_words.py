@@ -13,6 +13,9 @@ from p2ptrain.planning.plan import Plan
 from p2ptrain.runtime.verdict import Verdict
 from p2ptrain.ui.words import listed, percent
 
+MANY_CLASSES = 100
+"""With more (of text each byte is one) it is nothing to warn of that some are never recognised."""
+
 
 def verdict_lines(verdict: Verdict, plan: Plan, classes: Sequence[str], name: Callable[[PeerId], str]) -> list[str]:
     """``name``: what people call a peer."""
@@ -21,7 +24,7 @@ def verdict_lines(verdict: Verdict, plan: Plan, classes: Sequence[str], name: Ca
     share = percent(verdict.accuracy())
     lines = [f"on {verdict.samples:,} validation samples of all devices: {share} right{_head(verdict, plan, name)}"]
     weak = [classes[c] for c, right in enumerate(verdict.per_class()) if right == 0]
-    if weak:
+    if weak and len(classes) <= MANY_CLASSES:
         lines.append(f"NONE of the validation samples of {listed(weak)} is recognised: bring more samples of them")
     best = verdict.best_member
     if best is not None and len(verdict.within) > 1 and part_of(verdict.chosen) is None:

@@ -132,7 +132,8 @@ def test_a_part_alone_is_its_sub_model() -> None:
         x, y = data.tensors()
         answers = model(x)[:, :2].argmax(1)
         right += torch.bincount(y[(answers == y) & (y < 2)], minlength=len(CLASSES))
-    assert state[candidates.WITHIN + NAMES[1]][0].tolist() == right.tolist()
+    assert state[candidates.WITHIN + NAMES[1]][0].tolist() == [40, 40, 0, 0]
+    assert state[candidates.WITHIN + NAMES[1]][1].tolist() == right.tolist()
     assert state[candidates.CORRECT + candidates.alone(narrow)].tolist() == right.tolist()
     head, classes = group.parts.head_alone(narrow, group.parts.head_of(group.states[narrow]))
     assert classes == (0, 1) and bool((head.bias[2:] == validation.UNKNOWN).all())
@@ -229,6 +230,7 @@ def test_what_is_no_count_is_refused_and_the_others_are_taken(change: Any) -> No
 # --- the verdict ------------------------------------------------------------------------------------------------------
 
 TOTALS = (100, 100, 50, 50)
+TWO = (100, 100, 0, 0)
 A, B = map(PeerId, NAMES[:2])
 
 
@@ -236,7 +238,7 @@ def verdict(**changes: Any) -> Verdict:
     base = Verdict(
         totals=TOTALS,
         correct={candidates.FITTED: (70, 60, 30, 30), candidates.JOINED: (50, 50, 30, 30)},
-        within={A: ((60, 60, 25, 25), (70, 60, 30, 30)), B: ((80, 90, 0, 0), (78, 70, 0, 0))},
+        within={A: (TOTALS, (60, 60, 25, 25), (70, 60, 30, 30)), B: (TWO, (80, 90, 0, 0), (78, 70, 0, 0))},
         train_samples=2700,
     )
     return dataclasses.replace(base, **changes)
@@ -256,9 +258,9 @@ def test_where_the_group_made_it_worse_is_said_with_the_classes() -> None:
     assert (worse.peer, worse.classes) == (B, (1,))
     assert (worse.own_accuracy, worse.group_accuracy) == (0.85, 0.74)
     assert verdict().best_member == (A, pytest.approx(170 / 300), pytest.approx(190 / 300))
-    fine = {A: ((60, 60, 25, 25), (70, 60, 30, 30))}
+    fine = {A: (TOTALS, (60, 60, 25, 25), (70, 60, 30, 30))}
     assert verdict(within=fine).worse() == []
-    chance = {B: ((80, 72, 0, 0), (78, 70, 0, 0))}
+    chance = {B: (TWO, (80, 72, 0, 0), (78, 70, 0, 0))}
     assert verdict(within=chance).worse() == []
 
 
@@ -274,12 +276,12 @@ def test_where_the_group_made_it_worse_is_said_with_the_classes() -> None:
         {
             candidates.TOTAL: np.array([1.0]),
             f"{candidates.CORRECT}joined": np.array([1.0]),
-            f"{candidates.WITHIN}x": np.zeros((2, 1)),
+            f"{candidates.WITHIN}x": np.zeros((3, 1)),
         },
         {
             candidates.TOTAL: np.array([1.0]),
             f"{candidates.CORRECT}joined": np.array([1.0]),
-            candidates.WITHIN + NAMES[0]: np.zeros((3, 1)),
+            candidates.WITHIN + NAMES[0]: np.zeros((2, 1)),
         },
     ],
 )
