@@ -168,10 +168,12 @@ class HeadFitting:
             heads = {candidates.FITTED: Head(plain["weight"], plain["bias"]), **heads}
         own: dict[int, tuple[Head, Sequence[int]]] = {}
         if len(self._heads) > 1:
-            for part, tensors in sorted(self._heads.items()):
-                head, classes = self._parts.head_alone(part, tensors)
-                own[part] = (head, classes)
-                if self._parts.plan.targets == "all" and "bias" in self._head:  # it is the bias that rules classes out
+            own = {part: self._parts.head_alone(part, tensors) for part, tensors in sorted(self._heads.items())}
+            known = {c for _, classes in own.values() for c in classes}
+            for part, (head, classes) in own.items():
+                # A part that lacks a class would never name it, however well it does otherwise: no class is given up.
+                # (It is the bias that rules classes out.)
+                if self._parts.plan.targets == "all" and "bias" in self._head and known.issubset(classes):
                     heads[candidates.alone(part)] = head
         if not len(self._val_y):
             return validation.empty(heads, own, self._num_classes)
