@@ -171,8 +171,12 @@ class HeadFitting:
             plain = calibration.plain_head(self._full(state))
             heads = {candidates.FITTED: Head(plain["weight"], plain["bias"]), **heads}
         if len(self._heads) > 1 and self._parts.plan.targets == "all" and "bias" in self._head:
-            for part, tensors in sorted(self._heads.items()):  # it is the bias that rules out classes it doesn't know
-                heads[candidates.alone(part)], _ = self._parts.head_alone(part, tensors)
+            alone = {part: self._parts.head_alone(part, tensors) for part, tensors in sorted(self._heads.items())}
+            known = {c for _, classes in alone.values() for c in classes}
+            # A part that lacks a class would never name it, however well it does otherwise: no class is given up.
+            # (It is the bias that rules classes out.)
+            whole = {part: head for part, (head, classes) in alone.items() if known.issubset(classes)}
+            heads |= {candidates.alone(part): head for part, head in whole.items()}
         if not len(self._val_y):
             return validation.empty(heads, self._members, self._num_classes)
         return validation.count(x, self._val_y, heads, self._members, main=next(iter(heads)))

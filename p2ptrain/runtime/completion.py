@@ -80,6 +80,8 @@ class Completion:
         self._others_head: m.Holding | None = None
         """A head that others made, on its way here."""
         self._next_head_at = 0.0
+        self._callers: set[PeerId] = set()
+        """Have called for a fit, and so have ended, though their records that say so are still on their way."""
         peer.on_effects(
             {
                 PrepareFeatures: self._prepare,
@@ -207,6 +209,7 @@ class Completion:
             self._check_call(message)
             if self._head is not None and _covers(self._head, message.holdings):
                 return []  # that is done, as our record tells: its sender fetches the head
+            self._callers.add(sender)
             return self._received(sender, message, self._num_steps(plan), now)
         if isinstance(message, (m.CalibrationGradient, m.CalibrationHead)) and message.data:
             read_untrusted(message.data)
@@ -247,8 +250,19 @@ class Completion:
         return self.trainer_unable(now) if self._calibration.preparing else []
 
     def members_changed(self, now: float) -> Effects:
-        ended = [p for p in self._peer.members() if (r := self._peer.records.get(p)) is not None and r.phase in ENDED]
-        return [*self._calibration.members_changed(ended, now), *self.look(now)]
+        return [*self._calibration.members_changed(self._ended(), now), *self.look(now)]
+
+    def _ended(self) -> list[PeerId]:
+        ended, members = [], self._peer.members()
+        self._callers.intersection_update(members)
+        for member in members:
+            record = self._peer.records.get(member)
+            if record is not None and record.phase in ENDED:
+                self._callers.discard(member)
+                ended.append(member)
+            elif member in self._callers:  # without its lead a peer would begin alone, and leave out all others
+                ended.append(member)
+        return ended
 
     def head_kept(self, holding: m.Holding, verdict: Verdict | None, now: float) -> Effects:
         self._head, self.verdict = holding, verdict

@@ -45,6 +45,8 @@ class Collected:
     parts: dict[int, list[Snapshot]]
     head: Snapshot | None
     records: dict[PeerId, Record]
+    trained: frozenset[int] = frozenset()
+    """Parts that somebody who is alive trains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +79,13 @@ class Harvest:
     """What the group found on everybody's validation samples, if it has looked."""
     names: Mapping[PeerId, str] = field(default_factory=dict)
     """What peers call themselves."""
+    stopped: tuple[int, ...] = ()
+    """Parts that have rounds left and that nobody here trains, while the group has come to its end without."""
 
     @property
     def is_half_way(self) -> bool:
         """Training goes on, or the group has yet to fit the last layer that its plan asks for."""
-        behind = any(part.round < part.rounds for part in self.report)
+        behind = any(part.round < part.rounds and part.part not in self.stopped for part in self.report)
         return behind or (self.plan.calibrate and not self.calibrated and self.verdict is None)
 
 
@@ -106,7 +110,8 @@ async def collect(
         plan = observer.plan() or plan
     if not parts or (missing and not partial):
         raise NotCoveredError(_lament(job, plan, missing))
-    return Collected(job, plan, parts, head, dict(observer.records))
+    trained = frozenset(record.part for record in observer.alive() if record.phase != "failed")
+    return Collected(job, plan, parts, head, dict(observer.records), trained)
 
 
 def _missing(plan: Plan, parts: Mapping[int, list[Snapshot]]) -> list[int]:
@@ -218,7 +223,10 @@ def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
         state = parts.with_candidate(state, taken, fitted, means)
     missing = tuple(part.index for part in plan.parts if part.index not in copies)
     names = {peer: record.name for peer, record in collected.records.items()}
-    return Harvest(job, plan, state, means, _report(collected), missing, taken == FITTED, verdict, names)
+    report = _report(collected)
+    behind = [part.part for part in report if part.round < part.rounds and part.part not in collected.trained]
+    stopped = tuple(behind) if collected.head is not None else ()
+    return Harvest(job, plan, state, means, report, missing, taken == FITTED, verdict, names, stopped)
 
 
 def _report(collected: Collected) -> tuple[PartReport, ...]:

@@ -34,6 +34,8 @@ class Harvested(Protocol):
     def verdict(self) -> Verdict | None: ...
     @property
     def names(self) -> Mapping[PeerId, str]: ...
+    @property
+    def stopped(self) -> Sequence[int]: ...
 
 
 def render(harvest: Harvested) -> str:
@@ -64,7 +66,14 @@ def render(harvest: Harvested) -> str:
             "THE LAST LAYER IS NOT FITTED YET, and the model much worse than it will be: the group does that when all "
             "have finished; harvest again then"
         )
-    if behind := [part for part in harvest.report if part.round < part.rounds]:
+    for part in harvest.report:
+        if part.part in harvest.stopped:
+            lines.append(
+                f"STOPPED: part {part.part} ({listed(part.classes)}) after {part.round} of {part.rounds} rounds, as no "
+                "device that is here trains it. The model knows what the part had learnt by then; start its device "
+                "again to go on, and harvest again"
+            )
+    if behind := [part for part in harvest.report if part.round < part.rounds and part.part not in harvest.stopped]:
         rounds = ", ".join(f"{part.round} of {part.rounds} rounds of part {part.part}" for part in behind)
         lines.append(f"HALF-WAY: so far {rounds}; harvest again when `p2ptrain status` says that all are done")
     if harvest.verdict is not None:
@@ -96,6 +105,7 @@ def to_plain(harvest: Harvested) -> dict[str, Any]:
         "calibrated": harvest.calibrated,
         "complete": not harvest.missing,
         "half_way": harvest.is_half_way,
+        "stopped": list(harvest.stopped),
         "validation": None if harvest.verdict is None else _validation(harvest.verdict, job.data.classes),
         "missing": [
             {"part": i, "classes": [job.data.classes[c] for c in harvest.plan.parts[i].classes]}

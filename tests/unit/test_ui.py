@@ -168,6 +168,7 @@ class Harvested:
     is_half_way: bool = True
     verdict: Verdict | None = None
     names: Mapping[PeerId, str] = field(default_factory=dict)
+    stopped: tuple[int, ...] = ()
 
 
 def test_the_reassembly_report_says_who_how_fresh_how_much_and_what_is_missing() -> None:
@@ -177,6 +178,10 @@ def test_the_reassembly_report_says_who_how_fresh_how_much_and_what_is_missing()
     plain = report.to_plain(Harvested())
     assert plain["complete"] is False and plain["missing"] == [{"part": 1, "classes": ["emu", "fox"]}]
     assert "fitted again" in report.render(Harvested(calibrated=True))
+    stopped = Harvested(calibrated=True, is_half_way=False, stopped=(0,))
+    assert "HALF-WAY" in report.render(Harvested()) and "HALF-WAY" not in report.render(stopped)
+    assert "STOPPED: part 0 (cat, dog) after 4 of 10 rounds" in report.render(stopped)
+    assert report.to_plain(stopped)["stopped"] == [0]
 
 
 def test_a_screen_that_is_no_terminal_writes_what_changed_only() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from fake_trainer import combination, contribution
+from fake_trainer import FakeTrainer, combination, contribution
 from peer_group import LAN, Device, Room, Visitor, job, seeds, sizes
 
 from p2ptrain.net.simulated import Conditions
@@ -69,6 +69,23 @@ def check_heads(room: Room) -> None:
         assert {h.round for h in copies} == {device.core.job.training.rounds}
 
 
+def fitted_head(room: Room) -> np.ndarray:
+    """What everyone holds."""
+    (head,) = {h.blob for d in room.on() for h in d.record.holdings if h.part == HEAD_PART}
+    return np.asarray(tensorfile.read(room.on()[0].disk.blobs[head]).arrays()["head"])
+
+
+def expected_head(room: Room) -> np.ndarray:
+    """What one peer with everybody's samples would have fitted."""
+    trainers = [device.trainer for device in room.on() if isinstance(device.trainer, FakeTrainer)]
+    rows = np.concatenate([trainer.own_features() for trainer in trainers])
+    state = None
+    for step in range(7):  # moments, gradients, validation: all the same to this trainer
+        state = combination(step, state, [(len(rows), contribution(step, state, rows))])
+    assert state is not None
+    return state
+
+
 # --- from nothing to done ---------------------------------------------------------------------------------------------
 
 
@@ -111,15 +128,33 @@ def test_five_peers_calibrate(seed: int, conditions: Conditions) -> None:
     assert room.run(60, lambda: all(h.core.completion and h.core.completion.holdings() for h in room.on()))
     check_heads(room)
     if conditions.loss == 0:
-        trainers = [device.trainer for device in room.on() if device.trainer]
-        rows = np.concatenate([trainer.own_features() for trainer in trainers])
-        state = None
-        for step in range(7):  # moments, gradients, validation: all the same to this trainer
-            state = combination(step, state, [(len(rows), contribution(step, state, rows))])
-        (head,) = {h.blob for d in room.on() for h in d.record.holdings if h.part == HEAD_PART}
-        fitted = tensorfile.read(room.devices[0].disk.blobs[head]).arrays()["head"]
-        np.testing.assert_allclose(fitted, state, rtol=1e-9)
+        np.testing.assert_allclose(fitted_head(room), expected_head(room), rtol=1e-9)
         assert not refusals(room)
+
+
+@pytest.mark.parametrize("seed", seeds(20))
+def test_the_last_layer_is_fitted_once_by_all(seed: int) -> None:
+    """Whatever is slow or lost on the way: one fit, over the last round of every part, and none after it."""
+    conditions, count = (LAN, LOSSY, WORLD)[seed % 3], 2 + seed % 2
+    room = Room(seed, conditions)
+    the_job = job("tasks", calibrate="always", min_peers=count, rounds=4)
+    for number in range(count):  # rounds so short that records lag behind calls
+        times = {"round_s": room.rng.choice((0.01, 0.03, 0.3)), "save_s": room.rng.choice((0.0, 0.02, 0.3, 2.0))}
+        room.add(number, job=the_job, **times)
+    assert room.run(400, room.all_done)
+    assert room.run(60, lambda: all(d.core.completion and d.core.completion.holdings() for d in room.on()))
+    room.run(30)
+    assert phases(room) == {"done": count}
+    check_heads(room)
+    for device in room.on():
+        kinds = device.note_kinds()
+        assert kinds["calibrated"] == 1 and kinds["done"] == 1
+        done_at = next(at for at, note in device.notes if note.kind == "done")
+        assert not any(note.kind.startswith("calibrat") for at, note in device.notes if at > done_at)
+    sessions = {dict(n.fields)["session"] for d in room.on() for _, n in d.notes if n.kind == "calibration-started"}
+    assert len(sessions) == 1
+    if conditions.loss == 0:
+        np.testing.assert_allclose(fitted_head(room), expected_head(room), rtol=1e-9)
 
 
 @pytest.mark.parametrize("seed", seeds(1))
