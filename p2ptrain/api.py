@@ -20,14 +20,14 @@ from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.net.keys import OPEN_GROUP, Group, load_group, load_or_make_identity, read_code
 from p2ptrain.planning.plan import Plan
-from p2ptrain.protocol.messages import MemberState, Record
 from p2ptrain.runtime import harvest as harvesting
 from p2ptrain.runtime.harvest import Harvest
-from p2ptrain.runtime.journal import Journal, Line
-from p2ptrain.runtime.node import NetworkConfig
-from p2ptrain.runtime.observer import ObserverNode
-from p2ptrain.runtime.peer_node import PeerNode, PeerOptions
-from p2ptrain.runtime.store import StateDir
+from p2ptrain.runtime.node.journal import Journal, Line
+from p2ptrain.runtime.node.node import NetworkConfig
+from p2ptrain.runtime.node.observer_node import ObserverNode
+from p2ptrain.runtime.node.peer_node import PeerNode, PeerOptions
+from p2ptrain.runtime.store.store import StateDir
+from p2ptrain.wire.messages import MemberState, Record
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from p2ptrain.planning import room
+from p2ptrain.planning.pipeline import fleet
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +16,6 @@ def no_work_for_parcels() -> Iterator[None]:
     What it costs is tested in ``test_parcel_costs``.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "PARCEL_FLOPS", 0.0)
-        patch.setattr(room, "BYTE_FLOPS", 0.0)
+        patch.setattr(fleet, "PARCEL_FLOPS", 0.0)
+        patch.setattr(fleet, "BYTE_FLOPS", 0.0)
         yield

@@ -52,9 +52,9 @@ def command(model_file: Path, data: str, num_samples: int, output: Path, allow_m
     import torch
 
     from p2ptrain.config import DataConfig, Job, ModelConfig
-    from p2ptrain.learning.attribution import attribute
     from p2ptrain.learning.checkpoint import ATTRIBUTION, save_model
-    from p2ptrain.learning.decoupling import Decoupling
+    from p2ptrain.learning.submodels.attribution import attribute
+    from p2ptrain.learning.submodels.decoupling import Decoupling
 
     model, card = load_allowed(model_file, allow_model)
     shape, num_classes = card.data.input_shape, len(card.data.classes)

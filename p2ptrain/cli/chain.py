@@ -13,7 +13,7 @@ import click
 from p2ptrain.errors import UserError
 
 if TYPE_CHECKING:
-    from p2ptrain.learning.blocks import Chain
+    from p2ptrain.learning.blocks.chain import Chain
 
 F = TypeVar("F", bound=Callable[..., Any])
 SHAPES = {"lenet": (1, 28, 28), "dscnn": (1, 40, 61)}
@@ -41,7 +41,7 @@ def chain_of(model: str, input_shape: str | None, num_classes: int, width: float
     """The model's blocks, without numbers. Raises ``UserError``. Imports torch."""
     import torch
 
-    from p2ptrain.learning.blocks import Chain
+    from p2ptrain.learning.blocks.chain import Chain
     from p2ptrain.learning.models import build_model
 
     shape = _shape(input_shape, model)

@@ -226,7 +226,7 @@ def _with_settings(job: Job, settings: dict[str, Any]) -> Job:
 def _known_model(name: str) -> None:
     """Refuse a misspelt built-in model without importing torch."""
     from p2ptrain.learning.data.source import closest
-    from p2ptrain.planning.footprint import SIZES
+    from p2ptrain.planning.devices.footprint import SIZES
 
     if ":" not in name and name not in SIZES:
         raise JobError(
@@ -268,7 +268,7 @@ def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> 
             f"let it run with --allow-model {job.model.name}"
         )
     check_allowed(job.model.name, allow_model)
-    from p2ptrain.learning.flops import memory_bytes, training_flops
+    from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
     from p2ptrain.learning.parts import global_model
 
     model = global_model(job, allow_user_code=True)
@@ -329,14 +329,14 @@ def _samples_per_class(job: Job, data: str) -> dict[str, dict[str, int]]:
 def _check_model(job: Job, model: nn.Module) -> None:
     """A model that can't be divided is said now, not by every peer."""
     if job.mode == "slices":
-        from p2ptrain.learning.block_costs import profile_blocks
-        from p2ptrain.learning.blocks import Chain
-        from p2ptrain.planning.blocks import check_model
+        from p2ptrain.learning.blocks.chain import Chain
+        from p2ptrain.learning.blocks.costs import profile_blocks
+        from p2ptrain.planning.devices.blocks import check_model
 
         check_model(profile_blocks(Chain(model, job.data.input_shape), job.model.name))
     if job.mode != "tasks":
         return
-    from p2ptrain.learning.decoupling import Decoupling
+    from p2ptrain.learning.submodels.decoupling import Decoupling
 
     half = (len(job.data.classes) + 1) // 2
     groups = [range(half), range(half, len(job.data.classes))]

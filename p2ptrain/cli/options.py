@@ -23,7 +23,7 @@ from p2ptrain.errors import UserError
 if TYPE_CHECKING:
     from p2ptrain.learning.checkpoint import ModelCard
     from p2ptrain.net.keys import Group
-    from p2ptrain.runtime.node import NetworkConfig
+    from p2ptrain.runtime.node.node import NetworkConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -144,7 +144,7 @@ def read_network(
 ) -> NetworkConfig:
     """Checked at once, so that a wrong address or interface is an error before anything starts."""
     from p2ptrain.net.interfaces import usable_addresses
-    from p2ptrain.runtime.node import NetworkConfig, parse_endpoint
+    from p2ptrain.runtime.node.node import NetworkConfig, parse_endpoint
 
     for peer in peers:
         parse_endpoint(peer)

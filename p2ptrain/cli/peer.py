@@ -29,7 +29,7 @@ from p2ptrain.errors import UserError
 
 if TYPE_CHECKING:
     from p2ptrain.config import Job
-    from p2ptrain.runtime.peer_node import PeerOptions
+    from p2ptrain.runtime.node.peer_node import PeerOptions
 
 EXAMPLES = """\b
 Examples:
@@ -133,7 +133,7 @@ def command(
     from p2ptrain import api
     from p2ptrain.cli import peer_session
     from p2ptrain.config import init_path, load_job
-    from p2ptrain.runtime.peer_node import PeerOptions
+    from p2ptrain.runtime.node.peer_node import PeerOptions
 
     group = read_group(code, is_open, state_dir)
     state = state_dir or api.default_state_dir()
@@ -174,7 +174,7 @@ def _measured(
     import dataclasses
 
     from p2ptrain.cli.preflight import Request, preflight
-    from p2ptrain.planning.profiles import find_profile, read_profile
+    from p2ptrain.planning.devices.profiles import find_profile, read_profile
     from p2ptrain.ui.words import listed, scaled
 
     known = read_profile(find_profile(profile)) if profile else None

@@ -23,13 +23,13 @@ from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.net.interfaces import usable_addresses
 from p2ptrain.net.keys import Group, save_group
-from p2ptrain.runtime import journal
-from p2ptrain.runtime.allocator import keep_for_messages
-from p2ptrain.runtime.journal import Line
-from p2ptrain.runtime.node import NetworkConfig
+from p2ptrain.runtime.node import journal
+from p2ptrain.runtime.node.journal import Line
+from p2ptrain.runtime.node.node import NetworkConfig
+from p2ptrain.runtime.node.peer_node import PeerNode, PeerOptions
 from p2ptrain.runtime.peer import Peer
-from p2ptrain.runtime.peer_node import PeerNode, PeerOptions
-from p2ptrain.runtime.store import StateDir
+from p2ptrain.runtime.store.store import StateDir
+from p2ptrain.runtime.trainer.allocator import keep_for_messages
 from p2ptrain.ui import narrator
 from p2ptrain.ui.verdict_words import verdict_lines
 from p2ptrain.ui.words import clean, duration

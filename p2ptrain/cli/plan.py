@@ -18,8 +18,8 @@ from p2ptrain.config import CODINGS, Coding, Optimizer, Schedule
 from p2ptrain.errors import UserError
 
 if TYPE_CHECKING:
-    from p2ptrain.planning.pipeline_task import PairRate, PipelinePeer
-    from p2ptrain.planning.profiles import DeviceProfile
+    from p2ptrain.planning.devices.profiles import DeviceProfile
+    from p2ptrain.planning.pipeline.task import PairRate, PipelinePeer
 
 EXAMPLES = """\b
 Examples:
@@ -105,11 +105,11 @@ def command(
 
         check_output(png)
         check_matplotlib()
-    from p2ptrain.learning.block_costs import profile_blocks
-    from p2ptrain.planning.comparison import compare
-    from p2ptrain.planning.pipeline_task import PipelineTask, held_copies
-    from p2ptrain.planning.profile_codec import chain_hash
-    from p2ptrain.planning.room import Room
+    from p2ptrain.learning.blocks.costs import profile_blocks
+    from p2ptrain.planning.devices.profile_codec import chain_hash
+    from p2ptrain.planning.pipeline.comparison import compare
+    from p2ptrain.planning.pipeline.fleet import Room
+    from p2ptrain.planning.pipeline.task import PipelineTask, held_copies
     from p2ptrain.planning.slice_figures import WIRE
     from p2ptrain.ui import pipeline_view
 
@@ -143,7 +143,7 @@ def command(
 
 def read_profiles(names: tuple[str, ...]) -> list[tuple[str, DeviceProfile]]:
     """Each profile under its file's name; the second of a name is ``name#2``."""
-    from p2ptrain.planning.profiles import find_profile, read_profile
+    from p2ptrain.planning.devices.profiles import find_profile, read_profile
 
     found: list[tuple[str, DeviceProfile]] = []
     counts: dict[str, int] = {}
@@ -157,7 +157,7 @@ def read_profiles(names: tuple[str, ...]) -> list[tuple[str, DeviceProfile]]:
 
 def pair_rates_of(links: tuple[str, ...]) -> tuple[PairRate, ...]:
     """Of ``--link one:other=20``, in Mbit/s. Raises ``UserError``."""
-    from p2ptrain.planning.pipeline_task import PairRate
+    from p2ptrain.planning.pipeline.task import PairRate
 
     found = []
     for link in links:
@@ -184,8 +184,8 @@ def peers_of(
     """
     import dataclasses
 
-    from p2ptrain.planning.blocks import completed
-    from p2ptrain.planning.pipeline_task import peer_from_profile
+    from p2ptrain.planning.devices.blocks import completed
+    from p2ptrain.planning.pipeline.task import peer_from_profile
 
     peers = [peer_from_profile(profile, name, chain, codings) for name, profile in profiles]
     measured = [peer.times for peer in peers if peer.times]

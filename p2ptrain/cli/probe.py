@@ -17,8 +17,8 @@ from p2ptrain.cli.options import check_output, device_name, progress, write_text
 from p2ptrain.errors import UserError
 
 if TYPE_CHECKING:
-    from p2ptrain.learning.blocks import Chain
-    from p2ptrain.planning.profile_times import MeasuredBlocks
+    from p2ptrain.learning.blocks.chain import Chain
+    from p2ptrain.planning.devices.profile_times import MeasuredBlocks
 
 KINDS = ("board", "phone", "laptop", "desktop", "server")
 BATCH_SIZES = (2, 8, 32)
@@ -86,8 +86,8 @@ def command(
 
 
 def _add_times(path: Path, model: str, chain: Chain, batch_size: int) -> None:
-    from p2ptrain.planning.profile_times import with_block_times
-    from p2ptrain.planning.profiles import parse_profile, read_profile
+    from p2ptrain.planning.devices.profile_times import with_block_times
+    from p2ptrain.planning.devices.profiles import parse_profile, read_profile
 
     before = read_profile(path)
     text = path.read_text(encoding="utf-8")
@@ -111,13 +111,13 @@ def _measured(model: str, chain: Chain, batch_size: int) -> MeasuredBlocks:
 
     import torch
 
-    from p2ptrain.learning.block_costs import profile_blocks
-    from p2ptrain.learning.block_times import measure_blocks
-    from p2ptrain.learning.coding_times import measure_codings
-    from p2ptrain.planning.profile_codec import chain_hash, rounded, rounded_times
-    from p2ptrain.planning.profile_times import MeasuredBlocks
-    from p2ptrain.runtime.allocator import keep_for_training, kept_block_bytes
+    from p2ptrain.learning.blocks.costs import profile_blocks
+    from p2ptrain.learning.profiling.block_times import measure_blocks
+    from p2ptrain.learning.profiling.coding_times import measure_codings
+    from p2ptrain.planning.devices.profile_codec import chain_hash, rounded, rounded_times
+    from p2ptrain.planning.devices.profile_times import MeasuredBlocks
     from p2ptrain.runtime.probe import available_cores, find_accelerator, versions
+    from p2ptrain.runtime.trainer.allocator import keep_for_training, kept_block_bytes
 
     progress(f"measuring the {len(chain.blocks)} blocks of {model}, for half a minute at most")
     keep_for_training()

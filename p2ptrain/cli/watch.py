@@ -15,7 +15,7 @@ from p2ptrain.cli.options import Duration, group_options, network_options, read_
 
 if TYPE_CHECKING:
     from p2ptrain.net.keys import Group
-    from p2ptrain.runtime.node import NetworkConfig
+    from p2ptrain.runtime.node.node import NetworkConfig
 
 EXAMPLES = """\b
 Examples:

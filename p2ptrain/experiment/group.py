@@ -25,11 +25,11 @@ from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError, UserError
 from p2ptrain.net.keys import Group, new_group
 from p2ptrain.net.multicast import multicast_works
-from p2ptrain.protocol.messages import Record
 from p2ptrain.runtime import harvest as harvesting
 from p2ptrain.runtime.harvest import Harvest
-from p2ptrain.runtime.node import NetworkConfig
-from p2ptrain.runtime.observer import ObserverNode
+from p2ptrain.runtime.node.node import NetworkConfig
+from p2ptrain.runtime.node.observer_node import ObserverNode
+from p2ptrain.wire.messages import Record
 
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.5

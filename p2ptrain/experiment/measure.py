@@ -18,8 +18,8 @@ from torch import nn
 from p2ptrain.config import Job
 from p2ptrain.experiment.group import Experiment, Outcome
 from p2ptrain.learning import evaluation
+from p2ptrain.learning.blocks.flops import training_flops
 from p2ptrain.learning.data import Dataset, load, open_source, select
-from p2ptrain.learning.flops import training_flops
 from p2ptrain.learning.parts import Parts, global_model
 from p2ptrain.learning.training import LocalTrainer
 from p2ptrain.runtime.harvest import PartReport

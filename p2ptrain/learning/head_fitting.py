@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from p2ptrain.config import Job
 from p2ptrain.errors import RemoteError
-from p2ptrain.learning import calibration, candidates, validation
+from p2ptrain.learning import candidates, head_fit, validation
 from p2ptrain.learning.averaging import check_state, weighted_mean
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.parts import Parts
@@ -38,7 +38,7 @@ class HeadFitting:
         self, job: Job, parts: Parts, session: str, data: Dataset, val: Dataset | None = None, device: str = "cpu"
     ) -> None:
         self.session = session
-        self._config = calibration.FitConfig(steps=job.tasks.calibration_steps)
+        self._config = head_fit.FitConfig(steps=job.tasks.calibration_steps)
         self._fits = parts.plan.calibrate
         self._parts = parts
         self._data = data
@@ -90,9 +90,9 @@ class HeadFitting:
             return
         head, columns = self._parts.head, self._parts.head_columns(part)
         if self._fits:
-            x, self._y = calibration.features(submodel, head, self._own_batches(self._data), device=self._device)
+            x, self._y = head_fit.features(submodel, head, self._own_batches(self._data), device=self._device)
             self._columns.append((x, columns))
-        x, self._val_y = calibration.features(submodel, head, self._own_batches(self._val), device=self._device)
+        x, self._val_y = head_fit.features(submodel, head, self._own_batches(self._val), device=self._device)
         self._val_columns.append((x, columns))
         self._heads[part] = self._parts.head_of(mean)
 
@@ -109,8 +109,8 @@ class HeadFitting:
             return self.num_samples, self._validate(state)
         x, _ = self._joined()
         if kind == "moments":
-            return self.num_samples, calibration.moments(x, self._y, self._num_classes)
-        sums, samples = calibration.gradient(self._full(state), x, self._y, step)
+            return self.num_samples, head_fit.moments(x, self._y, self._num_classes)
+        sums, samples = head_fit.gradient(self._full(state), x, self._y, step)
         return samples, sums
 
     def combine(
@@ -125,10 +125,10 @@ class HeadFitting:
             return (self._full(state) if self._fits else {}) | counts
         self._joined()
         if kind == "moments":
-            after = calibration.begin(self._head, [sums for _, sums in contributions], self._config)
+            after = head_fit.begin(self._head, [sums for _, sums in contributions], self._config)
             self._fixed = {name: after[name] for name in FIXED}
             return after
-        after = calibration.advance(self._full(state), contributions, step, self._config)
+        after = head_fit.advance(self._full(state), contributions, step, self._config)
         last = step == self._config.steps
         return after if last or step % FULL_EVERY == 0 else {n: t for n, t in after.items() if n not in FIXED}
 
@@ -154,7 +154,7 @@ class HeadFitting:
     def _full(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         carried = {name: state[name] for name in FIXED if name in state}
         full = dict(state) | (self._fixed if not carried else {})
-        calibration.check_fit_state(full, self._num_classes, self._joined()[1].shape[1])
+        head_fit.check_fit_state(full, self._num_classes, self._joined()[1].shape[1])
         if carried:
             self._fixed = carried
         return full
@@ -168,7 +168,7 @@ class HeadFitting:
         joined = Head(self._head["weight"], self._head.get("bias", torch.zeros(self._num_classes)))
         heads = {candidates.JOINED: joined}
         if self._fits:
-            plain = calibration.plain_head(self._full(state))
+            plain = head_fit.plain_head(self._full(state))
             heads = {candidates.FITTED: Head(plain["weight"], plain["bias"]), **heads}
         if len(self._heads) > 1 and self._parts.plan.targets == "all" and "bias" in self._head:
             alone = {part: self._parts.head_alone(part, tensors) for part, tensors in sorted(self._heads.items())}
@@ -204,8 +204,8 @@ class HeadFitting:
         if self._features is None:
             self._head = self._parts.joined_head(self._heads)
             num_columns = self._head["weight"].shape[1]
-            x = calibration.join_columns(self._columns, num_columns) if self._columns else torch.zeros(0, num_columns)
-            self._features = x, calibration.join_columns(self._val_columns, num_columns)
+            x = head_fit.join_columns(self._columns, num_columns) if self._columns else torch.zeros(0, num_columns)
+            self._features = x, head_fit.join_columns(self._val_columns, num_columns)
             self._columns.clear()
             self._val_columns.clear()
         return self._features

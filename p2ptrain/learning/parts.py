@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError, LocalError
 from p2ptrain.learning.averaging import weighted_mean
-from p2ptrain.learning.calibration import plain_head
 from p2ptrain.learning.candidates import FITTED, part_of
-from p2ptrain.learning.decoupling import Decoupling
+from p2ptrain.learning.head_fit import plain_head
 from p2ptrain.learning.models import MODELS, TEXT_MODELS, build_model
+from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.validation import UNKNOWN, Head
 from p2ptrain.planning.plan import Plan
 

@@ -20,8 +20,8 @@ from zeroconf import Error, IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from p2ptrain.ids import GroupTag
-from p2ptrain.protocol.addresses import canonical_address, make_address
-from p2ptrain.protocol.messages import WIRE_VERSION
+from p2ptrain.wire.addresses import canonical_address, make_address
+from p2ptrain.wire.messages import WIRE_VERSION
 
 SERVICE = "_p2ptrain._tcp.local."
 LOOKUP_MS = 3_000

@@ -20,9 +20,9 @@ from typing import Protocol
 
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import PeerId
-from p2ptrain.protocol import codec
 from p2ptrain.protocol.machine import NEVER, Send
-from p2ptrain.protocol.messages import Message, lane_of
+from p2ptrain.wire import codec
+from p2ptrain.wire.messages import Message, lane_of
 
 _MAX_TICKS_AT_ONCE = 1000
 

@@ -30,12 +30,12 @@ from p2ptrain.net.keys import Group, Identity
 from p2ptrain.net.limits import ADVICE, NONE_LEFT, check_room
 from p2ptrain.net.link import Link, TokenBucket
 from p2ptrain.net.zap import DOMAIN, Gate
-from p2ptrain.protocol.address_book import MAX_ADDRESSES
-from p2ptrain.protocol.addresses import make_address, split_address
-from p2ptrain.protocol.codec import MAX_DATA_BYTES, MAX_FRAMES, MAX_HEADER_BYTES
-from p2ptrain.protocol.guests import MAX_GUEST_ADDRESSES, MAX_GUESTS
-from p2ptrain.protocol.messages import Lane
-from p2ptrain.protocol.session import MAX_PEERS
+from p2ptrain.protocol.session.address_book import MAX_ADDRESSES
+from p2ptrain.protocol.session.guests import MAX_GUEST_ADDRESSES, MAX_GUESTS
+from p2ptrain.protocol.session.sessions import MAX_PEERS
+from p2ptrain.wire.addresses import make_address, split_address
+from p2ptrain.wire.codec import MAX_DATA_BYTES, MAX_FRAMES, MAX_HEADER_BYTES
+from p2ptrain.wire.messages import Lane
 
 LANES: tuple[Lane, ...] = ("control", "bulk")
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from p2ptrain.config import Job, Mode
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
-from p2ptrain.planning.footprint import largest_share
+from p2ptrain.planning.devices.footprint import largest_share
 from p2ptrain.planning.grouping import Group, group_classes, group_peers, groups_by_data, swap_for_wishes
 from p2ptrain.planning.holdings import (
     classes_by_holdings,

@@ -19,10 +19,10 @@ from typing import Annotated, Literal
 from p2ptrain.config import MAX_CLASSES, Mode
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import JobId, PeerId
-from p2ptrain.planning.blocks import MAX_BLOCKS
-from p2ptrain.planning.pipeline_plan import PipelinePlan, check_pipeline_plan
-from p2ptrain.protocol.messages import MAX_LINKS, LinkFigure, PeerName, Record
-from p2ptrain.protocol.schema import Bound, from_plain, to_plain
+from p2ptrain.planning.devices.blocks import MAX_BLOCKS
+from p2ptrain.planning.pipeline.stages import PipelinePlan, check_pipeline_plan
+from p2ptrain.wire.messages import MAX_LINKS, LinkFigure, PeerName, Record
+from p2ptrain.wire.schema import Bound, from_plain, to_plain
 
 MAX_PLAN_BYTES = 1 << 20
 MAX_EPOCH = 2**40

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from p2ptrain.config import Job
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
-from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_times, completed
-from p2ptrain.planning.footprint import pipeline_bytes
-from p2ptrain.planning.pipeline_task import PairRate, PipelinePeer, PipelineTask, held_copies
+from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile, check_times, completed
+from p2ptrain.planning.devices.footprint import pipeline_bytes
+from p2ptrain.planning.devices.profile_codec import rounded, rounded_times
+from p2ptrain.planning.pipeline.fleet import Room
+from p2ptrain.planning.pipeline.task import PairRate, PipelinePeer, PipelineTask, held_copies
 from p2ptrain.planning.plan import MAX_STEPS, PeerSnapshot, SliceProfile
-from p2ptrain.planning.profile_codec import rounded, rounded_times
-from p2ptrain.planning.room import Room
-from p2ptrain.protocol.messages import LinkFigure
+from p2ptrain.wire.messages import LinkFigure
 
 LATENCY_S = 1e-3
 """Of a link in one room, until some are measured."""

@@ -20,11 +20,14 @@ from p2ptrain.config import Job
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.assignment import clean
-from p2ptrain.planning.blocks import ModelProfile
-from p2ptrain.planning.footprint import pipeline_bytes
-from p2ptrain.planning.pipeline_baselines import best_single_peer
-from p2ptrain.planning.pipeline_plan import PipelinePlan
-from p2ptrain.planning.pipeline_schedule import most_ahead
+from p2ptrain.planning.devices.blocks import ModelProfile
+from p2ptrain.planning.devices.footprint import pipeline_bytes
+from p2ptrain.planning.devices.profile_codec import chain_hash, rounded
+from p2ptrain.planning.pipeline.baselines import best_single_peer
+from p2ptrain.planning.pipeline.choice import best, judged_s
+from p2ptrain.planning.pipeline.fleet import Room, micro_batch_choices
+from p2ptrain.planning.pipeline.schedule import most_ahead
+from p2ptrain.planning.pipeline.stages import PipelinePlan
 from p2ptrain.planning.plan import (
     MAX_STRETCH,
     Part,
@@ -34,8 +37,6 @@ from p2ptrain.planning.plan import (
     check_plan,
     shards,
 )
-from p2ptrain.planning.profile_codec import chain_hash, rounded
-from p2ptrain.planning.room import Room, micro_batch_choices
 from p2ptrain.planning.shares import SHARE_UNITS
 from p2ptrain.planning.slice_figures import (
     UNKNOWN_LINK_BYTES_PER_S,
@@ -45,7 +46,6 @@ from p2ptrain.planning.slice_figures import (
     room_of,
     usable,
 )
-from p2ptrain.planning.slices_choice import best, judged_s
 
 SLOWER = 1 + 1e-3
 """A plan may be this much slower than the best single peer: figures are rounded."""

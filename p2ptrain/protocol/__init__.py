@@ -1,1 +1,1 @@
-"""Sans-IO state machines and the wire codec: no clock, no socket, no randomness of its own."""
+"""Sans-IO state machines: no clock, no socket, no randomness of its own."""

@@ -36,7 +36,7 @@ from typing import Literal
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.protocol.messages import GossipPush, ShardMass
+from p2ptrain.wire.messages import GossipPush, ShardMass
 
 Stage = Literal["payload", "reply", "merge"]
 Outcome = Literal["done", "timeout", "gone", "superseded", "failed"]

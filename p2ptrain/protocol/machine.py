@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from p2ptrain.ids import PeerId
-from p2ptrain.protocol.messages import Message
+from p2ptrain.wire.messages import Message
 
 NEVER = float("inf")
 

@@ -16,9 +16,8 @@ from p2ptrain.config import Job
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.planning.plan import Plan
-from p2ptrain.protocol import messages as m
-from p2ptrain.protocol.calibration import Calibration
-from p2ptrain.protocol.calibration_run import (
+from p2ptrain.protocol.head_fit.head_fit import Calibration
+from p2ptrain.protocol.head_fit.run import (
     CalibrationFinished,
     CombineContributions,
     ComputeContribution,
@@ -29,8 +28,9 @@ from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.core import Effects, ToTrainer
 from p2ptrain.runtime.head import MAX_HOLDINGS
 from p2ptrain.runtime.keeping import KeepCustody
-from p2ptrain.runtime.tensorfile import read_untrusted
 from p2ptrain.runtime.verdict import Verdict
+from p2ptrain.wire import messages as m
+from p2ptrain.wire.tensorfile import read_untrusted
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.peer import Peer

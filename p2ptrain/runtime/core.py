@@ -14,13 +14,13 @@ from typing import Any
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, peer_id
-from p2ptrain.protocol.fetching import TransferConfig
+from p2ptrain.protocol.blobs.fetching import TransferConfig
+from p2ptrain.protocol.blobs.serving import ReadChunk
+from p2ptrain.protocol.blobs.transfer import FetchCompleted, FetchFailed, Transfers
 from p2ptrain.protocol.machine import NEVER, Send
-from p2ptrain.protocol.messages import EPOCH_BOUND, JOB_BOUND, Chunk, Fetch, FetchRefused, Lane
-from p2ptrain.protocol.serving import ReadChunk
-from p2ptrain.protocol.session import Sessions
-from p2ptrain.protocol.transfer import FetchCompleted, FetchFailed, Transfers
-from p2ptrain.protocol.visitors import MAX_VISITORS
+from p2ptrain.protocol.session.sessions import Sessions
+from p2ptrain.protocol.session.visitors import MAX_VISITORS
+from p2ptrain.wire.messages import EPOCH_BOUND, JOB_BOUND, Chunk, Fetch, FetchRefused, Lane
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,10 +35,10 @@ from p2ptrain.errors import UserError
 from p2ptrain.net.discovery import resolve
 from p2ptrain.net.interfaces import InterfaceAddress, all_addresses, choose
 from p2ptrain.net.keys import Group, new_identity
-from p2ptrain.protocol.addresses import split_address
-from p2ptrain.protocol.messages import WIRE_VERSION
-from p2ptrain.runtime.node import NetworkConfig, parse_endpoint
-from p2ptrain.runtime.observer import ObserverNode
+from p2ptrain.runtime.node.node import NetworkConfig, parse_endpoint
+from p2ptrain.runtime.node.observer_node import ObserverNode
+from p2ptrain.wire.addresses import split_address
+from p2ptrain.wire.messages import WIRE_VERSION
 
 Level = Literal["fine", "hint", "problem"]
 Reach = Literal["refused", "silent", "other", "strange", "locked", "open"]

@@ -17,13 +17,13 @@ from p2ptrain.config import Job
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.planning.plan import Plan
 from p2ptrain.protocol import gossip as g
-from p2ptrain.protocol import messages as m
-from p2ptrain.protocol.custody import Custody
 from p2ptrain.protocol.machine import NEVER, Note
+from p2ptrain.protocol.replication import Custody
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.core import Effects, ToTrainer
 from p2ptrain.runtime.keeping import Keeping, KeepPlan, KeepSnapshot
 from p2ptrain.runtime.payloads import Masses, Payloads
+from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.peer import Peer

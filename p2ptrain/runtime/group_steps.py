@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from p2ptrain.planning.plan import Plan
-from p2ptrain.protocol import messages as m
 from p2ptrain.runtime.pace import Pace
 from p2ptrain.runtime.saved_blocks import SavedBlocks
+from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.peer import Peer

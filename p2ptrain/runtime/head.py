@@ -6,9 +6,9 @@ import json
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.protocol.messages import HEAD_PART, Holding
-from p2ptrain.protocol.schema import from_plain, to_plain
-from p2ptrain.runtime import tensorfile
+from p2ptrain.wire import tensorfile
+from p2ptrain.wire.messages import HEAD_PART, Holding
+from p2ptrain.wire.schema import from_plain, to_plain
 
 MAX_HOLDINGS = 256
 """Snapshots that a head may be fitted over, as in the call for it."""

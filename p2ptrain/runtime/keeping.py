@@ -15,12 +15,12 @@ from p2ptrain.config import Job
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.planning.plan import Plan
-from p2ptrain.protocol import messages as m
-from p2ptrain.protocol.custody import CancelSnapshot, Custody, DiscardSnapshot, FetchSnapshot
 from p2ptrain.protocol.machine import Note
+from p2ptrain.protocol.replication import CancelSnapshot, Custody, DiscardSnapshot, FetchSnapshot
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.core import AbandonBlob, Effects
-from p2ptrain.runtime.store import NUM_OWN_SNAPSHOTS
+from p2ptrain.runtime.store.store import NUM_OWN_SNAPSHOTS
+from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.peer import Peer

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.plan import Plan
-from p2ptrain.protocol import messages as m
 from p2ptrain.protocol.machine import Note
-from p2ptrain.protocol.streams import Delivered, Streams
+from p2ptrain.protocol.streams.streams import Delivered, Streams
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.core import Effects, ToTrainer
+from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.peer import Peer

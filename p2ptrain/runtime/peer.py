@@ -14,16 +14,15 @@ import random
 from p2ptrain.config import Job, job_from_json
 from p2ptrain.errors import JobError, RemoteError
 from p2ptrain.ids import BlobId, JobId, PeerId
-from p2ptrain.planning.blocks import ModelProfile
+from p2ptrain.planning.devices.blocks import ModelProfile
+from p2ptrain.planning.devices.profile_codec import model_from_json
 from p2ptrain.planning.plan import Plan
-from p2ptrain.planning.profile_codec import model_from_json
 from p2ptrain.protocol import gossip as g
-from p2ptrain.protocol import messages as m
-from p2ptrain.protocol.agreement import Agreement, AgreementConfig, Answer, PlanAdopted, VoteFor
-from p2ptrain.protocol.custody import Custody, CustodyConfig
-from p2ptrain.protocol.link_meter import LinkMeter
-from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.protocol.membership import (
+from p2ptrain.protocol.blobs.profile_book import ProfileBook, ProfileLearnt
+from p2ptrain.protocol.blobs.serving import ReadChunk
+from p2ptrain.protocol.consensus.agreement import Agreement, AgreementConfig, Answer, PlanAdopted, VoteFor
+from p2ptrain.protocol.group.link_probe import LinkMeter
+from p2ptrain.protocol.group.membership import (
     LAN,
     Membership,
     PeerFailed,
@@ -32,10 +31,10 @@ from p2ptrain.protocol.membership import (
     PeerRefuted,
     PeerSuspected,
 )
-from p2ptrain.protocol.profile_book import ProfileBook, ProfileLearnt
-from p2ptrain.protocol.records import RecordBook, RecordChanged
-from p2ptrain.protocol.serving import ReadChunk
-from p2ptrain.protocol.session_effects import PeerAdmitted, PeerDropped
+from p2ptrain.protocol.group.records import RecordBook, RecordChanged
+from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.protocol.replication import Custody, CustodyConfig
+from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.completion import Completion
 from p2ptrain.runtime.core import BlobArrived, BlobLost, Core, Effects
@@ -45,6 +44,7 @@ from p2ptrain.runtime.peer_io import JobReceived, PeerConfig, Resume, StartTrain
 from p2ptrain.runtime.plan_rules import PlanRules
 from p2ptrain.runtime.stage_duty import StageDuty
 from p2ptrain.runtime.verdict import Verdict
+from p2ptrain.wire import messages as m
 
 STATUS_INTERVAL_S = 1.0
 LOOK_S = 0.05

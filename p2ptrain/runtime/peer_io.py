@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from p2ptrain.config import Job
 from p2ptrain.ids import BlobId
 from p2ptrain.planning.plan import Plan
-from p2ptrain.protocol import messages as m
+from p2ptrain.wire import messages as m
 
 
 @dataclass(frozen=True, slots=True)

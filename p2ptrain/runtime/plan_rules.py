@@ -9,13 +9,13 @@ from p2ptrain.config import Job
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.assignment import first_plan, next_plan, recomputes
-from p2ptrain.planning.blocks import ModelProfile
+from p2ptrain.planning.devices.blocks import ModelProfile
+from p2ptrain.planning.devices.profile_codec import chain_hash, profile_from_json
 from p2ptrain.planning.plan import Plan, SliceProfile, plan_from_json, snapshot
-from p2ptrain.planning.profile_codec import chain_hash, profile_from_json
 from p2ptrain.planning.slice_figures import SlicePeer
 from p2ptrain.planning.slices import first_slices_plan, follows, next_slices_plan
-from p2ptrain.protocol.agreement import Answer, Question
-from p2ptrain.protocol.messages import Record
+from p2ptrain.protocol.consensus.agreement import Answer, Question
+from p2ptrain.wire.messages import Record
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from p2ptrain.planning.profiles import DeviceProfile, Figure, Kind
+from p2ptrain.planning.devices.profiles import DeviceProfile, Figure, Kind
 
 STEP_FLOPS_PER_SAMPLE = 2 * (2 * 884_736 + 3 * 2 * 4_718_592 + 3 * 1_280)
 """Two per multiply-add; forward, gradient of the weights, and but for the first layer that of the input."""

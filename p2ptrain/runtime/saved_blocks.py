@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from p2ptrain.ids import BlobId
-from p2ptrain.planning.block_cover import State, newest_covered, states_to_keep
+from p2ptrain.planning.pipeline.coverage import State, newest_covered, states_to_keep
 from p2ptrain.planning.plan import Plan
-from p2ptrain.protocol.messages import HEAD_PART, Holding
+from p2ptrain.wire.messages import HEAD_PART, Holding
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.peer import Peer

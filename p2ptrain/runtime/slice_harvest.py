@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from p2ptrain.config import Job
 from p2ptrain.errors import RemoteError, UserError
-from p2ptrain.planning.block_cover import cover, newest_covered
+from p2ptrain.planning.pipeline.coverage import cover, newest_covered
 from p2ptrain.planning.plan import Plan
-from p2ptrain.protocol.messages import HEAD_PART, Holding
+from p2ptrain.wire.messages import HEAD_PART, Holding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ def assemble_slices(job: Job, runs: Sequence[tuple[Holding, bytes]], *, allow_us
     """The global state. Raises ``UserError`` for runs that are not this job's model."""
     from p2ptrain.learning.averaging import check_state
     from p2ptrain.learning.parts import global_model
-    from p2ptrain.runtime.trainer import model_state, read_snapshot
+    from p2ptrain.runtime.trainer.trainer import model_state, read_snapshot
 
     like: Mapping[str, Tensor] = global_model(job, allow_user_code=allow_user_code).state_dict()
     state: dict[str, Tensor] = {}

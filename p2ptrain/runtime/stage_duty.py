@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 
 from p2ptrain.config import Job
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.planning.block_cover import Run, cover, missing, pieces_for_others, whole_epoch
+from p2ptrain.planning.pipeline.coverage import Run, cover, missing, pieces_for_others, whole_epoch
 from p2ptrain.planning.plan import Plan
-from p2ptrain.protocol import messages as m
-from p2ptrain.protocol.custody import Custody
-from p2ptrain.protocol.link_meter import LinkMeasured, LinkMeter
+from p2ptrain.protocol.group.link_probe import LinkMeasured, LinkMeter
 from p2ptrain.protocol.machine import NEVER, Note
-from p2ptrain.protocol.streams import Delivered
+from p2ptrain.protocol.replication import Custody
+from p2ptrain.protocol.streams.streams import Delivered
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.core import Effects, ToTrainer
 from p2ptrain.runtime.group_steps import GroupSteps
@@ -33,6 +32,7 @@ from p2ptrain.runtime.parcels import Parcels
 from p2ptrain.runtime.saved_blocks import SavedBlocks
 from p2ptrain.runtime.slowdown import ToldSlowdown
 from p2ptrain.runtime.wanted_blocks import WantedBlocks
+from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.peer import Peer

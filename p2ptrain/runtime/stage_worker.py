@@ -24,22 +24,22 @@ from torch import Tensor, nn
 from p2ptrain.config import Job
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import PeerId
-from p2ptrain.learning.block_costs import profile_blocks
-from p2ptrain.learning.block_times import measure_blocks, slowdown_now
-from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.blocks.costs import profile_blocks
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.parts import global_model
-from p2ptrain.learning.slice_training import Parcel, SliceTraining
+from p2ptrain.learning.pipeline.training import Parcel, SliceTraining
+from p2ptrain.learning.profiling.block_times import measure_blocks, slowdown_now
 from p2ptrain.learning.snapshots import write
-from p2ptrain.planning.blocks import BlockTimes, ModelProfile, check_model
+from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile, check_model
+from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
+from p2ptrain.planning.pipeline.fleet import micro_batch_choices
 from p2ptrain.planning.plan import Plan, plan_from_json
-from p2ptrain.planning.profile_codec import model_to_json, profile_to_json
-from p2ptrain.planning.room import micro_batch_choices
 from p2ptrain.planning.slice_figures import planned_times, room_of
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.allocator import give_back, kept_block_bytes
 from p2ptrain.runtime.slowdown import differs, slowdown_of
-from p2ptrain.runtime.tensorfile import read_untrusted
+from p2ptrain.runtime.trainer.allocator import give_back, kept_block_bytes
+from p2ptrain.wire.tensorfile import read_untrusted
 
 Piece = tuple[Mapping[str, Tensor], Mapping[str, str]]
 

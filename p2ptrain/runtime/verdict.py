@@ -15,7 +15,7 @@ import numpy as np
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.candidates import CORRECT, FITTED, JOINED, SAMPLES, TOTAL, WITHIN, part_of
-from p2ptrain.runtime import tensorfile
+from p2ptrain.wire import tensorfile
 
 CLEAR = 2.0
 """A class is named as worse where the difference is this many standard errors, and two samples."""

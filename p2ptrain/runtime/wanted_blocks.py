@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.machine import NEVER, Note
-from p2ptrain.protocol.messages import Holding
 from p2ptrain.runtime.core import Effects
 from p2ptrain.runtime.keeping import ReleaseBlob
+from p2ptrain.wire.messages import Holding
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.peer import Peer

@@ -13,7 +13,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.planning.assignment import notes
 from p2ptrain.planning.mode_choice import mode_for
 from p2ptrain.planning.plan import Plan
-from p2ptrain.runtime.journal import Line, Value
+from p2ptrain.runtime.node.journal import Line, Value
 from p2ptrain.ui.words import clean, listed, percent, scaled
 
 Fields = Mapping[str, Value]

@@ -10,12 +10,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from p2ptrain.planning.comparison import Comparison, Priced
-from p2ptrain.planning.pipeline_cost import PlanCost
-from p2ptrain.planning.pipeline_plan import PipelinePlan
-from p2ptrain.planning.pipeline_schedule import Timeline
-from p2ptrain.planning.pipeline_task import PipelineTask
-from p2ptrain.planning.slices_choice import WORTH
+from p2ptrain.planning.pipeline.choice import WORTH
+from p2ptrain.planning.pipeline.comparison import Comparison, Priced
+from p2ptrain.planning.pipeline.cost import PlanCost
+from p2ptrain.planning.pipeline.schedule import Timeline
+from p2ptrain.planning.pipeline.stages import PipelinePlan
+from p2ptrain.planning.pipeline.task import PipelineTask
 from p2ptrain.ui.words import clean, listed, scaled, table
 
 TITLES = ("stage", "peer", "blocks", "samples", "warm-up", "memory", "of", "busy")

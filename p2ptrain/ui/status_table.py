@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from p2ptrain.config import Job
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.plan import Part, Plan
-from p2ptrain.protocol.messages import HEAD_PART, NO_PART, MemberState, Record
 from p2ptrain.ui.words import clean, listed, percent, scaled, table
+from p2ptrain.wire.messages import HEAD_PART, NO_PART, MemberState, Record
 
 TITLES = ("peer", "device", "does", "round", "step", "loss", "val", "samples/s", "sent", "part")
 RIGHT = (3, 4, 5, 6, 7, 8)

@@ -31,7 +31,7 @@ from p2ptrain.config import Compression, DataConfig, GroupConfig, Job, ModelConf
 from p2ptrain.errors import P2PTrainError
 from p2ptrain.experiment import group, measure
 from p2ptrain.learning.data import load, open_source, propose_contract
-from p2ptrain.runtime import journal
+from p2ptrain.runtime.node import journal
 
 BASELINE = "the same model trained centrally on all the samples, for as many epochs, in this process"
 COLUMNS = (
@@ -159,7 +159,7 @@ class Watcher:
     def _look(self) -> None:
         from safetensors.torch import load as load_tensors
 
-        from p2ptrain.runtime.trainer import model_state
+        from p2ptrain.runtime.trainer.trainer import model_state
 
         for state in self._states:
             try:

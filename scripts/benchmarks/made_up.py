@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from p2ptrain.planning.blocks import BlockProfile, ModelProfile
-from p2ptrain.planning.pipeline_task import PipelinePeer, PipelineTask
+from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
+from p2ptrain.planning.pipeline.task import PipelinePeer, PipelineTask
 
 
 def mixed_task(generator: random.Random, num_blocks: int, num_peers: int) -> PipelineTask:

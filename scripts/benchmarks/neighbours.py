@@ -74,7 +74,7 @@ from p2ptrain.experiment.measure import accuracy
 from p2ptrain.learning.data import load, open_source, propose_contract
 from p2ptrain.learning.parts import global_model
 from p2ptrain.net.keys import read_code
-from p2ptrain.runtime.node import NetworkConfig
+from p2ptrain.runtime.node.node import NetworkConfig
 
 BASELINE = "all samples in one plain torch process: the same model, optimizer and passes"
 COLUMNS = (

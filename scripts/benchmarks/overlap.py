@@ -33,17 +33,17 @@ from p2ptrain.config import Job, ModelConfig, TasksConfig, TrainingConfig
 from p2ptrain.errors import UserError
 from p2ptrain.experiment.measure import accuracy
 from p2ptrain.learning.averaging import weighted_mean
+from p2ptrain.learning.blocks.flops import training_flops
 from p2ptrain.learning.data import Dataset, Source, load, open_source, propose_contract
-from p2ptrain.learning.decoupling import most_groups
-from p2ptrain.learning.flops import training_flops
 from p2ptrain.learning.head_fitting import HeadFitting
 from p2ptrain.learning.part_training import PartTraining
 from p2ptrain.learning.parts import Parts, global_model
+from p2ptrain.learning.submodels.decoupling import most_groups
 from p2ptrain.learning.training import LocalTrainer
 from p2ptrain.planning.assignment import SENSIBLE_GROUPS, first_plan
 from p2ptrain.planning.plan import PeerSnapshot
-from p2ptrain.runtime import tensorfile
 from p2ptrain.runtime.verdict import read_verdict
+from p2ptrain.wire import tensorfile
 
 BASELINE = "the best peer alone, and central training, each with the whole model and as many passes"
 COLUMNS = (

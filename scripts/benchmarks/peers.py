@@ -130,7 +130,7 @@ class PeerProcess:
         """Its trainer process, once that runs."""
         for child in self.node.children():
             with contextlib.suppress(psutil.Error):
-                if "p2ptrain.runtime.trainer" in child.cmdline():
+                if "p2ptrain.runtime.trainer.trainer" in child.cmdline():
                     return child
         return None
 
@@ -251,8 +251,8 @@ def _watch(node: Any, trace: bool) -> None:
 
 async def _peer(setting: dict[str, Any]) -> None:
     from p2ptrain.api import run_peer
-    from p2ptrain.runtime.node import NetworkConfig
-    from p2ptrain.runtime.peer_node import PeerOptions
+    from p2ptrain.runtime.node.node import NetworkConfig
+    from p2ptrain.runtime.node.peer_node import PeerOptions
 
     _say("imported")
     until = asyncio.Event()

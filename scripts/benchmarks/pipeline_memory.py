@@ -36,8 +36,8 @@ from p2ptrain.errors import P2PTrainError
 from p2ptrain.experiment import measure
 from p2ptrain.learning.data import load, open_source, select
 from p2ptrain.learning.parts import global_model
-from p2ptrain.planning.footprint import PEER_BASE_BYTES
-from p2ptrain.planning.pipeline_cost import stage_memory_bytes
+from p2ptrain.planning.devices.footprint import PEER_BASE_BYTES
+from p2ptrain.planning.pipeline.cost import stage_memory_bytes
 
 BASELINE = "one device alone, with the same limit"
 COLUMNS = (

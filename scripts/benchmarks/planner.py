@@ -18,14 +18,14 @@ import torch
 from benchmarks import plots
 from benchmarks.common import REPOSITORY, Column, Sample, Settings
 from benchmarks.made_up import mixed_task
-from p2ptrain.learning.block_costs import profile_blocks
-from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.blocks.costs import profile_blocks
 from p2ptrain.learning.models import TEXT_MODELS, build_model
-from p2ptrain.planning.blocks import ModelProfile
-from p2ptrain.planning.comparison import compare
-from p2ptrain.planning.pipeline_task import PipelinePeer, PipelineTask, peer_from_profile
-from p2ptrain.planning.profiles import read_profile
-from p2ptrain.planning.room import Room
+from p2ptrain.planning.devices.blocks import ModelProfile
+from p2ptrain.planning.devices.profiles import read_profile
+from p2ptrain.planning.pipeline.comparison import compare
+from p2ptrain.planning.pipeline.fleet import Room
+from p2ptrain.planning.pipeline.task import PipelinePeer, PipelineTask, peer_from_profile
 
 BASELINE = "the best single peer, an equal split over all peers, data parallel; each priced by the same cost model"
 COLUMNS = (

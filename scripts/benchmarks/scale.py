@@ -30,7 +30,7 @@ from benchmarks.virtual_gossip import average_centrally, reach_consensus
 from benchmarks.virtual_membership import detect_death, detect_death_by_heartbeats
 from benchmarks.virtual_records import keep_records
 from benchmarks.virtual_sessions import link_up
-from p2ptrain.protocol.session import MAX_PEERS
+from p2ptrain.protocol.session.sessions import MAX_PEERS
 
 BASELINE = (
     "heartbeats from each to all with SWIM's period, and one averager that all send to and wait for; "

@@ -29,8 +29,8 @@ from benchmarks.tasks import data_file
 from p2ptrain.config import Coding, Schedule, TrainingConfig
 from p2ptrain.experiment import measure
 from p2ptrain.learning.data import Dataset, load, open_source, propose_contract, select
-from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage, check_pipeline_plan
-from p2ptrain.planning.pipeline_schedule import deepest_warm_up, most_ahead
+from p2ptrain.planning.pipeline.schedule import deepest_warm_up, most_ahead
+from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage, check_pipeline_plan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -130,7 +130,7 @@ class Trial:
         )
 
     def single(self) -> dict[str, float]:
-        from p2ptrain.learning.slice_samples import SampleStream
+        from p2ptrain.learning.pipeline.samples import SampleStream
         from p2ptrain.learning.training import LocalTrainer
 
         steps = self._workload.epochs * self._steps
@@ -147,8 +147,8 @@ class Trial:
     def pipeline(self, case: Case) -> dict[str, float]:
         import torch
 
-        from p2ptrain.learning.blocks import Chain
-        from p2ptrain.learning.slice_training import SliceTraining
+        from p2ptrain.learning.blocks.chain import Chain
+        from p2ptrain.learning.pipeline.training import SliceTraining
 
         model = self._build()
         with torch.device("meta"):
@@ -195,7 +195,7 @@ class Trial:
 
 def _advance(stages: dict[str, Any], name: str, losses: list[float]) -> int:
     """One piece of a stage's work, and what it sends delivered; the bytes of it that cross a cut."""
-    from p2ptrain.learning.slice_rows import Parcel
+    from p2ptrain.learning.pipeline.rows import Parcel
 
     stage, num_bytes = stages[name], 0
     step = stage.step

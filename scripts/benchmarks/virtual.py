@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from p2ptrain.ids import PeerId, peer_id
 from p2ptrain.net.simulated import Conditions
-from p2ptrain.protocol import codec
 from p2ptrain.protocol.machine import Send
-from p2ptrain.protocol.messages import Message
+from p2ptrain.wire import codec
+from p2ptrain.wire.messages import Message
 
 WIRELESS = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.01)
 """A busy wireless LAN. TCP repairs most losses; what it can't repair in time counts as lost."""

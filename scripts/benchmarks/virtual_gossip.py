@@ -18,7 +18,7 @@ from p2ptrain.ids import BlobId, PeerId, blob_id
 from p2ptrain.net.simulated import SimulatedNetwork
 from p2ptrain.protocol import gossip
 from p2ptrain.protocol.gossip import ExchangeEnded, FetchAndMerge, Gossip, MakePayload
-from p2ptrain.protocol.messages import GossipPush, Message, ShardMass
+from p2ptrain.wire.messages import GossipPush, Message, ShardMass
 
 ROUND_S = 1.0
 """A round of training, after which each starts an exchange; a fifth more or less from peer to peer."""

@@ -14,9 +14,9 @@ import statistics
 from benchmarks.virtual import NUM_WATCHED, WIRELESS, Meter, frame_bytes, neighbours, peer_ids
 from p2ptrain.ids import PeerId
 from p2ptrain.net.simulated import SimulatedNetwork
+from p2ptrain.protocol.group.membership import LAN, Membership, PeerFailed
 from p2ptrain.protocol.machine import NEVER, Send
-from p2ptrain.protocol.membership import LAN, Membership, PeerFailed
-from p2ptrain.protocol.messages import Ack, Message, Ping, PingRequest
+from p2ptrain.wire.messages import Ack, Message, Ping, PingRequest
 
 GIVE_UP_S = 60.0
 

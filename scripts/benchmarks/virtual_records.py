@@ -11,11 +11,11 @@ import random
 from benchmarks.virtual import NUM_WATCHED, WIRELESS, Meter, key, peer_ids
 from p2ptrain.ids import JobId, PeerId, blob_id, peer_id
 from p2ptrain.net.simulated import SimulatedNetwork
-from p2ptrain.protocol.messages import Holding, Message, Record, RecordDigest, Records
-from p2ptrain.protocol.records import RecordBook
+from p2ptrain.protocol.group.records import RecordBook
+from p2ptrain.wire.messages import Holding, Message, Record, RecordDigest, Records
 
 PROGRESS_S = 0.5
-"""A trainer's progress changes its peer's record so often (``runtime/trainer.py``)."""
+"""A trainer's progress changes its peer's record so often (``runtime/trainer/trainer.py``)."""
 
 
 class _Reporter:

@@ -13,8 +13,8 @@ import statistics
 from benchmarks.virtual import WIRELESS, key
 from p2ptrain.ids import PeerId, peer_id
 from p2ptrain.net.simulated import SimulatedNetwork
-from p2ptrain.protocol.messages import Message
-from p2ptrain.protocol.session import SendFrames, Sessions
+from p2ptrain.protocol.session.sessions import SendFrames, Sessions
+from p2ptrain.wire.messages import Message
 
 ARRIVAL_S = 0.05
 """Between two peers' starts."""

@@ -31,17 +31,16 @@ from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id
 from p2ptrain.net.keys import OPEN_GROUP, Group, Identity, new_identity
 from p2ptrain.net.transport import Transport
-from p2ptrain.protocol import codec
-from p2ptrain.protocol.addresses import make_address
-from p2ptrain.protocol.messages import Chunk, Lane
-from p2ptrain.protocol.serving import ReadChunk
-from p2ptrain.protocol.session_effects import PeerAdmitted
-from p2ptrain.protocol.transfer import WriteChunk
-from p2ptrain.runtime import tensorfile
-from p2ptrain.runtime.blobs import Blobs, Disk
+from p2ptrain.protocol.blobs.serving import ReadChunk
+from p2ptrain.protocol.blobs.transfer import WriteChunk
+from p2ptrain.protocol.session.effects import PeerAdmitted
 from p2ptrain.runtime.core import AbandonBlob, BlobArrived, BlobLost, Core, VerifyBlob
-from p2ptrain.runtime.journal import Journal
-from p2ptrain.runtime.node import SOFTWARE, NetworkConfig, Node
+from p2ptrain.runtime.node.journal import Journal
+from p2ptrain.runtime.node.node import SOFTWARE, NetworkConfig, Node
+from p2ptrain.runtime.store.blobs import Blobs, Disk
+from p2ptrain.wire import codec, tensorfile
+from p2ptrain.wire.addresses import make_address
+from p2ptrain.wire.messages import Chunk, Lane
 
 BASELINE = "the same bytes over one TCP connection on loopback between two processes (blocking sockets, 1 MiB writes)"
 COLUMNS = (

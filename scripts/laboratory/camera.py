@@ -21,10 +21,10 @@ from p2ptrain.ids import BlobId
 from p2ptrain.learning.data import load, open_source, select
 from p2ptrain.learning.parts import global_model
 from p2ptrain.planning.plan import Plan
-from p2ptrain.protocol.messages import Holding
-from p2ptrain.protocol.schema import from_plain
 from p2ptrain.runtime.harvest import Collected, Snapshot, assemble
-from p2ptrain.runtime.store import Manifest
+from p2ptrain.runtime.store.store import Manifest
+from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.schema import from_plain
 
 MAX_SAMPLES = 2000
 """Of the test samples that judge a point: they place it within a percent, in a time that a person waits."""

@@ -31,8 +31,8 @@ from p2ptrain.experiment.group import Experiment, Outcome, PeerShare, harvest_wi
 from p2ptrain.ids import PeerId
 from p2ptrain.net.keys import new_group
 from p2ptrain.planning.plan import Plan
-from p2ptrain.runtime.node import NetworkConfig
-from p2ptrain.runtime.observer import ObserverNode
+from p2ptrain.runtime.node.node import NetworkConfig
+from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.probe import available_cores
 
 POLL_S = 0.25

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from p2ptrain.errors import UserError
-from p2ptrain.planning.profiles import DeviceProfile, Figure, find_profile, read_profile
+from p2ptrain.planning.devices.profiles import DeviceProfile, Figure, find_profile, read_profile
 
 Action = Literal["kill", "stall", "continue", "slow", "rate", "cut", "heal", "start"]
 After = Literal["start", "training"]

@@ -93,7 +93,7 @@ def main(file: Path, cpus: Sequence[int]) -> None:
     import torch
     from torch import nn
 
-    from p2ptrain.runtime.trainer_process import die_with_node
+    from p2ptrain.runtime.trainer.process import die_with_node
 
     die_with_node()
     os.nice(-15)  # be on time; a trainer's passes are hardly longer for it

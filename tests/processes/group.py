@@ -31,9 +31,9 @@ from p2ptrain.config import DataConfig, GroupConfig, Job, TasksConfig, TrainingC
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.data import load, open_source, propose_contract
 from p2ptrain.net.keys import Group, load_or_make_identity, new_group
-from p2ptrain.runtime import journal
-from p2ptrain.runtime.journal import Line
-from p2ptrain.runtime.node import NetworkConfig
+from p2ptrain.runtime.node import journal
+from p2ptrain.runtime.node.journal import Line
+from p2ptrain.runtime.node.node import NetworkConfig
 
 T = TypeVar("T")
 START_S = 60.0

@@ -18,9 +18,9 @@ from p2ptrain.api import run_peer
 from p2ptrain.config import job_from_json
 from p2ptrain.errors import UserError
 from p2ptrain.net.keys import read_code
-from p2ptrain.runtime import store
-from p2ptrain.runtime.node import NetworkConfig
-from p2ptrain.runtime.peer_node import PeerOptions
+from p2ptrain.runtime.node.node import NetworkConfig
+from p2ptrain.runtime.node.peer_node import PeerOptions
+from p2ptrain.runtime.store import store
 
 
 async def main(spec: dict[str, Any]) -> None:

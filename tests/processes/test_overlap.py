@@ -17,9 +17,9 @@ from pictures import num_samples, picture_job, unpack
 
 from p2ptrain import api
 from p2ptrain.learning.evaluation import Evaluation
-from p2ptrain.protocol.messages import HEAD_PART, Holding
 from p2ptrain.runtime.head import head_holdings
 from p2ptrain.ui import report
+from p2ptrain.wire.messages import HEAD_PART, Holding
 
 pytestmark = pytest.mark.slow
 ALL = ("airplane", "automobile", "cat", "dog", "frog")

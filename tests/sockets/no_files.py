@@ -18,13 +18,13 @@ from p2ptrain.ids import blob_id
 from p2ptrain.net.keys import Group, new_group, new_identity
 from p2ptrain.net.limits import MAX_OPEN_FILES, check_room, raise_open_files
 from p2ptrain.net.transport import Transport
-from p2ptrain.protocol.messages import Holding
-from p2ptrain.runtime.blobs import StorageError
-from p2ptrain.runtime.journal import Journal
-from p2ptrain.runtime.node import NetworkConfig
-from p2ptrain.runtime.peer_node import PeerNode, PeerOptions
-from p2ptrain.runtime.store import StateDir, Store
-from p2ptrain.runtime.trainer_process import TrainerProcess
+from p2ptrain.runtime.node.journal import Journal
+from p2ptrain.runtime.node.node import NetworkConfig
+from p2ptrain.runtime.node.peer_node import PeerNode, PeerOptions
+from p2ptrain.runtime.store.blobs import StorageError
+from p2ptrain.runtime.store.store import StateDir, Store
+from p2ptrain.runtime.trainer.process import TrainerProcess
+from p2ptrain.wire.messages import Holding
 
 
 @contextmanager

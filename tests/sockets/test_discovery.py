@@ -16,7 +16,7 @@ from p2ptrain.ids import GroupTag
 from p2ptrain.net import discovery
 from p2ptrain.net.discovery import Discovery, resolve
 from p2ptrain.net.interfaces import InterfaceAddress, all_addresses, choose, kind_of, usable_addresses
-from p2ptrain.protocol.messages import WIRE_VERSION
+from p2ptrain.wire.messages import WIRE_VERSION
 
 LOOPBACK = ["127.0.0.1"]
 

@@ -25,8 +25,10 @@ import zmq
 
 from p2ptrain import api
 from p2ptrain.net.transport import LANES
-from p2ptrain.protocol import codec
-from p2ptrain.protocol.messages import (
+from p2ptrain.runtime.node.node import NetworkConfig
+from p2ptrain.runtime.node.observer_node import ObserverNode
+from p2ptrain.wire import codec
+from p2ptrain.wire.messages import (
     BULK,
     HANDSHAKE,
     KINDS,
@@ -39,9 +41,7 @@ from p2ptrain.protocol.messages import (
     StatusRequest,
     lane_of,
 )
-from p2ptrain.protocol.schema import Bound
-from p2ptrain.runtime.node import NetworkConfig
-from p2ptrain.runtime.observer import ObserverNode
+from p2ptrain.wire.schema import Bound
 
 sys.path.append(str(Path(__file__).parents[1] / "processes"))
 

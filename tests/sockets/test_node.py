@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from p2ptrain.net.keys import new_group, new_identity
-from p2ptrain.runtime.journal import Journal
-from p2ptrain.runtime.node import NetworkConfig, Node
+from p2ptrain.runtime.node.journal import Journal
+from p2ptrain.runtime.node.node import NetworkConfig, Node
 
 WAIT_S = 10.0
 

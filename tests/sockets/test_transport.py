@@ -24,10 +24,10 @@ from p2ptrain.net import keys
 from p2ptrain.net.keys import OPEN_GROUP, Group, Identity
 from p2ptrain.net.link import TokenBucket
 from p2ptrain.net.transport import LANES, Transport
-from p2ptrain.protocol.addresses import make_address
-from p2ptrain.protocol.messages import Chunk, Lane, Message, Ping
-from p2ptrain.protocol.session import Sessions
-from p2ptrain.protocol.session_effects import Dial, Effect, HangUp, PeerAdmitted, SendFrames
+from p2ptrain.protocol.session.effects import Dial, Effect, HangUp, PeerAdmitted, SendFrames
+from p2ptrain.protocol.session.sessions import Sessions
+from p2ptrain.wire.addresses import make_address
+from p2ptrain.wire.messages import Chunk, Lane, Message, Ping
 
 GROUP = Group(b"0123456789abcdef")
 

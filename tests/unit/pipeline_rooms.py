@@ -6,8 +6,8 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from p2ptrain.planning.blocks import BlockProfile, ModelProfile
-from p2ptrain.planning.pipeline_task import PipelinePeer
+from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
+from p2ptrain.planning.pipeline.task import PipelinePeer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from p2ptrain.ids import PeerId, peer_id
-from p2ptrain.protocol import messages as m
 from p2ptrain.protocol.machine import NEVER, Note
-from p2ptrain.protocol.session import Sessions
-from p2ptrain.protocol.session_effects import Dial, Effect, HangUp, PeerAdmitted, SendFrames
+from p2ptrain.protocol.session.effects import Dial, Effect, HangUp, PeerAdmitted, SendFrames
+from p2ptrain.protocol.session.sessions import Sessions
+from p2ptrain.wire import messages as m
 
 CODE = b"c" * 32
 PORT = 4700

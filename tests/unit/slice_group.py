@@ -13,11 +13,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from p2ptrain.config import DataConfig, TrainingConfig
-from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.models import TEXT_MODELS, build_model
-from p2ptrain.learning.slice_training import Parcel, SliceTraining
-from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage, check_pipeline_plan
+from p2ptrain.learning.pipeline.training import Parcel, SliceTraining
+from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage, check_pipeline_plan
 
 NUM_CLASSES = 5
 NUM_SAMPLES = 48

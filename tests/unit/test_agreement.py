@@ -16,11 +16,11 @@ from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.assignment import first_plan, next_plan
 from p2ptrain.planning.plan import Plan, snapshot
-from p2ptrain.protocol.agreement import Agreement, AgreementConfig, Effect, PlanAdopted, Question, VoteFor
-from p2ptrain.protocol.ballot import PlanRef
+from p2ptrain.protocol.consensus.agreement import Agreement, AgreementConfig, Effect, PlanAdopted, Question, VoteFor
+from p2ptrain.protocol.consensus.ballot import PlanRef
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.protocol.messages import LinkFigure, Phase, PlanReply, PlanRequest, Record
 from p2ptrain.runtime.plan_rules import PlanRules
+from p2ptrain.wire.messages import LinkFigure, Phase, PlanReply, PlanRequest, Record
 
 JOB = Job(data=DataConfig(classes=("a", "b", "c", "d"), input_shape=(1, 8, 8), mean=(0.0,), std=(1.0,)))
 CONFIG = AgreementConfig(min_peers=2, settle_s=3.0)

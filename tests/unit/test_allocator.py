@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from p2ptrain.runtime import allocator
+from p2ptrain.runtime.trainer import allocator
 
 FAULTS = """
 import ctypes, resource, sys

@@ -16,7 +16,7 @@ from p2ptrain.config import DataConfig, Job, ModelConfig, TasksConfig, TrainingC
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.assignment import first_plan, next_plan, notes, num_samples, recomputes, round_costs, speeds
-from p2ptrain.planning.footprint import largest_share, training_bytes
+from p2ptrain.planning.devices.footprint import largest_share, training_bytes
 from p2ptrain.planning.plan import PeerSnapshot, Plan, check_plan, plan_from_json
 from p2ptrain.planning.shares import MAX_SHARE, WIDTH_SPREAD
 
@@ -262,7 +262,7 @@ def test_a_peer_without_room_trains_nothing_and_is_told() -> None:
 
 def test_footprints_are_those_of_the_built_in_models() -> None:
     models = pytest.importorskip("p2ptrain.learning.models")
-    from p2ptrain.planning.footprint import SIZES
+    from p2ptrain.planning.devices.footprint import SIZES
 
     assert set(SIZES) == set(models.MODELS)
     import torch

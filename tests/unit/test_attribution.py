@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import LocalError
-from p2ptrain.learning import attribution
-from p2ptrain.learning.attribution import attribute
-from p2ptrain.learning.decoupling import Decoupling
 from p2ptrain.learning.evaluation import own_class_accuracy
 from p2ptrain.learning.models import build_model
+from p2ptrain.learning.submodels import attribution
+from p2ptrain.learning.submodels.attribution import attribute
+from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.training import LocalTrainer
 
 

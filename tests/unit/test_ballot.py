@@ -12,10 +12,10 @@ from test_agreement import CONFIG, JOB, Group, agreement, name, plan_of, record,
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.assignment import next_plan
 from p2ptrain.planning.plan import Plan, snapshot
-from p2ptrain.protocol.agreement import PlanAdopted, VoteFor
-from p2ptrain.protocol.ballot import MAX_CANDIDATES, Ballot, PlanRef, carries
+from p2ptrain.protocol.consensus.agreement import PlanAdopted, VoteFor
+from p2ptrain.protocol.consensus.ballot import MAX_CANDIDATES, Ballot, PlanRef, carries
 from p2ptrain.protocol.machine import Note, Send
-from p2ptrain.protocol.messages import PlanRequest, Record
+from p2ptrain.wire.messages import PlanRequest, Record
 
 VOTES = dataclasses.replace(CONFIG, majority=True)
 FIRST = plan_of(0, 1, 2)

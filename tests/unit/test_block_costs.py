@@ -15,15 +15,16 @@ from torch import nn
 
 from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import UserError
-from p2ptrain.learning import block_times, stopwatch, times_cache
-from p2ptrain.learning.block_costs import profile_blocks
-from p2ptrain.learning.block_times import measure_blocks, slowdown_now
-from p2ptrain.learning.blocks import Chain
-from p2ptrain.learning.coding_times import MOST_ROWS, time_codings
-from p2ptrain.learning.flops import memory_bytes, training_flops
+from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.blocks.costs import profile_blocks
+from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
 from p2ptrain.learning.models import TEXT_MODELS, build_model
-from p2ptrain.planning.blocks import BlockTimes, check_model, check_times, completed
-from p2ptrain.planning.room import PARCEL_BYTES
+from p2ptrain.learning.profiling import block_times, stopwatch
+from p2ptrain.learning.profiling import cache as times_cache
+from p2ptrain.learning.profiling.block_times import measure_blocks, slowdown_now
+from p2ptrain.learning.profiling.coding_times import MOST_ROWS, time_codings
+from p2ptrain.planning.devices.blocks import BlockTimes, check_model, check_times, completed
+from p2ptrain.planning.pipeline.fleet import PARCEL_BYTES
 
 SHAPE = (3, 32, 32)
 

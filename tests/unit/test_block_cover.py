@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.planning.block_cover import (
+from p2ptrain.planning.pipeline.coverage import (
     cover,
     missing,
     newest_covered,
@@ -16,8 +16,8 @@ from p2ptrain.planning.block_cover import (
     states_to_keep,
     whole_epoch,
 )
-from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
-from p2ptrain.protocol.messages import Holding
+from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
+from p2ptrain.wire.messages import Holding
 
 
 def saved(part: int, span: int, step: int, name: str = "") -> Holding:

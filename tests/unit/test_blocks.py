@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from p2ptrain.errors import JobError, LocalError
-from p2ptrain.learning import partial
-from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.blocks import partial
+from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.blocks.partial import named_tensors, partial_model
 from p2ptrain.learning.models import MODELS, TEXT_MODELS, build_model
 from p2ptrain.learning.objective import training_loss
-from p2ptrain.learning.partial import named_tensors, partial_model
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import LocalError, RemoteError, UserError
-from p2ptrain.learning import calibration
-from p2ptrain.learning.calibration import (
+from p2ptrain.learning import head_fit
+from p2ptrain.learning.evaluation import evaluate
+from p2ptrain.learning.head_fit import (
     FitConfig,
     advance,
     begin,
@@ -22,9 +23,8 @@ from p2ptrain.learning.calibration import (
     moments,
     plain_head,
 )
-from p2ptrain.learning.decoupling import Decoupling
-from p2ptrain.learning.evaluation import evaluate
 from p2ptrain.learning.models import build_model
+from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.training import LocalTrainer
 
 NUM_CLASSES = 4
@@ -61,7 +61,7 @@ def fit(
 @pytest.fixture(params=["whitened", "standardised"])
 def coordinates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "standardised":
-        monkeypatch.setattr(calibration, "MAX_WHITENED", 0)
+        monkeypatch.setattr(head_fit, "MAX_WHITENED", 0)
     return request.param
 
 
@@ -115,7 +115,7 @@ def test_a_large_peer_takes_its_samples_in_turn(monkeypatch: pytest.MonkeyPatch)
     x, y = samples()
     state = begin(random_head(), [moments(x, y, NUM_CLASSES)], FitConfig())
     whole, _ = gradient(state, x, y, 1)
-    monkeypatch.setattr(calibration, "MAX_ROWS", 30)
+    monkeypatch.setattr(head_fit, "MAX_ROWS", 30)
     thirds = [gradient(state, x, y, step) for step in (1, 2, 3)]
     assert all(n == 90 for _, n in thirds)
     torch.testing.assert_close(sum(s["weight"] for s, _ in thirds) / 3, whole["weight"], atol=1e-3, rtol=1e-3)

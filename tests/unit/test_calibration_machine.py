@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id, peer_id
 from p2ptrain.net.simulated import Conditions, SimulatedNetwork
-from p2ptrain.protocol.calibration import Calibration
-from p2ptrain.protocol.calibration_run import (
+from p2ptrain.protocol.head_fit.head_fit import Calibration
+from p2ptrain.protocol.head_fit.run import (
     CalibrationConfig,
     CalibrationFinished,
     CombineContributions,
@@ -26,7 +26,7 @@ from p2ptrain.protocol.calibration_run import (
     session_name,
 )
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.protocol.messages import (
+from p2ptrain.wire.messages import (
     CalibrationCall,
     CalibrationGradient,
     CalibrationHead,

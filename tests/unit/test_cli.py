@@ -166,7 +166,7 @@ def test_a_state_directory_in_use_and_a_busy_port_are_one_line(
 ) -> None:
     import socket
 
-    from p2ptrain.runtime.store import StateDir
+    from p2ptrain.runtime.store.store import StateDir
 
     profile = str(Path(__file__).parents[2] / "peers" / "raspberry-pi-4.toml")
     directory = StateDir(state)
@@ -313,7 +313,7 @@ def test_the_check_before_the_start_tells_what_is_for_validation(
 ) -> None:
     from p2ptrain.cli import preflight as p
     from p2ptrain.cli.peer import _measured
-    from p2ptrain.runtime.peer_node import PeerOptions
+    from p2ptrain.runtime.node.peer_node import PeerOptions
 
     spec = npz(tmp_path)
     run(["job", "new", "--data", spec, "-o", "j.toml"], capsys)

@@ -11,13 +11,13 @@ import torch
 
 from p2ptrain.cli.main import main
 from p2ptrain.config import CODINGS
-from p2ptrain.learning.block_costs import profile_blocks
-from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.blocks.costs import profile_blocks
 from p2ptrain.learning.models import build_model
-from p2ptrain.planning.blocks import BlockTimes
-from p2ptrain.planning.profile_codec import chain_hash
-from p2ptrain.planning.profile_times import MeasuredBlocks
-from p2ptrain.planning.profiles import read_profile
+from p2ptrain.planning.devices.blocks import BlockTimes
+from p2ptrain.planning.devices.profile_codec import chain_hash
+from p2ptrain.planning.devices.profile_times import MeasuredBlocks
+from p2ptrain.planning.devices.profiles import read_profile
 
 PEERS = Path(__file__).parents[2] / "peers"
 SMALL = ["plan", "--model", "lenet", "--batch-size", "8", "--micro-batches", "4"]

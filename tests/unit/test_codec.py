@@ -1,6 +1,6 @@
 """The wire codec: golden bytes of every kind, roundtrips of generated messages, and hostile bytes.
 
-Regenerate the golden bytes after a wanted change of the wire: raise ``WIRE_VERSION`` in protocol/messages.py, then
+Regenerate the golden bytes after a wanted change of the wire: raise ``WIRE_VERSION`` in wire/messages.py, then
 ``P2PTRAIN_WRITE_GOLDEN=1 pytest tests/unit/test_codec.py -k golden``.
 """
 
@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2ptrain.errors import LocalError, RemoteError
-from p2ptrain.protocol import codec
-from p2ptrain.protocol import messages as m
-from p2ptrain.protocol.codec import Envelope, WireVersionError, decode, encode
-from p2ptrain.protocol.schema import Bound
+from p2ptrain.wire import codec
+from p2ptrain.wire import messages as m
+from p2ptrain.wire.codec import Envelope, WireVersionError, decode, encode
+from p2ptrain.wire.schema import Bound
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "messages.json"
 LANES: tuple[m.Lane, ...] = ("control", "bulk")
@@ -91,7 +91,7 @@ def test_golden_bytes() -> None:
         kind for kind in made.keys() | golden["kinds"].keys() if made.get(kind) != golden["kinds"].get(kind)
     )
     assert not changed and golden["wire_version"] == m.WIRE_VERSION, (
-        f"the bytes of {changed} changed. If that is wanted: raise WIRE_VERSION in p2ptrain/protocol/messages.py, then "
+        f"the bytes of {changed} changed. If that is wanted: raise WIRE_VERSION in p2ptrain/wire/messages.py, then "
         "run P2PTRAIN_WRITE_GOLDEN=1 pytest tests/unit/test_codec.py -k golden, and commit the new file"
     )
 

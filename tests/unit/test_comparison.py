@@ -9,16 +9,16 @@ import random
 import pytest
 from pipeline_rooms import mixed_task
 
-from p2ptrain.planning import slices_choice
-from p2ptrain.planning.blocks import BlockProfile, ModelProfile
-from p2ptrain.planning.comparison import BASELINES, SINGLE, compare
-from p2ptrain.planning.pipeline_baselines import best_single_peer
-from p2ptrain.planning.pipeline_cost import CostModel
-from p2ptrain.planning.pipeline_plan import PipelinePlan
-from p2ptrain.planning.pipeline_search import Search
-from p2ptrain.planning.pipeline_task import PipelinePeer, PipelineTask
-from p2ptrain.planning.room import Room, micro_batch_choices
-from p2ptrain.planning.slices_choice import WORTH, best, judged_s, pipelines_of
+from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
+from p2ptrain.planning.pipeline import choice
+from p2ptrain.planning.pipeline.baselines import best_single_peer
+from p2ptrain.planning.pipeline.choice import WORTH, best, judged_s, pipelines_of
+from p2ptrain.planning.pipeline.comparison import BASELINES, SINGLE, compare
+from p2ptrain.planning.pipeline.cost import CostModel
+from p2ptrain.planning.pipeline.fleet import Room, micro_batch_choices
+from p2ptrain.planning.pipeline.search import Search
+from p2ptrain.planning.pipeline.stages import PipelinePlan
+from p2ptrain.planning.pipeline.task import PipelinePeer, PipelineTask
 
 
 def model(num_blocks: int, flops: int, activation_bytes: int = 1000, parameter_bytes: int = 1000) -> ModelProfile:
@@ -117,7 +117,7 @@ def test_a_choice_among_sixty_blocks_and_sixteen_unlike_peers_is_bounded_work(
             super().__init__(costs, limit_s)
             searches.append(self)
 
-    monkeypatch.setattr(slices_choice, "Search", Counted)
+    monkeypatch.setattr(choice, "Search", Counted)
     room = Room(mixed_task(random.Random(1), num_blocks=60, num_peers=16))
     taken = best(room, "planned")
     assert len(taken.stages) > 1 and room.fits(taken)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
-from p2ptrain.protocol.custody import (
+from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.protocol.replication import (
     CancelSnapshot,
     Custody,
     CustodyConfig,
@@ -20,8 +21,7 @@ from p2ptrain.protocol.custody import (
     freshness,
     rank_custodians,
 )
-from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.protocol.messages import NO_PART, CustodyAck, CustodyOffer, Holding
+from p2ptrain.wire.messages import NO_PART, CustodyAck, CustodyOffer, Holding
 
 
 def peer(n: int) -> PeerId:

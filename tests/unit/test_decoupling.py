@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from p2ptrain.errors import JobError, LocalError
-from p2ptrain.learning.decoupling import Decoupling, split_counts
 from p2ptrain.learning.models import MODELS, TEXT_MODELS, build_model
-from p2ptrain.learning.views import take
+from p2ptrain.learning.submodels.decoupling import Decoupling, split_counts
+from p2ptrain.learning.submodels.views import take
 
 SHAPE = (3, 12, 12)
 GROUPS = {3: ((0, 3, 6), (7, 1, 4), (2, 5)), 5: ((0, 5), (6, 1), (2, 7), (3,), (4,))}

@@ -14,8 +14,8 @@ from p2ptrain.net.keys import Group, new_group, new_identity
 from p2ptrain.net.transport import Transport
 from p2ptrain.runtime import doctor
 from p2ptrain.runtime.doctor import Finding, check_peers, try_address
-from p2ptrain.runtime.node import NetworkConfig
-from p2ptrain.runtime.observer import ObserverNode
+from p2ptrain.runtime.node.node import NetworkConfig
+from p2ptrain.runtime.node.observer_node import ObserverNode
 
 LAN = InterfaceAddress("eth0", "192.168.1.5", 24, "lan")
 LOOPBACK = InterfaceAddress("lo", "127.0.0.1", 8, "loopback")

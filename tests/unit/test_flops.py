@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from p2ptrain.learning.decoupling import Decoupling
-from p2ptrain.learning.flops import Flops, memory_bytes, training_flops
+from p2ptrain.learning.blocks.flops import Flops, memory_bytes, training_flops
 from p2ptrain.learning.models import build_model
+from p2ptrain.learning.submodels.decoupling import Decoupling
 
 SHAPE = (3, 32, 32)
 

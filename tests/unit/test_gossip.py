@@ -23,7 +23,7 @@ from p2ptrain.protocol.gossip import (
     merge,
 )
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.protocol.messages import GossipPush, ShardMass
+from p2ptrain.wire.messages import GossipPush, ShardMass
 
 ANN, BOB, CAT = (PeerId(name.ljust(16, "x")) for name in ("ann", "bob", "cat"))
 BLOB = BlobId("a" * 64)

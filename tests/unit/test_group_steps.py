@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from p2ptrain.protocol.messages import NO_PART
 from p2ptrain.runtime.group_steps import NOTICE_S, PATIENCE_S, GroupSteps
+from p2ptrain.wire.messages import NO_PART
 
 TRAINERS = ("a", "b")
 PLAN: Any = SimpleNamespace(

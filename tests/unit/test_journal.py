@@ -9,7 +9,7 @@ import os
 import pytest
 
 from p2ptrain.protocol.machine import Note
-from p2ptrain.runtime.journal import Journal, Line, old_path, read, render
+from p2ptrain.runtime.node.journal import Journal, Line, old_path, read, render
 
 
 @pytest.fixture

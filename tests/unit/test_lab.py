@@ -17,12 +17,13 @@ import pytest
 import torch
 
 from p2ptrain.errors import UserError
-from p2ptrain.learning import block_times
-from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.parts import global_model
+from p2ptrain.learning.profiling import block_times
 from p2ptrain.net.keys import load_or_make_identity
-from p2ptrain.runtime import allocator, stage_worker
-from p2ptrain.runtime.peer_node import BLOCK_TIMES
+from p2ptrain.runtime import stage_worker
+from p2ptrain.runtime.node.peer_node import BLOCK_TIMES
+from p2ptrain.runtime.trainer import allocator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "scripts"))

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2ptrain.ids import PeerId
-from p2ptrain.protocol.link_meter import LinkConfig, LinkMeasured, LinkMeter
+from p2ptrain.protocol.group.link_probe import LinkConfig, LinkMeasured, LinkMeter
 from p2ptrain.protocol.machine import NEVER, Send
-from p2ptrain.protocol.messages import MAX_LINKS, LinkEcho, LinkFigure, LinkProbe
+from p2ptrain.wire.messages import MAX_LINKS, LinkEcho, LinkFigure, LinkProbe
 
 CONFIG = LinkConfig()
 

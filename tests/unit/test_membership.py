@@ -8,8 +8,7 @@ import pytest
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
-from p2ptrain.protocol.machine import NEVER, Send
-from p2ptrain.protocol.membership import (
+from p2ptrain.protocol.group.membership import (
     LAN,
     Effect,
     Membership,
@@ -20,8 +19,9 @@ from p2ptrain.protocol.membership import (
     PeerRefuted,
     PeerSuspected,
 )
-from p2ptrain.protocol.membership_rules import News, RoundTrips, retransmit_limit, suspicion_timeout
-from p2ptrain.protocol.messages import Ack, MemberState, Ping, PingRequest, Rumour
+from p2ptrain.protocol.group.swim import News, RoundTrips, retransmit_limit, suspicion_timeout
+from p2ptrain.protocol.machine import NEVER, Send
+from p2ptrain.wire.messages import Ack, MemberState, Ping, PingRequest, Rumour
 
 ME, ANN, BOB, CAT = (PeerId(name.ljust(16, "x")) for name in ("me", "ann", "bob", "cat"))
 

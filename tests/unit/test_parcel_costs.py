@@ -10,12 +10,12 @@ import pytest
 
 from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
 from p2ptrain.ids import PeerId
-from p2ptrain.planning.blocks import BlockProfile, ModelProfile
-from p2ptrain.planning.pipeline_baselines import best_single_peer
-from p2ptrain.planning.pipeline_cost import steps_of
-from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
+from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
+from p2ptrain.planning.pipeline.baselines import best_single_peer
+from p2ptrain.planning.pipeline.cost import steps_of
+from p2ptrain.planning.pipeline.fleet import BYTE_FLOPS, PARCEL_FLOPS, Room
+from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 from p2ptrain.planning.plan import PeerSnapshot, SliceProfile
-from p2ptrain.planning.room import BYTE_FLOPS, PARCEL_FLOPS, Room
 from p2ptrain.planning.slice_figures import SlicePeer, room_of
 from p2ptrain.planning.slices import first_slices_plan, follows
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from p2ptrain.errors import RemoteError
-from p2ptrain.planning.pipeline_plan import MAX_PLAN_BYTES, PipelinePlan, Stage, pipeline_plan_from_json
+from p2ptrain.planning.pipeline.stages import MAX_PLAN_BYTES, PipelinePlan, Stage, pipeline_plan_from_json
 
 
 def plan() -> PipelinePlan:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2ptrain.errors import LocalError
-from p2ptrain.planning.pipeline_schedule import (
+from p2ptrain.planning.pipeline.schedule import (
     Span,
     Steps,
     classic_warm_up,

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from pipeline_rooms import even_model, mixed_task, room
 
 from p2ptrain.errors import UserError
-from p2ptrain.planning import pipeline_groups
-from p2ptrain.planning.blocks import BlockProfile, BlockTimes, ModelProfile
-from p2ptrain.planning.pipeline_baselines import best_single_peer, data_parallel, equal_split, side_by_side
-from p2ptrain.planning.pipeline_cost import CostModel, cost_of, stage_memory_bytes, steps_of
-from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
-from p2ptrain.planning.pipeline_schedule import deepest_warm_up, round_s
-from p2ptrain.planning.pipeline_search import Planned, Search, plan_of
-from p2ptrain.planning.pipeline_shares import Sharing
-from p2ptrain.planning.pipeline_tails import ROUNDING
-from p2ptrain.planning.pipeline_task import PairRate, PipelinePeer, PipelineTask
-from p2ptrain.planning.warm_ups import all_depths, num_depths
+from p2ptrain.planning.devices.blocks import BlockProfile, BlockTimes, ModelProfile
+from p2ptrain.planning.pipeline import groups
+from p2ptrain.planning.pipeline.baselines import best_single_peer, data_parallel, equal_split, side_by_side
+from p2ptrain.planning.pipeline.cost import CostModel, cost_of, stage_memory_bytes, steps_of
+from p2ptrain.planning.pipeline.partial_plans import ROUNDING
+from p2ptrain.planning.pipeline.schedule import deepest_warm_up, round_s
+from p2ptrain.planning.pipeline.search import Planned, Search, plan_of
+from p2ptrain.planning.pipeline.shares import Sharing
+from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
+from p2ptrain.planning.pipeline.task import PairRate, PipelinePeer, PipelineTask
+from p2ptrain.planning.pipeline.warm_ups import all_depths, num_depths
 
 
 def plan_pipeline(model: CostModel) -> Planned:
@@ -156,7 +156,7 @@ def test_the_plan_is_the_best_of_all(task: PipelineTask) -> None:
 def test_a_plan_fits_holds_together_and_is_never_slower_than_its_baselines(task: PipelineTask, max_groups: int) -> None:
     model = CostModel(task)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_groups, "MAX_GROUPS", max_groups)  # 4: groups are a selection, nothing is proved
+        patch.setattr(groups, "MAX_GROUPS", max_groups)  # 4: groups are a selection, nothing is proved
         try:
             planned = plan_pipeline(model)
             again = plan_pipeline(model)
@@ -289,9 +289,9 @@ def test_a_selection_of_groups_comes_near_to_all_of_them(monkeypatch: pytest.Mon
     for seed in range(6):
         generator = random.Random(seed)
         model = CostModel(mixed_task(generator, num_blocks=10, num_peers=6))
-        monkeypatch.setattr(pipeline_groups, "MAX_GROUPS", 255)
+        monkeypatch.setattr(groups, "MAX_GROUPS", 255)
         best = plan_pipeline(model)
-        monkeypatch.setattr(pipeline_groups, "MAX_GROUPS", 8)
+        monkeypatch.setattr(groups, "MAX_GROUPS", 8)
         found = plan_pipeline(model)
         assert best.is_proved and not found.is_proved
         losses.append(found.cost.batch_s / best.cost.batch_s)

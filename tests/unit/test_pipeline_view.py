@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from p2ptrain.errors import UserError
-from p2ptrain.planning.blocks import BlockProfile, ModelProfile
-from p2ptrain.planning.comparison import Comparison, compare
-from p2ptrain.planning.pipeline_schedule import Span, Timeline
-from p2ptrain.planning.pipeline_task import PipelinePeer, PipelineTask
-from p2ptrain.planning.room import Room
-from p2ptrain.planning.slices_choice import WORTH
+from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
+from p2ptrain.planning.pipeline.choice import WORTH
+from p2ptrain.planning.pipeline.comparison import Comparison, compare
+from p2ptrain.planning.pipeline.fleet import Room
+from p2ptrain.planning.pipeline.schedule import Span, Timeline
+from p2ptrain.planning.pipeline.task import PipelinePeer, PipelineTask
 from p2ptrain.ui.pipeline_figure import draw
 from p2ptrain.ui.pipeline_view import LEGEND, render, timeline_lines, to_plain
 

@@ -11,12 +11,12 @@ from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.assignment import first_plan
-from p2ptrain.planning.blocks import BlockProfile, BlockTimes, ModelProfile
+from p2ptrain.planning.devices.blocks import BlockProfile, BlockTimes, ModelProfile
+from p2ptrain.planning.devices.profile_codec import profile_to_json
 from p2ptrain.planning.plan import Plan, SlicesPlan, snapshot
-from p2ptrain.planning.profile_codec import profile_to_json
-from p2ptrain.protocol.agreement import Answer
-from p2ptrain.protocol.messages import Record
+from p2ptrain.protocol.consensus.agreement import Answer
 from p2ptrain.runtime.plan_rules import PlanRules
+from p2ptrain.wire.messages import Record
 
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
 DATA = DataConfig(classes=("a", "b"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)

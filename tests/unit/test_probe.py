@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from p2ptrain.planning.profiles import read_profile
+from p2ptrain.planning.devices.profiles import read_profile
 from p2ptrain.runtime import probe as p
 
 

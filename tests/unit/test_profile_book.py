@@ -11,9 +11,9 @@ import pytest
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import JobId, PeerId
+from p2ptrain.protocol.blobs.profile_book import ProfileBook, ProfileConfig, ProfileLearnt
 from p2ptrain.protocol.machine import NEVER, Send
-from p2ptrain.protocol.messages import ProfileReply, ProfileRequest, Record
-from p2ptrain.protocol.profile_book import ProfileBook, ProfileConfig, ProfileLearnt
+from p2ptrain.wire.messages import ProfileReply, ProfileRequest, Record
 
 CONFIG = ProfileConfig()
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from p2ptrain.errors import RemoteError
-from p2ptrain.planning.blocks import BlockProfile, BlockTimes, ModelProfile
-from p2ptrain.planning.profile_codec import (
+from p2ptrain.planning.devices.blocks import BlockProfile, BlockTimes, ModelProfile
+from p2ptrain.planning.devices.profile_codec import (
     MAX_PROFILE_BYTES,
     chain_hash,
     model_from_json,

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from p2ptrain.config import Coding
 from p2ptrain.errors import UserError
-from p2ptrain.planning.blocks import BlockTimes
-from p2ptrain.planning.pipeline_task import peer_from_profile
-from p2ptrain.planning.profile_times import MeasuredBlocks, with_block_times
-from p2ptrain.planning.profiles import LIMITS, DeviceProfile, Figure, find_profile, parse_profile, read_profile
+from p2ptrain.planning.devices.blocks import BlockTimes
+from p2ptrain.planning.devices.profile_times import MeasuredBlocks, with_block_times
+from p2ptrain.planning.devices.profiles import LIMITS, DeviceProfile, Figure, find_profile, parse_profile, read_profile
+from p2ptrain.planning.pipeline.task import peer_from_profile
 
 PEERS = Path(__file__).parents[2] / "peers"
 GOOD = """\

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import BlobId, PeerId, peer_id
-from p2ptrain.protocol.codec import header_bytes
+from p2ptrain.protocol.group.records import MAX_MESSAGE_BYTES, Effect, RecordBook, RecordChanged, record_bytes
 from p2ptrain.protocol.machine import NEVER, Send
-from p2ptrain.protocol.messages import NO_PART, Holding, Record, RecordDigest, Records, RecordVersion
-from p2ptrain.protocol.records import MAX_MESSAGE_BYTES, Effect, RecordBook, RecordChanged, record_bytes
+from p2ptrain.wire.codec import header_bytes
+from p2ptrain.wire.messages import NO_PART, Holding, Record, RecordDigest, Records, RecordVersion
 
 
 def key(number: int) -> bytes:

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Optional
 import pytest
 
 from p2ptrain.errors import LocalError, RemoteError
-from p2ptrain.protocol.messages import KINDS
-from p2ptrain.protocol.schema import Bound, from_plain, to_plain
+from p2ptrain.wire.messages import KINDS
+from p2ptrain.wire.schema import Bound, from_plain, to_plain
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ from session_net import PORT, Net, admitted, captured, key_of, know_each_other, 
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId
-from p2ptrain.protocol import address_book, codec, guests, offences
-from p2ptrain.protocol import messages as m
-from p2ptrain.protocol.addresses import canonical_address, make_address, split_address, with_port
 from p2ptrain.protocol.machine import Note
-from p2ptrain.protocol.session_effects import Ban, PeerAdmitted, PeerDropped
+from p2ptrain.protocol.session import abuse, address_book, guests
+from p2ptrain.protocol.session.effects import Ban, PeerAdmitted, PeerDropped
+from p2ptrain.wire import codec
+from p2ptrain.wire import messages as m
+from p2ptrain.wire.addresses import canonical_address, make_address, split_address, with_port
 
 # --- meeting ----------------------------------------------------------------------------------------------------------
 
@@ -351,12 +352,12 @@ def test_too_many_errors_are_banned_for_a_while() -> None:
     net = Net()
     a, b = net.add("a"), net.add("b")
     meet(net, a, b)
-    for _ in range(offences.MAX_ERRORS):
+    for _ in range(abuse.MAX_ERRORS):
         net.do(a, a.sessions.frames_received("control", b.key, [b"garbage"], net.now)[1])
     assert a.count(Ban) == 1 and a.notes().count("frame-refused") == 1 and a.notes().count("banned") == 1
     assert PeerDropped(b.peer, "banned") in a.news and not a.linked and not a.sessions.peers()
     net.say(b, a, m.Ping(1, ()))
-    net.run(offences.BAN_S - 10)
+    net.run(abuse.BAN_S - 10)
     assert not a.received and not a.sessions.peers() and a.sessions.refused["banned"]
     net.run(60)
     assert a.sessions.peers() == [b.peer]
@@ -398,7 +399,7 @@ def test_hellos_from_one_key_are_limited() -> None:
     for number in range(1000):
         hello = m.Hello(number.to_bytes(16, "big"), addresses, PORT, "x")
         net.do(a, a.sessions.frames_received("control", key_of("x"), codec.encode(hello), net.now)[1])
-    assert net.sent["a"] <= offences.MAX_HELLOS * guests.MAX_GUEST_ADDRESSES
+    assert net.sent["a"] <= abuse.MAX_HELLOS * guests.MAX_GUEST_ADDRESSES
     assert a.count(Ban) == 1
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.objective import training_loss
-from p2ptrain.learning.slice_samples import SampleStream
-from p2ptrain.learning.slice_training import AVERAGE_EVERY
+from p2ptrain.learning.pipeline.samples import SampleStream
+from p2ptrain.learning.pipeline.training import AVERAGE_EVERY
 from p2ptrain.learning.training import schedule
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from p2ptrain.config import Coding
 from p2ptrain.errors import RemoteError
-from p2ptrain.learning.slice_codec import GROUP, Encoder, decode
-from p2ptrain.learning.slice_rows import Spec
+from p2ptrain.learning.pipeline.codec import GROUP, Encoder, decode
+from p2ptrain.learning.pipeline.rows import Spec
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -10,9 +10,9 @@ import torch
 from slice_group import Group, cuts, pipeline, same
 from torch import Tensor
 
-from p2ptrain.learning import slice_exchange, slice_rows
-from p2ptrain.learning.slice_exchange import Exchange
-from p2ptrain.learning.slice_rows import Parcel
+from p2ptrain.learning.pipeline import all_reduce, rows
+from p2ptrain.learning.pipeline.all_reduce import Exchange
+from p2ptrain.learning.pipeline.rows import Parcel
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -61,7 +61,7 @@ class Stage:
 def test_all_have_the_sum_in_stage_order(
     num: int, size: int, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slice_exchange, "PARCEL_BYTES", piece_bytes)
+    monkeypatch.setattr(all_reduce, "PARCEL_BYTES", piece_bytes)
     given = vectors(num, size)
     total = torch.zeros(size)
     for tensor in given:
@@ -116,7 +116,7 @@ def test_what_comes_early_for_the_next_batch_is_kept_unless_all_is_dropped() -> 
 def test_smaller_parcels_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = pipeline(cuts("resnet20", ((5, 3), (2, 6), (8,))))
     whole = Group("resnet20", plan).run(2)
-    monkeypatch.setattr(slice_exchange, "PARCEL_BYTES", 1024)
-    monkeypatch.setattr(slice_rows, "PARCEL_BYTES", 1024)
+    monkeypatch.setattr(all_reduce, "PARCEL_BYTES", 1024)
+    monkeypatch.setattr(rows, "PARCEL_BYTES", 1024)
     cut = Group("resnet20", plan, order=1).run(2)
     assert cut.num_sent > 2 * whole.num_sent and same(cut.state(), whole.state())

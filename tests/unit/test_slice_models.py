@@ -10,7 +10,7 @@ from slice_group import Cut, Group, builder, cuts, pipeline, same, shape_of
 from torch import Tensor, nn
 
 from p2ptrain.errors import JobError
-from p2ptrain.learning.blocks import Chain
+from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.models import MODELS
 
 

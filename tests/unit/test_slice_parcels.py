@@ -14,8 +14,8 @@ from torch import Tensor
 
 from p2ptrain.config import Coding
 from p2ptrain.errors import RemoteError
-from p2ptrain.learning.slice_codec import Encoder
-from p2ptrain.learning.slice_rows import PARCEL_BYTES, Parcel, cut_rows, overlapping, row_ranges
+from p2ptrain.learning.pipeline.codec import Encoder
+from p2ptrain.learning.pipeline.rows import PARCEL_BYTES, Parcel, cut_rows, overlapping, row_ranges
 
 
 @pytest.fixture(autouse=True, scope="module")

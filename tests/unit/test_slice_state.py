@@ -15,7 +15,7 @@ from torch import Tensor
 from p2ptrain.config import DataConfig
 from p2ptrain.errors import DataError, JobError, LocalError, RemoteError
 from p2ptrain.learning.data import Dataset
-from p2ptrain.learning.slice_samples import SampleStream
+from p2ptrain.learning.pipeline.samples import SampleStream
 from p2ptrain.learning.training import MAX_BAD_STEPS, DivergedError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from p2ptrain.ids import PeerId
-from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
+from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))

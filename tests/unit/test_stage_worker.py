@@ -15,8 +15,8 @@ from slice_group import samples
 
 from p2ptrain.config import DataConfig, Job, ModelConfig, SlicesConfig, TrainingConfig
 from p2ptrain.ids import PeerId
-from p2ptrain.learning.slice_training import Parcel
-from p2ptrain.planning.pipeline_plan import PipelinePlan, Stage
+from p2ptrain.learning.pipeline.training import Parcel
+from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 from p2ptrain.planning.plan import Part, PeerSnapshot, Plan, SliceProfile, SlicesPlan, shards
 from p2ptrain.planning.slice_figures import planned_times
 from p2ptrain.runtime import commands as c
@@ -279,7 +279,7 @@ def second_piece(worker: Worker, first: int, stop: int) -> bytes:
 
 
 def damaged(piece: bytes, **metadata: str) -> bytes:
-    from p2ptrain.runtime.tensorfile import read_untrusted
+    from p2ptrain.wire.tensorfile import read_untrusted
 
     tensors = load(piece)
     return save(tensors, {**read_untrusted(piece).metadata, **metadata})
@@ -314,7 +314,7 @@ def test_pieces_that_do_not_fit_are_refused_and_it_can_follow_again(case: str) -
 
 
 def second(piece: bytes, tensors: dict[str, torch.Tensor]) -> bytes:
-    from p2ptrain.runtime.tensorfile import read_untrusted
+    from p2ptrain.wire.tensorfile import read_untrusted
 
     return save(tensors, dict(read_untrusted(piece).metadata))
 

@@ -15,9 +15,9 @@ import pytest
 
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.ids import BlobId, JobId, PeerId, blob_id
-from p2ptrain.protocol.messages import Holding
-from p2ptrain.runtime.blobs import Disk, StorageError
-from p2ptrain.runtime.store import StateDir, Store, StoreConfig
+from p2ptrain.runtime.store.blobs import Disk, StorageError
+from p2ptrain.runtime.store.store import StateDir, Store, StoreConfig
+from p2ptrain.wire.messages import Holding
 
 OWN, OTHER = PeerId("a" * 16), PeerId("b" * 16)
 JOB = JobId("0123456789abcdef")
@@ -396,7 +396,7 @@ def test_a_file_handed_over_to_a_disk_that_fails(tmp_path, fail_at):
 LOOP = """
 import sys
 from pathlib import Path
-from p2ptrain.runtime.store import StateDir
+from p2ptrain.runtime.store.store import StateDir
 sys.path.insert(0, sys.argv[2])
 from test_store import JOB, some_rounds
 state = StateDir(Path(sys.argv[1]))

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.protocol.messages import StageAck, StageData
-from p2ptrain.protocol.stream_ends import StreamConfig
-from p2ptrain.protocol.streams import Delivered, Effect, Streams, StreamWait
+from p2ptrain.protocol.streams.ends import StreamConfig
+from p2ptrain.protocol.streams.streams import Delivered, Effect, Streams, StreamWait
+from p2ptrain.wire.messages import StageAck, StageData
 
 A, B, C = PeerId("a" * 16), PeerId("b" * 16), PeerId("c" * 16)
 PLAN = "5" * 64

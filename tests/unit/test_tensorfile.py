@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2ptrain.errors import LocalError, RemoteError
-from p2ptrain.runtime.tensorfile import Limits, check, pack, read, read_untrusted
+from p2ptrain.wire.tensorfile import Limits, check, pack, read, read_untrusted
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 

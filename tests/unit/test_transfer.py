@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id
-from p2ptrain.protocol.fetching import Ranges, TransferConfig
+from p2ptrain.protocol.blobs.fetching import Ranges, TransferConfig
+from p2ptrain.protocol.blobs.transfer import FetchCompleted, FetchFailed, ReadChunk, Transfers, WriteChunk
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.protocol.messages import Chunk, Fetch, FetchRefused
-from p2ptrain.protocol.transfer import FetchCompleted, FetchFailed, ReadChunk, Transfers, WriteChunk
+from p2ptrain.wire.messages import Chunk, Fetch, FetchRefused
 
 A, B, C = PeerId("a" * 16), PeerId("b" * 16), PeerId("c" * 16)
 DATA = bytes(range(100))

@@ -12,12 +12,12 @@ import pytest
 from p2ptrain.config import DataConfig, Job
 from p2ptrain.ids import JobId, PeerId
 from p2ptrain.planning.plan import Part, PeerSnapshot, Plan
-from p2ptrain.protocol.messages import NO_PART, MemberState, Record
 from p2ptrain.runtime.harvest import PartReport
-from p2ptrain.runtime.journal import Line
+from p2ptrain.runtime.node.journal import Line
 from p2ptrain.runtime.verdict import Verdict
 from p2ptrain.ui import narrator, report, status_table, words
 from p2ptrain.ui.watch import PlainScreen
+from p2ptrain.wire.messages import NO_PART, MemberState, Record
 
 A, B = PeerId("a" * 16), PeerId("b" * 16)
 JOB = Job(data=DataConfig(("cat", "dog", "emu", "fox"), (1, 8, 8), mean=(0.0,), std=(1.0,)))

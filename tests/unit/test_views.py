@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from p2ptrain.errors import LocalError
-from p2ptrain.learning.views import View, put, take
+from p2ptrain.learning.submodels.views import View, put, take
 
 
 @st.composite

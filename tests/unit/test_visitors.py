@@ -5,9 +5,10 @@ from __future__ import annotations
 from session_net import PORT, Net, Node, captured, key_of, know_each_other, meet, size_of
 
 from p2ptrain.ids import PeerId, peer_id
-from p2ptrain.protocol import codec, guests, session, visitors
-from p2ptrain.protocol import messages as m
-from p2ptrain.protocol.session_effects import Ban, PeerDropped
+from p2ptrain.protocol.session import guests, sessions, visitors
+from p2ptrain.protocol.session.effects import Ban, PeerDropped
+from p2ptrain.wire import codec
+from p2ptrain.wire import messages as m
 
 
 def someone_visits(net: Net, members: set[PeerId] | None = None) -> tuple[Node, Node]:
@@ -250,10 +251,10 @@ def test_visitors_never_keep_a_peer_out() -> None:
     net = Net()
     members: set[PeerId] = set()
     peer = net.add("peer", is_member=members.__contains__)
-    for number in range(session.MAX_PEERS + 20):
+    for number in range(sessions.MAX_PEERS + 20):
         visit(net, peer, number)
         net.run(0.01)
-    assert len(peer.sessions.peers()) <= session.MAX_PEERS
+    assert len(peer.sessions.peers()) <= sessions.MAX_PEERS
     newcomer = net.add("newcomer", f"tcp://10.2.0.1:{PORT}")
     net.propose(newcomer, *peer.addresses)
     net.run(0.5)

@@ -16,7 +16,7 @@ from p2ptrain.config import Job, job_from_json
 from p2ptrain.errors import RemoteError
 from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime import tensorfile
+from p2ptrain.wire import tensorfile
 
 COMMAND_S = 0.002
 STEPS_PER_ROUND = 4

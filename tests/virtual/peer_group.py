@@ -24,12 +24,11 @@ from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id, peer_id
 from p2ptrain.net.simulated import Conditions, SimulatedNetwork
 from p2ptrain.planning.plan import Plan
-from p2ptrain.protocol.agreement import Question
+from p2ptrain.protocol.blobs.serving import ReadChunk
+from p2ptrain.protocol.blobs.transfer import WriteChunk
+from p2ptrain.protocol.consensus.agreement import Question
 from p2ptrain.protocol.machine import Note
-from p2ptrain.protocol.messages import HEAD_PART, Holding, Lane, Record
-from p2ptrain.protocol.serving import ReadChunk
-from p2ptrain.protocol.session_effects import Ban, Dial, HangUp, SendFrames
-from p2ptrain.protocol.transfer import WriteChunk
+from p2ptrain.protocol.session.effects import Ban, Dial, HangUp, SendFrames
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.completion import JobDone, KeepHead, ReadHead
 from p2ptrain.runtime.core import AbandonBlob, Core, ToTrainer, VerifyBlob
@@ -43,9 +42,10 @@ from p2ptrain.runtime.keeping import (
     RestartTrainer,
     TrainerLost,
 )
-from p2ptrain.runtime.observer import Observer
+from p2ptrain.runtime.node.observer_node import Observer
 from p2ptrain.runtime.peer import Peer
 from p2ptrain.runtime.peer_io import JobReceived, PeerConfig, Resume, StartTrainer, Unusable
+from p2ptrain.wire.messages import HEAD_PART, Holding, Lane, Record
 
 DISK_S = 0.002
 THOUGHT_S = 0.1

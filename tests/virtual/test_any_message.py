@@ -14,9 +14,10 @@ from virtual_group import key, peer_ids, record
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.gossip import ExchangeEnded, FetchAndMerge, Gossip, MakePayload
+from p2ptrain.protocol.group.membership import LAN, Membership
+from p2ptrain.protocol.group.records import RecordBook
 from p2ptrain.protocol.machine import Send
-from p2ptrain.protocol.membership import LAN, Membership
-from p2ptrain.protocol.messages import (
+from p2ptrain.wire.messages import (
     Ack,
     GossipPush,
     Ping,
@@ -27,7 +28,6 @@ from p2ptrain.protocol.messages import (
     Rumour,
     ShardMass,
 )
-from p2ptrain.protocol.records import RecordBook
 
 PEERS = peer_ids(6)
 ME = PEERS[0]

@@ -10,7 +10,7 @@ from virtual_group import MembershipHost, peer_ids, seeds
 
 from p2ptrain.ids import PeerId
 from p2ptrain.net.simulated import Conditions, SimulatedNetwork
-from p2ptrain.protocol.membership import Membership, PeerFailed, PeerSuspected
+from p2ptrain.protocol.group.membership import Membership, PeerFailed, PeerSuspected
 
 Log = list[tuple[float, PeerId, object]]
 

@@ -21,11 +21,11 @@ from p2ptrain.config import ModelConfig
 from p2ptrain.ids import BlobId, JobId, PeerId, blob_id, peer_id
 from p2ptrain.net.simulated import Conditions
 from p2ptrain.planning.plan import Plan
-from p2ptrain.protocol import messages as m
-from p2ptrain.protocol.codec import WIRE_VERSION
-from p2ptrain.protocol.messages import KINDS, Holding, Message, Record, lane_of
-from p2ptrain.protocol.session_effects import SendFrames
-from p2ptrain.runtime import tensorfile
+from p2ptrain.protocol.session.effects import SendFrames
+from p2ptrain.wire import messages as m
+from p2ptrain.wire import tensorfile
+from p2ptrain.wire.codec import WIRE_VERSION
+from p2ptrain.wire.messages import KINDS, Holding, Message, Record, lane_of
 
 LINK = Conditions(delay_s=0.001, jitter_s=0.002)
 LIAR = 3

@@ -8,7 +8,7 @@ import pytest
 from virtual_group import Group, peer_ids, seeds
 
 from p2ptrain.net.simulated import Conditions
-from p2ptrain.protocol.membership import LAN, WAN, PeerFailed, PeerJoined
+from p2ptrain.protocol.group.membership import LAN, WAN, PeerFailed, PeerJoined
 
 BAD = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.2, duplication=0.05)
 CALM = dataclasses.replace(LAN, period_s=0.5)

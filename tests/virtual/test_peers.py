@@ -12,10 +12,10 @@ from fake_trainer import FakeTrainer, combination, contribution
 from peer_group import LAN, Device, Room, Visitor, job, seeds, sizes
 
 from p2ptrain.net.simulated import Conditions
-from p2ptrain.protocol.messages import HEAD_PART, CustodyOffer
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime import tensorfile
 from p2ptrain.runtime.head import head_holdings
+from p2ptrain.wire import tensorfile
+from p2ptrain.wire.messages import HEAD_PART, CustodyOffer
 
 WORLD = Conditions(delay_s=0.002, jitter_s=0.02)
 LOSSY = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.2)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id
-from p2ptrain.protocol.fetching import TransferConfig
+from p2ptrain.protocol.blobs.fetching import TransferConfig
+from p2ptrain.protocol.blobs.transfer import FetchCompleted, FetchFailed, ReadChunk, Transfers, WriteChunk
 from p2ptrain.protocol.machine import Send
-from p2ptrain.protocol.messages import Chunk
-from p2ptrain.protocol.transfer import FetchCompleted, FetchFailed, ReadChunk, Transfers, WriteChunk
+from p2ptrain.wire.messages import Chunk
 
 CONFIG = TransferConfig(
     first_chunk_bytes=700,

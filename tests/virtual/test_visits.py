@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from peer_group import Room, Visitor, job, seeds, sizes
 
-from p2ptrain.protocol import visitors
-from p2ptrain.protocol.messages import RecordDigest
+from p2ptrain.protocol.session import visitors
+from p2ptrain.wire.messages import RecordDigest
 
 BOUNDED = ("_former", "_hellos", "_noted", "refused")
 """Tables of the session layer of a fixed size; they remember whom they have seen."""

@@ -14,9 +14,10 @@ from p2ptrain.ids import PeerId, blob_id, peer_id
 from p2ptrain.net.simulated import Conditions, SimulatedNetwork
 from p2ptrain.protocol import gossip
 from p2ptrain.protocol.gossip import ExchangeEnded, FetchAndMerge, Gossip, GossipConfig, MakePayload
+from p2ptrain.protocol.group.membership import LAN, Membership, MembershipConfig, PeerFailed, PeerJoined
+from p2ptrain.protocol.group.records import RecordBook
 from p2ptrain.protocol.machine import NEVER
-from p2ptrain.protocol.membership import LAN, Membership, MembershipConfig, PeerFailed, PeerJoined
-from p2ptrain.protocol.messages import (
+from p2ptrain.wire.messages import (
     NO_PART,
     Ack,
     GossipPush,
@@ -28,7 +29,6 @@ from p2ptrain.protocol.messages import (
     Records,
     ShardMass,
 )
-from p2ptrain.protocol.records import RecordBook
 
 SHARD = "all"
 ROUND_S = 0.25

@@ -1,0 +1,1 @@
+"""A model as a chain of blocks: how it is traced and cut, and what its blocks cost."""

@@ -1,0 +1,1 @@
+"""Training one stage of a pipeline."""

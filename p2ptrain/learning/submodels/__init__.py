@@ -1,0 +1,1 @@
+"""Class sub-models: which coordinates of the global model belong to whom, and how they are put back."""

@@ -1,0 +1,1 @@
+"""Who trains which stage: schedule, cost, search and the baselines beside it."""

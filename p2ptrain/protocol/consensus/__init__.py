@@ -1,0 +1,1 @@
+"""How the group agrees on one plan."""

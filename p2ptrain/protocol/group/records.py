@@ -1,0 +1,291 @@
+"""What every peer says of itself, known to all: last-writer-wins registers, one an owner, spread by anti-entropy.
+
+Invariant: a record in the book is the newest that was seen of its owner, its key hashes to its peer, and it fits into
+a message. The own record is what its owner last said: nobody overwrites it, and its version is above all that others
+were seen to hold.
+
+Theory. Every ``interval_s``, and soon after news, a peer sends a random live one its digest (peer, version). That one
+answers with the records that are newer at its side, and with a second digest of what is newer at the other's, which
+brings those (push-pull anti-entropy, Demers et al., PODC 1987). Each message only ever repeats what is true, so loss,
+repetition and disorder cost time, nothing else.
+
+    digest, want_reply -> Records of what the sender lacks + digest, no reply, of what we lack at the sender
+    digest, no reply   -> Records of what is newer here than the versions named
+    Records            -> newer ones replace older ones: RecordChanged
+
+A digest of 1,024 entries or more would not fit a message: then it is an arc of the ring of peer ids, from a random
+start, so that the receiver knows which absences mean something: those between its first and its last entry.
+
+A restarted peer may have forgotten its version. Versions start from a base that its caller reads off the wall clock
+(milliseconds), and whoever hears that others hold a higher version of its own record goes above it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from p2ptrain.errors import LocalError, RemoteError
+from p2ptrain.ids import PeerId, peer_id
+from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.wire.messages import Record, RecordDigest, Records, RecordVersion
+
+MAX_MESSAGE_BYTES = 56 * 1024
+"""Of an encoded header, which may have 64 KiB."""
+MAX_VERSION = 2**62
+_MAX_DIGEST = 1024
+_MAX_RECORDS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RecordConfig:
+    interval_s: float = 1.0
+    soon_s: float = 0.25
+    """Rounds after news are at least this far apart, times max(1, records / 32): what a digest costs grows alike."""
+    max_records: int = 4096
+    max_messages: int = 8
+    """``Records`` in answer to one digest; what is left comes in later rounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordChanged:
+    """``old`` is None when the peer is new here. The own record's changes are told too."""
+
+    peer: PeerId
+    old: Record | None
+    new: Record
+
+
+Effect = Send | Note | RecordChanged
+
+
+def record_bytes(record: Record) -> int:
+    """At most how many bytes ``record`` adds to a header: msgpack's worst case of 9 bytes a number, 5 before a string.
+
+    An estimate, as packing each record of a large group to measure it would cost more than all the rest here.
+    """
+    numbers = 9 * (len(record.counts) + len(record.wishes))
+    addresses = sum(5 + _utf8_bytes(address) for address in record.addresses)
+    words = (record.name, record.job, record.plan, record.phase, record.waiting_for, record.profile, record.vote)
+    texts = sum(map(_utf8_bytes, words))
+    return 512 + numbers + addresses + texts + 256 * len(record.holdings) + 96 * len(record.links)
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else 4 * len(text)
+
+
+class RecordBook:
+    """``own`` is this peer's first record; its version becomes at least ``version_base``."""
+
+    def __init__(
+        self,
+        own: Record,
+        rng: random.Random,
+        now: float,
+        config: RecordConfig = RecordConfig(),
+        *,
+        version_base: int = 0,
+    ) -> None:
+        if peer_id(own.key) != own.peer:
+            raise LocalError("the own record's key is not its peer's")
+        self.own_id = own.peer
+        self.config = config
+        self._rng = rng
+        self._records = {own.peer: dataclasses.replace(own, version=max(1, own.version, version_base))}
+        self._sizes = {own.peer: _fitting_size(self._records[own.peer])}
+        self._forgotten: dict[PeerId, int] = {}
+        """Version that a forgotten peer's record had: whoever still holds it shall not bring it back."""
+        self._ring: list[PeerId] | None = None
+        self._alive: list[PeerId] = []
+        self._last_round = now - config.interval_s
+        self._next_round = now
+
+    # --- what others may ask --------------------------------------------------------------------------------------
+
+    @property
+    def own(self) -> Record:
+        return self._records[self.own_id]
+
+    def get(self, peer: PeerId) -> Record | None:
+        return self._records.get(peer)
+
+    def all(self) -> Mapping[PeerId, Record]:
+        """A live, read-only view, the own record included."""
+        return MappingProxyType(self._records)
+
+    def next_deadline(self) -> float:
+        return self._next_round if self._alive else NEVER
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def peers_alive(self, peers: Iterable[PeerId], now: float) -> None:
+        """With whom to compare notes from now on."""
+        self._alive = sorted(set(peers) - {self.own_id})
+        self._next_round = max(self._next_round, now)
+
+    def update(self, now: float, **changes: Any) -> list[Effect]:
+        """Say something new of ourselves. Raises ``LocalError`` for fields that are not ours to change."""
+        if changes.keys() & {"peer", "key", "version"}:
+            raise LocalError("peer, key and version of a record are given")
+        if all(getattr(self.own, name) == value for name, value in changes.items()):
+            return []
+        return [self._renew(dataclasses.replace(self.own, version=self.own.version + 1, **changes), now)]
+
+    def received(self, sender: PeerId, message: RecordDigest | Records, now: float) -> list[Effect]:
+        """Raises ``RemoteError`` before anything is changed."""
+        if isinstance(message, RecordDigest):
+            return self._compare(sender, message, now)
+        if len(message.records) > _MAX_RECORDS:
+            raise RemoteError("records", f"{len(message.records)} in a message")
+        sizes = [self._check(record) for record in message.records]
+        effects: list[Effect] = []
+        for record, size in zip(message.records, sizes, strict=True):
+            self._learn(record, size, now, effects)
+        return effects
+
+    def forget(self, peer: PeerId) -> None:
+        """It is long dead. A higher version of its record brings it back."""
+        record = self._records.get(peer)
+        if peer == self.own_id or record is None:
+            return
+        del self._records[peer], self._sizes[peer]
+        self._ring = None
+        self._forgotten[peer] = record.version
+        while len(self._forgotten) > self.config.max_records:
+            del self._forgotten[next(iter(self._forgotten))]
+
+    def tick(self, now: float) -> list[Effect]:
+        if now < self._next_round or not self._alive:
+            return []
+        self._last_round = now
+        self._next_round = now + self.config.interval_s * self._rng.uniform(0.9, 1.1)
+        return [Send(self._rng.choice(self._alive), self._digest())]
+
+    # --- anti-entropy ---------------------------------------------------------------------------------------------
+
+    def _digest(self) -> RecordDigest:
+        ring = self._known()
+        if len(ring) >= _MAX_DIGEST:
+            start = self._rng.randrange(len(ring))
+            ring = (ring[start:] + ring[:start])[:_MAX_DIGEST]
+        return RecordDigest(tuple(RecordVersion(peer, self._version(peer)) for peer in ring), True)
+
+    def _compare(self, sender: PeerId, digest: RecordDigest, now: float) -> list[Effect]:
+        if len(digest.versions) > _MAX_DIGEST:
+            raise RemoteError("records", f"a digest of {len(digest.versions)}")
+        if any(not 0 <= entry.version <= MAX_VERSION for entry in digest.versions):
+            raise RemoteError("records", "version out of range")
+        theirs = {entry.peer: entry.version for entry in digest.versions}
+        effects: list[Effect] = []
+        if theirs.get(self.own_id, 0) > self.own.version:
+            effects.append(self._renew(dataclasses.replace(self.own, version=theirs[self.own_id] + 1), now))
+        covered: Iterable[PeerId] = theirs
+        if digest.want_reply:
+            covered = self._known()
+            if len(digest.versions) >= _MAX_DIGEST:
+                covered = _arc(self._known(), digest.versions[0].peer, digest.versions[-1].peer)
+        newer = [
+            record
+            for record in map(self._records.get, covered)
+            if record is not None and record.version > theirs.get(record.peer, 0)
+        ]
+        effects.extend(Send(sender, message) for message in self._pack(newer))
+        if digest.want_reply:
+            older = [
+                RecordVersion(peer, self._version(peer))
+                for peer, version in theirs.items()
+                if version > self._version(peer)
+                and (peer in self._records or len(self._records) < self.config.max_records)
+            ]
+            if older:
+                effects.append(Send(sender, RecordDigest(tuple(older), False)))
+        return effects
+
+    def _pack(self, records: list[Record]) -> list[Records]:
+        self._rng.shuffle(records)  # so that with a lossy link it is not always the same that are late
+        messages: list[Records] = []
+        batch: list[Record] = []
+        size = 0
+        for record in records:
+            more = self._sizes[record.peer]
+            if batch and (size + more > MAX_MESSAGE_BYTES or len(batch) == _MAX_RECORDS):
+                messages.append(Records(tuple(batch)))
+                if len(messages) == self.config.max_messages:
+                    return messages
+                batch, size = [], 0
+            batch.append(record)
+            size += more
+        if batch:
+            messages.append(Records(tuple(batch)))
+        return messages
+
+    def _check(self, record: Record) -> int:
+        """How many bytes it takes at most, if it may be believed."""
+        if not 0 <= record.version <= MAX_VERSION:
+            raise RemoteError("records", "version out of range")
+        known = self._records.get(record.peer)
+        if (known is None or known.key != record.key) and peer_id(record.key) != record.peer:
+            raise RemoteError("record-key", f"the key of {record.peer} is another's")
+        if record is known or record.version <= self._version(record.peer):
+            return 0
+        size = record_bytes(record)
+        if size > MAX_MESSAGE_BYTES:
+            raise RemoteError("record-size", f"{size} bytes of {record.peer}")
+        return size
+
+    def _learn(self, record: Record, size: int, now: float, effects: list[Effect]) -> None:
+        peer = record.peer
+        known = self._records.get(peer)
+        if peer == self.own_id:
+            if record.version > self.own.version or (record.version == self.own.version and record != self.own):
+                effects.append(self._renew(dataclasses.replace(self.own, version=record.version + 1), now))
+        elif record.version > self._version(peer) and (
+            known is not None or len(self._records) < self.config.max_records
+        ):
+            self._records[peer] = record
+            self._sizes[peer] = size
+            self._forgotten.pop(peer, None)
+            if known is None:
+                self._ring = None
+            effects.append(RecordChanged(peer, known, record))
+            self._soon(now)
+
+    def _renew(self, record: Record, now: float) -> RecordChanged:
+        size = _fitting_size(record)
+        old, self._records[self.own_id] = self.own, record
+        self._sizes[self.own_id] = size
+        self._soon(now)
+        return RecordChanged(self.own_id, old, record)
+
+    def _soon(self, now: float) -> None:
+        gap = self.config.soon_s * max(1.0, len(self._records) / 32)
+        self._next_round = min(self._next_round, max(now, self._last_round + gap))
+
+    def _known(self) -> list[PeerId]:
+        """All peers that we have, or refuse to have back, in the order of the ring."""
+        if self._ring is None:
+            self._ring = sorted(self._records.keys() | self._forgotten.keys())
+        return self._ring
+
+    def _version(self, peer: PeerId) -> int:
+        record = self._records.get(peer)
+        return record.version if record is not None else self._forgotten.get(peer, 0)
+
+
+def _arc(ring: list[PeerId], first: PeerId, last: PeerId) -> list[PeerId]:
+    """The part of a sorted ring from ``first`` to ``last``, both included, which may go through its end."""
+    start, stop = bisect_left(ring, first), bisect_left(ring, last + "\0")
+    return ring[start:stop] if first <= last else ring[start:] + ring[:stop]
+
+
+def _fitting_size(record: Record) -> int:
+    size = record_bytes(record)
+    if size > MAX_MESSAGE_BYTES:
+        raise LocalError(f"the own record has {size} bytes, of at most {MAX_MESSAGE_BYTES}")
+    return size

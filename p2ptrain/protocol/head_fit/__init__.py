@@ -1,0 +1,1 @@
+"""Re-fitting the model's last layer by the whole group."""

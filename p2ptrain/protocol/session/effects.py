@@ -1,0 +1,72 @@
+"""What ``Sessions`` wants done, and what it tells the other state machines.
+
+Invariant: plain data; only the transport and ``runtime/`` act on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from p2ptrain.ids import PeerId
+from p2ptrain.protocol.machine import MessageReceived, Note
+from p2ptrain.wire.codec import Envelope
+from p2ptrain.wire.messages import Lane
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Open the links to a control address; ``bulk_address`` is "" until it is known (then ``Dial`` comes again)."""
+
+    address: str
+    bulk_address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HangUp:
+    """Close the links to an address, and forget what waits to be sent there."""
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendFrames:
+    """Send over the ``lane`` of the neighbour that ``address`` (its control address) names."""
+
+    address: str
+    lane: Lane
+    frames: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAdmitted:
+    peer: PeerId
+    key: bytes
+    address: str
+    software: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDropped:
+    """``reason``: "restarted", "banned", "goodbye", "silent", "too many visitors", or what ``drop`` was given."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ban:
+    """Let nothing of this key in for ``seconds``."""
+
+    key: bytes
+    seconds: float
+
+
+Effect = Dial | HangUp | SendFrames | PeerAdmitted | PeerDropped | Ban | Note
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message of an admitted peer, and the envelope it came in."""
+
+    event: MessageReceived
+    envelope: Envelope

@@ -1,0 +1,432 @@
+"""Admission of remote peers, and the frames that go to and come from them.
+
+Invariant: a message is handed on only if its sender's key was authenticated by the transport, that key proved that it
+holds the group's code, and the frame belongs to this session and is newer than every one before it on its lane. Until
+then nothing but the handshake is read. All tables are bounded, whatever others send.
+
+The transport only sends to addresses and only receives from keys; the handshake is what ties the two together::
+
+    dialler D                                         answerer A
+    Hello(nonce h)            -- to an address -->    knows D's key; which address of D's works?
+    knows: the address        <-- Welcome -----       to every address in the Hello, each its own nonce w
+    leads to A's key              (echo h, w, proof)
+    ADMITS A                  -- Proof(echo w) -->    knows: the address it sent w to leads to D's key
+                                                      ADMITS D
+
+Each proof is a keyed hash (key: from the join code) of the role, both public keys and both nonces.
+
+A nonce is 8 bytes drawn once per start (the *boot*) and 8 bytes of its own. A session is named by the keys and boots of
+its two ends, so that however often and from whichever side two peers meet (both dialling at once, several interfaces, a
+retry), it is one session; only a restart makes another. Sequences count up per lane over the whole life of a process,
+so a session that is dropped and made again goes on where it was.
+
+A key:  unknown --Hello--> guest --Proof--> admitted;  dialled: --Welcome--> admitted
+        guest for too long --> unknown;  too many errors --> banned for a while
+        admitted --Goodbye, or a visitor that has to go (``visitors``)--> unknown, and what it told of itself forgotten
+"""
+
+from __future__ import annotations
+
+import hmac
+import random
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from p2ptrain.errors import RemoteError
+from p2ptrain.ids import PeerId, peer_id
+from p2ptrain.protocol.machine import MessageReceived, Note
+from p2ptrain.protocol.session.abuse import BAN_S, MAX_ERRORS, Offences
+from p2ptrain.protocol.session.address_book import AddressBook, Target
+from p2ptrain.protocol.session.effects import (
+    Ban,
+    Dial,
+    Effect,
+    HangUp,
+    PeerAdmitted,
+    PeerDropped,
+    Received,
+    SendFrames,
+)
+from p2ptrain.protocol.session.guests import MAX_GUEST_ADDRESSES, Challenge, End, Guest, Guests
+from p2ptrain.protocol.session.proofs import BOOT_BYTES, proof_of, session_name
+from p2ptrain.protocol.session.visitors import MAX_VISITORS, Visitors
+from p2ptrain.wire import codec
+from p2ptrain.wire.addresses import canonical_address, with_port
+from p2ptrain.wire.codec import Envelope, WireVersionError
+from p2ptrain.wire.messages import WIRE_VERSION, Goodbye, Hello, Lane, Message, Proof, Refused, Welcome, lane_of
+
+MAX_OWN_ADDRESSES = 16
+MAX_PEERS = 512
+MAX_FORMER = 512
+
+
+@dataclass(slots=True)
+class _Session:
+    peer: PeerId
+    end: End
+    name: bytes
+    address: str
+    said_goodbye: bool = False
+    heard: dict[Lane, int] = field(default_factory=lambda: {"control": 0, "bulk": 0})
+
+
+class Sessions:
+    """All remote peers of one node. Time is monotonic seconds; ``rng`` must be unpredictable outside of tests.
+
+    ``is_member``: whether somebody else, the membership, finds out when this peer is gone. All others are visitors.
+    """
+
+    def __init__(
+        self,
+        own_key: bytes,
+        proof_key: bytes,
+        addresses: Iterable[str],
+        bulk_port: int,
+        rng: random.Random,
+        software: str = "",
+        *,
+        is_member: Callable[[PeerId], bool] = lambda peer: True,
+        max_visitors: int = MAX_VISITORS,
+    ) -> None:
+        self.own_key = own_key
+        self._proof_key = proof_key
+        self._bulk_port = bulk_port
+        self._rng = rng
+        self._software = software
+        self._boot = rng.randbytes(BOOT_BYTES)
+        self._sequences: dict[Lane, int] = {"control": 0, "bulk": 0}
+        self._book = AddressBook(rng)
+        self._guests = Guests(self._boot, rng)
+        self._visitors = Visitors(is_member, max_visitors)
+        self._sessions: dict[bytes, _Session] = {}
+        self._keys: dict[PeerId, bytes] = {}
+        self._former: OrderedDict[bytes, _Session] = OrderedDict()
+        self._offences = Offences()
+        self._links: dict[str, str] = {}
+        self._addresses: tuple[str, ...] = ()
+        self.readdress(addresses)
+
+    # --- what the node asks -------------------------------------------------------------------------------------------
+
+    @property
+    def refused(self) -> Counter[str]:
+        """Frames that were not let in, by reason."""
+        return self._offences.refused
+
+    def peers(self) -> list[PeerId]:
+        """The admitted peers."""
+        return list(self._keys)
+
+    def key_of(self, peer: PeerId) -> bytes | None:
+        return self._keys.get(peer)
+
+    def address_of(self, peer: PeerId) -> str | None:
+        """The control address that reaches an admitted peer."""
+        key = self._keys.get(peer)
+        return self._sessions[key].address if key else None
+
+    def unanswered(self) -> list[tuple[str, int]]:
+        """Addresses being dialled without an answer so far, and how often."""
+        return [(target.address, target.attempts) for target in self._book.unanswered()]
+
+    def readdress(self, addresses: Iterable[str]) -> None:
+        """Our own addresses, as of now; the first 16 are told to others."""
+        self._addresses = tuple(filter(None, map(canonical_address, addresses)))
+
+    def next_deadline(self) -> float:
+        return min(self._book.next_deadline(), self._guests.next_deadline(), self._visitors.next_deadline())
+
+    # --- what happens -------------------------------------------------------------------------------------------------
+
+    def propose(self, address: str, now: float, *, peer: PeerId | None = None, keep: bool = False) -> list[Effect]:
+        """Dial ``address``; again and again for ever with ``keep`` (the user gave it). Not if ``peer`` is admitted."""
+        where = canonical_address(address)
+        if where is None or where in self._addresses:
+            return []
+        target = self._book.propose(where, now, keep=keep, in_use=self._routes())
+        key = self._keys.get(peer) if peer else None
+        if target and key:
+            target.open(key)
+        return self._with_hang_ups(self._dial(target, now) if target and not key else [])
+
+    def send(self, peer: PeerId, message: Message, job: str, epoch: int, now: float) -> list[Effect]:
+        """Nothing if ``peer`` is not admitted."""
+        key = self._keys.get(peer)
+        if key is None:
+            return []
+        session, lane = self._sessions[key], lane_of(message)
+        self._sequences[lane] += 1
+        frames = codec.encode(message, session=session.name, sequence=self._sequences[lane], job=job, epoch=epoch)
+        return [SendFrames(session.address, lane, frames)]
+
+    def drop(self, peer: PeerId, reason: str, now: float) -> list[Effect]:
+        """The membership gave up on ``peer``: close its links; its addresses are dialled again."""
+        key = self._keys.get(peer)
+        return self._with_hang_ups(self._drop(key, reason, now)) if key else []
+
+    def frames_received(
+        self, lane: Lane, sender_key: bytes, frames: Sequence[bytes], now: float
+    ) -> tuple[Received | None, list[Effect]]:
+        """What came over ``lane`` from the key that the transport authenticated."""
+        if self._offences.is_banned(sender_key, now):
+            self.refused["banned"] += 1
+            return None, []
+        try:
+            envelope, message = codec.decode(frames, lane)
+            if isinstance(message, Hello):
+                effects = self._hello(sender_key, message, envelope.version, now)
+            elif isinstance(message, Welcome):
+                effects = self._welcome(sender_key, message, now)
+            elif isinstance(message, Proof):
+                effects = self._proof(sender_key, message, now)
+            elif isinstance(message, Refused):
+                return None, self._refused(sender_key, message, now)
+            else:
+                self._check_session(lane, sender_key, envelope)
+                if isinstance(message, Goodbye):
+                    return None, self._with_hang_ups(self._goodbye(sender_key, now))
+                return Received(MessageReceived(peer_id(sender_key), message), envelope), []
+        except RemoteError as error:
+            effects = self._count(sender_key, error, now)
+        return None, self._with_hang_ups(effects)
+
+    def offended(self, key: bytes, error: RemoteError, now: float) -> list[Effect]:
+        """An admitted peer sent a message that its machine refused; too many of them and the key is banned."""
+        return self._with_hang_ups(self._count(key, error, now))
+
+    def tick(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for key, guest in self._guests.overdue(now):
+            effects += self._note_one_way(key, guest, now)
+        for key, guest in self._guests.due(now):
+            effects += self._welcome_guest(key, guest, list(guest.hellos), now)
+        for key, reason in self._visitors.to_go(now):
+            effects += self._part(key, reason, now)
+        for target in self._book.due(now):
+            if self._offences.is_banned(target.last_key, now):
+                target.due = self._offences.banned_until(target.last_key)
+            else:
+                effects += self._dial(target, now)
+        return self._with_hang_ups(effects)
+
+    # --- the dialler's side -------------------------------------------------------------------------------------------
+
+    def _dial(self, target: Target, now: float) -> list[Effect]:
+        """One more Hello, with the same nonce, so that answers to earlier ones still count."""
+        if not target.nonce:
+            target.nonce = self._boot + self._rng.randbytes(16 - BOOT_BYTES)
+        self._book.dialled(target, now)
+        hello = Hello(target.nonce, self._addresses[:MAX_OWN_ADDRESSES], self._bulk_port, self._software)
+        return [*self._link(target.address), SendFrames(target.address, "control", codec.encode(hello))]
+
+    def _welcome(self, key: bytes, welcome: Welcome, now: float) -> list[Effect]:
+        target = self._book.dialled_with(welcome.echo)
+        if key == self.own_key or target is None or target.key not in (b"", key):
+            raise RemoteError("echo", "a welcome to no hello of ours")
+        expected = proof_of("welcome", self._proof_key, key, self.own_key, welcome.nonce, welcome.echo)
+        if not hmac.compare_digest(expected, welcome.proof):
+            raise RemoteError("proof", f"{target.address} does not hold the code of this group")
+        end = End(welcome.nonce, self._dialable(welcome.addresses), welcome.bulk_port, welcome.software)
+        effects, admitted = self._admit(key, end, target.address, now)
+        target.open(key)
+        proof = Proof(welcome.nonce, proof_of("proof", self._proof_key, self.own_key, key, welcome.echo, welcome.nonce))
+        # Over the link that we keep, whichever was dialled: the echo says which of our addresses is meant.
+        effects.append(SendFrames(self._sessions[key].address, "control", codec.encode(proof)))
+        return effects + admitted
+
+    # --- the answerer's side ------------------------------------------------------------------------------------------
+
+    def _hello(self, key: bytes, hello: Hello, version: int, now: float) -> list[Effect]:
+        if key == self.own_key:
+            return self._met_ourselves(hello, now)
+        self._offences.check_hello(key, now)
+        end = End(hello.nonce, self._dialable(hello.addresses), hello.bulk_port, hello.software)
+        if version != WIRE_VERSION:
+            return self._refuse(key, end, version, now)
+        former = self._former.get(key)
+        if former and former.said_goodbye and former.end.boot == end.boot:
+            self.refused["goodbye"] += 1  # said before it left, and late
+            return []
+        guest = self._guests.said_hello(key, end, now)
+        return self._welcome_guest(key, guest, [hello.nonce], now)
+
+    def _welcome_guest(self, key: bytes, guest: Guest, their_nonces: list[bytes], now: float) -> list[Effect]:
+        """To every address they named; only to the one that works if they are admitted already."""
+        self._guests.welcomed(guest, now)
+        session = self._sessions.get(key)
+        effects: list[Effect] = []
+        for their_nonce in their_nonces:
+            settled = session and session.end.boot == their_nonce[:BOOT_BYTES]
+            for address in [session.address] if session and settled else guest.addresses:
+                nonce = self._guests.challenge(Challenge(key, address, their_nonce))
+                proof = proof_of("welcome", self._proof_key, self.own_key, key, nonce, their_nonce)
+                own = self._addresses[:MAX_OWN_ADDRESSES]
+                welcome = Welcome(nonce, their_nonce, proof, own, self._bulk_port, self._software)
+                effects += [*self._link(address), SendFrames(address, "control", codec.encode(welcome))]
+        return effects
+
+    def _proof(self, key: bytes, proof: Proof, now: float) -> list[Effect]:
+        challenge, end = self._guests.answered(key, proof.echo)
+        expected = proof_of("proof", self._proof_key, key, self.own_key, challenge.their_nonce, proof.echo)
+        if not hmac.compare_digest(expected, proof.proof):
+            raise RemoteError("proof", "does not hold the code of this group")
+        self._guests.proved(challenge)
+        effects, admitted = self._admit(key, end, challenge.address, now)
+        self._book.found(challenge.address, key, now, self._routes())
+        return effects + admitted
+
+    def _refuse(self, key: bytes, end: End, version: int, now: float) -> list[Effect]:
+        """Tell a peer of another wire version, as well as we can: once, at the addresses it named."""
+        note = self._count(key, WireVersionError(version), now)
+        if not note:
+            return []
+        self._guests.turned_away(key, end, now)
+        text = f"this peer speaks wire version {WIRE_VERSION} ({self._software}), yours is {version}"
+        frames = codec.encode(Refused(text[:256], WIRE_VERSION))
+        for address in end.addresses:
+            note += [*self._link(address), SendFrames(address, "control", frames)]
+        return note
+
+    def _refused(self, key: bytes, refused: Refused, now: float) -> list[Effect]:
+        if key == self.own_key or not self._offences.may_note("refused-us", peer_id(key), now):
+            return []
+        versions = (("ours", WIRE_VERSION), ("theirs", refused.version))
+        return [Note("refused-us", (("peer", peer_id(key)), ("reason", refused.reason), *versions))]
+
+    def _met_ourselves(self, hello: Hello, now: float) -> list[Effect]:
+        """An address that leads back to this node; or a copy of our key file runs somewhere."""
+        self.refused["self"] += 1
+        if hello.nonce[:BOOT_BYTES] != self._boot:
+            if not self._offences.may_note("identity-used-twice", "", now):
+                return []
+            where = hello.addresses[0] if hello.addresses else "?"
+            return [Note("identity-used-twice", (("peer", peer_id(self.own_key)), ("address", where)))]
+        self._book.found_ourselves(hello.nonce)
+        return []
+
+    # --- sessions -----------------------------------------------------------------------------------------------------
+
+    def _admit(self, key: bytes, end: End, address: str, now: float) -> tuple[list[Effect], list[Effect]]:
+        """``key`` has proved itself and ``address`` leads there: what to do before the Proof is sent, and after it."""
+        session = self._sessions.get(key)
+        if session and session.end.boot == end.boot:
+            return [], []  # the same session; a spare address of it
+        effects = self._end(key, "restarted") if session else self._make_room(now)
+        self._guests.forget_nonces(key, end.boot)
+        name = session_name((key, end.boot), (self.own_key, self._boot))
+        session = _Session(peer_id(key), end, name, address)
+        former = self._former.pop(key, None)
+        if former and former.name == name:
+            session.heard = former.heard
+        self._sessions[key] = session
+        self._keys[session.peer] = key
+        self._visitors.admitted(key, now)
+        admitted = PeerAdmitted(session.peer, key, address, end.software)
+        return [*effects, *self._link(address, end.bulk_port)], [admitted]
+
+    def _make_room(self, now: float) -> list[Effect]:
+        """For one more session. Raises ``RemoteError`` if the members alone are as many as can be."""
+        if len(self._sessions) < MAX_PEERS:
+            return []
+        visitor = self._visitors.longest_silent()
+        if visitor is None:
+            raise RemoteError("full", f"{MAX_PEERS} peers are here already")
+        return self._part(visitor, "too many visitors", now)
+
+    def _drop(self, key: bytes, reason: str, now: float) -> list[Effect]:
+        """Dial its addresses again soon."""
+        session = self._sessions[key]
+        effects = self._end(key, reason)
+        self._book.lost(key, session.end.addresses, now, self._routes())
+        return effects
+
+    def _part(self, key: bytes, reason: str, now: float, *, for_good: bool = False) -> list[Effect]:
+        """A visitor goes, and what it left here with it: it is not looked for at addresses that only it named."""
+        effects = self._end(key, reason)
+        self._book.parted(key, now, for_good=for_good)
+        self._guests.forget(key)
+        self._guests.forget_nonces(key)
+        self._former.move_to_end(key, last=False)  # the first to be forgotten, before any member
+        return effects
+
+    def _goodbye(self, key: bytes, now: float) -> list[Effect]:
+        """It goes. A member should have told the membership: if it has not, it is looked for."""
+        if not self._visitors.is_visitor(key):
+            return self._drop(key, "goodbye", now)
+        self._sessions[key].said_goodbye = True
+        return self._part(key, "goodbye", now, for_good=True)
+
+    def _end(self, key: bytes, reason: str) -> list[Effect]:
+        """Its session is over."""
+        session = self._sessions.pop(key)
+        del self._keys[session.peer]
+        self._visitors.gone(key)
+        self._former[key] = session
+        self._former.move_to_end(key)
+        if len(self._former) > MAX_FORMER:
+            self._former.popitem(last=False)
+        if session.address in self._routes():
+            return [PeerDropped(session.peer, reason)]
+        self._links.pop(session.address, None)
+        return [PeerDropped(session.peer, reason), HangUp(session.address)]
+
+    def _routes(self) -> set[str]:
+        return {session.address for session in self._sessions.values()}
+
+    def _check_session(self, lane: Lane, key: bytes, envelope: Envelope) -> None:
+        session = self._sessions.get(key)
+        if session is None or session.name != envelope.session:
+            raise RemoteError("session", f"{envelope.kind} outside of a session")
+        if envelope.sequence <= session.heard[lane]:
+            raise RemoteError("replay", f"{envelope.kind} {envelope.sequence}, {session.heard[lane]} was here before")
+        session.heard[lane] = envelope.sequence
+        self._visitors.heard(key)
+
+    def _count(self, key: bytes, error: RemoteError, now: float) -> list[Effect]:
+        """Count an error of ``key``'s, note it now and then, and ban the key after too many."""
+        peer, reason = peer_id(key), error.reason
+        banned = self._offences.count(key, reason, now)
+        effects: list[Effect] = []
+        if reason not in ("session", "replay", "echo") and self._offences.may_note(reason, peer, now):
+            what: tuple[tuple[str, str | int], ...] = (("peer", peer), ("reason", reason), ("why", error.detail))
+            if isinstance(error, WireVersionError):
+                what = (("peer", peer), ("ours", WIRE_VERSION), ("theirs", error.version))
+            effects.append(Note("other-version" if isinstance(error, WireVersionError) else "frame-refused", what))
+        if banned:
+            self._guests.forget(key)
+            if key in self._sessions:
+                gone = self._part if self._visitors.is_visitor(key) else self._drop
+                effects += gone(key, "banned", now)
+            effects += [Ban(key, BAN_S), Note("banned", (("peer", peer), ("errors", MAX_ERRORS), ("last", str(error))))]
+        return effects
+
+    # --- bounded tables -----------------------------------------------------------------------------------------------
+
+    def _link(self, address: str, bulk_port: int = 0) -> list[Effect]:
+        """Dial what is not linked yet."""
+        bulk_address = with_port(address, bulk_port) if bulk_port else self._links.get(address, "")
+        if self._links.get(address) == bulk_address:
+            return []
+        self._links[address] = bulk_address
+        return [Dial(address, bulk_address)]
+
+    def _with_hang_ups(self, effects: list[Effect]) -> list[Effect]:
+        """Hang up what nobody needs any more: spare addresses, guests that left, addresses that were forgotten."""
+        needed = {target.address for target in self._book.unanswered() if target.nonce} | self._routes()
+        needed |= self._guests.addresses()
+        unneeded = [address for address in self._links if address not in needed]
+        for address in unneeded:
+            del self._links[address]
+        return [*effects, *map(HangUp, unneeded)]
+
+    def _dialable(self, addresses: Sequence[str]) -> tuple[str, ...]:
+        """Those that make sense, without our own (two hosts may have the same address on a container bridge)."""
+        made = filter(None, map(canonical_address, addresses))
+        return tuple(address for address in made if address not in self._addresses)[:MAX_GUEST_ADDRESSES]
+
+    def _note_one_way(self, key: bytes, guest: Guest, now: float) -> list[Effect]:
+        """They reach us and we don't reach them: a firewall, or addresses that are not theirs from here."""
+        if not guest.hellos or key in self._sessions or not self._offences.may_note("one-way", peer_id(key), now):
+            return []
+        return [Note("one-way", (("peer", peer_id(key)), ("addresses", " ".join(guest.addresses))))]

@@ -1,0 +1,1 @@
+"""The node process: sockets, clock, disk and journal around the machines."""

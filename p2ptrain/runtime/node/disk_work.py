@@ -1,0 +1,237 @@
+"""What a peer asks of its store: carried out in the node's disk thread, one after the other, and answered in its loop.
+
+Invariant: the peer is told that something is kept only when it is safe on disk; what the disk refuses is said and
+survived.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from p2ptrain.errors import RemoteError
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.protocol.blobs.serving import ReadChunk
+from p2ptrain.protocol.blobs.transfer import WriteChunk
+from p2ptrain.protocol.machine import Note
+from p2ptrain.runtime.completion import KeepHead, ReadHead
+from p2ptrain.runtime.core import AbandonBlob, ToTrainer, VerifyBlob
+from p2ptrain.runtime.head import head_holding, pack_head
+from p2ptrain.runtime.keeping import BeginBlob, KeepCustody, KeepPlan, KeepSnapshot, ReleaseBlob
+from p2ptrain.runtime.node.node import Node
+from p2ptrain.runtime.peer import Peer
+from p2ptrain.runtime.store.blobs import StorageError
+from p2ptrain.runtime.store.store import StateDir, Store
+from p2ptrain.runtime.verdict import Verdict, read_verdict
+from p2ptrain.wire.messages import Holding
+
+AGAIN_S = 1.0
+"""Until a file that could not be opened is tried again."""
+
+
+class DiskWork:
+    """The store of one job, at work for one peer. ``snapshot_saved`` hears of each own snapshot, and what failed."""
+
+    def __init__(
+        self,
+        node: Node,
+        peer: Peer,
+        store: Store,
+        state: StateDir,
+        snapshot_saved: Callable[[Holding, BaseException | None], None],
+    ) -> None:
+        self._node = node
+        self._peer = peer
+        self._store = store
+        self._state = state
+        self._snapshot_saved = snapshot_saved
+        self.handlers: dict[type, Callable[[Any], None]] = {
+            BeginBlob: self._begin_blob,
+            WriteChunk: self._write_chunk,
+            VerifyBlob: self._verify_blob,
+            AbandonBlob: self._abandon_blob,
+            ReadChunk: self._read_chunk,
+            KeepSnapshot: self._keep_snapshot,
+            KeepCustody: self._keep_custody,
+            KeepPlan: self._keep_plan,
+            KeepHead: self._keep_head,
+            ReadHead: self._read_head,
+            ReleaseBlob: self._release_blob,
+        }
+        """By the kind of effect."""
+
+    def close(self) -> None:
+        self._store.close()
+
+    def take_notes(self) -> None:
+        """Put what the store has to say into the journal."""
+        for note in self._store.take_notes():
+            self._node.note(note)
+
+    # --- what the trainer makes and needs ---
+
+    def path(self, blob: BlobId) -> str:
+        """Where a blob lies, for the trainer to read; "" where it isn't here."""
+        return str(self._store.blobs.path(blob) or "")
+
+    def put(self, data: bytes | str, *, ephemeral: bool, then: Callable[[BlobId | None, int], None]) -> None:
+        """Store bytes, or a file of the spool; then its name and size. No name: the disk refused it."""
+        store = self._store
+
+        def put() -> BlobId:
+            if ephemeral and isinstance(data, bytes):
+                return store.blobs.put_ephemeral(data)
+            return store.put(Path(data) if isinstance(data, str) else data)
+
+        def stored(blob: BlobId | None, error: BaseException | None) -> None:
+            self.take_notes()
+            then(blob, store.blobs.num_bytes(blob) or 0 if blob is not None else 0)
+
+        self._node.on_disk(put, stored)
+
+    def fill_in(self, effect: ToTrainer, blob: BlobId, then: Callable[[Any], None]) -> None:
+        """The command with the blob that it is about, mapped; not called where that is not here."""
+
+        def mapped(data: Any, error: BaseException | None) -> None:
+            if isinstance(error, StorageError):  # no file left for now; the trainer may be waiting for nothing else
+                self._node.later(AGAIN_S, lambda: self.fill_in(effect, blob, then))
+            elif data is None:
+                self._node.note(Note("blob-missing", (("blob", blob[:12]),)))
+            else:
+                command: Any = effect.command
+                then(dataclasses.replace(command, **{effect.into: data}))
+
+        self._node.on_disk(lambda: self._store.blobs.map(blob), mapped)
+
+    # --- blobs on their way ---
+
+    def _begin_blob(self, effect: BeginBlob) -> None:
+        begin = self._store.begin
+        self._incoming(lambda: begin(effect.blob, effect.num_bytes, ephemeral=effect.ephemeral), effect.blob)
+
+    def _write_chunk(self, effect: WriteChunk) -> None:
+        self._incoming(lambda: self._store.write(effect.blob, effect.offset, effect.data), effect.blob)
+
+    def _incoming(self, work: Callable[[], None], blob: BlobId) -> None:
+        """Work on an incoming blob; a disk that refuses ends its transfer."""
+
+        def done(_: Any, error: BaseException | None) -> None:
+            if error is not None:
+                self.take_notes()
+                self._node.feed(lambda now: self._peer.blob_refused(blob, str(error), now))
+
+        self._node.on_disk(work, done)
+
+    def _verify_blob(self, effect: VerifyBlob) -> None:
+        """Wrong bytes are their sender's fault; a disk that refuses them is not, and ends the transfer."""
+
+        def checked(sound: Any, error: BaseException | None) -> None:
+            self.take_notes()
+            if error is not None:
+                self._node.feed(lambda now: self._peer.blob_refused(effect.blob, str(error), now))
+            else:
+                self._node.feed(lambda now: self._peer.blob_checked(effect.blob, bool(sound), now))
+
+        self._node.on_disk(lambda: self._store.finish(effect.blob), checked)
+
+    def _abandon_blob(self, effect: AbandonBlob) -> None:
+        self._node.on_disk(lambda: self._store.abandon(effect.blob), lambda _, error: None)
+
+    def _read_chunk(self, effect: ReadChunk) -> None:
+        def done(data: bytes | None, error: BaseException | None) -> None:
+            if isinstance(error, StorageError):
+                self._node.put_off_read(effect)
+            else:
+                self._node.answer_read(effect, data)
+
+        self._node.on_disk(lambda: self._store.blobs.read(effect.blob, effect.offset, effect.length), done)
+
+    def _release_blob(self, effect: ReleaseBlob) -> None:
+        def release() -> None:
+            self._store.release(effect.blob)
+            self._store.collect()
+
+        self._node.on_disk(release, lambda _, error: None)
+
+    # --- what is kept ---
+
+    def _keep_snapshot(self, effect: KeepSnapshot) -> None:
+        def kept(error: BaseException | None) -> None:
+            self._node.feed(lambda now: self._peer.snapshot_kept(effect, error is None, now))
+            self._snapshot_saved(effect.holding, error)
+
+        self._change(lambda: self._store.add_snapshot(effect.holding, effect.drop), kept)
+
+    def _keep_custody(self, effect: KeepCustody) -> None:
+        def kept(error: BaseException | None) -> None:
+            if error is not None and effect.keep:
+                self._store.release(effect.holding.blob)
+            if effect.keep:
+                self._node.feed(lambda now: self._peer.custody_kept(effect.holding, error is None, now))
+
+        work = self._store.add_custody if effect.keep else self._store.remove_custody
+        self._change(lambda: work(effect.holding), kept)
+
+    def _keep_plan(self, effect: KeepPlan) -> None:
+        """And where the peers of the plan were reached, to find them again after a restart."""
+        plan, sessions = effect.plan, self._peer.sessions
+        summary = f"plan {plan.hash[:16]} epoch {plan.epoch}"
+        self._change(lambda: self._store.set_plan(plan.to_json(), plan.epoch, summary), lambda error: None)
+        known: dict[PeerId, tuple[str, ...]] = {
+            peer: (address,) for peer in sessions.peers() if (address := sessions.address_of(peer)) is not None
+        }
+        self._node.on_disk(lambda: self._state.save_addresses(known), lambda _, error: None)
+
+    def _keep_head(self, effect: KeepHead) -> None:
+        store, own_id, verdict = self._store, self._node.identity.peer, _verdict_of(effect.state)
+
+        def save() -> Holding:
+            data = pack_head(effect.state, effect.holdings)
+            samples = verdict.train_samples if verdict else 0
+            holding = head_holding(own_id, store.put(data), len(data), effect.holdings, effect.step, samples)
+            store.add_custody(holding)
+            return holding
+
+        def saved(holding: Holding | None, error: BaseException | None) -> None:
+            self.take_notes()
+            if holding is not None:
+                self._node.feed(lambda now: self._peer.head_kept(holding, verdict, now))
+
+        self._node.on_disk(save, saved)
+
+    def _read_head(self, effect: ReadHead) -> None:
+        def read() -> Verdict | None:
+            data = self._store.blobs.map(effect.holding.blob)
+            return _verdict_of(data) if data is not None else None
+
+        def done(verdict: Verdict | None, error: BaseException | None) -> None:
+            self._node.feed(lambda now: self._peer.head_kept(effect.holding, verdict, now))
+
+        self._node.on_disk(read, done)
+
+    def _change(self, work: Callable[[], None], then: Callable[[BaseException | None], None]) -> None:
+        """A change of the manifest. Raising ``StorageError`` is the disk's way of saying no; anything else is a bug."""
+        duty = self._peer.duty
+        pinned = duty.custody.pinned() if duty else frozenset()
+
+        def change() -> None:
+            self._store.protect("custody", pinned)
+            work()
+
+        def done(_: Any, error: BaseException | None) -> None:
+            self.take_notes()
+            if error is not None and not isinstance(error, StorageError):
+                raise error
+            then(error)
+
+        self._node.on_disk(change, done)
+
+
+def _verdict_of(state: Any) -> Verdict | None:
+    """What the last state of a head fit says; None where that makes no sense: another peer wrote it."""
+    try:
+        return read_verdict(state)
+    except RemoteError:
+        return None

@@ -1,0 +1,55 @@
+"""A peer's last snapshot, on its way to a custodian before the peer says goodbye."""
+
+from __future__ import annotations
+
+import asyncio
+
+from p2ptrain.ids import BlobId
+from p2ptrain.protocol.replication import Custody, freshness
+from p2ptrain.runtime.commands import SnapshotTaken
+from p2ptrain.wire.messages import Holding
+
+POLL_S = 0.02
+
+
+class Handover:
+    """From asking the trainer for a snapshot until a custodian has acknowledged it, or a newer one."""
+
+    def __init__(self) -> None:
+        self._saved: asyncio.Future[Holding | None] = asyncio.get_running_loop().create_future()
+        self._has_come = False
+        """The trainer has given the snapshot that it was asked for."""
+        self._blob: BlobId | None = None
+        """Of that snapshot."""
+
+    async def done(self, custody: Custody) -> None:
+        taken = await self._saved
+        while taken is not None:
+            custodians = custody.custodians().values()
+            if not custodians or any(a is not None and freshness(a) >= freshness(taken) for a in custodians):
+                return
+            await asyncio.sleep(POLL_S)
+
+    def settle(self, holding: Holding | None) -> None:
+        """This is what is handed over, safe on disk; None: nothing is."""
+        if not self._saved.done():
+            self._saved.set_result(holding)
+
+    def admits(self, event: SnapshotTaken) -> bool:
+        """Whether a snapshot still counts: what is handed over shall be the newest that there is."""
+        if self._has_come or self._saved.done():
+            return False
+        self._has_come = not event.round_finished
+        return True
+
+    def stored(self, event: SnapshotTaken, blob: BlobId | None) -> None:
+        """A snapshot was written; no blob: it could not be."""
+        if not event.round_finished:
+            self._blob = blob
+            if blob is None:
+                self.settle(None)
+
+    def saved(self, holding: Holding, error: BaseException | None) -> None:
+        """A snapshot is in the manifest, if there is no error."""
+        if holding.blob == self._blob:
+            self.settle(holding if error is None else None)

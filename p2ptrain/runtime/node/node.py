@@ -1,0 +1,305 @@
+"""The I/O shell: waits for frames, timers, discovery and disk, feeds the core, and carries out what it returns.
+
+Invariant: nothing here decides anything. One thread runs the core; the disk has a thread of its own, and so has long
+thought, whose answers come back as events, in the order in which they were asked for. Every wait ends by itself or with
+the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from random import Random, SystemRandom
+from typing import Any
+
+from p2ptrain import __version__
+from p2ptrain.errors import UserError
+from p2ptrain.net.discovery import Discovery, resolve
+from p2ptrain.net.interfaces import usable_addresses
+from p2ptrain.net.keys import Group, Identity
+from p2ptrain.net.limits import raise_open_files
+from p2ptrain.net.transport import Transport
+from p2ptrain.protocol.blobs.serving import ReadChunk
+from p2ptrain.protocol.machine import Note
+from p2ptrain.protocol.session.effects import Ban, Dial, HangUp, SendFrames
+from p2ptrain.runtime.core import Core, Effects
+from p2ptrain.runtime.node.journal import Journal
+from p2ptrain.wire.addresses import make_address
+from p2ptrain.wire.messages import Lane
+
+SOFTWARE = f"p2ptrain/{__version__}"
+ADDRESS_CHECK_S = 10.0
+RESOLVE_S = 60.0
+MAX_SLEEP_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """Where a node listens and how it finds others."""
+
+    interfaces: tuple[str, ...] = ()
+    """Names or addresses of interfaces to use; empty = all usable ones."""
+    port: int = 0
+    peers: tuple[str, ...] = ()
+    """``HOST:PORT`` of peers to dial, whatever discovery finds."""
+    discover: bool = True
+    bulk_bytes_per_s: float | None = None
+
+
+class Node:
+    """Transport, discovery, clock and journal around a core. Subclasses carry out what is particular to theirs."""
+
+    announces = True
+    """By mDNS, so that others come by themselves."""
+    linger_s = 0.0
+    """How long ``close`` lets go out what was said last."""
+
+    def __init__(self, identity: Identity, group: Group, network: NetworkConfig, journal: Journal) -> None:
+        self.identity = identity
+        self.group = group
+        self.network = network
+        self.journal = journal
+        self.core: Core | None = None
+        self.discovery: Discovery | None = None
+        self.failure: BaseException | None = None
+        """Why it ended, if not by plan."""
+        self.rng: Random = SystemRandom()
+        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk")
+        self._thought = ThreadPoolExecutor(max_workers=1, thread_name_prefix="thought")
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._wake = asyncio.Event()
+        self._wakes_at = 0.0
+        """When the clock looks at the core by itself."""
+        self._finished = asyncio.Event()
+        self.transport = Transport(
+            identity,
+            group,
+            self._frames,
+            self._hosts(),
+            network.port,
+            bulk_bytes_per_s=network.bulk_bytes_per_s,
+            on_refused=self._socket_refused,
+        )
+        self._addresses: tuple[str, ...] = ()
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Bind, then find others in the background. Raises ``UserError`` (a busy port, no such interface)."""
+        endpoints = [parse_endpoint(text) for text in self.network.peers]
+        raise_open_files()
+        await self.transport.start()
+        self._addresses = self.addresses()
+        self.core = self.make_core()
+        for host, port in endpoints:
+            self._spawn(self._dial_given(host, port))
+        if self.network.discover:
+            self.discovery = Discovery(
+                self.group.tag, self.transport.port, self._hosts_found(), self._proposed, announce=self.announces
+            )
+            self.discovery.start()
+        self._spawn(self._run_clock())
+        self._spawn(self._watch_addresses())
+
+    def make_core(self) -> Core:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Leave nothing behind."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.discovery is not None:
+            await self.discovery.close()
+        await self.transport.close(self.linger_s)
+        await asyncio.to_thread(self._disk.shutdown)
+        self._thought.shutdown(wait=False, cancel_futures=True)
+        self.journal.close()
+
+    def finish(self) -> None:
+        """Let ``wait_finished`` return."""
+        self._finished.set()
+
+    async def wait_finished(self) -> None:
+        await self._finished.wait()
+
+    # --- what subclasses use ---
+
+    @staticmethod
+    def now() -> float:
+        return time.monotonic()
+
+    def note(self, note: Note) -> None:
+        self.journal.note(time.time(), note)
+
+    def addresses(self) -> tuple[str, ...]:
+        """Every address at which others may reach this node."""
+        return tuple(make_address(host, self.transport.port) for host in self._hosts_found())[:16]
+
+    def feed(self, event: Callable[[float], Effects]) -> None:
+        """Something happened: tell the core, and do what it says."""
+        try:
+            self.carry_out(event(self.now()))
+        except Exception as error:  # a bug: end and say why, whoever called, rather than go on deaf
+            self._failed(error)
+            raise
+        if self.core is not None and self.core.next_deadline() < self._wakes_at:
+            self._wake.set()  # only then: waking the clock for each message cost an eighth of the loop's time
+
+    def carry_out(self, effects: Effects) -> None:
+        for effect in effects:
+            if isinstance(effect, SendFrames):
+                self.transport.send(effect.address, effect.lane, effect.frames)
+            elif isinstance(effect, Dial):
+                self.transport.dial(effect.address, effect.bulk_address)
+            elif isinstance(effect, HangUp):
+                self.transport.hang_up(effect.address)
+            elif isinstance(effect, Ban):
+                self.transport.ban(effect.key, effect.seconds)
+            elif isinstance(effect, Note):
+                self.note(effect)
+            else:
+                self.carry_out_other(effect)
+
+    def carry_out_other(self, effect: object) -> None:
+        """Effects that need a store or a trainer."""
+        raise NotImplementedError(f"no way to carry out {type(effect).__name__}")
+
+    def on_disk(self, work: Callable[[], Any], then: Callable[[Any, BaseException | None], None]) -> None:
+        """Do ``work`` in the disk's thread, then call ``then(result, error)`` here. In order."""
+        self._aside(self._disk, work, then)
+
+    def in_thought(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """Compute what takes long in a thread that nobody waits for, then call ``then(result)`` here. In order."""
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if error is not None:
+                self._failed(error)
+            else:
+                then(result)
+
+        self._aside(self._thought, work, done)
+
+    def _aside(
+        self, thread: ThreadPoolExecutor, work: Callable[[], Any], then: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        future = asyncio.get_running_loop().run_in_executor(thread, work)
+
+        def done(finished: asyncio.Future[Any]) -> None:
+            self._tasks.discard(finished)
+            if not finished.cancelled():
+                error = finished.exception()
+                then(None if error else finished.result(), error)
+
+        self._tasks.add(future)
+        future.add_done_callback(done)
+
+    def later(self, seconds: float, work: Callable[[], None]) -> None:
+        """Call ``work`` then, unless this node is closed before."""
+
+        async def wait() -> None:
+            await asyncio.sleep(seconds)
+            work()
+
+        self._spawn(wait())
+
+    def answer_read(self, effect: ReadChunk, data: bytes | None) -> None:
+        core = self.core
+        if core is not None:
+            self.feed(lambda now: core.chunk_read(effect, data, now))
+
+    def put_off_read(self, effect: ReadChunk) -> None:
+        """The blob is here, and can't be read for now."""
+        core = self.core
+        if core is not None:
+            self.feed(lambda now: core.chunk_unread(effect, now))
+
+    def _spawn(self, coroutine: Any) -> asyncio.Future[Any]:
+        task: asyncio.Future[Any] = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Future[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        """A bug, or what can't be gone on with: end, and say why."""
+        self.failure = self.failure or error
+        self.finish()
+
+    # --- events ---
+
+    async def _frames(self, lane: Lane, sender_key: bytes, frames: list[bytes]) -> None:
+        core = self.core
+        if core is not None:
+            self.feed(lambda now: core.frames_received(lane, sender_key, frames, now))
+
+    def _proposed(self, address: str) -> None:
+        core = self.core
+        if core is not None:
+            self.feed(lambda now: core.propose(address, now))
+
+    async def _dial_given(self, host: str, port: int) -> None:
+        """A name that the user gave may be unknown for now, or lead elsewhere later."""
+        core = self.core
+        while core is not None:
+            for address in await resolve(host, port):
+                self.carry_out(core.propose(address, self.now(), keep=True))
+            self._wake.set()
+            await asyncio.sleep(RESOLVE_S)
+
+    async def _run_clock(self) -> None:
+        core = self.core
+        while core is not None:
+            now = self.now()
+            self._wakes_at = min(core.next_deadline(), now + MAX_SLEEP_S)
+            if self._wakes_at > now:
+                self._wake.clear()
+                # Not wait_for: where both come at once it forgets that it was cancelled, and ``close`` waits for ever.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._wakes_at - now):
+                        await self._wake.wait()
+            if core.next_deadline() <= self.now():
+                self.carry_out(core.tick(self.now()))
+                await asyncio.sleep(0)
+
+    async def _watch_addresses(self) -> None:
+        """Interfaces come and go: a laptop changes its network."""
+        while True:
+            await asyncio.sleep(ADDRESS_CHECK_S)
+            try:
+                addresses = await asyncio.to_thread(self.addresses)
+            except OSError:
+                continue  # no file left to ask the system with: those known are as good as any
+            if addresses != self._addresses:
+                self._addresses = addresses
+                self.addresses_changed(addresses)
+
+    def _socket_refused(self, address: str, why: str) -> None:
+        self.note(Note("socket-refused", (("address", address), ("why", why))))
+
+    def addresses_changed(self, addresses: tuple[str, ...]) -> None:
+        """Tell the core."""
+
+    # --- interfaces ---
+
+    def _hosts(self) -> Sequence[str]:
+        return self._hosts_found() if self.network.interfaces else ("*",)
+
+    def _hosts_found(self) -> tuple[str, ...]:
+        return tuple(each.address for each in usable_addresses(self.network.interfaces))
+
+
+def parse_endpoint(text: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT`` or ``tcp://HOST:PORT``. Raises ``UserError``."""
+    host, _, port = text.removeprefix("tcp://").rpartition(":")
+    if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise UserError(f"--peer {text}: expected HOST:PORT, for example --peer 192.168.1.20:5710")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,300 @@
+"""Someone who only looks: joins for a status or a harvest, and is never a member.
+
+Invariant: an observer publishes no record, so nobody plans with it, pings it or leaves anything in its custody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from p2ptrain.config import Job, job_from_json
+from p2ptrain.errors import JobError, RemoteError, UserError
+from p2ptrain.ids import BlobId, PeerId, peer_id
+from p2ptrain.net.keys import Group, new_identity
+from p2ptrain.planning.plan import Plan, plan_from_json
+from p2ptrain.protocol.blobs.serving import ReadChunk
+from p2ptrain.protocol.blobs.transfer import WriteChunk
+from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
+from p2ptrain.protocol.session.sessions import MAX_PEERS
+from p2ptrain.runtime.core import AbandonBlob, BlobArrived, BlobLost, Core, Effects, VerifyBlob
+from p2ptrain.runtime.node.journal import Journal
+from p2ptrain.runtime.node.node import SOFTWARE, NetworkConfig, Node
+from p2ptrain.runtime.store.blobs import Blobs, Disk, StorageError
+from p2ptrain.wire import messages as m
+
+ASK_S = 1.0
+MAX_RECORDS = 4096
+MAX_BLOB_BYTES = 1 << 40
+GOODBYE_S = 0.5
+"""At most, for the last words to go out."""
+SETTLE_S = 0.5
+PATIENCE_S = 3.0
+"""After the first answer, for everyone to answer for itself."""
+"""News that comes in bunches: look a little longer after the last."""
+
+
+class Observer(Core):
+    """Collects records, job and plan, and fetches blobs."""
+
+    def __init__(
+        self, own_key: bytes, proof_key: bytes, addresses: tuple[str, ...], bulk_port: int, rng: random.Random
+    ):
+        super().__init__(
+            own_key,
+            proof_key,
+            addresses,
+            bulk_port,
+            rng,
+            software=SOFTWARE,
+            is_member=lambda peer: False,  # no membership here: whoever falls silent is dropped, and looked for
+            max_visitors=MAX_PEERS,
+        )
+        self.records: dict[PeerId, m.Record] = {}
+        self.states: dict[PeerId, m.MemberState] = {}
+        """As the admitted peers see it; one that answers us is alive."""
+        self.peer_refused: dict[PeerId, Counter[str]] = {}
+        self.job: Job | None = None
+        self._job_id = ""
+        self.plans: dict[str, Plan] = {}
+        self.answered: set[PeerId] = set()
+        self.blobs: dict[BlobId, str] = {}
+        """Fetches that ended: "" = arrived, else why not."""
+        self.changed_at = 0.0
+        self.first_answer_at = NEVER
+        self._next_ask = 0.0
+        self._leaving = False
+        self.on_effects(
+            {
+                PeerAdmitted: self._admitted,
+                PeerDropped: self._dropped,
+                BlobArrived: lambda e, now: self._ended(e.blob, "", now),
+                BlobLost: lambda e, now: self._ended(e.blob, e.reason, now),
+            }
+        )
+        self._on_message |= {
+            m.Records: self._records_came,
+            m.RecordDigest: lambda sender, message, now: [],
+            m.StatusReply: self._status_came,
+            m.JobReply: self._job_came,
+            m.PlanReply: self._plan_came,
+            m.Ping: lambda sender, message, now: [],
+        }
+
+    @property
+    def job_id(self) -> str:
+        return self._job_id
+
+    def alive(self) -> list[m.Record]:
+        """Records of the peers that are alive, by peer id."""
+        return [r for p, r in sorted(self.records.items()) if self.states.get(p) in ("alive", "suspect")]
+
+    def plan(self) -> Plan | None:
+        """The newest plan that an alive peer follows, once it is here."""
+        refs = [(-r.epoch, r.plan) for r in self.alive() if r.plan]
+        return self.plans.get(min(refs)[1]) if refs else None
+
+    def complete(self) -> bool:
+        """Everyone that anybody calls alive has answered for itself: what others relay may be a second old."""
+        alive = {p for p, state in self.states.items() if state in ("alive", "suspect")}
+        return bool(self.answered) and alive <= self.answered
+
+    def relayed(self) -> bool:
+        """There is a record of everyone that anybody calls alive, though some only from others."""
+        alive = {p for p, state in self.states.items() if state in ("alive", "suspect")}
+        return bool(self.answered) and alive <= self.records.keys()
+
+    def ask(self, now: float) -> Effects:
+        """Ask everyone for news."""
+        effects: Effects = []
+        for peer in self.sessions.peers():
+            effects += [Send(peer, m.RecordDigest(versions=(), want_reply=True)), Send(peer, m.StatusRequest())]
+            if self.job is None:
+                effects.append(Send(peer, m.JobRequest()))
+        for record in self.alive():
+            if record.plan and record.plan not in self.plans and self.sessions.key_of(record.peer):
+                effects.append(Send(record.peer, m.PlanRequest(record.plan)))
+        return self.run(effects, now)
+
+    def tick(self, now: float) -> Effects:
+        effects = super().tick(now)
+        if now >= self._next_ask and not self._leaving:
+            self._next_ask = now + ASK_S
+            effects += self.ask(now)
+        return effects
+
+    def next_deadline(self) -> float:
+        return min(super().next_deadline(), NEVER if self._leaving else self._next_ask)
+
+    def fetch(self, holding: m.Holding, now: float) -> Effects:
+        """Get a blob from whoever says that it has it."""
+        self.blobs.pop(holding.blob, None)
+        sources = [r.peer for r in self.alive() if any(h.blob == holding.blob for h in r.holdings)]
+        sources = [peer for peer in sources if self.sessions.key_of(peer)] or self.sessions.peers()
+        return self.run(self.transfers.fetch(holding.blob, holding.num_bytes, sources, now), now)
+
+    def _ended(self, blob: BlobId, why: str, now: float) -> Effects:
+        self.blobs[blob] = why
+        self.changed_at = now
+        return []
+
+    def leave(self, now: float) -> Effects:
+        """Say goodbye to everyone: the last thing to do."""
+        self._leaving = True
+        return self.run([Send(peer, m.Goodbye()) for peer in self.sessions.peers()], now)
+
+    def _dropped(self, effect: PeerDropped, now: float) -> Effects:
+        """What others say of it counts again."""
+        self.answered.discard(effect.peer)
+        return list(self.transfers.peer_gone(effect.peer, now))
+
+    def _admitted(self, effect: PeerAdmitted, now: float) -> Effects:
+        if self._leaving:
+            return [Send(effect.peer, m.Goodbye())]
+        self._next_ask = now
+        return [Note("admitted", (("peer", effect.peer), ("address", effect.address)))]
+
+    def _records_came(self, sender: PeerId, message: m.Records, now: float) -> Effects:
+        effects: Effects = []
+        for record in message.records:
+            if peer_id(record.key) != record.peer:
+                raise RemoteError("record", "its key is not its peer's")
+            known = self.records.get(record.peer)
+            if (known is None or record.version > known.version) and len(self.records) < MAX_RECORDS:
+                self.records[record.peer] = record
+                self.changed_at = now if known is None else self.changed_at
+                if record.plan and record.plan not in self.plans and self.sessions.key_of(record.peer):
+                    effects.append(Send(record.peer, m.PlanRequest(record.plan)))
+                if self.sessions.key_of(record.peer) is None:
+                    for address in record.addresses:
+                        effects += self.sessions.propose(address, now)
+        return effects
+
+    def _status_came(self, sender: PeerId, message: m.StatusReply, now: float) -> Effects:
+        self.answered.add(sender)
+        self.first_answer_at = min(self.first_answer_at, now)
+        for rumour in message.members:
+            if rumour.peer not in self.answered:
+                self.states[rumour.peer] = rumour.state
+        self.states[sender] = next((r.state for r in message.members if r.peer == sender), "alive")
+        self.peer_refused[sender] = Counter({entry.reason: entry.count for entry in message.refused})
+        return []
+
+    def _job_came(self, sender: PeerId, message: m.JobReply, now: float) -> Effects:
+        if self.job is None:
+            try:
+                self.job = job_from_json(message.data.decode("utf-8", errors="replace"))
+                self._job_id = self.job.id
+            except (JobError, RecursionError) as error:
+                raise RemoteError("job", str(error)) from None
+        return []
+
+    def _plan_came(self, sender: PeerId, message: m.PlanReply, now: float) -> Effects:
+        plan = plan_from_json(message.data)
+        name = plan.hash
+        if any(record.plan == name for record in self.records.values()):
+            self.plans[name] = plan
+            self.changed_at = now
+        return []
+
+
+class ObserverNode(Node):
+    """An observer with a key of its own for this one visit; fetched blobs lie in ``directory``.
+
+    It looks for peers and is not announced itself: it may be gone before they have heard of it.
+    """
+
+    announces = False
+    linger_s = GOODBYE_S
+
+    def __init__(self, group: Group, network: NetworkConfig, directory: Path) -> None:
+        super().__init__(new_identity(), group, network, Journal(None))
+        self.blobs = Blobs(directory, quota_bytes=1 << 62, ephemeral_bytes=1 << 20, disk=Disk())
+        self._observer: Observer | None = None
+
+    async def close(self) -> None:
+        """Say goodbye first, so that no peer keeps anything of this visit."""
+        if self._observer is not None:
+            self.feed(self._observer.leave)
+        await super().close()
+
+    @property
+    def observer(self) -> Observer:
+        if self._observer is None:
+            raise UserError("the observer was not started")
+        return self._observer
+
+    def make_core(self) -> Observer:
+        self._observer = Observer(
+            self.identity.public, self.group.proof_key, self.addresses(), self.transport.bulk_port, self.rng
+        )
+        return self._observer
+
+    def carry_out_other(self, effect: object) -> None:
+        if isinstance(effect, (WriteChunk, VerifyBlob)):
+            try:
+                self._store(effect)
+            except StorageError as error:
+                self.failure = self.failure or error
+        elif isinstance(effect, AbandonBlob):
+            self.blobs.abandon(effect.blob)
+        elif isinstance(effect, ReadChunk):
+            self.answer_read(effect, None)
+        else:
+            super().carry_out_other(effect)
+
+    def _store(self, effect: WriteChunk | VerifyBlob) -> None:
+        if isinstance(effect, WriteChunk):
+            self.blobs.write(effect.blob, effect.offset, effect.data)
+        else:
+            sound = self.blobs.finish(effect.blob)
+            self.feed(lambda now: self.observer.blob_checked(effect.blob, sound, now))
+
+    async def _pause(self, seconds: float) -> None:
+        """Let things happen. Raises what ended this node, if anything did."""
+        await asyncio.sleep(seconds)
+        if self.failure is not None:
+            raise self.failure
+
+    async def look_around(self, wait_s: float, need_job: bool = False) -> None:
+        """Until everyone that is alive has been heard of. Raises ``UserError`` when nobody answers."""
+        observer, start = self.observer, self.now()
+        while self.now() < start + wait_s:
+            await self._pause(0.05)
+            settled = self.now() - observer.changed_at > SETTLE_S
+            heard = observer.complete() or (observer.relayed() and self.now() - observer.first_answer_at > PATIENCE_S)
+            if heard and settled and not (need_job and (observer.job is None or observer.plan() is None)):
+                return
+        if not observer.answered:
+            raise UserError(
+                f"no peer of this group answered within {wait_s:g} s; is one running, with this very code? "
+                "`p2ptrain doctor` tells what this device sees; --peer HOST:PORT reaches one without discovery"
+            )
+
+    async def fetch(
+        self, holding: m.Holding, timeout_s: float, progress: Callable[[], None] = lambda: None
+    ) -> bytes | None:
+        """A blob's bytes, or ``None`` if nobody delivers it in time. Raises ``UserError`` when the disk is full."""
+        observer = self.observer
+        if holding.num_bytes > MAX_BLOB_BYTES:
+            return None  # whoever said so, it is no part of a model
+        if holding.blob not in self.blobs:
+            try:
+                self.blobs.begin(holding.blob, holding.num_bytes)
+            except RemoteError:
+                return None
+            self.feed(lambda now: observer.fetch(holding, now))
+            deadline = time.monotonic() + timeout_s
+            while holding.blob not in observer.blobs and time.monotonic() < deadline:
+                await self._pause(0.02)
+                progress()
+            if observer.blobs.get(holding.blob, "timeout"):
+                return None
+        data: Any = self.blobs.map(holding.blob)
+        return bytes(data) if data is not None else None

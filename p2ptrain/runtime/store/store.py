@@ -1,0 +1,459 @@
+"""What a peer keeps over a restart: the state directory, one manifest a job, and the blobs that it names.
+
+    <state>/lock, addresses.json
+    <state>/<job>/manifest.json, manifest.old.json, journal.jsonl, blobs/<sha256>, damaged/
+
+Invariant: after ``kill -9`` at any instruction the directory opens again, and the manifest names only blobs that are
+complete. A manifest is replaced whole (temporary file, sync, rename, sync of the directory) after the blobs it names
+are safe, and blobs are deleted only after the manifest that names them no more is safe. What can't be read is moved
+to ``damaged/`` and said, never deleted.
+
+A full disk or quota raises ``StorageError`` every time, changes nothing, and is noted once until it works again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from mmap import mmap
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, TypeVar
+
+from p2ptrain.errors import LocalError, RemoteError, UserError
+from p2ptrain.ids import BlobId, JobId, PeerId
+from p2ptrain.protocol.machine import Note
+from p2ptrain.runtime.store.blobs import Blobs, Disk, StorageError, hash_file, raise_for_now, storage_error
+from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.schema import Bound, from_plain, to_plain
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # no such locks on this system
+    fcntl = None
+
+MANIFEST_VERSION = 1
+NUM_OWN_SNAPSHOTS = 4
+"""At most. Two do, unless snapshots are of use only together with others' of the same step."""
+MAX_LINEAGE = 64
+NUM_PROOFS = 3
+"""So many things must be saved in a row before a full disk counts as one with room."""
+_MAX_PEERS = 1024
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    quota_bytes: int = 32 << 30
+    """For all of one job on disk."""
+    ephemeral_bytes: int = 256 << 20
+    """For blobs in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that is worth keeping of a job but the tensors."""
+
+    version: Annotated[int, Bound(MANIFEST_VERSION, MANIFEST_VERSION)] = MANIFEST_VERSION
+    job: Annotated[str, Bound(0, 256 << 10)] = ""
+    """The job's canonical JSON."""
+    plan: Annotated[str, Bound(0, 1 << 20)] = ""
+    """The plan's canonical JSON."""
+    epoch: int = 0
+    lineage: Annotated[tuple[Annotated[str, Bound(0, 256)], ...], Bound(0, MAX_LINEAGE)] = ()
+    """Where the snapshots come from, a line each, oldest first; the newest ``MAX_LINEAGE``."""
+    snapshots: Annotated[tuple[Holding, ...], Bound(0, NUM_OWN_SNAPSHOTS)] = ()
+    """Of the own part, oldest first."""
+    custody: Annotated[tuple[Holding, ...], Bound(0, 4096)] = ()
+    """Kept for others."""
+
+    def blobs(self) -> frozenset[BlobId]:
+        return frozenset(holding.blob for holding in (*self.snapshots, *self.custody))
+
+
+class StateDir:
+    """One peer's state directory, locked while it is open."""
+
+    def __init__(self, path: Path, disk: Disk | None = None) -> None:
+        """Raises ``UserError`` if it can't be used or another peer has it."""
+        self.path = path
+        self._disk = disk or Disk()
+        self._notes: list[Note] = []
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(
+                f"{path}: can't be used as state directory ({reason}); choose another with --state"
+            ) from None
+        self._lock()
+
+    def _lock(self) -> None:
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                pid = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+                os.close(self._fd)
+                raise UserError(
+                    f"{self.path}: state directory in use by another peer (pid {pid});"
+                    " stop that one, or choose another directory with --state"
+                ) from None
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError:
+            pass  # a full disk: the lock holds, only the pid in it is missing
+
+    def jobs(self) -> tuple[JobId, ...]:
+        """The jobs that have a directory here, the last used first."""
+        found = [path for path in self.path.iterdir() if _is_job(path.name) and path.is_dir()]
+        return tuple(JobId(path.name) for path in sorted(found, key=lambda p: (-p.stat().st_mtime, p.name)))
+
+    def open_job(self, job: JobId, config: StoreConfig | None = None) -> Store:
+        """The store of a job, made if there is none. Raises ``UserError``."""
+        if not _is_job(job):
+            raise LocalError(f"{job!r:.64} is no job id")
+        return Store(self.path / job, config, self._disk)
+
+    def save_addresses(self, addresses: Mapping[PeerId, Iterable[str]]) -> None:
+        """Addresses that worked, of up to 1024 peers (the last given). Raises ``StorageError``."""
+        newest = dict(list(addresses.items())[-_MAX_PEERS:])
+        plain = {peer: list(own) for peer, own in newest.items()}
+        self._disk.write_file(self.path / "addresses.json", _json(plain))
+
+    def load_addresses(self) -> dict[PeerId, tuple[str, ...]]:
+        """What ``save_addresses`` saved; nothing (and a note) if it is damaged or can't be read."""
+        path = self.path / "addresses.json"
+        try:
+            raw = _load_json(path)
+        except OSError as error:
+            self._notes.append(Note("storage-broken", (("why", str(storage_error(path, error))),)))
+            return {}
+        if isinstance(raw, dict) and all(_is_strings(own) for own in raw.values()):
+            return {PeerId(peer): tuple(own) for peer, own in raw.items()}
+        if path.exists():
+            self._notes.append(_move_aside(self._disk, path, self.path / "damaged", "not a list of addresses"))
+        return {}
+
+    def take_notes(self) -> list[Note]:
+        """What there is to say since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def close(self) -> None:
+        """Give the directory free."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Store:
+    """The manifest of one job and its blobs. Its methods block on the disk: call them off the event loop if large."""
+
+    def __init__(self, path: Path, config: StoreConfig | None = None, disk: Disk | None = None) -> None:
+        self.path = path
+        self._disk = disk or Disk()
+        self._config = config or StoreConfig()
+        self._notes: list[Note] = []
+        self._protected: dict[str, frozenset[BlobId]] = {}
+        self._fresh: set[BlobId] = set()
+        """Saved, and neither named in the manifest nor released yet."""
+        self._problem, self._problem_bytes = "", 0
+        self._num_saved = 0
+        """Since something failed: of the size that failed, or more."""
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.blobs = Blobs(
+                path / "blobs",
+                quota_bytes=self._config.quota_bytes,
+                ephemeral_bytes=self._config.ephemeral_bytes,
+                disk=self._disk,
+            )
+            for torn in path.glob("*.tmp"):
+                torn.unlink()
+            self.manifest = self._open()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(
+                f"{path}: can't be used ({reason}); check its permissions, or choose another --state"
+            ) from None
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be saved now ("" = it can)."""
+        return self._problem
+
+    def take_notes(self) -> list[Note]:
+        """What there is to say since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    # --- manifest ---------------------------------------------------------------------------------------------------
+
+    def set_job(self, job: str) -> None:
+        """Keep the job's canonical JSON. Raises ``StorageError``."""
+        self._save(dataclasses.replace(self.manifest, job=job))
+
+    def set_plan(self, plan: str, epoch: int, lineage: str = "") -> None:
+        """Keep the plan that holds from now on; ``lineage`` says where it comes from. Raises ``StorageError``."""
+        lines = (*self.manifest.lineage, lineage[:256]) if lineage else self.manifest.lineage
+        self._save(dataclasses.replace(self.manifest, plan=plan, epoch=epoch, lineage=lines[-MAX_LINEAGE:]))
+
+    def add_snapshot(self, holding: Holding, drop: Collection[BlobId] | None = None) -> None:
+        """A snapshot of the own part, whose blob is here, in place of those in ``drop``. Raises ``StorageError``.
+
+        By default all are dropped but the one before.
+        """
+        others = tuple(own for own in self.manifest.snapshots if own.blob != holding.blob)
+        others = others[-1:] if drop is None else tuple(own for own in others if own.blob not in drop)
+        self._check_present(holding)
+        self._save(dataclasses.replace(self.manifest, snapshots=(*others, holding)[-NUM_OWN_SNAPSHOTS:]))
+
+    def add_custody(self, holding: Holding) -> None:
+        """A snapshot kept for somebody else, whose blob is here. Raises ``StorageError``."""
+        self._check_present(holding)
+        if holding not in self.manifest.custody:
+            self._save(dataclasses.replace(self.manifest, custody=(*self.manifest.custody, holding)))
+
+    def remove_custody(self, holding: Holding) -> None:
+        """Keep it no more. Raises ``StorageError``."""
+        kept = tuple(other for other in self.manifest.custody if other != holding)
+        if kept != self.manifest.custody:
+            self._save(dataclasses.replace(self.manifest, custody=kept))
+
+    # --- blobs ------------------------------------------------------------------------------------------------------
+
+    def put(self, data: bytes | memoryview | Path) -> BlobId:
+        """Save a blob; it stays until it leaves the manifest, or ``release``. Raises ``StorageError``.
+
+        A file (see ``Blobs.spool``) is moved here, or removed.
+        """
+        try:
+            num_bytes = data.stat().st_size if isinstance(data, Path) else len(data)
+            blob = self._put(data, num_bytes)
+        except OSError as error:
+            raise storage_error(self.blobs.spool, error) from error
+        finally:
+            if isinstance(data, Path):
+                data.unlink(missing_ok=True)
+        self._fresh.add(blob)
+        return blob
+
+    def _put(self, data: bytes | memoryview | Path, num_bytes: int) -> BlobId:
+        try:
+            blob = self.blobs.put(data)
+        except StorageError as error:
+            if not error.full or not self._thin_out():
+                self._report(error, num_bytes)
+                raise
+            self._num_saved = 0
+            with self._reporting(num_bytes, done=False):  # room made is no sign that there is room
+                return self.blobs.put(data)
+        self._report(None, num_bytes)
+        return blob
+
+    def begin(self, blob: BlobId, num_bytes: int, *, ephemeral: bool = False) -> None:
+        """Get ready to receive a blob. Raises ``RemoteError`` for a bad name, ``StorageError``."""
+        if ephemeral:
+            self.blobs.begin(blob, num_bytes, ephemeral=True)
+            return
+        with self._reporting(num_bytes, done=False):
+            self.blobs.begin(blob, num_bytes)
+
+    def write(self, blob: BlobId, offset: int, data: bytes | memoryview) -> None:
+        """Received bytes of a blob begun. Raises ``StorageError``; then ``abandon`` it."""
+        with self._reporting(self.blobs.incoming_bytes(blob), done=False):
+            self.blobs.write(blob, offset, data)
+
+    def finish(self, blob: BlobId) -> bool:
+        """Whether the received bytes have the right hash; then it is here as after ``put``. Raises ``StorageError``.
+
+        If not, it can be written again from the start, or abandoned.
+        """
+        with self._reporting(self.blobs.incoming_bytes(blob), done=False):
+            sound = self.blobs.finish(blob)
+        if blob in self.blobs.stored():
+            self._report(None, self.blobs.num_bytes(blob) or 0)
+            self._fresh.add(blob)
+        return sound
+
+    def abandon(self, blob: BlobId) -> None:
+        """Receive no more of a blob begun, if it was; what was received is gone."""
+        self.blobs.abandon(blob)
+
+    def release(self, blob: BlobId) -> None:
+        """A blob that was put or received will not be named in the manifest."""
+        self._fresh.discard(blob)
+
+    def open_snapshot(self) -> tuple[Holding, bytes | mmap] | None:
+        """The newest own snapshot and its bytes, to resume from."""
+        for holding in reversed(self.manifest.snapshots):
+            data = self.blobs.map(holding.blob)
+            if data is not None:
+                return holding, data
+        return None
+
+    def protect(self, purpose: str, blobs: Iterable[BlobId]) -> None:
+        """Blobs in use for ``purpose``, in place of those said before: not deleted though nothing names them."""
+        self._protected[purpose] = frozenset(blobs)
+
+    def collect(self) -> int:
+        """Delete the blobs that neither the manifest names nor anybody uses; how many bytes that freed."""
+        return self.blobs.collect(self.manifest.blobs().union(self._fresh, *self._protected.values()))
+
+    def close(self) -> None:
+        self.blobs.close()
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _report(self, error: StorageError | None, num_bytes: int) -> None:
+        """Saving so much failed, or (``None``) worked: note it if that is news.
+
+        Less than failed proves nothing, and one success little: what somebody else's old snapshot left free is taken
+        again at once.
+        """
+        if error is None:
+            if not self._problem or num_bytes < self._problem_bytes:
+                return
+            self._num_saved += 1
+            if self._num_saved < NUM_PROOFS:
+                return
+        problem = "" if error is None else "full" if error.full else "no-files" if error.for_now else "broken"
+        if problem != self._problem:
+            fields = (("why", str(error)),) if error is not None else ()
+            self._notes.append(Note(f"storage-{problem}" if problem else "storage-works", fields))
+        self._problem_bytes = max(self._problem_bytes, num_bytes) if problem else 0
+        self._problem, self._num_saved = problem, 0
+
+    @contextmanager
+    def _reporting(self, num_bytes: int, *, done: bool = True) -> Iterator[None]:
+        """Report how saving ``num_bytes`` ends; ``done``: if it works, that many are safe."""
+        try:
+            yield
+        except StorageError as error:
+            self._report(error, num_bytes)
+            raise
+        if done:
+            self._report(None, num_bytes)
+
+    def _thin_out(self) -> bool:
+        """No room: let go of the own snapshot before the newest. False if there is none, or that fails too."""
+        if len(self.manifest.snapshots) < 2:
+            return False
+        try:
+            self._save(dataclasses.replace(self.manifest, snapshots=self.manifest.snapshots[-1:]))
+        except StorageError:
+            return False
+        return True
+
+    def _check_present(self, holding: Holding) -> None:
+        if self.blobs.path(holding.blob) is None:
+            raise LocalError(f"the manifest would name blob {holding.blob}, which is not here")
+
+    def _save(self, manifest: Manifest) -> None:
+        path, data = self.path / "manifest.json", _json(to_plain(manifest))
+        with self._reporting(len(data)):
+            if path.exists():
+                old = self.path / "manifest.old.json"  # a second chance, no more
+                try:
+                    former = path.read_bytes()
+                except OSError as error:
+                    raise storage_error(path, error) from error
+                self._disk.write_file(old, former, sync=False)
+            self._disk.write_file(path, data)
+        self.manifest = manifest
+        self._fresh -= manifest.blobs()
+        self.collect()
+
+    def _open(self) -> Manifest:
+        path, old, damaged = self.path / "manifest.json", self.path / "manifest.old.json", self.path / "damaged"
+        manifest, why = _load_manifest(path)
+        if manifest is None and why:
+            self._notes.append(_move_aside(self._disk, path, damaged, why))
+        sure = manifest is not None or not why
+        if manifest is None:
+            manifest = _load_manifest(old)[0] or Manifest()
+        for blob in sorted(self.blobs.stored()):
+            if blob in manifest.blobs():
+                if not _is_sound(self.blobs.path(blob), blob):
+                    self._aside(blob, "its bytes do not have its hash")
+            elif not sure:
+                self._aside(blob, "its manifest is damaged")
+        manifest = self._without_missing(manifest)
+        self.blobs.reserved_bytes = sum(p.stat().st_size for p in damaged.iterdir()) if damaged.is_dir() else 0
+        if sure:
+            self.blobs.collect(manifest.blobs())  # written or dropped just before the end of the last run
+        return manifest
+
+    def _without_missing(self, manifest: Manifest) -> Manifest:
+        missing = manifest.blobs() - self.blobs.stored()
+        for blob in sorted(missing):
+            self._notes.append(Note("storage-missing", (("blob", blob), ("path", str(self.path)))))
+        return dataclasses.replace(
+            manifest,
+            snapshots=tuple(h for h in manifest.snapshots if h.blob not in missing),
+            custody=tuple(h for h in manifest.custody if h.blob not in missing),
+        )
+
+    def _aside(self, blob: BlobId, why: str) -> None:
+        damaged = self.path / "damaged"
+        damaged.mkdir(exist_ok=True, mode=0o700)
+        self.blobs.move_away(blob, _free_name(damaged, blob))
+        self._notes.append(Note("storage-damaged", (("file", blob), ("moved_to", str(damaged)), ("why", why))))
+
+
+def _is_sound(path: Path | None, blob: BlobId) -> bool:
+    try:
+        return path is not None and hash_file(path) == blob
+    except OSError as error:
+        raise_for_now(path or Path(), error)
+        return False
+
+
+def _json(plain: Any) -> bytes:
+    return json.dumps(plain, sort_keys=True, indent=1, allow_nan=False).encode()
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+
+
+def _load_manifest(path: Path) -> tuple[Manifest | None, str]:
+    """The manifest, or why there is none ("" = no such file)."""
+    if not path.exists():
+        return None, ""
+    try:
+        return from_plain(Manifest, _load_json(path)), ""
+    except RemoteError as error:
+        return None, error.detail
+
+
+def _move_aside(disk: Disk, path: Path, damaged: Path, why: str) -> Note:
+    damaged.mkdir(exist_ok=True, mode=0o700)
+    disk.replace(path, _free_name(damaged, path.name))
+    return Note("storage-damaged", (("file", path.name), ("moved_to", str(damaged)), ("why", why)))
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    path, number = folder / name, 1
+    while path.exists():
+        path, number = folder / f"{name}.{number}", number + 1
+    return path
+
+
+def _is_job(name: str) -> bool:
+    return len(name) == 16 and all(c in "0123456789abcdef" for c in name)
+
+
+def _is_strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)

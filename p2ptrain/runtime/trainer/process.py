@@ -1,0 +1,196 @@
+"""Starts a trainer process, talks to it, and makes sure that it does not outlive its node.
+
+Invariant: the trainer dies with its node, however the node dies: on Linux the kernel kills it (``PR_SET_PDEATHSIG``),
+elsewhere it sees its socket close at the next step. It is a fresh interpreter, never a fork: torch deadlocks in
+forked children (pytorch#17199).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+from p2ptrain.errors import UserError
+from p2ptrain.net.limits import ADVICE, NONE_LEFT
+from p2ptrain.runtime.commands import LENGTHS, MAX_MESSAGE_BYTES, Stop, TrainerFailed, decode, encode
+from p2ptrain.runtime.trainer.allocator import training_environment
+
+STOP_TIMEOUT_S = 2.0
+
+
+class TrainerProcess:
+    """The node's end. ``on_event`` is called in the event loop with everything the trainer says."""
+
+    def __init__(self, on_event: Callable[[object], None], num_threads: int = 1) -> None:
+        self._on_event = on_event
+        self._num_threads = num_threads
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._outbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Start the process; it says ``Ready`` after it is configured. Raises ``UserError`` if the system has none."""
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise _not_started(error) from error
+        parent = {"OMP_NUM_THREADS": str(self._num_threads), "P2PTRAIN_PARENT": str(os.getpid())}
+        command = [sys.executable, "-m", "p2ptrain.runtime.trainer.trainer", str(theirs.fileno())]
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    command,
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    env=os.environ | training_environment() | parent,
+                    start_new_session=True,  # a signal to the whole group (Ctrl-C, a service stopped) is the node's
+                )
+        except OSError as error:
+            ours.close()
+            raise _not_started(error) from error
+        loop = asyncio.get_running_loop()
+        self._socket = ours
+        for work in (self._write, self._read):
+            thread = threading.Thread(target=work, args=(ours, loop), name=f"trainer {work.__name__}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def send(self, message: object) -> None:
+        """Queue a command. The queue is bounded by the protocol: one large command is under way at a time."""
+        self._outbox.put(message)
+
+    async def stop(self) -> None:
+        """Ask it to stop, wait a little, then kill it."""
+        if self._process is None:
+            return
+        self._stopping = True
+        self.send(Stop())
+        deadline = asyncio.get_running_loop().time() + STOP_TIMEOUT_S
+        while self._process.poll() is None and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._outbox.put(None)
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join, STOP_TIMEOUT_S)
+        if self._socket is not None:
+            self._socket.close()
+
+    def _write(self, ours: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        """A thread: a full pipe must not hold up the node's loop."""
+        while (message := self._outbox.get()) is not None:
+            try:
+                _send(ours, message)
+            except OSError:
+                return  # the trainer is gone; the reader says so
+
+    def _read(self, ours: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        """A thread: a snapshot of many megabytes must not either."""
+        with contextlib.suppress(EOFError, OSError, RuntimeError):  # RuntimeError: the loop is closed
+            while True:
+                loop.call_soon_threadsafe(self._on_event, _receive(ours))
+        if not self._stopping and self._process is not None:
+            status = self._process.wait()
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._on_event, TrainerFailed(_why(status), user_error=False))
+
+
+def _not_started(error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    if error.errno in NONE_LEFT:
+        return UserError(f"the training process can't be started ({reason}): {ADVICE}")
+    return UserError(
+        f"the training process can't be started ({reason}): check that {sys.executable} can be run, and how many "
+        "processes this user may have (`ulimit -u`)"
+    )
+
+
+def _why(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "the trainer was killed (out of memory?): a smaller batch_size or a profile with less memory may help"
+    return f"the trainer ended by itself with status {status}; its last words are above"
+
+
+class NodeLink:
+    """The trainer's end: blocking, and polled between training steps."""
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._socket.setblocking(True)
+
+    def send(self, message: object) -> None:
+        _send(self._socket, message)
+
+    def receive(self, block: bool) -> object | None:
+        """The next command; ``None`` if none waits and ``block`` is false. ``EOFError``: the node is gone."""
+        if not block:
+            self._socket.setblocking(False)
+            try:
+                if not self._socket.recv(1, socket.MSG_PEEK):
+                    raise EOFError("the node is gone")
+            except BlockingIOError:
+                return None
+            finally:
+                self._socket.setblocking(True)
+        return _receive(self._socket)
+
+
+def _send(link: socket.socket, message: object) -> None:
+    head, tensors = encode(message)
+    link.sendall(head)
+    if tensors:
+        link.sendall(tensors)
+
+
+def _receive(link: socket.socket) -> object:
+    """The next message. Raises ``EOFError`` when the other end is gone."""
+    head_bytes, tensor_bytes = LENGTHS.unpack(_exactly(link, LENGTHS.size))
+    if head_bytes + tensor_bytes > MAX_MESSAGE_BYTES:
+        raise EOFError(f"a message of {head_bytes + tensor_bytes} bytes")
+    head = _exactly(link, head_bytes)
+    return decode(head, _exactly(link, tensor_bytes))
+
+
+def _exactly(link: socket.socket, num_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    missing = num_bytes
+    while missing:
+        part = link.recv(missing, socket.MSG_WAITALL)  # all of it, but for a signal in between
+        if not part:
+            raise EOFError("the other end is gone")
+        parts.append(part)
+        missing -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def die_with_node() -> None:
+    """Ask the kernel to kill this process when its node dies, and yield the processor to the node."""
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != int(os.environ.get("P2PTRAIN_PARENT", os.getppid())):
+        sys.exit("the node was gone before its trainer began")
+    with contextlib.suppress(OSError):
+        os.nice(5)  # the node must answer pings while we train
+    for name in (signal.SIGINT, signal.SIGTERM):  # the node's to handle; it will tell us
+        signal.signal(name, signal.SIG_IGN)

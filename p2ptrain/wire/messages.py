@@ -1,0 +1,525 @@
+"""Everything peers say to each other, one dataclass a message kind.
+
+Invariant: a message class is its wire format. ``KINDS`` maps each kind to its class; a changed field is a changed
+wire version, and the golden bytes under ``tests/golden`` say so. A field called ``data`` does not ride in the
+header: it becomes the one raw frame behind it. Tensors travel in the safetensors format, in a ``data`` frame or in a
+blob, so that one strict reader serves the wire, custody and the disk.
+
+Groups: handshake (read from anyone who holds the group key) and goodbye, membership, records, plan and job, blobs,
+gossip, custody, calibration, pipeline, links.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from p2ptrain.ids import BlobId, JobId, PeerId
+from p2ptrain.wire.schema import Bound
+
+WIRE_VERSION = 4
+
+Lane = Literal["control", "bulk"]
+MemberState = Literal["alive", "suspect", "dead", "left"]
+Phase = Literal["waiting", "training", "trained", "calibrating", "done", "failed", "observing"]
+
+Text = Annotated[str, Bound(0, 256)]
+PeerName = Annotated[PeerId, Bound(16, 16)]
+Blob = Annotated[BlobId, Bound(64, 64)]
+Nonce = Annotated[bytes, Bound(16, 16)]
+Mac = Annotated[bytes, Bound(32, 32)]
+Address = Annotated[str, Bound(9, 128)]
+"""A control endpoint, ``tcp://host:port``."""
+Addresses = Annotated[tuple[Address, ...], Bound(0, 16)]
+Port = Annotated[int, Bound(1, 65535)]
+MAX_LINKS = 32
+"""Of a peer, that it measures itself."""
+NO_PART = -1
+HEAD_PART = 4096
+"""Stands for the calibrated head among a peer's holdings."""
+
+
+# --- handshake ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First words on a new link. Its fields never change between wire versions, so that versions can be compared."""
+
+    KIND: ClassVar[str] = "hello"
+    nonce: Nonce
+    addresses: Addresses
+    bulk_port: Port
+    software: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Answer to ``Hello``, on the answerer's own link: proves that it holds the code and got this very hello."""
+
+    KIND: ClassVar[str] = "welcome"
+    nonce: Nonce
+    echo: Nonce
+    proof: Mac
+    addresses: Addresses
+    bulk_port: Port
+    software: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Answer to ``Welcome``: the dialler's own proof. After it both sides are admitted."""
+
+    KIND: ClassVar[str] = "proof"
+    echo: Nonce
+    proof: Mac
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why the other side will not talk: another wire version, say. Sent best-effort, once."""
+
+    KIND: ClassVar[str] = "refused"
+    reason: Text
+    version: Annotated[int, Bound(0, 65535)]
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """The last words of a visitor, inside its session; members that leave tell the membership."""
+
+    KIND: ClassVar[str] = "goodbye"
+
+
+# --- membership (SWIM) ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rumour:
+    """``peer`` is in ``state`` as of its ``incarnation``."""
+
+    peer: PeerName
+    state: MemberState
+    incarnation: int
+
+
+Rumours = Annotated[tuple[Rumour, ...], Bound(0, 64)]
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    KIND: ClassVar[str] = "ping"
+    sequence: int
+    rumours: Rumours
+
+
+@dataclass(frozen=True, slots=True)
+class PingRequest:
+    """Please ping ``target`` for me and pass its ack on."""
+
+    KIND: ClassVar[str] = "ping-request"
+    sequence: int
+    target: PeerName
+    rumours: Rumours
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    KIND: ClassVar[str] = "ack"
+    sequence: int
+    rumours: Rumours
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A snapshot that a peer has: of which part, how fresh, and where its bytes are."""
+
+    part: Annotated[int, Bound(0, 4096)]
+    trainer: PeerName
+    epoch: int
+    round: int
+    step: int
+    samples: int
+    blob: Blob
+    num_bytes: int
+    span: Annotated[int, Bound(1, 4096)] = 1
+    """So many parts, from ``part`` on: the blocks of a depth slice; 1 in the other modes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkFigure:
+    """What was measured of the link from a peer to ``peer``."""
+
+    peer: PeerName
+    bytes_per_s: Annotated[float, Bound(0, 1e15)]
+    latency_s: Annotated[float, Bound(0, 3600)]
+    """One way: half of a round trip."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a peer says of itself. Only its owner raises ``version``; everyone passes it on."""
+
+    peer: PeerName
+    version: int
+    key: Annotated[bytes, Bound(40, 40)]
+    name: Text
+    addresses: Addresses
+    job: Annotated[JobId, Bound(0, 16)]
+    counts: Annotated[tuple[int, ...], Bound(0, 4096)]
+    """Training samples of each class of the job."""
+    wishes: Annotated[tuple[int, ...], Bound(0, 4096)]
+    flops_per_s: Annotated[float, Bound(0, 1e18)]
+    memory_bytes: int
+    epoch: int
+    plan: Annotated[str, Bound(0, 64)]
+    """Hash of the plan this peer follows ("" = none)."""
+    part: Annotated[int, Bound(-1, 4096)]
+    phase: Phase
+    round: int
+    step: int
+    samples: int
+    loss: float
+    samples_per_s: Annotated[float, Bound(0, 1e12)]
+    bytes_sent: int
+    waiting_for: Text
+    holdings: Annotated[tuple[Holding, ...], Bound(0, 256)]
+    link_bytes_per_s: Annotated[float, Bound(0, 1e15)] = 0.0
+    """What this peer can send and receive; 0 = not known."""
+    slowdown: Annotated[float, Bound(0, 1e6)] = 1.0
+    """Seconds that its blocks take in training / seconds that its profile gives them."""
+    profile: Annotated[str, Bound(0, 64)] = ""
+    """sha256 of what ``ProfileReply`` carries ("" = not measured)."""
+    vote: Annotated[str, Bound(0, 64)] = ""
+    """Hash of the plan that this peer wants to be the next ("" = none)."""
+    links: Annotated[tuple[LinkFigure, ...], Bound(0, MAX_LINKS)] = ()
+    """Those that this peer has measured: of a pair one does."""
+    max_groups: Annotated[int, Bound(0, 4096)] = 0
+    """Into so many class sub-models this peer's trainer can divide the job's model; 0 = not known."""
+    accuracy: Annotated[float, Bound(-1, 1)] = -1.0
+    """Of what this peer trains, on its own validation samples; -1 = not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordVersion:
+    peer: PeerName
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class RecordDigest:
+    """The versions I have; with ``want_reply`` send me your newer records and the digest of what you lack."""
+
+    KIND: ClassVar[str] = "record-digest"
+    versions: Annotated[tuple[RecordVersion, ...], Bound(0, 1024)]
+    want_reply: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    KIND: ClassVar[str] = "records"
+    records: Annotated[tuple[Record, ...], Bound(0, 64)]
+
+
+@dataclass(frozen=True, slots=True)
+class StatusRequest:
+    """An observer asks who is alive, which records alone don't tell."""
+
+    KIND: ClassVar[str] = "status-request"
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedCount:
+    reason: Text
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReply:
+    """The sender's view of the members, itself included, and how much it refused by reason."""
+
+    KIND: ClassVar[str] = "status-reply"
+    members: Annotated[tuple[Rumour, ...], Bound(1, 512)]
+    refused: Annotated[tuple[RefusedCount, ...], Bound(0, 64)]
+
+
+# --- plan and job ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    KIND: ClassVar[str] = "job-request"
+
+
+@dataclass(frozen=True, slots=True)
+class JobReply:
+    """The job's canonical JSON, UTF-8."""
+
+    KIND: ClassVar[str] = "job-reply"
+    data: Annotated[bytes, Bound(2, 256 * 1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    KIND: ClassVar[str] = "plan-request"
+    plan: Annotated[str, Bound(64, 64)]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReply:
+    """The plan's canonical JSON, UTF-8."""
+
+    KIND: ClassVar[str] = "plan-reply"
+    data: Annotated[bytes, Bound(2, 1024 * 1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRequest:
+    """Send me what a record's ``profile`` names: its owner has it, and whoever asked the owner."""
+
+    KIND: ClassVar[str] = "profile-request"
+    profile: Annotated[str, Bound(64, 64)]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileReply:
+    """How long a peer takes for each block of the job's model, as JSON, UTF-8."""
+
+    KIND: ClassVar[str] = "profile-reply"
+    data: Annotated[bytes, Bound(2, 256 * 1024)]
+
+
+# --- blobs ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Send me these bytes of a blob. A receiver asks only for what it has room for: that is the credit."""
+
+    KIND: ClassVar[str] = "fetch"
+    blob: Blob
+    offset: int
+    length: Annotated[int, Bound(1, 1 << 20)]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Bytes of a blob, in one raw frame behind the header."""
+
+    KIND: ClassVar[str] = "chunk"
+    blob: Blob
+    offset: int
+    data: Annotated[bytes, Bound(1, 1 << 20)]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchRefused:
+    KIND: ClassVar[str] = "fetch-refused"
+    blob: Blob
+
+
+# --- gossip ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ShardMass:
+    """Push-sum mass that travels with one shard's parameters (samples)."""
+
+    shard: Annotated[str, Bound(1, 64)]
+    mass: Annotated[float, Bound(0, 1e18)]
+
+
+@dataclass(frozen=True, slots=True)
+class GossipPush:
+    """Half of the sender's mass on the shards that both hold; the parameters are in the blob."""
+
+    KIND: ClassVar[str] = "gossip-push"
+    exchange: int
+    epoch: int
+    masses: Annotated[tuple[ShardMass, ...], Bound(1, 64)]
+    blob: Blob
+    num_bytes: int
+    want_reply: bool
+
+
+# --- custody --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CustodyOffer:
+    """Please keep this snapshot of my part."""
+
+    KIND: ClassVar[str] = "custody-offer"
+    holding: Holding
+
+
+@dataclass(frozen=True, slots=True)
+class CustodyAck:
+    """Kept: checked, and safe on disk."""
+
+    KIND: ClassVar[str] = "custody-ack"
+    blob: Blob
+
+
+# --- calibration ----------------------------------------------------------------------------------------------------
+
+SessionName = Annotated[str, Bound(16, 16)]
+StateData = Annotated[bytes, Bound(0, 16 << 20)]
+"""Named tensors in the safetensors format, as in every blob; empty = no tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationCall:
+    """The lead proposes to fit the head over exactly these frozen snapshots: of each part, one of each trainer."""
+
+    KIND: ClassVar[str] = "calibration-call"
+    epoch: int
+    holdings: Annotated[tuple[Holding, ...], Bound(1, 256)]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationReady:
+    """I have the features of my samples; ``session`` names the set of snapshots."""
+
+    KIND: ClassVar[str] = "calibration-ready"
+    session: SessionName
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationGradient:
+    """Contribution to ``step``: sums over ``samples`` own samples (moments at step 0, then gradients)."""
+
+    KIND: ClassVar[str] = "calibration-gradient"
+    session: SessionName
+    step: int
+    samples: int
+    data: StateData
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationHead:
+    """The fit's state after ``step`` averaged contributions: head, moments, optimizer. The next step starts from it."""
+
+    KIND: ClassVar[str] = "calibration-head"
+    session: SessionName
+    step: int
+    data: StateData
+
+
+# --- pipeline -------------------------------------------------------------------------------------------------------
+
+StageWork = Literal["forward", "backward", "reduce", "gather", "norm"]
+"""Activations to the next stage, their gradients to the one before, a stage's all-reduce, and the gradient's norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageData:
+    """One parcel of the stream from a peer of a pipeline to another, in the safetensors format."""
+
+    KIND: ClassVar[str] = "stage-data"
+    epoch: int
+    sequence: int
+    """Of the parcel in its stream, from 0 on under each plan."""
+    work: StageWork
+    step: int
+    unit: Annotated[int, Bound(0, 65535)]
+    """Micro-batch, or shard of an all-reduce."""
+    row: int
+    """Of the first row in its micro-batch, or offset in its shard."""
+    data: Annotated[bytes, Bound(1, 16 << 20)]
+    plan: Annotated[str, Bound(0, 64)] = ""
+    """Hash of the plan: rivals may have one epoch."""
+    sending: int = 0
+    """Counts what the stream sends; a parcel sent again has a new one, so that an ack says which of both came."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageAck:
+    """The trainer has taken everything up to and without ``sequence``: a credit to send more."""
+
+    KIND: ClassVar[str] = "stage-ack"
+    epoch: int
+    sequence: int
+    plan: Annotated[str, Bound(0, 64)] = ""
+    arrived: int = 0
+    """Everything up to and without this one is here, taken or not: no need to send it again."""
+    sending: int = 0
+    """The highest ``sending`` that came."""
+
+
+# --- links ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LinkProbe:
+    """So many bytes, to see how long they take; ``LinkEcho`` answers."""
+
+    KIND: ClassVar[str] = "link-probe"
+    sequence: int
+    data: Annotated[bytes, Bound(1, 1 << 20)]
+    last: bool = False
+    """Most likely, so that the next one may be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEcho:
+    """The probe is here, all of it."""
+
+    KIND: ClassVar[str] = "link-echo"
+    sequence: int
+    busy: bool = False
+    """Another link of this peer is being measured: try again later."""
+
+
+Message = (
+    Hello
+    | Welcome
+    | Proof
+    | Refused
+    | Goodbye
+    | Ping
+    | PingRequest
+    | Ack
+    | RecordDigest
+    | Records
+    | StatusRequest
+    | StatusReply
+    | JobRequest
+    | JobReply
+    | PlanRequest
+    | PlanReply
+    | ProfileRequest
+    | ProfileReply
+    | Fetch
+    | Chunk
+    | FetchRefused
+    | GossipPush
+    | CustodyOffer
+    | CustodyAck
+    | CalibrationCall
+    | CalibrationReady
+    | CalibrationGradient
+    | CalibrationHead
+    | StageData
+    | StageAck
+    | LinkProbe
+    | LinkEcho
+)
+
+KINDS: dict[str, type[Message]] = {cls.KIND: cls for cls in Message.__args__}
+HANDSHAKE = (Hello, Welcome, Proof, Refused)
+BULK = (JobReply, PlanReply, ProfileReply, Chunk, CalibrationGradient, CalibrationHead, StageData, LinkProbe)
+JOB_BOUND = (GossipPush, CustodyOffer, StageData, StageAck)
+"""Messages about a job: one about another than the receiver's is dropped and counted."""
+EPOCH_BOUND = (GossipPush, StageData)
+"""Data messages: one of an older epoch than the receiver's plan is dropped and counted. Custody judges a snapshot by
+the epoch that it was taken in; and who is ahead of others still needs their acks of what it sent them before."""
+
+
+def lane_of(message: Message) -> Lane:
+    """Control messages are small and never wait behind tensors."""
+    return "bulk" if isinstance(message, BULK) else "control"
