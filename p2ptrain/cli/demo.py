@@ -5,6 +5,7 @@ Invariant: what it prints was measured in this very run; every process it starte
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -184,7 +185,8 @@ def make_job(
         mode=mode,
         seed=seed,
         model=ModelConfig(name=model, width=width),
-        data=propose_contract(source, augment=augment),
+        # Test samples tell how good it is, and nothing is chosen here: everybody trains on all others.
+        data=dataclasses.replace(propose_contract(source, augment=augment), val=0.0),
         training=TrainingConfig(rounds=rounds, batch_size=batch_size, learning_rate=lr, weight_decay=weight_decay),
         tasks=TasksConfig(
             num_groups=groups,
