@@ -9,10 +9,10 @@ later round, or of parts that had none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from p2ptrain.config import Job
+from p2ptrain.core.effects import Effects, JobDone, KeepCustody, KeepHead, ReadHead, ToTrainer
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.planning.plan import Plan
@@ -25,9 +25,7 @@ from p2ptrain.protocol.head_fit.run import (
 )
 from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.core import Effects, ToTrainer
 from p2ptrain.runtime.head import MAX_HOLDINGS
-from p2ptrain.runtime.keeping import KeepCustody
 from p2ptrain.runtime.verdict import Verdict
 from p2ptrain.wire import messages as m
 from p2ptrain.wire.tensorfile import read_untrusted
@@ -39,27 +37,6 @@ ENDED = ("trained", "calibrating", "done")
 HEAD_RETRY_S = 10.0
 MAX_COPIES = 16
 """Of one part, averaged before the head is fitted: those of the trainers with most samples."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeepHead:
-    """Save the head with the snapshots that it belongs to; then ``head_kept`` with its holding and what it says."""
-
-    holdings: tuple[m.Holding, ...]
-    state: bytes
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReadHead:
-    """Read what a head that is in the store says; then ``head_kept``."""
-
-    holding: m.Holding
-
-
-@dataclass(frozen=True, slots=True)
-class JobDone:
-    """Nothing is left to train: from now on this peer only serves what it has, unless a new plan has work for it."""
 
 
 class Completion:

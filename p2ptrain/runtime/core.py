@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from p2ptrain.core.effects import AbandonBlob, BlobArrived, BlobLost, Effects, Handler, VerifyBlob
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, peer_id
 from p2ptrain.protocol.blobs.fetching import TransferConfig
@@ -21,48 +21,6 @@ from p2ptrain.protocol.machine import NEVER, Send
 from p2ptrain.protocol.session.sessions import Sessions
 from p2ptrain.protocol.session.visitors import MAX_VISITORS
 from p2ptrain.wire.messages import EPOCH_BOUND, JOB_BOUND, Chunk, Fetch, FetchRefused, Lane
-
-
-@dataclass(frozen=True, slots=True)
-class ToTrainer:
-    """Give the trainer this command; ``blob``'s bytes go into its field ``into``."""
-
-    command: object
-    blob: BlobId | None = None
-    into: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyBlob:
-    """All bytes of an incoming blob are there: check its hash and answer with ``blob_checked``."""
-
-    blob: BlobId
-
-
-@dataclass(frozen=True, slots=True)
-class AbandonBlob:
-    """What came of an incoming blob is worth nothing."""
-
-    blob: BlobId
-
-
-@dataclass(frozen=True, slots=True)
-class BlobArrived:
-    """A blob is whole, checked and readable."""
-
-    blob: BlobId
-
-
-@dataclass(frozen=True, slots=True)
-class BlobLost:
-    """Nobody could deliver it."""
-
-    blob: BlobId
-    reason: str
-
-
-Effects = list[Any]
-Handler = Callable[[Any, float], Effects]
 
 
 class Core:

@@ -14,14 +14,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from p2ptrain.config import Job
+from p2ptrain.core.effects import Effects, KeepPlan, KeepSnapshot, ToTrainer
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.planning.plan import Plan
 from p2ptrain.protocol import gossip as g
 from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.protocol.replication import Custody
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.core import Effects, ToTrainer
-from p2ptrain.runtime.keeping import Keeping, KeepPlan, KeepSnapshot
+from p2ptrain.runtime.keeping import Keeping
 from p2ptrain.runtime.payloads import Masses, Payloads
 from p2ptrain.wire import messages as m
 

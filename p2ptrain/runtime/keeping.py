@@ -8,17 +8,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from p2ptrain.config import Job
+from p2ptrain.core.effects import (
+    AbandonBlob,
+    BeginBlob,
+    Effects,
+    KeepCustody,
+    KeepSnapshot,
+    RestartTrainer,
+    TrainerLost,
+)
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.planning.plan import Plan
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.replication import CancelSnapshot, Custody, DiscardSnapshot, FetchSnapshot
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.core import AbandonBlob, Effects
 from p2ptrain.runtime.store.store import NUM_OWN_SNAPSHOTS
 from p2ptrain.wire import messages as m
 
@@ -29,59 +36,6 @@ if TYPE_CHECKING:
 MAX_PASSING = 1024
 RESTARTS = 2
 """So often a trainer that died is started again from the last snapshot."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeepSnapshot:
-    """Enter this own snapshot, whose blob is in the store, into the manifest; then ``snapshot_kept``."""
-
-    holding: m.Holding
-    drop: tuple[BlobId, ...] = ()
-    """Own snapshots that it takes the place of."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeepCustody:
-    """Enter this snapshot of another peer into the manifest (false: take it out); then ``custody_kept``."""
-
-    holding: m.Holding
-    keep: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class KeepPlan:
-    """The plan that holds from now on."""
-
-    plan: Plan
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseBlob:
-    """A blob that was only for handing over is not needed any more."""
-
-    blob: BlobId
-
-
-@dataclass(frozen=True, slots=True)
-class BeginBlob:
-    """Get ready to receive a blob; an ephemeral one stays in memory."""
-
-    blob: BlobId
-    num_bytes: int
-    ephemeral: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RestartTrainer:
-    """The trainer died: start another and configure it; its ``Ready`` brings it back to work."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerLost:
-    """It can't be brought back. ``user_error``: the person at this device can mend it."""
-
-    detail: str
-    user_error: bool
 
 
 class Keeping:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from p2ptrain.core.effects import Effects, ToTrainer
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.plan import Plan
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.streams.streams import Delivered, Streams
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.core import Effects, ToTrainer
 from p2ptrain.wire import messages as m
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 
 from p2ptrain.config import Job, job_from_json
+from p2ptrain.core.effects import BlobArrived, BlobLost, Effects, JobReceived, KeepSnapshot, StartTrainer, Unusable
 from p2ptrain.errors import JobError, RemoteError
 from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.planning.devices.blocks import ModelProfile
@@ -37,10 +38,9 @@ from p2ptrain.protocol.replication import Custody, CustodyConfig
 from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
 from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.completion import Completion
-from p2ptrain.runtime.core import BlobArrived, BlobLost, Core, Effects
+from p2ptrain.runtime.core import Core
 from p2ptrain.runtime.duty import Duty
-from p2ptrain.runtime.keeping import KeepSnapshot
-from p2ptrain.runtime.peer_io import JobReceived, PeerConfig, Resume, StartTrainer, Unusable
+from p2ptrain.runtime.peer_io import PeerConfig, Resume
 from p2ptrain.runtime.plan_rules import PlanRules
 from p2ptrain.runtime.stage_duty import StageDuty
 from p2ptrain.runtime.verdict import Verdict

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from p2ptrain.config import Job
 from p2ptrain.ids import BlobId
 from p2ptrain.planning.plan import Plan
 from p2ptrain.wire import messages as m
@@ -40,24 +39,3 @@ class Resume:
     head: m.Holding | None = None
     has_blob: Callable[[BlobId], bool] = lambda blob: False
     """Whether the store has a whole blob, now."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobReceived:
-    """The group's job: open its store, start its trainer, then call ``job_opened``."""
-
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class StartTrainer:
-    """Everything that the trainer needs is here; ``init`` is the checkpoint that the job starts from, in the store."""
-
-    init: BlobId | None
-
-
-@dataclass(frozen=True, slots=True)
-class Unusable:
-    """This peer can't take part, and the person at it can mend that."""
-
-    reason: str

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from p2ptrain.config import Job
+from p2ptrain.core.effects import Effects, KeepPlan, ReleaseBlob, ToTrainer
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.planning.pipeline.coverage import Run, cover, missing, pieces_for_others, whole_epoch
 from p2ptrain.planning.plan import Plan
@@ -24,9 +25,8 @@ from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.protocol.replication import Custody
 from p2ptrain.protocol.streams.streams import Delivered
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.core import Effects, ToTrainer
 from p2ptrain.runtime.group_steps import GroupSteps
-from p2ptrain.runtime.keeping import Keeping, KeepPlan, ReleaseBlob
+from p2ptrain.runtime.keeping import Keeping
 from p2ptrain.runtime.pace import PaceKnown
 from p2ptrain.runtime.parcels import Parcels
 from p2ptrain.runtime.saved_blocks import SavedBlocks

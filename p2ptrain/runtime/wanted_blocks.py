@@ -10,10 +10,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Protocol
 
+from p2ptrain.core.effects import Effects, ReleaseBlob
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.machine import NEVER, Note
-from p2ptrain.runtime.core import Effects
-from p2ptrain.runtime.keeping import ReleaseBlob
 from p2ptrain.wire.messages import Holding
 
 if TYPE_CHECKING:

@@ -32,6 +32,7 @@ from p2ptrain.cli.job import AUTO_PASSES
 from p2ptrain.config import Job, ModelConfig, TasksConfig, TrainingConfig
 from p2ptrain.errors import UserError
 from p2ptrain.experiment.measure import accuracy
+from p2ptrain.ids import PeerId
 from p2ptrain.learning.averaging import weighted_mean
 from p2ptrain.learning.blocks.flops import training_flops
 from p2ptrain.learning.data import Dataset, Source, load, open_source, propose_contract
@@ -59,6 +60,7 @@ COLUMNS = (
 CLASSES = {2: 6, 3: 6, 5: 10}
 """By number of peers."""
 NO_LIMIT = 1000.0
+NAMES = [PeerId(f"peer{number:012d}") for number in range(8)]
 OWN_MODEL = "benchmarks.own_cnn:small_cnn"
 
 
@@ -131,9 +133,11 @@ def compare(workload: Workload, num_peers: int, overlap: str, seed: int) -> dict
     alone = [judged(whole(job, data), test) for data in train]
     everything = Dataset(np.concatenate([d.x for d in train]), np.concatenate([d.y for d in train]), contract)
     replicas, _ = group(job, train, val)
-    tasks = TasksConfig(passes=NO_LIMIT)
-    as_tasks, _ = group(dataclasses.replace(job, mode="tasks", tasks=tasks), train, val)
-    auto, work = group(dataclasses.replace(job, mode="auto", tasks=TasksConfig(passes=AUTO_PASSES)), train, val)
+    auto_job = dataclasses.replace(job, mode="auto", tasks=TasksConfig(passes=AUTO_PASSES))
+    tasks_job = dataclasses.replace(job, mode="tasks", tasks=TasksConfig(passes=NO_LIMIT))
+    auto, work = group(auto_job, train, val)
+    same = is_same(auto_job, tasks_job, train)
+    as_tasks, _ = (auto, work) if same else group(tasks_job, train, val)
     figures = {
         "alone": max(alone),
         "central": judged(whole(job, everything), test),
@@ -203,17 +207,11 @@ def whole(job: Job, data: Dataset) -> nn.Module:
 
 def group(job: Job, train: Sequence[Dataset], val: Sequence[Dataset]) -> tuple[nn.Module, float]:
     """The model that a group makes, and its training FLOPs."""
-    model = global_model(job, allow_user_code=True)
-    groups = most_groups(model, job.data.input_shape, min(len(job.data.classes), SENSIBLE_GROUPS))
-    names = [f"peer{number:012d}" for number in range(len(train))]
-    peers = [
-        PeerSnapshot(name, 1e9, 0, tuple(data.counts().tolist()), (), groups)  # type: ignore[arg-type]
-        for name, data in zip(names, train, strict=True)
-    ]
-    plan = first_plan(job, peers, peers[0].peer)
+    names = NAMES[: len(train)]
+    plan = first_plan(job, snapshots(job, train), names[0])
     parts = Parts(job, plan, allow_user_code=True)
     trainings = {
-        name: PartTraining(job, parts, plan.trainers()[name], data, name)  # type: ignore[index]
+        name: PartTraining(job, parts, plan.trainers()[name], data, name)
         for name, data in zip(names, train, strict=True)
         if name in plan.trainers()
     }
@@ -249,6 +247,28 @@ def group(job: Job, train: Sequence[Dataset], val: Sequence[Dataset]) -> tuple[n
         for training in trainings.values()
     )
     return parts.model, work
+
+
+def is_same(one: Job, other: Job, train: Sequence[Dataset]) -> bool:
+    """Whether both jobs make the very same group: the same parts, trained as long."""
+
+    def made(job: Job) -> list[tuple[tuple[int, ...], float, float]]:
+        plan = first_plan(job, snapshots(job, train), NAMES[0])
+        many = plan.targets == "all" and len(plan.parts) > 1
+        passes = [max(1.0, min(job.tasks.passes, 1 / part.share**2)) if many else 1.0 for part in plan.parts]
+        return [(part.classes, part.share, each) for part, each in zip(plan.parts, passes, strict=True)]
+
+    return made(one) == made(other)
+
+
+def snapshots(job: Job, train: Sequence[Dataset]) -> list[PeerSnapshot]:
+    """What a plan knows of the peers."""
+    model = global_model(job, allow_user_code=True)
+    groups = most_groups(model, job.data.input_shape, min(len(job.data.classes), SENSIBLE_GROUPS))
+    return [
+        PeerSnapshot(name, 1e9, 0, tuple(data.counts().tolist()), (), groups)
+        for name, data in zip(NAMES, train, strict=False)
+    ]
 
 
 def judged(model: nn.Module, test: Dataset) -> float:

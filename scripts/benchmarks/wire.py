@@ -27,6 +27,7 @@ import numpy as np
 
 from benchmarks.common import SEED, Column, Sample, Settings, child_environment, stopwatch
 from benchmarks.peers import LOOPBACK
+from p2ptrain.core.effects import AbandonBlob, BlobArrived, BlobLost, VerifyBlob
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id
 from p2ptrain.net.keys import OPEN_GROUP, Group, Identity, new_identity
@@ -34,7 +35,7 @@ from p2ptrain.net.transport import Transport
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.session.effects import PeerAdmitted
-from p2ptrain.runtime.core import AbandonBlob, BlobArrived, BlobLost, Core, VerifyBlob
+from p2ptrain.runtime.core import Core
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import SOFTWARE, NetworkConfig, Node
 from p2ptrain.runtime.store.blobs import Blobs, Disk

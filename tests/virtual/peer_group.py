@@ -20,6 +20,24 @@ from fake_trainer import FakeTrainer, Traits
 from stage_trainer import StageTrainer, StageTraits
 
 from p2ptrain.config import DataConfig, GroupConfig, Job, ModelConfig, SlicesConfig, TasksConfig, TrainingConfig
+from p2ptrain.core.effects import (
+    AbandonBlob,
+    BeginBlob,
+    JobDone,
+    JobReceived,
+    KeepCustody,
+    KeepHead,
+    KeepPlan,
+    KeepSnapshot,
+    ReadHead,
+    ReleaseBlob,
+    RestartTrainer,
+    StartTrainer,
+    ToTrainer,
+    TrainerLost,
+    Unusable,
+    VerifyBlob,
+)
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id, peer_id
 from p2ptrain.net.simulated import Conditions, SimulatedNetwork
@@ -30,21 +48,11 @@ from p2ptrain.protocol.consensus.agreement import Question
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.effects import Ban, Dial, HangUp, SendFrames
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.completion import JobDone, KeepHead, ReadHead
-from p2ptrain.runtime.core import AbandonBlob, Core, ToTrainer, VerifyBlob
+from p2ptrain.runtime.core import Core
 from p2ptrain.runtime.head import head_holding, pack_head
-from p2ptrain.runtime.keeping import (
-    BeginBlob,
-    KeepCustody,
-    KeepPlan,
-    KeepSnapshot,
-    ReleaseBlob,
-    RestartTrainer,
-    TrainerLost,
-)
 from p2ptrain.runtime.node.observer_node import Observer
 from p2ptrain.runtime.peer import Peer
-from p2ptrain.runtime.peer_io import JobReceived, PeerConfig, Resume, StartTrainer, Unusable
+from p2ptrain.runtime.peer_io import PeerConfig, Resume
 from p2ptrain.wire.messages import HEAD_PART, Holding, Lane, Record
 
 DISK_S = 0.002

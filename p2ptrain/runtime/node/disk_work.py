@@ -11,15 +11,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from p2ptrain.core.effects import (
+    AbandonBlob,
+    BeginBlob,
+    KeepCustody,
+    KeepHead,
+    KeepPlan,
+    KeepSnapshot,
+    ReadHead,
+    ReleaseBlob,
+    ToTrainer,
+    VerifyBlob,
+)
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.machine import Note
-from p2ptrain.runtime.completion import KeepHead, ReadHead
-from p2ptrain.runtime.core import AbandonBlob, ToTrainer, VerifyBlob
 from p2ptrain.runtime.head import head_holding, pack_head
-from p2ptrain.runtime.keeping import BeginBlob, KeepCustody, KeepPlan, KeepSnapshot, ReleaseBlob
 from p2ptrain.runtime.node.node import Node
 from p2ptrain.runtime.peer import Peer
 from p2ptrain.runtime.store.blobs import StorageError

@@ -17,6 +17,7 @@ from random import Random, SystemRandom
 from typing import Any
 
 from p2ptrain import __version__
+from p2ptrain.core.effects import Effects
 from p2ptrain.errors import UserError
 from p2ptrain.net.discovery import Discovery, resolve
 from p2ptrain.net.interfaces import usable_addresses
@@ -26,7 +27,7 @@ from p2ptrain.net.transport import Transport
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.effects import Ban, Dial, HangUp, SendFrames
-from p2ptrain.runtime.core import Core, Effects
+from p2ptrain.runtime.core import Core
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.wire.addresses import make_address
 from p2ptrain.wire.messages import Lane

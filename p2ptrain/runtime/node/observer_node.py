@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from p2ptrain.config import Job, job_from_json
+from p2ptrain.core.effects import AbandonBlob, BlobArrived, BlobLost, Effects, VerifyBlob
 from p2ptrain.errors import JobError, RemoteError, UserError
 from p2ptrain.ids import BlobId, PeerId, peer_id
 from p2ptrain.net.keys import Group, new_identity
@@ -23,7 +24,7 @@ from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
 from p2ptrain.protocol.session.sessions import MAX_PEERS
-from p2ptrain.runtime.core import AbandonBlob, BlobArrived, BlobLost, Core, Effects, VerifyBlob
+from p2ptrain.runtime.core import Core
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import SOFTWARE, NetworkConfig, Node
 from p2ptrain.runtime.store.blobs import Blobs, Disk, StorageError

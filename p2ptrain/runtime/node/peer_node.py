@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from p2ptrain.config import Job
+from p2ptrain.core.effects import JobDone, JobReceived, RestartTrainer, StartTrainer, ToTrainer, TrainerLost, Unusable
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import BlobId
 from p2ptrain.net.keys import Group, Identity
@@ -22,15 +23,12 @@ from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.agreement import Question
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.completion import JobDone
-from p2ptrain.runtime.core import ToTrainer
-from p2ptrain.runtime.keeping import RestartTrainer, TrainerLost
 from p2ptrain.runtime.node.disk_work import DiskWork
 from p2ptrain.runtime.node.handover import Handover
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import SOFTWARE, NetworkConfig, Node
 from p2ptrain.runtime.peer import Peer
-from p2ptrain.runtime.peer_io import JobReceived, PeerConfig, Resume, StartTrainer, Unusable
+from p2ptrain.runtime.peer_io import PeerConfig, Resume
 from p2ptrain.runtime.store.store import StateDir
 from p2ptrain.runtime.trainer.process import TrainerProcess
 from p2ptrain.wire.messages import HEAD_PART, Holding

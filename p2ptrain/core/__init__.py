@@ -1,0 +1,1 @@
+"""What every mode uses and none owns."""
