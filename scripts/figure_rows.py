@@ -97,6 +97,11 @@ class Table:
     rows: Sequence[Row]
 
 
+OVERLAP_WORKLOADS = {
+    "overlap-own": "pictures, an own CNN",
+    "overlap-digits": "spoken digits, DS-CNN",
+}
+"""By result file."""
 NEIGHBOURS = ("p2ptrain tasks", "p2ptrain replicas", "hivemind", "torchft")
 NEIGHBOUR_FORMS = (
     ("a third of the samples each: accuracy", "{iid: NAME/accuracy_percent:.1f} %"),
@@ -282,6 +287,30 @@ TABLES = (
                 )
                 for peers in (2, 4, 8)
             ),
+        ),
+    ),
+    Table(
+        (
+            "test accuracy, %, peers with none of their classes in common; a half; all; two of those that one has",
+            "auto",
+            "best peer alone",
+            "central training",
+            "replicas",
+            "class sub-models, as many passes as equal work allows",
+            "command",
+        ),
+        tuple(
+            BenchRow(name, f"{words}, {peers} peers", cells[0], cells[1], tuple(cells[2:]))
+            for name, words in OVERLAP_WORKLOADS.items()
+            for peers in (2, 3, 5)
+            for cells in [
+                [
+                    "; ".join(
+                        f"{{{peers} peers, {overlap}/{way}:.0f}}" for overlap in ("none", "half", "all", "within")
+                    )
+                    for way in ("auto", "alone", "central", "replicas", "tasks")
+                ]
+            ]
         ),
     ),
     Table(
