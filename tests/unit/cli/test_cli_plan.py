@@ -19,7 +19,7 @@ from p2ptrain.planning.devices.profile_codec import chain_hash
 from p2ptrain.planning.devices.profile_times import MeasuredBlocks
 from p2ptrain.planning.devices.profiles import read_profile
 
-PEERS = Path(__file__).parents[2] / "peers"
+PEERS = Path(__file__).parents[3] / "peers"
 SMALL = ["plan", "--model", "lenet", "--batch-size", "8", "--micro-batches", "4"]
 
 

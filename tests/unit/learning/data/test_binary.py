@@ -265,6 +265,6 @@ def test_garbage_npz_is_a_data_error_and_nothing_else(tmp_path: Path, packed: bo
 
 
 def test_nothing_unpickles() -> None:
-    folder = Path(__file__).parents[2] / "p2ptrain" / "learning" / "data"
+    folder = Path(__file__).parents[4] / "p2ptrain" / "learning" / "data"
     text = "".join(p.read_text() for p in folder.glob("*.py"))
     assert "allow_pickle=True" not in text and "import pickle" not in text and "np.load(" not in text

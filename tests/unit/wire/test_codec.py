@@ -1,7 +1,7 @@
 """The wire codec: golden bytes of every kind, roundtrips of generated messages, and hostile bytes.
 
 Regenerate the golden bytes after a wanted change of the wire: raise ``WIRE_VERSION`` in wire/messages.py, then
-``P2PTRAIN_WRITE_GOLDEN=1 pytest tests/unit/test_codec.py -k golden``.
+``P2PTRAIN_WRITE_GOLDEN=1 pytest tests/unit/wire/test_codec.py -k golden``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from p2ptrain.wire import messages as m
 from p2ptrain.wire.codec import Envelope, WireVersionError, decode, encode
 from p2ptrain.wire.schema import Bound
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "messages.json"
+GOLDEN = Path(__file__).parents[2] / "golden" / "messages.json"
 LANES: tuple[m.Lane, ...] = ("control", "bulk")
 
 NONCE, ECHO, MAC, BLOB = b"n" * 16, b"e" * 16, b"m" * 32, m.BlobId("ab" * 32)
@@ -92,7 +92,7 @@ def test_golden_bytes() -> None:
     )
     assert not changed and golden["wire_version"] == m.WIRE_VERSION, (
         f"the bytes of {changed} changed. If that is wanted: raise WIRE_VERSION in p2ptrain/wire/messages.py, then "
-        "run P2PTRAIN_WRITE_GOLDEN=1 pytest tests/unit/test_codec.py -k golden, and commit the new file"
+        "run P2PTRAIN_WRITE_GOLDEN=1 pytest tests/unit/wire/test_codec.py -k golden, and commit the new file"
     )
 
 

@@ -141,7 +141,7 @@ PEER = ["peer", "--code", CODE, *LOOPBACK]
 def test_what_a_person_got_wrong_is_one_line_with_the_next_step(
     arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {"npz": npz(tmp_path), "profile": str(Path(__file__).parents[2] / "peers" / "raspberry-pi-4.toml")}
+    places = {"npz": npz(tmp_path), "profile": str(Path(__file__).parents[3] / "peers" / "raspberry-pi-4.toml")}
     status, out, err = run([each.format(**places) for each in arguments], capsys)
     assert status == 2 and not out
     assert err.startswith("p2ptrain: ") and err.count("\n") == 1 and said in err
@@ -168,7 +168,7 @@ def test_a_state_directory_in_use_and_a_busy_port_are_one_line(
 
     from p2ptrain.runtime.store.store import StateDir
 
-    profile = str(Path(__file__).parents[2] / "peers" / "raspberry-pi-4.toml")
+    profile = str(Path(__file__).parents[3] / "peers" / "raspberry-pi-4.toml")
     directory = StateDir(state)
     arguments = [*PEER, "--data", npz(tmp_path), "--profile", profile, "--quiet"]
     status, _, err = run(arguments, capsys)
@@ -324,7 +324,7 @@ def test_the_check_before_the_start_tells_what_is_for_validation(
     assert sum(each["validation"] for each in found[1:]) == 3
     assert p.check_data(p.Request(data=spec)) == {"samples": {"cat": 20, "dog": 20}, "validation": 0}
     assert p.check_data(p.Request(data=npz(tmp_path, num_val=6)))["validation"] == 6
-    profile = str(Path(__file__).parents[2] / "peers" / "raspberry-pi-4.toml")
+    profile = str(Path(__file__).parents[3] / "peers" / "raspberry-pi-4.toml")
     _measured(PeerOptions(npz(tmp_path), "laptop"), job, profile, "cpu", tmp_path, silent=False)
     assert "37 samples of 2 classes (cat, dog), and 3 for validation" in capsys.readouterr().out
 

@@ -25,7 +25,7 @@ from p2ptrain.runtime import stage_worker
 from p2ptrain.runtime.node.peer_node import BLOCK_TIMES
 from p2ptrain.runtime.trainer import allocator
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 from laboratory import calibration, quota, rehearsal, session  # noqa: E402

@@ -14,7 +14,7 @@ import pytest
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from benchmarks import pipeline_memory, pipeline_text, pipeline_wired, replan, slices_accuracy, slices_lab  # noqa: E402

@@ -19,7 +19,7 @@ from p2ptrain.errors import DataError
 from p2ptrain.learning.data import folders as folders_module
 from p2ptrain.learning.data import load, open_source, propose_contract
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 DATA = Path(os.environ.get("P2PTRAIN_DATA", ROOT.parent / "shared" / "data"))
 RNG = np.random.default_rng(5)
 
