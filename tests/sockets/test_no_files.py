@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_visits import DEADLINE_S, endpoint, peer_node, until
+from test_600_visits import DEADLINE_S, endpoint, peer_node, until
 
 from p2ptrain.net.keys import new_group
 
