@@ -18,11 +18,13 @@ from p2ptrain.config import Job, Mode
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.devices.footprint import largest_share
-from p2ptrain.planning.grouping import Group, group_classes, group_peers, groups_by_data, swap_for_wishes
+from p2ptrain.planning.grouping import group_classes, group_peers, groups_by_data, swap_for_wishes
 from p2ptrain.planning.holdings import (
+    Group,
     classes_by_holdings,
     clusters,
     held_classes,
+    known_to,
     lacking,
     merged_until_each_has_a_class,
 )
@@ -277,7 +279,11 @@ def _shares(
         for group in groups
         for peer in group.trainers
     }
-    return _fit(job, [group.trainers for group in groups], costs, [len(group.classes) for group in groups])
+    known = [float(len(group.classes)) for group in groups]
+    if overlapping:
+        held = held_classes([peer for group in groups for peer in group.trainers], len(job.data.classes))
+        known = known_to(groups, held, len(job.data.classes))
+    return _fit(job, [group.trainers for group in groups], costs, known)
 
 
 def _fit(

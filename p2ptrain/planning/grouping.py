@@ -16,10 +16,9 @@ weights (the shares that make all finish together), wished-for ones first, the r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from p2ptrain.ids import PeerId
-from p2ptrain.planning.holdings import WISH_SPREAD, held_classes
+from p2ptrain.planning.holdings import WISH_SPREAD, Group, held_classes
 from p2ptrain.planning.plan import PeerSnapshot
 from p2ptrain.planning.shares import apportion
 
@@ -27,12 +26,6 @@ SWAP_SPREAD = 2.0
 """Peers change places for a wish when neither is more than this many times slower than the other."""
 SWAPS_LIMIT = 256
 """Improvement by swaps is tried up to this many classes or peers (it is quadratic)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    classes: tuple[int, ...]
-    trainers: tuple[PeerSnapshot, ...]
 
 
 def groups_by_data(peers: Sequence[PeerSnapshot], num_classes: int) -> list[Group] | None:

@@ -13,6 +13,7 @@ one that is most like it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.plan import PeerSnapshot
@@ -20,6 +21,15 @@ from p2ptrain.planning.plan import PeerSnapshot
 HOLDS_FRACTION = 0.05
 WISH_SPREAD = 2
 """Wishes may give a group this many times the classes that its weight would."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """``classes``: those that its outputs are taken for."""
+
+    classes: tuple[int, ...]
+    trainers: tuple[PeerSnapshot, ...]
+
 
 Held = Mapping[PeerId, frozenset[int]]
 Runs = Callable[[Sequence[PeerSnapshot], int], list[list[PeerSnapshot]]]
@@ -84,6 +94,17 @@ def merged_until_each_has_a_class(
         into = max(others, key=lambda g: (_likeness(allowed[left], allowed[g]), -g))
         result[into] += result[left]
         del result[left]
+
+
+def known_to(groups: Sequence[Group], held: Held, num_classes: int) -> list[float]:
+    """How many classes each group knows, one that several know in equal shares: what its width is in proportion to.
+
+    A group learns all classes that its peers have, not only those that its outputs are taken for. Classes that nobody
+    has count for the group that waits for them.
+    """
+    knows = [frozenset(group.classes).union(*(held[peer.peer] for peer in group.trainers)) for group in groups]
+    shares = [1.0 / max(1, sum(c in each for each in knows)) for c in range(num_classes)]
+    return [sum(shares[c] for c in each) for each in knows]
 
 
 def classes_by_holdings(
