@@ -47,6 +47,16 @@ def test_two_laptops_one_of_which_has_cats_and_dogs_only() -> None:
     assert (plan.targets, plan.combine, plan.calibrate) == ("all", "own", True)
 
 
+def test_widths_follow_what_a_group_knows_not_how_few_samples_it_has() -> None:
+    """Few samples would let the second one finish early: no reason to make its part the wider one."""
+    plan = first_plan(job(), [peer(0, [400] * 5), peer(1, [40, 40, 0, 0, 0])], name(0))
+    first, second = plan.part_of(name(0)), plan.part_of(name(1))
+    assert first is not None and second is not None
+    assert first.share >= 0.5 > second.share and first.share + second.share == pytest.approx(1, abs=1e-5)
+    even = first_plan(job(), [peer(0, [400, 400, 400, 0, 0]), peer(1, [0, 0, 40, 40, 40])], name(0))
+    assert even.parts[0].share == pytest.approx(even.parts[1].share, abs=1e-5)
+
+
 def test_three_whose_classes_overlap() -> None:
     have = [[200, 200, 200, 0, 0], [0, 0, 200, 200, 200], [200, 0, 0, 0, 200]]
     plan = first_plan(job(), [peer(i, counts) for i, counts in enumerate(have)], name(0))
