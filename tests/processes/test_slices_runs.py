@@ -37,7 +37,7 @@ def text_job(home: Path) -> tuple[Job, str]:
     path = home / "text.txt"
     path.write_text("".join(f"{i % 7} times {i % 5} is {i % 7 * (i % 5)}. " for i in range(1500)))
     data = f"text:{path}"
-    contract = dataclasses.replace(propose_contract(open_source(data)), input_shape=(1, 1, 32))
+    contract = dataclasses.replace(propose_contract(open_source(data)), input_shape=(1, 1, 32), val=0.0)
     training = TrainingConfig(rounds=2, epochs_per_round=1.5, batch_size=32, optimizer="adamw", learning_rate=1e-3)
     job = dataclasses.replace(make_job(peers=3), data=contract, training=training)
     return dataclasses.replace(job, model=ModelConfig("gpt_mini", width=0.25)), data
