@@ -289,6 +289,8 @@ def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> 
         "classes": list(job.data.classes),
         "input_shape": list(job.data.input_shape),
     }
+    if job.mode == "auto":
+        plain["max_groups"] = _max_groups(job, model)
     plain |= counts
     if as_json:
         print_json(plain)
@@ -306,6 +308,11 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
         f"cost      {scaled(flops['training'], 'FLOP')} a sample to train, {scaled(flops['forward'], 'FLOP')} forward; "
         f"{scaled(plain['training_bytes'], 'B')} of memory at batch size {job.training.batch_size}, beside torch itself"
     )
+    if groups := plain.get("max_groups", 0):
+        taken = (
+            f"class sub-models, up to {groups} different ones" if groups > 1 else "replicas: the model can't be divided"
+        )
+        click.echo(f"mode      auto: {taken}")
     shape = " x ".join(map(str, job.data.input_shape))
     click.echo(f"data      {job.data.kind} {shape}, {len(job.data.classes)} classes: {listed(job.data.classes)}")
     if "samples" in plain:
@@ -313,6 +320,16 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
         by_class = "" if job.data.kind == "text" else f": {listed([f'{k} {n}' for k, n in counts.items()], 12)}"
         click.echo(f"samples   {sum(counts.values()):,} to train on, {num_val:,} for validation{by_class}")
     click.echo("fine")
+
+
+def _max_groups(job: Job, model: nn.Module) -> int:
+    """Into how many class sub-models the group could divide the model; 1 = it will train replicas."""
+    from p2ptrain.learning.submodels.decoupling import most_groups
+    from p2ptrain.planning.assignment import SENSIBLE_GROUPS
+
+    if job.data.kind == "text":
+        return 1
+    return most_groups(model, job.data.input_shape, min(len(job.data.classes), SENSIBLE_GROUPS), job.tasks.trunk)
 
 
 def _samples_per_class(job: Job, data: str) -> dict[str, dict[str, int]]:
