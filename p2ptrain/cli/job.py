@@ -53,7 +53,7 @@ COMMENTS = {
     "tasks.targets": "what a sub-model learns: auto, all classes, its own and rest, or its own",
     "tasks.combine": "how sub-models make the global model: auto, own or sum",
     "tasks.own_fraction": "share of each batch from the own classes; 0 = as the data fall",
-    "tasks.passes": "of a sub-model over the samples, for one of the whole model; never more work than that",
+    "tasks.passes": "of a sub-model over the samples, for one of the whole model; at most about as much work",
     "tasks.calibrate": "fit the last layer again at the end, together: auto, always or never",
     "slices.micro_batches": "a batch passes the pipeline in at most so many equal parts; the plan chooses how many",
     "slices.schedule": "sync: gradients as on one device; async: no flush, some gradients are a step late",
@@ -134,8 +134,8 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     "tasks__passes",
     type=click.FloatRange(1),
     metavar="N",
-    help="Passes of a class sub-model over the samples, for one that the whole model would make; never more work than "
-    f"that. [default: {AUTO_PASSES:g} in mode auto, else 1]",
+    help="Passes of a class sub-model over the samples, for one that the whole model would make; at most about as much "
+    f"work. [default: {AUTO_PASSES:g} in mode auto, else 1]",
 )
 @setting("--micro-batches", "slices.micro_batches", click.IntRange(1), "Parts of a batch in a pipeline, at most.")
 @setting("--schedule", "slices.schedule", click.Choice(["sync", "async"]), "Of a pipeline.")

@@ -6,8 +6,9 @@ training of the parts, the fit of the last layer, the look at the validation sam
 project's own code; only the network is left out: parts with several trainers are averaged exactly after every round,
 which is what gossip comes to. Real processes are the tests' (tests/processes/test_overlap.py).
 
-What is equal is work, at most that of a pass of the whole model over the own samples a round, on each device: so
-``tasks`` makes as many passes as that allows, ``auto`` what ``job new`` gives it. "Best alone" is the best of the
+What is equal is work, at most about that of a pass of the whole model over the own samples a round, on each device: so
+``tasks`` makes as many passes as that allows (1 / width^2; layers that are not square make it up to a fifth more work),
+``auto`` what ``job new`` gives it. "Best alone" is the best of the
 peers, chosen on the test samples, each with the whole model on its own samples.
 """
 
