@@ -107,8 +107,8 @@ class TasksConfig:
     calibrate: Calibrate = "auto"
     calibration_steps: int = 300
     passes: float = 1.0
-    """A sub-model makes so many passes over the samples in place of one of the whole model, but no more than 1 / width^2:
-    about as much work. One where peers share no class, and it only has a few to tell apart."""
+    """A sub-model makes so many passes over the samples in place of one of the whole model, at most 1 / width^2, which is
+    about as much work; but one where peers share no class, as it has only a few to tell apart."""
 
 
 @dataclass(frozen=True, slots=True)
