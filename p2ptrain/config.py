@@ -107,8 +107,8 @@ class TasksConfig:
     calibrate: Calibrate = "auto"
     calibration_steps: int = 300
     passes: float = 1.0
-    """A sub-model makes so many passes over the samples in place of one of the whole model, at most 1 / width^2, which is
-    about as much work; but one where peers share no class, as it has only a few to tell apart."""
+    """Passes of a sub-model over the samples, in place of one of the whole model: at most 1 / width^2, which is about as
+    much work; and one where peers share no class, as a sub-model then has only a few to tell apart."""
 
 
 @dataclass(frozen=True, slots=True)
