@@ -107,7 +107,7 @@ class TasksConfig:
     calibrate: Calibrate = "auto"
     calibration_steps: int = 300
     passes: float = 1.0
-    """Passes of a sub-model over the samples, in place of one of the whole model: at most 1 / width^2, which is about as
+    """Passes of a sub-model over the samples, in place of one of the whole model: at most 1 / width^2, about as
     much work; and one where peers share no class, as a sub-model then has only a few to tell apart."""
 
 
