@@ -1,6 +1,6 @@
 """One peer's share of the group's work on the head: features of its own samples, and what it contributes to each step.
 
-    where the head is fitted: step 0 the moments, then the gradients of ``calibration``; in any case, last: the counts
+    where the head is fitted: step 0 the moments, then the gradients of ``head_fit``; in any case, last: the counts
     of right answers on the own validation samples (``validation``)
 
 Invariant: the features stay here; what leaves are sums over samples. Only tensors that change are sent with every
@@ -49,6 +49,7 @@ class HeadFitting:
         """Of the part that is being added, with their weights."""
         self._columns: list[tuple[Tensor, Tensor | None]] = []
         self._val_columns: list[tuple[Tensor, Tensor | None]] = []
+        self._seen: set[tuple[int, str]] = set()
         self._members: dict[str, Member] = {}
         """By the peer that trained it."""
         self._heads: dict[int, dict[str, Tensor]] = {}
@@ -71,14 +72,17 @@ class HeadFitting:
 
         Raises ``RemoteError`` for a copy that does not fit; ``UserError`` where the model has no head to fit.
         """
-        if self._features is not None or self._whole is not None or part in self._heads or trainer in self._members:
+        ended = self._features is not None or self._whole is not None or part in self._heads
+        if ended or (part, trainer) in self._seen:
             raise RemoteError("calibration", f"part {part} of {trainer} came twice")
+        self._seen.add((part, trainer))
         submodel = self._parts.submodel(part)
         check_state(state, submodel.state_dict())
         submodel.load_state_dict(dict(state))
         classes = self._parts.trained_classes(part, trainer)
         _, (right,) = self._answers(submodel, self._parts.outputs(part), [classes])
-        self._members[trainer] = Member(classes, right)
+        if trainer not in self._members or trainer in self._parts.plan.parts[part].trainers:
+            self._members[trainer] = Member(classes, right)  # one that changed its part has left a copy of the former
         self._copies.append((weight, dict(state)))
         if not last:  # no more than two are in memory
             self._copies = [(sum(each for each, _ in self._copies), weighted_mean(self._copies))]

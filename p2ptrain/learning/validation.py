@@ -71,10 +71,11 @@ def within(total: Tensor, member: Member, group: Tensor) -> Tensor:
 
 
 def among(logits: Tensor, y: Tensor, classes: Sequence[int]) -> Tensor:
-    """[C] right answers of logits [n, C] on the samples of these classes, asked among them."""
+    """[C] right answers of logits [n, C] on the samples of these classes, asked among them. NaN counts as wrong."""
     asked = torch.tensor(sorted(set(classes)))
     kept = torch.isin(y, asked)
-    return _by_class(asked[logits[kept][:, asked].argmax(1)] == y[kept], y[kept], logits.shape[1])
+    own, labels = logits[kept][:, asked], y[kept]
+    return _by_class((asked[own.argmax(1)] == labels) & ~own.isnan().any(1), labels, logits.shape[1])
 
 
 @torch.inference_mode()
@@ -97,7 +98,7 @@ def answers_of(
     for x, y in batches:
         own, y = matched(model(x.to(device)).float().cpu(), y.to(torch.int64))
         logits = torch.full((len(y), num_classes), -torch.inf)
-        logits[:, list(outputs)] = own[:, : len(outputs)].nan_to_num(nan=-torch.inf)
+        logits[:, list(outputs)] = own[:, : len(outputs)]
         total += _by_class(torch.ones_like(y, dtype=torch.bool), y, num_classes)
         for counted, classes in zip(right, sets, strict=True):
             counted += among(logits, y, classes)

@@ -171,6 +171,26 @@ def test_copies_of_a_part_are_averaged_by_weight() -> None:
         apart.add_copy(0, NAMES[0], copies[0], 1.0, last=True)
 
 
+def test_who_changed_its_part_has_left_a_copy_of_the_former_one() -> None:
+    """Both copies count; as a member it is judged by the part that the plan gives it."""
+    group = Group(job())
+    (own,) = (part.index for part in group.plan.parts if NAMES[1] in part.trainers)
+    data = samples((9, 9, 9, 9), 0)
+    right = {}
+    for order in ((own, 1 - own), (1 - own, own)):
+        fit = HeadFitting(group.job, Parts(group.job, group.plan), "session", data, data)
+        for part in order:
+            fit.add_copy(part, NAMES[1], group.states[part], 1.0, last=True)
+        right[order] = fit._members[NAMES[1]].right.tolist()
+    assert len(set(map(tuple, right.values()))) == 1
+    assert fit.contribute(0, {})[0] == 36
+
+
+def test_an_answer_that_is_no_number_is_wrong() -> None:
+    logits = torch.tensor([[1.0, 0.0], [torch.nan, 0.0], [0.0, torch.nan]])
+    assert validation.among(logits, torch.tensor([0, 0, 1]), (0, 1)).tolist() == [1, 0]
+
+
 def test_where_nothing_is_fitted_the_group_only_looks() -> None:
     group = Group(job(), [(9, 9, 9, 9), (9, 9, 9, 9)])
     assert not group.plan.calibrate and group.peers[0].kind(0) == "validation"
