@@ -25,7 +25,7 @@ from p2ptrain.protocol.head_fit.run import (
 )
 from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.head import MAX_HOLDINGS
+from p2ptrain.runtime.head import MAX_HOLDINGS, rounds_of
 from p2ptrain.runtime.verdict import Verdict
 from p2ptrain.wire import messages as m
 from p2ptrain.wire.tensorfile import read_untrusted
@@ -341,8 +341,7 @@ class Completion:
 
 def _covers(head: m.Holding, freshest: tuple[m.Holding, ...]) -> bool:
     """Whether a head is of the last rounds of all parts that there are copies of."""
-    rounds = {h.part: h.round for h in freshest}
-    return head.span >= len(rounds) and head.round >= min(rounds.values(), default=0)
+    return head.span >= len({h.part for h in freshest}) and head.round >= rounds_of(freshest)
 
 
 def _freshness(holding: m.Holding) -> tuple[int, int, int, str]:

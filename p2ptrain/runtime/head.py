@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
@@ -24,18 +25,24 @@ def pack_head(state: bytes, holdings: tuple[Holding, ...]) -> bytes:
 def head_holding(
     own: PeerId, blob: BlobId, num_bytes: int, holdings: tuple[Holding, ...], step: int, samples: int
 ) -> Holding:
-    """How a head is entered among a peer's holdings: of how many parts it is, and of which round at least."""
+    """How a head is entered among a peer's holdings: ``span`` parts, and as ``round`` their rounds all together, which
+    grows when any of them goes on."""
     return Holding(
         part=HEAD_PART,
         trainer=own,
         epoch=max(h.epoch for h in holdings),
-        round=min(h.round for h in holdings),
+        round=rounds_of(holdings),
         step=step,
         samples=samples,
         blob=blob,
         num_bytes=num_bytes,
         span=len({h.part for h in holdings}),
     )
+
+
+def rounds_of(holdings: Iterable[Holding]) -> int:
+    """The rounds of all parts together; the copies of a part are of one round."""
+    return sum({h.part: h.round for h in holdings}.values())
 
 
 def head_holdings(data: bytes) -> tuple[Holding, ...]:

@@ -206,7 +206,9 @@ def _peer(snapshot: Snapshot, record: Record) -> dict[str, Any]:
         "waiting_for": record.waiting_for,
         "addresses": list(record.addresses),
         "holdings": [
-            {"part": "head" if h.part == HEAD_PART else h.part, "trainer": h.trainer, "round": h.round, "step": h.step}
+            {"part": "head", "trainer": h.trainer, "parts": h.span, "step": h.step}
+            if h.part == HEAD_PART
+            else {"part": h.part, "trainer": h.trainer, "round": h.round, "step": h.step}
             for h in record.holdings
         ],
         "refused": dict(snapshot.refused.get(record.peer, {})),

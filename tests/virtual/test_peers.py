@@ -11,11 +11,13 @@ import pytest
 from fake_trainer import FakeTrainer, combination, contribution
 from peer_group import LAN, Device, Room, Visitor, job, seeds, sizes
 
+from p2ptrain.ids import blob_id, peer_id
 from p2ptrain.net.simulated import Conditions
 from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.head import head_holdings
+from p2ptrain.runtime.completion import _covers
+from p2ptrain.runtime.head import head_holding, head_holdings
 from p2ptrain.wire import tensorfile
-from p2ptrain.wire.messages import HEAD_PART, CustodyOffer
+from p2ptrain.wire.messages import HEAD_PART, CustodyOffer, Holding
 
 WORLD = Conditions(delay_s=0.002, jitter_s=0.02)
 LOSSY = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.2)
@@ -570,3 +572,18 @@ def test_twenty_peers_come_and_go_and_tables_stay_bounded() -> None:
     assert all(late[path] < 3000 for path in late)
     assert room.covered() == set(range(6))
     assert not refusals(room)
+
+
+def test_a_head_is_not_of_the_last_rounds_when_any_part_went_on() -> None:
+    """One part stopped for good at round 3; another goes on from 4 to 5 after the fit: that is worth another one."""
+
+    def copy(part: int, round_: int) -> Holding:
+        return Holding(
+            part, peer_id(b"%040d" % part), 1, round_, 10 * round_, 100, blob_id(b"%d %d" % (part, round_)), 9
+        )
+
+    fitted = (copy(0, 5), copy(1, 3), copy(2, 4))
+    head = head_holding(fitted[0].trainer, blob_id(b"head"), 9, fitted, 7, 100)
+    assert _covers(head, fitted) and _covers(head, fitted[:2])
+    assert not _covers(head, (copy(0, 5), copy(1, 3), copy(2, 5)))
+    assert not _covers(head, (*fitted, copy(3, 1)))
