@@ -32,7 +32,7 @@ from laboratory.spec import LabSpec, check_fits, read_lab
 
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError, UserError
-from p2ptrain.runtime.probe import available_cores
+from p2ptrain.learning.profiling.device import available_cores
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -64,7 +64,7 @@ def command(
     both devices.
     """
     from p2ptrain.runtime.doctor import examine
-    from p2ptrain.ui.words import clean
+    from p2ptrain.words import clean
 
     group = _group(code, is_open, state_dir)
     network = read_network(peers, interfaces, no_discovery, port)

@@ -50,7 +50,7 @@ def command(
 
     open_source(data)  # a wrong path is said before torch is imported
     from p2ptrain import api
-    from p2ptrain.ui.words import clean, table
+    from p2ptrain.words import clean, table
 
     model, card = load_allowed(model_file, allow_model)
     evaluation = api.evaluate(model, card, data, shard=shard, classes=classes, batch_size=batch_size)

@@ -269,7 +269,7 @@ def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> 
         )
     check_allowed(job.model.name, allow_model)
     from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
-    from p2ptrain.learning.parts import global_model
+    from p2ptrain.modes.tasks.parts import global_model
 
     model = global_model(job, allow_user_code=True)
     _check_model(job, model)
@@ -299,7 +299,7 @@ def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> 
 
 
 def _tell(job: Job, plain: dict[str, Any]) -> None:
-    from p2ptrain.ui.words import listed, scaled
+    from p2ptrain.words import listed, scaled
 
     flops = plain["flops_per_sample"]
     click.echo(f"id        {job.id}   ({job.name}, mode {job.mode})")
@@ -325,7 +325,7 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
 def _max_groups(job: Job, model: nn.Module) -> int:
     """Into how many class sub-models the group could divide the model; 1 = it will train replicas."""
     from p2ptrain.learning.submodels.decoupling import most_groups
-    from p2ptrain.planning.assignment import SENSIBLE_GROUPS
+    from p2ptrain.modes.tasks.assignment import SENSIBLE_GROUPS
 
     if job.data.kind == "text":
         return 1

@@ -175,7 +175,7 @@ def _measured(
 
     from p2ptrain.cli.preflight import Request, preflight
     from p2ptrain.planning.devices.profiles import find_profile, read_profile
-    from p2ptrain.ui.words import listed, scaled
+    from p2ptrain.words import listed, scaled
 
     known = read_profile(find_profile(profile)) if profile else None
     if known and device == "auto":
@@ -211,6 +211,6 @@ def _measured(
 
 
 def _all_cores() -> int:
-    from p2ptrain.runtime.probe import available_cores
+    from p2ptrain.learning.profiling.device import available_cores
 
     return max(1, math.floor(available_cores()))

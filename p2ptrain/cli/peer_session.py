@@ -21,18 +21,17 @@ from typing import Any
 from p2ptrain import api
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
+from p2ptrain.learning.profiling.allocator import keep_for_messages
 from p2ptrain.net.interfaces import usable_addresses
 from p2ptrain.net.keys import Group, save_group
 from p2ptrain.runtime.node import journal
 from p2ptrain.runtime.node.journal import Line
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.peer_node import PeerNode, PeerOptions
-from p2ptrain.runtime.peer import Peer
+from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.store import StateDir
-from p2ptrain.runtime.trainer.allocator import keep_for_messages
 from p2ptrain.ui import narrator
-from p2ptrain.ui.verdict_words import verdict_lines
-from p2ptrain.ui.words import clean, duration
+from p2ptrain.words import clean, duration
 
 WAIT_CHECK_S = 0.5
 WAIT_TOLD_S = 4.0
@@ -174,7 +173,7 @@ class _Session:
         text, after = narrator.tell(line), list[str]()
         if core is not None and core.job is not None:
             own = core.records.own
-            plan = core.duty.plan if core.duty is not None else None
+            plan = core.role.plan if core.role is not None else None
             if line.kind == "plan-adopted" and plan is not None:
                 self._say_if(narrator.mode_sentence(plan, core.job))
                 text = narrator.plan_sentence(plan, core.job, core.own_id)
@@ -186,8 +185,8 @@ class _Session:
                 left_s = self._pace.left_s(time.monotonic(), rounds - own.round)
                 left = duration(max(1, round(left_s))) if left_s is not None else ""
                 text = narrator.round_sentence(line.fields, rounds, own.samples_per_s, own.accuracy, left)
-            elif line.kind == "validated" and plan is not None and core.completion and core.completion.verdict:
-                after = verdict_lines(core.completion.verdict, plan, core.job.data.classes, core.name_of)
+            elif line.kind == "validated" and core.role is not None and core.role.ending is not None:
+                after = core.role.ending.found()
         if line.kind == "done":
             text = (
                 f"done. Next, on any device: p2ptrain harvest -o global.safetensors   (this peer goes on serving: "
@@ -206,7 +205,7 @@ class _Session:
         core = self._core()
         if core is None:
             return text
-        return re.sub(r"\b[a-z2-7]{16}\b", lambda match: clean(core.name_of(PeerId(match[0])), 40), text)
+        return re.sub(r"\b[a-z2-7]{16}\b", lambda match: clean(core.group.name_of(PeerId(match[0])), 40), text)
 
     def _say(self, text: str) -> None:
         if not self._quiet and not self._as_json:

@@ -102,7 +102,7 @@ def _key(request: Request) -> str:
 
 def _kept_speed(state_dir: Path, request: Request) -> dict[str, Any] | None:
     """What was measured within the last day; memory is looked up anew."""
-    from p2ptrain.runtime.probe import available_memory
+    from p2ptrain.learning.profiling.device import available_memory
 
     try:
         kept = json.loads((state_dir / SPEED_FILE).read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ def _kept_speed(state_dir: Path, request: Request) -> dict[str, Any] | None:
 
 def _is_calm() -> bool:
     """Whether the device had little else to do: only then is what was measured worth keeping."""
-    from p2ptrain.runtime.probe import available_cores
+    from p2ptrain.learning.profiling.device import available_cores
 
     return not hasattr(os, "getloadavg") or os.getloadavg()[0] <= 0.75 * available_cores()
 
@@ -176,7 +176,7 @@ def check_data(request: Request) -> dict[str, Any]:
 
 def measure(request: Request) -> dict[str, Any]:
     """Speed and memory of the device asked for. Raises ``UserError`` if it isn't there."""
-    from p2ptrain.runtime.probe import available_memory, find_accelerator, training_flops_per_s
+    from p2ptrain.learning.profiling.device import available_memory, find_accelerator, training_flops_per_s
 
     accelerator, device = find_accelerator() if request.device != "cpu" else ("", "")
     if request.device == "cuda" and device != "cuda":

@@ -72,7 +72,7 @@ def command(
         return
     chain = chain_of(model, input_shape, num_classes, width) if model is not None else None
     progress("measuring for some seconds; leave the device alone meanwhile")
-    from p2ptrain.runtime.probe import default_kind, probe, profile_of
+    from p2ptrain.learning.profiling.device import default_kind, probe, profile_of
 
     result = probe(output.absolute().parent if output else None)
     profile = profile_of(result, name or device_name(), kind or default_kind())  # type: ignore[arg-type]
@@ -112,12 +112,12 @@ def _measured(model: str, chain: Chain, batch_size: int) -> MeasuredBlocks:
     import torch
 
     from p2ptrain.learning.blocks.costs import profile_blocks
+    from p2ptrain.learning.profiling.allocator import keep_for_training, kept_block_bytes
     from p2ptrain.learning.profiling.block_times import measure_blocks
     from p2ptrain.learning.profiling.coding_times import measure_codings
+    from p2ptrain.learning.profiling.device import available_cores, find_accelerator, versions
     from p2ptrain.planning.devices.profile_codec import chain_hash, rounded, rounded_times
     from p2ptrain.planning.devices.profile_times import MeasuredBlocks
-    from p2ptrain.runtime.probe import available_cores, find_accelerator, versions
-    from p2ptrain.runtime.trainer.allocator import keep_for_training, kept_block_bytes
 
     progress(f"measuring the {len(chain.blocks)} blocks of {model}, for half a minute at most")
     keep_for_training()

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2ptrain.config import Job
+from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId
-from p2ptrain.planning.plan import Plan
 from p2ptrain.wire import messages as m
 
 Effects = list[Any]
@@ -146,16 +146,36 @@ class KeepCustody:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepHead:
-    """Save the head with the snapshots that it belongs to; then ``head_kept`` with its holding and what it says."""
+class KeepResult:
+    """Save what the group made when all were trained, a blob of its own; then ``result_kept``."""
 
-    holdings: tuple[m.Holding, ...]
-    state: bytes
-    step: int
+    holding: m.Holding
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class ReadHead:
-    """Read what a head that is in the store says; then ``head_kept``."""
+class ReadResult:
+    """Read such a result, which is in the store; then ``result_kept``."""
 
     holding: m.Holding
+
+
+# --- within a peer ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reconsider:
+    """Something changed that the next plan hangs on."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndingOver:
+    """What the group does when all are trained is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Messages of admitted peers were of no use: they are counted by reason."""
+
+    reason: str
+    count: int = 1

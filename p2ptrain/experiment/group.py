@@ -246,7 +246,7 @@ def stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
 
 def write_profile(path: Path) -> None:
     """This device, measured once: its peers are alike, and measuring themselves while all start would hide that."""
-    from p2ptrain.runtime.probe import default_kind, profile_of, quick_probe
+    from p2ptrain.learning.profiling.device import default_kind, profile_of, quick_probe
 
     path.write_text(profile_of(quick_probe(), "this machine", default_kind()).to_toml(), encoding="utf-8")
 

@@ -20,8 +20,8 @@ from p2ptrain.experiment.group import Experiment, Outcome
 from p2ptrain.learning import evaluation
 from p2ptrain.learning.blocks.flops import training_flops
 from p2ptrain.learning.data import Dataset, load, open_source, select
-from p2ptrain.learning.parts import Parts, global_model
 from p2ptrain.learning.training import LocalTrainer
+from p2ptrain.modes.tasks.parts import Parts, global_model
 from p2ptrain.runtime.harvest import PartReport
 
 BATCH_SIZE = 256

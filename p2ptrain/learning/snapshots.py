@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from p2ptrain.errors import RemoteError
+from p2ptrain.errors import RemoteError, UserError
+from p2ptrain.wire.tensorfile import read_untrusted
 
 
 def copy_to_cpu(tensor: Tensor) -> Tensor:
@@ -69,3 +71,24 @@ def read_count(metadata: Mapping[str, str], key: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 15):
         raise RemoteError("snapshot", f"{key} is {text[:20]!r}, not a count")
     return int(text)
+
+
+def read_snapshot(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of safetensors bytes from anywhere. Raises ``RemoteError`` for what is not sound."""
+    header = read_untrusted(data)
+    return load_tensors(data), dict(header.metadata)
+
+
+def model_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's own tensors of a part's snapshot."""
+    return {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+
+
+def read_init(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A checkpoint to start from: its tensors, and its attribution scores by layer, if it holds any."""
+    try:
+        tensors = load_tensors(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({error}); give a .safetensors file") from None
+    scores = {n.removeprefix("attribution/"): t for n, t in tensors.items() if n.startswith("attribution/")}
+    return {n: t for n, t in tensors.items() if not n.startswith("attribution/")}, scores

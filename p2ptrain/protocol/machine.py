@@ -6,8 +6,9 @@ A machine is fed events with the time they happened, and answers with effects fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from p2ptrain.ids import PeerId
 from p2ptrain.wire.messages import Message
@@ -40,7 +41,11 @@ class Note:
 
 
 class Machine(Protocol):
-    """The clock's side of a machine; each has its own ``handle`` methods beside it."""
+    """The clock's side of a machine; each has its own methods for its events beside it."""
+
+    def tick(self, now: float) -> Sequence[Any]:
+        """Effects of what is due."""
+        ...
 
     def next_deadline(self) -> float:
         """When ``tick`` wants to be called next (``NEVER`` = only after another event)."""

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from p2ptrain.config import Job
+from p2ptrain.core.plan import Plan
 from p2ptrain.errors import NotCoveredError, RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.candidates import FITTED
-from p2ptrain.planning.plan import Plan
-from p2ptrain.runtime.head import head_holdings
+from p2ptrain.modes.pipeline.harvest import assemble_slices, fetch_slices
+from p2ptrain.modes.tasks.head_blob import head_holdings
+from p2ptrain.modes.tasks.verdict import Verdict, read_verdict
 from p2ptrain.runtime.node.observer_node import ObserverNode
-from p2ptrain.runtime.slice_harvest import assemble_slices, fetch_slices
-from p2ptrain.runtime.verdict import Verdict, read_verdict
 from p2ptrain.wire.messages import HEAD_PART, Holding, Record
 
 if TYPE_CHECKING:
@@ -193,8 +193,8 @@ def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
     """Put the parts together. Raises ``UserError`` for parts that don't fit."""
     from p2ptrain.learning.averaging import weighted_mean
     from p2ptrain.learning.head_fit import check_fit_state
-    from p2ptrain.learning.parts import Parts
-    from p2ptrain.runtime.trainer.trainer import model_state, read_snapshot
+    from p2ptrain.learning.snapshots import model_state, read_snapshot
+    from p2ptrain.modes.tasks.parts import Parts
 
     job, plan = collected.job, collected.plan
     if plan.slices is not None:

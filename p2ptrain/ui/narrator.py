@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from p2ptrain.config import Job
+from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
-from p2ptrain.planning.assignment import notes
-from p2ptrain.planning.mode_choice import mode_for
-from p2ptrain.planning.plan import Plan
+from p2ptrain.modes.tasks.assignment import notes
+from p2ptrain.modes.tasks.mode_choice import mode_for
 from p2ptrain.runtime.node.journal import Line, Value
-from p2ptrain.ui.words import clean, listed, percent, scaled
+from p2ptrain.words import clean, listed, percent, scaled
 
 Fields = Mapping[str, Value]
 

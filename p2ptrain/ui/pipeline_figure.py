@@ -9,7 +9,7 @@ from pathlib import Path
 
 from p2ptrain.errors import UserError
 from p2ptrain.planning.pipeline.comparison import SINGLE, Comparison
-from p2ptrain.ui.words import clean
+from p2ptrain.words import clean
 
 COLOURS = {"forward": "#7fb3d5", "backward": "#f0b27a", "update": "#82c99d"}
 MIN_LABEL_SHARE = 0.012

@@ -16,7 +16,7 @@ from p2ptrain.planning.pipeline.cost import PlanCost
 from p2ptrain.planning.pipeline.schedule import Timeline
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 from p2ptrain.planning.pipeline.task import PipelineTask
-from p2ptrain.ui.words import clean, listed, scaled, table
+from p2ptrain.words import clean, listed, scaled, table
 
 TITLES = ("stage", "peer", "blocks", "samples", "warm-up", "memory", "of", "busy")
 RIGHT = (0, 3, 4, 5, 6, 7)

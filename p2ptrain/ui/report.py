@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from p2ptrain.config import Job
+from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
-from p2ptrain.planning.plan import Plan
+from p2ptrain.modes.tasks.verdict import Verdict
+from p2ptrain.modes.tasks.verdict_words import verdict_lines
 from p2ptrain.runtime.harvest import PartReport
-from p2ptrain.runtime.verdict import Verdict
-from p2ptrain.ui.verdict_words import verdict_lines
-from p2ptrain.ui.words import clean, listed, scaled, table
+from p2ptrain.words import clean, listed, scaled, table
 
 
 class Harvested(Protocol):

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from p2ptrain.config import Job
+from p2ptrain.core.plan import Part, Plan
 from p2ptrain.ids import PeerId
-from p2ptrain.planning.plan import Part, Plan
-from p2ptrain.ui.words import clean, listed, percent, scaled, table
 from p2ptrain.wire.messages import HEAD_PART, NO_PART, MemberState, Record
+from p2ptrain.words import clean, listed, percent, scaled, table
 
 TITLES = ("peer", "device", "does", "round", "step", "loss", "val", "samples/s", "sent", "part")
 RIGHT = (3, 4, 5, 6, 7, 8)

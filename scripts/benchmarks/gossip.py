@@ -159,7 +159,7 @@ class Watcher:
     def _look(self) -> None:
         from safetensors.torch import load as load_tensors
 
-        from p2ptrain.runtime.trainer.trainer import model_state
+        from p2ptrain.learning.snapshots import model_state
 
         for state in self._states:
             try:

@@ -31,20 +31,20 @@ from torch import nn
 from benchmarks.common import REPOSITORY, SEED, Column, Sample, Settings
 from p2ptrain.cli.job import AUTO_PASSES
 from p2ptrain.config import Job, ModelConfig, TasksConfig, TrainingConfig
+from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.errors import UserError
 from p2ptrain.experiment.measure import accuracy
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.averaging import weighted_mean
 from p2ptrain.learning.blocks.flops import training_flops
 from p2ptrain.learning.data import Dataset, Source, load, open_source, propose_contract
-from p2ptrain.learning.head_fitting import HeadFitting
-from p2ptrain.learning.part_training import PartTraining
-from p2ptrain.learning.parts import Parts, global_model
 from p2ptrain.learning.submodels.decoupling import most_groups
 from p2ptrain.learning.training import LocalTrainer
-from p2ptrain.planning.assignment import SENSIBLE_GROUPS, first_plan
-from p2ptrain.planning.plan import PeerSnapshot
-from p2ptrain.runtime.verdict import read_verdict
+from p2ptrain.modes.tasks.assignment import SENSIBLE_GROUPS, first_plan
+from p2ptrain.modes.tasks.head_fitting import HeadFitting
+from p2ptrain.modes.tasks.parts import Parts, global_model
+from p2ptrain.modes.tasks.training import PartTraining
+from p2ptrain.modes.tasks.verdict import read_verdict
 from p2ptrain.wire import tensorfile
 
 BASELINE = "the best peer alone, and central training, each with the whole model and as many passes"

@@ -35,7 +35,7 @@ from p2ptrain.api import Status
 from p2ptrain.errors import P2PTrainError
 from p2ptrain.experiment import measure
 from p2ptrain.learning.data import load, open_source, select
-from p2ptrain.learning.parts import global_model
+from p2ptrain.modes.tasks.parts import global_model
 from p2ptrain.planning.devices.footprint import PEER_BASE_BYTES
 from p2ptrain.planning.pipeline.cost import stage_memory_bytes
 

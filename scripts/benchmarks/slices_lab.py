@@ -32,15 +32,15 @@ from benchmarks.common import SEED, Column
 from benchmarks.pace import Pace, Stint
 from p2ptrain.api import Status
 from p2ptrain.config import Coding, Job, Schedule
+from p2ptrain.core.plan import Plan
 from p2ptrain.errors import NotCoveredError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.blocks.costs import profile_blocks
-from p2ptrain.learning.parts import global_model
+from p2ptrain.modes.pipeline.figures import room_of
+from p2ptrain.modes.tasks.parts import global_model
 from p2ptrain.planning.pipeline.fleet import Room
 from p2ptrain.planning.pipeline.stages import PipelinePlan
-from p2ptrain.planning.plan import Plan
-from p2ptrain.planning.slice_figures import room_of
 
 CORES = 1.8
 """For all devices together; the rest of two is for looking on, at them and at the machine's speed."""

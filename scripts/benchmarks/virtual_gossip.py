@@ -3,7 +3,7 @@
 Every peer is a ``Gossip`` machine over the simulated network, with a few numbers in place of parameters and random
 masses. Training stands still meanwhile (it would keep the copies apart), and all start from unrelated numbers (peers
 start from the same weights), so this is the averaging alone, from the worst start. A payload that nobody fetched gives
-its mass back, as in ``runtime/payloads.py``. Not simulated: sessions, bandwidth shared by transfers.
+its mass back, as in ``modes/tasks/payloads.py``. Not simulated: sessions, bandwidth shared by transfers.
 """
 
 from __future__ import annotations

@@ -35,9 +35,9 @@ from p2ptrain.net.transport import Transport
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.session.effects import PeerAdmitted
-from p2ptrain.runtime.core import Core
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import SOFTWARE, NetworkConfig, Node
+from p2ptrain.runtime.peer.core import Core
 from p2ptrain.runtime.store.blobs import Blobs, Disk
 from p2ptrain.wire import codec, tensorfile
 from p2ptrain.wire.addresses import make_address
@@ -223,13 +223,11 @@ class _BlobCore(Core):
         self.admitted: list[PeerId] = []
         self.ended: dict[str, str] = {}
         self.changed = asyncio.Event()
-        self.on_effects(
-            {
-                PeerAdmitted: lambda e, now: self._changes(self.admitted.append(e.peer)),
-                BlobArrived: lambda e, now: self._changes(self.ended.update({e.blob: ""})),
-                BlobLost: lambda e, now: self._changes(self.ended.update({e.blob: e.reason})),
-            }
-        )
+        self._handlers |= {
+            PeerAdmitted: lambda e, now: self._changes(self.admitted.append(e.peer)),
+            BlobArrived: lambda e, now: self._changes(self.ended.update({e.blob: ""})),
+            BlobLost: lambda e, now: self._changes(self.ended.update({e.blob: e.reason})),
+        }
 
     def _changes(self, _: None) -> list[Any]:
         self.changed.set()

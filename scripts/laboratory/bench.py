@@ -23,9 +23,9 @@ from laboratory.quota import DeviceGroup
 from laboratory.spec import LabSpec
 from p2ptrain.api import Status
 from p2ptrain.experiment.group import Experiment, check_running, peer_command, stop
+from p2ptrain.learning.profiling.device import available_cores
 from p2ptrain.net.keys import Group, load_or_make_identity
 from p2ptrain.runtime.node.peer_node import BLOCK_TIMES
-from p2ptrain.runtime.probe import available_cores
 
 
 @dataclass(slots=True)

@@ -22,8 +22,8 @@ from laboratory.quota import Controllers, DeviceGroup
 from laboratory.spec import Device
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError
-from p2ptrain.runtime.probe import available_cores
-from p2ptrain.runtime.trainer.allocator import training_environment
+from p2ptrain.learning.profiling.allocator import training_environment
+from p2ptrain.learning.profiling.device import available_cores
 
 
 @contextmanager
@@ -70,9 +70,9 @@ def _train(
 
 def main() -> None:
     from p2ptrain.config import job_from_json
-    from p2ptrain.learning.parts import global_model
+    from p2ptrain.learning.profiling.allocator import keep_for_training
     from p2ptrain.learning.training import LocalTrainer
-    from p2ptrain.runtime.trainer.allocator import keep_for_training
+    from p2ptrain.modes.tasks.parts import global_model
     from p2ptrain.runtime.trainer.process import die_with_node
 
     die_with_node()

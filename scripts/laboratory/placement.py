@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from laboratory.quota import Controllers, DeviceGroup
 from laboratory.spec import Device
-from p2ptrain.runtime.probe import available_cores
+from p2ptrain.learning.profiling.device import available_cores
 
 
 def placed(devices: Sequence[Device], cpus: Sequence[int], num_cores: float) -> dict[str, tuple[int, ...]]:

@@ -25,8 +25,8 @@ from laboratory.quota import Controllers
 from laboratory.spec import Device
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError
-from p2ptrain.runtime.probe import available_cores
-from p2ptrain.runtime.trainer.allocator import training_environment
+from p2ptrain.learning.profiling.allocator import training_environment
+from p2ptrain.learning.profiling.device import available_cores
 
 STANDBY_SHARE, STANDBY_TURN_S = 0.045, 0.002
 """Of a core, in turns of so long. Nodes of a group of four, of whom others or none trained, took 0.035-0.057 here."""
@@ -94,9 +94,9 @@ def main(file: Path) -> None:
 
     from p2ptrain.config import job_from_json
     from p2ptrain.learning.blocks.chain import Chain
-    from p2ptrain.learning.parts import global_model
-    from p2ptrain.runtime.stage_worker import profile_job
-    from p2ptrain.runtime.trainer.allocator import keep_for_training
+    from p2ptrain.learning.profiling.allocator import keep_for_training
+    from p2ptrain.modes.pipeline.worker import profile_job
+    from p2ptrain.modes.tasks.parts import global_model
 
     job = job_from_json(sys.stdin.readline(), "job")
     with torch.device("meta"):

@@ -16,8 +16,8 @@ from benchmarks.common import Sample, describe_machine, describe_versions, summa
 from laboratory.calibration import Speed
 from laboratory.session import LabOutcome
 from laboratory.spec import Device, LabSpec
+from p2ptrain.core.plan import Plan
 from p2ptrain.experiment.measure import Result
-from p2ptrain.planning.plan import Plan
 
 RESULT_VERSION = 2
 

@@ -26,14 +26,14 @@ from laboratory.spec import Device, LabSpec
 from laboratory.timeline import Happened, Timeline
 from p2ptrain.api import Status, observing, snapshot_status
 from p2ptrain.config import Job
+from p2ptrain.core.plan import Plan
 from p2ptrain.errors import P2PTrainError
 from p2ptrain.experiment.group import Experiment, Outcome, PeerShare, harvest_with
 from p2ptrain.ids import PeerId
+from p2ptrain.learning.profiling.device import available_cores
 from p2ptrain.net.keys import new_group
-from p2ptrain.planning.plan import Plan
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
-from p2ptrain.runtime.probe import available_cores
 
 POLL_S = 0.25
 Say = Callable[[str], None]

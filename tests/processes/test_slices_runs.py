@@ -17,12 +17,12 @@ from group import PeerGroup, PeerProcess, make_job
 
 from p2ptrain import api
 from p2ptrain.config import Job, ModelConfig, SlicesConfig, TrainingConfig
+from p2ptrain.core.plan import Plan
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import load, open_source, propose_contract, select
-from p2ptrain.learning.parts import global_model
 from p2ptrain.learning.pipeline.training import SliceTraining
+from p2ptrain.modes.tasks.parts import global_model
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
-from p2ptrain.planning.plan import Plan
 
 pytestmark = pytest.mark.slow
 

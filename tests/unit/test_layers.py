@@ -19,6 +19,7 @@ LAYERS = (
     "api",
     "ui",
     "runtime",
+    "modes",
     "core",
     "net",
     "learning",
@@ -28,21 +29,24 @@ LAYERS = (
     "base",
 )
 """Top to bottom. A module may import from its own layer and from those below."""
-BASE = ("errors", "ids", "config")
+BASE = ("errors", "ids", "config", "words")
 FORBIDDEN = ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "torch.load", "torch.save")
 SIBLINGS = {
     "core": ("net", "learning"),
     "net": ("learning", "planning"),
-    "learning": ("protocol", "wire"),
+    "learning": ("protocol",),
     "planning": ("protocol",),
     "protocol": (),
 }
 """What a layer leaves alone although it lies below: net moves frames, learning knows nothing of peers."""
-TORCH_FREE = ("cli", "ui", "runtime", "core", "net", "planning", "protocol", "wire", "base")
+TORCH_FREE = ("cli", "ui", "runtime", "modes", "core", "net", "planning", "protocol", "wire", "base")
 TORCH_MODULES = (
     "p2ptrain.runtime.trainer.trainer",
-    "p2ptrain.runtime.stage_worker",
-    "p2ptrain.runtime.probe",
+    "p2ptrain.modes.pipeline.worker",
+    "p2ptrain.modes.tasks.worker",
+    "p2ptrain.modes.tasks.parts",
+    "p2ptrain.modes.tasks.training",
+    "p2ptrain.modes.tasks.head_fitting",
     "p2ptrain.cli.evaluate",
 )
 """Of those layers, the only ones that may import torch at their top."""

@@ -1,4 +1,4 @@
-"""A trainer of a few numbers: answers the commands of ``runtime.commands`` as the real one does, in virtual time.
+"""A trainer of a few numbers: answers the commands of ``core.commands`` as the real one does, in virtual time.
 
 A part is a vector; a round pulls it towards the peer's own goal and adds the peer's samples to its masses. Snapshots
 and payloads are safetensors bytes, so they pass the same store, wire and checks as real ones.
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from p2ptrain.config import Job, job_from_json
+from p2ptrain.core import commands as c
+from p2ptrain.core.plan import Plan, plan_from_json
 from p2ptrain.errors import RemoteError
-from p2ptrain.planning.plan import Plan, plan_from_json
-from p2ptrain.runtime import commands as c
 from p2ptrain.wire import tensorfile
 
 COMMAND_S = 0.002

@@ -20,16 +20,17 @@ from fake_trainer import FakeTrainer, Traits
 from stage_trainer import StageTrainer, StageTraits
 
 from p2ptrain.config import DataConfig, GroupConfig, Job, ModelConfig, SlicesConfig, TasksConfig, TrainingConfig
+from p2ptrain.core import commands as c
 from p2ptrain.core.effects import (
     AbandonBlob,
     BeginBlob,
     JobDone,
     JobReceived,
     KeepCustody,
-    KeepHead,
     KeepPlan,
+    KeepResult,
     KeepSnapshot,
-    ReadHead,
+    ReadResult,
     ReleaseBlob,
     RestartTrainer,
     StartTrainer,
@@ -38,21 +39,19 @@ from p2ptrain.core.effects import (
     Unusable,
     VerifyBlob,
 )
+from p2ptrain.core.peer_config import PeerConfig, Resume
+from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id, peer_id
 from p2ptrain.net.simulated import Conditions, SimulatedNetwork
-from p2ptrain.planning.plan import Plan
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.consensus.agreement import Question
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.effects import Ban, Dial, HangUp, SendFrames
-from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.core import Core
-from p2ptrain.runtime.head import head_holding, pack_head
 from p2ptrain.runtime.node.observer_node import Observer
-from p2ptrain.runtime.peer import Peer
-from p2ptrain.runtime.peer_io import PeerConfig, Resume
+from p2ptrain.runtime.peer.core import Core
+from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.wire.messages import HEAD_PART, Holding, Lane, Record
 
 DISK_S = 0.002
@@ -287,10 +286,13 @@ class Device:
                 self._on_disk(lambda: self.disk.release(effect.blob), lambda _: [])
             case KeepPlan():
                 self._save(lambda: {"plan": effect.plan}, lambda: [])
-            case KeepHead():
-                self._keep_head(effect)
-            case ReadHead():
-                self._on_disk(lambda: None, lambda _: self.core.head_kept(effect.holding, None, self.room.network.now))
+            case KeepResult():
+                self._keep_result(effect)
+            case ReadResult():
+                self._on_disk(
+                    lambda: self.disk.get(effect.holding.blob) or b"",
+                    lambda data: self.core.result_kept(effect.holding, data, self.room.network.now),
+                )
             case StartTrainer() | RestartTrainer():
                 self._start_trainer()
             case TrainerLost():
@@ -322,7 +324,7 @@ class Device:
             plan=disk.plan,
             own=disk.own,
             kept=tuple(h for h in disk.custody if h.part != HEAD_PART),
-            head=next((h for h in reversed(disk.custody) if h.part == HEAD_PART), None),
+            result=next((h for h in reversed(disk.custody) if h.part == HEAD_PART), None),
             has_blob=disk.__contains__,
         )
         self.room.later(self, 0.0, lambda: self.core.job_opened(job, resume, self.room.network.now))
@@ -389,18 +391,16 @@ class Device:
 
         self._save(change, then)
 
-    def _keep_head(self, effect: KeepHead) -> None:
-        def save() -> Holding:
-            data = pack_head(effect.state, effect.holdings)
-            made = head_holding(self.id, self.disk.put(data), len(data), effect.holdings, effect.step, 0)
-            self.disk.save(frozenset(), custody=(*self.disk.custody, made))
-            return made
+    def _keep_result(self, effect: KeepResult) -> None:
+        def save() -> None:
+            self.disk.put(effect.data)
+            self.disk.save(frozenset(), custody=(*self.disk.custody, effect.holding))
 
-        self._on_disk(save, lambda made: self.core.head_kept(made, None, self.room.network.now))
+        self._on_disk(save, lambda _: self.core.result_kept(effect.holding, effect.data, self.room.network.now))
 
     def _save(self, change: Callable[[], dict[str, object]], then: Callable[[], list[object]]) -> None:
-        duty = self.core.duty
-        pinned = duty.custody.pinned() if duty else frozenset()
+        role = self.core.role
+        pinned = role.replicas.custody.pinned() if role else frozenset()
         self._on_disk(lambda: self.disk.save(pinned, **change()), lambda _: then())
 
     def _incoming(self, blob: BlobId, work: Callable[[], None]) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from p2ptrain.config import Job, job_from_json
+from p2ptrain.core import commands as c
+from p2ptrain.core.plan import Plan, SlicesPlan, plan_from_json
 from p2ptrain.errors import RemoteError
 from p2ptrain.planning.devices.blocks import BlockProfile, BlockTimes, ModelProfile
 from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
 from p2ptrain.planning.pipeline.stages import Stage
-from p2ptrain.planning.plan import Plan, SlicesPlan, plan_from_json
-from p2ptrain.runtime import commands as c
 from p2ptrain.wire import tensorfile
 
 COMMAND_S = 0.002

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -18,9 +19,9 @@ from hypothesis import strategies as st
 from peer_group import CLASSES, Device, Room, address, job, key, seeds, sizes
 
 from p2ptrain.config import ModelConfig
+from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, JobId, PeerId, blob_id, peer_id
 from p2ptrain.net.simulated import Conditions
-from p2ptrain.planning.plan import Plan
 from p2ptrain.protocol.session.effects import SendFrames
 from p2ptrain.wire import messages as m
 from p2ptrain.wire import tensorfile
@@ -436,8 +437,8 @@ def test_a_false_head_does_not_crash_anyone() -> None:
     assert room.run(60, calibrating)
     for turn in range(60):
         for device in honest(room):
-            completion = device.core.completion
-            session = completion._calibration.session if completion else ""
+            ending: Any = device.core.role.ending if device.core.role else None
+            session = ending._calibration.session if ending else ""
             if len(session) == 16:
                 data = noise[turn % 3]
                 lie(room, device, m.CalibrationGradient(session, turn % 20, 5, data))

@@ -11,11 +11,12 @@ import pytest
 from fake_trainer import FakeTrainer, combination, contribution
 from peer_group import LAN, Device, Room, Visitor, job, seeds, sizes
 
+from p2ptrain.core import commands as c
 from p2ptrain.ids import blob_id, peer_id
+from p2ptrain.modes.tasks.head_blob import head_holding, head_holdings
+from p2ptrain.modes.tasks.head_fit import _covers
+from p2ptrain.modes.tasks.role import Seeking, TasksRole
 from p2ptrain.net.simulated import Conditions
-from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.completion import _covers
-from p2ptrain.runtime.head import head_holding, head_holdings
 from p2ptrain.wire import tensorfile
 from p2ptrain.wire.messages import HEAD_PART, CustodyOffer, Holding
 
@@ -127,7 +128,9 @@ def test_five_peers_calibrate(seed: int, conditions: Conditions) -> None:
     for number in range(5):
         room.add(number, HAVES[number % 3], job=the_job, round_s=0.2 + 0.1 * number)
     assert room.run(400, room.all_done)
-    assert room.run(60, lambda: all(h.core.completion and h.core.completion.holdings() for h in room.on()))
+    assert room.run(
+        60, lambda: all(h.core.role and h.core.role.ending and h.core.role.ending.holdings() for h in room.on())
+    )
     check_heads(room)
     if conditions.loss == 0:
         np.testing.assert_allclose(fitted_head(room), expected_head(room), rtol=1e-9)
@@ -144,7 +147,9 @@ def test_the_last_layer_is_fitted_once_by_all(seed: int) -> None:
         times = {"round_s": room.rng.choice((0.01, 0.03, 0.3)), "save_s": room.rng.choice((0.0, 0.02, 0.3, 2.0))}
         room.add(number, job=the_job, **times)
     assert room.run(400, room.all_done)
-    assert room.run(60, lambda: all(d.core.completion and d.core.completion.holdings() for d in room.on()))
+    assert room.run(
+        60, lambda: all(d.core.role and d.core.role.ending and d.core.role.ending.holdings() for d in room.on())
+    )
     room.run(30)
     assert phases(room) == {"done": count}
     check_heads(room)
@@ -319,11 +324,13 @@ def test_the_donor_dies_in_the_middle_of_the_transfer(seed: int) -> None:
     assert room.run(60, lambda: everyone_trains(room))
     room.run(3)
     late = room.add(3, dimensions=200_000)
+    assert room.network.run(room.network.now + 60, lambda: late.core.role is not None, every_s=0.0)
     late.core._on_message[CustodyOffer] = lambda sender, message, now: []  # else it has all parts before it needs one
     fetched_from: set[str] = set()
 
     def half_way() -> bool:
-        seeking = late.core.duty._seeking if late.core.duty else None
+        state = late.core.role._state if isinstance(late.core.role, TasksRole) else None
+        seeking = state.trying if isinstance(state, Seeking) else None
         for progress in late.core.transfers.progress():
             share = progress.received_bytes / progress.num_bytes
             if seeking is not None and progress.blob == seeking.blob and 0.01 < share < 0.95:
@@ -360,13 +367,13 @@ def test_a_network_in_two_halves(seed: int, apart_s: float) -> None:
     room.heal()
 
     def one() -> bool:
-        plan = room.devices[0].core.duty.plan  # type: ignore[union-attr]
+        plan = room.devices[0].core.role.plan  # type: ignore[union-attr]
         whole = all(len(device.core.membership.alive()) == 4 for device in room.on())
         return whole and plan is not None and len(plan.trainers()) == 5 and len(room.plans()) == 1
 
     assert room.run(120, one), [(d.number, d.core.epoch, d.core.membership.alive()) for d in room.on()]
     assert room.run(60, lambda: phases(room) == {"training": 5})
-    plan = room.devices[0].core.duty.plan  # type: ignore[union-attr]
+    plan = room.devices[0].core.role.plan  # type: ignore[union-attr]
     assert plan is not None
     for device in room.on():
         assert device.record.part == plan.trainers()[device.id]

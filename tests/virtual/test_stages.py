@@ -11,14 +11,14 @@ import pytest
 from peer_group import LAN, Device, Room, job, seeds
 from stage_trainer import MODEL, NUM_BLOCKS, StageTrainer, check, ledger, read_piece
 
+from p2ptrain.core import commands as c
+from p2ptrain.core.plan import Plan, SlicesPlan
+from p2ptrain.modes.pipeline.harvest import fetch_slices
 from p2ptrain.net.simulated import Conditions
 from p2ptrain.planning.devices.blocks import BlockTimes
 from p2ptrain.planning.devices.profile_codec import profile_to_json
 from p2ptrain.planning.pipeline.stages import PipelinePlan
-from p2ptrain.planning.plan import Plan, SlicesPlan
 from p2ptrain.protocol.machine import Send
-from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.slice_harvest import fetch_slices
 from p2ptrain.wire.messages import Holding, StageData
 
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")

@@ -20,6 +20,14 @@ from p2ptrain.errors import UserError
 from p2ptrain.wire.schema import Bound
 
 MAX_BLOCKS = 4096
+MAX_MEASURED = 16
+"""Batch sizes at which a peer's blocks are measured."""
+
+Seconds = Annotated[float, Bound(0, 1e6)]
+BlockRow = Annotated[tuple[Seconds, ...], Bound(1, MAX_BLOCKS)]
+BlockRows = Annotated[tuple[BlockRow, ...], Bound(0, MAX_MEASURED)]
+"""[batch size, block]"""
+BatchSizes = Annotated[tuple[Annotated[int, Bound(1, 1 << 20)], ...], Bound(0, MAX_MEASURED)]
 
 
 @dataclass(frozen=True, slots=True)

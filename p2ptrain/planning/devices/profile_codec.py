@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from p2ptrain.errors import RemoteError
-from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile
-from p2ptrain.planning.plan import BatchSizes, BlockRows
+from p2ptrain.planning.devices.blocks import BatchSizes, BlockRows, BlockTimes, ModelProfile
 from p2ptrain.wire.schema import Bound, from_plain, to_plain
 
 MAX_PROFILE_BYTES = 256 * 1024

@@ -15,25 +15,22 @@ from p2ptrain.core.effects import (
     AbandonBlob,
     BeginBlob,
     KeepCustody,
-    KeepHead,
     KeepPlan,
+    KeepResult,
     KeepSnapshot,
-    ReadHead,
+    ReadResult,
     ReleaseBlob,
     ToTrainer,
     VerifyBlob,
 )
-from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.machine import Note
-from p2ptrain.runtime.head import head_holding, pack_head
 from p2ptrain.runtime.node.node import Node
-from p2ptrain.runtime.peer import Peer
+from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.blobs import StorageError
 from p2ptrain.runtime.store.store import StateDir, Store
-from p2ptrain.runtime.verdict import Verdict, read_verdict
 from p2ptrain.wire.messages import Holding
 
 AGAIN_S = 1.0
@@ -65,8 +62,8 @@ class DiskWork:
             KeepSnapshot: self._keep_snapshot,
             KeepCustody: self._keep_custody,
             KeepPlan: self._keep_plan,
-            KeepHead: self._keep_head,
-            ReadHead: self._read_head,
+            KeepResult: self._keep_result,
+            ReadResult: self._read_result,
             ReleaseBlob: self._release_blob,
         }
         """By the kind of effect."""
@@ -193,37 +190,32 @@ class DiskWork:
         }
         self._node.on_disk(lambda: self._state.save_addresses(known), lambda _, error: None)
 
-    def _keep_head(self, effect: KeepHead) -> None:
-        store, own_id, verdict = self._store, self._node.identity.peer, _verdict_of(effect.state)
+    def _keep_result(self, effect: KeepResult) -> None:
+        def save() -> None:
+            self._store.put(effect.data)
+            self._store.add_custody(effect.holding)
 
-        def save() -> Holding:
-            data = pack_head(effect.state, effect.holdings)
-            samples = verdict.train_samples if verdict else 0
-            holding = head_holding(own_id, store.put(data), len(data), effect.holdings, effect.step, samples)
-            store.add_custody(holding)
-            return holding
-
-        def saved(holding: Holding | None, error: BaseException | None) -> None:
+        def saved(_: Any, error: BaseException | None) -> None:
             self.take_notes()
-            if holding is not None:
-                self._node.feed(lambda now: self._peer.head_kept(holding, verdict, now))
+            data = effect.data if error is None else None
+            self._node.feed(lambda now: self._peer.result_kept(effect.holding, data, now))
 
         self._node.on_disk(save, saved)
 
-    def _read_head(self, effect: ReadHead) -> None:
-        def read() -> Verdict | None:
+    def _read_result(self, effect: ReadResult) -> None:
+        def read() -> bytes:
             data = self._store.blobs.map(effect.holding.blob)
-            return _verdict_of(data) if data is not None else None
+            return bytes(data) if data is not None else b""
 
-        def done(verdict: Verdict | None, error: BaseException | None) -> None:
-            self._node.feed(lambda now: self._peer.head_kept(effect.holding, verdict, now))
+        def done(data: bytes | None, error: BaseException | None) -> None:
+            self._node.feed(lambda now: self._peer.result_kept(effect.holding, data or b"", now))
 
         self._node.on_disk(read, done)
 
     def _change(self, work: Callable[[], None], then: Callable[[BaseException | None], None]) -> None:
         """A change of the manifest. Raising ``StorageError`` is the disk's way of saying no; anything else is a bug."""
-        duty = self._peer.duty
-        pinned = duty.custody.pinned() if duty else frozenset()
+        role = self._peer.role
+        pinned = role.replicas.custody.pinned() if role else frozenset()
 
         def change() -> None:
             self._store.protect("custody", pinned)
@@ -236,11 +228,3 @@ class DiskWork:
             then(error)
 
         self._node.on_disk(change, done)
-
-
-def _verdict_of(state: Any) -> Verdict | None:
-    """What the last state of a head fit says; None where that makes no sense: another peer wrote it."""
-    try:
-        return read_verdict(state)
-    except RemoteError:
-        return None

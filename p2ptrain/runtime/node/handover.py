@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from p2ptrain.core.commands import SnapshotTaken
 from p2ptrain.ids import BlobId
 from p2ptrain.protocol.replication import Custody, freshness
-from p2ptrain.runtime.commands import SnapshotTaken
 from p2ptrain.wire.messages import Holding
 
 POLL_S = 0.02

@@ -27,8 +27,8 @@ from p2ptrain.net.transport import Transport
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.effects import Ban, Dial, HangUp, SendFrames
-from p2ptrain.runtime.core import Core
 from p2ptrain.runtime.node.journal import Journal
+from p2ptrain.runtime.peer.core import Core
 from p2ptrain.wire.addresses import make_address
 from p2ptrain.wire.messages import Lane
 

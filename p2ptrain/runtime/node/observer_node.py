@@ -15,18 +15,18 @@ from typing import Any
 
 from p2ptrain.config import Job, job_from_json
 from p2ptrain.core.effects import AbandonBlob, BlobArrived, BlobLost, Effects, VerifyBlob
+from p2ptrain.core.plan import Plan, plan_from_json
 from p2ptrain.errors import JobError, RemoteError, UserError
 from p2ptrain.ids import BlobId, PeerId, peer_id
 from p2ptrain.net.keys import Group, new_identity
-from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
 from p2ptrain.protocol.session.sessions import MAX_PEERS
-from p2ptrain.runtime.core import Core
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import SOFTWARE, NetworkConfig, Node
+from p2ptrain.runtime.peer.core import Core
 from p2ptrain.runtime.store.blobs import Blobs, Disk, StorageError
 from p2ptrain.wire import messages as m
 
@@ -71,14 +71,12 @@ class Observer(Core):
         self.first_answer_at = NEVER
         self._next_ask = 0.0
         self._leaving = False
-        self.on_effects(
-            {
-                PeerAdmitted: self._admitted,
-                PeerDropped: self._dropped,
-                BlobArrived: lambda e, now: self._ended(e.blob, "", now),
-                BlobLost: lambda e, now: self._ended(e.blob, e.reason, now),
-            }
-        )
+        self._handlers |= {
+            PeerAdmitted: self._admitted,
+            PeerDropped: self._dropped,
+            BlobArrived: lambda e, now: self._ended(e.blob, "", now),
+            BlobLost: lambda e, now: self._ended(e.blob, e.reason, now),
+        }
         self._on_message |= {
             m.Records: self._records_came,
             m.RecordDigest: lambda sender, message, now: [],

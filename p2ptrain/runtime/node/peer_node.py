@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from p2ptrain.config import Job
+from p2ptrain.core import commands as c
 from p2ptrain.core.effects import JobDone, JobReceived, RestartTrainer, StartTrainer, ToTrainer, TrainerLost, Unusable
+from p2ptrain.core.peer_config import PeerConfig, Resume
+from p2ptrain.core.plan import Plan, plan_from_json
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import BlobId
 from p2ptrain.net.keys import Group, Identity
-from p2ptrain.planning.plan import Plan, plan_from_json
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.agreement import Question
 from p2ptrain.protocol.machine import Note
-from p2ptrain.runtime import commands as c
 from p2ptrain.runtime.node.disk_work import DiskWork
 from p2ptrain.runtime.node.handover import Handover
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import SOFTWARE, NetworkConfig, Node
-from p2ptrain.runtime.peer import Peer
-from p2ptrain.runtime.peer_io import PeerConfig, Resume
+from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.store import StateDir
 from p2ptrain.runtime.trainer.process import TrainerProcess
 from p2ptrain.wire.messages import HEAD_PART, Holding
@@ -138,16 +138,16 @@ class PeerNode(Node):
         peer = self._peer
         if peer is None:
             return
-        if self.trainer is not None and peer.duty is not None and peer.membership.alive():
+        if self.trainer is not None and peer.role is not None and peer.membership.alive():
             handover = self._handover = Handover()
-            if not peer.duty.hands_over:
-                handover.settle(peer.duty.newest_own())
+            if not peer.role.hands_over:
+                handover.settle(peer.role.replicas.newest_own())
             elif peer.records.own.phase == "training":
                 self.trainer.send(c.TakeSnapshot())
             else:
                 handover.settle(None)
             try:
-                await asyncio.wait_for(handover.done(peer.duty.custody), HANDOVER_S)
+                await asyncio.wait_for(handover.done(peer.role.replicas.custody), HANDOVER_S)
             except TimeoutError:
                 self.note(Note("handover-incomplete", (("waited_s", HANDOVER_S),)))
         self.feed(peer.leave)
@@ -189,7 +189,7 @@ class PeerNode(Node):
             plan=plan,
             own=manifest.snapshots,
             kept=tuple(h for h in manifest.custody if h.part != HEAD_PART),
-            head=next((h for h in reversed(manifest.custody) if h.part == HEAD_PART), None),
+            result=next((h for h in reversed(manifest.custody) if h.part == HEAD_PART), None),
             has_blob=store.blobs.__contains__,
         )
         disk.take_notes()

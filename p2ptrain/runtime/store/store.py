@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeVar
 
+from p2ptrain.core.replicas import NUM_OWN_SNAPSHOTS
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.protocol.machine import Note
@@ -38,8 +39,6 @@ except ImportError:  # no such locks on this system
     fcntl = None
 
 MANIFEST_VERSION = 1
-NUM_OWN_SNAPSHOTS = 4
-"""At most. Two do, unless snapshots are of use only together with others' of the same step."""
 MAX_LINEAGE = 64
 NUM_PROOFS = 3
 """So many things must be saved in a row before a full disk counts as one with room."""

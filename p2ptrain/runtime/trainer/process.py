@@ -18,10 +18,10 @@ import sys
 import threading
 from collections.abc import Callable
 
+from p2ptrain.core.commands import LENGTHS, MAX_MESSAGE_BYTES, Stop, TrainerFailed, decode, encode
 from p2ptrain.errors import UserError
+from p2ptrain.learning.profiling.allocator import training_environment
 from p2ptrain.net.limits import ADVICE, NONE_LEFT
-from p2ptrain.runtime.commands import LENGTHS, MAX_MESSAGE_BYTES, Stop, TrainerFailed, decode, encode
-from p2ptrain.runtime.trainer.allocator import training_environment
 
 STOP_TIMEOUT_S = 2.0
 

@@ -12,33 +12,31 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from p2ptrain.config import Job, TrainingConfig, job_from_json
+from p2ptrain.core import commands as c
+from p2ptrain.core.plan import Plan, plan_from_json
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.learning.data import Dataset, Split, load, open_source, select
-from p2ptrain.learning.head_fitting import HeadFitting
 from p2ptrain.learning.models import build_model
-from p2ptrain.learning.part_training import PartTraining
-from p2ptrain.learning.parts import Parts, global_model
-from p2ptrain.learning.snapshots import write
+from p2ptrain.learning.profiling.allocator import give_back, keep_for_training
+from p2ptrain.learning.snapshots import model_state, read_init, read_snapshot, write
 from p2ptrain.learning.submodels.decoupling import Decoupling, most_groups
 from p2ptrain.learning.training import DivergedError, LocalTrainer
-from p2ptrain.planning.assignment import SENSIBLE_GROUPS
-from p2ptrain.planning.plan import Plan, plan_from_json
-from p2ptrain.runtime import commands as c
-from p2ptrain.runtime.stage_worker import StageWorker
-from p2ptrain.runtime.trainer.allocator import give_back, keep_for_training
+from p2ptrain.modes.pipeline.worker import StageWorker
+from p2ptrain.modes.tasks.assignment import SENSIBLE_GROUPS
+from p2ptrain.modes.tasks.head_fitting import HeadFitting
+from p2ptrain.modes.tasks.parts import Parts, global_model
+from p2ptrain.modes.tasks.training import PartTraining
 from p2ptrain.runtime.trainer.process import NodeLink, die_with_node
-from p2ptrain.wire.tensorfile import read_untrusted
 
 PROGRESS_INTERVAL_S = 0.5
 
@@ -316,27 +314,6 @@ def warm_up() -> None:
     LocalTrainer(submodel, TrainingConfig(), num_classes=2, total_steps=1).step(
         torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
     )
-
-
-def read_snapshot(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of safetensors bytes from anywhere. Raises ``RemoteError`` for what is not sound."""
-    header = read_untrusted(data)
-    return load_tensors(data), dict(header.metadata)
-
-
-def model_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's own tensors of a part's snapshot."""
-    return {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-
-
-def read_init(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A checkpoint to start from: its tensors, and its attribution scores by layer, if it holds any."""
-    try:
-        tensors = load_tensors(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable checkpoint ({error}); give a .safetensors file") from None
-    scores = {n.removeprefix("attribution/"): t for n, t in tensors.items() if n.startswith("attribution/")}
-    return {n: t for n, t in tensors.items() if not n.startswith("attribution/")}, scores
 
 
 def main(fd: int) -> None:

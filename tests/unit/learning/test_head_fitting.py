@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from p2ptrain.config import DataConfig, Job, ModelConfig, TasksConfig
+from p2ptrain.core.plan import PeerSnapshot, Plan
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning import candidates, validation
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.evaluation import evaluate
 from p2ptrain.learning.head_fit import plain_head
-from p2ptrain.learning.head_fitting import HeadFitting
-from p2ptrain.learning.parts import Parts
-from p2ptrain.planning.assignment import first_plan
-from p2ptrain.planning.plan import PeerSnapshot, Plan
-from p2ptrain.runtime.verdict import Verdict, read_verdict
+from p2ptrain.modes.tasks.assignment import first_plan
+from p2ptrain.modes.tasks.head_fitting import HeadFitting
+from p2ptrain.modes.tasks.parts import Parts
+from p2ptrain.modes.tasks.verdict import Verdict, read_verdict
 from p2ptrain.wire import tensorfile
 
 SHAPE = (1, 12, 12)

@@ -22,9 +22,9 @@ from p2ptrain.learning.models import TEXT_MODELS, build_model
 from p2ptrain.learning.models.bert import BERT
 from p2ptrain.learning.models.gpt import GPT
 from p2ptrain.learning.objective import matched, training_loss
-from p2ptrain.learning.parts import global_model
 from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.training import LocalTrainer
+from p2ptrain.modes.tasks.parts import global_model
 
 CONTEXT = 32
 TEXT = Path(p2ptrain.__file__).parent.parent / "LICENSE"

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2ptrain.config import DataConfig, Job, ModelConfig, TasksConfig, TrainingConfig
+from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan, plan_from_json
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
-from p2ptrain.planning.assignment import first_plan, next_plan, notes, num_samples, recomputes, round_costs, speeds
+from p2ptrain.modes.tasks.assignment import first_plan, next_plan, notes, num_samples, recomputes, round_costs, speeds
+from p2ptrain.modes.tasks.shares import MAX_SHARE, WIDTH_SPREAD
 from p2ptrain.planning.devices.footprint import largest_share, training_bytes
-from p2ptrain.planning.plan import PeerSnapshot, Plan, check_plan, plan_from_json
-from p2ptrain.planning.shares import MAX_SHARE, WIDTH_SPREAD
 
 BALANCE_FACTOR = {"all": 1.01, "own": 1.6}
 """How far first_plan's slowest peer may be behind the best plan that exhaustive search finds, by targets. With "own" a

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2ptrain.config import DataConfig, Job, TasksConfig
+from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan, plan_from_json
 from p2ptrain.ids import PeerId
-from p2ptrain.planning.assignment import first_plan, next_plan, notes, recomputes
-from p2ptrain.planning.holdings import held_classes, lacking
-from p2ptrain.planning.mode_choice import mode_for
-from p2ptrain.planning.plan import PeerSnapshot, Plan, check_plan, plan_from_json
+from p2ptrain.modes.tasks.assignment import first_plan, next_plan, notes, recomputes
+from p2ptrain.modes.tasks.holdings import held_classes, lacking
+from p2ptrain.modes.tasks.mode_choice import mode_for
 
 NAMES = ("cat", "dog", "frog", "horse", "ship")
 CAT, DOG, FROG, HORSE, SHIP = range(5)

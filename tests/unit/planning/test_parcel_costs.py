@@ -9,15 +9,15 @@ import random
 import pytest
 
 from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
+from p2ptrain.core.plan import PeerSnapshot, SliceProfile
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.figures import SlicePeer, room_of
+from p2ptrain.modes.pipeline.planner import first_slices_plan, follows
 from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.pipeline.baselines import best_single_peer
 from p2ptrain.planning.pipeline.cost import steps_of
 from p2ptrain.planning.pipeline.fleet import BYTE_FLOPS, PARCEL_FLOPS, Room
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
-from p2ptrain.planning.plan import PeerSnapshot, SliceProfile
-from p2ptrain.planning.slice_figures import SlicePeer, room_of
-from p2ptrain.planning.slices import first_slices_plan, follows
 
 DATA = DataConfig(classes=("a", "b"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
 JOB = Job(mode="slices", data=DATA, training=TrainingConfig(batch_size=16), slices=SlicesConfig(micro_batches=4))

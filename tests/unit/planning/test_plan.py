@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2ptrain.config import DataConfig, Job, TasksConfig
+from p2ptrain.core.plan import MAX_PLAN_BYTES, PeerSnapshot, Plan, cleaned, plan_from_json, shards
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
-from p2ptrain.planning.assignment import first_plan
-from p2ptrain.planning.plan import MAX_PLAN_BYTES, PeerSnapshot, Plan, cleaned, plan_from_json, shards
+from p2ptrain.modes.tasks.assignment import first_plan
 
 JOB = Job(
     data=DataConfig(classes=("a", "b", "c", "d"), input_shape=(3, 32, 32), mean=(0.0,) * 3, std=(1.0,) * 3),

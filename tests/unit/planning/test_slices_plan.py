@@ -15,18 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
-from p2ptrain.errors import RemoteError, UserError
-from p2ptrain.ids import PeerId
-from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
-from p2ptrain.planning.devices.footprint import PEER_BASE_BYTES
-from p2ptrain.planning.devices.profile_codec import chain_hash
-from p2ptrain.planning.pipeline.choice import WORTH
-from p2ptrain.planning.pipeline.fleet import micro_batch_choices
-from p2ptrain.planning.pipeline.search import Search
-from p2ptrain.planning.pipeline.stages import PipelinePlan
-from p2ptrain.planning.pipeline.task import PairRate
-from p2ptrain.planning.plan import (
-    MAX_MEASURED,
+from p2ptrain.core.plan import (
     PeerSnapshot,
     Plan,
     SliceProfile,
@@ -34,8 +23,18 @@ from p2ptrain.planning.plan import (
     check_plan,
     plan_from_json,
 )
-from p2ptrain.planning.slice_figures import SlicePeer, batches_a_round, room_of, task_of
-from p2ptrain.planning.slices import first_slices_plan, follows, next_slices_plan, notes
+from p2ptrain.errors import RemoteError, UserError
+from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.figures import SlicePeer, batches_a_round, room_of, task_of
+from p2ptrain.modes.pipeline.planner import first_slices_plan, follows, next_slices_plan, notes
+from p2ptrain.planning.devices.blocks import MAX_MEASURED, BlockProfile, ModelProfile
+from p2ptrain.planning.devices.footprint import PEER_BASE_BYTES
+from p2ptrain.planning.devices.profile_codec import chain_hash
+from p2ptrain.planning.pipeline.choice import WORTH
+from p2ptrain.planning.pipeline.fleet import micro_batch_choices
+from p2ptrain.planning.pipeline.search import Search
+from p2ptrain.planning.pipeline.stages import PipelinePlan
+from p2ptrain.planning.pipeline.task import PairRate
 from p2ptrain.wire.messages import LinkFigure
 
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")

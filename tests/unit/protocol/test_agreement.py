@@ -12,14 +12,14 @@ from collections.abc import Callable
 import pytest
 
 from p2ptrain.config import DataConfig, Job
+from p2ptrain.core.plan import Plan, snapshot
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import PeerId
-from p2ptrain.planning.assignment import first_plan, next_plan
-from p2ptrain.planning.plan import Plan, snapshot
+from p2ptrain.modes.tasks.assignment import first_plan, next_plan
+from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.protocol.consensus.agreement import Agreement, AgreementConfig, Effect, PlanAdopted, Question, VoteFor
 from p2ptrain.protocol.consensus.ballot import PlanRef
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.runtime.plan_rules import PlanRules
 from p2ptrain.wire.messages import LinkFigure, Phase, PlanReply, PlanRequest, Record
 
 JOB = Job(data=DataConfig(classes=("a", "b", "c", "d"), input_shape=(1, 8, 8), mean=(0.0,), std=(1.0,)))
@@ -75,7 +75,7 @@ def agreement(
     config: AgreementConfig = CONFIG,
     kind: type[Agreement[Plan]] = Quick,
 ) -> Agreement[Plan]:
-    return kind(name(index), JOB.id, PlanRules(name(index), JOB), now, config, restored=restored)
+    return kind(name(index), JOB.id, TasksRules(name(index), JOB), now, config, restored=restored)
 
 
 def plan_of(*indices: int) -> Plan:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_agreement import CONFIG, JOB, Group, agreement, name, plan_of, record, reply
 
+from p2ptrain.core.plan import Plan, snapshot
 from p2ptrain.ids import PeerId
-from p2ptrain.planning.assignment import next_plan
-from p2ptrain.planning.plan import Plan, snapshot
+from p2ptrain.modes.tasks.assignment import next_plan
 from p2ptrain.protocol.consensus.agreement import PlanAdopted, VoteFor
 from p2ptrain.protocol.consensus.ballot import MAX_CANDIDATES, Ballot, PlanRef, carries
 from p2ptrain.protocol.machine import Note, Send

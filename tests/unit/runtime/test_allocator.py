@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from p2ptrain.runtime.trainer import allocator
+from p2ptrain.learning.profiling import allocator
 
 FAULTS = """
 import ctypes, resource, sys
-from p2ptrain.runtime.trainer import allocator
+from p2ptrain.learning.profiling import allocator
 allocator.available_memory = lambda: 4 << 30
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -67,7 +67,7 @@ def test_blocks_up_to_a_fraction_of_what_a_device_has_are_kept_and_none_of_littl
 
 HELD = """
 import ctypes, sys
-from p2ptrain.runtime.trainer import allocator
+from p2ptrain.learning.profiling import allocator
 allocator.available_memory = lambda: int(sys.argv[1])
 assert allocator.keep_for_training() == (int(sys.argv[1]) > allocator.LEAST_AVAILABLE_BYTES)
 libc = ctypes.CDLL(None)

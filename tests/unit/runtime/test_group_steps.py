@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from p2ptrain.runtime.group_steps import NOTICE_S, PATIENCE_S, GroupSteps
+from p2ptrain.modes.pipeline.progress import NOTICE_S, PATIENCE_S, Progress
 from p2ptrain.wire.messages import NO_PART
 
 TRAINERS = ("a", "b")
@@ -29,9 +29,9 @@ class Group:
         self.records = {each.peer: each for each in records}
         self.gone: set[str] = set()
         self.now = 0.0
-        peer: Any = SimpleNamespace(own_id="c", members=self.members, records=self.records)
+        view: Any = SimpleNamespace(own_id="c", members=self.members, record=self.records.get)
         saved: Any = SimpleNamespace(newest_step=lambda plan: saved_step)
-        self.steps = GroupSteps(peer, saved, rounds=3)
+        self.steps = Progress(view, saved, rounds=3)
         self.steps.begin(PLAN, "new")
 
     def members(self) -> list[str]:

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
+from p2ptrain.core.plan import Plan, SlicesPlan, snapshot
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
-from p2ptrain.planning.assignment import first_plan
+from p2ptrain.modes.pipeline.rules import PipelineRules
+from p2ptrain.modes.tasks.assignment import first_plan
+from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.planning.devices.blocks import BlockProfile, BlockTimes, ModelProfile
 from p2ptrain.planning.devices.profile_codec import profile_to_json
-from p2ptrain.planning.plan import Plan, SlicesPlan, snapshot
 from p2ptrain.protocol.consensus.agreement import Answer
-from p2ptrain.runtime.plan_rules import PlanRules
 from p2ptrain.wire.messages import Record
 
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
@@ -75,8 +76,8 @@ PROFILES = {
 }
 
 
-def rules(**values: Any) -> PlanRules:
-    return PlanRules(name(0), SLICES, **({"model": lambda: MODEL, "profile_of": PROFILES.get} | values))
+def rules(**values: Any) -> PipelineRules:
+    return PipelineRules(name(0), SLICES, **({"model": lambda: MODEL, "profile_of": PROFILES.get} | values))
 
 
 def slices_of(plan: Plan | None) -> SlicesPlan:
@@ -84,18 +85,18 @@ def slices_of(plan: Plan | None) -> SlicesPlan:
     return plan.slices
 
 
-def answer(own: PlanRules, current: Plan | None, members: list[Record]) -> Answer[Plan]:
+def answer(own: PipelineRules | TasksRules, current: Plan | None, members: list[Record]) -> Answer[Plan]:
     return own.question(current, members).work()
 
 
-def proposed(own: PlanRules, current: Plan | None, members: list[Record]) -> Plan | None:
+def proposed(own: PipelineRules | TasksRules, current: Plan | None, members: list[Record]) -> Plan | None:
     """Without a problem."""
     found = answer(own, current, members)
     assert found.problem == ""
     return found.plan
 
 
-def problem(own: PlanRules, current: Plan | None, members: list[Record]) -> str:
+def problem(own: PipelineRules | TasksRules, current: Plan | None, members: list[Record]) -> str:
     """Why there is none."""
     found = answer(own, current, members)
     assert found.plan is None
@@ -109,7 +110,7 @@ def lengths(plan: Plan | None) -> dict[str, int]:
 
 def test_the_other_modes_need_no_more_than_the_job() -> None:
     members = [record(i, TASKS) for i in range(3)]
-    own = PlanRules(name(0), TASKS)
+    own = TasksRules(name(0), TASKS)
     plan = proposed(own, None, members)
     assert plan == first_plan(TASKS, [snapshot(each) for each in members], name(0)) and plan.slices is None
     assert own.parse(plan.to_json().encode()) == plan

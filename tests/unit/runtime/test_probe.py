@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from p2ptrain.learning.profiling import device as p
 from p2ptrain.planning.devices.profiles import read_profile
-from p2ptrain.runtime import probe as p
 
 
 def cgroup(root: Path, membership: str, files: dict[str, str]) -> Path:
@@ -108,5 +108,5 @@ def test_a_quick_probe_is_quick() -> None:
 
 
 def test_importing_the_probe_does_not_import_torch() -> None:
-    code = "import sys, p2ptrain.runtime.probe; sys.exit('torch' in sys.modules)"
+    code = "import sys, p2ptrain.learning.profiling.device; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False).returncode == 0

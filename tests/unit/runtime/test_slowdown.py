@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from p2ptrain.modes.pipeline.slowdown import MOST_REST_S, REST_S, SOON_S, STEP, SlowdownReport, differs, slowdown_of
 from p2ptrain.protocol.machine import NEVER
-from p2ptrain.runtime.slowdown import MOST_REST_S, REST_S, SOON_S, STEP, ToldSlowdown, differs, slowdown_of
 
 
 def test_work_for_parcels_is_no_slowdown_whether_or_not_it_held_the_trainer_up() -> None:
@@ -24,7 +24,7 @@ def test_a_device_with_pauses_is_not_taken_for_faster_than_it_is_without() -> No
 
 def told(*looks: float) -> list[float]:
     """What the group knows after each look."""
-    known = ToldSlowdown()
+    known = SlowdownReport()
     return [known.told for look in looks if known.seen(look, 0.0) or True]
 
 
@@ -51,9 +51,9 @@ def test_what_differs_is_a_ratio() -> None:
     assert not differs(4.0, 4.0 + 3 * STEP)
 
 
-def slow(now: float = 0.0) -> ToldSlowdown:
+def slow(now: float = 0.0) -> SlowdownReport:
     """A device that was slow, and has no stage since then."""
-    known = ToldSlowdown()
+    known = SlowdownReport()
     assert [known.seen(4.0, now), known.seen(4.0, now)] == [False, True]
     known.stand_by(now)
     return known
@@ -83,6 +83,6 @@ def test_it_looks_less_and_less_often() -> None:
 
 
 def test_who_stands_by_and_was_not_slow_need_not_look() -> None:
-    known = ToldSlowdown()
+    known = SlowdownReport()
     known.stand_by(0.0)
     assert known.look_at == NEVER

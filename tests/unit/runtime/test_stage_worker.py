@@ -14,14 +14,14 @@ from safetensors.torch import load, save
 from slice_group import samples
 
 from p2ptrain.config import DataConfig, Job, ModelConfig, SlicesConfig, TrainingConfig
+from p2ptrain.core import commands as c
+from p2ptrain.core.plan import Part, PeerSnapshot, Plan, SliceProfile, SlicesPlan, shards
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.pipeline.training import Parcel
+from p2ptrain.modes.pipeline import worker as stage_worker
+from p2ptrain.modes.pipeline.figures import planned_times
+from p2ptrain.modes.pipeline.worker import StageWorker
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
-from p2ptrain.planning.plan import Part, PeerSnapshot, Plan, SliceProfile, SlicesPlan, shards
-from p2ptrain.planning.slice_figures import planned_times
-from p2ptrain.runtime import commands as c
-from p2ptrain.runtime import stage_worker
-from p2ptrain.runtime.stage_worker import StageWorker
 
 A, B = PeerId("a" * 16), PeerId("b" * 16)
 BLOCKS = 4

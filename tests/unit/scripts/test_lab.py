@@ -18,12 +18,11 @@ import torch
 
 from p2ptrain.errors import UserError
 from p2ptrain.learning.blocks.chain import Chain
-from p2ptrain.learning.parts import global_model
-from p2ptrain.learning.profiling import block_times
+from p2ptrain.learning.profiling import allocator, block_times
+from p2ptrain.modes.pipeline import worker
+from p2ptrain.modes.tasks.parts import global_model
 from p2ptrain.net.keys import load_or_make_identity
-from p2ptrain.runtime import stage_worker
 from p2ptrain.runtime.node.peer_node import BLOCK_TIMES
-from p2ptrain.runtime.trainer import allocator
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
@@ -356,7 +355,7 @@ def test_what_was_rehearsed_is_what_a_peer_remembers(tmp_path: Path, monkeypatch
     with torch.device("meta"):
         chain = Chain(global_model(job, allow_user_code=False), job.data.input_shape)
     monkeypatch.setattr(block_times, "_measure", lambda *_: pytest.fail("measured again"))
-    _, times = stage_worker.profile_job(chain, job, "cpu", tmp_path / "times.json")
+    _, times = worker.profile_job(chain, job, "cpu", tmp_path / "times.json")
     assert len(times.forward_s[0]) == len(chain.blocks) and times.update_s_per_byte > 0
 
 

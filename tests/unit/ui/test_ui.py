@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from p2ptrain import words
 from p2ptrain.config import DataConfig, Job
+from p2ptrain.core.plan import Part, PeerSnapshot, Plan
 from p2ptrain.ids import JobId, PeerId
-from p2ptrain.planning.plan import Part, PeerSnapshot, Plan
+from p2ptrain.modes.tasks.verdict import Verdict
 from p2ptrain.runtime.harvest import PartReport
 from p2ptrain.runtime.node.journal import Line
-from p2ptrain.runtime.verdict import Verdict
-from p2ptrain.ui import narrator, report, status_table, words
+from p2ptrain.ui import narrator, report, status_table
 from p2ptrain.ui.watch import PlainScreen
 from p2ptrain.wire.messages import NO_PART, MemberState, Record
 

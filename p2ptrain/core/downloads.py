@@ -1,0 +1,54 @@
+"""Blobs on their way to this peer: begun once, whoever wants them, and kept in memory or on disk.
+
+Invariant: a blob that is being fetched is not begun again, which would lose what is here of it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from p2ptrain.core.effects import AbandonBlob, BeginBlob, Effects
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.protocol.blobs.fetching import FetchProgress
+from p2ptrain.protocol.blobs.transfer import Transfers
+
+MAX_PASSING = 1024
+
+
+class Downloads:
+    """``has_blob``: whether the store has a whole blob, now."""
+
+    def __init__(self, transfers: Transfers, has_blob: Callable[[BlobId], bool]) -> None:
+        self._transfers = transfers
+        self._has_blob = has_blob
+        self._passing: OrderedDict[BlobId, None] = OrderedDict()
+
+    def is_local(self, blob: BlobId) -> bool:
+        """Whether it is here, on disk or in memory."""
+        return self._has_blob(blob)
+
+    def is_passing(self, blob: BlobId) -> bool:
+        """Whether it was fetched into memory only: what is to be kept is fetched once more."""
+        return blob in self._passing
+
+    def progress_of(self, blob: BlobId) -> FetchProgress | None:
+        """How far its fetch is; None where there is none."""
+        return next((progress for progress in self._transfers.progress() if progress.blob == blob), None)
+
+    def fetch(
+        self, blob: BlobId, num_bytes: int, sources: Sequence[PeerId], now: float, *, ephemeral: bool = False
+    ) -> Effects:
+        """Get a blob from any of these; ``BlobArrived`` or ``BlobLost`` says how it ended."""
+        if self.progress_of(blob) is not None:
+            return list(self._transfers.fetch(blob, num_bytes, list(sources), now))
+        self._passing.pop(blob, None)
+        if ephemeral:
+            self._passing[blob] = None
+            if len(self._passing) > MAX_PASSING:
+                self._passing.popitem(last=False)
+        return [BeginBlob(blob, num_bytes, ephemeral), *self._transfers.fetch(blob, num_bytes, list(sources), now)]
+
+    def cancel(self, blob: BlobId, now: float) -> Effects:
+        """Nobody here waits for it any more."""
+        return [*self._transfers.cancel(blob, now), AbandonBlob(blob)]

@@ -1,0 +1,81 @@
+"""What a peer's helpers see of its group: who is there, and what each says of itself.
+
+Invariant: nothing is kept and nothing decided here. Who is alive is membership's, what each says is the records'; the
+one thing that a helper may change is what the own record says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from p2ptrain.core.effects import Effects
+from p2ptrain.ids import BlobId, JobId, PeerId
+from p2ptrain.protocol.group.membership import Membership
+from p2ptrain.protocol.group.records import RecordBook
+from p2ptrain.wire.messages import Holding, Record
+
+MAX_HOLDINGS = 256
+"""In a record."""
+
+
+class GroupView:
+    """``job``: the job that this peer trains ("" = none yet); who has another one is no member."""
+
+    def __init__(self, own_id: PeerId, membership: Membership, records: RecordBook) -> None:
+        self.own_id = own_id
+        self.job = JobId("")
+        self.holdings: Callable[[], Sequence[Holding]] = tuple
+        """What this peer has, by its role."""
+        self._membership = membership
+        self._records = records
+
+    @property
+    def own(self) -> Record:
+        """What this peer says of itself."""
+        return self._records.own
+
+    def say(self, now: float, **changes: Any) -> Effects:
+        """From now on the own record says this; fields as in ``Record``."""
+        return list(self._records.update(now, **changes))
+
+    def say_holdings(self, now: float) -> Effects:
+        """From now on the own record says what this peer has."""
+        return self.say(now, holdings=tuple(self.holdings())[:MAX_HOLDINGS])
+
+    def record(self, peer: PeerId) -> Record | None:
+        """What a peer said last, whether it is here or not."""
+        return self._records.get(peer)
+
+    def alive(self) -> list[PeerId]:
+        """Everyone else who is here, members or not."""
+        return list(self._membership.alive())
+
+    def members(self) -> list[PeerId]:
+        """Alive peers that have a record of this job, this one included."""
+        return sorted(
+            peer
+            for peer in {*self._membership.alive(), self.own_id}
+            if (record := self._records.get(peer)) is not None and record.job == self.job
+        )
+
+    def records(self) -> list[Record]:
+        """Of all members, by peer."""
+        return [record for member in self.members() if (record := self._records.get(member)) is not None]
+
+    def parts(self) -> dict[PeerId, int]:
+        """What the other members say that they train."""
+        return {record.peer: record.part for record in self.records() if record.peer != self.own_id}
+
+    def name_of(self, peer: PeerId) -> str:
+        """What people call it."""
+        record = self._records.get(peer)
+        return record.name if record and record.name else peer
+
+    def holders(self, blob: BlobId) -> list[PeerId]:
+        """Alive peers that say they have a blob."""
+        return [
+            peer
+            for peer in sorted(self._membership.alive())
+            if (record := self._records.get(peer)) and any(h.blob == blob for h in record.holdings)
+        ]

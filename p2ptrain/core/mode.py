@@ -1,0 +1,185 @@
+"""What a mode gives: how plans are made for it, what a peer does about one, and how a model comes of what was trained.
+
+A mode is a folder of ``modes``, and one line in ``modes.registry`` names it. Nothing else branches on a mode's name.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from p2ptrain.config import Job
+from p2ptrain.core.downloads import Downloads
+from p2ptrain.core.effects import Effects, Handler, KeepSnapshot
+from p2ptrain.core.group_view import GroupView
+from p2ptrain.core.peer_config import Resume
+from p2ptrain.core.plan import Plan
+from p2ptrain.core.replicas import Replicas
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.protocol.consensus.agreement import Rules
+from p2ptrain.wire.messages import Holding, Message, Record
+
+ENDED = ("trained", "calibrating", "done")
+"""Phases of a peer that trains no more."""
+MessageHandler = Callable[[PeerId, Any, float], Effects]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a mode's role is given when a job is opened."""
+
+    job: Job
+    group: GroupView
+    downloads: Downloads
+    resume: Resume
+    rng: random.Random
+
+
+class Ending(Protocol):
+    """What a group of this mode does when all are trained, before it is done."""
+
+    def holdings(self) -> Sequence[Holding]:
+        """What came of it, for the own record."""
+        ...
+
+    def is_awaited(self, record: Record, plan: Plan) -> bool:
+        """Whether a peer that has not ended, and trains nothing, is waited for."""
+        ...
+
+    def takes_part(self, plan: Plan) -> bool:
+        """Whether this peer, which stands by, takes part now that all who train have ended."""
+        ...
+
+    def is_busy(self, plan: Plan, now: float) -> bool:
+        """Whether it is under way: then nothing is to be decided."""
+        ...
+
+    def look(self, plan: Plan, now: float) -> Effects | None:
+        """Everyone who is waited for has ended: the next step, or None when nothing is left to do."""
+        ...
+
+    def found(self) -> list[str]:
+        """What came of it, a line each, for the person at the device."""
+        ...
+
+    def members_changed(self, now: float) -> Effects: ...
+
+    def kept(self, holding: Holding, data: bytes | None, now: float) -> Effects:
+        """The node's answer to ``KeepResult`` and ``ReadResult``."""
+        ...
+
+    def others_kept(self, holding: Holding, saved: bool, now: float) -> Effects:
+        """The node's answer to ``KeepCustody`` of a result that others made."""
+        ...
+
+    def blob_arrived(self, blob: BlobId, now: float) -> Effects: ...
+    def blob_lost(self, blob: BlobId, now: float) -> Effects: ...
+    def waiting_for(self, now: float) -> str: ...
+    def tick(self, now: float) -> Effects: ...
+    def next_deadline(self) -> float: ...
+
+
+class Role(Protocol):
+    """What this peer does about the plan. One of each job, from the moment that its store is open."""
+
+    @property
+    def plan(self) -> Plan | None:
+        """In force."""
+        ...
+
+    @property
+    def plan_hash(self) -> str:
+        """Names it."""
+        ...
+
+    @property
+    def part(self) -> int:
+        """Of the plan, or ``NO_PART``."""
+        ...
+
+    @property
+    def rules(self) -> Rules[Plan]:
+        """How plans are made and checked."""
+        ...
+
+    @property
+    def replicas(self) -> Replicas:
+        """What this peer keeps."""
+        ...
+
+    @property
+    def handlers(self) -> Mapping[type, Handler]:
+        """Effects of its own machines, and who handles them."""
+        ...
+
+    @property
+    def messages(self) -> Mapping[type[Message], MessageHandler]:
+        """Messages that are this mode's own."""
+        ...
+
+    @property
+    def ending(self) -> Ending | None:
+        """What is done when all are trained; None: nothing."""
+        ...
+
+    @property
+    def loading(self) -> str:
+        """What a peer waits for before plans can have it, in words."""
+        ...
+
+    @property
+    def data_epoch(self) -> int:
+        """Data messages of an older epoch are dropped."""
+        ...
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether what the trainer holds at any moment is worth handing over when this peer leaves."""
+        ...
+
+    @property
+    def seeking(self) -> bool:
+        """A copy of what this peer is to train is being fetched or tried."""
+        ...
+
+    def holdings(self) -> Sequence[Holding]:
+        """For the own record."""
+        ...
+
+    def plan_adopted(self, plan: Plan, now: float) -> Effects: ...
+    def members_changed(self, now: float) -> Effects: ...
+    def peer_admitted(self, peer: PeerId, now: float) -> Effects: ...
+    def trainer_said(self, event: object, blob: BlobId | None, num_bytes: int, now: float) -> Effects: ...
+
+    def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:
+        """The node's answer to ``KeepSnapshot``: it is safe on disk, or could not be saved."""
+        ...
+
+    def is_complete(self) -> bool:
+        """Whether nothing more is to be trained, once all that are here have ended."""
+        ...
+
+    def may_serve(self, to: PeerId, blob: BlobId) -> bool:
+        """Whether a peer may have a blob that is here."""
+        ...
+
+    def served(self, to: PeerId, blob: BlobId, end: int) -> None:
+        """A peer was sent the bytes of a blob up to ``end``."""
+        ...
+
+    def blob_arrived(self, blob: BlobId, now: float) -> Effects: ...
+    def blob_lost(self, blob: BlobId, now: float) -> Effects: ...
+    def waiting_for(self, now: float) -> str: ...
+    def tick(self, now: float) -> Effects: ...
+    def next_deadline(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """All that the package asks of a mode."""
+
+    majority: bool
+    """Whether a plan needs the votes of most of its peers: where a group that is cut in two must not go on twice."""
+    role: Callable[[Given], Role]

@@ -1,0 +1,42 @@
+"""What a peer is given when it is made and when a job is opened, and what only its node can do for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from p2ptrain.core.plan import Plan
+from p2ptrain.ids import BlobId
+from p2ptrain.wire import messages as m
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConfig:
+    """What this peer brings along."""
+
+    own_key: bytes
+    proof_key: bytes
+    addresses: tuple[str, ...]
+    bulk_port: int
+    name: str
+    software: str
+    flops_per_s: float = 0.0
+    memory_bytes: int = 0
+    link_bytes_per_s: float = 0.0
+    wishes: tuple[str, ...] = ()
+    """Names of classes that this peer would like to train."""
+    allow_user_code: str = ""
+    """The one ``package.module:function`` that a job from the group may name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """What the store kept from an earlier start."""
+
+    plan: Plan | None = None
+    own: tuple[m.Holding, ...] = ()
+    kept: tuple[m.Holding, ...] = ()
+    result: m.Holding | None = None
+    """What the group made when all were trained."""
+    has_blob: Callable[[BlobId], bool] = lambda blob: False
+    """Whether the store has a whole blob, now."""

@@ -1,0 +1,136 @@
+"""What every peer keeps: its own snapshots, and as a replica holder those of others.
+
+Invariant: only what is safe on disk is offered, and a blob that somebody here still waits for is not given up because
+somebody else here has stopped waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from p2ptrain.core.downloads import Downloads
+from p2ptrain.core.effects import Effects, Handler, KeepCustody, KeepSnapshot
+from p2ptrain.core.group_view import GroupView
+from p2ptrain.ids import BlobId
+from p2ptrain.protocol.replication import CancelSnapshot, Custody, DiscardSnapshot, FetchSnapshot
+from p2ptrain.wire.messages import Holding
+
+NUM_OWN_SNAPSHOTS = 4
+"""At most. Two do, unless snapshots are of use only together with others' of the same step."""
+
+
+def all_but_the_newest(older: Sequence[Holding]) -> list[Holding]:
+    """Of the own snapshots beside a newer one: one is enough, should that one turn out to be damaged."""
+    return list(older[:-1])
+
+
+class Replicas:
+    """Of one peer, in one job. ``is_awaited``: whether somebody else here waits for a blob. ``surplus``: which own
+    snapshots are not needed beside a newer one."""
+
+    def __init__(
+        self,
+        group: GroupView,
+        downloads: Downloads,
+        custody: Custody,
+        own: Sequence[Holding],
+        is_awaited: Callable[[BlobId], bool],
+        surplus: Callable[[Sequence[Holding]], list[Holding]] = all_but_the_newest,
+    ) -> None:
+        self.custody = custody
+        self._group = group
+        self._downloads = downloads
+        self._own = list(own)
+        self._is_awaited = is_awaited
+        self._surplus = surplus
+        self._fetches: dict[BlobId, Holding] = {}
+        self.handlers: Mapping[type, Handler] = {
+            FetchSnapshot: self._fetch,
+            DiscardSnapshot: lambda e, now: [KeepCustody(e.holding, keep=False), *self._group.say_holdings(now)],
+            CancelSnapshot: self._cancel,
+        }
+
+    @property
+    def own(self) -> Sequence[Holding]:
+        """Own snapshots, the newest last."""
+        return self._own
+
+    def newest_own(self) -> Holding | None:
+        """The own snapshot that was saved last."""
+        return self._own[-1] if self._own else None
+
+    def kept(self) -> tuple[Holding, ...]:
+        """Everything that is here: others' snapshots, then the own ones."""
+        return (*self.custody.kept(), *self._own)
+
+    def is_fetching(self, blob: BlobId) -> bool:
+        """Whether it is on its way here, to be kept."""
+        return blob in self._fetches
+
+    # --- own snapshots ---
+
+    def keep_snapshot(self, holding: Holding) -> Effects:
+        """Save an own snapshot, whose blob is in the store."""
+        older = [h for h in self._own if h.blob != holding.blob]
+        return [KeepSnapshot(holding, tuple(h.blob for h in self._surplus(older)))]
+
+    def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:
+        """It is safe here; now others get it too. Or the disk refused it."""
+        if not saved:
+            return []
+        self._own = [h for h in self._own if h.blob not in effect.drop]
+        return self.offer(effect.holding, now)
+
+    def offer(self, holding: Holding, now: float) -> Effects:
+        """Others may have an own snapshot, as this holding."""
+        self._own = [*[h for h in self._own if h.blob != holding.blob], holding][-NUM_OWN_SNAPSHOTS:]
+        return [*self.custody.snapshot(holding, now), *self._group.say_holdings(now)]
+
+    # --- others' ---
+
+    def _fetch(self, effect: FetchSnapshot, now: float) -> Effects:
+        holding = effect.holding
+        if self._downloads.is_local(holding.blob) and not self._downloads.is_passing(holding.blob):
+            return [KeepCustody(holding)]
+        self._fetches[holding.blob] = holding
+        return self._downloads.fetch(holding.blob, holding.num_bytes, [effect.source], now)
+
+    def custody_kept(self, holding: Holding, saved: bool, now: float) -> Effects:
+        """The node's answer to ``KeepCustody``."""
+        done = self.custody.stored(holding, now) if saved else self.custody.fetch_failed(holding, now)
+        return [*done, *self._group.say_holdings(now)]
+
+    def _cancel(self, effect: CancelSnapshot, now: float) -> Effects:
+        self._fetches.pop(effect.holding.blob, None)
+        return [] if self._is_awaited(effect.holding.blob) else self._downloads.cancel(effect.holding.blob, now)
+
+    def blob_arrived(self, blob: BlobId, now: float) -> Effects:
+        """It may be one to keep."""
+        holding = self._fetches.get(blob)
+        if holding is None:
+            return []
+        if self._downloads.is_passing(blob):
+            return self._downloads.fetch(blob, holding.num_bytes, [holding.trainer], now)
+        del self._fetches[blob]
+        return [KeepCustody(holding)]
+
+    def blob_lost(self, blob: BlobId, now: float) -> Effects:
+        """Nobody could deliver it."""
+        holding = self._fetches.pop(blob, None)
+        return list(self.custody.fetch_failed(holding, now)) if holding else []
+
+    # --- group and time ---
+
+    def members_changed(self, now: float) -> Effects:
+        """Who could keep what."""
+        return list(self.custody.members_changed(self._group.parts(), now))
+
+    def epoch_changed(self, epoch: int, now: float) -> Effects:
+        """Another plan holds."""
+        return list(self.custody.epoch_changed(epoch, now))
+
+    def tick(self, now: float) -> Effects:
+        return list(self.custody.tick(now))
+
+    def next_deadline(self) -> float:
+        return self.custody.next_deadline()

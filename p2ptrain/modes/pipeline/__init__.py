@@ -1,0 +1,1 @@
+"""A pipeline: each peer trains a run of the model's blocks."""

@@ -1,0 +1,63 @@
+"""What the group has saved of a pipeline's blocks, as far as it is known here, and what of it is worth keeping.
+
+Invariant: a state that was saved whole, and for each member one that is whole without it, are kept until newer ones
+are: stages are up to a batch apart, disks are unlike, and the newest snapshot of one stage alone is of no use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from p2ptrain.core.group_view import GroupView
+from p2ptrain.core.plan import Plan
+from p2ptrain.ids import BlobId
+from p2ptrain.planning.pipeline.coverage import State, newest_covered, states_to_keep
+from p2ptrain.wire.messages import HEAD_PART, Holding
+
+MAX_OLDER = 3
+"""Snapshots kept beside the newest one of the same blocks and trainer."""
+
+
+class Checkpoints:
+    """``own``: what is saved here. ``refused``: blobs that are not what they should be, or that nobody hands out."""
+
+    def __init__(self, group: GroupView, own: Callable[[], Iterable[Holding]]) -> None:
+        self.refused: set[BlobId] = set()
+        self._group = group
+        self._own = own
+        self._to_keep: list[State] = []
+        """What the group can go back to, the newest first."""
+
+    def by_peer(self) -> dict[str, list[Holding]]:
+        """Saved runs of blocks, by the members that have them, this one included."""
+        group = self._group
+        found: dict[str, list[Holding]] = {}
+        for member in group.members():
+            record = group.record(member)
+            held = self._own() if member == group.own_id else record.holdings if record is not None else ()
+            found[member] = [h for h in held if h.part != HEAD_PART and h.blob not in self.refused]
+        return found
+
+    def known(self) -> list[Holding]:
+        """All of them, each once."""
+        return list({h.blob: h for held in self.by_peer().values() for h in held}.values())
+
+    def newest_step(self, plan: Plan) -> int:
+        """The newest step that is saved whole; 0: the initial weights."""
+        return newest_covered(plan.slices.pipeline.num_blocks, self.known()) if plan.slices else 0
+
+    def look(self, plan: Plan) -> None:
+        """Members came or went, or have saved something."""
+        if plan.slices is not None:
+            self._to_keep = states_to_keep(plan.slices.pipeline.num_blocks, self.by_peer())
+
+    def surplus(self, older: Sequence[Holding]) -> list[Holding]:
+        """Of these, all older than one more of the same blocks and trainer, what the group will not go back to.
+
+        Beside what is saved whole the newest counts, which may get whole yet. As long as nothing is known to be whole,
+        as after a restart, anything may be wanted.
+        """
+        if not self._to_keep:
+            return list(older[:-MAX_OLDER])
+        hoped = [h for h in older if h.step > self._to_keep[0][0]][-1:]
+        return [h for h in older if h not in hoped and (h.step, h.epoch) not in self._to_keep]

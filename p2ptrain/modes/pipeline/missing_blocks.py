@@ -1,0 +1,107 @@
+"""The blobs that the own stage lacks: fetched, asked for again when they can't be got, and given up in the end.
+
+Invariant: blobs are only wanted while there is a time at which they are given up, and each is asked for a few times at
+most.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from p2ptrain.core.downloads import Downloads
+from p2ptrain.core.effects import Effects, ReleaseBlob
+from p2ptrain.core.group_view import GroupView
+from p2ptrain.ids import BlobId
+from p2ptrain.protocol.machine import NEVER, Note
+from p2ptrain.wire.messages import Holding
+
+GATHER_S = 20.0
+"""Blocks of the plan's step that nobody has said for so long to have are lost: votes may have come in too late."""
+RETRY_S = 2.0
+"""Until blocks are asked for again that could not be got."""
+MAX_FAILURES = 3
+"""So often blocks are asked for."""
+
+
+class MissingBlocks:
+    """Of one plan at a time."""
+
+    def __init__(self, group: GroupView, downloads: Downloads) -> None:
+        self._group = group
+        self._downloads = downloads
+        self._wanted: set[BlobId] = set()
+        self._fetched: set[BlobId] = set()
+        """Until the trainer has them."""
+        self._failures: Counter[BlobId] = Counter()
+        self._give_up_at = NEVER
+        self._retry_at = NEVER
+
+    def __contains__(self, blob: BlobId) -> bool:
+        return blob in self._wanted
+
+    def is_given_up(self, now: float) -> bool:
+        """Nobody has said for long to have what is lacking."""
+        return now >= self._give_up_at
+
+    def is_due(self, now: float) -> bool:
+        """Whether to look again, or to give up."""
+        return now >= self.deadline()
+
+    def deadline(self) -> float:
+        return min(self._give_up_at, self._retry_at)
+
+    def begin(self, now: float) -> None:
+        """From now on there is so much time to find them."""
+        self._give_up_at = now + GATHER_S
+
+    def stop(self, *, forget_failures: bool = False) -> None:
+        """Nothing is lacking now; with ``forget_failures``: there is a new plan."""
+        self._give_up_at = self._retry_at = NEVER
+        self._wanted.clear()
+        if forget_failures:
+            self._failures.clear()
+
+    def pause(self) -> None:
+        """There is nobody to ask at present."""
+        self._retry_at = NEVER
+
+    def ask(self, lacking: Iterable[Holding], step: int, now: float) -> Effects:
+        """Fetch what is not being fetched, from the members that have it."""
+        self._retry_at = NEVER
+        effects: Effects = []
+        for holding in lacking:
+            sources = [] if holding.blob in self._wanted else self._group.holders(holding.blob)
+            if not sources:
+                continue
+            self._wanted.add(holding.blob)
+            blocks = f"{holding.part}-{holding.part + holding.span - 1}"
+            fields = (("blocks", blocks), ("step", step), ("from", sources[0]), ("bytes", holding.num_bytes))
+            effects += [
+                Note("fetching-blocks", fields),
+                *self._downloads.fetch(holding.blob, holding.num_bytes, sources, now),
+            ]
+        return effects
+
+    def arrived(self, blob: BlobId) -> bool:
+        """Whether it was one of them."""
+        if blob not in self._wanted:
+            return False
+        self._wanted.remove(blob)
+        self._fetched.add(blob)
+        return True
+
+    def lost(self, blob: BlobId, now: float) -> bool:
+        """It could not be got. Whether it was asked for often enough."""
+        if blob not in self._wanted:
+            return False
+        self._wanted.remove(blob)
+        self._failures[blob] += 1
+        self._retry_at = now + RETRY_S
+        return self._failures[blob] >= MAX_FAILURES
+
+    def given(self, is_kept: Callable[[BlobId], bool]) -> Effects:
+        """The trainer has them: let go of those that nothing else keeps."""
+        released: Effects = [ReleaseBlob(blob) for blob in sorted(self._fetched) if not is_kept(blob)]
+        self._fetched.clear()
+        return released

@@ -1,0 +1,487 @@
+"""What this peer does about a plan of a pipeline: gets its blocks, has its stage trained, passes stage messages on.
+
+    Idle --plan with a stage for us--> Stopping (the trainer goes on to the plan's step) --halted--> Gathering
+    Gathering --all blocks of the plan's step here--> Starting --the trainer has them--> Training
+    Training --next plan--> Stopping
+    Stopping --no batch done for long: the others have halted before us--> told to halt where it is
+    any --the trainer dies, or the process did--> Lost: a plan that begins at a saved step brings it back
+
+Invariant: a stage begins with blocks of exactly the step that its plan says, each from the trainer's own memory, the
+own store, or a member that has it; and stage messages are only exchanged with peers of the same plan, in its epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from p2ptrain.core import commands as c
+from p2ptrain.core.effects import (
+    Effects,
+    Handler,
+    KeepPlan,
+    KeepSnapshot,
+    Reconsider,
+    ReleaseBlob,
+    ToTrainer,
+)
+from p2ptrain.core.mode import Given, MessageHandler
+from p2ptrain.core.plan import Plan
+from p2ptrain.core.replicas import Replicas
+from p2ptrain.core.restarts import Restarts
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.modes.pipeline.checkpoints import Checkpoints
+from p2ptrain.modes.pipeline.missing_blocks import MissingBlocks
+from p2ptrain.modes.pipeline.pace import PaceKnown
+from p2ptrain.modes.pipeline.progress import Progress
+from p2ptrain.modes.pipeline.rules import PipelineRules
+from p2ptrain.modes.pipeline.slowdown import SlowdownReport
+from p2ptrain.modes.pipeline.traffic import StageTraffic
+from p2ptrain.planning.devices.blocks import ModelProfile
+from p2ptrain.planning.devices.profile_codec import model_from_json
+from p2ptrain.planning.pipeline.coverage import Run, cover, missing, pieces_for_others, whole_epoch
+from p2ptrain.protocol.blobs.profile_book import ProfileBook, ProfileLearnt
+from p2ptrain.protocol.group.link_probe import LinkMeasured, LinkMeter
+from p2ptrain.protocol.machine import NEVER, Machine, Note
+from p2ptrain.protocol.replication import Custody, CustodyConfig
+from p2ptrain.protocol.streams.streams import Delivered
+from p2ptrain.wire import messages as m
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """The trainer holds no stage, and is to hold none."""
+
+
+@dataclass(slots=True)
+class Stopping:
+    """The trainer goes on to its next plan's step. ``by``: when it is told to halt where it is."""
+
+    by: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """The trainer waits for its next stage, after ``step`` batches (-1: with empty hands)."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """The trainer was given a stage of the plan, and has not begun to train it yet."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """The trainer trains its stage of the plan in force."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The trainer's stage is gone: only a plan that begins at a saved step helps."""
+
+
+class PipelineRole:
+    """One peer's stage, in one job."""
+
+    loading = "own data and the speed of the blocks"
+    ending = None
+    hands_over = False
+    """A stage alone, a batch ahead of what is saved of the others, is of no use: what was saved last will do."""
+
+    def __init__(self, given: Given) -> None:
+        group, job, resume = given.group, given.job, given.resume
+        self.plan: Plan | None = None
+        self.plan_hash = ""
+        self.part = m.NO_PART
+        custody = Custody(
+            group.own_id, CustodyConfig(num_custodians=job.group.custodians, past_epochs=True), resume.kept
+        )
+        self.replicas = Replicas(
+            group, given.downloads, custody, resume.own, lambda blob: blob in self._missing, self._surplus
+        )
+        self._group = group
+        self._job = job
+        self._downloads = given.downloads
+        self._profiles = ProfileBook()
+        self.model: ModelProfile | None = None
+        """The blocks of the job's model, once the trainer has counted them."""
+        self._traffic = StageTraffic(group)
+        self._meter = LinkMeter(group.own_id, given.rng)
+        self._missing = MissingBlocks(group, given.downloads)
+        self._checkpoints = Checkpoints(group, self.replicas.kept)
+        self.progress = Progress(group, self._checkpoints, job.training.rounds)
+        self._slowdown = SlowdownReport()
+        self._machines: tuple[Machine, ...] = (self.replicas, self._traffic, self._meter, self._profiles)
+        self._restarts = Restarts(group)
+        self._state: Idle | Stopping | Gathering | Starting | Training | Lost = Idle()
+        self._trained: Plan | None = None
+        """The plan whose stage the trainer holds."""
+        self._restored = resume.plan.hash if resume.plan else ""
+        self._pieces: list[m.Holding] = []
+        """Handed over, for others to fetch."""
+        custody.surplus = self._checkpoints.surplus
+        self.rules = PipelineRules(
+            group.own_id,
+            job,
+            model=lambda: self.model,
+            profile_of=self._profiles.get,
+            steps=self.progress.next_and_covered,
+            batch_s=self.progress.batch_s,
+            is_under_way=self.progress.is_under_way,
+            is_lost=self.progress.is_lost,
+        )
+        self.handlers: Mapping[type, Handler] = {
+            **self.replicas.handlers,
+            Delivered: self._traffic.delivered,
+            LinkMeasured: self._link_measured,
+            PaceKnown: lambda _, now: [Reconsider()],
+            ProfileLearnt: lambda _, now: [Reconsider()],
+        }
+        self.messages: Mapping[type[m.Message], MessageHandler] = {
+            m.StageData: self._traffic.received,
+            m.StageAck: self._traffic.received,
+            m.LinkProbe: lambda s, msg, now: list(self._meter.received(s, msg, now)),
+            m.LinkEcho: lambda s, msg, now: list(self._meter.received(s, msg, now)),
+            m.ProfileRequest: lambda s, msg, now: list(self._profiles.received(s, msg, now)),
+            m.ProfileReply: lambda s, msg, now: list(self._profiles.received(s, msg, now)),
+            m.CustodyOffer: lambda s, msg, now: list(custody.received(s, msg, now)),
+            m.CustodyAck: lambda s, msg, now: list(custody.received(s, msg, now)),
+        }
+
+    # --- what is known ---
+
+    @property
+    def data_epoch(self) -> int:
+        """The epoch in which stage messages travel: that of the plan whose stage is trained."""
+        return self._traffic.epoch
+
+    @property
+    def seeking(self) -> bool:
+        return isinstance(self._state, Gathering) and self.part != m.NO_PART
+
+    def _surplus(self, older: Sequence[m.Holding]) -> list[m.Holding]:
+        """Also the newest that could be gone back to stay."""
+        if self.plan is not None:
+            self._checkpoints.look(
+                self.plan
+            )  # something may have been saved here since others last said what they have
+        return self._checkpoints.surplus(older)
+
+    def holdings(self) -> tuple[m.Holding, ...]:
+        """All own snapshots: stages are up to a batch apart, so the newest may not be saved everywhere yet."""
+        first = (*self._pieces, *reversed(self.replicas.own))
+        return (*first, *(h for h in self.replicas.custody.holdings() if h not in first))
+
+    def may_serve(self, to: PeerId, blob: BlobId) -> bool:
+        return True
+
+    def served(self, to: PeerId, blob: BlobId, end: int) -> None:
+        """Nothing hangs on it."""
+
+    def is_complete(self) -> bool:
+        return self.progress.is_complete()
+
+    # --- the plan ---
+
+    def plan_adopted(self, plan: Plan, now: float) -> Effects:
+        """Do what the plan says, once the blocks are profiled."""
+        group = self._group
+        name, newest = plan.hash, self.progress.newest()
+        is_lost = isinstance(self._state, Lost)
+        if name != self.plan_hash:
+            is_lost = name == self._restored  # the process ended under this plan, and its trainer with it
+        self.plan, self.plan_hash = plan, name
+        has_halted = isinstance(self._state, Gathering)
+        self._state = Lost() if is_lost else Idle()
+        self.progress.begin(plan, name)
+        part = plan.part_of(group.own_id)
+        self.part = part.index if part is not None and not is_lost else m.NO_PART
+        effects: Effects = [KeepPlan(plan), *self.replicas.epoch_changed(plan.epoch, now)]
+        effects += group.say(now, epoch=plan.epoch, plan=name, part=self.part)
+        if part is None:
+            self._slowdown.stand_by(now)
+            effects += group.say(now, phase="waiting", samples_per_s=0.0)
+        elif group.own.phase in ("training", "trained"):
+            effects += group.say(now, phase="waiting")
+        effects += self.members_changed(now)
+        if not group.own.profile or plan.slices is None or is_lost:
+            return effects
+        old = self._trained
+        survivors = {each.peer for each in plan.peers}
+        pieces: list[Run] = []
+        torn = True  # the batches up to the plan's step can't all be done any more
+        if old is not None and old.slices is not None:
+            torn = has_halted or not survivors.issuperset(old.trainers()) or plan.slices.from_step < newest
+            pieces = pieces_for_others(old.slices.pipeline, plan.slices.pipeline, group.own_id)
+        self._missing.stop(forget_failures=True)
+        self._state = Stopping(now + self.progress.patience_s())
+        stop = c.StopAt(plan.epoch, plan.slices.from_step, tuple(pieces), now=torn)
+        return [*effects, *self._release_pieces(now), ToTrainer(stop)]
+
+    def members_changed(self, now: float) -> Effects:
+        if self.plan is not None:
+            self._checkpoints.look(self.plan)
+        effects: Effects = [*self.replicas.members_changed(now), *self._gather(now)]
+        effects += self._profiles.members_changed(self._group.records(), now)
+        return effects + list(self._meter.members_changed(self._group.members(), now))
+
+    def peer_admitted(self, peer: PeerId, now: float) -> Effects:
+        return self._traffic.reconnected(peer, now)
+
+    # --- getting the own stage ---
+
+    def _gather(self, now: float) -> Effects:
+        """Get the blocks that the trainer lacks, and give it the stage when all are here."""
+        plan = self.plan
+        if not isinstance(self._state, Gathering) or plan is None or plan.slices is None or self.part == m.NO_PART:
+            self._missing.stop()
+            return []
+        stage, step = plan.slices.pipeline.stages[self.part], plan.slices.from_step
+        if step == 0:
+            return self._give(plan, [], keep=False)
+        known, have = self._checkpoints.known(), self._held(plan, step)
+        if have is not None and self._trained is not None:
+            known = [holding for holding in known if holding.epoch == self._trained.epoch]
+        runs = missing((stage.start, stage.stop), have)
+        chosen = cover(runs, step, known, lambda h: (self._downloads.is_local(h.blob), -h.span))
+        if chosen is None:
+            self._missing.pause()
+            return self._lose(now) if self._missing.is_given_up(now) else []
+        self._missing.begin(now)
+        lacking = [holding for holding in chosen if not self._downloads.is_local(holding.blob)]
+        if not lacking:
+            return self._give(plan, chosen, keep=have is not None)
+        return self._missing.ask(lacking, step, now)
+
+    def _held(self, plan: Plan, step: int) -> Run | None:
+        """The trainer's own blocks, if they are of this step, and of the history that the others go on from."""
+        old = self._trained
+        if self._state != Gathering(step) or old is None or old.slices is None or plan.slices is None:
+            return None
+        if whole_epoch(plan.slices.pipeline.num_blocks, step, self._checkpoints.known()) not in (None, old.epoch):
+            return None
+        pipeline = old.slices.pipeline
+        index = pipeline.stage_of(self._group.own_id)
+        return (pipeline.stages[index].start, pipeline.stages[index].stop) if index is not None else None
+
+    def _give(self, plan: Plan, pieces: list[m.Holding], *, keep: bool) -> Effects:
+        self._state = Starting(plan)
+        self._missing.stop()
+        follow = c.FollowStage(plan.to_json(), self._group.own_id, len(pieces), keep)
+        return [ToTrainer(follow), *(ToTrainer(c.GivePiece(b""), holding.blob, "piece") for holding in pieces)]
+
+    # --- the trainer ---
+
+    def trainer_said(self, event: object, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+        group = self._group
+        if isinstance(event, c.Profiled):
+            self.model = model_from_json(event.model)
+            return group.say(now, profile=self._profiles.set_own(event.profile.encode()))
+        if isinstance(event, c.SendParcel):
+            if event.epoch != self._traffic.epoch:
+                return []
+            is_ahead = event.work == "forward" and self._job.slices.schedule == "async"
+            self._seen_step(event.step - is_ahead, now)  # its batch may be begun before the one before is done
+            return self._traffic.send(event, now)
+        if isinstance(event, c.Taken):
+            return self._traffic.taken(event, now)
+        if isinstance(event, c.Progress):
+            self._seen_step(event.step, now)
+            changes = {"round": event.round, "step": event.step, "samples": event.samples}
+            loss = self._loss(event.loss)
+            return group.say(now, loss=loss, samples_per_s=event.samples_per_s, **changes)
+        if isinstance(event, c.StageUsed):
+            figures = (("step", event.step), ("busy", round(event.busy_share, 3)))
+            return self._seen("stage", figures, event.slowdown, now)
+        if isinstance(event, c.Looked):
+            return self._seen("look", (), event.slowdown, now)
+        if isinstance(event, c.Following):
+            return self._following(event, now)
+        if isinstance(event, c.Halted):
+            return self._halted(event, now)
+        if isinstance(event, c.SnapshotTaken):
+            return self._snapshot_taken(event, blob, num_bytes, now)
+        if isinstance(event, c.PieceTaken):
+            return self._piece_taken(event, blob, num_bytes, now)
+        if isinstance(event, c.SnapshotRefused):
+            self._checkpoints.refused.update(h.blob for h in self._checkpoints.known() if self._is_of_plan(h))
+            return [Note("snapshot-refused", (("detail", event.detail[:200]),)), *self._lose(now)]
+        if isinstance(event, c.TrainerFailed):
+            return [*self._lose(now), *self._restarts.after(event, now)]
+        return []
+
+    def _seen_step(self, step: int, now: float) -> None:
+        """The trainer is that far."""
+        if step > self.progress.own:
+            self.progress.own = step
+            if isinstance(self._state, Stopping) and self._state.by != NEVER:
+                self._state.by = now + self.progress.patience_s()
+
+    def _loss(self, own: float) -> float:
+        """The last stage knows it; elsewhere it is what that stage said last, or 0 as long as it has said none."""
+        plan = self._trained
+        if math.isfinite(own) or plan is None or plan.slices is None:
+            return own if math.isfinite(own) else 0.0
+        records = [self._group.record(PeerId(peer)) for peer in plan.slices.pipeline.stages[-1].peers]
+        return max((r.loss for r in records if r is not None and r.plan == self._traffic.plan), default=0.0)
+
+    def _is_of_plan(self, holding: m.Holding) -> bool:
+        """Whether the stage that was refused may have been made of it."""
+        plan = self.plan
+        if plan is None or plan.slices is None or plan.part_of(self._group.own_id) is None:
+            return False
+        part = plan.part_of(self._group.own_id)
+        stage = plan.slices.pipeline.stages[part.index if part else 0]
+        overlaps = holding.part < stage.stop and stage.start < holding.part + holding.span
+        return overlaps and holding.step == plan.slices.from_step and holding.trainer != self._group.own_id
+
+    def _following(self, event: c.Following, now: float) -> Effects:
+        if not isinstance(self._state, Starting):
+            return []  # a newer plan waits for the trainer to halt
+        plan, group = self._state.plan, self._group
+        self._trained, self._state = plan, Training()
+        self._slowdown.train()
+        kept = {holding.blob for holding in self.replicas.kept()}
+        effects = self._missing.given(lambda blob: blob in kept or self.replicas.is_fetching(blob))
+        self.progress.own = plan.slices.from_step if plan.slices else 0
+        fields = (("part", event.part), ("round", event.round), ("rounds", event.rounds), ("epoch", plan.epoch))
+        note = Note("training", fields)
+        effects += [note, *self._traffic.begin(plan, self.plan_hash, now)]
+        return effects + list(group.say(now, phase="training", round=event.round, step=self.progress.own))
+
+    def _halted(self, event: c.Halted, now: float) -> Effects:
+        if self.plan is None or event.epoch != self.plan.epoch or not isinstance(self._state, (Stopping, Gathering)):
+            return []
+        self._state = Gathering(event.step)
+        self._missing.begin(now)
+        if event.step < 0:
+            self._trained = None
+        return [Note("halted", (("step", event.step), ("epoch", event.epoch))), *self._gather(now)]
+
+    def _lose(self, now: float) -> Effects:
+        """The trainer holds no stage any more, and the others can't go on without it: say so."""
+        self._trained, self._state, self.part = None, Lost(), m.NO_PART
+        self._missing.stop()
+        return self._group.say(now, part=m.NO_PART)
+
+    def _seen(self, kind: str, figures: tuple[tuple[str, float], ...], slowdown: float, now: float) -> Effects:
+        note = Note(kind, (*figures, ("slowdown", round(slowdown, 3))))
+        if not self._slowdown.seen(round(slowdown, 2), now):
+            return [note]
+        return [note, *self._group.say(now, slowdown=self._slowdown.told)]
+
+    def _snapshot_taken(self, event: c.SnapshotTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+        """Without a ``blob`` it could not be saved: training goes on, and ends, all the same."""
+        group, plan = self._group, self._trained
+        if plan is None:
+            return []
+        effects: Effects = []
+        if blob is not None:
+            holding = self._holding(event, event.part, event.span, plan.epoch, blob, num_bytes)
+            effects += self.replicas.keep_snapshot(holding)
+        effects += group.say(now, round=event.round, step=event.step, samples=event.samples)
+        if event.training_finished:
+            effects += group.say(now, phase="trained", samples_per_s=0.0)
+        if event.round_finished:
+            self._restarts.round_finished()
+            loss = self._loss(event.loss)
+            fields = (("part", self.part), ("round", event.round), *((("loss", round(loss, 4)),) if loss else ()))
+            effects.append(Note("round", fields))
+        return effects
+
+    def _piece_taken(self, event: c.PieceTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+        if blob is None or self._trained is None:
+            return []  # who needs it will not get it, and the group goes back to what is saved
+        self._pieces.append(self._holding(event, event.part, event.span, self._trained.epoch, blob, num_bytes))
+        return self._group.say_holdings(now)
+
+    def _holding(
+        self, event: c.SnapshotTaken | c.PieceTaken, part: int, span: int, epoch: int, blob: BlobId, num_bytes: int
+    ) -> m.Holding:
+        return m.Holding(
+            part=part,
+            trainer=self._group.own_id,
+            epoch=epoch,
+            round=event.round,
+            step=event.step,
+            samples=event.samples,
+            blob=blob,
+            num_bytes=num_bytes,
+            span=span,
+        )
+
+    def _release_pieces(self, now: float) -> Effects:
+        if not self._pieces:
+            return []
+        released = [ReleaseBlob(holding.blob) for holding in self._pieces]
+        self._pieces = []
+        return [*released, *self._group.say_holdings(now)]
+
+    # --- links ---
+
+    def _link_measured(self, effect: LinkMeasured, now: float) -> Effects:
+        """What is known of links that this peer does not measure, others tell."""
+        group, figure = self._group, effect.figure
+        rate = (("mbit_s", round(figure.bytes_per_s * 8e-6, 1)), ("latency_ms", round(figure.latency_s * 1e3, 2)))
+        note = Note("link", (("peer", figure.peer), ("name", group.name_of(figure.peer)), *rate))
+        return [note, *group.say(now, links=self._meter.figures())]
+
+    # --- blobs ---
+
+    def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:
+        return self.replicas.snapshot_kept(effect, saved, now)
+
+    def blob_arrived(self, blob: BlobId, now: float) -> Effects:
+        effects = self.replicas.blob_arrived(blob, now)
+        if self._missing.arrived(blob):
+            effects += self._gather(now)
+        return effects
+
+    def blob_lost(self, blob: BlobId, now: float) -> Effects:
+        effects = self.replicas.blob_lost(blob, now)
+        if self._missing.lost(blob, now):
+            self._checkpoints.refused.add(blob)
+        return effects
+
+    # --- time ---
+
+    def tick(self, now: float) -> Effects:
+        newest, plan = self.progress.newest(), self.plan
+        late = self._gather(now) if self._missing.is_due(now) else []
+        if self.progress.look(now):
+            late.append(PaceKnown())
+        if self._slowdown.is_due(now):
+            late.append(ToTrainer(c.LookAgain()))
+        if isinstance(self._state, Stopping) and now >= self._state.by and plan is not None:
+            self._state.by = NEVER
+            late.append(ToTrainer(c.StopAt(plan.epoch, self.progress.own, (), now=True)))
+        if self._pieces and plan is not None and plan.slices is not None and newest > plan.slices.from_step:
+            late += self._release_pieces(now)  # a batch is done, so everyone has its stage
+        return [*(effect for machine in self._machines for effect in machine.tick(now)), *late]
+
+    def next_deadline(self) -> float:
+        gathering = self._missing.deadline() if isinstance(self._state, Gathering) else NEVER
+        stopping = self._state.by if isinstance(self._state, Stopping) else NEVER
+        deadlines = (machine.next_deadline() for machine in self._machines)
+        return min(*deadlines, gathering, stopping, self._slowdown.look_at)
+
+    def waiting_for(self, now: float) -> str:
+        """In words: blocks, other stages, or a plan."""
+        plan, group = self.plan, self._group
+        if plan is None or plan.slices is None:
+            return ""
+        if isinstance(self._state, Lost):
+            return "a plan that begins at a saved step: this peer's stage was lost"
+        if self.part == m.NO_PART and group.own_id not in {profile.peer for profile in plan.slices.profiles}:
+            return "a stage: nobody can plan with the times of this peer's blocks, which make no sense; start it again"
+        if self.part == m.NO_PART:
+            return "a stage: the plan is faster without this peer, and takes it when another is lost"
+        if isinstance(self._state, Gathering):
+            stage, step = plan.slices.pipeline.stages[self.part], plan.slices.from_step
+            return f"blocks {stage.start}-{stage.stop - 1} of step {step}, from whoever has them"
+        return self._traffic.waiting_for(now)

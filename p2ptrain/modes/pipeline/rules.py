@@ -1,0 +1,120 @@
+"""How plans of a pipeline are read, checked and made for one job: what ``Agreement`` asks of planning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+from p2ptrain.config import Job
+from p2ptrain.core.plan import Plan, SliceProfile, plan_from_json, snapshot
+from p2ptrain.errors import RemoteError, UserError
+from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.figures import SlicePeer
+from p2ptrain.modes.pipeline.planner import first_slices_plan, follows, next_slices_plan
+from p2ptrain.planning.devices.blocks import ModelProfile
+from p2ptrain.planning.devices.profile_codec import chain_hash, profile_from_json
+from p2ptrain.protocol.consensus.agreement import Answer, Question
+from p2ptrain.wire.messages import Record
+
+
+@dataclass(slots=True)
+class PipelineRules:
+    """The functions are asked anew for every plan."""
+
+    own_id: PeerId
+    job: Job
+    model: Callable[[], ModelProfile | None] = lambda: None
+    """The blocks of the job's model, as soon as the own trainer has counted them."""
+    profile_of: Callable[[str], bytes | None] = lambda name: None
+    """What a record's ``profile`` names, if it is here."""
+    steps: Callable[[], tuple[int, int]] = lambda: (0, 0)
+    """The step after which a plan made now can take over; and the newest one of which all blocks are saved."""
+    batch_s: Callable[[], float] = lambda: 0.0
+    """Seconds of a batch by the plan in force, as seen here; 0 = not known yet."""
+    is_under_way: Callable[[], bool] = lambda: True
+    """Whether all train by the plan in force."""
+    is_lost: Callable[[Record], bool] = lambda record: False
+    """Whether a trainer of the plan in force is there without its stage."""
+
+    def parse(self, data: bytes) -> Plan:
+        return plan_from_json(data)
+
+    def verify(self, plan: Plan, parent: Plan | None) -> bool:
+        return follows(self.job, self.model(), plan, parent)
+
+    def is_beginning(self, current: Plan | None, members: Sequence[Record]) -> bool:
+        """Who is on the way to a plan has the blocks of one step only: another plan that begins later would not find
+        them. Who is gone, or has lost its stage, is not waited for: the next plan goes back to what is saved."""
+        if current is None or self.is_under_way():
+            return False
+        present = {record.peer for record in members if not self.is_lost(record)}
+        return present.issuperset(current.trainers())
+
+    def question(self, current: Plan | None, members: Sequence[Record]) -> Question[Plan]:
+        """All that this peer knows is gathered at once; the search itself may be in another thread."""
+        job, proposer, model = self.job, self.own_id, self.model()
+        if model is None:
+            return Question(lambda: Answer(None, "this peer has not measured the model's blocks yet"))
+        chain = chain_hash(model)
+        peers = [SlicePeer(snapshot(record), self._profile(record, chain)) for record in members]
+        (next_step, covered_step), batch_s = self.steps(), self.batch_s()
+        lost = [record.peer for record in members if self.is_lost(record)]
+
+        def work() -> Answer[Plan]:
+            try:
+                if current is None:
+                    return Answer(first_slices_plan(job, model, peers, proposer))
+                plan = next_slices_plan(
+                    job,
+                    model,
+                    current,
+                    peers,
+                    proposer,
+                    next_step=next_step,
+                    covered_step=covered_step,
+                    lost=lost,
+                    batch_s=batch_s,
+                )
+                return Answer(plan)
+            except UserError as error:
+                return Answer(None, str(error))
+
+        return Question(work)
+
+    def timed(self, plan: Plan) -> Plan | None:
+        """A plan that was to take over at a batch which may be done by now gets a later one; one that goes back to what
+        is saved begins with the newest that is saved by now."""
+        if plan.slices is None or not plan.parent:
+            return plan
+        next_step, covered_step = self.steps()
+        goes_back = plan.slices.from_step <= covered_step
+        from_step = covered_step if goes_back else max(plan.slices.from_step, next_step)
+        if from_step >= self.job.training.rounds * plan.slices.steps_per_round:
+            return None
+        return replace(plan, slices=replace(plan.slices, from_step=from_step))
+
+    def participants(self, plan: Plan) -> Collection[PeerId]:
+        """Also those without a stage: who stands by has a vote on what comes next."""
+        return [peer.peer for peer in plan.peers]
+
+    def _profile(self, record: Record, chain: str) -> SliceProfile | None:
+        """A peer's figures; None for a profile of other blocks, or one that makes no sense.
+
+        Until a profile is here, the peer's FLOP/s count.
+        """
+        data = self.profile_of(record.profile) if record.profile else None
+        if data is None:
+            return SliceProfile(record.peer, record.link_bytes_per_s, record.slowdown, (), (), (), links=record.links)
+        try:
+            profile = profile_from_json(data)
+        except RemoteError:
+            return None
+        if profile.chain != chain:
+            return None
+        return SliceProfile(
+            record.peer,
+            record.link_bytes_per_s,
+            record.slowdown,
+            links=record.links,
+            **profile.times.by_name(),
+        )

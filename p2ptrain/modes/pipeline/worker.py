@@ -1,0 +1,370 @@
+"""The trainer's side of depth slices: builds the own stage, feeds it what comes, says what goes out.
+
+Invariant: one unit of work, or one parcel, between two commands (see ``SliceTraining.advance``); a stage is only built
+from pieces of exactly the step that its plan begins with, and whatever does not fit is said and changes nothing. What
+others send is taken in at any time; what goes out waits here while too much of it waits at the node.
+
+    idle --FollowStage, its pieces--> training --StopAt, its step--> halted --FollowStage--> ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from p2ptrain.config import Job
+from p2ptrain.core import commands as c
+from p2ptrain.core.plan import Plan, plan_from_json
+from p2ptrain.errors import LocalError, RemoteError
+from p2ptrain.ids import PeerId
+from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.blocks.costs import profile_blocks
+from p2ptrain.learning.data import Dataset
+from p2ptrain.learning.pipeline.training import Parcel, SliceTraining
+from p2ptrain.learning.profiling.allocator import give_back, kept_block_bytes
+from p2ptrain.learning.profiling.block_times import measure_blocks, slowdown_now
+from p2ptrain.learning.snapshots import write
+from p2ptrain.modes.pipeline.figures import planned_times, room_of
+from p2ptrain.modes.pipeline.slowdown import differs, slowdown_of
+from p2ptrain.modes.tasks.parts import global_model
+from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile, check_model
+from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
+from p2ptrain.planning.pipeline.fleet import micro_batch_choices
+from p2ptrain.wire.tensorfile import read_untrusted
+
+Piece = tuple[Mapping[str, Tensor], Mapping[str, str]]
+
+MEASURE_S = 20.0
+PROGRESS_INTERVAL_S = 0.5
+WARM_UP = 2
+"""Batches of a stage that don't count: they make kernels ready and take memory for the first time."""
+FIRST_LOOK = 10
+"""Batches after these until the time of a unit is first compared with the profile, and from then on as often."""
+SECOND_LOOK = 4
+"""Batches until the next look where one differs from that before: whether it is a change is soon known."""
+PASS_S = 0.005
+"""Added to both sides of that: a pass that is much shorter is overhead most of all, and no measure of the device."""
+
+
+def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tuple[ModelProfile, BlockTimes]:
+    """The job's blocks and how long this device takes for each, at the sizes that its micro-batches may have.
+
+    ``cache``: a file that remembers them. Raises ``UserError`` for a model that can't be a pipeline.
+    """
+    model = profile_blocks(chain, job.model.name)
+    check_model(model)
+    micro_batches = [job.training.batch_size // num for num in micro_batch_choices(job.slices.micro_batches)]
+    sizes = sorted({math.ceil(min(micro_batches) / 4), math.ceil(min(micro_batches) / 2), *micro_batches})
+    times = measure_blocks(
+        chain,
+        job.model.name,
+        batch_sizes=sizes,
+        training=job.training,
+        device=device,
+        budget_s=MEASURE_S,
+        heap_bytes=kept_block_bytes() // 2,
+        codings=(job.slices.activations, job.slices.gradients),
+        cache=cache,
+    )
+    return model, times
+
+
+class StageWorker:
+    """One peer's stage. ``init``: tensors of a checkpoint that the job starts from."""
+
+    def __init__(
+        self,
+        job: Job,
+        configuration: c.Configure,
+        data: Dataset | None,
+        init: Mapping[str, Tensor] | None,
+        say: Callable[[object], None],
+    ) -> None:
+        self._job = job
+        self._configuration = configuration
+        self._data = data
+        self._init = init
+        self._say = say
+        self._spool = Path(configuration.spool) if configuration.spool else None
+        with torch.device("meta"):
+            self._chain = Chain(self._build(), job.data.input_shape)
+        self._model: ModelProfile | None = None
+        self._times: BlockTimes | None = None
+        """Of this device's blocks, as the last plan with a stage for it has them; before that, as measured."""
+        self._plan: Plan | None = None
+        self._training: SliceTraining | None = None
+        self._pieces: list[Piece] = []
+        self._num_missing = 0
+        self._halt: c.StopAt | None = None
+        self._outbox: deque[Parcel] = deque()
+        """Of the last unit of work, not handed over yet."""
+        self._handed_bytes = self._sent_bytes = 0
+        """Of the plan's parcels: handed over, and those of them that have left for other peers."""
+        self._said_step = 0
+        self._progress_at = 0.0
+        self._progress_samples = 0
+        self._looked_at: tuple[int, float] = (0, 0.0)
+        """Step and time at which the stage's use was last told."""
+        self._warm_at = WARM_UP
+        self._look_after = FIRST_LOOK
+        self._slowdown = 1.0
+        """At the last look."""
+        self._own = ""
+        self._num_rows = 0
+        self._passing_s = (0.0, 0.0)
+        """What the node takes of this device for the parcels of a pass, forward and backward, while that is timed."""
+        self._steps_per_round = 1
+
+    # --- before the plan ---
+
+    def profile(self) -> c.Profiled:
+        """Measure the blocks on this device, or look up what was measured here before.
+
+        Raises ``UserError`` for a model that can't be a pipeline.
+        """
+        cache = Path(self._configuration.cache) if self._configuration.cache else None
+        self._model, self._times = profile_job(self._chain, self._job, self._configuration.device, cache)
+        return c.Profiled(model_to_json(self._model), profile_to_json(self._model, self._times))
+
+    def _build(self) -> nn.Module:
+        return global_model(self._job, allow_user_code=self._configuration.allow_user_code)
+
+    # --- plan ---
+
+    @property
+    def busy(self) -> bool:
+        training = self._training
+        if training is None or self._num_missing or not self._has_room:
+            return False
+        return bool(self._outbox) or (not self._is_halted and training.ready())
+
+    @property
+    def _has_room(self) -> bool:
+        """For one more parcel at the node."""
+        return self._handed_bytes - self._sent_bytes < c.PARCELS_AHEAD_BYTES
+
+    @property
+    def _is_halted(self) -> bool:
+        return self._halt is not None and self._training is not None and self._training.step >= self._halt.step
+
+    def follow(self, command: c.FollowStage) -> None:
+        plan = plan_from_json(command.plan)
+        slices = plan.slices
+        if slices is None:
+            raise LocalError("a stage of a plan without slices")
+        stage = slices.pipeline.stages[slices.pipeline.stage_of(command.own) or 0]
+        self._own, self._steps_per_round = command.own, slices.steps_per_round
+        self._num_rows = stage.samples[stage.peers.index(command.own)]
+        self._times = planned_times(slices.profiles).get(PeerId(command.own))
+        if self._model is not None:
+            room = room_of(self._job, self._model, plan.peers, slices.profiles)
+            self._passing_s = room.passing_s(slices.pipeline, command.own)
+        old, self._training = self._training, None
+        self._pieces = []
+        if command.keep and old is not None:
+            # All of it: how far the own samples are drawn is in there, too.
+            self._pieces.append(old.snapshot(copy=False))
+        del old  # two stages at once may be more than this device holds
+        give_back()
+        job, configuration = self._job, self._configuration
+        self._training = SliceTraining(
+            job.training,
+            self._chain,
+            slices.pipeline,
+            command.own,
+            build=self._build,
+            data=self._data,
+            peer_name=configuration.name,
+            seed=job.seed,
+            steps_per_round=slices.steps_per_round,
+            num_classes=len(job.data.classes),
+            augment=job.data.augment,
+            schedule=job.slices.schedule,
+            activations=job.slices.activations,
+            gradients=job.slices.gradients,
+            device=configuration.device,
+            init=self._init,
+        )
+        self._outbox.clear()
+        self._handed_bytes = self._sent_bytes = 0
+        self._plan, self._halt, self._num_missing = plan, None, command.pieces
+        if not command.pieces:
+            self._begin()
+
+    def give(self, command: c.GivePiece) -> None:
+        if self._num_missing == 0:
+            return
+        try:
+            header = read_untrusted(command.piece)
+            self._pieces.append((load_tensors(command.piece), dict(header.metadata)))
+        except RemoteError as error:
+            self._refuse(error)
+            return
+        self._num_missing -= 1
+        if self._num_missing == 0:
+            self._begin()
+
+    def _begin(self) -> None:
+        plan, training = self._plan, self._training
+        if plan is None or plan.slices is None or training is None:
+            return
+        if plan.slices.from_step > 0:
+            try:
+                training.restore(self._pieces, plan.slices.from_step)
+            except RemoteError as error:
+                self._refuse(error)
+                return
+        self._pieces = []
+        self._said_step = training.step
+        self._progress_at, self._progress_samples = time.monotonic(), training.num_samples
+        self._warm_at = training.step + WARM_UP
+        self._look_away(training)
+        part = plan.slices.pipeline.stage_of(self._own) or 0
+        self._say(c.Following(part, training.round, self._job.training.rounds))
+        if training.finished:
+            self._say_snapshot()
+
+    def _refuse(self, error: RemoteError) -> None:
+        self._training, self._pieces, self._num_missing = None, [], 0
+        self._say(c.SnapshotRefused(str(error)))
+
+    def stop_at(self, command: c.StopAt) -> None:
+        self._halt = command
+        training = self._training
+        if training is None or self._num_missing:
+            self._training, self._num_missing = None, 0
+            self._say(c.Halted(command.epoch, -1))
+            return
+        training.stop_at = command.step
+        if command.now or training.step >= command.step:
+            training.abandon_batch()
+            # Others may need the last parcels of a batch that is done here to end it, too.
+            self._outbox = deque(p for p in self._outbox if p.step < training.step and not command.now)
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        training, halt = self._training, self._halt
+        if training is None or halt is None:
+            return
+        for first, stop in halt.pieces if training.step == halt.step else ():
+            piece = write(*training.snapshot(first, stop, copy=False), self._spool)
+            self._say(c.PieceTaken(first, stop - first, training.round, training.step, training.num_samples, piece))
+        self._halt = dataclasses.replace(halt, step=training.step, pieces=())
+        self._say(c.Halted(halt.epoch, training.step))
+
+    # --- training ---
+
+    def deliver(self, command: c.Deliver) -> None:
+        """Always says ``Taken``: what is refused must not be sent again for ever."""
+        error = ""
+        training = self._training if self._plan is not None and command.epoch == self._plan.epoch else None
+        if training is not None and self._num_missing == 0 and not self._is_halted:
+            try:
+                read_untrusted(command.parcel)
+                tensors = load_tensors(command.parcel)
+                work = command.work
+                training.receive(Parcel(command.sender, work, command.step, command.unit, command.row, tensors))  # type: ignore[arg-type]
+            except RemoteError as refused:
+                error = str(refused)
+        self._say(c.Taken(command.epoch, command.sender, 1, error))
+
+    def parcels_sent(self, command: c.ParcelsSent) -> None:
+        if self._plan is not None and command.epoch == self._plan.epoch:
+            self._sent_bytes = max(self._sent_bytes, command.num_bytes)
+
+    def work(self) -> None:
+        """One unit, or a parcel of the last one, if there is room for it."""
+        training = self._training
+        if training is None or self._plan is None or not self.busy:
+            return
+        if not self._outbox:
+            self._outbox.extend(training.advance())
+        while self._outbox and self._has_room:
+            parcel = self._outbox.popleft()
+            data = save_tensors(parcel.tensors)
+            self._handed_bytes += len(data)
+            where = (parcel.work, parcel.step, parcel.unit, parcel.row)
+            self._say(c.SendParcel(self._plan.epoch, parcel.peer, *where, data))
+        if training.step != self._said_step:
+            self._batch_done(training)
+        if time.monotonic() - self._progress_at >= PROGRESS_INTERVAL_S:
+            self._say_progress(training)
+
+    def _batch_done(self, training: SliceTraining) -> None:
+        self._said_step = training.step
+        every = self._job.slices.snapshot_steps or self._steps_per_round
+        if training.step % every == 0 or training.step % self._steps_per_round == 0 or training.finished:
+            self._say_progress(training)
+            self._say_snapshot()
+        if training.step == self._warm_at:
+            self._look_away(training)
+        elif training.step - self._looked_at[0] >= self._look_after:
+            self._say_use(training)
+        if training.finished:
+            give_back()
+        if self._halt is not None and training.step >= self._halt.step:
+            self._hand_over()
+
+    def _say_progress(self, training: SliceTraining) -> None:
+        now, done = time.monotonic(), training.num_samples
+        rate = (done - self._progress_samples) / max(now - self._progress_at, 1e-6)
+        self._say(c.Progress(training.round, training.step, done, training.last_loss, rate))
+        self._progress_at, self._progress_samples = now, done
+
+    def _look_away(self, training: SliceTraining) -> None:
+        """What it used until now does not count."""
+        training.use()
+        self._looked_at = (training.step, time.monotonic())
+
+    def _say_use(self, training: SliceTraining) -> None:
+        use, now = training.use(), time.monotonic()
+        wall_s = max(now - self._looked_at[1], 1e-6)
+        self._looked_at = (training.step, now)
+        if self._times is None:
+            return
+        mine = slice(training.start, training.stop)
+        expected = use.num_forward * sum(self._times.forward(self._num_rows)[mine])
+        expected += use.num_backward * sum(self._times.backward(self._num_rows)[mine])
+        passing = use.num_forward * self._passing_s[0] + use.num_backward * self._passing_s[1]
+        overhead = PASS_S * (use.num_forward + use.num_backward)
+        busy = min(1.0, use.busy_s / wall_s)
+        slowdown = slowdown_of(use.forward_s + use.backward_s + overhead, expected + overhead, passing, busy)
+        self._look_after = SECOND_LOOK if differs(slowdown, self._slowdown) else FIRST_LOOK
+        self._slowdown = slowdown
+        self._say(c.StageUsed(training.step, busy, slowdown))
+
+    def look_again(self, command: c.LookAgain) -> None:
+        """Not while it trains: that says more."""
+        if self._times is None or (self._training is not None and not self._is_halted):
+            return
+        slowdown = slowdown_now(self._chain, self._times, device=self._configuration.device)
+        give_back()
+        self._say(c.Looked(slowdown))
+
+    def _say_snapshot(self) -> None:
+        training = self._training
+        if training is None:
+            return
+        snapshot = write(*training.snapshot(copy=False), self._spool)
+        self._say(
+            c.SnapshotTaken(
+                part=training.start,
+                round=training.round,
+                step=training.step,
+                samples=training.num_samples,
+                loss=training.last_loss,
+                round_finished=training.step % self._steps_per_round == 0,
+                training_finished=training.finished,
+                snapshot=snapshot,
+                span=training.stop - training.start,
+            )
+        )

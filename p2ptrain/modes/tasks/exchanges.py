@@ -1,0 +1,168 @@
+"""Gossip of this peer's part: who shares what with it, payloads made and merged by the trainer, masses never lost.
+
+Invariant: each exchange that the gossip machine begins is told how it ended, and masses that nobody got come back to
+the trainer.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping
+
+from p2ptrain.core import commands as c
+from p2ptrain.core.downloads import Downloads
+from p2ptrain.core.effects import Effects, Handler, Refused, ToTrainer
+from p2ptrain.core.group_view import GroupView
+from p2ptrain.core.plan import Plan
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.modes.tasks.payloads import Masses, Payloads
+from p2ptrain.protocol import gossip as g
+from p2ptrain.protocol.machine import Note
+from p2ptrain.wire import messages as m
+
+LATE_S = 5.0
+"""A partner that answers later than that is worth a word."""
+
+
+class Exchanges:
+    """Of one peer, in one job."""
+
+    def __init__(self, group: GroupView, downloads: Downloads, rng: random.Random) -> None:
+        self._group = group
+        self._downloads = downloads
+        self._gossip = g.Gossip(group.own_id, rng)
+        self._plan: Plan | None = None
+        self._shards: dict[PeerId, tuple[str, ...]] = {}
+        """Of the others that follow our plan, as far as we know."""
+        self._merges: dict[BlobId, g.FetchAndMerge] = {}
+        """Payloads on their way here."""
+        self._merging: dict[int, g.FetchAndMerge] = {}
+        """Exchanges whose payload the trainer merges."""
+        self._making: dict[int, PeerId] = {}
+        """Exchanges whose payload the trainer makes, and for whom."""
+        self._payloads = Payloads()
+        self.handlers: Mapping[type, Handler] = {
+            g.MakePayload: self._make_payload,
+            g.FetchAndMerge: self._fetch_and_merge,
+            g.ExchangeEnded: self._exchange_ended,
+        }
+
+    # --- who shares what ---
+
+    def members_changed(self, plan: Plan, name: str, now: float) -> Effects:
+        """Who follows the plan with this hash, as far as members say."""
+        self._plan, trainers = plan, plan.trainers()
+        same = {p for p in trainers if (r := self._group.record(p)) is not None and r.plan == name}
+        self._shards = {p: plan.parts[trainers[p]].shards for p in same}
+        return [*self._tell(plan, now), *self._gossip.peers_alive(frozenset(self._group.alive()), now)]
+
+    def _tell(self, plan: Plan, now: float) -> Effects:
+        part = plan.part_of(self._group.own_id)
+        return list(self._gossip.shards(self._shards, part.shards if part else (), plan.epoch, now))
+
+    def pushed(self, sender: PeerId, push: m.GossipPush, now: float) -> Effects:
+        """Its sender may follow our plan, or another of the same epoch, before we know that."""
+        plan, effects = self._plan, Effects()
+        if plan is not None and push.epoch == plan.epoch and sender not in self._shards:
+            part, shards = plan.part_of(sender), {mass.shard for mass in push.masses}
+            own = plan.part_of(self._group.own_id)
+            if part is None or own is None or not shards <= set(part.shards) & set(own.shards):
+                return [Note("gossip-other-plan", (("peer", sender),))]
+            self._shards[sender] = part.shards
+            effects += self._tell(plan, now)
+        return [*effects, *self._gossip.received(sender, push, now)]
+
+    def round_finished(self, now: float) -> Effects:
+        """There is something new to share."""
+        return list(self._gossip.round_finished(now))
+
+    # --- payloads ---
+
+    def _make_payload(self, effect: g.MakePayload, now: float) -> Effects:
+        self._making[effect.exchange] = effect.partner
+        return [ToTrainer(c.MakePayload(effect.exchange, effect.shards, effect.partner))]
+
+    def payload_made(self, event: c.PayloadMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+        """The trainer has halved its masses: publish the payload, or give the halves back."""
+        partner = self._making.pop(event.exchange, None)
+        if blob is None or not event.masses or partner is None:
+            return [*self._give_back([event.masses]), *self._gossip.failed(event.exchange, now)]
+        back = self._payloads.publish(event.exchange, blob, num_bytes, partner, event.masses)
+        masses = [m.ShardMass(shard, mass) for shard, mass in event.masses]
+        return [*self._give_back(back), *self._gossip.payload_ready(event.exchange, blob, num_bytes, masses, now)]
+
+    @staticmethod
+    def _give_back(masses: Iterable[Masses]) -> Effects:
+        return [ToTrainer(c.Reclaim(each)) for each in masses if each]
+
+    def may_serve(self, to: PeerId, blob: BlobId) -> bool:
+        """Not a payload whose masses were taken back."""
+        return self._payloads.may_serve(to, blob)
+
+    def served(self, to: PeerId, blob: BlobId, end: int) -> None:
+        """``to`` was sent the bytes of a blob up to ``end``."""
+        self._payloads.served(to, blob, end)
+
+    def _fetch_and_merge(self, effect: g.FetchAndMerge, now: float) -> Effects:
+        if effect.blob in self._merges:  # no two payloads are alike
+            return list(self._gossip.failed(effect.exchange, now))
+        self._merges[effect.blob] = effect
+        return self._downloads.fetch(effect.blob, effect.num_bytes, [effect.sender], now, ephemeral=True)
+
+    def merged(self, event: c.Merged, now: float) -> Effects:
+        """The trainer has merged a payload, or refused it."""
+        effect = self._merging.pop(event.exchange, None)
+        if event.error:
+            note = Note("payload-refused", (("peer", event.sender), ("detail", event.error[:200])))
+            return [Refused("payload"), note, *self._gossip.failed(event.exchange, now)]
+        name = self._group.name_of(PeerId(event.sender))
+        note = Note("gossip", (("peer", name), ("bytes", effect.num_bytes if effect else 0)))
+        return [note, *self._gossip.merged(event.exchange, now)]
+
+    def _exchange_ended(self, effect: g.ExchangeEnded, now: float) -> Effects:
+        done = effect.outcome == "done"
+        self._making.pop(effect.exchange, None)
+        effects = self._give_back(self._payloads.ended(effect.exchange, done, now + self._gossip.config.ceiling_s))
+        if done:
+            return effects
+        name = self._group.name_of(effect.partner)
+        figures = (("stage", effect.stage), ("outcome", effect.outcome), ("s", round(effect.waited_s, 2)))
+        return [*effects, Note("gossip-ended", (("peer", name), *figures))]
+
+    def trainer_begins_anew(self) -> None:
+        """From a snapshot: nobody knows whether it counts the masses that are out."""
+        self._payloads.forget()
+
+    def trainer_lost(self) -> None:
+        """Nothing comes of what it was making and merging."""
+        self._payloads.forget()
+        self._making.clear()
+        self._merging.clear()
+
+    # --- blobs and time ---
+
+    def blob_arrived(self, blob: BlobId) -> Effects:
+        effect = self._merges.pop(blob, None)
+        if effect is None:
+            return []
+        self._merging[effect.exchange] = effect
+        masses = tuple((mass.shard, mass.mass) for mass in effect.masses)
+        return [ToTrainer(c.Merge(effect.exchange, effect.sender, masses, b"", effect.reply), blob, "payload")]
+
+    def blob_lost(self, blob: BlobId, now: float) -> Effects:
+        effect = self._merges.pop(blob, None)
+        return list(self._gossip.failed(effect.exchange, now)) if effect else []
+
+    def tick(self, now: float) -> Effects:
+        return [*self._gossip.tick(now), *self._give_back(self._payloads.expire(now))]
+
+    def next_deadline(self) -> float:
+        return min(self._gossip.next_deadline(), self._payloads.next_deadline())
+
+    def waiting_for(self, now: float) -> str:
+        """In words: a partner's answer."""
+        for wait in self._gossip.waiting():
+            if now - wait.since > LATE_S:
+                left = max(0.0, wait.deadline - now)
+                return f"gossip with {self._group.name_of(wait.partner)} ({wait.stage}), given up in {left:.0f} s"
+        return ""

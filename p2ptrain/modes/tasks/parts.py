@@ -1,0 +1,190 @@
+"""The global model as a plan divides it: the one place that knows how each mode builds, names and assembles parts.
+
+Invariant: every peer that holds the same job and plan builds the same parts, with the same initial weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from p2ptrain.config import Job
+from p2ptrain.core.plan import Plan
+from p2ptrain.errors import JobError, LocalError
+from p2ptrain.learning.averaging import weighted_mean
+from p2ptrain.learning.candidates import FITTED, part_of
+from p2ptrain.learning.head_fit import plain_head
+from p2ptrain.learning.models import MODELS, TEXT_MODELS, build_model
+from p2ptrain.learning.submodels.decoupling import Decoupling
+from p2ptrain.learning.validation import UNKNOWN, Head
+
+State = Mapping[str, Tensor]
+
+
+def global_model(job: Job, *, allow_user_code: bool) -> nn.Module:
+    """The job's model with its initial weights. A user's own code is only imported where this device allows it."""
+    name = job.model.name
+    if ":" in name and not allow_user_code:
+        raise JobError(
+            f"the job's model is your group's own code ({name}), which would run on this device; look at it, put it on "
+            f"the Python path, and start with --allow-model {name}"
+        )
+    if name in MODELS and (name in TEXT_MODELS) != (job.data.kind == "text"):
+        fitting = sorted(TEXT_MODELS) if job.data.kind == "text" else [n for n in MODELS if n not in TEXT_MODELS]
+        raise JobError(f"model {name} can't read {job.data.kind} data; take one of {', '.join(fitting)}")
+    channels, height, width = job.data.input_shape
+    return build_model(
+        name,
+        input_shape=(channels, height, width),
+        num_classes=len(job.data.classes),
+        width=job.model.width,
+        seed=job.seed,
+    )
+
+
+class Parts:
+    """``init``: a checkpoint's tensors to start from, and ``scores`` its attribution of channels to classes."""
+
+    def __init__(
+        self,
+        job: Job,
+        plan: Plan,
+        *,
+        allow_user_code: bool = False,
+        init: State | None = None,
+        scores: State | None = None,
+    ) -> None:
+        self.plan = plan
+        self.model = global_model(job, allow_user_code=allow_user_code)
+        if init is not None:
+            self._load_init(init)
+        self._fresh = init is None
+        self._is_text = job.data.kind == "text"
+        self.decoupling: Decoupling | None = None
+        if plan.mode == "tasks":
+            self.decoupling = Decoupling(
+                self.model,
+                job.data.input_shape,
+                [part.classes for part in plan.parts],
+                shares=[part.share for part in plan.parts],
+                trunk=plan.trunk,
+                scores=scores,
+            )
+
+    def submodel(self, part: int) -> nn.Module:
+        """What the trainers of this part train."""
+        if self.decoupling is None:
+            return copy.deepcopy(self.model)
+        return self.decoupling.submodel(part, self.plan.targets, rescale=self._fresh)
+
+    @property
+    def head(self) -> str:
+        """Qualified name of the last layer, the one that calibration fits again. Raises ``JobError``."""
+        if self.decoupling is not None:
+            return self.decoupling.head
+        linear = [name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise JobError('the model has no Linear layer to calibrate; set tasks.calibrate = "never"')
+        return linear[-1]
+
+    def head_of(self, state: State) -> dict[str, Tensor]:
+        """The last layer's own tensors of a part's state."""
+        return {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] == self.head}
+
+    def head_columns(self, part: int) -> Tensor | None:
+        """Which columns of the global head a part's features are; ``None`` = all."""
+        return self.decoupling.view(part).axes[f"{self.head}.weight"][1] if self.decoupling is not None else None
+
+    def joined_head(self, heads: Mapping[int, State]) -> dict[str, Tensor]:
+        """``weight`` [C, F] and ``bias`` of the global head put together from parts' own (``heads``: by part)."""
+        whole = self.assemble(
+            {part: [(1.0, dict(self.submodel(part).state_dict()) | dict(own))] for part, own in heads.items()}
+        )
+        return {n: whole[f"{self.head}.{n}"] for n in ("weight", "bias") if f"{self.head}.{n}" in whole}
+
+    def head_alone(self, part: int, own: State) -> tuple[Head, tuple[int, ...]]:
+        """A part's own head over the features of all parts, and the classes that it was trained on.
+
+        Of other classes it never takes a sample for one.
+        """
+        classes = self.trained_classes(part)
+        if self.plan.targets == "all" and self.decoupling is not None:
+            columns = self.head_columns(part)
+            rows = own[f"{self.head}.weight"].float()
+            weight = torch.zeros(self.model.state_dict()[f"{self.head}.weight"].shape)
+            weight[:, columns if columns is not None else slice(None)] = rows
+            bias = own.get(f"{self.head}.bias", torch.zeros(rows.shape[0])).float().clone()
+        else:
+            joined = self.joined_head({part: own})
+            weight = joined["weight"].float()
+            bias = joined.get("bias", torch.zeros(weight.shape[0])).float().clone()
+        unknown = torch.ones(weight.shape[0], dtype=torch.bool)
+        unknown[list(classes)] = False
+        weight[unknown], bias[unknown] = 0.0, UNKNOWN
+        return Head(weight, bias), classes
+
+    def outputs(self, part: int) -> Sequence[int]:
+        """The class of each of a sub-model's outputs; without the last one of targets "rest"."""
+        all_classes = self.decoupling is None or self.plan.targets == "all"
+        return range(self.plan.num_classes) if all_classes else self.plan.parts[part].classes
+
+    def trained_classes(self, part: int, trainer: str = "") -> tuple[int, ...]:
+        """The classes that a part's trainers (or one of them) have samples of, where it learns all that they have; else
+        its own."""
+        spec = self.plan.parts[part]
+        trainers = (trainer,) if trainer else spec.trainers
+        counts = [peer.counts for peer in self.plan.peers if peer.peer in trainers and peer.counts]
+        if self.plan.targets != "all" or not counts or self._is_text:
+            return spec.classes
+        return tuple(c for c in range(self.plan.num_classes) if any(each[c] for each in counts))
+
+    def with_head(self, state: State, head: State) -> dict[str, Tensor]:
+        """The global state with a calibrated head (``weight``, ``bias``) in place of its own."""
+        return dict(state) | {f"{self.head}.{n}": t for n, t in head.items() if f"{self.head}.{n}" in state}
+
+    def with_candidate(self, state: State, name: str, fitted: State, means: Mapping[int, State]) -> dict[str, Tensor]:
+        """The global state with a candidate's head. ``fitted``: the fit's last state; ``means``: the parts' states."""
+        part = part_of(name)
+        if name == FITTED:
+            return self.with_head(state, plain_head(fitted))
+        if part is not None and part in means:
+            head, _ = self.head_alone(part, self.head_of(means[part]))
+            return self.with_head(state, {"weight": head.weight, "bias": head.bias})
+        return dict(state)
+
+    def shard_names(self, part: int, shard: str) -> frozenset[str]:
+        """The tensors of a part that belong to a shard: what two peers average when both hold that shard."""
+        if shard not in self.plan.parts[part].shards:
+            raise LocalError(f"part {part} holds no shard {shard!r}")
+        if self.decoupling is None:
+            return frozenset(self.model.state_dict())
+        trunk = self.decoupling.trunk_names
+        return trunk if shard == "trunk" else frozenset(self.model.state_dict()) - trunk
+
+    def assemble(self, copies: Mapping[int, list[tuple[float, State]]]) -> dict[str, Tensor]:
+        """The global state. ``copies``: for every part its copies with their masses, in peer-id order."""
+        parts = {part: weighted_mean(versions) for part, versions in copies.items()}
+        if self.decoupling is None:
+            (state,) = parts.values()
+            return state
+        trunk = None
+        if self.decoupling.trunk_names:
+            names = self.decoupling.trunk_names
+            trunk = weighted_mean(
+                [(m, {n: s[n] for n in names}) for _, versions in sorted(copies.items()) for m, s in versions]
+            )
+        return self.decoupling.assemble(
+            parts, targets=self.plan.targets, combine=self.plan.combine, trunk=trunk, base=None
+        )
+
+    def _load_init(self, init: State) -> None:
+        try:
+            self.model.load_state_dict(dict(init))
+        except RuntimeError as error:
+            raise JobError(
+                f"model.init does not fit the job's model ({str(error).splitlines()[-1].strip()}); "
+                "use a checkpoint of the same model, width and classes"
+            ) from None

@@ -1,0 +1,308 @@
+"""What this peer does about the plan: gets its part, has it trained, shares it and keeps it safe.
+
+    Idle --plan gives a part--> Seeking --own or fetched snapshot, or none anywhere--> Following
+    Following --a plan with another part--> Seeking          Following --a plan with the same part--> Following
+    any --the trainer dies--> Idle, until it is back
+
+Invariant: a peer only changes what it trains when the plan does, and starts from the freshest copy of the part that
+it can get hold of (its own, one that it keeps for others, or one that a member holds), trying one after another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from p2ptrain.core import commands as c
+from p2ptrain.core.effects import Effects, Handler, KeepPlan, KeepSnapshot, ToTrainer
+from p2ptrain.core.mode import Given, MessageHandler
+from p2ptrain.core.plan import Plan
+from p2ptrain.core.replicas import Replicas
+from p2ptrain.core.restarts import Restarts
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.modes.tasks.exchanges import Exchanges
+from p2ptrain.modes.tasks.head_fit import HeadFit
+from p2ptrain.modes.tasks.rules import TasksRules
+from p2ptrain.protocol.machine import NEVER, Note
+from p2ptrain.protocol.replication import Custody, CustodyConfig
+from p2ptrain.wire import messages as m
+
+MAX_REFUSED_SNAPSHOTS = 2
+"""After so many, those who offered one are not asked for others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """The trainer trains nothing."""
+
+
+@dataclass(slots=True)
+class Seeking:
+    """A copy of a part is looked for, fetched, or with the trainer, which has not said yet that it fits."""
+
+    part: int
+    partition: str
+    candidates: list[m.Holding]
+    """Left to try, the best last."""
+    trying: m.Holding | None = None
+    is_given: bool = False
+    """To the trainer: a copy, or, without any, the job's initial weights."""
+    num_refused: int = 0
+    mistrusted: set[PeerId] = field(default_factory=set)
+    """Whose copies of the part were of no use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """The trainer trains a part."""
+
+    part: int
+    partition: str
+
+
+class TasksRole:
+    """One peer's part, in one job."""
+
+    loading = "own data: being loaded"
+    hands_over = True
+
+    def __init__(self, given: Given) -> None:
+        group, job, resume = given.group, given.job, given.resume
+        self.plan: Plan | None = None
+        self.plan_hash = ""
+        self.part = m.NO_PART
+        self.rules: TasksRules = TasksRules(group.own_id, job)
+        custody = Custody(group.own_id, CustodyConfig(num_custodians=job.group.custodians), resume.kept)
+        self.replicas = Replicas(group, given.downloads, custody, resume.own, self._is_awaited)
+        self.ending: HeadFit = HeadFit(given, lambda: self.plan)
+        self._exchanges = Exchanges(group, given.downloads, given.rng)
+        self._group = group
+        self._job = job
+        self._downloads = given.downloads
+        self._restarts = Restarts(group)
+        self._state: Idle | Seeking | Following = Idle()
+        self._has_finished = False
+        """The trainer has had all its rounds."""
+        self.handlers: Mapping[type, Handler] = (
+            dict(self.replicas.handlers) | dict(self._exchanges.handlers) | dict(self.ending.handlers)
+        )
+        self.messages: Mapping[type[m.Message], MessageHandler] = {
+            m.GossipPush: self._exchanges.pushed,
+            m.CustodyOffer: lambda s, msg, now: list(custody.received(s, msg, now)),
+            m.CustodyAck: lambda s, msg, now: list(custody.received(s, msg, now)),
+            **self.ending.messages,
+        }
+
+    # --- what is known ---
+
+    @property
+    def data_epoch(self) -> int:
+        return self.plan.epoch if self.plan else 0
+
+    @property
+    def seeking(self) -> bool:
+        return isinstance(self._state, Seeking) and self._state.trying is not None
+
+    def holdings(self) -> tuple[m.Holding, ...]:
+        return (*self.ending.holdings(), *self.replicas.custody.holdings())
+
+    def is_complete(self) -> bool:
+        return True
+
+    def may_serve(self, to: PeerId, blob: BlobId) -> bool:
+        return self._exchanges.may_serve(to, blob)
+
+    def served(self, to: PeerId, blob: BlobId, end: int) -> None:
+        self._exchanges.served(to, blob, end)
+
+    def _is_awaited(self, blob: BlobId) -> bool:
+        state = self._state
+        is_tried = isinstance(state, Seeking) and state.trying is not None and state.trying.blob == blob
+        return is_tried or self.ending.wants(blob)
+
+    # --- the plan ---
+
+    def plan_adopted(self, plan: Plan, now: float) -> Effects:
+        """Do what the plan says. The data must be loaded; before that the plan waits."""
+        if self.plan is None or plan.epoch >= self.plan.epoch:
+            self.plan, self.plan_hash = plan, plan.hash
+        part = plan.part_of(self._group.own_id)
+        self.part = part.index if part else m.NO_PART
+        effects: Effects = [KeepPlan(plan), *self.replicas.epoch_changed(plan.epoch, now)]
+        effects += self._group.say(now, epoch=plan.epoch, plan=self.plan_hash, part=self.part)
+        effects += self.members_changed(now)
+        if part is None or not self._group.own.counts:
+            return effects
+        if self._has(part.index, plan.partition):
+            own = next((h for h in reversed(self.replicas.own) if h.part == part.index), None)
+            effects.append(ToTrainer(c.Retain(plan.to_json())))
+            if own is not None:  # the same snapshot, under the new epoch
+                effects += self.replicas.offer(dataclasses.replace(own, epoch=plan.epoch), now)
+            return effects
+        self._state = Seeking(part.index, plan.partition, self._copies_of(part.index))
+        return effects + self._seek(self._state, now)
+
+    def _has(self, part: int, partition: str) -> bool:
+        """Whether the trainer trains that part already, or was given it."""
+        state = self._state
+        if isinstance(state, Idle) or (isinstance(state, Seeking) and not state.is_given):
+            return False
+        return (state.part, state.partition) == (part, partition)
+
+    def members_changed(self, now: float) -> Effects:
+        """Who is alive, and what each of them holds according to the plan."""
+        effects = self.replicas.members_changed(now)
+        if self.plan is not None:
+            effects += self._exchanges.members_changed(self.plan, self.plan_hash, now)
+        return effects
+
+    def peer_admitted(self, peer: PeerId, now: float) -> Effects:
+        return []
+
+    # --- getting the part ---
+
+    def _copies_of(self, part: int) -> list[m.Holding]:
+        """Every copy of a part that is here or that a member has, the freshest last; our own wins a tie."""
+        rounds, own = self._job.training.rounds, {h.blob for h in self.replicas.own}
+        found = {h.blob: h for h in self.replicas.custody.kept() if h.part == part}
+        for record in self._group.records():
+            found |= {h.blob: h for h in record.holdings if h.part == part and h.round <= rounds}
+        found |= {h.blob: h for h in self.replicas.own if h.part == part}
+        is_local = self._downloads.is_local
+        return sorted(found.values(), key=lambda h: (h.round, h.step, h.blob in own, is_local(h.blob), h.blob))
+
+    def _seek(self, state: Seeking, now: float) -> Effects:
+        """Get the freshest copy that is left to try; without any, start from the job's initial weights."""
+        while state.candidates:
+            holding = state.trying = state.candidates.pop()
+            if self._downloads.is_local(holding.blob):
+                return self._give(state)
+            holders = self._group.holders(holding.blob)
+            if sources := [peer for peer in holders if peer not in state.mistrusted]:
+                note = Note("fetching-part", (("part", holding.part), ("round", holding.round), ("from", sources[0])))
+                return [note, *self._downloads.fetch(holding.blob, holding.num_bytes, sources, now)]
+        state.trying = None
+        return self._give(state)
+
+    def _give(self, state: Seeking) -> Effects:
+        """What is tried goes to the trainer."""
+        plan, holding = self.plan, state.trying
+        if plan is None:
+            return []
+        state.is_given, self._has_finished = True, False
+        self._exchanges.trainer_begins_anew()
+        own = holding is not None and holding.trainer == self._group.own_id
+        command = c.Follow(plan.to_json(), state.part, own=own)
+        return [ToTrainer(command, holding.blob, "snapshot") if holding else ToTrainer(command)]
+
+    def _refused(self, event: c.SnapshotRefused, now: float) -> Effects:
+        note, state = Note("snapshot-refused", (("detail", event.detail[:200]),)), self._state
+        if not isinstance(state, Seeking) or state.trying is None:
+            return [note]
+        state.num_refused += 1
+        if state.num_refused >= MAX_REFUSED_SNAPSHOTS:  # no more of what the same peers say that they have
+            state.mistrusted.update(self._group.holders(state.trying.blob))
+        return [note, *self._seek(state, now)]
+
+    # --- the trainer ---
+
+    def trainer_said(self, event: object, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+        if isinstance(event, c.Following):
+            if isinstance(self._state, Seeking):
+                self._state = Following(self._state.part, self._state.partition)
+            note = Note("training", (("part", event.part), ("round", event.round), ("rounds", event.rounds)))
+            return [note, *self._group.say(now, phase="training", round=event.round, part=event.part)]
+        if isinstance(event, c.Progress):
+            changes = {"round": event.round, "step": event.step, "samples": event.samples}
+            return self._group.say(now, loss=event.loss, samples_per_s=event.samples_per_s, **changes)
+        if isinstance(event, c.SnapshotTaken):
+            return self._snapshot_taken(event, blob, num_bytes, now)
+        if isinstance(event, c.PayloadMade):
+            return self._exchanges.payload_made(event, blob, num_bytes, now)
+        if isinstance(event, c.Merged):
+            return self._exchanges.merged(event, now)
+        if isinstance(event, c.SnapshotRefused):
+            unusable = [] if self.seeking else self.ending.trainer_refused(now)
+            return [*unusable, *self._refused(event, now)]
+        if isinstance(event, c.TrainerFailed):
+            unable = self.ending.trainer_unable(now)
+            self._state = Idle()
+            self._exchanges.trainer_lost()
+            return [*unable, *self._restarts.after(event, now)]
+        return self.ending.trainer_said(event, now)
+
+    def _snapshot_taken(self, event: c.SnapshotTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+        """Without a ``blob`` it could not be saved: training goes on, and ends, all the same."""
+        group, plan = self._group, self.plan
+        if plan is None:
+            return []
+        effects: Effects = []
+        if blob is not None:
+            holding = m.Holding(
+                part=event.part,
+                trainer=group.own_id,
+                epoch=plan.epoch,
+                round=event.round,
+                step=event.step,
+                samples=event.samples,
+                blob=blob,
+                num_bytes=num_bytes,
+            )
+            effects += self.replicas.keep_snapshot(holding)
+        self._has_finished = event.training_finished
+        if group.own.phase == "waiting":
+            effects += group.say(now, phase="training")
+        if event.training_finished and blob is None:
+            effects += self._trained(now)
+        effects += group.say(now, round=event.round, step=event.step, samples=event.samples, loss=event.loss)
+        if event.accuracy >= 0:
+            effects += group.say(now, accuracy=event.accuracy)
+        if event.round_finished:
+            self._restarts.round_finished()
+            note = Note("round", (("part", event.part), ("round", event.round), ("loss", round(event.loss, 4))))
+            effects += [note, *self._exchanges.round_finished(now)]
+        return effects
+
+    def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:
+        """Only now it is said that training is over: whoever hears that finds the last round's snapshot, too."""
+        effects = self.replicas.snapshot_kept(effect, saved, now)
+        return effects + (self._trained(now) if self._has_finished else [])
+
+    def _trained(self, now: float) -> Effects:
+        if self._group.own.phase != "training":
+            return []
+        return self._group.say(now, phase="trained", samples_per_s=0.0)
+
+    # --- blobs and time ---
+
+    def blob_arrived(self, blob: BlobId, now: float) -> Effects:
+        effects = [*self._exchanges.blob_arrived(blob), *self.replicas.blob_arrived(blob, now)]
+        if isinstance(self._state, Seeking) and self._state.trying is not None and self._state.trying.blob == blob:
+            effects += self._give(self._state)
+        return effects + self.ending.blob_arrived(blob, now)
+
+    def blob_lost(self, blob: BlobId, now: float) -> Effects:
+        effects = [*self._exchanges.blob_lost(blob, now), *self.replicas.blob_lost(blob, now)]
+        if isinstance(self._state, Seeking) and self._state.trying is not None and self._state.trying.blob == blob:
+            effects += self._seek(self._state, now)
+        return effects + self.ending.blob_lost(blob, now)
+
+    def tick(self, now: float) -> Effects:
+        return [*self.replicas.tick(now), *self._exchanges.tick(now)]
+
+    def next_deadline(self) -> float:
+        return min(self.replicas.next_deadline(), self._exchanges.next_deadline(), NEVER)
+
+    def waiting_for(self, now: float) -> str:
+        """In words: a copy of the part, or a partner's answer."""
+        state = self._state
+        if isinstance(state, Seeking) and state.trying is not None and not self._downloads.is_local(state.trying.blob):
+            progress = self._downloads.progress_of(state.trying.blob)
+            if progress is not None:
+                done = 100 * progress.received_bytes // max(1, progress.num_bytes)
+                source = self._group.name_of(PeerId(progress.waiting_for))
+                return f"part {self.part} from {source}: {done} % here"
+        if self.plan is not None and self.part == m.NO_PART:
+            return "a part: the plan has none for this peer (more peers than parts, or no samples that fit)"
+        return self._exchanges.waiting_for(now)

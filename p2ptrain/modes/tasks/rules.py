@@ -1,0 +1,45 @@
+"""How plans of class sub-models are read, checked and made for one job: what ``Agreement`` asks of planning."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from p2ptrain.config import Job
+from p2ptrain.core.plan import Plan, plan_from_json, snapshot
+from p2ptrain.ids import PeerId
+from p2ptrain.modes.tasks.assignment import first_plan, next_plan, recomputes
+from p2ptrain.protocol.consensus.agreement import Answer, Question
+from p2ptrain.wire.messages import Record
+
+
+@dataclass(frozen=True, slots=True)
+class TasksRules:
+    """Everything that a plan hangs on is in the records: any peer can compute it again."""
+
+    own_id: PeerId
+    job: Job
+
+    def parse(self, data: bytes) -> Plan:
+        return plan_from_json(data)
+
+    def verify(self, plan: Plan, parent: Plan | None) -> bool:
+        return recomputes(self.job, plan, parent)
+
+    def is_beginning(self, current: Plan | None, members: Sequence[Record]) -> bool:
+        return False
+
+    def question(self, current: Plan | None, members: Sequence[Record]) -> Question[Plan]:
+        job, proposer, peers = self.job, self.own_id, [snapshot(record) for record in members]
+
+        def work() -> Answer[Plan]:
+            plan = first_plan(job, peers, proposer) if current is None else next_plan(job, current, peers, proposer)
+            return Answer(plan)
+
+        return Question(work)
+
+    def timed(self, plan: Plan) -> Plan | None:
+        return plan
+
+    def participants(self, plan: Plan) -> Collection[PeerId]:
+        return plan.trainers()

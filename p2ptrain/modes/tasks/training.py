@@ -1,0 +1,198 @@
+"""One peer's training of one part: rounds over its own samples, push-sum masses, payloads, merges and snapshots.
+
+Invariant: a snapshot holds everything that training goes on from (parameters, buffers, optimizer, masses, round), and
+is taken at the end of a round; batches follow from (job seed, peer name, round) alone, so a peer that resumes from a
+snapshot sees the batches that it would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from torch import Tensor
+
+from p2ptrain.config import Job
+from p2ptrain.errors import DataError, RemoteError
+from p2ptrain.learning.averaging import check_state, merge
+from p2ptrain.learning.compression import Compressor, decompress
+from p2ptrain.learning.data import Dataset
+from p2ptrain.learning.evaluation import evaluate, own_class_accuracy
+from p2ptrain.learning.training import LocalTrainer
+from p2ptrain.modes.tasks.parts import Parts
+
+Masses = dict[str, float]
+
+VAL_BATCH = 256
+
+
+class PartTraining:
+    """Call ``step`` until ``finished``; everything else may happen between two steps."""
+
+    def __init__(
+        self,
+        job: Job,
+        parts: Parts,
+        part: int,
+        data: Dataset,
+        peer_name: str,
+        device: str = "cpu",
+        val: Dataset | None = None,
+    ) -> None:
+        self.part = part
+        self.round = 0
+        self.step_in_round = 0
+        self.last_loss = 0.0
+        self._val = val
+        self._job = job
+        self._parts = parts
+        self._spec = parts.plan.parts[part]
+        targets = parts.plan.targets if parts.decoupling is not None else "all"
+        own = self._spec.classes
+        self._data = data.subset(np.flatnonzero(np.isin(data.y, own))) if targets == "own" else data
+        if not len(self._data):
+            raise DataError("no sample of this device is of a class of its part; let it have data of those classes")
+        config = job.training
+        present = np.unique(self._data.y).tolist()
+        self._val_classes = sorted(set(present) & set(own)) if targets == "rest" else present
+        self._val_outputs = () if targets == "all" else own
+        passes = config.epochs_per_round
+        if parts.decoupling is not None and targets == "all":  # work falls with the square of the share of the width
+            passes *= max(1.0, min(job.tasks.passes, 1.0 / self._spec.share**2))
+        self._steps_per_round = math.ceil(self._data.num_batches(config.batch_size) * passes)
+        submodel = parts.submodel(part)
+        self.trainer = LocalTrainer(
+            submodel,
+            config,
+            num_classes=len(job.data.classes),
+            total_steps=config.rounds * self._steps_per_round,
+            targets=targets,
+            own_classes=own,
+            present=None if job.data.kind == "text" else present,
+            seed=job.seed,
+            device=device,
+        )
+        self._targets = targets
+        self._seed = int.from_bytes(hashlib.blake2b(peer_name.encode(), digest_size=8).digest(), "big")
+        self.masses: Masses = dict.fromkeys(self._spec.shards, 0.0)
+        self._batches: Iterator[tuple[Tensor, Tensor]] = iter(())
+        self._compressor = Compressor(job.group.compression, job.group.topk_fraction, submodel.state_dict())
+        self._answers: dict[str, dict[str, Tensor]] = {}
+        """By partner: the coordinates that its last payload brought, for top-k to answer with the same."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that this peer can train the part on."""
+        return len(self._data)
+
+    @property
+    def finished(self) -> bool:
+        return self.round >= self._job.training.rounds or self._steps_per_round == 0
+
+    def step(self) -> bool:
+        """Train on one batch; true when that ends a round."""
+        if self.step_in_round == 0:
+            self._batches = self._round_batches()
+        x, y = next(self._batches)
+        before = self.trainer.num_samples
+        loss = self.trainer.step(x, y)
+        if loss is not None:
+            self.last_loss = loss
+        for shard in self.masses:
+            self.masses[shard] += self.trainer.num_samples - before
+        self.step_in_round += 1
+        if self.step_in_round < self._steps_per_round:
+            return False
+        self.step_in_round = 0
+        self.round += 1
+        return True
+
+    def accuracy(self) -> float:
+        """On the own validation samples, asked among the classes that are trained here; -1 = there are none."""
+        val = self._val
+        if val is None or not len(val):
+            return -1.0
+        batches = (val.tensors(slice(start, start + VAL_BATCH)) for start in range(0, len(val), VAL_BATCH))
+        if self._job.data.kind == "text":
+            found = evaluate(self.trainer.model, batches, len(self._job.data.classes), device=self.trainer.device)
+            return found.accuracy
+        share = own_class_accuracy(
+            self.trainer.model, batches, self._val_classes, outputs=self._val_outputs, device=self.trainer.device
+        )
+        return share if math.isfinite(share) else -1.0
+
+    def _round_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        rng = np.random.default_rng([self._job.seed, self._seed, self.round])
+        own_fraction = self._job.tasks.own_fraction if self._targets != "own" else 0.0
+        while True:  # a round may be several passes
+            yield from self._data.batches(
+                rng,
+                self._job.training.batch_size,
+                own_classes=self._spec.classes,
+                own_fraction=own_fraction,
+                augment=self._job.data.augment,
+            )
+
+    # --- snapshots ---
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        tensors, metadata = self.trainer.snapshot()
+        own = {"part": str(self.part), "round": str(self.round), "masses": json.dumps(self.masses)}
+        return tensors, metadata | own | {"partition": self._parts.plan.partition}
+
+    def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, own: bool) -> None:
+        """Go on from a snapshot; from another peer's with its parameters, and no mass of our own yet."""
+        if metadata.get("part") != str(self.part) or not metadata.get("round", "").isdigit():
+            raise RemoteError("snapshot", f"of part {metadata.get('part')!r:.20}, expected {self.part}")
+        if metadata.get("partition") != self._parts.plan.partition:
+            raise RemoteError("snapshot", "of a plan that divides the model otherwise")
+        self.trainer.restore(tensors, metadata)
+        self.round = min(int(metadata["round"]), self._job.training.rounds)
+        self.step_in_round = 0
+        if own:
+            stored = json.loads(metadata.get("masses", "{}"))
+            self.masses = {shard: float(stored.get(shard, 0.0)) for shard in self.masses}
+
+    # --- gossip (push-sum; Kempe, Dobra, Gehrke 2003) ---
+
+    def make_payload(self, shards: tuple[str, ...], partner: str) -> tuple[Masses, dict[str, Tensor]]:
+        """Half of the mass of these shards, and their tensors, compressed. The other half of the mass stays."""
+        halves = {shard: self.masses[shard] / 2 for shard in shards if self.masses.get(shard, 0.0) > 0}
+        for shard, half in halves.items():
+            self.masses[shard] = half
+        answering = self._answers.pop(partner, None)
+        return halves, self._compressor.compress(self._tensors(tuple(halves)), answering=answering)
+
+    def merge(self, masses: Mapping[str, float], payload: Mapping[str, Tensor], partner: str, *, reply: bool) -> None:
+        """Take in another peer's half. A payload that does not fit raises ``RemoteError`` and changes nothing."""
+        unknown = set(masses) - set(self.masses)
+        if unknown:
+            raise RemoteError("gossip", f"shards {sorted(unknown)[:3]} are not ours")
+        current = self._tensors(tuple(masses))
+        incoming, indices = decompress(payload, current)
+        check_state(incoming, current, indices)
+        if reply and indices:
+            self._answers[partner] = indices
+        for shard, mass in masses.items():
+            names = self._parts.shard_names(self.part, shard)
+            merge(
+                {n: current[n] for n in names},
+                {n: incoming[n] for n in names},
+                self.masses[shard],
+                mass,
+                indices={n: indices[n] for n in names if n in indices},
+            )
+            self.masses[shard] += mass
+
+    def reclaim(self, masses: Mapping[str, float]) -> None:
+        """The halves that a payload would have taken along, had anybody fetched it."""
+        for shard in self.masses.keys() & masses.keys():
+            self.masses[shard] += masses[shard]
+
+    def _tensors(self, shards: tuple[str, ...]) -> dict[str, Tensor]:
+        state = self.trainer.model.state_dict()
+        names = frozenset[str]().union(*(self._parts.shard_names(self.part, shard) for shard in shards))
+        return {name: state[name] for name in sorted(names)}

@@ -1,0 +1,61 @@
+"""What the group found when it looked at its model, in sentences: how good it is, and where a part alone is better.
+
+Invariant: every number comes from the verdict, and nothing that is worse goes unsaid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from p2ptrain.core.plan import Plan
+from p2ptrain.ids import PeerId
+from p2ptrain.learning.candidates import FITTED, JOINED, part_of
+from p2ptrain.modes.tasks.verdict import Verdict
+from p2ptrain.words import listed, percent
+
+MANY_CLASSES = 100
+"""With more (of text each byte is one) it is nothing to warn of that some are never recognised."""
+
+
+def verdict_lines(verdict: Verdict, plan: Plan, classes: Sequence[str], name: Callable[[PeerId], str]) -> list[str]:
+    """``name``: what people call a peer."""
+    if not verdict.samples:
+        return []
+    share = percent(verdict.accuracy())
+    lines = [f"on {verdict.samples:,} validation samples of all devices: {share} right{_head(verdict, plan, name)}"]
+    weak = [classes[c] for c, right in enumerate(verdict.per_class()) if right == 0]
+    if weak and len(classes) <= MANY_CLASSES:
+        lines.append(f"NONE of the validation samples of {listed(weak)} is recognised: bring more samples of them")
+    best = verdict.best_member
+    if best is not None and len(verdict.within) > 1 and part_of(verdict.chosen) is None:
+        peer, own, group = best
+        lines.append(
+            f"best by itself, what {name(peer)} trained: {percent(own)} among its classes; the group's model there: "
+            f"{percent(group)}"
+        )
+    for worse in verdict.worse():
+        named = f", clearly so on {listed([classes[c] for c in worse.classes])}" if worse.classes else ""
+        lines.append(
+            f"THE GROUP MADE IT WORSE: among its classes what {name(worse.peer)} trained gets "
+            f"{percent(worse.own_accuracy)} right by itself, the group's model {percent(worse.group_accuracy)}{named}. "
+            + _advice(plan)
+        )
+    return lines
+
+
+def _head(verdict: Verdict, plan: Plan, name: Callable[[PeerId], str]) -> str:
+    """Which of the candidates was taken, where that is not the one that was meant to be."""
+    part = part_of(verdict.chosen)
+    if part is not None:
+        other = percent(verdict.accuracy(FITTED if FITTED in verdict.correct else JOINED))
+        who = ", ".join(map(name, plan.parts[part].trainers)) if part < len(plan.parts) else ""
+        return f", by the part of {who or part} alone: all parts together get less ({other})"
+    if verdict.chosen == JOINED and FITTED in verdict.correct:
+        return f", by the parts' own last layers: the fitted one gets less ({percent(verdict.accuracy(FITTED))})"
+    return ""
+
+
+def _advice(plan: Plan) -> str:
+    if plan.mode == "tasks":
+        return "Train longer (job new --rounds), or whole models (job new --mode replicas)"
+    return "Train longer (job new --rounds), or bring more samples of these classes"

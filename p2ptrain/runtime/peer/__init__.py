@@ -1,0 +1,1 @@
+"""A peer's and an observer's machines, wired together, without I/O."""

@@ -1,0 +1,147 @@
+"""What peers and observers have in common: sessions, blobs, and the loop that turns effects into more effects.
+
+Invariant: a core does no I/O and reads no clock. Effects that another machine of this core understands are handled
+here, in order, until only such are left that the node must carry out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from p2ptrain.core.effects import AbandonBlob, BlobArrived, BlobLost, Effects, Handler, VerifyBlob
+from p2ptrain.errors import RemoteError
+from p2ptrain.ids import BlobId, PeerId, peer_id
+from p2ptrain.protocol.blobs.fetching import TransferConfig
+from p2ptrain.protocol.blobs.serving import ReadChunk
+from p2ptrain.protocol.blobs.transfer import FetchCompleted, FetchFailed, Transfers
+from p2ptrain.protocol.machine import NEVER, Send
+from p2ptrain.protocol.session.sessions import Sessions
+from p2ptrain.protocol.session.visitors import MAX_VISITORS
+from p2ptrain.wire.messages import EPOCH_BOUND, JOB_BOUND, Chunk, Fetch, FetchRefused, Lane
+
+
+class Core:
+    """Subclasses fill ``_handlers`` (effect type -> what to do) and ``_on_message`` (message type -> what to do)."""
+
+    def __init__(
+        self,
+        own_key: bytes,
+        proof_key: bytes,
+        addresses: Iterable[str],
+        bulk_port: int,
+        rng: random.Random,
+        software: str,
+        transfers: TransferConfig | None = None,
+        *,
+        is_member: Callable[[PeerId], bool] = lambda peer: True,
+        max_visitors: int = MAX_VISITORS,
+    ) -> None:
+        self.own_id: PeerId = peer_id(own_key)
+        self.sessions = Sessions(
+            own_key, proof_key, addresses, bulk_port, rng, software, is_member=is_member, max_visitors=max_visitors
+        )
+        self.transfers = Transfers(transfers)
+        self.refused: Counter[str] = Counter()
+        """Messages of admitted peers that were not acted upon, by reason; see also ``sessions.refused``."""
+        self._handlers: dict[type, Handler] = {
+            Send: self._send,
+            FetchCompleted: lambda effect, now: [VerifyBlob(effect.blob)],
+            FetchFailed: lambda effect, now: [AbandonBlob(effect.blob), BlobLost(effect.blob, effect.reason)],
+        }
+        self._on_message: dict[type, Callable[[PeerId, Any, float], Effects]] = {
+            Fetch: self._transfer_message,
+            Chunk: self._transfer_message,
+            FetchRefused: self._transfer_message,
+        }
+
+    @property
+    def job_id(self) -> str:
+        """The job that this core's messages are about ("" = none yet)."""
+        return ""
+
+    @property
+    def epoch(self) -> int:
+        return 0
+
+    # --- what the node calls ---
+
+    def propose(self, address: str, now: float, *, keep: bool = False) -> Effects:
+        """Discovery, the user or the store names an address."""
+        return self.run(self.sessions.propose(address, now, keep=keep), now)
+
+    def frames_received(self, lane: Lane, sender_key: bytes, frames: Sequence[bytes], now: float) -> Effects:
+        received, effects = self.sessions.frames_received(lane, sender_key, frames, now)
+        out = self.run(effects, now)
+        if received is None:
+            return out
+        sender, message, envelope = received.event.sender, received.event.message, received.envelope
+        handler = self._on_message.get(type(message))
+        if handler is None:
+            if self.job_id or not isinstance(message, JOB_BOUND):  # without a job nothing can be done about those yet
+                self.refused["unexpected"] += 1
+        elif self.job_id and envelope.job and envelope.job != self.job_id and isinstance(message, JOB_BOUND):
+            self.refused["other-job"] += 1
+        elif isinstance(message, EPOCH_BOUND) and envelope.epoch < self.epoch:
+            self.refused["old-epoch"] += 1
+        else:
+            try:
+                out += self.run(handler(sender, message, now), now)
+            except RemoteError as error:
+                out += self.run(self._blame(sender_key, error, now), now)
+        return out
+
+    def chunk_read(self, effect: ReadChunk, data: bytes | None, now: float) -> Effects:
+        """The node's answer to ``ReadChunk``; ``None`` = the store has no such blob."""
+        if data is None:
+            return self.run(self.transfers.unknown(effect.to, effect.blob), now)
+        return self.run(self.transfers.chunk_read(effect.to, effect.blob, effect.offset, data), now)
+
+    def chunk_unread(self, effect: ReadChunk, now: float) -> Effects:
+        """The node's answer to ``ReadChunk`` when it can't read now: nothing is said, and ``to`` asks again."""
+        return self.run(self.transfers.unread(effect.to, effect.blob, effect.offset), now)
+
+    def blob_checked(self, blob: BlobId, sound: bool, now: float) -> Effects:
+        """The node's answer to ``VerifyBlob``. The fetch may have been given up meanwhile."""
+        if not any(each.blob == blob and each.state == "verifying" for each in self.transfers.progress()):
+            return []
+        if not sound:
+            return self.run(self.transfers.corrupt(blob, now), now)
+        return self.run([*self.transfers.verified(blob, now), BlobArrived(blob)], now)
+
+    def blob_refused(self, blob: BlobId, reason: str, now: float) -> Effects:
+        """The store can't take an incoming blob."""
+        return self.run([*self.transfers.cancel(blob, now), AbandonBlob(blob), BlobLost(blob, reason)], now)
+
+    def tick(self, now: float) -> Effects:
+        return self.run([*self.sessions.tick(now), *self.transfers.tick(now)], now)
+
+    def next_deadline(self) -> float:
+        return min(self.sessions.next_deadline(), self.transfers.next_deadline(), NEVER)
+
+    # --- for subclasses ---
+
+    def run(self, effects: Iterable[Any], now: float) -> Effects:
+        """Handle what this core can handle itself; the rest, in order, is for the node."""
+        queue = deque(effects)
+        out: Effects = []
+        while queue:
+            effect = queue.popleft()
+            handler = self._handlers.get(type(effect))
+            if handler is None:
+                out.append(effect)
+            else:
+                queue.extendleft(reversed(handler(effect, now)))
+        return out
+
+    def _send(self, effect: Send, now: float) -> Effects:
+        return list(self.sessions.send(effect.to, effect.message, self.job_id, self.epoch, now))
+
+    def _transfer_message(self, sender: PeerId, message: Fetch | Chunk | FetchRefused, now: float) -> Effects:
+        return list(self.transfers.received(sender, message, now))
+
+    def _blame(self, sender_key: bytes, error: RemoteError, now: float) -> Effects:
+        """Count what a peer should not have said; too much of it and the session layer drops the peer."""
+        return list(self.sessions.offended(sender_key, error, now))

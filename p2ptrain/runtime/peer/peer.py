@@ -1,0 +1,429 @@
+"""One peer's protocol side: every state machine of the group, wired together. No I/O, no clock, no torch.
+
+Invariant: this class decides nothing that a machine decides; it passes on what one machine's effect means to the
+others. Who is alive (membership), what each says of itself (records), who trains what (agreement), what this peer does
+about it (its mode's role), how the group ends (completion).
+
+A member is an admitted peer that has a record; observers (status, harvest) never publish one.
+"""
+
+from __future__ import annotations
+
+import random
+
+from p2ptrain.config import Job, job_from_json
+from p2ptrain.core import commands as c
+from p2ptrain.core.downloads import Downloads
+from p2ptrain.core.effects import (
+    BlobArrived,
+    BlobLost,
+    Effects,
+    EndingOver,
+    Handler,
+    JobReceived,
+    KeepSnapshot,
+    Reconsider,
+    Refused,
+    StartTrainer,
+    Unusable,
+)
+from p2ptrain.core.group_view import GroupView
+from p2ptrain.core.mode import Given, MessageHandler, Role
+from p2ptrain.core.peer_config import PeerConfig, Resume
+from p2ptrain.core.plan import Plan
+from p2ptrain.errors import JobError, RemoteError
+from p2ptrain.ids import BlobId, JobId, PeerId
+from p2ptrain.modes.registry import mode_of
+from p2ptrain.protocol.blobs.serving import ReadChunk
+from p2ptrain.protocol.consensus.agreement import Agreement, AgreementConfig, Answer, PlanAdopted, VoteFor
+from p2ptrain.protocol.group.membership import (
+    LAN,
+    Membership,
+    PeerFailed,
+    PeerJoined,
+    PeerLeft,
+    PeerRefuted,
+    PeerSuspected,
+)
+from p2ptrain.protocol.group.records import RecordBook, RecordChanged
+from p2ptrain.protocol.machine import NEVER, Machine, Note, Send
+from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
+from p2ptrain.runtime.peer.completion import Completion
+from p2ptrain.runtime.peer.core import Core
+from p2ptrain.wire import messages as m
+
+STATUS_INTERVAL_S = 1.0
+LOOK_S = 0.05
+"""News of others comes in bunches: this long after the first of them, see what they mean for plan, custody and end."""
+MAX_WARNED = 1024
+
+
+class Peer(Core):
+    """Feed it what happens; carry out what it returns."""
+
+    def __init__(self, config: PeerConfig, rng: random.Random, now: float, wall_ms: int) -> None:
+        super().__init__(
+            config.own_key,
+            config.proof_key,
+            config.addresses,
+            config.bulk_port,
+            rng,
+            software=config.software,
+            is_member=lambda peer: self.records.get(peer) is not None,
+        )
+        self.config = config
+        self.job: Job | None = None
+        self.membership = Membership(self.own_id, rng, now, LAN, incarnation=wall_ms // 1000)
+        record = m.Record(
+            peer=self.own_id,
+            version=wall_ms,
+            key=config.own_key,
+            name=config.name,
+            addresses=config.addresses,
+            job=JobId(""),
+            counts=(),
+            wishes=(),
+            flops_per_s=config.flops_per_s,
+            memory_bytes=config.memory_bytes,
+            epoch=0,
+            plan="",
+            part=m.NO_PART,
+            phase="waiting",
+            round=0,
+            step=0,
+            samples=0,
+            loss=0.0,
+            samples_per_s=0.0,
+            bytes_sent=0,
+            waiting_for="a group: nobody found yet",
+            holdings=(),
+            link_bytes_per_s=config.link_bytes_per_s,
+        )
+        self.records = RecordBook(record, rng, now, version_base=wall_ms)
+        self.group = GroupView(self.own_id, self.membership, self.records)
+        self.agreement: Agreement[Plan] | None = None
+        self.role: Role | None = None
+        self.completion: Completion | None = None
+        self._machines: list[Machine] = [self.membership, self.records]
+        """In the order in which they hear of the time; those of a job come with it."""
+        self._rng = rng
+        self._next_status = now
+        self._look_at = NEVER
+        self._warned: set[str] = set()
+        self._left = False
+        self._init_ready = False
+        self._downloads: Downloads | None = None
+        self._handlers |= self._own_handlers()
+        self._on_message |= self._own_messages()
+
+    def _own_handlers(self) -> dict[type, Handler]:
+        return {
+            PeerAdmitted: self._admitted,
+            PeerDropped: self._dropped,
+            PeerJoined: self._joined,
+            PeerSuspected: lambda e, now: [Note("suspected", (("peer", e.peer), ("name", self.group.name_of(e.peer))))],
+            PeerRefuted: lambda e, now: [Note("refuted", (("peer", e.peer), ("name", self.group.name_of(e.peer))))],
+            PeerFailed: lambda e, now: self._gone(e.peer, "failed", now),
+            PeerLeft: lambda e, now: self._gone(e.peer, "left", now),
+            RecordChanged: self._record_changed,
+            PlanAdopted: self._plan_adopted,
+            VoteFor: lambda e, now: self.group.say(now, vote=e.hash),
+            Reconsider: lambda e, now: list(self.agreement.reconsider(now)) if self.agreement else [],
+            EndingOver: lambda e, now: self.completion.done(now) if self.completion else [],
+            Refused: self._count,
+            BlobArrived: self._blob_arrived,
+            BlobLost: self._blob_lost,
+        }
+
+    def _own_messages(self) -> dict[type, MessageHandler]:
+        """What is understood from the start; a role's own messages come with it."""
+        return {
+            m.Ping: lambda s, msg, now: list(self.membership.received(s, msg, now)),
+            m.PingRequest: lambda s, msg, now: list(self.membership.received(s, msg, now)),
+            m.Ack: lambda s, msg, now: list(self.membership.received(s, msg, now)),
+            m.RecordDigest: lambda s, msg, now: list(self.records.received(s, msg, now)),
+            m.Records: lambda s, msg, now: list(self.records.received(s, msg, now)),
+            m.StatusRequest: self._status_asked,
+            m.JobRequest: self._job_asked,
+            m.JobReply: self._job_came,
+            m.PlanRequest: lambda s, msg, now: list(self.agreement.received(s, msg, now)) if self.agreement else [],
+            m.PlanReply: lambda s, msg, now: list(self.agreement.received(s, msg, now)) if self.agreement else [],
+        }
+
+    # --- who we are ---
+
+    @property
+    def job_id(self) -> str:
+        return self.group.job
+
+    @property
+    def epoch(self) -> int:
+        return self.role.data_epoch if self.role else 0
+
+    # --- what the node calls ---
+
+    def job_opened(self, job: Job, resume: Resume, now: float) -> Effects:
+        """The job is known and its store is open. Training may begin once the data are counted."""
+        self.job, self.group.job = job, job.id
+        mode = mode_of(job)
+        downloads = Downloads(self.transfers, resume.has_blob)
+        role = self.role = mode.role(Given(job, self.group, downloads, resume, self._rng))
+        timing = AgreementConfig(min_peers=job.group.min_peers, settle_s=job.group.settle_s, majority=mode.majority)
+        agreement = Agreement(self.own_id, job.id, role.rules, now, timing, restored=resume.plan)
+        self.agreement, self._downloads = agreement, downloads
+        self.completion = Completion(self.group, role, job.training.rounds, lambda: agreement.is_settled)
+        self.group.holdings = role.holdings
+        self._machines += [agreement, role, self.completion]
+        self._handlers |= role.handlers
+        self._on_message |= role.messages
+        note = Note("job", (("job", job.id), ("name", job.name), ("mode", job.mode)))
+        effects: Effects = [note, *self.group.say(now, job=job.id), *self.group.say_holdings(now)]
+        self._look_at = min(self._look_at, now + LOOK_S)
+        return self.run([*effects, *self._seek_init(now)], now)
+
+    def trainer_said(self, event: object, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+        """An event of the trainer; tensors that came with it are in the store under ``blob``."""
+        if self.role is None or self.completion is None:
+            return []
+        if isinstance(event, c.Ready):
+            return self.run(self._ready(event, now), now)
+        effects = self.run(self.role.trainer_said(event, blob, num_bytes, now), now)
+        return effects + self.run(self.completion.look(now), now)
+
+    def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:
+        """The node's answer to ``KeepSnapshot``: it is safe on disk, or could not be saved."""
+        if self.role is None or self.completion is None:
+            return []
+        return self.run([*self.role.snapshot_kept(effect, saved, now), *self.completion.look(now)], now)
+
+    def custody_kept(self, holding: m.Holding, saved: bool, now: float) -> Effects:
+        """The node's answer to ``KeepCustody``."""
+        if self.role is None:
+            return []
+        if holding.part == m.HEAD_PART:
+            return self.run(self.role.ending.others_kept(holding, saved, now) if self.role.ending else [], now)
+        return self.run(self.role.replicas.custody_kept(holding, saved, now), now)
+
+    def result_kept(self, holding: m.Holding, data: bytes | None, now: float) -> Effects:
+        """The node's answer to ``KeepResult`` and ``ReadResult``: it is in the store. None: the disk refused it."""
+        if self.role is None or self.role.ending is None:
+            return []
+        return self.run(self.role.ending.kept(holding, data, now), now)
+
+    def chunk_read(self, effect: ReadChunk, data: bytes | None, now: float) -> Effects:
+        if data is not None and self.role is not None:
+            if self.role.may_serve(effect.to, effect.blob):
+                self.role.served(effect.to, effect.blob, effect.offset + len(data))
+            else:
+                data = None
+        return super().chunk_read(effect, data, now)
+
+    def plan_worked_out(self, answer: Answer[Plan], now: float) -> Effects:
+        """The node's answer to ``Question``."""
+        return self.run(self.agreement.answered(answer, now) if self.agreement else [], now)
+
+    def traffic(self, bytes_sent: int, now: float) -> Effects:
+        return self.run(self.group.say(now, bytes_sent=bytes_sent), now)
+
+    def leave(self, now: float) -> Effects:
+        """Say goodbye. What is held in custody and the own snapshot stay on disk."""
+        self._left = True
+        return self.run([*self.records.tick(now), *self.membership.leave(now)], now)
+
+    def readdressed(self, addresses: tuple[str, ...], now: float) -> Effects:
+        """The device's addresses changed."""
+        self.sessions.readdress(addresses)
+        return self.run(self.group.say(now, addresses=addresses), now)
+
+    def tick(self, now: float) -> Effects:
+        effects: Effects = [effect for machine in self._machines for effect in machine.tick(now)]
+        if now >= self._look_at:
+            effects += self._members_changed(now)
+        if now >= self._next_status:
+            self._next_status = now + STATUS_INTERVAL_S
+            effects += [*self._ask_again(now), *self._seek_init(now)]
+            words = self._waiting_for(now)
+            for peer in self.group.members():
+                words = words.replace(peer, self.group.name_of(peer))
+            effects += self.group.say(now, waiting_for=words[:256])
+        return super().tick(now) + self.run(effects, now)
+
+    def next_deadline(self) -> float:
+        deadlines = [machine.next_deadline() for machine in self._machines]
+        return min(super().next_deadline(), *deadlines, self._next_status, self._look_at)
+
+    # --- peers come and go ---
+
+    def _admitted(self, effect: PeerAdmitted, now: float) -> Effects:
+        note = Note("admitted", (("peer", effect.peer), ("address", effect.address), ("software", effect.software)))
+        effects: Effects = [note, Send(effect.peer, m.RecordDigest(versions=(), want_reply=True))]
+        if self.job is None:
+            effects.append(Send(effect.peer, m.JobRequest()))
+        if self.role is not None:
+            effects += self.role.peer_admitted(effect.peer, now)
+        if self.records.get(effect.peer) is not None:
+            effects += self.membership.peer_reachable(effect.peer, now)
+        return effects
+
+    def _ask_again(self, now: float) -> Effects:
+        """What the first questions to a peer did not bring."""
+        effects: Effects = []
+        for peer in self.sessions.peers():
+            record = self.records.get(peer)
+            if record is None:
+                effects.append(Send(peer, m.RecordDigest(versions=(), want_reply=True)))
+            elif self.membership.state(peer) is None:
+                effects += self.membership.peer_reachable(peer, now)
+            if self.job is None and (record is None or record.job):
+                effects.append(Send(peer, m.JobRequest()))
+        return effects
+
+    def _dropped(self, effect: PeerDropped, now: float) -> Effects:
+        return [
+            Note("link-closed", (("peer", effect.peer), ("reason", effect.reason))),
+            *self.transfers.peer_gone(effect.peer, now),
+        ]
+
+    def _joined(self, effect: PeerJoined, now: float) -> Effects:
+        self.records.peers_alive(self.membership.alive(), now)
+        self._look_at = min(self._look_at, now + LOOK_S)
+        return [Note("joined", (("peer", effect.peer), ("name", self.group.name_of(effect.peer))))]
+
+    def _gone(self, peer: PeerId, how: str, now: float) -> Effects:
+        effects: Effects = [Note(how, (("peer", peer), ("name", self.group.name_of(peer))))]
+        effects += self.transfers.peer_gone(peer, now)
+        effects += self.sessions.drop(peer, how, now)
+        return effects + self._members_changed(now)
+
+    def _members_changed(self, now: float) -> Effects:
+        self._look_at = NEVER
+        self.records.peers_alive(self.membership.alive(), now)
+        if not (self.role and self.completion):
+            return []
+        return [*self.role.members_changed(now), *self.completion.members_changed(now), *self._tell_agreement(now)]
+
+    def _tell_agreement(self, now: float) -> Effects:
+        if self.agreement is None or self._left:
+            return []
+        return list(self.agreement.view_changed(self.group.records(), now, self._gone_for_good()))
+
+    def _gone_for_good(self) -> list[PeerId]:
+        """Peers that said goodbye."""
+        return [peer for peer in self.records.all() if self.membership.state(peer) == "left"]
+
+    def _record_changed(self, effect: RecordChanged, now: float) -> Effects:
+        old, new = effect.old, effect.new
+        if new.peer == self.own_id:
+            return self._tell_agreement(now) if old is None or _plans_differ(old, new) else []
+        effects: Effects = []
+        if old is None or old.addresses != new.addresses:
+            for address in new.addresses:
+                effects += self.sessions.propose(address, now, peer=new.peer)
+        if self.sessions.key_of(new.peer) is not None:
+            effects += self.membership.peer_reachable(new.peer, now)
+        if self.job is None:
+            return effects
+        if new.job and new.job != self.job_id and new.peer not in self._warned and len(self._warned) < MAX_WARNED:
+            self._warned.add(new.peer)
+            effects.append(Note("other-job", (("peer", new.peer), ("theirs", new.job), ("ours", self.job_id))))
+        if old is None or _plans_differ(old, new) or old.part != new.part or old.holdings != new.holdings:
+            self._look_at = min(self._look_at, now + LOOK_S)
+        return effects
+
+    def _status_asked(self, sender: PeerId, _: m.StatusRequest, now: float) -> Effects:
+        rumours = [m.Rumour(self.own_id, "left" if self._left else "alive", 0)]
+        for peer in sorted(self.records.all())[:511]:
+            state = self.membership.state(peer)
+            if peer != self.own_id and state is not None:
+                rumours.append(m.Rumour(peer, state, self.membership.incarnation(peer) or 0))
+        counts = (self.refused + self.sessions.refused).most_common(64)
+        refused = tuple(m.RefusedCount(reason[:256], count) for reason, count in counts)
+        return [Send(sender, m.StatusReply(members=tuple(rumours), refused=refused))]
+
+    # --- job and plan ---
+
+    def _job_asked(self, sender: PeerId, _: m.JobRequest, now: float) -> Effects:
+        return [Send(sender, m.JobReply(data=self.job.to_json().encode()))] if self.job else []
+
+    def _job_came(self, sender: PeerId, message: m.JobReply, now: float) -> Effects:
+        if self.job is not None:
+            return []
+        try:
+            job = job_from_json(message.data.decode("utf-8", errors="replace"))
+        except (JobError, RecursionError) as error:
+            raise RemoteError("job", str(error)) from None
+        if ":" in job.model.name and job.model.name != self.config.allow_user_code:
+            reason = (
+                f"the group's model is its own code ({job.model.name}), which would run on this device; look at it, "
+                f"put it on the Python path, and start with --allow-model {job.model.name}"
+            )
+            return [Unusable(reason)]
+        return [Note("job-from", (("peer", sender), ("job", job.id))), JobReceived(job)]
+
+    def _seek_init(self, now: float) -> Effects:
+        """The checkpoint that the job starts from comes from any member, if it is not here."""
+        if self.job is None or self._downloads is None or self._init_ready:
+            return []
+        init = BlobId(self.job.model.init) if self.job.model.init else None
+        if init is None or self._downloads.is_local(init):
+            self._init_ready = True
+            return [StartTrainer(init)]
+        sources = [p for p in self.sessions.peers() if (r := self.records.get(p)) is not None and r.job == self.job_id]
+        if not sources or self._downloads.progress_of(init) is not None:
+            return []
+        return self._downloads.fetch(init, self.job.model.init_bytes, sources, now)
+
+    def _ready(self, event: c.Ready, now: float) -> Effects:
+        """The data are counted: from now on plans can have us."""
+        if self.job is None:
+            return []
+        names = [name.casefold() for name in self.job.data.classes]
+        wishes = tuple(sorted({names.index(w.casefold()) for w in self.config.wishes if w.casefold() in names}))
+        effects = self.group.say(now, counts=event.counts, wishes=wishes, max_groups=event.max_groups)
+        if self.agreement and self.agreement.current and self.role:  # restarted: go on, until we hear of a newer plan
+            effects += self.role.plan_adopted(self.agreement.current, now)
+        return effects
+
+    def _plan_adopted(self, effect: PlanAdopted[Plan], now: float) -> Effects:
+        if self.role is None or self.completion is None:
+            return []
+        self._next_status = now  # what it waited for is over
+        return [*self.role.plan_adopted(effect.plan, now), *self.completion.look(now)]
+
+    # --- blobs ---
+
+    def _blob_arrived(self, effect: BlobArrived, now: float) -> Effects:
+        effects = self.role.blob_arrived(effect.blob, now) if self.role else []
+        return effects + (self._seek_init(now) if self.job and effect.blob == self.job.model.init else [])
+
+    def _blob_lost(self, effect: BlobLost, now: float) -> Effects:
+        effects: Effects = [Note("blob-lost", (("blob", effect.blob[:12]), ("reason", effect.reason)))]
+        return effects + (self.role.blob_lost(effect.blob, now) if self.role else [])
+
+    def _count(self, effect: Refused, now: float) -> Effects:
+        self.refused[effect.reason] += effect.count
+        return []
+
+    def _waiting_for(self, now: float) -> str:
+        if self.job is None:
+            return "the job: nobody has told it yet" if self.membership.alive() else "a group: nobody found yet"
+        if not self._init_ready:
+            return f"the checkpoint that the job starts from ({self.job.model.init[:12]}), from any member"
+        if not self.records.own.counts:
+            return self.role.loading if self.role else ""
+        if self.agreement and self.agreement.problem:
+            return f"a plan that can be made: {self.agreement.problem}"
+        if self.agreement and (words := self.agreement.waiting_for(now)):
+            return words
+        waits = [
+            self.role.waiting_for(now) if self.role else "",
+            self.completion.waiting_for(now) if self.completion else "",
+        ]
+        return "; ".join(filter(None, waits))
+
+
+def _plans_differ(old: m.Record, new: m.Record) -> bool:
+    """Whether a change of a record can matter to planning."""
+    figures = ("flops_per_s", "memory_bytes", "link_bytes_per_s", "links", "slowdown", "profile")
+    fields = ("job", "counts", "wishes", "max_groups", *figures, "epoch", "plan", "part", "vote", "phase")
+    return any(getattr(old, name) != getattr(new, name) for name in fields)
