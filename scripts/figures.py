@@ -7,7 +7,7 @@
     scripts/figures.py add NAME p2ptrain-demo/result.json --command "p2ptrain demo --disjoint"
 
 Every figure in the tables is looked up in a file; a row whose file is not there is left out. ``add`` takes a result of
-``scripts/bench.py``, or lab.json of ``scripts/lab.py run``, as it is. One of ``p2ptrain demo`` (``result.json`` in its
+``scripts/bench.py``, or lab.json of the lab, as it is. One of ``p2ptrain demo`` (``result.json`` in its
 ``--out`` folder) it puts into a wrapper that also records this machine, the versions and the command that made it: so
 add it where it was measured. What rows there are stands in scripts/figure_rows.py.
 """
@@ -62,8 +62,7 @@ def command_of(record: Record) -> str:
     """What to type to measure it again."""
     if "command" in record:
         return str(record["command"])
-    script, *arguments = record["command_line"]
-    return shlex.join([f"scripts/{Path(script).name}", *arguments])
+    return shlex.join(_without_places(record["command_line"]))
 
 
 def place_of(record: Record) -> str:
@@ -96,7 +95,7 @@ def add(name: str, path: Path, folder: Path, command: str) -> Path:
         }
     else:
         raise FigureError(
-            f"{path}: neither a result of scripts/bench.py or scripts/lab.py nor result.json of p2ptrain demo"
+            f"{path}: neither a result of scripts/bench.py or scripts.lab nor result.json of p2ptrain demo"
         )
     folder.mkdir(exist_ok=True)
     target = folder / f"{name}.json"
@@ -105,12 +104,12 @@ def add(name: str, path: Path, folder: Path, command: str) -> Path:
 
 
 def _without_places(command_line: Sequence[str]) -> list[str]:
-    """A benchmark's command line, less where its script lay and where its results went."""
-    script, *arguments = command_line
+    """A benchmark's or the lab's command line, less where its script lay and where its results went."""
+    program, *arguments = command_line
     if "--out" in arguments:
         at = arguments.index("--out")
         del arguments[at : at + 2]
-    return [f"scripts/{Path(script).name}", *arguments]
+    return [f"scripts/{Path(program).name}" if program.endswith(".py") else program, *arguments]
 
 
 def _read(path: Path) -> Record:

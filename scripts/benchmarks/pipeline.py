@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from laboratory import host
-from laboratory.quota import sweep
+from lab import host
+from lab.quota import sweep
 
 from benchmarks import slices_lab
 from benchmarks.common import Column, Sample, Settings

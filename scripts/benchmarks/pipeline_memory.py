@@ -22,9 +22,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from laboratory import host
-from laboratory.quota import sweep
-from laboratory.spec import Device, device_of
+from lab import host
+from lab.quota import sweep
+from lab.spec import Device, device_of
 
 from benchmarks import slices_lab
 from benchmarks.common import Column, Sample, Settings

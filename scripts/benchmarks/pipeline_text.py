@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from laboratory import host
-from laboratory.quota import sweep
+from lab import host
+from lab.quota import sweep
 
 from benchmarks import plots, slices_lab
 from benchmarks.common import Column, Sample, Settings

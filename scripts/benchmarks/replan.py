@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from laboratory import host
-from laboratory.quota import sweep
-from laboratory.spec import Device, Event, device_of
+from lab import host
+from lab.quota import sweep
+from lab.spec import Device, Event, device_of
 
 from benchmarks import plots, slices_lab
 from benchmarks.common import Column, Sample, Settings

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laboratory import jobs, rehearsal, session, speedometer
-from laboratory.bystanders import bystanders
-from laboratory.spec import Device, Event, LabSpec, device_of
-from laboratory.speedometer import Speedometer
+from lab import jobs, rehearsal, session, speedometer
+from lab.bystanders import bystanders
+from lab.spec import Device, Event, LabSpec, device_of
+from lab.speedometer import Speedometer
 
 from benchmarks.common import SEED, Column
 from benchmarks.pace import Pace, Stint

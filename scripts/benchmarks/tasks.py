@@ -25,10 +25,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from laboratory import host, jobs, session
-from laboratory.calibration import OffSpeedError, Speed
-from laboratory.quota import sweep
-from laboratory.spec import Device, LabSpec, device_of
+from lab import host, jobs, session
+from lab.calibration import OffSpeedError, Speed
+from lab.quota import sweep
+from lab.spec import Device, LabSpec, device_of
 
 from benchmarks import plots
 from benchmarks.common import REPOSITORY, SEED, Column, Sample, Settings

@@ -21,7 +21,7 @@ from benchmarks import common, plots, scale, tasks, virtual  # noqa: E402
 from benchmarks.gossip_round import exchanges_of  # noqa: E402
 from benchmarks.peers import Happened, PeerProcess  # noqa: E402
 from benchmarks.virtual_membership import detect_death_by_heartbeats  # noqa: E402
-from laboratory.calibration import OffSpeedError  # noqa: E402
+from lab.calibration import OffSpeedError  # noqa: E402
 
 from p2ptrain.errors import P2PTrainError  # noqa: E402
 

@@ -21,7 +21,7 @@ from benchmarks import pipeline_memory, pipeline_text, pipeline_wired, replan, s
 from benchmarks.pace import Mark, Pace, Stint  # noqa: E402
 from benchmarks.slices_lab import Workload  # noqa: E402
 from figure_rows_slices import ROWS  # noqa: E402
-from laboratory.jobs import job_of  # noqa: E402
+from lab.jobs import job_of  # noqa: E402
 
 BATCH = 64
 

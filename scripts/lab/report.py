@@ -13,9 +13,9 @@ from typing import Any
 
 from benchmarks.common import Sample, describe_machine, describe_versions, summarise
 
-from laboratory.calibration import Speed
-from laboratory.session import LabOutcome
-from laboratory.spec import Device, LabSpec
+from lab.calibration import Speed
+from lab.session import LabOutcome
+from lab.spec import Device, LabSpec
 from p2ptrain.experiment.measure import Result
 from p2ptrain.planning.plan import Plan
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import psutil
 
-from laboratory.camera import Camera
-from laboratory.enter import entering
-from laboratory.network import Network
-from laboratory.quota import DeviceGroup
-from laboratory.spec import LabSpec
+from lab.camera import Camera
+from lab.enter import entering
+from lab.network import Network
+from lab.quota import DeviceGroup
+from lab.spec import LabSpec
 from p2ptrain.api import Status
 from p2ptrain.experiment.group import Experiment, check_running, peer_command, stop
 from p2ptrain.net.keys import Group, load_or_make_identity
@@ -29,7 +29,7 @@ from p2ptrain.runtime.probe import available_cores
 
 
 @dataclass(slots=True)
-class Bench:
+class LabDevices:
     """The devices of a running lab: what events act on."""
 
     spec: LabSpec
