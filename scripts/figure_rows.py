@@ -118,7 +118,7 @@ NEIGHBOUR_FORMS = (
 )
 """What is said of each; NAME stands for it."""
 
-TASKS_WORKLOADS = {"tasks": "spoken digits, DS-CNN,", "tasks_cifar": "a tenth of CIFAR-10, VGG-11,"}
+TASKS_WORKLOADS = {"tasks": "spoken digits, DS-CNN,", "tasks-cifar": "a tenth of CIFAR-10, VGG-11,"}
 """Of the benchmarks that compare class sub-models."""
 
 TABLES = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 PLANNED_MODELS = {"vgg11": "VGG-11", "mobilenetv2": "MobileNetV2", "bert_small": "BERT-small-like, 128 bytes"}
-PIPELINES = {"pipeline": "VGG-11", "pipeline_mobilenet": "MobileNetV2"}
+PIPELINES = {"pipeline": "VGG-11", "pipeline-mobilenet": "MobileNetV2"}
 NO_FLUSH = ", no flush between batches (`async`)"
 
 ROWS: tuple[tuple[str, str, str, str], ...] = (
@@ -65,7 +65,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         )
     ),
     (
-        "pipeline_wired",
+        "pipeline-wired",
         "VGG-11 in depth slices, speeds 1 : 0.1 : 1, links of 1 Gbit/s: samples/s; times one fast device alone; times"
         " an equal split; measured/predicted; and with no flush between batches (`async`)",
         "; ".join(

@@ -6,6 +6,9 @@ as many blocks on every device, the slow one in the middle (``strategy = "equal"
 model on every device (``strategy = "data-parallel"``); and plain training on one of the fast devices alone, while the
 others train for themselves. How batches are counted, and what is predicted: ``slices_lab``. Needs Linux and root, as
 the lab does.
+
+``pipeline-mobilenet`` is the same with MobileNetV2: many small blocks, and little to average. ``pipeline-wired`` is
+VGG-11 over links of 1 Gbit/s, which hardly hold anybody up, without compression.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from lab import host
@@ -24,8 +29,6 @@ from benchmarks.pace import Stint
 from benchmarks.slices_lab import ALONE, Ran, Workload
 from benchmarks.tasks import data_file
 from p2ptrain.config import Coding, Schedule
-
-__all__ = ["BASELINE", "COLUMNS", "run"]
 
 BASELINE = "plain training on the fastest device alone; an equal split; data parallel"
 SINGLE = "one fast device alone"
@@ -51,9 +54,10 @@ CASES = {
     "data parallel": Case("data-parallel"),
 }
 TINY_CASES = (SINGLE, "planned")
+WIRED = {name: case for name, case in CASES.items() if case.crossing == "none" and case.strategy != "data-parallel"}
 COLUMNS = (*slices_lab.COLUMNS, Column("times_equal", "x equal split, same schedule", 1))
 SPEEDS = {"fast-1": 1.0, "slow": 0.1, "fast-2": 1.0}
-RATE_MBIT = 100.0
+RATE_MBIT, WIRED_RATE_MBIT = 100.0, 1000.0
 BATCH_SIZE, MICRO_BATCHES = 256, 16
 """Small micro-batches compute slowly (VGG-11's convolutions at 8 samples do half of what they do at 64), and few of
 them leave a pipeline idle: so a batch has to be some hundred samples for a pipeline to be worth much."""
@@ -113,3 +117,11 @@ def measured(
         elif case.strategy == "planned" and case.schedule in equal:
             figures["times_equal"] = ran.samples_per_s / equal[case.schedule]
         yield Sample(name, repetition, figures, is_baseline=case.strategy != "planned")
+
+
+NAMED = {
+    "mobilenet": SimpleNamespace(BASELINE=BASELINE, COLUMNS=COLUMNS, run=partial(compare, "mobilenetv2")),
+    "wired": SimpleNamespace(
+        BASELINE=BASELINE, COLUMNS=COLUMNS, run=partial(compare, "vgg11", cases=WIRED, rate_mbit=WIRED_RATE_MBIT)
+    ),
+}

@@ -25,8 +25,8 @@ from lab.calibration import OffSpeedError  # noqa: E402
 
 from p2ptrain.errors import P2PTrainError  # noqa: E402
 
-NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks_cifar"}
-NAMES |= {"pipeline", "pipeline_mobilenet", "pipeline_wired", "pipeline_text", "pipeline_memory"}
+NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks-cifar"}
+NAMES |= {"pipeline", "pipeline-mobilenet", "pipeline-wired", "pipeline_text", "pipeline_memory"}
 NAMES |= {"replan", "planner", "slices_accuracy", "overlap-own", "overlap-resnet20", "overlap-vgg11", "overlap-digits"}
 
 

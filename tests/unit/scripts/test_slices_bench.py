@@ -17,7 +17,7 @@ from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from benchmarks import pipeline_memory, pipeline_text, pipeline_wired, replan, slices_accuracy, slices_lab  # noqa: E402
+from benchmarks import pipeline, pipeline_memory, pipeline_text, replan, slices_accuracy, slices_lab  # noqa: E402
 from benchmarks.pace import Mark, Pace, Stint  # noqa: E402
 from benchmarks.slices_lab import Workload  # noqa: E402
 from figure_rows_slices import ROWS  # noqa: E402
@@ -188,7 +188,7 @@ def test_a_stretch_is_over_when_enough_was_done_by_a_plan_after_the_event() -> N
     ("cases", "file"),
     [
         (pipeline_text.CASES, "pipeline_text"),
-        (pipeline_wired.WIRED, "pipeline_wired"),
+        (pipeline.WIRED, "pipeline-wired"),
         (pipeline_memory.CASES, "pipeline_memory"),
         ([slices_accuracy.SINGLE, *(case.name for case in slices_accuracy.CASES)], "slices_accuracy"),
     ],
