@@ -72,7 +72,12 @@ class Column:
 
 
 class Benchmark(Protocol):
-    """A module may also have ``notes(cases)``, lines below the table; ``plot(figure, result)``, ``PLOT_HEIGHT_IN``."""
+    """A module under benchmarks/, or one of the named cases in its ``NAMED``: "module-case".
+
+    A module has ``LISTED``: a line for ``scripts/bench.py list`` by name, of itself and of its named cases; and
+    ``FIGURES``, the section of what counts (``rows.py``). It may have ``notes(cases)``, lines below the table;
+    ``plot(figure, result)``; ``PLOT_HEIGHT_IN``.
+    """
 
     BASELINE: str
     """What is compared with, in words."""

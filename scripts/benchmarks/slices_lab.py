@@ -47,6 +47,8 @@ CORES = 1.8
 TINY_CORES = 1.0
 ALONE = "alone"
 """In the place of a strategy: plain training on the first device, while the others do the same for themselves."""
+NO_FLUSH = ", no flush between batches (`async`)"
+"""In words of rows."""
 COLUMNS = (
     Column("samples_per_s", "samples/s", 1),
     Column("predicted_per_s", "predicted", 1),

@@ -27,6 +27,7 @@ import numpy as np
 
 from benchmarks.common import SEED, Column, Sample, Settings, child_environment, stopwatch
 from benchmarks.peers import LOOPBACK
+from benchmarks.rows import Row, Section
 from p2ptrain.core.effects import AbandonBlob, BlobArrived, BlobLost, VerifyBlob
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id
@@ -43,6 +44,9 @@ from p2ptrain.wire import codec, tensorfile
 from p2ptrain.wire.addresses import make_address
 from p2ptrain.wire.messages import Chunk, Lane
 
+LISTED = {
+    "wire": "MB/s and CPU seconds per GB of codec, transport and blob transfer, beside plain TCP",
+}
 BASELINE = "the same bytes over one TCP connection on loopback between two processes (blocking sockets, 1 MiB writes)"
 COLUMNS = (
     Column("mb_per_s", "MB/s", 0),
@@ -377,6 +381,27 @@ def main() -> None:
         receive = _receive_fetches if setting["how"].startswith("fetch") else _receive_frames
         asyncio.run(asyncio.wait_for(receive(setting), TIMEOUT_S))
 
+
+FIGURES = Section(
+    "What it costs",
+    "Bytes from process to process",
+    (
+        Row(
+            "wire",
+            "64 MB of tensors between processes, MB/s: frames; frames with CURVE; a whole fetch to memory; to disk",
+            "{64 MB: frames, plain/mb_per_s:.0f}; {64 MB: frames, CURVE/mb_per_s:.0f};"
+            " {64 MB: fetch to memory/mb_per_s:.0f}; {64 MB: fetch to disk/mb_per_s:.0f}",
+            "plain TCP: {64 MB: TCP/mb_per_s:.0f}",
+        ),
+        Row(
+            "wire",
+            "the same, CPU seconds a GB, both sides",
+            "{64 MB: frames, plain/cpu_s_per_gb:.1f}; {64 MB: frames, CURVE/cpu_s_per_gb:.1f};"
+            " {64 MB: fetch to memory/cpu_s_per_gb:.1f}; {64 MB: fetch to disk/cpu_s_per_gb:.1f}",
+            "plain TCP: {64 MB: TCP/cpu_s_per_gb:.1f}",
+        ),
+    ),
+)
 
 if __name__ == "__main__":
     main()
