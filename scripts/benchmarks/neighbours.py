@@ -31,9 +31,7 @@ crossed loopback from start to end, headers included, by participant.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-import itertools
 import statistics
 import sys
 import tempfile
@@ -44,11 +42,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 
 from benchmarks import environments
-from benchmarks.common import SEED, Column, Sample, Settings, memory_mb, peak_rss_mb, wait_until
+from benchmarks.common import SEED, Column, Sample, Settings
 from benchmarks.loopback import bytes_sent, own_loopback
 from benchmarks.neighbours_groups import (
     HIVEMIND,
@@ -65,6 +62,7 @@ from benchmarks.neighbours_groups import (
     worker_group,
     write_files,
 )
+from benchmarks.neighbours_observed import memory, rounds, wait_to_go_on
 from benchmarks.peers import LOOPBACK, PeerProcess, wait_for_all
 from benchmarks.rows import Remark, Row, Section
 from p2ptrain import api
@@ -99,7 +97,6 @@ BATCH_SIZE = 16
 CALIBRATION_STEPS = 100
 TRAINING_S = 240.0
 """The longest that training may take, and, after a kill, the rest of it."""
-GO_ON_S = 90.0
 
 Framework = Literal["central", "p2ptrain replicas", "p2ptrain tasks", "hivemind", "torchft"]
 INSTALLED: tuple[Framework, ...] = ("hivemind", "torchft")
@@ -111,7 +108,6 @@ GOES_ON: dict[str, tuple[str, ...]] = {
     "torchft": ("note:averaged", "note:round"),
 }
 """What each of those that are left has to do once more."""
-AVERAGINGS = ("note:averaged", "note:gossip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +222,7 @@ def measure_case(
             wait_for_all(left, "note:round", TRAINING_S, num_rounds // 2)
             victim = left.pop()
             killed_at = victim.kill()
-            went_on_at = _wait_to_go_on(left, GOES_ON[case.framework], killed_at, victim.name)
+            went_on_at = wait_to_go_on(left, GOES_ON[case.framework], killed_at, victim.name)
             if went_on_at is not None:
                 figures["go_on_s"] = went_on_at - killed_at
         try:
@@ -238,7 +234,7 @@ def measure_case(
         if count_bytes:
             figures["sent_mb"] = (bytes_sent() - sent) / len(group.peers) / 1e6
         figures |= {"ended": 1.0, "in_all_s": done_at - min(p.started_at for p in group.peers)}
-        figures |= _memory(group, left) | _rounds(left)
+        figures |= memory(group, left) | rounds(left)
         if group.code:
             figures["accuracy_percent"] = 100 * _harvested_accuracy(job, group.code, left)
         else:
@@ -255,64 +251,6 @@ def _group(
     data = [files.everything] if case.framework == "central" else files.shares
     python = pythons.get(case.framework, Path(sys.executable))
     return worker_group(folder, python, job, data, STARTERS[case.framework])
-
-
-def _wait_to_go_on(peers: Sequence[PeerProcess], kinds: Sequence[str], since: float, dead: str) -> float | None:
-    """As ``when_all_went_on``, when that has happened or will not happen any more."""
-
-    def over() -> bool:
-        return when_all_went_on(peers, kinds, since, dead) is not None or all(p.seen("note:done") for p in peers)
-
-    with contextlib.suppress(TimeoutError):
-        wait_until(over, GO_ON_S, "going on")
-    return when_all_went_on(peers, kinds, since, dead)
-
-
-def when_all_went_on(peers: Sequence[PeerProcess], kinds: Sequence[str], since: float, dead: str) -> float | None:
-    """When the last of ``peers`` had each of these events, not counting what it had from the dead one."""
-    last = since
-    for peer, kind in itertools.product(peers, kinds):
-        later = [e.at for e in peer.seen(kind) if e.at > since and e.fields.get("peer") != dead]
-        if not later:
-            return None
-        last = max(last, later[0])
-    return last
-
-
-def _rounds(peers: Sequence[PeerProcess]) -> dict[str, float]:
-    medians, averagings = [], []
-    for peer in peers:
-        ends = [event.at for event in peer.seen("note:round")]
-        medians.append(statistics.median(b - a for a, b in itertools.pairwise(ends)))
-        averagings.append(sum(len(peer.seen(kind)) for kind in AVERAGINGS) / len(ends))
-    return {"round_s": statistics.mean(medians), "averagings_a_round": statistics.mean(averagings)}
-
-
-def _memory(group: Group, peers: Sequence[PeerProcess]) -> dict[str, float]:
-    """Means over the participants of the sums over their processes; of p2ptrain also node and trainer by themselves."""
-    totals: list[dict[str, float]] = []
-    for peer in peers:
-        total = {"peak_rss_mb": 0.0, "pss_mb": 0.0, "processes": 0.0}
-        for process in peer.everything():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                total["pss_mb"] += memory_mb(process).get("pss_mb", 0.0)
-                total["peak_rss_mb"] += _peak(process)
-                total["processes"] += 1
-        totals.append(total)
-    figures = {name: statistics.mean(total[name] for total in totals) for name in totals[0]}
-    if not figures["pss_mb"]:
-        del figures["pss_mb"]  # this system does not tell
-    if group.code:
-        trainers = [trainer for peer in peers if (trainer := peer.trainer) is not None]
-        figures["node_peak_rss_mb"] = statistics.mean(_peak(peer.node) for peer in peers)
-        figures["trainer_peak_rss_mb"] = statistics.mean(_peak(trainer) for trainer in trainers)
-    if group.server is not None:
-        figures["server_peak_rss_mb"] = _peak(group.server.node)
-    return figures
-
-
-def _peak(process: psutil.Process) -> float:
-    return peak_rss_mb(process, process.memory_info().rss / 1e6)
 
 
 def _harvested_accuracy(job: Job, code: str, peers: Sequence[PeerProcess]) -> float:
