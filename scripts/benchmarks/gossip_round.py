@@ -23,11 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import SEED, Column, Sample, Settings, child_environment, wait_until
+from benchmarks.common import SEED, Column, Sample, Settings, child_environment
 from benchmarks.memory import SHAPES, random_data, replicas_job
-from benchmarks.peers import LOOPBACK, Happened, PeerGroup, PeerProcess
+from benchmarks.peers import Happened, PeerGroup, PeerProcess
 from benchmarks.rows import Row, Section
 from p2ptrain.config import Compression, GroupConfig
+from p2ptrain.experiment.processes import LOOPBACK, wait_until
 
 LISTED = {
     "gossip_round": "seconds of one gossip exchange by model and compression, beside a plain exchange of equal bytes",
@@ -58,7 +59,7 @@ def run(settings: Settings) -> Iterator[Sample]:
                 for repetition in settings.repetitions:
                     figures = _plain_exchange(num_bytes, num_parameters)
                     yield Sample(f"{model}, {compression}: TCP", repetition, figures, is_baseline=True)
-                for repetition, figures in zip(settings.repetitions, exchanges, strict=True):
+                for repetition, figures in enumerate(exchanges, settings.done):  # as many as there are
                     yield Sample(f"{model}, {compression}", repetition, figures)
 
 

@@ -63,13 +63,14 @@ from benchmarks.neighbours_groups import (
     write_files,
 )
 from benchmarks.neighbours_observed import memory, rounds, wait_to_go_on
-from benchmarks.peers import LOOPBACK, PeerProcess, wait_for_all
+from benchmarks.peers import PeerProcess, wait_for_all
 from benchmarks.rows import Remark, Row, Section
 from p2ptrain import api
 from p2ptrain.config import GroupConfig, Job, ModelConfig, TasksConfig, TrainingConfig
 from p2ptrain.errors import P2PTrainError
 from p2ptrain.experiment.group import PeerShare, shares
 from p2ptrain.experiment.measure import accuracy
+from p2ptrain.experiment.processes import LOOPBACK
 from p2ptrain.learning.data import load, open_source, propose_contract
 from p2ptrain.learning.parts import global_model
 from p2ptrain.net.keys import read_code

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 import psutil
 
-from benchmarks.common import memory_mb, peak_rss_mb, wait_until
+from benchmarks.common import memory_mb, peak_rss_mb
 from benchmarks.neighbours_groups import Group
 from benchmarks.peers import PeerProcess
+from p2ptrain.experiment.processes import wait_until
 
 GO_ON_S = 90.0
 AVERAGINGS = ("note:averaged", "note:gossip")

@@ -26,9 +26,9 @@ import numpy as np
 
 from benchmarks.blob_node import BlobNode
 from benchmarks.common import SEED, Column, Sample, Settings, child_environment, stopwatch
-from benchmarks.peers import LOOPBACK
 from benchmarks.rows import Row, Section
 from benchmarks.wire_receiver import CHUNK_BYTES, TIMEOUT_S
+from p2ptrain.experiment.processes import LOOPBACK
 from p2ptrain.ids import blob_id
 from p2ptrain.net.keys import OPEN_GROUP, new_identity
 from p2ptrain.net.transport import Transport

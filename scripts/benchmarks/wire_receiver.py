@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.blob_node import BlobNode
-from benchmarks.peers import LOOPBACK
+from p2ptrain.experiment.processes import LOOPBACK
 from p2ptrain.ids import BlobId
 from p2ptrain.net.keys import OPEN_GROUP, new_identity
 from p2ptrain.net.transport import Transport

@@ -22,7 +22,8 @@ from lab.network import Network
 from lab.quota import DeviceGroup
 from lab.spec import LabSpec
 from p2ptrain.api import Status
-from p2ptrain.experiment.group import Experiment, check_running, peer_command, stop
+from p2ptrain.experiment.group import Experiment, check_running, peer_command
+from p2ptrain.experiment.processes import start, stop
 from p2ptrain.net.keys import Group, load_or_make_identity
 from p2ptrain.runtime.node.peer_node import BLOCK_TIMES
 from p2ptrain.runtime.probe import available_cores
@@ -68,16 +69,9 @@ class LabDevices:
         command = peer_command(experiment, share, self.folder / device, where, job_file=job_file)
         port, group = self.network.ports[device], self.groups[device]
         environment = os.environ | {"P2PTRAIN_CODE": str(self.code), "PYTHONUNBUFFERED": "1"}
-        with (self.folder / f"{device}.log").open("ab") as log:
-            self.processes[device] = subprocess.Popen(
-                entering(port.fd, group.entrances, group.cpus, command),
-                env=environment,
-                pass_fds=(port.fd,),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        inside = entering(port.fd, group.entrances, group.cpus, command)
+        log = self.folder / f"{device}.log"
+        self.processes[device] = start(inside, log, environment, pass_fds=(port.fd,))
         self.killed.discard(device)
 
     def hurry(self, block_times: Mapping[str, bytes]) -> None:
