@@ -7,15 +7,12 @@ and every process that was started is gone when ``run`` returns, however it retu
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +20,7 @@ from pathlib import Path
 from p2ptrain.api import Status, observing, snapshot_status
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError, UserError
+from p2ptrain.experiment.processes import LOOPBACK, free_port, log_end, start, stop
 from p2ptrain.net.keys import Group, new_group
 from p2ptrain.net.multicast import multicast_works
 from p2ptrain.runtime import harvest as harvesting
@@ -31,10 +29,7 @@ from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.wire.messages import Record
 
-LOOPBACK = "127.0.0.1"
 POLL_S = 0.5
-LOG_LINES = 15
-STOP_S = 8.0
 PROFILE = "device.toml"
 LINGER = "5m"
 """How long a peer waits for the harvest when all is done."""
@@ -106,7 +101,7 @@ def run(experiment: Experiment, directory: Path, say: Callable[[str], None], pro
     job_file.write_text(experiment.job.to_toml(), encoding="utf-8")
     write_profile(directory / PROFILE)
     mdns = multicast_works(LOOPBACK)
-    ports = [] if mdns else [_free_port()]
+    ports = [] if mdns else [free_port()]
     if not mdns:
         say("no multicast on loopback here: the peers find each other by address")
     with _peers(experiment, group, directory, job_file, ports) as processes:
@@ -165,20 +160,11 @@ def check_running(
     for name in sorted(names):
         code = processes[name].poll()
         if code is not None:
-            raise P2PTrainError(f"{name} ended by itself with status {code}; {_log_end(folder / f'{name}.log')}")
+            raise P2PTrainError(f"{name} ended by itself with status {code}; {log_end(folder / f'{name}.log')}")
     for record in status.records:
         if record.phase == "failed" and record.name in names:
-            log = _log_end(folder / f"{record.name}.log")
+            log = log_end(folder / f"{record.name}.log")
             raise P2PTrainError(f"{record.name}: its trainer failed; {log}")
-
-
-def _log_end(log: Path) -> str:
-    """In words; the folder may be gone by the time that somebody wants to look."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
-    except OSError as error:
-        return f"its log {log} can't be read ({error.strerror})"
-    return "\n  ".join([f"its log {log} ends with", *lines])
 
 
 @contextmanager
@@ -188,28 +174,21 @@ def _peers(
     """The peers' processes, in process groups of their own; all gone afterwards."""
     processes: dict[str, subprocess.Popen[bytes]] = {}
     environment = os.environ | {"P2PTRAIN_CODE": str(group), "PYTHONUNBUFFERED": "1"}
-    with contextlib.ExitStack() as stack:
-        try:
-            for index, share in enumerate(experiment.shares):
-                state = directory / share.name
-                shutil.rmtree(state, ignore_errors=True)
-                log = stack.enter_context((directory / f"{share.name}.log").open("wb"))
-                where = ["--interface", LOOPBACK, "--profile", str(directory / PROFILE)]
-                if ports:
-                    where += ["--no-discovery"]
-                    where += ["--peer", f"{LOOPBACK}:{ports[0]}"] if index else ["--port", str(ports[0])]
-                command = peer_command(experiment, share, state, where, job_file=None if index else job_file)
-                processes[share.name] = subprocess.Popen(
-                    command,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            yield processes
-        finally:
-            stop(processes.values())
+    try:
+        for index, share in enumerate(experiment.shares):
+            state = directory / share.name
+            shutil.rmtree(state, ignore_errors=True)
+            log = directory / f"{share.name}.log"
+            log.unlink(missing_ok=True)
+            where = ["--interface", LOOPBACK, "--profile", str(directory / PROFILE)]
+            if ports:
+                where += ["--no-discovery"]
+                where += ["--peer", f"{LOOPBACK}:{ports[0]}"] if index else ["--port", str(ports[0])]
+            command = peer_command(experiment, share, state, where, job_file=None if index else job_file)
+            processes[share.name] = start(command, log, environment)
+        yield processes
+    finally:
+        stop(processes.values())
 
 
 def peer_command(
@@ -229,30 +208,8 @@ def peer_command(
     return command
 
 
-def stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
-    """Ask all to leave, then kill whoever has not, trainers included."""
-    processes = list(processes)
-    for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + STOP_S
-    for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.1, deadline - time.monotonic()))
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 def write_profile(path: Path) -> None:
     """This device, measured once: its peers are alike, and measuring themselves while all start would hide that."""
     from p2ptrain.learning.profiling.device import default_kind, profile_of, quick_probe
 
     path.write_text(profile_of(quick_probe(), "this machine", default_kind()).to_toml(), encoding="utf-8")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port if port < 65535 else _free_port()

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -72,7 +72,12 @@ class Column:
 
 
 class Benchmark(Protocol):
-    """A module may also have ``notes(cases)``, lines below the table; ``plot(figure, result)``, ``PLOT_HEIGHT_IN``."""
+    """A module under benchmarks/, or one of the named cases in its ``NAMED``: "module-case".
+
+    A module has ``LISTED``: a line for ``scripts/bench.py list`` by name, of itself and of its named cases; and
+    ``FIGURES``, the section of what counts (``rows.py``). It may have ``notes(cases)``, lines below the table;
+    ``plot(figure, result)``; ``PLOT_HEIGHT_IN``.
+    """
 
     BASELINE: str
     """What is compared with, in words."""
@@ -260,15 +265,6 @@ def child_environment() -> dict[str, str]:
     """For processes that import ``benchmarks`` and this repository's ``p2ptrain``; one thread, as a peer's default."""
     paths = [str(SCRIPTS), str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-
-
-def wait_until(ready: Callable[[], bool], timeout_s: float, what: str, poll_s: float = 0.02) -> None:
-    """Poll; raises ``TimeoutError`` naming ``what``."""
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {timeout_s:g} s")
-        time.sleep(poll_s)
 
 
 @contextmanager

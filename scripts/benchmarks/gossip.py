@@ -27,12 +27,16 @@ import numpy as np
 
 from benchmarks import plots
 from benchmarks.common import SEED, Column, Sample, Settings
+from benchmarks.rows import Row, Section
 from p2ptrain.config import Compression, DataConfig, GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.errors import P2PTrainError
 from p2ptrain.experiment import group, measure
 from p2ptrain.learning.data import load, open_source, propose_contract
 from p2ptrain.runtime.node import journal
 
+LISTED = {
+    "gossip": "replicas of 2 to 8 real peers: bytes, accuracy and consensus by compression, beside central training",
+}
 BASELINE = "the same model trained centrally on all the samples, for as many epochs, in this process"
 COLUMNS = (
     Column("accuracy", "accuracy, %", 1),
@@ -213,3 +217,21 @@ def plot(figure: Any, result: dict[str, Any]) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         plots.legend(axes)
+
+
+FIGURES = Section(
+    "What comes out",
+    "The whole model on every peer, by compression",
+    [
+        Row(
+            "gossip",
+            f"digits, LeNet on each of {peers} peers: accuracy, gossip a peer; whole, fp16, int8, top-k",
+            "; ".join(
+                f"{{{peers} peers, {kind}/accuracy:.1f}} %, {{{peers} peers, {kind}/gossip_mb:.2f}} MB"
+                for kind in COMPRESSIONS
+            ),
+            "central training: {central/accuracy:.1f} %",
+        )
+        for peers in NUM_PEERS
+    ],
+)

@@ -23,11 +23,16 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import SEED, Column, Sample, Settings, child_environment, wait_until
+from benchmarks.common import SEED, Column, Sample, Settings, child_environment
 from benchmarks.memory import SHAPES, random_data, replicas_job
-from benchmarks.peers import LOOPBACK, Happened, PeerGroup, PeerProcess
+from benchmarks.peers import Happened, PeerGroup, PeerProcess
+from benchmarks.rows import Row, Section
 from p2ptrain.config import Compression, GroupConfig
+from p2ptrain.experiment.processes import LOOPBACK, wait_until
 
+LISTED = {
+    "gossip_round": "seconds of one gossip exchange by model and compression, beside a plain exchange of equal bytes",
+}
 BASELINE = "two processes that send each other as many bytes over plain TCP, one after the other, and average"
 COLUMNS = (
     Column("megabytes", "MB each way", 2),
@@ -54,7 +59,7 @@ def run(settings: Settings) -> Iterator[Sample]:
                 for repetition in settings.repetitions:
                     figures = _plain_exchange(num_bytes, num_parameters)
                     yield Sample(f"{model}, {compression}: TCP", repetition, figures, is_baseline=True)
-                for repetition, figures in zip(settings.repetitions, exchanges, strict=True):
+                for repetition, figures in enumerate(exchanges, settings.done):  # as many as there are
                     yield Sample(f"{model}, {compression}", repetition, figures)
 
 
@@ -186,6 +191,21 @@ def main() -> None:
                 mine = (mine + theirs) / 2
                 connection.sendall(payload)
 
+
+FIGURES = Section(
+    "What it costs",
+    "One gossip exchange",
+    [
+        Row(
+            "gossip_round",
+            f"one gossip exchange of {name} (payload made, fetched, merged), ms: whole; fp16; int8; top-k",
+            "; ".join(f"{{{model}, {kind}/exchange_ms:.0f}}" for kind in COMPRESSIONS),
+            "as many bytes over plain TCP and an average: "
+            + "; ".join(f"{{{model}, {kind}: TCP/exchange_ms:.0f}}" for kind in COMPRESSIONS),
+        )
+        for model, name in (("lenet", "LeNet"), ("vgg11_bn", "VGG-11"))
+    ],
+)
 
 if __name__ == "__main__":
     main()

@@ -21,9 +21,13 @@ import psutil
 
 from benchmarks.common import SEED, Column, Sample, Settings, child_environment, memory_mb, peak_rss_mb
 from benchmarks.peers import PeerGroup
+from benchmarks.rows import Row, Section
 from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.learning.data import open_source, propose_contract
 
+LISTED = {
+    "memory": "memory of a peer's two processes, idle and training, beside plain torch",
+}
 BASELINE = "bare python, bare python with import torch, and one process that trains the same model on the same data"
 COLUMNS = (
     Column("rss_mb", "RSS, MB", 0),
@@ -191,3 +195,25 @@ def train_alone() -> None:
         optimizer.zero_grad(set_to_none=True)
         torch.nn.functional.cross_entropy(model(x), y.long()).backward()
         optimizer.step()
+
+
+FIGURES = Section(
+    "What it costs",
+    "Memory of a peer",
+    (
+        Row(
+            "memory",
+            "memory (PSS) of a node: idle; training LeNet; training VGG-11",
+            "{lenet: node, idle/pss_mb:.0f} MB; {lenet: node, training/pss_mb:.0f} MB;"
+            " {vgg11_bn: node, training/pss_mb:.0f} MB",
+            "`import torch`: {import torch/pss_mb:.0f} MB",
+        ),
+        Row(
+            "memory",
+            "memory (PSS) of a trainer: LeNet; VGG-11",
+            "{lenet: trainer, training/pss_mb:.0f} MB; {vgg11_bn: trainer, training/pss_mb:.0f} MB",
+            "the same loop in one process: {lenet: one process, training/pss_mb:.0f} MB;"
+            " {vgg11_bn: one process, training/pss_mb:.0f} MB",
+        ),
+    ),
+)

@@ -5,9 +5,7 @@ Invariant: all train the same samples from the same initial weights, and every p
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -143,7 +141,7 @@ def start_torchft(workers: _Workers) -> Group:
 
 
 class _Workers:
-    """Starts workers in sessions of their own, so that each can be ended with all that it started."""
+    """Starts workers, and ends each with all that it started."""
 
     def __init__(self, folder: Path, python: Path, job: Job, data: Sequence[Path]) -> None:
         self._folder = folder
@@ -170,7 +168,6 @@ class _Workers:
                 [str(self._python), str(WORKERS / script)],
                 environment | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
                 log=log,
-                new_session=True,
                 number=number,
                 data=str(self._data[number]),
                 options=options,
@@ -192,5 +189,3 @@ class _Workers:
             process.ask_to_stop()
         for process in self._started:
             process.stop()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.process.pid, signal.SIGKILL)

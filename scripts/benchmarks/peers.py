@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -24,11 +23,11 @@ from typing import IO, Any
 
 import psutil
 
-from benchmarks.common import child_environment, wait_until
+from benchmarks.common import child_environment
 from p2ptrain.config import Job, job_from_json
+from p2ptrain.experiment.processes import LOOPBACK, end, free_port, kill, wait_until, with_children
 from p2ptrain.net.keys import new_group, read_code
 
-LOOPBACK = "127.0.0.1"
 STOP_S = 2.0
 """Then it is killed: nobody needs what it would still hand over."""
 
@@ -63,7 +62,6 @@ class PeerProcess:
         environment: Mapping[str, str],
         *,
         log: IO[bytes] | None = None,
-        new_session: bool = False,
         **setting: Any,
     ) -> PeerProcess:
         """Any program that reads its setting as we do and prints its events likewise; ``log``: its standard error."""
@@ -75,7 +73,7 @@ class PeerProcess:
             stderr=log,
             text=True,
             env=environment,
-            start_new_session=new_session,
+            start_new_session=True,
         )
         peer = cls(name, process, started_at)
         assert process.stdin is not None
@@ -111,18 +109,13 @@ class PeerProcess:
 
     def everything(self) -> list[psutil.Process]:
         """Its process and all that this one started, in this order, as far as they run."""
-        try:
-            return [self.node, *self.node.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+        return with_children(self.process.pid)
 
     def kill(self) -> float:
         """``kill -9`` of all of it at once, as a power cut would; when that was."""
         processes = self.everything()
         at = time.monotonic()
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        kill(processes)
         return at
 
     @property
@@ -140,13 +133,11 @@ class PeerProcess:
                 self.process.stdin.close()
 
     def stop(self) -> None:
-        """Ask, wait, and kill what does not listen."""
+        """Ask, wait, and kill what does not listen, with all that it started."""
         self.ask_to_stop()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        end(self.process)
 
 
 class PeerGroup:
@@ -157,7 +148,7 @@ class PeerGroup:
         self.code = str(new_group())
         self._folder = folder
         self._setting = {"job": job.to_json(), "data": data, "discover": not by_address, "trace": trace}
-        self._port = free_ports() if by_address else 0
+        self._port = free_port() if by_address else 0
 
     def add(self, shard: str = "", classes: Sequence[str] = ()) -> PeerProcess:
         """Start one more peer, with this share of the samples or those of these classes."""
@@ -188,20 +179,6 @@ class PeerGroup:
             peer.ask_to_stop()
         for peer in self.peers:
             peer.stop()
-
-
-def free_ports() -> int:
-    """A port that is free now, and the next one too."""
-    for _ in range(50):
-        with socket.socket() as first, socket.socket() as second:
-            first.bind((LOOPBACK, 0))
-            port = first.getsockname()[1]
-            try:
-                second.bind((LOOPBACK, port + 1))
-            except (OSError, OverflowError):
-                continue
-            return int(port)
-    raise OSError("no two neighbouring ports are free")
 
 
 def wait_for_all(peers: Sequence[PeerProcess], kind: str, timeout_s: float, count: int = 1) -> float:

@@ -22,14 +22,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from laboratory import host
-from laboratory.quota import sweep
-from laboratory.spec import Device, device_of
+from lab import host
+from lab.quota import sweep
+from lab.spec import Device, device_of
 
 from benchmarks import slices_lab
 from benchmarks.common import Column, Sample, Settings
 from benchmarks.pace import Stint
 from benchmarks.pipeline_text import text_workload
+from benchmarks.rows import Remark, Row, Section
 from benchmarks.slices_lab import Ran, Workload
 from p2ptrain.api import Status
 from p2ptrain.errors import P2PTrainError
@@ -39,6 +40,9 @@ from p2ptrain.modes.tasks.parts import global_model
 from p2ptrain.planning.devices.footprint import PEER_BASE_BYTES
 from p2ptrain.planning.pipeline.cost import stage_memory_bytes
 
+LISTED = {
+    "pipeline_memory": "a model that no device alone has the memory for, in depth slices on three of them",
+}
 BASELINE = "one device alone, with the same limit"
 COLUMNS = (
     Column("limit_mb", "limit of a device, MB", 0),
@@ -186,3 +190,25 @@ def _alone(workload: Workload, device: Device, stint: Stint, repetition: int, co
             print(f"  {device.name} alone: {error}", file=sys.stderr)
             return seen | {"killed_s": seen_s}
     raise TimeoutError("one device alone trains a model that it has no memory for")
+
+
+FIGURES = Section(
+    "Depth slices",
+    "A model that fits into no single device",
+    (
+        Row(
+            "pipeline_memory",
+            "a model that needs {alone/estimated_mb:.0f} MB, on three devices of {three together/limit_mb:.0f} MB each:"
+            " peak that no file gives back, of the device that needs most (the planner's estimate); batches/s; loss at"
+            " first and at last",
+            "{three together/kept_mb:.0f} MB ({three together/estimated_mb:.0f} MB);"
+            " {three together/batches_per_s:.2f}; {three together/loss_first:.2f}, {three together/loss_last:.2f}",
+            "one device alone says {alone/refused_s:.0f} s after its start that it can't; made to try, it is ended by"
+            " its limit after {alone, made to try/killed_s:.0f} s",
+        ),
+    ),
+    (
+        Remark("pipeline_memory", "The memory that the plan was made with was above what was taken."),
+        Remark("pipeline_memory", "This is one run."),
+    ),
+)

@@ -18,14 +18,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from laboratory import host
-from laboratory.quota import sweep
+from lab import host
+from lab.quota import sweep
 
 from benchmarks import plots, slices_lab
 from benchmarks.common import Column, Sample, Settings
 from benchmarks.pace import Stint
+from benchmarks.rows import Remark, Row, Section
 from benchmarks.slices_lab import ALONE, Ran, Workload
 
+LISTED = {
+    "pipeline_text": "a transformer in depth slices, beside prediction, data parallel, equal split, one device alone",
+}
 BASELINE = "plain training on the fastest device alone; an equal split (pipeline alone); data parallel alone"
 COLUMNS = (
     Column("batch_s", "s a batch", 2),
@@ -127,3 +131,43 @@ def plot(figure: Any, result: dict[str, Any]) -> None:
     axes.set_xticks(range(len(cases)), [case["case"] for case in cases])
     axes.set_ylabel("samples/s")
     plots.legend(axes)
+
+
+FIGURES = Section(
+    "Depth slices",
+    "A transformer on four unlike devices",
+    (
+        Row(
+            "pipeline_text",
+            "the encoder after BERT-small on text, four unlike devices at 50 and 100 Mbit/s: seconds a batch of 32;"
+            " times data parallel, times the fastest device alone; measured/predicted; MB sent a batch",
+            "{planned/batch_s:.2f} s; {planned/times_data_parallel:.1f}, {planned/times_single:.2f};"
+            " {planned/measured_of_predicted:.2f}; {planned/sent_mb:.1f} MB",
+            "data parallel: {data parallel alone/batch_s:.2f} s, {data parallel alone/measured_of_predicted:.2f} of"
+            " predicted, {data parallel alone/sent_mb:.0f} MB; equal split: {equal split/batch_s:.2f} s,"
+            " {equal split/measured_of_predicted:.2f} of predicted; fastest device alone:"
+            " {fastest device alone/batch_s:.2f} s",
+        ),
+    ),
+    (
+        Remark(
+            "pipeline_text",
+            "The group trains about fifteen times as fast as data parallel, and little faster than the fastest device"
+            " alone. Where a model fits into one device, most of what a pipeline brings is lost again on the way.",
+        ),
+        Remark(
+            "pipeline_text",
+            "Runs of the five versions before came to 1.0-1.35 times the fastest device (0.86-1.11 of what was"
+            " promised).",
+        ),
+    ),
+    in_readme=(
+        Row(
+            "pipeline_text",
+            "a small transformer in a pipeline of four unlike devices: seconds a batch",
+            "{planned/batch_s:.1f} s",
+            "data parallel: {data parallel alone/batch_s:.0f} s; the fastest device alone:"
+            " {fastest device alone/batch_s:.1f} s",
+        ),
+    ),
+)

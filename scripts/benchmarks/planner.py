@@ -18,6 +18,7 @@ import torch
 from benchmarks import plots
 from benchmarks.common import REPOSITORY, Column, Sample, Settings
 from benchmarks.made_up import mixed_task
+from benchmarks.rows import Row, Section
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.blocks.costs import profile_blocks
 from p2ptrain.learning.models import TEXT_MODELS, build_model
@@ -27,6 +28,9 @@ from p2ptrain.planning.pipeline.comparison import compare
 from p2ptrain.planning.pipeline.fleet import Room
 from p2ptrain.planning.pipeline.task import PipelinePeer, PipelineTask, peer_from_profile
 
+LISTED = {
+    "planner": "what planning a pipeline costs, and what the plan promises beside three ways to do without",
+}
 BASELINE = "the best single peer, an equal split over all peers, data parallel; each priced by the same cost model"
 COLUMNS = (
     Column("batch_s", "a batch, predicted, s", 3),
@@ -120,3 +124,41 @@ def plot(figure: Any, result: dict[str, Any]) -> None:
     axes.set_xticks(range(len(planned)), planned, rotation=30, ha="right", fontsize="small")
     axes.set_ylabel("times as long as the plan's batch")
     plots.legend(axes)
+
+
+ROOMS, OTHERS = ("1 : 0.1 : 1", "5 boards", "8 boards"), ("best single peer", "equal split", "data parallel")
+FIGURES = Section(
+    "Depth slices",
+    "What planning costs, and what a plan promises",
+    (
+        *(
+            Row(
+                "planner",
+                f"planning {words} in depth slices for speeds 1 : 0.1 : 1, five and eight boards: seconds a batch as"
+                " the cost model predicts; CPU ms of planning",
+                "; ".join(
+                    f"{{{model}, {room}/batch_s:.2f}} s, {{{model}, {room}/planning_ms:.0f}} ms" for room in ROOMS
+                ),
+                "times as long, best single peer / equal split / data parallel: "
+                + "; ".join(
+                    " / ".join(f"{{{model}, {room}: {case}/times_as_long:.1f}}" for case in OTHERS) for room in ROOMS
+                ),
+            )
+            for model, words in (
+                ("vgg11", "VGG-11"),
+                ("mobilenetv2", "MobileNetV2"),
+                ("bert_small", "BERT-small-like, 128 bytes"),
+            )
+        ),
+        Row(
+            "planner",
+            "planning 60 made-up blocks on 16 peers of whom no two are alike, three such rooms: CPU ms; times as long"
+            " as the plan, best single peer / equal split / data parallel, all as the cost model predicts",
+            "; ".join(f"{{60 blocks, 16 unlike peers, {seed}/planning_ms:.0f}} ms" for seed in MADE_UP_SEEDS),
+            "; ".join(
+                " / ".join(f"{{60 blocks, 16 unlike peers, {seed}: {case}/times_as_long:.1f}}" for case in OTHERS)
+                for seed in MADE_UP_SEEDS
+            ),
+        ),
+    ),
+)

@@ -26,12 +26,16 @@ import numpy as np
 
 from benchmarks import plots
 from benchmarks.common import SEED, Column, Sample, Settings
+from benchmarks.rows import Remark, Row, Section
 from benchmarks.virtual_gossip import average_centrally, reach_consensus
 from benchmarks.virtual_membership import detect_death, detect_death_by_heartbeats
 from benchmarks.virtual_records import keep_records
 from benchmarks.virtual_sessions import link_up
 from p2ptrain.protocol.session.sessions import MAX_PEERS
 
+LISTED = {
+    "scale": "10 to 5,000 peers in virtual time: seconds, rounds and bytes, beside heartbeats and a central average",
+}
 BASELINE = (
     "heartbeats from each to all with SWIM's period, and one averager that all send to and wait for; "
     "records and sessions have no baseline"
@@ -204,3 +208,65 @@ def _draw_series(axes: Any, cases: Sequence[dict[str, Any]], what: str, name: st
         factors, curve = fit(law, points), np.geomspace(at[0], at[-1], 100)
         values, words = [expected(law, factors, peers) for peers in curve], law.words.format(*factors)
         axes.plot(curve, values, "--", color=shown["color"], lw=1, label=f"{what}, expected: {words}")
+
+
+FIGURES = Section(
+    "Many peers",
+    "Groups of up to 5,000 peers, in virtual time",
+    (
+        Row(
+            "scale",
+            "1,000 and 5,000 peers, virtual time, 1 % loss: a death is known to all after",
+            "{membership, 1000 peers/death_known_s:.1f} s; {membership, 5000 peers/death_known_s:.1f} s",
+            "heartbeats to all: {heartbeats, 1000 peers/death_known_s:.1f} s;"
+            " {heartbeats, 5000 peers/death_known_s:.1f} s",
+        ),
+        Row(
+            "scale",
+            "what membership sends for it, kB/s a peer",
+            "{membership, 1000 peers/bytes_per_s*0.001:.1f}; {membership, 5000 peers/bytes_per_s*0.001:.1f}",
+            "heartbeats to all: {heartbeats, 1000 peers/bytes_per_s*0.001:.0f};"
+            " {heartbeats, 5000 peers/bytes_per_s*0.001:.0f}",
+        ),
+        Row(
+            "scale",
+            "10, 100, 1,000, 5,000 peers: rounds until all copies are within 1 % of the mean",
+            "{gossip, 10 peers/rounds:.1f}; {gossip, 100 peers/rounds:.1f};"
+            " {gossip, 1000 peers/rounds:.1f}; {gossip, 5000 peers/rounds:.1f}",
+            "one averager's time: {central average, 10 peers/rounds:.1f}; {central average, 100 peers/rounds:.1f};"
+            " {central average, 1000 peers/rounds:.1f}; {central average, 5000 peers/rounds:.1f}",
+        ),
+        Row(
+            "scale",
+            "10, 100, 500 peers: what their records take, kB/s a peer",
+            "{records, 10 peers/bytes_per_s*0.001:.0f}; {records, 100 peers/bytes_per_s*0.001:.0f};"
+            " {records, 500 peers/bytes_per_s*0.001:.0f}",
+        ),
+        Row(
+            "scale",
+            "100, 200, 300 peers: links to others that a peer gets (fewest), as it dials 128 addresses at most",
+            "{sessions, 100 peers/links_median:.0f} ({sessions, 100 peers/links_fewest:.0f});"
+            " {sessions, 200 peers/links_median:.0f} ({sessions, 200 peers/links_fewest:.0f});"
+            " {sessions, 300 peers/links_median:.0f} ({sessions, 300 peers/links_fewest:.0f})",
+            "all: 99; 199; 299",
+        ),
+        Row(
+            "scale",
+            "membership where links are missing, kB/s a peer (and who was called dead wrongly in 10 s):"
+            " 200 peers with 128 links, 700 with 512",
+            "{membership, 128 links, 200 peers/bytes_per_s*0.001:.0f}"
+            " ({membership, 128 links, 200 peers/called_dead_wrongly:.0f});"
+            " {membership, 512 links, 700 peers/bytes_per_s*0.001:.0f}"
+            " ({membership, 512 links, 700 peers/called_dead_wrongly:.0f})",
+            "with all links: {membership, 200 peers/bytes_per_s*0.001:.1f}",
+        ),
+    ),
+    (
+        Remark("scale", "Above about 130 peers not every pair is linked. Above 500 peers membership breaks down."),
+        Remark("scale", "What peers tell of themselves (their records) grows with the group."),
+        Remark(
+            "scale",
+            "Other work ran beside this benchmark. Its bytes, rounds and virtual seconds don't depend on that.",
+        ),
+    ),
+)

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laboratory import jobs, rehearsal, session, speedometer
-from laboratory.bystanders import bystanders
-from laboratory.spec import Device, Event, LabSpec, device_of
-from laboratory.speedometer import Speedometer
+from lab import jobs, rehearsal, session, speedometer
+from lab.bystanders import bystanders
+from lab.spec import Device, Event, LabSpec, device_of
+from lab.speedometer import Speedometer
 
 from benchmarks.common import SEED, Column
 from benchmarks.pace import Pace, Stint
@@ -47,6 +47,8 @@ CORES = 1.8
 TINY_CORES = 1.0
 ALONE = "alone"
 """In the place of a strategy: plain training on the first device, while the others do the same for themselves."""
+NO_FLUSH = ", no flush between batches (`async`)"
+"""In words of rows."""
 COLUMNS = (
     Column("samples_per_s", "samples/s", 1),
     Column("predicted_per_s", "predicted", 1),

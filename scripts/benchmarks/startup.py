@@ -16,9 +16,13 @@ from typing import Any
 
 from benchmarks.common import Column, Sample, Settings, child_environment
 from benchmarks.peers import PeerGroup, wait_for_all
+from benchmarks.rows import Row, Section
 from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.learning.data import open_source, propose_contract
 
+LISTED = {
+    "startup": "seconds from process start to group, plan and first training step",
+}
 BASELINE = "bare interpreters; bare interpreters that import torch, as many at once as there are peers"
 COLUMNS = (
     Column("imported_s", "node up, s", 2),
@@ -83,3 +87,19 @@ def _run_at_once(num_processes: int, code: str) -> float:
     for process in processes:
         process.wait(TIMEOUT_S)
     return time.monotonic() - start
+
+
+FIGURES = Section(
+    "What it costs",
+    "Starting a group",
+    [
+        Row(
+            "startup",
+            f"{peers} peers at once, found by mDNS: from process start to the group, the plan, the first step",
+            f"{{{peers} peers by mdns/group_s:.1f}} s; {{{peers} peers by mdns/plan_s:.1f}} s;"
+            f" {{{peers} peers by mdns/first_step_s:.1f}} s",
+            f"`import torch` as often, at once: {{import torch x {peers}/s:.1f}} s",
+        )
+        for peers in (3, 8)
+    ],
+)

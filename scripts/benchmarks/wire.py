@@ -3,9 +3,8 @@
 A blob is a safetensors file of 1 or 64 MB. Measured, each in turn: a plain TCP connection (the baseline), the codec
 alone in one process, the transport's frames with and without CURVE, and a whole blob fetch from node to node as
 peers do it (sessions, chunks with credits, sha256 at the end), into memory (as gossip does) and onto the disk with
-its sync (as custody does). ``cpu_s_per_gb`` counts both processes, ``sender`` and ``receiver`` one each.
-
-    python -m benchmarks.wire         (the receiving process, started by the other; reads its setting from stdin)
+its sync (as custody does). ``cpu_s_per_gb`` counts both processes, ``sender`` and ``receiver`` one each. The receiving
+process is ``wire_receiver``.
 """
 
 from __future__ import annotations
@@ -25,24 +24,22 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.blob_node import BlobNode
 from benchmarks.common import SEED, Column, Sample, Settings, child_environment, stopwatch
-from benchmarks.peers import LOOPBACK
-from p2ptrain.core.effects import AbandonBlob, BlobArrived, BlobLost, VerifyBlob
-from p2ptrain.errors import RemoteError
-from p2ptrain.ids import BlobId, PeerId, blob_id
-from p2ptrain.net.keys import OPEN_GROUP, Group, Identity, new_identity
+from benchmarks.rows import Row, Section
+from benchmarks.wire_receiver import CHUNK_BYTES, TIMEOUT_S
+from p2ptrain.experiment.processes import LOOPBACK
+from p2ptrain.ids import blob_id
+from p2ptrain.net.keys import OPEN_GROUP, new_identity
 from p2ptrain.net.transport import Transport
-from p2ptrain.protocol.blobs.serving import ReadChunk
-from p2ptrain.protocol.blobs.transfer import WriteChunk
-from p2ptrain.protocol.session.effects import PeerAdmitted
-from p2ptrain.runtime.node.journal import Journal
-from p2ptrain.runtime.node.node import SOFTWARE, NetworkConfig, Node
-from p2ptrain.runtime.peer.core import Core
-from p2ptrain.runtime.store.blobs import Blobs, Disk
+from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.wire import codec, tensorfile
 from p2ptrain.wire.addresses import make_address
 from p2ptrain.wire.messages import Chunk, Lane
 
+LISTED = {
+    "wire": "MB/s and CPU seconds per GB of codec, transport and blob transfer, beside plain TCP",
+}
 BASELINE = "the same bytes over one TCP connection on loopback between two processes (blocking sockets, 1 MiB writes)"
 COLUMNS = (
     Column("mb_per_s", "MB/s", 0),
@@ -51,8 +48,6 @@ COLUMNS = (
     Column("receiver_cpu_s_per_gb", "receiver", 2),
     Column("ms_per_blob", "ms a blob", 1),
 )
-CHUNK_BYTES = 1 << 20
-TIMEOUT_S = 60.0
 
 
 def run(settings: Settings) -> Iterator[Sample]:
@@ -109,7 +104,7 @@ def _codec(what: str, blob: bytes, count: int) -> dict[str, float]:
 def _between(how: str, blob: bytes, count: int) -> dict[str, float]:
     """This process has the blob; a receiving process gets it ``count`` times, one after another."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.wire"],
+        [sys.executable, "-m", "benchmarks.wire_receiver"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -213,77 +208,6 @@ async def _serve_fetches(receiver: _Receiver, how: str, blob: bytes, count: int)
             await node.close()
 
 
-class _BlobCore(Core):
-    """Sessions and transfers, nothing else."""
-
-    def __init__(self, identity: Identity, group: Group, node: Node) -> None:
-        super().__init__(
-            identity.public, group.proof_key, node.addresses(), node.transport.bulk_port, node.rng, SOFTWARE
-        )
-        self.admitted: list[PeerId] = []
-        self.ended: dict[str, str] = {}
-        self.changed = asyncio.Event()
-        self._handlers |= {
-            PeerAdmitted: lambda e, now: self._changes(self.admitted.append(e.peer)),
-            BlobArrived: lambda e, now: self._changes(self.ended.update({e.blob: ""})),
-            BlobLost: lambda e, now: self._changes(self.ended.update({e.blob: e.reason})),
-        }
-
-    def _changes(self, _: None) -> list[Any]:
-        self.changed.set()
-        return []
-
-
-class BlobNode(Node):
-    """A node that serves and fetches blobs as a peer's does: every read, write and check in the disk's thread."""
-
-    def __init__(self, group: Group, network: NetworkConfig, folder: Path) -> None:
-        super().__init__(new_identity(), group, network, Journal(None))
-        self.blobs = Blobs(folder, quota_bytes=1 << 40, ephemeral_bytes=1 << 30, disk=Disk())
-        self.blob_core: _BlobCore | None = None
-
-    def make_core(self) -> _BlobCore:
-        self.blob_core = _BlobCore(self.identity, self.group, self)
-        return self.blob_core
-
-    def carry_out_other(self, effect: object) -> None:
-        core = self.blob_core
-        assert core is not None
-        if isinstance(effect, ReadChunk):
-            self.on_disk(
-                lambda: self.blobs.read(effect.blob, effect.offset, effect.length),
-                lambda data, error: self.answer_read(effect, data),
-            )
-        elif isinstance(effect, WriteChunk):
-            self.on_disk(lambda: self.blobs.write(effect.blob, effect.offset, effect.data), self._written)
-        elif isinstance(effect, VerifyBlob):
-            self.on_disk(
-                lambda: self.blobs.finish(effect.blob),
-                lambda sound, error: self.feed(lambda now: core.blob_checked(effect.blob, bool(sound), now)),
-            )
-        elif not isinstance(effect, AbandonBlob):
-            super().carry_out_other(effect)
-
-    @staticmethod
-    def _written(_: Any, error: BaseException | None) -> None:
-        if error is not None:
-            raise error
-
-    async def fetch(self, blob: BlobId, num_bytes: int, *, ephemeral: bool) -> None:
-        """From whoever is admitted. Raises ``RemoteError`` if it does not come."""
-        core = self.blob_core
-        assert core is not None
-        core.ended.clear()
-        self.blobs.begin(blob, num_bytes, ephemeral=ephemeral)
-        sources = core.admitted[:1]
-        self.feed(lambda now: core.run(core.transfers.fetch(blob, num_bytes, sources, now), now))
-        while blob not in core.ended:
-            core.changed.clear()
-            await core.changed.wait()
-        if core.ended[blob]:
-            raise RemoteError("fetch", core.ended[blob])
-
-
 CASES: dict[str, Callable[[bytes, int], dict[str, float]]] = {
     "TCP": partial(_between, "tcp"),
     "codec encode": partial(_codec, "encode"),
@@ -295,86 +219,23 @@ CASES: dict[str, Callable[[bytes, int], dict[str, float]]] = {
 }
 
 
-# --- the receiving process ------------------------------------------------------------------------------------------
-
-
-def _say(**what: Any) -> None:
-    print(json.dumps(what), flush=True)
-
-
-def _receive_tcp(setting: dict[str, Any]) -> None:
-    with socket.create_server((LOOPBACK, 0)) as server:
-        _say(port=server.getsockname()[1])
-        connection, _ = server.accept()
-        with connection:
-            buffer = memoryview(bytearray(setting["num_bytes"]))
-            cpu = time.process_time()
-            for _ in range(setting["count"]):
-                got = 0
-                while got < len(buffer):
-                    got += connection.recv_into(buffer[got : got + CHUNK_BYTES])
-                connection.sendall(b"!")
-            _say(at=time.monotonic(), cpu_s=time.process_time() - cpu)
-
-
-async def _receive_frames(setting: dict[str, Any]) -> None:
-    done = asyncio.Event()
-    wanted, got, cpu = setting["num_bytes"] * setting["count"], 0, 0.0
-
-    async def on_frames(lane: Lane, key: bytes, frames: list[bytes]) -> None:
-        nonlocal got, cpu
-        if len(frames) == 1:
-            cpu = time.process_time()
-            _say(connected=True)
-            return
-        _, message = codec.decode(frames, lane)
-        assert isinstance(message, Chunk)
-        got += len(message.data)
-        if got >= wanted:
-            _say(at=time.monotonic(), cpu_s=time.process_time() - cpu)
-            done.set()
-
-    plain = setting["how"] == "frames-plain"
-    transport = Transport(new_identity(), OPEN_GROUP, on_frames, (LOOPBACK,), plain=plain)
-    await transport.start()
-    try:
-        _say(port=transport.port, bulk_port=transport.bulk_port)
-        await done.wait()
-    finally:
-        await transport.close()
-
-
-async def _receive_fetches(setting: dict[str, Any]) -> None:
-    network = NetworkConfig((LOOPBACK,), peers=(f"{LOOPBACK}:{setting['port']}",), discover=False)
-    node = BlobNode(OPEN_GROUP, network, Path(setting["folder"]))
-    await node.start()
-    try:
-        core = node.blob_core
-        assert core is not None
-        while not core.admitted:
-            core.changed.clear()
-            await core.changed.wait()
-        seconds = cpu_s = 0.0
-        for i in range(setting["count"] + 1):
-            cpu, start = time.process_time(), time.monotonic()
-            await node.fetch(BlobId(setting["blob"]), setting["num_bytes"], ephemeral=setting["how"] == "fetch-memory")
-            if i == 0:
-                _say(warm=True)  # the rate of the source is known now, and its chunks have grown
-            else:
-                seconds, cpu_s = seconds + time.monotonic() - start, cpu_s + time.process_time() - cpu
-        _say(s=seconds, cpu_s=cpu_s)
-    finally:
-        await node.close()
-
-
-def main() -> None:
-    setting = json.loads(sys.stdin.readline())
-    if setting["how"] == "tcp":
-        _receive_tcp(setting)
-    else:
-        receive = _receive_fetches if setting["how"].startswith("fetch") else _receive_frames
-        asyncio.run(asyncio.wait_for(receive(setting), TIMEOUT_S))
-
-
-if __name__ == "__main__":
-    main()
+FIGURES = Section(
+    "What it costs",
+    "Bytes from process to process",
+    (
+        Row(
+            "wire",
+            "64 MB of tensors between processes, MB/s: frames; frames with CURVE; a whole fetch to memory; to disk",
+            "{64 MB: frames, plain/mb_per_s:.0f}; {64 MB: frames, CURVE/mb_per_s:.0f};"
+            " {64 MB: fetch to memory/mb_per_s:.0f}; {64 MB: fetch to disk/mb_per_s:.0f}",
+            "plain TCP: {64 MB: TCP/mb_per_s:.0f}",
+        ),
+        Row(
+            "wire",
+            "the same, CPU seconds a GB, both sides",
+            "{64 MB: frames, plain/cpu_s_per_gb:.1f}; {64 MB: frames, CURVE/cpu_s_per_gb:.1f};"
+            " {64 MB: fetch to memory/cpu_s_per_gb:.1f}; {64 MB: fetch to disk/cpu_s_per_gb:.1f}",
+            "plain TCP: {64 MB: TCP/cpu_s_per_gb:.1f}",
+        ),
+    ),
+)

@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ import pytest
 
 from p2ptrain import api
 from p2ptrain.config import DataConfig, GroupConfig, Job, TasksConfig, TrainingConfig
+from p2ptrain.experiment.processes import free_port, kill, port_is_free, start
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.data import load, open_source, propose_contract
 from p2ptrain.net.keys import Group, load_or_make_identity, new_group
@@ -130,10 +130,7 @@ class PeerProcess:
         self.options |= options
         command = [sys.executable, str(Path(__file__).with_name("peer_main.py")), json.dumps(self.options)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", MARK: self.mark}
-        with self.errors.open("ab") as errors:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, env=environment, start_new_session=True
-            )
+        self.process = start(command, self.errors, environment)
         return self
 
     def send(self, number: signal.Signals) -> None:
@@ -163,9 +160,7 @@ class PeerProcess:
 
     def end(self) -> None:
         """Whatever is left of it, at once."""
-        for process in self.everything():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
+        kill(self.everything())
         if self.process is not None:
             self.process.wait()
 
@@ -310,28 +305,6 @@ def slowness() -> float:
     while time.process_time() - cpu < 0.1:
         pass
     return (time.monotonic() - wall) / 0.1
-
-
-_next_port = 20000 + os.getpid() % 8000
-
-
-def free_port() -> int:
-    """The first of two ports in a row that nobody has, below those that the system gives out."""
-    global _next_port
-    while True:
-        _next_port += 2
-        if port_is_free(_next_port) and port_is_free(_next_port + 1):
-            return _next_port
-
-
-def port_is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 @contextlib.contextmanager

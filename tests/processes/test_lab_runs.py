@@ -15,7 +15,7 @@ import pytest
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from laboratory import host, quota  # noqa: E402
+from lab import host, quota  # noqa: E402
 
 lacks = host.missing()
 pytestmark = pytest.mark.skipif(bool(lacks), reason=f"the lab can't run here: {'; '.join(lacks)}")
@@ -60,9 +60,9 @@ rate_mbit = 5
 def start(tmp_path: Path, text: str, *options: str) -> subprocess.Popen[str]:
     path = tmp_path / "lab.toml"
     path.write_text(text, encoding="utf-8")
-    command = [sys.executable, str(SCRIPTS / "lab.py"), "run", str(path), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "scripts.lab", "run", str(path), "--out", str(tmp_path / "out")]
     command += ["--no-calibrate", *options]  # speeds are for quiet machines
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=SCRIPTS.parent)
 
 
 def links() -> str:

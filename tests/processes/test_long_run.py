@@ -14,10 +14,11 @@ from typing import Any
 
 import psutil
 import pytest
-from group import PeerGroup, PeerProcess, make_job, peer_group, port_is_free, slowness
+from group import PeerGroup, PeerProcess, make_job, peer_group, slowness
 
 from p2ptrain import api
 from p2ptrain.errors import UserError
+from p2ptrain.experiment.processes import port_is_free
 from p2ptrain.net.keys import new_group
 
 pytestmark = pytest.mark.slow

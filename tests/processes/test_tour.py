@@ -24,11 +24,10 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
-from group import free_port
 from pictures import ROOT, unpack
 
 from p2ptrain import api
-from p2ptrain.experiment.group import stop
+from p2ptrain.experiment.processes import free_port, start, stop
 from p2ptrain.learning.models import build_model
 from p2ptrain.net.multicast import multicast_works
 
@@ -106,8 +105,7 @@ class Tour:
         assert number < 2, "there are two laptops"
         folder, net = ((self.first, self._listen), (self.second, self._meet))[number]
         words = [*words, *net, "--name", f"laptop-{number + 1}", "--threads", "1"]
-        with (folder / "said").open("wb") as file:
-            self.peers.append(self._start(words, folder, file))
+        self.peers.append(self._start(words, folder, folder / "said"))
         self.until("listens at", number)
 
     def _status(self, words: list[str]) -> None:
@@ -118,8 +116,7 @@ class Tour:
 
     def _watch(self, words: list[str]) -> None:
         """Until Ctrl-C."""
-        with (self.first / "watched").open("wb") as file:
-            watch = self._start([*words, *self._meet], self.first, file)
+        watch = self._start([*words, *self._meet], self.first, self.first / "watched")
         try:
             self._until_written(self.first / "watched", "laptop-2", watch)
             watch.send_signal(signal.SIGINT)
@@ -148,23 +145,30 @@ class Tour:
 
     # --- how they are run ---
 
-    def _start(self, words: list[str], folder: Path, out: object) -> subprocess.Popen[bytes]:
+    @staticmethod
+    def _typed(words: list[str], folder: Path) -> tuple[list[str], dict[str, str]]:
+        """The command line, and the environment of a laptop."""
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         own = {"P2PTRAIN_STATE": str(folder / "state"), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         kept = {name: value for name, value in os.environ.items() if not name.startswith("P2PTRAIN_")}
-        return subprocess.Popen(
-            [sys.executable, "-m", "p2ptrain.cli.main", *words],
-            cwd=folder,
-            env=kept | own,
-            stdin=subprocess.DEVNULL,
-            stdout=out,  # type: ignore[call-overload]
-            stderr=subprocess.STDOUT if out is not subprocess.PIPE else subprocess.PIPE,
-            start_new_session=True,
-        )
+        return [sys.executable, "-m", "p2ptrain.cli.main", *words], kept | own
+
+    def _start(self, words: list[str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
+        command, environment = self._typed(words, folder)
+        return start(command, log, environment, folder=folder)
 
     def _output(self, words: list[str]) -> str:
         """What a command prints, on the first laptop. It must end well."""
-        process = self._start(words, self.first, subprocess.PIPE)
+        command, environment = self._typed(words, self.first)
+        process = subprocess.Popen(
+            command,
+            cwd=self.first,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
         try:
             out, errors = process.communicate(timeout=DEADLINE_S)
         finally:

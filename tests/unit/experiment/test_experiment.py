@@ -14,8 +14,9 @@ import pytest
 
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError
-from p2ptrain.experiment.group import LOG_LINES, Experiment, PeerShare, check_running
+from p2ptrain.experiment.group import Experiment, PeerShare, check_running
 from p2ptrain.experiment.measure import union
+from p2ptrain.experiment.processes import LOG_LINES
 from p2ptrain.learning.data import load, open_source, propose_contract
 
 LOG = "".join(f"line {number}\n" for number in range(100))

@@ -17,16 +17,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from bench import find  # noqa: E402
 from benchmarks import common, plots, scale, tasks, virtual  # noqa: E402
 from benchmarks.gossip_round import exchanges_of  # noqa: E402
 from benchmarks.peers import Happened, PeerProcess  # noqa: E402
 from benchmarks.virtual_membership import detect_death_by_heartbeats  # noqa: E402
-from laboratory.calibration import OffSpeedError  # noqa: E402
+from lab.calibration import OffSpeedError  # noqa: E402
 
 from p2ptrain.errors import P2PTrainError  # noqa: E402
 
-NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks_cifar"}
-NAMES |= {"pipeline", "pipeline_mobilenet", "pipeline_wired", "pipeline_text", "pipeline_memory"}
+NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks-cifar"}
+NAMES |= {"pipeline", "pipeline-mobilenet", "pipeline-wired", "pipeline_text", "pipeline_memory"}
 NAMES |= {"replan", "planner", "slices_accuracy", "overlap-own", "overlap-resnet20", "overlap-vgg11", "overlap-digits"}
 
 
@@ -53,6 +54,12 @@ def check_result(path: Path) -> dict[str, Any]:
 
 def test_list_names_every_benchmark() -> None:
     assert {line.split()[0] for line in bench("list").splitlines()} == NAMES
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_listed_name_is_a_benchmark(name: str) -> None:
+    found = find(name)
+    assert callable(found.run) and found.BASELINE and all(isinstance(c, common.Column) for c in found.COLUMNS)
 
 
 def test_wire_writes_sound_results(tmp_path: Path) -> None:

@@ -27,16 +27,16 @@ from p2ptrain.runtime.node.peer_node import BLOCK_TIMES
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
-from laboratory import calibration, quota, rehearsal, session  # noqa: E402
-from laboratory.bench import Bench  # noqa: E402
-from laboratory.calibration import Speed, Turn  # noqa: E402
-from laboratory.camera import Camera  # noqa: E402
-from laboratory.jobs import job_of  # noqa: E402
-from laboratory.network import Line, shaping  # noqa: E402
-from laboratory.placement import placed  # noqa: E402
-from laboratory.report import figures, plans_line, to_plain  # noqa: E402
-from laboratory.spec import Event, LabSpec, check_fits, device_of, read_lab  # noqa: E402
-from laboratory.timeline import Timeline  # noqa: E402
+from lab import calibration, quota, rehearsal, session  # noqa: E402
+from lab.calibration import Speed, Turn  # noqa: E402
+from lab.camera import Camera  # noqa: E402
+from lab.devices import LabDevices  # noqa: E402
+from lab.jobs import job_of  # noqa: E402
+from lab.network import Line, shaping  # noqa: E402
+from lab.placement import placed  # noqa: E402
+from lab.report import figures, plans_line, to_plain  # noqa: E402
+from lab.spec import Event, LabSpec, check_fits, device_of, read_lab  # noqa: E402
+from lab.timeline import Timeline  # noqa: E402
 
 PROFILES = REPOSITORY / "peers"
 TWO = """
@@ -360,24 +360,24 @@ def test_what_was_rehearsed_is_what_a_peer_remembers(tmp_path: Path, monkeypatch
 
 
 def test_devices_hurry_until_they_are_to_keep_to_their_shares(tmp_path: Path) -> None:
-    devices = (device_of("small", 0.1, 10.0), device_of("large", 1.5, 10.0))
-    shares: dict[str, list[float]] = {device.name: [] for device in devices}
+    described = (device_of("small", 0.1, 10.0), device_of("large", 1.5, 10.0))
+    shares: dict[str, list[float]] = {device.name: [] for device in described}
     groups: Any = {name: SimpleNamespace(set_share=told.append) for name, told in shares.items()}
     nothing: Any = None
-    bench = Bench(LabSpec("lab", "digits", {}, devices), nothing, tmp_path, nothing, groups, nothing)
-    bench.give_identities()
-    bench.hurry({"small": b"times"})
+    devices = LabDevices(LabSpec("lab", "digits", {}, described), nothing, tmp_path, nothing, groups, nothing)
+    devices.give_identities()
+    devices.hurry({"small": b"times"})
     assert shares == {"small": [1.0], "large": [1.5]}
     assert (tmp_path / "small" / BLOCK_TIMES).read_bytes() == b"times"
     assert not (tmp_path / "large" / BLOCK_TIMES).exists()
-    bench.keep_to_shares()
+    devices.keep_to_shares()
     assert shares == {"small": [1.0, 0.1], "large": [1.5, 1.5]}
 
 
 def test_the_ids_of_a_lab_s_peers_rise_in_the_order_of_its_devices(tmp_path: Path) -> None:
     devices = tuple(device_of(name, 0.1, 10.0) for name in "defabc")
     nothing: Any = None
-    Bench(LabSpec("lab", "digits", {}, devices), nothing, tmp_path, nothing, nothing, nothing).give_identities()
+    LabDevices(LabSpec("lab", "digits", {}, devices), nothing, tmp_path, nothing, nothing, nothing).give_identities()
     ids = [load_or_make_identity(tmp_path / device.name).peer for device in devices]
     assert len(set(ids)) == len(devices) and ids == sorted(ids)
     assert {path.name for path in tmp_path.iterdir()} == set("defabc")
@@ -512,7 +512,7 @@ def test_a_lab_s_result_sums_up_its_runs_as_a_benchmark_does() -> None:
     spec = LabSpec("two", "digits", {}, (device_of("a", 0.5),))
     slow, fast = Speed("a", 0.5, 100.0, 96.0), Speed("a", 0.5, 100.0, 101.0)
     runs: list[Any] = [Outcomes((0, 1), 0.9, (slow,)), Outcomes((0, 1), 0.8, (fast,)), Outcomes((0, 1), 0.85, (fast,))]
-    plain = to_plain(spec, "name = 'two'", ["scripts/lab.py", "run"], 0.5, runs)
+    plain = to_plain(spec, "name = 'two'", ["python", "-m", "scripts.lab", "run"], 0.5, runs)
     (case,) = plain["cases"]
     assert case["case"] == "two" and case["num_repetitions"] == 3
     assert case["figures"]["accuracy"] == pytest.approx({"median": 85, "low": 80, "high": 90})
@@ -527,7 +527,7 @@ def test_a_lab_s_result_sums_up_its_runs_as_a_benchmark_does() -> None:
 def test_runs_that_began_otherwise_or_were_not_calibrated_say_so() -> None:
     spec = LabSpec("two", "digits", {}, (device_of("a", 0.5),))
     runs: list[Any] = [Outcomes((0, 1), None, ()), Outcomes((0, 2), None, ())]
-    plain = to_plain(spec, "", ["scripts/lab.py"], 0.5, runs)
+    plain = to_plain(spec, "", ["python", "-m", "scripts.lab"], 0.5, runs)
     assert plans_line(plain) == "2 runs: 2 different first plans"
     assert "not measured" in plain["incomplete"]
     assert not {"accuracy", "worst_deviation"} & figures(runs[0]).keys()

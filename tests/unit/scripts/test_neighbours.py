@@ -18,7 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from benchmarks import environments, neighbours  # noqa: E402
+from benchmarks import environments, neighbours, neighbours_observed  # noqa: E402
 from benchmarks.common import Settings  # noqa: E402
 from benchmarks.neighbours_groups import WORKERS, write_files  # noqa: E402
 from benchmarks.peers import Happened, PeerProcess  # noqa: E402
@@ -108,10 +108,10 @@ def test_going_on_counts_nothing_that_came_from_the_dead() -> None:
     kinds = ("note:round", "note:gossip")
     first = trace("a", (1.0, "note:round", {}), (5.5, "note:round", {}), (5.2, "note:gossip", {"peer": "b"}))
     second = trace("b", (5.3, "note:round", {}), (5.1, "note:gossip", {"peer": "dead"}))
-    assert neighbours.when_all_went_on([first, second], kinds, 5.0, "dead") is None
+    assert neighbours_observed.when_all_went_on([first, second], kinds, 5.0, "dead") is None
     second.events.append(Happened(7.0, "note:gossip", {"peer": "a"}))
-    assert neighbours.when_all_went_on([first, second], kinds, 5.0, "dead") == 7.0
-    assert neighbours.when_all_went_on([first], ("note:round",), 5.0, "dead") == 5.5
+    assert neighbours_observed.when_all_went_on([first, second], kinds, 5.0, "dead") == 7.0
+    assert neighbours_observed.when_all_went_on([first], ("note:round",), 5.0, "dead") == 5.5
 
 
 def test_what_cannot_be_installed_says_why_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,10 @@ from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from benchmarks import pipeline_memory, pipeline_text, pipeline_wired, replan, slices_accuracy, slices_lab  # noqa: E402
+from benchmarks import pipeline, pipeline_memory, pipeline_text, replan, slices_accuracy, slices_lab  # noqa: E402
 from benchmarks.pace import Mark, Pace, Stint  # noqa: E402
 from benchmarks.slices_lab import Workload  # noqa: E402
-from figure_rows_slices import ROWS  # noqa: E402
-from laboratory.jobs import job_of  # noqa: E402
+from lab.jobs import job_of  # noqa: E402
 
 BATCH = 64
 
@@ -44,9 +43,9 @@ def paced(*looks: tuple[float, str, int]) -> Pace:
 def test_the_stage_of_the_weakest_device_is_told_if_it_has_one() -> None:
     devices = slices_lab.devices_of({"fast": 1.0, "slow": 0.1}, 1.0, [100.0] * 2)
     stages = (Stage(0, 1, ("p1",), (4,), 2), Stage(1, 2, ("p2",), (4,), 1))
-    pipeline = PipelinePlan("m", 2, 4, 2, stages, ())
-    assert slices_lab.weakest_at(devices, {PeerId("p1"): "fast", PeerId("p2"): "slow"}, pipeline) == {"weakest_at": 2.0}
-    assert slices_lab.weakest_at(devices, {PeerId("p3"): "slow", PeerId("p1"): "fast"}, pipeline) == {}
+    planned = PipelinePlan("m", 2, 4, 2, stages, ())
+    assert slices_lab.weakest_at(devices, {PeerId("p1"): "fast", PeerId("p2"): "slow"}, planned) == {"weakest_at": 2.0}
+    assert slices_lab.weakest_at(devices, {PeerId("p3"): "slow", PeerId("p1"): "fast"}, planned) == {}
 
 
 def test_a_change_of_plan_starts_the_count_anew() -> None:
@@ -185,19 +184,23 @@ def test_a_stretch_is_over_when_enough_was_done_by_a_plan_after_the_event() -> N
 
 
 @pytest.mark.parametrize(
-    ("cases", "file"),
+    ("benchmark", "cases", "file"),
     [
-        (pipeline_text.CASES, "pipeline_text"),
-        (pipeline_wired.WIRED, "pipeline_wired"),
-        (pipeline_memory.CASES, "pipeline_memory"),
-        ([slices_accuracy.SINGLE, *(case.name for case in slices_accuracy.CASES)], "slices_accuracy"),
+        (pipeline_text, pipeline_text.CASES, "pipeline_text"),
+        (pipeline, pipeline.CASES, "pipeline"),
+        (pipeline, pipeline.CASES, "pipeline-mobilenet"),
+        (pipeline, pipeline.WIRED, "pipeline-wired"),
+        (pipeline_memory, pipeline_memory.CASES, "pipeline_memory"),
+        (slices_accuracy, [slices_accuracy.SINGLE, *(c.name for c in slices_accuracy.CASES)], "slices_accuracy"),
     ],
 )
-def test_rows_name_cases_that_there_are(cases: Collection[str], file: str) -> None:
-    rows = [row for row in ROWS if row[0] == file]
-    assert rows
-    named = {place.split("/")[0] for row in rows for text in row for place in text.split("{")[1:]}
-    assert named <= set(cases)
+def test_rows_name_cases_that_there_are(benchmark: Any, cases: Collection[str], file: str) -> None:
+    section = benchmark.FIGURES
+    texts = [remark.text for remark in section.remarks if remark.file == file]
+    for row in (*section.rows, *section.in_readme):
+        texts += [row.what, row.measured, row.baseline, *row.more] if row.file == file else []
+    named = {place.split("/")[0] for text in texts for place in text.split("{")[1:]}
+    assert named and named <= set(cases)
 
 
 def test_figures_at_one_speed_take_out_what_the_machine_did() -> None:

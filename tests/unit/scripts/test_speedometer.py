@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from laboratory.speedometer import ENOUGH, Reading, Speedometer, change, readings_of, speed_of  # noqa: E402
+from lab.speedometer import ENOUGH, Reading, Speedometer, change, readings_of, speed_of  # noqa: E402
 
 
 def test_a_line_that_is_still_being_written_does_not_count() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from laboratory.spec import After, Event
+from lab.spec import After, Event
 
 
 class Devices(Protocol):

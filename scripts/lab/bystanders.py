@@ -3,7 +3,7 @@
 The devices of a lab share a machine's caches and memory, as real ones don't: with all of them at work each was up to a
 quarter slower than one alone on the machine. So what one device does alone is measured with the others at work, too.
 
-    python -m laboratory.bystanders < JOB.json      (started by ``bystanders``; trains until it is killed)
+    python -m lab.bystanders < JOB.json      (started by ``bystanders``; trains until it is killed)
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from laboratory.calibration import made_up_batch
-from laboratory.host import environment
-from laboratory.placement import placed
-from laboratory.quota import Controllers, DeviceGroup
-from laboratory.spec import Device
+from lab.calibration import made_up_batch
+from lab.host import environment
+from lab.placement import placed
+from lab.quota import Controllers, DeviceGroup
+from lab.spec import Device
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError
 from p2ptrain.learning.profiling.allocator import training_environment
@@ -50,7 +50,7 @@ def _train(
     group = DeviceGroup(controllers, device.name, device.share, device.memory_mb, places[device.name])
     stack.callback(group.remove)
     worker = subprocess.Popen(
-        [sys.executable, "-m", "laboratory.bystanders"],
+        [sys.executable, "-m", "lab.bystanders"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

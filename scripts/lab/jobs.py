@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from laboratory.spec import LabSpec
+from lab.spec import LabSpec
 from p2ptrain.config import Job, job_from_mapping
 from p2ptrain.learning.data import open_source, propose_contract
 

@@ -4,8 +4,8 @@ What a peer does first in depth slices, it does here in a process that imported 
 of a core that alone takes a minute. The times are the same as a peer measures, by the same code, in the file that it
 remembers them in; and beside something that takes what a peer's node takes when it only stands by.
 
-    python -m laboratory.rehearsal FILE < JOB.json      (started by ``rehearse``; measures once it is told to)
-    python -m laboratory.rehearsal                      (stands by)
+    python -m lab.rehearsal FILE < JOB.json      (started by ``rehearse``; measures once it is told to)
+    python -m lab.rehearsal                      (stands by)
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from laboratory.host import environment
-from laboratory.placement import device_groups
-from laboratory.quota import Controllers
-from laboratory.spec import Device
+from lab.host import environment
+from lab.placement import device_groups
+from lab.quota import Controllers
+from lab.spec import Device
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError
 from p2ptrain.learning.profiling.allocator import training_environment
@@ -41,7 +41,7 @@ def rehearse(job: Job, devices: Sequence[Device], controllers: Controllers) -> t
         workers: dict[str, subprocess.Popen[str]] = {}
         for device in devices:
             workers[device.name] = worker = subprocess.Popen(
-                [sys.executable, "-m", "laboratory.rehearsal", str(folder / device.name)],
+                [sys.executable, "-m", "lab.rehearsal", str(folder / device.name)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -53,7 +53,7 @@ def rehearse(job: Job, devices: Sequence[Device], controllers: Controllers) -> t
             stack.callback(worker.kill)
             _tell(worker, job.to_json())
             _await(worker, device.name)
-            node = subprocess.Popen([sys.executable, "-m", "laboratory.rehearsal"], env=environment())
+            node = subprocess.Popen([sys.executable, "-m", "lab.rehearsal"], env=environment())
             stack.callback(node.wait)
             stack.callback(node.kill)
             for process in (worker, node):

@@ -8,7 +8,7 @@ just after, in the same process: so a machine that gets slower for everybody fai
 something else runs, unless it takes the devices' own time. Devices' speeds are in the ratio of their shares, with
 however many threads each trains.
 
-    python -m laboratory.calibration < JOB.json      (started by ``calibrate``: trains steps on demand)
+    python -m lab.calibration < JOB.json      (started by ``calibrate``: trains steps on demand)
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from laboratory.quota import DeviceGroup
-from laboratory.spec import Device
+from lab.quota import DeviceGroup
+from lab.spec import Device
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError, UserError
 
@@ -105,7 +105,7 @@ class Worker:
 @contextmanager
 def worker(job: Job, environment: Mapping[str, str]) -> Iterator[Worker]:
     """A worker that is ready, gone afterwards."""
-    command = [sys.executable, "-m", "laboratory.calibration"]
+    command = [sys.executable, "-m", "lab.calibration"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -208,7 +208,7 @@ def measure_device(
 @contextmanager
 def _outside(pid: int) -> Iterator[Callable[[], None]]:
     """A call that brings a process back to the cgroups and the cores that it is on now."""
-    from laboratory.quota import find_controllers
+    from lab.quota import find_controllers
 
     controllers = find_controllers()
     folders, cpus = {controllers.cpu, controllers.memory}, os.sched_getaffinity(pid)

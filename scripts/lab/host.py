@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from laboratory.quota import Controllers, find_controllers
+from lab.quota import Controllers, find_controllers
 from p2ptrain.errors import UserError
 
 PACKAGE = "iproute2 (Debian and Ubuntu: apt install iproute2)"

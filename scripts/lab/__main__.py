@@ -1,16 +1,15 @@
-#!/usr/bin/env python3
 """Several unlike devices on this one machine: each with an address, a link, a share of a core and a memory limit.
 
-    sudo scripts/lab.py run scripts/labs/three-unlike.toml --out results/three-unlike [--repeat 3]
-    sudo scripts/lab.py calibrate scripts/labs/three-unlike.toml
-    scripts/lab.py check
+    sudo .venv/bin/python -m scripts.lab run scripts/lab/files/three-unlike.toml --out results/three-unlike [--repeat 3]
+    sudo .venv/bin/python -m scripts.lab calibrate scripts/lab/files/three-unlike.toml
+    .venv/bin/python -m scripts.lab check
 
 ``run`` makes the devices, measures each one's speed at the job's model beside what its share should give (more than
 5 % off is an error), starts a peer on each, carries out the file's events, harvests, evaluates, and takes everything
 apart again, also after Ctrl-C or a crash. ``--out`` gets lab.json, job.toml, global.safetensors, logs and journals;
 with ``--repeat``, lab.json of all runs, and a folder for the rest of each. Namespaces, shaping and cgroups need Linux,
 root, and iproute2; ``check`` tells what is missing. What a lab file may say stands at the top of
-scripts/laboratory/spec.py; examples are in scripts/labs/.
+scripts/lab/spec.py; examples are in scripts/lab/files/. Run it in the project's root.
 """
 
 from __future__ import annotations
@@ -24,21 +23,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from laboratory import host, jobs, report, session
-from laboratory.quota import sweep
-from laboratory.spec import LabSpec, check_fits, read_lab
-
+from lab import host, jobs, report, session
+from lab.quota import sweep
+from lab.spec import LabSpec, check_fits, read_lab
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError, UserError
 from p2ptrain.learning.profiling.device import available_cores
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
+COMMAND = ("python", "-m", "scripts.lab")
+"""As it is typed, but for sudo and where python lies."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=" ".join(COMMAND), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a lab file to the harvested model")
     run.add_argument("file", type=Path)
@@ -91,7 +93,7 @@ def run_lab(options: argparse.Namespace) -> int:
         lab = session.run(spec, job, controllers, folder, say, painter.follow, calibrated=calibrated, num_points=points)
         result = evaluate(spec, job, lab, folder, central=options.central, painter=painter)
         runs.append(report.Run(lab, result))
-        plain = report.to_plain(spec, text, sys.argv, load_before, runs)
+        plain = report.to_plain(spec, text, [*COMMAND, *sys.argv[1:]], load_before, runs)
         (out / "lab.json").write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         if not options.json:
             print(tables(spec, lab, result, folder))

@@ -16,20 +16,21 @@ from pathlib import Path
 
 import psutil
 
-from laboratory.camera import Camera
-from laboratory.enter import entering
-from laboratory.network import Network
-from laboratory.quota import DeviceGroup
-from laboratory.spec import LabSpec
+from lab.camera import Camera
+from lab.enter import entering
+from lab.network import Network
+from lab.quota import DeviceGroup
+from lab.spec import LabSpec
 from p2ptrain.api import Status
-from p2ptrain.experiment.group import Experiment, check_running, peer_command, stop
+from p2ptrain.experiment.group import Experiment, check_running, peer_command
+from p2ptrain.experiment.processes import start, stop
 from p2ptrain.learning.profiling.device import available_cores
 from p2ptrain.net.keys import Group, load_or_make_identity
 from p2ptrain.runtime.node.peer_node import BLOCK_TIMES
 
 
 @dataclass(slots=True)
-class Bench:
+class LabDevices:
     """The devices of a running lab: what events act on."""
 
     spec: LabSpec
@@ -68,16 +69,9 @@ class Bench:
         command = peer_command(experiment, share, self.folder / device, where, job_file=job_file)
         port, group = self.network.ports[device], self.groups[device]
         environment = os.environ | {"P2PTRAIN_CODE": str(self.code), "PYTHONUNBUFFERED": "1"}
-        with (self.folder / f"{device}.log").open("ab") as log:
-            self.processes[device] = subprocess.Popen(
-                entering(port.fd, group.entrances, group.cpus, command),
-                env=environment,
-                pass_fds=(port.fd,),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        inside = entering(port.fd, group.entrances, group.cpus, command)
+        log = self.folder / f"{device}.log"
+        self.processes[device] = start(inside, log, environment, pass_fds=(port.fd,))
         self.killed.discard(device)
 
     def hurry(self, block_times: Mapping[str, bytes]) -> None:

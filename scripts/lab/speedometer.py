@@ -7,7 +7,7 @@ other, outside of all devices: it takes about a fiftieth of each. Others' use of
 memory more than work on little (1.4 and 1.15 times were seen at once), so it is some of both: convolutions, forward and
 backward, that hardly have weights, and that hardly have anything else.
 
-    python -m laboratory.speedometer FILE CPU...      (started by ``Speedometer``; writes a line for each measurement)
+    python -m lab.speedometer FILE CPU...      (started by ``Speedometer``; writes a line for each measurement)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from laboratory.host import environment
+from lab.host import environment
 
 EVERY_S = 1.5
 SHAPES = ((32, 64, 16), (16, 512, 4))
@@ -50,7 +50,7 @@ class Speedometer:
 
     def __enter__(self) -> Speedometer:
         cpus = map(str, sorted(os.sched_getaffinity(0)))
-        command = [sys.executable, "-m", "laboratory.speedometer", str(self._file), *cpus]
+        command = [sys.executable, "-m", "lab.speedometer", str(self._file), *cpus]
         self._process = subprocess.Popen(
             command, env=environment() | {"P2PTRAIN_PARENT": str(os.getpid()), "OMP_NUM_THREADS": "1"}
         )

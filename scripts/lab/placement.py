@@ -14,8 +14,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from laboratory.quota import Controllers, DeviceGroup
-from laboratory.spec import Device
+from lab.quota import Controllers, DeviceGroup
+from lab.spec import Device
 from p2ptrain.learning.profiling.device import available_cores
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from laboratory.relay import Relay, open_tap
+from lab.relay import Relay, open_tap
 from p2ptrain.errors import UserError
 
 CLONE_NEWNET = 0x40000000

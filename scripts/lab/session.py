@@ -15,15 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from laboratory.bench import Bench
-from laboratory.calibration import Speed, calibrate
-from laboratory.camera import Camera
-from laboratory.host import environment
-from laboratory.network import OWN_ADDRESS, Line, Network
-from laboratory.placement import device_groups
-from laboratory.quota import Controllers, DeviceGroup
-from laboratory.spec import Device, LabSpec
-from laboratory.timeline import Happened, Timeline
+from lab.calibration import Speed, calibrate
+from lab.camera import Camera
+from lab.devices import LabDevices
+from lab.host import environment
+from lab.network import OWN_ADDRESS, Line, Network
+from lab.placement import device_groups
+from lab.quota import Controllers, DeviceGroup
+from lab.spec import Device, LabSpec
+from lab.timeline import Happened, Timeline
 from p2ptrain.api import Status, observing, snapshot_status
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan
@@ -115,19 +115,19 @@ def run(
         for speed in speeds:
             groups[speed.device].correct(speed.correction)
         stack.callback(keep_papers, folder, spec.devices, out)
-        bench = Bench(spec, experiment, folder, network, groups, new_group())
-        bench.give_identities()
+        devices = LabDevices(spec, experiment, folder, network, groups, new_group())
+        devices.give_identities()
         if rehearsed is not None:
-            bench.hurry(rehearsed)
+            devices.hurry(rehearsed)
         if num_points:
-            bench.camera = Camera(folder / "frames", job)
+            devices.camera = Camera(folder / "frames", job)
         with contextlib.ExitStack() as peers:
-            peers.callback(bench.end)
-            lab = asyncio.run(_follow(bench, tuple(speeds), say, progress, until))
-        if bench.camera is not None:
+            peers.callback(devices.end)
+            lab = asyncio.run(_follow(devices, tuple(speeds), say, progress, until))
+        if devices.camera is not None:
             end_s, step_s = lab.outcome.trained_s, (lab.outcome.trained_s - lab.training_s) / num_points
             times = [end_s - step_s * number for number in reversed(range(num_points))]
-            points = bench.camera.accuracies(lab.outcome.harvest.plan, spec.data, times)
+            points = devices.camera.accuracies(lab.outcome.harvest.plan, spec.data, times)
             lab = dataclasses.replace(lab, accuracies=tuple(points))
         return lab
 
@@ -145,62 +145,62 @@ def measured(job: Job, devices: Sequence[Device], groups: Mapping[str, DeviceGro
 
 
 async def _follow(
-    bench: Bench, speeds: tuple[Speed, ...], say: Say, progress: Progress, until: Callable[[], bool]
+    devices: LabDevices, speeds: tuple[Speed, ...], say: Say, progress: Progress, until: Callable[[], bool]
 ) -> LabOutcome:
-    timeline = Timeline(bench.spec.events, bench, say)
+    timeline = Timeline(devices.spec.events, devices, say)
     start, started_at = time.monotonic(), time.time()
     formed, training, cpu_before, node_before = 0.0, 0.0, dict[str, float](), dict[str, float]()
     plans: list[tuple[float, Plan]] = []
-    for device in bench.spec.devices:
-        if device.name not in bench.spec.late:
-            bench.start(device.name)
+    for device in devices.spec.devices:
+        if device.name not in devices.spec.late:
+            devices.start(device.name)
     timeline.begin("start", start)
-    async with observing(bench.code, NetworkConfig(interfaces=(OWN_ADDRESS,))) as node:
+    async with observing(devices.code, NetworkConfig(interfaces=(OWN_ADDRESS,))) as node:
         while True:
             await asyncio.sleep(POLL_S)
             now = time.monotonic()
             status = snapshot_status(node)
             progress(now - start, status)
             timeline.carry_out(now, time.time, time.monotonic)
-            bench.check(status)
-            bench.look(now - start)
+            devices.check(status)
+            devices.look(now - start)
             plan = status.plan
             if plan is not None and (not plans or plans[-1][1].hash != plan.hash):
                 plans.append((now - start, plan))
             alive = [r for r in status.records if status.states.get(r.peer) in ("alive", "suspect")]
             phases = {record.name: record.phase for record in alive}
-            if not formed and bench.running <= phases.keys():
+            if not formed and devices.running <= phases.keys():
                 formed = now - start
                 say(f"{formed:.1f} s: the group is formed")
             trains = {name for name, phase in phases.items() if phase != "waiting"}
             if trains and not training:
-                bench.keep_to_shares()
-                training, cpu_before, node_before = now - start, _cpu_s(bench), bench.node_cpu_s()
+                devices.keep_to_shares()
+                training, cpu_before, node_before = now - start, _cpu_s(devices), devices.node_cpu_s()
                 say(f"{training:.1f} s: {' '.join(sorted(trains))} began to train")
-            if not timeline.began("training") and formed and bench.running <= trains | _standing_by(status):
+            if not timeline.began("training") and formed and devices.running <= trains | _standing_by(status):
                 timeline.begin("training", now)
                 say(f"{now - start:.1f} s: all are training")
-            if training and (0 < bench.spec.train_s <= now - start - training or until()):
-                bench.end_training()
+            if training and (0 < devices.spec.train_s <= now - start - training or until()):
+                devices.end_training()
                 break
-            if timeline.finished and bench.running and all(phases.get(n) == "done" for n in bench.running):
+            if timeline.finished and devices.running and all(phases.get(n) == "done" for n in devices.running):
                 break
-            if now - start > bench.spec.timeout_s:
-                raise P2PTrainError(f"not done after {bench.spec.timeout_s:g} s: {_where(status)}")
-        trained, cpu, node_cpu = time.monotonic() - start, _cpu_s(bench), bench.node_cpu_s()
+            if now - start > devices.spec.timeout_s:
+                raise P2PTrainError(f"not done after {devices.spec.timeout_s:g} s: {_where(status)}")
+        trained, cpu, node_cpu = time.monotonic() - start, _cpu_s(devices), devices.node_cpu_s()
         say(f"{trained:.1f} s: done; harvesting")
         outcome = await _harvested(node, formed, trained, start)
-        bench.look(trained)  # nothing has been trained since then, but the last snapshot may have been on its way
+        devices.look(trained)  # nothing has been trained since then, but the last snapshot may have been on its way
         names = {record.peer: record.name for record in node.observer.records.values()}
     use = {
         name: DeviceUse(
             group.peak_memory_bytes(),
             group.cpu_s(),
             cpu[name] - cpu_before.get(name, 0.0),
-            bench.peak_kept_bytes.get(name, 0),
+            devices.peak_kept_bytes.get(name, 0),
             node_cpu.get(name, 0.0) - node_before.get(name, 0.0),
         )
-        for name, group in bench.groups.items()
+        for name, group in devices.groups.items()
     }
     return LabOutcome(outcome, speeds, tuple(timeline.log), tuple(plans), names, use, (), training, started_at)
 
@@ -218,8 +218,8 @@ def _standing_by(status: Status) -> set[str]:
     return {r.name for r in status.records if r.plan == plan.hash and plan.part_of(r.peer) is None}
 
 
-def _cpu_s(bench: Bench) -> dict[str, float]:
-    return {name: group.cpu_s() for name, group in bench.groups.items()}
+def _cpu_s(devices: LabDevices) -> dict[str, float]:
+    return {name: group.cpu_s() for name, group in devices.groups.items()}
 
 
 def _where(status: Status) -> str:

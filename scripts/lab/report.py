@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.common import Sample, describe_machine, describe_versions, summarise
+from benchmarks.rows import Remark, Row, Section
 
-from laboratory.calibration import Speed
-from laboratory.session import LabOutcome
-from laboratory.spec import Device, LabSpec
+from lab.calibration import Speed
+from lab.session import LabOutcome
+from lab.spec import Device, LabSpec
 from p2ptrain.core.plan import Plan
 from p2ptrain.experiment.measure import Result
 
@@ -172,3 +173,29 @@ def plans_line(plain: dict[str, Any]) -> str:
     counts = plain["cases"][0]["figures"]
     runs, plans = round(counts["num_runs"]["median"]), round(counts["num_first_plans"]["median"])
     return f"{runs} runs: {'the same first plan in all' if plans == 1 else f'{plans} different first plans'}"
+
+
+FIGURES = Section(
+    "Unlike devices",
+    "Three unlike devices, and a room that falls in two",
+    (
+        Row(
+            "lab-three-unlike",
+            "three devices, the fastest ten times the slowest, digits, 12 rounds: from start to the harvested model;"
+            " accuracy; how many different first plans in {three unlike devices/num_runs:.0f} runs",
+            "{three unlike devices/harvested_s:.0f} s; {three unlike devices/accuracy:.1f} %;"
+            " {three unlike devices/num_first_plans:.0f}",
+            "a device's speed, furthest off what its share says: {three unlike devices/worst_deviation:.1f} %",
+        ),
+        Row(
+            "lab-partition",
+            "four devices, cut in two for 30 s while they train: plans in force after healing; devices whose copies are"
+            " in the model; its accuracy",
+            "{partition/plans_in_force:.0f}; {partition/copies_harvested:.0f}; {partition/accuracy:.1f} %",
+        ),
+    ),
+    (
+        Remark("lab-three-unlike", "The three were measured before a device of the lab stayed on one core."),
+        Remark("lab-partition", "Both were measured over links whose frames the kernel handled one by one."),
+    ),
+)

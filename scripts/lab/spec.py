@@ -119,7 +119,7 @@ def read_lab(path: Path, profiles: Path) -> LabSpec:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such lab file; there are some in scripts/labs/") from None
+        raise UserError(f"{path}: no such lab file; there are some in scripts/lab/files/") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: not a readable TOML lab file ({error})") from None
     reader = _Reader(str(path))

@@ -1,1 +1,0 @@
-"""Unlike devices on one machine: network namespaces, shaped links, CPU shares, memory limits, events. Run by lab.py."""
