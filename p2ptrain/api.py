@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p2ptrain.config import Job
+from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.net.keys import OPEN_GROUP, Group, load_group, load_or_make_identity, read_code
 from p2ptrain.runtime import harvest as harvesting
-from p2ptrain.runtime.harvest import Harvest
 from p2ptrain.runtime.node.journal import Journal, Line
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode

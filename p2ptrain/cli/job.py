@@ -269,7 +269,7 @@ def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> 
         )
     check_allowed(job.model.name, allow_model)
     from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
-    from p2ptrain.modes.tasks.parts import global_model
+    from p2ptrain.learning.models import global_model
 
     model = global_model(job, allow_user_code=True)
     _check_model(job, model)

@@ -22,6 +22,7 @@ from p2ptrain import api
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.profiling.allocator import keep_for_messages
+from p2ptrain.modes.registry import mode_of
 from p2ptrain.net.interfaces import usable_addresses
 from p2ptrain.net.keys import Group, save_group
 from p2ptrain.runtime.node import journal
@@ -175,9 +176,10 @@ class _Session:
             own = core.records.own
             plan = core.role.plan if core.role is not None else None
             if line.kind == "plan-adopted" and plan is not None:
-                self._say_if(narrator.mode_sentence(plan, core.job))
-                text = narrator.plan_sentence(plan, core.job, core.own_id)
-                after = narrator.plan_notes(plan, core.job, core.own_id)
+                words = mode_of(core.job).words
+                self._say_if(words.mode_sentence(plan, core.job))
+                text = words.plan_sentence(plan, core.job, core.own_id)
+                after = words.plan_notes(plan, core.job, core.own_id)
             elif line.kind == "training":
                 self._pace.begun(time.monotonic())
             elif line.kind == "round":

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2ptrain import __version__
 from p2ptrain.errors import P2PTrainError, UserError
+from p2ptrain.version import __version__
 
 SPEED_FILE = "speed.json"
 KEPT_S = 86_400.0

@@ -14,9 +14,11 @@ from p2ptrain.config import Job
 from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import Effects, Handler, KeepSnapshot
 from p2ptrain.core.group_view import GroupView
+from p2ptrain.core.harvest import Harvest, Harvester
 from p2ptrain.core.peer_config import Resume
-from p2ptrain.core.plan import Plan
+from p2ptrain.core.plan import Body, Plan
 from p2ptrain.core.replicas import Replicas
+from p2ptrain.core.worker import Setup, Worker
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.consensus.agreement import Rules
 from p2ptrain.wire.messages import Holding, Message, Record
@@ -176,10 +178,67 @@ class Role(Protocol):
     def next_deadline(self) -> float: ...
 
 
+class Words(Protocol):
+    """What people and programs are told."""
+
+    @property
+    def REPORT_TITLES(self) -> tuple[str, str]:
+        """Of a harvest's report: what ``PartReport.part`` counts, and what its ``share`` is of."""
+        ...
+
+    def plan_sentence(self, plan: Plan, job: Job, own: PeerId) -> str:
+        """What the plan gives this peer."""
+        ...
+
+    def mode_sentence(self, plan: Plan, job: Job) -> str | None:
+        """What was chosen, and why, where the job leaves a choice."""
+        ...
+
+    def plan_notes(self, plan: Plan, job: Job, own: PeerId) -> list[str]:
+        """What the person at this device should know about the plan."""
+        ...
+
+    def part_text(self, plan: Plan, job: Job, index: int) -> str:
+        """A part, for the status."""
+        ...
+
+    def part_name(self, plan: Plan, job: Job, index: int) -> str:
+        """What is missing where nobody has a part, in short."""
+        ...
+
+    def part_classes(self, plan: Plan, job: Job | None, index: int) -> list[str]:
+        """Of a part, by name; as numbers while the job is not known."""
+        ...
+
+    def harvest_head_line(self, harvest: Harvest) -> list[str]:
+        """What became of the last layer, a line at most."""
+        ...
+
+    def harvest_lines(self, harvest: Harvest) -> list[str]:
+        """What the group found of its model."""
+        ...
+
+    def harvest_plain(self, harvest: Harvest) -> Mapping[str, Any]:
+        """What ``harvest --json`` prints of this mode alone."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Mode:
     """All that the package asks of a mode."""
 
+    bodies: Mapping[str, type[Body]]
+    """Of plans, by the mode that they say they are of."""
+    role: Callable[[Given], Role]
+    worker: Callable[[Setup], Worker]
+    """In the trainer process; torch is imported when it is called."""
+    commands: tuple[type, ...]
+    """What node and trainer say to each other in this mode alone."""
+    harvester: Harvester
+    words: Words
     majority: bool
     """Whether a plan needs the votes of most of its peers: where a group that is cut in two must not go on twice."""
-    role: Callable[[Given], Role]
+    needs_data: bool
+    """Whether who has no samples is of no use."""
+    validates: bool
+    """Whether samples are held out for validation, and looked at."""

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from p2ptrain.api import Status, observing, snapshot_status
 from p2ptrain.config import Job
+from p2ptrain.core.harvest import Harvest
 from p2ptrain.errors import P2PTrainError, UserError
 from p2ptrain.experiment.processes import LOOPBACK, free_port, log_end, start, stop
 from p2ptrain.net.keys import Group, new_group
 from p2ptrain.net.multicast import multicast_works
 from p2ptrain.runtime import harvest as harvesting
-from p2ptrain.runtime.harvest import Harvest
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.wire.messages import Record

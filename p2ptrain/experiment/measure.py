@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from p2ptrain.config import Job
+from p2ptrain.core.harvest import PartReport
 from p2ptrain.experiment.group import Experiment, Outcome
 from p2ptrain.learning import evaluation
 from p2ptrain.learning.blocks.flops import training_flops
 from p2ptrain.learning.data import Dataset, load, open_source, select
+from p2ptrain.learning.models import global_model
 from p2ptrain.learning.training import LocalTrainer
-from p2ptrain.modes.tasks.parts import Parts, global_model
-from p2ptrain.runtime.harvest import PartReport
+from p2ptrain.modes.tasks.parts import Parts
 
 BATCH_SIZE = 256
 
@@ -156,10 +157,10 @@ def _peer_results(job: Job, outcome: Outcome, parts: Parts, test: Dataset, full_
         part = trainers.get(record.peer)
         if part is None or part not in reports:
             continue
-        spec = outcome.harvest.plan.parts[part]
+        spec = parts.body.parts[part]
         submodel = parts.submodel(part)
         submodel.load_state_dict(outcome.harvest.parts[part])
-        targets = outcome.harvest.plan.targets if parts.decoupling is not None else "all"
+        targets = parts.body.targets if parts.decoupling is not None else "all"
         outputs = {"all": (), "own": spec.classes, "rest": (*spec.classes, -1)}[targets]
         own = test.subset(np.flatnonzero(np.isin(test.y, spec.classes)))
         batches = (own.tensors(slice(i, i + BATCH_SIZE)) for i in range(0, len(own), BATCH_SIZE))

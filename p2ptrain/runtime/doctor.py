@@ -30,13 +30,13 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from p2ptrain import __version__
 from p2ptrain.errors import UserError
 from p2ptrain.net.discovery import resolve
 from p2ptrain.net.interfaces import InterfaceAddress, all_addresses, choose
 from p2ptrain.net.keys import Group, new_identity
 from p2ptrain.runtime.node.node import NetworkConfig, parse_endpoint
 from p2ptrain.runtime.node.observer_node import ObserverNode
+from p2ptrain.version import __version__
 from p2ptrain.wire.addresses import split_address
 from p2ptrain.wire.messages import WIRE_VERSION
 

@@ -8,13 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from p2ptrain.config import Job
-from p2ptrain.core.plan import Plan
-from p2ptrain.ids import PeerId
-from p2ptrain.modes.tasks.assignment import notes
-from p2ptrain.modes.tasks.mode_choice import mode_for
 from p2ptrain.runtime.node.journal import Line, Value
-from p2ptrain.words import clean, listed, percent, scaled
+from p2ptrain.words import clean, percent, scaled
 
 Fields = Mapping[str, Value]
 
@@ -23,64 +18,6 @@ def tell(line: Line) -> str | None:
     """The sentence for a line of the journal."""
     say = _SENTENCES.get(line.kind)
     return say(line.fields) if say else None
-
-
-def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
-    """What the plan gives this peer."""
-    part, names = plan.part_of(own), job.data.classes
-    if plan.slices is not None:
-        return _stage_sentence(plan, own)
-    start = f"plan of epoch {plan.epoch}, {len(plan.parts)} part{'s' if len(plan.parts) > 1 else ''}"
-    if part is None:
-        later = ", and its samples count when the group fits the last layer" if plan.calibrate else ""
-        return (
-            f"{start}: none for this peer for now (more peers than parts, or no samples that fit); it stands by{later}"
-        )
-    classes = (
-        "all classes" if len(part.classes) == len(names) else f"classes {listed([names[c] for c in part.classes])}"
-    )
-    width = "the whole model" if part.share == 1 else f"{100 * part.share:.0f} % of the width"
-    others = len(part.trainers) - 1
-    shared = f", with {others} other peer{'s' if others > 1 else ''}" if others else ""
-    return f"{start}: this peer trains part {part.index}, {classes}, {width}{shared}"
-
-
-def _stage_sentence(plan: Plan, own: PeerId) -> str:
-    """What a plan of depth slices gives this peer."""
-    part, pipeline = plan.part_of(own), plan.slices.pipeline if plan.slices else None
-    if pipeline is None:
-        return ""
-    start = f"plan of epoch {plan.epoch}, {len(pipeline.stages)} stage{'s' if len(pipeline.stages) > 1 else ''}"
-    if part is None and plan.slices is not None and own not in {profile.peer for profile in plan.slices.profiles}:
-        return (
-            f"{start}: without this peer, as the times of its blocks make no sense or its speed is not known; it "
-            "stands by, and measures again when it is started anew"
-        )
-    if part is None:
-        return f"{start}: without this peer, which would only slow it down; it stands by"
-    stage = pipeline.stages[part.index]
-    rows = stage.samples[stage.peers.index(own)]
-    share = f", {rows} of the {pipeline.micro_batch} samples of each micro-batch" if len(stage.peers) > 1 else ""
-    blocks = f"blocks {stage.start}-{stage.stop - 1} of {pipeline.num_blocks}"
-    return f"{start}: this peer trains stage {part.index + 1}, {blocks}{share}"
-
-
-def mode_sentence(plan: Plan, job: Job) -> str | None:
-    """Which mode the group took, and why, where the job leaves that to the group; only the first plan knows why."""
-    if job.mode != "auto":
-        return None
-    what = {"tasks": "a class sub-model each", "replicas": "the whole model on every device"}.get(plan.mode, plan.mode)
-    why = mode_for(job, plan.peers)[1] if plan.epoch == 1 else "as the first plan had it"
-    return f"mode {plan.mode} ({what}): {why}"
-
-
-def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
-    """What a person at this device should know about the plan."""
-    if plan.slices is not None:
-        return []
-    others = {peer.peer for peer in plan.peers} - {own}
-    lines = [line for line in notes(job, plan) if line.partition(":")[0] not in others]
-    return [line.replace(own, "this peer") for line in lines]
 
 
 def round_sentence(fields: Fields, rounds: int, samples_per_s: float, accuracy: float = -1.0, left: str = "") -> str:

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Part, Plan
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.registry import MODES, mode_of
 from p2ptrain.wire.messages import HEAD_PART, NO_PART, MemberState, Record
-from p2ptrain.words import clean, listed, percent, scaled, table
+from p2ptrain.words import clean, percent, scaled, table
 
 TITLES = ("peer", "device", "does", "round", "step", "loss", "val", "samples/s", "sent", "part")
 RIGHT = (3, 4, 5, 6, 7, 8)
@@ -54,14 +55,14 @@ def headline(snapshot: Snapshot) -> str:
     else:
         lines.append(f"plan {plan.hash[:8]}, epoch {plan.epoch}, parts: {len(plan.parts)}")
         for part in unstaffed(snapshot):
-            lines.append(f"  nobody trains part {part.index} ({_classes(job, part)})")
+            lines.append(f"  nobody trains part {part.index} ({mode_of(job).words.part_name(plan, job, part.index)})")
     return "\n".join(lines)
 
 
 def _mode(snapshot: Snapshot) -> str:
     """The job's; where the group chose it, that."""
     asked = snapshot.job.mode if snapshot.job else ""
-    return f"{snapshot.plan.mode} (auto)" if asked == "auto" and snapshot.plan else asked
+    return f"{snapshot.plan.mode} ({asked})" if snapshot.plan and asked not in ("", snapshot.plan.mode) else asked
 
 
 def unstaffed(snapshot: Snapshot) -> list[Part]:
@@ -107,19 +108,7 @@ def part_text(snapshot: Snapshot, record: Record) -> str:
         return "-"
     if plan is None or job is None or record.part >= len(plan.parts):
         return f"#{record.part}"
-    part = plan.parts[record.part]
-    if plan.slices is not None:
-        stage = plan.slices.pipeline.stages[part.index]
-        return f"stage {part.index + 1}: blocks {stage.start}-{stage.stop - 1}"
-    width = "whole model" if part.share == 1 else f"{100 * part.share:.0f} % of the width"
-    return f"#{part.index} {_classes(job, part)}, {width}"
-
-
-def _classes(job: Job, part: Part) -> str:
-    if not part.classes:
-        return f"stage {part.index + 1}"
-    names = [job.data.classes[c] for c in part.classes if c < len(job.data.classes)]
-    return "all classes" if len(names) == len(job.data.classes) else listed(names)
+    return mode_of(job).words.part_text(plan, job, record.part)
 
 
 def notes(snapshot: Snapshot, record: Record) -> list[str]:
@@ -165,18 +154,17 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
             "hash": plan.hash,
             "mode": plan.mode,
             "epoch": plan.epoch,
-            "parts": [_part(job, part) for part in plan.parts],
+            "parts": [_part(job, plan, part) for part in plan.parts],
             "unstaffed": [part.index for part in unstaffed(snapshot)],
         },
         "peers": [_peer(snapshot, record) for record in snapshot.records],
     }
 
 
-def _part(job: Job | None, part: Part) -> dict[str, Any]:
-    names = job.data.classes if job else ()
+def _part(job: Job | None, plan: Plan, part: Part) -> dict[str, Any]:
     return {
         "part": part.index,
-        "classes": [names[c] if c < len(names) else str(c) for c in part.classes],
+        "classes": MODES[plan.mode].words.part_classes(plan, job, part.index),
         "share": part.share,
         "trainers": list(part.trainers),
     }

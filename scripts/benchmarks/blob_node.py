@@ -14,9 +14,10 @@ from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.session.effects import PeerAdmitted
 from p2ptrain.runtime.node.journal import Journal
-from p2ptrain.runtime.node.node import SOFTWARE, NetworkConfig, Node
+from p2ptrain.runtime.node.node import NetworkConfig, Node
 from p2ptrain.runtime.peer.core import Core
 from p2ptrain.runtime.store.blobs import Blobs, Disk
+from p2ptrain.version import SOFTWARE
 
 
 class _BlobCore(Core):

@@ -72,7 +72,7 @@ from p2ptrain.experiment.group import PeerShare, shares
 from p2ptrain.experiment.measure import accuracy
 from p2ptrain.experiment.processes import LOOPBACK
 from p2ptrain.learning.data import load, open_source, propose_contract
-from p2ptrain.modes.tasks.parts import global_model
+from p2ptrain.learning.models import global_model
 from p2ptrain.net.keys import read_code
 from p2ptrain.runtime.node.node import NetworkConfig
 

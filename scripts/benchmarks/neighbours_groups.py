@@ -19,8 +19,8 @@ from benchmarks.peers import PeerGroup, PeerProcess
 from p2ptrain.config import Job
 from p2ptrain.experiment.group import PeerShare
 from p2ptrain.learning.data import load, open_source, select
+from p2ptrain.learning.models import global_model
 from p2ptrain.learning.training import MAX_GRADIENT_NORM, WARMUP_FRACTION
-from p2ptrain.modes.tasks.parts import global_model
 
 WORKERS = Path(__file__).with_name("neighbours_workers")
 READY_S = 180.0

@@ -39,11 +39,12 @@ from p2ptrain.ids import PeerId
 from p2ptrain.learning.averaging import weighted_mean
 from p2ptrain.learning.blocks.flops import training_flops
 from p2ptrain.learning.data import Dataset, Source, load, open_source, propose_contract
+from p2ptrain.learning.models import global_model
 from p2ptrain.learning.submodels.decoupling import most_groups
 from p2ptrain.learning.training import LocalTrainer
 from p2ptrain.modes.tasks.assignment import SENSIBLE_GROUPS, first_plan
 from p2ptrain.modes.tasks.head_fitting import HeadFitting
-from p2ptrain.modes.tasks.parts import Parts, global_model
+from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.training import PartTraining
 from p2ptrain.modes.tasks.verdict import read_verdict
 from p2ptrain.wire import tensorfile
@@ -235,7 +236,7 @@ def group(job: Job, train: Sequence[Dataset], val: Sequence[Dataset]) -> tuple[n
                     training.trainer.model.load_state_dict(mean)
     means = {index: dict(same[0].trainer.model.state_dict()) for index, same in copies.items() if same}
     state = parts.assemble({index: [(1.0, own)] for index, own in means.items()})
-    steps = (1 + job.tasks.calibration_steps if plan.calibrate else 0) + 1
+    steps = (1 + job.tasks.calibration_steps if plan.body.calibrate else 0) + 1
     fits = [
         HeadFitting(job, Parts(job, plan, allow_user_code=True), "all", data, own)
         for data, own in zip(train, val, strict=True)
@@ -262,7 +263,7 @@ def is_same(one: Job, other: Job, train: Sequence[Dataset]) -> bool:
 
     def made(job: Job) -> list[tuple[tuple[int, ...], float, float]]:
         plan = first_plan(job, snapshots(job, train), NAMES[0])
-        many = plan.targets == "all" and len(plan.parts) > 1
+        many = plan.body.targets == "all" and len(plan.parts) > 1
         passes = [max(1.0, min(job.tasks.passes, 1 / part.share**2)) if many else 1.0 for part in plan.parts]
         return [(part.classes, part.share, each) for part, each in zip(plan.parts, passes, strict=True)]
 

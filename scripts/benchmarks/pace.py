@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from p2ptrain.api import Status
+from p2ptrain.modes.pipeline.plan import PipelineBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,9 @@ class Pace:
             self.began = seconds
         step = max((record.step for record in training if record.plan == plan), default=0)
         last = self.marks[-1] if self.marks else None
-        begins_at = status.plan.slices.from_step if status.plan is not None and status.plan.slices is not None else 0
+        begins_at = (
+            status.plan.body.from_step if status.plan is not None and isinstance(status.plan.body, PipelineBody) else 0
+        )
         if step > begins_at and (last is None or plan != last.plan or step != last.step):
             loss = max((record.loss for record in training if record.step == step), default=0.0)
             samples = max(record.samples for record in training if record.step == step)

@@ -36,7 +36,8 @@ from p2ptrain.api import Status
 from p2ptrain.errors import P2PTrainError
 from p2ptrain.experiment import measure
 from p2ptrain.learning.data import load, open_source, select
-from p2ptrain.modes.tasks.parts import global_model
+from p2ptrain.learning.models import global_model
+from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.planning.devices.footprint import PEER_BASE_BYTES
 from p2ptrain.planning.pipeline.cost import stage_memory_bytes
 
@@ -124,8 +125,8 @@ def _measured(workload: Workload, settings: Settings, repetition: int, controlle
 
 def estimates_mb(ran: Ran) -> tuple[float, list[float]]:
     """Of one device that trains the whole model in the smallest micro-batches; and of each device of the plan."""
-    assert ran.plan is not None and ran.plan.slices is not None
-    pipeline, least = ran.plan.slices.pipeline, ran.room.costs(ran.job.slices.micro_batches)
+    assert ran.plan is not None and isinstance(ran.plan.body, PipelineBody)
+    pipeline, least = ran.plan.body.pipeline, ran.room.costs(ran.job.slices.micro_batches)
     whole = least.fixed_bytes(0, least.num_units)
     whole += least.task.micro_batch * least.sample_bytes(0, least.num_units, 1)
     costs = ran.room.costs(pipeline.num_micro_batches)

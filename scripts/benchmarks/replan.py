@@ -29,6 +29,7 @@ from benchmarks.rows import Remark, Row, Section
 from benchmarks.slices_lab import Ran, Workload
 from benchmarks.tasks import data_file
 from p2ptrain.config import Schedule
+from p2ptrain.modes.pipeline.plan import PipelineBody
 
 LISTED = {
     "replan": "a device gets slow while it trains in depth slices: the new plan, beside a group that starts afresh",
@@ -122,7 +123,7 @@ def _figures(ran: Ran, fresh: Sequence[Ran]) -> dict[str, float]:
     """Raises ``TimeoutError`` where no plan came after the event."""
     event_s = ran.lab.events[0].at_s
     marks, batch_size = ran.pace.marks, ran.job.training.batch_size
-    plans = {plan.hash: plan.slices for _, plan in ran.lab.plans}
+    plans = {plan.hash: plan.body for _, plan in ran.lab.plans}
     later = next((mark for mark in marks if mark.seconds > event_s and mark.plan != _at(marks, event_s).plan), None)
     slices = plans.get(later.plan) if later is not None else None
     if later is None or slices is None:
@@ -155,7 +156,7 @@ def _batches_wrong(ran: Ran) -> float:
     """Lost or done twice. Who began to train under one plan must halt for the next with just those batches done that
     come before it; who stood by, or never got its stage, halts where it did long ago."""
     wrong = 0
-    plans = [plan for _, plan in ran.lab.plans if plan.slices is not None]
+    plans = [plan for _, plan in ran.lab.plans if isinstance(plan.body, PipelineBody)]
     for before, plan in itertools.pairwise(plans):
         trained = {
             device
@@ -168,8 +169,8 @@ def _batches_wrong(ran: Ran) -> float:
             for line in journal
             if device in trained and line["kind"] == "halted" and line["epoch"] == plan.epoch and line["step"] >= 0
         ]
-        assert plan.slices is not None
-        wrong += max((abs(step - plan.slices.from_step) for step in halts), default=0)
+        assert isinstance(plan.body, PipelineBody)
+        wrong += max((abs(step - plan.body.from_step) for step in halts), default=0)
     last = ran.pace.marks[-1]
     return float(wrong + abs(last.step - round(last.samples / ran.job.training.batch_size)))
 

@@ -37,8 +37,9 @@ from p2ptrain.errors import NotCoveredError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.blocks.costs import profile_blocks
+from p2ptrain.learning.models import global_model
 from p2ptrain.modes.pipeline.figures import room_of
-from p2ptrain.modes.tasks.parts import global_model
+from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.planning.pipeline.fleet import Room
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 
@@ -116,15 +117,15 @@ class Ran:
     def plan(self) -> Plan | None:
         """The last one, if it is a pipeline."""
         plan = self.lab.plans[-1][1] if self.lab.plans else None
-        return plan if plan is not None and plan.slices is not None else None
+        return plan if plan is not None and isinstance(plan.body, PipelineBody) else None
 
     @property
     def room(self) -> Room:
         """The devices with their figures, as the last plan was made from them."""
-        assert self.plan is not None and self.plan.slices is not None
+        assert self.plan is not None and isinstance(self.plan.body, PipelineBody)
         chain = Chain(global_model(self.job, allow_user_code=False), self.job.data.input_shape)
         model = profile_blocks(chain, self.job.model.name)
-        return room_of(self.job, model, self.plan.peers, self.plan.slices.profiles)
+        return room_of(self.job, model, self.plan.peers, self.plan.body.figures)
 
     @property
     def samples_per_s(self) -> float:
@@ -136,9 +137,9 @@ class Ran:
         figures["batch_s"] = 1 / self.pace.steps_per_s
         figures["memory_mb"] = max(use.peak_memory_bytes for use in self.lab.use.values()) / 1e6
         figures |= {f"speed_{cpu}": speed for cpu, speed in self.speeds.items()}
-        if self.plan is None or self.plan.slices is None:
+        if self.plan is None or not isinstance(self.plan.body, PipelineBody):
             return figures
-        pipeline = self.plan.slices.pipeline
+        pipeline = self.plan.body.pipeline
         room = self.room
         predicted = self.job.training.batch_size / room.batch_s(pipeline)
         ratio, faster = figures["samples_per_s"] / predicted, speedometer.change(self.rehearsed_speeds, self.speeds)

@@ -239,8 +239,8 @@ def main() -> None:
     import torch
 
     from p2ptrain.config import job_from_json
+    from p2ptrain.learning.models import global_model
     from p2ptrain.learning.training import LocalTrainer
-    from p2ptrain.modes.tasks.parts import global_model
 
     job = job_from_json(sys.stdin.readline(), "job")
     model = global_model(job, allow_user_code=False)

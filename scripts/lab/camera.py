@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from p2ptrain.config import Job
+from p2ptrain.core.harvest import Collected, Snapshot
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError
 from p2ptrain.experiment import measure
 from p2ptrain.ids import BlobId
 from p2ptrain.learning.data import load, open_source, select
-from p2ptrain.modes.tasks.parts import global_model
-from p2ptrain.runtime.harvest import Collected, Snapshot, assemble
+from p2ptrain.learning.models import global_model
+from p2ptrain.runtime.harvest import assemble
 from p2ptrain.runtime.store.store import Manifest
 from p2ptrain.wire.messages import Holding
 from p2ptrain.wire.schema import from_plain

@@ -94,9 +94,9 @@ def main(file: Path) -> None:
 
     from p2ptrain.config import job_from_json
     from p2ptrain.learning.blocks.chain import Chain
+    from p2ptrain.learning.models import global_model
     from p2ptrain.learning.profiling.allocator import keep_for_training
     from p2ptrain.modes.pipeline.worker import profile_job
-    from p2ptrain.modes.tasks.parts import global_model
 
     job = job_from_json(sys.stdin.readline(), "job")
     with torch.device("meta"):

@@ -115,7 +115,7 @@ def plan_by_name(plan: Plan, names: Any) -> dict[str, Any]:
         }
         for part in plan.parts
     ]
-    return {"epoch": plan.epoch, "mode": plan.mode, "targets": plan.targets, "parts": parts}
+    return {"epoch": plan.epoch, "mode": plan.mode, "targets": plan.body.targets, "parts": parts}
 
 
 def speed_table(speeds: Sequence[Speed]) -> str:

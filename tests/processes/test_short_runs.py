@@ -56,7 +56,7 @@ def test_data_that_nobody_shares_are_trained_and_calibrated(peers: PeerGroup) ->
     peers.until_all("done", 100)
     assert all(peer.said("calibrated") for peer in peers.peers)
     found = peers.harvest()
-    assert found.calibrated and not found.missing and found.plan.disjoint
+    assert found.calibrated and not found.missing and found.plan.body.disjoint
     path = peers.home / "model.safetensors"
     api.save_harvest(path, found)
     accuracy = api.evaluate(*api.load_model(path), "digits").accuracy

@@ -20,8 +20,9 @@ from p2ptrain.config import Job, ModelConfig, SlicesConfig, TrainingConfig
 from p2ptrain.core.plan import Plan
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import load, open_source, propose_contract, select
+from p2ptrain.learning.models import global_model
 from p2ptrain.learning.pipeline.training import SliceTraining
-from p2ptrain.modes.tasks.parts import global_model
+from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 
 pytestmark = pytest.mark.slow
@@ -45,15 +46,15 @@ def text_job(home: Path) -> tuple[Job, str]:
 
 def first_owner(peers: PeerGroup, plan: Plan) -> PeerProcess:
     """The peer of the first stage: its samples are the ones that are trained."""
-    assert plan.slices is not None
-    (owner,) = plan.slices.pipeline.stages[0].peers
+    assert isinstance(plan.body, PipelineBody)
+    (owner,) = plan.body.pipeline.stages[0].peers
     return next(peer for peer in peers.peers if peer.id == owner)
 
 
 def trained_alone(job: Job, plan: Plan, owner: PeerProcess) -> dict[str, torch.Tensor]:
     """The model after all batches of a pipeline of one, in this process, from the same samples."""
-    assert plan.slices is not None
-    pipeline = plan.slices.pipeline
+    assert isinstance(plan.body, PipelineBody)
+    pipeline = plan.body.pipeline
     stage = Stage(0, pipeline.num_blocks, ("alone",), (pipeline.micro_batch,), 1)
     alone = dataclasses.replace(pipeline, stages=(stage,), left_out=())
     assert isinstance(alone, PipelinePlan)
@@ -69,7 +70,7 @@ def trained_alone(job: Job, plan: Plan, owner: PeerProcess) -> dict[str, torch.T
         data=load(source, job.data, "train", indices),
         peer_name=owner.name,
         seed=job.seed,
-        steps_per_round=plan.slices.steps_per_round,
+        steps_per_round=plan.body.steps_per_round,
         num_classes=len(job.data.classes),
     )
     while not training.finished:
@@ -88,8 +89,8 @@ def test_three_processes_train_what_one_does(peers: PeerGroup, tmp_path: Path, k
     peers.start(3, job, **options)
     peers.until_all("done", 120)
     found = peers.harvest()
-    assert found.plan.slices is not None and len(found.plan.slices.pipeline.stages) == 3
-    steps = found.plan.slices.steps_per_round * job.training.rounds
+    assert isinstance(found.plan.body, PipelineBody) and len(found.plan.body.pipeline.stages) == 3
+    steps = found.plan.body.steps_per_round * job.training.rounds
     assert {report.step for report in found.report} == {steps} and steps >= 20
     alone = trained_alone(job, found.plan, first_owner(peers, found.plan))
     assert alone.keys() == found.state.keys()
@@ -104,8 +105,8 @@ def test_two_owners_share_each_micro_batch(peers: PeerGroup) -> None:
     both = peers.start(2, job)
     peers.until_all("done", 100)
     found = peers.harvest()
-    assert found.plan.slices is not None
-    (stage,) = found.plan.slices.pipeline.stages
+    assert isinstance(found.plan.body, PipelineBody)
+    (stage,) = found.plan.body.pipeline.stages
     assert set(stage.peers) == {peer.id for peer in both}
     path = peers.home / "model.safetensors"
     api.save_harvest(path, found)
@@ -120,8 +121,8 @@ def test_a_lost_stage_is_taken_over_from_what_was_saved(peers: PeerGroup, schedu
     peers.until_round(3)
     peers.until_all("custody-acked")
     plan = peers.status().plan
-    assert plan is not None and plan.slices is not None
-    lost = next(peer for peer in three if peer.id == plan.slices.pipeline.stages[1].peers[0])
+    assert plan is not None and isinstance(plan.body, PipelineBody)
+    lost = next(peer for peer in three if peer.id == plan.body.pipeline.stages[1].peers[0])
     others = [peer for peer in three if peer is not lost]
     at = lost.kill()
     assert not lost.said("done"), "killed in the middle of training"
@@ -144,8 +145,8 @@ def test_a_trainer_that_dies_and_a_helper_without_samples(peers: PeerGroup) -> N
     helper = peers.add(data="").start()
     peers.until_round(2)
     plan = peers.status().plan
-    assert plan is not None and plan.slices is not None
-    assert [stage.peers for stage in plan.slices.pipeline.stages] == [(owner.id,), (helper.id,)]
+    assert plan is not None and isinstance(plan.body, PipelineBody)
+    assert [stage.peers for stage in plan.body.pipeline.stages] == [(owner.id,), (helper.id,)]
     at = time.time()
     helper.trainer().send_signal(signal.SIGKILL)
     peers.until(lambda: helper.said("trainer-failed", at), 10, "the node notices")

@@ -29,7 +29,7 @@ LAYERS = (
     "base",
 )
 """Top to bottom. A module may import from its own layer and from those below."""
-BASE = ("errors", "ids", "config", "words")
+BASE = ("errors", "ids", "config", "words", "version")
 FORBIDDEN = ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "torch.load", "torch.save")
 SIBLINGS = {
     "core": ("net", "learning"),

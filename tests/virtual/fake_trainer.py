@@ -14,8 +14,24 @@ import numpy as np
 
 from p2ptrain.config import Job, job_from_json
 from p2ptrain.core import commands as c
-from p2ptrain.core.plan import Plan, plan_from_json
+from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError
+from p2ptrain.modes.registry import read_plan
+from p2ptrain.modes.tasks.commands import (
+    Combine,
+    Combined,
+    Contribute,
+    Contributed,
+    ExtractFeatures,
+    FeaturesExtracted,
+    Follow,
+    MakePayload,
+    Merge,
+    Merged,
+    PayloadMade,
+    Reclaim,
+    Retain,
+)
 from p2ptrain.wire import tensorfile
 
 COMMAND_S = 0.002
@@ -85,23 +101,23 @@ class FakeTrainer:
             case c.Configure():
                 self._job = job_from_json(command.job, "job")
                 self._at(self.traits.load_s, self._loaded)
-            case c.Follow():
+            case Follow():
                 self._follow(command)
-            case c.Retain():
-                self._plan = plan_from_json(command.plan)
-            case c.MakePayload():
+            case Retain():
+                self._plan = read_plan(command.plan)
+            case MakePayload():
                 self._make_payload(command)
-            case c.Merge():
+            case Merge():
                 self._merge(command)
-            case c.Reclaim():
+            case Reclaim():
                 for shard, mass in command.masses:
                     self.reclaimed += mass
                     self.masses[shard] = self.masses.get(shard, 0.0) + mass
-            case c.ExtractFeatures():
+            case ExtractFeatures():
                 self._extract(command)
-            case c.Contribute():
+            case Contribute():
                 self._contribute(command)
-            case c.Combine():
+            case Combine():
                 self._combine(command)
             case c.TakeSnapshot():
                 self._say_snapshot(round_finished=False)
@@ -123,8 +139,8 @@ class FakeTrainer:
         assert self._job is not None
         return self._job.training.rounds
 
-    def _follow(self, command: c.Follow) -> None:
-        plan = plan_from_json(command.plan)
+    def _follow(self, command: Follow) -> None:
+        plan = read_plan(command.plan)
         x, masses, first, samples = np.zeros(self.traits.dimensions), {}, 0, 0
         if command.snapshot:
             try:
@@ -143,7 +159,7 @@ class FakeTrainer:
         else:
             self._next_round()
 
-    def _restore(self, command: c.Follow, plan: Plan) -> tuple[np.ndarray, dict[str, float], int, int]:
+    def _restore(self, command: Follow, plan: Plan) -> tuple[np.ndarray, dict[str, float], int, int]:
         header = tensorfile.read_untrusted(command.snapshot)
         metadata = header.metadata
         arrays = tensorfile.read(command.snapshot).arrays()
@@ -202,15 +218,15 @@ class FakeTrainer:
 
     # --- gossip ---
 
-    def _make_payload(self, command: c.MakePayload) -> None:
+    def _make_payload(self, command: MakePayload) -> None:
         halves = {shard: self.masses[shard] / 2 for shard in command.shards if self.masses.get(shard, 0.0) > 0}
         for shard, half in halves.items():
             self.masses[shard] -= half
         which = {"exchange": str(command.exchange), "to": command.partner}
         payload = tensorfile.pack({"x": self.x}, which) if halves else b""
-        self._say(c.PayloadMade(command.exchange, tuple(halves.items()), payload))
+        self._say(PayloadMade(command.exchange, tuple(halves.items()), payload))
 
-    def _merge(self, command: c.Merge) -> None:
+    def _merge(self, command: Merge) -> None:
         error = ""
         try:
             tensorfile.read_untrusted(command.payload)
@@ -223,13 +239,13 @@ class FakeTrainer:
                 self.masses[shard] = total
         except (RemoteError, KeyError) as problem:
             error = str(problem)
-        self._say(c.Merged(command.exchange, command.sender, error))
+        self._say(Merged(command.exchange, command.sender, error))
 
     # --- calibration: the mean of numbers that depend on the own samples and on the frozen parts ---
 
-    def _extract(self, command: c.ExtractFeatures) -> None:
+    def _extract(self, command: ExtractFeatures) -> None:
         if command.plan:
-            self._plan = plan_from_json(command.plan)
+            self._plan = read_plan(command.plan)
         assert self._plan is not None, "features before a plan"
         if self._session != command.session:
             self._session, self.features, self._copies = command.session, {}, []
@@ -248,7 +264,7 @@ class FakeTrainer:
             self.features[command.part] = np.average(copies, axis=0, weights=weights)
             self._copies = []
         if command.last:
-            event = c.FeaturesExtracted(command.session, self.num_samples)
+            event = FeaturesExtracted(command.session, self.num_samples)
             self._at(self.traits.feature_s, lambda: None if self.dead else self._say(event))
 
     def own_features(self) -> np.ndarray:
@@ -256,7 +272,7 @@ class FakeTrainer:
         row = np.array([self.features[part].mean() for part in sorted(self.features)]) + self._goal.mean()
         return np.tile(row, (self.num_samples, 1))
 
-    def _contribute(self, command: c.Contribute) -> None:
+    def _contribute(self, command: Contribute) -> None:
         if self._session != command.session:
             return
         try:
@@ -265,9 +281,9 @@ class FakeTrainer:
             self._say(c.SnapshotRefused(str(error)))
             return
         sums = contribution(command.step, state, self.own_features())
-        self._say(c.Contributed(command.session, command.step, self.num_samples, tensorfile.pack({"sums": sums})))
+        self._say(Contributed(command.session, command.step, self.num_samples, tensorfile.pack({"sums": sums})))
 
-    def _combine(self, command: c.Combine) -> None:
+    def _combine(self, command: Combine) -> None:
         if self._session != command.session:
             return
         parts = len(self.features)
@@ -281,7 +297,7 @@ class FakeTrainer:
             return
         state = _read_state(command.state, parts) if command.step else None
         after = combination(command.step, state, sound)
-        self._say(c.Combined(command.session, command.step + 1, tensorfile.pack({"head": after})))
+        self._say(Combined(command.session, command.step + 1, tensorfile.pack({"head": after})))
 
 
 def contribution(step: int, state: np.ndarray | None, rows: np.ndarray) -> np.ndarray:

@@ -363,8 +363,7 @@ class Device:
     def _said(self, trainer: FakeTrainer | StageTrainer, event: Any) -> None:
         if trainer is not self.trainer or self.peer is None:
             return
-        fields = {c.SnapshotTaken: "snapshot", c.PieceTaken: "piece", c.PayloadMade: "payload"}
-        field = fields.get(type(event), "")
+        field = getattr(type(event), "STORED", "")
         data = getattr(event, field) if field else b""
         if not data:
             self.room.perform(self, self.core.trainer_said(event, None, 0, self.room.network.now))
@@ -376,7 +375,7 @@ class Device:
         wait_s = DISK_S + (self.save_s or 0.0) * isinstance(event, c.SnapshotTaken)
 
         def put() -> list[object]:
-            blob = self.disk.put(data, passing=field == "payload")
+            blob = self.disk.put(data, passing=getattr(type(event), "IS_PASSING", False))
             return self.core.trainer_said(event, blob, len(data), self.room.network.now)
 
         self.room.later(self, wait_s, put)

@@ -15,8 +15,25 @@ import numpy as np
 
 from p2ptrain.config import Job, job_from_json
 from p2ptrain.core import commands as c
-from p2ptrain.core.plan import Plan, SlicesPlan, plan_from_json
+from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError
+from p2ptrain.modes.pipeline.commands import (
+    Deliver,
+    FollowStage,
+    GivePiece,
+    Halted,
+    LookAgain,
+    Looked,
+    ParcelsSent,
+    PieceTaken,
+    Profiled,
+    SendParcel,
+    StageUsed,
+    StopAt,
+    Taken,
+)
+from p2ptrain.modes.pipeline.plan import PipelineBody
+from p2ptrain.modes.registry import read_plan
 from p2ptrain.planning.devices.blocks import BlockProfile, BlockTimes, ModelProfile
 from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
 from p2ptrain.planning.pipeline.stages import Stage
@@ -86,7 +103,7 @@ class StageTrainer:
         self._job: Job | None = None
         self._plan: Plan | None = None
         self._own = ""
-        self._halt: c.StopAt | None = None
+        self._halt: StopAt | None = None
         self._slowdown_seen, self._look_after = 1.0, USE_EVERY
         self._missing = 0
         self._pieces: list[bytes] = []
@@ -113,9 +130,9 @@ class StageTrainer:
         return self._job.training.rounds * self._slices.steps_per_round
 
     @property
-    def _slices(self) -> SlicesPlan:
-        assert self._plan is not None and self._plan.slices is not None
-        return self._plan.slices
+    def _slices(self) -> PipelineBody:
+        assert self._plan is not None and isinstance(self._plan.body, PipelineBody)
+        return self._plan.body
 
     @property
     def _index(self) -> int:
@@ -132,18 +149,18 @@ class StageTrainer:
             case c.Configure():
                 self._job = job_from_json(command.job, "job")
                 self._at(self.traits.load_s, lambda: None if self.dead else self._loaded())
-            case c.FollowStage():
+            case FollowStage():
                 self._follow(command)
-            case c.GivePiece():
+            case GivePiece():
                 self._give(command)
-            case c.LookAgain():
+            case LookAgain():
                 if self._plan is None or self.halted:
-                    self._say(c.Looked(self.slowdown))
-            case c.StopAt():
+                    self._say(Looked(self.slowdown))
+            case StopAt():
                 self._stop_at(command)
-            case c.Deliver():
+            case Deliver():
                 self._deliver(command)
-            case c.ParcelsSent():
+            case ParcelsSent():
                 pass
             case _:
                 raise AssertionError(command)
@@ -153,14 +170,14 @@ class StageTrainer:
         forward = tuple(tuple(self.traits.block_s * size for _ in MODEL.blocks) for size in sizes)
         backward = tuple(tuple(2 * second for second in row) for row in forward)
         profile = self.traits.profile or profile_to_json(MODEL, BlockTimes(sizes, forward, backward))
-        self._say(c.Profiled(model_to_json(MODEL), profile))
+        self._say(Profiled(model_to_json(MODEL), profile))
         self._say(c.Ready(self.traits.counts))
 
     # --- the plan ---
 
-    def _follow(self, command: c.FollowStage) -> None:
+    def _follow(self, command: FollowStage) -> None:
         kept = self.blocks if command.keep else {}
-        self._plan, self._own, self._missing = plan_from_json(command.plan), command.own, command.pieces
+        self._plan, self._own, self._missing = read_plan(command.plan), command.own, command.pieces
         assert not command.keep or self.step == self._slices.from_step, "what is kept is of another step"
         self._halt, self._pieces, self._keep, self.blocks, self.step = None, [], kept, {}, -1
         self._run += 1
@@ -169,7 +186,7 @@ class StageTrainer:
             self._begin(command.keep)
         self._kept = command.keep
 
-    def _give(self, command: c.GivePiece) -> None:
+    def _give(self, command: GivePiece) -> None:
         if self._missing == 0:
             return
         self._pieces.append(command.piece)
@@ -202,12 +219,12 @@ class StageTrainer:
             self._send("forward", 0, self._neighbours(+1), self.step + 1)
         self._work()
 
-    def _stop_at(self, command: c.StopAt) -> None:
+    def _stop_at(self, command: StopAt) -> None:
         self._halt = command
         if self.step < 0:
             self._missing, self._plan = 0, None
             self.halts.append((command.epoch, -1))
-            self._say(c.Halted(command.epoch, -1))
+            self._say(Halted(command.epoch, -1))
         elif command.now or self.step >= command.step:
             self._hand_over()
 
@@ -218,10 +235,10 @@ class StageTrainer:
         self._reset_batch()
         for first, stop in self._halt.pieces if self.step == self._halt.step else ():
             piece = self.snapshot(first, stop)
-            self._say(c.PieceTaken(first, stop - first, self._round, self.step, self._samples, piece))
+            self._say(PieceTaken(first, stop - first, self._round, self.step, self._samples, piece))
         self._halt = dataclasses.replace(self._halt, step=self.step, pieces=())
         self.halts.append((self._halt.epoch, self.step))
-        self._say(c.Halted(self._halt.epoch, self.step))
+        self._say(Halted(self._halt.epoch, self.step))
 
     def snapshot(self, first: int, stop: int) -> bytes:
         arrays = {}
@@ -252,7 +269,7 @@ class StageTrainer:
         self._said_norm = False
         self._came: dict[tuple[str, int, int], set[str]] = {}
 
-    def _deliver(self, command: c.Deliver) -> None:
+    def _deliver(self, command: Deliver) -> None:
         error = ""
         if self._plan is None or command.epoch != self._plan.epoch or self.step < 0 or self.halted:
             self.dropped += 1
@@ -262,10 +279,10 @@ class StageTrainer:
                 self._receive(command)
             except RemoteError as refused:
                 error = str(refused)
-        self._say(c.Taken(command.epoch, command.sender, 1, error))
+        self._say(Taken(command.epoch, command.sender, 1, error))
         self._work()
 
-    def _receive(self, command: c.Deliver) -> None:
+    def _receive(self, command: Deliver) -> None:
         assert self._plan is not None
         where = tensorfile.read(command.parcel).arrays()["x"].tolist()
         senders = {
@@ -326,7 +343,7 @@ class StageTrainer:
         step = self.step if step < 0 else step
         parcel = tensorfile.pack({"x": np.array([self._plan.epoch, step, unit])}, {})
         for peer in to:
-            self._say(c.SendParcel(self._plan.epoch, peer, work, step, unit, 0, parcel))
+            self._say(SendParcel(self._plan.epoch, peer, work, step, unit, 0, parcel))
 
     def _end_batch(self) -> None:
         assert self._plan is not None and self._job is not None
@@ -354,7 +371,7 @@ class StageTrainer:
             self._looked_at = self.step
             self._look_after = USE_EVERY if self.slowdown == self._slowdown_seen else USE_AGAIN
             self._slowdown_seen = self.slowdown
-            self._say(c.StageUsed(self.step, 0.5, self.slowdown))
+            self._say(StageUsed(self.step, 0.5, self.slowdown))
         every = self._job.slices.snapshot_steps or self._slices.steps_per_round
         round_finished = self.step % self._slices.steps_per_round == 0
         if self.step % every == 0 or round_finished or self.step >= self.total_steps:

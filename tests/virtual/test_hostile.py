@@ -343,9 +343,8 @@ def swapped(plan: Plan, liar: PeerId, proposer: PeerId) -> Plan:
     other = next(part for part in parts if part is not mine)
     parts[mine.index] = dataclasses.replace(mine, trainers=other.trainers)
     parts[other.index] = dataclasses.replace(other, trainers=mine.trainers)
-    return dataclasses.replace(
-        plan, epoch=plan.epoch + 1, parts=tuple(parts), parent=plan.hash, proposer=proposer, former=()
-    )
+    body: Any = dataclasses.replace(plan.body, parts=tuple(parts), former=())  # type: ignore[type-var]
+    return dataclasses.replace(plan, epoch=plan.epoch + 1, parent=plan.hash, proposer=proposer, body=body)
 
 
 def test_a_plan_that_does_not_follow_from_its_inputs() -> None:

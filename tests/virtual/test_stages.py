@@ -12,8 +12,9 @@ from peer_group import LAN, Device, Room, job, seeds
 from stage_trainer import MODEL, NUM_BLOCKS, StageTrainer, check, ledger, read_piece
 
 from p2ptrain.core import commands as c
-from p2ptrain.core.plan import Plan, SlicesPlan
-from p2ptrain.modes.pipeline.harvest import fetch_slices
+from p2ptrain.core.plan import Plan
+from p2ptrain.modes.pipeline import harvest as harvester
+from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.net.simulated import Conditions
 from p2ptrain.planning.devices.blocks import BlockTimes
 from p2ptrain.planning.devices.profile_codec import profile_to_json
@@ -71,10 +72,10 @@ def plan_of(device: Device) -> Plan:
     return device.core.agreement.current
 
 
-def slices_of(device: Device) -> SlicesPlan:
-    slices = plan_of(device).slices
-    assert slices is not None
-    return slices
+def slices_of(device: Device) -> PipelineBody:
+    body = plan_of(device).body
+    assert isinstance(body, PipelineBody)
+    return body
 
 
 def first_of_stage(room: Room, index: int) -> Device:
@@ -134,7 +135,8 @@ def harvest(room: Room, visitor_number: int = 99) -> dict[int, tuple[Holding, by
         room.run(20, lambda: holding.blob in visitor.blobs)
         return visitor.blobs.get(holding.blob)
 
-    return asyncio.run(fetch_slices(plan_of(on[0]), list(holdings.values()), fetch))
+    _, parts = asyncio.run(harvester.fetch(plan_of(on[0]), list(holdings.values()), fetch))
+    return {first: (snapshot.holding, snapshot.data) for first, (snapshot,) in parts.items()}
 
 
 def check_done(room: Room) -> np.ndarray:
@@ -330,8 +332,8 @@ def test_the_first_plan_knows_the_links() -> None:
     room = group(count=4, strategy="planned", settle_s=3.0)
     assert room.run(60, all_at(room, 1)), state_of(room)
     slices = slices_of(room.devices[0])
-    figures = {frozenset((p.peer, link.peer)): link for p in slices.profiles for link in p.links}
-    assert len(figures) == 6 == sum(len(p.links) for p in slices.profiles), "every pair, measured by one of the two"
+    figures = {frozenset((p.peer, link.peer)): link for p in slices.figures for link in p.links}
+    assert len(figures) == 6 == sum(len(p.links) for p in slices.figures), "every pair, measured by one of the two"
     for figure in figures.values():
         assert figure.bytes_per_s == pytest.approx(RATE, rel=0.1) and LAN.delay_s <= figure.latency_s < 0.005
     assert Counter(len(d.core.records.own.links) for d in room.on()) == Counter([0, 1, 2, 3])

@@ -14,7 +14,8 @@ Only ``Dataset.tensors`` and ``Dataset.batches`` import torch.
 from p2ptrain.learning.data.audio import feature_shape, log_mel, num_frames, read_wav
 from p2ptrain.learning.data.contract import class_map, load, propose_contract
 from p2ptrain.learning.data.dataset import Dataset
-from p2ptrain.learning.data.source import SCHEMES, Kind, Source, Split, open_source
+from p2ptrain.learning.data.opening import SCHEMES, open_source
+from p2ptrain.learning.data.source import Kind, Source, Split
 from p2ptrain.learning.data.split import holdout, select
 
 __all__ = [

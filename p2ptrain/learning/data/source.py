@@ -9,8 +9,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,16 +23,6 @@ Split = Literal["train", "val", "test"]
 Shape = tuple[int, int, int]
 Indices = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
-
-SCHEMES: dict[str, str] = {
-    "digits": "digits (scikit-learn's 8x8 digits)",
-    "idx": "idx:DIR (MNIST family)",
-    "cifar": "cifar:DIR (CIFAR-10 or CIFAR-100, binary version)",
-    "images": "images:DIR_OR_ZIP (one folder a class)",
-    "audio": "audio:DIR_OR_ZIP (WAV files, one folder a class)",
-    "npz": "npz:FILE (x_train, y_train, x_val, y_val, x_test, y_test)",
-    "text": "text:FILE (any file, read byte by byte)",
-}
 
 MAX_NAME = 255
 MAX_ARRAY_BYTES = 16 * 2**30
@@ -93,41 +82,6 @@ class Source(ABC):
         """Samples of each class, in the order of ``classes``."""
         counts = np.bincount(self.labels(split), minlength=len(self.classes))
         return dict(zip(self.classes, counts.tolist(), strict=True))
-
-
-def open_source(spec: str) -> Source:
-    """Open the data set that ``spec`` names. Raises ``DataError`` naming the file and what was expected."""
-    # Imported here because these modules build on Source, and because decoders need not load to read a job.
-    from p2ptrain.learning.data import binary, folders, npz, text
-
-    scheme, _, rest = spec.partition(":")
-    openers: dict[str, Callable[[str, Path], Source]] = {
-        "idx": binary.open_idx,
-        "cifar": binary.open_cifar,
-        "npz": npz.open_npz,
-        "images": folders.open_images,
-        "audio": folders.open_audio,
-        "text": text.open_text,
-    }
-    if scheme == "digits":
-        if rest:
-            raise DataError(f"{spec}: digits takes no path; write just digits")
-        return binary.open_digits(spec)
-    if scheme not in openers:
-        hint = closest(scheme, SCHEMES)
-        if not hint and ("/" in spec or "\\" in spec or "." in spec):
-            hint = f"; did you mean images:{spec} or audio:{spec}?"
-        raise DataError(f"{spec}: unknown kind of data set{hint}; known: {', '.join(SCHEMES.values())}")
-    if not rest or "\0" in rest:
-        raise DataError(f"{spec}: expected {SCHEMES[scheme]}")
-    try:
-        path = Path(rest).expanduser()
-        exists = path.exists()
-    except (OSError, RuntimeError) as error:  # RuntimeError: ~someone without a home
-        raise DataError(f"{rest}: can't be read ({error}); expected {SCHEMES[scheme]}") from None
-    if not exists:
-        raise DataError(f"{path}: no such file or folder; expected {SCHEMES[scheme]}")
-    return openers[scheme](spec, path)
 
 
 def row_hashes(num_rows: int) -> Hashes:

@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from p2ptrain.config import Job
 from p2ptrain.errors import JobError
 from p2ptrain.learning.models.alexnet import AlexNet
 from p2ptrain.learning.models.bert import BERT
@@ -27,7 +28,7 @@ from p2ptrain.learning.models.mobilenetv2 import MobileNetV2
 from p2ptrain.learning.models.resnet import ResNet
 from p2ptrain.learning.models.vgg import VGG
 
-__all__ = ["MODELS", "TEXT_MODELS", "InputShape", "build_model"]
+__all__ = ["MODELS", "TEXT_MODELS", "InputShape", "build_model", "global_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,
@@ -85,6 +86,27 @@ def build_model(
         raise JobError(f"model {name!r} is not known; use one of {known}, or your own as 'package.module:function'")
     with _seeded(seed):
         return MODELS[name](**arguments)
+
+
+def global_model(job: Job, *, allow_user_code: bool) -> nn.Module:
+    """The job's model with its initial weights. A user's own code is only imported where this device allows it."""
+    name = job.model.name
+    if ":" in name and not allow_user_code:
+        raise JobError(
+            f"the job's model is your group's own code ({name}), which would run on this device; look at it, put it on "
+            f"the Python path, and start with --allow-model {name}"
+        )
+    if name in MODELS and (name in TEXT_MODELS) != (job.data.kind == "text"):
+        fitting = sorted(TEXT_MODELS) if job.data.kind == "text" else [n for n in MODELS if n not in TEXT_MODELS]
+        raise JobError(f"model {name} can't read {job.data.kind} data; take one of {', '.join(fitting)}")
+    channels, height, width = job.data.input_shape
+    return build_model(
+        name,
+        input_shape=(channels, height, width),
+        num_classes=len(job.data.classes),
+        width=job.model.width,
+        seed=job.seed,
+    )
 
 
 def _build_own(name: str, arguments: dict[str, object], seed: int | None) -> nn.Module:

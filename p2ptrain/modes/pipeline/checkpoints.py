@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId
+from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.planning.pipeline.coverage import State, newest_covered, states_to_keep
 from p2ptrain.wire.messages import HEAD_PART, Holding
 
@@ -44,12 +45,11 @@ class Checkpoints:
 
     def newest_step(self, plan: Plan) -> int:
         """The newest step that is saved whole; 0: the initial weights."""
-        return newest_covered(plan.slices.pipeline.num_blocks, self.known()) if plan.slices else 0
+        return newest_covered(body_of(plan).pipeline.num_blocks, self.known())
 
     def look(self, plan: Plan) -> None:
         """Members came or went, or have saved something."""
-        if plan.slices is not None:
-            self._to_keep = states_to_keep(plan.slices.pipeline.num_blocks, self.by_peer())
+        self._to_keep = states_to_keep(body_of(plan).pipeline.num_blocks, self.by_peer())
 
     def surplus(self, older: Sequence[Holding]) -> list[Holding]:
         """Of these, all older than one more of the same blocks and trainer, what the group will not go back to.

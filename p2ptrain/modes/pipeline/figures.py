@@ -1,4 +1,4 @@
-"""The figures that pipelines of mode ``slices`` are planned with: what peers say of themselves, checked, rounded, and
+"""The figures that pipelines are planned with: what peers say of themselves, checked, rounded, and
 as the planner's task.
 
 Invariant: pure. Figures that no plan can be computed from never reach the planner; a peer that sent some is left out,
@@ -13,9 +13,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from p2ptrain.config import Job
-from p2ptrain.core.plan import MAX_STEPS, PeerSnapshot, SliceProfile
+from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.plan import MAX_STEPS, DeviceFigures
 from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile, check_times, completed
 from p2ptrain.planning.devices.footprint import pipeline_bytes
 from p2ptrain.planning.devices.profile_codec import rounded, rounded_times
@@ -42,15 +43,15 @@ class SlicePeer:
     """All that planning is told of a peer. Without a profile (it sent one that makes no sense) it is left out."""
 
     snapshot: PeerSnapshot
-    profile: SliceProfile | None
+    profile: DeviceFigures | None
 
 
 def usable(
     model: ModelProfile,
     snapshots: Sequence[PeerSnapshot],
     peers: Sequence[SlicePeer],
-    before: Sequence[SliceProfile] = (),
-) -> tuple[SliceProfile, ...]:
+    before: Sequence[DeviceFigures] = (),
+) -> tuple[DeviceFigures, ...]:
     """The figures that a plan can be computed from, rounded, by peer; those that make no sense are left out.
 
     Whose blocks are not measured now (it was started again, say) keeps the figures of the plan before, if there are.
@@ -65,7 +66,7 @@ def usable(
             profile = known.get(snapshot.peer, profile)
         if profile is not None and _is_usable(model, snapshot, profile):
             found.append(
-                SliceProfile(
+                DeviceFigures(
                     snapshot.peer,
                     rounded(profile.link_bytes_per_s),
                     rounded(profile.slowdown),
@@ -76,7 +77,7 @@ def usable(
     return tuple(found)
 
 
-def _usable_links(profile: SliceProfile, names: Collection[PeerId]) -> tuple[LinkFigure, ...]:
+def _usable_links(profile: DeviceFigures, names: Collection[PeerId]) -> tuple[LinkFigure, ...]:
     """Those to other peers of the plan whose figures make sense."""
     links = {link.peer: link for link in profile.links if link.peer in names and link.peer != profile.peer}
     return tuple(
@@ -86,7 +87,7 @@ def _usable_links(profile: SliceProfile, names: Collection[PeerId]) -> tuple[Lin
     )
 
 
-def _is_usable(model: ModelProfile, snapshot: PeerSnapshot, profile: SliceProfile) -> bool:
+def _is_usable(model: ModelProfile, snapshot: PeerSnapshot, profile: DeviceFigures) -> bool:
     if not (0 <= profile.link_bytes_per_s <= 1e15 and 0 < profile.slowdown <= 1e6):
         return False
     if not profile.batch_sizes:
@@ -100,13 +101,15 @@ def _is_usable(model: ModelProfile, snapshot: PeerSnapshot, profile: SliceProfil
     return all(second <= 1e6 for rows in (profile.forward_s, profile.backward_s) for row in rows for second in row)
 
 
-def planned_times(profiles: Sequence[SliceProfile]) -> dict[PeerId, BlockTimes]:
+def planned_times(profiles: Sequence[DeviceFigures]) -> dict[PeerId, BlockTimes]:
     """The times of blocks that peers are planned with: measured, or as they grow for others (``completed``)."""
     measured = {profile.peer: BlockTimes.of(profile) for profile in profiles if profile.batch_sizes}
     return {peer: completed(times, list(measured.values())) for peer, times in measured.items()}
 
 
-def room_of(job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], profiles: Sequence[SliceProfile]) -> Room:
+def room_of(
+    job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], profiles: Sequence[DeviceFigures]
+) -> Room:
     """Raises ``UserError`` where nobody can be planned with."""
     is_async = job.slices.schedule == "async"
     return Room(task_of(job, model, snapshots, profiles), batches_a_round(job, snapshots) if is_async else 1)
@@ -116,7 +119,7 @@ def task_of(
     job: Job,
     model: ModelProfile,
     snapshots: Sequence[PeerSnapshot],
-    profiles: Sequence[SliceProfile],
+    profiles: Sequence[DeviceFigures],
 ) -> PipelineTask:
     """In the most micro-batches that the job allows, with a flush after every batch (``Room`` knows the others).
 
@@ -157,7 +160,7 @@ def batches_a_round(job: Job, snapshots: Sequence[PeerSnapshot], owners: Collect
     return min(MAX_STEPS, max(1, math.ceil(batches - 1e-9)))  # not one more for a float's last digit
 
 
-def link_figures(profiles: Sequence[SliceProfile]) -> tuple[dict[PeerId, float], tuple[PairRate, ...], float]:
+def link_figures(profiles: Sequence[DeviceFigures]) -> tuple[dict[PeerId, float], tuple[PairRate, ...], float]:
     """What each peer's end can do, bytes/s; the links that do less; and the latency of a link, in seconds.
 
     An end is what its peer says, or the fastest link measured of it. Latency is the median of what was measured: a
@@ -185,7 +188,7 @@ def link_figures(profiles: Sequence[SliceProfile]) -> tuple[dict[PeerId, float],
 
 
 def _pipeline_peer(
-    snapshot: PeerSnapshot, profile: SliceProfile, link_bytes_per_s: float, times: BlockTimes | None
+    snapshot: PeerSnapshot, profile: DeviceFigures, link_bytes_per_s: float, times: BlockTimes | None
 ) -> PipelinePeer:
     memory = snapshot.memory_bytes or UNKNOWN_MEMORY_BYTES
     return PipelinePeer(

@@ -1,4 +1,4 @@
-"""A harvest of depth slices: saved runs of blocks, all of one step, put side by side.
+"""A harvest of a pipeline: saved runs of blocks, all of one step, put side by side.
 
 Invariant: every tensor of the global model comes from exactly one run, and all runs are of the same step; between two
 steps there is no model.
@@ -6,24 +6,26 @@ steps there is no model.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from p2ptrain.config import Job
+from p2ptrain.core.harvest import Collected, Fetch, Harvest, PartReport, Snapshot
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError, UserError
+from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.planning.pipeline.coverage import cover, newest_covered
 from p2ptrain.wire.messages import HEAD_PART, Holding
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Fetch = Callable[[Holding, str], Awaitable[bytes | None]]
 
-
-async def fetch_slices(plan: Plan, holdings: Sequence[Holding], fetch: Fetch) -> dict[int, tuple[Holding, bytes]]:
+async def fetch(
+    plan: Plan, holdings: Sequence[Holding], fetch: Fetch
+) -> tuple[Snapshot | None, dict[int, list[Snapshot]]]:
     """Saved runs by their first block, which cover all blocks at the newest step that can be had; {} if none can."""
-    num_blocks = plan.slices.pipeline.num_blocks if plan.slices else 0
+    num_blocks = body_of(plan).pipeline.num_blocks
     left = [holding for holding in holdings if holding.part != HEAD_PART]
     got: dict[str, bytes] = {}
     while step := newest_covered(num_blocks, left):
@@ -37,27 +39,63 @@ async def fetch_slices(plan: Plan, holdings: Sequence[Holding], fetch: Fetch) ->
                     break
                 got[holding.blob] = data
         else:
-            return {holding.part: (holding, got[holding.blob]) for holding in chosen}
-    return {}
+            return None, {holding.part: [Snapshot(holding, got[holding.blob])] for holding in chosen}
+    return None, {}
 
 
-def assemble_slices(job: Job, runs: Sequence[tuple[Holding, bytes]], *, allow_user_code: bool) -> dict[str, Tensor]:
-    """The global state. Raises ``UserError`` for runs that are not this job's model."""
+def missing(plan: Plan, parts: Mapping[int, list[Snapshot]]) -> list[int]:
+    """There is all or nothing."""
+    return [] if parts else [part.index for part in plan.parts]
+
+
+def lament(job: Job, plan: Plan, missing: Sequence[int]) -> str:
+    """When there will be something."""
+    return (
+        "there is no step yet of which everybody's blocks are saved: that is after the first round (job file: "
+        "training.epochs_per_round, slices.snapshot_steps); `p2ptrain status` says how far it is"
+    )
+
+
+def assemble(collected: Collected, *, allow_user_code: bool) -> Harvest:
+    """Put the runs side by side. Raises ``UserError`` for runs that are not this job's model."""
+    runs = [snapshot for snapshots in collected.parts.values() for snapshot in snapshots]
+    state = _state(collected.job, runs, allow_user_code=allow_user_code)
+    report = tuple(_report(collected, snapshots[0]) for _, snapshots in sorted(collected.parts.items()))
+    return Harvest(collected.job, collected.plan, state, {}, report)
+
+
+def _state(job: Job, runs: Sequence[Snapshot], *, allow_user_code: bool) -> dict[str, Tensor]:
     from p2ptrain.learning.averaging import check_state
+    from p2ptrain.learning.models import global_model
     from p2ptrain.learning.snapshots import model_state, read_snapshot
-    from p2ptrain.modes.tasks.parts import global_model
 
     like: Mapping[str, Tensor] = global_model(job, allow_user_code=allow_user_code).state_dict()
     state: dict[str, Tensor] = {}
-    for holding, data in runs:
+    for run in runs:
         try:
-            tensors = model_state(read_snapshot(data)[0])
+            tensors = model_state(read_snapshot(run.data)[0])
             check_state(tensors, {name: like[name] for name in tensors if name in like})
         except RemoteError as error:
             raise UserError(
-                f"the copy of {holding.trainer} does not fit the job's model ({error}); try again"
+                f"the copy of {run.holding.trainer} does not fit the job's model ({error}); try again"
             ) from None
         state |= {name: tensor for name, tensor in tensors.items() if name not in state}
     if absent := sorted(like.keys() - state.keys()):
         raise UserError(f"the saved blocks lack {absent[0]} and {len(absent) - 1} more tensors; try again")
     return {name: state[name] for name in like}
+
+
+def _report(collected: Collected, snapshot: Snapshot) -> PartReport:
+    """Of a run of blocks; ``part`` is its first."""
+    job, holding = collected.job, snapshot.holding
+    return PartReport(
+        part=holding.part,
+        classes=job.data.classes,
+        share=holding.span / body_of(collected.plan).pipeline.num_blocks,
+        trainers=(collected.name_of(holding.trainer),),
+        round=holding.round,
+        rounds=job.training.rounds,
+        step=holding.step,
+        samples=holding.samples,
+        num_bytes=len(snapshot.data),
+    )

@@ -3,6 +3,27 @@
 from __future__ import annotations
 
 from p2ptrain.core.mode import Mode
+from p2ptrain.core.worker import Setup, Worker
+from p2ptrain.modes.pipeline import harvest, words
+from p2ptrain.modes.pipeline.commands import COMMANDS
+from p2ptrain.modes.pipeline.plan import BODIES
 from p2ptrain.modes.pipeline.role import PipelineRole
 
-MODE = Mode(majority=True, role=PipelineRole)
+
+def _worker(setup: Setup) -> Worker:
+    from p2ptrain.modes.pipeline.worker import StageWorker  # torch
+
+    return StageWorker(setup)
+
+
+MODE = Mode(
+    bodies=BODIES,
+    role=PipelineRole,
+    worker=_worker,
+    commands=COMMANDS,
+    harvester=harvest,
+    words=words,
+    majority=True,
+    needs_data=False,
+    validates=False,
+)

@@ -1,4 +1,4 @@
-"""Plans of mode ``slices``: the first pipeline of a group, the next one when peers go or get slow, and what a peer
+"""Plans of a pipeline: the first one of a group, the next one when peers go or get slow, and what a peer
 checks before it follows one.
 
 Invariant: pure and deterministic, as ``assignment``: the inputs in any order give the same plan. A plan carries the
@@ -17,16 +17,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from p2ptrain.config import Job
-from p2ptrain.core.plan import (
-    MAX_STRETCH,
-    Part,
-    PeerSnapshot,
-    Plan,
-    SlicesPlan,
-    check_plan,
-    shards,
-)
-from p2ptrain.errors import LocalError, RemoteError, UserError
+from p2ptrain.core.plan import SHARE_UNITS, PeerSnapshot, Plan, check_plan, clean
+from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.figures import (
     UNKNOWN_LINK_BYTES_PER_S,
@@ -36,8 +28,7 @@ from p2ptrain.modes.pipeline.figures import (
     room_of,
     usable,
 )
-from p2ptrain.modes.tasks.assignment import clean
-from p2ptrain.modes.tasks.shares import SHARE_UNITS
+from p2ptrain.modes.pipeline.plan import MAX_STRETCH, PipelineBody, body_of
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.footprint import pipeline_bytes
 from p2ptrain.planning.devices.profile_codec import chain_hash, rounded
@@ -54,12 +45,11 @@ SLOWER = 1 + 1e-3
 def first_slices_plan(job: Job, model: ModelProfile, peers: Sequence[SlicePeer], proposer: PeerId) -> Plan:
     """The plan a group starts with. Raises ``UserError`` where there is none, saying what is missing."""
     snapshots = clean(job, [peer.snapshot for peer in peers])
-    profiles = usable(model, snapshots, peers)
-    pipeline = best(room_of(job, model, snapshots, profiles), job.slices.strategy)
-    slices = SlicesPlan(
-        chain_hash(model), pipeline, profiles, 0, batches_a_round(job, snapshots, pipeline.stages[0].peers)
-    )
-    return _plan(job, model, snapshots, slices, proposer, None)
+    figures = usable(model, snapshots, peers)
+    pipeline = best(room_of(job, model, snapshots, figures), job.slices.strategy)
+    steps_per_round = batches_a_round(job, snapshots, pipeline.stages[0].peers)
+    body = PipelineBody(chain_hash(model), pipeline, _shares(model, pipeline), figures, 0, steps_per_round)
+    return _plan(job, snapshots, body, proposer, None)
 
 
 def next_slices_plan(
@@ -83,7 +73,7 @@ def next_slices_plan(
     predicted they are taken to take longer in any pipeline, so that one peer alone may be the faster plan.
     Raises ``UserError`` where the peers that are left can't train the model.
     """
-    before = _slices_of(current)
+    before = body_of(current)
     snapshots = clean(job, [peer.snapshot for peer in peers])
     present = {peer.peer for peer in snapshots}.difference(lost)
     is_torn = not present.issuperset(current.trainers())
@@ -92,8 +82,8 @@ def next_slices_plan(
         return None
     if not is_torn and job.slices.strategy != "planned":
         return None
-    profiles = usable(model, snapshots, peers, before.profiles)
-    room = room_of(job, model, snapshots, profiles)
+    figures = usable(model, snapshots, peers, before.figures)
+    room = room_of(job, model, snapshots, figures)
     can_go_on = not is_torn and room.knows(current.trainers())
     stretch = _stretch(room, before, batch_s) if can_go_on else before.stretch
     pipeline = best(room, job.slices.strategy, stretch)
@@ -101,34 +91,37 @@ def next_slices_plan(
         enough_s = judged_s(room, pipeline, stretch) * (1 + job.slices.replan_gain)
         if judged_s(room, before.pipeline, stretch) <= enough_s:
             return None
-    slices = SlicesPlan(before.chain, pipeline, profiles, from_step, before.steps_per_round, stretch)
-    return _plan(job, model, snapshots, slices, proposer, current)
+    shares = _shares(model, pipeline)
+    body = PipelineBody(before.chain, pipeline, shares, figures, from_step, before.steps_per_round, stretch)
+    return _plan(job, snapshots, body, proposer, current)
 
 
 def follows(job: Job, model: ModelProfile | None, plan: Plan, parent: Plan | None) -> bool:
     """Whether this job's peers can follow the plan. Without a model of its own yet a peer checks what it can."""
-    slices = plan.slices
-    if slices is None or plan.job != job.id or plan.mode != job.mode or not _continues(job, plan, parent):
+    body = plan.body
+    if not isinstance(body, PipelineBody) or plan.job != job.id or plan.mode != job.mode:
         return False
-    num, choices = slices.pipeline.num_micro_batches, micro_batch_choices(job.slices.micro_batches)
-    if num not in choices or slices.pipeline.micro_batch != job.training.batch_size // num:
+    if not _continues(job, plan, parent):
         return False
-    if slices.pipeline.stages[0].warm_up > most_ahead(num, flush=job.slices.schedule == "sync"):
+    num, choices = body.pipeline.num_micro_batches, micro_batch_choices(job.slices.micro_batches)
+    if num not in choices or body.pipeline.micro_batch != job.training.batch_size // num:
+        return False
+    if body.pipeline.stages[0].warm_up > most_ahead(num, flush=job.slices.schedule == "sync"):
         return False
     try:
         check_plan(plan)
         if clean(job, plan.peers) != plan.peers:
             return False
-        return model is None or _is_sound(job, model, plan, slices)
+        return model is None or _is_sound(job, model, plan, body)
     except (RemoteError, UserError):
         return False
 
 
 def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
     """What a person should know about the plan, a line each. With the model also what sets the pace."""
-    slices = _slices_of(plan)
-    known = {profile.peer: profile for profile in slices.profiles}
-    measured = {peer for profile in slices.profiles for link in profile.links for peer in (profile.peer, link.peer)}
+    body = body_of(plan)
+    known = {profile.peer: profile for profile in body.figures}
+    measured = {peer for profile in body.figures for link in profile.links for peer in (profile.peer, link.peer)}
     lines = []
     for peer in plan.peers:
         profile = known.get(peer.peer)
@@ -137,7 +130,7 @@ def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
                 f"{peer.peer}: left out: its speed is not known, or the times of its blocks make no sense; "
                 "`p2ptrain probe` measures it"
             )
-        elif peer.peer in slices.pipeline.left_out:
+        elif peer.peer in body.pipeline.left_out:
             lines.append(f"{peer.peer}: left out: {_why_left_out(job, peer)}")
         else:
             if peer.memory_bytes == 0:
@@ -145,66 +138,43 @@ def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
             if profile.link_bytes_per_s == 0 and peer.peer not in measured:
                 mbit_s = UNKNOWN_LINK_BYTES_PER_S * 8 / 1e6
                 lines.append(f"{peer.peer}: no link speed known, taken for {mbit_s:.0f} Mbit/s")
-    for pair in link_figures(slices.profiles)[1]:
+    for pair in link_figures(body.figures)[1]:
         lines.append(f"the link between {pair.one} and {pair.other} carries {pair.bytes_per_s * 8e-6:.3g} Mbit/s")
     if model is not None:
-        lines.append(_pace(room_of(job, model, plan.peers, slices.profiles), slices.pipeline))
+        lines.append(_pace(room_of(job, model, plan.peers, body.figures), body.pipeline))
     return lines
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def _stretch(room: Room, plan: SlicesPlan, batch_s: float) -> float:
-    """As ``SlicesPlan.stretch``, with what was seen under the plan, by its peers' figures of today."""
+def _stretch(room: Room, plan: PipelineBody, batch_s: float) -> float:
+    """As ``PipelineBody.stretch``, with what was seen under the plan, by its peers' figures of today."""
     if batch_s <= 0 or plan.pipeline.is_alone:
         return plan.stretch
     return rounded(min(max(batch_s / room.batch_s(plan.pipeline), 1.0), MAX_STRETCH))
 
 
 def _plan(
-    job: Job,
-    model: ModelProfile,
-    snapshots: tuple[PeerSnapshot, ...],
-    slices: SlicesPlan,
-    proposer: PeerId,
-    parent: Plan | None,
+    job: Job, snapshots: tuple[PeerSnapshot, ...], body: PipelineBody, proposer: PeerId, parent: Plan | None
 ) -> Plan:
-    used = {peer for stage in slices.pipeline.stages for peer in stage.peers}
+    used = {peer for stage in body.pipeline.stages for peer in stage.peers}
     left_out = tuple(peer.peer for peer in snapshots if peer.peer not in used)
     return Plan(
         epoch=parent.epoch + 1 if parent else 1,
         job=job.id,
-        mode="slices",
+        mode=job.mode,
         proposer=proposer,
-        parts=_parts(model, slices.pipeline),
-        trunk=0,
-        disjoint=False,
-        targets="all",
-        combine="own",
-        calibrate=False,
         peers=snapshots,
-        former=(),
         parent=parent.hash if parent else "",
-        slices=replace(slices, pipeline=replace(slices.pipeline, left_out=left_out)),
+        body=replace(body, pipeline=replace(body.pipeline, left_out=left_out)),
     )
 
 
-def _parts(model: ModelProfile, pipeline: PipelinePlan) -> tuple[Part, ...]:
-    """A part for each stage, with its share of the training FLOPs in whole units, rounded down."""
-    parts = []
-    for index, stage in enumerate(pipeline.stages):
-        flops = model.training_flops_of(stage.start, stage.stop)
-        share = flops * SHARE_UNITS // model.training_flops / SHARE_UNITS
-        trainers = tuple(PeerId(peer) for peer in sorted(stage.peers))
-        parts.append(Part(index, (), share, trainers, shards("slices", 0, index)))
-    return tuple(parts)
-
-
-def _slices_of(plan: Plan) -> SlicesPlan:
-    if plan.slices is None:
-        raise LocalError("a plan of another mode")
-    return plan.slices
+def _shares(model: ModelProfile, pipeline: PipelinePlan) -> tuple[float, ...]:
+    """Of each stage, of the training FLOPs, in whole units, rounded down."""
+    flops = [model.training_flops_of(stage.start, stage.stop) for stage in pipeline.stages]
+    return tuple(each * SHARE_UNITS // model.training_flops / SHARE_UNITS for each in flops)
 
 
 # --- checks and words -------------------------------------------------------------------------------------------------
@@ -212,36 +182,36 @@ def _slices_of(plan: Plan) -> SlicesPlan:
 
 def _continues(job: Job, plan: Plan, parent: Plan | None) -> bool:
     """Whether the plan may follow its parent. It may begin before it: what was lost with a peer is done again."""
-    slices = _slices_of(plan)
-    if slices.from_step >= job.training.rounds * slices.steps_per_round:
+    body = body_of(plan)
+    if body.from_step >= job.training.rounds * body.steps_per_round:
         return False
     if parent is None:
         return True
-    before = _slices_of(parent)
-    goes_on = (before.chain, before.steps_per_round) == (slices.chain, slices.steps_per_round)
+    before = body_of(parent)
+    goes_on = (before.chain, before.steps_per_round) == (body.chain, body.steps_per_round)
     return goes_on and (parent.epoch + 1, parent.hash) == (plan.epoch, plan.parent)
 
 
-def _is_sound(job: Job, model: ModelProfile, plan: Plan, slices: SlicesPlan) -> bool:
+def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: PipelineBody) -> bool:
     """Whether the plan is one of this model, fits, and is worth having. Raises ``UserError`` if nothing can be."""
-    pipeline = slices.pipeline
-    if (slices.chain, pipeline.model, pipeline.num_blocks) != (chain_hash(model), model.name, len(model.blocks)):
+    pipeline = body.pipeline
+    if (body.chain, pipeline.model, pipeline.num_blocks) != (chain_hash(model), model.name, len(model.blocks)):
         return False
-    if plan.parts != _parts(model, pipeline):
+    if body.shares != _shares(model, pipeline):
         return False
-    if plan.epoch == 1 and slices.steps_per_round != batches_a_round(job, plan.peers, pipeline.stages[0].peers):
+    if plan.epoch == 1 and body.steps_per_round != batches_a_round(job, plan.peers, pipeline.stages[0].peers):
         return False
-    given = {profile.peer: profile for profile in slices.profiles}
-    if usable(model, plan.peers, [SlicePeer(peer, given.get(peer.peer)) for peer in plan.peers]) != slices.profiles:
+    given = {profile.peer: profile for profile in body.figures}
+    if usable(model, plan.peers, [SlicePeer(peer, given.get(peer.peer)) for peer in plan.peers]) != body.figures:
         return False
-    room = room_of(job, model, plan.peers, slices.profiles)
+    room = room_of(job, model, plan.peers, body.figures)
     if any(min(stage.samples) < model.least_samples for stage in pipeline.stages):
         return False
     bounds = {bound for stage in pipeline.stages for bound in (stage.start, stage.stop)}
     if not bounds.issubset(room.costs(pipeline.num_micro_batches).cuts) or not room.fits(pipeline):
         return False
     if job.slices.strategy != "planned":
-        return replace(best(room, job.slices.strategy, slices.stretch), left_out=pipeline.left_out) == pipeline
+        return replace(best(room, job.slices.strategy, body.stretch), left_out=pipeline.left_out) == pipeline
     singles = [best_single_peer(room.costs(num)) for num in room.choices]
     return room.batch_s(pipeline) <= SLOWER * min((room.batch_s(s) for s in singles if s), default=math.inf)
 

@@ -9,6 +9,7 @@ from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.modes.pipeline.checkpoints import Checkpoints
 from p2ptrain.modes.pipeline.pace import Pace
+from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.wire import messages as m
 
 NOTICE_S = 2.0
@@ -32,7 +33,7 @@ class Progress:
     def begin(self, plan: Plan, name: str) -> None:
         """The plan, with this hash, is in force."""
         self._plan, self._name = plan, name
-        self._pace.begin(plan.slices.from_step if plan.slices else 0)
+        self._pace.begin(body_of(plan).from_step)
 
     def look(self, now: float) -> bool:
         """Whether ``batch_s`` is worth a look."""
@@ -47,7 +48,7 @@ class Progress:
 
     def next_and_covered(self) -> tuple[int, int]:
         """The batch after which a plan proposed now can take over, and the newest one saved whole."""
-        if self._plan is None or self._plan.slices is None:
+        if self._plan is None:
             return 0, 0
         covered = self._saved.newest_step(self._plan)
         return max(self.newest() + self._pace.steps_in(NOTICE_S) + 1, covered), covered
@@ -71,9 +72,9 @@ class Progress:
     def is_complete(self) -> bool:
         """Not while a peer's last blocks are gone with it: the others train the last batches again."""
         plan = self._plan
-        if plan is None or plan.slices is None or set(self._group.members()).issuperset(plan.trainers()):
+        if plan is None or set(self._group.members()).issuperset(plan.trainers()):
             return True
-        return self._saved.newest_step(plan) >= self._rounds * plan.slices.steps_per_round
+        return self._saved.newest_step(plan) >= self._rounds * body_of(plan).steps_per_round
 
     def is_lost(self, record: m.Record) -> bool:
         """Whether a peer that the plan gives a stage to says that it has none."""

@@ -32,8 +32,22 @@ from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.restarts import Restarts
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.pipeline.checkpoints import Checkpoints
+from p2ptrain.modes.pipeline.commands import (
+    FollowStage,
+    GivePiece,
+    Halted,
+    LookAgain,
+    Looked,
+    PieceTaken,
+    Profiled,
+    SendParcel,
+    StageUsed,
+    StopAt,
+    Taken,
+)
 from p2ptrain.modes.pipeline.missing_blocks import MissingBlocks
 from p2ptrain.modes.pipeline.pace import PaceKnown
+from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.progress import Progress
 from p2ptrain.modes.pipeline.rules import PipelineRules
 from p2ptrain.modes.pipeline.slowdown import SlowdownReport
@@ -209,18 +223,18 @@ class PipelineRole:
         elif group.own.phase in ("training", "trained"):
             effects += group.say(now, phase="waiting")
         effects += self.members_changed(now)
-        if not group.own.profile or plan.slices is None or is_lost:
+        if not group.own.profile or is_lost:
             return effects
         old = self._trained
         survivors = {each.peer for each in plan.peers}
         pieces: list[Run] = []
         torn = True  # the batches up to the plan's step can't all be done any more
-        if old is not None and old.slices is not None:
-            torn = has_halted or not survivors.issuperset(old.trainers()) or plan.slices.from_step < newest
-            pieces = pieces_for_others(old.slices.pipeline, plan.slices.pipeline, group.own_id)
+        if old is not None:
+            torn = has_halted or not survivors.issuperset(old.trainers()) or body_of(plan).from_step < newest
+            pieces = pieces_for_others(body_of(old).pipeline, body_of(plan).pipeline, group.own_id)
         self._missing.stop(forget_failures=True)
         self._state = Stopping(now + self.progress.patience_s())
-        stop = c.StopAt(plan.epoch, plan.slices.from_step, tuple(pieces), now=torn)
+        stop = StopAt(plan.epoch, body_of(plan).from_step, tuple(pieces), now=torn)
         return [*effects, *self._release_pieces(now), ToTrainer(stop)]
 
     def members_changed(self, now: float) -> Effects:
@@ -238,10 +252,10 @@ class PipelineRole:
     def _gather(self, now: float) -> Effects:
         """Get the blocks that the trainer lacks, and give it the stage when all are here."""
         plan = self.plan
-        if not isinstance(self._state, Gathering) or plan is None or plan.slices is None or self.part == m.NO_PART:
+        if not isinstance(self._state, Gathering) or plan is None or self.part == m.NO_PART:
             self._missing.stop()
             return []
-        stage, step = plan.slices.pipeline.stages[self.part], plan.slices.from_step
+        stage, step = body_of(plan).pipeline.stages[self.part], body_of(plan).from_step
         if step == 0:
             return self._give(plan, [], keep=False)
         known, have = self._checkpoints.known(), self._held(plan, step)
@@ -261,52 +275,52 @@ class PipelineRole:
     def _held(self, plan: Plan, step: int) -> Run | None:
         """The trainer's own blocks, if they are of this step, and of the history that the others go on from."""
         old = self._trained
-        if self._state != Gathering(step) or old is None or old.slices is None or plan.slices is None:
+        if self._state != Gathering(step) or old is None:
             return None
-        if whole_epoch(plan.slices.pipeline.num_blocks, step, self._checkpoints.known()) not in (None, old.epoch):
+        if whole_epoch(body_of(plan).pipeline.num_blocks, step, self._checkpoints.known()) not in (None, old.epoch):
             return None
-        pipeline = old.slices.pipeline
+        pipeline = body_of(old).pipeline
         index = pipeline.stage_of(self._group.own_id)
         return (pipeline.stages[index].start, pipeline.stages[index].stop) if index is not None else None
 
     def _give(self, plan: Plan, pieces: list[m.Holding], *, keep: bool) -> Effects:
         self._state = Starting(plan)
         self._missing.stop()
-        follow = c.FollowStage(plan.to_json(), self._group.own_id, len(pieces), keep)
-        return [ToTrainer(follow), *(ToTrainer(c.GivePiece(b""), holding.blob, "piece") for holding in pieces)]
+        follow = FollowStage(plan.to_json(), self._group.own_id, len(pieces), keep)
+        return [ToTrainer(follow), *(ToTrainer(GivePiece(b""), holding.blob, "piece") for holding in pieces)]
 
     # --- the trainer ---
 
     def trainer_said(self, event: object, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         group = self._group
-        if isinstance(event, c.Profiled):
+        if isinstance(event, Profiled):
             self.model = model_from_json(event.model)
             return group.say(now, profile=self._profiles.set_own(event.profile.encode()))
-        if isinstance(event, c.SendParcel):
+        if isinstance(event, SendParcel):
             if event.epoch != self._traffic.epoch:
                 return []
             is_ahead = event.work == "forward" and self._job.slices.schedule == "async"
             self._seen_step(event.step - is_ahead, now)  # its batch may be begun before the one before is done
             return self._traffic.send(event, now)
-        if isinstance(event, c.Taken):
+        if isinstance(event, Taken):
             return self._traffic.taken(event, now)
         if isinstance(event, c.Progress):
             self._seen_step(event.step, now)
             changes = {"round": event.round, "step": event.step, "samples": event.samples}
             loss = self._loss(event.loss)
             return group.say(now, loss=loss, samples_per_s=event.samples_per_s, **changes)
-        if isinstance(event, c.StageUsed):
+        if isinstance(event, StageUsed):
             figures = (("step", event.step), ("busy", round(event.busy_share, 3)))
             return self._seen("stage", figures, event.slowdown, now)
-        if isinstance(event, c.Looked):
+        if isinstance(event, Looked):
             return self._seen("look", (), event.slowdown, now)
         if isinstance(event, c.Following):
             return self._following(event, now)
-        if isinstance(event, c.Halted):
+        if isinstance(event, Halted):
             return self._halted(event, now)
         if isinstance(event, c.SnapshotTaken):
             return self._snapshot_taken(event, blob, num_bytes, now)
-        if isinstance(event, c.PieceTaken):
+        if isinstance(event, PieceTaken):
             return self._piece_taken(event, blob, num_bytes, now)
         if isinstance(event, c.SnapshotRefused):
             self._checkpoints.refused.update(h.blob for h in self._checkpoints.known() if self._is_of_plan(h))
@@ -325,20 +339,20 @@ class PipelineRole:
     def _loss(self, own: float) -> float:
         """The last stage knows it; elsewhere it is what that stage said last, or 0 as long as it has said none."""
         plan = self._trained
-        if math.isfinite(own) or plan is None or plan.slices is None:
+        if math.isfinite(own) or plan is None:
             return own if math.isfinite(own) else 0.0
-        records = [self._group.record(PeerId(peer)) for peer in plan.slices.pipeline.stages[-1].peers]
+        records = [self._group.record(PeerId(peer)) for peer in body_of(plan).pipeline.stages[-1].peers]
         return max((r.loss for r in records if r is not None and r.plan == self._traffic.plan), default=0.0)
 
     def _is_of_plan(self, holding: m.Holding) -> bool:
         """Whether the stage that was refused may have been made of it."""
         plan = self.plan
-        if plan is None or plan.slices is None or plan.part_of(self._group.own_id) is None:
+        if plan is None or plan.part_of(self._group.own_id) is None:
             return False
         part = plan.part_of(self._group.own_id)
-        stage = plan.slices.pipeline.stages[part.index if part else 0]
+        stage = body_of(plan).pipeline.stages[part.index if part else 0]
         overlaps = holding.part < stage.stop and stage.start < holding.part + holding.span
-        return overlaps and holding.step == plan.slices.from_step and holding.trainer != self._group.own_id
+        return overlaps and holding.step == body_of(plan).from_step and holding.trainer != self._group.own_id
 
     def _following(self, event: c.Following, now: float) -> Effects:
         if not isinstance(self._state, Starting):
@@ -348,13 +362,13 @@ class PipelineRole:
         self._slowdown.train()
         kept = {holding.blob for holding in self.replicas.kept()}
         effects = self._missing.given(lambda blob: blob in kept or self.replicas.is_fetching(blob))
-        self.progress.own = plan.slices.from_step if plan.slices else 0
+        self.progress.own = body_of(plan).from_step
         fields = (("part", event.part), ("round", event.round), ("rounds", event.rounds), ("epoch", plan.epoch))
         note = Note("training", fields)
         effects += [note, *self._traffic.begin(plan, self.plan_hash, now)]
         return effects + list(group.say(now, phase="training", round=event.round, step=self.progress.own))
 
-    def _halted(self, event: c.Halted, now: float) -> Effects:
+    def _halted(self, event: Halted, now: float) -> Effects:
         if self.plan is None or event.epoch != self.plan.epoch or not isinstance(self._state, (Stopping, Gathering)):
             return []
         self._state = Gathering(event.step)
@@ -394,14 +408,14 @@ class PipelineRole:
             effects.append(Note("round", fields))
         return effects
 
-    def _piece_taken(self, event: c.PieceTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+    def _piece_taken(self, event: PieceTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         if blob is None or self._trained is None:
             return []  # who needs it will not get it, and the group goes back to what is saved
         self._pieces.append(self._holding(event, event.part, event.span, self._trained.epoch, blob, num_bytes))
         return self._group.say_holdings(now)
 
     def _holding(
-        self, event: c.SnapshotTaken | c.PieceTaken, part: int, span: int, epoch: int, blob: BlobId, num_bytes: int
+        self, event: c.SnapshotTaken | PieceTaken, part: int, span: int, epoch: int, blob: BlobId, num_bytes: int
     ) -> m.Holding:
         return m.Holding(
             part=part,
@@ -456,11 +470,11 @@ class PipelineRole:
         if self.progress.look(now):
             late.append(PaceKnown())
         if self._slowdown.is_due(now):
-            late.append(ToTrainer(c.LookAgain()))
+            late.append(ToTrainer(LookAgain()))
         if isinstance(self._state, Stopping) and now >= self._state.by and plan is not None:
             self._state.by = NEVER
-            late.append(ToTrainer(c.StopAt(plan.epoch, self.progress.own, (), now=True)))
-        if self._pieces and plan is not None and plan.slices is not None and newest > plan.slices.from_step:
+            late.append(ToTrainer(StopAt(plan.epoch, self.progress.own, (), now=True)))
+        if self._pieces and plan is not None and newest > body_of(plan).from_step:
             late += self._release_pieces(now)  # a batch is done, so everyone has its stage
         return [*(effect for machine in self._machines for effect in machine.tick(now)), *late]
 
@@ -473,15 +487,15 @@ class PipelineRole:
     def waiting_for(self, now: float) -> str:
         """In words: blocks, other stages, or a plan."""
         plan, group = self.plan, self._group
-        if plan is None or plan.slices is None:
+        if plan is None:
             return ""
         if isinstance(self._state, Lost):
             return "a plan that begins at a saved step: this peer's stage was lost"
-        if self.part == m.NO_PART and group.own_id not in {profile.peer for profile in plan.slices.profiles}:
+        if self.part == m.NO_PART and group.own_id not in {profile.peer for profile in body_of(plan).figures}:
             return "a stage: nobody can plan with the times of this peer's blocks, which make no sense; start it again"
         if self.part == m.NO_PART:
             return "a stage: the plan is faster without this peer, and takes it when another is lost"
         if isinstance(self._state, Gathering):
-            stage, step = plan.slices.pipeline.stages[self.part], plan.slices.from_step
+            stage, step = body_of(plan).pipeline.stages[self.part], body_of(plan).from_step
             return f"blocks {stage.start}-{stage.stop - 1} of step {step}, from whoever has them"
         return self._traffic.waiting_for(now)

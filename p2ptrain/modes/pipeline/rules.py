@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from p2ptrain.config import Job
-from p2ptrain.core.plan import Plan, SliceProfile, plan_from_json, snapshot
+from p2ptrain.core.plan import Plan, snapshot
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.figures import SlicePeer
+from p2ptrain.modes.pipeline.plan import DeviceFigures, body_of, read_plan
 from p2ptrain.modes.pipeline.planner import first_slices_plan, follows, next_slices_plan
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import chain_hash, profile_from_json
@@ -37,7 +38,7 @@ class PipelineRules:
     """Whether a trainer of the plan in force is there without its stage."""
 
     def parse(self, data: bytes) -> Plan:
-        return plan_from_json(data)
+        return read_plan(data)
 
     def verify(self, plan: Plan, parent: Plan | None) -> bool:
         return follows(self.job, self.model(), plan, parent)
@@ -84,34 +85,35 @@ class PipelineRules:
     def timed(self, plan: Plan) -> Plan | None:
         """A plan that was to take over at a batch which may be done by now gets a later one; one that goes back to what
         is saved begins with the newest that is saved by now."""
-        if plan.slices is None or not plan.parent:
+        body = body_of(plan)
+        if not plan.parent:
             return plan
         next_step, covered_step = self.steps()
-        goes_back = plan.slices.from_step <= covered_step
-        from_step = covered_step if goes_back else max(plan.slices.from_step, next_step)
-        if from_step >= self.job.training.rounds * plan.slices.steps_per_round:
+        goes_back = body.from_step <= covered_step
+        from_step = covered_step if goes_back else max(body.from_step, next_step)
+        if from_step >= self.job.training.rounds * body.steps_per_round:
             return None
-        return replace(plan, slices=replace(plan.slices, from_step=from_step))
+        return replace(plan, body=replace(body, from_step=from_step))
 
     def participants(self, plan: Plan) -> Collection[PeerId]:
         """Also those without a stage: who stands by has a vote on what comes next."""
         return [peer.peer for peer in plan.peers]
 
-    def _profile(self, record: Record, chain: str) -> SliceProfile | None:
+    def _profile(self, record: Record, chain: str) -> DeviceFigures | None:
         """A peer's figures; None for a profile of other blocks, or one that makes no sense.
 
         Until a profile is here, the peer's FLOP/s count.
         """
         data = self.profile_of(record.profile) if record.profile else None
         if data is None:
-            return SliceProfile(record.peer, record.link_bytes_per_s, record.slowdown, (), (), (), links=record.links)
+            return DeviceFigures(record.peer, record.link_bytes_per_s, record.slowdown, (), (), (), links=record.links)
         try:
             profile = profile_from_json(data)
         except RemoteError:
             return None
         if profile.chain != chain:
             return None
-        return SliceProfile(
+        return DeviceFigures(
             record.peer,
             record.link_bytes_per_s,
             record.slowdown,

@@ -6,11 +6,11 @@ the trainer is told as they leave, so that it waits when it is too far ahead of 
 
 from __future__ import annotations
 
-from p2ptrain.core import commands as c
 from p2ptrain.core.effects import Effects, Refused, ToTrainer
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.commands import PARCELS_AHEAD_BYTES, Deliver, ParcelsSent, SendParcel, Taken
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.streams.streams import Delivered, Streams
 from p2ptrain.wire import messages as m
@@ -43,7 +43,7 @@ class StageTraffic:
         others = [trainer for trainer in plan.trainers() if trainer != self._group.own_id]
         return list(self._streams.reset(plan.epoch, others, now, name))
 
-    def send(self, event: c.SendParcel, now: float) -> Effects:
+    def send(self, event: SendParcel, now: float) -> Effects:
         to, work = PeerId(event.to), event.work
         self._pushed_bytes += len(event.parcel)
         return [
@@ -56,9 +56,9 @@ class StageTraffic:
 
     def delivered(self, effect: Delivered, now: float) -> Effects:
         where = (effect.sender, effect.work, effect.step, effect.unit, effect.row)
-        return [ToTrainer(c.Deliver(self.epoch, *where, effect.data))]
+        return [ToTrainer(Deliver(self.epoch, *where, effect.data))]
 
-    def taken(self, event: c.Taken, now: float) -> Effects:
+    def taken(self, event: Taken, now: float) -> Effects:
         """By the trainer, or refused."""
         effects: Effects = []
         if event.epoch != self.epoch:
@@ -88,7 +88,7 @@ class StageTraffic:
 
     def _tell_sent(self) -> Effects:
         sent = self._pushed_bytes - self._streams.queued_bytes
-        if 8 * (sent - self._told_bytes) < c.PARCELS_AHEAD_BYTES:
+        if 8 * (sent - self._told_bytes) < PARCELS_AHEAD_BYTES:
             return []
         self._told_bytes = sent
-        return [ToTrainer(c.ParcelsSent(self.epoch, sent))]
+        return [ToTrainer(ParcelsSent(self.epoch, sent))]

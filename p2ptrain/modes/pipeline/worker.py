@@ -1,4 +1,4 @@
-"""The trainer's side of depth slices: builds the own stage, feeds it what comes, says what goes out.
+"""The trainer's side of a pipeline: builds the own stage, feeds it what comes, says what goes out.
 
 Invariant: one unit of work, or one parcel, between two commands (see ``SliceTraining.advance``); a stage is only built
 from pieces of exactly the step that its plan begins with, and whatever does not fit is said and changes nothing. What
@@ -13,8 +13,9 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -23,19 +24,36 @@ from torch import Tensor, nn
 
 from p2ptrain.config import Job
 from p2ptrain.core import commands as c
-from p2ptrain.core.plan import Plan, plan_from_json
-from p2ptrain.errors import LocalError, RemoteError
+from p2ptrain.core.plan import Plan
+from p2ptrain.core.worker import Setup
+from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.blocks.costs import profile_blocks
-from p2ptrain.learning.data import Dataset
+from p2ptrain.learning.models import global_model
 from p2ptrain.learning.pipeline.training import Parcel, SliceTraining
 from p2ptrain.learning.profiling.allocator import give_back, kept_block_bytes
 from p2ptrain.learning.profiling.block_times import measure_blocks, slowdown_now
 from p2ptrain.learning.snapshots import write
+from p2ptrain.modes.pipeline.commands import (
+    PARCELS_AHEAD_BYTES,
+    Deliver,
+    FollowStage,
+    GivePiece,
+    Halted,
+    LookAgain,
+    Looked,
+    ParcelsSent,
+    PieceTaken,
+    Profiled,
+    SendParcel,
+    StageUsed,
+    StopAt,
+    Taken,
+)
 from p2ptrain.modes.pipeline.figures import planned_times, room_of
+from p2ptrain.modes.pipeline.plan import body_of, read_plan
 from p2ptrain.modes.pipeline.slowdown import differs, slowdown_of
-from p2ptrain.modes.tasks.parts import global_model
 from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile, check_model
 from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
 from p2ptrain.planning.pipeline.fleet import micro_batch_choices
@@ -79,24 +97,26 @@ def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tupl
 
 
 class StageWorker:
-    """One peer's stage. ``init``: tensors of a checkpoint that the job starts from."""
+    """One peer's stage. Commands in, events out through ``Setup.say``."""
 
-    def __init__(
-        self,
-        job: Job,
-        configuration: c.Configure,
-        data: Dataset | None,
-        init: Mapping[str, Tensor] | None,
-        say: Callable[[object], None],
-    ) -> None:
+    def __init__(self, setup: Setup) -> None:
+        job, configuration = setup.job, setup.configuration
         self._job = job
         self._configuration = configuration
-        self._data = data
-        self._init = init
-        self._say = say
+        self._data = setup.data
+        self._init = setup.init
+        self._say = setup.say
         self._spool = Path(configuration.spool) if configuration.spool else None
         with torch.device("meta"):
             self._chain = Chain(self._build(), job.data.input_shape)
+        self.handlers: Mapping[type, Callable[[Any], None]] = {
+            FollowStage: self.follow,
+            GivePiece: self.give,
+            StopAt: self.stop_at,
+            Deliver: self.deliver,
+            ParcelsSent: self.parcels_sent,
+            LookAgain: self.look_again,
+        }
         self._model: ModelProfile | None = None
         self._times: BlockTimes | None = None
         """Of this device's blocks, as the last plan with a stage for it has them; before that, as measured."""
@@ -104,7 +124,7 @@ class StageWorker:
         self._training: SliceTraining | None = None
         self._pieces: list[Piece] = []
         self._num_missing = 0
-        self._halt: c.StopAt | None = None
+        self._halt: StopAt | None = None
         self._outbox: deque[Parcel] = deque()
         """Of the last unit of work, not handed over yet."""
         self._handed_bytes = self._sent_bytes = 0
@@ -126,14 +146,20 @@ class StageWorker:
 
     # --- before the plan ---
 
-    def profile(self) -> c.Profiled:
+    def prepare(self) -> Sequence[Profiled]:
         """Measure the blocks on this device, or look up what was measured here before.
 
         Raises ``UserError`` for a model that can't be a pipeline.
         """
         cache = Path(self._configuration.cache) if self._configuration.cache else None
         self._model, self._times = profile_job(self._chain, self._job, self._configuration.device, cache)
-        return c.Profiled(model_to_json(self._model), profile_to_json(self._model, self._times))
+        return [Profiled(model_to_json(self._model), profile_to_json(self._model, self._times))]
+
+    def max_groups(self) -> int:
+        return 0
+
+    def snapshot(self) -> None:
+        """A stage alone is of no use: what was saved last will do."""
 
     def _build(self) -> nn.Module:
         return global_model(self._job, allow_user_code=self._configuration.allow_user_code)
@@ -150,24 +176,22 @@ class StageWorker:
     @property
     def _has_room(self) -> bool:
         """For one more parcel at the node."""
-        return self._handed_bytes - self._sent_bytes < c.PARCELS_AHEAD_BYTES
+        return self._handed_bytes - self._sent_bytes < PARCELS_AHEAD_BYTES
 
     @property
     def _is_halted(self) -> bool:
         return self._halt is not None and self._training is not None and self._training.step >= self._halt.step
 
-    def follow(self, command: c.FollowStage) -> None:
-        plan = plan_from_json(command.plan)
-        slices = plan.slices
-        if slices is None:
-            raise LocalError("a stage of a plan without slices")
-        stage = slices.pipeline.stages[slices.pipeline.stage_of(command.own) or 0]
-        self._own, self._steps_per_round = command.own, slices.steps_per_round
+    def follow(self, command: FollowStage) -> None:
+        plan = read_plan(command.plan)
+        body = body_of(plan)
+        stage = body.pipeline.stages[body.pipeline.stage_of(command.own) or 0]
+        self._own, self._steps_per_round = command.own, body.steps_per_round
         self._num_rows = stage.samples[stage.peers.index(command.own)]
-        self._times = planned_times(slices.profiles).get(PeerId(command.own))
+        self._times = planned_times(body.figures).get(PeerId(command.own))
         if self._model is not None:
-            room = room_of(self._job, self._model, plan.peers, slices.profiles)
-            self._passing_s = room.passing_s(slices.pipeline, command.own)
+            room = room_of(self._job, self._model, plan.peers, body.figures)
+            self._passing_s = room.passing_s(body.pipeline, command.own)
         old, self._training = self._training, None
         self._pieces = []
         if command.keep and old is not None:
@@ -179,13 +203,13 @@ class StageWorker:
         self._training = SliceTraining(
             job.training,
             self._chain,
-            slices.pipeline,
+            body.pipeline,
             command.own,
             build=self._build,
             data=self._data,
             peer_name=configuration.name,
             seed=job.seed,
-            steps_per_round=slices.steps_per_round,
+            steps_per_round=body.steps_per_round,
             num_classes=len(job.data.classes),
             augment=job.data.augment,
             schedule=job.slices.schedule,
@@ -200,7 +224,7 @@ class StageWorker:
         if not command.pieces:
             self._begin()
 
-    def give(self, command: c.GivePiece) -> None:
+    def give(self, command: GivePiece) -> None:
         if self._num_missing == 0:
             return
         try:
@@ -215,11 +239,11 @@ class StageWorker:
 
     def _begin(self) -> None:
         plan, training = self._plan, self._training
-        if plan is None or plan.slices is None or training is None:
+        if plan is None or training is None:
             return
-        if plan.slices.from_step > 0:
+        if body_of(plan).from_step > 0:
             try:
-                training.restore(self._pieces, plan.slices.from_step)
+                training.restore(self._pieces, body_of(plan).from_step)
             except RemoteError as error:
                 self._refuse(error)
                 return
@@ -228,7 +252,7 @@ class StageWorker:
         self._progress_at, self._progress_samples = time.monotonic(), training.num_samples
         self._warm_at = training.step + WARM_UP
         self._look_away(training)
-        part = plan.slices.pipeline.stage_of(self._own) or 0
+        part = body_of(plan).pipeline.stage_of(self._own) or 0
         self._say(c.Following(part, training.round, self._job.training.rounds))
         if training.finished:
             self._say_snapshot()
@@ -237,12 +261,12 @@ class StageWorker:
         self._training, self._pieces, self._num_missing = None, [], 0
         self._say(c.SnapshotRefused(str(error)))
 
-    def stop_at(self, command: c.StopAt) -> None:
+    def stop_at(self, command: StopAt) -> None:
         self._halt = command
         training = self._training
         if training is None or self._num_missing:
             self._training, self._num_missing = None, 0
-            self._say(c.Halted(command.epoch, -1))
+            self._say(Halted(command.epoch, -1))
             return
         training.stop_at = command.step
         if command.now or training.step >= command.step:
@@ -257,13 +281,13 @@ class StageWorker:
             return
         for first, stop in halt.pieces if training.step == halt.step else ():
             piece = write(*training.snapshot(first, stop, copy=False), self._spool)
-            self._say(c.PieceTaken(first, stop - first, training.round, training.step, training.num_samples, piece))
+            self._say(PieceTaken(first, stop - first, training.round, training.step, training.num_samples, piece))
         self._halt = dataclasses.replace(halt, step=training.step, pieces=())
-        self._say(c.Halted(halt.epoch, training.step))
+        self._say(Halted(halt.epoch, training.step))
 
     # --- training ---
 
-    def deliver(self, command: c.Deliver) -> None:
+    def deliver(self, command: Deliver) -> None:
         """Always says ``Taken``: what is refused must not be sent again for ever."""
         error = ""
         training = self._training if self._plan is not None and command.epoch == self._plan.epoch else None
@@ -275,9 +299,9 @@ class StageWorker:
                 training.receive(Parcel(command.sender, work, command.step, command.unit, command.row, tensors))  # type: ignore[arg-type]
             except RemoteError as refused:
                 error = str(refused)
-        self._say(c.Taken(command.epoch, command.sender, 1, error))
+        self._say(Taken(command.epoch, command.sender, 1, error))
 
-    def parcels_sent(self, command: c.ParcelsSent) -> None:
+    def parcels_sent(self, command: ParcelsSent) -> None:
         if self._plan is not None and command.epoch == self._plan.epoch:
             self._sent_bytes = max(self._sent_bytes, command.num_bytes)
 
@@ -293,7 +317,7 @@ class StageWorker:
             data = save_tensors(parcel.tensors)
             self._handed_bytes += len(data)
             where = (parcel.work, parcel.step, parcel.unit, parcel.row)
-            self._say(c.SendParcel(self._plan.epoch, parcel.peer, *where, data))
+            self._say(SendParcel(self._plan.epoch, parcel.peer, *where, data))
         if training.step != self._said_step:
             self._batch_done(training)
         if time.monotonic() - self._progress_at >= PROGRESS_INTERVAL_S:
@@ -340,15 +364,15 @@ class StageWorker:
         slowdown = slowdown_of(use.forward_s + use.backward_s + overhead, expected + overhead, passing, busy)
         self._look_after = SECOND_LOOK if differs(slowdown, self._slowdown) else FIRST_LOOK
         self._slowdown = slowdown
-        self._say(c.StageUsed(training.step, busy, slowdown))
+        self._say(StageUsed(training.step, busy, slowdown))
 
-    def look_again(self, command: c.LookAgain) -> None:
+    def look_again(self, command: LookAgain) -> None:
         """Not while it trains: that says more."""
         if self._times is None or (self._training is not None and not self._is_halted):
             return
         slowdown = slowdown_now(self._chain, self._times, device=self._configuration.device)
         give_back()
-        self._say(c.Looked(slowdown))
+        self._say(Looked(slowdown))
 
     def _say_snapshot(self) -> None:
         training = self._training

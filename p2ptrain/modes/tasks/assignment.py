@@ -14,19 +14,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from p2ptrain.config import Job, Mode
-from p2ptrain.core.plan import (
-    MAX_FORMER,
-    CombineRule,
-    Former,
-    Part,
-    PeerSnapshot,
-    Plan,
-    TargetRule,
-    cleaned,
-    shards,
-    speeds,
-)
+from p2ptrain.config import Job
+from p2ptrain.core.plan import PeerSnapshot, Plan, clean, cleaned, speeds
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.tasks.grouping import group_classes, group_peers, groups_by_data, swap_for_wishes
@@ -40,6 +29,16 @@ from p2ptrain.modes.tasks.holdings import (
     merged_until_each_has_a_class,
 )
 from p2ptrain.modes.tasks.mode_choice import max_groups, mode_for
+from p2ptrain.modes.tasks.plan import (
+    MAX_FORMER,
+    ClassPart,
+    CombineRule,
+    Former,
+    TargetRule,
+    TasksBody,
+    body_of,
+    shards_of,
+)
 from p2ptrain.modes.tasks.shares import even_shares, limits
 from p2ptrain.modes.tasks.staffing import Staff
 from p2ptrain.planning.devices.footprint import largest_share
@@ -71,53 +70,52 @@ def first_plan(job: Job, peers: Sequence[PeerSnapshot], proposer: PeerId) -> Pla
         sizes = _shares(job, groups, speeds(inputs), targets, overlapping)
     trunk = job.tasks.trunk if mode == "tasks" else 0
     parts = tuple(
-        Part(index, group.classes, share, (), shards(mode, trunk, index))
+        ClassPart(index, share, (), group.classes, shards_of(mode, trunk, index))
         for index, (group, share) in enumerate(zip(groups, sizes, strict=True))
     )
-    plan = Plan(
-        epoch=1,
-        job=job.id,
-        mode=mode,
-        proposer=proposer,
+    body = TasksBody(
         parts=parts,
         trunk=trunk,
         disjoint=by_data is not None,
         targets=targets,
         combine=combine,
         calibrate=calibrate,
-        peers=inputs,
         former=(),
-        parent="",
     )
     chosen = {peer.peer: index for index, group in enumerate(groups) for peer in group.trainers}
-    return dataclasses.replace(plan, parts=_staffed(parts, _staff(job, plan, inputs, chosen)))
+    body = dataclasses.replace(body, parts=_staffed(parts, _staff(job, mode, body, inputs, chosen)))
+    return Plan(epoch=1, job=job.id, mode=mode, proposer=proposer, peers=inputs, parent="", body=body)
 
 
 def next_plan(job: Job, current: Plan, alive: Sequence[PeerSnapshot], proposer: PeerId) -> Plan | None:
     """The plan after ``current`` with the peers now alive; None when nobody's part would change."""
     inputs = clean(job, alive)
     names = {peer.peer for peer in inputs}
-    before = current.trainers()
-    part_of = _staff(job, current, inputs, {peer: part for peer, part in before.items() if peer in names})
+    body, before = body_of(current), current.trainers()
+    part_of = _staff(job, current.mode, body, inputs, {peer: part for peer, part in before.items() if peer in names})
     if part_of == before or not inputs:
         return None
     gone = [Former(peer, part) for peer, part in sorted(before.items()) if peer not in part_of]
-    kept = [entry for entry in current.former if entry.peer not in part_of]
-    return dataclasses.replace(
-        current,
-        epoch=current.epoch + 1,
-        proposer=proposer,
-        parts=_staffed(current.parts, part_of),
-        calibrate=current.calibrate or _fits_head(job, current.disjoint, lacking(inputs, len(job.data.classes))),
-        peers=inputs,
+    kept = [entry for entry in body.former if entry.peer not in part_of]
+    body = dataclasses.replace(
+        body,
+        parts=_staffed(body.parts, part_of),
+        calibrate=body.calibrate or _fits_head(job, body.disjoint, lacking(inputs, len(job.data.classes))),
         former=tuple([*kept, *gone][-MAX_FORMER:]),
-        parent=current.hash,
+    )
+    return dataclasses.replace(
+        current, epoch=current.epoch + 1, proposer=proposer, peers=inputs, parent=current.hash, body=body
     )
 
 
 def recomputes(job: Job, plan: Plan, parent: Plan | None) -> bool:
     """Whether ``plan`` is what its inputs give. Without its parent only its fit to the job can be checked."""
-    if plan.job != job.id or any(peer != cleaned(peer, len(job.data.classes)) for peer in plan.peers):
+    body = plan.body
+    if (
+        not isinstance(body, TasksBody)
+        or plan.job != job.id
+        or any(peer != cleaned(peer, len(job.data.classes)) for peer in plan.peers)
+    ):
         return False
     if plan.epoch == 1:
         return any(peer.counts for peer in plan.peers) and first_plan(job, plan.peers, plan.proposer) == plan
@@ -125,11 +123,11 @@ def recomputes(job: Job, plan: Plan, parent: Plan | None) -> bool:
         return next_plan(job, parent, plan.peers, plan.proposer) == plan
     modes = ("tasks", "replicas") if job.mode == "auto" else (job.mode,)
     trunk = job.tasks.trunk if plan.mode == "tasks" else 0
-    if plan.mode not in modes or plan.trunk != trunk or plan.num_classes != len(job.data.classes):
+    if plan.mode not in modes or body.trunk != trunk or body.num_classes != len(job.data.classes):
         return False
     # Who lacked which class when the first plan was made is not known any more, nor who has come since.
-    possible = [_regime(job, plan.mode, plan.disjoint, lacks) for lacks in (False, True)]
-    return (plan.targets, plan.combine) in [each[:2] for each in possible] and plan.calibrate in [
+    possible = [_regime(job, plan.mode, body.disjoint, lacks) for lacks in (False, True)]
+    return (body.targets, body.combine) in [each[:2] for each in possible] and body.calibrate in [
         p[2] for p in possible
     ]
 
@@ -155,7 +153,7 @@ def notes(job: Job, plan: Plan) -> list[str]:
                 "group fits the last layer"
             )
     lines += _class_notes(job, plan)
-    if plan.disjoint and job.tasks.num_groups not in (0, len(plan.parts)):
+    if body_of(plan).disjoint and job.tasks.num_groups not in (0, len(plan.parts)):
         lines.append(f"tasks.num_groups = {job.tasks.num_groups} is not kept: the data give {len(plan.parts)} groups")
     return lines
 
@@ -175,28 +173,20 @@ def _class_notes(job: Job, plan: Plan) -> list[str]:
     few = [f"{names[c]} ({total})" for c, total in enumerate(totals) if 0 < total < FEW_SAMPLES]
     if few:
         lines.append(f"few samples in all: {', '.join(few)}; more of them help most")
-    for part in plan.parts:
+    for part in body_of(plan).parts:
         owned = [names[c] for c in part.classes if totals[c]]
         if not part.trainers and owned:
             lines.append(f"part {part.index} ({', '.join(owned)}) waits for a peer that can train it")
     return lines
 
 
-def clean(job: Job, peers: Sequence[PeerSnapshot]) -> tuple[PeerSnapshot, ...]:
-    """Snapshots in canonical order and form."""
-    unique = {peer.peer: cleaned(peer, len(job.data.classes)) for peer in peers}
-    if len(unique) != len(peers):
-        raise LocalError("a peer is named twice")
-    return tuple(unique[name] for name in sorted(unique))
-
-
 def round_costs(plan: Plan) -> dict[PeerId, float]:
     """Relative time of a round, by trainer: share^2 * samples / speed. Even is good."""
     speed = speeds(plan.peers)
-    by_name = {peer.peer: peer for peer in plan.peers}
+    by_name, body = {peer.peer: peer for peer in plan.peers}, body_of(plan)
     return {
-        name: part.share * part.share * num_samples(by_name[name], part.classes, plan.targets) / speed[name]
-        for part in plan.parts
+        name: part.share * part.share * num_samples(by_name[name], part.classes, body.targets) / speed[name]
+        for part in body.parts
         for name in part.trainers
     }
 
@@ -213,7 +203,7 @@ def _fits_head(job: Job, disjoint: bool, lacks: bool) -> bool:
     return job.tasks.calibrate == "always" or (job.tasks.calibrate == "auto" and (disjoint or lacks))
 
 
-def _regime(job: Job, mode: Mode, disjoint: bool, lacks: bool) -> tuple[TargetRule, CombineRule, bool]:
+def _regime(job: Job, mode: str, disjoint: bool, lacks: bool) -> tuple[TargetRule, CombineRule, bool]:
     """Targets, combination and calibration: what the job says, or what suits the data.
 
     Votes on all classes are only worth their sum where everybody has seen all classes.
@@ -301,11 +291,14 @@ def _fit(
     return [by_group[g] for g in range(len(groups))]
 
 
-def _staff(job: Job, plan: Plan, peers: Sequence[PeerSnapshot], part_of: Mapping[PeerId, int]) -> dict[PeerId, int]:
+def _staff(
+    job: Job, mode: str, body: TasksBody, peers: Sequence[PeerSnapshot], part_of: Mapping[PeerId, int]
+) -> dict[PeerId, int]:
     """Everyone's part, after free peers and parts without trainers have found each other."""
     staff = Staff(
         room={peer.peer: largest_share(job, peer.memory_bytes) for peer in peers},
-        plan=plan,
+        mode=mode,
+        body=body,
         peers={peer.peer: peer for peer in peers},
         speed=speeds(peers),
         part_of=part_of,
@@ -314,7 +307,7 @@ def _staff(job: Job, plan: Plan, peers: Sequence[PeerSnapshot], part_of: Mapping
     return staff.part_of
 
 
-def _staffed(parts: Sequence[Part], part_of: Mapping[PeerId, int]) -> tuple[Part, ...]:
+def _staffed(parts: Sequence[ClassPart], part_of: Mapping[PeerId, int]) -> tuple[ClassPart, ...]:
     trainers: list[list[PeerId]] = [[] for _ in parts]
     for peer, index in sorted(part_of.items()):
         trainers[index].append(peer)

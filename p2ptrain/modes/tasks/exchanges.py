@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping
 
-from p2ptrain.core import commands as c
 from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import Effects, Handler, Refused, ToTrainer
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.modes.tasks.commands import MakePayload, Merge, Merged, PayloadMade, Reclaim
 from p2ptrain.modes.tasks.payloads import Masses, Payloads
+from p2ptrain.modes.tasks.plan import body_of, parts_of
 from p2ptrain.protocol import gossip as g
 from p2ptrain.protocol.machine import Note
 from p2ptrain.wire import messages as m
@@ -51,21 +52,21 @@ class Exchanges:
 
     def members_changed(self, plan: Plan, name: str, now: float) -> Effects:
         """Who follows the plan with this hash, as far as members say."""
-        self._plan, trainers = plan, plan.trainers()
+        self._plan, trainers, parts = plan, plan.trainers(), parts_of(plan)
         same = {p for p in trainers if (r := self._group.record(p)) is not None and r.plan == name}
-        self._shards = {p: plan.parts[trainers[p]].shards for p in same}
+        self._shards = {p: parts[trainers[p]].shards for p in same}
         return [*self._tell(plan, now), *self._gossip.peers_alive(frozenset(self._group.alive()), now)]
 
     def _tell(self, plan: Plan, now: float) -> Effects:
-        part = plan.part_of(self._group.own_id)
+        part = body_of(plan).part_of(self._group.own_id)
         return list(self._gossip.shards(self._shards, part.shards if part else (), plan.epoch, now))
 
     def pushed(self, sender: PeerId, push: m.GossipPush, now: float) -> Effects:
         """Its sender may follow our plan, or another of the same epoch, before we know that."""
         plan, effects = self._plan, Effects()
         if plan is not None and push.epoch == plan.epoch and sender not in self._shards:
-            part, shards = plan.part_of(sender), {mass.shard for mass in push.masses}
-            own = plan.part_of(self._group.own_id)
+            part, shards = body_of(plan).part_of(sender), {mass.shard for mass in push.masses}
+            own = body_of(plan).part_of(self._group.own_id)
             if part is None or own is None or not shards <= set(part.shards) & set(own.shards):
                 return [Note("gossip-other-plan", (("peer", sender),))]
             self._shards[sender] = part.shards
@@ -80,9 +81,9 @@ class Exchanges:
 
     def _make_payload(self, effect: g.MakePayload, now: float) -> Effects:
         self._making[effect.exchange] = effect.partner
-        return [ToTrainer(c.MakePayload(effect.exchange, effect.shards, effect.partner))]
+        return [ToTrainer(MakePayload(effect.exchange, effect.shards, effect.partner))]
 
-    def payload_made(self, event: c.PayloadMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+    def payload_made(self, event: PayloadMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         """The trainer has halved its masses: publish the payload, or give the halves back."""
         partner = self._making.pop(event.exchange, None)
         if blob is None or not event.masses or partner is None:
@@ -93,7 +94,7 @@ class Exchanges:
 
     @staticmethod
     def _give_back(masses: Iterable[Masses]) -> Effects:
-        return [ToTrainer(c.Reclaim(each)) for each in masses if each]
+        return [ToTrainer(Reclaim(each)) for each in masses if each]
 
     def may_serve(self, to: PeerId, blob: BlobId) -> bool:
         """Not a payload whose masses were taken back."""
@@ -109,7 +110,7 @@ class Exchanges:
         self._merges[effect.blob] = effect
         return self._downloads.fetch(effect.blob, effect.num_bytes, [effect.sender], now, ephemeral=True)
 
-    def merged(self, event: c.Merged, now: float) -> Effects:
+    def merged(self, event: Merged, now: float) -> Effects:
         """The trainer has merged a payload, or refused it."""
         effect = self._merging.pop(event.exchange, None)
         if event.error:
@@ -147,7 +148,7 @@ class Exchanges:
             return []
         self._merging[effect.exchange] = effect
         masses = tuple((mass.shard, mass.mass) for mass in effect.masses)
-        return [ToTrainer(c.Merge(effect.exchange, effect.sender, masses, b"", effect.reply), blob, "payload")]
+        return [ToTrainer(Merge(effect.exchange, effect.sender, masses, b"", effect.reply), blob, "payload")]
 
     def blob_lost(self, blob: BlobId, now: float) -> Effects:
         effect = self._merges.pop(blob, None)

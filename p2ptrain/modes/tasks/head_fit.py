@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from p2ptrain.core import commands as c
 from p2ptrain.core.effects import (
     Effects,
     EndingOver,
@@ -25,7 +24,9 @@ from p2ptrain.core.mode import ENDED, Given, MessageHandler
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id
+from p2ptrain.modes.tasks.commands import Combine, Combined, Contribute, Contributed, ExtractFeatures, FeaturesExtracted
 from p2ptrain.modes.tasks.head_blob import MAX_HOLDINGS, head_holding, pack_head, rounds_of
+from p2ptrain.modes.tasks.plan import body_of
 from p2ptrain.modes.tasks.verdict import Verdict, read_verdict
 from p2ptrain.modes.tasks.verdict_words import verdict_lines
 from p2ptrain.protocol.head_fit.head_fit import Calibration
@@ -70,8 +71,8 @@ class HeadFit:
         """Have called for a fit, and so have ended, though their records that say so are still on their way."""
         self.handlers: Mapping[type, Handler] = {
             PrepareFeatures: self._prepare,
-            ComputeContribution: lambda e, now: [ToTrainer(c.Contribute(e.session, e.step, e.state))],
-            CombineContributions: lambda e, now: [ToTrainer(c.Combine(e.session, e.step, e.state, e.contributions))],
+            ComputeContribution: lambda e, now: [ToTrainer(Contribute(e.session, e.step, e.state))],
+            CombineContributions: lambda e, now: [ToTrainer(Combine(e.session, e.step, e.state, e.contributions))],
             CalibrationFinished: self._keep,
         }
         self.messages: Mapping[type[m.Message], MessageHandler] = dict.fromkeys(
@@ -99,7 +100,7 @@ class HeadFit:
 
     def look(self, plan: Plan, now: float) -> Effects | None:
         group = self._group
-        if not (plan.calibrate or self._job.data.val > 0) or self._calibration.hopeless:
+        if not (body_of(plan).calibrate or self._job.data.val > 0) or self._calibration.hopeless:
             return None
         holdings = self._freshest(plan)
         if self._head is not None and _covers(self._head, holdings):
@@ -126,7 +127,7 @@ class HeadFit:
 
     def _num_steps(self, plan: Plan) -> int:
         """The moments and the gradient steps of a fit; the look at the validation samples is the last."""
-        return (1 + self._job.tasks.calibration_steps if plan.calibrate else 0) + 1
+        return (1 + self._job.tasks.calibration_steps if body_of(plan).calibrate else 0) + 1
 
     def _freshest(self, plan: Plan) -> tuple[m.Holding, ...]:
         """Of each part the copies of its last round, one of each trainer; the blob's name settles ties everywhere."""
@@ -180,11 +181,11 @@ class HeadFit:
         return effects
 
     def trainer_said(self, event: object, now: float) -> Effects:
-        if isinstance(event, c.FeaturesExtracted):
+        if isinstance(event, FeaturesExtracted):
             return list(self._calibration.features_ready(event.session, event.samples, now))
-        if isinstance(event, c.Contributed):
+        if isinstance(event, Contributed):
             return list(self._calibration.contribution_ready(event.session, event.step, event.samples, event.data, now))
-        if isinstance(event, c.Combined):
+        if isinstance(event, Combined):
             return list(self._calibration.state_ready(event.session, event.step, event.state, now))
         return []
 
@@ -235,7 +236,7 @@ class HeadFit:
             return []  # the disk refused it: others may have it, or it is made once more
         self._head, self.verdict = holding, _verdict_of(data)
         plan, notes = self._plan(), []
-        if plan is not None and plan.calibrate:
+        if plan is not None and body_of(plan).calibrate:
             fitted = self._job.tasks.calibration_steps
             notes.append(Note("calibrated", (("steps", fitted), ("samples", holding.samples))))
         if self.verdict is not None and self.verdict.samples:
@@ -280,7 +281,7 @@ class HeadFit:
                 return [*effects, *fetch]
             self._to_fetch.pop(0)
             plan = self._plan() if self._num_sent == 0 else None
-            command = c.ExtractFeatures(
+            command = ExtractFeatures(
                 self._session,
                 holding.part,
                 holding.trainer,

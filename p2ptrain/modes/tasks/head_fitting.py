@@ -39,7 +39,7 @@ class HeadFitting:
     ) -> None:
         self.session = session
         self._config = head_fit.FitConfig(steps=job.tasks.calibration_steps)
-        self._fits = parts.plan.calibrate
+        self._fits = parts.body.calibrate
         self._parts = parts
         self._data = data
         self._val = val
@@ -81,7 +81,7 @@ class HeadFitting:
         submodel.load_state_dict(dict(state))
         classes = self._parts.trained_classes(part, trainer)
         _, (right,) = self._answers(submodel, self._parts.outputs(part), [classes])
-        if trainer not in self._members or trainer in self._parts.plan.parts[part].trainers:
+        if trainer not in self._members or trainer in self._parts.body.parts[part].trainers:
             self._members[trainer] = Member(classes, right)  # one that changed its part has left a copy of the former
         self._copies.append((weight, dict(state)))
         if not last:  # no more than two are in memory
@@ -174,7 +174,7 @@ class HeadFitting:
         if self._fits:
             plain = head_fit.plain_head(self._full(state))
             heads = {candidates.FITTED: Head(plain["weight"], plain["bias"]), **heads}
-        if len(self._heads) > 1 and self._parts.plan.targets == "all" and "bias" in self._head:
+        if len(self._heads) > 1 and self._parts.body.targets == "all" and "bias" in self._head:
             alone = {part: self._parts.head_alone(part, tensors) for part, tensors in sorted(self._heads.items())}
             known = {c for _, classes in alone.values() for c in classes}
             # A part that lacks a class would never name it, however well it does otherwise: no class is given up.

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from p2ptrain.config import Job, Mode
+from p2ptrain.config import Job
 from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.modes.tasks.grouping import groups_by_data
 from p2ptrain.modes.tasks.holdings import lacking
 
 
-def mode_for(job: Job, peers: Sequence[PeerSnapshot]) -> tuple[Mode, str]:
+def mode_for(job: Job, peers: Sequence[PeerSnapshot]) -> tuple[str, str]:
     """The mode, and why; what the job says unless that is "auto"."""
     if job.mode != "auto":
         return job.mode, "the job says so"

@@ -17,32 +17,12 @@ from p2ptrain.errors import JobError, LocalError
 from p2ptrain.learning.averaging import weighted_mean
 from p2ptrain.learning.candidates import FITTED, part_of
 from p2ptrain.learning.head_fit import plain_head
-from p2ptrain.learning.models import MODELS, TEXT_MODELS, build_model
+from p2ptrain.learning.models import global_model
 from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.validation import UNKNOWN, Head
+from p2ptrain.modes.tasks.plan import body_of
 
 State = Mapping[str, Tensor]
-
-
-def global_model(job: Job, *, allow_user_code: bool) -> nn.Module:
-    """The job's model with its initial weights. A user's own code is only imported where this device allows it."""
-    name = job.model.name
-    if ":" in name and not allow_user_code:
-        raise JobError(
-            f"the job's model is your group's own code ({name}), which would run on this device; look at it, put it on "
-            f"the Python path, and start with --allow-model {name}"
-        )
-    if name in MODELS and (name in TEXT_MODELS) != (job.data.kind == "text"):
-        fitting = sorted(TEXT_MODELS) if job.data.kind == "text" else [n for n in MODELS if n not in TEXT_MODELS]
-        raise JobError(f"model {name} can't read {job.data.kind} data; take one of {', '.join(fitting)}")
-    channels, height, width = job.data.input_shape
-    return build_model(
-        name,
-        input_shape=(channels, height, width),
-        num_classes=len(job.data.classes),
-        width=job.model.width,
-        seed=job.seed,
-    )
 
 
 class Parts:
@@ -58,6 +38,7 @@ class Parts:
         scores: State | None = None,
     ) -> None:
         self.plan = plan
+        self.body = body_of(plan)
         self.model = global_model(job, allow_user_code=allow_user_code)
         if init is not None:
             self._load_init(init)
@@ -68,9 +49,9 @@ class Parts:
             self.decoupling = Decoupling(
                 self.model,
                 job.data.input_shape,
-                [part.classes for part in plan.parts],
-                shares=[part.share for part in plan.parts],
-                trunk=plan.trunk,
+                [part.classes for part in self.body.parts],
+                shares=[part.share for part in self.body.parts],
+                trunk=self.body.trunk,
                 scores=scores,
             )
 
@@ -78,7 +59,7 @@ class Parts:
         """What the trainers of this part train."""
         if self.decoupling is None:
             return copy.deepcopy(self.model)
-        return self.decoupling.submodel(part, self.plan.targets, rescale=self._fresh)
+        return self.decoupling.submodel(part, self.body.targets, rescale=self._fresh)
 
     @property
     def head(self) -> str:
@@ -111,7 +92,7 @@ class Parts:
         Of other classes it never takes a sample for one.
         """
         classes = self.trained_classes(part)
-        if self.plan.targets == "all" and self.decoupling is not None:
+        if self.body.targets == "all" and self.decoupling is not None:
             columns = self.head_columns(part)
             rows = own[f"{self.head}.weight"].float()
             weight = torch.zeros(self.model.state_dict()[f"{self.head}.weight"].shape)
@@ -128,18 +109,18 @@ class Parts:
 
     def outputs(self, part: int) -> Sequence[int]:
         """The class of each of a sub-model's outputs; without the last one of targets "rest"."""
-        all_classes = self.decoupling is None or self.plan.targets == "all"
-        return range(self.plan.num_classes) if all_classes else self.plan.parts[part].classes
+        all_classes = self.decoupling is None or self.body.targets == "all"
+        return range(self.body.num_classes) if all_classes else self.body.parts[part].classes
 
     def trained_classes(self, part: int, trainer: str = "") -> tuple[int, ...]:
         """The classes that a part's trainers (or one of them) have samples of, where it learns all that they have; else
         its own."""
-        spec = self.plan.parts[part]
+        spec = self.body.parts[part]
         trainers = (trainer,) if trainer else spec.trainers
         counts = [peer.counts for peer in self.plan.peers if peer.peer in trainers and peer.counts]
-        if self.plan.targets != "all" or not counts or self._is_text:
+        if self.body.targets != "all" or not counts or self._is_text:
             return spec.classes
-        return tuple(c for c in range(self.plan.num_classes) if any(each[c] for each in counts))
+        return tuple(c for c in range(self.body.num_classes) if any(each[c] for each in counts))
 
     def with_head(self, state: State, head: State) -> dict[str, Tensor]:
         """The global state with a calibrated head (``weight``, ``bias``) in place of its own."""
@@ -157,7 +138,7 @@ class Parts:
 
     def shard_names(self, part: int, shard: str) -> frozenset[str]:
         """The tensors of a part that belong to a shard: what two peers average when both hold that shard."""
-        if shard not in self.plan.parts[part].shards:
+        if shard not in self.body.parts[part].shards:
             raise LocalError(f"part {part} holds no shard {shard!r}")
         if self.decoupling is None:
             return frozenset(self.model.state_dict())
@@ -177,7 +158,7 @@ class Parts:
                 [(m, {n: s[n] for n in names}) for _, versions in sorted(copies.items()) for m, s in versions]
             )
         return self.decoupling.assemble(
-            parts, targets=self.plan.targets, combine=self.plan.combine, trunk=trunk, base=None
+            parts, targets=self.body.targets, combine=self.body.combine, trunk=trunk, base=None
         )
 
     def _load_init(self, init: State) -> None:

@@ -21,6 +21,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.restarts import Restarts
 from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.modes.tasks.commands import Follow, Merged, PayloadMade, Retain
 from p2ptrain.modes.tasks.exchanges import Exchanges
 from p2ptrain.modes.tasks.head_fit import HeadFit
 from p2ptrain.modes.tasks.rules import TasksRules
@@ -136,7 +137,7 @@ class TasksRole:
             return effects
         if self._has(part.index, plan.partition):
             own = next((h for h in reversed(self.replicas.own) if h.part == part.index), None)
-            effects.append(ToTrainer(c.Retain(plan.to_json())))
+            effects.append(ToTrainer(Retain(plan.to_json())))
             if own is not None:  # the same snapshot, under the new epoch
                 effects += self.replicas.offer(dataclasses.replace(own, epoch=plan.epoch), now)
             return effects
@@ -193,7 +194,7 @@ class TasksRole:
         state.is_given, self._has_finished = True, False
         self._exchanges.trainer_begins_anew()
         own = holding is not None and holding.trainer == self._group.own_id
-        command = c.Follow(plan.to_json(), state.part, own=own)
+        command = Follow(plan.to_json(), state.part, own=own)
         return [ToTrainer(command, holding.blob, "snapshot") if holding else ToTrainer(command)]
 
     def _refused(self, event: c.SnapshotRefused, now: float) -> Effects:
@@ -218,9 +219,9 @@ class TasksRole:
             return self._group.say(now, loss=event.loss, samples_per_s=event.samples_per_s, **changes)
         if isinstance(event, c.SnapshotTaken):
             return self._snapshot_taken(event, blob, num_bytes, now)
-        if isinstance(event, c.PayloadMade):
+        if isinstance(event, PayloadMade):
             return self._exchanges.payload_made(event, blob, num_bytes, now)
-        if isinstance(event, c.Merged):
+        if isinstance(event, Merged):
             return self._exchanges.merged(event, now)
         if isinstance(event, c.SnapshotRefused):
             unusable = [] if self.seeking else self.ending.trainer_refused(now)

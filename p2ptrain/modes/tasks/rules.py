@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from p2ptrain.config import Job
-from p2ptrain.core.plan import Plan, plan_from_json, snapshot
+from p2ptrain.core.plan import Plan, snapshot
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.tasks.assignment import first_plan, next_plan, recomputes
+from p2ptrain.modes.tasks.plan import read_plan
 from p2ptrain.protocol.consensus.agreement import Answer, Question
 from p2ptrain.wire.messages import Record
 
@@ -21,7 +22,7 @@ class TasksRules:
     job: Job
 
     def parse(self, data: bytes) -> Plan:
-        return plan_from_json(data)
+        return read_plan(data)
 
     def verify(self, plan: Plan, parent: Plan | None) -> bool:
         return recomputes(self.job, plan, parent)

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from p2ptrain.core.plan import Part, PeerSnapshot, Plan
+from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.tasks.holdings import held_classes
+from p2ptrain.modes.tasks.plan import ClassPart, TasksBody
 
 QUARTERS = 4
 ENOUGH = 5
@@ -31,22 +32,23 @@ class Staff:
 
     def __init__(
         self,
-        plan: Plan,
+        mode: str,
+        body: TasksBody,
         peers: Mapping[PeerId, PeerSnapshot],
         part_of: Mapping[PeerId, int],
         speed: Mapping[PeerId, float],
         room: Mapping[PeerId, float],
     ) -> None:
-        """``plan`` gives the parts; ``part_of`` who trains now; ``room`` the largest share that a peer can hold."""
+        """``body`` gives the parts; ``part_of`` who trains now; ``room`` the largest share that a peer can hold."""
         self.part_of = dict(part_of)
-        self._mode = plan.mode
-        self._parts = plan.parts
-        self._needs_own_samples = plan.disjoint or plan.targets == "own"
-        self._former = {entry.peer: entry.part for entry in plan.former}
+        self._mode = mode
+        self._parts = body.parts
+        self._needs_own_samples = body.disjoint or body.targets == "own"
+        self._former = {entry.peer: entry.part for entry in body.former}
         self._peers = peers
         self._speed = speed
         self._room = room
-        self._held = held_classes(list(peers.values()), plan.num_classes)
+        self._held = held_classes(list(peers.values()), body.num_classes)
 
     def place(self) -> None:
         """Give parts to free peers, and trainers to parts that have none."""
@@ -75,7 +77,7 @@ class Staff:
                     if best in others:
                         others.remove(best)
 
-    def _fitness(self, peer: PeerId, part: Part, sizes: Sequence[int]) -> tuple[int, ...]:
+    def _fitness(self, peer: PeerId, part: ClassPart, sizes: Sequence[int]) -> tuple[int, ...]:
         was_here = self._former.get(peer) == part.index
         spare = sizes[self.part_of[peer]] if peer in self.part_of else 0
         return (was_here, spare, *self._affinity(peer, part))
@@ -100,7 +102,7 @@ class Staff:
         )
         self.part_of[peer] = best.index
 
-    def _affinity(self, peer: PeerId, part: Part) -> tuple[int, int]:
+    def _affinity(self, peer: PeerId, part: ClassPart) -> tuple[int, int]:
         """Wishes kept, and samples: how many where only own ones count, else the covered classes in quarters."""
         snapshot = self._peers[peer]
         wishes = len(set(part.classes).intersection(snapshot.wishes))
@@ -110,7 +112,7 @@ class Staff:
             return wishes, sum(snapshot.counts[c] for c in part.classes)
         return wishes, QUARTERS * sum(snapshot.counts[c] > 0 for c in part.classes) // len(part.classes)
 
-    def _may_train(self, peer: PeerId, part: Part) -> bool:
+    def _may_train(self, peer: PeerId, part: ClassPart) -> bool:
         if self._mode == "replicas":
             return True
         counts = self._peers[peer].counts
@@ -123,7 +125,7 @@ class Staff:
             self._covers(other, part) for other, index in self.part_of.items() if index == part.index and other != peer
         )
 
-    def _covers(self, peer: PeerId, part: Part) -> bool:
+    def _covers(self, peer: PeerId, part: ClassPart) -> bool:
         """Whether it has enough samples of all classes; where those who had most are gone, a few are not enough."""
         counts = self._peers[peer].counts
         return self._held[peer].issuperset(part.classes) and all(counts[c] >= ENOUGH for c in part.classes)

@@ -49,8 +49,8 @@ class PartTraining:
         self._val = val
         self._job = job
         self._parts = parts
-        self._spec = parts.plan.parts[part]
-        targets = parts.plan.targets if parts.decoupling is not None else "all"
+        self._spec = parts.body.parts[part]
+        targets = parts.body.targets if parts.decoupling is not None else "all"
         own = self._spec.classes
         self._data = data.subset(np.flatnonzero(np.isin(data.y, own))) if targets == "own" else data
         if not len(self._data):

@@ -6,6 +6,7 @@ Invariant: every number comes from the verdict, and nothing that is worse goes u
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
@@ -59,3 +60,28 @@ def _advice(plan: Plan) -> str:
     if plan.mode == "tasks":
         return "Train longer (job new --rounds), or whole models (job new --mode replicas)"
     return "Train longer (job new --rounds), or bring more samples of these classes"
+
+
+def verdict_plain(verdict: Verdict, classes: Sequence[str]) -> dict[str, Any]:
+    """For programs."""
+    best = verdict.best_member
+    return {
+        "samples": verdict.samples,
+        "accuracy": verdict.accuracy() if verdict.samples else None,
+        "head": verdict.chosen,
+        "candidates": {name: sum(right) for name, right in verdict.correct.items()},
+        "per_class": {
+            name: right / total if total else None
+            for name, right, total in zip(classes, verdict.correct[verdict.chosen], verdict.totals, strict=True)
+        },
+        "best_member": None if best is None else {"peer": best[0], "accuracy": best[1], "model_accuracy": best[2]},
+        "worse": [
+            {
+                "peer": worse.peer,
+                "classes": [classes[c] for c in worse.classes],
+                "own_accuracy": worse.own_accuracy,
+                "model_accuracy": worse.group_accuracy,
+            }
+            for worse in verdict.worse()
+        ],
+    }

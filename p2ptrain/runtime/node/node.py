@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from random import Random, SystemRandom
 from typing import Any
 
-from p2ptrain import __version__
 from p2ptrain.core.effects import Effects
 from p2ptrain.errors import UserError
 from p2ptrain.net.discovery import Discovery, resolve
@@ -32,7 +31,6 @@ from p2ptrain.runtime.peer.core import Core
 from p2ptrain.wire.addresses import make_address
 from p2ptrain.wire.messages import Lane
 
-SOFTWARE = f"p2ptrain/{__version__}"
 ADDRESS_CHECK_S = 10.0
 RESOLVE_S = 60.0
 MAX_SLEEP_S = 1.0

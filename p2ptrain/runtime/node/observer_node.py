@@ -15,9 +15,10 @@ from typing import Any
 
 from p2ptrain.config import Job, job_from_json
 from p2ptrain.core.effects import AbandonBlob, BlobArrived, BlobLost, Effects, VerifyBlob
-from p2ptrain.core.plan import Plan, plan_from_json
+from p2ptrain.core.plan import Plan
 from p2ptrain.errors import JobError, RemoteError, UserError
 from p2ptrain.ids import BlobId, PeerId, peer_id
+from p2ptrain.modes.registry import read_plan
 from p2ptrain.net.keys import Group, new_identity
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
@@ -25,9 +26,10 @@ from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
 from p2ptrain.protocol.session.sessions import MAX_PEERS
 from p2ptrain.runtime.node.journal import Journal
-from p2ptrain.runtime.node.node import SOFTWARE, NetworkConfig, Node
+from p2ptrain.runtime.node.node import NetworkConfig, Node
 from p2ptrain.runtime.peer.core import Core
 from p2ptrain.runtime.store.blobs import Blobs, Disk, StorageError
+from p2ptrain.version import SOFTWARE
 from p2ptrain.wire import messages as m
 
 ASK_S = 1.0
@@ -195,7 +197,7 @@ class Observer(Core):
         return []
 
     def _plan_came(self, sender: PeerId, message: m.PlanReply, now: float) -> Effects:
-        plan = plan_from_json(message.data)
+        plan = read_plan(message.data)
         name = plan.hash
         if any(record.plan == name for record in self.records.values()):
             self.plans[name] = plan

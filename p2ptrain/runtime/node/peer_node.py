@@ -17,9 +17,10 @@ from p2ptrain.config import Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.effects import JobDone, JobReceived, RestartTrainer, StartTrainer, ToTrainer, TrainerLost, Unusable
 from p2ptrain.core.peer_config import PeerConfig, Resume
-from p2ptrain.core.plan import Plan, plan_from_json
+from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import BlobId
+from p2ptrain.modes.registry import read_plan
 from p2ptrain.net.keys import Group, Identity
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.agreement import Question
@@ -27,10 +28,11 @@ from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime.node.disk_work import DiskWork
 from p2ptrain.runtime.node.handover import Handover
 from p2ptrain.runtime.node.journal import Journal
-from p2ptrain.runtime.node.node import SOFTWARE, NetworkConfig, Node
+from p2ptrain.runtime.node.node import NetworkConfig, Node
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.store import StateDir
 from p2ptrain.runtime.trainer.process import TrainerProcess
+from p2ptrain.version import SOFTWARE
 from p2ptrain.wire.messages import HEAD_PART, Holding
 
 GOODBYE_S = 0.3
@@ -40,8 +42,6 @@ TRAINER_AGAIN_S = 5.0
 """After the system had no process for a new trainer, until that counts as one more failure."""
 BLOCK_TIMES = "block-times.json"
 """In the state directory: what the blocks of models took on this device."""
-STORED: dict[type, str] = {c.SnapshotTaken: "snapshot", c.PieceTaken: "piece", c.PayloadMade: "payload"}
-"""Fields of the trainer's events that go to the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ class PeerNode(Node):
         plan: Plan | None = None
         if manifest.plan:
             try:
-                plan = plan_from_json(manifest.plan)
+                plan = read_plan(manifest.plan)
             except RemoteError as error:
                 self.note(Note("stored-plan-damaged", (("why", str(error)),)))
         resume = Resume(
@@ -273,7 +273,7 @@ class PeerNode(Node):
                 self._handover.stored(said, blob)
             self.feed(lambda now: peer.trainer_said(said, blob, num_bytes, now))
 
-        disk.put(data, ephemeral=isinstance(said, c.PayloadMade), then=stored)
+        disk.put(data, ephemeral=getattr(type(said), "IS_PASSING", False), then=stored)
 
     def _snapshot_saved(self, holding: Holding, error: BaseException | None) -> None:
         if self._handover is not None:
@@ -312,5 +312,5 @@ class PeerNode(Node):
 
 def _apart(event: Any) -> tuple[Any, bytes | str]:
     """An event without what goes to the store, and that."""
-    name = STORED.get(type(event))
+    name = getattr(type(event), "STORED", "")
     return (dataclasses.replace(event, **{name: b""}), getattr(event, name)) if name else (event, b"")

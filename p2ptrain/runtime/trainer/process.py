@@ -16,11 +16,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from p2ptrain.core.commands import LENGTHS, MAX_MESSAGE_BYTES, Stop, TrainerFailed, decode, encode
 from p2ptrain.errors import UserError
 from p2ptrain.learning.profiling.allocator import training_environment
+from p2ptrain.modes.registry import commands
 from p2ptrain.net.limits import ADVICE, NONE_LEFT
 
 STOP_TIMEOUT_S = 2.0
@@ -37,6 +39,7 @@ class TrainerProcess:
         self._outbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._stopping = False
+        self._known = commands()
 
     @property
     def pid(self) -> int | None:
@@ -106,7 +109,7 @@ class TrainerProcess:
         """A thread: a snapshot of many megabytes must not either."""
         with contextlib.suppress(EOFError, OSError, RuntimeError):  # RuntimeError: the loop is closed
             while True:
-                loop.call_soon_threadsafe(self._on_event, _receive(ours))
+                loop.call_soon_threadsafe(self._on_event, _receive(ours, self._known))
         if not self._stopping and self._process is not None:
             status = self._process.wait()
             with contextlib.suppress(RuntimeError):
@@ -135,6 +138,7 @@ class NodeLink:
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(True)
+        self._known = commands()
 
     def send(self, message: object) -> None:
         _send(self._socket, message)
@@ -150,7 +154,7 @@ class NodeLink:
                 return None
             finally:
                 self._socket.setblocking(True)
-        return _receive(self._socket)
+        return _receive(self._socket, self._known)
 
 
 def _send(link: socket.socket, message: object) -> None:
@@ -160,13 +164,13 @@ def _send(link: socket.socket, message: object) -> None:
         link.sendall(tensors)
 
 
-def _receive(link: socket.socket) -> object:
+def _receive(link: socket.socket, known: Mapping[str, Any]) -> object:
     """The next message. Raises ``EOFError`` when the other end is gone."""
     head_bytes, tensor_bytes = LENGTHS.unpack(_exactly(link, LENGTHS.size))
     if head_bytes + tensor_bytes > MAX_MESSAGE_BYTES:
         raise EOFError(f"a message of {head_bytes + tensor_bytes} bytes")
     head = _exactly(link, head_bytes)
-    return decode(head, _exactly(link, tensor_bytes))
+    return decode(head, _exactly(link, tensor_bytes), known)
 
 
 def _exactly(link: socket.socket, num_bytes: int) -> bytes:

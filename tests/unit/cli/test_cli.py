@@ -233,7 +233,7 @@ def test_a_model_is_judged_on_the_test_split_or_on_everything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from p2ptrain.learning.checkpoint import save_model
-    from p2ptrain.modes.tasks.parts import global_model
+    from p2ptrain.learning.models import global_model
 
     run(["job", "new", "--data", npz(tmp_path), "-o", "j.toml"], capsys)
     job = load_job(tmp_path / "j.toml")
@@ -246,7 +246,7 @@ def test_a_model_is_judged_on_the_test_split_or_on_everything(
 
 def test_a_model_file_is_evaluated_exported_and_attributed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from p2ptrain.learning.checkpoint import read_model, save_model
-    from p2ptrain.modes.tasks.parts import global_model
+    from p2ptrain.learning.models import global_model
 
     spec = npz(tmp_path)
     run(["job", "new", "--data", spec, "-o", "j.toml"], capsys)

@@ -87,7 +87,7 @@ class Group:
 
     def run(self) -> dict[str, Tensor]:
         """The last state."""
-        steps = (1 + self.job.tasks.calibration_steps if self.plan.calibrate else 0) + 1
+        steps = (1 + self.job.tasks.calibration_steps if self.plan.body.calibrate else 0) + 1
         state: dict[str, Tensor] = {}
         for step in range(steps):
             state = self.peers[0].combine(step, state, [peer.contribute(step, state) for peer in self.peers])
@@ -102,7 +102,7 @@ class Group:
 def test_the_counts_are_those_of_the_assembled_model() -> None:
     """What the group says of itself is what anybody finds who runs the harvested model over those samples."""
     group = Group(job())
-    assert group.plan.calibrate and group.plan.mode == "tasks" and len(group.plan.parts) == 2
+    assert group.plan.body.calibrate and group.plan.mode == "tasks" and len(group.plan.parts) == 2
     state = group.run()
     whole = group.parts.with_head(
         group.parts.assemble({part: [(1.0, own)] for part, own in group.states.items()}), plain_head(state)
@@ -193,7 +193,7 @@ def test_an_answer_that_is_no_number_is_wrong() -> None:
 
 def test_where_nothing_is_fitted_the_group_only_looks() -> None:
     group = Group(job(), [(9, 9, 9, 9), (9, 9, 9, 9)])
-    assert not group.plan.calibrate and group.peers[0].kind(0) == "validation"
+    assert not group.plan.body.calibrate and group.peers[0].kind(0) == "validation"
     found = group.verdict()
     assert found.samples == 72 and candidates.FITTED not in found.correct
     assert set(found.order) == {candidates.JOINED, candidates.alone(0), candidates.alone(1)}

@@ -18,13 +18,12 @@ from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.checkpoint import load_model, save_model
 from p2ptrain.learning.data import Dataset, load, open_source, propose_contract
 from p2ptrain.learning.evaluation import evaluate, own_class_accuracy
-from p2ptrain.learning.models import TEXT_MODELS, build_model
+from p2ptrain.learning.models import TEXT_MODELS, build_model, global_model
 from p2ptrain.learning.models.bert import BERT
 from p2ptrain.learning.models.gpt import GPT
 from p2ptrain.learning.objective import matched, training_loss
 from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.training import LocalTrainer
-from p2ptrain.modes.tasks.parts import global_model
 
 CONTEXT = 32
 TEXT = Path(p2ptrain.__file__).parent.parent / "LICENSE"

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2ptrain.config import DataConfig, Job, ModelConfig, TasksConfig, TrainingConfig
-from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan, plan_from_json
+from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.registry import read_plan
 from p2ptrain.modes.tasks.assignment import first_plan, next_plan, notes, num_samples, recomputes, round_costs, speeds
 from p2ptrain.modes.tasks.shares import MAX_SHARE, WIDTH_SPREAD
 from p2ptrain.planning.devices.footprint import largest_share, training_bytes
@@ -103,14 +104,14 @@ def test_plans_hold_together_whatever_the_group(
         return
     plan = first_plan(work, peers, proposer)
     check_plan(plan)
-    assert plan_from_json(plan.to_json()) == plan
+    assert read_plan(plan.to_json()) == plan
     assert plan == first_plan(work, shuffle.sample(peers, len(peers)), proposer)
     assert recomputes(work, plan, None)
     assert next_plan(work, plan, peers, proposer) is None
     trains = plan.trainers()
     if work.mode == "tasks":
         for p in peers:
-            if sum(p.counts) and not p.memory_bytes and not (plan.disjoint or plan.targets == "own"):
+            if sum(p.counts) and not p.memory_bytes and not (plan.body.disjoint or plan.body.targets == "own"):
                 assert p.peer in trains
         if len(plan.parts) >= 3:
             assert all(part.share <= MAX_SHARE for part in plan.parts)
@@ -126,7 +127,7 @@ def test_plans_hold_together_whatever_the_group(
     if following is None:
         return
     check_plan(following)
-    assert plan_from_json(following.to_json()) == following
+    assert read_plan(following.to_json()) == following
     assert recomputes(work, following, plan) and recomputes(work, following, None)
     assert [(p.classes, p.share) for p in following.parts] == [(p.classes, p.share) for p in plan.parts]
     assert (following.epoch, following.parent) == (plan.epoch + 1, plan.hash)
@@ -143,14 +144,12 @@ def test_what_does_not_recompute_is_seen() -> None:
     work = job()
     plan = first_plan(work, even(3), name(0))
     first, second, third = plan.parts
-    swapped = dataclasses.replace(
-        plan,
-        parts=(
-            dataclasses.replace(first, trainers=second.trainers),
-            dataclasses.replace(second, trainers=first.trainers),
-            third,
-        ),
+    others = (
+        dataclasses.replace(first, trainers=second.trainers),
+        dataclasses.replace(second, trainers=first.trainers),
+        third,
     )
+    swapped = dataclasses.replace(plan, body=dataclasses.replace(plan.body, parts=others))
     check_plan(swapped)
     assert not recomputes(work, swapped, None)
     assert not recomputes(job(trunk=1), plan, None)
@@ -282,14 +281,14 @@ def test_disjoint_data_decide() -> None:
     plan = first_plan(job(6, num_groups=2), peers, name(0))
     assert [part.classes for part in plan.parts] == [(0, 1), (2, 3, 4), (5,)]
     assert trainers(plan) == [[0], [1], [2]]
-    assert (plan.disjoint, plan.targets, plan.combine, plan.calibrate) == (True, "own", "own", True)
+    assert (plan.body.disjoint, plan.body.targets, plan.body.combine, plan.body.calibrate) == (True, "own", "own", True)
     assert any("num_groups" in line for line in notes(job(6, num_groups=2), plan))
 
 
 def test_peers_with_the_same_classes_train_one_part_together() -> None:
     peers = [peer(0, [9, 9, 0, 0]), peer(1, [0, 0, 9, 9]), peer(2, [9, 9, 0, 0]), peer(3, [0, 0, 9, 9])]
     plan = first_plan(job(4), peers, name(0))
-    assert plan.disjoint
+    assert plan.body.disjoint
     assert trainers(plan) == [[0, 2], [1, 3]]
 
 
@@ -307,7 +306,12 @@ def test_classes_nobody_has_wait_for_a_peer_that_has_them() -> None:
 
 def test_mixed_data_are_not_disjoint() -> None:
     plan = first_plan(job(4), [peer(0, [9, 9, 9, 0]), peer(1, [0, 0, 9, 9])], name(0))
-    assert (plan.disjoint, plan.targets, plan.combine, plan.calibrate) == (False, "all", "own", True)
+    assert (plan.body.disjoint, plan.body.targets, plan.body.combine, plan.body.calibrate) == (
+        False,
+        "all",
+        "own",
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -321,7 +325,7 @@ def test_mixed_data_are_not_disjoint() -> None:
 )
 def test_the_job_has_the_last_word_on_disjoint_data(asked: dict[str, str], given: tuple[str, str, bool]) -> None:
     plan = first_plan(job(4, **asked), [peer(0, [9, 9, 0, 0]), peer(1, [0, 0, 9, 9])], name(0))
-    assert (plan.targets, plan.combine, plan.calibrate) == given
+    assert (plan.body.targets, plan.body.combine, plan.body.calibrate) == given
 
 
 @pytest.mark.parametrize(
@@ -334,7 +338,7 @@ def test_the_job_has_the_last_word_on_disjoint_data(asked: dict[str, str], given
 )
 def test_the_job_has_the_last_word_on_mixed_data(asked: dict[str, str], given: tuple[str, str, bool]) -> None:
     plan = first_plan(job(4, **asked), even(2, 4), name(0))
-    assert (plan.targets, plan.combine, plan.calibrate) == given
+    assert (plan.body.targets, plan.body.combine, plan.body.calibrate) == given
 
 
 def test_replicas_are_one_part_that_all_train() -> None:
@@ -343,7 +347,7 @@ def test_replicas_are_one_part_that_all_train() -> None:
     assert len(plan.parts) == 1
     assert (plan.parts[0].share, plan.parts[0].shards) == (1.0, ("all",))
     assert trainers(plan) == [[0, 1]]
-    assert not plan.disjoint
+    assert not plan.body.disjoint
     left = next_plan(work, plan, [peer(1, [0, 0, 9, 9])], name(1))
     assert left is not None and trainers(left) == [[1]]
 
@@ -431,7 +435,7 @@ def test_a_returning_peer_gets_its_part_back() -> None:
     assert back is not None
     assert back.trainers()[name(0)] == plan.trainers()[name(0)]
     assert name(9) in back.trainers()
-    assert back.former == ()
+    assert back.body.former == ()
 
 
 def test_a_spare_adopts_an_orphan() -> None:
@@ -489,5 +493,5 @@ def test_long_histories_stay_bounded() -> None:
     plan = first_plan(work, even(2), name(0))
     for i in range(2, 400):
         plan = next_plan(work, plan, [*even(2), peer(i, [50] * 6)], name(0)) or plan
-    assert len(plan.former) == 256
+    assert len(plan.body.former) == 256
     check_plan(plan)

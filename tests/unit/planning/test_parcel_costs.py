@@ -9,9 +9,10 @@ import random
 import pytest
 
 from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
-from p2ptrain.core.plan import PeerSnapshot, SliceProfile
+from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.figures import SlicePeer, room_of
+from p2ptrain.modes.pipeline.plan import DeviceFigures, PipelineBody
 from p2ptrain.modes.pipeline.planner import first_slices_plan, follows
 from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.pipeline.baselines import best_single_peer
@@ -39,7 +40,7 @@ def peer(
 ) -> SlicePeer:
     name = PeerId(f"peer{index:012d}")
     times = ((1,), ((0.1,) * 6,), ((0.2,) * 6,)) if measured else ((), (), ())
-    return SlicePeer(PeerSnapshot(name, flops_per_s, 0, counts, ()), SliceProfile(name, link, 1.0, *times))
+    return SlicePeer(PeerSnapshot(name, flops_per_s, 0, counts, ()), DeviceFigures(name, link, 1.0, *times))
 
 
 def room_with(net: ModelProfile, *peers: SlicePeer, job: Job = JOB) -> Room:
@@ -60,7 +61,7 @@ def test_a_helper_is_of_use_where_the_model_is_worth_it(flops: int, num_stages: 
     """The small model takes 0.29 s a batch alone: less than its parcels would."""
     helper = peer(1, counts=())
     plan = first_slices_plan(JOB, model(flops), [peer(0), helper], names(peer(0))[0])  # type: ignore[arg-type]
-    assert plan.slices is not None and len(plan.slices.pipeline.stages) == num_stages
+    assert isinstance(plan.body, PipelineBody) and len(plan.body.pipeline.stages) == num_stages
     assert follows(JOB, model(flops), plan, None)
 
 
@@ -117,8 +118,8 @@ def test_no_plan_is_slower_than_the_best_peer_alone() -> None:
         net = model(10 ** generator.randint(5, 9), 10 ** generator.randint(2, 6))
         peers = [peer(i, 10 ** generator.uniform(8, 10), 10 ** generator.uniform(6, 8)) for i in range(3)]
         plan = first_slices_plan(JOB, net, peers, names(peers[0])[0])  # type: ignore[arg-type]
-        assert plan.slices is not None
-        room = room_of(JOB, net, plan.peers, plan.slices.profiles)
+        assert isinstance(plan.body, PipelineBody)
+        room = room_of(JOB, net, plan.peers, plan.body.figures)
         singles = [best_single_peer(room.costs(num)) for num in room.choices]
         best = min((room.batch_s(single) for single in singles if single), default=math.inf)
-        assert room.batch_s(plan.slices.pipeline) <= best * (1 + 1e-9)
+        assert room.batch_s(plan.body.pipeline) <= best * (1 + 1e-9)

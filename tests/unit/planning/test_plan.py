@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2ptrain.config import DataConfig, Job, TasksConfig
-from p2ptrain.core.plan import MAX_PLAN_BYTES, PeerSnapshot, Plan, cleaned, plan_from_json, shards
+from p2ptrain.core.plan import MAX_PLAN_BYTES, PeerSnapshot, Plan, cleaned
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.registry import read_plan
 from p2ptrain.modes.tasks.assignment import first_plan
+from p2ptrain.modes.tasks.plan import shards_of
 
 JOB = Job(
     data=DataConfig(classes=("a", "b", "c", "d"), input_shape=(3, 32, 32), mean=(0.0,) * 3, std=(1.0,) * 3),
@@ -35,17 +37,16 @@ def plan() -> Plan:
 
 
 def test_a_plan_survives_its_json_and_its_hash_names_it() -> None:
-    again = plan_from_json(plan().to_json().encode())
+    again = read_plan(plan().to_json().encode())
     assert again == plan()
     assert again.hash == plan().hash
-    assert dataclasses.replace(again, calibrate=True).hash != again.hash
+    assert dataclasses.replace(again, body=dataclasses.replace(again.body, calibrate=True)).hash != again.hash
 
 
 def test_shards_say_what_parts_have_in_common() -> None:
-    assert shards("replicas", 0, 0) == ("all",)
-    assert shards("slices", 0, 2) == ("stage-2",)
-    assert shards("tasks", 0, 2) == ("group-2",)
-    assert shards("tasks", 1, 2) == ("trunk", "group-2")
+    assert shards_of("replicas", 0, 0) == ("all",)
+    assert shards_of("tasks", 0, 2) == ("group-2",)
+    assert shards_of("tasks", 1, 2) == ("trunk", "group-2")
 
 
 def edits() -> dict[str, Callable[[dict[str, Any]], object]]:
@@ -61,18 +62,18 @@ def edits() -> dict[str, Callable[[dict[str, Any]], object]]:
         return edit
 
     return {
-        "class twice": put("parts.0.classes.0", 3),
-        "class missing": put("parts.0.classes", [9]),
-        "no classes": put("parts.0.classes", []),
-        "share above the model": put("parts.0.share", 0.9),
-        "no share": put("parts.0.share", 0.0),
-        "share below zero": put("parts.0.share", -0.1),
-        "share as integer": put("parts.0.share", 0),
-        "unknown trainer": put("parts.0.trainers", ["q" * 16]),
-        "trains twice": put("parts.0.trainers", [name(0), name(1), name(2)]),
-        "short trainer": put("parts.0.trainers", ["q"]),
-        "wrong shards": put("parts.0.shards", ["all"]),
-        "wrong index": put("parts.0.index", 1),
+        "class twice": put("body.parts.0.classes.0", 3),
+        "class missing": put("body.parts.0.classes", [9]),
+        "no classes": put("body.parts.0.classes", []),
+        "share above the model": put("body.parts.0.share", 0.9),
+        "no share": put("body.parts.0.share", 0.0),
+        "share below zero": put("body.parts.0.share", -0.1),
+        "share as integer": put("body.parts.0.share", 0),
+        "unknown trainer": put("body.parts.0.trainers", ["q" * 16]),
+        "trains twice": put("body.parts.0.trainers", [name(0), name(1), name(2)]),
+        "short trainer": put("body.parts.0.trainers", ["q"]),
+        "wrong shards": put("body.parts.0.shards", ["all"]),
+        "wrong index": put("body.parts.0.index", 1),
         "unknown proposer": put("proposer", "q" * 16),
         "epoch zero": put("epoch", 0),
         "epoch huge": put("epoch", 2**60),
@@ -80,23 +81,23 @@ def edits() -> dict[str, Callable[[dict[str, Any]], object]]:
         "parent of the first": put("parent", "0" * 64),
         "no parent": put("epoch", 2),
         "unknown mode": put("mode", "swarm"),
-        "slices without a pipeline": put("mode", "slices"),
-        "a pipeline of nothing": put("slices", {}),
+        "a pipeline without stages": put("mode", "slices"),
+        "a pipeline of nothing": put("body", {}),
         "two replicas": put("mode", "replicas"),
-        "sum of own": put("targets", "own"),
+        "sum of own": put("body.targets", "own"),
         "job is no hash": put("job", "x" * 16),
         "counts of other classes": put("peers.0.counts", [1]),
         "count below zero": put("peers.0.counts", [1, 1, 1, -1]),
         "wish for nothing": put("peers.0.wishes", [7]),
         "wishes out of order": put("peers.0.wishes", [1, 0]),
         "peers out of order": lambda plain: plain["peers"].reverse(),
-        "former trainer": put("former", [{"peer": name(0), "part": 0}]),
-        "former part unknown": put("former", [{"peer": "q" * 16, "part": 9}]),
+        "former trainer": put("body.former", [{"peer": name(0), "part": 0}]),
+        "former part unknown": put("body.former", [{"peer": "q" * 16, "part": 9}]),
         "extra key": put("more", 1),
-        "missing key": lambda plain: plain.pop("trunk"),
+        "missing key": lambda plain: plain["body"].pop("trunk"),
         "infinite speed": put("peers.0.flops_per_s", math.inf),
         "no number for speed": put("peers.0.flops_per_s", math.nan),
-        "text for a list": put("parts", "abc"),
+        "text for a list": put("body.parts", "abc"),
     }
 
 
@@ -105,7 +106,7 @@ def test_what_does_not_hold_together_is_refused(case: str) -> None:
     plain = json.loads(plan().to_json())
     edits()[case](plain)
     with pytest.raises(RemoteError):
-        plan_from_json(json.dumps(plain, sort_keys=True, separators=(",", ":")))
+        read_plan(json.dumps(plain, sort_keys=True, separators=(",", ":")))
 
 
 @pytest.mark.parametrize(
@@ -114,14 +115,14 @@ def test_what_does_not_hold_together_is_refused(case: str) -> None:
 )
 def test_what_is_no_plan_at_all_is_refused(data: bytes) -> None:
     with pytest.raises(RemoteError):
-        plan_from_json(data)
+        read_plan(data)
 
 
 def test_only_the_canonical_text_is_a_plan() -> None:
     with pytest.raises(RemoteError, match="canonical"):
-        plan_from_json(json.dumps(json.loads(plan().to_json())))
+        read_plan(json.dumps(json.loads(plan().to_json())))
     with pytest.raises(RemoteError, match="canonical"):
-        plan_from_json(plan().to_json().replace('"epoch":1', '"epoch":7,"epoch":1'))
+        read_plan(plan().to_json().replace('"epoch":1', '"epoch":7,"epoch":1'))
 
 
 json_values = st.recursive(
@@ -146,7 +147,7 @@ def test_damage_anywhere_is_a_remote_error_and_nothing_else(data: st.DataObject)
     target[key] = data.draw(json_values)
     if json.dumps(target[key]) != json.dumps(before):
         try:
-            changed = plan_from_json(json.dumps(plain, sort_keys=True, separators=(",", ":")))
+            changed = read_plan(json.dumps(plain, sort_keys=True, separators=(",", ":")))
         except RemoteError:
             return
         assert changed.hash != plan().hash  # a harmless change (a speed, say) is another plan

@@ -15,18 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
-from p2ptrain.core.plan import (
-    PeerSnapshot,
-    Plan,
-    SliceProfile,
-    SlicesPlan,
-    check_plan,
-    plan_from_json,
-)
+from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.figures import SlicePeer, batches_a_round, room_of, task_of
+from p2ptrain.modes.pipeline.plan import DeviceFigures, PipelineBody
 from p2ptrain.modes.pipeline.planner import first_slices_plan, follows, next_slices_plan, notes
+from p2ptrain.modes.registry import read_plan
 from p2ptrain.planning.devices.blocks import MAX_MEASURED, BlockProfile, ModelProfile
 from p2ptrain.planning.devices.footprint import PEER_BASE_BYTES
 from p2ptrain.planning.devices.profile_codec import chain_hash
@@ -71,7 +66,7 @@ def peer(
     sizes = (1, 4, 16) if measured else ()
     forward = tuple((1e7 * size / speed + 1e-5,) * measured for size in sizes)
     backward = tuple((2e7 * size / speed + 1e-5,) * measured for size in sizes)
-    profile = SliceProfile(name(index), link, slowdown, sizes, forward, backward)
+    profile = DeviceFigures(name(index), link, slowdown, sizes, forward, backward)
     return SlicePeer(PeerSnapshot(name(index), speed, memory, counts, ()), profile)
 
 
@@ -80,9 +75,9 @@ def changed(each: SlicePeer, **values: Any) -> SlicePeer:
     return dataclasses.replace(each, profile=dataclasses.replace(each.profile, **values))
 
 
-def slices_of(plan: Plan) -> SlicesPlan:
-    assert plan.slices is not None
-    return plan.slices
+def slices_of(plan: Plan) -> PipelineBody:
+    assert isinstance(plan.body, PipelineBody)
+    return plan.body
 
 
 def stages(plan: Plan) -> list[tuple[int, int, list[int]]]:
@@ -96,7 +91,7 @@ def first(peers: Sequence[SlicePeer], work: Job | None = None, net: ModelProfile
 def first_pipeline(peers: Sequence[SlicePeer], net: ModelProfile) -> PipelinePlan:
     """The fastest, whatever its devices bring, in the number of micro-batches that is fastest."""
     plan = first(peers, net=net)
-    room = room_of(job(), net, plan.peers, slices_of(plan).profiles)
+    room = room_of(job(), net, plan.peers, slices_of(plan).figures)
     found = [Search(room.costs(num)).best() for num in room.choices]
     return min((each.plan for each in found if each is not None), key=room.batch_s)
 
@@ -132,13 +127,13 @@ def test_everyone_computes_the_same_plan_and_can_follow_it(
     plan = first_slices_plan(work, model(), peers, proposer)
     again = first_slices_plan(work, model(), shuffle.sample(peers, len(peers)), proposer)
     assert again.to_json() == plan.to_json()
-    assert plan_from_json(plan.to_json().encode()) == plan
+    assert read_plan(plan.to_json().encode()) == plan
     assert follows(work, model(), plan, None) and follows(work, None, plan, None)
     assert notes(work, plan, model())[-1].endswith("s")
     for index, part in enumerate(plan.parts):
         stage = slices_of(plan).pipeline.stages[index]
-        assert part.trainers == tuple(sorted(stage.peers)) and part.shards == (f"stage-{index}",)
-        assert part.classes == () and part.share == pytest.approx((stage.stop - stage.start) / 6, abs=1e-6)
+        assert part.trainers == tuple(sorted(stage.peers))
+        assert part.share == pytest.approx((stage.stop - stage.start) / 6, abs=1e-6)
     assert sum(part.share for part in plan.parts) <= 1
     assert plan.num_classes == 4 and plan.part_of(name(99)) is None
     counts = {each.snapshot.peer: each.snapshot.counts for each in peers}
@@ -154,7 +149,7 @@ def test_everyone_computes_the_same_plan_and_can_follow_it(
     proposer = left[0].snapshot.peer
     following = next_slices_plan(work, model(), plan, left, proposer, next_step=9, covered_step=4)
     assert following is not None and slices_of(following).from_step == 4
-    assert plan_from_json(following.to_json()) == following
+    assert read_plan(following.to_json()) == following
     assert follows(work, model(), following, plan) and follows(work, model(), following, None)
     assert (following.epoch, following.parent) == (2, plan.hash)
     assert gone not in {each.peer for each in following.peers}
@@ -174,43 +169,38 @@ def edits() -> dict[str, Callable[[dict[str, Any]], object]]:
         return edit
 
     return {
-        "no pipeline": put("slices", None),
+        "no pipeline": put("body", None),
         "a pipeline in another mode": put("mode", "replicas"),
-        "classes": put("parts.0.classes", [0, 1, 2, 3]),
-        "a stage less": lambda plain: plain["parts"].pop(),
-        "other trainers than the stage's": put("parts.0.trainers", [name(1)]),
-        "stage of a stranger": put("slices.pipeline.stages.0.peers", ["q" * 16]),
-        "a gap": put("slices.pipeline.stages.1.start", 5),
-        "samples of another micro-batch": put("slices.pipeline.stages.0.samples", [3]),
-        "wrong shards": put("parts.1.shards", ["stage-0"]),
-        "shares above the model": put("parts.1.share", 0.9),
-        "left out and unnamed": put("slices.pipeline.left_out", []),
-        "left out but in": put("slices.pipeline.left_out", [name(0), name(3)]),
+        "a share less": lambda plain: plain["body"]["shares"].pop(),
+        "stage of a stranger": put("body.pipeline.stages.0.peers", ["q" * 16]),
+        "a gap": put("body.pipeline.stages.1.start", 5),
+        "samples of another micro-batch": put("body.pipeline.stages.0.samples", [3]),
+        "shares above the model": put("body.shares.1", 0.9),
+        "left out and unnamed": put("body.pipeline.left_out", []),
+        "left out but in": put("body.pipeline.left_out", [name(0), name(3)]),
         "a first stage without samples": lambda plain: [each.update(counts=[]) for each in plain["peers"][:1]],
         "no samples anywhere": lambda plain: [each.update(counts=[]) for each in plain["peers"]],
         "counts of unlike lengths": put("peers.1.counts", [1, 2]),
-        "profiles out of order": lambda plain: plain["slices"]["profiles"].reverse(),
-        "profile of a stranger": put("slices.profiles.3.peer", "q" * 16),
-        "no profile of a trainer": lambda plain: plain["slices"]["profiles"].pop(0),
-        "times for other blocks": put("slices.profiles.0.forward_s", [[1.0], [1.0]]),
-        "times for other sizes": put("slices.profiles.0.backward_s", []),
-        "sizes fall": put("slices.profiles.0.batch_sizes", [4, 1]),
-        "no number": put("slices.profiles.0.slowdown", math.nan),
-        "endless link": put("slices.profiles.0.link_bytes_per_s", math.inf),
-        "endless measured link": put("slices.profiles.0.links", [link(name(1), math.inf)]),
-        "link to itself": put("slices.profiles.0.links", [link(name(0))]),
-        "link to a stranger": put("slices.profiles.0.links", [link("q" * 16)]),
-        "links out of order": put("slices.profiles.0.links", [link(name(2)), link(name(1))]),
-        "chain is no hash": put("slices.chain", "x" * 64),
-        "first plan from the middle": put("slices.from_step", 1),
-        "from below zero": put("slices.from_step", -1),
-        "rounds without steps": put("slices.steps_per_round", 0),
-        "steps beyond all": put("slices.steps_per_round", 2**60),
-        "calibration": put("calibrate", True),
-        "a trunk": put("trunk", 1),
-        "someone who was there": put("former", [{"peer": "q" * 16, "part": 0}]),
-        "extra key": put("slices.more", 1),
-        "missing key": lambda plain: plain["slices"].pop("chain"),
+        "figures out of order": lambda plain: plain["body"]["figures"].reverse(),
+        "figures of a stranger": put("body.figures.3.peer", "q" * 16),
+        "no figures of a trainer": lambda plain: plain["body"]["figures"].pop(0),
+        "times for other blocks": put("body.figures.0.forward_s", [[1.0], [1.0]]),
+        "times for other sizes": put("body.figures.0.backward_s", []),
+        "sizes fall": put("body.figures.0.batch_sizes", [4, 1]),
+        "no number": put("body.figures.0.slowdown", math.nan),
+        "endless link": put("body.figures.0.link_bytes_per_s", math.inf),
+        "endless measured link": put("body.figures.0.links", [link(name(1), math.inf)]),
+        "link to itself": put("body.figures.0.links", [link(name(0))]),
+        "link to a stranger": put("body.figures.0.links", [link("q" * 16)]),
+        "links out of order": put("body.figures.0.links", [link(name(2)), link(name(1))]),
+        "chain is no hash": put("body.chain", "x" * 64),
+        "first plan from the middle": put("body.from_step", 1),
+        "from below zero": put("body.from_step", -1),
+        "rounds without steps": put("body.steps_per_round", 0),
+        "steps beyond all": put("body.steps_per_round", 2**60),
+        "a header with more": put("trunk", 1),
+        "extra key": put("body.more", 1),
+        "missing key": lambda plain: plain["body"].pop("chain"),
     }
 
 
@@ -231,17 +221,7 @@ def test_what_does_not_hold_together_is_refused(case: str) -> None:
     plain = json.loads(three().to_json())
     edits()[case](plain)
     with pytest.raises(RemoteError):
-        plan_from_json(json.dumps(plain, sort_keys=True, separators=(",", ":")))
-
-
-def test_a_pipeline_is_for_mode_slices_alone() -> None:
-    plan = first([peer(0)])
-    as_replica = dataclasses.replace(
-        plan, mode="replicas", parts=(dataclasses.replace(plan.parts[0], shards=("all",)),)
-    )
-    with pytest.raises(RemoteError, match="a pipeline in another mode"):
-        check_plan(as_replica)
-    check_plan(plan)
+        read_plan(json.dumps(plain, sort_keys=True, separators=(",", ":")))
 
 
 json_values = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just([]) | st.just({})
@@ -261,7 +241,7 @@ def test_damage_anywhere_is_refused_or_judged_but_never_a_crash(data: st.DataObj
     before = copy.deepcopy(target[key])
     target[key] = data.draw(json_values)
     try:
-        damaged = plan_from_json(json.dumps(plain, sort_keys=True, separators=(",", ":")))
+        damaged = read_plan(json.dumps(plain, sort_keys=True, separators=(",", ":")))
     except RemoteError:
         return
     assert follows(job(), model(), damaged, None) in (True, False)
@@ -273,7 +253,7 @@ def test_damage_anywhere_is_refused_or_judged_but_never_a_crash(data: st.DataObj
 
 
 def with_slices(plan: Plan, **values: Any) -> Plan:
-    return dataclasses.replace(plan, slices=dataclasses.replace(slices_of(plan), **values))
+    return dataclasses.replace(plan, body=dataclasses.replace(slices_of(plan), **values))
 
 
 def with_pipeline(plan: Plan, **values: Any) -> Plan:
@@ -296,11 +276,10 @@ def test_a_plan_for_another_job_or_model_is_not_followed() -> None:
 
 def test_figures_that_were_touched_up_are_not_followed() -> None:
     plan = three()
-    halves = tuple(dataclasses.replace(part, share=0.4) for part in plan.parts)
-    assert not follows(job(), model(), dataclasses.replace(plan, parts=halves), None)
+    assert not follows(job(), model(), with_slices(plan, shares=(0.4,) * len(plan.parts)), None)
     assert not follows(job(), model(), with_slices(plan, steps_per_round=99), None)
-    slow = dataclasses.replace(slices_of(plan).profiles[0], slowdown=0.0)
-    assert not follows(job(), model(), with_slices(plan, profiles=(slow, *slices_of(plan).profiles[1:])), None)
+    slow = dataclasses.replace(slices_of(plan).figures[0], slowdown=0.0)
+    assert not follows(job(), model(), with_slices(plan, figures=(slow, *slices_of(plan).figures[1:])), None)
     odd = dataclasses.replace(plan.peers[3], counts=(0, 0, 0, 0))
     assert not follows(job(), model(), dataclasses.replace(plan, peers=(*plan.peers[:3], odd)), None)
 
@@ -317,10 +296,10 @@ def test_a_plan_slower_than_one_of_its_peers_alone_is_not_followed() -> None:
     """The pipeline stays as it was planned; the figures say that its second peer got slower."""
     plan = first([peer(0), peer(1, counts=())])
     assert len(plan.parts) == 2
-    own, other = slices_of(plan).profiles
+    own, other = slices_of(plan).figures
     for slowdown, is_worth_it in ((1.1, True), (1.4, True), (3.0, False)):
         profiles = (own, dataclasses.replace(other, slowdown=slowdown))
-        assert follows(job(), model(), with_slices(plan, profiles=profiles), None) is is_worth_it
+        assert follows(job(), model(), with_slices(plan, figures=profiles), None) is is_worth_it
 
 
 def memory_for(num_bytes: int) -> int:
@@ -376,7 +355,7 @@ def test_each_device_has_to_help(speed: float, gain: float, is_used: bool) -> No
     searched = first_pipeline([*two, peer(1, speed * 1e9)], long)
     assert name(1) in {each for stage in searched.stages for each in stage.peers}, "the search takes it"
     assert (name(1) not in slices_of(plan).pipeline.left_out) == is_used
-    room = room_of(job(), long, plan.peers, slices_of(plan).profiles)
+    room = room_of(job(), long, plan.peers, slices_of(plan).figures)
     fastest, without = room.batch_s(searched), room.batch_s(first_pipeline(two, long))
     assert gain <= without / fastest and (without / fastest > WORTH) == is_used
     assert room.batch_s(slices_of(plan).pipeline) <= WORTH * fastest
@@ -387,7 +366,7 @@ def test_what_several_slow_devices_bring_is_counted_together() -> None:
     """Each of them hardly helps; to leave them all out would cost more than a device has to be worth."""
     long, slow = model(60), [peer(index, 0.08e9) for index in (1, 3, 4)]
     plan = first([peer(0), peer(2), *slow], net=long)
-    pipeline, room = slices_of(plan).pipeline, room_of(job(), long, plan.peers, slices_of(plan).profiles)
+    pipeline, room = slices_of(plan).pipeline, room_of(job(), long, plan.peers, slices_of(plan).figures)
     fastest = room.batch_s(first_pipeline([peer(0), peer(2), *slow], long))
     without = room.batch_s(first_pipeline([peer(0), peer(2)], long))
     assert without > WORTH * fastest >= room.batch_s(pipeline)
@@ -407,7 +386,7 @@ def test_a_device_that_hardly_helps_stays_where_its_memory_is_needed() -> None:
 def test_a_slow_peer_is_left_out_and_said_so() -> None:
     plan = first([peer(0), peer(1, 1e5), peer(2)])
     assert slices_of(plan).pipeline.left_out == (name(1),)
-    assert {profile.peer for profile in slices_of(plan).profiles} == {name(0), name(1), name(2)}
+    assert {profile.peer for profile in slices_of(plan).figures} == {name(0), name(1), name(2)}
     assert f"{name(1)}: left out: with it a batch would hardly be done sooner" in notes(job(), plan)
 
 
@@ -433,7 +412,7 @@ def test_what_its_trainer_takes_for_parcels_is_counted_for_each_that_it_passes_o
     took = []
     for extra in ({}, {"activation_s_per_byte": 1e-6, "gradient_s_per_byte": 3e-6}):
         plan = first([peers[0], changed(peers[1], **extra)])
-        room, pipeline = room_of(job(), model(), plan.peers, slices_of(plan).profiles), slices_of(plan).pipeline
+        room, pipeline = room_of(job(), model(), plan.peers, slices_of(plan).figures), slices_of(plan).pipeline
         assert pipeline.stages[1].peers == (name(1),)
         took.append((room.passing_s(pipeline, name(0)), room.passing_s(pipeline, name(1)), pipeline.micro_batch))
     (first_before, before, _), (first_after, after, rows) = took
@@ -462,8 +441,8 @@ def test_a_peer_whose_figures_make_no_sense_is_left_out_and_the_others_are_plann
     odd = changed(peer(1, measured=6), **values)
     plan = first([peer(0, measured=6), odd, peer(2, measured=6)])
     assert slices_of(plan).pipeline.left_out == (name(1),)
-    assert [profile.peer for profile in slices_of(plan).profiles] == [name(0), name(2)]
-    assert follows(job(), model(), plan_from_json(plan.to_json()), None)
+    assert [profile.peer for profile in slices_of(plan).figures] == [name(0), name(2)]
+    assert follows(job(), model(), read_plan(plan.to_json()), None)
     assert any(line.startswith(f"{name(1)}: left out: its speed") and "probe" in line for line in notes(job(), plan))
     with pytest.raises(UserError, match=r"none of the 1 peers can be planned with.*p2ptrain probe"):
         first([odd])
@@ -480,7 +459,7 @@ def test_no_speed_is_no_figure_and_no_profile_neither() -> None:
 
 def test_figures_are_rounded_so_that_everyone_computes_with_the_same() -> None:
     long = changed(peer(0, 1e9 / 3, measured=6), slowdown=10 / 3, link_bytes_per_s=1e8 / 3)
-    profile = slices_of(first([long])).profiles[0]
+    profile = slices_of(first([long])).figures[0]
     assert (profile.slowdown, profile.link_bytes_per_s, profile.forward_s[0][0]) == (3.333, 33330000.0, 0.03001)
 
 
@@ -490,7 +469,7 @@ def test_what_is_not_known_is_taken_for_something_and_said() -> None:
     assert f"{name(0)}: no link speed known, taken for 100 Mbit/s" in said
     assert f"{name(0)}: no memory known, taken to have enough" in said
     assert not any(name(1) in line for line in said)
-    task = task_of(job(), model(), plan.peers, slices_of(plan).profiles)
+    task = task_of(job(), model(), plan.peers, slices_of(plan).figures)
     assert task.peers[0].link_bytes_per_s == 12.5e6 and task.peers[0].memory_bytes > 1e15
     assert task.peers[1].memory_bytes == pytest.approx(0.9 * 4096 * MB - PEER_BASE_BYTES, abs=1)
 
@@ -504,14 +483,14 @@ def test_links_count_as_measured_where_peers_do_not_say_what_theirs_do() -> None
     peers = [peer(0, link=0.0), peer(1, counts=(), link=0.0), peer(2, counts=(), link=0.0)]
     peers[0] = changed(peers[0], links=links((1, 5e6), (2, 1e6)))
     plan = first(peers)
-    task = task_of(job(), model(), plan.peers, slices_of(plan).profiles)
+    task = task_of(job(), model(), plan.peers, slices_of(plan).figures)
     assert [each.link_bytes_per_s for each in task.peers] == [5e6, 5e6, 1e6]
     assert task.pair_rates == () and task.latency_s == pytest.approx(0.0025)
     assert not any("no link speed known" in line for line in notes(job(), plan))
-    assert follows(job(), model(), plan_from_json(plan.to_json()), None)
+    assert follows(job(), model(), read_plan(plan.to_json()), None)
     peers[1] = changed(peers[1], links=links((2, 4e6)))
     plan = first(peers)
-    task = task_of(job(), model(), plan.peers, slices_of(plan).profiles)
+    task = task_of(job(), model(), plan.peers, slices_of(plan).figures)
     assert [each.link_bytes_per_s for each in task.peers] == [5e6, 5e6, 4e6]
     assert task.pair_rates == (PairRate(name(0), name(2), 1e6),)
     assert f"the link between {name(0)} and {name(2)} carries 8 Mbit/s" in notes(job(), plan)
@@ -520,7 +499,7 @@ def test_links_count_as_measured_where_peers_do_not_say_what_theirs_do() -> None
 def test_a_link_must_be_clearly_slower_than_its_ends_say_to_count_as_that() -> None:
     for rate, counted in ((1e8, ()), (7e7, ()), (6e7, (PairRate(name(0), name(1), 6e7),)), (1e12, ())):
         plan = first([changed(peer(0), links=links((1, rate))), peer(1, counts=())])
-        task = task_of(job(), model(), plan.peers, slices_of(plan).profiles)
+        task = task_of(job(), model(), plan.peers, slices_of(plan).figures)
         assert [each.link_bytes_per_s for each in task.peers] == [1e8, 1e8]
         assert task.pair_rates == counted
 
@@ -551,8 +530,8 @@ def test_a_slow_link_is_planned_around(slow: int, between: int) -> None:
 )
 def test_links_whose_figures_make_no_sense_are_not_looked_at(odd: tuple[LinkFigure, ...]) -> None:
     plan = first([changed(peer(0), links=odd), peer(1, counts=())])
-    assert slices_of(plan).profiles[0].links == ()
-    assert follows(job(), model(), plan_from_json(plan.to_json()), None)
+    assert slices_of(plan).figures[0].links == ()
+    assert follows(job(), model(), read_plan(plan.to_json()), None)
 
 
 def test_the_number_of_micro_batches_is_the_plans_choice() -> None:
@@ -583,7 +562,7 @@ def test_a_pipeline_is_only_formed_where_it_promises_more_than_one_device_alone(
         pair = peer(0), peer(1, percent * 1e7, counts=())
         plan = first(pair, net=net)
         alone = slices_of(first(pair[:1], net=net)).pipeline
-        room = room_of(job(), net, plan.peers, slices_of(plan).profiles)
+        room = room_of(job(), net, plan.peers, slices_of(plan).figures)
         found = Search(room.costs(4)).best()
         assert found is not None
         gains[room.batch_s(alone) / room.batch_s(found.plan)] = len(stages(plan))
@@ -596,7 +575,7 @@ def test_a_pipeline_that_takes_longer_than_one_device_alone_would_gives_way_to_i
     net = model(parameter_bytes=10, activation_bytes=1000)
     pair = [peer(0, measured=6), peer(1, counts=(), measured=6)]
     plan = first(pair, net=net)
-    room = room_of(job(), net, plan.peers, slices_of(plan).profiles)
+    room = room_of(job(), net, plan.peers, slices_of(plan).figures)
     promised = room.batch_s(slices_of(plan).pipeline)
     alone_s = room.batch_s(slices_of(first(pair[:1], net=net)).pipeline)
     assert len(stages(plan)) == 2 and alone_s > 1.2 * promised
@@ -641,14 +620,14 @@ def test_compression_makes_links_faster_and_optimizers_take_memory() -> None:
     plan = first(peers, job(strategy="equal"), net)
 
     def seconds(**values: Any) -> float:
-        room = room_of(job(strategy="equal", **values), net, plan.peers, slices_of(plan).profiles)
+        room = room_of(job(strategy="equal", **values), net, plan.peers, slices_of(plan).figures)
         return room.batch_s(slices_of(plan).pipeline)
 
     assert seconds() > seconds(activations="fp16") > seconds(activations="fp16", gradients="fp16")
     assert seconds(activations="fp16", gradients="fp16") > seconds(activations="int8", gradients="int8")
 
     def copies(work: Job) -> int:
-        return task_of(work, net, plan.peers, slices_of(plan).profiles).optimizer_copies
+        return task_of(work, net, plan.peers, slices_of(plan).figures).optimizer_copies
 
     assert copies(job(optimizer="adamw")) == copies(job()) + 1
     assert copies(job(schedule="async")) == copies(job()) + 2  # stashed, for two batches on their way
@@ -659,7 +638,7 @@ def test_without_a_flush_batches_follow_on_each_other() -> None:
     pair = [peer(0, measured=6), peer(1, counts=(), measured=6)]
     works = {kind: job(schedule=kind) for kind in ("sync", "async")}
     plans = {kind: first(pair, work, net) for kind, work in works.items()}
-    rooms = {kind: room_of(works[kind], net, plan.peers, slices_of(plan).profiles) for kind, plan in plans.items()}
+    rooms = {kind: room_of(works[kind], net, plan.peers, slices_of(plan).figures) for kind, plan in plans.items()}
     took = {kind: rooms[kind].batch_s(slices_of(plan).pipeline) for kind, plan in plans.items()}
     assert took["async"] < 0.9 * took["sync"]
     tasks = {kind: each.costs(4).task for kind, each in rooms.items()}
@@ -726,12 +705,12 @@ def test_a_slower_peer_brings_a_new_plan_only_above_the_gain() -> None:
 
     better = at(0.01)
     assert better is not None
-    room = room_of(job(), model(), better.peers, slices_of(better).profiles)
+    room = room_of(job(), model(), better.peers, slices_of(better).figures)
     gain = room.batch_s(slices_of(before).pipeline) / room.batch_s(slices_of(better).pipeline) - 1
     assert gain > 0.2
     just_under, just_over = at(gain * (1 - 1e-6)), at(gain * (1 + 1e-6))
     assert just_over is None and just_under is not None
-    assert slices_of(just_under).from_step == 7 and slices_of(just_under).profiles[1].slowdown == 2.5
+    assert slices_of(just_under).from_step == 7 and slices_of(just_under).figures[1].slowdown == 2.5
     assert just_under.proposer == name(1) and just_under.partition != before.partition
     assert follows(job(replan_gain=gain * (1 - 1e-6)), model(), just_under, None)
 
@@ -798,12 +777,12 @@ def test_when_training_is_over_nothing_is_planned() -> None:
 def test_a_trainer_whose_figures_are_gone_keeps_those_it_was_planned_with() -> None:
     peers = [peer(0, measured=6), peer(1, counts=(), measured=6)]
     before = first(peers)
-    forgot = dataclasses.replace(peers[1], profile=SliceProfile(name(1), 1e8, 1.0, (), (), ()))
+    forgot = dataclasses.replace(peers[1], profile=DeviceFigures(name(1), 1e8, 1.0, (), (), ()))
     for now in (forgot, dataclasses.replace(peers[1], profile=None), changed(peers[1], slowdown=math.nan)):
         both = [peers[0], now]
         assert next_slices_plan(job(), model(), before, both, name(0), next_step=8, covered_step=6) is None
         plan = next_slices_plan(job(), model(), before, both, name(0), next_step=8, covered_step=6, lost=[name(0)])
-        assert plan is not None and slices_of(plan).profiles == slices_of(before).profiles
+        assert plan is not None and slices_of(plan).figures == slices_of(before).figures
     unmeasured = first([peer(0), peer(1, counts=())])  # there is nothing to keep: planned without it
     both = [peer(0), dataclasses.replace(peer(1, counts=()), profile=None)]
     plan = next_slices_plan(job(), model(), unmeasured, both, name(0), next_step=8, covered_step=6)
@@ -843,7 +822,7 @@ def test_a_baseline_stays_as_it_is_although_a_joiner_would_make_it_faster() -> N
     peers = [peer(0), peer(1)]
     plan, joined = first(peers, work), [*peers, peer(2, 9e9)]
     faster = first(joined, work)
-    room = room_of(work, model(), faster.peers, slices_of(faster).profiles)
+    room = room_of(work, model(), faster.peers, slices_of(faster).figures)
     assert room.batch_s(slices_of(plan).pipeline) > 2 * room.batch_s(slices_of(faster).pipeline)
     assert next_slices_plan(work, model(), plan, joined, name(0), next_step=5, covered_step=2) is None
 
@@ -866,4 +845,4 @@ def test_another_plan_than_the_baseline_asked_for_is_not_followed() -> None:
             check_plan(plan)
             is_same = slices_of(plan).pipeline.stages == slices_of(own).pipeline.stages
             assert follows(work, model(), plan, None) is is_same
-        assert not follows(work, model(), with_pipeline(own, stages=first([peer(0)]).slices.pipeline.stages), None)  # type: ignore[union-attr]
+        assert not follows(work, model(), with_pipeline(own, stages=first([peer(0)]).body.pipeline.stages), None)  # type: ignore[union-attr]

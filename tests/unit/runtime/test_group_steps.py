@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.modes.pipeline.progress import NOTICE_S, PATIENCE_S, Progress
 from p2ptrain.wire.messages import NO_PART
 
@@ -14,7 +15,7 @@ TRAINERS = ("a", "b")
 PLAN: Any = SimpleNamespace(
     trainers=lambda: dict.fromkeys(TRAINERS),
     part_of=lambda peer: 0 if peer in TRAINERS else None,
-    slices=SimpleNamespace(from_step=20, steps_per_round=10, pipeline=SimpleNamespace(num_blocks=3)),
+    body=PipelineBody("c" * 64, SimpleNamespace(num_blocks=3), (), (), 20, 10),  # type: ignore[arg-type]
 )
 
 

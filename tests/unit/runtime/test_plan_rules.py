@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
-from p2ptrain.core.plan import Plan, SlicesPlan, snapshot
+from p2ptrain.core.plan import Plan, snapshot
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.modes.pipeline.rules import PipelineRules
 from p2ptrain.modes.tasks.assignment import first_plan
 from p2ptrain.modes.tasks.rules import TasksRules
@@ -80,9 +81,9 @@ def rules(**values: Any) -> PipelineRules:
     return PipelineRules(name(0), SLICES, **({"model": lambda: MODEL, "profile_of": PROFILES.get} | values))
 
 
-def slices_of(plan: Plan | None) -> SlicesPlan:
-    assert plan is not None and plan.slices is not None
-    return plan.slices
+def slices_of(plan: Plan | None) -> PipelineBody:
+    assert plan is not None and isinstance(plan.body, PipelineBody)
+    return plan.body
 
 
 def answer(own: PipelineRules | TasksRules, current: Plan | None, members: list[Record]) -> Answer[Plan]:
@@ -112,12 +113,16 @@ def test_the_other_modes_need_no_more_than_the_job() -> None:
     members = [record(i, TASKS) for i in range(3)]
     own = TasksRules(name(0), TASKS)
     plan = proposed(own, None, members)
-    assert plan == first_plan(TASKS, [snapshot(each) for each in members], name(0)) and plan.slices is None
+    assert plan == first_plan(TASKS, [snapshot(each) for each in members], name(0)) and not isinstance(
+        plan.body, PipelineBody
+    )
     assert own.parse(plan.to_json().encode()) == plan
     assert own.verify(plan, None) and own.participants(plan) == plan.trainers()
     after = proposed(own, plan, members[:2])
     assert after is not None and own.verify(after, plan) and proposed(own, plan, members) is None
-    assert not own.verify(dataclasses.replace(plan, calibrate=not plan.calibrate), None)
+    assert not own.verify(
+        dataclasses.replace(plan, body=dataclasses.replace(plan.body, calibrate=not plan.body.calibrate)), None
+    )
 
 
 def test_a_pipeline_is_planned_from_records_and_their_profiles() -> None:
@@ -158,7 +163,7 @@ def test_without_a_profile_flops_count() -> None:
     for profile in ("", "not here yet"):
         plan = proposed(rules(), None, [record(0, profile="fast"), record(1, counts=(), profile=profile)])
         assert lengths(plan) == {name(0): 2, name(1): 2}
-        assert slices_of(plan).profiles[1].batch_sizes == ()
+        assert slices_of(plan).figures[1].batch_sizes == ()
 
 
 @pytest.mark.parametrize("profile", ["other model", "nonsense", "no JSON"])

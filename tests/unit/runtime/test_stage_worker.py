@@ -15,11 +15,27 @@ from slice_group import samples
 
 from p2ptrain.config import DataConfig, Job, ModelConfig, SlicesConfig, TrainingConfig
 from p2ptrain.core import commands as c
-from p2ptrain.core.plan import Part, PeerSnapshot, Plan, SliceProfile, SlicesPlan, shards
+from p2ptrain.core.plan import PeerSnapshot, Plan
+from p2ptrain.core.worker import Setup
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.pipeline.training import Parcel
 from p2ptrain.modes.pipeline import worker as stage_worker
+from p2ptrain.modes.pipeline.commands import (
+    Deliver,
+    FollowStage,
+    GivePiece,
+    Halted,
+    LookAgain,
+    Looked,
+    ParcelsSent,
+    PieceTaken,
+    SendParcel,
+    StageUsed,
+    StopAt,
+    Taken,
+)
 from p2ptrain.modes.pipeline.figures import planned_times
+from p2ptrain.modes.pipeline.plan import DeviceFigures, PipelineBody
 from p2ptrain.modes.pipeline.worker import StageWorker
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 
@@ -50,37 +66,28 @@ def plan(cut: int | None = 2, epoch: int = 1, from_step: int = 0) -> Plan:
     bounds = [(0, BLOCKS)] if cut is None else [(0, cut), (cut, BLOCKS)]
     stages = tuple(Stage(first, stop, (peer,), (4,), 1) for (first, stop), peer in zip(bounds, (A, B), strict=False))
     pipeline = PipelinePlan("lenet", BLOCKS, 4, 2, stages, () if cut else (B,))
-    profiles = tuple(SliceProfile(peer, 0.0, 1.0, (), (), ()) for peer in (A, B))
+    shares = (1.0,) if cut is None else (0.5, 0.5)
+    figures = tuple(DeviceFigures(peer, 0.0, 1.0, (), (), ()) for peer in (A, B))
     return Plan(
         epoch=epoch,
         job=JOB.id,
         mode="slices",
         proposer=A,
-        parts=tuple(
-            Part(i, (), 1.0 if cut is None else 0.5, (PeerId(stage.peers[0]),), shards("slices", 0, i))
-            for i, stage in enumerate(stages)
-        ),
-        trunk=0,
-        disjoint=False,
-        targets="all",
-        combine="own",
-        calibrate=False,
         peers=(PeerSnapshot(A, 1e9, 0, (10,) * 5, ()), PeerSnapshot(B, 1e9, 0, (), ())),
-        former=(),
         parent="" if epoch == 1 else "f" * 64,
-        slices=SlicesPlan("c" * 64, pipeline, profiles, from_step, ROUND),
+        body=PipelineBody("c" * 64, pipeline, shares, figures, from_step, ROUND),
     )
 
 
 def timed(plan: Plan) -> Plan:
     """With times of blocks: four samples, of which only ``B`` knows, take half as long again as two."""
-    assert plan.slices is not None
+    assert isinstance(plan.body, PipelineBody)
     two, four = (100.0,) * BLOCKS, (150.0,) * BLOCKS
     a, b = (
-        SliceProfile(A, 0.0, 1.0, (2,), (two,), (two,)),
-        SliceProfile(B, 0.0, 1.0, (2, 4), (two, four), (two, four)),
+        DeviceFigures(A, 0.0, 1.0, (2,), (two,), (two,)),
+        DeviceFigures(B, 0.0, 1.0, (2, 4), (two, four), (two, four)),
     )
-    return dataclasses.replace(plan, slices=dataclasses.replace(plan.slices, profiles=(a, b)))
+    return dataclasses.replace(plan, body=dataclasses.replace(plan.body, figures=(a, b)))
 
 
 class Worker:
@@ -90,7 +97,7 @@ class Worker:
         self.name = name
         self.said: list[Any] = []
         configuration = c.Configure(job=job.to_json(), data="", name=f"peer {name[0]}", spool=spool)
-        self.stage = StageWorker(job, configuration, samples("lenet", 1), None, self.said.append)
+        self.stage = StageWorker(Setup(job, configuration, samples("lenet", 1), None, None, None, self.said.append))
 
     def take(self, kind: type[T]) -> list[T]:
         """What it said of this kind since it was last asked."""
@@ -99,9 +106,9 @@ class Worker:
         return found
 
     def follow(self, plan: Plan, pieces: list[bytes] | None = None, keep: bool = False) -> Worker:
-        self.stage.follow(c.FollowStage(plan.to_json(), self.name, len(pieces or []), keep))
+        self.stage.follow(FollowStage(plan.to_json(), self.name, len(pieces or []), keep))
         for piece in pieces or []:
-            self.stage.give(c.GivePiece(piece))
+            self.stage.give(GivePiece(piece))
         return self
 
     @property
@@ -122,9 +129,9 @@ def run(*workers: Worker, most: int = 100_000) -> None:
         for worker in busy[:1]:
             worker.stage.work()
             most -= 1
-        parcels = [(w.name, p) for w in workers for p in w.take(c.SendParcel)]
+        parcels = [(w.name, p) for w in workers for p in w.take(SendParcel)]
         for sender, p in parcels:
-            deliver = c.Deliver(p.epoch, sender, p.work, p.step, p.unit, p.row, p.parcel)
+            deliver = Deliver(p.epoch, sender, p.work, p.step, p.unit, p.row, p.parcel)
             by_name[PeerId(p.to)].stage.deliver(deliver)
         if not busy and not parcels:
             return
@@ -159,7 +166,7 @@ def test_two_stages_train_what_one_does_and_say_snapshots_at_the_same_steps() ->
         assert [event.training_finished for event in taken] == [False] * (len(expected) - 1) + [True]
         assert all(event.samples == 8 * event.step and event.span == 2 for event in taken)
         last |= weights(taken[-1].snapshot)
-        assert not any(event.error for event in worker.take(c.Taken))
+        assert not any(event.error for event in worker.take(Taken))
     (reference,) = (event for event in whole.take(c.SnapshotTaken) if event.training_finished)
     torch.testing.assert_close(last, weights(reference.snapshot), rtol=1e-5, atol=1e-6)
 
@@ -187,10 +194,10 @@ def test_snapshots_at_the_steps_that_the_job_asks_for() -> None:
 def test_it_goes_on_to_the_step_and_hands_over_what_it_was_asked_for(at: int) -> None:
     worker = alone()
     until(worker, 4)
-    worker.stage.stop_at(c.StopAt(2, at, ((0, 1), (2, 4)), now=False))
+    worker.stage.stop_at(StopAt(2, at, ((0, 1), (2, 4)), now=False))
     run(worker)
-    assert worker.take(c.Halted) == [c.Halted(2, at)] and worker.step == at and not worker.stage.busy
-    pieces = worker.take(c.PieceTaken)
+    assert worker.take(Halted) == [Halted(2, at)] and worker.step == at and not worker.stage.busy
+    pieces = worker.take(PieceTaken)
     assert [(piece.part, piece.span, piece.step, piece.samples) for piece in pieces] == [
         (0, 1, at, 8 * at),
         (2, 2, at, 8 * at),
@@ -206,8 +213,8 @@ def test_it_goes_on_to_the_step_and_hands_over_what_it_was_asked_for(at: int) ->
 def test_a_step_that_is_past_stops_it_where_it_is_without_pieces() -> None:
     worker = alone()
     until(worker, 6)
-    worker.stage.stop_at(c.StopAt(2, 5, ((0, 2),), now=False))
-    assert worker.take(c.Halted) == [c.Halted(2, 6)] and not worker.take(c.PieceTaken)
+    worker.stage.stop_at(StopAt(2, 5, ((0, 2),), now=False))
+    assert worker.take(Halted) == [Halted(2, 6)] and not worker.take(PieceTaken)
     run(worker)
     assert worker.step == 6
 
@@ -217,25 +224,25 @@ def test_stop_now_gives_up_the_batch_that_was_begun() -> None:
     run(first, last, most=20)
     step = first.step
     for worker in (first, last):
-        worker.stage.stop_at(c.StopAt(2, 9, ((0, 1),), now=True))
-        (halted,) = worker.take(c.Halted)
-        assert halted.step == worker.step and not worker.take(c.PieceTaken) and not worker.stage.busy
+        worker.stage.stop_at(StopAt(2, 9, ((0, 1),), now=True))
+        (halted,) = worker.take(Halted)
+        assert halted.step == worker.step and not worker.take(PieceTaken) and not worker.stage.busy
     assert step == first.step and abs(first.step - last.step) <= 1
     for worker in (first, last):  # parcels that were on their way are taken, and mean nothing
-        worker.take(c.Taken)
-        worker.stage.deliver(c.Deliver(1, B, "backward", worker.step, 0, 0, b"late"))
-        assert worker.take(c.Taken) == [c.Taken(1, B, 1, "")]
+        worker.take(Taken)
+        worker.stage.deliver(Deliver(1, B, "backward", worker.step, 0, 0, b"late"))
+        assert worker.take(Taken) == [Taken(1, B, 1, "")]
 
 
 def test_stop_without_a_stage_or_with_half_of_one() -> None:
     worker = Worker(A)
-    worker.stage.stop_at(c.StopAt(1, 0, (), now=True))
-    assert worker.said == [c.Halted(1, -1)]
+    worker.stage.stop_at(StopAt(1, 0, (), now=True))
+    assert worker.said == [Halted(1, -1)]
     worker.said.clear()
-    worker.stage.follow(c.FollowStage(plan(None, 2, 3).to_json(), A, 2, False))
-    worker.stage.stop_at(c.StopAt(3, 5, ((0, 1),), now=False))
-    assert worker.said == [c.Halted(3, -1)] and not worker.stage.busy
-    worker.stage.give(c.GivePiece(b"too late"))
+    worker.stage.follow(FollowStage(plan(None, 2, 3).to_json(), A, 2, False))
+    worker.stage.stop_at(StopAt(3, 5, ((0, 1),), now=False))
+    assert worker.said == [Halted(3, -1)] and not worker.stage.busy
+    worker.stage.give(GivePiece(b"too late"))
     assert len(worker.said) == 1
 
 
@@ -244,9 +251,9 @@ def test_stop_without_a_stage_or_with_half_of_one() -> None:
 
 def halted(step: int, pieces: tuple[tuple[int, int], ...]) -> tuple[Worker, list[bytes]]:
     worker = alone()
-    worker.stage.stop_at(c.StopAt(2, step, pieces, now=False))
+    worker.stage.stop_at(StopAt(2, step, pieces, now=False))
     run(worker)
-    return worker, [piece.piece for piece in worker.take(c.PieceTaken)]
+    return worker, [piece.piece for piece in worker.take(PieceTaken)]
 
 
 def test_a_stage_moves_and_keeps_its_place_in_its_samples() -> None:
@@ -258,10 +265,10 @@ def test_a_stage_moves_and_keeps_its_place_in_its_samples() -> None:
     first.follow(plan(2, 2, 5), keep=True)
     assert first.take(c.Following)[-1].round == 1 and second.take(c.Following) == [c.Following(1, 1, 4)]
     for worker in (first, second):
-        worker.stage.stop_at(c.StopAt(3, 8, ((3, 4),) if worker is second else (), now=False))
+        worker.stage.stop_at(StopAt(3, 8, ((3, 4),) if worker is second else (), now=False))
     run(first, second)
     assert first.step == second.step == 8
-    (last,) = (piece.piece for piece in second.take(c.PieceTaken))
+    (last,) = (piece.piece for piece in second.take(PieceTaken))
     first.follow(plan(3, 3, 8), [second_piece(second, 2, 3)], keep=True)
     second.follow(plan(3, 3, 8), [last])
     run(first, second)
@@ -307,8 +314,8 @@ def test_pieces_that_do_not_fit_are_refused_and_it_can_follow_again(case: str) -
     (refused,) = worker.said
     assert isinstance(refused, c.SnapshotRefused) and refused.detail and not worker.stage.busy
     worker.said.clear()
-    worker.stage.deliver(c.Deliver(2, A, "forward", 4, 0, 0, b"x"))
-    assert worker.take(c.Taken) == [c.Taken(2, A, 1, "")]
+    worker.stage.deliver(Deliver(2, A, "forward", 4, 0, 0, b"x"))
+    assert worker.take(Taken) == [Taken(2, A, 1, "")]
     worker.follow(plan(2, 2, 4), [piece])
     assert worker.said == [c.Following(1, 1, 4)] and worker.step == 4
 
@@ -331,9 +338,9 @@ def test_too_few_blocks_are_refused() -> None:
 
 def test_every_parcel_is_said_to_be_taken_whatever_it_is() -> None:
     first, last = pair()
-    while not (sent := first.take(c.SendParcel)):
+    while not (sent := first.take(SendParcel)):
         first.stage.work()
-    good = c.Deliver(1, A, "forward", 0, 0, 0, sent[0].parcel)
+    good = Deliver(1, A, "forward", 0, 0, 0, sent[0].parcel)
     wrong = [
         dataclasses.replace(good, parcel=b"no tensors"),
         dataclasses.replace(good, parcel=b""),
@@ -348,15 +355,15 @@ def test_every_parcel_is_said_to_be_taken_whatever_it_is() -> None:
     ]
     for deliver in wrong:
         last.stage.deliver(deliver)
-        (taken,) = last.take(c.Taken)
+        (taken,) = last.take(Taken)
         assert (taken.epoch, taken.sender, taken.count) == (1, deliver.sender, 1) and taken.error
     assert not last.stage.busy, "nothing of it was kept"
     last.stage.deliver(dataclasses.replace(good, epoch=2))
-    assert last.take(c.Taken) == [c.Taken(2, A, 1, "")] and not last.stage.busy, "of another epoch: dropped"
+    assert last.take(Taken) == [Taken(2, A, 1, "")] and not last.stage.busy, "of another epoch: dropped"
     last.stage.deliver(good)
-    assert last.take(c.Taken) == [c.Taken(1, A, 1, "")] and last.stage.busy
+    assert last.take(Taken) == [Taken(1, A, 1, "")] and last.stage.busy
     last.stage.deliver(good)
-    (twice,) = last.take(c.Taken)
+    (twice,) = last.take(Taken)
     assert twice.error
 
 
@@ -365,30 +372,30 @@ def test_it_waits_while_too_much_waits_at_the_node(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(c, "PARCELS_AHEAD_BYTES", 1)
     first, last = pair()
     first.stage.work()
-    (sent,) = first.take(c.SendParcel)
+    (sent,) = first.take(SendParcel)
     held = len(sent.parcel)
     assert not first.stage.busy, "one parcel is too much already"
     first.stage.work()
-    assert not first.take(c.SendParcel)
-    first.stage.deliver(c.Deliver(1, B, "backward", 0, 0, 0, b"x"))
-    assert len(first.take(c.Taken)) == 1
-    first.stage.parcels_sent(c.ParcelsSent(2, held))
+    assert not first.take(SendParcel)
+    first.stage.deliver(Deliver(1, B, "backward", 0, 0, 0, b"x"))
+    assert len(first.take(Taken)) == 1
+    first.stage.parcels_sent(ParcelsSent(2, held))
     assert not first.stage.busy, "of another epoch"
-    first.stage.parcels_sent(c.ParcelsSent(1, held))
-    first.stage.parcels_sent(c.ParcelsSent(1, 0))
-    last.stage.deliver(c.Deliver(1, A, sent.work, sent.step, sent.unit, sent.row, sent.parcel))
+    first.stage.parcels_sent(ParcelsSent(1, held))
+    first.stage.parcels_sent(ParcelsSent(1, 0))
+    last.stage.deliver(Deliver(1, A, sent.work, sent.step, sent.unit, sent.row, sent.parcel))
     total = {first.name: held, last.name: 0}
     by_name = {first.name: (first, last), last.name: (last, first)}
     for _ in range(5000):
         for worker, other in by_name.values():
             worker.stage.work()
-            for p in worker.take(c.SendParcel):
+            for p in worker.take(SendParcel):
                 total[worker.name] += len(p.parcel)
-                other.stage.deliver(c.Deliver(1, worker.name, p.work, p.step, p.unit, p.row, p.parcel))
+                other.stage.deliver(Deliver(1, worker.name, p.work, p.step, p.unit, p.row, p.parcel))
                 assert not worker.stage.busy
-                worker.stage.parcels_sent(c.ParcelsSent(1, total[worker.name]))
+                worker.stage.parcels_sent(ParcelsSent(1, total[worker.name]))
     assert first.step == last.step == TOTAL
-    assert not any(event.error for worker in (first, last) for event in worker.take(c.Taken)[1:])
+    assert not any(event.error for worker in (first, last) for event in worker.take(Taken)[1:])
 
 
 def test_snapshots_are_handed_over_as_files_where_there_is_a_folder_for_them(tmp_path: Path) -> None:
@@ -411,11 +418,11 @@ def test_the_last_parcels_of_a_finished_batch_leave_after_the_stop(now: bool) ->
     until(worker, 3)
     waiting = [Parcel(B, "norm", step, 0, 0, {"x": torch.ones(1)}) for step in (2, 3)]
     worker.stage._outbox.extend(waiting)  # there was no room for them at the node
-    worker.stage.stop_at(c.StopAt(2, 3, (), now=now))
+    worker.stage.stop_at(StopAt(2, 3, (), now=now))
     while worker.stage.busy:
         worker.stage.work()
-    assert [parcel.step for parcel in worker.take(c.SendParcel)] == ([] if now else [2])
-    assert worker.step == 3 and worker.take(c.Halted) == [c.Halted(2, 3)]
+    assert [parcel.step for parcel in worker.take(SendParcel)] == ([] if now else [2])
+    assert worker.step == 3 and worker.take(Halted) == [Halted(2, 3)]
 
 
 def test_the_first_batches_of_a_stage_do_not_make_its_device_look_slow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,7 +435,7 @@ def test_the_first_batches_of_a_stage_do_not_make_its_device_look_slow(monkeypat
     until(worker, 1)
     begun._use.forward_s += 1e6  # as if the first had taken that long
     until(worker, 2 * stage_worker.FIRST_LOOK)
-    assert [used.step for used in worker.take(c.StageUsed)] == [stage_worker.WARM_UP + stage_worker.FIRST_LOOK]
+    assert [used.step for used in worker.take(StageUsed)] == [stage_worker.WARM_UP + stage_worker.FIRST_LOOK]
     assert max(seen) < 1e6
 
 
@@ -451,22 +458,22 @@ def test_a_look_that_differs_is_soon_followed_by_another(monkeypatch: pytest.Mon
     first, second = stage_worker.FIRST_LOOK, stage_worker.SECOND_LOOK
     steps = [stage_worker.WARM_UP + first, first, second, second, first]
     until(worker, sum(steps))
-    assert [used.step for used in worker.take(c.StageUsed)] == [sum(steps[: i + 1]) for i in range(len(steps))]
+    assert [used.step for used in worker.take(StageUsed)] == [sum(steps[: i + 1]) for i in range(len(steps))]
 
 
 def test_a_trainer_that_stands_by_looks_again_at_how_slow_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(A)
     known: list[object] = []
     monkeypatch.setattr(stage_worker, "slowdown_now", lambda chain, times, **_: known.append(times) or 3.0)
-    worker.stage.look_again(c.LookAgain())
-    assert worker.take(c.Looked) == [], "it knows no times yet"
+    worker.stage.look_again(LookAgain())
+    assert worker.take(Looked) == [], "it knows no times yet"
     planned = timed(plan(None))
     worker.follow(planned)
     until(worker, 3)
-    worker.stage.look_again(c.LookAgain())
-    assert worker.take(c.Looked) == [], "it trains"
-    worker.stage.stop_at(c.StopAt(2, 3, (), now=True))
-    worker.stage.look_again(c.LookAgain())
-    assert worker.take(c.Looked) == [c.Looked(3.0)]
-    assert planned.slices is not None
-    assert known == [planned_times(planned.slices.profiles)[A]]
+    worker.stage.look_again(LookAgain())
+    assert worker.take(Looked) == [], "it trains"
+    worker.stage.stop_at(StopAt(2, 3, (), now=True))
+    worker.stage.look_again(LookAgain())
+    assert worker.take(Looked) == [Looked(3.0)]
+    assert isinstance(planned.body, PipelineBody)
+    assert known == [planned_times(planned.body.figures)[A]]

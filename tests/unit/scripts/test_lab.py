@@ -18,9 +18,10 @@ import torch
 
 from p2ptrain.errors import UserError
 from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.models import global_model
 from p2ptrain.learning.profiling import allocator, block_times
 from p2ptrain.modes.pipeline import worker
-from p2ptrain.modes.tasks.parts import global_model
+from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.net.keys import load_or_make_identity
 from p2ptrain.runtime.node.peer_node import BLOCK_TIMES
 
@@ -49,6 +50,9 @@ rate_mbit = 50
 name = "b"
 share = 0.25
 """
+
+
+PIPELINE = PipelineBody("c" * 64, SimpleNamespace(), (), (), 0, 10)  # type: ignore[arg-type]
 
 
 def lab(tmp_path: Path, text: str) -> LabSpec:
@@ -321,10 +325,10 @@ def test_five_percent(measured: float, fine: bool) -> None:
 def test_whom_a_pipeline_leaves_out_is_not_waited_for() -> None:
     records = [SimpleNamespace(name=name, peer=name, plan=plan) for name, plan in (("a", "p"), ("b", "p"), ("c", ""))]
     parts = {"a": object()}
-    plan = SimpleNamespace(hash="p", slices=object(), part_of=parts.get)
+    plan = SimpleNamespace(hash="p", body=PIPELINE, part_of=parts.get)
     status = SimpleNamespace(plan=plan, records=records)
     assert session._standing_by(status) == {"b"}  # type: ignore[arg-type]
-    plan.slices = None
+    plan.body = None
     assert session._standing_by(status) == set()  # type: ignore[arg-type]
 
 
@@ -482,7 +486,7 @@ class Outcomes:
 
     def __init__(self, classes: tuple[int, ...], accuracy: float | None, speeds: tuple[Speed, ...]) -> None:
         part = SimpleNamespace(classes=classes, share=0.5, trainers=("p",))
-        plan = SimpleNamespace(epoch=1, mode="tasks", targets="all", parts=(part,))
+        plan = SimpleNamespace(epoch=1, mode="tasks", body=SimpleNamespace(targets="all"), parts=(part,))
         report = SimpleNamespace(trainers=("a", "b"))
         outcome = SimpleNamespace(
             formed_s=1.0,

@@ -24,8 +24,8 @@ from benchmarks.neighbours_groups import WORKERS, write_files  # noqa: E402
 from benchmarks.peers import Happened, PeerProcess  # noqa: E402
 
 from p2ptrain.experiment.group import shares  # noqa: E402
+from p2ptrain.learning.models import global_model  # noqa: E402
 from p2ptrain.learning.training import MAX_GRADIENT_NORM, WARMUP_FRACTION, LocalTrainer  # noqa: E402
-from p2ptrain.modes.tasks.parts import global_model  # noqa: E402
 
 ROUNDS = 2
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,12 +26,15 @@ from lab.jobs import job_of  # noqa: E402
 BATCH = 64
 
 
+def body_at(from_step: int) -> PipelineBody:
+    return PipelineBody("c" * 64, SimpleNamespace(), (), (), from_step, 10)  # type: ignore[arg-type]
+
+
 def status(
     plan: str, step: int, *, own: str = "", loss: float = 0.0, phase: str = "training", from_step: int = 0
 ) -> Any:
     record = SimpleNamespace(phase=phase, step=step, plan=own or plan, loss=loss, samples=step * BATCH)
-    slices = SimpleNamespace(from_step=from_step)
-    return SimpleNamespace(plan=SimpleNamespace(hash=plan, slices=slices), records=[record])
+    return SimpleNamespace(plan=SimpleNamespace(hash=plan, body=body_at(from_step)), records=[record])
 
 
 def paced(*looks: tuple[float, str, int]) -> Pace:
@@ -137,8 +141,8 @@ def test_losses_are_means_of_the_first_and_last_that_were_told() -> None:
 def replanned(halts: dict[str, int], samples: int = 100 * BATCH) -> Any:
     """Devices halt after these batches for a plan that begins after 50."""
     plans = [
-        (0.0, SimpleNamespace(hash="a", epoch=1, slices=SimpleNamespace(from_step=0))),
-        (9.0, SimpleNamespace(hash="b", epoch=2, slices=SimpleNamespace(from_step=50))),
+        (0.0, SimpleNamespace(hash="a", epoch=1, body=body_at(0))),
+        (9.0, SimpleNamespace(hash="b", epoch=2, body=body_at(50))),
     ]
     journals = {
         name: [

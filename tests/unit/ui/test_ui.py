@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
 from p2ptrain import words
 from p2ptrain.config import DataConfig, Job
-from p2ptrain.core.plan import Part, PeerSnapshot, Plan
+from p2ptrain.core.harvest import PartReport
+from p2ptrain.core.plan import PeerSnapshot, Plan
 from p2ptrain.ids import JobId, PeerId
-from p2ptrain.modes.tasks.verdict import Verdict
-from p2ptrain.runtime.harvest import PartReport
+from p2ptrain.modes.tasks import words as tasks_words
+from p2ptrain.modes.tasks.harvest import TasksHarvest
+from p2ptrain.modes.tasks.plan import ClassPart, TasksBody
 from p2ptrain.runtime.node.journal import Line
 from p2ptrain.ui import narrator, report, status_table
 from p2ptrain.ui.watch import PlainScreen
@@ -27,18 +29,20 @@ PLAN = Plan(
     job=JOB.id,
     mode="tasks",
     proposer=A,
-    parts=(
-        Part(0, (0, 1), 0.6, (A,), ("group-0",)),
-        Part(1, (2, 3), 0.4, (B,), ("group-1",)),
-    ),
-    trunk=0,
-    disjoint=False,
-    targets="rest",
-    combine="own",
-    calibrate=True,
     peers=(PeerSnapshot(A, 1.0, 0, (), ()), PeerSnapshot(B, 1.0, 0, (), ())),
-    former=(),
     parent="0" * 64,
+    body=TasksBody(
+        parts=(
+            ClassPart(0, 0.6, (A,), (0, 1), ("group-0",)),
+            ClassPart(1, 0.4, (B,), (2, 3), ("group-1",)),
+        ),
+        trunk=0,
+        disjoint=False,
+        targets="rest",
+        combine="own",
+        calibrate=True,
+        former=(),
+    ),
 )
 
 
@@ -126,9 +130,9 @@ def test_durations_in_words() -> None:
 
 
 def test_the_plan_in_a_sentence() -> None:
-    own = narrator.plan_sentence(PLAN, JOB, A)
+    own = tasks_words.plan_sentence(PLAN, JOB, A)
     assert own == "plan of epoch 3, 2 parts: this peer trains part 0, classes cat, dog, 60 % of the width"
-    assert "stands by" in narrator.plan_sentence(PLAN, JOB, PeerId("c" * 16))
+    assert "stands by" in tasks_words.plan_sentence(PLAN, JOB, PeerId("c" * 16))
 
 
 @pytest.mark.parametrize(
@@ -159,28 +163,22 @@ def test_a_sentence_survives_missing_particulars() -> None:
     assert narrator.tell(Line(0.0, "custody-acked", {})) is None
 
 
-@dataclass(frozen=True)
-class Harvested:
-    job: Job = JOB
-    plan: Plan = PLAN
-    report: tuple[PartReport, ...] = (PartReport(0, ("cat", "dog"), 0.6, ("kitchen",), 4, 10, 120, 7680, 1_000_000),)
-    missing: tuple[int, ...] = (1,)
-    calibrated: bool = False
-    is_half_way: bool = True
-    verdict: Verdict | None = None
-    names: Mapping[PeerId, str] = field(default_factory=dict)
-    stopped: tuple[int, ...] = ()
+REPORT = (PartReport(0, ("cat", "dog"), 0.6, ("kitchen",), 4, 10, 120, 7680, 1_000_000),)
+
+
+def harvested(**changes: Any) -> TasksHarvest:
+    return TasksHarvest(JOB, PLAN, {}, {}, REPORT, missing=(1,), **changes)
 
 
 def test_the_reassembly_report_says_who_how_fresh_how_much_and_what_is_missing() -> None:
-    text = report.render(Harvested())
+    text = report.render(harvested())
     for expected in ("cat, dog", "60 %", "4/10", "7,680", "kitchen", "MISSING: part 1 (emu, fox)", "NOT FITTED YET"):
         assert expected in text
-    plain = report.to_plain(Harvested())
+    plain = report.to_plain(harvested())
     assert plain["complete"] is False and plain["missing"] == [{"part": 1, "classes": ["emu", "fox"]}]
-    assert "fitted again" in report.render(Harvested(calibrated=True))
-    stopped = Harvested(calibrated=True, is_half_way=False, stopped=(0,))
-    assert "HALF-WAY" in report.render(Harvested()) and "HALF-WAY" not in report.render(stopped)
+    assert "fitted again" in report.render(harvested(is_fitted=True))
+    stopped = harvested(is_fitted=True, stopped=(0,))
+    assert "HALF-WAY" in report.render(harvested()) and "HALF-WAY" not in report.render(stopped)
     assert "STOPPED: part 0 (cat, dog) after 4 of 10 rounds" in report.render(stopped)
     assert report.to_plain(stopped)["stopped"] == [0]
 

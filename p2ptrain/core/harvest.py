@@ -1,0 +1,112 @@
+"""What a harvest is: copies of every part, and the global model that comes of them.
+
+Invariant: what is assembled is either complete or says what is missing, and how far its parts are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from p2ptrain.config import Job
+from p2ptrain.core.plan import Plan
+from p2ptrain.ids import PeerId
+from p2ptrain.wire.messages import Holding, Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Fetch = Callable[[Holding, str], Awaitable[bytes | None]]
+"""A holding's bytes, if anybody can deliver them; the text says what it is, to people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A copy of a part, or of what the group made when all were trained."""
+
+    holding: Holding
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """Everything that a harvest needs, before torch is imported."""
+
+    job: Job
+    plan: Plan
+    parts: Mapping[int, list[Snapshot]]
+    """Copies by part, or by a run's first block, as the mode has it."""
+    result: Snapshot | None
+    """What the group made when all were trained."""
+    records: Mapping[PeerId, Record]
+    trained: frozenset[int] = frozenset()
+    """Parts that somebody who is alive trains."""
+
+    def name_of(self, peer: PeerId) -> str:
+        record = self.records.get(peer)
+        return record.name if record else peer
+
+
+@dataclass(frozen=True, slots=True)
+class PartReport:
+    """Of one part: who trained it, and how far."""
+
+    part: int
+    classes: tuple[str, ...]
+    share: float
+    trainers: tuple[str, ...]
+    round: int
+    rounds: int
+    step: int
+    samples: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """The assembled global model and how it came about. A mode may have more to tell."""
+
+    job: Job
+    plan: Plan
+    state: dict[str, Tensor] = field(repr=False)
+    parts: dict[int, dict[str, Tensor]] = field(repr=False)
+    """The parts' own states, each the mean of its copies, where they are models of their own."""
+    report: tuple[PartReport, ...]
+    missing: tuple[int, ...] = ()
+    names: Mapping[PeerId, str] = field(default_factory=dict)
+    """What peers call themselves."""
+    stopped: tuple[int, ...] = ()
+    """Parts that have rounds left and that nobody here trains, while the group has come to its end without."""
+
+    @property
+    def is_half_way(self) -> bool:
+        """Training goes on."""
+        return any(part.round < part.rounds and part.part not in self.stopped for part in self.report)
+
+    @property
+    def calibrated(self) -> bool:
+        """The last layer is one that the group fitted."""
+        return False
+
+
+class Harvester(Protocol):
+    """A mode's way of making one model of what was trained."""
+
+    async def fetch(
+        self, plan: Plan, holdings: Sequence[Holding], fetch: Fetch
+    ) -> tuple[Snapshot | None, dict[int, list[Snapshot]]]:
+        """The freshest copies that can be had: of what the group made in the end, and of the parts."""
+        ...
+
+    def missing(self, plan: Plan, parts: Mapping[int, list[Snapshot]]) -> list[int]:
+        """Parts without a copy."""
+        ...
+
+    def lament(self, job: Job, plan: Plan, missing: Sequence[int]) -> str:
+        """Why there is no model, and what to do."""
+        ...
+
+    def assemble(self, collected: Collected, *, allow_user_code: bool) -> Harvest:
+        """Put the parts together. Raises ``UserError`` for parts that don't fit."""
+        ...

@@ -1,0 +1,151 @@
+"""What a node and its trainer process say to each other about a stage of a pipeline: see ``core.commands``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+PARCELS_AHEAD_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StopAt:
+    """Depth slices: train on until ``step`` batches are done (not at all with ``now``), then say ``Halted``.
+
+    Before that, hand over these runs of blocks (first, stop), which the plan of ``epoch`` gives to others.
+    """
+
+    epoch: int
+    step: int
+    pieces: tuple[tuple[int, int], ...]
+    now: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LookAgain:
+    """Depth slices: a trainer that stands by says ``Looked``, by some blocks that it times for that."""
+
+
+@dataclass(frozen=True, slots=True)
+class FollowStage:
+    """Train the own stage of this plan. ``pieces`` ``GivePiece`` commands follow; ``keep``: own blocks stay."""
+
+    plan: str
+    own: str
+    pieces: int
+    keep: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GivePiece:
+    """A snapshot of some blocks, for the ``FollowStage`` before it."""
+
+    piece: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """A parcel of another peer's stage: see ``learning.pipeline.training.Parcel``. ``epoch``: of its plan."""
+
+    epoch: int
+    sender: str
+    work: str
+    step: int
+    unit: int
+    row: int
+    parcel: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ParcelsSent:
+    """So many bytes of the parcels of ``epoch`` have left for other peers; the rest waits at the node for its turn.
+
+    The trainer hands over no more while ``PARCELS_AHEAD_BYTES`` wait. It hears of every eighth of that.
+    """
+
+    epoch: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profiled:
+    """Depth slices: the model's blocks (canonical JSON) and how long each takes here; said before ``Ready``."""
+
+    model: str
+    profile: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendParcel:
+    epoch: int
+    to: str
+    work: str
+    step: int
+    unit: int
+    row: int
+    parcel: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The next ``count`` parcels of ``sender`` are in the trainer's hands. ``error`` names why one was refused."""
+
+    epoch: int
+    sender: str
+    count: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StageUsed:
+    """How the stage's time went since the last word: ``slowdown`` = seconds of its work / seconds of its profile."""
+
+    step: int
+    busy_share: float
+    slowdown: float
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """After ``LookAgain``: as ``StageUsed.slowdown``."""
+
+    slowdown: float
+
+
+@dataclass(frozen=True, slots=True)
+class PieceTaken:
+    """After ``StopAt``: one of the runs of blocks that others get. ``piece``: as ``SnapshotTaken.snapshot``."""
+
+    part: int
+    span: int
+    round: int
+    step: int
+    samples: int
+    piece: bytes | str
+    STORED: ClassVar[str] = "piece"
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """After ``StopAt``: nothing is under way, the parameters are those after ``step`` batches; -1: there are none."""
+
+    epoch: int
+    step: int
+
+
+COMMANDS = (
+    StopAt,
+    LookAgain,
+    FollowStage,
+    GivePiece,
+    Deliver,
+    ParcelsSent,
+    Profiled,
+    SendParcel,
+    Taken,
+    StageUsed,
+    Looked,
+    PieceTaken,
+    Halted,
+)
+"""Both ways."""

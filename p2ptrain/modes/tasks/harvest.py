@@ -1,0 +1,160 @@
+"""A harvest of class sub-models: copies of every part, and the last layer that the group fitted.
+
+Invariant: a fitted head is used with exactly the snapshots that it was fitted to; without one, copies of a part by
+several trainers are averaged by samples. Where the group has looked at its model, the head that got most right is
+taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from p2ptrain.config import Job
+from p2ptrain.core.harvest import Collected, Fetch, Harvest, PartReport, Snapshot
+from p2ptrain.core.plan import Plan
+from p2ptrain.errors import RemoteError, UserError
+from p2ptrain.learning.candidates import FITTED
+from p2ptrain.modes.tasks.head_blob import head_holdings
+from p2ptrain.modes.tasks.plan import body_of, parts_of
+from p2ptrain.modes.tasks.verdict import Verdict, read_verdict
+from p2ptrain.wire.messages import HEAD_PART, Holding
+
+
+@dataclass(frozen=True)
+class TasksHarvest(Harvest):
+    """With the last layer, and what the group found when it looked at its model."""
+
+    is_fitted: bool = False
+    verdict: Verdict | None = None
+    """On everybody's validation samples, if the group has looked."""
+
+    @property
+    def calibrated(self) -> bool:
+        return self.is_fitted
+
+    @property
+    def is_half_way(self) -> bool:
+        """Training goes on, or the group has yet to fit the last layer that its plan asks for."""
+        lacks_head = body_of(self.plan).calibrate and not self.is_fitted and self.verdict is None
+        return lacks_head or super().is_half_way
+
+
+async def fetch(
+    plan: Plan, holdings: Sequence[Holding], fetch: Fetch
+) -> tuple[Snapshot | None, dict[int, list[Snapshot]]]:
+    """The newest head that can be had with all the parts it is of; else the freshest copies of each part."""
+    heads = sorted((h for h in holdings if h.part == HEAD_PART), key=lambda h: (h.epoch, h.step, h.samples, h.blob))
+    for holding in reversed(heads):
+        data = await fetch(holding, "the fitted head")
+        if data is None:
+            continue
+        try:
+            wanted = head_holdings(data)
+        except RemoteError:
+            continue
+        parts: dict[int, list[Snapshot]] = {}
+        for part in wanted:
+            if (bytes_ := await fetch(part, f"part {part.part}")) is not None:
+                parts.setdefault(part.part, []).append(Snapshot(part, bytes_))
+        if sum(len(copies) for copies in parts.values()) == len(wanted):
+            return Snapshot(holding, data), parts
+    return None, await _fetch_parts(plan, holdings, fetch)
+
+
+async def _fetch_parts(plan: Plan, holdings: Sequence[Holding], fetch: Fetch) -> dict[int, list[Snapshot]]:
+    parts: dict[int, list[Snapshot]] = {}
+    for part in plan.parts:
+        left = sorted((h for h in holdings if h.part == part.index), key=_freshness)
+        while left and part.index not in parts:  # what is said to be the freshest may not be had
+            newest = {h.trainer: h for h in left if h.round >= left[-1].round - 1}
+            for _, holding in sorted(newest.items()):  # replicas that are about as fresh are averaged
+                left.remove(holding)
+                data = await fetch(holding, f"part {part.index}")
+                if data is not None:
+                    parts.setdefault(part.index, []).append(Snapshot(holding, data))
+    return parts
+
+
+def missing(plan: Plan, parts: Mapping[int, list[Snapshot]]) -> list[int]:
+    """Parts without a copy."""
+    return [part.index for part in plan.parts if part.index not in parts]
+
+
+def lament(job: Job, plan: Plan, missing: Sequence[int]) -> str:
+    """Whose parts there is no copy of, and what to do."""
+    names = [f"part {i} ({', '.join(job.data.classes[c] for c in parts_of(plan)[i].classes)})" for i in missing]
+    return (
+        f"nobody alive has a copy of {', '.join(names)}; start a peer that trained or kept it, "
+        "or go on without with --partial"
+    )
+
+
+def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
+    """Put the parts together. Raises ``UserError`` for parts that don't fit."""
+    from p2ptrain.learning.averaging import weighted_mean
+    from p2ptrain.learning.head_fit import check_fit_state
+    from p2ptrain.learning.snapshots import model_state, read_snapshot
+    from p2ptrain.modes.tasks.parts import Parts
+
+    job, plan = collected.job, collected.plan
+    parts = Parts(job, plan, allow_user_code=allow_user_code)
+    copies: dict[int, list[tuple[float, Any]]] = {}
+    for index, snapshots in sorted(collected.parts.items()):
+        for snapshot in sorted(snapshots, key=lambda s: s.holding.trainer):
+            tensors, metadata = read_snapshot(snapshot.data)
+            if metadata.get("partition") != plan.partition:
+                raise UserError(
+                    f"part {index}: the copy of {snapshot.holding.trainer} belongs to another plan; try again"
+                )
+            copies.setdefault(index, []).append((float(max(1, snapshot.holding.samples)), model_state(tensors)))
+    state = parts.assemble(copies)
+    means = {index: weighted_mean(versions) for index, versions in copies.items()}
+    verdict, taken = None, ""
+    if collected.result is not None:
+        fitted, _ = read_snapshot(collected.result.data)
+        verdict = read_verdict(collected.result.data)
+        taken = verdict.chosen if verdict else FITTED
+        if taken == FITTED:
+            check_fit_state(fitted, len(job.data.classes), state[f"{parts.head}.weight"].shape[1])
+        state = parts.with_candidate(state, taken, fitted, means)
+    report = _report(collected)
+    behind = [part.part for part in report if part.round < part.rounds and part.part not in collected.trained]
+    return TasksHarvest(
+        job,
+        plan,
+        state,
+        means,
+        report,
+        missing=tuple(part.index for part in plan.parts if part.index not in copies),
+        names={peer: record.name for peer, record in collected.records.items()},
+        stopped=tuple(behind) if collected.result is not None else (),
+        is_fitted=taken == FITTED,
+        verdict=verdict,
+    )
+
+
+def _report(collected: Collected) -> tuple[PartReport, ...]:
+    job, lines = collected.job, []
+    for index, snapshots in sorted(collected.parts.items()):
+        spec, freshest = parts_of(collected.plan)[index], max((s.holding for s in snapshots), key=_freshness)
+        names = [collected.records[s.holding.trainer].name for s in snapshots if s.holding.trainer in collected.records]
+        lines.append(
+            PartReport(
+                part=index,
+                classes=tuple(job.data.classes[c] for c in spec.classes),
+                share=spec.share,
+                trainers=tuple(names or [s.holding.trainer for s in snapshots]),
+                round=freshest.round,
+                rounds=job.training.rounds,
+                step=freshest.step,
+                samples=sum(s.holding.samples for s in snapshots),
+                num_bytes=sum(len(s.data) for s in snapshots),
+            )
+        )
+    return tuple(lines)
+
+
+def _freshness(holding: Holding) -> tuple[int, int, int]:
+    return holding.round, holding.step, holding.samples

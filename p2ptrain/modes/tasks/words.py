@@ -1,0 +1,104 @@
+"""What people and programs are told of class sub-models and replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from p2ptrain.config import Job
+from p2ptrain.core.harvest import Harvest
+from p2ptrain.core.plan import Plan
+from p2ptrain.ids import PeerId
+from p2ptrain.modes.tasks.assignment import notes
+from p2ptrain.modes.tasks.harvest import TasksHarvest
+from p2ptrain.modes.tasks.mode_choice import mode_for
+from p2ptrain.modes.tasks.plan import ClassPart, body_of, parts_of
+from p2ptrain.modes.tasks.verdict_words import verdict_lines, verdict_plain
+from p2ptrain.words import clean, listed
+
+REPORT_TITLES = ("part", "width")
+
+
+def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
+    """What the plan gives this peer."""
+    body, names = body_of(plan), job.data.classes
+    part = body.part_of(own)
+    start = f"plan of epoch {plan.epoch}, {len(body.parts)} part{'s' if len(body.parts) > 1 else ''}"
+    if part is None:
+        later = ", and its samples count when the group fits the last layer" if body.calibrate else ""
+        return (
+            f"{start}: none for this peer for now (more peers than parts, or no samples that fit); it stands by{later}"
+        )
+    classes = (
+        "all classes" if len(part.classes) == len(names) else f"classes {listed([names[c] for c in part.classes])}"
+    )
+    width = "the whole model" if part.share == 1 else f"{100 * part.share:.0f} % of the width"
+    others = len(part.trainers) - 1
+    shared = f", with {others} other peer{'s' if others > 1 else ''}" if others else ""
+    return f"{start}: this peer trains part {part.index}, {classes}, {width}{shared}"
+
+
+def mode_sentence(plan: Plan, job: Job) -> str | None:
+    """Which mode the group took, and why, where the job leaves that to the group; only the first plan knows why."""
+    if job.mode != "auto":
+        return None
+    what = {"tasks": "a class sub-model each", "replicas": "the whole model on every device"}.get(plan.mode, plan.mode)
+    why = mode_for(job, plan.peers)[1] if plan.epoch == 1 else "as the first plan had it"
+    return f"mode {plan.mode} ({what}): {why}"
+
+
+def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
+    """What a person at this device should know about the plan."""
+    others = {peer.peer for peer in plan.peers} - {own}
+    lines = [line for line in notes(job, plan) if line.partition(":")[0] not in others]
+    return [line.replace(own, "this peer") for line in lines]
+
+
+def part_text(plan: Plan, job: Job, index: int) -> str:
+    """``#1 cat, dog, 33 % of the width``."""
+    part = parts_of(plan)[index]
+    names = _names(part, job)
+    classes = "all classes" if len(names) == len(job.data.classes) else listed(names)
+    width = "whole model" if part.share == 1 else f"{100 * part.share:.0f} % of the width"
+    return f"#{index} {classes}, {width}"
+
+
+def part_name(plan: Plan, job: Job, index: int) -> str:
+    """What is missing where nobody has a part, in short."""
+    return ", ".join(clean(name, 24) for name in _names(parts_of(plan)[index], job))
+
+
+def part_classes(plan: Plan, job: Job | None, index: int) -> list[str]:
+    """Of a part, for programs; by number as long as the job is not known."""
+    part = parts_of(plan)[index]
+    return _names(part, job) if job is not None else [str(c) for c in part.classes]
+
+
+def _names(part: ClassPart, job: Job) -> list[str]:
+    return [job.data.classes[c] if c < len(job.data.classes) else str(c) for c in part.classes]
+
+
+def harvest_head_line(harvest: Harvest) -> list[str]:
+    """What became of the last layer."""
+    if harvest.calibrated:
+        return ["the last layer was fitted again by the whole group, to these very copies"]
+    if body_of(harvest.plan).calibrate and isinstance(harvest, TasksHarvest) and harvest.verdict is None:
+        return [
+            "THE LAST LAYER IS NOT FITTED YET, and the model much worse than it will be: the group does that when all "
+            "have finished; harvest again then"
+        ]
+    return []
+
+
+def harvest_lines(harvest: Harvest) -> list[str]:
+    """What the group found when it looked at its model."""
+    if not isinstance(harvest, TasksHarvest) or harvest.verdict is None:
+        return []
+    classes = harvest.job.data.classes
+    return verdict_lines(harvest.verdict, harvest.plan, classes, lambda peer: harvest.names.get(peer, peer))
+
+
+def harvest_plain(harvest: Harvest) -> Mapping[str, Any]:
+    """What ``harvest --json`` prints of this mode alone."""
+    verdict = harvest.verdict if isinstance(harvest, TasksHarvest) else None
+    return {"validation": None if verdict is None else verdict_plain(verdict, harvest.job.data.classes)}

@@ -1,0 +1,249 @@
+"""The trainer's side of class sub-models: trains the own part, merges what others push, and fits the last layer.
+
+Invariant: bytes that came from other peers are checked here before they touch a parameter; what does not fit is
+answered with ``SnapshotRefused`` or ``Merged(error=...)`` and changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from p2ptrain.core import commands as c
+from p2ptrain.core.plan import Plan
+from p2ptrain.core.worker import Setup
+from p2ptrain.errors import LocalError, RemoteError, UserError
+from p2ptrain.learning.models import global_model
+from p2ptrain.learning.profiling.allocator import give_back
+from p2ptrain.learning.snapshots import model_state, read_snapshot, write
+from p2ptrain.learning.submodels.decoupling import most_groups
+from p2ptrain.modes.tasks.assignment import SENSIBLE_GROUPS
+from p2ptrain.modes.tasks.commands import (
+    Combine,
+    Combined,
+    Contribute,
+    Contributed,
+    ExtractFeatures,
+    FeaturesExtracted,
+    Follow,
+    MakePayload,
+    Merge,
+    Merged,
+    PayloadMade,
+    Reclaim,
+    Retain,
+)
+from p2ptrain.modes.tasks.head_fitting import HeadFitting
+from p2ptrain.modes.tasks.parts import Parts
+from p2ptrain.modes.tasks.plan import read_plan
+from p2ptrain.modes.tasks.training import PartTraining
+
+PROGRESS_INTERVAL_S = 0.5
+
+
+class TasksWorker:
+    """One peer's part. Commands in, events out through ``Setup.say``."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._job = setup.job
+        self._configuration = setup.configuration
+        self._data = setup.data
+        self._val = setup.val
+        self._init = setup.init
+        self._scores = setup.scores
+        self._say = setup.say
+        self._parts: Parts | None = None
+        self._training: PartTraining | None = None
+        self._fitting: HeadFitting | None = None
+        self._progress_at = 0.0
+        self._progress_samples = 0
+        self.handlers: Mapping[type, Callable[[Any], None]] = {
+            Follow: self._follow,
+            Retain: self._retain,
+            MakePayload: self._make_payload,
+            Merge: self._merge,
+            Reclaim: self._reclaim,
+            ExtractFeatures: self._extract_features,
+            Contribute: self._contribute,
+            Combine: self._combine,
+        }
+
+    @property
+    def busy(self) -> bool:
+        return self._training is not None and not self._training.finished
+
+    def prepare(self) -> Sequence[object]:
+        return ()
+
+    def max_groups(self) -> int:
+        """Only asked where the group chooses the mode."""
+        job = self._job
+        if job.mode != "auto" or job.data.kind == "text":
+            return 0
+        model = global_model(job, allow_user_code=self._configuration.allow_user_code)
+        limit = min(len(job.data.classes), SENSIBLE_GROUPS)
+        return most_groups(model, job.data.input_shape, limit, job.tasks.trunk)
+
+    def work(self) -> None:
+        training = self._training
+        if training is None or training.finished:
+            return
+        round_finished = training.step()
+        now = time.monotonic()
+        if now - self._progress_at >= PROGRESS_INTERVAL_S or round_finished:
+            done = training.trainer.num_samples
+            rate = (done - self._progress_samples) / max(now - self._progress_at, 1e-6)
+            self._say(c.Progress(training.round, training.trainer.num_steps, done, training.last_loss, rate))
+            self._progress_at, self._progress_samples = now, done
+        if round_finished:
+            self._say_snapshot(round_finished=True)
+        if training.finished:
+            give_back()
+
+    def snapshot(self) -> None:
+        self._say_snapshot(round_finished=False)
+
+    # --- plan ---
+
+    def _build(self, plan: Plan) -> Parts:
+        allow = self._configuration.allow_user_code
+        return Parts(self._job, plan, allow_user_code=allow, init=self._init, scores=self._scores or None)
+
+    def _follow(self, command: Follow) -> None:
+        plan = read_plan(command.plan)
+        self._parts = self._build(plan)
+        self._fitting = None
+        training = PartTraining(
+            self._job,
+            self._parts,
+            command.part,
+            self._data,
+            self._configuration.name,
+            self._configuration.device,
+            self._val,
+        )
+        if command.snapshot:
+            try:
+                tensors, metadata = read_snapshot(command.snapshot)
+                training.restore(tensors, metadata, own=command.own)
+            except RemoteError as error:
+                self._say(c.SnapshotRefused(str(error)))
+                return
+        self._training = training
+        self._progress_at, self._progress_samples = time.monotonic(), training.trainer.num_samples
+        rounds = self._job.training.rounds
+        self._say(c.Following(command.part, training.round, rounds))
+        if training.finished:  # resumed after its last round: say so, and what it holds
+            self._say_snapshot(round_finished=True)
+
+    def _retain(self, command: Retain) -> None:
+        if self._parts is not None:
+            self._parts.plan = read_plan(command.plan)
+
+    def _say_snapshot(self, *, round_finished: bool) -> None:
+        training = self._training
+        if training is None:
+            return
+        spool = self._configuration.spool
+        snapshot = write(*training.snapshot(), Path(spool) if spool else None)
+        self._say(
+            c.SnapshotTaken(
+                part=training.part,
+                round=training.round,
+                step=training.trainer.num_steps,
+                samples=training.trainer.num_samples,
+                loss=training.last_loss,
+                round_finished=round_finished,
+                training_finished=training.finished,
+                snapshot=snapshot,
+                accuracy=training.accuracy() if round_finished else -1.0,
+            )
+        )
+
+    # --- gossip ---
+
+    def _make_payload(self, command: MakePayload) -> None:
+        if self._training is None:
+            self._say(PayloadMade(command.exchange, (), b""))
+            return
+        masses, tensors = self._training.make_payload(command.shards, command.partner)
+        which = {
+            "exchange": str(command.exchange),
+            "to": command.partner,
+        }  # parameters may be those of the last payload
+        payload = save_tensors(tensors, which) if masses else b""
+        self._say(PayloadMade(command.exchange, tuple(masses.items()), payload))
+
+    def _merge(self, command: Merge) -> None:
+        error = ""
+        try:
+            if self._training is None:
+                raise RemoteError("gossip", "nothing is being trained here")
+            tensors, _ = read_snapshot(command.payload)
+            self._training.merge(dict(command.masses), tensors, command.sender, reply=command.reply)
+        except RemoteError as problem:
+            error = str(problem)
+        self._say(Merged(command.exchange, command.sender, error))
+
+    def _reclaim(self, command: Reclaim) -> None:
+        if self._training is not None:
+            self._training.reclaim(dict(command.masses))
+
+    # --- calibration ---
+
+    def _extract_features(self, command: ExtractFeatures) -> None:
+        if command.plan:  # a peer that stands by has built no parts so far
+            plan = read_plan(command.plan)
+            if self._parts is None or self._parts.plan.partition != plan.partition:
+                self._parts = self._build(plan)
+            self._parts.plan = plan
+        if self._parts is None:
+            raise LocalError("features before a plan")
+        if self._fitting is None or self._fitting.session != command.session:
+            device = self._configuration.device
+            self._fitting = HeadFitting(self._job, self._parts, command.session, self._data, self._val, device)
+        try:
+            tensors, _ = read_snapshot(command.snapshot)
+            state = model_state(tensors)
+            self._fitting.add_copy(command.part, command.trainer, state, command.weight, last=command.last_copy)
+        except (RemoteError, UserError) as error:  # a copy that does not fit, or a model without a head to fit
+            self._fitting = None
+            self._say(c.SnapshotRefused(str(error)))
+            return
+        if command.last:
+            self._say(FeaturesExtracted(command.session, self._fitting.num_samples))
+
+    def _contribute(self, command: Contribute) -> None:
+        if self._fitting is None or self._fitting.session != command.session:
+            return
+        try:
+            samples, sums = self._fitting.contribute(command.step, self._fitting_tensors(command.state))
+        except RemoteError as error:
+            self._say(c.SnapshotRefused(str(error)))
+            return
+        self._say(Contributed(command.session, command.step, samples, save_tensors(sums)))
+
+    def _combine(self, command: Combine) -> None:
+        if self._fitting is None or self._fitting.session != command.session:
+            return
+        contributions = []
+        for samples, data in command.contributions:
+            try:
+                contributions.append((samples, self._fitting_tensors(data)))
+            except RemoteError as error:
+                self._say(c.SnapshotRefused(str(error)))
+        try:
+            state = self._fitting.combine_sound(command.step, self._fitting_tensors(command.state), contributions)
+        except RemoteError as error:
+            self._say(c.SnapshotRefused(str(error)))
+            return
+        self._say(Combined(command.session, command.step + 1, save_tensors(state)))
+
+    @staticmethod
+    def _fitting_tensors(data: bytes) -> dict[str, Tensor]:
+        return read_snapshot(data)[0] if data else {}
