@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from p2ptrain.config import Job
 from p2ptrain.core.downloads import Downloads
-from p2ptrain.core.effects import Effects, Handler, KeepSnapshot
+from p2ptrain.core.effects import Effects, Handler, KeepSnapshot, MessageHandler
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.harvest import Harvest, Harvester
 from p2ptrain.core.peer_config import Resume
@@ -25,7 +25,6 @@ from p2ptrain.wire.messages import Holding, Message, Record
 
 ENDED = ("trained", "calibrating", "done")
 """Phases of a peer that trains no more."""
-MessageHandler = Callable[[PeerId, Any, float], Effects]
 
 
 @dataclass(frozen=True, slots=True)

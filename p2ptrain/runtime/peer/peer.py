@@ -22,13 +22,14 @@ from p2ptrain.core.effects import (
     Handler,
     JobReceived,
     KeepSnapshot,
+    MessageHandler,
     Reconsider,
     Refused,
     StartTrainer,
     Unusable,
 )
 from p2ptrain.core.group_view import GroupView
-from p2ptrain.core.mode import Given, MessageHandler, Role
+from p2ptrain.core.mode import Given, Role
 from p2ptrain.core.peer_config import PeerConfig, Resume
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import JobError, RemoteError
