@@ -13,7 +13,9 @@ from p2ptrain.modes.pipeline.commands import Looked, StageUsed
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.slowdown import SlowdownReport
 from p2ptrain.modes.pipeline.traffic import StageTraffic
+from p2ptrain.protocol.group.link_probe import LinkMeasured
 from p2ptrain.protocol.machine import Note
+from p2ptrain.wire.messages import LinkFigure
 
 
 class StageReports:
@@ -44,6 +46,13 @@ class StageReports:
     def looked(self, event: Looked, now: float) -> Effects:
         """A trainer that stands by has timed some blocks."""
         return self._seen("look", (), event.slowdown, now)
+
+    def link(self, effect: LinkMeasured, known: tuple[LinkFigure, ...], now: float) -> Effects:
+        """A link was measured, one of those ``known``; of others that this peer does not measure, others tell."""
+        figure = effect.figure
+        rate = (("mbit_s", round(figure.bytes_per_s * 8e-6, 1)), ("latency_ms", round(figure.latency_s * 1e3, 2)))
+        note = Note("link", (("peer", figure.peer), ("name", self._group.name_of(figure.peer)), *rate))
+        return [note, *self._group.say(now, links=known)]
 
     def _seen(self, kind: str, figures: tuple[tuple[str, float], ...], slowdown: float, now: float) -> Effects:
         note = Note(kind, (*figures, ("slowdown", round(slowdown, 3))))

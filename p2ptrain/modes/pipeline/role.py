@@ -116,7 +116,7 @@ class PipelineRole:
         self.handlers: Mapping[type, Handler] = {
             **self.replicas.handlers,
             Delivered: self._traffic.delivered,
-            LinkMeasured: self._link_measured,
+            LinkMeasured: lambda e, now: self._reports.link(e, self._meter.figures(), now),
             PaceKnown: lambda _, now: [Reconsider()],
             ProfileLearnt: lambda _, now: [Reconsider()],
         }
@@ -146,7 +146,7 @@ class PipelineRole:
 
     @property
     def data_epoch(self) -> int:
-        """The epoch in which stage messages travel: that of the plan whose stage is trained."""
+        """Of the plan whose stage is trained."""
         return self._traffic.epoch
 
     @property
@@ -300,8 +300,7 @@ class PipelineRole:
         effects = self._missing.given(lambda blob: blob in kept or self.replicas.is_fetching(blob))
         self.progress.own = body_of(plan).from_step
         fields = (("part", event.part), ("round", event.round), ("rounds", event.rounds), ("epoch", plan.epoch))
-        note = Note("training", fields)
-        effects += [note, *self._traffic.begin(plan, self.plan_hash, now)]
+        effects += [Note("training", fields), *self._traffic.begin(plan, self.plan_hash, now)]
         return effects + list(group.say(now, phase="training", round=event.round, step=self.progress.own))
 
     def _halted(self, event: Halted, now: float) -> Effects:
@@ -354,15 +353,6 @@ class PipelineRole:
             num_bytes=num_bytes,
             span=event.span,
         )
-
-    # --- links ---
-
-    def _link_measured(self, effect: LinkMeasured, now: float) -> Effects:
-        """What is known of links that this peer does not measure, others tell."""
-        group, figure = self._group, effect.figure
-        rate = (("mbit_s", round(figure.bytes_per_s * 8e-6, 1)), ("latency_ms", round(figure.latency_s * 1e3, 2)))
-        note = Note("link", (("peer", figure.peer), ("name", group.name_of(figure.peer)), *rate))
-        return [note, *group.say(now, links=self._meter.figures())]
 
     # --- blobs ---
 
