@@ -268,12 +268,13 @@ def verdict(**changes: Any) -> Verdict:
     return dataclasses.replace(base, **changes)
 
 
-def test_the_best_candidate_is_taken_and_of_equals_the_first() -> None:
+def test_the_first_candidate_is_taken_unless_another_is_clearly_better() -> None:
+    """Of 300 samples a standard error is 11 to 12."""
     assert verdict().chosen == candidates.FITTED and verdict().accuracy() == pytest.approx(190 / 300)
-    better = verdict().correct | {candidates.alone(1): (100, 100, 0, 0)}
+    better = verdict().correct | {candidates.alone(1): (100, 100, 5, 0), candidates.alone(2): (100, 100, 3, 0)}
     assert verdict(correct=better).chosen == candidates.alone(1)
-    equal = verdict().correct | {candidates.alone(1): (95, 95, 0, 0)}
-    assert verdict(correct=equal).chosen == candidates.FITTED
+    by_chance = verdict().correct | {candidates.alone(1): (100, 100, 0, 0)}
+    assert verdict(correct=by_chance).chosen == candidates.FITTED
 
 
 def test_where_the_group_made_it_worse_is_said_with_the_classes() -> None:
