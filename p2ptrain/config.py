@@ -107,8 +107,8 @@ class TasksConfig:
     calibrate: Calibrate = "auto"
     calibration_steps: int = 300
     passes: float = 1.0
-    """Passes of a sub-model over the samples, in place of one of the whole model: at most 1 / width^2, about as
-    much work; and one where peers share no class, as a sub-model then has only a few to tell apart."""
+    """Passes of a sub-model over the samples, in place of one of the whole model: at most those that are as much work.
+    0 = that many, but a round ends early when the own validation samples say more bring nothing (``round_end``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +294,7 @@ def check_job(job: Job, where: str = "job") -> None:
         ("tasks.trunk", k.trunk, 0, 1000),
         ("tasks.own_fraction", k.own_fraction, 0, 1),
         ("tasks.calibration_steps", k.calibration_steps, 1, 100_000),
-        ("tasks.passes", k.passes, 1, 1000),
+        ("tasks.passes", k.passes, 0, 1000),
         ("slices.micro_batches", z.micro_batches, 1, 4096),
         ("slices.replan_gain", z.replan_gain, 0.01, 10),
         ("slices.snapshot_steps", z.snapshot_steps, 0, 1_000_000),
@@ -348,6 +348,8 @@ def _check_tasks(job: Job, where: str) -> None:
         )
     if d.kind == "text" and k.calibrate == "always":
         raise JobError(f'{where}: tasks.calibrate: it re-fits classifiers of pictures or audio, not text; use "auto"')
+    if 0 < k.passes < 1:
+        raise JobError(f"{where}: tasks.passes: {k.passes:g} is less than one pass; 0 = as many as bring something")
     if k.num_groups > len(d.classes):
         raise JobError(f"{where}: tasks.num_groups: {k.num_groups} groups for {len(d.classes)} classes")
     if k.combine == "sum" and k.targets in ("rest", "own"):

@@ -281,6 +281,7 @@ def test_the_order_of_keys_does_not_matter() -> None:
         ("data.kind", "text", 'mode: "tasks" divides .* the data are text; use "replicas" or "slices"'),
         ("slices.strategy", "greedy", "slices.strategy: 'greedy' is not one of planned, equal, data-parallel"),
         ("slices.gradients", "topk", "slices.gradients: 'topk' is not one of none, fp16, int8"),
+        ("tasks", {"passes": 0.5}, "tasks.passes: 0.5 is less than one pass"),
         ("tasks", {"combine": "sum", "targets": "own"}, 'tasks.combine: "sum" needs tasks.targets = "all"'),
     ],
 )
@@ -305,6 +306,7 @@ def test_the_error_names_the_key(key: str, value: object, says: str) -> None:
         ("tasks.trunk", 0, 1000),
         ("tasks.own_fraction", 0, 1),
         ("tasks.calibration_steps", 1, 100_000),
+        ("tasks.passes", 0, 1000),
         ("slices.micro_batches", 1, 4096),
         ("slices.replan_gain", 0.01, 10),
         ("slices.snapshot_steps", 0, 1_000_000),
