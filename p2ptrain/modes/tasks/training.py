@@ -22,6 +22,7 @@ from p2ptrain.learning.compression import Compressor, decompress
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.evaluation import evaluate, own_class_accuracy
 from p2ptrain.learning.training import LocalTrainer
+from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.parts import Parts
 
 Masses = dict[str, float]
@@ -61,7 +62,7 @@ class PartTraining:
         self._val_outputs = () if targets == "all" else own
         passes = config.epochs_per_round
         if parts.decoupling is not None and targets == "all":  # work falls with the square of the share of the width
-            passes *= max(1.0, min(job.tasks.passes, 1.0 / self._spec.share**2))
+            passes *= max(1.0, min(tasks_of(job).passes, 1.0 / self._spec.share**2))
         self._steps_per_round = math.ceil(self._data.num_batches(config.batch_size) * passes)
         submodel = parts.submodel(part)
         self.trainer = LocalTrainer(
@@ -126,7 +127,7 @@ class PartTraining:
 
     def _round_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         rng = np.random.default_rng([self._job.seed, self._seed, self.round])
-        own_fraction = self._job.tasks.own_fraction if self._targets != "own" else 0.0
+        own_fraction = tasks_of(self._job).own_fraction if self._targets != "own" else 0.0
         while True:  # a round may be several passes
             yield from self._data.batches(
                 rng,

@@ -14,7 +14,7 @@ import pytest
 
 from p2ptrain.cli.main import COMMANDS, cli, main
 from p2ptrain.cli.options import Duration, Names
-from p2ptrain.config import load_job
+from p2ptrain.modes.jobs import load_job
 from p2ptrain.net.keys import load_group, new_group
 
 GROUP = ["--code", "--open", "--state"]
