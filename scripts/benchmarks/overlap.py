@@ -31,7 +31,7 @@ from torch import nn
 from benchmarks.common import REPOSITORY, SEED, Column, Sample, Settings
 from benchmarks.rows import Remark, Row, Section
 from p2ptrain.cli.job import AUTO_PASSES
-from p2ptrain.config import Job, ModelConfig, TasksConfig, TrainingConfig
+from p2ptrain.config import Job, ModelConfig, TrainingConfig
 from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.errors import UserError
 from p2ptrain.experiment.measure import accuracy
@@ -43,6 +43,7 @@ from p2ptrain.learning.models import global_model
 from p2ptrain.learning.submodels.decoupling import most_groups
 from p2ptrain.learning.training import LocalTrainer
 from p2ptrain.modes.tasks.assignment import SENSIBLE_GROUPS, first_plan
+from p2ptrain.modes.tasks.config import TasksConfig, tasks_of
 from p2ptrain.modes.tasks.head_fitting import HeadFitting
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.training import PartTraining
@@ -142,8 +143,8 @@ def compare(workload: Workload, num_peers: int, overlap: str, seed: int) -> dict
     alone = [judged(whole(job, data), test) for data in train]
     everything = Dataset(np.concatenate([d.x for d in train]), np.concatenate([d.y for d in train]), contract)
     replicas, _ = group(job, train, val)
-    auto_job = dataclasses.replace(job, mode="auto", tasks=TasksConfig(passes=AUTO_PASSES))
-    tasks_job = dataclasses.replace(job, mode="tasks", tasks=TasksConfig(passes=NO_LIMIT))
+    auto_job = dataclasses.replace(job, mode="auto", tables=(TasksConfig(passes=AUTO_PASSES),))
+    tasks_job = dataclasses.replace(job, mode="tasks", tables=(TasksConfig(passes=NO_LIMIT),))
     auto, work = group(auto_job, train, val)
     same = is_same(auto_job, tasks_job, train)
     as_tasks, _ = (auto, work) if same else group(tasks_job, train, val)
@@ -236,7 +237,7 @@ def group(job: Job, train: Sequence[Dataset], val: Sequence[Dataset]) -> tuple[n
                     training.trainer.model.load_state_dict(mean)
     means = {index: dict(same[0].trainer.model.state_dict()) for index, same in copies.items() if same}
     state = parts.assemble({index: [(1.0, own)] for index, own in means.items()})
-    steps = (1 + job.tasks.calibration_steps if plan.body.calibrate else 0) + 1
+    steps = (1 + tasks_of(job).calibration_steps if plan.body.calibrate else 0) + 1
     fits = [
         HeadFitting(job, Parts(job, plan, allow_user_code=True), "all", data, own)
         for data, own in zip(train, val, strict=True)

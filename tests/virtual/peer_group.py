@@ -19,7 +19,7 @@ from typing import Any
 from fake_trainer import FakeTrainer, Traits
 from stage_trainer import StageTrainer, StageTraits
 
-from p2ptrain.config import DataConfig, GroupConfig, Job, ModelConfig, SlicesConfig, TasksConfig, TrainingConfig
+from p2ptrain.config import DataConfig, GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.core import commands as c
 from p2ptrain.core.effects import (
     AbandonBlob,
@@ -43,6 +43,8 @@ from p2ptrain.core.peer_config import PeerConfig, Resume
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id, peer_id
+from p2ptrain.modes.pipeline.config import PipelineConfig
+from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.net.simulated import Conditions, SimulatedNetwork
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
@@ -76,19 +78,21 @@ def address(number: int) -> str:
 
 
 def job(mode: str = "tasks", *, rounds: int = 6, name: str = "job", **changes: Any) -> Job:
-    """A small job; ``changes`` to ``tasks``, ``group`` and, of what those don't have, ``slices`` by field name."""
+    """A small job; ``changes`` to ``tasks``, ``group`` and, of what those don't have, ``pipeline`` by field name."""
     tasks = {k: v for k, v in changes.items() if k in {f.name for f in dataclasses.fields(TasksConfig)}}
     group = {k: v for k, v in changes.items() if k in {f.name for f in dataclasses.fields(GroupConfig)}}
-    slices = {k: v for k, v in changes.items() if k not in tasks and k not in group}
+    pipeline = {k: v for k, v in changes.items() if k not in tasks and k not in group}
     return Job(
         name=name,
-        mode=mode,  # type: ignore[arg-type]
+        mode=mode,
         model=ModelConfig("lenet"),
-        data=DataConfig(CLASSES, (1, 8, 8), mean=(0.0,), std=(1.0,), val=0.0 if mode == "slices" else 0.1),
+        data=DataConfig(CLASSES, (1, 8, 8), mean=(0.0,), std=(1.0,), val=0.0 if mode == "pipeline" else 0.1),
         training=TrainingConfig(rounds=rounds),
-        tasks=TasksConfig(**({"calibrate": "never", "calibration_steps": 5} | tasks)),
+        tables=(
+            TasksConfig(**({"calibrate": "never", "calibration_steps": 5} | tasks)),
+            PipelineConfig(**pipeline),
+        ),
         group=GroupConfig(**({"settle_s": 1.0} | group)),
-        slices=SlicesConfig(**slices),
     )
 
 
@@ -472,7 +476,7 @@ class Room:
     def __init__(
         self, seed: int, conditions: Conditions = LAN, *, sliced: bool = False, bytes_per_s: float = math.inf
     ) -> None:
-        """``sliced``: for jobs of mode "slices", and the trainers of such. ``bytes_per_s``: of each link, one way."""
+        """``sliced``: for jobs of mode "pipeline", and the trainers of such. ``bytes_per_s``: of each link, one way."""
         print(f"P2PTRAIN_SEED={seed}")
         self.seed = seed
         self.sliced = sliced

@@ -43,6 +43,7 @@ from p2ptrain.modes.pipeline.commands import (
     StopAt,
     Taken,
 )
+from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.handed_over import HandedOver
 from p2ptrain.modes.pipeline.missing_blocks import MissingBlocks
 from p2ptrain.modes.pipeline.pace import PaceKnown
@@ -267,7 +268,7 @@ class PipelineRole:
     def _send(self, event: SendParcel, now: float) -> Effects:
         if event.epoch != self._traffic.epoch:
             return []
-        is_ahead = event.work == "forward" and self._job.slices.schedule == "async"
+        is_ahead = event.work == "forward" and pipeline_of(self._job).schedule == "async"
         self._seen_step(event.step - is_ahead, now)  # its batch may be begun before the one before is done
         return self._traffic.send(event, now)
 

@@ -15,6 +15,11 @@ from p2ptrain.modes.pipeline.states import Gathering, Lost, State
 REPORT_TITLES = ("from block", "blocks")
 
 
+def job_lines(job: Job) -> list[str]:
+    """What ``job check`` tells beside what all jobs have: nothing."""
+    return []
+
+
 def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     """What the plan gives this peer."""
     part, body = plan.part_of(own), body_of(plan)

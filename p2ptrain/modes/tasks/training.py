@@ -23,6 +23,7 @@ from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.evaluation import evaluate, own_class_accuracy
 from p2ptrain.learning.round_end import RoundEnd, equal_work
 from p2ptrain.learning.training import LocalTrainer
+from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.parts import Parts
 
 Masses = dict[str, float]
@@ -61,15 +62,15 @@ class PartTraining:
         self._val_classes = sorted(set(present) & set(own)) if targets == "rest" else present
         self._val_outputs = () if targets == "all" else own
         submodel = parts.submodel(part)
-        most = 1.0
-        if parts.decoupling is not None and job.tasks.passes != 1:
+        most, asked = 1.0, tasks_of(job).passes
+        if parts.decoupling is not None and asked != 1:
             most = max(1.0, equal_work(parts.model, submodel, job.data.input_shape))
-        passes = min(job.tasks.passes or most, most)
+        passes = min(asked or most, most)
         self._steps_per_pass = self._data.num_batches(config.batch_size)
         self._fewest_steps = math.ceil(self._steps_per_pass * config.epochs_per_round)
         self._steps_per_round = math.ceil(self._steps_per_pass * config.epochs_per_round * passes)
         # What a part of a few classes is for, the others' samples, is not among the own validation samples.
-        self._looks = job.tasks.passes == 0 and targets != "own" and val is not None and len(val) > 0
+        self._looks = asked == 0 and targets != "own" and val is not None and len(val) > 0
         self.trainer = LocalTrainer(
             submodel,
             config,
@@ -151,7 +152,7 @@ class PartTraining:
 
     def _round_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         rng = np.random.default_rng([self._job.seed, self._seed, self.round])
-        own_fraction = self._job.tasks.own_fraction if self._targets != "own" else 0.0
+        own_fraction = tasks_of(self._job).own_fraction if self._targets != "own" else 0.0
         while True:  # a round may be several passes
             yield from self._data.batches(
                 rng,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 
-from p2ptrain.config import Job, job_from_json
+from p2ptrain.config import Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import (
@@ -34,6 +34,7 @@ from p2ptrain.core.peer_config import PeerConfig, Resume, first_record
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import JobError, RemoteError
 from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.agreement import Agreement, AgreementConfig, Answer, PlanAdopted, VoteFor

@@ -14,7 +14,8 @@ import pytest
 
 from p2ptrain.cli.main import COMMANDS, cli, main
 from p2ptrain.cli.options import Duration, Names
-from p2ptrain.config import load_job
+from p2ptrain.modes.jobs import load_job
+from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.net.keys import load_group, new_group
 
 GROUP = ["--code", "--open", "--state"]
@@ -220,7 +221,7 @@ def test_a_job_says_how_many_passes_a_sub_model_makes(tmp_path: Path, capsys: py
         (["--mode", "tasks"], 1.0, "1"),
     ]:
         assert run(["job", "new", "--data", spec, *options, "-o", "j.toml", "--force"], capsys)[0] == 0
-        assert load_job(tmp_path / "j.toml").tasks.passes == passes
+        assert tasks_of(load_job(tmp_path / "j.toml")).passes == passes
         status, out, _ = run(["job", "check", "j.toml"], capsys)
         assert status == 0 and f"passes    of a class sub-model for one of the whole model: {told}\n" in out
     status, _, err = run(["job", "new", "--data", spec, "--passes", "0.5", "-o", "j.toml", "--force"], capsys)

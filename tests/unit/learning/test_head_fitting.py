@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from p2ptrain.config import DataConfig, Job, ModelConfig, TasksConfig
+from p2ptrain.config import DataConfig, Job, ModelConfig
 from p2ptrain.core.plan import PeerSnapshot, Plan
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
@@ -20,6 +20,7 @@ from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.evaluation import evaluate
 from p2ptrain.learning.head_fit import plain_head
 from p2ptrain.modes.tasks.assignment import first_plan
+from p2ptrain.modes.tasks.config import TasksConfig, tasks_of
 from p2ptrain.modes.tasks.head_fitting import HeadFitting
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.verdict import Verdict, read_verdict
@@ -34,7 +35,7 @@ NAMES = tuple(f"peer{number:012d}" for number in range(3))
 
 
 def job(mode: str = "tasks", **tasks: Any) -> Job:
-    return Job(mode=mode, data=DATA, model=ModelConfig("lenet"), tasks=TasksConfig(calibration_steps=20, **tasks))  # type: ignore[arg-type]
+    return Job(mode=mode, data=DATA, model=ModelConfig("lenet"), tables=(TasksConfig(calibration_steps=20, **tasks),))  # type: ignore[arg-type]
 
 
 def plan_of(work: Job, have: Sequence[Sequence[int]] = HAVE) -> Plan:
@@ -87,7 +88,7 @@ class Group:
 
     def run(self) -> dict[str, Tensor]:
         """The last state."""
-        steps = (1 + self.job.tasks.calibration_steps if self.plan.body.calibrate else 0) + 1
+        steps = (1 + tasks_of(self.job).calibration_steps if self.plan.body.calibrate else 0) + 1
         state: dict[str, Tensor] = {}
         for step in range(steps):
             state = self.peers[0].combine(step, state, [peer.contribute(step, state) for peer in self.peers])

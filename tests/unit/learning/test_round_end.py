@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from p2ptrain.config import DataConfig, Job, ModelConfig, TasksConfig, TrainingConfig
+from p2ptrain.config import DataConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.blocks.flops import training_flops
@@ -19,6 +19,7 @@ from p2ptrain.learning.round_end import RoundEnd, equal_work
 from p2ptrain.learning.training import schedule
 from p2ptrain.modes.tasks import training as part_training
 from p2ptrain.modes.tasks.assignment import first_plan
+from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.training import PartTraining
 
@@ -31,7 +32,7 @@ BATCHES = 5
 
 def job(passes: float, epochs: float = 1.0, **training: Any) -> Job:
     config = TrainingConfig(rounds=3, epochs_per_round=epochs, batch_size=8, **training)
-    return Job(data=DATA, model=ModelConfig("lenet"), training=config, tasks=TasksConfig(passes=passes))
+    return Job(data=DATA, model=ModelConfig("lenet"), training=config, tables=(TasksConfig(passes=passes),))
 
 
 def samples(seed: int, num: int = 8 * BATCHES, *, by_chance: bool = False) -> Dataset:

@@ -27,8 +27,8 @@ from lab.calibration import OffSpeedError  # noqa: E402
 from p2ptrain.errors import P2PTrainError  # noqa: E402
 
 NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks-cifar"}
-NAMES |= {"pipeline", "pipeline-mobilenet", "pipeline-wired", "pipeline_text", "pipeline_memory"}
-NAMES |= {"replan", "planner", "slices_accuracy", "overlap-own", "overlap-resnet20", "overlap-vgg11", "overlap-digits"}
+NAMES |= {"pipeline", "pipeline-mobilenet", "pipeline-wired", "pipeline_text", "pipeline_memory", "pipeline_accuracy"}
+NAMES |= {"replan", "planner", "overlap-own", "overlap-resnet20", "overlap-vgg11", "overlap-digits"}
 
 
 def bench(*arguments: str) -> str:
@@ -203,9 +203,9 @@ def test_gossip_writes_sound_results(tmp_path: Path) -> None:
     assert {"accuracy", "gossip_mb", "sent_mb", "distance", "distance_03"} <= replicas.keys()
 
 
-def test_slices_accuracy_writes_sound_results(tmp_path: Path) -> None:
-    bench("slices_accuracy", "--tiny", "--repeat", "1", "--out", str(tmp_path))
-    result = check_result(tmp_path / "slices_accuracy.json")
+def test_pipeline_accuracy_writes_sound_results(tmp_path: Path) -> None:
+    bench("pipeline_accuracy", "--tiny", "--repeat", "1", "--out", str(tmp_path))
+    result = check_result(tmp_path / "pipeline_accuracy.json")
     figures = {case["case"]: {n: f["median"] for n, f in case["figures"].items()} for case in result["cases"]}
     single = figures["single"]
     assert len(result["notes"]) == 1 and "are chance" in result["notes"][0]
