@@ -7,13 +7,14 @@ somebody else here has stopped waiting.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import Effects, Handler, KeepCustody, KeepSnapshot
 from p2ptrain.core.group_view import GroupView
-from p2ptrain.ids import BlobId
+from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.replication import CancelSnapshot, Custody, DiscardSnapshot, FetchSnapshot
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import CustodyAck, CustodyOffer, Holding, Message
 
 NUM_OWN_SNAPSHOTS = 4
 """At most. Two do, unless snapshots are of use only together with others' of the same step."""
@@ -48,6 +49,10 @@ class Replicas:
             FetchSnapshot: self._fetch,
             DiscardSnapshot: lambda e, now: [KeepCustody(e.holding, keep=False), *self._group.say_holdings(now)],
             CancelSnapshot: self._cancel,
+        }
+        self.messages: Mapping[type[Message], Callable[[PeerId, Any, float], Effects]] = {
+            CustodyOffer: lambda sender, offer, now: list(custody.received(sender, offer, now)),
+            CustodyAck: lambda sender, ack, now: list(custody.received(sender, ack, now)),
         }
 
     @property

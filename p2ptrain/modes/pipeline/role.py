@@ -163,8 +163,7 @@ class PipelineRole:
             m.LinkEcho: lambda s, msg, now: list(self._meter.received(s, msg, now)),
             m.ProfileRequest: lambda s, msg, now: list(self._profiles.received(s, msg, now)),
             m.ProfileReply: lambda s, msg, now: list(self._profiles.received(s, msg, now)),
-            m.CustodyOffer: lambda s, msg, now: list(custody.received(s, msg, now)),
-            m.CustodyAck: lambda s, msg, now: list(custody.received(s, msg, now)),
+            **self.replicas.messages,
         }
 
     # --- what is known ---

@@ -90,8 +90,7 @@ class TasksRole:
         )
         self.messages: Mapping[type[m.Message], MessageHandler] = {
             m.GossipPush: self._exchanges.pushed,
-            m.CustodyOffer: lambda s, msg, now: list(custody.received(s, msg, now)),
-            m.CustodyAck: lambda s, msg, now: list(custody.received(s, msg, now)),
+            **self.replicas.messages,
             **self.ending.messages,
         }
 
