@@ -59,6 +59,9 @@ class Traits:
     bad_user: bool = False
     """It dies at once, and the person at the device can mend it."""
 
+    def trainer(self, name: str, at: At, say: Callable[[object], None]) -> FakeTrainer:
+        return FakeTrainer(name, self, at, say)
+
 
 class FakeTrainer:
     """Commands in by ``handle``, events out through ``say``; ``at`` is its clock."""

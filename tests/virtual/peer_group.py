@@ -14,10 +14,9 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from fake_trainer import FakeTrainer, Traits
-from stage_trainer import StageTrainer, StageTraits
+from fake_trainer import Traits
 
 from p2ptrain.config import DataConfig, GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.core import commands as c
@@ -60,6 +59,8 @@ DISK_S = 0.002
 THOUGHT_S = 0.1
 CODE = b"c" * 32
 CLASSES = tuple("abcdef")
+At = Callable[[float, Callable[[], None]], None]
+"""Do something after so many seconds."""
 LAN = Conditions(delay_s=0.001, jitter_s=0.003)
 
 
@@ -94,6 +95,21 @@ def job(mode: str = "tasks", *, rounds: int = 6, name: str = "job", **changes: A
         ),
         group=GroupConfig(**({"settle_s": 1.0} | group)),
     )
+
+
+class TrainerDouble(Protocol):
+    """What stands in for a trainer process: commands in, events out through what it was made with."""
+
+    def handle(self, command: object) -> None: ...
+    def kill(self) -> None: ...
+
+
+class TrainerTraits(Protocol):
+    """What a test makes of one trainer."""
+
+    def trainer(self, name: str, at: At, say: Callable[[object], None]) -> TrainerDouble:
+        """A new one. ``at`` is its clock."""
+        ...
 
 
 class MemoryDisk:
@@ -176,13 +192,13 @@ class Device:
 
     room: Room
     number: int
-    traits: Traits | StageTraits
+    traits: TrainerTraits
     job: Job | None = None
     flops_per_s: float = 1e9
     allow: str = ""
     disk: MemoryDisk = field(default_factory=MemoryDisk)
     peer: Peer | None = None
-    trainer: FakeTrainer | StageTrainer | None = None
+    trainer: TrainerDouble | None = None
     notes: list[tuple[float, Note]] = field(default_factory=list)
     banned: dict[bytes, float] = field(default_factory=dict)
     save_s: float | None = 0.0
@@ -338,13 +354,8 @@ class Device:
             self.trainer.kill()
         name = f"device {self.number}"
         at: Any = lambda wait, action: self.room.network.at(self.room.network.now + wait, action)  # noqa: E731
-        trainer: FakeTrainer | StageTrainer
-        if isinstance(self.traits, StageTraits):
-            trainer = StageTrainer(name, self.traits, at, lambda event: self._said(trainer, event))
-        else:
-            trainer = FakeTrainer(name, self.traits, at, lambda event: self._said(trainer, event))
-        self.trainer = trainer
         assert self.disk.job is not None
+        trainer = self.trainer = self.traits.trainer(name, at, lambda event: self._said(trainer, event))
         trainer.handle(c.Configure(job=self.disk.job.to_json(), data="none", name=name))
 
     def _to_trainer(self, effect: ToTrainer) -> None:
@@ -364,7 +375,7 @@ class Device:
 
         self._on_disk(lambda: self.disk.get(blob), send)
 
-    def _said(self, trainer: FakeTrainer | StageTrainer, event: Any) -> None:
+    def _said(self, trainer: TrainerDouble, event: Any) -> None:
         if trainer is not self.trainer or self.peer is None:
             return
         field = getattr(type(event), "STORED", "")
@@ -474,12 +485,17 @@ class Room:
     """Devices, and the network between them."""
 
     def __init__(
-        self, seed: int, conditions: Conditions = LAN, *, sliced: bool = False, bytes_per_s: float = math.inf
+        self,
+        seed: int,
+        conditions: Conditions = LAN,
+        *,
+        traits: Callable[..., TrainerTraits] = Traits,
+        bytes_per_s: float = math.inf,
     ) -> None:
-        """``sliced``: for jobs of mode "pipeline", and the trainers of such. ``bytes_per_s``: of each link, one way."""
+        """``traits``: a dataclass, of the trainers of the job's mode. ``bytes_per_s``: of each link, one way."""
         print(f"P2PTRAIN_SEED={seed}")
         self.seed = seed
-        self.sliced = sliced
+        self.traits = traits
         self.conditions = conditions
         self.bytes_per_s = bytes_per_s
         self.code = CODE
@@ -497,9 +513,8 @@ class Room:
 
     def add(self, number: int, counts: Sequence[int] = (10,) * 6, job: Job | None = None, **changes: Any) -> Device:
         """A device that is on, and has been told the address of the first one."""
-        kind = StageTraits if self.sliced else Traits
-        names = {f.name for f in dataclasses.fields(kind)}
-        traits = kind(tuple(counts), **{k: v for k, v in changes.items() if k in names})
+        names = {f.name for f in dataclasses.fields(self.traits)}  # type: ignore[arg-type]
+        traits = self.traits(tuple(counts), **{k: v for k, v in changes.items() if k in names})
         device = Device(self, number, traits, job, **{k: v for k, v in changes.items() if k not in names})
         self.devices[number] = device
         self._place(device)

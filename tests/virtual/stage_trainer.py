@@ -68,6 +68,9 @@ class StageTraits:
     user_error_at: int = -1
     """At this step the trainer fails, for a reason that the person at the device can mend."""
 
+    def trainer(self, name: str, at: At, say: Callable[[object], None]) -> StageTrainer:
+        return StageTrainer(name, self, at, say)
+
 
 @dataclasses.dataclass
 class Books:

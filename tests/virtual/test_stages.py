@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from peer_group import LAN, Device, Room, job, seeds
-from stage_trainer import MODEL, NUM_BLOCKS, StageTrainer, check, ledger, read_piece
+from stage_trainer import MODEL, NUM_BLOCKS, StageTrainer, StageTraits, check, ledger, read_piece
 
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
@@ -46,7 +46,7 @@ def group(
     **traits: object,
 ) -> Room:
     """``count`` devices that were all given the job; the first ``owners`` of them have samples."""
-    room = Room(seed, conditions, sliced=True, bytes_per_s=RATE)
+    room = Room(seed, conditions, traits=StageTraits, bytes_per_s=RATE)
     work = job(
         "pipeline",
         rounds=rounds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan, snapshot
@@ -24,6 +25,7 @@ class PipelineRules:
 
     own_id: PeerId
     job: Job
+    wanted: ClassVar[str] = "peers whose speed is known"
     model: Callable[[], ModelProfile | None] = lambda: None
     """The blocks of the job's model, as soon as the own trainer has counted them."""
     profile_of: Callable[[str], bytes | None] = lambda name: None
@@ -42,6 +44,9 @@ class PipelineRules:
 
     def verify(self, plan: Plan, parent: Plan | None) -> bool:
         return follows(self.job, self.model(), plan, parent)
+
+    def is_ready(self, record: Record) -> bool:
+        return bool(record.profile)
 
     def is_beginning(self, current: Plan | None, members: Sequence[Record]) -> bool:
         """Who is on the way to a plan has the blocks of one step only: another plan that begins later would not find

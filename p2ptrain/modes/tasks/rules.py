@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan, snapshot
@@ -20,12 +21,16 @@ class TasksRules:
 
     own_id: PeerId
     job: Job
+    wanted: ClassVar[str] = "peers with samples for this job"
 
     def parse(self, data: bytes) -> Plan:
         return read_plan(data)
 
     def verify(self, plan: Plan, parent: Plan | None) -> bool:
         return recomputes(self.job, plan, parent)
+
+    def is_ready(self, record: Record) -> bool:
+        return any(record.counts)
 
     def is_beginning(self, current: Plan | None, members: Sequence[Record]) -> bool:
         return False

@@ -77,6 +77,15 @@ class Question(Generic[P]):
 class Rules(Protocol[P]):
     """How plans are read, checked and made."""
 
+    @property
+    def wanted(self) -> str:
+        """Whom a plan can have, in words."""
+        ...
+
+    def is_ready(self, record: Record) -> bool:
+        """Whether a plan can have this peer, as far as its mode goes: it is here, and its trainer works."""
+        ...
+
     def parse(self, data: bytes) -> P:
         """Raises ``RemoteError``."""
         ...
@@ -199,9 +208,8 @@ class Agreement(Generic[P]):
             ref, asked = self._fetch.asking.ref, self._fetch.asking.asked
             return f"plan {ref.hash[:8]} of epoch {ref.epoch}, asked {asked[-1] if asked else 'nobody'} ({len(asked)})"
         if self.current is None and len(self._members) < self.config.min_peers:
-            what = "peers whose speed is known" if self.config.majority else "peers with samples for this job"
             unready = f"; not ready yet: {', '.join(self._unready)}" if self._unready else ""
-            return f"{what}: {len(self._members)} of {self.config.min_peers} are here{unready}"
+            return f"{self._rules.wanted}: {len(self._members)} of {self.config.min_peers} are here{unready}"
         if self._ballot.own is not None:
             return self._votes_missing(self._ballot.own)
         if self._asking is not None:
@@ -221,8 +229,8 @@ class Agreement(Generic[P]):
         ``left`` are the peers that said goodbye: they have no vote. Who is merely gone has one, and doesn't cast it.
         """
         records = sorted((record for record in records if record.job == self._job), key=_seniority)
-        self._members = tuple(record for record in records if is_ready(record))
-        self._unready = [r.peer for r in records if r.phase != "observing" and not is_ready(r)][:4]
+        self._members = tuple(record for record in records if self._is_ready(record))
+        self._unready = [r.peer for r in records if r.phase != "observing" and not self._is_ready(r)][:4]
         view = tuple(self._seen(record) for record in self._members)
         if view != self._view:
             self._view = view
@@ -282,6 +290,9 @@ class Agreement(Generic[P]):
             self._asking = self._question()
             effects.append(self._rules.question(self.current, self._members))
         return effects
+
+    def _is_ready(self, record: Record) -> bool:
+        return record.phase not in ("observing", "failed") and self._rules.is_ready(record)
 
     def _seen(self, record: Record) -> tuple[object, ...]:
         """What of a member bears on which plan is best, and restarts settling when it changes."""
@@ -419,8 +430,3 @@ Effect = Send | Note | PlanAdopted[P] | VoteFor[P] | Question[P]
 def _seniority(record: Record) -> tuple[float, PeerId]:
     """Who finds a plan soonest goes first."""
     return (-record.flops_per_s, record.peer)
-
-
-def is_ready(record: Record) -> bool:
-    """Whether a peer can be given a part: it has samples or measured a model's blocks, and its trainer works."""
-    return (any(record.counts) or bool(record.profile)) and record.phase not in ("observing", "failed")

@@ -15,6 +15,7 @@ from p2ptrain.config import DataConfig, Job
 from p2ptrain.core.plan import Plan, snapshot
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.rules import PipelineRules
 from p2ptrain.modes.tasks.assignment import first_plan, next_plan
 from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.protocol.consensus.agreement import Agreement, AgreementConfig, Effect, PlanAdopted, Question, VoteFor
@@ -141,11 +142,16 @@ def test_news_of_a_peers_speed_unsettle_a_view(change: dict[str, object]) -> Non
 
 
 def test_a_peer_without_samples_that_measured_the_blocks_can_be_given_some() -> None:
-    machine = agreement(0)
-    machine.view_changed([record(0), record(1, counts=())], 0.0)
+    """Whom a plan can have is the mode's to say."""
+    profile = "a" * 64
+    machine = Quick(name(0), JOB.id, PipelineRules(name(0), JOB), 0.0, CONFIG)
+    machine.view_changed([record(0, profile=profile), record(1, counts=())], 0.0)
     assert machine.next_deadline() == NEVER
-    machine.view_changed([record(0), record(1, counts=(), profile="a" * 64)], 0.0)
+    machine.view_changed([record(0, profile=profile), record(1, counts=(), profile=profile)], 0.0)
     assert machine.next_deadline() == 3.0
+    subs = agreement(0)
+    subs.view_changed([record(0), record(1, counts=(), profile=profile)], 0.0)
+    assert subs.next_deadline() == NEVER
 
 
 def test_the_rules_are_asked_again_when_they_know_more() -> None:
