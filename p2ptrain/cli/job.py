@@ -52,7 +52,7 @@ COMMENTS = {
     "tasks.targets": "what a sub-model learns: auto, all classes, its own and rest, or its own",
     "tasks.combine": "how sub-models make the global model: auto, own or sum",
     "tasks.own_fraction": "share of each batch from the own classes; 0 = as the data fall",
-    "tasks.passes": "of a sub-model over the samples, for one of the whole model; at most about as much work",
+    "tasks.passes": "of a sub-model, for one of the whole model; at most as much work; 0 = as many as bring something",
     "tasks.calibrate": "fit the last layer again at the end, together: auto, always or never",
     "pipeline.micro_batches": "a batch passes the pipeline in at most so many equal parts; the plan chooses how many",
     "pipeline.schedule": "sync: gradients as on one device; async: no flush, some gradients are a step late",
@@ -67,8 +67,8 @@ COMMENTS = {
     "group.topk_fraction": "for topk only",
     "group.custodians": "so many peers keep a copy of each part",
 }
-AUTO_PASSES = 4.0
-"""With two devices that is as much work as a pass of the whole model. Models that learn slowly gain most by it."""
+AUTO_PASSES = 0.0
+"""As many as equal work allows, fewer where validation samples say so: how many are best hangs on the model."""
 DEFAULT_MODELS = {"image": "lenet", "audio": "dscnn", "text": "gpt_mini"}
 FOR_TEXT = {"training__optimizer": "adamw", "training__learning_rate": 1e-3}
 """Defaults where the data are text."""
@@ -131,10 +131,11 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 @click.option(
     "--passes",
     "tasks__passes",
-    type=click.FloatRange(1),
+    type=click.FloatRange(0),
     metavar="N",
-    help="Passes of a class sub-model over the samples, for one that the whole model would make; at most about as much "
-    f"work. [default: {AUTO_PASSES:g} in mode auto, else 1]",
+    help="Passes of a class sub-model over the samples, for one that the whole model would make; at most as many as "
+    "are as much work. 0: that many, but a round ends early when the own validation samples say that more would bring "
+    f"nothing. [default: {AUTO_PASSES:g} in mode auto, else 1]",
 )
 @setting("--micro-batches", "pipeline.micro_batches", click.IntRange(1), "Parts of a batch in a pipeline, at most.")
 @setting("--schedule", "pipeline.schedule", click.Choice(["sync", "async"]), "Of a pipeline.")
@@ -304,6 +305,8 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
             f"class sub-models, up to {groups} different ones" if groups > 1 else "replicas: the model can't be divided"
         )
         click.echo(f"mode      auto: {taken}")
+    for line in mode_of(job).words.job_lines(job):
+        click.echo(line)
     shape = " x ".join(map(str, job.data.input_shape))
     click.echo(f"data      {job.data.kind} {shape}, {len(job.data.classes)} classes: {listed(job.data.classes)}")
     if "samples" in plain:

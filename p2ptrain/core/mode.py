@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from p2ptrain.config import Job, ModeTable
 from p2ptrain.core.downloads import Downloads
-from p2ptrain.core.effects import Effects, Handler, KeepSnapshot
+from p2ptrain.core.effects import Effects, Handler, KeepSnapshot, MessageHandler
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.harvest import Harvest, Harvester
 from p2ptrain.core.peer_config import Resume
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 ENDED = ("trained", "calibrating", "done")
 """Phases of a peer that trains no more."""
-MessageHandler = Callable[[PeerId, Any, float], Effects]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +186,10 @@ class Words(Protocol):
     @property
     def REPORT_TITLES(self) -> tuple[str, str]:
         """Of a harvest's report: what ``PartReport.part`` counts, and what its ``share`` is of."""
+        ...
+
+    def job_lines(self, job: Job) -> list[str]:
+        """What ``job check`` tells beside what all jobs have."""
         ...
 
     def plan_sentence(self, plan: Plan, job: Job, own: PeerId) -> str:

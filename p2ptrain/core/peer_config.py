@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from p2ptrain.core.plan import Plan
-from p2ptrain.ids import BlobId
+from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.wire import messages as m
 
 
@@ -27,6 +27,35 @@ class PeerConfig:
     """Names of classes that this peer would like to train."""
     allow_user_code: str = ""
     """The one ``package.module:function`` that a job from the group may name."""
+
+
+def first_record(config: PeerConfig, own_id: PeerId, wall_ms: int) -> m.Record:
+    """What a peer says of itself before it has heard of anything. ``wall_ms``: newer than any it said before."""
+    return m.Record(
+        peer=own_id,
+        version=wall_ms,
+        key=config.own_key,
+        name=config.name,
+        addresses=config.addresses,
+        job=JobId(""),
+        counts=(),
+        wishes=(),
+        flops_per_s=config.flops_per_s,
+        memory_bytes=config.memory_bytes,
+        epoch=0,
+        plan="",
+        part=m.NO_PART,
+        phase="waiting",
+        round=0,
+        step=0,
+        samples=0,
+        loss=0.0,
+        samples_per_s=0.0,
+        bytes_sent=0,
+        waiting_for="a group: nobody found yet",
+        holdings=(),
+        link_bytes_per_s=config.link_bytes_per_s,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from p2ptrain.core.downloads import Downloads
-from p2ptrain.core.effects import Effects, Handler, KeepCustody, KeepSnapshot
+from p2ptrain.core.effects import Effects, Handler, KeepCustody, KeepSnapshot, MessageHandler
 from p2ptrain.core.group_view import GroupView
-from p2ptrain.ids import BlobId
+from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.replication import CancelSnapshot, Custody, DiscardSnapshot, FetchSnapshot
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import CustodyAck, CustodyOffer, Holding, Message
 
 NUM_OWN_SNAPSHOTS = 4
 """At most. Two do, unless snapshots are of use only together with others' of the same step."""
@@ -49,6 +49,9 @@ class Replicas:
             DiscardSnapshot: lambda e, now: [KeepCustody(e.holding, keep=False), *self._group.say_holdings(now)],
             CancelSnapshot: self._cancel,
         }
+        self.messages: Mapping[type[Message], MessageHandler] = dict.fromkeys(
+            (CustodyOffer, CustodyAck), self._received
+        )
 
     @property
     def own(self) -> Sequence[Holding]:
@@ -87,6 +90,9 @@ class Replicas:
         return [*self.custody.snapshot(holding, now), *self._group.say_holdings(now)]
 
     # --- others' ---
+
+    def _received(self, sender: PeerId, message: CustodyOffer | CustodyAck, now: float) -> Effects:
+        return list(self.custody.received(sender, message, now))
 
     def _fetch(self, effect: FetchSnapshot, now: float) -> Effects:
         holding = effect.holding

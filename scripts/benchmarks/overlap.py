@@ -7,9 +7,9 @@ project's own code; only the network is left out: parts with several trainers ar
 which is what gossip comes to. Real processes are the tests' (tests/processes/test_overlap.py).
 
 What is equal is work, at most about that of a pass of the whole model over the own samples a round, on each device: so
-``tasks`` makes as many passes as that allows (1 / width^2; layers that are not square make it up to a fifth more work),
-``auto`` what ``job new`` gives it. "Best alone" is the best of the
-peers, chosen on the test samples, each with the whole model on its own samples.
+``tasks`` makes as many passes as that allows, ``auto`` what ``job new`` gives it: as many, but rounds end early where
+the own validation samples say so. "Best alone" is the best of the peers, chosen on the test samples, each with the
+whole model on its own samples.
 """
 
 from __future__ import annotations
@@ -221,8 +221,8 @@ def group(job: Job, train: Sequence[Dataset], val: Sequence[Dataset]) -> tuple[n
     plan = first_plan(job, snapshots(job, train), names[0])
     parts = Parts(job, plan, allow_user_code=True)
     trainings = {
-        name: PartTraining(job, parts, plan.trainers()[name], data, name)
-        for name, data in zip(names, train, strict=True)
+        name: PartTraining(job, parts, plan.trainers()[name], data, name, val=own)
+        for name, data, own in zip(names, train, val, strict=True)
         if name in plan.trainers()
     }
     for _ in range(job.training.rounds):
@@ -259,16 +259,11 @@ def group(job: Job, train: Sequence[Dataset], val: Sequence[Dataset]) -> tuple[n
     return parts.model, work
 
 
-def is_same(one: Job, other: Job, train: Sequence[Dataset]) -> bool:
-    """Whether both jobs make the very same group: the same parts, trained as long."""
-
-    def made(job: Job) -> list[tuple[tuple[int, ...], float, float]]:
-        plan = first_plan(job, snapshots(job, train), NAMES[0])
-        many = plan.body.targets == "all" and len(plan.parts) > 1
-        passes = [max(1.0, min(tasks_of(job).passes, 1 / part.share**2)) if many else 1.0 for part in plan.parts]
-        return [(part.classes, part.share, each) for part, each in zip(plan.parts, passes, strict=True)]
-
-    return made(one) == made(other)
+def is_same(auto: Job, tasks: Job, train: Sequence[Dataset]) -> bool:
+    """Whether ``auto`` makes the very same group as ``tasks``: the same parts, whose rounds never end early."""
+    plans = [first_plan(job, snapshots(job, train), NAMES[0]) for job in (auto, tasks)]
+    parts = [[(part.classes, part.share) for part in plan.parts] for plan in plans]
+    return parts[0] == parts[1] and plans[0].body.targets == plans[1].body.targets == "own"
 
 
 def snapshots(job: Job, train: Sequence[Dataset]) -> list[PeerSnapshot]:

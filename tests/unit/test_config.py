@@ -316,6 +316,7 @@ def test_the_order_of_keys_does_not_matter() -> None:
         ("data.kind", "text", 'mode: "tasks" divides .* the data are text; use "replicas" or "pipeline"'),
         ("pipeline.strategy", "greedy", "pipeline.strategy: 'greedy' is not one of planned, equal, data-parallel"),
         ("pipeline.gradients", "topk", "pipeline.gradients: 'topk' is not one of none, fp16, int8"),
+        ("tasks", {"passes": 0.5}, "tasks.passes: 0.5 is less than one pass"),
         ("tasks", {"combine": "sum", "targets": "own"}, 'tasks.combine: "sum" needs tasks.targets = "all"'),
     ],
 )
@@ -340,6 +341,7 @@ def test_the_error_names_the_key(key: str, value: object, says: str) -> None:
         ("tasks.trunk", 0, 1000),
         ("tasks.own_fraction", 0, 1),
         ("tasks.calibration_steps", 1, 100_000),
+        ("tasks.passes", 0, 1000),
         ("pipeline.micro_batches", 1, 4096),
         ("pipeline.replan_gain", 0.01, 10),
         ("pipeline.snapshot_steps", 0, 1_000_000),

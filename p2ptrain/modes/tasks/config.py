@@ -29,8 +29,8 @@ class TasksConfig(ModeTable):
     calibrate: Calibrate = "auto"
     calibration_steps: int = 300
     passes: float = 1.0
-    """Passes of a sub-model over the samples, in place of one of the whole model: at most 1 / width^2, about as
-    much work; and one where peers share no class, as a sub-model then has only a few to tell apart."""
+    """Passes of a sub-model over the samples, in place of one of the whole model: at most those that are as much work.
+    0 = that many, but a round ends early when the own validation samples say more bring nothing (``round_end``)."""
 
     def check(self, job: Job, where: str) -> None:
         limits = (
@@ -38,7 +38,7 @@ class TasksConfig(ModeTable):
             ("tasks.trunk", self.trunk, 0, 1000),
             ("tasks.own_fraction", self.own_fraction, 0, 1),
             ("tasks.calibration_steps", self.calibration_steps, 1, 100_000),
-            ("tasks.passes", self.passes, 1, 1000),
+            ("tasks.passes", self.passes, 0, 1000),
         )
         check_limits(limits, where)
         if job.mode in NAMES:
@@ -55,6 +55,10 @@ class TasksConfig(ModeTable):
         if data.kind == "text" and self.calibrate == "always":
             raise JobError(
                 f'{where}: tasks.calibrate: it re-fits classifiers of pictures or audio, not text; use "auto"'
+            )
+        if 0 < self.passes < 1:
+            raise JobError(
+                f"{where}: tasks.passes: {self.passes:g} is less than one pass; 0 = as many as bring something"
             )
         if self.num_groups > len(data.classes):
             raise JobError(f"{where}: tasks.num_groups: {self.num_groups} groups for {len(data.classes)} classes")

@@ -17,10 +17,11 @@ from p2ptrain.core.effects import (
     Handler,
     KeepCustody,
     KeepResult,
+    MessageHandler,
     ReadResult,
     ToTrainer,
 )
-from p2ptrain.core.mode import ENDED, Given, MessageHandler
+from p2ptrain.core.mode import ENDED, Given
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id

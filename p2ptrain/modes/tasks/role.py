@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from p2ptrain.core import commands as c
-from p2ptrain.core.effects import Effects, Handler, KeepPlan, KeepSnapshot, ToTrainer
-from p2ptrain.core.mode import Given, MessageHandler
+from p2ptrain.core.effects import Effects, Handler, KeepPlan, KeepSnapshot, MessageHandler, ToTrainer
+from p2ptrain.core.mode import Given
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.restarts import Restarts
@@ -90,8 +90,7 @@ class TasksRole:
         )
         self.messages: Mapping[type[m.Message], MessageHandler] = {
             m.GossipPush: self._exchanges.pushed,
-            m.CustodyOffer: lambda s, msg, now: list(custody.received(s, msg, now)),
-            m.CustodyAck: lambda s, msg, now: list(custody.received(s, msg, now)),
+            **self.replicas.messages,
             **self.ending.messages,
         }
 

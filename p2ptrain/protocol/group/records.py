@@ -289,3 +289,10 @@ def _fitting_size(record: Record) -> int:
     if size > MAX_MESSAGE_BYTES:
         raise LocalError(f"the own record has {size} bytes, of at most {MAX_MESSAGE_BYTES}")
     return size
+
+
+def matters_to_plans(old: Record, new: Record) -> bool:
+    """Whether a change of a record can matter to planning."""
+    figures = ("flops_per_s", "memory_bytes", "link_bytes_per_s", "links", "slowdown", "profile")
+    fields = ("job", "counts", "wishes", "max_groups", *figures, "epoch", "plan", "part", "vote", "phase")
+    return any(getattr(old, name) != getattr(new, name) for name in fields)

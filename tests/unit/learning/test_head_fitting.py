@@ -216,14 +216,14 @@ def test_nobody_has_validation_samples() -> None:
 
 
 def test_a_class_whose_only_holder_is_gone_keeps_what_was_learnt() -> None:
-    """The fit sees no sample of class d: its row stays its part's, and the others are fitted without it."""
+    """The fit sees no sample of class d: its weights stay its part's, and the others are fitted without it."""
     group = Group(job(), [(20, 20, 20, 0), (20, 20, 0, 0)])
     state = group.run()
     assert state["class_weight"].tolist()[3] == 0
     joined = group.parts.joined_head({part: group.parts.head_of(own) for part, own in group.states.items()})
     fitted = plain_head(state)
     torch.testing.assert_close(fitted["weight"][3], joined["weight"][3], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(fitted["bias"][3], joined["bias"][3], rtol=1e-3, atol=1e-3)
+    assert fitted["bias"][3] < joined["bias"][3] + 1e-3
     assert not torch.allclose(fitted["weight"][:3], joined["weight"][:3], rtol=1e-2)
 
 
@@ -269,12 +269,13 @@ def verdict(**changes: Any) -> Verdict:
     return dataclasses.replace(base, **changes)
 
 
-def test_the_best_candidate_is_taken_and_of_equals_the_first() -> None:
+def test_the_first_candidate_is_taken_unless_another_is_clearly_better() -> None:
+    """Of 300 samples a standard error is 11 to 12."""
     assert verdict().chosen == candidates.FITTED and verdict().accuracy() == pytest.approx(190 / 300)
-    better = verdict().correct | {candidates.alone(1): (100, 100, 0, 0)}
+    better = verdict().correct | {candidates.alone(1): (100, 100, 5, 0), candidates.alone(2): (100, 100, 3, 0)}
     assert verdict(correct=better).chosen == candidates.alone(1)
-    equal = verdict().correct | {candidates.alone(1): (95, 95, 0, 0)}
-    assert verdict(correct=equal).chosen == candidates.FITTED
+    by_chance = verdict().correct | {candidates.alone(1): (100, 100, 0, 0)}
+    assert verdict(correct=by_chance).chosen == candidates.FITTED
 
 
 def test_where_the_group_made_it_worse_is_said_with_the_classes() -> None:

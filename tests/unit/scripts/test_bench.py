@@ -123,6 +123,20 @@ def test_what_was_measured_before_a_time_out_is_kept(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "example.json").read_text()) == result
 
 
+def test_what_was_measured_is_there_while_a_benchmark_runs(tmp_path: Path) -> None:
+    partial = tmp_path / "example.partial.json"
+
+    def run(settings: common.Settings) -> Iterator[common.Sample]:
+        yield common.Sample("a", 0, {"s": 1.0})
+        so_far = json.loads(partial.read_text())
+        assert [sample["figures"] for sample in so_far["samples"]] == [{"s": 1.0}] and so_far["incomplete"] == "cut off"
+        yield common.Sample("b", 0, {"s": 2.0})
+
+    benchmark = SimpleNamespace(BASELINE="nothing", COLUMNS=(common.Column("s", "s"),), run=run)
+    result = common.measure("example", benchmark, common.Settings(1, True), tmp_path)
+    assert not partial.exists() and not result["incomplete"] and len(result["samples"]) == 2
+
+
 def test_repetitions_are_added_to_those_there_are(tmp_path: Path) -> None:
     def run(settings: common.Settings) -> Iterator[common.Sample]:
         for repetition in settings.repetitions:
