@@ -46,7 +46,7 @@ from p2ptrain.ids import BlobId, PeerId, blob_id, peer_id
 from p2ptrain.net.simulated import Conditions, SimulatedNetwork
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
-from p2ptrain.protocol.consensus.agreement import Question
+from p2ptrain.protocol.consensus.rules import Question
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.effects import Ban, Dial, HangUp, SendFrames
 from p2ptrain.runtime.node.observer_node import Observer

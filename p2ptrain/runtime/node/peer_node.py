@@ -23,7 +23,7 @@ from p2ptrain.ids import BlobId
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.net.keys import Group, Identity
 from p2ptrain.protocol.blobs.serving import ReadChunk
-from p2ptrain.protocol.consensus.agreement import Question
+from p2ptrain.protocol.consensus.rules import Question
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime.node.disk_work import DiskWork
 from p2ptrain.runtime.node.handover import Handover
