@@ -30,7 +30,7 @@ from p2ptrain.runtime.node.handover import Handover
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import NetworkConfig, Node
 from p2ptrain.runtime.peer.peer import Peer
-from p2ptrain.runtime.store.store import StateDir
+from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.runtime.trainer.process import TrainerProcess
 from p2ptrain.version import SOFTWARE
 from p2ptrain.wire.messages import HEAD_PART, Holding
