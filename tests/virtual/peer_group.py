@@ -47,7 +47,7 @@ from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.net.simulated import Conditions, SimulatedNetwork
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
-from p2ptrain.protocol.consensus.agreement import Question
+from p2ptrain.protocol.consensus.rules import Question
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.effects import Ban, Dial, HangUp, SendFrames
 from p2ptrain.runtime.node.observer_node import Observer

@@ -168,7 +168,7 @@ def test_a_state_directory_in_use_and_a_busy_port_are_one_line(
 ) -> None:
     import socket
 
-    from p2ptrain.runtime.store.store import StateDir
+    from p2ptrain.runtime.store.state_dir import StateDir
 
     profile = str(Path(__file__).parents[3] / "peers" / "raspberry-pi-4.toml")
     directory = StateDir(state)
