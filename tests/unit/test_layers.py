@@ -18,6 +18,7 @@ LAYERS = (
     "experiment",
     "api",
     "ui",
+    "simulation",
     "runtime",
     "modes",
     "core",
@@ -39,7 +40,7 @@ SIBLINGS = {
     "protocol": (),
 }
 """What a layer leaves alone although it lies below: net moves frames, learning knows nothing of peers."""
-TORCH_FREE = ("cli", "ui", "runtime", "modes", "core", "net", "planning", "protocol", "wire", "base")
+TORCH_FREE = ("cli", "ui", "simulation", "runtime", "modes", "core", "net", "planning", "protocol", "wire", "base")
 TORCH_MODULES = (
     "p2ptrain.runtime.trainer.trainer",
     "p2ptrain.modes.pipeline.worker",

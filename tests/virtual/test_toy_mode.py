@@ -6,13 +6,15 @@ import asyncio
 from typing import Any
 
 import pytest
-from peer_group import Device, Room, job, seeds
+from peer_group import Room, job
+from seeds import seeds
 from toy_mode.mode import MODE
 from toy_mode.trainer import ToyTrainer, ToyTraits
 
 from p2ptrain.core.harvest import Collected, Harvest
 from p2ptrain.core.plan import Plan
 from p2ptrain.modes import registry
+from p2ptrain.simulation.device import Device
 from p2ptrain.wire.messages import NO_PART, Holding
 
 ROUNDS = 8

@@ -32,7 +32,7 @@ from p2ptrain.core.mode import Given, MessageHandler, Role
 from p2ptrain.core.peer_config import PeerConfig, Resume
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import JobError, RemoteError
-from p2ptrain.ids import BlobId, JobId, PeerId
+from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.agreement import Agreement, AgreementConfig, Answer, PlanAdopted, VoteFor
@@ -45,7 +45,7 @@ from p2ptrain.protocol.group.membership import (
     PeerRefuted,
     PeerSuspected,
 )
-from p2ptrain.protocol.group.records import RecordBook, RecordChanged
+from p2ptrain.protocol.group.records import RecordBook, RecordChanged, first_record
 from p2ptrain.protocol.machine import NEVER, Machine, Note, Send
 from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
 from p2ptrain.runtime.peer.completion import Completion
@@ -74,30 +74,16 @@ class Peer(Core):
         self.config = config
         self.job: Job | None = None
         self.membership = Membership(self.own_id, rng, now, LAN, incarnation=wall_ms // 1000)
-        record = m.Record(
-            peer=self.own_id,
+        record = first_record(
+            self.own_id,
+            config.own_key,
             version=wall_ms,
-            key=config.own_key,
             name=config.name,
             addresses=config.addresses,
-            job=JobId(""),
-            counts=(),
-            wishes=(),
             flops_per_s=config.flops_per_s,
             memory_bytes=config.memory_bytes,
-            epoch=0,
-            plan="",
-            part=m.NO_PART,
-            phase="waiting",
-            round=0,
-            step=0,
-            samples=0,
-            loss=0.0,
-            samples_per_s=0.0,
-            bytes_sent=0,
-            waiting_for="a group: nobody found yet",
-            holdings=(),
             link_bytes_per_s=config.link_bytes_per_s,
+            waiting_for="a group: nobody found yet",
         )
         self.records = RecordBook(record, rng, now, version_base=wall_ms)
         self.group = GroupView(self.own_id, self.membership, self.records)
