@@ -17,7 +17,7 @@ from p2ptrain.version import __version__
 
 _HOMES = {
     "Job": "p2ptrain.config",
-    "load_job": "p2ptrain.config",
+    "load_job": "p2ptrain.modes.jobs",
     "P2PTrainError": "p2ptrain.errors",
     "UserError": "p2ptrain.errors",
     "run_peer": "p2ptrain.api",
@@ -44,8 +44,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from p2ptrain.api import evaluate, harvest, load_model, run_peer, save_harvest, status
-    from p2ptrain.config import Job, load_job
+    from p2ptrain.config import Job
     from p2ptrain.errors import P2PTrainError, UserError
+    from p2ptrain.modes.jobs import load_job
 
 
 def __getattr__(name: str) -> Any:

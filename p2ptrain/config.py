@@ -1,4 +1,7 @@
-"""What a group trains: the job, read from TOML, checked, and named by a hash of its content.
+"""What a group trains: the job, checked, and named by a hash of its content.
+
+A job has the tables that all modes have, and a table of its mode's own: that mode's folder says what stands in it. So
+whoever reads a job says which modes there are (``modes.jobs`` does).
 
 Invariant: two peers with equal ``Job.id`` train the same thing. So the hash covers every field that changes the
 result, the canonical JSON form of a job is the only thing that travels, and a job that came from the network passes
@@ -11,23 +14,14 @@ import dataclasses
 import hashlib
 import json
 import math
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from p2ptrain.errors import JobError
 from p2ptrain.ids import JobId
 
 DataKind = Literal["image", "audio", "text"]
-Mode = Literal["tasks", "replicas", "slices"]
-"""What a plan can be of."""
-JobMode = Literal["auto", "tasks", "replicas", "slices"]
-"""auto: the group takes tasks or replicas, when it makes its first plan."""
-Targets = Literal["auto", "all", "rest", "own"]
-Combine = Literal["auto", "own", "sum"]
-Calibrate = Literal["auto", "always", "never"]
 Compression = Literal["none", "fp16", "int8", "topk"]
 Coding = Literal["none", "fp16", "int8"]
 CODINGS: tuple[Coding, ...] = get_args(Coding)
@@ -95,43 +89,6 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class TasksConfig:
-    """Class sub-models. ``num_groups`` 0 = one group a peer, as many as are there when the first plan is made."""
-
-    num_groups: int = 0
-    trunk: int = 0
-    targets: Targets = "auto"
-    combine: Combine = "auto"
-    own_fraction: float = 0.0
-    """Share of each batch drawn from the sub-model's own classes; 0 = as the data fall."""
-    calibrate: Calibrate = "auto"
-    calibration_steps: int = 300
-    passes: float = 1.0
-    """Passes of a sub-model over the samples, in place of one of the whole model: at most 1 / width^2, about as
-    much work; and one where peers share no class, as a sub-model then has only a few to tell apart."""
-
-
-@dataclass(frozen=True, slots=True)
-class SlicesConfig:
-    """Depth slices: a batch passes the stages in ``micro_batches`` equal parts."""
-
-    micro_batches: int = 8
-    schedule: Schedule = "sync"
-    """sync: gradients as on a single device; async: no flush between batches, older weights for a few of them."""
-    strategy: Strategy = "planned"
-    """Baselines: "equal" = as many blocks for every peer, in the order of their ids, but for a first one with samples;
-    "data-parallel" = the whole model on every peer with samples."""
-    activations: Coding = "none"
-    """Compression of what goes from stage to stage, ..."""
-    gradients: Coding = "none"
-    """... and of what comes back."""
-    replan_gain: float = 0.1
-    """A running pipeline gives way to one that is predicted to be faster by more than this share."""
-    snapshot_steps: int = 0
-    """Batches from one snapshot to the next; 0 = a round."""
-
-
-@dataclass(frozen=True, slots=True)
 class GroupConfig:
     """How the group runs: when the first plan is made, and how parameters travel."""
 
@@ -144,17 +101,55 @@ class GroupConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ModeTable:
+    """What a job says of one mode alone: a frozen dataclass of plain values, each with a default."""
+
+    TABLE: ClassVar[str] = ""
+    """Its title in a job file."""
+
+    def check(self, job: Job, where: str) -> None:
+        """Check what types alone don't say. Raises ``JobError`` naming the key.
+
+        Tables of other modes than the job's are checked too, as far as their values alone are concerned.
+        """
+
+
+T = TypeVar("T", bound=ModeTable)
+
+
+class KnownMode(Protocol):
+    """What is asked of a mode to read a job of it."""
+
+    @property
+    def config(self) -> type[ModeTable]: ...
+
+    @property
+    def old_names(self) -> Mapping[str, str]:
+        """Names of modes and titles of tables that older job files say, and what they are called now."""
+        ...
+
+    @property
+    def validates(self) -> bool:
+        """Whether samples are held out for validation, and looked at."""
+        ...
+
+
+KnownModes = Mapping[str, KnownMode]
+"""By the names that a job may say."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Job:
     """Everything a group must agree on before it trains."""
 
     name: str = "job"
-    mode: JobMode = "tasks"
+    mode: str = "tasks"
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    tasks: TasksConfig = field(default_factory=TasksConfig)
-    slices: SlicesConfig = field(default_factory=SlicesConfig)
+    tables: tuple[ModeTable, ...] = ()
+    """Of modes, at most one each; one that is not here says nothing but its defaults."""
     group: GroupConfig = field(default_factory=GroupConfig)
 
     @property
@@ -162,19 +157,54 @@ class Job:
         """Hash of the canonical form."""
         return JobId(hashlib.sha256(self.to_json().encode()).hexdigest()[:16])
 
+    def __eq__(self, other: object) -> bool:
+        """A table of defaults says as much as none."""
+        return self.to_json() == other.to_json() if isinstance(other, Job) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def table(self, kind: type[T]) -> T:
+        """The mode's table of this class; its defaults if the job holds none."""
+        return next((table for table in self.tables if isinstance(table, kind)), None) or kind()
+
+    def with_table(self, table: ModeTable) -> Job:
+        """The job with this table in place of the one of its class."""
+        others = [each for each in self.tables if type(each) is not type(table)]
+        return dataclasses.replace(self, tables=tuple(sorted([*others, table], key=lambda each: each.TABLE)))
+
     def to_json(self) -> str:
-        """The canonical form: sorted keys, no spaces. Equal jobs have equal text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """The canonical form: sorted keys, no spaces. Equal jobs have equal text.
+
+        Of modes' tables it holds what differs from the defaults: a mode that gets another key leaves other jobs alone.
+        """
+        changed = {table.TABLE: _changed(table) for table in self.tables}
+        plain = self._plain({title: values for title, values in changed.items() if values})
+        return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     def to_toml(self) -> str:
         """The job as a commented-free TOML file that ``load_job`` reads back to an equal job."""
-        tables: list[tuple[str, dict[str, Any]]] = [("", {}), *_tables("", dataclasses.asdict(self))]
+        plain = self._plain({table.TABLE: dataclasses.asdict(table) for table in self.tables})
+        tables: list[tuple[str, dict[str, Any]]] = [("", {}), *_tables("", plain)]
         lines: list[str] = []
         for title, values in tables:
             if title:
                 lines.append(f"\n[{title}]")
             lines.extend(f"{key} = {_toml_value(value)}" for key, value in values.items())
         return "\n".join(lines).strip() + "\n"
+
+    def _plain(self, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """With the modes' tables, which stand beside the others."""
+        plain: dict[str, Any] = {}
+        for name, value in dataclasses.asdict(dataclasses.replace(self, tables=())).items():
+            plain |= tables if name == "tables" else {name: value}
+        return plain
+
+
+def _changed(table: ModeTable) -> dict[str, Any]:
+    """What differs from the defaults."""
+    values = dataclasses.asdict(table)
+    return {each.name: values[each.name] for each in dataclasses.fields(table) if values[each.name] != each.default}
 
 
 def _tables(prefix: str, values: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -194,60 +224,45 @@ def _toml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)  # TOML strings, booleans and numbers are written as JSON's
 
 
-def load_job(path: Path) -> Job:
-    """Read a job file. Errors name the file, the key and what was expected."""
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise JobError(f"{path}: no such job file; `p2ptrain job new` writes one") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise JobError(f"{path}: not a readable TOML job file ({error})") from None
-    job = job_from_mapping(raw, where=str(path))
-    if job.model.init and not _is_sha256(job.model.init):
-        checkpoint = (path.parent / job.model.init).resolve()
-        if not checkpoint.is_file():
-            raise JobError(f"{path}: model.init: no such file: {checkpoint}")
-        with checkpoint.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = checkpoint.stat().st_size
-        job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=digest, init_bytes=size))
-    return job
-
-
-def init_path(path: Path) -> Path | None:
-    """The checkpoint that a job file names, if it names one by its path."""
-    init = tomllib.loads(path.read_text(encoding="utf-8")).get("model", {}).get("init", "")
-    return (path.parent / init).resolve() if init and not _is_sha256(init) else None
-
-
-def job_from_json(text: str, where: str = "job from the group") -> Job:
-    """Parse and check the canonical form, as it comes from the network."""
-    if len(text) > MAX_JOB_BYTES:
-        raise JobError(f"{where}: larger than {MAX_JOB_BYTES} bytes")
-    try:
-        raw = json.loads(text)
-    except ValueError as error:
-        raise JobError(f"{where}: not JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise JobError(f"{where}: not a table")
-    return job_from_mapping(raw, where)
-
-
-def job_from_mapping(raw: Mapping[str, Any], where: str) -> Job:
+def job_from_mapping(raw: Mapping[str, Any], where: str, modes: KnownModes) -> Job:
     """Build a job from nested tables, refusing unknown keys and wrong types, and check it as a whole."""
-    job: Job = _build(Job, raw, where, "")
-    if job.mode == "slices" and "val" not in raw.get("data", {}):  # as in files that are older than the key
+    raw = _renamed(raw, where, modes)
+    mode = raw.get("mode", Job().mode)
+    if not isinstance(mode, str) or mode not in modes:
+        raise JobError(f"{where}: mode: {mode!r} is not one of {', '.join(modes)}")
+    kinds = {each.config.TABLE: each.config for each in modes.values()}
+    own = {each.name for each in dataclasses.fields(Job)} - {"tables"}
+    _refuse_unknown(raw, own | kinds.keys(), where, "")
+    job: Job = _build(Job, {key: value for key, value in raw.items() if key in own}, where, "")
+    for title, kind in kinds.items():
+        if title in raw:
+            job = job.with_table(_convert(kind, raw[title], where, title))
+    if not modes[mode].validates and "val" not in raw.get("data", {}):  # as in files that are older than the key
         job = dataclasses.replace(job, data=dataclasses.replace(job.data, val=0.0))
-    check_job(job, where)
+    check_job(job, where, modes)
     return job
+
+
+def _renamed(raw: Mapping[str, Any], where: str, modes: KnownModes) -> dict[str, Any]:
+    """With the names of today."""
+    names = {old: new for mode in modes.values() for old, new in mode.old_names.items()}
+    for old, new in names.items():
+        if old in raw and new in raw:
+            raise JobError(f"{where}: {old}: the old name of {new}, which is there too; keep one of them")
+    tables = {names.get(key, key): value for key, value in raw.items()}
+    mode = tables.get("mode")
+    return tables | {"mode": names[mode]} if isinstance(mode, str) and mode in names else tables
+
+
+def _refuse_unknown(raw: Iterable[str], known: Iterable[str], where: str, prefix: str) -> None:
+    for key in raw:
+        if key not in known:
+            raise JobError(f"{where}: {prefix}{key}: unknown key; known here: {', '.join(sorted(known))}")
 
 
 def _build(cls: Any, raw: Mapping[str, Any], where: str, prefix: str) -> Any:
     hints = get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
-    for key in raw:
-        if key not in known:
-            raise JobError(f"{where}: {prefix}{key}: unknown key; known here: {', '.join(sorted(known))}")
+    _refuse_unknown(raw, {f.name for f in dataclasses.fields(cls)}, where, prefix)
     values = {key: _convert(hints[key], value, where, f"{prefix}{key}") for key, value in raw.items()}
     return cls(**values)
 
@@ -276,10 +291,21 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
     return value
 
 
-def check_job(job: Job, where: str = "job") -> None:
+Limits = Iterable[tuple[str, float, float, float]]
+"""Key, value, and the least and the greatest that it may be."""
+
+
+def check_limits(limits: Limits, where: str) -> None:
+    """Raises ``JobError`` naming the first key whose value is beyond."""
+    for key, value, low, high in limits:
+        if not low <= value <= high:
+            raise JobError(f"{where}: {key}: {value} is outside {low:g}..{high:g}")
+
+
+def check_job(job: Job, where: str, modes: KnownModes) -> None:
     """Check what types alone don't say. Raises ``JobError`` naming the key."""
-    t, k, z, g, d = job.training, job.tasks, job.slices, job.group, job.data
-    limits: list[tuple[str, float, float, float]] = [
+    t, g, d = job.training, job.group, job.data
+    limits = (
         ("model.width", job.model.width, 0.01, 16),
         ("model.init_bytes", job.model.init_bytes, 0, 2**34),
         ("data.val", d.val, 0, 0.5),
@@ -290,22 +316,12 @@ def check_job(job: Job, where: str = "job") -> None:
         ("training.momentum", t.momentum, 0, 0.9999),
         ("training.weight_decay", t.weight_decay, 0, 1),
         ("training.label_smoothing", t.label_smoothing, 0, 0.9),
-        ("tasks.num_groups", k.num_groups, 0, MAX_CLASSES),
-        ("tasks.trunk", k.trunk, 0, 1000),
-        ("tasks.own_fraction", k.own_fraction, 0, 1),
-        ("tasks.calibration_steps", k.calibration_steps, 1, 100_000),
-        ("tasks.passes", k.passes, 1, 1000),
-        ("slices.micro_batches", z.micro_batches, 1, 4096),
-        ("slices.replan_gain", z.replan_gain, 0.01, 10),
-        ("slices.snapshot_steps", z.snapshot_steps, 0, 1_000_000),
         ("group.min_peers", g.min_peers, 1, 1000),
         ("group.settle_s", g.settle_s, 0, 3600),
         ("group.topk_fraction", g.topk_fraction, 0.0001, 1),
         ("group.custodians", g.custodians, 0, 16),
-    ]
-    for key, value, low, high in limits:
-        if not low <= value <= high:
-            raise JobError(f"{where}: {key}: {value} is outside {low:g}..{high:g}")
+    )
+    check_limits(limits, where)
     if not 2 <= len(d.classes) <= MAX_CLASSES:
         raise JobError(f"{where}: data.classes: expected 2 to {MAX_CLASSES} class names, got {len(d.classes)}")
     if len(set(d.classes)) != len(d.classes):
@@ -317,42 +333,15 @@ def check_job(job: Job, where: str = "job") -> None:
             raise JobError(f"{where}: data.{key}: expected {d.input_shape[0]} numbers, one a channel")
     if any(s <= 0 for s in d.std):
         raise JobError(f"{where}: data.std: must be above zero")
-    if job.mode == "slices":
-        _check_micro_batches(t.batch_size, z.micro_batches, where)
-        if d.val > 0:
-            raise JobError(
-                f"{where}: data.val: {d.val:g}, but a pipeline does not look at validation samples; set it to 0"
-            )
-    else:
-        _check_tasks(job, where)
-    if job.model.init and where == "job from the group" and not _is_sha256(job.model.init):
+    if job.mode not in modes:
+        raise JobError(f"{where}: mode: {job.mode!r} is not one of {', '.join(modes)}")
+    own = job.table(modes[job.mode].config)
+    for table in (own, *(each for each in job.tables if each is not own)):
+        table.check(job, where)
+    if job.model.init and where == "job from the group" and not is_sha256(job.model.init):
         raise JobError(f"{where}: model.init: not a sha256")
 
 
-def _check_micro_batches(batch_size: int, num: int, where: str) -> None:
-    if batch_size % num:
-        below, above = batch_size // num * num, (batch_size // num + 1) * num
-        raise JobError(
-            f"{where}: training.batch_size: {batch_size} is not a multiple of slices.micro_batches = {num}; "
-            f"take {f'{below} or {above}' if below else above}, or another number of micro-batches"
-        )
-
-
-def _check_tasks(job: Job, where: str) -> None:
-    """What class sub-models ask of the data, and of each other's settings."""
-    k, d = job.tasks, job.data
-    if d.kind == "text" and job.mode == "tasks":
-        raise JobError(
-            f'{where}: mode: "tasks" divides a classifier of pictures or audio, and the data are text; use "replicas" '
-            'or "slices"'
-        )
-    if d.kind == "text" and k.calibrate == "always":
-        raise JobError(f'{where}: tasks.calibrate: it re-fits classifiers of pictures or audio, not text; use "auto"')
-    if k.num_groups > len(d.classes):
-        raise JobError(f"{where}: tasks.num_groups: {k.num_groups} groups for {len(d.classes)} classes")
-    if k.combine == "sum" and k.targets in ("rest", "own"):
-        raise JobError(f'{where}: tasks.combine: "sum" needs tasks.targets = "all"')
-
-
-def _is_sha256(text: str) -> bool:
+def is_sha256(text: str) -> bool:
+    """Whether it names a checkpoint by its hash."""
     return len(text) == 64 and all(c in "0123456789abcdef" for c in text)

@@ -6,7 +6,8 @@
     scripts/bench.py NAME... --redraw [--out results/]
 
 Prints a table and writes ``NAME.json``: the machine, versions, every repetition's raw figures, medians and spread; and
-``NAME.png``, a picture of them, if matplotlib is there (extra ``bench``). Everything runs on the loopback interface of
+``NAME.png``, a picture of them, if matplotlib is there (extra ``bench``). A run that is cut off leaves what it measured
+in ``NAME.partial.json``. Everything runs on the loopback interface of
 this machine; close other programs for steady figures. ``--tiny`` only shows that a benchmark works: its figures mean
 nothing.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from p2ptrain.ids import peer_id
-from p2ptrain.protocol.group.records import first_record
+from p2ptrain.protocol.group.records import blank_record
 from p2ptrain.simulation.names import key
 from p2ptrain.wire.messages import Record
 
@@ -14,4 +14,4 @@ def record(number: int = 0, **changes: Any) -> Record:
     """Of the peer of this number, which has said nothing yet but what ``changes`` says, by field."""
     own = key(number)
     plain: dict[str, Any] = {"peer": peer_id(own), "key": own, "version": 1, "name": f"peer {number}"}
-    return first_record(**(plain | changes))
+    return blank_record(**(plain | changes))

@@ -17,15 +17,9 @@ from typing import Any
 
 import click
 
-from p2ptrain.config import (
-    GroupConfig,
-    Job,
-    ModelConfig,
-    TasksConfig,
-    TrainingConfig,
-    check_job,
-)
+from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.errors import P2PTrainError, UserError
+from p2ptrain.modes.jobs import check_job, with_settings
 
 EPILOG = """\b
 Examples:
@@ -188,15 +182,17 @@ def make_job(
         # Test samples tell how good it is, and nothing is chosen here: everybody trains on all others.
         data=dataclasses.replace(propose_contract(source, augment=augment), val=0.0),
         training=TrainingConfig(rounds=rounds, batch_size=batch_size, learning_rate=lr, weight_decay=weight_decay),
-        tasks=TasksConfig(
-            num_groups=groups,
-            trunk=trunk,
-            targets=targets,
-            own_fraction=own_fraction,
-            calibrate=calibrate,
-            calibration_steps=calibration_steps,
-        ),
         group=GroupConfig(min_peers=num_peers, settle_s=0.5, compression=compression),
+    )
+    job = with_settings(
+        job,
+        "tasks",
+        num_groups=groups,
+        trunk=trunk,
+        targets=targets,
+        own_fraction=own_fraction,
+        calibrate=calibrate,
+        calibration_steps=calibration_steps,
     )
     check_job(job, "demo")
     return job

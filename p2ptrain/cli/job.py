@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -23,15 +23,14 @@ from p2ptrain.cli.options import (
     print_json,
     write_text,
 )
-from p2ptrain.config import Job, check_job, load_job
+from p2ptrain.config import Job
 from p2ptrain.errors import JobError, UserError
-
-if TYPE_CHECKING:
-    from torch import nn
+from p2ptrain.modes.jobs import check_job, load_job, table_of, with_settings
+from p2ptrain.modes.registry import MODES, mode_of
 
 COMMENTS = {
     "name": "for people only",
-    "mode": "auto (the group chooses tasks or replicas), tasks (a class sub-model each), replicas (all of it), slices",
+    "mode": "auto (the group takes tasks or replicas), tasks (a class sub-model each), replicas (all of it), pipeline",
     "seed": "initial weights, and how --shard cuts data",
     "model.name": "a built-in model, or package.module:function of your own",
     "model.width": "factor on all channel counts",
@@ -53,37 +52,37 @@ COMMENTS = {
     "tasks.targets": "what a sub-model learns: auto, all classes, its own and rest, or its own",
     "tasks.combine": "how sub-models make the global model: auto, own or sum",
     "tasks.own_fraction": "share of each batch from the own classes; 0 = as the data fall",
-    "tasks.passes": "of a sub-model over the samples, for one of the whole model; at most about as much work",
+    "tasks.passes": "of a sub-model, for one of the whole model; at most as much work; 0 = as many as bring something",
     "tasks.calibrate": "fit the last layer again at the end, together: auto, always or never",
-    "slices.micro_batches": "a batch passes the pipeline in at most so many equal parts; the plan chooses how many",
-    "slices.schedule": "sync: gradients as on one device; async: no flush, some gradients are a step late",
-    "slices.strategy": "planned; equal (as many blocks each) and data-parallel are there to compare with",
-    "slices.activations": "compression from stage to stage: none, fp16 or int8",
-    "slices.gradients": "compression of what comes back: none, fp16 or int8",
-    "slices.replan_gain": "change the running plan for one that promises this share more speed",
-    "slices.snapshot_steps": "batches between snapshots; 0 = a round",
+    "pipeline.micro_batches": "a batch passes the pipeline in at most so many equal parts; the plan chooses how many",
+    "pipeline.schedule": "sync: gradients as on one device; async: no flush, some gradients are a step late",
+    "pipeline.strategy": "planned; equal (as many blocks each) and data-parallel are there to compare with",
+    "pipeline.activations": "compression from stage to stage: none, fp16 or int8",
+    "pipeline.gradients": "compression of what comes back: none, fp16 or int8",
+    "pipeline.replan_gain": "change the running plan for one that promises this share more speed",
+    "pipeline.snapshot_steps": "batches between snapshots; 0 = a round",
     "group.min_peers": "the first plan waits for so many peers",
     "group.settle_s": "and then so many seconds for more",
     "group.compression": "of what peers send: none, fp16, int8 or topk",
     "group.topk_fraction": "for topk only",
     "group.custodians": "so many peers keep a copy of each part",
 }
-AUTO_PASSES = 4.0
-"""With two devices that is as much work as a pass of the whole model. Models that learn slowly gain most by it."""
+AUTO_PASSES = 0.0
+"""As many as equal work allows, fewer where validation samples say so: how many are best hangs on the model."""
 DEFAULT_MODELS = {"image": "lenet", "audio": "dscnn", "text": "gpt_mini"}
 FOR_TEXT = {"training__optimizer": "adamw", "training__learning_rate": 1e-3}
 """Defaults where the data are text."""
 MODE_WHY = {
     "auto": "when the first plan is made the group takes a class sub-model each (tasks), or the whole model on each "
     "(replicas) where the model can't be divided or only one device has samples, and says so; --mode decides it now",
-    "replicas": "class sub-models are for pictures and audio; --mode slices makes a pipeline",
+    "replicas": "class sub-models are for pictures and audio; --mode pipeline makes one of the devices",
 }
 """For whoever did not choose one."""
 EXAMPLES_NEW = """\b
 Examples:
   p2ptrain job new --data images:photos/ --model vgg11_bn -o job.toml
   p2ptrain job new --data digits --model lenet --mode replicas --rounds 5 -o job.toml
-  p2ptrain job new --data text:book.txt --mode slices --micro-batches 4 -o job.toml
+  p2ptrain job new --data text:book.txt --mode pipeline --micro-batches 4 -o job.toml
 """
 
 
@@ -98,8 +97,8 @@ def command() -> None:
 
 def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     """An option that sets one key of the job, whose default is the job's own."""
-    default = Job() if "." not in path else getattr(Job(), path.split(".")[0])
-    shown = getattr(default, path.split(".")[-1])
+    title, _, key = path.rpartition(".")
+    shown = getattr(table_of(Job(), title), key)
     return click.option(name, path.replace(".", "__"), type=kind, help=f"{text} [default: {shown}]")
 
 
@@ -115,10 +114,10 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 @click.option(
     "--mode",
     "mode",
-    type=click.Choice(["auto", "tasks", "replicas", "slices"]),
-    help="tasks: a class sub-model a peer. replicas: the whole model. slices: a pipeline. auto: the group takes tasks "
-    "or replicas when it makes its first plan, by devices, model and who has which classes. [default: auto; replicas "
-    "for text]",
+    type=click.Choice(list(MODES)),
+    help="tasks: a class sub-model a peer. replicas: the whole model. pipeline: some layers. auto: the group takes "
+    "tasks or replicas when it makes its first plan, by devices, model and who has which classes. [default: auto; "
+    "replicas for text]",
 )
 @setting("--rounds", "training.rounds", click.IntRange(1), "Rounds; parameters travel after each.")
 @setting("--epochs", "training.epochs_per_round", click.FloatRange(0.001), "Passes over the own samples a round.")
@@ -132,13 +131,14 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 @click.option(
     "--passes",
     "tasks__passes",
-    type=click.FloatRange(1),
+    type=click.FloatRange(0),
     metavar="N",
-    help="Passes of a class sub-model over the samples, for one that the whole model would make; at most about as much "
-    f"work. [default: {AUTO_PASSES:g} in mode auto, else 1]",
+    help="Passes of a class sub-model over the samples, for one that the whole model would make; at most as many as "
+    "are as much work. 0: that many, but a round ends early when the own validation samples say that more would bring "
+    f"nothing. [default: {AUTO_PASSES:g} in mode auto, else 1]",
 )
-@setting("--micro-batches", "slices.micro_batches", click.IntRange(1), "Parts of a batch in a pipeline, at most.")
-@setting("--schedule", "slices.schedule", click.Choice(["sync", "async"]), "Of a pipeline.")
+@setting("--micro-batches", "pipeline.micro_batches", click.IntRange(1), "Parts of a batch in a pipeline, at most.")
+@setting("--schedule", "pipeline.schedule", click.Choice(["sync", "async"]), "Of a pipeline.")
 @setting("--min-peers", "group.min_peers", click.IntRange(1), "The first plan waits for so many peers.")
 @setting("--compression", "group.compression", click.Choice(["none", "fp16", "int8", "topk"]), "Of what peers send.")
 @setting("--augment/--no-augment", "data.augment", bool, "Random crops and flips, or shifts, while training.")
@@ -185,9 +185,13 @@ def new(data: str, input_shape: str | None, init: Path | None, output: Path, for
         settings["mode"] = given or "replicas"
         for key, value in FOR_TEXT.items():
             settings[key] = value if settings[key] is None else settings[key]
-    if settings["mode"] == "slices" and settings["data__val"] is None:
-        settings["data__val"] = 0.0  # nobody in a pipeline has all of the model to look at
-    job = _with_settings(job, settings)
+    mode = MODES[settings["mode"]]
+    if not mode.validates and settings["data__val"] is None:
+        settings["data__val"] = 0.0
+    for path, value in settings.items():
+        title, _, key = path.rpartition("__")
+        job = with_settings(job, title, **{key: value}) if value is not None else job
+    job = job.with_table(job.table(mode.config))  # all its keys are in the file, for people
     if init is not None:
         if not init.is_file():
             raise UserError(f"--init {init}: no such file; `p2ptrain attribute` or `p2ptrain harvest` writes one")
@@ -211,16 +215,6 @@ def _shape(text: str | None) -> tuple[int, int, int] | None:
     if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
         raise UserError(f"--input-shape {text}: write channels, height and width, such as 3,32,32")
     return int(parts[0]), int(parts[1]), int(parts[2])
-
-
-def _with_settings(job: Job, settings: dict[str, Any]) -> Job:
-    for key, value in settings.items():
-        if value is None:
-            continue
-        table, _, name = key.rpartition("__")
-        changed = {table: dataclasses.replace(getattr(job, table), **{name: value})} if table else {name: value}
-        job = dataclasses.replace(job, **changed)
-    return job
 
 
 def _known_model(name: str) -> None:
@@ -272,7 +266,7 @@ def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> 
     from p2ptrain.learning.models import global_model
 
     model = global_model(job, allow_user_code=True)
-    _check_model(job, model)
+    found = mode_of(job).check_model(job, model)
     flops = training_flops(model, job.data.input_shape)
     optimizer: Any = job.training.optimizer
     if optimizer == "sgd" and job.training.momentum:
@@ -289,9 +283,7 @@ def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> 
         "classes": list(job.data.classes),
         "input_shape": list(job.data.input_shape),
     }
-    if job.mode == "auto":
-        plain["max_groups"] = _max_groups(job, model)
-    plain |= counts
+    plain |= {**found, **counts}
     if as_json:
         print_json(plain)
         return
@@ -313,6 +305,8 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
             f"class sub-models, up to {groups} different ones" if groups > 1 else "replicas: the model can't be divided"
         )
         click.echo(f"mode      auto: {taken}")
+    for line in mode_of(job).words.job_lines(job):
+        click.echo(line)
     shape = " x ".join(map(str, job.data.input_shape))
     click.echo(f"data      {job.data.kind} {shape}, {len(job.data.classes)} classes: {listed(job.data.classes)}")
     if "samples" in plain:
@@ -320,16 +314,6 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
         by_class = "" if job.data.kind == "text" else f": {listed([f'{k} {n}' for k, n in counts.items()], 12)}"
         click.echo(f"samples   {sum(counts.values()):,} to train on, {num_val:,} for validation{by_class}")
     click.echo("fine")
-
-
-def _max_groups(job: Job, model: nn.Module) -> int:
-    """Into how many class sub-models the group could divide the model; 1 = it will train replicas."""
-    from p2ptrain.learning.submodels.decoupling import most_groups
-    from p2ptrain.modes.tasks.assignment import SENSIBLE_GROUPS
-
-    if job.data.kind == "text":
-        return 1
-    return most_groups(model, job.data.input_shape, min(len(job.data.classes), SENSIBLE_GROUPS), job.tasks.trunk)
 
 
 def _samples_per_class(job: Job, data: str) -> dict[str, dict[str, int]]:
@@ -340,21 +324,4 @@ def _samples_per_class(job: Job, data: str) -> dict[str, dict[str, int]]:
 
     source = open_source(data).fitted(job.data)
     load(source, job.data, "train", np.zeros(1, np.int64))  # kind and shape
-    return {"samples": source.counts("train"), "validation": source.counts("val")}
-
-
-def _check_model(job: Job, model: nn.Module) -> None:
-    """A model that can't be divided is said now, not by every peer."""
-    if job.mode == "slices":
-        from p2ptrain.learning.blocks.chain import Chain
-        from p2ptrain.learning.blocks.costs import profile_blocks
-        from p2ptrain.planning.devices.blocks import check_model
-
-        check_model(profile_blocks(Chain(model, job.data.input_shape), job.model.name))
-    if job.mode != "tasks":
-        return
-    from p2ptrain.learning.submodels.decoupling import Decoupling
-
-    half = (len(job.data.classes) + 1) // 2
-    groups = [range(half), range(half, len(job.data.classes))]
-    Decoupling(model, job.data.input_shape, groups, trunk=job.tasks.trunk)
+    return {"samples": source.counts("train"), "validation": source.counts("val") if mode_of(job).validates else {}}

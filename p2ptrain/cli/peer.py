@@ -55,7 +55,7 @@ Examples:
     "--data",
     default="",
     metavar="SPEC",
-    help=f"This device's own samples; a pipeline (mode slices) takes helpers without. {DATA_HELP} [default: none]",
+    help=f"This device's own samples; a pipeline takes helpers without. {DATA_HELP} [default: none]",
 )
 @click.option(
     "--classes",
@@ -132,7 +132,8 @@ def command(
     """
     from p2ptrain import api
     from p2ptrain.cli import peer_session
-    from p2ptrain.config import init_path, load_job
+    from p2ptrain.modes.jobs import init_path, load_job
+    from p2ptrain.modes.registry import mode_of
     from p2ptrain.runtime.node.peer_node import PeerOptions
 
     group = read_group(code, is_open, state_dir)
@@ -141,7 +142,7 @@ def command(
     if not data and (classes or shard or dirichlet):
         raise UserError("--classes, --shard and --dirichlet choose among this device's samples: name those with --data")
     job = load_job(job_file) if job_file else None
-    if not data and job is not None and job.mode != "slices":
+    if not data and job is not None and mode_of(job).needs_data:
         raise UserError(f'{job_file}: a job of mode "{job.mode}" is trained on own samples: name them with --data')
     if job:
         check_allowed(job.model.name, allow_model)

@@ -143,8 +143,10 @@ def check_data(request: Request) -> dict[str, Any]:
     """Open the data set, cut the share, decode one sample: what ``Findings`` says of the data. Raises ``DataError``."""
     import numpy as np
 
-    from p2ptrain.config import DataConfig, job_from_json
-    from p2ptrain.learning.data import class_map, load, open_source, select
+    from p2ptrain.config import DataConfig
+    from p2ptrain.learning.data import Split, class_map, load, open_source, select
+    from p2ptrain.modes.jobs import job_from_json
+    from p2ptrain.modes.registry import mode_of
 
     if not request.data:
         return {"samples": {}}
@@ -153,8 +155,9 @@ def check_data(request: Request) -> dict[str, Any]:
     # How much to hold out is the job's to say.
     contract = job.data if job else DataConfig(source.classes, source.natural_shape, source.kind, val=0.0)
     source = source.fitted(contract)
-    train, val = (
-        select(
+    splits: tuple[Split, ...] = ("train", "val") if job is None or mode_of(job).validates else ("train",)
+    chosen = {
+        split: select(
             source,
             contract,
             split,
@@ -163,15 +166,15 @@ def check_data(request: Request) -> dict[str, Any]:
             classes=request.classes or None,
             seed=job.seed if job else 0,
         )
-        for split in ("train", "val")
-    )
-    labels = source.labels("train")[train]
+        for split in splits
+    }
+    labels = [source.labels(split)[indices] for split, indices in chosen.items()]
     if job:
-        load(source, contract, "train", train[:1])
-        class_map(source, contract, np.union1d(labels, source.labels("val")[val]))
-    counts = np.bincount(labels, minlength=len(source.classes))
+        load(source, contract, "train", chosen["train"][:1])
+        class_map(source, contract, np.unique(np.concatenate(labels)))
+    counts = np.bincount(labels[0], minlength=len(source.classes))
     samples = {name: int(n) for name, n in zip(source.classes, counts, strict=True) if n}
-    return {"samples": samples, "validation": len(val)}
+    return {"samples": samples, "validation": len(chosen.get("val", ()))}
 
 
 def measure(request: Request) -> dict[str, Any]:

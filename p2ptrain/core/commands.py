@@ -94,7 +94,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotTaken:
-    """At the end of a round, when training is finished, or when asked for. ``part``: a slice's first block.
+    """At the end of a round, when training is finished, or when asked for. ``part``: a stage's first block.
 
     ``snapshot``: the bytes, or the path of a file in the spool, which is the node's from now on.
     """
@@ -109,7 +109,7 @@ class SnapshotTaken:
     training_finished: bool
     snapshot: bytes | str
     span: int = 1
-    """Blocks of a slice."""
+    """Blocks of a stage."""
     accuracy: float = -1.0
     """On the own validation samples, among the classes that are trained here; -1 = there are none."""
 

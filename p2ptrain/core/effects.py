@@ -12,11 +12,14 @@ from typing import Any
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan
-from p2ptrain.ids import BlobId
+from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.wire import messages as m
 
 Effects = list[Any]
 Handler = Callable[[Any, float], Effects]
+"""Of one kind of effect, and the time."""
+MessageHandler = Callable[[PeerId, Any, float], Effects]
+"""Of one kind of message: from whom, the message, and the time."""
 
 
 # --- the job and the trainer ------------------------------------------------------------------------------------------

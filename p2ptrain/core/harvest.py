@@ -15,7 +15,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.wire.messages import Holding, Record
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Fetch = Callable[[Holding, str], Awaitable[bytes | None]]
 """A holding's bytes, if anybody can deliver them; the text says what it is, to people."""
@@ -88,6 +88,11 @@ class Harvest:
     def calibrated(self) -> bool:
         """The last layer is one that the group fitted."""
         return False
+
+    def part_models(self, *, allow_user_code: bool = False) -> dict[int, tuple[nn.Module, tuple[int, ...]]]:
+        """The parts that are models of their own, as they were trained, and the class of each output: -1 is the rest,
+        and none at all are all classes."""
+        return {}
 
 
 class Harvester(Protocol):

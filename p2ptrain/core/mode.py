@@ -8,11 +8,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from p2ptrain.config import Job
+from p2ptrain.config import Job, ModeTable
 from p2ptrain.core.downloads import Downloads
-from p2ptrain.core.effects import Effects, Handler, KeepSnapshot
+from p2ptrain.core.effects import Effects, Handler, KeepSnapshot, MessageHandler
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.harvest import Harvest, Harvester
 from p2ptrain.core.peer_config import Resume
@@ -23,9 +23,11 @@ from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.consensus.agreement import Rules
 from p2ptrain.wire.messages import Holding, Message, Record
 
+if TYPE_CHECKING:
+    from torch import nn
+
 ENDED = ("trained", "calibrating", "done")
 """Phases of a peer that trains no more."""
-MessageHandler = Callable[[PeerId, Any, float], Effects]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,10 @@ class Words(Protocol):
         """Of a harvest's report: what ``PartReport.part`` counts, and what its ``share`` is of."""
         ...
 
+    def job_lines(self, job: Job) -> list[str]:
+        """What ``job check`` tells beside what all jobs have."""
+        ...
+
     def plan_sentence(self, plan: Plan, job: Job, own: PeerId) -> str:
         """What the plan gives this peer."""
         ...
@@ -227,6 +233,12 @@ class Words(Protocol):
 class Mode:
     """All that the package asks of a mode."""
 
+    names: tuple[str, ...]
+    """That a job may say."""
+    old_names: Mapping[str, str]
+    """Names, and titles of its table, that older job files say, and what they are called now."""
+    config: type[ModeTable]
+    """The job's table of this mode."""
     bodies: Mapping[str, type[Body]]
     """Of plans, by the mode that they say they are of."""
     role: Callable[[Given], Role]
@@ -242,3 +254,8 @@ class Mode:
     """Whether who has no samples is of no use."""
     validates: bool
     """Whether samples are held out for validation, and looked at."""
+    check_model: Callable[[Job, nn.Module], Mapping[str, Any]]
+    """What ``job check`` says of the model in this mode, for programs too. torch is imported when it is called.
+
+    Raises ``JobError`` for a model that can't be trained so: better now than by every peer.
+    """

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from p2ptrain.core.plan import Plan
-from p2ptrain.ids import BlobId
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.protocol.group.records import blank_record
 from p2ptrain.wire import messages as m
 
 
@@ -27,6 +28,21 @@ class PeerConfig:
     """Names of classes that this peer would like to train."""
     allow_user_code: str = ""
     """The one ``package.module:function`` that a job from the group may name."""
+
+
+def first_record(config: PeerConfig, own_id: PeerId, wall_ms: int) -> m.Record:
+    """What a peer says of itself before it has heard of anything. ``wall_ms``: newer than any it said before."""
+    return blank_record(
+        own_id,
+        config.own_key,
+        wall_ms,
+        name=config.name,
+        addresses=config.addresses,
+        flops_per_s=config.flops_per_s,
+        memory_bytes=config.memory_bytes,
+        waiting_for="a group: nobody found yet",
+        link_bytes_per_s=config.link_bytes_per_s,
+    )
 
 
 @dataclass(frozen=True, slots=True)

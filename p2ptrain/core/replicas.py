@@ -7,10 +7,9 @@ somebody else here has stopped waiting.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from p2ptrain.core.downloads import Downloads
-from p2ptrain.core.effects import Effects, Handler, KeepCustody, KeepSnapshot
+from p2ptrain.core.effects import Effects, Handler, KeepCustody, KeepSnapshot, MessageHandler
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.replication import CancelSnapshot, Custody, DiscardSnapshot, FetchSnapshot
@@ -50,10 +49,9 @@ class Replicas:
             DiscardSnapshot: lambda e, now: [KeepCustody(e.holding, keep=False), *self._group.say_holdings(now)],
             CancelSnapshot: self._cancel,
         }
-        self.messages: Mapping[type[Message], Callable[[PeerId, Any, float], Effects]] = {
-            CustodyOffer: lambda sender, offer, now: list(custody.received(sender, offer, now)),
-            CustodyAck: lambda sender, ack, now: list(custody.received(sender, ack, now)),
-        }
+        self.messages: Mapping[type[Message], MessageHandler] = dict.fromkeys(
+            (CustodyOffer, CustodyAck), self._received
+        )
 
     @property
     def own(self) -> Sequence[Holding]:
@@ -92,6 +90,9 @@ class Replicas:
         return [*self.custody.snapshot(holding, now), *self._group.say_holdings(now)]
 
     # --- others' ---
+
+    def _received(self, sender: PeerId, message: CustodyOffer | CustodyAck, now: float) -> Effects:
+        return list(self.custody.received(sender, message, now))
 
     def _fetch(self, effect: FetchSnapshot, now: float) -> Effects:
         holding = effect.holding

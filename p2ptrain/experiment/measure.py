@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from p2ptrain.config import Job
 from p2ptrain.core.harvest import PartReport
 from p2ptrain.experiment.group import Experiment, Outcome
 from p2ptrain.learning import evaluation
@@ -23,7 +22,6 @@ from p2ptrain.learning.blocks.flops import training_flops
 from p2ptrain.learning.data import Dataset, load, open_source, select
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.training import LocalTrainer
-from p2ptrain.modes.tasks.parts import Parts
 
 BATCH_SIZE = 256
 
@@ -119,11 +117,11 @@ def measure(experiment: Experiment, outcome: Outcome, central: tuple[nn.Module, 
     source = open_source(experiment.data)
     test = load(source, job.data, "test", select(source, job.data, "test", seed=job.seed))
     num_classes = len(job.data.classes)
-    parts = Parts(job, harvest.plan, allow_user_code=bool(experiment.allow_model))
-    full_flops = training_flops(parts.model, job.data.input_shape).total
-    parts.model.load_state_dict(harvest.state)
-    assembled = accuracy(parts.model, test, num_classes)
-    peers = tuple(_peer_results(job, outcome, parts, test, full_flops))
+    model = global_model(job, allow_user_code=bool(experiment.allow_model))
+    full_flops = training_flops(model, job.data.input_shape).total
+    model.load_state_dict(harvest.state)
+    assembled = accuracy(model, test, num_classes)
+    peers = tuple(_peer_results(experiment, outcome, test, full_flops))
     central_accuracy = accuracy(central[0], test, num_classes).accuracy if central else None
     return Result(
         assembled_accuracy=assembled.accuracy,
@@ -149,33 +147,32 @@ def measure(experiment: Experiment, outcome: Outcome, central: tuple[nn.Module, 
     )
 
 
-def _peer_results(job: Job, outcome: Outcome, parts: Parts, test: Dataset, full_flops: int) -> list[PeerResult]:
-    results = []
+def _peer_results(experiment: Experiment, outcome: Outcome, test: Dataset, full_flops: int) -> list[PeerResult]:
+    """Of those whose part is a model of its own."""
+    job, results = experiment.job, []
     trainers = outcome.harvest.plan.trainers()
+    models = outcome.harvest.part_models(allow_user_code=bool(experiment.allow_model))
     reports: dict[int, PartReport] = {report.part: report for report in outcome.harvest.report}
     for name, record in sorted(outcome.records.items()):
         part = trainers.get(record.peer)
-        if part is None or part not in reports:
+        if part is None or part not in reports or part not in models:
             continue
-        spec = parts.body.parts[part]
-        submodel = parts.submodel(part)
-        submodel.load_state_dict(outcome.harvest.parts[part])
-        targets = parts.body.targets if parts.decoupling is not None else "all"
-        outputs = {"all": (), "own": spec.classes, "rest": (*spec.classes, -1)}[targets]
-        own = test.subset(np.flatnonzero(np.isin(test.y, spec.classes)))
+        report, (submodel, outputs) = reports[part], models[part]
+        classes = [job.data.classes.index(each) for each in report.classes]
+        own = test.subset(np.flatnonzero(np.isin(test.y, classes)))
         batches = (own.tensors(slice(i, i + BATCH_SIZE)) for i in range(0, len(own), BATCH_SIZE))
         flops = training_flops(submodel, job.data.input_shape).total
         results.append(
             PeerResult(
                 name=name,
-                classes=tuple(job.data.classes[c] for c in spec.classes),
-                width=spec.share,
+                classes=report.classes,
+                width=report.share,
                 flops_per_sample=flops,
                 flops_share=flops / full_flops,
                 samples=sum(record.counts),
                 samples_seen=record.samples,
                 bytes_sent=record.bytes_sent,
-                own_class_accuracy=evaluation.own_class_accuracy(submodel, batches, spec.classes, outputs=outputs),
+                own_class_accuracy=evaluation.own_class_accuracy(submodel, batches, classes, outputs=outputs),
             )
         )
     return results

@@ -1,4 +1,4 @@
-"""All that needs torch: models, views, class sub-models, depth slices, training, averaging.
+"""All that needs torch: models, views, class sub-models, pipelines, training, averaging.
 
 Invariant: nothing here knows of peers or sockets.
 """

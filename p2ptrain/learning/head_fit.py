@@ -11,8 +11,10 @@ next state, which goes to all:
 Only sums over samples leave a peer. States and contributions are dicts of tensors; a state holds all that anyone
 needs to go on, optimizer included, so any peer can be the next lead.
 
-A class of which nobody has a sample here (its only holder may be gone) is left out of the softmax and keeps the row
-that its sub-model learnt.
+A class of which nobody has a sample here (its only holder may be gone) is left out of the softmax and keeps the weights
+that its sub-model learnt; only its bias is lowered, until it takes no more from the samples that there are than two of
+their own classes do. On three parts of digits with one holder gone half-way (three seeds) the model was right in 56 to
+77 % of all test samples with the bias kept, and is in 88 to 95 %; 94 to 97 % instead of 37 to 67 of the classes there.
 
 Invariant: the same contributions in the same order give the same state, and contributions of several peers add up to
 what one peer with all the samples would have contributed, to float tolerance.
@@ -37,6 +39,11 @@ RIDGE = 0.1
 """Share of the mean variance that is added to every direction before whitening: flat directions are noise."""
 MAX_ROWS = 16384
 """A peer with more samples takes so many of them a step, in turn."""
+MAX_LOWERED = 1.0
+"""By so much at most a step lowers the bias of a class that nobody has samples of."""
+MAY_TAKE = 2.0
+"""Times what a fitted class takes of others' samples. With 1 the classes that are there gain up to 2 points, and the
+lost ones lose up to 18."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +175,10 @@ def _whitening(covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def gradient(state: Mapping[str, Tensor], x: Tensor, y: Tensor, step: int) -> tuple[dict[str, Tensor], int]:
-    """This peer's contribution to a step: (sums over its samples of the gradient and the loss, number of samples)."""
+    """This peer's contribution to a step: (sums over its samples of the gradient and the loss, number of samples).
+
+    In place of the gradient of a bias that nobody can fit stands what its class takes from these samples.
+    """
     n = x.shape[0]
     first, taken = 0, n
     if n > MAX_ROWS:  # in turn; scaled up below to stand for all, so that a large peer keeps its weight
@@ -179,14 +189,16 @@ def gradient(state: Mapping[str, Tensor], x: Tensor, y: Tensor, step: int) -> tu
     head = plain_head(state)
     absent = state["class_weight"] == 0
     raw = torch.zeros_like(state["weight"])  # gradient for the folded weight, [C, F]
-    bias = torch.zeros_like(state["bias"])
+    bias, takes = torch.zeros_like(state["bias"]), torch.zeros_like(state["bias"])
     loss = torch.zeros(())
     for chunk in torch.split(rows, 4096):
         xs, ys = (x, y) if chunk.numel() == n else (x[chunk], y[chunk])
         xs = xs.float()
         logits = torch.addmm(head["bias"], xs, head["weight"].T)  # [rows, C]
-        logits[:, absent] = -torch.inf
         weights = state["class_weight"][ys]  # [rows]
+        if bool(absent.any()):
+            takes += (logits.softmax(1) * weights.unsqueeze(1)).sum(0)
+            logits[:, absent] = -torch.inf
         loss += (F.cross_entropy(logits, ys, reduction="none") * weights).sum()
         residual = logits.softmax(1)  # d loss / d logits = p - onehot
         residual[torch.arange(ys.numel()), ys] -= 1
@@ -195,7 +207,8 @@ def gradient(state: Mapping[str, Tensor], x: Tensor, y: Tensor, step: int) -> tu
         bias += residual.sum(0)
     centred = raw - torch.outer(bias, state["mean"])
     whiten = state["whiten"]
-    sums = {"weight": centred @ whiten if whiten.dim() == 2 else centred * whiten, "bias": bias}
+    sums = {"weight": centred @ whiten if whiten.dim() == 2 else centred * whiten}
+    sums["bias"] = torch.where(absent, takes, bias)
     sums["loss"] = loss
     scale = n / taken if taken else 1.0
     return {name: tensor * scale for name, tensor in sums.items()}, n
@@ -218,16 +231,30 @@ def advance(
     rate = config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
     if state["whiten"].dim() == 1:  # features may all move together: their covariance has an eigenvalue up to F
         rate *= min(1.0, 2.0 / state["weight"].shape[1])
-    after = dict(state)
+    after, present = dict(state), state["class_weight"] > 0
     for name in ("weight", "bias"):
         slope = total[name] / n
         if name == "weight":
-            slope = slope + config.weight_decay * state[name] * (state["class_weight"] > 0).unsqueeze(1)
+            slope = slope + config.weight_decay * state[name] * present.unsqueeze(1)
+        else:
+            slope = slope * present
         velocity = config.momentum * state[f"momentum.{name}"] + slope
         after[f"momentum.{name}"] = velocity
         after[name] = state[name] - rate * (slope + config.momentum * velocity)
     after["loss"] = total["loss"] / n
+    after["bias"] -= _lowered(total["bias"] / n, after["loss"], present)
     return after
+
+
+def _lowered(takes: Tensor, loss: Tensor, present: Tensor) -> Tensor:
+    """[C]: what to take off the biases of classes that nobody has samples of. ``takes``: of a mean sample.
+
+    Of the samples of other classes a fitted class takes as much as it loses of its own to them: each its part of the
+    chance to be wrong, 1 - exp(-loss). What a class takes grows with exp(bias) as long as it is little.
+    """
+    most = MAY_TAKE * (1 - torch.exp(-loss)) / present.sum()
+    too_much = (takes.clamp_min(1e-9) / most.clamp_min(1e-9)).log().clamp(0, MAX_LOWERED)
+    return too_much.masked_fill(present, 0.0)
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -108,6 +108,26 @@ class LocalTrainer:
         self._bad_in_a_row = 0
         self.num_samples += len(y)
         return loss_value
+
+    def skip(self, num_steps: int) -> None:
+        """Go on as if so many steps had been made: what is left of the schedule is not stretched."""
+        self.num_steps += num_steps
+
+    @torch.inference_mode()
+    def loss_on(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Mean loss over samples that are not trained on, of the classes that are; NaN = there is none of them."""
+        loss_sum, samples = 0.0, 0
+        self.model.eval()
+        for x, y in batches:
+            labels = self._table[y.to(self.device, torch.int64)]
+            kept = labels != _IGNORED
+            if bool(kept.any()):
+                with self._autocast():
+                    logits = self.model(x.to(self.device)[kept])
+                loss = training_loss(logits.float(), labels[kept], in_play=self._in_play)
+                loss_sum, samples = loss_sum + float(loss) * int(kept.sum()), samples + int(kept.sum())
+        self.model.train()
+        return loss_sum / samples if samples else math.nan
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """A copy on the CPU: parameters and buffers (``model.``), optimizer state (``optim.``), and metadata."""

@@ -1,6 +1,6 @@
 """The modes that there are, each by the names that a job may say.
 
-A mode is a folder beside this file and one line here.
+A mode is a folder beside this file and one name in ``MODES``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,7 @@ from p2ptrain.core.plan import Plan, plan_from_json
 from p2ptrain.modes.pipeline import mode as pipeline
 from p2ptrain.modes.tasks import mode as tasks
 
-MODES: dict[str, Mode] = {
-    "tasks": tasks.MODE,
-    "replicas": tasks.MODE,
-    "auto": tasks.MODE,
-    "slices": pipeline.MODE,
-}
+MODES: dict[str, Mode] = {name: mode for mode in (tasks.MODE, pipeline.MODE) for name in mode.names}
 
 
 def mode_of(job: Job) -> Mode:

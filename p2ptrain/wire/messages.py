@@ -146,7 +146,7 @@ class Holding:
     blob: Blob
     num_bytes: int
     span: Annotated[int, Bound(1, 4096)] = 1
-    """So many parts, from ``part`` on: the blocks of a depth slice; 1 in the other modes."""
+    """So many parts, from ``part`` on: the blocks of a pipeline's stage; 1 in the other modes."""
 
 
 @dataclass(frozen=True, slots=True)

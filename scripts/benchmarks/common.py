@@ -30,6 +30,8 @@ SCRIPTS = Path(__file__).resolve().parents[1]
 REPOSITORY = SCRIPTS.parent
 RESULT_VERSION = 1
 PACKAGES = ("p2ptrain", "torch", "pyzmq", "msgpack", "numpy", "safetensors", "zeroconf", "psutil")
+CUT_OFF = "cut off"
+"""What a result file says that was written before the benchmark's end."""
 SEED = 2026
 """Of everything random that a benchmark makes."""
 
@@ -89,6 +91,8 @@ class Benchmark(Protocol):
 def measure(name: str, benchmark: Any, settings: Settings, folder: Path) -> dict[str, Any]:
     """Run a benchmark, print its table, write its file; what the file holds is returned.
 
+    What was measured so far is in ``NAME.partial.json`` while it runs, and stays there if it is cut off.
+
     Raises ``P2PTrainError`` if there is nothing to add to, or it was measured elsewhere.
     """
     started, load_before = time.time(), os.getloadavg()[0]
@@ -96,39 +100,46 @@ def measure(name: str, benchmark: Any, settings: Settings, folder: Path) -> dict
     samples = [Sample(**sample) for sample in before["samples"]] if before else []
     if before:
         settings = dataclasses.replace(settings, done=before["repeat"])
-    incomplete, took_before = "", before["took_s"] if before else 0.0
+    took_before = before["took_s"] if before else 0.0
+
+    def result_so_far(incomplete: str) -> dict[str, Any]:
+        return {
+            "version": RESULT_VERSION,
+            "benchmark": name,
+            "baseline": benchmark.BASELINE,
+            "tiny": settings.tiny,
+            "repeat": settings.done + settings.repeat,
+            "seed": SEED,
+            "incomplete": incomplete,
+            "command_line": before["command_line"][:1] + _in_one_go(name, settings) if before else sys.argv,
+            "started_at": before["started_at"] if before else started,
+            "took_s": took_before + time.time() - started,
+            "load_average_before": load_before,
+            "load_average_after": os.getloadavg()[0],
+            "machine": describe_machine(),
+            "versions": describe_versions(),
+            "cases": (cases := summarise(samples)),
+            "notes": benchmark.notes(cases) if hasattr(benchmark, "notes") and incomplete != CUT_OFF else [],
+            "samples": [
+                {"case": s.case, "repetition": s.repetition, "is_baseline": s.is_baseline, "figures": s.figures}
+                for s in samples
+            ],
+        }
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path, partial = folder / f"{name}.json", folder / f"{name}.partial.json"
+    incomplete = ""
     try:
         for sample in benchmark.run(settings):
             samples.append(sample)
             figures = "  ".join(f"{key}={value:.4g}" for key, value in sample.figures.items())
             print(f"  {name} {sample.repetition}: {sample.case}: {figures}", file=sys.stderr, flush=True)
+            _write(partial, result_so_far(CUT_OFF))
     except (TimeoutError, subprocess.TimeoutExpired) as error:  # what was measured until then is worth keeping
         incomplete = f"{type(error).__name__}: {error}"
-    result = {
-        "version": RESULT_VERSION,
-        "benchmark": name,
-        "baseline": benchmark.BASELINE,
-        "tiny": settings.tiny,
-        "repeat": settings.done + settings.repeat,
-        "seed": SEED,
-        "incomplete": incomplete,
-        "command_line": before["command_line"][:1] + _in_one_go(name, settings) if before else sys.argv,
-        "started_at": before["started_at"] if before else started,
-        "took_s": took_before + time.time() - started,
-        "load_average_before": load_before,
-        "load_average_after": os.getloadavg()[0],
-        "machine": describe_machine(),
-        "versions": describe_versions(),
-        "cases": (cases := summarise(samples)),
-        "notes": benchmark.notes(cases) if hasattr(benchmark, "notes") else [],
-        "samples": [
-            {"case": s.case, "repetition": s.repetition, "is_baseline": s.is_baseline, "figures": s.figures}
-            for s in samples
-        ],
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    result = result_so_far(incomplete)
+    _write(path, result)
+    partial.unlink(missing_ok=True)
     print_table(name, result, benchmark.COLUMNS)
     for note in result["notes"]:
         print(note)
@@ -137,6 +148,10 @@ def measure(name: str, benchmark: Any, settings: Settings, folder: Path) -> dict
     picture = plots.draw(name, benchmark, result, folder)
     print(f"{path} ({result['took_s']:.0f} s), {picture or plots.HOW_TO}\n")
     return result
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _before(name: str, settings: Settings, folder: Path) -> dict[str, Any]:

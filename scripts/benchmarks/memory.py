@@ -174,9 +174,9 @@ def train_alone() -> None:
     setting = json.loads(sys.stdin.readline())
     import torch
 
-    from p2ptrain.config import job_from_json
     from p2ptrain.learning.data import load
     from p2ptrain.learning.models import build_model
+    from p2ptrain.modes.jobs import job_from_json
 
     torch.set_num_threads(1)
     job = job_from_json(setting["job"], "benchmark")

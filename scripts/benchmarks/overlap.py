@@ -7,9 +7,9 @@ project's own code; only the network is left out: parts with several trainers ar
 which is what gossip comes to. Real processes are the tests' (tests/processes/test_overlap.py).
 
 What is equal is work, at most about that of a pass of the whole model over the own samples a round, on each device: so
-``tasks`` makes as many passes as that allows (1 / width^2; layers that are not square make it up to a fifth more work),
-``auto`` what ``job new`` gives it. "Best alone" is the best of the
-peers, chosen on the test samples, each with the whole model on its own samples.
+``tasks`` makes as many passes as that allows, ``auto`` what ``job new`` gives it: as many, but rounds end early where
+the own validation samples say so. "Best alone" is the best of the peers, chosen on the test samples, each with the
+whole model on its own samples.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import nn
 from benchmarks.common import REPOSITORY, SEED, Column, Sample, Settings
 from benchmarks.rows import Remark, Row, Section
 from p2ptrain.cli.job import AUTO_PASSES
-from p2ptrain.config import Job, ModelConfig, TasksConfig, TrainingConfig
+from p2ptrain.config import Job, ModelConfig, TrainingConfig
 from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.errors import UserError
 from p2ptrain.experiment.measure import accuracy
@@ -43,6 +43,7 @@ from p2ptrain.learning.models import global_model
 from p2ptrain.learning.submodels.decoupling import most_groups
 from p2ptrain.learning.training import LocalTrainer
 from p2ptrain.modes.tasks.assignment import SENSIBLE_GROUPS, first_plan
+from p2ptrain.modes.tasks.config import TasksConfig, tasks_of
 from p2ptrain.modes.tasks.head_fitting import HeadFitting
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.training import PartTraining
@@ -142,8 +143,8 @@ def compare(workload: Workload, num_peers: int, overlap: str, seed: int) -> dict
     alone = [judged(whole(job, data), test) for data in train]
     everything = Dataset(np.concatenate([d.x for d in train]), np.concatenate([d.y for d in train]), contract)
     replicas, _ = group(job, train, val)
-    auto_job = dataclasses.replace(job, mode="auto", tasks=TasksConfig(passes=AUTO_PASSES))
-    tasks_job = dataclasses.replace(job, mode="tasks", tasks=TasksConfig(passes=NO_LIMIT))
+    auto_job = dataclasses.replace(job, mode="auto", tables=(TasksConfig(passes=AUTO_PASSES),))
+    tasks_job = dataclasses.replace(job, mode="tasks", tables=(TasksConfig(passes=NO_LIMIT),))
     auto, work = group(auto_job, train, val)
     same = is_same(auto_job, tasks_job, train)
     as_tasks, _ = (auto, work) if same else group(tasks_job, train, val)
@@ -220,8 +221,8 @@ def group(job: Job, train: Sequence[Dataset], val: Sequence[Dataset]) -> tuple[n
     plan = first_plan(job, snapshots(job, train), names[0])
     parts = Parts(job, plan, allow_user_code=True)
     trainings = {
-        name: PartTraining(job, parts, plan.trainers()[name], data, name)
-        for name, data in zip(names, train, strict=True)
+        name: PartTraining(job, parts, plan.trainers()[name], data, name, val=own)
+        for name, data, own in zip(names, train, val, strict=True)
         if name in plan.trainers()
     }
     for _ in range(job.training.rounds):
@@ -236,7 +237,7 @@ def group(job: Job, train: Sequence[Dataset], val: Sequence[Dataset]) -> tuple[n
                     training.trainer.model.load_state_dict(mean)
     means = {index: dict(same[0].trainer.model.state_dict()) for index, same in copies.items() if same}
     state = parts.assemble({index: [(1.0, own)] for index, own in means.items()})
-    steps = (1 + job.tasks.calibration_steps if plan.body.calibrate else 0) + 1
+    steps = (1 + tasks_of(job).calibration_steps if plan.body.calibrate else 0) + 1
     fits = [
         HeadFitting(job, Parts(job, plan, allow_user_code=True), "all", data, own)
         for data, own in zip(train, val, strict=True)
@@ -258,16 +259,11 @@ def group(job: Job, train: Sequence[Dataset], val: Sequence[Dataset]) -> tuple[n
     return parts.model, work
 
 
-def is_same(one: Job, other: Job, train: Sequence[Dataset]) -> bool:
-    """Whether both jobs make the very same group: the same parts, trained as long."""
-
-    def made(job: Job) -> list[tuple[tuple[int, ...], float, float]]:
-        plan = first_plan(job, snapshots(job, train), NAMES[0])
-        many = plan.body.targets == "all" and len(plan.parts) > 1
-        passes = [max(1.0, min(job.tasks.passes, 1 / part.share**2)) if many else 1.0 for part in plan.parts]
-        return [(part.classes, part.share, each) for part, each in zip(plan.parts, passes, strict=True)]
-
-    return made(one) == made(other)
+def is_same(auto: Job, tasks: Job, train: Sequence[Dataset]) -> bool:
+    """Whether ``auto`` makes the very same group as ``tasks``: the same parts, whose rounds never end early."""
+    plans = [first_plan(job, snapshots(job, train), NAMES[0]) for job in (auto, tasks)]
+    parts = [[(part.classes, part.share) for part in plan.parts] for plan in plans]
+    return parts[0] == parts[1] and plans[0].body.targets == plans[1].body.targets == "own"
 
 
 def snapshots(job: Job, train: Sequence[Dataset]) -> list[PeerSnapshot]:

@@ -1,4 +1,4 @@
-"""How fast a group of depth slices gets on: batches by the time, as one who looks on sees them.
+"""How fast a pipeline gets on: batches by the time, as one who looks on sees them.
 
 A change of plan starts the count anew, so a pace is of the last plan alone, and the time that it takes to warm up does
 not count.

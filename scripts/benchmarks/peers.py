@@ -24,8 +24,9 @@ from typing import IO, Any
 import psutil
 
 from benchmarks.common import child_environment
-from p2ptrain.config import Job, job_from_json
+from p2ptrain.config import Job
 from p2ptrain.experiment.processes import LOOPBACK, end, free_port, kill, wait_until, with_children
+from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.net.keys import new_group, read_code
 
 STOP_S = 2.0

@@ -1,10 +1,10 @@
-"""VGG-11 in depth slices on devices of speeds 1 : 0.1 : 1 in the lab: throughput, beside what is predicted for it.
+"""VGG-11 in a pipeline on devices of speeds 1 : 0.1 : 1 in the lab: throughput, beside what is predicted for it.
 
 Each case trains on the same devices and samples: the pipeline that the group plans, with activations and gradients as
-they are and in int8, with a flush after each batch and without (what all that does to accuracy: ``slices_accuracy``);
+they are and in int8, with a flush after each batch and without (what all that does to accuracy: ``pipeline_accuracy``);
 as many blocks on every device, the slow one in the middle (``strategy = "equal"``), with and without a flush; the whole
 model on every device (``strategy = "data-parallel"``); and plain training on one of the fast devices alone, while the
-others train for themselves. How batches are counted, and what is predicted: ``slices_lab``. Needs Linux and root, as
+others train for themselves. How batches are counted, and what is predicted: ``pipeline_lab``. Needs Linux and root, as
 the lab does.
 
 ``pipeline-mobilenet`` is the same with MobileNetV2: many small blocks, and little to average. ``pipeline-wired`` is
@@ -23,16 +23,16 @@ from typing import Any
 from lab import host
 from lab.quota import sweep
 
-from benchmarks import slices_lab
+from benchmarks import pipeline_lab
 from benchmarks.common import Column, Sample, Settings
 from benchmarks.pace import Stint
+from benchmarks.pipeline_lab import ALONE, Ran, Workload
 from benchmarks.rows import Remark, Row, Section
-from benchmarks.slices_lab import ALONE, Ran, Workload
 from benchmarks.tasks import data_file
 from p2ptrain.config import Coding, Schedule
 
 LISTED = {
-    "pipeline": "depth slices in a lab of unlike devices: throughput beside prediction, equal split, one device alone",
+    "pipeline": "pipelines in a lab of unlike devices: throughput beside prediction, equal split, one device alone",
     "pipeline-mobilenet": "the same with MobileNetV2 in place of VGG-11",
     "pipeline-wired": "VGG-11 over links of 1 Gbit/s: what is left where they hardly hold anybody up",
 }
@@ -61,7 +61,7 @@ CASES = {
 }
 TINY_CASES = (SINGLE, "planned")
 WIRED = {name: case for name, case in CASES.items() if case.crossing == "none" and case.strategy != "data-parallel"}
-COLUMNS = (*slices_lab.COLUMNS, Column("times_equal", "x equal split, same schedule", 1))
+COLUMNS = (*pipeline_lab.COLUMNS, Column("times_equal", "x equal split, same schedule", 1))
 SPEEDS = {"fast-1": 1.0, "slow": 0.1, "fast-2": 1.0}
 RATE_MBIT, WIRED_RATE_MBIT = 100.0, 1000.0
 BATCH_SIZE, MICRO_BATCHES = 256, 16
@@ -102,22 +102,22 @@ def measured(
 ) -> Iterator[Sample]:
     """The cases in turn; with ``tiny`` plain training and the plan only, on two devices."""
     if settings.tiny:
-        devices = slices_lab.devices_of({"fast-1": 1.0, "fast-2": 1.0}, slices_lab.TINY_CORES, [rate_mbit] * 2)
-        stint, cases = slices_lab.TINY, {name: CASES[name] for name in TINY_CASES}
+        devices = pipeline_lab.devices_of({"fast-1": 1.0, "fast-2": 1.0}, pipeline_lab.TINY_CORES, [rate_mbit] * 2)
+        stint, cases = pipeline_lab.TINY, {name: CASES[name] for name in TINY_CASES}
     else:
-        devices = slices_lab.devices_of(SPEEDS, slices_lab.CORES, [rate_mbit] * 3, SUBSET)
+        devices = pipeline_lab.devices_of(SPEEDS, pipeline_lab.CORES, [rate_mbit] * 3, SUBSET)
         stint = STINT
-    times = slices_lab.rehearse(workload, devices, stint, controllers)
+    times = pipeline_lab.rehearse(workload, devices, stint, controllers)
     alone: Ran | None = None
     equal: dict[Schedule, float] = {}
     for name, case in cases.items():
         chosen = dataclasses.replace(workload, crossing=case.crossing, schedule=case.schedule)
-        ran = slices_lab.run_case(chosen, case.strategy, devices, stint, repetition, controllers, times)
+        ran = pipeline_lab.run_case(chosen, case.strategy, devices, stint, repetition, controllers, times)
         figures = ran.figures()
         if case.strategy == ALONE:
             alone = ran
         elif alone is not None:
-            figures |= slices_lab.compared(ran, alone)
+            figures |= pipeline_lab.compared(ran, alone)
         if case.strategy == "equal":
             equal[case.schedule] = ran.samples_per_s
         elif case.strategy == "planned" and case.schedule in equal:
@@ -139,10 +139,10 @@ def _rows(file: str, words: str) -> Iterator[Row]:
         "; one fast device alone, the others busy: {one fast device alone/samples_per_s:.0f}; data parallel:"
         " {data parallel/samples_per_s:.0f}, {data parallel/measured_of_predicted:.2f} of predicted"
     )
-    for flush, end, others in (("", "", single), (slices_lab.NO_FLUSH, ", async", "")):
+    for flush, end, others in (("", "", single), (pipeline_lab.NO_FLUSH, ", async", "")):
         yield Row(
             file,
-            f"{words} in depth slices, speeds 1 : 0.1 : 1{flush}: samples/s; times one fast device alone; times an"
+            f"{words} in a pipeline, speeds 1 : 0.1 : 1{flush}: samples/s; times one fast device alone; times an"
             " equal split; measured/predicted; and with int8 between the stages",
             f"{_pace(f'planned{end}')}; int8: {_pace(f'planned{end}, int8')}",
             f"equal split: {{equal split{end}/samples_per_s:.0f}}, {{equal split{end}/measured_of_predicted:.2f}} of"
@@ -156,14 +156,14 @@ def _pace(case: str) -> str:
 
 
 FIGURES = Section(
-    "Depth slices",
+    "Pipelines",
     "Throughput on two fast devices and a slow one",
     (
         *_rows("pipeline", "VGG-11"),
         *_rows("pipeline-mobilenet", "MobileNetV2"),
         Row(
             "pipeline-wired",
-            "VGG-11 in depth slices, speeds 1 : 0.1 : 1, links of 1 Gbit/s: samples/s; times one fast device alone;"
+            "VGG-11 in a pipeline, speeds 1 : 0.1 : 1, links of 1 Gbit/s: samples/s; times one fast device alone;"
             " times an equal split; measured/predicted; and with no flush between batches (`async`)",
             f"{_pace('planned')}; async: {_pace('planned, async')}",
             "equal split: {equal split/samples_per_s:.0f}, {equal split/measured_of_predicted:.2f} of predicted; async:"

@@ -1,4 +1,4 @@
-"""A model that no single device has the memory for, trained by three of them in depth slices in the lab.
+"""A model that no single device has the memory for, trained by three of them in a pipeline in the lab.
 
 Each device's cgroup has the same limit, and the encoder after BERT-small at twice its width, with AdamW, needs more
 than that for parameters, gradients, optimizer state and activations.
@@ -26,23 +26,24 @@ from lab import host
 from lab.quota import sweep
 from lab.spec import Device, device_of
 
-from benchmarks import slices_lab
+from benchmarks import pipeline_lab
 from benchmarks.common import Column, Sample, Settings
 from benchmarks.pace import Stint
+from benchmarks.pipeline_lab import Ran, Workload
 from benchmarks.pipeline_text import text_workload
 from benchmarks.rows import Remark, Row, Section
-from benchmarks.slices_lab import Ran, Workload
 from p2ptrain.api import Status
 from p2ptrain.errors import P2PTrainError
 from p2ptrain.experiment import measure
 from p2ptrain.learning.data import load, open_source, select
 from p2ptrain.learning.models import global_model
+from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.planning.devices.footprint import PEER_BASE_BYTES
 from p2ptrain.planning.pipeline.cost import stage_memory_bytes
 
 LISTED = {
-    "pipeline_memory": "a model that no device alone has the memory for, in depth slices on three of them",
+    "pipeline_memory": "a model that no device alone has the memory for, in a pipeline on three of them",
 }
 BASELINE = "one device alone, with the same limit"
 COLUMNS = (
@@ -95,13 +96,13 @@ def run(settings: Settings) -> Iterator[Sample]:
 
 def _measured(workload: Workload, settings: Settings, repetition: int, controllers: Any) -> Iterator[Sample]:
     limit_mb = TINY_LIMIT_MB if settings.tiny else LIMIT_MB
-    cores = slices_lab.TINY_CORES if settings.tiny else slices_lab.CORES
+    cores = pipeline_lab.TINY_CORES if settings.tiny else pipeline_lab.CORES
     devices = [
         device_of(d.name, d.share, d.rate_mbit, limit_mb, shard=d.shard)
-        for d in slices_lab.devices_of(SPEEDS, cores, [RATE_MBIT] * len(SPEEDS))
+        for d in pipeline_lab.devices_of(SPEEDS, cores, [RATE_MBIT] * len(SPEEDS))
     ]
     stint = Stint(6, 3, 8.0, 60.0, 0.0) if settings.tiny else Stint(NUM_BATCHES, NUM_BATCHES, 0.0, 180.0)
-    ran = slices_lab.run_case(workload, "planned", devices, stint, repetition, controllers)
+    ran = pipeline_lab.run_case(workload, "planned", devices, stint, repetition, controllers)
     alone_mb, together_mb = estimates_mb(ran)
     figures = {
         "limit_mb": limit_mb,
@@ -126,7 +127,7 @@ def _measured(workload: Workload, settings: Settings, repetition: int, controlle
 def estimates_mb(ran: Ran) -> tuple[float, list[float]]:
     """Of one device that trains the whole model in the smallest micro-batches; and of each device of the plan."""
     assert ran.plan is not None and isinstance(ran.plan.body, PipelineBody)
-    pipeline, least = ran.plan.body.pipeline, ran.room.costs(ran.job.slices.micro_batches)
+    pipeline, least = ran.plan.body.pipeline, ran.room.costs(pipeline_of(ran.job).micro_batches)
     whole = least.fixed_bytes(0, least.num_units)
     whole += least.task.micro_batch * least.sample_bytes(0, least.num_units, 1)
     costs = ran.room.costs(pipeline.num_micro_batches)
@@ -171,7 +172,7 @@ def _alone(workload: Workload, device: Device, stint: Stint, repetition: int, co
 
     with tempfile.TemporaryDirectory(prefix="p2ptrain-bench-") as folder:
         try:
-            slices_lab.run_case(
+            pipeline_lab.run_case(
                 workload,
                 "planned",
                 [device],
@@ -194,7 +195,7 @@ def _alone(workload: Workload, device: Device, stint: Stint, repetition: int, co
 
 
 FIGURES = Section(
-    "Depth slices",
+    "Pipelines",
     "A model that fits into no single device",
     (
         Row(

@@ -1,11 +1,11 @@
-"""A transformer in depth slices on four unlike devices in the lab: much to average, little to pass on.
+"""A transformer in a pipeline on four unlike devices in the lab: much to average, little to pass on.
 
 The encoder after BERT-small reads 32 bytes a sample and has 13 M parameters: data parallel training, whose gradients
 are averaged after every batch, sends 79 MB a device and batch, while a stage passes on 68 kB a sample. Each case trains
 on the same four devices, links and samples: the pipeline that the group plans, which may have several devices in a
 stage; pipeline alone, one device a stage (there is no such strategy: as many blocks on every device, ``strategy =
 "equal"``, is the closest); data parallel alone (``strategy = "data-parallel"``); plain training on the fastest device,
-while the others train for themselves. How batches are counted, and what is predicted: ``slices_lab``. The text is the
+while the others train for themselves. How batches are counted, and what is predicted: ``pipeline_lab``. The text is the
 help that comes with Python. Needs Linux and root, as the lab does.
 """
 
@@ -21,14 +21,14 @@ from typing import Any
 from lab import host
 from lab.quota import sweep
 
-from benchmarks import plots, slices_lab
+from benchmarks import pipeline_lab, plots
 from benchmarks.common import Column, Sample, Settings
 from benchmarks.pace import Stint
+from benchmarks.pipeline_lab import ALONE, Ran, Workload
 from benchmarks.rows import Remark, Row, Section
-from benchmarks.slices_lab import ALONE, Ran, Workload
 
 LISTED = {
-    "pipeline_text": "a transformer in depth slices, beside prediction, data parallel, equal split, one device alone",
+    "pipeline_text": "a transformer in a pipeline, beside prediction, data parallel, equal split, one device alone",
 }
 BASELINE = "plain training on the fastest device alone; an equal split (pipeline alone); data parallel alone"
 COLUMNS = (
@@ -93,24 +93,24 @@ def _measured(workload: Workload, settings: Settings, repetition: int, controlle
     if settings.tiny:
         speeds, cores, cases = (
             {"device1": 0.6, "device2": 0.4},
-            slices_lab.TINY_CORES,
+            pipeline_lab.TINY_CORES,
             [FASTEST, "planned"],
         )
     else:
-        speeds, cores, cases = SPEEDS, min(slices_lab.CORES, sum(SPEEDS.values())), list(CASES)
-    devices = slices_lab.devices_of(speeds, cores, RATES_MBIT[: len(speeds)], SUBSET)
+        speeds, cores, cases = SPEEDS, min(pipeline_lab.CORES, sum(SPEEDS.values())), list(CASES)
+    devices = pipeline_lab.devices_of(speeds, cores, RATES_MBIT[: len(speeds)], SUBSET)
     found: dict[str, Ran] = {}
-    stint = slices_lab.TINY if settings.tiny else STINT
-    times = slices_lab.rehearse(workload, devices, stint, controllers)
+    stint = pipeline_lab.TINY if settings.tiny else STINT
+    times = pipeline_lab.rehearse(workload, devices, stint, controllers)
     for case in cases:
-        ran = slices_lab.run_case(workload, CASES[case], devices, stint, repetition, controllers, times)
+        ran = pipeline_lab.run_case(workload, CASES[case], devices, stint, repetition, controllers, times)
         found[case], figures = ran, ran.figures()
         sent = sum(record.bytes_sent for record in ran.lab.outcome.records.values())
         figures["sent_mb"] = sent / ran.pace.marks[-1].step / 1e6
         if "predicted_per_s" in figures:
             figures["predicted_s"] = BATCH_SIZE / figures["predicted_per_s"]
         if case != FASTEST:
-            figures |= slices_lab.compared(ran, found[FASTEST])
+            figures |= pipeline_lab.compared(ran, found[FASTEST])
         if DATA_PARALLEL in found and case != DATA_PARALLEL:
             figures["times_data_parallel"] = ran.samples_per_s / found[DATA_PARALLEL].samples_per_s
         yield Sample(case, repetition, figures, is_baseline=case != "planned")
@@ -134,7 +134,7 @@ def plot(figure: Any, result: dict[str, Any]) -> None:
 
 
 FIGURES = Section(
-    "Depth slices",
+    "Pipelines",
     "A transformer on four unlike devices",
     (
         Row(

@@ -128,13 +128,13 @@ def plot(figure: Any, result: dict[str, Any]) -> None:
 
 ROOMS, OTHERS = ("1 : 0.1 : 1", "5 boards", "8 boards"), ("best single peer", "equal split", "data parallel")
 FIGURES = Section(
-    "Depth slices",
+    "Pipelines",
     "What planning costs, and what a plan promises",
     (
         *(
             Row(
                 "planner",
-                f"planning {words} in depth slices for speeds 1 : 0.1 : 1, five and eight boards: seconds a batch as"
+                f"planning a pipeline of {words} for speeds 1 : 0.1 : 1, five and eight boards: seconds a batch as"
                 " the cost model predicts; CPU ms of planning",
                 "; ".join(
                     f"{{{model}, {room}/batch_s:.2f}} s, {{{model}, {room}/planning_ms:.0f}} ms" for room in ROOMS

@@ -1,11 +1,11 @@
 """A device gets slow in the middle of training: how soon the group trains by a new plan, and how well it does then.
 
-Three devices train VGG-11 in depth slices in the lab; then the fastest of them gets a quarter of its share of a core.
+Three devices train VGG-11 in a pipeline in the lab; then the fastest of them gets a quarter of its share of a core.
 Measured are the batches from then until the new plan takes over, batches that are lost or done twice on the way (by the
 trainers' own words on where they halted, and by the samples counted at the end), and the throughput by the last plan.
 Beside it: a fresh group, started with that device as slow from the beginning, once before and once after, as a machine
 that others use does not stay as fast as it is. All of it with a flush after every batch and without one. How batches
-are counted, what is predicted, and what *at one speed* is: ``slices_lab``. Needs Linux and root, as the lab does.
+are counted, what is predicted, and what *at one speed* is: ``pipeline_lab``. Needs Linux and root, as the lab does.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from lab import host
 from lab.quota import sweep
 from lab.spec import Device, Event, device_of
 
-from benchmarks import plots, slices_lab
+from benchmarks import pipeline_lab, plots
 from benchmarks.common import Column, Sample, Settings
 from benchmarks.pace import Mark, Pace, Stint
+from benchmarks.pipeline_lab import Ran, Workload
 from benchmarks.rows import Remark, Row, Section
-from benchmarks.slices_lab import Ran, Workload
 from benchmarks.tasks import data_file
 from p2ptrain.config import Schedule
 from p2ptrain.modes.pipeline.plan import PipelineBody
 
 LISTED = {
-    "replan": "a device gets slow while it trains in depth slices: the new plan, beside a group that starts afresh",
+    "replan": "a device gets slow while it trains in a pipeline: the new plan, beside a group that starts afresh",
 }
 BASELINE = "a fresh group, started with the slowed device"
 COLUMNS = (
@@ -67,13 +67,13 @@ def run(settings: Settings) -> Iterator[Sample]:
     sweep(controllers)
     if settings.tiny:
         workload = Workload("vgg11", "digits", {"model": {"name": "vgg11", "width": 0.5}}, 64)
-        cores, slow_at_s, subset, stint = slices_lab.TINY_CORES, 5.0, 1, Stint(6, 3, 12.0, 40.0, 0.0)
+        cores, slow_at_s, subset, stint = pipeline_lab.TINY_CORES, 5.0, 1, Stint(6, 3, 12.0, 40.0, 0.0)
     else:
         data = f"images:{data_file('cifar10-images.zip')}"
         workload = Workload("vgg11", data, {"model": {"name": "vgg11"}}, 64)
-        cores, slow_at_s, subset, stint = slices_lab.CORES, SLOW_AT_S, SUBSET, Stint(60, 20, 110.0, 150.0)
+        cores, slow_at_s, subset, stint = pipeline_lab.CORES, SLOW_AT_S, SUBSET, Stint(60, 20, 110.0, 150.0)
     speeds = {"device1": 1.0, SLOW: SPEEDS[SLOW]} if settings.tiny else SPEEDS
-    devices = slices_lab.devices_of(speeds, cores, [RATE_MBIT] * len(speeds), subset)
+    devices = pipeline_lab.devices_of(speeds, cores, [RATE_MBIT] * len(speeds), subset)
     slowed_share = devices[-1].share * (TINY_FACTOR if settings.tiny else FACTOR)
     slower = _slowed(devices, slowed_share)
     event = Event(slow_at_s, "slow", SLOW, share=slowed_share)
@@ -101,8 +101,8 @@ def _ran(
     events: Sequence[Event] = (),
     until: Callable[[Pace], bool] | None = None,
 ) -> Ran:
-    times = slices_lab.rehearse(work, devices, stint, controllers)
-    return slices_lab.run_case(
+    times = pipeline_lab.rehearse(work, devices, stint, controllers)
+    return pipeline_lab.run_case(
         work, "planned", devices, stint, repetition, controllers, times, events=events, until=until
     )
 
@@ -135,7 +135,7 @@ def _figures(ran: Ran, fresh: Sequence[Ran]) -> dict[str, float]:
         "seconds_until": later.seconds - event_s,
         "batches_wrong": _batches_wrong(ran),
     }
-    compared = [slices_lab.compared(ran, other) for other in fresh]
+    compared = [pipeline_lab.compared(ran, other) for other in fresh]
     for name, of in (("ratio", "times_single"), ("same_speed_ratio", "same_speed_times_single")):
         if all(of in each for each in compared):
             figures[name] = statistics.harmonic_mean(each[of] for each in compared)  # by the mean of what they did
@@ -210,12 +210,12 @@ def plot(figure: Any, result: dict[str, Any]) -> None:
 
 
 FIGURES = Section(
-    "Depth slices",
+    "Pipelines",
     "A device gets slow",
     [
         Row(
             "replan",
-            f"VGG-11 in depth slices{flush}, the fastest of three devices slowed to a quarter while it trains: batches"
+            f"VGG-11 in a pipeline{flush}, the fastest of three devices slowed to a quarter while it trains: batches"
             " until the new plan; batches lost or done twice; samples/s before, by the old plan, by the new one",
             f"{{{slowed}/batches_until:.0f}}; {{{slowed}/batches_wrong:.0f}}; {{{slowed}/before_per_s:.0f}},"
             f" {{{slowed}/meanwhile_per_s:.0f}}, {{{slowed}/samples_per_s:.0f}}",
@@ -224,7 +224,7 @@ FIGURES = Section(
         )
         for flush, slowed, fresh in (
             ("", SLOWED, FRESH),
-            (slices_lab.NO_FLUSH, f"{SLOWED}, async", f"{FRESH}, async"),
+            (pipeline_lab.NO_FLUSH, f"{SLOWED}, async", f"{FRESH}, async"),
         )
     ],
     (

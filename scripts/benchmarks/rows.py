@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Record = dict[str, Any]
-Chapter = Literal["What comes out", "Unlike devices", "Depth slices", "What it costs", "Many peers"]
+Chapter = Literal["What comes out", "Unlike devices", "Pipelines", "What it costs", "Many peers"]
 PLAIN = ("what", "measured", "baseline", "command")
 
 

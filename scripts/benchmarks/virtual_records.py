@@ -10,7 +10,7 @@ import random
 
 from benchmarks.virtual import NUM_WATCHED, Meter
 from p2ptrain.ids import JobId, blob_id, peer_id
-from p2ptrain.protocol.group.records import RecordBook, first_record
+from p2ptrain.protocol.group.records import RecordBook, blank_record
 from p2ptrain.simulation.names import key, peer_ids
 from p2ptrain.simulation.network import WIRELESS, MachineHost, SimulatedNetwork
 from p2ptrain.wire.messages import Holding, Record, Records
@@ -84,7 +84,7 @@ def _record(number: int, num_peers: int) -> Record:
         Holding(part, trainer, 1, 5, 500, 16_000, blob_id(b"%d/%d" % (number, i)), 500_000)
         for i, (part, trainer) in enumerate(((number % 10, own), (number % 10, own), ((number + 1) % 10, other)))
     )
-    return first_record(
+    return blank_record(
         own, key(number), 1_700_000_000_000, name=f"peer {number}", addresses=("tcp://10.0.0.1:40000",),
         job=JobId("0" * 16), counts=(100,) * 10, flops_per_s=1e9, memory_bytes=4 << 30, epoch=1, plan="0" * 64,
         part=number % 10, phase="training", round=5, samples=16_000, loss=0.5, samples_per_s=800.0,

@@ -69,10 +69,10 @@ def _train(
 
 
 def main() -> None:
-    from p2ptrain.config import job_from_json
     from p2ptrain.learning.models import global_model
     from p2ptrain.learning.profiling.allocator import keep_for_training
     from p2ptrain.learning.training import LocalTrainer
+    from p2ptrain.modes.jobs import job_from_json
     from p2ptrain.runtime.trainer.process import die_with_node
 
     die_with_node()

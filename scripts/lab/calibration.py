@@ -238,9 +238,9 @@ def main() -> None:
     """Train for as many seconds and with as many threads as each line of standard input says."""
     import torch
 
-    from p2ptrain.config import job_from_json
     from p2ptrain.learning.models import global_model
     from p2ptrain.learning.training import LocalTrainer
+    from p2ptrain.modes.jobs import job_from_json
 
     job = job_from_json(sys.stdin.readline(), "job")
     model = global_model(job, allow_user_code=False)

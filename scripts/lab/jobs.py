@@ -6,8 +6,9 @@ import dataclasses
 from typing import Any
 
 from lab.spec import LabSpec
-from p2ptrain.config import Job, job_from_mapping
+from p2ptrain.config import Job
 from p2ptrain.learning.data import open_source, propose_contract
+from p2ptrain.modes.jobs import job_from_mapping
 
 
 def job_of(spec: LabSpec) -> Job:

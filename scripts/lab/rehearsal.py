@@ -1,6 +1,6 @@
 """Times of a model's blocks on each device, measured before a lab runs, by all devices at once, as they are to train.
 
-What a peer does first in depth slices, it does here in a process that imported torch outside of its device: on a tenth
+What a peer does first in a pipeline, it does here in a process that imported torch outside of its device: on a tenth
 of a core that alone takes a minute. The times are the same as a peer measures, by the same code, in the file that it
 remembers them in; and beside something that takes what a peer's node takes when it only stands by.
 
@@ -92,10 +92,10 @@ def stand_by() -> None:
 def main(file: Path) -> None:
     import torch
 
-    from p2ptrain.config import job_from_json
     from p2ptrain.learning.blocks.chain import Chain
     from p2ptrain.learning.models import global_model
     from p2ptrain.learning.profiling.allocator import keep_for_training
+    from p2ptrain.modes.jobs import job_from_json
     from p2ptrain.modes.pipeline.worker import profile_job
 
     job = job_from_json(sys.stdin.readline(), "job")

@@ -26,10 +26,11 @@ import psutil
 import pytest
 
 from p2ptrain import api
-from p2ptrain.config import DataConfig, GroupConfig, Job, TasksConfig, TrainingConfig
+from p2ptrain.config import DataConfig, GroupConfig, Job, TrainingConfig
 from p2ptrain.experiment.processes import free_port, kill, port_is_free, start
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.data import load, open_source, propose_contract
+from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.net.keys import Group, load_or_make_identity, new_group
 from p2ptrain.runtime.node import journal
 from p2ptrain.runtime.node.journal import Line
@@ -76,7 +77,7 @@ def make_job(
         mode=mode,  # type: ignore[arg-type]
         data=digits(),
         training=TrainingConfig(rounds=rounds, epochs_per_round=epochs, batch_size=batch_size),
-        tasks=TasksConfig(calibration_steps=calibration_steps),
+        tables=(TasksConfig(calibration_steps=calibration_steps),),
         group=GroupConfig(
             min_peers=peers,
             settle_s=settle_s,

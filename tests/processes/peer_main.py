@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from p2ptrain.api import run_peer
-from p2ptrain.config import job_from_json
 from p2ptrain.errors import UserError
+from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.net.keys import read_code
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.peer_node import PeerOptions

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from p2ptrain.config import GroupConfig, Job, ModelConfig, TasksConfig, TrainingConfig
+from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.learning.data import open_source, propose_contract
+from p2ptrain.modes.tasks.config import TasksConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("P2PTRAIN_DATA", ROOT.parent / "shared" / "data"))
@@ -78,7 +79,7 @@ def picture_job(
         model=ModelConfig("lenet"),
         data=contract,
         training=TrainingConfig(rounds=rounds, epochs_per_round=epochs, batch_size=32, learning_rate=0.01),
-        tasks=TasksConfig(calibration_steps=60),
+        tables=(TasksConfig(calibration_steps=60),),
         group=GroupConfig(min_peers=peers, settle_s=1.0),
     )
 

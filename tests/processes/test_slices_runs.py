@@ -16,12 +16,13 @@ import torch
 from group import PeerGroup, PeerProcess, make_job
 
 from p2ptrain import api
-from p2ptrain.config import Job, ModelConfig, SlicesConfig, TrainingConfig
+from p2ptrain.config import Job, ModelConfig, TrainingConfig
 from p2ptrain.core.plan import Plan
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import load, open_source, propose_contract, select
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.pipeline.training import SliceTraining
+from p2ptrain.modes.pipeline.config import PipelineConfig
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 
@@ -29,8 +30,8 @@ pytestmark = pytest.mark.slow
 
 
 def sliced(job: Job, *, strategy: str = "equal", micro_batches: int = 4, **values: Any) -> Job:
-    slices = SlicesConfig(micro_batches, strategy=strategy, **values)  # type: ignore[arg-type]
-    return dataclasses.replace(job, mode="slices", slices=slices)
+    pipeline = PipelineConfig(micro_batches, strategy=strategy, **values)  # type: ignore[arg-type]
+    return dataclasses.replace(job, mode="pipeline", tables=(pipeline,))
 
 
 def text_job(home: Path) -> tuple[Job, str]:

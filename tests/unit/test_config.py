@@ -21,15 +21,12 @@ from p2ptrain.config import (
     GroupConfig,
     Job,
     ModelConfig,
-    SlicesConfig,
-    TasksConfig,
     TrainingConfig,
-    check_job,
-    job_from_json,
-    job_from_mapping,
-    load_job,
 )
 from p2ptrain.errors import JobError
+from p2ptrain.modes.jobs import check_job, job_from_json, job_from_mapping, load_job
+from p2ptrain.modes.pipeline.config import PipelineConfig, pipeline_of
+from p2ptrain.modes.tasks.config import TasksConfig
 
 SHA = hashlib.sha256(b"a checkpoint").hexdigest()
 DIGITS = Job(
@@ -37,7 +34,7 @@ DIGITS = Job(
     data=DataConfig(classes=tuple("0123456789"), input_shape=(1, 8, 8), mean=(0.3,), std=(0.25,)),
     training=TrainingConfig(rounds=5),
 )
-GOLDEN_ID = "02c1df4026070fa4"
+GOLDEN_ID = "35119122abc01965"
 """Of ``DIGITS``. A job's id is on every peer's disk and in every record: it only changes with the wire version."""
 DEEP = pytest.mark.xfail(raises=RecursionError, strict=False, reason="json.loads of deep nesting is not caught")
 DEL = pytest.mark.xfail(raises=JobError, strict=False, reason="TOML wants U+007F escaped, JSON does not")
@@ -78,8 +75,8 @@ tasks = st.builds(
     calibrate=st.sampled_from(["auto", "always", "never"]),
     calibration_steps=st.integers(1, 100_000),
 )
-slices = st.builds(
-    SlicesConfig,
+pipelines = st.builds(
+    PipelineConfig,
     micro_batches=st.integers(1, 4096),
     schedule=st.sampled_from(["sync", "async"]),
     strategy=st.sampled_from(["planned", "equal", "data-parallel"]),
@@ -115,23 +112,22 @@ def datas(draw: st.DrawFn) -> DataConfig:
 
 
 def whole(job: Job) -> Job:
-    """In mode slices: a batch of whole micro-batches, and nothing held out."""
-    batch_size = job.training.batch_size // job.slices.micro_batches * job.slices.micro_batches
-    training = dataclasses.replace(job.training, batch_size=max(batch_size, job.slices.micro_batches))
+    """Of a pipeline: a batch of whole micro-batches, and nothing held out."""
+    num = pipeline_of(job).micro_batches
+    training = dataclasses.replace(job.training, batch_size=max(job.training.batch_size // num * num, num))
     data = dataclasses.replace(job.data, val=0.0)
-    return dataclasses.replace(job, training=training, data=data) if job.mode == "slices" else job
+    return dataclasses.replace(job, training=training, data=data) if job.mode == "pipeline" else job
 
 
 jobs = st.builds(
     Job,
     name=texts,
-    mode=st.sampled_from(["auto", "tasks", "replicas", "slices"]),
+    mode=st.sampled_from(["auto", "tasks", "replicas", "pipeline"]),
     seed=st.integers(-(2**53), 2**53),
     model=models,
     data=datas(),
     training=trainings,
-    tasks=tasks,
-    slices=slices,
+    tables=st.just(()) | st.tuples(tasks) | st.tuples(pipelines) | st.tuples(pipelines, tasks),
     group=groups,
 ).map(whole)
 
@@ -142,7 +138,7 @@ def plain(job: Job = DIGITS) -> dict[str, Any]:
 
 def changed(key: str, value: object) -> dict[str, Any]:
     """``DIGITS`` as tables with another value at ``table.key``."""
-    tables = plain()
+    tables = {"tasks": {}, "pipeline": {}, **plain()}
     table = tables
     *path, last = key.split(".")
     for name in path:
@@ -215,30 +211,62 @@ def test_whole_numbers_and_floats_name_the_same_job(number: float) -> None:
     )
 
 
+def others(value: object) -> object:
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, str):
+        return value + "x"
+    assert isinstance(value, tuple)
+    return (*value, 7)
+
+
+def variants(config: Any) -> list[Any]:
+    """With another value of each field, those of nested tables too."""
+    found = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        inner = variants(value) if dataclasses.is_dataclass(value) else [others(value)]
+        found += [dataclasses.replace(config, **{field.name: each}) for each in inner if field.name != "tables"]
+    return found
+
+
+TABLES = [*variants(TasksConfig()), *variants(PipelineConfig())]
+"""Each a mode's table with another value of one key."""
+
+
 def test_the_id_covers_every_field() -> None:
     """Any field with another value gives another id, those of nested tables too."""
-
-    def others(value: object) -> object:
-        if isinstance(value, bool):
-            return not value
-        if isinstance(value, int | float):
-            return value + 1
-        if isinstance(value, str):
-            return value + "x"
-        assert isinstance(value, tuple)
-        return (*value, 7)
-
-    def variants(config: Any) -> list[Any]:
-        found = []
-        for field in dataclasses.fields(config):
-            value = getattr(config, field.name)
-            inner = variants(value) if dataclasses.is_dataclass(value) else [others(value)]
-            found += [dataclasses.replace(config, **{field.name: each}) for each in inner]
-        return found
-
     ids = {variant.id for variant in variants(DIGITS)}
     assert DIGITS.id not in ids
-    assert len(ids) == len(variants(DIGITS)) > 35
+    assert len(ids) == len(variants(DIGITS)) > 25
+
+
+def test_the_id_covers_what_a_mode_says() -> None:
+    ids = {DIGITS.with_table(table).id for table in TABLES}
+    assert len(ids - {DIGITS.id}) == len(TABLES) > 14
+
+
+def test_what_a_mode_says_by_default_is_not_said() -> None:
+    """So a job made without a table is the one that is read back, and a mode's new key leaves old ids alone."""
+    said = DIGITS.with_table(TasksConfig()).with_table(PipelineConfig())
+    assert said.id == GOLDEN_ID and said == DIGITS and hash(said) == hash(DIGITS)
+    assert not {"tasks", "pipeline"} & plain(said).keys()
+    some = said.with_table(TasksConfig(trunk=2))
+    assert plain(some)["tasks"] == {"trunk": 2} and some != DIGITS
+    assert job_from_json(some.to_json()).table(TasksConfig) == TasksConfig(trunk=2)
+
+
+def test_a_file_says_all_of_the_tables_that_the_job_holds() -> None:
+    tables = tomllib.loads(DIGITS.with_table(PipelineConfig(micro_batches=4)).to_toml())
+    assert tables["pipeline"] == dataclasses.asdict(PipelineConfig(micro_batches=4)) and "tasks" not in tables
+
+
+def test_a_job_has_one_table_of_a_kind() -> None:
+    job = DIGITS.with_table(TasksConfig(trunk=1)).with_table(PipelineConfig()).with_table(TasksConfig(trunk=2))
+    assert job.tables == (PipelineConfig(), TasksConfig(trunk=2))
+    assert job.table(TasksConfig).trunk == 2 and DIGITS.table(TasksConfig) == TasksConfig()
 
 
 def test_the_order_of_keys_does_not_matter() -> None:
@@ -266,8 +294,8 @@ def test_the_order_of_keys_does_not_matter() -> None:
         ("data.mean", [None], r"data.mean\[0\]: expected float"),
         ("training.learning_rate", float("nan"), "training.learning_rate: nan is not a finite number"),
         ("training.learning_rate", float("inf"), "training.learning_rate: inf is not a finite number"),
-        ("mode", "swarm", "mode: 'swarm' is not one of auto, tasks, replicas, slices"),
-        ("mode", ["tasks"], "mode: .* is not one of auto, tasks, replicas, slices"),
+        ("mode", "swarm", "mode: 'swarm' is not one of auto, tasks, replicas, pipeline"),
+        ("mode", ["tasks"], "mode: .* is not one of auto, tasks, replicas, pipeline"),
         ("training.optimizer", "lion", "training.optimizer: 'lion' is not one of sgd, adamw"),
         ("name", "x" * 4097, "name: longer than 4096 characters"),
         ("data.classes", ["a"], "data.classes: expected 2 to 4096 class names, got 1"),
@@ -278,9 +306,10 @@ def test_the_order_of_keys_does_not_matter() -> None:
         ("data.mean", [0.1, 0.2], "data.mean: expected 1 numbers, one a channel"),
         ("data.std", [0.0], "data.std: must be above zero"),
         ("tasks.num_groups", 11, "tasks.num_groups: 11 groups for 10 classes"),
-        ("data.kind", "text", 'mode: "tasks" divides .* the data are text; use "replicas" or "slices"'),
-        ("slices.strategy", "greedy", "slices.strategy: 'greedy' is not one of planned, equal, data-parallel"),
-        ("slices.gradients", "topk", "slices.gradients: 'topk' is not one of none, fp16, int8"),
+        ("data.kind", "text", 'mode: "tasks" divides .* the data are text; use "replicas" or "pipeline"'),
+        ("pipeline.strategy", "greedy", "pipeline.strategy: 'greedy' is not one of planned, equal, data-parallel"),
+        ("pipeline.gradients", "topk", "pipeline.gradients: 'topk' is not one of none, fp16, int8"),
+        ("tasks", {"passes": 0.5}, "tasks.passes: 0.5 is less than one pass"),
         ("tasks", {"combine": "sum", "targets": "own"}, 'tasks.combine: "sum" needs tasks.targets = "all"'),
     ],
 )
@@ -305,9 +334,10 @@ def test_the_error_names_the_key(key: str, value: object, says: str) -> None:
         ("tasks.trunk", 0, 1000),
         ("tasks.own_fraction", 0, 1),
         ("tasks.calibration_steps", 1, 100_000),
-        ("slices.micro_batches", 1, 4096),
-        ("slices.replan_gain", 0.01, 10),
-        ("slices.snapshot_steps", 0, 1_000_000),
+        ("tasks.passes", 0, 1000),
+        ("pipeline.micro_batches", 1, 4096),
+        ("pipeline.replan_gain", 0.01, 10),
+        ("pipeline.snapshot_steps", 0, 1_000_000),
         ("group.min_peers", 1, 1000),
         ("group.settle_s", 0, 3600),
         ("group.topk_fraction", 0.0001, 1),
@@ -323,9 +353,9 @@ def test_limits_are_inclusive(key: str, low: float, high: float) -> None:
             job_from_mapping(changed(key, value), "job")
 
 
-def sliced(**values: object) -> dict[str, Any]:
-    """``DIGITS`` in mode slices; ``values`` as ``table__key``."""
-    tables = changed("mode", "slices")
+def piped(**values: object) -> dict[str, Any]:
+    """``DIGITS`` as a pipeline; ``values`` as ``table__key``."""
+    tables = changed("mode", "pipeline")
     tables["data"]["val"] = 0.0
     for key, value in values.items():
         table, name = key.split("__")
@@ -336,31 +366,60 @@ def sliced(**values: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("batch_size", "num", "says"),
     [
-        (60, 8, "60 is not a multiple of slices.micro_batches = 8; take 56 or 64, or another number of micro-batches"),
-        (5, 8, "5 is not a multiple of slices.micro_batches = 8; take 8, or another"),
+        (
+            60,
+            8,
+            "60 is not a multiple of pipeline.micro_batches = 8; take 56 or 64, or another number of micro-batches",
+        ),
+        (5, 8, "5 is not a multiple of pipeline.micro_batches = 8; take 8, or another"),
     ],
 )
-def test_a_batch_in_slices_is_whole_micro_batches(batch_size: int, num: int, says: str) -> None:
-    values = {"training__batch_size": batch_size, "slices__micro_batches": num}
+def test_a_batch_of_a_pipeline_is_whole_micro_batches(batch_size: int, num: int, says: str) -> None:
+    values = {"training__batch_size": batch_size, "pipeline__micro_batches": num}
     with pytest.raises(JobError, match=f"job.toml: training.batch_size: {says}"):
-        job_from_mapping(sliced(**values), "job.toml")
-    job_from_mapping({**sliced(**values), "mode": "tasks"}, "job.toml")
-    job_from_mapping(sliced(training__batch_size=64, slices__micro_batches=8), "job.toml")
+        job_from_mapping(piped(**values), "job.toml")
+    job_from_mapping({**piped(**values), "mode": "tasks"}, "job.toml")
+    job_from_mapping(piped(training__batch_size=64, pipeline__micro_batches=8), "job.toml")
 
 
 def test_a_pipeline_holds_nothing_out() -> None:
     """It would look at no validation sample. Files that are older than the key are read as they were meant."""
     with pytest.raises(JobError, match=r"job.toml: data.val: 0.2, but a pipeline does not look .* set it to 0"):
-        job_from_mapping(sliced(data__val=0.2), "job.toml")
-    tables = sliced()
+        job_from_mapping(piped(data__val=0.2), "job.toml")
+    tables = piped()
     del tables["data"]["val"]
     assert job_from_mapping(tables, "job.toml").data.val == 0
 
 
-def test_slices_take_text_and_care_for_no_settings_of_tasks() -> None:
-    job_from_mapping(sliced(data__kind="text", tasks__calibrate="always"), "job.toml")
-    job_from_mapping(sliced(tasks__num_groups=11), "job.toml")
-    job_from_mapping(sliced(tasks__combine="sum", tasks__targets="own"), "job.toml")
+@pytest.mark.parametrize("mode", ["slices", "pipeline"])
+@pytest.mark.parametrize("title", ["slices", "pipeline"])
+def test_older_files_say_slices(tmp_path: Path, mode: str, title: str) -> None:
+    """It is a pipeline from then on."""
+    tables = piped()
+    tables |= {"mode": mode, title: {"micro_batches": 4}}
+    if title != "pipeline":
+        del tables["pipeline"]
+    job = job_from_mapping(tables, "job.toml")
+    assert job.mode == "pipeline" and job.table(PipelineConfig) == PipelineConfig(micro_batches=4)
+    assert job.id == job_from_mapping(piped(pipeline__micro_batches=4), "job.toml").id
+    assert "slices" not in job.to_json() + job.to_toml()
+    path = tmp_path / "job.toml"
+    text = job.to_toml().replace('mode = "pipeline"', f'mode = "{mode}"').replace("[pipeline]", f"[{title}]")
+    path.write_text("".join(line for line in text.splitlines(True) if not line.startswith("val = ")))
+    assert load_job(path) == job
+
+
+def test_a_table_under_its_old_name_and_its_new_one() -> None:
+    with pytest.raises(JobError, match=r"job.toml: slices: the old name of pipeline, which is there too; keep one"):
+        job_from_mapping({**piped(), "slices": {}}, "job.toml")
+    with pytest.raises(JobError, match=r"job.toml: pipeline.micro_batches: 0 is outside 1\.\.4096"):
+        job_from_mapping({**plain(), "slices": {"micro_batches": 0}}, "job.toml")
+
+
+def test_a_pipeline_takes_text_and_cares_for_no_settings_of_tasks() -> None:
+    job_from_mapping(piped(data__kind="text", tasks__calibrate="always"), "job.toml")
+    job_from_mapping(piped(tasks__num_groups=11), "job.toml")
+    job_from_mapping(piped(tasks__combine="sum", tasks__targets="own"), "job.toml")
 
 
 @given(st.text(max_size=40) | st.binary(max_size=40).map(lambda raw: raw.decode("latin-1")))

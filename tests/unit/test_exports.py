@@ -17,7 +17,7 @@ EXPORTS = {
     "UserError": "p2ptrain.errors",
     "evaluate": "p2ptrain.api",
     "harvest": "p2ptrain.api",
-    "load_job": "p2ptrain.config",
+    "load_job": "p2ptrain.modes.jobs",
     "load_model": "p2ptrain.api",
     "run_peer": "p2ptrain.api",
     "save_harvest": "p2ptrain.api",

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from p2ptrain.config import Job, job_from_json
+from p2ptrain.config import Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError
+from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.modes.tasks.commands import (
     Combine,

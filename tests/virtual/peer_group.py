@@ -9,8 +9,10 @@ from typing import Any
 
 from fake_trainer import Traits
 
-from p2ptrain.config import DataConfig, GroupConfig, Job, ModelConfig, SlicesConfig, TasksConfig, TrainingConfig
+from p2ptrain.config import DataConfig, GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.core.plan import Plan
+from p2ptrain.modes.pipeline.config import PipelineConfig
+from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.runtime.peer.core import Core
 from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.network import LAN, Conditions
@@ -21,19 +23,21 @@ CLASSES = tuple("abcdef")
 
 
 def job(mode: str = "tasks", *, rounds: int = 6, name: str = "job", **changes: Any) -> Job:
-    """A small job; ``changes`` to ``tasks``, ``group`` and, of what those don't have, ``slices`` by field name."""
+    """A small job; ``changes`` to ``tasks``, ``group`` and, of what those don't have, ``pipeline`` by field name."""
     tasks = {k: v for k, v in changes.items() if k in {f.name for f in dataclasses.fields(TasksConfig)}}
     group = {k: v for k, v in changes.items() if k in {f.name for f in dataclasses.fields(GroupConfig)}}
-    slices = {k: v for k, v in changes.items() if k not in tasks and k not in group}
+    pipeline = {k: v for k, v in changes.items() if k not in tasks and k not in group}
     return Job(
         name=name,
-        mode=mode,  # type: ignore[arg-type]
+        mode=mode,
         model=ModelConfig("lenet"),
-        data=DataConfig(CLASSES, (1, 8, 8), mean=(0.0,), std=(1.0,), val=0.0 if mode == "slices" else 0.1),
+        data=DataConfig(CLASSES, (1, 8, 8), mean=(0.0,), std=(1.0,), val=0.0 if mode == "pipeline" else 0.1),
         training=TrainingConfig(rounds=rounds),
-        tasks=TasksConfig(**({"calibrate": "never", "calibration_steps": 5} | tasks)),
+        tables=(
+            TasksConfig(**({"calibrate": "never", "calibration_steps": 5} | tasks)),
+            PipelineConfig(**pipeline),
+        ),
         group=GroupConfig(**({"settle_s": 1.0} | group)),
-        slices=SlicesConfig(**slices),
     )
 
 

@@ -1,4 +1,4 @@
-"""A trainer of depth slices that only keeps books: it passes parcels on as the real one does, and counts batches.
+"""A trainer of a pipeline's stage that only keeps books: it passes parcels on as the real one does, and counts batches.
 
 A block is a ledger: how often each batch was applied to it, and under which plan's epoch. A batch goes forward and
 backward through all stages; then everyone tells everyone that it is through, and applies it once all have said so. So,
@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from p2ptrain.config import Job, job_from_json
+from p2ptrain.config import Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError
+from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.pipeline.commands import (
     Deliver,
     FollowStage,
@@ -32,6 +33,7 @@ from p2ptrain.modes.pipeline.commands import (
     StopAt,
     Taken,
 )
+from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.planning.devices.blocks import BlockProfile, BlockTimes, ModelProfile
@@ -218,7 +220,8 @@ class StageTrainer:
         self._pieces, self._keep, self.step, self._looked_at = [], {}, slices.from_step, slices.from_step
         assert self._job is not None
         self._say(c.Following(self._index, self.step // slices.steps_per_round, self._job.training.rounds))
-        if self._job.slices.schedule == "async":  # as the real one: it may begin the next batch before this one is done
+        if pipeline_of(self._job).schedule == "async":
+            # As the real one: it may begin the next batch before this one is done.
             self._send("forward", 0, self._neighbours(+1), self.step + 1)
         self._work()
 
@@ -375,7 +378,7 @@ class StageTrainer:
             self._look_after = USE_EVERY if self.slowdown == self._slowdown_seen else USE_AGAIN
             self._slowdown_seen = self.slowdown
             self._say(StageUsed(self.step, 0.5, self.slowdown))
-        every = self._job.slices.snapshot_steps or self._slices.steps_per_round
+        every = pipeline_of(self._job).snapshot_steps or self._slices.steps_per_round
         round_finished = self.step % self._slices.steps_per_round == 0
         if self.step % every == 0 or round_finished or self.step >= self.total_steps:
             start, stop = self.stage.start, self.stage.stop

@@ -50,7 +50,7 @@ def group(
     """``count`` devices that were all given the job; the first ``owners`` of them have samples."""
     room = Room(seed, conditions, traits=StageTraits, bytes_per_s=RATE)
     work = job(
-        "slices",
+        "pipeline",
         rounds=rounds,
         strategy=strategy,
         micro_batches=micro_batches,

@@ -1,4 +1,4 @@
-"""A model as a chain of blocks, and any run of blocks as a module of its own: a depth slice.
+"""A model as a chain of blocks, and any run of blocks as a module of its own: a stage of a pipeline.
 
 A place in the forward pass is a *cut* if one tensor crosses it (or a stated few), which begins with the batch, carries
 gradients and is not written to later on, and if no parameter is used on both sides. Between two layers with weights

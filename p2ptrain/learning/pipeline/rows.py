@@ -30,7 +30,7 @@ class Parcel:
     """Some tensors of one piece of work, on their way between two peers. They are on the CPU, contiguous, detached.
 
     - ``forward``: rows from ``row`` of micro-batch ``unit``, ``"0"``, ``"1"``, ... as they cross the cut, and their
-      labels ``"y"``; ``backward``: the gradients of the same rows. Encoded as ``slice_codec`` says.
+      labels ``"y"``; ``backward``: the gradients of the same rows. Encoded as ``codec`` says.
     - ``reduce``, ``gather``: ``"sum"``, part of shard ``unit`` from position ``row``, or ``"bad"`` for not finite.
     - ``norm``: ``"square"`` of the norm, of the stages from the sender's on (unit 0) or of all of them (unit 1).
     """

@@ -4,7 +4,7 @@ Micro-batches are numbered through all batches: number = step x micro-batches + 
 them ahead of its backward passes (1F1B, see ``pipeline_schedule.stage_order``). A batch is one optimizer step:
 
     forward, backward   of each micro-batch; rows go on to the next stage, gradients back to the one before
-    exchange, norm      the gradient of the whole batch, and how long it is (``slice_batch``)
+    exchange, norm      the gradient of the whole batch, and how long it is (``batch_end``)
     apply               clip it, and an optimizer step
 
 With "sync" the pipeline is empty between two batches and the gradient is that of the whole batch. With "async" it is
@@ -138,7 +138,7 @@ class SliceTraining:
         if has_batch_norm(module) and min(stage.samples) == 1:
             raise JobError(
                 f"stage {index + 1} of the pipeline has batch normalisation, and a peer of it gets a single sample of "
-                "each micro-batch; make the micro-batches larger (slices.micro_batches, training.batch_size)"
+                "each micro-batch; make the micro-batches larger (pipeline.micro_batches, training.batch_size)"
             )
         self._end = BatchEnd(pipeline, index, own, self._stage, sync=self._sync)
         self._bad_in_a_row = 0
@@ -275,7 +275,7 @@ class SliceTraining:
     def snapshot(
         self, start: int | None = None, stop: int | None = None, *, copy: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Own blocks, all of them by default, as after ``step`` batches: see ``slice_state``.
+        """Own blocks, all of them by default, as after ``step`` batches: see ``snapshots``.
 
         With "async" only one taken after a full round has all that training goes on from to the bit.
         """

@@ -1,6 +1,6 @@
 """How long each block of a chain takes on this device: measured within a stated time, and remembered (``times_cache``).
 
-Invariant: blocks are run as a stage runs them (``slice_stage``: channels last). One block's tensors are held at a time,
+Invariant: blocks are run as a stage runs them (``Stage``: channels last). One block's tensors are held at a time,
 of made-up numbers, so that the model need not exist.
 """
 

@@ -12,7 +12,15 @@ from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId
 from p2ptrain.modes.pipeline.plan import body_of
-from p2ptrain.planning.pipeline.coverage import State, newest_covered, states_to_keep
+from p2ptrain.planning.pipeline.coverage import (
+    Run,
+    State,
+    cover,
+    missing,
+    newest_covered,
+    states_to_keep,
+    whole_epoch,
+)
 from p2ptrain.wire.messages import HEAD_PART, Holding
 
 MAX_OLDER = 3
@@ -61,3 +69,32 @@ class Checkpoints:
             return list(older[:-MAX_OLDER])
         hoped = [h for h in older if h.step > self._to_keep[0][0]][-1:]
         return [h for h in older if h not in hoped and (h.step, h.epoch) not in self._to_keep]
+
+    def refuse(self, plan: Plan) -> None:
+        """What others saved, and this peer's stage may have been made of, did not fit: it is not tried again."""
+        own = self._group.own_id
+        part = plan.part_of(own)
+        if part is None:
+            return
+        stage, step = body_of(plan).pipeline.stages[part.index], body_of(plan).from_step
+        for h in self.known():
+            overlaps = h.part < stage.stop and stage.start < h.part + h.span
+            if overlaps and h.step == step and h.trainer != own:
+                self.refused.add(h.blob)
+
+    def choose(
+        self, stage: Run, step: int, held: Plan | None, is_local: Callable[[BlobId], bool]
+    ) -> tuple[Run | None, list[Holding] | None]:
+        """The trainer's own blocks that count, and saved ones for the rest of a stage; None where nobody has them.
+
+        ``held``: the plan whose stage the trainer holds after just ``step`` batches. Its blocks count if they are of
+        the history that the others go on from.
+        """
+        have, known = None, self.known()
+        if held is not None:
+            pipeline = body_of(held).pipeline
+            index = pipeline.stage_of(self._group.own_id)
+            if index is not None and whole_epoch(pipeline.num_blocks, step, known) in (None, held.epoch):
+                have = (pipeline.stages[index].start, pipeline.stages[index].stop)
+                known = [holding for holding in known if holding.epoch == held.epoch]
+        return have, cover(missing(stage, have), step, known, lambda h: (is_local(h.blob), -h.span))

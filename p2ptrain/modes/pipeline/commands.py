@@ -10,7 +10,7 @@ PARCELS_AHEAD_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class StopAt:
-    """Depth slices: train on until ``step`` batches are done (not at all with ``now``), then say ``Halted``.
+    """train on until ``step`` batches are done (not at all with ``now``), then say ``Halted``.
 
     Before that, hand over these runs of blocks (first, stop), which the plan of ``epoch`` gives to others.
     """
@@ -23,7 +23,7 @@ class StopAt:
 
 @dataclass(frozen=True, slots=True)
 class LookAgain:
-    """Depth slices: a trainer that stands by says ``Looked``, by some blocks that it times for that."""
+    """a trainer that stands by says ``Looked``, by some blocks that it times for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class ParcelsSent:
 
 @dataclass(frozen=True, slots=True)
 class Profiled:
-    """Depth slices: the model's blocks (canonical JSON) and how long each takes here; said before ``Ready``."""
+    """the model's blocks (canonical JSON) and how long each takes here; said before ``Ready``."""
 
     model: str
     profile: str

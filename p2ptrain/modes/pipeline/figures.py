@@ -16,6 +16,7 @@ from p2ptrain.config import Job
 from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.plan import MAX_STEPS, DeviceFigures
 from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile, check_times, completed
 from p2ptrain.planning.devices.footprint import pipeline_bytes
@@ -39,7 +40,7 @@ WIRE = {"none": 1.0, "fp16": 0.5, "int8": 0.27}
 
 
 @dataclass(frozen=True, slots=True)
-class SlicePeer:
+class MeasuredPeer:
     """All that planning is told of a peer. Without a profile (it sent one that makes no sense) it is left out."""
 
     snapshot: PeerSnapshot
@@ -49,7 +50,7 @@ class SlicePeer:
 def usable(
     model: ModelProfile,
     snapshots: Sequence[PeerSnapshot],
-    peers: Sequence[SlicePeer],
+    peers: Sequence[MeasuredPeer],
     before: Sequence[DeviceFigures] = (),
 ) -> tuple[DeviceFigures, ...]:
     """The figures that a plan can be computed from, rounded, by peer; those that make no sense are left out.
@@ -111,7 +112,7 @@ def room_of(
     job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], profiles: Sequence[DeviceFigures]
 ) -> Room:
     """Raises ``UserError`` where nobody can be planned with."""
-    is_async = job.slices.schedule == "async"
+    is_async = pipeline_of(job).schedule == "async"
     return Room(task_of(job, model, snapshots, profiles), batches_a_round(job, snapshots) if is_async else 1)
 
 
@@ -142,13 +143,13 @@ def task_of(
     return PipelineTask(
         model,
         tuple(peers),
-        job.training.batch_size // job.slices.micro_batches,
-        job.slices.micro_batches,
+        job.training.batch_size // pipeline_of(job).micro_batches,
+        pipeline_of(job).micro_batches,
         latency_s,
         pair_rates=pair_rates,
-        optimizer_copies=held_copies(job.training.optimizer, job.slices.schedule),
-        forward_wire=WIRE[job.slices.activations],
-        backward_wire=WIRE[job.slices.gradients],
+        optimizer_copies=held_copies(job.training.optimizer, pipeline_of(job).schedule),
+        forward_wire=WIRE[pipeline_of(job).activations],
+        backward_wire=WIRE[pipeline_of(job).gradients],
     )
 
 

@@ -52,7 +52,7 @@ def lament(job: Job, plan: Plan, missing: Sequence[int]) -> str:
     """When there will be something."""
     return (
         "there is no step yet of which everybody's blocks are saved: that is after the first round (job file: "
-        "training.epochs_per_round, slices.snapshot_steps); `p2ptrain status` says how far it is"
+        "training.epochs_per_round, pipeline.snapshot_steps); `p2ptrain status` says how far it is"
     )
 
 

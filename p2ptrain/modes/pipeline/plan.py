@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from p2ptrain.core.plan import Part, Plan, Share, is_hex, plan_from_json, require
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.config import NAME
 from p2ptrain.planning.devices.blocks import BatchSizes, BlockRows
 from p2ptrain.planning.pipeline.stages import PipelinePlan, check_pipeline_plan
 from p2ptrain.wire.messages import MAX_LINKS, LinkFigure, PeerName
@@ -107,7 +108,7 @@ def _check_figures(figures: DeviceFigures, names: Sequence[str], num_blocks: int
         require(fits, f"{figures.peer}: not a time for each block and batch size")
 
 
-BODIES = {"slices": PipelineBody}
+BODIES = {NAME: PipelineBody}
 
 
 def read_plan(data: bytes | str) -> Plan:

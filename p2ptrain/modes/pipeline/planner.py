@@ -2,7 +2,7 @@
 checks before it follows one.
 
 Invariant: pure and deterministic, as ``assignment``: the inputs in any order give the same plan. A plan carries the
-figures that it was computed from (``slice_figures``). Finding a plan is a search and may take a while; ``follows`` does
+figures that it was computed from (``figures``). Finding a plan is a search and may take a while; ``follows`` does
 not repeat it. It sees that the plan fits the job, the model and the peers' memory, and that nobody would be faster
 alone.
 
@@ -20,9 +20,10 @@ from p2ptrain.config import Job
 from p2ptrain.core.plan import SHARE_UNITS, PeerSnapshot, Plan, check_plan, clean
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.figures import (
     UNKNOWN_LINK_BYTES_PER_S,
-    SlicePeer,
+    MeasuredPeer,
     batches_a_round,
     link_figures,
     room_of,
@@ -42,21 +43,21 @@ SLOWER = 1 + 1e-3
 """A plan may be this much slower than the best single peer: figures are rounded."""
 
 
-def first_slices_plan(job: Job, model: ModelProfile, peers: Sequence[SlicePeer], proposer: PeerId) -> Plan:
+def first_plan(job: Job, model: ModelProfile, peers: Sequence[MeasuredPeer], proposer: PeerId) -> Plan:
     """The plan a group starts with. Raises ``UserError`` where there is none, saying what is missing."""
     snapshots = clean(job, [peer.snapshot for peer in peers])
     figures = usable(model, snapshots, peers)
-    pipeline = best(room_of(job, model, snapshots, figures), job.slices.strategy)
+    pipeline = best(room_of(job, model, snapshots, figures), pipeline_of(job).strategy)
     steps_per_round = batches_a_round(job, snapshots, pipeline.stages[0].peers)
     body = PipelineBody(chain_hash(model), pipeline, _shares(model, pipeline), figures, 0, steps_per_round)
     return _plan(job, snapshots, body, proposer, None)
 
 
-def next_slices_plan(
+def next_plan(
     job: Job,
     model: ModelProfile,
     current: Plan,
-    peers: Sequence[SlicePeer],
+    peers: Sequence[MeasuredPeer],
     proposer: PeerId,
     *,
     next_step: int,
@@ -68,7 +69,7 @@ def next_slices_plan(
 
     When one of its trainers is gone, or is there without its stage (``lost``: it was started again): a plan for those
     who are there, from ``covered_step`` on, the newest step that snapshots of all blocks are left of. Else, when
-    today's figures promise a gain of more than ``job.slices.replan_gain``: the faster plan, from ``next_step`` on.
+    today's figures promise a gain of more than ``pipeline.replan_gain``: the faster plan, from ``next_step`` on.
     ``batch_s``: seconds of a batch, as seen under ``current``; 0 = not known. What several peers took longer than
     predicted they are taken to take longer in any pipeline, so that one peer alone may be the faster plan.
     Raises ``UserError`` where the peers that are left can't train the model.
@@ -80,15 +81,15 @@ def next_slices_plan(
     from_step = min(covered_step, next_step) if is_torn else next_step
     if not snapshots or from_step >= job.training.rounds * before.steps_per_round:
         return None
-    if not is_torn and job.slices.strategy != "planned":
+    if not is_torn and pipeline_of(job).strategy != "planned":
         return None
     figures = usable(model, snapshots, peers, before.figures)
     room = room_of(job, model, snapshots, figures)
     can_go_on = not is_torn and room.knows(current.trainers())
     stretch = _stretch(room, before, batch_s) if can_go_on else before.stretch
-    pipeline = best(room, job.slices.strategy, stretch)
+    pipeline = best(room, pipeline_of(job).strategy, stretch)
     if can_go_on:
-        enough_s = judged_s(room, pipeline, stretch) * (1 + job.slices.replan_gain)
+        enough_s = judged_s(room, pipeline, stretch) * (1 + pipeline_of(job).replan_gain)
         if judged_s(room, before.pipeline, stretch) <= enough_s:
             return None
     shares = _shares(model, pipeline)
@@ -103,10 +104,10 @@ def follows(job: Job, model: ModelProfile | None, plan: Plan, parent: Plan | Non
         return False
     if not _continues(job, plan, parent):
         return False
-    num, choices = body.pipeline.num_micro_batches, micro_batch_choices(job.slices.micro_batches)
+    num, choices = body.pipeline.num_micro_batches, micro_batch_choices(pipeline_of(job).micro_batches)
     if num not in choices or body.pipeline.micro_batch != job.training.batch_size // num:
         return False
-    if body.pipeline.stages[0].warm_up > most_ahead(num, flush=job.slices.schedule == "sync"):
+    if body.pipeline.stages[0].warm_up > most_ahead(num, flush=pipeline_of(job).schedule == "sync"):
         return False
     try:
         check_plan(plan)
@@ -202,7 +203,7 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: PipelineBody) -> 
     if plan.epoch == 1 and body.steps_per_round != batches_a_round(job, plan.peers, pipeline.stages[0].peers):
         return False
     given = {profile.peer: profile for profile in body.figures}
-    if usable(model, plan.peers, [SlicePeer(peer, given.get(peer.peer)) for peer in plan.peers]) != body.figures:
+    if usable(model, plan.peers, [MeasuredPeer(peer, given.get(peer.peer)) for peer in plan.peers]) != body.figures:
         return False
     room = room_of(job, model, plan.peers, body.figures)
     if any(min(stage.samples) < model.least_samples for stage in pipeline.stages):
@@ -210,8 +211,8 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: PipelineBody) -> 
     bounds = {bound for stage in pipeline.stages for bound in (stage.start, stage.stop)}
     if not bounds.issubset(room.costs(pipeline.num_micro_batches).cuts) or not room.fits(pipeline):
         return False
-    if job.slices.strategy != "planned":
-        return replace(best(room, job.slices.strategy, body.stretch), left_out=pipeline.left_out) == pipeline
+    if pipeline_of(job).strategy != "planned":
+        return replace(best(room, pipeline_of(job).strategy, body.stretch), left_out=pipeline.left_out) == pipeline
     singles = [best_single_peer(room.costs(num)) for num in room.choices]
     return room.batch_s(pipeline) <= SLOWER * min((room.batch_s(s) for s in singles if s), default=math.inf)
 
@@ -219,9 +220,9 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: PipelineBody) -> 
 def _why_left_out(job: Job, peer: PeerSnapshot) -> str:
     if peer.memory_bytes > 0 and pipeline_bytes(peer.memory_bytes) == 0:
         return "its memory is no more than a peer takes without a model"
-    if job.slices.strategy == "equal":
+    if pipeline_of(job).strategy == "equal":
         return "there are more peers than pieces of the model"
-    if job.slices.strategy == "data-parallel":
+    if pipeline_of(job).strategy == "data-parallel":
         return "it has too little memory for the whole model" if peer.counts else "it has no samples"
     return "with it a batch would hardly be done sooner"
 

@@ -12,9 +12,7 @@ own store, or a member that has it; and stage messages are only exchanged with p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from p2ptrain.core import commands as c
 from p2ptrain.core.effects import (
@@ -22,11 +20,11 @@ from p2ptrain.core.effects import (
     Handler,
     KeepPlan,
     KeepSnapshot,
+    MessageHandler,
     Reconsider,
-    ReleaseBlob,
     ToTrainer,
 )
-from p2ptrain.core.mode import Given, MessageHandler
+from p2ptrain.core.mode import Given
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.restarts import Restarts
@@ -45,58 +43,26 @@ from p2ptrain.modes.pipeline.commands import (
     StopAt,
     Taken,
 )
+from p2ptrain.modes.pipeline.config import pipeline_of
+from p2ptrain.modes.pipeline.handed_over import HandedOver
 from p2ptrain.modes.pipeline.missing_blocks import MissingBlocks
 from p2ptrain.modes.pipeline.pace import PaceKnown
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.progress import Progress
+from p2ptrain.modes.pipeline.reports import StageReports
 from p2ptrain.modes.pipeline.rules import PipelineRules
-from p2ptrain.modes.pipeline.slowdown import SlowdownReport
+from p2ptrain.modes.pipeline.states import Gathering, Idle, Lost, Starting, State, Stopping, Training
 from p2ptrain.modes.pipeline.traffic import StageTraffic
+from p2ptrain.modes.pipeline.words import waiting_words
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import model_from_json
-from p2ptrain.planning.pipeline.coverage import Run, cover, missing, pieces_for_others, whole_epoch
+from p2ptrain.planning.pipeline.coverage import Run, pieces_for_others
 from p2ptrain.protocol.blobs.profile_book import ProfileBook, ProfileLearnt
 from p2ptrain.protocol.group.link_probe import LinkMeasured, LinkMeter
 from p2ptrain.protocol.machine import NEVER, Machine, Note
 from p2ptrain.protocol.replication import Custody, CustodyConfig
 from p2ptrain.protocol.streams.streams import Delivered
 from p2ptrain.wire import messages as m
-
-
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """The trainer holds no stage, and is to hold none."""
-
-
-@dataclass(slots=True)
-class Stopping:
-    """The trainer goes on to its next plan's step. ``by``: when it is told to halt where it is."""
-
-    by: float
-
-
-@dataclass(frozen=True, slots=True)
-class Gathering:
-    """The trainer waits for its next stage, after ``step`` batches (-1: with empty hands)."""
-
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
-class Starting:
-    """The trainer was given a stage of the plan, and has not begun to train it yet."""
-
-    plan: Plan
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """The trainer trains its stage of the plan in force."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The trainer's stage is gone: only a plan that begins at a saved step helps."""
 
 
 class PipelineRole:
@@ -129,15 +95,14 @@ class PipelineRole:
         self._missing = MissingBlocks(group, given.downloads)
         self._checkpoints = Checkpoints(group, self.replicas.kept)
         self.progress = Progress(group, self._checkpoints, job.training.rounds)
-        self._slowdown = SlowdownReport()
+        self._reports = StageReports(group, self._traffic)
         self._machines: tuple[Machine, ...] = (self.replicas, self._traffic, self._meter, self._profiles)
         self._restarts = Restarts(group)
-        self._state: Idle | Stopping | Gathering | Starting | Training | Lost = Idle()
+        self._state: State = Idle()
         self._trained: Plan | None = None
         """The plan whose stage the trainer holds."""
         self._restored = resume.plan.hash if resume.plan else ""
-        self._pieces: list[m.Holding] = []
-        """Handed over, for others to fetch."""
+        self._handed_over = HandedOver(group)
         custody.surplus = self._checkpoints.surplus
         self.rules = PipelineRules(
             group.own_id,
@@ -152,9 +117,21 @@ class PipelineRole:
         self.handlers: Mapping[type, Handler] = {
             **self.replicas.handlers,
             Delivered: self._traffic.delivered,
-            LinkMeasured: self._link_measured,
+            LinkMeasured: lambda e, now: self._reports.link(e, self._meter.figures(), now),
             PaceKnown: lambda _, now: [Reconsider()],
             ProfileLearnt: lambda _, now: [Reconsider()],
+        }
+        self._trainer_events: Mapping[type, Handler] = {
+            Profiled: self._profiled,
+            SendParcel: self._send,
+            Taken: self._traffic.taken,
+            c.Progress: self._progressed,
+            StageUsed: self._reports.used,
+            Looked: self._reports.looked,
+            c.Following: self._following,
+            Halted: self._halted,
+            c.SnapshotRefused: self._refused,
+            c.TrainerFailed: self._failed,
         }
         self.messages: Mapping[type[m.Message], MessageHandler] = {
             m.StageData: self._traffic.received,
@@ -170,7 +147,7 @@ class PipelineRole:
 
     @property
     def data_epoch(self) -> int:
-        """The epoch in which stage messages travel: that of the plan whose stage is trained."""
+        """Of the plan whose stage is trained."""
         return self._traffic.epoch
 
     @property
@@ -187,7 +164,7 @@ class PipelineRole:
 
     def holdings(self) -> tuple[m.Holding, ...]:
         """All own snapshots: stages are up to a batch apart, so the newest may not be saved everywhere yet."""
-        first = (*self._pieces, *reversed(self.replicas.own))
+        first = (*self._handed_over.holdings(), *reversed(self.replicas.own))
         return (*first, *(h for h in self.replicas.custody.holdings() if h not in first))
 
     def may_serve(self, to: PeerId, blob: BlobId) -> bool:
@@ -217,7 +194,7 @@ class PipelineRole:
         effects: Effects = [KeepPlan(plan), *self.replicas.epoch_changed(plan.epoch, now)]
         effects += group.say(now, epoch=plan.epoch, plan=name, part=self.part)
         if part is None:
-            self._slowdown.stand_by(now)
+            self._reports.slowdown.stand_by(now)
             effects += group.say(now, phase="waiting", samples_per_s=0.0)
         elif group.own.phase in ("training", "trained"):
             effects += group.say(now, phase="waiting")
@@ -234,7 +211,7 @@ class PipelineRole:
         self._missing.stop(forget_failures=True)
         self._state = Stopping(now + self.progress.patience_s())
         stop = StopAt(plan.epoch, body_of(plan).from_step, tuple(pieces), now=torn)
-        return [*effects, *self._release_pieces(now), ToTrainer(stop)]
+        return [*effects, *self._handed_over.release(now), ToTrainer(stop)]
 
     def members_changed(self, now: float) -> Effects:
         if self.plan is not None:
@@ -257,11 +234,8 @@ class PipelineRole:
         stage, step = body_of(plan).pipeline.stages[self.part], body_of(plan).from_step
         if step == 0:
             return self._give(plan, [], keep=False)
-        known, have = self._checkpoints.known(), self._held(plan, step)
-        if have is not None and self._trained is not None:
-            known = [holding for holding in known if holding.epoch == self._trained.epoch]
-        runs = missing((stage.start, stage.stop), have)
-        chosen = cover(runs, step, known, lambda h: (self._downloads.is_local(h.blob), -h.span))
+        held = self._trained if self._state == Gathering(step) else None
+        have, chosen = self._checkpoints.choose((stage.start, stage.stop), step, held, self._downloads.is_local)
         if chosen is None:
             self._missing.pause()
             return self._lose(now) if self._missing.is_given_up(now) else []
@@ -270,17 +244,6 @@ class PipelineRole:
         if not lacking:
             return self._give(plan, chosen, keep=have is not None)
         return self._missing.ask(lacking, step, now)
-
-    def _held(self, plan: Plan, step: int) -> Run | None:
-        """The trainer's own blocks, if they are of this step, and of the history that the others go on from."""
-        old = self._trained
-        if self._state != Gathering(step) or old is None:
-            return None
-        if whole_epoch(body_of(plan).pipeline.num_blocks, step, self._checkpoints.known()) not in (None, old.epoch):
-            return None
-        pipeline = body_of(old).pipeline
-        index = pipeline.stage_of(self._group.own_id)
-        return (pipeline.stages[index].start, pipeline.stages[index].stop) if index is not None else None
 
     def _give(self, plan: Plan, pieces: list[m.Holding], *, keep: bool) -> Effects:
         self._state = Starting(plan)
@@ -291,42 +254,35 @@ class PipelineRole:
     # --- the trainer ---
 
     def trainer_said(self, event: object, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
-        group = self._group
-        if isinstance(event, Profiled):
-            self.model = model_from_json(event.model)
-            return group.say(now, profile=self._profiles.set_own(event.profile.encode()))
-        if isinstance(event, SendParcel):
-            if event.epoch != self._traffic.epoch:
-                return []
-            is_ahead = event.work == "forward" and self._job.slices.schedule == "async"
-            self._seen_step(event.step - is_ahead, now)  # its batch may be begun before the one before is done
-            return self._traffic.send(event, now)
-        if isinstance(event, Taken):
-            return self._traffic.taken(event, now)
-        if isinstance(event, c.Progress):
-            self._seen_step(event.step, now)
-            changes = {"round": event.round, "step": event.step, "samples": event.samples}
-            loss = self._loss(event.loss)
-            return group.say(now, loss=loss, samples_per_s=event.samples_per_s, **changes)
-        if isinstance(event, StageUsed):
-            figures = (("step", event.step), ("busy", round(event.busy_share, 3)))
-            return self._seen("stage", figures, event.slowdown, now)
-        if isinstance(event, Looked):
-            return self._seen("look", (), event.slowdown, now)
-        if isinstance(event, c.Following):
-            return self._following(event, now)
-        if isinstance(event, Halted):
-            return self._halted(event, now)
         if isinstance(event, c.SnapshotTaken):
             return self._snapshot_taken(event, blob, num_bytes, now)
         if isinstance(event, PieceTaken):
             return self._piece_taken(event, blob, num_bytes, now)
-        if isinstance(event, c.SnapshotRefused):
-            self._checkpoints.refused.update(h.blob for h in self._checkpoints.known() if self._is_of_plan(h))
-            return [Note("snapshot-refused", (("detail", event.detail[:200]),)), *self._lose(now)]
-        if isinstance(event, c.TrainerFailed):
-            return [*self._lose(now), *self._restarts.after(event, now)]
-        return []
+        handler = self._trainer_events.get(type(event))
+        return handler(event, now) if handler is not None else []
+
+    def _profiled(self, event: Profiled, now: float) -> Effects:
+        self.model = model_from_json(event.model)
+        return self._group.say(now, profile=self._profiles.set_own(event.profile.encode()))
+
+    def _send(self, event: SendParcel, now: float) -> Effects:
+        if event.epoch != self._traffic.epoch:
+            return []
+        is_ahead = event.work == "forward" and pipeline_of(self._job).schedule == "async"
+        self._seen_step(event.step - is_ahead, now)  # its batch may be begun before the one before is done
+        return self._traffic.send(event, now)
+
+    def _progressed(self, event: c.Progress, now: float) -> Effects:
+        self._seen_step(event.step, now)
+        return self._reports.progress(event, self._trained, now)
+
+    def _refused(self, event: c.SnapshotRefused, now: float) -> Effects:
+        if self.plan is not None:
+            self._checkpoints.refuse(self.plan)
+        return [Note("snapshot-refused", (("detail", event.detail[:200]),)), *self._lose(now)]
+
+    def _failed(self, event: c.TrainerFailed, now: float) -> Effects:
+        return [*self._lose(now), *self._restarts.after(event, now)]
 
     def _seen_step(self, step: int, now: float) -> None:
         """The trainer is that far."""
@@ -335,36 +291,17 @@ class PipelineRole:
             if isinstance(self._state, Stopping) and self._state.by != NEVER:
                 self._state.by = now + self.progress.patience_s()
 
-    def _loss(self, own: float) -> float:
-        """The last stage knows it; elsewhere it is what that stage said last, or 0 as long as it has said none."""
-        plan = self._trained
-        if math.isfinite(own) or plan is None:
-            return own if math.isfinite(own) else 0.0
-        records = [self._group.record(PeerId(peer)) for peer in body_of(plan).pipeline.stages[-1].peers]
-        return max((r.loss for r in records if r is not None and r.plan == self._traffic.plan), default=0.0)
-
-    def _is_of_plan(self, holding: m.Holding) -> bool:
-        """Whether the stage that was refused may have been made of it."""
-        plan = self.plan
-        if plan is None or plan.part_of(self._group.own_id) is None:
-            return False
-        part = plan.part_of(self._group.own_id)
-        stage = body_of(plan).pipeline.stages[part.index if part else 0]
-        overlaps = holding.part < stage.stop and stage.start < holding.part + holding.span
-        return overlaps and holding.step == body_of(plan).from_step and holding.trainer != self._group.own_id
-
     def _following(self, event: c.Following, now: float) -> Effects:
         if not isinstance(self._state, Starting):
             return []  # a newer plan waits for the trainer to halt
         plan, group = self._state.plan, self._group
         self._trained, self._state = plan, Training()
-        self._slowdown.train()
+        self._reports.slowdown.train()
         kept = {holding.blob for holding in self.replicas.kept()}
         effects = self._missing.given(lambda blob: blob in kept or self.replicas.is_fetching(blob))
         self.progress.own = body_of(plan).from_step
         fields = (("part", event.part), ("round", event.round), ("rounds", event.rounds), ("epoch", plan.epoch))
-        note = Note("training", fields)
-        effects += [note, *self._traffic.begin(plan, self.plan_hash, now)]
+        effects += [Note("training", fields), *self._traffic.begin(plan, self.plan_hash, now)]
         return effects + list(group.say(now, phase="training", round=event.round, step=self.progress.own))
 
     def _halted(self, event: Halted, now: float) -> Effects:
@@ -382,12 +319,6 @@ class PipelineRole:
         self._missing.stop()
         return self._group.say(now, part=m.NO_PART)
 
-    def _seen(self, kind: str, figures: tuple[tuple[str, float], ...], slowdown: float, now: float) -> Effects:
-        note = Note(kind, (*figures, ("slowdown", round(slowdown, 3))))
-        if not self._slowdown.seen(round(slowdown, 2), now):
-            return [note]
-        return [note, *self._group.say(now, slowdown=self._slowdown.told)]
-
     def _snapshot_taken(self, event: c.SnapshotTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         """Without a ``blob`` it could not be saved: training goes on, and ends, all the same."""
         group, plan = self._group, self._trained
@@ -395,14 +326,13 @@ class PipelineRole:
             return []
         effects: Effects = []
         if blob is not None:
-            holding = self._holding(event, event.part, event.span, plan.epoch, blob, num_bytes)
-            effects += self.replicas.keep_snapshot(holding)
+            effects += self.replicas.keep_snapshot(self._holding(event, plan.epoch, blob, num_bytes))
         effects += group.say(now, round=event.round, step=event.step, samples=event.samples)
         if event.training_finished:
             effects += group.say(now, phase="trained", samples_per_s=0.0)
         if event.round_finished:
             self._restarts.round_finished()
-            loss = self._loss(event.loss)
+            loss = self._reports.loss(event.loss, plan)
             fields = (("part", self.part), ("round", event.round), *((("loss", round(loss, 4)),) if loss else ()))
             effects.append(Note("round", fields))
         return effects
@@ -410,14 +340,11 @@ class PipelineRole:
     def _piece_taken(self, event: PieceTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         if blob is None or self._trained is None:
             return []  # who needs it will not get it, and the group goes back to what is saved
-        self._pieces.append(self._holding(event, event.part, event.span, self._trained.epoch, blob, num_bytes))
-        return self._group.say_holdings(now)
+        return self._handed_over.add(self._holding(event, self._trained.epoch, blob, num_bytes), now)
 
-    def _holding(
-        self, event: c.SnapshotTaken | PieceTaken, part: int, span: int, epoch: int, blob: BlobId, num_bytes: int
-    ) -> m.Holding:
+    def _holding(self, event: c.SnapshotTaken | PieceTaken, epoch: int, blob: BlobId, num_bytes: int) -> m.Holding:
         return m.Holding(
-            part=part,
+            part=event.part,
             trainer=self._group.own_id,
             epoch=epoch,
             round=event.round,
@@ -425,24 +352,8 @@ class PipelineRole:
             samples=event.samples,
             blob=blob,
             num_bytes=num_bytes,
-            span=span,
+            span=event.span,
         )
-
-    def _release_pieces(self, now: float) -> Effects:
-        if not self._pieces:
-            return []
-        released = [ReleaseBlob(holding.blob) for holding in self._pieces]
-        self._pieces = []
-        return [*released, *self._group.say_holdings(now)]
-
-    # --- links ---
-
-    def _link_measured(self, effect: LinkMeasured, now: float) -> Effects:
-        """What is known of links that this peer does not measure, others tell."""
-        group, figure = self._group, effect.figure
-        rate = (("mbit_s", round(figure.bytes_per_s * 8e-6, 1)), ("latency_ms", round(figure.latency_s * 1e3, 2)))
-        note = Note("link", (("peer", figure.peer), ("name", group.name_of(figure.peer)), *rate))
-        return [note, *group.say(now, links=self._meter.figures())]
 
     # --- blobs ---
 
@@ -468,33 +379,23 @@ class PipelineRole:
         late = self._gather(now) if self._missing.is_due(now) else []
         if self.progress.look(now):
             late.append(PaceKnown())
-        if self._slowdown.is_due(now):
+        if self._reports.slowdown.is_due(now):
             late.append(ToTrainer(LookAgain()))
         if isinstance(self._state, Stopping) and now >= self._state.by and plan is not None:
             self._state.by = NEVER
             late.append(ToTrainer(StopAt(plan.epoch, self.progress.own, (), now=True)))
-        if self._pieces and plan is not None and newest > body_of(plan).from_step:
-            late += self._release_pieces(now)  # a batch is done, so everyone has its stage
+        if self._handed_over and plan is not None and newest > body_of(plan).from_step:
+            late += self._handed_over.release(now)  # a batch is done, so everyone has its stage
         return [*(effect for machine in self._machines for effect in machine.tick(now)), *late]
 
     def next_deadline(self) -> float:
         gathering = self._missing.deadline() if isinstance(self._state, Gathering) else NEVER
         stopping = self._state.by if isinstance(self._state, Stopping) else NEVER
         deadlines = (machine.next_deadline() for machine in self._machines)
-        return min(*deadlines, gathering, stopping, self._slowdown.look_at)
+        return min(*deadlines, gathering, stopping, self._reports.slowdown.look_at)
 
     def waiting_for(self, now: float) -> str:
         """In words: blocks, other stages, or a plan."""
-        plan, group = self.plan, self._group
-        if plan is None:
+        if self.plan is None:
             return ""
-        if isinstance(self._state, Lost):
-            return "a plan that begins at a saved step: this peer's stage was lost"
-        if self.part == m.NO_PART and group.own_id not in {profile.peer for profile in body_of(plan).figures}:
-            return "a stage: nobody can plan with the times of this peer's blocks, which make no sense; start it again"
-        if self.part == m.NO_PART:
-            return "a stage: the plan is faster without this peer, and takes it when another is lost"
-        if isinstance(self._state, Gathering):
-            stage, step = body_of(plan).pipeline.stages[self.part], body_of(plan).from_step
-            return f"blocks {stage.start}-{stage.stop - 1} of step {step}, from whoever has them"
-        return self._traffic.waiting_for(now)
+        return waiting_words(self.plan, self._group.own_id, self._state) or self._traffic.waiting_for(now)

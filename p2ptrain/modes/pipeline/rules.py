@@ -10,9 +10,9 @@ from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan, snapshot
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.pipeline.figures import SlicePeer
+from p2ptrain.modes.pipeline.figures import MeasuredPeer
 from p2ptrain.modes.pipeline.plan import DeviceFigures, body_of, read_plan
-from p2ptrain.modes.pipeline.planner import first_slices_plan, follows, next_slices_plan
+from p2ptrain.modes.pipeline.planner import first_plan, follows, next_plan
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import chain_hash, profile_from_json
 from p2ptrain.protocol.consensus.agreement import Answer, Question
@@ -62,15 +62,15 @@ class PipelineRules:
         if model is None:
             return Question(lambda: Answer(None, "this peer has not measured the model's blocks yet"))
         chain = chain_hash(model)
-        peers = [SlicePeer(snapshot(record), self._profile(record, chain)) for record in members]
+        peers = [MeasuredPeer(snapshot(record), self._profile(record, chain)) for record in members]
         (next_step, covered_step), batch_s = self.steps(), self.batch_s()
         lost = [record.peer for record in members if self.is_lost(record)]
 
         def work() -> Answer[Plan]:
             try:
                 if current is None:
-                    return Answer(first_slices_plan(job, model, peers, proposer))
-                plan = next_slices_plan(
+                    return Answer(first_plan(job, model, peers, proposer))
+                plan = next_plan(
                     job,
                     model,
                     current,

@@ -10,8 +10,14 @@ from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of
+from p2ptrain.modes.pipeline.states import Gathering, Lost, State
 
 REPORT_TITLES = ("from block", "blocks")
+
+
+def job_lines(job: Job) -> list[str]:
+    """What ``job check`` tells beside what all jobs have: nothing."""
+    return []
 
 
 def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
@@ -41,6 +47,21 @@ def mode_sentence(plan: Plan, job: Job) -> str | None:
 def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
     """The plan's sentence says it all."""
     return []
+
+
+def waiting_words(plan: Plan, own: PeerId, state: State) -> str:
+    """What a peer waits for by the state of its stage; "" = nothing that the state tells."""
+    part, body = plan.part_of(own), body_of(plan)
+    if isinstance(state, Lost):
+        return "a plan that begins at a saved step: this peer's stage was lost"
+    if part is None and own not in {figures.peer for figures in body.figures}:
+        return "a stage: nobody can plan with the times of this peer's blocks, which make no sense; start it again"
+    if part is None:
+        return "a stage: the plan is faster without this peer, and takes it when another is lost"
+    if isinstance(state, Gathering):
+        stage = body.pipeline.stages[part.index]
+        return f"blocks {stage.start}-{stage.stop - 1} of step {body.from_step}, from whoever has them"
+    return ""
 
 
 def part_text(plan: Plan, job: Job, index: int) -> str:

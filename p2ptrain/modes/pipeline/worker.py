@@ -51,6 +51,7 @@ from p2ptrain.modes.pipeline.commands import (
     StopAt,
     Taken,
 )
+from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.figures import planned_times, room_of
 from p2ptrain.modes.pipeline.plan import body_of, read_plan
 from p2ptrain.modes.pipeline.slowdown import differs, slowdown_of
@@ -80,7 +81,8 @@ def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tupl
     """
     model = profile_blocks(chain, job.model.name)
     check_model(model)
-    micro_batches = [job.training.batch_size // num for num in micro_batch_choices(job.slices.micro_batches)]
+    settings = pipeline_of(job)
+    micro_batches = [job.training.batch_size // num for num in micro_batch_choices(settings.micro_batches)]
     sizes = sorted({math.ceil(min(micro_batches) / 4), math.ceil(min(micro_batches) / 2), *micro_batches})
     times = measure_blocks(
         chain,
@@ -90,7 +92,7 @@ def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tupl
         device=device,
         budget_s=MEASURE_S,
         heap_bytes=kept_block_bytes() // 2,
-        codings=(job.slices.activations, job.slices.gradients),
+        codings=(settings.activations, settings.gradients),
         cache=cache,
     )
     return model, times
@@ -199,7 +201,7 @@ class StageWorker:
             self._pieces.append(old.snapshot(copy=False))
         del old  # two stages at once may be more than this device holds
         give_back()
-        job, configuration = self._job, self._configuration
+        job, configuration, settings = self._job, self._configuration, pipeline_of(self._job)
         self._training = SliceTraining(
             job.training,
             self._chain,
@@ -212,9 +214,9 @@ class StageWorker:
             steps_per_round=body.steps_per_round,
             num_classes=len(job.data.classes),
             augment=job.data.augment,
-            schedule=job.slices.schedule,
-            activations=job.slices.activations,
-            gradients=job.slices.gradients,
+            schedule=settings.schedule,
+            activations=settings.activations,
+            gradients=settings.gradients,
             device=configuration.device,
             init=self._init,
         )
@@ -325,7 +327,7 @@ class StageWorker:
 
     def _batch_done(self, training: SliceTraining) -> None:
         self._said_step = training.step
-        every = self._job.slices.snapshot_steps or self._steps_per_round
+        every = pipeline_of(self._job).snapshot_steps or self._steps_per_round
         if training.step % every == 0 or training.step % self._steps_per_round == 0 or training.finished:
             self._say_progress(training)
             self._say_snapshot()

@@ -18,6 +18,7 @@ from p2ptrain.config import Job
 from p2ptrain.core.plan import PeerSnapshot, Plan, clean, cleaned, speeds
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.grouping import group_classes, group_peers, groups_by_data, swap_for_wishes
 from p2ptrain.modes.tasks.holdings import (
     Group,
@@ -68,7 +69,7 @@ def first_plan(job: Job, peers: Sequence[PeerSnapshot], proposer: PeerId) -> Pla
         groups = sorted(by_data or _groups_by_speed(job, inputs), key=lambda group: group.classes)
         overlapping = by_data is None and lacking(inputs, num_classes)
         sizes = _shares(job, groups, speeds(inputs), targets, overlapping)
-    trunk = job.tasks.trunk if mode == "tasks" else 0
+    trunk = tasks_of(job).trunk if mode == "tasks" else 0
     parts = tuple(
         ClassPart(index, share, (), group.classes, shards_of(mode, trunk, index))
         for index, (group, share) in enumerate(zip(groups, sizes, strict=True))
@@ -122,7 +123,7 @@ def recomputes(job: Job, plan: Plan, parent: Plan | None) -> bool:
     if parent is not None and parent.hash == plan.parent:
         return next_plan(job, parent, plan.peers, plan.proposer) == plan
     modes = ("tasks", "replicas") if job.mode == "auto" else (job.mode,)
-    trunk = job.tasks.trunk if plan.mode == "tasks" else 0
+    trunk = tasks_of(job).trunk if plan.mode == "tasks" else 0
     if plan.mode not in modes or body.trunk != trunk or body.num_classes != len(job.data.classes):
         return False
     # Who lacked which class when the first plan was made is not known any more, nor who has come since.
@@ -153,8 +154,10 @@ def notes(job: Job, plan: Plan) -> list[str]:
                 "group fits the last layer"
             )
     lines += _class_notes(job, plan)
-    if body_of(plan).disjoint and job.tasks.num_groups not in (0, len(plan.parts)):
-        lines.append(f"tasks.num_groups = {job.tasks.num_groups} is not kept: the data give {len(plan.parts)} groups")
+    if body_of(plan).disjoint and tasks_of(job).num_groups not in (0, len(plan.parts)):
+        lines.append(
+            f"tasks.num_groups = {tasks_of(job).num_groups} is not kept: the data give {len(plan.parts)} groups"
+        )
     return lines
 
 
@@ -200,7 +203,7 @@ def _fits_head(job: Job, disjoint: bool, lacks: bool) -> bool:
     """Whether the group fits the last layer again: what the job says, or where some peer lacks a class."""
     if job.data.kind == "text":
         return False  # every text lacks some byte, and what is fitted is a classifier of samples
-    return job.tasks.calibrate == "always" or (job.tasks.calibrate == "auto" and (disjoint or lacks))
+    return tasks_of(job).calibrate == "always" or (tasks_of(job).calibrate == "auto" and (disjoint or lacks))
 
 
 def _regime(job: Job, mode: str, disjoint: bool, lacks: bool) -> tuple[TargetRule, CombineRule, bool]:
@@ -208,7 +211,7 @@ def _regime(job: Job, mode: str, disjoint: bool, lacks: bool) -> tuple[TargetRul
 
     Votes on all classes are only worth their sum where everybody has seen all classes.
     """
-    asked = job.tasks
+    asked = tasks_of(job)
     calibrate = _fits_head(job, disjoint, lacks)
     if mode == "replicas":
         return "all", "own", calibrate
@@ -230,10 +233,10 @@ def _groups_by_speed(job: Job, inputs: Sequence[PeerSnapshot]) -> list[Group]:
     num_classes = len(job.data.classes)
     held = held_classes(inputs, num_classes)
     holders = [peer for peer in inputs if held[peer.peer]]
-    num_groups = job.tasks.num_groups or min(len(holders), max_groups(job, inputs), num_classes, SENSIBLE_GROUPS)
+    num_groups = tasks_of(job).num_groups or min(len(holders), max_groups(job, inputs), num_classes, SENSIBLE_GROUPS)
     useful = SMALLEST_SHARE / num_groups
     holders = [peer for peer in holders if largest_share(job, peer.memory_bytes) >= useful] or holders
-    if not job.tasks.num_groups:
+    if not tasks_of(job).num_groups:
         num_groups = min(num_groups, len(holders))
     speed = speeds(inputs)
     costs = {peer.peer: num_samples(peer, (), "all") / speed[peer.peer] for peer in holders}

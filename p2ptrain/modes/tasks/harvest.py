@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import Collected, Fetch, Harvest, PartReport, Snapshot
@@ -20,6 +20,9 @@ from p2ptrain.modes.tasks.head_blob import head_holdings
 from p2ptrain.modes.tasks.plan import body_of, parts_of
 from p2ptrain.modes.tasks.verdict import Verdict, read_verdict
 from p2ptrain.wire.messages import HEAD_PART, Holding
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,18 @@ class TasksHarvest(Harvest):
         """Training goes on, or the group has yet to fit the last layer that its plan asks for."""
         lacks_head = body_of(self.plan).calibrate and not self.is_fitted and self.verdict is None
         return lacks_head or super().is_half_way
+
+    def part_models(self, *, allow_user_code: bool = False) -> dict[int, tuple[nn.Module, tuple[int, ...]]]:
+        from p2ptrain.modes.tasks.parts import Parts
+
+        parts, models = Parts(self.job, self.plan, allow_user_code=allow_user_code), {}
+        for index, state in sorted(self.parts.items()):
+            model = parts.submodel(index)
+            model.load_state_dict(state)
+            targets = parts.body.targets if parts.decoupling is not None else "all"
+            classes = parts.body.parts[index].classes
+            models[index] = model, {"all": (), "own": classes, "rest": (*classes, -1)}[targets]
+        return models
 
 
 async def fetch(

@@ -17,14 +17,16 @@ from p2ptrain.core.effects import (
     Handler,
     KeepCustody,
     KeepResult,
+    MessageHandler,
     ReadResult,
     ToTrainer,
 )
-from p2ptrain.core.mode import ENDED, Given, MessageHandler
+from p2ptrain.core.mode import ENDED, Given
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id
 from p2ptrain.modes.tasks.commands import Combine, Combined, Contribute, Contributed, ExtractFeatures, FeaturesExtracted
+from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.head_blob import MAX_HOLDINGS, head_holding, pack_head, rounds_of
 from p2ptrain.modes.tasks.plan import body_of
 from p2ptrain.modes.tasks.verdict import Verdict, read_verdict
@@ -127,7 +129,7 @@ class HeadFit:
 
     def _num_steps(self, plan: Plan) -> int:
         """The moments and the gradient steps of a fit; the look at the validation samples is the last."""
-        return (1 + self._job.tasks.calibration_steps if body_of(plan).calibrate else 0) + 1
+        return (1 + tasks_of(self._job).calibration_steps if body_of(plan).calibrate else 0) + 1
 
     def _freshest(self, plan: Plan) -> tuple[m.Holding, ...]:
         """Of each part the copies of its last round, one of each trainer; the blob's name settles ties everywhere."""
@@ -237,7 +239,7 @@ class HeadFit:
         self._head, self.verdict = holding, _verdict_of(data)
         plan, notes = self._plan(), []
         if plan is not None and body_of(plan).calibrate:
-            fitted = self._job.tasks.calibration_steps
+            fitted = tasks_of(self._job).calibration_steps
             notes.append(Note("calibrated", (("steps", fitted), ("samples", holding.samples))))
         if self.verdict is not None and self.verdict.samples:
             figures = (("accuracy", round(self.verdict.accuracy(), 4)), ("samples", self.verdict.samples))

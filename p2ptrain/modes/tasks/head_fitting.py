@@ -21,6 +21,7 @@ from p2ptrain.learning import candidates, head_fit, validation
 from p2ptrain.learning.averaging import check_state, weighted_mean
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.validation import Head, Member
+from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.parts import Parts
 
 FIXED = ("mean", "whiten", "class_weight")
@@ -38,7 +39,7 @@ class HeadFitting:
         self, job: Job, parts: Parts, session: str, data: Dataset, val: Dataset | None = None, device: str = "cpu"
     ) -> None:
         self.session = session
-        self._config = head_fit.FitConfig(steps=job.tasks.calibration_steps)
+        self._config = head_fit.FitConfig(steps=tasks_of(job).calibration_steps)
         self._fits = parts.body.calibrate
         self._parts = parts
         self._data = data

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from p2ptrain.core import commands as c
-from p2ptrain.core.effects import Effects, Handler, KeepPlan, KeepSnapshot, ToTrainer
-from p2ptrain.core.mode import Given, MessageHandler
+from p2ptrain.core.effects import Effects, Handler, KeepPlan, KeepSnapshot, MessageHandler, ToTrainer
+from p2ptrain.core.mode import Given
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.restarts import Restarts

@@ -21,7 +21,9 @@ from p2ptrain.learning.averaging import check_state, merge
 from p2ptrain.learning.compression import Compressor, decompress
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.evaluation import evaluate, own_class_accuracy
+from p2ptrain.learning.round_end import RoundEnd, equal_work
 from p2ptrain.learning.training import LocalTrainer
+from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.parts import Parts
 
 Masses = dict[str, float]
@@ -59,11 +61,16 @@ class PartTraining:
         present = np.unique(self._data.y).tolist()
         self._val_classes = sorted(set(present) & set(own)) if targets == "rest" else present
         self._val_outputs = () if targets == "all" else own
-        passes = config.epochs_per_round
-        if parts.decoupling is not None and targets == "all":  # work falls with the square of the share of the width
-            passes *= max(1.0, min(job.tasks.passes, 1.0 / self._spec.share**2))
-        self._steps_per_round = math.ceil(self._data.num_batches(config.batch_size) * passes)
         submodel = parts.submodel(part)
+        most, asked = 1.0, tasks_of(job).passes
+        if parts.decoupling is not None and asked != 1:
+            most = max(1.0, equal_work(parts.model, submodel, job.data.input_shape))
+        passes = min(asked or most, most)
+        self._steps_per_pass = self._data.num_batches(config.batch_size)
+        self._fewest_steps = math.ceil(self._steps_per_pass * config.epochs_per_round)
+        self._steps_per_round = math.ceil(self._steps_per_pass * config.epochs_per_round * passes)
+        # What a part of a few classes is for, the others' samples, is not among the own validation samples.
+        self._looks = asked == 0 and targets != "own" and val is not None and len(val) > 0
         self.trainer = LocalTrainer(
             submodel,
             config,
@@ -75,6 +82,9 @@ class PartTraining:
             seed=job.seed,
             device=device,
         )
+        self._end = RoundEnd()
+        self._losses: list[float] = []
+        """Of the pass."""
         self._targets = targets
         self._seed = int.from_bytes(hashlib.blake2b(peer_name.encode(), digest_size=8).digest(), "big")
         self.masses: Masses = dict.fromkeys(self._spec.shards, 0.0)
@@ -95,27 +105,38 @@ class PartTraining:
     def step(self) -> bool:
         """Train on one batch; true when that ends a round."""
         if self.step_in_round == 0:
-            self._batches = self._round_batches()
+            self._batches, self._end, self._losses = self._round_batches(), RoundEnd(), []
         x, y = next(self._batches)
         before = self.trainer.num_samples
         loss = self.trainer.step(x, y)
         if loss is not None:
             self.last_loss = loss
+            self._losses.append(loss)
         for shard in self.masses:
             self.masses[shard] += self.trainer.num_samples - before
         self.step_in_round += 1
         if self.step_in_round < self._steps_per_round:
-            return False
+            if not self._ends_early():
+                return False
+            self.trainer.skip(self._steps_per_round - self.step_in_round)  # the learning rate is that of the round
         self.step_in_round = 0
         self.round += 1
         return True
 
+    def _ends_early(self) -> bool:
+        """After each pass: whether more of them would bring nothing, by the own validation samples."""
+        if not self._looks or self.step_in_round % self._steps_per_pass:
+            return False
+        losses, self._losses = self._losses, []
+        validation_loss = self.trainer.loss_on(self._val_batches())
+        is_near = self._end.is_near(math.fsum(losses) / max(1, len(losses)), validation_loss)
+        return is_near and self.step_in_round >= self._fewest_steps
+
     def accuracy(self) -> float:
         """On the own validation samples, asked among the classes that are trained here; -1 = there are none."""
-        val = self._val
-        if val is None or not len(val):
+        if self._val is None or not len(self._val):
             return -1.0
-        batches = (val.tensors(slice(start, start + VAL_BATCH)) for start in range(0, len(val), VAL_BATCH))
+        batches = self._val_batches()
         if self._job.data.kind == "text":
             found = evaluate(self.trainer.model, batches, len(self._job.data.classes), device=self.trainer.device)
             return found.accuracy
@@ -124,9 +145,14 @@ class PartTraining:
         )
         return share if math.isfinite(share) else -1.0
 
+    def _val_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self._val) if self._val is not None else 0, VAL_BATCH):
+            assert self._val is not None
+            yield self._val.tensors(slice(start, start + VAL_BATCH))
+
     def _round_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         rng = np.random.default_rng([self._job.seed, self._seed, self.round])
-        own_fraction = self._job.tasks.own_fraction if self._targets != "own" else 0.0
+        own_fraction = tasks_of(self._job).own_fraction if self._targets != "own" else 0.0
         while True:  # a round may be several passes
             yield from self._data.batches(
                 rng,

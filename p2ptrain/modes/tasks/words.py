@@ -10,6 +10,7 @@ from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.tasks.assignment import notes
+from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.harvest import TasksHarvest
 from p2ptrain.modes.tasks.mode_choice import mode_for
 from p2ptrain.modes.tasks.plan import ClassPart, body_of, parts_of
@@ -17,6 +18,22 @@ from p2ptrain.modes.tasks.verdict_words import verdict_lines, verdict_plain
 from p2ptrain.words import clean, listed
 
 REPORT_TITLES = ("part", "width")
+
+
+def job_lines(job: Job) -> list[str]:
+    """What ``job check`` tells beside what all jobs have."""
+    if job.mode == "replicas" or job.data.kind == "text":
+        return []
+    passes = tasks_of(job).passes
+    if passes == 1:
+        how_many = "1"
+    elif passes:
+        how_many = f"{passes:g}, or as many as are as much work if that is fewer"
+    else:
+        how_many = "as many as are as much work"
+        if job.data.val:
+            how_many += "; fewer where validation samples say that more bring nothing"
+    return [f"passes    of a class sub-model for one of the whole model: {how_many}"]
 
 
 def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:

@@ -21,8 +21,6 @@ from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.profiling.allocator import give_back
 from p2ptrain.learning.snapshots import model_state, read_snapshot, write
-from p2ptrain.learning.submodels.decoupling import most_groups
-from p2ptrain.modes.tasks.assignment import SENSIBLE_GROUPS
 from p2ptrain.modes.tasks.commands import (
     Combine,
     Combined,
@@ -38,6 +36,7 @@ from p2ptrain.modes.tasks.commands import (
     Reclaim,
     Retain,
 )
+from p2ptrain.modes.tasks.division import max_groups
 from p2ptrain.modes.tasks.head_fitting import HeadFitting
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.plan import read_plan
@@ -85,9 +84,7 @@ class TasksWorker:
         job = self._job
         if job.mode != "auto" or job.data.kind == "text":
             return 0
-        model = global_model(job, allow_user_code=self._configuration.allow_user_code)
-        limit = min(len(job.data.classes), SENSIBLE_GROUPS)
-        return most_groups(model, job.data.input_shape, limit, job.tasks.trunk)
+        return max_groups(job, global_model(job, allow_user_code=self._configuration.allow_user_code))
 
     def work(self) -> None:
         training = self._training

@@ -1,4 +1,4 @@
-"""Which of the pipelines that can be had a group of depth slices takes.
+"""Which of the pipelines that can be had a group takes.
 
 Invariant: pure. The fastest by the cost model is not always the one to have: a pipeline has to be worth more than what
 it takes over one device alone, and so has each of its devices.
@@ -62,7 +62,7 @@ def pipelines_of(room: Room, strategy: Strategy, worth: float = 1.0) -> list[Pip
 def _is_stale(room: Room, pipeline: PipelinePlan) -> bool:
     """Whether its gradients are all of weights a batch old, but for the last stage's, though they need not be.
 
-    That cost 0.55 points of accuracy (benchmark ``slices_accuracy``), several micro-batches a batch 0.14: medians of
+    That cost 0.55 points of accuracy (benchmark ``pipeline_accuracy``), several micro-batches a batch 0.14: medians of
     five seeds.
     """
     if len(room.choices) == 1:
@@ -73,7 +73,7 @@ def _is_stale(room: Room, pipeline: PipelinePlan) -> bool:
 
 def judged_s(room: Room, pipeline: PipelinePlan, stretch: float) -> float:
     """Seconds of a batch; where it takes more than one device, as many more as it has to be worth, and more where
-    batches were seen to take longer yet (``SlicesPlan.stretch``)."""
+    batches were seen to take longer yet (``PipelineBody.stretch``)."""
     return room.batch_s(pipeline) * (1.0 if pipeline.is_alone else max(WORTH, stretch))
 
 
@@ -114,7 +114,7 @@ def _baseline(room: Room, strategy: Strategy, num_micro_batches: int) -> Pipelin
     pipeline = equal_split(costs) if strategy == "equal" else side_by_side(costs)
     if pipeline is None or not room.fits(pipeline):
         raise UserError(
-            f'model {room.task.model.name}: slices.strategy = "{strategy}" does not fit into the memory of these '
+            f'model {room.task.model.name}: pipeline.strategy = "{strategy}" does not fit into the memory of these '
             f'{len(room.task.peers)} peers; use "planned", a smaller batch_size, or a narrower model'
         )
     return pipeline

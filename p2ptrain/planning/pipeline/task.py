@@ -140,7 +140,7 @@ def check_task(task: PipelineTask) -> None:
     if task.micro_batch < task.model.least_samples:
         raise UserError(
             f"model {task.model.name} has batch normalisation, which takes no statistics from micro-batches of "
-            f"{task.micro_batch} sample; make them larger (slices.micro_batches, training.batch_size)"
+            f"{task.micro_batch} sample; make them larger (pipeline.micro_batches, training.batch_size)"
         )
     if not task.rate_bytes_per_s > 0 or not 0 <= task.latency_s < math.inf:
         raise UserError(

@@ -80,7 +80,7 @@ def _utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else 4 * len(text)
 
 
-def first_record(peer: PeerId, key: bytes, version: int, **known: Any) -> Record:
+def blank_record(peer: PeerId, key: bytes, version: int, **known: Any) -> Record:
     """What a peer says of itself before it has a job, and, by field, what it knows already."""
     nothing = Record(
         peer=peer,
@@ -318,3 +318,10 @@ def _fitting_size(record: Record) -> int:
     if size > MAX_MESSAGE_BYTES:
         raise LocalError(f"the own record has {size} bytes, of at most {MAX_MESSAGE_BYTES}")
     return size
+
+
+def matters_to_plans(old: Record, new: Record) -> bool:
+    """Whether a change of a record can matter to planning."""
+    figures = ("flops_per_s", "memory_bytes", "link_bytes_per_s", "links", "slowdown", "profile")
+    fields = ("job", "counts", "wishes", "max_groups", *figures, "epoch", "plan", "part", "vote", "phase")
+    return any(getattr(old, name) != getattr(new, name) for name in fields)

@@ -11,6 +11,9 @@ and is not here is lost (the lane keeps the order), and it takes no guess whethe
 repetition (as in QUIC, RFC 9002). Only the oldest missing parcel is ever sent again: at once when an ack shows the
 gap, else when nothing has moved for the time-out of RFC 6298, doubled each time. A receiver that stands still costs
 its sender a parcel now and then.
+
+TCP below can't stand in for that: libzmq makes a new connection by itself, says nothing of what the old one held, and a
+full queue of the link pushes out what waited longest (``tests/sockets/test_loss.py``).
 """
 
 from __future__ import annotations

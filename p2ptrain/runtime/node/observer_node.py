@@ -13,11 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from p2ptrain.config import Job, job_from_json
+from p2ptrain.config import Job
 from p2ptrain.core.effects import AbandonBlob, BlobArrived, BlobLost, Effects, VerifyBlob
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import JobError, RemoteError, UserError
 from p2ptrain.ids import BlobId, PeerId, peer_id
+from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.net.keys import Group, new_identity
 from p2ptrain.protocol.blobs.serving import ReadChunk

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 
-from p2ptrain.config import Job, job_from_json
+from p2ptrain.config import Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import (
@@ -22,17 +22,19 @@ from p2ptrain.core.effects import (
     Handler,
     JobReceived,
     KeepSnapshot,
+    MessageHandler,
     Reconsider,
     Refused,
     StartTrainer,
     Unusable,
 )
 from p2ptrain.core.group_view import GroupView
-from p2ptrain.core.mode import Given, MessageHandler, Role
-from p2ptrain.core.peer_config import PeerConfig, Resume
+from p2ptrain.core.mode import Given, Role
+from p2ptrain.core.peer_config import PeerConfig, Resume, first_record
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import JobError, RemoteError
 from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.agreement import Agreement, AgreementConfig, Answer, PlanAdopted, VoteFor
@@ -45,7 +47,7 @@ from p2ptrain.protocol.group.membership import (
     PeerRefuted,
     PeerSuspected,
 )
-from p2ptrain.protocol.group.records import RecordBook, RecordChanged, first_record
+from p2ptrain.protocol.group.records import RecordBook, RecordChanged, matters_to_plans
 from p2ptrain.protocol.machine import NEVER, Machine, Note, Send
 from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
 from p2ptrain.runtime.peer.completion import Completion
@@ -74,18 +76,7 @@ class Peer(Core):
         self.config = config
         self.job: Job | None = None
         self.membership = Membership(self.own_id, rng, now, LAN, incarnation=wall_ms // 1000)
-        record = first_record(
-            self.own_id,
-            config.own_key,
-            version=wall_ms,
-            name=config.name,
-            addresses=config.addresses,
-            flops_per_s=config.flops_per_s,
-            memory_bytes=config.memory_bytes,
-            link_bytes_per_s=config.link_bytes_per_s,
-            waiting_for="a group: nobody found yet",
-        )
-        self.records = RecordBook(record, rng, now, version_base=wall_ms)
+        self.records = RecordBook(first_record(config, self.own_id, wall_ms), rng, now, version_base=wall_ms)
         self.group = GroupView(self.own_id, self.membership, self.records)
         self.agreement: Agreement[Plan] | None = None
         self.role: Role | None = None
@@ -300,7 +291,7 @@ class Peer(Core):
     def _record_changed(self, effect: RecordChanged, now: float) -> Effects:
         old, new = effect.old, effect.new
         if new.peer == self.own_id:
-            return self._tell_agreement(now) if old is None or _plans_differ(old, new) else []
+            return self._tell_agreement(now) if old is None or matters_to_plans(old, new) else []
         effects: Effects = []
         if old is None or old.addresses != new.addresses:
             for address in new.addresses:
@@ -312,7 +303,7 @@ class Peer(Core):
         if new.job and new.job != self.job_id and new.peer not in self._warned and len(self._warned) < MAX_WARNED:
             self._warned.add(new.peer)
             effects.append(Note("other-job", (("peer", new.peer), ("theirs", new.job), ("ours", self.job_id))))
-        if old is None or _plans_differ(old, new) or old.part != new.part or old.holdings != new.holdings:
+        if old is None or matters_to_plans(old, new) or old.part != new.part or old.holdings != new.holdings:
             self._look_at = min(self._look_at, now + LOOK_S)
         return effects
 
@@ -406,10 +397,3 @@ class Peer(Core):
             self.completion.waiting_for(now) if self.completion else "",
         ]
         return "; ".join(filter(None, waits))
-
-
-def _plans_differ(old: m.Record, new: m.Record) -> bool:
-    """Whether a change of a record can matter to planning."""
-    figures = ("flops_per_s", "memory_bytes", "link_bytes_per_s", "links", "slowdown", "profile")
-    fields = ("job", "counts", "wishes", "max_groups", *figures, "epoch", "plan", "part", "vote", "phase")
-    return any(getattr(old, name) != getattr(new, name) for name in fields)

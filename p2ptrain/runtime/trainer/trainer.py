@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from p2ptrain.config import Job, TrainingConfig, job_from_json
+from p2ptrain.config import Job, TrainingConfig
 from p2ptrain.core import commands as c
 from p2ptrain.core.worker import Setup, Worker
 from p2ptrain.errors import LocalError, UserError
@@ -27,6 +27,7 @@ from p2ptrain.learning.profiling.allocator import keep_for_training
 from p2ptrain.learning.snapshots import read_init
 from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.training import DivergedError, LocalTrainer
+from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.runtime.trainer.process import NodeLink, die_with_node
 

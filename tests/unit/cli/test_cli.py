@@ -14,7 +14,8 @@ import pytest
 
 from p2ptrain.cli.main import COMMANDS, cli, main
 from p2ptrain.cli.options import Duration, Names
-from p2ptrain.config import load_job
+from p2ptrain.modes.jobs import load_job
+from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.net.keys import load_group, new_group
 
 GROUP = ["--code", "--open", "--state"]
@@ -209,6 +210,22 @@ def test_job_new_writes_a_complete_commented_file_that_checks(
     assert checked["id"] == job.id and checked["samples"] == {"cat": 18, "dog": 19}
     assert checked["validation"] == {"cat": 2, "dog": 1}
     assert checked["parameters"] > 1000 and checked["flops_per_sample"]["training"] > 0
+
+
+def test_a_job_says_how_many_passes_a_sub_model_makes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = npz(tmp_path)
+    for options, passes, told in [
+        ([], 0.0, "as many as are as much work; fewer where validation samples say that more bring nothing"),
+        (["--val", "0"], 0.0, "as many as are as much work"),
+        (["--passes", "4"], 4.0, "4, or as many as are as much work if that is fewer"),
+        (["--mode", "tasks"], 1.0, "1"),
+    ]:
+        assert run(["job", "new", "--data", spec, *options, "-o", "j.toml", "--force"], capsys)[0] == 0
+        assert tasks_of(load_job(tmp_path / "j.toml")).passes == passes
+        status, out, _ = run(["job", "check", "j.toml"], capsys)
+        assert status == 0 and f"passes    of a class sub-model for one of the whole model: {told}\n" in out
+    status, _, err = run(["job", "new", "--data", spec, "--passes", "0.5", "-o", "j.toml", "--force"], capsys)
+    assert status == 2 and "tasks.passes: 0.5 is less than one pass" in err
 
 
 def test_a_job_says_how_much_is_for_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

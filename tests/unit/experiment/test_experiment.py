@@ -12,12 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p2ptrain.config import Job
+from p2ptrain.config import DataConfig, Job
+from p2ptrain.core.harvest import Harvest
+from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.errors import P2PTrainError
 from p2ptrain.experiment.group import Experiment, PeerShare, check_running
 from p2ptrain.experiment.measure import union
 from p2ptrain.experiment.processes import LOG_LINES
+from p2ptrain.ids import PeerId
 from p2ptrain.learning.data import load, open_source, propose_contract
+from p2ptrain.modes.tasks.assignment import first_plan
+from p2ptrain.modes.tasks.config import TasksConfig
+from p2ptrain.modes.tasks.harvest import TasksHarvest
+from p2ptrain.modes.tasks.parts import Parts
 
 LOG = "".join(f"line {number}\n" for number in range(100))
 
@@ -69,3 +76,27 @@ def test_who_was_killed_on_purpose_or_is_somebody_else_does_not_count(
     tmp_path: Path, processes: dict[str, subprocess.Popen[bytes]]
 ) -> None:
     check_running(tmp_path, processes, ["on"], status(on="training", ended="failed", other="failed"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "targets", "num_parts"),
+    [("tasks", "all", 2), ("tasks", "own", 2), ("tasks", "rest", 2), ("replicas", "all", 1)],
+)
+def test_parts_that_are_models_of_their_own(mode: str, targets: Any, num_parts: int) -> None:
+    data = DataConfig(tuple("abcd"), (1, 12, 12), mean=(0.4,), std=(0.3,))
+    job = Job(mode=mode, data=data, tables=(TasksConfig(num_groups=2, targets=targets),))
+    peers = [PeerSnapshot(PeerId(letter * 16), 1e9, 0, (9, 9, 9, 9), ()) for letter in "ab"]
+    plan = first_plan(job, peers, peers[0].peer)
+    parts = Parts(job, plan)
+    states = {part.index: dict(parts.submodel(part.index).state_dict()) for part in plan.parts}
+    found = TasksHarvest(job, plan, {}, states, ()).part_models()
+    classes = [part.classes for part in parts.body.parts]
+    assert len(classes) == num_parts and sorted(found) == list(range(num_parts))
+    outputs = [{"all": (), "own": own, "rest": (*own, -1)}[targets] for own in classes]
+    assert [found[index][1] for index in range(num_parts)] == outputs
+    for index, (model, _) in found.items():
+        assert all(bool((tensor == states[index][name]).all()) for name, tensor in model.state_dict().items())
+
+
+def test_a_part_of_a_pipeline_is_no_model_of_its_own() -> None:
+    assert Harvest(Job(mode="pipeline"), SimpleNamespace(), {}, {}, ()).part_models() == {}  # type: ignore[arg-type]

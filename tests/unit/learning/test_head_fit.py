@@ -102,6 +102,31 @@ def test_gradients_are_those_of_autograd(coordinates: str) -> None:
     assert float(sums["loss"]) == pytest.approx(loss.item(), rel=1e-4)
 
 
+def test_a_class_that_nobody_can_show_takes_little_from_others(coordinates: str) -> None:
+    """Its weights stay; its bias falls until it takes what two fitted classes take of others' samples. Peers add up."""
+    torch.manual_seed(3)
+    x, y = samples()
+    head = {"weight": torch.cat([random_head()["weight"], torch.randn(1, 6)]), "bias": torch.zeros(NUM_CLASSES + 1)}
+    head["bias"][-1] = 8.0  # takes everything
+    config = FitConfig(steps=60)
+    state = fit(head, [(x, y)], config, NUM_CLASSES + 1)
+    before, after = head, plain_head(state)
+    torch.testing.assert_close(after["weight"][-1], before["weight"][-1], atol=1e-3, rtol=1e-3)
+    chances = (x @ after["weight"].T + after["bias"]).softmax(1)
+    taken, wrong = float(chances[:, -1].mean()), float(1 - torch.exp(-state["loss"]))
+    assert 1.0 < taken / (wrong / NUM_CLASSES) < 1.1 * head_fit.MAY_TAKE
+    apart = fit(head, [(x[:40], y[:40]), (x[40:], y[40:])], config, NUM_CLASSES + 1)
+    torch.testing.assert_close(apart["bias"], state["bias"], atol=1e-3, rtol=1e-3)
+
+
+def test_a_class_that_nobody_can_show_and_that_takes_nothing_stays_as_it_is() -> None:
+    x, y = samples()
+    head = {"weight": torch.cat([random_head()["weight"], torch.zeros(1, 6)]), "bias": torch.zeros(NUM_CLASSES + 1)}
+    head["bias"][-1] = -30.0
+    state = fit(head, [(x, y)], FitConfig(steps=20), NUM_CLASSES + 1)
+    assert float(plain_head(state)["bias"][-1]) == pytest.approx(-30.0, abs=1e-3)
+
+
 def test_dead_and_twin_features_do_no_harm() -> None:
     x, y = samples()
     x = torch.cat([x, x[:, :1], torch.zeros(90, 1)], 1)

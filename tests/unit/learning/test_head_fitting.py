@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from p2ptrain.config import DataConfig, Job, ModelConfig, TasksConfig
+from p2ptrain.config import DataConfig, Job, ModelConfig
 from p2ptrain.core.plan import PeerSnapshot, Plan
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
@@ -20,6 +20,7 @@ from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.evaluation import evaluate
 from p2ptrain.learning.head_fit import plain_head
 from p2ptrain.modes.tasks.assignment import first_plan
+from p2ptrain.modes.tasks.config import TasksConfig, tasks_of
 from p2ptrain.modes.tasks.head_fitting import HeadFitting
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.verdict import Verdict, read_verdict
@@ -34,7 +35,7 @@ NAMES = tuple(f"peer{number:012d}" for number in range(3))
 
 
 def job(mode: str = "tasks", **tasks: Any) -> Job:
-    return Job(mode=mode, data=DATA, model=ModelConfig("lenet"), tasks=TasksConfig(calibration_steps=20, **tasks))  # type: ignore[arg-type]
+    return Job(mode=mode, data=DATA, model=ModelConfig("lenet"), tables=(TasksConfig(calibration_steps=20, **tasks),))  # type: ignore[arg-type]
 
 
 def plan_of(work: Job, have: Sequence[Sequence[int]] = HAVE) -> Plan:
@@ -87,7 +88,7 @@ class Group:
 
     def run(self) -> dict[str, Tensor]:
         """The last state."""
-        steps = (1 + self.job.tasks.calibration_steps if self.plan.body.calibrate else 0) + 1
+        steps = (1 + tasks_of(self.job).calibration_steps if self.plan.body.calibrate else 0) + 1
         state: dict[str, Tensor] = {}
         for step in range(steps):
             state = self.peers[0].combine(step, state, [peer.contribute(step, state) for peer in self.peers])
@@ -215,14 +216,14 @@ def test_nobody_has_validation_samples() -> None:
 
 
 def test_a_class_whose_only_holder_is_gone_keeps_what_was_learnt() -> None:
-    """The fit sees no sample of class d: its row stays its part's, and the others are fitted without it."""
+    """The fit sees no sample of class d: its weights stay its part's, and the others are fitted without it."""
     group = Group(job(), [(20, 20, 20, 0), (20, 20, 0, 0)])
     state = group.run()
     assert state["class_weight"].tolist()[3] == 0
     joined = group.parts.joined_head({part: group.parts.head_of(own) for part, own in group.states.items()})
     fitted = plain_head(state)
     torch.testing.assert_close(fitted["weight"][3], joined["weight"][3], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(fitted["bias"][3], joined["bias"][3], rtol=1e-3, atol=1e-3)
+    assert fitted["bias"][3] < joined["bias"][3] + 1e-3
     assert not torch.allclose(fitted["weight"][:3], joined["weight"][:3], rtol=1e-2)
 
 
@@ -268,12 +269,13 @@ def verdict(**changes: Any) -> Verdict:
     return dataclasses.replace(base, **changes)
 
 
-def test_the_best_candidate_is_taken_and_of_equals_the_first() -> None:
+def test_the_first_candidate_is_taken_unless_another_is_clearly_better() -> None:
+    """Of 300 samples a standard error is 11 to 12."""
     assert verdict().chosen == candidates.FITTED and verdict().accuracy() == pytest.approx(190 / 300)
-    better = verdict().correct | {candidates.alone(1): (100, 100, 0, 0)}
+    better = verdict().correct | {candidates.alone(1): (100, 100, 5, 0), candidates.alone(2): (100, 100, 3, 0)}
     assert verdict(correct=better).chosen == candidates.alone(1)
-    equal = verdict().correct | {candidates.alone(1): (95, 95, 0, 0)}
-    assert verdict(correct=equal).chosen == candidates.FITTED
+    by_chance = verdict().correct | {candidates.alone(1): (100, 100, 0, 0)}
+    assert verdict(correct=by_chance).chosen == candidates.FITTED
 
 
 def test_where_the_group_made_it_worse_is_said_with_the_classes() -> None:

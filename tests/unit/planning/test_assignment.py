@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2ptrain.config import DataConfig, Job, ModelConfig, TasksConfig, TrainingConfig
+from p2ptrain.config import DataConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.modes.tasks.assignment import first_plan, next_plan, notes, num_samples, recomputes, round_costs, speeds
+from p2ptrain.modes.tasks.config import TasksConfig, tasks_of
 from p2ptrain.modes.tasks.shares import MAX_SHARE, WIDTH_SPREAD
 from p2ptrain.planning.devices.footprint import largest_share, training_bytes
 
@@ -34,7 +35,7 @@ def job(num_classes: int = 6, **tasks: object) -> Job:
     data = DataConfig(
         classes=tuple(f"c{i}" for i in range(num_classes)), input_shape=(3, 32, 32), mean=(0.0,) * 3, std=(1.0,) * 3
     )
-    return Job(data=data, tasks=TasksConfig(**tasks))  # type: ignore[arg-type]
+    return Job(data=data, tables=(TasksConfig(**tasks),))  # type: ignore[arg-type]
 
 
 def peer(
@@ -162,7 +163,7 @@ def best_possible(work: Job, peers: Sequence[PeerSnapshot], num_groups: int) -> 
     """Time of the slowest peer under the best of all assignments: same limits of shares, groups of even length."""
     speed = speeds(peers)
     num_classes = len(work.data.classes)
-    targets = "own" if work.tasks.targets == "own" else "all"
+    targets = "own" if tasks_of(work).targets == "own" else "all"
     widest = MAX_SHARE if num_groups >= 3 else 1.0
     best = math.inf
     for classes in surjections(num_classes, num_groups):

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2ptrain.config import DataConfig, Job, TasksConfig
+from p2ptrain.config import DataConfig, Job
 from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.modes.tasks.assignment import first_plan, next_plan, notes, recomputes
+from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.modes.tasks.holdings import held_classes, lacking
 from p2ptrain.modes.tasks.mode_choice import mode_for
 
@@ -30,7 +31,7 @@ def peer(number: int, counts: list[int], **more: object) -> PeerSnapshot:
 
 def job(mode: str = "tasks", **tasks: object) -> Job:
     data = DataConfig(NAMES, (3, 32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
-    return Job(mode=mode, data=data, tasks=TasksConfig(**tasks))  # type: ignore[arg-type]
+    return Job(mode=mode, data=data, tables=(TasksConfig(**tasks),))  # type: ignore[arg-type]
 
 
 def classes_of(plan: Plan, number: int) -> set[int]:
@@ -151,7 +152,7 @@ def test_the_group_chooses(counts: list[list[int]], groups: int, mode: str, why:
     check_plan(plan)
     assert plan.mode == mode and recomputes(job("auto"), plan, None)
     assert recomputes(job("auto"), dataclasses.replace(plan, epoch=2, parent="0" * 64), None)
-    other = dataclasses.replace(plan, mode="slices")
+    other = dataclasses.replace(plan, mode="pipeline")
     assert not recomputes(job("auto"), other, None)
 
 

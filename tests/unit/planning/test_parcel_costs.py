@@ -8,12 +8,13 @@ import random
 
 import pytest
 
-from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
+from p2ptrain.config import DataConfig, Job, TrainingConfig
 from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.pipeline.figures import SlicePeer, room_of
+from p2ptrain.modes.pipeline.config import PipelineConfig
+from p2ptrain.modes.pipeline.figures import MeasuredPeer, room_of
 from p2ptrain.modes.pipeline.plan import DeviceFigures, PipelineBody
-from p2ptrain.modes.pipeline.planner import first_slices_plan, follows
+from p2ptrain.modes.pipeline.planner import first_plan, follows
 from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.pipeline.baselines import best_single_peer
 from p2ptrain.planning.pipeline.cost import steps_of
@@ -21,7 +22,7 @@ from p2ptrain.planning.pipeline.fleet import BYTE_FLOPS, PARCEL_FLOPS, Room
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 
 DATA = DataConfig(classes=("a", "b"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
-JOB = Job(mode="slices", data=DATA, training=TrainingConfig(batch_size=16), slices=SlicesConfig(micro_batches=4))
+JOB = Job(mode="pipeline", data=DATA, training=TrainingConfig(batch_size=16), tables=(PipelineConfig(micro_batches=4),))
 MB = 1 << 20
 
 
@@ -37,22 +38,22 @@ def peer(
     *,
     counts: tuple[int, ...] = (10, 10),
     measured: bool = False,
-) -> SlicePeer:
+) -> MeasuredPeer:
     name = PeerId(f"peer{index:012d}")
     times = ((1,), ((0.1,) * 6,), ((0.2,) * 6,)) if measured else ((), (), ())
-    return SlicePeer(PeerSnapshot(name, flops_per_s, 0, counts, ()), DeviceFigures(name, link, 1.0, *times))
+    return MeasuredPeer(PeerSnapshot(name, flops_per_s, 0, counts, ()), DeviceFigures(name, link, 1.0, *times))
 
 
-def room_with(net: ModelProfile, *peers: SlicePeer, job: Job = JOB) -> Room:
+def room_with(net: ModelProfile, *peers: MeasuredPeer, job: Job = JOB) -> Room:
     profiles = tuple(each.profile for each in peers if each.profile is not None)
     return room_of(job, net, tuple(each.snapshot for each in peers), profiles)
 
 
-def names(*peers: SlicePeer) -> tuple[str, ...]:
+def names(*peers: MeasuredPeer) -> tuple[str, ...]:
     return tuple(each.snapshot.peer for each in peers)
 
 
-def stage(start: int, stop: int, peers: tuple[SlicePeer, ...], samples: tuple[int, ...]) -> Stage:
+def stage(start: int, stop: int, peers: tuple[MeasuredPeer, ...], samples: tuple[int, ...]) -> Stage:
     return Stage(start, stop, names(*peers), samples, 1)
 
 
@@ -60,7 +61,7 @@ def stage(start: int, stop: int, peers: tuple[SlicePeer, ...], samples: tuple[in
 def test_a_helper_is_of_use_where_the_model_is_worth_it(flops: int, num_stages: int) -> None:
     """The small model takes 0.29 s a batch alone: less than its parcels would."""
     helper = peer(1, counts=())
-    plan = first_slices_plan(JOB, model(flops), [peer(0), helper], names(peer(0))[0])  # type: ignore[arg-type]
+    plan = first_plan(JOB, model(flops), [peer(0), helper], names(peer(0))[0])  # type: ignore[arg-type]
     assert isinstance(plan.body, PipelineBody) and len(plan.body.pipeline.stages) == num_stages
     assert follows(JOB, model(flops), plan, None)
 
@@ -88,7 +89,7 @@ def test_every_stage_works_for_what_it_takes_in_and_hands_on() -> None:
 def test_a_node_s_work_is_that_for_all_parcels_of_a_batch_without_the_trainer_s() -> None:
     a, b, c = peer(0), peer(1, 2e9), peer(2, measured=True)
     coded = dataclasses.replace(c.profile, activation_s_per_byte=1e-6)  # type: ignore[type-var]
-    room = room_with(model(10**8, activation_bytes=MB // 2), a, b, SlicePeer(c.snapshot, coded))
+    room = room_with(model(10**8, activation_bytes=MB // 2), a, b, MeasuredPeer(c.snapshot, coded))
     pipeline = PipelinePlan("net", 6, 4, 4, (stage(0, 2, (a, b), (2, 2)), stage(2, 6, (c,), (4,))), ())
     averaged = PARCEL_FLOPS + BYTE_FLOPS * 2 * 2000.0
     one_way = PARCEL_FLOPS + BYTE_FLOPS * MB  # two samples
@@ -117,7 +118,7 @@ def test_no_plan_is_slower_than_the_best_peer_alone() -> None:
     for _ in range(25):
         net = model(10 ** generator.randint(5, 9), 10 ** generator.randint(2, 6))
         peers = [peer(i, 10 ** generator.uniform(8, 10), 10 ** generator.uniform(6, 8)) for i in range(3)]
-        plan = first_slices_plan(JOB, net, peers, names(peers[0])[0])  # type: ignore[arg-type]
+        plan = first_plan(JOB, net, peers, names(peers[0])[0])  # type: ignore[arg-type]
         assert isinstance(plan.body, PipelineBody)
         room = room_of(JOB, net, plan.peers, plan.body.figures)
         singles = [best_single_peer(room.costs(num)) for num in room.choices]

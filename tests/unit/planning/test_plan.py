@@ -13,17 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2ptrain.config import DataConfig, Job, TasksConfig
+from p2ptrain.config import DataConfig, Job
 from p2ptrain.core.plan import MAX_PLAN_BYTES, PeerSnapshot, Plan, cleaned
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.modes.tasks.assignment import first_plan
+from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.modes.tasks.plan import shards_of
 
 JOB = Job(
     data=DataConfig(classes=("a", "b", "c", "d"), input_shape=(3, 32, 32), mean=(0.0,) * 3, std=(1.0,) * 3),
-    tasks=TasksConfig(trunk=1),
+    tables=(TasksConfig(trunk=1),),
 )
 
 
@@ -81,7 +82,7 @@ def edits() -> dict[str, Callable[[dict[str, Any]], object]]:
         "parent of the first": put("parent", "0" * 64),
         "no parent": put("epoch", 2),
         "unknown mode": put("mode", "swarm"),
-        "a pipeline without stages": put("mode", "slices"),
+        "a pipeline without stages": put("mode", "pipeline"),
         "a pipeline of nothing": put("body", {}),
         "two replicas": put("mode", "replicas"),
         "sum of own": put("body.targets", "own"),

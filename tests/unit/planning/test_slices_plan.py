@@ -1,4 +1,4 @@
-"""Plans of mode slices: what goes in comes out the same for everyone, holds together, fits, and changes with cause."""
+"""Plans of a pipeline: what goes in comes out the same for everyone, holds together, fits, and changes with cause."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
+from p2ptrain.config import DataConfig, Job, TrainingConfig
 from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.pipeline.figures import SlicePeer, batches_a_round, room_of, task_of
+from p2ptrain.modes.pipeline.config import PipelineConfig, pipeline_of
+from p2ptrain.modes.pipeline.figures import MeasuredPeer, batches_a_round, room_of, task_of
 from p2ptrain.modes.pipeline.plan import DeviceFigures, PipelineBody
-from p2ptrain.modes.pipeline.planner import first_slices_plan, follows, next_slices_plan, notes
+from p2ptrain.modes.pipeline.planner import first_plan, follows, next_plan, notes
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.planning.devices.blocks import MAX_MEASURED, BlockProfile, ModelProfile
 from p2ptrain.planning.devices.footprint import PEER_BASE_BYTES
@@ -40,7 +41,9 @@ MB = 1 << 20
 
 def job(rounds: int = 10, batch_size: int = 16, optimizer: str = "sgd", **values: Any) -> Job:
     training = TrainingConfig(rounds=rounds, batch_size=batch_size, optimizer=optimizer)  # type: ignore[arg-type]
-    return Job(mode="slices", data=DATA, training=training, slices=SlicesConfig(**{"micro_batches": 4, **values}))
+    return Job(
+        mode="pipeline", data=DATA, training=training, tables=(PipelineConfig(**{"micro_batches": 4, **values}),)
+    )
 
 
 def model(num_blocks: int = 6, parameter_bytes: int = 1000, activation_bytes: int = 100) -> ModelProfile:
@@ -61,16 +64,16 @@ def peer(
     link: float = 1e8,
     slowdown: float = 1.0,
     measured: int = 0,
-) -> SlicePeer:
+) -> MeasuredPeer:
     """``measured``: its blocks' number; each then takes what its FLOP/s say, with a little for each call."""
     sizes = (1, 4, 16) if measured else ()
     forward = tuple((1e7 * size / speed + 1e-5,) * measured for size in sizes)
     backward = tuple((2e7 * size / speed + 1e-5,) * measured for size in sizes)
     profile = DeviceFigures(name(index), link, slowdown, sizes, forward, backward)
-    return SlicePeer(PeerSnapshot(name(index), speed, memory, counts, ()), profile)
+    return MeasuredPeer(PeerSnapshot(name(index), speed, memory, counts, ()), profile)
 
 
-def changed(each: SlicePeer, **values: Any) -> SlicePeer:
+def changed(each: MeasuredPeer, **values: Any) -> MeasuredPeer:
     assert each.profile is not None
     return dataclasses.replace(each, profile=dataclasses.replace(each.profile, **values))
 
@@ -84,11 +87,11 @@ def stages(plan: Plan) -> list[tuple[int, int, list[int]]]:
     return [(s.start, s.stop, [int(each[4:]) for each in s.peers]) for s in slices_of(plan).pipeline.stages]
 
 
-def first(peers: Sequence[SlicePeer], work: Job | None = None, net: ModelProfile | None = None) -> Plan:
-    return first_slices_plan(work or job(), net or model(), peers, name(0))
+def first(peers: Sequence[MeasuredPeer], work: Job | None = None, net: ModelProfile | None = None) -> Plan:
+    return first_plan(work or job(), net or model(), peers, name(0))
 
 
-def first_pipeline(peers: Sequence[SlicePeer], net: ModelProfile) -> PipelinePlan:
+def first_pipeline(peers: Sequence[MeasuredPeer], net: ModelProfile) -> PipelinePlan:
     """The fastest, whatever its devices bring, in the number of micro-batches that is fastest."""
     plan = first(peers, net=net)
     room = room_of(job(), net, plan.peers, slices_of(plan).figures)
@@ -100,7 +103,7 @@ def first_pipeline(peers: Sequence[SlicePeer], net: ModelProfile) -> PipelinePla
 
 
 @st.composite
-def groups(draw: st.DrawFn, blocks: int = 6) -> list[SlicePeer]:
+def groups(draw: st.DrawFn, blocks: int = 6) -> list[MeasuredPeer]:
     found = []
     for index in draw(st.lists(st.integers(0, 20), min_size=1, max_size=5, unique=True)):
         found.append(
@@ -120,12 +123,12 @@ def groups(draw: st.DrawFn, blocks: int = 6) -> list[SlicePeer]:
 @settings(max_examples=60, deadline=None)
 @given(groups(), st.sampled_from(STRATEGIES), st.randoms(use_true_random=False))
 def test_everyone_computes_the_same_plan_and_can_follow_it(
-    peers: list[SlicePeer], strategy: str, shuffle: random.Random
+    peers: list[MeasuredPeer], strategy: str, shuffle: random.Random
 ) -> None:
     work = job(strategy=strategy)
     proposer = peers[0].snapshot.peer
-    plan = first_slices_plan(work, model(), peers, proposer)
-    again = first_slices_plan(work, model(), shuffle.sample(peers, len(peers)), proposer)
+    plan = first_plan(work, model(), peers, proposer)
+    again = first_plan(work, model(), shuffle.sample(peers, len(peers)), proposer)
     assert again.to_json() == plan.to_json()
     assert read_plan(plan.to_json().encode()) == plan
     assert follows(work, model(), plan, None) and follows(work, None, plan, None)
@@ -139,7 +142,7 @@ def test_everyone_computes_the_same_plan_and_can_follow_it(
     counts = {each.snapshot.peer: each.snapshot.counts for each in peers}
     assert all(counts[trainer] for trainer in plan.parts[0].trainers)
     # nothing changed: no other plan
-    assert next_slices_plan(work, model(), plan, peers, proposer, next_step=2, covered_step=1) is None
+    assert next_plan(work, model(), plan, peers, proposer, next_step=2, covered_step=1) is None
     # one of its trainers goes
     gone = max(plan.trainers())
     left = [each for each in peers if each.snapshot.peer != gone]
@@ -147,13 +150,13 @@ def test_everyone_computes_the_same_plan_and_can_follow_it(
     if not any(each.snapshot.flops_per_s and not math.isnan(each.profile.slowdown) for each in owners if each.profile):
         return
     proposer = left[0].snapshot.peer
-    following = next_slices_plan(work, model(), plan, left, proposer, next_step=9, covered_step=4)
+    following = next_plan(work, model(), plan, left, proposer, next_step=9, covered_step=4)
     assert following is not None and slices_of(following).from_step == 4
     assert read_plan(following.to_json()) == following
     assert follows(work, model(), following, plan) and follows(work, model(), following, None)
     assert (following.epoch, following.parent) == (2, plan.hash)
     assert gone not in {each.peer for each in following.peers}
-    assert next_slices_plan(work, model(), following, left, proposer, next_step=9, covered_step=4) is None
+    assert next_plan(work, model(), following, left, proposer, next_step=9, covered_step=4) is None
 
 
 def edits() -> dict[str, Callable[[dict[str, Any]], object]]:
@@ -324,7 +327,7 @@ def test_a_plan_beyond_a_peer_s_memory_is_not_followed() -> None:
 def test_a_child_follows_its_parent_only() -> None:
     plan = three()
     left = [peer(0, measured=6), peer(3, 1e5)]
-    child = next_slices_plan(job(), model(), plan, left, name(0), next_step=8, covered_step=3)
+    child = next_plan(job(), model(), plan, left, name(0), next_step=8, covered_step=3)
     assert child is not None and follows(job(), model(), child, plan)
     assert not follows(job(), model(), dataclasses.replace(child, epoch=3), plan)
     assert not follows(job(), model(), dataclasses.replace(child, parent="0" * 64), plan)
@@ -513,7 +516,7 @@ def test_a_slow_link_is_planned_around(slow: int, between: int) -> None:
         changed(peer(1, counts=(), link=0.0), links=links((2, 1e8))),
         peer(2, counts=(), link=0.0),
     ]
-    plan = first_slices_plan(job(), model(activation_bytes=10**5), room, name(0))
+    plan = first_plan(job(), model(activation_bytes=10**5), room, name(0))
     assert [peers for *_, peers in stages(plan)] == [[0], [between], [slow]]
 
 
@@ -540,7 +543,7 @@ def test_the_number_of_micro_batches_is_the_plans_choice() -> None:
     assert micro_batch_choices(1) == (1,)
     assert max(len(micro_batch_choices(num)) for num in range(1, 4097)) + 2 <= MAX_MEASURED
 
-    def shape(*peers: SlicePeer, **values: Any) -> tuple[int, int, int]:
+    def shape(*peers: MeasuredPeer, **values: Any) -> tuple[int, int, int]:
         pipeline = slices_of(first(peers, job(**values))).pipeline
         assert pipeline.num_micro_batches * pipeline.micro_batch == 16
         return len(pipeline.stages), len(pipeline.stages[0].peers), pipeline.num_micro_batches
@@ -580,8 +583,8 @@ def test_a_pipeline_that_takes_longer_than_one_device_alone_would_gives_way_to_i
     alone_s = room.batch_s(slices_of(first(pair[:1], net=net)).pipeline)
     assert len(stages(plan)) == 2 and alone_s > 1.2 * promised
 
-    def after(current: Plan, batch_s: float, peers: Sequence[SlicePeer] = pair) -> Plan | None:
-        return next_slices_plan(job(), net, current, peers, name(0), next_step=5, covered_step=2, batch_s=batch_s)
+    def after(current: Plan, batch_s: float, peers: Sequence[MeasuredPeer] = pair) -> Plan | None:
+        return next_plan(job(), net, current, peers, name(0), next_step=5, covered_step=2, batch_s=batch_s)
 
     assert after(plan, 0.0) is None and after(plan, 1.05 * alone_s) is None
     alone = after(plan, 1.5 * alone_s)
@@ -663,7 +666,7 @@ def test_a_stage_with_batch_norm_is_not_shared_out_to_single_samples() -> None:
         plan = first(peers, work, each)
         assert slices_of(plan).pipeline.stages[0].samples == samples and follows(work, each, plan, None)
     stage = dataclasses.replace(slices_of(plan).pipeline.stages[0], samples=(15, 1))
-    planned = dataclasses.replace(work, slices=dataclasses.replace(work.slices, strategy="planned"))
+    planned = work.with_table(dataclasses.replace(pipeline_of(work), strategy="planned"))
     alone = dataclasses.replace(with_pipeline(plan, stages=(stage,)), job=planned.id)
     assert follows(planned, net, with_slices(alone, chain=slices_of(first(peers, work, net)).chain), None)
     assert not follows(planned, normed, alone, None)
@@ -701,7 +704,7 @@ def test_a_slower_peer_brings_a_new_plan_only_above_the_gain() -> None:
     def at(gain: float) -> Plan | None:
         work = job(replan_gain=gain)
         current = dataclasses.replace(before, job=work.id)
-        return next_slices_plan(work, model(), current, later, name(1), next_step=7, covered_step=3)
+        return next_plan(work, model(), current, later, name(1), next_step=7, covered_step=3)
 
     better = at(0.01)
     assert better is not None
@@ -719,7 +722,7 @@ def test_a_joiner_brings_a_new_plan_where_it_helps() -> None:
     before = first([peer(0)])
     for speed, helps in ((1e6, False), (1e9, True)):
         peers = [peer(0), peer(1, speed, counts=())]
-        found = next_slices_plan(job(), model(), before, peers, name(0), next_step=5, covered_step=3)
+        found = next_plan(job(), model(), before, peers, name(0), next_step=5, covered_step=3)
         assert (found is not None) is helps
         assert found is None or len(found.parts) == 2
 
@@ -729,18 +732,18 @@ def test_a_death_brings_a_plan_from_the_newest_step_that_is_saved() -> None:
     before = first(peers)
     assert len(before.trainers()) == 3
     for covered, next_step, expected in ((6, 8, 6), (0, 8, 0), (9, 8, 8)):
-        plan = next_slices_plan(job(), model(), before, peers[:2], name(0), next_step=next_step, covered_step=covered)
+        plan = next_plan(job(), model(), before, peers[:2], name(0), next_step=next_step, covered_step=covered)
         assert plan is not None and slices_of(plan).from_step == expected
         assert set(plan.trainers()) == {name(0), name(1)}
     with pytest.raises(UserError, match="no peer has samples"):
-        next_slices_plan(job(), model(), before, peers[1:], name(1), next_step=8, covered_step=6)
-    assert next_slices_plan(job(), model(), before, [], name(0), next_step=8, covered_step=6) is None
+        next_plan(job(), model(), before, peers[1:], name(1), next_step=8, covered_step=6)
+    assert next_plan(job(), model(), before, [], name(0), next_step=8, covered_step=6) is None
 
 
 def test_who_is_not_in_the_plan_may_go() -> None:
     before = three()
     peers = [peer(0, measured=6), peer(1, counts=(), measured=6)]
-    assert next_slices_plan(job(), model(), before, peers, name(0), next_step=8, covered_step=6) is None
+    assert next_plan(job(), model(), before, peers, name(0), next_step=8, covered_step=6) is None
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -748,19 +751,17 @@ def test_a_trainer_that_lost_its_stage_is_planned_with_from_what_is_saved(strate
     work, peers = job(strategy=strategy), [peer(0), peer(1)]
     before = first(peers, work)
     assert set(before.trainers()) == {name(0), name(1)}
-    plan = next_slices_plan(work, model(), before, peers, name(0), next_step=8, covered_step=6, lost=[name(1)])
+    plan = next_plan(work, model(), before, peers, name(0), next_step=8, covered_step=6, lost=[name(1)])
     assert plan is not None and slices_of(plan).from_step == 6 and plan.trainers() == before.trainers()
     assert follows(work, model(), plan, before)
     bystander = [name(7)]
-    assert next_slices_plan(work, model(), before, peers, name(0), next_step=8, covered_step=6, lost=bystander) is None
+    assert next_plan(work, model(), before, peers, name(0), next_step=8, covered_step=6, lost=bystander) is None
 
 
 def test_rounds_stay_as_long_as_they_were() -> None:
     peers = [peer(0), peer(1)]
     before = first(peers, job(strategy="data-parallel"))
-    plan = next_slices_plan(
-        job(strategy="data-parallel"), model(), before, peers[:1], name(0), next_step=8, covered_step=6
-    )
+    plan = next_plan(job(strategy="data-parallel"), model(), before, peers[:1], name(0), next_step=8, covered_step=6)
     assert plan is not None and slices_of(plan).steps_per_round == slices_of(before).steps_per_round == 5
 
 
@@ -768,10 +769,10 @@ def test_when_training_is_over_nothing_is_planned() -> None:
     peers = [peer(0), peer(1, counts=())]
     before = first(peers)
     last = 10 * slices_of(before).steps_per_round
-    assert next_slices_plan(job(), model(), before, peers[:1], name(0), next_step=last, covered_step=last) is None
+    assert next_plan(job(), model(), before, peers[:1], name(0), next_step=last, covered_step=last) is None
     slower = [peer(0), peer(1, counts=(), slowdown=9.0)]
-    assert next_slices_plan(job(), model(), before, slower, name(0), next_step=last, covered_step=0) is None
-    assert next_slices_plan(job(), model(), before, slower, name(0), next_step=last - 1, covered_step=0) is not None
+    assert next_plan(job(), model(), before, slower, name(0), next_step=last, covered_step=0) is None
+    assert next_plan(job(), model(), before, slower, name(0), next_step=last - 1, covered_step=0) is not None
 
 
 def test_a_trainer_whose_figures_are_gone_keeps_those_it_was_planned_with() -> None:
@@ -780,12 +781,12 @@ def test_a_trainer_whose_figures_are_gone_keeps_those_it_was_planned_with() -> N
     forgot = dataclasses.replace(peers[1], profile=DeviceFigures(name(1), 1e8, 1.0, (), (), ()))
     for now in (forgot, dataclasses.replace(peers[1], profile=None), changed(peers[1], slowdown=math.nan)):
         both = [peers[0], now]
-        assert next_slices_plan(job(), model(), before, both, name(0), next_step=8, covered_step=6) is None
-        plan = next_slices_plan(job(), model(), before, both, name(0), next_step=8, covered_step=6, lost=[name(0)])
+        assert next_plan(job(), model(), before, both, name(0), next_step=8, covered_step=6) is None
+        plan = next_plan(job(), model(), before, both, name(0), next_step=8, covered_step=6, lost=[name(0)])
         assert plan is not None and slices_of(plan).figures == slices_of(before).figures
     unmeasured = first([peer(0), peer(1, counts=())])  # there is nothing to keep: planned without it
     both = [peer(0), dataclasses.replace(peer(1, counts=()), profile=None)]
-    plan = next_slices_plan(job(), model(), unmeasured, both, name(0), next_step=8, covered_step=6)
+    plan = next_plan(job(), model(), unmeasured, both, name(0), next_step=8, covered_step=6)
     assert plan is not None and set(plan.trainers()) == {name(0)} and slices_of(plan).from_step == 8
 
 
@@ -799,9 +800,9 @@ def test_an_equal_split_takes_everyone_in_order_but_a_data_owner_first() -> None
     assert stages(plan) == [(0, 2, [2]), (2, 4, [0]), (4, 5, [1]), (5, 6, [3])]
     assert follows(work, model(), plan, None)
     slower = [changed(each, slowdown=50.0) if i == 3 else each for i, each in enumerate(peers)]
-    assert next_slices_plan(work, model(), plan, slower, name(0), next_step=5, covered_step=2) is None
-    assert next_slices_plan(work, model(), plan, [*peers, peer(4)], name(0), next_step=5, covered_step=2) is None
-    after = next_slices_plan(work, model(), plan, peers[1:], name(1), next_step=5, covered_step=2)
+    assert next_plan(work, model(), plan, slower, name(0), next_step=5, covered_step=2) is None
+    assert next_plan(work, model(), plan, [*peers, peer(4)], name(0), next_step=5, covered_step=2) is None
+    after = next_plan(work, model(), plan, peers[1:], name(1), next_step=5, covered_step=2)
     assert after is not None and stages(after) == [(0, 2, [2]), (2, 4, [1]), (4, 6, [3])]
     many = first([peer(i) for i in range(8)], work)
     assert slices_of(many).pipeline.left_out == (name(6), name(7))
@@ -824,7 +825,7 @@ def test_a_baseline_stays_as_it_is_although_a_joiner_would_make_it_faster() -> N
     faster = first(joined, work)
     room = room_of(work, model(), faster.peers, slices_of(faster).figures)
     assert room.batch_s(slices_of(plan).pipeline) > 2 * room.batch_s(slices_of(faster).pipeline)
-    assert next_slices_plan(work, model(), plan, joined, name(0), next_step=5, covered_step=2) is None
+    assert next_plan(work, model(), plan, joined, name(0), next_step=5, covered_step=2) is None
 
 
 @pytest.mark.parametrize("strategy", ["equal", "data-parallel"])

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from p2ptrain.config import DataConfig, Job, SlicesConfig, TrainingConfig
+from p2ptrain.config import DataConfig, Job, TrainingConfig
 from p2ptrain.core.plan import Plan, snapshot
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.config import PipelineConfig
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.modes.pipeline.rules import PipelineRules
 from p2ptrain.modes.tasks.assignment import first_plan
@@ -23,7 +24,9 @@ from p2ptrain.wire.messages import Record
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
 DATA = DataConfig(classes=("a", "b"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
 TASKS = Job(data=DATA)
-SLICES = Job(mode="slices", data=DATA, training=TrainingConfig(batch_size=16), slices=SlicesConfig(micro_batches=4))
+PIPELINE = Job(
+    mode="pipeline", data=DATA, training=TrainingConfig(batch_size=16), tables=(PipelineConfig(micro_batches=4),)
+)
 MODEL = ModelProfile("net", 100, tuple(BlockProfile(f"b{i}", 10**7, 2 * 10**7, 10, 10, 10, True) for i in range(4)))
 
 
@@ -31,7 +34,7 @@ def name(index: int) -> PeerId:
     return PeerId(f"peer{index:012d}")
 
 
-def record(index: int, job: Job = SLICES, **values: Any) -> Record:
+def record(index: int, job: Job = PIPELINE, **values: Any) -> Record:
     given: dict[str, Any] = {
         "peer": name(index),
         "version": 1,
@@ -78,7 +81,7 @@ PROFILES = {
 
 
 def rules(**values: Any) -> PipelineRules:
-    return PipelineRules(name(0), SLICES, **({"model": lambda: MODEL, "profile_of": PROFILES.get} | values))
+    return PipelineRules(name(0), PIPELINE, **({"model": lambda: MODEL, "profile_of": PROFILES.get} | values))
 
 
 def slices_of(plan: Plan | None) -> PipelineBody:

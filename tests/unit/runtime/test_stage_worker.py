@@ -1,4 +1,4 @@
-"""The trainer's side of depth slices by itself: what it says to each command, and what it refuses."""
+"""The trainer's side of a pipeline by itself: what it says to each command, and what it refuses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, save
 from slice_group import samples
 
-from p2ptrain.config import DataConfig, Job, ModelConfig, SlicesConfig, TrainingConfig
+from p2ptrain.config import DataConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import PeerSnapshot, Plan
 from p2ptrain.core.worker import Setup
@@ -34,6 +34,7 @@ from p2ptrain.modes.pipeline.commands import (
     StopAt,
     Taken,
 )
+from p2ptrain.modes.pipeline.config import PipelineConfig, pipeline_of
 from p2ptrain.modes.pipeline.figures import planned_times
 from p2ptrain.modes.pipeline.plan import DeviceFigures, PipelineBody
 from p2ptrain.modes.pipeline.worker import StageWorker
@@ -44,11 +45,11 @@ BLOCKS = 4
 ROUND = 3
 TOTAL = 12
 JOB = Job(
-    mode="slices",
+    mode="pipeline",
     model=ModelConfig("lenet", width=0.25),
     data=DataConfig(tuple("abcde"), (1, 8, 8), mean=(0.4,), std=(0.3,)),
     training=TrainingConfig(rounds=TOTAL // ROUND, batch_size=8, learning_rate=0.05),
-    slices=SlicesConfig(micro_batches=2),
+    tables=(PipelineConfig(micro_batches=2),),
 )
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ def plan(cut: int | None = 2, epoch: int = 1, from_step: int = 0) -> Plan:
     return Plan(
         epoch=epoch,
         job=JOB.id,
-        mode="slices",
+        mode="pipeline",
         proposer=A,
         peers=(PeerSnapshot(A, 1e9, 0, (10,) * 5, ()), PeerSnapshot(B, 1e9, 0, (), ())),
         parent="" if epoch == 1 else "f" * 64,
@@ -179,7 +180,7 @@ def test_only_the_last_stage_knows_the_loss() -> None:
 
 
 def test_snapshots_at_the_steps_that_the_job_asks_for() -> None:
-    job = dataclasses.replace(JOB, slices=dataclasses.replace(JOB.slices, snapshot_steps=5))
+    job = JOB.with_table(dataclasses.replace(pipeline_of(JOB), snapshot_steps=5))
     worker = Worker(A, job).follow(dataclasses.replace(plan(None), job=job.id))
     run(worker)
     taken = worker.take(c.SnapshotTaken)
@@ -369,7 +370,7 @@ def test_every_parcel_is_said_to_be_taken_whatever_it_is() -> None:
 
 def test_it_waits_while_too_much_waits_at_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it goes on taking what comes, and everything is sent in the end, in order."""
-    monkeypatch.setattr(c, "PARCELS_AHEAD_BYTES", 1)
+    monkeypatch.setattr(stage_worker, "PARCELS_AHEAD_BYTES", 1)
     first, last = pair()
     first.stage.work()
     (sent,) = first.take(SendParcel)
@@ -446,7 +447,7 @@ def test_a_device_is_slow_by_the_times_that_it_was_planned_with(monkeypatch: pyt
     seen: list[float] = []
     monkeypatch.setattr(stage_worker, "slowdown_of", lambda _, expected_s, *__: seen.append(expected_s) or 1.0)
     until(worker, stage_worker.WARM_UP + stage_worker.FIRST_LOOK)
-    num_passes = 2 * JOB.slices.micro_batches * stage_worker.FIRST_LOOK
+    num_passes = 2 * pipeline_of(JOB).micro_batches * stage_worker.FIRST_LOOK
     assert seen == [pytest.approx(num_passes * (BLOCKS * 100 * 1.5 + stage_worker.PASS_S))]
 
 

@@ -27,8 +27,8 @@ from lab.calibration import OffSpeedError  # noqa: E402
 from p2ptrain.errors import P2PTrainError  # noqa: E402
 
 NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks-cifar"}
-NAMES |= {"pipeline", "pipeline-mobilenet", "pipeline-wired", "pipeline_text", "pipeline_memory"}
-NAMES |= {"replan", "planner", "slices_accuracy", "overlap-own", "overlap-resnet20", "overlap-vgg11", "overlap-digits"}
+NAMES |= {"pipeline", "pipeline-mobilenet", "pipeline-wired", "pipeline_text", "pipeline_memory", "pipeline_accuracy"}
+NAMES |= {"replan", "planner", "overlap-own", "overlap-resnet20", "overlap-vgg11", "overlap-digits"}
 
 
 def bench(*arguments: str) -> str:
@@ -123,6 +123,20 @@ def test_what_was_measured_before_a_time_out_is_kept(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "example.json").read_text()) == result
 
 
+def test_what_was_measured_is_there_while_a_benchmark_runs(tmp_path: Path) -> None:
+    partial = tmp_path / "example.partial.json"
+
+    def run(settings: common.Settings) -> Iterator[common.Sample]:
+        yield common.Sample("a", 0, {"s": 1.0})
+        so_far = json.loads(partial.read_text())
+        assert [sample["figures"] for sample in so_far["samples"]] == [{"s": 1.0}] and so_far["incomplete"] == "cut off"
+        yield common.Sample("b", 0, {"s": 2.0})
+
+    benchmark = SimpleNamespace(BASELINE="nothing", COLUMNS=(common.Column("s", "s"),), run=run)
+    result = common.measure("example", benchmark, common.Settings(1, True), tmp_path)
+    assert not partial.exists() and not result["incomplete"] and len(result["samples"]) == 2
+
+
 def test_repetitions_are_added_to_those_there_are(tmp_path: Path) -> None:
     def run(settings: common.Settings) -> Iterator[common.Sample]:
         for repetition in settings.repetitions:
@@ -189,9 +203,9 @@ def test_gossip_writes_sound_results(tmp_path: Path) -> None:
     assert {"accuracy", "gossip_mb", "sent_mb", "distance", "distance_03"} <= replicas.keys()
 
 
-def test_slices_accuracy_writes_sound_results(tmp_path: Path) -> None:
-    bench("slices_accuracy", "--tiny", "--repeat", "1", "--out", str(tmp_path))
-    result = check_result(tmp_path / "slices_accuracy.json")
+def test_pipeline_accuracy_writes_sound_results(tmp_path: Path) -> None:
+    bench("pipeline_accuracy", "--tiny", "--repeat", "1", "--out", str(tmp_path))
+    result = check_result(tmp_path / "pipeline_accuracy.json")
     figures = {case["case"]: {n: f["median"] for n, f in case["figures"].items()} for case in result["cases"]}
     single = figures["single"]
     assert len(result["notes"]) == 1 and "are chance" in result["notes"][0]

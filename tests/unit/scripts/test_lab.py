@@ -352,7 +352,7 @@ def test_the_job_s_table_may_shape_the_samples(tmp_path: Path) -> None:
 
 def test_what_was_rehearsed_is_what_a_peer_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = tuple(device_of(name, 0.5, 10.0) for name in "ab")
-    job = job_of(LabSpec("lab", "digits", {"model": {"name": "lenet", "width": 0.2}, "mode": "slices"}, devices))
+    job = job_of(LabSpec("lab", "digits", {"model": {"name": "lenet", "width": 0.2}, "mode": "pipeline"}, devices))
     monkeypatch.setattr(sys, "stdin", io.StringIO(job.to_json() + "\nmeasure\n"))
     monkeypatch.setattr(allocator, "keep_for_training", lambda: True)
     rehearsal.main(tmp_path / "times.json")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from p2ptrain.config import Job, check_job
+from p2ptrain.config import Job
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data import Dataset, Source, load, open_source, propose_contract, select
+from p2ptrain.modes.jobs import check_job
 
 
 def written(tmp_path: Path, num_bytes: int) -> Path:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LISTED = {
-    "slices_accuracy": "depth slices: accuracy by schedule and compression between stages, beside a single device",
+    "pipeline_accuracy": "pipelines: accuracy by schedule and compression between stages, beside a single device",
 }
 BASELINE = "the same training on a single device, in a plain loop"
 COLUMNS = (
@@ -269,11 +269,11 @@ def plot(figure: Any, result: dict[str, Any]) -> None:
 
 
 FIGURES = Section(
-    "Depth slices",
+    "Pipelines",
     "What schedule and compression do to accuracy",
     (
         Row(
-            "slices_accuracy",
+            "pipeline_accuracy",
             "a quarter of CIFAR-10 at 16 x 16, a small VGG-11 in three stages: accuracy, and its difference to the"
             " single device with the same seed",
             "; ".join(
@@ -285,17 +285,17 @@ FIGURES = Section(
     ),
     (
         Remark(
-            "slices_accuracy",
+            "pipeline_accuracy",
             "By the medians of five seeds, compression between stages costs no accuracy here, and batches without a"
             " flush cost 0.1 points.",
         ),
         Remark(
-            "slices_accuracy",
+            "pipeline_accuracy",
             "With one micro-batch a batch (`whole batches`) all gradients but the last stage's are a step old, and it"
             " is 0.6 points. So plans without a flush now have two at least (two of nine groups of `replan` had one).",
         ),
         Remark(
-            "slices_accuracy",
+            "pipeline_accuracy",
             "Single seeds of the synchronous pipeline, which computes what the single device does, differ by up to 1.3"
             " points.",
         ),

@@ -1,4 +1,4 @@
-"""What the benchmarks of depth slices in the lab share: a case run on unlike devices, its pace, and what was predicted.
+"""What the benchmarks of pipelines in the lab share: a case run on unlike devices, its pace, and what was predicted.
 
 A batch is counted when a device says that it is done. A change of plan starts the count anew, so a pace is of the last
 plan that a case ended with. *Predicted* is of that plan, from the times of blocks that the devices measured themselves
@@ -265,8 +265,8 @@ def spec_of(
     if strategy == ALONE:
         tables["mode"], devices = "replicas", devices[:1]
     else:
-        tables["mode"], tables["group"] = "slices", {"custodians": 0}
-        tables["slices"] = {
+        tables["mode"], tables["group"] = "pipeline", {"custodians": 0}
+        tables["pipeline"] = {
             "micro_batches": workload.micro_batches,
             "strategy": strategy,
             "schedule": workload.schedule,

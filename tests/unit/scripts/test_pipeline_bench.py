@@ -1,4 +1,4 @@
-"""What the benchmarks of depth slices make of what they see: pace, plans, losses, batches lost or done twice."""
+"""What the benchmarks of pipelines make of what they see: pace, plans, losses, batches lost or done twice."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from benchmarks import pipeline, pipeline_memory, pipeline_text, replan, slices_accuracy, slices_lab  # noqa: E402
+from benchmarks import pipeline, pipeline_accuracy, pipeline_lab, pipeline_memory, pipeline_text, replan  # noqa: E402
 from benchmarks.pace import Mark, Pace, Stint  # noqa: E402
-from benchmarks.slices_lab import Workload  # noqa: E402
+from benchmarks.pipeline_lab import Workload  # noqa: E402
 from lab.jobs import job_of  # noqa: E402
 
 BATCH = 64
@@ -45,11 +46,13 @@ def paced(*looks: tuple[float, str, int]) -> Pace:
 
 
 def test_the_stage_of_the_weakest_device_is_told_if_it_has_one() -> None:
-    devices = slices_lab.devices_of({"fast": 1.0, "slow": 0.1}, 1.0, [100.0] * 2)
+    devices = pipeline_lab.devices_of({"fast": 1.0, "slow": 0.1}, 1.0, [100.0] * 2)
     stages = (Stage(0, 1, ("p1",), (4,), 2), Stage(1, 2, ("p2",), (4,), 1))
     planned = PipelinePlan("m", 2, 4, 2, stages, ())
-    assert slices_lab.weakest_at(devices, {PeerId("p1"): "fast", PeerId("p2"): "slow"}, planned) == {"weakest_at": 2.0}
-    assert slices_lab.weakest_at(devices, {PeerId("p3"): "slow", PeerId("p1"): "fast"}, planned) == {}
+    assert pipeline_lab.weakest_at(devices, {PeerId("p1"): "fast", PeerId("p2"): "slow"}, planned) == {
+        "weakest_at": 2.0
+    }
+    assert pipeline_lab.weakest_at(devices, {PeerId("p3"): "slow", PeerId("p1"): "fast"}, planned) == {}
 
 
 def test_a_change_of_plan_starts_the_count_anew() -> None:
@@ -88,26 +91,26 @@ def test_a_stint_is_over_with_its_batches_or_with_fewer_after_a_while() -> None:
 
 
 def test_devices_share_cores_and_samples() -> None:
-    devices = slices_lab.devices_of({"fast": 1.0, "slow": 0.1}, 1.1, [100.0, 50.0], subset=30)
+    devices = pipeline_lab.devices_of({"fast": 1.0, "slow": 0.1}, 1.1, [100.0, 50.0], subset=30)
     assert [device.share for device in devices] == pytest.approx([1.0, 0.1])
     assert [device.shard for device in devices] == ["1/60", "2/60"]
     assert [device.rate_mbit for device in devices] == [100.0, 50.0]
 
 
 def test_a_case_is_a_job_of_its_strategy() -> None:
-    devices = slices_lab.devices_of({"a": 1.0, "b": 1.0}, 1.0, [100.0] * 2)
+    devices = pipeline_lab.devices_of({"a": 1.0, "b": 1.0}, 1.0, [100.0] * 2)
     workload = Workload("lenet", "digits", {"training": {"optimizer": "adamw"}}, 16, micro_batches=4, snapshot_steps=7)
-    job = job_of(slices_lab.spec_of(workload, "equal", devices, Stint(), 1))
-    assert (job.mode, job.slices.strategy, job.slices.micro_batches, job.slices.snapshot_steps) == (
-        *("slices", "equal", 4, slices_lab.UNPLANNED_SNAPSHOT_STEPS),
+    job = job_of(pipeline_lab.spec_of(workload, "equal", devices, Stint(), 1))
+    assert (job.mode, pipeline_of(job).strategy, pipeline_of(job).micro_batches, pipeline_of(job).snapshot_steps) == (
+        *("pipeline", "equal", 4, pipeline_lab.UNPLANNED_SNAPSHOT_STEPS),
     )
-    assert (job.slices.activations, job.slices.gradients) == ("none", "none")
-    coded = job_of(slices_lab.spec_of(dataclasses.replace(workload, crossing="int8"), "planned", devices, Stint(), 1))
-    assert (coded.slices.activations, coded.slices.gradients) == ("int8", "int8")
-    planned = job_of(slices_lab.spec_of(workload, "planned", devices, Stint(), 1))
-    assert (planned.slices.strategy, planned.slices.snapshot_steps) == ("planned", 7)
-    assert (job.training.optimizer, job.training.batch_size, job.seed) == ("adamw", 16, slices_lab.SEED + 1)
-    alone = slices_lab.spec_of(workload, slices_lab.ALONE, devices, Stint(), 0)
+    assert (pipeline_of(job).activations, pipeline_of(job).gradients) == ("none", "none")
+    coded = job_of(pipeline_lab.spec_of(dataclasses.replace(workload, crossing="int8"), "planned", devices, Stint(), 1))
+    assert (pipeline_of(coded).activations, pipeline_of(coded).gradients) == ("int8", "int8")
+    planned = job_of(pipeline_lab.spec_of(workload, "planned", devices, Stint(), 1))
+    assert (pipeline_of(planned).strategy, pipeline_of(planned).snapshot_steps) == ("planned", 7)
+    assert (job.training.optimizer, job.training.batch_size, job.seed) == ("adamw", 16, pipeline_lab.SEED + 1)
+    alone = pipeline_lab.spec_of(workload, pipeline_lab.ALONE, devices, Stint(), 0)
     assert job_of(alone).mode == "replicas"
     assert [device.name for device in alone.devices] == ["a"]
 
@@ -117,15 +120,15 @@ def test_the_text_is_python_s_own_and_makes_a_job(tmp_path: Path) -> None:
     text = (tmp_path / "help.txt").read_text(encoding="utf-8")
     assert text == pipeline_text.python_help()
     assert len(text) > 100_000
-    job = job_of(slices_lab.spec_of(workload, "planned", slices_lab.devices_of({"a": 1.0}, 1.0, [0.0]), Stint(), 0))
+    job = job_of(pipeline_lab.spec_of(workload, "planned", pipeline_lab.devices_of({"a": 1.0}, 1.0, [0.0]), Stint(), 0))
     assert job.data.kind == "text"
     assert job.data.input_shape == (1, 1, pipeline_text.CONTEXT)
 
 
 def test_idle_is_what_the_last_reports_leave() -> None:
     journal = [{"kind": "plan"}, *({"kind": "stage", "busy": busy} for busy in (0.1, 0.5, 0.6, 0.7, 0.8, 0.9))]
-    assert slices_lab.idle_share(journal) == pytest.approx(0.3)
-    assert slices_lab.idle_share([{"kind": "plan"}]) is None
+    assert pipeline_lab.idle_share(journal) == pytest.approx(0.3)
+    assert pipeline_lab.idle_share([{"kind": "plan"}]) is None
 
 
 def test_losses_are_means_of_the_first_and_last_that_were_told() -> None:
@@ -195,7 +198,11 @@ def test_a_stretch_is_over_when_enough_was_done_by_a_plan_after_the_event() -> N
         (pipeline, pipeline.CASES, "pipeline-mobilenet"),
         (pipeline, pipeline.WIRED, "pipeline-wired"),
         (pipeline_memory, pipeline_memory.CASES, "pipeline_memory"),
-        (slices_accuracy, [slices_accuracy.SINGLE, *(c.name for c in slices_accuracy.CASES)], "slices_accuracy"),
+        (
+            pipeline_accuracy,
+            [pipeline_accuracy.SINGLE, *(c.name for c in pipeline_accuracy.CASES)],
+            "pipeline_accuracy",
+        ),
     ],
 )
 def test_rows_name_cases_that_there_are(benchmark: Any, cases: Collection[str], file: str) -> None:
@@ -211,5 +218,5 @@ def test_figures_at_one_speed_take_out_what_the_machine_did() -> None:
     def ran(samples_per_s: float, speed: float) -> Any:
         return SimpleNamespace(samples_per_s=samples_per_s, speeds={0: speed, 1: 2 * speed})
 
-    found = slices_lab.compared(ran(90.0, 50.0), ran(100.0, 100.0))
+    found = pipeline_lab.compared(ran(90.0, 50.0), ran(100.0, 100.0))
     assert found == pytest.approx({"times_single": 0.9, "same_speed_times_single": 1.8})

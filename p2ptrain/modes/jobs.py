@@ -1,0 +1,86 @@
+"""Jobs of the modes that there are: read from a file, or from what came from the network, and checked.
+
+Invariant: what is read here is complete and has passed every check, wherever it came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from p2ptrain import config
+from p2ptrain.config import MAX_JOB_BYTES, Job, ModeTable, is_sha256
+from p2ptrain.errors import JobError
+from p2ptrain.modes.registry import MODES
+
+TABLES: dict[str, type[ModeTable]] = {mode.config.TABLE: mode.config for mode in MODES.values()}
+"""Of modes, by title."""
+
+
+def load_job(path: Path) -> Job:
+    """Read a job file. Errors name the file, the key and what was expected."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise JobError(f"{path}: no such job file; `p2ptrain job new` writes one") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise JobError(f"{path}: not a readable TOML job file ({error})") from None
+    job = job_from_mapping(raw, where=str(path))
+    if job.model.init and not is_sha256(job.model.init):
+        checkpoint = (path.parent / job.model.init).resolve()
+        if not checkpoint.is_file():
+            raise JobError(f"{path}: model.init: no such file: {checkpoint}")
+        with checkpoint.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = checkpoint.stat().st_size
+        job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=digest, init_bytes=size))
+    return job
+
+
+def init_path(path: Path) -> Path | None:
+    """The checkpoint that a job file names, if it names one by its path."""
+    init = tomllib.loads(path.read_text(encoding="utf-8")).get("model", {}).get("init", "")
+    return (path.parent / init).resolve() if init and not is_sha256(init) else None
+
+
+def job_from_json(text: str, where: str = "job from the group") -> Job:
+    """Parse and check the canonical form, as it comes from the network."""
+    if len(text) > MAX_JOB_BYTES:
+        raise JobError(f"{where}: larger than {MAX_JOB_BYTES} bytes")
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise JobError(f"{where}: not JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise JobError(f"{where}: not a table")
+    return job_from_mapping(raw, where)
+
+
+def job_from_mapping(raw: Mapping[str, Any], where: str) -> Job:
+    """Build a job from nested tables, refusing unknown keys and wrong types, and check it as a whole."""
+    return config.job_from_mapping(raw, where, MODES)
+
+
+def check_job(job: Job, where: str = "job") -> None:
+    """Check what types alone don't say. Raises ``JobError`` naming the key."""
+    config.check_job(job, where, MODES)
+
+
+def table_of(job: Job, title: str) -> Any:
+    """One of the job's tables by its title, a mode's too; the job itself for ""."""
+    if title in TABLES:
+        return job.table(TABLES[title])
+    return getattr(job, title) if title else job
+
+
+def with_settings(job: Job, title: str, **values: Any) -> Job:
+    """The job with other values in that table."""
+    table = dataclasses.replace(table_of(job, title), **values)
+    if isinstance(table, Job):
+        return table
+    return job.with_table(table) if title in TABLES else dataclasses.replace(job, **{title: table})

@@ -1,0 +1,71 @@
+"""What a job says of class sub-models, and what they ask of the rest of the job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from p2ptrain.config import MAX_CLASSES, Job, ModeTable, check_limits
+from p2ptrain.errors import JobError
+
+NAMES = ("auto", "tasks", "replicas")
+"""auto: the group takes tasks or replicas, when it makes its first plan."""
+Targets = Literal["auto", "all", "rest", "own"]
+Combine = Literal["auto", "own", "sum"]
+Calibrate = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class TasksConfig(ModeTable):
+    """Class sub-models. ``num_groups`` 0 = one group a peer, as many as are there when the first plan is made."""
+
+    TABLE: ClassVar[str] = "tasks"
+    num_groups: int = 0
+    trunk: int = 0
+    targets: Targets = "auto"
+    combine: Combine = "auto"
+    own_fraction: float = 0.0
+    """Share of each batch drawn from the sub-model's own classes; 0 = as the data fall."""
+    calibrate: Calibrate = "auto"
+    calibration_steps: int = 300
+    passes: float = 1.0
+    """Passes of a sub-model over the samples, in place of one of the whole model: at most those that are as much work.
+    0 = that many, but a round ends early when the own validation samples say more bring nothing (``round_end``)."""
+
+    def check(self, job: Job, where: str) -> None:
+        limits = (
+            ("tasks.num_groups", self.num_groups, 0, MAX_CLASSES),
+            ("tasks.trunk", self.trunk, 0, 1000),
+            ("tasks.own_fraction", self.own_fraction, 0, 1),
+            ("tasks.calibration_steps", self.calibration_steps, 1, 100_000),
+            ("tasks.passes", self.passes, 0, 1000),
+        )
+        check_limits(limits, where)
+        if job.mode in NAMES:
+            self._check_own(job, where)
+
+    def _check_own(self, job: Job, where: str) -> None:
+        """What class sub-models ask of the data, and of each other's settings."""
+        data = job.data
+        if data.kind == "text" and job.mode == "tasks":
+            raise JobError(
+                f'{where}: mode: "tasks" divides a classifier of pictures or audio, and the data are text; use '
+                '"replicas" or "pipeline"'
+            )
+        if data.kind == "text" and self.calibrate == "always":
+            raise JobError(
+                f'{where}: tasks.calibrate: it re-fits classifiers of pictures or audio, not text; use "auto"'
+            )
+        if 0 < self.passes < 1:
+            raise JobError(
+                f"{where}: tasks.passes: {self.passes:g} is less than one pass; 0 = as many as bring something"
+            )
+        if self.num_groups > len(data.classes):
+            raise JobError(f"{where}: tasks.num_groups: {self.num_groups} groups for {len(data.classes)} classes")
+        if self.combine == "sum" and self.targets in ("rest", "own"):
+            raise JobError(f'{where}: tasks.combine: "sum" needs tasks.targets = "all"')
+
+
+def tasks_of(job: Job) -> TasksConfig:
+    """The job's table of this mode."""
+    return job.table(TasksConfig)

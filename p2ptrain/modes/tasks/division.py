@@ -1,0 +1,32 @@
+"""Whether a job's model can be divided among classes, and into how many sub-models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from p2ptrain.config import Job
+from p2ptrain.learning.submodels.decoupling import Decoupling, most_groups
+from p2ptrain.modes.tasks.assignment import SENSIBLE_GROUPS
+from p2ptrain.modes.tasks.config import tasks_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def check_model(job: Job, model: nn.Module) -> Mapping[str, Any]:
+    """Raises ``JobError`` for a model that can't be divided, where it must be. Where the group chooses the mode it says
+    what there is to choose from."""
+    if job.mode == "tasks":
+        half = (len(job.data.classes) + 1) // 2
+        groups = [range(half), range(half, len(job.data.classes))]
+        Decoupling(model, job.data.input_shape, groups, trunk=tasks_of(job).trunk)
+    return {"max_groups": max_groups(job, model)} if job.mode == "auto" else {}
+
+
+def max_groups(job: Job, model: nn.Module) -> int:
+    """Into how many class sub-models the group could divide the model; 1 = it will train replicas."""
+    if job.data.kind == "text":
+        return 1
+    limit = min(len(job.data.classes), SENSIBLE_GROUPS)
+    return most_groups(model, job.data.input_shape, limit, tasks_of(job).trunk)
