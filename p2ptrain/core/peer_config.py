@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from p2ptrain.core.plan import Plan
-from p2ptrain.ids import BlobId, JobId, PeerId
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.protocol.group.records import blank_record
 from p2ptrain.wire import messages as m
 
 
@@ -31,29 +32,15 @@ class PeerConfig:
 
 def first_record(config: PeerConfig, own_id: PeerId, wall_ms: int) -> m.Record:
     """What a peer says of itself before it has heard of anything. ``wall_ms``: newer than any it said before."""
-    return m.Record(
-        peer=own_id,
-        version=wall_ms,
-        key=config.own_key,
+    return blank_record(
+        own_id,
+        config.own_key,
+        wall_ms,
         name=config.name,
         addresses=config.addresses,
-        job=JobId(""),
-        counts=(),
-        wishes=(),
         flops_per_s=config.flops_per_s,
         memory_bytes=config.memory_bytes,
-        epoch=0,
-        plan="",
-        part=m.NO_PART,
-        phase="waiting",
-        round=0,
-        step=0,
-        samples=0,
-        loss=0.0,
-        samples_per_s=0.0,
-        bytes_sent=0,
         waiting_for="a group: nobody found yet",
-        holdings=(),
         link_bytes_per_s=config.link_bytes_per_s,
     )
 

@@ -1,4 +1,4 @@
-"""What the simulations of large groups share: peers' names, the network's conditions, links, and counting bytes.
+"""What the simulations of large groups share: links between peers, and counting bytes.
 
 Invariant: the bytes counted are those of the frames that the codec makes of the very messages sent, without
 encryption, ZeroMQ and TCP (which add some 60 a message).
@@ -7,27 +7,14 @@ encryption, ZeroMQ and TCP (which add some 60 a message).
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from p2ptrain.ids import PeerId, peer_id
-from p2ptrain.net.simulated import Conditions
 from p2ptrain.protocol.machine import Send
 from p2ptrain.wire import codec
 from p2ptrain.wire.messages import Message
 
-WIRELESS = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.01)
-"""A busy wireless LAN. TCP repairs most losses; what it can't repair in time counts as lost."""
 NUM_WATCHED = 24
 """Peers whose bytes are counted; all are alike."""
-
-
-def key(number: int) -> bytes:
-    return b"%040d" % number
-
-
-def peer_ids(num_peers: int) -> list[PeerId]:
-    return [peer_id(key(number)) for number in range(num_peers)]
 
 
 def frame_bytes(message: Message) -> int:
@@ -50,6 +37,8 @@ class Meter:
     running: bool = False
     num_bytes: int = 0
 
-    def count(self, effects: Iterable[object]) -> None:
+    def counted(self, effects: list[object]) -> list[object]:
+        """The same effects, once what they send is counted."""
         if self.running:
             self.num_bytes += sum(frame_bytes(effect.message) for effect in effects if isinstance(effect, Send))
+        return effects

@@ -10,39 +10,24 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from functools import partial
 
-from benchmarks.virtual import NUM_WATCHED, WIRELESS, Meter, frame_bytes, neighbours, peer_ids
+from benchmarks.virtual import NUM_WATCHED, Meter, frame_bytes, neighbours
 from p2ptrain.ids import PeerId
-from p2ptrain.net.simulated import SimulatedNetwork
 from p2ptrain.protocol.group.membership import LAN, Membership, PeerFailed
 from p2ptrain.protocol.machine import NEVER, Send
-from p2ptrain.wire.messages import Ack, Message, Ping, PingRequest
+from p2ptrain.simulation.names import peer_ids
+from p2ptrain.simulation.network import WIRELESS, MachineHost, SimulatedNetwork
+from p2ptrain.wire.messages import Message, Ping
 
 GIVE_UP_S = 60.0
 
 
-class _Member:
-    """Membership alone. ``links``: what is sent to anyone else gets lost, as without a session."""
-
-    def __init__(self, machine: Membership, meter: Meter | None, links: frozenset[PeerId] | None) -> None:
-        self._machine = machine
-        self._meter = meter
-        self._links = links
-        self.next_deadline = machine.next_deadline
-
-    def handle(self, sender: PeerId, message: Message, now: float) -> list[object]:
-        assert isinstance(message, (Ping, PingRequest, Ack))
-        return self._sent(list(self._machine.received(sender, message, now)))
-
-    def tick(self, now: float) -> list[object]:
-        return self._sent(list(self._machine.tick(now)))
-
-    def _sent(self, effects: list[object]) -> list[object]:
-        if self._links is not None:
-            effects = [e for e in effects if not isinstance(e, Send) or e.to in self._links]
-        if self._meter is not None:
-            self._meter.count(effects)
-        return effects
+def _out(effects: list[object], meter: Meter | None, links: frozenset[PeerId] | None) -> list[object]:
+    """What is sent to anyone but the ``links`` gets lost, as without a session."""
+    if links is not None:
+        effects = [e for e in effects if not isinstance(e, Send) or e.to in links]
+    return effects if meter is None else meter.counted(effects)
 
 
 def detect_death(
@@ -70,7 +55,8 @@ def detect_death(
     for number, peer in enumerate(everyone):
         machine = Membership(peer, random.Random(f"{seed}/{number}"), 0.0, LAN, members=everyone)
         linked = frozenset(everyone[other] for other in links[number]) if links is not None else None
-        network.add(peer, _Member(machine, meter if number in watched else None, linked))
+        out = partial(_out, meter=meter if number in watched else None, links=linked)
+        network.add(peer, MachineHost(machine, out))
     network.run(warm_s)
     meter.running = True
     network.run(warm_s + window_s)

@@ -8,43 +8,35 @@ from __future__ import annotations
 
 import random
 
-from benchmarks.virtual import NUM_WATCHED, WIRELESS, Meter, key, peer_ids
-from p2ptrain.ids import JobId, PeerId, blob_id, peer_id
-from p2ptrain.net.simulated import SimulatedNetwork
-from p2ptrain.protocol.group.records import RecordBook
-from p2ptrain.wire.messages import Holding, Message, Record, RecordDigest, Records
+from benchmarks.virtual import NUM_WATCHED, Meter
+from p2ptrain.ids import JobId, blob_id, peer_id
+from p2ptrain.protocol.group.records import RecordBook, blank_record
+from p2ptrain.simulation.names import key, peer_ids
+from p2ptrain.simulation.network import WIRELESS, MachineHost, SimulatedNetwork
+from p2ptrain.wire.messages import Holding, Record, Records
 
 PROGRESS_S = 0.5
 """A trainer's progress changes its peer's record so often (``runtime/trainer/trainer.py``)."""
 
 
-class _Reporter:
+class _Reporter(MachineHost):
     """A record book whose own record changes every ``PROGRESS_S``: ``step`` counts the changes."""
 
     def __init__(self, book: RecordBook, meter: Meter | None, phase_s: float) -> None:
+        super().__init__(book, lambda effects: effects if meter is None else meter.counted(effects))
         self.book = book
         self.phase_s = phase_s
-        self._meter = meter
         self._next = phase_s
-
-    def handle(self, sender: PeerId, message: Message, now: float) -> list[object]:
-        assert isinstance(message, (RecordDigest, Records))
-        return self._sent(list(self.book.received(sender, message, now)))
 
     def tick(self, now: float) -> list[object]:
         effects: list[object] = list(self.book.tick(now))
         if self._next <= now:
             self._next += PROGRESS_S
             effects += self.book.update(now, step=self.book.own.step + 1)
-        return self._sent(effects)
+        return self._out(effects)
 
     def next_deadline(self) -> float:
         return min(self.book.next_deadline(), self._next)
-
-    def _sent(self, effects: list[object]) -> list[object]:
-        if self._meter is not None:
-            self._meter.count(effects)
-        return effects
 
     def age_s(self, of: _Reporter, now: float) -> float:
         """How long ago what this peer knows of another became true."""
@@ -92,9 +84,9 @@ def _record(number: int, num_peers: int) -> Record:
         Holding(part, trainer, 1, 5, 500, 16_000, blob_id(b"%d/%d" % (number, i)), 500_000)
         for i, (part, trainer) in enumerate(((number % 10, own), (number % 10, own), ((number + 1) % 10, other)))
     )
-    return Record(
-        peer=own, version=1_700_000_000_000, key=key(number), name=f"peer {number}",
-        addresses=("tcp://10.0.0.1:40000",), job=JobId("0" * 16), counts=(100,) * 10, wishes=(), flops_per_s=1e9,
-        memory_bytes=4 << 30, epoch=1, plan="0" * 64, part=number % 10, phase="training", round=5, step=0,
-        samples=16_000, loss=0.5, samples_per_s=800.0, bytes_sent=4_000_000, waiting_for="", holdings=holdings,
+    return blank_record(
+        own, key(number), 1_700_000_000_000, name=f"peer {number}", addresses=("tcp://10.0.0.1:40000",),
+        job=JobId("0" * 16), counts=(100,) * 10, flops_per_s=1e9, memory_bytes=4 << 30, epoch=1, plan="0" * 64,
+        part=number % 10, phase="training", round=5, samples=16_000, loss=0.5, samples_per_s=800.0,
+        bytes_sent=4_000_000, holdings=holdings,
     )  # fmt: skip

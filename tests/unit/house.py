@@ -15,6 +15,7 @@ LAYERS = (
     "experiment",
     "api",
     "ui",
+    "simulation",
     "runtime",
     "modes",
     "core",

@@ -9,7 +9,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from virtual_group import key, peer_ids, record
+from records import record
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
@@ -17,6 +17,7 @@ from p2ptrain.protocol.gossip import ExchangeEnded, FetchAndMerge, Gossip, MakeP
 from p2ptrain.protocol.group.membership import LAN, Membership
 from p2ptrain.protocol.group.records import RecordBook
 from p2ptrain.protocol.machine import Send
+from p2ptrain.simulation.names import key, peer_ids
 from p2ptrain.wire.messages import (
     Ack,
     GossipPush,

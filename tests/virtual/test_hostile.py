@@ -16,13 +16,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peer_group import CLASSES, Device, Room, address, job, key, seeds, sizes
+from peer_group import CLASSES, Room, job, sizes
+from seeds import seeds
 
 from p2ptrain.config import ModelConfig
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, JobId, PeerId, blob_id, peer_id
-from p2ptrain.net.simulated import Conditions
 from p2ptrain.protocol.session.effects import SendFrames
+from p2ptrain.simulation.device import Device
+from p2ptrain.simulation.names import address, key
+from p2ptrain.simulation.network import Conditions
 from p2ptrain.wire import messages as m
 from p2ptrain.wire import tensorfile
 from p2ptrain.wire.codec import WIRE_VERSION
@@ -388,7 +391,7 @@ def test_snapshots_with_a_wrong_hash_are_dropped() -> None:
     """A donor that serves other bytes than it should: the newcomer gets the part from somebody else."""
     room = training_group(custodians=2, liar=True)
     room.run(2)
-    room.served = lambda device, data: bytes(255 - b for b in data) if device.number == LIAR else data
+    room.devices[LIAR].served = lambda data: bytes(255 - b for b in data)
     late = room.add(4, load_s=0.05, round_s=0.4)
     assert room.run(60, lambda: late.record.phase == "training")
     assert late.trainer is not None

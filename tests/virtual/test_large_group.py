@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from virtual_group import Group, peer_ids, seeds
+from seeds import seeds
+from virtual_group import Group
 
-from p2ptrain.net.simulated import Conditions
 from p2ptrain.protocol.group.membership import LAN, WAN, PeerFailed, PeerJoined
+from p2ptrain.simulation.names import peer_ids
+from p2ptrain.simulation.network import Conditions
 
 BAD = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.2, duplication=0.05)
 CALM = dataclasses.replace(LAN, period_s=0.5)
@@ -47,7 +49,7 @@ def test_200_peers_reach_consensus(seed: int) -> None:
     group = Group(200, seed, BAD, WAN)
     start = group.consensus_distance()
     for peer in group.peers.values():
-        peer.train(group.peers, group.network.now)
+        peer.begin(group.peers, group.network.now)
     group.network.run(40.0, lambda: group.consensus_distance() < 0.01 * start, every_s=0.5)
     share = group.consensus_distance() / start
     print(f"seed {seed}: {share:.2%} of the distance left after {group.network.now:.1f} s, {group.outcomes}")
@@ -90,7 +92,7 @@ def test_a_run_repeats_itself() -> None:
     def outcome() -> tuple[object, ...]:
         group = Group(12, 5, BAD)
         for peer in group.peers.values():
-            peer.train(group.peers, 0.0)
+            peer.begin(group.peers, 0.0)
         group.network.run(4.0)
         group.crash(peer_ids(12)[2])
         group.network.run(9.0)

@@ -9,14 +9,17 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 from fake_trainer import FakeTrainer, combination, contribution
-from peer_group import LAN, Device, Room, Visitor, job, seeds, sizes
+from peer_group import Room, job, sizes
+from seeds import seeds
 
 from p2ptrain.core import commands as c
 from p2ptrain.ids import blob_id, peer_id
 from p2ptrain.modes.tasks.head_blob import head_holding, head_holdings
 from p2ptrain.modes.tasks.head_fit import _covers
 from p2ptrain.modes.tasks.role import Seeking, TasksRole
-from p2ptrain.net.simulated import Conditions
+from p2ptrain.simulation.device import Device
+from p2ptrain.simulation.network import LAN, Conditions
+from p2ptrain.simulation.room import Visitor
 from p2ptrain.wire import tensorfile
 from p2ptrain.wire.messages import HEAD_PART, CustodyOffer, Holding
 

@@ -6,7 +6,7 @@ import random
 import statistics
 from typing import NamedTuple
 
-from virtual_group import seeds
+from seeds import seeds
 
 from p2ptrain.protocol.gossip import halve, merge
 

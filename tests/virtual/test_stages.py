@@ -8,18 +8,20 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from peer_group import LAN, Device, Room, job, seeds
+from peer_group import Room, job
+from seeds import seeds
 from stage_trainer import MODEL, NUM_BLOCKS, StageTrainer, StageTraits, check, ledger, read_piece
 
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
 from p2ptrain.modes.pipeline import harvest as harvester
 from p2ptrain.modes.pipeline.plan import PipelineBody
-from p2ptrain.net.simulated import Conditions
 from p2ptrain.planning.devices.blocks import BlockTimes
 from p2ptrain.planning.devices.profile_codec import profile_to_json
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 from p2ptrain.protocol.machine import Send
+from p2ptrain.simulation.device import Device
+from p2ptrain.simulation.network import LAN, Conditions
 from p2ptrain.wire.messages import Holding, StageData
 
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")

@@ -6,16 +6,23 @@ import asyncio
 from typing import Any
 
 import pytest
-from peer_group import Device, Room, job, seeds
+from peer_group import Room, job
+from seeds import seeds
+from toy_mode.config import ToyConfig
 from toy_mode.mode import MODE
 from toy_mode.trainer import ToyTrainer, ToyTraits
 
 from p2ptrain.core.harvest import Collected, Harvest
 from p2ptrain.core.plan import Plan
+from p2ptrain.errors import JobError
 from p2ptrain.modes import registry
+from p2ptrain.modes.jobs import job_from_json
+from p2ptrain.simulation.device import Device
 from p2ptrain.wire.messages import NO_PART, Holding
 
-ROUNDS = 8
+ROUNDS, BY = 8, 3
+MODEL = {"number.0": ROUNDS * BY, "number.1": ROUNDS * BY}
+NO_SAMPLES = (0,) * 6
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +31,11 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def group(seed: int, count: int = 3) -> Room:
-    """``count`` devices without any samples, which were all given the job."""
-    work = job("toy", rounds=ROUNDS, min_peers=count)
+    """``count`` devices without any samples; the first was given the job, and the others get it from the group."""
     room = Room(seed, traits=ToyTraits)
-    for number in range(count):
-        room.add(number, (0,) * 6, job=work, work=work)
+    room.add(0, NO_SAMPLES, job=job("toy", rounds=ROUNDS, min_peers=count).with_table(ToyConfig(by=BY)))
+    for number in range(1, count):
+        room.add(number, NO_SAMPLES)
     return room
 
 
@@ -44,23 +51,22 @@ def parts(room: Room) -> list[int]:
 
 def harvest(room: Room) -> Harvest:
     """As ``p2ptrain harvest`` does it, through an observer."""
-    on = room.on()
-    visitor = room.visit(99, [device.number for device in on])
+    visitor = room.visit(99, [device.number for device in room.on()])
     room.run(3)
-    holdings = {h.blob: h for device in on for h in device.record.holdings}
+    holdings = {h.blob: h for record in visitor.core.alive() for h in record.holdings}
 
     async def fetch(holding: Holding, what: str) -> bytes | None:
         visitor.fetch(holding)
         room.run(20, lambda: holding.blob in visitor.blobs)
         return visitor.blobs.get(holding.blob)
 
-    plan, work = plan_of(on[0]), on[0].core.job
-    assert work is not None
+    plan, work = visitor.core.plan(), visitor.core.job
+    assert plan is not None and work is not None
     harvester = registry.mode_of(work).harvester
     result, found = asyncio.run(harvester.fetch(plan, list(holdings.values()), fetch))
     assert not harvester.missing(plan, found)
-    records = {device.id: device.record for device in on}
-    return harvester.assemble(Collected(work, plan, found, result, records), allow_user_code=False)
+    collected = Collected(work, plan, found, result, visitor.core.records)
+    return harvester.assemble(collected, allow_user_code=False)
 
 
 @pytest.mark.parametrize("seed", seeds(2))
@@ -69,7 +75,7 @@ def test_a_group_agrees_trains_and_is_done(seed: int) -> None:
     assert room.run(60, room.all_done)
     assert len(room.plans()) == 1 and room.epochs() == {1} and parts(room) == [NO_PART, 0, 1]
     model = harvest(room)
-    assert {name: int(value) for name, value in model.state.items()} == {"number.0": ROUNDS, "number.1": ROUNDS}
+    assert {name: int(value) for name, value in model.state.items()} == MODEL
     assert not model.is_half_way
 
 
@@ -85,7 +91,7 @@ def test_another_goes_on_where_one_was_killed(seed: int) -> None:
     trainer: Any = spare.trainer
     assert isinstance(trainer, ToyTrainer) and 3 <= trainer.began_at < ROUNDS
     model = harvest(room)
-    assert {name: int(value) for name, value in model.state.items()} == {"number.0": ROUNDS, "number.1": ROUNDS}
+    assert {name: int(value) for name, value in model.state.items()} == MODEL
     assert model.report[1].trainers == (f"device {spare.number}",)
 
 
@@ -109,10 +115,16 @@ def test_its_plans_and_words_are_found() -> None:
     assert len({words.plan_sentence(plan, job("toy"), device.id) for device in room.on()}) == 3
 
 
+def test_its_jobs_are_read_and_checked() -> None:
+    given = job("toy").with_table(ToyConfig(by=BY))
+    assert job_from_json(given.to_json()).table(ToyConfig) == ToyConfig(by=BY)
+    with pytest.raises(JobError, match=r"toy\.by"):
+        job_from_json(given.with_table(ToyConfig(by=101)).to_json())
+
+
 def test_too_few_wait_for_more() -> None:
-    work = job("toy", min_peers=3)
     room = Room(0, traits=ToyTraits)
-    for number in range(2):
-        room.add(number, job=work, work=work)
+    room.add(0, NO_SAMPLES, job=job("toy", min_peers=3))
+    room.add(1, NO_SAMPLES)
     room.run(10)
     assert {device.record.waiting_for for device in room.on()} == {"peers that can count: 2 of 3 are here"}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from peer_group import Room, Visitor, job, seeds, sizes
+from peer_group import Room, job, sizes
+from seeds import seeds
 
 from p2ptrain.protocol.session import visitors
+from p2ptrain.simulation.room import Visitor
 from p2ptrain.wire.messages import RecordDigest
 
 BOUNDED = ("_former", "_hellos", "_noted", "refused")

@@ -31,9 +31,9 @@ from types import MappingProxyType
 from typing import Any
 
 from p2ptrain.errors import LocalError, RemoteError
-from p2ptrain.ids import PeerId, peer_id
+from p2ptrain.ids import JobId, PeerId, peer_id
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.wire.messages import Record, RecordDigest, Records, RecordVersion
+from p2ptrain.wire.messages import NO_PART, Record, RecordDigest, Records, RecordVersion
 
 MAX_MESSAGE_BYTES = 56 * 1024
 """Of an encoded header, which may have 64 KiB."""
@@ -78,6 +78,35 @@ def record_bytes(record: Record) -> int:
 
 def _utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else 4 * len(text)
+
+
+def blank_record(peer: PeerId, key: bytes, version: int, **known: Any) -> Record:
+    """What a peer says of itself before it has a job, and, by field, what it knows already."""
+    nothing = Record(
+        peer=peer,
+        version=version,
+        key=key,
+        name="",
+        addresses=(),
+        job=JobId(""),
+        counts=(),
+        wishes=(),
+        flops_per_s=0.0,
+        memory_bytes=0,
+        epoch=0,
+        plan="",
+        part=NO_PART,
+        phase="waiting",
+        round=0,
+        step=0,
+        samples=0,
+        loss=0.0,
+        samples_per_s=0.0,
+        bytes_sent=0,
+        waiting_for="",
+        holdings=(),
+    )
+    return dataclasses.replace(nothing, **known)
 
 
 class RecordBook:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Count a part up to ``goal``, from the copy, or from 0."""
+    """Count a part for ``goal`` rounds, from the copy, or from 0."""
 
     part: int
     goal: int

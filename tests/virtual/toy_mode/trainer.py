@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from p2ptrain.config import Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.worker import Setup
 from p2ptrain.modes import registry
+from p2ptrain.modes.jobs import job_from_json
 
 COMMAND_S = 0.002
 At = Callable[[float, Callable[[], None]], None]
@@ -21,7 +21,6 @@ class ToyTraits:
     """What a test makes of one trainer."""
 
     counts: tuple[int, ...]
-    work: Job
     round_s: float = 0.5
 
     def trainer(self, name: str, at: At, say: Callable[[object], None]) -> ToyTrainer:
@@ -46,8 +45,8 @@ class ToyTrainer:
 
     def _carry_out(self, command: object) -> None:
         if isinstance(command, c.Configure):
-            mode = registry.mode_of(self._traits.work)
-            self._worker = mode.worker(Setup(self._traits.work, command, None, None, None, None, self._say))
+            job = job_from_json(command.job)
+            self._worker = registry.mode_of(job).worker(Setup(job, command, None, None, None, None, self._say))
             for event in self._worker.prepare():
                 self._say(event)
             self._say(c.Ready(self._traits.counts, self._worker.max_groups()))

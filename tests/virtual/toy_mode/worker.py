@@ -10,18 +10,20 @@ from p2ptrain.core import commands as c
 from p2ptrain.core.worker import Setup
 from p2ptrain.wire import tensorfile
 from toy_mode.commands import Count
+from toy_mode.config import ToyConfig
 
 
 class ToyWorker:
     def __init__(self, setup: Setup) -> None:
         self.handlers = {Count: self._begin}
         self.part = -1
-        self.number = self.goal = 0
+        self.round = self.goal = 0
+        self.by = setup.job.table(ToyConfig).by
         self._say = setup.say
 
     @property
     def busy(self) -> bool:
-        return self.number < self.goal
+        return self.round < self.goal
 
     def prepare(self) -> Sequence[object]:
         return ()
@@ -31,18 +33,18 @@ class ToyWorker:
 
     def _begin(self, command: Count) -> None:
         self.part, self.goal = command.part, command.goal
-        self.number = read(command.copy) if command.copy else 0
-        self._say(c.Following(self.part, self.number, self.goal))
+        self.round = read(command.copy) // self.by if command.copy else 0
+        self._say(c.Following(self.part, self.round, self.goal))
         if not self.busy:
             self.snapshot()
 
     def work(self) -> None:
-        self.number += 1
+        self.round += 1
         self.snapshot()
 
     def snapshot(self) -> None:
-        data = tensorfile.pack({"number": np.array([self.number])}, {"part": str(self.part)})
-        self._say(c.SnapshotTaken(self.part, self.number, self.number, 0, 0.0, True, not self.busy, data))
+        data = tensorfile.pack({"number": np.array([self.round * self.by])}, {"part": str(self.part)})
+        self._say(c.SnapshotTaken(self.part, self.round, self.round, 0, 0.0, True, not self.busy, data))
 
 
 def read(data: bytes) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 from collections.abc import Iterable
@@ -12,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from seeds import seeds
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id, peer_id
-from p2ptrain.net.simulated import Conditions, SimulatedNetwork
 from p2ptrain.protocol.head_fit.head_fit import Calibration
 from p2ptrain.protocol.head_fit.run import (
     CalibrationConfig,
@@ -26,6 +25,7 @@ from p2ptrain.protocol.head_fit.run import (
     session_name,
 )
 from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.simulation.network import Conditions, SimulatedNetwork
 from p2ptrain.wire.messages import (
     CalibrationCall,
     CalibrationGradient,
@@ -40,12 +40,6 @@ RATE = 0.3
 DIMENSIONS = 3
 PEERS = sorted(peer_id(b"%040d" % number) for number in range(8))
 FINE = Conditions()
-
-
-def seeds(count: int) -> list[int]:
-    """``count`` of them, or the one to repeat."""
-    wanted = os.environ.get("P2PTRAIN_SEED")
-    return [int(wanted)] if wanted else list(range(count))
 
 
 def holdings(epoch: int = 1, salt: str = "") -> tuple[Holding, ...]:

@@ -109,4 +109,4 @@ def test_a_quick_probe_is_quick() -> None:
 
 def test_importing_the_probe_does_not_import_torch() -> None:
     code = "import sys, p2ptrain.learning.profiling.device; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[4], check=False).returncode == 0

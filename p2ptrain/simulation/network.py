@@ -16,7 +16,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import PeerId
@@ -37,6 +37,33 @@ class Host(Protocol):
     def next_deadline(self) -> float: ...
 
 
+class SoleMachine(Protocol):
+    """A protocol machine that may be all there is of a peer."""
+
+    def received(self, sender: PeerId, message: Any, now: float) -> Iterable[object]: ...
+
+    def tick(self, now: float) -> Iterable[object]: ...
+
+    def next_deadline(self) -> float: ...
+
+
+class MachineHost:
+    """A peer that is nothing but one machine. ``out``: sees all that it wants done, and may leave some of it out."""
+
+    def __init__(self, machine: SoleMachine, out: Callable[[list[object]], list[object]] = lambda effects: effects):
+        self._machine = machine
+        self._out = out
+
+    def handle(self, sender: PeerId, message: Message, now: float) -> list[object]:
+        return self._out(list(self._machine.received(sender, message, now)))
+
+    def tick(self, now: float) -> list[object]:
+        return self._out(list(self._machine.tick(now)))
+
+    def next_deadline(self) -> float:
+        return self._machine.next_deadline()
+
+
 @dataclass(frozen=True, slots=True)
 class Conditions:
     """Of every link. A message takes ``delay_s`` and up to ``jitter_s`` more, uniformly."""
@@ -45,6 +72,11 @@ class Conditions:
     jitter_s: float = 0.004
     loss: float = 0.0
     duplication: float = 0.0
+
+
+LAN = Conditions(delay_s=0.001, jitter_s=0.003)
+WIRELESS = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.01)
+"""A busy wireless LAN. TCP repairs most losses; what it can't repair in time counts as lost."""
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from p2ptrain.planning.devices.profile_times import MeasuredBlocks, with_block_t
 from p2ptrain.planning.devices.profiles import LIMITS, DeviceProfile, Figure, find_profile, parse_profile, read_profile
 from p2ptrain.planning.pipeline.task import peer_from_profile
 
-PEERS = Path(__file__).parents[3] / "peers"
+PEERS = Path(__file__).parents[4] / "peers"
 GOOD = """\
 name = "A board"
 kind = "board"

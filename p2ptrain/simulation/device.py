@@ -1,0 +1,344 @@
+"""A whole peer on a simulated device: every byte of it goes through sessions and codec, its disk is memory.
+
+A device's disk outlives its peer; its trainer does not. The trainer is a double that the caller's ``Traits`` make.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from p2ptrain.config import Job
+from p2ptrain.core import commands as c
+from p2ptrain.core.effects import (
+    AbandonBlob,
+    BeginBlob,
+    JobDone,
+    JobReceived,
+    KeepCustody,
+    KeepPlan,
+    KeepResult,
+    KeepSnapshot,
+    ReadResult,
+    ReleaseBlob,
+    RestartTrainer,
+    StartTrainer,
+    ToTrainer,
+    TrainerLost,
+    Unusable,
+    VerifyBlob,
+)
+from p2ptrain.core.peer_config import PeerConfig, Resume
+from p2ptrain.errors import LocalError
+from p2ptrain.ids import BlobId
+from p2ptrain.protocol.blobs.serving import ReadChunk
+from p2ptrain.protocol.blobs.transfer import WriteChunk
+from p2ptrain.protocol.consensus.rules import Question
+from p2ptrain.protocol.machine import Note
+from p2ptrain.protocol.session.effects import Ban, Dial, HangUp
+from p2ptrain.runtime.peer.peer import Peer
+from p2ptrain.simulation.disk import SimulatedDisk
+from p2ptrain.simulation.world import FrameHost, World
+from p2ptrain.wire.messages import HEAD_PART, Lane, Record
+
+DISK_S = 0.002
+THOUGHT_S = 0.1
+CODE = b"c" * 32
+SOFTWARE = "p2ptrain/simulated"
+At = Callable[[float, Callable[[], None]], None]
+"""Do something after so many seconds."""
+
+
+class Trainer(Protocol):
+    """What stands in for a trainer process: commands in, events out through what it was made with."""
+
+    def handle(self, command: object) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class Traits(Protocol):
+    """What there is to say of one trainer: a dataclass, whose first field is its samples of each class."""
+
+    def trainer(self, name: str, at: At, say: Callable[[object], None]) -> Trainer:
+        """A new one. ``at`` is its clock."""
+        ...
+
+
+class Device(FrameHost):
+    """``peer`` runs on it unless it was killed."""
+
+    def __init__(
+        self,
+        world: World,
+        number: int,
+        traits: Traits,
+        job: Job | None = None,
+        *,
+        flops_per_s: float = 1e9,
+        allow: str = "",
+        save_s: float | None = 0.0,
+    ) -> None:
+        super().__init__(number)
+        self.world = world
+        self.traits = traits
+        self.job = job
+        """What it is started with; without one it gets the group's."""
+        self.flops_per_s = flops_per_s
+        self.allow = allow
+        """The user's model that it may run."""
+        self.save_s = save_s
+        """How much longer a snapshot takes to be saved; ``None``: the disk has no room for any."""
+        self.served: Callable[[bytes], bytes] = lambda data: data
+        """What becomes of what others read from its disk."""
+        self.disk = SimulatedDisk()
+        self.peer: Peer | None = None
+        self.trainer: Trainer | None = None
+        self.notes: list[tuple[float, Note]] = []
+        self.banned: dict[bytes, float] = {}
+        self.done = False
+        self.lost = ""
+        self.unusable = ""
+
+    @property
+    def is_on(self) -> bool:
+        return self.peer is not None
+
+    @property
+    def core(self) -> Peer:
+        if self.peer is None:
+            raise LocalError(f"device {self.number} is off")
+        return self.peer
+
+    @property
+    def record(self) -> Record:
+        return self.core.records.own
+
+    @property
+    def _now(self) -> float:
+        return self.world.network.now
+
+    def start(self) -> None:
+        world, now = self.world, self._now
+        config = PeerConfig(
+            own_key=self.key,
+            proof_key=CODE,
+            addresses=(self.address,),
+            bulk_port=5711,
+            name=f"device {self.number}",
+            software=SOFTWARE,
+            flops_per_s=self.flops_per_s,
+            allow_user_code=self.allow,
+        )
+        self.peer = Peer(config, random.Random(f"{world.seed}/{self.number}/{now}"), now, int(1e6 + now * 1000))
+        self.done, self.lost, self.banned = False, "", {}
+        world.network.add(self.id, self)
+        if self.job is not None:
+            self._open(self.job)
+
+    def kill(self) -> None:
+        """Like ``kill -9``: the disk is left."""
+        self.world.network.crash(self.id)
+        self.peer = None
+        if self.trainer is not None:
+            self.trainer.kill()
+            self.trainer = None
+        self.disk.restarted()
+
+    def note_kinds(self) -> Counter[str]:
+        return Counter(note.kind for _, note in self.notes)
+
+    # --- the network's side ---
+
+    def tick(self, now: float) -> list[object]:
+        return list(self.core.tick(now))
+
+    def next_deadline(self) -> float:
+        return self.core.next_deadline()
+
+    def frames(self, lane: Lane, sender_key: bytes, frames: Sequence[bytes], now: float) -> list[object]:
+        if self.banned.get(sender_key, 0.0) > now:
+            return []
+        return list(self.core.frames_received(lane, sender_key, frames, now))
+
+    # --- what a node does ---
+
+    def carry_out(self, effect: object, now: float) -> list[object]:
+        match effect:
+            case Note():
+                self.notes.append((now, effect))
+            case ToTrainer():
+                self._to_trainer(effect)
+            case JobReceived():
+                self._open(effect.job)
+            case Unusable():
+                self.unusable = effect.reason
+            case BeginBlob():
+                self._incoming(effect.blob, lambda: self.disk.begin(effect.blob, effect.num_bytes, effect.ephemeral))
+            case WriteChunk():
+                self._incoming(effect.blob, lambda: self.disk.write(effect.blob, effect.offset, effect.data))
+            case AbandonBlob():
+                self._on_disk(lambda: self.disk.incoming.pop(effect.blob, None), lambda _: [])
+            case VerifyBlob():
+                self._on_disk(
+                    lambda: self.disk.finish(effect.blob),
+                    lambda sound: self.core.blob_checked(effect.blob, bool(sound), self._now),
+                )
+            case ReadChunk():
+                self._on_disk(lambda: self._read(effect), lambda data: self.core.chunk_read(effect, data, self._now))
+            case KeepSnapshot():
+                gone = (*effect.drop, effect.holding.blob)
+                self._save(
+                    lambda: {"own": (*(h for h in self.disk.own if h.blob not in gone), effect.holding)},
+                    lambda: self.core.snapshot_kept(effect, True, self._now),
+                )
+            case KeepCustody():
+                self._keep_custody(effect)
+            case ReleaseBlob():
+                self._on_disk(lambda: self.disk.release(effect.blob), lambda _: [])
+            case KeepPlan():
+                self._save(lambda: {"plan": effect.plan}, lambda: [])
+            case KeepResult():
+                self._keep_result(effect)
+            case ReadResult():
+                self._on_disk(
+                    lambda: self.disk.get(effect.holding.blob) or b"",
+                    lambda data: self.core.result_kept(effect.holding, data, self._now),
+                )
+            case StartTrainer() | RestartTrainer():
+                self._start_trainer()
+            case TrainerLost():
+                self.lost = effect.detail
+            case JobDone():
+                self.done = True
+            case Question():
+                answer = effect.work()
+                self._later(THOUGHT_S, lambda: self.core.plan_worked_out(answer, self._now))
+            case Ban():
+                self.banned[effect.key] = now + effect.seconds
+            case Dial() | HangUp():
+                pass
+            case _:
+                raise LocalError(f"nobody carries out {effect}")
+        return []
+
+    def _read(self, effect: ReadChunk) -> bytes | None:
+        data = self.disk.get(effect.blob)
+        if data is None or effect.offset + effect.length > len(data):
+            return None
+        return self.served(data[effect.offset : effect.offset + effect.length])
+
+    def _open(self, job: Job) -> None:
+        disk = self.disk
+        if disk.job not in (None, job):
+            raise LocalError("another job is on this disk")
+        disk.job = job
+        resume = Resume(
+            plan=disk.plan,
+            own=disk.own,
+            kept=tuple(h for h in disk.custody if h.part != HEAD_PART),
+            result=next((h for h in reversed(disk.custody) if h.part == HEAD_PART), None),
+            has_blob=disk.__contains__,
+        )
+        self._later(0.0, lambda: self.core.job_opened(job, resume, self._now))
+
+    def _start_trainer(self) -> None:
+        job, name = self.disk.job, f"device {self.number}"
+        if job is None:
+            raise LocalError("a trainer without a job")
+        if self.trainer is not None:
+            self.trainer.kill()
+        network = self.world.network
+        trainer: Trainer = self.traits.trainer(
+            name,
+            lambda wait_s, action: network.at(network.now + wait_s, action),
+            lambda event: self._said(trainer, event),
+        )
+        self.trainer = trainer
+        trainer.handle(c.Configure(job=job.to_json(), data="none", name=name))
+
+    def _to_trainer(self, effect: ToTrainer) -> None:
+        if effect.blob is None:
+            if self.trainer is not None:
+                self.trainer.handle(effect.command)
+            return
+        blob = effect.blob
+
+        def send(data: bytes | None) -> list[object]:
+            if data is None:
+                self.notes.append((self._now, Note("blob-missing", (("blob", blob),))))
+            elif self.trainer is not None:
+                command: Any = effect.command
+                self.trainer.handle(dataclasses.replace(command, **{effect.into: data}))
+            return []
+
+        self._on_disk(lambda: self.disk.get(blob), send)
+
+    def _said(self, trainer: Trainer, event: Any) -> None:
+        if trainer is not self.trainer or self.peer is None:
+            return
+        field = getattr(type(event), "STORED", "")
+        data = getattr(event, field) if field else b""
+        if not data:
+            self.world.perform(self, self.core.trainer_said(event, None, 0, self._now))
+            return
+        event = dataclasses.replace(event, **{field: b""})
+        if isinstance(event, c.SnapshotTaken) and self.save_s is None:
+            self.world.perform(self, self.core.trainer_said(event, None, 0, self._now))
+            return
+        wait_s = DISK_S + (self.save_s or 0.0) * isinstance(event, c.SnapshotTaken)
+
+        def put() -> list[object]:
+            blob = self.disk.put(data, passing=getattr(type(event), "IS_PASSING", False))
+            return self.core.trainer_said(event, blob, len(data), self._now)
+
+        self._later(wait_s, put)
+
+    def _keep_custody(self, effect: KeepCustody) -> None:
+        def change() -> dict[str, object]:
+            others = tuple(h for h in self.disk.custody if h != effect.holding)
+            return {"custody": (*others, effect.holding) if effect.keep else others}
+
+        def then() -> list[object]:
+            return self.core.custody_kept(effect.holding, True, self._now) if effect.keep else []
+
+        self._save(change, then)
+
+    def _keep_result(self, effect: KeepResult) -> None:
+        def save() -> None:
+            self.disk.put(effect.data)
+            self.disk.save(frozenset(), custody=(*self.disk.custody, effect.holding))
+
+        self._on_disk(save, lambda _: self.core.result_kept(effect.holding, effect.data, self._now))
+
+    def _save(self, change: Callable[[], dict[str, object]], then: Callable[[], list[object]]) -> None:
+        role = self.core.role
+        pinned = role.replicas.custody.pinned() if role else frozenset()
+        self._on_disk(lambda: self.disk.save(pinned, **change()), lambda _: then())
+
+    def _incoming(self, blob: BlobId, work: Callable[[], None]) -> None:
+        def tried() -> str:
+            try:
+                work()
+            except OSError as error:
+                return str(error)
+            return ""
+
+        self._on_disk(tried, lambda error: self.core.blob_refused(blob, error, self._now) if error else [])
+
+    def _on_disk(self, work: Callable[[], Any], then: Callable[[Any], list[object]]) -> None:
+        """In order: all work takes equally long."""
+        self._later(DISK_S, lambda: then(work()))
+
+    def _later(self, wait_s: float, work: Callable[[], Iterable[object]]) -> None:
+        """If the same peer still runs then."""
+        peer = self.peer
+
+        def go() -> None:
+            if peer is not None and self.peer is peer:
+                self.world.perform(self, work())
+
+        self.world.network.at(self._now + wait_s, go)
