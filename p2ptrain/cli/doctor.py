@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2ptrain.cli.options import (
+from p2ptrain.cli.shared.options import (
     group_options,
     json_option,
     network_options,

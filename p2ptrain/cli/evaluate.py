@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from p2ptrain.cli.options import DATA_HELP, Names, allow_option, json_option, load_allowed
+from p2ptrain.cli.shared.options import DATA_HELP, Names, allow_option, json_option, load_allowed
 
 EXAMPLES = """\b
 Examples:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import click
 
-from p2ptrain.cli.options import allow_option, check_output, load_allowed
+from p2ptrain.cli.shared.options import allow_option, check_output, load_allowed
 
 EXAMPLES = """\b
 Examples:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from p2ptrain.cli.options import json_option, print_json
+from p2ptrain.cli.shared.options import json_option, print_json
 
 EXAMPLES = """\b
 Examples:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from p2ptrain.cli.options import (
+from p2ptrain.cli.shared.options import (
     DATA_HELP,
     allow_option,
     check_output,

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from p2ptrain.cli.options import (
+from p2ptrain.cli.shared.options import (
     DATA_HELP,
     F,
     allow_option,

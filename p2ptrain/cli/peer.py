@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2ptrain.cli.options import (
+from p2ptrain.cli.shared.options import (
     DATA_HELP,
     Duration,
     Names,
@@ -131,7 +131,7 @@ def command(
     Ctrl-C hands over and says goodbye; started again, the peer goes on where it was.
     """
     from p2ptrain import api
-    from p2ptrain.cli import peer_session
+    from p2ptrain.cli.shared import peer_session
     from p2ptrain.modes.jobs import init_path, load_job
     from p2ptrain.modes.registry import mode_of
     from p2ptrain.runtime.node.peer_node import PeerOptions
@@ -174,7 +174,7 @@ def _measured(
     """The options with what this device can do: from a profile, or measured. Checks the data on the way."""
     import dataclasses
 
-    from p2ptrain.cli.preflight import Request, preflight
+    from p2ptrain.cli.shared.preflight import Request, preflight
     from p2ptrain.planning.devices.profiles import find_profile, read_profile
     from p2ptrain.words import listed, scaled
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from p2ptrain.cli.chain import chain_of, shape_options
-from p2ptrain.cli.options import check_output, json_option, print_json, progress
+from p2ptrain.cli.shared.chain import chain_of, shape_options
+from p2ptrain.cli.shared.options import check_output, json_option, print_json, progress
 from p2ptrain.config import CODINGS, Coding, Optimizer, Schedule
 from p2ptrain.errors import UserError
 

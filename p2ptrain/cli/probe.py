@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2ptrain.cli.chain import chain_of, shape_options
-from p2ptrain.cli.options import check_output, device_name, progress, write_text
+from p2ptrain.cli.shared.chain import chain_of, shape_options
+from p2ptrain.cli.shared.options import check_output, device_name, progress, write_text
 from p2ptrain.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from p2ptrain.cli.options import (
+from p2ptrain.cli.shared.options import (
     group_options,
     json_option,
     network_options,

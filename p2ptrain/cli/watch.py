@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from p2ptrain.cli.options import Duration, group_options, network_options, read_group, read_network, run_async
+from p2ptrain.cli.shared.options import Duration, group_options, network_options, read_group, read_network, run_async
 
 if TYPE_CHECKING:
     from p2ptrain.net.keys import Group

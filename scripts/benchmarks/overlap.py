@@ -42,12 +42,12 @@ from p2ptrain.learning.data import Dataset, Source, load, open_source, propose_c
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.submodels.decoupling import most_groups
 from p2ptrain.learning.training import LocalTrainer
-from p2ptrain.modes.tasks.assignment import SENSIBLE_GROUPS, first_plan
 from p2ptrain.modes.tasks.config import TasksConfig, tasks_of
-from p2ptrain.modes.tasks.head_fitting import HeadFitting
+from p2ptrain.modes.tasks.head.fitting import HeadFitting
+from p2ptrain.modes.tasks.head.verdict import read_verdict
 from p2ptrain.modes.tasks.parts import Parts
+from p2ptrain.modes.tasks.planning.assignment import SENSIBLE_GROUPS, first_plan
 from p2ptrain.modes.tasks.training import PartTraining
-from p2ptrain.modes.tasks.verdict import read_verdict
 from p2ptrain.wire import tensorfile
 
 LISTED = {

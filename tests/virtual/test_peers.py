@@ -14,8 +14,8 @@ from seeds import seeds
 
 from p2ptrain.core import commands as c
 from p2ptrain.ids import blob_id, peer_id
-from p2ptrain.modes.tasks.head_blob import head_holding, head_holdings
-from p2ptrain.modes.tasks.head_fit import _covers
+from p2ptrain.modes.tasks.head.blob import head_holding, head_holdings
+from p2ptrain.modes.tasks.head.fit import _covers
 from p2ptrain.modes.tasks.role import Seeking, TasksRole
 from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.network import LAN, Conditions

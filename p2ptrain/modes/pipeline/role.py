@@ -29,7 +29,6 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.restarts import Restarts
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.modes.pipeline.checkpoints import Checkpoints
 from p2ptrain.modes.pipeline.commands import (
     FollowStage,
     GivePiece,
@@ -44,14 +43,15 @@ from p2ptrain.modes.pipeline.commands import (
     Taken,
 )
 from p2ptrain.modes.pipeline.config import pipeline_of
-from p2ptrain.modes.pipeline.handed_over import HandedOver
-from p2ptrain.modes.pipeline.missing_blocks import MissingBlocks
 from p2ptrain.modes.pipeline.plan import body_of
-from p2ptrain.modes.pipeline.progress import Progress
-from p2ptrain.modes.pipeline.reports import StageReports
 from p2ptrain.modes.pipeline.rules import PipelineRules
-from p2ptrain.modes.pipeline.states import Gathering, Idle, Lost, Starting, State, Stopping, Training
-from p2ptrain.modes.pipeline.traffic import StageTraffic
+from p2ptrain.modes.pipeline.stage.checkpoints import Checkpoints
+from p2ptrain.modes.pipeline.stage.handed_over import HandedOver
+from p2ptrain.modes.pipeline.stage.missing_blocks import MissingBlocks
+from p2ptrain.modes.pipeline.stage.progress import Progress
+from p2ptrain.modes.pipeline.stage.reports import StageReports
+from p2ptrain.modes.pipeline.stage.states import Gathering, Idle, Lost, Starting, State, Stopping, Training
+from p2ptrain.modes.pipeline.stage.traffic import StageTraffic
 from p2ptrain.modes.pipeline.words import waiting_words
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import model_from_json

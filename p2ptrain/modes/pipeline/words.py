@@ -10,7 +10,7 @@ from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of
-from p2ptrain.modes.pipeline.states import Gathering, Lost, State
+from p2ptrain.modes.pipeline.stage.states import Gathering, Lost, State
 
 REPORT_TITLES = ("from block", "blocks")
 

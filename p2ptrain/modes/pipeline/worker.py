@@ -54,7 +54,7 @@ from p2ptrain.modes.pipeline.commands import (
 from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.figures import planned_times, room_of
 from p2ptrain.modes.pipeline.plan import body_of, read_plan
-from p2ptrain.modes.pipeline.slowdown import differs, slowdown_of
+from p2ptrain.modes.pipeline.stage.slowdown import differs, slowdown_of
 from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile, check_model
 from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
 from p2ptrain.planning.pipeline.fleet import micro_batch_choices

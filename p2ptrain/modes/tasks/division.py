@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from p2ptrain.config import Job
 from p2ptrain.learning.submodels.decoupling import Decoupling, most_groups
-from p2ptrain.modes.tasks.assignment import SENSIBLE_GROUPS
 from p2ptrain.modes.tasks.config import tasks_of
+from p2ptrain.modes.tasks.planning.assignment import SENSIBLE_GROUPS
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,9 +16,9 @@ from p2ptrain.core.harvest import Collected, Fetch, Harvest, PartReport, Snapsho
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.learning.candidates import FITTED
-from p2ptrain.modes.tasks.head_blob import head_holdings
+from p2ptrain.modes.tasks.head.blob import head_holdings
+from p2ptrain.modes.tasks.head.verdict import Verdict, read_verdict
 from p2ptrain.modes.tasks.plan import body_of, parts_of
-from p2ptrain.modes.tasks.verdict import Verdict, read_verdict
 from p2ptrain.wire.messages import HEAD_PART, Holding
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from p2ptrain.core.restarts import Restarts
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.tasks.commands import Follow, Merged, PayloadMade, Retain
 from p2ptrain.modes.tasks.exchanges import Exchanges
-from p2ptrain.modes.tasks.head_fit import HeadFit
+from p2ptrain.modes.tasks.head.fit import HeadFit
 from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.protocol.replication import Custody, CustodyConfig

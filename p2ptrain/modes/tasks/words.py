@@ -9,12 +9,12 @@ from p2ptrain.config import Job
 from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.tasks.assignment import notes
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.harvest import TasksHarvest
-from p2ptrain.modes.tasks.mode_choice import mode_for
+from p2ptrain.modes.tasks.head.verdict_words import verdict_lines, verdict_plain
 from p2ptrain.modes.tasks.plan import ClassPart, body_of, parts_of
-from p2ptrain.modes.tasks.verdict_words import verdict_lines, verdict_plain
+from p2ptrain.modes.tasks.planning.assignment import notes
+from p2ptrain.modes.tasks.planning.mode_choice import mode_for
 from p2ptrain.words import clean, listed
 
 REPORT_TITLES = ("part", "width")

@@ -37,7 +37,7 @@ from p2ptrain.modes.tasks.commands import (
     Retain,
 )
 from p2ptrain.modes.tasks.division import max_groups
-from p2ptrain.modes.tasks.head_fitting import HeadFitting
+from p2ptrain.modes.tasks.head.fitting import HeadFitting
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.plan import read_plan
 from p2ptrain.modes.tasks.training import PartTraining

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from p2ptrain.planning.pipeline.cost import CostModel, most_samples, steps_of
 from p2ptrain.planning.pipeline.schedule import deepest_warm_up, round_s
-from p2ptrain.planning.pipeline.search import plan_of, stage_of
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
+from p2ptrain.planning.search.search import plan_of, stage_of
 
 
 def best_single_peer(model: CostModel) -> PipelinePlan | None:

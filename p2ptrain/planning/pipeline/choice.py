@@ -13,8 +13,8 @@ from p2ptrain.config import Strategy
 from p2ptrain.errors import UserError
 from p2ptrain.planning.pipeline.baselines import best_single_peer, equal_split, side_by_side
 from p2ptrain.planning.pipeline.fleet import Room
-from p2ptrain.planning.pipeline.search import Search
 from p2ptrain.planning.pipeline.stages import PipelinePlan
+from p2ptrain.planning.search.search import Search
 
 WORTH = 1.05
 """How many times as fast as one with fewer devices, or as one alone, a pipeline has to promise to be for a group to

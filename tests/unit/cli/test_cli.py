@@ -14,8 +14,8 @@ import click
 import pytest
 
 from p2ptrain.cli.main import COMMANDS, cli, main
-from p2ptrain.cli.options import Duration, Names
-from p2ptrain.modes.jobs import TABLES, load_job
+from p2ptrain.cli.shared.options import Duration, Names
+from p2ptrain.modes.jobs import load_job, mode_tables
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.net.keys import load_group, new_group
 
@@ -295,7 +295,7 @@ def test_what_only_looks_never_imports_torch(arguments: list[str], tmp_path: Pat
     program = (
         "import sys\nfrom p2ptrain.cli.main import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-        "import p2ptrain.api, p2ptrain.cli.peer_session, p2ptrain.ui.watch, p2ptrain.cli.watch\n"
+        "import p2ptrain.api, p2ptrain.cli.shared.peer_session, p2ptrain.ui.watch, p2ptrain.cli.watch\n"
         "assert 'torch' not in sys.modules and 'sklearn' not in sys.modules\n"
     )
     environment = os.environ | {"P2PTRAIN_STATE": str(tmp_path / "s")}
@@ -316,7 +316,7 @@ def test_durations(text: str, seconds: float) -> None:
 def test_the_check_before_the_start_measures_and_keeps_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from p2ptrain.cli import preflight as p
+    from p2ptrain.cli.shared import preflight as p
 
     monkeypatch.setattr(p, "_is_calm", lambda: True)
     request = p.Request(data=npz(tmp_path), device="cpu", classes=("cat",))
@@ -329,8 +329,8 @@ def test_the_check_before_the_start_measures_and_keeps_what_it_measured(
 def test_the_check_before_the_start_tells_what_is_for_validation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from p2ptrain.cli import preflight as p
     from p2ptrain.cli.peer import _measured
+    from p2ptrain.cli.shared import preflight as p
     from p2ptrain.runtime.node.peer_node import PeerOptions
 
     spec = npz(tmp_path)
@@ -348,7 +348,7 @@ def test_the_check_before_the_start_tells_what_is_for_validation(
 
 
 def test_fresh_sets_jobs_aside_and_keeps_the_identity(state: Path) -> None:
-    from p2ptrain.cli.peer_session import SET_ASIDE, prepare_state
+    from p2ptrain.cli.shared.peer_session import SET_ASIDE, prepare_state
     from p2ptrain.net.keys import load_or_make_identity
 
     identity = load_or_make_identity(state)
@@ -372,7 +372,7 @@ def test_a_job_file_has_the_table_of_its_mode(
     tables = tomllib.loads((tmp_path / "j.toml").read_text())
     job = load_job(tmp_path / "j.toml")
     assert {"tasks", "pipeline"} & tables.keys() == {table}
-    assert tables[table].keys() == dataclasses.asdict(TABLES[table]()).keys()
+    assert tables[table].keys() == dataclasses.asdict(mode_tables()[table]()).keys()
     assert (job.mode, job.data.val) == (mode, val)
     checked = json.loads(run(["job", "check", "j.toml", "--data", spec, "--json"], capsys)[1])
     assert checked["mode"] == mode and ("max_groups" in checked) == (mode == "auto")
@@ -390,7 +390,7 @@ def test_an_option_of_another_mode_has_its_table_too(tmp_path: Path, capsys: pyt
 def test_a_pipeline_takes_peers_without_samples_and_looks_at_none_for_validation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from p2ptrain.cli import preflight as p
+    from p2ptrain.cli.shared import preflight as p
 
     spec = npz(tmp_path, num_val=6)
     for mode in ("replicas", "pipeline"):

@@ -18,9 +18,9 @@ from p2ptrain.core.plan import MAX_PLAN_BYTES, PeerSnapshot, Plan, cleaned
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.registry import read_plan
-from p2ptrain.modes.tasks.assignment import first_plan
 from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.modes.tasks.plan import shards_of
+from p2ptrain.modes.tasks.planning.assignment import first_plan
 
 JOB = Job(
     data=DataConfig(classes=("a", "b", "c", "d"), input_shape=(3, 32, 32), mean=(0.0,) * 3, std=(1.0,) * 3),

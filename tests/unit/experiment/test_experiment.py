@@ -21,10 +21,10 @@ from p2ptrain.experiment.measure import union
 from p2ptrain.experiment.processes import LOG_LINES
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.data import load, open_source, propose_contract
-from p2ptrain.modes.tasks.assignment import first_plan
 from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.modes.tasks.harvest import TasksHarvest
 from p2ptrain.modes.tasks.parts import Parts
+from p2ptrain.modes.tasks.planning.assignment import first_plan
 
 LOG = "".join(f"line {number}\n" for number in range(100))
 

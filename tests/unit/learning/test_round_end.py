@@ -18,9 +18,9 @@ from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.round_end import RoundEnd, equal_work
 from p2ptrain.learning.training import schedule
 from p2ptrain.modes.tasks import training as part_training
-from p2ptrain.modes.tasks.assignment import first_plan
 from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.modes.tasks.parts import Parts
+from p2ptrain.modes.tasks.planning.assignment import first_plan
 from p2ptrain.modes.tasks.training import PartTraining
 
 SHAPE = (1, 12, 12)

@@ -14,7 +14,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.config import PipelineConfig
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.modes.pipeline.rules import PipelineRules
-from p2ptrain.modes.tasks.assignment import first_plan
+from p2ptrain.modes.tasks.planning.assignment import first_plan
 from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.planning.devices.blocks import BlockProfile, BlockTimes, ModelProfile
 from p2ptrain.planning.devices.profile_codec import profile_to_json

@@ -28,9 +28,9 @@ from p2ptrain.planning.devices.footprint import PEER_BASE_BYTES
 from p2ptrain.planning.devices.profile_codec import chain_hash
 from p2ptrain.planning.pipeline.choice import WORTH
 from p2ptrain.planning.pipeline.fleet import micro_batch_choices
-from p2ptrain.planning.pipeline.search import Search
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 from p2ptrain.planning.pipeline.task import PairRate
+from p2ptrain.planning.search.search import Search
 from p2ptrain.wire.messages import LinkFigure
 
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")

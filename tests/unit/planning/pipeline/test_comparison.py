@@ -16,9 +16,9 @@ from p2ptrain.planning.pipeline.choice import WORTH, best, judged_s, pipelines_o
 from p2ptrain.planning.pipeline.comparison import BASELINES, SINGLE, compare
 from p2ptrain.planning.pipeline.cost import CostModel
 from p2ptrain.planning.pipeline.fleet import Room, micro_batch_choices
-from p2ptrain.planning.pipeline.search import Search
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 from p2ptrain.planning.pipeline.task import PipelinePeer, PipelineTask
+from p2ptrain.planning.search.search import Search
 
 
 def model(num_blocks: int, flops: int, activation_bytes: int = 1000, parameter_bytes: int = 1000) -> ModelProfile:

@@ -16,16 +16,16 @@ from pipeline_rooms import even_model, mixed_task, room
 
 from p2ptrain.errors import UserError
 from p2ptrain.planning.devices.blocks import BlockProfile, BlockTimes, ModelProfile
-from p2ptrain.planning.pipeline import groups
 from p2ptrain.planning.pipeline.baselines import best_single_peer, data_parallel, equal_split, side_by_side
 from p2ptrain.planning.pipeline.cost import CostModel, cost_of, stage_memory_bytes, steps_of
-from p2ptrain.planning.pipeline.partial_plans import ROUNDING
 from p2ptrain.planning.pipeline.schedule import deepest_warm_up, round_s
-from p2ptrain.planning.pipeline.search import Planned, Search, plan_of
 from p2ptrain.planning.pipeline.shares import Sharing
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 from p2ptrain.planning.pipeline.task import PairRate, PipelinePeer, PipelineTask
 from p2ptrain.planning.pipeline.warm_ups import all_depths, num_depths
+from p2ptrain.planning.search import groups
+from p2ptrain.planning.search.partial_plans import ROUNDING
+from p2ptrain.planning.search.search import Planned, Search, plan_of
 
 
 def plan_pipeline(model: CostModel) -> Planned:

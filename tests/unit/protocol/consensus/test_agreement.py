@@ -16,7 +16,7 @@ from p2ptrain.core.plan import Plan, snapshot
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.rules import PipelineRules
-from p2ptrain.modes.tasks.assignment import first_plan, next_plan
+from p2ptrain.modes.tasks.planning.assignment import first_plan, next_plan
 from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.protocol.consensus.agreement import Agreement
 from p2ptrain.protocol.consensus.ballot import PlanRef

@@ -24,8 +24,12 @@ import numpy as np
 
 from p2ptrain.errors import LocalError, UserError
 from p2ptrain.planning.pipeline.cost import CostModel, PlanCost, cost_of, fits, steps_of
-from p2ptrain.planning.pipeline.groups import Ground
-from p2ptrain.planning.pipeline.partial_plans import (
+from p2ptrain.planning.pipeline.schedule import Steps, round_bound_s, round_s
+from p2ptrain.planning.pipeline.shares import Which
+from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
+from p2ptrain.planning.pipeline.warm_ups import Depths, all_depths, likely_depths, num_depths
+from p2ptrain.planning.search.groups import Ground
+from p2ptrain.planning.search.partial_plans import (
     BOUND_S,
     DEPTH,
     DONE_S,
@@ -40,10 +44,6 @@ from p2ptrain.planning.pipeline.partial_plans import (
     no_stage,
     select,
 )
-from p2ptrain.planning.pipeline.schedule import Steps, round_bound_s, round_s
-from p2ptrain.planning.pipeline.shares import Which
-from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
-from p2ptrain.planning.pipeline.warm_ups import Depths, all_depths, likely_depths, num_depths
 
 MAX_STAGES = 10
 ALL_TAILS = 3000

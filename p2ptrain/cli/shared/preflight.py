@@ -4,7 +4,7 @@ Invariant: the process that becomes the node imports neither torch nor a decoder
 is wrong with the data is said before torch is imported, within a second or two; torch takes some more (measured:
 2.5 s on a desktop), which is why a speed measured on a calm device is kept for a day.
 
-    python -m p2ptrain.cli.preflight        (a request as JSON on standard input, answers as JSON lines)
+    python -m p2ptrain.cli.shared.preflight        (a request as JSON on standard input, answers as JSON lines)
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def preflight(request: Request, state_dir: Path) -> Findings:
 
 
 def _ask(request: Request) -> dict[str, Any]:
-    command = [sys.executable, "-m", "p2ptrain.cli.preflight"]
+    command = [sys.executable, "-m", "p2ptrain.cli.shared.preflight"]
     text = json.dumps(dataclasses.asdict(request))
     environment = os.environ | {"OMP_NUM_THREADS": str(request.threads)}
     try:

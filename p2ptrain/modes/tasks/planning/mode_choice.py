@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import PeerSnapshot
-from p2ptrain.modes.tasks.grouping import groups_by_data
-from p2ptrain.modes.tasks.holdings import lacking
+from p2ptrain.modes.tasks.planning.grouping import groups_by_data
+from p2ptrain.modes.tasks.planning.holdings import lacking
 
 
 def mode_for(job: Job, peers: Sequence[PeerSnapshot]) -> tuple[str, str]:

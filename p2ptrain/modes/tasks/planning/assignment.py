@@ -19,17 +19,6 @@ from p2ptrain.core.plan import PeerSnapshot, Plan, clean, cleaned, speeds
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.tasks.config import tasks_of
-from p2ptrain.modes.tasks.grouping import group_classes, group_peers, groups_by_data, swap_for_wishes
-from p2ptrain.modes.tasks.holdings import (
-    Group,
-    classes_by_holdings,
-    clusters,
-    held_classes,
-    known_to,
-    lacking,
-    merged_until_each_has_a_class,
-)
-from p2ptrain.modes.tasks.mode_choice import max_groups, mode_for
 from p2ptrain.modes.tasks.plan import (
     MAX_FORMER,
     ClassPart,
@@ -40,8 +29,19 @@ from p2ptrain.modes.tasks.plan import (
     body_of,
     shards_of,
 )
-from p2ptrain.modes.tasks.shares import even_shares, limits
-from p2ptrain.modes.tasks.staffing import Staff
+from p2ptrain.modes.tasks.planning.grouping import group_classes, group_peers, groups_by_data, swap_for_wishes
+from p2ptrain.modes.tasks.planning.holdings import (
+    Group,
+    classes_by_holdings,
+    clusters,
+    held_classes,
+    known_to,
+    lacking,
+    merged_until_each_has_a_class,
+)
+from p2ptrain.modes.tasks.planning.mode_choice import max_groups, mode_for
+from p2ptrain.modes.tasks.planning.shares import even_shares, limits
+from p2ptrain.modes.tasks.planning.staffing import Staff
 from p2ptrain.planning.devices.footprint import largest_share
 
 SENSIBLE_GROUPS = 8

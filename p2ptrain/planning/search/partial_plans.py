@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from p2ptrain.planning.pipeline.cost import Floats
-from p2ptrain.planning.pipeline.group_times import run_at
-from p2ptrain.planning.pipeline.groups import Ground
 from p2ptrain.planning.pipeline.shares import Ints, Mask, Which
+from p2ptrain.planning.search.group_times import run_at
+from p2ptrain.planning.search.groups import Ground
 
 ROUNDING = 1 + 1e-9
 """Bounds may exceed a limit by this much before they count as above it."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
-from p2ptrain.modes.pipeline.checkpoints import Checkpoints
-from p2ptrain.modes.pipeline.pace import Pace
 from p2ptrain.modes.pipeline.plan import body_of
+from p2ptrain.modes.pipeline.stage.checkpoints import Checkpoints
+from p2ptrain.modes.pipeline.stage.pace import Pace
 from p2ptrain.wire import messages as m
 
 NOTICE_S = 2.0

@@ -11,7 +11,7 @@ from typing import Any
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.candidates import FITTED, JOINED, part_of
-from p2ptrain.modes.tasks.verdict import Verdict
+from p2ptrain.modes.tasks.head.verdict import Verdict
 from p2ptrain.words import listed, percent
 
 MANY_CLASSES = 100

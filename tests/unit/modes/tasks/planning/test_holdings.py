@@ -12,10 +12,10 @@ from p2ptrain.config import DataConfig, Job
 from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.registry import read_plan
-from p2ptrain.modes.tasks.assignment import first_plan, next_plan, notes, recomputes
 from p2ptrain.modes.tasks.config import TasksConfig
-from p2ptrain.modes.tasks.holdings import held_classes, lacking
-from p2ptrain.modes.tasks.mode_choice import mode_for
+from p2ptrain.modes.tasks.planning.assignment import first_plan, next_plan, notes, recomputes
+from p2ptrain.modes.tasks.planning.holdings import held_classes, lacking
+from p2ptrain.modes.tasks.planning.mode_choice import mode_for
 
 NAMES = ("cat", "dog", "frog", "horse", "ship")
 CAT, DOG, FROG, HORSE, SHIP = range(5)

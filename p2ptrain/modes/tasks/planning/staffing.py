@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 
 from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.tasks.holdings import held_classes
 from p2ptrain.modes.tasks.plan import ClassPart, TasksBody
+from p2ptrain.modes.tasks.planning.holdings import held_classes
 
 QUARTERS = 4
 ENOUGH = 5

@@ -19,11 +19,11 @@ from p2ptrain.learning import candidates, validation
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.evaluation import evaluate
 from p2ptrain.learning.head_fit import plain_head
-from p2ptrain.modes.tasks.assignment import first_plan
 from p2ptrain.modes.tasks.config import TasksConfig, tasks_of
-from p2ptrain.modes.tasks.head_fitting import HeadFitting
+from p2ptrain.modes.tasks.head.fitting import HeadFitting
+from p2ptrain.modes.tasks.head.verdict import Verdict, read_verdict
 from p2ptrain.modes.tasks.parts import Parts
-from p2ptrain.modes.tasks.verdict import Verdict, read_verdict
+from p2ptrain.modes.tasks.planning.assignment import first_plan
 from p2ptrain.wire import tensorfile
 
 SHAPE = (1, 12, 12)

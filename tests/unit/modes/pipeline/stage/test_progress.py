@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from p2ptrain.modes.pipeline.plan import PipelineBody
-from p2ptrain.modes.pipeline.progress import NOTICE_S, PATIENCE_S, Progress
+from p2ptrain.modes.pipeline.stage.progress import NOTICE_S, PATIENCE_S, Progress
 from p2ptrain.wire.messages import NO_PART
 
 TRAINERS = ("a", "b")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2ptrain.modes.pipeline.pace import NUM_TYPICAL, NUM_WARM_UP, Pace
+from p2ptrain.modes.pipeline.stage.pace import NUM_TYPICAL, NUM_WARM_UP, Pace
 
 
 def watched(pace: Pace, step: int, num: int, batch_s: float, now: float) -> tuple[int, float, int]:

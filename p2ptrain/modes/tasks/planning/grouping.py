@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 
 from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.tasks.holdings import WISH_SPREAD, Group, held_classes
-from p2ptrain.modes.tasks.shares import apportion
+from p2ptrain.modes.tasks.planning.holdings import WISH_SPREAD, Group, held_classes
+from p2ptrain.modes.tasks.planning.shares import apportion
 
 SWAP_SPREAD = 2.0
 """Peers change places for a wish when neither is more than this many times slower than the other."""

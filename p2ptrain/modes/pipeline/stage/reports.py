@@ -11,8 +11,8 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.commands import Looked, StageUsed
 from p2ptrain.modes.pipeline.plan import body_of
-from p2ptrain.modes.pipeline.slowdown import SlowdownReport
-from p2ptrain.modes.pipeline.traffic import StageTraffic
+from p2ptrain.modes.pipeline.stage.slowdown import SlowdownReport
+from p2ptrain.modes.pipeline.stage.traffic import StageTraffic
 from p2ptrain.protocol.group.link_probe import LinkMeasured
 from p2ptrain.protocol.machine import Note
 from p2ptrain.wire.messages import LinkFigure

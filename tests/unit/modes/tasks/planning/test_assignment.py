@@ -17,9 +17,17 @@ from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.registry import read_plan
-from p2ptrain.modes.tasks.assignment import first_plan, next_plan, notes, num_samples, recomputes, round_costs, speeds
 from p2ptrain.modes.tasks.config import TasksConfig, tasks_of
-from p2ptrain.modes.tasks.shares import MAX_SHARE, WIDTH_SPREAD
+from p2ptrain.modes.tasks.planning.assignment import (
+    first_plan,
+    next_plan,
+    notes,
+    num_samples,
+    recomputes,
+    round_costs,
+    speeds,
+)
+from p2ptrain.modes.tasks.planning.shares import MAX_SHARE, WIDTH_SPREAD
 from p2ptrain.planning.devices.footprint import largest_share, training_bytes
 
 BALANCE_FACTOR = {"all": 1.01, "own": 1.6}

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from p2ptrain.planning.pipeline.cost import CostModel, Floats
-from p2ptrain.planning.pipeline.group_times import GroupTimes, Timing
 from p2ptrain.planning.pipeline.shares import Mask
 from p2ptrain.planning.pipeline.stages import PipelinePlan
+from p2ptrain.planning.search.group_times import GroupTimes, Timing
 
 MAX_GROUPS = 255
 """So many groups are all tried; of more, a selection."""

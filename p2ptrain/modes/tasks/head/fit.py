@@ -27,10 +27,10 @@ from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id
 from p2ptrain.modes.tasks.commands import Combine, Combined, Contribute, Contributed, ExtractFeatures, FeaturesExtracted
 from p2ptrain.modes.tasks.config import tasks_of
-from p2ptrain.modes.tasks.head_blob import MAX_HOLDINGS, head_holding, pack_head, rounds_of
+from p2ptrain.modes.tasks.head.blob import MAX_HOLDINGS, head_holding, pack_head, rounds_of
+from p2ptrain.modes.tasks.head.verdict import Verdict, read_verdict
+from p2ptrain.modes.tasks.head.verdict_words import verdict_lines
 from p2ptrain.modes.tasks.plan import body_of
-from p2ptrain.modes.tasks.verdict import Verdict, read_verdict
-from p2ptrain.modes.tasks.verdict_words import verdict_lines
 from p2ptrain.protocol.head_fit.head_fit import Calibration
 from p2ptrain.protocol.head_fit.run import (
     CalibrationFinished,

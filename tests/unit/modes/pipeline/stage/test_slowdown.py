@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from p2ptrain.modes.pipeline.slowdown import MOST_REST_S, REST_S, SOON_S, STEP, SlowdownReport, differs, slowdown_of
+from p2ptrain.modes.pipeline.stage.slowdown import (
+    MOST_REST_S,
+    REST_S,
+    SOON_S,
+    STEP,
+    SlowdownReport,
+    differs,
+    slowdown_of,
+)
 from p2ptrain.protocol.machine import NEVER
 
 

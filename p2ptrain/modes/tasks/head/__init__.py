@@ -1,0 +1,1 @@
+"""The last layer, fitted by the whole group, and what the group finds when it looks at its model."""

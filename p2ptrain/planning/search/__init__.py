@@ -1,0 +1,1 @@
+"""The search for the fastest pipeline: over groups of devices, cuts and micro-batches."""
