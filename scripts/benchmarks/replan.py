@@ -125,13 +125,13 @@ def _figures(ran: Ran, fresh: Sequence[Ran]) -> dict[str, float]:
     marks, batch_size = ran.pace.marks, ran.job.training.batch_size
     plans = {plan.hash: plan.body for _, plan in ran.lab.plans}
     later = next((mark for mark in marks if mark.seconds > event_s and mark.plan != _at(marks, event_s).plan), None)
-    slices = plans.get(later.plan) if later is not None else None
-    if later is None or slices is None:
+    body = plans.get(later.plan) if later is not None else None
+    if later is None or body is None:
         raise TimeoutError(f"no new plan in {marks[-1].seconds - event_s:.0f} s after a device got slow")
     before = [m for m in marks if m.seconds <= event_s and m.plan == _at(marks, event_s).plan][1:]
     meanwhile = [m for m in marks if event_s < m.seconds and m.plan == _at(marks, event_s).plan]
     figures = ran.figures() | {
-        "batches_until": float(slices.from_step - _at(marks, event_s).step),
+        "batches_until": float(body.from_step - _at(marks, event_s).step),
         "seconds_until": later.seconds - event_s,
         "batches_wrong": _batches_wrong(ran),
     }
