@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from p2ptrain.errors import JobError, LocalError
 from p2ptrain.learning.submodels.analysis import analyse, check
-from p2ptrain.learning.submodels.channels import NEXT_STEP, Channels
-from p2ptrain.learning.submodels.kinds import CHANNEL_NORMS, CONVS
+from p2ptrain.learning.submodels.channels import Channels
+from p2ptrain.learning.submodels.dividing import SHARED, assign, checked_groups, checked_shares
+from p2ptrain.learning.submodels.narrowing import replace_tensors, set_sizes
 from p2ptrain.learning.submodels.views import Axes, View, put, take
 
 Targets = Literal["all", "rest", "own"]
@@ -30,8 +31,6 @@ Combine = Literal["own", "sum"]
 
 MIN_CHANNELS = 4
 """A sub-model's narrowest layer has so many at least, where nobody asked for a number of groups."""
-SHARED = -1  # owner of what everyone holds
-NOBODY = -2  # owner of channels that the shares leave over
 
 
 class Decoupling:
@@ -56,8 +55,8 @@ class Decoupling:
         self._channels: Channels = analyse(model, input_shape)
         self.head = self._channels.head
         self.num_classes = self._channels.created[self.head].numel()
-        self.groups = _checked_groups(groups, self.num_classes)
-        self.shares = _checked_shares(shares, len(self.groups))
+        self.groups = checked_groups(groups, self.num_classes)
+        self.shares = checked_shares(shares, len(self.groups))
         num_layers = len(self._channels.layers)
         if not 0 <= trunk < num_layers:
             raise JobError(
@@ -66,7 +65,7 @@ class Decoupling:
             )
         self._shared = self._channels.classes_in_trunk(trunk)
         self._views: dict[tuple[int, bool], View] = {}
-        self._owner = self._assign(dict(scores or {}))
+        self._owner = assign(self._channels, self._shared, self.groups, self.shares, scores or {})
         self._axes = {name: self._axes_owners(name) for name in model.state_dict()}
         self.trunk_names = frozenset(name for name in self._axes if self._is_shared(name))
         self._refuse_half_shared()
@@ -108,12 +107,12 @@ class Decoupling:
         narrow = copy.deepcopy(self._model, {id(tensor): tensor for tensor in shared_memory})
         held = self._held(group)
         for name, module in narrow.named_modules():
-            _replace_tensors(name, module, weights)
+            replace_tensors(name, module, weights)
             if name == self.head:
-                _set_sizes(module, weights[f"{name}.weight"].shape[0], weights[f"{name}.weight"])
+                set_sizes(module, weights[f"{name}.weight"].shape[0], weights[f"{name}.weight"])
             elif name in self._channels.modules:
                 num_channels = int(held[self._channels.modules[name]].sum())
-                _set_sizes(module, num_channels, weights.get(f"{name}.weight"))
+                set_sizes(module, num_channels, weights.get(f"{name}.weight"))
         return narrow
 
     def assemble(
@@ -194,78 +193,7 @@ class Decoupling:
             raise LocalError(f"the parts' trunks differ (tensor {name!r}): average them first and give trunk=")
         return first
 
-    # Dividing.
-
-    def _assign(self, scores: dict[str, Tensor]) -> Tensor:
-        """The owner of every channel id."""
-        channels = self._channels
-        owner_of_class = dict.fromkeys(self._shared, SHARED)
-        for ids, units, makers in self._spaces():
-            if len(units) < len(self.groups):
-                raise JobError(self._too_few(makers, len(units)))
-            counts = split_counts(len(units), self.shares)
-            score = self._unit_scores(units, ids, makers, scores)
-            for group, chosen in enumerate(_choose(counts, score)):
-                owner_of_class |= {units[one]: group for one in chosen}
-        owner = [owner_of_class.get(channels.root(one), NOBODY) for one in range(len(channels.parents))]
-        for one in channels.created[self.head].tolist():
-            owner[one] = SHARED
-        return torch.tensor(owner)
-
-    def _spaces(self) -> list[tuple[list[int], list[int], tuple[str, ...]]]:
-        """Classes made by the same layers: (their ids, the classes in order, the layers' names)."""
-        channels = self._channels
-        makers: dict[int, list[str]] = {}
-        members: dict[int, list[int]] = {}
-        for layer, ids in channels.created.items():
-            for one, root in zip(ids.tolist(), channels.roots(ids), strict=True):
-                if layer != self.head and root not in self._shared:
-                    members.setdefault(root, []).append(one)
-                    if layer not in makers.setdefault(root, []):
-                        makers[root].append(layer)
-        spaces: dict[tuple[str, ...], list[int]] = {}
-        for root, layers in makers.items():
-            spaces.setdefault(tuple(layers), []).append(root)
-        return [([one for unit in units for one in members[unit]], units, names) for names, units in spaces.items()]
-
-    def _unit_scores(
-        self, units: list[int], ids: list[int], makers: tuple[str, ...], scores: dict[str, Tensor]
-    ) -> Tensor | None:
-        """[groups, units]: what each unit is worth to each group; None without scores for these layers."""
-        layers = [layer for layer in makers if layer in scores]
-        if not layers:
-            return None
-        members = set(ids)
-        column = {unit: index for index, unit in enumerate(units)}
-        worth = torch.zeros(len(self.groups), len(units), dtype=torch.float64)
-        for layer in layers:
-            made, score = self._channels.created[layer], scores[layer].detach().double().cpu()
-            if tuple(score.shape) != (self.num_classes, made.numel()) or not bool(score.isfinite().all()):
-                raise LocalError(
-                    f"scores of layer {layer!r}: expected finite numbers of shape {(self.num_classes, made.numel())}, "
-                    f"got shape {tuple(score.shape)}"
-                )
-            for channel, (one, root) in enumerate(zip(made.tolist(), self._channels.roots(made), strict=True)):
-                if one in members:
-                    for group, classes in enumerate(self.groups):
-                        worth[group, column[root]] += score[list(classes), channel].mean()
-        return worth
-
-    def _too_few(self, makers: tuple[str, ...], num_units: int) -> str:
-        made = self._channels.created[makers[0]]
-        roots = set(self._channels.roots(made))
-        reasons = [place for one, place in self._channels.mixed if self._channels.root(one) in roots]
-        num_groups = len(self.groups)
-        if not reasons:
-            return (
-                f"layer {makers[0]!r} has {made.numel()} channels, which can't be divided among {num_groups} class "
-                f"groups: make it at least {num_groups} wide, use fewer groups, or {NEXT_STEP}"
-            )
-        return (
-            f"the {made.numel()} channels of layer {makers[0]!r} can't be divided among {num_groups} class groups: "
-            f"{reasons[0]} works across channels and leaves {num_units} separable unit(s); if it is a norm, use "
-            f"BatchNorm or GroupNorm with at least {num_groups} norm groups; else {NEXT_STEP}"
-        )
+    # Who holds what.
 
     def _refuse_half_shared(self) -> None:
         for name, owners in self._axes.items():
@@ -326,84 +254,5 @@ def most_groups(model: nn.Module, input_shape: Sequence[int], limit: int, trunk:
     return 1
 
 
-def split_counts(num_units: int, shares: Sequence[float]) -> list[int]:
-    """Units per share: at least one each, all together round(num_units * sum of shares), largest remainders first."""
-    quotas = [share * num_units for share in shares]
-    counts = [max(1, math.floor(quota + 1e-9)) for quota in quotas]
-    total = max(len(shares), min(num_units, round(sum(quotas))))
-    while sum(counts) != total:
-        lacks = [quota - count for quota, count in zip(quotas, counts, strict=True)]
-        if sum(counts) < total:
-            counts[lacks.index(max(lacks))] += 1
-        else:
-            worst = min((lack, g) for g, lack in enumerate(lacks) if counts[g] > 1)
-            counts[worst[1]] -= 1
-    return counts
-
-
-def _choose(counts: list[int], score: Tensor | None) -> list[list[int]]:
-    """Which units each group gets: runs, or greedily the best of those that are left."""
-    if score is None:
-        starts = [sum(counts[:group]) for group in range(len(counts))]
-        return [list(range(start, start + count)) for start, count in zip(starts, counts, strict=True)]
-    relative = score / score.mean(1, keepdim=True).abs().clamp_min(1e-30)  # no group wins by large gradients alone
-    chosen: list[list[int]] = [[] for _ in counts]
-    taken: set[int] = set()
-    for flat in relative.flatten().argsort(descending=True, stable=True).tolist():
-        group, unit = divmod(flat, score.shape[1])
-        if unit not in taken and len(chosen[group]) < counts[group]:
-            chosen[group].append(unit)
-            taken.add(unit)
-    return chosen
-
-
-def _checked_groups(groups: Sequence[Sequence[int]], num_classes: int) -> tuple[tuple[int, ...], ...]:
-    checked = tuple(tuple(int(one) for one in group) for group in groups)
-    classes = [one for group in checked for one in group]
-    if not checked or not all(checked):
-        raise JobError("class groups: there must be at least one, and each needs at least one class")
-    if len(set(classes)) != len(classes) or not set(classes) <= set(range(num_classes)):
-        raise JobError(
-            f"class groups {checked}: each class must be in one group only, and the model has classes 0 to "
-            f"{num_classes - 1}"
-        )
-    return checked
-
-
-def _checked_shares(shares: Sequence[float] | None, num_groups: int) -> tuple[float, ...]:
-    checked = tuple(float(share) for share in shares) if shares is not None else (1.0 / num_groups,) * num_groups
-    if len(checked) != num_groups or not all(0 < share <= 1 for share in checked) or sum(checked) > 1 + 1e-9:
-        raise JobError(
-            f"width shares {checked}: {num_groups} groups need as many, each above 0 and all together at most 1"
-        )
-    return checked
-
-
 def _index(mask: Tensor) -> Tensor | None:
     return None if bool(mask.all()) else mask.nonzero().flatten()
-
-
-def _replace_tensors(prefix: str, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a module tensors of its own."""
-    for short, old in module.named_parameters(recurse=False):
-        new = weights[f"{prefix}.{short}" if prefix else short]
-        setattr(module, short, nn.Parameter(new, requires_grad=old.requires_grad))
-    for short, buffer in module.named_buffers(recurse=False):
-        setattr(module, short, weights.get(f"{prefix}.{short}" if prefix else short, buffer).clone())
-
-
-def _set_sizes(module: nn.Module, num_channels: int, weight: Tensor | None) -> None:
-    """Make a narrowed layer's attributes tell the truth: some are used in forward, all are read by people."""
-    if isinstance(module, CONVS) and weight is not None:
-        if module.groups > 1:
-            module.groups = num_channels // (module.out_channels // module.groups)
-        module.out_channels, module.in_channels = num_channels, weight.shape[1] * module.groups
-    elif isinstance(module, nn.Linear) and weight is not None:
-        module.out_features, module.in_features = weight.shape
-    elif isinstance(module, CHANNEL_NORMS):
-        module.num_features = num_channels
-    elif isinstance(module, nn.GroupNorm):
-        module.num_groups = num_channels // (module.num_channels // module.num_groups)
-        module.num_channels = num_channels
-    elif isinstance(module, nn.PReLU) and module.num_parameters > 1:
-        module.num_parameters = num_channels

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from p2ptrain.errors import JobError, LocalError
 from p2ptrain.learning.models import MODELS, TEXT_MODELS, build_model
-from p2ptrain.learning.submodels.decoupling import Decoupling, split_counts
+from p2ptrain.learning.submodels.decoupling import Decoupling
+from p2ptrain.learning.submodels.dividing import split_counts
 from p2ptrain.learning.submodels.views import take
 
 SHAPE = (3, 12, 12)
