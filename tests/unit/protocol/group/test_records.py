@@ -72,7 +72,7 @@ def test_a_restarted_peer_goes_above_its_old_record() -> None:
     assert ann.own.version == 91
     assert ann.received(bob.own_id, Records((ann.own,)), 0.0) == []
     ann.received(bob.own_id, Records((dataclasses.replace(ann.own, name="other"),)), 0.0)
-    assert (ann.own.version, ann.own.name) == (92, "")
+    assert (ann.own.version, ann.own.name) == (92, "peer 1")
 
 
 def test_nobody_speaks_for_another() -> None:
