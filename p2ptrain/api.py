@@ -26,7 +26,7 @@ from p2ptrain.runtime.node.journal import Journal, Line
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.node.peer_node import PeerNode, PeerOptions
-from p2ptrain.runtime.store.store import StateDir
+from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.wire.messages import MemberState, Record
 
 if TYPE_CHECKING:

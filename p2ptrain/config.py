@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
@@ -254,7 +254,7 @@ def _renamed(raw: Mapping[str, Any], where: str, modes: KnownModes) -> dict[str,
     return tables | {"mode": names[mode]} if isinstance(mode, str) and mode in names else tables
 
 
-def _refuse_unknown(raw: Iterable[str], known: Iterable[str], where: str, prefix: str) -> None:
+def _refuse_unknown(raw: Iterable[str], known: Collection[str], where: str, prefix: str) -> None:
     for key in raw:
         if key not in known:
             raise JobError(f"{where}: {prefix}{key}: unknown key; known here: {', '.join(sorted(known))}")
@@ -335,6 +335,8 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
         raise JobError(f"{where}: data.std: must be above zero")
     if job.mode not in modes:
         raise JobError(f"{where}: mode: {job.mode!r} is not one of {', '.join(modes)}")
+    if len({table.TABLE for table in job.tables}) != len(job.tables):
+        raise JobError(f"{where}: tables: two of the same mode")
     own = job.table(modes[job.mode].config)
     for table in (own, *(each for each in job.tables if each is not own)):
         table.check(job, where)

@@ -30,7 +30,7 @@ from p2ptrain.runtime.node.journal import Line
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.peer_node import PeerNode, PeerOptions
 from p2ptrain.runtime.peer.peer import Peer
-from p2ptrain.runtime.store.store import StateDir
+from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.ui import narrator
 from p2ptrain.words import clean, duration
 

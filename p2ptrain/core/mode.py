@@ -20,7 +20,7 @@ from p2ptrain.core.plan import Body, Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.worker import Setup, Worker
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.protocol.consensus.agreement import Rules
+from p2ptrain.protocol.consensus.rules import Rules
 from p2ptrain.wire.messages import Holding, Message, Record
 
 if TYPE_CHECKING:

@@ -18,8 +18,10 @@ from p2ptrain.config import MAX_JOB_BYTES, Job, ModeTable, is_sha256
 from p2ptrain.errors import JobError
 from p2ptrain.modes.registry import MODES
 
-TABLES: dict[str, type[ModeTable]] = {mode.config.TABLE: mode.config for mode in MODES.values()}
-"""Of modes, by title."""
+
+def mode_tables() -> dict[str, type[ModeTable]]:
+    """What each mode's table holds, by title."""
+    return {mode.config.TABLE: mode.config for mode in MODES.values()}
 
 
 def load_job(path: Path) -> Job:
@@ -73,8 +75,8 @@ def check_job(job: Job, where: str = "job") -> None:
 
 def table_of(job: Job, title: str) -> Any:
     """One of the job's tables by its title, a mode's too; the job itself for ""."""
-    if title in TABLES:
-        return job.table(TABLES[title])
+    if title in mode_tables():
+        return job.table(mode_tables()[title])
     return getattr(job, title) if title else job
 
 
@@ -83,4 +85,4 @@ def with_settings(job: Job, title: str, **values: Any) -> Job:
     table = dataclasses.replace(table_of(job, title), **values)
     if isinstance(table, Job):
         return table
-    return job.with_table(table) if title in TABLES else dataclasses.replace(job, **{title: table})
+    return job.with_table(table) if title in mode_tables() else dataclasses.replace(job, **{title: table})

@@ -23,7 +23,7 @@ from p2ptrain.ids import BlobId
 from p2ptrain.learning.data import load, open_source, select
 from p2ptrain.learning.models import global_model
 from p2ptrain.runtime.harvest import assemble
-from p2ptrain.runtime.store.store import Manifest
+from p2ptrain.runtime.store.manifest import Manifest
 from p2ptrain.wire.messages import Holding
 from p2ptrain.wire.schema import from_plain
 

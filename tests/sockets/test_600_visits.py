@@ -14,7 +14,7 @@ from p2ptrain.net.keys import Group, new_group, new_identity
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.peer_node import PeerNode, PeerOptions
-from p2ptrain.runtime.store.store import StateDir
+from p2ptrain.runtime.store.state_dir import StateDir
 
 NUM_VISITS = 600
 """More than a peer of a thousand descriptors and two a visit lived to see."""

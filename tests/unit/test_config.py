@@ -267,6 +267,13 @@ def test_a_job_has_one_table_of_a_kind() -> None:
     job = DIGITS.with_table(TasksConfig(trunk=1)).with_table(PipelineConfig()).with_table(TasksConfig(trunk=2))
     assert job.tables == (PipelineConfig(), TasksConfig(trunk=2))
     assert job.table(TasksConfig).trunk == 2 and DIGITS.table(TasksConfig) == TasksConfig()
+    with pytest.raises(JobError, match="job: tables: two of the same mode"):
+        check_job(dataclasses.replace(DIGITS, tables=(TasksConfig(), TasksConfig(trunk=1))))
+
+
+def test_a_mode_that_is_not_known() -> None:
+    with pytest.raises(JobError, match="job: mode: 'swarm' is not one of auto, tasks, replicas, pipeline"):
+        check_job(dataclasses.replace(DIGITS, mode="swarm"))
 
 
 def test_the_order_of_keys_does_not_matter() -> None:

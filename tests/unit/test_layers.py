@@ -1,4 +1,5 @@
-"""Imports point down only, nobody imports torch who must not, and what is never used is never used."""
+"""Imports point down only and in no circle, only a mode knows itself, nobody imports torch who must not, and what is
+never used is never used."""
 
 from __future__ import annotations
 
@@ -8,38 +9,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import house
 import pytest
+from house import BASE, LAYERS, layer_of
 
 import p2ptrain
+from p2ptrain.modes.registry import MODES
 
 PACKAGE = Path(p2ptrain.__file__).parent
-LAYERS = (
-    "cli",
-    "experiment",
-    "api",
-    "ui",
-    "simulation",
-    "runtime",
-    "modes",
-    "core",
-    "net",
-    "learning",
-    "planning",
-    "protocol",
-    "wire",
-    "base",
-)
-"""Top to bottom. A module may import from its own layer and from those below."""
-BASE = ("errors", "ids", "config", "words", "version")
 FORBIDDEN = ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "torch.load", "torch.save")
-SIBLINGS = {
-    "core": ("net", "learning"),
-    "net": ("learning", "planning"),
-    "learning": ("protocol",),
-    "planning": ("protocol",),
-    "protocol": (),
-}
-"""What a layer leaves alone although it lies below: net moves frames, learning knows nothing of peers."""
 TORCH_FREE = ("cli", "ui", "simulation", "runtime", "modes", "core", "net", "planning", "protocol", "wire", "base")
 TORCH_MODULES = (
     "p2ptrain.runtime.trainer.trainer",
@@ -51,6 +29,17 @@ TORCH_MODULES = (
     "p2ptrain.cli.evaluate",
 )
 """Of those layers, the only ones that may import torch at their top."""
+MODE_NAMES = {*MODES, *(old for mode in MODES.values() for old in mode.old_names)}
+TOO_FULL = {"cli", "modes/pipeline", "modes/tasks", "planning/pipeline"}
+TOO_LONG = {
+    "learning/submodels/decoupling.py",
+    "protocol/group/membership.py",
+    "protocol/head_fit/head_fit.py",
+    "protocol/session/sessions.py",
+}
+"""Folders and files that do not fit yet."""
+MAY_BE_LONG = ("wire/messages.py",)
+"""A list of all messages."""
 LIGHT = (
     "p2ptrain",
     "p2ptrain.api",
@@ -73,64 +62,124 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, path in MODULES.items()}
 
 
-def layer_of(module: str) -> str | None:
-    """``None``: the package's own ``__init__``, which imports lazily whatever it exports."""
-    parts = module.split(".")
-    if len(parts) == 1:
-        return None
-    return "base" if parts[1] in BASE else parts[1]
-
-
-def type_checking_only(tree: ast.Module) -> set[ast.AST]:
-    """Nodes under ``if TYPE_CHECKING``: they import nothing when the program runs."""
-    blocks = (n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test).endswith("TYPE_CHECKING"))
-    return {node for block in blocks for statement in block.body for node in ast.walk(statement)}
-
-
 def imports(module: str, *, typing: bool = True) -> Iterator[tuple[str, int, bool]]:
-    """(imported module, line, at the top) of every import, those inside functions too."""
-    tree = TREES[module]
-    skipped = set() if typing else type_checking_only(tree)
-    inside = {
-        node
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
-    }
-    for node in ast.walk(tree):
-        if node in skipped:
-            continue
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno, node not in inside) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module}:{node.lineno}: a relative import"
-            source = node.module or ""
-            for alias in node.names:
-                name = f"{source}.{alias.name}"
-                yield (name if name in MODULES else source), node.lineno, node not in inside
+    return house.imports(TREES, module, typing=typing)
+
+
+def made_up(**modules: str) -> dict[str, ast.Module]:
+    """A tree of modules by their names without the package's, ``__`` for each dot."""
+    return {f"p2ptrain.{name.replace('__', '.')}": ast.parse(text) for name, text in modules.items()}
 
 
 def test_every_module_has_a_layer() -> None:
     assert {layer_of(module) for module in MODULES} - {None} <= set(LAYERS)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_down(module: str) -> None:
-    own = layer_of(module)
-    if own is None:
-        return
-    wrong = []
-    for imported, line, _ in imports(module):
-        if imported.split(".")[0] != "p2ptrain":
-            continue
-        layer = layer_of(imported)
-        if layer is None:  # ``from p2ptrain import __version__``: only for those on top of everything
-            fits = own in ("cli", "experiment", "api", "ui", "runtime")
-        else:
-            fits = LAYERS.index(layer) >= LAYERS.index(own) and layer not in SIBLINGS.get(own, ())
-        if not fits:
-            wrong.append(f"{MODULES[module].name}:{line} imports {imported}")
-    assert not wrong
+def test_imports_point_down() -> None:
+    assert house.upward(TREES) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from p2ptrain.runtime.node import Node",
+        "def later():\n    import p2ptrain.runtime.node",
+        "if TYPE_CHECKING:\n    from p2ptrain.runtime import node",
+    ],
+)
+def test_an_import_upwards_is_seen(text: str) -> None:
+    tree = made_up(runtime__node="from p2ptrain.core import plan\nimport p2ptrain.errors", core__plan=text, errors="")
+    (wrong,) = house.upward(tree)
+    assert wrong.startswith("p2ptrain.core.plan:") and "imports p2ptrain.runtime.node" in wrong
+    assert house.upward(made_up(runtime__node="", core__plan="import torch, typing")) == []
+
+
+def test_what_a_layer_leaves_alone_is_seen() -> None:
+    assert house.upward(made_up(net__link="from p2ptrain.learning import models")) == [
+        "p2ptrain.net.link:1 imports p2ptrain.learning"
+    ]
+
+
+def test_no_files_need_each_other() -> None:
+    assert house.circles(TREES) == []
+
+
+def test_a_circle_is_seen() -> None:
+    """Also one that is closed inside a function, or for types only; and two of them apart."""
+    tree = made_up(
+        core__a="from p2ptrain.core import b",
+        core__b="def later():\n    from p2ptrain.core.c import thing",
+        core__c="if TYPE_CHECKING:\n    import p2ptrain.core.a",
+        core__d="import p2ptrain.core.a",
+        wire__x="import p2ptrain.wire.y, p2ptrain.core.d",
+        wire__y="import p2ptrain.wire.x, p2ptrain.wire.y",
+    )
+    assert house.circles(tree) == [
+        ("p2ptrain.core.a", "p2ptrain.core.b", "p2ptrain.core.c"),
+        ("p2ptrain.wire.x", "p2ptrain.wire.y"),
+    ]
+    del tree["p2ptrain.core.c"], tree["p2ptrain.wire.y"]
+    assert house.circles(tree) == []
+
+
+def test_only_the_modes_know_a_mode() -> None:
+    assert house.known_modes(TREES, MODE_NAMES) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from p2ptrain.modes.tasks import role",
+        "from p2ptrain.modes import tasks",
+        "def later():\n    import p2ptrain.modes.tasks.role",
+        'if job.mode == "tasks": pass',
+        'if plan.mode in ("replicas", "auto"): pass',
+        'word = WORDS["slices"]',
+        'word = {"pipeline": 1}[job.mode]',
+        'match job.mode:\n    case "tasks": pass',
+    ],
+)
+def test_who_knows_a_mode_is_seen(text: str) -> None:
+    modes = {
+        "modes__registry": "from p2ptrain.modes.tasks import role",
+        "modes__tasks": "",
+        "modes__tasks__role": 'assert job.mode != "replicas"',
+    }
+    (wrong,) = house.known_modes(made_up(runtime__peer=text, **modes), MODE_NAMES)
+    assert wrong.startswith("p2ptrain.runtime.peer:")
+    plan = made_up(cli__plan="from p2ptrain.modes.tasks.role import Role", **modes)
+    assert house.known_modes(plan, MODE_NAMES) == []
+
+
+def test_all_but_the_modes_may_use_the_registry() -> None:
+    tree = made_up(
+        runtime__peer="from p2ptrain.modes.registry import mode_of\nfrom p2ptrain.modes import jobs",
+        cli__job='if mode == "auto": pass',
+        modes__registry="",
+        modes__jobs="",
+        modes__tasks__role="",
+    )
+    assert house.known_modes(tree, MODE_NAMES) == []
+
+
+def test_folders_and_files_can_be_looked_through() -> None:
+    """The lists of those that can't yet may only shrink: whatever fits by now is struck off."""
+    assert house.too_full(PACKAGE) == TOO_FULL
+    assert house.too_long(PACKAGE, MAY_BE_LONG) == TOO_LONG
+
+
+def test_what_is_too_full_or_too_long_is_seen(tmp_path: Path) -> None:
+    for folder, num_files in (
+        (tmp_path, 1),
+        (tmp_path / "full", house.MAX_FILES + 1),
+        (tmp_path / "fits", house.MAX_FILES),
+    ):
+        folder.mkdir(exist_ok=True)
+        for number in range(num_files):
+            (folder / f"file_{number}.py").write_text("x = 1\n" * house.MAX_LINES)
+    (tmp_path / "fits" / "file_0.py").write_text("x = 1\n" * (house.MAX_LINES + 1))
+    assert house.too_full(tmp_path) == {"full"}
+    assert house.too_long(tmp_path) == {"fits/file_0.py"} and house.too_long(tmp_path, ["fits/file_0.py"]) == set()
 
 
 def test_base_modules_import_nothing_but_each_other() -> None:

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from p2ptrain.errors import JobError, LocalError
-from p2ptrain.learning.submodels.channels import CHANNEL_NORMS, CONVS, NEXT_STEP, Channels, analyse
+from p2ptrain.learning.submodels.analysis import analyse, check
+from p2ptrain.learning.submodels.channels import NEXT_STEP, Channels
+from p2ptrain.learning.submodels.kinds import CHANNEL_NORMS, CONVS
 from p2ptrain.learning.submodels.views import Axes, View, put, take
 
 Targets = Literal["all", "rest", "own"]
@@ -69,7 +71,7 @@ class Decoupling:
         self.trunk_names = frozenset(name for name in self._axes if self._is_shared(name))
         self._refuse_half_shared()
         for group in range(len(self.groups)):
-            self._channels.check(self._held(group))
+            check(self._channels, self._held(group))
 
     @property
     def channel_layers(self) -> Mapping[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from dataclasses import dataclass
 
 LOOK_S = 1.0
 """Between two looks at least."""
@@ -15,11 +14,6 @@ NUM_WARM_UP, NUM_TYPICAL = 3, 15
 More than what a device takes to tell that it is slow: else all of the pipeline would be taken for slower than planned.
 """
 NUM_RECENT = 50
-
-
-@dataclass(frozen=True, slots=True)
-class PaceKnown:
-    """Enough batches were seen under the plan in force; said again after as many more."""
 
 
 class Pace:

@@ -46,7 +46,6 @@ from p2ptrain.modes.pipeline.commands import (
 from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.handed_over import HandedOver
 from p2ptrain.modes.pipeline.missing_blocks import MissingBlocks
-from p2ptrain.modes.pipeline.pace import PaceKnown
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.progress import Progress
 from p2ptrain.modes.pipeline.reports import StageReports
@@ -118,7 +117,6 @@ class PipelineRole:
             **self.replicas.handlers,
             Delivered: self._traffic.delivered,
             LinkMeasured: lambda e, now: self._reports.link(e, self._meter.figures(), now),
-            PaceKnown: lambda _, now: [Reconsider()],
             ProfileLearnt: lambda _, now: [Reconsider()],
         }
         self._trainer_events: Mapping[type, Handler] = {
@@ -378,7 +376,7 @@ class PipelineRole:
         newest, plan = self.progress.newest(), self.plan
         late = self._gather(now) if self._missing.is_due(now) else []
         if self.progress.look(now):
-            late.append(PaceKnown())
+            late.append(Reconsider())
         if self._reports.slowdown.is_due(now):
             late.append(ToTrainer(LookAgain()))
         if isinstance(self._state, Stopping) and now >= self._state.by and plan is not None:

@@ -15,7 +15,7 @@ from p2ptrain.modes.pipeline.plan import DeviceFigures, body_of, read_plan
 from p2ptrain.modes.pipeline.planner import first_plan, follows, next_plan
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import chain_hash, profile_from_json
-from p2ptrain.protocol.consensus.agreement import Answer, Question
+from p2ptrain.protocol.consensus.rules import Answer, Question
 from p2ptrain.wire.messages import Record
 
 

@@ -66,7 +66,7 @@ class Parts:
         """Qualified name of the last layer, the one that calibration fits again. Raises ``JobError``."""
         if self.decoupling is not None:
             return self.decoupling.head
-        linear = [name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)]
+        linear: list[str] = [name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)]
         if not linear:
             raise JobError('the model has no Linear layer to calibrate; set tasks.calibrate = "never"')
         return linear[-1]

@@ -11,7 +11,7 @@ from p2ptrain.core.plan import Plan, snapshot
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.tasks.assignment import first_plan, next_plan, recomputes
 from p2ptrain.modes.tasks.plan import read_plan
-from p2ptrain.protocol.consensus.agreement import Answer, Question
+from p2ptrain.protocol.consensus.rules import Answer, Question
 from p2ptrain.wire.messages import Record
 
 

@@ -22,126 +22,27 @@ follows. A plan whose parent is not known here is not ours to vote on: it is fol
 
 How a better plan is fetched: ``plan_fetch``.
 
-What a plan is stays with the caller: ``Rules`` parses, verifies and makes them. To make one is a search, which may take
-a small device many seconds, and who does not answer pings meanwhile is taken for dead. So it is a ``Question`` that the
-caller works out wherever nothing waits for it; its answer counts if the members are still the same.
+What a plan is stays with the caller, whose ``rules`` read, check and make them; the answer to a ``Question`` counts if
+the members are still the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Collection, Iterable, Iterator
+from typing import Generic
 
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import JobId, PeerId
 from p2ptrain.protocol.consensus.ballot import Ballot, PlanRef, carries
-from p2ptrain.protocol.consensus.plan_fetch import FetchConfig, PlanFetch, remember
+from p2ptrain.protocol.consensus.plan_fetch import PlanFetch, remember
+from p2ptrain.protocol.consensus.rules import AgreementConfig, Answer, Effect, P, PlanAdopted, Rules, VoteFor
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.wire.messages import NO_PART, PlanReply, PlanRequest, Record
 
 HISTORY = 16
 """Plans kept to serve them, and to check the plans that follow from them."""
-
-
-class Proposal(Protocol):
-    """What agreement needs to know of a plan. Its name is the sha256 of its canonical JSON."""
-
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def parent(self) -> str: ...
-    def to_json(self) -> str: ...
-
-
-P = TypeVar("P", bound=Proposal)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[P]):
-    """The plan that some members should have next; None = the one in force will do, or (``problem``) there is none."""
-
-    plan: P | None
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Question(Generic[P]):
-    """Work this out, in any thread, and give the answer to ``answered``."""
-
-    work: Callable[[], Answer[P]]
-
-
-class Rules(Protocol[P]):
-    """How plans are read, checked and made."""
-
-    @property
-    def wanted(self) -> str:
-        """Whom a plan can have, in words."""
-        ...
-
-    def is_ready(self, record: Record) -> bool:
-        """Whether a plan can have this peer, as far as its mode goes: it is here, and its trainer works."""
-        ...
-
-    def parse(self, data: bytes) -> P:
-        """Raises ``RemoteError``."""
-        ...
-
-    def verify(self, plan: P, parent: P | None) -> bool:
-        """Whether the plan follows from its own inputs (and its parent's plan, where that is known here)."""
-        ...
-
-    def is_beginning(self, current: P | None, members: Sequence[Record]) -> bool:
-        """Whether the plan in force is not yet under way, and no other may follow it before it is."""
-        ...
-
-    def question(self, current: P | None, members: Sequence[Record]) -> Question[P]:
-        """Which plan these members should have next, by what is known now."""
-        ...
-
-    def timed(self, plan: P) -> P | None:
-        """The same plan, to be proposed only now, a while after the question; None = now it is too late for it."""
-        ...
-
-    def participants(self, plan: P) -> Collection[PeerId]:
-        """The peers that the plan gives work to."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class AgreementConfig:
-    min_peers: int = 2
-    settle_s: float = 3.0
-    takeover_s: float = 15.0
-    """How long each further candidate waits for those before it."""
-    minority_s: float = 15.0
-    """Settling time of a peer that sees less than half of its plan's peers."""
-    fetch: FetchConfig = field(default_factory=FetchConfig)
-    majority: bool = False
-    """A plan that has a parent needs the votes of most of the parent's participants."""
-    vote_s: float = 20.0
-    """A vote that has not brought a majority for so long is withdrawn; but of two peers, the one that is left goes on
-    alone: the majority that it lacks is one that may be gone for good."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlanAdopted(Generic[P]):
-    """Follow this plan from now on, and say so in the own record."""
-
-    plan: P
-    hash: str
-    proposed_here: bool
-
-
-@dataclass(frozen=True, slots=True)
-class VoteFor(Generic[P]):
-    """Say in the own record that this plan ought to be the next; with "" and None, none any more."""
-
-    hash: str
-    plan: P | None
 
 
 class Agreement(Generic[P]):
@@ -153,12 +54,12 @@ class Agreement(Generic[P]):
         job: JobId,
         rules: Rules[P],
         now: float,
-        config: AgreementConfig = AgreementConfig(),
+        config: AgreementConfig | None = None,
         *,
         restored: P | None = None,
     ) -> None:
         self.own_id = own_id
-        self.config = config
+        self.config = config or AgreementConfig()
         self.current: P | None = None
         self._ref: PlanRef | None = None
         self._job = job
@@ -177,8 +78,8 @@ class Agreement(Generic[P]):
         """How often the rules came to know more."""
         self.problem = ""
         """Why no plan could be made when one was last asked for; "" = nothing stood in the way."""
-        self._fetch = PlanFetch(own_id, config.fetch, lambda name: self._ballot.get(name) is not None)
-        self._ballot: Ballot[P] = Ballot(own_id, config.vote_s)
+        self._fetch = PlanFetch(own_id, self.config.fetch, lambda name: self._ballot.get(name) is not None)
+        self._ballot: Ballot[P] = Ballot(own_id, self.config.vote_s)
         self._proposed = ""
         if restored is not None:
             self._follow(restored, now, proposed_here=False)
@@ -422,9 +323,6 @@ class Agreement(Generic[P]):
         fields = (("plan", name), ("epoch", plan.epoch), ("proposed_here", int(proposed_here)))
         effects: list[Effect[P]] = [PlanAdopted(plan, name, proposed_here), Note("plan-adopted", fields)]
         return [*effects, VoteFor("", None)] if self._ballot.decided(self._ref) else effects
-
-
-Effect = Send | Note | PlanAdopted[P] | VoteFor[P] | Question[P]
 
 
 def _seniority(record: Record) -> tuple[float, PeerId]:

@@ -23,14 +23,14 @@ from p2ptrain.ids import BlobId
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.net.keys import Group, Identity
 from p2ptrain.protocol.blobs.serving import ReadChunk
-from p2ptrain.protocol.consensus.agreement import Question
+from p2ptrain.protocol.consensus.rules import Question
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime.node.disk_work import DiskWork
 from p2ptrain.runtime.node.handover import Handover
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import NetworkConfig, Node
 from p2ptrain.runtime.peer.peer import Peer
-from p2ptrain.runtime.store.store import StateDir
+from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.runtime.trainer.process import TrainerProcess
 from p2ptrain.version import SOFTWARE
 from p2ptrain.wire.messages import HEAD_PART, Holding

@@ -37,7 +37,8 @@ from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.protocol.blobs.serving import ReadChunk
-from p2ptrain.protocol.consensus.agreement import Agreement, AgreementConfig, Answer, PlanAdopted, VoteFor
+from p2ptrain.protocol.consensus.agreement import Agreement
+from p2ptrain.protocol.consensus.rules import AgreementConfig, Answer, PlanAdopted, VoteFor
 from p2ptrain.protocol.group.membership import (
     LAN,
     Membership,

@@ -1,6 +1,5 @@
-"""What a peer keeps over a restart: the state directory, one manifest a job, and the blobs that it names.
+"""One job of a peer on disk: its manifest, and the blobs that it names.
 
-    <state>/lock, addresses.json
     <state>/<job>/manifest.json, manifest.old.json, journal.jsonl, blobs/<sha256>, damaged/
 
 Invariant: after ``kill -9`` at any instruction the directory opens again, and the manifest names only blobs that are
@@ -14,36 +13,23 @@ A full disk or quota raises ``StorageError`` every time, changes nothing, and is
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any, TypeVar
 
 from p2ptrain.core.replicas import NUM_OWN_SNAPSHOTS
-from p2ptrain.errors import LocalError, RemoteError, UserError
-from p2ptrain.ids import BlobId, JobId, PeerId
+from p2ptrain.errors import LocalError, UserError
+from p2ptrain.ids import BlobId
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime.store.blobs import Blobs, Disk, StorageError, hash_file, raise_for_now, storage_error
+from p2ptrain.runtime.store.json_files import free_name, move_aside
+from p2ptrain.runtime.store.manifest import MAX_LINEAGE, Manifest, load_manifest, manifest_bytes
 from p2ptrain.wire.messages import Holding
-from p2ptrain.wire.schema import Bound, from_plain, to_plain
 
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # no such locks on this system
-    fcntl = None
-
-MANIFEST_VERSION = 1
-MAX_LINEAGE = 64
 NUM_PROOFS = 3
 """So many things must be saved in a row before a full disk counts as one with room."""
-_MAX_PEERS = 1024
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,105 +38,6 @@ class StoreConfig:
     """For all of one job on disk."""
     ephemeral_bytes: int = 256 << 20
     """For blobs in memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """All that is worth keeping of a job but the tensors."""
-
-    version: Annotated[int, Bound(MANIFEST_VERSION, MANIFEST_VERSION)] = MANIFEST_VERSION
-    job: Annotated[str, Bound(0, 256 << 10)] = ""
-    """The job's canonical JSON."""
-    plan: Annotated[str, Bound(0, 1 << 20)] = ""
-    """The plan's canonical JSON."""
-    epoch: int = 0
-    lineage: Annotated[tuple[Annotated[str, Bound(0, 256)], ...], Bound(0, MAX_LINEAGE)] = ()
-    """Where the snapshots come from, a line each, oldest first; the newest ``MAX_LINEAGE``."""
-    snapshots: Annotated[tuple[Holding, ...], Bound(0, NUM_OWN_SNAPSHOTS)] = ()
-    """Of the own part, oldest first."""
-    custody: Annotated[tuple[Holding, ...], Bound(0, 4096)] = ()
-    """Kept for others."""
-
-    def blobs(self) -> frozenset[BlobId]:
-        return frozenset(holding.blob for holding in (*self.snapshots, *self.custody))
-
-
-class StateDir:
-    """One peer's state directory, locked while it is open."""
-
-    def __init__(self, path: Path, disk: Disk | None = None) -> None:
-        """Raises ``UserError`` if it can't be used or another peer has it."""
-        self.path = path
-        self._disk = disk or Disk()
-        self._notes: list[Note] = []
-        try:
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(
-                f"{path}: can't be used as state directory ({reason}); choose another with --state"
-            ) from None
-        self._lock()
-
-    def _lock(self) -> None:
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                pid = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
-                os.close(self._fd)
-                raise UserError(
-                    f"{self.path}: state directory in use by another peer (pid {pid});"
-                    " stop that one, or choose another directory with --state"
-                ) from None
-        try:
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
-        except OSError:
-            pass  # a full disk: the lock holds, only the pid in it is missing
-
-    def jobs(self) -> tuple[JobId, ...]:
-        """The jobs that have a directory here, the last used first."""
-        found = [path for path in self.path.iterdir() if _is_job(path.name) and path.is_dir()]
-        return tuple(JobId(path.name) for path in sorted(found, key=lambda p: (-p.stat().st_mtime, p.name)))
-
-    def open_job(self, job: JobId, config: StoreConfig | None = None) -> Store:
-        """The store of a job, made if there is none. Raises ``UserError``."""
-        if not _is_job(job):
-            raise LocalError(f"{job!r:.64} is no job id")
-        return Store(self.path / job, config, self._disk)
-
-    def save_addresses(self, addresses: Mapping[PeerId, Iterable[str]]) -> None:
-        """Addresses that worked, of up to 1024 peers (the last given). Raises ``StorageError``."""
-        newest = dict(list(addresses.items())[-_MAX_PEERS:])
-        plain = {peer: list(own) for peer, own in newest.items()}
-        self._disk.write_file(self.path / "addresses.json", _json(plain))
-
-    def load_addresses(self) -> dict[PeerId, tuple[str, ...]]:
-        """What ``save_addresses`` saved; nothing (and a note) if it is damaged or can't be read."""
-        path = self.path / "addresses.json"
-        try:
-            raw = _load_json(path)
-        except OSError as error:
-            self._notes.append(Note("storage-broken", (("why", str(storage_error(path, error))),)))
-            return {}
-        if isinstance(raw, dict) and all(_is_strings(own) for own in raw.values()):
-            return {PeerId(peer): tuple(own) for peer, own in raw.items()}
-        if path.exists():
-            self._notes.append(_move_aside(self._disk, path, self.path / "damaged", "not a list of addresses"))
-        return {}
-
-    def take_notes(self) -> list[Note]:
-        """What there is to say since the last call."""
-        notes, self._notes = self._notes, []
-        return notes
-
-    def close(self) -> None:
-        """Give the directory free."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 class Store:
@@ -357,7 +244,7 @@ class Store:
             raise LocalError(f"the manifest would name blob {holding.blob}, which is not here")
 
     def _save(self, manifest: Manifest) -> None:
-        path, data = self.path / "manifest.json", _json(to_plain(manifest))
+        path, data = self.path / "manifest.json", manifest_bytes(manifest)
         with self._reporting(len(data)):
             if path.exists():
                 old = self.path / "manifest.old.json"  # a second chance, no more
@@ -373,12 +260,12 @@ class Store:
 
     def _open(self) -> Manifest:
         path, old, damaged = self.path / "manifest.json", self.path / "manifest.old.json", self.path / "damaged"
-        manifest, why = _load_manifest(path)
+        manifest, why = load_manifest(path)
         if manifest is None and why:
-            self._notes.append(_move_aside(self._disk, path, damaged, why))
+            self._notes.append(move_aside(self._disk, path, damaged, why))
         sure = manifest is not None or not why
         if manifest is None:
-            manifest = _load_manifest(old)[0] or Manifest()
+            manifest = load_manifest(old)[0] or Manifest()
         for blob in sorted(self.blobs.stored()):
             if blob in manifest.blobs():
                 if not _is_sound(self.blobs.path(blob), blob):
@@ -404,7 +291,7 @@ class Store:
     def _aside(self, blob: BlobId, why: str) -> None:
         damaged = self.path / "damaged"
         damaged.mkdir(exist_ok=True, mode=0o700)
-        self.blobs.move_away(blob, _free_name(damaged, blob))
+        self.blobs.move_away(blob, free_name(damaged, blob))
         self._notes.append(Note("storage-damaged", (("file", blob), ("moved_to", str(damaged)), ("why", why))))
 
 
@@ -414,45 +301,3 @@ def _is_sound(path: Path | None, blob: BlobId) -> bool:
     except OSError as error:
         raise_for_now(path or Path(), error)
         return False
-
-
-def _json(plain: Any) -> bytes:
-    return json.dumps(plain, sort_keys=True, indent=1, allow_nan=False).encode()
-
-
-def _load_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
-        return None
-
-
-def _load_manifest(path: Path) -> tuple[Manifest | None, str]:
-    """The manifest, or why there is none ("" = no such file)."""
-    if not path.exists():
-        return None, ""
-    try:
-        return from_plain(Manifest, _load_json(path)), ""
-    except RemoteError as error:
-        return None, error.detail
-
-
-def _move_aside(disk: Disk, path: Path, damaged: Path, why: str) -> Note:
-    damaged.mkdir(exist_ok=True, mode=0o700)
-    disk.replace(path, _free_name(damaged, path.name))
-    return Note("storage-damaged", (("file", path.name), ("moved_to", str(damaged)), ("why", why)))
-
-
-def _free_name(folder: Path, name: str) -> Path:
-    path, number = folder / name, 1
-    while path.exists():
-        path, number = folder / f"{name}.{number}", number + 1
-    return path
-
-
-def _is_job(name: str) -> bool:
-    return len(name) == 16 and all(c in "0123456789abcdef" for c in name)
-
-
-def _is_strings(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)

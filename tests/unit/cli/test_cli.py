@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from p2ptrain.cli.main import COMMANDS, cli, main
 from p2ptrain.cli.options import Duration, Names
-from p2ptrain.modes.jobs import load_job
+from p2ptrain.modes.jobs import TABLES, load_job
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.net.keys import load_group, new_group
 
@@ -167,7 +168,7 @@ def test_a_state_directory_in_use_and_a_busy_port_are_one_line(
 ) -> None:
     import socket
 
-    from p2ptrain.runtime.store.store import StateDir
+    from p2ptrain.runtime.store.state_dir import StateDir
 
     profile = str(Path(__file__).parents[3] / "peers" / "raspberry-pi-4.toml")
     directory = StateDir(state)
@@ -358,3 +359,58 @@ def test_fresh_sets_jobs_aside_and_keeps_the_identity(state: Path) -> None:
         prepare_state(state, fresh=True)
         assert not (state / "0123456789abcdef").exists() and (state / SET_ASIDE / "0123456789abcdef").is_dir()
     assert load_or_make_identity(state) == identity
+
+
+@pytest.mark.parametrize(
+    ("mode", "table", "val"), [("auto", "tasks", 0.1), ("replicas", "tasks", 0.1), ("pipeline", "pipeline", 0.0)]
+)
+def test_a_job_file_has_the_table_of_its_mode(
+    mode: str, table: str, val: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = npz(tmp_path, num_val=6)
+    assert run(["job", "new", "--data", spec, "--mode", mode, "-o", "j.toml"], capsys)[0] == 0
+    tables = tomllib.loads((tmp_path / "j.toml").read_text())
+    job = load_job(tmp_path / "j.toml")
+    assert {"tasks", "pipeline"} & tables.keys() == {table}
+    assert tables[table].keys() == dataclasses.asdict(TABLES[table]()).keys()
+    assert (job.mode, job.data.val) == (mode, val)
+    checked = json.loads(run(["job", "check", "j.toml", "--data", spec, "--json"], capsys)[1])
+    assert checked["mode"] == mode and ("max_groups" in checked) == (mode == "auto")
+    assert checked["validation"] == ({} if mode == "pipeline" else {"cat": 3, "dog": 3})
+
+
+def test_an_option_of_another_mode_has_its_table_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--mode", "pipeline", "--micro-batches", "4", "--trunk", "1"]
+    assert run(["job", "new", "--data", npz(tmp_path), *options, "-o", "j.toml"], capsys)[0] == 0
+    job = load_job(tmp_path / "j.toml")
+    assert [(type(table).TABLE, len(job.tables)) for table in job.tables] == [("pipeline", 2), ("tasks", 2)]
+    assert tomllib.loads((tmp_path / "j.toml").read_text())["pipeline"]["micro_batches"] == 4
+
+
+def test_a_pipeline_takes_peers_without_samples_and_looks_at_none_for_validation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from p2ptrain.cli import preflight as p
+
+    spec = npz(tmp_path, num_val=6)
+    for mode in ("replicas", "pipeline"):
+        assert run(["job", "new", "--data", spec, "--mode", mode, "-o", f"{mode}.toml"], capsys)[0] == 0
+    status, _, err = run(["peer", "--open", "--job", "replicas.toml"], capsys)
+    assert status != 0 and 'a job of mode "replicas" is trained on own samples: name them with --data' in err
+    found = [
+        p.check_data(p.Request(data=spec, job=load_job(tmp_path / f"{mode}.toml").to_json()))
+        for mode in ("replicas", "pipeline")
+    ]
+    assert [each["validation"] for each in found] == [6, 0]
+    assert found[0]["samples"] == found[1]["samples"] == {"cat": 20, "dog": 20}
+
+
+def test_a_model_that_the_mode_cant_train_is_said_when_the_job_is_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each mode asks what it needs: class sub-models a head that can be divided, a pipeline a chain of blocks."""
+    spec = npz(tmp_path)
+    for mode, fits in (("tasks", False), ("replicas", True)):
+        options = ["--mode", mode, "--width", "0.01", "-o", f"{mode}.toml"]
+        assert run(["job", "new", "--data", spec, *options], capsys)[0] == 0
+        assert (run(["job", "check", f"{mode}.toml"], capsys)[0] == 0) == fits

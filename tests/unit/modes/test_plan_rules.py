@@ -19,7 +19,7 @@ from p2ptrain.modes.tasks.assignment import first_plan
 from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.planning.devices.blocks import BlockProfile, BlockTimes, ModelProfile
 from p2ptrain.planning.devices.profile_codec import profile_to_json
-from p2ptrain.protocol.consensus.agreement import Answer
+from p2ptrain.protocol.consensus.rules import Answer
 from p2ptrain.wire.messages import Record
 
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")

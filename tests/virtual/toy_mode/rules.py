@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Part, PeerSnapshot, Plan, clean, plan_from_json, snapshot
 from p2ptrain.ids import PeerId
-from p2ptrain.protocol.consensus.agreement import Answer, Question
+from p2ptrain.protocol.consensus.rules import Answer, Question
 from p2ptrain.wire.messages import Record
 from toy_mode.plan import BODIES, NUM_PARTS, ToyBody
 

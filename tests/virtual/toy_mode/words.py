@@ -13,6 +13,10 @@ from p2ptrain.ids import PeerId
 REPORT_TITLES = ("number", "numbers")
 
 
+def job_lines(job: Job) -> list[str]:
+    return []
+
+
 def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     part = plan.part_of(own)
     return f"plan of epoch {plan.epoch}: this peer counts {'nothing' if part is None else f'number {part.index}'}"

@@ -20,8 +20,9 @@ from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.rules import PipelineRules
 from p2ptrain.modes.tasks.assignment import first_plan, next_plan
 from p2ptrain.modes.tasks.rules import TasksRules
-from p2ptrain.protocol.consensus.agreement import Agreement, AgreementConfig, Effect, PlanAdopted, Question, VoteFor
+from p2ptrain.protocol.consensus.agreement import Agreement
 from p2ptrain.protocol.consensus.ballot import PlanRef
+from p2ptrain.protocol.consensus.rules import AgreementConfig, Effect, PlanAdopted, Question, VoteFor
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.wire.messages import LinkFigure, Phase, PlanReply, PlanRequest, Record
 

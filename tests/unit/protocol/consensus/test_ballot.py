@@ -12,8 +12,8 @@ from test_agreement import CONFIG, JOB, Group, agreement, name, plan_of, record,
 from p2ptrain.core.plan import Plan, snapshot
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.tasks.assignment import next_plan
-from p2ptrain.protocol.consensus.agreement import PlanAdopted, VoteFor
 from p2ptrain.protocol.consensus.ballot import MAX_CANDIDATES, Ballot, PlanRef, carries
+from p2ptrain.protocol.consensus.rules import PlanAdopted, VoteFor
 from p2ptrain.protocol.machine import Note, Send
 from p2ptrain.wire.messages import PlanRequest, Record
 

@@ -16,7 +16,8 @@ import pytest
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.ids import BlobId, JobId, PeerId, blob_id
 from p2ptrain.runtime.store.blobs import Disk, StorageError
-from p2ptrain.runtime.store.store import StateDir, Store, StoreConfig
+from p2ptrain.runtime.store.state_dir import StateDir
+from p2ptrain.runtime.store.store import Store, StoreConfig
 from p2ptrain.wire.messages import Holding
 
 OWN, OTHER = PeerId("a" * 16), PeerId("b" * 16)
@@ -396,7 +397,7 @@ def test_a_file_handed_over_to_a_disk_that_fails(tmp_path, fail_at):
 LOOP = """
 import sys
 from pathlib import Path
-from p2ptrain.runtime.store.store import StateDir
+from p2ptrain.runtime.store.state_dir import StateDir
 sys.path.insert(0, sys.argv[2])
 from test_store import JOB, some_rounds
 state = StateDir(Path(sys.argv[1]))

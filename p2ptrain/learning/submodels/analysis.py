@@ -1,0 +1,89 @@
+"""The analysis behind class sub-models: a model's channels, found by running it on tags, and proved the same way.
+
+Every convolution and linear layer gives its output channels fresh ids; how these travel through the model: ``tagging``.
+
+Invariant: every tensor of the model has its ids, or the model is refused and the layer in the way is named.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from p2ptrain.errors import JobError
+from p2ptrain.learning.blocks.tracing import place, trace
+from p2ptrain.learning.submodels.channels import Channels
+from p2ptrain.learning.submodels.kinds import LINEAR_TAIL, name_of
+from p2ptrain.learning.submodels.tagging import BATCH, Tagger
+
+
+def analyse(model: nn.Module, input_shape: Sequence[int]) -> Channels:
+    """Trace a model and find its channels; JobError names the layer that stands in the way."""
+    _refuse_tied(model)
+    model = copy.deepcopy(model).cpu().eval()
+    advice = 'take control flow that depends on tensor values out of forward, or train with mode = "replicas"'
+    traced = trace(model, needed_by="class sub-models need", advice=advice)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    try:
+        with torch.no_grad():
+            ShapeProp(traced).propagate(torch.zeros(BATCH, *input_shape, dtype=dtype))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise JobError(
+            f"the model {type(model).__name__} fails on a batch of {BATCH} samples of shape {tuple(input_shape)}: "
+            f"{error}; correct the model or the job's input shape"
+        ) from error
+    channels = Channels(traced=traced.to("meta"))
+    logits = Tagger(traced, channels, None).tag()
+    _find_head(channels, traced, logits)
+    unseen = [name for name in model.state_dict() if name not in channels.axes]
+    if unseen:
+        raise JobError(
+            f"tensor {unseen[0]!r} takes no part in the model's forward pass (or is used there without its layer); "
+            'remove it, or train with mode = "replicas"'
+        )
+    return channels
+
+
+def check(channels: Channels, kept: Tensor) -> None:
+    """Prove that the forward code, run with the kept ids only, carries the very channels that it should."""
+    assert channels.traced is not None
+    Tagger(channels.traced, channels, kept).tag()
+
+
+def _refuse_tied(model: nn.Module) -> None:
+    seen: dict[int, str] = {}
+    for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+        if id(tensor) in seen:
+            raise JobError(
+                f"tensors {seen[id(tensor)]!r} and {name!r} of the model are one and the same: tied weights can't be "
+                "divided into class sub-models; untie them, call one layer twice instead, or train with "
+                'mode = "replicas"'
+            )
+        seen[id(tensor)] = name
+
+
+def _find_head(channels: Channels, traced: fx.GraphModule, logits: Tensor) -> None:
+    """The layer whose output channels are the logits, with nothing but moves and means after it."""
+    advice = "end the model with a Linear layer (or a convolution followed by average pooling) that returns logits"
+    rows = logits[0]
+    layer = next((name for name, ids in channels.created.items() if torch.equal(ids, rows)), None)
+    if layer is None or len(set(channels.roots(rows))) != rows.numel():
+        last = channels.layers[-1] if channels.layers else "none"
+        raise JobError(f"the model's output is not the plain output of its last layer ({last!r}); {advice}")
+    used = [node for node in traced.graph.nodes if node.op == "call_module" and node.target == layer]
+    if len(used) > 1:
+        raise JobError(f"layer {layer!r} gives the logits and is called {len(used)} times; {advice}")
+    todo = [*used[0].users]
+    while todo:
+        node = todo.pop()
+        if node.op == "output" or name_of(node) in ("size", "getattr", "dim"):
+            continue
+        module = traced.get_submodule(node.target) if node.op == "call_module" else None
+        if (type(module).__name__ if module is not None else name_of(node)) not in LINEAR_TAIL:
+            raise JobError(f"{place(node, traced)} changes the logits of layer {layer!r}; {advice}")
+        todo += node.users
+    channels.head = layer

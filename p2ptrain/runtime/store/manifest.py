@@ -1,0 +1,55 @@
+"""What is worth keeping of a job but the tensors, and how it is written and read.
+
+Invariant: what was read keeps every bound below, or there is none and it is said why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from p2ptrain.core.replicas import NUM_OWN_SNAPSHOTS
+from p2ptrain.errors import RemoteError
+from p2ptrain.ids import BlobId
+from p2ptrain.runtime.store.json_files import json_bytes, load_json
+from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.schema import Bound, from_plain, to_plain
+
+MANIFEST_VERSION = 1
+MAX_LINEAGE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that is worth keeping of a job but the tensors."""
+
+    version: Annotated[int, Bound(MANIFEST_VERSION, MANIFEST_VERSION)] = MANIFEST_VERSION
+    job: Annotated[str, Bound(0, 256 << 10)] = ""
+    """The job's canonical JSON."""
+    plan: Annotated[str, Bound(0, 1 << 20)] = ""
+    """The plan's canonical JSON."""
+    epoch: int = 0
+    lineage: Annotated[tuple[Annotated[str, Bound(0, 256)], ...], Bound(0, MAX_LINEAGE)] = ()
+    """Where the snapshots come from, a line each, oldest first; the newest ``MAX_LINEAGE``."""
+    snapshots: Annotated[tuple[Holding, ...], Bound(0, NUM_OWN_SNAPSHOTS)] = ()
+    """Of the own part, oldest first."""
+    custody: Annotated[tuple[Holding, ...], Bound(0, 4096)] = ()
+    """Kept for others."""
+
+    def blobs(self) -> frozenset[BlobId]:
+        return frozenset(holding.blob for holding in (*self.snapshots, *self.custody))
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    return json_bytes(to_plain(manifest))
+
+
+def load_manifest(path: Path) -> tuple[Manifest | None, str]:
+    """The manifest, or why there is none ("" = no such file)."""
+    if not path.exists():
+        return None, ""
+    try:
+        return from_plain(Manifest, load_json(path)), ""
+    except RemoteError as error:
+        return None, error.detail

@@ -1,0 +1,115 @@
+"""What a peer keeps over a restart: the state directory, with a store for each job and the addresses that worked.
+
+    <state>/lock, addresses.json, <job>/ (``store``)
+
+Invariant: one peer at a time has the directory; the lock goes with its process, however that ends (a system without
+such locks has none).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+
+from p2ptrain.errors import LocalError, UserError
+from p2ptrain.ids import JobId, PeerId
+from p2ptrain.protocol.machine import Note
+from p2ptrain.runtime.store.blobs import Disk, storage_error
+from p2ptrain.runtime.store.json_files import json_bytes, load_json, move_aside
+from p2ptrain.runtime.store.store import Store, StoreConfig
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # no such locks on this system
+    fcntl = None
+
+_MAX_PEERS = 1024
+
+
+class StateDir:
+    """One peer's state directory, locked while it is open."""
+
+    def __init__(self, path: Path, disk: Disk | None = None) -> None:
+        """Raises ``UserError`` if it can't be used or another peer has it."""
+        self.path = path
+        self._disk = disk or Disk()
+        self._notes: list[Note] = []
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(
+                f"{path}: can't be used as state directory ({reason}); choose another with --state"
+            ) from None
+        self._lock()
+
+    def _lock(self) -> None:
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                pid = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+                os.close(self._fd)
+                raise UserError(
+                    f"{self.path}: state directory in use by another peer (pid {pid});"
+                    " stop that one, or choose another directory with --state"
+                ) from None
+        try:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError:
+            pass  # a full disk: the lock holds, only the pid in it is missing
+
+    def jobs(self) -> tuple[JobId, ...]:
+        """The jobs that have a directory here, the last used first."""
+        found = [path for path in self.path.iterdir() if _is_job(path.name) and path.is_dir()]
+        return tuple(JobId(path.name) for path in sorted(found, key=lambda p: (-p.stat().st_mtime, p.name)))
+
+    def open_job(self, job: JobId, config: StoreConfig | None = None) -> Store:
+        """The store of a job, made if there is none. Raises ``UserError``."""
+        if not _is_job(job):
+            raise LocalError(f"{job!r:.64} is no job id")
+        return Store(self.path / job, config, self._disk)
+
+    def save_addresses(self, addresses: Mapping[PeerId, Iterable[str]]) -> None:
+        """Addresses that worked, of up to 1024 peers (the last given). Raises ``StorageError``."""
+        newest = dict(list(addresses.items())[-_MAX_PEERS:])
+        plain = {peer: list(own) for peer, own in newest.items()}
+        self._disk.write_file(self.path / "addresses.json", json_bytes(plain))
+
+    def load_addresses(self) -> dict[PeerId, tuple[str, ...]]:
+        """What ``save_addresses`` saved; nothing (and a note) if it is damaged or can't be read."""
+        path = self.path / "addresses.json"
+        try:
+            raw = load_json(path)
+        except OSError as error:
+            self._notes.append(Note("storage-broken", (("why", str(storage_error(path, error))),)))
+            return {}
+        if isinstance(raw, dict) and all(_is_strings(own) for own in raw.values()):
+            return {PeerId(peer): tuple(own) for peer, own in raw.items()}
+        if path.exists():
+            self._notes.append(move_aside(self._disk, path, self.path / "damaged", "not a list of addresses"))
+        return {}
+
+    def take_notes(self) -> list[Note]:
+        """What there is to say since the last call."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def close(self) -> None:
+        """Give the directory free."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _is_job(name: str) -> bool:
+    return len(name) == 16 and all(c in "0123456789abcdef" for c in name)
+
+
+def _is_strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
