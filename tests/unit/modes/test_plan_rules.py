@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+import records
 
 from p2ptrain.config import DataConfig, Job, TrainingConfig
 from p2ptrain.core.plan import Plan, snapshot
@@ -35,32 +36,8 @@ def name(index: int) -> PeerId:
 
 
 def record(index: int, job: Job = PIPELINE, **values: Any) -> Record:
-    given: dict[str, Any] = {
-        "peer": name(index),
-        "version": 1,
-        "key": b"k" * 40,
-        "name": f"n{index}",
-        "addresses": (),
-        "job": job.id,
-        "counts": (20, 20),
-        "wishes": (),
-        "flops_per_s": 1e9,
-        "memory_bytes": 0,
-        "epoch": 0,
-        "plan": "",
-        "part": -1,
-        "phase": "waiting",
-        "round": 0,
-        "step": 0,
-        "samples": 0,
-        "loss": 0.0,
-        "samples_per_s": 0.0,
-        "bytes_sent": 0,
-        "waiting_for": "",
-        "holdings": (),
-        "link_bytes_per_s": 1e8,
-    }
-    return Record(**(given | values))
+    known = {"job": job.id, "counts": (20, 20), "flops_per_s": 1e9, "link_bytes_per_s": 1e8}
+    return records.record(name(index), **(known | values))
 
 
 def measured(speed: float, net: ModelProfile = MODEL) -> bytes:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import records
 
 from p2ptrain import words
 from p2ptrain.config import DataConfig, Job
 from p2ptrain.core.harvest import PartReport
 from p2ptrain.core.plan import PeerSnapshot, Plan
-from p2ptrain.ids import JobId, PeerId
+from p2ptrain.ids import PeerId
 from p2ptrain.modes.tasks import words as tasks_words
 from p2ptrain.modes.tasks.harvest import TasksHarvest
 from p2ptrain.modes.tasks.plan import ClassPart, TasksBody
@@ -46,32 +47,14 @@ PLAN = Plan(
 )
 
 
-def record(peer: PeerId, **changes: object) -> Record:
-    base = Record(
-        peer=peer,
-        version=1,
-        key=b"k" * 40,
-        name="kitchen",
-        addresses=("tcp://127.0.0.1:5710",),
-        job=JobId(JOB.id),
-        counts=(1, 2, 3, 4),
-        wishes=(),
-        flops_per_s=5.3e10,
-        memory_bytes=2_000_000_000,
-        epoch=3,
-        plan=PLAN.hash,
-        part=0,
-        phase="training",
-        round=4,
-        step=120,
-        samples=7680,
-        loss=0.4321,
-        samples_per_s=350.4,
-        bytes_sent=1_234_567,
-        waiting_for="",
-        holdings=(),
-    )
-    return replace(base, **changes)  # type: ignore[arg-type]
+def record(peer: PeerId, **changes: Any) -> Record:
+    """Of one that trains."""
+    known = dict(
+        name="kitchen", addresses=("tcp://127.0.0.1:5710",), job=JOB.id, counts=(1, 2, 3, 4), flops_per_s=5.3e10,
+        memory_bytes=2_000_000_000, epoch=3, plan=PLAN.hash, part=0, phase="training", round=4, step=120, samples=7680,
+        loss=0.4321, samples_per_s=350.4, bytes_sent=1_234_567,
+    )  # fmt: skip
+    return records.record(peer, **(known | changes))
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import random
 from collections.abc import Iterable
 
 import pytest
+import records
 
 from p2ptrain.errors import RemoteError
-from p2ptrain.ids import JobId, PeerId
+from p2ptrain.ids import PeerId
 from p2ptrain.protocol.blobs.profile_book import ProfileBook, ProfileConfig, ProfileLearnt
 from p2ptrain.protocol.machine import NEVER, Send
 from p2ptrain.wire.messages import ProfileReply, ProfileRequest, Record
@@ -31,10 +32,7 @@ def name(of: bytes) -> str:
 
 
 def record(number: int, profile: str) -> Record:
-    return Record(
-        peer(number), 1, b"k" * 40, "", (), JobId(""), (), (), 0.0, 0, 0, "", -1, "waiting", 0, 0, 0, 0.0, 0.0, 0, "",
-        (), profile=profile,
-    )  # fmt: skip
+    return records.record(peer(number), profile=profile)
 
 
 def asked(effects: Iterable[object]) -> list[tuple[PeerId, str]]:

@@ -8,8 +8,10 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import records
 
 from p2ptrain.config import DataConfig, Job
 from p2ptrain.core.plan import Plan, snapshot
@@ -32,32 +34,11 @@ def name(index: int) -> PeerId:
     return PeerId(f"peer{index:012d}")
 
 
-def record(index: int, follows: Plan | None = None, phase: Phase = "waiting", **changes: object) -> Record:
-    values: dict[str, object] = {
-        "peer": name(index),
-        "version": 1,
-        "key": b"k" * 40,
-        "name": f"n{index}",
-        "addresses": (),
-        "job": JOB.id,
-        "counts": (10, 10, 10, 10),
-        "wishes": (),
-        "flops_per_s": 1e9,
-        "memory_bytes": 0,
-        "epoch": follows.epoch if follows else 0,
-        "plan": follows.hash if follows else "",
-        "part": -1,
-        "phase": phase,
-        "round": 0,
-        "step": 0,
-        "samples": 0,
-        "loss": 0.0,
-        "samples_per_s": 0.0,
-        "bytes_sent": 0,
-        "waiting_for": "",
-        "holdings": (),
-    }
-    return Record(**(values | changes))  # type: ignore[arg-type]
+def record(index: int, follows: Plan | None = None, phase: Phase = "waiting", **changes: Any) -> Record:
+    """Of a peer with samples. ``follows``: the plan that it says it follows."""
+    plan = {"epoch": follows.epoch, "plan": follows.hash} if follows else {}
+    known = {"job": JOB.id, "counts": (10, 10, 10, 10), "flops_per_s": 1e9, "phase": phase}
+    return records.record(name(index), **(known | plan | changes))
 
 
 class Quick(Agreement[Plan]):

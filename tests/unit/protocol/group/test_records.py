@@ -8,26 +8,15 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from records import record
 
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import BlobId, PeerId, peer_id
 from p2ptrain.protocol.group.records import MAX_MESSAGE_BYTES, Effect, RecordBook, RecordChanged, record_bytes
 from p2ptrain.protocol.machine import NEVER, Send
+from p2ptrain.simulation.names import key
 from p2ptrain.wire.codec import header_bytes
-from p2ptrain.wire.messages import NO_PART, Holding, Record, RecordDigest, Records, RecordVersion
-
-
-def key(number: int) -> bytes:
-    return b"%040d" % number
-
-
-def record(number: int, **changes: object) -> Record:
-    plain: dict[str, object] = dict(
-        peer=peer_id(key(number)), version=1, key=key(number), name="", addresses=(), job="", counts=(), wishes=(),
-        flops_per_s=0.0, memory_bytes=0, epoch=0, plan="", part=NO_PART, phase="waiting", round=0, step=0, samples=0,
-        loss=0.0, samples_per_s=0.0, bytes_sent=0, waiting_for="", holdings=(),
-    )  # fmt: skip
-    return Record(**(plain | changes))  # type: ignore[arg-type]
+from p2ptrain.wire.messages import Holding, RecordDigest, Records, RecordVersion
 
 
 def book(number: int, *, base: int = 0) -> RecordBook:
@@ -78,12 +67,12 @@ def test_a_restarted_peer_goes_above_its_old_record() -> None:
     bob.received(ann.own_id, Records((old,)), 0.0)
     (changed,) = ann.received(bob.own_id, Records((old,)), 0.0)
     assert isinstance(changed, RecordChanged)
-    assert (ann.own.version, ann.own.name) == (51, "")
+    assert (ann.own.version, ann.own.name) == (51, "peer 1")
     ann.received(bob.own_id, RecordDigest((RecordVersion(ann.own_id, 90),), True), 0.0)
     assert ann.own.version == 91
     assert ann.received(bob.own_id, Records((ann.own,)), 0.0) == []
     ann.received(bob.own_id, Records((dataclasses.replace(ann.own, name="other"),)), 0.0)
-    assert (ann.own.version, ann.own.name) == (92, "")
+    assert (ann.own.version, ann.own.name) == (92, "peer 1")
 
 
 def test_nobody_speaks_for_another() -> None:
