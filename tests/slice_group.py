@@ -1,4 +1,4 @@
-"""A pipeline in one process: every peer a ``SliceTraining``, every parcel through bytes, in seeded random order."""
+"""A pipeline in one process: every peer a ``StageTraining``, every parcel through bytes, in seeded random order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from p2ptrain.config import DataConfig, TrainingConfig
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.models import TEXT_MODELS, build_model
-from p2ptrain.learning.pipeline.training import Parcel, SliceTraining
+from p2ptrain.learning.pipeline.training import StageMessage, StageTraining
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage, check_pipeline_plan
 
 NUM_CLASSES = 5
@@ -97,7 +97,7 @@ class Group:
             chain = Chain(build(), shape_of(name))
         self.data = data or {peer: samples(name, place) for place, peer in enumerate(plan.stages[0].peers)}
         self.peers = {
-            peer: SliceTraining(
+            peer: StageTraining(
                 config,
                 chain,
                 plan,
@@ -114,7 +114,7 @@ class Group:
             for peer in stage.peers
         }
         self.rng = random.Random(order)
-        self.pending: list[tuple[str, Parcel]] = []
+        self.pending: list[tuple[str, StageMessage]] = []
         """(sender, parcel) on their way, in no order."""
         self.num_sent = 0
         self.most_held = dict.fromkeys(self.peers, 0)
@@ -139,7 +139,7 @@ class Group:
             else:
                 self.advance(self.rng.choice(ready))
 
-    def advance(self, name: str) -> list[Parcel]:
+    def advance(self, name: str) -> list[StageMessage]:
         parcels = self.peers[name].advance()
         self.pending += [(name, parcel) for parcel in parcels]
         self.num_sent += len(parcels)
@@ -151,10 +151,10 @@ class Group:
         while ready := [name for name, peer in self.peers.items() if peer.ready()]:
             self.advance(ready[0])
 
-    def deliver(self, sent: tuple[str, Parcel]) -> None:
+    def deliver(self, sent: tuple[str, StageMessage]) -> None:
         sender, parcel = sent
         assert all(t.is_contiguous() and not t.requires_grad for t in parcel.tensors.values())
-        arrived = Parcel(sender, parcel.work, parcel.step, parcel.unit, parcel.row, load(save(parcel.tensors)))
+        arrived = StageMessage(sender, parcel.work, parcel.step, parcel.unit, parcel.row, load(save(parcel.tensors)))
         self.peers[parcel.peer].receive(arrived)
 
     def state(self) -> dict[str, Tensor]:

@@ -109,7 +109,7 @@ def command(
     from p2ptrain.modes.pipeline.figures import WIRE
     from p2ptrain.planning.devices.profile_codec import chain_hash
     from p2ptrain.planning.pipeline.comparison import compare
-    from p2ptrain.planning.pipeline.fleet import Room
+    from p2ptrain.planning.pipeline.fleet import Fleet
     from p2ptrain.planning.pipeline.task import PipelineTask, held_copies
     from p2ptrain.ui import pipeline_view
 
@@ -127,7 +127,7 @@ def command(
         forward_wire=WIRE[activations],
         backward_wire=WIRE[gradients],
     )
-    comparison = compare(Room(task, math.inf if schedule == "async" else 1))
+    comparison = compare(Fleet(task, math.inf if schedule == "async" else 1))
     if as_json:
         print_json(pipeline_view.to_plain(comparison))
     else:
@@ -184,12 +184,12 @@ def peers_of(
     """
     import dataclasses
 
-    from p2ptrain.planning.devices.blocks import completed
+    from p2ptrain.planning.devices.blocks import extrapolated
     from p2ptrain.planning.pipeline.task import peer_from_profile
 
     peers = [peer_from_profile(profile, name, chain, codings) for name, profile in profiles]
     measured = [peer.times for peer in peers if peer.times]
-    peers = [dataclasses.replace(p, times=completed(p.times, measured)) if p.times else p for p in peers]
+    peers = [dataclasses.replace(p, times=extrapolated(p.times, measured)) if p.times else p for p in peers]
     if rate_mbit_s is not None:
         peers = [dataclasses.replace(peer, link_bytes_per_s=rate_mbit_s * 1e6 / 8) for peer in peers]
     return tuple(peers)

@@ -2,7 +2,7 @@
 
 Every case trains the same model from the same weights on the same samples in the same order, for as many steps at the
 same learning rates. *Single* is a plain loop on one device. The others are pipelines of three stages with the deepest
-warm-ups that planning gives, each stage a ``SliceTraining``, all in this process: no network, so nothing but the
+warm-ups that planning gives, each stage a ``StageTraining``, all in this process: no network, so nothing but the
 arithmetic differs. What comes out does not hang on when parcels arrive, so neither do the figures on how fast this
 machine is. "int8, no feedback" leaves out the error feedback of gradients, which "int8" has.
 
@@ -152,14 +152,14 @@ class Trial:
         import torch
 
         from p2ptrain.learning.blocks.chain import Chain
-        from p2ptrain.learning.pipeline.training import SliceTraining
+        from p2ptrain.learning.pipeline.training import StageTraining
 
         model = self._build()
         with torch.device("meta"):
             chain = Chain(self._build(), self._workload.input_shape)
         plan = plan_of((*self._workload.stops, len(chain.blocks)), case)
         stages = {
-            stage.peers[0]: SliceTraining(
+            stage.peers[0]: StageTraining(
                 self._config,
                 chain,
                 plan,
@@ -199,14 +199,14 @@ class Trial:
 
 def _advance(stages: dict[str, Any], name: str, losses: list[float]) -> int:
     """One piece of a stage's work, and what it sends delivered; the bytes of it that cross a cut."""
-    from p2ptrain.learning.pipeline.rows import Parcel
+    from p2ptrain.learning.pipeline.rows import StageMessage
 
     stage, num_bytes = stages[name], 0
     step = stage.step
     for parcel in stage.advance():
         if parcel.work in ("forward", "backward"):
             num_bytes += sum(tensor.nbytes for tensor in parcel.tensors.values())
-        arrived = Parcel(name, parcel.work, parcel.step, parcel.unit, parcel.row, parcel.tensors)
+        arrived = StageMessage(name, parcel.work, parcel.step, parcel.unit, parcel.row, parcel.tensors)
         stages[parcel.peer].receive(arrived)
     if stage.step > step and np.isfinite(stage.last_loss):
         losses.append(stage.last_loss)

@@ -38,9 +38,9 @@ from p2ptrain.ids import PeerId
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.blocks.costs import profile_blocks
 from p2ptrain.learning.models import global_model
-from p2ptrain.modes.pipeline.figures import room_of
+from p2ptrain.modes.pipeline.figures import fleet_of
 from p2ptrain.modes.pipeline.plan import PipelineBody
-from p2ptrain.planning.pipeline.fleet import Room
+from p2ptrain.planning.pipeline.fleet import Fleet
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 
 CORES = 1.8
@@ -120,12 +120,12 @@ class Ran:
         return plan if plan is not None and isinstance(plan.body, PipelineBody) else None
 
     @property
-    def room(self) -> Room:
+    def fleet(self) -> Fleet:
         """The devices with their figures, as the last plan was made from them."""
         assert self.plan is not None and isinstance(self.plan.body, PipelineBody)
         chain = Chain(global_model(self.job, allow_user_code=False), self.job.data.input_shape)
         model = profile_blocks(chain, self.job.model.name)
-        return room_of(self.job, model, self.plan.peers, self.plan.body.figures)
+        return fleet_of(self.job, model, self.plan.peers, self.plan.body.figures)
 
     @property
     def samples_per_s(self) -> float:
@@ -140,8 +140,8 @@ class Ran:
         if self.plan is None or not isinstance(self.plan.body, PipelineBody):
             return figures
         pipeline = self.plan.body.pipeline
-        room = self.room
-        predicted = self.job.training.batch_size / room.batch_s(pipeline)
+        fleet = self.fleet
+        predicted = self.job.training.batch_size / fleet.batch_s(pipeline)
         ratio, faster = figures["samples_per_s"] / predicted, speedometer.change(self.rehearsed_speeds, self.speeds)
         figures |= {"same_speed_of_predicted": ratio / faster} if faster else {}
         idle = [share for journal in self.journals.values() if (share := idle_share(journal)) is not None]
@@ -154,15 +154,15 @@ class Ran:
             "replans": float(len(self.pace.plans) - 1),
             "devices_used": float(sum(len(stage.peers) for stage in pipeline.stages)),
             "micro_batches": float(pipeline.num_micro_batches),
-            **self._node_figures(room, pipeline, figures["batches"]),
+            **self._node_figures(fleet, pipeline, figures["batches"]),
         }
 
-    def _node_figures(self, room: Room, pipeline: PipelinePlan, num_batches: float) -> dict[str, float]:
+    def _node_figures(self, fleet: Fleet, pipeline: PipelinePlan, num_batches: float) -> dict[str, float]:
         """CPU ms of a batch: what the busiest node took, what is planned of that for parcels, and, as all that a node
         does is counted, what one took that stands by."""
         took = {peer: self.lab.use[name].node_cpu_s for peer, name in self.lab.names.items() if name in self.lab.use}
         peer = max((peer for stage in pipeline.stages for peer in stage.peers), key=lambda peer: took[PeerId(peer)])
-        figures = {"node_ms": took[PeerId(peer)] / num_batches, "node_ms_planned": room.node_s(pipeline, peer)}
+        figures = {"node_ms": took[PeerId(peer)] / num_batches, "node_ms_planned": fleet.node_s(pipeline, peer)}
         standing_by = [took[PeerId(peer)] for peer in pipeline.left_out]
         figures |= {"node_ms_standby": max(standing_by) / num_batches} if standing_by else {}
         return {name: 1e3 * seconds for name, seconds in figures.items()}

@@ -127,10 +127,10 @@ def _measured(workload: Workload, settings: Settings, repetition: int, controlle
 def estimates_mb(ran: Ran) -> tuple[float, list[float]]:
     """Of one device that trains the whole model in the smallest micro-batches; and of each device of the plan."""
     assert ran.plan is not None and isinstance(ran.plan.body, PipelineBody)
-    pipeline, least = ran.plan.body.pipeline, ran.room.costs(pipeline_of(ran.job).micro_batches)
+    pipeline, least = ran.plan.body.pipeline, ran.fleet.costs(pipeline_of(ran.job).micro_batches)
     whole = least.fixed_bytes(0, least.num_units)
     whole += least.task.micro_batch * least.sample_bytes(0, least.num_units, 1)
-    costs = ran.room.costs(pipeline.num_micro_batches)
+    costs = ran.fleet.costs(pipeline.num_micro_batches)
     needs = [need for stage in pipeline.stages for need in stage_memory_bytes(costs, stage)]
     return (whole + PEER_BASE_BYTES) / 1e6, [(need + PEER_BASE_BYTES) / 1e6 for need in needs]
 

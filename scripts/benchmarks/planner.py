@@ -1,6 +1,6 @@
 """What planning a pipeline costs and what the plan promises, beside three ways to do without a plan.
 
-Rooms are made of the profiles in ``peers/`` (the desktop with a GPU left out: nothing is faster than that alone) and
+Fleets are made of the profiles in ``peers/`` (the desktop with a GPU left out: nothing is faster than that alone) and
 the speeds 1 : 0.1 : 1 of the literature (FTPipeHD), with a model's real blocks. The largest have 60 made-up blocks and
 16 peers of whom no two are alike. All seconds of a batch are predictions of the same cost model; those of planning are
 CPU seconds on this machine, for all that a group plans: each number of micro-batches, and with fewer devices.
@@ -25,7 +25,7 @@ from p2ptrain.learning.models import TEXT_MODELS, build_model
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profiles import read_profile
 from p2ptrain.planning.pipeline.comparison import compare
-from p2ptrain.planning.pipeline.fleet import Room
+from p2ptrain.planning.pipeline.fleet import Fleet
 from p2ptrain.planning.pipeline.task import PipelinePeer, PipelineTask, peer_from_profile
 
 LISTED = {
@@ -49,7 +49,7 @@ MODELS = {"vgg11": (3, 32, 32), "mobilenetv2": (3, 32, 32), "bert_small": (1, 1,
 
 
 def run(settings: Settings) -> Iterator[Sample]:
-    rooms = _rooms()
+    fleets = _fleets()
     for repetition in settings.repetitions:
         for seed in MADE_UP_SEEDS[:1] if settings.tiny else MADE_UP_SEEDS:
             size = (8, 4) if settings.tiny else (60, 16)
@@ -58,15 +58,15 @@ def run(settings: Settings) -> Iterator[Sample]:
             )
         for name in list(MODELS)[:1] if settings.tiny else MODELS:
             model = _profile(name)
-            for room, peers in list(rooms.items())[:1] if settings.tiny else rooms.items():
+            for fleet, peers in list(fleets.items())[:1] if settings.tiny else fleets.items():
                 yield from _compared(
-                    f"{name}, {room}",
+                    f"{name}, {fleet}",
                     repetition,
                     PipelineTask(model, peers, BATCH // MICRO_BATCHES, MICRO_BATCHES, 0.001),
                 )
 
 
-def _rooms() -> dict[str, tuple[PipelinePeer, ...]]:
+def _fleets() -> dict[str, tuple[PipelinePeer, ...]]:
     boards = [peer_from_profile(read_profile(REPOSITORY / "peers" / f"{name}.toml"), name) for name in BOARDS]
 
     def many(count: int) -> tuple[PipelinePeer, ...]:
@@ -92,7 +92,7 @@ def _profile(name: str) -> ModelProfile:
 
 def _compared(case: str, repetition: int, task: PipelineTask) -> Iterator[Sample]:
     start = time.process_time()
-    comparison = compare(Room(task))
+    comparison = compare(Fleet(task))
     planning_ms = 1e3 * (time.process_time() - start)
     planned = comparison.planned
     best = planned.cost.batch_s
@@ -108,7 +108,7 @@ def _compared(case: str, repetition: int, task: PipelineTask) -> Iterator[Sample
 
 
 def plot(figure: Any, result: dict[str, Any]) -> None:
-    """How much longer a batch takes without the plan, by room and model."""
+    """How much longer a batch takes without the plan, by fleet and model."""
     axes = figure.subplots()
     planned = [case["case"] for case in result["cases"] if not case["is_baseline"]]
     names = sorted({case["case"].rpartition(": ")[2] for case in result["cases"] if case["is_baseline"]})
@@ -126,7 +126,7 @@ def plot(figure: Any, result: dict[str, Any]) -> None:
     plots.legend(axes)
 
 
-ROOMS, OTHERS = ("1 : 0.1 : 1", "5 boards", "8 boards"), ("best single peer", "equal split", "data parallel")
+FLEETS, OTHERS = ("1 : 0.1 : 1", "5 boards", "8 boards"), ("best single peer", "equal split", "data parallel")
 FIGURES = Section(
     "Pipelines",
     "What planning costs, and what a plan promises",
@@ -137,11 +137,11 @@ FIGURES = Section(
                 f"planning a pipeline of {words} for speeds 1 : 0.1 : 1, five and eight boards: seconds a batch as"
                 " the cost model predicts; CPU ms of planning",
                 "; ".join(
-                    f"{{{model}, {room}/batch_s:.2f}} s, {{{model}, {room}/planning_ms:.0f}} ms" for room in ROOMS
+                    f"{{{model}, {fleet}/batch_s:.2f}} s, {{{model}, {fleet}/planning_ms:.0f}} ms" for fleet in FLEETS
                 ),
                 "times as long, best single peer / equal split / data parallel: "
                 + "; ".join(
-                    " / ".join(f"{{{model}, {room}: {case}/times_as_long:.1f}}" for case in OTHERS) for room in ROOMS
+                    " / ".join(f"{{{model}, {fleet}: {case}/times_as_long:.1f}}" for case in OTHERS) for fleet in FLEETS
                 ),
             )
             for model, words in (
@@ -152,7 +152,7 @@ FIGURES = Section(
         ),
         Row(
             "planner",
-            "planning 60 made-up blocks on 16 peers of whom no two are alike, three such rooms: CPU ms; times as long"
+            "planning 60 made-up blocks on 16 peers of whom no two are alike, three such fleets: CPU ms; times as long"
             " as the plan, best single peer / equal split / data parallel, all as the cost model predicts",
             "; ".join(f"{{60 blocks, 16 unlike peers, {seed}/planning_ms:.0f}} ms" for seed in MADE_UP_SEEDS),
             "; ".join(

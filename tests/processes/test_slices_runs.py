@@ -21,7 +21,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import load, open_source, propose_contract, select
 from p2ptrain.learning.models import global_model
-from p2ptrain.learning.pipeline.training import SliceTraining
+from p2ptrain.learning.pipeline.training import StageTraining
 from p2ptrain.modes.pipeline.config import PipelineConfig
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
@@ -62,7 +62,7 @@ def trained_alone(job: Job, plan: Plan, owner: PeerProcess) -> dict[str, torch.T
     source = open_source(owner.options["data"])
     indices = select(source, job.data, "train", shard=owner.options["shard"] or None, seed=job.seed)
     torch.set_num_threads(1)
-    training = SliceTraining(
+    training = StageTraining(
         job.training,
         Chain(global_model(job, allow_user_code=False), job.data.input_shape),
         alone,

@@ -15,7 +15,7 @@ BOUNDED = ("_former", "_hellos", "_noted", "refused")
 GONE_S = visitors.VISITOR_SILENT_S + 15.0
 
 
-def room_of(num_peers: int, seed: int) -> Room:
+def fleet_of(num_peers: int, seed: int) -> Room:
     room = Room(seed)
     for number in range(num_peers):
         room.add(number, job=job("tasks", rounds=10_000))
@@ -43,7 +43,7 @@ def session_tables(room: Room) -> list[dict[str, int]]:
 
 @pytest.mark.parametrize("goodbye", [True, False])
 def test_visitors_leave_nothing(goodbye: bool) -> None:
-    room = room_of(3, 1)
+    room = fleet_of(3, 1)
     before = session_tables(room)
     ids = {device.id for device in room.on()}
     for number in range(30):
@@ -63,7 +63,7 @@ def test_visitors_leave_nothing(goodbye: bool) -> None:
 @pytest.mark.parametrize("seed", seeds(2))
 def test_an_observer_that_was_away_sees_the_group_again(seed: int) -> None:
     """A laptop with ``watch`` sleeps: the peers have dropped it, and it has to find that out by itself."""
-    room = room_of(3, seed)
+    room = fleet_of(3, seed)
     visitor = room.visit(50, [0])
     assert room.run(10, lambda: is_told(room, visitor))
     room.partition([50])
@@ -77,7 +77,7 @@ def test_an_observer_that_was_away_sees_the_group_again(seed: int) -> None:
 
 
 def test_an_observer_that_is_stopped_for_a_while_finds_its_way_back() -> None:
-    room = room_of(2, 3)
+    room = fleet_of(2, 3)
     visitor = room.visit(50, [0])
     assert room.run(10, lambda: is_told(room, visitor))
     room.network.stall(visitor.id, 60)
@@ -104,7 +104,7 @@ def test_joiners_come_in_though_the_group_is_larger_than_its_room_for_visitors()
 
 def test_a_joiner_whose_record_is_held_up_stays_and_joins() -> None:
     """Its records are lost for a minute: it talks, so it stays; then they come."""
-    room = room_of(2, 5)
+    room = fleet_of(2, 5)
     joiner = room.add(2, job=job("tasks", rounds=10_000))
     known = [device.core.records for device in room.on()[:2]]
     held = [book.received for book in known]
@@ -121,7 +121,7 @@ def test_a_joiner_whose_record_is_held_up_stays_and_joins() -> None:
 
 
 def test_a_killed_observer_ends_a_transfer_that_served_it() -> None:
-    room = room_of(2, 6)
+    room = fleet_of(2, 6)
     visitor = room.visit(50, [0])
     assert room.run(60, lambda: any(record.holdings for record in visitor.core.alive()))
     holding = next(h for record in visitor.core.alive() for h in record.holdings)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from p2ptrain.errors import RemoteError
-from p2ptrain.learning.pipeline.rows import PARCEL_BYTES, Parcel, is_finite
+from p2ptrain.learning.pipeline.rows import PARCEL_BYTES, StageMessage, is_finite
 
 _BAD = "bad"
 _SUM = "sum"
@@ -74,16 +74,16 @@ class Exchange:
     def ready(self) -> bool:
         return self.begun and (bool(self._to_send) or self._complete() is not None)
 
-    def advance(self) -> list[Parcel]:
+    def advance(self) -> list[StageMessage]:
         """Add up a piece, if one is complete, else send one."""
         at = self._complete()
         if at is not None:
             return self._add_up(at)
         shard, at = self._to_send.popleft()
         tensors = self._piece(at, self._pieces[shard][at], bad=self.bad)
-        return [Parcel(self._peers[shard], "reduce", self._step, shard, at, tensors)]
+        return [StageMessage(self._peers[shard], "reduce", self._step, shard, at, tensors)]
 
-    def receive(self, parcel: Parcel, step: int) -> None:
+    def receive(self, parcel: StageMessage, step: int) -> None:
         """``step``: the batch in work. Raises ``RemoteError`` for what is not due, and then changes nothing."""
         if parcel.peer not in self._peers or parcel.peer == self._peers[self._own]:
             raise RemoteError("parcel-peer", f"{parcel.work} from a peer that doesn't share this stage")
@@ -111,7 +111,7 @@ class Exchange:
         return min((at for at in self._to_sum if len(self._waiting.get((self._step, at), ())) == others), default=None)
 
     @torch.no_grad()
-    def _add_up(self, at: int) -> list[Parcel]:
+    def _add_up(self, at: int) -> list[StageMessage]:
         size = self._pieces[self._own][at]
         came = self._waiting.pop((self._step, at))
         came[self._own] = None if self.bad else self._vector[at : at + size].cpu()
@@ -125,7 +125,7 @@ class Exchange:
         self._to_sum.remove(at)
         tensors = self._piece(at, size, bad=total is None)
         return [
-            Parcel(peer, "gather", self._step, self._own, at, tensors)
+            StageMessage(peer, "gather", self._step, self._own, at, tensors)
             for index, peer in enumerate(self._peers)
             if index != self._own
         ]

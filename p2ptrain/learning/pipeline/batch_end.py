@@ -16,7 +16,7 @@ from functools import partial
 from p2ptrain.errors import JobError, RemoteError
 from p2ptrain.learning.pipeline.all_reduce import Exchange
 from p2ptrain.learning.pipeline.grad_norm import NormChain
-from p2ptrain.learning.pipeline.rows import Parcel
+from p2ptrain.learning.pipeline.rows import StageMessage
 from p2ptrain.learning.pipeline.stage import StageModel
 from p2ptrain.learning.training import MAX_GRADIENT_NORM
 from p2ptrain.planning.pipeline.stages import PipelinePlan
@@ -37,7 +37,7 @@ class BatchEnd:
         self._own_square: float | None = None
         self._checked_buffers = self._exchange is None
 
-    def receive(self, parcel: Parcel, step: int) -> None:
+    def receive(self, parcel: StageMessage, step: int) -> None:
         """Raises ``RemoteError`` for what is not due, and then changes nothing."""
         if parcel.work == "norm" and self._norm is not None:
             self._norm.receive(parcel, step)
@@ -46,7 +46,7 @@ class BatchEnd:
         else:
             raise RemoteError("parcel-peer", f"{parcel.work}, which this stage has no use for")
 
-    def work(self, step: int) -> Callable[[], list[Parcel]] | None:
+    def work(self, step: int) -> Callable[[], list[StageMessage]] | None:
         """What can be done next; ``None``: something must come first, or there is nothing left."""
         if not self._closed:
             return partial(self._close, step)
@@ -76,7 +76,7 @@ class BatchEnd:
         if self._exchange is not None:
             self._exchange.abandon()
 
-    def _close(self, step: int) -> list[Parcel]:
+    def _close(self, step: int) -> list[StageMessage]:
         self._closed = True
         self._model.close(self._share)
         if not self._checked_buffers and not self._model.bad:
@@ -90,7 +90,7 @@ class BatchEnd:
             self._exchange.begin(step, bad=self._model.bad)
         return []
 
-    def _add_squares(self, step: int) -> list[Parcel]:
+    def _add_squares(self, step: int) -> list[StageMessage]:
         self._model.bad = self._model.bad or (self._exchange is not None and self._exchange.bad)
         squares = self._model.squares()
         if self._norm is not None:

@@ -18,7 +18,16 @@ from p2ptrain.config import Coding
 from p2ptrain.errors import RemoteError
 from p2ptrain.learning.blocks.chain import Chain, Crossing
 from p2ptrain.learning.pipeline.codec import Encoder, decode
-from p2ptrain.learning.pipeline.rows import Inbox, Parcel, Spec, Work, cut_rows, label_shapes, overlapping, row_ranges
+from p2ptrain.learning.pipeline.rows import (
+    Inbox,
+    Spec,
+    StageMessage,
+    Work,
+    cut_rows,
+    label_shapes,
+    overlapping,
+    row_ranges,
+)
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 
 _LABELS = "y"
@@ -60,7 +69,7 @@ class Flow:
         self._forward_in = Inbox(self.rows, self._before)
         self._backward_in = Inbox(self.rows, self._behind)
 
-    def receive(self, parcel: Parcel) -> None:
+    def receive(self, parcel: StageMessage) -> None:
         number = parcel.step * self._num_units + parcel.unit
         if parcel.work == "forward":
             senders, inbox = self._before, self._forward_in
@@ -87,7 +96,7 @@ class Flow:
         y = tensors.pop(_LABELS)
         return [tensors[name] for name in self._coming], y
 
-    def send_outputs(self, outputs: Sequence[Tensor], y: Tensor) -> list[Parcel]:
+    def send_outputs(self, outputs: Sequence[Tensor], y: Tensor) -> list[StageMessage]:
         """And count the forward pass."""
         tensors = {str(index): tensor for index, tensor in enumerate(outputs)} | {_LABELS: y}
         parcels = self._parcels("forward", self.next_forward, tensors, self._behind, self._activations)
@@ -106,7 +115,7 @@ class Flow:
         tensors = self._backward_in.take(self.next_backward)
         return [tensors[name] for name in self._returning]
 
-    def send_gradients(self, gradients: Sequence[Tensor]) -> list[Parcel]:
+    def send_gradients(self, gradients: Sequence[Tensor]) -> list[StageMessage]:
         """And count the backward pass."""
         tensors = {str(index): tensor for index, tensor in enumerate(gradients)}
         parcels = self._parcels("backward", self.next_backward, tensors, self._before, self._gradients)
@@ -121,10 +130,10 @@ class Flow:
 
     def _parcels(
         self, work: Work, number: int, tensors: Mapping[str, Tensor], receivers: Mapping[str, range], encoder: Encoder
-    ) -> list[Parcel]:
+    ) -> list[StageMessage]:
         step, unit = divmod(number, self._num_units)
         return [
-            Parcel(peer, work, step, unit, row, encoder.encode(cut))
+            StageMessage(peer, work, step, unit, row, encoder.encode(cut))
             for peer, row, cut in cut_rows(tensors, self.rows, receivers, encoder.row_bytes(tensors))
         ]
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 
 from p2ptrain.errors import RemoteError
-from p2ptrain.learning.pipeline.rows import Parcel
+from p2ptrain.learning.pipeline.rows import StageMessage
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 
 _PARTIAL, _TOTAL = 0, 1
@@ -41,7 +41,7 @@ class NormChain:
         self._partial = 0.0 if self._behind is None else None
         self._passed = not self._leads
 
-    def receive(self, parcel: Parcel, step: int) -> None:
+    def receive(self, parcel: StageMessage, step: int) -> None:
         """Raises ``RemoteError`` for what is not due, and then changes nothing."""
         partial = parcel.unit == _PARTIAL and self._leads and parcel.peer == self._behind
         total = parcel.unit == _TOTAL and parcel.peer == self._first and self._own != self._first
@@ -66,7 +66,7 @@ class NormChain:
         """Whether this peer is the next to add its squares."""
         return not self._passed and self._partial is not None
 
-    def add(self, squares: Sequence[float], step: int) -> list[Parcel]:
+    def add(self, squares: Sequence[float], step: int) -> list[StageMessage]:
         """Add the own squares, in this order, and pass the sum on."""
         square = self._partial if self._partial is not None else math.inf
         for own in squares:
@@ -76,4 +76,4 @@ class NormChain:
             self.total = square
         unit, receivers = (_TOTAL, self._others) if self._before is None else (_PARTIAL, [self._before])
         tensors = {_SQUARE: torch.tensor([square], dtype=torch.float64)}
-        return [Parcel(peer, "norm", step, unit, 0, tensors) for peer in receivers]
+        return [StageMessage(peer, "norm", step, unit, 0, tensors) for peer in receivers]

@@ -26,7 +26,7 @@ Work = Literal["forward", "backward", "reduce", "gather", "norm"]
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class StageMessage:
     """Some tensors of one piece of work, on their way between two peers. They are on the CPU, contiguous, detached.
 
     - ``forward``: rows from ``row`` of micro-batch ``unit``, ``"0"``, ``"1"``, ... as they cross the cut, and their

@@ -31,14 +31,14 @@ from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.pipeline.batch_end import BatchEnd
 from p2ptrain.learning.pipeline.flow import Flow
-from p2ptrain.learning.pipeline.rows import Parcel, Work
+from p2ptrain.learning.pipeline.rows import StageMessage, Work
 from p2ptrain.learning.pipeline.samples import SampleStream
 from p2ptrain.learning.pipeline.snapshots import Progress, Snapshot, load_checkpoint, restore_pieces, take_piece
 from p2ptrain.learning.pipeline.stage import StageModel
 from p2ptrain.learning.training import MAX_BAD_STEPS, DivergedError, has_batch_norm
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 
-__all__ = ["Parcel", "SliceTraining", "StageUse", "Work"]
+__all__ = ["StageMessage", "StageTraining", "StageUse", "Work"]
 
 AVERAGE_EVERY = 10
 """Batches from one averaging of the versions in flight to the next ("async")."""
@@ -56,7 +56,7 @@ class StageUse:
     batches: int = 0
 
 
-class SliceTraining:
+class StageTraining:
     """Call ``advance`` while ``ready``, send what it returns, and give ``receive`` what others' sent.
 
     ``build`` makes the whole model, of which only the own blocks are ever held (``Chain.build_slice``). ``data``: of
@@ -175,7 +175,7 @@ class SliceTraining:
 
     # --- what comes in ---
 
-    def receive(self, parcel: Parcel) -> None:
+    def receive(self, parcel: StageMessage) -> None:
         """Take what another peer sent. Raises ``RemoteError`` for what is not due or not sound, and keeps nothing."""
         if parcel.work in ("forward", "backward"):
             self._flow.receive(parcel)
@@ -188,7 +188,7 @@ class SliceTraining:
         """Whether ``advance`` can do something now."""
         return self._next() is not None
 
-    def advance(self) -> list[Parcel]:
+    def advance(self) -> list[StageMessage]:
         """Do the next piece of work, and return what is to be sent for it."""
         work = self._next()
         if work is None:
@@ -198,7 +198,7 @@ class SliceTraining:
         self._use.busy_s += time.perf_counter() - start
         return parcels
 
-    def _next(self) -> Callable[[], list[Parcel]] | None:
+    def _next(self) -> Callable[[], list[StageMessage]] | None:
         flow, stop = self._flow, min(self.stop_at, self._total_steps)
         if self.step >= stop:
             return None
@@ -209,7 +209,7 @@ class SliceTraining:
             return self._backward if flow.has_gradients() else None
         return self._end.work(self.step) if self._end.square is None else self._apply
 
-    def _forward(self) -> list[Parcel]:
+    def _forward(self) -> list[StageMessage]:
         start, flow = time.perf_counter(), self._flow
         number = flow.next_forward
         if self._samples is not None:
@@ -231,7 +231,7 @@ class SliceTraining:
         self._use.num_forward += 1
         return parcels
 
-    def _backward(self) -> list[Parcel]:
+    def _backward(self) -> list[StageMessage]:
         start, flow = time.perf_counter(), self._flow
         gradients = self._stage.backward(flow.next_backward, flow.take_gradients())
         parcels = flow.send_gradients(gradients)
@@ -239,7 +239,7 @@ class SliceTraining:
         self._use.num_backward += 1
         return parcels
 
-    def _apply(self) -> list[Parcel]:
+    def _apply(self) -> list[StageMessage]:
         """An optimizer step, unless the batch is of no use."""
         square = math.inf if self._end.square is None else self._end.square
         if math.isfinite(square):

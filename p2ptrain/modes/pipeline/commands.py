@@ -45,7 +45,7 @@ class GivePiece:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """A parcel of another peer's stage: see ``learning.pipeline.training.Parcel``. ``epoch``: of its plan."""
+    """A parcel of another peer's stage: see ``learning.pipeline.training.StageMessage``. ``epoch``: of its plan."""
 
     epoch: int
     sender: str

@@ -18,15 +18,15 @@ from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.plan import MAX_STEPS, DeviceFigures
-from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile, check_times, completed
+from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile, check_times, extrapolated
 from p2ptrain.planning.devices.footprint import pipeline_bytes
 from p2ptrain.planning.devices.profile_codec import rounded, rounded_times
-from p2ptrain.planning.pipeline.fleet import Room
+from p2ptrain.planning.pipeline.fleet import Fleet
 from p2ptrain.planning.pipeline.task import PairRate, PipelinePeer, PipelineTask, held_copies
 from p2ptrain.wire.messages import LinkFigure
 
 LATENCY_S = 1e-3
-"""Of a link in one room, until some are measured."""
+"""Of a link in one fleet, until some are measured."""
 UNKNOWN_LINK_BYTES_PER_S = 12.5e6
 """100 Mbit/s: what a peer's link is taken for until it is measured."""
 MAX_LATENCY_S = 60.0
@@ -105,15 +105,15 @@ def _is_usable(model: ModelProfile, snapshot: PeerSnapshot, profile: DeviceFigur
 def planned_times(profiles: Sequence[DeviceFigures]) -> dict[PeerId, BlockTimes]:
     """The times of blocks that peers are planned with: measured, or as they grow for others (``completed``)."""
     measured = {profile.peer: BlockTimes.of(profile) for profile in profiles if profile.batch_sizes}
-    return {peer: completed(times, list(measured.values())) for peer, times in measured.items()}
+    return {peer: extrapolated(times, list(measured.values())) for peer, times in measured.items()}
 
 
-def room_of(
+def fleet_of(
     job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], profiles: Sequence[DeviceFigures]
-) -> Room:
+) -> Fleet:
     """Raises ``UserError`` where nobody can be planned with."""
     is_async = pipeline_of(job).schedule == "async"
-    return Room(task_of(job, model, snapshots, profiles), batches_a_round(job, snapshots) if is_async else 1)
+    return Fleet(task_of(job, model, snapshots, profiles), batches_a_round(job, snapshots) if is_async else 1)
 
 
 def task_of(
@@ -122,7 +122,7 @@ def task_of(
     snapshots: Sequence[PeerSnapshot],
     profiles: Sequence[DeviceFigures],
 ) -> PipelineTask:
-    """In the most micro-batches that the job allows, with a flush after every batch (``Room`` knows the others).
+    """In the most micro-batches that the job allows, with a flush after every batch (``Fleet`` knows the others).
 
     Peers in the order of their ids, but a data owner first: the order of an equal split.
     """

@@ -25,8 +25,8 @@ from p2ptrain.modes.pipeline.figures import (
     UNKNOWN_LINK_BYTES_PER_S,
     MeasuredPeer,
     batches_a_round,
+    fleet_of,
     link_figures,
-    room_of,
     usable,
 )
 from p2ptrain.modes.pipeline.plan import MAX_STRETCH, PipelineBody, body_of
@@ -35,7 +35,7 @@ from p2ptrain.planning.devices.footprint import pipeline_bytes
 from p2ptrain.planning.devices.profile_codec import chain_hash, rounded
 from p2ptrain.planning.pipeline.baselines import best_single_peer
 from p2ptrain.planning.pipeline.choice import best, judged_s
-from p2ptrain.planning.pipeline.fleet import Room, micro_batch_choices
+from p2ptrain.planning.pipeline.fleet import Fleet, micro_batch_choices
 from p2ptrain.planning.pipeline.schedule import most_ahead
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 
@@ -47,7 +47,7 @@ def first_plan(job: Job, model: ModelProfile, peers: Sequence[MeasuredPeer], pro
     """The plan a group starts with. Raises ``UserError`` where there is none, saying what is missing."""
     snapshots = clean(job, [peer.snapshot for peer in peers])
     figures = usable(model, snapshots, peers)
-    pipeline = best(room_of(job, model, snapshots, figures), pipeline_of(job).strategy)
+    pipeline = best(fleet_of(job, model, snapshots, figures), pipeline_of(job).strategy)
     steps_per_round = batches_a_round(job, snapshots, pipeline.stages[0].peers)
     body = PipelineBody(chain_hash(model), pipeline, _shares(model, pipeline), figures, 0, steps_per_round)
     return _plan(job, snapshots, body, proposer, None)
@@ -84,13 +84,13 @@ def next_plan(
     if not is_torn and pipeline_of(job).strategy != "planned":
         return None
     figures = usable(model, snapshots, peers, before.figures)
-    room = room_of(job, model, snapshots, figures)
-    can_go_on = not is_torn and room.knows(current.trainers())
-    stretch = _stretch(room, before, batch_s) if can_go_on else before.stretch
-    pipeline = best(room, pipeline_of(job).strategy, stretch)
+    fleet = fleet_of(job, model, snapshots, figures)
+    can_go_on = not is_torn and fleet.knows(current.trainers())
+    stretch = _stretch(fleet, before, batch_s) if can_go_on else before.stretch
+    pipeline = best(fleet, pipeline_of(job).strategy, stretch)
     if can_go_on:
-        enough_s = judged_s(room, pipeline, stretch) * (1 + pipeline_of(job).replan_gain)
-        if judged_s(room, before.pipeline, stretch) <= enough_s:
+        enough_s = judged_s(fleet, pipeline, stretch) * (1 + pipeline_of(job).replan_gain)
+        if judged_s(fleet, before.pipeline, stretch) <= enough_s:
             return None
     shares = _shares(model, pipeline)
     body = PipelineBody(before.chain, pipeline, shares, figures, from_step, before.steps_per_round, stretch)
@@ -142,18 +142,18 @@ def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
     for pair in link_figures(body.figures)[1]:
         lines.append(f"the link between {pair.one} and {pair.other} carries {pair.bytes_per_s * 8e-6:.3g} Mbit/s")
     if model is not None:
-        lines.append(_pace(room_of(job, model, plan.peers, body.figures), body.pipeline))
+        lines.append(_pace(fleet_of(job, model, plan.peers, body.figures), body.pipeline))
     return lines
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def _stretch(room: Room, plan: PipelineBody, batch_s: float) -> float:
+def _stretch(fleet: Fleet, plan: PipelineBody, batch_s: float) -> float:
     """As ``PipelineBody.stretch``, with what was seen under the plan, by its peers' figures of today."""
     if batch_s <= 0 or plan.pipeline.is_alone:
         return plan.stretch
-    return rounded(min(max(batch_s / room.batch_s(plan.pipeline), 1.0), MAX_STRETCH))
+    return rounded(min(max(batch_s / fleet.batch_s(plan.pipeline), 1.0), MAX_STRETCH))
 
 
 def _plan(
@@ -205,16 +205,16 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: PipelineBody) -> 
     given = {profile.peer: profile for profile in body.figures}
     if usable(model, plan.peers, [MeasuredPeer(peer, given.get(peer.peer)) for peer in plan.peers]) != body.figures:
         return False
-    room = room_of(job, model, plan.peers, body.figures)
+    fleet = fleet_of(job, model, plan.peers, body.figures)
     if any(min(stage.samples) < model.least_samples for stage in pipeline.stages):
         return False
     bounds = {bound for stage in pipeline.stages for bound in (stage.start, stage.stop)}
-    if not bounds.issubset(room.costs(pipeline.num_micro_batches).cuts) or not room.fits(pipeline):
+    if not bounds.issubset(fleet.costs(pipeline.num_micro_batches).cuts) or not fleet.fits(pipeline):
         return False
     if pipeline_of(job).strategy != "planned":
-        return replace(best(room, pipeline_of(job).strategy, body.stretch), left_out=pipeline.left_out) == pipeline
-    singles = [best_single_peer(room.costs(num)) for num in room.choices]
-    return room.batch_s(pipeline) <= SLOWER * min((room.batch_s(s) for s in singles if s), default=math.inf)
+        return replace(best(fleet, pipeline_of(job).strategy, body.stretch), left_out=pipeline.left_out) == pipeline
+    singles = [best_single_peer(fleet.costs(num)) for num in fleet.choices]
+    return fleet.batch_s(pipeline) <= SLOWER * min((fleet.batch_s(s) for s in singles if s), default=math.inf)
 
 
 def _why_left_out(job: Job, peer: PeerSnapshot) -> str:
@@ -227,13 +227,13 @@ def _why_left_out(job: Job, peer: PeerSnapshot) -> str:
     return "with it a batch would hardly be done sooner"
 
 
-def _pace(room: Room, pipeline: PipelinePlan) -> str:
+def _pace(fleet: Fleet, pipeline: PipelinePlan) -> str:
     """The step that takes longest."""
-    steps = room.steps(pipeline)
+    steps = fleet.steps(pipeline)
     stages = [there + back for there, back in zip(steps.forward_s, steps.backward_s, strict=True)]
     links = [max(both) for both in zip(steps.link_forward_s, steps.link_backward_s, strict=True)]
     slowest = max(range(len(stages)), key=lambda index: stages[index])
-    batch = f"a batch takes {room.batch_s(pipeline):.3g} s"
+    batch = f"a batch takes {fleet.batch_s(pipeline):.3g} s"
     if links and max(links) > stages[slowest]:
         index = links.index(max(links))
         return (

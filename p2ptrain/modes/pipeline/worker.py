@@ -1,6 +1,6 @@
 """The trainer's side of a pipeline: builds the own stage, feeds it what comes, says what goes out.
 
-Invariant: one unit of work, or one parcel, between two commands (see ``SliceTraining.advance``); a stage is only built
+Invariant: one unit of work, or one parcel, between two commands (see ``StageTraining.advance``); a stage is only built
 from pieces of exactly the step that its plan begins with, and whatever does not fit is said and changes nothing. What
 others send is taken in at any time; what goes out waits here while too much of it waits at the node.
 
@@ -31,7 +31,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.blocks.costs import profile_blocks
 from p2ptrain.learning.models import global_model
-from p2ptrain.learning.pipeline.training import Parcel, SliceTraining
+from p2ptrain.learning.pipeline.training import StageMessage, StageTraining
 from p2ptrain.learning.profiling.allocator import give_back, kept_block_bytes
 from p2ptrain.learning.profiling.block_times import measure_blocks, slowdown_now
 from p2ptrain.learning.snapshots import write
@@ -52,7 +52,7 @@ from p2ptrain.modes.pipeline.commands import (
     Taken,
 )
 from p2ptrain.modes.pipeline.config import pipeline_of
-from p2ptrain.modes.pipeline.figures import planned_times, room_of
+from p2ptrain.modes.pipeline.figures import fleet_of, planned_times
 from p2ptrain.modes.pipeline.plan import body_of, read_plan
 from p2ptrain.modes.pipeline.stage.slowdown import differs, slowdown_of
 from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile, check_model
@@ -123,11 +123,11 @@ class StageWorker:
         self._times: BlockTimes | None = None
         """Of this device's blocks, as the last plan with a stage for it has them; before that, as measured."""
         self._plan: Plan | None = None
-        self._training: SliceTraining | None = None
+        self._training: StageTraining | None = None
         self._pieces: list[Piece] = []
         self._num_missing = 0
         self._halt: StopAt | None = None
-        self._outbox: deque[Parcel] = deque()
+        self._outbox: deque[StageMessage] = deque()
         """Of the last unit of work, not handed over yet."""
         self._handed_bytes = self._sent_bytes = 0
         """Of the plan's parcels: handed over, and those of them that have left for other peers."""
@@ -192,8 +192,8 @@ class StageWorker:
         self._num_rows = stage.samples[stage.peers.index(command.own)]
         self._times = planned_times(body.figures).get(PeerId(command.own))
         if self._model is not None:
-            room = room_of(self._job, self._model, plan.peers, body.figures)
-            self._passing_s = room.passing_s(body.pipeline, command.own)
+            fleet = fleet_of(self._job, self._model, plan.peers, body.figures)
+            self._passing_s = fleet.passing_s(body.pipeline, command.own)
         old, self._training = self._training, None
         self._pieces = []
         if command.keep and old is not None:
@@ -202,7 +202,7 @@ class StageWorker:
         del old  # two stages at once may be more than this device holds
         give_back()
         job, configuration, settings = self._job, self._configuration, pipeline_of(self._job)
-        self._training = SliceTraining(
+        self._training = StageTraining(
             job.training,
             self._chain,
             body.pipeline,
@@ -298,7 +298,7 @@ class StageWorker:
                 read_untrusted(command.parcel)
                 tensors = load_tensors(command.parcel)
                 work = command.work
-                training.receive(Parcel(command.sender, work, command.step, command.unit, command.row, tensors))  # type: ignore[arg-type]
+                training.receive(StageMessage(command.sender, work, command.step, command.unit, command.row, tensors))  # type: ignore[arg-type]
             except RemoteError as refused:
                 error = str(refused)
         self._say(Taken(command.epoch, command.sender, 1, error))
@@ -325,7 +325,7 @@ class StageWorker:
         if time.monotonic() - self._progress_at >= PROGRESS_INTERVAL_S:
             self._say_progress(training)
 
-    def _batch_done(self, training: SliceTraining) -> None:
+    def _batch_done(self, training: StageTraining) -> None:
         self._said_step = training.step
         every = pipeline_of(self._job).snapshot_steps or self._steps_per_round
         if training.step % every == 0 or training.step % self._steps_per_round == 0 or training.finished:
@@ -340,18 +340,18 @@ class StageWorker:
         if self._halt is not None and training.step >= self._halt.step:
             self._hand_over()
 
-    def _say_progress(self, training: SliceTraining) -> None:
+    def _say_progress(self, training: StageTraining) -> None:
         now, done = time.monotonic(), training.num_samples
         rate = (done - self._progress_samples) / max(now - self._progress_at, 1e-6)
         self._say(c.Progress(training.round, training.step, done, training.last_loss, rate))
         self._progress_at, self._progress_samples = now, done
 
-    def _look_away(self, training: SliceTraining) -> None:
+    def _look_away(self, training: StageTraining) -> None:
         """What it used until now does not count."""
         training.use()
         self._looked_at = (training.step, time.monotonic())
 
-    def _say_use(self, training: SliceTraining) -> None:
+    def _say_use(self, training: StageTraining) -> None:
         use, now = training.use(), time.monotonic()
         wall_s = max(now - self._looked_at[1], 1e-6)
         self._looked_at = (training.step, now)

@@ -115,7 +115,7 @@ class BlockTimes:
         return _interpolated(self.batch_sizes, self.backward_s, samples)
 
 
-def completed(times: BlockTimes, others: Sequence[BlockTimes]) -> BlockTimes:
+def extrapolated(times: BlockTimes, others: Sequence[BlockTimes]) -> BlockTimes:
     """With the larger batch sizes that others measured, and this peer had no time for.
 
     A block's pass is taken to grow as it did for them from this peer's largest batch on, by the median: not at all at

@@ -1,4 +1,4 @@
-"""What a room's devices gain by a plan: the pipeline beside the best single peer, an equal split, and data parallel.
+"""What a fleet's devices gain by a plan: the pipeline beside the best single peer, an equal split, and data parallel.
 
 Each is of the number of micro-batches that is best for it, and priced as the plan is, so that the figures beside each
 other mean the same.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from p2ptrain.planning.pipeline.baselines import best_single_peer, data_parallel, equal_split
 from p2ptrain.planning.pipeline.choice import WORTH, pipelines_of
 from p2ptrain.planning.pipeline.cost import CostModel, PlanCost
-from p2ptrain.planning.pipeline.fleet import Room
+from p2ptrain.planning.pipeline.fleet import Fleet
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 from p2ptrain.planning.pipeline.task import PipelineTask
 
@@ -34,7 +34,7 @@ class Priced:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The fastest way to train in a room, beside what else could be done."""
+    """The fastest way to train in a fleet, beside what else could be done."""
 
     task: PipelineTask
     """In the planned number of micro-batches."""
@@ -51,17 +51,17 @@ class Comparison:
         return None if single.cost.batch_s >= WORTH * self.planned.cost.batch_s else single.plan.stages[0].peers[0]
 
 
-def compare(room: Room) -> Comparison:
+def compare(fleet: Fleet) -> Comparison:
     """Plan, and price the baselines. Raises ``UserError`` where there is no plan."""
-    plan = min(pipelines_of(room, "planned"), key=room.batch_s)
-    baselines = {name: _soonest(room, baseline) for name, baseline in BASELINES.items()}
-    return Comparison(room.costs(plan.num_micro_batches).task, Priced(plan, room.cost(plan)), baselines)
+    plan = min(pipelines_of(fleet, "planned"), key=fleet.batch_s)
+    baselines = {name: _soonest(fleet, baseline) for name, baseline in BASELINES.items()}
+    return Comparison(fleet.costs(plan.num_micro_batches).task, Priced(plan, fleet.cost(plan)), baselines)
 
 
-def _soonest(room: Room, baseline: Callable[[CostModel], PipelinePlan | None]) -> Priced | None:
+def _soonest(fleet: Fleet, baseline: Callable[[CostModel], PipelinePlan | None]) -> Priced | None:
     """Of any number of micro-batches; of those that fit, if any does."""
-    plans = [plan for plan in (baseline(room.costs(num)) for num in room.choices) if plan is not None]
+    plans = [plan for plan in (baseline(fleet.costs(num)) for num in fleet.choices) if plan is not None]
     if not plans:
         return None
-    plan = min(plans, key=lambda plan: (not room.fits(plan), room.batch_s(plan)))
-    return Priced(plan, room.cost(plan))
+    plan = min(plans, key=lambda plan: (not fleet.fits(plan), fleet.batch_s(plan)))
+    return Priced(plan, fleet.cost(plan))

@@ -1,4 +1,4 @@
-"""The peers of a room with their figures: what each pipeline of theirs would cost, in any number of micro-batches.
+"""The peers of a fleet with their figures: what each pipeline of theirs would cost, in any number of micro-batches.
 
 Beside what the cost model knows, a device's node takes computing from its trainer: for every parcel that it hands on or
 takes in, and for each byte of it. And its trainer codes what it sends.
@@ -50,7 +50,7 @@ def micro_batch_choices(most: int) -> tuple[int, ...]:
     return tuple(choices) if choices[-1] == 1 else (*choices, 1)
 
 
-class Room:
+class Fleet:
     """What the pipelines of these peers cost, for each number of micro-batches."""
 
     def __init__(self, task: PipelineTask, batches_a_round: float = 1) -> None:

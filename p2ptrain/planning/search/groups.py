@@ -48,7 +48,7 @@ class Group:
     """Together; the most that they may reach."""
 
 
-class Ground:
+class CandidateGroups:
     """All that the search looks up: kinds, groups, their times, and the links between them."""
 
     def __init__(self, model: CostModel, max_stages: int) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from p2ptrain.planning.pipeline.cost import Floats
 from p2ptrain.planning.pipeline.shares import Ints, Mask, Which
 from p2ptrain.planning.search.group_times import run_at
-from p2ptrain.planning.search.groups import Ground
+from p2ptrain.planning.search.groups import CandidateGroups
 
 ROUNDING = 1 + 1e-9
 """Bounds may exceed a limit by this much before they count as above it."""
@@ -27,8 +27,8 @@ DOMINANCE_TRIED = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Tails:
-    """Tails in two tables with a column each; the rows have names below."""
+class PartialPlans:
+    """PartialPlans in two tables with a column each; the rows have names below."""
 
     floats: Floats
     ints: Ints
@@ -36,42 +36,42 @@ class Tails:
     def __len__(self) -> int:
         return int(self.floats.shape[1])
 
-    def pick(self, which: Which | Mask | slice) -> Tails:
-        return Tails(self.floats[:, which], self.ints[:, which])
+    def pick(self, which: Which | Mask | slice) -> PartialPlans:
+        return PartialPlans(self.floats[:, which], self.ints[:, which])
 
 
 BACK_S, DONE_S, PATH_S, SPEED_LEFT, BOUND_S = range(5)
 """Rows of ``floats``: the three of ``Tail``; FLOP/s of the peers not taken; and a bound on any plan that ends with the
 tail."""
 TAKEN, NUM_STAGES, GROUP, DEPTH, PARENT, START = range(6)
-"""Rows of ``ints``. Group and depth (a place in ``Ground.depths``) are the first stage's, which begins at the cut
-START; PARENT is the tail behind it, by its number in the sweep."""
+"""Rows of ``ints``. Group and depth (a place in ``CandidateGroups.depths``) are the first stage's, which begins at the
+cut START; PARENT is the tail behind it, by its number in the sweep."""
 
 
-def no_stage(ground: Ground) -> Tails:
+def no_stage(ground: CandidateGroups) -> PartialPlans:
     """The one tail without a stage."""
     floats = np.array([[0.0], [0.0], [0.0], [ground.total_speed], [0.0]])
-    return Tails(floats, np.array([[ground.nothing_taken], [0], [0], [0], [0], [ground.model.num_units]]))
+    return PartialPlans(floats, np.array([[ground.nothing_taken], [0], [0], [0], [0], [ground.model.num_units]]))
 
 
-def joined(chunks: Sequence[Tails]) -> Tails:
-    return Tails(
+def joined(chunks: Sequence[PartialPlans]) -> PartialPlans:
+    return PartialPlans(
         np.concatenate([chunk.floats for chunk in chunks], axis=1),
         np.concatenate([chunk.ints for chunk in chunks], axis=1),
     )
 
 
-class Waiting:
-    """Tails by the cut where they begin, until their turn comes; of each cut's, those that ``select`` may yet try."""
+class Frontier:
+    """Partial plans by the cut where they begin, until their turn comes; of each cut's, those left to ``select``."""
 
     def __init__(self, num_cuts: int, num_kept: int) -> None:
         self._num_tried = DOMINANCE_TRIED * num_kept
-        self._chunks: list[list[Tails]] = [[] for _ in range(num_cuts)]
+        self._chunks: list[list[PartialPlans]] = [[] for _ in range(num_cuts)]
         self._counts = [0] * num_cuts
         self.limits: Floats = np.full(num_cuts, np.inf)
         """Of each cut: tails with a bound above it would not be tried."""
 
-    def add(self, cut: int, tails: Tails) -> None:
+    def add(self, cut: int, tails: PartialPlans) -> None:
         self._chunks[cut].append(tails)
         self._counts[cut] += len(tails)
         if self._counts[cut] >= 2 * self._num_tried:
@@ -82,15 +82,15 @@ class Waiting:
             self._chunks[cut] = [every.pick(lowest)]
             self._counts[cut] = self._num_tried
 
-    def take(self, cut: int) -> Tails | None:
+    def take(self, cut: int) -> PartialPlans | None:
         chunks, self._chunks[cut] = self._chunks[cut], []
         return joined(chunks) if chunks else None
 
 
-class Extender:
+class PlanExtender:
     """Puts one more stage before tails, in every way that may still lead to a plan faster than a limit."""
 
-    def __init__(self, ground: Ground, max_stages: int) -> None:
+    def __init__(self, ground: CandidateGroups, max_stages: int) -> None:
         self._ground = ground
         self._max_stages = max_stages
         self._codes = np.array([group.code for group in ground.groups])
@@ -105,8 +105,8 @@ class Extender:
         """Of all micro-batches, up to each cut; over the speed left it is what they take at least."""
 
     def extensions(
-        self, tails: Tails, stop: int, first_number: int, limit_s: float, limits: Floats
-    ) -> Iterator[tuple[int, Tails]]:
+        self, tails: PartialPlans, stop: int, first_number: int, limit_s: float, limits: Floats
+    ) -> Iterator[tuple[int, PartialPlans]]:
         """By the cut where they begin. ``stop``: where ``tails`` begin; their numbers count from ``first_number``.
 
         Of interest are bounds below ``limit_s``, and not above ``limits`` [cut].
@@ -145,7 +145,7 @@ class Extender:
         return stages
 
     def _reaching(
-        self, tails: Tails, rows: Which, stop: int, stages: Mask, both: Floats, limits: Floats
+        self, tails: PartialPlans, rows: Which, stop: int, stages: Mask, both: Floats, limits: Floats
     ) -> tuple[Which, Which, Which, Which]:
         """Rows of the tails with the group, start and depth of ``stages`` [depth, group, start] whose peers are to be
         had, and that may be in time. ``both`` [depth, group, start]: seconds of both passes."""
@@ -169,7 +169,7 @@ class Extender:
         row, pair = row[wanted], pair[wanted]
         return rows[row], group[pair], start[pair], at[pair]
 
-    def _behind_s(self, tails: Tails, rows: Which, stop: int) -> Floats:
+    def _behind_s(self, tails: PartialPlans, rows: Which, stop: int) -> Floats:
         """From the group's first forward pass to its last backward one, but for these two, [row, group]: what links and
         tail take of it at least."""
         ground, model, task = self._ground, self._ground.model, self._ground.model.task
@@ -182,8 +182,8 @@ class Extender:
         return behind
 
     def _extended(
-        self, tails: Tails, row: Which, group: Which, start: Which, stop: int, at: Which, limits: Floats
-    ) -> Tails:
+        self, tails: PartialPlans, row: Which, group: Which, start: Which, stop: int, at: Which, limits: Floats
+    ) -> PartialPlans:
         """``pipeline_schedule.extended``, with a bound on what the rest of the work adds: those below the limit, by
         the cut where they begin."""
         ground, model, task = self._ground, self._ground.model, self._ground.model.task
@@ -222,13 +222,13 @@ class Extender:
         taken = tails.ints[TAKEN, row] + self._codes[group]
         num_stages = tails.ints[NUM_STAGES, row] + 1
         floats = [back, done, trip + both, speed_left, bound]
-        return Tails(
+        return PartialPlans(
             np.stack([each[kept] for each in floats]),
             np.stack([taken, num_stages, group, at[kept], row, start[kept]]),
         )
 
 
-def select(ground: Ground, tails: Tails, num_kept: int) -> Tails:
+def select(ground: CandidateGroups, tails: PartialPlans, num_kept: int) -> PartialPlans:
     """Of those with the lowest bounds, the ones that no other dominates."""
     floats, ints = tails.floats, tails.ints
     num_tried = min(len(tails), DOMINANCE_TRIED * num_kept)

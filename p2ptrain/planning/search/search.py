@@ -1,6 +1,6 @@
 """Finds the pipeline plan with the shortest batch: stages, groups, order, warm-up, and whom to leave out.
 
-Tails (``pipeline_tails``) are extended cut by cut from the last to the first: every group that is still to be had
+Tails (``partial_plans``) are extended cut by cut from the last to the first: every group that is still to be had
 takes every run of blocks that ends there. A tail is dropped when not even lossless sharing of what is left among the
 peers that are left could beat the best plan played through so far. Of the complete plans the most promising are played
 through at once; in the end all others, in the order of their bounds, each with the warm-up depths that memory allows,
@@ -28,7 +28,7 @@ from p2ptrain.planning.pipeline.schedule import Steps, round_bound_s, round_s
 from p2ptrain.planning.pipeline.shares import Which
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 from p2ptrain.planning.pipeline.warm_ups import Depths, all_depths, likely_depths, num_depths
-from p2ptrain.planning.search.groups import Ground
+from p2ptrain.planning.search.groups import CandidateGroups
 from p2ptrain.planning.search.partial_plans import (
     BOUND_S,
     DEPTH,
@@ -37,9 +37,9 @@ from p2ptrain.planning.search.partial_plans import (
     NUM_STAGES,
     PARENT,
     ROUNDING,
-    Extender,
-    Tails,
-    Waiting,
+    Frontier,
+    PartialPlans,
+    PlanExtender,
     joined,
     no_stage,
     select,
@@ -79,7 +79,7 @@ class Search:
         most_stages = min(len(model.task.peers), model.num_units)
         self._model = model
         self._max_stages = min(MAX_STAGES, most_stages)
-        self._ground = Ground(model, self._max_stages)
+        self._ground = CandidateGroups(model, self._max_stages)
         self._covers_all = self._ground.covers_all and self._max_stages == most_stages
         self._width = ALL_TAILS if self._covers_all else BEAM
         self._is_proved = False
@@ -134,20 +134,20 @@ class Search:
     def _sweep(self, width: int, proves: bool = False) -> None:
         """From the last cut to the first, keeping at most ``width`` tails at each."""
         last = self._model.num_units
-        waiting = Waiting(last, width)
-        kept: list[Tails] = []
+        frontier = Frontier(last, width)
+        kept: list[PartialPlans] = []
         numbers: list[int] = []
-        complete: list[tuple[Tails, int]] = []
+        complete: list[tuple[PartialPlans, int]] = []
         self._is_proved = proves
-        extender = Extender(self._ground, self._max_stages)
+        extender = PlanExtender(self._ground, self._max_stages)
         number = 0
         for stop in range(last, 0, -1):
-            tails = no_stage(self._ground) if stop == last else self._kept(waiting.take(stop), width)
+            tails = no_stage(self._ground) if stop == last else self._kept(frontier.take(stop), width)
             kept.append(tails)
             numbers.append(number)
-            for start, more in extender.extensions(tails, stop, number, self._best_s, waiting.limits):
+            for start, more in extender.extensions(tails, stop, number, self._best_s, frontier.limits):
                 if start:
-                    waiting.add(start, more)
+                    frontier.add(start, more)
                 else:
                     promising = self._complete(more, kept, numbers)
                     complete += [(promising, len(kept))] if proves else []
@@ -158,7 +158,7 @@ class Search:
             self._prove(complete, kept, numbers)
             self._climb()
 
-    def _kept(self, tails: Tails | None, width: int) -> Tails:
+    def _kept(self, tails: PartialPlans | None, width: int) -> PartialPlans:
         if tails is None:
             return no_stage(self._ground).pick(np.zeros(0, dtype=np.intp))
         tails = tails.pick(tails.floats[BOUND_S] < self._best_s * ROUNDING)
@@ -167,7 +167,7 @@ class Search:
         self._is_proved = False
         return select(self._ground, tails, width)
 
-    def _complete(self, tails: Tails, kept: Sequence[Tails], numbers: Sequence[int]) -> Tails:
+    def _complete(self, tails: PartialPlans, kept: Sequence[PartialPlans], numbers: Sequence[int]) -> PartialPlans:
         """Play the most promising complete plans; all that may be faster than the best, most promising first."""
         tails = tails.pick(tails.floats[DONE_S] < self._best_s * ROUNDING)
         tails = tails.pick(_by_promise(tails))
@@ -182,7 +182,9 @@ class Search:
         self._is_proved = self._is_proved and in_time <= MAX_PLAYED
         return tails.pick(slice(min(in_time, MAX_PLAYED)))
 
-    def _prove(self, complete: Sequence[tuple[Tails, int]], kept: Sequence[Tails], numbers: Sequence[int]) -> None:
+    def _prove(
+        self, complete: Sequence[tuple[PartialPlans, int]], kept: Sequence[PartialPlans], numbers: Sequence[int]
+    ) -> None:
         """Play all complete plans that may yet be the best, with all depths that memory allows.
 
         ``complete``: with how many are ``kept`` of those that they extend."""
@@ -201,7 +203,7 @@ class Search:
                 tried.add(plan)
                 self._play_all_depths(plan)
 
-    def _plan(self, tails: Tails, i: int, kept: Sequence[Tails], numbers: Sequence[int]) -> PipelinePlan:
+    def _plan(self, tails: PartialPlans, i: int, kept: Sequence[PartialPlans], numbers: Sequence[int]) -> PipelinePlan:
         """Follow the parents from the first stage to the last, giving out the peers of each kind by name."""
         ground, model = self._ground, self._model
         given = [0] * len(ground.kinds)
@@ -255,7 +257,7 @@ class Search:
         return took
 
 
-def _by_promise(tails: Tails) -> Which:
+def _by_promise(tails: PartialPlans) -> Which:
     """The order by their bounds; of like ones those with fewer stages first."""
     return np.lexsort((tails.ints[GROUP], tails.ints[NUM_STAGES], tails.floats[DONE_S]))
 

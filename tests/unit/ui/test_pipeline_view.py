@@ -12,7 +12,7 @@ from p2ptrain.errors import UserError
 from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.pipeline.choice import WORTH
 from p2ptrain.planning.pipeline.comparison import Comparison, compare
-from p2ptrain.planning.pipeline.fleet import Room
+from p2ptrain.planning.pipeline.fleet import Fleet
 from p2ptrain.planning.pipeline.schedule import Span, Timeline
 from p2ptrain.planning.pipeline.task import PipelinePeer, PipelineTask
 from p2ptrain.ui.pipeline_figure import draw
@@ -26,7 +26,7 @@ def comparison(memory_bytes: float = 1e9) -> Comparison:
         PipelinePeer("slow\x1b[2J", 2e9, memory_bytes, 1e6),
         PipelinePeer("hopeless", 1e6, memory_bytes, 1e6),
     )
-    return compare(Room(PipelineTask(ModelProfile("six", 100, blocks), peers, 2, 4, 0.001)))
+    return compare(Fleet(PipelineTask(ModelProfile("six", 100, blocks), peers, 2, 4, 0.001)))
 
 
 def test_the_text_names_stages_left_out_peers_and_baselines() -> None:
@@ -45,12 +45,12 @@ def test_a_pipeline_that_promises_little_is_said_not_to_be_worth_it() -> None:
     assert "would rather" not in render(found)
     task = found.task
     slow = dataclasses.replace(task.peers[1], flops_per_s=0.16e9)
-    poor = compare(Room(dataclasses.replace(task, peers=(task.peers[0], slow), micro_batch=2, num_micro_batches=16)))
+    poor = compare(Fleet(dataclasses.replace(task, peers=(task.peers[0], slow), micro_batch=2, num_micro_batches=16)))
     gain = to_plain(poor)["baselines"]["best single peer"]["batch_s"] / poor.planned.cost.batch_s
     assert 1.0 < gain < WORTH and not poor.planned.plan.is_alone
     assert poor.preferred_peer == to_plain(poor)["preferred_peer"] == "fast"
     assert f"a group would rather train on fast alone: a pipeline has to promise {WORTH:g} x its speed" in render(poor)
-    alone = compare(Room(dataclasses.replace(task, peers=task.peers[:1])))
+    alone = compare(Fleet(dataclasses.replace(task, peers=task.peers[:1])))
     assert alone.planned.plan.is_alone and alone.preferred_peer is None
 
 

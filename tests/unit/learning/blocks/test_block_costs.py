@@ -23,7 +23,7 @@ from p2ptrain.learning.profiling import block_times, stopwatch
 from p2ptrain.learning.profiling import cache as times_cache
 from p2ptrain.learning.profiling.block_times import measure_blocks, slowdown_now
 from p2ptrain.learning.profiling.coding_times import MOST_ROWS, time_codings
-from p2ptrain.planning.devices.blocks import BlockTimes, check_model, check_times, completed
+from p2ptrain.planning.devices.blocks import BlockTimes, check_model, check_times, extrapolated
 from p2ptrain.planning.pipeline.fleet import PARCEL_BYTES
 
 SHAPE = (3, 32, 32)
@@ -296,17 +296,17 @@ FAST = times_of((2, 4, 8), (1.0, 1.5, 2.5), (1.0, 2.0, 4.0))
 
 
 def test_larger_batches_take_a_weak_device_as_much_longer_as_the_others() -> None:
-    weak = completed(times_of((2,), (20.0,), (5.0,)), [FAST])
+    weak = extrapolated(times_of((2,), (20.0,), (5.0,)), [FAST])
     assert weak == times_of((2, 4, 8), (20.0, 30.0, 50.0), (5.0, 10.0, 20.0))
-    assert completed(FAST, [weak, FAST]) == FAST
+    assert extrapolated(FAST, [weak, FAST]) == FAST
 
 
 def test_of_several_others_the_median_counts_and_noise_has_bounds() -> None:
     others = [FAST, times_of((2, 8), (1.0, 3.0), (1.0, 0.5)), times_of((2, 8), (1.0, 9.0), (0.0, 1.0))]
-    weak = completed(times_of((2,), (10.0,), (10.0,)), others)
+    weak = extrapolated(times_of((2,), (10.0,), (10.0,)), others)
     assert weak.batch_sizes == (2, 4, 8)
     assert weak.forward_s == ((10.0, 10.0), (15.0, 20.0), (30.0, pytest.approx(22.5)))
-    odd = completed(times_of((2,), (10.0,), (10.0,)), [times_of((2, 4), (1.0, 0.2), (1.0, 7.0))])
+    odd = extrapolated(times_of((2,), (10.0,), (10.0,)), [times_of((2, 4), (1.0, 0.2), (1.0, 7.0))])
     assert odd.forward_s == ((10.0, 10.0), (10.0, 20.0)), "not at all at least, in proportion at most"
     unlike = times_of((3, 8), (1.0, 2.0), (1.0, 2.0))
-    assert completed(times_of((2,), (10.0,), (10.0,)), [unlike]).batch_sizes == (2,)
+    assert extrapolated(times_of((2,), (10.0,), (10.0,)), [unlike]).batch_sizes == (2,)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from p2ptrain.learning.pipeline import all_reduce, rows
 from p2ptrain.learning.pipeline.all_reduce import Exchange
-from p2ptrain.learning.pipeline.rows import Parcel
+from p2ptrain.learning.pipeline.rows import StageMessage
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,12 +39,12 @@ class Stage:
     def run(self, step: int = 0, bad: str = "") -> None:
         for name, peer in self.peers.items():
             peer.begin(step, bad=name == bad)
-        pending: list[tuple[str, Parcel]] = []
+        pending: list[tuple[str, StageMessage]] = []
         while True:
             ready = [name for name, peer in self.peers.items() if peer.ready()]
             if pending and (not ready or self.rng.random() < 0.5):
                 sender, parcel = pending.pop(self.rng.randrange(len(pending)))
-                arrived = Parcel(sender, parcel.work, parcel.step, parcel.unit, parcel.row, parcel.tensors)
+                arrived = StageMessage(sender, parcel.work, parcel.step, parcel.unit, parcel.row, parcel.tensors)
                 self.peers[parcel.peer].receive(arrived, step)
             elif ready:
                 name = self.rng.choice(ready)
@@ -100,7 +100,7 @@ def test_what_comes_early_for_the_next_batch_is_kept_unless_all_is_dropped() -> 
     given = vectors(2, 10)
     stage = Stage(given)
     stage.run()
-    early = Parcel("b", "reduce", 1, 0, 0, {"sum": torch.ones(5)})
+    early = StageMessage("b", "reduce", 1, 0, 0, {"sum": torch.ones(5)})
     peer = stage.peers["a"]
     peer.receive(early, 0)
     peer.end()

@@ -15,7 +15,7 @@ from torch import Tensor
 from p2ptrain.config import Coding
 from p2ptrain.errors import RemoteError
 from p2ptrain.learning.pipeline.codec import Encoder
-from p2ptrain.learning.pipeline.rows import PARCEL_BYTES, Parcel, cut_rows, overlapping, row_ranges
+from p2ptrain.learning.pipeline.rows import PARCEL_BYTES, StageMessage, cut_rows, overlapping, row_ranges
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -30,13 +30,13 @@ PLAN = pipeline(cuts("lenet", ((5, 3), (2, 6), (8,))), units=4, warm_up=(3, 2, 1
 
 
 @cache
-def recorded() -> tuple[tuple[str, Parcel], ...]:
+def recorded() -> tuple[tuple[str, StageMessage], ...]:
     """(sender, parcel) of everything that is sent in two batches."""
     group = Group("lenet", PLAN)
-    sent: list[tuple[str, Parcel]] = []
+    sent: list[tuple[str, StageMessage]] = []
     deliver = group.deliver
 
-    def noted(one: tuple[str, Parcel]) -> None:
+    def noted(one: tuple[str, StageMessage]) -> None:
         sent.append(one)
         deliver(one)
 
@@ -45,7 +45,7 @@ def recorded() -> tuple[tuple[str, Parcel], ...]:
     return tuple(sent)
 
 
-def before(work: str, receiver: str) -> tuple[Group, Parcel]:
+def before(work: str, receiver: str) -> tuple[Group, StageMessage]:
     """A group in which the next parcel to be delivered is the first such one of the second batch, and that parcel."""
     group = Group("lenet", PLAN).run(1)
     for peer in group.peers.values():
@@ -59,7 +59,7 @@ def before(work: str, receiver: str) -> tuple[Group, Parcel]:
         group.deliver(group.pending.pop(0))
 
 
-Change = Callable[[Parcel], Parcel]
+Change = Callable[[StageMessage], StageMessage]
 
 
 def fields(**values: object) -> Change:
@@ -113,13 +113,13 @@ LABELS = {
 }
 
 
-def refuses(receiver: str, group: Group, parcel: Parcel, reason: str) -> None:
+def refuses(receiver: str, group: Group, parcel: StageMessage, reason: str) -> None:
     with pytest.raises(RemoteError) as caught:
         group.peers[receiver].receive(parcel)
     assert caught.value.reason == reason
 
 
-def goes_on(group: Group, receiver: str, parcel: Parcel) -> bool:
+def goes_on(group: Group, receiver: str, parcel: StageMessage) -> bool:
     """Whether the right parcel is taken after the wrong one, and training ends as if there had been none."""
     group.peers[receiver].receive(parcel)
     return same(group.run(2).state(), straight())

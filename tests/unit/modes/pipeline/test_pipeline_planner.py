@@ -19,7 +19,7 @@ from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.config import PipelineConfig, pipeline_of
-from p2ptrain.modes.pipeline.figures import MeasuredPeer, batches_a_round, room_of, task_of
+from p2ptrain.modes.pipeline.figures import MeasuredPeer, batches_a_round, fleet_of, task_of
 from p2ptrain.modes.pipeline.plan import DeviceFigures, PipelineBody
 from p2ptrain.modes.pipeline.planner import first_plan, follows, next_plan, notes
 from p2ptrain.modes.registry import read_plan
@@ -94,9 +94,9 @@ def first(peers: Sequence[MeasuredPeer], work: Job | None = None, net: ModelProf
 def first_pipeline(peers: Sequence[MeasuredPeer], net: ModelProfile) -> PipelinePlan:
     """The fastest, whatever its devices bring, in the number of micro-batches that is fastest."""
     plan = first(peers, net=net)
-    room = room_of(job(), net, plan.peers, slices_of(plan).figures)
-    found = [Search(room.costs(num)).best() for num in room.choices]
-    return min((each.plan for each in found if each is not None), key=room.batch_s)
+    fleet = fleet_of(job(), net, plan.peers, slices_of(plan).figures)
+    found = [Search(fleet.costs(num)).best() for num in fleet.choices]
+    return min((each.plan for each in found if each is not None), key=fleet.batch_s)
 
 
 # --- what holds for any group ---------------------------------------------------------------------------------------
@@ -358,10 +358,10 @@ def test_each_device_has_to_help(speed: float, gain: float, is_used: bool) -> No
     searched = first_pipeline([*two, peer(1, speed * 1e9)], long)
     assert name(1) in {each for stage in searched.stages for each in stage.peers}, "the search takes it"
     assert (name(1) not in slices_of(plan).pipeline.left_out) == is_used
-    room = room_of(job(), long, plan.peers, slices_of(plan).figures)
-    fastest, without = room.batch_s(searched), room.batch_s(first_pipeline(two, long))
+    fleet = fleet_of(job(), long, plan.peers, slices_of(plan).figures)
+    fastest, without = fleet.batch_s(searched), fleet.batch_s(first_pipeline(two, long))
     assert gain <= without / fastest and (without / fastest > WORTH) == is_used
-    assert room.batch_s(slices_of(plan).pipeline) <= WORTH * fastest
+    assert fleet.batch_s(slices_of(plan).pipeline) <= WORTH * fastest
     assert follows(job(), long, plan, None)
 
 
@@ -369,10 +369,10 @@ def test_what_several_slow_devices_bring_is_counted_together() -> None:
     """Each of them hardly helps; to leave them all out would cost more than a device has to be worth."""
     long, slow = model(60), [peer(index, 0.08e9) for index in (1, 3, 4)]
     plan = first([peer(0), peer(2), *slow], net=long)
-    pipeline, room = slices_of(plan).pipeline, room_of(job(), long, plan.peers, slices_of(plan).figures)
-    fastest = room.batch_s(first_pipeline([peer(0), peer(2), *slow], long))
-    without = room.batch_s(first_pipeline([peer(0), peer(2)], long))
-    assert without > WORTH * fastest >= room.batch_s(pipeline)
+    pipeline, fleet = slices_of(plan).pipeline, fleet_of(job(), long, plan.peers, slices_of(plan).figures)
+    fastest = fleet.batch_s(first_pipeline([peer(0), peer(2), *slow], long))
+    without = fleet.batch_s(first_pipeline([peer(0), peer(2)], long))
+    assert without > WORTH * fastest >= fleet.batch_s(pipeline)
     assert len(pipeline.left_out) == 2
 
 
@@ -415,9 +415,9 @@ def test_what_its_trainer_takes_for_parcels_is_counted_for_each_that_it_passes_o
     took = []
     for extra in ({}, {"activation_s_per_byte": 1e-6, "gradient_s_per_byte": 3e-6}):
         plan = first([peers[0], changed(peers[1], **extra)])
-        room, pipeline = room_of(job(), model(), plan.peers, slices_of(plan).figures), slices_of(plan).pipeline
+        fleet, pipeline = fleet_of(job(), model(), plan.peers, slices_of(plan).figures), slices_of(plan).pipeline
         assert pipeline.stages[1].peers == (name(1),)
-        took.append((room.passing_s(pipeline, name(0)), room.passing_s(pipeline, name(1)), pipeline.micro_batch))
+        took.append((fleet.passing_s(pipeline, name(0)), fleet.passing_s(pipeline, name(1)), pipeline.micro_batch))
     (first_before, before, _), (first_after, after, rows) = took
     assert first_after == first_before
     assert [new - old for new, old in zip(after, before, strict=True)] == pytest.approx([1e-4 * rows, 3e-4 * rows])
@@ -511,12 +511,12 @@ def test_a_link_must_be_clearly_slower_than_its_ends_say_to_count_as_that() -> N
 def test_a_slow_link_is_planned_around(slow: int, between: int) -> None:
     """The only peer with samples hands on to whom its link is good, and that one hands on to the third."""
     rates = {1: 1e8, 2: 1e8, slow: 1e6}
-    room = [
+    fleet = [
         changed(peer(0, link=0.0), links=links(*rates.items())),
         changed(peer(1, counts=(), link=0.0), links=links((2, 1e8))),
         peer(2, counts=(), link=0.0),
     ]
-    plan = first_plan(job(), model(activation_bytes=10**5), room, name(0))
+    plan = first_plan(job(), model(activation_bytes=10**5), fleet, name(0))
     assert [peers for *_, peers in stages(plan)] == [[0], [between], [slow]]
 
 
@@ -565,11 +565,11 @@ def test_a_pipeline_is_only_formed_where_it_promises_more_than_one_device_alone(
         pair = peer(0), peer(1, percent * 1e7, counts=())
         plan = first(pair, net=net)
         alone = slices_of(first(pair[:1], net=net)).pipeline
-        room = room_of(job(), net, plan.peers, slices_of(plan).figures)
-        found = Search(room.costs(4)).best()
+        fleet = fleet_of(job(), net, plan.peers, slices_of(plan).figures)
+        found = Search(fleet.costs(4)).best()
         assert found is not None
-        gains[room.batch_s(alone) / room.batch_s(found.plan)] = len(stages(plan))
-        assert room.batch_s(slices_of(plan).pipeline) * (WORTH if len(stages(plan)) > 1 else 1) <= room.batch_s(alone)
+        gains[fleet.batch_s(alone) / fleet.batch_s(found.plan)] = len(stages(plan))
+        assert fleet.batch_s(slices_of(plan).pipeline) * (WORTH if len(stages(plan)) > 1 else 1) <= fleet.batch_s(alone)
     assert {num for gain, num in gains.items() if gain > WORTH} == {2}
     assert {num for gain, num in gains.items() if 1.001 < gain < WORTH} == {1}
 
@@ -578,9 +578,9 @@ def test_a_pipeline_that_takes_longer_than_one_device_alone_would_gives_way_to_i
     net = model(parameter_bytes=10, activation_bytes=1000)
     pair = [peer(0, measured=6), peer(1, counts=(), measured=6)]
     plan = first(pair, net=net)
-    room = room_of(job(), net, plan.peers, slices_of(plan).figures)
-    promised = room.batch_s(slices_of(plan).pipeline)
-    alone_s = room.batch_s(slices_of(first(pair[:1], net=net)).pipeline)
+    fleet = fleet_of(job(), net, plan.peers, slices_of(plan).figures)
+    promised = fleet.batch_s(slices_of(plan).pipeline)
+    alone_s = fleet.batch_s(slices_of(first(pair[:1], net=net)).pipeline)
     assert len(stages(plan)) == 2 and alone_s > 1.2 * promised
 
     def after(current: Plan, batch_s: float, peers: Sequence[MeasuredPeer] = pair) -> Plan | None:
@@ -623,8 +623,8 @@ def test_compression_makes_links_faster_and_optimizers_take_memory() -> None:
     plan = first(peers, job(strategy="equal"), net)
 
     def seconds(**values: Any) -> float:
-        room = room_of(job(strategy="equal", **values), net, plan.peers, slices_of(plan).figures)
-        return room.batch_s(slices_of(plan).pipeline)
+        fleet = fleet_of(job(strategy="equal", **values), net, plan.peers, slices_of(plan).figures)
+        return fleet.batch_s(slices_of(plan).pipeline)
 
     assert seconds() > seconds(activations="fp16") > seconds(activations="fp16", gradients="fp16")
     assert seconds(activations="fp16", gradients="fp16") > seconds(activations="int8", gradients="int8")
@@ -641,10 +641,10 @@ def test_without_a_flush_batches_follow_on_each_other() -> None:
     pair = [peer(0, measured=6), peer(1, counts=(), measured=6)]
     works = {kind: job(schedule=kind) for kind in ("sync", "async")}
     plans = {kind: first(pair, work, net) for kind, work in works.items()}
-    rooms = {kind: room_of(works[kind], net, plan.peers, slices_of(plan).figures) for kind, plan in plans.items()}
-    took = {kind: rooms[kind].batch_s(slices_of(plan).pipeline) for kind, plan in plans.items()}
+    fleets = {kind: fleet_of(works[kind], net, plan.peers, slices_of(plan).figures) for kind, plan in plans.items()}
+    took = {kind: fleets[kind].batch_s(slices_of(plan).pipeline) for kind, plan in plans.items()}
     assert took["async"] < 0.9 * took["sync"]
-    tasks = {kind: each.costs(4).task for kind, each in rooms.items()}
+    tasks = {kind: each.costs(4).task for kind, each in fleets.items()}
     num = batches_a_round(works["async"], plans["async"].peers)
     assert (tasks["sync"].batches, tasks["async"].batches) == (1, min(num, 16)) and num > 1
     assert (tasks["sync"].most_ahead, tasks["async"].most_ahead) == (4, 5)
@@ -708,8 +708,8 @@ def test_a_slower_peer_brings_a_new_plan_only_above_the_gain() -> None:
 
     better = at(0.01)
     assert better is not None
-    room = room_of(job(), model(), better.peers, slices_of(better).figures)
-    gain = room.batch_s(slices_of(before).pipeline) / room.batch_s(slices_of(better).pipeline) - 1
+    fleet = fleet_of(job(), model(), better.peers, slices_of(better).figures)
+    gain = fleet.batch_s(slices_of(before).pipeline) / fleet.batch_s(slices_of(better).pipeline) - 1
     assert gain > 0.2
     just_under, just_over = at(gain * (1 - 1e-6)), at(gain * (1 + 1e-6))
     assert just_over is None and just_under is not None
@@ -823,8 +823,8 @@ def test_a_baseline_stays_as_it_is_although_a_joiner_would_make_it_faster() -> N
     peers = [peer(0), peer(1)]
     plan, joined = first(peers, work), [*peers, peer(2, 9e9)]
     faster = first(joined, work)
-    room = room_of(work, model(), faster.peers, slices_of(faster).figures)
-    assert room.batch_s(slices_of(plan).pipeline) > 2 * room.batch_s(slices_of(faster).pipeline)
+    fleet = fleet_of(work, model(), faster.peers, slices_of(faster).figures)
+    assert fleet.batch_s(slices_of(plan).pipeline) > 2 * fleet.batch_s(slices_of(faster).pipeline)
     assert next_plan(work, model(), plan, joined, name(0), next_step=5, covered_step=2) is None
 
 

@@ -18,7 +18,7 @@ from p2ptrain.core import commands as c
 from p2ptrain.core.plan import PeerSnapshot, Plan
 from p2ptrain.core.worker import Setup
 from p2ptrain.ids import PeerId
-from p2ptrain.learning.pipeline.training import Parcel
+from p2ptrain.learning.pipeline.training import StageMessage
 from p2ptrain.modes.pipeline import worker as stage_worker
 from p2ptrain.modes.pipeline.commands import (
     Deliver,
@@ -417,7 +417,7 @@ def test_snapshots_are_handed_over_as_files_where_there_is_a_folder_for_them(tmp
 def test_the_last_parcels_of_a_finished_batch_leave_after_the_stop(now: bool) -> None:
     worker = alone()
     until(worker, 3)
-    waiting = [Parcel(B, "norm", step, 0, 0, {"x": torch.ones(1)}) for step in (2, 3)]
+    waiting = [StageMessage(B, "norm", step, 0, 0, {"x": torch.ones(1)}) for step in (2, 3)]
     worker.stage._outbox.extend(waiting)  # there was no room for them at the node
     worker.stage.stop_at(StopAt(2, 3, (), now=now))
     while worker.stage.busy:

@@ -9,7 +9,7 @@ from pathlib import Path
 from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.pipeline.task import PipelinePeer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[4] / "scripts"))
 
 from benchmarks.made_up import mixed_task as mixed_task
 
