@@ -221,7 +221,8 @@ def _toml_value(value: Any) -> str:
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
     if isinstance(value, float) and value == int(value) and abs(value) < 1e15:
         return f"{value:.1f}"
-    return json.dumps(value, ensure_ascii=False)  # TOML strings, booleans and numbers are written as JSON's
+    text = json.dumps(value, ensure_ascii=False)  # TOML strings, booleans and numbers are written as JSON's ...
+    return text.replace("\x7f", "\\u007f")  # ... but for this one control character
 
 
 def job_from_mapping(raw: Mapping[str, Any], where: str, modes: KnownModes) -> Job:

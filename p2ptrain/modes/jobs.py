@@ -56,7 +56,7 @@ def job_from_json(text: str, where: str = "job from the group") -> Job:
         raise JobError(f"{where}: larger than {MAX_JOB_BYTES} bytes")
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise JobError(f"{where}: not JSON ({error})") from None
     if not isinstance(raw, dict):
         raise JobError(f"{where}: not a table")
