@@ -19,7 +19,9 @@ from p2ptrain.protocol.group.membership import (
     PeerRefuted,
     PeerSuspected,
 )
-from p2ptrain.protocol.group.swim import News, RoundTrips, retransmit_limit, suspicion_timeout
+from p2ptrain.protocol.group.probing import RoundTrips
+from p2ptrain.protocol.group.rumours import News, retransmit_limit
+from p2ptrain.protocol.group.swim import suspicion_timeout
 from p2ptrain.protocol.machine import NEVER, Send
 from p2ptrain.wire.messages import Ack, MemberState, Ping, PingRequest, Rumour
 
