@@ -14,31 +14,10 @@ from dataclasses import dataclass
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.group.swim import MembershipConfig
 from p2ptrain.protocol.machine import NEVER
+from p2ptrain.protocol.round_trip import RoundTrip
 
 _MAX_RELAYS = 256
 _LATE_ACK_S = 2.0
-
-
-class RoundTrips:
-    """Jacobson's estimator: how long an ack may take."""
-
-    __slots__ = ("_deviation", "_mean")
-
-    def __init__(self) -> None:
-        self._mean = -1.0
-        self._deviation = 0.0
-
-    def add(self, sample_s: float) -> None:
-        if self._mean < 0:
-            self._mean, self._deviation = sample_s, sample_s / 2
-        else:
-            self._deviation += (abs(sample_s - self._mean) - self._deviation) / 4
-            self._mean += (sample_s - self._mean) / 8
-
-    def timeout(self, floor_s: float, ceiling_s: float) -> float:
-        if self._mean < 0:
-            return min(2 * floor_s, ceiling_s)
-        return min(max(self._mean + 4 * self._deviation, floor_s), ceiling_s)
 
 
 @dataclass(slots=True)
@@ -60,13 +39,14 @@ class Probing:
         self.health = 0
         self._config = config
         self._sequence = 0
-        self._round_trips = RoundTrips()
+        self._round_trip = RoundTrip()
         self._probes: dict[int, Probe] = {}
         self._relays: dict[int, tuple[PeerId, int, PeerId]] = {}
         """By our sequence: who asked, under which sequence of its own, and whom it asked for."""
 
     def ack_timeout_s(self) -> float:
-        return self._round_trips.timeout(self._config.ack_floor_s, self._config.ack_ceiling_s) * (1 + self.health)
+        floor_s, ceiling_s = self._config.ack_floor_s, self._config.ack_ceiling_s
+        return self._round_trip.timeout_s(floor_s, ceiling_s, first_s=2 * floor_s) * (1 + self.health)
 
     def deadline(self) -> float:
         deadline = NEVER
@@ -102,7 +82,7 @@ class Probing:
         if probe is None:
             return None
         if sender == probe.target:
-            self._round_trips.add(now - probe.sent)
+            self._round_trip.add(now - probe.sent)
         elif probe.helpers is None or sender not in probe.helpers:
             return None
         del self._probes[sequence]
