@@ -62,12 +62,12 @@ def lie(room: Room, to: Device, message: Message, *, job_id: str | None = None, 
 def lie_raw(room: Room, to: Device, kind: str, body: object, *behind: bytes) -> None:
     """The same with a body that no encoder would make."""
     core = room.devices[LIAR].core
-    session = core.sessions._sessions.get(key(to.number))
+    session = core.sessions._table.get(key(to.number))
     if session is None or session.address != address(to.number):
         return
     lane = lane_of_kind(kind)
-    core.sessions._sequences[lane] += 1
-    header = {"v": WIRE_VERSION, "k": kind, "s": session.name, "q": core.sessions._sequences[lane]}
+    core.sessions._table._sequences[lane] += 1
+    header = {"v": WIRE_VERSION, "k": kind, "s": session.name, "q": core.sessions._table._sequences[lane]}
     frame = msgpack.packb(header | {"j": core.job_id, "e": core.epoch, "b": body}, use_bin_type=True)
     room.send(core.own_id, SendFrames(address(to.number), lane, [frame, *behind]))
 

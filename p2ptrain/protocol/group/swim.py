@@ -1,11 +1,10 @@
-"""What membership says and how patient it is: its events, its tunables, the formulas they enter, and its small parts.
+"""What membership says and how patient it is: its events, its tunables, and what a suspicion is.
 
 Invariant: nothing here knows of members or messages, or acts by itself; ``membership`` does.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from dataclasses import dataclass, field
 
@@ -97,51 +96,12 @@ class PeerLeft:
 Effect = Send | Note | PeerJoined | PeerSuspected | PeerRefuted | PeerFailed | PeerLeft
 
 
-def retransmit_limit(multiplier: int, num_members: int) -> int:
-    """How often one item of news is sent: an epidemic reaches all with high probability after O(log n) rounds."""
-    return multiplier * math.ceil(math.log2(num_members + 1))
-
-
 def suspicion_timeout(minimum_s: float, maximum_s: float, confirmations: int, expected: int) -> float:
     """Lifeguard's: ``maximum_s`` for a lone accuser, falling logarithmically to ``minimum_s`` at ``expected``."""
     if expected < 1:
         return minimum_s
     share = math.log(confirmations + 1) / math.log(expected + 1)
     return max(minimum_s, maximum_s - (maximum_s - minimum_s) * share)
-
-
-class RoundTrips:
-    """Jacobson's estimator: how long an ack may take."""
-
-    __slots__ = ("_deviation", "_mean")
-
-    def __init__(self) -> None:
-        self._mean = -1.0
-        self._deviation = 0.0
-
-    def add(self, sample_s: float) -> None:
-        if self._mean < 0:
-            self._mean, self._deviation = sample_s, sample_s / 2
-        else:
-            self._deviation += (abs(sample_s - self._mean) - self._deviation) / 4
-            self._mean += (sample_s - self._mean) / 8
-
-    def timeout(self, floor_s: float, ceiling_s: float) -> float:
-        if self._mean < 0:
-            return min(2 * floor_s, ceiling_s)
-        return min(max(self._mean + 4 * self._deviation, floor_s), ceiling_s)
-
-
-@dataclass(slots=True)
-class Probe:
-    """A ping that waits for its ack."""
-
-    target: PeerId
-    sent: float
-    deadline: float
-    helpers: frozenset[PeerId] | None = None
-    """None until the direct ping has had its time."""
-    failed: bool = False
 
 
 @dataclass(slots=True)
@@ -164,33 +124,3 @@ class Suspicion:
         confirmations = max(0, len(self.accusers) - 1)
         timeout = suspicion_timeout(minimum_s, minimum_s * stretch, confirmations, self.expected)
         self.deadline = max(self.started + timeout, self.floor) + self.shift
-
-
-class News:
-    """Whom there is news of, and how often it was sent; what was sent least goes first."""
-
-    __slots__ = ("_sent",)
-
-    def __init__(self) -> None:
-        self._sent: dict[PeerId, int] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._sent)
-
-    def add(self, peer: PeerId) -> None:
-        self._sent[peer] = 0
-
-    def discard(self, peer: PeerId) -> None:
-        self._sent.pop(peer, None)
-
-    def take(self, count: int, limit: int) -> list[PeerId]:
-        """Up to ``count`` for one message; what was sent ``limit`` times is news no more."""
-        if len(self._sent) <= count:
-            taken = list(self._sent)
-        else:
-            taken = heapq.nsmallest(count, self._sent, key=self._sent.__getitem__)
-        for peer in taken:
-            self._sent[peer] += 1
-            if self._sent[peer] >= limit:
-                del self._sent[peer]
-        return taken

@@ -1,14 +1,19 @@
-"""What a calibration asks of those around it, how long it waits, and what it remembers of one session."""
+"""What a calibration asks of those around it, how long it waits, and what it remembers of one session.
+
+Invariant: whatever a run says, of its state or of an own contribution, is of the step that it is in.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from statistics import median
 
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.wire.messages import CalibrationCall, CalibrationGradient, Holding
+from p2ptrain.wire.messages import CalibrationCall, CalibrationGradient, CalibrationHead, Holding
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +103,22 @@ class Run:
     """Who can't lead."""
     finished: bool = False
     paused: bool = False
-    # the lead's side
-    begun: bool = False
-    """Contributions to the first step have been asked for, or a later step is under way."""
-    call_at: float = NEVER
-    answered: set[PeerId] = field(default_factory=set)
-    ready: dict[PeerId, int] = field(default_factory=dict)
-    """Samples of each; of those who were there under an earlier lead, 1 until they say more."""
-    received: dict[PeerId, tuple[int, bytes]] = field(default_factory=dict)
-    missed: dict[PeerId, int] = field(default_factory=dict)
-    combining: int = 0
-    """For how many step deadlines the own trainer has been making the next state."""
-    step_started_at: float = 0.0
-    repeat_at: float = NEVER
+    durations: deque[float] = field(default_factory=lambda: deque(maxlen=32))
+    """Of the steps that this peer led."""
+
+    def state_to(self, peer: PeerId) -> list[Effect]:
+        return [Send(peer, CalibrationHead(self.session, self.step, self.state))]
+
+    def compute(self) -> list[Effect]:
+        """Contribute to the state that is here, with own samples and unless it is being done."""
+        if self.samples <= 0 or self.computing:
+            return []
+        self.computing = True
+        return [ComputeContribution(self.session, self.step, self.state)]
+
+    def step_timeout_s(self, config: CalibrationConfig) -> float:
+        if len(self.durations) < 4:
+            return config.max_step_timeout_s / 4
+        typical = median(self.durations)
+        spread = median(abs(d - typical) for d in self.durations)
+        return min(max(typical + 6 * spread, config.min_step_timeout_s), config.max_step_timeout_s)

@@ -29,9 +29,8 @@ from __future__ import annotations
 
 import hmac
 import random
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId, peer_id
@@ -49,26 +48,16 @@ from p2ptrain.protocol.session.effects import (
     SendFrames,
 )
 from p2ptrain.protocol.session.guests import MAX_GUEST_ADDRESSES, Challenge, End, Guest, Guests
-from p2ptrain.protocol.session.proofs import BOOT_BYTES, proof_of, session_name
+from p2ptrain.protocol.session.proofs import BOOT_BYTES, proof_of
+from p2ptrain.protocol.session.table import Session, SessionTable
 from p2ptrain.protocol.session.visitors import MAX_VISITORS, Visitors
 from p2ptrain.wire import codec
 from p2ptrain.wire.addresses import canonical_address, with_port
-from p2ptrain.wire.codec import Envelope, WireVersionError
-from p2ptrain.wire.messages import WIRE_VERSION, Goodbye, Hello, Lane, Message, Proof, Refused, Welcome, lane_of
+from p2ptrain.wire.codec import WireVersionError
+from p2ptrain.wire.messages import WIRE_VERSION, Goodbye, Hello, Lane, Message, Proof, Refused, Welcome
 
 MAX_OWN_ADDRESSES = 16
 MAX_PEERS = 512
-MAX_FORMER = 512
-
-
-@dataclass(slots=True)
-class _Session:
-    peer: PeerId
-    end: End
-    name: bytes
-    address: str
-    said_goodbye: bool = False
-    heard: dict[Lane, int] = field(default_factory=lambda: {"control": 0, "bulk": 0})
 
 
 class Sessions:
@@ -95,13 +84,10 @@ class Sessions:
         self._rng = rng
         self._software = software
         self._boot = rng.randbytes(BOOT_BYTES)
-        self._sequences: dict[Lane, int] = {"control": 0, "bulk": 0}
         self._book = AddressBook(rng)
         self._guests = Guests(self._boot, rng)
         self._visitors = Visitors(is_member, max_visitors)
-        self._sessions: dict[bytes, _Session] = {}
-        self._keys: dict[PeerId, bytes] = {}
-        self._former: OrderedDict[bytes, _Session] = OrderedDict()
+        self._table = SessionTable(own_key, self._boot)
         self._offences = Offences()
         self._links: dict[str, str] = {}
         self._addresses: tuple[str, ...] = ()
@@ -116,15 +102,16 @@ class Sessions:
 
     def peers(self) -> list[PeerId]:
         """The admitted peers."""
-        return list(self._keys)
+        return self._table.peers()
 
     def key_of(self, peer: PeerId) -> bytes | None:
-        return self._keys.get(peer)
+        return self._table.key_of(peer)
 
     def address_of(self, peer: PeerId) -> str | None:
         """The control address that reaches an admitted peer."""
-        key = self._keys.get(peer)
-        return self._sessions[key].address if key else None
+        key = self._table.key_of(peer)
+        session = self._table.get(key) if key else None
+        return session.address if session else None
 
     def unanswered(self) -> list[tuple[str, int]]:
         """Addresses being dialled without an answer so far, and how often."""
@@ -144,25 +131,20 @@ class Sessions:
         where = canonical_address(address)
         if where is None or where in self._addresses:
             return []
-        target = self._book.propose(where, now, keep=keep, in_use=self._routes())
-        key = self._keys.get(peer) if peer else None
+        target = self._book.propose(where, now, keep=keep, in_use=self._table.routes())
+        key = self._table.key_of(peer) if peer else None
         if target and key:
             target.open(key)
         return self._with_hang_ups(self._dial(target, now) if target and not key else [])
 
     def send(self, peer: PeerId, message: Message, job: str, epoch: int, now: float) -> list[Effect]:
         """Nothing if ``peer`` is not admitted."""
-        key = self._keys.get(peer)
-        if key is None:
-            return []
-        session, lane = self._sessions[key], lane_of(message)
-        self._sequences[lane] += 1
-        frames = codec.encode(message, session=session.name, sequence=self._sequences[lane], job=job, epoch=epoch)
-        return [SendFrames(session.address, lane, frames)]
+        key = self._table.key_of(peer)
+        return [self._table.frames(key, message, job, epoch)] if key else []
 
     def drop(self, peer: PeerId, reason: str, now: float) -> list[Effect]:
         """The membership gave up on ``peer``: close its links; its addresses are dialled again."""
-        key = self._keys.get(peer)
+        key = self._table.key_of(peer)
         return self._with_hang_ups(self._drop(key, reason, now)) if key else []
 
     def frames_received(
@@ -183,7 +165,8 @@ class Sessions:
             elif isinstance(message, Refused):
                 return None, self._refused(sender_key, message, now)
             else:
-                self._check_session(lane, sender_key, envelope)
+                self._table.check(lane, sender_key, envelope)
+                self._visitors.heard(sender_key)
                 if isinstance(message, Goodbye):
                     return None, self._with_hang_ups(self._goodbye(sender_key, now))
                 return Received(MessageReceived(peer_id(sender_key), message), envelope), []
@@ -228,11 +211,11 @@ class Sessions:
         if not hmac.compare_digest(expected, welcome.proof):
             raise RemoteError("proof", f"{target.address} does not hold the code of this group")
         end = End(welcome.nonce, self._dialable(welcome.addresses), welcome.bulk_port, welcome.software)
-        effects, admitted = self._admit(key, end, target.address, now)
+        session, effects, admitted = self._admit(key, end, target.address, now)
         target.open(key)
         proof = Proof(welcome.nonce, proof_of("proof", self._proof_key, self.own_key, key, welcome.echo, welcome.nonce))
         # Over the link that we keep, whichever was dialled: the echo says which of our addresses is meant.
-        effects.append(SendFrames(self._sessions[key].address, "control", codec.encode(proof)))
+        effects.append(SendFrames(session.address, "control", codec.encode(proof)))
         return effects + admitted
 
     # --- the answerer's side ------------------------------------------------------------------------------------------
@@ -244,8 +227,7 @@ class Sessions:
         end = End(hello.nonce, self._dialable(hello.addresses), hello.bulk_port, hello.software)
         if version != WIRE_VERSION:
             return self._refuse(key, end, version, now)
-        former = self._former.get(key)
-        if former and former.said_goodbye and former.end.boot == end.boot:
+        if self._table.has_left(key, end.boot):
             self.refused["goodbye"] += 1  # said before it left, and late
             return []
         guest = self._guests.said_hello(key, end, now)
@@ -254,7 +236,7 @@ class Sessions:
     def _welcome_guest(self, key: bytes, guest: Guest, their_nonces: list[bytes], now: float) -> list[Effect]:
         """To every address they named; only to the one that works if they are admitted already."""
         self._guests.welcomed(guest, now)
-        session = self._sessions.get(key)
+        session = self._table.get(key)
         effects: list[Effect] = []
         for their_nonce in their_nonces:
             settled = session and session.end.boot == their_nonce[:BOOT_BYTES]
@@ -272,8 +254,8 @@ class Sessions:
         if not hmac.compare_digest(expected, proof.proof):
             raise RemoteError("proof", "does not hold the code of this group")
         self._guests.proved(challenge)
-        effects, admitted = self._admit(key, end, challenge.address, now)
-        self._book.found(challenge.address, key, now, self._routes())
+        _, effects, admitted = self._admit(key, end, challenge.address, now)
+        self._book.found(challenge.address, key, now, self._table.routes())
         return effects + admitted
 
     def _refuse(self, key: bytes, end: End, version: int, now: float) -> list[Effect]:
@@ -307,27 +289,21 @@ class Sessions:
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 
-    def _admit(self, key: bytes, end: End, address: str, now: float) -> tuple[list[Effect], list[Effect]]:
+    def _admit(self, key: bytes, end: End, address: str, now: float) -> tuple[Session, list[Effect], list[Effect]]:
         """``key`` has proved itself and ``address`` leads there: what to do before the Proof is sent, and after it."""
-        session = self._sessions.get(key)
+        session = self._table.get(key)
         if session and session.end.boot == end.boot:
-            return [], []  # the same session; a spare address of it
+            return session, [], []  # the same session; a spare address of it
         effects = self._end(key, "restarted") if session else self._make_room(now)
         self._guests.forget_nonces(key, end.boot)
-        name = session_name((key, end.boot), (self.own_key, self._boot))
-        session = _Session(peer_id(key), end, name, address)
-        former = self._former.pop(key, None)
-        if former and former.name == name:
-            session.heard = former.heard
-        self._sessions[key] = session
-        self._keys[session.peer] = key
+        session = self._table.open(key, end, address)
         self._visitors.admitted(key, now)
         admitted = PeerAdmitted(session.peer, key, address, end.software)
-        return [*effects, *self._link(address, end.bulk_port)], [admitted]
+        return session, [*effects, *self._link(address, end.bulk_port)], [admitted]
 
     def _make_room(self, now: float) -> list[Effect]:
         """For one more session. Raises ``RemoteError`` if the members alone are as many as can be."""
-        if len(self._sessions) < MAX_PEERS:
+        if len(self._table) < MAX_PEERS:
             return []
         visitor = self._visitors.longest_silent()
         if visitor is None:
@@ -336,9 +312,9 @@ class Sessions:
 
     def _drop(self, key: bytes, reason: str, now: float) -> list[Effect]:
         """Dial its addresses again soon."""
-        session = self._sessions[key]
+        session = self._table[key]
         effects = self._end(key, reason)
-        self._book.lost(key, session.end.addresses, now, self._routes())
+        self._book.lost(key, session.end.addresses, now, self._table.routes())
         return effects
 
     def _part(self, key: bytes, reason: str, now: float, *, for_good: bool = False) -> list[Effect]:
@@ -347,41 +323,24 @@ class Sessions:
         self._book.parted(key, now, for_good=for_good)
         self._guests.forget(key)
         self._guests.forget_nonces(key)
-        self._former.move_to_end(key, last=False)  # the first to be forgotten, before any member
+        self._table.forget_first(key)  # before any member
         return effects
 
     def _goodbye(self, key: bytes, now: float) -> list[Effect]:
         """It goes. A member should have told the membership: if it has not, it is looked for."""
         if not self._visitors.is_visitor(key):
             return self._drop(key, "goodbye", now)
-        self._sessions[key].said_goodbye = True
+        self._table[key].said_goodbye = True
         return self._part(key, "goodbye", now, for_good=True)
 
     def _end(self, key: bytes, reason: str) -> list[Effect]:
         """Its session is over."""
-        session = self._sessions.pop(key)
-        del self._keys[session.peer]
+        session = self._table.close(key)
         self._visitors.gone(key)
-        self._former[key] = session
-        self._former.move_to_end(key)
-        if len(self._former) > MAX_FORMER:
-            self._former.popitem(last=False)
-        if session.address in self._routes():
+        if session.address in self._table.routes():
             return [PeerDropped(session.peer, reason)]
         self._links.pop(session.address, None)
         return [PeerDropped(session.peer, reason), HangUp(session.address)]
-
-    def _routes(self) -> set[str]:
-        return {session.address for session in self._sessions.values()}
-
-    def _check_session(self, lane: Lane, key: bytes, envelope: Envelope) -> None:
-        session = self._sessions.get(key)
-        if session is None or session.name != envelope.session:
-            raise RemoteError("session", f"{envelope.kind} outside of a session")
-        if envelope.sequence <= session.heard[lane]:
-            raise RemoteError("replay", f"{envelope.kind} {envelope.sequence}, {session.heard[lane]} was here before")
-        session.heard[lane] = envelope.sequence
-        self._visitors.heard(key)
 
     def _count(self, key: bytes, error: RemoteError, now: float) -> list[Effect]:
         """Count an error of ``key``'s, note it now and then, and ban the key after too many."""
@@ -395,7 +354,7 @@ class Sessions:
             effects.append(Note("other-version" if isinstance(error, WireVersionError) else "frame-refused", what))
         if banned:
             self._guests.forget(key)
-            if key in self._sessions:
+            if key in self._table:
                 gone = self._part if self._visitors.is_visitor(key) else self._drop
                 effects += gone(key, "banned", now)
             effects += [Ban(key, BAN_S), Note("banned", (("peer", peer), ("errors", MAX_ERRORS), ("last", str(error))))]
@@ -413,7 +372,7 @@ class Sessions:
 
     def _with_hang_ups(self, effects: list[Effect]) -> list[Effect]:
         """Hang up what nobody needs any more: spare addresses, guests that left, addresses that were forgotten."""
-        needed = {target.address for target in self._book.unanswered() if target.nonce} | self._routes()
+        needed = {target.address for target in self._book.unanswered() if target.nonce} | self._table.routes()
         needed |= self._guests.addresses()
         unneeded = [address for address in self._links if address not in needed]
         for address in unneeded:
@@ -427,6 +386,6 @@ class Sessions:
 
     def _note_one_way(self, key: bytes, guest: Guest, now: float) -> list[Effect]:
         """They reach us and we don't reach them: a firewall, or addresses that are not theirs from here."""
-        if not guest.hellos or key in self._sessions or not self._offences.may_note("one-way", peer_id(key), now):
+        if not guest.hellos or key in self._table or not self._offences.may_note("one-way", peer_id(key), now):
             return []
         return [Note("one-way", (("peer", peer_id(key)), ("addresses", " ".join(guest.addresses))))]

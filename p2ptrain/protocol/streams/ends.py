@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.protocol.machine import NEVER
+from p2ptrain.protocol.round_trip import RoundTrip
 from p2ptrain.wire.messages import StageAck, StageData
 
 
@@ -50,26 +51,6 @@ class StreamConfig:
     max_timeout_s: float = 60.0
     finish_s: float = 60.0
     """So long what was for others under the plan before is still sent."""
-
-
-@dataclass(slots=True)
-class RoundTrip:
-    """Smoothed round-trip time and its variation (RFC 6298, section 2)."""
-
-    mean_s: float | None = None
-    variation_s: float = 0.0
-
-    def sample(self, seconds: float) -> None:
-        if self.mean_s is None:
-            self.mean_s, self.variation_s = seconds, seconds / 2
-            return
-        self.variation_s += (abs(seconds - self.mean_s) - self.variation_s) / 4
-        self.mean_s += (seconds - self.mean_s) / 8
-
-    def timeout_s(self, config: StreamConfig) -> float:
-        if self.mean_s is None:
-            return config.first_timeout_s
-        return min(max(self.mean_s + 4 * self.variation_s, config.min_timeout_s), config.max_timeout_s)
 
 
 @dataclass(slots=True)
@@ -109,8 +90,10 @@ class Outgoing:
         """When the oldest parcel in flight is to be sent again."""
         if not self.flight:
             return NEVER
-        wait = self.round_trip.timeout_s(self.config) * 2.0 ** min(self.num_timeouts, 16)
-        return max(self.arrived_at, self.flight[0].at) + min(wait, self.config.max_timeout_s)
+        c = self.config
+        timeout_s = self.round_trip.timeout_s(c.min_timeout_s, c.max_timeout_s, first_s=c.first_timeout_s)
+        wait = timeout_s * 2.0 ** min(self.num_timeouts, 16)
+        return max(self.arrived_at, self.flight[0].at) + min(wait, c.max_timeout_s)
 
     def push(self, parcel: StageData, now: float) -> list[StageData]:
         """``parcel`` with its place in the stream; it waits for the window."""
@@ -132,7 +115,7 @@ class Outgoing:
         while self.flight and self.flight[0].parcel.sequence < arrived:
             sent = self.flight.popleft()
             if ack.sending in sent.sent_at:
-                self.round_trip.sample(now - sent.sent_at[ack.sending])
+                self.round_trip.add(now - sent.sent_at[ack.sending])
             self.arrived_at, self.num_timeouts = now, 0
         while self.taken < ack.sequence:
             self.untaken_bytes -= self.untaken.popleft()

@@ -19,8 +19,10 @@ from p2ptrain.protocol.group.membership import (
     PeerRefuted,
     PeerSuspected,
 )
-from p2ptrain.protocol.group.swim import News, RoundTrips, retransmit_limit, suspicion_timeout
+from p2ptrain.protocol.group.rumours import News, retransmit_limit
+from p2ptrain.protocol.group.swim import suspicion_timeout
 from p2ptrain.protocol.machine import NEVER, Send
+from p2ptrain.protocol.round_trip import RoundTrip
 from p2ptrain.wire.messages import Ack, MemberState, Ping, PingRequest, Rumour
 
 ME, ANN, BOB, CAT = (PeerId(name.ljust(16, "x")) for name in ("me", "ann", "bob", "cat"))
@@ -65,16 +67,16 @@ def test_retransmits_grow_with_the_logarithm(members: int, limit: int) -> None:
 
 
 def test_ack_timeout_follows_round_trips_within_its_bounds() -> None:
-    trips = RoundTrips()
-    assert trips.timeout(0.1, 0.4) == 0.2
+    trips = RoundTrip()
+    assert machine().ack_timeout_s() == trips.timeout_s(0.1, 0.4, first_s=0.2) == 0.2
     for _ in range(50):
         trips.add(0.002)
-    assert trips.timeout(0.1, 0.4) == 0.1
+    assert trips.timeout_s(0.1, 0.4, first_s=0.2) == 0.1
     for _ in range(50):
         trips.add(0.15)
-    assert 0.15 < trips.timeout(0.1, 0.4) < 0.3
+    assert 0.15 < trips.timeout_s(0.1, 0.4, first_s=0.2) < 0.3
     trips.add(9.0)
-    assert trips.timeout(0.1, 0.4) == 0.4
+    assert trips.timeout_s(0.1, 0.4, first_s=0.2) == 0.4
 
 
 def test_news_is_sent_youngest_first_and_not_for_ever() -> None:

@@ -325,9 +325,9 @@ def test_the_lead_dies_at_any_step(seed: int, step: int) -> None:
     if step < 0:
         room.network.run(0.2)
     else:
-        room.network.run(
-            30, lambda: lead.step >= step and bool(lead._durations or room.network.now > 0.51), every_s=0.0
-        )
+        run = lead._run
+        assert run is not None
+        room.network.run(30, lambda: lead.step >= step and bool(run.durations or room.network.now > 0.51), every_s=0.0)
         room.network.run(room.network.now + room.rng.uniform(0, 0.02))
     before = max(host.machine.step for host in room.hosts.values())
     room.kill(PEERS[0])

@@ -164,6 +164,6 @@ def captured(net: Net, sender: Node) -> list[tuple[str, list[bytes]]]:
 
 def size_of(sessions: Sessions) -> int:
     """Entries in all tables of the machine and what it owns."""
-    parts = (sessions, sessions._book, sessions._offences, sessions._guests, sessions._visitors)
+    parts = (sessions, sessions._table, sessions._book, sessions._offences, sessions._guests, sessions._visitors)
     tables = [table for part in parts for table in vars(part).values()]
     return sum(len(table) for table in tables if isinstance(table, dict))

@@ -101,7 +101,8 @@ def test_nobody_says_goodbye_for_another() -> None:
     net.propose(liar, *peer.addresses)
     net.run(1)
     caught = captured(net, visitor)
-    name, heard = peer.sessions._sessions[visitor.key].name, peer.sessions._sessions[visitor.key].heard["control"]
+    session = peer.sessions._table[visitor.key]
+    name, heard = session.name, session.heard["control"]
     net.blocked = lambda sender, address: sender is visitor
     net.say(visitor, peer, m.Goodbye())
     (overheard,) = [frames for _, frames in caught]

@@ -1,0 +1,71 @@
+"""Whom this peer knows: what it would say of each, who is in and who is gone, and whose turn it is to be probed.
+
+Invariant: ``own`` is not in ``members``; of these, everyone is either in, once in the round, or gone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from functools import lru_cache
+
+from p2ptrain.ids import PeerId
+from p2ptrain.wire.messages import Rumour
+
+
+@lru_cache(maxsize=16384)
+def _newborn(peer: PeerId) -> Rumour:
+    return Rumour(peer, "alive", 0)
+
+
+class Roster:
+    def __init__(self, own_id: PeerId, incarnation: int, members: Iterable[PeerId], rng: random.Random) -> None:
+        self.own = Rumour(own_id, "alive", incarnation)
+        self.members = {peer: _newborn(peer) for peer in members if peer != own_id}
+        """What we know of each, as we would say it."""
+        self.gone: dict[PeerId, float] = {}
+        """Dead and left ones, and since when."""
+        self._rng = rng
+        self.round = list(self.members)
+        """Who is in, suspects included, to be probed; before ``_position`` those that had their turn."""
+        self._position = 0
+        self._alive: frozenset[PeerId] | None = None
+
+    def alive(self) -> frozenset[PeerId]:
+        """Who is in; the same object until that changes."""
+        if self._alive is None:
+            self._alive = frozenset(self.round)
+        return self._alive
+
+    def sample(self, count: int) -> list[PeerId]:
+        """Up to ``count`` of those that are in."""
+        return self._rng.sample(self.round, min(count, len(self.round)))
+
+    def next_in_turn(self) -> PeerId:
+        """Next of a round that is shuffled as it is walked (Fisher-Yates). Somebody must be in."""
+        if self._position >= len(self.round):
+            self._position = 0
+        pick = self._rng.randrange(self._position, len(self.round))
+        peer = self.round[pick]
+        self.round[pick], self.round[self._position] = self.round[self._position], peer
+        self._position += 1
+        return peer
+
+    def enter(self, peer: PeerId) -> None:
+        """It is in: new, or back."""
+        self.gone.pop(peer, None)
+        self.round.append(peer)
+        self._alive = None
+
+    def exit(self, peer: PeerId, now: float) -> None:
+        """Who was in is gone."""
+        self.gone[peer] = now
+        self._alive = None
+        index = self.round.index(peer)
+        self._position -= index < self._position
+        del self.round[index]
+
+    def forget(self, peer: PeerId) -> None:
+        """Who is gone was never known."""
+        del self.gone[peer]
+        del self.members[peer]
