@@ -12,7 +12,7 @@ from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import Effects, Handler, KeepCustody, KeepSnapshot, MessageHandler
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.protocol.replication import CancelSnapshot, Custody, DiscardSnapshot, FetchSnapshot
+from p2ptrain.protocol.replication import CancelSnapshot, DiscardSnapshot, FetchSnapshot, Replication
 from p2ptrain.wire.messages import CustodyAck, CustodyOffer, Holding, Message
 
 NUM_OWN_SNAPSHOTS = 4
@@ -32,7 +32,7 @@ class Replicas:
         self,
         group: GroupView,
         downloads: Downloads,
-        custody: Custody,
+        custody: Replication,
         own: Sequence[Holding],
         is_awaited: Callable[[BlobId], bool],
         surplus: Callable[[Sequence[Holding]], list[Holding]] = all_but_the_newest,

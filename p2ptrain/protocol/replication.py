@@ -32,7 +32,7 @@ _MAX_REMEMBERED_OFFERS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class CustodyConfig:
+class ReplicationConfig:
     """How many custodians a snapshot gets, what a custodian takes, and the owner's patience."""
 
     num_custodians: int = 1
@@ -108,13 +108,13 @@ class _Incoming:
     next: Holding | None = None
 
 
-class Custody:
+class Replication:
     """Both roles of one peer: owner of its snapshot, and custodian of others'."""
 
-    def __init__(self, own_id: PeerId, config: CustodyConfig | None = None, kept: Iterable[Holding] = ()) -> None:
+    def __init__(self, own_id: PeerId, config: ReplicationConfig | None = None, kept: Iterable[Holding] = ()) -> None:
         """``kept``: what the store kept for others over a restart."""
         self._own_id = own_id
-        self._config = config or CustodyConfig()
+        self._config = config or ReplicationConfig()
         self._epoch = 0
         self._own: Holding | None = None
         self._members: dict[PeerId, int] = {}

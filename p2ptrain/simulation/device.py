@@ -36,7 +36,7 @@ from p2ptrain.errors import LocalError
 from p2ptrain.ids import BlobId
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
-from p2ptrain.protocol.consensus.rules import Question
+from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.effects import Ban, Dial, HangUp
 from p2ptrain.runtime.peer.peer import Peer
@@ -214,7 +214,7 @@ class Device(FrameHost):
                 self.lost = effect.detail
             case JobDone():
                 self.done = True
-            case Question():
+            case PlanWork():
                 answer = effect.work()
                 self._later(THOUGHT_S, lambda: self.core.plan_worked_out(answer, self._now))
             case Ban():

@@ -417,7 +417,7 @@ StageWork = Literal["forward", "backward", "reduce", "gather", "norm"]
 
 
 @dataclass(frozen=True, slots=True)
-class StageData:
+class StreamData:
     """One parcel of the stream from a peer of a pipeline to another, in the safetensors format."""
 
     KIND: ClassVar[str] = "stage-data"
@@ -438,7 +438,7 @@ class StageData:
 
 
 @dataclass(frozen=True, slots=True)
-class StageAck:
+class StreamAck:
     """The trainer has taken everything up to and without ``sequence``: a credit to send more."""
 
     KIND: ClassVar[str] = "stage-ack"
@@ -504,18 +504,18 @@ Message = (
     | CalibrationReady
     | CalibrationGradient
     | CalibrationHead
-    | StageData
-    | StageAck
+    | StreamData
+    | StreamAck
     | LinkProbe
     | LinkEcho
 )
 
 KINDS: dict[str, type[Message]] = {cls.KIND: cls for cls in Message.__args__}
 HANDSHAKE = (Hello, Welcome, Proof, Refused)
-BULK = (JobReply, PlanReply, ProfileReply, Chunk, CalibrationGradient, CalibrationHead, StageData, LinkProbe)
-JOB_BOUND = (GossipPush, CustodyOffer, StageData, StageAck)
+BULK = (JobReply, PlanReply, ProfileReply, Chunk, CalibrationGradient, CalibrationHead, StreamData, LinkProbe)
+JOB_BOUND = (GossipPush, CustodyOffer, StreamData, StreamAck)
 """Messages about a job: one about another than the receiver's is dropped and counted."""
-EPOCH_BOUND = (GossipPush, StageData)
+EPOCH_BOUND = (GossipPush, StreamData)
 """Data messages: one of an older epoch than the receiver's plan is dropped and counted. Custody judges a snapshot by
 the epoch that it was taken in; and who is ahead of others still needs their acks of what it sent them before."""
 

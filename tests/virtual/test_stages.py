@@ -22,7 +22,7 @@ from p2ptrain.planning.pipeline.stages import PipelinePlan
 from p2ptrain.protocol.machine import Send
 from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.network import LAN, Conditions
-from p2ptrain.wire.messages import Holding, StageData
+from p2ptrain.wire.messages import Holding, StreamData
 
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
 LOSSY = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.1)
@@ -466,7 +466,7 @@ def test_parcels_of_an_older_epoch_or_another_plan_are_dropped() -> None:
     a, b = (next(d for d in room.on() if d.id == p) for p in list(plan_of(room.devices[0]).trainers())[:2])
     taken, held = len(trainer(b).taken), refusals(room)
     for epoch, plan in ((1, first), (2, "f" * 64), (3, first)):
-        old = StageData(epoch, 0, "forward", trainer(b).step, 0, 0, b"not a parcel", plan, 1)
+        old = StreamData(epoch, 0, "forward", trainer(b).step, 0, 0, b"not a parcel", plan, 1)
         room.perform(a, a.core.run([Send(b.id, old)], room.network.now))
     room.run(0.1)
     assert all(epoch == 2 for epoch, _ in trainer(b).taken[taken:]) and refusals(room) == held

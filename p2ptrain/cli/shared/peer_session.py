@@ -31,7 +31,7 @@ from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.peer_node import PeerNode, PeerOptions
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.state_dir import StateDir
-from p2ptrain.ui import narrator
+from p2ptrain.ui import messages_for_people
 from p2ptrain.words import clean, duration
 
 WAIT_CHECK_S = 0.5
@@ -171,7 +171,7 @@ class _Session:
 
     def _tell(self, line: Line) -> None:
         core = self._core()
-        text, after = narrator.tell(line), list[str]()
+        text, after = messages_for_people.tell(line), list[str]()
         if core is not None and core.job is not None:
             own = core.records.own
             plan = core.role.plan if core.role is not None else None
@@ -186,7 +186,7 @@ class _Session:
                 rounds = core.job.training.rounds
                 left_s = self._pace.left_s(time.monotonic(), rounds - own.round)
                 left = duration(max(1, round(left_s))) if left_s is not None else ""
-                text = narrator.round_sentence(line.fields, rounds, own.samples_per_s, own.accuracy, left)
+                text = messages_for_people.round_sentence(line.fields, rounds, own.samples_per_s, own.accuracy, left)
             elif line.kind == "validated" and core.role is not None and core.role.ending is not None:
                 after = core.role.ending.found()
         if line.kind == "done":

@@ -59,7 +59,7 @@ from p2ptrain.planning.pipeline.coverage import Run, pieces_for_others
 from p2ptrain.protocol.blobs.profile_book import ProfileBook, ProfileLearnt
 from p2ptrain.protocol.group.link_probe import LinkMeasured, LinkMeter
 from p2ptrain.protocol.machine import NEVER, Machine, Note
-from p2ptrain.protocol.replication import Custody, CustodyConfig
+from p2ptrain.protocol.replication import Replication, ReplicationConfig
 from p2ptrain.protocol.streams.streams import Delivered
 from p2ptrain.wire import messages as m
 
@@ -77,8 +77,8 @@ class PipelineRole:
         self.plan: Plan | None = None
         self.plan_hash = ""
         self.part = m.NO_PART
-        custody = Custody(
-            group.own_id, CustodyConfig(num_custodians=job.group.custodians, past_epochs=True), resume.kept
+        custody = Replication(
+            group.own_id, ReplicationConfig(num_custodians=job.group.custodians, past_epochs=True), resume.kept
         )
         self.replicas = Replicas(
             group, given.downloads, custody, resume.own, lambda blob: blob in self._missing, self._surplus
@@ -132,8 +132,8 @@ class PipelineRole:
             c.TrainerFailed: self._failed,
         }
         self.messages: Mapping[type[m.Message], MessageHandler] = {
-            m.StageData: self._traffic.received,
-            m.StageAck: self._traffic.received,
+            m.StreamData: self._traffic.received,
+            m.StreamAck: self._traffic.received,
             m.LinkProbe: lambda s, msg, now: list(self._meter.received(s, msg, now)),
             m.LinkEcho: lambda s, msg, now: list(self._meter.received(s, msg, now)),
             m.ProfileRequest: lambda s, msg, now: list(self._profiles.received(s, msg, now)),

@@ -15,7 +15,7 @@ from p2ptrain.modes.pipeline.plan import DeviceFigures, body_of, read_plan
 from p2ptrain.modes.pipeline.planner import first_plan, follows, next_plan
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import chain_hash, profile_from_json
-from p2ptrain.protocol.consensus.rules import Answer, Question
+from p2ptrain.protocol.consensus.rules import PlanResult, PlanWork
 from p2ptrain.wire.messages import Record
 
 
@@ -56,20 +56,20 @@ class PipelineRules:
         present = {record.peer for record in members if not self.is_lost(record)}
         return present.issuperset(current.trainers())
 
-    def question(self, current: Plan | None, members: Sequence[Record]) -> Question[Plan]:
+    def question(self, current: Plan | None, members: Sequence[Record]) -> PlanWork[Plan]:
         """All that this peer knows is gathered at once; the search itself may be in another thread."""
         job, proposer, model = self.job, self.own_id, self.model()
         if model is None:
-            return Question(lambda: Answer(None, "this peer has not measured the model's blocks yet"))
+            return PlanWork(lambda: PlanResult(None, "this peer has not measured the model's blocks yet"))
         chain = chain_hash(model)
         peers = [MeasuredPeer(snapshot(record), self._profile(record, chain)) for record in members]
         (next_step, covered_step), batch_s = self.steps(), self.batch_s()
         lost = [record.peer for record in members if self.is_lost(record)]
 
-        def work() -> Answer[Plan]:
+        def work() -> PlanResult[Plan]:
             try:
                 if current is None:
-                    return Answer(first_plan(job, model, peers, proposer))
+                    return PlanResult(first_plan(job, model, peers, proposer))
                 plan = next_plan(
                     job,
                     model,
@@ -81,11 +81,11 @@ class PipelineRules:
                     lost=lost,
                     batch_s=batch_s,
                 )
-                return Answer(plan)
+                return PlanResult(plan)
             except UserError as error:
-                return Answer(None, str(error))
+                return PlanResult(None, str(error))
 
-        return Question(work)
+        return PlanWork(work)
 
     def timed(self, plan: Plan) -> Plan | None:
         """A plan that was to take over at a batch which may be done by now gets a later one; one that goes back to what

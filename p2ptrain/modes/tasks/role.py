@@ -26,7 +26,7 @@ from p2ptrain.modes.tasks.exchanges import Exchanges
 from p2ptrain.modes.tasks.head.fit import HeadFit
 from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.protocol.machine import NEVER, Note
-from p2ptrain.protocol.replication import Custody, CustodyConfig
+from p2ptrain.protocol.replication import Replication, ReplicationConfig
 from p2ptrain.wire import messages as m
 
 MAX_REFUSED_SNAPSHOTS = 2
@@ -74,7 +74,7 @@ class TasksRole:
         self.plan_hash = ""
         self.part = m.NO_PART
         self.rules: TasksRules = TasksRules(group.own_id, job)
-        custody = Custody(group.own_id, CustodyConfig(num_custodians=job.group.custodians), resume.kept)
+        custody = Replication(group.own_id, ReplicationConfig(num_custodians=job.group.custodians), resume.kept)
         self.replicas = Replicas(group, given.downloads, custody, resume.own, self._is_awaited)
         self.ending: HeadFit = HeadFit(given, lambda: self.plan)
         self._exchanges = Exchanges(group, given.downloads, given.rng)

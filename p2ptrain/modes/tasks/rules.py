@@ -11,7 +11,7 @@ from p2ptrain.core.plan import Plan, snapshot
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.tasks.plan import read_plan
 from p2ptrain.modes.tasks.planning.assignment import first_plan, next_plan, recomputes
-from p2ptrain.protocol.consensus.rules import Answer, Question
+from p2ptrain.protocol.consensus.rules import PlanResult, PlanWork
 from p2ptrain.wire.messages import Record
 
 
@@ -35,14 +35,14 @@ class TasksRules:
     def is_beginning(self, current: Plan | None, members: Sequence[Record]) -> bool:
         return False
 
-    def question(self, current: Plan | None, members: Sequence[Record]) -> Question[Plan]:
+    def question(self, current: Plan | None, members: Sequence[Record]) -> PlanWork[Plan]:
         job, proposer, peers = self.job, self.own_id, [snapshot(record) for record in members]
 
-        def work() -> Answer[Plan]:
+        def work() -> PlanResult[Plan]:
             plan = first_plan(job, peers, proposer) if current is None else next_plan(job, current, peers, proposer)
-            return Answer(plan)
+            return PlanResult(plan)
 
-        return Question(work)
+        return PlanWork(work)
 
     def timed(self, plan: Plan) -> Plan | None:
         return plan

@@ -22,7 +22,7 @@ follows. A plan whose parent is not known here is not ours to vote on: it is fol
 
 How a better plan is fetched: ``plan_fetch``.
 
-What a plan is stays with the caller, whose ``rules`` read, check and make them; the answer to a ``Question`` counts if
+What a plan is stays with the caller, whose ``rules`` read, check and make them; the answer to a ``PlanWork`` counts if
 the members are still the same.
 """
 
@@ -37,7 +37,7 @@ from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import JobId, PeerId
 from p2ptrain.protocol.consensus.ballot import Ballot, PlanRef, carries
 from p2ptrain.protocol.consensus.plan_fetch import PlanFetch, remember
-from p2ptrain.protocol.consensus.rules import AgreementConfig, Answer, Effect, P, PlanAdopted, Rules, VoteFor
+from p2ptrain.protocol.consensus.rules import AgreementConfig, Effect, P, PlanAdopted, PlanResult, Rules, VoteFor
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.wire.messages import NO_PART, PlanReply, PlanRequest, Record
 
@@ -146,8 +146,8 @@ class Agreement(Generic[P]):
         self._num_lessons += 1
         return self.tick(now)
 
-    def answered(self, answer: Answer[P], now: float) -> list[Effect[P]]:
-        """The answer to the last ``Question``."""
+    def answered(self, answer: PlanResult[P], now: float) -> list[Effect[P]]:
+        """The answer to the last ``PlanWork``."""
         asked, self._asking = self._asking, None
         if asked is None:
             raise LocalError("an answer that nobody asked for")

@@ -3,7 +3,7 @@
 Invariant: nothing here decides. Agreement knows of a plan only what ``Proposal`` says, and of planning only ``Rules``.
 
 To make a plan is a search, which may take a small device many seconds, and who does not answer pings meanwhile is taken
-for dead. So it is a ``Question`` that the caller works out wherever nothing waits for it.
+for dead. So it is a ``PlanWork`` that the caller works out wherever nothing waits for it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ P = TypeVar("P", bound=Proposal)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer(Generic[P]):
+class PlanResult(Generic[P]):
     """The plan that some members should have next; None = the one in force will do, or (``problem``) there is none."""
 
     plan: P | None
@@ -40,10 +40,10 @@ class Answer(Generic[P]):
 
 
 @dataclass(frozen=True, slots=True)
-class Question(Generic[P]):
+class PlanWork(Generic[P]):
     """Work this out, in any thread, and give the answer to ``answered``."""
 
-    work: Callable[[], Answer[P]]
+    work: Callable[[], PlanResult[P]]
 
 
 class Rules(Protocol[P]):
@@ -70,7 +70,7 @@ class Rules(Protocol[P]):
         """Whether the plan in force is not yet under way, and no other may follow it before it is."""
         ...
 
-    def question(self, current: P | None, members: Sequence[Record]) -> Question[P]:
+    def question(self, current: P | None, members: Sequence[Record]) -> PlanWork[P]:
         """Which plan these members should have next, by what is known now."""
         ...
 
@@ -116,7 +116,7 @@ class VoteFor(Generic[P]):
     plan: P | None
 
 
-Effect = Send | Note | PlanAdopted[P] | VoteFor[P] | Question[P]
+Effect = Send | Note | PlanAdopted[P] | VoteFor[P] | PlanWork[P]
 
 
 def is_ready(record: Record) -> bool:

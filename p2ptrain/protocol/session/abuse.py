@@ -26,7 +26,7 @@ FORGIVEN = frozenset({"session", "replay", "version", "banned", "echo", "full", 
 """Counted, but no fault of the sender's: what a restart, a lost frame or an upgrade brings about."""
 
 
-class Offences:
+class AbuseTable:
     def __init__(self) -> None:
         self.refused: Counter[str] = Counter()
         """Frames that were not let in, by reason."""

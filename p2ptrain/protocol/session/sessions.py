@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Sequence
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId, peer_id
 from p2ptrain.protocol.machine import MessageReceived, Note
-from p2ptrain.protocol.session.abuse import BAN_S, MAX_ERRORS, Offences
+from p2ptrain.protocol.session.abuse import BAN_S, MAX_ERRORS, AbuseTable
 from p2ptrain.protocol.session.address_book import AddressBook, Target
 from p2ptrain.protocol.session.effects import (
     Ban,
@@ -88,7 +88,7 @@ class Sessions:
         self._guests = Guests(self._boot, rng)
         self._visitors = Visitors(is_member, max_visitors)
         self._table = SessionTable(own_key, self._boot)
-        self._offences = Offences()
+        self._offences = AbuseTable()
         self._links: dict[str, str] = {}
         self._addresses: tuple[str, ...] = ()
         self.readdress(addresses)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from p2ptrain.errors import RemoteError
 from p2ptrain.protocol.machine import NEVER
 from p2ptrain.protocol.round_trip import RoundTrip
-from p2ptrain.wire.messages import StageAck, StageData
+from p2ptrain.wire.messages import StreamAck, StreamData
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class StreamConfig:
 
 @dataclass(slots=True)
 class _Sent:
-    parcel: StageData
+    parcel: StreamData
     at: float
     sent_at: dict[int, float]
     """Of each sending."""
@@ -66,7 +66,7 @@ class Outgoing:
     """The sender's end. What it returns is to be sent now."""
 
     config: StreamConfig
-    queue: deque[StageData] = field(default_factory=deque)
+    queue: deque[StreamData] = field(default_factory=deque)
     queued_bytes: int = 0
     flight: deque[_Sent] = field(default_factory=deque)
     """Sent and not known to have arrived, the oldest first."""
@@ -95,7 +95,7 @@ class Outgoing:
         wait = timeout_s * 2.0 ** min(self.num_timeouts, 16)
         return max(self.arrived_at, self.flight[0].at) + min(wait, c.max_timeout_s)
 
-    def push(self, parcel: StageData, now: float) -> list[StageData]:
+    def push(self, parcel: StreamData, now: float) -> list[StreamData]:
         """``parcel`` with its place in the stream; it waits for the window."""
         if not self.waiting_bytes:
             self.since = now
@@ -104,7 +104,7 @@ class Outgoing:
         self.queued_bytes += len(parcel.data)
         return self._pump(now)
 
-    def acked(self, ack: StageAck, now: float) -> list[StageData]:
+    def acked(self, ack: StreamAck, now: float) -> list[StreamData]:
         """An ack of what was never sent is of a life before this one, and says nothing."""
         if (ack.sequence, ack.arrived, ack.sending) == (0, 0, 0) and self.taken == 0 and self.flight:
             return self._all_again(now)
@@ -125,25 +125,25 @@ class Outgoing:
             return [self.send_again(now), *self._pump(now)]
         return self._pump(now)
 
-    def timed_out(self, now: float) -> StageData:
+    def timed_out(self, now: float) -> StreamData:
         self.num_timeouts += 1
         return self.send_again(now)
 
-    def send_again(self, now: float) -> StageData:
+    def send_again(self, now: float) -> StreamData:
         """The oldest in flight, as a new sending."""
         sent = self.flight[0]
         sent.parcel, sent.at = self._numbered(sent.parcel), now
         sent.sent_at[sent.parcel.sending] = now
         return sent.parcel
 
-    def _all_again(self, now: float) -> list[StageData]:
+    def _all_again(self, now: float) -> list[StreamData]:
         """The receiver has only now begun to listen: all that was sent so far went past it."""
         self.num_timeouts = 0
         for sent in self.flight:
             sent.parcel, sent.at = self._numbered(sent.parcel), now
         return [sent.parcel for sent in self.flight]
 
-    def _pump(self, now: float) -> list[StageData]:
+    def _pump(self, now: float) -> list[StreamData]:
         parcels = []
         while self.queue and self._fits(len(self.queue[0].data)):
             parcel = self._numbered(self.queue.popleft())
@@ -161,7 +161,7 @@ class Outgoing:
             len(self.untaken) < self.config.window_parcels
         )
 
-    def _numbered(self, parcel: StageData) -> StageData:
+    def _numbered(self, parcel: StreamData) -> StreamData:
         self.num_sendings += 1
         return dataclasses.replace(parcel, sending=self.num_sendings)
 
@@ -171,7 +171,7 @@ class Incoming:
     """The receiver's end: puts parcels in order, and knows when an ack is due."""
 
     config: StreamConfig
-    early: dict[int, StageData] = field(default_factory=dict)
+    early: dict[int, StreamData] = field(default_factory=dict)
     """Behind a gap, by sequence."""
     next: int = 0
     """All before this one have been delivered."""
@@ -190,7 +190,7 @@ class Incoming:
     def deadline(self) -> float:
         return min(self.ack_at, self.repeat_at)
 
-    def received(self, parcel: StageData, now: float) -> list[StageData]:
+    def received(self, parcel: StreamData, now: float) -> list[StreamData]:
         """The parcels to deliver now. Raises ``RemoteError`` for one that the window does not allow."""
         if parcel.sequence >= self.next and parcel.sequence not in self.early:
             self._check_window(parcel)
@@ -220,18 +220,18 @@ class Incoming:
         if self.num_unacked:
             self._ack_by(now if enough else now + self.config.ack_s)
 
-    def ack(self, epoch: int, plan: str, now: float) -> StageAck:
+    def ack(self, epoch: int, plan: str, now: float) -> StreamAck:
         """What is to be said now, and when it is to be repeated."""
         self.ack_at, self.num_unacked, self.unacked_bytes = NEVER, 0, 0
         self.repeat_at = now + self.repeat_s
         self.repeat_s = min(2 * self.repeat_s, self.config.max_repeat_s)
-        return StageAck(epoch, self.next - len(self.untaken), plan, self.next, self.sending)
+        return StreamAck(epoch, self.next - len(self.untaken), plan, self.next, self.sending)
 
     def _ack_by(self, when: float) -> None:
         self.ack_at = min(self.ack_at, when)
         self.repeat_s = self.config.first_repeat_s
 
-    def _check_window(self, parcel: StageData) -> None:
+    def _check_window(self, parcel: StreamData) -> None:
         """Twice the window, as a sender knows of what was taken only later; a single parcel may be larger."""
         ahead = parcel.sequence - (self.next - len(self.untaken))
         if ahead >= 2 * self.config.window_parcels:

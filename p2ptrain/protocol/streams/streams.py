@@ -22,7 +22,7 @@ from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.streams.ends import Incoming, Outgoing, StreamConfig
-from p2ptrain.wire.messages import StageAck, StageData, StageWork
+from p2ptrain.wire.messages import StageWork, StreamAck, StreamData
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Streams:
         names = sorted(set(peers))
         self._outgoing = {peer: Outgoing(self._config) for peer in names}
         self._incoming = {peer: Incoming(self._config) for peer in names}
-        return [*notes, *(Send(peer, StageAck(epoch, 0, plan)) for peer in names)]
+        return [*notes, *(Send(peer, StreamAck(epoch, 0, plan)) for peer in names)]
 
     def _end_former(self) -> list[Effect]:
         former, self._former = self._former, _Former()
@@ -134,24 +134,24 @@ class Streams:
             raise LocalError(f"a parcel for {to}, which is not in the plan")
         if self.queued_bytes > self._config.max_queued_bytes:
             raise LocalError(f"{self.queued_bytes} bytes of parcels wait, and the trainer was not held back")
-        parcel = StageData(self.epoch, 0, work, step, unit, row, data, self.plan)
+        parcel = StreamData(self.epoch, 0, work, step, unit, row, data, self.plan)
         return [Send(to, message) for message in stream.push(parcel, now)]
 
-    def received(self, sender: PeerId, message: StageData | StageAck, now: float) -> list[Effect]:
+    def received(self, sender: PeerId, message: StreamData | StreamAck, now: float) -> list[Effect]:
         """Raises ``RemoteError`` for one who is not in the plan, or who sends more than the window allows."""
         if (message.epoch, message.plan) != (self.epoch, self.plan):
             return self._received_late(sender, message, now)
         self._former.outgoing.pop(sender, None)  # it is through with that plan
         if sender not in self._incoming:
             raise RemoteError("stream-stranger", f"{sender} is not in the plan of epoch {self.epoch}")
-        if isinstance(message, StageAck):
+        if isinstance(message, StreamAck):
             return [Send(sender, parcel) for parcel in self._outgoing[sender].acked(message, now)]
         parcels = self._incoming[sender].received(message, now)
         return [Delivered(sender, p.work, p.step, p.unit, p.row, p.data) for p in parcels]
 
-    def _received_late(self, sender: PeerId, message: StageData | StageAck, now: float) -> list[Effect]:
+    def _received_late(self, sender: PeerId, message: StreamData | StreamAck, now: float) -> list[Effect]:
         former = self._former
-        if isinstance(message, StageData) or (message.epoch, message.plan) != (former.epoch, former.plan):
+        if isinstance(message, StreamData) or (message.epoch, message.plan) != (former.epoch, former.plan):
             return []
         stream = former.outgoing.get(sender)
         return [Send(sender, parcel) for parcel in stream.acked(message, now)] if stream else []

@@ -6,7 +6,7 @@ import asyncio
 
 from p2ptrain.core.commands import SnapshotTaken
 from p2ptrain.ids import BlobId
-from p2ptrain.protocol.replication import Custody, freshness
+from p2ptrain.protocol.replication import Replication, freshness
 from p2ptrain.wire.messages import Holding
 
 POLL_S = 0.02
@@ -22,7 +22,7 @@ class Handover:
         self._blob: BlobId | None = None
         """Of that snapshot."""
 
-    async def done(self, custody: Custody) -> None:
+    async def done(self, custody: Replication) -> None:
         taken = await self._saved
         while taken is not None:
             custodians = custody.custodians().values()

@@ -23,7 +23,7 @@ from p2ptrain.ids import BlobId
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.net.keys import Group, Identity
 from p2ptrain.protocol.blobs.serving import ReadChunk
-from p2ptrain.protocol.consensus.rules import Question
+from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime.node.disk_work import DiskWork
 from p2ptrain.runtime.node.handover import Handover
@@ -98,7 +98,7 @@ class PeerNode(Node):
             RestartTrainer: lambda effect: self._spawn(self._start_trainer()),
             TrainerLost: self._trainer_lost,
             JobDone: lambda effect: self._start_lingering(),
-            Question: self._work_out,
+            PlanWork: self._work_out,
             ReadChunk: lambda effect: self.answer_read(effect, None),  # nothing is stored without a job
         }
         """By the kind of effect; the store's come with the job."""
@@ -239,7 +239,7 @@ class PeerNode(Node):
     def carry_out_other(self, effect: object) -> None:
         self._handlers[type(effect)](effect)
 
-    def _work_out(self, effect: Question[Plan]) -> None:
+    def _work_out(self, effect: PlanWork[Plan]) -> None:
         peer = self._peer
         if peer is not None:
             self.in_thought(effect.work, lambda answer: self.feed(lambda now: peer.plan_worked_out(answer, now)))

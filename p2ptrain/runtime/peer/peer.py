@@ -38,7 +38,7 @@ from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.agreement import Agreement
-from p2ptrain.protocol.consensus.rules import AgreementConfig, Answer, PlanAdopted, VoteFor
+from p2ptrain.protocol.consensus.rules import AgreementConfig, PlanAdopted, PlanResult, VoteFor
 from p2ptrain.protocol.group.membership import (
     LAN,
     Membership,
@@ -196,8 +196,8 @@ class Peer(Core):
                 data = None
         return super().chunk_read(effect, data, now)
 
-    def plan_worked_out(self, answer: Answer[Plan], now: float) -> Effects:
-        """The node's answer to ``Question``."""
+    def plan_worked_out(self, answer: PlanResult[Plan], now: float) -> Effects:
+        """The node's answer to ``PlanWork``."""
         return self.run(self.agreement.answered(answer, now) if self.agreement else [], now)
 
     def traffic(self, bytes_sent: int, now: float) -> Effects:

@@ -19,7 +19,7 @@ from p2ptrain.modes.tasks.planning.assignment import first_plan
 from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.planning.devices.blocks import BlockProfile, BlockTimes, ModelProfile
 from p2ptrain.planning.devices.profile_codec import profile_to_json
-from p2ptrain.protocol.consensus.rules import Answer
+from p2ptrain.protocol.consensus.rules import PlanResult
 from p2ptrain.wire.messages import Record
 
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
@@ -66,7 +66,7 @@ def slices_of(plan: Plan | None) -> PipelineBody:
     return plan.body
 
 
-def answer(own: PipelineRules | TasksRules, current: Plan | None, members: list[Record]) -> Answer[Plan]:
+def answer(own: PipelineRules | TasksRules, current: Plan | None, members: list[Record]) -> PlanResult[Plan]:
     return own.question(current, members).work()
 
 

@@ -14,10 +14,10 @@ from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.replication import (
     CancelSnapshot,
-    Custody,
-    CustodyConfig,
     DiscardSnapshot,
     FetchSnapshot,
+    Replication,
+    ReplicationConfig,
     freshness,
     rank_custodians,
 )
@@ -74,8 +74,8 @@ def test_peers_of_another_part_come_first():
 # --- owner ---
 
 
-def owner(num_members: int = 3, **config) -> Custody:
-    custody = Custody(ME, CustodyConfig(**config))
+def owner(num_members: int = 3, **config) -> Replication:
+    custody = Replication(ME, ReplicationConfig(**config))
     custody.members_changed({peer(n): n for n in range(num_members + 1)}, 0.0)
     return custody
 
@@ -146,7 +146,7 @@ def test_an_unwilling_custodian_is_passed_over_for_a_while():
 
 
 def test_alone_or_with_nobody_willing_nothing_breaks():
-    custody = Custody(ME)
+    custody = Replication(ME)
     assert custody.snapshot(holding(), 0.0) == []
     assert custody.holdings() == (holding(),)
     assert custody.members_changed({ME: 0}, 1.0) == []
@@ -164,14 +164,14 @@ def test_alone_or_with_nobody_willing_nothing_breaks():
 
 def test_what_a_kill_left_behind_is_discarded_at_the_next_start():
     one, two = holding(peer(1), 1), holding(peer(1), 2)
-    custody = Custody(ME, kept=[two, one, holding(peer(2))])
+    custody = Replication(ME, kept=[two, one, holding(peer(2))])
     assert custody.members_changed({}, 0.0) == [DiscardSnapshot(one)]
     assert custody.members_changed({}, 0.0) == []
     assert set(custody.kept()) == {two, holding(peer(2))}
 
 
 def test_keeps_acks_and_discards_the_older_only_then():
-    custody = Custody(ME)
+    custody = Replication(ME)
     one, two = holding(peer(1), 1), holding(peer(1), 2)
     assert custody.received(peer(1), CustodyOffer(one), 0.0) == [FetchSnapshot(one, peer(1))]
     assert custody.received(peer(1), CustodyOffer(one), 1.0) == [], "on its way already"
@@ -188,7 +188,7 @@ def test_keeps_acks_and_discards_the_older_only_then():
 
 
 def test_a_newer_offer_waits_for_the_fetch_under_way():
-    custody = Custody(ME)
+    custody = Replication(ME)
     custody.received(peer(1), CustodyOffer(holding(peer(1), 1)), 0.0)
     for n in (2, 4, 3):
         assert custody.received(peer(1), CustodyOffer(holding(peer(1), n)), 1.0) == []
@@ -202,7 +202,7 @@ def test_a_newer_offer_waits_for_the_fetch_under_way():
 
 
 def test_speaks_for_somebody_else():
-    custody = Custody(ME)
+    custody = Replication(ME)
     bad = [(peer(2), holding(peer(1))), (ME, holding(ME)), (peer(1), holding(peer(1), num_bytes=0))]
     bad.append((peer(1), dataclasses.replace(holding(peer(1)), part=NO_PART)))
     for sender, offered in bad:
@@ -211,7 +211,7 @@ def test_speaks_for_somebody_else():
 
 
 def test_old_epochs_are_refused_and_their_fetches_cancelled():
-    custody = Custody(ME, kept=[holding(peer(3), epoch=1)])
+    custody = Replication(ME, kept=[holding(peer(3), epoch=1)])
     custody.received(peer(1), CustodyOffer(holding(peer(1), epoch=1)), 0.0)
     custody.received(peer(2), CustodyOffer(holding(peer(2), epoch=1)), 0.0)
     custody.received(peer(2), CustodyOffer(holding(peer(2), epoch=2)), 0.0)
@@ -232,7 +232,7 @@ def test_old_epochs_are_refused_and_their_fetches_cancelled():
     [{"max_holdings": 2}, {"max_total_bytes": 25}, {"max_snapshot_bytes": 9}, {"max_holdings_per_trainer": 0}],
 )
 def test_bounds(config):
-    custody = Custody(ME, CustodyConfig(**config))
+    custody = Replication(ME, ReplicationConfig(**config))
     for n in range(1, 6):
         for effect in of(FetchSnapshot, custody.received(peer(n), CustodyOffer(holding(peer(n))), 0.0)):
             custody.stored(effect.holding, 0.0)
@@ -240,8 +240,8 @@ def test_bounds(config):
 
 
 def test_past_epochs_make_room_and_one_trainer_can_not_take_all_of_it():
-    config = CustodyConfig(max_holdings=3, max_holdings_per_trainer=2)
-    custody = Custody(ME, kept=[holding(peer(1), part=p) for p in range(2)] + [holding(peer(2))], config=config)
+    config = ReplicationConfig(max_holdings=3, max_holdings_per_trainer=2)
+    custody = Replication(ME, kept=[holding(peer(1), part=p) for p in range(2)] + [holding(peer(2))], config=config)
     (note,) = custody.received(peer(1), CustodyOffer(holding(peer(1), part=5)), 0.0)
     assert note.kind == "custody-refused"
     custody.epoch_changed(2, 0.0)
@@ -254,8 +254,8 @@ def test_past_epochs_make_room_and_one_trainer_can_not_take_all_of_it():
 
 
 def test_the_record_shows_no_more_than_fits():
-    config = CustodyConfig(max_holdings=1000)
-    custody = Custody(ME, kept=[holding(peer(n), round=n) for n in range(1, 400)], config=config)
+    config = ReplicationConfig(max_holdings=1000)
+    custody = Replication(ME, kept=[holding(peer(n), round=n) for n in range(1, 400)], config=config)
     custody.snapshot(holding(round=1), 0.0)
     shown = custody.holdings()
     assert len(shown) == 256
@@ -266,7 +266,7 @@ def test_the_record_shows_no_more_than_fits():
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["offer", "stored", "failed"]), st.integers(1, 3), st.integers(1, 6))))
 def test_what_was_acked_is_never_lost(steps):
-    custody = Custody(ME)
+    custody = Replication(ME)
     under_way: dict[PeerId, Holding] = {}
     disk: set[Holding] = set()
     acked: dict[PeerId, Holding] = {}
@@ -297,7 +297,7 @@ def test_what_was_acked_is_never_lost(steps):
 
 
 def test_older_ones_stay_as_long_as_they_are_needed():
-    custody = Custody(ME, CustodyConfig(past_epochs=True))
+    custody = Replication(ME, ReplicationConfig(past_epochs=True))
     needed = {holding(peer(1), 1).blob}
     custody.surplus = lambda older: [h for h in older if h.blob not in needed]
     for n in (1, 2, 3):
@@ -313,14 +313,14 @@ def test_older_ones_stay_as_long_as_they_are_needed():
 
 def test_after_a_restart_nothing_is_let_go_before_it_is_known_what_is_needed():
     kept = [holding(peer(1), n) for n in (1, 2, 3)]
-    custody = Custody(ME, CustodyConfig(past_epochs=True), kept)
+    custody = Replication(ME, ReplicationConfig(past_epochs=True), kept)
     custody.surplus = lambda older: []
     assert not of(DiscardSnapshot, custody.members_changed({}, 0.0)) and set(custody.kept()) == set(kept)
 
 
 @pytest.mark.parametrize("past_epochs", [False, True])
 def test_snapshots_of_past_epochs_are_taken_where_they_are_of_use(past_epochs):
-    custody = Custody(ME, CustodyConfig(past_epochs=past_epochs))
+    custody = Replication(ME, ReplicationConfig(past_epochs=past_epochs))
     fetching = holding(peer(1), 1, epoch=1)
     custody.received(peer(1), CustodyOffer(fetching), 0.0)
     assert bool(of(CancelSnapshot, custody.epoch_changed(2, 1.0))) == (not past_epochs)

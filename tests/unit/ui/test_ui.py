@@ -19,7 +19,7 @@ from p2ptrain.modes.tasks import words as tasks_words
 from p2ptrain.modes.tasks.harvest import TasksHarvest
 from p2ptrain.modes.tasks.plan import ClassPart, TasksBody
 from p2ptrain.runtime.node.journal import Line
-from p2ptrain.ui import narrator, report, status_table
+from p2ptrain.ui import messages_for_people, report, status_table
 from p2ptrain.ui.watch import PlainScreen
 from p2ptrain.wire.messages import NO_PART, MemberState, Record
 
@@ -97,7 +97,7 @@ def test_before_there_is_a_job_or_plan_the_table_still_stands() -> None:
 def test_no_control_character_of_a_peer_reaches_the_terminal() -> None:
     evil = "\x1b[2J\r\nroot#\x07"
     text = status_table.render(Found(records=(record(A, name=evil, waiting_for=evil),), refused={A: {evil: 1}}))
-    text += str(narrator.tell(Line(0.0, "joined", {"peer": "x", "name": evil})))
+    text += str(messages_for_people.tell(Line(0.0, "joined", {"peer": "x", "name": evil})))
     assert not [c for c in text if not c.isprintable() and c != "\n"]
 
 
@@ -137,13 +137,13 @@ def test_the_plan_in_a_sentence() -> None:
     ],
 )
 def test_sentences(kind: str, fields: dict[str, str | int], expected: str) -> None:
-    assert expected in str(narrator.tell(Line(0.0, kind, fields)))
+    assert expected in str(messages_for_people.tell(Line(0.0, kind, fields)))
 
 
 def test_a_sentence_survives_missing_particulars() -> None:
-    for kind in (*narrator._SENTENCES, "unheard-of"):
-        narrator.tell(Line(0.0, kind, {}))
-    assert narrator.tell(Line(0.0, "custody-acked", {})) is None
+    for kind in (*messages_for_people._SENTENCES, "unheard-of"):
+        messages_for_people.tell(Line(0.0, kind, {}))
+    assert messages_for_people.tell(Line(0.0, "custody-acked", {})) is None
 
 
 REPORT = (PartReport(0, ("cat", "dog"), 0.6, ("kitchen",), 4, 10, 120, 7680, 1_000_000),)
@@ -191,8 +191,8 @@ def test_the_rich_screen_shows_the_same_cells() -> None:
 
 
 def test_a_loss_that_is_not_known_is_not_shown() -> None:
-    assert narrator.round_sentence({"round": 2}, 5, 0.0) == "round 2/5 done"
-    assert narrator.round_sentence({"round": 2, "loss": 0.25}, 5, 0.0) == "round 2/5 done, loss 0.250"
+    assert messages_for_people.round_sentence({"round": 2}, 5, 0.0) == "round 2/5 done"
+    assert messages_for_people.round_sentence({"round": 2, "loss": 0.25}, 5, 0.0) == "round 2/5 done, loss 0.250"
     found = Found(records=(record(A, loss=0.0, step=9),))
     assert status_table.row(found, found.records[0])[5] == "-"
     assert status_table.to_plain(found)["peers"][0]["loss"] is None

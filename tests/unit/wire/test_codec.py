@@ -67,8 +67,8 @@ SAMPLES: list[m.Message] = [
     m.CalibrationReady("0123456789abcdef", 500),
     m.CalibrationGradient("0123456789abcdef", 3, 500, DATA),
     m.CalibrationHead("0123456789abcdef", 4, DATA),
-    m.StageData(5, 17, "backward", 410, 3, 8, DATA, "cd" * 32, 19),
-    m.StageAck(5, 16, "cd" * 32, 18, 19),
+    m.StreamData(5, 17, "backward", 410, 3, 8, DATA, "cd" * 32, 19),
+    m.StreamAck(5, 16, "cd" * 32, 18, 19),
     m.LinkProbe(3, b"some bytes", True),
     m.LinkEcho(3, True),
 ]
@@ -305,9 +305,9 @@ def test_a_kind_of_the_future_says_its_version() -> None:
         m.Refused("\ud800", 1),
         m.Chunk(BLOB, 0, b""),
         m.Chunk(BLOB, 0, bytes((1 << 20) + 1)),
-        m.StageData(1, 0, "sideways", 0, 0, 0, DATA),  # type: ignore[arg-type]
-        m.StageData(1, 0, "forward", 0, 0, 0, bytes((16 << 20) + 1)),
-        m.StageData(1, 0, "forward", 0, 65536, 0, DATA),
+        m.StreamData(1, 0, "sideways", 0, 0, 0, DATA),  # type: ignore[arg-type]
+        m.StreamData(1, 0, "forward", 0, 0, 0, bytes((16 << 20) + 1)),
+        m.StreamData(1, 0, "forward", 0, 65536, 0, DATA),
         m.ProfileReply(bytes(256 * 1024 + 1)),
         m.CustodyOffer(dataclasses.replace(HOLDING, span=0)),
         m.Records((dataclasses.replace(RECORD, slowdown=float("inf")),)),

@@ -15,7 +15,7 @@ from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.restarts import Restarts
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.machine import Note
-from p2ptrain.protocol.replication import Custody, CustodyConfig
+from p2ptrain.protocol.replication import Replication, ReplicationConfig
 from p2ptrain.wire.messages import NO_PART, Holding
 from toy_mode.commands import Count
 from toy_mode.plan import goal_of
@@ -52,8 +52,8 @@ class ToyRole:
         self.plan_hash = ""
         self.part = NO_PART
         self.rules = ToyRules(given.group.own_id, given.job)
-        config = CustodyConfig(num_custodians=given.job.group.custodians, past_epochs=True)
-        custody = Custody(given.group.own_id, config, given.resume.kept)
+        config = ReplicationConfig(num_custodians=given.job.group.custodians, past_epochs=True)
+        custody = Replication(given.group.own_id, config, given.resume.kept)
         self.replicas = Replicas(given.group, given.downloads, custody, given.resume.own, self._is_awaited)
         self.handlers = self.replicas.handlers
         self.messages = self.replicas.messages

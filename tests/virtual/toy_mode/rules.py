@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Part, PeerSnapshot, Plan, clean, plan_from_json, snapshot
 from p2ptrain.ids import PeerId
-from p2ptrain.protocol.consensus.rules import Answer, Question
+from p2ptrain.protocol.consensus.rules import PlanResult, PlanWork
 from p2ptrain.wire.messages import Record
 from toy_mode.plan import BODIES, NUM_PARTS, ToyBody
 
@@ -31,10 +31,10 @@ class ToyRules:
     def is_beginning(self, current: Plan | None, members: Sequence[Record]) -> bool:
         return False
 
-    def question(self, current: Plan | None, members: Sequence[Record]) -> Question[Plan]:
+    def question(self, current: Plan | None, members: Sequence[Record]) -> PlanWork[Plan]:
         plan = _next(self.job, current, [snapshot(record) for record in members], self.own_id)
         is_new = current is None or plan.trainers() != current.trainers()
-        return Question(lambda: Answer(plan if is_new else None))
+        return PlanWork(lambda: PlanResult(plan if is_new else None))
 
     def timed(self, plan: Plan) -> Plan | None:
         return plan

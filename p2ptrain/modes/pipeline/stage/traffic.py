@@ -51,7 +51,7 @@ class StageTraffic:
             *self._tell_sent(),
         ]
 
-    def received(self, sender: PeerId, message: m.StageData | m.StageAck, now: float) -> Effects:
+    def received(self, sender: PeerId, message: m.StreamData | m.StreamAck, now: float) -> Effects:
         return [*self._streams.received(sender, message, now), *self._tell_sent()]
 
     def delivered(self, effect: Delivered, now: float) -> Effects:

@@ -22,7 +22,7 @@ from p2ptrain.modes.tasks.planning.assignment import first_plan, next_plan
 from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.protocol.consensus.agreement import Agreement
 from p2ptrain.protocol.consensus.ballot import PlanRef
-from p2ptrain.protocol.consensus.rules import AgreementConfig, Effect, PlanAdopted, Question, VoteFor
+from p2ptrain.protocol.consensus.rules import AgreementConfig, Effect, PlanAdopted, PlanWork, VoteFor
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.wire.messages import LinkFigure, Phase, PlanReply, PlanRequest, Record
 
@@ -46,7 +46,7 @@ class Quick(Agreement[Plan]):
 
     def tick(self, now: float) -> list[Effect[Plan]]:
         effects = super().tick(now)
-        if effects and isinstance(effects[-1], Question):
+        if effects and isinstance(effects[-1], PlanWork):
             return [*effects[:-1], *self.answered(effects[-1].work(), now)]
         return effects
 
@@ -268,9 +268,9 @@ def test_a_peer_cut_off_from_most_of_its_plan_waits_longer_before_it_plans_alone
 # --- questions that take a while --------------------------------------------------------------------------------------
 
 
-def asked(effects: list[Effect[Plan]]) -> Question[Plan]:
+def asked(effects: list[Effect[Plan]]) -> PlanWork[Plan]:
     (question,) = effects
-    assert isinstance(question, Question)
+    assert isinstance(question, PlanWork)
     return question
 
 

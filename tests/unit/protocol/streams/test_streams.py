@@ -17,7 +17,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.streams.ends import StreamConfig
 from p2ptrain.protocol.streams.streams import Delivered, Effect, Streams, StreamWait
-from p2ptrain.wire.messages import StageAck, StageData
+from p2ptrain.wire.messages import StreamAck, StreamData
 
 A, B, C = PeerId("a" * 16), PeerId("b" * 16), PeerId("c" * 16)
 PLAN = "5" * 64
@@ -36,12 +36,12 @@ def push(streams: Streams, to: PeerId, number: int, now: float = 0.0, size: int 
     return streams.push(to, "forward", number, 0, 0, bytes(size), now)
 
 
-def parcels(effects: Iterable[object]) -> list[StageData]:
-    return [e.message for e in effects if isinstance(e, Send) and isinstance(e.message, StageData)]
+def parcels(effects: Iterable[object]) -> list[StreamData]:
+    return [e.message for e in effects if isinstance(e, Send) and isinstance(e.message, StreamData)]
 
 
-def acks(effects: Iterable[object]) -> list[StageAck]:
-    return [e.message for e in effects if isinstance(e, Send) and isinstance(e.message, StageAck)]
+def acks(effects: Iterable[object]) -> list[StreamAck]:
+    return [e.message for e in effects if isinstance(e, Send) and isinstance(e.message, StreamAck)]
 
 
 class Pair:
@@ -52,7 +52,7 @@ class Pair:
         self.fate = fate
         self.think_s = think_s
         self.now = 0.0
-        self.sent: list[tuple[float, StageData | StageAck]] = []
+        self.sent: list[tuple[float, StreamData | StreamAck]] = []
         self.got: list[int] = []
         self.most_held = 0
         self.asleep: dict[PeerId, float] = {}
@@ -72,7 +72,7 @@ class Pair:
         for effect in effects:
             if isinstance(effect, Send):
                 message = effect.message
-                assert isinstance(message, (StageData, StageAck))
+                assert isinstance(message, (StreamData, StreamAck))
                 self.sent.append((self.now, message))
                 for delay in self.fate(message):
                     self.at(self.now + delay, lambda to=effect.to, message=message: self.arrive(who, to, message))
@@ -83,7 +83,7 @@ class Pair:
         stream = self.ends[B]._incoming[A]
         self.most_held = max(self.most_held, stream.held_bytes)
 
-    def arrive(self, sender: PeerId, to: PeerId, message: StageData | StageAck) -> None:
+    def arrive(self, sender: PeerId, to: PeerId, message: StreamData | StreamAck) -> None:
         if self.now < self.asleep.get(to, 0.0):
             self.at(self.asleep[to], lambda: self.arrive(sender, to, message))
             return
@@ -122,11 +122,11 @@ class Pair:
 
 def line(rate: float, latency_s: float) -> Callable[[object], Fate]:
     """A link that carries ``rate`` bytes a second each way, in order."""
-    free = {StageData: 0.0, StageAck: 0.0}
+    free = {StreamData: 0.0, StreamAck: 0.0}
     pair: list[Pair] = []
 
     def fate(message: object) -> Fate:
-        size = len(message.data) if isinstance(message, StageData) else 100
+        size = len(message.data) if isinstance(message, StreamData) else 100
         free[type(message)] = max(free[type(message)], pair[0].now) + size / rate
         return (free[type(message)] - pair[0].now + latency_s,)
 
@@ -174,7 +174,7 @@ def test_a_bad_link_for_ever(seed: int) -> None:
     pair.run(5000.0, pair.done)
     assert pair.got == list(range(300))
     assert pair.most_held <= StreamConfig().window_bytes
-    assert pair.num_sent(StageData) < 3 * 300
+    assert pair.num_sent(StreamData) < 3 * 300
 
 
 # --- the window and its speed --------------------------------------------------------------------------------------
@@ -184,11 +184,11 @@ def test_the_window_lets_through_what_fits_and_a_single_larger_parcel() -> None:
     sender, receiver = machine(), machine()
     assert [p.sequence for n in range(4) for p in parcels(push(sender, B, n, size=40))] == [0, 1]
     assert (sender.queued_bytes, sender.waiting()) == (80, (StreamWait(B, 0.0, 160),))
-    receiver.received(A, StageData(3, 0, "forward", 0, 0, 0, bytes(40), PLAN, 1), 0.1)
-    receiver.received(A, StageData(3, 1, "forward", 1, 0, 0, bytes(40), PLAN, 2), 0.1)
+    receiver.received(A, StreamData(3, 0, "forward", 0, 0, 0, bytes(40), PLAN, 1), 0.1)
+    receiver.received(A, StreamData(3, 1, "forward", 1, 0, 0, bytes(40), PLAN, 2), 0.1)
     receiver.taken(A, 1, 0.1)
     (ack,) = acks(receiver.tick(0.2))
-    assert ack == StageAck(3, 1, PLAN, arrived=2, sending=2)
+    assert ack == StreamAck(3, 1, PLAN, arrived=2, sending=2)
     assert [p.sequence for p in parcels(sender.received(B, ack, 0.3))] == [2]
     assert sender.waiting() == (StreamWait(B, 0.3, 120),)
 
@@ -210,7 +210,7 @@ def test_the_window_keeps_the_pipe_full() -> None:
     ideal = 64 * (1 << 20) / 12.5e6
     assert pair.got == list(range(64))
     assert ideal <= pair.now < 1.02 * ideal + 0.1
-    assert pair.num_sent(StageData) == 64
+    assert pair.num_sent(StreamData) == 64
 
     slow = over_line(StreamConfig(), rate=12.5e6, latency_s=0.02, think_s=0.5)
     slow.push(range(20), 1 << 20)
@@ -224,7 +224,7 @@ def test_where_the_round_trip_is_long_each_one_brings_a_window() -> None:
     pair.run(60.0, pair.done)
     assert pair.got == list(range(40))
     assert pair.now < 10 * (2.0 + 0.05)
-    assert pair.num_sent(StageData) == 40
+    assert pair.num_sent(StreamData) == 40
 
 
 def test_acks_are_few() -> None:
@@ -232,14 +232,14 @@ def test_acks_are_few() -> None:
     pair = over_line(StreamConfig(), rate=1e8, latency_s=0.0005)
     pair.push(range(800), 1000)
     pair.run(10.0, pair.done)
-    assert pair.num_sent(StageAck) <= 101
+    assert pair.num_sent(StreamAck) <= 101
 
     calm = over_line(StreamConfig(), rate=1e8, latency_s=0.0005)
     for number in range(200):
         calm.at(number * 0.005, lambda number=number: calm.push([number], 1000))
     calm.run(1.05)
     assert len(calm.got) == 200
-    assert calm.num_sent(StageAck) <= 1.05 / 0.02 + 1
+    assert calm.num_sent(StreamAck) <= 1.05 / 0.02 + 1
 
 
 # --- loss, stalls and slow links -----------------------------------------------------------------------------------
@@ -261,20 +261,20 @@ def test_an_ack_shows_a_gap_and_only_the_missing_parcel_is_sent_again() -> None:
 def test_a_burst_of_losses_takes_one_timeout_and_then_a_round_trip_each() -> None:
     pair = over_line(StreamConfig(), rate=1e8, latency_s=0.005)
     honest, num = pair.fate, itertools.count()
-    pair.fate = lambda message: () if isinstance(message, StageData) and next(num) < 4 else honest(message)
+    pair.fate = lambda message: () if isinstance(message, StreamData) and next(num) < 4 else honest(message)
     pair.push(range(4), 1 << 20)
     pair.run(60.0, pair.done)
     assert pair.got == [0, 1, 2, 3]
     assert pair.now < StreamConfig().first_timeout_s + 4 * 0.3
-    assert pair.num_sent(StageData) == 8
+    assert pair.num_sent(StreamData) == 8
 
 
 def test_a_trainer_that_stands_still_costs_its_sender_nothing() -> None:
     pair = over_line(StreamConfig(), rate=12.5e6, latency_s=0.01, think_s=3600.0)
     pair.push(range(20), 1 << 20)
     pair.run(3500.0)
-    assert pair.num_sent(StageData) == 4
-    assert pair.num_sent(StageAck) < 140  # one in 30 s
+    assert pair.num_sent(StreamData) == 4
+    assert pair.num_sent(StreamAck) < 140  # one in 30 s
     pair.think_s = 0.0
     assert pair.ends[A].waiting() == (StreamWait(B, 0.0, 20 << 20),)
 
@@ -284,7 +284,7 @@ def test_a_process_that_stands_still_is_sent_one_parcel_now_and_then() -> None:
     pair.asleep[B] = 600.0
     pair.push(range(40), 1 << 20)
     pair.run(599.0)
-    assert pair.num_sent(StageData) <= 4 + 5 + 600 / StreamConfig().max_timeout_s
+    assert pair.num_sent(StreamData) <= 4 + 5 + 600 / StreamConfig().max_timeout_s
     pair.run(605.0)
     assert pair.got == list(range(40)) and pair.done()
 
@@ -297,7 +297,7 @@ def test_a_slow_link_is_not_flooded_with_repetitions(rate: int) -> None:
     pair.push(range(30), size)
     pair.run(10_000.0, pair.done)
     assert pair.got == list(range(30))
-    assert pair.num_sent(StageData) <= 30 + 4
+    assert pair.num_sent(StreamData) <= 30 + 4
     assert pair.now < 34 * size / rate + 5
 
 
@@ -305,7 +305,7 @@ def test_a_lost_credit_is_repeated_until_more_comes() -> None:
     pair = over_line(SMALL, rate=1e6, latency_s=0.001)
     honest = pair.fate
     lossy = True
-    pair.fate = lambda message: () if lossy and isinstance(message, StageAck) and message.sequence else honest(message)
+    pair.fate = lambda message: () if lossy and isinstance(message, StreamAck) and message.sequence else honest(message)
     pair.push(range(20), 60)
     pair.run(100.0)
     assert pair.got == [0]
@@ -341,11 +341,11 @@ def test_a_new_plan_starts_from_nothing() -> None:
     sender, receiver = machine(), machine()
     old = [p for n in range(12) for p in parcels(push(sender, B, n, size=20))]
     receiver.received(A, old[0], 0.1)
-    assert sender.reset(4, (A, C), 1.0, PLAN) == [Send(A, StageAck(4, 0, PLAN)), Send(C, StageAck(4, 0, PLAN))]
+    assert sender.reset(4, (A, C), 1.0, PLAN) == [Send(A, StreamAck(4, 0, PLAN)), Send(C, StreamAck(4, 0, PLAN))]
     assert (sender.epoch, sender.waiting(), sender.queued_bytes) == (4, (), 0)
     (first,) = parcels(push(sender, C, 99))
     assert (first.epoch, first.sequence, first.sending) == (4, 0, 1)
-    assert acks(receiver.reset(4, (A,), 1.0, PLAN)) == [StageAck(4, 0, PLAN)]
+    assert acks(receiver.reset(4, (A,), 1.0, PLAN)) == [StreamAck(4, 0, PLAN)]
     assert receiver.received(A, old[1], 1.1) == []
     assert receiver.tick(100.0) == []  # not even an ack
     delivered = receiver.received(A, first, 1.2)
@@ -380,7 +380,7 @@ def test_nothing_of_the_plan_before_is_sent_to_who_has_left_it_or_for_ever() -> 
             push(sender, B, number, size=20)
         sender.reset(4, (A, B), 1.0, PLAN)
         if shows_up:
-            assert sender.received(B, StageAck(4, 0, PLAN), 2.0) == []
+            assert sender.received(B, StreamAck(4, 0, PLAN), 2.0) == []
             assert not [e for now in range(2, 61) for e in sender.tick(float(now))]
             assert sender.tick(1.0 + SMALL.finish_s) == []
         else:
@@ -388,7 +388,7 @@ def test_nothing_of_the_plan_before_is_sent_to_who_has_left_it_or_for_ever() -> 
             assert {p.sequence for p in sent} == {0} and len(sent) < 8
             assert sender.tick(1.0 + SMALL.finish_s) == [Note("parcels-dropped", (("epoch", 3), ("bytes", 240)))]
         assert sender.next_deadline() == NEVER
-        assert sender.received(B, StageAck(3, 1, PLAN, 1, 1), 70.0) == []
+        assert sender.received(B, StreamAck(3, 1, PLAN, 1, 1), 70.0) == []
 
 
 def test_what_went_past_a_receiver_that_began_late_comes_again_at_once() -> None:
@@ -399,7 +399,7 @@ def test_what_went_past_a_receiver_that_began_late_comes_again_at_once() -> None
     again = parcels(sender.received(B, opening, 0.6))
     assert [p.sequence for p in again] == [0, 1, 2] and [p.sending for p in again] == [4, 5, 6]
     assert [e.step for p in again for e in receiver.received(A, p, 0.7) if isinstance(e, Delivered)] == [0, 1, 2]
-    taken = StageAck(3, 1, PLAN, 3, 6)
+    taken = StreamAck(3, 1, PLAN, 3, 6)
     assert parcels(sender.received(B, taken, 0.8)) == []
     assert parcels(sender.received(B, opening, 0.9)) == [], "late: it has taken something since"
 
@@ -408,17 +408,17 @@ def test_other_epochs_and_rival_plans_are_ignored_and_strangers_are_not() -> Non
     receiver = machine(peers=(A,))
     for epoch, plan in ((2, PLAN), (4, PLAN), (3, "6" * 64), (3, "")):
         for sender in (A, C):
-            assert receiver.received(sender, StageData(epoch, 0, "norm", 0, 0, 0, b"x", plan, 1), 0.0) == []
-            assert receiver.received(sender, StageAck(epoch, 9, plan), 0.0) == []
-    for message in (StageData(3, 0, "norm", 0, 0, 0, b"x", PLAN, 1), StageAck(3, 0, PLAN)):
+            assert receiver.received(sender, StreamData(epoch, 0, "norm", 0, 0, 0, b"x", plan, 1), 0.0) == []
+            assert receiver.received(sender, StreamAck(epoch, 9, plan), 0.0) == []
+    for message in (StreamData(3, 0, "norm", 0, 0, 0, b"x", PLAN, 1), StreamAck(3, 0, PLAN)):
         with pytest.raises(RemoteError, match="stream-stranger"):
             receiver.received(C, message, 0.0)
-    assert len(receiver.received(A, StageData(3, 0, "norm", 0, 0, 0, b"x", PLAN, 1), 0.0)) == 1
+    assert len(receiver.received(A, StreamData(3, 0, "norm", 0, 0, 0, b"x", PLAN, 1), 0.0)) == 1
 
 
 def test_before_the_first_plan_nothing_is_expected() -> None:
     streams = Streams()
-    assert streams.received(A, StageData(1, 0, "norm", 0, 0, 0, b"x", PLAN, 1), 0.0) == []
+    assert streams.received(A, StreamData(1, 0, "norm", 0, 0, 0, b"x", PLAN, 1), 0.0) == []
     assert streams.taken(A, 1, 0.0) == [] and streams.tick(9.0) == [] and streams.next_deadline() == NEVER
     with pytest.raises(LocalError):
         push(streams, A, 0)
@@ -429,13 +429,13 @@ def test_before_the_first_plan_nothing_is_expected() -> None:
 
 def test_more_than_the_window_is_refused() -> None:
     receiver = machine()
-    receiver.received(A, StageData(3, 0, "forward", 0, 0, 0, bytes(150), PLAN, 1), 0.0)  # a single one may be large
+    receiver.received(A, StreamData(3, 0, "forward", 0, 0, 0, bytes(150), PLAN, 1), 0.0)  # a single one may be large
     with pytest.raises(RemoteError, match="stream-window"):
-        receiver.received(A, StageData(3, 1, "forward", 0, 0, 0, bytes(51), PLAN, 2), 0.0)
+        receiver.received(A, StreamData(3, 1, "forward", 0, 0, 0, bytes(51), PLAN, 2), 0.0)
     with pytest.raises(RemoteError, match="stream-window"):
-        receiver.received(A, StageData(3, 16, "forward", 0, 0, 0, b"x", PLAN, 2), 0.0)
+        receiver.received(A, StreamData(3, 16, "forward", 0, 0, 0, b"x", PLAN, 2), 0.0)
     receiver.taken(A, 1, 0.0)
-    assert receiver.received(A, StageData(3, 1, "forward", 0, 0, 0, bytes(51), PLAN, 2), 0.0)
+    assert receiver.received(A, StreamData(3, 1, "forward", 0, 0, 0, bytes(51), PLAN, 2), 0.0)
 
 
 def test_an_ack_of_what_was_never_sent_changes_nothing() -> None:
@@ -443,7 +443,7 @@ def test_an_ack_of_what_was_never_sent_changes_nothing() -> None:
     sender = machine()
     push(sender, B, 0)
     before = sender.waiting()
-    for ack in (StageAck(3, 2, PLAN), StageAck(3, 0, PLAN, arrived=2), StageAck(3, 1, PLAN, arrived=1, sending=9)):
+    for ack in (StreamAck(3, 2, PLAN), StreamAck(3, 0, PLAN, arrived=2), StreamAck(3, 1, PLAN, arrived=1, sending=9)):
         assert sender.received(B, ack, 0.1) == []
         assert sender.waiting() == before
 
@@ -461,16 +461,16 @@ def test_what_the_caller_must_not_do() -> None:
 
 def test_no_more_is_taken_than_was_delivered() -> None:
     receiver = machine()
-    receiver.received(A, StageData(3, 0, "forward", 0, 0, 0, b"x", PLAN, 1), 0.0)
+    receiver.received(A, StreamData(3, 0, "forward", 0, 0, 0, b"x", PLAN, 1), 0.0)
     receiver.taken(A, 5, 0.0)  # four of them under the plan before
     assert [ack.sequence for ack in acks(receiver.tick(0.02))] == [1]
 
 
 messages = st.builds(
-    StageData, st.sampled_from([2, 3]), st.integers(0, 20) | st.integers(0, 2**63 - 1), st.just("forward"),
+    StreamData, st.sampled_from([2, 3]), st.integers(0, 20) | st.integers(0, 2**63 - 1), st.just("forward"),
     st.just(1), st.just(0), st.just(0), st.binary(min_size=1, max_size=120), st.just(PLAN), st.integers(0, 2**63 - 1),
 ) | st.builds(
-    StageAck, st.just(3), st.integers(0, 9) | st.integers(0, 2**63 - 1), st.just(PLAN),
+    StreamAck, st.just(3), st.integers(0, 9) | st.integers(0, 2**63 - 1), st.just(PLAN),
     st.integers(0, 9) | st.integers(0, 2**63 - 1), st.integers(0, 20),
 )  # fmt: skip
 
@@ -481,7 +481,7 @@ messages = st.builds(
         st.tuples(st.sampled_from([0.0, 0.01, 2.0]), messages | st.sampled_from(["push", "take", "reset"])), max_size=60
     )
 )
-def test_any_message_at_any_time(steps: list[tuple[float, StageData | StageAck | str]]) -> None:
+def test_any_message_at_any_time(steps: list[tuple[float, StreamData | StreamAck | str]]) -> None:
     """``RemoteError`` or nothing, no ticks without end, bounded memory."""
     streams, now, number = machine(), 0.0, 0
     for pause, step in steps:
