@@ -418,12 +418,12 @@ StageWork = Literal["forward", "backward", "reduce", "gather", "norm"]
 
 @dataclass(frozen=True, slots=True)
 class StreamData:
-    """One parcel of the stream from a peer of a pipeline to another, in the safetensors format."""
+    """One stage message of the stream from a peer of a pipeline to another, in the safetensors format."""
 
     KIND: ClassVar[str] = "stage-data"
     epoch: int
     sequence: int
-    """Of the parcel in its stream, from 0 on under each plan."""
+    """Of the stage message in its stream, from 0 on under each plan."""
     work: StageWork
     step: int
     unit: Annotated[int, Bound(0, 65535)]
@@ -434,7 +434,8 @@ class StreamData:
     plan: Annotated[str, Bound(0, 64)] = ""
     """Hash of the plan: rivals may have one epoch."""
     sending: int = 0
-    """Counts what the stream sends; a parcel sent again has a new one, so that an ack says which of both came."""
+    """Counts what the stream sends; a stage message sent again has a new one, so that an ack says which of both
+    came."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,8 @@ def row_ranges(stage: Stage) -> dict[str, range]:
 def cut_rows(
     tensors: Mapping[str, Tensor], own: range, receivers: Mapping[str, range], row_bytes: int
 ) -> Iterator[tuple[str, int, dict[str, Tensor]]]:
-    """(receiver, first row, tensors) of each parcel that own rows are sent in, of ``row_bytes`` each as they are sent.
+    """(receiver, first row, tensors) of each stage message that own rows are sent in, of ``row_bytes`` each as they are
+    sent.
 
     The tensors are views.
     """

@@ -11,8 +11,9 @@ With "sync" the pipeline is empty between two batches and the gradient is that o
 emptied after each round only: a stage steps when its own gradient is there, clipped to its share of the norm allowed;
 weights are stashed for micro-batches in flight, and now and then averaged over the versions in flight (FTPipeHD).
 
-Invariant: which parameters come out doesn't hang on the order in which parcels come in. With "sync" nobody applies a
-batch before all have computed it, so no two peers are more than one batch apart, and all stop after the same one.
+Invariant: which parameters come out doesn't hang on the order in which stage messages come in. With "sync" nobody
+applies a batch before all have computed it, so no two peers are more than one batch apart, and all stop after the same
+one.
 """
 
 from __future__ import annotations

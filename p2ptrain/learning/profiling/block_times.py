@@ -57,7 +57,7 @@ def measure_blocks(
     The smallest batch is always measured, larger ones as long as ``budget_s`` is likely to do. At batch size 1, on
     which BatchNorm can't be trained, blocks run in eval mode. ``heap_bytes``: so much memory may be touched before, as
     far as blocks need it, so that what is timed is not its first use. ``codings``: of activations and of gradients that
-    cross a cut; without them making parcels is not timed. ``cache``: a file of ours, made if there is none.
+    cross a cut; without them making stage messages is not timed. ``cache``: a file of ours, made if there is none.
     """
     sizes = sorted(set(batch_sizes))
     if not sizes or sizes[0] < 1:

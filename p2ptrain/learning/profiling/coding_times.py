@@ -1,4 +1,4 @@
-"""How long this device takes to make parcels of what crosses a cut, and tensors of parcels again.
+"""How long this device takes to make stage messages of what crosses a cut, and tensors of stage messages again.
 
 That is a trainer's part of passing them on; what its node does with their bytes is planned for apart
 (``planning.pipeline.fleet``).
@@ -30,7 +30,8 @@ def measure_codings(chain: Chain) -> dict[Coding, tuple[float, float]]:
 
 def time_codings(chain: Chain, watch: Stopwatch) -> dict[Coding, tuple[float, float]]:
     """Seconds for each byte that crosses a cut, before it is coded, of handing it on or of taking it in: their mean;
-    of activations, and of gradients. By the watch, not stretched, of a parcel of what crosses the middle of the chain.
+    of activations, and of gradients. By the watch, not stretched, of a stage message of what crosses the middle of the
+    chain.
     """
     crossing = chain.blocks[(len(chain.blocks) - 1) // 2].outputs[0]
     if not crossing.dtype.is_floating_point:

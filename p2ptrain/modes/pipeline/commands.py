@@ -45,7 +45,8 @@ class GivePiece:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """A parcel of another peer's stage: see ``learning.pipeline.training.StageMessage``. ``epoch``: of its plan."""
+    """A stage message of another peer's stage: see ``learning.pipeline.training.StageMessage``. ``epoch``: of its
+    plan."""
 
     epoch: int
     sender: str
@@ -58,7 +59,8 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class ParcelsSent:
-    """So many bytes of the parcels of ``epoch`` have left for other peers; the rest waits at the node for its turn.
+    """So many bytes of the stage messages of ``epoch`` have left for other peers; the rest waits at the node for its
+    turn.
 
     The trainer hands over no more while ``PARCELS_AHEAD_BYTES`` wait. It hears of every eighth of that.
     """
@@ -88,7 +90,8 @@ class SendParcel:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The next ``count`` parcels of ``sender`` are in the trainer's hands. ``error`` names why one was refused."""
+    """The next ``count`` stage messages of ``sender`` are in the trainer's hands. ``error`` names why one was
+    refused."""
 
     epoch: int
     sender: str

@@ -1,8 +1,8 @@
 """The trainer's side of a pipeline: builds the own stage, feeds it what comes, says what goes out.
 
-Invariant: one unit of work, or one parcel, between two commands (see ``StageTraining.advance``); a stage is only built
-from pieces of exactly the step that its plan begins with, and whatever does not fit is said and changes nothing. What
-others send is taken in at any time; what goes out waits here while too much of it waits at the node.
+Invariant: one unit of work, or one stage message, between two commands (see ``StageTraining.advance``); a stage is only
+built from pieces of exactly the step that its plan begins with, and whatever does not fit is said and changes nothing.
+What others send is taken in at any time; what goes out waits here while too much of it waits at the node.
 
     idle --FollowStage, its pieces--> training --StopAt, its step--> halted --FollowStage--> ...
 """
@@ -130,7 +130,7 @@ class StageWorker:
         self._outbox: deque[StageMessage] = deque()
         """Of the last unit of work, not handed over yet."""
         self._handed_bytes = self._sent_bytes = 0
-        """Of the plan's parcels: handed over, and those of them that have left for other peers."""
+        """Of the plan's stage messages: handed over, and those of them that have left for other peers."""
         self._said_step = 0
         self._progress_at = 0.0
         self._progress_samples = 0
@@ -143,7 +143,8 @@ class StageWorker:
         self._own = ""
         self._num_rows = 0
         self._passing_s = (0.0, 0.0)
-        """What the node takes of this device for the parcels of a pass, forward and backward, while that is timed."""
+        """What the node takes of this device for the stage messages of a pass, forward and backward, while that is
+        timed."""
         self._steps_per_round = 1
 
     # --- before the plan ---
@@ -177,7 +178,7 @@ class StageWorker:
 
     @property
     def _has_room(self) -> bool:
-        """For one more parcel at the node."""
+        """For one more stage message at the node."""
         return self._handed_bytes - self._sent_bytes < PARCELS_AHEAD_BYTES
 
     @property
@@ -273,7 +274,7 @@ class StageWorker:
         training.stop_at = command.step
         if command.now or training.step >= command.step:
             training.abandon_batch()
-            # Others may need the last parcels of a batch that is done here to end it, too.
+            # Others may need the last stage messages of a batch that is done here to end it, too.
             self._outbox = deque(p for p in self._outbox if p.step < training.step and not command.now)
             self._hand_over()
 
@@ -308,7 +309,7 @@ class StageWorker:
             self._sent_bytes = max(self._sent_bytes, command.num_bytes)
 
     def work(self) -> None:
-        """One unit, or a parcel of the last one, if there is room for it."""
+        """One unit, or a stage message of the last one, if there is room for it."""
         training = self._training
         if training is None or self._plan is None or not self.busy:
             return

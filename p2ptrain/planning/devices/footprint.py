@@ -11,7 +11,7 @@ from p2ptrain.config import Job
 TRAINER_BASE_BYTES = 256 << 20
 """A trainer process with torch loaded and nothing else."""
 PEER_BASE_BYTES = TRAINER_BASE_BYTES + (64 << 20)
-"""What a peer of a pipeline takes without a model: its trainer, and its node with parcels under way."""
+"""What a peer of a pipeline takes without a model: its trainer, and its node with stage messages under way."""
 SPARE_PART = 10
 """One part in so many of a device's memory stays free in pipelines' plans: what they estimate is from below, and
 devices were seen to take up to an eighth more, for kernels' scratch space and gaps in the heap."""

@@ -81,8 +81,8 @@ def _lean(fleet: Fleet, num_micro_batches: int, others: Sequence[PipelinePlan], 
     """Of those as fast as the fastest to within ``WORTH`` that with the fewest devices. None where one of the others is
     as good; without others raises ``UserError`` where none fits.
 
-    What passing parcels on costs them the search does not know: a pipeline with fewer may even be the faster one. As
-    its seconds of a batch are never above the fleet's, a limit of these is one for the search.
+    What passing stage messages on costs them the search does not know: a pipeline with fewer may even be the faster
+    one. As its seconds of a batch are never above the fleet's, a limit of these is one for the search.
     """
     fresh = [each for each in others if not _is_stale(fleet, each)]
     limit_s = min((fleet.batch_s(each) / (worth if each.is_alone else 1.0) for each in fresh), default=math.inf)

@@ -1,7 +1,7 @@
 """The peers of a fleet with their figures: what each pipeline of theirs would cost, in any number of micro-batches.
 
-Beside what the cost model knows, a device's node takes computing from its trainer: for every parcel that it hands on or
-takes in, and for each byte of it. And its trainer codes what it sends.
+Beside what the cost model knows, a device's node takes computing from its trainer: for every stage message that it
+hands on or takes in, and for each byte of it. And its trainer codes what it sends.
 
 Invariant: pure; the same figures give the same seconds.
 """
@@ -20,18 +20,18 @@ from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 from p2ptrain.planning.pipeline.task import PipelineTask, batches_in_a_row
 
 PARCEL_BYTES = 1 << 20
-"""A parcel is cut into smaller ones where it would be larger; a single row never is."""
+"""A stage message is cut into smaller ones where it would be larger; a single row never is."""
 PARCEL_FLOPS, BYTE_FLOPS = 5e7, 100.0
-"""What a device could compute while its node hands on one parcel, or takes one in, and for each byte of it: sockets,
-encryption, and an event loop in Python. Of a core of 17 GFLOP/s it is 2.9 ms, and 6.2 ms a megabyte: of that three
-fifths are the node's own CPU time (which benchmark ``pipeline`` measures); the rest is by how much longer batches of
-VGG-11 took there than with that alone, whatever it is. What the trainer does for parcels each device measures itself
-(``BlockTimes.activation_s_per_byte``)."""
+"""What a device could compute while its node hands on one stage message, or takes one in, and for each byte of it:
+sockets, encryption, and an event loop in Python. Of a core of 17 GFLOP/s it is 2.9 ms, and 6.2 ms a megabyte: of that
+three fifths are the node's own CPU time (which benchmark ``pipeline`` measures); the rest is by how much longer batches
+of VGG-11 took there than with that alone, whatever it is. What the trainer does for stage messages each device measures
+itself (``BlockTimes.activation_s_per_byte``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Traffic:
-    """What a peer takes in and hands on one way: parcels, bytes of float32, and bytes as they are sent."""
+    """What a peer takes in and hands on one way: stage messages, bytes of float32, and bytes as they are sent."""
 
     num_parcels: int
     num_bytes: float
@@ -78,7 +78,8 @@ class Fleet:
         return self._costs[num_micro_batches]
 
     def steps(self, pipeline: PipelinePlan) -> Steps:
-        """With the work that passing parcels on is for the devices themselves, which the search knows nothing of."""
+        """With the work that passing stage messages on is for the devices themselves, which the search knows nothing
+        of."""
         costs = self.costs(pipeline.num_micro_batches)
         steps = steps_of(costs, pipeline)
         passing = [[self.passing_s(pipeline, peer) for peer in stage.peers] for stage in pipeline.stages]

@@ -1,1 +1,1 @@
-"""Parcels of a pipeline from peer to peer, in order, with credits."""
+"""Stage messages of a pipeline from peer to peer, in order, with credits."""

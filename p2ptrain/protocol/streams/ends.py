@@ -1,16 +1,16 @@
-"""The two ends of one stream of parcels: what a sender has out, and what a receiver holds.
+"""The two ends of one stream of stage messages: what a sender has out, and what a receiver holds.
 
-Invariant: the sender has at most a window of untaken parcels out, or a single larger one; the receiver holds at most
-twice that. Neither knows of clocks, peers or epochs beyond what it is told; ``streams`` puts them together.
+Invariant: the sender has at most a window of untaken stage messages out, or a single larger one; the receiver holds at
+most twice that. Neither knows of clocks, peers or epochs beyond what it is told; ``streams`` puts them together.
 
-A parcel at the sender:    queued --window--> in flight --ack: arrived--> forgotten, its size kept --ack: taken--> gone
-            at the receiver:  early (behind a gap) --> delivered --> taken
+A stage message at the sender:    queued --window--> in flight --ack: arrived--> forgotten, its size kept --ack:
+            taken--> gone at the receiver:  early (behind a gap) --> delivered --> taken
 
 Loss. Each sending has a number of its own, and an ack names the highest that came. So what was sent before that one
-and is not here is lost (the lane keeps the order), and it takes no guess whether an ack is for a parcel or its
-repetition (as in QUIC, RFC 9002). Only the oldest missing parcel is ever sent again: at once when an ack shows the
-gap, else when nothing has moved for the time-out of RFC 6298, doubled each time. A receiver that stands still costs
-its sender a parcel now and then.
+and is not here is lost (the lane keeps the order), and it takes no guess whether an ack is for a stage message or its
+repetition (as in QUIC, RFC 9002). Only the oldest missing stage message is ever sent again: at once when an ack shows
+the gap, else when nothing has moved for the time-out of RFC 6298, doubled each time. A receiver that stands still costs
+its sender a stage message now and then.
 
 TCP below can't stand in for that: libzmq makes a new connection by itself, says nothing of what the old one held, and a
 full queue of the link pushes out what waited longest (``tests/sockets/test_loss.py``).
@@ -40,7 +40,7 @@ class StreamConfig:
     ack_s: float = 0.02
     """A credit waits so long for others to go with it ..."""
     ack_parcels: int = 8
-    """... or until it is for so many parcels, or half a window."""
+    """... or until it is for so many stage messages, or half a window."""
     arrival_ack_s: float = 0.2
     """So long has a trainer to take what arrived, before an ack says only that it arrived."""
     first_repeat_s: float = 0.5
@@ -71,7 +71,7 @@ class Outgoing:
     flight: deque[_Sent] = field(default_factory=deque)
     """Sent and not known to have arrived, the oldest first."""
     untaken: deque[int] = field(default_factory=deque)
-    """Sizes of what was sent and not taken; the first is of parcel ``taken``."""
+    """Sizes of what was sent and not taken; the first is of stage message ``taken``."""
     untaken_bytes: int = 0
     taken: int = 0
     num_sendings: int = 0
@@ -87,7 +87,7 @@ class Outgoing:
         return self.untaken_bytes + self.queued_bytes
 
     def deadline(self) -> float:
-        """When the oldest parcel in flight is to be sent again."""
+        """When the oldest stage message in flight is to be sent again."""
         if not self.flight:
             return NEVER
         c = self.config
@@ -168,7 +168,7 @@ class Outgoing:
 
 @dataclass(slots=True)
 class Incoming:
-    """The receiver's end: puts parcels in order, and knows when an ack is due."""
+    """The receiver's end: puts stage messages in order, and knows when an ack is due."""
 
     config: StreamConfig
     early: dict[int, StreamData] = field(default_factory=dict)
@@ -191,7 +191,7 @@ class Incoming:
         return min(self.ack_at, self.repeat_at)
 
     def received(self, parcel: StreamData, now: float) -> list[StreamData]:
-        """The parcels to deliver now. Raises ``RemoteError`` for one that the window does not allow."""
+        """The stage messages to deliver now. Raises ``RemoteError`` for one that the window does not allow."""
         if parcel.sequence >= self.next and parcel.sequence not in self.early:
             self._check_window(parcel)
             self.early[parcel.sequence] = parcel
@@ -232,7 +232,7 @@ class Incoming:
         self.repeat_s = self.config.first_repeat_s
 
     def _check_window(self, parcel: StreamData) -> None:
-        """Twice the window, as a sender knows of what was taken only later; a single parcel may be larger."""
+        """Twice the window, as a sender knows of what was taken only later; a single stage message may be larger."""
         ahead = parcel.sequence - (self.next - len(self.untaken))
         if ahead >= 2 * self.config.window_parcels:
             raise RemoteError("stream-window", f"parcel {parcel.sequence}, {ahead} ahead of what was taken")

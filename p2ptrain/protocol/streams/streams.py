@@ -1,9 +1,10 @@
-"""Parcels from trainer to trainer: for each pair of peers of a plan a stream each way, reliable, in order, bounded.
+"""Stage messages from trainer to trainer: for each pair of peers of a plan a stream each way, reliable, in order,
+bounded.
 
-Responsible for what a pipeline's peers send each other while they train. Invariant: under one plan every parcel that
-is pushed is delivered once, in the order of its stream, however often frames are lost, doubled or held up; and at most
-a window of them is out that the receiver's *trainer* has not taken, so that a slow trainer slows its senders down and
-nobody's memory fills. ``stream_ends`` holds both ends and says how loss is found.
+Responsible for what a pipeline's peers send each other while they train. Invariant: under one plan every stage message
+that is pushed is delivered once, in the order of its stream, however often frames are lost, doubled or held up; and at
+most a window of them is out that the receiver's *trainer* has not taken, so that a slow trainer slows its senders down
+and nobody's memory fills. ``stream_ends`` holds both ends and says how loss is found.
 
     push -> StageData, as far as the window lets it   StageData -> Delivered, in order   taken -> StageAck, merged
 
@@ -27,7 +28,7 @@ from p2ptrain.wire.messages import StageWork, StreamAck, StreamData
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The next parcel of ``sender``'s stream, for the trainer; ``taken`` is to be called once it has it."""
+    """The next stage message of ``sender``'s stream, for the trainer; ``taken`` is to be called once it has it."""
 
     sender: PeerId
     work: StageWork
@@ -128,7 +129,8 @@ class Streams:
     def push(
         self, to: PeerId, work: StageWork, step: int, unit: int, row: int, data: bytes, now: float
     ) -> list[Effect]:
-        """Send a parcel. Raises ``LocalError`` for a peer outside of the plan, and if the trainer was not held back."""
+        """Send a stage message. Raises ``LocalError`` for a peer outside of the plan, and if the trainer was not held
+        back."""
         stream = self._outgoing.get(to)
         if stream is None:
             raise LocalError(f"a parcel for {to}, which is not in the plan")
@@ -157,7 +159,7 @@ class Streams:
         return [Send(sender, parcel) for parcel in stream.acked(message, now)] if stream else []
 
     def taken(self, sender: PeerId, count: int, now: float) -> list[Effect]:
-        """The own trainer has taken the next ``count`` of the parcels delivered: room for more."""
+        """The own trainer has taken the next ``count`` of the stage messages delivered: room for more."""
         stream = self._incoming.get(sender)
         if stream is None:
             return []  # under the plan before

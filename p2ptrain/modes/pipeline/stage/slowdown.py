@@ -26,7 +26,7 @@ that takes it in again only to find it slow."""
 
 
 def slowdown_of(seconds: float, expected_s: float, passing_s: float, busy: float) -> float:
-    """How many times as long as expected work took, that the node's work for parcels may have held up or not.
+    """How many times as long as expected work took, that the node's work for stage messages may have held up or not.
 
     That is planned for apart: all of it at most is no slowdown of the device. Faster than expected counts only of a
     device that was ``busy`` for nearly all of the time: with pauses in between it is cooler, or has more of a share of

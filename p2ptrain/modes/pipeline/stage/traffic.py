@@ -1,7 +1,7 @@
-"""Parcels between the own trainer and the other stages' peers, by way of the links.
+"""Stage messages between the own trainer and the other stages' peers, by way of the links.
 
-Invariant: parcels are only exchanged with peers of one plan, the one whose stage the trainer holds, in its epoch; and
-the trainer is told as they leave, so that it waits when it is too far ahead of the links.
+Invariant: stage messages are only exchanged with peers of one plan, the one whose stage the trainer holds, in its
+epoch; and the trainer is told as they leave, so that it waits when it is too far ahead of the links.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from p2ptrain.protocol.streams.streams import Delivered, Streams
 from p2ptrain.wire import messages as m
 
 LATE_S = 5.0
-"""Parcels that wait for so long are worth a word."""
+"""Stage messages that wait for so long are worth a word."""
 
 
 class StageTraffic:
@@ -26,7 +26,7 @@ class StageTraffic:
         self._group = group
         self._streams = Streams()
         self._pushed_bytes = self._told_bytes = 0
-        """Of the plan's parcels: pushed, and how many of them the trainer knows to have left."""
+        """Of the plan's stage messages: pushed, and how many of them the trainer knows to have left."""
 
     @property
     def epoch(self) -> int:
