@@ -101,7 +101,7 @@ class Status:
     job: Job | None
     plan: Plan | None
     records: tuple[Record, ...]
-    """Of all peers known, by peer id."""
+    """What all peers known say of themselves, by peer id."""
     states: dict[PeerId, MemberState]
     refused: dict[PeerId, dict[str, int]]
     """Messages that each peer refused, by reason."""

@@ -135,7 +135,7 @@ class KnownMode(Protocol):
 
 
 KnownModes = Mapping[str, KnownMode]
-"""By the names that a job may say."""
+"""What is known of each mode, by the names that a job may say."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -77,7 +77,7 @@ MODE_WHY = {
     "(replicas) where the model can't be divided or only one device has samples, and says so; --mode decides it now",
     "replicas": "class sub-models are for pictures and audio; --mode pipeline makes one of the devices",
 }
-"""For whoever did not choose one."""
+"""What the mode means, for whoever did not choose one."""
 EXAMPLES_NEW = """\b
 Examples:
   p2ptrain job new --data images:photos/ --model vgg11_bn -o job.toml

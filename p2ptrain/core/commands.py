@@ -109,7 +109,7 @@ class SnapshotTaken:
     training_finished: bool
     snapshot: bytes | str
     span: int = 1
-    """Blocks of a stage."""
+    """How many blocks of a chain it holds; 1 for a part that is no stage."""
     accuracy: float = -1.0
     """On the own validation samples, among the classes that are trained here; -1 = there are none."""
 

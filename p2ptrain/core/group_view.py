@@ -16,7 +16,7 @@ from p2ptrain.protocol.group.records import RecordBook
 from p2ptrain.wire.messages import Holding, Record
 
 MAX_HOLDINGS = 256
-"""In a record."""
+"""So many holdings fit into a record."""
 
 
 class GroupView:

@@ -8,7 +8,7 @@ from p2ptrain.core.group_view import GroupView
 from p2ptrain.protocol.machine import Note
 
 RESTARTS = 2
-"""In a row, without a round in between."""
+"""So often in a row, without a round in between, it is started again."""
 
 
 class Restarts:

@@ -33,9 +33,9 @@ class PeerResult:
     width: float
     """Share of the channels of every decoupled layer."""
     flops_per_sample: int
-    """Forward and backward."""
+    """A forward and a backward pass."""
     flops_share: float
-    """Of the full model's."""
+    """What that is of the full model's."""
     samples: int
     """Own training samples."""
     samples_seen: int

@@ -51,7 +51,7 @@ MAX_WIRE_BYTES: dict[Lane, int] = {
     "bulk": MAX_DATA_BYTES + CURVE_OVERHEAD_BYTES,
 }
 MAX_QUEUED_BYTES: dict[Lane, int] = {"control": 1 << 20, "bulk": 32 << 20}
-"""Of one neighbour, waiting to be sent."""
+"""What may wait to be sent to one neighbour."""
 HIGH_WATER_MARK: dict[Lane, int] = {"control": 64, "bulk": 4}
 """Messages of one connection in each libzmq queue."""
 IO_THREAD: dict[Lane, int] = {"control": 0b01, "bulk": 0b10}

@@ -107,7 +107,7 @@ class ExchangeEnded:
     outcome: Outcome
     stage: Stage
     waited_s: float
-    """In its last stage."""
+    """How long it waited in its last stage."""
 
 
 Effect = Send | Note | MakePayload | FetchAndMerge | ExchangeEnded

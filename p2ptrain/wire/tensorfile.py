@@ -32,7 +32,7 @@ _NUMPY: dict[DType, np.dtype[Any]] = {
     "bool": np.dtype("?"),
 }
 _DTYPES: dict[str, DType] = {name.upper(): name for name in get_args(DType)}
-"""By the name in a safetensors header."""
+"""NumPy's dtypes by their names in a safetensors header."""
 _FROM_NUMPY: dict[np.dtype[Any], DType] = {dtype: name for name, dtype in _NUMPY.items() if name != "bf16"}
 
 

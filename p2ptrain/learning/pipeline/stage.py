@@ -69,7 +69,7 @@ class StageModel:
         statistics = {n: t for n, t in self._buffers.items() if n.endswith(_STATISTICS) and t.dtype == torch.float32}
         sizes = [tensor.numel() for tensor in (*self.parameters.values(), *statistics.values())]
         self.vector = torch.zeros(sum(sizes) + 1, device=device)
-        """Gradients, statistics, loss."""
+        """Gradients, statistics and loss, one after the other."""
         *views, self._loss = self.vector.split([*sizes, 1])
         self._gradients = dict(zip(self.parameters, views, strict=False))
         self._statistics = list(zip(statistics.values(), views[len(self.parameters) :], strict=True))

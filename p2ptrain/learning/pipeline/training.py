@@ -91,7 +91,7 @@ class StageTraining:
         stage = pipeline.stages[index]
         self.start, self.stop = stage.start, stage.stop
         self.step = 0
-        """Batches done."""
+        """How many batches are done."""
         self.num_samples = 0
         """Samples that have trained the model, the whole group's."""
         self.last_loss = math.nan

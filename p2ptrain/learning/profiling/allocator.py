@@ -23,7 +23,7 @@ import platform
 from p2ptrain.learning.profiling.device import available_memory
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of ``malloc.h``."""
+"""Options of ``mallopt``, as in ``malloc.h``."""
 OLD_LIMIT_BYTES = 32 << 20
 """Of the second, before glibc 2.35."""
 NODE_BYTES = 32 << 20

@@ -151,4 +151,4 @@ COMMANDS = (
     PieceTaken,
     Halted,
 )
-"""Both ways."""
+"""What node and trainer say in this mode alone, both ways."""

@@ -54,7 +54,7 @@ class PipelineBody:
     """Names the blocks that it was made for: the hash of their ``ModelProfile``."""
     pipeline: PipelinePlan
     shares: Annotated[tuple[Share, ...], Bound(1, 4096)]
-    """Of the training FLOPs, by stage."""
+    """The share of the training FLOPs that each stage has."""
     figures: Annotated[tuple[DeviceFigures, ...], Bound(1, 1024)]
     """By peer. A peer of the plan without them could not be planned with: its figures make no sense."""
     from_step: Annotated[int, Bound(0, MAX_STEPS)]

@@ -139,7 +139,7 @@ class StageWorker:
         self._warm_at = WARM_UP
         self._look_after = FIRST_LOOK
         self._slowdown = 1.0
-        """At the last look."""
+        """What the last look showed."""
         self._own = ""
         self._num_rows = 0
         self._passing_s = (0.0, 0.0)

@@ -138,4 +138,4 @@ COMMANDS = (
     Contributed,
     Combined,
 )
-"""Both ways."""
+"""What node and trainer say in this mode alone, both ways."""

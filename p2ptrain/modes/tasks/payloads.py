@@ -35,7 +35,7 @@ class Payloads:
 
     def __init__(self) -> None:
         self._published: OrderedDict[int, _Payload] = OrderedDict()
-        """By exchange."""
+        """Payloads that may still be fetched, by exchange."""
         self._withdrawn: OrderedDict[tuple[PeerId, BlobId], None] = OrderedDict()
 
     def __len__(self) -> int:

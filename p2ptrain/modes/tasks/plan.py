@@ -86,7 +86,7 @@ class TasksBody:
 
 
 BODIES = {"tasks": TasksBody, "replicas": TasksBody}
-"""By the modes that a plan can be of."""
+"""What a plan of each of these modes is read as."""
 
 
 def read_plan(data: bytes | str) -> Plan:

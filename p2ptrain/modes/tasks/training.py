@@ -84,7 +84,7 @@ class PartTraining:
         )
         self._end = RoundEnd()
         self._losses: list[float] = []
-        """Of the pass."""
+        """The loss of each step of the pass under way."""
         self._targets = targets
         self._seed = int.from_bytes(hashlib.blake2b(peer_name.encode(), digest_size=8).digest(), "big")
         self.masses: Masses = dict.fromkeys(self._spec.shards, 0.0)

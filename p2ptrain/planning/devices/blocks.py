@@ -26,7 +26,7 @@ MAX_MEASURED = 16
 Seconds = Annotated[float, Bound(0, 1e6)]
 BlockRow = Annotated[tuple[Seconds, ...], Bound(1, MAX_BLOCKS)]
 BlockRows = Annotated[tuple[BlockRow, ...], Bound(0, MAX_MEASURED)]
-"""[batch size, block]"""
+"""Seconds by [batch size, block]."""
 BatchSizes = Annotated[tuple[Annotated[int, Bound(1, 1 << 20)], ...], Bound(0, MAX_MEASURED)]
 
 
@@ -88,7 +88,7 @@ class BlockTimes:
     """Seconds that one peer took for each block at some batch sizes: ``forward_s[i][l]`` is block l at the i-th."""
 
     batch_sizes: tuple[int, ...]
-    """Rising."""
+    """The batch sizes that were timed, rising."""
     forward_s: tuple[tuple[float, ...], ...]
     backward_s: tuple[tuple[float, ...], ...]
     update_s_per_byte: float = 0.0

@@ -37,7 +37,7 @@ class Comparison:
     """The fastest way to train in a fleet, beside what else could be done."""
 
     task: PipelineTask
-    """In the planned number of micro-batches."""
+    """The task in the planned number of micro-batches."""
     planned: Priced
     baselines: dict[str, Priced | None]
     """By name; None where it can't be done at all."""

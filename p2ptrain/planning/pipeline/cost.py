@@ -40,7 +40,7 @@ class PlanCost:
     timeline: Timeline
     steps: Steps
     memory_bytes: tuple[tuple[float, ...], ...]
-    """Of each stage's peers."""
+    """What each stage's peers need."""
     fits: bool
     bound_s: float
     """What a batch of the same steps takes at least."""
@@ -86,7 +86,7 @@ class CostModel:
         """Seconds up to the cut, [peer, samples, cut]."""
         times = [(peer.times.update_s_per_byte if peer.times else 0.0) * peer.slowdown for peer in task.peers]
         self.update_s_per_byte: Floats = np.array(times)
-        """Of parameters, by peer."""
+        """Seconds of the optimizer's step for each byte of parameters, by peer."""
         self.link_rates = self._link_rates()
         """Bytes per second, [peer, peer]; on the diagonal a peer's own end."""
 

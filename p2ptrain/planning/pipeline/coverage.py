@@ -16,7 +16,7 @@ from p2ptrain.wire.messages import Holding
 
 Run = tuple[int, int]
 State = tuple[int, int]
-"""Step and epoch."""
+"""A state that can be gone back to: step and epoch."""
 NO_STATE: State = (0, 0)
 """The initial weights, which everyone has."""
 

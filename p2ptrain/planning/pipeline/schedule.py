@@ -35,7 +35,7 @@ class Steps:
     """Seconds of each step, for one micro-batch. Links have one entry less than stages."""
 
     num_micro_batches: int
-    """Of a batch."""
+    """How many a batch is cut into."""
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
     update_s: tuple[float, ...]
@@ -45,7 +45,7 @@ class Steps:
     latency_s: float = 0.0
     """From the last byte sent to the last received; the link is free meanwhile."""
     batches: int = 1
-    """In a row, from flush to flush."""
+    """How many go in a row, from flush to flush."""
 
     @property
     def num_stages(self) -> int:
@@ -75,7 +75,7 @@ class Timeline:
 
     round_s: float
     spans: tuple[Span, ...]
-    """By stage, then in time."""
+    """What each stage does, by stage and then in time."""
 
     def busy_share(self, stage: int) -> float:
         """How much of the round the stage computes."""

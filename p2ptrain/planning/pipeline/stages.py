@@ -36,7 +36,7 @@ class Stage:
     stop: BlockIndex
     peers: Annotated[tuple[Name, ...], Bound(1, 1024)]
     samples: Annotated[tuple[NumSamples, ...], Bound(1, 1024)]
-    """Of each micro-batch, for each of ``peers``."""
+    """Of each micro-batch, the samples that each of ``peers`` has."""
     warm_up: NumMicroBatches
     """Forward passes before the first backward one: as many micro-batches' activations are kept at once."""
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from p2ptrain.planning.pipeline.schedule import classic_warm_up
 
 Depths = tuple[int, ...]
-"""Of each stage; they don't rise from stage to stage."""
+"""The depth of each stage; it doesn't rise from stage to stage."""
 
 
 def likely_depths(caps: Depths) -> list[Depths]:

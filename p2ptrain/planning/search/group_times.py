@@ -33,7 +33,7 @@ class GroupTimes:
     """Of a pass, [depth, run]; places in the depths, and as ``run_at`` says."""
     backward_s: Floats
     update_s: Floats
-    """[run]"""
+    """Seconds of the optimizer's step, [run]."""
     limit_s: float
     """No stage of interest takes as long for a round."""
 

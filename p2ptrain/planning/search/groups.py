@@ -32,7 +32,7 @@ MAX_RUN = 4
 FIELD_BITS = 62
 
 Counts = tuple[int, ...]
-"""Peers of each kind."""
+"""How many peers of each kind are taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Group:
     counts: Counts
     peers: tuple[int, ...]
     code: int
-    """To add to the code of what is taken."""
+    """What to add to the code of what is taken."""
     has_data: bool
     flops_per_s: float
     """Together; the most that they may reach."""
@@ -79,7 +79,7 @@ class CandidateGroups:
         self.groups: list[Group] = []
         self.is_selection = counts is None
         self.counts = counts or self.some_counts()
-        """Of the groups that the search chooses from."""
+        """How many peers of each kind the groups have that the search chooses from."""
 
     def use(self, counts: list[Counts], limit_s: float) -> None:
         """Make these the groups to choose from; this comes first. No stage of interest takes ``limit_s`` for a
@@ -92,10 +92,10 @@ class CandidateGroups:
         self.groups = [self._known[each][0] for each in counts]
         times = [self._known[each][1] for each in counts]
         self.forward_s: Floats = np.stack([each.forward_s for each in times], axis=1)
-        """[depth, group, run]"""
+        """Seconds of a forward pass, [depth, group, run]."""
         self.backward_s: Floats = np.stack([each.backward_s for each in times], axis=1)
         self.update_s: Floats = np.stack([each.update_s for each in times])
-        """[group, run]"""
+        """Seconds of the optimizer's step, [group, run]."""
         self.link_rates = self._link_rates()
         """Between two groups, [group, group]; what it says of groups that share peers means nothing."""
         self.links_as_well: list[list[bool]] = self._links_as_well().tolist()

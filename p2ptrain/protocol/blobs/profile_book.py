@@ -48,7 +48,7 @@ class _Wanted:
     holders: list[PeerId]
     next_ask: float
     asked: list[PeerId] = field(default_factory=list)
-    """Since it last rested."""
+    """Who was asked since it last rested."""
 
 
 Effect = Send | ProfileLearnt

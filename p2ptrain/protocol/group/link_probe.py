@@ -32,7 +32,7 @@ _LEAST_S = 1e-5
 @dataclass(frozen=True, slots=True)
 class LinkConfig:
     num_empty: int = 3
-    """Probes for the latency."""
+    """How many probes tell the latency."""
     num_full: int = 3
     """Probes of the size that the rate is taken from."""
     first_bytes: int = 64 << 10
@@ -63,7 +63,7 @@ class _Attempt:
     num_bytes: int = 1
     sent_at: float = 0.0
     num_done: int = 0
-    """Of this size."""
+    """How many of this size are done."""
     num_failures: int = 0
     empty_s: float = NEVER
     """The shortest round trip of nothing."""

@@ -87,7 +87,7 @@ class Run:
     """Combinations that there will be."""
     started_at: float
     heard_at: float
-    """From the lead, last."""
+    """When the lead was heard last."""
     samples: int = -1
     """Own samples with features; -1 = still preparing, 0 = without features: this peer only listens."""
     step: int = 0
@@ -100,11 +100,11 @@ class Run:
     ask_at: float = NEVER
     """When to ask a lead that is not heard."""
     resigned: set[PeerId] = field(default_factory=set)
-    """Who can't lead."""
+    """Peers that can't lead."""
     finished: bool = False
     paused: bool = False
     durations: deque[float] = field(default_factory=lambda: deque(maxlen=32))
-    """Of the steps that this peer led."""
+    """How long the steps took that this peer led."""
 
     def state_to(self, peer: PeerId) -> list[Effect]:
         return [Send(peer, CalibrationHead(self.session, self.step, self.state))]

@@ -58,7 +58,7 @@ class _Sent:
     parcel: StreamData
     at: float
     sent_at: dict[int, float]
-    """Of each sending."""
+    """When each sending left, by its number."""
 
 
 @dataclass(slots=True)
@@ -178,7 +178,7 @@ class Incoming:
     untaken: deque[int] = field(default_factory=deque)
     """Sizes of what was delivered and not taken."""
     held_bytes: int = 0
-    """Of both."""
+    """Bytes that are early or untaken."""
     sending: int = 0
     num_unacked: int = 0
     unacked_bytes: int = 0

@@ -67,7 +67,7 @@ class DiskWork:
             ReadResult: self._read_result,
             ReleaseBlob: self._release_blob,
         }
-        """By the kind of effect."""
+        """What is done about each kind of effect."""
 
     def close(self) -> None:
         self._store.close()

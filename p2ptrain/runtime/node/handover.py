@@ -20,7 +20,7 @@ class Handover:
         self._has_come = False
         """The trainer has given the snapshot that it was asked for."""
         self._blob: BlobId | None = None
-        """Of that snapshot."""
+        """The blob of the snapshot that was asked for."""
 
     async def done(self, custody: Replication) -> None:
         taken = await self._saved

@@ -33,9 +33,9 @@ class Manifest:
     lineage: Annotated[tuple[Annotated[str, Bound(0, 256)], ...], Bound(0, MAX_LINEAGE)] = ()
     """Where the snapshots come from, a line each, oldest first; the newest ``MAX_LINEAGE``."""
     snapshots: Annotated[tuple[Holding, ...], Bound(0, NUM_OWN_SNAPSHOTS)] = ()
-    """Of the own part, oldest first."""
+    """Snapshots of the own part, oldest first."""
     custody: Annotated[tuple[Holding, ...], Bound(0, 4096)] = ()
-    """Kept for others."""
+    """Snapshots that are kept for others."""
 
     def blobs(self) -> frozenset[BlobId]:
         return frozenset(holding.blob for holding in (*self.snapshots, *self.custody))

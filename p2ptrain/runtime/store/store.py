@@ -35,9 +35,9 @@ NUM_PROOFS = 3
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
     quota_bytes: int = 32 << 30
-    """For all of one job on disk."""
+    """What all of one job may take on disk."""
     ephemeral_bytes: int = 256 << 20
-    """For blobs in memory."""
+    """What blobs may take in memory."""
 
 
 class Store:

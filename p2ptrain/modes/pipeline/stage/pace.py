@@ -23,7 +23,7 @@ class Pace:
         self._since: tuple[int, float] | None = None
         self._from_step = 0
         self.seconds = 0.0
-        """Of a batch, lately; 0 = not known."""
+        """How long a batch took lately; 0 = not known."""
         self.is_known = False
         """Whether that is of the plan in force."""
         self._recent: deque[float] = deque(maxlen=NUM_RECENT)

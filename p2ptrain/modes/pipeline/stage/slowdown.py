@@ -17,7 +17,7 @@ from p2ptrain.protocol.machine import NEVER
 STEP = 0.15
 """Relative change that is worth telling the group."""
 FULLY_BUSY = 0.9
-"""Share of the time."""
+"""Who is busy for this share of the time has no pauses to speak of."""
 
 
 REST_S, MOST_REST_S, SOON_S = 120.0, 3600.0, 10.0

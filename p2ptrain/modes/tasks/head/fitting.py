@@ -52,9 +52,9 @@ class HeadFitting:
         self._val_columns: list[tuple[Tensor, Tensor | None]] = []
         self._seen: set[tuple[int, str]] = set()
         self._members: dict[str, Member] = {}
-        """By the peer that trained it."""
+        """What each peer trained, by its name."""
         self._heads: dict[int, dict[str, Tensor]] = {}
-        """By part: the head's own tensors."""
+        """The head's own tensors of each part."""
         self._y = torch.zeros(0, dtype=torch.int64)
         self._val_y = torch.zeros(0, dtype=torch.int64)
         self._features: tuple[Tensor, Tensor] | None = None

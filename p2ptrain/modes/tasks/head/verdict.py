@@ -41,7 +41,7 @@ class Verdict:
     within: Mapping[PeerId, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
     """By member: samples of its classes; asked among these, the right answers of its own copy, and the group's."""
     train_samples: int
-    """Of all who took part."""
+    """Training samples of all who took part."""
 
     @property
     def samples(self) -> int:
