@@ -177,7 +177,7 @@ class EndingOver:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class CountRefused:
     """Messages of admitted peers were of no use: they are counted by reason."""
 
     reason: str

@@ -65,6 +65,7 @@ class LocalTrainer:
         self.total_steps = max(1, total_steps)
         self.seed = seed
         self.num_steps = 0
+        """The place in the schedule: a round that ends early counts with all of its steps."""
         self.num_samples = 0
         """Samples whose loss trained the model: push-sum mass grows with it."""
         self.num_bad_steps = 0

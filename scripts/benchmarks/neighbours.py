@@ -304,8 +304,8 @@ FIGURES = Section(
         Remark(
             "neighbours",
             "Now these classes keep what their part had learnt, and take no more of other classes' samples than two"
-            " fitted classes do. Three runs of that, p2ptrain alone: class sub-models 94.7 (92.8-95.0) %, replicas"
-            " 90.6 (87.5-92.8) %.",
+            " fitted classes do. Three runs of that case alone, p2ptrain alone (the table's command repeats it among"
+            " its cases): class sub-models 94.7 (92.8-95.0) %, replicas 90.6 (87.5-92.8) %.",
         ),
         Remark(
             "neighbours",

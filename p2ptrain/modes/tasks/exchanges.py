@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Mapping
 
 from p2ptrain.core.downloads import Downloads
-from p2ptrain.core.effects import Effects, Handler, Refused, ToTrainer
+from p2ptrain.core.effects import CountRefused, Effects, Handler, ToTrainer
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, PeerId
@@ -115,7 +115,7 @@ class Exchanges:
         effect = self._merging.pop(event.exchange, None)
         if event.error:
             note = Note("payload-refused", (("peer", event.sender), ("detail", event.error[:200])))
-            return [Refused("payload"), note, *self._gossip.failed(event.exchange, now)]
+            return [CountRefused("payload"), note, *self._gossip.failed(event.exchange, now)]
         name = self._group.name_of(PeerId(event.sender))
         note = Note("gossip", (("peer", name), ("bytes", effect.num_bytes if effect else 0)))
         return [note, *self._gossip.merged(event.exchange, now)]

@@ -174,6 +174,7 @@ class TasksRole:
 
     def _seek(self, state: Seeking, now: float) -> Effects:
         """Get the freshest copy that is left to try; without any, start from the job's initial weights."""
+        state.is_given = False
         while state.candidates:
             holding = state.trying = state.candidates.pop()
             if self._downloads.is_local(holding.blob):
@@ -198,7 +199,7 @@ class TasksRole:
 
     def _refused(self, event: c.SnapshotRefused, now: float) -> Effects:
         note, state = Note("snapshot-refused", (("detail", event.detail[:200]),)), self._state
-        if not isinstance(state, Seeking) or state.trying is None:
+        if not isinstance(state, Seeking) or state.trying is None or not state.is_given:
             return [note]
         state.num_refused += 1
         if state.num_refused >= MAX_REFUSED_SNAPSHOTS:  # no more of what the same peers say that they have
@@ -209,8 +210,11 @@ class TasksRole:
 
     def trainer_said(self, event: object, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         if isinstance(event, c.Following):
-            if isinstance(self._state, Seeking):
-                self._state = Following(self._state.part, self._state.partition)
+            state = self._state
+            if isinstance(state, Seeking):
+                if not state.is_given or state.part != event.part:
+                    return []  # of the plan before: another part is on its way to the trainer
+                self._state = Following(state.part, state.partition)
             note = Note("training", (("part", event.part), ("round", event.round), ("rounds", event.rounds)))
             return [note, *self._group.say(now, phase="training", round=event.round, part=event.part)]
         if isinstance(event, c.Progress):

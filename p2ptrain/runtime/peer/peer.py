@@ -17,6 +17,7 @@ from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import (
     BlobArrived,
     BlobLost,
+    CountRefused,
     Effects,
     EndingOver,
     Handler,
@@ -24,7 +25,6 @@ from p2ptrain.core.effects import (
     KeepSnapshot,
     MessageHandler,
     Reconsider,
-    Refused,
     StartTrainer,
     Unusable,
 )
@@ -108,7 +108,7 @@ class Peer(Core):
             VoteFor: lambda e, now: self.group.say(now, vote=e.hash),
             Reconsider: lambda e, now: list(self.agreement.reconsider(now)) if self.agreement else [],
             EndingOver: lambda e, now: self.completion.done(now) if self.completion else [],
-            Refused: self._count,
+            CountRefused: self._count,
             BlobArrived: self._blob_arrived,
             BlobLost: self._blob_lost,
         }
@@ -378,7 +378,7 @@ class Peer(Core):
         effects: Effects = [Note("blob-lost", (("blob", effect.blob[:12]), ("reason", effect.reason)))]
         return effects + (self.role.blob_lost(effect.blob, now) if self.role else [])
 
-    def _count(self, effect: Refused, now: float) -> Effects:
+    def _count(self, effect: CountRefused, now: float) -> Effects:
         self.refused[effect.reason] += effect.count
         return []
 

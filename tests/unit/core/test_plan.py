@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_edits import put
 
 from p2ptrain.config import DataConfig, Job
 from p2ptrain.core.plan import MAX_PLAN_BYTES, PeerSnapshot, Plan, cleaned
@@ -51,17 +52,6 @@ def test_shards_say_what_parts_have_in_common() -> None:
 
 
 def edits() -> dict[str, Callable[[dict[str, Any]], object]]:
-    def put(path: str, value: Any) -> Callable[[dict[str, Any]], object]:
-        *parents, key = [int(k) if k.isdigit() else k for k in path.split(".")]
-
-        def edit(plain: dict[str, Any]) -> None:
-            target: Any = plain
-            for parent in parents:
-                target = target[parent]
-            target[key] = value
-
-        return edit
-
     return {
         "class twice": put("body.parts.0.classes.0", 3),
         "class missing": put("body.parts.0.classes", [9]),

@@ -6,7 +6,7 @@ epoch; and the trainer is told as they leave, so that it waits when it is too fa
 
 from __future__ import annotations
 
-from p2ptrain.core.effects import Effects, Refused, ToTrainer
+from p2ptrain.core.effects import CountRefused, Effects, ToTrainer
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
@@ -64,7 +64,7 @@ class StageTraffic:
         if event.epoch != self.epoch:
             return []
         if event.error:
-            effects.append(Refused("parcel", event.count))
+            effects.append(CountRefused("parcel", event.count))
             effects.append(Note("parcel-refused", (("peer", event.sender), ("detail", event.error[:200]))))
         return [*effects, *self._streams.taken(PeerId(event.sender), event.count, now)]
 

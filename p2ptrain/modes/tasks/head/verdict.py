@@ -51,8 +51,7 @@ class Verdict:
     def chosen(self) -> str:
         """The first of fitted, joined, the parts alone, unless another gets more right by a standard error.
 
-        By a sample or two of 200 the joined rows were taken, where fitted ones got 4 to 5 points more of the test
-        samples right (three peers of whom one has all classes).
+        A sample or two of a few hundred says nothing of which is better.
         """
         right = {name: sum(self.correct[name]) for name in self.order}
         first = self.order[0]

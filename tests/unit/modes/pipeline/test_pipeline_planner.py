@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_edits import put
 
 from p2ptrain.config import DataConfig, Job, TrainingConfig
 from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan
@@ -160,17 +161,6 @@ def test_everyone_computes_the_same_plan_and_can_follow_it(
 
 
 def edits() -> dict[str, Callable[[dict[str, Any]], object]]:
-    def put(path: str, value: Any) -> Callable[[dict[str, Any]], object]:
-        *parents, key = [int(k) if k.isdigit() else k for k in path.split(".")]
-
-        def edit(plain: dict[str, Any]) -> None:
-            target: Any = plain
-            for parent in parents:
-                target = target[parent]
-            target[key] = value
-
-        return edit
-
     return {
         "no pipeline": put("body", None),
         "a pipeline in another mode": put("mode", "replicas"),

@@ -1,0 +1,43 @@
+"""What a peer does about a plan of class sub-models, where the trainer answers late."""
+
+from __future__ import annotations
+
+import random
+
+from p2ptrain.config import DataConfig, Job
+from p2ptrain.core import commands as c
+from p2ptrain.core.downloads import Downloads
+from p2ptrain.core.group_view import GroupView
+from p2ptrain.core.mode import Given
+from p2ptrain.core.peer_config import PeerConfig, Resume, first_record
+from p2ptrain.ids import BlobId, PeerId, peer_id
+from p2ptrain.modes.tasks.role import Following, Seeking, TasksRole
+from p2ptrain.protocol.blobs.transfer import Transfers
+from p2ptrain.protocol.group.membership import LAN, Membership
+from p2ptrain.protocol.group.records import RecordBook
+from p2ptrain.wire.messages import Holding
+
+KEY = b"k" * 40
+JOB = Job(data=DataConfig(("cat", "dog"), (1, 8, 8), mean=(0.0,), std=(1.0,)))
+COPY = Holding(1, PeerId("b" * 16), 1, 2, 3, 4, BlobId("0" * 64), 5)
+
+
+def role() -> TasksRole:
+    rng, own = random.Random(1), peer_id(KEY)
+    config = PeerConfig(KEY, bytes(16), ("tcp://127.0.0.1:5710",), 5711, "desk", "p2ptrain/test")
+    records = RecordBook(first_record(config, own, 1), rng, 0.0)
+    group = GroupView(own, Membership(own, rng, 0.0, LAN), records)
+    return TasksRole(Given(JOB, group, Downloads(Transfers(), lambda blob: False), Resume(), rng))
+
+
+def test_a_trainer_s_late_word_on_another_part_does_not_end_the_search_for_this_one() -> None:
+    """Else the copy that is on its way would come to nobody, and the part would never be trained."""
+    own = role()
+    state = own._state = Seeking(1, "partition", [], trying=COPY)
+    assert own.trainer_said(c.Following(0, 1, 10), None, 0, 1.0) == []
+    assert own._state is state and own.seeking
+    notes = own.trainer_said(c.SnapshotRefused("of the part before"), None, 0, 1.0)
+    assert own._state is state and state.num_refused == 0 and state.trying is COPY and len(notes) == 1
+    state.is_given = True
+    assert own.trainer_said(c.Following(1, 1, 10), None, 0, 1.0)
+    assert own._state == Following(1, "partition")
