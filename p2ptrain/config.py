@@ -97,7 +97,9 @@ class GroupConfig:
     settle_s: float = 3.0
     compression: Compression = "none"
     topk_fraction: float = 0.1
-    custodians: int = 1
+    replicas: int = 1
+    """Peers that keep a copy of each part, beside its trainer."""
+    OLD_KEYS: ClassVar[Mapping[str, str]] = {"custodians": "replicas"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ class ModeTable:
 
     TABLE: ClassVar[str] = ""
     """Its title in a job file."""
+    OLD_KEYS: ClassVar[Mapping[str, str]] = {}
+    """That older job files say, and what they are called now."""
 
     def check(self, job: Job, where: str) -> None:
         """Check what types alone don't say. Raises ``JobError`` naming the key.
@@ -247,12 +251,18 @@ def job_from_mapping(raw: Mapping[str, Any], where: str, modes: KnownModes) -> J
 def _renamed(raw: Mapping[str, Any], where: str, modes: KnownModes) -> dict[str, Any]:
     """With the names of today."""
     names = {old: new for mode in modes.values() for old, new in mode.old_names.items()}
-    for old, new in names.items():
-        if old in raw and new in raw:
-            raise JobError(f"{where}: {old}: the old name of {new}, which is there too; keep one of them")
-    tables = {names.get(key, key): value for key, value in raw.items()}
+    tables = _with_new_names(raw, names, where, "")
     mode = tables.get("mode")
     return tables | {"mode": names[mode]} if isinstance(mode, str) and mode in names else tables
+
+
+def _with_new_names(raw: Mapping[str, Any], names: Mapping[str, str], where: str, prefix: str) -> dict[str, Any]:
+    for old, new in names.items():
+        if old in raw and new in raw:
+            raise JobError(
+                f"{where}: {prefix}{old}: the old name of {prefix}{new}, which is there too; keep one of them"
+            )
+    return {names.get(key, key): value for key, value in raw.items()}
 
 
 def _refuse_unknown(raw: Iterable[str], known: Collection[str], where: str, prefix: str) -> None:
@@ -263,6 +273,7 @@ def _refuse_unknown(raw: Iterable[str], known: Collection[str], where: str, pref
 
 def _build(cls: Any, raw: Mapping[str, Any], where: str, prefix: str) -> Any:
     hints = get_type_hints(cls)
+    raw = _with_new_names(raw, getattr(cls, "OLD_KEYS", {}), where, prefix)
     _refuse_unknown(raw, {f.name for f in dataclasses.fields(cls)}, where, prefix)
     values = {key: _convert(hints[key], value, where, f"{prefix}{key}") for key, value in raw.items()}
     return cls(**values)
@@ -320,7 +331,7 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
         ("group.min_peers", g.min_peers, 1, 1000),
         ("group.settle_s", g.settle_s, 0, 3600),
         ("group.topk_fraction", g.topk_fraction, 0.0001, 1),
-        ("group.custodians", g.custodians, 0, 16),
+        ("group.replicas", g.replicas, 0, 16),
     )
     check_limits(limits, where)
     if not 2 <= len(d.classes) <= MAX_CLASSES:

@@ -65,7 +65,7 @@ COMMENTS = {
     "group.settle_s": "and then so many seconds for more",
     "group.compression": "of what peers send: none, fp16, int8 or topk",
     "group.topk_fraction": "for topk only",
-    "group.custodians": "so many peers keep a copy of each part",
+    "group.replicas": "so many peers keep a copy of each part",
 }
 AUTO_PASSES = 0.0
 """As many as equal work allows, fewer where validation samples say so: how many are best hangs on the model."""

@@ -141,8 +141,8 @@ class KeepSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepCustody:
-    """Enter this snapshot of another peer into the manifest (false: take it out); then ``custody_kept``."""
+class KeepReplica:
+    """Enter this snapshot of another peer into the manifest (false: take it out); then ``replica_kept``."""
 
     holding: m.Holding
     keep: bool = True

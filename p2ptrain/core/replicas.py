@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from p2ptrain.core.downloads import Downloads
-from p2ptrain.core.effects import Effects, Handler, KeepCustody, KeepSnapshot, MessageHandler
+from p2ptrain.core.effects import Effects, Handler, KeepReplica, KeepSnapshot, MessageHandler
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.replication import CancelSnapshot, DiscardSnapshot, FetchSnapshot, Replication
-from p2ptrain.wire.messages import CustodyAck, CustodyOffer, Holding, Message
+from p2ptrain.wire.messages import Holding, Message, ReplicaAck, ReplicaOffer
 
 NUM_OWN_SNAPSHOTS = 4
 """At most. Two do, unless snapshots are of use only together with others' of the same step."""
@@ -32,12 +32,12 @@ class Replicas:
         self,
         group: GroupView,
         downloads: Downloads,
-        custody: Replication,
+        replication: Replication,
         own: Sequence[Holding],
         is_awaited: Callable[[BlobId], bool],
         surplus: Callable[[Sequence[Holding]], list[Holding]] = all_but_the_newest,
     ) -> None:
-        self.custody = custody
+        self.replication = replication
         self._group = group
         self._downloads = downloads
         self._own = list(own)
@@ -46,11 +46,11 @@ class Replicas:
         self._fetches: dict[BlobId, Holding] = {}
         self.handlers: Mapping[type, Handler] = {
             FetchSnapshot: self._fetch,
-            DiscardSnapshot: lambda e, now: [KeepCustody(e.holding, keep=False), *self._group.say_holdings(now)],
+            DiscardSnapshot: lambda e, now: [KeepReplica(e.holding, keep=False), *self._group.say_holdings(now)],
             CancelSnapshot: self._cancel,
         }
         self.messages: Mapping[type[Message], MessageHandler] = dict.fromkeys(
-            (CustodyOffer, CustodyAck), self._received
+            (ReplicaOffer, ReplicaAck), self._received
         )
 
     @property
@@ -64,7 +64,7 @@ class Replicas:
 
     def kept(self) -> tuple[Holding, ...]:
         """Everything that is here: others' snapshots, then the own ones."""
-        return (*self.custody.kept(), *self._own)
+        return (*self.replication.kept(), *self._own)
 
     def is_fetching(self, blob: BlobId) -> bool:
         """Whether it is on its way here, to be kept."""
@@ -87,23 +87,23 @@ class Replicas:
     def offer(self, holding: Holding, now: float) -> Effects:
         """Others may have an own snapshot, as this holding."""
         self._own = [*[h for h in self._own if h.blob != holding.blob], holding][-NUM_OWN_SNAPSHOTS:]
-        return [*self.custody.snapshot(holding, now), *self._group.say_holdings(now)]
+        return [*self.replication.snapshot(holding, now), *self._group.say_holdings(now)]
 
     # --- others' ---
 
-    def _received(self, sender: PeerId, message: CustodyOffer | CustodyAck, now: float) -> Effects:
-        return list(self.custody.received(sender, message, now))
+    def _received(self, sender: PeerId, message: ReplicaOffer | ReplicaAck, now: float) -> Effects:
+        return list(self.replication.received(sender, message, now))
 
     def _fetch(self, effect: FetchSnapshot, now: float) -> Effects:
         holding = effect.holding
         if self._downloads.is_local(holding.blob) and not self._downloads.is_passing(holding.blob):
-            return [KeepCustody(holding)]
+            return [KeepReplica(holding)]
         self._fetches[holding.blob] = holding
         return self._downloads.fetch(holding.blob, holding.num_bytes, [effect.source], now)
 
-    def custody_kept(self, holding: Holding, saved: bool, now: float) -> Effects:
-        """The node's answer to ``KeepCustody``."""
-        done = self.custody.stored(holding, now) if saved else self.custody.fetch_failed(holding, now)
+    def replica_kept(self, holding: Holding, saved: bool, now: float) -> Effects:
+        """The node's answer to ``KeepReplica``."""
+        done = self.replication.stored(holding, now) if saved else self.replication.fetch_failed(holding, now)
         return [*done, *self._group.say_holdings(now)]
 
     def _cancel(self, effect: CancelSnapshot, now: float) -> Effects:
@@ -118,25 +118,25 @@ class Replicas:
         if self._downloads.is_passing(blob):
             return self._downloads.fetch(blob, holding.num_bytes, [holding.trainer], now)
         del self._fetches[blob]
-        return [KeepCustody(holding)]
+        return [KeepReplica(holding)]
 
     def blob_lost(self, blob: BlobId, now: float) -> Effects:
         """Nobody could deliver it."""
         holding = self._fetches.pop(blob, None)
-        return list(self.custody.fetch_failed(holding, now)) if holding else []
+        return list(self.replication.fetch_failed(holding, now)) if holding else []
 
     # --- group and time ---
 
     def members_changed(self, now: float) -> Effects:
         """Who could keep what."""
-        return list(self.custody.members_changed(self._group.parts(), now))
+        return list(self.replication.members_changed(self._group.parts(), now))
 
     def epoch_changed(self, epoch: int, now: float) -> Effects:
         """Another plan holds."""
-        return list(self.custody.epoch_changed(epoch, now))
+        return list(self.replication.epoch_changed(epoch, now))
 
     def tick(self, now: float) -> Effects:
-        return list(self.custody.tick(now))
+        return list(self.replication.tick(now))
 
     def next_deadline(self) -> float:
-        return self.custody.next_deadline()
+        return self.replication.next_deadline()

@@ -1,18 +1,18 @@
-"""Custody: every peer's newest snapshot also lies with others, so that a part survives its trainer.
+"""Replication: every peer's newest snapshot also lies with others, so that a part survives its trainer.
 
-Responsible for who keeps what for whom. Invariant: a custodian lets go of an older snapshot of a (part, trainer) only
-when a newer one of the same is safe on its disk; so once a snapshot has been acknowledged, there is at every moment
-one at least as fresh, unless the owner's word or a full store says otherwise (``forget_before``, ``max_holdings``).
-And of older ones it lets go only as ``surplus`` says: where snapshots are of use only together with others of the same
-step, as in a pipeline, the newest may not be the one that is wanted.
+Responsible for who keeps what for whom. Invariant: a replica holder lets go of an older snapshot of a (part, trainer)
+only when a newer one of the same is safe on its disk; so once a snapshot has been acknowledged, there is at every
+moment one at least as fresh, unless the owner's word or a full store says otherwise (``forget_before``,
+``max_holdings``). And of older ones it lets go only as ``surplus`` says: where snapshots are of use only together with
+others of the same step, as in a pipeline, the newest may not be the one that is wanted.
 
-Custodians are chosen by rendezvous hashing of (part, trainer, peer): every peer comes to the same choice from the same
+Holders are chosen by rendezvous hashing of (part, trainer, peer): every peer comes to the same choice from the same
 members, and a peer that joins or dies moves only the snapshots that it gains or leaves. Peers that train another part
 come first, because one that trains the same part has a copy of sorts already.
 
-Owner, for each custodian: offer -> (no ack: offer again, later each time) -> acked. After ``max_offers`` without an
-ack the custodian counts as unwilling for a while, and the next in the ranking takes its place. What has been offered
-and not acked stays in ``pinned``: a custodian may be fetching it. Custodian, for each (part, trainer): the one kept,
+Owner, for each holder: offer -> (no ack: offer again, later each time) -> acked. After ``max_offers`` without an
+ack the holder counts as unwilling for a while, and the next in the ranking takes its place. What has been offered
+and not acked stays in ``pinned``: a holder may be fetching it. Holder, for each (part, trainer): the one kept,
 the one being fetched, and the newest offered meanwhile, which is next.
 """
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.wire.messages import NO_PART, CustodyAck, CustodyOffer, Holding
+from p2ptrain.wire.messages import NO_PART, Holding, ReplicaAck, ReplicaOffer
 
 _MAX_RECORD_HOLDINGS = 256
 _MAX_REMEMBERED_OFFERS = 3
@@ -33,9 +33,9 @@ _MAX_REMEMBERED_OFFERS = 3
 
 @dataclass(frozen=True, slots=True)
 class ReplicationConfig:
-    """How many custodians a snapshot gets, what a custodian takes, and the owner's patience."""
+    """How many holders a snapshot gets, what a holder takes, and the owner's patience."""
 
-    num_custodians: int = 1
+    num_holders: int = 1
     max_holdings: int = 64
     max_holdings_per_trainer: int = 4
     max_snapshot_bytes: int = 4 << 30
@@ -59,7 +59,7 @@ class FetchSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class DiscardSnapshot:
-    """Not kept in custody any more: a newer one is safe, or it is of no use."""
+    """Not kept for its owner any more: a newer one is safe, or it is of no use."""
 
     holding: Holding
 
@@ -80,8 +80,8 @@ def freshness(holding: Holding) -> tuple[int, int, int]:
     return holding.epoch, holding.round, holding.step
 
 
-def rank_custodians(part: int, trainer: PeerId, members: Mapping[PeerId, int]) -> list[PeerId]:
-    """All ``members`` (peer to the part it trains) but ``trainer``, the best custodian first."""
+def rank_holders(part: int, trainer: PeerId, members: Mapping[PeerId, int]) -> list[PeerId]:
+    """All ``members`` (peer to the part it trains) but ``trainer``, the best holder first."""
 
     def score(peer: PeerId) -> bytes:
         return hashlib.blake2b(f"{part}/{trainer}/{peer}".encode(), digest_size=16).digest()
@@ -91,7 +91,7 @@ def rank_custodians(part: int, trainer: PeerId, members: Mapping[PeerId, int]) -
 
 @dataclass(slots=True)
 class _Offers:
-    """The owner's dealings with one custodian."""
+    """The owner's dealings with one holder."""
 
     acked: Holding | None = None
     open: list[Holding] = field(default_factory=list)
@@ -102,14 +102,14 @@ class _Offers:
 
 @dataclass(slots=True)
 class _Incoming:
-    """A snapshot being fetched for custody, and the newest one offered meanwhile."""
+    """A snapshot being fetched to be kept, and the newest one offered meanwhile."""
 
     fetching: Holding
     next: Holding | None = None
 
 
 class Replication:
-    """Both roles of one peer: owner of its snapshot, and custodian of others'."""
+    """Both roles of one peer: owner of its snapshot, and holder of others'."""
 
     def __init__(self, own_id: PeerId, config: ReplicationConfig | None = None, kept: Iterable[Holding] = ()) -> None:
         """``kept``: what the store kept for others over a restart."""
@@ -144,10 +144,10 @@ class Replication:
         return (*self._kept.values(), *(holding for older in self._older.values() for holding in older))
 
     def pinned(self) -> frozenset[BlobId]:
-        """Own blobs that a custodian may be fetching: not to be deleted yet."""
+        """Own blobs that a holder may be fetching: not to be deleted yet."""
         return frozenset(holding.blob for offers in self._offers.values() for holding in offers.open)
 
-    def custodians(self) -> dict[PeerId, Holding | None]:
+    def holders(self) -> dict[PeerId, Holding | None]:
         """The peers chosen for the own snapshot, each with the newest one it has acknowledged."""
         return {peer: offers.acked for peer, offers in self._offers.items()}
 
@@ -180,9 +180,9 @@ class Replication:
                 del self._older[key]
         return [DiscardSnapshot(holding) for holding in discarded]
 
-    def received(self, sender: PeerId, message: CustodyOffer | CustodyAck, now: float) -> list[Effect]:
+    def received(self, sender: PeerId, message: ReplicaOffer | ReplicaAck, now: float) -> list[Effect]:
         """A message of ``sender``. Raises ``RemoteError`` when it speaks for somebody else."""
-        if isinstance(message, CustodyOffer):
+        if isinstance(message, ReplicaOffer):
             return self._offered(sender, message.holding)
         return self._acked(sender, message.blob)
 
@@ -206,7 +206,7 @@ class Replication:
             if offers.num_unanswered >= self._config.max_offers:
                 self._unwilling[peer] = now + self._config.unwilling_s
                 waited = (("peer", peer), ("offers", offers.num_unanswered))
-                effects.append(Note("custody-unwilling", waited))
+                effects.append(Note("replica-unwilling", waited))
                 offers.open, offers.num_unanswered = [], 0
         for peer in [peer for peer, until in self._unwilling.items() if now >= until]:
             del self._unwilling[peer]
@@ -221,13 +221,13 @@ class Replication:
         return min([*times, *self._unwilling.values()], default=NEVER)
 
     def _choose(self, now: float) -> list[Effect]:
-        """Keep the custodians in line with the members."""
+        """Keep the holders in line with the members."""
         own = self._own
         if own is None:
             return []
-        ranked = rank_custodians(own.part, own.trainer, {p: n for p, n in self._members.items() if p != self._own_id})
+        ranked = rank_holders(own.part, own.trainer, {p: n for p, n in self._members.items() if p != self._own_id})
         ranked.sort(key=lambda peer: peer in self._unwilling)
-        chosen = ranked[: self._config.num_custodians]
+        chosen = ranked[: self._config.num_holders]
         for peer in [peer for peer in self._offers if peer not in chosen]:
             del self._offers[peer]
         effects: list[Effect] = []
@@ -248,7 +248,7 @@ class Replication:
             wait = self._config.first_offer_s * 2.0 ** min(offers.num_unanswered, 16)
             offers.next_at = now + min(wait, self._config.max_offer_s)
             offers.num_unanswered += 1
-        return [Send(peer, CustodyOffer(own))]
+        return [Send(peer, ReplicaOffer(own))]
 
     def _acked(self, sender: PeerId, blob: BlobId) -> list[Effect]:
         offers = self._offers.get(sender)
@@ -262,9 +262,9 @@ class Replication:
         if not offers.open:
             offers.next_at = NEVER
         fields = (("peer", sender), ("epoch", offers.acked.epoch), ("round", offers.acked.round))
-        return [Note("custody-acked", fields)]
+        return [Note("replica-acked", fields)]
 
-    # --- custodian --------------------------------------------------------------------------------------------------
+    # --- holder -----------------------------------------------------------------------------------------------------
 
     def stored(self, holding: Holding, now: float) -> list[Effect]:
         """A fetched snapshot is verified and safe on disk, its manifest entry too."""
@@ -278,7 +278,7 @@ class Replication:
                 effects += self._thin_out()
         elif holding != old:
             effects.append(DiscardSnapshot(holding))
-        effects.append(Send(holding.trainer, CustodyAck(holding.blob)))
+        effects.append(Send(holding.trainer, ReplicaAck(holding.blob)))
         incoming = self._incoming.get(key)
         if incoming is not None and incoming.fetching == holding:
             effects += self._start_next(key)
@@ -301,13 +301,13 @@ class Replication:
 
     def _offered(self, sender: PeerId, holding: Holding) -> list[Effect]:
         if holding.trainer != sender or sender == self._own_id:
-            raise RemoteError("custody-not-own", f"offered a snapshot of {holding.trainer}")
+            raise RemoteError("replica-not-own", f"offered a snapshot of {holding.trainer}")
         if holding.part == NO_PART or holding.num_bytes < 1:
-            raise RemoteError("custody-empty", f"part {holding.part}, {holding.num_bytes} bytes")
+            raise RemoteError("replica-empty", f"part {holding.part}, {holding.num_bytes} bytes")
         key = _key(holding)
         kept, incoming = self._kept.get(key), self._incoming.get(key)
         if kept == holding or holding in self._older.get(key, ()):
-            return [Send(sender, CustodyAck(holding.blob))]  # the first ack got lost
+            return [Send(sender, ReplicaAck(holding.blob))]  # the first ack got lost
         if holding.epoch < self._epoch and not self._config.past_epochs:
             return [_refusal(holding, f"epoch {holding.epoch} is over, now {self._epoch}")]
         if kept is not None and freshness(holding) <= freshness(kept):
@@ -365,4 +365,4 @@ def _key(holding: Holding) -> _Key:
 
 
 def _refusal(holding: Holding, why: str) -> Note:
-    return Note("custody-refused", (("peer", holding.trainer), ("part", holding.part), ("why", why)))
+    return Note("replica-refused", (("peer", holding.trainer), ("part", holding.part), ("why", why)))

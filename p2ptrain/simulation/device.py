@@ -18,8 +18,8 @@ from p2ptrain.core.effects import (
     BeginBlob,
     JobDone,
     JobReceived,
-    KeepCustody,
     KeepPlan,
+    KeepReplica,
     KeepResult,
     KeepSnapshot,
     ReadResult,
@@ -195,8 +195,8 @@ class Device(FrameHost):
                     lambda: {"own": (*(h for h in self.disk.own if h.blob not in gone), effect.holding)},
                     lambda: self.core.snapshot_kept(effect, True, self._now),
                 )
-            case KeepCustody():
-                self._keep_custody(effect)
+            case KeepReplica():
+                self._keep_replica(effect)
             case ReleaseBlob():
                 self._on_disk(lambda: self.disk.release(effect.blob), lambda _: [])
             case KeepPlan():
@@ -239,8 +239,8 @@ class Device(FrameHost):
         resume = Resume(
             plan=disk.plan,
             own=disk.own,
-            kept=tuple(h for h in disk.custody if h.part != HEAD_PART),
-            result=next((h for h in reversed(disk.custody) if h.part == HEAD_PART), None),
+            kept=tuple(h for h in disk.replicas if h.part != HEAD_PART),
+            result=next((h for h in reversed(disk.replicas) if h.part == HEAD_PART), None),
             has_blob=disk.__contains__,
         )
         self._later(0.0, lambda: self.core.job_opened(job, resume, self._now))
@@ -297,26 +297,26 @@ class Device(FrameHost):
 
         self._later(wait_s, put)
 
-    def _keep_custody(self, effect: KeepCustody) -> None:
+    def _keep_replica(self, effect: KeepReplica) -> None:
         def change() -> dict[str, object]:
-            others = tuple(h for h in self.disk.custody if h != effect.holding)
-            return {"custody": (*others, effect.holding) if effect.keep else others}
+            others = tuple(h for h in self.disk.replicas if h != effect.holding)
+            return dict(replicas=(*others, effect.holding) if effect.keep else others)
 
         def then() -> list[object]:
-            return self.core.custody_kept(effect.holding, True, self._now) if effect.keep else []
+            return self.core.replica_kept(effect.holding, True, self._now) if effect.keep else []
 
         self._save(change, then)
 
     def _keep_result(self, effect: KeepResult) -> None:
         def save() -> None:
             self.disk.put(effect.data)
-            self.disk.save(frozenset(), custody=(*self.disk.custody, effect.holding))
+            self.disk.save(frozenset(), replicas=(*self.disk.replicas, effect.holding))
 
         self._on_disk(save, lambda _: self.core.result_kept(effect.holding, effect.data, self._now))
 
     def _save(self, change: Callable[[], dict[str, object]], then: Callable[[], list[object]]) -> None:
         role = self.core.role
-        pinned = role.replicas.custody.pinned() if role else frozenset()
+        pinned = role.replicas.replication.pinned() if role else frozenset()
         self._on_disk(lambda: self.disk.save(pinned, **change()), lambda _: then())
 
     def _incoming(self, blob: BlobId, work: Callable[[], None]) -> None:

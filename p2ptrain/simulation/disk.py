@@ -15,13 +15,13 @@ MAX_BLOB_BYTES = 1 << 24
 
 
 class SimulatedDisk:
-    """One job, its plan, own snapshots, custody and blobs. It survives its peer."""
+    """One job, its plan, own snapshots, replicas of others' and blobs. It survives its peer."""
 
     def __init__(self) -> None:
         self.job: Job | None = None
         self.plan: Plan | None = None
         self.own: tuple[Holding, ...] = ()
-        self.custody: tuple[Holding, ...] = ()
+        self.replicas: tuple[Holding, ...] = ()
         self.blobs: dict[BlobId, bytes] = {}
         self.fresh: set[BlobId] = set()
         self.pinned: frozenset[BlobId] = frozenset()
@@ -79,12 +79,12 @@ class SimulatedDisk:
         for name, value in changes.items():
             setattr(self, name, value)
         self.pinned = pinned
-        for holding in (*self.own, *self.custody):
+        for holding in (*self.own, *self.replicas):
             if holding.blob not in self.blobs:
                 raise LocalError(f"the manifest would name {holding}, which is not here")
             self.fresh.discard(holding.blob)
         self._collect(pinned)
 
     def _collect(self, pinned: frozenset[BlobId]) -> None:
-        needed = {h.blob for h in (*self.own, *self.custody)} | pinned | self.fresh
+        needed = {h.blob for h in (*self.own, *self.replicas)} | pinned | self.fresh
         self.blobs = {blob: data for blob, data in self.blobs.items() if blob in needed}

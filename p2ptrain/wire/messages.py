@@ -3,10 +3,10 @@
 Invariant: a message class is its wire format. ``KINDS`` maps each kind to its class; a changed field is a changed
 wire version, and the golden bytes under ``tests/golden`` say so. A field called ``data`` does not ride in the
 header: it becomes the one raw frame behind it. Tensors travel in the safetensors format, in a ``data`` frame or in a
-blob, so that one strict reader serves the wire, custody and the disk.
+blob, so that one strict reader serves the wire, replicas and the disk.
 
 Groups: handshake (read from anyone who holds the group key) and goodbye, membership, records, plan and job, blobs,
-gossip, custody, calibration, pipeline, links.
+gossip, replicas, calibration, pipeline, links.
 """
 
 from __future__ import annotations
@@ -345,22 +345,22 @@ class GossipPush:
     want_reply: bool
 
 
-# --- custody --------------------------------------------------------------------------------------------------------
+# --- replicas -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class CustodyOffer:
+class ReplicaOffer:
     """Please keep this snapshot of my part."""
 
-    KIND: ClassVar[str] = "custody-offer"
+    KIND: ClassVar[str] = "replica-offer"
     holding: Holding
 
 
 @dataclass(frozen=True, slots=True)
-class CustodyAck:
+class ReplicaAck:
     """Kept: checked, and safe on disk."""
 
-    KIND: ClassVar[str] = "custody-ack"
+    KIND: ClassVar[str] = "replica-ack"
     blob: Blob
 
 
@@ -499,8 +499,8 @@ Message = (
     | Chunk
     | FetchRefused
     | GossipPush
-    | CustodyOffer
-    | CustodyAck
+    | ReplicaOffer
+    | ReplicaAck
     | CalibrationCall
     | CalibrationReady
     | CalibrationGradient
@@ -514,11 +514,11 @@ Message = (
 KINDS: dict[str, type[Message]] = {cls.KIND: cls for cls in Message.__args__}
 HANDSHAKE = (Hello, Welcome, Proof, Refused)
 BULK = (JobReply, PlanReply, ProfileReply, Chunk, CalibrationGradient, CalibrationHead, StreamData, LinkProbe)
-JOB_BOUND = (GossipPush, CustodyOffer, StreamData, StreamAck)
+JOB_BOUND = (GossipPush, ReplicaOffer, StreamData, StreamAck)
 """Messages about a job: one about another than the receiver's is dropped and counted."""
 EPOCH_BOUND = (GossipPush, StreamData)
-"""Data messages: one of an older epoch than the receiver's plan is dropped and counted. Custody judges a snapshot by
-the epoch that it was taken in; and who is ahead of others still needs their acks of what it sent them before."""
+"""Data messages: one of an older epoch than the receiver's plan is dropped and counted. Replication judges a snapshot
+by the epoch that it was taken in; and who is ahead of others still needs their acks of what it sent them before."""
 
 
 def lane_of(message: Message) -> Lane:

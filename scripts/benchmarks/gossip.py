@@ -3,7 +3,7 @@
 Real peers, as processes on loopback, each train the whole model (LeNet) on their share of the samples and exchange
 parameters with a random other after every round; the harvested model is the mean of their last snapshots. The *gossip*
 bytes are the payloads that a peer merged, from its journal (every payload merged here was sent there); *sent* is all
-that it sent: gossip, records, membership, and what the harvest fetched. There are no custodians, which would send
+that it sent: gossip, records, membership, and what the harvest fetched. There are no replica holders, which would send
 snapshots too. *Distance*: sqrt(mean ||x_i - mean||^2) / ||mean|| over the peers' snapshots at the end of their rounds,
 read from their state directories while they train; rounds of which not every peer's snapshot was seen are left out
 (a peer keeps two, and short rounds go by fast), the last is always there.
@@ -101,7 +101,7 @@ def _centrally(job: Job, data: str) -> dict[str, float]:
 
 
 def _of_group(job: Job, data: str, num_peers: int, compression: Compression, folder: Path) -> dict[str, float]:
-    settings = GroupConfig(min_peers=num_peers, settle_s=0.5, compression=compression, custodians=0)
+    settings = GroupConfig(min_peers=num_peers, settle_s=0.5, compression=compression, replicas=0)
     job = dataclasses.replace(job, group=settings)
     shares = group.shares(num_peers, job.data.classes, "iid")
     experiment = group.Experiment(job, data, shares, timeout_s=TIMEOUT_S)

@@ -66,7 +66,7 @@ def run(settings: Settings) -> Iterator[Sample]:
 def _of_group(
     folder: Path, model: str, data: str, compression: Compression, num_exchanges: int
 ) -> list[dict[str, float]]:
-    config = GroupConfig(settle_s=0.2, compression=compression, custodians=0)
+    config = GroupConfig(settle_s=0.2, compression=compression, replicas=0)
     job = replicas_job(model, data, batch_size=BATCH_SIZE[model], group=config)
     with PeerGroup(folder, job, data, trace=True) as group:
         peers = group.add_many(2)

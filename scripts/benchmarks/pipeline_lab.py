@@ -265,7 +265,7 @@ def spec_of(
     if strategy == ALONE:
         tables["mode"], devices = "replicas", devices[:1]
     else:
-        tables["mode"], tables["group"] = "pipeline", {"custodians": 0}
+        tables["mode"], tables["group"] = "pipeline", {"replicas": 0}
         tables["pipeline"] = {
             "micro_batches": workload.micro_batches,
             "strategy": strategy,

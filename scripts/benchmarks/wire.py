@@ -3,8 +3,8 @@
 A blob is a safetensors file of 1 or 64 MB. Measured, each in turn: a plain TCP connection (the baseline), the codec
 alone in one process, the transport's frames with and without CURVE, and a whole blob fetch from node to node as
 peers do it (sessions, chunks with credits, sha256 at the end), into memory (as gossip does) and onto the disk with
-its sync (as custody does). ``cpu_s_per_gb`` counts both processes, ``sender`` and ``receiver`` one each. The receiving
-process is ``wire_receiver``.
+its sync (as a replica holder does). ``cpu_s_per_gb`` counts both processes, ``sender`` and ``receiver`` one each. The
+receiving process is ``wire_receiver``.
 """
 
 from __future__ import annotations

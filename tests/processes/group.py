@@ -66,7 +66,7 @@ def make_job(
     epochs: float = 4.0,
     peers: int = 2,
     settle_s: float = 1.0,
-    custodians: int = 1,
+    replicas: int = 1,
     compression: str = "none",
     calibration_steps: int = 300,
     batch_size: int = 32,
@@ -82,7 +82,7 @@ def make_job(
             min_peers=peers,
             settle_s=settle_s,
             compression=compression,  # type: ignore[arg-type]
-            custodians=custodians,
+            replicas=replicas,
         ),
     )
 

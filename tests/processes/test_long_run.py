@@ -31,7 +31,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PeerGroup]:
     with peer_group(tmp_path_factory.mktemp("four")) as peers:
         peers.start(4, make_job(peers=4, rounds=100_000))
         peers.until_round(2)
-        peers.until_all("custody-acked")
+        peers.until_all("replica-acked")
         yield peers
 
 
@@ -59,23 +59,23 @@ def lowest_of(peers: PeerGroup) -> PeerProcess:
     return min(peers.peers[:4], key=lambda peer: peer.id)
 
 
-def custodian_of(peers: PeerGroup, owner: PeerProcess) -> PeerProcess:
-    last = owner.lines("custody-acked")[-1].fields["peer"]
+def holder_of(peers: PeerGroup, owner: PeerProcess) -> PeerProcess:
+    last = owner.lines("replica-acked")[-1].fields["peer"]
     return next(peer for peer in peers.peers if peer.id == last)
 
 
 def choose(peers: PeerGroup, role: str) -> PeerProcess:
     lowest = lowest_of(peers)
-    custodian = custodian_of(peers, lowest)
-    others = [peer for peer in peers.peers[:4] if peer not in (lowest, custodian)]
-    return {"proposer": lowest, "custodian": custodian, "another": others[0]}[role]
+    holder = holder_of(peers, lowest)
+    others = [peer for peer in peers.peers[:4] if peer not in (lowest, holder)]
+    return {"proposer": lowest, "holder": holder, "another": others[0]}[role]
 
 
 def rounds_of(peer: PeerProcess) -> int:
     return int(peer.lines("round")[-1].fields["round"])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("role", ["proposer", "custodian", "another"])
+@pytest.mark.parametrize("role", ["proposer", "holder", "another"])
 def test_a_killed_peer_is_missed_in_time_and_resumes(
     whole: PeerGroup, role: str, record_property: pytest.RecordProperty
 ) -> None:
@@ -180,7 +180,7 @@ def test_a_late_joiner_gets_job_and_part_and_leaves_in_good_order(whole: PeerGro
         whole.until(lambda: late.said("training", since), 90, "the late one trains")
         assert late.lines("job-from")
         assert int(late.lines("training")[0].fields["round"] or 0) > 0, "from a copy of the part"
-        whole.until(lambda: late.said("custody-acked", since), 20, "its snapshot is in custody")
+        whole.until(lambda: late.said("replica-acked", since), 20, "another has its snapshot")
         assert not any(peer.said("failed", since) for peer in whole.peers)
 
         asked_at = time.monotonic()
@@ -193,7 +193,7 @@ def test_a_late_joiner_gets_job_and_part_and_leaves_in_good_order(whole: PeerGro
         whole.until_all("left", 3, others, peer=late.id)
         assert not any(peer.said("failed", since) for peer in others)
         newest = state_of(late.manifest()["snapshots"][-1])
-        kept = [state_of(holding) for peer in others for holding in peer.manifest()["custody"]]
+        kept = [state_of(holding) for peer in others for holding in peer.manifest()["replicas"]]
         assert newest in kept, f"handed over: {newest}\n{late.tail()}"
     finally:
         whole.peers.remove(late)

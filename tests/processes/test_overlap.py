@@ -47,7 +47,7 @@ def classes_of(found: api.Harvest, peer: PeerProcess) -> set[str]:
 
 def head_of(peer: PeerProcess) -> tuple[Holding, ...]:
     """The snapshots that the head in its state directory was fitted over."""
-    (blob,) = [kept["blob"] for kept in peer.manifest()["custody"] if kept["part"] == HEAD_PART]
+    (blob,) = [kept["blob"] for kept in peer.manifest()["replicas"] if kept["part"] == HEAD_PART]
     (path,) = peer.state.glob(f"*/blobs/{blob}")
     return head_holdings(path.read_bytes())
 
@@ -140,7 +140,7 @@ def test_a_harvest_in_the_middle_and_a_late_peer(peers: PeerGroup) -> None:
     job = picture_job(one, rounds=40, epochs=1.0)
     first = [peers.add(job=job.to_json(), data=one).start(), peers.add(data=other).start()]
     peers.until_round(2)
-    peers.until_all("custody-acked")
+    peers.until_all("replica-acked")
     with stopped_trainers(first):
         assert not any(peer.said("done") for peer in first)
         found = peers.harvest()
@@ -173,7 +173,7 @@ def test_the_only_one_with_a_class_goes_half_way(peers: PeerGroup, how: str) -> 
     for number, own in enumerate(data):
         peers.add(job="" if number else job.to_json(), data=own).start()
     *others, only = peers.peers
-    peers.until(lambda: in_custody(only) >= 4, TRAINED_S, "four rounds of it are with another")
+    peers.until(lambda: kept_by_another(only) >= 4, TRAINED_S, "four rounds of it are with another")
     with stopped_trainers(others):
         if how == "leaves":
             only.send(signal.SIGTERM)
@@ -186,7 +186,7 @@ def test_the_only_one_with_a_class_goes_half_way(peers: PeerGroup, how: str) -> 
     part = int(only.lines("training")[-1].fields["part"] or 0)
     found = peers.harvest()
     assert not found.missing and "frog" in found.report[part].classes
-    assert in_custody(only) <= found.report[part].round < job.training.rounds
+    assert kept_by_another(only) <= found.report[part].round < job.training.rounds
     assert all(each.round == each.rounds for each in found.report if each.part != part)
     for peer in others:
         assert len(peer.lines("calibrated")) == 1
@@ -200,6 +200,6 @@ def test_the_only_one_with_a_class_goes_half_way(peers: PeerGroup, how: str) -> 
     assert all(share > 0 for share in result.per_class), "what has been learnt is not forgotten"
 
 
-def in_custody(peer: PeerProcess) -> int:
+def kept_by_another(peer: PeerProcess) -> int:
     """The last round of its part that another has a copy of."""
-    return max((int(line.fields["round"] or 0) for line in peer.lines("custody-acked")), default=0)
+    return max((int(line.fields["round"] or 0) for line in peer.lines("replica-acked")), default=0)

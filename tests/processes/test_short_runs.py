@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 def test_a_peer_lost_for_good_is_in_the_harvest_and_resumes_later(peers: PeerGroup) -> None:
     four = peers.start(4, make_job(peers=4, rounds=10, epochs=6))
     peers.until_round(1)
-    peers.until_all("custody-acked")
+    peers.until_all("replica-acked")
     ids = {peer.id: peer for peer in four}
-    lost = ids[str(min(four, key=lambda peer: peer.id).lines("custody-acked")[-1].fields["peer"])]  # type: ignore[index]
+    lost = ids[str(min(four, key=lambda peer: peer.id).lines("replica-acked")[-1].fields["peer"])]  # type: ignore[index]
     others = [peer for peer in four if peer is not lost]
     part = lost.lines("training")[-1].fields["part"]
     lost.kill()
@@ -28,7 +28,7 @@ def test_a_peer_lost_for_good_is_in_the_harvest_and_resumes_later(peers: PeerGro
     peers.until_all("done", 60, others)
     found = peers.harvest()
     assert not found.missing and len(found.report) == 4
-    assert found.report[int(part or 0)].round > 0, "the custodian's copy of the lost part"
+    assert found.report[int(part or 0)].round > 0, "the holder's copy of the lost part"
 
     restarted_at = time.time()
     lost.start()
@@ -102,7 +102,7 @@ def test_a_trainer_that_dies_again_and_again_is_given_up(peers: PeerGroup) -> No
     """Always before it has finished another round: a part that is too large for this device, say."""
     frail, other = peers.start(2, make_job(peers=2, rounds=100_000, epochs=12))
     peers.until_round(1)
-    peers.until_all("custody-acked")
+    peers.until_all("replica-acked")
     deaths = 0
     while frail.trainers() and deaths < 4:
         since = time.time()
@@ -117,7 +117,7 @@ def test_a_trainer_that_dies_again_and_again_is_given_up(peers: PeerGroup) -> No
     peers.until(lambda: is_failed(peers, frail), 20, "its status says so")
     assert not other.said("failed")
     since = time.time()
-    peers.until(lambda: other.said("custody-acked", since, peer=frail.id), 60, "it still keeps others' snapshots")
+    peers.until(lambda: other.said("replica-acked", since, peer=frail.id), 60, "it still keeps others' snapshots")
     assert not peers.harvest().missing
 
 

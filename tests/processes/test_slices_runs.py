@@ -120,7 +120,7 @@ def test_a_lost_stage_is_taken_over_from_what_was_saved(peers: PeerGroup, schedu
     job = sliced(make_job(rounds=20, epochs=2, peers=3), schedule=schedule)
     three = peers.start(3, job)
     peers.until_round(3)
-    peers.until_all("custody-acked")
+    peers.until_all("replica-acked")
     plan = peers.status().plan
     assert plan is not None and isinstance(plan.body, PipelineBody)
     lost = next(peer for peer in three if peer.id == plan.body.pipeline.stages[1].peers[0])

@@ -34,7 +34,7 @@ DIGITS = Job(
     data=DataConfig(classes=tuple("0123456789"), input_shape=(1, 8, 8), mean=(0.3,), std=(0.25,)),
     training=TrainingConfig(rounds=5),
 )
-GOLDEN_ID = "35119122abc01965"
+GOLDEN_ID = "aba473bbb31a0055"
 """Of ``DIGITS``. A job's id is on every peer's disk and in every record: it only changes with the wire version."""
 many = settings(max_examples=150, deadline=None)
 
@@ -89,7 +89,7 @@ groups = st.builds(
     settle_s=floats(0, 3600),
     compression=st.sampled_from(["none", "fp16", "int8", "topk"]),
     topk_fraction=floats(0.0001, 1),
-    custodians=st.integers(0, 16),
+    replicas=st.integers(0, 16),
 )
 audios = st.builds(AudioConfig, st.integers(1, 10**6), floats(0, 60), floats(0, 1), floats(0, 1), st.integers(1, 256))
 
@@ -343,7 +343,7 @@ def test_the_error_names_the_key(key: str, value: object, says: str) -> None:
         ("group.min_peers", 1, 1000),
         ("group.settle_s", 0, 3600),
         ("group.topk_fraction", 0.0001, 1),
-        ("group.custodians", 0, 16),
+        ("group.replicas", 0, 16),
     ],
 )
 def test_limits_are_inclusive(key: str, low: float, high: float) -> None:
@@ -416,6 +416,26 @@ def test_a_table_under_its_old_name_and_its_new_one() -> None:
         job_from_mapping({**piped(), "slices": {}}, "job.toml")
     with pytest.raises(JobError, match=r"job.toml: pipeline.micro_batches: 0 is outside 1\.\.4096"):
         job_from_mapping({**plain(), "slices": {"micro_batches": 0}}, "job.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value"), [(("group", "custodians"), ("group", "replicas"), 2)], ids=lambda key: str(key)
+)
+def test_keys_under_their_old_names(tmp_path: Path, old: tuple[str, str], new: tuple[str, str], value: object) -> None:
+    tables = plain()
+    today = job_from_mapping({**tables, new[0]: {new[1]: value}}, "job.toml")
+    job = job_from_mapping({**tables, old[0]: {old[1]: value}}, "job.toml")
+    assert job == today and job.id == today.id
+    for text in (job.to_json(), job.to_toml()):
+        assert f"{new[1]}" in text and old[1] not in text
+    path = tmp_path / "job.toml"
+    path.write_text(job.to_toml().replace(new[1], old[1]))
+    assert load_job(path) == today
+    both = {**tables, old[0]: {old[1]: value, new[1]: value}}
+    message = f"job.toml: {old[0]}.{old[1]}: the old name of {new[0]}.{new[1]}, which is there too; keep one of them"
+    with pytest.raises(JobError) as refused:
+        job_from_mapping(both, "job.toml")
+    assert str(refused.value) == message
 
 
 def test_a_pipeline_takes_text_and_cares_for_no_settings_of_tasks() -> None:

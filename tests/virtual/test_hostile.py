@@ -167,8 +167,8 @@ any_message: st.SearchStrategy[Message] = st.one_of(
     st.builds(m.Chunk, blobs, numbers, garbage.filter(bool)),
     st.builds(m.FetchRefused, blobs),
     st.builds(m.GossipPush, numbers, numbers, masses, blobs, numbers, st.booleans()),
-    st.builds(m.CustodyOffer, holdings),
-    st.builds(m.CustodyAck, blobs),
+    st.builds(m.ReplicaOffer, holdings),
+    st.builds(m.ReplicaAck, blobs),
     st.builds(m.CalibrationCall, numbers, st.lists(holdings, min_size=1, max_size=3).map(tuple)),
     st.builds(m.CalibrationReady, session_names, numbers),
     st.builds(m.CalibrationGradient, session_names, numbers, numbers, garbage),
@@ -264,7 +264,7 @@ def test_a_flood_of_well_formed_messages() -> None:
         )
         lie(room, target, m.Records(many))
         blob = BlobId(f"{turn:064x}")
-        lie(room, target, m.CustodyOffer(Holding(turn, room.devices[LIAR].id, 1, 1, 1, 1, blob, 10)))
+        lie(room, target, m.ReplicaOffer(Holding(turn, room.devices[LIAR].id, 1, 1, 1, 1, blob, 10)))
         lie(room, target, m.Fetch(blob, 0, 100))
         lie(room, target, m.PlanRequest(f"{turn:064x}"))
         room.run(0.02)
@@ -284,10 +284,10 @@ def test_too_many_lies_get_the_liar_banned_and_the_rest_goes_on() -> None:
     for _ in range(30):
         for device in honest(room):
             offer = Holding(0, device.id, 1, 1, 1, 1, BlobId("0" * 64), 10)  # in another's name
-            lie(room, device, m.CustodyOffer(offer))
+            lie(room, device, m.ReplicaOffer(offer))
         room.run(0.05)
     assert all(key(LIAR) in device.banned for device in honest(room))
-    assert all(device.core.refused == {} or device.core.sessions.refused["custody-not-own"] for device in honest(room))
+    assert all(device.core.refused == {} or device.core.sessions.refused["replica-not-own"] for device in honest(room))
     liar = room.devices[LIAR].id
     assert room.run(60, lambda: all(liar not in d.core.membership.alive() for d in honest(room)))
     check_goes_on(room)
@@ -389,7 +389,7 @@ def test_a_plan_reply_that_nobody_asked_for() -> None:
 
 def test_snapshots_with_a_wrong_hash_are_dropped() -> None:
     """A donor that serves other bytes than it should: the newcomer gets the part from somebody else."""
-    room = training_group(custodians=2, liar=True)
+    room = training_group(replicas=2, liar=True)
     room.run(2)
     room.devices[LIAR].served = lambda data: bytes(255 - b for b in data)
     late = room.add(4, load_s=0.05, round_s=0.4)
@@ -405,7 +405,7 @@ def test_snapshots_with_a_wrong_hash_are_dropped() -> None:
 
 def test_snapshots_of_nonsense_are_tried_and_dropped() -> None:
     """Copies of every part, fresher than all others, with the right hash and of no use: the next best is taken."""
-    room = training_group(custodians=1)
+    room = training_group(replicas=1)
     room.run(3)
     liar = room.devices[LIAR]
     false = []

@@ -21,7 +21,7 @@ from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.network import LAN, Conditions
 from p2ptrain.simulation.room import Visitor
 from p2ptrain.wire import tensorfile
-from p2ptrain.wire.messages import HEAD_PART, CustodyOffer, Holding
+from p2ptrain.wire.messages import HEAD_PART, Holding, ReplicaOffer
 
 WORLD = Conditions(delay_s=0.002, jitter_s=0.02)
 LOSSY = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.2)
@@ -103,7 +103,7 @@ def test_three_peers(seed: int, conditions: Conditions) -> None:
     assert len(room.plans()) == 1 and room.epochs() == {1}
     assert sorted(device.record.part for device in room.on()) == [0, 1, 2]
     room.run(3)
-    for part in range(3):  # its trainer and a custodian have its last round
+    for part in range(3):  # its trainer and a holder have its last round
         assert holdings(room.on(), part).count(6) == 2
     assert room.covered() == {0, 1, 2}
     assert not refusals(room)
@@ -323,12 +323,12 @@ def test_a_late_one_gets_job_and_part(seed: int) -> None:
 @pytest.mark.parametrize("seed", seeds(1))
 def test_the_donor_dies_in_the_middle_of_the_transfer(seed: int) -> None:
     """The part is large; whoever else has it carries on from the bytes that are there."""
-    room = group(seed, 3, Conditions(0.05, 0.01), rounds=60, dimensions=200_000, custodians=2, settle_s=0.1)
+    room = group(seed, 3, Conditions(0.05, 0.01), rounds=60, dimensions=200_000, replicas=2, settle_s=0.1)
     assert room.run(60, lambda: everyone_trains(room))
     room.run(3)
     late = room.add(3, dimensions=200_000)
     assert room.network.run(room.network.now + 60, lambda: late.core.role is not None, every_s=0.0)
-    late.core._on_message[CustodyOffer] = lambda sender, message, now: []  # else it has all parts before it needs one
+    late.core._on_message[ReplicaOffer] = lambda sender, message, now: []  # else it has all parts before it needs one
     fetched_from: set[str] = set()
 
     def half_way() -> bool:
@@ -487,7 +487,7 @@ def vars_of(traits: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("seed", seeds(1))
-def test_a_peer_whose_trainer_fails_for_good_stays_as_custodian(seed: int) -> None:
+def test_a_peer_whose_trainer_fails_for_good_stays_as_replica_holder(seed: int) -> None:
     room = Room(seed, WORLD)
     the_job = job(rounds=12)
     for number in range(4):

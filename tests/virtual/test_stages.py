@@ -311,7 +311,7 @@ def test_a_step_that_is_saved_whole_never_vanishes(seed: int, save_s: float | No
         assert now_whole >= whole and now_safe >= safe, (room.network.now, whole, now_whole, safe, now_safe)
         whole, safe = now_whole, now_safe
     assert safe >= 2 and max(len(device.disk.own) for device in room.on()) <= 4
-    kept = Counter((device.id, h.part, h.trainer) for device in room.on() for h in device.disk.custody)
+    kept = Counter((device.id, h.part, h.trainer) for device in room.on() for h in device.disk.replicas)
     assert max(kept.values()) <= 4
     victim = room.devices[room.rng.randrange(3)]
     victim.kill()

@@ -1,7 +1,7 @@
 """Snapshots of a pipeline stage, or of some of its blocks, and going on from such pieces wherever they were cut.
 
 A piece has the tensors of a run of blocks under the plain model's names, ``model.`` and ``optim.``, and says in its
-metadata which blocks and after how many batches. It is what a stage keeps for itself, gives into custody, and hands
+metadata which blocks and after how many batches. It is what a stage keeps for itself, lets others keep, and hands
 over when blocks move.
 
 Invariant: all of a stage's tensors and optimizer state come from pieces of one step, and every one is checked before

@@ -77,11 +77,11 @@ class PipelineRole:
         self.plan: Plan | None = None
         self.plan_hash = ""
         self.part = m.NO_PART
-        custody = Replication(
-            group.own_id, ReplicationConfig(num_custodians=job.group.custodians, past_epochs=True), resume.kept
+        replication = Replication(
+            group.own_id, ReplicationConfig(num_holders=job.group.replicas, past_epochs=True), resume.kept
         )
         self.replicas = Replicas(
-            group, given.downloads, custody, resume.own, lambda blob: blob in self._missing, self._surplus
+            group, given.downloads, replication, resume.own, lambda blob: blob in self._missing, self._surplus
         )
         self._group = group
         self._job = job
@@ -102,7 +102,7 @@ class PipelineRole:
         """The plan whose stage the trainer holds."""
         self._restored = resume.plan.hash if resume.plan else ""
         self._handed_over = HandedOver(group)
-        custody.surplus = self._checkpoints.surplus
+        replication.surplus = self._checkpoints.surplus
         self.rules = PipelineRules(
             group.own_id,
             job,
@@ -163,7 +163,7 @@ class PipelineRole:
     def holdings(self) -> tuple[m.Holding, ...]:
         """All own snapshots: stages are up to a batch apart, so the newest may not be saved everywhere yet."""
         first = (*self._handed_over.holdings(), *reversed(self.replicas.own))
-        return (*first, *(h for h in self.replicas.custody.holdings() if h not in first))
+        return (*first, *(h for h in self.replicas.replication.holdings() if h not in first))
 
     def may_serve(self, to: PeerId, blob: BlobId) -> bool:
         return True

@@ -74,8 +74,8 @@ class TasksRole:
         self.plan_hash = ""
         self.part = m.NO_PART
         self.rules: TasksRules = TasksRules(group.own_id, job)
-        custody = Replication(group.own_id, ReplicationConfig(num_custodians=job.group.custodians), resume.kept)
-        self.replicas = Replicas(group, given.downloads, custody, resume.own, self._is_awaited)
+        replication = Replication(group.own_id, ReplicationConfig(num_holders=job.group.replicas), resume.kept)
+        self.replicas = Replicas(group, given.downloads, replication, resume.own, self._is_awaited)
         self.ending: HeadFit = HeadFit(given, lambda: self.plan)
         self._exchanges = Exchanges(group, given.downloads, given.rng)
         self._group = group
@@ -105,7 +105,7 @@ class TasksRole:
         return isinstance(self._state, Seeking) and self._state.trying is not None
 
     def holdings(self) -> tuple[m.Holding, ...]:
-        return (*self.ending.holdings(), *self.replicas.custody.holdings())
+        return (*self.ending.holdings(), *self.replicas.replication.holdings())
 
     def is_complete(self) -> bool:
         return True
@@ -165,7 +165,7 @@ class TasksRole:
     def _copies_of(self, part: int) -> list[m.Holding]:
         """Every copy of a part that is here or that a member has, the freshest last; our own wins a tie."""
         rounds, own = self._job.training.rounds, {h.blob for h in self.replicas.own}
-        found = {h.blob: h for h in self.replicas.custody.kept() if h.part == part}
+        found = {h.blob: h for h in self.replicas.replication.kept() if h.part == part}
         for record in self._group.records():
             found |= {h.blob: h for h in record.holdings if h.part == part and h.round <= rounds}
         found |= {h.blob: h for h in self.replicas.own if h.part == part}

@@ -16,7 +16,7 @@ SPARE_PART = 10
 """One part in so many of a device's memory stays free in pipelines' plans: what they estimate is from below, and
 devices were seen to take up to an eighth more, for kernels' scratch space and gaps in the heap."""
 BYTES_PER_WEIGHT = 16
-"""float32: the weight, its gradient, its momentum, and one snapshot on its way to a custodian."""
+"""float32: the weight, its gradient, its momentum, and one snapshot on its way to a replica holder."""
 BYTES_PER_ACTIVATION = 8
 """float32: the value kept for the backward pass, and its gradient."""
 

@@ -14,8 +14,8 @@ from typing import Any
 from p2ptrain.core.effects import (
     AbandonBlob,
     BeginBlob,
-    KeepCustody,
     KeepPlan,
+    KeepReplica,
     KeepResult,
     KeepSnapshot,
     ReadResult,
@@ -61,7 +61,7 @@ class DiskWork:
             AbandonBlob: self._abandon_blob,
             ReadChunk: self._read_chunk,
             KeepSnapshot: self._keep_snapshot,
-            KeepCustody: self._keep_custody,
+            KeepReplica: self._keep_replica,
             KeepPlan: self._keep_plan,
             KeepResult: self._keep_result,
             ReadResult: self._read_result,
@@ -171,14 +171,14 @@ class DiskWork:
 
         self._change(lambda: self._store.add_snapshot(effect.holding, effect.drop), kept)
 
-    def _keep_custody(self, effect: KeepCustody) -> None:
+    def _keep_replica(self, effect: KeepReplica) -> None:
         def kept(error: BaseException | None) -> None:
             if error is not None and effect.keep:
                 self._store.release(effect.holding.blob)
             if effect.keep:
-                self._node.feed(lambda now: self._peer.custody_kept(effect.holding, error is None, now))
+                self._node.feed(lambda now: self._peer.replica_kept(effect.holding, error is None, now))
 
-        work = self._store.add_custody if effect.keep else self._store.remove_custody
+        work = self._store.add_replica if effect.keep else self._store.remove_replica
         self._change(lambda: work(effect.holding), kept)
 
     def _keep_plan(self, effect: KeepPlan) -> None:
@@ -194,7 +194,7 @@ class DiskWork:
     def _keep_result(self, effect: KeepResult) -> None:
         def save() -> None:
             self._store.put(effect.data)
-            self._store.add_custody(effect.holding)
+            self._store.add_replica(effect.holding)
 
         def saved(_: Any, error: BaseException | None) -> None:
             self.take_notes()
@@ -216,10 +216,10 @@ class DiskWork:
     def _change(self, work: Callable[[], None], then: Callable[[BaseException | None], None]) -> None:
         """A change of the manifest. Raising ``StorageError`` is the disk's way of saying no; anything else is a bug."""
         role = self._peer.role
-        pinned = role.replicas.custody.pinned() if role else frozenset()
+        pinned = role.replicas.replication.pinned() if role else frozenset()
 
         def change() -> None:
-            self._store.protect("custody", pinned)
+            self._store.protect("replicas", pinned)
             work()
 
         def done(_: Any, error: BaseException | None) -> None:

@@ -1,4 +1,4 @@
-"""A peer's last snapshot, on its way to a custodian before the peer says goodbye."""
+"""A peer's last snapshot, on its way to a replica holder before the peer says goodbye."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POLL_S = 0.02
 
 
 class Handover:
-    """From asking the trainer for a snapshot until a custodian has acknowledged it, or a newer one."""
+    """From asking the trainer for a snapshot until a replica holder has acknowledged it, or a newer one."""
 
     def __init__(self) -> None:
         self._saved: asyncio.Future[Holding | None] = asyncio.get_running_loop().create_future()
@@ -22,11 +22,11 @@ class Handover:
         self._blob: BlobId | None = None
         """The blob of the snapshot that was asked for."""
 
-    async def done(self, custody: Replication) -> None:
+    async def done(self, replication: Replication) -> None:
         taken = await self._saved
         while taken is not None:
-            custodians = custody.custodians().values()
-            if not custodians or any(a is not None and freshness(a) >= freshness(taken) for a in custodians):
+            holders = replication.holders().values()
+            if not holders or any(a is not None and freshness(a) >= freshness(taken) for a in holders):
                 return
             await asyncio.sleep(POLL_S)
 

@@ -1,6 +1,6 @@
 """Someone who only looks: joins for a status or a harvest, and is never a member.
 
-Invariant: an observer publishes no record, so nobody plans with it, pings it or leaves anything in its custody.
+Invariant: an observer publishes no record, so nobody plans with it, pings it or leaves anything with it.
 """
 
 from __future__ import annotations

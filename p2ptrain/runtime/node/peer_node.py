@@ -147,7 +147,7 @@ class PeerNode(Node):
             else:
                 handover.settle(None)
             try:
-                await asyncio.wait_for(handover.done(peer.role.replicas.custody), HANDOVER_S)
+                await asyncio.wait_for(handover.done(peer.role.replicas.replication), HANDOVER_S)
             except TimeoutError:
                 self.note(Note("handover-incomplete", (("waited_s", HANDOVER_S),)))
         self.feed(peer.leave)
@@ -188,8 +188,8 @@ class PeerNode(Node):
         resume = Resume(
             plan=plan,
             own=manifest.snapshots,
-            kept=tuple(h for h in manifest.custody if h.part != HEAD_PART),
-            result=next((h for h in reversed(manifest.custody) if h.part == HEAD_PART), None),
+            kept=tuple(h for h in manifest.replicas if h.part != HEAD_PART),
+            result=next((h for h in reversed(manifest.replicas) if h.part == HEAD_PART), None),
             has_blob=store.blobs.__contains__,
         )
         disk.take_notes()
@@ -284,7 +284,7 @@ class PeerNode(Node):
     def _trainer_lost(self, effect: TrainerLost) -> None:
         if effect.user_error:
             self._failed(UserError(effect.detail))
-        # else: the node lives on, keeps what it has in custody, and says in its status what happened
+        # else: the node lives on, keeps what it has of others, and says in its status what happened
 
     def _start_lingering(self) -> None:
         """A peer may be done more than once: a later plan can give it work again."""

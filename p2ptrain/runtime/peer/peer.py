@@ -57,7 +57,7 @@ from p2ptrain.wire import messages as m
 
 STATUS_INTERVAL_S = 1.0
 LOOK_S = 0.05
-"""News of others comes in bunches: this long after the first of them, see what they mean for plan, custody and end."""
+"""News of others comes in bunches: this long after the first of them, see what they mean for plan, replicas and end."""
 MAX_WARNED = 1024
 
 
@@ -174,13 +174,13 @@ class Peer(Core):
             return []
         return self.run([*self.role.snapshot_kept(effect, saved, now), *self.completion.look(now)], now)
 
-    def custody_kept(self, holding: m.Holding, saved: bool, now: float) -> Effects:
-        """The node's answer to ``KeepCustody``."""
+    def replica_kept(self, holding: m.Holding, saved: bool, now: float) -> Effects:
+        """The node's answer to ``KeepReplica``."""
         if self.role is None:
             return []
         if holding.part == m.HEAD_PART:
             return self.run(self.role.ending.others_kept(holding, saved, now) if self.role.ending else [], now)
-        return self.run(self.role.replicas.custody_kept(holding, saved, now), now)
+        return self.run(self.role.replicas.replica_kept(holding, saved, now), now)
 
     def result_kept(self, holding: m.Holding, data: bytes | None, now: float) -> Effects:
         """The node's answer to ``KeepResult`` and ``ReadResult``: it is in the store. None: the disk refused it."""
@@ -204,7 +204,7 @@ class Peer(Core):
         return self.run(self.group.say(now, bytes_sent=bytes_sent), now)
 
     def leave(self, now: float) -> Effects:
-        """Say goodbye. What is held in custody and the own snapshot stay on disk."""
+        """Say goodbye. What is held for others and the own snapshot stay on disk."""
         self._left = True
         return self.run([*self.records.tick(now), *self.membership.leave(now)], now)
 

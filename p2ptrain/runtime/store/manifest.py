@@ -18,6 +18,7 @@ from p2ptrain.wire.schema import Bound, from_plain, to_plain
 
 MANIFEST_VERSION = 1
 MAX_LINEAGE = 64
+_NEW_NAMES = {"custody": "replicas"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,11 @@ class Manifest:
     """Where the snapshots come from, a line each, oldest first; the newest ``MAX_LINEAGE``."""
     snapshots: Annotated[tuple[Holding, ...], Bound(0, NUM_OWN_SNAPSHOTS)] = ()
     """Snapshots of the own part, oldest first."""
-    custody: Annotated[tuple[Holding, ...], Bound(0, 4096)] = ()
+    replicas: Annotated[tuple[Holding, ...], Bound(0, 4096)] = ()
     """Snapshots that are kept for others."""
 
     def blobs(self) -> frozenset[BlobId]:
-        return frozenset(holding.blob for holding in (*self.snapshots, *self.custody))
+        return frozenset(holding.blob for holding in (*self.snapshots, *self.replicas))
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -50,6 +51,13 @@ def load_manifest(path: Path) -> tuple[Manifest | None, str]:
     if not path.exists():
         return None, ""
     try:
-        return from_plain(Manifest, load_json(path)), ""
+        return from_plain(Manifest, _with_new_names(load_json(path))), ""
     except RemoteError as error:
         return None, error.detail
+
+
+def _with_new_names(plain: object) -> object:
+    """As it is written now, what older software has written. What is no manifest stays as it is."""
+    if not isinstance(plain, dict):
+        return plain
+    return {_NEW_NAMES.get(key, key): value for key, value in plain.items()}

@@ -102,17 +102,17 @@ class Store:
         self._check_present(holding)
         self._save(dataclasses.replace(self.manifest, snapshots=(*others, holding)[-NUM_OWN_SNAPSHOTS:]))
 
-    def add_custody(self, holding: Holding) -> None:
+    def add_replica(self, holding: Holding) -> None:
         """A snapshot kept for somebody else, whose blob is here. Raises ``StorageError``."""
         self._check_present(holding)
-        if holding not in self.manifest.custody:
-            self._save(dataclasses.replace(self.manifest, custody=(*self.manifest.custody, holding)))
+        if holding not in self.manifest.replicas:
+            self._save(dataclasses.replace(self.manifest, replicas=(*self.manifest.replicas, holding)))
 
-    def remove_custody(self, holding: Holding) -> None:
+    def remove_replica(self, holding: Holding) -> None:
         """Keep it no more. Raises ``StorageError``."""
-        kept = tuple(other for other in self.manifest.custody if other != holding)
-        if kept != self.manifest.custody:
-            self._save(dataclasses.replace(self.manifest, custody=kept))
+        kept = tuple(other for other in self.manifest.replicas if other != holding)
+        if kept != self.manifest.replicas:
+            self._save(dataclasses.replace(self.manifest, replicas=kept))
 
     # --- blobs ------------------------------------------------------------------------------------------------------
 
@@ -285,7 +285,7 @@ class Store:
         return dataclasses.replace(
             manifest,
             snapshots=tuple(h for h in manifest.snapshots if h.blob not in missing),
-            custody=tuple(h for h in manifest.custody if h.blob not in missing),
+            replicas=tuple(h for h in manifest.replicas if h.blob not in missing),
         )
 
     def _aside(self, blob: BlobId, why: str) -> None:

@@ -1,4 +1,4 @@
-"""Custody: who keeps what, offers until acked, and never without a copy."""
+"""Replication: who keeps what, offers until acked, and never without a copy."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from p2ptrain.protocol.replication import (
     Replication,
     ReplicationConfig,
     freshness,
-    rank_custodians,
+    rank_holders,
 )
-from p2ptrain.wire.messages import NO_PART, CustodyAck, CustodyOffer, Holding
+from p2ptrain.wire.messages import NO_PART, Holding, ReplicaAck, ReplicaOffer
 
 
 def peer(n: int) -> PeerId:
@@ -38,11 +38,11 @@ def holding(trainer: PeerId = ME, round: int = 1, epoch: int = 1, part: int = 0,
 
 
 def offers(effects) -> list[tuple[PeerId, Holding]]:
-    return [(e.to, e.message.holding) for e in effects if isinstance(e, Send) and isinstance(e.message, CustodyOffer)]
+    return [(e.to, e.message.holding) for e in effects if isinstance(e, Send) and isinstance(e.message, ReplicaOffer)]
 
 
 def acks(effects) -> list[tuple[PeerId, str]]:
-    return [(e.to, e.message.blob) for e in effects if isinstance(e, Send) and isinstance(e.message, CustodyAck)]
+    return [(e.to, e.message.blob) for e in effects if isinstance(e, Send) and isinstance(e.message, ReplicaAck)]
 
 
 def of(kind, effects) -> list:
@@ -54,19 +54,19 @@ def of(kind, effects) -> list:
 
 def test_the_choice_is_even_and_moves_little():
     members = {peer(n): n for n in range(20)}
-    chosen = {n: rank_custodians(n, peer(n), members)[0] for n in range(20)}
+    chosen = {n: rank_holders(n, peer(n), members)[0] for n in range(20)}
     assert all(chosen[n] != peer(n) for n in range(20))
     assert max(Counter(chosen.values()).values()) <= 6
     gone = peer(7)
     less = {p: n for p, n in members.items() if p != gone}
     for n in range(20):
         if chosen[n] != gone and n != 7:
-            assert rank_custodians(n, peer(n), less)[0] == chosen[n]
+            assert rank_holders(n, peer(n), less)[0] == chosen[n]
 
 
 def test_peers_of_another_part_come_first():
     members = {peer(n): 0 if n < 10 else 1 for n in range(12)}
-    ranked = rank_custodians(0, ME, members)
+    ranked = rank_holders(0, ME, members)
     assert set(ranked[:2]) == {peer(10), peer(11)}
     assert len(ranked) == 11
 
@@ -75,156 +75,158 @@ def test_peers_of_another_part_come_first():
 
 
 def owner(num_members: int = 3, **config) -> Replication:
-    custody = Replication(ME, ReplicationConfig(**config))
-    custody.members_changed({peer(n): n for n in range(num_members + 1)}, 0.0)
-    return custody
+    replication = Replication(ME, ReplicationConfig(**config))
+    replication.members_changed({peer(n): n for n in range(num_members + 1)}, 0.0)
+    return replication
 
 
 def test_offers_with_backoff_until_acked():
-    custody = owner()
-    assert custody.next_deadline() == NEVER
-    ((to, offered),) = offers(custody.snapshot(holding(), 0.0))
+    replication = owner()
+    assert replication.next_deadline() == NEVER
+    ((to, offered),) = offers(replication.snapshot(holding(), 0.0))
     assert offered == holding()
-    assert custody.pinned() == {holding().blob}
+    assert replication.pinned() == {holding().blob}
     times = []
     for _ in range(3):
-        now = custody.next_deadline()
+        now = replication.next_deadline()
         times.append(now)
-        assert custody.tick(now - 0.01) == []
-        assert offers(custody.tick(now)) == [(to, holding())]
+        assert replication.tick(now - 0.01) == []
+        assert offers(replication.tick(now)) == [(to, holding())]
     assert times == [5.0, 15.0, 35.0]
-    assert of(Note, custody.received(to, CustodyAck(holding().blob), 36.0))
-    assert custody.next_deadline() == NEVER
-    assert custody.pinned() == frozenset()
-    assert custody.custodians() == {to: holding()}
-    assert custody.received(to, CustodyAck(holding().blob), 37.0) == []
+    assert of(Note, replication.received(to, ReplicaAck(holding().blob), 36.0))
+    assert replication.next_deadline() == NEVER
+    assert replication.pinned() == frozenset()
+    assert replication.holders() == {to: holding()}
+    assert replication.received(to, ReplicaAck(holding().blob), 37.0) == []
 
 
 def test_only_the_newest_is_offered_and_what_may_be_under_way_stays_pinned():
-    custody = owner()
-    ((to, _),) = offers(custody.snapshot(holding(round=1), 0.0))
+    replication = owner()
+    ((to, _),) = offers(replication.snapshot(holding(round=1), 0.0))
     for n in range(2, 9):
-        assert offers(custody.snapshot(holding(round=n), float(n) / 10)) == [(to, holding(round=n))]
-    assert holding(round=1).blob in custody.pinned()
-    assert holding(round=8).blob in custody.pinned()
-    assert len(custody.pinned()) <= 3
-    assert offers(custody.tick(custody.next_deadline())) == [(to, holding(round=8))]
-    custody.received(to, CustodyAck(holding(round=1).blob), 6.0)
-    assert custody.custodians() == {to: holding(round=1)}
-    assert custody.next_deadline() < NEVER, "the newest is not acked yet"
-    custody.received(to, CustodyAck(holding(round=8).blob), 7.0)
-    assert custody.pinned() == frozenset()
+        assert offers(replication.snapshot(holding(round=n), float(n) / 10)) == [(to, holding(round=n))]
+    assert holding(round=1).blob in replication.pinned()
+    assert holding(round=8).blob in replication.pinned()
+    assert len(replication.pinned()) <= 3
+    assert offers(replication.tick(replication.next_deadline())) == [(to, holding(round=8))]
+    replication.received(to, ReplicaAck(holding(round=1).blob), 6.0)
+    assert replication.holders() == {to: holding(round=1)}
+    assert replication.next_deadline() < NEVER, "the newest is not acked yet"
+    replication.received(to, ReplicaAck(holding(round=8).blob), 7.0)
+    assert replication.pinned() == frozenset()
 
 
-def test_a_dead_custodian_is_replaced():
-    custody = owner(num_custodians=2)
-    first = [to for to, _ in offers(custody.snapshot(holding(), 0.0))]
+def test_a_dead_holder_is_replaced():
+    replication = owner(num_holders=2)
+    first = [to for to, _ in offers(replication.snapshot(holding(), 0.0))]
     assert len(set(first)) == 2
     for to in first:
-        custody.received(to, CustodyAck(holding().blob), 1.0)
+        replication.received(to, ReplicaAck(holding().blob), 1.0)
     alive = {peer(n): n for n in range(4) if peer(n) != first[0]}
-    ((to, offered),) = offers(custody.members_changed(alive, 2.0))
+    ((to, offered),) = offers(replication.members_changed(alive, 2.0))
     assert to not in first
     assert offered == holding()
-    assert set(custody.custodians()) == {first[1], to}
-    assert offers(custody.members_changed(alive, 3.0)) == []
+    assert set(replication.holders()) == {first[1], to}
+    assert offers(replication.members_changed(alive, 3.0)) == []
 
 
-def test_an_unwilling_custodian_is_passed_over_for_a_while():
-    custody = owner(max_offers=3, unwilling_s=500.0)
-    ((first, _),) = offers(custody.snapshot(holding(), 0.0))
+def test_an_unwilling_holder_is_passed_over_for_a_while():
+    replication = owner(max_offers=3, unwilling_s=500.0)
+    ((first, _),) = offers(replication.snapshot(holding(), 0.0))
     seen = [first]
     now = 0.0
     while seen[-1] == first:
-        now = custody.next_deadline()
+        now = replication.next_deadline()
         assert now < 200
-        seen += [to for to, _ in offers(custody.tick(now))]
+        seen += [to for to, _ in offers(replication.tick(now))]
     assert seen.count(first) == 3
-    custody.received(seen[-1], CustodyAck(holding().blob), now)
-    back = custody.next_deadline()
-    assert offers(custody.tick(back)) == [(first, holding())], "later it gets another chance"
+    replication.received(seen[-1], ReplicaAck(holding().blob), now)
+    back = replication.next_deadline()
+    assert offers(replication.tick(back)) == [(first, holding())], "later it gets another chance"
 
 
 def test_alone_or_with_nobody_willing_nothing_breaks():
-    custody = Replication(ME)
-    assert custody.snapshot(holding(), 0.0) == []
-    assert custody.holdings() == (holding(),)
-    assert custody.members_changed({ME: 0}, 1.0) == []
-    assert custody.next_deadline() == NEVER
-    assert offers(custody.members_changed({ME: 0, peer(1): 1}, 2.0))
+    replication = Replication(ME)
+    assert replication.snapshot(holding(), 0.0) == []
+    assert replication.holdings() == (holding(),)
+    assert replication.members_changed({ME: 0}, 1.0) == []
+    assert replication.next_deadline() == NEVER
+    assert offers(replication.members_changed({ME: 0, peer(1): 1}, 2.0))
     num_offers = 0
     for _ in range(50):
-        num_offers += len(offers(custody.tick(custody.next_deadline())))
+        num_offers += len(offers(replication.tick(replication.next_deadline())))
     assert num_offers >= 40, "the only one is asked on and on"
-    assert custody.received(peer(9), CustodyAck(holding().blob), 1.0) == []
+    assert replication.received(peer(9), ReplicaAck(holding().blob), 1.0) == []
 
 
-# --- custodian ---
+# --- holder ---
 
 
 def test_what_a_kill_left_behind_is_discarded_at_the_next_start():
     one, two = holding(peer(1), 1), holding(peer(1), 2)
-    custody = Replication(ME, kept=[two, one, holding(peer(2))])
-    assert custody.members_changed({}, 0.0) == [DiscardSnapshot(one)]
-    assert custody.members_changed({}, 0.0) == []
-    assert set(custody.kept()) == {two, holding(peer(2))}
+    replication = Replication(ME, kept=[two, one, holding(peer(2))])
+    assert replication.members_changed({}, 0.0) == [DiscardSnapshot(one)]
+    assert replication.members_changed({}, 0.0) == []
+    assert set(replication.kept()) == {two, holding(peer(2))}
 
 
 def test_keeps_acks_and_discards_the_older_only_then():
-    custody = Replication(ME)
+    replication = Replication(ME)
     one, two = holding(peer(1), 1), holding(peer(1), 2)
-    assert custody.received(peer(1), CustodyOffer(one), 0.0) == [FetchSnapshot(one, peer(1))]
-    assert custody.received(peer(1), CustodyOffer(one), 1.0) == [], "on its way already"
-    assert custody.holdings() == ()
-    assert custody.stored(one, 2.0) == [Send(peer(1), CustodyAck(one.blob))]
-    assert custody.holdings() == (one,)
-    assert custody.received(peer(1), CustodyOffer(one), 3.0) == [Send(peer(1), CustodyAck(one.blob))]
-    assert custody.received(peer(1), CustodyOffer(two), 4.0) == [FetchSnapshot(two, peer(1))]
-    assert custody.holdings() == (one,)
-    assert custody.stored(two, 5.0) == [DiscardSnapshot(one), Send(peer(1), CustodyAck(two.blob))]
-    assert custody.holdings() == (two,)
-    (note,) = custody.received(peer(1), CustodyOffer(one), 6.0)
-    assert note.kind == "custody-refused"
+    assert replication.received(peer(1), ReplicaOffer(one), 0.0) == [FetchSnapshot(one, peer(1))]
+    assert replication.received(peer(1), ReplicaOffer(one), 1.0) == [], "on its way already"
+    assert replication.holdings() == ()
+    assert replication.stored(one, 2.0) == [Send(peer(1), ReplicaAck(one.blob))]
+    assert replication.holdings() == (one,)
+    assert replication.received(peer(1), ReplicaOffer(one), 3.0) == [Send(peer(1), ReplicaAck(one.blob))]
+    assert replication.received(peer(1), ReplicaOffer(two), 4.0) == [FetchSnapshot(two, peer(1))]
+    assert replication.holdings() == (one,)
+    assert replication.stored(two, 5.0) == [DiscardSnapshot(one), Send(peer(1), ReplicaAck(two.blob))]
+    assert replication.holdings() == (two,)
+    (note,) = replication.received(peer(1), ReplicaOffer(one), 6.0)
+    assert note.kind == "replica-refused"
 
 
 def test_a_newer_offer_waits_for_the_fetch_under_way():
-    custody = Replication(ME)
-    custody.received(peer(1), CustodyOffer(holding(peer(1), 1)), 0.0)
+    replication = Replication(ME)
+    replication.received(peer(1), ReplicaOffer(holding(peer(1), 1)), 0.0)
     for n in (2, 4, 3):
-        assert custody.received(peer(1), CustodyOffer(holding(peer(1), n)), 1.0) == []
-    assert of(FetchSnapshot, custody.stored(holding(peer(1), 1), 2.0)) == [FetchSnapshot(holding(peer(1), 4), peer(1))]
-    assert custody.fetch_failed(holding(peer(1), 1), 3.0) == []
-    assert custody.fetch_failed(holding(peer(1), 4), 3.0) == []
-    assert custody.holdings() == (holding(peer(1), 1),)
-    assert custody.received(peer(1), CustodyOffer(holding(peer(1), 4)), 4.0) == [
+        assert replication.received(peer(1), ReplicaOffer(holding(peer(1), n)), 1.0) == []
+    assert of(FetchSnapshot, replication.stored(holding(peer(1), 1), 2.0)) == [
+        FetchSnapshot(holding(peer(1), 4), peer(1))
+    ]
+    assert replication.fetch_failed(holding(peer(1), 1), 3.0) == []
+    assert replication.fetch_failed(holding(peer(1), 4), 3.0) == []
+    assert replication.holdings() == (holding(peer(1), 1),)
+    assert replication.received(peer(1), ReplicaOffer(holding(peer(1), 4)), 4.0) == [
         FetchSnapshot(holding(peer(1), 4), peer(1))
     ]
 
 
 def test_speaks_for_somebody_else():
-    custody = Replication(ME)
+    replication = Replication(ME)
     bad = [(peer(2), holding(peer(1))), (ME, holding(ME)), (peer(1), holding(peer(1), num_bytes=0))]
     bad.append((peer(1), dataclasses.replace(holding(peer(1)), part=NO_PART)))
     for sender, offered in bad:
         with pytest.raises(RemoteError):
-            custody.received(sender, CustodyOffer(offered), 0.0)
+            replication.received(sender, ReplicaOffer(offered), 0.0)
 
 
 def test_old_epochs_are_refused_and_their_fetches_cancelled():
-    custody = Replication(ME, kept=[holding(peer(3), epoch=1)])
-    custody.received(peer(1), CustodyOffer(holding(peer(1), epoch=1)), 0.0)
-    custody.received(peer(2), CustodyOffer(holding(peer(2), epoch=1)), 0.0)
-    custody.received(peer(2), CustodyOffer(holding(peer(2), epoch=2)), 0.0)
-    effects = custody.epoch_changed(2, 1.0)
+    replication = Replication(ME, kept=[holding(peer(3), epoch=1)])
+    replication.received(peer(1), ReplicaOffer(holding(peer(1), epoch=1)), 0.0)
+    replication.received(peer(2), ReplicaOffer(holding(peer(2), epoch=1)), 0.0)
+    replication.received(peer(2), ReplicaOffer(holding(peer(2), epoch=2)), 0.0)
+    effects = replication.epoch_changed(2, 1.0)
     assert of(CancelSnapshot, effects) == [
         CancelSnapshot(holding(peer(1), epoch=1)),
         CancelSnapshot(holding(peer(2), epoch=1)),
     ]
     assert of(FetchSnapshot, effects) == [FetchSnapshot(holding(peer(2), epoch=2), peer(2))]
-    assert of(FetchSnapshot, custody.received(peer(1), CustodyOffer(holding(peer(1), 9, epoch=1)), 2.0)) == []
-    assert custody.holdings() == (holding(peer(3), epoch=1),), "what is kept stays"
-    assert custody.forget_before(2) == [DiscardSnapshot(holding(peer(3), epoch=1))]
-    assert custody.holdings() == ()
+    assert of(FetchSnapshot, replication.received(peer(1), ReplicaOffer(holding(peer(1), 9, epoch=1)), 2.0)) == []
+    assert replication.holdings() == (holding(peer(3), epoch=1),), "what is kept stays"
+    assert replication.forget_before(2) == [DiscardSnapshot(holding(peer(3), epoch=1))]
+    assert replication.holdings() == ()
 
 
 @pytest.mark.parametrize(
@@ -232,32 +234,32 @@ def test_old_epochs_are_refused_and_their_fetches_cancelled():
     [{"max_holdings": 2}, {"max_total_bytes": 25}, {"max_snapshot_bytes": 9}, {"max_holdings_per_trainer": 0}],
 )
 def test_bounds(config):
-    custody = Replication(ME, ReplicationConfig(**config))
+    replication = Replication(ME, ReplicationConfig(**config))
     for n in range(1, 6):
-        for effect in of(FetchSnapshot, custody.received(peer(n), CustodyOffer(holding(peer(n))), 0.0)):
-            custody.stored(effect.holding, 0.0)
-    assert len(custody.holdings()) == (2 if "max_holdings" in config or "max_total_bytes" in config else 0)
+        for effect in of(FetchSnapshot, replication.received(peer(n), ReplicaOffer(holding(peer(n))), 0.0)):
+            replication.stored(effect.holding, 0.0)
+    assert len(replication.holdings()) == (2 if "max_holdings" in config or "max_total_bytes" in config else 0)
 
 
 def test_past_epochs_make_room_and_one_trainer_can_not_take_all_of_it():
     config = ReplicationConfig(max_holdings=3, max_holdings_per_trainer=2)
-    custody = Replication(ME, kept=[holding(peer(1), part=p) for p in range(2)] + [holding(peer(2))], config=config)
-    (note,) = custody.received(peer(1), CustodyOffer(holding(peer(1), part=5)), 0.0)
-    assert note.kind == "custody-refused"
-    custody.epoch_changed(2, 0.0)
-    effects = custody.received(peer(1), CustodyOffer(holding(peer(1), part=5, epoch=2)), 0.0)
+    replication = Replication(ME, kept=[holding(peer(1), part=p) for p in range(2)] + [holding(peer(2))], config=config)
+    (note,) = replication.received(peer(1), ReplicaOffer(holding(peer(1), part=5)), 0.0)
+    assert note.kind == "replica-refused"
+    replication.epoch_changed(2, 0.0)
+    effects = replication.received(peer(1), ReplicaOffer(holding(peer(1), part=5, epoch=2)), 0.0)
     assert effects == [
         DiscardSnapshot(holding(peer(1), part=0)),
         FetchSnapshot(holding(peer(1), part=5, epoch=2), peer(1)),
     ]
-    assert holding(peer(2)) in custody.holdings()
+    assert holding(peer(2)) in replication.holdings()
 
 
 def test_the_record_shows_no_more_than_fits():
     config = ReplicationConfig(max_holdings=1000)
-    custody = Replication(ME, kept=[holding(peer(n), round=n) for n in range(1, 400)], config=config)
-    custody.snapshot(holding(round=1), 0.0)
-    shown = custody.holdings()
+    replication = Replication(ME, kept=[holding(peer(n), round=n) for n in range(1, 400)], config=config)
+    replication.snapshot(holding(round=1), 0.0)
+    shown = replication.holdings()
     assert len(shown) == 256
     assert shown[0] == holding(round=1)
     assert shown[1].round == 399
@@ -266,7 +268,7 @@ def test_the_record_shows_no_more_than_fits():
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["offer", "stored", "failed"]), st.integers(1, 3), st.integers(1, 6))))
 def test_what_was_acked_is_never_lost(steps):
-    custody = Replication(ME)
+    replication = Replication(ME)
     under_way: dict[PeerId, Holding] = {}
     disk: set[Holding] = set()
     acked: dict[PeerId, Holding] = {}
@@ -274,21 +276,21 @@ def test_what_was_acked_is_never_lost(steps):
         trainer = peer(n)
         effects = []
         if what == "offer":
-            effects = custody.received(trainer, CustodyOffer(holding(trainer, round)), 0.0)
+            effects = replication.received(trainer, ReplicaOffer(holding(trainer, round)), 0.0)
         elif trainer in under_way and what == "stored":
             done = under_way.pop(trainer)
             disk.add(done)
-            effects = custody.stored(done, 0.0)
+            effects = replication.stored(done, 0.0)
             acked[trainer] = done
         elif trainer in under_way:
-            effects = custody.fetch_failed(under_way.pop(trainer), 0.0)
+            effects = replication.fetch_failed(under_way.pop(trainer), 0.0)
         for effect in effects:
             if isinstance(effect, FetchSnapshot):
                 assert effect.source not in under_way, "one fetch at a time for each"
                 under_way[effect.source] = effect.holding
             elif isinstance(effect, DiscardSnapshot):
                 disk.remove(effect.holding)
-        assert set(custody.holdings()) == disk
+        assert set(replication.holdings()) == disk
         for trainer, safe in acked.items():
             assert any(h.trainer == trainer and freshness(h) >= freshness(safe) for h in disk)
 
@@ -297,32 +299,32 @@ def test_what_was_acked_is_never_lost(steps):
 
 
 def test_older_ones_stay_as_long_as_they_are_needed():
-    custody = Replication(ME, ReplicationConfig(past_epochs=True))
+    replication = Replication(ME, ReplicationConfig(past_epochs=True))
     needed = {holding(peer(1), 1).blob}
-    custody.surplus = lambda older: [h for h in older if h.blob not in needed]
+    replication.surplus = lambda older: [h for h in older if h.blob not in needed]
     for n in (1, 2, 3):
         each = holding(peer(1), n)
-        assert of(FetchSnapshot, custody.received(peer(1), CustodyOffer(each), 0.0))
-        custody.stored(each, 0.0)
-    assert [h.round for h in custody.kept()] == [3, 1] and {h.round for h in custody.holdings()} == {3, 1}
-    assert acks(custody.received(peer(1), CustodyOffer(holding(peer(1), 1)), 0.0)), "it is here"
+        assert of(FetchSnapshot, replication.received(peer(1), ReplicaOffer(each), 0.0))
+        replication.stored(each, 0.0)
+    assert [h.round for h in replication.kept()] == [3, 1] and {h.round for h in replication.holdings()} == {3, 1}
+    assert acks(replication.received(peer(1), ReplicaOffer(holding(peer(1), 1)), 0.0)), "it is here"
     needed.clear()
-    assert of(DiscardSnapshot, custody.members_changed({}, 1.0)) == [DiscardSnapshot(holding(peer(1), 1))]
-    assert [h.round for h in custody.kept()] == [3]
+    assert of(DiscardSnapshot, replication.members_changed({}, 1.0)) == [DiscardSnapshot(holding(peer(1), 1))]
+    assert [h.round for h in replication.kept()] == [3]
 
 
 def test_after_a_restart_nothing_is_let_go_before_it_is_known_what_is_needed():
     kept = [holding(peer(1), n) for n in (1, 2, 3)]
-    custody = Replication(ME, ReplicationConfig(past_epochs=True), kept)
-    custody.surplus = lambda older: []
-    assert not of(DiscardSnapshot, custody.members_changed({}, 0.0)) and set(custody.kept()) == set(kept)
+    replication = Replication(ME, ReplicationConfig(past_epochs=True), kept)
+    replication.surplus = lambda older: []
+    assert not of(DiscardSnapshot, replication.members_changed({}, 0.0)) and set(replication.kept()) == set(kept)
 
 
 @pytest.mark.parametrize("past_epochs", [False, True])
 def test_snapshots_of_past_epochs_are_taken_where_they_are_of_use(past_epochs):
-    custody = Replication(ME, ReplicationConfig(past_epochs=past_epochs))
+    replication = Replication(ME, ReplicationConfig(past_epochs=past_epochs))
     fetching = holding(peer(1), 1, epoch=1)
-    custody.received(peer(1), CustodyOffer(fetching), 0.0)
-    assert bool(of(CancelSnapshot, custody.epoch_changed(2, 1.0))) == (not past_epochs)
-    offered = custody.received(peer(2), CustodyOffer(holding(peer(2), 1, epoch=1)), 2.0)
+    replication.received(peer(1), ReplicaOffer(fetching), 0.0)
+    assert bool(of(CancelSnapshot, replication.epoch_changed(2, 1.0))) == (not past_epochs)
+    offered = replication.received(peer(2), ReplicaOffer(holding(peer(2), 1, epoch=1)), 2.0)
     assert bool(of(FetchSnapshot, offered)) == past_epochs

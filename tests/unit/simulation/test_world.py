@@ -104,7 +104,7 @@ def test_a_disk_keeps_what_its_manifest_names_and_nothing_else() -> None:
     disk.restarted()
     assert kept in disk and left not in disk
     with pytest.raises(LocalError, match="not here"):
-        disk.save(frozenset(), custody=(Holding(0, holding.trainer, 1, 1, 1, 1, left, 4),))
+        disk.save(frozenset(), replicas=(Holding(0, holding.trainer, 1, 1, 1, 1, left, 4),))
 
 
 def test_a_disk_takes_a_blob_only_whole_and_sound() -> None:

@@ -143,7 +143,7 @@ def test_sentences(kind: str, fields: dict[str, str | int], expected: str) -> No
 def test_a_sentence_survives_missing_particulars() -> None:
     for kind in (*messages_for_people._SENTENCES, "unheard-of"):
         messages_for_people.tell(Line(0.0, kind, {}))
-    assert messages_for_people.tell(Line(0.0, "custody-acked", {})) is None
+    assert messages_for_people.tell(Line(0.0, "replica-acked", {})) is None
 
 
 REPORT = (PartReport(0, ("cat", "dog"), 0.6, ("kitchen",), 4, 10, 120, 7680, 1_000_000),)

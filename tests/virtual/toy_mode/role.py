@@ -52,9 +52,9 @@ class ToyRole:
         self.plan_hash = ""
         self.part = NO_PART
         self.rules = ToyRules(given.group.own_id, given.job)
-        config = ReplicationConfig(num_custodians=given.job.group.custodians, past_epochs=True)
-        custody = Replication(given.group.own_id, config, given.resume.kept)
-        self.replicas = Replicas(given.group, given.downloads, custody, given.resume.own, self._is_awaited)
+        config = ReplicationConfig(num_holders=given.job.group.replicas, past_epochs=True)
+        replication = Replication(given.group.own_id, config, given.resume.kept)
+        self.replicas = Replicas(given.group, given.downloads, replication, given.resume.own, self._is_awaited)
         self.handlers = self.replicas.handlers
         self.messages = self.replicas.messages
         self.next_deadline = self.replicas.next_deadline

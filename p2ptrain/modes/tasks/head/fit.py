@@ -15,7 +15,7 @@ from p2ptrain.core.effects import (
     Effects,
     EndingOver,
     Handler,
-    KeepCustody,
+    KeepReplica,
     KeepResult,
     MessageHandler,
     ReadResult,
@@ -251,11 +251,11 @@ class HeadFit:
             return []
         self._others_head, self._next_head_at = holding, now + HEAD_RETRY_S
         if self._downloads.is_local(holding.blob):
-            return [KeepCustody(holding)]
+            return [KeepReplica(holding)]
         return self._downloads.fetch(holding.blob, holding.num_bytes, self._group.holders(holding.blob), now)
 
     def others_kept(self, holding: m.Holding, saved: bool, now: float) -> Effects:
-        """The node's answer to ``KeepCustody`` of a head: what that says comes with ``kept``."""
+        """The node's answer to ``KeepReplica`` of a head: what that says comes with ``kept``."""
         self._others_head = None
         return [ReadResult(holding)] if saved else []
 
@@ -300,7 +300,7 @@ class HeadFit:
 
     def blob_arrived(self, blob: BlobId, now: float) -> Effects:
         if self._others_head is not None and self._others_head.blob == blob:
-            return [KeepCustody(self._others_head)]
+            return [KeepReplica(self._others_head)]
         return self._next_part(now) if self._fetching is not None and self._fetching.blob == blob else []
 
     def blob_lost(self, blob: BlobId, now: float) -> Effects:

@@ -7,7 +7,7 @@ changes nothing more. In order:
 2. other free peers go back to their old part, or to one whose classes they wish for or have, or to the part with the
    least speed for its load;
 3. parts still without a trainer get one from a part that has several. Nobody trains two parts: what remains waits, and
-   its snapshot stays in custody.
+   its snapshot stays with its holders.
 
 Who trains a part by itself has enough samples of all its classes (else it would unlearn the others); who has some of
 them helps a trainer that has all.

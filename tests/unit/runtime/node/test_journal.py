@@ -106,9 +106,9 @@ def test_values_that_json_has_not(path):
 
 def test_render():
     line = Line(
-        0.0, "custody-acked", {"peer": "ab", "loss": 0.123456, "n": 5, "why": "no room", "ok": False, "e": None}
+        0.0, "replica-acked", {"peer": "ab", "loss": 0.123456, "n": 5, "why": "no room", "ok": False, "e": None}
     )
-    assert render(line)[8:] == '  custody-acked       peer=ab  loss=0.1235  n=5  why="no room"  ok=no  e=-'
+    assert render(line)[8:] == '  replica-acked       peer=ab  loss=0.1235  n=5  why="no room"  ok=no  e=-'
     assert render(Line(0.0, "x", {"blob": "0" * 64}))[10:].split() == ["x", "blob=" + "0" * 12]
 
 

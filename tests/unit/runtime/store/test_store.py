@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import signal
@@ -126,7 +127,7 @@ def test_everything_is_there_after_a_restart(tmp_path):
         store.put(data)
         store.add_snapshot(holding(data, i))
     receive(store, b"theirs")
-    store.add_custody(holding(b"theirs", trainer=OTHER))
+    store.add_replica(holding(b"theirs", trainer=OTHER))
     store.close()
     again = Store(tmp_path)
     assert again.manifest == store.manifest
@@ -136,7 +137,7 @@ def test_everything_is_there_after_a_restart(tmp_path):
     assert (newest.round, bytes(data[:])) == (2, b"three")
     assert files(again) == {blob_id(b"two"), blob_id(b"three"), blob_id(b"theirs")}
     assert again.take_notes() == []
-    again.remove_custody(holding(b"theirs", trainer=OTHER))
+    again.remove_replica(holding(b"theirs", trainer=OTHER))
     assert blob_id(b"theirs") not in again.blobs
 
 
@@ -145,10 +146,10 @@ def test_only_what_nobody_needs_is_deleted(tmp_path):
     fresh, shared, used = store.put(b"fresh"), store.put(b"shared"), store.put(b"used")
     store.begin(blob_id(b"coming"), 6)
     store.add_snapshot(holding(b"shared"))
-    store.add_custody(holding(b"shared", trainer=OTHER))
+    store.add_replica(holding(b"shared", trainer=OTHER))
     store.release(used)
     store.protect("harvest", [used])
-    store.remove_custody(holding(b"shared", trainer=OTHER))
+    store.remove_replica(holding(b"shared", trainer=OTHER))
     assert store.collect() == 0
     assert files(store) == {fresh, shared, used, blob_id(b"coming") + ".part"}
     mapped = store.blobs.map(used)
@@ -165,7 +166,7 @@ def test_the_manifest_never_names_what_is_not_there(tmp_path):
         store.add_snapshot(holding(b"nowhere"))
     store.blobs.put_ephemeral(b"passing")
     with pytest.raises(LocalError):
-        store.add_custody(holding(b"passing"))
+        store.add_replica(holding(b"passing"))
 
 
 def test_lineage_is_bounded(tmp_path):
@@ -174,6 +175,22 @@ def test_lineage_is_bounded(tmp_path):
         store.set_plan("p", i, lineage=f"{i}" * 300)
     assert len(store.manifest.lineage) == 64
     assert Store(tmp_path).manifest == store.manifest
+
+
+def test_what_older_software_wrote_is_read(tmp_path):
+    store = Store(tmp_path)
+    receive(store, b"theirs")
+    store.add_replica(holding(b"theirs", trainer=OTHER))
+    store.close()
+    path = tmp_path / "manifest.json"
+    written = json.loads(path.read_bytes())
+    written["custody"] = written.pop("replicas")
+    path.write_text(json.dumps(written))
+    again = Store(tmp_path)
+    assert again.manifest == store.manifest and again.take_notes() == []
+    again.set_plan("plan", 1)
+    again.close()
+    assert "replicas" in json.loads(path.read_bytes()), "it is written as it is called now"
 
 
 # --- damage ---
@@ -267,10 +284,10 @@ def some_rounds(store: Store, num_rounds: int = 3) -> None:
         store.add_snapshot(holding(data, i))
         theirs = f"theirs {i}".encode()
         receive(store, theirs)
-        kept = store.manifest.custody
-        store.add_custody(holding(theirs, i, OTHER))
+        kept = store.manifest.replicas
+        store.add_replica(holding(theirs, i, OTHER))
         for old in kept:
-            store.remove_custody(old)
+            store.remove_replica(old)
         store.set_plan(f"plan {i}", i, lineage=str(i))
 
 

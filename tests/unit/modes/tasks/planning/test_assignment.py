@@ -425,7 +425,7 @@ def test_nothing_changes_when_nobody_comes_or_goes() -> None:
     assert next_plan(job(), plan, slower, name(0)) is None
 
 
-def test_a_lone_trainer_that_dies_leaves_its_part_to_custody() -> None:
+def test_a_lone_trainer_that_dies_leaves_its_part_to_its_replica() -> None:
     plan = first_plan(job(), even(3), name(0))
     after = next_plan(job(), plan, even(3)[:2], name(0))
     assert after is not None
