@@ -135,7 +135,7 @@ class KeepPlan:
 class KeepSnapshot:
     """Enter this own snapshot, whose blob is in the store, into the manifest; then ``snapshot_kept``."""
 
-    holding: m.Holding
+    holding: m.SnapshotRef
     drop: tuple[BlobId, ...] = ()
     """Own snapshots that it takes the place of."""
 
@@ -144,7 +144,7 @@ class KeepSnapshot:
 class KeepReplica:
     """Enter this snapshot of another peer into the manifest (false: take it out); then ``replica_kept``."""
 
-    holding: m.Holding
+    holding: m.SnapshotRef
     keep: bool = True
 
 
@@ -152,7 +152,7 @@ class KeepReplica:
 class KeepResult:
     """Save what the group made when all were trained, a blob of its own; then ``result_kept``."""
 
-    holding: m.Holding
+    holding: m.SnapshotRef
     data: bytes
 
 
@@ -160,7 +160,7 @@ class KeepResult:
 class ReadResult:
     """Read such a result, which is in the store; then ``result_kept``."""
 
-    holding: m.Holding
+    holding: m.SnapshotRef
 
 
 # --- within a peer ----------------------------------------------------------------------------------------------------

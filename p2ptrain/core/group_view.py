@@ -13,7 +13,7 @@ from p2ptrain.core.effects import Effects
 from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.protocol.group.membership import Membership
 from p2ptrain.protocol.group.records import RecordBook
-from p2ptrain.wire.messages import Holding, Record
+from p2ptrain.wire.messages import Record, SnapshotRef
 
 MAX_HOLDINGS = 256
 """So many holdings fit into a record."""
@@ -25,7 +25,7 @@ class GroupView:
     def __init__(self, own_id: PeerId, membership: Membership, records: RecordBook) -> None:
         self.own_id = own_id
         self.job = JobId("")
-        self.holdings: Callable[[], Sequence[Holding]] = tuple
+        self.holdings: Callable[[], Sequence[SnapshotRef]] = tuple
         """What this peer has, by its role."""
         self._membership = membership
         self._records = records

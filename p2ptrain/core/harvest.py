@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Protocol
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
-from p2ptrain.wire.messages import Holding, Record
+from p2ptrain.wire.messages import Record, SnapshotRef
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Fetch = Callable[[Holding, str], Awaitable[bytes | None]]
+Fetch = Callable[[SnapshotRef, str], Awaitable[bytes | None]]
 """A holding's bytes, if anybody can deliver them; the text says what it is, to people."""
 
 
@@ -25,7 +25,7 @@ Fetch = Callable[[Holding, str], Awaitable[bytes | None]]
 class Snapshot:
     """A copy of a part, or of what the group made when all were trained."""
 
-    holding: Holding
+    holding: SnapshotRef
     data: bytes = field(repr=False)
 
 
@@ -99,7 +99,7 @@ class Harvester(Protocol):
     """A mode's way of making one model of what was trained."""
 
     async def fetch(
-        self, plan: Plan, holdings: Sequence[Holding], fetch: Fetch
+        self, plan: Plan, holdings: Sequence[SnapshotRef], fetch: Fetch
     ) -> tuple[Snapshot | None, dict[int, list[Snapshot]]]:
         """The freshest copies that can be had: of what the group made in the end, and of the parts."""
         ...

@@ -21,7 +21,7 @@ from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.worker import Setup, Worker
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.consensus.rules import Rules
-from p2ptrain.wire.messages import Holding, Message, Record
+from p2ptrain.wire.messages import Message, Record, SnapshotRef
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +44,7 @@ class Given:
 class Ending(Protocol):
     """What a group of this mode does when all are trained, before it is done."""
 
-    def holdings(self) -> Sequence[Holding]:
+    def holdings(self) -> Sequence[SnapshotRef]:
         """What came of it, for the own record."""
         ...
 
@@ -70,11 +70,11 @@ class Ending(Protocol):
 
     def members_changed(self, now: float) -> Effects: ...
 
-    def kept(self, holding: Holding, data: bytes | None, now: float) -> Effects:
+    def kept(self, holding: SnapshotRef, data: bytes | None, now: float) -> Effects:
         """The node's answer to ``KeepResult`` and ``ReadResult``."""
         ...
 
-    def others_kept(self, holding: Holding, saved: bool, now: float) -> Effects:
+    def others_kept(self, holding: SnapshotRef, saved: bool, now: float) -> Effects:
         """The node's answer to ``KeepReplica`` of a result that others made."""
         ...
 
@@ -148,7 +148,7 @@ class Role(Protocol):
         """A copy of what this peer is to train is being fetched or tried."""
         ...
 
-    def holdings(self) -> Sequence[Holding]:
+    def holdings(self) -> Sequence[SnapshotRef]:
         """For the own record."""
         ...
 

@@ -50,9 +50,9 @@ class Resume:
     """What the store kept from an earlier start."""
 
     plan: Plan | None = None
-    own: tuple[m.Holding, ...] = ()
-    kept: tuple[m.Holding, ...] = ()
-    result: m.Holding | None = None
+    own: tuple[m.SnapshotRef, ...] = ()
+    kept: tuple[m.SnapshotRef, ...] = ()
+    result: m.SnapshotRef | None = None
     """What the group made when all were trained."""
     has_blob: Callable[[BlobId], bool] = lambda blob: False
     """Whether the store has a whole blob, now."""

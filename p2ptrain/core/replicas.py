@@ -13,13 +13,13 @@ from p2ptrain.core.effects import Effects, Handler, KeepReplica, KeepSnapshot, M
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.replication import CancelSnapshot, DiscardSnapshot, FetchSnapshot, Replication
-from p2ptrain.wire.messages import Holding, Message, ReplicaAck, ReplicaOffer
+from p2ptrain.wire.messages import Message, ReplicaAck, ReplicaOffer, SnapshotRef
 
 NUM_OWN_SNAPSHOTS = 4
 """At most. Two do, unless snapshots are of use only together with others' of the same step."""
 
 
-def all_but_the_newest(older: Sequence[Holding]) -> list[Holding]:
+def all_but_the_newest(older: Sequence[SnapshotRef]) -> list[SnapshotRef]:
     """Of the own snapshots beside a newer one: one is enough, should that one turn out to be damaged."""
     return list(older[:-1])
 
@@ -33,9 +33,9 @@ class Replicas:
         group: GroupView,
         downloads: Downloads,
         replication: Replication,
-        own: Sequence[Holding],
+        own: Sequence[SnapshotRef],
         is_awaited: Callable[[BlobId], bool],
-        surplus: Callable[[Sequence[Holding]], list[Holding]] = all_but_the_newest,
+        surplus: Callable[[Sequence[SnapshotRef]], list[SnapshotRef]] = all_but_the_newest,
     ) -> None:
         self.replication = replication
         self._group = group
@@ -43,7 +43,7 @@ class Replicas:
         self._own = list(own)
         self._is_awaited = is_awaited
         self._surplus = surplus
-        self._fetches: dict[BlobId, Holding] = {}
+        self._fetches: dict[BlobId, SnapshotRef] = {}
         self.handlers: Mapping[type, Handler] = {
             FetchSnapshot: self._fetch,
             DiscardSnapshot: lambda e, now: [KeepReplica(e.holding, keep=False), *self._group.say_holdings(now)],
@@ -54,15 +54,15 @@ class Replicas:
         )
 
     @property
-    def own(self) -> Sequence[Holding]:
+    def own(self) -> Sequence[SnapshotRef]:
         """Own snapshots, the newest last."""
         return self._own
 
-    def newest_own(self) -> Holding | None:
+    def newest_own(self) -> SnapshotRef | None:
         """The own snapshot that was saved last."""
         return self._own[-1] if self._own else None
 
-    def kept(self) -> tuple[Holding, ...]:
+    def kept(self) -> tuple[SnapshotRef, ...]:
         """Everything that is here: others' snapshots, then the own ones."""
         return (*self.replication.kept(), *self._own)
 
@@ -72,7 +72,7 @@ class Replicas:
 
     # --- own snapshots ---
 
-    def keep_snapshot(self, holding: Holding) -> Effects:
+    def keep_snapshot(self, holding: SnapshotRef) -> Effects:
         """Save an own snapshot, whose blob is in the store."""
         older = [h for h in self._own if h.blob != holding.blob]
         return [KeepSnapshot(holding, tuple(h.blob for h in self._surplus(older)))]
@@ -84,7 +84,7 @@ class Replicas:
         self._own = [h for h in self._own if h.blob not in effect.drop]
         return self.offer(effect.holding, now)
 
-    def offer(self, holding: Holding, now: float) -> Effects:
+    def offer(self, holding: SnapshotRef, now: float) -> Effects:
         """Others may have an own snapshot, as this holding."""
         self._own = [*[h for h in self._own if h.blob != holding.blob], holding][-NUM_OWN_SNAPSHOTS:]
         return [*self.replication.snapshot(holding, now), *self._group.say_holdings(now)]
@@ -101,7 +101,7 @@ class Replicas:
         self._fetches[holding.blob] = holding
         return self._downloads.fetch(holding.blob, holding.num_bytes, [effect.source], now)
 
-    def replica_kept(self, holding: Holding, saved: bool, now: float) -> Effects:
+    def replica_kept(self, holding: SnapshotRef, saved: bool, now: float) -> Effects:
         """The node's answer to ``KeepReplica``."""
         done = self.replication.stored(holding, now) if saved else self.replication.fetch_failed(holding, now)
         return [*done, *self._group.say_holdings(now)]

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.wire.messages import NO_PART, Holding, ReplicaAck, ReplicaOffer
+from p2ptrain.wire.messages import NO_PART, ReplicaAck, ReplicaOffer, SnapshotRef
 
 _MAX_RECORD_HOLDINGS = 256
 _MAX_REMEMBERED_OFFERS = 3
@@ -53,7 +53,7 @@ class ReplicationConfig:
 class FetchSnapshot:
     """Get this snapshot, check it and save it, then call ``stored`` or ``fetch_failed``."""
 
-    holding: Holding
+    holding: SnapshotRef
     source: PeerId
 
 
@@ -61,21 +61,21 @@ class FetchSnapshot:
 class DiscardSnapshot:
     """Not kept for its owner any more: a newer one is safe, or it is of no use."""
 
-    holding: Holding
+    holding: SnapshotRef
 
 
 @dataclass(frozen=True, slots=True)
 class CancelSnapshot:
     """Its fetch has lost its point."""
 
-    holding: Holding
+    holding: SnapshotRef
 
 
 Effect = Send | Note | FetchSnapshot | DiscardSnapshot | CancelSnapshot
 _Key = tuple[int, PeerId]
 
 
-def freshness(holding: Holding) -> tuple[int, int, int]:
+def freshness(holding: SnapshotRef) -> tuple[int, int, int]:
     """What makes a snapshot newer than another of the same part and trainer."""
     return holding.epoch, holding.round, holding.step
 
@@ -93,8 +93,8 @@ def rank_holders(part: int, trainer: PeerId, members: Mapping[PeerId, int]) -> l
 class _Offers:
     """The owner's dealings with one holder."""
 
-    acked: Holding | None = None
-    open: list[Holding] = field(default_factory=list)
+    acked: SnapshotRef | None = None
+    open: list[SnapshotRef] = field(default_factory=list)
     """Offered and not acked, oldest first: the first may be under way, and so may the newest ones."""
     num_unanswered: int = 0
     next_at: float = NEVER
@@ -104,26 +104,28 @@ class _Offers:
 class _Incoming:
     """A snapshot being fetched to be kept, and the newest one offered meanwhile."""
 
-    fetching: Holding
-    next: Holding | None = None
+    fetching: SnapshotRef
+    next: SnapshotRef | None = None
 
 
 class Replication:
     """Both roles of one peer: owner of its snapshot, and holder of others'."""
 
-    def __init__(self, own_id: PeerId, config: ReplicationConfig | None = None, kept: Iterable[Holding] = ()) -> None:
+    def __init__(
+        self, own_id: PeerId, config: ReplicationConfig | None = None, kept: Iterable[SnapshotRef] = ()
+    ) -> None:
         """``kept``: what the store kept for others over a restart."""
         self._own_id = own_id
         self._config = config or ReplicationConfig()
         self._epoch = 0
-        self._own: Holding | None = None
+        self._own: SnapshotRef | None = None
         self._members: dict[PeerId, int] = {}
         self._offers: dict[PeerId, _Offers] = {}
         self._unwilling: dict[PeerId, float] = {}
-        self.surplus: Callable[[Sequence[Holding]], Iterable[Holding]] = lambda older: older
+        self.surplus: Callable[[Sequence[SnapshotRef]], Iterable[SnapshotRef]] = lambda older: older
         """Of these, all older than one of the same part and trainer that is kept, what is not needed any more."""
-        self._kept: dict[_Key, Holding] = {}
-        self._older: dict[_Key, list[Holding]] = {}
+        self._kept: dict[_Key, SnapshotRef] = {}
+        self._older: dict[_Key, list[SnapshotRef]] = {}
         """Kept beside a newer one, the oldest first."""
         for holding in sorted(kept, key=freshness):
             if _key(holding) in self._kept:
@@ -133,13 +135,13 @@ class Replication:
 
     # --- both -------------------------------------------------------------------------------------------------------
 
-    def holdings(self) -> tuple[Holding, ...]:
+    def holdings(self) -> tuple[SnapshotRef, ...]:
         """For the own record: the own newest snapshot, then what is kept for others, the freshest first."""
         kept = sorted(self.kept(), key=lambda h: (freshness(h), h.part, h.trainer), reverse=True)
         own = [self._own] if self._own is not None else []
         return tuple([*own, *kept][:_MAX_RECORD_HOLDINGS])
 
-    def kept(self) -> tuple[Holding, ...]:
+    def kept(self) -> tuple[SnapshotRef, ...]:
         """What is kept for others."""
         return (*self._kept.values(), *(holding for older in self._older.values() for holding in older))
 
@@ -147,7 +149,7 @@ class Replication:
         """Own blobs that a holder may be fetching: not to be deleted yet."""
         return frozenset(holding.blob for offers in self._offers.values() for holding in offers.open)
 
-    def holders(self) -> dict[PeerId, Holding | None]:
+    def holders(self) -> dict[PeerId, SnapshotRef | None]:
         """The peers chosen for the own snapshot, each with the newest one it has acknowledged."""
         return {peer: offers.acked for peer, offers in self._offers.items()}
 
@@ -171,7 +173,7 @@ class Replication:
 
     def _thin_out(self) -> list[Effect]:
         """Let go of older snapshots that are not needed."""
-        discarded: list[Holding] = []
+        discarded: list[SnapshotRef] = []
         for key, older in list(self._older.items()):
             gone = list(self.surplus(older))
             discarded += gone
@@ -188,7 +190,7 @@ class Replication:
 
     # --- owner ------------------------------------------------------------------------------------------------------
 
-    def snapshot(self, holding: Holding, now: float) -> list[Effect]:
+    def snapshot(self, holding: SnapshotRef, now: float) -> list[Effect]:
         """The own newest snapshot, safe in the own store."""
         self._own = holding
         effects = self._choose(now)
@@ -266,7 +268,7 @@ class Replication:
 
     # --- holder -----------------------------------------------------------------------------------------------------
 
-    def stored(self, holding: Holding, now: float) -> list[Effect]:
+    def stored(self, holding: SnapshotRef, now: float) -> list[Effect]:
         """A fetched snapshot is verified and safe on disk, its manifest entry too."""
         key = _key(holding)
         old = self._kept.get(key)
@@ -284,7 +286,7 @@ class Replication:
             effects += self._start_next(key)
         return effects
 
-    def fetch_failed(self, holding: Holding, now: float) -> list[Effect]:
+    def fetch_failed(self, holding: SnapshotRef, now: float) -> list[Effect]:
         """Could not be fetched, checked or saved. The owner will offer again."""
         incoming = self._incoming.get(_key(holding))
         if incoming is None or incoming.fetching != holding:
@@ -299,11 +301,11 @@ class Replication:
     def _let_go(self, key: _Key) -> list[Effect]:
         return [DiscardSnapshot(holding) for holding in (self._kept.pop(key), *self._older.pop(key, ()))]
 
-    def _offered(self, sender: PeerId, holding: Holding) -> list[Effect]:
+    def _offered(self, sender: PeerId, holding: SnapshotRef) -> list[Effect]:
         if holding.trainer != sender or sender == self._own_id:
             raise RemoteError("replica-not-own", f"offered a snapshot of {holding.trainer}")
-        if holding.part == NO_PART or holding.num_bytes < 1:
-            raise RemoteError("replica-empty", f"part {holding.part}, {holding.num_bytes} bytes")
+        if holding.kind != "part" or holding.part == NO_PART or holding.num_bytes < 1:
+            raise RemoteError("replica-empty", f"{holding.kind} {holding.part}, {holding.num_bytes} bytes")
         key = _key(holding)
         kept, incoming = self._kept.get(key), self._incoming.get(key)
         if kept == holding or holding in self._older.get(key, ()):
@@ -320,7 +322,7 @@ class Replication:
             return []
         return self._start(holding)
 
-    def _start(self, holding: Holding) -> list[Effect]:
+    def _start(self, holding: SnapshotRef) -> list[Effect]:
         effects, lacking = self._make_room(holding)
         if lacking:
             return [*effects, _refusal(holding, lacking)]
@@ -332,7 +334,7 @@ class Replication:
         effects: list[Effect] = [CancelSnapshot(incoming.fetching)] if cancel else []
         return effects if incoming.next is None else effects + self._start(incoming.next)
 
-    def _make_room(self, holding: Holding) -> tuple[list[Effect], str]:
+    def _make_room(self, holding: SnapshotRef) -> tuple[list[Effect], str]:
         """Let go of snapshots of past epochs until ``holding`` fits; and what is lacking if it does not."""
         effects: list[Effect] = []
         key = _key(holding)
@@ -346,7 +348,7 @@ class Replication:
             effects += self._let_go(oldest)
         return effects, lacking
 
-    def _lacking(self, holding: Holding) -> str:
+    def _lacking(self, holding: SnapshotRef) -> str:
         key, config = _key(holding), self._config
         keys = ({*self._kept, *self._incoming}) - {key}
         if sum(k[1] == holding.trainer for k in keys) >= config.max_holdings_per_trainer:
@@ -360,9 +362,9 @@ class Replication:
         return ""
 
 
-def _key(holding: Holding) -> _Key:
+def _key(holding: SnapshotRef) -> _Key:
     return holding.part, holding.trainer
 
 
-def _refusal(holding: Holding, why: str) -> Note:
+def _refusal(holding: SnapshotRef, why: str) -> Note:
     return Note("replica-refused", (("peer", holding.trainer), ("part", holding.part), ("why", why)))

@@ -9,7 +9,7 @@ from p2ptrain.errors import NotCoveredError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.runtime.node.observer_node import ObserverNode
-from p2ptrain.wire.messages import HEAD_PART, Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 FETCH_TIMEOUT_S = 300.0
 ATTEMPTS = 3
@@ -29,7 +29,7 @@ async def collect(
         )
     harvester = mode_of(job).harvester
 
-    async def fetch(holding: Holding, what: str) -> bytes | None:
+    async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
         say(f"{what}: {holding.num_bytes / 1e6:.1f} MB, trained by {_name(node, holding.trainer)}")
         return await node.fetch(holding, FETCH_TIMEOUT_S)
 
@@ -37,7 +37,7 @@ async def collect(
         holdings = {h.blob: h for record in observer.alive() for h in record.holdings}.values()
         result, parts = await harvester.fetch(plan, list(holdings), fetch)
         missing = harvester.missing(plan, parts)
-        has_result = any(h.part == HEAD_PART for record in observer.alive() for h in record.holdings)
+        has_result = any(h.kind == "head" for record in observer.alive() for h in record.holdings)
         if (not missing and (result is not None or not has_result)) or attempt == ATTEMPTS - 1:
             break
         await node.look_around(wait_s, need_job=True)

@@ -42,7 +42,7 @@ from p2ptrain.protocol.session.effects import Ban, Dial, HangUp
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.simulation.disk import SimulatedDisk
 from p2ptrain.simulation.world import FrameHost, World
-from p2ptrain.wire.messages import HEAD_PART, Lane, Record
+from p2ptrain.wire.messages import Lane, Record
 
 DISK_S = 0.002
 THOUGHT_S = 0.1
@@ -239,8 +239,8 @@ class Device(FrameHost):
         resume = Resume(
             plan=disk.plan,
             own=disk.own,
-            kept=tuple(h for h in disk.replicas if h.part != HEAD_PART),
-            result=next((h for h in reversed(disk.replicas) if h.part == HEAD_PART), None),
+            kept=tuple(h for h in disk.replicas if h.kind == "part"),
+            result=next((h for h in reversed(disk.replicas) if h.kind == "head"), None),
             has_blob=disk.__contains__,
         )
         self._later(0.0, lambda: self.core.job_opened(job, resume, self._now))

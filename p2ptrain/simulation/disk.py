@@ -8,7 +8,7 @@ from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import BlobId, blob_id
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 MAX_PASSING = 64
 MAX_BLOB_BYTES = 1 << 24
@@ -20,8 +20,8 @@ class SimulatedDisk:
     def __init__(self) -> None:
         self.job: Job | None = None
         self.plan: Plan | None = None
-        self.own: tuple[Holding, ...] = ()
-        self.replicas: tuple[Holding, ...] = ()
+        self.own: tuple[SnapshotRef, ...] = ()
+        self.replicas: tuple[SnapshotRef, ...] = ()
         self.blobs: dict[BlobId, bytes] = {}
         self.fresh: set[BlobId] = set()
         self.pinned: frozenset[BlobId] = frozenset()

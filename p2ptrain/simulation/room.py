@@ -21,7 +21,7 @@ from p2ptrain.simulation.device import CODE, Device, Traits
 from p2ptrain.simulation.names import address
 from p2ptrain.simulation.network import LAN, Conditions
 from p2ptrain.simulation.world import FrameHost, World
-from p2ptrain.wire.messages import HEAD_PART, Holding, Lane
+from p2ptrain.wire.messages import Lane, SnapshotRef
 
 
 class Visitor(FrameHost):
@@ -49,7 +49,7 @@ class Visitor(FrameHost):
     def frames(self, lane: Lane, sender_key: bytes, frames: Sequence[bytes], now: float) -> list[object]:
         return list(self.core.frames_received(lane, sender_key, frames, now))
 
-    def fetch(self, holding: Holding) -> None:
+    def fetch(self, holding: SnapshotRef) -> None:
         self.incoming[holding.blob] = bytearray(holding.num_bytes)
         self._world.perform(self, self.core.fetch(holding, self._world.network.now))
 
@@ -138,4 +138,4 @@ class Room(World):
 
     def covered(self) -> set[int]:
         """Parts of which somebody who is on says, truly, that it has a copy."""
-        return {h.part for d in self.on() for h in d.record.holdings if h.blob in d.disk and h.part != HEAD_PART}
+        return {h.part for d in self.on() for h in d.record.holdings if h.blob in d.disk and h.kind == "part"}

@@ -13,7 +13,7 @@ from p2ptrain.config import Job
 from p2ptrain.core.plan import Part, Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.registry import MODES, mode_of
-from p2ptrain.wire.messages import HEAD_PART, NO_PART, MemberState, Record
+from p2ptrain.wire.messages import NO_PART, MemberState, Record
 from p2ptrain.words import clean, percent, scaled, table
 
 TITLES = ("peer", "device", "does", "round", "step", "loss", "val", "samples/s", "sent", "part")
@@ -195,7 +195,7 @@ def _peer(snapshot: Snapshot, record: Record) -> dict[str, Any]:
         "addresses": list(record.addresses),
         "holdings": [
             {"part": "head", "trainer": h.trainer, "parts": h.span, "step": h.step}
-            if h.part == HEAD_PART
+            if h.kind == "head"
             else {"part": h.part, "trainer": h.trainer, "round": h.round, "step": h.step}
             for h in record.holdings
         ],

@@ -35,8 +35,6 @@ Port = Annotated[int, Bound(1, 65535)]
 MAX_LINKS = 32
 """Of a peer, that it measures itself."""
 NO_PART = -1
-HEAD_PART = 4096
-"""Stands for the calibrated head among a peer's holdings."""
 
 
 # --- handshake ------------------------------------------------------------------------------------------------------
@@ -134,10 +132,11 @@ class Ack:
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
-    """A snapshot that a peer has: of which part, how fresh, and where its bytes are."""
+class SnapshotRef:
+    """Names a snapshot that a peer has: of which part, how fresh, and where its bytes are. Or the fitted head."""
 
-    part: Annotated[int, Bound(0, 4096)]
+    part: Annotated[int, Bound(0, 4095)]
+    """0 for a head, which is of no part: ``kind`` tells it from one of part 0."""
     trainer: PeerName
     epoch: int
     round: int
@@ -146,7 +145,9 @@ class Holding:
     blob: Blob
     num_bytes: int
     span: Annotated[int, Bound(1, 4096)] = 1
-    """So many parts, from ``part`` on: the blocks of a pipeline's stage; 1 in the other modes."""
+    """So many parts, from ``part`` on: the blocks of a pipeline's stage; 1 in the other modes. Of a head: so many parts
+    that it was fitted over."""
+    kind: Literal["part", "head"] = "part"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +187,7 @@ class Record:
     samples_per_s: Annotated[float, Bound(0, 1e12)]
     bytes_sent: int
     waiting_for: Text
-    holdings: Annotated[tuple[Holding, ...], Bound(0, 256)]
+    holdings: Annotated[tuple[SnapshotRef, ...], Bound(0, 256)]
     link_bytes_per_s: Annotated[float, Bound(0, 1e15)] = 0.0
     """What this peer can send and receive; 0 = not known."""
     slowdown: Annotated[float, Bound(0, 1e6)] = 1.0
@@ -353,7 +354,7 @@ class ReplicaOffer:
     """Please keep this snapshot of my part."""
 
     KIND: ClassVar[str] = "replica-offer"
-    holding: Holding
+    holding: SnapshotRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,7 +378,7 @@ class CalibrationCall:
 
     KIND: ClassVar[str] = "calibration-call"
     epoch: int
-    holdings: Annotated[tuple[Holding, ...], Bound(1, 256)]
+    holdings: Annotated[tuple[SnapshotRef, ...], Bound(1, 256)]
 
 
 @dataclass(frozen=True, slots=True)

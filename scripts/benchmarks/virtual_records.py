@@ -13,7 +13,7 @@ from p2ptrain.ids import JobId, blob_id, peer_id
 from p2ptrain.protocol.group.records import RecordBook, blank_record
 from p2ptrain.simulation.names import key, peer_ids
 from p2ptrain.simulation.network import WIRELESS, MachineHost, SimulatedNetwork
-from p2ptrain.wire.messages import Holding, Record, Records
+from p2ptrain.wire.messages import Record, Records, SnapshotRef
 
 PROGRESS_S = 0.5
 """A trainer's progress changes its peer's record so often (``runtime/trainer/trainer.py``)."""
@@ -81,7 +81,7 @@ def _record(number: int, num_peers: int) -> Record:
     """As of a peer that trains one of ten classes' parts and keeps two snapshots of its own and one of another's."""
     own, other = peer_id(key(number)), peer_id(key((number + 1) % num_peers))
     holdings = tuple(
-        Holding(part, trainer, 1, 5, 500, 16_000, blob_id(b"%d/%d" % (number, i)), 500_000)
+        SnapshotRef(part, trainer, 1, 5, 500, 16_000, blob_id(b"%d/%d" % (number, i)), 500_000)
         for i, (part, trainer) in enumerate(((number % 10, own), (number % 10, own), ((number + 1) % 10, other)))
     )
     return blank_record(

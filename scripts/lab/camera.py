@@ -24,7 +24,7 @@ from p2ptrain.learning.data import load, open_source, select
 from p2ptrain.learning.models import global_model
 from p2ptrain.runtime.harvest import assemble
 from p2ptrain.runtime.store.manifest import Manifest
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import SnapshotRef
 from p2ptrain.wire.schema import from_plain
 
 MAX_SAMPLES = 2000
@@ -36,7 +36,7 @@ class Frame:
     """A snapshot that was there at ``at_s`` after the lab's start."""
 
     at_s: float
-    holding: Holding
+    holding: SnapshotRef
     path: Path
 
 
@@ -100,7 +100,7 @@ def _parts_at(frames: Sequence[Frame], at_s: float) -> dict[int, list[Snapshot]]
     return parts
 
 
-def _own_snapshots(manifest: Path) -> tuple[Holding, ...]:
+def _own_snapshots(manifest: Path) -> tuple[SnapshotRef, ...]:
     try:
         return from_plain(Manifest, json.loads(manifest.read_bytes())).snapshots
     except (FileNotFoundError, ValueError, RemoteError):  # not there yet

@@ -19,7 +19,7 @@ from p2ptrain import api
 from p2ptrain.learning.evaluation import Evaluation
 from p2ptrain.modes.tasks.head.blob import head_holdings
 from p2ptrain.ui import report
-from p2ptrain.wire.messages import HEAD_PART, Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 pytestmark = pytest.mark.slow
 ALL = ("airplane", "automobile", "cat", "dog", "frog")
@@ -45,9 +45,9 @@ def classes_of(found: api.Harvest, peer: PeerProcess) -> set[str]:
     return {found.job.data.classes[c] for c in part.classes} if part else set()
 
 
-def head_of(peer: PeerProcess) -> tuple[Holding, ...]:
+def head_of(peer: PeerProcess) -> tuple[SnapshotRef, ...]:
     """The snapshots that the head in its state directory was fitted over."""
-    (blob,) = [kept["blob"] for kept in peer.manifest()["replicas"] if kept["part"] == HEAD_PART]
+    (blob,) = [kept["blob"] for kept in peer.manifest()["replicas"] if kept["kind"] == "head"]
     (path,) = peer.state.glob(f"*/blobs/{blob}")
     return head_holdings(path.read_bytes())
 

@@ -25,7 +25,7 @@ from p2ptrain.runtime.store.blobs import StorageError
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.runtime.store.store import Store
 from p2ptrain.runtime.trainer.process import TrainerProcess
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def store(directory: Path) -> None:
     """What can't be saved is said, what is there stays, and later everything works again."""
     opened, journal = Store(directory / "job"), Journal(directory / "journal.jsonl", max_bytes=200)
     blob = opened.put(b"some bytes")
-    opened.add_snapshot(Holding(0, new_identity().peer, 1, 1, 1, 1, blob, 10))
+    opened.add_snapshot(SnapshotRef(0, new_identity().peer, 1, 1, 1, 1, blob, 10))
     before = opened.manifest
     with no_files():
         for work in (

@@ -17,7 +17,7 @@ from p2ptrain.runtime.peer.core import Core
 from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.network import LAN, Conditions
 from p2ptrain.simulation.room import Room as SimulatedRoom
-from p2ptrain.wire.messages import Holding, Record
+from p2ptrain.wire.messages import Record, SnapshotRef
 
 CLASSES = tuple("abcdef")
 
@@ -69,7 +69,9 @@ def sizes(core: Core) -> Counter[str]:
         elif isinstance(thing, list | tuple | set | frozenset) or type(thing).__name__ == "deque":
             for inner in list(thing):  # type: ignore[call-overload]
                 look(inner, path + "[]")
-        elif type(thing).__module__.startswith("p2ptrain.") and not isinstance(thing, Job | Plan | Record | Holding):
+        elif type(thing).__module__.startswith("p2ptrain.") and not isinstance(
+            thing, Job | Plan | Record | SnapshotRef
+        ):
             names = list(getattr(thing, "__dict__", {})) + list(getattr(type(thing), "__slots__", ()))
             for name in names:
                 if name not in ("_handlers", "_on_message", "_peer"):

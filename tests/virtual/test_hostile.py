@@ -29,7 +29,7 @@ from p2ptrain.simulation.network import Conditions
 from p2ptrain.wire import messages as m
 from p2ptrain.wire import tensorfile
 from p2ptrain.wire.codec import WIRE_VERSION
-from p2ptrain.wire.messages import KINDS, Holding, Message, Record, lane_of
+from p2ptrain.wire.messages import KINDS, Message, Record, SnapshotRef, lane_of
 
 LINK = Conditions(delay_s=0.001, jitter_s=0.002)
 LIAR = 3
@@ -111,7 +111,16 @@ garbage = st.sampled_from([b"", b"\x00" * 64, b"{}", b"[" * 200, tensorfile.pack
     max_size=64
 )
 holdings = st.builds(
-    Holding, st.integers(0, 4096), peers, numbers, numbers, numbers, numbers, blobs, numbers.filter(bool)
+    SnapshotRef,
+    st.integers(0, 4095),
+    peers,
+    numbers,
+    numbers,
+    numbers,
+    numbers,
+    blobs,
+    numbers.filter(bool),
+    kind=st.sampled_from(["part", "head"]),
 )
 records = st.builds(
     Record,
@@ -264,7 +273,7 @@ def test_a_flood_of_well_formed_messages() -> None:
         )
         lie(room, target, m.Records(many))
         blob = BlobId(f"{turn:064x}")
-        lie(room, target, m.ReplicaOffer(Holding(turn, room.devices[LIAR].id, 1, 1, 1, 1, blob, 10)))
+        lie(room, target, m.ReplicaOffer(SnapshotRef(turn, room.devices[LIAR].id, 1, 1, 1, 1, blob, 10)))
         lie(room, target, m.Fetch(blob, 0, 100))
         lie(room, target, m.PlanRequest(f"{turn:064x}"))
         room.run(0.02)
@@ -283,7 +292,7 @@ def test_too_many_lies_get_the_liar_banned_and_the_rest_goes_on() -> None:
     room = training_group()
     for _ in range(30):
         for device in honest(room):
-            offer = Holding(0, device.id, 1, 1, 1, 1, BlobId("0" * 64), 10)  # in another's name
+            offer = SnapshotRef(0, device.id, 1, 1, 1, 1, BlobId("0" * 64), 10)  # in another's name
             lie(room, device, m.ReplicaOffer(offer))
         room.run(0.05)
     assert all(key(LIAR) in device.banned for device in honest(room))
@@ -413,7 +422,7 @@ def test_snapshots_of_nonsense_are_tried_and_dropped() -> None:
         for number in range(6):
             data = tensorfile.pack({"model.x": np.zeros(3)}, {"part": str(part), "number": str(number)})
             blob = liar.disk.put(data)
-            false.append(Holding(part, room.devices[0].id, 1, 40, 900 + number, 9000, blob, len(data)))
+            false.append(SnapshotRef(part, room.devices[0].id, 1, 40, 900 + number, 9000, blob, len(data)))
     pretend(room, lambda record: dataclasses.replace(record, holdings=(*record.holdings, *false)))
     room.run(2)
     victim = room.devices[1]

@@ -21,7 +21,7 @@ from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.network import LAN, Conditions
 from p2ptrain.simulation.room import Visitor
 from p2ptrain.wire import tensorfile
-from p2ptrain.wire.messages import HEAD_PART, Holding, ReplicaOffer
+from p2ptrain.wire.messages import ReplicaOffer, SnapshotRef
 
 WORLD = Conditions(delay_s=0.002, jitter_s=0.02)
 LOSSY = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.2)
@@ -62,7 +62,7 @@ def holdings(devices: Iterable[Device], part: int) -> list[int]:
 
 def check_heads(room: Room) -> None:
     """Everyone holds one and the same head, over the last round of every part, one copy of each of its trainers."""
-    heads = {h.blob for device in room.on() for h in device.record.holdings if h.part == HEAD_PART}
+    heads = {h.blob for device in room.on() for h in device.record.holdings if h.kind == "head"}
     assert len(heads) == 1
     (head,) = heads
     for device in room.on():
@@ -77,7 +77,7 @@ def check_heads(room: Room) -> None:
 
 def fitted_head(room: Room) -> np.ndarray:
     """What everyone holds."""
-    (head,) = {h.blob for d in room.on() for h in d.record.holdings if h.part == HEAD_PART}
+    (head,) = {h.blob for d in room.on() for h in d.record.holdings if h.kind == "head"}
     return np.asarray(tensorfile.read(room.on()[0].disk.blobs[head]).arrays()["head"])
 
 
@@ -539,23 +539,23 @@ def test_an_observer_harvests(seed: int) -> None:
     assert {record.peer for record in core.alive()} == {device.id for device in room.on()}
     plan = core.plan()
     assert plan is not None
-    harvest(room, visitor, {part.index for part in plan.parts} | {HEAD_PART})
+    harvest(room, visitor, {("part", part.index) for part in plan.parts} | {("head", 0)})
     room.run(5)
     assert all(visitor.id not in device.core.membership.alive() for device in room.on())
     assert all(device.core.records.get(visitor.id) is None for device in room.on())
     assert not refusals(room) and not core.refused
 
 
-def harvest(room: Room, visitor: Visitor, wanted: set[int]) -> None:
-    best = {h.part: h for record in visitor.core.alive() for h in record.holdings}
+def harvest(room: Room, visitor: Visitor, wanted: set[tuple[str, int]]) -> None:
+    best = {(h.kind, h.part): h for record in visitor.core.alive() for h in record.holdings}
     assert set(best) == wanted
     for holding in best.values():
         visitor.fetch(holding)
     assert room.run(60, lambda: all(h.blob in visitor.blobs for h in best.values()))
-    for part, holding in best.items():
+    for (kind, part), holding in best.items():
         metadata = tensorfile.read(visitor.blobs[holding.blob]).metadata
-        assert metadata.get("part", str(HEAD_PART)) == str(part)
-        assert part == HEAD_PART or json.loads(metadata["masses"])
+        assert metadata.get("part") == (str(part) if kind == "part" else None)
+        assert kind == "head" or json.loads(metadata["masses"])
 
 
 # --- many -------------------------------------------------------------------------------------------------------------
@@ -587,8 +587,8 @@ def test_twenty_peers_come_and_go_and_tables_stay_bounded() -> None:
 def test_a_head_is_not_of_the_last_rounds_when_any_part_went_on() -> None:
     """One part stopped for good at round 3; another goes on from 4 to 5 after the fit: that is worth another one."""
 
-    def copy(part: int, round_: int) -> Holding:
-        return Holding(
+    def copy(part: int, round_: int) -> SnapshotRef:
+        return SnapshotRef(
             part, peer_id(b"%040d" % part), 1, round_, 10 * round_, 100, blob_id(b"%d %d" % (part, round_)), 9
         )
 

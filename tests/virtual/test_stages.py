@@ -22,7 +22,7 @@ from p2ptrain.planning.pipeline.stages import PipelinePlan
 from p2ptrain.protocol.machine import Send
 from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.network import LAN, Conditions
-from p2ptrain.wire.messages import Holding, StreamData
+from p2ptrain.wire.messages import SnapshotRef, StreamData
 
 pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
 LOSSY = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.1)
@@ -106,9 +106,9 @@ def epoch_trained(room: Room, epoch: int) -> Callable[[], bool]:
     return looked_at
 
 
-def saved(room: Room) -> dict[int, list[tuple[Device, Holding]]]:
+def saved(room: Room) -> dict[int, list[tuple[Device, SnapshotRef]]]:
     """Runs of blocks that those who are on truly have, by step."""
-    found: dict[int, list[tuple[Device, Holding]]] = {}
+    found: dict[int, list[tuple[Device, SnapshotRef]]] = {}
     for device in room.on():
         for holding in device.record.holdings:
             if holding.blob in device.disk:
@@ -125,14 +125,14 @@ def whole_steps(room: Room) -> list[int]:
     return sorted(steps)
 
 
-def harvest(room: Room, visitor_number: int = 99) -> dict[int, tuple[Holding, bytes]]:
+def harvest(room: Room, visitor_number: int = 99) -> dict[int, tuple[SnapshotRef, bytes]]:
     """As ``p2ptrain harvest`` does it, through an observer."""
     on = room.on()
     visitor = room.visit(visitor_number, [device.number for device in on])
     room.run(3)
     holdings = {h.blob: h for device in on for h in device.record.holdings}
 
-    async def fetch(holding: Holding, what: str) -> bytes | None:
+    async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
         visitor.fetch(holding)
         room.run(20, lambda: holding.blob in visitor.blobs)
         return visitor.blobs.get(holding.blob)

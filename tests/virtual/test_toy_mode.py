@@ -18,7 +18,7 @@ from p2ptrain.errors import JobError
 from p2ptrain.modes import registry
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.simulation.device import Device
-from p2ptrain.wire.messages import NO_PART, Holding
+from p2ptrain.wire.messages import NO_PART, SnapshotRef
 
 ROUNDS, BY = 8, 3
 MODEL = {"number.0": ROUNDS * BY, "number.1": ROUNDS * BY}
@@ -55,7 +55,7 @@ def harvest(room: Room) -> Harvest:
     room.run(3)
     holdings = {h.blob: h for record in visitor.core.alive() for h in record.holdings}
 
-    async def fetch(holding: Holding, what: str) -> bytes | None:
+    async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
         visitor.fetch(holding)
         room.run(20, lambda: holding.blob in visitor.blobs)
         return visitor.blobs.get(holding.blob)

@@ -15,18 +15,18 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.planning.pipeline.coverage import cover, newest_covered
-from p2ptrain.wire.messages import HEAD_PART, Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 async def fetch(
-    plan: Plan, holdings: Sequence[Holding], fetch: Fetch
+    plan: Plan, holdings: Sequence[SnapshotRef], fetch: Fetch
 ) -> tuple[Snapshot | None, dict[int, list[Snapshot]]]:
     """Saved runs by their first block, which cover all blocks at the newest step that can be had; {} if none can."""
     num_blocks = body_of(plan).pipeline.num_blocks
-    left = [holding for holding in holdings if holding.part != HEAD_PART]
+    left = [holding for holding in holdings if holding.kind == "part"]
     got: dict[str, bytes] = {}
     while step := newest_covered(num_blocks, left):
         chosen = cover([(0, num_blocks)], step, left, lambda holding: holding.blob in got) or []

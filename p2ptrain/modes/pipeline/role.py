@@ -152,7 +152,7 @@ class PipelineRole:
     def seeking(self) -> bool:
         return isinstance(self._state, Gathering) and self.part != m.NO_PART
 
-    def _surplus(self, older: Sequence[m.Holding]) -> list[m.Holding]:
+    def _surplus(self, older: Sequence[m.SnapshotRef]) -> list[m.SnapshotRef]:
         """Also the newest that could be gone back to stay."""
         if self.plan is not None:
             self._checkpoints.look(
@@ -160,7 +160,7 @@ class PipelineRole:
             )  # something may have been saved here since others last said what they have
         return self._checkpoints.surplus(older)
 
-    def holdings(self) -> tuple[m.Holding, ...]:
+    def holdings(self) -> tuple[m.SnapshotRef, ...]:
         """All own snapshots: stages are up to a batch apart, so the newest may not be saved everywhere yet."""
         first = (*self._handed_over.holdings(), *reversed(self.replicas.own))
         return (*first, *(h for h in self.replicas.replication.holdings() if h not in first))
@@ -243,7 +243,7 @@ class PipelineRole:
             return self._give(plan, chosen, keep=have is not None)
         return self._missing.ask(lacking, step, now)
 
-    def _give(self, plan: Plan, pieces: list[m.Holding], *, keep: bool) -> Effects:
+    def _give(self, plan: Plan, pieces: list[m.SnapshotRef], *, keep: bool) -> Effects:
         self._state = Starting(plan)
         self._missing.stop()
         follow = FollowStage(plan.to_json(), self._group.own_id, len(pieces), keep)
@@ -340,8 +340,8 @@ class PipelineRole:
             return []  # who needs it will not get it, and the group goes back to what is saved
         return self._handed_over.add(self._holding(event, self._trained.epoch, blob, num_bytes), now)
 
-    def _holding(self, event: c.SnapshotTaken | PieceTaken, epoch: int, blob: BlobId, num_bytes: int) -> m.Holding:
-        return m.Holding(
+    def _holding(self, event: c.SnapshotTaken | PieceTaken, epoch: int, blob: BlobId, num_bytes: int) -> m.SnapshotRef:
+        return m.SnapshotRef(
             part=event.part,
             trainer=self._group.own_id,
             epoch=epoch,

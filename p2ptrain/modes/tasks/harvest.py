@@ -19,7 +19,7 @@ from p2ptrain.learning.candidates import FITTED
 from p2ptrain.modes.tasks.head.blob import head_holdings
 from p2ptrain.modes.tasks.head.verdict import Verdict, read_verdict
 from p2ptrain.modes.tasks.plan import body_of, parts_of
-from p2ptrain.wire.messages import HEAD_PART, Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,10 +57,10 @@ class TasksHarvest(Harvest):
 
 
 async def fetch(
-    plan: Plan, holdings: Sequence[Holding], fetch: Fetch
+    plan: Plan, holdings: Sequence[SnapshotRef], fetch: Fetch
 ) -> tuple[Snapshot | None, dict[int, list[Snapshot]]]:
     """The newest head that can be had with all the parts it is of; else the freshest copies of each part."""
-    heads = sorted((h for h in holdings if h.part == HEAD_PART), key=lambda h: (h.epoch, h.step, h.samples, h.blob))
+    heads = sorted((h for h in holdings if h.kind == "head"), key=lambda h: (h.epoch, h.step, h.samples, h.blob))
     for holding in reversed(heads):
         data = await fetch(holding, "the fitted head")
         if data is None:
@@ -78,10 +78,10 @@ async def fetch(
     return None, await _fetch_parts(plan, holdings, fetch)
 
 
-async def _fetch_parts(plan: Plan, holdings: Sequence[Holding], fetch: Fetch) -> dict[int, list[Snapshot]]:
+async def _fetch_parts(plan: Plan, holdings: Sequence[SnapshotRef], fetch: Fetch) -> dict[int, list[Snapshot]]:
     parts: dict[int, list[Snapshot]] = {}
     for part in plan.parts:
-        left = sorted((h for h in holdings if h.part == part.index), key=_freshness)
+        left = sorted((h for h in holdings if (h.kind, h.part) == ("part", part.index)), key=_freshness)
         while left and part.index not in parts:  # what is said to be the freshest may not be had
             newest = {h.trainer: h for h in left if h.round >= left[-1].round - 1}
             for _, holding in sorted(newest.items()):  # replicas that are about as fresh are averaged
@@ -171,5 +171,5 @@ def _report(collected: Collected) -> tuple[PartReport, ...]:
     return tuple(lines)
 
 
-def _freshness(holding: Holding) -> tuple[int, int, int]:
+def _freshness(holding: SnapshotRef) -> tuple[int, int, int]:
     return holding.round, holding.step, holding.samples

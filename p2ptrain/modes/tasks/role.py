@@ -44,9 +44,9 @@ class Seeking:
 
     part: int
     partition: str
-    candidates: list[m.Holding]
+    candidates: list[m.SnapshotRef]
     """Left to try, the best last."""
-    trying: m.Holding | None = None
+    trying: m.SnapshotRef | None = None
     is_given: bool = False
     """To the trainer: a copy, or, without any, the job's initial weights."""
     num_refused: int = 0
@@ -104,7 +104,7 @@ class TasksRole:
     def seeking(self) -> bool:
         return isinstance(self._state, Seeking) and self._state.trying is not None
 
-    def holdings(self) -> tuple[m.Holding, ...]:
+    def holdings(self) -> tuple[m.SnapshotRef, ...]:
         return (*self.ending.holdings(), *self.replicas.replication.holdings())
 
     def is_complete(self) -> bool:
@@ -162,12 +162,13 @@ class TasksRole:
 
     # --- getting the part ---
 
-    def _copies_of(self, part: int) -> list[m.Holding]:
+    def _copies_of(self, part: int) -> list[m.SnapshotRef]:
         """Every copy of a part that is here or that a member has, the freshest last; our own wins a tie."""
         rounds, own = self._job.training.rounds, {h.blob for h in self.replicas.own}
         found = {h.blob: h for h in self.replicas.replication.kept() if h.part == part}
         for record in self._group.records():
-            found |= {h.blob: h for h in record.holdings if h.part == part and h.round <= rounds}
+            held = (h for h in record.holdings if (h.kind, h.part) == ("part", part))
+            found |= {h.blob: h for h in held if h.round <= rounds}
         found |= {h.blob: h for h in self.replicas.own if h.part == part}
         is_local = self._downloads.is_local
         return sorted(found.values(), key=lambda h: (h.round, h.step, h.blob in own, is_local(h.blob), h.blob))
@@ -243,7 +244,7 @@ class TasksRole:
             return []
         effects: Effects = []
         if blob is not None:
-            holding = m.Holding(
+            holding = m.SnapshotRef(
                 part=event.part,
                 trainer=group.own_id,
                 epoch=plan.epoch,

@@ -1,8 +1,8 @@
 """Which saved runs of blocks make up a stage, or a whole model, at one step.
 
-A saved run is a ``Holding``: blocks [part, part + span) after ``step`` batches. Runs are (first, stop). A group that
-goes back to a saved step trains the batches after it again, in a later epoch, and they may turn out otherwise: so a
-state is named by its step and by the epoch in which it was reached.
+A saved run is a ``SnapshotRef``: blocks [part, part + span) after ``step`` batches. Runs are (first, stop). A group
+that goes back to a saved step trains the batches after it again, in a later epoch, and they may turn out otherwise: so
+a state is named by its step and by the epoch in which it was reached.
 
 Invariant: what ``cover`` returns is of one step and epoch, and covers every block asked for.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from p2ptrain.planning.pipeline.stages import PipelinePlan
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 Run = tuple[int, int]
 State = tuple[int, int]
@@ -30,8 +30,8 @@ def missing(need: Run, have: Run | None) -> list[Run]:
 
 
 def cover(
-    runs: Iterable[Run], step: int, holdings: Sequence[Holding], preference: Callable[[Holding], object]
-) -> list[Holding] | None:
+    runs: Iterable[Run], step: int, holdings: Sequence[SnapshotRef], preference: Callable[[SnapshotRef], object]
+) -> list[SnapshotRef] | None:
     """The fewest saved runs of ``step`` that cover ``runs``, of the newest epoch that has them; None where none does.
 
     Larger preference wins a tie.
@@ -45,9 +45,9 @@ def cover(
 
 
 def _cover(
-    runs: Sequence[Run], fitting: Sequence[Holding], preference: Callable[[Holding], object]
-) -> list[Holding] | None:
-    chosen: dict[str, Holding] = {}
+    runs: Sequence[Run], fitting: Sequence[SnapshotRef], preference: Callable[[SnapshotRef], object]
+) -> list[SnapshotRef] | None:
+    chosen: dict[str, SnapshotRef] = {}
     for first, stop in runs:
         at = first
         while at < stop:
@@ -60,17 +60,17 @@ def _cover(
     return list(chosen.values())
 
 
-def newest_covered(num_blocks: int, holdings: Sequence[Holding]) -> int:
+def newest_covered(num_blocks: int, holdings: Sequence[SnapshotRef]) -> int:
     """The newest step of which all blocks are saved; 0, the initial weights, if there is none."""
     return next(_covered(num_blocks, holdings), NO_STATE)[0]
 
 
-def whole_epoch(num_blocks: int, step: int, holdings: Sequence[Holding]) -> int | None:
+def whole_epoch(num_blocks: int, step: int, holdings: Sequence[SnapshotRef]) -> int | None:
     """The newest epoch in which ``step`` was saved whole."""
     return next((epoch for at, epoch in _covered(num_blocks, holdings) if at == step), None)
 
 
-def states_to_keep(num_blocks: int, by_peer: Mapping[str, Sequence[Holding]]) -> list[State]:
+def states_to_keep(num_blocks: int, by_peer: Mapping[str, Sequence[SnapshotRef]]) -> list[State]:
     """What the group can go back to, by what each of its members has, the newest first: the newest state that is saved
     whole, and, for whichever of them is lost next, the newest that is whole without it.
     """
@@ -81,13 +81,13 @@ def states_to_keep(num_blocks: int, by_peer: Mapping[str, Sequence[Holding]]) ->
     return sorted(kept - {NO_STATE}, reverse=True)
 
 
-def _covered(num_blocks: int, holdings: Sequence[Holding]) -> Iterator[State]:
+def _covered(num_blocks: int, holdings: Sequence[SnapshotRef]) -> Iterator[State]:
     """The newest first."""
     states = sorted({(holding.step, holding.epoch) for holding in holdings if holding.step > 0}, reverse=True)
     return (state for state in states if _is_whole(num_blocks, state, holdings))
 
 
-def _is_whole(num_blocks: int, state: State, holdings: Sequence[Holding]) -> bool:
+def _is_whole(num_blocks: int, state: State, holdings: Sequence[SnapshotRef]) -> bool:
     fitting = [holding for holding in holdings if (holding.step, holding.epoch) == state]
     return _cover([(0, num_blocks)], fitting, lambda holding: 0) is not None
 

@@ -43,7 +43,7 @@ from p2ptrain.wire.messages import (
     CalibrationGradient,
     CalibrationHead,
     CalibrationReady,
-    Holding,
+    SnapshotRef,
 )
 
 MAX_SAMPLES = 2**40
@@ -103,7 +103,7 @@ class Calibration:
     # --- inputs ---
 
     def call(
-        self, epoch: int, holdings: tuple[Holding, ...], steps: int, participants: Iterable[PeerId], now: float
+        self, epoch: int, holdings: tuple[SnapshotRef, ...], steps: int, participants: Iterable[PeerId], now: float
     ) -> list[Effect]:
         """Start as lead over these snapshots, or go on with what was paused."""
         call = CalibrationCall(epoch=epoch, holdings=holdings)

@@ -13,7 +13,7 @@ from statistics import median
 
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.wire.messages import CalibrationCall, CalibrationGradient, CalibrationHead, Holding
+from p2ptrain.wire.messages import CalibrationCall, CalibrationGradient, CalibrationHead, SnapshotRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class PrepareFeatures:
     """Fetch these snapshots, one at a time, and run them over the own samples."""
 
     session: str
-    holdings: tuple[Holding, ...]
+    holdings: tuple[SnapshotRef, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class CombineContributions:
 @dataclass(frozen=True, slots=True)
 class CalibrationFinished:
     session: str
-    holdings: tuple[Holding, ...]
+    holdings: tuple[SnapshotRef, ...]
     step: int
     state: bytes
 
@@ -69,7 +69,7 @@ class CalibrationConfig:
     """Between calls to those that did not answer, and between questions to a lead that is not heard."""
 
 
-def session_name(epoch: int, holdings: Iterable[Holding]) -> str:
+def session_name(epoch: int, holdings: Iterable[SnapshotRef]) -> str:
     """Names a calibration by what it is over: the same snapshots give the same session on every peer."""
     ordered = sorted(holdings, key=lambda h: (h.part, h.trainer))
     text = f"{epoch}:" + ",".join(f"{h.part}={h.blob}" for h in ordered)

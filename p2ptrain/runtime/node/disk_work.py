@@ -32,7 +32,7 @@ from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.blobs import StorageError
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.runtime.store.store import Store
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 AGAIN_S = 1.0
 """Until a file that could not be opened is tried again."""
@@ -47,7 +47,7 @@ class DiskWork:
         peer: Peer,
         store: Store,
         state: StateDir,
-        snapshot_saved: Callable[[Holding, BaseException | None], None],
+        snapshot_saved: Callable[[SnapshotRef, BaseException | None], None],
     ) -> None:
         self._node = node
         self._peer = peer

@@ -7,7 +7,7 @@ import asyncio
 from p2ptrain.core.commands import SnapshotTaken
 from p2ptrain.ids import BlobId
 from p2ptrain.protocol.replication import Replication, freshness
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 POLL_S = 0.02
 
@@ -16,7 +16,7 @@ class Handover:
     """From asking the trainer for a snapshot until a replica holder has acknowledged it, or a newer one."""
 
     def __init__(self) -> None:
-        self._saved: asyncio.Future[Holding | None] = asyncio.get_running_loop().create_future()
+        self._saved: asyncio.Future[SnapshotRef | None] = asyncio.get_running_loop().create_future()
         self._has_come = False
         """The trainer has given the snapshot that it was asked for."""
         self._blob: BlobId | None = None
@@ -30,7 +30,7 @@ class Handover:
                 return
             await asyncio.sleep(POLL_S)
 
-    def settle(self, holding: Holding | None) -> None:
+    def settle(self, holding: SnapshotRef | None) -> None:
         """This is what is handed over, safe on disk; None: nothing is."""
         if not self._saved.done():
             self._saved.set_result(holding)
@@ -49,7 +49,7 @@ class Handover:
             if blob is None:
                 self.settle(None)
 
-    def saved(self, holding: Holding, error: BaseException | None) -> None:
+    def saved(self, holding: SnapshotRef, error: BaseException | None) -> None:
         """A snapshot is in the manifest, if there is no error."""
         if holding.blob == self._blob:
             self.settle(holding if error is None else None)

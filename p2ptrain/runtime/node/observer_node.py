@@ -134,7 +134,7 @@ class Observer(Core):
     def next_deadline(self) -> float:
         return min(super().next_deadline(), NEVER if self._leaving else self._next_ask)
 
-    def fetch(self, holding: m.Holding, now: float) -> Effects:
+    def fetch(self, holding: m.SnapshotRef, now: float) -> Effects:
         """Get a blob from whoever says that it has it."""
         self.blobs.pop(holding.blob, None)
         sources = [r.peer for r in self.alive() if any(h.blob == holding.blob for h in r.holdings)]
@@ -280,7 +280,7 @@ class ObserverNode(Node):
             )
 
     async def fetch(
-        self, holding: m.Holding, timeout_s: float, progress: Callable[[], None] = lambda: None
+        self, holding: m.SnapshotRef, timeout_s: float, progress: Callable[[], None] = lambda: None
     ) -> bytes | None:
         """A blob's bytes, or ``None`` if nobody delivers it in time. Raises ``UserError`` when the disk is full."""
         observer = self.observer

@@ -33,7 +33,7 @@ from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.runtime.trainer.process import TrainerProcess
 from p2ptrain.version import SOFTWARE
-from p2ptrain.wire.messages import HEAD_PART, Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 GOODBYE_S = 0.3
 HANDOVER_S = 10.0
@@ -188,8 +188,8 @@ class PeerNode(Node):
         resume = Resume(
             plan=plan,
             own=manifest.snapshots,
-            kept=tuple(h for h in manifest.replicas if h.part != HEAD_PART),
-            result=next((h for h in reversed(manifest.replicas) if h.part == HEAD_PART), None),
+            kept=tuple(h for h in manifest.replicas if h.kind == "part"),
+            result=next((h for h in reversed(manifest.replicas) if h.kind == "head"), None),
             has_blob=store.blobs.__contains__,
         )
         disk.take_notes()
@@ -275,7 +275,7 @@ class PeerNode(Node):
 
         disk.put(data, ephemeral=getattr(type(said), "IS_PASSING", False), then=stored)
 
-    def _snapshot_saved(self, holding: Holding, error: BaseException | None) -> None:
+    def _snapshot_saved(self, holding: SnapshotRef, error: BaseException | None) -> None:
         if self._handover is not None:
             self._handover.saved(holding, error)
 

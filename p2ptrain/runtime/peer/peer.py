@@ -174,15 +174,15 @@ class Peer(Core):
             return []
         return self.run([*self.role.snapshot_kept(effect, saved, now), *self.completion.look(now)], now)
 
-    def replica_kept(self, holding: m.Holding, saved: bool, now: float) -> Effects:
+    def replica_kept(self, holding: m.SnapshotRef, saved: bool, now: float) -> Effects:
         """The node's answer to ``KeepReplica``."""
         if self.role is None:
             return []
-        if holding.part == m.HEAD_PART:
+        if holding.kind == "head":
             return self.run(self.role.ending.others_kept(holding, saved, now) if self.role.ending else [], now)
         return self.run(self.role.replicas.replica_kept(holding, saved, now), now)
 
-    def result_kept(self, holding: m.Holding, data: bytes | None, now: float) -> Effects:
+    def result_kept(self, holding: m.SnapshotRef, data: bytes | None, now: float) -> Effects:
         """The node's answer to ``KeepResult`` and ``ReadResult``: it is in the store. None: the disk refused it."""
         if self.role is None or self.role.ending is None:
             return []

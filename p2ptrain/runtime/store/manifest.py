@@ -13,11 +13,12 @@ from p2ptrain.core.replicas import NUM_OWN_SNAPSHOTS
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId
 from p2ptrain.runtime.store.json_files import json_bytes, load_json
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import SnapshotRef
 from p2ptrain.wire.schema import Bound, from_plain, to_plain
 
 MANIFEST_VERSION = 1
 MAX_LINEAGE = 64
+_OLD_HEAD_PART = 4096
 _NEW_NAMES = {"custody": "replicas"}
 
 
@@ -33,9 +34,9 @@ class Manifest:
     epoch: int = 0
     lineage: Annotated[tuple[Annotated[str, Bound(0, 256)], ...], Bound(0, MAX_LINEAGE)] = ()
     """Where the snapshots come from, a line each, oldest first; the newest ``MAX_LINEAGE``."""
-    snapshots: Annotated[tuple[Holding, ...], Bound(0, NUM_OWN_SNAPSHOTS)] = ()
+    snapshots: Annotated[tuple[SnapshotRef, ...], Bound(0, NUM_OWN_SNAPSHOTS)] = ()
     """Snapshots of the own part, oldest first."""
-    replicas: Annotated[tuple[Holding, ...], Bound(0, 4096)] = ()
+    replicas: Annotated[tuple[SnapshotRef, ...], Bound(0, 4096)] = ()
     """Snapshots that are kept for others."""
 
     def blobs(self) -> frozenset[BlobId]:
@@ -60,4 +61,15 @@ def _with_new_names(plain: object) -> object:
     """As it is written now, what older software has written. What is no manifest stays as it is."""
     if not isinstance(plain, dict):
         return plain
-    return {_NEW_NAMES.get(key, key): value for key, value in plain.items()}
+    renamed = {_NEW_NAMES.get(key, key): value for key, value in plain.items()}
+    for key in ("snapshots", "replicas"):
+        if isinstance(renamed.get(key), list):
+            renamed[key] = [_with_kind(each) for each in renamed[key]]
+    return renamed
+
+
+def _with_kind(plain: object) -> object:
+    """Older software told a head by its part's number."""
+    if not isinstance(plain, dict) or "kind" in plain:
+        return plain
+    return plain | ({"kind": "head", "part": 0} if plain.get("part") == _OLD_HEAD_PART else {"kind": "part"})

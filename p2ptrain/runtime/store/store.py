@@ -26,7 +26,7 @@ from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime.store.blobs import Blobs, Disk, StorageError, hash_file, raise_for_now, storage_error
 from p2ptrain.runtime.store.json_files import free_name, move_aside
 from p2ptrain.runtime.store.manifest import MAX_LINEAGE, Manifest, load_manifest, manifest_bytes
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 NUM_PROOFS = 3
 """So many things must be saved in a row before a full disk counts as one with room."""
@@ -92,7 +92,7 @@ class Store:
         lines = (*self.manifest.lineage, lineage[:256]) if lineage else self.manifest.lineage
         self._save(dataclasses.replace(self.manifest, plan=plan, epoch=epoch, lineage=lines[-MAX_LINEAGE:]))
 
-    def add_snapshot(self, holding: Holding, drop: Collection[BlobId] | None = None) -> None:
+    def add_snapshot(self, holding: SnapshotRef, drop: Collection[BlobId] | None = None) -> None:
         """A snapshot of the own part, whose blob is here, in place of those in ``drop``. Raises ``StorageError``.
 
         By default all are dropped but the one before.
@@ -102,13 +102,13 @@ class Store:
         self._check_present(holding)
         self._save(dataclasses.replace(self.manifest, snapshots=(*others, holding)[-NUM_OWN_SNAPSHOTS:]))
 
-    def add_replica(self, holding: Holding) -> None:
+    def add_replica(self, holding: SnapshotRef) -> None:
         """A snapshot kept for somebody else, whose blob is here. Raises ``StorageError``."""
         self._check_present(holding)
         if holding not in self.manifest.replicas:
             self._save(dataclasses.replace(self.manifest, replicas=(*self.manifest.replicas, holding)))
 
-    def remove_replica(self, holding: Holding) -> None:
+    def remove_replica(self, holding: SnapshotRef) -> None:
         """Keep it no more. Raises ``StorageError``."""
         kept = tuple(other for other in self.manifest.replicas if other != holding)
         if kept != self.manifest.replicas:
@@ -178,7 +178,7 @@ class Store:
         """A blob that was put or received will not be named in the manifest."""
         self._fresh.discard(blob)
 
-    def open_snapshot(self) -> tuple[Holding, bytes | mmap] | None:
+    def open_snapshot(self) -> tuple[SnapshotRef, bytes | mmap] | None:
         """The newest own snapshot and its bytes, to resume from."""
         for holding in reversed(self.manifest.snapshots):
             data = self.blobs.map(holding.blob)
@@ -239,7 +239,7 @@ class Store:
             return False
         return True
 
-    def _check_present(self, holding: Holding) -> None:
+    def _check_present(self, holding: SnapshotRef) -> None:
         if self.blobs.path(holding.blob) is None:
             raise LocalError(f"the manifest would name blob {holding.blob}, which is not here")
 

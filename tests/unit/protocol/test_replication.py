@@ -21,7 +21,7 @@ from p2ptrain.protocol.replication import (
     freshness,
     rank_holders,
 )
-from p2ptrain.wire.messages import NO_PART, Holding, ReplicaAck, ReplicaOffer
+from p2ptrain.wire.messages import NO_PART, ReplicaAck, ReplicaOffer, SnapshotRef
 
 
 def peer(n: int) -> PeerId:
@@ -31,13 +31,13 @@ def peer(n: int) -> PeerId:
 ME = peer(0)
 
 
-def holding(trainer: PeerId = ME, round: int = 1, epoch: int = 1, part: int = 0, num_bytes: int = 10) -> Holding:
-    return Holding(
+def holding(trainer: PeerId = ME, round: int = 1, epoch: int = 1, part: int = 0, num_bytes: int = 10) -> SnapshotRef:
+    return SnapshotRef(
         part, trainer, epoch, round, 0, 0, f"{part:08d}{int(trainer):08d}{epoch:024d}{round:024d}", num_bytes
     )
 
 
-def offers(effects) -> list[tuple[PeerId, Holding]]:
+def offers(effects) -> list[tuple[PeerId, SnapshotRef]]:
     return [(e.to, e.message.holding) for e in effects if isinstance(e, Send) and isinstance(e.message, ReplicaOffer)]
 
 
@@ -207,6 +207,7 @@ def test_speaks_for_somebody_else():
     replication = Replication(ME)
     bad = [(peer(2), holding(peer(1))), (ME, holding(ME)), (peer(1), holding(peer(1), num_bytes=0))]
     bad.append((peer(1), dataclasses.replace(holding(peer(1)), part=NO_PART)))
+    bad.append((peer(1), dataclasses.replace(holding(peer(1)), kind="head")))
     for sender, offered in bad:
         with pytest.raises(RemoteError):
             replication.received(sender, ReplicaOffer(offered), 0.0)
@@ -269,9 +270,9 @@ def test_the_record_shows_no_more_than_fits():
 @given(st.lists(st.tuples(st.sampled_from(["offer", "stored", "failed"]), st.integers(1, 3), st.integers(1, 6))))
 def test_what_was_acked_is_never_lost(steps):
     replication = Replication(ME)
-    under_way: dict[PeerId, Holding] = {}
-    disk: set[Holding] = set()
-    acked: dict[PeerId, Holding] = {}
+    under_way: dict[PeerId, SnapshotRef] = {}
+    disk: set[SnapshotRef] = set()
+    acked: dict[PeerId, SnapshotRef] = {}
     for what, n, round in steps:
         trainer = peer(n)
         effects = []

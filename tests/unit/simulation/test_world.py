@@ -13,7 +13,7 @@ from p2ptrain.protocol.session.effects import SendFrames
 from p2ptrain.simulation.disk import MAX_BLOB_BYTES, SimulatedDisk
 from p2ptrain.simulation.network import Conditions
 from p2ptrain.simulation.world import FrameHost, World
-from p2ptrain.wire.messages import Holding, Lane
+from p2ptrain.wire.messages import Lane, SnapshotRef
 
 
 class Listener(FrameHost):
@@ -98,13 +98,13 @@ def test_who_is_off_or_cut_off_hears_nothing() -> None:
 def test_a_disk_keeps_what_its_manifest_names_and_nothing_else() -> None:
     disk = SimulatedDisk()
     kept, left = disk.put(b"kept"), disk.put(b"left")
-    holding = Holding(0, world_of(1, Conditions())[1][0].id, 1, 1, 1, 1, kept, 4)
+    holding = SnapshotRef(0, world_of(1, Conditions())[1][0].id, 1, 1, 1, 1, kept, 4)
     disk.save(frozenset(), own=(holding,))
     assert kept in disk and left in disk, "what is new waits for its manifest"
     disk.restarted()
     assert kept in disk and left not in disk
     with pytest.raises(LocalError, match="not here"):
-        disk.save(frozenset(), replicas=(Holding(0, holding.trainer, 1, 1, 1, 1, left, 4),))
+        disk.save(frozenset(), replicas=(SnapshotRef(0, holding.trainer, 1, 1, 1, 1, left, 4),))
 
 
 def test_a_disk_takes_a_blob_only_whole_and_sound() -> None:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import Collected, Fetch, Harvest, PartReport, Snapshot
 from p2ptrain.core.plan import Plan
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import SnapshotRef
 from toy_mode.worker import read
 
 
 async def fetch(
-    plan: Plan, holdings: Sequence[Holding], fetch: Fetch
+    plan: Plan, holdings: Sequence[SnapshotRef], fetch: Fetch
 ) -> tuple[Snapshot | None, dict[int, list[Snapshot]]]:
     parts: dict[int, list[Snapshot]] = {}
     for holding in sorted(holdings, key=lambda h: -h.round):

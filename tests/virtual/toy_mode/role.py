@@ -16,7 +16,7 @@ from p2ptrain.core.restarts import Restarts
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.replication import Replication, ReplicationConfig
-from p2ptrain.wire.messages import NO_PART, Holding
+from p2ptrain.wire.messages import NO_PART, SnapshotRef
 from toy_mode.commands import Count
 from toy_mode.plan import goal_of
 from toy_mode.rules import ToyRules
@@ -32,7 +32,7 @@ class Seeking:
     """A copy is on its way."""
 
     part: int
-    copy: Holding
+    copy: SnapshotRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class ToyRole:
     def seeking(self) -> bool:
         return isinstance(self._state, Seeking)
 
-    def holdings(self) -> tuple[Holding, ...]:
+    def holdings(self) -> tuple[SnapshotRef, ...]:
         return self.replicas.kept()
 
     def is_complete(self) -> bool:
@@ -125,7 +125,7 @@ class ToyRole:
         self._state = Seeking(part, best)
         return self._downloads.fetch(best.blob, best.num_bytes, self._group.holders(best.blob), now)
 
-    def _count(self, part: int, copy: Holding | None) -> Effects:
+    def _count(self, part: int, copy: SnapshotRef | None) -> Effects:
         self._state = Counting(part)
         command = Count(part, goal_of(self.plan)) if self.plan else None
         return [ToTrainer(command, copy.blob, "copy") if copy else ToTrainer(command)]
@@ -145,7 +145,7 @@ class ToyRole:
         if blob is not None:
             own = self._group.own_id
             fields = (event.part, own, self.plan.epoch, event.round, event.step, event.samples, blob, num_bytes)
-            effects += self.replicas.keep_snapshot(Holding(*fields))
+            effects += self.replicas.keep_snapshot(SnapshotRef(*fields))
         phase = "trained" if event.training_finished else "training"
         return [*effects, *self._group.say(now, round=event.round, phase=phase)]
 

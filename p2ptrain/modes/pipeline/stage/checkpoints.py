@@ -21,7 +21,7 @@ from p2ptrain.planning.pipeline.coverage import (
     states_to_keep,
     whole_epoch,
 )
-from p2ptrain.wire.messages import HEAD_PART, Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 MAX_OLDER = 3
 """Snapshots kept beside the newest one of the same blocks and trainer."""
@@ -30,24 +30,24 @@ MAX_OLDER = 3
 class Checkpoints:
     """``own``: what is saved here. ``refused``: blobs that are not what they should be, or that nobody hands out."""
 
-    def __init__(self, group: GroupView, own: Callable[[], Iterable[Holding]]) -> None:
+    def __init__(self, group: GroupView, own: Callable[[], Iterable[SnapshotRef]]) -> None:
         self.refused: set[BlobId] = set()
         self._group = group
         self._own = own
         self._to_keep: list[State] = []
         """What the group can go back to, the newest first."""
 
-    def by_peer(self) -> dict[str, list[Holding]]:
+    def by_peer(self) -> dict[str, list[SnapshotRef]]:
         """Saved runs of blocks, by the members that have them, this one included."""
         group = self._group
-        found: dict[str, list[Holding]] = {}
+        found: dict[str, list[SnapshotRef]] = {}
         for member in group.members():
             record = group.record(member)
             held = self._own() if member == group.own_id else record.holdings if record is not None else ()
-            found[member] = [h for h in held if h.part != HEAD_PART and h.blob not in self.refused]
+            found[member] = [h for h in held if h.kind == "part" and h.blob not in self.refused]
         return found
 
-    def known(self) -> list[Holding]:
+    def known(self) -> list[SnapshotRef]:
         """All of them, each once."""
         return list({h.blob: h for held in self.by_peer().values() for h in held}.values())
 
@@ -59,7 +59,7 @@ class Checkpoints:
         """Members came or went, or have saved something."""
         self._to_keep = states_to_keep(body_of(plan).pipeline.num_blocks, self.by_peer())
 
-    def surplus(self, older: Sequence[Holding]) -> list[Holding]:
+    def surplus(self, older: Sequence[SnapshotRef]) -> list[SnapshotRef]:
         """Of these, all older than one more of the same blocks and trainer, what the group will not go back to.
 
         Beside what is saved whole the newest counts, which may get whole yet. As long as nothing is known to be whole,
@@ -84,7 +84,7 @@ class Checkpoints:
 
     def choose(
         self, stage: Run, step: int, held: Plan | None, is_local: Callable[[BlobId], bool]
-    ) -> tuple[Run | None, list[Holding] | None]:
+    ) -> tuple[Run | None, list[SnapshotRef] | None]:
         """The trainer's own blocks that count, and saved ones for the rest of a stage; None where nobody has them.
 
         ``held``: the plan whose stage the trainer holds after just ``step`` batches. Its blocks count if they are of

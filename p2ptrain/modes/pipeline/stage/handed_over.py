@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from p2ptrain.core.effects import Effects, ReleaseBlob
 from p2ptrain.core.group_view import GroupView
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 
 class HandedOver:
@@ -12,16 +12,16 @@ class HandedOver:
 
     def __init__(self, group: GroupView) -> None:
         self._group = group
-        self._pieces: list[Holding] = []
+        self._pieces: list[SnapshotRef] = []
 
     def __bool__(self) -> bool:
         return bool(self._pieces)
 
-    def holdings(self) -> tuple[Holding, ...]:
+    def holdings(self) -> tuple[SnapshotRef, ...]:
         """For the own record."""
         return tuple(self._pieces)
 
-    def add(self, piece: Holding, now: float) -> Effects:
+    def add(self, piece: SnapshotRef, now: float) -> Effects:
         """The trainer has handed it over; it is in the store."""
         self._pieces.append(piece)
         return self._group.say_holdings(now)

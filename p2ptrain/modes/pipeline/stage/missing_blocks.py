@@ -14,7 +14,7 @@ from p2ptrain.core.effects import Effects, ReleaseBlob
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.ids import BlobId
 from p2ptrain.protocol.machine import NEVER, Note
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 GATHER_S = 20.0
 """Blocks of the plan's step that nobody has said for so long to have are lost: votes may have come in too late."""
@@ -66,7 +66,7 @@ class MissingBlocks:
         """There is nobody to ask at present."""
         self._retry_at = NEVER
 
-    def ask(self, lacking: Iterable[Holding], step: int, now: float) -> Effects:
+    def ask(self, lacking: Iterable[SnapshotRef], step: int, now: float) -> Effects:
         """Fetch what is not being fetched, from the members that have it."""
         self._retry_at = NEVER
         effects: Effects = []

@@ -59,12 +59,12 @@ class HeadFit:
         self._plan = plan
         self._head = given.resume.result
         self._calibration = Calibration(given.group.own_id)
-        self._to_fetch: list[m.Holding] = []
-        self._fetching: m.Holding | None = None
+        self._to_fetch: list[m.SnapshotRef] = []
+        self._fetching: m.SnapshotRef | None = None
         self._session = ""
         self._num_sent = 0
         """Copies that the trainer has been given."""
-        self._others_head: m.Holding | None = None
+        self._others_head: m.SnapshotRef | None = None
         """A head that others made, on its way here."""
         self._next_head_at = 0.0
         self._is_saving = False
@@ -81,7 +81,7 @@ class HeadFit:
             (m.CalibrationCall, m.CalibrationReady, m.CalibrationGradient, m.CalibrationHead), self.received
         )
 
-    def holdings(self) -> tuple[m.Holding, ...]:
+    def holdings(self) -> tuple[m.SnapshotRef, ...]:
         return (self._head,) if self._head else ()
 
     # --- when is it wanted ---
@@ -118,10 +118,10 @@ class HeadFit:
             effects.insert(0, Note("calibration-without", (("parts", ", ".join(map(str, missing))),)))
         return [*effects, *group.say(now, phase="calibrating")] if effects else []
 
-    def _heads_of_others(self, plan: Plan) -> list[m.Holding]:
+    def _heads_of_others(self, plan: Plan) -> list[m.SnapshotRef]:
         """Heads that others are done with, and that nothing newer has come to since."""
         records = self._group.records()
-        heads = [h for r in records if r.phase == "done" for h in r.holdings if h.part == m.HEAD_PART]
+        heads = [h for r in records if r.phase == "done" for h in r.holdings if h.kind == "head"]
         if not heads:
             return []
         freshest = self._freshest(plan)
@@ -131,16 +131,16 @@ class HeadFit:
         """The moments and the gradient steps of a fit; the look at the validation samples is the last."""
         return (1 + tasks_of(self._job).calibration_steps if body_of(plan).calibrate else 0) + 1
 
-    def _freshest(self, plan: Plan) -> tuple[m.Holding, ...]:
+    def _freshest(self, plan: Plan) -> tuple[m.SnapshotRef, ...]:
         """Of each part the copies of its last round, one of each trainer; the blob's name settles ties everywhere."""
-        best: dict[tuple[int, PeerId], m.Holding] = {}
+        best: dict[tuple[int, PeerId], m.SnapshotRef] = {}
         for holding in (h for record in self._group.records() for h in record.holdings):
-            if holding.part >= len(plan.parts) or holding.round > self._job.training.rounds:
+            if not _is_copy(holding, plan) or holding.round > self._job.training.rounds:
                 continue
             known = best.get((holding.part, holding.trainer))
             if known is None or _freshness(holding) > _freshness(known):
                 best[holding.part, holding.trainer] = holding
-        found: list[m.Holding] = []
+        found: list[m.SnapshotRef] = []
         for part in sorted({part for part, _ in best}):
             copies = [h for (index, _), h in best.items() if index == part]
             last = max(h.round for h in copies)
@@ -160,7 +160,7 @@ class HeadFit:
             plan = self._plan()
             if self._group.own.phase not in ENDED or plan is None or plan.epoch != message.epoch:
                 return []  # still training, or by another plan: it will be called again
-            if any(h.part >= len(plan.parts) or h.num_bytes < 1 for h in message.holdings):
+            if any(not _is_copy(h, plan) or h.num_bytes < 1 for h in message.holdings):
                 raise RemoteError("calibration", f"a snapshot that can't be of one of {len(plan.parts)} parts")
             if self._head is not None and _covers(self._head, message.holdings):
                 return []  # that is done, as our record tells: its sender fetches the head
@@ -231,7 +231,7 @@ class HeadFit:
         self._is_saving = True
         return [KeepResult(holding, data)]
 
-    def kept(self, holding: m.Holding, data: bytes | None, now: float) -> Effects:
+    def kept(self, holding: m.SnapshotRef, data: bytes | None, now: float) -> Effects:
         """The head is in the store: this is what all that came before was for."""
         self._is_saving = False
         if data is None:
@@ -246,7 +246,7 @@ class HeadFit:
             notes.append(Note("validated", figures))
         return [*notes, *self._group.say_holdings(now), EndingOver()]
 
-    def _fetch_head(self, holding: m.Holding, now: float) -> Effects:
+    def _fetch_head(self, holding: m.SnapshotRef, now: float) -> Effects:
         if self._others_head is not None or now < self._next_head_at:
             return []
         self._others_head, self._next_head_at = holding, now + HEAD_RETRY_S
@@ -254,7 +254,7 @@ class HeadFit:
             return [KeepReplica(holding)]
         return self._downloads.fetch(holding.blob, holding.num_bytes, self._group.holders(holding.blob), now)
 
-    def others_kept(self, holding: m.Holding, saved: bool, now: float) -> Effects:
+    def others_kept(self, holding: m.SnapshotRef, saved: bool, now: float) -> Effects:
         """The node's answer to ``KeepReplica`` of a head: what that says comes with ``kept``."""
         self._others_head = None
         return [ReadResult(holding)] if saved else []
@@ -331,10 +331,15 @@ def _verdict_of(state: bytes) -> Verdict | None:
         return None
 
 
-def _covers(head: m.Holding, freshest: tuple[m.Holding, ...]) -> bool:
+def _is_copy(holding: m.SnapshotRef, plan: Plan) -> bool:
+    """Whether it can be one of a part."""
+    return holding.kind == "part" and holding.part < len(plan.parts)
+
+
+def _covers(head: m.SnapshotRef, freshest: tuple[m.SnapshotRef, ...]) -> bool:
     """Whether a head is of the last rounds of all parts that there are copies of."""
     return head.span >= len({h.part for h in freshest}) and head.round >= rounds_of(freshest)
 
 
-def _freshness(holding: m.Holding) -> tuple[int, int, int, str]:
+def _freshness(holding: m.SnapshotRef) -> tuple[int, int, int, str]:
     return holding.round, holding.step, holding.samples, holding.blob

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 from p2ptrain.config import DataConfig, Job
@@ -15,11 +16,11 @@ from p2ptrain.modes.tasks.role import Following, Seeking, TasksRole
 from p2ptrain.protocol.blobs.transfer import Transfers
 from p2ptrain.protocol.group.membership import LAN, Membership
 from p2ptrain.protocol.group.records import RecordBook
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 KEY = b"k" * 40
 JOB = Job(data=DataConfig(("cat", "dog"), (1, 8, 8), mean=(0.0,), std=(1.0,)))
-COPY = Holding(1, PeerId("b" * 16), 1, 2, 3, 4, BlobId("0" * 64), 5)
+COPY = SnapshotRef(1, PeerId("b" * 16), 1, 2, 3, 4, BlobId("0" * 64), 5)
 
 
 def role() -> TasksRole:
@@ -41,3 +42,11 @@ def test_a_trainer_s_late_word_on_another_part_does_not_end_the_search_for_this_
     state.is_given = True
     assert own.trainer_said(c.Following(1, 1, 10), None, 0, 1.0)
     assert own._state == Following(1, "partition")
+
+
+def test_a_head_is_no_copy_of_part_0() -> None:
+    own = role()
+    part = dataclasses.replace(COPY, part=0)
+    head = dataclasses.replace(part, kind="head", round=9, blob=BlobId("1" * 64))
+    own._group.say(1.0, holdings=(head, part))
+    assert own._copies_of(0) == [part]

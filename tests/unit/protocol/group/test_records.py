@@ -16,7 +16,7 @@ from p2ptrain.protocol.group.records import MAX_MESSAGE_BYTES, Effect, RecordBoo
 from p2ptrain.protocol.machine import NEVER, Send
 from p2ptrain.simulation.names import key
 from p2ptrain.wire.codec import header_bytes
-from p2ptrain.wire.messages import Holding, RecordDigest, Records, RecordVersion
+from p2ptrain.wire.messages import RecordDigest, Records, RecordVersion, SnapshotRef
 
 
 def book(number: int, *, base: int = 0) -> RecordBook:
@@ -139,8 +139,8 @@ def test_a_book_does_not_grow_without_bound() -> None:
 
 
 holdings = st.builds(
-    Holding,
-    part=st.integers(0, 4096), trainer=st.just(peer_id(key(1))), epoch=st.integers(0, 2**63 - 1),
+    SnapshotRef,
+    part=st.integers(0, 4095), trainer=st.just(peer_id(key(1))), epoch=st.integers(0, 2**63 - 1),
     round=st.integers(0, 2**63 - 1), step=st.integers(0, 2**63 - 1), samples=st.integers(0, 2**63 - 1),
     blob=st.just(BlobId("f" * 64)), num_bytes=st.integers(0, 2**63 - 1), span=st.integers(1, 4096),
 )  # fmt: skip
@@ -155,7 +155,7 @@ holdings = st.builds(
     st.lists(holdings, max_size=40),
 )
 def test_the_estimated_size_is_never_too_small(
-    name: str, waiting_for: str, counts: list[int], addresses: list[str], held: list[Holding]
+    name: str, waiting_for: str, counts: list[int], addresses: list[str], held: list[SnapshotRef]
 ) -> None:
     big = 2**63 - 1
     full = record(

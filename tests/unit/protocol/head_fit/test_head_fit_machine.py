@@ -31,8 +31,8 @@ from p2ptrain.wire.messages import (
     CalibrationGradient,
     CalibrationHead,
     CalibrationReady,
-    Holding,
     Message,
+    SnapshotRef,
 )
 
 STEPS = 6
@@ -42,9 +42,9 @@ PEERS = sorted(peer_id(b"%040d" % number) for number in range(8))
 FINE = Conditions()
 
 
-def holdings(epoch: int = 1, salt: str = "") -> tuple[Holding, ...]:
+def holdings(epoch: int = 1, salt: str = "") -> tuple[SnapshotRef, ...]:
     return tuple(
-        Holding(part, PEERS[part], epoch, 5, 50, 100, blob_id(f"{part}{salt}".encode()), 1000) for part in range(3)
+        SnapshotRef(part, PEERS[part], epoch, 5, 50, 100, blob_id(f"{part}{salt}".encode()), 1000) for part in range(3)
     )
 
 
@@ -129,7 +129,7 @@ class Room:
         for peer, host in sorted(self.hosts.items()):
             self.network.perform(peer, host.machine.members_changed(alive, self.network.now))
 
-    def call(self, peer: PeerId, over: tuple[Holding, ...] | None = None) -> None:
+    def call(self, peer: PeerId, over: tuple[SnapshotRef, ...] | None = None) -> None:
         machine = self.hosts[peer].machine
         self.network.perform(peer, machine.call(1, over or holdings(), STEPS, self.hosts, self.network.now))
 
@@ -579,7 +579,7 @@ def test_a_flood_does_not_fill_the_memory() -> None:
         session = machine.session
         machine.received(stranger, CalibrationReady(session, 5), STEPS, 0.1)
         machine.received(stranger, CalibrationGradient(session, 0, 5, bytes(100)), STEPS, 0.1)
-        over = (Holding(0, PEERS[1], 1, 1, 1, 1, BlobId(f"{number:064x}"), 1),)
+        over = (SnapshotRef(0, PEERS[1], 1, 1, 1, 1, BlobId(f"{number:064x}"), 1),)
         if number % 2:
             machine.received(PEERS[1], CalibrationCall(1, over), STEPS, 0.1)
             machine.received(PEERS[1], CalibrationHead(session_name(1, over), STEPS, b"x"), STEPS, 0.1)

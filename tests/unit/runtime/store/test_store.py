@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -17,16 +18,17 @@ import pytest
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.ids import BlobId, JobId, PeerId, blob_id
 from p2ptrain.runtime.store.blobs import Disk, StorageError
+from p2ptrain.runtime.store.manifest import load_manifest
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.runtime.store.store import Store, StoreConfig
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 OWN, OTHER = PeerId("a" * 16), PeerId("b" * 16)
 JOB = JobId("0123456789abcdef")
 
 
-def holding(data: bytes, round: int = 1, trainer: PeerId = OWN) -> Holding:
-    return Holding(0, trainer, 1, round, 0, 0, blob_id(data), len(data))
+def holding(data: bytes, round: int = 1, trainer: PeerId = OWN) -> SnapshotRef:
+    return SnapshotRef(0, trainer, 1, round, 0, 0, blob_id(data), len(data))
 
 
 def receive(store: Store, data: bytes, ephemeral: bool = False) -> BlobId:
@@ -179,18 +181,36 @@ def test_lineage_is_bounded(tmp_path):
 
 def test_what_older_software_wrote_is_read(tmp_path):
     store = Store(tmp_path)
+    store.put(b"own")
+    store.add_snapshot(holding(b"own"))
     receive(store, b"theirs")
     store.add_replica(holding(b"theirs", trainer=OTHER))
+    receive(store, b"head")
+    store.add_replica(dataclasses.replace(holding(b"head"), kind="head", span=3))
     store.close()
     path = tmp_path / "manifest.json"
     written = json.loads(path.read_bytes())
     written["custody"] = written.pop("replicas")
+    for each in (*written["snapshots"], *written["custody"]):
+        if each.pop("kind") == "head":
+            each["part"] = 4096
     path.write_text(json.dumps(written))
     again = Store(tmp_path)
     assert again.manifest == store.manifest and again.take_notes() == []
+    assert [(h.kind, h.part) for h in again.manifest.replicas] == [("part", 0), ("head", 0)]
     again.set_plan("plan", 1)
     again.close()
     assert "replicas" in json.loads(path.read_bytes()), "it is written as it is called now"
+
+
+@pytest.mark.parametrize(
+    "odd", [[], 3, None, {"replicas": 5}, {"custody": [7, None, {"part": 4096}, {"kind": []}]}, {"snapshots": {}}]
+)
+def test_what_is_no_manifest_of_any_software_is_said(tmp_path, odd):
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(odd))
+    manifest, why = load_manifest(path)
+    assert manifest is None and why
 
 
 # --- damage ---
