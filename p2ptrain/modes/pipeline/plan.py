@@ -92,12 +92,12 @@ class PipelineBody:
         require(given == sorted(set(given)), "figures out of order")
         require(trained <= set(given) <= set(names), "figures of others than the plan's peers")
         for figures in self.figures:
-            _check_figures(figures, names, pipeline.num_blocks)
+            check_figures(figures, names, pipeline.num_blocks)
         require(is_hex(self.chain, 64), "the chain is not a hash")
         require(plan.epoch > 1 or self.from_step == 0, "a first plan that does not begin at the first batch")
 
 
-def _check_figures(figures: DeviceFigures, names: Sequence[str], num_blocks: int) -> None:
+def check_figures(figures: DeviceFigures, names: Sequence[str], num_blocks: int) -> None:
     ends = [link.peer for link in figures.links]
     require(ends == sorted(set(ends)) and figures.peer not in ends, f"{figures.peer}: links out of order")
     require(set(ends).issubset(names), f"{figures.peer}: links to others than the plan's peers")

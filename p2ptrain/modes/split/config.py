@@ -1,0 +1,64 @@
+"""What a job says of split training, and what split training asks of the rest of the job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from p2ptrain.config import Coding, Job, ModeTable, check_limits
+from p2ptrain.errors import JobError
+from p2ptrain.planning.split.units import Medium
+
+NAME = "split"
+Tails = Literal["replica"]
+"""A helper keeps a copy of its tail for each unit."""
+OptimizerState = Literal["reset", "average"]
+Strategy = Literal["planned", "alone", "middle"]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitConfig(ModeTable):
+    """A unit's batch passes front and tail in up to ``micro_batches`` equal parts."""
+
+    TABLE: ClassVar[str] = NAME
+    tails: Tails = "replica"
+    """How helpers keep the tails: one for each unit, so that a round is one of federated averaging."""
+    optimizer: OptimizerState = "reset"
+    """At a round's beginning: reset = it begins anew in every unit, as in federated averaging; average = it goes on
+    from the mean of all units."""
+    micro_batches: int = 4
+    strategy: Strategy = "planned"
+    """Baselines: "alone" = every owner trains the whole model; "middle" = the strongest peer trains the second half of
+    everyone's."""
+    activations: Coding = "none"
+    """Compression of what goes to the helper, ..."""
+    gradients: Coding = "none"
+    """... and of what comes back."""
+    medium: Medium = "switched"
+    """switched: each device has a link of its own; shared: one medium carries all, as on one Wi-Fi."""
+    replan_gain: float = 0.1
+    """A plan gives way to one that is predicted to be faster by more than this share, when a round begins."""
+
+    def check(self, job: Job, where: str) -> None:
+        limits = (
+            ("split.micro_batches", self.micro_batches, 1, 4096),
+            ("split.replan_gain", self.replan_gain, 0.01, 10),
+        )
+        check_limits(limits, where)
+        if job.mode != NAME:
+            return
+        if self.micro_batches > job.training.batch_size:
+            raise JobError(
+                f"{where}: split.micro_batches: {self.micro_batches} parts of a batch of {job.training.batch_size} "
+                "samples; take a larger training.batch_size, or fewer micro-batches"
+            )
+        if job.data.val > 0:
+            raise JobError(
+                f"{where}: data.val: {job.data.val:g}, but split training does not look at validation samples; set it "
+                "to 0"
+            )
+
+
+def split_of(job: Job) -> SplitConfig:
+    """The job's table of this mode."""
+    return job.table(SplitConfig)

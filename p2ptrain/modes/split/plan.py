@@ -1,0 +1,190 @@
+"""What a plan of split training says: its units, who averages, from which round on it holds, and what it was made by.
+
+The parts are the peers that work: an owner with its front or its whole model, a helper with the tails of others.
+
+Invariant: the state that the plan goes on from is named by its blobs, so whoever follows the plan begins with the very
+same numbers; who stands by, and by whose figures it was planned, is in the plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any
+
+from p2ptrain.config import Job
+from p2ptrain.core.plan import SHARE_UNITS, Part, PeerSnapshot, Plan, Share, is_hex, plan_from_json, require
+from p2ptrain.errors import LocalError
+from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.plan import DeviceFigures, check_figures
+from p2ptrain.modes.split.config import NAME
+from p2ptrain.planning.devices.blocks import MAX_BLOCKS, ModelProfile
+from p2ptrain.planning.split.units import SplitPlan, Unit, check_split_plan
+from p2ptrain.wire.messages import Blob, PeerName
+from p2ptrain.wire.schema import Bound
+
+MAX_STRETCH = 100.0
+MAX_ROUNDS = 1_000_000
+MAX_STEPS = 2**48
+Run = tuple[int, int]
+"""Blocks, first and stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartPiece:
+    """A run of blocks of the state that a plan goes on from: [first, stop)."""
+
+    first: Annotated[int, Bound(0, MAX_BLOCKS)]
+    stop: Annotated[int, Bound(1, MAX_BLOCKS)]
+    blob: Blob
+    num_bytes: Annotated[int, Bound(1, 2**48)]
+
+
+@dataclass(frozen=True)
+class SplitBody:
+    """A round is a pass over the samples in every unit, and an average of all units."""
+
+    chain: Annotated[str, Bound(64, 64)]
+    """Names the blocks that it was made for: the hash of their ``ModelProfile``."""
+    split: SplitPlan
+    averager: PeerName
+    """Who averages the units at the end of every round."""
+    shares: Annotated[tuple[Share, ...], Bound(1, 1024)]
+    """Of all units' training FLOPs, what each peer that works has, by peer."""
+    figures: Annotated[tuple[DeviceFigures, ...], Bound(1, 1024)]
+    """By peer. A peer of the plan without them could not be planned with: its figures make no sense."""
+    from_round: Annotated[int, Bound(0, MAX_ROUNDS)]
+    """Rounds that are over when it takes over."""
+    start: Annotated[tuple[StartPiece, ...], Bound(0, 256)]
+    """The state after these rounds, all blocks in order; none for the initial weights."""
+    stretch: Annotated[float, Bound(1.0, MAX_STRETCH)] = 1.0
+    """How many times as long as predicted rounds took, the last time that a peer had help."""
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """A part for each peer that works."""
+        return tuple(
+            Part(index, share, (PeerId(peer),))
+            for index, (share, peer) in enumerate(zip(self.shares, workers(self.split), strict=False))
+        )
+
+    def cut(self) -> Any:
+        return [[unit.owner, unit.helper, unit.cut] for unit in self.split.units]
+
+    def check(self, plan: Plan) -> None:
+        split = self.split
+        check_split_plan(split)
+        working = workers(split)
+        require(len(self.shares) == len(working), "not a share for each peer that works")
+        names = [peer.peer for peer in plan.peers]
+        require(split.standby == tuple(n for n in names if n not in working), "who stands by is not who is left")
+        by_name = {peer.peer: peer for peer in plan.peers}
+        require(all(unit.owner in by_name for unit in split.units), "an owner is not among the plan's peers")
+        require(all(by_name[PeerId(u.owner)].num_samples for u in split.units), "an owner without samples")
+        require(self.averager in working, "who averages does not work")
+        for peer in plan.peers:
+            known = all(wish < plan.num_classes for wish in peer.wishes)
+            require(known, f"{peer.peer}: wishes for unknown classes")
+        given = [figures.peer for figures in self.figures]
+        require(given == sorted(set(given)), "figures out of order")
+        require(set(working) <= set(given) <= set(names), "figures of others than the plan's peers")
+        for figures in self.figures:
+            check_figures(figures, names, split.num_blocks)
+        require(is_hex(self.chain, 64), "the chain is not a hash")
+        self._check_start()
+        require(plan.epoch > 1 or self.from_round == 0, "a first plan that does not begin at the first round")
+
+    def _check_start(self) -> None:
+        require(bool(self.start) == (self.from_round > 0), "no state to go on from, or one of no round")
+        at = 0
+        for piece in self.start:
+            require(piece.first == at < piece.stop, f"its start has blocks {piece.first} to {piece.stop} after {at}")
+            require(is_hex(piece.blob, 64), "its start names no blob")
+            at = piece.stop
+        require(at in (0, self.split.num_blocks), "its start is not the whole model")
+
+
+BODIES = {NAME: SplitBody}
+
+
+def read_plan(data: bytes | str) -> Plan:
+    """A plan of split training. Raises ``RemoteError``."""
+    return plan_from_json(data, BODIES)
+
+
+def body_of(plan: Plan) -> SplitBody:
+    """The body of a plan of this mode."""
+    if not isinstance(plan.body, SplitBody):
+        raise LocalError("a plan of another mode")
+    return plan.body
+
+
+# --- what follows from the units --------------------------------------------------------------------------------------
+
+
+def workers(split: SplitPlan) -> tuple[str, ...]:
+    """Owners and helpers, sorted."""
+    return tuple(sorted({*split.helpers, *(unit.owner for unit in split.units)}))
+
+
+def runs_of(split: SplitPlan, peer: str) -> list[tuple[Unit, Run]]:
+    """The units that a peer has a half of, or all of one, and the blocks that it trains of each."""
+    found = []
+    for unit in split.units:
+        if unit.owner == peer:
+            found.append((unit, (0, unit.cut)))
+        elif unit.helper == peer:
+            found.append((unit, (unit.cut, split.num_blocks)))
+    return found
+
+
+def need_of(split: SplitPlan, peer: str) -> Run:
+    """All blocks that a peer trains of any unit: one run, as all tails end at the last block. Raises ``ValueError``
+    for one that does not work."""
+    runs = [run for _, run in runs_of(split, peer)]
+    return min(first for first, _ in runs), max(stop for _, stop in runs)
+
+
+def bounds_of(split: SplitPlan) -> tuple[int, ...]:
+    """Where a round's state is cut: wherever a peer begins or ends."""
+    return tuple(sorted({0, split.num_blocks, *(unit.cut for unit in split.units)}))
+
+
+def shares_of(model: ModelProfile, split: SplitPlan) -> tuple[float, ...]:
+    """Of each peer that works, of all units' training FLOPs, in whole units, rounded down."""
+    whole = model.training_flops * len(split.units)
+    flops = [sum(model.training_flops_of(*run) for _, run in runs_of(split, peer)) for peer in workers(split)]
+    return tuple(each * SHARE_UNITS // whole / SHARE_UNITS for each in flops)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """How a unit's batch is cut up."""
+
+    micro_batch: int
+    micro_batches: int
+
+    @property
+    def samples(self) -> int:
+        return self.micro_batch * self.micro_batches
+
+
+def batch_of(split: SplitPlan, unit: Unit, num_samples: int, least: int = 1) -> Batch:
+    """A unit's batch: as large as the job says, but no larger than its owner's samples; micro-batches of ``least``
+    samples at least."""
+    samples = min(split.batch_size, num_samples)
+    micro_batch = max(least, samples // unit.micro_batches, 1)
+    return Batch(micro_batch, max(1, min(unit.micro_batches, samples // micro_batch)))
+
+
+def steps_of(job: Job, batch: Batch, num_samples: int) -> int:
+    """Batches of a unit in a round."""
+    steps = num_samples * job.training.epochs_per_round / batch.samples
+    return min(MAX_STEPS, max(1, math.ceil(steps - 1e-9)))  # not one more for a float's last digit
+
+
+def samples_of(plan_peers: Sequence[PeerSnapshot], owner: str) -> int:
+    """How many an owner has, by the plan."""
+    return next((peer.num_samples for peer in plan_peers if peer.peer == owner), 0)

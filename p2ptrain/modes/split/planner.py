@@ -1,0 +1,242 @@
+"""Plans of split training: the first one of a group, the next one when peers come, go or change their speed, and what a
+peer checks before it follows one.
+
+Invariant: pure and deterministic: the inputs in any order give the same plan. A plan carries the figures that it was
+computed from. Finding a plan is a search; ``follows`` does not repeat it. It sees that the plan fits the job, the model
+and the peers, that everybody's samples are in it, and that nothing is slower than all alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from p2ptrain.config import Job
+from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan, clean
+from p2ptrain.errors import RemoteError, UserError
+from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.figures import UNKNOWN_LINK_BYTES_PER_S, MeasuredPeer, usable
+from p2ptrain.modes.pipeline.plan import DeviceFigures
+from p2ptrain.modes.split.choice import SplitTask, best, knows, predicted, task_of
+from p2ptrain.modes.split.config import split_of
+from p2ptrain.modes.split.plan import (
+    MAX_STRETCH,
+    SplitBody,
+    StartPiece,
+    body_of,
+    need_of,
+    shares_of,
+    workers,
+)
+from p2ptrain.planning.devices.blocks import ModelProfile
+from p2ptrain.planning.devices.profile_codec import chain_hash, rounded
+from p2ptrain.planning.split.units import SplitPlan
+
+SLOWER = 1 + 1e-3
+"""A plan may be this much slower than all alone: figures are rounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a group has seen under its plan."""
+
+    from_round: int = 0
+    start: tuple[StartPiece, ...] = ()
+    """The newest state that is saved whole, after so many rounds; none: the initial weights."""
+    lost: Collection[PeerId] = ()
+    """Trainers of the plan that are there without their work: they were started again."""
+    round_s: float = 0.0
+    """Seconds of a round under the plan; 0 = not known."""
+
+
+def first_plan(job: Job, model: ModelProfile, peers: Sequence[MeasuredPeer], proposer: PeerId) -> Plan:
+    """The plan a group starts with. Raises ``UserError`` where there is none, saying what is missing."""
+    snapshots = clean(job, [peer.snapshot for peer in peers])
+    figures = usable(model, snapshots, peers)
+    split = best(_task(job, model, snapshots, figures), split_of(job).strategy)
+    return _plan(job, model, snapshots, figures, split, proposer, None, Known())
+
+
+def next_plan(
+    job: Job, model: ModelProfile, current: Plan, peers: Sequence[MeasuredPeer], proposer: PeerId, known: Known
+) -> Plan | None:
+    """The plan after ``current`` with the peers now here; None when the current one will do, or the job is done.
+
+    Another plan is due when one who works is gone or has lost its work, when there are samples that no unit trains on,
+    or when today's figures promise a gain of more than ``split.replan_gain``. Raises ``UserError`` where the peers that
+    are left can't train the model.
+    """
+    before = body_of(current)
+    snapshots = clean(job, [peer.snapshot for peer in peers])
+    present = {peer.peer for peer in snapshots}.difference(known.lost)
+    is_torn = not present.issuperset(current.trainers())
+    if not snapshots or known.from_round >= job.training.rounds:
+        return None
+    figures = usable(model, snapshots, peers, before.figures)
+    task = _task(job, model, snapshots, figures)
+    split = best(task, split_of(job).strategy)
+    stretch = before.stretch
+    if not is_torn and knows(task, workers(before.split)):
+        now = predicted(task, before.split)
+        stretch = _stretch(now, known.round_s, before.stretch)
+        has_all = {unit.owner for unit in split.units} == {unit.owner for unit in before.split.units}
+        enough_s = _judged_s(split, stretch) * (1 + split_of(job).replan_gain)
+        if has_all and (split_of(job).strategy != "planned" or _judged_s(now, stretch) <= enough_s):
+            return None
+    return _plan(job, model, snapshots, figures, split, proposer, current, known, stretch)
+
+
+def follows(job: Job, model: ModelProfile | None, plan: Plan, parent: Plan | None) -> bool:
+    """Whether this job's peers can follow the plan. Without a model of its own yet a peer checks what it can."""
+    body = plan.body
+    if not isinstance(body, SplitBody) or plan.job != job.id or plan.mode != job.mode:
+        return False
+    settings = split_of(job)
+    agreed = (body.split.batch_size, body.split.tails, body.split.medium)
+    if agreed != (job.training.batch_size, settings.tails, settings.medium):
+        return False
+    if body.from_round >= job.training.rounds or not _continues(plan, parent):
+        return False
+    try:
+        check_plan(plan)
+        if clean(job, plan.peers) != plan.peers:
+            return False
+        return model is None or _is_sound(job, model, plan, body)
+    except (RemoteError, UserError):
+        return False
+
+
+def notes(job: Job, plan: Plan) -> list[str]:
+    """What a person should know about the plan, a line each."""
+    body = body_of(plan)
+    known = {figures.peer: figures for figures in body.figures}
+    measured = {peer for figures in body.figures for link in figures.links for peer in (figures.peer, link.peer)}
+    lines = []
+    for peer in plan.peers:
+        figures = known.get(peer.peer)
+        if figures is None:
+            lines.append(
+                f"{peer.peer}: left out: its speed is not known, or the times of its blocks make no sense; "
+                "`p2ptrain probe` measures it"
+            )
+        elif figures.link_bytes_per_s == 0 and peer.peer not in measured:
+            mbit_s = UNKNOWN_LINK_BYTES_PER_S * 8 / 1e6
+            lines.append(f"{peer.peer}: no link speed known, taken for {mbit_s:.0f} Mbit/s")
+    return lines
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def _task(
+    job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], figures: Sequence[DeviceFigures]
+) -> SplitTask:
+    if not figures:
+        raise UserError(
+            f"none of the {len(snapshots)} peers can be planned with: their speeds are not known, or the times of "
+            "their blocks make no sense; `p2ptrain probe` measures a device"
+        )
+    return task_of(job, model, snapshots, figures)
+
+
+def _stretch(plan: SplitPlan, round_s: float, before: float) -> float:
+    """As ``SplitBody.stretch``, with what was seen under the plan, whose seconds are by today's figures."""
+    if round_s <= 0 or not plan.helpers:
+        return before
+    return rounded(min(max(round_s / max(plan.round_s, 1e-9), 1.0), MAX_STRETCH))
+
+
+def _judged_s(plan: SplitPlan, stretch: float) -> float:
+    """What took longer than predicted is taken to take longer in any plan in which somebody helps."""
+    return plan.round_s * (stretch if plan.helpers else 1.0)
+
+
+def _plan(
+    job: Job,
+    model: ModelProfile,
+    snapshots: tuple[PeerSnapshot, ...],
+    figures: tuple[DeviceFigures, ...],
+    split: SplitPlan,
+    proposer: PeerId,
+    parent: Plan | None,
+    known: Known,
+    stretch: float = 1.0,
+) -> Plan:
+    working = set(workers(split))
+    split = replace(split, standby=tuple(peer.peer for peer in snapshots if peer.peer not in working))
+    body = SplitBody(
+        chain_hash(model),
+        split,
+        _averager(model, split, figures, known.lost, parent),
+        shares_of(model, split),
+        figures,
+        known.from_round,
+        known.start,
+        stretch,
+    )
+    return Plan(
+        epoch=parent.epoch + 1 if parent else 1,
+        job=job.id,
+        mode=job.mode,
+        proposer=proposer,
+        peers=snapshots,
+        parent=parent.hash if parent else "",
+        body=body,
+    )
+
+
+def _averager(
+    model: ModelProfile,
+    split: SplitPlan,
+    figures: Sequence[DeviceFigures],
+    lost: Collection[PeerId],
+    parent: Plan | None,
+) -> PeerId:
+    """Where most of what is averaged lies already; of equals, the one with the fastest link.
+
+    Not who was to do it and has lost its work: its disk may be full.
+    """
+    rates = {each.peer: each.link_bytes_per_s or max((link.bytes_per_s for link in each.links), default=0.0)
+             for each in figures}
+    failed = body_of(parent).averager if parent is not None else ""
+
+    def worth(peer: str) -> tuple[bool, int, float, str]:
+        first, stop = need_of(split, peer)
+        held = sum(block.parameter_bytes for block in model.blocks[first:stop])
+        return (not (peer == failed and peer in lost), held, rates.get(PeerId(peer), 0.0), peer)
+
+    return PeerId(max(workers(split), key=worth))
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _continues(plan: Plan, parent: Plan | None) -> bool:
+    """Whether the plan may follow its parent. It may begin before it: what was lost with a peer is done again."""
+    if parent is None:
+        return True
+    goes_on = body_of(parent).chain == body_of(plan).chain
+    return goes_on and (parent.epoch + 1, parent.hash) == (plan.epoch, plan.parent)
+
+
+def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: SplitBody) -> bool:
+    """Whether the plan is one of this model, and worth having. Raises ``UserError`` if nothing can be."""
+    split = body.split
+    if (body.chain, split.model, split.num_blocks) != (chain_hash(model), model.name, len(model.blocks)):
+        return False
+    if body.shares != shares_of(model, split):
+        return False
+    given = {figures.peer: figures for figures in body.figures}
+    if usable(model, plan.peers, [MeasuredPeer(peer, given.get(peer.peer)) for peer in plan.peers]) != body.figures:
+        return False
+    cuts = {index + 1 for index, block in enumerate(model.blocks[:-1]) if block.cut_after} | {len(model.blocks)}
+    if any(unit.cut not in cuts for unit in split.units):
+        return False
+    task = _task(job, model, plan.peers, body.figures)
+    if set(task.owners()) != {unit.owner for unit in split.units}:
+        return False
+    if split_of(job).strategy != "planned":
+        same = best(task, split_of(job).strategy)
+        return replace(same, standby=split.standby) == split
+    alone = best(task, "alone")
+    return predicted(task, split).round_s <= SLOWER * alone.round_s
