@@ -147,7 +147,8 @@ class SnapshotRef:
     span: Annotated[int, Bound(1, 4096)] = 1
     """So many parts, from ``part`` on: the blocks of a pipeline's stage; 1 in the other modes. Of a head: so many parts
     that it was fitted over."""
-    kind: Literal["part", "head"] = "part"
+    kind: Literal["part", "head", "update"] = "part"
+    """An update is what a peer gives to the average of a round: of use in that round only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,73 @@
+"""How far the group is by the plan in force, as one of its peers sees it: what a next plan is made by.
+
+Invariant: by what the group has saved and what the others' records say, which may be a second old.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+
+from p2ptrain.core.group_view import GroupView
+from p2ptrain.core.plan import Plan
+from p2ptrain.modes.split.plan import body_of
+from p2ptrain.modes.split.rounds.saved import SavedStates
+from p2ptrain.wire import messages as m
+
+EARLY_S, EARLY_PART = 3.0, 0.1
+"""So long after its beginning, or in that part of it, little of a round is lost with a change of plan."""
+NUM_ROUNDS = 3
+"""The last ones, whose median is what a round takes; that is known from the second on."""
+
+
+class Progress:
+    """Of one group, as seen here."""
+
+    def __init__(self, group: GroupView, saved: SavedStates, rounds: int) -> None:
+        self._group = group
+        self._saved = saved
+        self._rounds = rounds
+        self._plan: Plan | None = None
+        self._name = ""
+        self._now = 0.0
+        self._round = 0
+        self._begun_at = 0.0
+        self._seconds: deque[float] = deque(maxlen=NUM_ROUNDS)
+
+    def begin(self, plan: Plan, name: str, now: float) -> None:
+        """The plan, with this hash, is in force. Its first round doesn't count: peers wait for their blocks."""
+        self._plan, self._name, self._now = plan, name, now
+        self._round, self._begun_at = body_of(plan).from_round, now
+        self._seconds.clear()
+
+    def look(self, now: float) -> bool:
+        """Whether another round has begun."""
+        self._now = now
+        newest = self._saved.newest_round()
+        if self._plan is None or newest <= self._round:
+            return False
+        if newest == self._round + 1 and self._round > body_of(self._plan).from_round:
+            self._seconds.append(now - self._begun_at)
+        self._round, self._begun_at = newest, now
+        return True
+
+    def round_s(self) -> float:
+        """Seconds of a round under the plan in force; 0 as long as too few are over."""
+        return statistics.median(self._seconds) if len(self._seconds) > 1 else 0.0
+
+    def is_between_rounds(self) -> bool:
+        """Whether little is lost with a change of plan now. Not in a plan's first round: some may be on their way."""
+        if self._plan is None or self._round <= body_of(self._plan).from_round:
+            return False
+        early_s = max(EARLY_S, EARLY_PART * (self._seconds[-1] if self._seconds else 0.0))
+        return self._now <= self._begun_at + early_s
+
+    def is_complete(self) -> bool:
+        """Whether the model after the last round is saved."""
+        return self._plan is None or self._saved.newest()[0] >= self._rounds
+
+    def is_lost(self, record: m.Record) -> bool:
+        """Whether a peer that the plan gives work to says that it has none."""
+        if self._plan is None or record.plan != self._name or record.part != m.NO_PART:
+            return False
+        return self._plan.part_of(record.peer) is not None

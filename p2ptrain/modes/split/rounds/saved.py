@@ -1,0 +1,237 @@
+"""The states that the group has saved: which there are, and which pieces of them this peer keeps for the group.
+
+A state is the model after so many rounds, in pieces (runs of blocks), each made by the averager of one plan. So a state
+is named by its round and by the epoch of that plan.
+
+Whoever needs a piece to train keeps it, which is most of what the group needs to survive the averager. Of a piece that
+too few have, the others take more copies: by the records everyone sees who has it, and whose turn it is.
+
+Invariant: a piece of the newest state that is whole, and of the newest that is whole without one member, is given up by
+nobody who has it; nor is one that the plan in force still needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from p2ptrain.core.downloads import Downloads
+from p2ptrain.core.effects import Effects, KeepReplica
+from p2ptrain.core.group_view import GroupView
+from p2ptrain.core.plan import Plan
+from p2ptrain.core.replicas import Replicas
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.modes.split.plan import StartPiece, body_of
+from p2ptrain.planning.pipeline.coverage import State, cover, newest_covered, states_to_keep, whole_epoch
+from p2ptrain.protocol.machine import NEVER
+from p2ptrain.protocol.replication import Replication
+from p2ptrain.wire.messages import Record, SnapshotRef
+
+TURN_S = 30.0
+"""A piece that too few have for so long is one that those whose turn it is can't take: the next one does."""
+MAX_KEPT = 192
+"""Pieces; the record has room for no more, beside others."""
+
+
+class SavedStates(Replicas):
+    """Of one peer, in one job. ``num_replicas``: so many others have each piece, at least."""
+
+    def __init__(
+        self, group: GroupView, downloads: Downloads, kept: Iterable[SnapshotRef], num_replicas: int, rounds: int
+    ) -> None:
+        super().__init__(group, downloads, Replication(group.own_id), (), lambda blob: False)
+        self.handlers, self.messages = {}, {}
+        self.refused: set[BlobId] = set()
+        """Blobs that are not what they should be, or that nobody hands out."""
+        self._num_others = num_replicas
+        self._rounds = rounds
+        self._kept = {ref.blob: ref for ref in kept if ref.kind == "part"}
+        self._saving: set[BlobId] = set()
+        self._plan: Plan | None = None
+        self._wanted_since: dict[BlobId, float] = {}
+        """Pieces that too few have."""
+        self._copying: dict[BlobId, SnapshotRef] = {}
+
+    # --- what there is ---
+
+    def kept(self) -> tuple[SnapshotRef, ...]:
+        """The newest first."""
+        return tuple(sorted(self._kept.values(), key=lambda ref: (-ref.step, -ref.epoch, ref.part)))
+
+    def by_peer(self) -> dict[str, list[SnapshotRef]]:
+        """Saved pieces, by the members that have them, this one included."""
+        group = self._group
+        found: dict[str, list[SnapshotRef]] = {}
+        for member in group.members():
+            record = group.record(member)
+            held: Iterable[SnapshotRef] = ()
+            if member == group.own_id:
+                held = self._kept.values()
+            elif record is not None:
+                held = record.holdings
+            found[member] = [ref for ref in held if self._counts(ref)]
+        return found
+
+    def _counts(self, ref: SnapshotRef) -> bool:
+        return ref.kind == "part" and 0 < ref.step == ref.round <= self._rounds and ref.blob not in self.refused
+
+    def known(self) -> list[SnapshotRef]:
+        """All of them, each once."""
+        return list({ref.blob: ref for held in self.by_peer().values() for ref in held}.values())
+
+    def newest(self) -> tuple[int, tuple[StartPiece, ...]]:
+        """The newest state that is whole; (0, none): the initial weights."""
+        num_blocks = self._num_blocks
+        known = self.known()
+        round = newest_covered(num_blocks, known) if num_blocks else 0
+        chosen = cover([(0, num_blocks)], round, known, lambda ref: ()) if round else []
+        pieces = [StartPiece(ref.part, ref.part + ref.span, ref.blob, ref.num_bytes) for ref in chosen or ()]
+        return (round, _side_by_side(pieces)) if pieces else (0, ())
+
+    def of_plan(self, round: int) -> list[SnapshotRef]:
+        """The pieces of a state that the plan's averager made under the plan in force; [] while some are missing."""
+        plan = self._plan
+        if plan is None:
+            return []
+        made = [
+            ref
+            for ref in self.known()
+            if (ref.round, ref.epoch, ref.trainer) == (round, plan.epoch, body_of(plan).averager)
+        ]
+        return made if whole_epoch(self._num_blocks, round, made) is not None else []
+
+    def newest_round(self) -> int:
+        """The newest round whose state the plan's averager has made; the plan's first one while there is none."""
+        plan = self._plan
+        if plan is None:
+            return 0
+        rounds = {ref.round for ref in self.known() if ref.epoch == plan.epoch}
+        return next((r for r in sorted(rounds, reverse=True) if self.of_plan(r)), body_of(plan).from_round)
+
+    @property
+    def _num_blocks(self) -> int:
+        return body_of(self._plan).split.num_blocks if self._plan is not None else 0
+
+    # --- what is kept here ---
+
+    def begin(self, plan: Plan) -> None:
+        """This plan holds."""
+        self._plan = plan
+
+    def is_kept(self, blob: BlobId) -> bool:
+        return blob in self._kept or blob in self._saving
+
+    def keep(self, ref: SnapshotRef) -> Effects:
+        """A piece whose blob is in the store."""
+        if self.is_kept(ref.blob) or len(self._kept) + len(self._saving) >= MAX_KEPT:
+            return []
+        self._saving.add(ref.blob)
+        return [KeepReplica(ref)]
+
+    def replica_kept(self, holding: SnapshotRef, saved: bool, now: float) -> Effects:
+        self._saving.discard(holding.blob)
+        if saved:
+            self._kept[holding.blob] = holding
+        return self._group.say_holdings(now)
+
+    def look(self, now: float) -> Effects:
+        """Somebody came or went, or has saved something: take what is due here, let go of what nobody needs."""
+        if self._plan is None:
+            return []
+        by_peer = self.by_peer()
+        whole = states_to_keep(self._num_blocks, by_peer)
+        return [*self._let_go(whole, now), *self._copy(by_peer, whole[:1], now)]
+
+    def _let_go(self, whole: Sequence[State], now: float) -> Effects:
+        plan = self._plan
+        if plan is None or not whole:
+            return []
+        start = {piece.blob for piece in body_of(plan).start}
+        at = self.newest_round()
+        effects: Effects = []
+        for ref in list(self._kept.values()):
+            needed = (ref.epoch == plan.epoch and ref.round >= at) or (
+                ref.blob in start and at == body_of(plan).from_round
+            )
+            if needed or (ref.step, ref.epoch) in whole or (ref.step, ref.epoch) > whole[0]:
+                continue
+            del self._kept[ref.blob]
+            effects.append(KeepReplica(ref, keep=False))
+        return [*effects, *self._group.say_holdings(now)] if effects else []
+
+    def _copy(self, by_peer: dict[str, list[SnapshotRef]], newest: Sequence[State], now: float) -> Effects:
+        """Pieces of the newest state that too few have."""
+        effects: Effects = []
+        lacking = {}
+        for ref in {ref.blob: ref for held in by_peer.values() for ref in held}.values():
+            holders = {peer for peer, held in by_peer.items() if any(each.blob == ref.blob for each in held)}
+            others = [peer for peer in by_peer if peer not in holders]
+            missing = min(len(others), 1 + self._num_others - len(holders))
+            if (ref.step, ref.epoch) not in newest or missing <= 0:
+                continue
+            since = lacking[ref.blob] = self._wanted_since.get(ref.blob, now)
+            turns = missing + int((now - since) / TURN_S)
+            if self._group.own_id in self._ranked(ref, others)[:turns]:
+                effects += self._take(ref, now)
+        self._wanted_since = lacking
+        return effects
+
+    def _ranked(self, ref: SnapshotRef, peers: Iterable[str]) -> list[str]:
+        """Whose link carries most goes first; of equals, each piece has its own order."""
+
+        def rank(peer: str) -> tuple[float, bytes]:
+            name = hashlib.blake2b(f"{ref.part}/{peer}".encode(), digest_size=16).digest()
+            return -_rate(self._group.record(PeerId(peer))), name
+
+        return sorted(peers, key=rank)
+
+    def _take(self, ref: SnapshotRef, now: float) -> Effects:
+        if self.is_kept(ref.blob) or ref.blob in self._copying:
+            return []
+        if self._downloads.is_local(ref.blob):
+            return self.keep(ref)
+        sources = self._group.holders(ref.blob)
+        if not sources:
+            return []
+        self._copying[ref.blob] = ref
+        return self._downloads.fetch(ref.blob, ref.num_bytes, sources, now)
+
+    # --- blobs and time ---
+
+    def is_copying(self, blob: BlobId) -> bool:
+        """Whether it is on its way here, to be kept."""
+        return blob in self._copying
+
+    def blob_arrived(self, blob: BlobId, now: float) -> Effects:
+        ref = self._copying.pop(blob, None)
+        return self.keep(ref) if ref is not None else []
+
+    def blob_lost(self, blob: BlobId, now: float) -> Effects:
+        self._copying.pop(blob, None)
+        return []
+
+    def members_changed(self, now: float) -> Effects:
+        return self.look(now)
+
+    def epoch_changed(self, epoch: int, now: float) -> Effects:
+        return []
+
+    def next_deadline(self) -> float:
+        return min((since + TURN_S for since in self._wanted_since.values()), default=NEVER)
+
+    def tick(self, now: float) -> Effects:
+        return self.look(now) if now >= self.next_deadline() else []
+
+
+def _rate(record: Record | None) -> float:
+    """What a peer's link carries, as far as it is known."""
+    if record is None:
+        return 0.0
+    return record.link_bytes_per_s or max((link.bytes_per_s for link in record.links), default=0.0)
+
+
+def _side_by_side(pieces: Sequence[StartPiece]) -> tuple[StartPiece, ...]:
+    """Pieces that cover all blocks, in order; () where they overlap, as those of one average never do."""
+    ordered = sorted(pieces, key=lambda piece: piece.first)
+    fits = all(one.stop == other.first for one, other in zip(ordered, ordered[1:], strict=False))
+    return tuple(ordered) if fits else ()
