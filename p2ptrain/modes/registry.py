@@ -12,9 +12,10 @@ from p2ptrain.core.commands import COMMON
 from p2ptrain.core.mode import Mode
 from p2ptrain.core.plan import Plan, plan_from_json
 from p2ptrain.modes.pipeline import mode as pipeline
+from p2ptrain.modes.split import mode as split
 from p2ptrain.modes.tasks import mode as tasks
 
-MODES: dict[str, Mode] = {name: mode for mode in (tasks.MODE, pipeline.MODE) for name in mode.names}
+MODES: dict[str, Mode] = {name: mode for mode in (tasks.MODE, pipeline.MODE, split.MODE) for name in mode.names}
 
 
 def mode_of(job: Job) -> Mode:

@@ -31,7 +31,7 @@ def job(mode: str = "tasks", *, rounds: int = 6, name: str = "job", **changes: A
         name=name,
         mode=mode,
         model=ModelConfig("lenet"),
-        data=DataConfig(CLASSES, (1, 8, 8), mean=(0.0,), std=(1.0,), val=0.0 if mode == "pipeline" else 0.1),
+        data=DataConfig(CLASSES, (1, 8, 8), mean=(0.0,), std=(1.0,), val=0.0 if mode in ("pipeline", "split") else 0.1),
         training=TrainingConfig(rounds=rounds),
         tables=(
             TasksConfig(**({"calibrate": "never", "calibration_steps": 5} | tasks)),

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import PeerSnapshot
-from p2ptrain.errors import UserError
+from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.plan import MAX_STEPS, DeviceFigures
 from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile, check_times, extrapolated
 from p2ptrain.planning.devices.footprint import pipeline_bytes
-from p2ptrain.planning.devices.profile_codec import rounded, rounded_times
+from p2ptrain.planning.devices.profile_codec import profile_from_json, rounded, rounded_times
 from p2ptrain.planning.pipeline.fleet import Fleet
 from p2ptrain.planning.pipeline.task import PairRate, PipelinePeer, PipelineTask, held_copies
-from p2ptrain.wire.messages import LinkFigure
+from p2ptrain.wire.messages import LinkFigure, Record
 
 LATENCY_S = 1e-3
 """Of a link in one fleet, until some are measured."""
@@ -45,6 +45,29 @@ class MeasuredPeer:
 
     snapshot: PeerSnapshot
     profile: DeviceFigures | None
+
+
+def figures_of(record: Record, chain: str, profile_of: Callable[[str], bytes | None]) -> DeviceFigures | None:
+    """A peer's figures by its record and what that names; None for a profile of other blocks, or of no sense.
+
+    Until a profile is here, the peer's FLOP/s count.
+    """
+    data = profile_of(record.profile) if record.profile else None
+    if data is None:
+        return DeviceFigures(record.peer, record.link_bytes_per_s, record.slowdown, (), (), (), links=record.links)
+    try:
+        profile = profile_from_json(data)
+    except RemoteError:
+        return None
+    if profile.chain != chain:
+        return None
+    return DeviceFigures(
+        record.peer,
+        record.link_bytes_per_s,
+        record.slowdown,
+        links=record.links,
+        **profile.times.by_name(),
+    )
 
 
 def usable(

@@ -59,12 +59,12 @@ def lament(job: Job, plan: Plan, missing: Sequence[int]) -> str:
 def assemble(collected: Collected, *, allow_user_code: bool) -> Harvest:
     """Put the runs side by side. Raises ``UserError`` for runs that are not this job's model."""
     runs = [snapshot for snapshots in collected.parts.values() for snapshot in snapshots]
-    state = _state(collected.job, runs, allow_user_code=allow_user_code)
+    state = state_of(collected.job, runs, allow_user_code=allow_user_code)
     report = tuple(_report(collected, snapshots[0]) for _, snapshots in sorted(collected.parts.items()))
     return Harvest(collected.job, collected.plan, state, {}, report)
 
 
-def _state(job: Job, runs: Sequence[Snapshot], *, allow_user_code: bool) -> dict[str, Tensor]:
+def state_of(job: Job, runs: Sequence[Snapshot], *, allow_user_code: bool) -> dict[str, Tensor]:
     from p2ptrain.learning.averaging import check_state
     from p2ptrain.learning.models import global_model
     from p2ptrain.learning.snapshots import model_state, read_snapshot

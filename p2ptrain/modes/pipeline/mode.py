@@ -24,7 +24,7 @@ def _worker(setup: Setup) -> Worker:
     return StageWorker(setup)
 
 
-def _check_model(job: Job, model: nn.Module) -> Mapping[str, Any]:
+def check_blocks(job: Job, model: nn.Module) -> Mapping[str, Any]:
     """It has to be a chain of blocks."""
     from p2ptrain.learning.blocks.chain import Chain
     from p2ptrain.learning.blocks.costs import profile_blocks
@@ -47,5 +47,5 @@ MODE = Mode(
     majority=True,
     needs_data=False,
     validates=False,
-    check_model=_check_model,
+    check_model=check_blocks,
 )

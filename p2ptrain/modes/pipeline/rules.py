@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan, snapshot
-from p2ptrain.errors import RemoteError, UserError
+from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.pipeline.figures import MeasuredPeer
-from p2ptrain.modes.pipeline.plan import DeviceFigures, body_of, read_plan
+from p2ptrain.modes.pipeline.figures import MeasuredPeer, figures_of
+from p2ptrain.modes.pipeline.plan import body_of, read_plan
 from p2ptrain.modes.pipeline.planner import first_plan, follows, next_plan
 from p2ptrain.planning.devices.blocks import ModelProfile
-from p2ptrain.planning.devices.profile_codec import chain_hash, profile_from_json
+from p2ptrain.planning.devices.profile_codec import chain_hash
 from p2ptrain.protocol.consensus.rules import PlanResult, PlanWork
 from p2ptrain.wire.messages import Record
 
@@ -62,7 +62,7 @@ class PipelineRules:
         if model is None:
             return PlanWork(lambda: PlanResult(None, "this peer has not measured the model's blocks yet"))
         chain = chain_hash(model)
-        peers = [MeasuredPeer(snapshot(record), self._profile(record, chain)) for record in members]
+        peers = [MeasuredPeer(snapshot(record), figures_of(record, chain, self.profile_of)) for record in members]
         (next_step, covered_step), batch_s = self.steps(), self.batch_s()
         lost = [record.peer for record in members if self.is_lost(record)]
 
@@ -103,25 +103,3 @@ class PipelineRules:
     def participants(self, plan: Plan) -> Collection[PeerId]:
         """Also those without a stage: who stands by has a vote on what comes next."""
         return [peer.peer for peer in plan.peers]
-
-    def _profile(self, record: Record, chain: str) -> DeviceFigures | None:
-        """A peer's figures; None for a profile of other blocks, or one that makes no sense.
-
-        Until a profile is here, the peer's FLOP/s count.
-        """
-        data = self.profile_of(record.profile) if record.profile else None
-        if data is None:
-            return DeviceFigures(record.peer, record.link_bytes_per_s, record.slowdown, (), (), (), links=record.links)
-        try:
-            profile = profile_from_json(data)
-        except RemoteError:
-            return None
-        if profile.chain != chain:
-            return None
-        return DeviceFigures(
-            record.peer,
-            record.link_bytes_per_s,
-            record.slowdown,
-            links=record.links,
-            **profile.times.by_name(),
-        )

@@ -141,9 +141,7 @@ def _unit(task: SplitTask, owner: str, helper: str | None, cut: int, number: int
         0.0,
         0.0,
     )
-    plan = SplitPlan(
-        model.name, num, job.training.batch_size, settings.tails, settings.medium, (unit,), (), 0.0, 0.0
-    )
+    plan = SplitPlan(model.name, num, job.training.batch_size, settings.tails, settings.medium, (unit,), (), 0.0, 0.0)
     samples = samples_of(task.peers, owner)
     batch = batch_of(plan, unit, samples, model.least_samples)
     front = _passes(task, owner, 0, cut, batch.micro_batch) * batch.micro_batches
@@ -156,9 +154,7 @@ def _unit(task: SplitTask, owner: str, helper: str | None, cut: int, number: int
         down = crossing * WIRE[settings.gradients] / share
     slowest = max(front, up, down, tail * number)
     batch_s = slowest + (front + up + down + tail - max(front, up, down, tail)) / micro if helper else front
-    return replace(
-        unit, batch_s=rounded(batch_s), round_s=rounded(batch_s * steps), helper_s=rounded(tail * steps)
-    )
+    return replace(unit, batch_s=rounded(batch_s), round_s=rounded(batch_s * steps), helper_s=rounded(tail * steps))
 
 
 def _passes(task: SplitTask, peer: str, first: int, stop: int, samples: int) -> float:

@@ -196,8 +196,10 @@ def _averager(
 
     Not who was to do it and has lost its work: its disk may be full.
     """
-    rates = {each.peer: each.link_bytes_per_s or max((link.bytes_per_s for link in each.links), default=0.0)
-             for each in figures}
+    rates = {
+        each.peer: each.link_bytes_per_s or max((link.bytes_per_s for link in each.links), default=0.0)
+        for each in figures
+    }
     failed = body_of(parent).averager if parent is not None else ""
 
     def worth(peer: str) -> tuple[bool, int, float, str]:

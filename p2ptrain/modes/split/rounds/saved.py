@@ -1,7 +1,7 @@
 """The states that the group has saved: which there are, and which pieces of them this peer keeps for the group.
 
-A state is the model after so many rounds, in pieces (runs of blocks), each made by the averager of one plan. So a state
-is named by its round and by the epoch of that plan.
+A state is the model after so many rounds, in pieces (runs of blocks), all made by the averager of one plan. So a state
+is named by its round, the epoch of that plan, and who averaged.
 
 Whoever needs a piece to train keeps it, which is most of what the group needs to survive the averager. Of a piece that
 too few have, the others take more copies: by the records everyone sees who has it, and whose turn it is.
@@ -22,7 +22,6 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.split.plan import StartPiece, body_of
-from p2ptrain.planning.pipeline.coverage import State, cover, newest_covered, states_to_keep, whole_epoch
 from p2ptrain.protocol.machine import NEVER
 from p2ptrain.protocol.replication import Replication
 from p2ptrain.wire.messages import Record, SnapshotRef
@@ -31,6 +30,8 @@ TURN_S = 30.0
 """A piece that too few have for so long is one that those whose turn it is can't take: the next one does."""
 MAX_KEPT = 192
 """Pieces; the record has room for no more, beside others."""
+State = tuple[int, int, PeerId]
+"""Round, epoch, averager."""
 
 
 class SavedStates(Replicas):
@@ -80,33 +81,28 @@ class SavedStates(Replicas):
         return list({ref.blob: ref for held in self.by_peer().values() for ref in held}.values())
 
     def newest(self) -> tuple[int, tuple[StartPiece, ...]]:
-        """The newest state that is whole; (0, none): the initial weights."""
-        num_blocks = self._num_blocks
-        known = self.known()
-        round = newest_covered(num_blocks, known) if num_blocks else 0
-        chosen = cover([(0, num_blocks)], round, known, lambda ref: ()) if round else []
-        pieces = [StartPiece(ref.part, ref.part + ref.span, ref.blob, ref.num_bytes) for ref in chosen or ()]
-        return (round, _side_by_side(pieces)) if pieces else (0, ())
+        """The newest state that is whole, and its pieces in order; (0, none): the initial weights."""
+        states = whole_states(self._num_blocks, self.known())
+        if not states:
+            return 0, ()
+        state, refs = next(iter(states.items()))
+        return state[0], tuple(StartPiece(r.part, r.part + r.span, r.blob, r.num_bytes) for r in refs)
 
     def of_plan(self, round: int) -> list[SnapshotRef]:
         """The pieces of a state that the plan's averager made under the plan in force; [] while some are missing."""
         plan = self._plan
         if plan is None:
             return []
-        made = [
-            ref
-            for ref in self.known()
-            if (ref.round, ref.epoch, ref.trainer) == (round, plan.epoch, body_of(plan).averager)
-        ]
-        return made if whole_epoch(self._num_blocks, round, made) is not None else []
+        state = (round, plan.epoch, body_of(plan).averager)
+        return whole_states(self._num_blocks, [ref for ref in self.known() if _state(ref) == state]).get(state, [])
 
     def newest_round(self) -> int:
         """The newest round whose state the plan's averager has made; the plan's first one while there is none."""
         plan = self._plan
         if plan is None:
             return 0
-        rounds = {ref.round for ref in self.known() if ref.epoch == plan.epoch}
-        return next((r for r in sorted(rounds, reverse=True) if self.of_plan(r)), body_of(plan).from_round)
+        of_plan = [ref for ref in self.known() if _state(ref)[1:] == (plan.epoch, body_of(plan).averager)]
+        return next((state[0] for state in whole_states(self._num_blocks, of_plan)), body_of(plan).from_round)
 
     @property
     def _num_blocks(self) -> int:
@@ -139,7 +135,11 @@ class SavedStates(Replicas):
         if self._plan is None:
             return []
         by_peer = self.by_peer()
-        whole = states_to_keep(self._num_blocks, by_peer)
+        keep = set()
+        for lost in (None, *by_peer):
+            left = [ref for peer, held in by_peer.items() if peer != lost for ref in held]
+            keep.update(list(whole_states(self._num_blocks, left))[:1])
+        whole = sorted(keep, reverse=True)
         return [*self._let_go(whole, now), *self._copy(by_peer, whole[:1], now)]
 
     def _let_go(self, whole: Sequence[State], now: float) -> Effects:
@@ -153,7 +153,7 @@ class SavedStates(Replicas):
             needed = (ref.epoch == plan.epoch and ref.round >= at) or (
                 ref.blob in start and at == body_of(plan).from_round
             )
-            if needed or (ref.step, ref.epoch) in whole or (ref.step, ref.epoch) > whole[0]:
+            if needed or _state(ref) in whole or _state(ref) > whole[0]:
                 continue
             del self._kept[ref.blob]
             effects.append(KeepReplica(ref, keep=False))
@@ -167,7 +167,7 @@ class SavedStates(Replicas):
             holders = {peer for peer, held in by_peer.items() if any(each.blob == ref.blob for each in held)}
             others = [peer for peer in by_peer if peer not in holders]
             missing = min(len(others), 1 + self._num_others - len(holders))
-            if (ref.step, ref.epoch) not in newest or missing <= 0:
+            if _state(ref) not in newest or missing <= 0:
                 continue
             since = lacking[ref.blob] = self._wanted_since.get(ref.blob, now)
             turns = missing + int((now - since) / TURN_S)
@@ -230,8 +230,19 @@ def _rate(record: Record | None) -> float:
     return record.link_bytes_per_s or max((link.bytes_per_s for link in record.links), default=0.0)
 
 
-def _side_by_side(pieces: Sequence[StartPiece]) -> tuple[StartPiece, ...]:
-    """Pieces that cover all blocks, in order; () where they overlap, as those of one average never do."""
-    ordered = sorted(pieces, key=lambda piece: piece.first)
-    fits = all(one.stop == other.first for one, other in zip(ordered, ordered[1:], strict=False))
-    return tuple(ordered) if fits else ()
+def _state(ref: SnapshotRef) -> State:
+    return ref.round, ref.epoch, ref.trainer
+
+
+def whole_states(num_blocks: int, refs: Iterable[SnapshotRef]) -> dict[State, list[SnapshotRef]]:
+    """The states of which all blocks are among these pieces, the newest first, each with pieces side by side."""
+    found: dict[State, dict[tuple[int, int], SnapshotRef]] = {}
+    for ref in refs:
+        found.setdefault(_state(ref), {})[ref.part, ref.span] = ref
+    whole = {}
+    for state in sorted(found, reverse=True):
+        pieces = sorted(found[state].values(), key=lambda ref: ref.part)
+        bounds = [0, *(ref.part + ref.span for ref in pieces)]
+        if bounds[-1] == num_blocks and [ref.part for ref in pieces] == bounds[:-1]:
+            whole[state] = pieces
+    return whole

@@ -1,0 +1,71 @@
+"""A harvest of split training: the pieces of one state, put side by side.
+
+Invariant: every tensor of the global model comes from exactly one piece, and all are of the same average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from p2ptrain.config import Job
+from p2ptrain.core.harvest import Collected, Fetch, Harvest, PartReport, Snapshot
+from p2ptrain.core.plan import Plan
+from p2ptrain.modes.pipeline.harvest import state_of
+from p2ptrain.modes.split.plan import body_of
+from p2ptrain.modes.split.rounds.saved import whole_states
+from p2ptrain.wire.messages import SnapshotRef
+
+
+async def fetch(
+    plan: Plan, holdings: Sequence[SnapshotRef], fetch: Fetch
+) -> tuple[Snapshot | None, dict[int, list[Snapshot]]]:
+    """The pieces of the newest state that can be had, by their first block; {} if none can."""
+    pieces = [ref for ref in holdings if ref.kind == "part" and ref.round > 0]
+    got: dict[str, bytes] = {}
+    for refs in whole_states(body_of(plan).split.num_blocks, pieces).values():
+        for ref in refs:
+            data = await fetch(ref, f"blocks {ref.part}-{ref.part + ref.span - 1} after {ref.round} rounds")
+            if data is None:
+                break  # perhaps an older state is whole
+            got[ref.blob] = data
+        else:
+            return None, {ref.part: [Snapshot(ref, got[ref.blob])] for ref in refs}
+    return None, {}
+
+
+def missing(plan: Plan, parts: Mapping[int, list[Snapshot]]) -> list[int]:
+    """There is all or nothing."""
+    return [] if parts else [part.index for part in plan.parts]
+
+
+def lament(job: Job, plan: Plan, missing: Sequence[int]) -> str:
+    """When there will be something."""
+    return (
+        "there is no average of all copies yet: that is after the first round (job file: training.epochs_per_round); "
+        "`p2ptrain status` says how far it is"
+    )
+
+
+def assemble(collected: Collected, *, allow_user_code: bool) -> Harvest:
+    """Put the pieces together. Raises ``UserError`` for pieces that are not this job's model."""
+    pieces = [snapshot for snapshots in collected.parts.values() for snapshot in snapshots]
+    state = state_of(collected.job, pieces, allow_user_code=allow_user_code)
+    report = tuple(_report(collected, snapshots[0]) for _, snapshots in sorted(collected.parts.items()))
+    return Harvest(collected.job, collected.plan, state, {}, report)
+
+
+def _report(collected: Collected, snapshot: Snapshot) -> PartReport:
+    """Of a run of blocks; ``part`` is its first, ``trainers`` who had it in its units."""
+    job, ref, split = collected.job, snapshot.holding, body_of(collected.plan).split
+    trainers = {unit.owner if ref.part < unit.cut else unit.helper or unit.owner for unit in split.units}
+    return PartReport(
+        part=ref.part,
+        classes=job.data.classes,
+        share=ref.span / split.num_blocks,
+        trainers=tuple(collected.name_of(peer) for peer in sorted(trainers)),  # type: ignore[arg-type]
+        round=ref.round,
+        rounds=job.training.rounds,
+        step=ref.step,
+        samples=ref.samples,
+        num_bytes=len(snapshot.data),
+    )

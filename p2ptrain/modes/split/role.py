@@ -1,0 +1,461 @@
+"""What this peer does about a plan of split training: gets its blocks, has its units trained, gives its update to the
+round's average, and goes on with what comes of it.
+
+    Idle --plan with work for us--> Stopping (the trainer drops what it does) --halted--> Gathering
+    Gathering --all own blocks of the round's state here--> Starting --the trainer has them--> Training
+    Training --the own update is made--> Ended --the averager has made the next state--> Gathering, or Finished
+    any --next plan--> Stopping
+    any --the trainer dies, or the process did--> Lost: another plan, from a saved state on, brings it back
+
+Invariant: a round begins with blocks of exactly one state, by name the one that the plan starts from, or the one that
+the plan's averager has made under it; and stage messages are only exchanged with peers of the same plan, in its epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from p2ptrain.core import commands as c
+from p2ptrain.core.effects import (
+    Effects,
+    Handler,
+    KeepPlan,
+    KeepSnapshot,
+    MessageHandler,
+    Reconsider,
+    ReleaseBlob,
+    ToTrainer,
+)
+from p2ptrain.core.mode import Given
+from p2ptrain.core.plan import Plan
+from p2ptrain.core.restarts import Restarts
+from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.modes.pipeline.commands import GivePiece, LookAgain, Looked, Profiled, SendParcel, StageUsed, Taken
+from p2ptrain.modes.pipeline.stage.missing_blocks import MissingBlocks
+from p2ptrain.modes.pipeline.stage.reports import StageReports
+from p2ptrain.modes.pipeline.stage.traffic import StageTraffic
+from p2ptrain.modes.split.commands import (
+    BeginRound,
+    FollowUnits,
+    PieceMade,
+    StopUnits,
+    UnitsHalted,
+    UpdateMade,
+    UpdateRefused,
+)
+from p2ptrain.modes.split.plan import Run, body_of, need_of, runs_of
+from p2ptrain.modes.split.rounds.averaging import Averaging
+from p2ptrain.modes.split.rounds.progress import Progress
+from p2ptrain.modes.split.rounds.saved import SavedStates
+from p2ptrain.modes.split.rounds.states import (
+    Ended,
+    Finished,
+    Gathering,
+    Idle,
+    Lost,
+    Starting,
+    State,
+    Stopping,
+    Training,
+)
+from p2ptrain.modes.split.rules import SplitRules
+from p2ptrain.modes.split.words import waiting_words
+from p2ptrain.planning.devices.blocks import ModelProfile
+from p2ptrain.planning.devices.profile_codec import model_from_json
+from p2ptrain.protocol.blobs.profile_book import ProfileBook, ProfileLearnt
+from p2ptrain.protocol.group.link_probe import LinkMeasured, LinkMeter
+from p2ptrain.protocol.machine import NEVER, Machine, Note
+from p2ptrain.protocol.streams.streams import Delivered
+from p2ptrain.wire import messages as m
+
+
+class SplitRole:
+    """One peer's fronts, tails and whole units, in one job."""
+
+    loading = "own data and the speed of the blocks"
+    ending = None
+    hands_over = False
+    """Half a round is of no use to others: what was saved last will do."""
+
+    def __init__(self, given: Given) -> None:
+        group, job, resume = given.group, given.job, given.resume
+        self.plan: Plan | None = None
+        self.plan_hash = ""
+        self.part = m.NO_PART
+        self._group = group
+        self._job = job
+        self._downloads = given.downloads
+        self.replicas = SavedStates(group, given.downloads, resume.kept, job.group.replicas, job.training.rounds)
+        self._profiles = ProfileBook()
+        self.model: ModelProfile | None = None
+        """The blocks of the job's model, once the trainer has counted them."""
+        self._traffic = StageTraffic(group)
+        self._meter = LinkMeter(group.own_id, given.rng)
+        self._missing = MissingBlocks(group, given.downloads)
+        self._averaging = Averaging(group, given.downloads)
+        self.progress = Progress(group, self.replicas, job.training.rounds)
+        self._reports = StageReports(group, self._traffic)
+        self._machines: tuple[Machine, ...] = (self.replicas, self._traffic, self._meter, self._profiles)
+        self._restarts = Restarts(group)
+        self._state: State = Idle()
+        self._trained: Plan | None = None
+        """The plan whose units the trainer holds."""
+        self._restored = resume.plan.hash if resume.plan else ""
+        self._update: m.SnapshotRef | None = None
+        """The own one of the round that is over here."""
+        self.rules = SplitRules(
+            group.own_id,
+            job,
+            model=lambda: self.model,
+            profile_of=self._profiles.get,
+            newest=self.replicas.newest,
+            round_s=self.progress.round_s,
+            is_between_rounds=self.progress.is_between_rounds,
+            is_lost=self.progress.is_lost,
+        )
+        self.handlers: Mapping[type, Handler] = {
+            Delivered: self._traffic.delivered,
+            LinkMeasured: lambda e, now: self._reports.link(e, self._meter.figures(), now),
+            ProfileLearnt: lambda _, now: [Reconsider()],
+        }
+        self._trainer_events: Mapping[type, Handler] = {
+            Profiled: self._profiled,
+            SendParcel: self._send,
+            Taken: self._traffic.taken,
+            c.Progress: self._progressed,
+            StageUsed: self._reports.used,
+            Looked: self._reports.looked,
+            c.Following: self._following,
+            UnitsHalted: self._halted,
+            UpdateRefused: self._update_refused,
+            c.SnapshotRefused: self._refused,
+            c.TrainerFailed: self._failed,
+        }
+        self.messages: Mapping[type[m.Message], MessageHandler] = {
+            m.StreamData: self._traffic.received,
+            m.StreamAck: self._traffic.received,
+            m.LinkProbe: lambda s, msg, now: list(self._meter.received(s, msg, now)),
+            m.LinkEcho: lambda s, msg, now: list(self._meter.received(s, msg, now)),
+            m.ProfileRequest: lambda s, msg, now: list(self._profiles.received(s, msg, now)),
+            m.ProfileReply: lambda s, msg, now: list(self._profiles.received(s, msg, now)),
+        }
+
+    # --- what is known ---
+
+    @property
+    def data_epoch(self) -> int:
+        """Of the plan whose units are trained."""
+        return self._traffic.epoch
+
+    @property
+    def seeking(self) -> bool:
+        return isinstance(self._state, Gathering) and self.part != m.NO_PART
+
+    def holdings(self) -> tuple[m.SnapshotRef, ...]:
+        update = (self._update,) if self._update is not None else ()
+        return (*update, *self.replicas.kept())
+
+    def may_serve(self, to: PeerId, blob: BlobId) -> bool:
+        return True
+
+    def served(self, to: PeerId, blob: BlobId, end: int) -> None:
+        """Nothing hangs on it."""
+
+    def is_complete(self) -> bool:
+        return self.progress.is_complete()
+
+    def _is_averager(self, plan: Plan) -> bool:
+        return body_of(plan).averager == self._group.own_id
+
+    # --- the plan ---
+
+    def plan_adopted(self, plan: Plan, now: float) -> Effects:
+        """Do what the plan says, once the blocks are profiled."""
+        group, name = self._group, plan.hash
+        is_lost = isinstance(self._state, Lost)
+        if name != self.plan_hash:
+            is_lost = name == self._restored  # the process ended under this plan, and its trainer with it
+        self.plan, self.plan_hash = plan, name
+        self._state = Lost() if is_lost else Idle()
+        self.replicas.begin(plan)
+        self.progress.begin(plan, name, now)
+        part = plan.part_of(group.own_id)
+        self.part = part.index if part is not None and not is_lost else m.NO_PART
+        effects: Effects = [KeepPlan(plan), *self._averaging.stop(now), *self._drop_update(now)]
+        effects += group.say(now, epoch=plan.epoch, plan=name, part=self.part)
+        if part is None:
+            self._reports.slowdown.stand_by(now)
+            effects += group.say(now, phase="waiting", samples_per_s=0.0)
+        elif group.own.phase in ("training", "trained"):
+            effects += group.say(now, phase="waiting")
+        effects += self.members_changed(now)
+        if not group.own.profile or is_lost:
+            return effects
+        self._missing.stop(forget_failures=True)
+        self._state = Stopping()
+        return [*effects, ToTrainer(StopUnits(plan.epoch))]
+
+    def members_changed(self, now: float) -> Effects:
+        effects = self.replicas.members_changed(now)
+        effects += self._averaging.look(now)
+        if self.progress.look(now):
+            effects.append(Reconsider())
+        effects += self._next_round(now)
+        effects += self._gather(now)
+        effects += self._profiles.members_changed(self._group.records(), now)
+        return effects + list(self._meter.members_changed(self._group.members(), now))
+
+    def peer_admitted(self, peer: PeerId, now: float) -> Effects:
+        return self._traffic.reconnected(peer, now)
+
+    # --- getting the own blocks ---
+
+    def _need(self, plan: Plan) -> Run:
+        return need_of(body_of(plan).split, self._group.own_id)
+
+    def _pieces(self, plan: Plan, round: int) -> list[m.SnapshotRef]:
+        """Of the state after ``round`` rounds, those with own blocks; [] as long as there are none."""
+        body = body_of(plan)
+        if round > body.from_round:
+            found = self.replicas.of_plan(round)
+        else:
+            found = [
+                m.SnapshotRef(
+                    part=piece.first,
+                    trainer=body.averager,
+                    epoch=plan.epoch,
+                    round=round,
+                    step=round,
+                    samples=0,
+                    blob=piece.blob,
+                    num_bytes=piece.num_bytes,
+                    span=piece.stop - piece.first,
+                )
+                for piece in body.start
+            ]
+        first, stop = self._need(plan)
+        return [ref for ref in found if ref.part < stop and first < ref.part + ref.span]
+
+    def _gather(self, now: float) -> Effects:
+        """Get the blocks of the round's state, and have the trainer begin when all are here."""
+        plan, state = self.plan, self._state
+        if not isinstance(state, Gathering) or plan is None or self.part == m.NO_PART:
+            self._missing.stop()
+            return []
+        if state.round == 0:
+            return self._give(plan, 0, [])
+        pieces = self._pieces(plan, state.round)
+        lacking = [ref for ref in pieces if not self._downloads.is_local(ref.blob)]
+        if pieces and not lacking:
+            return self._give(plan, state.round, pieces)
+        if not pieces or not all(ref.blob in self._missing or self._group.holders(ref.blob) for ref in lacking):
+            self._missing.pause()
+            return self._lose(now) if self._missing.is_given_up(now) else []
+        self._missing.begin(now)
+        return self._missing.ask(lacking, state.round, now)
+
+    def _give(self, plan: Plan, round: int, pieces: list[m.SnapshotRef]) -> Effects:
+        self._state = Starting(round)
+        self._missing.stop()
+        command: object = BeginRound(plan.epoch, round, len(pieces))
+        if self._trained is not plan:
+            command = FollowUnits(plan.to_json(), self._group.own_id, round, len(pieces))
+        return [ToTrainer(command), *(ToTrainer(GivePiece(b""), ref.blob, "piece") for ref in pieces)]
+
+    # --- the end of a round ---
+
+    def _next_round(self, now: float) -> Effects:
+        """The averager has made what the own trainer, or this peer in the end, waits for."""
+        plan, state = self.plan, self._state
+        if plan is None or not isinstance(state, Ended) or not self.replicas.of_plan(state.round):
+            return []
+        effects = [*self._drop_update(now), *self._averaging.stop(now)]
+        if state.round >= self._job.training.rounds:
+            self._state = Finished()
+            return [*effects, *self._group.say(now, phase="trained", round=state.round, samples_per_s=0.0)]
+        self._state = Gathering(state.round)
+        self._missing.begin(now)
+        return effects
+
+    def _drop_update(self, now: float) -> Effects:
+        """It has gone into an average, or never will."""
+        update, self._update = self._update, None
+        if update is None:
+            return []
+        return [ReleaseBlob(update.blob), *self._group.say_holdings(now)]
+
+    # --- the trainer ---
+
+    def trainer_said(self, event: object, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+        if isinstance(event, UpdateMade):
+            return self._update_made(event, blob, num_bytes, now)
+        if isinstance(event, PieceMade):
+            return self._piece_made(event, blob, num_bytes, now)
+        handler = self._trainer_events.get(type(event))
+        return handler(event, now) if handler is not None else []
+
+    def _profiled(self, event: Profiled, now: float) -> Effects:
+        self.model = model_from_json(event.model)
+        return self._group.say(now, profile=self._profiles.set_own(event.profile.encode()))
+
+    def _send(self, event: SendParcel, now: float) -> Effects:
+        return self._traffic.send(event, now) if event.epoch == self._traffic.epoch else []
+
+    def _progressed(self, event: c.Progress, now: float) -> Effects:
+        changes = {"round": event.round, "step": event.step, "samples": event.samples}
+        return self._group.say(now, loss=self._loss(event.loss), samples_per_s=event.samples_per_s, **changes)
+
+    def _loss(self, own: float) -> float:
+        """Who has the last block knows it; its owner hears it from its helper; 0 as long as nobody has said any."""
+        if math.isfinite(own) or self._trained is None:
+            return own if math.isfinite(own) else 0.0
+        helpers = [unit.helper for unit, _ in runs_of(body_of(self._trained).split, self._group.own_id)]
+        records = [self._group.record(PeerId(helper)) for helper in helpers if helper]
+        return max((r.loss for r in records if r is not None and r.plan == self._traffic.plan), default=0.0)
+
+    def _refused(self, event: c.SnapshotRefused, now: float) -> Effects:
+        """What others saved did not fit: these blobs are not tried again."""
+        if self.plan is not None and isinstance(self._state, Starting) and self._state.round:
+            self.replicas.refused |= {ref.blob for ref in self._pieces(self.plan, self._state.round)}
+        return [Note("snapshot-refused", (("detail", event.detail[:200]),)), *self._lose(now)]
+
+    def _failed(self, event: c.TrainerFailed, now: float) -> Effects:
+        return [*self._lose(now), *self._restarts.after(event, now)]
+
+    def _following(self, event: c.Following, now: float) -> Effects:
+        plan, group, state = self.plan, self._group, self._state
+        if not isinstance(state, Starting) or plan is None:
+            return []  # a newer plan waits for the trainer to halt
+        self._state = Training(event.round)
+        effects: Effects = []
+        if self._trained is not plan:
+            self._trained = plan
+            self._reports.slowdown.train()
+            fields = (("part", event.part), ("round", event.round), ("rounds", event.rounds), ("epoch", plan.epoch))
+            effects += [Note("training", fields), *self._traffic.begin(plan, self.plan_hash, now)]
+        for ref in self._pieces(plan, event.round) if event.round > body_of(plan).from_round else ():
+            effects += self.replicas.keep(ref)
+        effects += self._missing.given(lambda blob: True)
+        if self._is_averager(plan):
+            effects += self._averaging.begin(plan.epoch, event.round + 1, list(plan.trainers()), now)
+        return effects + list(group.say(now, phase="training", round=event.round))
+
+    def _halted(self, event: UnitsHalted, now: float) -> Effects:
+        plan = self.plan
+        if plan is None or event.epoch != plan.epoch or not isinstance(self._state, Stopping):
+            return []
+        self._trained = None
+        self._state = Idle()
+        fields = (("batches", event.batches), ("round", body_of(plan).from_round), ("epoch", plan.epoch))
+        effects: Effects = [Note("halted", fields)]
+        if self.part == m.NO_PART:
+            return effects
+        self._state = Gathering(body_of(plan).from_round)
+        self._missing.begin(now)
+        return effects + self._gather(now)
+
+    def _lose(self, now: float) -> Effects:
+        """The trainer holds no units any more, and the others can't go on without it: say so."""
+        self._trained, self._state, self.part = None, Lost(), m.NO_PART
+        self._missing.stop()
+        effects = [*self._averaging.stop(now), *self._drop_update(now)]
+        return [*effects, *self._group.say(now, part=m.NO_PART)]
+
+    def _update_made(self, event: UpdateMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+        plan, group = self.plan, self._group
+        if plan is None or self._trained is not plan or not isinstance(self._state, Training):
+            return [ReleaseBlob(blob)] if blob is not None else []
+        if blob is None:  # without it there is no average
+            return [Note("update-not-saved", (("round", event.round),)), *self._lose(now)]
+        self._state = Ended(event.round)
+        self._restarts.round_finished()
+        self._update = m.SnapshotRef(
+            part=event.part,
+            trainer=group.own_id,
+            epoch=event.epoch,
+            round=event.round,
+            step=event.round,
+            samples=event.samples,
+            blob=blob,
+            num_bytes=num_bytes,
+            span=event.span,
+            kind="update",
+        )
+        loss = self._loss(event.loss)
+        fields = (("part", self.part), ("round", event.round), *((("loss", round(loss, 4)),) if loss else ()))
+        effects: Effects = [Note("round", fields), *group.say(now, step=event.step, loss=loss)]
+        if self._is_averager(plan):
+            return effects + self._averaging.own_made(self._update, now)
+        return effects + group.say_holdings(now)
+
+    def _piece_made(self, event: PieceMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+        plan = self.plan
+        if plan is None or event.epoch != plan.epoch or not self._is_averager(plan):
+            return [ReleaseBlob(blob)] if blob is not None else []
+        if blob is None:
+            return [Note("average-not-saved", (("round", event.round),)), *self._lose(now)]
+        piece = m.SnapshotRef(
+            part=event.part,
+            trainer=self._group.own_id,
+            epoch=event.epoch,
+            round=event.round,
+            step=event.round,
+            samples=event.samples,
+            blob=blob,
+            num_bytes=num_bytes,
+            span=event.span,
+        )
+        return self.replicas.keep(piece)
+
+    def _update_refused(self, event: UpdateRefused, now: float) -> Effects:
+        plan = self.plan
+        if plan is None or event.epoch != plan.epoch or not self._is_averager(plan):
+            return []
+        fields = (("peer", event.peer), ("round", event.round), ("detail", event.detail[:200]))
+        return [Note("update-refused", fields), *self._lose(now)]
+
+    # --- blobs ---
+
+    def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:
+        return []
+
+    def blob_arrived(self, blob: BlobId, now: float) -> Effects:
+        effects = self.replicas.blob_arrived(blob, now)
+        effects += self._averaging.blob_arrived(blob, now)
+        if self._missing.arrived(blob):
+            effects += self._gather(now)
+        return effects
+
+    def blob_lost(self, blob: BlobId, now: float) -> Effects:
+        effects = [*self.replicas.blob_lost(blob, now), *self._averaging.blob_lost(blob, now)]
+        if self._missing.lost(blob, now):
+            self.replicas.refused.add(blob)
+        return effects
+
+    # --- time ---
+
+    def tick(self, now: float) -> Effects:
+        late = self._gather(now) if self._missing.is_due(now) else []
+        if self.progress.look(now):
+            late.append(Reconsider())
+        late += [*self._averaging.look(now), *self._next_round(now), *self._gather(now)]
+        if self._averaging.is_hopeless():
+            late += self._lose(now)
+        if self._reports.slowdown.is_due(now):
+            late.append(ToTrainer(LookAgain()))
+        return [*(effect for machine in self._machines for effect in machine.tick(now)), *late]
+
+    def next_deadline(self) -> float:
+        gathering = self._missing.deadline() if isinstance(self._state, Gathering) else NEVER
+        deadlines = (machine.next_deadline() for machine in self._machines)
+        return min(*deadlines, gathering, self._averaging.next_deadline(), self._reports.slowdown.look_at)
+
+    def waiting_for(self, now: float) -> str:
+        """In words: blocks, other peers' updates, an average, or a plan."""
+        plan = self.plan
+        if plan is None:
+            return ""
+        missing = self._averaging.missing() if self._is_averager(plan) else []
+        words = waiting_words(plan, self._group.own_id, self._state, missing)
+        return words or self._traffic.waiting_for(now)

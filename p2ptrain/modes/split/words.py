@@ -1,0 +1,127 @@
+"""What people and programs are told of split training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from p2ptrain.config import Job
+from p2ptrain.core.harvest import Harvest
+from p2ptrain.core.plan import Plan
+from p2ptrain.ids import PeerId
+from p2ptrain.modes.split.plan import body_of, need_of, runs_of, workers
+from p2ptrain.modes.split.rounds.states import Ended, Gathering, Lost, State
+from p2ptrain.planning.split.units import SplitPlan, Unit
+
+REPORT_TITLES = ("from block", "blocks")
+
+
+def job_lines(job: Job) -> list[str]:
+    """What ``job check`` tells beside what all jobs have."""
+    return [
+        "split training: samples stay where they are; of a peer that is helped, the activations of the first blocks "
+        "and the labels of its samples go to its helper, and can tell of them"
+    ]
+
+
+def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
+    """What the plan gives this peer."""
+    body, split = body_of(plan), body_of(plan).split
+    helped = sum(not unit.is_alone for unit in split.units)
+    start = (
+        f"plan of epoch {plan.epoch}, {_number(len(split.units), 'copy', 'copies')} of the model, {helped} with help"
+    )
+    if plan.part_of(own) is None and own not in {figures.peer for figures in body.figures}:
+        return (
+            f"{start}: without this peer, as the times of its blocks make no sense or its speed is not known; it "
+            "stands by, and measures again when it is started anew"
+        )
+    if plan.part_of(own) is None:
+        return f"{start}: without this peer, whose help would make no round shorter; it stands by"
+    averages = "; it averages the copies after each round" if body.averager == own else ""
+    return f"{start}: this peer trains {work_text(split, own)}{averages}"
+
+
+def work_text(split: SplitPlan, own: str) -> str:
+    """Which blocks it trains, and with whom."""
+    return " and ".join(_unit_text(split, unit, own) for unit, _ in runs_of(split, own))
+
+
+def _unit_text(split: SplitPlan, unit: Unit, own: str) -> str:
+    if unit.helper is None:
+        return f"all {split.num_blocks} blocks alone"
+    mbit_s = f"{unit.up_bytes_per_s * 8e-6:.3g} Mbit/s there, {unit.down_bytes_per_s * 8e-6:.3g} back"
+    if unit.owner == own:
+        return f"blocks 0-{unit.cut - 1} of its copy, and {unit.helper} the others ({mbit_s})"
+    return f"blocks {unit.cut}-{split.num_blocks - 1} for {unit.owner} ({mbit_s})"
+
+
+def _number(num: int, one: str, many: str) -> str:
+    return f"{num} {one if num == 1 else many}"
+
+
+def mode_sentence(plan: Plan, job: Job) -> str | None:
+    """Nothing was chosen."""
+    return None
+
+
+def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
+    """What the person at this device should know about the plan."""
+    helpers = [unit.helper for unit, _ in runs_of(body_of(plan).split, own) if unit.owner == own and unit.helper]
+    return [f"activations of this device's samples and their labels go to {helper}" for helper in helpers]
+
+
+def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerId]) -> str:
+    """What a peer waits for by the state of its work; "" = nothing that the state tells. ``missing``: whose updates
+    the averager waits for."""
+    body = body_of(plan)
+    if isinstance(state, Lost):
+        return "a plan that begins at a saved state: this peer's work of the round was lost"
+    if plan.part_of(own) is None and own not in {figures.peer for figures in body.figures}:
+        return "work: nobody can plan with the times of this peer's blocks, which make no sense; start it again"
+    if plan.part_of(own) is None:
+        return "work: no round would be shorter with this peer's help; it is planned with when others come or go"
+    if isinstance(state, Gathering):
+        first, stop = need_of(body.split, own)
+        return f"blocks {first}-{stop - 1} after {_number(state.round, 'round', 'rounds')}, from whoever has them"
+    if isinstance(state, Ended) and body.averager != own:
+        return f"{body.averager} to average round {state.round}, when all are through"
+    if isinstance(state, Ended) and missing:
+        return f"the copies of round {state.round} of {', '.join(missing)}, to average them"
+    return ""
+
+
+def part_text(plan: Plan, job: Job, index: int) -> str:
+    """``blocks 0-3 of its own``."""
+    split = body_of(plan).split
+    peer = workers(split)[index]
+    texts = []
+    for unit, (first, stop) in runs_of(split, peer):
+        where = "alone" if unit.helper is None else f"with {unit.helper}" if unit.owner == peer else f"for {unit.owner}"
+        texts.append(f"blocks {first}-{stop - 1} {where}")
+    return ", ".join(texts)
+
+
+def part_name(plan: Plan, job: Job, index: int) -> str:
+    """What is missing where nobody has a part, in short."""
+    return part_text(plan, job, index)
+
+
+def part_classes(plan: Plan, job: Job | None, index: int) -> list[str]:
+    """A copy of the model has all classes."""
+    return []
+
+
+def harvest_head_line(harvest: Harvest) -> list[str]:
+    """The last layer is trained as all others are."""
+    return []
+
+
+def harvest_lines(harvest: Harvest) -> list[str]:
+    """Nobody looks at the model."""
+    return []
+
+
+def harvest_plain(harvest: Harvest) -> Mapping[str, Any]:
+    """What ``harvest --json`` prints of this mode alone."""
+    return {"validation": None}

@@ -1,0 +1,386 @@
+"""A trainer of split training's units that only keeps books: it passes stage messages on as the real one does.
+
+A block is a ledger: for each round and owner whose samples are in it, how many and under which plan's epoch. A front
+sends a stage message a batch, its tail answers. An update has the ledger of every copy; an average puts them together,
+and says when what it is given is not one round of all the plan's units.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from stage_trainer import COMMAND_S, MODEL, NUM_BLOCKS, At
+
+from p2ptrain.config import Job
+from p2ptrain.core import commands as c
+from p2ptrain.core.plan import Plan
+from p2ptrain.errors import RemoteError
+from p2ptrain.modes.jobs import job_from_json
+from p2ptrain.modes.registry import read_plan
+from p2ptrain.modes.split.commands import (
+    BeginAverage,
+    BeginRound,
+    Deliver,
+    FollowUnits,
+    GivePiece,
+    GiveUpdate,
+    LookAgain,
+    Looked,
+    ParcelsSent,
+    PieceMade,
+    Profiled,
+    SendParcel,
+    StageUsed,
+    StopUnits,
+    Taken,
+    UnitsHalted,
+    UpdateMade,
+    UpdateRefused,
+)
+from p2ptrain.modes.split.plan import (
+    SplitBody,
+    batch_of,
+    bounds_of,
+    need_of,
+    runs_of,
+    samples_of,
+    steps_of,
+)
+from p2ptrain.planning.devices.blocks import BlockTimes
+from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
+from p2ptrain.wire import tensorfile
+
+Ledger = dict[tuple[int, str], tuple[int, int]]
+"""(round, owner) to (samples, epoch)."""
+AVERAGE_S = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitTraits:
+    """What a test makes of one trainer."""
+
+    counts: tuple[int, ...]
+    load_s: float = 0.2
+    block_s: float = 0.001
+    """Of a sample in one block, forward; backward takes twice as long."""
+    profile: str = ""
+    """In place of what it measured."""
+    ballast_bytes: int = 0
+    """In every piece and update."""
+
+    def trainer(self, name: str, at: At, say: Callable[[object], None]) -> UnitTrainer:
+        return UnitTrainer(name, self, at, say)
+
+
+@dataclasses.dataclass
+class Half:
+    """Of one unit, in one round."""
+
+    owner: str
+    partner: str
+    first: int
+    stop: int
+    samples: int
+    steps: int
+    is_front: bool
+    done: int = 0
+    sent: int = 0
+    came: set[int] = dataclasses.field(default_factory=set)
+
+    @property
+    def is_over(self) -> bool:
+        return self.done >= self.steps
+
+    def is_ready(self) -> bool:
+        """Whether it can do something now."""
+        if self.is_over:
+            return False
+        if not self.partner:
+            return True
+        if self.is_front:
+            return self.sent == self.done or self.done in self.came
+        return self.done in self.came
+
+
+class UnitTrainer:
+    """Commands in by ``handle``, events out through ``say``; ``at`` is its clock."""
+
+    def __init__(self, name: str, traits: UnitTraits, at: At, say: Callable[[object], None]) -> None:
+        self.name = name
+        self.traits = traits
+        self.dead = False
+        self.slowdown = 1.0
+        """A test may change it at any time."""
+        self.round = -1
+        """Rounds that are over here; -1: there are no units here."""
+        self.begun: list[tuple[int, int]] = []
+        """(epoch, round) of every round begun."""
+        self.averaged: list[tuple[int, int, tuple[str, ...]]] = []
+        """(epoch, round, whose updates) of every average made."""
+        self.lost_batches = 0
+        self._at, self._say = at, say
+        self._job: Job | None = None
+        self._plan: Plan | None = None
+        self._own = ""
+        self._halves: dict[str, Half] = {}
+        self._blocks: dict[int, Ledger] = {}
+        self._begin: tuple[int, int] | None = None
+        """Round and number of pieces that are still to come."""
+        self._pieces: list[bytes] = []
+        self._average: BeginAverage | None = None
+        self._updates: list[tuple[str, bytes]] = []
+        self._early: list[Deliver] = []
+        self._computing = False
+        self._run = 0
+        self._ended = False
+
+    def kill(self) -> None:
+        self.dead = True
+
+    def handle(self, command: object) -> None:
+        """One command, a little later, in order."""
+        self._at(COMMAND_S, lambda: None if self.dead else self._carry_out(command))
+
+    @property
+    def body(self) -> SplitBody:
+        assert self._plan is not None and isinstance(self._plan.body, SplitBody)
+        return self._plan.body
+
+    def _carry_out(self, command: object) -> None:
+        match command:
+            case c.Configure():
+                self._job = job_from_json(command.job, "job")
+                self._at(self.traits.load_s, lambda: None if self.dead else self._loaded())
+            case FollowUnits():
+                self._plan, self._own = read_plan(command.plan), command.own
+                self._expect(command.round, command.pieces)
+            case BeginRound():
+                assert self._plan is not None and self._plan.epoch == command.epoch
+                assert self._ended and command.round == self.round
+                self._expect(command.round, command.pieces)
+            case GivePiece():
+                self._pieces.append(command.piece)
+                assert self._begin is not None
+                if len(self._pieces) == self._begin[1]:
+                    self._begin_round(self._begin[0])
+            case StopUnits():
+                self._stop(command)
+            case BeginAverage():
+                self._average, self._updates = command, []
+            case GiveUpdate():
+                self._updates.append((command.peer, command.update))
+                if self._average is not None and len(self._updates) == self._average.updates:
+                    self._at(AVERAGE_S, lambda: None if self.dead else self._make_average())
+            case Deliver():
+                self._deliver(command)
+            case LookAgain():
+                if not self._halves:
+                    self._say(Looked(self.slowdown))
+            case ParcelsSent():
+                pass
+            case _:
+                raise AssertionError(command)
+
+    def _loaded(self) -> None:
+        sizes = (1, 4, 16)
+        forward = tuple(tuple(self.traits.block_s * size for _ in MODEL.blocks) for size in sizes)
+        backward = tuple(tuple(2 * second for second in row) for row in forward)
+        profile = self.traits.profile or profile_to_json(MODEL, BlockTimes(sizes, forward, backward))
+        self._say(Profiled(model_to_json(MODEL), profile))
+        self._say(c.Ready(self.traits.counts))
+
+    # --- a round ---
+
+    def _expect(self, round: int, pieces: int) -> None:
+        self._run += 1
+        self._halves, self._pieces, self._begin = {}, [], (round, pieces)
+        if not pieces:
+            self._begin_round(round)
+
+    def _begin_round(self, round: int) -> None:
+        assert self._plan is not None and self._job is not None
+        body, split = self.body, self.body.split
+        assert round or not self._pieces
+        blocks: dict[int, Ledger] = {}
+        try:
+            for piece in self._pieces:
+                blocks |= read_books(piece, round)
+        except RemoteError as error:
+            self._plan, self._begin, self._pieces = None, None, []
+            self._say(c.SnapshotRefused(str(error)))
+            return
+        first, stop = need_of(split, self._own)
+        if not round:
+            blocks = {block: {} for block in range(first, stop)}
+        assert set(range(first, stop)) <= blocks.keys(), "the pieces have not all own blocks"
+        assert all(ledger == blocks[first] for ledger in blocks.values()), "pieces of different states"
+        for unit, (begin, end) in runs_of(split, self._own):
+            samples = samples_of(self._plan.peers, unit.owner)
+            batch = batch_of(split, unit, samples, MODEL.least_samples)
+            partner = unit.helper or "" if unit.owner == self._own else unit.owner
+            steps = steps_of(self._job, batch, samples)
+            self._halves[unit.owner] = Half(unit.owner, partner, begin, end, samples, steps, begin == 0)
+        self._blocks, self._begin, self._pieces, self.round, self._ended = blocks, None, [], round, False
+        self.begun.append((self._plan.epoch, round))
+        part = self._plan.part_of(self._own)  # type: ignore[arg-type]
+        self._say(c.Following(part.index if part else -1, round, self._job.training.rounds))
+        assert body.from_round <= round < self._job.training.rounds
+        early, self._early = self._early, []
+        for message in early:
+            self._deliver(message)
+        self._work()
+
+    def _stop(self, command: StopUnits) -> None:
+        self._run += 1
+        self._computing = False
+        batches = sum(half.done for half in self._halves.values()) if not self._ended else 0
+        self.lost_batches += batches
+        self._plan, self._halves, self._begin, self.round = None, {}, None, -1
+        self._average, self._pieces, self._early = None, [], []
+        self._say(UnitsHalted(command.epoch, batches))
+
+    def _deliver(self, command: Deliver) -> None:
+        plan = self._plan
+        if plan is None or plan.epoch != command.epoch:
+            self._say(Taken(command.epoch, command.sender, 1, ""))
+            return
+        if self._begin is not None or self._ended:
+            self._early.append(command)  # of the next round: it is taken when that begins
+            return
+        error = ""
+        halves = [half for half in self._halves.values() if half.partner == command.sender]
+        where = tensorfile.read(command.parcel).arrays()["x"].tolist()
+        if not halves or where != [command.epoch, self.round, command.step] or command.step in halves[0].came:
+            error = f"{command.work} {where} of {command.sender} in round {self.round}"
+        else:
+            halves[0].came.add(command.step)
+        self._say(Taken(command.epoch, command.sender, 1, error))
+        assert not error, error
+        self._work()
+
+    def _work(self) -> None:
+        """The next pass, if one can be done, one at a time."""
+        if self._computing or self._begin is not None or self._plan is None or self._ended:
+            return
+        run = self._run
+        for half in sorted(self._halves.values(), key=lambda half: (half.owner == self._own, half.owner)):
+            if half.is_ready():
+                self._computing = True
+                rows = min(self.body.split.batch_size, half.samples)
+                passes = 3 if not half.partner or not half.is_front else 1 if half.sent == half.done else 2
+                pass_s = passes * self.traits.block_s * rows * (half.stop - half.first) * self.slowdown
+                self._at(pass_s, lambda half=half: self._passed(half, run))  # type: ignore[misc]
+                return
+        if self._halves and all(half.is_over for half in self._halves.values()):
+            self._end_round()
+
+    def _passed(self, half: Half, run: int) -> None:
+        if self.dead or run != self._run:
+            return
+        self._computing = False
+        if half.partner and half.is_front and half.sent == half.done:
+            self._send("forward", half)
+            half.sent += 1
+        else:
+            if half.partner and not half.is_front:
+                self._send("backward", half)
+            half.done += 1
+        self._work()
+
+    def _send(self, work: str, half: Half) -> None:
+        assert self._plan is not None
+        parcel = tensorfile.pack({"x": np.array([self._plan.epoch, self.round, half.done])}, {})
+        self._say(SendParcel(self._plan.epoch, half.partner, work, half.done, 0, 0, parcel))
+
+    def _end_round(self) -> None:
+        assert self._plan is not None
+        self._ended = True
+        self.round += 1
+        own = self._own if any(not h.partner or not h.is_front for h in self._halves.values()) else ""
+        loss = 1 / self.round if own else float("nan")
+        samples = sum(half.samples for half in self._halves.values())
+        self._say(c.Progress(self.round, self.round, samples, loss, 100.0))
+        self._say(StageUsed(self.round, 0.5, self.slowdown))
+        copies: dict[int, dict[str, Ledger]] = {}
+        for half in self._halves.values():
+            for block in range(half.first, half.stop):
+                new = {(self.round, half.owner): (half.samples, self._plan.epoch)}
+                copies.setdefault(block, {})[half.owner] = self._blocks[block] | new
+        merged = {block: merge(list(ledgers.values())) for block, ledgers in copies.items()}
+        update = write_books(merged, "update", self.round, self._ballast("update"))
+        first, stop = min(copies), max(copies) + 1
+        where = (self._plan.epoch, first, stop - first, self.round, self.round, samples, loss)
+        self._say(UpdateMade(*where, update))
+
+    def _ballast(self, what: str) -> np.ndarray:
+        rng = np.random.default_rng(list(f"{self.name}{what}{self.round}".encode()))
+        return rng.integers(0, 256, self.traits.ballast_bytes).astype(np.uint8)
+
+    def _make_average(self) -> None:
+        average, plan = self._average, self._plan
+        if average is None or plan is None or plan.epoch != average.epoch:
+            return
+        split = self.body.split
+        self._average = None
+        blocks: dict[int, list[Ledger]] = {}
+        try:
+            for _, update in self._updates:
+                for block, ledger in read_books(update, average.round).items():
+                    blocks.setdefault(block, []).append(ledger)
+        except RemoteError as error:
+            self._say(UpdateRefused(average.epoch, average.round, "", str(error)))
+            return
+        merged = {block: merge(ledgers) for block, ledgers in blocks.items()}
+        owners = {unit.owner for unit in split.units}
+        assert sorted(merged) == list(range(NUM_BLOCKS))
+        for ledger in merged.values():
+            assert {owner for round, owner in ledger if round == average.round} == owners, "not all units"
+            assert ledger == merged[0], "blocks of different samples"
+        self.averaged.append((average.epoch, average.round, tuple(sorted(peer for peer, _ in self._updates))))
+        bounds = bounds_of(split)
+        for first, stop in itertools.pairwise(bounds):
+            books = {block: merged[block] for block in range(first, stop)}
+            piece = write_books(books, "piece", average.round, self._ballast(f"piece{first}"))
+            self._say(PieceMade(average.epoch, first, stop - first, average.round, 0, piece))
+
+
+def merge(ledgers: list[Ledger]) -> Ledger:
+    """What copies of a block come to: no round of an owner is in two of them with other numbers, and what went before
+    is the same."""
+    newest = max((round for ledger in ledgers for round, _ in ledger), default=0)
+    before = [{key: value for key, value in ledger.items() if key[0] < newest} for ledger in ledgers]
+    assert all(each == before[0] for each in before), "copies that began at different states"
+    merged: Ledger = {}
+    for ledger in ledgers:
+        for key, value in ledger.items():
+            assert key[0] < newest or key not in merged, "samples counted twice"
+            merged[key] = value
+    return merged
+
+
+def write_books(blocks: dict[int, Ledger], kind: str, round: int, ballast: np.ndarray) -> bytes:
+    arrays: dict[str, Any] = {"ballast": ballast} if len(ballast) else {}
+    names = sorted({owner for ledger in blocks.values() for _, owner in ledger})
+    for block, ledger in blocks.items():
+        rows = [(r, names.index(owner), *value) for (r, owner), value in sorted(ledger.items())]
+        arrays[f"block.{block}"] = np.array(rows, np.int64).reshape(-1, 4)
+    return tensorfile.pack(arrays, {"kind": kind, "round": str(round), "owners": " ".join(names)})
+
+
+def read_books(data: bytes, round: int) -> dict[int, Ledger]:
+    """Raises ``RemoteError`` for what is no piece or update of that round."""
+    metadata = tensorfile.read_untrusted(data).metadata
+    if metadata.get("round") != str(round):
+        raise RemoteError("snapshot", f"of round {metadata.get('round')}, expected {round}")
+    names = metadata["owners"].split()
+    found = {}
+    for name, array in tensorfile.read(data).arrays().items():
+        kind, _, block = name.partition(".")
+        if kind == "block":
+            rows = np.asarray(array).tolist()
+            found[int(block)] = {(int(r), names[int(o)]): (int(n), int(e)) for r, o, n, e in rows}
+    return found
