@@ -12,10 +12,12 @@ from seeds import seeds
 from stage_trainer import NUM_BLOCKS
 from unit_trainer import Ledger, UnitTrainer, UnitTraits, read_books
 
+from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
 from p2ptrain.modes.split import harvest as harvester
 from p2ptrain.modes.split.config import SplitConfig
-from p2ptrain.modes.split.plan import SplitBody, workers
+from p2ptrain.modes.split.plan import SplitBody
+from p2ptrain.modes.split.rounds.saved import whole_states
 from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.network import LAN, Conditions
 from p2ptrain.wire.messages import SnapshotRef
@@ -74,12 +76,18 @@ def rounds_of(room: Room) -> int:
 
 
 def working(room: Room) -> list[Device]:
-    names = set(workers(body_of(room.on()[0]).split))
-    return [device for device in room.on() if device.id in names]
+    """Those that have work, by the newest plan; [] before there is one."""
+    plans = [d.core.agreement.current for d in room.on() if d.core.agreement and d.core.agreement.current]
+    newest = max(plans, key=lambda plan: plan.epoch, default=None)
+    return [device for device in room.on() if newest is not None and newest.part_of(device.id) is not None]
 
 
 def all_at(room: Room, round: int) -> Callable[[], bool]:
-    return lambda: all(device.record.round >= round and device.trainer is not None for device in working(room))
+    def looked_at() -> bool:
+        devices = working(room)
+        return bool(devices) and all(d.record.round >= round and d.trainer is not None for d in devices)
+
+    return looked_at
 
 
 def in_epoch(room: Room, epoch: int) -> Callable[[], bool]:
@@ -88,12 +96,15 @@ def in_epoch(room: Room, epoch: int) -> Callable[[], bool]:
     def looked_at() -> bool:
         if any(d.record.epoch != epoch for d in room.on()):
             return False
-        return all(
-            d.trainer is not None and trainer(d).begun[-1:][0:1] and trainer(d).begun[-1][0] == epoch
-            for d in working(room)
-        )
+        return all(d.trainer is not None and [e for e, _ in trainer(d).begun][-1:] == [epoch] for d in working(room))
 
     return looked_at
+
+
+def newest_saved(devices: list[Device]) -> int:
+    """The newest round whose state these truly have, together."""
+    refs = [ref for device in devices for ref in device.disk.replicas if ref.blob in device.disk]
+    return max((round for round, _, _ in whole_states(NUM_BLOCKS, refs)), default=0)
 
 
 def harvest(room: Room, visitor_number: int = 99) -> dict[int, tuple[SnapshotRef, bytes]]:
@@ -177,3 +188,117 @@ def test_three_owners_and_a_helper(seed: int, conditions: Conditions, strategy: 
     assert all(len(trainer(device).begun) == rounds_of(room) for device in working(room))
     assert set(owners_by_round(check_done(room, 3)).values()) == {3}
     assert not refusals(room)
+
+
+# --- death, return, late comers ---------------------------------------------------------------------------------------
+
+
+def victims(room: Room, who: str) -> list[Device]:
+    """``owner``: one that is helped and does not average."""
+    body = body_of(room.on()[0])
+    by_id = {device.id: device for device in room.on()}
+    averager = by_id[body.averager]
+    helper = by_id[body.split.helpers[0]] if body.split.helpers else averager  # type: ignore[index]
+    owner = next(by_id[unit.owner] for unit in body.split.units if unit.owner != averager.id)  # type: ignore[index]
+    return {"averager": [averager], "helper": [helper], "owner": [owner], "both": [owner, averager]}[who]
+
+
+@pytest.mark.parametrize("seed", seeds(2))
+@pytest.mark.parametrize("conditions", [LAN, LOSSY], ids=["lan", "lossy"])
+@pytest.mark.parametrize(
+    ("strategy", "who"),
+    [
+        ("planned", "helper"),
+        ("planned", "owner"),
+        ("planned", "both"),
+        ("alone", "averager"),
+    ],
+)
+def test_some_die_and_no_finished_round_is_lost(seed: int, conditions: Conditions, strategy: str, who: str) -> None:
+    room = group(seed, 4, 1, conditions, rounds=8, strategy=strategy, replicas=2 if who == "both" else 1)
+    assert room.run(120, all_at(room, 2)), state_of(room)
+    room.run(room.rng.uniform(0, 3))
+    dead = victims(room, who)
+    for device in dead:
+        device.kill()
+    newest = newest_saved(room.on())
+    assert newest >= 1
+    assert room.run(240, in_epoch(room, 2)), state_of(room)
+    starts = {trainer(device).begun[-1] for device in working(room)}
+    assert all(round >= newest for _, round in starts), "a finished round is lost"
+    assert room.run(600, room.all_done), state_of(room)
+    counts = owners_by_round(check_done(room, 4))
+    assert counts[1] == 4 and counts[8] == 4 - sum(any(d.traits.counts) for d in dead)  # type: ignore[attr-defined]
+    assert not refusals(room)
+
+
+@pytest.mark.parametrize("who", ["helper", "owner"])
+def test_who_comes_back_without_its_work_gets_it_again(who: str) -> None:
+    """Killed and started again before anybody noticed."""
+    room = group(rounds=8)
+    assert room.run(120, all_at(room, 2)), state_of(room)
+    (device,) = victims(room, who)
+    device.kill()
+    room.run(0.3)
+    room.restart(device.number)
+    assert room.run(120, in_epoch(room, 2)), state_of(room)
+    assert plan_of(device).part_of(device.id) is not None
+    assert room.run(300, room.all_done), state_of(room)
+    assert set(owners_by_round(check_done(room, 3)).values()) == {3}
+
+
+def test_an_owner_that_was_away_is_in_again_from_the_next_round_on() -> None:
+    room = group(rounds=14)
+    assert room.run(120, all_at(room, 2)), state_of(room)
+    (device,) = victims(room, "owner")
+    device.kill()
+    assert room.run(120, in_epoch(room, 2)), state_of(room)
+    room.restart(device.number)
+    assert room.run(120, in_epoch(room, 3)), state_of(room)
+    assert room.run(600, room.all_done), state_of(room)
+    counts = owners_by_round(check_done(room, 3))
+    assert counts[1] == 3 and counts[14] == 3 and 2 in counts.values()
+
+
+def test_a_trainer_that_dies() -> None:
+    room = group(rounds=8)
+    assert room.run(120, all_at(room, 2)), state_of(room)
+    (device,) = victims(room, "helper")
+    dead = trainer(device)
+    dead.dead = True
+    dead._say(c.TrainerFailed("killed (out of memory?)", user_error=False))
+    assert room.run(120, in_epoch(room, 2)), state_of(room)
+    assert trainer(device) is not dead
+    assert room.run(300, room.all_done), state_of(room)
+    check_done(room, 3)
+
+
+@pytest.mark.parametrize("seed", seeds(1))
+def test_all_die_and_come_back(seed: int) -> None:
+    room = group(seed, rounds=8)
+    assert room.run(120, all_at(room, 3)), state_of(room)
+    for device in room.on():
+        device.kill()
+    newest = newest_saved(list(room.devices.values()))
+    room.run(5)
+    for number in range(4):
+        room.restart(number)
+        room.run(0.7)
+    assert room.run(120, in_epoch(room, 2)), state_of(room)
+    assert {trainer(device).begun[0][1] for device in working(room)} == {newest} and newest >= 2
+    assert room.run(300, room.all_done), state_of(room)
+    check_done(room, 3)
+
+
+def test_a_helper_that_comes_late_helps_from_the_next_round_on() -> None:
+    room = group(min_peers=3, rounds=12)
+    helper = room.devices[3]
+    helper.kill()
+    assert room.run(120, all_at(room, 2)), state_of(room)
+    assert body_of(room.devices[0]).split.helpers == ()
+    room.restart(3)
+    assert room.run(120, in_epoch(room, 2)), state_of(room)
+    assert body_of(helper).split.helpers == (helper.id,)
+    assert room.run(600, room.all_done), state_of(room)
+    assert set(owners_by_round(check_done(room, 3)).values()) == {3}
+    assert sum(trainer(device).lost_batches for device in room.on()) <= 3, "a round that had hardly begun"

@@ -303,7 +303,7 @@ class UnitTrainer:
         own = self._own if any(not h.partner or not h.is_front for h in self._halves.values()) else ""
         loss = 1 / self.round if own else float("nan")
         samples = sum(half.samples for half in self._halves.values())
-        self._say(c.Progress(self.round, self.round, samples, loss, 100.0))
+        self._say(c.Progress(self.round - 1, self.round, samples, loss, 100.0))
         self._say(StageUsed(self.round, 0.5, self.slowdown))
         copies: dict[int, dict[str, Ledger]] = {}
         for half in self._halves.values():

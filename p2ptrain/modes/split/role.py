@@ -14,7 +14,7 @@ the plan's averager has made under it; and stage messages are only exchanged wit
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from p2ptrain.core import commands as c
 from p2ptrain.core.effects import (
@@ -65,9 +65,12 @@ from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import model_from_json
 from p2ptrain.protocol.blobs.profile_book import ProfileBook, ProfileLearnt
 from p2ptrain.protocol.group.link_probe import LinkMeasured, LinkMeter
-from p2ptrain.protocol.machine import NEVER, Machine, Note
+from p2ptrain.protocol.machine import NEVER, Machine, Note, Send
 from p2ptrain.protocol.streams.streams import Delivered
 from p2ptrain.wire import messages as m
+
+LOOK_S = 0.1
+"""At the end of a round, between two looks at what the others have."""
 
 
 class SplitRole:
@@ -87,6 +90,7 @@ class SplitRole:
         self._job = job
         self._downloads = given.downloads
         self.replicas = SavedStates(group, given.downloads, resume.kept, job.group.replicas, job.training.rounds)
+        self.replicas.piece_kept = self._piece_kept
         self._profiles = ProfileBook()
         self.model: ModelProfile | None = None
         """The blocks of the job's model, once the trainer has counted them."""
@@ -102,6 +106,7 @@ class SplitRole:
         self._trained: Plan | None = None
         """The plan whose units the trainer holds."""
         self._restored = resume.plan.hash if resume.plan else ""
+        self._look_at = NEVER
         self._update: m.SnapshotRef | None = None
         """The own one of the round that is over here."""
         self.rules = SplitRules(
@@ -387,7 +392,12 @@ class SplitRole:
         effects: Effects = [Note("round", fields), *group.say(now, step=event.step, loss=loss)]
         if self._is_averager(plan):
             return effects + self._averaging.own_made(self._update, now)
-        return effects + group.say_holdings(now)
+        return [*effects, *group.say_holdings(now), *self._tell([body_of(plan).averager])]
+
+    def _tell(self, peers: Iterable[PeerId]) -> Effects:
+        """What this peer has, at once: they wait for it, and by hearsay it takes a second."""
+        alive = set(self._group.alive())
+        return [Send(peer, m.Records((self._group.own,))) for peer in peers if peer in alive]
 
     def _piece_made(self, event: PieceMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         plan = self.plan
@@ -407,6 +417,15 @@ class SplitRole:
             span=event.span,
         )
         return self.replicas.keep(piece)
+
+    def _piece_kept(self, now: float) -> Effects:
+        """A piece is safe here. When all are, everybody may begin the next round."""
+        plan, state = self.plan, self._state
+        if plan is None or not isinstance(state, Ended) or not self._is_averager(plan):
+            return []
+        if not self.replicas.of_plan(state.round):
+            return []
+        return [*self._tell(peer for peer in plan.trainers() if peer != self._group.own_id), *self._next_round(now)]
 
     def _update_refused(self, event: UpdateRefused, now: float) -> Effects:
         plan = self.plan
@@ -436,9 +455,8 @@ class SplitRole:
     # --- time ---
 
     def tick(self, now: float) -> Effects:
-        late = self._gather(now) if self._missing.is_due(now) else []
-        if self.progress.look(now):
-            late.append(Reconsider())
+        self._look_at = now + LOOK_S
+        late: Effects = [Reconsider()] if self.progress.look(now) else []
         late += [*self._averaging.look(now), *self._next_round(now), *self._gather(now)]
         if self._averaging.is_hopeless():
             late += self._lose(now)
@@ -449,7 +467,8 @@ class SplitRole:
     def next_deadline(self) -> float:
         gathering = self._missing.deadline() if isinstance(self._state, Gathering) else NEVER
         deadlines = (machine.next_deadline() for machine in self._machines)
-        return min(*deadlines, gathering, self._averaging.next_deadline(), self._reports.slowdown.look_at)
+        looking = self._look_at if isinstance(self._state, Ended) else NEVER
+        return min(*deadlines, gathering, looking, self._averaging.next_deadline(), self._reports.slowdown.look_at)
 
     def waiting_for(self, now: float) -> str:
         """In words: blocks, other peers' updates, an average, or a plan."""

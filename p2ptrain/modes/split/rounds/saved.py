@@ -13,7 +13,7 @@ nobody who has it; nor is one that the plan in force still needs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import Effects, KeepReplica
@@ -42,6 +42,8 @@ class SavedStates(Replicas):
     ) -> None:
         super().__init__(group, downloads, Replication(group.own_id), (), lambda blob: False)
         self.handlers, self.messages = {}, {}
+        self.piece_kept: Callable[[float], Effects] = lambda now: []
+        """What is done when one more piece is safe here."""
         self.refused: set[BlobId] = set()
         """Blobs that are not what they should be, or that nobody hands out."""
         self._num_others = num_replicas
@@ -128,7 +130,7 @@ class SavedStates(Replicas):
         self._saving.discard(holding.blob)
         if saved:
             self._kept[holding.blob] = holding
-        return self._group.say_holdings(now)
+        return [*self._group.say_holdings(now), *self.piece_kept(now)]
 
     def look(self, now: float) -> Effects:
         """Somebody came or went, or has saved something: take what is due here, let go of what nobody needs."""
