@@ -101,7 +101,7 @@ def test_the_other_modes_need_no_more_than_the_job() -> None:
     after = proposed(own, plan, members[:2])
     assert after is not None and own.verify(after, plan) and proposed(own, plan, members) is None
     assert not own.verify(
-        dataclasses.replace(plan, body=dataclasses.replace(plan.body, calibrate=not plan.body.calibrate)), None
+        dataclasses.replace(plan, body=dataclasses.replace(plan.body, fit_head=not plan.body.fit_head)), None
     )
 
 
