@@ -73,7 +73,7 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "fetching-blocks": lambda f: (
         f"getting blocks {_text(f, 'blocks')} after {_text(f, 'step')} batches from {_text(f, 'from')}"
     ),
-    "parcel-refused": lambda f: f"something unusable from {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
+    "stage-message-refused": lambda f: f"something unusable from {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
     "plan-impossible": lambda f: f"no plan can be made: {_text(f, 'why')}",
     "link": lambda f: f"the link to {_text(f, 'name')} carries {_number(f, 'mbit_s'):,.0f} Mbit/s",
     "training": _training,

@@ -1,4 +1,5 @@
-"""A trainer of a pipeline's stage that only keeps books: it passes parcels on as the real one does, and counts batches.
+"""A trainer of a pipeline's stage that only keeps books: it passes stage messages on as the real one does,
+and counts batches.
 
 A block is a ledger: how often each batch was applied to it, and under which plan's epoch. A batch goes forward and
 backward through all stages; then everyone tells everyone that it is through, and applies it once all have said so. So,
@@ -25,10 +26,10 @@ from p2ptrain.modes.pipeline.commands import (
     Halted,
     LookAgain,
     Looked,
-    ParcelsSent,
     PieceTaken,
     Profiled,
-    SendParcel,
+    SendStageMessage,
+    StageMessagesSent,
     StageUsed,
     StopAt,
     Taken,
@@ -101,9 +102,9 @@ class StageTrainer:
         self.given: list[tuple[int, int, int]] = []
         """(epoch, first block, stop) of every piece that was given."""
         self.taken: list[tuple[int, int]] = []
-        """(epoch, step) of every parcel taken in."""
+        """(epoch, step) of every stage message taken in."""
         self.dropped = 0
-        """Parcels of another epoch, or for no stage."""
+        """Stage messages of another epoch, or for no stage."""
         self._at, self._say = at, say
         self._job: Job | None = None
         self._plan: Plan | None = None
@@ -165,7 +166,7 @@ class StageTrainer:
                 self._stop_at(command)
             case Deliver():
                 self._deliver(command)
-            case ParcelsSent():
+            case StageMessagesSent():
                 pass
             case _:
                 raise AssertionError(command)
@@ -281,7 +282,7 @@ class StageTrainer:
             self.dropped += 1
         else:
             try:
-                tensorfile.read_untrusted(command.parcel)
+                tensorfile.read_untrusted(command.message)
                 self._receive(command)
             except RemoteError as refused:
                 error = str(refused)
@@ -290,17 +291,17 @@ class StageTrainer:
 
     def _receive(self, command: Deliver) -> None:
         assert self._plan is not None
-        where = tensorfile.read(command.parcel).arrays()["x"].tolist()
+        where = tensorfile.read(command.message).arrays()["x"].tolist()
         senders = {
             "forward": self._neighbours(-1),
             "backward": self._neighbours(+1),
             "norm": tuple(self._plan.trainers()),
         }[command.work]
         if command.sender not in senders or where != [command.epoch, command.step, command.unit]:
-            raise RemoteError("parcel", f"{command.work} {where} of {command.sender}")
+            raise RemoteError("stage-message", f"{command.work} {where} of {command.sender}")
         came = self._came.setdefault((command.work, command.step, command.unit), set())
         if not self.step <= command.step <= self.step + 1 or command.sender in came:
-            raise RemoteError("parcel-step", f"{command.work} of batch {command.step} in {self.step}, or twice")
+            raise RemoteError("stage-message-step", f"{command.work} of batch {command.step} in {self.step}, or twice")
         came.add(command.sender)
         self.taken.append((command.epoch, command.step))
 
@@ -347,9 +348,9 @@ class StageTrainer:
     def _send(self, work: str, unit: int, to: tuple[str, ...], step: int = -1) -> None:
         assert self._plan is not None
         step = self.step if step < 0 else step
-        parcel = tensorfile.pack({"x": np.array([self._plan.epoch, step, unit])}, {})
+        message = tensorfile.pack({"x": np.array([self._plan.epoch, step, unit])}, {})
         for peer in to:
-            self._say(SendParcel(self._plan.epoch, peer, work, step, unit, 0, parcel))
+            self._say(SendStageMessage(self._plan.epoch, peer, work, step, unit, 0, message))
 
     def _end_batch(self) -> None:
         assert self._plan is not None and self._job is not None

@@ -24,7 +24,7 @@ from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.network import LAN, Conditions
 from p2ptrain.wire.messages import SnapshotRef, StreamData
 
-pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
+pytestmark = pytest.mark.usefixtures("no_work_for_messages")
 LOSSY = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.1)
 RATE = 12.5e6
 FORGIVEN = ("old-epoch", "replay", "session", "echo")
@@ -456,7 +456,7 @@ def test_a_pipeline_that_is_seen_to_be_slow_gives_way_to_one_peer_though_no_stag
     check_done(room)
 
 
-def test_parcels_of_an_older_epoch_or_another_plan_are_dropped() -> None:
+def test_messages_of_an_older_epoch_or_another_plan_are_dropped() -> None:
     room = group(strategy="planned", rounds=8)
     assert room.run(60, all_at(room, 12)), state_of(room)
     trainer(room.devices[1]).slowdown = 4.0
@@ -466,7 +466,7 @@ def test_parcels_of_an_older_epoch_or_another_plan_are_dropped() -> None:
     a, b = (next(d for d in room.on() if d.id == p) for p in list(plan_of(room.devices[0]).trainers())[:2])
     taken, held = len(trainer(b).taken), refusals(room)
     for epoch, plan in ((1, first), (2, "f" * 64), (3, first)):
-        old = StreamData(epoch, 0, "forward", trainer(b).step, 0, 0, b"not a parcel", plan, 1)
+        old = StreamData(epoch, 0, "forward", trainer(b).step, 0, 0, b"not a stage message", plan, 1)
         room.perform(a, a.core.run([Send(b.id, old)], room.network.now))
     room.run(0.1)
     assert all(epoch == 2 for epoch, _ in trainer(b).taken[taken:]) and refusals(room) == held

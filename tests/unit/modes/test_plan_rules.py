@@ -22,7 +22,7 @@ from p2ptrain.planning.devices.profile_codec import profile_to_json
 from p2ptrain.protocol.consensus.rules import PlanResult
 from p2ptrain.wire.messages import Record
 
-pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
+pytestmark = pytest.mark.usefixtures("no_work_for_messages")
 DATA = DataConfig(classes=("a", "b"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
 TASKS = Job(data=DATA)
 PIPELINE = Job(

@@ -34,7 +34,7 @@ from p2ptrain.planning.pipeline.task import PairRate
 from p2ptrain.planning.search.search import Search
 from p2ptrain.wire.messages import LinkFigure
 
-pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
+pytestmark = pytest.mark.usefixtures("no_work_for_messages")
 DATA = DataConfig(classes=("a", "b", "c", "d"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
 STRATEGIES = ("planned", "equal", "data-parallel")
 MB = 1 << 20
@@ -399,7 +399,7 @@ def test_measured_times_count_more_than_flops_and_slowdown_multiplies_both() -> 
     assert stages(first([peer(0), peer(1, counts=(), measured=6)])) == [(0, 3, [0]), (3, 6, [1])]
 
 
-def test_what_its_trainer_takes_for_parcels_is_counted_for_each_that_it_passes_on() -> None:
+def test_what_its_trainer_takes_for_messages_is_counted_for_each_that_it_passes_on() -> None:
     """Peer 1 ends the pipeline: it takes activations in, and hands gradients on, of 100 bytes a sample."""
     peers = [peer(0, measured=6), peer(1, counts=(), measured=6)]
     took = []
