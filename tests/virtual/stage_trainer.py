@@ -128,21 +128,21 @@ class StageTrainer:
 
     @property
     def stage(self) -> Stage:
-        return self._slices.pipeline.stages[self._index]
+        return self._body.pipeline.stages[self._index]
 
     @property
     def total_steps(self) -> int:
         assert self._job is not None
-        return self._job.training.rounds * self._slices.steps_per_round
+        return self._job.training.rounds * self._body.steps_per_round
 
     @property
-    def _slices(self) -> PipelineBody:
+    def _body(self) -> PipelineBody:
         assert self._plan is not None and isinstance(self._plan.body, PipelineBody)
         return self._plan.body
 
     @property
     def _index(self) -> int:
-        index = self._slices.pipeline.stage_of(self._own)
+        index = self._body.pipeline.stage_of(self._own)
         assert index is not None
         return index
 
@@ -184,7 +184,7 @@ class StageTrainer:
     def _follow(self, command: FollowStage) -> None:
         kept = self.blocks if command.keep else {}
         self._plan, self._own, self._missing = read_plan(command.plan), command.own, command.pieces
-        assert not command.keep or self.step == self._slices.from_step, "what is kept is of another step"
+        assert not command.keep or self.step == self._body.from_step, "what is kept is of another step"
         self._halt, self._pieces, self._keep, self.blocks, self.step = None, [], kept, {}, -1
         self._run += 1
         self._reset_batch()
@@ -201,15 +201,15 @@ class StageTrainer:
             self._begin(self._kept)
 
     def _begin(self, keep: bool) -> None:
-        plan, slices, stage = self._plan, self._slices, self.stage
+        plan, body, stage = self._plan, self._body, self.stage
         assert plan is not None
         books = dict(self._keep)
         try:
             for piece in self._pieces:
-                first, found = read_piece(piece, slices.from_step, self.total_steps)
+                first, found = read_piece(piece, body.from_step, self.total_steps)
                 self.given.append((plan.epoch, first, first + len(found)))
                 books |= {first + i: each for i, each in enumerate(found) if first + i not in self._keep}
-            if slices.from_step and not set(range(stage.start, stage.stop)) <= books.keys():
+            if body.from_step and not set(range(stage.start, stage.stop)) <= books.keys():
                 raise RemoteError("snapshot", f"no piece has all of {stage.start}-{stage.stop - 1}")
         except RemoteError as error:
             self._plan, self._pieces, self._keep = None, [], {}
@@ -217,10 +217,10 @@ class StageTrainer:
             return
         fresh = np.zeros(self.total_steps, np.int64)
         self.blocks = {i: books.get(i) or Books(fresh.copy(), fresh.copy()) for i in range(stage.start, stage.stop)}
-        self.follows.append((plan.epoch, slices.from_step, len(self._pieces), keep))
-        self._pieces, self._keep, self.step, self._looked_at = [], {}, slices.from_step, slices.from_step
+        self.follows.append((plan.epoch, body.from_step, len(self._pieces), keep))
+        self._pieces, self._keep, self.step, self._looked_at = [], {}, body.from_step, body.from_step
         assert self._job is not None
-        self._say(c.Following(self._index, self.step // slices.steps_per_round, self._job.training.rounds))
+        self._say(c.Following(self._index, self.step // body.steps_per_round, self._job.training.rounds))
         if pipeline_of(self._job).schedule == "async":
             # As the real one: it may begin the next batch before this one is done.
             self._send("forward", 0, self._neighbours(+1), self.step + 1)
@@ -262,11 +262,11 @@ class StageTrainer:
 
     @property
     def _round(self) -> int:
-        return self.step // self._slices.steps_per_round
+        return self.step // self._body.steps_per_round
 
     @property
     def _samples(self) -> int:
-        pipeline = self._slices.pipeline
+        pipeline = self._body.pipeline
         return self.step * pipeline.micro_batch * pipeline.num_micro_batches
 
     # --- a batch ---
@@ -306,7 +306,7 @@ class StageTrainer:
         self.taken.append((command.epoch, command.step))
 
     def _neighbours(self, offset: int) -> tuple[str, ...]:
-        stages, index = self._slices.pipeline.stages, self._index + offset
+        stages, index = self._body.pipeline.stages, self._index + offset
         return stages[index].peers if 0 <= index < len(stages) else ()
 
     def _is_here(self, work: str, unit: int, senders: tuple[str, ...]) -> bool:
@@ -316,7 +316,7 @@ class StageTrainer:
         """The next pass, if one can be done, one at a time."""
         if self._computing or self.step < 0 or self.halted or self.step >= self.total_steps:
             return
-        units, rows = self._slices.pipeline.num_micro_batches, self.stage.samples[self.stage.peers.index(self._own)]
+        units, rows = self._body.pipeline.num_micro_batches, self.stage.samples[self.stage.peers.index(self._own)]
         pass_s = self.traits.block_s * rows * (self.stage.stop - self.stage.start) * self.slowdown * self.unseen
         ahead = self._next_forward - self._next_backward
         run = self._run
@@ -379,8 +379,8 @@ class StageTrainer:
             self._look_after = USE_EVERY if self.slowdown == self._slowdown_seen else USE_AGAIN
             self._slowdown_seen = self.slowdown
             self._say(StageUsed(self.step, 0.5, self.slowdown))
-        every = pipeline_of(self._job).snapshot_steps or self._slices.steps_per_round
-        round_finished = self.step % self._slices.steps_per_round == 0
+        every = pipeline_of(self._job).snapshot_steps or self._body.steps_per_round
+        round_finished = self.step % self._body.steps_per_round == 0
         if self.step % every == 0 or round_finished or self.step >= self.total_steps:
             start, stop = self.stage.start, self.stage.stop
             self._say(

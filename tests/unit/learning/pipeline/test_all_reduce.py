@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from slice_group import Group, cuts, pipeline, same
+from pipeline_group import Group, cuts, pipeline, same
 from torch import Tensor
 
 from p2ptrain.learning.pipeline import all_reduce, rows

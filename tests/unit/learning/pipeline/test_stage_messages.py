@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 import torch
-from slice_group import Group, cuts, pipeline, same
+from pipeline_group import Group, cuts, pipeline, same
 from torch import Tensor
 
 from p2ptrain.config import Coding

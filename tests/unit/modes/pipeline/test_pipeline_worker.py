@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from pipeline_group import samples
 from safetensors.torch import load, save
-from slice_group import samples
 
 from p2ptrain.config import DataConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.core import commands as c

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from slice_group import Group, cuts, pipeline
+from pipeline_group import Group, cuts, pipeline
 from torch import Tensor
 
 from p2ptrain.config import Coding

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from slice_group import CONFIG, SEED, Group, builder, cuts, pipeline, samples
+from pipeline_group import CONFIG, SEED, Group, builder, cuts, pipeline, samples
 from torch import Tensor, nn
 
 from p2ptrain.learning.data import Dataset
