@@ -87,14 +87,14 @@ Examples:
     help="Share of each batch from own classes; 0 = as the data fall.",
 )
 @click.option(
-    "--calibrate",
+    "--fit-head",
     type=click.Choice(["auto", "always", "never"]),
     default="auto",
     show_default=True,
     help="Re-fit the head as a group.",
 )
 @click.option(
-    "--calibration-steps", type=click.IntRange(1), default=100, show_default=True, help="Averaged gradient steps."
+    "--head-fit-steps", type=click.IntRange(1), default=100, show_default=True, help="Averaged gradient steps."
 )
 @click.option(
     "--compression",
@@ -168,8 +168,8 @@ def finish(experiment: Any, outcome: Any, out: Path, central: bool, as_json: boo
 
 def make_job(
     source: Any, num_peers: int, *, mode: Any, model: str, width: float, rounds: int, batch_size: int, lr: float,
-    weight_decay: float, augment: bool, groups: int, trunk: int, targets: Any, own_fraction: float, calibrate: Any,
-    calibration_steps: int, compression: Any, seed: int,
+    weight_decay: float, augment: bool, groups: int, trunk: int, targets: Any, own_fraction: float, fit_head: Any,
+    head_fit_steps: int, compression: Any, seed: int,
 ) -> Job:  # fmt: skip
     """The job of the demo, checked."""
     from p2ptrain.learning.data import propose_contract
@@ -191,8 +191,8 @@ def make_job(
         trunk=trunk,
         targets=targets,
         own_fraction=own_fraction,
-        calibrate=calibrate,
-        calibration_steps=calibration_steps,
+        fit_head=fit_head,
+        head_fit_steps=head_fit_steps,
     )
     check_job(job, "demo")
     return job

@@ -85,7 +85,7 @@ class Harvest:
         return any(part.round < part.rounds and part.part not in self.stopped for part in self.report)
 
     @property
-    def calibrated(self) -> bool:
+    def head_fitted(self) -> bool:
         """The last layer is one that the group fitted."""
         return False
 

@@ -26,7 +26,7 @@ from p2ptrain.wire.messages import Message, Record, SnapshotRef
 if TYPE_CHECKING:
     from torch import nn
 
-ENDED = ("trained", "calibrating", "done")
+ENDED = ("trained", "fitting", "done")
 """Phases of a peer that trains no more."""
 
 

@@ -49,7 +49,7 @@ class Result:
     assembled_accuracy: float
     central_accuracy: float | None
     per_class: tuple[float, ...]
-    calibrated: bool
+    head_fitted: bool
     peers: tuple[PeerResult, ...]
     full_flops_per_sample: int
     train_samples: int
@@ -127,7 +127,7 @@ def measure(experiment: Experiment, outcome: Outcome, central: tuple[nn.Module, 
         assembled_accuracy=assembled.accuracy,
         central_accuracy=central_accuracy,
         per_class=assembled.per_class,
-        calibrated=harvest.calibrated,
+        head_fitted=harvest.head_fitted,
         peers=peers,
         full_flops_per_sample=full_flops,
         train_samples=len(union(experiment)),

@@ -68,13 +68,13 @@ def features(
     """What the layer ``head`` reads, sample by sample: ([n, F] in ``dtype`` on the CPU, labels [n])."""
     layer = model.get_submodule(head)
     if not isinstance(layer, nn.Linear):
-        raise UserError(f'layer {head!r} is no Linear layer, so it can\'t be re-fitted; set tasks.calibrate = "never"')
+        raise UserError(f'layer {head!r} is no Linear layer, so it can\'t be re-fitted; set tasks.fit_head = "never"')
     kept: list[Tensor] = []
     labels: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if inputs[0].dim() != 2:
-            raise UserError(f'the input of layer {head!r} is not [N, F]; set tasks.calibrate = "never"')
+            raise UserError(f'the input of layer {head!r} is not [N, F]; set tasks.fit_head = "never"')
         kept.append(inputs[0].to("cpu", dtype))
 
     hook = layer.register_forward_pre_hook(keep)
@@ -138,7 +138,7 @@ def begin(
     counts = total["counts"]
     n = float(counts.sum())
     if n < 1 or bool((counts < 0).any()):
-        raise RemoteError("calibration", f"moments of {n:g} samples")
+        raise RemoteError("head-fit", f"moments of {n:g} samples")
     mean = total["sum"] / n
     if total["square"].dim() == 2:
         whiten, unwhiten = _whitening(total["square"] / n - torch.outer(mean, mean))
@@ -225,7 +225,7 @@ def advance(
     total = _add([sums for _, sums in contributions], expected | {"loss": ((), torch.float32)})
     n = sum(samples for samples, _ in contributions)
     if n < 1:
-        raise RemoteError("calibration", "a gradient of no samples")
+        raise RemoteError("head-fit", "a gradient of no samples")
     progress = min(1.0, (step - 1) / max(1, config.steps))
     rate = config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
     if state["whiten"].dim() == 1:  # features may all move together: their covariance has an eigenvalue up to F
@@ -275,7 +275,7 @@ def check_fit_state(state: Mapping[str, Tensor], num_classes: int, num_features:
     }
     names = {name for name in state if not name.startswith(VALIDATION)}
     if names - {"loss"} != shapes.keys():
-        raise RemoteError("calibration", f"state of tensors {sorted(state)[:8]}")
+        raise RemoteError("head-fit", f"state of tensors {sorted(state)[:8]}")
     for name, shape in shapes.items():
         _check(name, state[name], shape, torch.float32)
     if "loss" in state:
@@ -289,7 +289,7 @@ def _add(
     total = {name: torch.zeros(shape, dtype=torch.float64) for name, (shape, _) in expected.items()}
     for contribution in contributions:
         if contribution.keys() != expected.keys():
-            raise RemoteError("calibration", f"contribution of tensors {sorted(contribution)[:5]}")
+            raise RemoteError("head-fit", f"contribution of tensors {sorted(contribution)[:5]}")
         for name, (shape, dtype) in expected.items():
             _check(name, contribution[name], shape, dtype)
             total[name] += contribution[name]
@@ -298,6 +298,6 @@ def _add(
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-        raise RemoteError("calibration", f"{name}: {tensor.dtype} {tuple(tensor.shape)}, not {dtype} {shape}")
+        raise RemoteError("head-fit", f"{name}: {tensor.dtype} {tuple(tensor.shape)}, not {dtype} {shape}")
     if not bool(tensor.isfinite().all()):
-        raise RemoteError("calibration", f"{name} is not finite")
+        raise RemoteError("head-fit", f"{name} is not finite")

@@ -29,7 +29,7 @@ def demo_table(result: Any, out: Path) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "-" * max(map(len, lines)))
     found = {"mdns": "mDNS", "address": "address (no multicast here)"}[result.found_by]
-    how = ", head re-fitted by the group" if result.calibrated else ""
+    how = ", head re-fitted by the group" if result.head_fitted else ""
     lines.append("")
     lines.append(f"assembled from {len(result.peers)} peers{how}:  {100 * result.assembled_accuracy:5.1f} %")
     if result.central_accuracy is not None:

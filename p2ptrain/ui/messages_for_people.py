@@ -73,23 +73,21 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "fetching-blocks": lambda f: (
         f"getting blocks {_text(f, 'blocks')} after {_text(f, 'step')} batches from {_text(f, 'from')}"
     ),
-    "parcel-refused": lambda f: f"something unusable from {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
+    "stage-message-refused": lambda f: f"something unusable from {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
     "plan-impossible": lambda f: f"no plan can be made: {_text(f, 'why')}",
     "link": lambda f: f"the link to {_text(f, 'name')} carries {_number(f, 'mbit_s'):,.0f} Mbit/s",
     "training": _training,
     "gossip": lambda f: f"averaged with {_text(f, 'peer')} ({scaled(_number(f, 'bytes'), 'B')})",
     "gossip-ended": lambda f: f"averaging with {_text(f, 'peer')} ended early ({_text(f, 'outcome')})",
-    "calibration-started": lambda f: (
+    "head-fit-started": lambda f: (
         "everyone is trained: the group "
         + ("looks at its model" if f.get("steps") == 1 else "fits the last layer again, together")
     ),
-    "calibration-lead": lambda f: f"the fit of the last layer is led by {_text(f, 'lead')} now",
-    "calibration-late": lambda f: f"the fit of the last layer goes on without a late peer ({_text(f, 'missing')})",
-    "calibration-abandoned": lambda f: "the fit of the last layer was given up: nobody leads it",
-    "calibration-without": lambda f: (
-        f"nobody has a copy of parts {_text(f, 'parts')}: the last layer is fitted without"
-    ),
-    "calibrated": lambda f: f"the last layer is fitted, on {_number(f, 'samples'):,.0f} samples of the whole group",
+    "head-fit-lead": lambda f: f"the fit of the last layer is led by {_text(f, 'lead')} now",
+    "head-fit-late": lambda f: f"the fit of the last layer goes on without a late peer ({_text(f, 'missing')})",
+    "head-fit-abandoned": lambda f: "the fit of the last layer was given up: nobody leads it",
+    "head-fit-without": lambda f: f"nobody has a copy of parts {_text(f, 'parts')}: the last layer is fitted without",
+    "head-fitted": lambda f: f"the last layer is fitted, on {_number(f, 'samples'):,.0f} samples of the whole group",
     "trainer-failed": lambda f: f"the training process failed: {_text(f, 'detail')}",
     "payload-refused": lambda f: f"an unusable update of {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
     "snapshot-refused": lambda f: f"an unusable copy was refused: {_text(f, 'detail')}",

@@ -63,7 +63,7 @@ def to_plain(harvest: Harvest) -> dict[str, Any]:
         "job": job.id,
         "plan": harvest.plan.hash,
         "epoch": harvest.plan.epoch,
-        "calibrated": harvest.calibrated,
+        "head_fitted": harvest.head_fitted,
         "complete": not harvest.missing,
         "half_way": harvest.is_half_way,
         "stopped": list(harvest.stopped),

@@ -6,7 +6,7 @@ header: it becomes the one raw frame behind it. Tensors travel in the safetensor
 blob, so that one strict reader serves the wire, replicas and the disk.
 
 Groups: handshake (read from anyone who holds the group key) and goodbye, membership, records, plan and job, blobs,
-gossip, replicas, calibration, pipeline, links.
+gossip, replicas, head fit, pipeline, links.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WIRE_VERSION = 4
 
 Lane = Literal["control", "bulk"]
 MemberState = Literal["alive", "suspect", "dead", "left"]
-Phase = Literal["waiting", "training", "trained", "calibrating", "done", "failed", "observing"]
+Phase = Literal["waiting", "training", "trained", "fitting", "done", "failed", "observing"]
 
 Text = Annotated[str, Bound(0, 256)]
 PeerName = Annotated[PeerId, Bound(16, 16)]
@@ -366,7 +366,7 @@ class ReplicaAck:
     blob: Blob
 
 
-# --- calibration ----------------------------------------------------------------------------------------------------
+# --- head fit ----------------------------------------------------------------------------------------------------
 
 SessionName = Annotated[str, Bound(16, 16)]
 StateData = Annotated[bytes, Bound(0, 16 << 20)]
@@ -374,28 +374,28 @@ StateData = Annotated[bytes, Bound(0, 16 << 20)]
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationCall:
+class HeadFitCall:
     """The lead proposes to fit the head over exactly these frozen snapshots: of each part, one of each trainer."""
 
-    KIND: ClassVar[str] = "calibration-call"
+    KIND: ClassVar[str] = "head-fit-call"
     epoch: int
     holdings: Annotated[tuple[SnapshotRef, ...], Bound(1, 256)]
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationReady:
+class HeadFitReady:
     """I have the features of my samples; ``session`` names the set of snapshots."""
 
-    KIND: ClassVar[str] = "calibration-ready"
+    KIND: ClassVar[str] = "head-fit-ready"
     session: SessionName
     samples: int
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationGradient:
+class HeadFitGradient:
     """Contribution to ``step``: sums over ``samples`` own samples (moments at step 0, then gradients)."""
 
-    KIND: ClassVar[str] = "calibration-gradient"
+    KIND: ClassVar[str] = "head-fit-gradient"
     session: SessionName
     step: int
     samples: int
@@ -403,10 +403,10 @@ class CalibrationGradient:
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationHead:
+class HeadFitState:
     """The fit's state after ``step`` averaged contributions: head, moments, optimizer. The next step starts from it."""
 
-    KIND: ClassVar[str] = "calibration-head"
+    KIND: ClassVar[str] = "head-fit-state"
     session: SessionName
     step: int
     data: StateData
@@ -503,10 +503,10 @@ Message = (
     | GossipPush
     | ReplicaOffer
     | ReplicaAck
-    | CalibrationCall
-    | CalibrationReady
-    | CalibrationGradient
-    | CalibrationHead
+    | HeadFitCall
+    | HeadFitReady
+    | HeadFitGradient
+    | HeadFitState
     | StreamData
     | StreamAck
     | LinkProbe
@@ -515,7 +515,7 @@ Message = (
 
 KINDS: dict[str, type[Message]] = {cls.KIND: cls for cls in Message.__args__}
 HANDSHAKE = (Hello, Welcome, Proof, Refused)
-BULK = (JobReply, PlanReply, ProfileReply, Chunk, CalibrationGradient, CalibrationHead, StreamData, LinkProbe)
+BULK = (JobReply, PlanReply, ProfileReply, Chunk, HeadFitGradient, HeadFitState, StreamData, LinkProbe)
 JOB_BOUND = (GossipPush, ReplicaOffer, StreamData, StreamAck)
 """Messages about a job: one about another than the receiver's is dropped and counted."""
 EPOCH_BOUND = (GossipPush, StreamData)

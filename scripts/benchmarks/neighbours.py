@@ -96,7 +96,7 @@ COLUMNS = (
 NUM_PROCESSES = 3
 ROUNDS = 12
 BATCH_SIZE = 16
-CALIBRATION_STEPS = 100
+HEAD_FIT_STEPS = 100
 TRAINING_S = 240.0
 """The longest that training may take, and, after a kill, the rest of it."""
 
@@ -167,7 +167,7 @@ def notes(cases: list[dict[str, Any]]) -> list[str]:
     }
     return [
         f"all: {NUM_PROCESSES} processes, {ROUNDS} rounds of one pass, batches of {BATCH_SIZE}, one thread each, torch "
-        f"{torch.__version__}; p2ptrain tasks: {CALIBRATION_STEPS} steps of calibration",
+        f"{torch.__version__}; p2ptrain tasks: {HEAD_FIT_STEPS} steps of the head fit",
         f"{versions['hivemind']}: TrainingAverager, {_words(HIVEMIND)}",
         f"{versions['torchft']}: LocalSGD over gloo, {_words(TORCHFT)}; lighthouse: {_words(LIGHTHOUSE)}",
     ]
@@ -204,7 +204,7 @@ def make_job(framework: Framework, seed: int, num_rounds: int) -> Job:
         model=ModelConfig("lenet", width=2.0),
         data=dataclasses.replace(propose_contract(open_source("digits")), val=0.0),  # all train on all samples
         training=TrainingConfig(rounds=num_rounds, batch_size=BATCH_SIZE),
-        tables=(TasksConfig(calibrate="always", calibration_steps=CALIBRATION_STEPS),),
+        tables=(TasksConfig(fit_head="always", head_fit_steps=HEAD_FIT_STEPS),),
         group=GroupConfig(min_peers=NUM_PROCESSES, settle_s=0.5),
     )
 

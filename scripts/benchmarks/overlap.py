@@ -237,7 +237,7 @@ def group(job: Job, train: Sequence[Dataset], val: Sequence[Dataset]) -> tuple[n
                     training.trainer.model.load_state_dict(mean)
     means = {index: dict(same[0].trainer.model.state_dict()) for index, same in copies.items() if same}
     state = parts.assemble({index: [(1.0, own)] for index, own in means.items()})
-    steps = (1 + tasks_of(job).calibration_steps if plan.body.calibrate else 0) + 1
+    steps = (1 + tasks_of(job).head_fit_steps if plan.body.fit_head else 0) + 1
     fits = [
         HeadFitting(job, Parts(job, plan, allow_user_code=True), "all", data, own)
         for data, own in zip(train, val, strict=True)

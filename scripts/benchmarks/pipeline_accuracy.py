@@ -3,8 +3,8 @@
 Every case trains the same model from the same weights on the same samples in the same order, for as many steps at the
 same learning rates. *Single* is a plain loop on one device. The others are pipelines of three stages with the deepest
 warm-ups that planning gives, each stage a ``StageTraining``, all in this process: no network, so nothing but the
-arithmetic differs. What comes out does not hang on when parcels arrive, so neither do the figures on how fast this
-machine is. "int8, no feedback" leaves out the error feedback of gradients, which "int8" has.
+arithmetic differs. What comes out does not hang on when stage messages arrive, so neither do the figures on how fast
+this machine is. "int8, no feedback" leaves out the error feedback of gradients, which "int8" has.
 
 The model is VGG-11 without batch normalisation, whose statistics of micro-batches would be a difference of their own;
 it and the pictures are small, so that all cases take minutes. The synchronous pipeline without compression computes
@@ -203,11 +203,11 @@ def _advance(stages: dict[str, Any], name: str, losses: list[float]) -> int:
 
     stage, num_bytes = stages[name], 0
     step = stage.step
-    for parcel in stage.advance():
-        if parcel.work in ("forward", "backward"):
-            num_bytes += sum(tensor.nbytes for tensor in parcel.tensors.values())
-        arrived = StageMessage(name, parcel.work, parcel.step, parcel.unit, parcel.row, parcel.tensors)
-        stages[parcel.peer].receive(arrived)
+    for message in stage.advance():
+        if message.work in ("forward", "backward"):
+            num_bytes += sum(tensor.nbytes for tensor in message.tensors.values())
+        arrived = StageMessage(name, message.work, message.step, message.unit, message.row, message.tensors)
+        stages[message.peer].receive(arrived)
     if stage.step > step and np.isfinite(stage.last_loss):
         losses.append(stage.last_loss)
     return num_bytes

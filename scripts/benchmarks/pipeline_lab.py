@@ -63,7 +63,7 @@ COLUMNS = (
     Column("replans", "plans after the first", 0),
     Column("node_ms", "node's CPU ms a batch, most", 0),
     Column("node_ms_standby", "standing by", 0),
-    Column("node_ms_planned", "planned for parcels", 0),
+    Column("node_ms_planned", "planned for stage messages", 0),
 )
 
 
@@ -158,8 +158,8 @@ class Ran:
         }
 
     def _node_figures(self, fleet: Fleet, pipeline: PipelinePlan, num_batches: float) -> dict[str, float]:
-        """CPU ms of a batch: what the busiest node took, what is planned of that for parcels, and, as all that a node
-        does is counted, what one took that stands by."""
+        """CPU ms of a batch: what the busiest node took, what is planned of that for stage messages, and, as all that a
+        node does is counted, what one took that stands by."""
         took = {peer: self.lab.use[name].node_cpu_s for peer, name in self.lab.names.items() if name in self.lab.use}
         peer = max((peer for stage in pipeline.stages for peer in stage.peers), key=lambda peer: took[PeerId(peer)])
         figures = {"node_ms": took[PeerId(peer)] / num_batches, "node_ms_planned": fleet.node_s(pipeline, peer)}

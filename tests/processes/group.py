@@ -68,7 +68,7 @@ def make_job(
     settle_s: float = 1.0,
     replicas: int = 1,
     compression: str = "none",
-    calibration_steps: int = 300,
+    head_fit_steps: int = 300,
     batch_size: int = 32,
 ) -> Job:
     """Rounds of ``epochs`` passes: with some passes a round takes long enough to be killed in."""
@@ -77,7 +77,7 @@ def make_job(
         mode=mode,  # type: ignore[arg-type]
         data=digits(),
         training=TrainingConfig(rounds=rounds, epochs_per_round=epochs, batch_size=batch_size),
-        tables=(TasksConfig(calibration_steps=calibration_steps),),
+        tables=(TasksConfig(head_fit_steps=head_fit_steps),),
         group=GroupConfig(
             min_peers=peers,
             settle_s=settle_s,

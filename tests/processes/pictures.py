@@ -79,7 +79,7 @@ def picture_job(
         model=ModelConfig("lenet"),
         data=contract,
         training=TrainingConfig(rounds=rounds, epochs_per_round=epochs, batch_size=32, learning_rate=0.01),
-        tables=(TasksConfig(calibration_steps=60),),
+        tables=(TasksConfig(head_fit_steps=60),),
         group=GroupConfig(min_peers=peers, settle_s=1.0),
     )
 

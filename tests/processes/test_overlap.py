@@ -55,8 +55,8 @@ def head_of(peer: PeerProcess) -> tuple[SnapshotRef, ...]:
 def check_one_fit(peers: list[PeerProcess], found: api.Harvest, samples: int) -> None:
     """Each took part in one fit, of the samples of all, over the last round of every part."""
     for peer in peers:
-        assert len(peer.lines("calibration-started")) == 1, peer.tail(40)
-        (line,) = peer.lines("calibrated")
+        assert len(peer.lines("head-fit-started")) == 1, peer.tail(40)
+        (line,) = peer.lines("head-fitted")
         assert line.fields["samples"] == samples, peer.tail(40)
         assert len(peer.lines("done")) == 1
         last = {holding.part: holding.round for holding in head_of(peer)}
@@ -144,7 +144,7 @@ def test_a_harvest_in_the_middle_and_a_late_peer(peers: PeerGroup) -> None:
     with stopped_trainers(first):
         assert not any(peer.said("done") for peer in first)
         found = peers.harvest()
-        assert found.is_half_way and not found.calibrated and not found.missing
+        assert found.is_half_way and not found.head_fitted and not found.missing
         told = report.render(found)
         assert "HALF-WAY: so far" in told and "THE LAST LAYER IS NOT FITTED YET" in told
         assert report.to_plain(found)["half_way"] is True
@@ -189,8 +189,8 @@ def test_the_only_one_with_a_class_goes_half_way(peers: PeerGroup, how: str) -> 
     assert kept_by_another(only) <= found.report[part].round < job.training.rounds
     assert all(each.round == each.rounds for each in found.report if each.part != part)
     for peer in others:
-        assert len(peer.lines("calibrated")) == 1
-        assert peer.lines("calibrated")[0].fields["samples"] == sum(
+        assert len(peer.lines("head-fitted")) == 1
+        assert peer.lines("head-fitted")[0].fields["samples"] == sum(
             sum(num_samples(job, own).values()) for own in data[:2]
         )
     assert not found.is_half_way and found.stopped == (part,)

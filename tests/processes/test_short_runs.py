@@ -48,15 +48,15 @@ def test_a_peer_lost_for_good_is_in_the_harvest_and_resumes_later(peers: PeerGro
     peers.until_all("left", 60, others[1:], peer=others[0].id)
 
 
-def test_data_that_nobody_shares_are_trained_and_calibrated(peers: PeerGroup) -> None:
+def test_data_that_nobody_shares_are_trained_and_their_head_is_fitted(peers: PeerGroup) -> None:
     job = make_job(peers=3, rounds=8, epochs=2)
     for rest in range(3):
         classes = [name for name in job.data.classes if int(name) % 3 == rest]
         peers.add(job=job.to_json() if rest == 0 else "", data="digits", classes=classes).start()
     peers.until_all("done", 100)
-    assert all(peer.said("calibrated") for peer in peers.peers)
+    assert all(peer.said("head-fitted") for peer in peers.peers)
     found = peers.harvest()
-    assert found.calibrated and not found.missing and found.plan.body.disjoint
+    assert found.head_fitted and not found.missing and found.plan.body.disjoint
     path = peers.home / "model.safetensors"
     api.save_harvest(path, found)
     accuracy = api.evaluate(*api.load_model(path), "digits").accuracy

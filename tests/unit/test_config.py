@@ -70,8 +70,8 @@ tasks = st.builds(
     targets=st.sampled_from(["auto", "all"]),
     combine=st.sampled_from(["auto", "own", "sum"]),
     own_fraction=floats(0, 1),
-    calibrate=st.sampled_from(["auto", "always", "never"]),
-    calibration_steps=st.integers(1, 100_000),
+    fit_head=st.sampled_from(["auto", "always", "never"]),
+    head_fit_steps=st.integers(1, 100_000),
 )
 pipelines = st.builds(
     PipelineConfig,
@@ -335,7 +335,7 @@ def test_the_error_names_the_key(key: str, value: object, says: str) -> None:
         ("training.label_smoothing", 0, 0.9),
         ("tasks.trunk", 0, 1000),
         ("tasks.own_fraction", 0, 1),
-        ("tasks.calibration_steps", 1, 100_000),
+        ("tasks.head_fit_steps", 1, 100_000),
         ("tasks.passes", 0, 1000),
         ("pipeline.micro_batches", 1, 4096),
         ("pipeline.replan_gain", 0.01, 10),
@@ -419,7 +419,13 @@ def test_a_table_under_its_old_name_and_its_new_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "value"), [(("group", "custodians"), ("group", "replicas"), 2)], ids=lambda key: str(key)
+    ("old", "new", "value"),
+    [
+        (("group", "custodians"), ("group", "replicas"), 2),
+        (("tasks", "calibrate"), ("tasks", "fit_head"), "never"),
+        (("tasks", "calibration_steps"), ("tasks", "head_fit_steps"), 77),
+    ],
+    ids=lambda key: ".".join(key) if isinstance(key, tuple) else "",
 )
 def test_keys_under_their_old_names(tmp_path: Path, old: tuple[str, str], new: tuple[str, str], value: object) -> None:
     tables = plain()
@@ -439,7 +445,7 @@ def test_keys_under_their_old_names(tmp_path: Path, old: tuple[str, str], new: t
 
 
 def test_a_pipeline_takes_text_and_cares_for_no_settings_of_tasks() -> None:
-    job_from_mapping(piped(data__kind="text", tasks__calibrate="always"), "job.toml")
+    job_from_mapping(piped(data__kind="text", tasks__fit_head="always"), "job.toml")
     job_from_mapping(piped(tasks__num_groups=11), "job.toml")
     job_from_mapping(piped(tasks__combine="sum", tasks__targets="own"), "job.toml")
 

@@ -245,7 +245,7 @@ class FakeTrainer:
             error = str(problem)
         self._say(Merged(command.exchange, command.sender, error))
 
-    # --- calibration: the mean of numbers that depend on the own samples and on the frozen parts ---
+    # --- head fit: the mean of numbers that depend on the own samples and on the frozen parts ---
 
     def _extract(self, command: ExtractFeatures) -> None:
         if command.plan:
@@ -257,7 +257,7 @@ class FakeTrainer:
             tensorfile.read_untrusted(command.snapshot)
             arrays = tensorfile.read(command.snapshot).arrays()
             if command.part in self.features or "model.x" not in arrays or command.part >= len(self._plan.parts):
-                raise RemoteError("calibration", "part")
+                raise RemoteError("head-fit", "part")
         except RemoteError as error:
             self._session = ""
             self._say(c.SnapshotRefused(str(error)))
@@ -320,7 +320,7 @@ def _read(data: bytes, name: str, size: int) -> np.ndarray:
     tensorfile.read_untrusted(data)
     arrays = tensorfile.read(data).arrays()
     if set(arrays) != {name} or arrays[name].shape != (size,) or arrays[name].dtype != np.float64:
-        raise RemoteError("calibration", f"{sorted(arrays)[:3]}")
+        raise RemoteError("head-fit", f"{sorted(arrays)[:3]}")
     return arrays[name]
 
 

@@ -34,7 +34,7 @@ def job(mode: str = "tasks", *, rounds: int = 6, name: str = "job", **changes: A
         data=DataConfig(CLASSES, (1, 8, 8), mean=(0.0,), std=(1.0,), val=0.0 if mode in ("pipeline", "split") else 0.1),
         training=TrainingConfig(rounds=rounds),
         tables=(
-            TasksConfig(**({"calibrate": "never", "calibration_steps": 5} | tasks)),
+            TasksConfig(**({"fit_head": "never", "head_fit_steps": 5} | tasks)),
             PipelineConfig(**pipeline),
         ),
         group=GroupConfig(**({"settle_s": 1.0} | group)),

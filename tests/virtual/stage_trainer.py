@@ -1,4 +1,5 @@
-"""A trainer of a pipeline's stage that only keeps books: it passes parcels on as the real one does, and counts batches.
+"""A trainer of a pipeline's stage that only keeps books: it passes stage messages on as the real one does,
+and counts batches.
 
 A block is a ledger: how often each batch was applied to it, and under which plan's epoch. A batch goes forward and
 backward through all stages; then everyone tells everyone that it is through, and applies it once all have said so. So,
@@ -25,10 +26,10 @@ from p2ptrain.modes.pipeline.commands import (
     Halted,
     LookAgain,
     Looked,
-    ParcelsSent,
     PieceTaken,
     Profiled,
-    SendParcel,
+    SendStageMessage,
+    StageMessagesSent,
     StageUsed,
     StopAt,
     Taken,
@@ -101,9 +102,9 @@ class StageTrainer:
         self.given: list[tuple[int, int, int]] = []
         """(epoch, first block, stop) of every piece that was given."""
         self.taken: list[tuple[int, int]] = []
-        """(epoch, step) of every parcel taken in."""
+        """(epoch, step) of every stage message taken in."""
         self.dropped = 0
-        """Parcels of another epoch, or for no stage."""
+        """Stage messages of another epoch, or for no stage."""
         self._at, self._say = at, say
         self._job: Job | None = None
         self._plan: Plan | None = None
@@ -127,21 +128,21 @@ class StageTrainer:
 
     @property
     def stage(self) -> Stage:
-        return self._slices.pipeline.stages[self._index]
+        return self._body.pipeline.stages[self._index]
 
     @property
     def total_steps(self) -> int:
         assert self._job is not None
-        return self._job.training.rounds * self._slices.steps_per_round
+        return self._job.training.rounds * self._body.steps_per_round
 
     @property
-    def _slices(self) -> PipelineBody:
+    def _body(self) -> PipelineBody:
         assert self._plan is not None and isinstance(self._plan.body, PipelineBody)
         return self._plan.body
 
     @property
     def _index(self) -> int:
-        index = self._slices.pipeline.stage_of(self._own)
+        index = self._body.pipeline.stage_of(self._own)
         assert index is not None
         return index
 
@@ -165,7 +166,7 @@ class StageTrainer:
                 self._stop_at(command)
             case Deliver():
                 self._deliver(command)
-            case ParcelsSent():
+            case StageMessagesSent():
                 pass
             case _:
                 raise AssertionError(command)
@@ -183,7 +184,7 @@ class StageTrainer:
     def _follow(self, command: FollowStage) -> None:
         kept = self.blocks if command.keep else {}
         self._plan, self._own, self._missing = read_plan(command.plan), command.own, command.pieces
-        assert not command.keep or self.step == self._slices.from_step, "what is kept is of another step"
+        assert not command.keep or self.step == self._body.from_step, "what is kept is of another step"
         self._halt, self._pieces, self._keep, self.blocks, self.step = None, [], kept, {}, -1
         self._run += 1
         self._reset_batch()
@@ -200,15 +201,15 @@ class StageTrainer:
             self._begin(self._kept)
 
     def _begin(self, keep: bool) -> None:
-        plan, slices, stage = self._plan, self._slices, self.stage
+        plan, body, stage = self._plan, self._body, self.stage
         assert plan is not None
         books = dict(self._keep)
         try:
             for piece in self._pieces:
-                first, found = read_piece(piece, slices.from_step, self.total_steps)
+                first, found = read_piece(piece, body.from_step, self.total_steps)
                 self.given.append((plan.epoch, first, first + len(found)))
                 books |= {first + i: each for i, each in enumerate(found) if first + i not in self._keep}
-            if slices.from_step and not set(range(stage.start, stage.stop)) <= books.keys():
+            if body.from_step and not set(range(stage.start, stage.stop)) <= books.keys():
                 raise RemoteError("snapshot", f"no piece has all of {stage.start}-{stage.stop - 1}")
         except RemoteError as error:
             self._plan, self._pieces, self._keep = None, [], {}
@@ -216,10 +217,10 @@ class StageTrainer:
             return
         fresh = np.zeros(self.total_steps, np.int64)
         self.blocks = {i: books.get(i) or Books(fresh.copy(), fresh.copy()) for i in range(stage.start, stage.stop)}
-        self.follows.append((plan.epoch, slices.from_step, len(self._pieces), keep))
-        self._pieces, self._keep, self.step, self._looked_at = [], {}, slices.from_step, slices.from_step
+        self.follows.append((plan.epoch, body.from_step, len(self._pieces), keep))
+        self._pieces, self._keep, self.step, self._looked_at = [], {}, body.from_step, body.from_step
         assert self._job is not None
-        self._say(c.Following(self._index, self.step // slices.steps_per_round, self._job.training.rounds))
+        self._say(c.Following(self._index, self.step // body.steps_per_round, self._job.training.rounds))
         if pipeline_of(self._job).schedule == "async":
             # As the real one: it may begin the next batch before this one is done.
             self._send("forward", 0, self._neighbours(+1), self.step + 1)
@@ -261,11 +262,11 @@ class StageTrainer:
 
     @property
     def _round(self) -> int:
-        return self.step // self._slices.steps_per_round
+        return self.step // self._body.steps_per_round
 
     @property
     def _samples(self) -> int:
-        pipeline = self._slices.pipeline
+        pipeline = self._body.pipeline
         return self.step * pipeline.micro_batch * pipeline.num_micro_batches
 
     # --- a batch ---
@@ -281,7 +282,7 @@ class StageTrainer:
             self.dropped += 1
         else:
             try:
-                tensorfile.read_untrusted(command.parcel)
+                tensorfile.read_untrusted(command.message)
                 self._receive(command)
             except RemoteError as refused:
                 error = str(refused)
@@ -290,22 +291,22 @@ class StageTrainer:
 
     def _receive(self, command: Deliver) -> None:
         assert self._plan is not None
-        where = tensorfile.read(command.parcel).arrays()["x"].tolist()
+        where = tensorfile.read(command.message).arrays()["x"].tolist()
         senders = {
             "forward": self._neighbours(-1),
             "backward": self._neighbours(+1),
             "norm": tuple(self._plan.trainers()),
         }[command.work]
         if command.sender not in senders or where != [command.epoch, command.step, command.unit]:
-            raise RemoteError("parcel", f"{command.work} {where} of {command.sender}")
+            raise RemoteError("stage-message", f"{command.work} {where} of {command.sender}")
         came = self._came.setdefault((command.work, command.step, command.unit), set())
         if not self.step <= command.step <= self.step + 1 or command.sender in came:
-            raise RemoteError("parcel-step", f"{command.work} of batch {command.step} in {self.step}, or twice")
+            raise RemoteError("stage-message-step", f"{command.work} of batch {command.step} in {self.step}, or twice")
         came.add(command.sender)
         self.taken.append((command.epoch, command.step))
 
     def _neighbours(self, offset: int) -> tuple[str, ...]:
-        stages, index = self._slices.pipeline.stages, self._index + offset
+        stages, index = self._body.pipeline.stages, self._index + offset
         return stages[index].peers if 0 <= index < len(stages) else ()
 
     def _is_here(self, work: str, unit: int, senders: tuple[str, ...]) -> bool:
@@ -315,7 +316,7 @@ class StageTrainer:
         """The next pass, if one can be done, one at a time."""
         if self._computing or self.step < 0 or self.halted or self.step >= self.total_steps:
             return
-        units, rows = self._slices.pipeline.num_micro_batches, self.stage.samples[self.stage.peers.index(self._own)]
+        units, rows = self._body.pipeline.num_micro_batches, self.stage.samples[self.stage.peers.index(self._own)]
         pass_s = self.traits.block_s * rows * (self.stage.stop - self.stage.start) * self.slowdown * self.unseen
         ahead = self._next_forward - self._next_backward
         run = self._run
@@ -347,9 +348,9 @@ class StageTrainer:
     def _send(self, work: str, unit: int, to: tuple[str, ...], step: int = -1) -> None:
         assert self._plan is not None
         step = self.step if step < 0 else step
-        parcel = tensorfile.pack({"x": np.array([self._plan.epoch, step, unit])}, {})
+        message = tensorfile.pack({"x": np.array([self._plan.epoch, step, unit])}, {})
         for peer in to:
-            self._say(SendParcel(self._plan.epoch, peer, work, step, unit, 0, parcel))
+            self._say(SendStageMessage(self._plan.epoch, peer, work, step, unit, 0, message))
 
     def _end_batch(self) -> None:
         assert self._plan is not None and self._job is not None
@@ -378,8 +379,8 @@ class StageTrainer:
             self._look_after = USE_EVERY if self.slowdown == self._slowdown_seen else USE_AGAIN
             self._slowdown_seen = self.slowdown
             self._say(StageUsed(self.step, 0.5, self.slowdown))
-        every = pipeline_of(self._job).snapshot_steps or self._slices.steps_per_round
-        round_finished = self.step % self._slices.steps_per_round == 0
+        every = pipeline_of(self._job).snapshot_steps or self._body.steps_per_round
+        round_finished = self.step % self._body.steps_per_round == 0
         if self.step % every == 0 or round_finished or self.step >= self.total_steps:
             start, stop = self.stage.start, self.stage.stop
             self._say(

@@ -139,7 +139,7 @@ records = st.builds(
     epoch=numbers,
     plan=st.sampled_from(["", "0" * 64, "x"]),
     part=st.integers(-1, 4096),
-    phase=st.sampled_from(["waiting", "training", "trained", "calibrating", "done", "failed", "observing"]),
+    phase=st.sampled_from(["waiting", "training", "trained", "fitting", "done", "failed", "observing"]),
     round=numbers,
     step=numbers,
     samples=numbers,
@@ -178,10 +178,10 @@ any_message: st.SearchStrategy[Message] = st.one_of(
     st.builds(m.GossipPush, numbers, numbers, masses, blobs, numbers, st.booleans()),
     st.builds(m.ReplicaOffer, holdings),
     st.builds(m.ReplicaAck, blobs),
-    st.builds(m.CalibrationCall, numbers, st.lists(holdings, min_size=1, max_size=3).map(tuple)),
-    st.builds(m.CalibrationReady, session_names, numbers),
-    st.builds(m.CalibrationGradient, session_names, numbers, numbers, garbage),
-    st.builds(m.CalibrationHead, session_names, numbers, garbage),
+    st.builds(m.HeadFitCall, numbers, st.lists(holdings, min_size=1, max_size=3).map(tuple)),
+    st.builds(m.HeadFitReady, session_names, numbers),
+    st.builds(m.HeadFitGradient, session_names, numbers, numbers, garbage),
+    st.builds(m.HeadFitState, session_names, numbers, garbage),
     st.builds(m.Proof, st.binary(min_size=16, max_size=16), st.binary(min_size=32, max_size=32)),
     st.builds(m.Refused, texts, st.integers(0, 9)),
 )
@@ -437,24 +437,24 @@ def test_snapshots_of_nonsense_are_tried_and_dropped() -> None:
 
 
 def test_a_false_head_does_not_crash_anyone() -> None:
-    """Calibration states that do not parse, do not fit, or come from nowhere."""
-    room = training_group(rounds=5, calibrate="always", calibration_steps=20)
+    """States of the head fit that do not parse, do not fit, or come from nowhere."""
+    room = training_group(rounds=5, fit_head="always", head_fit_steps=20)
     liar = room.devices[LIAR]
     noise = [b"noise", tensorfile.pack({"head": np.zeros(77)}), tensorfile.pack({"head": np.full(4, np.nan)})]
 
-    def calibrating() -> bool:
-        return any(device.record.phase == "calibrating" for device in honest(room))
+    def fitting() -> bool:
+        return any(device.record.phase == "fitting" for device in honest(room))
 
-    assert room.run(60, calibrating)
+    assert room.run(60, fitting)
     for turn in range(60):
         for device in honest(room):
             ending: Any = device.core.role.ending if device.core.role else None
-            session = ending._calibration.session if ending else ""
+            session = ending._machine.session if ending else ""
             if len(session) == 16:
                 data = noise[turn % 3]
-                lie(room, device, m.CalibrationGradient(session, turn % 20, 5, data))
-                lie(room, device, m.CalibrationHead(session, turn % 20 + 1, data))
-                lie(room, device, m.CalibrationReady(session, 2**62))
+                lie(room, device, m.HeadFitGradient(session, turn % 20, 5, data))
+                lie(room, device, m.HeadFitState(session, turn % 20 + 1, data))
+                lie(room, device, m.HeadFitReady(session, 2**62))
         room.run(0.1)
     assert all(not device.lost for device in honest(room))
     del liar

@@ -124,10 +124,10 @@ def test_one_has_the_job_and_the_others_get_it(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", seeds(1))
 @pytest.mark.parametrize("conditions", [LAN, WORLD, LOSSY], ids=["lan", "slow", "lossy"])
-def test_five_peers_calibrate(seed: int, conditions: Conditions) -> None:
+def test_five_peers_fit_the_head(seed: int, conditions: Conditions) -> None:
     """Classes that only one peer has: the group fits the head together, as one peer with all samples would."""
     room = Room(seed, conditions)
-    the_job = job("tasks", calibrate="auto", min_peers=5)
+    the_job = job("tasks", fit_head="auto", min_peers=5)
     for number in range(5):
         room.add(number, HAVES[number % 3], job=the_job, round_s=0.2 + 0.1 * number)
     assert room.run(400, room.all_done)
@@ -145,7 +145,7 @@ def test_the_last_layer_is_fitted_once_by_all(seed: int) -> None:
     """Whatever is slow or lost on the way: one fit, over the last round of every part, and none after it."""
     conditions, count = (LAN, LOSSY, WORLD)[seed % 3], 2 + seed % 2
     room = Room(seed, conditions)
-    the_job = job("tasks", calibrate="always", min_peers=count, rounds=4)
+    the_job = job("tasks", fit_head="always", min_peers=count, rounds=4)
     for number in range(count):  # rounds so short that records lag behind calls
         times = {"round_s": room.rng.choice((0.01, 0.03, 0.3)), "save_s": room.rng.choice((0.0, 0.02, 0.3, 2.0))}
         room.add(number, job=the_job, **times)
@@ -158,10 +158,10 @@ def test_the_last_layer_is_fitted_once_by_all(seed: int) -> None:
     check_heads(room)
     for device in room.on():
         kinds = device.note_kinds()
-        assert kinds["calibrated"] == 1 and kinds["done"] == 1
+        assert kinds["head-fitted"] == 1 and kinds["done"] == 1
         done_at = next(at for at, note in device.notes if note.kind == "done")
-        assert not any(note.kind.startswith("calibrat") for at, note in device.notes if at > done_at)
-    sessions = {dict(n.fields)["session"] for d in room.on() for _, n in d.notes if n.kind == "calibration-started"}
+        assert not any(note.kind.startswith("head-fit") for at, note in device.notes if at > done_at)
+    sessions = {dict(n.fields)["session"] for d in room.on() for _, n in d.notes if n.kind == "head-fit-started"}
     assert len(sessions) == 1
     if conditions.loss == 0:
         np.testing.assert_allclose(fitted_head(room), expected_head(room), rtol=1e-9)
@@ -169,12 +169,12 @@ def test_the_last_layer_is_fitted_once_by_all(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", seeds(1))
 @pytest.mark.parametrize("victim", [0, 2, 4])
-def test_one_dies_while_the_group_calibrates(seed: int, victim: int) -> None:
+def test_one_dies_while_the_group_fits_the_head(seed: int, victim: int) -> None:
     room = Room(seed, WORLD)
-    the_job = job("tasks", calibrate="always", calibration_steps=30)
+    the_job = job("tasks", fit_head="always", head_fit_steps=30)
     for number in range(5):
         room.add(number, job=the_job, round_s=0.2)
-    assert room.run(60, lambda: any(device.record.phase == "calibrating" for device in room.on()))
+    assert room.run(60, lambda: any(device.record.phase == "fitting" for device in room.on()))
     room.run(room.rng.uniform(0, 1.5))
     room.devices[victim].kill()
     assert room.run(200, room.all_done)
@@ -182,9 +182,9 @@ def test_one_dies_while_the_group_calibrates(seed: int, victim: int) -> None:
     check_heads(room)
 
 
-def test_who_was_away_while_the_group_calibrated_gets_the_head() -> None:
+def test_who_was_away_while_the_group_fitted_it_gets_the_head() -> None:
     room = Room(1, LAN)
-    the_job = job("tasks", calibrate="always")
+    the_job = job("tasks", fit_head="always")
     for number in range(4):
         room.add(number, job=the_job, round_s=0.2)
     assert room.run(60, lambda: all(device.record.phase == "trained" for device in room.on()) or room.all_done())
@@ -526,7 +526,7 @@ def test_a_leaving_peer_is_gone_at_once() -> None:
 def test_an_observer_harvests(seed: int) -> None:
     """It sees everyone, gets job and plan, fetches a copy of every part and the head, and is nobody's member."""
     room = Room(seed, WORLD)
-    the_job = job("tasks", calibrate="always")
+    the_job = job("tasks", fit_head="always")
     for number in range(4):
         room.add(number, job=the_job)
     assert room.run(100, room.all_done)

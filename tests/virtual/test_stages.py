@@ -24,7 +24,7 @@ from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.network import LAN, Conditions
 from p2ptrain.wire.messages import SnapshotRef, StreamData
 
-pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
+pytestmark = pytest.mark.usefixtures("no_work_for_messages")
 LOSSY = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.1)
 RATE = 12.5e6
 FORGIVEN = ("old-epoch", "replay", "session", "echo")
@@ -74,20 +74,20 @@ def plan_of(device: Device) -> Plan:
     return device.core.agreement.current
 
 
-def slices_of(device: Device) -> PipelineBody:
+def pipeline_body(device: Device) -> PipelineBody:
     body = plan_of(device).body
     assert isinstance(body, PipelineBody)
     return body
 
 
 def first_of_stage(room: Room, index: int) -> Device:
-    peer = slices_of(room.devices[0]).pipeline.stages[index].peers[0]
+    peer = pipeline_body(room.devices[0]).pipeline.stages[index].peers[0]
     return next(device for device in room.on() if device.id == peer)
 
 
 def total_steps(device: Device) -> int:
     assert device.disk.job is not None
-    return device.disk.job.training.rounds * slices_of(device).steps_per_round
+    return device.disk.job.training.rounds * pipeline_body(device).steps_per_round
 
 
 def all_at(room: Room, step: int) -> Callable[[], bool]:
@@ -207,7 +207,7 @@ def test_one_dies_and_no_batch_is_counted_twice(seed: int, conditions: Condition
     room = group(seed, 3, conditions, owners=3, rounds=12)
     assert room.run(60, all_at(room, 25)), state_of(room)
     room.run(room.rng.uniform(0, 2))
-    (victim,) = slices_of(room.devices[0]).pipeline.stages[stage].peers
+    (victim,) = pipeline_body(room.devices[0]).pipeline.stages[stage].peers
     device = next(d for d in room.on() if d.id == victim)
     device.kill()
     newest = max(whole_steps(room), default=0)
@@ -333,9 +333,9 @@ def test_the_harvest_is_of_one_step() -> None:
 def test_the_first_plan_knows_the_links() -> None:
     room = group(count=4, strategy="planned", settle_s=3.0)
     assert room.run(60, all_at(room, 1)), state_of(room)
-    slices = slices_of(room.devices[0])
-    figures = {frozenset((p.peer, link.peer)): link for p in slices.figures for link in p.links}
-    assert len(figures) == 6 == sum(len(p.links) for p in slices.figures), "every pair, measured by one of the two"
+    body = pipeline_body(room.devices[0])
+    figures = {frozenset((p.peer, link.peer)): link for p in body.figures for link in p.links}
+    assert len(figures) == 6 == sum(len(p.links) for p in body.figures), "every pair, measured by one of the two"
     for figure in figures.values():
         assert figure.bytes_per_s == pytest.approx(RATE, rel=0.1) and LAN.delay_s <= figure.latency_s < 0.005
     assert Counter(len(d.core.records.own.links) for d in room.on()) == Counter([0, 1, 2, 3])
@@ -361,12 +361,12 @@ def test_a_peer_gets_slow_and_gives_blocks_away(seed: int, conditions: Condition
     """All go on to one step of the future, hand over what others lack there, and no batch is lost or done again."""
     room = group(seed, 3, conditions, strategy="planned", rounds=10)
     assert room.run(60, all_at(room, 12)), state_of(room)
-    before = slices_of(room.devices[0]).pipeline
+    before = pipeline_body(room.devices[0]).pipeline
     assert len(before.stages) == 3, "a pipeline"
     slow = first_of_stage(room, 1)
     trainer(slow).slowdown = 4.0
     assert room.run(120, epoch_trained(room, 2)), state_of(room)
-    after = slices_of(room.devices[0])
+    after = pipeline_body(room.devices[0])
     first, pipeline = after.from_step, after.pipeline
     assert load_of(pipeline, slow) < load_of(before, slow)
     for device in room.on():
@@ -388,11 +388,11 @@ def test_pieces_stay_until_all_have_theirs_though_one_begins_the_next_batch_befo
     """The first stage gives blocks away, keeps the others, and goes on before the second has got them."""
     room = group(strategy="planned", rounds=15, schedule="async", snapshot_bytes=12_000_000)
     assert room.run(120, all_at(room, 30)), state_of(room)
-    before = slices_of(room.devices[0]).pipeline
+    before = pipeline_body(room.devices[0]).pipeline
     slow = first_of_stage(room, 0)
     trainer(slow).slowdown = 4.0
     assert room.run(120, epoch_trained(room, 2)), state_of(room)
-    after = slices_of(room.devices[0])
+    after = pipeline_body(room.devices[0])
     assert after.pipeline.stages[0].peers == (slow.id,) and load_of(after.pipeline, slow) < load_of(before, slow)
     assert after.from_step >= 30 and all(trainer(d).halts[-1] == (2, after.from_step) for d in room.on())
     assert not [n for d in room.on() for _, n in d.notes if n.kind == "blob-lost"]
@@ -430,7 +430,7 @@ def test_who_stood_by_under_one_plan_is_ready_for_the_next_at_once() -> None:
     slow = first_of_stage(room, 1)
     trainer(slow).slowdown = 30.0
     assert room.run(300, epoch_trained(room, 2)), state_of(room)
-    between = slices_of(room.devices[0])
+    between = pipeline_body(room.devices[0])
     assert between.pipeline.stage_of(slow.id) is None, "it stands by, with the stage that it had"
     others = [device for device in room.on() if device is not slow]
     assert room.run(60, lambda: trainer(others[0]).step >= between.from_step + 4), state_of(room)
@@ -449,14 +449,14 @@ def test_a_pipeline_that_is_seen_to_be_slow_gives_way_to_one_peer_though_no_stag
     for device in room.on():
         trainer(device).unseen = 4.0
     assert room.run(300, epoch_trained(room, 2)), state_of(room)
-    after = slices_of(room.devices[0])
+    after = pipeline_body(room.devices[0])
     assert [len(stage.peers) for stage in after.pipeline.stages] == [1] and after.stretch > 2
     assert room.run(1000, room.all_done), state_of(room)
     assert plan_of(room.devices[0]).epoch == 2, "and it stays"
     check_done(room)
 
 
-def test_parcels_of_an_older_epoch_or_another_plan_are_dropped() -> None:
+def test_messages_of_an_older_epoch_or_another_plan_are_dropped() -> None:
     room = group(strategy="planned", rounds=8)
     assert room.run(60, all_at(room, 12)), state_of(room)
     trainer(room.devices[1]).slowdown = 4.0
@@ -466,7 +466,7 @@ def test_parcels_of_an_older_epoch_or_another_plan_are_dropped() -> None:
     a, b = (next(d for d in room.on() if d.id == p) for p in list(plan_of(room.devices[0]).trainers())[:2])
     taken, held = len(trainer(b).taken), refusals(room)
     for epoch, plan in ((1, first), (2, "f" * 64), (3, first)):
-        old = StreamData(epoch, 0, "forward", trainer(b).step, 0, 0, b"not a parcel", plan, 1)
+        old = StreamData(epoch, 0, "forward", trainer(b).step, 0, 0, b"not a stage message", plan, 1)
         room.perform(a, a.core.run([Send(b.id, old)], room.network.now))
     room.run(0.1)
     assert all(epoch == 2 for epoch, _ in trainer(b).taken[taken:]) and refusals(room) == held

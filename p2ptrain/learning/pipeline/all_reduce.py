@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from p2ptrain.errors import RemoteError
-from p2ptrain.learning.pipeline.rows import PARCEL_BYTES, StageMessage, is_finite
+from p2ptrain.learning.pipeline.rows import MESSAGE_BYTES, StageMessage, is_finite
 
 _BAD = "bad"
 _SUM = "sum"
@@ -83,26 +83,30 @@ class Exchange:
         tensors = self._piece(at, self._pieces[shard][at], bad=self.bad)
         return [StageMessage(self._peers[shard], "reduce", self._step, shard, at, tensors)]
 
-    def receive(self, parcel: StageMessage, step: int) -> None:
+    def receive(self, message: StageMessage, step: int) -> None:
         """``step``: the batch in work. Raises ``RemoteError`` for what is not due, and then changes nothing."""
-        if parcel.peer not in self._peers or parcel.peer == self._peers[self._own]:
-            raise RemoteError("parcel-peer", f"{parcel.work} from a peer that doesn't share this stage")
-        sender = self._peers.index(parcel.peer)
-        if parcel.work == "reduce":
-            due = parcel.unit == self._own and parcel.row in self._pieces[self._own]
-            if not due or not step <= parcel.step <= step + 1 or (parcel.step > step and not self.begun):
-                raise RemoteError("parcel-unit", f"position {parcel.row} of shard {parcel.unit}, batch {parcel.step}")
-            late = self.begun and parcel.step == step and parcel.row not in self._to_sum
-            if late or sender in self._waiting.get((parcel.step, parcel.row), ()):
-                raise RemoteError("parcel-twice", f"position {parcel.row} of a shard")
-            piece = _checked(parcel.tensors, self._vector.dtype, self._pieces[self._own][parcel.row])
-            self._waiting.setdefault((parcel.step, parcel.row), {})[sender] = piece
+        if message.peer not in self._peers or message.peer == self._peers[self._own]:
+            raise RemoteError("stage-message-peer", f"{message.work} from a peer that doesn't share this stage")
+        sender = self._peers.index(message.peer)
+        if message.work == "reduce":
+            due = message.unit == self._own and message.row in self._pieces[self._own]
+            if not due or not step <= message.step <= step + 1 or (message.step > step and not self.begun):
+                raise RemoteError(
+                    "stage-message-unit", f"position {message.row} of shard {message.unit}, batch {message.step}"
+                )
+            late = self.begun and message.step == step and message.row not in self._to_sum
+            if late or sender in self._waiting.get((message.step, message.row), ()):
+                raise RemoteError("stage-message-twice", f"position {message.row} of a shard")
+            piece = _checked(message.tensors, self._vector.dtype, self._pieces[self._own][message.row])
+            self._waiting.setdefault((message.step, message.row), {})[sender] = piece
             return
-        key = (parcel.unit, parcel.row)
-        if parcel.unit != sender or parcel.step != step or key not in self._to_come or key in self._to_send:
-            raise RemoteError("parcel-unit", f"position {parcel.row} of shard {parcel.unit}, batch {parcel.step}")
-        size = self._pieces[sender][parcel.row]
-        self._keep(parcel.row, size, _checked(parcel.tensors, self._vector.dtype, size))
+        key = (message.unit, message.row)
+        if message.unit != sender or message.step != step or key not in self._to_come or key in self._to_send:
+            raise RemoteError(
+                "stage-message-unit", f"position {message.row} of shard {message.unit}, batch {message.step}"
+            )
+        size = self._pieces[sender][message.row]
+        self._keep(message.row, size, _checked(message.tensors, self._vector.dtype, size))
         self._to_come.remove(key)
 
     def _complete(self) -> int | None:
@@ -144,7 +148,7 @@ class Exchange:
     def _pieces_of(self, shard: int) -> dict[int, int]:
         num, total = len(self._peers), self._vector.numel()
         first, stop = total * shard // num, total * (shard + 1) // num
-        most = PARCEL_BYTES // self._vector.element_size()
+        most = MESSAGE_BYTES // self._vector.element_size()
         return {at: min(most, stop - at) for at in range(first, stop, most)}
 
 

@@ -37,14 +37,14 @@ class BatchEnd:
         self._own_square: float | None = None
         self._checked_buffers = self._exchange is None
 
-    def receive(self, parcel: StageMessage, step: int) -> None:
+    def receive(self, message: StageMessage, step: int) -> None:
         """Raises ``RemoteError`` for what is not due, and then changes nothing."""
-        if parcel.work == "norm" and self._norm is not None:
-            self._norm.receive(parcel, step)
-        elif parcel.work in ("reduce", "gather") and self._exchange is not None:
-            self._exchange.receive(parcel, step)
+        if message.work == "norm" and self._norm is not None:
+            self._norm.receive(message, step)
+        elif message.work in ("reduce", "gather") and self._exchange is not None:
+            self._exchange.receive(message, step)
         else:
-            raise RemoteError("parcel-peer", f"{parcel.work}, which this stage has no use for")
+            raise RemoteError("stage-message-peer", f"{message.work}, which this stage has no use for")
 
     def work(self, step: int) -> Callable[[], list[StageMessage]] | None:
         """What can be done next; ``None``: something must come first, or there is nothing left."""

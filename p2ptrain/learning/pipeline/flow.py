@@ -69,21 +69,23 @@ class Flow:
         self._forward_in = Inbox(self.rows, self._before)
         self._backward_in = Inbox(self.rows, self._behind)
 
-    def receive(self, parcel: StageMessage) -> None:
-        number = parcel.step * self._num_units + parcel.unit
-        if parcel.work == "forward":
+    def receive(self, message: StageMessage) -> None:
+        number = message.step * self._num_units + message.unit
+        if message.work == "forward":
             senders, inbox = self._before, self._forward_in
             first, stop = self.next_forward, self.next_backward + self._ahead
             specs = self._coming | {_LABELS: Spec(self._labels, torch.int64, range(self._num_classes))}
         else:
             senders, inbox, specs = self._behind, self._backward_in, self._returning
             first, stop = self.next_backward, self.next_forward
-        if parcel.peer not in senders:
-            raise RemoteError("parcel-peer", f"{parcel.work} from a peer that sends none here")
-        if not 0 <= parcel.unit < self._num_units or not first <= number < stop:
-            raise RemoteError("parcel-step", f"{parcel.work} of micro-batch {parcel.unit} of batch {parcel.step}")
-        tensors, num_rows = decode(self._codings[parcel.work], parcel.tensors, specs)
-        inbox.add(parcel.peer, number, parcel.row, tensors, num_rows)
+        if message.peer not in senders:
+            raise RemoteError("stage-message-peer", f"{message.work} from a peer that sends none here")
+        if not 0 <= message.unit < self._num_units or not first <= number < stop:
+            raise RemoteError(
+                "stage-message-step", f"{message.work} of micro-batch {message.unit} of batch {message.step}"
+            )
+        tensors, num_rows = decode(self._codings[message.work], message.tensors, specs)
+        inbox.add(message.peer, number, message.row, tensors, num_rows)
 
     # --- forward ---
 
@@ -99,9 +101,9 @@ class Flow:
     def send_outputs(self, outputs: Sequence[Tensor], y: Tensor) -> list[StageMessage]:
         """And count the forward pass."""
         tensors = {str(index): tensor for index, tensor in enumerate(outputs)} | {_LABELS: y}
-        parcels = self._parcels("forward", self.next_forward, tensors, self._behind, self._activations)
+        messages = self._messages("forward", self.next_forward, tensors, self._behind, self._activations)
         self.next_forward += 1
-        return parcels
+        return messages
 
     # --- backward ---
 
@@ -118,9 +120,9 @@ class Flow:
     def send_gradients(self, gradients: Sequence[Tensor]) -> list[StageMessage]:
         """And count the backward pass."""
         tensors = {str(index): tensor for index, tensor in enumerate(gradients)}
-        parcels = self._parcels("backward", self.next_backward, tensors, self._before, self._gradients)
+        messages = self._messages("backward", self.next_backward, tensors, self._before, self._gradients)
         self.next_backward += 1
-        return parcels
+        return messages
 
     def restart(self, step: int) -> None:
         """Drop what is in flight; the next pass is that of a batch's first micro-batch."""
@@ -128,7 +130,7 @@ class Flow:
         self._forward_in.clear()
         self._backward_in.clear()
 
-    def _parcels(
+    def _messages(
         self, work: Work, number: int, tensors: Mapping[str, Tensor], receivers: Mapping[str, range], encoder: Encoder
     ) -> list[StageMessage]:
         step, unit = divmod(number, self._num_units)

@@ -41,18 +41,18 @@ class NormChain:
         self._partial = 0.0 if self._behind is None else None
         self._passed = not self._leads
 
-    def receive(self, parcel: StageMessage, step: int) -> None:
+    def receive(self, message: StageMessage, step: int) -> None:
         """Raises ``RemoteError`` for what is not due, and then changes nothing."""
-        partial = parcel.unit == _PARTIAL and self._leads and parcel.peer == self._behind
-        total = parcel.unit == _TOTAL and parcel.peer == self._first and self._own != self._first
+        partial = message.unit == _PARTIAL and self._leads and message.peer == self._behind
+        total = message.unit == _TOTAL and message.peer == self._first and self._own != self._first
         if not (partial or total):
-            raise RemoteError("parcel-peer", "a norm from a peer that has none for us")
-        if parcel.step != step or parcel.row != 0:
-            raise RemoteError("parcel-step", f"a norm of batch {parcel.step} in batch {step}")
+            raise RemoteError("stage-message-peer", "a norm from a peer that has none for us")
+        if message.step != step or message.row != 0:
+            raise RemoteError("stage-message-step", f"a norm of batch {message.step} in batch {step}")
         if (self._partial if partial else self.total) is not None:
-            raise RemoteError("parcel-twice", "a norm")
-        tensor = parcel.tensors.get(_SQUARE)
-        if tensor is None or len(parcel.tensors) > 1 or tensor.dtype != torch.float64 or tuple(tensor.shape) != (1,):
+            raise RemoteError("stage-message-twice", "a norm")
+        tensor = message.tensors.get(_SQUARE)
+        if tensor is None or len(message.tensors) > 1 or tensor.dtype != torch.float64 or tuple(tensor.shape) != (1,):
             raise RemoteError("tensor-names", "a norm is one number")
         square = float(tensor)
         if not square >= 0:

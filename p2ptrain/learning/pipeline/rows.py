@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from p2ptrain.errors import RemoteError
-from p2ptrain.planning.pipeline.fleet import PARCEL_BYTES
+from p2ptrain.planning.pipeline.fleet import MESSAGE_BYTES
 from p2ptrain.planning.pipeline.stages import Stage
 
 Work = Literal["forward", "backward", "reduce", "gather", "norm"]
@@ -68,7 +68,7 @@ def cut_rows(
 
     The tensors are views.
     """
-    most = max(1, PARCEL_BYTES // max(1, row_bytes))
+    most = max(1, MESSAGE_BYTES // max(1, row_bytes))
     for peer, theirs in receivers.items():
         first, stop = max(own.start, theirs.start), min(own.stop, theirs.stop)
         for row in range(first, stop, most):
@@ -114,7 +114,7 @@ class Inbox:
         theirs = self._senders[peer]
         stop = row + num_rows
         if num_rows < 1 or row < max(theirs.start, self._own.start) or stop > min(theirs.stop, self._own.stop):
-            raise RemoteError("parcel-rows", f"rows {row} to {stop - 1} are not between that peer and this one")
+            raise RemoteError("stage-message-rows", f"rows {row} to {stop - 1} are not between that peer and this one")
         rows = self._rows.get(number)
         if rows is None:
             rows = self._rows[number] = _Rows(len(self._own))
@@ -145,7 +145,7 @@ class _Rows:
     def add(self, at: int, tensors: Mapping[str, Tensor], num_rows: int) -> None:
         stop = at + num_rows
         if any(self.here[at:stop]):
-            raise RemoteError("parcel-twice", f"rows {at} to {stop - 1} of a micro-batch")
+            raise RemoteError("stage-message-twice", f"rows {at} to {stop - 1} of a micro-batch")
         whole = num_rows == len(self.here)
         if not self.tensors:
             self.tensors = {

@@ -176,12 +176,12 @@ class StageTraining:
 
     # --- what comes in ---
 
-    def receive(self, parcel: StageMessage) -> None:
+    def receive(self, message: StageMessage) -> None:
         """Take what another peer sent. Raises ``RemoteError`` for what is not due or not sound, and keeps nothing."""
-        if parcel.work in ("forward", "backward"):
-            self._flow.receive(parcel)
+        if message.work in ("forward", "backward"):
+            self._flow.receive(message)
         else:
-            self._end.receive(parcel, self.step)
+            self._end.receive(message, self.step)
 
     # --- what is done ---
 
@@ -195,9 +195,9 @@ class StageTraining:
         if work is None:
             raise LocalError("nothing can be done before something comes")
         start = time.perf_counter()
-        parcels = work()
+        messages = work()
         self._use.busy_s += time.perf_counter() - start
-        return parcels
+        return messages
 
     def _next(self) -> Callable[[], list[StageMessage]] | None:
         flow, stop = self._flow, min(self.stop_at, self._total_steps)
@@ -227,18 +227,18 @@ class StageTraining:
             self._stage.forward_to_loss(number, inputs, y, weight, seed, first=flow.is_first)
         else:
             outputs = self._stage.forward(number, inputs, seed, first=flow.is_first)
-        parcels = flow.send_outputs(outputs, y)
+        messages = flow.send_outputs(outputs, y)
         self._use.forward_s += time.perf_counter() - start
         self._use.num_forward += 1
-        return parcels
+        return messages
 
     def _backward(self) -> list[StageMessage]:
         start, flow = time.perf_counter(), self._flow
         gradients = self._stage.backward(flow.next_backward, flow.take_gradients())
-        parcels = flow.send_gradients(gradients)
+        messages = flow.send_gradients(gradients)
         self._use.backward_s += time.perf_counter() - start
         self._use.num_backward += 1
-        return parcels
+        return messages
 
     def _apply(self) -> list[StageMessage]:
         """An optimizer step, unless the batch is of no use."""

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from p2ptrain.config import CODINGS, Coding
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.pipeline.codec import Encoder, decode
-from p2ptrain.learning.pipeline.rows import PARCEL_BYTES, Spec
+from p2ptrain.learning.pipeline.rows import MESSAGE_BYTES, Spec
 from p2ptrain.learning.profiling.stopwatch import Stopwatch
 
 MOST_ROWS = 64
@@ -42,7 +42,7 @@ def time_codings(chain: Chain, watch: Stopwatch) -> dict[Coding, tuple[float, fl
 
     def seconds_per_byte(coding: Coding, *, feedback: bool) -> float:
         encoder = Encoder(coding, feedback=feedback)
-        num_rows = max(1, min(MOST_ROWS, PARCEL_BYTES // encoder.row_bytes({"0": one})))
+        num_rows = max(1, min(MOST_ROWS, MESSAGE_BYTES // encoder.row_bytes({"0": one})))
         rows = torch.randn((num_rows, *crossing.shape)).to(crossing.dtype)
 
         def there_and_back() -> object:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-PARCELS_AHEAD_BYTES = 64 << 20
+MESSAGES_AHEAD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +54,15 @@ class Deliver:
     step: int
     unit: int
     row: int
-    parcel: bytes
+    message: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class ParcelsSent:
+class StageMessagesSent:
     """So many bytes of the stage messages of ``epoch`` have left for other peers; the rest waits at the node for its
     turn.
 
-    The trainer hands over no more while ``PARCELS_AHEAD_BYTES`` wait. It hears of every eighth of that.
+    The trainer hands over no more while ``MESSAGES_AHEAD_BYTES`` wait. It hears of every eighth of that.
     """
 
     epoch: int
@@ -78,14 +78,14 @@ class Profiled:
 
 
 @dataclass(frozen=True, slots=True)
-class SendParcel:
+class SendStageMessage:
     epoch: int
     to: str
     work: str
     step: int
     unit: int
     row: int
-    parcel: bytes
+    message: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +142,9 @@ COMMANDS = (
     FollowStage,
     GivePiece,
     Deliver,
-    ParcelsSent,
+    StageMessagesSent,
     Profiled,
-    SendParcel,
+    SendStageMessage,
     Taken,
     StageUsed,
     Looked,

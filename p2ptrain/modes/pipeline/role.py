@@ -37,7 +37,7 @@ from p2ptrain.modes.pipeline.commands import (
     Looked,
     PieceTaken,
     Profiled,
-    SendParcel,
+    SendStageMessage,
     StageUsed,
     StopAt,
     Taken,
@@ -121,7 +121,7 @@ class PipelineRole:
         }
         self._trainer_events: Mapping[type, Handler] = {
             Profiled: self._profiled,
-            SendParcel: self._send,
+            SendStageMessage: self._send,
             Taken: self._traffic.taken,
             c.Progress: self._progressed,
             StageUsed: self._reports.used,
@@ -263,7 +263,7 @@ class PipelineRole:
         self.model = model_from_json(event.model)
         return self._group.say(now, profile=self._profiles.set_own(event.profile.encode()))
 
-    def _send(self, event: SendParcel, now: float) -> Effects:
+    def _send(self, event: SendStageMessage, now: float) -> Effects:
         if event.epoch != self._traffic.epoch:
             return []
         is_ahead = event.work == "forward" and pipeline_of(self._job).schedule == "async"

@@ -36,17 +36,17 @@ from p2ptrain.learning.profiling.allocator import give_back, kept_block_bytes
 from p2ptrain.learning.profiling.block_times import measure_blocks, slowdown_now
 from p2ptrain.learning.snapshots import write
 from p2ptrain.modes.pipeline.commands import (
-    PARCELS_AHEAD_BYTES,
+    MESSAGES_AHEAD_BYTES,
     Deliver,
     FollowStage,
     GivePiece,
     Halted,
     LookAgain,
     Looked,
-    ParcelsSent,
     PieceTaken,
     Profiled,
-    SendParcel,
+    SendStageMessage,
+    StageMessagesSent,
     StageUsed,
     StopAt,
     Taken,
@@ -116,7 +116,7 @@ class StageWorker:
             GivePiece: self.give,
             StopAt: self.stop_at,
             Deliver: self.deliver,
-            ParcelsSent: self.parcels_sent,
+            StageMessagesSent: self.messages_sent,
             LookAgain: self.look_again,
         }
         self._model: ModelProfile | None = None
@@ -179,7 +179,7 @@ class StageWorker:
     @property
     def _has_room(self) -> bool:
         """For one more stage message at the node."""
-        return self._handed_bytes - self._sent_bytes < PARCELS_AHEAD_BYTES
+        return self._handed_bytes - self._sent_bytes < MESSAGES_AHEAD_BYTES
 
     @property
     def _is_halted(self) -> bool:
@@ -296,15 +296,15 @@ class StageWorker:
         training = self._training if self._plan is not None and command.epoch == self._plan.epoch else None
         if training is not None and self._num_missing == 0 and not self._is_halted:
             try:
-                read_untrusted(command.parcel)
-                tensors = load_tensors(command.parcel)
+                read_untrusted(command.message)
+                tensors = load_tensors(command.message)
                 work = command.work
                 training.receive(StageMessage(command.sender, work, command.step, command.unit, command.row, tensors))  # type: ignore[arg-type]
             except RemoteError as refused:
                 error = str(refused)
         self._say(Taken(command.epoch, command.sender, 1, error))
 
-    def parcels_sent(self, command: ParcelsSent) -> None:
+    def messages_sent(self, command: StageMessagesSent) -> None:
         if self._plan is not None and command.epoch == self._plan.epoch:
             self._sent_bytes = max(self._sent_bytes, command.num_bytes)
 
@@ -316,11 +316,11 @@ class StageWorker:
         if not self._outbox:
             self._outbox.extend(training.advance())
         while self._outbox and self._has_room:
-            parcel = self._outbox.popleft()
-            data = save_tensors(parcel.tensors)
+            message = self._outbox.popleft()
+            data = save_tensors(message.tensors)
             self._handed_bytes += len(data)
-            where = (parcel.work, parcel.step, parcel.unit, parcel.row)
-            self._say(SendParcel(self._plan.epoch, parcel.peer, *where, data))
+            where = (message.work, message.step, message.unit, message.row)
+            self._say(SendStageMessage(self._plan.epoch, message.peer, *where, data))
         if training.step != self._said_step:
             self._batch_done(training)
         if time.monotonic() - self._progress_at >= PROGRESS_INTERVAL_S:

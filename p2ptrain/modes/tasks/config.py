@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,7 +13,7 @@ NAMES = ("auto", "tasks", "replicas")
 """auto: the group takes tasks or replicas, when it makes its first plan."""
 Targets = Literal["auto", "all", "rest", "own"]
 Combine = Literal["auto", "own", "sum"]
-Calibrate = Literal["auto", "always", "never"]
+FitHead = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +21,15 @@ class TasksConfig(ModeTable):
     """Class sub-models. ``num_groups`` 0 = one group a peer, as many as are there when the first plan is made."""
 
     TABLE: ClassVar[str] = "tasks"
+    OLD_KEYS: ClassVar[Mapping[str, str]] = {"calibrate": "fit_head", "calibration_steps": "head_fit_steps"}
     num_groups: int = 0
     trunk: int = 0
     targets: Targets = "auto"
     combine: Combine = "auto"
     own_fraction: float = 0.0
     """Share of each batch drawn from the sub-model's own classes; 0 = as the data fall."""
-    calibrate: Calibrate = "auto"
-    calibration_steps: int = 300
+    fit_head: FitHead = "auto"
+    head_fit_steps: int = 300
     passes: float = 1.0
     """Passes of a sub-model over the samples, in place of one of the whole model: at most those that are as much work.
     0 = that many, but a round ends early when the own validation samples say more bring nothing (``round_end``)."""
@@ -37,7 +39,7 @@ class TasksConfig(ModeTable):
             ("tasks.num_groups", self.num_groups, 0, MAX_CLASSES),
             ("tasks.trunk", self.trunk, 0, 1000),
             ("tasks.own_fraction", self.own_fraction, 0, 1),
-            ("tasks.calibration_steps", self.calibration_steps, 1, 100_000),
+            ("tasks.head_fit_steps", self.head_fit_steps, 1, 100_000),
             ("tasks.passes", self.passes, 0, 1000),
         )
         check_limits(limits, where)
@@ -52,9 +54,9 @@ class TasksConfig(ModeTable):
                 f'{where}: mode: "tasks" divides a classifier of pictures or audio, and the data are text; use '
                 '"replicas" or "pipeline"'
             )
-        if data.kind == "text" and self.calibrate == "always":
+        if data.kind == "text" and self.fit_head == "always":
             raise JobError(
-                f'{where}: tasks.calibrate: it re-fits classifiers of pictures or audio, not text; use "auto"'
+                f'{where}: tasks.fit_head: it re-fits classifiers of pictures or audio, not text; use "auto"'
             )
         if 0 < self.passes < 1:
             raise JobError(

@@ -34,13 +34,13 @@ class TasksHarvest(Harvest):
     """On everybody's validation samples, if the group has looked."""
 
     @property
-    def calibrated(self) -> bool:
+    def head_fitted(self) -> bool:
         return self.is_fitted
 
     @property
     def is_half_way(self) -> bool:
         """Training goes on, or the group has yet to fit the last layer that its plan asks for."""
-        lacks_head = body_of(self.plan).calibrate and not self.is_fitted and self.verdict is None
+        lacks_head = body_of(self.plan).fit_head and not self.is_fitted and self.verdict is None
         return lacks_head or super().is_half_way
 
     def part_models(self, *, allow_user_code: bool = False) -> dict[int, tuple[nn.Module, tuple[int, ...]]]:

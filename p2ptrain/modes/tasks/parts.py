@@ -63,12 +63,12 @@ class Parts:
 
     @property
     def head(self) -> str:
-        """Qualified name of the last layer, the one that calibration fits again. Raises ``JobError``."""
+        """Qualified name of the last layer, the one that the head fit fits again. Raises ``JobError``."""
         if self.decoupling is not None:
             return self.decoupling.head
         linear: list[str] = [name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)]
         if not linear:
-            raise JobError('the model has no Linear layer to calibrate; set tasks.calibrate = "never"')
+            raise JobError('the model has no Linear layer to fit again; set tasks.fit_head = "never"')
         return linear[-1]
 
     def head_of(self, state: State) -> dict[str, Tensor]:
@@ -123,7 +123,7 @@ class Parts:
         return tuple(c for c in range(self.body.num_classes) if any(each[c] for each in counts))
 
     def with_head(self, state: State, head: State) -> dict[str, Tensor]:
-        """The global state with a calibrated head (``weight``, ``bias``) in place of its own."""
+        """The global state with a fitted head (``weight``, ``bias``) in place of its own."""
         return dict(state) | {f"{self.head}.{n}": t for n, t in head.items() if f"{self.head}.{n}" in state}
 
     def with_candidate(self, state: State, name: str, fitted: State, means: Mapping[int, State]) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ class TasksBody:
     """The data decided the parts: no two parts' trainers have samples of the same class."""
     targets: TargetRule
     combine: CombineRule
-    calibrate: bool
+    fit_head: bool
     """Whether the group fits the last layer when all are trained."""
     former: Annotated[tuple[Former, ...], Bound(0, MAX_FORMER)]
 

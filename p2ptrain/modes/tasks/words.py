@@ -42,7 +42,7 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     part = body.part_of(own)
     start = f"plan of epoch {plan.epoch}, {len(body.parts)} part{'s' if len(body.parts) > 1 else ''}"
     if part is None:
-        later = ", and its samples count when the group fits the last layer" if body.calibrate else ""
+        later = ", and its samples count when the group fits the last layer" if body.fit_head else ""
         return (
             f"{start}: none for this peer for now (more peers than parts, or no samples that fit); it stands by{later}"
         )
@@ -97,9 +97,9 @@ def _names(part: ClassPart, job: Job) -> list[str]:
 
 def harvest_head_line(harvest: Harvest) -> list[str]:
     """What became of the last layer."""
-    if harvest.calibrated:
+    if harvest.head_fitted:
         return ["the last layer was fitted again by the whole group, to these very copies"]
-    if body_of(harvest.plan).calibrate and isinstance(harvest, TasksHarvest) and harvest.verdict is None:
+    if body_of(harvest.plan).fit_head and isinstance(harvest, TasksHarvest) and harvest.verdict is None:
         return [
             "THE LAST LAYER IS NOT FITTED YET, and the model much worse than it will be: the group does that when all "
             "have finished; harvest again then"

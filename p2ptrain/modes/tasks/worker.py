@@ -191,7 +191,7 @@ class TasksWorker:
         if self._training is not None:
             self._training.reclaim(dict(command.masses))
 
-    # --- calibration ---
+    # --- head fit ---
 
     def _extract_features(self, command: ExtractFeatures) -> None:
         if command.plan:  # a peer that stands by has built no parts so far

@@ -169,7 +169,7 @@ def check_times(times: BlockTimes, model: ModelProfile, peer: str) -> None:
         raise UserError(f"peer {peer}: the optimizer takes {times.update_s_per_byte} s for a byte; {again}")
     for seconds in (times.activation_s_per_byte, times.gradient_s_per_byte):
         if not 0 <= seconds < math.inf:
-            raise UserError(f"peer {peer}: making parcels takes {seconds} s for a byte; {again}")
+            raise UserError(f"peer {peer}: making stage messages takes {seconds} s for a byte; {again}")
     for name, rows in (("forward", times.forward_s), ("backward", times.backward_s)):
         if len(rows) != len(sizes) or any(len(row) != len(model.blocks) for row in rows):
             raise UserError(

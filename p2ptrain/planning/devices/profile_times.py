@@ -12,7 +12,7 @@
     backward_s = [...]
     update_s_per_byte = 1.2e-10        # the optimizer's step, for each byte of parameters (may be missing: 0)
     coding_s_per_byte = { none = [1.1e-10, 1.2e-10], fp16 = [...], int8 = [...] }
-                                       # making parcels and taking them in, for each byte of activations, and of
+                                       # making stage messages and taking them in, for each byte of activations, and of
                                        # gradients, before it is coded (may be missing: 0)
 
 Invariant: what ``block_times_of`` returns is as many finite times for each batch size, none below zero. Whether there

@@ -19,9 +19,9 @@ from p2ptrain.planning.pipeline.schedule import Steps, round_s
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 from p2ptrain.planning.pipeline.task import PipelineTask, batches_in_a_row
 
-PARCEL_BYTES = 1 << 20
+MESSAGE_BYTES = 1 << 20
 """A stage message is cut into smaller ones where it would be larger; a single row never is."""
-PARCEL_FLOPS, BYTE_FLOPS = 5e7, 100.0
+MESSAGE_FLOPS, BYTE_FLOPS = 5e7, 100.0
 """What a device could compute while its node hands on one stage message, or takes one in, and for each byte of it:
 sockets, encryption, and an event loop in Python. Of a core of 17 GFLOP/s it is 2.9 ms, and 6.2 ms a megabyte: of that
 three fifths are the node's own CPU time (which benchmark ``pipeline`` measures); the rest is by how much longer batches
@@ -33,7 +33,7 @@ itself (``BlockTimes.activation_s_per_byte``)."""
 class _Traffic:
     """What a peer takes in and hands on one way: stage messages, bytes of float32, and bytes as they are sent."""
 
-    num_parcels: int
+    num_messages: int
     num_bytes: float
     sent_bytes: float
 
@@ -97,7 +97,7 @@ class Fleet:
         costs = self.costs(pipeline.num_micro_batches)
         traffic = self._traffic(costs, pipeline, peer)
         there, back = (
-            self._handing_s(peer, each.num_parcels, each.sent_bytes) + coding_s * each.num_bytes
+            self._handing_s(peer, each.num_messages, each.sent_bytes) + coding_s * each.num_bytes
             for each, coding_s in zip(traffic, self._coding_s(peer), strict=True)
         )
         return there, back
@@ -110,7 +110,7 @@ class Fleet:
             return 0.0
         costs = self.costs(pipeline.num_micro_batches)
         traffic = self._traffic(costs, pipeline, peer)
-        passing_s = sum(self._handing_s(peer, each.num_parcels, each.sent_bytes) for each in traffic)
+        passing_s = sum(self._handing_s(peer, each.num_messages, each.sent_bytes) for each in traffic)
         return pipeline.num_micro_batches * passing_s + self._averaging_s(costs, pipeline.stages[at], peer)
 
     @staticmethod
@@ -125,13 +125,13 @@ class Fleet:
         neighbours = [(cut, pipeline.stages[i]) for cut, i in sides if 0 <= i < len(pipeline.stages)]
 
         def one_way(wire: float) -> _Traffic:
-            num_parcels, total, sent = 0, 0.0, 0.0
+            num_messages, total, sent = 0, 0.0, 0.0
             for cut, other in neighbours:
                 num_bytes = float(costs.cut_bytes[costs.cuts.index(cut)]) * samples
                 receivers = math.ceil(samples * len(other.peers) / pipeline.micro_batch)
-                num_parcels += max(receivers, math.ceil(num_bytes * wire / PARCEL_BYTES))
+                num_messages += max(receivers, math.ceil(num_bytes * wire / MESSAGE_BYTES))
                 total, sent = total + num_bytes, sent + num_bytes * wire
-            return _Traffic(num_parcels, total, sent)
+            return _Traffic(num_messages, total, sent)
 
         return one_way(costs.task.forward_wire), one_way(costs.task.backward_wire)
 
@@ -150,12 +150,12 @@ class Fleet:
         num = len(stage.peers)
         start, stop = costs.cuts.index(stage.start), costs.cuts.index(stage.stop)
         num_bytes = 4 * (num - 1) / num * float(costs.parameter_bytes[stop] - costs.parameter_bytes[start])
-        return self._handing_s(peer, math.ceil(num_bytes / PARCEL_BYTES), num_bytes)
+        return self._handing_s(peer, math.ceil(num_bytes / MESSAGE_BYTES), num_bytes)
 
-    def _handing_s(self, peer: str, num_parcels: int, num_bytes: float) -> float:
+    def _handing_s(self, peer: str, num_messages: int, num_bytes: float) -> float:
         """Nothing for a peer whose speed nobody knows."""
         flops_per_s = self._peers[peer].flops_per_s
-        return (PARCEL_FLOPS * num_parcels + BYTE_FLOPS * num_bytes) / flops_per_s if flops_per_s > 0 else 0.0
+        return (MESSAGE_FLOPS * num_messages + BYTE_FLOPS * num_bytes) / flops_per_s if flops_per_s > 0 else 0.0
 
     def batch_s(self, pipeline: PipelinePlan) -> float:
         """Predicted seconds of a batch."""

@@ -30,19 +30,19 @@ from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.head_fit.lead import Lead
 from p2ptrain.protocol.head_fit.run import (
-    CalibrationConfig,
-    CalibrationFinished,
     Effect,
+    HeadFitConfig,
+    HeadFitFinished,
     PrepareFeatures,
     Run,
     session_name,
 )
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.wire.messages import (
-    CalibrationCall,
-    CalibrationGradient,
-    CalibrationHead,
-    CalibrationReady,
+    HeadFitCall,
+    HeadFitGradient,
+    HeadFitReady,
+    HeadFitState,
     SnapshotRef,
 )
 
@@ -51,12 +51,12 @@ MAX_SAMPLES = 2**40
 _REMEMBERED = 64
 
 
-class Calibration:
+class HeadFitMachine:
     """One peer's side. A session has so many ``steps``: combinations of contributions, counted from 0."""
 
-    def __init__(self, own: PeerId, config: CalibrationConfig | None = None) -> None:
+    def __init__(self, own: PeerId, config: HeadFitConfig | None = None) -> None:
         self._own = own
-        self._config = config or CalibrationConfig()
+        self._config = config or HeadFitConfig()
         self._alive: frozenset[PeerId] = frozenset({own})
         self._run: Run | None = None
         self._leading: Lead | None = None
@@ -95,10 +95,10 @@ class Calibration:
         if run is None or not self.running:
             return ""
         if run.samples < 0:
-            return f"calibration: running the frozen parts over own samples ({now - run.started_at:.0f} s)"
+            return f"head fit: running the frozen parts over own samples ({now - run.started_at:.0f} s)"
         if self._leading is not None:
             return self._leading.waiting_for(now)
-        return f"calibration step {run.step}/{run.steps}: lead {run.lead} ({now - run.heard_at:.0f} s)"
+        return f"head fit step {run.step}/{run.steps}: lead {run.lead} ({now - run.heard_at:.0f} s)"
 
     # --- inputs ---
 
@@ -106,7 +106,7 @@ class Calibration:
         self, epoch: int, holdings: tuple[SnapshotRef, ...], steps: int, participants: Iterable[PeerId], now: float
     ) -> list[Effect]:
         """Start as lead over these snapshots, or go on with what was paused."""
-        call = CalibrationCall(epoch=epoch, holdings=holdings)
+        call = HeadFitCall(epoch=epoch, holdings=holdings)
         session = session_name(epoch, holdings)
         run = self._run
         if session in self._finished or (run is not None and run.session == session and not run.paused):
@@ -120,7 +120,7 @@ class Calibration:
     def received(
         self,
         sender: PeerId,
-        message: CalibrationCall | CalibrationReady | CalibrationGradient | CalibrationHead,
+        message: HeadFitCall | HeadFitReady | HeadFitGradient | HeadFitState,
         steps: int,
         now: float,
     ) -> list[Effect]:
@@ -128,18 +128,18 @@ class Calibration:
 
         Raises ``RemoteError`` for what no honest peer sends.
         """
-        if isinstance(message, CalibrationCall):
+        if isinstance(message, HeadFitCall):
             return self._called(sender, message, steps, now)
         run = self._run
         if run is None or run.session != message.session:
             return []  # another session's late words
         _check(message, run.steps)
-        if isinstance(message, CalibrationHead):
+        if isinstance(message, HeadFitState):
             return self._state_came(sender, message, run, now)
         if run.finished:
             return run.state_to(sender)
         leading = self._leading
-        if isinstance(message, CalibrationReady):
+        if isinstance(message, HeadFitReady):
             if leading is None:
                 return self._took_us_for_lead(sender, message, run, now)
             return leading.peer_ready(sender, message.samples, now)
@@ -156,7 +156,7 @@ class Calibration:
             return self._resign(run, now)
         if self._leading is not None:
             return self._leading.own_ready(now)
-        effects: list[Effect] = [Send(run.lead, CalibrationReady(session=session, samples=samples))]
+        effects: list[Effect] = [Send(run.lead, HeadFitReady(session=session, samples=samples))]
         return effects + (run.compute() if first and run.state else [])
 
     def contribution_ready(self, session: str, step: int, samples: int, data: bytes, now: float) -> list[Effect]:
@@ -164,7 +164,7 @@ class Calibration:
         run = self._run
         if run is None or run.session != session or run.step != step or run.finished or samples <= 0:
             return []
-        run.contribution = CalibrationGradient(session=session, step=step, samples=samples, data=data)
+        run.contribution = HeadFitGradient(session=session, step=step, samples=samples, data=data)
         if self._leading is not None:
             return self._leading.own_contribution(samples, data)
         run.ask_at = now + self._config.repeat_s
@@ -194,7 +194,7 @@ class Calibration:
             self._leading.alive = self._alive
 
     def stop(self) -> None:
-        """Another plan: whatever was being calibrated is no longer what the group trains."""
+        """Another plan: whatever head was being fitted is no longer what the group trains."""
         self._run = self._leading = None
 
     def next_deadline(self) -> float:
@@ -212,21 +212,21 @@ class Calibration:
             return [*effects, *self._resign(run, now)] if is_over else effects
         if now >= self._deadline(run):
             run.resigned.add(run.lead)
-            silent = Note("calibration-lead-silent", (("lead", run.lead), ("step", run.step)))
+            silent = Note("head-fit-lead-silent", (("lead", run.lead), ("step", run.step)))
             return [silent, *self._elect(run, now)]
         if now < run.ask_at:
             return []
         run.ask_at = now + self._config.repeat_s
         if run.computing and run.contribution is None:
             return []  # the lead knows more than we do
-        return [Send(run.lead, CalibrationReady(session=run.session, samples=run.samples))]
+        return [Send(run.lead, HeadFitReady(session=run.session, samples=run.samples))]
 
     # --- who leads ---
 
-    def _took_us_for_lead(self, sender: PeerId, message: CalibrationReady, run: Run, now: float) -> list[Effect]:
+    def _took_us_for_lead(self, sender: PeerId, message: HeadFitReady, run: Run, now: float) -> list[Effect]:
         """Or it says that it can't lead."""
         if message.samples > 0:
-            resigned = Send(sender, CalibrationReady(session=run.session, samples=0))
+            resigned = Send(sender, HeadFitReady(session=run.session, samples=0))
             return [resigned] if self._own in run.resigned else []
         run.resigned.add(sender)
         return self._elect(run, now) if sender == run.lead and not run.paused else []
@@ -234,8 +234,8 @@ class Calibration:
     def _resign(self, run: Run, now: float) -> list[Effect]:
         """Without features nobody can lead. The others are told, and whoever asks later is told again."""
         run.resigned.add(self._own)
-        note = Note("calibration-resigned", (("step", run.step),))
-        resignation = CalibrationReady(session=run.session, samples=0)
+        note = Note("head-fit-resigned", (("step", run.step),))
+        resignation = HeadFitReady(session=run.session, samples=0)
         sends = [Send(peer, resignation) for peer in sorted(self._alive - {self._own})]
         return [note, *sends, *(self._elect(run, now) if run.lead == self._own else [])]
 
@@ -244,11 +244,11 @@ class Calibration:
         candidates = self._alive - run.resigned - ({self._own} if run.samples == 0 else set())
         if not candidates:
             run.paused = True
-            return [Note("calibration-paused", (("step", run.step),))]
+            return [Note("head-fit-paused", (("step", run.step),))]
         if min(candidates) == self._own:
             return self._reign(run, now)
         self._submit(run, min(candidates), now)
-        return [Send(run.lead, CalibrationReady(session=run.session, samples=run.samples))] if run.samples >= 0 else []
+        return [Send(run.lead, HeadFitReady(session=run.session, samples=run.samples))] if run.samples >= 0 else []
 
     def _submit(self, run: Run, lead: PeerId, now: float) -> None:
         run.lead, run.heard_at, run.paused = lead, now, False
@@ -261,15 +261,15 @@ class Calibration:
         run.lead, run.heard_at, run.paused = self._own, now, False
         run.started_at = now
         leading = self._leading = Lead(run, self._own, self._config, self._alive, now)
-        note = Note("calibration-lead", (("lead", self._own), ("step", run.step)))
+        note = Note("head-fit-lead", (("lead", self._own), ("step", run.step)))
         return [note, *leading.call(), *(leading.begin_step(now) if leading.begun else leading.go_on(now))]
 
     # --- as participant ---
 
-    def _called(self, sender: PeerId, message: CalibrationCall, steps: int, now: float) -> list[Effect]:
+    def _called(self, sender: PeerId, message: HeadFitCall, steps: int, now: float) -> list[Effect]:
         copies = [(h.part, h.trainer) for h in message.holdings]
         if len(set(copies)) != len(copies):
-            raise RemoteError("calibration", "a trainer's copy of a part is named twice")
+            raise RemoteError("head-fit", "a trainer's copy of a part is named twice")
         session = session_name(message.epoch, message.holdings)
         run = self._run
         if run is not None and not run.finished and not run.paused and run.lead in self._alive:
@@ -286,20 +286,20 @@ class Calibration:
         run.heard_at = now
         if run.samples < 0:
             return []
-        return [Send(sender, CalibrationReady(session=session, samples=run.samples))]
+        return [Send(sender, HeadFitReady(session=session, samples=run.samples))]
 
-    def _begin(self, session: str, call: CalibrationCall, steps: int, lead: PeerId, now: float) -> list[Effect]:
+    def _begin(self, session: str, call: HeadFitCall, steps: int, lead: PeerId, now: float) -> list[Effect]:
         run = self._run = Run(session, call, lead, steps, started_at=now, heard_at=now)
         self._leading = None
         what = (("session", session), ("lead", lead), ("parts", len({h.part for h in call.holdings})), ("steps", steps))
-        note = Note("calibration-started", what)
+        note = Note("head-fit-started", what)
         effects: list[Effect] = [note]
         if lead == self._own:
             self._leading = Lead(run, self._own, self._config, self._alive, now)
             effects += self._leading.call()
         return [*effects, PrepareFeatures(session, call.holdings)]
 
-    def _state_came(self, sender: PeerId, message: CalibrationHead, run: Run, now: float) -> list[Effect]:
+    def _state_came(self, sender: PeerId, message: HeadFitState, run: Run, now: float) -> list[Effect]:
         if sender == run.lead:
             run.heard_at, run.ask_at = now, now + self._config.repeat_s
         if message.step < run.step:  # its sender is behind: it goes on from ours
@@ -332,7 +332,7 @@ class Calibration:
         self._finished[run.session] = None
         while len(self._finished) > _REMEMBERED:
             self._finished.popitem(last=False)
-        return [CalibrationFinished(run.session, run.call.holdings, run.step, run.state)]
+        return [HeadFitFinished(run.session, run.call.holdings, run.step, run.state)]
 
     def _deadline(self, run: Run) -> float:
         """For a lead that is not heard."""
@@ -340,13 +340,13 @@ class Calibration:
         return run.heard_at + self._config.lead_timeout_s + (self._config.prepare_timeout_s if preparing else 0)
 
 
-def _check(message: CalibrationReady | CalibrationGradient | CalibrationHead, steps: int) -> None:
+def _check(message: HeadFitReady | HeadFitGradient | HeadFitState, steps: int) -> None:
     """Raises ``RemoteError`` for what no honest peer says in a session of so many steps."""
-    if isinstance(message, CalibrationHead):
+    if isinstance(message, HeadFitState):
         if message.step > steps or bool(message.data) != (message.step > 0):
-            raise RemoteError("calibration", f"a state of {len(message.data)} bytes after step {message.step}")
+            raise RemoteError("head-fit", f"a state of {len(message.data)} bytes after step {message.step}")
         return
-    if not isinstance(message, CalibrationReady) and (message.samples == 0 or message.step >= steps):
-        raise RemoteError("calibration", f"a contribution of {message.samples} samples to step {message.step}")
+    if not isinstance(message, HeadFitReady) and (message.samples == 0 or message.step >= steps):
+        raise RemoteError("head-fit", f"a contribution of {message.samples} samples to step {message.step}")
     if message.samples > MAX_SAMPLES:
-        raise RemoteError("calibration", f"{message.samples} samples")
+        raise RemoteError("head-fit", f"{message.samples} samples")

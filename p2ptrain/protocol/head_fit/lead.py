@@ -11,7 +11,7 @@ up to a deadline; who misses it is left out of that step, and after ``MAX_MISSED
 from __future__ import annotations
 
 from p2ptrain.ids import PeerId
-from p2ptrain.protocol.head_fit.run import CalibrationConfig, CombineContributions, Effect, Run
+from p2ptrain.protocol.head_fit.run import CombineContributions, Effect, HeadFitConfig, Run
 from p2ptrain.protocol.machine import NEVER, Note, Send
 
 MAX_COMBINING = 8
@@ -23,7 +23,7 @@ MAX_MISSED = 3
 class Lead:
     """From when this peer takes the lead of ``run`` until it has it no more. ``alive``: the own id is one of them."""
 
-    def __init__(self, run: Run, own: PeerId, config: CalibrationConfig, alive: frozenset[PeerId], now: float) -> None:
+    def __init__(self, run: Run, own: PeerId, config: HeadFitConfig, alive: frozenset[PeerId], now: float) -> None:
         self.alive = alive
         self.begun = run.step > 0
         """Contributions to the first step have been asked for, or a later step is under way."""
@@ -47,8 +47,8 @@ class Lead:
     def waiting_for(self, now: float) -> str:
         left = max(0.0, self.deadline() - now)
         if not self.begun:
-            return f"calibration: features of {', '.join(self._unready())}; without them in {left:.0f} s"
-        where = f"calibration step {self._run.step}/{self._run.steps}"
+            return f"head fit: features of {', '.join(self._unready())}; without them in {left:.0f} s"
+        where = f"head fit step {self._run.step}/{self._run.steps}"
         return f"{where}: {', '.join(self._missing()) or 'own trainer'}, {left:.0f} s left"
 
     def deadline(self) -> float:
@@ -132,11 +132,11 @@ class Lead:
                         effects += run.state_to(peer)
             return effects, False
         if run.samples < 0:
-            return [*effects, Note("calibration-late", (("step", run.step), ("missing", self._own)))], True
+            return [*effects, Note("head-fit-late", (("step", run.step), ("missing", self._own)))], True
         if not self.begun:
             missing = self._unready()
             self._missed |= dict.fromkeys(missing, MAX_MISSED)
-            effects.append(Note("calibration-without", (("peers", ", ".join(missing)),)))
+            effects.append(Note("head-fit-without", (("peers", ", ".join(missing)),)))
             return effects + self.begin_step(now), False
         if self.combining:  # the own trainer's turn
             self.combining += 1
@@ -146,7 +146,7 @@ class Lead:
         for peer in missing:
             self._missed[peer] = self._missed.get(peer, 0) + 1
         if missing:
-            effects.append(Note("calibration-late", (("step", run.step), ("missing", ", ".join(missing)))))
+            effects.append(Note("head-fit-late", (("step", run.step), ("missing", ", ".join(missing)))))
         if self._received:
             self._start_clock(now)
             return effects + self._combine(), False

@@ -1,4 +1,4 @@
-"""What a calibration asks of those around it, how long it waits, and what it remembers of one session.
+"""What a head fit asks of those around it, how long it waits, and what it remembers of one session.
 
 Invariant: whatever a run says, of its state or of an own contribution, is of the step that it is in.
 """
@@ -13,7 +13,7 @@ from statistics import median
 
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.wire.messages import CalibrationCall, CalibrationGradient, CalibrationHead, SnapshotRef
+from p2ptrain.wire.messages import HeadFitCall, HeadFitGradient, HeadFitState, SnapshotRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +45,18 @@ class CombineContributions:
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationFinished:
+class HeadFitFinished:
     session: str
     holdings: tuple[SnapshotRef, ...]
     step: int
     state: bytes
 
 
-Effect = Send | Note | PrepareFeatures | ComputeContribution | CombineContributions | CalibrationFinished
+Effect = Send | Note | PrepareFeatures | ComputeContribution | CombineContributions | HeadFitFinished
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationConfig:
+class HeadFitConfig:
     prepare_timeout_s: float = 600.0
     """A weak device may take minutes over its features; a dead one is told by membership long before."""
     min_step_timeout_s: float = 2.0
@@ -70,7 +70,7 @@ class CalibrationConfig:
 
 
 def session_name(epoch: int, holdings: Iterable[SnapshotRef]) -> str:
-    """Names a calibration by what it is over: the same snapshots give the same session on every peer."""
+    """Names a head fit by what it is over: the same snapshots give the same session on every peer."""
     ordered = sorted(holdings, key=lambda h: (h.part, h.trainer))
     text = f"{epoch}:" + ",".join(f"{h.part}={h.blob}" for h in ordered)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -81,7 +81,7 @@ class Run:
     """What one peer knows of one session."""
 
     session: str
-    call: CalibrationCall
+    call: HeadFitCall
     lead: PeerId
     steps: int
     """Combinations that there will be."""
@@ -95,7 +95,7 @@ class Run:
     state_from: PeerId | None = None
     computing: bool = False
     """The own trainer has been asked for a contribution to this step."""
-    contribution: CalibrationGradient | None = None
+    contribution: HeadFitGradient | None = None
     """The own one to this step, once it is made."""
     ask_at: float = NEVER
     """When to ask a lead that is not heard."""
@@ -107,7 +107,7 @@ class Run:
     """How long the steps took that this peer led."""
 
     def state_to(self, peer: PeerId) -> list[Effect]:
-        return [Send(peer, CalibrationHead(self.session, self.step, self.state))]
+        return [Send(peer, HeadFitState(self.session, self.step, self.state))]
 
     def compute(self) -> list[Effect]:
         """Contribute to the state that is here, with own samples and unless it is being done."""
@@ -116,7 +116,7 @@ class Run:
         self.computing = True
         return [ComputeContribution(self.session, self.step, self.state)]
 
-    def step_timeout_s(self, config: CalibrationConfig) -> float:
+    def step_timeout_s(self, config: HeadFitConfig) -> float:
         if len(self.durations) < 4:
             return config.max_step_timeout_s / 4
         typical = median(self.durations)

@@ -34,12 +34,12 @@ class StreamConfig:
 
     window_bytes: int = 4 << 20
     """Sent to one peer and not yet taken by its trainer."""
-    window_parcels: int = 1024
+    window_messages: int = 1024
     max_queued_bytes: int = 512 << 20
     """Waiting for all windows together. The trainer is held back long before that."""
     ack_s: float = 0.02
     """A credit waits so long for others to go with it ..."""
-    ack_parcels: int = 8
+    ack_messages: int = 8
     """... or until it is for so many stage messages, or half a window."""
     arrival_ack_s: float = 0.2
     """So long has a trainer to take what arrived, before an ack says only that it arrived."""
@@ -55,7 +55,7 @@ class StreamConfig:
 
 @dataclass(slots=True)
 class _Sent:
-    parcel: StreamData
+    message: StreamData
     at: float
     sent_at: dict[int, float]
     """When each sending left, by its number."""
@@ -95,13 +95,13 @@ class Outgoing:
         wait = timeout_s * 2.0 ** min(self.num_timeouts, 16)
         return max(self.arrived_at, self.flight[0].at) + min(wait, c.max_timeout_s)
 
-    def push(self, parcel: StreamData, now: float) -> list[StreamData]:
-        """``parcel`` with its place in the stream; it waits for the window."""
+    def push(self, message: StreamData, now: float) -> list[StreamData]:
+        """``message`` with its place in the stream; it waits for the window."""
         if not self.waiting_bytes:
             self.since = now
         sequence = self.taken + len(self.untaken) + len(self.queue)
-        self.queue.append(dataclasses.replace(parcel, sequence=sequence))
-        self.queued_bytes += len(parcel.data)
+        self.queue.append(dataclasses.replace(message, sequence=sequence))
+        self.queued_bytes += len(message.data)
         return self._pump(now)
 
     def acked(self, ack: StreamAck, now: float) -> list[StreamData]:
@@ -112,7 +112,7 @@ class Outgoing:
         arrived = max(ack.arrived, ack.sequence)
         if arrived > num_sent or ack.sending > self.num_sendings:
             return []
-        while self.flight and self.flight[0].parcel.sequence < arrived:
+        while self.flight and self.flight[0].message.sequence < arrived:
             sent = self.flight.popleft()
             if ack.sending in sent.sent_at:
                 self.round_trip.add(now - sent.sent_at[ack.sending])
@@ -121,7 +121,7 @@ class Outgoing:
             self.untaken_bytes -= self.untaken.popleft()
             self.taken += 1
             self.since = now
-        if self.flight and self.flight[0].parcel.sending < ack.sending:
+        if self.flight and self.flight[0].message.sending < ack.sending:
             return [self.send_again(now), *self._pump(now)]
         return self._pump(now)
 
@@ -132,38 +132,38 @@ class Outgoing:
     def send_again(self, now: float) -> StreamData:
         """The oldest in flight, as a new sending."""
         sent = self.flight[0]
-        sent.parcel, sent.at = self._numbered(sent.parcel), now
-        sent.sent_at[sent.parcel.sending] = now
-        return sent.parcel
+        sent.message, sent.at = self._numbered(sent.message), now
+        sent.sent_at[sent.message.sending] = now
+        return sent.message
 
     def _all_again(self, now: float) -> list[StreamData]:
         """The receiver has only now begun to listen: all that was sent so far went past it."""
         self.num_timeouts = 0
         for sent in self.flight:
-            sent.parcel, sent.at = self._numbered(sent.parcel), now
-        return [sent.parcel for sent in self.flight]
+            sent.message, sent.at = self._numbered(sent.message), now
+        return [sent.message for sent in self.flight]
 
     def _pump(self, now: float) -> list[StreamData]:
-        parcels = []
+        messages = []
         while self.queue and self._fits(len(self.queue[0].data)):
-            parcel = self._numbered(self.queue.popleft())
-            self.queued_bytes -= len(parcel.data)
-            self.flight.append(_Sent(parcel, now, {parcel.sending: now}))
-            self.untaken.append(len(parcel.data))
-            self.untaken_bytes += len(parcel.data)
-            parcels.append(parcel)
-        return parcels
+            message = self._numbered(self.queue.popleft())
+            self.queued_bytes -= len(message.data)
+            self.flight.append(_Sent(message, now, {message.sending: now}))
+            self.untaken.append(len(message.data))
+            self.untaken_bytes += len(message.data)
+            messages.append(message)
+        return messages
 
     def _fits(self, num_bytes: int) -> bool:
         if not self.untaken:
             return True
         return self.untaken_bytes + num_bytes <= self.config.window_bytes and (
-            len(self.untaken) < self.config.window_parcels
+            len(self.untaken) < self.config.window_messages
         )
 
-    def _numbered(self, parcel: StreamData) -> StreamData:
+    def _numbered(self, message: StreamData) -> StreamData:
         self.num_sendings += 1
-        return dataclasses.replace(parcel, sending=self.num_sendings)
+        return dataclasses.replace(message, sending=self.num_sendings)
 
 
 @dataclass(slots=True)
@@ -190,16 +190,16 @@ class Incoming:
     def deadline(self) -> float:
         return min(self.ack_at, self.repeat_at)
 
-    def received(self, parcel: StreamData, now: float) -> list[StreamData]:
+    def received(self, message: StreamData, now: float) -> list[StreamData]:
         """The stage messages to deliver now. Raises ``RemoteError`` for one that the window does not allow."""
-        if parcel.sequence >= self.next and parcel.sequence not in self.early:
-            self._check_window(parcel)
-            self.early[parcel.sequence] = parcel
-            self.held_bytes += len(parcel.data)
+        if message.sequence >= self.next and message.sequence not in self.early:
+            self._check_window(message)
+            self.early[message.sequence] = message
+            self.held_bytes += len(message.data)
             self._ack_by(now + self.config.arrival_ack_s)
         else:
             self._ack_by(now + self.config.ack_s)  # its ack got lost
-        self.sending = max(self.sending, parcel.sending)
+        self.sending = max(self.sending, message.sending)
         delivered = []
         while (whole := self.early.pop(self.next, None)) is not None:
             delivered.append(whole)
@@ -216,7 +216,7 @@ class Incoming:
             self.held_bytes -= num_bytes
             self.unacked_bytes += num_bytes
             self.num_unacked += 1
-        enough = self.num_unacked >= self.config.ack_parcels or 2 * self.unacked_bytes >= self.config.window_bytes
+        enough = self.num_unacked >= self.config.ack_messages or 2 * self.unacked_bytes >= self.config.window_bytes
         if self.num_unacked:
             self._ack_by(now if enough else now + self.config.ack_s)
 
@@ -231,12 +231,12 @@ class Incoming:
         self.ack_at = min(self.ack_at, when)
         self.repeat_s = self.config.first_repeat_s
 
-    def _check_window(self, parcel: StreamData) -> None:
+    def _check_window(self, message: StreamData) -> None:
         """Twice the window, as a sender knows of what was taken only later; a single stage message may be larger."""
-        ahead = parcel.sequence - (self.next - len(self.untaken))
-        if ahead >= 2 * self.config.window_parcels:
-            raise RemoteError("stream-window", f"parcel {parcel.sequence}, {ahead} ahead of what was taken")
-        total = self.held_bytes + len(parcel.data)
+        ahead = message.sequence - (self.next - len(self.untaken))
+        if ahead >= 2 * self.config.window_messages:
+            raise RemoteError("stream-window", f"stage message {message.sequence}, {ahead} ahead of what was taken")
+        total = self.held_bytes + len(message.data)
         if self.held_bytes and total > 2 * self.config.window_bytes:
             raise RemoteError(
                 "stream-window", f"{total} bytes that nobody has taken, allowed {self.config.window_bytes}"

@@ -124,7 +124,7 @@ class Streams:
     def _end_former(self) -> list[Effect]:
         former, self._former = self._former, _Former()
         fields = (("epoch", former.epoch), ("bytes", former.waiting_bytes))
-        return [Note("parcels-dropped", fields)] if former.waiting_bytes else []
+        return [Note("stage-messages-dropped", fields)] if former.waiting_bytes else []
 
     def push(
         self, to: PeerId, work: StageWork, step: int, unit: int, row: int, data: bytes, now: float
@@ -133,11 +133,11 @@ class Streams:
         back."""
         stream = self._outgoing.get(to)
         if stream is None:
-            raise LocalError(f"a parcel for {to}, which is not in the plan")
+            raise LocalError(f"a stage message for {to}, which is not in the plan")
         if self.queued_bytes > self._config.max_queued_bytes:
-            raise LocalError(f"{self.queued_bytes} bytes of parcels wait, and the trainer was not held back")
-        parcel = StreamData(self.epoch, 0, work, step, unit, row, data, self.plan)
-        return [Send(to, message) for message in stream.push(parcel, now)]
+            raise LocalError(f"{self.queued_bytes} bytes of stage messages wait, and the trainer was not held back")
+        message = StreamData(self.epoch, 0, work, step, unit, row, data, self.plan)
+        return [Send(to, each) for each in stream.push(message, now)]
 
     def received(self, sender: PeerId, message: StreamData | StreamAck, now: float) -> list[Effect]:
         """Raises ``RemoteError`` for one who is not in the plan, or who sends more than the window allows."""
@@ -147,16 +147,16 @@ class Streams:
         if sender not in self._incoming:
             raise RemoteError("stream-stranger", f"{sender} is not in the plan of epoch {self.epoch}")
         if isinstance(message, StreamAck):
-            return [Send(sender, parcel) for parcel in self._outgoing[sender].acked(message, now)]
-        parcels = self._incoming[sender].received(message, now)
-        return [Delivered(sender, p.work, p.step, p.unit, p.row, p.data) for p in parcels]
+            return [Send(sender, each) for each in self._outgoing[sender].acked(message, now)]
+        messages = self._incoming[sender].received(message, now)
+        return [Delivered(sender, p.work, p.step, p.unit, p.row, p.data) for p in messages]
 
     def _received_late(self, sender: PeerId, message: StreamData | StreamAck, now: float) -> list[Effect]:
         former = self._former
         if isinstance(message, StreamData) or (message.epoch, message.plan) != (former.epoch, former.plan):
             return []
         stream = former.outgoing.get(sender)
-        return [Send(sender, parcel) for parcel in stream.acked(message, now)] if stream else []
+        return [Send(sender, each) for each in stream.acked(message, now)] if stream else []
 
     def taken(self, sender: PeerId, count: int, now: float) -> list[Effect]:
         """The own trainer has taken the next ``count`` of the stage messages delivered: room for more."""
@@ -181,9 +181,9 @@ class Streams:
         effects: list[Effect] = self._end_former() if now >= self._former.until else []
         for peer, outgoing in self._sending():
             if now >= outgoing.deadline():
-                parcel = outgoing.timed_out(now)
-                fields = (("peer", peer), ("parcel", parcel.sequence), ("timeouts", outgoing.num_timeouts))
-                effects += [Send(peer, parcel), Note("parcel-sent-again", fields)]
+                message = outgoing.timed_out(now)
+                fields = (("peer", peer), ("stage_message", message.sequence), ("timeouts", outgoing.num_timeouts))
+                effects += [Send(peer, message), Note("stage-message-sent-again", fields)]
         for peer, incoming in self._incoming.items():
             effects += self._acks_due(peer, incoming, now)
         return effects

@@ -83,7 +83,7 @@ class Completion:
         group, plan, ending = self._group, self._role.plan, self._role.ending
         if ending is not None and (words := ending.waiting_for(now)):
             return words
-        if plan is None or group.own.phase not in ("trained", "calibrating"):
+        if plan is None or group.own.phase not in ("trained", "fitting"):
             return ""
         busy = [
             f"{group.name_of(record.peer)} (round {record.round}/{self._rounds})"

@@ -42,7 +42,7 @@ def test_a_plan_survives_its_json_and_its_hash_names_it() -> None:
     again = read_plan(plan().to_json().encode())
     assert again == plan()
     assert again.hash == plan().hash
-    assert dataclasses.replace(again, body=dataclasses.replace(again.body, calibrate=True)).hash != again.hash
+    assert dataclasses.replace(again, body=dataclasses.replace(again.body, fit_head=True)).hash != again.hash
 
 
 def test_shards_say_what_parts_have_in_common() -> None:

@@ -22,7 +22,7 @@ from p2ptrain.planning.devices.profile_codec import profile_to_json
 from p2ptrain.protocol.consensus.rules import PlanResult
 from p2ptrain.wire.messages import Record
 
-pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
+pytestmark = pytest.mark.usefixtures("no_work_for_messages")
 DATA = DataConfig(classes=("a", "b"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
 TASKS = Job(data=DATA)
 PIPELINE = Job(
@@ -61,7 +61,7 @@ def rules(**values: Any) -> PipelineRules:
     return PipelineRules(name(0), PIPELINE, **({"model": lambda: MODEL, "profile_of": PROFILES.get} | values))
 
 
-def slices_of(plan: Plan | None) -> PipelineBody:
+def pipeline_body(plan: Plan | None) -> PipelineBody:
     assert plan is not None and isinstance(plan.body, PipelineBody)
     return plan.body
 
@@ -86,7 +86,7 @@ def problem(own: PipelineRules | TasksRules, current: Plan | None, members: list
 
 def lengths(plan: Plan | None) -> dict[str, int]:
     """Blocks of each peer's stage."""
-    return {peer: stage.stop - stage.start for stage in slices_of(plan).pipeline.stages for peer in stage.peers}
+    return {peer: stage.stop - stage.start for stage in pipeline_body(plan).pipeline.stages for peer in stage.peers}
 
 
 def test_the_other_modes_need_no_more_than_the_job() -> None:
@@ -101,7 +101,7 @@ def test_the_other_modes_need_no_more_than_the_job() -> None:
     after = proposed(own, plan, members[:2])
     assert after is not None and own.verify(after, plan) and proposed(own, plan, members) is None
     assert not own.verify(
-        dataclasses.replace(plan, body=dataclasses.replace(plan.body, calibrate=not plan.body.calibrate)), None
+        dataclasses.replace(plan, body=dataclasses.replace(plan.body, fit_head=not plan.body.fit_head)), None
     )
 
 
@@ -125,7 +125,7 @@ def test_batches_that_take_too_long_make_it_one_device_s_plan() -> None:
         after is not None
         and lengths(after) == {name(0): 4}
         and rules().verify(after, plan)
-        and slices_of(after).stretch > 10
+        and pipeline_body(after).stretch > 10
     )
 
 
@@ -143,13 +143,13 @@ def test_without_a_profile_flops_count() -> None:
     for profile in ("", "not here yet"):
         plan = proposed(rules(), None, [record(0, profile="fast"), record(1, counts=(), profile=profile)])
         assert lengths(plan) == {name(0): 2, name(1): 2}
-        assert slices_of(plan).figures[1].batch_sizes == ()
+        assert pipeline_body(plan).figures[1].batch_sizes == ()
 
 
 @pytest.mark.parametrize("profile", ["other model", "nonsense", "no JSON"])
 def test_who_sends_a_profile_that_is_none_is_left_out(profile: str) -> None:
     plan = proposed(rules(), None, [record(0, profile="fast"), record(1, counts=(), profile=profile)])
-    assert lengths(plan) == {name(0): 4} and slices_of(plan).pipeline.left_out == (name(1),)
+    assert lengths(plan) == {name(0): 4} and pipeline_body(plan).pipeline.left_out == (name(1),)
 
 
 def test_without_a_model_of_its_own_a_peer_proposes_nothing_but_follows() -> None:
@@ -178,12 +178,12 @@ def test_the_next_plan_begins_where_training_can_go_on() -> None:
     plan = proposed(own, None, members)
     assert proposed(own, plan, members) is None
     slower = [members[0], dataclasses.replace(members[1], slowdown=4.0)]
-    assert slices_of(proposed(own, plan, slower)).from_step == 7
+    assert pipeline_body(proposed(own, plan, slower)).from_step == 7
     after = proposed(own, plan, members[:1])
-    assert slices_of(after).from_step == 4 and after is not None and own.verify(after, plan)
+    assert pipeline_body(after).from_step == 4 and after is not None and own.verify(after, plan)
     lost = rules(steps=lambda: (7, 4), is_lost=lambda each: each.peer == name(1))
     again = proposed(lost, plan, members)
-    assert slices_of(again).from_step == 4 and lengths(again) == lengths(plan)
+    assert pipeline_body(again).from_step == 4 and lengths(again) == lengths(plan)
     assert "no peer has samples" in problem(own, plan, [members[1]])
 
 
@@ -199,10 +199,10 @@ def test_a_plan_that_took_long_to_find_takes_over_later() -> None:
     assert own.timed(slower) == slower and own.timed(torn) == torn
     now["steps"] = (12, 4)
     later = own.timed(slower)
-    assert slices_of(later).from_step == 12 and later is not None and own.verify(later, plan)
+    assert pipeline_body(later).from_step == 12 and later is not None and own.verify(later, plan)
     assert own.timed(torn) == torn  # what is lost is lost from there on
     now["steps"] = (12, 9)
-    assert [slices_of(own.timed(each)).from_step for each in (torn, slower)] == [9, 9]  # older ones may be gone
+    assert [pipeline_body(own.timed(each)).from_step for each in (torn, slower)] == [9, 9]  # older ones may be gone
     now["steps"] = (10**6, 4)
     assert own.timed(slower) is None  # the job is done by then
 

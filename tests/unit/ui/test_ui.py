@@ -41,7 +41,7 @@ PLAN = Plan(
         disjoint=False,
         targets="rest",
         combine="own",
-        calibrate=True,
+        fit_head=True,
         former=(),
     ),
 )

@@ -10,7 +10,7 @@ from p2ptrain.core.effects import CountRefused, Effects, ToTrainer
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.pipeline.commands import PARCELS_AHEAD_BYTES, Deliver, ParcelsSent, SendParcel, Taken
+from p2ptrain.modes.pipeline.commands import MESSAGES_AHEAD_BYTES, Deliver, SendStageMessage, StageMessagesSent, Taken
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.streams.streams import Delivered, Streams
 from p2ptrain.wire import messages as m
@@ -43,11 +43,11 @@ class StageTraffic:
         others = [trainer for trainer in plan.trainers() if trainer != self._group.own_id]
         return list(self._streams.reset(plan.epoch, others, now, name))
 
-    def send(self, event: SendParcel, now: float) -> Effects:
+    def send(self, event: SendStageMessage, now: float) -> Effects:
         to, work = PeerId(event.to), event.work
-        self._pushed_bytes += len(event.parcel)
+        self._pushed_bytes += len(event.message)
         return [
-            *self._streams.push(to, work, event.step, event.unit, event.row, event.parcel, now),  # type: ignore[arg-type]
+            *self._streams.push(to, work, event.step, event.unit, event.row, event.message, now),  # type: ignore[arg-type]
             *self._tell_sent(),
         ]
 
@@ -64,8 +64,8 @@ class StageTraffic:
         if event.epoch != self.epoch:
             return []
         if event.error:
-            effects.append(CountRefused("parcel", event.count))
-            effects.append(Note("parcel-refused", (("peer", event.sender), ("detail", event.error[:200]))))
+            effects.append(CountRefused("stage-message", event.count))
+            effects.append(Note("stage-message-refused", (("peer", event.sender), ("detail", event.error[:200]))))
         return [*effects, *self._streams.taken(PeerId(event.sender), event.count, now)]
 
     def reconnected(self, other: PeerId, now: float) -> Effects:
@@ -88,7 +88,7 @@ class StageTraffic:
 
     def _tell_sent(self) -> Effects:
         sent = self._pushed_bytes - self._streams.queued_bytes
-        if 8 * (sent - self._told_bytes) < PARCELS_AHEAD_BYTES:
+        if 8 * (sent - self._told_bytes) < MESSAGES_AHEAD_BYTES:
             return []
         self._told_bytes = sent
-        return [ToTrainer(ParcelsSent(self.epoch, sent))]
+        return [ToTrainer(StageMessagesSent(self.epoch, sent))]

@@ -1,4 +1,4 @@
-"""The calibrated head as a blob: the fit's last state, and the snapshots that it belongs to in its metadata."""
+"""The fitted head as a blob: the fit's last state, and the snapshots that it belongs to in its metadata."""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ from p2ptrain.modes.tasks.head.blob import MAX_HOLDINGS, head_holding, pack_head
 from p2ptrain.modes.tasks.head.verdict import Verdict, read_verdict
 from p2ptrain.modes.tasks.head.verdict_words import verdict_lines
 from p2ptrain.modes.tasks.plan import body_of
-from p2ptrain.protocol.head_fit.head_fit import Calibration
+from p2ptrain.protocol.head_fit.head_fit import HeadFitMachine
 from p2ptrain.protocol.head_fit.run import (
-    CalibrationFinished,
     CombineContributions,
     ComputeContribution,
+    HeadFitFinished,
     PrepareFeatures,
 )
 from p2ptrain.protocol.machine import NEVER, Note
@@ -58,7 +58,7 @@ class HeadFit:
         self._downloads = given.downloads
         self._plan = plan
         self._head = given.resume.result
-        self._calibration = Calibration(given.group.own_id)
+        self._machine = HeadFitMachine(given.group.own_id)
         self._to_fetch: list[m.SnapshotRef] = []
         self._fetching: m.SnapshotRef | None = None
         self._session = ""
@@ -75,10 +75,10 @@ class HeadFit:
             PrepareFeatures: self._prepare,
             ComputeContribution: lambda e, now: [ToTrainer(Contribute(e.session, e.step, e.state))],
             CombineContributions: lambda e, now: [ToTrainer(Combine(e.session, e.step, e.state, e.contributions))],
-            CalibrationFinished: self._keep,
+            HeadFitFinished: self._keep,
         }
         self.messages: Mapping[type[m.Message], MessageHandler] = dict.fromkeys(
-            (m.CalibrationCall, m.CalibrationReady, m.CalibrationGradient, m.CalibrationHead), self.received
+            (m.HeadFitCall, m.HeadFitReady, m.HeadFitGradient, m.HeadFitState), self.received
         )
 
     def holdings(self) -> tuple[m.SnapshotRef, ...]:
@@ -93,16 +93,16 @@ class HeadFit:
         return any(self._group.own.counts)
 
     def is_busy(self, plan: Plan, now: float) -> bool:
-        if self._is_saving or not self._calibration.running:
+        if self._is_saving or not self._machine.running:
             return self._is_saving
-        if not self._heads_of_others(plan) or self._calibration.step:
+        if not self._heads_of_others(plan) or self._machine.step:
             return True
-        self._calibration.stop()  # the others are through with it, and don't begin anew
+        self._machine.stop()  # the others are through with it, and don't begin anew
         return False
 
     def look(self, plan: Plan, now: float) -> Effects | None:
         group = self._group
-        if not (body_of(plan).calibrate or self._job.data.val > 0) or self._calibration.hopeless:
+        if not (body_of(plan).fit_head or self._job.data.val > 0) or self._machine.hopeless:
             return None
         holdings = self._freshest(plan)
         if self._head is not None and _covers(self._head, holdings):
@@ -112,11 +112,11 @@ class HeadFit:
         ended = [record.peer for record in group.records() if record.phase in ENDED]
         if group.own_id != min(ended, default=group.own_id) or not holdings:
             return []
-        effects: Effects = list(self._calibration.call(plan.epoch, holdings, self._num_steps(plan), ended, now))
+        effects: Effects = list(self._machine.call(plan.epoch, holdings, self._num_steps(plan), ended, now))
         missing = sorted({part.index for part in plan.parts} - {h.part for h in holdings})
         if effects and missing:
-            effects.insert(0, Note("calibration-without", (("parts", ", ".join(map(str, missing))),)))
-        return [*effects, *group.say(now, phase="calibrating")] if effects else []
+            effects.insert(0, Note("head-fit-without", (("parts", ", ".join(map(str, missing))),)))
+        return [*effects, *group.say(now, phase="fitting")] if effects else []
 
     def _heads_of_others(self, plan: Plan) -> list[m.SnapshotRef]:
         """Heads that others are done with, and that nothing newer has come to since."""
@@ -129,7 +129,7 @@ class HeadFit:
 
     def _num_steps(self, plan: Plan) -> int:
         """The moments and the gradient steps of a fit; the look at the validation samples is the last."""
-        return (1 + tasks_of(self._job).calibration_steps if body_of(plan).calibrate else 0) + 1
+        return (1 + tasks_of(self._job).head_fit_steps if body_of(plan).fit_head else 0) + 1
 
     def _freshest(self, plan: Plan) -> tuple[m.SnapshotRef, ...]:
         """Of each part the copies of its last round, one of each trainer; the blob's name settles ties everywhere."""
@@ -153,55 +153,55 @@ class HeadFit:
     def received(
         self,
         sender: PeerId,
-        message: m.CalibrationCall | m.CalibrationReady | m.CalibrationGradient | m.CalibrationHead,
+        message: m.HeadFitCall | m.HeadFitReady | m.HeadFitGradient | m.HeadFitState,
         now: float,
     ) -> Effects:
-        if isinstance(message, m.CalibrationCall):
+        if isinstance(message, m.HeadFitCall):
             plan = self._plan()
             if self._group.own.phase not in ENDED or plan is None or plan.epoch != message.epoch:
                 return []  # still training, or by another plan: it will be called again
             if any(not _is_copy(h, plan) or h.num_bytes < 1 for h in message.holdings):
-                raise RemoteError("calibration", f"a snapshot that can't be of one of {len(plan.parts)} parts")
+                raise RemoteError("head-fit", f"a snapshot that can't be of one of {len(plan.parts)} parts")
             if self._head is not None and _covers(self._head, message.holdings):
                 return []  # that is done, as our record tells: its sender fetches the head
             self._callers.add(sender)
             return self._received(sender, message, self._num_steps(plan), now)
-        if isinstance(message, (m.CalibrationGradient, m.CalibrationHead)) and message.data:
+        if isinstance(message, (m.HeadFitGradient, m.HeadFitState)) and message.data:
             read_untrusted(message.data)
         return self._received(sender, message, 0, now)
 
     def _received(
         self,
         sender: PeerId,
-        message: m.CalibrationCall | m.CalibrationReady | m.CalibrationGradient | m.CalibrationHead,
+        message: m.HeadFitCall | m.HeadFitReady | m.HeadFitGradient | m.HeadFitState,
         num_steps: int,
         now: float,
     ) -> Effects:
-        effects: Effects = list(self._calibration.received(sender, message, num_steps, now))
-        if self._calibration.running and self._group.own.phase == "trained":
-            effects += self._group.say(now, phase="calibrating")
+        effects: Effects = list(self._machine.received(sender, message, num_steps, now))
+        if self._machine.running and self._group.own.phase == "trained":
+            effects += self._group.say(now, phase="fitting")
         return effects
 
     def trainer_said(self, event: object, now: float) -> Effects:
         if isinstance(event, FeaturesExtracted):
-            return list(self._calibration.features_ready(event.session, event.samples, now))
+            return list(self._machine.features_ready(event.session, event.samples, now))
         if isinstance(event, Contributed):
-            return list(self._calibration.contribution_ready(event.session, event.step, event.samples, event.data, now))
+            return list(self._machine.contribution_ready(event.session, event.step, event.samples, event.data, now))
         if isinstance(event, Combined):
-            return list(self._calibration.state_ready(event.session, event.step, event.state, now))
+            return list(self._machine.state_ready(event.session, event.step, event.state, now))
         return []
 
     def trainer_unable(self, now: float) -> Effects:
         """The trainer died, or could not use what it was given: this peer only listens."""
         self._to_fetch, self._fetching = [], None
-        return list(self._calibration.features_ready(self._calibration.session, 0, now))
+        return list(self._machine.features_ready(self._machine.session, 0, now))
 
     def trainer_refused(self, now: float) -> Effects:
         """A snapshot or a state did not fit. A state: perhaps the next one does."""
-        return self.trainer_unable(now) if self._calibration.preparing else []
+        return self.trainer_unable(now) if self._machine.preparing else []
 
     def members_changed(self, now: float) -> Effects:
-        return list(self._calibration.members_changed(self._ended(), now))
+        return list(self._machine.members_changed(self._ended(), now))
 
     def _ended(self) -> list[PeerId]:
         ended, members = [], self._group.members()
@@ -223,7 +223,7 @@ class HeadFit:
 
     # --- the head ---
 
-    def _keep(self, effect: CalibrationFinished, now: float) -> Effects:
+    def _keep(self, effect: HeadFitFinished, now: float) -> Effects:
         verdict, data = _verdict_of(effect.state), pack_head(effect.state, effect.holdings)
         samples = verdict.train_samples if verdict else 0
         own = self._group.own_id
@@ -238,9 +238,9 @@ class HeadFit:
             return []  # the disk refused it: others may have it, or it is made once more
         self._head, self.verdict = holding, _verdict_of(data)
         plan, notes = self._plan(), []
-        if plan is not None and body_of(plan).calibrate:
-            fitted = tasks_of(self._job).calibration_steps
-            notes.append(Note("calibrated", (("steps", fitted), ("samples", holding.samples))))
+        if plan is not None and body_of(plan).fit_head:
+            fitted = tasks_of(self._job).head_fit_steps
+            notes.append(Note("head-fitted", (("steps", fitted), ("samples", holding.samples))))
         if self.verdict is not None and self.verdict.samples:
             figures = (("accuracy", round(self.verdict.accuracy(), 4)), ("samples", self.verdict.samples))
             notes.append(Note("validated", figures))
@@ -314,13 +314,13 @@ class HeadFit:
     # --- time ---
 
     def tick(self, now: float) -> Effects:
-        return list(self._calibration.tick(now))
+        return list(self._machine.tick(now))
 
     def next_deadline(self) -> float:
-        return min(self._calibration.next_deadline(), NEVER)
+        return min(self._machine.next_deadline(), NEVER)
 
     def waiting_for(self, now: float) -> str:
-        return self._calibration.waiting_for(now)
+        return self._machine.waiting_for(now)
 
 
 def _verdict_of(state: bytes) -> Verdict | None:

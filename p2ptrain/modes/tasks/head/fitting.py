@@ -39,8 +39,8 @@ class HeadFitting:
         self, job: Job, parts: Parts, session: str, data: Dataset, val: Dataset | None = None, device: str = "cpu"
     ) -> None:
         self.session = session
-        self._config = head_fit.FitConfig(steps=tasks_of(job).calibration_steps)
-        self._fits = parts.body.calibrate
+        self._config = head_fit.FitConfig(steps=tasks_of(job).head_fit_steps)
+        self._fits = parts.body.fit_head
         self._parts = parts
         self._data = data
         self._val = val
@@ -75,7 +75,7 @@ class HeadFitting:
         """
         ended = self._features is not None or self._whole is not None or part in self._heads
         if ended or (part, trainer) in self._seen:
-            raise RemoteError("calibration", f"part {part} of {trainer} came twice")
+            raise RemoteError("head-fit", f"part {part} of {trainer} came twice")
         self._seen.add((part, trainer))
         submodel = self._parts.submodel(part)
         check_state(state, submodel.state_dict())

@@ -62,7 +62,7 @@ def first_plan(job: Job, peers: Sequence[PeerSnapshot], proposer: PeerId) -> Pla
     by_data = groups_by_data(inputs, num_classes) if mode == "tasks" else None
     if by_data is not None and len(by_data) > max_groups(job, inputs):
         by_data = None  # the model is too narrow for a group each: those that are most alike share one
-    targets, combine, calibrate = _regime(job, mode, by_data is not None, lacking(inputs, num_classes))
+    targets, combine, fit_head = _regime(job, mode, by_data is not None, lacking(inputs, num_classes))
     if mode == "replicas":
         groups, sizes = [Group(tuple(range(num_classes)), inputs)], [1.0]
     else:
@@ -80,7 +80,7 @@ def first_plan(job: Job, peers: Sequence[PeerSnapshot], proposer: PeerId) -> Pla
         disjoint=by_data is not None,
         targets=targets,
         combine=combine,
-        calibrate=calibrate,
+        fit_head=fit_head,
         former=(),
     )
     chosen = {peer.peer: index for index, group in enumerate(groups) for peer in group.trainers}
@@ -101,7 +101,7 @@ def next_plan(job: Job, current: Plan, alive: Sequence[PeerSnapshot], proposer: 
     body = dataclasses.replace(
         body,
         parts=_staffed(body.parts, part_of),
-        calibrate=body.calibrate or _fits_head(job, body.disjoint, lacking(inputs, len(job.data.classes))),
+        fit_head=body.fit_head or _fits_head(job, body.disjoint, lacking(inputs, len(job.data.classes))),
         former=tuple([*kept, *gone][-MAX_FORMER:]),
     )
     return dataclasses.replace(
@@ -128,9 +128,7 @@ def recomputes(job: Job, plan: Plan, parent: Plan | None) -> bool:
         return False
     # Who lacked which class when the first plan was made is not known any more, nor who has come since.
     possible = [_regime(job, plan.mode, body.disjoint, lacks) for lacks in (False, True)]
-    return (body.targets, body.combine) in [each[:2] for each in possible] and body.calibrate in [
-        p[2] for p in possible
-    ]
+    return (body.targets, body.combine) in [each[:2] for each in possible] and body.fit_head in [p[2] for p in possible]
 
 
 def notes(job: Job, plan: Plan) -> list[str]:
@@ -203,18 +201,18 @@ def _fits_head(job: Job, disjoint: bool, lacks: bool) -> bool:
     """Whether the group fits the last layer again: what the job says, or where some peer lacks a class."""
     if job.data.kind == "text":
         return False  # every text lacks some byte, and what is fitted is a classifier of samples
-    return tasks_of(job).calibrate == "always" or (tasks_of(job).calibrate == "auto" and (disjoint or lacks))
+    return tasks_of(job).fit_head == "always" or (tasks_of(job).fit_head == "auto" and (disjoint or lacks))
 
 
 def _regime(job: Job, mode: str, disjoint: bool, lacks: bool) -> tuple[TargetRule, CombineRule, bool]:
-    """Targets, combination and calibration: what the job says, or what suits the data.
+    """Targets, combination and whether the head is fitted: what the job says, or what suits the data.
 
     Votes on all classes are only worth their sum where everybody has seen all classes.
     """
     asked = tasks_of(job)
-    calibrate = _fits_head(job, disjoint, lacks)
+    fit_head = _fits_head(job, disjoint, lacks)
     if mode == "replicas":
-        return "all", "own", calibrate
+        return "all", "own", fit_head
     targets: TargetRule
     combine: CombineRule
     if asked.targets != "auto":
@@ -225,7 +223,7 @@ def _regime(job: Job, mode: str, disjoint: bool, lacks: bool) -> tuple[TargetRul
         combine = asked.combine
     else:
         combine = "own" if disjoint or lacks or targets != "all" else "sum"
-    return targets, combine, calibrate
+    return targets, combine, fit_head
 
 
 def _groups_by_speed(job: Job, inputs: Sequence[PeerSnapshot]) -> list[Group]:

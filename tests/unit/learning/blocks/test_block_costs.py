@@ -24,7 +24,7 @@ from p2ptrain.learning.profiling import cache as times_cache
 from p2ptrain.learning.profiling.block_times import measure_blocks, slowdown_now
 from p2ptrain.learning.profiling.coding_times import MOST_ROWS, time_codings
 from p2ptrain.planning.devices.blocks import BlockTimes, check_model, check_times, extrapolated
-from p2ptrain.planning.pipeline.fleet import PARCEL_BYTES
+from p2ptrain.planning.pipeline.fleet import MESSAGE_BYTES
 
 SHAPE = (3, 32, 32)
 
@@ -221,10 +221,10 @@ def held_bytes() -> int:
 
 
 def test_coding_is_timed_by_what_it_took_by_the_clock() -> None:
-    """Of a parcel; of coded rows more fit into one."""
+    """Of a stage message; of coded rows more fit into one."""
     chain = chain_of("vgg11_bn", width=1.0)
     num_bytes = chain.blocks[(len(chain.blocks) - 1) // 2].outputs[0].num_bytes
-    most = [min(MOST_ROWS, PARCEL_BYTES // size) for size in (num_bytes, num_bytes * 17 // 64)]
+    most = [min(MOST_ROWS, MESSAGE_BYTES // size) for size in (num_bytes, num_bytes * 17 // 64)]
     assert most[0] < most[1]
     watch = stopwatch.Stopwatch(torch.device("cpu"), *ticking(Ticks(0.001)).values())
     found = time_codings(chain, watch)

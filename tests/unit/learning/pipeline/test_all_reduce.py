@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from slice_group import Group, cuts, pipeline, same
+from pipeline_group import Group, cuts, pipeline, same
 from torch import Tensor
 
 from p2ptrain.learning.pipeline import all_reduce, rows
@@ -43,14 +43,14 @@ class Stage:
         while True:
             ready = [name for name, peer in self.peers.items() if peer.ready()]
             if pending and (not ready or self.rng.random() < 0.5):
-                sender, parcel = pending.pop(self.rng.randrange(len(pending)))
-                arrived = StageMessage(sender, parcel.work, parcel.step, parcel.unit, parcel.row, parcel.tensors)
-                self.peers[parcel.peer].receive(arrived, step)
+                sender, message = pending.pop(self.rng.randrange(len(pending)))
+                arrived = StageMessage(sender, message.work, message.step, message.unit, message.row, message.tensors)
+                self.peers[message.peer].receive(arrived, step)
             elif ready:
                 name = self.rng.choice(ready)
-                for parcel in self.peers[name].advance():
-                    pending.append((name, parcel))
-                    self.sent[name] += sum(tensor.nbytes for tensor in parcel.tensors.values())
+                for message in self.peers[name].advance():
+                    pending.append((name, message))
+                    self.sent[name] += sum(tensor.nbytes for tensor in message.tensors.values())
             else:
                 break
         assert all(peer.done for peer in self.peers.values())
@@ -61,7 +61,7 @@ class Stage:
 def test_all_have_the_sum_in_stage_order(
     num: int, size: int, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(all_reduce, "PARCEL_BYTES", piece_bytes)
+    monkeypatch.setattr(all_reduce, "MESSAGE_BYTES", piece_bytes)
     given = vectors(num, size)
     total = torch.zeros(size)
     for tensor in given:
@@ -110,13 +110,13 @@ def test_what_comes_early_for_the_next_batch_is_kept_unless_all_is_dropped() -> 
     assert gathered.work == "gather" and torch.equal(gathered.tensors["sum"], given[0][:5] + given[1][:5] + 1)
     peer.abandon()
     peer.begin(1, bad=False)
-    assert [parcel.work for parcel in peer.advance()] == ["reduce"] and not peer.ready()
+    assert [message.work for message in peer.advance()] == ["reduce"] and not peer.ready()
 
 
-def test_smaller_parcels_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smaller_messages_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = pipeline(cuts("resnet20", ((5, 3), (2, 6), (8,))))
     whole = Group("resnet20", plan).run(2)
-    monkeypatch.setattr(all_reduce, "PARCEL_BYTES", 1024)
-    monkeypatch.setattr(rows, "PARCEL_BYTES", 1024)
+    monkeypatch.setattr(all_reduce, "MESSAGE_BYTES", 1024)
+    monkeypatch.setattr(rows, "MESSAGE_BYTES", 1024)
     cut = Group("resnet20", plan, order=1).run(2)
     assert cut.num_sent > 2 * whole.num_sent and same(cut.state(), whole.state())

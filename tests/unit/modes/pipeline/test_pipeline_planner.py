@@ -34,7 +34,7 @@ from p2ptrain.planning.pipeline.task import PairRate
 from p2ptrain.planning.search.search import Search
 from p2ptrain.wire.messages import LinkFigure
 
-pytestmark = pytest.mark.usefixtures("no_work_for_parcels")
+pytestmark = pytest.mark.usefixtures("no_work_for_messages")
 DATA = DataConfig(classes=("a", "b", "c", "d"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
 STRATEGIES = ("planned", "equal", "data-parallel")
 MB = 1 << 20
@@ -79,13 +79,13 @@ def changed(each: MeasuredPeer, **values: Any) -> MeasuredPeer:
     return dataclasses.replace(each, profile=dataclasses.replace(each.profile, **values))
 
 
-def slices_of(plan: Plan) -> PipelineBody:
+def pipeline_body(plan: Plan) -> PipelineBody:
     assert isinstance(plan.body, PipelineBody)
     return plan.body
 
 
 def stages(plan: Plan) -> list[tuple[int, int, list[int]]]:
-    return [(s.start, s.stop, [int(each[4:]) for each in s.peers]) for s in slices_of(plan).pipeline.stages]
+    return [(s.start, s.stop, [int(each[4:]) for each in s.peers]) for s in pipeline_body(plan).pipeline.stages]
 
 
 def first(peers: Sequence[MeasuredPeer], work: Job | None = None, net: ModelProfile | None = None) -> Plan:
@@ -95,7 +95,7 @@ def first(peers: Sequence[MeasuredPeer], work: Job | None = None, net: ModelProf
 def first_pipeline(peers: Sequence[MeasuredPeer], net: ModelProfile) -> PipelinePlan:
     """The fastest, whatever its devices bring, in the number of micro-batches that is fastest."""
     plan = first(peers, net=net)
-    fleet = fleet_of(job(), net, plan.peers, slices_of(plan).figures)
+    fleet = fleet_of(job(), net, plan.peers, pipeline_body(plan).figures)
     found = [Search(fleet.costs(num)).best() for num in fleet.choices]
     return min((each.plan for each in found if each is not None), key=fleet.batch_s)
 
@@ -135,7 +135,7 @@ def test_everyone_computes_the_same_plan_and_can_follow_it(
     assert follows(work, model(), plan, None) and follows(work, None, plan, None)
     assert notes(work, plan, model())[-1].endswith("s")
     for index, part in enumerate(plan.parts):
-        stage = slices_of(plan).pipeline.stages[index]
+        stage = pipeline_body(plan).pipeline.stages[index]
         assert part.trainers == tuple(sorted(stage.peers))
         assert part.share == pytest.approx((stage.stop - stage.start) / 6, abs=1e-6)
     assert sum(part.share for part in plan.parts) <= 1
@@ -152,7 +152,7 @@ def test_everyone_computes_the_same_plan_and_can_follow_it(
         return
     proposer = left[0].snapshot.peer
     following = next_plan(work, model(), plan, left, proposer, next_step=9, covered_step=4)
-    assert following is not None and slices_of(following).from_step == 4
+    assert following is not None and pipeline_body(following).from_step == 4
     assert read_plan(following.to_json()) == following
     assert follows(work, model(), following, plan) and follows(work, model(), following, None)
     assert (following.epoch, following.parent) == (2, plan.hash)
@@ -245,12 +245,12 @@ def test_damage_anywhere_is_refused_or_judged_but_never_a_crash(data: st.DataObj
 # --- following --------------------------------------------------------------------------------------------------------
 
 
-def with_slices(plan: Plan, **values: Any) -> Plan:
-    return dataclasses.replace(plan, body=dataclasses.replace(slices_of(plan), **values))
+def with_body(plan: Plan, **values: Any) -> Plan:
+    return dataclasses.replace(plan, body=dataclasses.replace(pipeline_body(plan), **values))
 
 
 def with_pipeline(plan: Plan, **values: Any) -> Plan:
-    return with_slices(plan, pipeline=dataclasses.replace(slices_of(plan).pipeline, **values))
+    return with_body(plan, pipeline=dataclasses.replace(pipeline_body(plan).pipeline, **values))
 
 
 def test_a_plan_for_another_job_or_model_is_not_followed() -> None:
@@ -259,7 +259,7 @@ def test_a_plan_for_another_job_or_model_is_not_followed() -> None:
     assert not follows(job(rounds=9), model(), plan, None)
     assert not follows(job(), model(7), plan, None)
     assert not follows(job(), dataclasses.replace(model(), name="other"), plan, None)
-    assert not follows(job(), model(), with_slices(plan, chain="0" * 64), None)
+    assert not follows(job(), model(), with_body(plan, chain="0" * 64), None)
     for work in (job(), job(batch_size=32), job(micro_batches=2)):
         as_if = dataclasses.replace(plan, job=work.id)
         assert follows(work, model(), as_if, None) == follows(work, None, as_if, None) == (work == job())
@@ -269,10 +269,10 @@ def test_a_plan_for_another_job_or_model_is_not_followed() -> None:
 
 def test_figures_that_were_touched_up_are_not_followed() -> None:
     plan = three()
-    assert not follows(job(), model(), with_slices(plan, shares=(0.4,) * len(plan.parts)), None)
-    assert not follows(job(), model(), with_slices(plan, steps_per_round=99), None)
-    slow = dataclasses.replace(slices_of(plan).figures[0], slowdown=0.0)
-    assert not follows(job(), model(), with_slices(plan, figures=(slow, *slices_of(plan).figures[1:])), None)
+    assert not follows(job(), model(), with_body(plan, shares=(0.4,) * len(plan.parts)), None)
+    assert not follows(job(), model(), with_body(plan, steps_per_round=99), None)
+    slow = dataclasses.replace(pipeline_body(plan).figures[0], slowdown=0.0)
+    assert not follows(job(), model(), with_body(plan, figures=(slow, *pipeline_body(plan).figures[1:])), None)
     odd = dataclasses.replace(plan.peers[3], counts=(0, 0, 0, 0))
     assert not follows(job(), model(), dataclasses.replace(plan, peers=(*plan.peers[:3], odd)), None)
 
@@ -280,7 +280,7 @@ def test_figures_that_were_touched_up_are_not_followed() -> None:
 def test_a_plan_that_cuts_where_the_model_has_no_cut_is_not_followed() -> None:
     blocks = tuple(dataclasses.replace(block, cut_after=i != 2) for i, block in enumerate(model().blocks))
     uneven = dataclasses.replace(model(), blocks=blocks)
-    assert not follows(job(), uneven, with_slices(three(), chain=chain_hash(uneven)), None)
+    assert not follows(job(), uneven, with_body(three(), chain=chain_hash(uneven)), None)
     peers = [peer(0), peer(1, counts=())]
     assert follows(job(), uneven, first(peers, net=uneven), None)
 
@@ -289,10 +289,10 @@ def test_a_plan_slower_than_one_of_its_peers_alone_is_not_followed() -> None:
     """The pipeline stays as it was planned; the figures say that its second peer got slower."""
     plan = first([peer(0), peer(1, counts=())])
     assert len(plan.parts) == 2
-    own, other = slices_of(plan).figures
+    own, other = pipeline_body(plan).figures
     for slowdown, is_worth_it in ((1.1, True), (1.4, True), (3.0, False)):
         profiles = (own, dataclasses.replace(other, slowdown=slowdown))
-        assert follows(job(), model(), with_slices(plan, figures=profiles), None) is is_worth_it
+        assert follows(job(), model(), with_body(plan, figures=profiles), None) is is_worth_it
 
 
 def memory_for(num_bytes: int) -> int:
@@ -321,10 +321,10 @@ def test_a_child_follows_its_parent_only() -> None:
     assert child is not None and follows(job(), model(), child, plan)
     assert not follows(job(), model(), dataclasses.replace(child, epoch=3), plan)
     assert not follows(job(), model(), dataclasses.replace(child, parent="0" * 64), plan)
-    assert not follows(job(), model(), with_slices(child, steps_per_round=4), plan)
-    last = 10 * slices_of(plan).steps_per_round
-    assert follows(job(), model(), with_slices(child, from_step=last - 1), plan)
-    assert not follows(job(), model(), with_slices(child, from_step=last), plan)
+    assert not follows(job(), model(), with_body(child, steps_per_round=4), plan)
+    last = 10 * pipeline_body(plan).steps_per_round
+    assert follows(job(), model(), with_body(child, from_step=last - 1), plan)
+    assert not follows(job(), model(), with_body(child, from_step=last), plan)
     assert not follows(job(), model(), plan, child)
 
 
@@ -332,12 +332,12 @@ def test_a_child_follows_its_parent_only() -> None:
 
 
 def test_a_round_is_as_many_batches_as_the_first_stage_has_samples_for() -> None:
-    assert slices_of(first([peer(0)])).steps_per_round == 3  # 40 samples, 16 a batch
-    assert slices_of(first([peer(0, counts=(1, 0, 0, 0))])).steps_per_round == 1
+    assert pipeline_body(first([peer(0)])).steps_per_round == 3  # 40 samples, 16 a batch
+    assert pipeline_body(first([peer(0, counts=(1, 0, 0, 0))])).steps_per_round == 1
     longer = dataclasses.replace(job(), training=TrainingConfig(batch_size=16, epochs_per_round=2.0))
-    assert slices_of(first([peer(0)], longer)).steps_per_round == 5
+    assert pipeline_body(first([peer(0)], longer)).steps_per_round == 5
     both = first([peer(0), peer(1)], job(strategy="data-parallel"))
-    assert stages(both) == [(0, 6, [0, 1])] and slices_of(both).steps_per_round == 5
+    assert stages(both) == [(0, 6, [0, 1])] and pipeline_body(both).steps_per_round == 5
 
 
 @pytest.mark.parametrize(("speed", "gain", "is_used"), [(0.4, 1.1, True), (0.08, 1.0, False)])
@@ -347,11 +347,11 @@ def test_each_device_has_to_help(speed: float, gain: float, is_used: bool) -> No
     plan = first([*two, peer(1, speed * 1e9)], net=long)
     searched = first_pipeline([*two, peer(1, speed * 1e9)], long)
     assert name(1) in {each for stage in searched.stages for each in stage.peers}, "the search takes it"
-    assert (name(1) not in slices_of(plan).pipeline.left_out) == is_used
-    fleet = fleet_of(job(), long, plan.peers, slices_of(plan).figures)
+    assert (name(1) not in pipeline_body(plan).pipeline.left_out) == is_used
+    fleet = fleet_of(job(), long, plan.peers, pipeline_body(plan).figures)
     fastest, without = fleet.batch_s(searched), fleet.batch_s(first_pipeline(two, long))
     assert gain <= without / fastest and (without / fastest > WORTH) == is_used
-    assert fleet.batch_s(slices_of(plan).pipeline) <= WORTH * fastest
+    assert fleet.batch_s(pipeline_body(plan).pipeline) <= WORTH * fastest
     assert follows(job(), long, plan, None)
 
 
@@ -359,7 +359,7 @@ def test_what_several_slow_devices_bring_is_counted_together() -> None:
     """Each of them hardly helps; to leave them all out would cost more than a device has to be worth."""
     long, slow = model(60), [peer(index, 0.08e9) for index in (1, 3, 4)]
     plan = first([peer(0), peer(2), *slow], net=long)
-    pipeline, fleet = slices_of(plan).pipeline, fleet_of(job(), long, plan.peers, slices_of(plan).figures)
+    pipeline, fleet = pipeline_body(plan).pipeline, fleet_of(job(), long, plan.peers, pipeline_body(plan).figures)
     fastest = fleet.batch_s(first_pipeline([peer(0), peer(2), *slow], long))
     without = fleet.batch_s(first_pipeline([peer(0), peer(2)], long))
     assert without > WORTH * fastest >= fleet.batch_s(pipeline)
@@ -371,15 +371,15 @@ def test_a_device_that_hardly_helps_stays_where_its_memory_is_needed() -> None:
     alone = PEER_BASE_BYTES + 4 * 1000 * MB
     peers = [peer(0, memory=alone), peer(1, 0.08e9, memory=alone), peer(2, memory=alone)]
     plan = first(peers, net=huge)
-    assert slices_of(plan).pipeline.left_out == ()
+    assert pipeline_body(plan).pipeline.left_out == ()
     with pytest.raises(UserError, match="no plan fits"):
         first([peers[0], peers[2]], net=huge)
 
 
 def test_a_slow_peer_is_left_out_and_said_so() -> None:
     plan = first([peer(0), peer(1, 1e5), peer(2)])
-    assert slices_of(plan).pipeline.left_out == (name(1),)
-    assert {profile.peer for profile in slices_of(plan).figures} == {name(0), name(1), name(2)}
+    assert pipeline_body(plan).pipeline.left_out == (name(1),)
+    assert {profile.peer for profile in pipeline_body(plan).figures} == {name(0), name(1), name(2)}
     assert f"{name(1)}: left out: with it a batch would hardly be done sooner" in notes(job(), plan)
 
 
@@ -399,13 +399,16 @@ def test_measured_times_count_more_than_flops_and_slowdown_multiplies_both() -> 
     assert stages(first([peer(0), peer(1, counts=(), measured=6)])) == [(0, 3, [0]), (3, 6, [1])]
 
 
-def test_what_its_trainer_takes_for_parcels_is_counted_for_each_that_it_passes_on() -> None:
+def test_what_its_trainer_takes_for_messages_is_counted_for_each_that_it_passes_on() -> None:
     """Peer 1 ends the pipeline: it takes activations in, and hands gradients on, of 100 bytes a sample."""
     peers = [peer(0, measured=6), peer(1, counts=(), measured=6)]
     took = []
     for extra in ({}, {"activation_s_per_byte": 1e-6, "gradient_s_per_byte": 3e-6}):
         plan = first([peers[0], changed(peers[1], **extra)])
-        fleet, pipeline = fleet_of(job(), model(), plan.peers, slices_of(plan).figures), slices_of(plan).pipeline
+        fleet, pipeline = (
+            fleet_of(job(), model(), plan.peers, pipeline_body(plan).figures),
+            pipeline_body(plan).pipeline,
+        )
         assert pipeline.stages[1].peers == (name(1),)
         took.append((fleet.passing_s(pipeline, name(0)), fleet.passing_s(pipeline, name(1)), pipeline.micro_batch))
     (first_before, before, _), (first_after, after, rows) = took
@@ -433,8 +436,8 @@ def test_what_its_trainer_takes_for_parcels_is_counted_for_each_that_it_passes_o
 def test_a_peer_whose_figures_make_no_sense_is_left_out_and_the_others_are_planned_for(values: dict[str, Any]) -> None:
     odd = changed(peer(1, measured=6), **values)
     plan = first([peer(0, measured=6), odd, peer(2, measured=6)])
-    assert slices_of(plan).pipeline.left_out == (name(1),)
-    assert [profile.peer for profile in slices_of(plan).figures] == [name(0), name(2)]
+    assert pipeline_body(plan).pipeline.left_out == (name(1),)
+    assert [profile.peer for profile in pipeline_body(plan).figures] == [name(0), name(2)]
     assert follows(job(), model(), read_plan(plan.to_json()), None)
     assert any(line.startswith(f"{name(1)}: left out: its speed") and "probe" in line for line in notes(job(), plan))
     with pytest.raises(UserError, match=r"none of the 1 peers can be planned with.*p2ptrain probe"):
@@ -443,16 +446,16 @@ def test_a_peer_whose_figures_make_no_sense_is_left_out_and_the_others_are_plann
 
 def test_no_speed_is_no_figure_and_no_profile_neither() -> None:
     for odd in (peer(1, 0.0), peer(1, math.nan), dataclasses.replace(peer(1), profile=None)):
-        assert slices_of(first([peer(0), odd])).pipeline.left_out == (name(1),)
+        assert pipeline_body(first([peer(0), odd])).pipeline.left_out == (name(1),)
     only_measured = dataclasses.replace(
         peer(1, measured=6), snapshot=dataclasses.replace(peer(1).snapshot, flops_per_s=0.0)
     )
-    assert slices_of(first([peer(0), only_measured])).pipeline.left_out == ()
+    assert pipeline_body(first([peer(0), only_measured])).pipeline.left_out == ()
 
 
 def test_figures_are_rounded_so_that_everyone_computes_with_the_same() -> None:
     long = changed(peer(0, 1e9 / 3, measured=6), slowdown=10 / 3, link_bytes_per_s=1e8 / 3)
-    profile = slices_of(first([long])).figures[0]
+    profile = pipeline_body(first([long])).figures[0]
     assert (profile.slowdown, profile.link_bytes_per_s, profile.forward_s[0][0]) == (3.333, 33330000.0, 0.03001)
 
 
@@ -462,7 +465,7 @@ def test_what_is_not_known_is_taken_for_something_and_said() -> None:
     assert f"{name(0)}: no link speed known, taken for 100 Mbit/s" in said
     assert f"{name(0)}: no memory known, taken to have enough" in said
     assert not any(name(1) in line for line in said)
-    task = task_of(job(), model(), plan.peers, slices_of(plan).figures)
+    task = task_of(job(), model(), plan.peers, pipeline_body(plan).figures)
     assert task.peers[0].link_bytes_per_s == 12.5e6 and task.peers[0].memory_bytes > 1e15
     assert task.peers[1].memory_bytes == pytest.approx(0.9 * 4096 * MB - PEER_BASE_BYTES, abs=1)
 
@@ -476,14 +479,14 @@ def test_links_count_as_measured_where_peers_do_not_say_what_theirs_do() -> None
     peers = [peer(0, link=0.0), peer(1, counts=(), link=0.0), peer(2, counts=(), link=0.0)]
     peers[0] = changed(peers[0], links=links((1, 5e6), (2, 1e6)))
     plan = first(peers)
-    task = task_of(job(), model(), plan.peers, slices_of(plan).figures)
+    task = task_of(job(), model(), plan.peers, pipeline_body(plan).figures)
     assert [each.link_bytes_per_s for each in task.peers] == [5e6, 5e6, 1e6]
     assert task.pair_rates == () and task.latency_s == pytest.approx(0.0025)
     assert not any("no link speed known" in line for line in notes(job(), plan))
     assert follows(job(), model(), read_plan(plan.to_json()), None)
     peers[1] = changed(peers[1], links=links((2, 4e6)))
     plan = first(peers)
-    task = task_of(job(), model(), plan.peers, slices_of(plan).figures)
+    task = task_of(job(), model(), plan.peers, pipeline_body(plan).figures)
     assert [each.link_bytes_per_s for each in task.peers] == [5e6, 5e6, 4e6]
     assert task.pair_rates == (PairRate(name(0), name(2), 1e6),)
     assert f"the link between {name(0)} and {name(2)} carries 8 Mbit/s" in notes(job(), plan)
@@ -492,7 +495,7 @@ def test_links_count_as_measured_where_peers_do_not_say_what_theirs_do() -> None
 def test_a_link_must_be_clearly_slower_than_its_ends_say_to_count_as_that() -> None:
     for rate, counted in ((1e8, ()), (7e7, ()), (6e7, (PairRate(name(0), name(1), 6e7),)), (1e12, ())):
         plan = first([changed(peer(0), links=links((1, rate))), peer(1, counts=())])
-        task = task_of(job(), model(), plan.peers, slices_of(plan).figures)
+        task = task_of(job(), model(), plan.peers, pipeline_body(plan).figures)
         assert [each.link_bytes_per_s for each in task.peers] == [1e8, 1e8]
         assert task.pair_rates == counted
 
@@ -523,7 +526,7 @@ def test_a_slow_link_is_planned_around(slow: int, between: int) -> None:
 )
 def test_links_whose_figures_make_no_sense_are_not_looked_at(odd: tuple[LinkFigure, ...]) -> None:
     plan = first([changed(peer(0), links=odd), peer(1, counts=())])
-    assert slices_of(plan).figures[0].links == ()
+    assert pipeline_body(plan).figures[0].links == ()
     assert follows(job(), model(), read_plan(plan.to_json()), None)
 
 
@@ -534,7 +537,7 @@ def test_the_number_of_micro_batches_is_the_plans_choice() -> None:
     assert max(len(micro_batch_choices(num)) for num in range(1, 4097)) + 2 <= MAX_MEASURED
 
     def shape(*peers: MeasuredPeer, **values: Any) -> tuple[int, int, int]:
-        pipeline = slices_of(first(peers, job(**values))).pipeline
+        pipeline = pipeline_body(first(peers, job(**values))).pipeline
         assert pipeline.num_micro_batches * pipeline.micro_batch == 16
         return len(pipeline.stages), len(pipeline.stages[0].peers), pipeline.num_micro_batches
 
@@ -554,12 +557,14 @@ def test_a_pipeline_is_only_formed_where_it_promises_more_than_one_device_alone(
     for percent in range(1, 40):
         pair = peer(0), peer(1, percent * 1e7, counts=())
         plan = first(pair, net=net)
-        alone = slices_of(first(pair[:1], net=net)).pipeline
-        fleet = fleet_of(job(), net, plan.peers, slices_of(plan).figures)
+        alone = pipeline_body(first(pair[:1], net=net)).pipeline
+        fleet = fleet_of(job(), net, plan.peers, pipeline_body(plan).figures)
         found = Search(fleet.costs(4)).best()
         assert found is not None
         gains[fleet.batch_s(alone) / fleet.batch_s(found.plan)] = len(stages(plan))
-        assert fleet.batch_s(slices_of(plan).pipeline) * (WORTH if len(stages(plan)) > 1 else 1) <= fleet.batch_s(alone)
+        assert fleet.batch_s(pipeline_body(plan).pipeline) * (WORTH if len(stages(plan)) > 1 else 1) <= fleet.batch_s(
+            alone
+        )
     assert {num for gain, num in gains.items() if gain > WORTH} == {2}
     assert {num for gain, num in gains.items() if 1.001 < gain < WORTH} == {1}
 
@@ -568,9 +573,9 @@ def test_a_pipeline_that_takes_longer_than_one_device_alone_would_gives_way_to_i
     net = model(parameter_bytes=10, activation_bytes=1000)
     pair = [peer(0, measured=6), peer(1, counts=(), measured=6)]
     plan = first(pair, net=net)
-    fleet = fleet_of(job(), net, plan.peers, slices_of(plan).figures)
-    promised = fleet.batch_s(slices_of(plan).pipeline)
-    alone_s = fleet.batch_s(slices_of(first(pair[:1], net=net)).pipeline)
+    fleet = fleet_of(job(), net, plan.peers, pipeline_body(plan).figures)
+    promised = fleet.batch_s(pipeline_body(plan).pipeline)
+    alone_s = fleet.batch_s(pipeline_body(first(pair[:1], net=net)).pipeline)
     assert len(stages(plan)) == 2 and alone_s > 1.2 * promised
 
     def after(current: Plan, batch_s: float, peers: Sequence[MeasuredPeer] = pair) -> Plan | None:
@@ -579,13 +584,13 @@ def test_a_pipeline_that_takes_longer_than_one_device_alone_would_gives_way_to_i
     assert after(plan, 0.0) is None and after(plan, 1.05 * alone_s) is None
     alone = after(plan, 1.5 * alone_s)
     assert alone is not None and stages(alone) == [(0, 6, [0])] and follows(job(), net, alone, plan)
-    stretch = slices_of(alone).stretch
+    stretch = pipeline_body(alone).stretch
     assert stretch == pytest.approx(1.5 * alone_s / promised, rel=1e-3)
     # what was seen is remembered: the group does not run to and fro, not even when somebody joins
     assert after(alone, alone_s) is None and after(alone, 3 * alone_s) is None
     assert after(alone, alone_s, [*pair, peer(2, counts=(), measured=6)]) is None
     left = after(alone, alone_s, [*pair[1:], peer(2, measured=6)])
-    assert left is not None and slices_of(left).stretch == stretch
+    assert left is not None and pipeline_body(left).stretch == stretch
 
 
 def test_little_memory_takes_more_micro_batches() -> None:
@@ -593,7 +598,7 @@ def test_little_memory_takes_more_micro_batches() -> None:
 
     def num_micro_batches(memory: int) -> int:
         alone = peer(0, measured=6, memory=memory_for(memory))
-        return slices_of(first([alone], net=net)).pipeline.num_micro_batches
+        return pipeline_body(first([alone], net=net)).pipeline.num_micro_batches
 
     assert (num_micro_batches(2000 * MB), num_micro_batches(500 * MB)) == (1, 4)
 
@@ -613,14 +618,14 @@ def test_compression_makes_links_faster_and_optimizers_take_memory() -> None:
     plan = first(peers, job(strategy="equal"), net)
 
     def seconds(**values: Any) -> float:
-        fleet = fleet_of(job(strategy="equal", **values), net, plan.peers, slices_of(plan).figures)
-        return fleet.batch_s(slices_of(plan).pipeline)
+        fleet = fleet_of(job(strategy="equal", **values), net, plan.peers, pipeline_body(plan).figures)
+        return fleet.batch_s(pipeline_body(plan).pipeline)
 
     assert seconds() > seconds(activations="fp16") > seconds(activations="fp16", gradients="fp16")
     assert seconds(activations="fp16", gradients="fp16") > seconds(activations="int8", gradients="int8")
 
     def copies(work: Job) -> int:
-        return task_of(work, net, plan.peers, slices_of(plan).figures).optimizer_copies
+        return task_of(work, net, plan.peers, pipeline_body(plan).figures).optimizer_copies
 
     assert copies(job(optimizer="adamw")) == copies(job()) + 1
     assert copies(job(schedule="async")) == copies(job()) + 2  # stashed, for two batches on their way
@@ -631,8 +636,8 @@ def test_without_a_flush_batches_follow_on_each_other() -> None:
     pair = [peer(0, measured=6), peer(1, counts=(), measured=6)]
     works = {kind: job(schedule=kind) for kind in ("sync", "async")}
     plans = {kind: first(pair, work, net) for kind, work in works.items()}
-    fleets = {kind: fleet_of(works[kind], net, plan.peers, slices_of(plan).figures) for kind, plan in plans.items()}
-    took = {kind: fleets[kind].batch_s(slices_of(plan).pipeline) for kind, plan in plans.items()}
+    fleets = {kind: fleet_of(works[kind], net, plan.peers, pipeline_body(plan).figures) for kind, plan in plans.items()}
+    took = {kind: fleets[kind].batch_s(pipeline_body(plan).pipeline) for kind, plan in plans.items()}
     assert took["async"] < 0.9 * took["sync"]
     tasks = {kind: each.costs(4).task for kind, each in fleets.items()}
     num = batches_a_round(works["async"], plans["async"].peers)
@@ -640,7 +645,7 @@ def test_without_a_flush_batches_follow_on_each_other() -> None:
     assert (tasks["sync"].most_ahead, tasks["async"].most_ahead) == (4, 5)
     assert all(follows(works[kind], net, plan, None) for kind, plan in plans.items())
     for kind, plan in plans.items():
-        pipeline, most = slices_of(plan).pipeline, 1 if kind == "async" else 0
+        pipeline, most = pipeline_body(plan).pipeline, 1 if kind == "async" else 0
         for more in (0, 1, 2):
             deeper = dataclasses.replace(pipeline.stages[0], warm_up=pipeline.num_micro_batches + more)
             plan = with_pipeline(plan, stages=(deeper, *pipeline.stages[1:]))
@@ -654,11 +659,11 @@ def test_a_stage_with_batch_norm_is_not_shared_out_to_single_samples() -> None:
     peers = [peer(0), peer(1, 1e8)]
     for each, samples in ((net, (15, 1)), (normed, (14, 2))):
         plan = first(peers, work, each)
-        assert slices_of(plan).pipeline.stages[0].samples == samples and follows(work, each, plan, None)
-    stage = dataclasses.replace(slices_of(plan).pipeline.stages[0], samples=(15, 1))
+        assert pipeline_body(plan).pipeline.stages[0].samples == samples and follows(work, each, plan, None)
+    stage = dataclasses.replace(pipeline_body(plan).pipeline.stages[0], samples=(15, 1))
     planned = work.with_table(dataclasses.replace(pipeline_of(work), strategy="planned"))
     alone = dataclasses.replace(with_pipeline(plan, stages=(stage,)), job=planned.id)
-    assert follows(planned, net, with_slices(alone, chain=slices_of(first(peers, work, net)).chain), None)
+    assert follows(planned, net, with_body(alone, chain=pipeline_body(first(peers, work, net)).chain), None)
     assert not follows(planned, normed, alone, None)
 
 
@@ -674,13 +679,13 @@ def test_a_round_has_as_many_batches_as_its_owners_samples_make() -> None:
 
 def test_the_partition_names_the_cut_and_who_trains_what() -> None:
     plan = three()
-    pipeline = slices_of(plan).pipeline
+    pipeline = pipeline_body(plan).pipeline
     swapped = tuple(
         dataclasses.replace(stage, peers=other.peers)
         for stage, other in zip(pipeline.stages, reversed(pipeline.stages), strict=True)
     )
     deeper = (dataclasses.replace(pipeline.stages[0], warm_up=4), pipeline.stages[1])
-    assert with_pipeline(plan, stages=deeper).partition == with_slices(plan, from_step=7).partition == plan.partition
+    assert with_pipeline(plan, stages=deeper).partition == with_body(plan, from_step=7).partition == plan.partition
     assert with_pipeline(plan, stages=swapped).partition != plan.partition
 
 
@@ -698,12 +703,12 @@ def test_a_slower_peer_brings_a_new_plan_only_above_the_gain() -> None:
 
     better = at(0.01)
     assert better is not None
-    fleet = fleet_of(job(), model(), better.peers, slices_of(better).figures)
-    gain = fleet.batch_s(slices_of(before).pipeline) / fleet.batch_s(slices_of(better).pipeline) - 1
+    fleet = fleet_of(job(), model(), better.peers, pipeline_body(better).figures)
+    gain = fleet.batch_s(pipeline_body(before).pipeline) / fleet.batch_s(pipeline_body(better).pipeline) - 1
     assert gain > 0.2
     just_under, just_over = at(gain * (1 - 1e-6)), at(gain * (1 + 1e-6))
     assert just_over is None and just_under is not None
-    assert slices_of(just_under).from_step == 7 and slices_of(just_under).figures[1].slowdown == 2.5
+    assert pipeline_body(just_under).from_step == 7 and pipeline_body(just_under).figures[1].slowdown == 2.5
     assert just_under.proposer == name(1) and just_under.partition != before.partition
     assert follows(job(replan_gain=gain * (1 - 1e-6)), model(), just_under, None)
 
@@ -723,7 +728,7 @@ def test_a_death_brings_a_plan_from_the_newest_step_that_is_saved() -> None:
     assert len(before.trainers()) == 3
     for covered, next_step, expected in ((6, 8, 6), (0, 8, 0), (9, 8, 8)):
         plan = next_plan(job(), model(), before, peers[:2], name(0), next_step=next_step, covered_step=covered)
-        assert plan is not None and slices_of(plan).from_step == expected
+        assert plan is not None and pipeline_body(plan).from_step == expected
         assert set(plan.trainers()) == {name(0), name(1)}
     with pytest.raises(UserError, match="no peer has samples"):
         next_plan(job(), model(), before, peers[1:], name(1), next_step=8, covered_step=6)
@@ -742,7 +747,7 @@ def test_a_trainer_that_lost_its_stage_is_planned_with_from_what_is_saved(strate
     before = first(peers, work)
     assert set(before.trainers()) == {name(0), name(1)}
     plan = next_plan(work, model(), before, peers, name(0), next_step=8, covered_step=6, lost=[name(1)])
-    assert plan is not None and slices_of(plan).from_step == 6 and plan.trainers() == before.trainers()
+    assert plan is not None and pipeline_body(plan).from_step == 6 and plan.trainers() == before.trainers()
     assert follows(work, model(), plan, before)
     bystander = [name(7)]
     assert next_plan(work, model(), before, peers, name(0), next_step=8, covered_step=6, lost=bystander) is None
@@ -752,13 +757,13 @@ def test_rounds_stay_as_long_as_they_were() -> None:
     peers = [peer(0), peer(1)]
     before = first(peers, job(strategy="data-parallel"))
     plan = next_plan(job(strategy="data-parallel"), model(), before, peers[:1], name(0), next_step=8, covered_step=6)
-    assert plan is not None and slices_of(plan).steps_per_round == slices_of(before).steps_per_round == 5
+    assert plan is not None and pipeline_body(plan).steps_per_round == pipeline_body(before).steps_per_round == 5
 
 
 def test_when_training_is_over_nothing_is_planned() -> None:
     peers = [peer(0), peer(1, counts=())]
     before = first(peers)
-    last = 10 * slices_of(before).steps_per_round
+    last = 10 * pipeline_body(before).steps_per_round
     assert next_plan(job(), model(), before, peers[:1], name(0), next_step=last, covered_step=last) is None
     slower = [peer(0), peer(1, counts=(), slowdown=9.0)]
     assert next_plan(job(), model(), before, slower, name(0), next_step=last, covered_step=0) is None
@@ -773,11 +778,11 @@ def test_a_trainer_whose_figures_are_gone_keeps_those_it_was_planned_with() -> N
         both = [peers[0], now]
         assert next_plan(job(), model(), before, both, name(0), next_step=8, covered_step=6) is None
         plan = next_plan(job(), model(), before, both, name(0), next_step=8, covered_step=6, lost=[name(0)])
-        assert plan is not None and slices_of(plan).figures == slices_of(before).figures
+        assert plan is not None and pipeline_body(plan).figures == pipeline_body(before).figures
     unmeasured = first([peer(0), peer(1, counts=())])  # there is nothing to keep: planned without it
     both = [peer(0), dataclasses.replace(peer(1, counts=()), profile=None)]
     plan = next_plan(job(), model(), unmeasured, both, name(0), next_step=8, covered_step=6)
-    assert plan is not None and set(plan.trainers()) == {name(0)} and slices_of(plan).from_step == 8
+    assert plan is not None and set(plan.trainers()) == {name(0)} and pipeline_body(plan).from_step == 8
 
 
 # --- baselines as plans -----------------------------------------------------------------------------------------------
@@ -795,7 +800,7 @@ def test_an_equal_split_takes_everyone_in_order_but_a_data_owner_first() -> None
     after = next_plan(work, model(), plan, peers[1:], name(1), next_step=5, covered_step=2)
     assert after is not None and stages(after) == [(0, 2, [2]), (2, 4, [1]), (4, 6, [3])]
     many = first([peer(i) for i in range(8)], work)
-    assert slices_of(many).pipeline.left_out == (name(6), name(7))
+    assert pipeline_body(many).pipeline.left_out == (name(6), name(7))
     assert f"{name(7)}: left out: there are more peers than pieces of the model" in notes(work, many)
 
 
@@ -803,7 +808,7 @@ def test_data_parallel_is_one_stage_of_all_that_have_samples() -> None:
     work = job(strategy="data-parallel")
     peers = [peer(0, 3e9), peer(1, 1e9), peer(2, counts=())]
     plan = first(peers, work)
-    assert stages(plan) == [(0, 6, [0, 1])] and slices_of(plan).pipeline.stages[0].samples == (3, 1)
+    assert stages(plan) == [(0, 6, [0, 1])] and pipeline_body(plan).pipeline.stages[0].samples == (3, 1)
     assert f"{name(2)}: left out: it has no samples" in notes(work, plan)
     assert stages(first([peers[0], peers[2]], work)) == [(0, 6, [0])]
 
@@ -813,8 +818,8 @@ def test_a_baseline_stays_as_it_is_although_a_joiner_would_make_it_faster() -> N
     peers = [peer(0), peer(1)]
     plan, joined = first(peers, work), [*peers, peer(2, 9e9)]
     faster = first(joined, work)
-    fleet = fleet_of(work, model(), faster.peers, slices_of(faster).figures)
-    assert fleet.batch_s(slices_of(plan).pipeline) > 2 * fleet.batch_s(slices_of(faster).pipeline)
+    fleet = fleet_of(work, model(), faster.peers, pipeline_body(faster).figures)
+    assert fleet.batch_s(pipeline_body(plan).pipeline) > 2 * fleet.batch_s(pipeline_body(faster).pipeline)
     assert next_plan(work, model(), plan, joined, name(0), next_step=5, covered_step=2) is None
 
 
@@ -834,6 +839,6 @@ def test_another_plan_than_the_baseline_asked_for_is_not_followed() -> None:
         for other in STRATEGIES:
             plan = dataclasses.replace(first(peers, job(strategy=other)), job=work.id)
             check_plan(plan)
-            is_same = slices_of(plan).pipeline.stages == slices_of(own).pipeline.stages
+            is_same = pipeline_body(plan).pipeline.stages == pipeline_body(own).pipeline.stages
             assert follows(work, model(), plan, None) is is_same
         assert not follows(work, model(), with_pipeline(own, stages=first([peer(0)]).body.pipeline.stages), None)  # type: ignore[union-attr]

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from pipeline_group import samples
 from safetensors.torch import load, save
-from slice_group import samples
 
 from p2ptrain.config import DataConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.core import commands as c
@@ -27,9 +27,9 @@ from p2ptrain.modes.pipeline.commands import (
     Halted,
     LookAgain,
     Looked,
-    ParcelsSent,
     PieceTaken,
-    SendParcel,
+    SendStageMessage,
+    StageMessagesSent,
     StageUsed,
     StopAt,
     Taken,
@@ -123,18 +123,18 @@ def alone(epoch: int = 1, job: Job = JOB) -> Worker:
 
 
 def run(*workers: Worker, most: int = 100_000) -> None:
-    """Work and carry parcels until nothing can be done."""
+    """Work and carry stage messages until nothing can be done."""
     by_name = {worker.name: worker for worker in workers}
     while most:
         busy = [worker for worker in workers if worker.stage.busy]
         for worker in busy[:1]:
             worker.stage.work()
             most -= 1
-        parcels = [(w.name, p) for w in workers for p in w.take(SendParcel)]
-        for sender, p in parcels:
-            deliver = Deliver(p.epoch, sender, p.work, p.step, p.unit, p.row, p.parcel)
+        messages = [(w.name, p) for w in workers for p in w.take(SendStageMessage)]
+        for sender, p in messages:
+            deliver = Deliver(p.epoch, sender, p.work, p.step, p.unit, p.row, p.message)
             by_name[PeerId(p.to)].stage.deliver(deliver)
-        if not busy and not parcels:
+        if not busy and not messages:
             return
 
 
@@ -229,7 +229,7 @@ def test_stop_now_gives_up_the_batch_that_was_begun() -> None:
         (halted,) = worker.take(Halted)
         assert halted.step == worker.step and not worker.take(PieceTaken) and not worker.stage.busy
     assert step == first.step and abs(first.step - last.step) <= 1
-    for worker in (first, last):  # parcels that were on their way are taken, and mean nothing
+    for worker in (first, last):  # stage messages that were on their way are taken, and mean nothing
         worker.take(Taken)
         worker.stage.deliver(Deliver(1, B, "backward", worker.step, 0, 0, b"late"))
         assert worker.take(Taken) == [Taken(1, B, 1, "")]
@@ -334,17 +334,17 @@ def test_too_few_blocks_are_refused() -> None:
     assert isinstance(refused, c.SnapshotRefused) and "2 to 3" in refused.detail
 
 
-# --- parcels ----------------------------------------------------------------------------------------------------------
+# --- stage messages ---------------------------------------------------------------------------------------------------
 
 
-def test_every_parcel_is_said_to_be_taken_whatever_it_is() -> None:
+def test_every_message_is_said_to_be_taken_whatever_it_is() -> None:
     first, last = pair()
-    while not (sent := first.take(SendParcel)):
+    while not (sent := first.take(SendStageMessage)):
         first.stage.work()
-    good = Deliver(1, A, "forward", 0, 0, 0, sent[0].parcel)
+    good = Deliver(1, A, "forward", 0, 0, 0, sent[0].message)
     wrong = [
-        dataclasses.replace(good, parcel=b"no tensors"),
-        dataclasses.replace(good, parcel=b""),
+        dataclasses.replace(good, message=b"no tensors"),
+        dataclasses.replace(good, message=b""),
         dataclasses.replace(good, sender=PeerId("c" * 16)),
         dataclasses.replace(good, work="backward"),
         dataclasses.replace(good, work="reduce"),
@@ -352,7 +352,7 @@ def test_every_parcel_is_said_to_be_taken_whatever_it_is() -> None:
         dataclasses.replace(good, step=7),
         dataclasses.replace(good, unit=99),
         dataclasses.replace(good, row=3),
-        dataclasses.replace(good, parcel=save({"evil": torch.ones(2)})),
+        dataclasses.replace(good, message=save({"evil": torch.ones(2)})),
     ]
     for deliver in wrong:
         last.stage.deliver(deliver)
@@ -370,31 +370,31 @@ def test_every_parcel_is_said_to_be_taken_whatever_it_is() -> None:
 
 def test_it_waits_while_too_much_waits_at_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it goes on taking what comes, and everything is sent in the end, in order."""
-    monkeypatch.setattr(stage_worker, "PARCELS_AHEAD_BYTES", 1)
+    monkeypatch.setattr(stage_worker, "MESSAGES_AHEAD_BYTES", 1)
     first, last = pair()
     first.stage.work()
-    (sent,) = first.take(SendParcel)
-    held = len(sent.parcel)
-    assert not first.stage.busy, "one parcel is too much already"
+    (sent,) = first.take(SendStageMessage)
+    held = len(sent.message)
+    assert not first.stage.busy, "one stage message is too much already"
     first.stage.work()
-    assert not first.take(SendParcel)
+    assert not first.take(SendStageMessage)
     first.stage.deliver(Deliver(1, B, "backward", 0, 0, 0, b"x"))
     assert len(first.take(Taken)) == 1
-    first.stage.parcels_sent(ParcelsSent(2, held))
+    first.stage.messages_sent(StageMessagesSent(2, held))
     assert not first.stage.busy, "of another epoch"
-    first.stage.parcels_sent(ParcelsSent(1, held))
-    first.stage.parcels_sent(ParcelsSent(1, 0))
-    last.stage.deliver(Deliver(1, A, sent.work, sent.step, sent.unit, sent.row, sent.parcel))
+    first.stage.messages_sent(StageMessagesSent(1, held))
+    first.stage.messages_sent(StageMessagesSent(1, 0))
+    last.stage.deliver(Deliver(1, A, sent.work, sent.step, sent.unit, sent.row, sent.message))
     total = {first.name: held, last.name: 0}
     by_name = {first.name: (first, last), last.name: (last, first)}
     for _ in range(5000):
         for worker, other in by_name.values():
             worker.stage.work()
-            for p in worker.take(SendParcel):
-                total[worker.name] += len(p.parcel)
-                other.stage.deliver(Deliver(1, worker.name, p.work, p.step, p.unit, p.row, p.parcel))
+            for p in worker.take(SendStageMessage):
+                total[worker.name] += len(p.message)
+                other.stage.deliver(Deliver(1, worker.name, p.work, p.step, p.unit, p.row, p.message))
                 assert not worker.stage.busy
-                worker.stage.parcels_sent(ParcelsSent(1, total[worker.name]))
+                worker.stage.messages_sent(StageMessagesSent(1, total[worker.name]))
     assert first.step == last.step == TOTAL
     assert not any(event.error for worker in (first, last) for event in worker.take(Taken)[1:])
 
@@ -414,7 +414,7 @@ def test_snapshots_are_handed_over_as_files_where_there_is_a_folder_for_them(tmp
 
 
 @pytest.mark.parametrize("now", [False, True])
-def test_the_last_parcels_of_a_finished_batch_leave_after_the_stop(now: bool) -> None:
+def test_the_last_messages_of_a_finished_batch_leave_after_the_stop(now: bool) -> None:
     worker = alone()
     until(worker, 3)
     waiting = [StageMessage(B, "norm", step, 0, 0, {"x": torch.ones(1)}) for step in (2, 3)]
@@ -422,7 +422,7 @@ def test_the_last_parcels_of_a_finished_batch_leave_after_the_stop(now: bool) ->
     worker.stage.stop_at(StopAt(2, 3, (), now=now))
     while worker.stage.busy:
         worker.stage.work()
-    assert [parcel.step for parcel in worker.take(SendParcel)] == ([] if now else [2])
+    assert [message.step for message in worker.take(SendStageMessage)] == ([] if now else [2])
     assert worker.step == 3 and worker.take(Halted) == [Halted(2, 3)]
 
 

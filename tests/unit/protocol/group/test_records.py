@@ -161,7 +161,7 @@ def test_the_estimated_size_is_never_too_small(
     full = record(
         1, name=name, waiting_for=waiting_for, counts=tuple(counts), addresses=tuple(addresses), version=big,
         holdings=tuple(held), memory_bytes=big, epoch=big, round=big, step=big, samples=big, bytes_sent=big,
-        plan="f" * 64, job="f" * 16, phase="calibrating", profile="f" * 64, vote="f" * 64,
+        plan="f" * 64, job="f" * 16, phase="fitting", profile="f" * 64, vote="f" * 64,
     )  # fmt: skip
     assert record_bytes(full) >= header_bytes(Records((full,))) - 96
     assert MAX_MESSAGE_BYTES + 96 < 64 * 1024

@@ -15,22 +15,22 @@ from seeds import seeds
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, blob_id, peer_id
-from p2ptrain.protocol.head_fit.head_fit import Calibration
+from p2ptrain.protocol.head_fit.head_fit import HeadFitMachine
 from p2ptrain.protocol.head_fit.run import (
-    CalibrationConfig,
-    CalibrationFinished,
     CombineContributions,
     ComputeContribution,
+    HeadFitConfig,
+    HeadFitFinished,
     PrepareFeatures,
     session_name,
 )
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.simulation.network import Conditions, SimulatedNetwork
 from p2ptrain.wire.messages import (
-    CalibrationCall,
-    CalibrationGradient,
-    CalibrationHead,
-    CalibrationReady,
+    HeadFitCall,
+    HeadFitGradient,
+    HeadFitReady,
+    HeadFitState,
     Message,
     SnapshotRef,
 )
@@ -81,17 +81,17 @@ class Host:
 
     room: Room
     peer: PeerId
-    machine: Calibration
+    machine: HeadFitMachine
     samples: np.ndarray
     prepare_s: float = 0.5
     compute_s: float = 0.01
-    finished: list[CalibrationFinished] = field(default_factory=list)
+    finished: list[HeadFitFinished] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     prepared: int = 0
     dead_trainer: bool = False
 
     def handle(self, sender: PeerId, message: Message, now: float) -> list[object]:
-        assert isinstance(message, CalibrationCall | CalibrationReady | CalibrationGradient | CalibrationHead)
+        assert isinstance(message, HeadFitCall | HeadFitReady | HeadFitGradient | HeadFitState)
         return list(self.machine.received(sender, message, STEPS, now))
 
     def tick(self, now: float) -> list[object]:
@@ -108,7 +108,7 @@ class Room:
         print(f"P2PTRAIN_SEED={seed}")
         self.rng = random.Random(f"{seed}/room")
         self.network = SimulatedNetwork(seed, conditions, on_effect=self._carry_out, through_codec=True)
-        self.config = CalibrationConfig(**config)
+        self.config = HeadFitConfig(**config)
         self.hosts: dict[PeerId, Host] = {}
         self.sent: list[tuple[float, PeerId, Message]] = []
         for number, size in enumerate(sizes):
@@ -117,7 +117,7 @@ class Room:
 
     def add(self, peer: PeerId, size: int) -> Host:
         samples = np.array([[self.rng.gauss(peer_mean, 1) for peer_mean in (size, 1, -2)] for _ in range(size)])
-        machine = Calibration(peer, self.config)
+        machine = HeadFitMachine(peer, self.config)
         host = Host(self, peer, machine, samples.reshape(size, DIMENSIONS))
         self.hosts[peer] = host
         self.network.add(peer, host)
@@ -147,7 +147,7 @@ class Room:
         return {host.finished[-1].state for host in self.hosts.values() if host.finished}
 
     def late(self) -> list[str]:
-        return [note.kind for host in self.hosts.values() for note in host.notes if note.kind == "calibration-late"]
+        return [note.kind for host in self.hosts.values() for note in host.notes if note.kind == "head-fit-late"]
 
     def pooled(self) -> np.ndarray:
         return pooled(host.samples for host in self.hosts.values() if len(host.samples))
@@ -165,7 +165,7 @@ class Room:
             return
         if isinstance(effect, Note):
             host.notes.append(effect)
-        elif isinstance(effect, CalibrationFinished):
+        elif isinstance(effect, HeadFitFinished):
             host.finished.append(effect)
         elif not host.dead_trainer:
             wait = host.prepare_s if isinstance(effect, PrepareFeatures) else host.compute_s
@@ -243,14 +243,14 @@ def test_a_lead_without_features_hands_over() -> None:
 
 def test_who_resigned_under_an_earlier_lead_is_not_waited_for() -> None:
     """It may take somebody else for the lead, and answer this one no more."""
-    machine = Calibration(PEERS[3])
+    machine = HeadFitMachine(PEERS[3])
     machine.members_changed(PEERS[:4], 0.0)
-    call = CalibrationCall(1, holdings())
+    call = HeadFitCall(1, holdings())
     session = session_name(1, holdings())
     machine.received(PEERS[0], call, STEPS, 0.0)
     machine.features_ready(session, 5, 0.1)
     for number in (2, 0, 1):
-        effects = machine.received(PEERS[number], CalibrationReady(session, 0), STEPS, 0.2)
+        effects = machine.received(PEERS[number], HeadFitReady(session, 0), STEPS, 0.2)
     assert machine.lead == PEERS[3]
     assert any(isinstance(effect, ComputeContribution) for effect in effects)
 
@@ -279,7 +279,7 @@ def test_a_bad_network(seed: int) -> None:
     assert all(host.prepared == 1 for host in room.hosts.values())
 
 
-@pytest.mark.parametrize("kind", [CalibrationCall, CalibrationReady, CalibrationGradient, CalibrationHead])
+@pytest.mark.parametrize("kind", [HeadFitCall, HeadFitReady, HeadFitGradient, HeadFitState])
 @pytest.mark.parametrize("which", [0, 1, 3, 9])
 def test_any_message_lost_once(kind: type[Message], which: int) -> None:
     """The ``which``-th message of each kind never arrives (on TCP: a link that broke while it was under way)."""
@@ -497,15 +497,15 @@ sessions = st.sampled_from([session_name(1, holdings()), session_name(2, holding
 counts = st.integers(0, 2**63 - 1) | st.integers(0, STEPS + 1)
 data = st.binary(max_size=24)
 calls = st.builds(
-    CalibrationCall,
+    HeadFitCall,
     st.integers(0, 3),
     st.sampled_from([holdings(), holdings(2), holdings()[:1], holdings() + holdings()[:1], holdings(salt="x")]),
 )
 messages = (
     calls
-    | st.builds(CalibrationReady, sessions, counts)
-    | st.builds(CalibrationGradient, sessions, counts, counts, data)
-    | st.builds(CalibrationHead, sessions, counts, data)
+    | st.builds(HeadFitReady, sessions, counts)
+    | st.builds(HeadFitGradient, sessions, counts, counts, data)
+    | st.builds(HeadFitState, sessions, counts, data)
 )
 events = st.sampled_from(["call", "features", "contribution", "state", "members", "stop", "trainer-lost"])
 
@@ -517,7 +517,7 @@ events = st.sampled_from(["call", "features", "contribution", "state", "members"
 )
 def test_any_message_in_any_order(own: PeerId, steps: list[tuple[float, PeerId, Message | str]]) -> None:
     """``RemoteError`` or nothing; no endless ticks; finished at most once a session."""
-    machine = Calibration(own)
+    machine = HeadFitMachine(own)
     machine.members_changed(PEERS[:4], 0.0)
     now = 0.0
     finished: list[str] = []
@@ -526,7 +526,7 @@ def test_any_message_in_any_order(own: PeerId, steps: list[tuple[float, PeerId, 
     def note(effects: Iterable[object]) -> None:
         for effect in effects:
             assert not (isinstance(effect, Send) and effect.to == own)
-            if isinstance(effect, CalibrationFinished):
+            if isinstance(effect, HeadFitFinished):
                 finished.append(session_name(1, effect.holdings) + str(effect.holdings))
             elif not isinstance(effect, Send | Note):
                 asked.append(effect)
@@ -569,7 +569,7 @@ def test_any_message_in_any_order(own: PeerId, steps: list[tuple[float, PeerId, 
 
 
 def test_a_flood_does_not_fill_the_memory() -> None:
-    machine = Calibration(PEERS[0])
+    machine = HeadFitMachine(PEERS[0])
     machine.members_changed(PEERS[:4], 0.0)
     machine.call(1, holdings(), STEPS, PEERS[:4], 0.0)
     machine.features_ready(machine.session, 5, 0.0)
@@ -577,12 +577,12 @@ def test_a_flood_does_not_fill_the_memory() -> None:
     for number in range(4000):
         stranger = peer_id(b"%040d" % (1000 + number))
         session = machine.session
-        machine.received(stranger, CalibrationReady(session, 5), STEPS, 0.1)
-        machine.received(stranger, CalibrationGradient(session, 0, 5, bytes(100)), STEPS, 0.1)
+        machine.received(stranger, HeadFitReady(session, 5), STEPS, 0.1)
+        machine.received(stranger, HeadFitGradient(session, 0, 5, bytes(100)), STEPS, 0.1)
         over = (SnapshotRef(0, PEERS[1], 1, 1, 1, 1, BlobId(f"{number:064x}"), 1),)
         if number % 2:
-            machine.received(PEERS[1], CalibrationCall(1, over), STEPS, 0.1)
-            machine.received(PEERS[1], CalibrationHead(session_name(1, over), STEPS, b"x"), STEPS, 0.1)
+            machine.received(PEERS[1], HeadFitCall(1, over), STEPS, 0.1)
+            machine.received(PEERS[1], HeadFitState(session_name(1, over), STEPS, b"x"), STEPS, 0.1)
         if number % 1000 == 999:
             sizes.append(len(pickle.dumps(machine)))
     assert sizes[-1] < 1.3 * sizes[0], sizes
@@ -590,27 +590,27 @@ def test_a_flood_does_not_fill_the_memory() -> None:
 
 
 def test_a_state_of_an_unknown_session_is_nothing() -> None:
-    machine = Calibration(PEERS[1])
-    assert machine.received(PEERS[0], CalibrationHead("0" * 16, 3, b"state"), STEPS, 0.0) == []
+    machine = HeadFitMachine(PEERS[1])
+    assert machine.received(PEERS[0], HeadFitState("0" * 16, 3, b"state"), STEPS, 0.0) == []
     machine.call(1, holdings(), STEPS, PEERS[:3], 0.0)
-    assert machine.received(PEERS[0], CalibrationHead("0" * 16, 3, b"state"), STEPS, 0.0) == []
+    assert machine.received(PEERS[0], HeadFitState("0" * 16, 3, b"state"), STEPS, 0.0) == []
     assert machine.step == 0
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        CalibrationCall(1, holdings() + holdings()[:1]),
-        CalibrationReady(session_name(1, holdings()), 2**62),
-        CalibrationGradient(session_name(1, holdings()), 0, 0, b"x"),
-        CalibrationGradient(session_name(1, holdings()), STEPS, 5, b"x"),
-        CalibrationHead(session_name(1, holdings()), STEPS + 1, b"x"),
-        CalibrationHead(session_name(1, holdings()), 0, b"x"),
-        CalibrationHead(session_name(1, holdings()), 2, b""),
+        HeadFitCall(1, holdings() + holdings()[:1]),
+        HeadFitReady(session_name(1, holdings()), 2**62),
+        HeadFitGradient(session_name(1, holdings()), 0, 0, b"x"),
+        HeadFitGradient(session_name(1, holdings()), STEPS, 5, b"x"),
+        HeadFitState(session_name(1, holdings()), STEPS + 1, b"x"),
+        HeadFitState(session_name(1, holdings()), 0, b"x"),
+        HeadFitState(session_name(1, holdings()), 2, b""),
     ],
 )
-def test_what_no_honest_peer_sends(message: CalibrationCall) -> None:
-    machine = Calibration(PEERS[0])
+def test_what_no_honest_peer_sends(message: HeadFitCall) -> None:
+    machine = HeadFitMachine(PEERS[0])
     machine.call(1, holdings(), STEPS, PEERS[:3], 0.0)
     with pytest.raises(RemoteError):
         machine.received(PEERS[1], message, STEPS, 0.0)

@@ -1,4 +1,4 @@
-"""Streams of parcels over a bad network in virtual time: in order, once, bounded, and as fast as the link."""
+"""Streams of stage messages over a bad network in virtual time: in order, once, bounded, and as fast as the link."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from p2ptrain.wire.messages import StreamAck, StreamData
 
 A, B, C = PeerId("a" * 16), PeerId("b" * 16), PeerId("c" * 16)
 PLAN = "5" * 64
-SMALL = StreamConfig(window_bytes=100, window_parcels=8, max_queued_bytes=2000)
+SMALL = StreamConfig(window_bytes=100, window_messages=8, max_queued_bytes=2000)
 Fate = tuple[float, ...]
 """Delays of a message's copies: none = lost, two = doubled."""
 
@@ -36,7 +36,7 @@ def push(streams: Streams, to: PeerId, number: int, now: float = 0.0, size: int 
     return streams.push(to, "forward", number, 0, 0, bytes(size), now)
 
 
-def parcels(effects: Iterable[object]) -> list[StreamData]:
+def stream_data(effects: Iterable[object]) -> list[StreamData]:
     return [e.message for e in effects if isinstance(e, Send) and isinstance(e.message, StreamData)]
 
 
@@ -45,7 +45,7 @@ def acks(effects: Iterable[object]) -> list[StreamAck]:
 
 
 class Pair:
-    """A sends to B over a network that ``fate`` decides on; B's trainer takes each parcel after ``think_s``."""
+    """A sends to B over a network that ``fate`` decides on; B's trainer takes each stage message after ``think_s``."""
 
     def __init__(self, config: StreamConfig, fate: Callable[[object], Fate], think_s: float = 0.0) -> None:
         self.ends = {A: machine(config), B: machine(config)}
@@ -180,26 +180,26 @@ def test_a_bad_link_for_ever(seed: int) -> None:
 # --- the window and its speed --------------------------------------------------------------------------------------
 
 
-def test_the_window_lets_through_what_fits_and_a_single_larger_parcel() -> None:
+def test_the_window_lets_through_what_fits_and_a_single_larger_message() -> None:
     sender, receiver = machine(), machine()
-    assert [p.sequence for n in range(4) for p in parcels(push(sender, B, n, size=40))] == [0, 1]
+    assert [p.sequence for n in range(4) for p in stream_data(push(sender, B, n, size=40))] == [0, 1]
     assert (sender.queued_bytes, sender.waiting()) == (80, (StreamWait(B, 0.0, 160),))
     receiver.received(A, StreamData(3, 0, "forward", 0, 0, 0, bytes(40), PLAN, 1), 0.1)
     receiver.received(A, StreamData(3, 1, "forward", 1, 0, 0, bytes(40), PLAN, 2), 0.1)
     receiver.taken(A, 1, 0.1)
     (ack,) = acks(receiver.tick(0.2))
     assert ack == StreamAck(3, 1, PLAN, arrived=2, sending=2)
-    assert [p.sequence for p in parcels(sender.received(B, ack, 0.3))] == [2]
+    assert [p.sequence for p in stream_data(sender.received(B, ack, 0.3))] == [2]
     assert sender.waiting() == (StreamWait(B, 0.3, 120),)
 
     alone = machine()
-    assert len(parcels(push(alone, B, 0, size=5000))) == 1
-    assert parcels(push(alone, B, 1, size=1)) == []
+    assert len(stream_data(push(alone, B, 0, size=5000))) == 1
+    assert stream_data(push(alone, B, 1, size=1)) == []
 
 
-def test_no_more_parcels_are_out_than_the_window_counts() -> None:
+def test_no_more_messages_are_out_than_the_window_counts() -> None:
     sender = machine()
-    assert sum(len(parcels(push(sender, B, n, size=1))) for n in range(50)) == SMALL.window_parcels
+    assert sum(len(stream_data(push(sender, B, n, size=1))) for n in range(50)) == SMALL.window_messages
 
 
 def test_the_window_keeps_the_pipe_full() -> None:
@@ -228,7 +228,7 @@ def test_where_the_round_trip_is_long_each_one_brings_a_window() -> None:
 
 
 def test_acks_are_few() -> None:
-    """Small parcels, taken at once: one ack for eight; at leisure: one in 20 ms."""
+    """Small stage messages, taken at once: one ack for eight; at leisure: one in 20 ms."""
     pair = over_line(StreamConfig(), rate=1e8, latency_s=0.0005)
     pair.push(range(800), 1000)
     pair.run(10.0, pair.done)
@@ -245,13 +245,13 @@ def test_acks_are_few() -> None:
 # --- loss, stalls and slow links -----------------------------------------------------------------------------------
 
 
-def test_an_ack_shows_a_gap_and_only_the_missing_parcel_is_sent_again() -> None:
+def test_an_ack_shows_a_gap_and_only_the_missing_message_is_sent_again() -> None:
     sender, receiver = machine(), machine()
-    sent = [p for n in range(5) for p in parcels(push(sender, B, n))]
-    assert all(receiver.received(A, parcel, 0.01) == [] for parcel in sent[1:])
+    sent = [p for n in range(5) for p in stream_data(push(sender, B, n))]
+    assert all(receiver.received(A, message, 0.01) == [] for message in sent[1:])
     (ack,) = acks(receiver.tick(0.04))
     assert (ack.sequence, ack.arrived, ack.sending) == (0, 0, 5)
-    again = parcels(sender.received(B, ack, 0.05))
+    again = stream_data(sender.received(B, ack, 0.05))
     assert [(p.sequence, p.sending) for p in again] == [(0, 6)]
     assert sender.received(B, ack, 0.06) == []  # the ack twice
     delivered = receiver.received(A, again[0], 0.07)
@@ -279,7 +279,7 @@ def test_a_trainer_that_stands_still_costs_its_sender_nothing() -> None:
     assert pair.ends[A].waiting() == (StreamWait(B, 0.0, 20 << 20),)
 
 
-def test_a_process_that_stands_still_is_sent_one_parcel_now_and_then() -> None:
+def test_a_process_that_stands_still_is_sent_one_message_now_and_then() -> None:
     pair = over_line(StreamConfig(), rate=12.5e6, latency_s=0.01)
     pair.asleep[B] = 600.0
     pair.push(range(40), 1 << 20)
@@ -314,11 +314,11 @@ def test_a_lost_credit_is_repeated_until_more_comes() -> None:
     assert pair.got == list(range(20)) and pair.done()
 
 
-def test_a_new_link_brings_the_oldest_parcel_and_the_last_ack_at_once() -> None:
+def test_a_new_link_brings_the_oldest_message_and_the_last_ack_at_once() -> None:
     sender, receiver = machine(), machine()
-    (lost,) = parcels(push(sender, B, 0))
+    (lost,) = stream_data(push(sender, B, 0))
     assert sender.next_deadline() == SMALL.first_timeout_s
-    (again,) = parcels(sender.reconnected(B, 0.5))
+    (again,) = stream_data(sender.reconnected(B, 0.5))
     assert (again.sequence, again.sending) == (0, lost.sending + 1)
     assert receiver.reconnected(A, 0.5) == []  # nothing came yet
     receiver.received(A, again, 0.6)
@@ -331,7 +331,7 @@ def test_a_resend_is_noted() -> None:
     push(sender, B, 7)
     send, note = sender.tick(sender.next_deadline())
     assert isinstance(send, Send)
-    assert note == Note("parcel-sent-again", (("peer", B), ("parcel", 0), ("timeouts", 1)))
+    assert note == Note("stage-message-sent-again", (("peer", B), ("stage_message", 0), ("timeouts", 1)))
 
 
 # --- plans ---------------------------------------------------------------------------------------------------------
@@ -339,11 +339,11 @@ def test_a_resend_is_noted() -> None:
 
 def test_a_new_plan_starts_from_nothing() -> None:
     sender, receiver = machine(), machine()
-    old = [p for n in range(12) for p in parcels(push(sender, B, n, size=20))]
+    old = [p for n in range(12) for p in stream_data(push(sender, B, n, size=20))]
     receiver.received(A, old[0], 0.1)
     assert sender.reset(4, (A, C), 1.0, PLAN) == [Send(A, StreamAck(4, 0, PLAN)), Send(C, StreamAck(4, 0, PLAN))]
     assert (sender.epoch, sender.waiting(), sender.queued_bytes) == (4, (), 0)
-    (first,) = parcels(push(sender, C, 99))
+    (first,) = stream_data(push(sender, C, 99))
     assert (first.epoch, first.sequence, first.sending) == (4, 0, 1)
     assert acks(receiver.reset(4, (A,), 1.0, PLAN)) == [StreamAck(4, 0, PLAN)]
     assert receiver.received(A, old[1], 1.1) == []
@@ -355,7 +355,7 @@ def test_a_new_plan_starts_from_nothing() -> None:
 def test_who_is_ahead_still_sends_what_others_need_to_get_there() -> None:
     """The window let five of twelve through before the plan changed; the sixth was lost."""
     sender, receiver = machine(), machine()
-    sent = [p for n in range(12) for p in parcels(push(sender, B, n, size=20))]
+    sent = [p for n in range(12) for p in stream_data(push(sender, B, n, size=20))]
     sender.reset(4, (A, B), 1.0, "6" * 64)
     got: list[int] = []
     now, lost = 1.0, {5}
@@ -365,8 +365,8 @@ def test_who_is_ahead_still_sends_what_others_need_to_get_there() -> None:
         lost -= {p.sequence for p in sent}
         got += [e.step for e in delivered if isinstance(e, Delivered)]
         answers = acks(receiver.taken(A, len(delivered), now)) + acks(receiver.tick(now + 0.1))
-        sent = [p for ack in answers for p in parcels(sender.received(B, ack, now + 0.1))]
-        sent += parcels(sender.tick(now + 0.1)) if not sent and len(got) < 12 else []
+        sent = [p for ack in answers for p in stream_data(sender.received(B, ack, now + 0.1))]
+        sent += stream_data(sender.tick(now + 0.1)) if not sent and len(got) < 12 else []
         now += 0.1 if sent else 1.0
     assert got == list(range(12)), got
     assert sender.waiting() == ()
@@ -384,24 +384,24 @@ def test_nothing_of_the_plan_before_is_sent_to_who_has_left_it_or_for_ever() -> 
             assert not [e for now in range(2, 61) for e in sender.tick(float(now))]
             assert sender.tick(1.0 + SMALL.finish_s) == []
         else:
-            sent = [p for now in range(2, 61) for p in parcels(sender.tick(float(now)))]
+            sent = [p for now in range(2, 61) for p in stream_data(sender.tick(float(now)))]
             assert {p.sequence for p in sent} == {0} and len(sent) < 8
-            assert sender.tick(1.0 + SMALL.finish_s) == [Note("parcels-dropped", (("epoch", 3), ("bytes", 240)))]
+            assert sender.tick(1.0 + SMALL.finish_s) == [Note("stage-messages-dropped", (("epoch", 3), ("bytes", 240)))]
         assert sender.next_deadline() == NEVER
         assert sender.received(B, StreamAck(3, 1, PLAN, 1, 1), 70.0) == []
 
 
 def test_what_went_past_a_receiver_that_began_late_comes_again_at_once() -> None:
     sender, receiver = machine(), Streams(SMALL)
-    early = [p for n in range(3) for p in parcels(push(sender, B, n))]
-    assert [receiver.received(A, parcel, 0.0) for parcel in early] == [[], [], []]
+    early = [p for n in range(3) for p in stream_data(push(sender, B, n))]
+    assert [receiver.received(A, message, 0.0) for message in early] == [[], [], []]
     (opening,) = acks(receiver.reset(3, (A,), 0.5, PLAN))
-    again = parcels(sender.received(B, opening, 0.6))
+    again = stream_data(sender.received(B, opening, 0.6))
     assert [p.sequence for p in again] == [0, 1, 2] and [p.sending for p in again] == [4, 5, 6]
     assert [e.step for p in again for e in receiver.received(A, p, 0.7) if isinstance(e, Delivered)] == [0, 1, 2]
     taken = StreamAck(3, 1, PLAN, 3, 6)
-    assert parcels(sender.received(B, taken, 0.8)) == []
-    assert parcels(sender.received(B, opening, 0.9)) == [], "late: it has taken something since"
+    assert stream_data(sender.received(B, taken, 0.8)) == []
+    assert stream_data(sender.received(B, opening, 0.9)) == [], "late: it has taken something since"
 
 
 def test_other_epochs_and_rival_plans_are_ignored_and_strangers_are_not() -> None:
@@ -506,4 +506,4 @@ def test_any_message_at_any_time(steps: list[tuple[float, StreamData | StreamAck
             assert error.reason == "stream-window"
         stream = streams._incoming[A]
         assert stream.held_bytes <= 2 * SMALL.window_bytes
-        assert len(stream.early) + len(stream.untaken) <= 2 * SMALL.window_parcels
+        assert len(stream.early) + len(stream.untaken) <= 2 * SMALL.window_messages

@@ -18,7 +18,7 @@ from p2ptrain.modes.pipeline.stage.slowdown import (
 from p2ptrain.protocol.machine import NEVER
 
 
-def test_work_for_parcels_is_no_slowdown_whether_or_not_it_held_the_trainer_up() -> None:
+def test_work_for_messages_is_no_slowdown_whether_or_not_it_held_the_trainer_up() -> None:
     assert slowdown_of(1.0, 1.0, 3.0, 1) == slowdown_of(2.5, 1.0, 3.0, 1) == slowdown_of(4.0, 1.0, 3.0, 1) == 1.0
     assert slowdown_of(8.0, 1.0, 3.0, 1) == slowdown_of(8.0, 1.0, 3.0, 0.1) == 2.0
     assert slowdown_of(0.0, 0.0, 0.0, 1) == 1.0

@@ -35,7 +35,7 @@ NAMES = tuple(f"peer{number:012d}" for number in range(3))
 
 
 def job(mode: str = "tasks", **tasks: Any) -> Job:
-    return Job(mode=mode, data=DATA, model=ModelConfig("lenet"), tables=(TasksConfig(calibration_steps=20, **tasks),))  # type: ignore[arg-type]
+    return Job(mode=mode, data=DATA, model=ModelConfig("lenet"), tables=(TasksConfig(head_fit_steps=20, **tasks),))  # type: ignore[arg-type]
 
 
 def plan_of(work: Job, have: Sequence[Sequence[int]] = HAVE) -> Plan:
@@ -88,7 +88,7 @@ class Group:
 
     def run(self) -> dict[str, Tensor]:
         """The last state."""
-        steps = (1 + tasks_of(self.job).calibration_steps if self.plan.body.calibrate else 0) + 1
+        steps = (1 + tasks_of(self.job).head_fit_steps if self.plan.body.fit_head else 0) + 1
         state: dict[str, Tensor] = {}
         for step in range(steps):
             state = self.peers[0].combine(step, state, [peer.contribute(step, state) for peer in self.peers])
@@ -103,7 +103,7 @@ class Group:
 def test_the_counts_are_those_of_the_assembled_model() -> None:
     """What the group says of itself is what anybody finds who runs the harvested model over those samples."""
     group = Group(job())
-    assert group.plan.body.calibrate and group.plan.mode == "tasks" and len(group.plan.parts) == 2
+    assert group.plan.body.fit_head and group.plan.mode == "tasks" and len(group.plan.parts) == 2
     state = group.run()
     whole = group.parts.with_head(
         group.parts.assemble({part: [(1.0, own)] for part, own in group.states.items()}), plain_head(state)
@@ -145,12 +145,12 @@ def test_a_part_alone_is_its_sub_model() -> None:
 
 
 def test_counts_of_two_are_those_of_one_with_all_samples() -> None:
-    group, together = Group(job(calibrate="always")), Group(job(calibrate="always"), [(40, 40, 20, 20), (0, 0, 0, 0)])
+    group, together = Group(job(fit_head="always")), Group(job(fit_head="always"), [(40, 40, 20, 20), (0, 0, 0, 0)])
     assert group.run()[candidates.TOTAL].tolist() == together.run()[candidates.TOTAL].tolist()
 
 
 def test_copies_of_a_part_are_averaged_by_weight() -> None:
-    work = job("replicas", calibrate="always")
+    work = job("replicas", fit_head="always")
     plan = plan_of(work, [(9, 9, 9, 9)] * 2)
     parts = Parts(work, plan)
     copies = [states(parts, seed)[0] for seed in (1, 2, 3)]
@@ -194,7 +194,7 @@ def test_an_answer_that_is_no_number_is_wrong() -> None:
 
 def test_where_nothing_is_fitted_the_group_only_looks() -> None:
     group = Group(job(), [(9, 9, 9, 9), (9, 9, 9, 9)])
-    assert not group.plan.body.calibrate and group.peers[0].kind(0) == "validation"
+    assert not group.plan.body.fit_head and group.peers[0].kind(0) == "validation"
     found = group.verdict()
     assert found.samples == 72 and candidates.FITTED not in found.correct
     assert set(found.order) == {candidates.JOINED, candidates.alone(0), candidates.alone(1)}

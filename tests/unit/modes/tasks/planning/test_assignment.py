@@ -290,7 +290,7 @@ def test_disjoint_data_decide() -> None:
     plan = first_plan(job(6, num_groups=2), peers, name(0))
     assert [part.classes for part in plan.parts] == [(0, 1), (2, 3, 4), (5,)]
     assert trainers(plan) == [[0], [1], [2]]
-    assert (plan.body.disjoint, plan.body.targets, plan.body.combine, plan.body.calibrate) == (True, "own", "own", True)
+    assert (plan.body.disjoint, plan.body.targets, plan.body.combine, plan.body.fit_head) == (True, "own", "own", True)
     assert any("num_groups" in line for line in notes(job(6, num_groups=2), plan))
 
 
@@ -315,7 +315,7 @@ def test_classes_nobody_has_wait_for_a_peer_that_has_them() -> None:
 
 def test_mixed_data_are_not_disjoint() -> None:
     plan = first_plan(job(4), [peer(0, [9, 9, 9, 0]), peer(1, [0, 0, 9, 9])], name(0))
-    assert (plan.body.disjoint, plan.body.targets, plan.body.combine, plan.body.calibrate) == (
+    assert (plan.body.disjoint, plan.body.targets, plan.body.combine, plan.body.fit_head) == (
         False,
         "all",
         "own",
@@ -326,7 +326,7 @@ def test_mixed_data_are_not_disjoint() -> None:
 @pytest.mark.parametrize(
     ("asked", "given"),
     [
-        ({"calibrate": "never"}, ("own", "own", False)),
+        ({"fit_head": "never"}, ("own", "own", False)),
         ({"targets": "rest"}, ("rest", "own", True)),
         ({"targets": "all"}, ("all", "own", True)),
         ({"combine": "sum"}, ("all", "sum", True)),
@@ -334,20 +334,20 @@ def test_mixed_data_are_not_disjoint() -> None:
 )
 def test_the_job_has_the_last_word_on_disjoint_data(asked: dict[str, str], given: tuple[str, str, bool]) -> None:
     plan = first_plan(job(4, **asked), [peer(0, [9, 9, 0, 0]), peer(1, [0, 0, 9, 9])], name(0))
-    assert (plan.body.targets, plan.body.combine, plan.body.calibrate) == given
+    assert (plan.body.targets, plan.body.combine, plan.body.fit_head) == given
 
 
 @pytest.mark.parametrize(
     ("asked", "given"),
     [
-        ({"calibrate": "always"}, ("all", "sum", True)),
+        ({"fit_head": "always"}, ("all", "sum", True)),
         ({"targets": "rest"}, ("rest", "own", False)),
         ({"combine": "own"}, ("all", "own", False)),
     ],
 )
 def test_the_job_has_the_last_word_on_mixed_data(asked: dict[str, str], given: tuple[str, str, bool]) -> None:
     plan = first_plan(job(4, **asked), even(2, 4), name(0))
-    assert (plan.body.targets, plan.body.combine, plan.body.calibrate) == given
+    assert (plan.body.targets, plan.body.combine, plan.body.fit_head) == given
 
 
 def test_replicas_are_one_part_that_all_train() -> None:

@@ -46,7 +46,7 @@ def test_two_laptops_one_of_which_has_cats_and_dogs_only() -> None:
     plan = first_plan(job(), [peer(0, [400] * 5), peer(1, [400, 400, 0, 0, 0])], name(0))
     assert classes_of(plan, 1) <= {CAT, DOG} and classes_of(plan, 1)
     assert classes_of(plan, 0) >= {FROG, HORSE, SHIP}
-    assert (plan.body.targets, plan.body.combine, plan.body.calibrate) == ("all", "own", True)
+    assert (plan.body.targets, plan.body.combine, plan.body.fit_head) == ("all", "own", True)
 
 
 def test_widths_follow_what_a_group_knows_not_how_few_samples_it_has() -> None:
@@ -64,14 +64,14 @@ def test_three_whose_classes_overlap() -> None:
     plan = first_plan(job(), [peer(i, counts) for i, counts in enumerate(have)], name(0))
     for i, counts in enumerate(have):
         assert classes_of(plan, i) and all(counts[c] for c in classes_of(plan, i))
-    assert not plan.body.disjoint and plan.body.calibrate
+    assert not plan.body.disjoint and plan.body.fit_head
 
 
 def test_one_sample_of_a_class_is_not_enough() -> None:
     plan = first_plan(job(), [peer(0, [400, 400, 0, 0, 1]), peer(1, [0, 0, 400, 400, 400])], name(0))
     assert SHIP in classes_of(plan, 1)
     few = first_plan(job(), [peer(0, [400, 400, 400, 0, 1]), peer(1, [0, 0, 400, 400, 400])], name(0))
-    assert SHIP in classes_of(few, 1) and few.body.calibrate
+    assert SHIP in classes_of(few, 1) and few.body.fit_head
 
 
 def test_peers_that_hold_the_same_share_a_part_and_speed_parts_them_only_then() -> None:
@@ -94,7 +94,7 @@ def test_a_class_that_nobody_has_is_warned_of_by_name_and_waits() -> None:
     (warning,) = (line for line in notes(job(), plan) if "NOBODY" in line)
     assert "ship" in warning and "bring a peer" in warning
     replicas = first_plan(job("replicas"), [peer(0, [50, 50, 50, 0, 0]), peer(1, [0, 50, 50, 50, 0])], name(0))
-    assert any("NOBODY" in line for line in notes(job("replicas"), replicas)) and replicas.body.calibrate
+    assert any("NOBODY" in line for line in notes(job("replicas"), replicas)) and replicas.body.fit_head
 
 
 def test_a_class_with_hardly_any_samples_is_warned_of_with_the_number() -> None:
@@ -123,12 +123,12 @@ def test_who_has_none_of_a_part_s_other_classes_does_not_take_it_over() -> None:
 def test_a_late_peer_that_lacks_a_class_makes_the_group_fit_the_last_layer() -> None:
     peers = [peer(0, [90] * 5), peer(1, [90] * 5)]
     plan = first_plan(job(), peers, name(0))
-    assert not plan.body.calibrate and plan.body.combine == "sum"
+    assert not plan.body.fit_head and plan.body.combine == "sum"
     after = next_plan(job(), plan, [*peers, peer(2, [90, 90, 90, 90, 0])], name(0))
-    assert after is not None and after.body.calibrate
+    assert after is not None and after.body.fit_head
     assert recomputes(job(), after, plan) and recomputes(job(), after, None)
-    never = first_plan(job(calibrate="never"), [*peers, peer(2, [90, 0, 0, 0, 0])], name(0))
-    assert not never.body.calibrate
+    never = first_plan(job(fit_head="never"), [*peers, peer(2, [90, 0, 0, 0, 0])], name(0))
+    assert not never.body.fit_head
 
 
 # --- mode auto --------------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_the_group_chooses(counts: list[list[int]], groups: int, mode: str, why:
 def test_a_narrow_model_is_divided_into_as_many_as_it_can_be() -> None:
     peers = [peer(i, [9 if c == i else 0 for c in range(5)], max_groups=3) for i in range(5)]
     plan = first_plan(job("auto"), peers, name(0))
-    assert len(plan.parts) == 3 and not plan.body.disjoint and plan.body.calibrate
+    assert len(plan.parts) == 3 and not plan.body.disjoint and plan.body.fit_head
     assert set(plan.trainers()) == {p.peer for p in peers}
     assert sorted(c for part in plan.parts for c in part.classes) == list(range(5))
 
@@ -181,7 +181,7 @@ def test_classes_go_where_their_samples_are(counts: list[list[int]], num_groups:
     assert read_plan(plan.to_json()) == plan and recomputes(work, plan, None)
     assert next_plan(work, plan, peers, name(0)) is None
     held = held_classes(plan.peers, 5)
-    assert plan.body.calibrate == lacking(plan.peers, 5)
+    assert plan.body.fit_head == lacking(plan.peers, 5)
     known = {c for each in held.values() for c in each}
     for part in plan.parts:
         if not part.trainers:

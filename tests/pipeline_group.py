@@ -1,4 +1,4 @@
-"""A pipeline in one process: every peer a ``StageTraining``, every parcel through bytes, in seeded random order."""
+"""A pipeline in one process: every peer a ``StageTraining``, every stage message through bytes, in seeded order."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Group:
         }
         self.rng = random.Random(order)
         self.pending: list[tuple[str, StageMessage]] = []
-        """(sender, parcel) on their way, in no order."""
+        """(sender, stage message) on their way, in no order."""
         self.num_sent = 0
         self.most_held = dict.fromkeys(self.peers, 0)
 
@@ -140,11 +140,11 @@ class Group:
                 self.advance(self.rng.choice(ready))
 
     def advance(self, name: str) -> list[StageMessage]:
-        parcels = self.peers[name].advance()
-        self.pending += [(name, parcel) for parcel in parcels]
-        self.num_sent += len(parcels)
+        messages = self.peers[name].advance()
+        self.pending += [(name, message) for message in messages]
+        self.num_sent += len(messages)
         self.most_held[name] = max(self.most_held[name], self.peers[name].num_held)
-        return parcels
+        return messages
 
     def advance_all(self) -> None:
         """Until everyone waits for something to come."""
@@ -152,10 +152,12 @@ class Group:
             self.advance(ready[0])
 
     def deliver(self, sent: tuple[str, StageMessage]) -> None:
-        sender, parcel = sent
-        assert all(t.is_contiguous() and not t.requires_grad for t in parcel.tensors.values())
-        arrived = StageMessage(sender, parcel.work, parcel.step, parcel.unit, parcel.row, load(save(parcel.tensors)))
-        self.peers[parcel.peer].receive(arrived)
+        sender, message = sent
+        assert all(t.is_contiguous() and not t.requires_grad for t in message.tensors.values())
+        arrived = StageMessage(
+            sender, message.work, message.step, message.unit, message.row, load(save(message.tensors))
+        )
+        self.peers[message.peer].receive(arrived)
 
     def state(self) -> dict[str, Tensor]:
         """The whole model's; copies of a stage must be equal to the bit."""

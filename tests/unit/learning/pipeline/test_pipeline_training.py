@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from slice_group import ADAMW, CONFIG, SEED, Group, builder, cuts, pipeline, same
+from pipeline_group import ADAMW, CONFIG, SEED, Group, builder, cuts, pipeline, same
 from torch import nn
 
 from p2ptrain.config import TrainingConfig

@@ -1,4 +1,4 @@
-"""What passing parcels on costs the devices themselves: it is in what a plan promises, and in which plan is chosen."""
+"""What passing stage messages on costs the devices: it is in what a plan promises, and in which plan is chosen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from p2ptrain.modes.pipeline.planner import first_plan, follows
 from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.pipeline.baselines import best_single_peer
 from p2ptrain.planning.pipeline.cost import steps_of
-from p2ptrain.planning.pipeline.fleet import BYTE_FLOPS, PARCEL_FLOPS, Fleet
+from p2ptrain.planning.pipeline.fleet import BYTE_FLOPS, MESSAGE_FLOPS, Fleet
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 
 DATA = DataConfig(classes=("a", "b"), input_shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -59,7 +59,7 @@ def stage(start: int, stop: int, peers: tuple[MeasuredPeer, ...], samples: tuple
 
 @pytest.mark.parametrize(("flops", "num_stages"), [(10**6, 1), (10**9, 2)])
 def test_a_helper_is_of_use_where_the_model_is_worth_it(flops: int, num_stages: int) -> None:
-    """The small model takes 0.29 s a batch alone: less than its parcels would."""
+    """The small model takes 0.29 s a batch alone: less than its stage messages would."""
     helper = peer(1, counts=())
     plan = first_plan(JOB, model(flops), [peer(0), helper], names(peer(0))[0])  # type: ignore[arg-type]
     assert isinstance(plan.body, PipelineBody) and len(plan.body.pipeline.stages) == num_stages
@@ -74,29 +74,29 @@ def test_every_stage_works_for_what_it_takes_in_and_hands_on() -> None:
     stages = (stage(0, 2, (a,), (4,)), stage(2, 4, (b, c), (3, 1)), stage(4, 6, (d,), (4,)))
     pipeline = PipelinePlan("net", 6, 4, 4, stages, ())
     plain, found = steps_of(fleet.costs(4), pipeline), fleet.steps(pipeline)
-    ends = (2 * PARCEL_FLOPS + BYTE_FLOPS * 2 * MB) / 1e9  # two receivers of 2 MB, in parcels of a megabyte
-    fast = 2 * (2 * PARCEL_FLOPS + BYTE_FLOPS * 1.5 * MB) / 3e9  # 1.5 MB in, and as much out
-    slow = 2 * (PARCEL_FLOPS + BYTE_FLOPS * 0.5 * MB) / 5e8
-    for with_parcels, without in ((found.forward_s, plain.forward_s), (found.backward_s, plain.backward_s)):
-        more = [seconds - before for seconds, before in zip(with_parcels, without, strict=True)]
+    ends = (2 * MESSAGE_FLOPS + BYTE_FLOPS * 2 * MB) / 1e9  # two receivers of 2 MB, in stage messages of a megabyte
+    fast = 2 * (2 * MESSAGE_FLOPS + BYTE_FLOPS * 1.5 * MB) / 3e9  # 1.5 MB in, and as much out
+    slow = 2 * (MESSAGE_FLOPS + BYTE_FLOPS * 0.5 * MB) / 5e8
+    for with_messages, without in ((found.forward_s, plain.forward_s), (found.backward_s, plain.backward_s)):
+        more = [seconds - before for seconds, before in zip(with_messages, without, strict=True)]
         assert more == pytest.approx([ends, max(fast, slow), ends])
     averaged = 2 * 2000.0  # bytes of the stage's parameters, sent and received: 4 x 1/2 of them
-    expected = (PARCEL_FLOPS + BYTE_FLOPS * averaged) / 5e8
+    expected = (MESSAGE_FLOPS + BYTE_FLOPS * averaged) / 5e8
     assert found.update_s[1] - plain.update_s[1] == pytest.approx(expected)
     assert (found.update_s[0], found.link_forward_s) == (plain.update_s[0], plain.link_forward_s)
 
 
-def test_a_node_s_work_is_that_for_all_parcels_of_a_batch_without_the_trainer_s() -> None:
+def test_a_node_s_work_is_that_for_all_messages_of_a_batch_without_the_trainer_s() -> None:
     a, b, c = peer(0), peer(1, 2e9), peer(2, measured=True)
     coded = dataclasses.replace(c.profile, activation_s_per_byte=1e-6)  # type: ignore[type-var]
     fleet = room_with(model(10**8, activation_bytes=MB // 2), a, b, MeasuredPeer(c.snapshot, coded))
     pipeline = PipelinePlan("net", 6, 4, 4, (stage(0, 2, (a, b), (2, 2)), stage(2, 6, (c,), (4,))), ())
-    averaged = PARCEL_FLOPS + BYTE_FLOPS * 2 * 2000.0
-    one_way = PARCEL_FLOPS + BYTE_FLOPS * MB  # two samples
+    averaged = MESSAGE_FLOPS + BYTE_FLOPS * 2 * 2000.0
+    one_way = MESSAGE_FLOPS + BYTE_FLOPS * MB  # two samples
     for each, flops_per_s in ((a, 1e9), (b, 2e9)):
         took = fleet.node_s(pipeline, each.snapshot.peer)
         assert took == pytest.approx((4 * 2 * one_way + averaged) / flops_per_s)
-    both = 4 * (2 * PARCEL_FLOPS + BYTE_FLOPS * 2 * MB) * 2
+    both = 4 * (2 * MESSAGE_FLOPS + BYTE_FLOPS * 2 * MB) * 2
     assert fleet.node_s(pipeline, c.snapshot.peer) == pytest.approx(both / 1e9)
     assert fleet.passing_s(pipeline, c.snapshot.peer)[0] == pytest.approx(both / 8e9 + 2 * MB * 1e-6)
     alone = PipelinePlan("net", 6, 4, 4, (stage(0, 6, (a,), (4,)),), names(b))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from slice_group import Group, cuts, pipeline
+from pipeline_group import Group, cuts, pipeline
 from torch import Tensor
 
 from p2ptrain.config import Coding
@@ -217,8 +217,8 @@ def test_feedback_is_of_gradients_alone_and_can_be_left_out() -> None:
         sent[feedback] = []
         deliver = group.deliver
 
-        def kept(one, parcels=sent[feedback], deliver=deliver):  # type: ignore[no-untyped-def]
-            parcels += [
+        def kept(one, messages=sent[feedback], deliver=deliver):  # type: ignore[no-untyped-def]
+            messages += [
                 {one[1].work: t} for t in (one[1].tensors.get("0:u8"), one[1].tensors.get("0:i8")) if t is not None
             ]
             deliver(one)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from slice_group import Cut, Group, builder, cuts, pipeline, same, shape_of
+from pipeline_group import Cut, Group, builder, cuts, pipeline, same, shape_of
 from torch import Tensor, nn
 
 from p2ptrain.errors import JobError

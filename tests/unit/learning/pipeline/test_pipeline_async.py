@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from slice_group import CONFIG, SEED, Group, builder, cuts, pipeline, samples
+from pipeline_group import CONFIG, SEED, Group, builder, cuts, pipeline, samples
 from torch import Tensor, nn
 
 from p2ptrain.learning.data import Dataset
@@ -108,7 +108,7 @@ def test_the_pipeline_runs_on_from_batch_to_batch_and_is_empty_after_a_round() -
             peer.stop_at = 8
         group.turn(1)
         steps = [peer.step for peer in group.peers.values()]
-        ahead.add(max(parcel.step for _, parcel in group.pending) - min(steps) if group.pending else 0)
+        ahead.add(max(message.step for _, message in group.pending) - min(steps) if group.pending else 0)
         assert max(steps) // 4 - min(steps) // 4 <= 1
     assert 1 in ahead
 

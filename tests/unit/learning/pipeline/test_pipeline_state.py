@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from slice_group import ADAMW, CONFIG, NUM_CLASSES, SEED, STOPS, Cut, Group, cuts, pipeline, same, samples, shape_of
+from pipeline_group import ADAMW, CONFIG, NUM_CLASSES, SEED, STOPS, Cut, Group, cuts, pipeline, same, samples, shape_of
 from torch import Tensor
 
 from p2ptrain.config import DataConfig

@@ -29,7 +29,7 @@ from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 pytestmark = pytest.mark.slow
 
 
-def sliced(job: Job, *, strategy: str = "equal", micro_batches: int = 4, **values: Any) -> Job:
+def as_pipeline(job: Job, *, strategy: str = "equal", micro_batches: int = 4, **values: Any) -> Job:
     pipeline = PipelineConfig(micro_batches, strategy=strategy, **values)  # type: ignore[arg-type]
     return dataclasses.replace(job, mode="pipeline", tables=(pipeline,))
 
@@ -83,10 +83,10 @@ def trained_alone(job: Job, plan: Plan, owner: PeerProcess) -> dict[str, torch.T
 @pytest.mark.parametrize("kind", ["lenet", "gpt_mini"])
 def test_three_processes_train_what_one_does(peers: PeerGroup, tmp_path: Path, kind: str) -> None:
     if kind == "lenet":
-        job, options = sliced(make_job(rounds=3, epochs=0.7, peers=3)), {}
+        job, options = as_pipeline(make_job(rounds=3, epochs=0.7, peers=3)), {}
     else:
         job, data = text_job(tmp_path)
-        job, options = sliced(job), {"data": data}
+        job, options = as_pipeline(job), {"data": data}
     peers.start(3, job, **options)
     peers.until_all("done", 120)
     found = peers.harvest()
@@ -102,7 +102,7 @@ def test_three_processes_train_what_one_does(peers: PeerGroup, tmp_path: Path, k
 
 
 def test_two_owners_share_each_micro_batch(peers: PeerGroup) -> None:
-    job = sliced(make_job(rounds=6, epochs=2, peers=2), strategy="data-parallel")
+    job = as_pipeline(make_job(rounds=6, epochs=2, peers=2), strategy="data-parallel")
     both = peers.start(2, job)
     peers.until_all("done", 100)
     found = peers.harvest()
@@ -117,7 +117,7 @@ def test_two_owners_share_each_micro_batch(peers: PeerGroup) -> None:
 
 @pytest.mark.parametrize("schedule", ["sync", "async"])
 def test_a_lost_stage_is_taken_over_from_what_was_saved(peers: PeerGroup, schedule: str) -> None:
-    job = sliced(make_job(rounds=20, epochs=2, peers=3), schedule=schedule)
+    job = as_pipeline(make_job(rounds=20, epochs=2, peers=3), schedule=schedule)
     three = peers.start(3, job)
     peers.until_round(3)
     peers.until_all("replica-acked")
@@ -141,7 +141,7 @@ def test_a_lost_stage_is_taken_over_from_what_was_saved(peers: PeerGroup, schedu
 
 
 def test_a_trainer_that_dies_and_a_helper_without_samples(peers: PeerGroup) -> None:
-    job = sliced(make_job(rounds=20, epochs=2, peers=2), snapshot_steps=5)
+    job = as_pipeline(make_job(rounds=20, epochs=2, peers=2), snapshot_steps=5)
     owner = peers.add(job=job.to_json(), shard="1/2").start()
     helper = peers.add(data="").start()
     peers.until_round(2)
