@@ -30,10 +30,10 @@ from p2ptrain.modes.split.commands import (
     GiveUpdate,
     LookAgain,
     Looked,
-    ParcelsSent,
     PieceMade,
     Profiled,
-    SendParcel,
+    SendStageMessage,
+    StageMessagesSent,
     StageUsed,
     StopUnits,
     Taken,
@@ -180,7 +180,7 @@ class UnitTrainer:
             case LookAgain():
                 if not self._halves:
                     self._say(Looked(self.slowdown))
-            case ParcelsSent():
+            case StageMessagesSent():
                 pass
             case _:
                 raise AssertionError(command)
@@ -253,7 +253,7 @@ class UnitTrainer:
             return
         error = ""
         halves = [half for half in self._halves.values() if half.partner == command.sender]
-        where = tensorfile.read(command.parcel).arrays()["x"].tolist()
+        where = tensorfile.read(command.message).arrays()["x"].tolist()
         if not halves or where != [command.epoch, self.round, command.step] or command.step in halves[0].came:
             error = f"{command.work} {where} of {command.sender} in round {self.round}"
         else:
@@ -293,8 +293,8 @@ class UnitTrainer:
 
     def _send(self, work: str, half: Half) -> None:
         assert self._plan is not None
-        parcel = tensorfile.pack({"x": np.array([self._plan.epoch, self.round, half.done])}, {})
-        self._say(SendParcel(self._plan.epoch, half.partner, work, half.done, 0, 0, parcel))
+        message = tensorfile.pack({"x": np.array([self._plan.epoch, self.round, half.done])}, {})
+        self._say(SendStageMessage(self._plan.epoch, half.partner, work, half.done, 0, 0, message))
 
     def _end_round(self) -> None:
         assert self._plan is not None

@@ -1,163 +1,131 @@
-"""Which plan a group takes: who helps whom, with which cut, and how long a round is predicted to take.
+"""Which split plan a group takes: its peers as the planner's task, and the job's strategy.
 
-Invariant: pure; no plan is slower than all alone by its own figures, unless somebody can't train alone.
+Invariant: pure; the same figures in any order give the same plan. An owner that no plan has room for is left out, and
+the others are planned for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from p2ptrain.config import Job
+from p2ptrain.config import CODINGS, Job
 from p2ptrain.core.plan import PeerSnapshot
-from p2ptrain.errors import UserError
-from p2ptrain.ids import PeerId
-from p2ptrain.modes.pipeline.figures import WIRE, link_figures, planned_times
+from p2ptrain.errors import LocalError, UserError
+from p2ptrain.modes.pipeline.figures import link_figures, pipeline_peer, planned_times
 from p2ptrain.modes.pipeline.plan import DeviceFigures
-from p2ptrain.modes.split.config import split_of
-from p2ptrain.modes.split.plan import batch_of, samples_of, steps_of
-from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile
-from p2ptrain.planning.devices.profile_codec import rounded
-from p2ptrain.planning.split.units import SplitPlan, Unit
+from p2ptrain.modes.split.config import SplitConfig, split_of
+from p2ptrain.planning.devices.blocks import ModelProfile
+from p2ptrain.planning.pipeline.task import held_copies
+from p2ptrain.planning.split.cost import cost_of, with_seconds
+from p2ptrain.planning.split.planned import all_alone, planned
+from p2ptrain.planning.split.room import Room
+from p2ptrain.planning.split.search import Search
+from p2ptrain.planning.split.task import SplitPeer, SplitTask
+from p2ptrain.planning.split.units import SplitPlan
 
 
 @dataclass(frozen=True)
-class SplitTask:
-    job: Job
-    model: ModelProfile
-    peers: tuple[PeerSnapshot, ...]
-    times: dict[PeerId, BlockTimes]
-    slowdown: dict[PeerId, float]
-    links: dict[PeerId, float]
-    """Bytes/s."""
+class Choice:
+    """A question to the planner, and what the job says of the answer."""
 
-    def owners(self) -> list[str]:
-        return [peer.peer for peer in self.peers if peer.num_samples and peer.peer in self.times]
+    task: SplitTask
+    settings: SplitConfig
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """Who has samples that a unit can be trained on."""
+        return tuple(sorted(peer.name for peer in self.task.owners))
+
+    def best(self) -> SplitPlan:
+        """Raises ``UserError`` where there is none, saying what is missing."""
+        task = self.task
+        while True:
+            room = Room(task)
+            try:
+                return self._best(room)
+            except UserError:
+                unable = [peer for peer in task.owners if room.alone(peer.name) is None]
+                if not unable or len(task.owners) == 1:
+                    raise
+                least = min(unable, key=lambda peer: (peer.device.memory_bytes, peer.name))
+                task = replace(task, peers=tuple(_without_samples(p) if p is least else p for p in task.peers))
+
+    def _best(self, room: Room) -> SplitPlan:
+        if self.settings.strategy == "planned":
+            return planned(Search(room))
+        plan = all_alone(room)
+        if plan is None:
+            least = next(owner for owner in room.owners if room.alone(owner) is None)
+            raise UserError(
+                f'{least} has not the memory to train the whole model; take split.strategy = "planned", a smaller '
+                "batch_size or a narrower model"
+            )
+        return plan
+
+    def today(self, plan: SplitPlan) -> SplitPlan | None:
+        """The same plan with what it takes by today's figures; None where it is not one of these peers."""
+        try:
+            return with_seconds(self._room_of(plan), plan)
+        except (LocalError, UserError):
+            return None
+
+    def fits(self, plan: SplitPlan) -> bool:
+        """Whether everybody has the memory. Raises ``UserError``, ``LocalError``."""
+        return cost_of(self._room_of(plan), plan).fits
+
+    def alone_s(self, owners: Collection[str]) -> float | None:
+        """Seconds of a round in which all of these train alone; None where somebody can't."""
+        peers = tuple(p if p.name in owners else _without_samples(p) for p in self.task.peers)
+        plan = all_alone(Room(replace(self.task, peers=peers)))
+        return plan.round_s if plan is not None else None
+
+    def is_unable(self, owner: str) -> bool:
+        """Whether it has not the memory to train alone."""
+        return Room(self.task).alone(owner) is None
+
+    def _room_of(self, plan: SplitPlan) -> Room:
+        owners = {unit.owner for unit in plan.units}
+        peers = tuple(peer if peer.name in owners else _without_samples(peer) for peer in self.task.peers)
+        return Room(replace(self.task, peers=peers))
 
 
-def task_of(
+def choice_of(
     job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], figures: Sequence[DeviceFigures]
-) -> SplitTask:
-    times = planned_times(figures)
-    ends, _, _ = link_figures(figures)
-    slow = {each.peer: each.slowdown for each in figures}
-    if not times:
-        raise UserError("nobody's blocks are measured")
-    return SplitTask(job, model, tuple(snapshots), times, slow, ends)
-
-
-def best(task: SplitTask, strategy: str) -> SplitPlan:
-    """Raises ``UserError`` where there is none."""
-    owners = task.owners()
-    if not owners:
+) -> Choice:
+    """Raises ``UserError`` where nobody can be planned with."""
+    if not figures:
         raise UserError(
-            "nobody has samples: start a peer with --data (and see that its blocks were measured: `p2ptrain probe`)"
+            f"none of the {len(snapshots)} peers can be planned with: their speeds are not known, or the times of "
+            "their blocks make no sense; `p2ptrain probe` measures a device"
         )
-    alone = _plan(task, [_unit(task, owner, None, len(task.model.blocks), 1) for owner in owners])
-    if strategy == "alone":
-        return alone
-    cuts = [i + 1 for i, block in enumerate(task.model.blocks[:-1]) if block.cut_after]
-    plans = [alone]
-    for helper in sorted(task.times):
-        others = [owner for owner in owners if owner != helper]
-        own = [_unit(task, helper, None, len(task.model.blocks), 1)] if helper in owners else []
-        if not others or not cuts:
-            continue
-        if strategy == "middle":
-            units = [_unit(task, owner, helper, cuts[len(cuts) // 2], len(others)) for owner in others]
-        else:
-            units = [
-                min(
-                    [
-                        _unit(task, owner, None, len(task.model.blocks), 1),
-                        *(_unit(task, owner, helper, cut, len(others)) for cut in cuts),
-                    ],
-                    key=lambda unit: unit.round_s,
-                )
-                for owner in others
-            ]
-        plans.append(_plan(task, own + units))
-    if strategy == "middle" and len(plans) > 1:
-        return min(plans[1:], key=lambda plan: plan.round_s)
-    return min(plans, key=lambda plan: plan.round_s)
-
-
-def predicted(task: SplitTask, plan: SplitPlan) -> SplitPlan:
-    """The same plan, with seconds by these figures."""
-    units = []
-    for unit in plan.units:
-        number = len(plan.units_of(unit.helper)) if unit.helper else 1
-        units.append(_unit(task, unit.owner, unit.helper, unit.cut, number))
-    return _plan(task, units)
-
-
-def knows(task: SplitTask, peers: Sequence[str]) -> bool:
-    """Whether it can be said how long these take."""
-    return all(PeerId(peer) in task.times for peer in peers)
-
-
-def _plan(task: SplitTask, units: Sequence[Unit]) -> SplitPlan:
-    job = task.job
-    helped: dict[str, float] = {}
-    for unit in units:
-        if unit.helper:
-            helped[unit.helper] = helped.get(unit.helper, 0.0) + unit.helper_s
-    own = {unit.owner: unit.round_s for unit in units}
-    seconds = [unit.round_s for unit in units] + [s + own.get(h, 0.0) for h, s in helped.items()]
-    working = {*helped, *own}
-    ordered = tuple(sorted(units, key=lambda unit: unit.owner))
-    standby = tuple(sorted(peer.peer for peer in task.peers if peer.peer not in working))
     settings = split_of(job)
-    return SplitPlan(
-        task.model.name,
-        len(task.model.blocks),
+    by_peer = {snapshot.peer: snapshot for snapshot in snapshots}
+    ends, pair_rates, latency_s = link_figures(figures)
+    times = planned_times(figures)
+    peers = []
+    for each in figures:
+        snapshot = by_peer[each.peer]
+        samples = snapshot.num_samples if snapshot.num_samples >= model.least_samples else 0
+        device = pipeline_peer(snapshot, each, ends[each.peer], times.get(each.peer))
+        peers.append(SplitPeer(device, samples))
+    task = SplitTask(
+        model,
+        tuple(peers),
         job.training.batch_size,
+        settings.micro_batches,
+        job.training.epochs_per_round,
         settings.tails,
         settings.medium,
-        ordered,
-        standby,
-        rounded(max(seconds)),
-        0.0,
+        latency_s=latency_s,
+        pair_rates=pair_rates,
+        optimizer_copies=held_copies(job.training.optimizer, "sync"),
+        codings=CODINGS if settings.coding == "auto" else (settings.coding,),
     )
+    if settings.medium == "shared":  # what one pair of it was seen to carry, all carry together
+        task = replace(task, medium_bytes_per_s=max(ends.values()))
+    return Choice(task, settings)
 
 
-def _unit(task: SplitTask, owner: str, helper: str | None, cut: int, number: int) -> Unit:
-    job, model = task.job, task.model
-    settings = split_of(job)
-    num = len(model.blocks)
-    micro = settings.micro_batches if helper else 1
-    share = min(task.links[PeerId(owner)], task.links[PeerId(helper)] / number) if helper else 0.0
-    unit = Unit(
-        owner,
-        helper,
-        cut,
-        rounded(share),
-        rounded(share),
-        micro,
-        micro,
-        settings.activations,
-        settings.gradients,
-        0.0,
-        0.0,
-        0.0,
-    )
-    plan = SplitPlan(model.name, num, job.training.batch_size, settings.tails, settings.medium, (unit,), (), 0.0, 0.0)
-    samples = samples_of(task.peers, owner)
-    batch = batch_of(plan, unit, samples, model.least_samples)
-    front = _passes(task, owner, 0, cut, batch.micro_batch) * batch.micro_batches
-    steps = steps_of(job, batch, samples)
-    tail = up = down = 0.0
-    if helper:
-        tail = _passes(task, helper, cut, num, batch.micro_batch) * batch.micro_batches
-        crossing = model.blocks[cut - 1].activation_bytes * batch.samples
-        up = crossing * WIRE[settings.activations] / share
-        down = crossing * WIRE[settings.gradients] / share
-    slowest = max(front, up, down, tail * number)
-    batch_s = slowest + (front + up + down + tail - max(front, up, down, tail)) / micro if helper else front
-    return replace(unit, batch_s=rounded(batch_s), round_s=rounded(batch_s * steps), helper_s=rounded(tail * steps))
-
-
-def _passes(task: SplitTask, peer: str, first: int, stop: int, samples: int) -> float:
-    times = task.times[PeerId(peer)]
-    seconds = sum(times.forward(samples)[first:stop]) + sum(times.backward(samples)[first:stop])
-    return seconds * task.slowdown[PeerId(peer)]
+def _without_samples(peer: SplitPeer) -> SplitPeer:
+    return replace(peer, samples=0)

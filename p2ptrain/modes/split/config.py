@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from p2ptrain.config import Coding, Job, ModeTable, check_limits
+from p2ptrain.config import Job, ModeTable, check_limits
 from p2ptrain.errors import JobError
 from p2ptrain.planning.split.units import Medium
 
@@ -13,7 +13,8 @@ NAME = "split"
 Tails = Literal["replica"]
 """A helper keeps a copy of its tail for each unit."""
 OptimizerState = Literal["reset", "average"]
-Strategy = Literal["planned", "alone", "middle"]
+Strategy = Literal["planned", "alone"]
+Codings = Literal["auto", "none", "fp16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +27,12 @@ class SplitConfig(ModeTable):
     optimizer: OptimizerState = "reset"
     """At a round's beginning: reset = it begins anew in every unit, as in federated averaging; average = it goes on
     from the mean of all units."""
-    micro_batches: int = 4
+    micro_batches: int = 8
     strategy: Strategy = "planned"
-    """Baselines: "alone" = every owner trains the whole model; "middle" = the strongest peer trains the second half of
-    everyone's."""
-    activations: Coding = "none"
-    """Compression of what goes to the helper, ..."""
-    gradients: Coding = "none"
-    """... and of what comes back."""
+    """Baseline: "alone" = every owner trains the whole model."""
+    coding: Codings = "auto"
+    """Compression of activations on their way to the helper, and of gradients on their way back; auto: the plan
+    compresses where a link would hold up a unit."""
     medium: Medium = "switched"
     """switched: each device has a link of its own; shared: one medium carries all, as on one Wi-Fi."""
     replan_gain: float = 0.1

@@ -17,7 +17,7 @@ from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.figures import UNKNOWN_LINK_BYTES_PER_S, MeasuredPeer, usable
 from p2ptrain.modes.pipeline.plan import DeviceFigures
-from p2ptrain.modes.split.choice import SplitTask, best, knows, predicted, task_of
+from p2ptrain.modes.split.choice import choice_of
 from p2ptrain.modes.split.config import split_of
 from p2ptrain.modes.split.plan import (
     MAX_STRETCH,
@@ -53,7 +53,7 @@ def first_plan(job: Job, model: ModelProfile, peers: Sequence[MeasuredPeer], pro
     """The plan a group starts with. Raises ``UserError`` where there is none, saying what is missing."""
     snapshots = clean(job, [peer.snapshot for peer in peers])
     figures = usable(model, snapshots, peers)
-    split = best(_task(job, model, snapshots, figures), split_of(job).strategy)
+    split = choice_of(job, model, snapshots, figures).best()
     return _plan(job, model, snapshots, figures, split, proposer, None, Known())
 
 
@@ -73,13 +73,12 @@ def next_plan(
     if not snapshots or known.from_round >= job.training.rounds:
         return None
     figures = usable(model, snapshots, peers, before.figures)
-    task = _task(job, model, snapshots, figures)
-    split = best(task, split_of(job).strategy)
+    choice = choice_of(job, model, snapshots, figures)
+    split = choice.best()
     stretch = before.stretch
-    if not is_torn and knows(task, workers(before.split)):
-        now = predicted(task, before.split)
+    if not is_torn and (now := choice.today(before.split)) is not None:
         stretch = _stretch(now, known.round_s, before.stretch)
-        has_all = {unit.owner for unit in split.units} == {unit.owner for unit in before.split.units}
+        has_all = {unit.owner for unit in split.units} <= {unit.owner for unit in before.split.units}
         enough_s = _judged_s(split, stretch) * (1 + split_of(job).replan_gain)
         if has_all and (split_of(job).strategy != "planned" or _judged_s(now, stretch) <= enough_s):
             return None
@@ -126,17 +125,6 @@ def notes(job: Job, plan: Plan) -> list[str]:
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
-
-
-def _task(
-    job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], figures: Sequence[DeviceFigures]
-) -> SplitTask:
-    if not figures:
-        raise UserError(
-            f"none of the {len(snapshots)} peers can be planned with: their speeds are not known, or the times of "
-            "their blocks make no sense; `p2ptrain probe` measures a device"
-        )
-    return task_of(job, model, snapshots, figures)
 
 
 def _stretch(plan: SplitPlan, round_s: float, before: float) -> float:
@@ -234,11 +222,13 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: SplitBody) -> boo
     cuts = {index + 1 for index, block in enumerate(model.blocks[:-1]) if block.cut_after} | {len(model.blocks)}
     if any(unit.cut not in cuts for unit in split.units):
         return False
-    task = _task(job, model, plan.peers, body.figures)
-    if set(task.owners()) != {unit.owner for unit in split.units}:
+    choice, owners = choice_of(job, model, plan.peers, body.figures), {unit.owner for unit in split.units}
+    left_out = set(choice.owners) - owners
+    if not owners <= set(choice.owners) or not all(choice.is_unable(owner) for owner in left_out):
         return False
     if split_of(job).strategy != "planned":
-        same = best(task, split_of(job).strategy)
-        return replace(same, standby=split.standby) == split
-    alone = best(task, "alone")
-    return predicted(task, split).round_s <= SLOWER * alone.round_s
+        return replace(choice.best(), standby=split.standby) == split
+    now, alone_s = choice.today(split), choice.alone_s(owners)
+    if now is None or not choice.fits(split):
+        return False
+    return alone_s is None or now.round_s <= SLOWER * alone_s

@@ -31,7 +31,7 @@ from p2ptrain.core.mode import Given
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.restarts import Restarts
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.modes.pipeline.commands import GivePiece, LookAgain, Looked, Profiled, SendParcel, StageUsed, Taken
+from p2ptrain.modes.pipeline.commands import GivePiece, LookAgain, Looked, Profiled, SendStageMessage, StageUsed, Taken
 from p2ptrain.modes.pipeline.stage.missing_blocks import MissingBlocks
 from p2ptrain.modes.pipeline.stage.reports import StageReports
 from p2ptrain.modes.pipeline.stage.traffic import StageTraffic
@@ -126,7 +126,7 @@ class SplitRole:
         }
         self._trainer_events: Mapping[type, Handler] = {
             Profiled: self._profiled,
-            SendParcel: self._send,
+            SendStageMessage: self._send,
             Taken: self._traffic.taken,
             c.Progress: self._progressed,
             StageUsed: self._reports.used,
@@ -304,7 +304,7 @@ class SplitRole:
         self.model = model_from_json(event.model)
         return self._group.say(now, profile=self._profiles.set_own(event.profile.encode()))
 
-    def _send(self, event: SendParcel, now: float) -> Effects:
+    def _send(self, event: SendStageMessage, now: float) -> Effects:
         return self._traffic.send(event, now) if event.epoch == self._traffic.epoch else []
 
     def _progressed(self, event: c.Progress, now: float) -> Effects:
