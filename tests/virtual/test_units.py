@@ -27,7 +27,7 @@ RATE = 12.5e6
 FORGIVEN = ("old-epoch", "replay", "session", "echo")
 SAMPLES = (16,) * 6
 NOTHING = (0,) * 6
-STRONG = 0.0002
+WEAK, STRONG = 0.001, 0.00005
 
 
 def group(
@@ -49,7 +49,7 @@ def group(
     work = work.with_table(SplitConfig(**settings))  # type: ignore[arg-type]
     for number in range(count):
         weak = number < owners
-        room.add(number, SAMPLES if weak else NOTHING, job=work, block_s=0.004 if weak else STRONG)
+        room.add(number, SAMPLES if weak else NOTHING, job=work, block_s=WEAK if weak else STRONG)
     return room
 
 
@@ -203,18 +203,19 @@ def victims(room: Room, who: str) -> list[Device]:
     return {"averager": [averager], "helper": [helper], "owner": [owner], "both": [owner, averager]}[who]
 
 
-@pytest.mark.parametrize("seed", seeds(2))
-@pytest.mark.parametrize("conditions", [LAN, LOSSY], ids=["lan", "lossy"])
+@pytest.mark.parametrize("seed", seeds(1))
 @pytest.mark.parametrize(
-    ("strategy", "who"),
+    ("strategy", "who", "conditions"),
     [
-        ("planned", "helper"),
-        ("planned", "owner"),
-        ("planned", "both"),
-        ("alone", "averager"),
+        ("planned", "helper", LAN),
+        ("planned", "helper", LOSSY),
+        ("planned", "owner", LAN),
+        ("planned", "both", LOSSY),
+        ("alone", "averager", LAN),
     ],
+    ids=["helper", "helper-lossy", "owner", "both-lossy", "averager"],
 )
-def test_some_die_and_no_finished_round_is_lost(seed: int, conditions: Conditions, strategy: str, who: str) -> None:
+def test_some_die_and_no_finished_round_is_lost(seed: int, strategy: str, who: str, conditions: Conditions) -> None:
     room = group(seed, 4, 1, conditions, rounds=8, strategy=strategy, replicas=2 if who == "both" else 1)
     assert room.run(120, all_at(room, 2)), state_of(room)
     room.run(room.rng.uniform(0, 3))

@@ -41,15 +41,16 @@ class Progress:
         self._seconds.clear()
 
     def look(self, now: float) -> bool:
-        """Whether another round has begun."""
+        """Another round may have begun. Whether ``round_s`` is worth a look, for the first time under this plan."""
         self._now = now
         newest = self._saved.newest_round()
         if self._plan is None or newest <= self._round:
             return False
+        knew = self.round_s() > 0
         if newest == self._round + 1 and self._round > body_of(self._plan).from_round:
             self._seconds.append(now - self._begun_at)
         self._round, self._begun_at = newest, now
-        return True
+        return self.round_s() > 0 and not knew
 
     def round_s(self) -> float:
         """Seconds of a round under the plan in force; 0 as long as too few are over."""
