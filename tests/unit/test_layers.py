@@ -22,6 +22,7 @@ TORCH_FREE = ("cli", "ui", "simulation", "runtime", "modes", "core", "net", "pla
 TORCH_MODULES = (
     "p2ptrain.runtime.trainer.trainer",
     "p2ptrain.modes.pipeline.worker",
+    "p2ptrain.modes.split.worker",
     "p2ptrain.modes.tasks.worker",
     "p2ptrain.modes.tasks.parts",
     "p2ptrain.modes.tasks.training",

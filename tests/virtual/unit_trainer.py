@@ -43,12 +43,10 @@ from p2ptrain.modes.split.commands import (
 )
 from p2ptrain.modes.split.plan import (
     SplitBody,
-    batch_of,
     bounds_of,
     need_of,
     runs_of,
     samples_of,
-    steps_of,
 )
 from p2ptrain.planning.devices.blocks import BlockTimes
 from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
@@ -219,10 +217,9 @@ class UnitTrainer:
         assert set(range(first, stop)) <= blocks.keys(), "the pieces have not all own blocks"
         assert all(ledger == blocks[first] for ledger in blocks.values()), "pieces of different states"
         for unit, (begin, end) in runs_of(split, self._own):
-            samples = samples_of(self._plan.peers, unit.owner)
-            batch = batch_of(split, unit, samples, MODEL.least_samples)
+            samples = samples_of(self._plan)[unit.owner]
             partner = unit.helper or "" if unit.owner == self._own else unit.owner
-            steps = steps_of(self._job, batch, samples)
+            steps = samples // min(split.batch_size, samples)
             self._halves[unit.owner] = Half(unit.owner, partner, begin, end, samples, steps, begin == 0)
         self._blocks, self._begin, self._pieces, self.round, self._ended = blocks, None, [], round, False
         self.begun.append((self._plan.epoch, round))

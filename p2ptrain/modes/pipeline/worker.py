@@ -22,7 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from p2ptrain.config import Job
+from p2ptrain.config import Coding, Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.worker import Setup
@@ -74,15 +74,21 @@ PASS_S = 0.005
 """Added to both sides of that: a pass that is much shorter is overhead most of all, and no measure of the device."""
 
 
-def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tuple[ModelProfile, BlockTimes]:
+def profile_job(
+    chain: Chain,
+    job: Job,
+    device: str,
+    cache: Path | None,
+    most_micro_batches: int,
+    codings: tuple[Coding, Coding],
+) -> tuple[ModelProfile, BlockTimes]:
     """The job's blocks and how long this device takes for each, at the sizes that its micro-batches may have.
 
-    ``cache``: a file that remembers them. Raises ``UserError`` for a model that can't be a pipeline.
+    ``cache``: a file that remembers them. Raises ``UserError`` for a model that can't be cut into blocks.
     """
     model = profile_blocks(chain, job.model.name)
     check_model(model)
-    settings = pipeline_of(job)
-    micro_batches = [job.training.batch_size // num for num in micro_batch_choices(settings.micro_batches)]
+    micro_batches = [max(1, job.training.batch_size // num) for num in micro_batch_choices(most_micro_batches)]
     sizes = sorted({math.ceil(min(micro_batches) / 4), math.ceil(min(micro_batches) / 2), *micro_batches})
     times = measure_blocks(
         chain,
@@ -92,7 +98,7 @@ def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tupl
         device=device,
         budget_s=MEASURE_S,
         heap_bytes=kept_block_bytes() // 2,
-        codings=(settings.activations, settings.gradients),
+        codings=codings,
         cache=cache,
     )
     return model, times
@@ -155,7 +161,11 @@ class StageWorker:
         Raises ``UserError`` for a model that can't be a pipeline.
         """
         cache = Path(self._configuration.cache) if self._configuration.cache else None
-        self._model, self._times = profile_job(self._chain, self._job, self._configuration.device, cache)
+        settings = pipeline_of(self._job)
+        codings = (settings.activations, settings.gradients)
+        self._model, self._times = profile_job(
+            self._chain, self._job, self._configuration.device, cache, settings.micro_batches, codings
+        )
         return [Profiled(model_to_json(self._model), profile_to_json(self._model, self._times))]
 
     def max_groups(self) -> int:

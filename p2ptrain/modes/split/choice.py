@@ -17,7 +17,7 @@ from p2ptrain.modes.pipeline.plan import DeviceFigures
 from p2ptrain.modes.split.config import SplitConfig, split_of
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.pipeline.task import held_copies
-from p2ptrain.planning.split.cost import cost_of, with_seconds
+from p2ptrain.planning.split.cost import Played, cost_of, played_of, with_seconds
 from p2ptrain.planning.split.planned import all_alone, planned
 from p2ptrain.planning.split.room import Room
 from p2ptrain.planning.split.search import Search
@@ -73,6 +73,10 @@ class Choice:
     def fits(self, plan: SplitPlan) -> bool:
         """Whether everybody has the memory. Raises ``UserError``, ``LocalError``."""
         return cost_of(self._room_of(plan), plan).fits
+
+    def played(self, plan: SplitPlan) -> list[Played]:
+        """What each unit's passes take by these figures. Raises ``UserError``, ``LocalError``."""
+        return played_of(self._room_of(plan), plan)
 
     def alone_s(self, owners: Collection[str]) -> float | None:
         """Seconds of a round in which all of these train alone; None where somebody can't."""

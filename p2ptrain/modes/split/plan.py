@@ -8,14 +8,11 @@ same numbers; who stands by, and by whose figures it was planned, is in the plan
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
 
-from p2ptrain.config import Job
-from p2ptrain.core.plan import SHARE_UNITS, Part, PeerSnapshot, Plan, Share, is_hex, plan_from_json, require
+from p2ptrain.core.plan import SHARE_UNITS, Part, Plan, Share, is_hex, plan_from_json, require
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import DeviceFigures, check_figures
@@ -27,7 +24,6 @@ from p2ptrain.wire.schema import Bound
 
 MAX_STRETCH = 100.0
 MAX_ROUNDS = 1_000_000
-MAX_STEPS = 2**48
 Run = tuple[int, int]
 """Blocks, first and stop."""
 
@@ -159,32 +155,7 @@ def shares_of(model: ModelProfile, split: SplitPlan) -> tuple[float, ...]:
     return tuple(each * SHARE_UNITS // whole / SHARE_UNITS for each in flops)
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """How a unit's batch is cut up."""
-
-    micro_batch: int
-    micro_batches: int
-
-    @property
-    def samples(self) -> int:
-        return self.micro_batch * self.micro_batches
-
-
-def batch_of(split: SplitPlan, unit: Unit, num_samples: int, least: int = 1) -> Batch:
-    """A unit's batch: as large as the job says, but no larger than its owner's samples; micro-batches of ``least``
-    samples at least."""
-    samples = min(split.batch_size, num_samples)
-    micro_batch = max(least, samples // unit.micro_batches, 1)
-    return Batch(micro_batch, max(1, min(unit.micro_batches, samples // micro_batch)))
-
-
-def steps_of(job: Job, batch: Batch, num_samples: int) -> int:
-    """Batches of a unit in a round."""
-    steps = num_samples * job.training.epochs_per_round / batch.samples
-    return min(MAX_STEPS, max(1, math.ceil(steps - 1e-9)))  # not one more for a float's last digit
-
-
-def samples_of(plan_peers: Sequence[PeerSnapshot], owner: str) -> int:
-    """How many an owner has, by the plan."""
-    return next((peer.num_samples for peer in plan_peers if peer.peer == owner), 0)
+def samples_of(plan: Plan) -> dict[str, int]:
+    """How many each owner has."""
+    by_peer = {peer.peer: peer.num_samples for peer in plan.peers}
+    return {unit.owner: by_peer[PeerId(unit.owner)] for unit in body_of(plan).split.units}

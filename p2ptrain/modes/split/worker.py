@@ -1,0 +1,388 @@
+"""The trainer's side of split training: builds the own units, feeds them what comes, says what goes out, and averages.
+
+Invariant: one unit of work, or one stage message, between two commands (see ``learning.split.units``); a round is only
+begun from pieces of exactly the state that it begins with, and whatever does not fit is said and changes nothing. What
+comes for the next round while this one is over waits, and is said to be taken only then.
+
+    idle --FollowUnits, its pieces--> a round --UpdateMade--> over --BeginRound, its pieces--> a round --...
+    any --StopUnits--> idle
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from p2ptrain.core import commands as c
+from p2ptrain.core.plan import Plan
+from p2ptrain.core.worker import Setup
+from p2ptrain.errors import RemoteError
+from p2ptrain.ids import PeerId
+from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.models import global_model
+from p2ptrain.learning.pipeline.snapshots import Snapshot
+from p2ptrain.learning.pipeline.training import StageMessage, StageUse
+from p2ptrain.learning.profiling.allocator import give_back
+from p2ptrain.learning.profiling.block_times import slowdown_now
+from p2ptrain.learning.snapshots import read_snapshot, write
+from p2ptrain.learning.split.units import Units, unit_pipeline
+from p2ptrain.learning.split.update import RoundAverage
+from p2ptrain.modes.pipeline.commands import (
+    STAGE_MESSAGES_AHEAD_BYTES,
+    Deliver,
+    GivePiece,
+    LookAgain,
+    Looked,
+    Profiled,
+    SendStageMessage,
+    StageMessagesSent,
+    StageUsed,
+    Taken,
+)
+from p2ptrain.modes.pipeline.figures import planned_times
+from p2ptrain.modes.pipeline.stage.slowdown import slowdown_of
+from p2ptrain.modes.pipeline.worker import PASS_S, PROGRESS_INTERVAL_S, profile_job
+from p2ptrain.modes.split.choice import choice_of
+from p2ptrain.modes.split.commands import (
+    BeginAverage,
+    BeginRound,
+    FollowUnits,
+    GiveUpdate,
+    PieceMade,
+    StopUnits,
+    UnitsHalted,
+    UpdateMade,
+    UpdateRefused,
+)
+from p2ptrain.modes.split.config import split_of
+from p2ptrain.modes.split.plan import body_of, bounds_of, read_plan, samples_of
+from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile
+from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
+from p2ptrain.planning.split.cost import Played
+from p2ptrain.wire.tensorfile import read_untrusted
+
+
+class UnitsWorker:
+    """One peer's units. Commands in, events out through ``Setup.say``."""
+
+    def __init__(self, setup: Setup) -> None:
+        job, configuration = setup.job, setup.configuration
+        self._job = job
+        self._configuration = configuration
+        self._data = setup.data
+        self._init = setup.init
+        self._say = setup.say
+        self._spool = Path(configuration.spool) if configuration.spool else None
+        with torch.device("meta"):
+            self._chain = Chain(self._build(), job.data.input_shape)
+        self.handlers: Mapping[type, Callable[[Any], None]] = {
+            FollowUnits: self.follow,
+            BeginRound: self.begin_round,
+            GivePiece: self.give,
+            StopUnits: self.stop,
+            BeginAverage: self.begin_average,
+            GiveUpdate: self.give_update,
+            Deliver: self.deliver,
+            StageMessagesSent: self.messages_sent,
+            LookAgain: self.look_again,
+        }
+        self._model: ModelProfile | None = None
+        self._times: BlockTimes | None = None
+        self._plan: Plan | None = None
+        self._own = ""
+        self._units: Units | None = None
+        self._is_over = False
+        """The own round, and the update is made."""
+        self._begin: tuple[int, int] | None = None
+        """The round to begin, and how many pieces of its state are still to come."""
+        self._pieces: list[Snapshot] = []
+        self._early: deque[Deliver] = deque()
+        """Of the next round."""
+        self._outbox: deque[StageMessage] = deque()
+        """Of the last unit of work, not handed over yet."""
+        self._handed_bytes = self._sent_bytes = 0
+        """Of the plan's stage messages: handed over, and those of them that have left for other peers."""
+        self._average: RoundAverage | None = None
+        self._averaged: BeginAverage | None = None
+        self._num_updates = 0
+        self._samples = 0
+        """Trained on in the rounds before, since this trainer started."""
+        self._progress = (0.0, 0)
+        """When it was last told, and how many samples that were."""
+        self._round_at = 0.0
+        self._played: dict[str, Played] = {}
+        """By owner, what each pass is planned to take."""
+
+    # --- before the plan ---
+
+    def prepare(self) -> Sequence[Profiled]:
+        """Measure the blocks on this device, or look up what was measured here before.
+
+        Raises ``UserError`` for a model that can't be cut.
+        """
+        cache = Path(self._configuration.cache) if self._configuration.cache else None
+        settings = split_of(self._job)
+        coding = "int8" if settings.coding == "auto" else settings.coding
+        self._model, self._times = profile_job(
+            self._chain, self._job, self._configuration.device, cache, settings.micro_batches, (coding, coding)
+        )
+        return [Profiled(model_to_json(self._model), profile_to_json(self._model, self._times))]
+
+    def max_groups(self) -> int:
+        return 0
+
+    def snapshot(self) -> None:
+        """Half a round is of no use: what was saved last will do."""
+
+    def _build(self) -> nn.Module:
+        return global_model(self._job, allow_user_code=self._configuration.allow_user_code)
+
+    # --- a plan, a round ---
+
+    @property
+    def busy(self) -> bool:
+        units = self._units
+        if units is None or self._begin is not None or self._is_over or not self._has_room:
+            return False
+        return bool(self._outbox) or units.ready() or units.done
+
+    @property
+    def _has_room(self) -> bool:
+        """For one more stage message at the node."""
+        return self._handed_bytes - self._sent_bytes < STAGE_MESSAGES_AHEAD_BYTES
+
+    def follow(self, command: FollowUnits) -> None:
+        self._drop()
+        plan = self._plan = read_plan(command.plan)
+        self._own = command.own
+        job, configuration, body = self._job, self._configuration, body_of(plan)
+        self._times = planned_times(body.figures).get(PeerId(command.own), self._times)
+        self._played = self._planned(plan)
+        give_back()
+        self._units = Units(
+            command.own,
+            body.split,
+            samples_of(plan),
+            self._chain,
+            training=job.training,
+            data=self._data,
+            peer_name=configuration.name,
+            after_s={owner: each.steps.down_s + each.steps.backward_s for owner, each in self._played.items()},
+            averages_optimizer=split_of(job).optimizer == "average",
+            build=self._build,
+            seed=job.seed,
+            num_classes=len(job.data.classes),
+            augment=job.data.augment,
+            device=configuration.device,
+            init=self._init,
+        )
+        self._expect(command.round, command.pieces)
+
+    def _planned(self, plan: Plan) -> dict[str, Played]:
+        """What the plan counts with, of each unit."""
+        if self._model is None:
+            return {}
+        body = body_of(plan)
+        choice = choice_of(self._job, self._model, plan.peers, body.figures)
+        return {each.owner: each for each in choice.played(body.split)}
+
+    def begin_round(self, command: BeginRound) -> None:
+        if self._units is not None and self._plan is not None and command.epoch == self._plan.epoch:
+            self._expect(command.round, command.pieces)
+
+    def _expect(self, round: int, pieces: int) -> None:
+        self._begin, self._pieces = (round, pieces), []
+        if not pieces:
+            self._begin_now(round)
+
+    def give(self, command: GivePiece) -> None:
+        if self._begin is None:
+            return
+        try:
+            self._pieces.append(read_snapshot(command.piece))
+        except RemoteError as error:
+            self._refuse(error)
+            return
+        if len(self._pieces) == self._begin[1]:
+            self._begin_now(self._begin[0])
+
+    def _begin_now(self, round: int) -> None:
+        units, plan = self._units, self._plan
+        if units is None or plan is None:
+            return
+        try:
+            units.begin(round, self._pieces)
+        except RemoteError as error:
+            self._refuse(error)
+            return
+        self._begin, self._pieces, self._is_over = None, [], False
+        units.use()
+        self._round_at = time.monotonic()
+        self._progress = (self._round_at, self._samples)
+        part = plan.part_of(PeerId(self._own))
+        self._say(c.Following(part.index if part else -1, round, self._job.training.rounds))
+        early, self._early = self._early, deque()
+        for message in early:
+            self.deliver(message)
+
+    def _refuse(self, error: RemoteError) -> None:
+        self._drop()
+        self._say(c.SnapshotRefused(str(error)))
+
+    def stop(self, command: StopUnits) -> None:
+        batches = self._units.num_steps if self._units is not None and not self._is_over else 0
+        self._drop()
+        give_back()
+        self._say(UnitsHalted(command.epoch, batches))
+
+    def _drop(self) -> None:
+        """All that is held: two plans' units at once may be more than this device holds."""
+        self._plan, self._units, self._begin, self._average, self._averaged = None, None, None, None, None
+        self._pieces, self._is_over = [], False
+        self._early.clear()
+        self._outbox.clear()
+        self._handed_bytes = self._sent_bytes = 0
+
+    # --- training ---
+
+    def deliver(self, command: Deliver) -> None:
+        """Says ``Taken`` also of what is refused: it must not be sent again for ever."""
+        error, units, plan = "", self._units, self._plan
+        if units is not None and plan is not None and command.epoch == plan.epoch:
+            if self._begin is not None or self._is_over:
+                self._early.append(command)  # no more than the streams' window
+                return
+            try:
+                read_untrusted(command.message)
+                tensors = load_tensors(command.message)
+                where = (command.sender, command.work, command.step, command.unit, command.row)
+                units.receive(StageMessage(*where, tensors))  # type: ignore[arg-type]
+            except RemoteError as refused:
+                error = str(refused)
+        self._say(Taken(command.epoch, command.sender, 1, error))
+
+    def messages_sent(self, command: StageMessagesSent) -> None:
+        if self._plan is not None and command.epoch == self._plan.epoch:
+            self._sent_bytes = max(self._sent_bytes, command.num_bytes)
+
+    def work(self) -> None:
+        """One unit of work, or a stage message of the last one, if there is room for it."""
+        units = self._units
+        if units is None or self._plan is None or not self.busy:
+            return
+        if not self._outbox and units.ready():
+            self._outbox.extend(units.advance())
+        while self._outbox and self._has_room:
+            message = self._outbox.popleft()
+            data = save_tensors(message.tensors)
+            self._handed_bytes += len(data)
+            where = (message.work, message.step, message.unit, message.row)
+            self._say(SendStageMessage(self._plan.epoch, message.peer, *where, data))
+        if units.done and not self._outbox:
+            self._end_round(units, self._plan)
+        elif time.monotonic() - self._progress[0] >= PROGRESS_INTERVAL_S:
+            self._say_progress(units)
+
+    def _end_round(self, units: Units, plan: Plan) -> None:
+        self._is_over = True
+        self._say_progress(units)
+        self._say_use(units)
+        update = write(*units.update(), self._spool)
+        self._samples += units.num_samples
+        where = (plan.epoch, units.first, units.stop - units.first, units.round + 1)
+        self._say(UpdateMade(*where, units.num_steps, units.num_samples, _mean(units.losses), update))
+
+    def _say_progress(self, units: Units) -> None:
+        now, done = time.monotonic(), self._samples + units.num_samples
+        at, before = self._progress
+        rate = (done - before) / max(now - at, 1e-6)
+        self._progress = (now, done)
+        self._say(c.Progress(units.round, units.num_steps, done, _mean(units.losses), rate))
+
+    def _say_use(self, units: Units) -> None:
+        """How the round's time went, against what the plan counts with."""
+        wall_s = max(time.monotonic() - self._round_at, 1e-6)
+        seconds = expected = overhead = 0.0
+        for owner, use in units.use().items():
+            seconds += use.forward_s + use.backward_s
+            overhead += PASS_S * (use.num_forward + use.num_backward)
+            expected += self._expected_s(owner, use)
+        if expected <= 0:
+            return
+        slowdown = slowdown_of(seconds + overhead, expected + overhead, 0.0, min(1.0, seconds / wall_s))
+        self._say(StageUsed(units.num_steps, min(1.0, seconds / wall_s), slowdown))
+
+    def _expected_s(self, owner: str, use: StageUse) -> float:
+        """What the passes of a unit are planned to take on this device, were it as fast as it was measured."""
+        plan, times = self._plan, self._times
+        if plan is None or times is None:
+            return 0.0
+        split = body_of(plan).split
+        unit = split.unit_of(owner)
+        if unit is None:
+            return 0.0
+        rows = unit_pipeline(split, unit, samples_of(plan)[owner]).micro_batch
+        mine = slice(0, unit.cut) if owner == self._own else slice(unit.cut, split.num_blocks)
+        passes = use.num_forward * sum(times.forward(rows)[mine])
+        return passes + use.num_backward * sum(times.backward(rows)[mine])
+
+    def look_again(self, command: LookAgain) -> None:
+        """Not while it trains: that says more."""
+        if self._times is None or self._units is not None:
+            return
+        slowdown = slowdown_now(self._chain, self._times, device=self._configuration.device)
+        give_back()
+        self._say(Looked(slowdown))
+
+    # --- the average ---
+
+    def begin_average(self, command: BeginAverage) -> None:
+        if self._plan is not None and command.epoch == self._plan.epoch:
+            self._average, self._averaged, self._num_updates = RoundAverage(self._chain, command.round - 1), command, 0
+
+    def give_update(self, command: GiveUpdate) -> None:
+        """One after the other: no two are held at once."""
+        average, begun = self._average, self._averaged
+        if average is None or begun is None:
+            return
+        try:
+            average.add(command.peer, *read_snapshot(command.update))
+            self._num_updates += 1
+            if self._num_updates == begun.updates:
+                self._say_pieces(average, begun)
+        except RemoteError as error:
+            self._average = None
+            peer = command.peer if self._num_updates < begun.updates else ""
+            self._say(UpdateRefused(begun.epoch, begun.round, peer, str(error)))
+
+    def _say_pieces(self, average: RoundAverage, begun: BeginAverage) -> None:
+        plan, units = self._plan, self._units
+        self._average = None
+        if plan is None or units is None:
+            return
+        pieces = average.pieces(
+            bounds_of(body_of(plan).split),
+            rounds=self._job.training.rounds,
+            samples_before=units.samples_before,
+            optimizer=self._job.training.optimizer,
+        )
+        for tensors, metadata in pieces:
+            first, stop = int(metadata["first"]), int(metadata["stop"])
+            piece = write(tensors, metadata, self._spool)
+            where = (begun.epoch, first, stop - first, begun.round)
+            self._say(PieceMade(*where, int(metadata["samples"]), piece))
+
+
+def _mean(losses: Mapping[str, float]) -> float:
+    """Of those that are known; not a number where none is."""
+    known = [loss for loss in losses.values() if math.isfinite(loss)]
+    return sum(known) / len(known) if known else math.nan
