@@ -17,23 +17,20 @@ import numpy as np
 from p2ptrain.config import Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import RemoteError
-from p2ptrain.modes.jobs import job_from_json
-from p2ptrain.modes.pipeline.commands import (
+from p2ptrain.core.stages.commands import (
     Deliver,
-    FollowStage,
     GivePiece,
-    Halted,
     LookAgain,
     Looked,
-    PieceTaken,
     Profiled,
     SendStageMessage,
     StageMessagesSent,
     StageUsed,
-    StopAt,
     Taken,
 )
+from p2ptrain.errors import RemoteError
+from p2ptrain.modes.jobs import job_from_json
+from p2ptrain.modes.pipeline.commands import FollowStage, Halted, PieceTaken, StopAt
 from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.modes.registry import read_plan

@@ -18,25 +18,27 @@ from stage_trainer import COMMAND_S, MODEL, NUM_BLOCKS, At
 from p2ptrain.config import Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
+from p2ptrain.core.stages.commands import (
+    Deliver,
+    GivePiece,
+    LookAgain,
+    Looked,
+    Profiled,
+    SendStageMessage,
+    StageMessagesSent,
+    StageUsed,
+    Taken,
+)
 from p2ptrain.errors import RemoteError
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.modes.split.commands import (
     BeginAverage,
     BeginRound,
-    Deliver,
     FollowUnits,
-    GivePiece,
     GiveUpdate,
-    LookAgain,
-    Looked,
     PieceMade,
-    Profiled,
-    SendStageMessage,
-    StageMessagesSent,
-    StageUsed,
     StopUnits,
-    Taken,
     UnitsHalted,
     UpdateMade,
     UpdateRefused,

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import Collected, Fetch, Harvest, PartReport, Snapshot
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import RemoteError, UserError
+from p2ptrain.modes.assembly import state_of
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.planning.pipeline.coverage import cover, newest_covered
 from p2ptrain.wire.messages import SnapshotRef
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 async def fetch(
@@ -62,27 +62,6 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> Harvest:
     state = state_of(collected.job, runs, allow_user_code=allow_user_code)
     report = tuple(_report(collected, snapshots[0]) for _, snapshots in sorted(collected.parts.items()))
     return Harvest(collected.job, collected.plan, state, {}, report)
-
-
-def state_of(job: Job, runs: Sequence[Snapshot], *, allow_user_code: bool) -> dict[str, Tensor]:
-    from p2ptrain.learning.averaging import check_state
-    from p2ptrain.learning.models import global_model
-    from p2ptrain.learning.snapshots import model_state, read_snapshot
-
-    like: Mapping[str, Tensor] = global_model(job, allow_user_code=allow_user_code).state_dict()
-    state: dict[str, Tensor] = {}
-    for run in runs:
-        try:
-            tensors = model_state(read_snapshot(run.data)[0])
-            check_state(tensors, {name: like[name] for name in tensors if name in like})
-        except RemoteError as error:
-            raise UserError(
-                f"the copy of {run.holding.trainer} does not fit the job's model ({error}); try again"
-            ) from None
-        state |= {name: tensor for name, tensor in tensors.items() if name not in state}
-    if absent := sorted(like.keys() - state.keys()):
-        raise UserError(f"the saved blocks lack {absent[0]} and {len(absent) - 1} more tensors; try again")
-    return {name: state[name] for name in like}
 
 
 def _report(collected: Collected, snapshot: Snapshot) -> PartReport:

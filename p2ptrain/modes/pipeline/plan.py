@@ -5,45 +5,20 @@ Invariant: the parts are the stages; who is left out, and by whose figures it wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
 
 from p2ptrain.core.plan import Part, Plan, Share, is_hex, plan_from_json, require
+from p2ptrain.core.stages.figures import DeviceFigures, check_figures
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.config import NAME
-from p2ptrain.planning.devices.blocks import BatchSizes, BlockRows
 from p2ptrain.planning.pipeline.stages import PipelinePlan, check_pipeline_plan
-from p2ptrain.wire.messages import MAX_LINKS, LinkFigure, PeerName
 from p2ptrain.wire.schema import Bound
 
 MAX_STRETCH = 100.0
 MAX_STEPS = 2**48
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceFigures:
-    """What a pipeline is planned by, of one peer, beside its snapshot: its link, and seconds of each block."""
-
-    peer: PeerName
-    link_bytes_per_s: Annotated[float, Bound(0, 1e15)]
-    """0 = not known."""
-    slowdown: Annotated[float, Bound(0, 1e6)]
-    """Seconds seen while training / seconds measured."""
-    batch_sizes: BatchSizes
-    """Rising; none = not measured: the snapshot's FLOP/s count."""
-    forward_s: BlockRows
-    backward_s: BlockRows
-    update_s_per_byte: Annotated[float, Bound(0, 1.0)] = 0.0
-    """Of the optimizer's step, for each byte of parameters."""
-    activation_s_per_byte: Annotated[float, Bound(0, 1.0)] = 0.0
-    """Of its trainer, for handing activations on or taking them in, for each byte before it is coded ..."""
-    gradient_s_per_byte: Annotated[float, Bound(0, 1.0)] = 0.0
-    """... and of their gradients."""
-    links: Annotated[tuple[LinkFigure, ...], Bound(0, MAX_LINKS)] = ()
-    """To peers of the plan, by peer, those that this one has measured."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +70,6 @@ class PipelineBody:
             check_figures(figures, names, pipeline.num_blocks)
         require(is_hex(self.chain, 64), "the chain is not a hash")
         require(plan.epoch > 1 or self.from_step == 0, "a first plan that does not begin at the first batch")
-
-
-def check_figures(figures: DeviceFigures, names: Sequence[str], num_blocks: int) -> None:
-    ends = [link.peer for link in figures.links]
-    require(ends == sorted(set(ends)) and figures.peer not in ends, f"{figures.peer}: links out of order")
-    require(set(ends).issubset(names), f"{figures.peer}: links to others than the plan's peers")
-    sizes = figures.batch_sizes
-    require(list(sizes) == sorted(set(sizes)), f"{figures.peer}: batch sizes out of order")
-    for rows in (figures.forward_s, figures.backward_s):
-        fits = len(rows) == len(sizes) and all(len(row) == num_blocks for row in rows)
-        require(fits, f"{figures.peer}: not a time for each block and batch size")
 
 
 BODIES = {NAME: PipelineBody}

@@ -18,17 +18,11 @@ from dataclasses import replace
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import SHARE_UNITS, PeerSnapshot, Plan, check_plan, clean
+from p2ptrain.core.stages.figures import UNKNOWN_LINK_BYTES_PER_S, MeasuredPeer, link_figures, usable
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.config import pipeline_of
-from p2ptrain.modes.pipeline.figures import (
-    UNKNOWN_LINK_BYTES_PER_S,
-    MeasuredPeer,
-    batches_a_round,
-    fleet_of,
-    link_figures,
-    usable,
-)
+from p2ptrain.modes.pipeline.figures import batches_a_round, fleet_of
 from p2ptrain.modes.pipeline.plan import MAX_STRETCH, PipelineBody, body_of
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.footprint import pipeline_bytes

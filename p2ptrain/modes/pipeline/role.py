@@ -28,30 +28,19 @@ from p2ptrain.core.mode import Given
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.restarts import Restarts
+from p2ptrain.core.stages.commands import GivePiece, LookAgain, Looked, Profiled, SendStageMessage, StageUsed, Taken
+from p2ptrain.core.stages.missing_blocks import MissingBlocks
+from p2ptrain.core.stages.reports import StageReports
+from p2ptrain.core.stages.traffic import StageTraffic
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.modes.pipeline.commands import (
-    FollowStage,
-    GivePiece,
-    Halted,
-    LookAgain,
-    Looked,
-    PieceTaken,
-    Profiled,
-    SendStageMessage,
-    StageUsed,
-    StopAt,
-    Taken,
-)
+from p2ptrain.modes.pipeline.commands import FollowStage, Halted, PieceTaken, StopAt
 from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.rules import PipelineRules
 from p2ptrain.modes.pipeline.stage.checkpoints import Checkpoints
 from p2ptrain.modes.pipeline.stage.handed_over import HandedOver
-from p2ptrain.modes.pipeline.stage.missing_blocks import MissingBlocks
 from p2ptrain.modes.pipeline.stage.progress import Progress
-from p2ptrain.modes.pipeline.stage.reports import StageReports
 from p2ptrain.modes.pipeline.stage.states import Gathering, Idle, Lost, Starting, State, Stopping, Training
-from p2ptrain.modes.pipeline.stage.traffic import StageTraffic
 from p2ptrain.modes.pipeline.words import waiting_words
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import model_from_json
@@ -272,7 +261,11 @@ class PipelineRole:
 
     def _progressed(self, event: c.Progress, now: float) -> Effects:
         self._seen_step(event.step, now)
-        return self._reports.progress(event, self._trained, now)
+        return self._reports.progress(event, self._last_stage(), now)
+
+    def _last_stage(self) -> tuple[str, ...]:
+        """Who knows the loss."""
+        return body_of(self._trained).pipeline.stages[-1].peers if self._trained is not None else ()
 
     def _refused(self, event: c.SnapshotRefused, now: float) -> Effects:
         if self.plan is not None:
@@ -330,7 +323,7 @@ class PipelineRole:
             effects += group.say(now, phase="trained", samples_per_s=0.0)
         if event.round_finished:
             self._restarts.round_finished()
-            loss = self._reports.loss(event.loss, plan)
+            loss = self._reports.loss(event.loss, self._last_stage())
             fields = (("part", self.part), ("round", event.round), *((("loss", round(loss, 4)),) if loss else ()))
             effects.append(Note("round", fields))
         return effects

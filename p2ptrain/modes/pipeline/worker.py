@@ -10,7 +10,6 @@ What others send is taken in at any time; what goes out waits here while too muc
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -22,47 +21,43 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from p2ptrain.config import Coding, Job
+from p2ptrain.config import Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
-from p2ptrain.core.worker import Setup
-from p2ptrain.errors import RemoteError
-from p2ptrain.ids import PeerId
-from p2ptrain.learning.blocks.chain import Chain
-from p2ptrain.learning.blocks.costs import profile_blocks
-from p2ptrain.learning.models import global_model
-from p2ptrain.learning.pipeline.training import StageMessage, StageTraining
-from p2ptrain.learning.profiling.allocator import give_back, kept_block_bytes
-from p2ptrain.learning.profiling.block_times import measure_blocks, slowdown_now
-from p2ptrain.learning.snapshots import write
-from p2ptrain.modes.pipeline.commands import (
+from p2ptrain.core.stages.commands import (
     MESSAGES_AHEAD_BYTES,
     Deliver,
-    FollowStage,
     GivePiece,
-    Halted,
     LookAgain,
     Looked,
-    PieceTaken,
     Profiled,
     SendStageMessage,
     StageMessagesSent,
     StageUsed,
-    StopAt,
     Taken,
 )
+from p2ptrain.core.stages.figures import planned_times
+from p2ptrain.core.stages.slowdown import PASS_S, differs, slowdown_of
+from p2ptrain.core.worker import Setup
+from p2ptrain.errors import RemoteError
+from p2ptrain.ids import PeerId
+from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.models import global_model
+from p2ptrain.learning.pipeline.training import StageMessage, StageTraining
+from p2ptrain.learning.profiling.allocator import give_back
+from p2ptrain.learning.profiling.block_times import slowdown_now
+from p2ptrain.learning.profiling.job_blocks import measure_job
+from p2ptrain.learning.snapshots import write
+from p2ptrain.modes.pipeline.commands import FollowStage, Halted, PieceTaken, StopAt
 from p2ptrain.modes.pipeline.config import pipeline_of
-from p2ptrain.modes.pipeline.figures import fleet_of, planned_times
+from p2ptrain.modes.pipeline.figures import fleet_of
 from p2ptrain.modes.pipeline.plan import body_of, read_plan
-from p2ptrain.modes.pipeline.stage.slowdown import differs, slowdown_of
-from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile, check_model
+from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile
 from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
-from p2ptrain.planning.pipeline.fleet import micro_batch_choices
 from p2ptrain.wire.tensorfile import read_untrusted
 
 Piece = tuple[Mapping[str, Tensor], Mapping[str, str]]
 
-MEASURE_S = 20.0
 PROGRESS_INTERVAL_S = 0.5
 WARM_UP = 2
 """Batches of a stage that don't count: they make kernels ready and take memory for the first time."""
@@ -70,38 +65,13 @@ FIRST_LOOK = 10
 """Batches after these until the time of a unit is first compared with the profile, and from then on as often."""
 SECOND_LOOK = 4
 """Batches until the next look where one differs from that before: whether it is a change is soon known."""
-PASS_S = 0.005
-"""Added to both sides of that: a pass that is much shorter is overhead most of all, and no measure of the device."""
 
 
-def profile_job(
-    chain: Chain,
-    job: Job,
-    device: str,
-    cache: Path | None,
-    most_micro_batches: int,
-    codings: tuple[Coding, Coding],
-) -> tuple[ModelProfile, BlockTimes]:
-    """The job's blocks and how long this device takes for each, at the sizes that its micro-batches may have.
-
-    ``cache``: a file that remembers them. Raises ``UserError`` for a model that can't be cut into blocks.
-    """
-    model = profile_blocks(chain, job.model.name)
-    check_model(model)
-    micro_batches = [max(1, job.training.batch_size // num) for num in micro_batch_choices(most_micro_batches)]
-    sizes = sorted({math.ceil(min(micro_batches) / 4), math.ceil(min(micro_batches) / 2), *micro_batches})
-    times = measure_blocks(
-        chain,
-        job.model.name,
-        batch_sizes=sizes,
-        training=job.training,
-        device=device,
-        budget_s=MEASURE_S,
-        heap_bytes=kept_block_bytes() // 2,
-        codings=codings,
-        cache=cache,
-    )
-    return model, times
+def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tuple[ModelProfile, BlockTimes]:
+    """As ``measure_job``, with what the job says of pipelines."""
+    settings = pipeline_of(job)
+    codings = (settings.activations, settings.gradients)
+    return measure_job(chain, job, micro_batches=settings.micro_batches, codings=codings, device=device, cache=cache)
 
 
 class StageWorker:
@@ -161,11 +131,7 @@ class StageWorker:
         Raises ``UserError`` for a model that can't be a pipeline.
         """
         cache = Path(self._configuration.cache) if self._configuration.cache else None
-        settings = pipeline_of(self._job)
-        codings = (settings.activations, settings.gradients)
-        self._model, self._times = profile_job(
-            self._chain, self._job, self._configuration.device, cache, settings.micro_batches, codings
-        )
+        self._model, self._times = profile_job(self._chain, self._job, self._configuration.device, cache)
         return [Profiled(model_to_json(self._model), profile_to_json(self._model, self._times))]
 
     def max_groups(self) -> int:

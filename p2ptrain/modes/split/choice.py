@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 
 from p2ptrain.config import CODINGS, Job
 from p2ptrain.core.plan import PeerSnapshot
+from p2ptrain.core.stages.figures import DeviceFigures, link_figures, pipeline_peer, planned_times
 from p2ptrain.errors import LocalError, UserError
-from p2ptrain.modes.pipeline.figures import link_figures, pipeline_peer, planned_times
-from p2ptrain.modes.pipeline.plan import DeviceFigures
 from p2ptrain.modes.split.config import SplitConfig, split_of
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.pipeline.task import held_copies
-from p2ptrain.planning.split.cost import Played, cost_of, played_of, with_seconds
+from p2ptrain.planning.split.cost import cost_of, played_of, with_seconds
 from p2ptrain.planning.split.planned import all_alone, planned
 from p2ptrain.planning.split.room import Room
 from p2ptrain.planning.split.search import Search
+from p2ptrain.planning.split.simulation import Played
 from p2ptrain.planning.split.task import SplitPeer, SplitTask
 from p2ptrain.planning.split.units import SplitPlan
 

@@ -5,17 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from p2ptrain.modes.pipeline.commands import (
-    Deliver,
-    GivePiece,
-    LookAgain,
-    Looked,
-    Profiled,
-    SendStageMessage,
-    StageMessagesSent,
-    StageUsed,
-    Taken,
-)
+from p2ptrain.core.stages.commands import STAGE_COMMANDS
 
 # --- node to trainer --------------------------------------------------------------------------------------------------
 
@@ -128,14 +118,6 @@ COMMANDS = (
     PieceMade,
     UpdateRefused,
     UnitsHalted,
-    GivePiece,
-    Deliver,
-    StageMessagesSent,
-    Profiled,
-    SendStageMessage,
-    Taken,
-    StageUsed,
-    LookAgain,
-    Looked,
+    *STAGE_COMMANDS,
 )
 """What node and trainer say in this mode alone, both ways."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import Collected, Fetch, Harvest, PartReport, Snapshot
 from p2ptrain.core.plan import Plan
-from p2ptrain.modes.pipeline.harvest import state_of
+from p2ptrain.modes.assembly import state_of
 from p2ptrain.modes.split.plan import body_of
 from p2ptrain.modes.split.rounds.saved import whole_states
 from p2ptrain.wire.messages import SnapshotRef

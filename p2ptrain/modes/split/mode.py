@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from p2ptrain.config import Job
 from p2ptrain.core.mode import Mode
 from p2ptrain.core.worker import Setup, Worker
-from p2ptrain.modes.pipeline.mode import check_blocks
+from p2ptrain.modes.assembly import check_blocks
 from p2ptrain.modes.split import harvest, words
 from p2ptrain.modes.split.commands import COMMANDS
 from p2ptrain.modes.split.config import NAME, SplitConfig
@@ -16,18 +14,13 @@ from p2ptrain.modes.split.plan import BODIES
 from p2ptrain.modes.split.role import SplitRole
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 
 def _worker(setup: Setup) -> Worker:
     from p2ptrain.modes.split.worker import UnitsWorker  # torch
 
     return UnitsWorker(setup)
-
-
-def _check_model(job: Job, model: nn.Module) -> Mapping[str, Any]:
-    """It has to be a chain of blocks."""
-    return check_blocks(job, model)
 
 
 MODE = Mode(
@@ -43,5 +36,5 @@ MODE = Mode(
     majority=True,
     needs_data=False,
     validates=False,
-    check_model=_check_model,
+    check_model=check_blocks,
 )

@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from p2ptrain.core.plan import SHARE_UNITS, Part, Plan, Share, is_hex, plan_from_json, require
+from p2ptrain.core.stages.figures import DeviceFigures, check_figures
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.pipeline.plan import DeviceFigures, check_figures
 from p2ptrain.modes.split.config import NAME
 from p2ptrain.planning.devices.blocks import MAX_BLOCKS, ModelProfile
 from p2ptrain.planning.split.units import SplitPlan, Unit, check_split_plan

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan, clean
+from p2ptrain.core.stages.figures import UNKNOWN_LINK_BYTES_PER_S, DeviceFigures, MeasuredPeer, usable
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.pipeline.figures import UNKNOWN_LINK_BYTES_PER_S, MeasuredPeer, usable
-from p2ptrain.modes.pipeline.plan import DeviceFigures
 from p2ptrain.modes.split.choice import choice_of
 from p2ptrain.modes.split.config import split_of
 from p2ptrain.modes.split.plan import (

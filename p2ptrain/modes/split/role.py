@@ -13,7 +13,6 @@ the plan's averager has made under it; and stage messages are only exchanged wit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 from p2ptrain.core import commands as c
@@ -30,11 +29,11 @@ from p2ptrain.core.effects import (
 from p2ptrain.core.mode import Given
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.restarts import Restarts
+from p2ptrain.core.stages.commands import GivePiece, LookAgain, Looked, Profiled, SendStageMessage, StageUsed, Taken
+from p2ptrain.core.stages.missing_blocks import MissingBlocks
+from p2ptrain.core.stages.reports import StageReports
+from p2ptrain.core.stages.traffic import StageTraffic
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.modes.pipeline.commands import GivePiece, LookAgain, Looked, Profiled, SendStageMessage, StageUsed, Taken
-from p2ptrain.modes.pipeline.stage.missing_blocks import MissingBlocks
-from p2ptrain.modes.pipeline.stage.reports import StageReports
-from p2ptrain.modes.pipeline.stage.traffic import StageTraffic
 from p2ptrain.modes.split.commands import (
     BeginRound,
     FollowUnits,
@@ -308,16 +307,14 @@ class SplitRole:
         return self._traffic.send(event, now) if event.epoch == self._traffic.epoch else []
 
     def _progressed(self, event: c.Progress, now: float) -> Effects:
-        changes = {"round": event.round, "step": event.step, "samples": event.samples}
-        return self._group.say(now, loss=self._loss(event.loss), samples_per_s=event.samples_per_s, **changes)
+        return self._reports.progress(event, self._helper(), now)
 
-    def _loss(self, own: float) -> float:
-        """Who has the last block knows it; its owner hears it from its helper; 0 as long as nobody has said any."""
-        if math.isfinite(own) or self._trained is None:
-            return own if math.isfinite(own) else 0.0
-        helpers = [unit.helper for unit, _ in runs_of(body_of(self._trained).split, self._group.own_id)]
-        records = [self._group.record(PeerId(helper)) for helper in helpers if helper]
-        return max((r.loss for r in records if r is not None and r.plan == self._traffic.plan), default=0.0)
+    def _helper(self) -> list[str]:
+        """Who knows the loss of the own unit, as it has its tail."""
+        if self._trained is None:
+            return []
+        units = [unit for unit, _ in runs_of(body_of(self._trained).split, self._group.own_id)]
+        return [unit.helper for unit in units if unit.helper is not None and unit.owner == self._group.own_id]
 
     def _refused(self, event: c.SnapshotRefused, now: float) -> Effects:
         """What others saved did not fit: these blobs are not tried again."""
@@ -387,7 +384,7 @@ class SplitRole:
             span=event.span,
             kind="update",
         )
-        loss = self._loss(event.loss)
+        loss = self._reports.loss(event.loss, self._helper())
         fields = (("part", self.part), ("round", event.round), *((("loss", round(loss, 4)),) if loss else ()))
         effects: Effects = [Note("round", fields), *group.say(now, step=event.step, loss=loss)]
         if self._is_averager(plan):

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan, snapshot
+from p2ptrain.core.stages.figures import MeasuredPeer, figures_of
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.pipeline.figures import MeasuredPeer, figures_of
 from p2ptrain.modes.split.plan import StartPiece, body_of, read_plan
 from p2ptrain.modes.split.planner import Known, first_plan, follows, next_plan
 from p2ptrain.planning.devices.blocks import ModelProfile

@@ -22,22 +22,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
+from p2ptrain.config import Coding
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
-from p2ptrain.core.worker import Setup
-from p2ptrain.errors import RemoteError
-from p2ptrain.ids import PeerId
-from p2ptrain.learning.blocks.chain import Chain
-from p2ptrain.learning.models import global_model
-from p2ptrain.learning.pipeline.snapshots import Snapshot
-from p2ptrain.learning.pipeline.training import StageMessage, StageUse
-from p2ptrain.learning.profiling.allocator import give_back
-from p2ptrain.learning.profiling.block_times import slowdown_now
-from p2ptrain.learning.snapshots import read_snapshot, write
-from p2ptrain.learning.split.units import Units, unit_pipeline
-from p2ptrain.learning.split.update import RoundAverage
-from p2ptrain.modes.pipeline.commands import (
-    STAGE_MESSAGES_AHEAD_BYTES,
+from p2ptrain.core.stages.commands import (
+    MESSAGES_AHEAD_BYTES,
     Deliver,
     GivePiece,
     LookAgain,
@@ -48,9 +37,21 @@ from p2ptrain.modes.pipeline.commands import (
     StageUsed,
     Taken,
 )
-from p2ptrain.modes.pipeline.figures import planned_times
-from p2ptrain.modes.pipeline.stage.slowdown import slowdown_of
-from p2ptrain.modes.pipeline.worker import PASS_S, PROGRESS_INTERVAL_S, profile_job
+from p2ptrain.core.stages.figures import planned_times
+from p2ptrain.core.stages.slowdown import PASS_S, slowdown_of
+from p2ptrain.core.worker import Setup
+from p2ptrain.errors import RemoteError
+from p2ptrain.ids import PeerId
+from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.models import global_model
+from p2ptrain.learning.pipeline.snapshots import Snapshot
+from p2ptrain.learning.pipeline.training import StageMessage, StageUse
+from p2ptrain.learning.profiling.allocator import give_back
+from p2ptrain.learning.profiling.block_times import slowdown_now
+from p2ptrain.learning.profiling.job_blocks import measure_job
+from p2ptrain.learning.snapshots import read_snapshot, write
+from p2ptrain.learning.split.units import Units, unit_pipeline
+from p2ptrain.learning.split.update import RoundAverage
 from p2ptrain.modes.split.choice import choice_of
 from p2ptrain.modes.split.commands import (
     BeginAverage,
@@ -67,8 +68,10 @@ from p2ptrain.modes.split.config import split_of
 from p2ptrain.modes.split.plan import body_of, bounds_of, read_plan, samples_of
 from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile
 from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
-from p2ptrain.planning.split.cost import Played
+from p2ptrain.planning.split.simulation import Played
 from p2ptrain.wire.tensorfile import read_untrusted
+
+PROGRESS_INTERVAL_S = 0.5
 
 
 class UnitsWorker:
@@ -131,9 +134,14 @@ class UnitsWorker:
         """
         cache = Path(self._configuration.cache) if self._configuration.cache else None
         settings = split_of(self._job)
-        coding = "int8" if settings.coding == "auto" else settings.coding
-        self._model, self._times = profile_job(
-            self._chain, self._job, self._configuration.device, cache, settings.micro_batches, (coding, coding)
+        coding: Coding = "int8" if settings.coding == "auto" else settings.coding
+        self._model, self._times = measure_job(
+            self._chain,
+            self._job,
+            micro_batches=settings.micro_batches,
+            codings=(coding, coding),
+            device=self._configuration.device,
+            cache=cache,
         )
         return [Profiled(model_to_json(self._model), profile_to_json(self._model, self._times))]
 
@@ -153,12 +161,12 @@ class UnitsWorker:
         units = self._units
         if units is None or self._begin is not None or self._is_over or not self._has_room:
             return False
-        return bool(self._outbox) or units.ready() or units.done
+        return bool(self._outbox or units.ready() or units.done)
 
     @property
     def _has_room(self) -> bool:
         """For one more stage message at the node."""
-        return self._handed_bytes - self._sent_bytes < STAGE_MESSAGES_AHEAD_BYTES
+        return self._handed_bytes - self._sent_bytes < MESSAGES_AHEAD_BYTES
 
     def follow(self, command: FollowUnits) -> None:
         self._drop()

@@ -17,11 +17,12 @@ from plain_edits import put
 
 from p2ptrain.config import DataConfig, Job, TrainingConfig
 from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan
+from p2ptrain.core.stages.figures import DeviceFigures, MeasuredPeer
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.config import PipelineConfig, pipeline_of
-from p2ptrain.modes.pipeline.figures import MeasuredPeer, batches_a_round, fleet_of, task_of
-from p2ptrain.modes.pipeline.plan import DeviceFigures, PipelineBody
+from p2ptrain.modes.pipeline.figures import batches_a_round, fleet_of, task_of
+from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.modes.pipeline.planner import first_plan, follows, next_plan, notes
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.planning.devices.blocks import MAX_MEASURED, BlockProfile, ModelProfile

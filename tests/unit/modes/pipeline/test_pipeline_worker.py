@@ -16,27 +16,24 @@ from safetensors.torch import load, save
 from p2ptrain.config import DataConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import PeerSnapshot, Plan
+from p2ptrain.core.stages.commands import (
+    Deliver,
+    GivePiece,
+    LookAgain,
+    Looked,
+    SendStageMessage,
+    StageMessagesSent,
+    StageUsed,
+    Taken,
+)
+from p2ptrain.core.stages.figures import DeviceFigures, planned_times
 from p2ptrain.core.worker import Setup
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.pipeline.training import StageMessage
 from p2ptrain.modes.pipeline import worker as stage_worker
-from p2ptrain.modes.pipeline.commands import (
-    Deliver,
-    FollowStage,
-    GivePiece,
-    Halted,
-    LookAgain,
-    Looked,
-    PieceTaken,
-    SendStageMessage,
-    StageMessagesSent,
-    StageUsed,
-    StopAt,
-    Taken,
-)
+from p2ptrain.modes.pipeline.commands import FollowStage, Halted, PieceTaken, StopAt
 from p2ptrain.modes.pipeline.config import PipelineConfig, pipeline_of
-from p2ptrain.modes.pipeline.figures import planned_times
-from p2ptrain.modes.pipeline.plan import DeviceFigures, PipelineBody
+from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.modes.pipeline.worker import StageWorker
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 

@@ -10,10 +10,11 @@ import pytest
 
 from p2ptrain.config import DataConfig, Job, TrainingConfig
 from p2ptrain.core.plan import PeerSnapshot
+from p2ptrain.core.stages.figures import DeviceFigures, MeasuredPeer
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.config import PipelineConfig
-from p2ptrain.modes.pipeline.figures import MeasuredPeer, fleet_of
-from p2ptrain.modes.pipeline.plan import DeviceFigures, PipelineBody
+from p2ptrain.modes.pipeline.figures import fleet_of
+from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.modes.pipeline.planner import first_plan, follows
 from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
 from p2ptrain.planning.pipeline.baselines import best_single_peer

@@ -9,8 +9,8 @@ from __future__ import annotations
 from p2ptrain.core.effects import CountRefused, Effects, ToTrainer
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
+from p2ptrain.core.stages.commands import MESSAGES_AHEAD_BYTES, Deliver, SendStageMessage, StageMessagesSent, Taken
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.pipeline.commands import MESSAGES_AHEAD_BYTES, Deliver, SendStageMessage, StageMessagesSent, Taken
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.streams.streams import Delivered, Streams
 from p2ptrain.wire import messages as m

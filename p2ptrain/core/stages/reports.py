@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from p2ptrain.core.commands import Progress
 from p2ptrain.core.effects import Effects
 from p2ptrain.core.group_view import GroupView
-from p2ptrain.core.plan import Plan
+from p2ptrain.core.stages.commands import Looked, StageUsed
+from p2ptrain.core.stages.slowdown import SlowdownReport
+from p2ptrain.core.stages.traffic import StageTraffic
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.pipeline.commands import Looked, StageUsed
-from p2ptrain.modes.pipeline.plan import body_of
-from p2ptrain.modes.pipeline.stage.slowdown import SlowdownReport
-from p2ptrain.modes.pipeline.stage.traffic import StageTraffic
 from p2ptrain.protocol.group.link_probe import LinkMeasured
 from p2ptrain.protocol.machine import Note
 from p2ptrain.wire.messages import LinkFigure
@@ -26,17 +25,18 @@ class StageReports:
         self._group = group
         self._traffic = traffic
 
-    def progress(self, event: Progress, trained: Plan | None, now: float) -> Effects:
-        """How far it is. ``trained``: the plan whose stage the trainer holds."""
+    def progress(self, event: Progress, last: Sequence[str], now: float) -> Effects:
+        """How far it is. ``last``: as in ``loss``."""
         changes = {"round": event.round, "step": event.step, "samples": event.samples}
-        loss = self.loss(event.loss, trained)
+        loss = self.loss(event.loss, last)
         return self._group.say(now, loss=loss, samples_per_s=event.samples_per_s, **changes)
 
-    def loss(self, own: float, trained: Plan | None) -> float:
-        """The last stage knows it; elsewhere it is what that stage said last, or 0 as long as it has said none."""
-        if math.isfinite(own) or trained is None:
-            return own if math.isfinite(own) else 0.0
-        records = [self._group.record(PeerId(peer)) for peer in body_of(trained).pipeline.stages[-1].peers]
+    def loss(self, own: float, last: Sequence[str]) -> float:
+        """Who has the last block knows it; elsewhere it is what those said who have it (``last``), or 0 as long as they
+        have said none."""
+        if math.isfinite(own):
+            return own
+        records = [self._group.record(PeerId(peer)) for peer in last]
         return max((r.loss for r in records if r is not None and r.plan == self._traffic.plan), default=0.0)
 
     def used(self, event: StageUsed, now: float) -> Effects:

@@ -18,6 +18,9 @@ STEP = 0.15
 """Relative change that is worth telling the group."""
 FULLY_BUSY = 0.9
 """Who is busy for this share of the time has no pauses to speak of."""
+PASS_S = 0.005
+"""Added to both sides of that for each pass: one that is much shorter is overhead most of all, and no measure of the
+device."""
 
 
 REST_S, MOST_REST_S, SOON_S = 120.0, 3600.0, 10.0

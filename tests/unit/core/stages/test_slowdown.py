@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from p2ptrain.modes.pipeline.stage.slowdown import (
+from p2ptrain.core.stages.slowdown import (
     MOST_REST_S,
     REST_S,
     SOON_S,

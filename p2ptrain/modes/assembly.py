@@ -1,0 +1,47 @@
+"""A model in runs of blocks, for the modes that have it so: whether it can be cut, and how it is put together again.
+
+Invariant: every tensor of the global model comes from exactly one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from p2ptrain.config import Job
+from p2ptrain.core.harvest import Snapshot
+from p2ptrain.errors import RemoteError, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def check_blocks(job: Job, model: nn.Module) -> Mapping[str, Any]:
+    """It has to be a chain of blocks. Raises ``UserError``."""
+    from p2ptrain.learning.blocks.chain import Chain
+    from p2ptrain.learning.blocks.costs import profile_blocks
+    from p2ptrain.planning.devices.blocks import check_model
+
+    check_model(profile_blocks(Chain(model, job.data.input_shape), job.model.name))
+    return {}
+
+
+def state_of(job: Job, runs: Sequence[Snapshot], *, allow_user_code: bool) -> dict[str, Tensor]:
+    from p2ptrain.learning.averaging import check_state
+    from p2ptrain.learning.models import global_model
+    from p2ptrain.learning.snapshots import model_state, read_snapshot
+
+    like: Mapping[str, Tensor] = global_model(job, allow_user_code=allow_user_code).state_dict()
+    state: dict[str, Tensor] = {}
+    for run in runs:
+        try:
+            tensors = model_state(read_snapshot(run.data)[0])
+            check_state(tensors, {name: like[name] for name in tensors if name in like})
+        except RemoteError as error:
+            raise UserError(
+                f"the copy of {run.holding.trainer} does not fit the job's model ({error}); try again"
+            ) from None
+        state |= {name: tensor for name, tensor in tensors.items() if name not in state}
+    if absent := sorted(like.keys() - state.keys()):
+        raise UserError(f"the saved blocks lack {absent[0]} and {len(absent) - 1} more tensors; try again")
+    return {name: state[name] for name in like}
