@@ -13,7 +13,7 @@ the plan's averager has made under it; and stage messages are only exchanged wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from p2ptrain.core import commands as c
 from p2ptrain.core.effects import (
@@ -43,8 +43,9 @@ from p2ptrain.modes.split.commands import (
     UpdateMade,
     UpdateRefused,
 )
-from p2ptrain.modes.split.plan import Run, body_of, need_of, runs_of
+from p2ptrain.modes.split.plan import body_of, need_of, runs_of
 from p2ptrain.modes.split.rounds.averaging import Averaging
+from p2ptrain.modes.split.rounds.own import OwnUpdate, own_ref, tell
 from p2ptrain.modes.split.rounds.progress import Progress
 from p2ptrain.modes.split.rounds.saved import SavedStates
 from p2ptrain.modes.split.rounds.states import (
@@ -64,7 +65,7 @@ from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import model_from_json
 from p2ptrain.protocol.blobs.profile_book import ProfileBook, ProfileLearnt
 from p2ptrain.protocol.group.link_probe import LinkMeasured, LinkMeter
-from p2ptrain.protocol.machine import NEVER, Machine, Note, Send
+from p2ptrain.protocol.machine import NEVER, Machine, Note
 from p2ptrain.protocol.streams.streams import Delivered
 from p2ptrain.wire import messages as m
 
@@ -106,8 +107,7 @@ class SplitRole:
         """The plan whose units the trainer holds."""
         self._restored = resume.plan.hash if resume.plan else ""
         self._look_at = NEVER
-        self._update: m.SnapshotRef | None = None
-        """The own one of the round that is over here."""
+        self._update = OwnUpdate(group)
         self.rules = SplitRules(
             group.own_id,
             job,
@@ -157,8 +157,7 @@ class SplitRole:
         return isinstance(self._state, Gathering) and self.part != m.NO_PART
 
     def holdings(self) -> tuple[m.SnapshotRef, ...]:
-        update = (self._update,) if self._update is not None else ()
-        return (*update, *self.replicas.kept())
+        return (*self._update.holdings(), *self.replicas.kept())
 
     def may_serve(self, to: PeerId, blob: BlobId) -> bool:
         return True
@@ -186,7 +185,7 @@ class SplitRole:
         self.progress.begin(plan, name, now)
         part = plan.part_of(group.own_id)
         self.part = part.index if part is not None and not is_lost else m.NO_PART
-        effects: Effects = [KeepPlan(plan), *self._averaging.stop(now), *self._drop_update(now)]
+        effects: Effects = [KeepPlan(plan), *self._averaging.stop(now), *self._update.drop(now)]
         effects += group.say(now, epoch=plan.epoch, plan=name, part=self.part)
         if part is None:
             self._reports.slowdown.stand_by(now)
@@ -215,31 +214,9 @@ class SplitRole:
 
     # --- getting the own blocks ---
 
-    def _need(self, plan: Plan) -> Run:
-        return need_of(body_of(plan).split, self._group.own_id)
-
     def _pieces(self, plan: Plan, round: int) -> list[m.SnapshotRef]:
         """Of the state after ``round`` rounds, those with own blocks; [] as long as there are none."""
-        body = body_of(plan)
-        if round > body.from_round:
-            found = self.replicas.of_plan(round)
-        else:
-            found = [
-                m.SnapshotRef(
-                    part=piece.first,
-                    trainer=body.averager,
-                    epoch=plan.epoch,
-                    round=round,
-                    step=round,
-                    samples=0,
-                    blob=piece.blob,
-                    num_bytes=piece.num_bytes,
-                    span=piece.stop - piece.first,
-                )
-                for piece in body.start
-            ]
-        first, stop = self._need(plan)
-        return [ref for ref in found if ref.part < stop and first < ref.part + ref.span]
+        return self.replicas.with_blocks(round, need_of(body_of(plan).split, self._group.own_id))
 
     def _gather(self, now: float) -> Effects:
         """Get the blocks of the round's state, and have the trainer begin when all are here."""
@@ -274,20 +251,13 @@ class SplitRole:
         plan, state = self.plan, self._state
         if plan is None or not isinstance(state, Ended) or not self.replicas.of_plan(state.round):
             return []
-        effects = [*self._drop_update(now), *self._averaging.stop(now)]
+        effects = [*self._update.drop(now), *self._averaging.stop(now)]
         if state.round >= self._job.training.rounds:
             self._state = Finished()
             return [*effects, *self._group.say(now, phase="trained", round=state.round, samples_per_s=0.0)]
         self._state = Gathering(state.round)
         self._missing.begin(now)
         return effects
-
-    def _drop_update(self, now: float) -> Effects:
-        """It has gone into an average, or never will."""
-        update, self._update = self._update, None
-        if update is None:
-            return []
-        return [ReleaseBlob(update.blob), *self._group.say_holdings(now)]
 
     # --- the trainer ---
 
@@ -361,7 +331,7 @@ class SplitRole:
         """The trainer holds no units any more, and the others can't go on without it: say so."""
         self._trained, self._state, self.part = None, Lost(), m.NO_PART
         self._missing.stop()
-        effects = [*self._averaging.stop(now), *self._drop_update(now)]
+        effects = [*self._averaging.stop(now), *self._update.drop(now)]
         return [*effects, *self._group.say(now, part=m.NO_PART)]
 
     def _update_made(self, event: UpdateMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
@@ -372,29 +342,13 @@ class SplitRole:
             return [Note("update-not-saved", (("round", event.round),)), *self._lose(now)]
         self._state = Ended(event.round)
         self._restarts.round_finished()
-        self._update = m.SnapshotRef(
-            part=event.part,
-            trainer=group.own_id,
-            epoch=event.epoch,
-            round=event.round,
-            step=event.round,
-            samples=event.samples,
-            blob=blob,
-            num_bytes=num_bytes,
-            span=event.span,
-            kind="update",
-        )
+        update = self._update.made(event, blob, num_bytes)
         loss = self._reports.loss(event.loss, self._helper())
         fields = (("part", self.part), ("round", event.round), *((("loss", round(loss, 4)),) if loss else ()))
         effects: Effects = [Note("round", fields), *group.say(now, step=event.step, loss=loss)]
         if self._is_averager(plan):
-            return effects + self._averaging.own_made(self._update, now)
-        return [*effects, *group.say_holdings(now), *self._tell([body_of(plan).averager])]
-
-    def _tell(self, peers: Iterable[PeerId]) -> Effects:
-        """What this peer has, at once: they wait for it, and by hearsay it takes a second."""
-        alive = set(self._group.alive())
-        return [Send(peer, m.Records((self._group.own,))) for peer in peers if peer in alive]
+            return effects + self._averaging.own_made(update, now)
+        return [*effects, *group.say_holdings(now), *tell(group, [body_of(plan).averager])]
 
     def _piece_made(self, event: PieceMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         plan = self.plan
@@ -402,18 +356,7 @@ class SplitRole:
             return [ReleaseBlob(blob)] if blob is not None else []
         if blob is None:
             return [Note("average-not-saved", (("round", event.round),)), *self._lose(now)]
-        piece = m.SnapshotRef(
-            part=event.part,
-            trainer=self._group.own_id,
-            epoch=event.epoch,
-            round=event.round,
-            step=event.round,
-            samples=event.samples,
-            blob=blob,
-            num_bytes=num_bytes,
-            span=event.span,
-        )
-        return self.replicas.keep(piece)
+        return self.replicas.keep(own_ref(event, self._group.own_id, blob, num_bytes, "part"))
 
     def _piece_kept(self, now: float) -> Effects:
         """A piece is safe here. When all are, everybody may begin the next round."""
@@ -422,7 +365,7 @@ class SplitRole:
             return []
         if not self.replicas.of_plan(state.round):
             return []
-        return [*self._tell(peer for peer in plan.trainers() if peer != self._group.own_id), *self._next_round(now)]
+        return [*tell(self._group, plan.trainers()), *self._next_round(now)]
 
     def _update_refused(self, event: UpdateRefused, now: float) -> Effects:
         plan = self.plan

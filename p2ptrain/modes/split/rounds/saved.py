@@ -21,7 +21,7 @@ from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.modes.split.plan import StartPiece, body_of
+from p2ptrain.modes.split.plan import Run, StartPiece, body_of
 from p2ptrain.protocol.machine import NEVER
 from p2ptrain.protocol.replication import Replication
 from p2ptrain.wire.messages import Record, SnapshotRef
@@ -97,6 +97,15 @@ class SavedStates(Replicas):
             return []
         state = (round, plan.epoch, body_of(plan).averager)
         return whole_states(self._num_blocks, [ref for ref in self.known() if _state(ref) == state]).get(state, [])
+
+    def with_blocks(self, round: int, need: Run) -> list[SnapshotRef]:
+        """The pieces with these blocks of the state that a round of the plan in force begins with."""
+        plan = self._plan
+        if plan is None:
+            return []
+        body = body_of(plan)
+        found = self.of_plan(round) if round > body.from_round else _start_of(plan)
+        return [ref for ref in found if ref.part < need[1] and need[0] < ref.part + ref.span]
 
     def newest_round(self) -> int:
         """The newest round whose state the plan's averager has made; the plan's first one while there is none."""
@@ -230,6 +239,25 @@ def _rate(record: Record | None) -> float:
     if record is None:
         return 0.0
     return record.link_bytes_per_s or max((link.bytes_per_s for link in record.links), default=0.0)
+
+
+def _start_of(plan: Plan) -> list[SnapshotRef]:
+    """The pieces that the plan names."""
+    body = body_of(plan)
+    return [
+        SnapshotRef(
+            part=piece.first,
+            trainer=body.averager,
+            epoch=plan.epoch,
+            round=body.from_round,
+            step=body.from_round,
+            samples=0,
+            blob=piece.blob,
+            num_bytes=piece.num_bytes,
+            span=piece.stop - piece.first,
+        )
+        for piece in body.start
+    ]
 
 
 def _state(ref: SnapshotRef) -> State:
