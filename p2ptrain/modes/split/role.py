@@ -44,8 +44,7 @@ from p2ptrain.modes.split.commands import (
     UpdateRefused,
 )
 from p2ptrain.modes.split.plan import body_of, need_of, runs_of
-from p2ptrain.modes.split.rounds.averaging import Averaging
-from p2ptrain.modes.split.rounds.own import OwnUpdate, own_ref, tell
+from p2ptrain.modes.split.rounds.end import RoundEnd
 from p2ptrain.modes.split.rounds.progress import Progress
 from p2ptrain.modes.split.rounds.saved import SavedStates
 from p2ptrain.modes.split.rounds.states import (
@@ -97,8 +96,9 @@ class SplitRole:
         self._traffic = StageTraffic(group)
         self._meter = LinkMeter(group.own_id, given.rng)
         self._missing = MissingBlocks(group, given.downloads)
-        self._averaging = Averaging(group, given.downloads)
+        self._end = RoundEnd(group, given.downloads, self.replicas)
         self.progress = Progress(group, self.replicas, job.training.rounds)
+        self.is_complete = self.progress.is_complete
         self._reports = StageReports(group, self._traffic)
         self._machines: tuple[Machine, ...] = (self.replicas, self._traffic, self._meter, self._profiles)
         self._restarts = Restarts(group)
@@ -107,7 +107,6 @@ class SplitRole:
         """The plan whose units the trainer holds."""
         self._restored = resume.plan.hash if resume.plan else ""
         self._look_at = NEVER
-        self._update = OwnUpdate(group)
         self.rules = SplitRules(
             group.own_id,
             job,
@@ -157,19 +156,13 @@ class SplitRole:
         return isinstance(self._state, Gathering) and self.part != m.NO_PART
 
     def holdings(self) -> tuple[m.SnapshotRef, ...]:
-        return (*self._update.holdings(), *self.replicas.kept())
+        return (*self._end.holdings(), *self.replicas.kept())
 
     def may_serve(self, to: PeerId, blob: BlobId) -> bool:
         return True
 
     def served(self, to: PeerId, blob: BlobId, end: int) -> None:
         """Nothing hangs on it."""
-
-    def is_complete(self) -> bool:
-        return self.progress.is_complete()
-
-    def _is_averager(self, plan: Plan) -> bool:
-        return body_of(plan).averager == self._group.own_id
 
     # --- the plan ---
 
@@ -185,7 +178,7 @@ class SplitRole:
         self.progress.begin(plan, name, now)
         part = plan.part_of(group.own_id)
         self.part = part.index if part is not None and not is_lost else m.NO_PART
-        effects: Effects = [KeepPlan(plan), *self._averaging.stop(now), *self._update.drop(now)]
+        effects: Effects = [KeepPlan(plan), *self._end.stop(now)]
         effects += group.say(now, epoch=plan.epoch, plan=name, part=self.part)
         if part is None:
             self._reports.slowdown.stand_by(now)
@@ -201,7 +194,7 @@ class SplitRole:
 
     def members_changed(self, now: float) -> Effects:
         effects = self.replicas.members_changed(now)
-        effects += self._averaging.look(now)
+        effects += self._end.averaging.look(now)
         if self.progress.look(now):
             effects.append(Reconsider())
         effects += self._next_round(now)
@@ -251,7 +244,7 @@ class SplitRole:
         plan, state = self.plan, self._state
         if plan is None or not isinstance(state, Ended) or not self.replicas.of_plan(state.round):
             return []
-        effects = [*self._update.drop(now), *self._averaging.stop(now)]
+        effects = [*self._end.stop(now)]
         if state.round >= self._job.training.rounds:
             self._state = Finished()
             return [*effects, *self._group.say(now, phase="trained", round=state.round, samples_per_s=0.0)]
@@ -306,11 +299,10 @@ class SplitRole:
             self._reports.slowdown.train()
             fields = (("part", event.part), ("round", event.round), ("rounds", event.rounds), ("epoch", plan.epoch))
             effects += [Note("training", fields), *self._traffic.begin(plan, self.plan_hash, now)]
-        for ref in self._pieces(plan, event.round) if event.round > body_of(plan).from_round else ():
+        for ref in self._pieces(plan, event.round):
             effects += self.replicas.keep(ref)
-        effects += self._missing.given(lambda blob: True)
-        if self._is_averager(plan):
-            effects += self._averaging.begin(plan.epoch, event.round + 1, list(plan.trainers()), now)
+        effects += self._missing.given(self.replicas.is_kept)
+        effects += self._end.begin(plan, event.round + 1, now)
         return effects + list(group.say(now, phase="training", round=event.round))
 
     def _halted(self, event: UnitsHalted, now: float) -> Effects:
@@ -331,7 +323,7 @@ class SplitRole:
         """The trainer holds no units any more, and the others can't go on without it: say so."""
         self._trained, self._state, self.part = None, Lost(), m.NO_PART
         self._missing.stop()
-        effects = [*self._averaging.stop(now), *self._update.drop(now)]
+        effects = [*self._end.stop(now)]
         return [*effects, *self._group.say(now, part=m.NO_PART)]
 
     def _update_made(self, event: UpdateMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
@@ -342,34 +334,23 @@ class SplitRole:
             return [Note("update-not-saved", (("round", event.round),)), *self._lose(now)]
         self._state = Ended(event.round)
         self._restarts.round_finished()
-        update = self._update.made(event, blob, num_bytes)
         loss = self._reports.loss(event.loss, self._helper())
         fields = (("part", self.part), ("round", event.round), *((("loss", round(loss, 4)),) if loss else ()))
         effects: Effects = [Note("round", fields), *group.say(now, step=event.step, loss=loss)]
-        if self._is_averager(plan):
-            return effects + self._averaging.own_made(update, now)
-        return [*effects, *group.say_holdings(now), *tell(group, [body_of(plan).averager])]
+        return effects + self._end.update_made(plan, event, blob, num_bytes, now)
 
     def _piece_made(self, event: PieceMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
-        plan = self.plan
-        if plan is None or event.epoch != plan.epoch or not self._is_averager(plan):
-            return [ReleaseBlob(blob)] if blob is not None else []
         if blob is None:
             return [Note("average-not-saved", (("round", event.round),)), *self._lose(now)]
-        return self.replicas.keep(own_ref(event, self._group.own_id, blob, num_bytes, "part"))
+        return self._end.piece_made(self.plan, event, blob, num_bytes) if self.plan is not None else []
 
     def _piece_kept(self, now: float) -> Effects:
-        """A piece is safe here. When all are, everybody may begin the next round."""
-        plan, state = self.plan, self._state
-        if plan is None or not isinstance(state, Ended) or not self._is_averager(plan):
+        if self.plan is None or not isinstance(self._state, Ended):
             return []
-        if not self.replicas.of_plan(state.round):
-            return []
-        return [*tell(self._group, plan.trainers()), *self._next_round(now)]
+        return [*self._end.piece_kept(self.plan, self._state.round), *self._next_round(now)]
 
     def _update_refused(self, event: UpdateRefused, now: float) -> Effects:
-        plan = self.plan
-        if plan is None or event.epoch != plan.epoch or not self._is_averager(plan):
+        if self.plan is None or event.epoch != self.plan.epoch:
             return []
         fields = (("peer", event.peer), ("round", event.round), ("detail", event.detail[:200]))
         return [Note("update-refused", fields), *self._lose(now)]
@@ -381,13 +362,13 @@ class SplitRole:
 
     def blob_arrived(self, blob: BlobId, now: float) -> Effects:
         effects = self.replicas.blob_arrived(blob, now)
-        effects += self._averaging.blob_arrived(blob, now)
+        effects += self._end.averaging.blob_arrived(blob, now)
         if self._missing.arrived(blob):
             effects += self._gather(now)
         return effects
 
     def blob_lost(self, blob: BlobId, now: float) -> Effects:
-        effects = [*self.replicas.blob_lost(blob, now), *self._averaging.blob_lost(blob, now)]
+        effects = [*self.replicas.blob_lost(blob, now), *self._end.averaging.blob_lost(blob, now)]
         if self._missing.lost(blob, now):
             self.replicas.refused.add(blob)
         return effects
@@ -397,8 +378,8 @@ class SplitRole:
     def tick(self, now: float) -> Effects:
         self._look_at = now + LOOK_S
         late: Effects = [Reconsider()] if self.progress.look(now) else []
-        late += [*self._averaging.look(now), *self._next_round(now), *self._gather(now)]
-        if self._averaging.is_hopeless():
+        late += [*self._end.averaging.look(now), *self._next_round(now), *self._gather(now)]
+        if self._end.averaging.is_hopeless():
             late += self._lose(now)
         if self._reports.slowdown.is_due(now):
             late.append(ToTrainer(LookAgain()))
@@ -408,13 +389,12 @@ class SplitRole:
         gathering = self._missing.deadline() if isinstance(self._state, Gathering) else NEVER
         deadlines = (machine.next_deadline() for machine in self._machines)
         looking = self._look_at if isinstance(self._state, Ended) else NEVER
-        return min(*deadlines, gathering, looking, self._averaging.next_deadline(), self._reports.slowdown.look_at)
+        return min(*deadlines, gathering, looking, self._end.averaging.next_deadline(), self._reports.slowdown.look_at)
 
     def waiting_for(self, now: float) -> str:
         """In words: blocks, other peers' updates, an average, or a plan."""
         plan = self.plan
         if plan is None:
             return ""
-        missing = self._averaging.missing() if self._is_averager(plan) else []
-        words = waiting_words(plan, self._group.own_id, self._state, missing)
+        words = waiting_words(plan, self._group.own_id, self._state, self._end.missing(plan))
         return words or self._traffic.waiting_for(now)

@@ -104,8 +104,27 @@ class SavedStates(Replicas):
         if plan is None:
             return []
         body = body_of(plan)
-        found = self.of_plan(round) if round > body.from_round else _start_of(plan)
+        found = self.of_plan(round) if round > body.from_round else self._start_of(plan)
         return [ref for ref in found if ref.part < need[1] and need[0] < ref.part + ref.span]
+
+    def _start_of(self, plan: Plan) -> list[SnapshotRef]:
+        """The pieces that the plan names."""
+        body, known = body_of(plan), {ref.blob: ref for ref in self.known()}
+        named = [
+            SnapshotRef(
+                part=piece.first,
+                trainer=body.averager,
+                epoch=plan.epoch,
+                round=body.from_round,
+                step=body.from_round,
+                samples=0,
+                blob=piece.blob,
+                num_bytes=piece.num_bytes,
+                span=piece.stop - piece.first,
+            )
+            for piece in body.start
+        ]
+        return [known.get(ref.blob, ref) for ref in named]
 
     def newest_round(self) -> int:
         """The newest round whose state the plan's averager has made; the plan's first one while there is none."""
@@ -239,25 +258,6 @@ def _rate(record: Record | None) -> float:
     if record is None:
         return 0.0
     return record.link_bytes_per_s or max((link.bytes_per_s for link in record.links), default=0.0)
-
-
-def _start_of(plan: Plan) -> list[SnapshotRef]:
-    """The pieces that the plan names."""
-    body = body_of(plan)
-    return [
-        SnapshotRef(
-            part=piece.first,
-            trainer=body.averager,
-            epoch=plan.epoch,
-            round=body.from_round,
-            step=body.from_round,
-            samples=0,
-            blob=piece.blob,
-            num_bytes=piece.num_bytes,
-            span=piece.stop - piece.first,
-        )
-        for piece in body.start
-    ]
 
 
 def _state(ref: SnapshotRef) -> State:
