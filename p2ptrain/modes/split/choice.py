@@ -17,12 +17,33 @@ from p2ptrain.modes.split.config import SplitConfig, split_of
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.pipeline.task import held_copies
 from p2ptrain.planning.split.cost import cost_of, played_of, with_seconds
-from p2ptrain.planning.split.planned import all_alone, planned
+from p2ptrain.planning.split.planned import planned
 from p2ptrain.planning.split.room import Room
 from p2ptrain.planning.split.search import Search
 from p2ptrain.planning.split.simulation import Played
+from p2ptrain.planning.split.strategies import (
+    ALONE,
+    ALTERNATING,
+    COMMON_CUT,
+    CUTS_ONLY,
+    MID_CUT,
+    SHARES_ONLY,
+    UNSPLIT,
+    all_alone,
+    strategies,
+)
 from p2ptrain.planning.split.task import SplitPeer, SplitTask
 from p2ptrain.planning.split.units import SplitPlan
+
+BASELINES = {
+    "alone": ALONE,
+    "mid-cut": MID_CUT,
+    "common-cut": COMMON_CUT,
+    "cuts-only": CUTS_ONLY,
+    "shares-only": SHARES_ONLY,
+    "alternating": ALTERNATING,
+    "unsplit": UNSPLIT,
+}
 
 
 @dataclass(frozen=True)
@@ -52,14 +73,14 @@ class Choice:
                 task = replace(task, peers=tuple(_without_samples(p) if p is least else p for p in task.peers))
 
     def _best(self, room: Room) -> SplitPlan:
-        if self.settings.strategy == "planned":
-            return planned(Search(room))
-        plan = all_alone(room)
+        search, wanted = Search(room), self.settings.strategy
+        plan = planned(search) if wanted in ("planned", "unsplit") else None
+        if wanted != "planned":
+            plan = strategies()[BASELINES[wanted]](search, plan)
         if plan is None:
-            least = next(owner for owner in room.owners if room.alone(owner) is None)
             raise UserError(
-                f'{least} has not the memory to train the whole model; take split.strategy = "planned", a smaller '
-                "batch_size or a narrower model"
+                f'split.strategy = "{wanted}" finds no plan that fits into the memory of these {len(room.peers)} '
+                'peers, or nobody who could help; take "planned", a smaller batch_size or a narrower model'
             )
         return plan
 

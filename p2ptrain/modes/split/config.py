@@ -13,7 +13,7 @@ NAME = "split"
 Tails = Literal["replica"]
 """A helper keeps a copy of its tail for each unit."""
 OptimizerState = Literal["reset", "average"]
-Strategy = Literal["planned", "alone"]
+Strategy = Literal["planned", "alone", "mid-cut", "common-cut", "cuts-only", "shares-only", "alternating", "unsplit"]
 Codings = Literal["auto", "none", "fp16", "int8"]
 
 
@@ -29,7 +29,8 @@ class SplitConfig(ModeTable):
     from the mean of all units."""
     micro_batches: int = 8
     strategy: Strategy = "planned"
-    """Baseline: "alone" = every owner trains the whole model."""
+    """Baselines to measure against: "alone" = every owner trains the whole model; for the others see
+    ``planning.split.strategies``."""
     coding: Codings = "auto"
     """Compression of activations on their way to the helper, and of gradients on their way back; auto: the plan
     compresses where a link would hold up a unit."""

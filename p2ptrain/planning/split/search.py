@@ -8,7 +8,8 @@ The others are given to helpers, heaviest first, each to the helper that is then
 in time on what it has (``group``). With ``EXACT_OWNERS`` owners or fewer all ways are looked through, and the time is
 the least to within ``CLOSE``. With more, few are; then units of the fullest helper are moved to others, or swapped.
 
-That every unit trains with one helper (and nothing of the tails has to be exchanged) is looked at besides.
+That every unit trains with one helper (and nothing of the tails has to be exchanged) is looked at besides. On one
+medium for all the exchange is a sum, which the limit, on its longest part, does not quite get hold of.
 
 Invariant: a pure function of the room. Ties are broken by names.
 """
@@ -32,10 +33,12 @@ EXACT_OWNERS = 8
 CLOSE = 1e-5
 ROUGHLY = 2e-3
 """So close the least time is found where not all ways are looked through."""
-MOST_NODES, FEW_NODES = 50_000, 80
-"""Ways that are looked through to decide about one time."""
-LOWERED = 0.02
-"""By so much of the best round the limit on the exchange is lowered at least, where not all ways are looked through."""
+MOST_NODES, FEW_NODES = 50_000, 3
+"""Owners that are given a helper while one time is decided about; the latter for each owner, where there are many."""
+LOWERED = 1e-3
+"""By so much of the best round the limit on the exchange is lowered at least."""
+FAR_LOWERED, MUCH_LOWERED, MOST_LIMITS = 0.02, 0.4, 10
+"""Where not all ways are looked through: likewise; by so much of the exchange at least; so many times at most."""
 MOST_MOVES = 40
 
 
@@ -95,17 +98,22 @@ class Search:
         """The way with the shortest round; None where no round is shorter than ``below_s``."""
         best: Found | None = None
         for only in (None, *self.helpers):
-            limit_s = math.inf
-            while limit_s > 0:
+            limit_s, reached_s, limits = math.inf, math.inf, 0
+            while limit_s > 0 and (self.is_exact or limits < MOST_LIMITS):
+                limits += 1
                 limited = self._limited(limit_s, only)
                 found = self._soonest(limited, below_s - self._least_exchange_s(limited, only), only)
                 if found is None:
-                    break
+                    if self.is_exact or reached_s - limit_s <= FAR_LOWERED * below_s or reached_s == math.inf:
+                        break
+                    limit_s = (limit_s + reached_s) / 2  # it was lowered too far
+                    continue
                 if found.round_s < below_s:
                     best, below_s = found, found.round_s
                 largest = max(self._exchange_s(owner, choice, only) for owner, choice in found.assigned.items())
-                lowered = 0.0 if self.is_exact else LOWERED * below_s
-                limit_s = min(limit_s, largest) * (1 - 1e-9) - lowered
+                reached_s = min(limit_s, largest)
+                lowered = LOWERED * below_s if self.is_exact else max(FAR_LOWERED * below_s, MUCH_LOWERED * largest)
+                limit_s = reached_s - lowered
         return best
 
     def _exchange_s(self, owner: str, choice: Choice | None, only: str | None) -> float:
@@ -274,9 +282,10 @@ class Search:
 
 
 def _fullness(frontier: Frontier, helper: Helper, round_s: float) -> float:
-    """The larger part of its time or of its link that is asked of a helper, where that is least."""
-    limit = max(round_s - helper.own_s, 1e-30)
-    return float(np.maximum(frontier.helper_s / limit, frontier.share).min())
+    """The largest part of its time, its link or its memory that is asked of a helper, where that is least."""
+    limit_s, free_bytes = max(round_s - helper.own_s, 1e-30), max(helper.free_bytes, 1e-30)
+    parts = (frontier.helper_s / limit_s, frontier.share, frontier.num_bytes / free_bytes)
+    return float(np.maximum.reduce(parts).min())
 
 
 class _Dealing:
@@ -292,7 +301,7 @@ class _Dealing:
     ) -> None:
         self._search, self._limited, self._round_s = search, limited, round_s
         self._weak, self._asked = weak, asked
-        self._left = MOST_NODES if search.is_exact else FEW_NODES
+        self._left = MOST_NODES if search.is_exact else FEW_NODES * len(weak)
         self._is_shared = search.room.task.medium == "shared"
 
     def dealt(self) -> dict[str, str] | None:
@@ -303,10 +312,8 @@ class _Dealing:
             return given
         owner = self._weak[at]
         ways = []
+        self._left -= 1
         for name, frontier in self._asked[owner].items():
-            if self._left <= 0:
-                break
-            self._left -= 1
             self._search.counts.nodes += 1
             helper = self._limited.helpers[name]
             total = helper.joined(full.get(name, NOTHING), frontier, self._round_s)
