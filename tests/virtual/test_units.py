@@ -303,3 +303,34 @@ def test_a_helper_that_comes_late_helps_from_the_next_round_on() -> None:
     assert room.run(600, room.all_done), state_of(room)
     assert set(owners_by_round(check_done(room, 3)).values()) == {3}
     assert sum(trainer(device).lost_batches for device in room.on()) <= 3, "a round that had hardly begun"
+
+
+@pytest.mark.parametrize("seed", seeds(6))
+def test_whatever_comes_and_goes_no_sample_of_a_round_counts_twice_and_nobody_waits_for_ever(seed: int) -> None:
+    room = group(seed, 3, 2, [LAN, LOSSY][seed % 2], rounds=10, min_peers=3)
+    rng = room.rng
+    for _ in range(rng.randrange(1, 6)):
+        room.run(rng.expovariate(1 / 6))
+        on, off = room.on(), [device for device in room.devices.values() if not device.is_on]
+        what = rng.choice(["kill", "return", "trainer", "cut"])
+        if what == "kill" and len(on) > 2:
+            rng.choice(on).kill()
+        elif what == "return" and off:
+            room.restart(rng.choice(off).number)
+        elif what == "trainer":
+            device = rng.choice(on)
+            if device.trainer is not None:
+                dead = trainer(device)
+                dead.dead = True
+                dead._say(c.TrainerFailed("killed (out of memory?)", user_error=False))
+        elif what == "cut" and len(on) > 2:
+            numbers = [device.number for device in on]
+            rng.shuffle(numbers)
+            room.partition(numbers[:1], numbers[1:])
+            room.run(rng.uniform(0, 40))
+            room.heal()
+    for device in list(room.devices.values()):
+        if not device.is_on:
+            room.restart(device.number)
+    assert room.run(900, room.all_done), state_of(room)
+    check_done(room, 3)

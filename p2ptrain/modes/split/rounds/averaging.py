@@ -100,7 +100,7 @@ class Averaging:
         return None
 
     def _give(self) -> Effects:
-        self._is_given = True
+        self._is_given, self._retry_at = True, NEVER
         begin = ToTrainer(BeginAverage(self._epoch, self._round, len(self._peers)))
         gives = [ToTrainer(GiveUpdate(peer, b""), self._here[peer].blob, "update") for peer in self._peers]
         num_bytes = sum(ref.num_bytes for ref in self._here.values())

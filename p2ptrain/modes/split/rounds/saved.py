@@ -53,6 +53,8 @@ class SavedStates(Replicas):
         self._plan: Plan | None = None
         self._wanted_since: dict[BlobId, float] = {}
         """Pieces that too few have."""
+        self._turn_at = NEVER
+        """When it is the next one's turn to take one."""
         self._copying: dict[BlobId, SnapshotRef] = {}
 
     # --- what there is ---
@@ -200,10 +202,12 @@ class SavedStates(Replicas):
             if _state(ref) not in newest or missing <= 0:
                 continue
             since = lacking[ref.blob] = self._wanted_since.get(ref.blob, now)
-            turns = missing + int((now - since) / TURN_S)
+            turns = missing + int((now - since) // TURN_S)
             if self._group.own_id in self._ranked(ref, others)[:turns]:
                 effects += self._take(ref, now)
         self._wanted_since = lacking
+        turns_at = [since + TURN_S * (1 + (now - since) // TURN_S) for since in lacking.values()]
+        self._turn_at = min(turns_at, default=NEVER)
         return effects
 
     def _ranked(self, ref: SnapshotRef, peers: Iterable[str]) -> list[str]:
@@ -247,10 +251,10 @@ class SavedStates(Replicas):
         return []
 
     def next_deadline(self) -> float:
-        return min((since + TURN_S for since in self._wanted_since.values()), default=NEVER)
+        return self._turn_at
 
     def tick(self, now: float) -> Effects:
-        return self.look(now) if now >= self.next_deadline() else []
+        return self.look(now) if now >= self._turn_at else []
 
 
 def _rate(record: Record | None) -> float:

@@ -1,0 +1,117 @@
+"""Split training by real peers: what federated averaging in one process trains, a helper without samples, its death.
+
+Who helps is forced (``strategy = "mid-cut"``): for a model this small all are fastest alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from group import PeerGroup, PeerProcess, make_job
+from torch import Tensor
+
+from p2ptrain import api
+from p2ptrain.config import Job
+from p2ptrain.core.plan import Plan
+from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.data import load, open_source, select
+from p2ptrain.learning.models import global_model
+from p2ptrain.learning.split.units import Units
+from p2ptrain.learning.split.update import RoundAverage
+from p2ptrain.modes.split.config import SplitConfig
+from p2ptrain.modes.split.plan import SplitBody, samples_of
+
+pytestmark = pytest.mark.slow
+
+
+def as_split(job: Job, **values: Any) -> Job:
+    table = SplitConfig(**{"strategy": "mid-cut", "micro_batches": 4, "coding": "none"} | values)
+    return dataclasses.replace(job, mode="split", tables=(table,))
+
+
+def body_of(plan: Plan | None) -> SplitBody:
+    assert plan is not None and isinstance(plan.body, SplitBody)
+    return plan.body
+
+
+def start(peers: PeerGroup, owners: int, job: Job) -> list[PeerProcess]:
+    """Owners with a share of the digits each, and a helper without any."""
+    made = [peers.add(job=job.to_json(), shard=f"{number + 1}/{owners}") for number in range(owners)]
+    made.append(peers.add(job=job.to_json(), data=""))
+    return [peer.start() for peer in made]
+
+
+def averaged(job: Job, plan: Plan, owners: list[PeerProcess]) -> dict[str, Tensor]:
+    """The model after all rounds of federated averaging in this process, from the same samples."""
+    torch.set_num_threads(1)
+    body = body_of(plan)
+    alone = [dataclasses.replace(unit, helper=None, cut=body.split.num_blocks) for unit in body.split.units]
+    split = dataclasses.replace(body.split, units=tuple(alone))
+    with torch.device("meta"):
+        chain = Chain(global_model(job, allow_user_code=False), job.data.input_shape)
+    units = {}
+    for peer in owners:
+        source = open_source(peer.options["data"])
+        indices = select(source, job.data, "train", shard=peer.options["shard"], seed=job.seed)
+        units[peer.id] = Units(
+            peer.id,
+            split,
+            samples_of(plan),
+            chain,
+            training=job.training,
+            data=load(source, job.data, "train", indices),
+            peer_name=peer.name,
+            build=lambda: global_model(job, allow_user_code=False),
+            seed=job.seed,
+            num_classes=len(job.data.classes),
+        )
+    pieces: list[Any] = []
+    samples = 0
+    for number in range(job.training.rounds):
+        average = RoundAverage(chain, number)
+        for peer_id, each in sorted(units.items()):
+            each.begin(number, pieces)
+            while each.ready():
+                assert each.advance() == []
+            average.add(peer_id, *each.update())
+        pieces = average.pieces((), rounds=job.training.rounds, samples_before=samples, optimizer="sgd")
+        samples = int(pieces[0][1]["samples"])
+    ((tensors, _),) = pieces
+    return {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+
+
+def test_two_owners_and_a_helper_train_what_federated_averaging_does(peers: PeerGroup) -> None:
+    job = as_split(make_job(rounds=3, epochs=1, peers=3))
+    *owners, helper = start(peers, 2, job)
+    peers.until_all("done", 120)
+    found = peers.harvest()
+    body = body_of(found.plan)
+    assert body.split.helpers == (helper.id,) and {unit.owner for unit in body.split.units} == {p.id for p in owners}
+    assert {report.round for report in found.report} == {3}
+    alone = averaged(job, found.plan, owners)
+    assert alone.keys() == found.state.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(
+            found.state[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def test_a_helper_is_killed_and_its_owners_go_on(peers: PeerGroup) -> None:
+    job = as_split(make_job(rounds=12, epochs=2, peers=3))
+    *owners, helper = start(peers, 2, job)
+    peers.until_round(3)
+    at = helper.kill()
+    assert not helper.said("done"), "killed in the middle of training"
+    peers.until(lambda: all(peer.said("training", at) for peer in owners), 60, "the others go on")
+    for peer in owners:
+        assert int(peer.lines("training", at)[0].fields["round"] or 0) >= 1, "from a saved state, not from the start"
+    peers.until_all("done", 120, owners)
+    found = peers.harvest()
+    assert found.plan.epoch == 2 and {report.round for report in found.report} == {12}
+    path = peers.home / "model.safetensors"
+    api.save_harvest(path, found)
+    model, card = api.load_model(path)
+    assert api.evaluate(model, card, "digits").accuracy > 0.85
