@@ -186,7 +186,7 @@ class SplitRole:
         elif group.own.phase in ("training", "trained"):
             effects += group.say(now, phase="waiting")
         effects += self.members_changed(now)
-        if not group.own.profile or is_lost:
+        if not group.own.profile or is_lost or isinstance(self._state, Finished):
             return effects
         self._missing.stop(forget_failures=True)
         self._state = Stopping()
@@ -240,17 +240,23 @@ class SplitRole:
     # --- the end of a round ---
 
     def _next_round(self, now: float) -> Effects:
-        """The averager has made what the own trainer, or this peer in the end, waits for."""
+        """The averager has made what the own trainer waits for; or all rounds are over, whoever trained the last."""
         plan, state = self.plan, self._state
+        if plan is not None and not isinstance(state, Finished) and self.progress.is_complete():
+            return self._finish(plan, now)
         if plan is None or not isinstance(state, Ended) or not self.replicas.of_plan(state.round):
             return []
-        effects = [*self._end.stop(now)]
-        if state.round >= self._job.training.rounds:
-            self._state = Finished()
-            return [*effects, *self._group.say(now, phase="trained", round=state.round, samples_per_s=0.0)]
         self._state = Gathering(state.round)
         self._missing.begin(now)
-        return effects
+        return self._end.stop(now)
+
+    def _finish(self, plan: Plan, now: float) -> Effects:
+        if plan.part_of(self._group.own_id) is None:
+            return []
+        self._state, self._trained = Finished(), None
+        self._missing.stop()
+        said = self._group.say(now, phase="trained", round=self._job.training.rounds, samples_per_s=0.0)
+        return [*self._end.stop(now), *said, ToTrainer(StopUnits(plan.epoch))]
 
     # --- the trainer ---
 

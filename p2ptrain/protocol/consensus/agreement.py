@@ -246,8 +246,17 @@ class Agreement(Generic[P]):
         return set(self._rules.participants(parent[0])) - self._ballot.left if parent else None
 
     def _has_vote(self, plan: P) -> bool:
+        """Not on a rival of the plan in force that a majority follows: who was cut off meanwhile may still vote for one
+        of its own, which would undo what all others have done since."""
         electorate = self._electorate(plan)
-        return plan.epoch <= self.epoch + 1 and electorate is not None and self.own_id in electorate
+        if electorate is None or self.own_id not in electorate:
+            return False
+        return plan.epoch == self.epoch + 1 or (plan.epoch <= self.epoch and not self._is_carried())
+
+    def _is_carried(self) -> bool:
+        """Whether most of those who had a vote on the plan in force follow it."""
+        electorate = self._electorate(self.current) if self.current is not None and self.current.parent else None
+        return electorate is not None and carries(self._ballot.followers(self.hash) | {self.own_id}, electorate)
 
     def _vote(self, ref: PlanRef, plan: P, now: float) -> list[Effect[P]]:
         """The own vote may be the last one that was missing."""

@@ -168,17 +168,29 @@ def test_of_rivals_the_better_one_gets_the_vote_and_none_goes_back() -> None:
     machine.view_changed([voting(0, FIRST, worse), record(1, FIRST), record(2, FIRST)], 0.0)
     effects = machine.received(name(0), reply(worse), 0.1)
     assert votes(effects) == [worse.hash]
-    assert adopted(effects) == [worse.hash]  # two of three; it may still give way
+    assert adopted(effects) == [worse.hash]  # two of three; it may still give way as long as not both follow it
     waiting = agreement(2, FIRST, config=VOTES)
     lone = [voting(0, FIRST, worse), voting(1, FIRST, better), record(2, FIRST)]
     waiting.view_changed(lone, 0.0)
     effects = waiting.received(name(1), reply(better), 0.1)
     assert adopted(effects) == [better.hash]
-    effects = machine.view_changed([record(0, worse), voting(1, FIRST, better), record(2, worse)], 1.0)
+    effects = machine.view_changed([voting(0, FIRST, worse), voting(1, FIRST, better), record(2, worse)], 1.0)
     assert effects == [Send(name(1), PlanRequest(better.hash))]
     effects = machine.received(name(1), reply(better), 1.1)
     assert votes(effects)[0] == better.hash and adopted(effects) == [better.hash]
     assert adopted(machine.view_changed([record(0, worse), record(1, better)], 2.0)) == []
+
+
+def test_a_plan_that_most_follow_does_not_give_way_to_a_rival_of_who_was_cut_off() -> None:
+    better, worse = rivals()
+    machine = agreement(2, FIRST, config=VOTES)
+    machine.view_changed([voting(0, FIRST, worse), record(1, FIRST), record(2, FIRST)], 0.0)
+    assert adopted(machine.received(name(0), reply(worse), 0.1)) == [worse.hash]
+    both = [record(0, worse), voting(1, FIRST, better), record(2, worse)]
+    assert machine.view_changed(both, 60.0) == [Send(name(1), PlanRequest(better.hash))]
+    effects = machine.received(name(1), reply(better), 60.1)
+    assert votes(effects) == [] and adopted(effects) == []
+    assert machine.hash == worse.hash
 
 
 def test_a_vote_that_brings_nothing_is_withdrawn_and_not_cast_again_while_others_hold_on() -> None:
