@@ -44,20 +44,10 @@ from p2ptrain.modes.split.commands import (
     UpdateRefused,
 )
 from p2ptrain.modes.split.plan import body_of, need_of, runs_of
+from p2ptrain.modes.split.rounds import states as at
 from p2ptrain.modes.split.rounds.end import RoundEnd
 from p2ptrain.modes.split.rounds.progress import Progress
 from p2ptrain.modes.split.rounds.saved import SavedStates
-from p2ptrain.modes.split.rounds.states import (
-    Ended,
-    Finished,
-    Gathering,
-    Idle,
-    Lost,
-    Starting,
-    State,
-    Stopping,
-    Training,
-)
 from p2ptrain.modes.split.rules import SplitRules
 from p2ptrain.modes.split.words import waiting_words
 from p2ptrain.planning.devices.blocks import ModelProfile
@@ -102,7 +92,7 @@ class SplitRole:
         self._reports = StageReports(group, self._traffic)
         self._machines: tuple[Machine, ...] = (self.replicas, self._traffic, self._meter, self._profiles)
         self._restarts = Restarts(group)
-        self._state: State = Idle()
+        self._state: at.State = at.Idle()
         self._trained: Plan | None = None
         """The plan whose units the trainer holds."""
         self._restored = resume.plan.hash if resume.plan else ""
@@ -153,7 +143,7 @@ class SplitRole:
 
     @property
     def seeking(self) -> bool:
-        return isinstance(self._state, Gathering) and self.part != m.NO_PART
+        return isinstance(self._state, at.Gathering) and self.part != m.NO_PART
 
     def holdings(self) -> tuple[m.SnapshotRef, ...]:
         return (*self._end.holdings(), *self.replicas.kept())
@@ -169,11 +159,11 @@ class SplitRole:
     def plan_adopted(self, plan: Plan, now: float) -> Effects:
         """Do what the plan says, once the blocks are profiled."""
         group, name = self._group, plan.hash
-        is_lost = isinstance(self._state, Lost)
+        is_lost = isinstance(self._state, at.Lost)
         if name != self.plan_hash:
             is_lost = name == self._restored  # the process ended under this plan, and its trainer with it
         self.plan, self.plan_hash = plan, name
-        self._state = Lost() if is_lost else Idle()
+        self._state = at.Lost() if is_lost else at.Idle()
         self.replicas.begin(plan)
         self.progress.begin(plan, name, now)
         part = plan.part_of(group.own_id)
@@ -186,10 +176,10 @@ class SplitRole:
         elif group.own.phase in ("training", "trained"):
             effects += group.say(now, phase="waiting")
         effects += self.members_changed(now)
-        if not group.own.profile or is_lost or isinstance(self._state, Finished):
+        if not group.own.profile or is_lost or isinstance(self._state, at.Finished):
             return effects
         self._missing.stop(forget_failures=True)
-        self._state = Stopping()
+        self._state = at.Stopping()
         return [*effects, ToTrainer(StopUnits(plan.epoch))]
 
     def members_changed(self, now: float) -> Effects:
@@ -214,7 +204,7 @@ class SplitRole:
     def _gather(self, now: float) -> Effects:
         """Get the blocks of the round's state, and have the trainer begin when all are here."""
         plan, state = self.plan, self._state
-        if not isinstance(state, Gathering) or plan is None or self.part == m.NO_PART:
+        if not isinstance(state, at.Gathering) or plan is None or self.part == m.NO_PART:
             self._missing.stop()
             return []
         if state.round == 0:
@@ -230,7 +220,7 @@ class SplitRole:
         return self._missing.ask(lacking, state.round, now)
 
     def _give(self, plan: Plan, round: int, pieces: list[m.SnapshotRef]) -> Effects:
-        self._state = Starting(round)
+        self._state = at.Starting(round)
         self._missing.stop()
         command: object = BeginRound(plan.epoch, round, len(pieces))
         if self._trained is not plan:
@@ -242,18 +232,18 @@ class SplitRole:
     def _next_round(self, now: float) -> Effects:
         """The averager has made what the own trainer waits for; or all rounds are over, whoever trained the last."""
         plan, state = self.plan, self._state
-        if plan is not None and not isinstance(state, Finished) and self.progress.is_complete():
+        if plan is not None and not isinstance(state, at.Finished) and self.progress.is_complete():
             return self._finish(plan, now)
-        if plan is None or not isinstance(state, Ended) or not self.replicas.of_plan(state.round):
+        if plan is None or not isinstance(state, at.Ended) or not self.replicas.of_plan(state.round):
             return []
-        self._state = Gathering(state.round)
+        self._state = at.Gathering(state.round)
         self._missing.begin(now)
         return self._end.stop(now)
 
     def _finish(self, plan: Plan, now: float) -> Effects:
         if plan.part_of(self._group.own_id) is None:
             return []
-        self._state, self._trained = Finished(), None
+        self._state, self._trained = at.Finished(), None
         self._missing.stop()
         said = self._group.say(now, phase="trained", round=self._job.training.rounds, samples_per_s=0.0)
         return [*self._end.stop(now), *said, ToTrainer(StopUnits(plan.epoch))]
@@ -287,7 +277,7 @@ class SplitRole:
 
     def _refused(self, event: c.SnapshotRefused, now: float) -> Effects:
         """What others saved did not fit: these blobs are not tried again."""
-        if self.plan is not None and isinstance(self._state, Starting) and self._state.round:
+        if self.plan is not None and isinstance(self._state, at.Starting) and self._state.round:
             self.replicas.refused |= {ref.blob for ref in self._pieces(self.plan, self._state.round)}
         return [Note("snapshot-refused", (("detail", event.detail[:200]),)), *self._lose(now)]
 
@@ -296,9 +286,9 @@ class SplitRole:
 
     def _following(self, event: c.Following, now: float) -> Effects:
         plan, group, state = self.plan, self._group, self._state
-        if not isinstance(state, Starting) or plan is None:
+        if not isinstance(state, at.Starting) or plan is None:
             return []  # a newer plan waits for the trainer to halt
-        self._state = Training(event.round)
+        self._state = at.Training(event.round)
         effects: Effects = []
         if self._trained is not plan:
             self._trained = plan
@@ -313,32 +303,32 @@ class SplitRole:
 
     def _halted(self, event: UnitsHalted, now: float) -> Effects:
         plan = self.plan
-        if plan is None or event.epoch != plan.epoch or not isinstance(self._state, Stopping):
+        if plan is None or event.epoch != plan.epoch or not isinstance(self._state, at.Stopping):
             return []
         self._trained = None
-        self._state = Idle()
+        self._state = at.Idle()
         fields = (("batches", event.batches), ("round", body_of(plan).from_round), ("epoch", plan.epoch))
         effects: Effects = [Note("halted", fields)]
         if self.part == m.NO_PART:
             return effects
-        self._state = Gathering(body_of(plan).from_round)
+        self._state = at.Gathering(body_of(plan).from_round)
         self._missing.begin(now)
         return effects + self._gather(now)
 
     def _lose(self, now: float) -> Effects:
         """The trainer holds no units any more, and the others can't go on without it: say so."""
-        self._trained, self._state, self.part = None, Lost(), m.NO_PART
+        self._trained, self._state, self.part = None, at.Lost(), m.NO_PART
         self._missing.stop()
         effects = [*self._end.stop(now)]
         return [*effects, *self._group.say(now, part=m.NO_PART)]
 
     def _update_made(self, event: UpdateMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         plan, group = self.plan, self._group
-        if plan is None or self._trained is not plan or not isinstance(self._state, Training):
+        if plan is None or self._trained is not plan or not isinstance(self._state, at.Training):
             return [ReleaseBlob(blob)] if blob is not None else []
         if blob is None:  # without it there is no average
             return [Note("update-not-saved", (("round", event.round),)), *self._lose(now)]
-        self._state = Ended(event.round)
+        self._state = at.Ended(event.round)
         self._restarts.round_finished()
         loss = self._reports.loss(event.loss, self._helper())
         fields = (("part", self.part), ("round", event.round), *((("loss", round(loss, 4)),) if loss else ()))
@@ -351,7 +341,7 @@ class SplitRole:
         return self._end.piece_made(self.plan, event, blob, num_bytes) if self.plan is not None else []
 
     def _piece_kept(self, now: float) -> Effects:
-        if self.plan is None or not isinstance(self._state, Ended):
+        if self.plan is None or not isinstance(self._state, at.Ended):
             return []
         return [*self._end.piece_kept(self.plan, self._state.round), *self._next_round(now)]
 
@@ -392,9 +382,9 @@ class SplitRole:
         return [*(effect for machine in self._machines for effect in machine.tick(now)), *late]
 
     def next_deadline(self) -> float:
-        gathering = self._missing.deadline() if isinstance(self._state, Gathering) else NEVER
+        gathering = self._missing.deadline() if isinstance(self._state, at.Gathering) else NEVER
         deadlines = (machine.next_deadline() for machine in self._machines)
-        looking = self._look_at if isinstance(self._state, Ended) else NEVER
+        looking = self._look_at if isinstance(self._state, at.Ended) else NEVER
         return min(*deadlines, gathering, looking, self._end.averaging.next_deadline(), self._reports.slowdown.look_at)
 
     def waiting_for(self, now: float) -> str:
