@@ -42,6 +42,8 @@ class PeerShare:
     name: str
     shard: str = ""
     classes: tuple[str, ...] = ()
+    has_data: bool = True
+    """Without, it only helps others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +197,9 @@ def peer_command(
     experiment: Experiment, share: PeerShare, state: Path, where: Sequence[str], *, job_file: Path | None
 ) -> list[str]:
     """What a person would type. ``where``: network and profile; without ``job_file`` the job comes from the group."""
-    command = [sys.executable, "-m", "p2ptrain.cli.main", "peer", "--data", experiment.data, "--name", share.name]
+    command = [sys.executable, "-m", "p2ptrain.cli.main", "peer", "--name", share.name]
+    if share.has_data:
+        command += ["--data", experiment.data]
     command += ["--state", str(state), "--threads", str(experiment.threads), "--linger", LINGER, *where]
     if job_file is not None:
         command += ["--job", str(job_file)]

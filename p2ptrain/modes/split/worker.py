@@ -22,7 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from p2ptrain.config import Coding
+from p2ptrain.config import Coding, Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.stages.commands import (
@@ -72,6 +72,14 @@ from p2ptrain.planning.split.simulation import Played
 from p2ptrain.wire.tensorfile import read_untrusted
 
 PROGRESS_INTERVAL_S = 0.5
+
+
+def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tuple[ModelProfile, BlockTimes]:
+    """As ``measure_job``, with what the job says of split training."""
+    settings = split_of(job)
+    coding: Coding = "int8" if settings.coding == "auto" else settings.coding
+    codings = (coding, coding)
+    return measure_job(chain, job, micro_batches=settings.micro_batches, codings=codings, device=device, cache=cache)
 
 
 class UnitsWorker:
@@ -133,16 +141,7 @@ class UnitsWorker:
         Raises ``UserError`` for a model that can't be cut.
         """
         cache = Path(self._configuration.cache) if self._configuration.cache else None
-        settings = split_of(self._job)
-        coding: Coding = "int8" if settings.coding == "auto" else settings.coding
-        self._model, self._times = measure_job(
-            self._chain,
-            self._job,
-            micro_batches=settings.micro_batches,
-            codings=(coding, coding),
-            device=self._configuration.device,
-            cache=cache,
-        )
+        self._model, self._times = profile_job(self._chain, self._job, self._configuration.device, cache)
         return [Profiled(model_to_json(self._model), profile_to_json(self._model, self._times))]
 
     def max_groups(self) -> int:
