@@ -55,17 +55,21 @@ def take_piece(
         for key, value in stage.optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optim.{key}.{name}"] = taken(value)
-    metadata = {
+    return tensors, piece_metadata(first, stop, progress, stage.config.optimizer)
+
+
+def piece_metadata(first: int, stop: int, progress: Progress, optimizer: str) -> dict[str, str]:
+    """What a piece of blocks [first, stop) says of itself."""
+    return {
         "format": FORMAT,
         "first": str(first),
         "stop": str(stop),
         "step": str(progress.step),
         "total_steps": str(progress.total_steps),
         "samples": str(progress.samples),
-        "optimizer": stage.config.optimizer,
+        "optimizer": optimizer,
         **{f"drawn.{peer}": str(drawn) for peer, drawn in progress.drawn.items()},
     }
-    return tensors, metadata
 
 
 def restore_pieces(

@@ -301,6 +301,22 @@ class StageTraining:
         self._stage.keep_buffers()
         self._start_from(step)
 
+    def begin(self, pieces: Sequence[Snapshot], mark: int, step: int) -> None:
+        """Begin at ``step`` from pieces marked ``mark`` that are nobody's own, such as the average of a round.
+
+        The first stage has one peer, which has drawn its samples of all steps before. Where the pieces have no
+        optimizer state it starts anew. Raises ``RemoteError`` for pieces that don't fit, and then changes nothing.
+        """
+        if not 0 <= step <= self._total_steps:
+            raise RemoteError("snapshot", f"after {step} batches of {self._total_steps}")
+        progress = restore_pieces(self._stage, self._chain, self.start, self.stop, pieces, mark)
+        self.step, self.num_samples = step, progress.samples
+        if self._samples is not None:
+            self._drawn = self._samples.drawn = step * self._num_units * len(self._flow.rows)
+        self._bad_in_a_row = 0
+        self._stage.keep_buffers()
+        self._start_from(step)
+
     def _start_from(self, step: int) -> None:
         self._stage.discard(held=True)
         self._flow.restart(step)

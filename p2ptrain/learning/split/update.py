@@ -1,0 +1,215 @@
+"""A peer's update of a round, and the average of all updates, block by block, over unequal runs of blocks.
+
+An *update* is the mean of the copies that one peer holds, of each block by samples, with the samples of each block. The
+*average* adds updates up by these, and comes out as pieces: the next round's start, cut wherever a peer of the plan
+begins or ends, so that each gets what it needs and no more.
+
+Invariant: every block's average is over the same samples, those of all units, each once; else there is none. An update
+that does not fit is refused before any number of it counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from p2ptrain.errors import LocalError, RemoteError
+from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.pipeline.snapshots import Progress, piece_metadata
+from p2ptrain.learning.snapshots import read_count, split_state
+
+FORMAT = "p2ptrain-update-1"
+MAX_SAMPLES = 1 << 40
+"""Of one update: more is no count of samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Blocks [``first``, ``stop``) of one unit after its round, trained on ``samples``; tensors as in a snapshot."""
+
+    first: int
+    stop: int
+    samples: int
+    tensors: Mapping[str, Tensor]
+
+
+@torch.no_grad()
+def make_update(
+    chain: Chain, round: int, copies: Sequence[Copy], *, with_optimizer: bool = False
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The mean of copies, by samples, of all blocks that one of them has: one run of blocks.
+
+    ``with_optimizer``: the optimizer's tensors too, where all copies of a block have them.
+    """
+    first, stop = min(copy.first for copy in copies), max(copy.stop for copy in copies)
+    weights = [sum(c.samples for c in copies if c.first <= block < c.stop) for block in range(first, stop)]
+    tensors: dict[str, Tensor] = {}
+    for block in range(first, stop):
+        here = [copy for copy in copies if copy.first <= block < copy.stop]
+        if not here:
+            raise LocalError(f"no copy has block {block}, between others that do")
+        useful = [copy for copy in here if copy.samples] or here
+        names = [f"model.{name}" for name in chain.tensor_names(block, block + 1)]
+        for name in names + (_optimizer_tensors(chain, block, useful) if with_optimizer else []):
+            tensors[name] = _mean([(copy.samples, copy.tensors[name]) for copy in useful])
+    metadata = {
+        "format": FORMAT,
+        "round": str(round),
+        "first": str(first),
+        "stop": str(stop),
+        "samples": json.dumps(weights),
+    }
+    return tensors, metadata
+
+
+def _optimizer_tensors(chain: Chain, block: int, copies: Sequence[Copy]) -> list[str]:
+    owned = frozenset(chain.tensor_names(block, block + 1))
+    states = [frozenset(n for n in copy.tensors if n.startswith("optim.") and _owner(n) in owned) for copy in copies]
+    return sorted(states[0]) if all(state == states[0] for state in states) else []
+
+
+def _owner(name: str) -> str:
+    """The parameter that a tensor of the optimizer belongs to: ``optim.KEY.NAME``."""
+    return name.split(".", 2)[2]
+
+
+def _mean(copies: Sequence[tuple[int, Tensor]]) -> Tensor:
+    first = copies[0][1]
+    if len(copies) == 1:
+        return first
+    if not first.is_floating_point():
+        return torch.stack([tensor for _, tensor in copies]).amax(0)
+    total = sum(samples for samples, _ in copies)
+    mean = torch.zeros_like(first, dtype=torch.float32)
+    for samples, tensor in copies:
+        mean.add_(tensor, alpha=samples / total if total else 1 / len(copies))
+    return mean.to(first.dtype)
+
+
+class RoundAverage:
+    """Of one round: ``add`` every peer's update, in the order of their ids: the same order gives the same bits."""
+
+    def __init__(self, chain: Chain, round: int) -> None:
+        self._chain = chain
+        self._round = round
+        self._like = chain.model.state_dict()
+        self._weights = [0] * len(chain.blocks)
+        self._sums: dict[str, Tensor] = {}
+        self._optimizer_weights: dict[str, int] = {}
+        self._from: set[str] = set()
+
+    @torch.no_grad()
+    def add(self, peer: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Take a peer's update in. Raises ``RemoteError`` for one that does not fit, and then changes nothing."""
+        if peer in self._from:
+            raise RemoteError("update", f"a second one of {peer}")
+        first, weights = self._read(metadata)
+        model, states = split_state(tensors)
+        self._check(model, states, first, first + len(weights))
+        self._from.add(peer)
+        for block, weight in enumerate(weights, first):
+            self._weights[block] += weight
+            for name in self._chain.tensor_names(block, block + 1):
+                self._add(f"model.{name}", model[name], weight)
+                for key in [k for k in states if k.partition(".")[2] == name]:
+                    full = f"optim.{key}"
+                    self._add(full, states[key], weight)
+                    self._optimizer_weights[full] = self._optimizer_weights.get(full, 0) + weight
+
+    def _add(self, name: str, tensor: Tensor, weight: int) -> None:
+        if weight == 0:
+            return
+        if not tensor.is_floating_point():
+            self._sums[name] = torch.maximum(self._sums[name], tensor) if name in self._sums else tensor.clone()
+        elif name in self._sums:
+            self._sums[name].add_(tensor, alpha=weight)
+        else:
+            self._sums[name] = tensor.to(torch.float32) * weight
+
+    def _read(self, metadata: Mapping[str, str]) -> tuple[int, list[int]]:
+        """The first block and the samples of each."""
+        if metadata.get("format") != FORMAT:
+            raise RemoteError("update", "no update of a round")
+        if read_count(metadata, "round") != self._round:
+            raise RemoteError("update", f"of round {metadata['round']}, expected {self._round}")
+        first, stop = read_count(metadata, "first"), read_count(metadata, "stop")
+        if not 0 <= first < stop <= len(self._chain.blocks):
+            raise RemoteError("update", f"blocks {first} to {stop} of {len(self._chain.blocks)}")
+        text = metadata.get("samples", "")
+        try:
+            weights = json.loads(text) if len(text) <= 1 << 16 else None
+        except (ValueError, RecursionError):
+            weights = None
+        if not isinstance(weights, list) or len(weights) != stop - first:
+            raise RemoteError("update", "not a number of samples for each block")
+        if not all(type(weight) is int and 0 <= weight <= MAX_SAMPLES for weight in weights):
+            raise RemoteError("update", "a number of samples that can't be one")
+        return first, weights
+
+    def _check(self, model: Mapping[str, Tensor], states: Mapping[str, Tensor], first: int, stop: int) -> None:
+        names = frozenset(self._chain.tensor_names(first, stop))
+        if model.keys() != names:
+            odd = sorted(model.keys() ^ names)
+            raise RemoteError("tensor-names", f"an update misses or should not have {odd[:3]}")
+        for name, tensor in model.items():
+            like = self._like[name]
+            if tensor.shape != like.shape or tensor.dtype != like.dtype:
+                raise RemoteError("tensor-shape", f"{name}: {tensor.dtype} {tuple(tensor.shape)}")
+            _check_numbers(name, tensor)
+        for key, tensor in states.items():
+            kind, _, name = key.partition(".")
+            if name not in names or tensor.dtype != torch.float32:
+                raise RemoteError("update", f"optimizer state {key!r:.80} is unknown")
+            if tuple(tensor.shape) != (() if kind == "step" else tuple(self._like[name].shape)):
+                raise RemoteError("tensor-shape", f"optimizer state {key!r:.80}: {tuple(tensor.shape)}")
+            _check_numbers(key, tensor)
+
+    @torch.no_grad()
+    def pieces(
+        self, bounds: Iterable[int], *, rounds: int, samples_before: int, optimizer: str
+    ) -> list[tuple[dict[str, Tensor], dict[str, str]]]:
+        """The start of the next round in runs of blocks, cut at ``bounds``.
+
+        ``samples_before``: that the rounds before were trained on. Raises ``RemoteError`` where the blocks' samples
+        differ, so that an update is missing, or where there are none.
+        """
+        total = self._weights[0]
+        if total == 0 or any(weight != total for weight in self._weights):
+            counts = sorted(set(self._weights))
+            raise RemoteError("update", f"blocks of {counts[:4]} samples: the average would not be of all units")
+        edges = sorted({0, len(self._chain.blocks), *bounds})
+        progress = Progress(self._round + 1, rounds, samples_before + total, {})
+        made = []
+        for first, stop in itertools.pairwise(edges):
+            names = self._chain.tensor_names(first, stop)
+            owned = frozenset(names)
+            wanted = [f"model.{name}" for name in names]
+            # The optimizer's tensors only where every unit's are in them.
+            wanted += sorted(
+                name for name, weight in self._optimizer_weights.items() if weight == total and _owner(name) in owned
+            )
+            tensors = {}
+            for name in wanted:
+                value = self._sums[name]
+                like = self._like[name.removeprefix("model.")] if name.startswith("model.") else value
+                tensors[name] = (value / total).to(like.dtype) if value.is_floating_point() else value
+            made.append((tensors, piece_metadata(first, stop, progress, optimizer)))
+        return made
+
+
+def _check_numbers(name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        if bool((tensor < 0).any()):
+            raise RemoteError("tensor-negative", f"{name}: a counter below zero")
+        return
+    size = float(torch.linalg.vector_norm(tensor, dtype=torch.float32)) if tensor.numel() else 0.0
+    if not math.isfinite(size):
+        raise RemoteError("tensor-not-finite", name)
+    if name.endswith(("running_var",)) and bool((tensor < 0).any()):
+        raise RemoteError("tensor-negative", f"{name}: a variance below zero")

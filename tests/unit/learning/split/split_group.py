@@ -1,0 +1,123 @@
+"""Split training in one process: every peer a ``Units``, every message and update through bytes, in random order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from slice_group import NUM_CLASSES, SEED, builder, samples, shape_of
+from torch import Tensor
+
+from p2ptrain.config import TrainingConfig
+from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.data import Dataset
+from p2ptrain.learning.pipeline.rows import StageMessage
+from p2ptrain.learning.pipeline.snapshots import Snapshot
+from p2ptrain.learning.split.units import Unit, Units, unit_pipeline
+from p2ptrain.learning.split.update import RoundAverage
+
+MICRO_BATCH, NUM_MICRO_BATCHES = 4, 2
+BATCH = MICRO_BATCH * NUM_MICRO_BATCHES
+
+
+def meta_chain(name: str) -> Chain:
+    with torch.device("meta"):
+        return Chain(builder(name)(), shape_of(name))
+
+
+class SplitGroup:
+    """``cuts``: by owner, its helper ("" = alone) and cut. ``counts``: samples of each owner."""
+
+    def __init__(
+        self,
+        name: str,
+        cuts: Mapping[str, tuple[str, int]],
+        counts: Mapping[str, int],
+        config: TrainingConfig,
+        *,
+        order: int = 0,
+        **options: Any,
+    ) -> None:
+        self.chain = meta_chain(name)
+        self.config = config
+        self.data: dict[str, Dataset] = {o: samples(name, i, counts[o]) for i, o in enumerate(sorted(cuts))}
+        length = len(self.chain.blocks)
+        self.units = [
+            Unit(
+                owner,
+                unit_pipeline(
+                    name,
+                    length,
+                    owner,
+                    helper,
+                    cut if helper else length,
+                    micro_batch=MICRO_BATCH,
+                    num_micro_batches=NUM_MICRO_BATCHES,
+                    in_flight=2,
+                ),
+                max(1, counts[owner] // BATCH),
+                after_s=float(index),
+            )
+            for index, (owner, (helper, cut)) in enumerate(sorted(cuts.items()))
+        ]
+        names = sorted({p for unit in self.units for p in (unit.owner, unit.helper) if p})
+        self.peers = {
+            peer: Units(
+                peer,
+                self.units,
+                config.rounds,
+                self.chain,
+                training=config,
+                build=builder(name),
+                data=self.data.get(peer),
+                peer_name=peer,
+                seed=SEED,
+                num_classes=NUM_CLASSES,
+                **options,
+            )
+            for peer in names
+        }
+        self.rng = random.Random(order)
+        self.samples = 0
+        self.most_held = dict.fromkeys(names, 0)
+
+    def round(self, number: int, pieces: Sequence[Snapshot]) -> list[Snapshot]:
+        """All units train this round from these pieces; the next round's come back."""
+        for units in self.peers.values():
+            units.begin(number, pieces)
+        self.turn()
+        assert all(units.done for units in self.peers.values()), "somebody waits for ever"
+        average = RoundAverage(self.chain, number)
+        for peer, units in self.peers.items():
+            tensors, metadata = units.update()
+            average.add(peer, load(save({k: t.contiguous() for k, t in tensors.items()})), metadata)
+        bounds = [unit.pipeline.stages[0].stop for unit in self.units]
+        made = average.pieces(
+            bounds, rounds=self.config.rounds, samples_before=self.samples, optimizer=self.config.optimizer
+        )
+        self.samples = int(made[0][1]["samples"])
+        return made
+
+    def turn(self) -> None:
+        pending: list[tuple[str, StageMessage]] = []
+        while True:
+            ready = [peer for peer, units in self.peers.items() if units.ready()]
+            if not ready and not pending:
+                return
+            if pending and (not ready or self.rng.random() < 0.5):
+                sender, message = pending.pop(self.rng.randrange(len(pending)))
+                tensors = load(save(message.tensors))
+                arrived = StageMessage(sender, message.work, message.step, message.unit, message.row, tensors)
+                self.peers[message.peer].receive(arrived)
+            else:
+                peer = self.rng.choice(ready)
+                pending += [(peer, message) for message in self.peers[peer].advance()]
+                self.most_held[peer] = max(self.most_held[peer], self.peers[peer].num_held)
+
+
+def state_of(pieces: Sequence[Snapshot]) -> dict[str, Tensor]:
+    """The global model's tensors."""
+    return {n.removeprefix("model."): t for tensors, _ in pieces for n, t in tensors.items() if n.startswith("model.")}
