@@ -1,7 +1,7 @@
 """The units that one peer trains: its own, whole or the front of it, and the tails of the owners that it helps.
 
-A unit is one copy of the whole model, trained on one owner's samples: a pipeline of two stages with one peer each, or
-of one where the owner trains alone. So a unit trains exactly what one process would on the owner's samples
+A unit (``planning.split.units``) is a pipeline of two stages with one peer each, or of one where the owner trains
+alone. So it trains exactly what one process would on the owner's samples
 (``StageTraining``), and a round of all units is a round of federated averaging (FedAvg; McMahan et al. 2017), whatever
 the cuts (SplitFedV1; Thapa et al. 2022).
 
@@ -11,115 +11,106 @@ in which order a helper serves its owners changes no number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.pipeline.rows import StageMessage
 from p2ptrain.learning.pipeline.snapshots import Snapshot
 from p2ptrain.learning.pipeline.training import StageTraining, StageUse
 from p2ptrain.learning.split.update import Copy, make_update
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
+from p2ptrain.planning.split.units import SplitPlan, Unit
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A copy of the model in training on ``owner``'s samples. ``pipeline``: its front's and its tail's stage, or one
-    stage where the owner trains alone."""
+def unit_pipeline(plan: SplitPlan, unit: Unit, num_samples: int) -> PipelinePlan:
+    """A unit as a pipeline of its front and its tail, or of one stage where the owner trains alone.
 
-    owner: str
-    pipeline: PipelinePlan
-    steps_per_round: int
-    after_s: float = 0.0
-    """What the owner still has to do for a micro-batch when the helper has done its part: seconds."""
-
-    @property
-    def helper(self) -> str:
-        """Who trains its tail; "" = nobody but the owner."""
-        return self.pipeline.stages[1].peers[0] if len(self.pipeline.stages) > 1 else ""
-
-
-def unit_pipeline(
-    model: str,
-    num_blocks: int,
-    owner: str,
-    helper: str,
-    cut: int,
-    *,
-    micro_batch: int,
-    num_micro_batches: int,
-    in_flight: int,
-) -> PipelinePlan:
-    """Blocks [0, ``cut``) at the owner, the others at the helper (``cut`` = all: no helper).
-
-    A batch is ``micro_batch`` x ``num_micro_batches`` samples, of which ``in_flight`` micro-batches are on their way
-    between the two at most.
+    A batch has the plan's size, or ``num_samples``, what the owner has, if those are fewer; rounded down to
+    micro-batches of one size.
     """
-    depth = min(in_flight, num_micro_batches)
+    num = min(unit.micro_batches, num_samples)
+    micro_batch = min(plan.batch_size, num_samples) // num
     stages: tuple[Stage, ...]
-    if cut == num_blocks:
-        stages = (Stage(0, num_blocks, (owner,), (micro_batch,), 1),)
+    if unit.helper is None:
+        stages = (Stage(0, plan.num_blocks, (unit.owner,), (micro_batch,), 1),)
     else:
-        front = Stage(0, cut, (owner,), (micro_batch,), depth)
-        stages = (front, Stage(cut, num_blocks, (helper,), (micro_batch,), 1))
-    return PipelinePlan(model, num_blocks, micro_batch, num_micro_batches, stages, ())
+        front = Stage(0, unit.cut, (unit.owner,), (micro_batch,), min(unit.in_flight, num))
+        stages = (front, Stage(unit.cut, plan.num_blocks, (unit.helper,), (micro_batch,), 1))
+    return PipelinePlan(plan.model, plan.num_blocks, micro_batch, num, stages, ())
+
+
+def steps_of(pipeline: PipelinePlan, num_samples: int, passes: float = 1.0) -> int:
+    """Batches of a round: ``passes`` over the owner's samples, one batch at least.
+
+    What is left of the last pass comes first in the next round.
+    """
+    return max(1, int(num_samples * passes / (pipeline.micro_batch * pipeline.num_micro_batches)))
 
 
 class Units:
     """Call ``begin`` with a round's start, ``advance`` while ``ready``, and ``update`` when the round is ``done``.
 
-    ``averages_optimizer``: a round begins with the mean of the optimizers' states of the round before; otherwise the
-    optimizers begin each round anew, as in federated averaging. ``options`` are those of ``StageTraining`` that all
-    units share.
+    ``samples``: how many each owner has. ``after_s``: what an owner still has to do for a micro-batch when its helper
+    has done its part, in seconds. ``averages_optimizer``: a round begins with the mean of the optimizers' states of the
+    round before; otherwise the optimizers begin each round anew, as in federated averaging. ``options`` are those of
+    ``StageTraining`` that all units share.
     """
 
     def __init__(
         self,
         own: str,
-        units: Sequence[Unit],
-        rounds: int,
+        plan: SplitPlan,
+        samples: Mapping[str, int],
         chain: Chain,
         *,
+        training: TrainingConfig,
+        data: Dataset | None,
+        peer_name: str,
+        after_s: Mapping[str, float] | None = None,
         averages_optimizer: bool = False,
         **options: Any,
     ) -> None:
         self._own = own
         self._chain = chain
-        self._rounds = rounds
+        self._rounds = training.rounds
+        self._after_s = after_s or {}
         self._averages_optimizer = averages_optimizer
         self.round = 0
         """The one that is trained, counted from 0; the job's number of rounds when all are done."""
-        self._units = {unit.owner: unit for unit in units if own in (unit.owner, unit.helper)}
-        if not self._units:
+        units = [unit for unit in plan.units if own in (unit.owner, unit.helper)]
+        if not units:
             raise LocalError(f"{own} neither trains nor helps")
-        self._by_peer: dict[str, str] = {}
-        """The owner of the unit in which a peer has the other half."""
-        for unit in self._units.values():
-            if unit.helper:
-                self._by_peer[unit.helper if own == unit.owner else unit.owner] = unit.owner
-        if own in self._units and self._units[own].helper and len(self._units) > 1:
+        if any(unit.helper for unit in units if unit.owner == own) and len(units) > 1:
             raise LocalError(f"{own} is helped and helps")
-        config, data, name = options.pop("training"), options.pop("data"), options.pop("peer_name")
-        self._training = {
-            unit.owner: StageTraining(
-                config,
+        self._by_peer = {(unit.helper if own == unit.owner else unit.owner): unit.owner for unit in units}
+        """The owner of the unit of which a peer has the other half."""
+        self._steps: dict[str, int] = {}
+        self._training: dict[str, StageTraining] = {}
+        for unit in units:
+            owner = unit.owner
+            pipeline = unit_pipeline(plan, unit, samples[owner])
+            self._steps[owner] = steps_of(pipeline, samples[owner], training.epochs_per_round)
+            self._training[owner] = StageTraining(
+                training,
                 chain,
-                unit.pipeline,
+                pipeline,
                 own,
-                data=data if unit.owner == own else None,
-                peer_name=name if unit.owner == own else unit.owner,
-                steps_per_round=unit.steps_per_round,
+                data=data if owner == own else None,
+                peer_name=peer_name if owner == own else owner,
+                steps_per_round=self._steps[owner],
+                activations=unit.activations,
+                gradients=unit.gradients,
                 **options,
             )
-            for unit in self._units.values()
-        }
-        self._begun_with = dict.fromkeys(self._units, 0)
-        for training in self._training.values():
-            training.stop_at = 0
+        self._begun_with = dict.fromkeys(self._training, 0)
+        for each in self._training.values():
+            each.stop_at = 0
 
     @property
     def first(self) -> int:
@@ -139,12 +130,12 @@ class Units:
     @property
     def num_samples(self) -> int:
         """Samples that the units held here have been trained on in this round."""
-        return sum(self._trained(owner) for owner in self._units)
+        return sum(self._trained(owner) for owner in self._training)
 
     @property
     def num_steps(self) -> int:
         """Batches of this round that are done, of all units held here."""
-        return sum(t.step - self._units[o].steps_per_round * self.round for o, t in self._training.items())
+        return sum(t.step - self._steps[o] * self.round for o, t in self._training.items())
 
     @property
     def num_held(self) -> int:
@@ -177,14 +168,14 @@ class Units:
             raise LocalError("the initial weights are trained already; make these units anew")
         for owner, training in self._training.items():
             if pieces:
-                training.begin(pieces, round, round * self._units[owner].steps_per_round)
+                training.begin(pieces, round, round * self._steps[owner])
             self._begun_with[owner] = training.num_samples
         self.round = round
         for owner, training in self._training.items():
             training.stop_at = self._last_step(owner) if round < self._rounds else training.step
 
     def _last_step(self, owner: str) -> int:
-        return (min(self.round, self._rounds - 1) + 1) * self._units[owner].steps_per_round
+        return (min(self.round, self._rounds - 1) + 1) * self._steps[owner]
 
     def _trained(self, owner: str) -> int:
         return self._training[owner].num_samples - self._begun_with[owner]
@@ -224,5 +215,5 @@ class Units:
         ready = [owner for owner, training in self._training.items() if training.ready()]
         if not ready:
             raise LocalError("nothing can be done before something comes")
-        urgent = min(ready, key=lambda owner: (owner == self._own, -self._units[owner].after_s, owner))
+        urgent = min(ready, key=lambda owner: (owner == self._own, -self._after_s.get(owner, 0.0), owner))
         return self._training[urgent].advance()

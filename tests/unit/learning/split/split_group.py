@@ -16,8 +16,9 @@ from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.pipeline.rows import StageMessage
 from p2ptrain.learning.pipeline.snapshots import Snapshot
-from p2ptrain.learning.split.units import Unit, Units, unit_pipeline
+from p2ptrain.learning.split.units import Units
 from p2ptrain.learning.split.update import RoundAverage
+from p2ptrain.planning.split.units import SplitPlan, Unit
 
 MICRO_BATCH, NUM_MICRO_BATCHES = 4, 2
 BATCH = MICRO_BATCH * NUM_MICRO_BATCHES
@@ -45,31 +46,43 @@ class SplitGroup:
         self.config = config
         self.data: dict[str, Dataset] = {o: samples(name, i, counts[o]) for i, o in enumerate(sorted(cuts))}
         length = len(self.chain.blocks)
-        self.units = [
-            Unit(
-                owner,
-                unit_pipeline(
-                    name,
-                    length,
+        rates = {True: 1e6, False: 0.0}
+        helpers = {helper for helper, _ in cuts.values() if helper}
+        self.plan = SplitPlan(
+            name,
+            length,
+            BATCH,
+            "replica",
+            "switched",
+            tuple(
+                Unit(
                     owner,
-                    helper,
+                    helper or None,
                     cut if helper else length,
-                    micro_batch=MICRO_BATCH,
-                    num_micro_batches=NUM_MICRO_BATCHES,
-                    in_flight=2,
-                ),
-                max(1, counts[owner] // BATCH),
-                after_s=float(index),
-            )
-            for index, (owner, (helper, cut)) in enumerate(sorted(cuts.items()))
-        ]
-        names = sorted({p for unit in self.units for p in (unit.owner, unit.helper) if p})
+                    rates[bool(helper)],
+                    rates[bool(helper)],
+                    NUM_MICRO_BATCHES,
+                    2,
+                    "none",
+                    "none",
+                    batch_s=1.0,
+                    round_s=10.0,
+                    helper_s=1.0,
+                )
+                for owner, (helper, cut) in sorted(cuts.items())
+            ),
+            (),
+            round_s=11.0,
+            exchange_s=1.0,
+        )
+        names = sorted({*cuts, *helpers})
         self.peers = {
             peer: Units(
                 peer,
-                self.units,
-                config.rounds,
+                self.plan,
+                counts,
                 self.chain,
+                after_s={owner: float(index) for index, owner in enumerate(sorted(cuts))},
                 training=config,
                 build=builder(name),
                 data=self.data.get(peer),
@@ -94,7 +107,7 @@ class SplitGroup:
         for peer, units in self.peers.items():
             tensors, metadata = units.update()
             average.add(peer, load(save({k: t.contiguous() for k, t in tensors.items()})), metadata)
-        bounds = [unit.pipeline.stages[0].stop for unit in self.units]
+        bounds = [unit.cut for unit in self.plan.units]
         made = average.pieces(
             bounds, rounds=self.config.rounds, samples_before=self.samples, optimizer=self.config.optimizer
         )

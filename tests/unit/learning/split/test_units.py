@@ -38,7 +38,7 @@ def federated_averaging(name: str, group: SplitGroup, config: TrainingConfig, ro
     state = {name: tensor.clone() for name, tensor in builder(name)().state_dict().items()}
     for number in range(rounds):
         copies: list[tuple[int, dict[str, Tensor]]] = []
-        for unit in group.units:
+        for owner in sorted(group.data):
             model = builder(name)().train()
             model.load_state_dict(state)
             groups = [
@@ -50,13 +50,13 @@ def federated_averaging(name: str, group: SplitGroup, config: TrainingConfig, ro
                 optimizer = torch.optim.AdamW(groups, betas=(config.momentum, 0.999))
             else:
                 optimizer = torch.optim.SGD(groups, momentum=config.momentum, nesterov=True)
-            steps = unit.steps_per_round
+            steps = COUNTS[owner] // BATCH
             for step in range(number * steps, (number + 1) * steps):
                 for settings in optimizer.param_groups:
                     settings["lr"] = config.learning_rate * schedule(config.schedule, step, config.rounds * steps)
                 optimizer.zero_grad()
                 for _ in range(NUM_MICRO_BATCHES):
-                    x, y = streams[unit.owner].draw(MICRO_BATCH)
+                    x, y = streams[owner].draw(MICRO_BATCH)
                     (training_loss(model(x), y, config.label_smoothing) / NUM_MICRO_BATCHES).backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 5.0)
                 optimizer.step()
@@ -144,6 +144,13 @@ def test_a_round_can_begin_again_from_its_start_with_other_cuts() -> None:
 def test_who_is_helped_does_not_help() -> None:
     with pytest.raises(LocalError, match="is helped and helps"):
         SplitGroup("lenet", {"anna": ("hal", 1), "ben": ("anna", 3)}, COUNTS, SGD)
+
+
+def test_who_has_fewer_samples_than_a_batch_trains_smaller_ones() -> None:
+    counts = {"anna": 5, "ben": 1, "hal": 32}
+    group = SplitGroup("lenet", {"anna": ("hal", 1), "ben": ("hal", 3), "hal": ("", 0)}, counts, SGD)
+    group.round(0, [])
+    assert group.samples == 4 + 1 + 32  # anna's fifth comes first in the next round
 
 
 def test_messages_of_strangers_and_those_not_due_are_refused() -> None:
