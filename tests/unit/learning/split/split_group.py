@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pipeline_group import NUM_CLASSES, SEED, builder, samples, shape_of
 from safetensors.torch import load, save
-from slice_group import NUM_CLASSES, SEED, builder, samples, shape_of
 from torch import Tensor
 
 from p2ptrain.config import TrainingConfig
