@@ -14,6 +14,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,13 @@ from p2ptrain.ids import PeerId
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.pipeline.snapshots import Snapshot
-from p2ptrain.learning.pipeline.training import StageMessage, StageUse
+from p2ptrain.learning.pipeline.training import StageMessage
 from p2ptrain.learning.profiling.allocator import give_back
 from p2ptrain.learning.profiling.block_times import slowdown_now
 from p2ptrain.learning.profiling.job_blocks import measure_job
 from p2ptrain.learning.snapshots import read_snapshot, write
-from p2ptrain.learning.split.units import Units, unit_pipeline
+from p2ptrain.learning.split.shared import SharedUnits
+from p2ptrain.learning.split.units import Units
 from p2ptrain.learning.split.update import RoundAverage
 from p2ptrain.modes.split.choice import choice_of
 from p2ptrain.modes.split.commands import (
@@ -65,6 +67,7 @@ from p2ptrain.modes.split.commands import (
     UpdateRefused,
 )
 from p2ptrain.modes.split.config import split_of
+from p2ptrain.modes.split.expected import expected_s
 from p2ptrain.modes.split.plan import body_of, bounds_of, read_plan, samples_of
 from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile
 from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
@@ -110,7 +113,7 @@ class UnitsWorker:
         self._times: BlockTimes | None = None
         self._plan: Plan | None = None
         self._own = ""
-        self._units: Units | None = None
+        self._units: Units | SharedUnits | None = None
         self._is_over = False
         """The own round, and the update is made."""
         self._begin: tuple[int, int] | None = None
@@ -175,7 +178,12 @@ class UnitsWorker:
         self._times = planned_times(body.figures).get(PeerId(command.own), self._times)
         self._played = self._planned(plan)
         give_back()
-        self._units = Units(
+        make: Callable[..., Units | SharedUnits]
+        if body.split.tails == "shared":
+            make = partial(SharedUnits, collector=body.averager)
+        else:
+            make = partial(Units, averages_optimizer=split_of(job).optimizer == "average")
+        self._units = make(
             command.own,
             body.split,
             samples_of(plan),
@@ -184,7 +192,6 @@ class UnitsWorker:
             data=self._data,
             peer_name=configuration.name,
             after_s={owner: each.steps.down_s + each.steps.backward_s for owner, each in self._played.items()},
-            averages_optimizer=split_of(job).optimizer == "average",
             build=self._build,
             seed=job.seed,
             num_classes=len(job.data.classes),
@@ -299,7 +306,7 @@ class UnitsWorker:
         elif time.monotonic() - self._progress[0] >= PROGRESS_INTERVAL_S:
             self._say_progress(units)
 
-    def _end_round(self, units: Units, plan: Plan) -> None:
+    def _end_round(self, units: Units | SharedUnits, plan: Plan) -> None:
         self._is_over = True
         self._say_progress(units)
         self._say_use(units)
@@ -308,39 +315,25 @@ class UnitsWorker:
         where = (plan.epoch, units.first, units.stop - units.first, units.round + 1)
         self._say(UpdateMade(*where, units.num_steps, units.num_samples, _mean(units.losses), update))
 
-    def _say_progress(self, units: Units) -> None:
+    def _say_progress(self, units: Units | SharedUnits) -> None:
         now, done = time.monotonic(), self._samples + units.num_samples
         at, before = self._progress
         rate = (done - before) / max(now - at, 1e-6)
         self._progress = (now, done)
         self._say(c.Progress(units.round, units.num_steps, done, _mean(units.losses), rate))
 
-    def _say_use(self, units: Units) -> None:
+    def _say_use(self, units: Units | SharedUnits) -> None:
         """How the round's time went, against what the plan counts with."""
         wall_s = max(time.monotonic() - self._round_at, 1e-6)
         seconds = expected = overhead = 0.0
         for owner, use in units.use().items():
             seconds += use.forward_s + use.backward_s
             overhead += PASS_S * (use.num_forward + use.num_backward)
-            expected += self._expected_s(owner, use)
+            expected += expected_s(self._plan, self._times, self._own, owner, use)
         if expected <= 0:
             return
         slowdown = slowdown_of(seconds + overhead, expected + overhead, 0.0, min(1.0, seconds / wall_s))
         self._say(StageUsed(units.num_steps, min(1.0, seconds / wall_s), slowdown))
-
-    def _expected_s(self, owner: str, use: StageUse) -> float:
-        """What the passes of a unit are planned to take on this device, were it as fast as it was measured."""
-        plan, times = self._plan, self._times
-        if plan is None or times is None:
-            return 0.0
-        split = body_of(plan).split
-        unit = split.unit_of(owner)
-        if unit is None:
-            return 0.0
-        rows = unit_pipeline(split, unit, samples_of(plan)[owner]).micro_batch
-        mine = slice(0, unit.cut) if owner == self._own else slice(unit.cut, split.num_blocks)
-        passes = use.num_forward * sum(times.forward(rows)[mine])
-        return passes + use.num_backward * sum(times.backward(rows)[mine])
 
     def look_again(self, command: LookAgain) -> None:
         """Not while it trains: that says more."""
