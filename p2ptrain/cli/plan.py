@@ -106,11 +106,10 @@ def command(
         check_output(png)
         check_matplotlib()
     from p2ptrain.learning.blocks.costs import profile_blocks
-    from p2ptrain.modes.pipeline.figures import WIRE
     from p2ptrain.planning.devices.profile_codec import chain_hash
     from p2ptrain.planning.pipeline.comparison import compare
     from p2ptrain.planning.pipeline.fleet import Fleet
-    from p2ptrain.planning.pipeline.task import PipelineTask, held_copies
+    from p2ptrain.planning.pipeline.task import WIRE, PipelineTask, held_copies
     from p2ptrain.ui import pipeline_view
 
     read = read_profiles(profiles)  # errors in files before torch is imported

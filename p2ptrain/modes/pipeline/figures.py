@@ -22,7 +22,7 @@ from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile, check_tim
 from p2ptrain.planning.devices.footprint import pipeline_bytes
 from p2ptrain.planning.devices.profile_codec import rounded, rounded_times
 from p2ptrain.planning.pipeline.fleet import Fleet
-from p2ptrain.planning.pipeline.task import PairRate, PipelinePeer, PipelineTask, held_copies
+from p2ptrain.planning.pipeline.task import WIRE, PairRate, PipelinePeer, PipelineTask, held_copies
 from p2ptrain.wire.messages import LinkFigure
 
 LATENCY_S = 1e-3
@@ -35,8 +35,6 @@ SLOW_PAIR = 2 / 3
 megabyte on a busy device tells no more than that."""
 UNKNOWN_MEMORY_BYTES = 1 << 50
 """A peer that does not know its memory is taken to have enough, as in ``footprint.largest_share``."""
-WIRE = {"none": 1.0, "fp16": 0.5, "int8": 0.27}
-"""Bytes sent for each byte of a float32 tensor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,8 +154,8 @@ def check_model(model: ModelProfile) -> None:
         raise UserError(f"model {model.name}: its blocks have no work to share; profile it again")
     if not model.num_cuts:
         raise UserError(
-            f"model {model.name}: no legal cut between its {len(model.blocks)} blocks, so it can't be a pipeline; "
-            "train it with mode tasks or replicas, or name its blocks where one tensor passes between them"
+            f"model {model.name}: no legal cut between its {len(model.blocks)} blocks, so no two peers can share "
+            "its blocks; train it with mode tasks or replicas, or name its blocks where one tensor passes between them"
         )
 
 

@@ -1,0 +1,207 @@
+"""What a split plan costs: seconds of a batch and of a round, each helper's load, memory of both sides, the exchange.
+
+A round lasts until its last unit has trained, and then until the copies of each block are averaged. Training has two
+figures. The *closed* one is what the search minimises: the longest of all units as if each had its helper to itself,
+and of all helpers' loads, their own units and all the tails. It never exceeds the *played* one (``simulation``), where
+units also wait for each other in the helpers' queues. What people are shown, and what plans are compared by in the
+end, is the played one.
+
+At the round's end a peer sends what it holds of a block that others hold too, and receives the average: once each way,
+whoever collects it. The copies that are in one place already are averaged there. With shared tails that happens to the
+gradients after every step.
+
+Invariant: pure; two peers with the same plan and the same figures compute the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from p2ptrain.errors import LocalError
+from p2ptrain.planning.split.group import Choice
+from p2ptrain.planning.split.room import Room, Steps
+from p2ptrain.planning.split.simulation import Played, Round, play
+from p2ptrain.planning.split.units import SplitPlan, Unit
+
+Mask = npt.NDArray[np.bool_]
+Assigned = Mapping[str, Choice | None]
+"""By owner: what it and its helper do; None = alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanCost:
+    """What a plan costs."""
+
+    train_s: float
+    """Of the round, played through."""
+    closed_s: float
+    """The same by the closed figures; never more."""
+    exchange_s: float
+    load_s: dict[str, float]
+    """By helper: its own unit and all tails that it trains."""
+    memory_bytes: dict[str, float]
+    """By peer that works."""
+    fits: bool
+
+    @property
+    def round_s(self) -> float:
+        return self.train_s + self.exchange_s
+
+
+def played_of(room: Room, plan: SplitPlan) -> list[Played]:
+    """Its units as they are played through. Raises ``LocalError`` for a plan of another room."""
+    return [_played(room, plan, unit) for unit in plan.units]
+
+
+def _played(room: Room, plan: SplitPlan, unit: Unit) -> Played:
+    if unit.owner not in room.owners or plan.num_blocks != room.cuts[-1] or unit.cut not in room.cuts:
+        raise LocalError("a split plan that is not of this model and these peers")
+    owner = room.peers[unit.owner]
+    samples = room.task.batch_of(owner) / unit.micro_batches
+    if unit.helper is None:
+        last = room.tables.num_units
+        forward, backward = room.seconds(unit.owner, samples)
+        update_s = room.update_s(unit.owner) * float(room.tables.parameter_bytes[last])
+        steps = Steps(float(forward[last]), float(backward[last]), 0.0, 0.0, 0.0, update_s, 0.0, 0.0)
+    else:
+        if unit.helper not in room.peers:
+            raise LocalError("a split plan that is not of this model and these peers")
+        codings, rates = (unit.activations, unit.gradients), (unit.up_bytes_per_s, unit.down_bytes_per_s)
+        steps = room.steps(unit.owner, unit.helper, room.cuts.index(unit.cut), samples, codings, rates)
+    return Played(unit.owner, unit.helper, steps, room.task.batches_of(owner), unit.micro_batches, unit.in_flight)
+
+
+def cost_of(room: Room, plan: SplitPlan, played: Round | None = None) -> PlanCost:
+    """Time and memory of a plan, whether or not it fits."""
+    units = played_of(room, plan)
+    played = played or play(units)
+    loads = dict.fromkeys(plan.helpers, 0.0)
+    for unit, each in zip(plan.units, units, strict=True):
+        at = unit.helper or unit.owner
+        if at in loads:
+            steps = each.steps
+            one = steps.tail_s if unit.helper else steps.forward_s + steps.backward_s
+            loads[at] += each.batches * (each.micro_batches * one + (steps.tail_update_s or steps.update_s))
+    closed = max([*loads.values(), *(each.batches * batch_s(each) for each in units)])
+    memory = memory_of(room, plan)
+    fits = all(num <= room.peers[name].device.memory_bytes for name, num in memory.items())
+    return PlanCost(max(played.round_s, closed), closed, exchange_s(room, placed_by(room, plan)), loads, memory, fits)
+
+
+def batch_s(unit: Played) -> float:
+    """Of a unit as if it had its helper to itself: the longest of its paths (see ``room``)."""
+    steps, num = unit.steps, unit.micro_batches
+    if unit.helper is None:
+        return num * (steps.forward_s + steps.backward_s) + steps.update_s
+    rest, wait = num - unit.in_flight, 2 * steps.latency_s
+    front, back = steps.forward_s, steps.backward_s
+    way = front + steps.up_s + steps.tail_s + steps.down_s + wait
+    return steps.update_s + max(
+        num * (front + back),
+        num * steps.tail_s + steps.tail_update_s - steps.update_s,
+        way + num * back + rest * front,
+        way + (num - 1) * front + (rest + 1) * back,
+        way + (num - 1) * steps.tail_s + back,
+        way + (num - 1) * steps.up_s + back,
+        way + (num - 1) * steps.down_s + back,
+        -(-num // unit.in_flight) * (way + back),
+    )
+
+
+def memory_of(room: Room, plan: SplitPlan) -> dict[str, float]:
+    """Bytes that each peer with work needs, beside its processes."""
+    tables, last = room.tables, room.tables.num_units
+    needs: dict[str, float] = {}
+    first_cut: dict[str, int] = {}
+    for unit in plan.units:
+        rows = int(np.ceil(room.task.batch_of(room.peers[unit.owner]) / unit.micro_batches))
+        cut = room.cuts.index(unit.cut)
+        own = tables.fixed_bytes(0, cut) + rows * tables.sample_bytes(0, cut, 1)
+        if unit.helper is not None:
+            kept = float(tables.cut_bytes[0] + tables.stored_bytes[cut])
+            own += rows * kept * (unit.in_flight - 1)
+            work = rows * float(tables.stored_bytes[last] - tables.stored_bytes[cut] + tables.flow_bytes[cut, last])
+            queue = unit.in_flight * rows * float(tables.cut_bytes[cut])
+            tail = 0.0 if plan.tails == "shared" else tables.fixed_bytes(cut, last)
+            needs[unit.helper] = needs.get(unit.helper, 0.0) + work + queue + tail
+            first_cut[unit.helper] = min(cut, first_cut.get(unit.helper, last))
+        needs[unit.owner] = needs.get(unit.owner, 0.0) + own
+    if plan.tails == "shared":
+        for helper, cut in first_cut.items():
+            needs[helper] += tables.fixed_bytes(cut, last)
+    return needs
+
+
+def exchange_s(room: Room, placed: Iterable[tuple[str, str | None, int]]) -> float:
+    """Until the copies of each block are averaged, after the last unit has trained. ``placed``: of each unit its owner,
+    its helper and its cut (a place in ``Room.cuts``)."""
+    last = room.tables.num_units
+    held: dict[str, Mask] = {}
+    for owner, helper, cut in placed:
+        held.setdefault(owner, np.zeros(last, np.bool_))[:cut] = True
+        if helper is not None:
+            held.setdefault(helper, np.zeros(last, np.bool_))[cut:] = True
+    copies = np.sum(list(held.values()), axis=0)
+    sizes = np.diff(room.block_bytes) * (copies > 1)
+    sent = {peer: float(sizes[blocks].sum()) for peer, blocks in sorted(held.items())}
+    longest = max(room.exchange_s(peer, num_bytes) for peer, num_bytes in sent.items())
+    if room.task.medium == "shared":
+        longest = max(longest, room.steps_a_round * 2 * sum(sent.values()) / room.task.medium_bytes_per_s)
+    return longest
+
+
+def placed_by(room: Room, plan: SplitPlan) -> list[tuple[str, str | None, int]]:
+    """For ``exchange_s``."""
+    return [(unit.owner, unit.helper, room.cuts.index(unit.cut)) for unit in plan.units]
+
+
+def plan_of(room: Room, assigned: Assigned) -> SplitPlan:
+    """The plan in which every owner does that, with its seconds played through. Raises ``LocalError`` where somebody
+    is to train alone that can't."""
+    task = room.task
+    helping = {choice.options.helper for choice in assigned.values() if choice is not None}
+    units = [_unit(room, owner, choice, owner in helping) for owner, choice in sorted(assigned.items())]
+    idle = set(room.peers) - helping - set(assigned)
+    plan = SplitPlan(
+        task.model.name,
+        room.cuts[-1],
+        task.batch_size,
+        task.tails,
+        task.medium,
+        tuple(units),
+        tuple(sorted(idle)),
+        0.0,
+        0.0,
+    )
+    return with_seconds(room, plan)
+
+
+def with_seconds(room: Room, plan: SplitPlan) -> SplitPlan:
+    """The same plan with what it takes."""
+    played = played_of(room, plan)
+    lasted = play(played)
+    cost = cost_of(room, plan, lasted)
+    units = []
+    for unit, each in zip(plan.units, played, strict=True):
+        end_s = lasted.ends_s[unit.owner]
+        helper_s = each.batches * (each.micro_batches * each.steps.tail_s + each.steps.tail_update_s)
+        units.append(replace(unit, batch_s=end_s / each.batches, round_s=end_s, helper_s=helper_s))
+    return replace(plan, units=tuple(units), round_s=cost.round_s, exchange_s=cost.exchange_s)
+
+
+def _unit(room: Room, owner: str, choice: Choice | None, helps: bool) -> Unit:
+    if choice is None:
+        alone = room.alone_as_helper(owner) if helps else room.alone(owner)
+        if alone is None:
+            raise LocalError(f"{owner} is to train alone, but has not the memory")
+        num = alone.micro_batches
+        return Unit(owner, None, room.cuts[-1], 0.0, 0.0, num, 1, "none", "none", 0.0, 0.0, 0.0)
+    options, i = choice.options, choice.index
+    up, down = room.granted(owner, options.helper, choice.share)
+    coding = options.codings[int(options.coding[i])]
+    cut, num, ahead = room.cuts[int(options.cuts[i])], int(options.micro_batches[i]), int(options.in_flight[i])
+    return Unit(owner, options.helper, cut, up, down, num, ahead, coding, coding, 0.0, 0.0, 0.0)
