@@ -23,10 +23,12 @@ import numpy.typing as npt
 
 from p2ptrain.errors import LocalError
 from p2ptrain.planning.split.group import Choice
-from p2ptrain.planning.split.room import Room, Steps
+from p2ptrain.planning.split.room import Room
 from p2ptrain.planning.split.simulation import Played, Round, play
+from p2ptrain.planning.split.steps import batch_s, steps_alone, steps_of
 from p2ptrain.planning.split.units import SplitPlan, Unit
 
+DIGITS = 6
 Mask = npt.NDArray[np.bool_]
 Assigned = Mapping[str, Choice | None]
 """By owner: what it and its helper do; None = alone."""
@@ -63,15 +65,13 @@ def _played(room: Room, plan: SplitPlan, unit: Unit) -> Played:
     owner = room.peers[unit.owner]
     samples = room.task.batch_of(owner) / unit.micro_batches
     if unit.helper is None:
-        last = room.tables.num_units
-        forward, backward = room.seconds(unit.owner, samples)
-        update_s = room.update_s(unit.owner) * float(room.tables.parameter_bytes[last])
-        steps = Steps(float(forward[last]), float(backward[last]), 0.0, 0.0, 0.0, update_s, 0.0, 0.0)
+        steps = steps_alone(room, unit.owner, samples)
+    elif unit.helper in room.peers:
+        cut, codings = room.cuts.index(unit.cut), (unit.activations, unit.gradients)
+        rates = (unit.up_bytes_per_s, unit.down_bytes_per_s)
+        steps = steps_of(room, unit.owner, unit.helper, cut, samples, codings, rates)
     else:
-        if unit.helper not in room.peers:
-            raise LocalError("a split plan that is not of this model and these peers")
-        codings, rates = (unit.activations, unit.gradients), (unit.up_bytes_per_s, unit.down_bytes_per_s)
-        steps = room.steps(unit.owner, unit.helper, room.cuts.index(unit.cut), samples, codings, rates)
+        raise LocalError("a split plan that is not of this model and these peers")
     return Played(unit.owner, unit.helper, steps, room.task.batches_of(owner), unit.micro_batches, unit.in_flight)
 
 
@@ -86,30 +86,12 @@ def cost_of(room: Room, plan: SplitPlan, played: Round | None = None) -> PlanCos
             steps = each.steps
             one = steps.tail_s if unit.helper else steps.forward_s + steps.backward_s
             loads[at] += each.batches * (each.micro_batches * one + (steps.tail_update_s or steps.update_s))
-    closed = max([*loads.values(), *(each.batches * batch_s(each) for each in units)])
+    closed = max(
+        [*loads.values(), *(each.batches * batch_s(each.steps, each.micro_batches, each.in_flight) for each in units)]
+    )
     memory = memory_of(room, plan)
     fits = all(num <= room.peers[name].device.memory_bytes for name, num in memory.items())
     return PlanCost(max(played.round_s, closed), closed, exchange_s(room, placed_by(room, plan)), loads, memory, fits)
-
-
-def batch_s(unit: Played) -> float:
-    """Of a unit as if it had its helper to itself: the longest of its paths (see ``room``)."""
-    steps, num = unit.steps, unit.micro_batches
-    if unit.helper is None:
-        return num * (steps.forward_s + steps.backward_s) + steps.update_s
-    rest, wait = num - unit.in_flight, 2 * steps.latency_s
-    front, back = steps.forward_s, steps.backward_s
-    way = front + steps.up_s + steps.tail_s + steps.down_s + wait
-    return steps.update_s + max(
-        num * (front + back),
-        num * steps.tail_s + steps.tail_update_s - steps.update_s,
-        way + num * back + rest * front,
-        way + (num - 1) * front + (rest + 1) * back,
-        way + (num - 1) * steps.tail_s + back,
-        way + (num - 1) * steps.up_s + back,
-        way + (num - 1) * steps.down_s + back,
-        -(-num // unit.in_flight) * (way + back),
-    )
 
 
 def memory_of(room: Room, plan: SplitPlan) -> dict[str, float]:
@@ -189,8 +171,16 @@ def with_seconds(room: Room, plan: SplitPlan) -> SplitPlan:
     for unit, each in zip(plan.units, played, strict=True):
         end_s = lasted.ends_s[unit.owner]
         helper_s = each.batches * (each.micro_batches * each.steps.tail_s + each.steps.tail_update_s)
-        units.append(replace(unit, batch_s=end_s / each.batches, round_s=end_s, helper_s=helper_s))
-    return replace(plan, units=tuple(units), round_s=cost.round_s, exchange_s=cost.exchange_s)
+        units.append(
+            replace(unit, batch_s=rounded(end_s / each.batches), round_s=rounded(end_s), helper_s=rounded(helper_s))
+        )
+    exchange_s = rounded(cost.exchange_s)
+    return replace(plan, units=tuple(units), round_s=rounded(cost.train_s + exchange_s), exchange_s=exchange_s)
+
+
+def rounded(value: float) -> float:
+    """To ``DIGITS`` digits: a plan's text does not depend on how a machine adds up."""
+    return float(f"{value:.{DIGITS}g}")
 
 
 def _unit(room: Room, owner: str, choice: Choice | None, helps: bool) -> Unit:
@@ -201,7 +191,7 @@ def _unit(room: Room, owner: str, choice: Choice | None, helps: bool) -> Unit:
         num = alone.micro_batches
         return Unit(owner, None, room.cuts[-1], 0.0, 0.0, num, 1, "none", "none", 0.0, 0.0, 0.0)
     options, i = choice.options, choice.index
-    up, down = room.granted(owner, options.helper, choice.share)
+    up, down = map(rounded, room.granted(owner, options.helper, choice.share))
     coding = options.codings[int(options.coding[i])]
     cut, num, ahead = room.cuts[int(options.cuts[i])], int(options.micro_batches[i]), int(options.in_flight[i])
     return Unit(owner, options.helper, cut, up, down, num, ahead, coding, coding, 0.0, 0.0, 0.0)

@@ -1,4 +1,4 @@
-"""What several units ask of one helper: of its time, of its link, of its memory. Only what nothing else betters is kept.
+"""What several units ask of one helper: of its time, of its link, of its memory. Only what nothing betters is kept.
 
 A ``Frontier`` is a set of points, one for each way to choose an option for every unit: seconds of the helper's time,
 share of its link, bytes of its memory. ``joined`` adds a unit. A point is dropped where another one asks for no more of
@@ -119,7 +119,8 @@ def _by_levels(rows: Which, share: Floats, num_bytes: Floats, limits: Limits) ->
     level = np.ceil(num_bytes[rows] / (limits.num_bytes / LEVELS or 1.0)).astype(np.intp)
     its = np.where(level <= np.arange(LEVELS + 1)[:, None], share[rows], np.inf)
     before = np.minimum.accumulate(its, axis=1)[level[1:], np.arange(len(rows) - 1)]
-    return rows[np.concatenate([[True], share[rows][1:] < before])]
+    kept: Which = rows[np.concatenate([[True], share[rows][1:] < before])]
+    return kept
 
 
 def _spread(helper_s: Floats, share: Floats, limits: Limits) -> Which:

@@ -16,9 +16,9 @@ import numpy as np
 
 from p2ptrain.planning.pipeline.cost import Floats
 from p2ptrain.planning.split.frontier import NOTHING, Frontier, Limits, frontier_of, joined
-from p2ptrain.planning.split.room import Options, Room
+from p2ptrain.planning.split.options import Options, Pairs
 
-PRECISION = 1e-8
+PRECISION, COARSE_PRECISION = 1e-8, 1e-4
 MAX_ROUND_S = 1e9
 """What does not end within that never ends."""
 
@@ -44,8 +44,9 @@ class Choice:
 class Helper:
     """What a peer has for others. If it owns a unit too, that trains alone beside theirs."""
 
-    def __init__(self, room: Room, name: str, *, is_coarse: bool = False) -> None:
-        self.room, self.name, self._is_coarse = room, name, is_coarse
+    def __init__(self, pairs: Pairs, name: str, *, is_coarse: bool = False) -> None:
+        room = pairs.room
+        self._pairs, self.room, self.name, self.is_coarse = pairs, room, name, is_coarse
         peer = room.peers[name]
         self.own_s = self.own_exchange_s = own_bytes = 0.0
         self.is_able = peer.may_help
@@ -64,8 +65,8 @@ class Helper:
     def _shared_tail_bytes(self, others: Sequence[str]) -> float:
         """Of one tail for all: the longest that leaves each of these some memory for its activations."""
         tables = self.room.tables
-        options = [self.room.options(owner, self.name) for owner in others]
-        beside = sum(float((each.queue_bytes + each.work_bytes).min(initial=np.inf)) for each in options if len(each))
+        options = [self._pairs.of(owner, self.name) for owner in others]
+        beside = sum(float(each.work_bytes.min()) for each in options if len(each))
         for cut in range(1, tables.num_units):
             held = tables.fixed_bytes(cut, tables.num_units)
             if held + beside <= self.free_bytes or cut == tables.num_units - 1:
@@ -77,13 +78,13 @@ class Helper:
     """The longest tail that it has the memory for begins there (a place in ``Room.cuts``)."""
 
     def _may_run_out(self, others: Sequence[str]) -> bool:
-        most = [self.num_bytes(self.room.options(owner, self.name)).max(initial=0.0) for owner in others]
-        return sum(most) > self.free_bytes
+        most = [self.num_bytes(self._pairs.of(owner, self.name)).max(initial=0.0) for owner in others]
+        return bool(sum(most) > self.free_bytes)
 
     def num_bytes(self, options: Options) -> Floats:
         """Memory that each option takes; of several units it adds up."""
         tail = 0.0 if self.room.task.tails == "shared" else options.tail_bytes
-        needed: Floats = tail + options.queue_bytes + options.work_bytes
+        needed: Floats = tail + options.work_bytes
         return needed
 
     def able(self, options: Options) -> Options:
@@ -91,21 +92,20 @@ class Helper:
         return options.only((self.num_bytes(options) <= self.free_bytes) & (options.cuts >= self.first_cut))
 
     def limits(self, round_s: float) -> Limits:
-        return Limits(round_s - self.own_s, self.free_bytes, is_tight=self._is_tight, is_coarse=self._is_coarse)
+        return Limits(round_s - self.own_s, self.free_bytes, is_tight=self._is_tight, is_coarse=self.is_coarse)
 
     def frontier(self, options: Options, round_s: float) -> Frontier:
         """What one unit asks for to end within that time. ``ours`` are places in ``options``."""
-        limit = round_s / options.batches
-        rows = np.flatnonzero((options.helper_s <= round_s - self.own_s) & (options.least_s < limit))
-        some = options.only(rows)
-        found = frontier_of(some.helper_s, some.shares(round_s), self.num_bytes(some), self.limits(round_s))
+        rows = np.flatnonzero(options.helper_s <= round_s - self.own_s)
+        num_bytes = self.num_bytes(options)[rows]
+        found = frontier_of(options.helper_s[rows], options.shares(round_s, rows), num_bytes, self.limits(round_s))
         return replace(found, ours=rows[found.ours])
 
     def joined(self, frontier: Frontier, other: Frontier, round_s: float) -> Frontier:
         return joined(frontier, other, self.limits(round_s))
 
     def chosen(self, options: Sequence[Options], round_s: float) -> list[Choice] | None:
-        """One option for each unit, so that all end in time and ask for the least share together; None: none will do."""
+        """One option for each unit, so that all end in time, with the least share together; None: none will do."""
         steps: list[tuple[Frontier, Frontier]] = []
         total = NOTHING
         for each in options:
@@ -140,6 +140,8 @@ def soonest(
         total = sum(choice.share for choices in found.values() for choice in choices)
         return found if total <= 1.0 else None
 
+    if not groups:
+        return 0.0, {}
     if any(not len(each) for options in groups.values() for each in options):
         return None
     best = chosen(high_s)
@@ -148,7 +150,8 @@ def soonest(
     while best is None:
         low_s, high_s = high_s, 2 * high_s
         best = chosen(high_s)
-    while high_s - low_s > PRECISION * high_s:
+    precision = COARSE_PRECISION if any(helper.is_coarse for helper in groups) else PRECISION
+    while high_s - low_s > precision * high_s:
         middle = (low_s + high_s) / 2
         found = chosen(middle)
         if found is None:
@@ -165,3 +168,19 @@ def widened(choices: Mapping[Helper, Sequence[Choice]]) -> dict[Helper, list[Cho
     return {
         helper: [replace(each, share=min(1.0, each.share * factor)) for each in its] for helper, its in choices.items()
     }
+
+
+def soonest_of_all(
+    groups: Mapping[Helper, Sequence[Options]], high_s: float, *, is_shared: bool
+) -> tuple[float, list[Choice]] | None:
+    """The least time within which all groups end, and what each unit does: each group as soon as it can, but on one
+    medium (``is_shared``) all by the same time. None: no time will do."""
+    parts = [groups] if is_shared else [{helper: options} for helper, options in groups.items()]
+    slowest, choices = 0.0, []
+    for part in parts:
+        took = soonest(part, 0.0, high_s)
+        if took is None:
+            return None
+        slowest = max(slowest, took[0])
+        choices += [choice for its in widened(took[1]).values() for choice in its]
+    return slowest, choices

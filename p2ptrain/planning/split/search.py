@@ -24,8 +24,9 @@ import numpy as np
 from p2ptrain.errors import LocalError
 from p2ptrain.planning.split.cost import exchange_s
 from p2ptrain.planning.split.frontier import NOTHING, Frontier
-from p2ptrain.planning.split.group import MAX_ROUND_S, Choice, Helper, soonest, widened
-from p2ptrain.planning.split.room import Options, Room
+from p2ptrain.planning.split.group import MAX_ROUND_S, Choice, Helper, soonest_of_all
+from p2ptrain.planning.split.options import Options, Pairs
+from p2ptrain.planning.split.room import Room
 
 EXACT_OWNERS = 8
 CLOSE = 1e-5
@@ -79,12 +80,13 @@ class Search:
         self.room = room
         self.is_exact = len(room.owners) <= EXACT_OWNERS
         self.counts = Counts()
+        pairs = Pairs(room)
         self.helpers: dict[str, Helper] = {}
         self.options: dict[tuple[str, str], Options] = {}
         for name in room.helpers:
-            helper = Helper(room, name, is_coarse=not self.is_exact)
+            helper = Helper(pairs, name, is_coarse=not self.is_exact)
             for owner in room.owners if helper.is_able else ():
-                options = helper.able(room.options(owner, name)) if owner != name else None
+                options = helper.able(pairs.of(owner, name)) if owner != name else None
                 if options is not None and len(options):
                     self.options[owner, name] = options
                     self.helpers[name] = helper
@@ -184,24 +186,18 @@ class Search:
             limited.helpers[name]: [limited.options[owner, name] for owner in sorted(given) if given[owner] == name]
             for name in sorted(set(given.values()))
         }
-        parts = [groups] if self.room.task.medium == "shared" else [{helper: its} for helper, its in groups.items()]
-        for part in parts:
-            if part:
-                took = soonest(part, 0.0, high_s)
-                if took is None:
-                    raise LocalError("units that end in time, and then do not")
-                slowest = max(slowest, took[0])
-                for choices in widened(took[1]).values():
-                    assigned.update({choice.options.owner: choice for choice in choices})
+        took = soonest_of_all(groups, high_s, is_shared=self.room.task.medium == "shared")
+        if took is None:
+            raise LocalError("units that end in time, and then do not")
+        assigned.update({choice.options.owner: choice for choice in took[1]})
+        slowest = max(slowest, took[0])
         placed = [
-            (owner, choice and choice.options.helper, int(choice.options.cuts[choice.index]) if choice else self._last)
+            (owner, None, self.room.tables.num_units)
+            if choice is None
+            else (owner, choice.options.helper, int(choice.options.cuts[choice.index]))
             for owner, choice in sorted(assigned.items())
         ]
         return Found(assigned, slowest, exchange_s(self.room, placed))
-
-    @property
-    def _last(self) -> int:
-        return self.room.tables.num_units
 
     def _decide(self, limited: _Limited, round_s: float) -> dict[str, str] | None:
         """Helpers for those that can't end alone in that time, so that all do; None: not found."""

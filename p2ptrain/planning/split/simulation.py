@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from p2ptrain.planning.split.room import Steps
+from p2ptrain.planning.split.steps import Steps
 
 MAX_PLAYED = 4000
 Work = Literal["forward", "backward", "tail", "update"]

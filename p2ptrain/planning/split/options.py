@@ -1,0 +1,162 @@
+"""What each owner and helper could do together: an option for each cut, number of micro-batches and coding.
+
+On the share of the helper's link that a unit is granted, a number from 0 to 1, the seconds of each of its paths
+(``steps``) depend as ``a + c / share``. So the least share for a time is known in closed form: ``max over paths of
+c / (time - a)``. What the helper does for other units is not in there; it is counted in the helper's load.
+
+A helper computes one micro-batch at a time, and keeps the activations of those that wait.
+
+Invariant: pure. Options that one of the two has not the memory for are left out, as if the helper had no other unit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from p2ptrain.config import Coding
+from p2ptrain.planning.pipeline.cost import Floats
+from p2ptrain.planning.split.room import Room
+from p2ptrain.planning.split.steps import Ints, StepArrays, paths, step_arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """An entry of each array for every option."""
+
+    owner: str
+    helper: str
+    batches: float
+    """Of a round."""
+    codings: tuple[Coding, ...]
+    cuts: Ints
+    """Places in ``Room.cuts``."""
+    micro_batches: Ints
+    in_flight: Ints
+    coding: Ints
+    """Places in ``codings``: of activations and of gradients."""
+    fixed_s: Floats
+    """[path, option]: seconds of a batch that no share of the link changes, ..."""
+    shared_s: Floats
+    """... and those of a share of 1, which grow as it falls."""
+    helper_s: Floats
+    """Of the helper's time, a round."""
+    tail_bytes: Floats
+    """Of the helper's memory: parameters, and what goes with them ..."""
+    work_bytes: Floats
+    """... activations, those that wait among them."""
+    owner_exchange_s: Floats
+    """At the round's end, of the front."""
+    helper_exchange_s: Floats
+    """Likewise of the tail, if others hold its blocks too."""
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def only(self, which: npt.NDArray[Any]) -> Options:
+        """Some of them."""
+        return Options(
+            self.owner,
+            self.helper,
+            self.batches,
+            self.codings,
+            *(getattr(self, field.name)[..., which] for field in fields(self)[4:]),
+        )
+
+    def shares(self, round_s: float, which: npt.NDArray[Any]) -> Floats:
+        """The least share of the link with which each of these ends in time; infinite where none will do."""
+        left = round_s / self.batches - self.fixed_s[:, which]
+        needed: Floats = np.full(left.shape, np.inf)
+        np.divide(self.shared_s[:, which], left, out=needed, where=left > 0)
+        found: Floats = needed.max(axis=0)
+        return found
+
+    def round_s(self, share: float) -> Floats:
+        """Of each option with that share."""
+        seconds: Floats = self.batches * (self.fixed_s + self.shared_s / share).max(axis=0)
+        return seconds
+
+
+class Pairs:
+    """The options of every owner and helper of a room, found once."""
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self._found: dict[tuple[str, str], Options] = {}
+        tables, last = room.tables, room.tables.num_units
+        self._cuts = np.arange(1, last)
+        at = self._cuts
+        self._front_bytes = tables.cut_bytes[0] + tables.stored_bytes[at]
+        """Of the owner's memory, for each sample in flight, ..."""
+        self._front_flow = tables.flow_bytes[0, at]
+        """... and once, ..."""
+        self._tail_bytes = tables.stored_bytes[last] - tables.stored_bytes[at] + tables.flow_bytes[at, last]
+        """... and of the helper's for each sample that it computes on."""
+        self._held_bytes = tables.held_bytes[last] - tables.held_bytes[at]
+        self._whole = room.block_bytes[last]
+
+    def of(self, owner: str, helper: str) -> Options:
+        if (owner, helper) not in self._found:
+            parts = [self._of(owner, helper, num) for num in self.room.micro_batch_choices(owner)]
+            first = parts[0]
+            self._found[owner, helper] = Options(
+                owner,
+                helper,
+                first.batches,
+                first.codings,
+                *(np.concatenate([getattr(p, f.name) for p in parts], axis=-1) for f in fields(Options)[4:]),
+            )
+        return self._found[owner, helper]
+
+    def _of(self, owner: str, helper: str, num: int) -> Options:
+        room, task, tables, at = self.room, self.room.task, self.room.tables, self._cuts
+        its, many = room.peers[owner], len(task.codings)
+        batches, samples = task.batches_of(its), task.batch_of(its) / num
+        rows = math.ceil(samples)
+        free = its.device.memory_bytes - tables.held_bytes[at] - rows * self._front_flow
+        in_flight = np.floor(free / np.maximum(rows * self._front_bytes, 1e-9)).clip(0, num).astype(np.int64)
+        work = rows * (self._tail_bytes + in_flight * tables.cut_bytes[at])
+        able = (in_flight > 0) & (self._held_bytes + work <= room.peers[helper].device.memory_bytes)
+        at, in_flight, work, held = at[able], in_flight[able], work[able], self._held_bytes[able]
+        steps = step_arrays(room, owner, helper, at, samples, [(coding, coding) for coding in task.codings])
+        fixed, shared = self._paths(owner, helper, steps, num, np.tile(in_flight, many))
+        own = room.block_bytes[at] if len(room.owners) > 1 else np.zeros(len(at))
+        return Options(
+            owner,
+            helper,
+            batches,
+            task.codings,
+            np.tile(at, many),
+            np.full(many * len(at), num),
+            np.tile(in_flight, many),
+            np.repeat(np.arange(many), len(at)),
+            fixed,
+            shared,
+            batches * (num * steps.tail_s + steps.tail_update_s),
+            np.tile(held, many),
+            np.tile(work, many),
+            np.tile(room.exchanges_s(owner, own), many),
+            np.tile(room.exchanges_s(helper, self._whole - room.block_bytes[at]), many),
+        )
+
+    def _paths(self, owner: str, helper: str, steps: StepArrays, num: int, in_flight: Ints) -> tuple[Floats, Floats]:
+        """[path, option]: seconds of a batch that are fixed, those of a share of 1.
+
+        Each way the link is as slow as the share makes it, or as slow as it is anyway: the longest of all
+        combinations counts, so that each of them is a path of its own.
+        """
+        room = self.room
+        there, back = room.whole_rates(helper)
+        up = (steps.up_bytes / room.rate(owner, helper), steps.up_bytes / there)
+        down = (steps.down_bytes / room.rate(helper, owner), steps.down_bytes / back)
+        busy, *others = paths(steps, room.task.latency_s, num, in_flight)
+        fixed, shared = [busy.fixed_s + steps.update_s], [np.zeros_like(busy.fixed_s)]
+        for path in others:
+            base, ups, downs = path.fixed_s + steps.update_s, path.ups, path.downs
+            fixed += [base + ups * up[0] + downs * down[0], base + downs * down[0], base + ups * up[0], base]
+            shared += [np.zeros_like(base), ups * up[1], downs * down[1], ups * up[1] + downs * down[1]]
+        return np.stack(fixed), np.stack(shared)

@@ -1,0 +1,135 @@
+"""The split plan that a group takes: the search's way, corrected by what playing it through shows.
+
+The search knows nothing of what units wait for each other in a helper's queue. So the way that it found is played
+through; by as much as a unit's batch took longer than its own figures say, its batches are taken to be longer, and
+options and shares are chosen again, for the same helpers; a few times over, and also with finer micro-batches only, as
+these keep others waiting for less. Of all that the one counts that is played fastest.
+
+Invariant: a pure function of the room. By its own figures the plan is never slower than if all train alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from p2ptrain.errors import UserError
+from p2ptrain.planning.split.cost import plan_of, played_of, with_seconds
+from p2ptrain.planning.split.group import Choice, soonest_of_all
+from p2ptrain.planning.split.options import Options
+from p2ptrain.planning.split.room import Room
+from p2ptrain.planning.split.search import Found, Search
+from p2ptrain.planning.split.steps import batch_s
+from p2ptrain.planning.split.units import SplitPlan
+
+CORRECTIONS, FEW_CORRECTIONS = 5, 3
+SMOOTHED = 0.5
+"""Of a wait that was seen, so much counts the next time."""
+ALIKE = 1.001
+"""Fewer micro-batches in flight are taken as long as that makes a round no longer than by that."""
+
+
+def planned(search: Search) -> SplitPlan:
+    """Raises ``UserError`` where no plan fits into the memory of these peers."""
+    room = search.room
+    alone = all_alone(room)
+    found = search.best()
+    if found is None and alone is None:
+        raise _no_plan(search)
+    plans = [] if alone is None else [alone]
+    if found is not None and any(found.assigned.values()):
+        plans += _corrected(search, found)
+    best = min(plans, key=lambda plan: plan.round_s)  # the first of equals: alone
+    return _trimmed(room, best)
+
+
+def all_alone(room: Room) -> SplitPlan | None:
+    """None where somebody has not the memory."""
+    if any(room.alone(owner) is None for owner in room.owners):
+        return None
+    return plan_of(room, dict.fromkeys(room.owners))
+
+
+def _corrected(search: Search, found: Found) -> list[SplitPlan]:
+    room = search.room
+    helpers = {owner: choice.options.helper for owner, choice in found.assigned.items() if choice is not None}
+    limit_s = found.exchange_s * (1 + 1e-9)
+    plans = [plan_of(room, found.assigned)]
+    for grain in sorted({num for owner in helpers for num in _grains(room, owner)}):
+        waits = dict.fromkeys(helpers, 0.0)
+        for _ in range(CORRECTIONS if search.is_exact else FEW_CORRECTIONS):
+            options = {}
+            for owner, helper in helpers.items():
+                each = search.options[owner, helper]
+                finest = int(each.micro_batches.max())
+                fits = (each.owner_exchange_s <= limit_s) & (each.micro_batches >= min(grain, finest))
+                options[owner] = _later(each.only(fits), waits[owner])
+            assigned = _chosen(search, options, found.train_s)
+            if assigned is None:
+                break
+            plan = plan_of(room, assigned)
+            if plan.to_json() == plans[-1].to_json():
+                break
+            plans.append(plan)
+            waits = {owner: SMOOTHED * (wait + _wait_s(room, plan, owner)) for owner, wait in waits.items()}
+    return plans
+
+
+def _grains(room: Room, owner: str) -> tuple[int, int, int]:
+    """The least micro-batches that a batch is cut into: any, half of the most, the most."""
+    most = room.micro_batch_choices(owner)[0]
+    return 1, max(1, most // 2), most
+
+
+def _later(options: Options, wait_s: float) -> Options:
+    """With batches that take so much longer."""
+    return replace(options, fixed_s=options.fixed_s + wait_s)
+
+
+def _wait_s(room: Room, plan: SplitPlan, owner: str) -> float:
+    """By how much a batch was played longer than if the unit had its helper to itself."""
+    unit = plan.unit_of(owner)
+    each = next(each for each in played_of(room, plan) if each.owner == owner)
+    return max(0.0, unit.batch_s - batch_s(each.steps, each.micro_batches, each.in_flight)) if unit else 0.0
+
+
+def _chosen(search: Search, options: Mapping[str, Options], high_s: float) -> dict[str, Choice | None] | None:
+    groups = {
+        search.helpers[name]: [options[owner] for owner in sorted(options) if options[owner].helper == name]
+        for name in sorted({each.helper for each in options.values()})
+    }
+    took = soonest_of_all(groups, high_s, is_shared=search.room.task.medium == "shared")
+    if took is None:
+        return None
+    chosen: dict[str, Choice | None] = dict.fromkeys(search.room.owners)
+    chosen.update({choice.options.owner: choice for choice in took[1]})
+    return chosen
+
+
+def _trimmed(room: Room, plan: SplitPlan) -> SplitPlan:
+    """With no more micro-batches in flight than help: each one takes memory on both sides."""
+    units = []
+    for unit, each in zip(plan.units, played_of(room, plan), strict=True):
+        took = batch_s(each.steps, unit.micro_batches, unit.in_flight)
+        enough = (
+            num for num in range(1, unit.in_flight) if batch_s(each.steps, unit.micro_batches, num) <= ALIKE * took
+        )
+        units.append(replace(unit, in_flight=min(unit.in_flight, next(enough, unit.in_flight) + 1)))
+    trimmed = with_seconds(room, replace(plan, units=tuple(units)))
+    return trimmed if trimmed.round_s <= ALIKE * plan.round_s and trimmed.units != plan.units else plan
+
+
+def _no_plan(search: Search) -> UserError:
+    room = search.room
+    for owner in room.owners:
+        if room.alone(owner) is None and not any(key[0] == owner for key in search.options):
+            helpers = [name for name in room.helpers if name != owner]
+            others = f"none of {len(helpers)} other peers can" if helpers else "there is nobody to help it"
+            return UserError(
+                f"model {room.task.model.name}: {owner} has not the memory to train it alone, and {others} train the "
+                "rest for any legal cut; take a smaller batch_size, a narrower model, or a helper with more memory"
+            )
+    return UserError(
+        f"model {room.task.model.name}: those who can't train it alone do not fit into the memory of the "
+        f"{len(search.helpers)} helpers together; take a smaller batch_size, a narrower model, or another helper"
+    )

@@ -1,0 +1,171 @@
+"""What a micro-batch of one unit takes at its owner, on the link and at its helper; and the paths of a batch.
+
+A batch takes at least as long as each of several *paths*, the waits that the owner, the link one way, the helper, or
+the window of micro-batches in flight force by itself. For a unit that has its helper to itself the longest of them is
+within a few per cent of what playing the batch through gives (``simulation``).
+
+Invariant: pure, and the same for single numbers and for arrays of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from p2ptrain.config import Coding
+from p2ptrain.planning.pipeline.cost import Floats
+from p2ptrain.planning.pipeline.fleet import BYTE_FLOPS, PARCEL_BYTES, PARCEL_FLOPS
+from p2ptrain.planning.pipeline.task import WIRE
+from p2ptrain.planning.split.room import Room
+from p2ptrain.planning.split.task import SplitPeer
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Seconds of each step of one unit, for one micro-batch. Alone: ``forward_s`` and ``backward_s`` are of all
+    blocks, and the rest is 0."""
+
+    forward_s: float
+    backward_s: float
+    update_s: float
+    """Of the front, once a batch."""
+    up_s: float = 0.0
+    tail_s: float = 0.0
+    """Forward and backward, one after the other."""
+    down_s: float = 0.0
+    tail_update_s: float = 0.0
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepArrays:
+    """Of many ways to train one unit. Fields as in ``Steps``, but what goes over the link is in bytes."""
+
+    forward_s: Floats
+    backward_s: Floats
+    update_s: Floats
+    up_bytes: Floats
+    tail_s: Floats
+    down_bytes: Floats
+    tail_update_s: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """Seconds of a batch: fixed ones, and so many times a micro-batch's on the link, up and down."""
+
+    fixed_s: Floats
+    ups: Floats
+    downs: Floats
+
+
+def step_arrays(
+    room: Room, owner: str, helper: str, cuts: Ints, samples: float, codings: Sequence[tuple[Coding, Coding]]
+) -> StepArrays:
+    """Of one micro-batch of so many samples. ``cuts``: places in ``room.cuts``; ``codings``: of activations and of
+    gradients; the arrays are [coding, cut], flat."""
+    tables, last, many = room.tables, room.tables.num_units, len(codings)
+    raw = np.tile(tables.cut_bytes[cuts] * samples, many)
+    sent = [np.repeat([WIRE[both[way]] for both in codings], len(cuts)) * raw for way in (0, 1)]
+    passing = {
+        name: [_passing_s(room.peers[name], raw, sent[way], [both[way] for both in codings], way) for way in (0, 1)]
+        for name in (owner, helper)
+    }
+    forward, backward = room.seconds(owner, samples)
+    there, back = room.seconds(helper, samples)
+    parameters = tables.parameter_bytes
+    return StepArrays(
+        np.tile(forward[cuts], many) + passing[owner][0],
+        np.tile(backward[cuts], many) + passing[owner][1],
+        np.tile(room.update_s(owner) * parameters[cuts], many),
+        sent[0],
+        np.tile(there[last] - there[cuts] + back[last] - back[cuts], many) + passing[helper][0] + passing[helper][1],
+        sent[1],
+        np.tile(room.update_s(helper) * (parameters[last] - parameters[cuts]), many),
+    )
+
+
+def _passing_s(peer: SplitPeer, raw: Floats, sent: Floats, codings: Sequence[Coding], way: int) -> Floats:
+    """What coding, and handing stage messages on, take of a device: see ``pipeline.fleet``."""
+    flops = peer.device.flops_per_s
+    parcels = np.maximum(1.0, np.ceil(sent / PARCEL_BYTES))
+    handing = (PARCEL_FLOPS * parcels + BYTE_FLOPS * sent) / flops if flops > 0 else 0.0
+    coding_s = np.repeat([peer.coding_s(coding)[way] for coding in codings], len(raw) // len(codings))
+    passing: Floats = handing + coding_s * raw
+    return passing
+
+
+def steps_of(
+    room: Room,
+    owner: str,
+    helper: str,
+    cut: int,
+    samples: float,
+    codings: tuple[Coding, Coding],
+    rates: tuple[float, float],
+) -> Steps:
+    """Of one micro-batch of so many samples, with these rates up and down, bytes/s."""
+    arrays = step_arrays(room, owner, helper, np.array([cut]), samples, [codings])
+    one = {field.name: float(getattr(arrays, field.name)[0]) for field in fields(StepArrays)}
+    up_s, down_s = one.pop("up_bytes") / rates[0], one.pop("down_bytes") / rates[1]
+    return Steps(up_s=up_s, down_s=down_s, latency_s=room.task.latency_s, **one)
+
+
+def steps_alone(room: Room, owner: str, samples: float) -> Steps:
+    """Of one micro-batch of so many samples."""
+    last = room.tables.num_units
+    forward, backward = room.seconds(owner, samples)
+    update_s = room.update_s(owner) * float(room.tables.parameter_bytes[last])
+    return Steps(float(forward[last]), float(backward[last]), update_s)
+
+
+def paths(steps: StepArrays, latency_s: float, num: int, in_flight: Ints) -> list[Path]:
+    """Of a batch of ``num`` micro-batches, without the optimizer's step at its end."""
+    front, back, tail = steps.forward_s, steps.backward_s, steps.tail_s
+    rest = num - in_flight  # forward passes that have to wait for a gradient
+    cycles = -(-num // in_flight)
+    way = front + tail + 2 * latency_s  # to a micro-batch's gradient, but for the link
+    ones, none = np.ones_like(front), np.zeros_like(front)
+    once = np.maximum.reduce(
+        [
+            way + num * back + rest * front,  # all that the owner has to do once its first gradient has come
+            way + (num - 1) * front + (rest + 1) * back,  # all that it has to do before it sends its last activations
+            way + (num - 1) * tail + back,
+        ]
+    )
+    busy = np.maximum(num * (front + back), num * tail + steps.tail_update_s - steps.update_s)
+    return [
+        Path(busy, none, none),
+        Path(once, ones, ones),
+        Path(way + back, num * ones, ones),
+        Path(way + back, ones, num * ones),
+        Path(cycles * (way + back), cycles * ones, cycles * ones),
+    ]
+
+
+def batch_s(steps: Steps, num: int, in_flight: int) -> float:
+    """Of a batch of ``num`` micro-batches: of a unit as if it had its helper to itself."""
+    if steps.tail_s == 0.0:
+        return num * (steps.forward_s + steps.backward_s) + steps.update_s
+    arrays = StepArrays(
+        *(
+            np.array([value])
+            for value in (
+                steps.forward_s,
+                steps.backward_s,
+                steps.update_s,
+                steps.up_s,
+                steps.tail_s,
+                steps.down_s,
+                steps.tail_update_s,
+            )
+        )
+    )
+    each = paths(arrays, steps.latency_s, num, np.array([in_flight]))
+    longest = max(float((path.fixed_s + path.ups * steps.up_s + path.downs * steps.down_s)[0]) for path in each)
+    return longest + steps.update_s
