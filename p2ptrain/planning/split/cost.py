@@ -55,7 +55,8 @@ class PlanCost:
 
 
 def played_of(room: Room, plan: SplitPlan) -> list[Played]:
-    """Its units as they are played through. Raises ``LocalError`` for a plan of another room."""
+    """Its units as they are played through: a round, with shared tails one step of it (``Room.steps_a_round``), as all
+    units wait for each other after every step. Raises ``LocalError`` for a plan of another room."""
     return [_played(room, plan, unit) for unit in plan.units]
 
 
@@ -72,12 +73,13 @@ def _played(room: Room, plan: SplitPlan, unit: Unit) -> Played:
         steps = steps_of(room, unit.owner, unit.helper, cut, samples, codings, rates)
     else:
         raise LocalError("a split plan that is not of this model and these peers")
-    return Played(unit.owner, unit.helper, steps, room.task.batches_of(owner), unit.micro_batches, unit.in_flight)
+    batches = 1.0 if plan.tails == "shared" else room.task.batches_of(owner)
+    return Played(unit.owner, unit.helper, steps, batches, unit.micro_batches, unit.in_flight)
 
 
 def cost_of(room: Room, plan: SplitPlan, played: Round | None = None) -> PlanCost:
     """Time and memory of a plan, whether or not it fits."""
-    units = played_of(room, plan)
+    units, many = played_of(room, plan), room.steps_a_round
     played = played or play(units)
     loads = dict.fromkeys(plan.helpers, 0.0)
     for unit, each in zip(plan.units, units, strict=True):
@@ -85,13 +87,15 @@ def cost_of(room: Room, plan: SplitPlan, played: Round | None = None) -> PlanCos
         if at in loads:
             steps = each.steps
             one = steps.tail_s if unit.helper else steps.forward_s + steps.backward_s
-            loads[at] += each.batches * (each.micro_batches * one + (steps.tail_update_s or steps.update_s))
+            loads[at] += many * each.batches * (each.micro_batches * one + (steps.tail_update_s or steps.update_s))
     closed = max(
         [*loads.values(), *(each.batches * batch_s(each.steps, each.micro_batches, each.in_flight) for each in units)]
     )
     memory = memory_of(room, plan)
     fits = all(num <= room.peers[name].device.memory_bytes for name, num in memory.items())
-    return PlanCost(max(played.round_s, closed), closed, exchange_s(room, placed_by(room, plan)), loads, memory, fits)
+    return PlanCost(
+        max(many * played.round_s, closed), closed, exchange_s(room, placed_by(room, plan)), loads, memory, fits
+    )
 
 
 def memory_of(room: Room, plan: SplitPlan) -> dict[str, float]:
@@ -164,16 +168,15 @@ def plan_of(room: Room, assigned: Assigned) -> SplitPlan:
 
 def with_seconds(room: Room, plan: SplitPlan) -> SplitPlan:
     """The same plan with what it takes."""
-    played = played_of(room, plan)
+    played, many = played_of(room, plan), room.steps_a_round
     lasted = play(played)
     cost = cost_of(room, plan, lasted)
     units = []
     for unit, each in zip(plan.units, played, strict=True):
-        end_s = lasted.ends_s[unit.owner]
-        helper_s = each.batches * (each.micro_batches * each.steps.tail_s + each.steps.tail_update_s)
-        units.append(
-            replace(unit, batch_s=rounded(end_s / each.batches), round_s=rounded(end_s), helper_s=rounded(helper_s))
-        )
+        end_s = many * lasted.ends_s[unit.owner]
+        helper_s = many * each.batches * (each.micro_batches * each.steps.tail_s + each.steps.tail_update_s)
+        seconds = [rounded(value) for value in (end_s / each.batches / many, end_s, helper_s)]
+        units.append(replace(unit, batch_s=seconds[0], round_s=seconds[1], helper_s=seconds[2]))
     exchange_s = rounded(cost.exchange_s)
     return replace(plan, units=tuple(units), round_s=rounded(cost.train_s + exchange_s), exchange_s=exchange_s)
 

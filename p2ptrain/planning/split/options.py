@@ -67,8 +67,9 @@ class Options:
             *(getattr(self, field.name)[..., which] for field in fields(self)[4:]),
         )
 
-    def shares(self, round_s: float, which: npt.NDArray[Any]) -> Floats:
-        """The least share of the link with which each of these ends in time; infinite where none will do."""
+    def shares(self, round_s: float | Floats, which: npt.NDArray[Any]) -> Floats:
+        """The least share of the link with which each of these ends in time (one for all, or one for each of these);
+        infinite where none will do."""
         left = round_s / self.batches - self.fixed_s[:, which]
         needed: Floats = np.full(left.shape, np.inf)
         np.divide(self.shared_s[:, which], left, out=needed, where=left > 0)

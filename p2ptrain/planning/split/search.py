@@ -34,8 +34,10 @@ ROUGHLY = 2e-3
 """So close the least time is found where not all ways are looked through."""
 MOST_NODES, FEW_NODES = 50_000, 80
 """Ways that are looked through to decide about one time."""
-LOWERED = 0.02
-"""By so much of the best round the limit on the exchange is lowered at least, where not all ways are looked through."""
+LOWERED, MUCH_LOWERED = 1e-3, 0.05
+"""By so much of the best round the limit on the exchange is lowered at least; by how much where not all ways are looked
+through, for ``MOST_LIMITS`` times at most."""
+MOST_LIMITS = 6
 MOST_MOVES = 40
 
 
@@ -95,8 +97,9 @@ class Search:
         """The way with the shortest round; None where no round is shorter than ``below_s``."""
         best: Found | None = None
         for only in (None, *self.helpers):
-            limit_s = math.inf
-            while limit_s > 0:
+            limit_s, limits = math.inf, 0
+            while limit_s > 0 and (self.is_exact or limits < MOST_LIMITS):
+                limits += 1
                 limited = self._limited(limit_s, only)
                 found = self._soonest(limited, below_s - self._least_exchange_s(limited, only), only)
                 if found is None:
@@ -104,8 +107,7 @@ class Search:
                 if found.round_s < below_s:
                     best, below_s = found, found.round_s
                 largest = max(self._exchange_s(owner, choice, only) for owner, choice in found.assigned.items())
-                lowered = 0.0 if self.is_exact else LOWERED * below_s
-                limit_s = min(limit_s, largest) * (1 - 1e-9) - lowered
+                limit_s = min(limit_s, largest) - below_s * (LOWERED if self.is_exact else MUCH_LOWERED)
         return best
 
     def _exchange_s(self, owner: str, choice: Choice | None, only: str | None) -> float:

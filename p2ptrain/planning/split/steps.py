@@ -79,6 +79,7 @@ def step_arrays(
     forward, backward = room.seconds(owner, samples)
     there, back = room.seconds(helper, samples)
     parameters = tables.parameter_bytes
+    sharing = len(room.owners) if room.task.tails == "shared" else 1  # one step of the optimizer for all of them
     return StepArrays(
         np.tile(forward[cuts], many) + passing[owner][0],
         np.tile(backward[cuts], many) + passing[owner][1],
@@ -86,7 +87,7 @@ def step_arrays(
         sent[0],
         np.tile(there[last] - there[cuts] + back[last] - back[cuts], many) + passing[helper][0] + passing[helper][1],
         sent[1],
-        np.tile(room.update_s(helper) * (parameters[last] - parameters[cuts]), many),
+        np.tile(room.update_s(helper) * (parameters[last] - parameters[cuts]) / sharing, many),
     )
 
 
