@@ -34,10 +34,10 @@ ROUGHLY = 2e-3
 """So close the least time is found where not all ways are looked through."""
 MOST_NODES, FEW_NODES = 50_000, 80
 """Ways that are looked through to decide about one time."""
-LOWERED, MUCH_LOWERED = 1e-3, 0.05
-"""By so much of the best round the limit on the exchange is lowered at least; by how much where not all ways are looked
-through, for ``MOST_LIMITS`` times at most."""
-MOST_LIMITS = 6
+LOWERED = 1e-3
+"""By so much of the best round the limit on the exchange is lowered at least."""
+FAR_LOWERED, MUCH_LOWERED, MOST_LIMITS = 0.02, 0.4, 10
+"""Where not all ways are looked through: likewise; by so much of the exchange at least; so many times at most."""
 MOST_MOVES = 40
 
 
@@ -107,7 +107,8 @@ class Search:
                 if found.round_s < below_s:
                     best, below_s = found, found.round_s
                 largest = max(self._exchange_s(owner, choice, only) for owner, choice in found.assigned.items())
-                limit_s = min(limit_s, largest) - below_s * (LOWERED if self.is_exact else MUCH_LOWERED)
+                lowered = LOWERED * below_s if self.is_exact else max(FAR_LOWERED * below_s, MUCH_LOWERED * largest)
+                limit_s = min(limit_s, largest) - lowered
         return best
 
     def _exchange_s(self, owner: str, choice: Choice | None, only: str | None) -> float:
