@@ -3,7 +3,8 @@
 The search knows nothing of what units wait for each other in a helper's queue. So the way that it found is played
 through; by as much as a unit's batch took longer than its own figures say, its batches are taken to be longer, and
 options and shares are chosen again, for the same helpers; a few times over, and also with finer micro-batches only, as
-these keep others waiting for less. Of all that the one counts that is played fastest.
+these keep others waiting for less. Of all that, and of what simpler methods come by (``strategies``), the one counts
+that is played fastest.
 
 Invariant: a pure function of the room. By its own figures the plan is never slower than if all train alone.
 """
@@ -20,13 +21,15 @@ from p2ptrain.planning.split.options import Options
 from p2ptrain.planning.split.room import Room
 from p2ptrain.planning.split.search import Found, Search
 from p2ptrain.planning.split.steps import batch_s
+from p2ptrain.planning.split.strategies import all_alone, baselines
 from p2ptrain.planning.split.units import SplitPlan
 
 CORRECTIONS, FEW_CORRECTIONS = 5, 3
 SMOOTHED = 0.5
 """Of a wait that was seen, so much counts the next time."""
 ALIKE = 1.001
-"""Fewer micro-batches in flight are taken as long as that makes a round no longer than by that."""
+"""Micro-batches in flight are as few as make a unit's batch longer by no more than that, and one more, if that makes
+no round longer."""
 
 
 def planned(search: Search) -> SplitPlan:
@@ -39,15 +42,9 @@ def planned(search: Search) -> SplitPlan:
     plans = [] if alone is None else [alone]
     if found is not None and any(found.assigned.values()):
         plans += _corrected(search, found)
+        plans += baselines(search)
     best = min(plans, key=lambda plan: plan.round_s)  # the first of equals: alone
     return _trimmed(room, best)
-
-
-def all_alone(room: Room) -> SplitPlan | None:
-    """None where somebody has not the memory."""
-    if any(room.alone(owner) is None for owner in room.owners):
-        return None
-    return plan_of(room, dict.fromkeys(room.owners))
 
 
 def _corrected(search: Search, found: Found) -> list[SplitPlan]:
@@ -116,7 +113,7 @@ def _trimmed(room: Room, plan: SplitPlan) -> SplitPlan:
         )
         units.append(replace(unit, in_flight=min(unit.in_flight, next(enough, unit.in_flight) + 1)))
     trimmed = with_seconds(room, replace(plan, units=tuple(units)))
-    return trimmed if trimmed.round_s <= ALIKE * plan.round_s and trimmed.units != plan.units else plan
+    return trimmed if trimmed.round_s <= plan.round_s and trimmed.units != plan.units else plan
 
 
 def _no_plan(search: Search) -> UserError:

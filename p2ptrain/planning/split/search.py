@@ -97,18 +97,22 @@ class Search:
         """The way with the shortest round; None where no round is shorter than ``below_s``."""
         best: Found | None = None
         for only in (None, *self.helpers):
-            limit_s, limits = math.inf, 0
+            limit_s, reached_s, limits = math.inf, math.inf, 0
             while limit_s > 0 and (self.is_exact or limits < MOST_LIMITS):
                 limits += 1
                 limited = self._limited(limit_s, only)
                 found = self._soonest(limited, below_s - self._least_exchange_s(limited, only), only)
                 if found is None:
-                    break
+                    if self.is_exact or reached_s - limit_s <= FAR_LOWERED * below_s or reached_s == math.inf:
+                        break
+                    limit_s = (limit_s + reached_s) / 2  # it was lowered too far
+                    continue
                 if found.round_s < below_s:
                     best, below_s = found, found.round_s
                 largest = max(self._exchange_s(owner, choice, only) for owner, choice in found.assigned.items())
+                reached_s = min(limit_s, largest)
                 lowered = LOWERED * below_s if self.is_exact else max(FAR_LOWERED * below_s, MUCH_LOWERED * largest)
-                limit_s = min(limit_s, largest) - lowered
+                limit_s = reached_s - lowered
         return best
 
     def _exchange_s(self, owner: str, choice: Choice | None, only: str | None) -> float:

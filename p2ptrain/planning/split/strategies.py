@@ -20,7 +20,7 @@ import numpy as np
 from p2ptrain.planning.split.cost import Mask, exchange_s, plan_of
 from p2ptrain.planning.split.group import Choice, soonest_of_all
 from p2ptrain.planning.split.options import Options
-from p2ptrain.planning.split.planned import all_alone
+from p2ptrain.planning.split.room import Room
 from p2ptrain.planning.split.search import Search
 from p2ptrain.planning.split.units import SplitPlan
 
@@ -48,6 +48,23 @@ def strategies() -> dict[str, Callable[[Search, SplitPlan], SplitPlan | None]]:
         ALTERNATING: lambda search, _: _plan(search, _alternating(search)),
         UNSPLIT: unsplit,
     }
+
+
+def all_alone(room: Room) -> SplitPlan | None:
+    """None where somebody has not the memory."""
+    if any(room.alone(owner) is None for owner in room.owners):
+        return None
+    return plan_of(room, dict.fromkeys(room.owners))
+
+
+def baselines(search: Search) -> list[SplitPlan]:
+    """Those that need no plan to begin with and give every owner a helper; in a large room the alternating method's."""
+    found = [_alternating(search)]
+    if search.is_exact:
+        dealt = _dealt(search)
+        found += [_best_common(search, is_equal=is_equal) for is_equal in (True, False)]
+        found.append(_chosen(search, dealt, is_equal=True))
+    return [plan for plan in (_plan(search, each) for each in found) if plan is not None]
 
 
 def unsplit(search: Search, planned: SplitPlan) -> SplitPlan | None:
