@@ -32,8 +32,8 @@ EXACT_OWNERS = 8
 CLOSE = 1e-5
 ROUGHLY = 2e-3
 """So close the least time is found where not all ways are looked through."""
-MOST_NODES, FEW_NODES = 50_000, 80
-"""Ways that are looked through to decide about one time."""
+MOST_NODES, FEW_NODES = 50_000, 3
+"""Owners that are given a helper while one time is decided about; the latter for each owner, where there are many."""
 LOWERED = 1e-3
 """By so much of the best round the limit on the exchange is lowered at least."""
 FAR_LOWERED, MUCH_LOWERED, MOST_LIMITS = 0.02, 0.4, 10
@@ -281,9 +281,10 @@ class Search:
 
 
 def _fullness(frontier: Frontier, helper: Helper, round_s: float) -> float:
-    """The larger part of its time or of its link that is asked of a helper, where that is least."""
-    limit = max(round_s - helper.own_s, 1e-30)
-    return float(np.maximum(frontier.helper_s / limit, frontier.share).min())
+    """The largest part of its time, its link or its memory that is asked of a helper, where that is least."""
+    limit_s, free_bytes = max(round_s - helper.own_s, 1e-30), max(helper.free_bytes, 1e-30)
+    parts = (frontier.helper_s / limit_s, frontier.share, frontier.num_bytes / free_bytes)
+    return float(np.maximum.reduce(parts).min())
 
 
 class _Dealing:
@@ -299,7 +300,7 @@ class _Dealing:
     ) -> None:
         self._search, self._limited, self._round_s = search, limited, round_s
         self._weak, self._asked = weak, asked
-        self._left = MOST_NODES if search.is_exact else FEW_NODES
+        self._left = MOST_NODES if search.is_exact else FEW_NODES * len(weak)
         self._is_shared = search.room.task.medium == "shared"
 
     def dealt(self) -> dict[str, str] | None:
@@ -310,10 +311,8 @@ class _Dealing:
             return given
         owner = self._weak[at]
         ways = []
+        self._left -= 1
         for name, frontier in self._asked[owner].items():
-            if self._left <= 0:
-                break
-            self._left -= 1
             self._search.counts.nodes += 1
             helper = self._limited.helpers[name]
             total = helper.joined(full.get(name, NOTHING), frontier, self._round_s)
