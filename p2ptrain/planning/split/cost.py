@@ -87,10 +87,10 @@ def cost_of(room: Room, plan: SplitPlan, played: Round | None = None) -> PlanCos
         if at in loads:
             steps = each.steps
             one = steps.tail_s if unit.helper else steps.forward_s + steps.backward_s
-            loads[at] += many * each.batches * (each.micro_batches * one + (steps.tail_update_s or steps.update_s))
-    closed = max(
-        [*loads.values(), *(each.batches * batch_s(each.steps, each.micro_batches, each.in_flight) for each in units)]
-    )
+            update_s = steps.tail_update_s if unit.helper else steps.update_s
+            loads[at] += many * each.batches * (each.micro_batches * one + update_s)
+    own = [many * each.batches * batch_s(each.steps, each.micro_batches, each.in_flight) for each in units]
+    closed = max([*loads.values(), *own])
     memory = memory_of(room, plan)
     fits = all(num <= room.peers[name].device.memory_bytes for name, num in memory.items())
     return PlanCost(

@@ -8,7 +8,8 @@ The others are given to helpers, heaviest first, each to the helper that is then
 in time on what it has (``group``). With ``EXACT_OWNERS`` owners or fewer all ways are looked through, and the time is
 the least to within ``CLOSE``. With more, few are; then units of the fullest helper are moved to others, or swapped.
 
-That every unit trains with one helper (and nothing of the tails has to be exchanged) is looked at besides.
+That every unit trains with one helper (and nothing of the tails has to be exchanged) is looked at besides. On one
+medium for all the exchange is a sum, which the limit, on its longest part, does not quite get hold of.
 
 Invariant: a pure function of the room. Ties are broken by names.
 """
