@@ -1,8 +1,9 @@
 """One round played through: every micro-batch of every unit, and the order in which helpers take them.
 
-An owner makes forward passes as long as it may have more micro-batches in flight, and backward passes first where
-gradients have come. A batch begins when the one before has ended with its optimizer step. Each unit has a link of its
-own both ways, at the rates that it is granted; a micro-batch is received ``latency_s`` after its last byte was sent.
+An owner makes forward passes as long as it may have more micro-batches in flight, then a backward and a forward pass by
+turns: the order of a pipeline's stage whose warm-up is as deep (``pipeline.schedule``). A batch begins when the one
+before has ended with its optimizer step. Each unit has a link of its own both ways, at the rates that it is granted; a
+micro-batch is received ``latency_s`` after its last byte was sent.
 
 A helper does one thing at a time to its end. Of the work that has arrived it takes that whose owner needs longest
 afterwards, for gradients on the link and for its backward pass (Jackson's rule, as Schrage applies it to work that
@@ -170,14 +171,6 @@ class _Playing:
             took = num * (steps.forward_s + steps.backward_s) + steps.update_s
             self._show(unit.owner, run, "forward", now, now + took - steps.update_s)
             self._next_batch(i, now, num, took)
-        elif run.backwards < run.gradients:
-            self._show(unit.owner, run, "backward", now, now + steps.backward_s, run.backwards)
-            run.backwards += 1
-            if run.backwards == num:
-                self._next_batch(i, now, num, steps.backward_s + steps.update_s)
-            else:
-                run.is_busy = True
-                self._at(now + steps.backward_s, "owner", i)
         elif run.forwards < num and run.forwards - run.backwards < unit.in_flight:
             end = now + steps.forward_s
             self._show(unit.owner, run, "forward", now, end, run.forwards)
@@ -186,6 +179,14 @@ class _Playing:
             run.up_free_s = max(run.up_free_s, end) + steps.up_s
             self._at(run.up_free_s + steps.latency_s, "activation", i)
             self._at(end, "owner", i)
+        elif run.backwards < run.gradients:
+            self._show(unit.owner, run, "backward", now, now + steps.backward_s, run.backwards)
+            run.backwards += 1
+            if run.backwards == num:
+                self._next_batch(i, now, num, steps.backward_s + steps.update_s)
+            else:
+                run.is_busy = True
+                self._at(now + steps.backward_s, "owner", i)
 
     def _next_batch(self, i: int, now: float, num: int, took: float) -> None:
         run = self.runs[i]

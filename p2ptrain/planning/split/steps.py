@@ -1,8 +1,9 @@
 """What a micro-batch of one unit takes at its owner, on the link and at its helper; and the paths of a batch.
 
 A batch takes at least as long as each of several *paths*, the waits that the owner, the link one way, the helper, or
-the window of micro-batches in flight force by itself. For a unit that has its helper to itself the longest of them is
-within a few per cent of what playing the batch through gives (``simulation``).
+the window of micro-batches in flight force by itself. For a unit that has its helper to itself, and a whole batch in
+flight, the longest of them is what playing the batch through gives (``simulation``); with a smaller window it may be
+some per cent less.
 
 Invariant: pure, and the same for single numbers and for arrays of them.
 """

@@ -117,13 +117,13 @@ def test_closed_figures_of_a_unit_with_a_helper_of_its_own_are_those_played(seed
         cost = cost_of(room, plan)
         closed = float(options.round_s(share)[index])
         assert cost.closed_s == pytest.approx(max(closed, cost.load_s["h00"]), rel=1e-5)
-        assert cost.closed_s <= cost.train_s <= 1.04 * cost.closed_s
+        assert cost.train_s == pytest.approx(cost.closed_s, rel=1e-6)
 
 
 def test_plans_are_played_a_few_per_cent_longer_than_the_closed_figures() -> None:
     """By how much units wait for each other in the helper's queue is what the closed figures do not know."""
     ratios = []
-    for seed in range(25):
+    for seed in range(12):
         generator = random.Random(100 + seed)
         room = Room(some_task(generator, generator.randint(2, 4), 1, generator.randint(3, 10)))
         cost = cost_of(room, planned(Search(room)))
@@ -163,7 +163,7 @@ def test_a_part_of_a_batch_is_as_many_micro_batches() -> None:
 
 
 def test_a_long_round_is_played_in_part() -> None:
-    steps = Steps(0.1, 0.2, 0.0, up_s=0.05, tail_s=0.1, down_s=0.05)
+    steps = Steps(0.11, 0.23, 0.0, up_s=0.057, tail_s=0.103, down_s=0.051)
     short, long = (play([played("a", steps, 8, batches)]).round_s for batches in (100.0, 100_000.0))
     assert long == pytest.approx(1000 * short, rel=1e-3)
 
@@ -191,9 +191,7 @@ def test_coding_is_chosen_by_what_it_costs() -> None:
     slow = some_task(random.Random(1), 1, 1, 6)
     assert planned(Search(Room(slow))).units[0].activations == "int8"
     dear = {"fp16": (1e-3, 1e-3), "int8": (1e-3, 1e-3)}
-    fast = tuple(
-        dataclasses.replace(with_device(peer, link_bytes_per_s=1e11), codings=dear) for peer in slow.peers
-    )
+    fast = tuple(dataclasses.replace(with_device(peer, link_bytes_per_s=1e11), codings=dear) for peer in slow.peers)
     assert planned(Search(Room(dataclasses.replace(slow, peers=fast)))).units[0].activations == "none"
 
 
