@@ -32,7 +32,8 @@ Examples:
   p2ptrain plan --mode split --model vgg16 peers/*.toml --rate 100 --helper desktop-gpu
   p2ptrain plan --mode split --model vgg16 peers/*.toml --rate 40 --medium shared --samples 500 --samples old-laptop=0
 """
-ONLY_PIPELINE, ONLY_SPLIT = ("schedule", "activations", "gradients"), ("helpers", "samples", "medium", "tails")
+ONLY_PIPELINE: tuple[str, ...] = ("schedule", "activations", "gradients")
+ONLY_SPLIT: tuple[str, ...] = ("helpers", "samples", "medium", "tails")
 """Options that the other mode has no use for."""
 
 

@@ -24,7 +24,7 @@ from p2ptrain.planning.split.steps import batch_s
 from p2ptrain.planning.split.strategies import all_alone, baselines
 from p2ptrain.planning.split.units import SplitPlan
 
-CORRECTIONS, FEW_CORRECTIONS = 5, 3
+CORRECTIONS = 4
 SMOOTHED = 0.5
 """Of a wait that was seen, so much counts the next time."""
 ALIKE = 1.001
@@ -52,9 +52,9 @@ def _corrected(search: Search, found: Found) -> list[SplitPlan]:
     helpers = {owner: choice.options.helper for owner, choice in found.assigned.items() if choice is not None}
     limit_s = found.exchange_s * (1 + 1e-9)
     plans = [plan_of(room, found.assigned)]
-    for grain in sorted({num for owner in helpers for num in _grains(room, owner)}):
+    for grain in sorted({num for owner in helpers for num in _grains(search, owner)}):
         waits = dict.fromkeys(helpers, 0.0)
-        for _ in range(CORRECTIONS if search.is_exact else FEW_CORRECTIONS):
+        for _ in range(CORRECTIONS):
             options = {}
             for owner, helper in helpers.items():
                 each = search.options[owner, helper]
@@ -72,10 +72,10 @@ def _corrected(search: Search, found: Found) -> list[SplitPlan]:
     return plans
 
 
-def _grains(room: Room, owner: str) -> tuple[int, int, int]:
-    """The least micro-batches that a batch is cut into: any, half of the most, the most."""
-    most = room.micro_batch_choices(owner)[0]
-    return 1, max(1, most // 2), most
+def _grains(search: Search, owner: str) -> tuple[int, ...]:
+    """The least micro-batches that a batch is cut into: any, the most; in a small room half of the most, too."""
+    most = search.room.micro_batch_choices(owner)[0]
+    return (1, max(1, most // 2), most) if search.is_exact else (1, most)
 
 
 def _later(options: Options, wait_s: float) -> Options:
