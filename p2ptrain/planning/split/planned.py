@@ -1,7 +1,7 @@
 """The split plan that a group takes: the search's way, corrected by what playing it through shows.
 
 The search knows nothing of what units wait for each other in a helper's queue. So the way that it found is played
-through; by as much as a unit's batch took longer than its own figures say, its batches are taken to be longer, and
+through; by as much as a unit took longer than its own figures say, its rounds are taken to be longer, and
 options and shares are chosen again, for the same helpers; a few times over, and also with finer micro-batches only, as
 these keep others waiting for less. Of all that, and of what simpler methods come by (``strategies``), the one counts
 that is played fastest.
@@ -79,15 +79,18 @@ def _grains(search: Search, owner: str) -> tuple[int, ...]:
 
 
 def _later(options: Options, wait_s: float) -> Options:
-    """With batches that take so much longer."""
+    """With rounds that take so much longer."""
     return replace(options, fixed_s=options.fixed_s + wait_s)
 
 
 def _wait_s(room: Room, plan: SplitPlan, owner: str) -> float:
-    """By how much a batch was played longer than if the unit had its helper to itself."""
+    """By how much a round was played longer than if the unit had its helper to itself."""
     unit = plan.unit_of(owner)
     each = next(each for each in played_of(room, plan) if each.owner == owner)
-    return max(0.0, unit.batch_s - batch_s(each.steps, each.micro_batches, each.in_flight)) if unit else 0.0
+    if unit is None:
+        return 0.0
+    many = each.batches * room.steps_a_round
+    return max(0.0, unit.round_s - many * batch_s(each.steps, each.micro_batches, each.in_flight))
 
 
 def _chosen(search: Search, options: Mapping[str, Options], high_s: float) -> dict[str, Choice | None] | None:

@@ -42,6 +42,12 @@ class Steps:
     tail_update_s: float = 0.0
     latency_s: float = 0.0
 
+    @property
+    def afterwards_s(self) -> float:
+        """What its owner still waits for and does when the helper has done its part: by this a helper puts the work
+        that has arrived in order, the longest first."""
+        return self.down_s + self.backward_s
+
 
 @dataclass(frozen=True, slots=True)
 class StepArrays:

@@ -132,7 +132,7 @@ def test_plans_are_played_a_few_per_cent_longer_than_the_closed_figures() -> Non
     assert statistics.median(ratios) <= 1.03 and max(ratios) <= 1.2
 
 
-def played(owner: str, steps: Steps, micro_batches: int = 1, batches: float = 1.0, helper: str | None = "h") -> Played:
+def played(owner: str, steps: Steps, micro_batches: int = 1, batches: int = 1, helper: str | None = "h") -> Played:
     return Played(owner, helper, steps, batches, micro_batches, micro_batches)
 
 
@@ -149,7 +149,7 @@ def test_of_waiting_work_that_with_the_longest_way_back_goes_first() -> None:
 
 
 def test_a_helper_s_own_unit_comes_last_a_micro_batch_at_a_time() -> None:
-    own = Played("h", None, Steps(0.5, 0.5, 0.25), 1.0, 4, 1)
+    own = Played("h", None, Steps(0.5, 0.5, 0.25), 1, 4, 1)
     guest = played("guest", Steps(0.25, 0.25, 0.0, tail_s=1.0), micro_batches=2)
     found = play([own, guest], with_spans=True)
     order = [span.owner for span in sorted(found.spans, key=lambda span: span.start_s) if span.peer == "h"]
@@ -157,14 +157,23 @@ def test_a_helper_s_own_unit_comes_last_a_micro_batch_at_a_time() -> None:
     assert found.ends_s["h"] == 6.25 and found.round_s == 6.25
 
 
-def test_a_part_of_a_batch_is_as_many_micro_batches() -> None:
-    alone = Played("a", None, Steps(1.0, 2.0, 0.0), 2.5, 4, 1)
-    assert play([alone]).round_s == 10 * 3.0
+def test_a_round_has_whole_batches_of_micro_batches_of_one_size() -> None:
+    """Like those that are trained: 11 samples in batches of 4, or of 3 in micro-batches of 1."""
+    owner = dataclasses.replace(by_hand().peers[0], samples=11)
+    task = by_hand(peers=(owner, by_hand().peers[1]))
+    assert (task.micro_batch_of(owner, 2), task.batches_of(owner, 2)) == (2.0, 2)
+    assert (task.micro_batch_of(owner, 3), task.batches_of(owner, 3)) == (1.0, 3)
+    few = dataclasses.replace(owner, samples=3)
+    assert (task.micro_batch_of(few, 1), task.batches_of(few, 1)) == (3.0, 1)
+    twice = dataclasses.replace(task, passes=2.0)
+    assert twice.batches_of(owner, 2) == 5
+    shared = dataclasses.replace(task, tails="shared", peers=(owner, dataclasses.replace(task.peers[1], samples=33)))
+    assert (shared.batch_of(owner), shared.batches_of(owner, 1)) == (1.0, 11)
 
 
 def test_a_long_round_is_played_in_part() -> None:
     steps = Steps(0.11, 0.23, 0.0, up_s=0.057, tail_s=0.103, down_s=0.051)
-    short, long = (play([played("a", steps, 8, batches)]).round_s for batches in (100.0, 100_000.0))
+    short, long = (play([played("a", steps, 8, batches)]).round_s for batches in (100, 100_000))
     assert long == pytest.approx(1000 * short, rel=1e-3)
 
 
@@ -173,7 +182,7 @@ def test_a_window_of_micro_batches_in_flight_bounds_what_is_under_way() -> None:
     took = [batch_s(steps, 8, ahead) for ahead in (1, 2, 4, 8)]
     assert took == sorted(took, reverse=True) and took[0] == pytest.approx(8 * 3.2)
     for ahead, closed in zip((1, 2, 4, 8), took, strict=True):
-        one = play([Played("a", "h", steps, 1.0, 8, ahead)])
+        one = play([Played("a", "h", steps, 1, 8, ahead)])
         assert closed <= one.round_s * (1 + 1e-9) and one.round_s <= 1.1 * closed
 
 
