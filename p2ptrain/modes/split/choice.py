@@ -74,9 +74,9 @@ class Choice:
 
     def _best(self, room: Room) -> SplitPlan:
         search, wanted = Search(room), self.settings.strategy
-        plan = planned(search) if wanted in ("planned", "unsplit") else None
+        plan: SplitPlan | None = best = planned(search)
         if wanted != "planned":
-            plan = strategies()[BASELINES[wanted]](search, plan)
+            plan = strategies()[BASELINES[wanted]](search, best)
         if plan is None:
             raise UserError(
                 f'split.strategy = "{wanted}" finds no plan that fits into the memory of these {len(room.peers)} '
