@@ -74,9 +74,8 @@ class Choice:
 
     def _best(self, room: Room) -> SplitPlan:
         search, wanted = Search(room), self.settings.strategy
-        plan: SplitPlan | None = best = planned(search)
-        if wanted != "planned":
-            plan = strategies()[BASELINES[wanted]](search, best)
+        best = planned(search)
+        plan = best if wanted == "planned" else strategies()[BASELINES[wanted]](search, best)
         if plan is None:
             raise UserError(
                 f'split.strategy = "{wanted}" finds no plan that fits into the memory of these {len(room.peers)} '
