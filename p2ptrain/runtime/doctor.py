@@ -285,7 +285,7 @@ async def _about_peers(node: ObserverNode, group: Group, given: dict[str, list[s
     versions = _other_versions(node)
     found += versions
     named = {address for addresses in given.values() for address in addresses}
-    addresses = dict.fromkeys([*sorted(named), *(address for address, _ in observer.sessions.unanswered())])
+    addresses = dict.fromkeys([*sorted(named), *(each.address for each in observer.sessions.unanswered())])
     met_otherwise = {a for r in observer.records.values() if r.peer in observer.sessions.peers() for a in r.addresses}
     tried = [a for a in addresses if a not in reached and (a in named or a not in met_otherwise)][:16]
     outcomes = await asyncio.gather(*(try_address(address, group) for address in tried))

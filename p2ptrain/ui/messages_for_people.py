@@ -41,6 +41,10 @@ def _who(fields: Fields) -> str:
     return _text(fields, "name") if fields.get("name") else _text(fields, "peer")
 
 
+def _hosts(fields: Fields) -> str:
+    return ", ".join(each.removeprefix("tcp://") for each in _text(fields, "addresses").split()[:4]) or "none"
+
+
 def _versions(fields: Fields) -> str:
     return f"it speaks wire version {_text(fields, 'theirs')}, this peer {_text(fields, 'ours')}: update the older one"
 
@@ -102,6 +106,9 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "identity-used-twice": lambda f: (
         f"another process at {_text(f, 'address')} uses this peer's identity: give each peer its own --state"
     ),
+    "finding-trouble": lambda f: f"looking for others: {_text(f, 'source')} {_text(f, 'why')}",
+    "finding-works": lambda f: f"looking for others: {_text(f, 'source')} works again",
+    "addresses": lambda f: f"this device's addresses are now {_hosts(f)}",
     "socket-refused": lambda f: (
         f"this device has no socket left for a link to {_text(f, 'address')} ({_text(f, 'why')}); it goes on with the "
         "links it has and tries again: close programs that have many files open, or raise the limit of open files "

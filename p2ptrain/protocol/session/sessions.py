@@ -36,7 +36,7 @@ from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId, peer_id
 from p2ptrain.protocol.machine import MessageReceived, Note
 from p2ptrain.protocol.session.abuse import BAN_S, MAX_ERRORS, AbuseTable
-from p2ptrain.protocol.session.address_book import AddressBook, Target
+from p2ptrain.protocol.session.address_book import AddressBook, Source, Target, Unanswered
 from p2ptrain.protocol.session.effects import (
     Ban,
     Dial,
@@ -47,16 +47,16 @@ from p2ptrain.protocol.session.effects import (
     Received,
     SendFrames,
 )
-from p2ptrain.protocol.session.guests import MAX_GUEST_ADDRESSES, Challenge, End, Guest, Guests
+from p2ptrain.protocol.session.guests import Challenge, End, Guest, Guests
+from p2ptrain.protocol.session.own_addresses import OwnAddresses
 from p2ptrain.protocol.session.proofs import BOOT_BYTES, proof_of
 from p2ptrain.protocol.session.table import Session, SessionTable
 from p2ptrain.protocol.session.visitors import MAX_VISITORS, Visitors
 from p2ptrain.wire import codec
-from p2ptrain.wire.addresses import canonical_address, with_port
+from p2ptrain.wire.addresses import with_port
 from p2ptrain.wire.codec import WireVersionError
 from p2ptrain.wire.messages import WIRE_VERSION, Goodbye, Hello, Lane, Message, Proof, Refused, Welcome
 
-MAX_OWN_ADDRESSES = 16
 MAX_PEERS = 512
 
 
@@ -90,8 +90,7 @@ class Sessions:
         self._table = SessionTable(own_key, self._boot)
         self._offences = AbuseTable()
         self._links: dict[str, str] = {}
-        self._addresses: tuple[str, ...] = ()
-        self.readdress(addresses)
+        self._own = OwnAddresses(addresses)
 
     # --- what the node asks -------------------------------------------------------------------------------------------
 
@@ -113,29 +112,35 @@ class Sessions:
         session = self._table.get(key) if key else None
         return session.address if session else None
 
-    def unanswered(self) -> list[tuple[str, int]]:
-        """Addresses being dialled without an answer so far, and how often."""
-        return [(target.address, target.attempts) for target in self._book.unanswered()]
+    def unanswered(self) -> list[Unanswered]:
+        """Addresses being dialled without an answer so far."""
+        return [Unanswered(each.address, each.source, each.attempts) for each in self._book.unanswered()]
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Our own addresses as others are told them."""
+        return self._own.told
 
     def readdress(self, addresses: Iterable[str]) -> None:
-        """Our own addresses, as of now; the first 16 are told to others."""
-        self._addresses = tuple(filter(None, map(canonical_address, addresses)))
+        """Our own addresses, as of now, with their zones."""
+        self._own = OwnAddresses(addresses)
 
     def next_deadline(self) -> float:
         return min(self._book.next_deadline(), self._guests.next_deadline(), self._visitors.next_deadline())
 
     # --- what happens -------------------------------------------------------------------------------------------------
 
-    def propose(self, address: str, now: float, *, peer: PeerId | None = None, keep: bool = False) -> list[Effect]:
-        """Dial ``address``; again and again for ever with ``keep`` (the user gave it). Not if ``peer`` is admitted."""
-        where = canonical_address(address)
-        if where is None or where in self._addresses:
-            return []
-        target = self._book.propose(where, now, keep=keep, in_use=self._table.routes())
+    def propose(self, address: str, now: float, *, source: Source = "peer", peer: PeerId | None = None) -> list[Effect]:
+        """Dial what ``source`` named, for as long as its kind is worth it. Not if ``peer`` is admitted."""
         key = self._table.key_of(peer) if peer else None
-        if target and key:
-            target.open(key)
-        return self._with_hang_ups(self._dial(target, now) if target and not key else [])
+        effects: list[Effect] = []
+        for way in self._own.ways_to(address):
+            target = self._book.propose(way, now, source=source, in_use=self._table.routes())
+            if target and key:
+                target.open(key)
+            elif target:
+                effects += self._dial(target, now)
+        return self._with_hang_ups(effects)
 
     def send(self, peer: PeerId, message: Message, job: str, epoch: int, now: float) -> list[Effect]:
         """Nothing if ``peer`` is not admitted."""
@@ -200,7 +205,7 @@ class Sessions:
         if not target.nonce:
             target.nonce = self._boot + self._rng.randbytes(16 - BOOT_BYTES)
         self._book.dialled(target, now)
-        hello = Hello(target.nonce, self._addresses[:MAX_OWN_ADDRESSES], self._bulk_port, self._software)
+        hello = Hello(target.nonce, self._own.told, self._bulk_port, self._software)
         return [*self._link(target.address), SendFrames(target.address, "control", codec.encode(hello))]
 
     def _welcome(self, key: bytes, welcome: Welcome, now: float) -> list[Effect]:
@@ -210,7 +215,7 @@ class Sessions:
         expected = proof_of("welcome", self._proof_key, key, self.own_key, welcome.nonce, welcome.echo)
         if not hmac.compare_digest(expected, welcome.proof):
             raise RemoteError("proof", f"{target.address} does not hold the code of this group")
-        end = End(welcome.nonce, self._dialable(welcome.addresses), welcome.bulk_port, welcome.software)
+        end = End(welcome.nonce, self._own.dialable(welcome.addresses), welcome.bulk_port, welcome.software)
         session, effects, admitted = self._admit(key, end, target.address, now)
         target.open(key)
         proof = Proof(welcome.nonce, proof_of("proof", self._proof_key, self.own_key, key, welcome.echo, welcome.nonce))
@@ -224,7 +229,7 @@ class Sessions:
         if key == self.own_key:
             return self._met_ourselves(hello, now)
         self._offences.check_hello(key, now)
-        end = End(hello.nonce, self._dialable(hello.addresses), hello.bulk_port, hello.software)
+        end = End(hello.nonce, self._own.dialable(hello.addresses), hello.bulk_port, hello.software)
         if version != WIRE_VERSION:
             return self._refuse(key, end, version, now)
         if self._table.has_left(key, end.boot):
@@ -243,7 +248,7 @@ class Sessions:
             for address in [session.address] if session and settled else guest.addresses:
                 nonce = self._guests.challenge(Challenge(key, address, their_nonce))
                 proof = proof_of("welcome", self._proof_key, self.own_key, key, nonce, their_nonce)
-                own = self._addresses[:MAX_OWN_ADDRESSES]
+                own = self._own.told
                 welcome = Welcome(nonce, their_nonce, proof, own, self._bulk_port, self._software)
                 effects += [*self._link(address), SendFrames(address, "control", codec.encode(welcome))]
         return effects
@@ -378,11 +383,6 @@ class Sessions:
         for address in unneeded:
             del self._links[address]
         return [*effects, *map(HangUp, unneeded)]
-
-    def _dialable(self, addresses: Sequence[str]) -> tuple[str, ...]:
-        """Those that make sense, without our own (two hosts may have the same address on a container bridge)."""
-        made = filter(None, map(canonical_address, addresses))
-        return tuple(address for address in made if address not in self._addresses)[:MAX_GUEST_ADDRESSES]
 
     def _note_one_way(self, key: bytes, guest: Guest, now: float) -> list[Effect]:
         """They reach us and we don't reach them: a firewall, or addresses that are not theirs from here."""

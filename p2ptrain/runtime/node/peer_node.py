@@ -126,7 +126,7 @@ class PeerNode(Node):
         for peer, addresses in self.state.load_addresses().items():
             for address in addresses:
                 if peer != self.identity.peer:
-                    self._proposed(address)
+                    self._proposed(address, "remembered")
         for note in self.state.take_notes():
             self.note(note)
         if self.options.job is not None:

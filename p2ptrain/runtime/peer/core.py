@@ -18,8 +18,10 @@ from p2ptrain.protocol.blobs.fetching import TransferConfig
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import FetchCompleted, FetchFailed, Transfers
 from p2ptrain.protocol.machine import NEVER, Send
+from p2ptrain.protocol.session.address_book import Source
 from p2ptrain.protocol.session.sessions import Sessions
 from p2ptrain.protocol.session.visitors import MAX_VISITORS
+from p2ptrain.runtime.peer.waiting import finding_words
 from p2ptrain.wire.messages import EPOCH_BOUND, JOB_BOUND, Chunk, Fetch, FetchRefused, Lane
 
 
@@ -46,6 +48,8 @@ class Core:
         self.transfers = Transfers(transfers)
         self.refused: Counter[str] = Counter()
         """Messages of admitted peers that were not acted upon, by reason; see also ``sessions.refused``."""
+        self.troubles: dict[str, str] = {}
+        """Sources of addresses that find nothing, by what people call them, and why. The node keeps it true."""
         self._handlers: dict[type, Handler] = {
             Send: self._send,
             FetchCompleted: lambda effect, now: [VerifyBlob(effect.blob)],
@@ -66,11 +70,19 @@ class Core:
     def epoch(self) -> int:
         return 0
 
+    def num_missing(self) -> int:
+        """How many others this node would like to find; discovery asks more often while there are any."""
+        return int(not self.sessions.peers())
+
+    def finding(self) -> str:
+        """What came of looking for others, for people."""
+        return finding_words(self.sessions.unanswered(), self.troubles)
+
     # --- what the node calls ---
 
-    def propose(self, address: str, now: float, *, keep: bool = False) -> Effects:
+    def propose(self, address: str, now: float, source: Source = "peer") -> Effects:
         """Discovery, the user or the store names an address."""
-        return self.run(self.sessions.propose(address, now, keep=keep), now)
+        return self.run(self.sessions.propose(address, now, source=source), now)
 
     def frames_received(self, lane: Lane, sender_key: bytes, frames: Sequence[bytes], now: float) -> Effects:
         received, effects = self.sessions.frames_received(lane, sender_key, frames, now)

@@ -53,6 +53,7 @@ from p2ptrain.protocol.machine import NEVER, Machine, Note, Send
 from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
 from p2ptrain.runtime.peer.completion import Completion
 from p2ptrain.runtime.peer.core import Core
+from p2ptrain.runtime.peer.waiting import waiting_words
 from p2ptrain.wire import messages as m
 
 STATUS_INTERVAL_S = 1.0
@@ -211,7 +212,7 @@ class Peer(Core):
     def readdressed(self, addresses: tuple[str, ...], now: float) -> Effects:
         """The device's addresses changed."""
         self.sessions.readdress(addresses)
-        return self.run(self.group.say(now, addresses=addresses), now)
+        return self.run(self.group.say(now, addresses=self.sessions.told), now)
 
     def tick(self, now: float) -> Effects:
         effects: Effects = [effect for machine in self._machines for effect in machine.tick(now)]
@@ -382,19 +383,15 @@ class Peer(Core):
         self.refused[effect.reason] += effect.count
         return []
 
+    def num_missing(self) -> int:
+        return self.group.num_missing(self.job.group.min_peers if self.job else 2)
+
     def _waiting_for(self, now: float) -> str:
         if self.job is None:
-            return "the job: nobody has told it yet" if self.membership.alive() else "a group: nobody found yet"
-        if not self._init_ready:
-            return f"the checkpoint that the job starts from ({self.job.model.init[:12]}), from any member"
-        if not self.records.own.counts:
-            return self.role.loading if self.role else ""
-        if self.agreement and self.agreement.problem:
-            return f"a plan that can be made: {self.agreement.problem}"
-        if self.agreement and (words := self.agreement.waiting_for(now)):
-            return words
-        waits = [
-            self.role.waiting_for(now) if self.role else "",
-            self.completion.waiting_for(now) if self.completion else "",
-        ]
-        return "; ".join(filter(None, waits))
+            words = "the job: nobody has told it yet" if self.membership.alive() else "a group: nobody found yet"
+        elif not self._init_ready:
+            words = f"the checkpoint that the job starts from ({self.job.model.init[:12]}), from any member"
+        else:
+            words = waiting_words(self.records.own, self.role, self.agreement, self.completion, now)
+        looking = self.finding() if words and not self.membership.alive() else ""
+        return f"{words}; {looking}" if looking else words

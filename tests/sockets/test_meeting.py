@@ -1,0 +1,100 @@
+"""Peers that meet where networks come late, change, or are odd: processes in network namespaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rooms import Rooms, lacks_namespaces
+
+lacks = lacks_namespaces()
+pytestmark = pytest.mark.skipif(bool(lacks), reason=f"no network namespaces here: {lacks}")
+
+
+@pytest.fixture
+def rooms(tmp_path: Path) -> Iterator[Rooms]:
+    with Rooms(tmp_path) as made:
+        yield made
+
+
+def test_a_network_that_comes_up_late_and_then_changes(rooms: Rooms) -> None:
+    here, there = rooms.device(), rooms.device()
+    a, b = rooms.peer(here, "a"), rooms.peer(there, "b")
+    a.until("discovery", lambda line: "127.0.0.1" in line["status"])  # nothing but loopback so far
+    b.until("discovery")
+    rooms.cable(here, there)
+    here.run("ip address add 10.9.0.1/24 dev eth0")
+    there.run("ip address add 10.9.0.2/24 dev eth0")
+    a.until("joined")
+    b.until("joined")
+    here.run("ip link delete eth0")  # from cable to Wi-Fi
+    a.until("failed")
+    rooms.cable(here, there, "wlan0")
+    here.run("ip address add 10.8.0.1/24 dev wlan0")
+    there.run("ip address add 10.8.0.2/24 dev wlan0")
+    a.until("joined")
+
+
+def test_a_cable_with_link_local_addresses_only(rooms: Rooms) -> None:
+    here, there = rooms.device(), rooms.device()
+    rooms.cable(here, there)
+    a, b = rooms.peer(here, "a"), rooms.peer(there, "b")
+    assert a.until("admitted")["address"].startswith("tcp://[fe80::")
+    assert "%eth0]" in b.until("admitted")["address"]
+
+
+def test_one_has_both_families_and_the_other_ipv6_only(rooms: Rooms) -> None:
+    here, there = rooms.device(), rooms.device()
+    rooms.cable(here, there)
+    here.run("ip address add 10.9.0.1/24 dev eth0")
+    for device, host in ((here, 1), (there, 2)):
+        device.run("ip -6 address flush dev eth0")
+        device.run(f"ip address add fd00:9::{host}/64 dev eth0 nodad")
+    a, b = rooms.peer(here, "a"), rooms.peer(there, "b")
+    assert a.until("admitted")["address"].startswith("tcp://[fd00:9::2]")
+    b.until("admitted")
+
+
+def test_an_interface_that_was_chosen_loses_its_address_and_gets_another(rooms: Rooms) -> None:
+    here, there = rooms.device(), rooms.device()
+    rooms.cable(here, there)
+    for device, host in ((here, 1), (there, 2)):
+        device.run("ip -6 address flush dev eth0")
+        device.run(f"ip address add 10.9.0.{host}/24 dev eth0")
+    a, b = rooms.peer(here, "a", interfaces=["eth0"]), rooms.peer(there, "b")
+    a.until("joined")
+    b.until("joined")
+    here.run("ip address delete 10.9.0.1/24 dev eth0")
+    trouble = a.until("finding-trouble", lambda line: line["source"] == "--interface")
+    assert trouble["why"] == "eth0 has no address now"
+    b.until("failed")
+    here.run("ip address add 10.9.0.7/24 dev eth0")
+    b.until("admitted", lambda line: line["address"].startswith("tcp://10.9.0.7:"))
+
+
+HOLDER = """
+import socket, time
+held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+held.bind(("", 5353))
+print('{"kind": "held"}', flush=True)
+time.sleep(600)
+"""
+
+
+def test_port_5353_is_held_by_another(rooms: Rooms) -> None:
+    here, there = rooms.device(), rooms.device()
+    rooms.cable(here, there)
+    here.run("ip address add 10.9.0.1/24 dev eth0")
+    there.run("ip address add 10.9.0.2/24 dev eth0")
+    holder = rooms.talker(here, "-c", HOLDER)
+    holder.until("held")
+    a = rooms.peer(here, "a", peers=["10.9.0.9:5710"])
+    trouble = a.until("finding-trouble")
+    assert trouble["source"] == "mDNS" and "port 5353 is held by another program" in trouble["why"]
+    words = a.until("waiting", lambda line: "mDNS failed" in line["words"] and "tries" in line["words"])["words"]
+    assert "10.9.0.9:5710, given by --peer, doesn't answer (" in words and "held by another program" in words
+    holder.close()
+    b = rooms.peer(there, "b")
+    b.until("joined")
+    a.until("joined")
