@@ -75,7 +75,7 @@ async def run_peer(
     state = StateDir(state_dir or default_state_dir())
     try:
         identity = load_or_make_identity(state.path)
-        journal = Journal(state.path / "journal.jsonl", on_line=on_line)
+        journal = Journal(state.path / "journal.jsonl", on_line=on_line, aside=True)
         node = PeerNode(identity, group, network or NetworkConfig(), options, state, journal)
         try:
             await node.start()

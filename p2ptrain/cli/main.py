@@ -8,6 +8,7 @@ without torch.
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -58,6 +59,9 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # names that the terminal has no letters for
     try:
         status = cli.main(args=argv, prog_name="p2ptrain", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -135,7 +135,9 @@ def command(
     from p2ptrain.modes.jobs import init_path, load_job
     from p2ptrain.modes.registry import mode_of
     from p2ptrain.runtime.node.peer_node import PeerOptions
+    from p2ptrain.runtime.outlet import output_aside
 
+    click.get_current_context().with_resource(output_aside())
     group = read_group(code, is_open, state_dir)
     state = state_dir or api.default_state_dir()
     network = read_network(peers, interfaces, no_discovery, port)

@@ -16,7 +16,6 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 from p2ptrain import api
 from p2ptrain.errors import UserError
@@ -127,7 +126,9 @@ class _Session:
 
     def catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for name in (signal.SIGINT, signal.SIGTERM):
+        for name in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if name not in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(name) is signal.SIG_IGN:
+                continue  # `nohup`: a terminal that closes is no reason to stop
             try:
                 loop.add_signal_handler(name, self._signalled)
             except (NotImplementedError, RuntimeError, ValueError):  # Windows; a thread of a test
@@ -248,10 +249,8 @@ class RoundPace:
         return rounds_left * (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
 
 
-def _write(text: Any) -> None:
-    """Output that nobody reads any more must not stop a peer."""
-    try:
+def _write(text: str) -> None:
+    """Output that can't be written must not stop a peer."""
+    with contextlib.suppress(OSError, ValueError):
         sys.stdout.write(text)
         sys.stdout.flush()
-    except (BrokenPipeError, ValueError):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process

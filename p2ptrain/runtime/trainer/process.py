@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import queue
 import signal
@@ -24,6 +25,7 @@ from p2ptrain.errors import UserError
 from p2ptrain.learning.profiling.allocator import training_environment
 from p2ptrain.modes.registry import commands
 from p2ptrain.net.limits import ADVICE, NONE_LEFT
+from p2ptrain.runtime.outlet import Outlet
 
 STOP_TIMEOUT_S = 2.0
 
@@ -59,6 +61,8 @@ class TrainerProcess:
                     command,
                     pass_fds=(theirs.fileno(),),
                     stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,  # read for ever, so that nothing it prints can hold it up
+                    stderr=subprocess.STDOUT,
                     env=os.environ | training_environment() | parent,
                     start_new_session=True,  # a signal to the whole group (Ctrl-C, a service stopped) is the node's
                 )
@@ -67,7 +71,7 @@ class TrainerProcess:
             raise _not_started(error) from error
         loop = asyncio.get_running_loop()
         self._socket = ours
-        for work in (self._write, self._read):
+        for work in (self._write, self._read, self._relay):
             thread = threading.Thread(target=work, args=(ours, loop), name=f"trainer {work.__name__}", daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -114,6 +118,21 @@ class TrainerProcess:
             status = self._process.wait()
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._on_event, TrainerFailed(_why(status), user_error=False))
+
+    def _relay(self, ours: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        """A thread: what it prints goes to our stderr, or nowhere if that does not take it."""
+        assert self._process is not None and self._process.stdout is not None
+        outlet = Outlet("trainer's words", max_waiting=256)
+        with self._process.stdout as words:
+            while data := os.read(words.fileno(), 1 << 16):
+                text = data.decode("utf-8", "replace")
+                outlet.put(functools.partial(_print, text))
+        outlet.close()
+
+
+def _print(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 def _not_started(error: OSError) -> UserError:
