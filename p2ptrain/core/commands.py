@@ -64,6 +64,13 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """It moves: what it does, in words; "" = it waits for commands. Only the watch over the trainer needs this."""
+
+    doing: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The data are loaded: training samples of each class of the job."""
 
@@ -135,6 +142,7 @@ COMMON: dict[str, Any] = {
         Configure,
         TakeSnapshot,
         Stop,
+        Beat,
         Ready,
         Following,
         Progress,

@@ -92,6 +92,7 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "head-fit-abandoned": lambda f: "the fit of the last layer was given up: nobody leads it",
     "head-fit-without": lambda f: f"nobody has a copy of parts {_text(f, 'parts')}: the last layer is fitted without",
     "head-fitted": lambda f: f"the last layer is fitted, on {_number(f, 'samples'):,.0f} samples of the whole group",
+    "trainer-hangs": lambda f: f"{_text(f, 'what')}: it hangs, and is ended",
     "trainer-failed": lambda f: f"the training process failed: {_text(f, 'detail')}",
     "payload-refused": lambda f: f"an unusable update of {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
     "snapshot-refused": lambda f: f"an unusable copy was refused: {_text(f, 'detail')}",

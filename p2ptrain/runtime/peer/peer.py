@@ -89,6 +89,7 @@ class Peer(Core):
         self._next_status = now
         self._look_at = NEVER
         self._warned: set[str] = set()
+        self.trainer_waits = ""  # in words, while the trainer is silent for suspiciously long; the node keeps it true
         self._left = False
         self._init_ready = False
         self._downloads: Downloads | None = None
@@ -387,6 +388,8 @@ class Peer(Core):
         return self.group.num_missing(self.job.group.min_peers if self.job else 2)
 
     def _waiting_for(self, now: float) -> str:
+        if self.trainer_waits:
+            return self.trainer_waits
         if self.job is None:
             words = "the job: nobody has told it yet" if self.membership.alive() else "a group: nobody found yet"
         elif not self._init_ready:

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import os
 import queue
+import select
 import signal
 import socket
 import subprocess
@@ -19,6 +20,8 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import psutil
 
 from p2ptrain.core.commands import LENGTHS, MAX_MESSAGE_BYTES, Stop, TrainerFailed, decode, encode
 from p2ptrain.errors import UserError
@@ -73,12 +76,24 @@ class TrainerProcess:
         self._socket = ours
         for work in (self._write, self._read, self._relay):
             thread = threading.Thread(target=work, args=(ours, loop), name=f"trainer {work.__name__}", daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # a limit of memory or of threads
+                await self.stop()
+                raise _not_started(OSError(str(error))) from error
             self._threads.append(thread)
 
     def send(self, message: object) -> None:
         """Queue a command. The queue is bounded by the protocol: one large command is under way at a time."""
         self._outbox.put(message)
+
+    def cpu_s(self) -> float | None:
+        """Processor time that it has used so far; None where that is not known."""
+        try:
+            times = psutil.Process(self.pid).cpu_times() if self.pid else None
+        except (psutil.Error, OSError):
+            return None
+        return times.user + times.system if times else None
 
     async def stop(self) -> None:
         """Ask it to stop, wait a little, then kill it."""
@@ -161,6 +176,10 @@ class NodeLink:
 
     def send(self, message: object) -> None:
         _send(self._socket, message)
+
+    def waits_for_one(self, timeout_s: float) -> bool:
+        """Whether a command, or the end, comes within so long."""
+        return bool(select.select([self._socket], [], [], timeout_s)[0])
 
     def receive(self, block: bool) -> object | None:
         """The next command; ``None`` if none waits and ``block`` is false. ``EOFError``: the node is gone."""
