@@ -58,6 +58,11 @@ def _training(fields: Fields) -> str:
 
 
 def _frame_refused(fields: Fields) -> str | None:
+    if fields.get("reason") == "twin":
+        return (
+            f"{_text(fields, 'peer')}: {_text(fields, 'why')} (was a state directory copied?); the one that started "
+            "later is turned away: delete identity.key in its state directory and start it again"
+        )
     if fields.get("reason") == "proof":
         return f"{_text(fields, 'peer')} was turned away: it does not hold the join code of this group"
     return None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from p2ptrain import api
+from p2ptrain.errors import UserError
 from p2ptrain.net import asking
 from p2ptrain.net.keys import read_code
 from p2ptrain.runtime.node import node
@@ -52,14 +53,17 @@ async def main(state: str, code: str, options: dict[str, Any]) -> None:
         peers=tuple(options.get("peers", ())),
         discover=options.get("discover", True),
     )
-    await api.run_peer(
-        read_code(code),
-        PeerOptions(data="", name=Path(state).name),
-        network=network,
-        state_dir=Path(state),
-        on_start=running.append,
-        on_line=heard,
-    )
+    try:
+        await api.run_peer(
+            read_code(code),
+            PeerOptions(data="", name=Path(state).name),
+            network=network,
+            state_dir=Path(state),
+            on_start=running.append,
+            on_line=heard,
+        )
+    except UserError as error:
+        say("refused-to-run", why=str(error))
     watching.cancel()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,3 +99,20 @@ def test_port_5353_is_held_by_another(rooms: Rooms) -> None:
     b = rooms.peer(there, "b")
     b.until("joined")
     a.until("joined")
+
+
+def test_a_state_directory_that_was_copied(rooms: Rooms, tmp_path: Path) -> None:
+    here, there = rooms.device(), rooms.device()
+    rooms.cable(here, there)
+    here.run("ip address add 10.9.0.1/24 dev eth0")
+    there.run("ip address add 10.9.0.2/24 dev eth0")
+    first = rooms.peer(here, "first")
+    first.until("discovery")
+    (tmp_path / "second").mkdir()
+    shutil.copy(tmp_path / "first" / "identity.key", tmp_path / "second")
+    second = rooms.peer(there, "second")
+    first.until("identity-used-twice")
+    reason = second.until("refused-to-run")["why"]
+    assert f"delete {tmp_path / 'second' / 'identity.key'} on this device" in reason
+    second.until("ended")
+    assert not [line for line in first.heard if line["kind"] == "ended"]

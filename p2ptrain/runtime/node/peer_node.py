@@ -21,10 +21,11 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import BlobId
 from p2ptrain.modes.registry import read_plan
-from p2ptrain.net.keys import Group, Identity
+from p2ptrain.net.keys import IDENTITY_FILE, Group, Identity
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.protocol.machine import Note
+from p2ptrain.protocol.session.effects import IdentityTaken
 from p2ptrain.runtime.node.disk_work import DiskWork
 from p2ptrain.runtime.node.handover import Handover
 from p2ptrain.runtime.node.journal import Journal
@@ -92,11 +93,14 @@ class PeerNode(Node):
         self._handover: Handover | None = None
         self._watch: TrainerWatch | None = None
         """Over the trainer, while it should move."""
+        self._is_twin = False
+        """Another device goes on under this one's identity: nothing may be said under it."""
         self._lingering: asyncio.Future[Any] | None = None
         self._handlers: dict[type, Callable[[Any], object]] = {
             ToTrainer: self._to_trainer,
             JobReceived: lambda effect: self._open_job(effect.job),
             Unusable: lambda effect: self._failed(UserError(effect.reason)),
+            IdentityTaken: self._identity_taken,
             StartTrainer: self._first_start,
             RestartTrainer: lambda effect: self._spawn(self._start_trainer()),
             TrainerLost: self._trainer_lost,
@@ -140,7 +144,7 @@ class PeerNode(Node):
     async def leave(self) -> None:
         """Hand over what is held, say goodbye. Call before ``close``."""
         peer = self._peer
-        if peer is None:
+        if peer is None or self._is_twin:
             return
         if self.trainer is not None and peer.role is not None and peer.membership.alive():
             handover = self._handover = Handover()
@@ -308,6 +312,16 @@ class PeerNode(Node):
             self._handover.saved(holding, error)
 
     # --- the end ---
+
+    def _identity_taken(self, effect: IdentityTaken) -> None:
+        self._is_twin = True
+        where = effect.address.removeprefix("tcp://")
+        self._failed(
+            UserError(
+                f"another device, at {where}, runs a peer with the same identity and was started first (was the state "
+                f"directory copied?): delete {self.state.path / IDENTITY_FILE} on this device, and start again"
+            )
+        )
 
     def _trainer_lost(self, effect: TrainerLost) -> None:
         if effect.user_error:

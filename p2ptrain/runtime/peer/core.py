@@ -40,10 +40,19 @@ class Core:
         *,
         is_member: Callable[[PeerId], bool] = lambda peer: True,
         max_visitors: int = MAX_VISITORS,
+        started_s: int = 0,
     ) -> None:
         self.own_id: PeerId = peer_id(own_key)
         self.sessions = Sessions(
-            own_key, proof_key, addresses, bulk_port, rng, software, is_member=is_member, max_visitors=max_visitors
+            own_key,
+            proof_key,
+            addresses,
+            bulk_port,
+            rng,
+            software,
+            is_member=is_member,
+            max_visitors=max_visitors,
+            started_s=started_s,
         )
         self.transfers = Transfers(transfers)
         self.refused: Counter[str] = Counter()

@@ -74,6 +74,7 @@ class Peer(Core):
             rng,
             software=config.software,
             is_member=lambda peer: self.records.get(peer) is not None,
+            started_s=wall_ms // 1000,
         )
         self.config = config
         self.job: Job | None = None
@@ -388,8 +389,6 @@ class Peer(Core):
         return self.group.num_missing(self.job.group.min_peers if self.job else 2)
 
     def _waiting_for(self, now: float) -> str:
-        if self.trainer_waits:
-            return self.trainer_waits
         if self.job is None:
             words = "the job: nobody has told it yet" if self.membership.alive() else "a group: nobody found yet"
         elif not self._init_ready:
@@ -397,4 +396,4 @@ class Peer(Core):
         else:
             words = waiting_words(self.records.own, self.role, self.agreement, self.completion, now)
         looking = self.finding() if words and not self.membership.alive() else ""
-        return f"{words}; {looking}" if looking else words
+        return "; ".join(filter(None, [self.trainer_waits, words, looking]))

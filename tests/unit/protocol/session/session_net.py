@@ -73,10 +73,13 @@ class Net:
         code: bytes = CODE,
         key: bytes | None = None,
         is_member: Callable[[PeerId], bool] = lambda peer: True,
+        started_s: int = 0,
     ) -> Node:
         made = list(addresses) or [f"tcp://10.0.0.{len(self.nodes) + 1}:{PORT}"]
         rng = random.Random(self.rng.random())
-        sessions = Sessions(key or key_of(name), code, made, PORT + 1, rng, "test", is_member=is_member)
+        sessions = Sessions(
+            key or key_of(name), code, made, PORT + 1, rng, "test", is_member=is_member, started_s=started_s
+        )
         node = Node(name, made, sessions)
         self.nodes[name] = node
         return node
