@@ -39,9 +39,17 @@ WAIT_S = 8.0
 
 
 def default_state_dir() -> Path:
-    """Where a peer keeps its key, its group and its snapshots unless told otherwise."""
+    """Where a peer keeps its key, its group and its snapshots unless told otherwise. Raises ``UserError``."""
     home = os.environ.get("P2PTRAIN_STATE")
-    return Path(home) if home else Path("~/.local/state/p2ptrain").expanduser()
+    if home:
+        return Path(home)
+    try:
+        return Path("~/.local/state/p2ptrain").expanduser()
+    except RuntimeError:  # a user that the system does not know, as in some containers
+        raise UserError(
+            "this user has no home directory: name a directory for this device's key and snapshots with --state or "
+            "P2PTRAIN_STATE"
+        ) from None
 
 
 def find_group(code: str | None, *, is_open: bool = False, state_dir: Path | None = None) -> Group:

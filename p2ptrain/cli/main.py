@@ -59,6 +59,9 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
+    from p2ptrain.net.limits import raise_open_files
+
+    raise_open_files()  # here: every process that a command starts inherits it
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # names that the terminal has no letters for

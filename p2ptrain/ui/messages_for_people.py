@@ -124,6 +124,9 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "storage-broken": lambda f: f"this device's disk refuses to be written to: check it ({_text(f, 'why')})",
     "storage-no-files": lambda f: f"too many files are open on this device: nothing is saved now ({_text(f, 'why')})",
     "storage-works": lambda f: "the disk can be written to again",
+    "no-locks": lambda f: (
+        f"{_text(f, 'where')} is on a disk without locks: make sure that no other peer uses this state directory"
+    ),
     "storage-damaged": lambda f: "something in the state directory was damaged and moved aside",
     "handover-incomplete": lambda f: "nobody confirmed the last copy in time; it stays on this device's disk",
 }

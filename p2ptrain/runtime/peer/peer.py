@@ -224,7 +224,7 @@ class Peer(Core):
             self._next_status = now + STATUS_INTERVAL_S
             effects += [*self._ask_again(now), *self._seek_init(now)]
             words = self._waiting_for(now)
-            for peer in self.group.members():
+            for peer in self.records.all():
                 words = words.replace(peer, self.group.name_of(peer))
             effects += self.group.say(now, waiting_for=words[:256])
         return super().tick(now) + self.run(effects, now)
