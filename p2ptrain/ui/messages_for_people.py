@@ -45,6 +45,10 @@ def _hosts(fields: Fields) -> str:
     return ", ".join(each.removeprefix("tcp://") for each in _text(fields, "addresses").split()[:4]) or "none"
 
 
+def _host(fields: Fields) -> str:
+    return _text(fields, "address").removeprefix("tcp://")
+
+
 def _versions(fields: Fields) -> str:
     return f"it speaks wire version {_text(fields, 'theirs')}, this peer {_text(fields, 'ours')}: update the older one"
 
@@ -111,6 +115,10 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     ),
     "identity-used-twice": lambda f: (
         f"another process at {_text(f, 'address')} uses this peer's identity: give each peer its own --state"
+    ),
+    "large-packets-lost": lambda f: (
+        f"small packets reach {_host(f)}, large ones get lost on the way: make the MTU of this device's interface "
+        "smaller (1280 passes nearly everywhere), or mend the VPN or switch in between"
     ),
     "finding-trouble": lambda f: f"looking for others: {_text(f, 'source')} {_text(f, 'why')}",
     "finding-works": lambda f: f"looking for others: {_text(f, 'source')} works again",

@@ -116,3 +116,29 @@ def test_a_state_directory_that_was_copied(rooms: Rooms, tmp_path: Path) -> None
     assert f"delete {tmp_path / 'second' / 'identity.key'} on this device" in reason
     second.until("ended")
     assert not [line for line in first.heard if line["kind"] == "ended"]
+
+
+def test_small_packets_pass_and_large_ones_do_not(rooms: Rooms) -> None:
+    here, there = rooms.device(), rooms.device()
+    rooms.cable(here, there)
+    here.run("ip address add 10.9.0.1/24 dev eth0")
+    there.run("ip address add 10.9.0.2/24 dev eth0")
+    for device in (here, there):
+        device.run("ip link set dev eth0 gso_max_segs 1")  # as on a real cable, each packet is sent by itself
+        device.run("ip -6 address flush dev eth0")
+    there.run("ip link set dev eth0 mtu 1280")  # swallows what is longer, and says that it takes more
+    there.run("ip route change 10.9.0.0/24 dev eth0 advmss 1460")
+    listener = rooms.peer(there, "b", port=5710)
+    listener.until("discovery")
+    assert rooms.talker(here, "-c", LOOK, "tcp://10.9.0.2:5710").until("found")["passage"] == "lost"
+    there.run("ip link set dev eth0 mtu 1500")
+    assert rooms.talker(here, "-c", LOOK, "tcp://10.9.0.2:5710").until("found")["passage"] == "passes"
+    assert rooms.talker(here, "-c", LOOK, "tcp://10.9.0.2:9").until("found")["passage"] == "unknown"
+
+
+LOOK = """
+import asyncio, json, sys
+from p2ptrain.net import path
+path.ARRIVE_S = 2.0
+print(json.dumps({"kind": "found", "passage": asyncio.run(path.large_packets(sys.argv[1]))}), flush=True)
+"""

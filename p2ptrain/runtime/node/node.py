@@ -30,6 +30,7 @@ from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.address_book import Source
 from p2ptrain.protocol.session.effects import Ban, Dial, HangUp, SendFrames
 from p2ptrain.runtime.node.journal import Journal
+from p2ptrain.runtime.node.path_watch import PathWatch
 from p2ptrain.runtime.peer.core import Core
 from p2ptrain.wire.addresses import make_address
 from p2ptrain.wire.messages import Lane
@@ -74,6 +75,7 @@ class Node:
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk")
         self._thought = ThreadPoolExecutor(max_workers=1, thread_name_prefix="thought")
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._paths = PathWatch(self.note)
         self._wake = asyncio.Event()
         self._wakes_at = 0.0
         """When the clock looks at the core by itself."""
@@ -145,6 +147,8 @@ class Node:
 
     def note(self, note: Note) -> None:
         self.journal.note(time.time(), note)
+        if (address := self._paths.heard(note)) is not None:
+            self._spawn(self._paths.look(address))
 
     def addresses(self) -> tuple[str, ...]:
         """Every address at which others may reach this node."""
