@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +24,9 @@ Kind = Literal["lan", "link-local", "overlay", "bridge", "loopback"]
 
 _PREFERENCE: tuple[Kind, ...] = ("lan", "link-local", "overlay", "bridge", "loopback")
 _OVERLAYS = ("tailscale", "wg", "tun", "tap", "zt", "utun", "ppp", "nebula")
-_BRIDGES = ("docker", "br-", "veth", "virbr", "podman", "cni", "lxc", "lxd", "vmnet", "vboxnet", "flannel", "cali")
+_BRIDGES = ("docker", "veth", "virbr", "podman", "cni", "lxc", "lxd", "vmnet", "vboxnet", "flannel", "cali")
+_DOCKER_BRIDGE = re.compile(r"br-[0-9a-f]{12}")
+"""A network that someone made with docker; a router's `br-lan` is the LAN itself."""
 _TAILSCALE = ipaddress.ip_network("100.64.0.0/10")
 
 
@@ -36,6 +40,19 @@ class InterfaceAddress:
     @property
     def is_v6(self) -> bool:
         return ":" in self.address
+
+
+def try_to_bind(address: str, port: int) -> str:
+    """Whether a program could listen there: why not, or ""."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            if os.name == "posix":
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(socket.getaddrinfo(address, port, family, socket.SOCK_STREAM)[0][4])  # with its zone
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def all_addresses() -> list[InterfaceAddress]:
@@ -77,7 +94,7 @@ def kind_of(interface: str, address: str) -> Kind:
     name = interface.lower()
     if parsed.is_loopback:
         return "loopback"
-    if name.startswith(_BRIDGES):
+    if name.startswith(_BRIDGES) or _DOCKER_BRIDGE.fullmatch(name):
         return "bridge"
     if name.startswith(_OVERLAYS) or (parsed.version == 4 and parsed in _TAILSCALE):
         return "overlay"

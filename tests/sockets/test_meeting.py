@@ -142,3 +142,34 @@ from p2ptrain.net import path
 path.ARRIVE_S = 2.0
 print(json.dumps({"kind": "found", "passage": asyncio.run(path.large_packets(sys.argv[1]))}), flush=True)
 """
+
+
+def test_the_doctor_says_only_what_another_device_has_shown(rooms: Rooms) -> None:
+    here, there = rooms.device(), rooms.device()
+    for number, name in enumerate(("eth0", "eth1")):  # two interfaces, that hear each other's questions in no way
+        rooms.cable(here, there, name)
+        here.run(f"ip address add 10.{number}.0.1/24 dev {name}")
+    alone = rooms.talker(here, "-c", DOCTOR, rooms.code).until("found")
+    assert not alone["heard"] and not alone["met"] and alone["wrong"], "nobody else is there"
+    there.run("ip -6 address flush dev eth1")
+    for device in (here, there):
+        device.run("ip -4 address flush dev eth0")
+        device.run("ip -4 address flush dev eth1")
+    rooms.peer(there, "b").until("discovery")
+    found = rooms.talker(here, "-c", DOCTOR, rooms.code).until("found")  # by IPv6 alone
+    assert found["met"] and not found["wrong"] and found["verdict"].startswith("all is fine"), found
+    assert any("on eth0 fe80::" in text for text in found["heard"])
+    assert not any("eth1" in text for text in found["heard"])
+
+
+DOCTOR = """
+import asyncio, json, sys
+from p2ptrain.net.keys import read_code
+from p2ptrain.runtime.doctor.examine import examine, verdict
+from p2ptrain.runtime.node.node import NetworkConfig
+found = asyncio.run(examine(read_code(sys.argv[1]), NetworkConfig(), 6.0))
+heard = [each.text for each in found if each.proved and each.area == "multicast"]
+met = [each.text for each in found if each.proved and each.area == "peers"]
+wrong = [each.text for each in found if each.level == "problem"]
+print(json.dumps({"kind": "found", "heard": heard, "met": met, "wrong": wrong, "verdict": verdict(found)}), flush=True)
+"""

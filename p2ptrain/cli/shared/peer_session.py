@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections import deque
@@ -22,7 +21,7 @@ from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.profiling.allocator import keep_for_messages
 from p2ptrain.modes.registry import mode_of
-from p2ptrain.net.interfaces import usable_addresses
+from p2ptrain.net.interfaces import try_to_bind, usable_addresses
 from p2ptrain.net.keys import Group, save_group
 from p2ptrain.runtime.node import journal
 from p2ptrain.runtime.node.journal import Line
@@ -59,16 +58,11 @@ def check_ports(network: NetworkConfig) -> None:
     """Say now if the port asked for, or the next, is taken; binding says it again, but only after the measurement."""
     for port in (network.port, network.port + 1) if network.port else ():
         for each in usable_addresses(network.interfaces):
-            with socket.socket(socket.AF_INET6 if each.is_v6 else socket.AF_INET) as probe:
-                if os.name == "posix":
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((each.address, port))
-                except OSError as error:
-                    raise UserError(
-                        f"--port {network.port}: can't listen on {each.address}, port {port} ({error.strerror}): stop "
-                        "what runs there, or choose another (two ports are needed, this one and the next)"
-                    ) from None
+            if why := try_to_bind(each.address, port):
+                raise UserError(
+                    f"--port {network.port}: can't listen on {each.address}, port {port} ({why}): stop "
+                    "what runs there, or choose another (two ports are needed, this one and the next)"
+                )
 
 
 def run(

@@ -43,7 +43,7 @@ class PathWatch:
             self._addresses.move_to_end(peer)
             if len(self._addresses) > MAX_REMEMBERED:
                 self._looked_at.pop(self._addresses.popitem(last=False)[1], None)
-        if note.kind != "link-closed" or fields.get("reason") not in LOST:
+        if note.kind != "asked-again" and (note.kind != "link-closed" or fields.get("reason") not in LOST):
             return None
         address, now = self._addresses.get(peer, ""), self._clock()
         if not address or now - self._looked_at.get(address, -AGAIN_S) < AGAIN_S or self._num_looking >= MAX_LOOKS:

@@ -17,12 +17,15 @@ from p2ptrain.ids import BlobId, PeerId, peer_id
 from p2ptrain.protocol.blobs.fetching import TransferConfig
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import FetchCompleted, FetchFailed, Transfers
-from p2ptrain.protocol.machine import NEVER, Send
+from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.session.address_book import Source
-from p2ptrain.protocol.session.sessions import Sessions
+from p2ptrain.protocol.session.sessions import MAX_PEERS, Sessions
 from p2ptrain.protocol.session.visitors import MAX_VISITORS
 from p2ptrain.runtime.peer.waiting import finding_words
 from p2ptrain.wire.messages import EPOCH_BOUND, JOB_BOUND, Chunk, Fetch, FetchRefused, Lane
+
+ASKED_OFTEN = 5
+"""Questions for the same thing come a second apart."""
 
 
 class Core:
@@ -57,6 +60,7 @@ class Core:
         self.transfers = Transfers(transfers)
         self.refused: Counter[str] = Counter()
         """Messages of admitted peers that were not acted upon, by reason; see also ``sessions.refused``."""
+        self._num_asked: Counter[PeerId] = Counter()
         self.troubles: dict[str, str] = {}
         """Sources of addresses that find nothing, by what people call them, and why. The node keeps it true."""
         self._handlers: dict[type, Handler] = {
@@ -143,6 +147,13 @@ class Core:
         return min(self.sessions.next_deadline(), self.transfers.next_deadline(), NEVER)
 
     # --- for subclasses ---
+
+    def asked_again(self, sender: PeerId) -> Effects:
+        """Somebody asks for what it should have by now: now and then a note, as the answers may get lost on the way."""
+        self._num_asked[sender] += 1
+        if len(self._num_asked) > MAX_PEERS:
+            self._num_asked = Counter({sender: 1})
+        return [Note("asked-again", (("peer", sender),))] if self._num_asked[sender] % ASKED_OFTEN == 0 else []
 
     def run(self, effects: Iterable[Any], now: float) -> Effects:
         """Handle what this core can handle itself; the rest, in order, is for the node."""

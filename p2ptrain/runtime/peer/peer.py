@@ -324,7 +324,8 @@ class Peer(Core):
     # --- job and plan ---
 
     def _job_asked(self, sender: PeerId, _: m.JobRequest, now: float) -> Effects:
-        return [Send(sender, m.JobReply(data=self.job.to_json().encode()))] if self.job else []
+        reply = m.JobReply(data=self.job.to_json().encode()) if self.job else None
+        return [*self.asked_again(sender), Send(sender, reply)] if reply else []
 
     def _job_came(self, sender: PeerId, message: m.JobReply, now: float) -> Effects:
         if self.job is not None:

@@ -27,6 +27,8 @@ def test_a_loss_is_looked_into_and_a_goodbye_is_not() -> None:
     assert watch.heard(closed("failed")) is None, "not again so soon"
     now[0] = AGAIN_S
     assert watch.heard(closed("failed")) == ADDRESS
+    now[0] = 2 * AGAIN_S
+    assert watch.heard(Note("asked-again", (("peer", "p"),))) == ADDRESS, "what was sent does not seem to arrive"
     for number in range(2 * MAX_REMEMBERED):
         watch.heard(admitted(f"p{number}"))
     assert len(watch._addresses) == MAX_REMEMBERED
