@@ -9,9 +9,9 @@ import asyncio
 import dataclasses
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,6 +113,8 @@ class Status:
     states: dict[PeerId, MemberState]
     refused: dict[PeerId, dict[str, int]]
     """Messages that each peer refused, by reason."""
+    troubles: Mapping[str, str] = field(default_factory=dict)
+    """Sources of addresses that find nothing on this device, and why."""
 
 
 async def status(group: Group, *, network: NetworkConfig | None = None, wait_s: float = WAIT_S) -> Status:
@@ -127,7 +129,7 @@ def snapshot_status(node: ObserverNode) -> Status:
     observer = node.observer
     records = tuple(record for _, record in sorted(observer.records.items()))
     refused = {peer: dict(counts) for peer, counts in observer.peer_refused.items()}
-    return Status(observer.job, observer.plan(), records, dict(observer.states), refused)
+    return Status(observer.job, observer.plan(), records, dict(observer.states), refused, dict(observer.troubles))
 
 
 @asynccontextmanager

@@ -21,14 +21,25 @@ CONNECT_S = 5.0
 ARRIVE_S = 6.0
 """Several retransmissions."""
 LOOK_S = 0.05
+SLOW_S = 1.0
+"""A way that takes so long to connect and to carry 8 kB has a round trip of a third of a second, or little rate."""
 GREETING = b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03\x01CURVE" + bytes(15) + b"\x00" + bytes(31)
 """ZMTP 3.1: signature, version, mechanism, not as a server."""
 
 Passage = Literal["passes", "lost", "unknown"]
 
 
-async def large_packets(address: str) -> Passage:
-    """ "unknown": nobody listens there, or this system can't tell."""
+async def large_packets(address: str) -> tuple[Passage, float]:
+    """Whether they pass, and how many seconds it took to connect and to have them acknowledged.
+
+    "unknown": nobody listens there, or this system can't tell.
+    """
+    began = time.monotonic()
+    passage = await _large_packets(address)
+    return passage, time.monotonic() - began
+
+
+async def _large_packets(address: str) -> Passage:
     parts = split_address(address)
     if parts is None or sys.platform != "linux":
         return "unknown"

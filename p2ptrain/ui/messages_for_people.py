@@ -120,6 +120,10 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
         f"small packets reach {_host(f)}, large ones get lost on the way: make the MTU of this device's interface "
         "smaller (1280 passes nearly everywhere), or mend the VPN or switch in between"
     ),
+    "slow-way": lambda f: (
+        f"the way to {_host(f)} is slow: to connect and send 8 kB took {_number(f, 'took_s'):.1f} s; a peer "
+        "that does not answer within a few seconds counts as lost"
+    ),
     "finding-trouble": lambda f: f"looking for others: {_text(f, 'source')} {_text(f, 'why')}",
     "finding-works": lambda f: f"looking for others: {_text(f, 'source')} works again",
     "addresses": lambda f: f"this device's addresses are now {_hosts(f)}",

@@ -46,6 +46,8 @@ class Snapshot(Protocol):
     def states(self) -> Mapping[PeerId, MemberState]: ...
     @property
     def refused(self) -> Mapping[PeerId, Mapping[str, int]]: ...
+    @property
+    def troubles(self) -> Mapping[str, str]: ...
 
 
 def is_here(snapshot: Snapshot, record: Record) -> bool:
@@ -144,6 +146,10 @@ def render(snapshot: Snapshot) -> str:
     for record, text in zip(records, rows[1:], strict=True):
         lines.append(text)
         lines += [f"    {note}" for note in notes(snapshot, record)]
+    for source, why in sorted(snapshot.troubles.items()):
+        lines.append(
+            f"looking from this device: {clean(source, 80)} {clean(why, 200)}; there may be peers it can't see"
+        )
     return "\n".join(lines)
 
 
@@ -171,6 +177,7 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
             "unstaffed": [part.index for part in unstaffed(snapshot)],
         },
         "peers": [_peer(snapshot, record) for record in snapshot.records],
+        "troubles": dict(snapshot.troubles),
     }
 
 

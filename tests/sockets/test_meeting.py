@@ -140,7 +140,7 @@ LOOK = """
 import asyncio, json, sys
 from p2ptrain.net import path
 path.ARRIVE_S = 2.0
-print(json.dumps({"kind": "found", "passage": asyncio.run(path.large_packets(sys.argv[1]))}), flush=True)
+print(json.dumps({"kind": "found", "passage": asyncio.run(path.large_packets(sys.argv[1]))[0]}), flush=True)
 """
 
 

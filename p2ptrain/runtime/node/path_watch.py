@@ -1,4 +1,4 @@
-"""Looks into why a peer was lost that had been admitted: do large packets pass on the way to it?
+"""Looks into why a peer was lost that had been admitted: do large packets pass on the way to it, and how slowly?
 
 Invariant: seldom: one look at an address in ``AGAIN_S``, at most ``MAX_LOOKS`` at once.
 """
@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
-from p2ptrain.net.path import Passage, large_packets
+from p2ptrain.net.path import SLOW_S, Passage, large_packets
 from p2ptrain.protocol.machine import Note
 
 AGAIN_S = 300.0
@@ -24,7 +24,7 @@ class PathWatch:
     def __init__(
         self,
         tell: Callable[[Note], None],
-        look: Callable[[str], Awaitable[Passage]] = large_packets,
+        look: Callable[[str], Awaitable[tuple[Passage, float]]] = large_packets,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tell = tell
@@ -54,7 +54,10 @@ class PathWatch:
     async def look(self, address: str) -> None:
         self._num_looking += 1
         try:
-            if await self._look(address) == "lost":
+            passage, took_s = await self._look(address)
+            if passage == "lost":
                 self._tell(Note("large-packets-lost", (("address", address),)))
+            elif passage == "passes" and took_s > SLOW_S:
+                self._tell(Note("slow-way", (("address", address), ("took_s", round(took_s, 1)))))
         finally:
             self._num_looking -= 1

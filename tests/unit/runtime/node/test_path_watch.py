@@ -34,15 +34,16 @@ def test_a_loss_is_looked_into_and_a_goodbye_is_not() -> None:
     assert len(watch._addresses) == MAX_REMEMBERED
 
 
-def test_only_what_is_lost_is_told() -> None:
-    async def scene(passage: str) -> list[Note]:
+def test_only_what_is_lost_or_slow_is_told() -> None:
+    async def scene(passage: str, took_s: float = 0.1) -> list[Note]:
         told: list[Note] = []
 
-        async def look(address: str) -> str:
-            return passage
+        async def look(address: str) -> tuple[str, float]:
+            return passage, took_s
 
         await PathWatch(told.append, look).look(ADDRESS)  # type: ignore[arg-type]
         return told
 
     assert asyncio.run(scene("lost")) == [Note("large-packets-lost", (("address", ADDRESS),))]
-    assert asyncio.run(scene("passes")) == asyncio.run(scene("unknown")) == []
+    assert asyncio.run(scene("passes")) == asyncio.run(scene("unknown", 9.0)) == []
+    assert asyncio.run(scene("passes", 7.2)) == [Note("slow-way", (("address", ADDRESS), ("took_s", 7.2)))]
