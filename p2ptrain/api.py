@@ -9,9 +9,9 @@ import asyncio
 import dataclasses
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,9 +39,17 @@ WAIT_S = 8.0
 
 
 def default_state_dir() -> Path:
-    """Where a peer keeps its key, its group and its snapshots unless told otherwise."""
+    """Where a peer keeps its key, its group and its snapshots unless told otherwise. Raises ``UserError``."""
     home = os.environ.get("P2PTRAIN_STATE")
-    return Path(home) if home else Path("~/.local/state/p2ptrain").expanduser()
+    if home:
+        return Path(home)
+    try:
+        return Path("~/.local/state/p2ptrain").expanduser()
+    except RuntimeError:  # a user that the system does not know, as in some containers
+        raise UserError(
+            "this user has no home directory: name a directory for this device's key and snapshots with --state or "
+            "P2PTRAIN_STATE"
+        ) from None
 
 
 def find_group(code: str | None, *, is_open: bool = False, state_dir: Path | None = None) -> Group:
@@ -75,7 +83,7 @@ async def run_peer(
     state = StateDir(state_dir or default_state_dir())
     try:
         identity = load_or_make_identity(state.path)
-        journal = Journal(state.path / "journal.jsonl", on_line=on_line)
+        journal = Journal(state.path / "journal.jsonl", on_line=on_line, aside=True)
         node = PeerNode(identity, group, network or NetworkConfig(), options, state, journal)
         try:
             await node.start()
@@ -105,6 +113,8 @@ class Status:
     states: dict[PeerId, MemberState]
     refused: dict[PeerId, dict[str, int]]
     """Messages that each peer refused, by reason."""
+    troubles: Mapping[str, str] = field(default_factory=dict)
+    """Sources of addresses that find nothing on this device, and why."""
 
 
 async def status(group: Group, *, network: NetworkConfig | None = None, wait_s: float = WAIT_S) -> Status:
@@ -119,7 +129,7 @@ def snapshot_status(node: ObserverNode) -> Status:
     observer = node.observer
     records = tuple(record for _, record in sorted(observer.records.items()))
     refused = {peer: dict(counts) for peer, counts in observer.peer_refused.items()}
-    return Status(observer.job, observer.plan(), records, dict(observer.states), refused)
+    return Status(observer.job, observer.plan(), records, dict(observer.states), refused, dict(observer.troubles))
 
 
 @asynccontextmanager

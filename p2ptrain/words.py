@@ -17,6 +17,16 @@ def clean(text: str, width: int = 200) -> str:
     return shown if len(shown) <= width else shown[: width - 1] + "…"
 
 
+def as_text(text: str) -> str:
+    """What the command line gave, in letters that can be sent: bytes that are no UTF-8 become question marks."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\ufffd", "?")
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 peer``, ``2 peers``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def scaled(value: float, unit: str) -> str:
     """``53 GFLOP/s``, ``1.2 MB``; ``-`` for what is not known."""
     if not math.isfinite(value) or value <= 0:

@@ -14,6 +14,7 @@ import click
 
 from p2ptrain.cli.shared.options import (
     DATA_HELP,
+    DeviceChoice,
     Duration,
     Names,
     allow_option,
@@ -89,7 +90,7 @@ Examples:
     "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads to train with. [default: all cores]"
 )
 @click.option(
-    "--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", help="What trains. [default: auto]"
+    "--device", type=DeviceChoice(["cpu", "cuda", "auto"]), default="auto", help="What trains. [default: auto]"
 )
 @allow_option
 @click.option(
@@ -135,7 +136,10 @@ def command(
     from p2ptrain.modes.jobs import init_path, load_job
     from p2ptrain.modes.registry import mode_of
     from p2ptrain.runtime.node.peer_node import PeerOptions
+    from p2ptrain.runtime.outlet import output_aside
+    from p2ptrain.words import as_text
 
+    click.get_current_context().with_resource(output_aside())
     group = read_group(code, is_open, state_dir)
     state = state_dir or api.default_state_dir()
     network = read_network(peers, interfaces, no_discovery, port)
@@ -152,7 +156,7 @@ def command(
     peer_session.check_ports(network)
     options = PeerOptions(
         data=data,
-        name=name or device_name(),
+        name=as_text(name or device_name()),
         job=job,
         init=init_path(job_file) if job_file else None,
         shard=shard,
@@ -176,7 +180,7 @@ def _measured(
 
     from p2ptrain.cli.shared.preflight import Request, preflight
     from p2ptrain.planning.devices.profiles import find_profile, read_profile
-    from p2ptrain.words import listed, scaled
+    from p2ptrain.words import counted, listed, scaled
 
     known = read_profile(find_profile(profile)) if profile else None
     if known and device == "auto":
@@ -200,7 +204,7 @@ def _measured(
             f"{options.data}: {count} ({listed(list(found.samples))}){val}" if options.data else "none: helps as it can"
         )
         click.echo(f"data     {own}")
-        what = known.name if known else found.accelerator or f"{options.num_threads} CPU threads"
+        what = known.name if known else found.accelerator or counted(options.num_threads, "CPU thread")
         click.echo(f"device   {what}: {scaled(flops_per_s, 'FLOP/s')}, {scaled(memory_bytes, 'B')} of memory")
     return dataclasses.replace(
         options,

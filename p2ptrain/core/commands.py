@@ -64,6 +64,13 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """It moves: what it does, in words; "" = it waits for commands. Only the watch over the trainer needs this."""
+
+    doing: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The data are loaded: training samples of each class of the job."""
 
@@ -135,6 +142,7 @@ COMMON: dict[str, Any] = {
         Configure,
         TakeSnapshot,
         Stop,
+        Beat,
         Ready,
         Following,
         Progress,
@@ -151,7 +159,7 @@ def encode(message: object) -> tuple[bytes, bytes | memoryview]:
     fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}  # type: ignore[arg-type]
     raw = next((name for name, value in fields.items() if isinstance(value, RAW_TYPES) and len(value) > 0), "")
     tensors = memoryview(fields.pop(raw)) if raw else b""
-    head: bytes = msgpack.packb([type(message).__name__, fields, raw])
+    head: bytes = msgpack.packb([type(message).__name__, fields, raw], unicode_errors="surrogateescape")
     return LENGTHS.pack(len(head), len(tensors)) + head, tensors
 
 
@@ -159,7 +167,13 @@ def decode(head: bytes, tensors: bytes, known: Mapping[str, Any]) -> object:
     """The message behind the lengths, of those that are ``known``. Lists come back as tuples, as they were sent."""
     limit = len(head)
     name, fields, raw = msgpack.unpackb(
-        head, use_list=False, max_bin_len=limit, max_str_len=limit, max_array_len=1 << 20, max_map_len=64
+        head,
+        use_list=False,
+        unicode_errors="surrogateescape",  # paths may be in any encoding
+        max_bin_len=limit,
+        max_str_len=limit,
+        max_array_len=1 << 20,
+        max_map_len=64,
     )
     if name not in known:
         raise LocalError(f"node and trainer disagree: {name!r}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.group.records import blank_record
+from p2ptrain.protocol.session.own_addresses import OwnAddresses
 from p2ptrain.wire import messages as m
 
 
@@ -37,7 +38,7 @@ def first_record(config: PeerConfig, own_id: PeerId, wall_ms: int) -> m.Record:
         config.own_key,
         wall_ms,
         name=config.name,
-        addresses=config.addresses,
+        addresses=OwnAddresses(config.addresses).told,
         flops_per_s=config.flops_per_s,
         memory_bytes=config.memory_bytes,
         waiting_for="a group: nobody found yet",

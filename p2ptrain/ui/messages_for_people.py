@@ -41,6 +41,14 @@ def _who(fields: Fields) -> str:
     return _text(fields, "name") if fields.get("name") else _text(fields, "peer")
 
 
+def _hosts(fields: Fields) -> str:
+    return ", ".join(each.removeprefix("tcp://") for each in _text(fields, "addresses").split()[:4]) or "none"
+
+
+def _host(fields: Fields) -> str:
+    return _text(fields, "address").removeprefix("tcp://")
+
+
 def _versions(fields: Fields) -> str:
     return f"it speaks wire version {_text(fields, 'theirs')}, this peer {_text(fields, 'ours')}: update the older one"
 
@@ -54,6 +62,11 @@ def _training(fields: Fields) -> str:
 
 
 def _frame_refused(fields: Fields) -> str | None:
+    if fields.get("reason") == "twin":
+        return (
+            f"{_text(fields, 'peer')}: {_text(fields, 'why')} (was a state directory copied?); the one that started "
+            "later is turned away: delete identity.key in its state directory and start it again"
+        )
     if fields.get("reason") == "proof":
         return f"{_text(fields, 'peer')} was turned away: it does not hold the join code of this group"
     return None
@@ -88,6 +101,7 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "head-fit-abandoned": lambda f: "the fit of the last layer was given up: nobody leads it",
     "head-fit-without": lambda f: f"nobody has a copy of parts {_text(f, 'parts')}: the last layer is fitted without",
     "head-fitted": lambda f: f"the last layer is fitted, on {_number(f, 'samples'):,.0f} samples of the whole group",
+    "trainer-hangs": lambda f: f"{_text(f, 'what')}: it hangs, and is ended",
     "trainer-failed": lambda f: f"the training process failed: {_text(f, 'detail')}",
     "payload-refused": lambda f: f"an unusable update of {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
     "snapshot-refused": lambda f: f"an unusable copy was refused: {_text(f, 'detail')}",
@@ -102,6 +116,17 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "identity-used-twice": lambda f: (
         f"another process at {_text(f, 'address')} uses this peer's identity: give each peer its own --state"
     ),
+    "large-packets-lost": lambda f: (
+        f"small packets reach {_host(f)}, large ones get lost on the way: make the MTU of this device's interface "
+        "smaller (1280 passes nearly everywhere), or mend the VPN or switch in between"
+    ),
+    "slow-way": lambda f: (
+        f"the way to {_host(f)} is slow: to connect and send 8 kB took {_number(f, 'took_s'):.1f} s; a peer "
+        "that does not answer within a few seconds counts as lost"
+    ),
+    "finding-trouble": lambda f: f"looking for others: {_text(f, 'source')} {_text(f, 'why')}",
+    "finding-works": lambda f: f"looking for others: {_text(f, 'source')} works again",
+    "addresses": lambda f: f"this device's addresses are now {_hosts(f)}",
     "socket-refused": lambda f: (
         f"this device has no socket left for a link to {_text(f, 'address')} ({_text(f, 'why')}); it goes on with the "
         "links it has and tries again: close programs that have many files open, or raise the limit of open files "
@@ -111,6 +136,9 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "storage-broken": lambda f: f"this device's disk refuses to be written to: check it ({_text(f, 'why')})",
     "storage-no-files": lambda f: f"too many files are open on this device: nothing is saved now ({_text(f, 'why')})",
     "storage-works": lambda f: "the disk can be written to again",
+    "no-locks": lambda f: (
+        f"{_text(f, 'where')} is on a disk without locks: make sure that no other peer uses this state directory"
+    ),
     "storage-damaged": lambda f: "something in the state directory was damaged and moved aside",
     "handover-incomplete": lambda f: "nobody confirmed the last copy in time; it stays on this device's disk",
 }

@@ -102,6 +102,7 @@ class PeerProcess:
             "shard": "",
             "classes": [],
             "quota_bytes": 0,
+            "trainer_still_s": 0.0,
         }
         self.options |= {"code": str(group), "name": name, "port": port, "state": str(self.state)}
         self.options |= {"linger_s": 600.0, **options}

@@ -155,7 +155,7 @@ def peer(directory: Path, code: str, other: str) -> None:
         core = node.core
         assert core is not None
         with no_files():
-            node.feed(lambda now: core.propose(f"tcp://{other}", now, keep=True))
+            node.feed(lambda now: core.propose(f"tcp://{other}", now, source="given"))
             await until(lambda: any(line.kind == "socket-refused" for line in journal.tail()))
             await until(lambda: node.transport.num_dropped >= 3)  # a few hellos later
             assert not core.sessions.peers()

@@ -61,6 +61,15 @@ class Names(click.ParamType[tuple[str, ...]]):
         return names
 
 
+class DeviceChoice(click.Choice[str]):
+    """What can train; the answer to what can't is more than a list."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if str(value).lower() in ("mps", "metal", "rocm", "xpu"):
+            self.fail(f"{value} is not supported yet; without --device this device trains on its CPU", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def group_options(function: F) -> F:
     """``--code``, ``--open``, ``--state``: which group."""
     for option in (

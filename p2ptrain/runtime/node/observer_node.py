@@ -274,8 +274,9 @@ class ObserverNode(Node):
             if heard and settled and not (need_job and (observer.job is None or observer.plan() is None)):
                 return
         if not observer.answered:
+            tried = f" ({finding})" if (finding := observer.finding()) else ""
             raise UserError(
-                f"no peer of this group answered within {wait_s:g} s; is one running, with this very code? "
+                f"no peer of this group answered within {wait_s:g} s{tried}; is one running, with this very code? "
                 "`p2ptrain doctor` tells what this device sees; --peer HOST:PORT reaches one without discovery"
             )
 

@@ -21,10 +21,11 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import BlobId
 from p2ptrain.modes.registry import read_plan
-from p2ptrain.net.keys import Group, Identity
+from p2ptrain.net.keys import IDENTITY_FILE, Group, Identity
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.protocol.machine import Note
+from p2ptrain.protocol.session.effects import IdentityTaken
 from p2ptrain.runtime.node.disk_work import DiskWork
 from p2ptrain.runtime.node.handover import Handover
 from p2ptrain.runtime.node.journal import Journal
@@ -32,6 +33,7 @@ from p2ptrain.runtime.node.node import NetworkConfig, Node
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.runtime.trainer.process import TrainerProcess
+from p2ptrain.runtime.trainer.watch import LOOK_S, TrainerWatch
 from p2ptrain.version import SOFTWARE
 from p2ptrain.wire.messages import SnapshotRef
 
@@ -89,11 +91,16 @@ class PeerNode(Node):
         self._disk_work: DiskWork | None = None
         """From when the job is known."""
         self._handover: Handover | None = None
+        self._watch: TrainerWatch | None = None
+        """Over the trainer, while it should move."""
+        self._is_twin = False
+        """Another device goes on under this one's identity: nothing may be said under it."""
         self._lingering: asyncio.Future[Any] | None = None
         self._handlers: dict[type, Callable[[Any], object]] = {
             ToTrainer: self._to_trainer,
             JobReceived: lambda effect: self._open_job(effect.job),
             Unusable: lambda effect: self._failed(UserError(effect.reason)),
+            IdentityTaken: self._identity_taken,
             StartTrainer: self._first_start,
             RestartTrainer: lambda effect: self._spawn(self._start_trainer()),
             TrainerLost: self._trainer_lost,
@@ -126,17 +133,18 @@ class PeerNode(Node):
         for peer, addresses in self.state.load_addresses().items():
             for address in addresses:
                 if peer != self.identity.peer:
-                    self._proposed(address)
+                    self._proposed(address, "remembered")
         for note in self.state.take_notes():
             self.note(note)
         if self.options.job is not None:
             self._open_job(self.options.job)
         self._spawn(self._report_traffic())
+        self._spawn(self._watch_trainer())
 
     async def leave(self) -> None:
         """Hand over what is held, say goodbye. Call before ``close``."""
         peer = self._peer
-        if peer is None:
+        if peer is None or self._is_twin:
             return
         if self.trainer is not None and peer.role is not None and peer.membership.alive():
             handover = self._handover = Handover()
@@ -216,6 +224,7 @@ class PeerNode(Node):
             self._spawn(self._start_trainer())
 
     async def _stop_trainer(self) -> None:
+        self._watch = None
         if self.trainer is not None:
             await self.trainer.stop()
 
@@ -232,7 +241,24 @@ class PeerNode(Node):
             await asyncio.sleep(TRAINER_AGAIN_S)
             self._trainer_said(c.TrainerFailed(str(error), user_error=False))
             return
+        self._watch = TrainerWatch(self.now())
         self.trainer.send(self._configuration)
+
+    async def _watch_trainer(self) -> None:
+        """One that hangs is ended, and is a trainer lost like any other."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            peer, watch, trainer = self._peer, self._watch, self.trainer
+            if peer is None or watch is None or trainer is None:
+                continue
+            silence = watch.look(trainer.cpu_s(), self.now())
+            told = silence if silence is not None and silence.silent_s >= silence.limit_s / 2 else None
+            peer.trainer_waits = f"{told}; it is ended after {told.limit_s:.0f} s" if told else ""
+            if silence is not None and silence.hangs:
+                self.note(Note("trainer-hangs", (("what", str(silence)),)))
+                peer.trainer_waits = ""
+                await self._stop_trainer()
+                self._trainer_said(c.TrainerFailed(f"{silence}: it hangs, and was ended", user_error=False))
 
     # --- effects ---
 
@@ -255,6 +281,12 @@ class PeerNode(Node):
             self.trainer.send(command)
 
     def _trainer_said(self, event: object) -> None:
+        if self._watch is not None:
+            self._watch.heard(event.doing if isinstance(event, c.Beat) else None)
+        if isinstance(event, c.Beat):
+            return
+        if isinstance(event, c.TrainerFailed):
+            self._watch = None
         peer, disk, handover = self._peer, self._disk_work, self._handover
         if peer is None or disk is None:
             return
@@ -280,6 +312,16 @@ class PeerNode(Node):
             self._handover.saved(holding, error)
 
     # --- the end ---
+
+    def _identity_taken(self, effect: IdentityTaken) -> None:
+        self._is_twin = True
+        where = effect.address.removeprefix("tcp://")
+        self._failed(
+            UserError(
+                f"another device, at {where}, runs a peer with the same identity and was started first (was the state "
+                f"directory copied?): delete {self.state.path / IDENTITY_FILE} on this device, and start again"
+            )
+        )
 
     def _trainer_lost(self, effect: TrainerLost) -> None:
         if effect.user_error:

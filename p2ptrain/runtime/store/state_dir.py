@@ -8,6 +8,7 @@ such locks has none).
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ except ImportError:  # no such locks on this system
     fcntl = None
 
 _MAX_PEERS = 1024
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 
 
 class StateDir:
@@ -51,13 +53,19 @@ class StateDir:
         if fcntl is not None:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
+                if error.errno not in _HELD:  # a file system without locks: only the person can see to it
+                    self._notes.append(Note("no-locks", (("where", str(self.path)),)))
+                    return self._write_pid()
                 pid = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
                 os.close(self._fd)
                 raise UserError(
                     f"{self.path}: state directory in use by another peer (pid {pid});"
                     " stop that one, or choose another directory with --state"
                 ) from None
+        self._write_pid()
+
+    def _write_pid(self) -> None:
         try:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)

@@ -29,6 +29,7 @@ from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.training import DivergedError, LocalTrainer
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import mode_of
+from p2ptrain.runtime.trainer.beats import BEAT_S, Beats
 from p2ptrain.runtime.trainer.process import NodeLink, die_with_node
 
 
@@ -115,10 +116,13 @@ def main(fd: int) -> None:
     keep_for_training()
     np.seterr(all="ignore")
     link = NodeLink(fd)
-    trainer = Trainer(link.send)
+    trainer, beats = Trainer(link.send), Beats(link.send)
     try:
         while not trainer.stopped:
+            if not trainer.busy and not link.waits_for_one(BEAT_S):
+                beats.waits()
             command = link.receive(block=not trainer.busy)
+            beats.begins(command)
             if command is not None:
                 trainer.handle(command)
             else:

@@ -64,6 +64,7 @@ class Found:
     records: tuple[Record, ...] = (record(A),)
     states: dict[PeerId, MemberState] = field(default_factory=dict)
     refused: dict[PeerId, dict[str, int]] = field(default_factory=dict)
+    troubles: dict[str, str] = field(default_factory=dict)
 
 
 def test_a_row_says_device_part_classes_step_loss_and_speed() -> None:
@@ -77,7 +78,16 @@ def test_a_row_says_device_part_classes_step_loss_and_speed() -> None:
 def test_waits_and_refusals_stand_below_the_row() -> None:
     found = Found(records=(record(A, waiting_for="others to finish: B"),), refused={A: {"proof": 2}})
     text = status_table.render(found)
-    assert "    waits for others to finish: B" in text and "    refused messages: proof 2" in text
+    clean_stop = Found(refused={A: {"session": 2, "replay": 1, "goodbye": 1}})
+    assert "refused" not in status_table.render(clean_stop), "what every coming and going brings about"
+    assert status_table.to_plain(clean_stop)["peers"][0]["refused"]["session"] == 2
+    assert "    waits for others to finish: B" in text and "    refused messages: without the join code 2" in text
+
+
+def test_what_keeps_this_device_from_finding_others_is_said() -> None:
+    text = status_table.render(Found(troubles={"mDNS": "failed on 10.0.0.1: port 5353 is held by another program"}))
+    assert "looking from this device: mDNS failed on 10.0.0.1: port 5353 is held" in text
+    assert "looking from" not in status_table.render(Found())
 
 
 def test_who_is_gone_is_called_so_and_its_part_is_nobodys() -> None:
