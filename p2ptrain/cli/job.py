@@ -1,4 +1,4 @@
-"""``p2ptrain job``: write a job file from a data set, or check one.
+"""``p2ptrain job``: write a job file from a data set, check one, or go on from one that is done.
 
 Invariant: ``job new`` only writes files that ``load_job`` reads back, complete, with the data contract in them.
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from p2ptrain.cli.shared.continue_job import continue_command
 from p2ptrain.cli.shared.options import (
     DATA_HELP,
     F,
@@ -88,7 +89,7 @@ Examples:
 
 @click.group(epilog="\b\nExample:\n  p2ptrain job new --data digits -o job.toml && p2ptrain job check job.toml")
 def command() -> None:
-    """Write a job file from a data set, or check one.
+    """Write a job file from a data set, check one, or go on from one that is done.
 
     The job is what a group trains: model, classes, input shape, hyper-parameters. One peer starts with the file; all
     others get it from the group.
@@ -245,6 +246,9 @@ def commented(job: Job) -> str:
             lines.append(f"# {comment}")
         lines.append(f"{line}  # {comment}" if comment and len(line) + len(comment) <= 110 else line)
     return "\n".join(lines) + "\n"
+
+
+command.add_command(continue_command(commented))
 
 
 @command.command(epilog="\b\nExample:\n  p2ptrain job check job.toml")

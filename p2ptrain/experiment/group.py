@@ -196,7 +196,8 @@ def peer_command(
 ) -> list[str]:
     """What a person would type. ``where``: network and profile; without ``job_file`` the job comes from the group."""
     command = [sys.executable, "-m", "p2ptrain.cli.main", "peer", "--data", experiment.data, "--name", share.name]
-    command += ["--state", str(state), "--threads", str(experiment.threads), "--linger", LINGER, *where]
+    command += ["--state", str(state), "--threads", str(experiment.threads), "--linger", LINGER]
+    command += ["--no-model", *where]
     if job_file is not None:
         command += ["--job", str(job_file)]
     if share.shard:

@@ -250,6 +250,10 @@ async def _peer(setting: dict[str, Any]) -> None:
         classes=tuple(setting["classes"]),
         flops_per_s=1e9,
         memory_bytes=4 << 30,
+        num_threads=1,
+        device="cpu",
+        linger_s=600.0,
+        keep_model=False,
     )
     network = NetworkConfig((LOOPBACK,), setting["port"], tuple(setting["peers"]), setting["discover"])
 

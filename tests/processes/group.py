@@ -104,7 +104,7 @@ class PeerProcess:
             "quota_bytes": 0,
         }
         self.options |= {"code": str(group), "name": name, "port": port, "state": str(self.state)}
-        self.options |= {"linger_s": 600.0, **options}
+        self.options |= {"linger_s": 600.0, "keep_model": False, **options}
         self.mark = secrets.token_hex(8)
         self.errors = home / f"{name}.err"
 

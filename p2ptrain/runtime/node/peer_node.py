@@ -19,17 +19,20 @@ from p2ptrain.core.effects import JobDone, JobReceived, RestartTrainer, StartTra
 from p2ptrain.core.peer_config import PeerConfig, Resume
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError, UserError
-from p2ptrain.ids import BlobId
+from p2ptrain.ids import BlobId, JobId
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.net.keys import Group, Identity
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.protocol.machine import Note
+from p2ptrain.runtime.model_writer import Request, keep_model
 from p2ptrain.runtime.node.disk_work import DiskWork
+from p2ptrain.runtime.node.group_job import JOB_WAIT_S, superseded, wait_for_kept
 from p2ptrain.runtime.node.handover import Handover
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import NetworkConfig, Node
 from p2ptrain.runtime.peer.peer import Peer
+from p2ptrain.runtime.store.kept import MODEL
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.runtime.trainer.process import TrainerProcess
 from p2ptrain.version import SOFTWARE
@@ -37,6 +40,10 @@ from p2ptrain.wire.messages import SnapshotRef
 
 GOODBYE_S = 0.3
 HANDOVER_S = 10.0
+WRITE_S = 30.0
+"""So long who leaves waits for the model that is being written."""
+QUIET_S = 10.0
+"""Who is done goes when nobody has wanted anything for so long: the others write the model too."""
 TRAFFIC_S = 1.0
 TRAINER_AGAIN_S = 5.0
 """After the system had no process for a new trainer, until that counts as one more failure."""
@@ -46,26 +53,36 @@ BLOCK_TIMES = "block-times.json"
 
 @dataclass(frozen=True, slots=True)
 class PeerOptions:
-    """What the person at this device asked for."""
+    """What the person at this device asked for. Defaults are the command line's, but for ``linger_s``."""
 
-    data: str
-    name: str
+    data: str = ""
+    """The own samples, such as ``images:photos/``; "" = none."""
+    name: str = ""
+    """What others see; "" = the host name."""
     job: Job | None = None
-    init: Path | None = None
+    """None: it comes from the group, or is the one that is kept here."""
+    init: Path | str | None = None
     """The checkpoint that the job names by its hash."""
     shard: str = ""
     dirichlet: float = 0.0
     classes: tuple[str, ...] = ()
     """Train only on samples of these classes, and wish for them."""
-    flops_per_s: float = 0.0
+    flops_per_s: float | None = None
+    """None = measured before the start; 0 = not known."""
     memory_bytes: int = 0
     link_bytes_per_s: float = 0.0
     """What this device can send and receive; 0 = not known."""
-    num_threads: int = 1
-    device: str = "cpu"
+    num_threads: int = 0
+    """CPU threads to train with; 0 = all cores."""
+    device: str = "auto"
+    """cpu, cuda, or auto: a GPU if there is one."""
     allow_user_code: str = ""
-    linger_s: float = 600.0
-    """How long to go on serving after the job is done."""
+    linger_s: float = 0.0
+    """How long to go on serving after the job is done, and its model written."""
+    out: Path | str | None = None
+    """Where the model goes when the group is done; None = into the state directory."""
+    keep_model: bool = True
+    """Whether it is written at all."""
 
 
 class PeerNode(Node):
@@ -79,17 +96,26 @@ class PeerNode(Node):
         options: PeerOptions,
         state: StateDir,
         journal: Journal,
+        *,
+        job_wait_s: float = JOB_WAIT_S,
     ) -> None:
+        """``job_wait_s``: so long the group may tell its job before the one that is kept here is taken."""
         super().__init__(identity, group, network, journal)
         self.options = options
         self.state = state
         self.trainer: TrainerProcess | None = None
+        self.superseded_by: JobId | None = None
+        """The group's job, for which this peer has left its own: it is to be started again."""
+        self._job_wait_s = job_wait_s
         self._peer: Peer | None = None
         self._configuration: c.Configure | None = None
         self._disk_work: DiskWork | None = None
         """From when the job is known."""
         self._handover: Handover | None = None
         self._lingering: asyncio.Future[Any] | None = None
+        self._writing: asyncio.Future[Any] | None = None
+        """Of the assembled model."""
+        self._served_at = 0.0
         self._handlers: dict[type, Callable[[Any], object]] = {
             ToTrainer: self._to_trainer,
             JobReceived: lambda effect: self._open_job(effect.job),
@@ -112,7 +138,7 @@ class PeerNode(Node):
             bulk_port=self.transport.bulk_port,
             name=options.name,
             software=SOFTWARE,
-            flops_per_s=options.flops_per_s,
+            flops_per_s=options.flops_per_s or 0.0,
             memory_bytes=options.memory_bytes,
             link_bytes_per_s=options.link_bytes_per_s,
             wishes=options.classes,
@@ -131,6 +157,9 @@ class PeerNode(Node):
             self.note(note)
         if self.options.job is not None:
             self._open_job(self.options.job)
+        elif self._peer is not None:
+            self._spawn(self._take_kept_job())
+            self._spawn(self._follow_group(self._peer))
         self._spawn(self._report_traffic())
 
     async def leave(self) -> None:
@@ -138,6 +167,9 @@ class PeerNode(Node):
         peer = self._peer
         if peer is None:
             return
+        if self._writing is not None and not self._writing.done():
+            self.note(Note("model-awaited"))
+            await asyncio.wait([self._writing], timeout=WRITE_S)
         if self.trainer is not None and peer.role is not None and peer.membership.alive():
             handover = self._handover = Handover()
             if not peer.role.hands_over:
@@ -161,6 +193,19 @@ class PeerNode(Node):
 
     # --- job ---
 
+    async def _take_kept_job(self) -> None:
+        """Nobody tells the job: then it is the one that this group had here last."""
+        kept = await wait_for_kept(self.state.path, self.group.tag, self._job_wait_s, self.options.allow_user_code)
+        if kept is not None and self._disk_work is None:
+            self.note(Note("job-kept", (("job", kept.job.id), ("name", kept.job.name), ("round", kept.round))))
+            self._open_job(kept.job)
+
+    async def _follow_group(self, peer: Peer) -> None:
+        theirs = await superseded(peer, self.now)
+        self.note(Note("job-left", (("ours", peer.job_id), ("theirs", theirs))))
+        self.superseded_by = theirs
+        self.finish()
+
     def _open_job(self, job: Job) -> None:
         peer = self._peer
         if peer is None or self._disk_work is not None:
@@ -169,9 +214,10 @@ class PeerNode(Node):
         disk = self._disk_work = DiskWork(self, peer, store, self.state, self._snapshot_saved)
         self._handlers |= disk.handlers
         store.set_job(job.to_json())
+        self.state.save_job(self.group.tag, job.id)
         if self.options.init is not None:
             try:
-                store.put(self.options.init.read_bytes())
+                store.put(Path(self.options.init).read_bytes())
             except OSError as error:
                 raise UserError(
                     f"{self.options.init}: can't be read ({error.strerror or error}); the job file names it"
@@ -237,6 +283,8 @@ class PeerNode(Node):
     # --- effects ---
 
     def carry_out_other(self, effect: object) -> None:
+        if isinstance(effect, ReadChunk):
+            self._served_at = self.now()
         self._handlers[type(effect)](effect)
 
     def _work_out(self, effect: PlanWork[Plan]) -> None:
@@ -288,14 +336,39 @@ class PeerNode(Node):
 
     def _start_lingering(self) -> None:
         """A peer may be done more than once: a later plan can give it work again."""
-        if self._lingering is not None:
-            self._lingering.cancel()
+        for task in (self._lingering, self._writing):
+            if task is not None:
+                task.cancel()
         self._lingering = self._spawn(self._linger())
 
     async def _linger(self) -> None:
+        """Write the model, then serve whoever wants something, for as long as was asked for."""
+        self._served_at = self.now()
+        if self.options.keep_model:
+            self._writing = self._spawn(self._write_model())
+            await asyncio.wait([self._writing])
         await asyncio.sleep(self.options.linger_s)
-        if self._peer is not None and self._peer.records.own.phase == "done":
+        peer = self._peer
+        while peer is not None and peer.group.alive() and (quiet_s := self.now() - self._served_at) < QUIET_S:
+            await asyncio.sleep(QUIET_S - quiet_s)
+        if peer is not None and peer.records.own.phase == "done":
             self.finish()
+
+    async def _write_model(self) -> None:
+        peer, options = self._peer, self.options
+        if peer is None or not peer.job_id:
+            return
+        spare = (self.state.path / peer.job_id / MODEL).absolute()
+        request = Request(
+            code=str(self.group),
+            job=peer.job_id,
+            path=str(Path(options.out).expanduser().absolute()) if options.out else str(spare),
+            spare=str(spare),
+            peers=tuple(address.removeprefix("tcp://") for address in self.addresses()[:1]),
+            interfaces=self.network.interfaces,
+            allow_user_code=options.allow_user_code or (options.job.model.name if options.job is not None else ""),
+        )
+        await keep_model(request, options.num_threads or 1, self.note)
 
     async def _report_traffic(self) -> None:
         peer = self._peer

@@ -62,7 +62,7 @@ class Store:
                 ephemeral_bytes=self._config.ephemeral_bytes,
                 disk=self._disk,
             )
-            for torn in path.glob("*.tmp"):
+            for torn in (*path.glob("*.tmp"), *path.glob(".*.part")):
                 torn.unlink()
             self.manifest = self._open()
         except OSError as error:
