@@ -142,10 +142,12 @@ def command(
     """
     from p2ptrain import api
     from p2ptrain.cli.shared import peer_session
+    from p2ptrain.cli.shared.continue_job import new_job_hint
     from p2ptrain.modes.jobs import init_path, load_job
     from p2ptrain.modes.registry import mode_of
     from p2ptrain.runtime.harvest import former_model
     from p2ptrain.runtime.node.peer_node import PeerOptions
+    from p2ptrain.runtime.store.kept import kept_job
 
     group = read_group(code, is_open, state_dir)
     state = state_dir or api.default_state_dir()
@@ -157,6 +159,10 @@ def command(
         raise UserError(f'{job_file}: a job of mode "{job.mode}" is trained on own samples: name them with --data')
     if job:
         check_allowed(job.model.name, allow_model)
+    if job and job_file and not (state / job.id).exists():
+        hint = new_job_hint(job, job_file, kept_job(state, group.tag))
+        if hint:
+            progress(f"note: {hint}")
     if is_open:
         progress("OPEN GROUP: anyone in this network can join, read what is exchanged, and take the model")
     if out is not None:

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,13 +43,13 @@ class Request:
 
     code: str
     job: str
-    path: str
-    """Where the model goes; what is there already gives way only to what may take its place."""
-    spare: str
-    """Where it goes otherwise."""
+    kept: str
+    """Where the model goes."""
     peers: tuple[str, ...]
     interfaces: tuple[str, ...] = ()
     allow_user_code: str = ""
+    out: str = ""
+    """Where it shall be too; what is there already gives way only to what may take its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,8 @@ async def keep_model(request: Request, num_threads: int, note: Callable[[Note], 
         except UserError as error:
             if attempt + 1 < ATTEMPTS:
                 await asyncio.sleep(AGAIN_S)
-            elif Path(request.spare).is_file():
-                note(Note("model-kept", (("path", request.spare), ("why", str(error)))))
+            elif Path(request.kept).is_file():
+                note(Note("model-kept", (("path", request.kept), ("why", str(error)))))
             else:
                 note(Note("model-not-written", (("why", str(error)),)))
 
@@ -144,15 +145,28 @@ def carry_out(request: Request) -> Written:
     allowed = request.allow_user_code == collected.job.model.name
     result = harvesting.assemble(collected, allow_user_code=allowed)
     kind, told = report.kind(result), report.render(result)
+    harvesting.save(Path(request.kept), result)
+    if not request.out:
+        return Written(request.kept, kind, told)
     try:
-        harvesting.check_replaces(Path(request.path), result)
-        harvesting.save(Path(request.path), result)
-        return Written(request.path, kind, told)
-    except UserError as error:
-        if request.path == request.spare:
-            raise
-        harvesting.save(Path(request.spare), result)
-        return Written(request.spare, kind, told, str(error))
+        harvesting.check_replaces(Path(request.out), result)
+        copy_whole(Path(request.kept), Path(request.out))
+    except (UserError, OSError) as error:
+        return Written(request.kept, kind, told, f"not in {request.out}: {error}")
+    return Written(request.out, kind, told)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """The same file under another name, on a disk of its own if need be; whole, or not there. Raises ``OSError``."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        try:
+            os.link(source, beside)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(source, beside)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +20,10 @@ from p2ptrain.config import Job
 from p2ptrain.errors import UserError
 from p2ptrain.modes.jobs import check_job, load_job
 
+if TYPE_CHECKING:
+    from p2ptrain.runtime.store.kept import KeptJob
+
+MAX_KEYS = 4
 EXAMPLES = """\b
 Examples:
   p2ptrain job continue job.toml --rounds 3 -o more.toml             from the model that this device keeps
@@ -146,3 +151,24 @@ def differing(old: Job, new: Job) -> set[str]:
 
     ours, theirs = keys(json.loads(old.to_json()), ""), keys(json.loads(new.to_json()), "")
     return {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}
+
+
+def new_job_hint(job: Job, job_file: Path, kept: KeptJob | None) -> str:
+    """That a job is another one than the group had here last, and what to do if it was meant to be the same; or ""."""
+    if job.model.init or kept is None or kept.job.id == job.id or not (keys := sorted(differing(kept.job, job))):
+        return ""
+    old, new = kept.job.training.rounds, job.training.rounds
+    shown = ", ".join(keys[:MAX_KEYS]) + (f" and {len(keys) - MAX_KEYS} more" if len(keys) > MAX_KEYS else "")
+    start = (
+        f"{job_file} is a new job ({job.id}) and starts from nothing: it differs from the one that this group had here "
+        f"last ({kept.job.id}, {kept.round} of {old} rounds) in {shown}"
+    )
+    if keys != ["training.rounds"]:
+        return f"{start}. To go on with that one, start without --job"
+    if kept.model is None:
+        return f"{start} alone ({old} before, {new} now). To go on with that one, start without --job"
+    more = f" --rounds {new - old}" if new > old else ""
+    return (
+        f"{start} alone ({old} before, {new} now). To go on from that one's model: p2ptrain job continue "
+        f"{job_file}{more} -o more.toml"
+    )

@@ -150,6 +150,8 @@ class _Session:
         early, self._early = self._early, []
         for line in early:
             self._tell(line)
+        if self._watching is not None:
+            self._watching.cancel()  # of the node before, which left its job for another
         self._watching = asyncio.ensure_future(self._watch_waits())
 
     def heard(self, line: Line) -> None:
@@ -189,6 +191,11 @@ class _Session:
                 text = messages_for_people.round_sentence(line.fields, rounds, own.samples_per_s, own.accuracy, left)
             elif line.kind == "validated" and core.role is not None and core.role.ending is not None:
                 after = core.role.ending.found()
+        if line.kind == "other-job" and self._options.job is None:
+            text = (
+                f"{line.fields.get('peer', '')} is in this group with another job ({line.fields.get('theirs', '')}): "
+                "this device takes that one when nobody else has its own any more, or when it is done"
+            )
         if line.kind == "done":
             text = (
                 f"done. Next, on any device: p2ptrain harvest -o global.safetensors   (this peer goes on serving: "

@@ -20,8 +20,9 @@ JOB_WAIT_S = 5.0
 JOB_WAIT_AGAIN_S = (5.0, 20.0)
 """After a job was left for another: by chance, so that of two peers that gave way to each other one is the first."""
 LOOK_S = 1.0
-ALONE_S = 20.0
-"""So long nobody else may have this peer's job before it takes the one that the others have."""
+NEWS_S, ALONE_S = 2.0, 20.0
+"""So long nobody else may have this peer's job before it takes the one that the others have: the first where it has
+nothing to do by its own."""
 
 
 async def wait_for_kept(state: Path, group: GroupTag, wait_s: float, allow_user_code: str) -> KeptJob | None:
@@ -37,13 +38,16 @@ async def wait_for_kept(state: Path, group: GroupTag, wait_s: float, allow_user_
 
 
 async def superseded(peer: Peer, now: Callable[[], float]) -> JobId:
-    """Waits until the others have another job and nobody has this peer's, or it has nothing left to do; their job."""
-    alone_since = now()
+    """Waits until others have another job, while nobody has this peer's or it has nothing left to do; their job."""
+    since = now()
     while True:
         await asyncio.sleep(LOOK_S)
         records = [record for each in peer.group.alive() if (record := peer.records.get(each)) is not None]
         others = sorted({record.job for record in records if record.job} - {peer.job_id})
-        if not peer.job_id or not others or any(record.job == peer.job_id for record in records):
-            alone_since = now()
-        if peer.job_id and others and (peer.records.own.phase == "done" or now() - alone_since > ALONE_S):
+        is_done = peer.records.own.phase == "done"
+        is_shared = any(record.job == peer.job_id for record in records)
+        if not peer.job_id or not others or (is_shared and not is_done):
+            since = now()
+        is_idle = is_done or peer.role is None or peer.role.plan is None
+        if now() - since > (NEWS_S if is_idle else ALONE_S):
             return JobId(others[0])

@@ -358,12 +358,11 @@ class PeerNode(Node):
         peer, options = self._peer, self.options
         if peer is None or not peer.job_id:
             return
-        spare = (self.state.path / peer.job_id / MODEL).absolute()
         request = Request(
             code=str(self.group),
             job=peer.job_id,
-            path=str(Path(options.out).expanduser().absolute()) if options.out else str(spare),
-            spare=str(spare),
+            kept=str((self.state.path / peer.job_id / MODEL).absolute()),
+            out=str(Path(options.out).expanduser().absolute()) if options.out else "",
             peers=tuple(address.removeprefix("tcp://") for address in self.addresses()[:1]),
             interfaces=self.network.interfaces,
             allow_user_code=options.allow_user_code or (options.job.model.name if options.job is not None else ""),
