@@ -13,6 +13,8 @@ from p2ptrain.wire.messages import NO_PART
 
 TRAINERS = ("a", "b")
 PLAN: Any = SimpleNamespace(
+    hash="new",
+    parent="",
     trainers=lambda: dict.fromkeys(TRAINERS),
     part_of=lambda peer: 0 if peer in TRAINERS else None,
     body=PipelineBody("c" * 64, SimpleNamespace(num_blocks=3), (), (), 20, 10),  # type: ignore[arg-type]
