@@ -111,8 +111,8 @@ class KeptHarvest(Harvest):
         return bool(self.plain.get("half_way", False))
 
     @property
-    def calibrated(self) -> bool:
-        return bool(self.plain.get("calibrated", False))
+    def head_fitted(self) -> bool:
+        return bool(self.plain.get("head_fitted", False))
 
 
 class Harvester(Protocol):
