@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from p2ptrain.core.harvest import Collected, Harvest, KeptHarvest, PartReport
+from p2ptrain.core.mode import ENDED
 from p2ptrain.errors import NotCoveredError, UserError
 from p2ptrain.ids import PeerId, blob_id
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.runtime import report
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.store.kept import KeptJob
-from p2ptrain.wire.messages import SnapshotRef
+from p2ptrain.wire.messages import Record, SnapshotRef
 
 FETCH_TIMEOUT_S = 300.0
-ATTEMPTS = 3
+ATTEMPTS, AGAIN_S = 3, 0.5
 """Snapshots are replaced while a group trains: look again for fresher ones so often."""
 
 
@@ -50,14 +51,26 @@ async def collect(
         result, parts = await harvester.fetch(plan, list(holdings), fetch)
         missing = harvester.missing(plan, parts)
         has_result = any(h.kind == "head" for record in observer.alive() for h in record.holdings)
-        if (not missing and (result is not None or not has_result)) or attempt == ATTEMPTS - 1:
+        is_whole = not missing and (result is not None or not has_result)
+        if (is_whole and not _is_behind(observer.alive())) or attempt == ATTEMPTS - 1:
             break
+        await asyncio.sleep(AGAIN_S)
         await node.look_around(wait_s, need_job=True)
         plan = observer.plan() or plan
     if not parts or (missing and not partial):
         raise NotCoveredError(harvester.lament(job, plan, missing))
     trained = frozenset(record.part for record in observer.alive() if record.phase != "failed")
     return Collected(job, plan, parts, result, dict(observer.records), trained)
+
+
+def _is_behind(records: Sequence[Record]) -> bool:
+    """Whether somebody has ended a round whose snapshot is not told yet: it is being saved."""
+    return any(
+        record.part >= 0
+        and record.round > max((h.round for h in record.holdings if h.trainer == record.peer), default=0)
+        for record in records
+        if record.phase in ENDED
+    )
 
 
 def _name(node: ObserverNode, peer: PeerId) -> str:
