@@ -31,7 +31,7 @@ def stop(*group: PeerProcess) -> None:
 
 
 def test_the_job_and_the_model_are_still_there_in_the_morning(peers: PeerGroup) -> None:
-    job = make_job(peers=2, rounds=3, epochs=1)
+    job = make_job(peers=2, rounds=3, epochs=1.0)
     first = peers.add(job=job.to_json(), shard="1/2", keep_model=True).start()
     second = peers.add(shard="2/2").start()
     peers.until_all("done", 80)
@@ -72,7 +72,7 @@ def test_the_job_and_the_model_are_still_there_in_the_morning(peers: PeerGroup) 
 
 
 def test_half_way_is_what_it_is_called_everywhere(peers: PeerGroup) -> None:
-    pair = peers.start(2, make_job(peers=2, rounds=100_000, epochs=4))
+    pair = peers.start(2, make_job(peers=2, rounds=100_000, epochs=4.0))
     peers.until_round(1)
     found = peers.harvest()
     assert report.kind(found) == "half-way model" and "HALF-WAY" in report.render(found)
