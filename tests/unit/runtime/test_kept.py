@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from p2ptrain.config import DataConfig, Job, ModelConfig
-from p2ptrain.errors import UserError
+from p2ptrain.errors import NotCoveredError, UserError
 from p2ptrain.ids import GroupTag, JobId
 from p2ptrain.runtime import harvest as harvesting
 from p2ptrain.runtime.model_writer import copy_whole
@@ -113,6 +113,14 @@ def test_a_job_that_nobody_asked_for_gives_way_to_that_of_the_others(
         idle = phase == "done" or not has_plan
         assert after > (group_job.NEWS_S if idle else group_job.ALONE_S)
         assert after < group_job.ALONE_S or not idle
+
+
+def test_without_a_plan_there_is_nothing_to_harvest(tmp_path: Path) -> None:
+    keep(tmp_path, ONE, JOB)
+    kept = kept_job(tmp_path, ONE)
+    assert kept is not None
+    with pytest.raises(NotCoveredError, match="no plan was made of this job yet"):
+        harvesting.from_state([kept])
 
 
 # --- files of models ---
