@@ -85,4 +85,4 @@ def test_half_way_is_what_it_is_called_everywhere(peers: PeerGroup) -> None:
     words = [str(path), "--data", pair[0].options["data"]]
     assert "a HALF-WAY model" in CliRunner().invoke(evaluate.command, words).output
     plain = json.loads(CliRunner().invoke(evaluate.command, [*words, "--json"]).output)
-    assert plain["completeness"] == "half-way" and plain["accuracy"] > 0.1
+    assert plain["completeness"] == "half-way" and plain["samples"] > 100
