@@ -56,6 +56,8 @@ def waiting_words(plan: Plan, record: Record, state: State) -> str:
     """What the peer of this record waits for by the state of its stage; "" = nothing that the state tells."""
     own = record.peer
     part, body = plan.part_of(own), body_of(plan)
+    if record.phase == "done":
+        return ""
     if isinstance(state, Lost):
         return "a plan that begins at a saved step: this peer's stage was lost"
     if part is None and own not in {peer.peer for peer in plan.peers}:
