@@ -222,8 +222,6 @@ class PeerNode(Node):
                 raise UserError(
                     f"{self.options.init}: can't be read ({error.strerror or error}); the job file names it"
                 ) from None
-        if job.model.init:
-            store.protect("init", [BlobId(job.model.init)])
         manifest = store.manifest
         plan: Plan | None = None
         if manifest.plan:

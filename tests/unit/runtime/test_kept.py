@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from p2ptrain.cli.shared.peer_session import prepare_state
 from p2ptrain.config import DataConfig, Job, ModelConfig
 from p2ptrain.errors import NotCoveredError, UserError
-from p2ptrain.ids import GroupTag, JobId
+from p2ptrain.ids import GroupTag, JobId, blob_id
 from p2ptrain.runtime import harvest as harvesting
 from p2ptrain.runtime.model_writer import copy_whole
 from p2ptrain.runtime.node import group_job
@@ -55,6 +56,32 @@ def test_a_damaged_list_of_groups_is_none(text: str, tmp_path: Path) -> None:
     assert load_groups(tmp_path) == {} and kept_job(tmp_path, ONE) is None
     keep(tmp_path, ONE, JOB)
     assert load_groups(tmp_path) == {ONE: JOB.id}
+
+
+def test_what_a_job_starts_from_stays_so_that_any_member_can_start_the_group_again(tmp_path: Path) -> None:
+    data = b"a checkpoint"
+    job = dataclasses.replace(JOB, model=ModelConfig(init=blob_id(data), init_bytes=len(data)))
+    keep(tmp_path, ONE, job)
+    for _ in range(2):
+        directory = StateDir(tmp_path)
+        store = directory.open_job(job.id)
+        store.set_job(job.to_json())
+        if not store.blobs.stored():
+            store.put(data)
+            store.collect()
+        assert store.blobs.stored() == {blob_id(data)}
+        store.close()
+        directory.close()
+    (tmp_path / job.id / "blobs" / blob_id(data)).write_bytes(b"damaged")
+    directory = StateDir(tmp_path)
+    assert not directory.open_job(job.id).blobs.stored()
+    directory.close()
+
+
+def test_jobs_that_were_set_aside_are_not_gone_on_with(tmp_path: Path) -> None:
+    keep(tmp_path, ONE, JOB)
+    prepare_state(tmp_path, fresh=True)
+    assert kept_job(tmp_path, ONE) is None and newest_job(tmp_path) is None
 
 
 def test_a_kept_job_with_an_own_model_runs_only_where_that_is_allowed(tmp_path: Path) -> None:
