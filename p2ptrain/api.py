@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import random
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,14 +19,18 @@ from typing import TYPE_CHECKING
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import UserError
+from p2ptrain.errors import NobodyError, NotCoveredError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.net.keys import OPEN_GROUP, Group, load_group, load_or_make_identity, read_code
 from p2ptrain.runtime import harvest as harvesting
+from p2ptrain.runtime.node.group_job import JOB_WAIT_AGAIN_S, JOB_WAIT_S
 from p2ptrain.runtime.node.journal import Journal, Line
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
-from p2ptrain.runtime.node.peer_node import PeerNode, PeerOptions
+from p2ptrain.runtime.node.peer_node import PeerNode
+from p2ptrain.runtime.node.peer_options import PeerOptions
+from p2ptrain.runtime.preflight import is_prepared, prepare
+from p2ptrain.runtime.store.kept import KeptJob, kept_job, newest_job
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.wire.messages import MemberState, Record
 
@@ -52,16 +57,20 @@ def default_state_dir() -> Path:
         ) from None
 
 
-def find_group(code: str | None, *, is_open: bool = False, state_dir: Path | None = None) -> Group:
+def find_group(code: str | None = None, *, is_open: bool = False, state_dir: Path | str | None = None) -> Group:
     """The group of a join code, of ``--open``, or the one that this device used last. Raises ``UserError``."""
     if is_open:
         return OPEN_GROUP
     if code:
         return read_code(code)
-    known = load_group(state_dir or default_state_dir())
+    known = load_group(_state(state_dir))
     if known is None:
         raise UserError("no join code: give one with --code, or make one with `p2ptrain group new`")
     return known
+
+
+def _state(state_dir: Path | str | None) -> Path:
+    return Path(state_dir).expanduser() if state_dir is not None else default_state_dir()
 
 
 async def run_peer(
@@ -69,37 +78,49 @@ async def run_peer(
     options: PeerOptions,
     *,
     network: NetworkConfig | None = None,
-    state_dir: Path | None = None,
+    state_dir: Path | str | None = None,
     until: asyncio.Event | None = None,
     on_start: Callable[[PeerNode], None] = lambda node: None,
     on_line: Callable[[Line], None] | None = None,
 ) -> None:
-    """Run one peer until its job is done and the lingering over, or ``until`` is set; then say goodbye.
+    """Run one peer until its job is done, the model written and the lingering over, or ``until`` is set.
 
-    ``on_start`` is called once the peer listens, ``on_line`` with every line of its journal.
+    ``on_start`` is called once the peer listens, and again when it has left its job for the group's; ``on_line`` with
+    every line of its journal.
 
     Raises ``UserError`` for what the person at this device can mend.
     """
-    state = StateDir(state_dir or default_state_dir())
+    state, until = StateDir(_state(state_dir)), until or asyncio.Event()
     try:
         identity = load_or_make_identity(state.path)
-        journal = Journal(state.path / "journal.jsonl", on_line=on_line, aside=True)
-        node = PeerNode(identity, group, network or NetworkConfig(), options, state, journal)
-        try:
-            await node.start()
-            on_start(node)
-            stopped = asyncio.ensure_future((until or asyncio.Event()).wait())
-            finished = asyncio.ensure_future(node.wait_finished())
-            await asyncio.wait([stopped, finished], return_when=asyncio.FIRST_COMPLETED)
-            for task in (stopped, finished):
-                task.cancel()
-            await node.leave()
-        finally:
-            await node.close()
-        if node.failure is not None:
-            raise node.failure
+        if not is_prepared(options):
+            options, _ = await asyncio.to_thread(prepare, options, state.path)
+        wait_s = JOB_WAIT_S
+        while True:
+            journal = Journal(state.path / "journal.jsonl", on_line=on_line, aside=True)
+            node = PeerNode(identity, group, network or NetworkConfig(), options, state, journal, job_wait_s=wait_s)
+            await _run(node, until, on_start)
+            if node.failure is not None:
+                raise node.failure
+            if node.superseded_by is None or until.is_set():
+                return
+            wait_s = random.uniform(*JOB_WAIT_AGAIN_S)
     finally:
         state.close()
+
+
+async def _run(node: PeerNode, until: asyncio.Event, on_start: Callable[[PeerNode], None]) -> None:
+    """From its start to its goodbye."""
+    try:
+        await node.start()
+        on_start(node)
+        ends = [asyncio.ensure_future(until.wait()), asyncio.ensure_future(node.wait_finished())]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for task in ends:
+            task.cancel()
+        await node.leave()
+    finally:
+        await node.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,25 +173,72 @@ async def harvest(
     partial: bool = False,
     allow_user_code: bool | str = False,
     say: Callable[[str], None] = lambda text: None,
+    state_dir: Path | str | None = None,
 ) -> Harvest:
     """Collect the freshest copy of every part and assemble the global model.
+
+    Where nobody answers, or who does lacks a part, it comes from what this device keeps of the group in its state
+    directory. ``Harvest.source`` says which it was.
 
     ``allow_user_code``: whether a model function of the user's own may run here; its name allows that one only.
 
     Raises ``NotCoveredError`` naming the parts that nobody has, unless ``partial``; ``UserError`` otherwise.
     """
-    async with observing(group, network) as node:
-        collected = await harvesting.collect(node, wait_s, partial=partial, say=say)
-    allowed = allow_user_code is True or allow_user_code == collected.job.model.name
-    return await asyncio.to_thread(harvesting.assemble, collected, allow_user_code=allowed)
+    try:
+        async with observing(group, network) as node:
+            collected = await harvesting.collect(node, wait_s, partial=partial, say=say)
+            num_peers = len(node.observer.alive())
+    except (NobodyError, NotCoveredError) as error:
+        kept = await asyncio.to_thread(kept_job, _state(state_dir), group.tag)
+        if kept is None:
+            raise
+        say(f"{str(error).partition(';')[0]}: looking at what this device keeps")
+        try:
+            return await asyncio.to_thread(_harvest_kept, [kept], partial, allow_user_code)
+        except NotCoveredError as own:
+            raise NotCoveredError(f"{error}. This device by itself: {own}") from None
+    allowed = _may_run(collected.job, allow_user_code)
+    result = await asyncio.to_thread(harvesting.assemble, collected, allow_user_code=allowed)
+    who = f"the group, {num_peers} device{'s' if num_peers != 1 else ''} of which answered"
+    return dataclasses.replace(result, source=who)
 
 
-def save_harvest(path: Path, result: Harvest) -> None:
-    """One ``.safetensors`` file with the names of the plain module, and everything needed to use it as metadata."""
-    from p2ptrain.learning.checkpoint import save_model
+async def harvest_kept(
+    state_dirs: Sequence[Path | str], *, partial: bool = False, allow_user_code: bool | str = False
+) -> Harvest:
+    """The same from state directories alone, of one device or of several: of the job that was trained last there.
 
-    lineage = [dataclasses.asdict(part) for part in result.report]
-    save_model(path, result.state, result.job, {"lineage": lineage, "plan": result.plan.hash})
+    Raises ``NotCoveredError`` naming the parts that none of them has, unless ``partial``; ``UserError`` otherwise.
+    """
+    kept = []
+    for path in state_dirs:
+        found = await asyncio.to_thread(newest_job, _state(path))
+        if found is None:
+            raise UserError(f"{path}: no state directory with a job in it; name the folder that a peer had as --state")
+        kept.append(found)
+    if len({each.job.id for each in kept}) > 1:
+        named = ", ".join(f"{path}: {each.job.id}" for path, each in zip(state_dirs, kept, strict=True))
+        raise UserError(f"these state directories had different jobs last ({named}); harvest them one by one")
+    return await asyncio.to_thread(_harvest_kept, kept, partial, allow_user_code)
+
+
+def _harvest_kept(kept: Sequence[KeptJob], partial: bool, allow_user_code: bool | str) -> Harvest:
+    allowed = _may_run(kept[0].job, allow_user_code)
+    return harvesting.from_state(kept, partial=partial, allow_user_code=allowed)
+
+
+def _may_run(job: Job, allow_user_code: bool | str) -> bool:
+    return allow_user_code is True or allow_user_code == job.model.name
+
+
+def save_harvest(path: Path | str, result: Harvest, *, force: bool = True) -> None:
+    """One ``.safetensors`` file with the names of the plain module, and everything needed to use it as metadata.
+
+    Without ``force`` a file that is there gives way only to a model of the same job that is as far: ``UserError``.
+    """
+    if not force:
+        harvesting.check_replaces(Path(path), result)
+    harvesting.save(Path(path), result)
 
 
 def load_model(path: Path | str, *, allow_user_code: bool = False) -> tuple[nn.Module, ModelCard]:

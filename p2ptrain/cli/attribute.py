@@ -71,6 +71,6 @@ def command(model_file: Path, data: str, num_samples: int, output: Path, allow_m
     scores = attribute(model, layers, x, num_classes, labels=y)
     job = Job(model=ModelConfig(card.model, card.width), data=card.data)
     tensors = dict(model.state_dict()) | {f"{ATTRIBUTION}{layer}": score for layer, score in scores.items()}
-    save_model(output, tensors, job, {"job_id": card.job_id, "lineage": list(map(dict, card.lineage))})
+    save_model(output, tensors, job, {**card.extra, "job_id": card.job_id, "lineage": list(map(dict, card.lineage))})
     click.echo(f"{output}: checkpoint and scores of {len(layers)} layers, from {len(samples)} samples")
     click.echo(f"next: p2ptrain job new --data SPEC --model {card.model} --init {output} -o job.toml")

@@ -5,11 +5,12 @@ Invariant: uses the test split of a data set that has one, else all of it, and o
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
-from p2ptrain.cli.shared.options import DATA_HELP, Names, allow_option, json_option, load_allowed
+from p2ptrain.cli.shared.options import DATA_HELP, Names, allow_option, json_option, load_allowed, warning_of
 
 EXAMPLES = """\b
 Examples:
@@ -56,8 +57,10 @@ def command(
     evaluation = api.evaluate(model, card, data, shard=shard, classes=classes, batch_size=batch_size)
     names = card.data.classes
     if as_json:
-        click.echo(evaluation.to_json(names))
+        click.echo(json.dumps({**json.loads(evaluation.to_json(names)), "completeness": card.completeness or None}))
         return
+    if warning := warning_of(card):
+        click.echo(f"{model_file}: {warning}", err=True)
     click.echo(evaluation.to_text(names))
     if confusion:
         short = [clean(name, 10) for name in names]

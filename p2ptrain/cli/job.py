@@ -1,4 +1,4 @@
-"""``p2ptrain job``: write a job file from a data set, or check one.
+"""``p2ptrain job``: write a job file from a data set, check one, or go on from one that is done.
 
 Invariant: ``job new`` only writes files that ``load_job`` reads back, complete, with the data contract in them.
 """
@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from p2ptrain.cli.shared.continue_job import continue_command
+from p2ptrain.cli.shared.job_defaults import batch_size_for
 from p2ptrain.cli.shared.options import (
     DATA_HELP,
     F,
@@ -88,7 +90,7 @@ Examples:
 
 @click.group(epilog="\b\nExample:\n  p2ptrain job new --data digits -o job.toml && p2ptrain job check job.toml")
 def command() -> None:
-    """Write a job file from a data set, or check one.
+    """Write a job file from a data set, check one, or go on from one that is done.
 
     The job is what a group trains: model, classes, input shape, hyper-parameters. One peer starts with the file; all
     others get it from the group.
@@ -121,7 +123,12 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 )
 @setting("--rounds", "training.rounds", click.IntRange(1), "Rounds; parameters travel after each.")
 @setting("--epochs", "training.epochs_per_round", click.FloatRange(0.001), "Passes over the own samples a round.")
-@setting("--batch-size", "training.batch_size", click.IntRange(1), "Samples a step.")
+@click.option(
+    "--batch-size",
+    "training__batch_size",
+    type=click.IntRange(1),
+    help="Samples a step. [default: 64; 32 or 16 of audio if there is little]",
+)
 @setting("--optimizer", "training.optimizer", click.Choice(["sgd", "adamw"]), "Which optimizer.")
 @setting("--learning-rate", "training.learning_rate", click.FloatRange(0, min_open=True), "At the start.")
 @setting("--seed", "seed", int, "For initial weights and shares of the data.")
@@ -191,6 +198,9 @@ def new(data: str, input_shape: str | None, init: Path | None, output: Path, for
     for path, value in settings.items():
         title, _, key = path.rpartition("__")
         job = with_settings(job, title, **{key: value}) if value is not None else job
+    if mode.needs_data and settings["training__batch_size"] is None:  # a pipeline cuts batches into micro-batches
+        num = round(source.num_samples("train") * (1.0 if source.num_samples("val") else 1 - job.data.val))
+        job = with_settings(job, "training", batch_size=batch_size_for(source.kind, num, job.training))
     job = job.with_table(job.table(mode.config))  # all its keys are in the file, for people
     if init is not None:
         if not init.is_file():
@@ -245,6 +255,9 @@ def commented(job: Job) -> str:
             lines.append(f"# {comment}")
         lines.append(f"{line}  # {comment}" if comment and len(line) + len(comment) <= 110 else line)
     return "\n".join(lines) + "\n"
+
+
+command.add_command(continue_command(commented))
 
 
 @command.command(epilog="\b\nExample:\n  p2ptrain job check job.toml")

@@ -200,7 +200,8 @@ def peer_command(
     command = [sys.executable, "-m", "p2ptrain.cli.main", "peer", "--name", share.name]
     if share.has_data:
         command += ["--data", experiment.data]
-    command += ["--state", str(state), "--threads", str(experiment.threads), "--linger", LINGER, *where]
+    command += ["--state", str(state), "--threads", str(experiment.threads), "--linger", LINGER]
+    command += ["--no-model", *where]
     if job_file is not None:
         command += ["--job", str(job_file)]
     if share.shard:

@@ -44,6 +44,11 @@ class ModelCard:
     """Who trained which part how far: a table for every part."""
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def completeness(self) -> str:
+        """complete, half-way or incomplete, as the harvest found it; "" = an older file, which does not say."""
+        return self.extra.get("completeness", "")
+
 
 def save_model(path: Path, state: Mapping[str, Tensor], job: Job, extra: Mapping[str, object] | None = None) -> None:
     """Write the model, atomically. ``extra``: more metadata; values that are not strings are stored as JSON."""

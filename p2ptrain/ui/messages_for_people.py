@@ -75,6 +75,14 @@ def _frame_refused(fields: Fields) -> str | None:
 _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "job": lambda f: f"job {_text(f, 'name')} ({_text(f, 'job')}), mode {_text(f, 'mode')}",
     "job-from": lambda f: f"got the job from {_text(f, 'peer')}",
+    "job-kept": lambda f: (
+        f"nobody else tells a job: going on with the one that is kept here, {_text(f, 'name')} ({_text(f, 'job')}), "
+        f"round {_text(f, 'round')}"
+    ),
+    "job-left": lambda f: (
+        f"the others have another job ({_text(f, 'theirs')}): leaving {_text(f, 'ours')} for it; what was trained "
+        "stays on disk"
+    ),
     "other-job": lambda f: (
         f"{_text(f, 'peer')} is in this group with another job ({_text(f, 'theirs')}, ours is {_text(f, 'ours')}) and "
         "trains by itself: start both with the same job file, or one of them without --job"
@@ -140,5 +148,14 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
         f"{_text(f, 'where')} is on a disk without locks: make sure that no other peer uses this state directory"
     ),
     "storage-damaged": lambda f: "something in the state directory was damaged and moved aside",
+    "model-written": lambda f: (
+        f"the {_text(f, 'kind')} is in {_text(f, 'path')}" + (f" ({_text(f, 'why_not')})" if f.get("why_not") else "")
+    ),
+    "model-kept": lambda f: f"the model that was written earlier stays in {_text(f, 'path')} ({_text(f, 'why')})",
+    "model-not-written": lambda f: (
+        f"the model could not be written here ({_text(f, 'why')}); get it with `p2ptrain harvest`, on any device, "
+        "while the others are here"
+    ),
+    "model-awaited": lambda f: "the model is still being written: waiting for it",
     "handover-incomplete": lambda f: "nobody confirmed the last copy in time; it stays on this device's disk",
 }

@@ -19,7 +19,7 @@ from p2ptrain.errors import UserError
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.net.keys import read_code
 from p2ptrain.runtime.node.node import NetworkConfig
-from p2ptrain.runtime.node.peer_node import PeerOptions
+from p2ptrain.runtime.node.peer_options import PeerOptions
 from p2ptrain.runtime.store import store
 from p2ptrain.runtime.trainer import watch
 
@@ -40,7 +40,11 @@ async def main(spec: dict[str, Any]) -> None:
         job=job_from_json(spec["job"]) if spec["job"] else None,
         shard=spec["shard"],
         classes=tuple(spec["classes"]),
+        flops_per_s=0.0,
+        num_threads=1,
+        device="cpu",
         linger_s=spec["linger_s"],
+        keep_model=spec["keep_model"],
     )
     network = NetworkConfig(("127.0.0.1",), spec["port"], tuple(spec["peers"]), discover=False)
     await run_peer(read_code(spec["code"]), options, network=network, state_dir=Path(spec["state"]), until=until)

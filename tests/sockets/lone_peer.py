@@ -20,7 +20,8 @@ from p2ptrain.net.keys import read_code
 from p2ptrain.runtime.node import node
 from p2ptrain.runtime.node.journal import Line
 from p2ptrain.runtime.node.node import NetworkConfig
-from p2ptrain.runtime.node.peer_node import PeerNode, PeerOptions
+from p2ptrain.runtime.node.peer_node import PeerNode
+from p2ptrain.runtime.node.peer_options import PeerOptions
 
 
 def say(kind: str, **fields: Any) -> None:

@@ -11,7 +11,6 @@ import json
 import math
 import re
 import signal
-import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -188,6 +187,16 @@ def load_allowed(path: Path, allow_model: str) -> tuple[Any, ModelCard]:
     return api.load_model(path, allow_user_code=bool(allow_model))
 
 
+def warning_of(card: ModelCard) -> str:
+    """What whoever uses the model should know of it first."""
+    told = {
+        "half-way": "a HALF-WAY model, harvested before the group was done; harvest again for the whole one",
+        "incomplete": "an INCOMPLETE model: parts of it were missing when it was harvested, and their classes are not "
+        "recognised",
+    }
+    return told.get(card.completeness, "")
+
+
 def check_allowed(model: str, allow_model: str) -> None:
     """``--allow-model`` names one function and allows no other. Raises ``UserError``."""
     if ":" in model and allow_model and model != allow_model:
@@ -213,10 +222,3 @@ def write_text(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: can't be written ({error.strerror}); name another file with -o") from None
-
-
-def device_name() -> str:
-    """What this device calls itself."""
-    import platform
-
-    return platform.node().split(".")[0][:64] or sys.platform

@@ -26,7 +26,8 @@ from p2ptrain.net.keys import Group, save_group
 from p2ptrain.runtime.node import journal
 from p2ptrain.runtime.node.journal import Line
 from p2ptrain.runtime.node.node import NetworkConfig
-from p2ptrain.runtime.node.peer_node import PeerNode, PeerOptions
+from p2ptrain.runtime.node.peer_node import PeerNode
+from p2ptrain.runtime.node.peer_options import PeerOptions
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.ui import messages_for_people
@@ -145,6 +146,8 @@ class _Session:
         early, self._early = self._early, []
         for line in early:
             self._tell(line)
+        if self._watching is not None:
+            self._watching.cancel()  # of the node before, which left its job for another
         self._watching = asyncio.ensure_future(self._watch_waits())
 
     def heard(self, line: Line) -> None:
@@ -184,6 +187,11 @@ class _Session:
                 text = messages_for_people.round_sentence(line.fields, rounds, own.samples_per_s, own.accuracy, left)
             elif line.kind == "validated" and core.role is not None and core.role.ending is not None:
                 after = core.role.ending.found()
+        if line.kind == "other-job" and self._options.job is None:
+            text = (
+                f"{line.fields.get('peer', '')} is in this group with another job ({line.fields.get('theirs', '')}): "
+                "this device takes that one when nobody else has its own any more, or when it is done"
+            )
         if line.kind == "done":
             text = (
                 f"done. Next, on any device: p2ptrain harvest -o global.safetensors   (this peer goes on serving: "

@@ -30,14 +30,18 @@ SURFACE = {
         *("--no-augment", "--input-shape", "--init", "-o", "--output", "--force", "--micro-batches", "--schedule"),
         *("--val", "--passes"),
     ],
+    "job continue": ["FILE", "--rounds", "--model", "--state", "-o", "--output", "--force"],
     "job check": ["FILE", "--data", "--allow-model", "--json"],
     "peer": [
         *(*GROUP, "--job", "--data", "--classes", "--shard", "--dirichlet", "--profile", "--name", *NETWORK, "--port"),
-        *("--threads", "--device", "--allow-model", "--linger", "--fresh", "--quiet", "--json"),
+        *("--threads", "--device", "--allow-model", "--linger", "--out", "--no-model", "--fresh", "--quiet", "--json"),
     ],
     "status": [*GROUP, *NETWORK, "--wait", "--json"],
     "watch": [*GROUP, *NETWORK, "--interval", "--plain"],
-    "harvest": [*GROUP, *NETWORK, "--wait", "-o", "--output", "--partial", "--data", "--allow-model", "--json"],
+    "harvest": [
+        *(*GROUP, *NETWORK, "--wait", "-o", "--output", "--force", "--from", "--partial", "--data", "--allow-model"),
+        "--json",
+    ],
     "evaluate": ["FILE", "--data", "--shard", "--classes", "--batch-size", "--confusion", "--allow-model", "--json"],
     "export": ["FILE", "--format", "-o", "--output", "--allow-model"],
     "attribute": ["FILE", "--data", "--samples", "-o", "--output", "--allow-model"],
@@ -316,7 +320,7 @@ def test_durations(text: str, seconds: float) -> None:
 def test_the_check_before_the_start_measures_and_keeps_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from p2ptrain.cli.shared import preflight as p
+    from p2ptrain.runtime import preflight as p
 
     monkeypatch.setattr(p, "_is_calm", lambda: True)
     request = p.Request(data=npz(tmp_path), device="cpu", classes=("cat",))
@@ -330,8 +334,8 @@ def test_the_check_before_the_start_tells_what_is_for_validation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from p2ptrain.cli.peer import _measured
-    from p2ptrain.cli.shared import preflight as p
-    from p2ptrain.runtime.node.peer_node import PeerOptions
+    from p2ptrain.runtime import preflight as p
+    from p2ptrain.runtime.node.peer_options import PeerOptions
 
     spec = npz(tmp_path)
     run(["job", "new", "--data", spec, "-o", "j.toml"], capsys)
@@ -390,7 +394,7 @@ def test_an_option_of_another_mode_has_its_table_too(tmp_path: Path, capsys: pyt
 def test_a_pipeline_takes_peers_without_samples_and_looks_at_none_for_validation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from p2ptrain.cli.shared import preflight as p
+    from p2ptrain.runtime import preflight as p
 
     spec = npz(tmp_path, num_val=6)
     for mode in ("replicas", "pipeline"):

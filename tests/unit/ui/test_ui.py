@@ -18,8 +18,9 @@ from p2ptrain.ids import PeerId
 from p2ptrain.modes.tasks import words as tasks_words
 from p2ptrain.modes.tasks.harvest import TasksHarvest
 from p2ptrain.modes.tasks.plan import ClassPart, TasksBody
+from p2ptrain.runtime import report
 from p2ptrain.runtime.node.journal import Line
-from p2ptrain.ui import messages_for_people, report, status_table
+from p2ptrain.ui import messages_for_people, status_table
 from p2ptrain.ui.watch import PlainScreen
 from p2ptrain.wire.messages import NO_PART, MemberState, Record
 

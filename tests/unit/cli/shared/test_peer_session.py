@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from p2ptrain.cli.shared.peer_session import _Session
-from p2ptrain.runtime.node.peer_node import PeerOptions
+from p2ptrain.runtime.node.peer_options import PeerOptions
 
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -4,28 +4,37 @@ Invariant: the process that becomes the node imports neither torch nor a decoder
 is wrong with the data is said before torch is imported, within a second or two; torch takes some more (measured:
 2.5 s on a desktop), which is why a speed measured on a calm device is kept for a day.
 
-    python -m p2ptrain.cli.shared.preflight        (a request as JSON on standard input, answers as JSON lines)
+    python -m p2ptrain.runtime.preflight        (a request as JSON on standard input, answers as JSON lines)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import platform
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from p2ptrain.errors import P2PTrainError, UserError
 from p2ptrain.version import __version__
+from p2ptrain.words import as_text
+
+if TYPE_CHECKING:
+    from p2ptrain.planning.devices.profiles import DeviceProfile
+    from p2ptrain.runtime.node.peer_options import PeerOptions
 
 SPEED_FILE = "speed.json"
 KEPT_S = 86_400.0
 MEASURE_S = 0.4
 TIMEOUT_S = 300.0
+DEVICES = ("cpu", "cuda")
+"""Any other means: a GPU if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,61 @@ class Findings:
     accelerator: str = ""
 
 
+def prepare(
+    options: PeerOptions, state_dir: Path, profile: DeviceProfile | None = None
+) -> tuple[PeerOptions, Findings]:
+    """The options with nothing left open: the data checked, and what this device can do measured, or as a profile says.
+
+    Raises ``UserError`` for data or a device that can't be used.
+    """
+    options = dataclasses.replace(
+        options, name=options.name or device_name(), num_threads=options.num_threads or all_cores()
+    )
+    device = options.device
+    if profile is not None and device not in DEVICES:
+        device = "cuda" if profile.accelerator else "cpu"
+    is_known = profile is not None or options.flops_per_s is not None
+    request = Request(
+        data=options.data,
+        job=options.job.to_json() if options.job is not None else "",
+        shard=options.shard,
+        dirichlet=options.dirichlet,
+        classes=options.classes,
+        threads=options.num_threads,
+        device="" if is_known and device == "cpu" else device,
+    )
+    found = preflight(request, state_dir)
+    if profile is not None:
+        own: dict[str, Any] = {
+            "flops_per_s": profile.flops_per_s.value,
+            "memory_bytes": int(profile.memory_bytes.value),
+            "link_bytes_per_s": profile.link_bytes_per_s.value,
+        }
+    elif options.flops_per_s is not None:
+        own = {}
+    else:
+        own = {"flops_per_s": found.flops_per_s, "memory_bytes": options.memory_bytes or found.memory_bytes}
+    return dataclasses.replace(options, device=found.device, **own), found
+
+
+def is_prepared(options: PeerOptions) -> bool:
+    """Whether ``prepare`` has nothing left to do."""
+    is_measured = options.flops_per_s is not None and options.device in DEVICES
+    return is_measured and bool(options.name and options.num_threads)
+
+
+def device_name() -> str:
+    """What this device calls itself."""
+    return as_text(platform.node().split(".")[0][:64] or sys.platform)
+
+
+def all_cores() -> int:
+    """That this process may use."""
+    from p2ptrain.learning.profiling.device import available_cores
+
+    return max(1, math.floor(available_cores()))
+
+
 def preflight(request: Request, state_dir: Path) -> Findings:
     """Raises ``UserError`` for data or a device that can't be used."""
     kept = _kept_speed(state_dir, request) if request.device else None
@@ -71,7 +135,7 @@ def preflight(request: Request, state_dir: Path) -> Findings:
 
 
 def _ask(request: Request) -> dict[str, Any]:
-    command = [sys.executable, "-m", "p2ptrain.cli.shared.preflight"]
+    command = [sys.executable, "-m", "p2ptrain.runtime.preflight"]
     text = json.dumps(dataclasses.asdict(request))
     environment = os.environ | {"OMP_NUM_THREADS": str(request.threads)}
     try:
