@@ -6,7 +6,8 @@ Invariant: no control character of anybody's text reaches the terminal, and ever
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -58,3 +59,17 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[s
         ]
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def folded(name: str) -> str:
+    """What names that mean the same have in common: neither case, nor how accents are stored, nor space around it."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).strip()
+
+
+def match_class(name: str, classes: Iterable[str]) -> str | None:
+    """The name in ``classes`` that is meant: equal, or the only one that is equal when ``folded``."""
+    known = list(classes)
+    if name in known:
+        return name
+    found = [k for k in known if folded(k) == folded(name)]
+    return found[0] if len(found) == 1 else None

@@ -15,15 +15,16 @@ import click
 from p2ptrain.cli.shared.options import (
     DATA_HELP,
     Duration,
-    Names,
     allow_option,
     check_allowed,
+    classes_option,
     device_name,
     group_options,
     network_options,
     progress,
     read_group,
     read_network,
+    strict_option,
 )
 from p2ptrain.errors import UserError
 
@@ -57,13 +58,7 @@ Examples:
     metavar="SPEC",
     help=f"This device's own samples; a pipeline takes helpers without. {DATA_HELP} [default: none]",
 )
-@click.option(
-    "--classes",
-    type=Names(),
-    default=(),
-    metavar="NAMES",
-    help="Use only samples of these classes, such as cat,dog, and wish to train them. [default: all]",
-)
+@classes_option("Use only samples of these classes, such as cat,dog, and wish to train them. [default: all]")
 @click.option("--shard", default="", metavar="K/N", help="Use the K-th of N shares of the samples. [default: all]")
 @click.option(
     "--dirichlet",
@@ -91,6 +86,7 @@ Examples:
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", help="What trains. [default: auto]"
 )
+@strict_option
 @allow_option
 @click.option(
     "--linger",
@@ -120,6 +116,7 @@ def command(
     port: int,
     threads: int | None,
     device: str,
+    strict: bool,
     allow_model: str,
     linger_s: float,
     fresh: bool,
@@ -158,6 +155,7 @@ def command(
         shard=shard,
         dirichlet=dirichlet or 0.0,
         classes=classes,
+        strict=strict,
         num_threads=threads or _all_cores(),
         allow_user_code=allow_model,
         linger_s=linger_s if linger_s < 1e9 else math.inf,
@@ -176,7 +174,7 @@ def _measured(
 
     from p2ptrain.cli.shared.preflight import Request, preflight
     from p2ptrain.planning.devices.profiles import find_profile, read_profile
-    from p2ptrain.words import listed, scaled
+    from p2ptrain.words import clean, listed, scaled
 
     known = read_profile(find_profile(profile)) if profile else None
     if known and device == "auto":
@@ -188,6 +186,7 @@ def _measured(
         dirichlet=options.dirichlet,
         classes=options.classes,
         threads=options.num_threads,
+        strict=options.strict,
         device="" if known and device == "cpu" else device,
     )
     found = preflight(request, state)
@@ -200,6 +199,8 @@ def _measured(
             f"{options.data}: {count} ({listed(list(found.samples))}){val}" if options.data else "none: helps as it can"
         )
         click.echo(f"data     {own}")
+        for note in found.notes:
+            click.echo(f"         {clean(note, 400)}")
         what = known.name if known else found.accelerator or f"{options.num_threads} CPU threads"
         click.echo(f"device   {what}: {scaled(flops_per_s, 'FLOP/s')}, {scaled(memory_bytes, 'B')} of memory")
     return dataclasses.replace(

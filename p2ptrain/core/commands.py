@@ -46,6 +46,8 @@ class Configure:
     """Path of the checkpoint that the job starts from."""
     cache: str = ""
     """Path of the file that remembers measured times of blocks ("" = none)."""
+    strict: bool = False
+    """Whether a file that can't be read ends training; else it is left out."""
     spool: str = ""
     """Path of the folder that takes files which are handed over ("" = none: bytes are)."""
 
@@ -70,6 +72,8 @@ class Ready:
     counts: tuple[int, ...]
     max_groups: int = 0
     """Into so many class sub-models the job's model can be divided; 0 = not looked."""
+    notes: tuple[str, ...] = ()
+    """What the person at this device should know of the samples: how many were left out, whether they look odd."""
 
 
 @dataclass(frozen=True, slots=True)

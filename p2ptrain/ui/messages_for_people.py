@@ -13,6 +13,9 @@ from p2ptrain.words import clean, percent, scaled
 
 Fields = Mapping[str, Value]
 
+FASTEST_MBIT_S = 100_000.0
+"""What comes out faster than the fastest network card did not take long enough to be measured."""
+
 
 def tell(line: Line) -> str | None:
     """The sentence for a line of the journal."""
@@ -53,6 +56,13 @@ def _training(fields: Fields) -> str:
     return f"training of part {fields.get('part')} {start} ({rounds} rounds)"
 
 
+def _link(fields: Fields) -> str:
+    mbit_s = _number(fields, "mbit_s")
+    if mbit_s > FASTEST_MBIT_S:
+        return f"the link to {_text(fields, 'name')} is too fast to measure"
+    return f"the link to {_text(fields, 'name')} carries {mbit_s:,.0f} Mbit/s"
+
+
 def _frame_refused(fields: Fields) -> str | None:
     if fields.get("reason") == "proof":
         return f"{_text(fields, 'peer')} was turned away: it does not hold the join code of this group"
@@ -75,7 +85,8 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     ),
     "stage-message-refused": lambda f: f"something unusable from {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
     "plan-impossible": lambda f: f"no plan can be made: {_text(f, 'why')}",
-    "link": lambda f: f"the link to {_text(f, 'name')} carries {_number(f, 'mbit_s'):,.0f} Mbit/s",
+    "link": _link,
+    "samples": lambda f: f"of this device's samples: {clean(str(f.get('detail', '?')), 400)}",
     "training": _training,
     "gossip": lambda f: f"averaged with {_text(f, 'peer')} ({scaled(_number(f, 'bytes'), 'B')})",
     "gossip-ended": lambda f: f"averaging with {_text(f, 'peer')} ended early ({_text(f, 'outcome')})",

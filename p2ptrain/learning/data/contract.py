@@ -27,9 +27,11 @@ from p2ptrain.learning.data.source import (
     check_memory,
     closest,
     listing,
-    match_class,
 )
+from p2ptrain.words import match_class
 
+MIN_SAMPLES = 2
+"""To learn from: one sample can't be told from any other."""
 MAX_PROPOSED_PX = 64
 """Larger pictures are proposed at 64x64: the job is for small devices. ``input_shape`` overrules it."""
 
@@ -81,8 +83,17 @@ def load(
     if reading.broken:
         sound = np.setdiff1d(np.arange(len(chosen)), list(reading.broken))
         x, y = x[sound], y[sound]
-    notes = (reading.sentence(len(chosen)), held_against(x, contract, source.spec))
+    notes = (*reading.notes(len(chosen)), held_against(x, contract, source.spec))
     return Dataset(x, y, contract, tuple(filter(None, notes)))
+
+
+def check_learnable(labels: Indices, contract: DataConfig, where: str) -> None:
+    """Refuse samples that nothing can be learnt from, by their labels ``[N]``. Raises ``DataError``."""
+    if contract.kind != "text" and len(labels) < MIN_SAMPLES:
+        raise DataError(
+            f"{where}: {len(labels)} sample{'' if len(labels) == 1 else 's'} to train on; nothing can be learnt from "
+            f"fewer than {MIN_SAMPLES}: give more"
+        )
 
 
 def _checked_shape(source: Source, contract: DataConfig) -> Shape:

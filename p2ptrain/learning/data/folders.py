@@ -114,7 +114,7 @@ class FolderSource(Source):
             largest_bytes = max(largest_bytes, len(data))
             if self.kind == "audio":
                 return wav.decode_wav(data, contract.audio, where)
-            return images.decode_image(data, shape, where, contract.white, reading.wide if reading else None)
+            return images.decode_image(data, shape, where, contract.white, reading)
 
         def fill(start: int, stop: int) -> None:
             for i in range(start, stop):
@@ -239,15 +239,15 @@ def _survey(tree: Tree, kind: Kind, files: tuple[str, ...]) -> tuple[Shape, int,
     if recordings:
         rates = Counter(head.sample_rate for head in recordings)
         rate = max(rates, key=lambda each: (rates[each], each))
-        many = ", ".join(f"{n} have {each:,} Hz" for each, n in sorted(rates.items()))
-        lines = [f"{looked}, {many}: all are read at one rate"] if len(rates) > 1 else []
+        many = ", ".join(f"{n} at {each:,} Hz" for each, n in sorted(rates.items()))
+        lines = [f"{looked}: {many}; all are read at one rate"] if len(rates) > 1 else []
         return wav.feature_shape(wav.natural_audio(rate)), rate, lines
     pictures = [head for head in sound if isinstance(head, images.ImageHead)]
     grey = sum(head.channels == 1 for head in pictures)
     heights, widths = sorted(head.height for head in pictures), sorted(head.width for head in pictures)
     lines = []
     if 0 < grey < len(pictures):
-        lines.append(f"{looked}, {grey} are grey and {len(pictures) - grey} in colour: all are read in colour")
+        lines.append(f"{looked}: {grey} grey, {len(pictures) - grey} in colour; all are read in colour")
     if heights[0] < heights[-1] or widths[0] < widths[-1]:
         lines.append(
             f"{looked}, heights are {heights[0]} to {heights[-1]} and widths {widths[0]} to {widths[-1]} pixels: all "

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from p2ptrain.errors import DataError
-from p2ptrain.learning.data.reading import FULL_WHITE, Brightest
+from p2ptrain.learning.data.reading import FULL_WHITE, Brightest, Reading
 from p2ptrain.learning.data.source import Shape
 
 # A closed list: some of Pillow's other formats start programs (EPS) or are barely tested.
@@ -93,11 +93,11 @@ def find_brightest(data: bytes, where: str, found: Brightest) -> None:
 
 
 def decode_image(
-    data: bytes, shape: Shape, where: str, white: float = 0.0, found: Brightest | None = None
+    data: bytes, shape: Shape, where: str, white: float = 0.0, reading: Reading | None = None
 ) -> NDArray[np.uint8]:
     """Pixels ``[C, H, W]``, converted between grey and colour and stretched to ``shape`` where they differ.
 
-    ``white``: of wide pictures; 0 = ``FULL_WHITE``. What wide pictures hold is added to ``found``.
+    ``white``: of wide pictures; 0 = ``FULL_WHITE``.
     """
     channels, height, width = shape
     mode = "L" if channels == 1 else "RGB"
@@ -108,12 +108,15 @@ def decode_image(
                 image.draft(mode, (2 * width, 2 * height))  # large JPEGs: decode at half, quarter or eighth size
             if _is_wide(image):
                 values, alpha = _wide_values(data, image)
-                if found is not None:
-                    found.add(float(values.max()), is_float=values.dtype.kind == "f")
+                if reading is not None:
+                    reading.wide.add(float(values.max()), is_float=values.dtype.kind == "f")
                 upright = _narrow(values, alpha, white or FULL_WHITE)
             else:
                 upright = _upright(image)
-            return resized(_converted(upright, mode), shape)
+            pixels = resized(_converted(upright, mode), shape)
+            if reading is not None and getattr(image, "is_animated", False):
+                reading.num_moving += 1
+            return pixels
     except _DECODER_ERRORS as error:
         raise _broken(where, error) from None
 

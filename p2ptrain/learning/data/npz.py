@@ -116,9 +116,13 @@ def _axes(shape: tuple[int, ...], layout: str, path: Path) -> tuple[tuple[int, .
     if len(shape) == 3:
         return (), (1, shape[1], shape[2])
     _, first, middle, last = shape
+    if (first == 1) != (last == 1):
+        layout = layout or ("NCHW" if first == 1 else "NHWC")
     square_says = "" if (first == middle) == (middle == last) else "NHWC" if first == middle else "NCHW"
     size_says = "" if first == last else "NCHW" if first < last else "NHWC"
-    if not layout and (not size_says or middle < min(first, last) or square_says not in ("", size_says)):
+    coloured = first == 3 and last == 2  # colours of pixels that are two wide, or something of two channels?
+    odd = middle < min(first, last) or coloured or square_says not in ("", size_says)
+    if not layout and (odd or not size_says):
         raise DataError(
             f"{path}: x_train has shape {list(shape)}, which may be channels first or channels last; say which it is "
             'with one more array: numpy.savez(..., layout="NCHW"), or "NHWC"'

@@ -25,7 +25,7 @@ ODD_MEAN, ODD_SPREAD = 1.0, 2.5
 FEW = 8
 """With fewer samples a difference says little."""
 
-_DEPTHS = (8, 10, 12, 14, 16, 24, 32)
+_DEPTHS = (8, 10, 12, 14, *range(16, 33))
 _TOO_DARK = 16.0
 """Pictures none of which comes nearer to white than this part of it have another white: 4 of 16 bits."""
 _LOOKED_AT = 1024
@@ -57,7 +57,7 @@ class Brightest:
             return 0.0
         if self.is_float and self.value <= 1:
             return 1.0
-        return next((2.0**bits - 1 for bits in _DEPTHS if self.value < 2**bits), 0.0)
+        return next((2.0**bits - 1 for bits in _DEPTHS if self.value <= 2**bits - 1), 0.0)
 
 
 @dataclass(slots=True)
@@ -66,6 +66,8 @@ class Reading:
 
     broken: dict[int, str] = field(default_factory=dict)
     wide: Brightest = field(default_factory=Brightest)
+    num_moving: int = 0
+    """Pictures with several frames, or pages, of which the first is read."""
 
     def check(self, num_samples: int, contract: DataConfig, where: str) -> None:
         """Refuse a data set of which hardly anything can be read, or is almost black. Raises ``DataError``."""
@@ -80,15 +82,18 @@ class Reading:
                 f"with 8 bits, or make the job again with p2ptrain job new (data.white = {self.wide.white:g})"
             )
 
-    def sentence(self, num_samples: int) -> str:
-        """How many samples are left out; "" = none."""
-        if not self.broken:
-            return ""
-        what = "can't be read and is" if len(self.broken) == 1 else "can't be read and are"
-        return (
-            f"{len(self.broken)} of {num_samples:,} samples {what} left out: {self.broken[min(self.broken)]}; "
-            "--strict stops instead"
-        )
+    def notes(self, num_samples: int) -> list[str]:
+        """What a person should know: how many samples are left out, or not read whole."""
+        lines = []
+        if self.broken:
+            are = "is" if len(self.broken) == 1 else "are"
+            lines.append(
+                f"{len(self.broken)} of {num_samples:,} samples can't be read and {are} left out: "
+                f"{self.broken[min(self.broken)]}"
+            )
+        if self.num_moving:
+            lines.append(f"{self.num_moving} of {num_samples:,} pictures have several frames: the first is read")
+        return lines
 
 
 def held_against(x: NDArray[Any], contract: DataConfig, where: str) -> str:

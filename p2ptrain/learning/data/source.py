@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from p2ptrain.config import MAX_CLASSES, DataConfig, DataKind
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data.reading import Reading
+from p2ptrain.words import folded
 
 Kind = DataKind
 Split = Literal["train", "val", "test"]
@@ -128,20 +129,6 @@ def sorted_classes(names: Iterable[str], where: object) -> tuple[str, ...]:
     if all(name.isascii() and name.isdigit() and len(name) < 10 for name in distinct):
         return tuple(sorted(distinct, key=lambda name: (int(name), name)))
     return tuple(sorted(distinct))
-
-
-def folded(name: str) -> str:
-    """What names that mean the same have in common: neither case, nor how accents are stored, nor space around it."""
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).strip()
-
-
-def match_class(name: str, classes: Iterable[str]) -> str | None:
-    """The name in ``classes`` that is meant: equal, or the only one that is equal when ``folded``."""
-    known = list(classes)
-    if name in known:
-        return name
-    found = [k for k in known if folded(k) == folded(name)]
-    return found[0] if len(found) == 1 else None
 
 
 def matched_names(train: Iterable[str], others: Iterable[str]) -> dict[str, str]:

@@ -57,6 +57,8 @@ class PeerOptions:
     dirichlet: float = 0.0
     classes: tuple[str, ...] = ()
     """Train only on samples of these classes, and wish for them."""
+    strict: bool = False
+    """End at a file that can't be read; else such files are left out, and counted."""
     flops_per_s: float = 0.0
     memory_bytes: int = 0
     link_bytes_per_s: float = 0.0
@@ -203,6 +205,7 @@ class PeerNode(Node):
             classes=options.classes,
             num_threads=options.num_threads,
             device=options.device,
+            strict=options.strict,
             allow_user_code=bool(options.allow_user_code) or options.job is not None,
             cache=str(self.state.path / BLOCK_TIMES),
             spool=str(store.blobs.spool),
