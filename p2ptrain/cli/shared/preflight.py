@@ -203,12 +203,13 @@ def checked_data(job: Job, data: str, *, full: bool, strict: bool) -> dict[str, 
     check_learnable(labels, job.data, data)
     class_map(source, job.data, np.unique(np.concatenate([labels, source.labels("val")])))
     broken = [what for split in SPLITS for what in source.check_files(split, job.data if full else None)]
-    notes = [*source.notes(), *(note for note in found.notes if note not in broken)]
+    notes = [*source.notes(), *(note for note in found.notes if not any(what in note for what in broken))]
     if broken:
         if strict:
             raise DataError(broken[0])
-        how = "" if full else " by their headers (--full reads all of each file)"
-        notes.append(f"{len(broken)} files can't be read{how}, and are left out in training: {broken[0]}")
+        how = "" if full else ", by headers alone (--full reads all of each file)"
+        files = "1 file" if len(broken) == 1 else f"{len(broken)} files"
+        notes.append(f"{files} can't be read{how}; left out in training: {broken[0]}")
     validation = source.counts("val") if mode_of(job).validates else {}
     return {"samples": source.counts("train"), "validation": validation, "notes": notes}
 

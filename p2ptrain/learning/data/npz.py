@@ -105,9 +105,10 @@ def _refuse_misnamed(path: Path, keys: Iterable[str]) -> None:
 
 
 def _layout(arrays: _NpzFile) -> str:
-    layout = str(arrays.read("layout").reshape(-1)[:1].tolist()[:1]).strip("[]'\"").upper()
+    given = arrays.read("layout").reshape(-1)
+    layout = str(given[0]).upper() if len(given) == 1 else ""
     if layout not in ("NCHW", "NHWC"):
-        raise DataError(f'{arrays.path}: layout: expected "NCHW" or "NHWC", got {layout!r}')
+        raise DataError(f'{arrays.path}: layout: expected "NCHW" or "NHWC", got {layout[:20]!r}')
     return layout
 
 
