@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import os
 import tempfile
+import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -179,12 +180,12 @@ def evaluate(
     classes: Sequence[str] = (),
     batch_size: int = 256,
     strict: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Accuracy on the test split of a data set, or on all of it where it has none.
 
-    Files that can't be read are left out, and ``say`` is told; ``strict``: they are a ``DataError``, as it is if there
-    are no samples.
+    Files that can't be read are left out, and ``say`` is told, by default a warning; ``strict``: they are a
+    ``DataError``, as it is if there are no samples.
     """
     from p2ptrain.learning import evaluation
     from p2ptrain.learning.data import Split, load, open_source, select
@@ -197,7 +198,7 @@ def evaluate(
         load(source, card.data, split, indices, strict=strict) for split, indices in zip(splits, chosen, strict=True)
     ]
     for note in (*source.notes(), *(note for part in parts for note in part.notes)):
-        say(note)
+        (say or warnings.warn)(note)
     if not any(len(part) for part in parts):
         of = f" of {', '.join(classes)}" if classes else ""
         raise DataError(

@@ -9,6 +9,9 @@ import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+FASTEST_MBIT_S = 100_000.0
+"""What comes out faster than the fastest network card did not take long enough to be measured."""
+
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -27,6 +30,13 @@ def scaled(value: float, unit: str) -> str:
             number = value / scale
             return f"{number:.{0 if number >= 100 else 1}f} {prefix}{unit}"
     return f"{value:.0f} {unit}"
+
+
+def link_rate(mbit_s: float) -> str:
+    """``carries 94 Mbit/s``."""
+    if mbit_s > FASTEST_MBIT_S:
+        return "is too fast to measure"
+    return f"carries {mbit_s:,.0f} Mbit/s" if mbit_s >= 10 else f"carries {mbit_s:.2g} Mbit/s"
 
 
 def percent(share: float | None) -> str:

@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from p2ptrain.runtime.node.journal import Line, Value
-from p2ptrain.words import clean, percent, scaled
+from p2ptrain.words import clean, link_rate, percent, scaled
 
 Fields = Mapping[str, Value]
-
-FASTEST_MBIT_S = 100_000.0
-"""What comes out faster than the fastest network card did not take long enough to be measured."""
 
 
 def tell(line: Line) -> str | None:
@@ -56,13 +53,6 @@ def _training(fields: Fields) -> str:
     return f"training of part {fields.get('part')} {start} ({rounds} rounds)"
 
 
-def _link(fields: Fields) -> str:
-    mbit_s = _number(fields, "mbit_s")
-    if mbit_s > FASTEST_MBIT_S:
-        return f"the link to {_text(fields, 'name')} is too fast to measure"
-    return f"the link to {_text(fields, 'name')} carries {mbit_s:,.0f} Mbit/s"
-
-
 def _frame_refused(fields: Fields) -> str | None:
     if fields.get("reason") == "proof":
         return f"{_text(fields, 'peer')} was turned away: it does not hold the join code of this group"
@@ -85,7 +75,7 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     ),
     "stage-message-refused": lambda f: f"something unusable from {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
     "plan-impossible": lambda f: f"no plan can be made: {_text(f, 'why')}",
-    "link": _link,
+    "link": lambda f: f"the link to {_text(f, 'name')} {link_rate(_number(f, 'mbit_s'))}",
     "samples": lambda f: f"of this device's samples: {clean(str(f.get('detail', '?')), 400)}",
     "training": _training,
     "gossip": lambda f: f"averaged with {_text(f, 'peer')} ({scaled(_number(f, 'bytes'), 'B')})",

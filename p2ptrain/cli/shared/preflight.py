@@ -26,7 +26,7 @@ from p2ptrain.version import __version__
 SPEED_FILE = "speed.json"
 KEPT_S = 86_400.0
 MEASURE_S = 0.4
-LOOKED_AT = 64
+LOOKED_AT = 32
 """So many samples, evenly spread, are decoded before the peer starts."""
 TIMEOUT_S = 300.0
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from p2ptrain.errors import DataError
-from p2ptrain.learning.data.reading import FULL_WHITE, Brightest, Reading
+from p2ptrain.learning.data.reading import FULL_WHITE, OVERSHOOT, Brightest, Reading
 from p2ptrain.learning.data.source import Shape
 
 # A closed list: some of Pillow's other formats start programs (EPS) or are barely tested.
@@ -168,7 +168,6 @@ def _wide_values(data: bytes, image: Image.Image) -> tuple[NDArray[Any], NDArray
         values: NDArray[Any] = np.asarray(_upright(image))
         if isinstance(transparent, int):
             alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
-        values = values.astype(np.float64 if image.mode == "F" else np.int64)
     else:
         raw = _raw_mode(image)
         if raw not in _LOWER_BYTES and raw != "LA;16B":
@@ -179,8 +178,8 @@ def _wide_values(data: bytes, image: Image.Image) -> tuple[NDArray[Any], NDArray
             for i, tile in enumerate(tiles):
                 rest = (lower, *tile[3][1:]) if isinstance(tile[3], tuple) else lower
                 tiles[i] = tile._replace(args=rest)
-            low: NDArray[Any] = np.asarray(_upright(again)).astype(np.int64)
-        high: NDArray[Any] = np.asarray(_upright(image)).astype(np.int64)
+            low: NDArray[Any] = np.asarray(_upright(again)).astype(np.uint16)
+        high: NDArray[Any] = np.asarray(_upright(image)).astype(np.uint16)
         if raw == "LA;16B":
             values, alpha = low[..., 0] << 8 | low[..., 1], low[..., 2].astype(np.uint8)
         else:
@@ -188,8 +187,9 @@ def _wide_values(data: bytes, image: Image.Image) -> tuple[NDArray[Any], NDArray
             alpha = high[..., 3].astype(np.uint8) if high.shape[2] == 4 else None
     if not np.isfinite(values).all():
         raise ValueError("infinite or missing numbers for pixels")
-    if values.min() < 0:
-        raise ValueError(f"pixels below zero ({values.min():g})")
+    lowest, highest = float(values.min()), float(values.max())
+    if lowest < (min(0.0, (1 - OVERSHOOT) * highest) if image.mode == "F" else 0):
+        raise ValueError(f"pixels below zero ({lowest:g})")
     return values, alpha
 
 
@@ -197,12 +197,17 @@ def _narrow(values: NDArray[Any], alpha: NDArray[np.uint8] | None, white: float)
     """A picture of 8 bits a channel, where ``white`` is white."""
     largest = float(values.max())
     is_float = values.dtype.kind == "f"
-    if largest > white:
+    if largest > (OVERSHOOT * white if is_float else white):
         raise ValueError(f"pixels up to {largest:g}, where data.white of the job is {white:g}")
     if is_float and 0 < largest <= 1 < white:
         raise ValueError(f"pixels from 0 to {largest:g}, where data.white of the job is {white:g}")
-    narrow = np.rint(values * (255 / white)) if is_float else values * 256 // int(white + 1)
-    image = Image.fromarray(narrow.clip(0, 255).astype(np.uint8))
+    if is_float:
+        narrow = np.rint(values * np.float32(255 / white)).clip(0, 255).astype(np.uint8)
+    elif largest <= FULL_WHITE:  # by a table, which takes no memory for numbers in between
+        narrow = (np.arange(int(largest) + 1) * 256 // int(white + 1)).clip(0, 255).astype(np.uint8)[values]
+    else:
+        narrow = (values.astype(np.int64) * 256 // int(white + 1)).astype(np.uint8)
+    image = Image.fromarray(narrow)
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha))
     return image

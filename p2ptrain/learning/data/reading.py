@@ -25,6 +25,9 @@ ODD_MEAN, ODD_SPREAD = 1.0, 2.5
 FEW = 8
 """With fewer samples a difference says little."""
 
+OVERSHOOT = 1.05
+"""Floats may be so much beyond white, or as little below black, as resizing makes of them; they are cut off there."""
+
 _DEPTHS = (8, 10, 12, 14, *range(16, 33))
 _TOO_DARK = 16.0
 """Pictures none of which comes nearer to white than this part of it have another white: 4 of 16 bits."""
@@ -55,9 +58,10 @@ class Brightest:
         """The most that the bit depth in use can say: 255, 1023, 4095, ...; 1 for floats up to 1; 0 = no picture."""
         if self.value <= 0:
             return 0.0
-        if self.is_float and self.value <= 1:
-            return 1.0
-        return next((2.0**bits - 1 for bits in _DEPTHS if self.value <= 2**bits - 1), 0.0)
+        whites = [2.0**bits - 1 for bits in _DEPTHS]
+        if self.is_float:
+            return next((white for white in (1.0, *whites) if self.value <= OVERSHOOT * white), 0.0)
+        return next((white for white in whites if self.value <= white), 0.0)
 
 
 @dataclass(slots=True)
@@ -75,7 +79,8 @@ class Reading:
             others = f" ({len(self.broken)} of {num_samples} files like this)" if len(self.broken) > 1 else ""
             raise DataError(self.broken[min(self.broken)] + others)
         white = contract.white or FULL_WHITE
-        if 0 < self.wide.value * _TOO_DARK <= white:
+        # Whole numbers up to 255 are taken for bytes: they are as dark as a picture of 8 bits may be, too.
+        if 0 < self.wide.value * _TOO_DARK <= white and (white > 255 or self.wide.is_float):
             raise DataError(
                 f"{where}: the brightest pixel of its {self.wide.num_pictures} pictures of more than 8 bits is "
                 f"{self.wide.value:g}, where white is {white:g} in this job: they would be almost black; write them "

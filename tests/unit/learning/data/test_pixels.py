@@ -66,8 +66,12 @@ def test_bits_that_are_not_in_use_do_not_make_it_dark(tmp_path: Path, bits: int,
 
 
 @pytest.mark.parametrize("white", [1, 255, 4095, 65535])
-def test_floats_are_scaled_by_their_range(tmp_path: Path, white: float) -> None:
-    image = Image.fromarray((RAMP * white).astype(np.float32))
+@pytest.mark.parametrize("beyond", [0.0, 0.01])
+def test_floats_are_scaled_by_their_range(tmp_path: Path, white: float, beyond: float) -> None:
+    """``beyond``: what resizing leaves below black and above white."""
+    values = RAMP * white
+    values[0, 0], values[-1, -1] = -beyond * white, (1 + beyond) * white
+    image = Image.fromarray(values.astype(np.float32))
     source = tree(tmp_path / "x", saved(image, "TIFF"), suffix="tif")
     assert propose_contract(source).white == white
     assert np.abs(read(source)[0, 0] - 255 * RAMP).max() <= 1
@@ -94,6 +98,14 @@ def test_dark_pictures_of_a_set_stay_dark_and_another_depth_is_refused(tmp_path:
         read(brighter, contract)
     with pytest.raises(DataError, match=r"brightest pixel .* is 4095, where white is 65535 in this job"):
         read(tree(tmp_path / "v", png(full, 0)), propose_contract(brighter))
+
+
+def test_floats_that_fit_no_range_are_refused_and_small_whole_numbers_are_bytes(tmp_path: Path) -> None:
+    odd = Image.fromarray((RAMP * 2).astype(np.float32))
+    with pytest.raises(DataError, match="they would be almost black"):
+        propose_contract(tree(tmp_path / "x", saved(odd, "TIFF"), suffix="tif"))
+    masks = np.arange(400).reshape(20, 20, 1) % 4
+    assert np.unique(read(tree(tmp_path / "y", png(masks, 0)))).tolist() == [0, 1, 2, 3]
 
 
 def strokes(row: int) -> NDArray[np.uint8]:
