@@ -116,6 +116,8 @@ class SnapshotTaken:
     """How many blocks of a chain it holds; 1 for a part that is no stage."""
     accuracy: float = -1.0
     """On the own validation samples, among the classes that are trained here; -1 = there are none."""
+    num_skipped: int = 0
+    """Batches of the round that taught nothing, as their loss was not a finite number."""
 
 
 @dataclass(frozen=True, slots=True)

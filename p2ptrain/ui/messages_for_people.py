@@ -25,7 +25,9 @@ def round_sentence(fields: Fields, rounds: int, samples_per_s: float, accuracy: 
     speed = f", {samples_per_s:.0f} samples/s" if samples_per_s else ""
     loss = f", loss {_number(fields, 'loss'):.3f}" if "loss" in fields else ""
     val = f", {percent(accuracy)} of own validation samples right" if accuracy >= 0 else ""
-    return f"round {fields.get('round')}/{rounds or '?'} done{loss}{val}{speed}{f'; about {left} left' if left else ''}"
+    skipped = f", {fields['skipped']} batches without a finite loss were skipped" if "skipped" in fields else ""
+    what = f"{loss}{val}{speed}{skipped}{f'; about {left} left' if left else ''}"
+    return f"round {fields.get('round')}/{rounds or '?'} done{what}"
 
 
 def _number(fields: Fields, name: str) -> float:

@@ -267,7 +267,8 @@ class TasksRole:
         if event.round_finished:
             self._restarts.round_finished()
             loss = (("loss", round(event.loss, 4)),) if math.isfinite(event.loss) else ()
-            note = Note("round", (("part", event.part), ("round", event.round), *loss))
+            skipped = (("skipped", event.num_skipped),) if event.num_skipped else ()
+            note = Note("round", (("part", event.part), ("round", event.round), *loss, *skipped))
             effects += [note, *self._exchanges.round_finished(now)]
         return effects
 

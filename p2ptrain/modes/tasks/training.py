@@ -90,6 +90,7 @@ class PartTraining:
         """The loss of each step of the pass under way."""
         self._learnt, self._loss_sum = 0, 0.0
         """Samples of this round that trained the model, and the sum of their losses."""
+        self._bad_before = 0
         self._targets = targets
         self._seed = int.from_bytes(hashlib.blake2b(peer_name.encode(), digest_size=8).digest(), "big")
         self.masses: Masses = dict.fromkeys(self._spec.shards, 0.0)
@@ -104,6 +105,11 @@ class PartTraining:
         return len(self._data)
 
     @property
+    def num_skipped(self) -> int:
+        """Batches of the round under way, or of the last one, whose loss was not a finite number."""
+        return self.trainer.num_bad_steps - self._bad_before
+
+    @property
     def finished(self) -> bool:
         return self.round >= self._job.training.rounds or self._steps_per_round == 0
 
@@ -112,6 +118,7 @@ class PartTraining:
         if self.step_in_round == 0:
             self._batches, self._end, self._losses = self._round_batches(), RoundEnd(), []
             self._learnt, self._loss_sum = 0, 0.0
+            self._bad_before = self.trainer.num_bad_steps
         x, y = next(self._batches)
         before = self.trainer.num_samples
         loss = self.trainer.step(x, y)

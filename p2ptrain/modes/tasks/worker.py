@@ -154,6 +154,7 @@ class TasksWorker:
                 training_finished=training.finished,
                 snapshot=snapshot,
                 accuracy=training.accuracy() if round_finished else -1.0,
+                num_skipped=training.num_skipped if round_finished else 0,
             )
         )
 

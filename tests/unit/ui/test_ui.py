@@ -193,6 +193,8 @@ def test_the_rich_screen_shows_the_same_cells() -> None:
 def test_a_loss_that_is_not_known_is_not_shown() -> None:
     assert messages_for_people.round_sentence({"round": 2}, 5, 0.0) == "round 2/5 done"
     assert messages_for_people.round_sentence({"round": 2, "loss": 0.25}, 5, 0.0) == "round 2/5 done, loss 0.250"
+    skipped = messages_for_people.round_sentence({"round": 2, "skipped": 3}, 5, 0.0)
+    assert skipped == "round 2/5 done, 3 batches without a finite loss were skipped"
     found = Found(records=(record(A, loss=0.0, step=9),))
     assert status_table.row(found, found.records[0])[5] == "-"
     assert status_table.to_plain(found)["peers"][0]["loss"] is None

@@ -77,6 +77,18 @@ def test_a_round_in_which_nothing_was_learnt_is_an_error() -> None:
         one.step()
 
 
+def test_batches_that_teach_nothing_are_counted() -> None:
+    one = training(num=16)
+    good = one._data
+    one._data = dataclasses.replace(good, contract=dataclasses.replace(DATA, mean=(math.nan,)))
+    one.step()
+    one._data, one._batches = good, good.batches(np.random.default_rng(0), 8)
+    assert one.step() and one.num_skipped == 1 and math.isfinite(one.last_loss)
+    while not one.step():
+        assert one.num_skipped == 0
+    assert one.round == 2 and one.num_skipped == 0
+
+
 def test_batches_of_one_are_refused_where_the_model_takes_statistics_from_them() -> None:
     with pytest.raises(UserError, match=r"training.batch_size: 1, and the model has batch normalisation"):
         training(batch_size=1, model="dscnn")
