@@ -10,6 +10,7 @@ import dataclasses
 import os
 import random
 import tempfile
+import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import NobodyError, NotCoveredError, UserError
+from p2ptrain.errors import DataError, NobodyError, NotCoveredError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.net.keys import OPEN_GROUP, Group, load_group, load_or_make_identity, read_code
 from p2ptrain.runtime import harvest as harvesting
@@ -249,15 +250,38 @@ def load_model(path: Path | str, *, allow_user_code: bool = False) -> tuple[nn.M
 
 
 def evaluate(
-    model: nn.Module, card: ModelCard, data: str, *, shard: str = "", classes: Sequence[str] = (), batch_size: int = 256
+    model: nn.Module,
+    card: ModelCard,
+    data: str,
+    *,
+    shard: str = "",
+    classes: Sequence[str] = (),
+    batch_size: int = 256,
+    strict: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """Accuracy on the test split of a data set, or on all of it where it has none."""
+    """Accuracy on the test split of a data set, or on all of it where it has none.
+
+    Files that can't be read are left out, and ``say`` is told, by default a warning; ``strict``: they are a
+    ``DataError``, as it is if there are no samples.
+    """
     from p2ptrain.learning import evaluation
     from p2ptrain.learning.data import Split, load, open_source, select
+    from p2ptrain.learning.data.source import listing
 
     source = open_source(data)
     splits: tuple[Split, ...] = ("test",) if source.num_samples("test") else ("train", "val")
     chosen = [select(source, card.data, split, shard=shard or None, classes=classes or None) for split in splits]
-    parts = [load(source, card.data, split, indices) for split, indices in zip(splits, chosen, strict=True)]
+    parts = [
+        load(source, card.data, split, indices, strict=strict) for split, indices in zip(splits, chosen, strict=True)
+    ]
+    for note in (*source.notes(), *(note for part in parts for note in part.notes)):
+        (say or warnings.warn)(note)
+    if not any(len(part) for part in parts):
+        of = f" of {', '.join(classes)}" if classes else ""
+        raise DataError(
+            f"{data}: no samples{of} to evaluate on in {' and '.join(splits)}; samples there: "
+            f"{listing([f'{name} {n}' for split in splits for name, n in source.counts(split).items() if n]) or 'none'}"
+        )
     batches = (part.tensors(slice(i, i + batch_size)) for part in parts for i in range(0, len(part), batch_size))
     return evaluation.evaluate(model, batches, len(card.data.classes))

@@ -6,7 +6,11 @@ Invariant: no control character of anybody's text reaches the terminal, and ever
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+FASTEST_MBIT_S = 100_000.0
+"""What comes out faster than the fastest network card did not take long enough to be measured."""
 
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -36,6 +40,13 @@ def scaled(value: float, unit: str) -> str:
             number = value / scale
             return f"{number:.{0 if number >= 100 else 1}f} {prefix}{unit}"
     return f"{value:.0f} {unit}"
+
+
+def link_rate(mbit_s: float) -> str:
+    """``carries 94 Mbit/s``."""
+    if mbit_s > FASTEST_MBIT_S:
+        return "is too fast to measure"
+    return f"carries {mbit_s:,.0f} Mbit/s" if mbit_s >= 10 else f"carries {mbit_s:.2g} Mbit/s"
 
 
 def percent(share: float | None) -> str:
@@ -68,3 +79,17 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[s
         ]
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def folded(name: str) -> str:
+    """What names that mean the same have in common: neither case, nor how accents are stored, nor space around it."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).strip()
+
+
+def match_class(name: str, classes: Iterable[str]) -> str | None:
+    """The name in ``classes`` that is meant: equal, or the only one that is equal when ``folded``."""
+    known = list(classes)
+    if name in known:
+        return name
+    found = [k for k in known if folded(k) == folded(name)]
+    return found[0] if len(found) == 1 else None

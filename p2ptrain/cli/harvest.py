@@ -113,7 +113,7 @@ def command(
         click.echo(f"{report.kind(result)} in {output}, from {result.source}")
     if data:
         model, card = api.load_model(output, allow_user_code=bool(allow_model))
-        evaluation = api.evaluate(model, card, data)
+        evaluation = api.evaluate(model, card, data, say=progress)
         plain |= json.loads(evaluation.to_json(card.data.classes))
         if not as_json:
             click.echo(evaluation.to_text(card.data.classes))

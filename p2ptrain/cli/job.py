@@ -23,12 +23,16 @@ from p2ptrain.cli.shared.options import (
     check_output,
     json_option,
     print_json,
+    progress,
+    strict_option,
     write_text,
 )
+from p2ptrain.cli.shared.preflight import checked_data
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError, UserError
 from p2ptrain.modes.jobs import check_job, load_job, table_of, with_settings
 from p2ptrain.modes.registry import MODES, mode_of
+from p2ptrain.words import clean
 
 COMMENTS = {
     "name": "for people only",
@@ -44,6 +48,7 @@ COMMENTS = {
     "data.std": "likewise",
     "data.augment": "random crops and flips (images) or shifts (audio) while training",
     "data.val": "share of the training samples held out for validation, unless the data have a val split; 0 = none",
+    "data.white": "in pictures of more than 8 bits a channel, or of floats; 0 = 65535, all of 16 bits",
     "data.audio.sample_rate": "Hz; the audio table counts for audio only",
     "training.rounds": "after each round parameters travel",
     "training.epochs_per_round": "passes over the own samples a round",
@@ -182,7 +187,8 @@ def new(data: str, input_shape: str | None, init: Path | None, output: Path, for
 
     source = open_source(data)
     augment = bool(settings.pop("data__augment"))
-    job = dataclasses.replace(Job(), data=propose_contract(source, _shape(input_shape), augment=augment))
+    contract = propose_contract(source, _shape(input_shape), augment=augment, say=_note)
+    job = dataclasses.replace(Job(), data=contract)
     settings["model__name"] = settings["model__name"] or DEFAULT_MODELS[source.kind]
     given = settings["mode"]
     settings["mode"] = given or "auto"
@@ -216,6 +222,10 @@ def new(data: str, input_shape: str | None, init: Path | None, output: Path, for
     if not given:
         click.echo(f"mode {job.mode}: {MODE_WHY[job.mode]}")
     click.echo(f"next: p2ptrain job check {output}; then p2ptrain peer --job {output} --data {data}")
+
+
+def _note(text: str) -> None:
+    progress(f"note: {clean(text, 400)}")
 
 
 def _shape(text: str | None) -> tuple[int, int, int] | None:
@@ -263,12 +273,19 @@ command.add_command(continue_command(commented))
 @command.command(epilog="\b\nExample:\n  p2ptrain job check job.toml")
 @click.argument("job_file", type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--data", metavar="SPEC", help=f"Check also that this fits the job. {DATA_HELP} [default: no data]")
+@click.option("--full", is_flag=True, help="With --data: read every file whole. [default: the headers of all]")
+@strict_option
 @allow_option
 @json_option
-def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> None:
-    """Check a job file, and tell its id, the size of its model and what training costs."""
+def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_model: str, as_json: bool) -> None:
+    """Check a job file, and tell its id, the size of its model and what training costs.
+
+    With --data all files' headers are read, and some samples are held against the job.
+    """
     job = load_job(job_file)
-    counts = _samples_per_class(job, data) if data else {}
+    if not data and (full or strict):
+        raise UserError("--full and --strict are about files: name them with --data")
+    counts = checked_data(job, data, full=full, strict=strict) if data else {}
     if ":" in job.model.name and not allow_model:
         raise JobError(
             f"{job_file}: model.name: {job.model.name} is code of your own; "
@@ -277,8 +294,10 @@ def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> 
     check_allowed(job.model.name, allow_model)
     from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
     from p2ptrain.learning.models import global_model
+    from p2ptrain.learning.training import check_batch_size
 
     model = global_model(job, allow_user_code=True)
+    check_batch_size(model, job.training.batch_size)
     found = mode_of(job).check_model(job, model)
     flops = training_flops(model, job.data.input_shape)
     optimizer: Any = job.training.optimizer
@@ -326,15 +345,6 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
         counts, num_val = plain["samples"], sum(plain["validation"].values())
         by_class = "" if job.data.kind == "text" else f": {listed([f'{k} {n}' for k, n in counts.items()], 12)}"
         click.echo(f"samples   {sum(counts.values()):,} to train on, {num_val:,} for validation{by_class}")
+        for note in plain["notes"]:
+            click.echo(f"note      {clean(note, 400)}")
     click.echo("fine")
-
-
-def _samples_per_class(job: Job, data: str) -> dict[str, dict[str, int]]:
-    """``samples`` to train on and for ``validation``, by class."""
-    import numpy as np
-
-    from p2ptrain.learning.data import load, open_source
-
-    source = open_source(data).fitted(job.data)
-    load(source, job.data, "train", np.zeros(1, np.int64))  # kind and shape
-    return {"samples": source.counts("train"), "validation": source.counts("val") if mode_of(job).validates else {}}

@@ -16,15 +16,16 @@ from p2ptrain.cli.shared.options import (
     DATA_HELP,
     DeviceChoice,
     Duration,
-    Names,
     allow_option,
     check_allowed,
     check_output,
+    classes_option,
     group_options,
     network_options,
     progress,
     read_group,
     read_network,
+    strict_option,
 )
 from p2ptrain.errors import UserError
 
@@ -58,13 +59,7 @@ Examples:
     metavar="SPEC",
     help=f"This device's own samples; a pipeline takes helpers without. {DATA_HELP} [default: none]",
 )
-@click.option(
-    "--classes",
-    type=Names(),
-    default=(),
-    metavar="NAMES",
-    help="Use only samples of these classes, such as cat,dog, and wish to train them. [default: all]",
-)
+@classes_option("Use only samples of these classes, such as cat,dog, and wish to train them. [default: all]")
 @click.option("--shard", default="", metavar="K/N", help="Use the K-th of N shares of the samples. [default: all]")
 @click.option(
     "--dirichlet",
@@ -92,6 +87,7 @@ Examples:
 @click.option(
     "--device", type=DeviceChoice(["cpu", "cuda", "auto"]), default="auto", help="What trains. [default: auto]"
 )
+@strict_option
 @allow_option
 @click.option(
     "--linger",
@@ -128,6 +124,7 @@ def command(
     port: int,
     threads: int | None,
     device: str,
+    strict: bool,
     allow_model: str,
     linger_s: float,
     out: Path | None,
@@ -183,6 +180,7 @@ def command(
         shard=shard,
         dirichlet=dirichlet or 0.0,
         classes=classes,
+        strict=strict,
         num_threads=threads or 0,
         allow_user_code=allow_model,
         linger_s=linger_s if linger_s < 1e9 else math.inf,
@@ -203,7 +201,7 @@ def _measured(
 
     from p2ptrain.planning.devices.profiles import find_profile, read_profile
     from p2ptrain.runtime.preflight import prepare
-    from p2ptrain.words import counted, listed, scaled
+    from p2ptrain.words import clean, counted, listed, scaled
 
     known = read_profile(find_profile(profile)) if profile else None
     options, found = prepare(dataclasses.replace(options, job=job, device=device), state, known)
@@ -214,6 +212,8 @@ def _measured(
             f"{options.data}: {count} ({listed(list(found.samples))}){val}" if options.data else "none: helps as it can"
         )
         click.echo(f"data     {own}")
+        for note in found.notes:
+            click.echo(f"         {clean(note, 400)}")
         what = known.name if known else found.accelerator or counted(options.num_threads, "CPU thread")
         speed, memory = options.flops_per_s or 0.0, options.memory_bytes
         click.echo(f"device   {what}: {scaled(speed, 'FLOP/s')}, {scaled(memory, 'B')} of memory")

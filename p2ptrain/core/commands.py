@@ -46,6 +46,8 @@ class Configure:
     """Path of the checkpoint that the job starts from."""
     cache: str = ""
     """Path of the file that remembers measured times of blocks ("" = none)."""
+    strict: bool = False
+    """Whether a file that can't be read ends training; else it is left out."""
     spool: str = ""
     """Path of the folder that takes files which are handed over ("" = none: bytes are)."""
 
@@ -77,6 +79,8 @@ class Ready:
     counts: tuple[int, ...]
     max_groups: int = 0
     """Into so many class sub-models the job's model can be divided; 0 = not looked."""
+    notes: tuple[str, ...] = ()
+    """What the person at this device should know of the samples: how many were left out, whether they look odd."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,8 @@ class SnapshotTaken:
     """How many blocks of a chain it holds; 1 for a part that is no stage."""
     accuracy: float = -1.0
     """On the own validation samples, among the classes that are trained here; -1 = there are none."""
+    num_skipped: int = 0
+    """Batches of the round that taught nothing, as their loss was not a finite number."""
 
 
 @dataclass(frozen=True, slots=True)

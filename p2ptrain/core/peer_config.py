@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from p2ptrain.core.plan import Plan
@@ -10,6 +10,7 @@ from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.group.records import blank_record
 from p2ptrain.protocol.session.own_addresses import OwnAddresses
 from p2ptrain.wire import messages as m
+from p2ptrain.words import match_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,11 @@ class PeerConfig:
     """Names of classes that this peer would like to train."""
     allow_user_code: str = ""
     """The one ``package.module:function`` that a job from the group may name."""
+
+    def wished(self, classes: Sequence[str]) -> tuple[int, ...]:
+        """The wishes as indices into a job's classes."""
+        meant = {match_class(wish, classes) for wish in self.wishes}
+        return tuple(c for c, name in enumerate(classes) if name in meant)
 
 
 def first_record(config: PeerConfig, own_id: PeerId, wall_ms: int) -> m.Record:

@@ -62,6 +62,7 @@ def save_model(path: Path, state: Mapping[str, Tensor], job: Job, extra: Mapping
         "std": json.dumps(job.data.std),
         "kind": job.data.kind,
         "audio": json.dumps(dataclasses.asdict(job.data.audio)),
+        "white": json.dumps(job.data.white),
         "job_id": job.id,
     }
     for key, value in (extra or {}).items():
@@ -148,7 +149,8 @@ def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
             f"{path}: no p2ptrain model (format {metadata.get('format', 'none')!r}, expected {FORMAT!r}); give a file "
             "that `p2ptrain harvest` wrote"
         )
-    known = {"format", "model", "width", "input_shape", "classes", "mean", "std", "kind", "audio", "job_id", "lineage"}
+    about_data = {"input_shape", "classes", "mean", "std", "kind", "audio", "white"}
+    known = {"format", "model", "width", "job_id", "lineage"} | about_data
     try:
         data = DataConfig(
             classes=tuple(str(c) for c in _list(metadata, "classes")),
@@ -157,6 +159,7 @@ def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
             mean=tuple(float(m) for m in _list(metadata, "mean")),
             std=tuple(float(s) for s in _list(metadata, "std")),
             audio=AudioConfig(**json.loads(metadata["audio"])),
+            white=float(json.loads(metadata.get("white", "0"))),  # none in models of before there was this key
             val=0.0,  # a model is judged on all that its user gives; what to hold out is a matter of training
         )
         if len(data.input_shape) != 3 or not data.classes:

@@ -71,9 +71,13 @@ class LocalTrainer:
         self.num_bad_steps = 0
         self.bf16 = bf16 and bf16_supported(self.device)
         self._bad_in_a_row = 0
+        self._num_single = 0
+        """Steps that could not be made, as their batch was a single sample."""
         table, in_play = _labels_in_play(_label_table(targets, own_classes, num_classes), present)
         self._table = table.to(self.device)
         self._in_play = None if in_play is None else in_play.to(self.device)
+        self.num_outputs = len(table[table != _IGNORED].unique()) if in_play is None else len(in_play)
+        """Outputs that compete. From a single one nothing can be learnt."""
         self._parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._optimizer = make_optimizer(self._parameters, config)
 
@@ -88,6 +92,7 @@ class LocalTrainer:
             if kept.numel() < len(y):
                 x, y = x[kept.to(x.device)], y[kept]
         if len(y) == 0 or (len(y) == 1 and has_batch_norm(self.model)):
+            self._num_single += len(y)
             return None  # BatchNorm can't be trained on a single value a channel
         x = x.to(self.device)
         if x.dim() == 4:
@@ -109,6 +114,18 @@ class LocalTrainer:
         self._bad_in_a_row = 0
         self.num_samples += len(y)
         return loss_value
+
+    def why_nothing_was_learnt(self) -> str:
+        """Where no step could be made: what is wrong, and what to do."""
+        if self._num_single:
+            return (
+                "nothing was learnt: its batches are single samples, which batch normalisation can't be trained on; "
+                "raise training.batch_size, or give this device more samples"
+            )
+        return (
+            f"nothing was learnt: the loss was not a finite number in any of {self.num_bad_steps} steps; lower "
+            "training.learning_rate or look for samples that are not finite"
+        )
 
     def skip(self, num_steps: int) -> None:
         """Go on as if so many steps had been made: what is left of the schedule is not stretched."""
@@ -220,6 +237,15 @@ class LocalTrainer:
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether training takes statistics from the batch, which has to have two samples then."""
     return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
+
+
+def check_batch_size(model: nn.Module, batch_size: int) -> None:
+    """Refuse batches that no step can be made with. Raises ``UserError``."""
+    if batch_size == 1 and has_batch_norm(model):
+        raise UserError(
+            "training.batch_size: 1, and the model has batch normalisation, which takes its statistics from the "
+            "samples of a batch: nothing would be learnt; set 2 or more, or take a model without"
+        )
 
 
 def schedule(kind: Literal["constant", "cosine"], step: int, total_steps: int) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from p2ptrain.runtime.node.journal import Line, Value
-from p2ptrain.words import clean, percent, scaled
+from p2ptrain.words import clean, link_rate, percent, scaled
 
 Fields = Mapping[str, Value]
 
@@ -25,7 +25,9 @@ def round_sentence(fields: Fields, rounds: int, samples_per_s: float, accuracy: 
     speed = f", {samples_per_s:.0f} samples/s" if samples_per_s else ""
     loss = f", loss {_number(fields, 'loss'):.3f}" if "loss" in fields else ""
     val = f", {percent(accuracy)} of own validation samples right" if accuracy >= 0 else ""
-    return f"round {fields.get('round')}/{rounds or '?'} done{loss}{val}{speed}{f'; about {left} left' if left else ''}"
+    skipped = f", {fields['skipped']} batches without a finite loss were skipped" if "skipped" in fields else ""
+    what = f"{loss}{val}{speed}{skipped}{f'; about {left} left' if left else ''}"
+    return f"round {fields.get('round')}/{rounds or '?'} done{what}"
 
 
 def _number(fields: Fields, name: str) -> float:
@@ -96,7 +98,8 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     ),
     "stage-message-refused": lambda f: f"something unusable from {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
     "plan-impossible": lambda f: f"no plan can be made: {_text(f, 'why')}",
-    "link": lambda f: f"the link to {_text(f, 'name')} carries {_number(f, 'mbit_s'):,.0f} Mbit/s",
+    "link": lambda f: f"the link to {_text(f, 'name')} {link_rate(_number(f, 'mbit_s'))}",
+    "samples": lambda f: f"of this device's samples: {clean(str(f.get('detail', '?')), 400)}",
     "training": _training,
     "gossip": lambda f: f"averaged with {_text(f, 'peer')} ({scaled(_number(f, 'bytes'), 'B')})",
     "gossip-ended": lambda f: f"averaging with {_text(f, 'peer')} ended early ({_text(f, 'outcome')})",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import csv
 import json
 import math
 import re
@@ -47,16 +48,20 @@ class Duration(click.ParamType[float]):
 
 
 class Names(click.ParamType[tuple[str, ...]]):
-    """``cat,dog``: names between commas."""
+    """``cat,dog``: names between commas; one that has a comma itself stands between double quotes, as in a CSV file."""
 
     name = "names"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return value
-        names = tuple(name.strip() for name in value.split(","))
-        if not all(names) or len(set(names)) != len(names):
-            self.fail(f"{value!r}: write different names with commas between them, such as cat,dog", param, ctx)
+        try:
+            rows = list(csv.reader([value], skipinitialspace=True, strict=True))
+        except csv.Error:
+            rows = []
+        names = tuple(name.strip() for name in rows[0]) if len(rows) == 1 else ()
+        if not names or not all(names) or len(set(names)) != len(names):
+            self.fail(f"{value!r}: write different names with commas between them, {_QUOTED}", param, ctx)
         return names
 
 
@@ -67,6 +72,23 @@ class DeviceChoice(click.Choice[str]):
         if str(value).lower() in ("mps", "metal", "rocm", "xpu"):
             self.fail(f"{value} is not supported yet; without --device this device trains on its CPU", param, ctx)
         return super().convert(value, param, ctx)
+
+
+_QUOTED = """such as cat,dog, and a name with a comma in double quotes: '"Pepper,_bell",cat'"""
+
+
+def classes_option(text: str) -> Callable[[F], F]:
+    """``--classes``: names between commas, or the option again for each."""
+
+    def flat(context: click.Context, param: click.Parameter, value: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+        names = tuple(name for each in value for name in each)
+        if len(set(names)) != len(names):
+            raise click.BadParameter(f"{', '.join(names)}: a class is named twice; {_QUOTED}", context, param)
+        return names
+
+    return click.option(
+        "--classes", multiple=True, type=Names(), callback=flat, metavar="NAMES", help=f"{text} May be given again."
+    )
 
 
 def group_options(function: F) -> F:
@@ -129,6 +151,14 @@ def wait_option(default_s: float) -> Callable[[F], F]:
 
 def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+
+
+def strict_option(function: F) -> F:
+    return click.option(
+        "--strict",
+        is_flag=True,
+        help="Stop at the first file that can't be read. [default: such are left out, counted]",
+    )(function)
 
 
 def allow_option(function: F) -> F:

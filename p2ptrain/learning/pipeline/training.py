@@ -96,6 +96,8 @@ class StageTraining:
         """Samples that have trained the model, the whole group's."""
         self.last_loss = math.nan
         """Mean of the last batch that counted; known in the last stage."""
+        self._round_losses: tuple[int, list[float]] = (0, [])
+        """Of a round: its number, and of its batches so far."""
         self._steps_per_round = max(1, steps_per_round)
         self._total_steps = training.rounds * self._steps_per_round
         self.stop_at = self._total_steps
@@ -148,6 +150,12 @@ class StageTraining:
     @property
     def round(self) -> int:
         return self.step // self._steps_per_round
+
+    @property
+    def round_loss(self) -> float:
+        """Mean over the batches of the round under way, or of the last one; NaN where none is known."""
+        losses = self._round_losses[1]
+        return math.fsum(losses) / len(losses) if losses else math.nan
 
     @property
     def finished(self) -> bool:
@@ -246,6 +254,9 @@ class StageTraining:
         if math.isfinite(square):
             if self._flow.is_last:
                 self.last_loss = self._stage.loss
+                if self._round_losses[0] != self.round:
+                    self._round_losses = (self.round, [])
+                self._round_losses[1].append(self.last_loss)
             self._stage.apply(self.step, math.sqrt(square), self._end.limit)
             self._stage.next_batch()
             self.num_samples += self._batch_rows

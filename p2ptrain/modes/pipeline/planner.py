@@ -32,6 +32,7 @@ from p2ptrain.planning.pipeline.choice import best, judged_s
 from p2ptrain.planning.pipeline.fleet import Fleet, micro_batch_choices
 from p2ptrain.planning.pipeline.schedule import most_ahead
 from p2ptrain.planning.pipeline.stages import PipelinePlan
+from p2ptrain.words import link_rate
 
 SLOWER = 1 + 1e-3
 """A plan may be this much slower than the best single peer: figures are rounded."""
@@ -136,7 +137,7 @@ def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
                 mbit_s = UNKNOWN_LINK_BYTES_PER_S * 8 / 1e6
                 lines.append(f"{peer.peer}: no link speed known, taken for {mbit_s:.0f} Mbit/s")
     for pair in link_figures(body.figures)[1]:
-        lines.append(f"the link between {pair.one} and {pair.other} carries {pair.bytes_per_s * 8e-6:.3g} Mbit/s")
+        lines.append(f"the link between {pair.one} and {pair.other} {link_rate(pair.bytes_per_s * 8e-6)}")
     if model is not None:
         lines.append(_pace(fleet_of(job, model, plan.peers, body.figures), body.pipeline))
     return lines

@@ -221,6 +221,7 @@ class PeerNode(Node):
             classes=options.classes,
             num_threads=options.num_threads,
             device=options.device,
+            strict=options.strict,
             allow_user_code=bool(options.allow_user_code) or options.job is not None,
             cache=str(self.state.path / BLOCK_TIMES),
             spool=str(store.blobs.spool),

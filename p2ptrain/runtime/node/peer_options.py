@@ -24,6 +24,8 @@ class PeerOptions:
     dirichlet: float = 0.0
     classes: tuple[str, ...] = ()
     """Train only on samples of these classes, and wish for them."""
+    strict: bool = False
+    """End at a file that can't be read; else such files are left out, and counted."""
     flops_per_s: float | None = None
     """None = measured before the start; 0 = not known."""
     memory_bytes: int = 0

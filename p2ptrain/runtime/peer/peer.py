@@ -359,9 +359,9 @@ class Peer(Core):
         """The data are counted: from now on plans can have us."""
         if self.job is None:
             return []
-        names = [name.casefold() for name in self.job.data.classes]
-        wishes = tuple(sorted({names.index(w.casefold()) for w in self.config.wishes if w.casefold() in names}))
-        effects = self.group.say(now, counts=event.counts, wishes=wishes, max_groups=event.max_groups)
+        wishes = self.config.wished(self.job.data.classes)
+        effects: Effects = [Note("samples", (("detail", note[:400]),)) for note in event.notes]
+        effects += self.group.say(now, counts=event.counts, wishes=wishes, max_groups=event.max_groups)
         if self.agreement and self.agreement.current and self.role:  # restarted: go on, until we hear of a newer plan
             effects += self.role.plan_adopted(self.agreement.current, now)
         return effects

@@ -21,7 +21,7 @@ from p2ptrain.config import Job, TrainingConfig
 from p2ptrain.core import commands as c
 from p2ptrain.core.worker import Setup, Worker
 from p2ptrain.errors import LocalError, UserError
-from p2ptrain.learning.data import Dataset, Split, load, open_source, select
+from p2ptrain.learning.data import Dataset, Split, check_learnable, load, open_source, select
 from p2ptrain.learning.models import build_model
 from p2ptrain.learning.profiling.allocator import keep_for_training
 from p2ptrain.learning.snapshots import read_init
@@ -80,7 +80,8 @@ class Trainer:
         for event in worker.prepare():
             self._say(event)
         counts: Any = data.counts() if data is not None else [0] * len(job.data.classes)
-        self._say(c.Ready(tuple(int(n) for n in counts), worker.max_groups()))
+        notes = tuple(note for each in (data, val) if each is not None for note in each.notes)
+        self._say(c.Ready(tuple(int(n) for n in counts), worker.max_groups(), notes))
         warm_up()
 
     @staticmethod
@@ -98,7 +99,10 @@ class Trainer:
             classes=command.classes or None,
             seed=job.seed,
         )
-        return load(source, job.data, split, indices)
+        found = load(source, job.data, split, indices, strict=command.strict)
+        if split == "train":
+            check_learnable(found.y, job.data, command.data)
+        return found
 
 
 def warm_up() -> None:

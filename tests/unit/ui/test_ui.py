@@ -204,6 +204,17 @@ def test_the_rich_screen_shows_the_same_cells() -> None:
 def test_a_loss_that_is_not_known_is_not_shown() -> None:
     assert messages_for_people.round_sentence({"round": 2}, 5, 0.0) == "round 2/5 done"
     assert messages_for_people.round_sentence({"round": 2, "loss": 0.25}, 5, 0.0) == "round 2/5 done, loss 0.250"
+    skipped = messages_for_people.round_sentence({"round": 2, "skipped": 3}, 5, 0.0)
+    assert skipped == "round 2/5 done, 3 batches without a finite loss were skipped"
     found = Found(records=(record(A, loss=0.0, step=9),))
     assert status_table.row(found, found.records[0])[5] == "-"
     assert status_table.to_plain(found)["peers"][0]["loss"] is None
+
+
+def test_a_link_that_took_no_time_has_no_figure() -> None:
+    assert words.link_rate(838_861.0) == "is too fast to measure"
+    assert [words.link_rate(mbit_s) for mbit_s in (94.1, 2500.0, 0.96)] == [
+        "carries 94 Mbit/s",
+        "carries 2,500 Mbit/s",
+        "carries 0.96 Mbit/s",
+    ]
