@@ -90,7 +90,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             for x, y in batches:
                 logits, y = matched(model(x.to(device)).float().cpu(), y.cpu().to(torch.int64))
                 predicted = logits.argmax(1)
@@ -105,7 +105,7 @@ def evaluate(
     return Evaluation(rows, loss_sum / samples if samples else math.nan)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def own_class_accuracy(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],

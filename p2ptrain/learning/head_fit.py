@@ -56,7 +56,7 @@ class FitConfig:
     balanced: bool = True
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def features(
     model: nn.Module,
     head: str,

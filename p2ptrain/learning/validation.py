@@ -78,7 +78,7 @@ def among(logits: Tensor, y: Tensor, classes: Sequence[int]) -> Tensor:
     return _by_class((asked[own.argmax(1)] == labels) & ~own.isnan().any(1), labels, logits.shape[1])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def answers_of(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from p2ptrain.learning.models.own import READS_TOKENS
+
 COUNTED_BATCH = 2  # BatchNorm refuses to train on one value per channel
 
 # State tensors per parameter, as torch.optim keeps them.
@@ -135,7 +137,9 @@ def _batch(model: nn.Module, input_shape: Sequence[int], size: int, device: str)
 
 
 def sample_dtype(model: nn.Module) -> torch.dtype:
-    """Of the samples that a model takes: that of its first parameter."""
+    """Of the samples that a model takes: that of its first parameter; token numbers of a user's own for text."""
+    if getattr(model, READS_TOKENS, False):
+        return torch.int64
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 

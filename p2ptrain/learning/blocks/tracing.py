@@ -6,24 +6,26 @@ its layers.
 
 from __future__ import annotations
 
+import contextlib
 import re
-import traceback
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-import torch
 from torch import Tensor, fx, nn
 
 from p2ptrain.errors import JobError
 from p2ptrain.learning.models import MODEL_BUGS
+from p2ptrain.learning.models.blame import where
+from p2ptrain.learning.models.outputs import logits_of
 
 BLOCKS_METHOD = "pipeline_blocks"
 ADVICE = (
     "take control flow that depends on tensors out of that line, return an nn.Sequential, or give the model a method "
     f"{BLOCKS_METHOD}() that returns its submodules in the order in which they run"
 )
+_SIZES = (int, tuple, list, fx.Node)
+"""What ``view`` is given for a shape; a dtype is another matter."""
 _NEEDED_BY = "cutting it into blocks needs"
-_NOT_THE_USERS = (str(Path(torch.__file__).parent), __file__)
 
 
 def trace(model: nn.Module, *, needed_by: str, advice: str, whole: Sequence[nn.Module] = ()) -> fx.GraphModule:
@@ -33,12 +35,18 @@ def trace(model: nn.Module, *, needed_by: str, advice: str, whole: Sequence[nn.M
     """
     tracer = _Tracer(whole)
     try:
-        graph = tracer.trace(model)
+        with contextlib.redirect_stdout(sys.stderr):
+            graph = tracer.trace(model)
+        for node in graph.nodes:
+            if node.op == "call_method" and node.target == "view" and isinstance(node.args[1], _SIZES):
+                node.target = "reshape"  # the same, in any order of memory
+            elif node.op == "output":
+                node.args = (logits_of(node.args[0]),)
         return fx.GraphModule(tracer.root, graph, type(model).__name__)
     except MODEL_BUGS as error:
         reason = str(error).strip().splitlines()
         raise JobError(
-            f"the model {type(model).__name__} can't be traced by torch.fx, which {needed_by}: {_where(error)}"
+            f"the model {type(model).__name__} can't be traced by torch.fx, which {needed_by}: {where(error)}"
             f"{reason[0] if reason else type(error).__name__}; {advice}"
         ) from error
 
@@ -132,11 +140,3 @@ def _is_traceable(module: nn.Module) -> bool:
     except MODEL_BUGS:
         return False
     return True
-
-
-def _where(error: BaseException) -> str:
-    """``file.py, line 12 (code): `` of the innermost line that is the user's own."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THE_USERS)]
-    if not frames:
-        return ""
-    return f"{frames[-1].filename}, line {frames[-1].lineno} ({(frames[-1].line or '').strip()}): "

@@ -30,11 +30,12 @@ from p2ptrain.config import Coding, Schedule, TrainingConfig
 from p2ptrain.errors import DataError, JobError, LocalError, RemoteError
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import Dataset
+from p2ptrain.learning.initial import fit, start_from
 from p2ptrain.learning.pipeline.batch_end import BatchEnd
 from p2ptrain.learning.pipeline.flow import Flow
 from p2ptrain.learning.pipeline.rows import StageMessage, Work
 from p2ptrain.learning.pipeline.samples import SampleStream
-from p2ptrain.learning.pipeline.snapshots import Progress, Snapshot, load_checkpoint, restore_pieces, take_piece
+from p2ptrain.learning.pipeline.snapshots import Progress, Snapshot, restore_pieces, take_piece
 from p2ptrain.learning.pipeline.stage import StageModel
 from p2ptrain.learning.training import MAX_BAD_STEPS, DivergedError, has_batch_norm
 from p2ptrain.planning.pipeline.stages import PipelinePlan
@@ -61,7 +62,8 @@ class StageTraining:
     """Call ``advance`` while ``ready``, send what it returns, and give ``receive`` what others' sent.
 
     ``build`` makes the whole model, of which only the own blocks are ever held (``Chain.build_slice``). ``data``: of
-    peers in the first stage. ``init``: a checkpoint's tensors to start from.
+    peers in the first stage. ``init``: a checkpoint's tensors to start
+    from, for the model of this name.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class StageTraining:
         gradient_feedback: bool = True,
         device: torch.device | str = "cpu",
         init: Mapping[str, Tensor] | None = None,
+        model_name: str = "",
     ) -> None:
         index = pipeline.stage_of(own)
         if index is None or pipeline.num_blocks != len(chain.blocks):
@@ -127,7 +130,7 @@ class StageTraining:
         names = chain.tensor_names(self.start, self.stop)
         module = chain.build_slice(build, self.start, self.stop)
         if init is not None:
-            load_checkpoint(module, init, names)
+            start_from(module.state_dict(), fit(init, chain.model.state_dict(), model_name))
         self._stage = StageModel(
             module,
             names,
