@@ -79,7 +79,8 @@ def features(
 
     hook = layer.register_forward_pre_hook(keep)
     was_training = model.training
-    model.eval().to(device)
+    model.eval()
+    model.to(device)
     try:
         for x, y in batches:
             model(x.to(device))

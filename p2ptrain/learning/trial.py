@@ -34,10 +34,16 @@ class Trial:
     """
 
     def __init__(
-        self, job: Job, x: Tensor | None = None, y: Tensor | None = None, init: Mapping[str, Tensor] | None = None
+        self,
+        job: Job,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        init: Mapping[str, Tensor] | None = None,
+        *,
+        allow_user_code: bool = True,
     ) -> None:
         who = f"model {job.model.name}"
-        self.model: nn.Module = global_model(job, allow_user_code=True)
+        self.model: nn.Module = global_model(job, allow_user_code=allow_user_code)
         self.fitted: Fitted | None = None
         """What was taken of the checkpoint that the job starts from."""
         self.notes: list[str] = []
@@ -80,9 +86,7 @@ class Trial:
             raise JobError(f"{who} has no parameter to train; let some of its layers have requires_grad = True")
         with own_code(doing, self.model):
             logits = self.model(x.clone())
-        check_logits(
-            logits, len(x), job.data.kind, len(job.data.classes), job.data.input_shape[-1], f"{who}, training,"
-        )
+        check_logits(logits, len(x), job.data, f"{who}, training,")
         if not logits.requires_grad:
             raise JobError(
                 f"{who}: its outputs have no gradient, so nothing can be learnt; take no_grad(), detach() and .data "

@@ -86,6 +86,7 @@ def find_head(model: nn.Module, data: DataConfig) -> str:
     It gets one row a sample. The model is run, so give one that is not needed any more. Raises ``JobError``.
     """
     last: dict[str, Tensor] = {}
+    hooks = []
 
     def note(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         last.pop(name, None)
@@ -93,9 +94,13 @@ def find_head(model: nn.Module, data: DataConfig) -> str:
 
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            module.register_forward_hook(partial(note, name))
+            hooks.append(module.register_forward_hook(partial(note, name)))
     model.eval()
-    logits = flat_logits(check_outputs(model, data, "the model"))
+    try:
+        logits = flat_logits(check_outputs(model, data, "the model"))
+    finally:
+        for hook in hooks:
+            hook.remove()
     for name, output in reversed(last.items()):
         if output.dim() == 2 and output.shape == logits.shape and torch.equal(output, logits):
             return name

@@ -91,6 +91,12 @@ class StageTraining:
         index = pipeline.stage_of(own)
         if index is None or pipeline.num_blocks != len(chain.blocks):
             raise LocalError(f"{own} is not in the pipeline, or it is not one of {len(chain.blocks)} blocks")
+        shape = list(chain.blocks[-1].outputs[0].shape)
+        if num_classes not in (shape[-1], *(shape[:1] if shape[1:] == [1] * len(shape[1:]) else ())):
+            raise JobError(
+                f"the model returns {shape} for a sample, where the job has {num_classes} classes: give its last layer "
+                "num_classes outputs"
+            )
         stage = pipeline.stages[index]
         self.start, self.stop = stage.start, stage.stop
         self.step = 0

@@ -59,6 +59,7 @@ class TrainerProcess:
                     command,
                     pass_fds=(theirs.fileno(),),
                     stdin=subprocess.DEVNULL,
+                    stdout=2,  # what a model prints is no part of the node's output
                     env=os.environ | training_environment() | parent,
                     start_new_session=True,  # a signal to the whole group (Ctrl-C, a service stopped) is the node's
                 )
