@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from p2ptrain.cli.shared.model_check import as_safetensors, tried
 from p2ptrain.cli.shared.options import (
     DATA_HELP,
     F,
@@ -25,7 +26,7 @@ from p2ptrain.cli.shared.options import (
 )
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError, UserError
-from p2ptrain.modes.jobs import check_job, load_job, table_of, with_settings
+from p2ptrain.modes.jobs import check_job, init_path, load_job, table_of, with_settings
 from p2ptrain.modes.registry import MODES, mode_of
 
 COMMENTS = {
@@ -157,7 +158,8 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     "--init",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help=".safetensors file to start from; scores in it decide who gets which channels. [default: random weights]",
+    help="Weights to start from, .safetensors or .pth; what fits the model is taken. Scores in it decide who gets "
+    "which channels. [default: random weights]",
 )
 @click.option(
     "-o",
@@ -195,17 +197,25 @@ def new(data: str, input_shape: str | None, init: Path | None, output: Path, for
     if init is not None:
         if not init.is_file():
             raise UserError(f"--init {init}: no such file; `p2ptrain attribute` or `p2ptrain harvest` writes one")
+        init = as_safetensors(init, output)
         relative = os.path.relpath(init.resolve(), output.absolute().parent.resolve())
         job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=Path(relative).as_posix()))
     check_job(job, where="job new")
     _known_model(job.model.name)
     write_text(output, commented(job))
     job = load_job(output)
+    if init is not None and ":" not in job.model.name:
+        fitted = tried(job, init, None).fitted
+        click.echo(f"--init: {fitted.sentence() if fitted else ''}")
     shape = " x ".join(map(str, job.data.input_shape))
     click.echo(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")
     if not given:
         click.echo(f"mode {job.mode}: {MODE_WHY[job.mode]}")
-    click.echo(f"next: p2ptrain job check {output}; then p2ptrain peer --job {output} --data {data}")
+    allow = f" --allow-model {job.model.name}" if ":" in job.model.name else ""
+    click.echo(
+        f"next: p2ptrain job check {output} --data {data}{allow}; "
+        f"then p2ptrain peer --job {output} --data {data}{allow}"
+    )
 
 
 def _shape(text: str | None) -> tuple[int, int, int] | None:
@@ -265,8 +275,9 @@ def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> 
     from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
     from p2ptrain.learning.models import global_model
 
-    model = global_model(job, allow_user_code=True)
-    found = mode_of(job).check_model(job, model)
+    trial = tried(job, init_path(job_file), data)
+    model = trial.model
+    found = mode_of(job).check_model(job, global_model(job, allow_user_code=True))
     flops = training_flops(model, job.data.input_shape)
     optimizer: Any = job.training.optimizer
     if optimizer == "sgd" and job.training.momentum:
@@ -284,6 +295,8 @@ def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> 
         "input_shape": list(job.data.input_shape),
     }
     plain |= {**found, **counts}
+    plain["model_notes"] = trial.notes
+    plain["init"] = trial.fitted.sentence() if trial.fitted else ""
     if as_json:
         print_json(plain)
         return
@@ -300,6 +313,10 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
         f"cost      {scaled(flops['training'], 'FLOP')} a sample to train, {scaled(flops['forward'], 'FLOP')} forward; "
         f"{scaled(plain['training_bytes'], 'B')} of memory at batch size {job.training.batch_size}, beside torch itself"
     )
+    for note in plain["model_notes"]:
+        click.echo(f"note      {note}")
+    if plain["init"]:
+        click.echo(f"init      {plain['init']}")
     if groups := plain.get("max_groups", 0):
         taken = (
             f"class sub-models, up to {groups} different ones" if groups > 1 else "replicas: the model can't be divided"

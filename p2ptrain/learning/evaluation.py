@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from p2ptrain.learning.models.blame import own_code
 from p2ptrain.learning.objective import matched
 
 MANY_CLASSES = 100
@@ -92,7 +93,9 @@ def evaluate(
     try:
         with torch.no_grad():
             for x, y in batches:
-                logits, y = matched(model(x.to(device)).float().cpu(), y.cpu().to(torch.int64))
+                with own_code("the model fails on a batch of samples", model):
+                    outputs = model(x.to(device))
+                logits, y = matched(outputs.float().cpu(), y.cpu().to(torch.int64))
                 predicted = logits.argmax(1)
                 broken = logits.isnan().any(1)
                 predicted[broken] = (y[broken] + 1) % num_classes  # argmax would take NaN for the largest
@@ -124,10 +127,11 @@ def own_class_accuracy(
     rows = torch.tensor([list(outputs).index(c) for c in own.tolist()]) if outputs else own
     right = samples = 0
     for x, y in batches:
-        logits, y = matched(model(x.to(device)).float().cpu(), y)
+        with own_code("the model fails on a batch of samples", model):
+            answers = model(x.to(device))
+        logits, y = matched(answers.float().cpu(), y)
         kept = torch.isin(y, own)
-        answers = own[logits[:, rows].argmax(1)]
-        right += int((answers == y)[kept].sum())
+        right += int((own[logits[:, rows].argmax(1)] == y)[kept].sum())
         samples += int(kept.sum())
     model.train(was_training)
     return _share(right, samples)

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from p2ptrain.errors import JobError
+from p2ptrain.errors import JobError, UserError
 from p2ptrain.learning.models import current_names
+from p2ptrain.learning.snapshots import read_init
 
 PREFIX_DEPTH = 3
 """Prefixes of up to so many names of modules are tried."""
@@ -139,6 +141,48 @@ def fitting_scores(scores: State, model: State, num_classes: int, model_name: st
         if weight in model and tuple(score.shape) == (num_classes, model[weight].shape[0]):
             fitting[weight.removesuffix(".weight")] = score
     return fitting
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a person's own file by name: of ``.safetensors``, or of what ``torch.save`` wrote.
+
+    torch makes tensors and containers of the latter and calls nothing else (``weights_only``). Groups exchange
+    safetensors alone. Raises ``UserError``.
+    """
+    if path.suffix == ".safetensors":
+        tensors, scores = read_init(path)
+        return tensors | {f"attribution/{layer}": score for layer, score in scores.items()}
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        torch.serialization.pickle.UnpicklingError,
+    ) as error:
+        said = (str(error).strip() or "it is empty").splitlines()
+        what = f"no weights that torch can read ({said[0][:100]})"
+        if "Unsupported global" in str(error):
+            what = "a whole model or other Python objects, which would run code: weights alone are taken"
+        raise UserError(
+            f'{path}: {what}; save them with torch.save(model.state_dict(), "weights.pth"), or as .safetensors'
+        ) from None
+    tensors = _most_tensors(found)
+    if not tensors:
+        raise UserError(f"{path}: holds no tensors by name; save them with torch.save(model.state_dict(), ...)")
+    return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _most_tensors(found: object, depth: int = 3) -> dict[str, Tensor]:
+    """The table with the most tensors, of those within each other: trainers save weights beside other things."""
+    if not isinstance(found, Mapping) or depth == 0:
+        return {}
+    own = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    inner = [_most_tensors(value, depth - 1) for value in found.values()]
+    return max([own, *inner], key=len)
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ MAX_BAD_STEPS = 10
 """So many steps in a row without a finite loss end the training."""
 MAX_GRADIENT_NORM = 5.0
 """Longer gradients are scaled down to this: it only meets the first steps and outliers."""
-FAILS = "the model fails in a training step"
+FAILS = "the model fails on a batch of samples"
 WARMUP_FRACTION = 0.03
 """Share of all steps over which the learning rate rises from zero."""
 _IGNORED = -100
@@ -132,7 +132,7 @@ class LocalTrainer:
             labels = self._table[y.to(self.device, torch.int64)]
             kept = labels != _IGNORED
             if bool(kept.any()):
-                with self._autocast():
+                with self._autocast(), own_code(FAILS, self.model):
                     logits = self.model(x.to(self.device)[kept])
                 loss = training_loss(logits.float(), labels[kept], in_play=self._in_play)
                 loss_sum, samples = loss_sum + float(loss) * int(kept.sum()), samples + int(kept.sum())
@@ -284,7 +284,9 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfi
     plain = [p for p in parameters.values() if p.dim() <= 1]  # norms and biases
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in parameters.values())
+    # In half precision torch's fused kernels hardly learn on the CPU, where others do.
+    sound = (torch.float32, torch.float64)
+    fused = all(p.dtype in sound and p.device.type in ("cpu", "cuda", "mps") for p in parameters.values())
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=fused)
     return torch.optim.SGD(

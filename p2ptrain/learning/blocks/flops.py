@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -52,7 +53,7 @@ def training_flops(model: nn.Module, input_shape: Sequence[int]) -> Flops:
 
 
 def _count(twin: nn.Module, input_shape: Sequence[int], device: str) -> Flops:
-    with flop_counter() as counter:
+    with contextlib.redirect_stdout(sys.stderr), flop_counter() as counter:
         logits = twin(_batch(twin, input_shape, COUNTED_BATCH, device))
         forward = counter.get_total_flops()
         if logits.requires_grad:
@@ -80,7 +81,8 @@ def _memory(twin: nn.Module, input_shape: Sequence[int], batch: int, counted: in
     trained = sum(_size(p) for p in twin.parameters() if p.requires_grad)
     held = sum(_size(t) for t in (*twin.parameters(), *twin.buffers()))
     samples = _batch(twin, input_shape, counted, "cpu")
-    with saved_for_backward((*twin.parameters(), *twin.buffers())) as saved:
+    tensors = (*twin.parameters(), *twin.buffers())
+    with contextlib.redirect_stdout(sys.stderr), saved_for_backward(tensors) as saved:
         logits = twin(samples)
     storages = saved | {s._cdata: s for s in (samples.untyped_storage(), logits.untyped_storage())}
     sizes = sorted((storage.nbytes() for storage in storages.values()), reverse=True)

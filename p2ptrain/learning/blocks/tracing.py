@@ -10,6 +10,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -41,7 +42,7 @@ def trace(model: nn.Module, *, needed_by: str, advice: str, whole: Sequence[nn.M
             if node.op == "call_method" and node.target == "view" and isinstance(node.args[1], _SIZES):
                 node.target = "reshape"  # the same, in any order of memory
             elif node.op == "output":
-                node.args = (logits_of(node.args[0]),)
+                node.args = (logits_of(_built(node.args[0])),)
         return fx.GraphModule(tracer.root, graph, type(model).__name__)
     except MODEL_BUGS as error:
         reason = str(error).strip().splitlines()
@@ -49,6 +50,14 @@ def trace(model: nn.Module, *, needed_by: str, advice: str, whole: Sequence[nn.M
             f"the model {type(model).__name__} can't be traced by torch.fx, which {needed_by}: {where(error)}"
             f"{reason[0] if reason else type(error).__name__}; {advice}"
         ) from error
+
+
+def _built(output: Any) -> Any:
+    """A named tuple of nodes, where the forward pass makes one."""
+    kind = output.target if isinstance(output, fx.Node) and output.op == "call_function" else None
+    if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return kind(*output.args, **output.kwargs)
+    return output
 
 
 def trace_chain(model: nn.Module) -> fx.GraphModule:

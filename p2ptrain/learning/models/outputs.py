@@ -39,6 +39,8 @@ def logits_of(output: Any) -> Any:
 
 def adapt(model: nn.Module) -> nn.Module:
     """Make a model take samples in its own precision, and return its logits alone. Names of tensors stay."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return model  # it takes no hooks: what it returns is checked as it is
     model.register_forward_pre_hook(_in_own_precision)
     model.register_forward_hook(_logits_alone)
     return model
