@@ -27,6 +27,7 @@ from p2ptrain.config import AudioConfig, DataConfig, DataKind, Job
 from p2ptrain.errors import JobError, UserError
 from p2ptrain.learning.models import build_model, current_names
 from p2ptrain.learning.models.outputs import check_outputs
+from p2ptrain.learning.models.own import READS_TOKENS
 
 FORMAT = "p2ptrain-model-1"
 ATTRIBUTION = "attribution/"
@@ -132,6 +133,8 @@ def load_model(path: Path, *, allow_user_code: bool = False) -> tuple[nn.Module,
             seed=0,
         )
         model.load_state_dict(state)
+        if ":" in card.model and card.data.kind == "text":
+            setattr(model, READS_TOKENS, True)
         model.eval()
         check_outputs(model, card.data, f"model {card.model}")
     except JobError as error:
