@@ -13,10 +13,11 @@ from typing import Any
 
 import click
 
-from p2ptrain.cli.shared.model_check import as_safetensors, tried
+from p2ptrain.cli.shared.model_check import as_safetensors, tried, with_classes, write_template
 from p2ptrain.cli.shared.options import (
     DATA_HELP,
     F,
+    Names,
     allow_option,
     check_allowed,
     check_output,
@@ -106,6 +107,23 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 @command.command(epilog=EXAMPLES_NEW)
 @click.option("--data", required=True, metavar="SPEC", help=f"{DATA_HELP} Classes and shape come from it.")
 @click.option(
+    "--classes",
+    type=Names(),
+    default=(),
+    metavar="NAMES",
+    help="The job's classes, such as cat,dog,bird, where other devices have some that these data lack. [default: those "
+    "of the data]",
+)
+@click.option(
+    "--model-template",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    is_eager=True,
+    expose_value=False,
+    callback=write_template,
+    help="Only write a small model of your own to begin with, such as my_model.py. [default: write a job]",
+)
+@click.option(
     "--model",
     "model__name",
     metavar="NAME",
@@ -170,7 +188,15 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     help="The job file. [default: job.toml]",
 )
 @click.option("--force", is_flag=True, help="Overwrite the file if there is one.")
-def new(data: str, input_shape: str | None, init: Path | None, output: Path, force: bool, **settings: Any) -> None:
+def new(
+    data: str,
+    classes: tuple[str, ...],
+    input_shape: str | None,
+    init: Path | None,
+    output: Path,
+    force: bool,
+    **settings: Any,
+) -> None:
     """Write a complete job file, with the data contract (classes, shape, normalisation) proposed from a data set."""
     check_output(output, force)
     from p2ptrain.learning.data import open_source, propose_contract
@@ -178,6 +204,8 @@ def new(data: str, input_shape: str | None, init: Path | None, output: Path, for
     source = open_source(data)
     augment = bool(settings.pop("data__augment"))
     job = dataclasses.replace(Job(), data=propose_contract(source, _shape(input_shape), augment=augment))
+    if classes:
+        job = dataclasses.replace(job, data=with_classes(job.data, classes))
     settings["model__name"] = settings["model__name"] or DEFAULT_MODELS[source.kind]
     given = settings["mode"]
     settings["mode"] = given or "auto"

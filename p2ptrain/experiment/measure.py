@@ -21,7 +21,7 @@ from p2ptrain.learning import evaluation
 from p2ptrain.learning.blocks.flops import training_flops
 from p2ptrain.learning.data import Dataset, load, open_source, select
 from p2ptrain.learning.models import global_model
-from p2ptrain.learning.models.layout import arrange
+from p2ptrain.learning.own.layout import arrange
 from p2ptrain.learning.training import LocalTrainer
 
 BATCH_SIZE = 256

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from p2ptrain.config import AudioConfig, DataConfig, DataKind, Job
 from p2ptrain.errors import JobError, UserError
 from p2ptrain.learning.models import build_model, current_names
-from p2ptrain.learning.models.outputs import check_outputs
-from p2ptrain.learning.models.own import READS_TOKENS
+from p2ptrain.learning.own.building import READS_TOKENS
+from p2ptrain.learning.own.outputs import check_outputs
 
 FORMAT = "p2ptrain-model-1"
 ATTRIBUTION = "attribution/"

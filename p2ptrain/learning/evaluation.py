@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from p2ptrain.learning.models.blame import own_code
 from p2ptrain.learning.objective import matched
+from p2ptrain.learning.own.blame import own_code
 
 MANY_CLASSES = 100
 FREQUENT = 16

@@ -18,7 +18,7 @@ from torch import nn
 
 from p2ptrain.errors import UserError
 from p2ptrain.learning.models import MODEL_BUGS
-from p2ptrain.learning.models.own import READS_TOKENS
+from p2ptrain.learning.own.building import READS_TOKENS
 
 Format = Literal["pt2", "onnx"]
 _OF_MODELS = tuple(kind for kind in MODEL_BUGS if kind is not OSError)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from p2ptrain.errors import LocalError
-from p2ptrain.learning.models.outputs import flat_logits
+from p2ptrain.learning.own.outputs import flat_logits
 
 
 def matched(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.learning.averaging import check_state
-from p2ptrain.learning.models.blame import own_code
-from p2ptrain.learning.models.layout import arrange
 from p2ptrain.learning.objective import training_loss
+from p2ptrain.learning.own.blame import own_code
+from p2ptrain.learning.own.layout import arrange
 from p2ptrain.learning.snapshots import copy_to_cpu, read_count, split_state
 
 ResolvedTargets = Literal["all", "rest", "own"]

@@ -17,9 +17,9 @@ from p2ptrain.config import Job
 from p2ptrain.errors import JobError
 from p2ptrain.learning.initial import Fitted, fit, start_from
 from p2ptrain.learning.models import global_model
-from p2ptrain.learning.models.blame import own_code
-from p2ptrain.learning.models.outputs import check_logits, check_outputs, made_up
 from p2ptrain.learning.objective import training_loss
+from p2ptrain.learning.own.blame import own_code
+from p2ptrain.learning.own.outputs import check_logits, check_outputs, made_up
 from p2ptrain.learning.training import has_batch_norm
 
 MADE_UP = 8

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from p2ptrain.errors import JobError
-from p2ptrain.learning.models.own import READS_TOKENS
+from p2ptrain.learning.own.building import READS_TOKENS
 
 COUNTED_BATCH = 2  # BatchNorm refuses to train on one value per channel
 

@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 
 from p2ptrain.errors import JobError
 from p2ptrain.learning.models import MODEL_BUGS
-from p2ptrain.learning.models.blame import where
-from p2ptrain.learning.models.outputs import logits_of
+from p2ptrain.learning.own.blame import where
+from p2ptrain.learning.own.outputs import logits_of
 
 BLOCKS_METHOD = "pipeline_blocks"
 ADVICE = (

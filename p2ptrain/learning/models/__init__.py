@@ -20,9 +20,9 @@ from p2ptrain.learning.models.gpt import GPT
 from p2ptrain.learning.models.layers import InputShape
 from p2ptrain.learning.models.lenet import LeNet
 from p2ptrain.learning.models.mobilenetv2 import MobileNetV2
-from p2ptrain.learning.models.own import READS_TOKENS, build_own, seeded
 from p2ptrain.learning.models.resnet import ResNet
 from p2ptrain.learning.models.vgg import VGG
+from p2ptrain.learning.own.building import READS_TOKENS, build_own, seeded
 
 __all__ = ["MODELS", "TEXT_MODELS", "InputShape", "build_model", "current_names", "global_model"]
 

@@ -17,7 +17,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from p2ptrain.errors import JobError
 from p2ptrain.learning.blocks.flops import sample_dtype
 from p2ptrain.learning.blocks.tracing import place, trace
-from p2ptrain.learning.models.blame import own_code
+from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.submodels.channels import NEXT_STEP, Channels
 from p2ptrain.learning.submodels.kinds import LINEAR_TAIL, name_of
 from p2ptrain.learning.submodels.tagging import BATCH, Tagger

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from p2ptrain.config import Job
-from p2ptrain.learning.models.outputs import find_head
+from p2ptrain.learning.own.outputs import find_head
 from p2ptrain.learning.submodels.decoupling import Decoupling, most_groups
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.planning.assignment import SENSIBLE_GROUPS

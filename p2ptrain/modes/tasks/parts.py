@@ -18,7 +18,7 @@ from p2ptrain.learning.candidates import FITTED, part_of
 from p2ptrain.learning.head_fit import plain_head
 from p2ptrain.learning.initial import fit, fitting_scores, start_from
 from p2ptrain.learning.models import global_model
-from p2ptrain.learning.models.outputs import find_head
+from p2ptrain.learning.own.outputs import find_head
 from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.validation import UNKNOWN, Head
 from p2ptrain.modes.tasks.plan import body_of

@@ -14,7 +14,7 @@ from p2ptrain.errors import JobError
 from p2ptrain.learning.averaging import check_state, merge
 from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
 from p2ptrain.learning.models import global_model
-from p2ptrain.learning.models.outputs import find_head
+from p2ptrain.learning.own.outputs import find_head
 from p2ptrain.learning.training import LocalTrainer
 from p2ptrain.learning.trial import Trial
 from p2ptrain.modes.tasks.division import check_model

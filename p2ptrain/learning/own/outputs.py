@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from p2ptrain.config import DataConfig
 from p2ptrain.errors import JobError
-from p2ptrain.learning.models.blame import own_code
+from p2ptrain.learning.own.blame import own_code
 
 NAMES = ("logits", "out")
 

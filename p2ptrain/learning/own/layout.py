@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from p2ptrain.errors import JobError
-from p2ptrain.learning.models.blame import own_code
+from p2ptrain.learning.own.blame import own_code
 
 _KNOWN = ("torch.nn.", "p2ptrain.")
 TOLERANCE = 1e-2

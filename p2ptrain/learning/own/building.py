@@ -23,8 +23,8 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter as Uninitialized
 
 from p2ptrain.errors import JobError
-from p2ptrain.learning.models.blame import own_code
-from p2ptrain.learning.models.outputs import adapt
+from p2ptrain.learning.own.blame import own_code
+from p2ptrain.learning.own.outputs import adapt
 
 SIGNATURE = "def build(input_shape, num_classes): ... return a torch.nn.Module"
 READS_TOKENS = "reads_tokens"
