@@ -7,6 +7,7 @@ its layers.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from p2ptrain.errors import JobError
 from p2ptrain.learning.models import MODEL_BUGS
-from p2ptrain.learning.own.blame import where
+from p2ptrain.learning.own.blame import layer_of, where
 from p2ptrain.learning.own.outputs import logits_of
 
 BLOCKS_METHOD = "pipeline_blocks"
@@ -61,21 +62,51 @@ def _built(output: Any) -> Any:
 
 
 def trace_chain(model: nn.Module) -> fx.GraphModule:
-    """The traced model. Children of an ``nn.Sequential`` that can't be traced become single nodes."""
+    """The traced model. Children of an ``nn.Sequential`` that can't be traced become single nodes, and so do modules
+    without children and weights that can't, and modules that run other code in training than in eval mode (stochastic depth)."""
     was_training = model.training
     whole: list[nn.Module] = []
     if isinstance(model, nn.Sequential):
         whole = [child for child in model if not _is_traceable(child)]
-    graphs = [trace(model.train(mode), needed_by=_NEEDED_BY, advice=ADVICE, whole=whole) for mode in (False, True)]
-    model.train(was_training)
-    for one, other in zip(*(graph.graph.nodes for graph in graphs), strict=False):
-        if _text(one) != _text(other):
+    while True:
+        graphs: list[fx.GraphModule] = []
+        for mode in (False, True):
+            model.train(mode)
+            try:
+                graphs.append(trace(model, needed_by=_NEEDED_BY, advice=ADVICE, whole=whole))
+            except JobError as failed:
+                leaf = model.get_submodule(layer_of(failed.__cause__ or failed, model))
+                if leaf in whole or any(True for _ in (*leaf.children(), *leaf.parameters())):
+                    raise
+                whole.append(leaf)  # it computes by itself what can't be traced
+                break
+            finally:
+                model.train(was_training)
+        if len(graphs) < 2:
+            continue
+        nodes = itertools.zip_longest(*(graph.graph.nodes for graph in graphs))
+        first = next((pair for pair in nodes if not all(pair) or _text(pair[0]) != _text(pair[1])), None)
+        if first is None:
+            return graphs[1]
+        around = [path for node in reversed(first) if node is not None for path in _modules_around(node)]
+        if not around:
+            there = next((place(node, graph) for node, graph in zip(first, graphs, strict=True) if node), "its end")
             raise JobError(
-                f"the model {type(model).__name__} runs other code in training than in eval mode at "
-                f"{place(one, graphs[0])}, which a block can't switch between; use a layer of torch.nn for it "
-                "(nn.Dropout, not functional.dropout with training=self.training)"
+                f"the model {type(model).__name__} runs other code in training than in eval mode at {there}, which a "
+                "block can't switch between; use a layer for it (nn.Dropout, not functional.dropout with "
+                "training=self.training)"
             )
-    return graphs[1]
+        whole.append(model.get_submodule(around[0]))
+
+
+def _modules_around(node: fx.Node) -> list[str]:
+    """The modules whose forward runs a node that computes, innermost first; without the model itself."""
+    if node.op in ("placeholder", "output", "get_attr"):
+        return []
+    paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
+    if node.op == "call_module":  # that it is called differs, not what it does
+        paths = [path for path in paths if path != node.target]
+    return paths[::-1]
 
 
 def listed_blocks(model: nn.Module) -> list[tuple[str, nn.Module]] | None:

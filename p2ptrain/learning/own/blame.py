@@ -56,8 +56,10 @@ def where(error: BaseException, model: nn.Module | None = None) -> str:
     own = [f for f in others if not f.filename.startswith(_LIBRARIES)] or others
     if own:
         return f"{own[-1].filename}, line {own[-1].lineno} ({(own[-1].line or '').strip()}): "
-    layer = _layer(error, model) if model is not None else ""
-    return f"layer {layer}: " if layer else ""
+    layer = layer_of(error, model) if model is not None else ""
+    if model is None or not layer:
+        return ""
+    return f"layer {layer!r} ({type(model.get_submodule(layer)).__name__}): "
 
 
 def reason(error: BaseException) -> str:
@@ -71,13 +73,14 @@ def reason(error: BaseException) -> str:
     return f"{kind}: {lines[0][:MAX_REASON]}" if lines else kind
 
 
-def _layer(error: BaseException, model: nn.Module) -> str:
+def layer_of(error: BaseException, model: nn.Module) -> str:
+    """The name of the innermost module of the model that was running; "" = the model itself."""
     names = {id(module): name for name, module in model.named_modules()}
     found = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         module = frame.f_locals.get("self")
         if isinstance(module, nn.Module) and names.get(id(module)):
-            found = f"{names[id(module)]!r} ({type(module).__name__})"
+            found = names[id(module)]
     return found
 
 

@@ -24,6 +24,11 @@ def is_of_known_layers(model: nn.Module) -> bool:
     return all(type(m).__module__.startswith(_KNOWN) or type(m).__module__.startswith("torch.fx") for m in modules)
 
 
+def order_of(model: nn.Module) -> torch.memory_format:
+    """The order that is sure to do, without a look at samples."""
+    return torch.channels_last if is_of_known_layers(model) else torch.contiguous_format
+
+
 def arrange(model: nn.Module, samples: Tensor | None) -> torch.memory_format:
     """Put the model's weights into the order that it can be trained in, and say which. ``samples`` [N, ...]: two will
     do; None: only what is sure to mind no order gets another one."""

@@ -346,7 +346,7 @@ A, B = nn.Linear(4, 4), nn.Linear(4, 4)
         (lambda_model(with_size, a=A, b=B), "a number from operation 'size'"),
         (lambda_model(lambda m, x: m.b(m.a(x)) * x, a=A, b=B), "of the input batch and layer 'a'"),
         (lambda_model(lambda m, x: m.b(m.a(x.unsqueeze(0))).squeeze(0), a=A, b=B), "does not begin with the batch"),
-        (lambda_model(lambda m, x: (m.a(x), m.b(x)), a=A, b=B), "must return one tensor"),
+        (lambda_model(lambda m, x: {"a": m.a(x), "b": m.b(x)}, a=A, b=B), "must return one tensor"),
         (lambda_model(lambda m, x: m.b(m.a(x)), a=A, b=nn.Linear(5, 4)), "fails on batches of samples of shape"),
         (lambda_model(lambda m, x: m.b(m.a(x)), a=A, b=B, c=nn.Linear(2, 2)), "'c.weight'.*takes no part"),
         (lambda_model(lambda m, x: m.a(x), a=A), "no place to cut it: it has 1 layer"),
