@@ -62,8 +62,11 @@ def _built(output: Any) -> Any:
 
 
 def trace_chain(model: nn.Module) -> fx.GraphModule:
-    """The traced model. Children of an ``nn.Sequential`` that can't be traced become single nodes, and so do modules
-    without children and weights that can't, and modules that run other code in training than in eval mode (stochastic depth)."""
+    """The traced model.
+
+    Single nodes become: children of an ``nn.Sequential`` that can't be traced, other modules without children and
+    weights that can't, and modules that run other code in training than in eval mode (stochastic depth).
+    """
     was_training = model.training
     whole: list[nn.Module] = []
     if isinstance(model, nn.Sequential):
