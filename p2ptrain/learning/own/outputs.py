@@ -108,7 +108,7 @@ def find_head(model: nn.Module, data: DataConfig) -> str:
             return name
     raise JobError(
         "the model's logits are not the plain output of a Linear layer, which gets a row a sample, so its last layer "
-        'can\'t be fitted again; end it with one, or set tasks.calibrate = "never"'
+        'can\'t be fitted again; end it with one, or set tasks.fit_head = "never"'
     )
 
 

@@ -29,7 +29,7 @@ def check_model(job: Job, model: nn.Module) -> Mapping[str, Any]:
 
 def check_head(job: Job, model: nn.Module) -> None:
     """Raises ``JobError`` where the last layer is to be fitted again, and there is none to fit. The model is run."""
-    if tasks_of(job).calibrate == "always" and job.data.kind != "text":
+    if tasks_of(job).fit_head == "always" and job.data.kind != "text":
         find_head(model, job.data)
 
 

@@ -93,7 +93,7 @@ def test_view_is_divided_like_reshape() -> None:
 def test_a_head_for_one_column_a_row() -> None:
     model = global_model(job_of(strangers.HeadFirst), allow_user_code=True)
     assert find_head(model, DATA) == "classifier"
-    with pytest.raises(JobError, match=r'tasks\.calibrate = "never"'):
+    with pytest.raises(JobError, match=r'tasks\.fit_head = "never"'):
         find_head(global_model(job_of(strangers.LogSoftmax), allow_user_code=True), DATA)
 
 

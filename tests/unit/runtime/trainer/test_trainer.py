@@ -81,9 +81,9 @@ def test_a_checkpoint_is_held_against_the_model_before_any_plan(tmp_path: Path) 
 
 
 def test_a_head_that_is_to_be_fitted_again_is_looked_for_before_any_plan(tmp_path: Path) -> None:
-    assert configure(tmp_path, "strangers:HeadFirst", calibrate="always")
+    assert configure(tmp_path, "strangers:HeadFirst", fit_head="always")
     with pytest.raises(JobError, match="can't be fitted again"):
-        configure(tmp_path, "strangers:LogSoftmax", calibrate="always")
+        configure(tmp_path, "strangers:LogSoftmax", fit_head="always")
 
 
 # --- what the node makes of it ----------------------------------------------------------------------------------------
