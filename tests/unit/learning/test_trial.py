@@ -11,8 +11,9 @@ from strangers import REFUSED, TRAINED
 
 from p2ptrain.config import DataConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.errors import JobError
-from p2ptrain.learning.averaging import check_state, merge
+from p2ptrain.learning.averaging import check_state, merge, weighted_mean
 from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
+from p2ptrain.learning.compression import Compressor, decompress
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.own.outputs import find_head
 from p2ptrain.learning.training import LocalTrainer
@@ -131,3 +132,18 @@ def test_constants_that_are_not_finite_or_below_zero_do_no_harm() -> None:
     check_state(theirs, state)
     merge(state, theirs, 1.0, 1.0)
     assert torch.equal(state["mask"], theirs["mask"]) and torch.equal(state["offsets"], theirs["offsets"])
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8", "topk"])
+def test_masks_are_not_compressed(kind: str) -> None:
+    mask = torch.full((64, 64), -torch.inf).triu(1)
+    payload = Compressor(kind, 0.1, {"mask": mask}).compress({"mask": mask})  # type: ignore[arg-type]
+    tensors, _ = decompress(payload, {"mask": mask})
+    assert torch.equal(tensors["mask"], mask)
+
+
+def test_means_of_copies_keep_constants_and_precision() -> None:
+    mask = torch.full((4, 4), -torch.inf).triu(1)
+    weight = torch.tensor([1.0 + 2**-40], dtype=torch.float64)
+    mean = weighted_mean([(0.0, {"mask": mask, "weight": weight}), (2.0, {"mask": mask, "weight": weight})])
+    assert torch.equal(mean["mask"], mask) and torch.equal(mean["weight"], weight)
