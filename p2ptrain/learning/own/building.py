@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter as Uninitialized
 
 from p2ptrain.errors import JobError
@@ -68,6 +68,11 @@ def build_own(name: str, arguments: dict[str, object], seed: int | None) -> nn.M
     if any(tensor.device.type not in ("cpu", "meta") for tensor in (*model.parameters(), *model.buffers())):
         model.cpu()
     for tensor_name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise JobError(
+                f"model {name!r}: {tensor_name!r} of its state is a {type(tensor).__name__} (get_extra_state), which "
+                "peers can't average; keep numbers in buffers (register_buffer), and the rest out of the state"
+            )
         if tensor.is_complex():
             raise JobError(
                 f"model {name!r}: tensor {tensor_name!r} is of complex numbers, which peers can't average; keep it as "
@@ -107,7 +112,10 @@ def _plain(model: nn.Module) -> nn.Module:
                 plain = getattr(plain, held)
             if plain is not child:
                 setattr(module, name, plain)
-    for module in model.modules():  # of module.compile()
+    for module in model.modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            module.sparse = False  # the same gradient, in the form that it is clipped and checked in
+        # What module.compile() leaves.
         if getattr(module, "_compiled_call_impl", None) is not None:
             module._compiled_call_impl = None
     return model

@@ -221,6 +221,26 @@ class HeadFirst(nn.Module):
         return self.classifier(torch.relu(self.body(x.flatten(1))))
 
 
+class Sparse(nn.Module):
+    """Looks pixels up; the gradient of its table is sparse."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(256, 4, sparse=True)
+        self.fc = nn.Linear(256, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.table((x * 30 + 100).clamp(0, 255).long().flatten(1)).flatten(1))
+
+
+class Strided(Net):
+    """Reads memory as it lies."""
+
+    def forward(self, x: Tensor) -> object:
+        x = self.features(x)
+        return self.fc(torch.as_strided(x, (x.size(0), 128), (128, 1)))
+
+
 def scripted(num_classes: int) -> nn.Module:
     return torch.jit.script(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, num_classes)))
 
@@ -250,7 +270,7 @@ def in_double(num_classes: int) -> nn.Module:
 TRAINED = (
     *(Net, Viewed, Pair, OnlyInTraining, Table, Named, Answering, Unsqueezed, LogSoftmax, OnData, Normed, OldNormed),
     *(Tied, Masked, Frozen, Checkpointed, InPlace, Talking, Extra, Remembering, Caching, Stubborn, Lazy, Noisy),
-    *(HeadFirst, Auxiliary, scripted, compiled, in_parallel, in_bfloat16, in_half, in_double),
+    *(HeadFirst, Auxiliary, Sparse, Strided, scripted, compiled, in_parallel, in_bfloat16, in_half, in_double),
 )
 
 
@@ -342,6 +362,14 @@ class Complex(Net):
         self.phase = nn.Parameter(torch.ones(8, dtype=torch.complex64))
 
 
+class Stateful(Net):
+    def get_extra_state(self) -> object:
+        return {"version": 1}
+
+    def set_extra_state(self, state: object) -> None:
+        pass
+
+
 def misshapen(num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, num_classes))
 
@@ -370,6 +398,7 @@ REFUSED = {
     Detached: "its outputs have no gradient",
     Counting: r"strangers.py, line \d+ \(return x.reshape\(2, 8, 4, 4\)\)",
     Complex: "'phase' is of complex numbers.*view_as_real",
+    Stateful: "'_extra_state' of its state is a dict",
     misshapen: r"layer '3' \(Linear\): RuntimeError: mat1 and mat2",
     frozen_whole: "no parameter to train",
     leaving_when_built: r"strangers.py, line \d+ .*sys.exit\(3\)",
