@@ -403,3 +403,31 @@ REFUSED = {
     frozen_whole: "no parameter to train",
     leaving_when_built: r"strangers.py, line \d+ .*sys.exit\(3\)",
 }
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+class Bytes(nn.Module):
+    """An answer at every position; takes token numbers as they come."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.table, self.fc = nn.Embedding(256, 8), nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.table(x.flatten(1))))
+
+
+class OneByte(Bytes):
+    """An answer for what follows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, -1]
+
+
+class NoBytes(Bytes):
+    """Takes text for pictures."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)

@@ -12,6 +12,7 @@ from strangers import REFUSED, TRAINED
 from p2ptrain.config import DataConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.errors import JobError
 from p2ptrain.learning.averaging import check_state, merge, weighted_mean
+from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
 from p2ptrain.learning.compression import Compressor, decompress
 from p2ptrain.learning.models import global_model
@@ -147,3 +148,27 @@ def test_means_of_copies_keep_constants_and_precision() -> None:
     weight = torch.tensor([1.0 + 2**-40], dtype=torch.float64)
     mean = weighted_mean([(0.0, {"mask": mask, "weight": weight}), (2.0, {"mask": mask, "weight": weight})])
     assert torch.equal(mean["mask"], mask) and torch.equal(mean["weight"], weight)
+
+
+@pytest.mark.parametrize("build", [strangers.Bytes, strangers.OneByte], ids=lambda build: build.__name__)
+def test_a_text_model_of_ones_own(build: object) -> None:
+    data = DataConfig(tuple(map(str, range(256))), (1, 1, 12), "text", mean=(0.0,), std=(1.0,))
+    job = dataclasses.replace(job_of(build, learning_rate=0.5), data=data)
+    text = torch.tensor([list(b"abcabcabcabca")] * 4)
+    x, y = text[:, :-1].view(4, 1, 1, 12), text[:, 1:]
+    trial = Trial(job, x, y)
+    assert training_flops(trial.model, data.input_shape).forward > 0
+    assert check_model(job, global_model(job, allow_user_code=True)) == {"max_groups": 1}
+    chain = Chain(global_model(job, allow_user_code=True), data.input_shape)
+    assert chain.input.dtype == torch.int64 and chain.slice(0, 2)(x).shape[-1] == 256
+    trainer = LocalTrainer(global_model(job, allow_user_code=True), job.training, num_classes=256, total_steps=40)
+    losses = [trainer.step(x, y) for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0]  # type: ignore[operator]
+
+
+def test_what_text_looks_like_is_said_to_whom_it_surprises() -> None:
+    data = DataConfig(tuple(map(str, range(256))), (1, 1, 12), "text", mean=(0.0,), std=(1.0,))
+    with pytest.raises(
+        JobError, match=r"int64 of shape \[batch, 1, 1, length\]: begin forward with x = x\.flatten\(1\)"
+    ):
+        Trial(dataclasses.replace(job_of(strangers.NoBytes), data=data))
