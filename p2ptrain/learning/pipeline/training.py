@@ -62,8 +62,7 @@ class StageTraining:
     """Call ``advance`` while ``ready``, send what it returns, and give ``receive`` what others' sent.
 
     ``build`` makes the whole model, of which only the own blocks are ever held (``Chain.build_slice``). ``data``: of
-    peers in the first stage. ``init``: a checkpoint's tensors to start
-    from, for the model of this name.
+    peers in the first stage. ``init``: a checkpoint's tensors to start from.
     """
 
     def __init__(
@@ -86,7 +85,6 @@ class StageTraining:
         gradient_feedback: bool = True,
         device: torch.device | str = "cpu",
         init: Mapping[str, Tensor] | None = None,
-        model_name: str = "",
     ) -> None:
         index = pipeline.stage_of(own)
         if index is None or pipeline.num_blocks != len(chain.blocks):
@@ -136,7 +134,7 @@ class StageTraining:
         names = chain.tensor_names(self.start, self.stop)
         module = chain.build_slice(build, self.start, self.stop)
         if init is not None:
-            start_from(module.state_dict(), fit(init, chain.model.state_dict(), model_name))
+            start_from(module.state_dict(), fit(init, chain.model.state_dict()))
         self._stage = StageModel(
             module,
             names,

@@ -220,7 +220,6 @@ class StageWorker:
             gradients=settings.gradients,
             device=configuration.device,
             init=self._init,
-            model_name=job.model.name,
         )
         self._outbox.clear()
         self._handed_bytes = self._sent_bytes = 0
