@@ -92,7 +92,7 @@ def trace_chain(model: nn.Module) -> fx.GraphModule:
         if first is None:
             return graphs[1]
         around = [path for node in reversed(first) if node is not None for path in _modules_around(node)]
-        if not around:
+        if not around or model.get_submodule(around[0]) in whole:
             there = next((place(node, graph) for node, graph in zip(first, graphs, strict=True) if node), "its end")
             raise JobError(
                 f"the model {type(model).__name__} runs other code in training than in eval mode at {there}, which a "
