@@ -15,9 +15,11 @@ import click
 
 from p2ptrain.cli.shared.continue_job import continue_command
 from p2ptrain.cli.shared.job_defaults import batch_size_for
+from p2ptrain.cli.shared.model_check import as_safetensors, tried, with_classes, write_template
 from p2ptrain.cli.shared.options import (
     DATA_HELP,
     F,
+    Names,
     allow_option,
     check_allowed,
     check_output,
@@ -30,7 +32,7 @@ from p2ptrain.cli.shared.options import (
 from p2ptrain.cli.shared.preflight import checked_data
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError, UserError
-from p2ptrain.modes.jobs import check_job, load_job, table_of, with_settings
+from p2ptrain.modes.jobs import check_job, init_path, load_job, table_of, with_settings
 from p2ptrain.modes.registry import MODES, mode_of
 from p2ptrain.words import clean
 
@@ -112,6 +114,23 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 @command.command(epilog=EXAMPLES_NEW)
 @click.option("--data", required=True, metavar="SPEC", help=f"{DATA_HELP} Classes and shape come from it.")
 @click.option(
+    "--classes",
+    type=Names(),
+    default=(),
+    metavar="NAMES",
+    help="The job's classes, such as cat,dog,bird, where other devices have some that these data lack. [default: those "
+    "of the data]",
+)
+@click.option(
+    "--model-template",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    is_eager=True,
+    expose_value=False,
+    callback=write_template,
+    help="Only write a small model of your own to begin with, such as my_model.py. [default: write a job]",
+)
+@click.option(
     "--model",
     "model__name",
     metavar="NAME",
@@ -169,7 +188,8 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     "--init",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help=".safetensors file to start from; scores in it decide who gets which channels. [default: random weights]",
+    help="Weights to start from, .safetensors or .pth; what fits the model is taken. Scores in it decide who gets "
+    "which channels. [default: random weights]",
 )
 @click.option(
     "-o",
@@ -180,7 +200,15 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     help="The job file. [default: job.toml]",
 )
 @click.option("--force", is_flag=True, help="Overwrite the file if there is one.")
-def new(data: str, input_shape: str | None, init: Path | None, output: Path, force: bool, **settings: Any) -> None:
+def new(
+    data: str,
+    classes: tuple[str, ...],
+    input_shape: str | None,
+    init: Path | None,
+    output: Path,
+    force: bool,
+    **settings: Any,
+) -> None:
     """Write a complete job file, with the data contract (classes, shape, normalisation) proposed from a data set."""
     check_output(output, force)
     from p2ptrain.learning.data import open_source, propose_contract
@@ -188,6 +216,8 @@ def new(data: str, input_shape: str | None, init: Path | None, output: Path, for
     source = open_source(data)
     augment = bool(settings.pop("data__augment"))
     contract = propose_contract(source, _shape(input_shape), augment=augment, say=_note)
+    if classes:
+        contract = with_classes(contract, classes)
     job = dataclasses.replace(Job(), data=contract)
     settings["model__name"] = settings["model__name"] or DEFAULT_MODELS[source.kind]
     given = settings["mode"]
@@ -211,17 +241,25 @@ def new(data: str, input_shape: str | None, init: Path | None, output: Path, for
     if init is not None:
         if not init.is_file():
             raise UserError(f"--init {init}: no such file; `p2ptrain attribute` or `p2ptrain harvest` writes one")
+        init = as_safetensors(init, output)
         relative = os.path.relpath(init.resolve(), output.absolute().parent.resolve())
         job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=Path(relative).as_posix()))
     check_job(job, where="job new")
     _known_model(job.model.name)
     write_text(output, commented(job))
     job = load_job(output)
+    if init is not None and ":" not in job.model.name:
+        fitted = tried(job, init, None).fitted
+        click.echo(f"--init: {fitted.sentence() if fitted else ''}")
     shape = " x ".join(map(str, job.data.input_shape))
     click.echo(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")
     if not given:
         click.echo(f"mode {job.mode}: {MODE_WHY[job.mode]}")
-    click.echo(f"next: p2ptrain job check {output}; then p2ptrain peer --job {output} --data {data}")
+    allow = f" --allow-model {job.model.name}" if ":" in job.model.name else ""
+    click.echo(
+        f"next: p2ptrain job check {output} --data {data}{allow}; "
+        f"then p2ptrain peer --job {output} --data {data}{allow}"
+    )
 
 
 def _note(text: str) -> None:
@@ -296,9 +334,10 @@ def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_mode
     from p2ptrain.learning.models import global_model
     from p2ptrain.learning.training import check_batch_size
 
-    model = global_model(job, allow_user_code=True)
+    trial = tried(job, init_path(job_file), data)
+    model = trial.model
     check_batch_size(model, job.training.batch_size)
-    found = mode_of(job).check_model(job, model)
+    found = mode_of(job).check_model(job, global_model(job, allow_user_code=True))
     flops = training_flops(model, job.data.input_shape)
     optimizer: Any = job.training.optimizer
     if optimizer == "sgd" and job.training.momentum:
@@ -316,6 +355,8 @@ def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_mode
         "input_shape": list(job.data.input_shape),
     }
     plain |= {**found, **counts}
+    plain["model_notes"] = trial.notes
+    plain["init"] = trial.fitted.sentence() if trial.fitted else ""
     if as_json:
         print_json(plain)
         return
@@ -332,6 +373,10 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
         f"cost      {scaled(flops['training'], 'FLOP')} a sample to train, {scaled(flops['forward'], 'FLOP')} forward; "
         f"{scaled(plain['training_bytes'], 'B')} of memory at batch size {job.training.batch_size}, beside torch itself"
     )
+    for note in plain["model_notes"]:
+        click.echo(f"note      {note}")
+    if plain["init"]:
+        click.echo(f"init      {plain['init']}")
     if groups := plain.get("max_groups", 0):
         taken = (
             f"class sub-models, up to {groups} different ones" if groups > 1 else "replicas: the model can't be divided"

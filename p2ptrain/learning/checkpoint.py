@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 from p2ptrain.config import AudioConfig, DataConfig, DataKind, Job
 from p2ptrain.errors import JobError, UserError
-from p2ptrain.learning.models import build_model
+from p2ptrain.learning.models import build_model, current_names
+from p2ptrain.learning.own.building import READS_TOKENS
+from p2ptrain.learning.own.outputs import check_outputs
 
 FORMAT = "p2ptrain-model-1"
 ATTRIBUTION = "attribution/"
@@ -121,6 +123,8 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], ModelC
 def load_model(path: Path, *, allow_user_code: bool = False) -> tuple[nn.Module, ModelCard]:
     """The model in eval mode, and its card. A user's own function is only called if the caller allows it."""
     state, _, card = read_model(path)
+    names = current_names(card.model, state)
+    state = {names[name]: tensor for name, tensor in state.items()}
     if ":" in card.model and not allow_user_code:
         raise UserError(
             f"{path}: the model is a function of your own ({card.model}), which would run on this device; look at it, "
@@ -135,12 +139,16 @@ def load_model(path: Path, *, allow_user_code: bool = False) -> tuple[nn.Module,
             seed=0,
         )
         model.load_state_dict(state)
+        if ":" in card.model and card.data.kind == "text":
+            setattr(model, READS_TOKENS, True)
+        model.eval()
+        check_outputs(model, card.data, f"model {card.model}")
     except JobError as error:
         raise UserError(f"{path}: {error}") from None
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{path}: the tensors do not fit model {card.model!r} ({reason}); harvest it again") from None
-    return model.eval(), card
+    return model, card
 
 
 def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:

@@ -51,7 +51,8 @@ def class_map(source: Source, contract: DataConfig, present: Indices | None = No
         elif i in needed:
             raise DataError(
                 f"{source.spec}: the job does not know the class {name!r}{closest(name, contract.classes)}; "
-                f"its classes: {listing(contract.classes)}; rename the class, or pick some with --classes"
+                f"its classes: {listing(contract.classes)}; rename the class, pick some with --classes, or "
+                "make a job that has it (p2ptrain job new --classes)"
             )
     return out
 

@@ -30,11 +30,12 @@ from p2ptrain.config import Coding, Schedule, TrainingConfig
 from p2ptrain.errors import DataError, JobError, LocalError, RemoteError
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import Dataset
+from p2ptrain.learning.initial import fit, start_from
 from p2ptrain.learning.pipeline.batch_end import BatchEnd
 from p2ptrain.learning.pipeline.flow import Flow
 from p2ptrain.learning.pipeline.rows import StageMessage, Work
 from p2ptrain.learning.pipeline.samples import SampleStream
-from p2ptrain.learning.pipeline.snapshots import Progress, Snapshot, load_checkpoint, restore_pieces, take_piece
+from p2ptrain.learning.pipeline.snapshots import Progress, Snapshot, restore_pieces, take_piece
 from p2ptrain.learning.pipeline.stage import StageModel
 from p2ptrain.learning.training import MAX_BAD_STEPS, DivergedError, has_batch_norm
 from p2ptrain.planning.pipeline.stages import PipelinePlan
@@ -88,6 +89,12 @@ class StageTraining:
         index = pipeline.stage_of(own)
         if index is None or pipeline.num_blocks != len(chain.blocks):
             raise LocalError(f"{own} is not in the pipeline, or it is not one of {len(chain.blocks)} blocks")
+        shape = list(chain.blocks[-1].outputs[0].shape)
+        if num_classes not in (shape[-1], *(shape[:1] if shape[1:] == [1] * len(shape[1:]) else ())):
+            raise JobError(
+                f"the model returns {shape} for a sample, where the job has {num_classes} classes: give its last layer "
+                "num_classes outputs"
+            )
         stage = pipeline.stages[index]
         self.start, self.stop = stage.start, stage.stop
         self.step = 0
@@ -129,7 +136,7 @@ class StageTraining:
         names = chain.tensor_names(self.start, self.stop)
         module = chain.build_slice(build, self.start, self.stop)
         if init is not None:
-            load_checkpoint(module, init, names)
+            start_from(module.state_dict(), fit(init, chain.model.state_dict()))
         self._stage = StageModel(
             module,
             names,

@@ -84,6 +84,7 @@ class PartTraining:
             present=None if job.data.kind == "text" else present,
             seed=job.seed,
             device=device,
+            samples=self._data.tensors(slice(0, 2))[0],
         )
         self._end = RoundEnd()
         self._losses: list[float] = []

@@ -18,6 +18,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.core.worker import Setup
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.learning.models import global_model
+from p2ptrain.learning.own.trial import Trial
 from p2ptrain.learning.pace import Pace
 from p2ptrain.learning.profiling.allocator import give_back
 from p2ptrain.learning.snapshots import model_state, read_snapshot, write
@@ -36,11 +37,14 @@ from p2ptrain.modes.tasks.commands import (
     Reclaim,
     Retain,
 )
-from p2ptrain.modes.tasks.division import max_groups
+from p2ptrain.modes.tasks.division import check_head, max_groups
 from p2ptrain.modes.tasks.head.fitting import HeadFitting
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.plan import read_plan
 from p2ptrain.modes.tasks.training import PartTraining
+
+MOST_TRIED = 64
+"""Samples, before the first plan."""
 
 
 class TasksWorker:
@@ -74,6 +78,13 @@ class TasksWorker:
         return self._training is not None and not self._training.finished
 
     def prepare(self) -> Sequence[object]:
+        """Try what this device has not seen so far: a model of somebody's own, a checkpoint. Raises ``UserError``."""
+        job = self._job
+        if ":" in job.model.name or self._init is not None:
+            allow = self._configuration.allow_user_code
+            x, y = self._data.tensors(slice(0, min(job.training.batch_size, MOST_TRIED)))
+            Trial(job, x, y, self._init, allow_user_code=allow)
+            check_head(job, global_model(job, allow_user_code=allow))
         return ()
 
     def max_groups(self) -> int:

@@ -17,7 +17,7 @@ from p2ptrain.core import commands as c
 from p2ptrain.core.effects import JobDone, JobReceived, RestartTrainer, StartTrainer, ToTrainer, TrainerLost, Unusable
 from p2ptrain.core.peer_config import PeerConfig, Resume
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import RemoteError, UserError
+from p2ptrain.errors import P2PTrainError, RemoteError, UserError
 from p2ptrain.ids import BlobId, JobId
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.net.keys import IDENTITY_FILE, Group, Identity
@@ -88,6 +88,8 @@ class PeerNode(Node):
         self._writing: asyncio.Future[Any] | None = None
         """Of the assembled model."""
         self._served_at = 0.0
+        self._lost: P2PTrainError | None = None
+        """Why the trainer was given up."""
         self._handlers: dict[type, Callable[[Any], object]] = {
             ToTrainer: self._to_trainer,
             JobReceived: lambda effect: self._open_job(effect.job),
@@ -156,6 +158,7 @@ class PeerNode(Node):
                 await asyncio.wait_for(handover.done(peer.role.replicas.replication), HANDOVER_S)
             except TimeoutError:
                 self.note(Note("handover-incomplete", (("waited_s", HANDOVER_S),)))
+        self.failure = self.failure or self._lost
         self.feed(peer.leave)
         await asyncio.gather(asyncio.sleep(GOODBYE_S), self._stop_trainer())
 
@@ -339,7 +342,8 @@ class PeerNode(Node):
     def _trainer_lost(self, effect: TrainerLost) -> None:
         if effect.user_error:
             self._failed(UserError(effect.detail))
-        # else: the node lives on, keeps what it has of others, and says in its status what happened
+        else:  # the node lives on, keeps what it has of others, says in its status what happened, and when it ends
+            self._lost = P2PTrainError(f"nothing more could be trained on this device: {effect.detail}")
 
     def _start_lingering(self) -> None:
         """A peer may be done more than once: a later plan can give it work again."""

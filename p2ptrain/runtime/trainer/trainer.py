@@ -22,7 +22,7 @@ from p2ptrain.core import commands as c
 from p2ptrain.core.worker import Setup, Worker
 from p2ptrain.errors import LocalError, UserError
 from p2ptrain.learning.data import Dataset, Split, check_learnable, load, open_source, select
-from p2ptrain.learning.models import build_model
+from p2ptrain.learning.models import build_model, current_names
 from p2ptrain.learning.profiling.allocator import keep_for_training
 from p2ptrain.learning.snapshots import read_init
 from p2ptrain.learning.submodels.decoupling import Decoupling
@@ -76,6 +76,8 @@ class Trainer:
         scores: dict[str, Tensor] | None = None
         if command.init:
             init, scores = read_init(Path(command.init))
+            names = current_names(job.model.name, init)
+            init = {names[name]: tensor for name, tensor in init.items()}
         worker = self._worker = mode.worker(Setup(job, command, data, val, init, scores, self._say))
         for event in worker.prepare():
             self._say(event)
