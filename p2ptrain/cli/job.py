@@ -29,11 +29,11 @@ from p2ptrain.cli.shared.options import (
     strict_option,
     write_text,
 )
-from p2ptrain.cli.shared.preflight import checked_data
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError, UserError
 from p2ptrain.modes.jobs import check_job, init_path, load_job, table_of, with_settings
 from p2ptrain.modes.registry import MODES, mode_of
+from p2ptrain.runtime.preflight import checked_data
 from p2ptrain.words import clean
 
 COMMENTS = {
@@ -332,11 +332,9 @@ def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_mode
     check_allowed(job.model.name, allow_model)
     from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
     from p2ptrain.learning.models import global_model
-    from p2ptrain.learning.training import check_batch_size
 
     trial = tried(job, init_path(job_file), data)
     model = trial.model
-    check_batch_size(model, job.training.batch_size)
     found = mode_of(job).check_model(job, global_model(job, allow_user_code=True))
     flops = training_flops(model, job.data.input_shape)
     optimizer: Any = job.training.optimizer
