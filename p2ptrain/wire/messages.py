@@ -203,6 +203,8 @@ class Record:
     """Into so many class sub-models this peer's trainer can divide the job's model; 0 = not known."""
     accuracy: Annotated[float, Bound(-1, 1)] = -1.0
     """Of what this peer trains, on its own validation samples; -1 = not known."""
+    leaving: bool = False
+    """It would go, and waits until the others have what it trains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +278,16 @@ class PlanReply:
 
     KIND: ClassVar[str] = "plan-reply"
     data: Annotated[bytes, Bound(2, 1024 * 1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanVote:
+    """I want this plan to be the next one, and no other of its epoch; or (``adopted``) it is in force here."""
+
+    KIND: ClassVar[str] = "plan-vote"
+    plan: Annotated[str, Bound(64, 64)]
+    epoch: int
+    adopted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -495,6 +507,7 @@ Message = (
     | JobReply
     | PlanRequest
     | PlanReply
+    | PlanVote
     | ProfileRequest
     | ProfileReply
     | Fetch
