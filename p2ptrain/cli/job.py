@@ -70,11 +70,12 @@ COMMENTS = {
     "pipeline.gradients": "compression of what comes back: none, fp16 or int8",
     "pipeline.replan_gain": "change the running plan for one that promises this share more speed",
     "pipeline.snapshot_steps": "batches between snapshots; 0 = a round",
+    "pipeline.patience_s": "seconds that peers with newer blocks on disk are waited for",
     "group.min_peers": "the first plan waits for so many peers",
     "group.settle_s": "and then so many seconds for more",
     "group.compression": "of what peers send: none, fp16, int8 or topk",
     "group.topk_fraction": "for topk only",
-    "group.replicas": "so many peers keep a copy of each part",
+    "group.replicas": "so many peers keep a copy of each part; one in a group of three",
 }
 AUTO_PASSES = 0.0
 """As many as equal work allows, fewer where validation samples say so: how many are best hangs on the model."""
