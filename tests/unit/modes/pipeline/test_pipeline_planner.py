@@ -744,7 +744,7 @@ def test_while_a_plan_rests_only_a_death_brings_another() -> None:
     before = first(peers)
     slower = [peer(0, slowdown=20.0), *peers[1:]]
     for may, now, expected in ((True, slower, True), (False, slower, False), (False, peers[:2], True)):
-        found = next_plan(job(), model(), before, now, name(1), next_step=8, covered_step=6, may_improve=may)
+        found = next_plan(job(), model(), before, now, name(1), next_step=8, saved=(6, 1), may_improve=may)
         assert (found is not None) is expected
 
 
