@@ -70,8 +70,8 @@ class Ballot(Generic[T]):
         self._vote_s, self._alone_s = vote_s, alone_s
         self._short_since = NEVER
         self._num_failed = 0
-        self._corrected: PlanRef | None = None
-        """The last candidate whose proposer was told that its epoch is over."""
+        self._corrected: set[PlanRef] = set()
+        """Candidates whose proposers were told, once, that their epoch is over."""
         self._candidates: dict[PlanRef, tuple[T, bytes]] = {}
         self._told: OrderedDict[PeerId, PlanVote] = OrderedDict()
         """The last message of each."""
@@ -170,9 +170,9 @@ class Ballot(Generic[T]):
 
     def correction(self, ref: PlanRef, proposer: PeerId) -> list[Send]:
         """To a proposer whose plan is of an epoch that this peer has voted in: it has to take a later one."""
-        if ref.epoch > self.last_epoch or not self._said or self._said == ref.hash or self._corrected == ref:
+        if ref.epoch > self.last_epoch or not self._said or self._said == ref.hash or ref in self._corrected:
             return []
-        self._corrected = ref
+        self._corrected.add(ref)
         return [Send(proposer, PlanVote(self._said, self.last_epoch, False))]
 
     def forget(self) -> None:
@@ -183,6 +183,7 @@ class Ballot(Generic[T]):
         """``current`` is in force: forget what it beats. True when the own record names another that is void now."""
         self._candidates = {ref: found for ref, found in self._candidates.items() if ref.beats(current)}
         self._num_failed = 0
+        self._corrected.clear()
         self.last_epoch = max(self.last_epoch, current.epoch)
         if self.own is not None and self.own.beats(current):
             return False
