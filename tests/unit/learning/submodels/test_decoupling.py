@@ -238,7 +238,7 @@ def conv(num_in: int = 3, num_out: int = 12, groups: int = 1) -> nn.Module:
         (pooled(conv(3, 2), features=2), ["'0' has 2 channels", "3 class groups"]),
         (nn.Sequential(pooled(conv()), nn.LogSoftmax(1)), ["logits"]),
         (nn.Sequential(pooled(conv()), nn.ReLU()), ["'1' (ReLU)", "logits", "'0.3'"]),
-        (ConstantView(shuffle=False), ["'view'", "torch.flatten"]),
+        (ConstantView(shuffle=False), ["'reshape'", "torch.flatten"]),
         (ConstantView(shuffle=True), ["'mixing'", "reorders"]),
         (Tied(), ["one.weight", "two.weight", "tied"]),
         (Branching(), ["torch.fx", "Branching"]),
