@@ -53,6 +53,8 @@ class Seeking:
     num_refused: int = 0
     mistrusted: set[PeerId] = field(default_factory=set)
     """Whose copies of the part were of no use."""
+    asked: dict[BlobId, set[PeerId]] = field(default_factory=dict)
+    """Who was asked for each copy that was tried; nobody for one that was here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,16 +183,28 @@ class TasksRole:
     def _seek(self, state: Seeking, now: float) -> Effects:
         """Get the freshest copy that is left to try; without any, start from the job's initial weights."""
         state.is_given = False
-        while state.candidates:
+        while state.candidates or self._look_again(state):
             holding = state.trying = state.candidates.pop()
+            asked = state.asked.setdefault(holding.blob, set())
             if self._downloads.is_local(holding.blob):
                 return self._give(state)
             holders = self._group.holders(holding.blob)
             if sources := [peer for peer in holders if peer not in state.mistrusted]:
+                asked.update(sources)
                 note = Note("fetching-part", (("part", holding.part), ("round", holding.round), ("from", sources[0])))
                 return [note, *self._downloads.fetch(holding.blob, holding.num_bytes, sources, now)]
         state.trying = None
         return self._give(state)
+
+    def _look_again(self, state: Seeking) -> bool:
+        """Who had a copy may have a newer one in its place by now, and others may have one: better than none."""
+        fresh = []
+        for holding in self._copies_of(state.part):
+            unasked = set(self._group.holders(holding.blob)) - state.mistrusted - state.asked.get(holding.blob, set())
+            if unasked or (holding.blob not in state.asked and self._downloads.is_local(holding.blob)):
+                fresh.append(holding)
+        state.candidates = fresh
+        return bool(fresh)
 
     def _give(self, state: Seeking) -> Effects:
         """What is tried goes to the trainer."""
