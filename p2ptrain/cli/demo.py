@@ -20,13 +20,19 @@ import click
 from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.errors import P2PTrainError, UserError
 from p2ptrain.modes.jobs import check_job, with_settings
+from p2ptrain.modes.registry import MODES
 
 EPILOG = """\b
 Examples:
   p2ptrain demo                                   digits, three peers, a share of the samples each
   p2ptrain demo --disjoint                        each peer sees only its own classes
+  p2ptrain demo --mode split                      two weak peers with samples, and a fast one that helps them
   p2ptrain demo --data images:photos.zip --model vgg11_bn --width 1 --peers 5 --rounds 20
 """
+
+
+WEAK = 0.25
+"""Of this machine's speed: what a device has that needs help."""
 
 
 @click.command(epilog=EPILOG)
@@ -44,10 +50,11 @@ Examples:
 @click.option("--subset", default="1/1", show_default=True, help="Use this share of the training samples, such as 1/5.")
 @click.option(
     "--mode",
-    type=click.Choice(["tasks", "replicas"]),
+    type=click.Choice(["tasks", "replicas", "split"]),
     default="tasks",
     show_default=True,
-    help="Class sub-models, or the whole model on every peer.",
+    help="Class sub-models; the whole model on every peer; or weak peers of which each trains the front of the model, "
+    "and one without samples the rest.",
 )
 @click.option("--model", default="lenet", show_default=True, help="A built-in model.")
 @click.option(
@@ -135,11 +142,17 @@ def run_demo(
         raise UserError(f"{data} has no test samples to measure with; put them into a folder named test")
     description = make_job(source, num_peers, **job)
     how = "disjoint" if disjoint else "same" if same else "iid"
-    experiment = group.Experiment(description, data, group.shares(num_peers, description.data.classes, how, subset))
+    helped = not MODES[description.mode].needs_data
+    if helped and num_peers < 2:
+        raise UserError(f"--peers {num_peers}: one helps in mode {description.mode}, so there must be two at least")
+    shares = group.shares(num_peers - helped, description.data.classes, how, subset)
+    experiment = group.Experiment(description, data, group.with_helper(shares, WEAK) if helped else shares)
     out.mkdir(parents=True, exist_ok=True)
     (out / "job.toml").write_text(description.to_toml(), encoding="utf-8")
     line = ProgressLine(quiet=as_json, rounds=description.training.rounds)
     line.say(f"{num_peers} peers, {data}, {description.model.name}; results in {out}/")
+    if helped:
+        line.say(f"those with samples run at {WEAK:.0%} of this machine's speed, as weak devices do; the last has none")
     with tempfile.TemporaryDirectory(prefix="p2ptrain-demo-") as directory:
         try:
             outcome = group.run(experiment, Path(directory), line.say, line.group)

@@ -14,14 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from p2ptrain.api import Status, observing, snapshot_status
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import Harvest
 from p2ptrain.errors import P2PTrainError, UserError
-from p2ptrain.experiment.processes import LOOPBACK, free_port, log_end, start, stop
+from p2ptrain.experiment.processes import LOOPBACK, free_port, log_end, slowed_trainers, start, stop
 from p2ptrain.net.keys import Group, new_group
 from p2ptrain.net.multicast import multicast_works
 from p2ptrain.runtime import harvest as harvesting
@@ -42,6 +42,9 @@ class PeerShare:
     name: str
     shard: str = ""
     classes: tuple[str, ...] = ()
+    has_data: bool = True
+    speed: float = 1.0
+    """Of this machine's: less makes it a weak device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,12 @@ def shares(num_peers: int, classes: Sequence[str], how: str, subset: str = "1/1"
         else:
             made.append(PeerShare(name, whole))
     return tuple(made)
+
+
+def with_helper(shares: Sequence[PeerShare], speed: float) -> tuple[PeerShare, ...]:
+    """These as weak devices, and a fast one without samples."""
+    weak = [replace(share, speed=speed) for share in shares]
+    return (*weak, PeerShare(f"peer-{len(weak) + 1}", has_data=False))
 
 
 def run(experiment: Experiment, directory: Path, say: Callable[[str], None], progress: Progress) -> Outcome:
@@ -186,7 +195,9 @@ def _peers(
                 where += ["--peer", f"{LOOPBACK}:{ports[0]}"] if index else ["--port", str(ports[0])]
             command = peer_command(experiment, share, state, where, job_file=None if index else job_file)
             processes[share.name] = start(command, log, environment)
-        yield processes
+        speeds = {processes[share.name].pid: share.speed for share in experiment.shares if share.speed < 1}
+        with slowed_trainers(speeds):
+            yield processes
     finally:
         stop(processes.values())
 
@@ -195,7 +206,8 @@ def peer_command(
     experiment: Experiment, share: PeerShare, state: Path, where: Sequence[str], *, job_file: Path | None
 ) -> list[str]:
     """What a person would type. ``where``: network and profile; without ``job_file`` the job comes from the group."""
-    command = [sys.executable, "-m", "p2ptrain.cli.main", "peer", "--data", experiment.data, "--name", share.name]
+    command = [sys.executable, "-m", "p2ptrain.cli.main", "peer", "--name", share.name]
+    command += ["--data", experiment.data] if share.has_data else []
     command += ["--state", str(state), "--threads", str(experiment.threads), "--linger", LINGER, *where]
     if job_file is not None:
         command += ["--job", str(job_file)]
