@@ -58,9 +58,12 @@ WEAK = 0.25
 )
 @click.option("--model", default="lenet", show_default=True, help="A built-in model.")
 @click.option(
-    "--width", type=float, default=2.0, show_default=True, help="Width of the global model, times the model's own."
+    "--width",
+    type=float,
+    show_default="2; 4 in mode split",
+    help="Width of the global model, times the model's own.",
 )
-@click.option("--rounds", type=click.IntRange(1), default=12, show_default=True, help="Rounds of one epoch each.")
+@click.option("--rounds", type=click.IntRange(1), show_default="12; 6 in mode split", help="Rounds of one epoch each.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Samples a step.")
 @click.option(
     "--lr", type=float, default=0.05, show_default=True, help="Learning rate (SGD with momentum, cosine schedule)."
@@ -142,7 +145,7 @@ def run_demo(
         raise UserError(f"{data} has no test samples to measure with; put them into a folder named test")
     description = make_job(source, num_peers, **job)
     how = "disjoint" if disjoint else "same" if same else "iid"
-    helped = not MODES[description.mode].needs_data
+    helped = _is_helped(description.mode)
     if helped and num_peers < 2:
         raise UserError(f"--peers {num_peers}: one helps in mode {description.mode}, so there must be two at least")
     shares = group.shares(num_peers - helped, description.data.classes, how, subset)
@@ -163,6 +166,11 @@ def run_demo(
     finish(experiment, outcome, out, central, as_json, line)
 
 
+def _is_helped(mode: str) -> bool:
+    """Whether one peer has no samples, and trains with the others."""
+    return not MODES[mode].needs_data
+
+
 def finish(experiment: Any, outcome: Any, out: Path, central: bool, as_json: bool, line: ProgressLine) -> None:
     """Save the model, train centrally, evaluate, print."""
     from p2ptrain.api import save_harvest
@@ -180,11 +188,12 @@ def finish(experiment: Any, outcome: Any, out: Path, central: bool, as_json: boo
 
 
 def make_job(
-    source: Any, num_peers: int, *, mode: Any, model: str, width: float, rounds: int, batch_size: int, lr: float,
-    weight_decay: float, augment: bool, groups: int, trunk: int, targets: Any, own_fraction: float, fit_head: Any,
-    head_fit_steps: int, compression: Any, seed: int,
+    source: Any, num_peers: int, *, mode: Any, model: str, width: float | None, rounds: int | None, batch_size: int,
+    lr: float, weight_decay: float, augment: bool, groups: int, trunk: int, targets: Any, own_fraction: float,
+    fit_head: Any, head_fit_steps: int, compression: Any, seed: int,
 ) -> Job:  # fmt: skip
-    """The job of the demo, checked."""
+    """The job of the demo, checked. Help pays where there is more to compute."""
+    width, rounds = width or (4.0 if _is_helped(mode) else 2.0), rounds or (6 if _is_helped(mode) else 12)
     from p2ptrain.learning.data import propose_contract
 
     job = Job(

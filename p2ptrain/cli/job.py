@@ -30,7 +30,8 @@ from p2ptrain.modes.registry import MODES, mode_of
 
 COMMENTS = {
     "name": "for people only",
-    "mode": "auto (the group takes tasks or replicas), tasks (a class sub-model each), replicas (all of it), pipeline",
+    "mode": "auto (the group takes tasks or replicas), tasks (a class sub-model each), replicas (all of it), pipeline, "
+    "split",
     "seed": "initial weights, and how --shard cuts data",
     "model.name": "a built-in model, or package.module:function of your own",
     "model.width": "factor on all channel counts",
@@ -61,6 +62,13 @@ COMMENTS = {
     "pipeline.gradients": "compression of what comes back: none, fp16 or int8",
     "pipeline.replan_gain": "change the running plan for one that promises this share more speed",
     "pipeline.snapshot_steps": "batches between snapshots; 0 = a round",
+    "split.tails": "replica: a helper keeps a copy of the rest of the model for each peer that it helps",
+    "split.optimizer": "its state at a round's beginning: reset, or average",
+    "split.micro_batches": "a batch is cut into at most so many equal parts; the plan chooses how many",
+    "split.strategy": "planned; alone, mid-cut, common-cut, cuts-only, shares-only, alternating, unsplit to compare",
+    "split.coding": "compression of activations and gradients: auto (where a link would be slow), none, fp16 or int8",
+    "split.medium": "switched (a link for each device) or shared (one medium for all, as on one Wi-Fi)",
+    "split.replan_gain": "change the plan, when a round begins, for one that promises this share more speed",
     "group.min_peers": "the first plan waits for so many peers",
     "group.settle_s": "and then so many seconds for more",
     "group.compression": "of what peers send: none, fp16, int8 or topk",
@@ -83,6 +91,7 @@ Examples:
   p2ptrain job new --data images:photos/ --model vgg11_bn -o job.toml
   p2ptrain job new --data digits --model lenet --mode replicas --rounds 5 -o job.toml
   p2ptrain job new --data text:book.txt --mode pipeline --micro-batches 4 -o job.toml
+  p2ptrain job new --data images:photos/ --model vgg11 --mode split -o job.toml
 """
 
 
@@ -115,9 +124,9 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     "--mode",
     "mode",
     type=click.Choice(list(MODES)),
-    help="tasks: a class sub-model a peer. replicas: the whole model. pipeline: some layers. auto: the group takes "
-    "tasks or replicas when it makes its first plan, by devices, model and who has which classes. [default: auto; "
-    "replicas for text]",
+    help="tasks: a class sub-model a peer. replicas: the whole model. pipeline: some layers. split: the whole model, "
+    "or its first layers with a helper for the rest. auto: the group takes tasks or replicas when it makes its first "
+    "plan, by devices, model and who has which classes. [default: auto; replicas for text]",
 )
 @setting("--rounds", "training.rounds", click.IntRange(1), "Rounds; parameters travel after each.")
 @setting("--epochs", "training.epochs_per_round", click.FloatRange(0.001), "Passes over the own samples a round.")
@@ -137,7 +146,12 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     "are as much work. 0: that many, but a round ends early when the own validation samples say that more would bring "
     f"nothing. [default: {AUTO_PASSES:g} in mode auto, else 1]",
 )
-@setting("--micro-batches", "pipeline.micro_batches", click.IntRange(1), "Parts of a batch in a pipeline, at most.")
+@setting(
+    "--micro-batches",
+    "pipeline.micro_batches",
+    click.IntRange(1),
+    "Parts of a batch in a pipeline or on its way to a helper, at most.",
+)
 @setting("--schedule", "pipeline.schedule", click.Choice(["sync", "async"]), "Of a pipeline.")
 @setting("--min-peers", "group.min_peers", click.IntRange(1), "The first plan waits for so many peers.")
 @setting("--compression", "group.compression", click.Choice(["none", "fp16", "int8", "topk"]), "Of what peers send.")
@@ -186,6 +200,8 @@ def new(data: str, input_shape: str | None, init: Path | None, output: Path, for
         for key, value in FOR_TEXT.items():
             settings[key] = value if settings[key] is None else settings[key]
     mode = MODES[settings["mode"]]
+    if hasattr(mode.config, "micro_batches"):
+        settings[f"{mode.config.TABLE}__micro_batches"] = settings.pop("pipeline__micro_batches")
     if not mode.validates and settings["data__val"] is None:
         settings["data__val"] = 0.0
     for path, value in settings.items():
@@ -205,6 +221,8 @@ def new(data: str, input_shape: str | None, init: Path | None, output: Path, for
     click.echo(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")
     if not given:
         click.echo(f"mode {job.mode}: {MODE_WHY[job.mode]}")
+    for line in mode.words.choice_lines(job):
+        click.echo(line)
     click.echo(f"next: p2ptrain job check {output}; then p2ptrain peer --job {output} --data {data}")
 
 

@@ -54,6 +54,7 @@ def headline(snapshot: Snapshot) -> str:
         lines.append("no plan yet")
     else:
         lines.append(f"plan {plan.hash[:8]}, epoch {plan.epoch}, parts: {len(plan.parts)}")
+        lines += [f"  {with_names(snapshot, line)}" for line in mode_of(job).words.plan_lines(plan, job)]
         for part in unstaffed(snapshot):
             lines.append(f"  nobody trains part {part.index} ({mode_of(job).words.part_name(plan, job, part.index)})")
     return "\n".join(lines)
@@ -108,7 +109,15 @@ def part_text(snapshot: Snapshot, record: Record) -> str:
         return "-"
     if plan is None or job is None or record.part >= len(plan.parts):
         return f"#{record.part}"
-    return mode_of(job).words.part_text(plan, job, record.part)
+    return with_names(snapshot, mode_of(job).words.part_text(plan, job, record.part))
+
+
+def with_names(snapshot: Snapshot, text: str) -> str:
+    """Peers by what they call themselves."""
+    for record in snapshot.records:
+        if record.name:
+            text = text.replace(record.peer, clean(record.name, 24))
+    return text
 
 
 def notes(snapshot: Snapshot, record: Record) -> list[str]:
@@ -156,6 +165,7 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
             "epoch": plan.epoch,
             "parts": [_part(job, plan, part) for part in plan.parts],
             "unstaffed": [part.index for part in unstaffed(snapshot)],
+            **MODES[plan.mode].words.plan_plain(plan),
         },
         "peers": [_peer(snapshot, record) for record in snapshot.records],
     }

@@ -85,7 +85,7 @@ class SplitRole:
         """The blocks of the job's model, once the trainer has counted them."""
         self._traffic = StageTraffic(group)
         self._meter = LinkMeter(group.own_id, given.rng)
-        self._missing = MissingBlocks(group, given.downloads)
+        self._missing = MissingBlocks(group, given.downloads, "rounds")
         self._end = RoundEnd(group, given.downloads, self.replicas)
         self.progress = Progress(group, self.replicas, job.training.rounds)
         self.is_complete = self.progress.is_complete
@@ -308,7 +308,7 @@ class SplitRole:
         self._trained = None
         self._state = at.Idle()
         fields = (("batches", event.batches), ("round", body_of(plan).from_round), ("epoch", plan.epoch))
-        effects: Effects = [Note("halted", fields)]
+        effects: Effects = [Note("round-dropped" if event.batches else "halted", fields)]
         if self.part == m.NO_PART:
             return effects
         self._state = at.Gathering(body_of(plan).from_round)
