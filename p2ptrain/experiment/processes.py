@@ -23,7 +23,7 @@ import psutil
 LOOPBACK = "127.0.0.1"
 STOP_S = 8.0
 LOG_LINES = 15
-SLICE_S = 0.04
+SLICE_S = 0.008
 """Of a slowed process: for a part of each it runs."""
 LOOK_S = 1.0
 """Between two looks at what it has started."""

@@ -22,6 +22,12 @@ PASS_S = 0.005
 """Added to both sides of that for each pass: one that is much shorter is overhead most of all, and no measure of the
 device."""
 
+WARM_UP = 2
+"""Batches of a stage that don't count: they make kernels ready and take memory for the first time."""
+FIRST_LOOK = 10
+"""Batches after these until the time of a unit is first compared with the profile, and from then on as often."""
+SECOND_LOOK = 4
+"""Batches until the next look where one differs from that before: whether it is a change is soon known."""
 
 REST_S, MOST_REST_S, SOON_S = 120.0, 3600.0, 10.0
 """Of a device that stands by because it was slow, between looks at whether it still is: longer each time, for a group
