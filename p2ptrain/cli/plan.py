@@ -1,4 +1,4 @@
-"""``p2ptrain plan``: how the devices of some profiles would train one model as a pipeline.
+"""``p2ptrain plan``: how the devices of some profiles would train one model as a pipeline, or split.
 
 Invariant: computes only; nothing is measured, sent or written but the picture asked for.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -20,6 +20,7 @@ from p2ptrain.errors import UserError
 if TYPE_CHECKING:
     from p2ptrain.planning.devices.profiles import DeviceProfile
     from p2ptrain.planning.pipeline.task import PairRate, PipelinePeer
+    from p2ptrain.planning.split.units import Medium, Tails
 
 EXAMPLES = """\b
 Examples:
@@ -28,12 +29,23 @@ Examples:
   p2ptrain plan --model vgg16 raspberry-pi-4 raspberry-pi-5 old-laptop --link raspberry-pi-5:old-laptop=20
   p2ptrain plan --model vgg11 raspberry-pi-5 old-laptop --schedule async --activations int8 --gradients int8
   p2ptrain plan --model vgg11_bn --batch-size 128 --micro-batches 16 peers/*.toml --json
+  p2ptrain plan --mode split --model vgg16 peers/*.toml --rate 100 --helper desktop-gpu
+  p2ptrain plan --mode split --model vgg16 peers/*.toml --rate 40 --medium shared --samples 500 --samples old-laptop=0
 """
+ONLY_PIPELINE: tuple[str, ...] = ("schedule", "activations", "gradients")
+ONLY_SPLIT: tuple[str, ...] = ("helpers", "samples", "medium", "tails")
+"""Options that the other mode has no use for."""
 
 
 @click.command(epilog=EXAMPLES)
 @click.argument("profiles", nargs=-1, required=True, metavar="PROFILE...")
 @click.option("--model", required=True, metavar="NAME", help="Built-in or package.module:function of your own.")
+@click.option(
+    "--mode",
+    type=click.Choice(("pipeline", "split")),
+    default="pipeline",
+    help="split: every peer trains the front on its own samples, a helper the rest. [default: pipeline]",
+)
 @shape_options
 @click.option("--batch-size", type=click.IntRange(1), default=64, help="Samples a step. [default: 64]")
 @click.option(
@@ -72,10 +84,36 @@ Examples:
 @click.option(
     "--png", type=click.Path(path_type=Path), metavar="FILE", help="Draw the timeline. [default: as text only]"
 )
+@click.option(
+    "--helper",
+    "helpers",
+    multiple=True,
+    metavar="PEER",
+    help="split: who may help; brings no samples unless --samples says so; may be given again. [default: all may]",
+)
+@click.option(
+    "--samples",
+    multiple=True,
+    metavar="[PEER=]NUMBER",
+    help="split: of everybody but the helpers, or of one peer; may be given again. [default: 1000]",
+)
+@click.option(
+    "--medium",
+    type=click.Choice(("switched", "shared")),
+    default="switched",
+    help="split: shared = all devices together have --rate, as on one Wi-Fi. [default: switched]",
+)
+@click.option(
+    "--tails",
+    type=click.Choice(("replica", "shared")),
+    default="replica",
+    help="split: shared = a helper trains one tail for all its units, step by step. [default: replica]",
+)
 @json_option
 def command(
     profiles: tuple[str, ...],
     model: str,
+    mode: str,
     width: float,
     input_shape: str | None,
     num_classes: int,
@@ -89,13 +127,20 @@ def command(
     links: tuple[str, ...],
     latency_ms: float,
     png: Path | None,
+    helpers: tuple[str, ...],
+    samples: tuple[str, ...],
+    medium: Medium,
+    tails: Tails,
     as_json: bool,
 ) -> None:
     """Plan a pipeline: which of these devices train which blocks of the model, and what a batch would take.
 
+    With --mode split: who helps whom from which block on, with what share of the link, and what a round would take.
+
     A PROFILE is a file, or the name of one in peers/; name one as often as there are such devices.
     """
-    if batch_size % micro_batches:
+    _check_options(mode)
+    if mode == "pipeline" and batch_size % micro_batches:
         raise UserError(
             f"--batch-size {batch_size} is not {micro_batches} equal micro-batches; "
             f"take a multiple of {micro_batches}, or change --micro-batches"
@@ -105,16 +150,44 @@ def command(
 
         check_output(png)
         check_matplotlib()
+    from p2ptrain.cli.shared import split_room
     from p2ptrain.learning.blocks.costs import profile_blocks
     from p2ptrain.planning.devices.profile_codec import chain_hash
     from p2ptrain.planning.pipeline.comparison import compare
     from p2ptrain.planning.pipeline.fleet import Fleet
     from p2ptrain.planning.pipeline.task import WIRE, PipelineTask, held_copies
-    from p2ptrain.ui import pipeline_view
+    from p2ptrain.planning.split import comparison as split_comparison
+    from p2ptrain.ui import pipeline_figure, pipeline_view, split_figure, split_view
 
     read = read_profiles(profiles)  # errors in files before torch is imported
+    names = [name for name, _ in read]
+    split_room.check_helpers(helpers, names)
+    counts = split_room.samples_of(samples, names, helpers)
     profile = profile_blocks(chain_of(model, input_shape, num_classes, width), model)
     peers = peers_of(read, rate_mbit_s, chain_hash(profile), (activations, gradients))
+    if mode == "split":
+        room = split_room.split_task(
+            profile,
+            read,
+            peers,
+            chain_hash(profile),
+            batch_size=batch_size,
+            micro_batches=micro_batches,
+            samples=counts,
+            helpers=helpers,
+            medium=medium,
+            tails=tails,
+            rate_mbit_s=rate_mbit_s,
+            latency_s=latency_ms / 1000,
+            pair_rates=pair_rates_of(links),
+            optimizer_copies=held_copies(optimizer, "sync"),
+        )
+        found = split_comparison.compare(room)
+        _show(split_view.to_plain(found) if as_json else split_view.render(found), peers, model)
+        if png is not None:
+            split_figure.draw(found, png)
+            progress(f"{png} written")
+        return
     task = PipelineTask(
         profile,
         peers,
@@ -127,17 +200,32 @@ def command(
         backward_wire=WIRE[gradients],
     )
     comparison = compare(Fleet(task, math.inf if schedule == "async" else 1))
-    if as_json:
-        print_json(pipeline_view.to_plain(comparison))
-    else:
-        click.echo(pipeline_view.render(comparison))
-        if any(peer.times is None for peer in peers):
-            progress(f"times from FLOP/s are rough: measure on the device with `p2ptrain probe --model {model}`")
+    _show(pipeline_view.to_plain(comparison) if as_json else pipeline_view.render(comparison), peers, model)
     if png is not None:
-        from p2ptrain.ui.pipeline_figure import draw
-
-        draw(comparison, png)
+        pipeline_figure.draw(comparison, png)
         progress(f"{png} written")
+
+
+def _check_options(mode: str) -> None:
+    """Raises ``UserError`` for one that was given, but that the mode has no use for."""
+    context = click.get_current_context()
+    useless, why = ONLY_PIPELINE, "split training chooses the coding of each unit, and has no schedule; leave it out"
+    if mode == "pipeline":
+        useless, why = ONLY_SPLIT, "a pipeline has no use for it; leave it out, or add --mode split"
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
+        if given and parameter.name in useless:
+            raise UserError(f"{parameter.opts[0]}: {why}")
+
+
+def _show(found: str | dict[str, Any], peers: tuple[PipelinePeer, ...], model: str) -> None:
+    """As text, or for programs."""
+    if not isinstance(found, str):
+        print_json(found)
+        return
+    click.echo(found)
+    if any(peer.times is None for peer in peers):
+        progress(f"times from FLOP/s are rough: measure on the device with `p2ptrain probe --model {model}`")
 
 
 def read_profiles(names: tuple[str, ...]) -> list[tuple[str, DeviceProfile]]:

@@ -14,11 +14,11 @@ something was not finite changes neither parameters nor buffers nor the optimize
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from p2ptrain.config import TrainingConfig
@@ -66,13 +66,15 @@ class StageModel:
         self.optimizer = make_optimizer(self.parameters, config) if self.parameters else None
         state = self.module.state_dict()
         self._buffers = {name: tensor for name, tensor in state.items() if name not in parameters}
-        statistics = {n: t for n, t in self._buffers.items() if n.endswith(_STATISTICS) and t.dtype == torch.float32}
+        statistics = {n: self._buffers[n] for n in statistics_of(self._buffers, names)}
         sizes = [tensor.numel() for tensor in (*self.parameters.values(), *statistics.values())]
         self.vector = torch.zeros(sum(sizes) + 1, device=device)
         """Gradients, statistics and loss, one after the other."""
         *views, self._loss = self.vector.split([*sizes, 1])
         self._gradients = dict(zip(self.parameters, views, strict=False))
         self._statistics = list(zip(statistics.values(), views[len(self.parameters) :], strict=True))
+        self.statistics = tuple(statistics)
+        """Names of the running statistics, in the order in which the vector has them."""
         self._averaged = frozenset(statistics)
         for name, parameter in self.parameters.items():
             # The parameter's own layout, as the fused kernels of optimizers need.
@@ -88,22 +90,37 @@ class StageModel:
         """Micro-batches whose activations are held."""
         return len(self._held)
 
-    def forward(self, number: int, inputs: Sequence[Tensor], seed: int, *, first: bool) -> tuple[Tensor, ...]:
-        """The outputs ``[rows, ...]`` of a micro-batch, on the CPU, with zeros in place of what is not finite."""
-        outputs = self._run(number, inputs, seed, first=first)
+    def forward(
+        self, number: int, inputs: Sequence[Tensor], seed: int, *, first: bool, run: nn.Module | None = None
+    ) -> tuple[Tensor, ...]:
+        """The outputs ``[rows, ...]`` of a micro-batch, on the CPU, with zeros in place of what is not finite.
+
+        ``run``: some of the blocks, as a module that shares their tensors; all of them by default.
+        """
+        outputs = self._run(number, inputs, seed, first=first, run=run)
         return tuple(self._finite(output) for output in outputs)
 
     def forward_to_loss(
-        self, number: int, inputs: Sequence[Tensor], y: Tensor, weight: float, seed: int, *, first: bool
+        self,
+        number: int,
+        inputs: Sequence[Tensor],
+        y: Tensor,
+        weight: float,
+        seed: int,
+        *,
+        first: bool,
+        run: nn.Module | None = None,
     ) -> None:
         """The forward pass of the last stage. ``weight``: the share of the batch that these rows are."""
-        (logits,) = self._run(number, inputs, seed, first=first)
+        (logits,) = self._run(number, inputs, seed, first=first, run=run)
         loss = training_loss(logits, y.to(self.device), self.config.label_smoothing) * weight
         held = self._held[number]
         self._held[number] = _MicroBatch(held.inputs, (loss,), held.version)
         self._loss += loss.detach()
 
-    def _run(self, number: int, inputs: Sequence[Tensor], seed: int, *, first: bool) -> tuple[Tensor, ...]:
+    def _run(
+        self, number: int, inputs: Sequence[Tensor], seed: int, *, first: bool, run: nn.Module | None
+    ) -> tuple[Tensor, ...]:
         self._seed(seed & (2**63 - 1))
         placed = tuple(as_trained(tensor, self.device) for tensor in inputs)
         if not first:
@@ -112,7 +129,7 @@ class StageModel:
             self._version = self._version or self._copied()
             value = functional_call(self.module, self._version, placed)
         else:
-            value = self.module(*placed)
+            value = (self.module if run is None else run)(*placed)
         outputs: tuple[Tensor, ...] = value if isinstance(value, tuple) else (value,)
         self._held[number] = _MicroBatch(placed, outputs, self._version)
         return outputs
@@ -145,10 +162,13 @@ class StageModel:
 
     # --- the end of a batch ---
 
-    def close(self, share: float) -> None:
-        """Make the vector ready to be added up with those of the peers that hold the other shares of the rows."""
-        for buffer, view in self._statistics:
-            view.copy_(buffer.reshape(-1) * share)
+    def close(self, share: float | Mapping[str, float]) -> None:
+        """Make the vector ready to be added up with those of the peers that hold the other shares of the rows.
+
+        By tensor where not all blocks have had the same rows.
+        """
+        for name, (buffer, view) in zip(self.statistics, self._statistics, strict=True):
+            view.copy_(buffer.reshape(-1) * (share if isinstance(share, float) else share[name]))
         self.bad = self.bad or not is_finite(self.vector)
 
     def unaveraged(self) -> list[str]:
@@ -227,6 +247,11 @@ class StageModel:
             version[name] = parameter.detach().clone().requires_grad_()
             version[name].grad = parameter.grad
         return version
+
+
+def statistics_of(state: Mapping[str, Tensor], names: Sequence[str]) -> list[str]:
+    """Those of a model's tensors that are running statistics, in the order of ``names``."""
+    return [n for n in names if n in state and n.endswith(_STATISTICS) and state[n].dtype == torch.float32]
 
 
 def _write(buffer: Tensor, value: Tensor) -> None:

@@ -41,11 +41,12 @@ class Copy:
 
 @torch.no_grad()
 def make_update(
-    chain: Chain, round: int, copies: Sequence[Copy], *, with_optimizer: bool = False
+    chain: Chain, round: int, copies: Sequence[Copy], *, with_optimizer: bool = False, are_equal: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The mean of copies, by samples, of all blocks that one of them has: one run of blocks.
 
-    ``with_optimizer``: the optimizer's tensors too, where all copies of a block have them.
+    ``with_optimizer``: the optimizer's tensors too, where all copies of a block have them. ``are_equal``: any copy of a
+    block is the mean of them.
     """
     first, stop = min(copy.first for copy in copies), max(copy.stop for copy in copies)
     weights = [sum(c.samples for c in copies if c.first <= block < c.stop) for block in range(first, stop)]
@@ -54,7 +55,7 @@ def make_update(
         here = [copy for copy in copies if copy.first <= block < copy.stop]
         if not here:
             raise LocalError(f"no copy has block {block}, between others that do")
-        useful = [copy for copy in here if copy.samples] or here
+        useful = here[:1] if are_equal else [copy for copy in here if copy.samples] or here
         names = [f"model.{name}" for name in chain.tensor_names(block, block + 1)]
         for name in names + (_optimizer_tensors(chain, block, useful) if with_optimizer else []):
             tensors[name] = _mean([(copy.samples, copy.tensors[name]) for copy in useful])

@@ -15,6 +15,7 @@ Invariant: pure; two peers with the same plan and the same figures compute the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -64,7 +65,7 @@ def _played(room: Room, plan: SplitPlan, unit: Unit) -> Played:
     if unit.owner not in room.owners or plan.num_blocks != room.cuts[-1] or unit.cut not in room.cuts:
         raise LocalError("a split plan that is not of this model and these peers")
     owner = room.peers[unit.owner]
-    samples = room.task.batch_of(owner) / unit.micro_batches
+    samples = room.task.micro_batch_of(owner, unit.micro_batches)
     if unit.helper is None:
         steps = steps_alone(room, unit.owner, samples)
     elif unit.helper in room.peers:
@@ -73,7 +74,7 @@ def _played(room: Room, plan: SplitPlan, unit: Unit) -> Played:
         steps = steps_of(room, unit.owner, unit.helper, cut, samples, codings, rates)
     else:
         raise LocalError("a split plan that is not of this model and these peers")
-    batches = 1.0 if plan.tails == "shared" else room.task.batches_of(owner)
+    batches = 1 if plan.tails == "shared" else room.task.batches_of(owner, unit.micro_batches)
     return Played(unit.owner, unit.helper, steps, batches, unit.micro_batches, unit.in_flight)
 
 
@@ -104,7 +105,7 @@ def memory_of(room: Room, plan: SplitPlan) -> dict[str, float]:
     needs: dict[str, float] = {}
     first_cut: dict[str, int] = {}
     for unit in plan.units:
-        rows = int(np.ceil(room.task.batch_of(room.peers[unit.owner]) / unit.micro_batches))
+        rows = math.ceil(room.task.micro_batch_of(room.peers[unit.owner], unit.micro_batches))
         cut = room.cuts.index(unit.cut)
         own = tables.fixed_bytes(0, cut) + rows * tables.sample_bytes(0, cut, 1)
         if unit.helper is not None:

@@ -18,7 +18,7 @@ from p2ptrain.planning.pipeline.cost import Floats
 from p2ptrain.planning.split.frontier import NOTHING, Frontier, Limits, frontier_of, joined
 from p2ptrain.planning.split.options import Options, Pairs
 
-PRECISION, COARSE_PRECISION = 1e-8, 1e-4
+PRECISION, COARSE_PRECISION = 1e-8, 1e-3
 MAX_ROUND_S = 1e9
 """What does not end within that never ends."""
 

@@ -30,8 +30,6 @@ class Options:
 
     owner: str
     helper: str
-    batches: float
-    """Of a round."""
     codings: tuple[Coding, ...]
     cuts: Ints
     """Places in ``Room.cuts``."""
@@ -40,7 +38,7 @@ class Options:
     coding: Ints
     """Places in ``codings``: of activations and of gradients."""
     fixed_s: Floats
-    """[path, option]: seconds of a batch that no share of the link changes, ..."""
+    """[path, option]: seconds of a round that no share of the link changes, ..."""
     shared_s: Floats
     """... and those of a share of 1, which grow as it falls."""
     helper_s: Floats
@@ -62,15 +60,14 @@ class Options:
         return Options(
             self.owner,
             self.helper,
-            self.batches,
             self.codings,
-            *(getattr(self, field.name)[..., which] for field in fields(self)[4:]),
+            *(getattr(self, field.name)[..., which] for field in fields(self)[3:]),
         )
 
     def shares(self, round_s: float | Floats, which: npt.NDArray[Any]) -> Floats:
         """The least share of the link with which each of these ends in time (one for all, or one for each of these);
         infinite where none will do."""
-        left = round_s / self.batches - self.fixed_s[:, which]
+        left = round_s - self.fixed_s[:, which]
         needed: Floats = np.full(left.shape, np.inf)
         np.divide(self.shared_s[:, which], left, out=needed, where=left > 0)
         found: Floats = needed.max(axis=0)
@@ -78,7 +75,7 @@ class Options:
 
     def round_s(self, share: float) -> Floats:
         """Of each option with that share."""
-        seconds: Floats = self.batches * (self.fixed_s + self.shared_s / share).max(axis=0)
+        seconds: Floats = (self.fixed_s + self.shared_s / share).max(axis=0)
         return seconds
 
 
@@ -107,16 +104,15 @@ class Pairs:
             self._found[owner, helper] = Options(
                 owner,
                 helper,
-                first.batches,
                 first.codings,
-                *(np.concatenate([getattr(p, f.name) for p in parts], axis=-1) for f in fields(Options)[4:]),
+                *(np.concatenate([getattr(p, f.name) for p in parts], axis=-1) for f in fields(Options)[3:]),
             )
         return self._found[owner, helper]
 
     def _of(self, owner: str, helper: str, num: int) -> Options:
         room, task, tables, at = self.room, self.room.task, self.room.tables, self._cuts
         its, many = room.peers[owner], len(task.codings)
-        batches, samples = task.batches_of(its), task.batch_of(its) / num
+        batches, samples = task.batches_of(its, num), task.micro_batch_of(its, num)
         rows = math.ceil(samples)
         free = its.device.memory_bytes - tables.held_bytes[at] - rows * self._front_flow
         in_flight = np.floor(free / np.maximum(rows * self._front_bytes, 1e-9)).clip(0, num).astype(np.int64)
@@ -129,14 +125,13 @@ class Pairs:
         return Options(
             owner,
             helper,
-            batches,
             task.codings,
             np.tile(at, many),
             np.full(many * len(at), num),
             np.tile(in_flight, many),
             np.repeat(np.arange(many), len(at)),
-            fixed,
-            shared,
+            batches * fixed,
+            batches * shared,
             batches * (num * steps.tail_s + steps.tail_update_s),
             np.tile(held, many),
             np.tile(work, many),

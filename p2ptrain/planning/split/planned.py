@@ -1,7 +1,7 @@
 """The split plan that a group takes: the search's way, corrected by what playing it through shows.
 
 The search knows nothing of what units wait for each other in a helper's queue. So the way that it found is played
-through; by as much as a unit's batch took longer than its own figures say, its batches are taken to be longer, and
+through; by as much as a unit took longer than its own figures say, its rounds are taken to be longer, and
 options and shares are chosen again, for the same helpers; a few times over, and also with finer micro-batches only, as
 these keep others waiting for less. Of all that, and of what simpler methods come by (``strategies``), the one counts
 that is played fastest.
@@ -24,7 +24,7 @@ from p2ptrain.planning.split.steps import batch_s
 from p2ptrain.planning.split.strategies import all_alone, baselines
 from p2ptrain.planning.split.units import SplitPlan
 
-CORRECTIONS, FEW_CORRECTIONS = 5, 3
+CORRECTIONS = 4
 SMOOTHED = 0.5
 """Of a wait that was seen, so much counts the next time."""
 ALIKE = 1.001
@@ -52,9 +52,9 @@ def _corrected(search: Search, found: Found) -> list[SplitPlan]:
     helpers = {owner: choice.options.helper for owner, choice in found.assigned.items() if choice is not None}
     limit_s = found.exchange_s * (1 + 1e-9)
     plans = [plan_of(room, found.assigned)]
-    for grain in sorted({num for owner in helpers for num in _grains(room, owner)}):
+    for grain in sorted({num for owner in helpers for num in _grains(search, owner)}):
         waits = dict.fromkeys(helpers, 0.0)
-        for _ in range(CORRECTIONS if search.is_exact else FEW_CORRECTIONS):
+        for _ in range(CORRECTIONS):
             options = {}
             for owner, helper in helpers.items():
                 each = search.options[owner, helper]
@@ -72,22 +72,25 @@ def _corrected(search: Search, found: Found) -> list[SplitPlan]:
     return plans
 
 
-def _grains(room: Room, owner: str) -> tuple[int, int, int]:
-    """The least micro-batches that a batch is cut into: any, half of the most, the most."""
-    most = room.micro_batch_choices(owner)[0]
-    return 1, max(1, most // 2), most
+def _grains(search: Search, owner: str) -> tuple[int, ...]:
+    """The least micro-batches that a batch is cut into: any, the most; in a small room half of the most, too."""
+    most = search.room.micro_batch_choices(owner)[0]
+    return (1, max(1, most // 2), most) if search.is_exact else (1, most)
 
 
 def _later(options: Options, wait_s: float) -> Options:
-    """With batches that take so much longer."""
+    """With rounds that take so much longer."""
     return replace(options, fixed_s=options.fixed_s + wait_s)
 
 
 def _wait_s(room: Room, plan: SplitPlan, owner: str) -> float:
-    """By how much a batch was played longer than if the unit had its helper to itself."""
+    """By how much a round was played longer than if the unit had its helper to itself."""
     unit = plan.unit_of(owner)
     each = next(each for each in played_of(room, plan) if each.owner == owner)
-    return max(0.0, unit.batch_s - batch_s(each.steps, each.micro_batches, each.in_flight)) if unit else 0.0
+    if unit is None:
+        return 0.0
+    many = each.batches * room.steps_a_round
+    return max(0.0, unit.round_s - many * batch_s(each.steps, each.micro_batches, each.in_flight))
 
 
 def _chosen(search: Search, options: Mapping[str, Options], high_s: float) -> dict[str, Choice | None] | None:

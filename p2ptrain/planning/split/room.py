@@ -52,9 +52,9 @@ class Room:
         self._alone: dict[tuple[str, int], Alone | None] = {}
 
     @cached_property
-    def steps_a_round(self) -> float:
+    def steps_a_round(self) -> int:
         """How often copies are averaged: with shared tails the gradients, after every step."""
-        return self.task.batches_of(self.task.owners[0]) if self.task.tails == "shared" else 1.0
+        return self.task.batches_of(self.task.owners[0], 1) if self.task.tails == "shared" else 1
 
     def rate(self, sender: str, receiver: str) -> float:
         """Bytes/s that a link carries, whatever else goes on."""
@@ -86,7 +86,7 @@ class Room:
     def micro_batch_choices(self, owner: str) -> tuple[int, ...]:
         """Into how many parts its batch may be cut, the most first."""
         batch, least = self.task.batch_of(self.peers[owner]), self.task.model.least_samples
-        fit = (num for num in micro_batch_choices(self.task.micro_batches) if num == 1 or batch / num >= least)
+        fit = (num for num in micro_batch_choices(self.task.micro_batches) if num == 1 or batch // num >= least)
         return tuple(fit)
 
     def seconds(self, peer: str, samples: float) -> tuple[Floats, Floats]:
@@ -126,21 +126,22 @@ class Room:
 
     def _find_alone(self, owner: str, micro_batches: int) -> Alone | None:
         peer, last = self.peers[owner], self.tables.num_units
-        best: tuple[float, int] | None = None
+        best: tuple[float, int, float] | None = None
         choices = self.micro_batch_choices(owner)
         for num in choices:
             if num < min(micro_batches, choices[0]) or self.own_bytes(owner, num) > peer.device.memory_bytes:
                 continue
-            forward, backward = self.seconds(owner, self.task.batch_of(peer) / num)
+            forward, backward = self.seconds(owner, self.task.micro_batch_of(peer, num))
             batch_s = num * float(forward[last] + backward[last])
             batch_s += self.update_s(owner) * float(self.tables.parameter_bytes[last])
-            if best is None or batch_s < best[0]:
-                best = (batch_s, num)
+            round_s = batch_s * self.task.batches_of(peer, num)
+            if best is None or round_s < best[0]:
+                best = (round_s, num, batch_s)
         if best is None:
             return None
         is_shared = len(self.owners) > 1
         exchange_s = self.exchange_s(owner, float(self.block_bytes[-1]) if is_shared else 0.0)
-        return Alone(best[1], best[0], best[0] * self.task.batches_of(peer), exchange_s)
+        return Alone(best[1], best[2], best[0], exchange_s)
 
     def alone_as_helper(self, owner: str) -> Alone | None:
         """In as many parts as a batch may be cut into, as work of others has to come between them."""
@@ -148,5 +149,5 @@ class Room:
 
     def own_bytes(self, owner: str, micro_batches: int) -> float:
         """Memory of training alone."""
-        last, samples = self.tables.num_units, math.ceil(self.task.batch_of(self.peers[owner]) / micro_batches)
+        last, samples = self.tables.num_units, math.ceil(self.task.micro_batch_of(self.peers[owner], micro_batches))
         return self.tables.fixed_bytes(0, last) + samples * self.tables.sample_bytes(0, last, 1)

@@ -40,6 +40,7 @@ LOWERED = 1e-3
 FAR_LOWERED, MUCH_LOWERED, MOST_LIMITS = 0.02, 0.4, 10
 """Where not all ways are looked through: likewise; by so much of the exchange at least; so many times at most."""
 MOST_MOVES = 40
+MOST_OWNING = 4
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,22 @@ class Search:
         pairs = Pairs(room)
         self.helpers: dict[str, Helper] = {}
         self.options: dict[tuple[str, str], Options] = {}
-        for name in room.helpers:
+        for name in self._candidates():
             helper = Helper(pairs, name, is_coarse=not self.is_exact)
             for owner in room.owners if helper.is_able else ():
                 options = helper.able(pairs.of(owner, name)) if owner != name else None
                 if options is not None and len(options):
                     self.options[owner, name] = options
                     self.helpers[name] = helper
+
+    def _candidates(self) -> list[str]:
+        """Who is thought of as a helper; in a large room no more than the fastest of those who own units themselves."""
+        room, last = self.room, self.room.tables.num_units
+        own = [name for name in room.helpers if room.peers[name].samples]
+        pace = {name: float(sum(each[last] for each in room.seconds(name, 1.0))) for name in own}
+        own.sort(key=lambda name: (pace[name], name))
+        left_out = set() if self.is_exact else set(own[MOST_OWNING:])
+        return [name for name in room.helpers if name not in left_out]
 
     def best(self, below_s: float = math.inf) -> Found | None:
         """The way with the shortest round; None where no round is shorter than ``below_s``."""

@@ -1,8 +1,9 @@
 """One round played through: every micro-batch of every unit, and the order in which helpers take them.
 
-An owner makes forward passes as long as it may have more micro-batches in flight, and backward passes first where
-gradients have come. A batch begins when the one before has ended with its optimizer step. Each unit has a link of its
-own both ways, at the rates that it is granted; a micro-batch is received ``latency_s`` after its last byte was sent.
+An owner makes forward passes as long as it may have more micro-batches in flight, then a backward and a forward pass by
+turns: the order of a pipeline's stage whose warm-up is as deep (``pipeline.schedule``). A batch begins when the one
+before has ended with its optimizer step. Each unit has a link of its own both ways, at the rates that it is granted; a
+micro-batch is received ``latency_s`` after its last byte was sent.
 
 A helper does one thing at a time to its end. Of the work that has arrived it takes that whose owner needs longest
 afterwards, for gradients on the link and for its backward pass (Jackson's rule, as Schrage applies it to work that
@@ -15,7 +16,6 @@ micro-batches, all units play the same part of their batches, one at least, and 
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -34,8 +34,7 @@ class Played:
     helper: str | None
     steps: Steps
     """Alone: ``forward_s`` and ``backward_s`` are of the whole model."""
-    batches: float
-    """The last may be a part of one."""
+    batches: int
     micro_batches: int
     in_flight: int
 
@@ -66,20 +65,14 @@ class Round:
     """Only where they were asked for; their times are never stretched."""
 
 
-def play(units: Sequence[Played], *, with_spans: bool = False, most_batches: float = math.inf) -> Round:
-    """``most_batches``: of each unit, for a picture of a round's begin."""
-    numbers = {unit.owner: min(unit.batches, most_batches) for unit in units}
-    total = sum(numbers[unit.owner] * unit.micro_batches for unit in units)
+def play(units: Sequence[Played], *, with_spans: bool = False) -> Round:
+    """From its begin until the last unit has ended."""
+    total = sum(unit.batches * unit.micro_batches for unit in units)
     part = min(1.0, MAX_PLAYED / total) if total else 1.0
-    stretch = {}
-    runs = []
-    for unit in units:
-        num = numbers[unit.owner]
-        played = num if part == 1.0 else min(num, max(1.0, float(round(num * part))))
-        stretch[unit.owner] = num / played
-        runs.append(_Run(unit, _micro_batches_of(played, unit.micro_batches)))
+    runs = [_Run(unit, max(1, round(unit.batches * part))) for unit in units]
     room = _Playing(runs, with_spans)
     room.run()
+    stretch = {run.unit.owner: run.unit.batches / run.batches for run in runs}
     ends = {run.unit.owner: run.end_s * stretch[run.unit.owner] for run in runs}
     busy = dict.fromkeys(room.devices, 0.0)
     for run in runs:
@@ -88,20 +81,13 @@ def play(units: Sequence[Played], *, with_spans: bool = False, most_batches: flo
     return Round(max(ends.values(), default=0.0), ends, busy, tuple(room.spans))
 
 
-def _micro_batches_of(batches: float, micro_batches: int) -> list[int]:
-    """Of each batch; the last one's are as many as its part of a batch has."""
-    whole = math.floor(batches + 1e-9)
-    rest = math.ceil((batches - whole) * micro_batches - 1e-9)
-    return [micro_batches] * whole + ([rest] if rest > 0 else [])
-
-
 @dataclass(slots=True)
 class _Run:
     """A unit under way."""
 
     unit: Played
-    todo: list[int]
-    """Micro-batches of each batch."""
+    batches: int
+    """That are played."""
     batch: int = 0
     forwards: int = 0
     """Of this batch, begun ..."""
@@ -140,7 +126,7 @@ class _Playing:
         for i, run in enumerate(self.runs):
             if run.unit.helper is None and run.unit.owner in self.devices:
                 self._arrive(run.unit.owner, i, 0.0)  # a helper's own unit: one piece of work at a time in its queue
-            elif run.todo:
+            else:
                 self._owner(i, 0.0)
         while self._events:
             now, _, what, i = heapq.heappop(self._events)
@@ -163,21 +149,13 @@ class _Playing:
         """What the owner does next, if it does nothing yet."""
         run = self.runs[i]
         unit, steps = run.unit, run.unit.steps
-        if run.is_busy or run.batch >= len(run.todo):
+        if run.is_busy or run.batch >= run.batches:
             return
-        num = run.todo[run.batch]
+        num = unit.micro_batches
         if unit.helper is None:
             took = num * (steps.forward_s + steps.backward_s) + steps.update_s
             self._show(unit.owner, run, "forward", now, now + took - steps.update_s)
             self._next_batch(i, now, num, took)
-        elif run.backwards < run.gradients:
-            self._show(unit.owner, run, "backward", now, now + steps.backward_s, run.backwards)
-            run.backwards += 1
-            if run.backwards == num:
-                self._next_batch(i, now, num, steps.backward_s + steps.update_s)
-            else:
-                run.is_busy = True
-                self._at(now + steps.backward_s, "owner", i)
         elif run.forwards < num and run.forwards - run.backwards < unit.in_flight:
             end = now + steps.forward_s
             self._show(unit.owner, run, "forward", now, end, run.forwards)
@@ -186,6 +164,14 @@ class _Playing:
             run.up_free_s = max(run.up_free_s, end) + steps.up_s
             self._at(run.up_free_s + steps.latency_s, "activation", i)
             self._at(end, "owner", i)
+        elif run.backwards < run.gradients:
+            self._show(unit.owner, run, "backward", now, now + steps.backward_s, run.backwards)
+            run.backwards += 1
+            if run.backwards == num:
+                self._next_batch(i, now, num, steps.backward_s + steps.update_s)
+            else:
+                run.is_busy = True
+                self._at(now + steps.backward_s, "owner", i)
 
     def _next_batch(self, i: int, now: float, num: int, took: float) -> None:
         run = self.runs[i]
@@ -198,8 +184,8 @@ class _Playing:
         self._at(now + took, "owner", i)
 
     def _arrive(self, helper: str, i: int, now: float) -> None:
-        steps = self.runs[i].unit.steps
-        afterwards = steps.down_s + steps.backward_s if self.runs[i].unit.helper is not None else 0.0
+        unit = self.runs[i].unit
+        afterwards = unit.steps.afterwards_s if unit.helper is not None else 0.0
         device = self.devices[helper]
         self._number += 1
         heapq.heappush(device.queue, (-afterwards, self._number, i))
@@ -211,7 +197,7 @@ class _Playing:
             return
         _, _, i = heapq.heappop(device.queue)
         run = self.runs[i]
-        steps, num = run.unit.steps, run.todo[min(run.batch, len(run.todo) - 1)]
+        steps, num = run.unit.steps, run.unit.micro_batches
         is_own = run.unit.helper is None
         took = steps.forward_s + steps.backward_s if is_own else steps.tail_s
         self._show(helper, run, "tail", now, now + took, run.tails)
@@ -232,7 +218,7 @@ class _Playing:
         run = self.runs[i]
         helper = run.unit.helper or run.unit.owner
         self.devices[helper].is_busy = False
-        if run.unit.helper is None and run.batch < len(run.todo):
+        if run.unit.helper is None and run.batch < run.batches:
             self._arrive(helper, i, now)
         self._tail(helper, now)
 

@@ -1,8 +1,9 @@
 """What a micro-batch of one unit takes at its owner, on the link and at its helper; and the paths of a batch.
 
 A batch takes at least as long as each of several *paths*, the waits that the owner, the link one way, the helper, or
-the window of micro-batches in flight force by itself. For a unit that has its helper to itself the longest of them is
-within a few per cent of what playing the batch through gives (``simulation``).
+the window of micro-batches in flight force by itself. For a unit that has its helper to itself, and a whole batch in
+flight, the longest of them is what playing the batch through gives (``simulation``); with a smaller window it may be
+some per cent less.
 
 Invariant: pure, and the same for single numbers and for arrays of them.
 """
@@ -40,6 +41,12 @@ class Steps:
     down_s: float = 0.0
     tail_update_s: float = 0.0
     latency_s: float = 0.0
+
+    @property
+    def afterwards_s(self) -> float:
+        """What its owner still waits for and does when the helper has done its part: by this a helper puts the work
+        that has arrived in order, the longest first."""
+        return self.down_s + self.backward_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +101,8 @@ def step_arrays(
 def _passing_s(peer: SplitPeer, raw: Floats, sent: Floats, codings: Sequence[Coding], way: int) -> Floats:
     """What coding, and handing stage messages on, take of a device: see ``pipeline.fleet``."""
     flops = peer.device.flops_per_s
-    parcels = np.maximum(1.0, np.ceil(sent / MESSAGE_BYTES))
-    handing = (MESSAGE_FLOPS * parcels + BYTE_FLOPS * sent) / flops if flops > 0 else 0.0
+    messages = np.maximum(1.0, np.ceil(sent / MESSAGE_BYTES))
+    handing = (MESSAGE_FLOPS * messages + BYTE_FLOPS * sent) / flops if flops > 0 else 0.0
     coding_s = np.repeat([peer.coding_s(coding)[way] for coding in codings], len(raw) // len(codings))
     passing: Floats = handing + coding_s * raw
     return passing

@@ -86,16 +86,23 @@ class SplitTask:
         return sum(peer.samples for peer in self.peers)
 
     def batch_of(self, owner: SplitPeer) -> float:
-        """Samples of a batch of its unit; with shared tails on average."""
+        """Samples of a batch of its unit, at most; with shared tails on average."""
         if self.tails == "shared":
             return max(float(self.model.least_samples), self.batch_size * owner.samples / self.num_samples)
         return float(min(self.batch_size, owner.samples))
 
-    def batches_of(self, owner: SplitPeer) -> float:
-        """Of a round; the last may be a part of one."""
+    def micro_batch_of(self, owner: SplitPeer, micro_batches: int) -> float:
+        """Samples of a micro-batch: of one size, so that a batch may be a few samples smaller, as it is when it is
+        trained; with shared tails on average."""
+        batch = self.batch_of(owner)
+        return batch / micro_batches if self.tails == "shared" else float(int(batch) // micro_batches)
+
+    def batches_of(self, owner: SplitPeer, micro_batches: int) -> int:
+        """Of a round, whole ones only: what is left of a pass comes first in the next round."""
         if self.tails == "shared":
-            return max(1.0, self.num_samples * self.passes / self.batch_size)
-        return owner.samples * self.passes / self.batch_of(owner)
+            return max(1, int(self.num_samples * self.passes) // min(self.batch_size, self.num_samples))
+        batch = self.micro_batch_of(owner, micro_batches) * micro_batches
+        return max(1, int(owner.samples * self.passes / batch))
 
     @property
     def as_pipeline(self) -> PipelineTask:

@@ -46,9 +46,9 @@ SURFACE = {
         *("--width", "--input-shape", "--classes", "--batch-size"),
     ],
     "plan": [
-        *("PROFILE...", "--model", "--width", "--input-shape", "--classes", "--batch-size", "--micro-batches"),
-        *("--schedule", "--optimizer", "--activations", "--gradients"),
-        *("--rate", "--link", "--latency", "--png", "--json"),
+        *("PROFILE...", "--model", "--mode", "--width", "--input-shape", "--classes", "--batch-size"),
+        *("--micro-batches", "--schedule", "--optimizer", "--activations", "--gradients"),
+        *("--rate", "--link", "--latency", "--png", "--helper", "--samples", "--medium", "--tails", "--json"),
     ],
     "doctor": [*GROUP, *NETWORK, "--port", "--wait", "--json"],
 }

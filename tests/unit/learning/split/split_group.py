@@ -1,14 +1,16 @@
-"""Split training in one process: every peer a ``Units``, every message and update through bytes, in random order."""
+"""Split training in one process: every peer a ``Units`` or ``SharedUnits`` (with a ``collector``), every message and
+update through bytes, in random order."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from pipeline_group import NUM_CLASSES, SEED, builder, samples, shape_of
 from safetensors.torch import load, save
-from slice_group import NUM_CLASSES, SEED, builder, samples, shape_of
 from torch import Tensor
 
 from p2ptrain.config import TrainingConfig
@@ -16,6 +18,7 @@ from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.pipeline.rows import StageMessage
 from p2ptrain.learning.pipeline.snapshots import Snapshot
+from p2ptrain.learning.split.shared import SharedUnits
 from p2ptrain.learning.split.units import Units
 from p2ptrain.learning.split.update import RoundAverage
 from p2ptrain.planning.split.units import SplitPlan, Unit
@@ -40,6 +43,8 @@ class SplitGroup:
         config: TrainingConfig,
         *,
         order: int = 0,
+        collector: str = "",
+        batch_size: int = BATCH,
         **options: Any,
     ) -> None:
         self.chain = meta_chain(name)
@@ -51,8 +56,8 @@ class SplitGroup:
         self.plan = SplitPlan(
             name,
             length,
-            BATCH,
-            "replica",
+            batch_size,
+            "shared" if collector else "replica",
             "switched",
             tuple(
                 Unit(
@@ -76,8 +81,9 @@ class SplitGroup:
             exchange_s=1.0,
         )
         names = sorted({*cuts, *helpers})
-        self.peers = {
-            peer: Units(
+        kind: Any = partial(SharedUnits, collector=collector) if collector else Units
+        self.peers: dict[str, Any] = {
+            peer: kind(
                 peer,
                 self.plan,
                 counts,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from slice_group import SEED, builder
+from pipeline_group import SEED, builder
 from split_group import BATCH, MICRO_BATCH, NUM_MICRO_BATCHES, SplitGroup, meta_chain, state_of
 from torch import Tensor, nn
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from slice_group import builder
+from pipeline_group import builder
 from split_group import meta_chain
 from torch import Tensor
 

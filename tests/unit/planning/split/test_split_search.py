@@ -71,7 +71,7 @@ def shares_needed(way: dict[str, tuple[Options, int] | None], round_s: float) ->
             options, index = each
             share = 0.0
             for fixed, shared in zip(options.fixed_s[:, index], options.shared_s[:, index], strict=True):
-                left = round_s / options.batches - float(fixed)
+                left = round_s - float(fixed)
                 share = max(share, float(shared) / left if left > 0 else math.inf)
             needed[options.helper] = needed.get(options.helper, 0.0) + share
     return needed
