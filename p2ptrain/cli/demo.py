@@ -216,6 +216,8 @@ def make_job(
         fit_head=fit_head,
         head_fit_steps=head_fit_steps,
     )
+    if _is_helped(mode):  # to be seen, whether it pays on this machine or not
+        job = with_settings(job, mode, strategy="common-cut")
     check_job(job, "demo")
     return job
 

@@ -125,6 +125,9 @@ def notes(snapshot: Snapshot, record: Record) -> list[str]:
     said = []
     if record.waiting_for and is_here(snapshot, record):
         said.append(f"waits for {clean(record.waiting_for, 200)}")
+    if record.sent and is_here(snapshot, record):
+        rates = ", ".join(f"{with_names(snapshot, r.peer)} {r.bytes_per_s * 8e-6:.3g}" for r in record.sent[:6])
+        said.append(f"sent in its last round, Mbit/s: {rates}")
     if refused := snapshot.refused.get(record.peer):
         counts = ", ".join(f"{clean(reason, 40)} {n}" for reason, n in sorted(refused.items())[:6])
         said.append(f"refused messages: {counts}")
@@ -201,6 +204,7 @@ def _peer(snapshot: Snapshot, record: Record) -> dict[str, Any]:
         "wishes": list(record.wishes),
         "epoch": record.epoch,
         "slowdown": record.slowdown,
+        "sent": [{"peer": rate.peer, "bytes_per_s": rate.bytes_per_s} for rate in record.sent],
         "waiting_for": record.waiting_for,
         "addresses": list(record.addresses),
         "holdings": [

@@ -375,7 +375,7 @@ def test_a_peer_whose_profile_is_nonsense_is_left_out_and_told_why(profile: str)
 
 def test_without_any_samples_there_is_no_plan_and_everyone_says_why() -> None:
     room = group(owners=0, helpers=2)
-    room.run(15)
+    room.run(30)
     assert all("nobody has samples" in device.record.waiting_for for device in room.on()), state_of(room)
 
 

@@ -43,7 +43,7 @@ from p2ptrain.modes.split.commands import (
     UpdateMade,
     UpdateRefused,
 )
-from p2ptrain.modes.split.plan import body_of, need_of, runs_of
+from p2ptrain.modes.split.plan import body_of, need_of, rates_of, runs_of
 from p2ptrain.modes.split.rounds import states as at
 from p2ptrain.modes.split.rounds.end import RoundEnd
 from p2ptrain.modes.split.rounds.progress import Progress
@@ -293,12 +293,14 @@ class SplitRole:
         if self._trained is not plan:
             self._trained = plan
             self._reports.slowdown.train()
+            rates = rates_of(body_of(plan).split, group.own_id)
             fields = (("part", event.part), ("round", event.round), ("rounds", event.rounds), ("epoch", plan.epoch))
-            effects += [Note("training", fields), *self._traffic.begin(plan, self.plan_hash, now)]
+            effects += [Note("training", fields), *self._traffic.begin(plan, self.plan_hash, now, rates)]
         for ref in self._pieces(plan, event.round):
             effects += self.replicas.keep(ref)
         effects += self._missing.given(self.replicas.is_kept)
         effects += self._end.begin(plan, event.round + 1, now)
+        self._traffic.used(now)
         return effects + list(group.say(now, phase="training", round=event.round))
 
     def _halted(self, event: UnitsHalted, now: float) -> Effects:
@@ -332,7 +334,8 @@ class SplitRole:
         self._restarts.round_finished()
         loss = self._reports.loss(event.loss, self._helper())
         fields = (("part", self.part), ("round", event.round), *((("loss", round(loss, 4)),) if loss else ()))
-        effects: Effects = [Note("round", fields), *group.say(now, step=event.step, loss=loss)]
+        sent = tuple(m.StreamRate(peer, rate) for peer, rate in list(self._traffic.used(now).items())[: m.MAX_LINKS])
+        effects: Effects = [Note("round", fields), *group.say(now, step=event.step, loss=loss, sent=sent)]
         return effects + self._end.update_made(plan, event, blob, num_bytes, now)
 
     def _piece_made(self, event: PieceMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
