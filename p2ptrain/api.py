@@ -8,24 +8,30 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import random
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+import warnings
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import UserError
+from p2ptrain.errors import DataError, NobodyError, NotCoveredError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.net.keys import OPEN_GROUP, Group, load_group, load_or_make_identity, read_code
 from p2ptrain.runtime import harvest as harvesting
+from p2ptrain.runtime.node.group_job import JOB_WAIT_AGAIN_S, JOB_WAIT_S
 from p2ptrain.runtime.node.journal import Journal, Line
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
-from p2ptrain.runtime.node.peer_node import PeerNode, PeerOptions
+from p2ptrain.runtime.node.peer_node import PeerNode
+from p2ptrain.runtime.node.peer_options import PeerOptions
+from p2ptrain.runtime.preflight import is_prepared, prepare
+from p2ptrain.runtime.store.kept import KeptJob, kept_job, newest_job
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.wire.messages import MemberState, Record
 
@@ -39,21 +45,33 @@ WAIT_S = 8.0
 
 
 def default_state_dir() -> Path:
-    """Where a peer keeps its key, its group and its snapshots unless told otherwise."""
+    """Where a peer keeps its key, its group and its snapshots unless told otherwise. Raises ``UserError``."""
     home = os.environ.get("P2PTRAIN_STATE")
-    return Path(home) if home else Path("~/.local/state/p2ptrain").expanduser()
+    if home:
+        return Path(home)
+    try:
+        return Path("~/.local/state/p2ptrain").expanduser()
+    except RuntimeError:  # a user that the system does not know, as in some containers
+        raise UserError(
+            "this user has no home directory: name a directory for this device's key and snapshots with --state or "
+            "P2PTRAIN_STATE"
+        ) from None
 
 
-def find_group(code: str | None, *, is_open: bool = False, state_dir: Path | None = None) -> Group:
+def find_group(code: str | None = None, *, is_open: bool = False, state_dir: Path | str | None = None) -> Group:
     """The group of a join code, of ``--open``, or the one that this device used last. Raises ``UserError``."""
     if is_open:
         return OPEN_GROUP
     if code:
         return read_code(code)
-    known = load_group(state_dir or default_state_dir())
+    known = load_group(_state(state_dir))
     if known is None:
         raise UserError("no join code: give one with --code, or make one with `p2ptrain group new`")
     return known
+
+
+def _state(state_dir: Path | str | None) -> Path:
+    return Path(state_dir).expanduser() if state_dir is not None else default_state_dir()
 
 
 async def run_peer(
@@ -61,37 +79,49 @@ async def run_peer(
     options: PeerOptions,
     *,
     network: NetworkConfig | None = None,
-    state_dir: Path | None = None,
+    state_dir: Path | str | None = None,
     until: asyncio.Event | None = None,
     on_start: Callable[[PeerNode], None] = lambda node: None,
     on_line: Callable[[Line], None] | None = None,
 ) -> None:
-    """Run one peer until its job is done and the lingering over, or ``until`` is set; then say goodbye.
+    """Run one peer until its job is done, the model written and the lingering over, or ``until`` is set.
 
-    ``on_start`` is called once the peer listens, ``on_line`` with every line of its journal.
+    ``on_start`` is called once the peer listens, and again when it has left its job for the group's; ``on_line`` with
+    every line of its journal.
 
     Raises ``UserError`` for what the person at this device can mend.
     """
-    state = StateDir(state_dir or default_state_dir())
+    state, until = StateDir(_state(state_dir)), until or asyncio.Event()
     try:
         identity = load_or_make_identity(state.path)
-        journal = Journal(state.path / "journal.jsonl", on_line=on_line)
-        node = PeerNode(identity, group, network or NetworkConfig(), options, state, journal)
-        try:
-            await node.start()
-            on_start(node)
-            stopped = asyncio.ensure_future((until or asyncio.Event()).wait())
-            finished = asyncio.ensure_future(node.wait_finished())
-            await asyncio.wait([stopped, finished], return_when=asyncio.FIRST_COMPLETED)
-            for task in (stopped, finished):
-                task.cancel()
-            await node.leave()
-        finally:
-            await node.close()
-        if node.failure is not None:
-            raise node.failure
+        if not is_prepared(options):
+            options, _ = await asyncio.to_thread(prepare, options, state.path)
+        wait_s = JOB_WAIT_S
+        while True:
+            journal = Journal(state.path / "journal.jsonl", on_line=on_line, aside=True)
+            node = PeerNode(identity, group, network or NetworkConfig(), options, state, journal, job_wait_s=wait_s)
+            await _run(node, until, on_start)
+            if node.failure is not None:
+                raise node.failure
+            if node.superseded_by is None or until.is_set():
+                return
+            wait_s = random.uniform(*JOB_WAIT_AGAIN_S)
     finally:
         state.close()
+
+
+async def _run(node: PeerNode, until: asyncio.Event, on_start: Callable[[PeerNode], None]) -> None:
+    """From its start to its goodbye."""
+    try:
+        await node.start()
+        on_start(node)
+        ends = [asyncio.ensure_future(until.wait()), asyncio.ensure_future(node.wait_finished())]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for task in ends:
+            task.cancel()
+        await node.leave()
+    finally:
+        await node.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +135,8 @@ class Status:
     states: dict[PeerId, MemberState]
     refused: dict[PeerId, dict[str, int]]
     """Messages that each peer refused, by reason."""
+    troubles: Mapping[str, str] = field(default_factory=dict)
+    """Sources of addresses that find nothing on this device, and why."""
 
 
 async def status(group: Group, *, network: NetworkConfig | None = None, wait_s: float = WAIT_S) -> Status:
@@ -119,7 +151,7 @@ def snapshot_status(node: ObserverNode) -> Status:
     observer = node.observer
     records = tuple(record for _, record in sorted(observer.records.items()))
     refused = {peer: dict(counts) for peer, counts in observer.peer_refused.items()}
-    return Status(observer.job, observer.plan(), records, dict(observer.states), refused)
+    return Status(observer.job, observer.plan(), records, dict(observer.states), refused, dict(observer.troubles))
 
 
 @asynccontextmanager
@@ -142,25 +174,72 @@ async def harvest(
     partial: bool = False,
     allow_user_code: bool | str = False,
     say: Callable[[str], None] = lambda text: None,
+    state_dir: Path | str | None = None,
 ) -> Harvest:
     """Collect the freshest copy of every part and assemble the global model.
+
+    Where nobody answers, or who does lacks a part, it comes from what this device keeps of the group in its state
+    directory. ``Harvest.source`` says which it was.
 
     ``allow_user_code``: whether a model function of the user's own may run here; its name allows that one only.
 
     Raises ``NotCoveredError`` naming the parts that nobody has, unless ``partial``; ``UserError`` otherwise.
     """
-    async with observing(group, network) as node:
-        collected = await harvesting.collect(node, wait_s, partial=partial, say=say)
-    allowed = allow_user_code is True or allow_user_code == collected.job.model.name
-    return await asyncio.to_thread(harvesting.assemble, collected, allow_user_code=allowed)
+    try:
+        async with observing(group, network) as node:
+            collected = await harvesting.collect(node, wait_s, partial=partial, say=say)
+            num_peers = len(node.observer.alive())
+    except (NobodyError, NotCoveredError) as error:
+        kept = await asyncio.to_thread(kept_job, _state(state_dir), group.tag)
+        if kept is None:
+            raise
+        say(f"{str(error).partition(';')[0]}: looking at what this device keeps")
+        try:
+            return await asyncio.to_thread(_harvest_kept, [kept], partial, allow_user_code)
+        except NotCoveredError as own:
+            raise NotCoveredError(f"{error}. This device by itself: {own}") from None
+    allowed = _may_run(collected.job, allow_user_code)
+    result = await asyncio.to_thread(harvesting.assemble, collected, allow_user_code=allowed)
+    who = f"the group, {num_peers} device{'s' if num_peers != 1 else ''} of which answered"
+    return dataclasses.replace(result, source=who)
 
 
-def save_harvest(path: Path, result: Harvest) -> None:
-    """One ``.safetensors`` file with the names of the plain module, and everything needed to use it as metadata."""
-    from p2ptrain.learning.checkpoint import save_model
+async def harvest_kept(
+    state_dirs: Sequence[Path | str], *, partial: bool = False, allow_user_code: bool | str = False
+) -> Harvest:
+    """The same from state directories alone, of one device or of several: of the job that was trained last there.
 
-    lineage = [dataclasses.asdict(part) for part in result.report]
-    save_model(path, result.state, result.job, {"lineage": lineage, "plan": result.plan.hash})
+    Raises ``NotCoveredError`` naming the parts that none of them has, unless ``partial``; ``UserError`` otherwise.
+    """
+    kept = []
+    for path in state_dirs:
+        found = await asyncio.to_thread(newest_job, _state(path))
+        if found is None:
+            raise UserError(f"{path}: no state directory with a job in it; name the folder that a peer had as --state")
+        kept.append(found)
+    if len({each.job.id for each in kept}) > 1:
+        named = ", ".join(f"{path}: {each.job.id}" for path, each in zip(state_dirs, kept, strict=True))
+        raise UserError(f"these state directories had different jobs last ({named}); harvest them one by one")
+    return await asyncio.to_thread(_harvest_kept, kept, partial, allow_user_code)
+
+
+def _harvest_kept(kept: Sequence[KeptJob], partial: bool, allow_user_code: bool | str) -> Harvest:
+    allowed = _may_run(kept[0].job, allow_user_code)
+    return harvesting.from_state(kept, partial=partial, allow_user_code=allowed)
+
+
+def _may_run(job: Job, allow_user_code: bool | str) -> bool:
+    return allow_user_code is True or allow_user_code == job.model.name
+
+
+def save_harvest(path: Path | str, result: Harvest, *, force: bool = True) -> None:
+    """One ``.safetensors`` file with the names of the plain module, and everything needed to use it as metadata.
+
+    Without ``force`` a file that is there gives way only to a model of the same job that is as far: ``UserError``.
+    """
+    if not force:
+        harvesting.check_replaces(Path(path), result)
+    harvesting.save(Path(path), result)
 
 
 def load_model(path: Path | str, *, allow_user_code: bool = False) -> tuple[nn.Module, ModelCard]:
@@ -171,15 +250,38 @@ def load_model(path: Path | str, *, allow_user_code: bool = False) -> tuple[nn.M
 
 
 def evaluate(
-    model: nn.Module, card: ModelCard, data: str, *, shard: str = "", classes: Sequence[str] = (), batch_size: int = 256
+    model: nn.Module,
+    card: ModelCard,
+    data: str,
+    *,
+    shard: str = "",
+    classes: Sequence[str] = (),
+    batch_size: int = 256,
+    strict: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Evaluation:
-    """Accuracy on the test split of a data set, or on all of it where it has none."""
+    """Accuracy on the test split of a data set, or on all of it where it has none.
+
+    Files that can't be read are left out, and ``say`` is told, by default a warning; ``strict``: they are a
+    ``DataError``, as it is if there are no samples.
+    """
     from p2ptrain.learning import evaluation
     from p2ptrain.learning.data import Split, load, open_source, select
+    from p2ptrain.learning.data.source import listing
 
     source = open_source(data)
     splits: tuple[Split, ...] = ("test",) if source.num_samples("test") else ("train", "val")
     chosen = [select(source, card.data, split, shard=shard or None, classes=classes or None) for split in splits]
-    parts = [load(source, card.data, split, indices) for split, indices in zip(splits, chosen, strict=True)]
+    parts = [
+        load(source, card.data, split, indices, strict=strict) for split, indices in zip(splits, chosen, strict=True)
+    ]
+    for note in (*source.notes(), *(note for part in parts for note in part.notes)):
+        (say or warnings.warn)(note)
+    if not any(len(part) for part in parts):
+        of = f" of {', '.join(classes)}" if classes else ""
+        raise DataError(
+            f"{data}: no samples{of} to evaluate on in {' and '.join(splits)}; samples there: "
+            f"{listing([f'{name} {n}' for split in splits for name, n in source.counts(split).items() if n]) or 'none'}"
+        )
     batches = (part.tensors(slice(i, i + batch_size)) for part in parts for i in range(0, len(part), batch_size))
     return evaluation.evaluate(model, batches, len(card.data.classes))

@@ -71,6 +71,8 @@ class DataConfig:
     val: float = 0.1
     """Share of the training samples held out for validation, where the data set has no validation split of its own; 0 =
     none."""
+    white: float = 0.0
+    """White in pictures of more than 8 bits a channel, or of floats; 0 = 65535, all of 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +186,8 @@ class Job:
         """
         changed = {table.TABLE: _changed(table) for table in self.tables}
         plain = self._plain({title: values for title, values in changed.items() if values})
+        if not self.data.white:  # of 8 bits: such jobs have the ids that they had before there was this key
+            del plain["data"]["white"]
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     def to_toml(self) -> str:
@@ -321,6 +325,7 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
         ("model.width", job.model.width, 0.01, 16),
         ("model.init_bytes", job.model.init_bytes, 0, 2**34),
         ("data.val", d.val, 0, 0.5),
+        ("data.white", d.white, 0, 2**32),
         ("training.rounds", t.rounds, 1, 1_000_000),
         ("training.epochs_per_round", t.epochs_per_round, 0.001, 10_000),
         ("training.batch_size", t.batch_size, 1, 65_536),

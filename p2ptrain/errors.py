@@ -4,7 +4,8 @@
     ├── UserError            what a person gave us is wrong; one line, exit code 2
     │   ├── JobError         a job file or a model named in it
     │   ├── DataError        a data set, a file in it, or how it fits the job
-    │   └── NotCoveredError  a harvest misses parts of the model
+    │   ├── NobodyError      no peer of the group answers
+    │   └── NotCoveredError  a harvest misses parts of the model, or there is nothing to harvest yet
     ├── RemoteError          the other side broke the protocol: counted, maybe dropped, never a crash
     └── LocalError           our own bug: raise and stop
 
@@ -30,8 +31,12 @@ class DataError(UserError):
     """A data set can't be read, or does not fit the job's data contract."""
 
 
+class NobodyError(UserError):
+    """No peer of the group answered in time."""
+
+
 class NotCoveredError(UserError):
-    """A harvest found no copy of some parts; the message names them."""
+    """A harvest found no copy of some parts, and the message names them; or the group has nothing yet."""
 
 
 class RemoteError(P2PTrainError):

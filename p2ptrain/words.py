@@ -6,7 +6,11 @@ Invariant: no control character of anybody's text reaches the terminal, and ever
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+FASTEST_MBIT_S = 100_000.0
+"""What comes out faster than the fastest network card did not take long enough to be measured."""
 
 _SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -15,6 +19,16 @@ def clean(text: str, width: int = 200) -> str:
     """Printable, and cut to ``width`` characters."""
     shown = "".join(c if c.isprintable() else "?" for c in text)
     return shown if len(shown) <= width else shown[: width - 1] + "…"
+
+
+def as_text(text: str) -> str:
+    """What the command line gave, in letters that can be sent: bytes that are no UTF-8 become question marks."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\ufffd", "?")
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 peer``, ``2 peers``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def scaled(value: float, unit: str) -> str:
@@ -26,6 +40,13 @@ def scaled(value: float, unit: str) -> str:
             number = value / scale
             return f"{number:.{0 if number >= 100 else 1}f} {prefix}{unit}"
     return f"{value:.0f} {unit}"
+
+
+def link_rate(mbit_s: float) -> str:
+    """``carries 94 Mbit/s``."""
+    if mbit_s > FASTEST_MBIT_S:
+        return "is too fast to measure"
+    return f"carries {mbit_s:,.0f} Mbit/s" if mbit_s >= 10 else f"carries {mbit_s:.2g} Mbit/s"
 
 
 def percent(share: float | None) -> str:
@@ -58,3 +79,17 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[s
         ]
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def folded(name: str) -> str:
+    """What names that mean the same have in common: neither case, nor how accents are stored, nor space around it."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold()).strip()
+
+
+def match_class(name: str, classes: Iterable[str]) -> str | None:
+    """The name in ``classes`` that is meant: equal, or the only one that is equal when ``folded``."""
+    known = list(classes)
+    if name in known:
+        return name
+    found = [k for k in known if folded(k) == folded(name)]
+    return found[0] if len(found) == 1 else None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from p2ptrain.cli.shared.options import DATA_HELP, allow_option, check_output, load_allowed
+from p2ptrain.cli.shared.options import DATA_HELP, allow_option, check_output, load_allowed, progress
 from p2ptrain.errors import UserError
 
 EXAMPLES = """\b
@@ -63,6 +63,8 @@ def command(model_file: Path, data: str, num_samples: int, output: Path, allow_m
     indices = select(source, contract, "train")
     chosen = indices[torch.linspace(0, len(indices) - 1, min(num_samples, len(indices))).long().numpy()]
     samples = load(source, contract, "train", chosen)
+    for note in samples.notes:
+        progress(f"note: {note}")
     if missing := [name for name, n in zip(card.data.classes, samples.counts(), strict=True) if n == 0]:
         raise UserError(f"{data}: no sample of {', '.join(missing)} among {len(samples)}; raise --samples, or add data")
     halves = [range(num_classes // 2), range(num_classes // 2, num_classes)]
@@ -71,6 +73,6 @@ def command(model_file: Path, data: str, num_samples: int, output: Path, allow_m
     scores = attribute(model, layers, x, num_classes, labels=y)
     job = Job(model=ModelConfig(card.model, card.width), data=card.data)
     tensors = dict(model.state_dict()) | {f"{ATTRIBUTION}{layer}": score for layer, score in scores.items()}
-    save_model(output, tensors, job, {"job_id": card.job_id, "lineage": list(map(dict, card.lineage))})
+    save_model(output, tensors, job, {**card.extra, "job_id": card.job_id, "lineage": list(map(dict, card.lineage))})
     click.echo(f"{output}: checkpoint and scores of {len(layers)} layers, from {len(samples)} samples")
     click.echo(f"next: p2ptrain job new --data SPEC --model {card.model} --init {output} -o job.toml")

@@ -1,6 +1,6 @@
 """``p2ptrain doctor``: why two devices don't meet, and what to do.
 
-Invariant: changes nothing. Exit code 0 if all is fine, 1 if something is wrong.
+Invariant: changes nothing. Exit code 0 if nothing wrong was found, 1 if something was.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def command(
     Looks at this device's interfaces, multicast, ports, firewall and clock, then for peers of the group. Run it on
     both devices.
     """
-    from p2ptrain.runtime.doctor import examine
+    from p2ptrain.runtime.doctor.examine import examine, verdict
     from p2ptrain.words import clean
 
     group = _group(code, is_open, state_dir)
@@ -71,13 +71,19 @@ def command(
     findings = run_async(examine(group, network, wait_s))
     is_fine = all(finding.level != "problem" for finding in findings)
     if as_json:
-        print_json({"ok": is_fine, "findings": [dataclasses.asdict(finding) for finding in findings]})
+        print_json(
+            {
+                "ok": is_fine,
+                "verdict": verdict(findings),
+                "findings": [dataclasses.asdict(finding) for finding in findings],
+            }
+        )
     else:
         for finding in findings:
             click.echo(f"{MARKS[finding.level]}  {finding.area:<10}  {clean(finding.text, 400)}")
             if finding.advice:
                 click.echo(f"{'':<18}-> {finding.advice}")
-        click.echo("all is fine" if is_fine else "something is wrong: see BAD above")
+        click.echo(verdict(findings))
     ctx.exit(0 if is_fine else 1)
 
 

@@ -30,6 +30,7 @@ Examples:
   p2ptrain harvest -o global.safetensors
   p2ptrain harvest -o global.safetensors --data images:test/
   p2ptrain harvest --code CODE -o global.safetensors --partial --json
+  p2ptrain harvest --from /mnt/laptop-1-state --from /mnt/laptop-2-state     when no device runs
 """
 
 
@@ -45,6 +46,16 @@ Examples:
     metavar="FILE",
     help="Where the model goes. [default: global.safetensors]",
 )
+@click.option("--force", is_flag=True, help="Overwrite the file, whatever it is.")
+@click.option(
+    "--from",
+    "state_dirs",
+    type=click.Path(path_type=Path, file_okay=False),
+    multiple=True,
+    metavar="DIR",
+    help="Take it from this state directory of a peer; may be given again. [default: from the group; if it does not "
+    "answer, from --state]",
+)
 @click.option("--partial", is_flag=True, help="Go on without parts that nobody has: their classes are not recognised.")
 @click.option("--data", metavar="SPEC", help=f"Test the model on this. {DATA_HELP} [default: no test]")
 @allow_option
@@ -58,6 +69,8 @@ def command(
     no_discovery: bool,
     wait_s: float,
     output: Path,
+    force: bool,
+    state_dirs: tuple[Path, ...],
     partial: bool,
     data: str | None,
     allow_model: str,
@@ -65,36 +78,42 @@ def command(
 ) -> None:
     """Collect the parts and assemble the global model, at any time.
 
-    While the group still trains, the model is as good as it is by then, and the report says that it is half-way. The
-    file holds the tensors of the plain PyTorch module.
+    While the group still trains, the model is as good as it is by then, and the report says that it is half-way. When
+    no device answers, it is the model that this one keeps. The file holds the tensors of the plain PyTorch module; one
+    that is there gives way to a model of the same job that is as far.
     """
     from p2ptrain import api
-    from p2ptrain.ui import report
+    from p2ptrain.runtime import report
+    from p2ptrain.runtime.harvest import former_model
 
-    group = read_group(code, is_open, state_dir)
-    network = read_network(peers, interfaces, no_discovery)
     check_output(output)
+    if not force:
+        former_model(output)
     if data:
         from p2ptrain.learning.data import open_source
 
         open_source(data)  # a wrong path is said now, not after the harvest
-    collecting = api.harvest(
-        group,
-        network=network,
-        wait_s=wait_s,
-        partial=partial,
-        allow_user_code=allow_model,
-        say=(lambda text: None) if as_json else progress,
-    )
+    if state_dirs:
+        collecting = api.harvest_kept(state_dirs, partial=partial, allow_user_code=allow_model)
+    else:
+        collecting = api.harvest(
+            read_group(code, is_open, state_dir),
+            network=read_network(peers, interfaces, no_discovery),
+            wait_s=wait_s,
+            partial=partial,
+            allow_user_code=allow_model,
+            say=(lambda text: None) if as_json else progress,
+            state_dir=state_dir,
+        )
     result = run_async(collecting)
-    api.save_harvest(output, result)
-    plain = {"file": str(output), **report.to_plain(result)}
+    api.save_harvest(output, result, force=force)
+    plain = {"file": str(output), "source": result.source, **report.to_plain(result)}
     if not as_json:
         click.echo(report.render(result))
-        click.echo(f"{report.kind(result)} in {output}")
+        click.echo(f"{report.kind(result)} in {output}, from {result.source}")
     if data:
         model, card = api.load_model(output, allow_user_code=bool(allow_model))
-        evaluation = api.evaluate(model, card, data)
+        evaluation = api.evaluate(model, card, data, say=progress)
         plain |= json.loads(evaluation.to_json(card.data.classes))
         if not as_json:
             click.echo(evaluation.to_text(card.data.classes))

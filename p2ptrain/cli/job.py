@@ -1,4 +1,4 @@
-"""``p2ptrain job``: write a job file from a data set, or check one.
+"""``p2ptrain job``: write a job file from a data set, check one, or go on from one that is done.
 
 Invariant: ``job new`` only writes files that ``load_job`` reads back, complete, with the data contract in them.
 """
@@ -13,20 +13,28 @@ from typing import Any
 
 import click
 
+from p2ptrain.cli.shared.continue_job import continue_command
+from p2ptrain.cli.shared.job_defaults import batch_size_for
+from p2ptrain.cli.shared.model_check import as_safetensors, tried, with_classes, write_template
 from p2ptrain.cli.shared.options import (
     DATA_HELP,
     F,
+    Names,
     allow_option,
     check_allowed,
     check_output,
     json_option,
     print_json,
+    progress,
+    strict_option,
     write_text,
 )
+from p2ptrain.cli.shared.preflight import checked_data
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError, UserError
-from p2ptrain.modes.jobs import check_job, load_job, table_of, with_settings
+from p2ptrain.modes.jobs import check_job, init_path, load_job, table_of, with_settings
 from p2ptrain.modes.registry import MODES, mode_of
+from p2ptrain.words import clean
 
 COMMENTS = {
     "name": "for people only",
@@ -43,6 +51,7 @@ COMMENTS = {
     "data.std": "likewise",
     "data.augment": "random crops and flips (images) or shifts (audio) while training",
     "data.val": "share of the training samples held out for validation, unless the data have a val split; 0 = none",
+    "data.white": "in pictures of more than 8 bits a channel, or of floats; 0 = 65535, all of 16 bits",
     "data.audio.sample_rate": "Hz; the audio table counts for audio only",
     "training.rounds": "after each round parameters travel",
     "training.epochs_per_round": "passes over the own samples a round",
@@ -62,7 +71,7 @@ COMMENTS = {
     "pipeline.gradients": "compression of what comes back: none, fp16 or int8",
     "pipeline.replan_gain": "change the running plan for one that promises this share more speed",
     "pipeline.snapshot_steps": "batches between snapshots; 0 = a round",
-    "split.tails": "replica: a helper keeps a copy of the rest of the model for each peer that it helps",
+    "split.tails": "replica (copies, averaged after a round) or shared (one model, trained together step by step)",
     "split.optimizer": "its state at a round's beginning: reset, or average",
     "split.micro_batches": "a batch is cut into at most so many equal parts; the plan chooses how many",
     "split.strategy": "planned; alone, mid-cut, common-cut, cuts-only, shares-only, alternating, unsplit to compare",
@@ -97,7 +106,7 @@ Examples:
 
 @click.group(epilog="\b\nExample:\n  p2ptrain job new --data digits -o job.toml && p2ptrain job check job.toml")
 def command() -> None:
-    """Write a job file from a data set, or check one.
+    """Write a job file from a data set, check one, or go on from one that is done.
 
     The job is what a group trains: model, classes, input shape, hyper-parameters. One peer starts with the file; all
     others get it from the group.
@@ -113,6 +122,23 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 
 @command.command(epilog=EXAMPLES_NEW)
 @click.option("--data", required=True, metavar="SPEC", help=f"{DATA_HELP} Classes and shape come from it.")
+@click.option(
+    "--classes",
+    type=Names(),
+    default=(),
+    metavar="NAMES",
+    help="The job's classes, such as cat,dog,bird, where other devices have some that these data lack. [default: those "
+    "of the data]",
+)
+@click.option(
+    "--model-template",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    is_eager=True,
+    expose_value=False,
+    callback=write_template,
+    help="Only write a small model of your own to begin with, such as my_model.py. [default: write a job]",
+)
 @click.option(
     "--model",
     "model__name",
@@ -130,7 +156,12 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 )
 @setting("--rounds", "training.rounds", click.IntRange(1), "Rounds; parameters travel after each.")
 @setting("--epochs", "training.epochs_per_round", click.FloatRange(0.001), "Passes over the own samples a round.")
-@setting("--batch-size", "training.batch_size", click.IntRange(1), "Samples a step.")
+@click.option(
+    "--batch-size",
+    "training__batch_size",
+    type=click.IntRange(1),
+    help="Samples a step. [default: 64; 32 or 16 of audio if there is little]",
+)
 @setting("--optimizer", "training.optimizer", click.Choice(["sgd", "adamw"]), "Which optimizer.")
 @setting("--learning-rate", "training.learning_rate", click.FloatRange(0, min_open=True), "At the start.")
 @setting("--seed", "seed", int, "For initial weights and shares of the data.")
@@ -171,7 +202,8 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     "--init",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help=".safetensors file to start from; scores in it decide who gets which channels. [default: random weights]",
+    help="Weights to start from, .safetensors or .pth; what fits the model is taken. Scores in it decide who gets "
+    "which channels. [default: random weights]",
 )
 @click.option(
     "-o",
@@ -182,14 +214,25 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     help="The job file. [default: job.toml]",
 )
 @click.option("--force", is_flag=True, help="Overwrite the file if there is one.")
-def new(data: str, input_shape: str | None, init: Path | None, output: Path, force: bool, **settings: Any) -> None:
+def new(
+    data: str,
+    classes: tuple[str, ...],
+    input_shape: str | None,
+    init: Path | None,
+    output: Path,
+    force: bool,
+    **settings: Any,
+) -> None:
     """Write a complete job file, with the data contract (classes, shape, normalisation) proposed from a data set."""
     check_output(output, force)
     from p2ptrain.learning.data import open_source, propose_contract
 
     source = open_source(data)
     augment = bool(settings.pop("data__augment"))
-    job = dataclasses.replace(Job(), data=propose_contract(source, _shape(input_shape), augment=augment))
+    contract = propose_contract(source, _shape(input_shape), augment=augment, say=_note)
+    if classes:
+        contract = with_classes(contract, classes)
+    job = dataclasses.replace(Job(), data=contract)
     settings["model__name"] = settings["model__name"] or DEFAULT_MODELS[source.kind]
     given = settings["mode"]
     settings["mode"] = given or "auto"
@@ -207,23 +250,38 @@ def new(data: str, input_shape: str | None, init: Path | None, output: Path, for
     for path, value in settings.items():
         title, _, key = path.rpartition("__")
         job = with_settings(job, title, **{key: value}) if value is not None else job
+    if mode.needs_data and settings["training__batch_size"] is None:  # a pipeline cuts batches into micro-batches
+        num = round(source.num_samples("train") * (1.0 if source.num_samples("val") else 1 - job.data.val))
+        job = with_settings(job, "training", batch_size=batch_size_for(source.kind, num, job.training))
     job = job.with_table(job.table(mode.config))  # all its keys are in the file, for people
     if init is not None:
         if not init.is_file():
             raise UserError(f"--init {init}: no such file; `p2ptrain attribute` or `p2ptrain harvest` writes one")
+        init = as_safetensors(init, output)
         relative = os.path.relpath(init.resolve(), output.absolute().parent.resolve())
         job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=Path(relative).as_posix()))
     check_job(job, where="job new")
     _known_model(job.model.name)
     write_text(output, commented(job))
     job = load_job(output)
+    if init is not None and ":" not in job.model.name:
+        fitted = tried(job, init, None).fitted
+        click.echo(f"--init: {fitted.sentence() if fitted else ''}")
     shape = " x ".join(map(str, job.data.input_shape))
     click.echo(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")
     if not given:
         click.echo(f"mode {job.mode}: {MODE_WHY[job.mode]}")
     for line in mode.words.choice_lines(job):
         click.echo(line)
-    click.echo(f"next: p2ptrain job check {output}; then p2ptrain peer --job {output} --data {data}")
+    allow = f" --allow-model {job.model.name}" if ":" in job.model.name else ""
+    click.echo(
+        f"next: p2ptrain job check {output} --data {data}{allow}; "
+        f"then p2ptrain peer --job {output} --data {data}{allow}"
+    )
+
+
+def _note(text: str) -> None:
+    progress(f"note: {clean(text, 400)}")
 
 
 def _shape(text: str | None) -> tuple[int, int, int] | None:
@@ -265,15 +323,25 @@ def commented(job: Job) -> str:
     return "\n".join(lines) + "\n"
 
 
+command.add_command(continue_command(commented))
+
+
 @command.command(epilog="\b\nExample:\n  p2ptrain job check job.toml")
 @click.argument("job_file", type=click.Path(path_type=Path), metavar="FILE")
 @click.option("--data", metavar="SPEC", help=f"Check also that this fits the job. {DATA_HELP} [default: no data]")
+@click.option("--full", is_flag=True, help="With --data: read every file whole. [default: the headers of all]")
+@strict_option
 @allow_option
 @json_option
-def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> None:
-    """Check a job file, and tell its id, the size of its model and what training costs."""
+def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_model: str, as_json: bool) -> None:
+    """Check a job file, and tell its id, the size of its model and what training costs.
+
+    With --data all files' headers are read, and some samples are held against the job.
+    """
     job = load_job(job_file)
-    counts = _samples_per_class(job, data) if data else {}
+    if not data and (full or strict):
+        raise UserError("--full and --strict are about files: name them with --data")
+    counts = checked_data(job, data, full=full, strict=strict) if data else {}
     if ":" in job.model.name and not allow_model:
         raise JobError(
             f"{job_file}: model.name: {job.model.name} is code of your own; "
@@ -282,9 +350,12 @@ def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> 
     check_allowed(job.model.name, allow_model)
     from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
     from p2ptrain.learning.models import global_model
+    from p2ptrain.learning.training import check_batch_size
 
-    model = global_model(job, allow_user_code=True)
-    found = mode_of(job).check_model(job, model)
+    trial = tried(job, init_path(job_file), data)
+    model = trial.model
+    check_batch_size(model, job.training.batch_size)
+    found = mode_of(job).check_model(job, global_model(job, allow_user_code=True))
     flops = training_flops(model, job.data.input_shape)
     optimizer: Any = job.training.optimizer
     if optimizer == "sgd" and job.training.momentum:
@@ -302,6 +373,8 @@ def check(job_file: Path, data: str | None, allow_model: str, as_json: bool) -> 
         "input_shape": list(job.data.input_shape),
     }
     plain |= {**found, **counts}
+    plain["model_notes"] = trial.notes
+    plain["init"] = trial.fitted.sentence() if trial.fitted else ""
     if as_json:
         print_json(plain)
         return
@@ -318,6 +391,10 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
         f"cost      {scaled(flops['training'], 'FLOP')} a sample to train, {scaled(flops['forward'], 'FLOP')} forward; "
         f"{scaled(plain['training_bytes'], 'B')} of memory at batch size {job.training.batch_size}, beside torch itself"
     )
+    for note in plain["model_notes"]:
+        click.echo(f"note      {note}")
+    if plain["init"]:
+        click.echo(f"init      {plain['init']}")
     if groups := plain.get("max_groups", 0):
         taken = (
             f"class sub-models, up to {groups} different ones" if groups > 1 else "replicas: the model can't be divided"
@@ -331,15 +408,6 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
         counts, num_val = plain["samples"], sum(plain["validation"].values())
         by_class = "" if job.data.kind == "text" else f": {listed([f'{k} {n}' for k, n in counts.items()], 12)}"
         click.echo(f"samples   {sum(counts.values()):,} to train on, {num_val:,} for validation{by_class}")
+        for note in plain["notes"]:
+            click.echo(f"note      {clean(note, 400)}")
     click.echo("fine")
-
-
-def _samples_per_class(job: Job, data: str) -> dict[str, dict[str, int]]:
-    """``samples`` to train on and for ``validation``, by class."""
-    import numpy as np
-
-    from p2ptrain.learning.data import load, open_source
-
-    source = open_source(data).fitted(job.data)
-    load(source, job.data, "train", np.zeros(1, np.int64))  # kind and shape
-    return {"samples": source.counts("train"), "validation": source.counts("val") if mode_of(job).validates else {}}

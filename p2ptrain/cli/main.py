@@ -8,6 +8,7 @@ without torch.
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ from p2ptrain.errors import P2PTrainError, UserError
 COMMANDS = {
     "demo": "Three peers on this machine train one model on real data.",
     "group": "Make a join code, or show the one in use.",
-    "job": "Write a job file from a data set, or check one.",
+    "job": "Write a job file from a data set, check one, or go on from one.",
     "peer": "Run a peer on this device.",
     "status": "Who is here, and what each peer does and waits for.",
     "watch": "A live view of the group.",
@@ -58,6 +59,12 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
+    from p2ptrain.net.limits import raise_open_files
+
+    raise_open_files()  # here: every process that a command starts inherits it
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # names that the terminal has no letters for
     try:
         status = cli.main(args=argv, prog_name="p2ptrain", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -14,22 +14,24 @@ import click
 
 from p2ptrain.cli.shared.options import (
     DATA_HELP,
+    DeviceChoice,
     Duration,
-    Names,
     allow_option,
     check_allowed,
-    device_name,
+    check_output,
+    classes_option,
     group_options,
     network_options,
     progress,
     read_group,
     read_network,
+    strict_option,
 )
 from p2ptrain.errors import UserError
 
 if TYPE_CHECKING:
     from p2ptrain.config import Job
-    from p2ptrain.runtime.node.peer_node import PeerOptions
+    from p2ptrain.runtime.node.peer_options import PeerOptions
 
 EXAMPLES = """\b
 Examples:
@@ -57,13 +59,7 @@ Examples:
     metavar="SPEC",
     help=f"This device's own samples; a pipeline takes helpers without. {DATA_HELP} [default: none]",
 )
-@click.option(
-    "--classes",
-    type=Names(),
-    default=(),
-    metavar="NAMES",
-    help="Use only samples of these classes, such as cat,dog, and wish to train them. [default: all]",
-)
+@classes_option("Use only samples of these classes, such as cat,dog, and wish to train them. [default: all]")
 @click.option("--shard", default="", metavar="K/N", help="Use the K-th of N shares of the samples. [default: all]")
 @click.option(
     "--dirichlet",
@@ -89,8 +85,9 @@ Examples:
     "--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads to train with. [default: all cores]"
 )
 @click.option(
-    "--device", type=click.Choice(["cpu", "cuda", "auto"]), default="auto", help="What trains. [default: auto]"
+    "--device", type=DeviceChoice(["cpu", "cuda", "auto"]), default="auto", help="What trains. [default: auto]"
 )
+@strict_option
 @allow_option
 @click.option(
     "--linger",
@@ -100,6 +97,13 @@ Examples:
     metavar="TIME",
     help="How long to go on serving when all is done: 30s, 10m, 2h, forever. [default: 10m]",
 )
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the model goes when the group is done. [default: into the state directory]",
+)
+@click.option("--no-model", is_flag=True, help="Write no model when the group is done.")
 @click.option("--fresh", is_flag=True, help="Start anew: set aside what this device kept of earlier training.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the journal: a JSON object a line, for programs.")
@@ -120,22 +124,32 @@ def command(
     port: int,
     threads: int | None,
     device: str,
+    strict: bool,
     allow_model: str,
     linger_s: float,
+    out: Path | None,
+    no_model: bool,
     fresh: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Run a peer on this device: join the group, train a part, exchange it with others, until the job is done.
 
-    Ctrl-C hands over and says goodbye; started again, the peer goes on where it was.
+    Then the assembled model is written. Ctrl-C hands over and says goodbye; started again, the peer goes on where it
+    was, with the job that is kept in its state directory if no device tells it one.
     """
     from p2ptrain import api
     from p2ptrain.cli.shared import peer_session
+    from p2ptrain.cli.shared.continue_job import new_job_hint
     from p2ptrain.modes.jobs import init_path, load_job
     from p2ptrain.modes.registry import mode_of
-    from p2ptrain.runtime.node.peer_node import PeerOptions
+    from p2ptrain.runtime.harvest import former_model
+    from p2ptrain.runtime.node.peer_options import PeerOptions
+    from p2ptrain.runtime.outlet import output_aside
+    from p2ptrain.runtime.store.kept import kept_job
+    from p2ptrain.words import as_text
 
+    click.get_current_context().with_resource(output_aside())
     group = read_group(code, is_open, state_dir)
     state = state_dir or api.default_state_dir()
     network = read_network(peers, interfaces, no_discovery, port)
@@ -146,21 +160,32 @@ def command(
         raise UserError(f'{job_file}: a job of mode "{job.mode}" is trained on own samples: name them with --data')
     if job:
         check_allowed(job.model.name, allow_model)
+    if job and job_file and not (state / job.id).exists():
+        hint = new_job_hint(job, job_file, kept_job(state, group.tag))
+        if hint:
+            progress(f"note: {hint}")
     if is_open:
         progress("OPEN GROUP: anyone in this network can join, read what is exchanged, and take the model")
+    if out is not None:
+        if no_model:
+            raise UserError("--out says where the model goes, --no-model that none is written: give one of them")
+        former_model(check_output(out))
     peer_session.prepare_state(state, fresh=fresh)
     peer_session.check_ports(network)
     options = PeerOptions(
         data=data,
-        name=name or device_name(),
+        name=as_text(name or ""),
         job=job,
         init=init_path(job_file) if job_file else None,
         shard=shard,
         dirichlet=dirichlet or 0.0,
         classes=classes,
-        num_threads=threads or _all_cores(),
+        strict=strict,
+        num_threads=threads or 0,
         allow_user_code=allow_model,
         linger_s=linger_s if linger_s < 1e9 else math.inf,
+        out=out,
+        keep_model=not no_model,
     )
     options = _measured(options, job, profile, device, state, silent=quiet or as_json)
     peer_session.run(
@@ -174,25 +199,12 @@ def _measured(
     """The options with what this device can do: from a profile, or measured. Checks the data on the way."""
     import dataclasses
 
-    from p2ptrain.cli.shared.preflight import Request, preflight
     from p2ptrain.planning.devices.profiles import find_profile, read_profile
-    from p2ptrain.words import listed, scaled
+    from p2ptrain.runtime.preflight import prepare
+    from p2ptrain.words import clean, counted, listed, scaled
 
     known = read_profile(find_profile(profile)) if profile else None
-    if known and device == "auto":
-        device = "cuda" if known.accelerator else "cpu"
-    request = Request(
-        data=options.data,
-        job=job.to_json() if job else "",
-        shard=options.shard,
-        dirichlet=options.dirichlet,
-        classes=options.classes,
-        threads=options.num_threads,
-        device="" if known and device == "cpu" else device,
-    )
-    found = preflight(request, state)
-    flops_per_s = known.flops_per_s.value if known else found.flops_per_s
-    memory_bytes = int(known.memory_bytes.value) if known else found.memory_bytes
+    options, found = prepare(dataclasses.replace(options, job=job, device=device), state, known)
     if not silent:
         count = f"{sum(found.samples.values()):,} samples of {len(found.samples)} classes"
         val = f", and {found.validation:,} for validation" if found.validation else ""
@@ -200,18 +212,9 @@ def _measured(
             f"{options.data}: {count} ({listed(list(found.samples))}){val}" if options.data else "none: helps as it can"
         )
         click.echo(f"data     {own}")
-        what = known.name if known else found.accelerator or f"{options.num_threads} CPU threads"
-        click.echo(f"device   {what}: {scaled(flops_per_s, 'FLOP/s')}, {scaled(memory_bytes, 'B')} of memory")
-    return dataclasses.replace(
-        options,
-        flops_per_s=flops_per_s,
-        memory_bytes=memory_bytes,
-        link_bytes_per_s=known.link_bytes_per_s.value if known else 0.0,
-        device=found.device,
-    )
-
-
-def _all_cores() -> int:
-    from p2ptrain.learning.profiling.device import available_cores
-
-    return max(1, math.floor(available_cores()))
+        for note in found.notes:
+            click.echo(f"         {clean(note, 400)}")
+        what = known.name if known else found.accelerator or counted(options.num_threads, "CPU thread")
+        speed, memory = options.flops_per_s or 0.0, options.memory_bytes
+        click.echo(f"device   {what}: {scaled(speed, 'FLOP/s')}, {scaled(memory, 'B')} of memory")
+    return options

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import click
 
 from p2ptrain.cli.shared.chain import chain_of, shape_options
-from p2ptrain.cli.shared.options import check_output, device_name, progress, write_text
+from p2ptrain.cli.shared.options import check_output, progress, write_text
 from p2ptrain.errors import UserError
+from p2ptrain.runtime.preflight import device_name
 
 if TYPE_CHECKING:
     from p2ptrain.learning.blocks.chain import Chain

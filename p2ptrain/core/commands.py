@@ -46,6 +46,8 @@ class Configure:
     """Path of the checkpoint that the job starts from."""
     cache: str = ""
     """Path of the file that remembers measured times of blocks ("" = none)."""
+    strict: bool = False
+    """Whether a file that can't be read ends training; else it is left out."""
     spool: str = ""
     """Path of the folder that takes files which are handed over ("" = none: bytes are)."""
 
@@ -64,12 +66,21 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """It moves: what it does, in words; "" = it waits for commands. Only the watch over the trainer needs this."""
+
+    doing: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The data are loaded: training samples of each class of the job."""
 
     counts: tuple[int, ...]
     max_groups: int = 0
     """Into so many class sub-models the job's model can be divided; 0 = not looked."""
+    notes: tuple[str, ...] = ()
+    """What the person at this device should know of the samples: how many were left out, whether they look odd."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +123,8 @@ class SnapshotTaken:
     """How many blocks of a chain it holds; 1 for a part that is no stage."""
     accuracy: float = -1.0
     """On the own validation samples, among the classes that are trained here; -1 = there are none."""
+    num_skipped: int = 0
+    """Batches of the round that taught nothing, as their loss was not a finite number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +148,7 @@ COMMON: dict[str, Any] = {
         Configure,
         TakeSnapshot,
         Stop,
+        Beat,
         Ready,
         Following,
         Progress,
@@ -151,7 +165,7 @@ def encode(message: object) -> tuple[bytes, bytes | memoryview]:
     fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}  # type: ignore[arg-type]
     raw = next((name for name, value in fields.items() if isinstance(value, RAW_TYPES) and len(value) > 0), "")
     tensors = memoryview(fields.pop(raw)) if raw else b""
-    head: bytes = msgpack.packb([type(message).__name__, fields, raw])
+    head: bytes = msgpack.packb([type(message).__name__, fields, raw], unicode_errors="surrogateescape")
     return LENGTHS.pack(len(head), len(tensors)) + head, tensors
 
 
@@ -159,7 +173,13 @@ def decode(head: bytes, tensors: bytes, known: Mapping[str, Any]) -> object:
     """The message behind the lengths, of those that are ``known``. Lists come back as tuples, as they were sent."""
     limit = len(head)
     name, fields, raw = msgpack.unpackb(
-        head, use_list=False, max_bin_len=limit, max_str_len=limit, max_array_len=1 << 20, max_map_len=64
+        head,
+        use_list=False,
+        unicode_errors="surrogateescape",  # paths may be in any encoding
+        max_bin_len=limit,
+        max_str_len=limit,
+        max_array_len=1 << 20,
+        max_map_len=64,
     )
     if name not in known:
         raise LocalError(f"node and trainer disagree: {name!r}")

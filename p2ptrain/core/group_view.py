@@ -72,6 +72,14 @@ class GroupView:
         record = self._records.get(peer)
         return record.name if record and record.name else peer
 
+    def num_missing(self, min_peers: int = 1) -> int:
+        """How many of those that were here are lost, or how many more there have to be; 1 for a peer that is alone."""
+        here = len(self._membership.alive()) + 1
+        lost = sum(
+            self._membership.state(record.peer) in ("suspect", "dead") for record in self._records.all().values()
+        )
+        return max(lost, min_peers - here, int(here == 1))
+
     def holders(self, blob: BlobId) -> list[PeerId]:
         """Alive peers that say they have a blob."""
         return [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan
@@ -78,6 +78,8 @@ class Harvest:
     """What peers call themselves."""
     stopped: tuple[int, ...] = ()
     """Parts that have rounds left and that nobody here trains, while the group has come to its end without."""
+    source: str = ""
+    """Where it was found, in words."""
 
     @property
     def is_half_way(self) -> bool:
@@ -93,6 +95,24 @@ class Harvest:
         """The parts that are models of their own, as they were trained, and the class of each output: -1 is the rest,
         and none at all are all classes."""
         return {}
+
+
+@dataclass(frozen=True)
+class KeptHarvest(Harvest):
+    """One that was assembled earlier, when the group was done; parts' own states are not kept."""
+
+    told: str = ""
+    """What people were told of it then."""
+    plain: Mapping[str, Any] = field(default_factory=dict)
+    """And programs."""
+
+    @property
+    def is_half_way(self) -> bool:
+        return bool(self.plain.get("half_way", False))
+
+    @property
+    def head_fitted(self) -> bool:
+        return bool(self.plain.get("head_fitted", False))
 
 
 class Harvester(Protocol):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.group.records import blank_record
+from p2ptrain.protocol.session.own_addresses import OwnAddresses
 from p2ptrain.wire import messages as m
+from p2ptrain.words import match_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,11 @@ class PeerConfig:
     allow_user_code: str = ""
     """The one ``package.module:function`` that a job from the group may name."""
 
+    def wished(self, classes: Sequence[str]) -> tuple[int, ...]:
+        """The wishes as indices into a job's classes."""
+        meant = {match_class(wish, classes) for wish in self.wishes}
+        return tuple(c for c, name in enumerate(classes) if name in meant)
+
 
 def first_record(config: PeerConfig, own_id: PeerId, wall_ms: int) -> m.Record:
     """What a peer says of itself before it has heard of anything. ``wall_ms``: newer than any it said before."""
@@ -37,7 +44,7 @@ def first_record(config: PeerConfig, own_id: PeerId, wall_ms: int) -> m.Record:
         config.own_key,
         wall_ms,
         name=config.name,
-        addresses=config.addresses,
+        addresses=OwnAddresses(config.addresses).told,
         flops_per_s=config.flops_per_s,
         memory_bytes=config.memory_bytes,
         waiting_for="a group: nobody found yet",

@@ -43,6 +43,7 @@ class PeerShare:
     shard: str = ""
     classes: tuple[str, ...] = ()
     has_data: bool = True
+    """Without, it only helps others."""
     speed: float = 1.0
     """Of this machine's: less makes it a weak device."""
 
@@ -207,8 +208,10 @@ def peer_command(
 ) -> list[str]:
     """What a person would type. ``where``: network and profile; without ``job_file`` the job comes from the group."""
     command = [sys.executable, "-m", "p2ptrain.cli.main", "peer", "--name", share.name]
-    command += ["--data", experiment.data] if share.has_data else []
-    command += ["--state", str(state), "--threads", str(experiment.threads), "--linger", LINGER, *where]
+    if share.has_data:
+        command += ["--data", experiment.data]
+    command += ["--state", str(state), "--threads", str(experiment.threads), "--linger", LINGER]
+    command += ["--no-model", *where]
     if job_file is not None:
         command += ["--job", str(job_file)]
     if share.shard:

@@ -21,6 +21,7 @@ from p2ptrain.learning import evaluation
 from p2ptrain.learning.blocks.flops import training_flops
 from p2ptrain.learning.data import Dataset, load, open_source, select
 from p2ptrain.learning.models import global_model
+from p2ptrain.learning.own.layout import arrange
 from p2ptrain.learning.training import LocalTrainer
 from p2ptrain.modes.registry import mode_of
 
@@ -121,7 +122,7 @@ def union(experiment: Experiment) -> Dataset:
 
 def accuracy(model: nn.Module, data: Dataset, num_classes: int) -> evaluation.Evaluation:
     batches = (data.tensors(slice(i, i + BATCH_SIZE)) for i in range(0, len(data), BATCH_SIZE))
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    arrange(model, None)
     return evaluation.evaluate(model, batches, num_classes)
 
 

@@ -50,10 +50,12 @@ def _check_numbers(name: str, theirs: Tensor, ours: Tensor) -> None:
     if theirs.numel() == 0:
         return
     if not theirs.is_floating_point():
-        if bool((theirs < 0).any()):
+        if bool(((theirs < 0) & (theirs < ours.to(theirs.device))).any()):  # ours may be a constant below zero
             raise RemoteError("tensor-negative", f"{name}: a counter below zero")
         return
     size = _rms(theirs)
+    if not math.isfinite(size) and _are_equal(theirs, ours):
+        return  # a constant, such as a mask of minus infinity
     if not math.isfinite(size):  # NaN or infinity anywhere, or squares beyond fp32, ends up here
         raise RemoteError("tensor-not-finite", name)
     statistics = name.endswith(("running_mean", "running_var"))
@@ -64,8 +66,19 @@ def _check_numbers(name: str, theirs: Tensor, ours: Tensor) -> None:
         raise RemoteError("tensor-negative", f"{name}: a variance below zero")
 
 
+def _are_equal(theirs: Tensor, ours: Tensor) -> bool:
+    """NaN counts as equal to NaN. (Of other shapes are coordinates of a tensor.)"""
+    same = theirs.shape == ours.shape
+    return same and bool(torch.isclose(theirs, ours.to(theirs.device), rtol=0, atol=0, equal_nan=True).all())
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In the precision in which numbers are added up: at least float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def _rms(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float32)) / math.sqrt(max(1, tensor.numel()))
+    return float(torch.linalg.vector_norm(_wide(tensor))) / math.sqrt(max(1, tensor.numel()))
 
 
 @torch.no_grad()
@@ -80,7 +93,11 @@ def merge(
     indices = indices or {}
     check_state(incoming, current, indices)
     gap = norm = 0.0
+    merged: set[tuple[int, torch.Size]] = set()
     for name, ours in current.items():
+        if (ours.data_ptr(), ours.shape) in merged and ours.numel():
+            continue  # tied weights: one tensor by several names is averaged once
+        merged.add((ours.data_ptr(), ours.shape))
         theirs = incoming[name].to(ours.device)
         at = indices.get(name)
         if at is not None:
@@ -110,11 +127,11 @@ def _shares(own_mass: float, incoming_mass: float) -> tuple[float, float]:
 
 def _mean_of_two(a: Tensor, b: Tensor, share_a: float, share_b: float) -> Tensor:
     # Two rounded products, then a sum: symmetric, so both sides of an exchange get the same bits (lerp would not).
-    return (a.float() * share_a).add_(b.float() * share_b)
+    return (_wide(a) * share_a).add_(_wide(b) * share_b)
 
 
 def _square(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float32)) ** 2
+    return float(torch.linalg.vector_norm(_wide(tensor))) ** 2
 
 
 @torch.no_grad()
@@ -124,7 +141,7 @@ def apply_delta(current: State, merged: State, sent: State) -> None:
         if not ours.is_floating_point():
             torch.maximum(ours, merged[name].to(ours.device), out=ours)
             continue
-        ours.add_((merged[name].float() - sent[name].float()).to(ours))
+        ours.add_((_wide(merged[name]) - _wide(sent[name])).to(ours))
         if name.endswith("running_var"):
             ours.clamp_(min=0)  # the sum of two valid moves may pass zero
 
@@ -146,9 +163,12 @@ def weighted_mean(copies: Sequence[tuple[float, State]]) -> dict[str, Tensor]:
         if not tensor.is_floating_point():
             mean[name] = torch.stack([state[name] for _, state in copies]).amax(0)
             continue
-        accumulated = torch.zeros(tensor.shape, dtype=torch.float32)
+        if not math.isfinite(_rms(tensor)) and all(_are_equal(state[name], tensor) for _, state in copies):
+            mean[name] = tensor.clone()  # a constant: a share of zero of it would be no number
+            continue
+        accumulated = _wide(torch.zeros_like(tensor, memory_format=torch.contiguous_format))
         for share, (_, state) in zip(shares, copies, strict=True):
-            accumulated.add_(state[name].float() * share)
+            accumulated.add_(_wide(state[name]) * share)
         mean[name] = accumulated.to(tensor.dtype)
     return mean
 

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 from p2ptrain.config import AudioConfig, DataConfig, DataKind, Job
 from p2ptrain.errors import JobError, UserError
-from p2ptrain.learning.models import build_model
+from p2ptrain.learning.models import build_model, current_names
+from p2ptrain.learning.own.building import READS_TOKENS
+from p2ptrain.learning.own.outputs import check_outputs
 
 FORMAT = "p2ptrain-model-1"
 ATTRIBUTION = "attribution/"
@@ -44,6 +46,11 @@ class ModelCard:
     """Who trained which part how far: a table for every part."""
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def completeness(self) -> str:
+        """complete, half-way or incomplete, as the harvest found it; "" = an older file, which does not say."""
+        return self.extra.get("completeness", "")
+
 
 def save_model(path: Path, state: Mapping[str, Tensor], job: Job, extra: Mapping[str, object] | None = None) -> None:
     """Write the model, atomically. ``extra``: more metadata; values that are not strings are stored as JSON."""
@@ -57,6 +64,7 @@ def save_model(path: Path, state: Mapping[str, Tensor], job: Job, extra: Mapping
         "std": json.dumps(job.data.std),
         "kind": job.data.kind,
         "audio": json.dumps(dataclasses.asdict(job.data.audio)),
+        "white": json.dumps(job.data.white),
         "job_id": job.id,
     }
     for key, value in (extra or {}).items():
@@ -115,6 +123,8 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], ModelC
 def load_model(path: Path, *, allow_user_code: bool = False) -> tuple[nn.Module, ModelCard]:
     """The model in eval mode, and its card. A user's own function is only called if the caller allows it."""
     state, _, card = read_model(path)
+    names = current_names(card.model, state)
+    state = {names[name]: tensor for name, tensor in state.items()}
     if ":" in card.model and not allow_user_code:
         raise UserError(
             f"{path}: the model is a function of your own ({card.model}), which would run on this device; look at it, "
@@ -129,12 +139,16 @@ def load_model(path: Path, *, allow_user_code: bool = False) -> tuple[nn.Module,
             seed=0,
         )
         model.load_state_dict(state)
+        if ":" in card.model and card.data.kind == "text":
+            setattr(model, READS_TOKENS, True)
+        model.eval()
+        check_outputs(model, card.data, f"model {card.model}")
     except JobError as error:
         raise UserError(f"{path}: {error}") from None
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(f"{path}: the tensors do not fit model {card.model!r} ({reason}); harvest it again") from None
-    return model.eval(), card
+    return model, card
 
 
 def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
@@ -143,7 +157,8 @@ def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
             f"{path}: no p2ptrain model (format {metadata.get('format', 'none')!r}, expected {FORMAT!r}); give a file "
             "that `p2ptrain harvest` wrote"
         )
-    known = {"format", "model", "width", "input_shape", "classes", "mean", "std", "kind", "audio", "job_id", "lineage"}
+    about_data = {"input_shape", "classes", "mean", "std", "kind", "audio", "white"}
+    known = {"format", "model", "width", "job_id", "lineage"} | about_data
     try:
         data = DataConfig(
             classes=tuple(str(c) for c in _list(metadata, "classes")),
@@ -152,6 +167,7 @@ def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
             mean=tuple(float(m) for m in _list(metadata, "mean")),
             std=tuple(float(s) for s in _list(metadata, "std")),
             audio=AudioConfig(**json.loads(metadata["audio"])),
+            white=float(json.loads(metadata.get("white", "0"))),  # none in models of before there was this key
             val=0.0,  # a model is judged on all that its user gives; what to hold out is a matter of training
         )
         if len(data.input_shape) != 3 or not data.classes:

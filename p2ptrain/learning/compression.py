@@ -60,7 +60,7 @@ class Compressor:
         payload: dict[str, Tensor] = {}
         for name, live in tensors.items():
             tensor = live.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            if self._kind == "none" or not _compressible(name, tensor):
+            if self._kind == "none" or not _compressible(name, tensor) or not bool(tensor.isfinite().all()):
                 payload[name] = tensor
             elif self._kind == "fp16":
                 payload[f"{name}:f16"] = tensor.clamp_(-MAX_F16, MAX_F16).half()

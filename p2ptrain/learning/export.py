@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,11 @@ import torch
 from torch import nn
 
 from p2ptrain.errors import UserError
+from p2ptrain.learning.models import MODEL_BUGS
+from p2ptrain.learning.own.building import READS_TOKENS
 
 Format = Literal["pt2", "onnx"]
+_OF_MODELS = tuple(kind for kind in MODEL_BUGS if kind is not OSError)
 ONNX_OPSET = 18
 ONNX_PACKAGES = ("onnx", "onnxscript")
 
@@ -30,7 +34,8 @@ def export_model(model: nn.Module, input_shape: Sequence[int], path: Path, kind:
             raise UserError(f"export to ONNX needs {' and '.join(missing)}; run: pip install {' '.join(ONNX_PACKAGES)}")
     was_training = model.training
     model.eval()
-    example = (torch.zeros(2, *input_shape),)  # two, because torch.export makes sizes 0 and 1 constants
+    dtype = torch.int64 if getattr(model, READS_TOKENS, False) else torch.float32
+    example = (torch.zeros(2, *input_shape, dtype=dtype),)  # two, because torch.export makes sizes 0 and 1 constants
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     try:
         with torch.no_grad(), tempfile.TemporaryDirectory(prefix=".export-", dir=_directory(path)) as folder:
@@ -53,16 +58,30 @@ def export_model(model: nn.Module, input_shape: Sequence[int], path: Path, kind:
                     verbose=False,
                 )
             os.replace(part, path)
-    except (torch._dynamo.exc.TorchDynamoException, torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"the model can't be exported to {kind} ({reason}); take control flow that depends on tensor values out of "
-            "its forward, or use the .safetensors file"
-        ) from error
+    except (torch._dynamo.exc.TorchDynamoException, torch.onnx.errors.OnnxExporterError, *_OF_MODELS) as error:
+        raise UserError(f"the model can't be exported to {kind}: {_reason(error, kind)}") from error
     except OSError as error:
         raise UserError(f"{path}: can't write the export ({error}); give a path on a disk with room for it") from None
     finally:
         model.train(was_training)
+
+
+def _reason(error: BaseException, kind: Format) -> str:
+    """What the exporter itself says, at the root of what it wrapped it in, and what to do about that."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    said = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
+    reason = (said[0] if said else type(chain[-1]).__name__)[:300].rstrip(".")
+    text = "\n".join(map(str, chain))
+    missing = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text)
+    if missing is not None:
+        operator = missing[1].replace("aten.", "")
+        return f"ONNX has no {operator} ({reason}); take another layer in its place, or export to pt2"
+    if any(word in text for word in ("data-dependent", "Dynamic control flow", "GuardOnDataDependent", "Unsupported")):
+        return f"{reason}; take control flow that depends on tensor values out of its forward"
+    other = "pt2" if kind == "onnx" else "onnx"
+    return f"{reason}; try --format {other}, or use the .safetensors file"
 
 
 def _directory(path: Path) -> Path:

@@ -56,7 +56,7 @@ class FitConfig:
     balanced: bool = True
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def features(
     model: nn.Module,
     head: str,
@@ -79,7 +79,8 @@ def features(
 
     hook = layer.register_forward_pre_hook(keep)
     was_training = model.training
-    model.eval().to(device)
+    model.eval()
+    model.to(device)
     try:
         for x, y in batches:
             model(x.to(device))

@@ -6,18 +6,22 @@ a position is our own bug.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from p2ptrain.errors import LocalError
+from p2ptrain.learning.own.outputs import flat_logits
 
 
 def matched(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [M, classes] and the label of each [M].
 
-    From logits [N, classes] with labels [N]; [N, T, classes] with [N, T]; or a model that answers once a sample, [N,
-    classes], with labels at every position [N, T]: it is asked for the last, which is what follows the sample.
+    From logits [N, classes] (or [N, classes, 1, 1]) with labels [N]; [N, T, classes] with [N, T]; or a model that
+    answers once a sample, [N, classes], with labels at every position [N, T]: it is asked for the last, which is what
+    follows the sample.
     """
+    logits = flat_logits(logits)
     if logits.dim() == 2 and y.dim() == 2:
         y = y[:, -1]
     if logits.shape[:-1] != y.shape:
@@ -33,6 +37,8 @@ def training_loss(logits: Tensor, y: Tensor, label_smoothing: float = 0.0, in_pl
     and Zhan, KDD 2021, with the scale of missing classes at 0).
     """
     logits, y = matched(logits, y)
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()  # the sum over classes is not for half precision
     if in_play is not None:
         logits = logits[:, in_play]
     return F.cross_entropy(logits, y, label_smoothing=label_smoothing)

@@ -88,7 +88,10 @@ def read_init(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A checkpoint to start from: its tensors, and its attribution scores by layer, if it holds any."""
     try:
         tensors = load_tensors(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable checkpoint ({error}); give a .safetensors file") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: not a readable .safetensors checkpoint ({error}); `p2ptrain job new --init FILE` makes one of "
+            "what torch.save wrote"
+        ) from None
     scores = {n.removeprefix("attribution/"): t for n, t in tensors.items() if n.startswith("attribution/")}
     return {n: t for n, t in tensors.items() if not n.startswith("attribution/")}, scores

@@ -19,6 +19,8 @@ from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.learning.averaging import check_state
 from p2ptrain.learning.objective import training_loss
+from p2ptrain.learning.own.blame import own_code
+from p2ptrain.learning.own.layout import arrange
 from p2ptrain.learning.snapshots import copy_to_cpu, read_count, split_state
 
 ResolvedTargets = Literal["all", "rest", "own"]
@@ -27,6 +29,7 @@ MAX_BAD_STEPS = 10
 """So many steps in a row without a finite loss end the training."""
 MAX_GRADIENT_NORM = 5.0
 """Longer gradients are scaled down to this: it only meets the first steps and outliers."""
+FAILS = "the model fails on a batch of samples"
 WARMUP_FRACTION = 0.03
 """Share of all steps over which the learning rate rises from zero."""
 _IGNORED = -100
@@ -41,7 +44,8 @@ class LocalTrainer:
 
     Targets: ``all`` = outputs are all classes; ``own`` = outputs are the own classes, other samples are skipped;
     ``rest`` = own classes and one last output for every other class. ``present``: the classes that there are samples of
-    (None: all); outputs of others stay out of the loss.
+    (None: all); outputs of others stay out of the loss. ``samples``: two or so, to see in which order of memory a model
+    with code of its own can be trained.
     """
 
     def __init__(
@@ -57,9 +61,11 @@ class LocalTrainer:
         seed: int = 0,
         device: torch.device | str = "cpu",
         bf16: bool = False,
+        samples: Tensor | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.model = model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model.to(self.device)
+        self._order = arrange(self.model, None if samples is None else samples.to(self.device))
         self.config = config
         self.targets = targets
         self.total_steps = max(1, total_steps)
@@ -71,9 +77,13 @@ class LocalTrainer:
         self.num_bad_steps = 0
         self.bf16 = bf16 and bf16_supported(self.device)
         self._bad_in_a_row = 0
+        self._num_single = 0
+        """Steps that could not be made, as their batch was a single sample."""
         table, in_play = _labels_in_play(_label_table(targets, own_classes, num_classes), present)
         self._table = table.to(self.device)
         self._in_play = None if in_play is None else in_play.to(self.device)
+        self.num_outputs = len(table[table != _IGNORED].unique()) if in_play is None else len(in_play)
+        """Outputs that compete. From a single one nothing can be learnt."""
         self._parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._optimizer = make_optimizer(self._parameters, config)
 
@@ -88,16 +98,20 @@ class LocalTrainer:
             if kept.numel() < len(y):
                 x, y = x[kept.to(x.device)], y[kept]
         if len(y) == 0 or (len(y) == 1 and has_batch_norm(self.model)):
+            self._num_single += len(y)
             return None  # BatchNorm can't be trained on a single value a channel
         x = x.to(self.device)
         if x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = x.contiguous(memory_format=self._order)
         buffers = [(b, b.clone()) for b in self.model.buffers()]
         self.model.train()
         self._optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss = training_loss(self.model(x), y, self.config.label_smoothing, self._in_play)
-        loss.backward()  # type: ignore[no-untyped-call]
+            with own_code(FAILS, self.model):
+                logits = self.model(x)
+            loss = training_loss(logits, y, self.config.label_smoothing, self._in_play)
+        with own_code(FAILS, self.model):
+            loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), MAX_GRADIENT_NORM)
         loss_value: float
         norm_value: float
@@ -110,11 +124,23 @@ class LocalTrainer:
         self.num_samples += len(y)
         return loss_value
 
+    def why_nothing_was_learnt(self) -> str:
+        """Where no step could be made: what is wrong, and what to do."""
+        if self._num_single:
+            return (
+                "nothing was learnt: its batches are single samples, which batch normalisation can't be trained on; "
+                "raise training.batch_size, or give this device more samples"
+            )
+        return (
+            f"nothing was learnt: the loss was not a finite number in any of {self.num_bad_steps} steps; lower "
+            "training.learning_rate or look for samples that are not finite"
+        )
+
     def skip(self, num_steps: int) -> None:
         """Go on as if so many steps had been made: what is left of the schedule is not stretched."""
         self.num_steps += num_steps
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def loss_on(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         """Mean loss over samples that are not trained on, of the classes that are; NaN = there is none of them."""
         loss_sum, samples = 0.0, 0
@@ -123,7 +149,7 @@ class LocalTrainer:
             labels = self._table[y.to(self.device, torch.int64)]
             kept = labels != _IGNORED
             if bool(kept.any()):
-                with self._autocast():
+                with self._autocast(), own_code(FAILS, self.model):
                     logits = self.model(x.to(self.device)[kept])
                 loss = training_loss(logits.float(), labels[kept], in_play=self._in_play)
                 loss_sum, samples = loss_sum + float(loss) * int(kept.sum()), samples + int(kept.sum())
@@ -178,7 +204,8 @@ class LocalTrainer:
             if key not in keys or parameter is None:
                 raise RemoteError("snapshot", f"optimizer state {name!r} is unknown")
             shape = () if key == "step" else tuple(parameter.shape)
-            if tuple(tensor.shape) != shape or tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
+            dtype = torch.float32 if key == "step" else parameter.dtype
+            if tuple(tensor.shape) != shape or tensor.dtype != dtype or not bool(tensor.isfinite().all()):
                 raise RemoteError("snapshot", f"optimizer state {name!r} has a wrong shape, dtype, or is not finite")
             like = (
                 tensor if key == "step" else parameter.detach()
@@ -220,6 +247,15 @@ class LocalTrainer:
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether training takes statistics from the batch, which has to have two samples then."""
     return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
+
+
+def check_batch_size(model: nn.Module, batch_size: int) -> None:
+    """Refuse batches that no step can be made with. Raises ``UserError``."""
+    if batch_size == 1 and has_batch_norm(model):
+        raise UserError(
+            "training.batch_size: 1, and the model has batch normalisation, which takes its statistics from the "
+            "samples of a batch: nothing would be learnt; set 2 or more, or take a model without"
+        )
 
 
 def schedule(kind: Literal["constant", "cosine"], step: int, total_steps: int) -> float:
@@ -274,7 +310,9 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfi
     plain = [p for p in parameters.values() if p.dim() <= 1]  # norms and biases
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in parameters.values())
+    # In half precision torch's fused kernels hardly learn on the CPU, where others do.
+    sound = (torch.float32, torch.float64)
+    fused = all(p.dtype in sound and p.device.type in ("cpu", "cuda", "mps") for p in parameters.values())
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=fused)
     return torch.optim.SGD(

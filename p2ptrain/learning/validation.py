@@ -78,7 +78,7 @@ def among(logits: Tensor, y: Tensor, classes: Sequence[int]) -> Tensor:
     return _by_class((asked[own.argmax(1)] == labels) & ~own.isnan().any(1), labels, logits.shape[1])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def answers_of(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -94,7 +94,8 @@ def answers_of(
     total = torch.zeros(num_classes, dtype=torch.float64)
     right = [torch.zeros(num_classes, dtype=torch.float64) for _ in sets]
     was_training = model.training
-    model.eval().to(device)
+    model.eval()
+    model.to(device)
     for x, y in batches:
         own, y = matched(model(x.to(device)).float().cpu(), y.to(torch.int64))
         logits = torch.full((len(y), num_classes), -torch.inf)

@@ -24,8 +24,9 @@ def mode_tables() -> dict[str, type[ModeTable]]:
     return {mode.config.TABLE: mode.config for mode in MODES.values()}
 
 
-def load_job(path: Path) -> Job:
+def load_job(path: Path | str) -> Job:
     """Read a job file. Errors name the file, the key and what was expected."""
+    path = Path(path)
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -44,8 +45,9 @@ def load_job(path: Path) -> Job:
     return job
 
 
-def init_path(path: Path) -> Path | None:
+def init_path(path: Path | str) -> Path | None:
     """The checkpoint that a job file names, if it names one by its path."""
+    path = Path(path)
     init = tomllib.loads(path.read_text(encoding="utf-8")).get("model", {}).get("init", "")
     return (path.parent / init).resolve() if init and not is_sha256(init) else None
 

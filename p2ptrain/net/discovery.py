@@ -3,14 +3,20 @@
 Invariant: discovery only proposes. Nothing here is waited for, nothing here raises; what does not work is said in
 ``status``, and what others announce is bounded, checked and otherwise not believed.
 
-A discovery: made --start--> starting --> running, or failed: why --close--> closed
+Each asking begins anew with fresh sockets: whatever became of an interface meanwhile, its multicast group is joined
+again. What was shown once is proposed again each time, though mDNS itself may have forgotten it.
+
+A discovery: made --start--> asking --> running, or failed: why --ask again, or other interfaces--> asking
+             --close--> closed
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
+import logging
 import secrets
 import socket
 from collections import OrderedDict
@@ -20,7 +26,7 @@ from zeroconf import Error, IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from p2ptrain.ids import GroupTag
-from p2ptrain.wire.addresses import canonical_address, make_address
+from p2ptrain.wire.addresses import canonical_address, make_address, split_address, without_zone
 from p2ptrain.wire.messages import WIRE_VERSION
 
 SERVICE = "_p2ptrain._tcp.local."
@@ -28,10 +34,16 @@ LOOKUP_MS = 3_000
 CLOSE_S = 2.0
 MAX_LOOKUPS = 16
 MAX_OTHERS = 64
+MAX_SHOWN = 64
+"""Announcements of the own group that are remembered, the last shown."""
 MAX_ADDRESSES_OF_ONE = 16
 
 OnProposed = Callable[[str], None]
 """Called in the loop with a ``tcp://IP:port`` of the same group."""
+OnStatus = Callable[[str], None]
+"""Called in the loop whenever ``status`` becomes that it runs, or that it failed."""
+
+logging.getLogger("zeroconf").addHandler(logging.NullHandler())  # what fails is said in ``status``
 
 
 class Discovery:
@@ -41,7 +53,14 @@ class Discovery:
     """
 
     def __init__(
-        self, tag: GroupTag, port: int, interfaces: Sequence[str], on_proposed: OnProposed, *, announce: bool = True
+        self,
+        tag: GroupTag,
+        port: int,
+        interfaces: Sequence[str],
+        on_proposed: OnProposed,
+        *,
+        announce: bool = True,
+        on_status: OnStatus = lambda status: None,
     ) -> None:
         self.status = "not started"
         """For people: what it does, or why it does not."""
@@ -51,63 +70,111 @@ class Discovery:
         self._port = port
         self._interfaces = tuple(interfaces)
         self._on_proposed = on_proposed
+        self._on_status = on_status
         self._announce = announce
         self._name = f"{secrets.token_hex(8)}.{SERVICE}"
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
-        self._starting: asyncio.Task[None] | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._again = asyncio.Event()
         self._lookups: dict[str, asyncio.Task[None]] = {}
+        self._shown: OrderedDict[str, list[str]] = OrderedDict()
+        """What was announced of our group, by the name of the announcement."""
+
+    @property
+    def failed(self) -> bool:
+        return self.status.startswith("failed")
 
     def start(self) -> None:
         """Begin in the background."""
-        if self._starting is None:
+        if self._running is None:
             self.status = "starting"
-            self._starting = asyncio.create_task(self._start(), name="mdns")
+            self._running = asyncio.create_task(self._run(), name="mdns")
+
+    def ask_again(self) -> None:
+        """Somebody is missing: ask and announce anew, and propose once more what was shown before."""
+        for addresses in list(self._shown.values()):
+            for address in addresses:
+                self._on_proposed(address)
+        self._again.set()
+
+    def readdress(self, interfaces: Sequence[str]) -> None:
+        """Our addresses are others now."""
+        self._interfaces = tuple(interfaces)
+        self.ask_again()
 
     async def close(self) -> None:
         """Say goodbye and stop, within ``CLOSE_S`` whatever happens."""
-        tasks = [task for task in (self._starting, *self._lookups.values()) if task]
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+        await self._shut()
+        self.status = "closed"
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            self._again.clear()
+            try:
+                self._says(f"running on {', '.join(await self._ask())}")
+            except (OSError, Error, TimeoutError, RuntimeError, ValueError) as error:
+                on = ", ".join(self._interfaces) or "no interface"
+                self._says(f"failed on {on}: {_why(error)}; use --peer HOST:PORT instead")
+            await self._again.wait()
+            await self._shut()
+
+    def _says(self, status: str) -> None:
+        if status != self.status:
+            self.status = status
+            self._on_status(status)
+
+    async def _ask(self) -> list[str]:
+        """Open sockets, look for others, and announce: the addresses on which that works."""
+        self._zeroconf = await self._opened()
+        on = {str(each.sock_name[0]).partition("%")[0] for each in self._zeroconf.zeroconf.engine.senders}
+        working = [each for each in self._interfaces if each.partition("%")[0] in on]
+        if not working:
+            raise OSError("no address can send there")
+        self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE, handlers=[self._changed])
+        if self._announce:
+            # Its name is random, so that nobody needs to be asked whether it is taken.
+            registered = self._zeroconf.async_register_service(self._own_service(), cooperating_responders=True)
+            await (await registered)
+        return working
+
+    async def _opened(self) -> AsyncZeroconf:
+        v4 = [each for each in self._interfaces if ":" not in each]
+        v6 = [each for each in self._interfaces if ":" in each]
+        zoned = [each for each in v6 if "%" in each] or v6  # one an interface is enough to speak IPv6 there
+        choices = [([*v4, *zoned], IPVersion.All if v4 else IPVersion.V6Only)] if v6 else []
+        choices += [(v4, IPVersion.V4Only)] if v4 else []
+        for left, (interfaces, version) in zip(reversed(range(len(choices))), choices, strict=True):
+            zeroconf: AsyncZeroconf | None = None
+            try:
+                zeroconf = AsyncZeroconf(interfaces=list[str | int](interfaces), ip_version=version)
+                await zeroconf.zeroconf.async_wait_for_start()
+                return zeroconf
+            except (OSError, Error, RuntimeError):
+                if zeroconf is not None:
+                    await zeroconf.async_close()
+                if not left:  # else: some systems have IPv6 addresses and no multicast for them
+                    raise
+        raise OSError("there is no address to use")
+
+    async def _shut(self) -> None:
+        tasks = list(self._lookups.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._zeroconf:
+        zeroconf, browser, self._zeroconf, self._browser = self._zeroconf, self._browser, None, None
+        if zeroconf is not None:
             with contextlib.suppress(TimeoutError, OSError, Error):
-                await asyncio.wait_for(self._stop(self._zeroconf), CLOSE_S)
-            self._zeroconf = self._browser = None
-        self.status = "closed"
-
-    # --- starting and stopping ----------------------------------------------------------------------------------------
-
-    async def _start(self) -> None:
-        try:
-            self._zeroconf = AsyncZeroconf(interfaces=self._multicast_on(), ip_version=self._ip_version())
-            self._browser = AsyncServiceBrowser(self._zeroconf.zeroconf, SERVICE, handlers=[self._changed])
-            if self._announce:
-                await (await self._zeroconf.async_register_service(self._own_service(), allow_name_change=True))
-        except (OSError, Error, TimeoutError, RuntimeError, ValueError) as error:
-            on = ", ".join(self._interfaces) or "no interface"
-            self.status = f"failed on {on}: {str(error) or type(error).__name__}; use --peer HOST:PORT instead"
-        else:
-            self.status = f"running on {', '.join(self._interfaces)}"
-
-    async def _stop(self, zeroconf: AsyncZeroconf) -> None:
-        if self._browser:
-            await self._browser.async_cancel()
-        await zeroconf.async_close()
-
-    def _multicast_on(self) -> list[str | int]:
-        v4 = [each for each in self._interfaces if ":" not in each]
-        if not self._interfaces:
-            raise OSError("there is no address to use")
-        return list(v4 or self._interfaces)
-
-    def _ip_version(self) -> IPVersion:
-        return IPVersion.V4Only if any(":" not in each for each in self._interfaces) else IPVersion.V6Only
+                await asyncio.wait_for(_stop(zeroconf, browser), CLOSE_S)
 
     def _own_service(self) -> AsyncServiceInfo:
-        packed = [
-            socket.inet_pton(socket.AF_INET6 if ":" in each else socket.AF_INET, each) for each in self._interfaces
-        ]
+        hosts = list(dict.fromkeys(each.partition("%")[0] for each in self._interfaces))
+        packed = [socket.inet_pton(socket.AF_INET6 if ":" in each else socket.AF_INET, each) for each in hosts]
         return AsyncServiceInfo(
             SERVICE,
             self._name,
@@ -139,18 +206,31 @@ class Discovery:
         group, version = (text_of(info.properties.get(key)) for key in (b"g", b"v"))
         hosts = info.parsed_addresses()[:MAX_ADDRESSES_OF_ONE]
         made = [canonical_address(make_address(host, info.port or 0)) for host in hosts]
-        addresses = [each for each in made if each and not is_link_local_v6(each)]
-        if group == self._tag and version == str(WIRE_VERSION):
+        addresses = [each for each in made if each]
+        if group == self._tag:  # of another wire version, too: membership tells it, and us, that the versions differ
+            self._shown[info.name] = addresses
+            self._shown.move_to_end(info.name)
+            if len(self._shown) > MAX_SHOWN:
+                self._shown.popitem(last=False)
             for address in addresses:
                 self._on_proposed(address)
-            return
-        label = f"{group[:32]} (wire version {version[:8]})"
-        self.others[label] = list(dict.fromkeys([*self.others.get(label, []), *addresses]))[:MAX_ADDRESSES_OF_ONE]
-        if len(self.others) > MAX_OTHERS:
-            self.others.popitem(last=False)
-        if group == self._tag:  # of our group: membership tells it, and us, that the versions differ
-            for address in addresses:
-                self._on_proposed(address)
+        if group != self._tag or version != str(WIRE_VERSION):
+            label = f"{group[:32]} (wire version {version[:8]})"
+            self.others[label] = list(dict.fromkeys([*self.others.get(label, []), *addresses]))[:MAX_ADDRESSES_OF_ONE]
+            if len(self.others) > MAX_OTHERS:
+                self.others.popitem(last=False)
+
+
+async def _stop(zeroconf: AsyncZeroconf, browser: AsyncServiceBrowser | None) -> None:
+    if browser is not None:
+        await browser.async_cancel()
+    await zeroconf.async_close()
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return "port 5353 is held by another program, which does not share it"
+    return str(error) or type(error).__name__
 
 
 def text_of(raw: bytes | None) -> str:
@@ -158,19 +238,22 @@ def text_of(raw: bytes | None) -> str:
     return "".join(char if char.isprintable() else "?" for char in (raw or b"").decode("utf-8", "replace"))
 
 
-def is_link_local_v6(address: str) -> bool:
-    """Such an address means nothing without the name of our interface."""
-    return address.startswith("tcp://[") and ipaddress.ip_address(address[7:].partition("]")[0]).is_link_local
-
-
 async def resolve(host: str, port: int) -> list[str]:
-    """The addresses of ``--peer HOST:PORT``; none if the name is unknown for now."""
+    """The addresses of ``--peer HOST:PORT``, with zones; none if the name is unknown for now."""
     loop = asyncio.get_running_loop()
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):
         return []
-    made = (
-        canonical_address(make_address(sockaddr[0], port)) for *_, sockaddr in found if isinstance(sockaddr[0], str)
-    )
-    return [address for address in dict.fromkeys(made) if address]
+    made = (make_address(_zoned(sockaddr), port) for *_, sockaddr in found if isinstance(sockaddr[0], str))
+    return [address for address in dict.fromkeys(made) if split_address(address) and without_zone(address)]
+
+
+def _zoned(sockaddr: Sequence[object]) -> str:
+    """The host of a socket's address, a link-local one with the interface that the system named beside it."""
+    host = str(sockaddr[0])
+    scope = sockaddr[3] if len(sockaddr) > 3 else 0
+    if "%" not in host and isinstance(scope, int) and scope and ipaddress.ip_address(host).is_link_local:
+        with contextlib.suppress(OSError):
+            return f"{host}%{socket.if_indextoname(scope)}"
+    return host

@@ -1,12 +1,16 @@
 """The addresses of this device that others may dial.
 
 Invariant: what others can reach comes first. Never ``gethostbyname(gethostname())``, which on many systems is a
-loopback address.
+loopback address. An IPv6 link-local address has its interface's name in it (``fe80::1%eth0``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import os
+import re
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +24,9 @@ Kind = Literal["lan", "link-local", "overlay", "bridge", "loopback"]
 
 _PREFERENCE: tuple[Kind, ...] = ("lan", "link-local", "overlay", "bridge", "loopback")
 _OVERLAYS = ("tailscale", "wg", "tun", "tap", "zt", "utun", "ppp", "nebula")
-_BRIDGES = ("docker", "br-", "veth", "virbr", "podman", "cni", "lxc", "lxd", "vmnet", "vboxnet", "flannel", "cali")
+_BRIDGES = ("docker", "veth", "virbr", "podman", "cni", "lxc", "lxd", "vmnet", "vboxnet", "flannel", "cali")
+_DOCKER_BRIDGE = re.compile(r"br-[0-9a-f]{12}")
+"""A network that someone made with docker; a router's `br-lan` is the LAN itself."""
 _TAILSCALE = ipaddress.ip_network("100.64.0.0/10")
 
 
@@ -36,18 +42,50 @@ class InterfaceAddress:
         return ":" in self.address
 
 
+def try_to_bind(address: str, port: int) -> str:
+    """Whether a program could listen there: why not, or ""."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            if os.name == "posix":
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(socket.getaddrinfo(address, port, family, socket.SOCK_STREAM)[0][4])  # with its zone
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
 def all_addresses() -> list[InterfaceAddress]:
-    """Every address of every interface but IPv6 link-local ones, which mean nothing without an interface's name."""
+    """Every address of every interface, but IPv6 link-local ones of VPNs and containers."""
+    try:
+        adapters = list(ifaddr.get_adapters())
+    except OSError:  # containers and Android may forbid the question
+        return _guessed_addresses()
     found = []
-    for adapter in ifaddr.get_adapters():
+    for adapter in adapters:
         for ip in adapter.ips:
-            address = ip.ip if isinstance(ip.ip, str) else ip.ip[0]
+            address = ip.ip if isinstance(ip.ip, str) else ip.ip[0].partition("%")[0]
             parsed = ipaddress.ip_address(address)
-            if parsed.is_multicast or parsed.is_unspecified or (parsed.version == 6 and parsed.is_link_local):
+            if parsed.is_multicast or parsed.is_unspecified:
                 continue
             kind = kind_of(adapter.nice_name, address)
+            if parsed.version == 6 and parsed.is_link_local:
+                if kind != "link-local":
+                    continue
+                address = f"{address}%{adapter.nice_name}"
             found.append(InterfaceAddress(adapter.nice_name, address, ip.network_prefix, kind))
     return sorted(found, key=lambda each: (_PREFERENCE.index(each.kind), each.is_v6))
+
+
+def _guessed_addresses() -> list[InterfaceAddress]:
+    """Where the system lists no interfaces: the addresses from which it would speak to others, and loopback."""
+    found = []
+    for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))  # sends nothing
+            address = probe.getsockname()[0]
+            found.append(InterfaceAddress("?", address, 0, kind_of("?", address)))
+    return [*(each for each in found if each.kind != "loopback"), InterfaceAddress("lo", "127.0.0.1", 8, "loopback")]
 
 
 def kind_of(interface: str, address: str) -> Kind:
@@ -56,26 +94,29 @@ def kind_of(interface: str, address: str) -> Kind:
     name = interface.lower()
     if parsed.is_loopback:
         return "loopback"
-    if name.startswith(_BRIDGES):
+    if name.startswith(_BRIDGES) or _DOCKER_BRIDGE.fullmatch(name):
         return "bridge"
     if name.startswith(_OVERLAYS) or (parsed.version == 4 and parsed in _TAILSCALE):
         return "overlay"
     return "link-local" if parsed.is_link_local else "lan"
 
 
-def usable_addresses(only: Sequence[str] = (), *, loopback: bool = False) -> list[InterfaceAddress]:
+def usable_addresses(
+    only: Sequence[str] = (), *, loopback: bool = False, strict: bool = True
+) -> list[InterfaceAddress]:
     """The addresses to listen on and to advertise, best first.
 
     ``only``: interface names or addresses that the user chose. Loopback comes along if it was asked for, by
-    ``loopback`` or by name, or if there is nothing else.
+    ``loopback`` or by name, or if there is nothing else. ``UserError`` for a choice that is not there; unless
+    ``strict``, as while a peer runs: an interface may come back.
     """
-    return choose(all_addresses(), only, loopback=loopback)
+    return choose(all_addresses(), only, loopback=loopback, strict=strict)
 
 
 def choose(
-    addresses: Sequence[InterfaceAddress], only: Sequence[str] = (), *, loopback: bool = False
+    addresses: Sequence[InterfaceAddress], only: Sequence[str] = (), *, loopback: bool = False, strict: bool = True
 ) -> list[InterfaceAddress]:
-    for wanted in only:
+    for wanted in only if strict else ():
         if not any(wanted in (each.interface, each.address) for each in addresses):
             there = ", ".join(f"{each.interface} ({each.address})" for each in addresses) or "none"
             raise UserError(f"this device has no interface or address {wanted!r}: choose --interface from {there}")

@@ -190,12 +190,26 @@ def _read_private(path: Path) -> str | None:
         raise UserError(
             f"{path} can't be read ({error.strerror}): check its owner, or choose another --state"
         ) from error
-    if os.name == "posix" and mode & 0o077:
+    if os.name == "posix" and mode & 0o077 and _keeps_modes(path.parent):
         raise UserError(
             f"{path} can be read by other users (mode {mode:04o}): run `chmod 600 {path}`; "
             "if one of them may have copied it, delete it instead, to get a new one"
         )
     return raw.decode("utf-8", "replace")
+
+
+def _keeps_modes(directory: Path) -> bool:
+    """Whether a file here can be kept from others: on USB sticks and some network drives all files look alike."""
+    probe = directory / f".mode.{secrets.token_hex(8)}"
+    try:
+        fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            return os.fstat(fd).st_mode & 0o077 == 0
+        finally:
+            os.close(fd)
+            probe.unlink(missing_ok=True)
+    except OSError:  # a read-only disk, say: there is no telling
+        return True
 
 
 def _write_private(path: Path, text: str, *, replace: bool) -> None:

@@ -60,7 +60,9 @@ UNREACHABLE_S = 15
 """A connection whose other end does not answer for so long is closed: by TCP, for libzmq's own heartbeats abort the
 process where a neighbour hangs up before all that it sent is read, as all do with one that was asleep
 (https://github.com/zeromq/libzmq/issues/4364)."""
-HANDSHAKE_MS = 5_000
+HANDSHAKE_MS = 15_000
+"""TCP's, ZeroMQ's and CURVE's together take four round trips, and some links take seconds for one. Who was banned tries
+again after as long."""
 RECONNECT_MS = 200
 MAX_RECONNECT_MS = 5_000
 NO_KEY = b"0" * 40
@@ -107,6 +109,8 @@ class Transport:
         self._on_frames = on_frames
         self._on_refused = on_refused
         self._hosts = tuple(hosts)
+        self._bound: set[tuple[str, Lane]] = set()
+        """Those of a host that is listened on only in part."""
         self._plain = plain
         self._max_queued_bytes = max_queued_bytes or MAX_QUEUED_BYTES
         self._buckets: dict[Lane, TokenBucket] = {"control": TokenBucket(None), "bulk": TokenBucket(bulk_bytes_per_s)}
@@ -136,6 +140,26 @@ class Transport:
             await self.close()
             raise
         self._readers = [asyncio.create_task(self._read(lane), name=f"read {lane}") for lane in LANES]
+
+    def listen_on(self, hosts: Sequence[str]) -> str:
+        """Listen on those of ``hosts`` that are new, at the same ports; why not, or "".
+
+        What was bound before stays: a socket works again once its address is back.
+        """
+        for host in hosts:
+            if host in self._hosts or "*" in self._hosts:
+                continue
+            for lane, router in self._routers.items():
+                if (host, lane) in self._bound:
+                    continue
+                port = self.port if lane == "control" else self.bulk_port
+                try:
+                    router.bind(_endpoint(host, port))
+                except zmq.ZMQError as error:
+                    return f"can't listen on {host}, port {port} ({_reason(error)})"
+                self._bound.add((host, lane))
+            self._hosts += (host,)
+        return ""
 
     def dial(self, address: str, bulk_address: str = "") -> None:
         """Connect to a neighbour; again, with a ``bulk_address``, once that is known."""
@@ -242,7 +266,7 @@ class Transport:
 
     def _bind_hosts(self, router: zmq.asyncio.Socket, port: int) -> int:
         for host in self._hosts:
-            router.bind(f"tcp://{'[' + host + ']' if ':' in host else host}:{port or '*'}")
+            router.bind(_endpoint(host, port))
             port = int(router.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
         return port
 
@@ -257,8 +281,9 @@ class Transport:
             return UserError(f"can't listen on {hosts} ({error}): {ADVICE}")
         if error.errno == errno.EACCES:
             return UserError(f"port {port} on {hosts} needs rights that this user lacks: choose one above 1023")
-        reason = os.strerror(error.errno) if error.errno and error.errno < 1000 else str(error)
-        return UserError(f"can't listen on {hosts}, port {port or 'any'} ({reason}): check --interface and --port")
+        return UserError(
+            f"can't listen on {hosts}, port {port or 'any'} ({_reason(error)}): check --interface and --port"
+        )
 
     def _connect(self, address: str, lane: Lane, endpoint: str) -> None:
         if (address, lane) in self._links:
@@ -274,8 +299,14 @@ class Transport:
             self._missing[address, lane] = endpoint
             self._socket_refused(address, error)
             return
+        try:
+            dealer.connect(make_address(*parts))
+        except zmq.ZMQError:  # an interface in the address that has just gone
+            dealer.close(linger=0)
+            self._missing[address, lane] = endpoint
+            self._retry_at = time.monotonic() + RETRY_S
+            return
         self._missing.pop((address, lane), None)
-        dealer.connect(make_address(*parts))
         self._links[address, lane] = Link(dealer, self._max_queued_bytes[lane], self._buckets[lane], self._count_sent)
 
     def _socket_refused(self, address: str, error: zmq.ZMQError) -> None:
@@ -326,3 +357,11 @@ class Transport:
             return None
         key = str(parts[0].get("User-Id")).encode()
         return None if len(key) != 40 or self._gate.is_banned(key) else key
+
+
+def _endpoint(host: str, port: int) -> str:
+    return f"tcp://{'[' + host + ']' if ':' in host else host}:{port or '*'}"
+
+
+def _reason(error: zmq.ZMQError) -> str:
+    return os.strerror(error.errno) if error.errno and error.errno < 1000 else str(error)

@@ -1,18 +1,31 @@
-"""Collecting one fresh copy of every part from a group, and having its mode assemble the global model from them."""
+"""Collecting one fresh copy of every part, from a group or from state directories, and having its mode assemble the
+global model from them; and that model's file.
+
+Invariant: a file is replaced by a model of the same job that is as far, or by whatever its owner says.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from p2ptrain.core.harvest import Collected, Harvest
+from p2ptrain.core.harvest import Collected, Harvest, KeptHarvest, PartReport
+from p2ptrain.core.mode import ENDED
 from p2ptrain.errors import NotCoveredError, UserError
-from p2ptrain.ids import PeerId
+from p2ptrain.ids import PeerId, blob_id
 from p2ptrain.modes.registry import mode_of
+from p2ptrain.runtime import report
 from p2ptrain.runtime.node.observer_node import ObserverNode
-from p2ptrain.wire.messages import SnapshotRef
+from p2ptrain.runtime.store.kept import KeptJob
+from p2ptrain.wire.messages import Record, SnapshotRef
 
 FETCH_TIMEOUT_S = 300.0
-ATTEMPTS = 3
+ATTEMPTS, AGAIN_S = 3, 0.5
 """Snapshots are replaced while a group trains: look again for fresher ones so often."""
 
 
@@ -24,7 +37,7 @@ async def collect(
     observer = node.observer
     job, plan = observer.job, observer.plan()
     if job is None or plan is None:
-        raise UserError(
+        raise NotCoveredError(
             "the group has no plan yet, so there is nothing to harvest; `p2ptrain status` says what it waits for"
         )
     harvester = mode_of(job).harvester
@@ -38,14 +51,26 @@ async def collect(
         result, parts = await harvester.fetch(plan, list(holdings), fetch)
         missing = harvester.missing(plan, parts)
         has_result = any(h.kind == "head" for record in observer.alive() for h in record.holdings)
-        if (not missing and (result is not None or not has_result)) or attempt == ATTEMPTS - 1:
+        is_whole = not missing and (result is not None or not has_result)
+        if (is_whole and not _is_behind(observer.alive())) or attempt == ATTEMPTS - 1:
             break
+        await asyncio.sleep(AGAIN_S)
         await node.look_around(wait_s, need_job=True)
         plan = observer.plan() or plan
     if not parts or (missing and not partial):
         raise NotCoveredError(harvester.lament(job, plan, missing))
     trained = frozenset(record.part for record in observer.alive() if record.phase != "failed")
     return Collected(job, plan, parts, result, dict(observer.records), trained)
+
+
+def _is_behind(records: Sequence[Record]) -> bool:
+    """Whether somebody has ended a round whose snapshot is not told yet: it is being saved."""
+    return any(
+        record.part >= 0
+        and record.round > max((h.round for h in record.holdings if h.trainer == record.peer), default=0)
+        for record in records
+        if record.phase in ENDED
+    )
 
 
 def _name(node: ObserverNode, peer: PeerId) -> str:
@@ -56,3 +81,115 @@ def _name(node: ObserverNode, peer: PeerId) -> str:
 def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
     """Put the parts together. Raises ``UserError`` for parts that don't fit."""
     return mode_of(collected.job).harvester.assemble(collected, allow_user_code=allow_user_code)
+
+
+# --- what state directories keep --------------------------------------------------------------------------------------
+
+
+def from_state(kept: Sequence[KeptJob], *, partial: bool = False, allow_user_code: bool = False) -> Harvest:
+    """The model that a state directory keeps, or else one of the parts that lie in all of them, which are of one job.
+
+    Raises ``NotCoveredError`` naming the parts that none has, unless ``partial``; ``UserError`` otherwise.
+    """
+    for each in kept:
+        if (path := each.model) is not None:
+            return _finished(each, path)
+    result = assemble(_collected(kept, partial=partial), allow_user_code=allow_user_code)
+    return dataclasses.replace(result, source="the copies that lie in " + " and ".join(str(k.folder) for k in kept))
+
+
+def _finished(kept: KeptJob, path: Path) -> Harvest:
+    from p2ptrain.learning.checkpoint import read_model
+
+    state, _, card = read_model(path)
+    plan = kept.plan
+    if plan is None:
+        raise UserError(f"{kept.folder}: the plan of the job can't be read; copy {path} to where you want the model")
+    plain = json.loads(card.extra.get("harvest", "{}"))
+    lists = ("classes", "trainers")
+    parts = tuple(PartReport(**{**each, **{name: tuple(each[name]) for name in lists}}) for each in card.lineage)
+    missing = tuple(int(each["part"]) for each in plain.get("missing", ()))
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+    source = f"this device's own copy of {when}, when the group was done ({path})"
+    told = card.extra.get("report", "")
+    return KeptHarvest(kept.job, plan, state, {}, parts, missing, source=source, told=told, plain=plain)
+
+
+def _collected(kept: Sequence[KeptJob], *, partial: bool) -> Collected:
+    """The freshest copies that lie there, of the newest plan."""
+    plans = [(plan.epoch, plan.hash, plan) for each in kept if (plan := each.plan) is not None]
+    job, where = kept[0].job, ", ".join(str(each.folder) for each in kept)
+    if not plans:
+        raise NotCoveredError(f"{where}: no plan was made of this job yet, so there is nothing to harvest")
+    plan = max(plans)[2]
+    holdings = {h.blob: h for each in kept for h in (*each.manifest.snapshots, *each.manifest.replicas)}
+
+    async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
+        found = (data for each in kept if (data := each.blob(holding.blob)) is not None)
+        return next((data for data in found if blob_id(data) == holding.blob), None)
+
+    harvester = mode_of(job).harvester
+    result, parts = asyncio.run(harvester.fetch(plan, list(holdings.values()), fetch))
+    missing = harvester.missing(plan, parts)
+    if not parts or (missing and not partial):
+        raise NotCoveredError(f"{where}: {harvester.lament(job, plan, missing)}")
+    return Collected(job, plan, parts, result, {})
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, result: Harvest) -> None:
+    """One ``.safetensors`` file with the names of the plain module, and everything needed to use it as metadata."""
+    from p2ptrain.learning.checkpoint import save_model
+
+    metadata = {
+        "lineage": [dataclasses.asdict(part) for part in result.report],
+        "plan": result.plan.hash,
+        "completeness": report.completeness(result),
+        "harvest": report.to_plain(result),
+        "report": report.render(result),
+    }
+    save_model(path, result.state, result.job, metadata)
+
+
+def former_model(path: Path) -> Mapping[str, str] | None:
+    """What the model file that is there says of itself; None if none is. Raises ``UserError`` for any other file."""
+    if not path.exists():
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError, ValueError):
+        metadata = {}
+    if not metadata.get("format", "").startswith("p2ptrain-model-"):
+        raise UserError(
+            f"{path}: exists already and is no model of p2ptrain; name another file, or overwrite it with --force"
+        )
+    return metadata
+
+
+def check_replaces(path: Path, result: Harvest) -> None:
+    """Whether the file that is there may give way to this model. Raises ``UserError``."""
+    former = former_model(path)
+    if former is None:
+        return
+    advice = "name another file with -o, or overwrite it with --force"
+    if former.get("job_id") != result.job.id:
+        raise UserError(f"{path}: is the model of another job ({former.get('job_id')}, not {result.job.id}); {advice}")
+    old, new = (
+        rounds_behind(json.loads(former.get("lineage", "[]"))),
+        rounds_behind(map(dataclasses.asdict, result.report)),
+    )
+    kind = former.get("completeness", "")
+    if kind == report.COMPLETE and report.completeness(result) != report.COMPLETE:
+        raise UserError(f"{path}: is the {kind} model, and what there is now is the {report.kind(result)}; {advice}")
+    if old > new:
+        raise UserError(f"{path}: is the model after {old} rounds, and what there is now is after {new}; {advice}")
+
+
+def rounds_behind(parts: Any) -> int:
+    """That all parts have behind them."""
+    return min((int(part.get("round", 0)) for part in parts), default=0)

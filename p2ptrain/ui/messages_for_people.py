@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from p2ptrain.runtime.node.journal import Line, Value
-from p2ptrain.words import clean, percent, scaled
+from p2ptrain.words import clean, link_rate, percent, scaled
 
 Fields = Mapping[str, Value]
 
@@ -25,7 +25,9 @@ def round_sentence(fields: Fields, rounds: int, samples_per_s: float, accuracy: 
     speed = f", {samples_per_s:.0f} samples/s" if samples_per_s else ""
     loss = f", loss {_number(fields, 'loss'):.3f}" if "loss" in fields else ""
     val = f", {percent(accuracy)} of own validation samples right" if accuracy >= 0 else ""
-    return f"round {fields.get('round')}/{rounds or '?'} done{loss}{val}{speed}{f'; about {left} left' if left else ''}"
+    skipped = f", {fields['skipped']} batches without a finite loss were skipped" if "skipped" in fields else ""
+    what = f"{loss}{val}{speed}{skipped}{f'; about {left} left' if left else ''}"
+    return f"round {fields.get('round')}/{rounds or '?'} done{what}"
 
 
 def _number(fields: Fields, name: str) -> float:
@@ -41,6 +43,14 @@ def _who(fields: Fields) -> str:
     return _text(fields, "name") if fields.get("name") else _text(fields, "peer")
 
 
+def _hosts(fields: Fields) -> str:
+    return ", ".join(each.removeprefix("tcp://") for each in _text(fields, "addresses").split()[:4]) or "none"
+
+
+def _host(fields: Fields) -> str:
+    return _text(fields, "address").removeprefix("tcp://")
+
+
 def _versions(fields: Fields) -> str:
     return f"it speaks wire version {_text(fields, 'theirs')}, this peer {_text(fields, 'ours')}: update the older one"
 
@@ -54,6 +64,11 @@ def _training(fields: Fields) -> str:
 
 
 def _frame_refused(fields: Fields) -> str | None:
+    if fields.get("reason") == "twin":
+        return (
+            f"{_text(fields, 'peer')}: {_text(fields, 'why')} (was a state directory copied?); the one that started "
+            "later is turned away: delete identity.key in its state directory and start it again"
+        )
     if fields.get("reason") == "proof":
         return f"{_text(fields, 'peer')} was turned away: it does not hold the join code of this group"
     return None
@@ -62,6 +77,14 @@ def _frame_refused(fields: Fields) -> str | None:
 _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "job": lambda f: f"job {_text(f, 'name')} ({_text(f, 'job')}), mode {_text(f, 'mode')}",
     "job-from": lambda f: f"got the job from {_text(f, 'peer')}",
+    "job-kept": lambda f: (
+        f"nobody else tells a job: going on with the one that is kept here, {_text(f, 'name')} ({_text(f, 'job')}), "
+        f"round {_text(f, 'round')}"
+    ),
+    "job-left": lambda f: (
+        f"the others have another job ({_text(f, 'theirs')}): leaving {_text(f, 'ours')} for it; what was trained "
+        "stays on disk"
+    ),
     "other-job": lambda f: (
         f"{_text(f, 'peer')} is in this group with another job ({_text(f, 'theirs')}, ours is {_text(f, 'ours')}) and "
         "trains by itself: start both with the same job file, or one of them without --job"
@@ -93,7 +116,8 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     ),
     "stage-message-refused": lambda f: f"something unusable from {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
     "plan-impossible": lambda f: f"no plan can be made: {_text(f, 'why')}",
-    "link": lambda f: f"the link to {_text(f, 'name')} carries {_number(f, 'mbit_s'):,.0f} Mbit/s",
+    "link": lambda f: f"the link to {_text(f, 'name')} {link_rate(_number(f, 'mbit_s'))}",
+    "samples": lambda f: f"of this device's samples: {clean(str(f.get('detail', '?')), 400)}",
     "training": _training,
     "gossip": lambda f: f"averaged with {_text(f, 'peer')} ({scaled(_number(f, 'bytes'), 'B')})",
     "gossip-ended": lambda f: f"averaging with {_text(f, 'peer')} ended early ({_text(f, 'outcome')})",
@@ -106,6 +130,7 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "head-fit-abandoned": lambda f: "the fit of the last layer was given up: nobody leads it",
     "head-fit-without": lambda f: f"nobody has a copy of parts {_text(f, 'parts')}: the last layer is fitted without",
     "head-fitted": lambda f: f"the last layer is fitted, on {_number(f, 'samples'):,.0f} samples of the whole group",
+    "trainer-hangs": lambda f: f"{_text(f, 'what')}: it hangs, and is ended",
     "trainer-failed": lambda f: f"the training process failed: {_text(f, 'detail')}",
     "payload-refused": lambda f: f"an unusable update of {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
     "snapshot-refused": lambda f: f"an unusable copy was refused: {_text(f, 'detail')}",
@@ -120,6 +145,17 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "identity-used-twice": lambda f: (
         f"another process at {_text(f, 'address')} uses this peer's identity: give each peer its own --state"
     ),
+    "large-packets-lost": lambda f: (
+        f"small packets reach {_host(f)}, large ones get lost on the way: make the MTU of this device's interface "
+        "smaller (1280 passes nearly everywhere), or mend the VPN or switch in between"
+    ),
+    "slow-way": lambda f: (
+        f"the way to {_host(f)} is slow: to connect and send 8 kB took {_number(f, 'took_s'):.1f} s; a peer "
+        "that does not answer within a few seconds counts as lost"
+    ),
+    "finding-trouble": lambda f: f"looking for others: {_text(f, 'source')} {_text(f, 'why')}",
+    "finding-works": lambda f: f"looking for others: {_text(f, 'source')} works again",
+    "addresses": lambda f: f"this device's addresses are now {_hosts(f)}",
     "socket-refused": lambda f: (
         f"this device has no socket left for a link to {_text(f, 'address')} ({_text(f, 'why')}); it goes on with the "
         "links it has and tries again: close programs that have many files open, or raise the limit of open files "
@@ -129,6 +165,18 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "storage-broken": lambda f: f"this device's disk refuses to be written to: check it ({_text(f, 'why')})",
     "storage-no-files": lambda f: f"too many files are open on this device: nothing is saved now ({_text(f, 'why')})",
     "storage-works": lambda f: "the disk can be written to again",
+    "no-locks": lambda f: (
+        f"{_text(f, 'where')} is on a disk without locks: make sure that no other peer uses this state directory"
+    ),
     "storage-damaged": lambda f: "something in the state directory was damaged and moved aside",
+    "model-written": lambda f: (
+        f"the {_text(f, 'kind')} is in {_text(f, 'path')}" + (f" ({_text(f, 'why_not')})" if f.get("why_not") else "")
+    ),
+    "model-kept": lambda f: f"the model that was written earlier stays in {_text(f, 'path')} ({_text(f, 'why')})",
+    "model-not-written": lambda f: (
+        f"the model could not be written here ({_text(f, 'why')}); get it with `p2ptrain harvest`, on any device, "
+        "while the others are here"
+    ),
+    "model-awaited": lambda f: "the model is still being written: waiting for it",
     "handover-incomplete": lambda f: "nobody confirmed the last copy in time; it stays on this device's disk",
 }

@@ -19,6 +19,18 @@ from p2ptrain.words import clean, percent, scaled, table
 TITLES = ("peer", "device", "does", "round", "step", "loss", "val", "samples/s", "sent", "part")
 RIGHT = (3, 4, 5, 6, 7, 8)
 GONE = ("dead", "left")
+HARMLESS = frozenset({"session", "replay", "echo", "self", "goodbye", "old-epoch"})
+"""Refusals that a peer's coming, going or restart brings about. They are in the JSON."""
+_REFUSED = {
+    "proof": "without the join code",
+    "version": "of another wire version",
+    "banned": "of peers that are shut out",
+    "full": "because too many peers are here",
+    "twin": "of a second device with the same identity",
+    "other-job": "about another job",
+    "unread": "unread, of peers that are shut out",
+    "unexpected": "that nobody asked for",
+}
 
 
 class Snapshot(Protocol):
@@ -34,6 +46,8 @@ class Snapshot(Protocol):
     def states(self) -> Mapping[PeerId, MemberState]: ...
     @property
     def refused(self) -> Mapping[PeerId, Mapping[str, int]]: ...
+    @property
+    def troubles(self) -> Mapping[str, str]: ...
 
 
 def is_here(snapshot: Snapshot, record: Record) -> bool:
@@ -128,8 +142,9 @@ def notes(snapshot: Snapshot, record: Record) -> list[str]:
     if record.sent and is_here(snapshot, record):
         rates = ", ".join(f"{with_names(snapshot, r.peer)} {r.bytes_per_s * 8e-6:.3g}" for r in record.sent[:6])
         said.append(f"sent in its last round, Mbit/s: {rates}")
-    if refused := snapshot.refused.get(record.peer):
-        counts = ", ".join(f"{clean(reason, 40)} {n}" for reason, n in sorted(refused.items())[:6])
+    refused = {_REFUSED.get(r, r): n for r, n in snapshot.refused.get(record.peer, {}).items() if r not in HARMLESS}
+    if refused:
+        counts = ", ".join(f"{clean(reason, 60)} {n}" for reason, n in sorted(refused.items())[:6])
         said.append(f"refused messages: {counts}")
     return said
 
@@ -143,6 +158,10 @@ def render(snapshot: Snapshot) -> str:
     for record, text in zip(records, rows[1:], strict=True):
         lines.append(text)
         lines += [f"    {note}" for note in notes(snapshot, record)]
+    for source, why in sorted(snapshot.troubles.items()):
+        lines.append(
+            f"looking from this device: {clean(source, 80)} {clean(why, 200)}; there may be peers it can't see"
+        )
     return "\n".join(lines)
 
 
@@ -171,6 +190,7 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
             **MODES[plan.mode].words.plan_plain(plan),
         },
         "peers": [_peer(snapshot, record) for record in snapshot.records],
+        "troubles": dict(snapshot.troubles),
     }
 
 

@@ -230,7 +230,7 @@ def _watch(node: Any, trace: bool) -> None:
 async def _peer(setting: dict[str, Any]) -> None:
     from p2ptrain.api import run_peer
     from p2ptrain.runtime.node.node import NetworkConfig
-    from p2ptrain.runtime.node.peer_node import PeerOptions
+    from p2ptrain.runtime.node.peer_options import PeerOptions
 
     _say("imported")
     until = asyncio.Event()
@@ -250,6 +250,10 @@ async def _peer(setting: dict[str, Any]) -> None:
         classes=tuple(setting["classes"]),
         flops_per_s=1e9,
         memory_bytes=4 << 30,
+        num_threads=1,
+        device="cpu",
+        linger_s=600.0,
+        keep_model=False,
     )
     network = NetworkConfig((LOOPBACK,), setting["port"], tuple(setting["peers"]), setting["discover"])
 

@@ -96,7 +96,8 @@ def main(file: Path) -> None:
     from p2ptrain.learning.models import global_model
     from p2ptrain.learning.profiling.allocator import keep_for_training
     from p2ptrain.modes.jobs import job_from_json
-    from p2ptrain.modes.pipeline.worker import profile_job
+    from p2ptrain.modes.pipeline import worker as pipeline
+    from p2ptrain.modes.split import worker as split
 
     job = job_from_json(sys.stdin.readline(), "job")
     with torch.device("meta"):
@@ -104,7 +105,7 @@ def main(file: Path) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     keep_for_training()  # only now it is in its device, with that one's memory
-    profile_job(chain, job, "cpu", file)
+    {"pipeline": pipeline, "split": split}[job.mode].profile_job(chain, job, "cpu", file)
     print("measured", flush=True)
 
 

@@ -31,7 +31,7 @@ from p2ptrain.errors import P2PTrainError
 from p2ptrain.experiment.group import Experiment, Outcome, PeerShare, harvest_with
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.profiling.device import available_cores
-from p2ptrain.modes.pipeline.plan import PipelineBody
+from p2ptrain.modes.tasks.plan import TasksBody
 from p2ptrain.net.keys import new_group
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
@@ -75,7 +75,7 @@ class LabOutcome:
 
 def experiment_of(spec: LabSpec, job: Job) -> Experiment:
     """Who trains on what."""
-    shares = tuple(PeerShare(device.name, device.shard, device.classes) for device in spec.devices)
+    shares = tuple(PeerShare(device.name, device.shard, device.classes, device.has_data) for device in spec.devices)
     return Experiment(job, spec.data, shares, timeout_s=spec.timeout_s)
 
 
@@ -212,9 +212,9 @@ async def _harvested(node: ObserverNode, formed: float, trained: float, start: f
 
 
 def _standing_by(status: Status) -> set[str]:
-    """Devices that the plan in force leaves out: a pipeline may be faster without them."""
+    """Devices that the plan in force leaves out: others may be faster without them."""
     plan = status.plan
-    if plan is None or not isinstance(plan.body, PipelineBody):
+    if plan is None or isinstance(plan.body, TasksBody):
         return set()
     return {r.name for r in status.records if r.plan == plan.hash and plan.part_of(r.peer) is None}
 

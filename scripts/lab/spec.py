@@ -18,6 +18,7 @@
     share = 0.5                     # of a core
     rate_mbit = 50
     memory_mb = 1500
+    has_data = false                # it only helps others
     [[device]]
     name = "pi"
     profile = "raspberry-pi-4"      # a file in peers/: share, rate and memory follow from it
@@ -64,6 +65,8 @@ class Device:
     memory_mb: float = 0.0
     shard: str = ""
     classes: tuple[str, ...] = ()
+    has_data: bool = True
+    """Without, it only helps others."""
 
     def num_threads(self, num_cores: float) -> int:
         """To train with, on a machine of so many cores: one for each core that the device's profile says it has."""
@@ -147,10 +150,18 @@ def read_lab(path: Path, profiles: Path) -> LabSpec:
 
 
 def device_of(
-    name: str, share: float, rate_mbit: float = 0.0, memory_mb: float = 0.0, *, shard: str = "", core: float = CORE
+    name: str,
+    share: float,
+    rate_mbit: float = 0.0,
+    memory_mb: float = 0.0,
+    *,
+    shard: str = "",
+    has_data: bool = True,
+    core: float = CORE,
 ) -> Device:
     """A device by its share of a core, for labs that a program describes."""
-    return Device(name, share, _profile(name, share, core, rate_mbit, memory_mb), rate_mbit, memory_mb, shard)
+    profile = _profile(name, share, core, rate_mbit, memory_mb)
+    return Device(name, share, profile, rate_mbit, memory_mb, shard, has_data=has_data)
 
 
 def check_fits(spec: LabSpec, num_cores: float) -> None:
@@ -204,7 +215,7 @@ class _Reader:
 def _devices(reader: _Reader, raw: object, core: float, profiles: Path) -> tuple[Device, ...]:
     if not isinstance(raw, list) or not 1 <= len(raw) <= MAX_DEVICES:
         raise reader.wrong("device", f"expected 1 to {MAX_DEVICES} [[device]] tables")
-    keys = ("name", "profile", "share", "rate_mbit", "memory_mb", "shard", "classes")
+    keys = ("name", "profile", "share", "rate_mbit", "memory_mb", "shard", "classes", "has_data")
     tables = [reader.table(table, f"device[{i}].", *keys) for i, table in enumerate(raw)]
     known = {
         table["profile"]: read_profile(find_profile(reader.text(table, "profile", None), profiles))
@@ -231,6 +242,9 @@ def _devices(reader: _Reader, raw: object, core: float, profiles: Path) -> tuple
         memory = reader.number(table, prefix + "memory_mb", memory, 0, 1e7)
         classes = reader.names(table.get("classes", []), prefix + "classes")
         shard = reader.text(table, prefix + "shard", "" if classes else f"{i + 1}/{len(tables)}")
+        has_data = table.get("has_data", True)
+        if not isinstance(has_data, bool):
+            raise reader.wrong(prefix + "has_data", f"{has_data!r}: expected true or false")
         devices.append(
             Device(
                 name=name,
@@ -240,6 +254,7 @@ def _devices(reader: _Reader, raw: object, core: float, profiles: Path) -> tuple
                 memory_mb=memory,
                 shard=shard,
                 classes=classes,
+                has_data=has_data,
             )
         )
     return tuple(devices)

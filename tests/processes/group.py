@@ -102,9 +102,10 @@ class PeerProcess:
             "shard": "",
             "classes": [],
             "quota_bytes": 0,
+            "trainer_still_s": 0.0,
         }
         self.options |= {"code": str(group), "name": name, "port": port, "state": str(self.state)}
-        self.options |= {"linger_s": 600.0, **options}
+        self.options |= {"linger_s": 600.0, "keep_model": False, **options}
         self.mark = secrets.token_hex(8)
         self.errors = home / f"{name}.err"
 

@@ -19,8 +19,9 @@ from p2ptrain.errors import UserError
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.net.keys import read_code
 from p2ptrain.runtime.node.node import NetworkConfig
-from p2ptrain.runtime.node.peer_node import PeerOptions
+from p2ptrain.runtime.node.peer_options import PeerOptions
 from p2ptrain.runtime.store import store
+from p2ptrain.runtime.trainer import watch
 
 
 async def main(spec: dict[str, Any]) -> None:
@@ -28,6 +29,8 @@ async def main(spec: dict[str, Any]) -> None:
         quota = store.StoreConfig(quota_bytes=spec["quota_bytes"])
         open_store = store.Store.__init__
         store.Store.__init__ = lambda self, path, config, disk: open_store(self, path, config or quota, disk)  # type: ignore[method-assign]
+    if spec["trainer_still_s"]:
+        watch.STILL_S = spec["trainer_still_s"]
     until = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, until.set)
@@ -37,7 +40,11 @@ async def main(spec: dict[str, Any]) -> None:
         job=job_from_json(spec["job"]) if spec["job"] else None,
         shard=spec["shard"],
         classes=tuple(spec["classes"]),
+        flops_per_s=0.0,
+        num_threads=1,
+        device="cpu",
         linger_s=spec["linger_s"],
+        keep_model=spec["keep_model"],
     )
     network = NetworkConfig(("127.0.0.1",), spec["port"], tuple(spec["peers"]), discover=False)
     await run_peer(read_code(spec["code"]), options, network=network, state_dir=Path(spec["state"]), until=until)

@@ -18,7 +18,7 @@ from pictures import num_samples, picture_job, unpack
 from p2ptrain import api
 from p2ptrain.learning.evaluation import Evaluation
 from p2ptrain.modes.tasks.head.blob import head_holdings
-from p2ptrain.ui import report
+from p2ptrain.runtime import report
 from p2ptrain.wire.messages import SnapshotRef
 
 pytestmark = pytest.mark.slow

@@ -121,5 +121,17 @@ def test_a_trainer_that_dies_again_and_again_is_given_up(peers: PeerGroup) -> No
     assert not peers.harvest().missing
 
 
+def test_a_trainer_that_hangs_is_ended_and_training_goes_on(peers: PeerGroup) -> None:
+    frail, _ = peers.start(2, make_job(peers=2, rounds=100_000, epochs=12), trainer_still_s=4.0)
+    peers.until_round(1)
+    since = time.time()
+    frail.trainer().suspend()
+    peers.until(lambda: frail.said("trainer-hangs", since), 60, "it is noticed")
+    peers.until(lambda: frail.said("training", since), 90, "another trainer goes on")
+    line = frail.lines("training", since)[0]
+    assert int(line.fields["round"] or 0) > 0, "from its snapshot"
+    assert "while training" in str(frail.lines("trainer-hangs", since)[0].fields["what"])
+
+
 def is_failed(peers: PeerGroup, peer: PeerProcess) -> bool:
     return any(record.peer == peer.id and record.phase == "failed" for record in peers.status().records)

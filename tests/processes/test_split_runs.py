@@ -19,8 +19,11 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import load, open_source, select
 from p2ptrain.learning.models import global_model
+from p2ptrain.learning.pipeline.samples import SampleStream
+from p2ptrain.learning.split.draws import Draws, micro_batches
 from p2ptrain.learning.split.units import Units
 from p2ptrain.learning.split.update import RoundAverage
+from p2ptrain.learning.training import make_optimizer, schedule
 from p2ptrain.modes.split.config import SplitConfig
 from p2ptrain.modes.split.plan import SplitBody, samples_of
 
@@ -96,6 +99,48 @@ def test_two_owners_and_a_helper_train_what_federated_averaging_does(peers: Peer
     for name, tensor in alone.items():
         torch.testing.assert_close(
             found.state[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def trained_centrally(job: Job, plan: Plan, owners: list[PeerProcess]) -> dict[str, Tensor]:
+    """The model after all rounds of plain SGD in this process, on batches of all owners' samples together."""
+    body, counts = body_of(plan), samples_of(plan)
+    draws = Draws(counts, job.training.batch_size, seed=job.seed)
+    streams = {}
+    for peer in owners:
+        source = open_source(peer.options["data"])
+        data = load(
+            source, job.data, "train", select(source, job.data, "train", shard=peer.options["shard"], seed=job.seed)
+        )
+        streams[peer.id] = SampleStream(data, seed=job.seed, peer_name=peer.name, augment=False)
+    model = global_model(job, allow_user_code=False).train()
+    optimizer = make_optimizer(dict(model.named_parameters()), job.training)
+    parts = {unit.owner: unit.micro_batches for unit in body.split.units}
+    for number in range(job.training.rounds):
+        for owner, stream in streams.items():
+            stream.drawn = number * counts[owner]
+        for at, rows in enumerate(draws.of_round(number)):
+            for settings in optimizer.param_groups:
+                step, total = number * draws.steps_per_round + at, job.training.rounds * draws.steps_per_round
+                settings["lr"] = job.training.learning_rate * schedule(job.training.schedule, step, total)
+            drawn = [streams[o].draw(num) for o, given in rows.items() for num in micro_batches(given, parts[o])]
+            x, y = (torch.cat(part) for part in zip(*drawn, strict=True))
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+    return model.state_dict()
+
+
+def test_with_shared_tails_they_train_what_one_process_does(peers: PeerGroup) -> None:
+    job = as_split(make_job(rounds=2, epochs=1, peers=3), tails="shared")
+    *owners, helper = start(peers, 2, job)
+    peers.until_all("done", 120)
+    found = peers.harvest()
+    assert body_of(found.plan).split.helpers == (helper.id,) and found.plan.epoch == 1
+    for name, tensor in trained_centrally(job, found.plan, owners).items():
+        torch.testing.assert_close(
+            found.state[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}"
         )
 
 

@@ -20,7 +20,8 @@ from p2ptrain.net.limits import MAX_OPEN_FILES, check_room, raise_open_files
 from p2ptrain.net.transport import Transport
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import NetworkConfig
-from p2ptrain.runtime.node.peer_node import PeerNode, PeerOptions
+from p2ptrain.runtime.node.peer_node import PeerNode
+from p2ptrain.runtime.node.peer_options import PeerOptions
 from p2ptrain.runtime.store.blobs import StorageError
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.runtime.store.store import Store
@@ -155,7 +156,7 @@ def peer(directory: Path, code: str, other: str) -> None:
         core = node.core
         assert core is not None
         with no_files():
-            node.feed(lambda now: core.propose(f"tcp://{other}", now, keep=True))
+            node.feed(lambda now: core.propose(f"tcp://{other}", now, source="given"))
             await until(lambda: any(line.kind == "socket-refused" for line in journal.tail()))
             await until(lambda: node.transport.num_dropped >= 3)  # a few hellos later
             assert not core.sessions.peers()

@@ -13,7 +13,8 @@ from p2ptrain import api
 from p2ptrain.net.keys import Group, new_group, new_identity
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import NetworkConfig
-from p2ptrain.runtime.node.peer_node import PeerNode, PeerOptions
+from p2ptrain.runtime.node.peer_node import PeerNode
+from p2ptrain.runtime.node.peer_options import PeerOptions
 from p2ptrain.runtime.store.state_dir import StateDir
 
 NUM_VISITS = 600

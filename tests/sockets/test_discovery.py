@@ -142,22 +142,60 @@ def test_odd_announcements() -> None:
     seen: list[str] = []
     each = Discovery(GroupTag("ours"), 4781, LOOPBACK, seen.append)
     each._announced(announced("good", {"g": "ours", "v": str(WIRE_VERSION)}))
-    assert seen == ["tcp://10.0.0.7:4700", "tcp://255.255.255.255:4700"]
+    assert seen == ["tcp://10.0.0.7:4700", "tcp://255.255.255.255:4700", "tcp://[fe80::1]:4700"]
     each._announced(announced("no port", {"g": "ours", "v": str(WIRE_VERSION)}, port=0))
-    assert len(seen) == 2
+    assert len(seen) == 3
     each._announced(announced("later", {"g": "ours", "v": str(WIRE_VERSION + 1)}))
-    assert len(seen) == 4 and list(each.others) == [f"ours (wire version {WIRE_VERSION + 1})"]
+    assert len(seen) == 6 and list(each.others) == [f"ours (wire version {WIRE_VERSION + 1})"]
     for number in range(200):
         each._announced(announced("x", {"g": b"\xff\x00\x1b[31m" + os.urandom(8), "v": str(number)}))
     each._announced(announced("empty", {}))
-    assert len(each.others) == discovery.MAX_OTHERS and len(seen) == 4
+    assert len(each.others) == discovery.MAX_OTHERS and len(seen) == 6
     assert all(group.isprintable() for group in each.others)
+
+
+def test_what_was_shown_once_is_proposed_again_and_remembered_in_bounds() -> None:
+    async def test() -> None:
+        seen: list[str] = []
+        each = Discovery(GroupTag("ours"), 4783, LOOPBACK, seen.append)
+        properties: dict[str, bytes | str] = {"g": "ours", "v": str(WIRE_VERSION)}
+        for number in range(discovery.MAX_SHOWN + 5):
+            each._announced(announced(f"n{number}", properties, port=4000 + number))
+        seen.clear()
+        each.ask_again()
+        assert len(seen) == 3 * discovery.MAX_SHOWN and "tcp://10.0.0.7:4005" in seen
+        assert "tcp://10.0.0.7:4004" not in seen, "the oldest have given way"
+
+    run(test)
+
+
+def test_a_device_without_an_address_is_found_once_it_has_one() -> None:
+    async def test() -> None:
+        group = tag()
+        seen: dict[str, list[str]] = {"late": [], "other": []}
+        said: list[str] = []
+        late = Discovery(group, 4785, [], seen["late"].append, on_status=said.append)
+        other = Discovery(group, 4787, LOOPBACK, seen["other"].append)
+        late.start()
+        other.start()
+        await until(lambda: late.failed and other.status.startswith("running"))
+        late.readdress(LOOPBACK)
+        await until(lambda: bool(seen["late"]) and bool(seen["other"]))
+        assert not late.failed and [text.partition(" ")[0] for text in said] == ["failed", "running"]
+        seen["other"].clear()
+        late.ask_again()  # a new question, and a new announcement
+        await until(lambda: bool(seen["other"]))
+        await asyncio.gather(late.close(), other.close())
+
+    run(test)
 
 
 def test_resolve() -> None:
     async def test() -> None:
         assert await resolve("127.0.0.1", 5) == ["tcp://127.0.0.1:5"]
         assert await resolve("::1", 5) == ["tcp://[::1]:5"]
+        assert await resolve("fe80::1%lo", 5) == ["tcp://[fe80::1%lo]:5"]
+        assert await resolve("a" * 70 + ".local", 5) == []
         assert "tcp://127.0.0.1:5" in await resolve("localhost", 5)
         assert await resolve("no.such.host.invalid", 5) == []
 
@@ -192,7 +230,8 @@ def test_choosing() -> None:
         ("wlp3s0", "2001:db8::7", "lan"),
         ("eth0", "169.254.3.4", "link-local"),
         ("docker0", "172.17.0.1", "bridge"),
-        ("br-0a1b2c", "172.18.0.1", "bridge"),
+        ("br-0a1b2c3d4e5f", "172.18.0.1", "bridge"),
+        ("br-lan", "192.168.1.1", "lan"),
         ("veth12ab", "10.0.0.1", "bridge"),
         ("tailscale0", "fd7a::1", "overlay"),
         ("utun3", "100.101.102.103", "overlay"),

@@ -20,7 +20,7 @@ import zmq.asyncio
 
 from p2ptrain.errors import LocalError, UserError
 from p2ptrain.ids import PeerId, blob_id
-from p2ptrain.net import keys
+from p2ptrain.net import keys, transport
 from p2ptrain.net.keys import OPEN_GROUP, Group, Identity
 from p2ptrain.net.link import TokenBucket
 from p2ptrain.net.transport import LANES, Transport
@@ -162,7 +162,9 @@ def test_a_stranger_without_the_code_gets_nothing_through() -> None:
     run(test)
 
 
-def test_a_banned_key_is_cut_off_and_let_in_again() -> None:
+def test_a_banned_key_is_cut_off_and_let_in_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "HANDSHAKE_MS", 1_000)  # after which the banned one tries again
+
     async def test() -> None:
         a, b = Peer(), Peer()
         async with running(a, b):
@@ -505,7 +507,7 @@ def test_peers_meet_over_sockets() -> None:
             await peer.begin()
         ticking = [asyncio.create_task(peer.tick()) for peer in peers]
         for peer in peers[1:]:
-            peer.do(peer.sessions.propose(peers[0].address, time.monotonic(), keep=True))
+            peer.do(peer.sessions.propose(peers[0].address, time.monotonic(), source="given"))
         peers[1].do(peers[1].sessions.propose(peers[2].address, time.monotonic()))
         peers[2].do(peers[2].sessions.propose(peers[1].address, time.monotonic()))
         await until(lambda: all(len(peer.peers) == 2 for peer in peers))

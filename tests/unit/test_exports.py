@@ -14,9 +14,12 @@ import p2ptrain
 EXPORTS = {
     "Job": "p2ptrain.config",
     "P2PTrainError": "p2ptrain.errors",
+    "PeerOptions": "p2ptrain.runtime.node.peer_node",
     "UserError": "p2ptrain.errors",
     "evaluate": "p2ptrain.api",
+    "find_group": "p2ptrain.api",
     "harvest": "p2ptrain.api",
+    "harvest_kept": "p2ptrain.api",
     "load_job": "p2ptrain.modes.jobs",
     "load_model": "p2ptrain.api",
     "run_peer": "p2ptrain.api",

@@ -18,6 +18,8 @@ from p2ptrain.modes.registry import MODES
 
 PACKAGE = Path(p2ptrain.__file__).parent
 FORBIDDEN = ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "torch.load", "torch.save")
+READS_WEIGHTS = "p2ptrain.learning.initial"
+"""The one place that reads a person's own ``.pth``: tensors alone."""
 TORCH_FREE = ("cli", "ui", "simulation", "runtime", "modes", "core", "net", "planning", "protocol", "wire", "base")
 TORCH_MODULES = (
     "p2ptrain.runtime.trainer.trainer",
@@ -222,7 +224,9 @@ def test_no_pickle_and_no_torch_load(module: str) -> None:
     for imported, line, _ in imports(module):
         assert not imported.startswith(FORBIDDEN), f"{module}:{line} imports {imported}"
     for node in ast.walk(TREES[module]):
-        if isinstance(node, ast.Attribute):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load" and module == READS_WEIGHTS:
+            assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+        elif isinstance(node, ast.Attribute) and (module, ast.unparse(node)) != (READS_WEIGHTS, "torch.load"):
             assert ast.unparse(node) not in FORBIDDEN, f"{module}:{node.lineno} uses {ast.unparse(node)}"
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
             assert ast.unparse(node.value) == "False", f"{module}:{node.value.lineno} allows pickle"

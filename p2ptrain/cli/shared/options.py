@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import csv
 import json
 import math
 import re
 import signal
-import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,17 +48,47 @@ class Duration(click.ParamType[float]):
 
 
 class Names(click.ParamType[tuple[str, ...]]):
-    """``cat,dog``: names between commas."""
+    """``cat,dog``: names between commas; one that has a comma itself stands between double quotes, as in a CSV file."""
 
     name = "names"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return value
-        names = tuple(name.strip() for name in value.split(","))
-        if not all(names) or len(set(names)) != len(names):
-            self.fail(f"{value!r}: write different names with commas between them, such as cat,dog", param, ctx)
+        try:
+            rows = list(csv.reader([value], skipinitialspace=True, strict=True))
+        except csv.Error:
+            rows = []
+        names = tuple(name.strip() for name in rows[0]) if len(rows) == 1 else ()
+        if not names or not all(names) or len(set(names)) != len(names):
+            self.fail(f"{value!r}: write different names with commas between them, {_QUOTED}", param, ctx)
         return names
+
+
+class DeviceChoice(click.Choice[str]):
+    """What can train; the answer to what can't is more than a list."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if str(value).lower() in ("mps", "metal", "rocm", "xpu"):
+            self.fail(f"{value} is not supported yet; without --device this device trains on its CPU", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_QUOTED = """such as cat,dog, and a name with a comma in double quotes: '"Pepper,_bell",cat'"""
+
+
+def classes_option(text: str) -> Callable[[F], F]:
+    """``--classes``: names between commas, or the option again for each."""
+
+    def flat(context: click.Context, param: click.Parameter, value: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+        names = tuple(name for each in value for name in each)
+        if len(set(names)) != len(names):
+            raise click.BadParameter(f"{', '.join(names)}: a class is named twice; {_QUOTED}", context, param)
+        return names
+
+    return click.option(
+        "--classes", multiple=True, type=Names(), callback=flat, metavar="NAMES", help=f"{text} May be given again."
+    )
 
 
 def group_options(function: F) -> F:
@@ -123,6 +153,14 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
 
 
+def strict_option(function: F) -> F:
+    return click.option(
+        "--strict",
+        is_flag=True,
+        help="Stop at the first file that can't be read. [default: such are left out, counted]",
+    )(function)
+
+
 def allow_option(function: F) -> F:
     return click.option(
         "--allow-model",
@@ -179,6 +217,16 @@ def load_allowed(path: Path, allow_model: str) -> tuple[Any, ModelCard]:
     return api.load_model(path, allow_user_code=bool(allow_model))
 
 
+def warning_of(card: ModelCard) -> str:
+    """What whoever uses the model should know of it first."""
+    told = {
+        "half-way": "a HALF-WAY model, harvested before the group was done; harvest again for the whole one",
+        "incomplete": "an INCOMPLETE model: parts of it were missing when it was harvested, and their classes are not "
+        "recognised",
+    }
+    return told.get(card.completeness, "")
+
+
 def check_allowed(model: str, allow_model: str) -> None:
     """``--allow-model`` names one function and allows no other. Raises ``UserError``."""
     if ":" in model and allow_model and model != allow_model:
@@ -204,10 +252,3 @@ def write_text(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: can't be written ({error.strerror}); name another file with -o") from None
-
-
-def device_name() -> str:
-    """What this device calls itself."""
-    import platform
-
-    return platform.node().split(".")[0][:64] or sys.platform

@@ -11,24 +11,23 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 from p2ptrain import api
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.profiling.allocator import keep_for_messages
 from p2ptrain.modes.registry import mode_of
-from p2ptrain.net.interfaces import usable_addresses
+from p2ptrain.net.interfaces import try_to_bind, usable_addresses
 from p2ptrain.net.keys import Group, save_group
 from p2ptrain.runtime.node import journal
 from p2ptrain.runtime.node.journal import Line
 from p2ptrain.runtime.node.node import NetworkConfig
-from p2ptrain.runtime.node.peer_node import PeerNode, PeerOptions
+from p2ptrain.runtime.node.peer_node import PeerNode
+from p2ptrain.runtime.node.peer_options import PeerOptions
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.ui import messages_for_people
@@ -60,16 +59,11 @@ def check_ports(network: NetworkConfig) -> None:
     """Say now if the port asked for, or the next, is taken; binding says it again, but only after the measurement."""
     for port in (network.port, network.port + 1) if network.port else ():
         for each in usable_addresses(network.interfaces):
-            with socket.socket(socket.AF_INET6 if each.is_v6 else socket.AF_INET) as probe:
-                if os.name == "posix":
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((each.address, port))
-                except OSError as error:
-                    raise UserError(
-                        f"--port {network.port}: can't listen on {each.address}, port {port} ({error.strerror}): stop "
-                        "what runs there, or choose another (two ports are needed, this one and the next)"
-                    ) from None
+            if why := try_to_bind(each.address, port):
+                raise UserError(
+                    f"--port {network.port}: can't listen on {each.address}, port {port} ({why}): stop "
+                    "what runs there, or choose another (two ports are needed, this one and the next)"
+                )
 
 
 def run(
@@ -127,7 +121,9 @@ class _Session:
 
     def catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for name in (signal.SIGINT, signal.SIGTERM):
+        for name in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            if name not in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(name) is signal.SIG_IGN:
+                continue  # `nohup`: a terminal that closes is no reason to stop
             try:
                 loop.add_signal_handler(name, self._signalled)
             except (NotImplementedError, RuntimeError, ValueError):  # Windows; a thread of a test
@@ -150,6 +146,8 @@ class _Session:
         early, self._early = self._early, []
         for line in early:
             self._tell(line)
+        if self._watching is not None:
+            self._watching.cancel()  # of the node before, which left its job for another
         self._watching = asyncio.ensure_future(self._watch_waits())
 
     def heard(self, line: Line) -> None:
@@ -189,6 +187,11 @@ class _Session:
                 text = messages_for_people.round_sentence(line.fields, rounds, own.samples_per_s, own.accuracy, left)
             elif line.kind == "validated" and core.role is not None and core.role.ending is not None:
                 after = core.role.ending.found()
+        if line.kind == "other-job" and self._options.job is None:
+            text = (
+                f"{line.fields.get('peer', '')} is in this group with another job ({line.fields.get('theirs', '')}): "
+                "this device takes that one when nobody else has its own any more, or when it is done"
+            )
         if line.kind == "done":
             text = (
                 f"done. Next, on any device: p2ptrain harvest -o global.safetensors   (this peer goes on serving: "
@@ -248,10 +251,8 @@ class RoundPace:
         return rounds_left * (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
 
 
-def _write(text: Any) -> None:
-    """Output that nobody reads any more must not stop a peer."""
-    try:
+def _write(text: str) -> None:
+    """Output that can't be written must not stop a peer."""
+    with contextlib.suppress(OSError, ValueError):
         sys.stdout.write(text)
         sys.stdout.flush()
-    except (BrokenPipeError, ValueError):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process

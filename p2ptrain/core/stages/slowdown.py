@@ -1,7 +1,7 @@
 """How many times as slow as its profile a device is, and when its group is told of it.
 
-Invariant: a change is told once two looks in a row show it. One alone may be a short stall, or half of it from before
-the change, and a plan made by it would soon be followed by another.
+Invariant: a change is told once two looks in a row, and all for ``APART_S``, show it. One alone may be a short stall,
+or half of it from before the change, and a plan made by it would soon be followed by another.
 
     trains --looks every few batches--> trains
     trains, told to be slow --no stage--> stands by --``REST_S``, then twice as long--> looks again
@@ -11,6 +11,8 @@ the change, and a plan made by it would soon be followed by another.
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 
 from p2ptrain.protocol.machine import NEVER
 
@@ -29,6 +31,7 @@ FIRST_LOOK = 10
 SECOND_LOOK = 4
 """Batches until the next look where one differs from that before: whether it is a change is soon known."""
 
+APART_S, MAX_LOOKS = 3.0, 16
 REST_S, MOST_REST_S, SOON_S = 120.0, 3600.0, 10.0
 """Of a device that stands by because it was slow, between looks at whether it still is: longer each time, for a group
 that takes it in again only to find it slow."""
@@ -60,7 +63,10 @@ class SlowdownReport:
         self.told = 1.0
         self.look_at = NEVER
         """When to look again, as nobody trains here who would."""
-        self._last = 1.0
+        self._looks: deque[float] = deque(maxlen=MAX_LOOKS)
+        """The last ones in a row that differ from what is told, all to the same side."""
+        self._since = 0.0
+        """The first of them."""
         self._rest_s = REST_S
 
     def stand_by(self, now: float) -> None:
@@ -82,13 +88,20 @@ class SlowdownReport:
         """Whether the group is to be told; ``told`` is then the new figure. One that makes no sense is passed over."""
         if slowdown <= 0 or not math.isfinite(slowdown):
             return False
-        before, self._last = self._last, slowdown
-        if self.look_at != NEVER and differs(slowdown, self.told):
-            self.look_at = now + SOON_S
-        agree = differs(slowdown, self.told) and differs(before, self.told)
-        if not agree or (slowdown > self.told) != (before > self.told):
+        if not differs(slowdown, self.told):
+            self._looks.clear()
             return False
-        self.told = slowdown
+        if self.look_at != NEVER:
+            self.look_at = now + SOON_S
+        if self._looks and (slowdown > self.told) != (self._looks[0] > self.told):
+            self._looks.clear()
+        if not self._looks:
+            self._since = now
+        self._looks.append(slowdown)
+        if len(self._looks) < 2 or now - self._since < APART_S:
+            return False
+        self.told = statistics.median_low(list(self._looks)[1:])
+        self._looks.clear()
         if self.look_at != NEVER:
             self.stand_by(now)
         return True

@@ -68,7 +68,8 @@ class Chain:
         except RunFailed:
             if any(tensor.is_meta for tensor in model.parameters()):
                 raise
-            self.on_meta, twin = False, copy.deepcopy(model).eval()
+            self.on_meta, twin = False, copy.deepcopy(model)
+            twin.eval()
             self._flow, cuts = self._analyse(twin, max_tensors)
         self._bounds = [-1, *cuts, self._flow.last]
         self._constants = _constants(self._flow, model)

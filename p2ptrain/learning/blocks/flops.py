@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,10 +20,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from p2ptrain.errors import JobError
+from p2ptrain.learning.own.building import READS_TOKENS
+
 COUNTED_BATCH = 2  # BatchNorm refuses to train on one value per channel
 
 # State tensors per parameter, as torch.optim keeps them.
 OPTIMIZER_COPIES = {"sgd": 0, "sgd_momentum": 1, "adam": 2, "adamw": 2}
+_NEEDS_NUMBERS = (RuntimeError, TypeError, ValueError, AttributeError, JobError)
+"""What a model raises that can't be run without numbers."""
 OptimizerName = Literal["sgd", "sgd_momentum", "adam", "adamw"]
 
 
@@ -40,9 +46,15 @@ class Flops:
 
 def training_flops(model: nn.Module, input_shape: Sequence[int]) -> Flops:
     """Operations of one training step per sample. The backward pass stops at the first layer's weights."""
-    twin = meta_twin(model)
-    with flop_counter() as counter:
-        logits = twin(_batch(twin, input_shape, COUNTED_BATCH, "meta"))
+    try:
+        return _count(meta_twin(model), input_shape, "meta")
+    except _NEEDS_NUMBERS:
+        return _count(_real_twin(model), input_shape, "cpu")
+
+
+def _count(twin: nn.Module, input_shape: Sequence[int], device: str) -> Flops:
+    with contextlib.redirect_stdout(sys.stderr), flop_counter() as counter:
+        logits = twin(_batch(twin, input_shape, COUNTED_BATCH, device))
         forward = counter.get_total_flops()
         if logits.requires_grad:
             logits.sum().backward()
@@ -58,16 +70,22 @@ def memory_bytes(model: nn.Module, input_shape: Sequence[int], batch: int, optim
     """
     if batch < 1:
         raise ValueError(f"batch is {batch}; it must be at least 1")
-    counted = max(batch, COUNTED_BATCH)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        twin = fake_twin(model)
-        trained = sum(_size(p) for p in twin.parameters() if p.requires_grad)
-        held = sum(_size(t) for t in (*twin.parameters(), *twin.buffers()))
-        samples = _batch(twin, input_shape, counted, "cpu")
-        with saved_for_backward((*twin.parameters(), *twin.buffers())) as saved:
-            logits = twin(samples)
-        storages = saved | {s._cdata: s for s in (samples.untyped_storage(), logits.untyped_storage())}
-        sizes = sorted((storage.nbytes() for storage in storages.values()), reverse=True)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return _memory(fake_twin(model), input_shape, batch, max(batch, COUNTED_BATCH), optimizer)
+    except _NEEDS_NUMBERS:
+        return _memory(_real_twin(model), input_shape, batch, COUNTED_BATCH, optimizer)
+
+
+def _memory(twin: nn.Module, input_shape: Sequence[int], batch: int, counted: int, optimizer: OptimizerName) -> int:
+    trained = sum(_size(p) for p in twin.parameters() if p.requires_grad)
+    held = sum(_size(t) for t in (*twin.parameters(), *twin.buffers()))
+    samples = _batch(twin, input_shape, counted, "cpu")
+    tensors = (*twin.parameters(), *twin.buffers())
+    with contextlib.redirect_stdout(sys.stderr), saved_for_backward(tensors) as saved:
+        logits = twin(samples)
+    storages = saved | {s._cdata: s for s in (samples.untyped_storage(), logits.untyped_storage())}
+    sizes = sorted((storage.nbytes() for storage in storages.values()), reverse=True)
     activations = (sum(sizes) + sum(sizes[:2])) * batch // counted
     return held + trained * (1 + OPTIMIZER_COPIES[optimizer]) + activations
 
@@ -127,15 +145,29 @@ def _twin(model: nn.Module, like: Callable[[Tensor], Tensor]) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(like(parameter), requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = like(buffer)
-    return copy.deepcopy(model, memo).train()
+    twin = copy.deepcopy(model, memo)
+    twin.train()
+    return twin
+
+
+def _real_twin(model: nn.Module) -> nn.Module:
+    """A copy with numbers, for a model that looks at them: control flow on data, TorchScript."""
+    try:
+        twin = copy.deepcopy(model)
+    except RuntimeError:  # tensors that are computed from others can't be copied
+        twin = model
+    twin.train()
+    return twin
 
 
 def _batch(model: nn.Module, input_shape: Sequence[int], size: int, device: str) -> Tensor:
-    return torch.empty(size, *input_shape, dtype=sample_dtype(model), device=device)
+    return torch.zeros(size, *input_shape, dtype=sample_dtype(model), device=device)
 
 
 def sample_dtype(model: nn.Module) -> torch.dtype:
-    """Of the samples that a model takes: that of its first parameter."""
+    """Of the samples that a model takes: that of its first parameter; token numbers of a user's own for text."""
+    if getattr(model, READS_TOKENS, False):
+        return torch.int64
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 

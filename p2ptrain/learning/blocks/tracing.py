@@ -6,24 +6,28 @@ its layers.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
-import traceback
+import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from p2ptrain.errors import JobError
 from p2ptrain.learning.models import MODEL_BUGS
+from p2ptrain.learning.own.blame import layer_of, where
+from p2ptrain.learning.own.outputs import logits_of
 
 BLOCKS_METHOD = "pipeline_blocks"
 ADVICE = (
     "take control flow that depends on tensors out of that line, return an nn.Sequential, or give the model a method "
     f"{BLOCKS_METHOD}() that returns its submodules in the order in which they run"
 )
+_SIZES = (int, tuple, list, fx.Node)
+"""What ``view`` is given for a shape; a dtype is another matter."""
 _NEEDED_BY = "cutting it into blocks needs"
-_NOT_THE_USERS = (str(Path(torch.__file__).parent), __file__)
 
 
 def trace(model: nn.Module, *, needed_by: str, advice: str, whole: Sequence[nn.Module] = ()) -> fx.GraphModule:
@@ -33,32 +37,79 @@ def trace(model: nn.Module, *, needed_by: str, advice: str, whole: Sequence[nn.M
     """
     tracer = _Tracer(whole)
     try:
-        graph = tracer.trace(model)
+        with contextlib.redirect_stdout(sys.stderr):
+            graph = tracer.trace(model)
+        for node in graph.nodes:
+            if node.op == "call_method" and node.target == "view" and isinstance(node.args[1], _SIZES):
+                node.target = "reshape"  # the same, in any order of memory
+            elif node.op == "output":
+                node.args = (logits_of(_built(node.args[0])),)
         return fx.GraphModule(tracer.root, graph, type(model).__name__)
     except MODEL_BUGS as error:
         reason = str(error).strip().splitlines()
         raise JobError(
-            f"the model {type(model).__name__} can't be traced by torch.fx, which {needed_by}: {_where(error)}"
+            f"the model {type(model).__name__} can't be traced by torch.fx, which {needed_by}: {where(error)}"
             f"{reason[0] if reason else type(error).__name__}; {advice}"
         ) from error
 
 
+def _built(output: Any) -> Any:
+    """A named tuple of nodes, where the forward pass makes one."""
+    kind = output.target if isinstance(output, fx.Node) and output.op == "call_function" else None
+    if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return kind(*output.args, **output.kwargs)
+    return output
+
+
 def trace_chain(model: nn.Module) -> fx.GraphModule:
-    """The traced model. Children of an ``nn.Sequential`` that can't be traced become single nodes."""
+    """The traced model.
+
+    Single nodes become: children of an ``nn.Sequential`` that can't be traced, other modules without children and
+    weights that can't, and modules that run other code in training than in eval mode (stochastic depth).
+    """
     was_training = model.training
     whole: list[nn.Module] = []
     if isinstance(model, nn.Sequential):
         whole = [child for child in model if not _is_traceable(child)]
-    graphs = [trace(model.train(mode), needed_by=_NEEDED_BY, advice=ADVICE, whole=whole) for mode in (False, True)]
-    model.train(was_training)
-    for one, other in zip(*(graph.graph.nodes for graph in graphs), strict=False):
-        if _text(one) != _text(other):
+    while True:
+        graphs: list[fx.GraphModule] = []
+        for mode in (False, True):
+            model.train(mode)
+            try:
+                graphs.append(trace(model, needed_by=_NEEDED_BY, advice=ADVICE, whole=whole))
+            except JobError as failed:
+                leaf = model.get_submodule(layer_of(failed.__cause__ or failed, model))
+                if leaf in whole or any(True for _ in (*leaf.children(), *leaf.parameters())):
+                    raise
+                whole.append(leaf)  # it computes by itself what can't be traced
+                break
+            finally:
+                model.train(was_training)
+        if len(graphs) < 2:
+            continue
+        nodes = itertools.zip_longest(*(graph.graph.nodes for graph in graphs))
+        first = next((pair for pair in nodes if not all(pair) or _text(pair[0]) != _text(pair[1])), None)
+        if first is None:
+            return graphs[1]
+        around = [path for node in reversed(first) if node is not None for path in _modules_around(node)]
+        if not around or model.get_submodule(around[0]) in whole:
+            there = next((place(node, graph) for node, graph in zip(first, graphs, strict=True) if node), "its end")
             raise JobError(
-                f"the model {type(model).__name__} runs other code in training than in eval mode at "
-                f"{place(one, graphs[0])}, which a block can't switch between; use a layer of torch.nn for it "
-                "(nn.Dropout, not functional.dropout with training=self.training)"
+                f"the model {type(model).__name__} runs other code in training than in eval mode at {there}, which a "
+                "block can't switch between; use a layer for it (nn.Dropout, not functional.dropout with "
+                "training=self.training)"
             )
-    return graphs[1]
+        whole.append(model.get_submodule(around[0]))
+
+
+def _modules_around(node: fx.Node) -> list[str]:
+    """The modules whose forward runs a node that computes, innermost first; without the model itself."""
+    if node.op in ("placeholder", "output", "get_attr"):
+        return []
+    paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
+    if node.op == "call_module":  # that it is called differs, not what it does
+        paths = [path for path in paths if path != node.target]
+    return paths[::-1]
 
 
 def listed_blocks(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
@@ -132,11 +183,3 @@ def _is_traceable(module: nn.Module) -> bool:
     except MODEL_BUGS:
         return False
     return True
-
-
-def _where(error: BaseException) -> str:
-    """``file.py, line 12 (code): `` of the innermost line that is the user's own."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THE_USERS)]
-    if not frames:
-        return ""
-    return f"{frames[-1].filename}, line {frames[-1].lineno} ({(frames[-1].line or '').strip()}): "

@@ -12,7 +12,7 @@ Only ``Dataset.tensors`` and ``Dataset.batches`` import torch.
 """
 
 from p2ptrain.learning.data.audio import feature_shape, log_mel, num_frames, read_wav
-from p2ptrain.learning.data.contract import class_map, load, propose_contract
+from p2ptrain.learning.data.contract import check_learnable, class_map, load, propose_contract
 from p2ptrain.learning.data.dataset import Dataset
 from p2ptrain.learning.data.opening import SCHEMES, open_source
 from p2ptrain.learning.data.source import Kind, Source, Split
@@ -24,6 +24,7 @@ __all__ = [
     "Kind",
     "Source",
     "Split",
+    "check_learnable",
     "class_map",
     "feature_shape",
     "holdout",

@@ -35,8 +35,11 @@ POWER_FLOOR = 1e-6
 SILENCE = math.log(POWER_FLOOR)
 
 _MAX_CHUNKS = 1000
-_PCM, _EXTENSIBLE = 1, 0xFFFE
-_EXPECTED = "expected a PCM WAV file (8, 16, 24 or 32 bits)"
+_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32, 64)}
+_ENDLESS = 0x7F000000
+"""From here on sizes are what programs write that don't know how much will come: 0x7FFFFFFF, 0xFFFFFFFF and such."""
+_EXPECTED = "expected a WAV file of PCM (8, 16, 24 or 32 bits) or floats"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class WavInfo:
     sample_bytes: int
     data_start: int
     num_samples: int
+    is_float: bool = False
 
     @property
     def seconds(self) -> float:
@@ -58,7 +62,7 @@ def wav_info(data: bytes, where: str) -> WavInfo:
     """Parse and check the header. Raises ``DataError``."""
     if len(data) < 12 or data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         raise DataError(f"{where}: not a WAV file; {_EXPECTED}; convert it, e.g. ffmpeg -i FILE -c:a pcm_s16le OUT.wav")
-    fmt: tuple[int, int, int, int] | None = None
+    fmt: tuple[int, int, int, int, bool] | None = None
     at = 12
     for _ in range(_MAX_CHUNKS):
         if at + 8 > len(data):
@@ -70,26 +74,29 @@ def wav_info(data: bytes, where: str) -> WavInfo:
         elif name == b"data":
             if fmt is None:
                 raise DataError(f"{where}: samples before the format chunk; {_EXPECTED}")
+            whole = int.from_bytes(data[4:8], "little") + 8 == len(data)
+            if size >= _ENDLESS or (size == 0 and not whole):  # written to a pipe, which can't be wound back
+                size = len(data) - body
             return _checked(fmt, body, size, len(data), where)
         at = body + size + (size & 1)  # chunks start at even offsets
     raise DataError(f"{where}: the file ends before its samples (cut off?); {_EXPECTED}")
 
 
-def _format(body: bytes, where: str) -> tuple[int, int, int, int]:
+def _format(body: bytes, where: str) -> tuple[int, int, int, int, bool]:
     if len(body) < 16:
         raise DataError(f"{where}: broken format chunk; {_EXPECTED}")
     tag, channels, rate, _, block_bytes, bits = struct.unpack_from("<HHIIHH", body)
     if tag == _EXTENSIBLE and len(body) >= 26:
         tag = int.from_bytes(body[24:26], "little")
-    if tag != _PCM:
+    if tag not in _BITS:
         raise DataError(f"{where}: WAV coding {tag:#06x}; {_EXPECTED}; convert it with ffmpeg -c:a pcm_s16le")
-    if bits not in (8, 16, 24, 32) or block_bytes != channels * bits // 8:
+    if bits not in _BITS[tag] or block_bytes != channels * bits // 8:
         raise DataError(f"{where}: {bits} bits a sample in blocks of {block_bytes} bytes; {_EXPECTED}")
-    return channels, rate, bits // 8, block_bytes
+    return channels, rate, bits // 8, block_bytes, tag == _FLOAT
 
 
-def _checked(fmt: tuple[int, int, int, int], start: int, size: int, file_bytes: int, where: str) -> WavInfo:
-    channels, rate, sample_bytes, block_bytes = fmt
+def _checked(fmt: tuple[int, int, int, int, bool], start: int, size: int, file_bytes: int, where: str) -> WavInfo:
+    channels, rate, sample_bytes, block_bytes, is_float = fmt
     if not 1 <= channels <= MAX_CHANNELS or not MIN_RATE <= rate <= MAX_RATE:
         raise DataError(
             f"{where}: {channels} channels at {rate} Hz; "
@@ -106,7 +113,7 @@ def _checked(fmt: tuple[int, int, int, int], start: int, size: int, file_bytes: 
         raise DataError(
             f"{where}: {num_samples / rate:.0f} s long; at most {MAX_SECONDS:.0f} s are read: cut it into shorter files"
         )
-    return WavInfo(rate, channels, sample_bytes, start, num_samples)
+    return WavInfo(rate, channels, sample_bytes, start, num_samples, is_float)
 
 
 def read_wav(data: bytes, where: str, max_seconds: float = MAX_SECONDS) -> tuple[NDArray[np.float32], int]:
@@ -116,7 +123,12 @@ def read_wav(data: bytes, where: str, max_seconds: float = MAX_SECONDS) -> tuple
     block_bytes = info.num_channels * info.sample_bytes
     start = info.data_start + (info.num_samples - keep) // 2 * block_bytes
     raw = np.frombuffer(data, np.uint8, keep * block_bytes, start)
-    if info.sample_bytes == 1:  # unsigned, zero at 128
+    if info.is_float:
+        with np.errstate(all="ignore"):  # what is no number is refused below
+            flat: NDArray[Any] = raw.view(f"<f{info.sample_bytes}").astype(np.float32)
+        if not np.isfinite(flat).all():
+            raise DataError(f"{where}: infinite or missing numbers for samples; convert it with ffmpeg -c:a pcm_s16le")
+    elif info.sample_bytes == 1:  # unsigned, zero at 128
         flat = (raw.astype(np.float32) - 128) / 128
     elif info.sample_bytes == 3:
         wide = np.zeros((len(raw) // 3, 4), np.uint8)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from p2ptrain.config import DataConfig
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data.images import resize_pixels
+from p2ptrain.learning.data.reading import Reading
 from p2ptrain.learning.data.source import (
     MAX_ARRAY_BYTES,
     Indices,
@@ -28,6 +30,8 @@ from p2ptrain.learning.data.source import (
     Source,
     Split,
     check_memory,
+    class_notes,
+    matched_names,
     sorted_classes,
 )
 from p2ptrain.learning.data.validation import with_validation
@@ -53,6 +57,8 @@ class ArraySource(Source):
     resizable: bool = True
     kind: Kind = "image"
     sample_rate: int = 0
+    unread: tuple[str, ...] = ()
+    """What is said of parts that are missing or not read."""
 
     def labels(self, split: Split) -> Indices:
         return self.classes_of.get(split, np.empty(0, np.int64))
@@ -60,7 +66,12 @@ class ArraySource(Source):
     def fitted(self, contract: DataConfig) -> Source:
         return with_validation(self, contract.val)
 
-    def decode(self, split: Split, indices: Indices, contract: DataConfig) -> NDArray[Any]:
+    def notes(self) -> list[str]:
+        return [*self.unread, *class_notes(self)]
+
+    def decode(
+        self, split: Split, indices: Indices, contract: DataConfig, reading: Reading | None = None
+    ) -> NDArray[Any]:
         shape: Shape = cast(Shape, contract.input_shape)
         if not self.resizable and shape != self.natural_shape:
             raise DataError(
@@ -75,6 +86,10 @@ class ArraySource(Source):
 
 def named_source(spec: str, names: dict[Split, list[str]], shape: Shape, pixels: Pixels, **options: Any) -> ArraySource:
     """A source whose labels are given by name, sample by sample."""
+    names = {split: [unicodedata.normalize("NFC", name) for name in given] for split, given in names.items()}
+    for split in names.keys() - {"train"}:
+        meant = matched_names(names["train"], names[split])
+        names[split] = [meant[name] for name in names[split]]
     classes = sorted_classes([name for split in names.values() for name in set(split)], spec)
     index = {name: i for i, name in enumerate(classes)}
     labels = {split: np.array([index[n] for n in split_names], np.int64) for split, split_names in names.items()}
@@ -208,6 +223,7 @@ def _idx_read(path: Path, dims: tuple[int, ...]) -> NDArray[np.uint8]:
 # CIFAR, binary version
 
 _PIXEL_BYTES = 3 * 32 * 32
+_BATCH_RECORDS = 10_000
 
 
 def open_cifar(spec: str, path: Path) -> Source:
@@ -216,6 +232,7 @@ def open_cifar(spec: str, path: Path) -> Source:
         "expected CIFAR-10's data_batch_1.bin ... and batches.meta.txt, "
         "or CIFAR-100's train.bin and fine_label_names.txt"
     )
+    batches: list[Path] = []
     inner = [path, path / "cifar-10-batches-bin", path / "cifar-100-binary"]
     for folder in inner:
         if (folder / "batches.meta.txt").is_file():
@@ -247,7 +264,14 @@ def open_cifar(spec: str, path: Path) -> Source:
             start += len(records)
         return out
 
-    return ArraySource(spec, names, (3, 32, 32), labels, pixels)
+    missing = [] if label_at else [b.name for b in batches if not b.is_file()]
+    missing += [] if test.is_file() else [test.name]
+    unread = [f"{folder}: without {', '.join(missing)}: that is not all of the data set"] if missing else []
+    whole = 5 * _BATCH_RECORDS if label_at else _BATCH_RECORDS
+    for file in train:
+        if (found := len(_cifar_records(file, record_bytes))) != whole:
+            unread.append(f"{file}: {found:,} samples, where the data set's own file has {whole:,}")
+    return ArraySource(spec, names, (3, 32, 32), labels, pixels, unread=tuple(unread))
 
 
 def _cifar_names(path: Path, num_classes: int) -> tuple[str, ...]:

@@ -1,14 +1,13 @@
 """Where a peer's data meets the job's data contract: proposing one, matching class names, loading to fit.
 
 Invariant: what ``load`` returns has the contract's shape and class order, or ``DataError`` was raised; names match
-exactly first, then without regard to case, and never by guess.
+exactly first, then without regard to case or to how accents are stored, and never by guess.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,19 +17,23 @@ from p2ptrain.config import AudioConfig, DataConfig
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data.audio import feature_shape, natural_audio
 from p2ptrain.learning.data.dataset import Dataset
-from p2ptrain.learning.data.source import Indices, Shape, Source, Split, check_memory, closest, listing
+from p2ptrain.learning.data.reading import Reading, Say, held_against, silent
+from p2ptrain.learning.data.source import (
+    SPLITS,
+    Indices,
+    Shape,
+    Source,
+    Split,
+    check_memory,
+    closest,
+    listing,
+)
+from p2ptrain.words import match_class
 
+MIN_SAMPLES = 2
+"""To learn from: one sample can't be told from any other."""
 MAX_PROPOSED_PX = 64
 """Larger pictures are proposed at 64x64: the job is for small devices. ``input_shape`` overrules it."""
-
-
-def match_class(name: str, classes: Iterable[str]) -> str | None:
-    """The name in ``classes`` that is meant: equal, or the only one equal but for case."""
-    known = list(classes)
-    if name in known:
-        return name
-    folded = [k for k in known if k.casefold() == name.casefold()]
-    return folded[0] if len(folded) == 1 else None
 
 
 def class_map(source: Source, contract: DataConfig, present: Indices | None = None) -> Indices:
@@ -48,15 +51,19 @@ def class_map(source: Source, contract: DataConfig, present: Indices | None = No
         elif i in needed:
             raise DataError(
                 f"{source.spec}: the job does not know the class {name!r}{closest(name, contract.classes)}; "
-                f"its classes: {listing(contract.classes)}; rename the class, or pick some with --classes"
+                f"its classes: {listing(contract.classes)}; rename the class, pick some with --classes, or "
+                "make a job that has it (p2ptrain job new --classes)"
             )
     return out
 
 
-def load(source: Source, contract: DataConfig, split: Split, indices: Indices | None = None) -> Dataset:
+def load(
+    source: Source, contract: DataConfig, split: Split, indices: Indices | None = None, *, strict: bool = False
+) -> Dataset:
     """Decode samples (all, or those at ``indices``, as ``select`` gives them) into memory, as the contract wants them.
 
-    An empty split gives an empty data set.
+    An empty split gives an empty data set. Files that can't be read are left out, and ``Dataset.notes`` counts them;
+    with ``strict``, and where hardly any can be read, the first raises ``DataError``.
     """
     if source.kind != contract.kind:
         raise DataError(
@@ -71,7 +78,23 @@ def load(source: Source, contract: DataConfig, split: Split, indices: Indices | 
     y = class_map(source, contract, np.unique(own))[own]
     item_bytes = 2 if source.kind == "audio" else 1
     check_memory(len(chosen) * math.prod(shape) * item_bytes, f"{source.spec}: {len(chosen)} samples of {list(shape)}")
-    return Dataset(source.decode(split, chosen, contract), y, contract)
+    reading = Reading()
+    x = source.decode(split, chosen, contract, None if strict else reading)
+    reading.check(len(chosen), contract, source.spec)
+    if reading.broken:
+        sound = np.setdiff1d(np.arange(len(chosen)), list(reading.broken))
+        x, y = x[sound], y[sound]
+    notes = (*reading.notes(len(chosen)), held_against(x, contract, source.spec))
+    return Dataset(x, y, contract, tuple(filter(None, notes)))
+
+
+def check_learnable(labels: Indices, contract: DataConfig, where: str) -> None:
+    """Refuse samples that nothing can be learnt from, by their labels ``[N]``. Raises ``DataError``."""
+    if contract.kind != "text" and len(labels) < MIN_SAMPLES:
+        raise DataError(
+            f"{where}: {len(labels)} sample{'' if len(labels) == 1 else 's'} to train on; nothing can be learnt from "
+            f"fewer than {MIN_SAMPLES}: give more"
+        )
 
 
 def _checked_shape(source: Source, contract: DataConfig) -> Shape:
@@ -104,8 +127,10 @@ def propose_contract(
     augment: bool = False,
     num_samples: int = 1024,
     seed: int = 0,
+    say: Say = silent,
 ) -> DataConfig:
-    """A contract that fits ``source``: its classes, its shape, mean and deviation of a seeded sample of training data.
+    """A contract that fits ``source``: the classes that it has training samples of, the shape of most samples, mean and
+    deviation of a seeded sample of training data. ``say`` is told where one sample can't stand for all.
 
     Mean and deviation are in the units of ``Dataset.tensors`` before normalisation: pixels from 0 to 1, log-mels as
     they are; text is not normalised. Audio settings suit speech at the files' rate and 95 % of their lengths. The
@@ -137,10 +162,30 @@ def propose_contract(
         shape = source.natural_shape
         if max(shape[1:]) > MAX_PROPOSED_PX and source.resizable:
             shape = (shape[0], MAX_PROPOSED_PX, MAX_PROPOSED_PX)
-    draft = DataConfig(source.classes, tuple(shape), source.kind, augment=augment, audio=settings)
-    x = load(source, _undivided(draft), "train", sample).x
-    mean, std = _moments(x)
-    return DataConfig(source.classes, tuple(shape), source.kind, mean, std, augment, settings)
+    classes = _trained_classes(source)
+    draft = DataConfig(classes, tuple(shape), source.kind, augment=augment, audio=settings, white=source.white(sample))
+    data = load(source, _undivided(draft), "train", sample)
+    for line in (*source.notes(), *source.survey_notes(), *_audio_notes(source, sample, settings), *data.notes):
+        say(line)
+    mean, std = _moments(data.x)
+    return dataclasses.replace(draft, mean=mean, std=std)
+
+
+def _trained_classes(source: Source) -> tuple[str, ...]:
+    """Without those that other splits alone have samples of: a job that had them would wait for a peer with some."""
+    counts = {split: source.counts(split) for split in SPLITS}
+    return tuple(c for c in source.classes if counts["train"][c] or not any(each[c] for each in counts.values()))
+
+
+def _audio_notes(source: Source, sample: Indices, settings: AudioConfig) -> list[str]:
+    lengths = source.durations_s(sample)
+    cut = sum(length > settings.seconds for length in lengths)
+    if not cut:
+        return []
+    return [
+        f"of {len(lengths)} recordings looked at, {cut} are longer than {settings.seconds:g} s (up to "
+        f"{max(lengths):.1f} s): of those the middle {settings.seconds:g} s are used; data.audio.seconds is how many"
+    ]
 
 
 def _undivided(contract: DataConfig) -> DataConfig:

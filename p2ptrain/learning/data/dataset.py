@@ -35,6 +35,8 @@ class Dataset:
     y: Indices
     """``[N]``; of text, the byte that follows."""
     contract: DataConfig
+    notes: tuple[str, ...] = ()
+    """What a person should know: how many samples were left out, whether these look odd."""
 
     def __post_init__(self) -> None:
         if self.x.shape != (len(self.y), *self.contract.input_shape):

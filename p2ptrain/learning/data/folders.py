@@ -1,25 +1,24 @@
 """Image and audio trees, one folder a class, as a directory or as a zip that is never unpacked.
 
 Invariant: the order of classes and samples depends on names alone, so peers with equal trees number them equally; a
-file is either a sample, a known side file (hidden, text), or an error that names it: nothing is skipped in silence.
+file is either a sample, a side file (hidden, text) that ``notes`` counts, or an error that names it: nothing is skipped
+in silence, and what could be a sample by its suffix is no side file.
 
     [wrapper/] [train/ | val/ | test/] <class>/<file>        (val/ may be called valid/ or validation/)
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import struct
 import unicodedata
-import zipfile
-import zlib
-from collections.abc import Iterator
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,16 +27,23 @@ from p2ptrain.config import DataConfig
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data import audio as wav
 from p2ptrain.learning.data import images
-from p2ptrain.learning.data.source import Hashes, Indices, Kind, Shape, Source, Split, sorted_classes
+from p2ptrain.learning.data.reading import Brightest, Reading
+from p2ptrain.learning.data.source import (
+    Hashes,
+    Indices,
+    Kind,
+    Shape,
+    Source,
+    Split,
+    class_notes,
+    matched_names,
+    sorted_classes,
+)
+from p2ptrain.learning.data.trees import Tree, is_hidden, is_litter, open_tree
 from p2ptrain.learning.data.validation import with_validation
 
-MAX_FILE_BYTES = 128 * 2**20
-MAX_FILES = 5_000_000
-MAX_RATIO, RATIO_FREE_BYTES = 200, 16 * 2**20
-"""A packed file above ``RATIO_FREE_BYTES`` that shrank by more than ``MAX_RATIO`` is a bomb, not a sample."""
-
 _SIDE_SUFFIXES = frozenset(
-    {".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".html", ".yaml", ".yml", ".toml", ".ini", ".db"}
+    {".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".html", ".yaml", ".yml", ".toml", ".ini", ".db", ".rst", ".pdf"}
 )
 _SIDE_NAMES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "COPYING", "MAKEFILE"})
 _SUFFIXES: dict[Kind, frozenset[str]] = {"image": images.SUFFIXES, "audio": frozenset({".wav", ".wave"})}
@@ -49,104 +55,13 @@ _SPLIT_FOLDERS: dict[str, Split] = {
     "validation": "val",
     "test": "test",
 }
-_MAX_DEPTH = 5
 _CHUNK = 32
+_SURVEYED = 256
+"""So many files, evenly spread, say what most are like."""
+_HEAD_BYTES = 64 * 1024
+"""Holds the header of nearly all files; of others the whole file is read."""
 THREADED_BYTES = 12 * 1024
 """Below it, threads lose more by waiting for the interpreter lock than the decoders gain by releasing it."""
-_ZIP_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    RuntimeError,  # encrypted; and NotImplementedError: an unknown packing
-    zipfile.BadZipFile,
-    zipfile.LargeZipFile,
-    struct.error,
-    zlib.error,
-)
-
-
-class Tree(Protocol):
-    """Where files live: a directory or a zip. Names are relative, with forward slashes."""
-
-    @property
-    def path(self) -> Path: ...
-
-    def names(self) -> Iterator[str]:
-        """All files, and all folders with a slash at the end."""
-
-    def read(self, name: str) -> bytes:
-        """One file, whole. May be called from several threads."""
-
-
-@dataclass(frozen=True, slots=True)
-class DirTree:
-    path: Path
-
-    def names(self) -> Iterator[str]:
-        yield from self._scan(self.path, "", 1)
-
-    def _scan(self, folder: Path, prefix: str, depth: int) -> Iterator[str]:
-        try:
-            with os.scandir(folder) as entries:
-                found = [(entry.name, entry.is_dir()) for entry in entries]
-        except OSError as error:
-            raise DataError(f"{folder}: can't be listed ({error.strerror}); check its permissions") from None
-        for name, is_dir in found:
-            yield f"{prefix}{name}{'/' if is_dir else ''}"
-            if is_dir and depth < _MAX_DEPTH and not _is_side(name):  # the depth also ends loops of links
-                yield from self._scan(folder / name, f"{prefix}{name}/", depth + 1)
-
-    def read(self, name: str) -> bytes:
-        path = self.path / name
-        try:
-            with path.open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise DataError(f"{path}: can't be read ({error.strerror}); check that it is still there") from None
-        if len(data) > MAX_FILE_BYTES:
-            raise _too_large(str(path), MAX_FILE_BYTES)
-        return data
-
-
-@dataclass(frozen=True, slots=True)
-class ZipTree:
-    """``archive`` stays open for the source's life: reading the list of a large zip again costs a second."""
-
-    path: Path
-    archive: zipfile.ZipFile
-
-    def names(self) -> Iterator[str]:
-        infos = self.archive.infolist()
-        if len(infos) > MAX_FILES:
-            raise DataError(f"{self.path}: {len(infos)} files; at most {MAX_FILES:,} are supported")
-        for info in infos:
-            yield info.filename
-
-    def read(self, name: str) -> bytes:
-        where = f"{self.path}: {name}"
-        try:
-            info = self.archive.getinfo(name)
-            if info.file_size > MAX_FILE_BYTES:
-                raise _too_large(where, info.file_size)
-            if info.file_size > max(RATIO_FREE_BYTES, MAX_RATIO * info.compress_size):
-                raise DataError(f"{where}: unpacks to {info.file_size:,} bytes from {info.compress_size:,}: refused")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise DataError(f"{where}: packed in an unusual way; make the zip again with the usual deflate")
-            with self.archive.open(info) as file:
-                return file.read()  # zipfile stops at file_size and checks the CRC
-        except _ZIP_ERRORS as error:
-            raise DataError(f"{where}: can't be unpacked ({error}); make the zip again") from None
-
-
-def open_tree(path: Path) -> Tree:
-    """A folder or a zip. Raises ``DataError`` if it is neither."""
-    if path.is_dir():
-        return DirTree(path)
-    try:
-        return ZipTree(path, zipfile.ZipFile(path))
-    except _ZIP_ERRORS as error:
-        raise DataError(f"{path}: not a readable zip ({error}); expected a folder or a zip of class folders") from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,6 +76,9 @@ class FolderSource(Source):
     tree: Tree
     files: dict[Split, tuple[str, ...]]
     classes_of: dict[Split, Indices]
+    unread: tuple[str, ...] = ()
+    """What is said of files that are no samples, and of names."""
+    differences: tuple[str, ...] = ()
     resizable: bool = True
 
     def labels(self, split: Split) -> Indices:
@@ -175,22 +93,37 @@ class FolderSource(Source):
         digests = b"".join(hashlib.blake2b(name, digest_size=8).digest() for name in names)
         return np.frombuffer(digests, "<u8").astype(np.uint64)
 
-    def decode(self, split: Split, indices: Indices, contract: DataConfig) -> NDArray[Any]:
+    def notes(self) -> list[str]:
+        return [*self.unread, *class_notes(self)]
+
+    def survey_notes(self) -> tuple[str, ...]:
+        return self.differences
+
+    def decode(
+        self, split: Split, indices: Indices, contract: DataConfig, reading: Reading | None = None
+    ) -> NDArray[Any]:
         """Large files are decoded on as many threads as there are visible cores."""
         shape = cast(Shape, contract.input_shape)
         names = [self.files[split][i] for i in indices]
         out = np.empty((len(names), *shape), np.uint8 if self.kind == "image" else np.float16)
         largest_bytes = 0
 
-        def fill(start: int, stop: int) -> None:
+        def read(name: str) -> NDArray[Any]:
             nonlocal largest_bytes
+            data, where = self.tree.read(name), self._where(name)
+            largest_bytes = max(largest_bytes, len(data))
+            if self.kind == "audio":
+                return wav.decode_wav(data, contract.audio, where)
+            return images.decode_image(data, shape, where, contract.white, reading)
+
+        def fill(start: int, stop: int) -> None:
             for i in range(start, stop):
-                data, where = self.tree.read(names[i]), f"{self.tree.path}: {names[i]}"
-                largest_bytes = max(largest_bytes, len(data))
-                if self.kind == "image":
-                    out[i] = images.decode_image(data, shape, where)
-                else:
-                    out[i] = wav.decode_wav(data, contract.audio, where)
+                try:
+                    out[i] = read(names[i])
+                except DataError as error:
+                    if reading is None:
+                        raise
+                    reading.broken[i] = str(error)
 
         first = min(_CHUNK, len(names))
         fill(0, first)
@@ -209,9 +142,53 @@ class FolderSource(Source):
         return out
 
     def durations_s(self, indices: Indices) -> list[float]:
-        """Lengths of training recordings, from their headers."""
-        names = [self.files["train"][i] for i in indices]
-        return [wav.wav_info(self.tree.read(name), f"{self.tree.path}: {name}").seconds for name in names]
+        """Lengths of training recordings, from their headers; of those that have a sound one."""
+        found = (self._head(self.files["train"][i]) for i in indices)
+        return [head.seconds for head in found if isinstance(head, wav.WavInfo)]
+
+    def white(self, indices: Indices) -> float:
+        found = Brightest()
+        for i in indices if self.kind == "image" else ():
+            name = self.files["train"][i]
+            head = self._head(name)
+            if isinstance(head, images.ImageHead) and head.is_wide:
+                with contextlib.suppress(DataError):  # counted where all are read
+                    images.find_brightest(self.tree.read(name), self._where(name), found)
+        return found.white
+
+    def check_files(self, split: Split, contract: DataConfig | None = None) -> list[str]:
+        if contract is None:
+            return [head for head in map(self._head, self.files[split]) if isinstance(head, str)]
+        broken: list[str] = []
+        for start in range(0, self.num_samples(split), _SURVEYED):  # all at once may not fit into memory
+            reading = Reading()
+            stop = min(start + _SURVEYED, self.num_samples(split))
+            self.decode(split, np.arange(start, stop), contract, reading)
+            broken += [reading.broken[i] for i in sorted(reading.broken)]
+        return broken
+
+    def _where(self, name: str) -> str:
+        return f"{self.tree.path}: {name}"
+
+    def _head(self, name: str) -> images.ImageHead | wav.WavInfo | str:
+        """What a file's header says, or what is wrong with it."""
+        return _read_head(self.tree, self.kind, name)
+
+
+def _read_head(tree: Tree, kind: Kind, name: str) -> images.ImageHead | wav.WavInfo | str:
+    where = f"{tree.path}: {name}"
+    try:
+        if kind == "audio":  # whose length has to be checked against the whole file's
+            return wav.wav_info(tree.read(name), where)
+        start = tree.read(name, _HEAD_BYTES)
+        try:
+            return images.image_head(start, where)
+        except DataError:
+            if len(start) < _HEAD_BYTES:
+                raise
+            return images.image_head(tree.read(name), where)
+    except DataError as error:
+        return str(error)
 
 
 def open_images(spec: str, path: Path) -> Source:
@@ -226,11 +203,16 @@ def open_audio(spec: str, path: Path) -> Source:
 
 def _open(spec: str, path: Path, kind: Kind) -> Source:
     tree = open_tree(path)
-    by_split = _class_folders(tree, kind)
-    found = {name for folders in by_split.values() for name in folders}
+    by_split, unread = _class_folders(tree, kind)
     if not by_split["train"]:
         raise DataError(f"{path}: no class folders with {kind} files to train on; {_LAYOUT}")
-    classes = sorted_classes(found, path)
+    for split in ("val", "test"):
+        meant = matched_names(by_split["train"], by_split[split])
+        folders: dict[str, list[str]] = {}
+        for name, names in by_split[split].items():
+            folders.setdefault(meant[name], []).extend(names)
+        by_split[split] = folders
+    classes = sorted_classes({name for folders in by_split.values() for name in folders}, path)
     files: dict[Split, tuple[str, ...]] = {}
     labels: dict[Split, Indices] = {}
     for split, folders in by_split.items():
@@ -238,24 +220,63 @@ def _open(spec: str, path: Path, kind: Kind) -> Source:
         files[split] = tuple(file for name in order for file in sorted(folders[name]))
         repeats = [len(folders[name]) for name in order]
         labels[split] = np.repeat(np.array([classes.index(name) for name in order], np.int64), repeats)
-    first = files["train"][0]
-    data = tree.read(first)
-    if kind == "image":
-        return FolderSource(spec, kind, classes, images.image_shape(data, f"{path}: {first}"), 0, tree, files, labels)
-    rate = wav.wav_info(data, f"{path}: {first}").sample_rate
-    shape = wav.feature_shape(wav.natural_audio(rate))
-    return FolderSource(spec, kind, classes, shape, rate, tree, files, labels)
+    shape, rate, differences = _survey(tree, kind, files["train"])
+    return FolderSource(spec, kind, classes, shape, rate, tree, files, labels, tuple(unread), tuple(differences))
 
 
-def _class_folders(tree: Tree, kind: Kind) -> dict[Split, dict[str, list[str]]]:
-    """Files by split and class name. Raises ``DataError`` for what does not fit the layout."""
+def _survey(tree: Tree, kind: Kind, files: tuple[str, ...]) -> tuple[Shape, int, list[str]]:
+    """What most files are like: colour if any has colour, the median of sizes, the most common rate; and what differs.
+
+    Raises ``DataError`` if none of those looked at can be read.
+    """
+    chosen = np.linspace(0, len(files) - 1, min(_SURVEYED, len(files))).round().astype(int)
+    found = [_read_head(tree, kind, files[i]) for i in chosen]
+    sound = [head for head in found if not isinstance(head, str)]
+    if not sound:
+        raise DataError(str(found[0]))
+    looked = f"of {len(sound)} files looked at"
+    recordings = [head for head in sound if isinstance(head, wav.WavInfo)]
+    if recordings:
+        rates = Counter(head.sample_rate for head in recordings)
+        rate = max(rates, key=lambda each: (rates[each], each))
+        many = ", ".join(f"{n} at {each:,} Hz" for each, n in sorted(rates.items()))
+        lines = [f"{looked}: {many}; all are read at one rate"] if len(rates) > 1 else []
+        return wav.feature_shape(wav.natural_audio(rate)), rate, lines
+    pictures = [head for head in sound if isinstance(head, images.ImageHead)]
+    grey = sum(head.channels == 1 for head in pictures)
+    heights, widths = sorted(head.height for head in pictures), sorted(head.width for head in pictures)
+    lines = []
+    if 0 < grey < len(pictures):
+        lines.append(f"{looked}: {grey} grey, {len(pictures) - grey} in colour; all are read in colour")
+    if heights[0] < heights[-1] or widths[0] < widths[-1]:
+        lines.append(
+            f"{looked}, heights are {heights[0]} to {heights[-1]} and widths {widths[0]} to {widths[-1]} pixels: all "
+            "are stretched to one size"
+        )
+    middle = len(pictures) // 2
+    return (1 if grey == len(pictures) else 3, heights[middle], widths[middle]), 0, lines
+
+
+def _class_folders(tree: Tree, kind: Kind) -> tuple[dict[Split, dict[str, list[str]]], list[str]]:
+    """Files by split and class name, and what is not read. Raises ``DataError`` for what does not fit the layout."""
     paths: list[tuple[tuple[str, ...], str]] = []  # (parts; a folder ends with "") and the name to read by
-    for name in dict.fromkeys(tree.names()):
+    hidden: list[str] = []
+    side: list[str] = []
+    times = Counter(tree.names())
+    for name in times:
         parts = tuple(part for part in name.replace("\\", "/").split("/") if part != ".")
         if ".." in parts or not parts or not parts[0]:
             raise DataError(f"{tree.path}: {name}: not a relative name; make the zip again")
-        if not any(_is_side(part) for part in parts if part) and not _is_side_file(parts[-1]):
+        if any(is_hidden(part) for part in parts if part):
+            if parts[-1] and not any(is_litter(part) for part in parts if part):
+                hidden.append(name)
+        elif _is_side_file(parts[-1], kind):
+            side.append(name)
+        else:
             paths.append((parts, name))
+    unread = [f"not read: {_some(names, what)}" for names, what in ((hidden, "hidden"), (side, "side")) if names]
+    if repeated := [name for name, n in times.items() if n > 1 and not name.endswith("/")]:
+        unread.append(f"more than once in the zip, of which the last is read: {_some(repeated, 'repeated')}")
     while _is_wrapped(paths):
         paths = [(parts[1:], name) for parts, name in paths if len(parts) > 2 or parts[-1]]
     by_split: dict[Split, dict[str, list[str]]] = {"train": {}, "val": {}, "test": {}}
@@ -284,6 +305,8 @@ def _class_folders(tree: Tree, kind: Kind) -> dict[Split, dict[str, list[str]]]:
             if len(parts) == 1:
                 raise DataError(f"{where}: not in a class folder; {_LAYOUT}")
             folders.setdefault(_class_name(parts[0]), []).append(name)
+    if not has_splits and (odd := sorted(n for n in by_split["train"] if n.lower() in _SPLIT_FOLDERS)):
+        unread.append(f"{', '.join(odd)}: read as a class, as there is no train/ with class folders in it")
     for split, folders in by_split.items():
         for class_name, files in folders.items():
             if not files:
@@ -292,7 +315,13 @@ def _class_folders(tree: Tree, kind: Kind) -> dict[Split, dict[str, list[str]]]:
                     f"{tree.path}: {where}: class folder without {kind} files; "
                     f"add {_suffixes(kind)} files or remove the folder"
                 )
-    return by_split
+    return by_split, unread
+
+
+def _some(names: list[str], what: str) -> str:
+    """``3 hidden files (a/.x, ...)``."""
+    one = len(names) == 1
+    return f"{len(names)} {what} file{'' if one else 's'} ({min(names)}{'' if one else ', ...'})"
 
 
 def _check_one_validation_folder(tree: Tree, tops: set[str]) -> None:
@@ -323,13 +352,12 @@ def _suffixes(kind: Kind) -> str:
     return ", ".join(sorted(_SUFFIXES[kind]))
 
 
-def _is_side(part: str) -> bool:
-    return part.startswith(".") or part == "__MACOSX" or part.lower() in ("thumbs.db", "desktop.ini")
-
-
-def _is_side_file(name: str) -> bool:
+def _is_side_file(name: str, kind: Kind) -> bool:
     path = PurePosixPath(name)
-    return path.suffix.lower() in _SIDE_SUFFIXES or path.stem.upper() in _SIDE_NAMES
+    suffix = path.suffix.lower()
+    if suffix in _SUFFIXES[kind]:
+        return False
+    return suffix in _SIDE_SUFFIXES or (not suffix and path.stem.upper() in _SIDE_NAMES)
 
 
 def _class_name(folder: str) -> str:
@@ -339,10 +367,6 @@ def _class_name(folder: str) -> str:
 def _sample_name(file: str) -> str:
     parts = [part for part in file.replace("\\", "/").split("/") if part != "."]
     return unicodedata.normalize("NFC", "/".join(parts[-2:]))
-
-
-def _too_large(where: str, num_bytes: int) -> DataError:
-    return DataError(f"{where}: {num_bytes:,} bytes or more; at most {MAX_FILE_BYTES:,} a file are read")
 
 
 def _visible_cores() -> int:

@@ -2,13 +2,18 @@
 
 Invariant: the size that a file claims is checked before a pixel is decoded, only the formats listed here are tried, and
 everything a decoder can raise becomes a ``DataError`` that names the file.
+
+What is transparent is shown on white. Pictures of more than 8 bits a channel, and of floats, are scaled by the job's
+``data.white``: such files seldom say how many of their bits are in use, so that is read off a sample of them.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from p2ptrain.errors import DataError
+from p2ptrain.learning.data.reading import FULL_WHITE, OVERSHOOT, Brightest, Reading
 from p2ptrain.learning.data.source import Shape
 
 # A closed list: some of Pillow's other formats start programs (EPS) or are barely tested.
@@ -26,6 +32,12 @@ MAX_PIXELS = 64_000_000
 """Larger pictures are refused: decoding takes up to 4 bytes a pixel on every thread."""
 
 _EXIF_ORIENTATION = 0x0112
+# Pillow keeps the upper byte of 16 bits a channel. Read as if of the other byte order, it gives the lower one.
+_LOWER_BYTES = {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBA", "RGBX")
+    for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
+}
 
 # What Pillow's parsers raise on broken files, found by fuzzing and by reading them.
 _DECODER_ERRORS = (
@@ -46,21 +58,47 @@ _DECODER_ERRORS = (
 )
 
 
-def image_shape(data: bytes, where: str) -> Shape:
-    """``(channels, height, width)`` as the header tells it; 1 channel for grey, 3 for all else."""
+@dataclass(frozen=True, slots=True)
+class ImageHead:
+    """What a header says. ``channels``: 1 for grey, 3 for all else; ``is_wide``: more than 8 bits a channel."""
+
+    channels: int
+    height: int
+    width: int
+    is_wide: bool
+
+
+def image_head(data: bytes, where: str) -> ImageHead:
+    """What the header tells; ``data`` may end after it. Raises ``DataError``."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, where)
             width, height = image.size
             if _orientation(image) in (5, 6, 7, 8):  # turned by a quarter
                 width, height = height, width
-            return (1 if _is_grey(image) else 3), height, width
+            return ImageHead(1 if _is_grey(image) else 3, height, width, _is_wide(image))
     except _DECODER_ERRORS as error:
         raise _broken(where, error) from None
 
 
-def decode_image(data: bytes, shape: Shape, where: str) -> NDArray[np.uint8]:
-    """Pixels ``[C, H, W]``, converted between grey and colour and stretched to ``shape`` where they differ."""
+def find_brightest(data: bytes, where: str, found: Brightest) -> None:
+    """Add a wide picture's largest value to what was found. Raises ``DataError``."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, where)
+            values, _ = _wide_values(data, image)
+            found.add(float(values.max()), is_float=values.dtype.kind == "f")
+    except _DECODER_ERRORS as error:
+        raise _broken(where, error) from None
+
+
+def decode_image(
+    data: bytes, shape: Shape, where: str, white: float = 0.0, reading: Reading | None = None
+) -> NDArray[np.uint8]:
+    """Pixels ``[C, H, W]``, converted between grey and colour and stretched to ``shape`` where they differ.
+
+    ``white``: of wide pictures; 0 = ``FULL_WHITE``.
+    """
     channels, height, width = shape
     mode = "L" if channels == 1 else "RGB"
     try:
@@ -68,10 +106,17 @@ def decode_image(data: bytes, shape: Shape, where: str) -> NDArray[np.uint8]:
             _check_size(image, where)
             if image.size != (width, height):
                 image.draft(mode, (2 * width, 2 * height))  # large JPEGs: decode at half, quarter or eighth size
-            upright: Image.Image = image
-            if _orientation(image) != 1:
-                upright = ImageOps.exif_transpose(image)
-            return resized(_converted(upright, mode), shape)
+            if _is_wide(image):
+                values, alpha = _wide_values(data, image)
+                if reading is not None:
+                    reading.wide.add(float(values.max()), is_float=values.dtype.kind == "f")
+                upright = _narrow(values, alpha, white or FULL_WHITE)
+            else:
+                upright = _upright(image)
+            pixels = resized(_converted(upright, mode), shape)
+            if reading is not None and getattr(image, "is_animated", False):
+                reading.num_moving += 1
+            return pixels
     except _DECODER_ERRORS as error:
         raise _broken(where, error) from None
 
@@ -97,16 +142,79 @@ def resized(image: Image.Image, shape: Shape) -> NDArray[np.uint8]:
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == mode:
-        return image
-    if image.mode == "F":
-        raise ValueError("floating-point pixels")
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip at 255 instead of scaling
-        wide: NDArray[Any] = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((wide.clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
+    """Grey or colour, what is transparent on white."""
+    if image.has_transparency_data:
         image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == mode else image.convert(mode)
+
+
+def _is_wide(image: Image.Image) -> bool:
+    return image.mode == "F" or image.mode.startswith("I") or ";16" in _raw_mode(image)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the file holds its pixels, in Pillow's words; "" where they need no unpacking."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments or "")
+
+
+def _wide_values(data: bytes, image: Image.Image) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+    """Upright pixels ``[H, W]`` or ``[H, W, 3]`` at full depth, and how opaque each is (None = all are)."""
+    alpha: NDArray[np.uint8] | None = None
+    if image.mode == "F" or image.mode.startswith("I"):
+        transparent = image.info.get("transparency")
+        values: NDArray[Any] = np.asarray(_upright(image))
+        if isinstance(transparent, int):
+            alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
+    else:
+        raw = _raw_mode(image)
+        if raw not in _LOWER_BYTES and raw != "LA;16B":
+            raise ValueError(f"16 bits a channel coded as {raw}")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as again:
+            tiles: Any = again.tile  # type: ignore[attr-defined]
+            lower = "RGBA" if raw == "LA;16B" else _LOWER_BYTES[raw]  # RGBA: both bytes of grey, both of alpha
+            for i, tile in enumerate(tiles):
+                rest = (lower, *tile[3][1:]) if isinstance(tile[3], tuple) else lower
+                tiles[i] = tile._replace(args=rest)
+            low: NDArray[Any] = np.asarray(_upright(again)).astype(np.uint16)
+        high: NDArray[Any] = np.asarray(_upright(image)).astype(np.uint16)
+        if raw == "LA;16B":
+            values, alpha = low[..., 0] << 8 | low[..., 1], low[..., 2].astype(np.uint8)
+        else:
+            values = high[..., :3] << 8 | low[..., :3]
+            alpha = high[..., 3].astype(np.uint8) if high.shape[2] == 4 else None
+    if not np.isfinite(values).all():
+        raise ValueError("infinite or missing numbers for pixels")
+    lowest, highest = float(values.min()), float(values.max())
+    if lowest < (min(0.0, (1 - OVERSHOOT) * highest) if image.mode == "F" else 0):
+        raise ValueError(f"pixels below zero ({lowest:g})")
+    return values, alpha
+
+
+def _narrow(values: NDArray[Any], alpha: NDArray[np.uint8] | None, white: float) -> Image.Image:
+    """A picture of 8 bits a channel, where ``white`` is white."""
+    largest = float(values.max())
+    is_float = values.dtype.kind == "f"
+    if largest > (OVERSHOOT * white if is_float else white):
+        raise ValueError(f"pixels up to {largest:g}, where data.white of the job is {white:g}")
+    if is_float and 0 < largest <= 1 < white:
+        raise ValueError(f"pixels from 0 to {largest:g}, where data.white of the job is {white:g}")
+    if is_float:
+        narrow = np.rint(values * np.float32(255 / white)).clip(0, 255).astype(np.uint8)
+    elif largest <= FULL_WHITE:  # by a table, which takes no memory for numbers in between
+        narrow = (np.arange(int(largest) + 1) * 256 // int(white + 1)).clip(0, 255).astype(np.uint8)[values]
+    else:
+        narrow = (values.astype(np.int64) * 256 // int(white + 1)).astype(np.uint8)
+    image = Image.fromarray(narrow)
+    if alpha is not None:
+        image.putalpha(Image.fromarray(alpha))
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
 
 
 def _orientation(image: Image.Image) -> int:
@@ -116,7 +224,13 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _is_grey(image: Image.Image) -> bool:
-    return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+    if image.mode == "P" and image.palette is not None:
+        order, entries = image.palette.getdata()
+        if order not in ("RGB", "RGBX", "RGBA", "BGRX", "BGR"):
+            return False
+        return all(entries[i] == entries[i + 1] == entries[i + 2] for i in range(0, len(entries) - 2, len(order)))
+    grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+    return grey or _raw_mode(image).startswith("LA;")
 
 
 def _check_size(image: Image.Image, where: str) -> None:

@@ -12,16 +12,17 @@ import sys
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data.binary import label_names, named_source
-from p2ptrain.learning.data.source import Indices, Shape, Source, Split, check_memory
+from p2ptrain.learning.data.source import SPLITS, Indices, Shape, Source, Split, check_memory
 
 _NPZ_ERRORS = (
     OSError,
@@ -44,14 +45,16 @@ def open_npz(spec: str, path: Path) -> Source:
     """``npz:FILE``: x_train ``[N, H, W]``, ``[N, C, H, W]`` or ``[N, H, W, C]``, y_train ``[N]``, and more splits.
 
     Those are x_val, y_val and x_test, y_test; a split with neither of its arrays is empty. Labels are numbers or
-    strings; an array ``classes`` may name the numbers. Bytes are pixels; floats are used as they are.
+    strings; an array ``classes`` may name the numbers. Bytes are pixels; floats are used as they are. The smaller of
+    the outer two axes of a sample is its channels; where that is not clear, an array ``layout`` says "NCHW" or "NHWC".
     """
     arrays = _NpzFile(path)
     keys = arrays.headers()
+    _refuse_misnamed(path, keys)
     class_names = label_names(arrays.read("classes").reshape(-1)) if "classes" in keys else []
     names: dict[Split, list[str]] = {}
     shapes: dict[Split, tuple[int, ...]] = {}
-    for split in get_args(Split):
+    for split in SPLITS:
         if split != "train" and not {f"x_{split}", f"y_{split}"} & keys.keys():
             continue
         for key in (f"x_{split}", f"y_{split}"):
@@ -64,13 +67,16 @@ def open_npz(spec: str, path: Path) -> Source:
         if len(shape) not in (3, 4) or not all(1 <= n <= 4096 for n in shape[1:]):
             raise DataError(f"{path}: x_{split} has shape {list(shape)}; expected [N, H, W] or [N, C, H, W]")
         if dtype != np.uint8 and dtype.kind != "f":
-            raise DataError(f"{path}: x_{split} holds {dtype}; expected uint8 pixels or floats")
+            raise DataError(
+                f"{path}: x_{split} holds {dtype}; expected uint8 pixels or floats: save x.astype('uint8') if they go "
+                "from 0 to 255, else x / largest, with one largest for all devices"
+            )
         names[split] = _npz_labels(arrays, f"y_{split}", shape[0], class_names)
         shapes[split] = shape
     if len({s[1:] for s in shapes.values()}) > 1:
         found = ", ".join(f"x_{split} {list(shape)}" for split, shape in shapes.items())
         raise DataError(f"{path}: samples differ in shape: {found}; write all splits in one shape")
-    axes, natural = _axes(shapes["train"])
+    axes, natural = _axes(shapes["train"], _layout(arrays) if "layout" in keys else "", path)
 
     def pixels(split: Split, indices: Indices) -> NDArray[Any]:
         x = arrays.read(f"x_{split}")[indices].reshape(len(indices), *shapes[split][1:])
@@ -83,25 +89,58 @@ def open_npz(spec: str, path: Path) -> Source:
             raise DataError(f"{path}: x_{split} holds infinite or missing numbers; clean them")
         return x
 
-    return named_source(spec, names, natural, pixels, resizable=False)
+    others = sorted(keys.keys() - {"classes", "layout"} - {f"{which}_{split}" for which in "xy" for split in SPLITS})
+    unread = (f"not read: arrays {', '.join(others)}",) if others else ()
+    return named_source(spec, names, natural, pixels, resizable=False, unread=unread)
 
 
-def _axes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], Shape]:
-    """How to bring an array to [N, C, H, W], and the shape of a sample then."""
+def _refuse_misnamed(path: Path, keys: Iterable[str]) -> None:
+    """Arrays whose names say that they are samples must not be left out."""
+    for key in keys:
+        which, _, split = key.lower().partition("_")
+        meant = {"valid": "val", "validation": "val", "dev": "val", "training": "train", "testing": "test"}
+        split = meant.get(split, split)
+        if which in ("x", "y") and split in SPLITS and key != f"{which}_{split}":
+            raise DataError(f"{path}: array {key}: call it {which}_{split}, by which it is read")
+
+
+def _layout(arrays: _NpzFile) -> str:
+    given = arrays.read("layout").reshape(-1)
+    layout = str(given[0]).upper() if len(given) == 1 else ""
+    if layout not in ("NCHW", "NHWC"):
+        raise DataError(f'{arrays.path}: layout: expected "NCHW" or "NHWC", got {layout[:20]!r}')
+    return layout
+
+
+def _axes(shape: tuple[int, ...], layout: str, path: Path) -> tuple[tuple[int, ...], Shape]:
+    """How to bring an array to [N, C, H, W], and the shape of a sample then. Raises ``DataError`` if unclear."""
     if len(shape) == 3:
         return (), (1, shape[1], shape[2])
-    if shape[1] not in (1, 3) and shape[3] in (1, 3):
-        return (0, 3, 1, 2), (shape[3], shape[1], shape[2])
-    return (0, 1, 2, 3), (shape[1], shape[2], shape[3])
+    _, first, middle, last = shape
+    if (first == 1) != (last == 1):
+        layout = layout or ("NCHW" if first == 1 else "NHWC")
+    square_says = "" if (first == middle) == (middle == last) else "NHWC" if first == middle else "NCHW"
+    size_says = "" if first == last else "NCHW" if first < last else "NHWC"
+    coloured = first == 3 and last == 2  # colours of pixels that are two wide, or something of two channels?
+    odd = middle < min(first, last) or coloured or square_says not in ("", size_says)
+    if not layout and (odd or not size_says):
+        raise DataError(
+            f"{path}: x_train has shape {list(shape)}, which may be channels first or channels last; say which it is "
+            'with one more array: numpy.savez(..., layout="NCHW"), or "NHWC"'
+        )
+    if (layout or size_says) == "NHWC":
+        return (0, 3, 1, 2), (last, first, middle)
+    return (0, 1, 2, 3), (first, middle, last)
 
 
 def _npz_labels(arrays: _NpzFile, key: str, num_samples: int, class_names: list[str]) -> list[str]:
     y = arrays.read(key)
     where = f"{arrays.path}: {key}"
     if y.shape not in ((num_samples,), (num_samples, 1)):
-        raise DataError(f"{where} has shape {list(y.shape)}; expected [{num_samples}], a label for each sample")
+        rows = "; of one-hot rows save y.argmax(1)" if y.ndim == 2 and len(y) == num_samples else ""
+        raise DataError(f"{where} has shape {list(y.shape)}; expected [{num_samples}], a label for each sample{rows}")
     if y.dtype.kind not in "iuU":
-        raise DataError(f"{where} holds {y.dtype}; expected whole numbers or strings")
+        raise DataError(f"{where} holds {y.dtype}; expected whole numbers or strings: save y.astype(int)")
     y = y.reshape(-1)
     if y.dtype.kind == "U":
         return label_names(y)

@@ -10,16 +10,19 @@ import difflib
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from p2ptrain.config import MAX_CLASSES, DataConfig, DataKind
 from p2ptrain.errors import DataError
+from p2ptrain.learning.data.reading import Reading
+from p2ptrain.words import folded
 
 Kind = DataKind
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 Shape = tuple[int, int, int]
 Indices = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
@@ -38,9 +41,9 @@ class Source(ABC):
     kind: Kind
     classes: tuple[str, ...]
     natural_shape: Shape
-    """``(channels, height, width)`` of the first sample; of the log-mels of one second; of a usual piece of text."""
+    """``(channels, height, width)``: of most samples; of the log-mels of one second; of a usual piece of text."""
     sample_rate: int
-    """Of the first recording, in Hz; 0 for other data."""
+    """Of most recordings, in Hz; 0 for other data."""
 
     resizable: bool
     """True if ``decode`` stretches pictures to the contract's shape instead of refusing another."""
@@ -68,8 +71,29 @@ class Source(ABC):
         return row_hashes(self.num_samples("train"))
 
     @abstractmethod
-    def decode(self, split: Split, indices: Indices, contract: DataConfig) -> NDArray[Any]:
-        """Samples ``[n, C, H, W]`` in the contract's shape: uint8, or float16/float32 that are not yet normalised."""
+    def decode(
+        self, split: Split, indices: Indices, contract: DataConfig, reading: Reading | None = None
+    ) -> NDArray[Any]:
+        """Samples ``[n, C, H, W]`` in the contract's shape: uint8, or float16/float32 that are not yet normalised.
+
+        What can't be read is noted in ``reading``, and its row means nothing; without it the first such raises.
+        """
+
+    def notes(self) -> Sequence[str]:
+        """What a person should know of how the data set is read: what is not, which names are taken for one."""
+        return ()
+
+    def survey_notes(self) -> Sequence[str]:
+        """In what its samples differ, where one of them can't stand for all."""
+        return ()
+
+    def white(self, indices: Indices) -> float:
+        """White in these training samples, where they are pictures of more than 8 bits; 0 = there are none."""
+        return 0.0
+
+    def check_files(self, split: Split, contract: DataConfig | None = None) -> list[str]:
+        """What is wrong with each file that can't be read: by its header, or decoded as the contract wants it."""
+        return []
 
     def durations_s(self, indices: Indices) -> list[float]:
         """Lengths of training recordings, from their headers; nothing for other data."""
@@ -107,11 +131,47 @@ def sorted_classes(names: Iterable[str], where: object) -> tuple[str, ...]:
     return tuple(sorted(distinct))
 
 
+def matched_names(train: Iterable[str], others: Iterable[str]) -> dict[str, str]:
+    """The class that each name of a validation or test split means: one of ``train``'s, or itself."""
+    known = set(train)
+    by_fold: dict[str, list[str]] = {}
+    for name in known:
+        by_fold.setdefault(folded(name), []).append(name)
+    out: dict[str, str] = {}
+    for name in set(others):
+        found = by_fold.get(folded(name), [])
+        out[name] = found[0] if name not in known and len(found) == 1 else name
+    return out
+
+
+def class_notes(source: Source) -> list[str]:
+    """Of classes that training does not know, and of names that differ in case alone."""
+    train = source.counts("train")
+    lines, known = [], [name for name, n in train.items() if n]
+    for split in ("val", "test"):
+        counts = source.counts(split)
+        extra = [name for name, n in counts.items() if n and not train[name]]
+        if extra:
+            lines.append(
+                f"{listing(extra, 8)}: in {split}/ only, not to train on; a job made from these data does not know "
+                f"{'it' if len(extra) == 1 else 'them'}"
+            )
+    by_fold: dict[str, list[str]] = {}
+    for name in known:
+        by_fold.setdefault(folded(name), []).append(name)
+    lines += [
+        f"{' and '.join(names)} are different classes, though their names differ in case or spelling of accents alone"
+        for names in by_fold.values()
+        if len(names) > 1
+    ]
+    return lines
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` or nothing."""
-    folded = {k.casefold(): k for k in known}
-    match = difflib.get_close_matches(name.casefold(), folded, n=1)
-    return f"; did you mean {folded[match[0]]!r}?" if match else ""
+    by_fold = {folded(k): k for k in known}
+    match = difflib.get_close_matches(folded(name), by_fold, n=1)
+    return f"; did you mean {by_fold[match[0]]!r}?" if match else ""
 
 
 def listing(names: Sequence[str], limit: int = 24) -> str:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from p2ptrain.config import DataConfig
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data.binary import stratified_sample
-from p2ptrain.learning.data.contract import class_map, match_class
+from p2ptrain.learning.data.contract import class_map
 from p2ptrain.learning.data.source import Indices, Source, Split, closest, listing
 from p2ptrain.learning.data.validation import subset
+from p2ptrain.words import match_class
 
 MAX_SHARES = 10_000
 _SHARD_HELP = "--shard 2/5 means the 2nd of 5 shares"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from p2ptrain.config import DataConfig
 from p2ptrain.errors import DataError
+from p2ptrain.learning.data.reading import Reading
 from p2ptrain.learning.data.source import MAX_ARRAY_BYTES, Indices, Kind, Shape, Source, Split
 
 BYTES = tuple(str(byte) for byte in range(256))
@@ -72,7 +73,9 @@ class TextSource(Source):
         following = self._part(split)[self.context :: self.context]
         return following.astype(np.int64)
 
-    def decode(self, split: Split, indices: Indices, contract: DataConfig) -> NDArray[Any]:
+    def decode(
+        self, split: Split, indices: Indices, contract: DataConfig, reading: Reading | None = None
+    ) -> NDArray[Any]:
         source = dataclasses.replace(self, natural_shape=cast(Shape, contract.input_shape))
         num_samples = source.num_samples(split)
         windows = source._part(split)[: num_samples * source.context].reshape(num_samples, 1, 1, source.context)

@@ -11,6 +11,7 @@ Invariant: training, validation and test split have no sample in common, and tog
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from p2ptrain.config import DataConfig
 from p2ptrain.errors import LocalError
+from p2ptrain.learning.data.reading import Reading
 from p2ptrain.learning.data.source import Hashes, Indices, Kind, Shape, Source, Split
 
 MIN_DIVIDED = 5
@@ -92,10 +94,25 @@ class SubsetSource(Source):
     def hashes(self) -> Hashes:
         return self.base.hashes()[self.rows["train"]] if "train" in self.rows else self.base.hashes()
 
-    def decode(self, split: Split, indices: Indices, contract: DataConfig) -> NDArray[Any]:
+    def decode(
+        self, split: Split, indices: Indices, contract: DataConfig, reading: Reading | None = None
+    ) -> NDArray[Any]:
         if split in self.rows:
-            return self.base.decode("train", self.rows[split][indices], contract)
-        return self.base.decode(split, indices, contract)
+            return self.base.decode("train", self.rows[split][indices], contract, reading)
+        return self.base.decode(split, indices, contract, reading)
+
+    def notes(self) -> Sequence[str]:
+        return self.base.notes()
+
+    def survey_notes(self) -> Sequence[str]:
+        return self.base.survey_notes()
+
+    def white(self, indices: Indices) -> float:
+        return self.base.white(self.rows["train"][indices] if "train" in self.rows else indices)
+
+    def check_files(self, split: Split, contract: DataConfig | None = None) -> list[str]:
+        """Of all training files, those held out among them."""
+        return [] if split in self.rows and split != "train" else self.base.check_files(split, contract)
 
     def durations_s(self, indices: Indices) -> list[float]:
         return self.base.durations_s(self.rows["train"][indices] if "train" in self.rows else indices)

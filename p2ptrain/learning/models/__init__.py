@@ -5,19 +5,14 @@ Invariant: what ``build_model`` returns is a plain module; its tensor names are 
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import inspect
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 
-import torch
 from torch import nn
 
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError
+from p2ptrain.learning.models import mobilenetv2, resnet
 from p2ptrain.learning.models.alexnet import AlexNet
 from p2ptrain.learning.models.bert import BERT
 from p2ptrain.learning.models.dscnn import DSCNN
@@ -27,8 +22,9 @@ from p2ptrain.learning.models.lenet import LeNet
 from p2ptrain.learning.models.mobilenetv2 import MobileNetV2
 from p2ptrain.learning.models.resnet import ResNet
 from p2ptrain.learning.models.vgg import VGG
+from p2ptrain.learning.own.building import READS_TOKENS, build_own, seeded
 
-__all__ = ["MODELS", "TEXT_MODELS", "InputShape", "build_model", "global_model"]
+__all__ = ["MODELS", "TEXT_MODELS", "InputShape", "build_model", "current_names", "global_model"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,
@@ -48,6 +44,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 TEXT_MODELS = frozenset({"bert_small", "gpt_mini"})
 """Those that read token numbers; the others read pictures and log-mels."""
+
+
+def current_names(model: str, names: Iterable[str]) -> dict[str, str]:
+    """By the names that a harvested model's tensors (or layers) had when it was written, those that they have now."""
+    names = list(names)
+    if model in ("resnet18", "resnet20") and any(name.startswith(("stem.", "blocks.")) for name in names):
+        return {name: resnet.current_name(name, 2 if model == "resnet18" else 3) for name in names}
+    if model == "mobilenetv2" and any(name.startswith("features.20.") for name in names):
+        return {name: mobilenetv2.current_name(name) for name in names}
+    return {name: name.replace("_orig_mod.", "") for name in names}  # of models that were given compiled
 
 
 # What a bug in a user's function raises; JobError passes through.
@@ -80,11 +86,11 @@ def build_model(
         raise JobError(f"width is {width}: it must be a number above 0; 1.0 is the original width")
     arguments = {"input_shape": input_shape, "num_classes": num_classes, "width": width}
     if ":" in name:
-        return _build_own(name, arguments, seed)
+        return build_own(name, arguments, seed)
     if name not in MODELS:
         known = ", ".join(MODELS)
         raise JobError(f"model {name!r} is not known; use one of {known}, or your own as 'package.module:function'")
-    with _seeded(seed):
+    with seeded(seed):
         return MODELS[name](**arguments)
 
 
@@ -100,87 +106,13 @@ def global_model(job: Job, *, allow_user_code: bool) -> nn.Module:
         fitting = sorted(TEXT_MODELS) if job.data.kind == "text" else [n for n in MODELS if n not in TEXT_MODELS]
         raise JobError(f"model {name} can't read {job.data.kind} data; take one of {', '.join(fitting)}")
     channels, height, width = job.data.input_shape
-    return build_model(
+    model = build_model(
         name,
         input_shape=(channels, height, width),
         num_classes=len(job.data.classes),
         width=job.model.width,
         seed=job.seed,
     )
-
-
-def _build_own(name: str, arguments: dict[str, object], seed: int | None) -> nn.Module:
-    module_name, _, function_name = name.partition(":")
-    with _working_directory_on_path():
-        try:
-            module = importlib.import_module(module_name)
-        except (ImportError, SyntaxError, ValueError) as error:
-            raise JobError(
-                f"model {name!r}: module {module_name!r} can't be imported ({error}); start p2ptrain in the directory "
-                f"that holds it, or install it, and see that `python -c 'import {module_name}'` works there"
-            ) from error
-        function = getattr(module, function_name, None)
-        if not callable(function):
-            raise JobError(
-                f"model {name!r}: module {module_name!r} ({module.__file__}) has no function {function_name!r}; "
-                "define it there, or correct the name after the colon"
-            )
-        accepted = _accepted(name, function, arguments)
-        with _seeded(seed):
-            try:
-                model = function(**accepted)
-            except MODEL_BUGS as error:
-                raise _failed(name, accepted, error) from error
-    if not isinstance(model, nn.Module):
-        raise JobError(
-            f"model {name!r}: function {function_name!r} in {module_name!r} returned {type(model).__name__}; "
-            "it must return a torch.nn.Module"
-        )
+    if ":" in name and job.data.kind == "text":
+        setattr(model, READS_TOKENS, True)
     return model
-
-
-def _accepted(name: str, function: Callable[..., object], arguments: dict[str, object]) -> dict[str, object]:
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return arguments
-    keywords = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    unknown = [
-        p.name
-        for p in parameters
-        if p.default is p.empty
-        and p.kind is not p.VAR_POSITIONAL
-        and (p.name not in arguments or p.kind is p.POSITIONAL_ONLY)
-    ]
-    if unknown:
-        raise JobError(
-            f"model {name!r}: the function needs {', '.join(unknown)}, which p2ptrain does not give; it gives "
-            f"{', '.join(arguments)} by keyword, so give the others a default value"
-        )
-    return {p.name: arguments[p.name] for p in keywords if p.name in arguments}
-
-
-def _failed(name: str, accepted: dict[str, object], error: Exception) -> JobError:
-    given = ", ".join(f"{key}={value!r}" for key, value in accepted.items())
-    return JobError(f"model {name!r} failed when called with ({given}): {type(error).__name__}: {error}; correct it")
-
-
-@contextlib.contextmanager
-def _working_directory_on_path() -> Iterator[None]:
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(here)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch the accelerators' generators too
-        yield

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from p2ptrain.errors import JobError, LocalError, RemoteError
+from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.learning.averaging import check_state
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.pipeline.stage import StageModel
@@ -115,17 +115,6 @@ def restore_pieces(
             if state_of:
                 stage.optimizer.state[stage.parameters[name]] = state_of
     return Progress(step, total_steps, samples, drawn)
-
-
-def load_checkpoint(module: nn.Module, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
-    """Start a slice, whose tensors ``names`` are, from the plain model's. Raises ``JobError``."""
-    try:
-        module.load_state_dict({name: tensors[name] for name in names})
-    except (KeyError, RuntimeError) as error:
-        raise JobError(
-            f"model.init does not fit the job's model ({str(error).splitlines()[-1].strip()}); "
-            "use a checkpoint of the same model, width and classes"
-        ) from None
 
 
 def _names(chain: Chain, metadata: Mapping[str, str], optimizer: str, step: int) -> tuple[str, ...]:

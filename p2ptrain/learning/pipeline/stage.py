@@ -24,6 +24,7 @@ from torch.func import functional_call
 from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import JobError
 from p2ptrain.learning.objective import training_loss
+from p2ptrain.learning.own.layout import order_of
 from p2ptrain.learning.pipeline.rows import is_finite
 from p2ptrain.learning.training import MAX_GRADIENT_NORM, make_optimizer, schedule
 
@@ -53,7 +54,8 @@ class StageModel:
         device: torch.device,
         stashing: bool = False,
     ) -> None:
-        self.module = module.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self._order = order_of(module)
+        self.module = module.to(device=device, memory_format=self._order).train()  # type: ignore[call-overload]
         self.device = device
         self.config = config
         self._total_steps = total_steps
@@ -122,7 +124,7 @@ class StageModel:
         self, number: int, inputs: Sequence[Tensor], seed: int, *, first: bool, run: nn.Module | None
     ) -> tuple[Tensor, ...]:
         self._seed(seed & (2**63 - 1))
-        placed = tuple(as_trained(tensor, self.device) for tensor in inputs)
+        placed = tuple(as_trained(tensor, self.device, self._order) for tensor in inputs)
         if not first:
             placed = tuple(tensor.detach().requires_grad_() for tensor in placed)
         if self._stashing:
@@ -145,7 +147,9 @@ class StageModel:
     def backward(self, number: int, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Add to the gradient; those of the inputs, on the CPU (of samples: none). The last stage needs none given."""
         held = self._held.pop(number)
-        placed: list[Tensor | None] = [as_trained(gradient, self.device) for gradient in gradients] or [None]
+        placed: list[Tensor | None] = [as_trained(gradient, self.device, self._order) for gradient in gradients] or [
+            None
+        ]
         pairs = [(out, g) for out, g in zip(held.outputs, placed, strict=True) if out.requires_grad]
         if pairs:
             outputs, weights = zip(*pairs, strict=True)
@@ -259,7 +263,7 @@ def _write(buffer: Tensor, value: Tensor) -> None:
     buffer.data.copy_(value)
 
 
-def as_trained(tensor: Tensor, device: torch.device) -> Tensor:
-    """As a stage's blocks take it: on the device, pictures with their channels last."""
+def as_trained(tensor: Tensor, device: torch.device, order: torch.memory_format) -> Tensor:
+    """As a stage's blocks take it: on the device, pictures in their order of memory."""
     tensor = tensor.to(device)
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+    return tensor.contiguous(memory_format=order) if tensor.dim() == 4 else tensor

@@ -30,11 +30,12 @@ from p2ptrain.config import Coding, Schedule, TrainingConfig
 from p2ptrain.errors import DataError, JobError, LocalError, RemoteError
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import Dataset
+from p2ptrain.learning.initial import fit, start_from
 from p2ptrain.learning.pipeline.batch_end import BatchEnd
 from p2ptrain.learning.pipeline.flow import Flow
 from p2ptrain.learning.pipeline.rows import StageMessage, Work
 from p2ptrain.learning.pipeline.samples import SampleStream
-from p2ptrain.learning.pipeline.snapshots import Progress, Snapshot, load_checkpoint, restore_pieces, take_piece
+from p2ptrain.learning.pipeline.snapshots import Progress, Snapshot, restore_pieces, take_piece
 from p2ptrain.learning.pipeline.stage import StageModel
 from p2ptrain.learning.training import MAX_BAD_STEPS, DivergedError, has_batch_norm
 from p2ptrain.planning.pipeline.stages import PipelinePlan
@@ -88,6 +89,12 @@ class StageTraining:
         index = pipeline.stage_of(own)
         if index is None or pipeline.num_blocks != len(chain.blocks):
             raise LocalError(f"{own} is not in the pipeline, or it is not one of {len(chain.blocks)} blocks")
+        shape = list(chain.blocks[-1].outputs[0].shape)
+        if num_classes not in (shape[-1], *(shape[:1] if shape[1:] == [1] * len(shape[1:]) else ())):
+            raise JobError(
+                f"the model returns {shape} for a sample, where the job has {num_classes} classes: give its last layer "
+                "num_classes outputs"
+            )
         stage = pipeline.stages[index]
         self.start, self.stop = stage.start, stage.stop
         self.step = 0
@@ -96,6 +103,8 @@ class StageTraining:
         """Samples that have trained the model, the whole group's."""
         self.last_loss = math.nan
         """Mean of the last batch that counted; known in the last stage."""
+        self._round_losses: tuple[int, list[float]] = (0, [])
+        """Of a round: its number, and of its batches so far."""
         self._steps_per_round = max(1, steps_per_round)
         self._total_steps = training.rounds * self._steps_per_round
         self.stop_at = self._total_steps
@@ -127,7 +136,7 @@ class StageTraining:
         names = chain.tensor_names(self.start, self.stop)
         module = chain.build_slice(build, self.start, self.stop)
         if init is not None:
-            load_checkpoint(module, init, names)
+            start_from(module.state_dict(), fit(init, chain.model.state_dict()))
         self._stage = StageModel(
             module,
             names,
@@ -148,6 +157,12 @@ class StageTraining:
     @property
     def round(self) -> int:
         return self.step // self._steps_per_round
+
+    @property
+    def round_loss(self) -> float:
+        """Mean over the batches of the round under way, or of the last one; NaN where none is known."""
+        losses = self._round_losses[1]
+        return math.fsum(losses) / len(losses) if losses else math.nan
 
     @property
     def finished(self) -> bool:
@@ -246,6 +261,9 @@ class StageTraining:
         if math.isfinite(square):
             if self._flow.is_last:
                 self.last_loss = self._stage.loss
+                if self._round_losses[0] != self.round:
+                    self._round_losses = (self.round, [])
+                self._round_losses[1].append(self.last_loss)
             self._stage.apply(self.step, math.sqrt(square), self._end.limit)
             self._stage.next_batch()
             self.num_samples += self._batch_rows

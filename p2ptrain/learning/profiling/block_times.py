@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from p2ptrain.config import Coding, TrainingConfig
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.blocks.costs import block_inputs, profile_blocks, run_backward, run_forward
+from p2ptrain.learning.own.layout import order_of
 from p2ptrain.learning.pipeline.stage import as_trained
 from p2ptrain.learning.profiling import cache as times_cache
 from p2ptrain.learning.profiling.coding_times import time_codings
@@ -169,6 +170,7 @@ class _Block:
     def __init__(self, chain: Chain, index: int, watch: Stopwatch) -> None:
         self.index = index
         self.part: nn.Module = copy.deepcopy(chain.slice(index, index + 1))
+        self._order = order_of(self.part)
         self._chain = chain
         self._watch = watch
 
@@ -185,7 +187,7 @@ class _Block:
 
     def _run(self, part: nn.Module, made: Sequence[Tensor], passes: _Passes) -> None:
         watch = self._watch
-        inputs = tuple(as_trained(t.detach(), watch.device).requires_grad_(t.requires_grad) for t in made)
+        inputs = tuple(as_trained(t.detach(), watch.device, self._order).requires_grad_(t.requires_grad) for t in made)
         run, outputs = watch.time(lambda: run_forward(part, inputs))
         passes.forward.append(run)
         passes.backward.append(watch.time(lambda: run_backward(outputs))[0])
@@ -225,7 +227,7 @@ def _fill(part: nn.Module, device: torch.device) -> nn.Module:
         for short, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
                 setattr(module, short, torch.full_like(buffer, float(buffer.is_floating_point()), device=device))
-    return part.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return part.to(device=device, memory_format=order_of(part))  # type: ignore[call-overload, no-any-return]
 
 
 def _empty(part: nn.Module) -> None:

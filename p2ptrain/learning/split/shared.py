@@ -28,9 +28,10 @@ from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import Dataset
+from p2ptrain.learning.initial import fit, start_from
 from p2ptrain.learning.pipeline.rows import Spec, StageMessage, label_shapes
 from p2ptrain.learning.pipeline.samples import SampleStream
-from p2ptrain.learning.pipeline.snapshots import Snapshot, load_checkpoint, restore_pieces
+from p2ptrain.learning.pipeline.snapshots import Snapshot, restore_pieces
 from p2ptrain.learning.pipeline.stage import StageModel
 from p2ptrain.learning.pipeline.training import StageUse
 from p2ptrain.learning.split.draws import Draws, micro_batches
@@ -82,7 +83,7 @@ class SharedUnits:
         names = chain.tensor_names(self.first, self.stop)
         module = chain.build_slice(build, self.first, self.stop)
         if init is not None:
-            load_checkpoint(module, init, names)
+            start_from(module.state_dict(), fit(init, chain.model.state_dict()))
         self._stage = StageModel(
             module, names, training, total_steps=self._rounds * self._per_round, device=torch.device(device)
         )

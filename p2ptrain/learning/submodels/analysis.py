@@ -15,8 +15,10 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from p2ptrain.errors import JobError
+from p2ptrain.learning.blocks.flops import sample_dtype
 from p2ptrain.learning.blocks.tracing import place, trace
-from p2ptrain.learning.submodels.channels import Channels
+from p2ptrain.learning.own.blame import own_code
+from p2ptrain.learning.submodels.channels import NEXT_STEP, Channels
 from p2ptrain.learning.submodels.kinds import LINEAR_TAIL, name_of
 from p2ptrain.learning.submodels.tagging import BATCH, Tagger
 
@@ -24,20 +26,19 @@ from p2ptrain.learning.submodels.tagging import BATCH, Tagger
 def analyse(model: nn.Module, input_shape: Sequence[int]) -> Channels:
     """Trace a model and find its channels; JobError names the layer that stands in the way."""
     _refuse_tied(model)
-    model = copy.deepcopy(model).cpu().eval()
+    with own_code(f"the model {type(model).__name__} can't be copied", model, 'train with mode = "replicas"'):
+        model = copy.deepcopy(model).cpu()
+    model.eval()
     advice = 'take control flow that depends on tensor values out of forward, or train with mode = "replicas"'
     traced = trace(model, needed_by="class sub-models need", advice=advice)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    try:
-        with torch.no_grad():
-            ShapeProp(traced).propagate(torch.zeros(BATCH, *input_shape, dtype=dtype))
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise JobError(
-            f"the model {type(model).__name__} fails on a batch of {BATCH} samples of shape {tuple(input_shape)}: "
-            f"{error}; correct the model or the job's input shape"
-        ) from error
+    dtype = sample_dtype(model)
+    doing = f"the model {type(model).__name__} fails on a batch of {BATCH} samples of shape {tuple(input_shape)}"
+    with own_code(doing, model, "correct the model or the job's input shape"), torch.no_grad():
+        ShapeProp(traced).propagate(torch.zeros(BATCH, *input_shape, dtype=dtype))
+    _flatten_logits(traced)
     channels = Channels(traced=traced.to("meta"))
-    logits = Tagger(traced, channels, None).tag()
+    with own_code(f"the model {type(model).__name__} can't be divided into class sub-models", model, NEXT_STEP):
+        logits = Tagger(traced, channels, None).tag()
     _find_head(channels, traced, logits)
     unseen = [name for name in model.state_dict() if name not in channels.axes]
     if unseen:
@@ -46,6 +47,20 @@ def analyse(model: nn.Module, input_shape: Sequence[int]) -> Channels:
             'remove it, or train with mode = "replicas"'
         )
     return channels
+
+
+def _flatten_logits(traced: fx.GraphModule) -> None:
+    """[N, classes, 1, 1] counts as [N, classes] everywhere (``outputs.flat_logits``)."""
+    (output,) = (node for node in traced.graph.nodes if node.op == "output")
+    logits = output.args[0]
+    meta = logits.meta.get("tensor_meta") if isinstance(logits, fx.Node) else None
+    if meta is None or len(meta.shape) <= 2 or any(size != 1 for size in meta.shape[2:]):
+        return
+    with traced.graph.inserting_before(output):
+        flat = traced.graph.call_method("flatten", (logits, 1))
+    flat.meta["tensor_meta"] = meta._replace(shape=meta.shape[:2])
+    output.args = (flat,)
+    traced.recompile()
 
 
 def check(channels: Channels, kept: Tensor) -> None:

@@ -100,7 +100,8 @@ class Tagger(fx.Interpreter):
         return self.call(target, args, kwargs)
 
     def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return self.call(lambda self_, *rest, **named: getattr(self_, target)(*rest, **named), args, kwargs)
+        method = "reshape" if target == "view" else target  # tags lie in memory in another order
+        return self.call(lambda self_, *rest, **named: getattr(self_, method)(*rest, **named), args, kwargs)
 
     def call(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if not _tensors(args) and not _tensors(kwargs):

@@ -32,6 +32,7 @@ from p2ptrain.planning.pipeline.choice import best, judged_s
 from p2ptrain.planning.pipeline.fleet import Fleet, micro_batch_choices
 from p2ptrain.planning.pipeline.schedule import most_ahead
 from p2ptrain.planning.pipeline.stages import PipelinePlan
+from p2ptrain.words import link_rate
 
 SLOWER = 1 + 1e-3
 """A plan may be this much slower than the best single peer: figures are rounded."""
@@ -58,12 +59,14 @@ def next_plan(
     covered_step: int,
     lost: Collection[PeerId] = (),
     batch_s: float = 0.0,
+    may_improve: bool = True,
 ) -> Plan | None:
     """The plan after ``current`` with the peers now alive; None when the current one will do, or the job is done.
 
     When one of its trainers is gone, or is there without its stage (``lost``: it was started again): a plan for those
     who are there, from ``covered_step`` on, the newest step that snapshots of all blocks are left of. Else, when
-    today's figures promise a gain of more than ``pipeline.replan_gain``: the faster plan, from ``next_step`` on.
+    today's figures promise a gain of more than ``pipeline.replan_gain`` and ``may_improve``: the faster plan, from
+    ``next_step`` on.
     ``batch_s``: seconds of a batch, as seen under ``current``; 0 = not known. What several peers took longer than
     predicted they are taken to take longer in any pipeline, so that one peer alone may be the faster plan.
     Raises ``UserError`` where the peers that are left can't train the model.
@@ -75,7 +78,7 @@ def next_plan(
     from_step = min(covered_step, next_step) if is_torn else next_step
     if not snapshots or from_step >= job.training.rounds * before.steps_per_round:
         return None
-    if not is_torn and pipeline_of(job).strategy != "planned":
+    if not is_torn and (pipeline_of(job).strategy != "planned" or not may_improve):
         return None
     figures = usable(model, snapshots, peers, before.figures)
     fleet = fleet_of(job, model, snapshots, figures)
@@ -134,7 +137,7 @@ def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
                 mbit_s = UNKNOWN_LINK_BYTES_PER_S * 8 / 1e6
                 lines.append(f"{peer.peer}: no link speed known, taken for {mbit_s:.0f} Mbit/s")
     for pair in link_figures(body.figures)[1]:
-        lines.append(f"the link between {pair.one} and {pair.other} carries {pair.bytes_per_s * 8e-6:.3g} Mbit/s")
+        lines.append(f"the link between {pair.one} and {pair.other} {link_rate(pair.bytes_per_s * 8e-6)}")
     if model is not None:
         lines.append(_pace(fleet_of(job, model, plan.peers, body.figures), body.pipeline))
     return lines

@@ -101,6 +101,7 @@ class PipelineRole:
             batch_s=self.progress.batch_s,
             is_under_way=self.progress.is_under_way,
             is_lost=self.progress.is_lost,
+            may_improve=lambda: self.progress.calm.is_over,
         )
         self.handlers: Mapping[type, Handler] = {
             **self.replicas.handlers,
@@ -175,7 +176,7 @@ class PipelineRole:
         self.plan, self.plan_hash = plan, name
         has_halted = isinstance(self._state, Gathering)
         self._state = Lost() if is_lost else Idle()
-        self.progress.begin(plan, name)
+        self.progress.begin(plan, name, now)
         part = plan.part_of(group.own_id)
         self.part = part.index if part is not None and not is_lost else m.NO_PART
         effects: Effects = [KeepPlan(plan), *self.replicas.epoch_changed(plan.epoch, now)]
@@ -389,4 +390,4 @@ class PipelineRole:
         """In words: blocks, other stages, or a plan."""
         if self.plan is None:
             return ""
-        return waiting_words(self.plan, self._group.own_id, self._state) or self._traffic.waiting_for(now)
+        return waiting_words(self.plan, self._group.own, self._state) or self._traffic.waiting_for(now)

@@ -39,6 +39,9 @@ class PipelineRules:
     is_lost: Callable[[Record], bool] = lambda record: False
     """Whether a trainer of the plan in force is there without its stage."""
 
+    may_improve: Callable[[], bool] = lambda: True
+    """Whether a plan that works may be changed for a faster one."""
+
     def parse(self, data: bytes) -> Plan:
         return read_plan(data)
 
@@ -64,6 +67,7 @@ class PipelineRules:
         chain = chain_hash(model)
         peers = [MeasuredPeer(snapshot(record), figures_of(record, chain, self.profile_of)) for record in members]
         (next_step, covered_step), batch_s = self.steps(), self.batch_s()
+        may_improve = self.may_improve()
         lost = [record.peer for record in members if self.is_lost(record)]
 
         def work() -> PlanResult[Plan]:
@@ -80,6 +84,7 @@ class PipelineRules:
                     covered_step=covered_step,
                     lost=lost,
                     batch_s=batch_s,
+                    may_improve=may_improve,
                 )
                 return PlanResult(plan)
             except UserError as error:

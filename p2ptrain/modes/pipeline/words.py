@@ -11,6 +11,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.stage.states import Gathering, Lost, State
+from p2ptrain.wire.messages import Record
 
 REPORT_TITLES = ("from block", "blocks")
 
@@ -40,6 +41,8 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     part, body = plan.part_of(own), body_of(plan)
     pipeline = body.pipeline
     start = f"plan of epoch {plan.epoch}, {len(pipeline.stages)} stage{'s' if len(pipeline.stages) > 1 else ''}"
+    if part is None and own not in {peer.peer for peer in plan.peers}:
+        return f"{start}: made before this peer joined; it stands by for the next one"
     if part is None and own not in {figures.peer for figures in body.figures}:
         return (
             f"{start}: without this peer, as the times of its blocks make no sense or its speed is not known; it "
@@ -64,11 +67,18 @@ def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
     return []
 
 
-def waiting_words(plan: Plan, own: PeerId, state: State) -> str:
-    """What a peer waits for by the state of its stage; "" = nothing that the state tells."""
+def waiting_words(plan: Plan, record: Record, state: State) -> str:
+    """What the peer of this record waits for by the state of its stage; "" = nothing that the state tells."""
+    own = record.peer
     part, body = plan.part_of(own), body_of(plan)
+    if record.phase == "done":
+        return ""
     if isinstance(state, Lost):
         return "a plan that begins at a saved step: this peer's stage was lost"
+    if part is None and own not in {peer.peer for peer in plan.peers}:
+        if not record.profile:
+            return "a stage: this peer joined after this plan, and its speed is being measured"
+        return "a stage: this peer joined after this plan; it gets one when a plan with it is clearly faster"
     if part is None and own not in {figures.peer for figures in body.figures}:
         return "a stage: nobody can plan with the times of this peer's blocks, which make no sense; start it again"
     if part is None:

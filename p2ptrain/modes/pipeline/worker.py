@@ -43,6 +43,7 @@ from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.models import global_model
+from p2ptrain.learning.pace import Pace
 from p2ptrain.learning.pipeline.training import StageMessage, StageTraining
 from p2ptrain.learning.profiling.allocator import give_back
 from p2ptrain.learning.profiling.block_times import slowdown_now
@@ -102,8 +103,7 @@ class StageWorker:
         self._handed_bytes = self._sent_bytes = 0
         """Of the plan's stage messages: handed over, and those of them that have left for other peers."""
         self._said_step = 0
-        self._progress_at = 0.0
-        self._progress_samples = 0
+        self._pace = Pace()
         self._looked_at: tuple[int, float] = (0, 0.0)
         """Step and time at which the stage's use was last told."""
         self._warm_at = WARM_UP
@@ -222,7 +222,7 @@ class StageWorker:
                 return
         self._pieces = []
         self._said_step = training.step
-        self._progress_at, self._progress_samples = time.monotonic(), training.num_samples
+        self._pace.begin(training.num_samples)
         self._warm_at = training.step + WARM_UP
         self._look_away(training)
         part = body_of(plan).pipeline.stage_of(self._own) or 0
@@ -293,14 +293,14 @@ class StageWorker:
             self._say(SendStageMessage(self._plan.epoch, message.peer, *where, data))
         if training.step != self._said_step:
             self._batch_done(training)
-        if time.monotonic() - self._progress_at >= PROGRESS_INTERVAL_S:
+        if self._pace.is_due:
             self._say_progress(training)
 
     def _batch_done(self, training: StageTraining) -> None:
         self._said_step = training.step
         every = pipeline_of(self._job).snapshot_steps or self._steps_per_round
         if training.step % every == 0 or training.step % self._steps_per_round == 0 or training.finished:
-            self._say_progress(training)
+            self._say_progress(training, round_ended=training.step % self._steps_per_round == 0)
             self._say_snapshot()
         if training.step == self._warm_at:
             self._look_away(training)
@@ -311,11 +311,10 @@ class StageWorker:
         if self._halt is not None and training.step >= self._halt.step:
             self._hand_over()
 
-    def _say_progress(self, training: StageTraining) -> None:
-        now, done = time.monotonic(), training.num_samples
-        rate = (done - self._progress_samples) / max(now - self._progress_at, 1e-6)
-        self._say(c.Progress(training.round, training.step, done, training.last_loss, rate))
-        self._progress_at, self._progress_samples = now, done
+    def _say_progress(self, training: StageTraining, *, round_ended: bool = False) -> None:
+        done = training.num_samples
+        rate = self._pace.round_ended(done) if round_ended else self._pace.progress(done)
+        self._say(c.Progress(training.round, training.step, done, training.round_loss, rate))
 
     def _look_away(self, training: StageTraining) -> None:
         """What it used until now does not count."""
@@ -358,7 +357,7 @@ class StageWorker:
                 round=training.round,
                 step=training.step,
                 samples=training.num_samples,
-                loss=training.last_loss,
+                loss=training.round_loss,
                 round_finished=training.step % self._steps_per_round == 0,
                 training_finished=training.finished,
                 snapshot=snapshot,

@@ -74,9 +74,8 @@ class Choice:
 
     def _best(self, room: Room) -> SplitPlan:
         search, wanted = Search(room), self.settings.strategy
-        plan = planned(search) if wanted in ("planned", "unsplit") else None
-        if wanted != "planned":
-            plan = strategies()[BASELINES[wanted]](search, plan)
+        best = planned(search)
+        plan = best if wanted == "planned" else strategies()[BASELINES[wanted]](search, best)
         if plan is None:
             raise UserError(
                 f'split.strategy = "{wanted}" finds no plan that fits into the memory of these {len(room.peers)} '

@@ -7,11 +7,9 @@ from typing import ClassVar, Literal
 
 from p2ptrain.config import Job, ModeTable, check_limits
 from p2ptrain.errors import JobError
-from p2ptrain.planning.split.units import Medium
+from p2ptrain.planning.split.units import Medium, Tails
 
 NAME = "split"
-Tails = Literal["replica"]
-"""A helper keeps a copy of its tail for each unit."""
 OptimizerState = Literal["reset", "average"]
 Strategy = Literal["planned", "alone", "mid-cut", "common-cut", "cuts-only", "shares-only", "alternating", "unsplit"]
 Codings = Literal["auto", "none", "fp16", "int8"]
@@ -23,10 +21,12 @@ class SplitConfig(ModeTable):
 
     TABLE: ClassVar[str] = NAME
     tails: Tails = "replica"
-    """How helpers keep the tails: one for each unit, so that a round is one of federated averaging."""
+    """replica: a helper keeps a tail for each unit, and a round is one of federated averaging. shared: all units train
+    one model step by step, on batches drawn from all samples together, as one process would; gradients of the fronts
+    travel in every step."""
     optimizer: OptimizerState = "reset"
-    """At a round's beginning: reset = it begins anew in every unit, as in federated averaging; average = it goes on
-    from the mean of all units."""
+    """At a round's beginning, with tails "replica": reset = it begins anew in every unit, as in federated averaging;
+    average = it goes on from the mean of all units."""
     micro_batches: int = 8
     strategy: Strategy = "planned"
     """Baselines to measure against: "alone" = every owner trains the whole model; for the others see

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.stages.commands import StageUsed
 from p2ptrain.core.stages.slowdown import FIRST_LOOK, PASS_S, SECOND_LOOK, WARM_UP, differs, slowdown_of
-from p2ptrain.modes.split.plan import body_of
+from p2ptrain.modes.split.plan import body_of, runs_of, samples_of
 from p2ptrain.planning.devices.blocks import BlockTimes
 from p2ptrain.planning.split.simulation import Played
+from p2ptrain.planning.split.units import SplitPlan, Unit
 
 if TYPE_CHECKING:
     from p2ptrain.learning.pipeline.training import StageUse
@@ -31,12 +32,9 @@ class _Planned:
 
 
 class UnitsUse:
-    """Of one plan. ``times``: of this device's blocks, as measured; ``played``: each unit as the plan has it;
-    ``rows``: samples of a micro-batch, of the units trained here."""
+    """Of one plan. ``times``: of this device's blocks, as measured; ``played``: each unit as the plan has it."""
 
-    def __init__(
-        self, plan: Plan, own: str, times: BlockTimes | None, played: Mapping[str, Played], rows: Mapping[str, int]
-    ) -> None:
+    def __init__(self, plan: Plan, own: str, times: BlockTimes | None, played: Mapping[str, Played]) -> None:
         self._planned: dict[str, _Planned] = {}
         self._at = 0.0
         self._steps = 0
@@ -45,12 +43,13 @@ class UnitsUse:
         self._slowdown = 1.0
         split = body_of(plan).split
         slowdown = next((figures.slowdown for figures in body_of(plan).figures if figures.peer == own), 1.0)
-        for unit in split.units:
-            if times is None or unit.owner not in rows or unit.owner not in played:
+        for unit, _ in runs_of(split, own):
+            if times is None or unit.owner not in played:
                 continue
+            rows = _rows(split, unit, samples_of(plan))
             mine = slice(0, unit.cut) if unit.owner == own else slice(unit.cut, split.num_blocks)
-            forward = sum(times.forward(rows[unit.owner])[mine])
-            backward = sum(times.backward(rows[unit.owner])[mine])
+            forward = sum(times.forward(rows)[mine])
+            backward = sum(times.backward(rows)[mine])
             steps = played[unit.owner].steps
             there, back = steps.forward_s - slowdown * forward, steps.backward_s - slowdown * backward
             if unit.owner != own:
@@ -83,3 +82,12 @@ class UnitsUse:
         self._look_after = SECOND_LOOK if differs(slowdown, self._slowdown) else FIRST_LOOK
         self._slowdown = slowdown
         return StageUsed(steps, busy, slowdown)
+
+
+def _rows(split: SplitPlan, unit: Unit, samples: Mapping[str, int]) -> int:
+    """Of a micro-batch; with shared tails on average."""
+    if split.tails == "shared":
+        share = samples[unit.owner] / sum(samples.values())
+        return max(1, round(split.batch_size * share / unit.micro_batches))
+    num = min(unit.micro_batches, samples[unit.owner])
+    return min(split.batch_size, samples[unit.owner]) // num

@@ -14,6 +14,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from p2ptrain.config import Coding
+from p2ptrain.config import Coding, Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.stages.commands import (
@@ -48,7 +49,8 @@ from p2ptrain.learning.profiling.allocator import give_back
 from p2ptrain.learning.profiling.block_times import slowdown_now
 from p2ptrain.learning.profiling.job_blocks import measure_job
 from p2ptrain.learning.snapshots import read_snapshot, write
-from p2ptrain.learning.split.units import Units, unit_pipeline
+from p2ptrain.learning.split.shared import SharedUnits
+from p2ptrain.learning.split.units import Units
 from p2ptrain.learning.split.update import RoundAverage
 from p2ptrain.modes.split.choice import choice_of
 from p2ptrain.modes.split.commands import (
@@ -63,7 +65,7 @@ from p2ptrain.modes.split.commands import (
     UpdateRefused,
 )
 from p2ptrain.modes.split.config import split_of
-from p2ptrain.modes.split.plan import body_of, bounds_of, read_plan, runs_of, samples_of
+from p2ptrain.modes.split.plan import body_of, bounds_of, read_plan, samples_of
 from p2ptrain.modes.split.use import UnitsUse
 from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile
 from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
@@ -71,6 +73,14 @@ from p2ptrain.planning.split.simulation import Played
 from p2ptrain.wire.tensorfile import read_untrusted
 
 PROGRESS_INTERVAL_S = 0.5
+
+
+def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tuple[ModelProfile, BlockTimes]:
+    """As ``measure_job``, with what the job says of split training."""
+    settings = split_of(job)
+    coding: Coding = "int8" if settings.coding == "auto" else settings.coding
+    codings = (coding, coding)
+    return measure_job(chain, job, micro_batches=settings.micro_batches, codings=codings, device=device, cache=cache)
 
 
 class UnitsWorker:
@@ -101,7 +111,7 @@ class UnitsWorker:
         self._times: BlockTimes | None = None
         self._plan: Plan | None = None
         self._own = ""
-        self._units: Units | None = None
+        self._units: Units | SharedUnits | None = None
         self._is_over = False
         """The own round, and the update is made."""
         self._begin: tuple[int, int] | None = None
@@ -133,16 +143,7 @@ class UnitsWorker:
         Raises ``UserError`` for a model that can't be cut.
         """
         cache = Path(self._configuration.cache) if self._configuration.cache else None
-        settings = split_of(self._job)
-        coding: Coding = "int8" if settings.coding == "auto" else settings.coding
-        self._model, self._times = measure_job(
-            self._chain,
-            self._job,
-            micro_batches=settings.micro_batches,
-            codings=(coding, coding),
-            device=self._configuration.device,
-            cache=cache,
-        )
+        self._model, self._times = profile_job(self._chain, self._job, self._configuration.device, cache)
         return [Profiled(model_to_json(self._model), profile_to_json(self._model, self._times))]
 
     def max_groups(self) -> int:
@@ -174,23 +175,23 @@ class UnitsWorker:
         self._own = command.own
         job, configuration, body = self._job, self._configuration, body_of(plan)
         self._times = planned_times(body.figures).get(PeerId(command.own), self._times)
-        played, samples = self._planned(plan), samples_of(plan)
-        rows = {
-            unit.owner: unit_pipeline(body.split, unit, samples[unit.owner]).micro_batch
-            for unit, _ in runs_of(body.split, command.own)
-        }
-        self._use, self._steps = UnitsUse(plan, command.own, self._times, played, rows), 0
+        played = self._planned(plan)
+        self._use, self._steps = UnitsUse(plan, command.own, self._times, played), 0
         give_back()
-        self._units = Units(
+        make: Callable[..., Units | SharedUnits]
+        if body.split.tails == "shared":
+            make = partial(SharedUnits, collector=body.averager)
+        else:
+            make = partial(Units, averages_optimizer=split_of(job).optimizer == "average")
+        self._units = make(
             command.own,
             body.split,
-            samples,
+            samples_of(plan),
             self._chain,
             training=job.training,
             data=self._data,
             peer_name=configuration.name,
             after_s={owner: each.steps.down_s + each.steps.backward_s for owner, each in played.items()},
-            averages_optimizer=split_of(job).optimizer == "average",
             build=self._build,
             seed=job.seed,
             num_classes=len(job.data.classes),
@@ -307,7 +308,7 @@ class UnitsWorker:
         elif time.monotonic() - self._progress[0] >= PROGRESS_INTERVAL_S:
             self._say_progress(units)
 
-    def _end_round(self, units: Units, plan: Plan) -> None:
+    def _end_round(self, units: Units | SharedUnits, plan: Plan) -> None:
         self._is_over = True
         self._say_progress(units)
         update = write(*units.update(), self._spool)
@@ -317,14 +318,14 @@ class UnitsWorker:
         where = (plan.epoch, units.first, units.stop - units.first, units.round + 1)
         self._say(UpdateMade(*where, units.num_steps, units.num_samples, _mean(units.losses), update))
 
-    def _say_progress(self, units: Units) -> None:
+    def _say_progress(self, units: Units | SharedUnits) -> None:
         now, done = time.monotonic(), self._samples + units.num_samples
         at, before = self._progress
         rate = (done - before) / max(now - at, 1e-6)
         self._progress = (now, done)
         self._say(c.Progress(units.round, units.num_steps, done, _mean(units.losses), rate))
 
-    def _look(self, units: Units) -> None:
+    def _look(self, units: Units | SharedUnits) -> None:
         """How the time goes, now and then."""
         steps = self._steps + units.num_steps
         if self._use is not None and self._use.is_due(steps):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from p2ptrain.config import Job
+from p2ptrain.learning.own.outputs import find_head
 from p2ptrain.learning.submodels.decoupling import Decoupling, most_groups
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.planning.assignment import SENSIBLE_GROUPS
@@ -21,7 +22,15 @@ def check_model(job: Job, model: nn.Module) -> Mapping[str, Any]:
         half = (len(job.data.classes) + 1) // 2
         groups = [range(half), range(half, len(job.data.classes))]
         Decoupling(model, job.data.input_shape, groups, trunk=tasks_of(job).trunk)
-    return {"max_groups": max_groups(job, model)} if job.mode == "auto" else {}
+    found = {"max_groups": max_groups(job, model)} if job.mode == "auto" else {}
+    check_head(job, model)
+    return found
+
+
+def check_head(job: Job, model: nn.Module) -> None:
+    """Raises ``JobError`` where the last layer is to be fitted again, and there is none to fit. The model is run."""
+    if tasks_of(job).fit_head == "always" and job.data.kind != "text":
+        find_head(model, job.data)
 
 
 def max_groups(job: Job, model: nn.Module) -> int:

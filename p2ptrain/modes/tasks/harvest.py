@@ -83,8 +83,8 @@ async def _fetch_parts(plan: Plan, holdings: Sequence[SnapshotRef], fetch: Fetch
     for part in plan.parts:
         left = sorted((h for h in holdings if (h.kind, h.part) == ("part", part.index)), key=_freshness)
         while left and part.index not in parts:  # what is said to be the freshest may not be had
-            newest = {h.trainer: h for h in left if h.round >= left[-1].round - 1}
-            for _, holding in sorted(newest.items()):  # replicas that are about as fresh are averaged
+            newest = {h.trainer: h for h in left if h.round == left[-1].round}
+            for _, holding in sorted(newest.items()):  # copies of one and the same round are averaged
                 left.remove(holding)
                 data = await fetch(holding, f"part {part.index}")
                 if data is not None:

@@ -5,7 +5,6 @@ Invariant: every peer that holds the same job and plan builds the same parts, wi
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,11 +12,13 @@ from torch import Tensor, nn
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import JobError, LocalError
+from p2ptrain.errors import LocalError
 from p2ptrain.learning.averaging import weighted_mean
 from p2ptrain.learning.candidates import FITTED, part_of
 from p2ptrain.learning.head_fit import plain_head
+from p2ptrain.learning.initial import fit, fitting_scores, start_from
 from p2ptrain.learning.models import global_model
+from p2ptrain.learning.own.outputs import find_head
 from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.validation import UNKNOWN, Head
 from p2ptrain.modes.tasks.plan import body_of
@@ -39,9 +40,12 @@ class Parts:
     ) -> None:
         self.plan = plan
         self.body = body_of(plan)
-        self.model = global_model(job, allow_user_code=allow_user_code)
+        self._job = job
+        self._head: str | None = None
+        self._allow_user_code = allow_user_code
+        self.model = self._fresh_model()
         if init is not None:
-            self._load_init(init)
+            start_from(self.model.state_dict(), fit(init, self.model.state_dict(), job.model.name))
         self._fresh = init is None
         self._is_text = job.data.kind == "text"
         self.decoupling: Decoupling | None = None
@@ -52,13 +56,18 @@ class Parts:
                 [part.classes for part in self.body.parts],
                 shares=[part.share for part in self.body.parts],
                 trunk=self.body.trunk,
-                scores=scores,
+                scores=fitting_scores(scores or {}, self.model.state_dict(), len(job.data.classes), job.model.name),
             )
+
+    def _fresh_model(self) -> nn.Module:
+        return global_model(self._job, allow_user_code=self._allow_user_code)
 
     def submodel(self, part: int) -> nn.Module:
         """What the trainers of this part train."""
         if self.decoupling is None:
-            return copy.deepcopy(self.model)
+            model = self._fresh_model()  # not a copy: tensors that are computed from others can't be copied
+            model.load_state_dict(self.model.state_dict())
+            return model
         return self.decoupling.submodel(part, self.body.targets, rescale=self._fresh)
 
     @property
@@ -66,10 +75,9 @@ class Parts:
         """Qualified name of the last layer, the one that the head fit fits again. Raises ``JobError``."""
         if self.decoupling is not None:
             return self.decoupling.head
-        linear: list[str] = [name for name, module in self.model.named_modules() if isinstance(module, nn.Linear)]
-        if not linear:
-            raise JobError('the model has no Linear layer to fit again; set tasks.fit_head = "never"')
-        return linear[-1]
+        if self._head is None:
+            self._head = find_head(self._fresh_model(), self._job.data)
+        return self._head
 
     def head_of(self, state: State) -> dict[str, Tensor]:
         """The last layer's own tensors of a part's state."""
@@ -160,12 +168,3 @@ class Parts:
         return self.decoupling.assemble(
             parts, targets=self.body.targets, combine=self.body.combine, trunk=trunk, base=None
         )
-
-    def _load_init(self, init: State) -> None:
-        try:
-            self.model.load_state_dict(dict(init))
-        except RuntimeError as error:
-            raise JobError(
-                f"model.init does not fit the job's model ({str(error).splitlines()[-1].strip()}); "
-                "use a checkpoint of the same model, width and classes"
-            ) from None

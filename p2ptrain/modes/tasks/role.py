@@ -11,6 +11,7 @@ it can get hold of (its own, one that it keeps for others, or one that a member 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -220,7 +221,7 @@ class TasksRole:
             return [note, *self._group.say(now, phase="training", round=event.round, part=event.part)]
         if isinstance(event, c.Progress):
             changes = {"round": event.round, "step": event.step, "samples": event.samples}
-            return self._group.say(now, loss=event.loss, samples_per_s=event.samples_per_s, **changes)
+            return self._group.say(now, loss=_known(event.loss), samples_per_s=event.samples_per_s, **changes)
         if isinstance(event, c.SnapshotTaken):
             return self._snapshot_taken(event, blob, num_bytes, now)
         if isinstance(event, PayloadMade):
@@ -260,12 +261,14 @@ class TasksRole:
             effects += group.say(now, phase="training")
         if event.training_finished and blob is None:
             effects += self._trained(now)
-        effects += group.say(now, round=event.round, step=event.step, samples=event.samples, loss=event.loss)
+        effects += group.say(now, round=event.round, step=event.step, samples=event.samples, loss=_known(event.loss))
         if event.accuracy >= 0:
             effects += group.say(now, accuracy=event.accuracy)
         if event.round_finished:
             self._restarts.round_finished()
-            note = Note("round", (("part", event.part), ("round", event.round), ("loss", round(event.loss, 4))))
+            loss = (("loss", round(event.loss, 4)),) if math.isfinite(event.loss) else ()
+            skipped = (("skipped", event.num_skipped),) if event.num_skipped else ()
+            note = Note("round", (("part", event.part), ("round", event.round), *loss, *skipped))
             effects += [note, *self._exchanges.round_finished(now)]
         return effects
 
@@ -311,3 +314,8 @@ class TasksRole:
         if self.plan is not None and self.part == m.NO_PART:
             return "a part: the plan has none for this peer (more peers than parts, or no samples that fit)"
         return self._exchanges.waiting_for(now)
+
+
+def _known(loss: float) -> float:
+    """As records have it: 0 where none is known."""
+    return loss if math.isfinite(loss) else 0.0

@@ -16,13 +16,13 @@ import numpy as np
 from torch import Tensor
 
 from p2ptrain.config import Job
-from p2ptrain.errors import DataError, RemoteError
+from p2ptrain.errors import DataError, RemoteError, UserError
 from p2ptrain.learning.averaging import check_state, merge
 from p2ptrain.learning.compression import Compressor, decompress
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.evaluation import evaluate, own_class_accuracy
 from p2ptrain.learning.round_end import RoundEnd, equal_work
-from p2ptrain.learning.training import LocalTrainer
+from p2ptrain.learning.training import LocalTrainer, check_batch_size
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.parts import Parts
 
@@ -47,7 +47,9 @@ class PartTraining:
         self.part = part
         self.round = 0
         self.step_in_round = 0
-        self.last_loss = 0.0
+        self.last_loss = math.nan
+        """Mean over the samples of the round under way, or of the last one; NaN where none was learnt from, or where
+        there is a single class, of which the loss is always nothing."""
         self._val = val
         self._job = job
         self._parts = parts
@@ -62,6 +64,7 @@ class PartTraining:
         self._val_classes = sorted(set(present) & set(own)) if targets == "rest" else present
         self._val_outputs = () if targets == "all" else own
         submodel = parts.submodel(part)
+        check_batch_size(submodel, config.batch_size)
         most, asked = 1.0, tasks_of(job).passes
         if parts.decoupling is not None and asked != 1:
             most = max(1.0, equal_work(parts.model, submodel, job.data.input_shape))
@@ -81,10 +84,14 @@ class PartTraining:
             present=None if job.data.kind == "text" else present,
             seed=job.seed,
             device=device,
+            samples=self._data.tensors(slice(0, 2))[0],
         )
         self._end = RoundEnd()
         self._losses: list[float] = []
         """The loss of each step of the pass under way."""
+        self._learnt, self._loss_sum = 0, 0.0
+        """Samples of this round that trained the model, and the sum of their losses."""
+        self._bad_before = 0
         self._targets = targets
         self._seed = int.from_bytes(hashlib.blake2b(peer_name.encode(), digest_size=8).digest(), "big")
         self.masses: Masses = dict.fromkeys(self._spec.shards, 0.0)
@@ -99,6 +106,11 @@ class PartTraining:
         return len(self._data)
 
     @property
+    def num_skipped(self) -> int:
+        """Batches of the round under way, or of the last one, whose loss was not a finite number."""
+        return self.trainer.num_bad_steps - self._bad_before
+
+    @property
     def finished(self) -> bool:
         return self.round >= self._job.training.rounds or self._steps_per_round == 0
 
@@ -106,19 +118,27 @@ class PartTraining:
         """Train on one batch; true when that ends a round."""
         if self.step_in_round == 0:
             self._batches, self._end, self._losses = self._round_batches(), RoundEnd(), []
+            self._learnt, self._loss_sum = 0, 0.0
+            self._bad_before = self.trainer.num_bad_steps
         x, y = next(self._batches)
         before = self.trainer.num_samples
         loss = self.trainer.step(x, y)
+        learnt = self.trainer.num_samples - before
         if loss is not None:
-            self.last_loss = loss
+            self._learnt += learnt
+            self._loss_sum += learnt * loss
             self._losses.append(loss)
+            if self.trainer.num_outputs > 1:
+                self.last_loss = self._loss_sum / self._learnt
         for shard in self.masses:
-            self.masses[shard] += self.trainer.num_samples - before
+            self.masses[shard] += learnt
         self.step_in_round += 1
         if self.step_in_round < self._steps_per_round:
             if not self._ends_early():
                 return False
             self.trainer.skip(self._steps_per_round - self.step_in_round)  # the learning rate is that of the round
+        if not self._learnt:
+            raise UserError(f"round {self.round + 1} of part {self.part}: {self.trainer.why_nothing_was_learnt()}")
         self.step_in_round = 0
         self.round += 1
         return True

@@ -6,7 +6,6 @@ answered with ``SnapshotRefused`` or ``Merged(error=...)`` and changes nothing.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.core.worker import Setup
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.learning.models import global_model
+from p2ptrain.learning.own.trial import Trial
+from p2ptrain.learning.pace import Pace
 from p2ptrain.learning.profiling.allocator import give_back
 from p2ptrain.learning.snapshots import model_state, read_snapshot, write
 from p2ptrain.modes.tasks.commands import (
@@ -36,13 +37,14 @@ from p2ptrain.modes.tasks.commands import (
     Reclaim,
     Retain,
 )
-from p2ptrain.modes.tasks.division import max_groups
+from p2ptrain.modes.tasks.division import check_head, max_groups
 from p2ptrain.modes.tasks.head.fitting import HeadFitting
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.plan import read_plan
 from p2ptrain.modes.tasks.training import PartTraining
 
-PROGRESS_INTERVAL_S = 0.5
+MOST_TRIED = 64
+"""Samples, before the first plan."""
 
 
 class TasksWorker:
@@ -59,8 +61,7 @@ class TasksWorker:
         self._parts: Parts | None = None
         self._training: PartTraining | None = None
         self._fitting: HeadFitting | None = None
-        self._progress_at = 0.0
-        self._progress_samples = 0
+        self._pace = Pace()
         self.handlers: Mapping[type, Callable[[Any], None]] = {
             Follow: self._follow,
             Retain: self._retain,
@@ -77,6 +78,13 @@ class TasksWorker:
         return self._training is not None and not self._training.finished
 
     def prepare(self) -> Sequence[object]:
+        """Try what this device has not seen so far: a model of somebody's own, a checkpoint. Raises ``UserError``."""
+        job = self._job
+        if ":" in job.model.name or self._init is not None:
+            allow = self._configuration.allow_user_code
+            x, y = self._data.tensors(slice(0, min(job.training.batch_size, MOST_TRIED)))
+            Trial(job, x, y, self._init, allow_user_code=allow)
+            check_head(job, global_model(job, allow_user_code=allow))
         return ()
 
     def max_groups(self) -> int:
@@ -91,12 +99,10 @@ class TasksWorker:
         if training is None or training.finished:
             return
         round_finished = training.step()
-        now = time.monotonic()
-        if now - self._progress_at >= PROGRESS_INTERVAL_S or round_finished:
-            done = training.trainer.num_samples
-            rate = (done - self._progress_samples) / max(now - self._progress_at, 1e-6)
+        done = training.trainer.num_samples
+        if round_finished or self._pace.is_due:
+            rate = self._pace.round_ended(done) if round_finished else self._pace.progress(done)
             self._say(c.Progress(training.round, training.trainer.num_steps, done, training.last_loss, rate))
-            self._progress_at, self._progress_samples = now, done
         if round_finished:
             self._say_snapshot(round_finished=True)
         if training.finished:
@@ -132,7 +138,7 @@ class TasksWorker:
                 self._say(c.SnapshotRefused(str(error)))
                 return
         self._training = training
-        self._progress_at, self._progress_samples = time.monotonic(), training.trainer.num_samples
+        self._pace.begin(training.trainer.num_samples)
         rounds = self._job.training.rounds
         self._say(c.Following(command.part, training.round, rounds))
         if training.finished:  # resumed after its last round: say so, and what it holds
@@ -159,6 +165,7 @@ class TasksWorker:
                 training_finished=training.finished,
                 snapshot=snapshot,
                 accuracy=training.accuracy() if round_finished else -1.0,
+                num_skipped=training.num_skipped if round_finished else 0,
             )
         )
 

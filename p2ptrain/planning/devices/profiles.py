@@ -19,6 +19,7 @@ are known, ``flops_per_s_one_core`` and ``disk_bytes_per_s``; and measured times
 from __future__ import annotations
 
 import math
+import sysconfig
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,16 +83,28 @@ LIMITS: dict[str, tuple[float, float]] = {
 OPTIONAL = ("flops_per_s_one_core", "disk_bytes_per_s")
 
 
-def find_profile(name_or_path: str, folder: Path = Path(PROFILES_FOLDER)) -> Path:
-    """A profile's file: a path, or the name of a file in ``peers/``. Raises ``UserError`` naming what there is."""
-    for path in (Path(name_or_path), folder / f"{name_or_path}.toml"):
+def find_profile(name_or_path: str, folder: Path | None = None) -> Path:
+    """A profile's file: a path, or the name of a file in ``peers/``. Raises ``UserError`` naming what there is.
+
+    Without a ``folder``: the one here, and those that came with the package.
+    """
+    folders = shipped_folders() if folder is None else (folder,)
+    for path in (Path(name_or_path), *(each / f"{name_or_path}.toml" for each in folders)):
         if path.is_file():
             return path
-    known = ", ".join(sorted(path.stem for path in folder.glob("*.toml"))) or "none"
+    known = ", ".join(sorted({path.stem for each in folders for path in each.glob("*.toml")})) or "none"
     raise UserError(
-        f"no device profile {name_or_path!r}: neither a file nor one of those in {folder}/ ({known}); "
+        f"no device profile {name_or_path!r}: neither a file nor one of those in {PROFILES_FOLDER}/ ({known}); "
         "give one of these, or write this device's with `p2ptrain probe`"
     )
+
+
+def shipped_folders() -> tuple[Path, ...]:
+    """Where profiles lie: ``peers/`` here, in the repository that this is run from, and where pip has put it."""
+    schemes = [sysconfig.get_default_scheme(), sysconfig.get_preferred_scheme("user")]
+    installed = [Path(sysconfig.get_path("data", scheme)) / "share" / "p2ptrain" for scheme in schemes]
+    roots = (Path(), Path(__file__).resolve().parents[3], *installed)
+    return tuple(root / PROFILES_FOLDER for root in roots)
 
 
 def read_profile(path: Path) -> DeviceProfile:

@@ -37,7 +37,7 @@ Chosen = tuple[float, Assigned]
 """Seconds of a round by the closed figures, and what each owner does."""
 
 
-def strategies() -> dict[str, Callable[[Search, SplitPlan | None], SplitPlan | None]]:
+def strategies() -> dict[str, Callable[[Search, SplitPlan], SplitPlan | None]]:
     """By name; each takes the plan that it is compared with, too."""
     return {
         ALONE: lambda search, _: all_alone(search.room),
@@ -67,11 +67,11 @@ def baselines(search: Search) -> list[SplitPlan]:
     return [plan for plan in (_plan(search, each) for each in found) if plan is not None]
 
 
-def unsplit(search: Search, planned: SplitPlan | None) -> SplitPlan | None:
+def unsplit(search: Search, planned: SplitPlan) -> SplitPlan | None:
     """The same helpers, cuts and codings, but the papers' order: a batch goes as a whole, and one step waits for the
     other. Shares are those that are best then."""
     room, given = search.room, {}
-    for unit in planned.units if planned is not None else ():
+    for unit in planned.units:
         if unit.helper is not None:
             options = search.options[unit.owner, unit.helper]
             fits = (options.cuts == room.cuts.index(unit.cut)) & (options.micro_batches == 1)

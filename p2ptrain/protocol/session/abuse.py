@@ -22,7 +22,7 @@ NOTE_EVERY_S = 60.0
 """The same thing about the same peer is not noted more often."""
 MAX_REMEMBERED = 512
 
-FORGIVEN = frozenset({"session", "replay", "version", "banned", "echo", "full", "self"})
+FORGIVEN = frozenset({"session", "replay", "version", "banned", "echo", "full", "self", "twin"})
 """Counted, but no fault of the sender's: what a restart, a lost frame or an upgrade brings about."""
 
 

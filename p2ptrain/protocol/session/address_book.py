@@ -5,7 +5,8 @@ Invariant: at most ``MAX_ADDRESSES``; an address that leads to an admitted peer 
 An address:  due --Hello sent--> dialling --Welcome--> open --its peer is dropped--> due
              open --its visitor has gone, and had told us of it--> forgotten
              dialling: due again and again, further and further apart; one that leads nowhere is forgotten after a
-             while, unless the user gave it. One that leads to ourselves is never dialled again.
+             while: never if the user gave it, after a day if mDNS showed it, and that day begins anew whenever mDNS
+             shows it again. One that leads to ourselves is never dialled again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
 
 from p2ptrain.protocol.machine import NEVER
 
@@ -22,8 +24,15 @@ LAST_RETRY_S = 30.0
 """Hellos to an address that does not answer: 0.5 s apart, then 1, 2, 4 ... 30, each up to a quarter longer."""
 FORGET_ADDRESS_S = 300.0
 FORGET_PEER_S = 3600.0
-"""An address that never led to a peer, and one that did, are forgotten after so long without an answer."""
+FORGET_SHOWN_S = 86_400.0
+"""An address that never led to a peer, one that did, and one that mDNS showed are forgotten after so long without an
+answer: a network that was away for a night shows nothing anew where multicast is filtered."""
 MAX_ADDRESSES = 128
+
+Source = Literal["given", "mdns", "remembered", "peer"]
+"""Who named an address: the user, mDNS, the state directory, another peer."""
+SOURCES: tuple[Source, ...] = ("given", "mdns", "remembered", "peer")
+"""Of several that name the same one, the first of these counts."""
 
 
 def backoff_s(attempts: int, rng: random.Random) -> float:
@@ -36,7 +45,7 @@ class Target:
     """An address to dial with ``nonce``; open while it leads to the admitted peer ``key``."""
 
     address: str
-    kept: bool
+    source: Source
     since: float
     due: float
     nonce: bytes = b""
@@ -44,9 +53,29 @@ class Target:
     key: bytes = b""
     last_key: bytes = b""
 
+    @property
+    def kept(self) -> bool:
+        return self.source == "given"
+
+    @property
+    def lasts_s(self) -> float:
+        """How long it is worth dialling in vain."""
+        if self.source == "mdns":
+            return FORGET_SHOWN_S
+        return NEVER if self.kept else FORGET_PEER_S if self.last_key else FORGET_ADDRESS_S
+
     def open(self, key: bytes) -> None:
         self.key = self.last_key = key
         self.due = NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """For people: an address that was dialled ``attempts`` times, in vain."""
+
+    address: str
+    source: Source
+    attempts: int
 
 
 class AddressBook:
@@ -66,7 +95,7 @@ class AddressBook:
         """What to dial now. What led nowhere for too long is forgotten instead."""
         found = [target for target in self._targets.values() if target.due <= now]
         for target in found:
-            if not target.kept and now - target.since >= (FORGET_PEER_S if target.last_key else FORGET_ADDRESS_S):
+            if now - target.since >= target.lasts_s:
                 del self._targets[target.address]
         return [target for target in found if target.address in self._targets]
 
@@ -77,19 +106,20 @@ class AddressBook:
     def dialled_with(self, nonce: bytes) -> Target | None:
         return next((target for target in self._targets.values() if target.nonce == nonce), None)
 
-    def propose(self, address: str, now: float, *, keep: bool, in_use: Collection[str]) -> Target | None:
+    def propose(self, address: str, now: float, *, source: Source, in_use: Collection[str]) -> Target | None:
         """A new target, due now; None if the address is known, ours, or there is no room for it."""
         known = self._targets.get(address)
-        if known:
-            known.kept = known.kept or keep
+        if known and SOURCES.index(source) <= SOURCES.index(known.source):
+            known.source = source
+            known.since = known.since if known.key or source != "mdns" else now
         if known or address in self._ourselves or not self._make_room(in_use):
             return None
-        self._targets[address] = target = Target(address, keep, since=now, due=now)
+        self._targets[address] = target = Target(address, source, since=now, due=now)
         return target
 
     def found(self, address: str, key: bytes, now: float, in_use: Collection[str]) -> None:
         """``address`` leads to the admitted peer ``key``."""
-        target = self._targets.get(address) or self.propose(address, now, keep=False, in_use=in_use)
+        target = self._targets.get(address) or self.propose(address, now, source="peer", in_use=in_use)
         if target:
             target.open(key)
 
@@ -105,7 +135,7 @@ class AddressBook:
     def lost(self, key: bytes, addresses: Collection[str], now: float, in_use: Collection[str]) -> None:
         """The peer ``key`` was dropped: dial all its addresses again soon, and those it told us of."""
         for address in addresses:
-            self.propose(address, now, keep=False, in_use=in_use)
+            self.propose(address, now, source="peer", in_use=in_use)
             if address in self._targets and not self._targets[address].key:
                 self._targets[address].open(key)
         for target in self._targets.values():

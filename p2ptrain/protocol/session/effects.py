@@ -61,7 +61,14 @@ class Ban:
     seconds: float
 
 
-Effect = Dial | HangUp | SendFrames | PeerAdmitted | PeerDropped | Ban | Note
+@dataclass(frozen=True, slots=True)
+class IdentityTaken:
+    """Another device, at ``address``, has this process's key and was first: this one has to end, without a word."""
+
+    address: str
+
+
+Effect = IdentityTaken | Dial | HangUp | SendFrames | PeerAdmitted | PeerDropped | Ban | Note
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,20 @@ Invariant: every part that is hashed has a fixed length, so no two different inp
 from __future__ import annotations
 
 import hashlib
+import random
 from typing import Literal
 
 from p2ptrain.wire.codec import SESSION_BYTES
 
 BOOT_BYTES = 8
 """The first bytes of every nonce of one process: what tells a restart from another meeting."""
+
+
+def new_boot(started_s: int, rng: random.Random) -> bytes:
+    """Of a process that started then, in seconds since 1970 (0 = not known): later ones sort later."""
+    if not started_s:
+        return rng.randbytes(BOOT_BYTES)
+    return (started_s & 0xFFFFFFFF).to_bytes(4) + rng.randbytes(BOOT_BYTES - 4)
 
 
 def proof_of(

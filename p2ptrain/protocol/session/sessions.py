@@ -36,27 +36,27 @@ from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId, peer_id
 from p2ptrain.protocol.machine import MessageReceived, Note
 from p2ptrain.protocol.session.abuse import BAN_S, MAX_ERRORS, AbuseTable
-from p2ptrain.protocol.session.address_book import AddressBook, Target
+from p2ptrain.protocol.session.address_book import AddressBook, Source, Target, Unanswered
 from p2ptrain.protocol.session.effects import (
     Ban,
-    Dial,
     Effect,
-    HangUp,
+    IdentityTaken,
     PeerAdmitted,
     PeerDropped,
     Received,
     SendFrames,
 )
-from p2ptrain.protocol.session.guests import MAX_GUEST_ADDRESSES, Challenge, End, Guest, Guests
-from p2ptrain.protocol.session.proofs import BOOT_BYTES, proof_of
+from p2ptrain.protocol.session.guests import Challenge, End, Guest, Guests
+from p2ptrain.protocol.session.links import Links
+from p2ptrain.protocol.session.own_addresses import OwnAddresses
+from p2ptrain.protocol.session.proofs import BOOT_BYTES, new_boot, proof_of
 from p2ptrain.protocol.session.table import Session, SessionTable
+from p2ptrain.protocol.session.twins import Twins
 from p2ptrain.protocol.session.visitors import MAX_VISITORS, Visitors
 from p2ptrain.wire import codec
-from p2ptrain.wire.addresses import canonical_address, with_port
 from p2ptrain.wire.codec import WireVersionError
 from p2ptrain.wire.messages import WIRE_VERSION, Goodbye, Hello, Lane, Message, Proof, Refused, Welcome
 
-MAX_OWN_ADDRESSES = 16
 MAX_PEERS = 512
 
 
@@ -64,6 +64,7 @@ class Sessions:
     """All remote peers of one node. Time is monotonic seconds; ``rng`` must be unpredictable outside of tests.
 
     ``is_member``: whether somebody else, the membership, finds out when this peer is gone. All others are visitors.
+    ``started_s``: seconds since 1970, by which twins are told apart; 0 = not known.
     """
 
     def __init__(
@@ -77,21 +78,22 @@ class Sessions:
         *,
         is_member: Callable[[PeerId], bool] = lambda peer: True,
         max_visitors: int = MAX_VISITORS,
+        started_s: int = 0,
     ) -> None:
         self.own_key = own_key
         self._proof_key = proof_key
         self._bulk_port = bulk_port
         self._rng = rng
         self._software = software
-        self._boot = rng.randbytes(BOOT_BYTES)
+        self._boot = new_boot(started_s, rng)
+        self._twins = Twins(self._boot)
         self._book = AddressBook(rng)
         self._guests = Guests(self._boot, rng)
         self._visitors = Visitors(is_member, max_visitors)
         self._table = SessionTable(own_key, self._boot)
         self._offences = AbuseTable()
-        self._links: dict[str, str] = {}
-        self._addresses: tuple[str, ...] = ()
-        self.readdress(addresses)
+        self._links = Links()
+        self._own = OwnAddresses(addresses)
 
     # --- what the node asks -------------------------------------------------------------------------------------------
 
@@ -113,29 +115,35 @@ class Sessions:
         session = self._table.get(key) if key else None
         return session.address if session else None
 
-    def unanswered(self) -> list[tuple[str, int]]:
-        """Addresses being dialled without an answer so far, and how often."""
-        return [(target.address, target.attempts) for target in self._book.unanswered()]
+    def unanswered(self) -> list[Unanswered]:
+        """Addresses being dialled without an answer so far."""
+        return [Unanswered(each.address, each.source, each.attempts) for each in self._book.unanswered()]
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Our own addresses as others are told them."""
+        return self._own.told
 
     def readdress(self, addresses: Iterable[str]) -> None:
-        """Our own addresses, as of now; the first 16 are told to others."""
-        self._addresses = tuple(filter(None, map(canonical_address, addresses)))
+        """Our own addresses, as of now, with their zones."""
+        self._own = OwnAddresses(addresses)
 
     def next_deadline(self) -> float:
         return min(self._book.next_deadline(), self._guests.next_deadline(), self._visitors.next_deadline())
 
     # --- what happens -------------------------------------------------------------------------------------------------
 
-    def propose(self, address: str, now: float, *, peer: PeerId | None = None, keep: bool = False) -> list[Effect]:
-        """Dial ``address``; again and again for ever with ``keep`` (the user gave it). Not if ``peer`` is admitted."""
-        where = canonical_address(address)
-        if where is None or where in self._addresses:
-            return []
-        target = self._book.propose(where, now, keep=keep, in_use=self._table.routes())
+    def propose(self, address: str, now: float, *, source: Source = "peer", peer: PeerId | None = None) -> list[Effect]:
+        """Dial what ``source`` named, for as long as its kind is worth it. Not if ``peer`` is admitted."""
         key = self._table.key_of(peer) if peer else None
-        if target and key:
-            target.open(key)
-        return self._with_hang_ups(self._dial(target, now) if target and not key else [])
+        effects: list[Effect] = []
+        for way in self._own.ways_to(address):
+            target = self._book.propose(way, now, source=source, in_use=self._table.routes())
+            if target and key:
+                target.open(key)
+            elif target:
+                effects += self._dial(target, now)
+        return self._with_hang_ups(effects)
 
     def send(self, peer: PeerId, message: Message, job: str, epoch: int, now: float) -> list[Effect]:
         """Nothing if ``peer`` is not admitted."""
@@ -200,8 +208,8 @@ class Sessions:
         if not target.nonce:
             target.nonce = self._boot + self._rng.randbytes(16 - BOOT_BYTES)
         self._book.dialled(target, now)
-        hello = Hello(target.nonce, self._addresses[:MAX_OWN_ADDRESSES], self._bulk_port, self._software)
-        return [*self._link(target.address), SendFrames(target.address, "control", codec.encode(hello))]
+        hello = Hello(target.nonce, self._own.told, self._bulk_port, self._software)
+        return [*self._links.link(target.address), SendFrames(target.address, "control", codec.encode(hello))]
 
     def _welcome(self, key: bytes, welcome: Welcome, now: float) -> list[Effect]:
         target = self._book.dialled_with(welcome.echo)
@@ -210,7 +218,7 @@ class Sessions:
         expected = proof_of("welcome", self._proof_key, key, self.own_key, welcome.nonce, welcome.echo)
         if not hmac.compare_digest(expected, welcome.proof):
             raise RemoteError("proof", f"{target.address} does not hold the code of this group")
-        end = End(welcome.nonce, self._dialable(welcome.addresses), welcome.bulk_port, welcome.software)
+        end = End(welcome.nonce, self._own.dialable(welcome.addresses), welcome.bulk_port, welcome.software)
         session, effects, admitted = self._admit(key, end, target.address, now)
         target.open(key)
         proof = Proof(welcome.nonce, proof_of("proof", self._proof_key, self.own_key, key, welcome.echo, welcome.nonce))
@@ -224,7 +232,10 @@ class Sessions:
         if key == self.own_key:
             return self._met_ourselves(hello, now)
         self._offences.check_hello(key, now)
-        end = End(hello.nonce, self._dialable(hello.addresses), hello.bulk_port, hello.software)
+        if (known := self._table.get(key)) and hello.addresses:
+            present = known.end.boot, known.address
+            self._twins.check(key, hello.nonce[:BOOT_BYTES], hello.addresses[0], present, now)
+        end = End(hello.nonce, self._own.dialable(hello.addresses), hello.bulk_port, hello.software)
         if version != WIRE_VERSION:
             return self._refuse(key, end, version, now)
         if self._table.has_left(key, end.boot):
@@ -243,9 +254,9 @@ class Sessions:
             for address in [session.address] if session and settled else guest.addresses:
                 nonce = self._guests.challenge(Challenge(key, address, their_nonce))
                 proof = proof_of("welcome", self._proof_key, self.own_key, key, nonce, their_nonce)
-                own = self._addresses[:MAX_OWN_ADDRESSES]
+                own = self._own.told
                 welcome = Welcome(nonce, their_nonce, proof, own, self._bulk_port, self._software)
-                effects += [*self._link(address), SendFrames(address, "control", codec.encode(welcome))]
+                effects += [*self._links.link(address), SendFrames(address, "control", codec.encode(welcome))]
         return effects
 
     def _proof(self, key: bytes, proof: Proof, now: float) -> list[Effect]:
@@ -267,7 +278,7 @@ class Sessions:
         text = f"this peer speaks wire version {WIRE_VERSION} ({self._software}), yours is {version}"
         frames = codec.encode(Refused(text[:256], WIRE_VERSION))
         for address in end.addresses:
-            note += [*self._link(address), SendFrames(address, "control", frames)]
+            note += [*self._links.link(address), SendFrames(address, "control", frames)]
         return note
 
     def _refused(self, key: bytes, refused: Refused, now: float) -> list[Effect]:
@@ -279,11 +290,14 @@ class Sessions:
     def _met_ourselves(self, hello: Hello, now: float) -> list[Effect]:
         """An address that leads back to this node; or a copy of our key file runs somewhere."""
         self.refused["self"] += 1
-        if hello.nonce[:BOOT_BYTES] != self._boot:
-            if not self._offences.may_note("identity-used-twice", "", now):
-                return []
+        if (boot := hello.nonce[:BOOT_BYTES]) != self._boot:
             where = hello.addresses[0] if hello.addresses else "?"
-            return [Note("identity-used-twice", (("peer", peer_id(self.own_key)), ("address", where)))]
+            effects: list[Effect] = [IdentityTaken(where)] if self._twins.is_ours_taken(boot, now) else []
+            for address in self._own.dialable(hello.addresses):  # so that it hears of us, too
+                effects += self.propose(address, now)
+            if self._offences.may_note("identity-used-twice", "", now):
+                effects.append(Note("identity-used-twice", (("peer", peer_id(self.own_key)), ("address", where))))
+            return effects
         self._book.found_ourselves(hello.nonce)
         return []
 
@@ -294,12 +308,14 @@ class Sessions:
         session = self._table.get(key)
         if session and session.end.boot == end.boot:
             return session, [], []  # the same session; a spare address of it
+        if session:
+            self._twins.followed(key, session.end.boot, now)
         effects = self._end(key, "restarted") if session else self._make_room(now)
         self._guests.forget_nonces(key, end.boot)
         session = self._table.open(key, end, address)
         self._visitors.admitted(key, now)
         admitted = PeerAdmitted(session.peer, key, address, end.software)
-        return session, [*effects, *self._link(address, end.bulk_port)], [admitted]
+        return session, [*effects, *self._links.link(address, end.bulk_port)], [admitted]
 
     def _make_room(self, now: float) -> list[Effect]:
         """For one more session. Raises ``RemoteError`` if the members alone are as many as can be."""
@@ -339,8 +355,7 @@ class Sessions:
         self._visitors.gone(key)
         if session.address in self._table.routes():
             return [PeerDropped(session.peer, reason)]
-        self._links.pop(session.address, None)
-        return [PeerDropped(session.peer, reason), HangUp(session.address)]
+        return [PeerDropped(session.peer, reason), self._links.hang_up(session.address)]
 
     def _count(self, key: bytes, error: RemoteError, now: float) -> list[Effect]:
         """Count an error of ``key``'s, note it now and then, and ban the key after too many."""
@@ -362,27 +377,10 @@ class Sessions:
 
     # --- bounded tables -----------------------------------------------------------------------------------------------
 
-    def _link(self, address: str, bulk_port: int = 0) -> list[Effect]:
-        """Dial what is not linked yet."""
-        bulk_address = with_port(address, bulk_port) if bulk_port else self._links.get(address, "")
-        if self._links.get(address) == bulk_address:
-            return []
-        self._links[address] = bulk_address
-        return [Dial(address, bulk_address)]
-
     def _with_hang_ups(self, effects: list[Effect]) -> list[Effect]:
         """Hang up what nobody needs any more: spare addresses, guests that left, addresses that were forgotten."""
         needed = {target.address for target in self._book.unanswered() if target.nonce} | self._table.routes()
-        needed |= self._guests.addresses()
-        unneeded = [address for address in self._links if address not in needed]
-        for address in unneeded:
-            del self._links[address]
-        return [*effects, *map(HangUp, unneeded)]
-
-    def _dialable(self, addresses: Sequence[str]) -> tuple[str, ...]:
-        """Those that make sense, without our own (two hosts may have the same address on a container bridge)."""
-        made = filter(None, map(canonical_address, addresses))
-        return tuple(address for address in made if address not in self._addresses)[:MAX_GUEST_ADDRESSES]
+        return [*effects, *self._links.hang_ups(needed | self._guests.addresses())]
 
     def _note_one_way(self, key: bytes, guest: Guest, now: float) -> list[Effect]:
         """They reach us and we don't reach them: a firewall, or addresses that are not theirs from here."""

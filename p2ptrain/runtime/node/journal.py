@@ -1,13 +1,14 @@
 """What happened, as JSON lines: appended, bounded in size, and readable by a person.
 
-Invariant: writing a line never raises and never blocks for a sync; a line that can't be written is counted in ``lost``,
-and every line that can be read back is whole. A file that ends in half a line (a kill, a full disk) gets a line break
-before the next one, and readers skip what is no line. At ``max_bytes`` the file becomes ``journal.old.jsonl``, in place
-of the one before.
+Invariant: writing a line never raises and, ``aside``, never waits for the disk; a line that can't be written is counted
+in ``lost``, a line after it says how many, and every line that can be read back is whole. A file that ends in half a
+line (a kill, a full disk) gets a line break before the next one, and readers skip what is no line. At ``max_bytes`` the
+file becomes ``journal.old.jsonl``, in place of the one before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2ptrain.protocol.machine import Note
+from p2ptrain.runtime.outlet import Outlet
 
 Value = str | int | float | bool | None
 _MAX_TEXT = 2000
@@ -34,7 +36,10 @@ class Line:
 
 
 class Journal:
-    """Appends to ``path``; without one it only keeps the tail in memory. ``on_line`` hears every line written."""
+    """Appends to ``path``; without one it only keeps the tail in memory. ``on_line`` hears every line written.
+
+    ``aside``: a thread does the appending, until ``close``.
+    """
 
     def __init__(
         self,
@@ -42,6 +47,7 @@ class Journal:
         *,
         max_bytes: int = 4 << 20,
         tail_lines: int = 500,
+        aside: bool = False,
         on_line: Callable[[Line], None] | None = None,
     ) -> None:
         self._path = path
@@ -51,8 +57,8 @@ class Journal:
         self._fd = -1
         self._size = 0
         self._torn = False
-        self.lost = 0
-        """Lines that are in no file, because it could not be written."""
+        self._lost = self._told_lost = 0
+        self._outlet = Outlet("journal") if aside and path is not None else None
         if path is not None:
             self._tail.extend(read(path))
             try:
@@ -65,14 +71,22 @@ class Journal:
         """Append a line."""
         line = Line(at, kind, {name: _plain(value) for name, value in list(fields.items())[:_MAX_FIELDS]})
         self._tail.append(line)
-        if self._path is not None:
+        if self._outlet is not None:
+            self._outlet.put(lambda: self._append_line(line))
+        elif self._path is not None:
             try:
-                self._append(encode(line))
+                self._append_line(line)
             except OSError:
-                self.lost += 1
+                self._lost += 1
         if self._on_line is not None:
-            self._on_line(line)
+            with contextlib.suppress(OSError, ValueError):  # whoever hears it may print it where nothing can be printed
+                self._on_line(line)
         return line
+
+    @property
+    def lost(self) -> int:
+        """Lines that are in no file, because it could not be written."""
+        return self._lost + (self._outlet.lost if self._outlet else 0)
 
     def note(self, at: float, note: Note) -> Line:
         """Append what a state machine or the store has to say."""
@@ -84,6 +98,15 @@ class Journal:
         return lines if num_lines is None else lines[len(lines) - min(num_lines, len(lines)) :]
 
     def close(self) -> None:
+        if self._outlet is not None:
+            outlet, self._outlet = self._outlet, None
+            written = outlet.close()
+            self._lost += outlet.lost
+            if not written:
+                return  # the disk hangs: the file is the thread's for good
+        self._close_file()
+
+    def _close_file(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -93,6 +116,13 @@ class Journal:
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._size = os.fstat(self._fd).st_size
         self._torn = self._size > 0 and os.pread(self._fd, 1, self._size - 1) != b"\n"
+
+    def _append_line(self, line: Line) -> None:
+        self._append(encode(line))
+        missing = self.lost - self._told_lost
+        if missing > 0 and not self._torn:
+            self._told_lost += missing
+            self._append(encode(Line(line.time, "lines-lost", {"lines": missing})))
 
     def _append(self, data: bytes) -> None:
         if self._fd < 0:
@@ -105,12 +135,12 @@ class Journal:
         self._size += num_bytes
         self._torn = num_bytes < len(data)
         if self._torn:
-            self.lost += 1
+            self._lost += 1
 
     def _rotate(self) -> None:
         assert self._path is not None
         os.replace(self._path, old_path(self._path))
-        self.close()
+        self._close_file()
         self._open()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from typing import Any
 
 from p2ptrain.core.effects import Effects
 from p2ptrain.errors import UserError
+from p2ptrain.net.asking import Asking
 from p2ptrain.net.discovery import Discovery, resolve
 from p2ptrain.net.interfaces import usable_addresses
 from p2ptrain.net.keys import Group, Identity
@@ -25,13 +27,16 @@ from p2ptrain.net.limits import raise_open_files
 from p2ptrain.net.transport import Transport
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.machine import Note
+from p2ptrain.protocol.session.address_book import Source
 from p2ptrain.protocol.session.effects import Ban, Dial, HangUp, SendFrames
 from p2ptrain.runtime.node.journal import Journal
+from p2ptrain.runtime.node.path_watch import PathWatch
 from p2ptrain.runtime.peer.core import Core
 from p2ptrain.wire.addresses import make_address
 from p2ptrain.wire.messages import Lane
 
 ADDRESS_CHECK_S = 10.0
+ASK_CHECK_S = 1.0
 RESOLVE_S = 60.0
 MAX_SLEEP_S = 1.0
 
@@ -70,6 +75,7 @@ class Node:
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk")
         self._thought = ThreadPoolExecutor(max_workers=1, thread_name_prefix="thought")
         self._tasks: set[asyncio.Future[Any]] = set()
+        self._paths = PathWatch(self.note)
         self._wake = asyncio.Event()
         self._wakes_at = 0.0
         """When the clock looks at the core by itself."""
@@ -94,13 +100,20 @@ class Node:
         await self.transport.start()
         self._addresses = self.addresses()
         self.core = self.make_core()
+        self._tell_loopback(self._hosts_found())
         for host, port in endpoints:
             self._spawn(self._dial_given(host, port))
         if self.network.discover:
             self.discovery = Discovery(
-                self.group.tag, self.transport.port, self._hosts_found(), self._proposed, announce=self.announces
+                self.group.tag,
+                self.transport.port,
+                self._hosts_found(),
+                lambda address: self._proposed(address, "mdns"),
+                announce=self.announces,
+                on_status=self._discovery_says,
             )
             self.discovery.start()
+            self._spawn(self._ask_again(self.discovery))
         self._spawn(self._run_clock())
         self._spawn(self._watch_addresses())
 
@@ -134,10 +147,15 @@ class Node:
 
     def note(self, note: Note) -> None:
         self.journal.note(time.time(), note)
+        if (address := self._paths.heard(note)) is not None:
+            self._spawn(self._paths.look(address))
 
     def addresses(self) -> tuple[str, ...]:
         """Every address at which others may reach this node."""
-        return tuple(make_address(host, self.transport.port) for host in self._hosts_found())[:16]
+        return self._reached_at(self._hosts_found())
+
+    def _reached_at(self, hosts: Sequence[str]) -> tuple[str, ...]:
+        return tuple(make_address(host, self.transport.port) for host in hosts)
 
     def feed(self, event: Callable[[float], Effects]) -> None:
         """Something happened: tell the core, and do what it says."""
@@ -240,18 +258,34 @@ class Node:
         if core is not None:
             self.feed(lambda now: core.frames_received(lane, sender_key, frames, now))
 
-    def _proposed(self, address: str) -> None:
+    def _proposed(self, address: str, source: Source) -> None:
         core = self.core
         if core is not None:
-            self.feed(lambda now: core.propose(address, now))
+            self.feed(lambda now: core.propose(address, now, source))
+
+    def _discovery_says(self, status: str) -> None:
+        """mDNS works, or does not any more."""
+        failed = status.startswith("failed")
+        self._tell_trouble("mDNS", status if failed else "")
+        if not failed:
+            self.note(Note("discovery", (("status", status),)))
+
+    async def _ask_again(self, discovery: Discovery) -> None:
+        """One question at the start is not enough: networks come late, and go."""
+        asking = Asking(self.now(), self.rng)
+        while (core := self.core) is not None:
+            await asyncio.sleep(ASK_CHECK_S)
+            if asking.is_due(core.num_missing(), self.now()):
+                discovery.ask_again()
 
     async def _dial_given(self, host: str, port: int) -> None:
         """A name that the user gave may be unknown for now, or lead elsewhere later."""
         core = self.core
         while core is not None:
-            for address in await resolve(host, port):
-                self.carry_out(core.propose(address, self.now(), keep=True))
-            self._wake.set()
+            found = await resolve(host, port)
+            self._tell_trouble(f"--peer {host}:{port}", "" if found else "is a name that nobody knows here")
+            for address in found:
+                self._proposed(address, "given")
             await asyncio.sleep(RESOLVE_S)
 
     async def _run_clock(self) -> None:
@@ -274,26 +308,59 @@ class Node:
         while True:
             await asyncio.sleep(ADDRESS_CHECK_S)
             try:
-                addresses = await asyncio.to_thread(self.addresses)
+                hosts = await asyncio.to_thread(self._hosts_found)
             except OSError:
                 continue  # no file left to ask the system with: those known are as good as any
+            self._tell_loopback(hosts)
+            if hosts and self.network.interfaces and (why := self.transport.listen_on(hosts)):
+                self._tell_trouble("--interface", why)
+            elif self.network.interfaces and not hosts:
+                self._tell_trouble("--interface", f"{' '.join(self.network.interfaces)} has no address now")
+            else:
+                self._tell_trouble("--interface", "")
+            addresses = self._reached_at(hosts)
             if addresses != self._addresses:
                 self._addresses = addresses
+                self.note(Note("addresses", (("addresses", " ".join(addresses)),)))
                 self.addresses_changed(addresses)
+                if self.discovery is not None:
+                    self.discovery.readdress(hosts)
 
     def _socket_refused(self, address: str, why: str) -> None:
         self.note(Note("socket-refused", (("address", address), ("why", why))))
 
+    def _tell_loopback(self, hosts: Sequence[str]) -> None:
+        """Without a network nobody outside this device can be met, unless that is what was asked for."""
+        outside = [host for host in hosts if not ipaddress.ip_address(host).is_loopback]
+        alone = not outside and not self.network.interfaces
+        self._tell_trouble("this device", "has no network: only peers on it can be met" if alone else "")
+
+    def _tell_trouble(self, source: str, why: str) -> None:
+        """``why`` is "" when there is none any more."""
+        core = self.core
+        if core is None or core.troubles.get(source, "") == why:
+            return
+        core.troubles.pop(source, None)
+        if why:
+            core.troubles[source] = why
+            self.note(Note("finding-trouble", (("source", source), ("why", why))))
+        else:
+            self.note(Note("finding-works", (("source", source),)))
+
     def addresses_changed(self, addresses: tuple[str, ...]) -> None:
         """Tell the core."""
+        if self.core is not None:
+            self.core.sessions.readdress(addresses)
 
     # --- interfaces ---
 
     def _hosts(self) -> Sequence[str]:
-        return self._hosts_found() if self.network.interfaces else ("*",)
+        if not self.network.interfaces:
+            return ("*",)
+        return tuple(each.address for each in usable_addresses(self.network.interfaces))
 
     def _hosts_found(self) -> tuple[str, ...]:
-        return tuple(each.address for each in usable_addresses(self.network.interfaces))
+        return tuple(each.address for each in usable_addresses(self.network.interfaces, strict=False))
 
 
 def parse_endpoint(text: str) -> tuple[str, int]:

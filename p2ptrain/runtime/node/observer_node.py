@@ -16,7 +16,7 @@ from typing import Any
 from p2ptrain.config import Job
 from p2ptrain.core.effects import AbandonBlob, BlobArrived, BlobLost, Effects, VerifyBlob
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import JobError, RemoteError, UserError
+from p2ptrain.errors import JobError, NobodyError, RemoteError, UserError
 from p2ptrain.ids import BlobId, PeerId, peer_id
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import read_plan
@@ -265,7 +265,7 @@ class ObserverNode(Node):
             raise self.failure
 
     async def look_around(self, wait_s: float, need_job: bool = False) -> None:
-        """Until everyone that is alive has been heard of. Raises ``UserError`` when nobody answers."""
+        """Until everyone that is alive has been heard of. Raises ``NobodyError``."""
         observer, start = self.observer, self.now()
         while self.now() < start + wait_s:
             await self._pause(0.05)
@@ -274,8 +274,9 @@ class ObserverNode(Node):
             if heard and settled and not (need_job and (observer.job is None or observer.plan() is None)):
                 return
         if not observer.answered:
-            raise UserError(
-                f"no peer of this group answered within {wait_s:g} s; is one running, with this very code? "
+            tried = f" ({finding})" if (finding := observer.finding()) else ""
+            raise NobodyError(
+                f"no peer of this group answered within {wait_s:g} s{tried}; is one running, with this very code? "
                 "`p2ptrain doctor` tells what this device sees; --peer HOST:PORT reaches one without discovery"
             )
 

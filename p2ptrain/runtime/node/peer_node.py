@@ -9,7 +9,6 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,54 +17,40 @@ from p2ptrain.core import commands as c
 from p2ptrain.core.effects import JobDone, JobReceived, RestartTrainer, StartTrainer, ToTrainer, TrainerLost, Unusable
 from p2ptrain.core.peer_config import PeerConfig, Resume
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import RemoteError, UserError
-from p2ptrain.ids import BlobId
+from p2ptrain.errors import P2PTrainError, RemoteError, UserError
+from p2ptrain.ids import BlobId, JobId
 from p2ptrain.modes.registry import read_plan
-from p2ptrain.net.keys import Group, Identity
+from p2ptrain.net.keys import IDENTITY_FILE, Group, Identity
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.protocol.machine import Note
+from p2ptrain.protocol.session.effects import IdentityTaken
+from p2ptrain.runtime.model_writer import Request, keep_model
 from p2ptrain.runtime.node.disk_work import DiskWork
+from p2ptrain.runtime.node.group_job import JOB_WAIT_S, superseded, wait_for_kept
 from p2ptrain.runtime.node.handover import Handover
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import NetworkConfig, Node
+from p2ptrain.runtime.node.peer_options import PeerOptions
 from p2ptrain.runtime.peer.peer import Peer
+from p2ptrain.runtime.store.kept import MODEL
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.runtime.trainer.process import TrainerProcess
+from p2ptrain.runtime.trainer.watch import LOOK_S, TrainerWatch
 from p2ptrain.version import SOFTWARE
 from p2ptrain.wire.messages import SnapshotRef
 
 GOODBYE_S = 0.3
 HANDOVER_S = 10.0
+WRITE_S = 30.0
+"""So long who leaves waits for the model that is being written."""
+QUIET_S = 10.0
+"""Who is done goes when nobody has wanted anything for so long: the others write the model too."""
 TRAFFIC_S = 1.0
 TRAINER_AGAIN_S = 5.0
 """After the system had no process for a new trainer, until that counts as one more failure."""
 BLOCK_TIMES = "block-times.json"
 """In the state directory: what the blocks of models took on this device."""
-
-
-@dataclass(frozen=True, slots=True)
-class PeerOptions:
-    """What the person at this device asked for."""
-
-    data: str
-    name: str
-    job: Job | None = None
-    init: Path | None = None
-    """The checkpoint that the job names by its hash."""
-    shard: str = ""
-    dirichlet: float = 0.0
-    classes: tuple[str, ...] = ()
-    """Train only on samples of these classes, and wish for them."""
-    flops_per_s: float = 0.0
-    memory_bytes: int = 0
-    link_bytes_per_s: float = 0.0
-    """What this device can send and receive; 0 = not known."""
-    num_threads: int = 1
-    device: str = "cpu"
-    allow_user_code: str = ""
-    linger_s: float = 600.0
-    """How long to go on serving after the job is done."""
 
 
 class PeerNode(Node):
@@ -79,21 +64,37 @@ class PeerNode(Node):
         options: PeerOptions,
         state: StateDir,
         journal: Journal,
+        *,
+        job_wait_s: float = JOB_WAIT_S,
     ) -> None:
+        """``job_wait_s``: so long the group may tell its job before the one that is kept here is taken."""
         super().__init__(identity, group, network, journal)
         self.options = options
         self.state = state
         self.trainer: TrainerProcess | None = None
+        self.superseded_by: JobId | None = None
+        """The group's job, for which this peer has left its own: it is to be started again."""
+        self._job_wait_s = job_wait_s
         self._peer: Peer | None = None
         self._configuration: c.Configure | None = None
         self._disk_work: DiskWork | None = None
         """From when the job is known."""
         self._handover: Handover | None = None
+        self._watch: TrainerWatch | None = None
+        """Over the trainer, while it should move."""
+        self._is_twin = False
+        """Another device goes on under this one's identity: nothing may be said under it."""
         self._lingering: asyncio.Future[Any] | None = None
+        self._writing: asyncio.Future[Any] | None = None
+        """Of the assembled model."""
+        self._served_at = 0.0
+        self._lost: P2PTrainError | None = None
+        """Why the trainer was given up."""
         self._handlers: dict[type, Callable[[Any], object]] = {
             ToTrainer: self._to_trainer,
             JobReceived: lambda effect: self._open_job(effect.job),
             Unusable: lambda effect: self._failed(UserError(effect.reason)),
+            IdentityTaken: self._identity_taken,
             StartTrainer: self._first_start,
             RestartTrainer: lambda effect: self._spawn(self._start_trainer()),
             TrainerLost: self._trainer_lost,
@@ -112,7 +113,7 @@ class PeerNode(Node):
             bulk_port=self.transport.bulk_port,
             name=options.name,
             software=SOFTWARE,
-            flops_per_s=options.flops_per_s,
+            flops_per_s=options.flops_per_s or 0.0,
             memory_bytes=options.memory_bytes,
             link_bytes_per_s=options.link_bytes_per_s,
             wishes=options.classes,
@@ -126,18 +127,25 @@ class PeerNode(Node):
         for peer, addresses in self.state.load_addresses().items():
             for address in addresses:
                 if peer != self.identity.peer:
-                    self._proposed(address)
+                    self._proposed(address, "remembered")
         for note in self.state.take_notes():
             self.note(note)
         if self.options.job is not None:
             self._open_job(self.options.job)
+        elif self._peer is not None:
+            self._spawn(self._take_kept_job())
+            self._spawn(self._follow_group(self._peer))
         self._spawn(self._report_traffic())
+        self._spawn(self._watch_trainer())
 
     async def leave(self) -> None:
         """Hand over what is held, say goodbye. Call before ``close``."""
         peer = self._peer
-        if peer is None:
+        if peer is None or self._is_twin:
             return
+        if self._writing is not None and not self._writing.done():
+            self.note(Note("model-awaited"))
+            await asyncio.wait([self._writing], timeout=WRITE_S)
         if self.trainer is not None and peer.role is not None and peer.membership.alive():
             handover = self._handover = Handover()
             if not peer.role.hands_over:
@@ -150,6 +158,7 @@ class PeerNode(Node):
                 await asyncio.wait_for(handover.done(peer.role.replicas.replication), HANDOVER_S)
             except TimeoutError:
                 self.note(Note("handover-incomplete", (("waited_s", HANDOVER_S),)))
+        self.failure = self.failure or self._lost
         self.feed(peer.leave)
         await asyncio.gather(asyncio.sleep(GOODBYE_S), self._stop_trainer())
 
@@ -161,6 +170,19 @@ class PeerNode(Node):
 
     # --- job ---
 
+    async def _take_kept_job(self) -> None:
+        """Nobody tells the job: then it is the one that this group had here last."""
+        kept = await wait_for_kept(self.state.path, self.group.tag, self._job_wait_s, self.options.allow_user_code)
+        if kept is not None and self._disk_work is None:
+            self.note(Note("job-kept", (("job", kept.job.id), ("name", kept.job.name), ("round", kept.round))))
+            self._open_job(kept.job)
+
+    async def _follow_group(self, peer: Peer) -> None:
+        theirs = await superseded(peer, self.now)
+        self.note(Note("job-left", (("ours", peer.job_id), ("theirs", theirs))))
+        self.superseded_by = theirs
+        self.finish()
+
     def _open_job(self, job: Job) -> None:
         peer = self._peer
         if peer is None or self._disk_work is not None:
@@ -169,15 +191,14 @@ class PeerNode(Node):
         disk = self._disk_work = DiskWork(self, peer, store, self.state, self._snapshot_saved)
         self._handlers |= disk.handlers
         store.set_job(job.to_json())
+        self.state.save_job(self.group.tag, job.id)
         if self.options.init is not None:
             try:
-                store.put(self.options.init.read_bytes())
+                store.put(Path(self.options.init).read_bytes())
             except OSError as error:
                 raise UserError(
                     f"{self.options.init}: can't be read ({error.strerror or error}); the job file names it"
                 ) from None
-        if job.model.init:
-            store.protect("init", [BlobId(job.model.init)])
         manifest = store.manifest
         plan: Plan | None = None
         if manifest.plan:
@@ -203,6 +224,7 @@ class PeerNode(Node):
             classes=options.classes,
             num_threads=options.num_threads,
             device=options.device,
+            strict=options.strict,
             allow_user_code=bool(options.allow_user_code) or options.job is not None,
             cache=str(self.state.path / BLOCK_TIMES),
             spool=str(store.blobs.spool),
@@ -216,6 +238,7 @@ class PeerNode(Node):
             self._spawn(self._start_trainer())
 
     async def _stop_trainer(self) -> None:
+        self._watch = None
         if self.trainer is not None:
             await self.trainer.stop()
 
@@ -232,11 +255,30 @@ class PeerNode(Node):
             await asyncio.sleep(TRAINER_AGAIN_S)
             self._trainer_said(c.TrainerFailed(str(error), user_error=False))
             return
+        self._watch = TrainerWatch(self.now())
         self.trainer.send(self._configuration)
+
+    async def _watch_trainer(self) -> None:
+        """One that hangs is ended, and is a trainer lost like any other."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            peer, watch, trainer = self._peer, self._watch, self.trainer
+            if peer is None or watch is None or trainer is None:
+                continue
+            silence = watch.look(trainer.cpu_s(), self.now())
+            told = silence if silence is not None and silence.silent_s >= silence.limit_s / 2 else None
+            peer.trainer_waits = f"{told}; it is ended after {told.limit_s:.0f} s" if told else ""
+            if silence is not None and silence.hangs:
+                self.note(Note("trainer-hangs", (("what", str(silence)),)))
+                peer.trainer_waits = ""
+                await self._stop_trainer()
+                self._trainer_said(c.TrainerFailed(f"{silence}: it hangs, and was ended", user_error=False))
 
     # --- effects ---
 
     def carry_out_other(self, effect: object) -> None:
+        if isinstance(effect, ReadChunk):
+            self._served_at = self.now()
         self._handlers[type(effect)](effect)
 
     def _work_out(self, effect: PlanWork[Plan]) -> None:
@@ -255,6 +297,12 @@ class PeerNode(Node):
             self.trainer.send(command)
 
     def _trainer_said(self, event: object) -> None:
+        if self._watch is not None:
+            self._watch.heard(event.doing if isinstance(event, c.Beat) else None)
+        if isinstance(event, c.Beat):
+            return
+        if isinstance(event, c.TrainerFailed):
+            self._watch = None
         peer, disk, handover = self._peer, self._disk_work, self._handover
         if peer is None or disk is None:
             return
@@ -281,21 +329,56 @@ class PeerNode(Node):
 
     # --- the end ---
 
+    def _identity_taken(self, effect: IdentityTaken) -> None:
+        self._is_twin = True
+        where = effect.address.removeprefix("tcp://")
+        self._failed(
+            UserError(
+                f"another device, at {where}, runs a peer with the same identity and was started first (was the state "
+                f"directory copied?): delete {self.state.path / IDENTITY_FILE} on this device, and start again"
+            )
+        )
+
     def _trainer_lost(self, effect: TrainerLost) -> None:
         if effect.user_error:
             self._failed(UserError(effect.detail))
-        # else: the node lives on, keeps what it has of others, and says in its status what happened
+        else:  # the node lives on, keeps what it has of others, says in its status what happened, and when it ends
+            self._lost = P2PTrainError(f"nothing more could be trained on this device: {effect.detail}")
 
     def _start_lingering(self) -> None:
         """A peer may be done more than once: a later plan can give it work again."""
-        if self._lingering is not None:
-            self._lingering.cancel()
+        for task in (self._lingering, self._writing):
+            if task is not None:
+                task.cancel()
         self._lingering = self._spawn(self._linger())
 
     async def _linger(self) -> None:
+        """Write the model, then serve whoever wants something, for as long as was asked for."""
+        self._served_at = self.now()
+        if self.options.keep_model:
+            self._writing = self._spawn(self._write_model())
+            await asyncio.wait([self._writing])
         await asyncio.sleep(self.options.linger_s)
-        if self._peer is not None and self._peer.records.own.phase == "done":
+        peer = self._peer
+        while peer is not None and peer.group.alive() and (quiet_s := self.now() - self._served_at) < QUIET_S:
+            await asyncio.sleep(QUIET_S - quiet_s)
+        if peer is not None and peer.records.own.phase == "done":
             self.finish()
+
+    async def _write_model(self) -> None:
+        peer, options = self._peer, self.options
+        if peer is None or not peer.job_id:
+            return
+        request = Request(
+            code=str(self.group),
+            job=peer.job_id,
+            kept=str((self.state.path / peer.job_id / MODEL).absolute()),
+            out=str(Path(options.out).expanduser().absolute()) if options.out else "",
+            peers=tuple(address.removeprefix("tcp://") for address in self.addresses()[:1]),
+            interfaces=self.network.interfaces,
+            allow_user_code=options.allow_user_code or (options.job.model.name if options.job is not None else ""),
+        )
+        await keep_model(request, options.num_threads or 1, self.note)
 
     async def _report_traffic(self) -> None:
         peer = self._peer

@@ -17,10 +17,15 @@ from p2ptrain.ids import BlobId, PeerId, peer_id
 from p2ptrain.protocol.blobs.fetching import TransferConfig
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import FetchCompleted, FetchFailed, Transfers
-from p2ptrain.protocol.machine import NEVER, Send
-from p2ptrain.protocol.session.sessions import Sessions
+from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.protocol.session.address_book import Source
+from p2ptrain.protocol.session.sessions import MAX_PEERS, Sessions
 from p2ptrain.protocol.session.visitors import MAX_VISITORS
+from p2ptrain.runtime.peer.waiting import finding_words
 from p2ptrain.wire.messages import EPOCH_BOUND, JOB_BOUND, Chunk, Fetch, FetchRefused, Lane
+
+ASKED_OFTEN = 5
+"""Questions for the same thing come a second apart."""
 
 
 class Core:
@@ -38,14 +43,26 @@ class Core:
         *,
         is_member: Callable[[PeerId], bool] = lambda peer: True,
         max_visitors: int = MAX_VISITORS,
+        started_s: int = 0,
     ) -> None:
         self.own_id: PeerId = peer_id(own_key)
         self.sessions = Sessions(
-            own_key, proof_key, addresses, bulk_port, rng, software, is_member=is_member, max_visitors=max_visitors
+            own_key,
+            proof_key,
+            addresses,
+            bulk_port,
+            rng,
+            software,
+            is_member=is_member,
+            max_visitors=max_visitors,
+            started_s=started_s,
         )
         self.transfers = Transfers(transfers)
         self.refused: Counter[str] = Counter()
         """Messages of admitted peers that were not acted upon, by reason; see also ``sessions.refused``."""
+        self._num_asked: Counter[PeerId] = Counter()
+        self.troubles: dict[str, str] = {}
+        """Sources of addresses that find nothing, by what people call them, and why. The node keeps it true."""
         self._handlers: dict[type, Handler] = {
             Send: self._send,
             FetchCompleted: lambda effect, now: [VerifyBlob(effect.blob)],
@@ -66,11 +83,19 @@ class Core:
     def epoch(self) -> int:
         return 0
 
+    def num_missing(self) -> int:
+        """How many others this node would like to find; discovery asks more often while there are any."""
+        return int(not self.sessions.peers())
+
+    def finding(self) -> str:
+        """What came of looking for others, for people."""
+        return finding_words(self.sessions.unanswered(), self.troubles)
+
     # --- what the node calls ---
 
-    def propose(self, address: str, now: float, *, keep: bool = False) -> Effects:
+    def propose(self, address: str, now: float, source: Source = "peer") -> Effects:
         """Discovery, the user or the store names an address."""
-        return self.run(self.sessions.propose(address, now, keep=keep), now)
+        return self.run(self.sessions.propose(address, now, source=source), now)
 
     def frames_received(self, lane: Lane, sender_key: bytes, frames: Sequence[bytes], now: float) -> Effects:
         received, effects = self.sessions.frames_received(lane, sender_key, frames, now)
@@ -122,6 +147,13 @@ class Core:
         return min(self.sessions.next_deadline(), self.transfers.next_deadline(), NEVER)
 
     # --- for subclasses ---
+
+    def asked_again(self, sender: PeerId) -> Effects:
+        """Somebody asks for what it should have by now: now and then a note, as the answers may get lost on the way."""
+        self._num_asked[sender] += 1
+        if len(self._num_asked) > MAX_PEERS:
+            self._num_asked = Counter({sender: 1})
+        return [Note("asked-again", (("peer", sender),))] if self._num_asked[sender] % ASKED_OFTEN == 0 else []
 
     def run(self, effects: Iterable[Any], now: float) -> Effects:
         """Handle what this core can handle itself; the rest, in order, is for the node."""

@@ -53,6 +53,7 @@ from p2ptrain.protocol.machine import NEVER, Machine, Note, Send
 from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
 from p2ptrain.runtime.peer.completion import Completion
 from p2ptrain.runtime.peer.core import Core
+from p2ptrain.runtime.peer.waiting import waiting_words
 from p2ptrain.wire import messages as m
 
 STATUS_INTERVAL_S = 1.0
@@ -73,6 +74,7 @@ class Peer(Core):
             rng,
             software=config.software,
             is_member=lambda peer: self.records.get(peer) is not None,
+            started_s=wall_ms // 1000,
         )
         self.config = config
         self.job: Job | None = None
@@ -88,6 +90,7 @@ class Peer(Core):
         self._next_status = now
         self._look_at = NEVER
         self._warned: set[str] = set()
+        self.trainer_waits = ""  # in words, while the trainer is silent for suspiciously long; the node keeps it true
         self._left = False
         self._init_ready = False
         self._downloads: Downloads | None = None
@@ -211,7 +214,7 @@ class Peer(Core):
     def readdressed(self, addresses: tuple[str, ...], now: float) -> Effects:
         """The device's addresses changed."""
         self.sessions.readdress(addresses)
-        return self.run(self.group.say(now, addresses=addresses), now)
+        return self.run(self.group.say(now, addresses=self.sessions.told), now)
 
     def tick(self, now: float) -> Effects:
         effects: Effects = [effect for machine in self._machines for effect in machine.tick(now)]
@@ -221,7 +224,7 @@ class Peer(Core):
             self._next_status = now + STATUS_INTERVAL_S
             effects += [*self._ask_again(now), *self._seek_init(now)]
             words = self._waiting_for(now)
-            for peer in self.group.members():
+            for peer in self.records.all():
                 words = words.replace(peer, self.group.name_of(peer))
             effects += self.group.say(now, waiting_for=words[:256])
         return super().tick(now) + self.run(effects, now)
@@ -321,7 +324,8 @@ class Peer(Core):
     # --- job and plan ---
 
     def _job_asked(self, sender: PeerId, _: m.JobRequest, now: float) -> Effects:
-        return [Send(sender, m.JobReply(data=self.job.to_json().encode()))] if self.job else []
+        reply = m.JobReply(data=self.job.to_json().encode()) if self.job else None
+        return [*self.asked_again(sender), Send(sender, reply)] if reply else []
 
     def _job_came(self, sender: PeerId, message: m.JobReply, now: float) -> Effects:
         if self.job is not None:
@@ -355,9 +359,9 @@ class Peer(Core):
         """The data are counted: from now on plans can have us."""
         if self.job is None:
             return []
-        names = [name.casefold() for name in self.job.data.classes]
-        wishes = tuple(sorted({names.index(w.casefold()) for w in self.config.wishes if w.casefold() in names}))
-        effects = self.group.say(now, counts=event.counts, wishes=wishes, max_groups=event.max_groups)
+        wishes = self.config.wished(self.job.data.classes)
+        effects: Effects = [Note("samples", (("detail", note[:400]),)) for note in event.notes]
+        effects += self.group.say(now, counts=event.counts, wishes=wishes, max_groups=event.max_groups)
         if self.agreement and self.agreement.current and self.role:  # restarted: go on, until we hear of a newer plan
             effects += self.role.plan_adopted(self.agreement.current, now)
         return effects
@@ -382,19 +386,15 @@ class Peer(Core):
         self.refused[effect.reason] += effect.count
         return []
 
+    def num_missing(self) -> int:
+        return self.group.num_missing(self.job.group.min_peers if self.job else 2)
+
     def _waiting_for(self, now: float) -> str:
         if self.job is None:
-            return "the job: nobody has told it yet" if self.membership.alive() else "a group: nobody found yet"
-        if not self._init_ready:
-            return f"the checkpoint that the job starts from ({self.job.model.init[:12]}), from any member"
-        if not self.records.own.counts:
-            return self.role.loading if self.role else ""
-        if self.agreement and self.agreement.problem:
-            return f"a plan that can be made: {self.agreement.problem}"
-        if self.agreement and (words := self.agreement.waiting_for(now)):
-            return words
-        waits = [
-            self.role.waiting_for(now) if self.role else "",
-            self.completion.waiting_for(now) if self.completion else "",
-        ]
-        return "; ".join(filter(None, waits))
+            words = "the job: nobody has told it yet" if self.membership.alive() else "a group: nobody found yet"
+        elif not self._init_ready:
+            words = f"the checkpoint that the job starts from ({self.job.model.init[:12]}), from any member"
+        else:
+            words = waiting_words(self.records.own, self.role, self.agreement, self.completion, now)
+        looking = self.finding() if words and not self.membership.alive() else ""
+        return "; ".join(filter(None, [self.trainer_waits, words, looking]))

@@ -5,10 +5,12 @@ Invariant: what was read keeps every bound below, or there is none and it is sai
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from p2ptrain.config import is_sha256
 from p2ptrain.core.replicas import NUM_OWN_SNAPSHOTS
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId
@@ -41,6 +43,14 @@ class Manifest:
 
     def blobs(self) -> frozenset[BlobId]:
         return frozenset(holding.blob for holding in (*self.snapshots, *self.replicas))
+
+    def init(self) -> frozenset[BlobId]:
+        """The checkpoint that the job starts from, if it names one: without it no peer can start again by itself."""
+        try:
+            name = json.loads(self.job)["model"]["init"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return frozenset()
+        return frozenset({BlobId(name)}) if isinstance(name, str) and is_sha256(name) else frozenset()
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

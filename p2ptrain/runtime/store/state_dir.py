@@ -1,6 +1,6 @@
 """What a peer keeps over a restart: the state directory, with a store for each job and the addresses that worked.
 
-    <state>/lock, addresses.json, <job>/ (``store``)
+    <state>/lock, addresses.json, groups.json (``kept``), <job>/ (``store``)
 
 Invariant: one peer at a time has the directory; the lock goes with its process, however that ends (a system without
 such locks has none).
@@ -8,16 +8,18 @@ such locks has none).
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 
 from p2ptrain.errors import LocalError, UserError
-from p2ptrain.ids import JobId, PeerId
+from p2ptrain.ids import GroupTag, JobId, PeerId
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime.store.blobs import Disk, storage_error
 from p2ptrain.runtime.store.json_files import json_bytes, load_json, move_aside
+from p2ptrain.runtime.store.kept import GROUPS, is_job, load_groups
 from p2ptrain.runtime.store.store import Store, StoreConfig
 
 fcntl: ModuleType | None
@@ -27,6 +29,8 @@ except ImportError:  # no such locks on this system
     fcntl = None
 
 _MAX_PEERS = 1024
+_HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_MAX_GROUPS = 256
 
 
 class StateDir:
@@ -51,13 +55,19 @@ class StateDir:
         if fcntl is not None:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
+                if error.errno not in _HELD:  # a file system without locks: only the person can see to it
+                    self._notes.append(Note("no-locks", (("where", str(self.path)),)))
+                    return self._write_pid()
                 pid = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
                 os.close(self._fd)
                 raise UserError(
                     f"{self.path}: state directory in use by another peer (pid {pid});"
                     " stop that one, or choose another directory with --state"
                 ) from None
+        self._write_pid()
+
+    def _write_pid(self) -> None:
         try:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
@@ -66,14 +76,20 @@ class StateDir:
 
     def jobs(self) -> tuple[JobId, ...]:
         """The jobs that have a directory here, the last used first."""
-        found = [path for path in self.path.iterdir() if _is_job(path.name) and path.is_dir()]
+        found = [path for path in self.path.iterdir() if is_job(path.name) and path.is_dir()]
         return tuple(JobId(path.name) for path in sorted(found, key=lambda p: (-p.stat().st_mtime, p.name)))
 
     def open_job(self, job: JobId, config: StoreConfig | None = None) -> Store:
         """The store of a job, made if there is none. Raises ``UserError``."""
-        if not _is_job(job):
+        if not is_job(job):
             raise LocalError(f"{job!r:.64} is no job id")
         return Store(self.path / job, config, self._disk)
+
+    def save_job(self, group: GroupTag, job: JobId) -> None:
+        """The job that a group has from now on, for a start without its job file. Raises ``StorageError``."""
+        groups = {tag: each for tag, each in load_groups(self.path).items() if tag != group}
+        plain = [[tag, each] for tag, each in [*groups.items(), (group, job)][-_MAX_GROUPS:]]
+        self._disk.write_file(self.path / GROUPS, json_bytes(plain))
 
     def save_addresses(self, addresses: Mapping[PeerId, Iterable[str]]) -> None:
         """Addresses that worked, of up to 1024 peers (the last given). Raises ``StorageError``."""
@@ -105,10 +121,6 @@ class StateDir:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def _is_job(name: str) -> bool:
-    return len(name) == 16 and all(c in "0123456789abcdef" for c in name)
 
 
 def _is_strings(value: object) -> bool:

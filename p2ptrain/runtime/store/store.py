@@ -62,7 +62,7 @@ class Store:
                 ephemeral_bytes=self._config.ephemeral_bytes,
                 disk=self._disk,
             )
-            for torn in path.glob("*.tmp"):
+            for torn in (*path.glob("*.tmp"), *path.glob(".*.part")):
                 torn.unlink()
             self.manifest = self._open()
         except OSError as error:
@@ -192,7 +192,8 @@ class Store:
 
     def collect(self) -> int:
         """Delete the blobs that neither the manifest names nor anybody uses; how many bytes that freed."""
-        return self.blobs.collect(self.manifest.blobs().union(self._fresh, *self._protected.values()))
+        named = self.manifest.blobs() | self.manifest.init()
+        return self.blobs.collect(named.union(self._fresh, *self._protected.values()))
 
     def close(self) -> None:
         self.blobs.close()
@@ -266,8 +267,9 @@ class Store:
         sure = manifest is not None or not why
         if manifest is None:
             manifest = load_manifest(old)[0] or Manifest()
+        named = manifest.blobs() | manifest.init()
         for blob in sorted(self.blobs.stored()):
-            if blob in manifest.blobs():
+            if blob in named:
                 if not _is_sound(self.blobs.path(blob), blob):
                     self._aside(blob, "its bytes do not have its hash")
             elif not sure:
@@ -275,7 +277,7 @@ class Store:
         manifest = self._without_missing(manifest)
         self.blobs.reserved_bytes = sum(p.stat().st_size for p in damaged.iterdir()) if damaged.is_dir() else 0
         if sure:
-            self.blobs.collect(manifest.blobs())  # written or dropped just before the end of the last run
+            self.blobs.collect(named)  # written or dropped just before the end of the last run
         return manifest
 
     def _without_missing(self, manifest: Manifest) -> Manifest:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import queue
+import select
 import signal
 import socket
 import subprocess
@@ -19,11 +21,14 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import psutil
+
 from p2ptrain.core.commands import LENGTHS, MAX_MESSAGE_BYTES, Stop, TrainerFailed, decode, encode
 from p2ptrain.errors import UserError
 from p2ptrain.learning.profiling.allocator import training_environment
 from p2ptrain.modes.registry import commands
 from p2ptrain.net.limits import ADVICE, NONE_LEFT
+from p2ptrain.runtime.outlet import Outlet
 
 STOP_TIMEOUT_S = 2.0
 
@@ -59,6 +64,8 @@ class TrainerProcess:
                     command,
                     pass_fds=(theirs.fileno(),),
                     stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,  # read for ever, so that nothing it prints can hold it up
+                    stderr=subprocess.STDOUT,
                     env=os.environ | training_environment() | parent,
                     start_new_session=True,  # a signal to the whole group (Ctrl-C, a service stopped) is the node's
                 )
@@ -67,14 +74,26 @@ class TrainerProcess:
             raise _not_started(error) from error
         loop = asyncio.get_running_loop()
         self._socket = ours
-        for work in (self._write, self._read):
+        for work in (self._write, self._read, self._relay):
             thread = threading.Thread(target=work, args=(ours, loop), name=f"trainer {work.__name__}", daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # a limit of memory or of threads
+                await self.stop()
+                raise _not_started(OSError(str(error))) from error
             self._threads.append(thread)
 
     def send(self, message: object) -> None:
         """Queue a command. The queue is bounded by the protocol: one large command is under way at a time."""
         self._outbox.put(message)
+
+    def cpu_s(self) -> float | None:
+        """Processor time that it has used so far; None where that is not known."""
+        try:
+            times = psutil.Process(self.pid).cpu_times() if self.pid else None
+        except (psutil.Error, OSError):
+            return None
+        return times.user + times.system if times else None
 
     async def stop(self) -> None:
         """Ask it to stop, wait a little, then kill it."""
@@ -115,6 +134,21 @@ class TrainerProcess:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._on_event, TrainerFailed(_why(status), user_error=False))
 
+    def _relay(self, ours: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        """A thread: what it prints goes to our stderr, or nowhere if that does not take it."""
+        assert self._process is not None and self._process.stdout is not None
+        outlet = Outlet("trainer's words", max_waiting=256)
+        with self._process.stdout as words:
+            while data := os.read(words.fileno(), 1 << 16):
+                text = data.decode("utf-8", "replace")
+                outlet.put(functools.partial(_print, text))
+        outlet.close()
+
+
+def _print(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
 
 def _not_started(error: OSError) -> UserError:
     reason = error.strerror or str(error)
@@ -142,6 +176,10 @@ class NodeLink:
 
     def send(self, message: object) -> None:
         _send(self._socket, message)
+
+    def waits_for_one(self, timeout_s: float) -> bool:
+        """Whether a command, or the end, comes within so long."""
+        return bool(select.select([self._socket], [], [], timeout_s)[0])
 
     def receive(self, block: bool) -> object | None:
         """The next command; ``None`` if none waits and ``block`` is false. ``EOFError``: the node is gone."""

@@ -21,14 +21,15 @@ from p2ptrain.config import Job, TrainingConfig
 from p2ptrain.core import commands as c
 from p2ptrain.core.worker import Setup, Worker
 from p2ptrain.errors import LocalError, UserError
-from p2ptrain.learning.data import Dataset, Split, load, open_source, select
-from p2ptrain.learning.models import build_model
+from p2ptrain.learning.data import Dataset, Split, check_learnable, load, open_source, select
+from p2ptrain.learning.models import build_model, current_names
 from p2ptrain.learning.profiling.allocator import keep_for_training
 from p2ptrain.learning.snapshots import read_init
 from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.training import DivergedError, LocalTrainer
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import mode_of
+from p2ptrain.runtime.trainer.beats import BEAT_S, Beats
 from p2ptrain.runtime.trainer.process import NodeLink, die_with_node
 
 
@@ -75,11 +76,14 @@ class Trainer:
         scores: dict[str, Tensor] | None = None
         if command.init:
             init, scores = read_init(Path(command.init))
+            names = current_names(job.model.name, init)
+            init = {names[name]: tensor for name, tensor in init.items()}
         worker = self._worker = mode.worker(Setup(job, command, data, val, init, scores, self._say))
         for event in worker.prepare():
             self._say(event)
         counts: Any = data.counts() if data is not None else [0] * len(job.data.classes)
-        self._say(c.Ready(tuple(int(n) for n in counts), worker.max_groups()))
+        notes = tuple(note for each in (data, val) if each is not None for note in each.notes)
+        self._say(c.Ready(tuple(int(n) for n in counts), worker.max_groups(), notes))
         warm_up()
 
     @staticmethod
@@ -97,7 +101,10 @@ class Trainer:
             classes=command.classes or None,
             seed=job.seed,
         )
-        return load(source, job.data, split, indices)
+        found = load(source, job.data, split, indices, strict=command.strict)
+        if split == "train":
+            check_learnable(found.y, job.data, command.data)
+        return found
 
 
 def warm_up() -> None:
@@ -115,10 +122,13 @@ def main(fd: int) -> None:
     keep_for_training()
     np.seterr(all="ignore")
     link = NodeLink(fd)
-    trainer = Trainer(link.send)
+    trainer, beats = Trainer(link.send), Beats(link.send)
     try:
         while not trainer.stopped:
+            if not trainer.busy and not link.waits_for_one(BEAT_S):
+                beats.waits()
             command = link.receive(block=not trainer.busy)
+            beats.begins(command)
             if command is not None:
                 trainer.handle(command)
             else:

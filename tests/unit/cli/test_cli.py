@@ -28,17 +28,34 @@ SURFACE = {
         *("--data", "--model", "--name", "--mode", "--rounds", "--epochs", "--batch-size", "--optimizer"),
         *("--learning-rate", "--seed", "--width", "--groups", "--trunk", "--min-peers", "--compression", "--augment"),
         *("--no-augment", "--input-shape", "--init", "-o", "--output", "--force", "--micro-batches", "--schedule"),
-        *("--val", "--passes"),
+        *("--val", "--passes", "--classes", "--model-template"),
     ],
-    "job check": ["FILE", "--data", "--allow-model", "--json"],
+    "job continue": ["FILE", "--rounds", "--model", "--state", "-o", "--output", "--force"],
+    "job check": ["FILE", "--data", "--full", "--strict", "--allow-model", "--json"],
     "peer": [
         *(*GROUP, "--job", "--data", "--classes", "--shard", "--dirichlet", "--profile", "--name", *NETWORK, "--port"),
-        *("--threads", "--device", "--allow-model", "--linger", "--fresh", "--quiet", "--json"),
+        *("--threads", "--device", "--strict", "--allow-model", "--linger", "--out", "--no-model", "--fresh"),
+        *("--quiet", "--json"),
     ],
     "status": [*GROUP, *NETWORK, "--wait", "--json"],
     "watch": [*GROUP, *NETWORK, "--interval", "--plain"],
-    "harvest": [*GROUP, *NETWORK, "--wait", "-o", "--output", "--partial", "--data", "--allow-model", "--json"],
-    "evaluate": ["FILE", "--data", "--shard", "--classes", "--batch-size", "--confusion", "--allow-model", "--json"],
+    "harvest": [
+        *(*GROUP, *NETWORK, "--wait", "-o", "--output", "--force", "--from", "--partial", "--data", "--allow-model"),
+        "--json",
+    ],
+    "evaluate": [
+        *(
+            "FILE",
+            "--data",
+            "--shard",
+            "--classes",
+            "--batch-size",
+            "--confusion",
+            "--strict",
+            "--allow-model",
+            "--json",
+        ),
+    ],
     "export": ["FILE", "--format", "-o", "--output", "--allow-model"],
     "attribute": ["FILE", "--data", "--samples", "-o", "--output", "--allow-model"],
     "probe": [
@@ -316,7 +333,7 @@ def test_durations(text: str, seconds: float) -> None:
 def test_the_check_before_the_start_measures_and_keeps_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from p2ptrain.cli.shared import preflight as p
+    from p2ptrain.runtime import preflight as p
 
     monkeypatch.setattr(p, "_is_calm", lambda: True)
     request = p.Request(data=npz(tmp_path), device="cpu", classes=("cat",))
@@ -330,8 +347,8 @@ def test_the_check_before_the_start_tells_what_is_for_validation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from p2ptrain.cli.peer import _measured
-    from p2ptrain.cli.shared import preflight as p
-    from p2ptrain.runtime.node.peer_node import PeerOptions
+    from p2ptrain.runtime import preflight as p
+    from p2ptrain.runtime.node.peer_options import PeerOptions
 
     spec = npz(tmp_path)
     run(["job", "new", "--data", spec, "-o", "j.toml"], capsys)
@@ -390,7 +407,7 @@ def test_an_option_of_another_mode_has_its_table_too(tmp_path: Path, capsys: pyt
 def test_a_pipeline_takes_peers_without_samples_and_looks_at_none_for_validation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from p2ptrain.cli.shared import preflight as p
+    from p2ptrain.runtime import preflight as p
 
     spec = npz(tmp_path, num_val=6)
     for mode in ("replicas", "pipeline"):
@@ -414,3 +431,54 @@ def test_a_model_that_the_mode_cant_train_is_said_when_the_job_is_checked(
         options = ["--mode", mode, "--width", "0.01", "-o", f"{mode}.toml"]
         assert run(["job", "new", "--data", spec, *options], capsys)[0] == 0
         assert (run(["job", "check", f"{mode}.toml"], capsys)[0] == 0) == fits
+
+
+def test_a_model_of_ones_own_from_the_template_to_the_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    status, out, _ = run(["job", "new", "--model-template", "their_net.py"], capsys)
+    assert status == 0 and "p2ptrain job new --data SPEC --model their_net:build" in out
+    assert run(["job", "new", "--model-template", "their_net.py"], capsys)[0] == 2  # what was changed is not lost
+    assert run(["job", "new", "--model-template", "my-net.py"], capsys)[0] == 2
+    spec = npz(tmp_path)
+    status, out, _ = run(["job", "new", "--data", spec, "--model", "their_net:build", "-o", "j.toml"], capsys)
+    assert status == 0 and out.splitlines()[-1].endswith("--allow-model their_net:build")
+    allow = ["--data", spec, "--allow-model", "their_net:build"]
+    status, out, _ = run(["job", "check", "j.toml", *allow], capsys)
+    assert status == 0 and "class sub-models" in out and out.endswith("fine\n")
+    text = Path("their_net.py").read_text().replace("torch.flatten(x, 1)", "torch.flatten(x, 2)")
+    Path("their_net.py").write_text(text)
+    sys.modules.pop("their_net")
+    status, out, err = run(["job", "check", "j.toml", *allow], capsys)
+    assert status == 2 and not out and "their_net.py, line " in err and "(return self.head(torch.flatten(x, 2))" in err
+
+
+def test_classes_of_other_devices_are_named_when_the_job_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = npz(tmp_path)
+    assert run(["job", "new", "--data", spec, "--classes", "cat,bird,dog", "-o", "j.toml"], capsys)[0] == 0
+    assert load_job(tmp_path / "j.toml").data.classes == ("cat", "bird", "dog")
+    assert run(["job", "check", "j.toml", "--data", spec], capsys)[0] == 0
+    status, _, err = run(["job", "new", "--data", spec, "--classes", "cat,bird", "--force", "-o", "j.toml"], capsys)
+    assert status == 2 and "the data have dog too" in err
+
+
+def test_job_new_and_job_check_say_what_a_checkpoint_gives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    from p2ptrain.learning.models import build_model
+
+    spec = npz(tmp_path)
+    state = build_model("lenet", input_shape=(1, 12, 12), num_classes=1000, seed=1).state_dict()
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, "w.pth")
+    status, out, _ = run(["job", "new", "--data", spec, "--init", "w.pth", "-o", "j.toml"], capsys)
+    words = "6 of 8 tensors are taken; other shapes, so with fresh weights: fc2.weight, fc2.bias"
+    assert status == 0 and words in out and Path("j-w.safetensors").is_file()
+    status, out, _ = run(["job", "check", "j.toml", "--data", spec], capsys)
+    assert status == 0 and words in out
+    state["conv1.weight"][0] = float("nan")
+    torch.save(state, "w.pth")
+    status, out, err = run(["job", "new", "--data", spec, "--init", "w.pth", "--force", "-o", "j.toml"], capsys)
+    assert status == 2 and "25 of 600 numbers of tensor 'conv1.weight' are not finite" in err

@@ -59,3 +59,21 @@ def test_own_classes_among_themselves() -> None:
     assert own_class_accuracy(nn.Identity(), [(logits, y)], [0, 2]) == pytest.approx(2 / 3)
     narrow = logits[:, [2, 0]]
     assert own_class_accuracy(nn.Identity(), [(narrow, y)], [0, 2], outputs=[2, 0]) == pytest.approx(2 / 3)
+
+
+def test_a_text_is_told_in_bits_and_characters() -> None:
+    class Same(torch.nn.Module):
+        """Every byte is as likely as the other."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(*x.flatten(1).shape, 256)
+
+    text = torch.tensor([list(b"aaa b\n\x80a")])
+    found = evaluate(Same(), [(text.view(1, 1, 1, -1), text)], 256)
+    assert found.bits_per_byte == pytest.approx(8.0) and found.perplexity == pytest.approx(256.0)
+    words = found.to_text([str(byte) for byte in range(256)])
+    assert "8.000 bits per byte, perplexity 256.00" in words and "'\\n'" in words and "0x80" in words
+    assert words.splitlines()[1].split()[:2] == ["'a'", "4"] and "97" not in words
+    assert json.loads(found.to_json())["bits_per_byte"] == pytest.approx(8.0)
+    pictures = evaluate(torch.nn.Flatten(), [(torch.eye(3).view(3, 1, 1, 3), torch.arange(3))], 3)
+    assert "bits" not in pictures.to_text() and "perplexity" not in json.loads(pictures.to_json())

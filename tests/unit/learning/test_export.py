@@ -67,3 +67,13 @@ def test_a_model_that_can_not_be_exported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="can't be exported"):
         export_model(Branching(), (4,), tmp_path / "m.pt2", "pt2")
     assert not (tmp_path / "m.pt2").exists()
+    with pytest.raises(UserError, match=r"data-dependent.*take control flow that depends on tensor values out"):
+        export_model(Branching(), (4,), tmp_path / "m.pt2", "pt2")
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="onnx and onnxscript are not installed")
+def test_what_onnx_lacks_is_named(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveMaxPool2d(4), nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(UserError, match=r"ONNX has no adaptive_max_pool2d.*export to pt2") as caught:
+        export_model(model, (1, 9, 9), tmp_path / "m.onnx", "onnx")
+    assert "step 3/3" not in str(caught.value) and "\n" not in str(caught.value)

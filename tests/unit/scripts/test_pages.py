@@ -12,7 +12,11 @@ import pytest
 from p2ptrain.cli.main import cli
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = ("README.md", "p2ptrain/README.md", "peers/README.md", "scripts/README.md", "scripts/figures/README.md")
+OWN_MODELS = "p2ptrain/learning/own/README.md"
+PAGES = (
+    *("README.md", "p2ptrain/README.md", "peers/README.md", OWN_MODELS),
+    *("scripts/README.md", "scripts/figures/README.md"),
+)
 MOST_LINES = 150
 """Of README: what a stranger reads in two minutes."""
 
@@ -51,7 +55,7 @@ def test_links_lead_to_what_is_there(page: str) -> None:
         assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
 
 
-@pytest.mark.parametrize("page", PAGES[:3])
+@pytest.mark.parametrize("page", PAGES[:4])
 def test_commands_and_options_exist(page: str) -> None:
     found = commands(text_of(page))
     assert found

@@ -18,8 +18,9 @@ from p2ptrain.ids import PeerId
 from p2ptrain.modes.tasks import words as tasks_words
 from p2ptrain.modes.tasks.harvest import TasksHarvest
 from p2ptrain.modes.tasks.plan import ClassPart, TasksBody
+from p2ptrain.runtime import report
 from p2ptrain.runtime.node.journal import Line
-from p2ptrain.ui import messages_for_people, report, status_table
+from p2ptrain.ui import messages_for_people, status_table
 from p2ptrain.ui.watch import PlainScreen
 from p2ptrain.wire.messages import NO_PART, MemberState, Record
 
@@ -64,6 +65,7 @@ class Found:
     records: tuple[Record, ...] = (record(A),)
     states: dict[PeerId, MemberState] = field(default_factory=dict)
     refused: dict[PeerId, dict[str, int]] = field(default_factory=dict)
+    troubles: dict[str, str] = field(default_factory=dict)
 
 
 def test_a_row_says_device_part_classes_step_loss_and_speed() -> None:
@@ -77,7 +79,16 @@ def test_a_row_says_device_part_classes_step_loss_and_speed() -> None:
 def test_waits_and_refusals_stand_below_the_row() -> None:
     found = Found(records=(record(A, waiting_for="others to finish: B"),), refused={A: {"proof": 2}})
     text = status_table.render(found)
-    assert "    waits for others to finish: B" in text and "    refused messages: proof 2" in text
+    clean_stop = Found(refused={A: {"session": 2, "replay": 1, "goodbye": 1}})
+    assert "refused" not in status_table.render(clean_stop), "what every coming and going brings about"
+    assert status_table.to_plain(clean_stop)["peers"][0]["refused"]["session"] == 2
+    assert "    waits for others to finish: B" in text and "    refused messages: without the join code 2" in text
+
+
+def test_what_keeps_this_device_from_finding_others_is_said() -> None:
+    text = status_table.render(Found(troubles={"mDNS": "failed on 10.0.0.1: port 5353 is held by another program"}))
+    assert "looking from this device: mDNS failed on 10.0.0.1: port 5353 is held" in text
+    assert "looking from" not in status_table.render(Found())
 
 
 def test_who_is_gone_is_called_so_and_its_part_is_nobodys() -> None:
@@ -193,6 +204,17 @@ def test_the_rich_screen_shows_the_same_cells() -> None:
 def test_a_loss_that_is_not_known_is_not_shown() -> None:
     assert messages_for_people.round_sentence({"round": 2}, 5, 0.0) == "round 2/5 done"
     assert messages_for_people.round_sentence({"round": 2, "loss": 0.25}, 5, 0.0) == "round 2/5 done, loss 0.250"
+    skipped = messages_for_people.round_sentence({"round": 2, "skipped": 3}, 5, 0.0)
+    assert skipped == "round 2/5 done, 3 batches without a finite loss were skipped"
     found = Found(records=(record(A, loss=0.0, step=9),))
     assert status_table.row(found, found.records[0])[5] == "-"
     assert status_table.to_plain(found)["peers"][0]["loss"] is None
+
+
+def test_a_link_that_took_no_time_has_no_figure() -> None:
+    assert words.link_rate(838_861.0) == "is too fast to measure"
+    assert [words.link_rate(mbit_s) for mbit_s in (94.1, 2500.0, 0.96)] == [
+        "carries 94 Mbit/s",
+        "carries 2,500 Mbit/s",
+        "carries 0.96 Mbit/s",
+    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.modes.pipeline.plan import body_of
+from p2ptrain.modes.pipeline.stage.calm import Calm
 from p2ptrain.modes.pipeline.stage.checkpoints import Checkpoints
 from p2ptrain.modes.pipeline.stage.pace import Pace
 from p2ptrain.wire import messages as m
@@ -29,15 +30,19 @@ class Progress:
         self._plan: Plan | None = None
         self._name = ""
         self._pace = Pace()
+        self.calm = Calm()
 
-    def begin(self, plan: Plan, name: str) -> None:
+    def begin(self, plan: Plan, name: str, now: float) -> None:
         """The plan, with this hash, is in force."""
+        if name != self._name:
+            self.calm.adopted(self._plan, plan, now)
         self._plan, self._name = plan, name
         self._pace.begin(body_of(plan).from_step)
 
     def look(self, now: float) -> bool:
-        """Whether ``batch_s`` is worth a look."""
-        return self._pace.seen(self.newest(), now)
+        """Whether ``batch_s`` is worth a look, or a faster plan that had to wait."""
+        had_to_wait = self.calm.ends(now)
+        return self._pace.seen(self.newest(), now) or had_to_wait
 
     def newest(self) -> int:
         """Of all that train by the plan."""

@@ -40,7 +40,7 @@ from p2ptrain.modes.tasks.planning.holdings import (
     merged_until_each_has_a_class,
 )
 from p2ptrain.modes.tasks.planning.mode_choice import max_groups, mode_for
-from p2ptrain.modes.tasks.planning.shares import even_shares, limits
+from p2ptrain.modes.tasks.planning.shares import WIDTH_SPREAD, even_shares, limits
 from p2ptrain.modes.tasks.planning.staffing import Staff
 from p2ptrain.planning.devices.footprint import largest_share
 
@@ -274,16 +274,35 @@ def _shares(
     if overlapping:
         held = held_classes([peer for group in groups for peer in group.trainers], len(job.data.classes))
         known = known_to(groups, held, len(job.data.classes))
-    return _fit(job, [group.trainers for group in groups], costs, known)
+    samples = [_samples_per_class(group, targets) for group in groups]
+    enough = min(WIDTH_SPREAD * FEW_SAMPLES, max(samples))
+    fullness = [WIDTH_SPREAD * each / enough if each else WIDTH_SPREAD for each in samples]  # 0: it waits for a trainer
+    return _fit(job, [group.trainers for group in groups], costs, known, fullness)
+
+
+def _samples_per_class(group: Group, targets: TargetRule) -> float:
+    """Of the classes that a group learns: what its best trainer has."""
+    most = 0.0
+    for peer in group.trainers:
+        num_classes = len(group.classes) if targets == "own" else sum(count > 0 for count in peer.counts)
+        most = max(most, num_samples(peer, group.classes, targets) / max(1, num_classes))
+    return most
 
 
 def _fit(
-    job: Job, groups: Sequence[Sequence[PeerSnapshot]], costs: Mapping[PeerId, float], sizes: Sequence[float]
+    job: Job,
+    groups: Sequence[Sequence[PeerSnapshot]],
+    costs: Mapping[PeerId, float],
+    sizes: Sequence[float],
+    fullness: Sequence[float] = (),
 ) -> list[float]:
-    """Shares that let the groups' slowest trainers finish together; a group without trainers gets an even one."""
+    """Shares that let the groups' slowest trainers finish together; a group without trainers gets an even one.
+
+    Who has few samples finishes early, but gets no wider part for that than they can fill.
+    """
     useful = SMALLEST_SHARE / len(groups)
     rooms = [min((largest_share(job, peer.memory_bytes) for peer in group), default=1.0) for group in groups]
-    bounds = limits(len(job.data.classes), sizes, [max(room, useful) for room in rooms])
+    bounds = limits(len(job.data.classes), sizes, [max(room, useful) for room in rooms], fullness)
     waiting = {g: bounds[g][1] / 2 for g, group in enumerate(groups) if not group}
     staffed = [g for g, group in enumerate(groups) if group]
     slowest = [max(costs[peer.peer] for peer in groups[g]) for g in staffed]

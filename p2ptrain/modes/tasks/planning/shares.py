@@ -3,8 +3,8 @@
 A round of peer p on a part of share r costs r^2 * n_p / s_p: the work of a sub-model falls with the square of its width
 (n_p samples, s_p FLOP/s). With q = max of n_p / s_p over a part's trainers, the slowest part is fastest when
 r = sqrt(T / q) for one common T, kept within limits: a class gets between half and twice an even share of the width
-(so that no class starves), a part no more than its trainers' memory allows, and, with three parts or more, no more than
-``MAX_SHARE``. T follows from the sum of the shares by bisection.
+(so that no class starves), a part no more than its trainers' memory allows and its samples can fill, and, with three
+parts or more, no more than ``MAX_SHARE``. T follows from the sum of the shares by bisection.
 
 Invariant: the shares sum to at most 1, and to 1 (but for rounding) where the limits allow it.
 """
@@ -26,13 +26,18 @@ BISECTION_STEPS = 100
 Limits = tuple[float, float]
 
 
-def limits(num_classes: int, sizes: Sequence[float], memory_shares: Sequence[float]) -> list[Limits]:
-    """Least and largest share of each part, from the number of its classes and from its trainers' memory."""
+def limits(
+    num_classes: int, sizes: Sequence[float], memory_shares: Sequence[float], fullness: Sequence[float] = ()
+) -> list[Limits]:
+    """Least and largest share of each part, from the number of its classes and from its trainers' memory.
+
+    ``fullness``: how many even shares each part's samples can fill; () = enough for all.
+    """
     widest = MAX_SHARE if len(sizes) >= 3 else 1.0
     result = []
-    for size, memory_share in zip(sizes, memory_shares, strict=True):
+    for size, memory_share, full in zip(sizes, memory_shares, fullness or [WIDTH_SPREAD] * len(sizes), strict=True):
         even = size / num_classes
-        high = min(widest, memory_share, even * WIDTH_SPREAD)
+        high = min(widest, memory_share, even * min(WIDTH_SPREAD, max(1 / WIDTH_SPREAD, full)))
         result.append((min(high, even / WIDTH_SPREAD), high))
     return result
 

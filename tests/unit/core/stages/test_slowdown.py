@@ -7,6 +7,7 @@ import math
 import pytest
 
 from p2ptrain.core.stages.slowdown import (
+    APART_S,
     MOST_REST_S,
     REST_S,
     SOON_S,
@@ -33,7 +34,7 @@ def test_a_device_with_pauses_is_not_taken_for_faster_than_it_is_without() -> No
 def told(*looks: float) -> list[float]:
     """What the group knows after each look."""
     known = SlowdownReport()
-    return [known.told for look in looks if known.seen(look, 0.0) or True]
+    return [known.told for index, look in enumerate(looks) if known.seen(look, index * APART_S) or True]
 
 
 def test_a_change_is_told_once_two_looks_show_it_and_as_the_second_says() -> None:
@@ -46,6 +47,14 @@ def test_a_stall_is_not_told_nor_what_looks_do_not_agree_on() -> None:
     assert set(told(3.0, 1.0, 3.0, 1.05, 0.95)) == {1.0}
     assert set(told(1.3, 0.7, 1.3, 0.7)) == {1.0}
     assert set(told(1.1, 1.12, 1.14)) == {1.0}
+
+
+def test_a_stall_of_less_than_some_seconds_is_not_told_however_often_it_is_looked_at() -> None:
+    known = SlowdownReport()
+    assert not any(known.seen(5.0, now) for now in (0.0, 0.5, 1.0, 2.0, APART_S - 0.1))
+    assert not known.seen(1.0, APART_S) and not known.seen(5.0, APART_S + 0.5)
+    assert known.told == 1.0
+    assert known.seen(5.0, 2 * APART_S + 0.5) and known.told == 5.0
 
 
 @pytest.mark.parametrize("nonsense", [0.0, -1.0, math.nan, math.inf])
@@ -62,7 +71,7 @@ def test_what_differs_is_a_ratio() -> None:
 def slow(now: float = 0.0) -> SlowdownReport:
     """A device that was slow, and has no stage since then."""
     known = SlowdownReport()
-    assert [known.seen(4.0, now), known.seen(4.0, now)] == [False, True]
+    assert [known.seen(4.0, now - APART_S), known.seen(4.0, now)] == [False, True]
     known.stand_by(now)
     return known
 

@@ -130,7 +130,7 @@ def test_broken_files_name_what_was_expected() -> None:
     start = good.index(b"data")
     empty = good[: start + 4] + bytes(4)
     absurd_rate = good.replace(struct.pack("<I", 8000), struct.pack("<I", 2**31), 1)
-    floats = good.replace(b"fmt \x10\0\0\0\x01\0", b"fmt \x10\0\0\0\x03\0", 1)
+    packed = good.replace(b"fmt \x10\0\0\0\x01\0", b"fmt \x10\0\0\0\x07\0", 1)
     for data, words in [
         (b"", "not a WAV"),
         (b"ID3" + good, "not a WAV"),
@@ -139,7 +139,7 @@ def test_broken_files_name_what_was_expected() -> None:
         (good[: start + 2], "cut off"),
         (empty, "no samples"),
         (absurd_rate, "Hz"),
-        (floats, "coding 0x0003"),
+        (packed, "coding 0x0007"),
         (wav_bytes(np.zeros(700_000), 1000, 8), "700 s long"),
     ]:
         with pytest.raises(DataError, match=words) as caught:

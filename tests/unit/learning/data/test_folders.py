@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -133,7 +134,7 @@ def test_every_format_and_mode_is_converted(tmp_path: Path) -> None:
         (tmp_path / "a").mkdir(exist_ok=True)
         image.save(tmp_path / "a" / name)
     source = open_source(f"images:{tmp_path}")
-    assert source.natural_shape == (1, 32, 32)
+    assert source.natural_shape == (3, 32, 32)
     for channels in (1, 3):
         data = load(source, DataConfig(("a", "b"), (channels, 32, 32), val=0.0), "train")
         assert np.abs(data.x.astype(int) - grey).max() <= 8
@@ -171,7 +172,12 @@ def test_large_files_decode_on_threads_to_the_same_pixels(tmp_path: Path, monkey
         files[f"a/{i:03}.png"] = b"broken"
     broken = open_source(f"images:{write_zip(tmp_path / 'y.zip', files)}")
     with pytest.raises(DataError, match=r"a/041\.png: not a readable image"):
-        load(broken, contract, "train")
+        load(broken, contract, "train", strict=True)
+    left = load(broken, contract, "train")
+    np.testing.assert_array_equal(left.x, np.delete(alone, [41, 66], axis=0))
+    assert re.match(
+        r"2 of 70 samples can't be read and are left out: .*a/041\.png: not a readable image", left.notes[0]
+    )
 
 
 def test_absurd_sizes_are_refused_before_decoding(tmp_path: Path) -> None:

@@ -146,3 +146,87 @@ def test_every_model_without_dropout_gives_the_same_bits_wherever_it_is_cut(name
     stages: list[Cut] = [(1, (3,)), (num_blocks // 2, (3,)), (num_blocks, (3,))]
     whole = Group(name, pipeline([(num_blocks, (3,))], units=2)).run(2).state()
     assert same(Group(name, pipeline(stages, units=2), order=1).run(2).state(), whole)
+
+
+class StochasticDepth(nn.Module):
+    """As torchvision's and timm's: it runs other code in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        keep = torch.empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(0.8)
+        return x * keep / 0.8
+
+
+class Scaling(nn.Module):
+    """As in EfficientNet: channels are weighed by their means."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.fc(x.mean((2, 3), keepdim=True)))
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.scaling, self.depth = Scaling(channels), StochasticDepth()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.depth(self.scaling(torch.relu(self.conv(x))))
+
+
+class Efficient(nn.Module):
+    """Ends with a view, which knows one order of memory only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.blocks = nn.Sequential(Block(4), Block(4))
+        self.fc = nn.Linear(4 * 64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(torch.relu(self.stem(x)))
+        return self.fc(x.view(x.size(0), -1))
+
+
+def efficient() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Efficient()
+
+
+def test_stochastic_depth_and_views_train_in_stages_as_on_one_device() -> None:
+    chain = Chain(efficient(), shape_of("lenet"))
+    assert [block.name for block in chain.blocks] == ["stem", "blocks.0", "blocks.1", "fc"]
+    x, model = torch.randn(3, 1, 8, 8), chain.model.eval()
+    assert torch.equal(chain.slice(2, 4)(chain.slice(0, 2)(x)), model(x))
+    whole = chain.slice(0, 4).train()
+    assert not torch.equal(whole(x), whole(x))  # depth is at work
+    one = Group("lenet", pipeline([(4, (8,))]), build=efficient).run(3).state()
+    two: list[Cut] = [(1, (8,)), (4, (8,))]
+    state = Group("lenet", pipeline(two), build=efficient).run(3).state()
+    assert state.keys() == one.keys() and all(bool(tensor.isfinite().all()) for tensor in state.values())
+    before = efficient().state_dict()
+    assert all(not torch.equal(state[f"model.{name}"], tensor) for name, tensor in before.items())
+
+
+class WithHeads(nn.Module):
+    """Returns two things; the first is the logits."""
+
+    def __init__(self, num_classes: int = 5) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(64, 12), nn.Linear(12, num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.relu(self.one(x.flatten(1)))
+        return self.two(x), x
+
+
+def test_logits_of_a_tuple_are_trained_and_other_numbers_of_classes_refused() -> None:
+    Group("lenet", pipeline([(1, (8,)), (2, (8,))]), build=WithHeads).run(1)
+    with pytest.raises(JobError, match=r"returns \[7\] for a sample, where the job has 5 classes"):
+        Group("lenet", pipeline([(1, (8,)), (2, (8,))]), build=lambda: WithHeads(7))

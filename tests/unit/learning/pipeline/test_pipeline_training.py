@@ -126,8 +126,8 @@ def test_running_statistics_of_a_share_count_by_its_rows() -> None:
         x, _ = SampleStream(group.data[peer], seed=SEED, peer_name=peer, augment=False).draw(num)
         model = builder("resnet20")().train()
         model(x)
-        expected = expected + model.state_dict()["stem.1.running_mean"] * (num / 8)
-    assert torch.allclose(group.state()["model.stem.1.running_mean"], expected, atol=1e-6)
+        expected = expected + model.state_dict()["bn1.running_mean"] * (num / 8)
+    assert torch.allclose(group.state()["model.bn1.running_mean"], expected, atol=1e-6)
 
 
 def test_what_was_computed_is_counted_and_timed() -> None:

@@ -264,8 +264,8 @@ def test_what_mixes_channels_may_stand_in_the_trunk() -> None:
 def test_a_residual_tie_draws_a_stage_into_the_trunk() -> None:
     model = build_model("resnet20", input_shape=SHAPE, num_classes=8, seed=0)
     trunk = Decoupling(model, SHAPE, GROUPS[3], trunk=1).trunk_names
-    assert "stem.0.weight" in trunk and "blocks.2.conv2.weight" in trunk and "blocks.2.conv1.weight" in trunk
-    assert not any(name.startswith("blocks.3.") for name in trunk)
+    assert "conv1.weight" in trunk and "layer1.2.conv2.weight" in trunk and "layer1.2.conv1.weight" in trunk
+    assert not any(name.startswith("layer2.0.") for name in trunk)
 
 
 def test_trunk_and_groups_and_shares_are_checked() -> None:
@@ -356,12 +356,12 @@ def test_different_trunks_need_an_average() -> None:
 def test_scores_give_each_group_its_best_channels() -> None:
     model = build_model("resnet20", input_shape=SHAPE, num_classes=8, seed=0).double()
     plain = Decoupling(model, SHAPE, GROUPS[3])
-    assert plain.channel_layers["stem.0"] == 16 and "fc" not in plain.channel_layers
+    assert plain.channel_layers["conv1"] == 16 and "fc" not in plain.channel_layers
     scores = {name: torch.full((8, count), 0.01) for name, count in plain.channel_layers.items()}
-    scores["blocks.0.conv1"][2, 3:7] = 5.0  # class 2 is in group 2
-    scores["blocks.0.conv1"][7, [0, 9]] = 5.0  # class 7 is in group 1
+    scores["layer1.0.conv1"][2, 3:7] = 5.0  # class 2 is in group 2
+    scores["layer1.0.conv1"][7, [0, 9]] = 5.0  # class 7 is in group 1
     decoupling = Decoupling(model, SHAPE, GROUPS[3], scores=scores)
-    held = [decoupling.view(group).axes["blocks.0.conv1.weight"][0].tolist() for group in range(3)]
+    held = [decoupling.view(group).axes["layer1.0.conv1.weight"][0].tolist() for group in range(3)]
     assert {3, 4, 5, 6} <= set(held[2]) and {0, 9} <= set(held[1])
     assert sorted([*held[0], *held[1], *held[2]]) == list(range(16)) and sorted(map(len, held)) == [5, 5, 6]
     prove(model, decoupling, SHAPE, [("rest", "own"), ("all", "sum")])

@@ -736,6 +736,15 @@ def test_a_death_brings_a_plan_from_the_newest_step_that_is_saved() -> None:
     assert next_plan(job(), model(), before, [], name(0), next_step=8, covered_step=6) is None
 
 
+def test_while_a_plan_rests_only_a_death_brings_another() -> None:
+    peers = [peer(0), peer(1, counts=()), peer(2, counts=())]
+    before = first(peers)
+    slower = [peer(0, slowdown=20.0), *peers[1:]]
+    for may, now, expected in ((True, slower, True), (False, slower, False), (False, peers[:2], True)):
+        found = next_plan(job(), model(), before, now, name(1), next_step=8, covered_step=6, may_improve=may)
+        assert (found is not None) is expected
+
+
 def test_who_is_not_in_the_plan_may_go() -> None:
     before = three()
     peers = [peer(0, measured=6), peer(1, counts=(), measured=6)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import dataclasses
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from p2ptrain.config import Coding
 from p2ptrain.errors import UserError
+from p2ptrain.planning.devices import profiles as shipped
 from p2ptrain.planning.devices.blocks import BlockTimes
 from p2ptrain.planning.devices.profile_times import MeasuredBlocks, with_block_times
 from p2ptrain.planning.devices.profiles import LIMITS, DeviceProfile, Figure, find_profile, parse_profile, read_profile
@@ -73,6 +75,22 @@ def test_a_profile_is_found_by_path_and_by_name(tmp_path: Path) -> None:
     assert find_profile(str(PEERS / "old-laptop.toml"), tmp_path) == PEERS / "old-laptop.toml"
     with pytest.raises(UserError, match=r"(?s)'toaster'.*raspberry-pi-5.*p2ptrain probe"):
         find_profile("toaster", PEERS)
+
+
+def test_profiles_come_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From any folder; in a wheel they are data files, which setup.cfg names."""
+    monkeypatch.chdir(tmp_path)
+    assert find_profile("raspberry-pi-4") == PEERS / "raspberry-pi-4.toml"
+    with pytest.raises(UserError, match="raspberry-pi-4, raspberry-pi-5"):
+        find_profile("toaster")
+    settings = configparser.ConfigParser()
+    settings.read(PEERS.parent / "setup.cfg")
+    assert settings["options.data_files"]["share/p2ptrain/peers"] == "peers/*.toml"
+    place = tmp_path / "share" / "p2ptrain" / "peers"
+    place.mkdir(parents=True)
+    (place / "mine.toml").write_text((PEERS / "old-laptop.toml").read_text())
+    monkeypatch.setattr(shipped.sysconfig, "get_path", lambda *_: str(tmp_path))
+    assert find_profile("mine") == place / "mine.toml"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from p2ptrain.ids import PeerId, peer_id
 from p2ptrain.protocol.machine import NEVER, Note
+from p2ptrain.protocol.session.address_book import Source
 from p2ptrain.protocol.session.effects import Dial, Effect, HangUp, PeerAdmitted, SendFrames
 from p2ptrain.protocol.session.sessions import Sessions
 from p2ptrain.wire import messages as m
@@ -56,6 +57,9 @@ class Net:
         self.rng = random.Random(seed)
         self.loss = loss
         self.delay_s = delay_s
+        self.connect_s = 0.0
+        """Until the first frame can go over a new link."""
+        self._open_at: dict[tuple[str, str], float] = {}
         self.now = 100.0
         self.nodes: dict[str, Node] = {}
         self.blocked: Callable[[Node, str], bool] = lambda sender, address: False
@@ -69,10 +73,13 @@ class Net:
         code: bytes = CODE,
         key: bytes | None = None,
         is_member: Callable[[PeerId], bool] = lambda peer: True,
+        started_s: int = 0,
     ) -> Node:
         made = list(addresses) or [f"tcp://10.0.0.{len(self.nodes) + 1}:{PORT}"]
         rng = random.Random(self.rng.random())
-        sessions = Sessions(key or key_of(name), code, made, PORT + 1, rng, "test", is_member=is_member)
+        sessions = Sessions(
+            key or key_of(name), code, made, PORT + 1, rng, "test", is_member=is_member, started_s=started_s
+        )
         node = Node(name, made, sessions)
         self.nodes[name] = node
         return node
@@ -81,8 +88,10 @@ class Net:
         for effect in effects:
             if isinstance(effect, Dial):
                 node.linked[effect.address] = effect.bulk_address
+                self._open_at.setdefault((node.name, effect.address), self.now + self.connect_s)
             elif isinstance(effect, HangUp):
                 del node.linked[effect.address]
+                self._open_at.pop((node.name, effect.address), None)
             elif isinstance(effect, SendFrames):
                 assert effect.address in node.linked, "sent over a link that was not dialled"
                 assert effect.lane == "control" or node.linked[effect.address]
@@ -95,7 +104,7 @@ class Net:
     def send(self, sender: Node, address: str, lane: m.Lane, frames: list[bytes]) -> None:
         self.sent[sender.name] += 1
         if self.rng.random() >= self.loss and not self.blocked(sender, address):
-            at = self.now + self.rng.uniform(*self.delay_s)
+            at = max(self.now, self._open_at[sender.name, address]) + self.rng.uniform(*self.delay_s)
             item = (at, sum(self.sent.values()), address, lane, sender.sessions.own_key, frames)
             heapq.heappush(self.transit, item)
 
@@ -124,9 +133,9 @@ class Net:
                 self.do(node, node.sessions.tick(self.now))
         self.now = end
 
-    def propose(self, node: Node, *addresses: str, keep: bool = False) -> None:
+    def propose(self, node: Node, *addresses: str, source: Source = "peer") -> None:
         for address in addresses:
-            self.do(node, node.sessions.propose(address, self.now, keep=keep))
+            self.do(node, node.sessions.propose(address, self.now, source=source))
 
     def say(self, node: Node, to: Node, message: m.Message) -> list[Effect]:
         effects = node.sessions.send(to.peer, message, "job", 1, self.now)

@@ -13,9 +13,10 @@ from p2ptrain.ids import BlobId
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session import abuse, address_book, guests
 from p2ptrain.protocol.session.effects import Ban, PeerAdmitted, PeerDropped
+from p2ptrain.protocol.session.own_addresses import OwnAddresses
 from p2ptrain.wire import codec
 from p2ptrain.wire import messages as m
-from p2ptrain.wire.addresses import canonical_address, make_address, split_address, with_port
+from p2ptrain.wire.addresses import canonical_address, in_zones, make_address, split_address, with_port
 
 # --- meeting ----------------------------------------------------------------------------------------------------------
 
@@ -153,13 +154,37 @@ def test_addresses() -> None:
     assert with_port("tcp://[::1]:5", 6) == "tcp://[::1]:6"
     for wrong in (
         "tcp://0.0.0.0:5",
-        "tcp://[fe80::1%eth0]:5",
+        "tcp://[2001:db8::7%eth0]:5",
         "tcp://[10.0.0.1]:5",
         "tcp://10.0.0.1:65536",
         "",
         "tcp://",
     ):
         assert split_address(wrong) is None
+
+
+def test_link_local_addresses_have_a_zone_here_and_none_on_the_wire() -> None:
+    assert split_address("tcp://[fe80::1%eth0]:5") == ("fe80::1%eth0", 5)
+    assert canonical_address("tcp://[fe80::1%eth0]:5") is None, "a zone of somebody else's"
+    assert canonical_address("tcp://[fe80::1]:5") == "tcp://[fe80::1]:5"
+    assert in_zones("tcp://[fe80::1]:5", ["eth0", "wlan0"]) == ["tcp://[fe80::1%eth0]:5", "tcp://[fe80::1%wlan0]:5"]
+    assert in_zones("tcp://[fe80::1%wlan0]:5", ["eth0", "wlan0"]) == ["tcp://[fe80::1%wlan0]:5"]
+    assert in_zones("tcp://[fe80::1%../x]:5", ["eth0"]) == in_zones("tcp://[fe80::1]:5", []) == []
+    assert in_zones("tcp://10.0.0.1:5", []) == ["tcp://10.0.0.1:5"]
+    own = OwnAddresses(["tcp://10.0.0.1:5", "tcp://[fe80::7%eth0]:5", "tcp://[fe80::7%wlan0]:5"])
+    assert own.told == ("tcp://10.0.0.1:5", "tcp://[fe80::7]:5")
+    assert own.ways_to("tcp://[fe80::9]:5") == ["tcp://[fe80::9%eth0]:5", "tcp://[fe80::9%wlan0]:5"]
+    assert own.ways_to("tcp://[fe80::7]:5") == own.ways_to("tcp://10.0.0.1:5") == [], "ourselves"
+    assert own.dialable(["tcp://[fe80::9%eth0]:5", "tcp://10.0.0.2:5"]) == ("tcp://10.0.0.2:5",)
+
+
+def test_peers_meet_over_a_cable_with_link_local_addresses_only() -> None:
+    net = Net()
+    a, b = net.add("a", "tcp://[fe80::a%eth0]:4700"), net.add("b", "tcp://[fe80::b%eth0]:4700")
+    net.propose(a, "tcp://[fe80::b]:4700")
+    net.run(5)
+    assert a.sessions.peers() == [b.peer] and b.sessions.peers() == [a.peer]
+    assert a.sessions.address_of(b.peer) == "tcp://[fe80::b%eth0]:4700"
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------------
@@ -169,19 +194,48 @@ def test_nobody_answers() -> None:
     net = Net()
     a = net.add("a")
     net.propose(a, f"tcp://10.0.0.9:{PORT}")
-    net.propose(a, f"tcp://10.0.0.8:{PORT}", keep=True)
+    net.propose(a, f"tcp://10.0.0.8:{PORT}", source="given")
     net.run(60)
     assert 2 * 6 <= net.sent["a"] <= 2 * 9
     assert len(a.sessions.unanswered()) == 2
     net.run(address_book.FORGET_ADDRESS_S)
-    assert [address for address, _ in a.sessions.unanswered()] == [f"tcp://10.0.0.8:{PORT}"]
+    assert [each.address for each in a.sessions.unanswered()] == [f"tcp://10.0.0.8:{PORT}"]
     assert list(a.linked) == [f"tcp://10.0.0.8:{PORT}"]
+
+
+def test_what_mdns_showed_is_dialled_for_a_night_and_for_as_long_as_it_is_shown() -> None:
+    net = Net()
+    a = net.add("a")
+    net.propose(a, f"tcp://10.0.0.2:{PORT}", source="mdns")
+    net.run(12 * 3600)
+    b = net.add("b")
+    net.run(40)
+    assert know_each_other(a, b)
+    net.propose(a, f"tcp://10.0.0.9:{PORT}")
+    net.propose(a, f"tcp://10.0.0.9:{PORT}", source="mdns")
+    net.run(20 * 3600)
+    net.propose(a, f"tcp://10.0.0.9:{PORT}", source="mdns")  # shown again
+    net.propose(a, f"tcp://10.0.0.9:{PORT}")
+    net.run(20 * 3600)
+    assert [(each.address, each.source) for each in a.sessions.unanswered()] == [(f"tcp://10.0.0.9:{PORT}", "mdns")]
+    net.run(5 * 3600)
+    assert not a.sessions.unanswered() and list(a.linked) == [f"tcp://10.0.0.2:{PORT}"]
+
+
+def test_a_round_trip_of_seconds() -> None:
+    """With the time that TCP, ZeroMQ and CURVE take for a new connection: four round trips."""
+    net = Net(delay_s=(1.2, 1.2))
+    net.connect_s = 9.6
+    a, b = net.add("a"), net.add("b")
+    net.propose(a, b.addresses[0])
+    net.run(30)
+    assert know_each_other(a, b)
 
 
 def test_a_peer_that_comes_late() -> None:
     net = Net()
     a = net.add("a")
-    net.propose(a, f"tcp://10.0.0.2:{PORT}", keep=True)
+    net.propose(a, f"tcp://10.0.0.2:{PORT}", source="given")
     net.run(600)
     b = net.add("b")
     net.run(40)
@@ -236,7 +290,7 @@ def test_one_way() -> None:
     a, b = net.add("a"), net.add("b")
     net.blocked = lambda sender, address: sender is b
     meet(net, a, b)
-    net.run(30)
+    net.run(60)
     assert "one-way" in b.notes()
     assert not a.sessions.peers() and not b.sessions.peers()
 
@@ -336,7 +390,7 @@ def test_another_wire_version_is_told_so() -> None:
     net.run(1)
     told = next(effect for effect in b.news if isinstance(effect, Note))
     assert told.kind == "refused-us" and dict(told.fields)["theirs"] == m.WIRE_VERSION
-    net.run(30)
+    net.run(guests.GUEST_S)
     assert not a.linked, "hung up afterwards"
     assert a.sessions.refused == {"version": 3}
     frames = as_version(codec.encode(m.Ping(1, ())), theirs)
@@ -407,7 +461,7 @@ def test_proposals_are_bounded() -> None:
     net = Net()
     a, b = net.add("a"), net.add("b")
     meet(net, a, b)
-    net.propose(a, f"tcp://10.200.0.1:{PORT}", keep=True)
+    net.propose(a, f"tcp://10.200.0.1:{PORT}", source="given")
     for number in range(1000):
         net.propose(a, f"tcp://10.1.{number // 200}.{number % 200 + 1}:{PORT}")
     assert len(a.linked) <= address_book.MAX_ADDRESSES

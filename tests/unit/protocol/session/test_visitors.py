@@ -16,7 +16,7 @@ def someone_visits(net: Net, members: set[PeerId] | None = None) -> tuple[Node, 
     known = members if members is not None else set()
     peer = net.add("peer", is_member=known.__contains__)
     visitor = net.add("visitor")
-    net.propose(visitor, peer.addresses[0], keep=True)
+    net.propose(visitor, peer.addresses[0], source="given")
     net.run(1)
     assert know_each_other(peer, visitor)
     return peer, visitor
@@ -90,7 +90,7 @@ def test_the_goodbye_of_a_member_is_left_to_the_membership() -> None:
     net.say(member, peer, m.Goodbye())
     net.run(0.1)
     assert peer.news[-1] == PeerDropped(member.peer, "goodbye")
-    assert [address for address, _ in peer.sessions.unanswered()] == member.addresses
+    assert [each.address for each in peer.sessions.unanswered()] == member.addresses
 
 
 def test_nobody_says_goodbye_for_another() -> None:
@@ -208,11 +208,11 @@ def test_what_the_user_gave_is_dialled_for_ever() -> None:
     net = Net()
     peer = net.add("peer", is_member=lambda who: False)
     visitor = net.add("visitor")
-    net.propose(peer, *visitor.addresses, keep=True)
+    net.propose(peer, *visitor.addresses, source="given")
     net.run(1)
     net.say(visitor, peer, m.Goodbye())
     net.run(1000)
-    assert [address for address, _ in peer.sessions.unanswered()] == visitor.addresses
+    assert [each.address for each in peer.sessions.unanswered()] == visitor.addresses
 
 
 # --- too many ---------------------------------------------------------------------------------------------------------

@@ -83,7 +83,8 @@ def test_a_full_disk_is_counted_and_passes(path, monkeypatch):
     monkeypatch.setattr(os, "write", real)
     journal.write(5, "after")
     assert journal.lost == 4
-    assert [line.kind for line in read(path)] == ["before", "after"]
+    assert [line.kind for line in read(path)] == ["before", "after", "lines-lost"]
+    assert list(read(path))[-1].fields == {"lines": 4}
     assert len(journal.tail()) == 6
 
 

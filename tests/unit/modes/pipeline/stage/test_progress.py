@@ -13,6 +13,8 @@ from p2ptrain.wire.messages import NO_PART
 
 TRAINERS = ("a", "b")
 PLAN: Any = SimpleNamespace(
+    hash="new",
+    parent="",
     trainers=lambda: dict.fromkeys(TRAINERS),
     part_of=lambda peer: 0 if peer in TRAINERS else None,
     body=PipelineBody("c" * 64, SimpleNamespace(num_blocks=3), (), (), 20, 10),  # type: ignore[arg-type]
@@ -33,7 +35,7 @@ class Group:
         view: Any = SimpleNamespace(own_id="c", members=self.members, record=self.records.get)
         saved: Any = SimpleNamespace(newest_step=lambda plan: saved_step)
         self.steps = Progress(view, saved, rounds=3)
-        self.steps.begin(PLAN, "new")
+        self.steps.begin(PLAN, "new", 0.0)
 
     def members(self) -> list[str]:
         return [peer for peer in ("a", "b", "c") if peer not in self.gone]
@@ -56,7 +58,7 @@ def test_a_plan_is_under_way_once_all_train_by_it_and_two_of_its_batches_say_how
         assert not group.steps.is_under_way()
         vars(group.records["b"]).update(phase="training", plan="new")
     assert group.steps.is_under_way()
-    group.steps.begin(PLAN, "newer")
+    group.steps.begin(PLAN, "newer", 1.0)
     assert not group.steps.is_under_way()
 
 

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from p2ptrain.core.harvest import Harvest
+from p2ptrain.core.harvest import Harvest, KeptHarvest
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.words import listed, scaled, table
+
+COMPLETE, HALF_WAY, INCOMPLETE = "complete", "half-way", "incomplete"
 
 
 def render(harvest: Harvest) -> str:
     """A line a part, then what was done with the head, then what is missing."""
+    if isinstance(harvest, KeptHarvest):
+        return harvest.told
     words = mode_of(harvest.job).words
     first, share = words.REPORT_TITLES
     rows = [(first, "classes", share, "round", "step", "samples seen", "size", "trained by")]
@@ -49,15 +53,22 @@ def render(harvest: Harvest) -> str:
     return "\n".join(lines)
 
 
-def kind(harvest: Harvest) -> str:
-    """What was harvested, in two words at most."""
+def completeness(harvest: Harvest) -> str:
+    """What was harvested, in a word: ``COMPLETE``, ``HALF_WAY`` or ``INCOMPLETE``."""
     if harvest.missing:
-        return "incomplete model"
-    return "half-way model" if harvest.is_half_way else "complete model"
+        return INCOMPLETE
+    return HALF_WAY if harvest.is_half_way else COMPLETE
+
+
+def kind(harvest: Harvest) -> str:
+    """What was harvested, in two words."""
+    return f"{completeness(harvest)} model"
 
 
 def to_plain(harvest: Harvest) -> dict[str, Any]:
     """What ``harvest --json`` prints, but for the path and the accuracy."""
+    if isinstance(harvest, KeptHarvest):
+        return dict(harvest.plain)
     job, words = harvest.job, mode_of(harvest.job).words
     return {
         "job": job.id,

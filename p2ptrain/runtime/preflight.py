@@ -4,28 +4,40 @@ Invariant: the process that becomes the node imports neither torch nor a decoder
 is wrong with the data is said before torch is imported, within a second or two; torch takes some more (measured:
 2.5 s on a desktop), which is why a speed measured on a calm device is kept for a day.
 
-    python -m p2ptrain.cli.shared.preflight        (a request as JSON on standard input, answers as JSON lines)
+    python -m p2ptrain.runtime.preflight        (a request as JSON on standard input, answers as JSON lines)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import platform
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError, UserError
 from p2ptrain.version import __version__
+from p2ptrain.words import as_text
+
+if TYPE_CHECKING:
+    from p2ptrain.planning.devices.profiles import DeviceProfile
+    from p2ptrain.runtime.node.peer_options import PeerOptions
 
 SPEED_FILE = "speed.json"
 KEPT_S = 86_400.0
 MEASURE_S = 0.4
+LOOKED_AT = 32
+"""So many samples, evenly spread, are decoded before the peer starts."""
 TIMEOUT_S = 300.0
+DEVICES = ("cpu", "cuda")
+"""Any other means: a GPU if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +53,8 @@ class Request:
     threads: int = 1
     device: str = ""
     """cpu, cuda or auto."""
+    strict: bool = False
+    """Whether a file that can't be read is an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +64,68 @@ class Findings:
     samples: dict[str, int]
     validation: int = 0
     """Samples for validation, in all. Without a job, only those of the data set's own validation split."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the data set is read."""
     flops_per_s: float = 0.0
     memory_bytes: int = 0
     device: str = "cpu"
     accelerator: str = ""
+
+
+def prepare(
+    options: PeerOptions, state_dir: Path, profile: DeviceProfile | None = None
+) -> tuple[PeerOptions, Findings]:
+    """The options with nothing left open: the data checked, and what this device can do measured, or as a profile says.
+
+    Raises ``UserError`` for data or a device that can't be used.
+    """
+    options = dataclasses.replace(
+        options, name=options.name or device_name(), num_threads=options.num_threads or all_cores()
+    )
+    device = options.device
+    if profile is not None and device not in DEVICES:
+        device = "cuda" if profile.accelerator else "cpu"
+    is_known = profile is not None or options.flops_per_s is not None
+    request = Request(
+        data=options.data,
+        job=options.job.to_json() if options.job is not None else "",
+        shard=options.shard,
+        dirichlet=options.dirichlet,
+        classes=options.classes,
+        threads=options.num_threads,
+        strict=options.strict,
+        device="" if is_known and device == "cpu" else device,
+    )
+    found = preflight(request, state_dir)
+    if profile is not None:
+        own: dict[str, Any] = {
+            "flops_per_s": profile.flops_per_s.value,
+            "memory_bytes": int(profile.memory_bytes.value),
+            "link_bytes_per_s": profile.link_bytes_per_s.value,
+        }
+    elif options.flops_per_s is not None:
+        own = {}
+    else:
+        own = {"flops_per_s": found.flops_per_s, "memory_bytes": options.memory_bytes or found.memory_bytes}
+    return dataclasses.replace(options, device=found.device, **own), found
+
+
+def is_prepared(options: PeerOptions) -> bool:
+    """Whether ``prepare`` has nothing left to do."""
+    is_measured = options.flops_per_s is not None and options.device in DEVICES
+    return is_measured and bool(options.name and options.num_threads)
+
+
+def device_name() -> str:
+    """What this device calls itself."""
+    return as_text(platform.node().split(".")[0][:64] or sys.platform)
+
+
+def all_cores() -> int:
+    """That this process may use."""
+    from p2ptrain.learning.profiling.device import available_cores
+
+    return max(1, math.floor(available_cores()))
 
 
 def preflight(request: Request, state_dir: Path) -> Findings:
@@ -62,7 +134,7 @@ def preflight(request: Request, state_dir: Path) -> Findings:
     if kept is not None:
         request = dataclasses.replace(request, device="")
     answers = _ask(request)
-    findings = Findings(**answers)
+    findings = Findings(**answers | {"notes": tuple(answers.get("notes", ()))})
     if kept is not None:
         return dataclasses.replace(findings, **kept)
     if request.device and findings.flops_per_s and _is_calm():
@@ -71,7 +143,7 @@ def preflight(request: Request, state_dir: Path) -> Findings:
 
 
 def _ask(request: Request) -> dict[str, Any]:
-    command = [sys.executable, "-m", "p2ptrain.cli.shared.preflight"]
+    command = [sys.executable, "-m", "p2ptrain.runtime.preflight"]
     text = json.dumps(dataclasses.asdict(request))
     environment = os.environ | {"OMP_NUM_THREADS": str(request.threads)}
     try:
@@ -129,7 +201,7 @@ def _is_calm() -> bool:
 
 def _keep_speed(state_dir: Path, request: Request, findings: Findings) -> None:
     kept = {"key": _key(request), "time": time.time(), **dataclasses.asdict(findings)}
-    del kept["samples"], kept["validation"]
+    del kept["samples"], kept["validation"], kept["notes"]
     try:
         (state_dir / SPEED_FILE).write_text(json.dumps(kept), encoding="utf-8")
     except OSError:
@@ -140,11 +212,11 @@ def _keep_speed(state_dir: Path, request: Request, findings: Findings) -> None:
 
 
 def check_data(request: Request) -> dict[str, Any]:
-    """Open the data set, cut the share, decode one sample: what ``Findings`` says of the data. Raises ``DataError``."""
+    """Open the data set, cut the share, decode some of it: what ``Findings`` says of the data. Raises ``DataError``."""
     import numpy as np
 
     from p2ptrain.config import DataConfig
-    from p2ptrain.learning.data import Split, class_map, load, open_source, select
+    from p2ptrain.learning.data import Split, check_learnable, class_map, load, open_source, select
     from p2ptrain.modes.jobs import job_from_json
     from p2ptrain.modes.registry import mode_of
 
@@ -170,11 +242,41 @@ def check_data(request: Request) -> dict[str, Any]:
     }
     labels = [source.labels(split)[indices] for split, indices in chosen.items()]
     if job:
-        load(source, contract, "train", chosen["train"][:1])
+        some = chosen["train"][:: max(1, len(chosen["train"]) // LOOKED_AT)]
+        load(source, contract, "train", some, strict=request.strict)
+        check_learnable(labels[0], contract, request.data)
         class_map(source, contract, np.unique(np.concatenate(labels)))
     counts = np.bincount(labels[0], minlength=len(source.classes))
     samples = {name: int(n) for name, n in zip(source.classes, counts, strict=True) if n}
-    return {"samples": samples, "validation": len(chosen.get("val", ()))}
+    findings = {"samples": samples, "validation": len(chosen.get("val", ()))}
+    return findings | ({"notes": list(source.notes())} if source.notes() else {})
+
+
+def checked_data(job: Job, data: str, *, full: bool, strict: bool) -> dict[str, Any]:
+    """What ``job check`` says of a data set: samples of each class, and ``notes``. Raises ``DataError``."""
+    import numpy as np
+
+    from p2ptrain.errors import DataError
+    from p2ptrain.learning.data import check_learnable, class_map, load, open_source
+    from p2ptrain.learning.data.source import SPLITS
+    from p2ptrain.modes.registry import mode_of
+
+    source = open_source(data).fitted(job.data)
+    labels = source.labels("train")
+    some = np.arange(0, len(labels), max(1, len(labels) // LOOKED_AT))
+    found = load(source, job.data, "train", some, strict=strict)
+    check_learnable(labels, job.data, data)
+    class_map(source, job.data, np.unique(np.concatenate([labels, source.labels("val")])))
+    broken = [what for split in SPLITS for what in source.check_files(split, job.data if full else None)]
+    notes = [*source.notes(), *(note for note in found.notes if not any(what in note for what in broken))]
+    if broken:
+        if strict:
+            raise DataError(broken[0])
+        how = "" if full else ", by headers alone (--full reads all of each file)"
+        files = "1 file" if len(broken) == 1 else f"{len(broken)} files"
+        notes.append(f"{files} can't be read{how}; left out in training: {broken[0]}")
+    validation = source.counts("val") if mode_of(job).validates else {}
+    return {"samples": source.counts("train"), "validation": validation, "notes": notes}
 
 
 def measure(request: Request) -> dict[str, Any]:

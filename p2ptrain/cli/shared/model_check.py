@@ -1,0 +1,84 @@
+"""What ``job new`` and ``job check`` find out of a model, and how a person comes by one.
+
+The trial is the same that a peer makes before its first plan.
+
+Invariant: imports torch only when it is called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from p2ptrain.cli.shared.options import check_output, write_text
+from p2ptrain.config import DataConfig, Job
+from p2ptrain.errors import UserError
+
+if TYPE_CHECKING:
+    from p2ptrain.learning.own.trial import Trial
+
+MOST_TRIED = 64
+
+
+def tried(job: Job, init: Path | None, data: str | None) -> Trial:
+    """Build the job's model, fit the checkpoint, and make one step on some of the samples. Raises ``UserError``."""
+    import numpy as np
+
+    from p2ptrain.learning.data import load, open_source
+    from p2ptrain.learning.own.trial import Trial
+    from p2ptrain.learning.snapshots import read_init
+
+    x = y = None
+    if data:
+        source = open_source(data).fitted(job.data)
+        total = source.num_samples("train")
+        some = np.unique(np.linspace(0, max(0, total - 1), min(total, MOST_TRIED, job.training.batch_size)).astype(int))
+        x, y = load(source, job.data, "train", some).tensors(slice(None))
+    tensors = read_init(init)[0] if init is not None else None
+    return Trial(job, x, y, tensors)
+
+
+def as_safetensors(init: Path, job_file: Path) -> Path:
+    """The checkpoint itself, or, of what torch.save wrote, one beside the job file with its tensors."""
+    if init.suffix == ".safetensors":
+        return init
+    from safetensors.torch import save_file
+
+    from p2ptrain.learning.initial import read_weights
+
+    made = job_file.with_name(f"{job_file.stem}-{init.stem}.safetensors")
+    try:
+        save_file(read_weights(init), made)
+    except OSError as error:
+        raise UserError(f"{made}: can't be written ({error.strerror or error}); name another place with -o") from None
+    return made
+
+
+def with_classes(contract: DataConfig, classes: tuple[str, ...]) -> DataConfig:
+    """A contract for these classes, in their order. Raises ``UserError`` where the data have another one."""
+    if contract.kind == "text":
+        raise UserError("--classes: the classes of a text are its bytes; leave it out")
+    known = {name.casefold() for name in classes}
+    if len(known) < len(classes):
+        raise UserError("--classes: two names differ in upper and lower case only; give each class once")
+    if missing := [name for name in contract.classes if name.casefold() not in known]:
+        raise UserError(f"--classes: the data have {', '.join(missing[:5])} too; name all classes of all devices")
+    return dataclasses.replace(contract, classes=classes)
+
+
+def write_template(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
+    """``--model-template``: a module that a model of one's own begins with, and no job."""
+    if value is None or context.resilient_parsing:
+        return
+    path = value if value.suffix == ".py" else value.with_suffix(".py")
+    if not path.stem.isidentifier():
+        raise UserError(f"--model-template {path}: a module's name has letters, digits and _ only, such as my_model.py")
+    check_output(path, force=False)
+    template = Path(__file__).parents[2] / "learning" / "own" / "template.py"
+    write_text(path, template.read_text(encoding="utf-8").replace("my_model", path.stem))
+    click.echo(f"{path}: a small model; change it, then")
+    click.echo(f"next: p2ptrain job new --data SPEC --model {path.stem}:build -o job.toml")
+    context.exit()

@@ -1,0 +1,171 @@
+"""How a function of a user's own becomes a model that can be trained here.
+
+It is called with those of ``input_shape``, ``num_classes`` and ``width`` that it takes. Wrappers that change the names
+of tensors are taken off (``torch.compile``, ``DataParallel``), lazy layers get their sizes, everything comes to the
+CPU, and only the logits are returned.
+
+Invariant: with a seed two devices get the same weights, whether they are drawn by torch, numpy or Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter as Uninitialized
+
+from p2ptrain.errors import JobError
+from p2ptrain.learning.own.blame import own_code
+from p2ptrain.learning.own.outputs import adapt
+
+SIGNATURE = "def build(input_shape, num_classes): ... return a torch.nn.Module"
+READS_TOKENS = "reads_tokens"
+"""The attribute of a model whose samples are token numbers, int64."""
+_WRAPPED = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+"""Where the model is that a wrapper holds, by the wrapper's class."""
+
+
+def build_own(name: str, arguments: dict[str, object], seed: int | None) -> nn.Module:
+    """The model that ``package.module:function`` returns. Raises ``JobError`` naming the line that is wrong."""
+    module_name, _, function_name = name.partition(":")
+    with _working_directory_on_path(), seeded(seed):
+        try:
+            with own_code(f"model {name!r}: module {module_name!r} fails when it is imported"):
+                module = importlib.import_module(module_name)
+        except JobError as failed:
+            error = failed.__cause__
+            if not isinstance(error, (ImportError, SyntaxError, ValueError)):
+                raise
+            raise JobError(
+                f"model {name!r}: module {module_name!r} can't be imported ({error}); start p2ptrain in the directory "
+                f"that holds it, or install it, and see that `python -c 'import {module_name}'` works there"
+            ) from error
+        function = getattr(module, function_name, None)
+        if not callable(function):
+            raise JobError(
+                f"model {name!r}: module {module_name!r} ({module.__file__}) has no function {function_name!r}; "
+                f"define it there ({SIGNATURE}), or correct the name after the colon"
+            )
+        accepted = _accepted(name, function, arguments)
+        given = ", ".join(f"{key}={value!r}" for key, value in accepted.items())
+        with own_code(f"model {name!r} failed when called with ({given})", advice="correct it"):
+            model = function(**accepted)
+        if not isinstance(model, nn.Module):
+            raise JobError(
+                f"model {name!r}: function {function_name!r} in {module_name!r} returned {type(model).__name__}; "
+                "it must return a torch.nn.Module"
+            )
+        model = _plain(model)
+        _materialise(name, model, arguments["input_shape"])
+    if any(tensor.device.type not in ("cpu", "meta") for tensor in (*model.parameters(), *model.buffers())):
+        model.cpu()
+    for tensor_name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise JobError(
+                f"model {name!r}: {tensor_name!r} of its state is a {type(tensor).__name__} (get_extra_state), which "
+                "peers can't average; keep numbers in buffers (register_buffer), and the rest out of the state"
+            )
+        if tensor.is_complex():
+            raise JobError(
+                f"model {name!r}: tensor {tensor_name!r} is of complex numbers, which peers can't average; keep it as "
+                "real numbers (torch.view_as_real), and take torch.view_as_complex of it in forward"
+            )
+    return adapt(model)
+
+
+def _accepted(name: str, function: Callable[..., object], arguments: dict[str, object]) -> dict[str, object]:
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return arguments
+    keywords = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    unknown = [
+        p.name
+        for p in parameters
+        if p.default is p.empty
+        and p.kind is not p.VAR_POSITIONAL
+        and (p.name not in arguments or p.kind is p.POSITIONAL_ONLY)
+    ]
+    if unknown:
+        raise JobError(
+            f"model {name!r}: the function needs {', '.join(unknown)}, which p2ptrain does not give; it gives "
+            f"{', '.join(arguments)} by keyword, so give the others a default value"
+        )
+    return {p.name: arguments[p.name] for p in keywords if p.name in arguments}
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """Without wrappers, around it or within."""
+    while (held := _WRAPPED.get(type(model).__name__)) is not None:
+        model = getattr(model, held)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            plain = child
+            while (held := _WRAPPED.get(type(plain).__name__)) is not None:
+                plain = getattr(plain, held)
+            if plain is not child:
+                setattr(module, name, plain)
+    for module in model.modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            module.sparse = False  # the same gradient, in the form that it is clipped and checked in
+        # What module.compile() leaves.
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            module._compiled_call_impl = None
+    return model
+
+
+def _materialise(name: str, model: nn.Module, input_shape: object) -> None:
+    """Give lazy layers the sizes that samples of this shape ask for."""
+    lazy = [tensor for tensor in model.parameters() if isinstance(tensor, Uninitialized)]
+    if not lazy or not isinstance(input_shape, Sequence):
+        return
+    samples = torch.zeros(2, *input_shape, device=lazy[0].device)
+    was_training = model.training
+    model.eval()
+    doing = f"model {name!r}: its lazy layers can't get their sizes from samples of shape {list(input_shape)}"
+    with own_code(doing), torch.no_grad():
+        model(samples)
+    model.train(was_training)
+    left = [each for each, tensor in model.named_parameters() if isinstance(tensor, Uninitialized)]
+    if left:
+        raise JobError(
+            f"model {name!r}: {left[0]!r} is lazy and takes no part in the forward pass, so its size is not known; "
+            "remove it, or give it its size"
+        )
+
+
+@contextlib.contextmanager
+def _working_directory_on_path() -> Iterator[None]:
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(here)
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """With a seed, the same random numbers everywhere; all generators are afterwards as they were."""
+    if seed is None:
+        yield
+        return
+    python, numpys = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch the accelerators' generators too
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpys)

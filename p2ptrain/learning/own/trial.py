@@ -1,0 +1,142 @@
+"""What a peer will do with the job's model, tried once on a few samples: a look at its outputs, and a training step.
+
+Invariant: ``job check`` and a peer that starts ask the same question here, so they give the same answer. What is tried
+is a model of its own, which is dropped afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from p2ptrain.config import Job
+from p2ptrain.errors import JobError
+from p2ptrain.learning.initial import Fitted, fit, start_from
+from p2ptrain.learning.models import global_model
+from p2ptrain.learning.objective import training_loss
+from p2ptrain.learning.own.blame import own_code
+from p2ptrain.learning.own.outputs import check_logits, check_outputs, made_up
+from p2ptrain.learning.training import has_batch_norm
+
+MADE_UP = 8
+"""So many samples are made up where there are none."""
+
+
+class Trial:
+    """A model that was built, and what came of trying it.
+
+    ``x`` [N, ...] and ``y`` [N] or [N, T]: some of the own samples, a batch at most; None: made up. Raises ``JobError``
+    naming what in the model or the checkpoint can't be trained.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        x: Tensor | None = None,
+        y: Tensor | None = None,
+        init: Mapping[str, Tensor] | None = None,
+        *,
+        allow_user_code: bool = True,
+    ) -> None:
+        who = f"model {job.model.name}"
+        self.model: nn.Module = global_model(job, allow_user_code=allow_user_code)
+        self.fitted: Fitted | None = None
+        """What was taken of the checkpoint that the job starts from."""
+        self.notes: list[str] = []
+        """What the person should know, though it can be trained."""
+        if init is not None:
+            self.fitted = fit(init, self.model.state_dict(), job.model.name)
+            start_from(self.model.state_dict(), self.fitted)
+        if has_batch_norm(self.model) and job.training.batch_size < 2:
+            raise JobError(
+                f"{who} has batch normalisation, which can't be trained on one sample at a time: nothing would be "
+                "learnt; make training.batch_size 2 or more (job new --batch-size)"
+            )
+        if x is None or y is None or len(x) == 0:
+            x = made_up(job.data, min(MADE_UP, max(2, job.training.batch_size)))
+            y = x.flatten(1).long() if job.data.kind == "text" else torch.arange(len(x)) % len(job.data.classes)
+        if len(x) == 1:
+            x, y = torch.cat([x, x]), torch.cat([y, y])  # as in a batch of two
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(job.seed & (2**63 - 1))
+            self._look(job, who, x)
+            self._step(job, who, x, y)
+
+    def _look(self, job: Job, who: str, x: Tensor) -> None:
+        """In eval mode."""
+        self.model.eval()
+        logits = check_outputs(self.model, job.data, who, x.clone())
+        if not bool(logits.isfinite().all()):
+            self._refuse_not_finite(who, x, "")
+        if logits.dim() == 2 and bool((logits >= 0).all()) and bool((logits.float().sum(1) - 1).abs().max() < 1e-3):
+            self.notes.append(
+                f"{who} seems to return probabilities (each row adds up to 1); training takes logits: without the "
+                "softmax at its end it learns faster and better"
+            )
+
+    def _step(self, job: Job, who: str, x: Tensor, y: Tensor) -> None:
+        self.model.train()
+        doing = f"{who} fails in a training step"
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if not trained:
+            raise JobError(f"{who} has no parameter to train; let some of its layers have requires_grad = True")
+        with own_code(doing, self.model):
+            logits = self.model(x.clone())
+        check_logits(logits, len(x), job.data, f"{who}, training,")
+        if not logits.requires_grad:
+            raise JobError(
+                f"{who}: its outputs have no gradient, so nothing can be learnt; take no_grad(), detach() and .data "
+                "out of its forward"
+            )
+        loss = training_loss(logits, y.to(torch.int64), job.training.label_smoothing)
+        if not bool(loss.isfinite()):
+            self._refuse_not_finite(who, x, " in training")
+        with own_code(doing, self.model):
+            loss.backward()  # type: ignore[no-untyped-call]
+        for name, parameter in trained.items():
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+                raise JobError(
+                    f"{who}: the gradient of {name!r} is not finite in the first step, though the loss is; look for a "
+                    "root, a logarithm or a division at zero in its forward"
+                )
+        idle = [name for name, parameter in trained.items() if parameter.grad is None]
+        if len(idle) == len(trained):
+            raise JobError(f"{who}: no parameter gets a gradient from its outputs, so nothing can be learnt")
+        if idle:
+            self.notes.append(
+                f"{len(idle)} of {len(trained)} trained tensors of {who} have no part in its logits and stay as they "
+                f"are: {', '.join(idle[:3])}{' ...' if len(idle) > 3 else ''}"
+            )
+
+    def _refuse_not_finite(self, who: str, x: Tensor, when: str) -> None:
+        doing = f"{who}: its outputs are not finite{when}, though its samples and weights are"
+        for test in (torch.isnan, torch.isinf):  # infinities may be meant (masks), what is not a number never is
+            with own_code(doing, self.model), torch.no_grad(), _Watch(test):
+                self.model(x.clone())
+        raise JobError(f"{doing}; correct its forward")
+
+
+class _Watch(TorchFunctionMode):
+    """Stops at the first operation whose result is bad though what it was given isn't."""
+
+    def __init__(self, is_bad: Any) -> None:
+        super().__init__()
+        self._is_bad = is_bad
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunction():
+            given = [each for each in (*args, *(kwargs or {}).values()) if self._bad(each)]
+        value = func(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunction():
+            if not given and self._bad(value):
+                raise FloatingPointError(
+                    f"{getattr(func, '__name__', 'an operation')} gives a number that is not finite"
+                )
+        return value
+
+    def _bad(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.is_floating_point() and bool(self._is_bad(value).any())

@@ -1,0 +1,1 @@
+"""``p2ptrain doctor``: why two devices don't meet."""

@@ -1,0 +1,39 @@
+"""Everything that the doctor looks at.
+
+Invariant: changes nothing, and ends within its time.
+"""
+
+from __future__ import annotations
+
+from p2ptrain.net.interfaces import all_addresses, choose
+from p2ptrain.net.keys import Group
+from p2ptrain.runtime.doctor.device import check_clock, check_firewall, check_interfaces, check_ports, check_versions
+from p2ptrain.runtime.doctor.findings import Finding
+from p2ptrain.runtime.doctor.multicast import check_multicast
+from p2ptrain.runtime.doctor.peers import check_peers
+from p2ptrain.runtime.node.node import NetworkConfig
+
+
+async def examine(group: Group | None, network: NetworkConfig, wait_s: float) -> list[Finding]:
+    """Without a group, only this device. Raises ``UserError`` for a wrong option."""
+    findings = [*check_versions(), *check_clock()]
+    addresses = all_addresses()
+    chosen = choose(addresses, network.interfaces)
+    findings += check_interfaces(addresses, chosen)
+    if network.discover:
+        findings += await check_multicast(chosen, [each.address for each in addresses])
+    findings += check_ports(network.port, chosen)
+    findings += check_firewall()
+    if group is None:
+        text = "no join code given, and none kept on this device: no peers were looked for"
+        return [*findings, Finding("hint", "peers", text, "give one with --code")]
+    return findings + await check_peers(group, network, wait_s)
+
+
+def verdict(findings: list[Finding]) -> str:
+    """In one sentence, which is no more than was seen."""
+    if any(each.level == "problem" for each in findings):
+        return "something is wrong: see BAD above"
+    if any(each.proved and each.area == "peers" for each in findings):
+        return "all is fine: this device and another one met"
+    return "nothing wrong was found on this device; no other device took part, so that they meet was not proved"

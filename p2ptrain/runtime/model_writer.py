@@ -1,0 +1,185 @@
+"""Writes the assembled model when the group is done, in a process of its own: it harvests as anybody would, from the
+peer that started it and through that from the others.
+
+Invariant: the node imports no torch for it, and a writer that fails costs nothing but the file. It dies with its node.
+
+    python -m p2ptrain.runtime.model_writer        (a request as JSON on standard input, the answer as JSON)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from p2ptrain.core.harvest import Collected
+from p2ptrain.errors import P2PTrainError, UserError
+from p2ptrain.protocol.machine import Note
+from p2ptrain.runtime import harvest as harvesting
+from p2ptrain.runtime import report
+from p2ptrain.runtime.node.node import NetworkConfig
+from p2ptrain.runtime.node.observer_node import ObserverNode
+
+WAIT_S = 30.0
+TIMEOUT_S = 3600.0
+ATTEMPTS, AGAIN_S = 2, 10.0
+ROOM = 4
+"""Of memory: so many times what is fetched is taken for copies, their mean and the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be written where. ``peers``: addresses of the node that asks, ``HOST:PORT``."""
+
+    code: str
+    job: str
+    kept: str
+    """Where the model goes."""
+    peers: tuple[str, ...]
+    interfaces: tuple[str, ...] = ()
+    allow_user_code: str = ""
+    out: str = ""
+    """Where it shall be too; what is there already gives way only to what may take its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What came of it."""
+
+    path: str
+    kind: str
+    told: str
+    why_not: str = ""
+    """Why it is not where it was asked for."""
+
+
+async def keep_model(request: Request, num_threads: int, note: Callable[[Note], None]) -> None:
+    """Write the model, and say where it is or why there is none."""
+    for attempt in range(ATTEMPTS):
+        try:
+            made = await write(request, num_threads)
+            note(Note("model-written", (("path", made.path), ("kind", made.kind), ("why_not", made.why_not))))
+            return
+        except UserError as error:
+            if attempt + 1 < ATTEMPTS:
+                await asyncio.sleep(AGAIN_S)
+            elif Path(request.kept).is_file():
+                note(Note("model-kept", (("path", request.kept), ("why", str(error)))))
+            else:
+                note(Note("model-not-written", (("why", str(error)),)))
+
+
+async def write(request: Request, num_threads: int) -> Written:
+    """Start the process and wait for it. Raises ``UserError`` with the reason when there is no model."""
+    own = {"OMP_NUM_THREADS": str(num_threads), "P2PTRAIN_PARENT": str(os.getpid())}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "p2ptrain.runtime.model_writer",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | own,
+        start_new_session=True,
+    )
+    try:
+        text = json.dumps(dataclasses.asdict(request)).encode()
+        out, errors = await asyncio.wait_for(process.communicate(text), TIMEOUT_S)
+    except TimeoutError:
+        raise UserError(f"not within {TIMEOUT_S:g} s") from None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    if process.returncode:
+        last = errors.decode(errors="replace").strip().splitlines()[-1:]
+        raise UserError(" ".join([f"the process that assembles it ended with status {process.returncode}", *last]))
+    answer = json.loads(out)
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return Written(**answer)
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+async def _collect(request: Request) -> Collected:
+    from p2ptrain.net.keys import OPEN_GROUP, read_code
+
+    group = OPEN_GROUP if request.code == str(OPEN_GROUP) else read_code(request.code)
+    network = NetworkConfig(interfaces=request.interfaces, peers=request.peers, discover=False)
+    with tempfile.TemporaryDirectory(prefix="p2ptrain-") as directory:
+        node = ObserverNode(group, network, Path(directory))
+        try:
+            await node.start()
+            collected = await harvesting.collect(node, WAIT_S, partial=False)
+        finally:
+            await node.close()
+    if collected.job.id != request.job:
+        raise UserError(f"the group has another job by now ({collected.job.id})")
+    return collected
+
+
+def carry_out(request: Request) -> Written:
+    """Raises ``P2PTrainError``."""
+    import psutil
+
+    collected = asyncio.run(_collect(request))
+    num_bytes = sum(len(snapshot.data) for copies in collected.parts.values() for snapshot in copies)
+    if (free := psutil.virtual_memory().available) < ROOM * num_bytes:
+        raise UserError(
+            f"this device has {free / 1e6:,.0f} MB of memory free, too little to assemble {num_bytes / 1e6:,.0f} MB of "
+            "parts: harvest the model on another device"
+        )
+    allowed = request.allow_user_code == collected.job.model.name
+    result = harvesting.assemble(collected, allow_user_code=allowed)
+    kind, told = report.kind(result), report.render(result)
+    harvesting.save(Path(request.kept), result)
+    if not request.out:
+        return Written(request.kept, kind, told)
+    try:
+        harvesting.check_replaces(Path(request.out), result)
+        copy_whole(Path(request.kept), Path(request.out))
+    except (UserError, OSError) as error:
+        return Written(request.kept, kind, told, f"not in {request.out}: {error}")
+    return Written(request.out, kind, told)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """The same file under another name, on a disk of its own if need be; whole, or not there. Raises ``OSError``."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        try:
+            os.link(source, beside)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(source, beside)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def main() -> None:
+    from p2ptrain.runtime.trainer.process import die_with_node
+
+    die_with_node()
+    raw: dict[str, Any] = json.load(sys.stdin)
+    request = Request(**raw | {"peers": tuple(raw["peers"]), "interfaces": tuple(raw["interfaces"])})
+    try:
+        print(json.dumps(dataclasses.asdict(carry_out(request))), flush=True)
+    except P2PTrainError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

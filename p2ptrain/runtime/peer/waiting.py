@@ -1,0 +1,52 @@
+"""What a peer waits for, in words for people, and how its search for others fares: each source of addresses by itself.
+
+Invariant: nothing is said that was not tried: an address that does not answer is named with the number of tries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from p2ptrain.core.mode import Role
+from p2ptrain.core.plan import Plan
+from p2ptrain.protocol.consensus.agreement import Agreement
+from p2ptrain.protocol.session.address_book import Source, Unanswered
+from p2ptrain.runtime.peer.completion import Completion
+from p2ptrain.wire.messages import Record
+
+MAX_NAMED = 3
+_BY: Mapping[Source, str] = {
+    "given": "given by --peer",
+    "mdns": "found by mDNS",
+    "remembered": "remembered from last time",
+    "peer": "named by another peer",
+}
+
+
+def finding_words(unanswered: Sequence[Unanswered], troubles: Mapping[str, str]) -> str:
+    """``troubles``: by source, why it finds nothing. "" where there is nothing to say."""
+    order = list(_BY)
+    tried = sorted((each for each in unanswered if each.attempts), key=lambda each: order.index(each.source))
+    said = [_tried(each) for each in tried[:MAX_NAMED]]
+    if len(tried) > MAX_NAMED:
+        said.append(f"nor do {len(tried) - MAX_NAMED} other addresses")
+    return "; ".join([*said, *(f"{source} {why}" for source, why in sorted(troubles.items()))])
+
+
+def _tried(each: Unanswered) -> str:
+    tries = "1 try" if each.attempts == 1 else f"{each.attempts} tries"
+    return f"{each.address.removeprefix('tcp://')}, {_BY[each.source]}, doesn't answer ({tries})"
+
+
+def waiting_words(
+    own: Record, role: Role | None, agreement: Agreement[Plan] | None, completion: Completion | None, now: float
+) -> str:
+    """What a peer that has its job waits for; "" for nothing."""
+    if not own.counts:
+        return role.loading if role else ""
+    if agreement and agreement.problem:
+        return f"a plan that can be made: {agreement.problem}"
+    if agreement and (words := agreement.waiting_for(now)):
+        return words
+    waits = [role.waiting_for(now) if role else "", completion.waiting_for(now) if completion else ""]
+    return "; ".join(filter(None, waits))

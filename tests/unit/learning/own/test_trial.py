@@ -1,0 +1,174 @@
+"""Models of strangers: what trains in plain PyTorch trains here, and what can't is said before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import strangers
+import torch
+from strangers import REFUSED, TRAINED
+
+from p2ptrain.config import DataConfig, Job, ModelConfig, TrainingConfig
+from p2ptrain.errors import JobError
+from p2ptrain.learning.averaging import check_state, merge, weighted_mean
+from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
+from p2ptrain.learning.compression import Compressor, decompress
+from p2ptrain.learning.models import global_model
+from p2ptrain.learning.own.outputs import find_head
+from p2ptrain.learning.own.trial import Trial
+from p2ptrain.learning.training import LocalTrainer
+from p2ptrain.modes.tasks.division import check_model
+
+SHAPE = (1, 8, 8)
+CLASSES = tuple("abcdefghij")
+DATA = DataConfig(CLASSES, SHAPE, mean=(0.5,), std=(0.25,))
+
+
+def job_of(build: object, **training: object) -> Job:
+    name = f"strangers:{build.__name__}"  # type: ignore[attr-defined]
+    config = TrainingConfig(**{"learning_rate": 0.05, "batch_size": 16} | training)  # type: ignore[arg-type]
+    return Job(mode="auto", model=ModelConfig(name), data=DATA, training=config)
+
+
+def samples(count: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(count) % 10
+    x = torch.randn(count, *SHAPE, generator=generator) * 0.1
+    x[torch.arange(count), 0, y % 8, y // 2] += 3.0
+    return x, y
+
+
+@pytest.mark.parametrize("build", TRAINED, ids=lambda build: build.__name__)
+def test_what_trains_in_plain_pytorch_trains_here(build: object, capsys: pytest.CaptureFixture[str]) -> None:
+    job, (x, y) = job_of(build), samples()
+    trial = Trial(job, x, y)
+    assert training_flops(trial.model, SHAPE).forward > 0 and memory_bytes(trial.model, SHAPE, 16, "sgd") > 0
+    assert check_model(job, global_model(job, allow_user_code=True))["max_groups"] >= 1
+    model = global_model(job, allow_user_code=True)
+    assert not any("_orig_mod" in name or name.startswith("module.") for name in model.state_dict())
+    trainer = LocalTrainer(model, job.training, num_classes=10, total_steps=40, samples=x[:2])
+    losses = [trainer.step(x.clone(), y) for _ in range(25)]
+    assert trainer.num_bad_steps == 0 and None not in losses
+    assert losses[-1] < 0.9 * losses[0]  # type: ignore[operator]
+    assert trainer.loss_on([(x.clone(), y)]) > 0
+    assert trainer.step(x.clone(), y) is not None  # nothing that judging left behind is in the way
+    tensors, metadata = trainer.snapshot()
+    again = LocalTrainer(global_model(job, allow_user_code=True), job.training, num_classes=10, total_steps=40)
+    again.restore(tensors, metadata)
+    assert all(torch.equal(tensor, tensors[f"model.{name}"]) for name, tensor in again.model.state_dict().items())
+    assert not capsys.readouterr().out  # what a model prints is no part of the output
+
+
+@pytest.mark.parametrize("build", REFUSED, ids=lambda build: build.__name__)
+def test_what_can_not_be_trained_is_said_with_its_place(build: object) -> None:
+    with pytest.raises(JobError, match=REFUSED[build]) as caught:  # type: ignore[index]
+        Trial(job_of(build), *samples())
+    assert "\n" not in str(caught.value) and "strangers:" in str(caught.value)
+
+
+def test_two_devices_build_the_same_weights() -> None:
+    for build in (strangers.Noisy, strangers.Lazy):
+        one, two = (global_model(job_of(build), allow_user_code=True).state_dict() for _ in range(2))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_model_that_views_gets_the_usual_order_of_memory() -> None:
+    x, y = samples()
+    viewed, plain = (
+        LocalTrainer(global_model(job_of(b), allow_user_code=True), TrainingConfig(), num_classes=10, total_steps=9,
+                     samples=x[:2])
+        for b in (strangers.Viewed, strangers.Net)
+    )  # fmt: skip
+    assert viewed.model.conv.weight.is_contiguous()
+    for _ in range(3):
+        assert viewed.step(x, y) == pytest.approx(plain.step(x, y), rel=1e-4)  # type: ignore[arg-type]
+
+
+def test_view_is_divided_like_reshape() -> None:
+    job = job_of(strangers.Viewed)
+    found = check_model(job, global_model(job, allow_user_code=True))
+    assert found == check_model(job, global_model(job_of(strangers.Net), allow_user_code=True)) == {"max_groups": 2}
+
+
+def test_a_head_for_one_column_a_row() -> None:
+    model = global_model(job_of(strangers.HeadFirst), allow_user_code=True)
+    assert find_head(model, DATA) == "classifier"
+    with pytest.raises(JobError, match=r'tasks\.fit_head = "never"'):
+        find_head(global_model(job_of(strangers.LogSoftmax), allow_user_code=True), DATA)
+
+
+def test_two_classes_and_one_output() -> None:
+    data = dataclasses.replace(DATA, classes=("cat", "dog"))
+    with pytest.raises(JobError, match=r"returns \[3, 1\]: .*an output for each of the two classes"):
+        Trial(dataclasses.replace(job_of(strangers.one_output), data=data))
+
+
+def test_probabilities_and_idle_tensors_are_noted() -> None:
+    job = job_of(strangers.Pair)
+    assert Trial(job).notes == []
+    (note,) = Trial(job_of(strangers.Probable)).notes
+    assert "without the softmax" in note
+    (note,) = Trial(job_of(strangers.Auxiliary)).notes
+    assert note.startswith("2 of 6 trained tensors") and "aux.weight" in note
+    with pytest.raises(JobError, match=r"batch normalisation.*--batch-size"):
+        Trial(job_of(strangers.Lazy, batch_size=1))
+
+
+# --- averaging what strangers keep in their models --------------------------------------------------------------------
+
+
+def test_tied_tensors_are_averaged_once() -> None:
+    job = job_of(strangers.Tied)
+    ours, theirs = (global_model(dataclasses.replace(job, seed=s), allow_user_code=True) for s in (1, 2))
+    expected = (ours.one.weight + theirs.one.weight) / 2
+    merge(ours.state_dict(), {n: t.clone() for n, t in theirs.state_dict().items()}, 1.0, 1.0)
+    assert torch.allclose(ours.one.weight, expected, atol=1e-7) and ours.two.weight is ours.one.weight
+
+
+def test_constants_that_are_not_finite_or_below_zero_do_no_harm() -> None:
+    state = global_model(job_of(strangers.Masked), allow_user_code=True).state_dict()
+    theirs = {name: tensor.clone() for name, tensor in state.items()}
+    check_state(theirs, state)
+    merge(state, theirs, 1.0, 1.0)
+    assert torch.equal(state["mask"], theirs["mask"]) and torch.equal(state["offsets"], theirs["offsets"])
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8", "topk"])
+def test_masks_are_not_compressed(kind: str) -> None:
+    mask = torch.full((64, 64), -torch.inf).triu(1)
+    payload = Compressor(kind, 0.1, {"mask": mask}).compress({"mask": mask})  # type: ignore[arg-type]
+    tensors, _ = decompress(payload, {"mask": mask})
+    assert torch.equal(tensors["mask"], mask)
+
+
+def test_means_of_copies_keep_constants_and_precision() -> None:
+    mask = torch.full((4, 4), -torch.inf).triu(1)
+    weight = torch.tensor([1.0 + 2**-40], dtype=torch.float64)
+    mean = weighted_mean([(0.0, {"mask": mask, "weight": weight}), (2.0, {"mask": mask, "weight": weight})])
+    assert torch.equal(mean["mask"], mask) and torch.equal(mean["weight"], weight)
+
+
+@pytest.mark.parametrize("build", [strangers.Bytes, strangers.OneByte], ids=lambda build: build.__name__)
+def test_a_text_model_of_ones_own(build: object) -> None:
+    data = DataConfig(tuple(map(str, range(256))), (1, 1, 12), "text", mean=(0.0,), std=(1.0,))
+    job = dataclasses.replace(job_of(build, learning_rate=0.5), data=data)
+    text = torch.tensor([list(b"abcabcabcabca")] * 4)
+    x, y = text[:, :-1].view(4, 1, 1, 12), text[:, 1:]
+    trial = Trial(job, x, y)
+    assert training_flops(trial.model, data.input_shape).forward > 0
+    assert check_model(job, global_model(job, allow_user_code=True)) == {"max_groups": 1}
+    chain = Chain(global_model(job, allow_user_code=True), data.input_shape)
+    assert chain.input.dtype == torch.int64 and chain.slice(0, 2)(x).shape[-1] == 256
+    trainer = LocalTrainer(global_model(job, allow_user_code=True), job.training, num_classes=256, total_steps=40)
+    losses = [trainer.step(x, y) for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0]  # type: ignore[operator]
+
+
+def test_what_text_looks_like_is_said_to_whom_it_surprises() -> None:
+    data = DataConfig(tuple(map(str, range(256))), (1, 1, 12), "text", mean=(0.0,), std=(1.0,))
+    with pytest.raises(
+        JobError, match=r"int64 of shape \[batch, 1, 1, length\]: begin forward with x = x\.flatten\(1\)"
+    ):
+        Trial(dataclasses.replace(job_of(strangers.NoBytes), data=data))

@@ -1,0 +1,106 @@
+"""The model that is written when the group is done: where it goes, and what is said when it can't be."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from p2ptrain.config import DataConfig, Job
+from p2ptrain.core.harvest import KeptHarvest, PartReport
+from p2ptrain.errors import UserError
+from p2ptrain.protocol.machine import Note
+from p2ptrain.runtime import harvest as harvesting
+from p2ptrain.runtime import model_writer as writer
+from p2ptrain.ui import messages_for_people
+
+JOB = Job(data=DataConfig(("cat", "dog"), (1, 8, 8), mean=(0.0,), std=(1.0,)))
+PART = PartReport(0, ("cat", "dog"), 1.0, ("me",), 3, 3, 30, 300, 1000)
+MADE = KeptHarvest(JOB, SimpleNamespace(hash="p"), {}, {}, (PART,), told="told")  # type: ignore[arg-type]
+
+
+def request(folder: Path, out: str = "") -> writer.Request:
+    return writer.Request("code", JOB.id, str(folder / "model.safetensors"), ("127.0.0.1:1",), out=out)
+
+
+@pytest.fixture
+def collected(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Copies that were collected: of 4 bytes each."""
+    parts = {0: [SimpleNamespace(data=b"four")]}
+
+    async def collect(_: object) -> Any:
+        return SimpleNamespace(job=JOB, parts=parts)
+
+    monkeypatch.setattr(writer, "_collect", collect)
+    monkeypatch.setattr(harvesting, "assemble", lambda collected, *, allow_user_code: MADE)
+    return parts[0]
+
+
+def test_it_is_kept_and_put_where_it_was_asked_for(tmp_path: Path, collected: list[Any]) -> None:
+    kept, out = tmp_path / "model.safetensors", tmp_path / "mine.safetensors"
+    assert writer.carry_out(request(tmp_path)) == writer.Written(str(kept), "complete model", "told")
+    assert writer.carry_out(request(tmp_path, str(out))).path == str(out)
+    assert out.read_bytes() == kept.read_bytes()
+
+
+def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path, collected: list[Any]) -> None:
+    out = tmp_path / "thesis"
+    out.write_text("mine")
+    made = writer.carry_out(request(tmp_path, str(out)))
+    assert made.path == str(tmp_path / "model.safetensors") and "no model of p2ptrain" in made.why_not
+    assert out.read_text() == "mine" and Path(made.path).is_file()
+    assert writer.carry_out(request(tmp_path, str(tmp_path / "no" / "folder"))).why_not
+
+
+def test_too_little_memory_is_said_before_it_is_taken(
+    tmp_path: Path, collected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=4 * writer.ROOM - 1))
+    with pytest.raises(UserError, match="harvest the model on another device"):
+        writer.carry_out(request(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def told(folder: Path, monkeypatch: pytest.MonkeyPatch, answers: Sequence[Any]) -> list[Note]:
+    """What is noted when the process answers so."""
+    left, notes = list(answers), list[Note]()
+
+    async def write(*_: object) -> writer.Written:
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(writer, "write", write)
+    monkeypatch.setattr(writer, "AGAIN_S", 0.0)
+    asyncio.run(writer.keep_model(request(folder), 1, notes.append))
+    assert not left
+    return notes
+
+
+def test_what_came_of_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = UserError("model.safetensors: can't write the model (No space left on device)")
+    made = writer.Written("/m", "complete model", "")
+    for answers, kind, words in (
+        ([made], "model-written", "the complete model is in /m"),
+        ([full, made], "model-written", "the complete model is in /m"),
+        ([dataclasses.replace(made, why_not="not in /o: full")], "model-written", "is in /m (not in /o: full)"),
+        ([full, full], "model-not-written", "could not be written here"),
+    ):
+        (note,) = told(tmp_path, monkeypatch, answers)
+        line: Any = SimpleNamespace(kind=note.kind, fields=dict(note.fields))
+        assert note.kind == kind and words in (messages_for_people.tell(line) or "")
+    (tmp_path / "model.safetensors").write_text("of yesterday")
+    (note,) = told(tmp_path, monkeypatch, [full, full])
+    assert note.kind == "model-kept", "that of an earlier end stays"
+
+
+def test_a_process_that_fails_is_a_reason(tmp_path: Path) -> None:
+    """The real one: nobody is at that address, and the code is none."""
+    with pytest.raises(UserError, match="join code"):
+        asyncio.run(writer.write(request(tmp_path), 1))
