@@ -30,11 +30,11 @@ from p2ptrain.cli.shared.options import (
     strict_option,
     write_text,
 )
-from p2ptrain.cli.shared.preflight import checked_data
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError, UserError
 from p2ptrain.modes.jobs import check_job, init_path, load_job, table_of, with_settings
 from p2ptrain.modes.registry import MODES, mode_of
+from p2ptrain.runtime.preflight import checked_data
 from p2ptrain.words import clean
 
 AUTO_PASSES = 0.0

@@ -13,12 +13,12 @@ from PIL import Image
 
 from p2ptrain.cli.evaluate import command as evaluate_command
 from p2ptrain.cli.main import main
-from p2ptrain.cli.shared import preflight
 from p2ptrain.cli.shared.options import Names
 from p2ptrain.errors import DataError
 from p2ptrain.learning.checkpoint import save_model
 from p2ptrain.learning.models import global_model
 from p2ptrain.modes.jobs import load_job
+from p2ptrain.runtime import preflight
 
 RNG = np.random.default_rng(6)
 
