@@ -303,11 +303,9 @@ def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_mode
     check_allowed(job.model.name, allow_model)
     from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
     from p2ptrain.learning.models import global_model
-    from p2ptrain.learning.training import check_batch_size
 
     trial = tried(job, init_path(job_file), data)
     model = trial.model
-    check_batch_size(model, job.training.batch_size)
     found = mode_of(job).check_model(job, global_model(job, allow_user_code=True))
     flops = training_flops(model, job.data.input_shape)
     optimizer: Any = job.training.optimizer

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from p2ptrain.config import TrainingConfig
-from p2ptrain.errors import LocalError, RemoteError, UserError
+from p2ptrain.errors import JobError, LocalError, RemoteError, UserError
 from p2ptrain.learning.averaging import check_state
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.blame import own_code
@@ -250,11 +250,11 @@ def has_batch_norm(module: nn.Module) -> bool:
 
 
 def check_batch_size(model: nn.Module, batch_size: int) -> None:
-    """Refuse batches that no step can be made with. Raises ``UserError``."""
+    """Refuse batches that no step can be made with. Raises ``JobError``."""
     if batch_size == 1 and has_batch_norm(model):
-        raise UserError(
+        raise JobError(
             "training.batch_size: 1, and the model has batch normalisation, which takes its statistics from the "
-            "samples of a batch: nothing would be learnt; set 2 or more, or take a model without"
+            "samples of a batch: nothing would be learnt; set 2 or more (job new --batch-size), or take a model without"
         )
 
 

@@ -20,7 +20,7 @@ from p2ptrain.learning.models import global_model
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.outputs import check_logits, check_outputs, made_up
-from p2ptrain.learning.training import has_batch_norm
+from p2ptrain.learning.training import check_batch_size
 
 MADE_UP = 8
 """So many samples are made up where there are none."""
@@ -51,11 +51,7 @@ class Trial:
         if init is not None:
             self.fitted = fit(init, self.model.state_dict(), job.model.name)
             start_from(self.model.state_dict(), self.fitted)
-        if has_batch_norm(self.model) and job.training.batch_size < 2:
-            raise JobError(
-                f"{who} has batch normalisation, which can't be trained on one sample at a time: nothing would be "
-                "learnt; make training.batch_size 2 or more (job new --batch-size)"
-            )
+        check_batch_size(self.model, job.training.batch_size)
         if x is None or y is None or len(x) == 0:
             x = made_up(job.data, min(MADE_UP, max(2, job.training.batch_size)))
             y = x.flatten(1).long() if job.data.kind == "text" else torch.arange(len(x)) % len(job.data.classes)

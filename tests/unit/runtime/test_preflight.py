@@ -12,7 +12,7 @@ import pytest
 from p2ptrain.runtime import preflight
 from p2ptrain.runtime.node.peer_options import PeerOptions
 
-FOUND = preflight.Findings({"cat": 3}, 1, 5e9, 1 << 30, "cpu", "")
+FOUND = preflight.Findings({"cat": 3}, 1, flops_per_s=5e9, memory_bytes=1 << 30)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What ``p2ptrain plan`` compares: the plan that a group of these devices would take, parcels and all."""
+"""What ``p2ptrain plan`` compares: the plan that a group of these devices would take, stage messages and all."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_what_is_left_out_of_the_search_is_not_missed(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_room_s_seconds_are_never_below_the_search_s_which_knows_no_parcels(seed: int) -> None:
+def test_a_room_s_seconds_are_never_below_the_search_s_which_knows_no_messages(seed: int) -> None:
     fleet = some_room(random.Random(seed))
     for num in fleet.choices:
         found = Search(fleet.costs(num)).best()

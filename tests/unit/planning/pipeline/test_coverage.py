@@ -17,12 +17,12 @@ from p2ptrain.planning.pipeline.coverage import (
     whole_epoch,
 )
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
-from p2ptrain.wire.messages import Holding
+from p2ptrain.wire.messages import SnapshotRef
 
 
-def saved(part: int, span: int, step: int, name: str = "") -> Holding:
+def saved(part: int, span: int, step: int, name: str = "") -> SnapshotRef:
     blob = (name or f"{part}-{span}-{step}").ljust(64, "x")
-    return Holding(part, PeerId("a" * 16), 1, 1, step, 10, BlobId(blob), 100, span)
+    return SnapshotRef(part, PeerId("a" * 16), 1, 1, step, 10, BlobId(blob), 100, span)
 
 
 def pipeline(*stages: tuple[int, int, tuple[str, ...]], left_out: tuple[str, ...] = ()) -> PipelinePlan:
@@ -30,7 +30,7 @@ def pipeline(*stages: tuple[int, int, tuple[str, ...]], left_out: tuple[str, ...
     return PipelinePlan("m", stages[-1][1], len(stages[0][2]), 1, made, left_out)
 
 
-def none_preferred(holding: Holding) -> int:
+def none_preferred(holding: SnapshotRef) -> int:
     return 0
 
 
@@ -91,7 +91,7 @@ def test_a_newcomer_gets_everything() -> None:
     assert pieces_for_others(old, new, "z") == []
 
 
-def run(part: int, span: int, step: int, epoch: int = 1) -> Holding:
+def run(part: int, span: int, step: int, epoch: int = 1) -> SnapshotRef:
     return dataclasses.replace(saved(part, span, step, f"{part}-{span}-{step}-{epoch}"), epoch=epoch)
 
 

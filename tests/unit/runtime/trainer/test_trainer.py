@@ -21,7 +21,7 @@ from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.runtime.node.peer_node import PeerNode
 from p2ptrain.runtime.trainer.trainer import Trainer
 
-STRANGERS = str(Path(__file__).parents[2] / "learning")
+STRANGERS = str(Path(__file__).parents[2] / "learning" / "own")
 DATA = DataConfig(tuple("abcdefghij"), (1, 8, 8), mean=(0.5,), std=(0.25,), val=0.0)
 
 
