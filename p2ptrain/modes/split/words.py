@@ -87,10 +87,24 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
             f"{start}: without this peer, as the times of its blocks make no sense or its speed is not known; it "
             "stands by, and measures again when it is started anew"
         )
+    if num := _unused(plan, own):
+        return f"{start}: without this peer and its {num} samples: {NO_ROOM}"
     if plan.part_of(own) is None:
         return f"{start}: without this peer, whose help would make no round shorter; it stands by"
     averages = "; it averages the copies after each round" if body.averager == own else ""
     return f"{start}: this peer trains {work_text(split, own)}{averages}"
+
+
+NO_ROOM = (
+    "there is not the memory to train them here, alone or with help, or they are fewer than batch normalisation takes; "
+    "a smaller batch_size, a narrower model or another helper may do"
+)
+
+
+def _unused(plan: Plan, own: PeerId) -> int:
+    """How many samples a peer has that no unit is trained on."""
+    split = body_of(plan).split
+    return sum(peer.num_samples for peer in plan.peers if peer.peer == own and split.unit_of(own) is None)
 
 
 def work_text(split: SplitPlan, own: str) -> str:
@@ -129,6 +143,8 @@ def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerI
         return "a plan that begins at a saved state: this peer's work of the round was lost"
     if plan.part_of(own) is None and own not in {figures.peer for figures in body.figures}:
         return "work: nobody can plan with the times of this peer's blocks, which make no sense; start it again"
+    if num := _unused(plan, own):
+        return f"another plan: nobody trains on this peer's {num} samples: {NO_ROOM}"
     if plan.part_of(own) is None:
         return "work: no round would be shorter with this peer's help; it is planned with when others come or go"
     if isinstance(state, Gathering):
