@@ -280,6 +280,20 @@ def test_a_trainer_that_dies() -> None:
     check_done(room, 3)
 
 
+def test_a_trainer_that_is_back_with_the_next_plan_is_left_at_work() -> None:
+    """It dies when a plan has just been made for another's loss: that plan counts, though it was started again."""
+    room = group(rounds=8)
+    assert room.run(120, all_at(room, 2)), state_of(room)
+    (helper,), (owner,) = victims(room, "helper"), victims(room, "owner")
+    for device in (owner, helper):
+        dead = trainer(device)
+        dead.dead = True
+        dead._say(c.TrainerFailed("killed (out of memory?)", user_error=False))
+        room.run(60, lambda: any(other.record.epoch > 1 for other in room.on()))
+    assert room.run(300, room.all_done), state_of(room)
+    assert set(owners_by_round(check_done(room, 3)).values()) == {3}
+
+
 @pytest.mark.parametrize("seed", seeds(1))
 def test_all_die_and_come_back(seed: int) -> None:
     room = group(seed, rounds=8)

@@ -160,6 +160,8 @@ class SplitRole:
         """Do what the plan says, once the blocks are profiled."""
         group, name = self._group, plan.hash
         is_lost = isinstance(self._state, at.Lost)
+        if name == self.plan_hash and not isinstance(self._state, at.Idle | at.Lost):
+            return []  # a trainer that was started again is at it already
         if name != self.plan_hash:
             is_lost = name == self._restored  # the process ended under this plan, and its trainer with it
         self.plan, self.plan_hash = plan, name
@@ -354,8 +356,6 @@ class SplitRole:
         fields = (("peer", event.peer), ("round", event.round), ("detail", event.detail[:200]))
         return [Note("update-refused", fields), *self._lose(now)]
 
-    # --- blobs ---
-
     def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:
         return []
 
@@ -372,7 +372,7 @@ class SplitRole:
             self.replicas.refused.add(blob)
         return effects
 
-    # --- time ---
+    # --- blobs and time ---
 
     def tick(self, now: float) -> Effects:
         self._look_at = now + LOOK_S
