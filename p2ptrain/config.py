@@ -99,8 +99,8 @@ class GroupConfig:
     settle_s: float = 3.0
     compression: Compression = "none"
     topk_fraction: float = 0.1
-    replicas: int = 1
-    """Peers that keep a copy of each part, beside its trainer."""
+    replicas: int = 2
+    """Peers that keep a copy of each part, beside its trainer; one where a group has three peers, or two."""
     OLD_KEYS: ClassVar[Mapping[str, str]] = {"custodians": "replicas"}
 
 

@@ -59,6 +59,12 @@ class GroupView:
             if (record := self._records.get(peer)) is not None and record.job == self.job
         )
 
+    def absent(self) -> list[Record]:
+        """Of peers that said once that they train this job, and are not here."""
+        here = set(self.members())
+        everyone = sorted(self._records.all().items())
+        return [record for peer, record in everyone if record.job == self.job and peer not in here]
+
     def records(self) -> list[Record]:
         """Of all members, by peer."""
         return [record for member in self.members() if (record := self._records.get(member)) is not None]

@@ -144,6 +144,11 @@ class Role(Protocol):
         ...
 
     @property
+    def is_free_to_leave(self) -> bool:
+        """Of a role that hands nothing over by itself: whether the others have all that they need of this peer."""
+        ...
+
+    @property
     def seeking(self) -> bool:
         """A copy of what this peer is to train is being fetched or tried."""
         ...
@@ -226,6 +231,14 @@ class Words(Protocol):
 
     def part_classes(self, plan: Plan, job: Job | None, index: int) -> list[str]:
         """Of a part, by name; as numbers while the job is not known."""
+        ...
+
+    def kept_lines(self, plan: Plan, here: Sequence[Record]) -> list[str]:
+        """Who has copies of what, and what would be lost with whom, by the records of those who are here."""
+        ...
+
+    def kept_plain(self, plan: Plan, here: Sequence[Record]) -> Mapping[str, Any] | None:
+        """The same for programs; None: a mode that does not tell."""
         ...
 
     def harvest_head_line(self, harvest: Harvest) -> list[str]:

@@ -24,7 +24,7 @@ from p2ptrain.wire.messages import PeerName, Record
 from p2ptrain.wire.schema import Bound, from_plain, to_plain
 
 MAX_PLAN_BYTES = 1 << 20
-MAX_EPOCH = 2**40
+MAX_EPOCH = 2**52
 SHARE_TOLERANCE = 1e-6
 SHARE_UNITS = 1_000_000
 """Shares are whole multiples of 1 / SHARE_UNITS, so that they are short in JSON and equal parts get equal shares."""

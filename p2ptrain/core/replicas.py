@@ -44,6 +44,7 @@ class Replicas:
         self._is_awaited = is_awaited
         self._surplus = surplus
         self._fetches: dict[BlobId, SnapshotRef] = {}
+        self._adopting: set[BlobId] = set()
         self.handlers: Mapping[type, Handler] = {
             FetchSnapshot: self._fetch,
             DiscardSnapshot: lambda e, now: [KeepReplica(e.holding, keep=False), *self._group.say_holdings(now)],
@@ -101,9 +102,20 @@ class Replicas:
         self._fetches[holding.blob] = holding
         return self._downloads.fetch(holding.blob, holding.num_bytes, [effect.source], now)
 
+    def adopt(self, holding: SnapshotRef) -> Effects:
+        """Keep a snapshot that is here already: it was fetched for another reason."""
+        if holding.blob in {h.blob for h in self.kept()}:
+            return []
+        self._adopting.add(holding.blob)
+        return [KeepReplica(holding)]
+
     def replica_kept(self, holding: SnapshotRef, saved: bool, now: float) -> Effects:
         """The node's answer to ``KeepReplica``."""
-        done = self.replication.stored(holding, now) if saved else self.replication.fetch_failed(holding, now)
+        if holding.blob in self._adopting:
+            self._adopting.remove(holding.blob)
+            done = self.replication.adopt(holding) if saved else []
+        else:
+            done = self.replication.stored(holding, now) if saved else self.replication.fetch_failed(holding, now)
         return [*done, *self._group.say_holdings(now)]
 
     def _cancel(self, effect: CancelSnapshot, now: float) -> Effects:

@@ -122,6 +122,10 @@ class Replication:
         self._members: dict[PeerId, int] = {}
         self._offers: dict[PeerId, _Offers] = {}
         self._unwilling: dict[PeerId, float] = {}
+        self.rank: Callable[[SnapshotRef, Mapping[PeerId, int]], Sequence[PeerId]] = _rank
+        """Who may keep an own snapshot, of the members (each with the part it trains), the best holder first."""
+        self.is_stale: Callable[[SnapshotRef], bool] = lambda holding: False
+        """Whether one is of no use any more, though it is the newest of its part and trainer."""
         self.surplus: Callable[[Sequence[SnapshotRef]], Iterable[SnapshotRef]] = lambda older: older
         """Of these, all older than one of the same part and trainer that is kept, what is not needed any more."""
         self._kept: dict[_Key, SnapshotRef] = {}
@@ -180,6 +184,9 @@ class Replication:
             self._older[key] = [holding for holding in older if holding not in gone]
             if not self._older[key]:
                 del self._older[key]
+        for key, newest in list(self._kept.items()):
+            if key not in self._older and key not in self._incoming and self.is_stale(newest):
+                discarded.append(self._kept.pop(key))
         return [DiscardSnapshot(holding) for holding in discarded]
 
     def received(self, sender: PeerId, message: ReplicaOffer | ReplicaAck, now: float) -> list[Effect]:
@@ -227,9 +234,9 @@ class Replication:
         own = self._own
         if own is None:
             return []
-        ranked = rank_holders(own.part, own.trainer, {p: n for p, n in self._members.items() if p != self._own_id})
+        ranked = list(self.rank(own, {p: n for p, n in self._members.items() if p != self._own_id}))
         ranked.sort(key=lambda peer: peer in self._unwilling)
-        chosen = ranked[: self._config.num_holders]
+        chosen = ranked[: min(self._config.num_holders, max(1, len(ranked) - 1))]  # of three peers one
         for peer in [peer for peer in self._offers if peer not in chosen]:
             del self._offers[peer]
         effects: list[Effect] = []
@@ -285,6 +292,18 @@ class Replication:
         if incoming is not None and incoming.fetching == holding:
             effects += self._start_next(key)
         return effects
+
+    def adopt(self, holding: SnapshotRef) -> list[Effect]:
+        """A snapshot that was fetched for another reason is safe on disk: it is one copy more of what it has."""
+        key = _key(holding)
+        if holding == self._kept.get(key) or holding in self._older.get(key, ()):
+            return []
+        newest = self._kept.setdefault(key, holding)
+        if newest != holding:
+            self._older.setdefault(key, []).append(min(holding, newest, key=freshness))
+            self._older[key].sort(key=freshness)
+            self._kept[key] = max(holding, newest, key=freshness)
+        return self._thin_out()
 
     def fetch_failed(self, holding: SnapshotRef, now: float) -> list[Effect]:
         """Could not be fetched, checked or saved. The owner will offer again."""
@@ -360,6 +379,10 @@ class Replication:
         if total + holding.num_bytes > config.max_total_bytes:
             return f"{total} of {config.max_total_bytes} bytes are taken"
         return ""
+
+
+def _rank(own: SnapshotRef, members: Mapping[PeerId, int]) -> list[PeerId]:
+    return rank_holders(own.part, own.trainer, members)
 
 
 def _key(holding: SnapshotRef) -> _Key:

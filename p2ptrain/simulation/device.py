@@ -148,6 +148,10 @@ class Device(FrameHost):
             self.trainer = None
         self.disk.restarted()
 
+    def stall(self, seconds: float) -> None:
+        """It does nothing for so long, its trainer neither, as a laptop that was closed."""
+        self.world.network.stall(self.id, seconds)
+
     def note_kinds(self) -> Counter[str]:
         return Counter(note.kind for _, note in self.notes)
 
@@ -254,7 +258,7 @@ class Device(FrameHost):
         network = self.world.network
         trainer: Trainer = self.traits.trainer(
             name,
-            lambda wait_s, action: network.at(network.now + wait_s, action),
+            lambda wait_s, action: network.at_host(self.id, network.now + wait_s, action),
             lambda event: self._said(trainer, event),
         )
         self.trainer = trainer
@@ -341,4 +345,4 @@ class Device(FrameHost):
             if peer is not None and self.peer is peer:
                 self.world.perform(self, work())
 
-        self.world.network.at(self._now + wait_s, go)
+        self.world.network.at_host(self.id, self._now + wait_s, go)

@@ -131,6 +131,18 @@ class SimulatedNetwork:
         seat = self._seats[peer]
         seat.stalled_until = max(seat.stalled_until, self.now + seconds)
 
+    def at_host(self, peer: PeerId, when: float, action: Callable[[], None]) -> None:
+        """Do ``action`` at a virtual time, or when the host's stall is over."""
+
+        def go() -> None:
+            seat = self._seats.get(peer)
+            if seat is not None and seat.stalled_until > self.now:
+                self.at(seat.stalled_until, go)
+            else:
+                action()
+
+        self.at(when, go)
+
     def partition(self, *groups: Iterable[PeerId]) -> None:
         """Only hosts of one group hear each other; hosts in none of them are a group of their own."""
         self.heal()

@@ -100,7 +100,7 @@ class World:
         through_s = sum(map(len, frames)) / self.bytes_per_s
         when = max(self.network.now + wait + through_s, self._arrives.get(channel, 0.0) + through_s)
         self._arrives[channel] = when
-        self.network.at(when, lambda: self._deliver(who, to, effect.lane, frames))
+        self.network.at_host(to.id, when, lambda: self._deliver(who, to, effect.lane, frames))
 
     def _deliver(self, sender: PeerId, to: FrameHost, lane: Lane, frames: Sequence[bytes]) -> None:
         if to.is_on and self._sides.get(sender, 0) == self._sides.get(to.id, 0):

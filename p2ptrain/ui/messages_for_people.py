@@ -74,6 +74,13 @@ def _frame_refused(fields: Fields) -> str | None:
     return None
 
 
+def _goes_back(fields: Fields) -> str:
+    step, batches = fields.get("step"), fields.get("batches")
+    gone = f" without {_text(fields, 'without')}" if fields.get("without") else ""
+    to = f"to what is saved after batch {step}" if step else "to the beginning"
+    return f"the group goes back {to}{gone}: {batches} batches are lost and done again"
+
+
 _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "job": lambda f: f"job {_text(f, 'name')} ({_text(f, 'job')}), mode {_text(f, 'mode')}",
     "job-from": lambda f: f"got the job from {_text(f, 'peer')}",
@@ -91,7 +98,14 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     ),
     "joined": lambda f: f"{_who(f)} is here",
     "left": lambda f: f"{_who(f)} left",
-    "failed": lambda f: f"{_who(f)} is lost: no answer any more; the group goes on without it",
+    "failed": lambda f: f"{_who(f)} is lost: no answer any more",
+    "goes-back": _goes_back,
+    "goes-on": lambda f: f"goes on: batch {_text(f, 'step')} is done, {_number(f, 'seconds'):.1f} s after the loss",
+    "goes-on-alone": lambda f: (
+        f"{_text(f, 'here')} of {_text(f, 'of')} peers go on without the others, who were waited for; when they meet "
+        "again, whoever is further wins, and the others' batches are lost"
+    ),
+    "waits-for-peers": lambda f: f"waits for {_text(f, 'words')}",
     "fetching-part": lambda f: f"getting the last copy of part {_text(f, 'part')} (round {_text(f, 'round')})",
     "fetching-blocks": lambda f: (
         f"getting blocks {_text(f, 'blocks')} after {_text(f, 'step')} {f.get('steps', 'batches')} from "

@@ -69,6 +69,8 @@ def headline(snapshot: Snapshot) -> str:
     else:
         lines.append(f"plan {plan.hash[:8]}, epoch {plan.epoch}, parts: {len(plan.parts)}")
         lines += [f"  {with_names(snapshot, line)}" for line in mode_of(job).words.plan_lines(plan, job)]
+        words, there = mode_of(job).words, [record for record in snapshot.records if is_here(snapshot, record)]
+        lines += [f"  {line}" for line in words.kept_lines(plan, there)]
         for part in unstaffed(snapshot):
             lines.append(f"  nobody trains part {part.index} ({mode_of(job).words.part_name(plan, job, part.index)})")
     return "\n".join(lines)
@@ -188,6 +190,7 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
             "parts": [_part(job, plan, part) for part in plan.parts],
             "unstaffed": [part.index for part in unstaffed(snapshot)],
             **MODES[plan.mode].words.plan_plain(plan),
+            "kept": MODES[plan.mode].words.kept_plain(plan, [r for r in snapshot.records if is_here(snapshot, r)]),
         },
         "peers": [_peer(snapshot, record) for record in snapshot.records],
         "troubles": dict(snapshot.troubles),

@@ -213,6 +213,8 @@ class Record:
     """Of what this peer trains, on its own validation samples; -1 = not known."""
     sent: Annotated[tuple[StreamRate, ...], Bound(0, MAX_LINKS)] = ()
     """Stage messages, in the last round that is over here; empty where rounds say nothing of them."""
+    leaving: bool = False
+    """It would go, and waits until the others have what it trains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +288,16 @@ class PlanReply:
 
     KIND: ClassVar[str] = "plan-reply"
     data: Annotated[bytes, Bound(2, 1024 * 1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanVote:
+    """I want this plan to be the next one, and no other of its epoch; or (``adopted``) it is in force here."""
+
+    KIND: ClassVar[str] = "plan-vote"
+    plan: Annotated[str, Bound(64, 64)]
+    epoch: int
+    adopted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -505,6 +517,7 @@ Message = (
     | JobReply
     | PlanRequest
     | PlanReply
+    | PlanVote
     | ProfileRequest
     | ProfileReply
     | Fetch

@@ -379,23 +379,26 @@ class StageTrainer:
         every = pipeline_of(self._job).snapshot_steps or self._body.steps_per_round
         round_finished = self.step % self._body.steps_per_round == 0
         if self.step % every == 0 or round_finished or self.step >= self.total_steps:
-            start, stop = self.stage.start, self.stage.stop
-            self._say(
-                c.SnapshotTaken(
-                    part=start,
-                    round=self._round,
-                    step=self.step,
-                    samples=self._samples,
-                    loss=loss,
-                    round_finished=round_finished,
-                    training_finished=self.step >= self.total_steps,
-                    snapshot=self.snapshot(start, stop),
-                    span=stop - start,
-                )
-            )
+            self._say_snapshot(loss, round_finished)
         if self.halted:
             self._hand_over()
         self._work()
+
+    def _say_snapshot(self, loss: float, round_finished: bool) -> None:
+        start, stop = self.stage.start, self.stage.stop
+        self._say(
+            c.SnapshotTaken(
+                part=start,
+                round=self._round,
+                step=self.step,
+                samples=self._samples,
+                loss=loss,
+                round_finished=round_finished,
+                training_finished=self.step >= self.total_steps,
+                snapshot=self.snapshot(start, stop),
+                span=stop - start,
+            )
+        )
 
 
 def read_piece(data: bytes, step: int, total_steps: int) -> tuple[int, list[Books]]:

@@ -37,6 +37,7 @@ COMMENTS = {
     "pipeline.gradients": "compression of what comes back: none, fp16 or int8",
     "pipeline.replan_gain": "change the running plan for one that promises this share more speed",
     "pipeline.snapshot_steps": "batches between snapshots; 0 = a round",
+    "pipeline.patience_s": "seconds that peers with newer blocks on disk are waited for",
     "split.tails": "replica (copies, averaged after a round) or shared (one model, trained together step by step)",
     "split.optimizer": "its state at a round's beginning: reset, or average",
     "split.micro_batches": "a batch is cut into at most so many equal parts; the plan chooses how many",
@@ -48,5 +49,5 @@ COMMENTS = {
     "group.settle_s": "and then so many seconds for more",
     "group.compression": "of what peers send: none, fp16, int8 or topk",
     "group.topk_fraction": "for topk only",
-    "group.replicas": "so many peers keep a copy of each part",
+    "group.replicas": "so many peers keep a copy of each part; one in a group of three",
 }

@@ -7,10 +7,10 @@ most.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from p2ptrain.core.downloads import Downloads
-from p2ptrain.core.effects import Effects, ReleaseBlob
+from p2ptrain.core.effects import Effects
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.ids import BlobId
 from p2ptrain.protocol.machine import NEVER, Note
@@ -31,8 +31,8 @@ class MissingBlocks:
         self._steps = steps
         self._group = group
         self._downloads = downloads
-        self._wanted: set[BlobId] = set()
-        self._fetched: set[BlobId] = set()
+        self._wanted: dict[BlobId, SnapshotRef] = {}
+        self._fetched: dict[BlobId, SnapshotRef] = {}
         """Until the trainer has them."""
         self._failures: Counter[BlobId] = Counter()
         self._give_up_at = NEVER
@@ -75,7 +75,7 @@ class MissingBlocks:
             sources = [] if holding.blob in self._wanted else self._group.holders(holding.blob)
             if not sources:
                 continue
-            self._wanted.add(holding.blob)
+            self._wanted[holding.blob] = holding
             blocks = f"{holding.part}-{holding.part + holding.span - 1}"
             fields = (
                 ("blocks", blocks),
@@ -94,21 +94,20 @@ class MissingBlocks:
         """Whether it was one of them."""
         if blob not in self._wanted:
             return False
-        self._wanted.remove(blob)
-        self._fetched.add(blob)
+        self._fetched[blob] = self._wanted.pop(blob)
         return True
 
     def lost(self, blob: BlobId, now: float) -> bool:
         """It could not be got. Whether it was asked for often enough."""
         if blob not in self._wanted:
             return False
-        self._wanted.remove(blob)
+        del self._wanted[blob]
         self._failures[blob] += 1
         self._retry_at = now + RETRY_S
         return self._failures[blob] >= MAX_FAILURES
 
-    def given(self, is_kept: Callable[[BlobId], bool]) -> Effects:
-        """The trainer has them: let go of those that nothing else keeps."""
-        released: Effects = [ReleaseBlob(blob) for blob in sorted(self._fetched) if not is_kept(blob)]
+    def given(self) -> list[SnapshotRef]:
+        """The trainer has them: what was fetched for it."""
+        fetched = list(self._fetched.values())
         self._fetched.clear()
-        return released
+        return fetched

@@ -33,11 +33,15 @@ class PipelineConfig(ModeTable):
     snapshot_steps: int = 0
     """Batches from one snapshot to the next; 0 = a round."""
 
+    patience_s: float = 300.0
+    """Peers whose disks have newer blocks than are here are waited for so long, before the group goes back further."""
+
     def check(self, job: Job, where: str) -> None:
         limits = (
             ("pipeline.micro_batches", self.micro_batches, 1, 4096),
             ("pipeline.replan_gain", self.replan_gain, 0.01, 10),
             ("pipeline.snapshot_steps", self.snapshot_steps, 0, 1_000_000),
+            ("pipeline.patience_s", self.patience_s, 0, 1_000_000),
         )
         check_limits(limits, where)
         if job.mode != NAME:

@@ -14,7 +14,7 @@ from p2ptrain.core.harvest import Collected, Fetch, Harvest, PartReport, Snapsho
 from p2ptrain.core.plan import Plan
 from p2ptrain.modes.assembly import state_of
 from p2ptrain.modes.pipeline.plan import body_of
-from p2ptrain.planning.pipeline.coverage import cover, newest_covered
+from p2ptrain.planning.pipeline.coverage import NO_STATE, cover, newest_whole
 from p2ptrain.wire.messages import SnapshotRef
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ async def fetch(
     num_blocks = body_of(plan).pipeline.num_blocks
     left = [holding for holding in holdings if holding.kind == "part"]
     got: dict[str, bytes] = {}
-    while step := newest_covered(num_blocks, left):
-        chosen = cover([(0, num_blocks)], step, left, lambda holding: holding.blob in got) or []
+    while (state := newest_whole(num_blocks, left)) != NO_STATE:
+        chosen = cover([(0, num_blocks)], state, left, lambda holding: holding.blob in got) or []
         for holding in chosen:
             if holding.blob not in got:
-                what = f"blocks {holding.part}-{holding.part + holding.span - 1} after {step} batches"
+                what = f"blocks {holding.part}-{holding.part + holding.span - 1} after {state[0]} batches"
                 data = await fetch(holding, what)
                 if data is None:
                     left.remove(holding)  # perhaps somebody has another copy, or an older step is whole

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
 
-from p2ptrain.core.plan import Part, Plan, Share, is_hex, plan_from_json, require
+from p2ptrain.core.plan import MAX_EPOCH, Part, Plan, Share, is_hex, plan_from_json, require
 from p2ptrain.core.stages.figures import DeviceFigures, check_figures
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.config import NAME
+from p2ptrain.planning.pipeline.coverage import State
 from p2ptrain.planning.pipeline.stages import PipelinePlan, check_pipeline_plan
 from p2ptrain.wire.schema import Bound
 
@@ -35,6 +36,10 @@ class PipelineBody:
     from_step: Annotated[int, Bound(0, MAX_STEPS)]
     """Batches done when it takes over."""
     steps_per_round: Annotated[int, Bound(1, MAX_STEPS)]
+    from_epoch: Annotated[int, Bound(0, MAX_EPOCH)] = 0
+    """In which these were done; 0 = none are, and it begins with the initial weights."""
+    goes_back: bool = False
+    """To what is saved of them: what was done since is done again. Else all train on until then."""
     stretch: Annotated[float, Bound(1.0, MAX_STRETCH)] = 1.0
     """How many times as long as predicted batches took, the last time that more than one peer trained them."""
 
@@ -46,6 +51,11 @@ class PipelineBody:
             Part(i, share, tuple(PeerId(peer) for peer in sorted(stage.peers)))
             for i, (share, stage) in enumerate(stages)
         )
+
+    @property
+    def begins_with(self) -> State:
+        """The state of the model."""
+        return self.from_step, self.from_epoch
 
     def cut(self) -> Any:
         """By whom, too: who trains on through a change of plan must know the stages beside its own."""
@@ -70,6 +80,8 @@ class PipelineBody:
             check_figures(figures, names, pipeline.num_blocks)
         require(is_hex(self.chain, 64), "the chain is not a hash")
         require(plan.epoch > 1 or self.from_step == 0, "a first plan that does not begin at the first batch")
+        require((self.from_step == 0) == (self.from_epoch == 0), "a state of no epoch, or initial weights of one")
+        require(self.from_epoch < plan.epoch, "a state of a later epoch")
 
 
 BODIES = {NAME: PipelineBody}

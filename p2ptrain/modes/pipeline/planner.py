@@ -29,6 +29,7 @@ from p2ptrain.planning.devices.footprint import pipeline_bytes
 from p2ptrain.planning.devices.profile_codec import chain_hash, rounded
 from p2ptrain.planning.pipeline.baselines import best_single_peer
 from p2ptrain.planning.pipeline.choice import best, judged_s
+from p2ptrain.planning.pipeline.coverage import State
 from p2ptrain.planning.pipeline.fleet import Fleet, micro_batch_choices
 from p2ptrain.planning.pipeline.schedule import most_ahead
 from p2ptrain.planning.pipeline.stages import PipelinePlan
@@ -56,17 +57,21 @@ def next_plan(
     proposer: PeerId,
     *,
     next_step: int,
-    covered_step: int,
+    saved: State,
+    goes_back: bool = False,
+    takes_in: bool = False,
     lost: Collection[PeerId] = (),
+    leaving: Collection[PeerId] = (),
     batch_s: float = 0.0,
     may_improve: bool = True,
 ) -> Plan | None:
     """The plan after ``current`` with the peers now alive; None when the current one will do, or the job is done.
 
-    When one of its trainers is gone, or is there without its stage (``lost``: it was started again): a plan for those
-    who are there, from ``covered_step`` on, the newest step that snapshots of all blocks are left of. Else, when
-    today's figures promise a gain of more than ``pipeline.replan_gain`` and ``may_improve``: the faster plan, from
-    ``next_step`` on.
+    When one of its trainers is gone, or is there without its stage (``lost``: it was started again), or when more is
+    saved than is trained (``goes_back``): a plan for those who are there, that begins with the ``saved`` state, the
+    newest that snapshots of all blocks are left of. Else, when today's figures promise a gain of more than
+    ``pipeline.replan_gain`` and ``may_improve``, or others are to be taken in who went on apart (``takes_in``), or one
+    of its trainers is ``leaving``: the faster plan of those who stay, from ``next_step`` on.
     ``batch_s``: seconds of a batch, as seen under ``current``; 0 = not known. What several peers took longer than
     predicted they are taken to take longer in any pipeline, so that one peer alone may be the faster plan.
     Raises ``UserError`` where the peers that are left can't train the model.
@@ -75,22 +80,35 @@ def next_plan(
     snapshots = clean(job, [peer.snapshot for peer in peers])
     present = {peer.peer for peer in snapshots}.difference(lost)
     is_torn = not present.issuperset(current.trainers())
-    from_step = min(covered_step, next_step) if is_torn else next_step
+    goes_back = is_torn or goes_back
+    takes_in = takes_in or not current.trainers().keys().isdisjoint(leaving)
+    from_step, from_epoch = saved if goes_back else (next_step, current.epoch)
     if not snapshots or from_step >= job.training.rounds * before.steps_per_round:
         return None
-    if not is_torn and (pipeline_of(job).strategy != "planned" or not may_improve):
+    can_wait = not goes_back and not takes_in
+    if can_wait and (pipeline_of(job).strategy != "planned" or not may_improve):
         return None
-    figures = usable(model, snapshots, peers, before.figures)
+    figures = tuple(f for f in usable(model, snapshots, peers, before.figures) if f.peer not in leaving)
     fleet = fleet_of(job, model, snapshots, figures)
     can_go_on = not is_torn and fleet.knows(current.trainers())
     stretch = _stretch(fleet, before, batch_s) if can_go_on else before.stretch
     pipeline = best(fleet, pipeline_of(job).strategy, stretch)
-    if can_go_on:
+    if can_go_on and not goes_back and not takes_in:
         enough_s = judged_s(fleet, pipeline, stretch) * (1 + pipeline_of(job).replan_gain)
         if judged_s(fleet, before.pipeline, stretch) <= enough_s:
             return None
     shares = _shares(model, pipeline)
-    body = PipelineBody(before.chain, pipeline, shares, figures, from_step, before.steps_per_round, stretch)
+    body = PipelineBody(
+        before.chain,
+        pipeline,
+        shares,
+        figures,
+        from_step,
+        before.steps_per_round,
+        from_epoch if from_step else 0,
+        goes_back,
+        stretch,
+    )
     return _plan(job, snapshots, body, proposer, current)
 
 
@@ -186,8 +204,10 @@ def _continues(job: Job, plan: Plan, parent: Plan | None) -> bool:
     if parent is None:
         return True
     before = body_of(parent)
+    if not body.goes_back and (body.from_step == 0 or body.from_epoch != parent.epoch):
+        return False
     goes_on = (before.chain, before.steps_per_round) == (body.chain, body.steps_per_round)
-    return goes_on and (parent.epoch + 1, parent.hash) == (plan.epoch, plan.parent)
+    return goes_on and parent.epoch < plan.epoch and parent.hash == plan.parent
 
 
 def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: PipelineBody) -> bool:

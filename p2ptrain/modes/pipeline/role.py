@@ -40,11 +40,14 @@ from p2ptrain.modes.pipeline.rules import PipelineRules
 from p2ptrain.modes.pipeline.stage.checkpoints import Checkpoints
 from p2ptrain.modes.pipeline.stage.handed_over import HandedOver
 from p2ptrain.modes.pipeline.stage.progress import Progress
+from p2ptrain.modes.pipeline.stage.recovery import Recovery
+from p2ptrain.modes.pipeline.stage.saving import Saving, holders
 from p2ptrain.modes.pipeline.stage.states import Gathering, Idle, Lost, Starting, State, Stopping, Training
+from p2ptrain.modes.pipeline.stage.way_back import WayBack
 from p2ptrain.modes.pipeline.words import waiting_words
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import model_from_json
-from p2ptrain.planning.pipeline.coverage import Run, pieces_for_others
+from p2ptrain.planning.pipeline.coverage import NO_STATE, Run, pieces_for_others
 from p2ptrain.protocol.blobs.profile_book import ProfileBook, ProfileLearnt
 from p2ptrain.protocol.group.link_probe import LinkMeasured, LinkMeter
 from p2ptrain.protocol.machine import NEVER, Machine, Note
@@ -91,13 +94,19 @@ class PipelineRole:
         """The plan whose stage the trainer holds."""
         self._restored = resume.plan.hash if resume.plan else ""
         self._handed_over = HandedOver(group)
-        replication.surplus = self._checkpoints.surplus
+        self._saving = Saving(group, self.replicas, self._handed_over, self._reports)
+        self._recovery = Recovery(group)
+        self._way_back = WayBack(group, self._checkpoints, self.progress, pipeline_of(job))
+        replication.surplus, replication.is_stale = self._checkpoints.surplus, self._checkpoints.is_stale
+        replication.rank = lambda own, members: holders(own, members, self.plan)
         self.rules = PipelineRules(
             group.own_id,
             job,
             model=lambda: self.model,
             profile_of=self._profiles.get,
-            steps=self.progress.next_and_covered,
+            standing=self._way_back.standing,
+            lead=self.progress.lead,
+            margin=self.progress.margin,
             batch_s=self.progress.batch_s,
             is_under_way=self.progress.is_under_way,
             is_lost=self.progress.is_lost,
@@ -139,6 +148,15 @@ class PipelineRole:
         return self._traffic.epoch
 
     @property
+    def is_free_to_leave(self) -> bool:
+        """Others train its blocks, from just where it stopped; or nobody can."""
+        plan = self.plan
+        if plan is None or self._trained is None or self._group.own.phase in ("trained", "done"):
+            return True
+        is_over = plan.part_of(self._group.own_id) is None and self.progress.newest() > body_of(plan).from_step
+        return is_over and not self._handed_over
+
+    @property
     def seeking(self) -> bool:
         return isinstance(self._state, Gathering) and self.part != m.NO_PART
 
@@ -169,18 +187,22 @@ class PipelineRole:
     def plan_adopted(self, plan: Plan, now: float) -> Effects:
         """Do what the plan says, once the blocks are profiled."""
         group = self._group
-        name, newest = plan.hash, self.progress.newest()
-        is_lost = isinstance(self._state, Lost)
+        name, body = plan.hash, body_of(plan)
+        is_lost, told = isinstance(self._state, Lost), []
+        if name != self.plan_hash:
+            told = self._recovery.begin(plan, self.plan, self._way_back.done(), now)
         if name != self.plan_hash:
             is_lost = name == self._restored  # the process ended under this plan, and its trainer with it
         self.plan, self.plan_hash = plan, name
         has_halted = isinstance(self._state, Gathering)
         self._state = Lost() if is_lost else Idle()
         self.progress.begin(plan, name, now)
+        self._way_back.begin(plan)
         part = plan.part_of(group.own_id)
         self.part = part.index if part is not None and not is_lost else m.NO_PART
-        effects: Effects = [KeepPlan(plan), *self.replicas.epoch_changed(plan.epoch, now)]
-        effects += group.say(now, epoch=plan.epoch, plan=name, part=self.part)
+        effects: Effects = [KeepPlan(plan), *told, *self.replicas.epoch_changed(plan.epoch, now)]
+        gone_back = {"step": body.from_step} if body.goes_back else {}
+        effects += group.say(now, epoch=plan.epoch, plan=name, part=self.part, **gone_back)
         if part is None:
             self._reports.slowdown.stand_by(now)
             effects += group.say(now, phase="waiting", samples_per_s=0.0)
@@ -190,21 +212,24 @@ class PipelineRole:
         if not group.own.profile or is_lost:
             return effects
         old = self._trained
-        survivors = {each.peer for each in plan.peers}
         pieces: list[Run] = []
-        torn = True  # the batches up to the plan's step can't all be done any more
-        if old is not None:
-            torn = has_halted or not survivors.issuperset(old.trainers()) or body_of(plan).from_step < newest
-            pieces = pieces_for_others(body_of(old).pipeline, body_of(plan).pipeline, group.own_id)
+        if old is not None and not body.goes_back:
+            pieces = pieces_for_others(body_of(old).pipeline, body.pipeline, group.own_id)
         self._missing.stop(forget_failures=True)
         self._state = Stopping(now + self.progress.patience_s())
-        stop = StopAt(plan.epoch, body_of(plan).from_step, tuple(pieces), now=torn)
+        stop = StopAt(plan.epoch, body.from_step, tuple(pieces), now=old is None or has_halted or body.goes_back)
         return [*effects, *self._handed_over.release(now), ToTrainer(stop)]
 
     def members_changed(self, now: float) -> Effects:
         if self.plan is not None:
             self._checkpoints.look(self.plan)
         effects: Effects = [*self.replicas.members_changed(now), *self._gather(now)]
+        self._recovery.look(self.progress.is_torn(), now)
+        if self._way_back.look(now):
+            effects.append(Reconsider())
+        if isinstance(self._state, Lost) and self._group.own.phase == "waiting" and self.progress.is_saved():
+            effects += self._group.say(now, phase="trained")
+        effects += self._recovery.waits(self._way_back.words(now))
         effects += self._profiles.members_changed(self._group.records(), now)
         return effects + list(self._meter.members_changed(self._group.members(), now))
 
@@ -219,11 +244,11 @@ class PipelineRole:
         if not isinstance(self._state, Gathering) or plan is None or self.part == m.NO_PART:
             self._missing.stop()
             return []
-        stage, step = body_of(plan).pipeline.stages[self.part], body_of(plan).from_step
-        if step == 0:
+        stage, state = body_of(plan).pipeline.stages[self.part], body_of(plan).begins_with
+        if state == NO_STATE:
             return self._give(plan, [], keep=False)
-        held = self._trained if self._state == Gathering(step) else None
-        have, chosen = self._checkpoints.choose((stage.start, stage.stop), step, held, self._downloads.is_local)
+        held = self._trained if self._state == Gathering(state[0]) else None
+        have, chosen = self._checkpoints.choose((stage.start, stage.stop), state, held, self._downloads.is_local)
         if chosen is None:
             self._missing.pause()
             return self._lose(now) if self._missing.is_given_up(now) else []
@@ -231,7 +256,7 @@ class PipelineRole:
         lacking = [holding for holding in chosen if not self._downloads.is_local(holding.blob)]
         if not lacking:
             return self._give(plan, chosen, keep=have is not None)
-        return self._missing.ask(lacking, step, now)
+        return self._missing.ask(lacking, state[0], now)
 
     def _give(self, plan: Plan, pieces: list[m.SnapshotRef], *, keep: bool) -> Effects:
         self._state = Starting(plan)
@@ -262,23 +287,26 @@ class PipelineRole:
 
     def _progressed(self, event: c.Progress, now: float) -> Effects:
         self._seen_step(event.step, now)
-        return self._reports.progress(event, self._last_stage(), now)
+        told = self._recovery.step_done(event.step, now) if isinstance(self._state, Training) else []
+        return [*told, *self._reports.progress(event, self._last_stage(), now)]
 
     def _last_stage(self) -> tuple[str, ...]:
         """Who knows the loss."""
         return body_of(self._trained).pipeline.stages[-1].peers if self._trained is not None else ()
 
     def _refused(self, event: c.SnapshotRefused, now: float) -> Effects:
-        if self.plan is not None:
-            self._checkpoints.refuse(self.plan)
-        return [Note("snapshot-refused", (("detail", event.detail[:200]),)), *self._lose(now)]
+        refused = self._checkpoints.refuse(self.plan) if self.plan is not None else []
+        blobs = ", ".join(f"{h.blob[:12]} of {self._group.name_of(h.trainer)}" for h in refused[:3])
+        fields = (("detail", event.detail[:200]), ("blobs", blobs))
+        return [Note("snapshot-refused", fields), *self._lose(now)]
 
     def _failed(self, event: c.TrainerFailed, now: float) -> Effects:
         return [*self._lose(now), *self._restarts.after(event, now)]
 
     def _seen_step(self, step: int, now: float) -> None:
-        """The trainer is that far."""
-        if step > self.progress.own:
+        """The trainer is that far, by the plan in force or on the way to it."""
+        goes_back = self.plan is not None and body_of(self.plan).goes_back
+        if step > self.progress.own and not (goes_back and not isinstance(self._state, Training)):
             self.progress.own = step
             if isinstance(self._state, Stopping) and self._state.by != NEVER:
                 self._state.by = now + self.progress.patience_s()
@@ -289,8 +317,7 @@ class PipelineRole:
         plan, group = self._state.plan, self._group
         self._trained, self._state = plan, Training()
         self._reports.slowdown.train()
-        kept = {holding.blob for holding in self.replicas.kept()}
-        effects = self._missing.given(lambda blob: blob in kept or self.replicas.is_fetching(blob))
+        effects = self._saving.fetched(self._missing.given(), keep=body_of(plan).goes_back)
         self.progress.own = body_of(plan).from_step
         fields = (("part", event.part), ("round", event.round), ("rounds", event.rounds), ("epoch", plan.epoch))
         effects += [Note("training", fields), *self._traffic.begin(plan, self.plan_hash, now)]
@@ -312,40 +339,12 @@ class PipelineRole:
         return self._group.say(now, part=m.NO_PART)
 
     def _snapshot_taken(self, event: c.SnapshotTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
-        """Without a ``blob`` it could not be saved: training goes on, and ends, all the same."""
-        group, plan = self._group, self._trained
-        if plan is None:
-            return []
-        effects: Effects = []
-        if blob is not None:
-            effects += self.replicas.keep_snapshot(self._holding(event, plan.epoch, blob, num_bytes))
-        effects += group.say(now, round=event.round, step=event.step, samples=event.samples)
-        if event.training_finished:
-            effects += group.say(now, phase="trained", samples_per_s=0.0)
         if event.round_finished:
             self._restarts.round_finished()
-            loss = self._reports.loss(event.loss, self._last_stage())
-            fields = (("part", self.part), ("round", event.round), *((("loss", round(loss, 4)),) if loss else ()))
-            effects.append(Note("round", fields))
-        return effects
+        return self._saving.snapshot(event, self._trained, blob, num_bytes, now) if self._trained is not None else []
 
     def _piece_taken(self, event: PieceTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
-        if blob is None or self._trained is None:
-            return []  # who needs it will not get it, and the group goes back to what is saved
-        return self._handed_over.add(self._holding(event, self._trained.epoch, blob, num_bytes), now)
-
-    def _holding(self, event: c.SnapshotTaken | PieceTaken, epoch: int, blob: BlobId, num_bytes: int) -> m.SnapshotRef:
-        return m.SnapshotRef(
-            part=event.part,
-            trainer=self._group.own_id,
-            epoch=epoch,
-            round=event.round,
-            step=event.step,
-            samples=event.samples,
-            blob=blob,
-            num_bytes=num_bytes,
-            span=event.span,
-        )
+        return self._saving.piece(event, self._trained, blob, num_bytes, now) if self._trained is not None else []
 
     # --- blobs ---
 
@@ -369,7 +368,7 @@ class PipelineRole:
     def tick(self, now: float) -> Effects:
         newest, plan = self.progress.newest(), self.plan
         late = self._gather(now) if self._missing.is_due(now) else []
-        if self.progress.look(now):
+        if self.progress.look(now) or (now >= self._way_back.deadline() and self._way_back.look(now)):
             late.append(Reconsider())
         if self._reports.slowdown.is_due(now):
             late.append(ToTrainer(LookAgain()))
@@ -384,10 +383,11 @@ class PipelineRole:
         gathering = self._missing.deadline() if isinstance(self._state, Gathering) else NEVER
         stopping = self._state.by if isinstance(self._state, Stopping) else NEVER
         deadlines = (machine.next_deadline() for machine in self._machines)
-        return min(*deadlines, gathering, stopping, self._reports.slowdown.look_at)
+        return min(*deadlines, gathering, stopping, self._reports.slowdown.look_at, self._way_back.deadline())
 
     def waiting_for(self, now: float) -> str:
         """In words: blocks, other stages, or a plan."""
         if self.plan is None:
             return ""
-        return waiting_words(self.plan, self._group.own, self._state) or self._traffic.waiting_for(now)
+        words = self._way_back.words(now) or waiting_words(self.plan, self._group.own, self._state)
+        return words or self._traffic.waiting_for(now)

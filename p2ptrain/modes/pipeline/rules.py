@@ -13,8 +13,11 @@ from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of, read_plan
 from p2ptrain.modes.pipeline.planner import first_plan, follows, next_plan
+from p2ptrain.modes.pipeline.stage.way_back import Standing
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import chain_hash
+from p2ptrain.planning.pipeline.coverage import NO_STATE
+from p2ptrain.protocol.consensus.epochs import epoch_apart
 from p2ptrain.protocol.consensus.rules import PlanResult, PlanWork
 from p2ptrain.wire.messages import Record
 
@@ -30,8 +33,12 @@ class PipelineRules:
     """The blocks of the job's model, as soon as the own trainer has counted them."""
     profile_of: Callable[[str], bytes | None] = lambda name: None
     """What a record's ``profile`` names, if it is here."""
-    steps: Callable[[], tuple[int, int]] = lambda: (0, 0)
-    """The step after which a plan made now can take over; and the newest one of which all blocks are saved."""
+    standing: Callable[[], Standing] = lambda: Standing(0)
+    """How far the group is."""
+    lead: Callable[[Collection[PeerId]], int] = lambda others: 0
+    """So many batches the plan in force has brought its peers further than others who follow another one."""
+    margin: Callable[[], int] = lambda: 1
+    """Batches by which records may be late."""
     batch_s: Callable[[], float] = lambda: 0.0
     """Seconds of a batch by the plan in force, as seen here; 0 = not known yet."""
     is_under_way: Callable[[], bool] = lambda: True
@@ -66,9 +73,13 @@ class PipelineRules:
             return PlanWork(lambda: PlanResult(None, "this peer has not measured the model's blocks yet"))
         chain = chain_hash(model)
         peers = [MeasuredPeer(snapshot(record), figures_of(record, chain, self.profile_of)) for record in members]
-        (next_step, covered_step), batch_s = self.steps(), self.batch_s()
+        standing, batch_s = self.standing(), self.batch_s()
         may_improve = self.may_improve()
         lost = [record.peer for record in members if self.is_lost(record)]
+        leaving = [record.peer for record in members if record.leaving]
+        if current is not None and standing.waits:
+            return PlanWork(lambda: PlanResult(None))
+        others = [r for r in members if current and r.plan not in ("", current.hash) and r.epoch > current.epoch]
 
         def work() -> PlanResult[Plan]:
             try:
@@ -80,9 +91,12 @@ class PipelineRules:
                     current,
                     peers,
                     proposer,
-                    next_step=next_step,
-                    covered_step=covered_step,
+                    next_step=standing.next_step,
+                    saved=standing.saved,
+                    goes_back=standing.is_ahead,
+                    takes_in=bool(others),
                     lost=lost,
+                    leaving=leaving,
                     batch_s=batch_s,
                     may_improve=may_improve,
                 )
@@ -92,18 +106,49 @@ class PipelineRules:
 
         return PlanWork(work)
 
-    def timed(self, plan: Plan) -> Plan | None:
+    def timed(self, plan: Plan, epoch: int) -> Plan | None:
         """A plan that was to take over at a batch which may be done by now gets a later one; one that goes back to what
         is saved begins with the newest that is saved by now."""
         body = body_of(plan)
         if not plan.parent:
             return plan
-        next_step, covered_step = self.steps()
-        goes_back = body.from_step <= covered_step
-        from_step = covered_step if goes_back else max(body.from_step, next_step)
-        if from_step >= self.job.training.rounds * body.steps_per_round:
+        standing = self.standing()
+        state = body.begins_with
+        if body.goes_back:
+            state = standing.saved
+        elif standing.next_step > body.from_step:
+            state = standing.next_step, body.from_epoch
+        if state[0] >= self.job.training.rounds * body.steps_per_round:
             return None
-        return replace(plan, body=replace(body, from_step=from_step))
+        body = replace(body, from_step=state[0], from_epoch=state[1])
+        if state[1] >= epoch:  # others came to it, apart from the plan in force here
+            epoch = epoch_apart(state[1], self.own_id)
+        return replace(plan, epoch=epoch, body=body)
+
+    def accepts(self, plan: Plan) -> bool:
+        """Not what goes back further than what is known here to be saved."""
+        body = body_of(plan)
+        return not body.goes_back or body.begins_with >= self.standing().saved
+
+    def is_torn(self, current: Plan, members: Sequence[Record]) -> bool:
+        """Or is about to be, as somebody leaves. Where most have just been started, a group forms that takes its
+        time."""
+        lost = {record.peer for record in members if self.is_lost(record)}
+        trainers = {record.peer for record in members}.intersection(current.trainers())
+        forms = 2 * len(trainers & lost) > len(trainers)
+        lost |= {record.peer for record in members if record.leaving}
+        return not forms and not (trainers - lost).issuperset(current.trainers())
+
+    def may_go_alone(self, current: Plan, members: Sequence[Record]) -> bool:
+        """Those who can't go on by the plan in force, where they have a whole state and it is near enough."""
+        present, standing = {record.peer for record in members if not self.is_lost(record)}, self.standing()
+        return not present.issuperset(current.trainers()) and standing.saved != NO_STATE and not standing.waits
+
+    def holds_on(self, current: Plan, records: Sequence[Record], others: Collection[PeerId]) -> bool:
+        """While all of its trainers train on by it, and are further than the others."""
+        name = current.hash
+        following = {r.peer for r in records if r.plan == name and not self.is_lost(r)} | {self.own_id}
+        return following.issuperset(current.trainers()) and self.lead(others) > self.margin()
 
     def participants(self, plan: Plan) -> Collection[PeerId]:
         """Also those without a stage: who stands by has a vote on what comes next."""

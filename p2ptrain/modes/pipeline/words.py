@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline import safety
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.stage.states import Gathering, Lost, State
 from p2ptrain.wire.messages import Record
@@ -103,6 +104,15 @@ def part_name(plan: Plan, job: Job, index: int) -> str:
 def part_classes(plan: Plan, job: Job | None, index: int) -> list[str]:
     """A stage has no classes of its own."""
     return []
+
+
+def kept_lines(plan: Plan, here: Sequence[Record]) -> list[str]:
+    """Who has copies of which blocks, and what would be lost with whom."""
+    return safety.lines(plan, here)
+
+
+def kept_plain(plan: Plan, here: Sequence[Record]) -> Mapping[str, Any] | None:
+    return safety.plain(plan, here)
 
 
 def harvest_head_line(harvest: Harvest) -> list[str]:

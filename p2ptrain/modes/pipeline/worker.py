@@ -227,8 +227,8 @@ class StageWorker:
         self._look_away(training)
         part = body_of(plan).pipeline.stage_of(self._own) or 0
         self._say(c.Following(part, training.round, self._job.training.rounds))
-        if training.finished:
-            self._say_snapshot()
+        if training.finished or body_of(plan).from_step > 0:
+            self._say_snapshot(is_new=False)  # others get a copy of the blocks as they lie now
 
     def _refuse(self, error: RemoteError) -> None:
         self._training, self._pieces, self._num_missing = None, [], 0
@@ -346,7 +346,8 @@ class StageWorker:
         give_back()
         self._say(Looked(slowdown))
 
-    def _say_snapshot(self) -> None:
+    def _say_snapshot(self, *, is_new: bool = True) -> None:
+        """``is_new``: of a batch that was done here just now."""
         training = self._training
         if training is None:
             return
@@ -358,7 +359,7 @@ class StageWorker:
                 step=training.step,
                 samples=training.num_samples,
                 loss=training.round_loss,
-                round_finished=training.step % self._steps_per_round == 0,
+                round_finished=is_new and training.step % self._steps_per_round == 0,
                 training_finished=training.finished,
                 snapshot=snapshot,
                 span=training.stop - training.start,

@@ -217,7 +217,7 @@ def _continues(plan: Plan, parent: Plan | None) -> bool:
     if parent is None:
         return True
     goes_on = body_of(parent).chain == body_of(plan).chain
-    return goes_on and (parent.epoch + 1, parent.hash) == (plan.epoch, plan.parent)
+    return goes_on and parent.epoch < plan.epoch and parent.hash == plan.parent
 
 
 def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: SplitBody) -> bool:

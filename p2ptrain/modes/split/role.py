@@ -142,6 +142,10 @@ class SplitRole:
         return self._traffic.epoch
 
     @property
+    def is_free_to_leave(self) -> bool:
+        return True
+
+    @property
     def seeking(self) -> bool:
         return isinstance(self._state, at.Gathering) and self.part != m.NO_PART
 
@@ -300,7 +304,7 @@ class SplitRole:
             effects += [Note("training", fields), *self._traffic.begin(plan, self.plan_hash, now, rates)]
         for ref in self._pieces(plan, event.round):
             effects += self.replicas.keep(ref)
-        effects += self._missing.given(self.replicas.is_kept)
+        effects += [ReleaseBlob(h.blob) for h in self._missing.given() if not self.replicas.is_kept(h.blob)]
         effects += self._end.begin(plan, event.round + 1, now)
         self._traffic.used(now)
         return effects + list(group.say(now, phase="training", round=event.round))

@@ -76,14 +76,31 @@ class SplitRules:
 
         return PlanWork(work)
 
-    def timed(self, plan: Plan) -> Plan | None:
+    def timed(self, plan: Plan, epoch: int) -> Plan | None:
         """It goes on from the newest state that is saved whole by now."""
         if not plan.parent:
             return plan
         from_round, start = self.newest()
         if from_round >= self.job.training.rounds:
             return None
-        return replace(plan, body=replace(body_of(plan), from_round=from_round, start=start))
+        return replace(plan, epoch=epoch, body=replace(body_of(plan), from_round=from_round, start=start))
+
+    def accepts(self, plan: Plan) -> bool:
+        return True
+
+    def is_torn(self, current: Plan, members: Sequence[Record]) -> bool:
+        """Where most have just been started, a group forms that takes its time."""
+        lost = {record.peer for record in members if self.is_lost(record)}
+        trainers = {record.peer for record in members}.intersection(current.trainers())
+        forms = 2 * len(trainers & lost) > len(trainers)
+        return not forms and not (trainers - lost).issuperset(current.trainers())
+
+    def may_go_alone(self, current: Plan, members: Sequence[Record]) -> bool:
+        """Of two, the one that is left: the majority that it lacks is one that may be gone for good."""
+        return len(current.peers) == 2
+
+    def holds_on(self, current: Plan, records: Sequence[Record], others: Collection[PeerId]) -> bool:
+        return False
 
     def participants(self, plan: Plan) -> Collection[PeerId]:
         """Also those without work: who stands by has a vote on what comes next."""

@@ -12,6 +12,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.plan import body_of, need_of, runs_of, workers
 from p2ptrain.modes.split.rounds.states import Ended, Gathering, Lost, State
 from p2ptrain.planning.split.units import SplitPlan, Unit
+from p2ptrain.wire.messages import Record
 from p2ptrain.wire.schema import to_plain
 
 REPORT_TITLES = ("from block", "blocks")
@@ -176,6 +177,15 @@ def part_name(plan: Plan, job: Job, index: int) -> str:
 def part_classes(plan: Plan, job: Job | None, index: int) -> list[str]:
     """A copy of the model has all classes."""
     return []
+
+
+def kept_lines(plan: Plan, here: Sequence[Record]) -> list[str]:
+    """Copies are told by the peers' holdings."""
+    return []
+
+
+def kept_plain(plan: Plan, here: Sequence[Record]) -> Mapping[str, Any] | None:
+    return None
 
 
 def harvest_head_line(harvest: Harvest) -> list[str]:

@@ -102,6 +102,10 @@ class TasksRole:
         return self.plan.epoch if self.plan else 0
 
     @property
+    def is_free_to_leave(self) -> bool:
+        return True
+
+    @property
     def seeking(self) -> bool:
         return isinstance(self._state, Seeking) and self._state.trying is not None
 

@@ -44,8 +44,20 @@ class TasksRules:
 
         return PlanWork(work)
 
-    def timed(self, plan: Plan) -> Plan | None:
+    def timed(self, plan: Plan, epoch: int) -> Plan | None:
         return plan
+
+    def accepts(self, plan: Plan) -> bool:
+        return True
+
+    def is_torn(self, current: Plan, members: Sequence[Record]) -> bool:
+        return False
+
+    def may_go_alone(self, current: Plan, members: Sequence[Record]) -> bool:
+        return True
+
+    def holds_on(self, current: Plan, records: Sequence[Record], others: Collection[PeerId]) -> bool:
+        return False
 
     def participants(self, plan: Plan) -> Collection[PeerId]:
         return plan.trainers()

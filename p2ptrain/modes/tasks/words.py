@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2ptrain.config import Job
@@ -15,6 +15,7 @@ from p2ptrain.modes.tasks.head.verdict_words import verdict_lines, verdict_plain
 from p2ptrain.modes.tasks.plan import ClassPart, body_of, parts_of
 from p2ptrain.modes.tasks.planning.assignment import notes
 from p2ptrain.modes.tasks.planning.mode_choice import mode_for
+from p2ptrain.wire.messages import Record
 from p2ptrain.words import clean, listed
 
 REPORT_TITLES = ("part", "width")
@@ -108,6 +109,15 @@ def part_classes(plan: Plan, job: Job | None, index: int) -> list[str]:
 
 def _names(part: ClassPart, job: Job) -> list[str]:
     return [job.data.classes[c] if c < len(job.data.classes) else str(c) for c in part.classes]
+
+
+def kept_lines(plan: Plan, here: Sequence[Record]) -> list[str]:
+    """A part's copies are told by its holdings."""
+    return []
+
+
+def kept_plain(plan: Plan, here: Sequence[Record]) -> Mapping[str, Any] | None:
+    return None
 
 
 def harvest_head_line(harvest: Harvest) -> list[str]:

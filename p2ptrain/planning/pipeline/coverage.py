@@ -10,6 +10,7 @@ Invariant: what ``cover`` returns is of one step and epoch, and covers every blo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 from p2ptrain.wire.messages import SnapshotRef
@@ -30,23 +31,10 @@ def missing(need: Run, have: Run | None) -> list[Run]:
 
 
 def cover(
-    runs: Iterable[Run], step: int, holdings: Sequence[SnapshotRef], preference: Callable[[SnapshotRef], object]
+    runs: Iterable[Run], state: State, holdings: Sequence[SnapshotRef], preference: Callable[[SnapshotRef], object]
 ) -> list[SnapshotRef] | None:
-    """The fewest saved runs of ``step`` that cover ``runs``, of the newest epoch that has them; None where none does.
-
-    Larger preference wins a tie.
-    """
-    runs = list(runs)
-    for epoch in sorted({holding.epoch for holding in holdings if holding.step == step}, reverse=True):
-        of_epoch = [holding for holding in holdings if (holding.step, holding.epoch) == (step, epoch)]
-        if (chosen := _cover(runs, of_epoch, preference)) is not None:
-            return chosen
-    return None if runs else []
-
-
-def _cover(
-    runs: Sequence[Run], fitting: Sequence[SnapshotRef], preference: Callable[[SnapshotRef], object]
-) -> list[SnapshotRef] | None:
+    """The fewest saved runs of ``state`` that cover ``runs``; None where they don't. Larger preference wins a tie."""
+    fitting = [holding for holding in holdings if (holding.step, holding.epoch) == state]
     chosen: dict[str, SnapshotRef] = {}
     for first, stop in runs:
         at = first
@@ -60,36 +48,39 @@ def _cover(
     return list(chosen.values())
 
 
-def newest_covered(num_blocks: int, holdings: Sequence[SnapshotRef]) -> int:
-    """The newest step of which all blocks are saved; 0, the initial weights, if there is none."""
-    return next(_covered(num_blocks, holdings), NO_STATE)[0]
-
-
-def whole_epoch(num_blocks: int, step: int, holdings: Sequence[SnapshotRef]) -> int | None:
-    """The newest epoch in which ``step`` was saved whole."""
-    return next((epoch for at, epoch in _covered(num_blocks, holdings) if at == step), None)
+def newest_whole(num_blocks: int, holdings: Sequence[SnapshotRef]) -> State:
+    """The newest state of which all blocks are saved; the initial weights, if there is none."""
+    return next(_whole(num_blocks, holdings), NO_STATE)
 
 
 def states_to_keep(num_blocks: int, by_peer: Mapping[str, Sequence[SnapshotRef]]) -> list[State]:
     """What the group can go back to, by what each of its members has, the newest first: the newest state that is saved
-    whole, and, for whichever of them is lost next, the newest that is whole without it.
+    whole, and, for whichever one or two of them are lost next, the newest that is whole without those.
     """
-    kept = set()
-    for lost in (None, *by_peer):
-        left = [holding for peer, holdings in by_peer.items() if peer != lost for holding in holdings]
-        kept.add(next(_covered(num_blocks, left), NO_STATE))
-    return sorted(kept - {NO_STATE}, reverse=True)
+    losses: set[frozenset[str]] = {frozenset(), *map(frozenset, combinations(by_peer, 1))}
+    losses.update(map(frozenset, combinations(by_peer, 2)))
+    kept = []
+    for state in _whole(num_blocks, list({h.blob: h for held in by_peer.values() for h in held}.values())):
+        holders: list[set[str]] = [set() for _ in range(num_blocks)]
+        for peer, held in by_peer.items():
+            for holding in held:
+                if (holding.step, holding.epoch) == state:
+                    for block in range(holding.part, min(holding.part + holding.span, num_blocks)):
+                        holders[block].add(peer)
+        fatal = {frozenset(peers) for peers in holders if len(peers) <= 2}
+        survived = {loss for loss in losses if not any(peers <= loss for peers in fatal)}
+        if survived:
+            kept.append(state)
+            losses -= survived
+        if not losses:
+            break
+    return kept
 
 
-def _covered(num_blocks: int, holdings: Sequence[SnapshotRef]) -> Iterator[State]:
+def _whole(num_blocks: int, holdings: Sequence[SnapshotRef]) -> Iterator[State]:
     """The newest first."""
     states = sorted({(holding.step, holding.epoch) for holding in holdings if holding.step > 0}, reverse=True)
-    return (state for state in states if _is_whole(num_blocks, state, holdings))
-
-
-def _is_whole(num_blocks: int, state: State, holdings: Sequence[SnapshotRef]) -> bool:
-    fitting = [holding for holding in holdings if (holding.step, holding.epoch) == state]
-    return _cover([(0, num_blocks)], fitting, lambda holding: 0) is not None
+    return (state for state in states if cover([(0, num_blocks)], state, holdings, lambda holding: 0) is not None)
 
 
 def pieces_for_others(old: PipelinePlan, new: PipelinePlan, own: str) -> list[Run]:

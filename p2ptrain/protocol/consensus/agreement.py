@@ -5,25 +5,29 @@ and of one epoch the lower hash: a total order, so peers that can hear each othe
 
 Theory. A plan is a pure function of its inputs, which it carries; anyone may propose and everyone can check. To keep
 rivals rare, only the fastest ready member proposes (of equals the lowest id), once its view of the ready members has
-been stable for ``settle_s``; the next in order steps in ``takeover_s`` later each. Rivals do happen (two halves of a
-split network) and the order above settles them; whoever lost its place is a joiner of the next plan. A peer that sees
-less than half of its plan's peers may be the one that is cut off, or just started: it waits ``minority_s`` before it
-plans alone.
+been stable for ``settle_s`` (``torn_s`` where the plan in force can't go on); the next in order steps in ``takeover_s``
+later each. Rivals do happen and the order above settles them; whoever lost its place is a joiner of the next plan. A
+peer that sees less than half of its plan's peers may be the one that is cut off, or just started: it waits
+``minority_s`` before it plans.
 
 With ``majority`` that is not enough: a plan that follows from another takes effect only when a majority of the other
-one's peers votes for it (``ballot``), so that two halves of a split network never both go on. Whoever sees a vote for
-a plan it does not know fetches and verifies it, and votes for the best that it knows of; whoever sees the majority
-follows. A plan whose parent is not known here is not ours to vote on: it is followed once somebody does.
+one's peers votes for it (``ballot``), so that two parts of a split network never both go on at once. Whoever hears of a
+vote for a plan it does not know fetches and verifies it, and votes for it if that is the first of its epoch; whoever
+sees the majority follows, and so does whoever hears of one that follows. A plan whose parent is not in force here is
+not ours to vote on. Those who are no majority go on alone when they have waited for the others for ``alone_s``, if
+their rules let them: with a plan of an epoch that nobody else can come to (``epochs``). When parts meet again, all
+follow the highest epoch; but where the plan in force has brought its peers further, they take the others in by a plan
+of a higher epoch yet.
 
     no plan --(min_peers ready, settled: propose)--> following      no plan --(heard of a plan: fetch)--> following
     following --(members changed, settled: propose)--> following    following --(heard of a better one)--> following
     following --(proposed, or heard of a vote: vote)--> pending --(a majority)--> following the next plan
-    pending --(``vote_s`` without a majority: withdraw)--> following, and the members settle anew
+    pending --(members changed, or ``vote_s`` without a majority)--> following, and the members settle anew
+    pending --(proposed here, ``alone_s`` without enough peers: go alone)--> following
 
 How a better plan is fetched: ``plan_fetch``.
 
-What a plan is stays with the caller, whose ``rules`` read, check and make them; the answer to a ``PlanWork`` counts if
-the members are still the same.
+What a plan is stays with the caller's ``rules``; the answer to a ``PlanWork`` counts if the members are still the same.
 """
 
 from __future__ import annotations
@@ -36,13 +40,15 @@ from typing import Generic
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import JobId, PeerId
 from p2ptrain.protocol.consensus.ballot import Ballot, PlanRef, carries
+from p2ptrain.protocol.consensus.candidates import seen, seniority, votes_missing
+from p2ptrain.protocol.consensus.epochs import GENERATION, epoch_apart
 from p2ptrain.protocol.consensus.plan_fetch import PlanFetch, remember
 from p2ptrain.protocol.consensus.rules import AgreementConfig, Effect, P, PlanAdopted, PlanResult, Rules, VoteFor
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.wire.messages import NO_PART, PlanReply, PlanRequest, Record
+from p2ptrain.wire.messages import PlanReply, PlanRequest, PlanVote, Record
 
 HISTORY = 16
-"""Plans kept to serve them, and to check the plans that follow from them."""
+"""Plans kept to serve them, and to check those that follow."""
 
 
 class Agreement(Generic[P]):
@@ -79,8 +85,12 @@ class Agreement(Generic[P]):
         self.problem = ""
         """Why no plan could be made when one was last asked for; "" = nothing stood in the way."""
         self._fetch = PlanFetch(own_id, self.config.fetch, lambda name: self._ballot.get(name) is not None)
-        self._ballot: Ballot[P] = Ballot(own_id, self.config.vote_s)
+        self._ballot: Ballot[P] = Ballot(own_id, self.config.vote_s, self.config.alone_s)
         self._proposed = ""
+        self._proposed_to: frozenset[PeerId] = frozenset()
+        """The members that the own proposal was made for."""
+        self._records: tuple[Record, ...] = ()
+        """Of all others, as ``_members``."""
         if restored is not None:
             self._follow(restored, now, proposed_here=False)
 
@@ -112,7 +122,9 @@ class Agreement(Generic[P]):
             unready = f"; not ready yet: {', '.join(self._unready)}" if self._unready else ""
             return f"{self._rules.wanted}: {len(self._members)} of {self.config.min_peers} are here{unready}"
         if self._ballot.own is not None:
-            return self._votes_missing(self._ballot.own)
+            own, known = self._ballot.own, self._ballot.get(self._ballot.own.hash)
+            electorate = self._electorate(known[0]) if known else None
+            return votes_missing(own, electorate or set(), self._ballot.voters(own.hash))
         if self._asking is not None:
             return f"a plan for {len(self._members)} peers, which this peer works out"
         if self._members and self._proposal_wanted() and (self.current is None or self._members[0].peer == self.own_id):
@@ -129,21 +141,24 @@ class Agreement(Generic[P]):
 
         ``left`` are the peers that said goodbye: they have no vote. Who is merely gone has one, and doesn't cast it.
         """
-        records = sorted((record for record in records if record.job == self._job), key=_seniority)
+        records = sorted((record for record in records if record.job == self._job), key=seniority)
         self._members = tuple(record for record in records if self._is_ready(record))
         self._unready = [r.peer for r in records if r.phase != "observing" and not self._is_ready(r)][:4]
-        view = tuple(self._seen(record) for record in self._members)
+        view = tuple(seen(record, self.hash if self.config.majority else "") for record in self._members)
         if view != self._view:
             self._view = view
             self._settled_since = now
-        others = [record for record in records if record.peer != self.own_id]
-        self._ballot.poll(others, left)
-        self._fetch.claimed(self._claims(others))
+        self._records = tuple(record for record in records if record.peer != self.own_id)
+        self._ballot.poll(self._records, left)
+        self._fetch.claimed(self._claims())
+        self._count_heads(now)
+        self._look_at_vote(now)
         return self.tick(now)
 
     def reconsider(self, now: float) -> list[Effect[P]]:
         """The rules know more than when they last were asked for a proposal."""
         self._num_lessons += 1
+        self._look_at_vote(now)
         return self.tick(now)
 
     def answered(self, answer: PlanResult[P], now: float) -> list[Effect[P]]:
@@ -153,16 +168,20 @@ class Agreement(Generic[P]):
             raise LocalError("an answer that nobody asked for")
         if asked[:-1] != self._question()[:-1]:
             return self.tick(now)  # members came or went, or another plan is in force: it may not be true any more
-        plan = self._rules.timed(answer.plan) if answer.plan is not None else None
+        plan = self._rules.timed(answer.plan, self._next_epoch()) if answer.plan is not None else None
         self._answered, self._needed, self.problem = asked, plan is not None, answer.problem
         if plan is None or self._is_busy():
             return self.tick(now)
-        if plan.epoch != self.epoch + 1:
-            raise LocalError("a proposal must follow the plan in force")
         return self._propose(plan, now)
 
-    def received(self, sender: PeerId, message: PlanRequest | PlanReply, now: float) -> list[Effect[P]]:
+    def received(self, sender: PeerId, message: PlanRequest | PlanReply | PlanVote, now: float) -> list[Effect[P]]:
         """Raises ``RemoteError`` for a plan that nobody asked for, or that can't be followed."""
+        if isinstance(message, PlanVote):
+            self._ballot.told(sender, message)
+            self._ballot.poll(self._records, self._ballot.left)
+            self._fetch.claimed(self._claims())
+            self._look_at_vote(now)
+            return self.tick(now)
         if isinstance(message, PlanRequest):
             known = self._known(message.plan)
             return [Send(sender, PlanReply(known[1]))] if known else []
@@ -195,18 +214,15 @@ class Agreement(Generic[P]):
     def _is_ready(self, record: Record) -> bool:
         return record.phase not in ("observing", "failed") and self._rules.is_ready(record)
 
-    def _seen(self, record: Record) -> tuple[object, ...]:
-        """What of a member bears on which plan is best, and restarts settling when it changes."""
-        figures = (record.counts, record.wishes, record.slowdown, record.profile, record.link_bytes_per_s, record.links)
-        idle = self.config.majority and record.plan == self.hash and record.part == NO_PART
-        return (record.peer, *figures, idle)
-
-    def _claims(self, others: Iterable[Record]) -> Iterator[tuple[PeerId, str, int]]:
+    def _claims(self) -> Iterator[tuple[PeerId, str, int]]:
         """Who has which plan, and of which epoch it ought to be."""
-        for record in others:
+        for record in self._records:
             yield record.peer, record.plan, record.epoch
             if self.config.majority and record.vote != record.plan:
                 yield record.peer, record.vote, record.epoch + 1
+        if self.config.majority:
+            here = {record.peer for record in self._records}
+            yield from ((peer, vote.plan, vote.epoch) for peer, vote in self._ballot.claims() if peer in here)
 
     def _known(self, name: str) -> tuple[P, bytes] | None:
         return self._plans.get(name) or self._ballot.get(name)
@@ -214,62 +230,102 @@ class Agreement(Generic[P]):
     # --- voting ---------------------------------------------------------------------------------------------------
 
     def _decide(self, now: float) -> list[Effect[P]]:
-        """Follow the best plan that may take effect; give up a vote that brought nothing; vote for what is better."""
+        """Follow the best plan that may take effect; vote for what is better; and see what comes of the own vote."""
         effects: list[Effect[P]] = []
         while carried := next((each for each in self._ballot.candidates() if self._may_follow(*each)), None):
             ref, plan = carried
             effects += self._follow(plan, now, proposed_here=ref.hash == self._proposed)
-        if now >= self._ballot.deadline() and self._ballot.own is not None:
-            lost = self._ballot.own
-            known = self._ballot.get(lost.hash)
-            if known is not None and len(self._electorate(known[0]) or ()) == 2:
-                return [*effects, *self._follow(known[0], now, proposed_here=lost.hash == self._proposed)]
-            self._ballot.give_up()
-            self._answered, self._settled_since = None, now
-            effects += [VoteFor("", None), Note("vote-withdrawn", (("plan", lost.hash), ("epoch", lost.epoch)))]
+        if now >= self._ballot.deadline():
+            effects += self._vote_failed(now)
         for ref, plan in self._ballot.candidates():
-            if self._has_vote(plan) and self._ballot.may_vote(ref):
+            if self._has_vote(plan) and self._ballot.may_vote(ref) and self._rules.accepts(plan):
                 return [*effects, *self._vote(ref, plan, now)]
+            if self._has_vote(plan) and self._ballot.wanted_by(ref.hash):
+                effects += self._ballot.correction(ref, plan.proposer)
         return effects
 
     def _may_follow(self, ref: PlanRef, plan: P) -> bool:
         if not self.config.majority or not plan.parent:
             return True
         electorate = self._electorate(plan)
-        if electorate is None:
-            return bool(self._ballot.followers(ref.hash))
-        return carries(self._ballot.voters(ref.hash), electorate)
+        if plan.parent == self.hash and electorate is not None and carries(self._ballot.voters(ref.hash), electorate):
+            return True
+        followers = self._ballot.followers(ref.hash)
+        if not (followers if electorate is None else followers & electorate):
+            return False
+        if plan.parent == self.hash or self.current is None:
+            return True
+        return not self._rules.holds_on(self.current, self._records, followers)
 
     def _electorate(self, plan: P) -> set[PeerId] | None:
-        """Who votes on ``plan``: those its parent gives work to. None where the parent is not known."""
+        """Whom its parent gives work to. None where the parent is not known."""
         parent = self._known(plan.parent)
         return set(self._rules.participants(parent[0])) - self._ballot.left if parent else None
 
     def _has_vote(self, plan: P) -> bool:
-        """Not on a rival of the plan in force that a majority follows: who was cut off meanwhile may still vote for one
-        of its own, which would undo what all others have done since."""
+        """Not on a rival of the plan in force: that would undo what all others have done since."""
         electorate = self._electorate(plan)
-        if electorate is None or self.own_id not in electorate:
-            return False
-        return plan.epoch == self.epoch + 1 or (plan.epoch <= self.epoch and not self._is_carried())
-
-    def _is_carried(self) -> bool:
-        """Whether most of those who had a vote on the plan in force follow it."""
-        electorate = self._electorate(self.current) if self.current is not None and self.current.parent else None
-        return electorate is not None and carries(self._ballot.followers(self.hash) | {self.own_id}, electorate)
+        return plan.parent == self.hash and electorate is not None and self.own_id in electorate
 
     def _vote(self, ref: PlanRef, plan: P, now: float) -> list[Effect[P]]:
-        """The own vote may be the last one that was missing."""
         self._ballot.vote(ref, now)
-        return [VoteFor(ref.hash, plan), Note("voted", (("plan", ref.hash), ("epoch", ref.epoch))), *self._decide(now)]
+        note = Note("voted", (("plan", ref.hash), ("epoch", ref.epoch)))
+        return [VoteFor(ref.hash, plan), *self._tell(ref, adopted=False), note, *self._decide(now)]  # the last one?
 
-    def _votes_missing(self, ref: PlanRef) -> str:
-        known = self._known(ref.hash)
-        electorate = (self._electorate(known[0]) if known else None) or set()
-        missing = sorted(electorate - self._ballot.voters(ref.hash))
-        names = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-        num_votes = len(electorate) - len(missing)
-        return f"votes for plan {ref.hash[:8]} of epoch {ref.epoch}: {num_votes} of {len(electorate)}, not yet {names}"
+    def _tell(self, ref: PlanRef, *, adopted: bool) -> list[Effect[P]]:
+        return [Send(record.peer, PlanVote(ref.hash, ref.epoch, adopted)) for record in self._records]
+
+    def _look_at_vote(self, now: float) -> None:
+        """Is what this peer voted for still the plan to have? Others may be here now, or more be known to be saved."""
+        own = self._ballot.own
+        known = self._ballot.get(own.hash) if own is not None else None
+        if own is None or known is None:
+            return
+        if own.hash == self._proposed:
+            outdated = self._proposed_to != frozenset(r.peer for r in self._members)
+            outdated = outdated or not self._rules.accepts(known[0])
+            outdated = outdated or self._ballot.latest_epoch(own.epoch // GENERATION) > own.epoch
+        else:
+            outdated = known[0].proposer not in {record.peer for record in self._records}
+        if outdated:
+            self._ballot.forget()
+            self._answered, self._settled_since = None, now
+
+    def _vote_failed(self, now: float) -> list[Effect[P]]:
+        """It has brought no majority for too long."""
+        own, known = self._ballot.own, self._ballot.get(self._ballot.own.hash) if self._ballot.own else None
+        if own is not None and known is not None and self.current is not None and self._ballot.is_short:
+            if own.hash != self._proposed or not self._rules.may_go_alone(self.current, self._members):
+                self._ballot.wait_longer(now)
+                return []
+            plan = self._rules.timed(known[0], self._epoch_apart())
+            if plan is not None:
+                num = len(self._rules.participants(self.current))
+                note = Note("goes-on-alone", (("here", len(self._members)), ("of", num), ("epoch", plan.epoch)))
+                return [note, *self._follow(plan, now, proposed_here=True)]
+        self._ballot.failed()
+        self._answered, self._settled_since = None, now
+        return [Note("vote-withdrawn", (("plan", own.hash), ("epoch", own.epoch)))] if own else []
+
+    def _count_heads(self, now: float) -> None:
+        if self.current is not None and self.config.majority:
+            here = [self.own_id, *(record.peer for record in self._records)]
+            self._ballot.count_heads(here, self._rules.participants(self.current), now)
+
+    def _next_epoch(self) -> int:
+        """Of a proposal: one that this peer has not voted for, and that beats the plans of others that are known."""
+        if not self.config.majority or self.current is None:
+            return self.epoch + 1
+        if any(
+            plan.parent != self.hash and self._ballot.followers(ref.hash) for ref, plan in self._ballot.candidates()
+        ):
+            return self._epoch_apart()
+        return max(self.epoch, self._ballot.latest_epoch(self.epoch // GENERATION)) + 1
+
+    def _epoch_apart(self) -> int:
+        """That no other peer can come to."""
+        known = [self.epoch, self._ballot.last_epoch, *(ref.epoch for ref, _ in self._ballot.candidates())]
+        return epoch_apart(max(known), self.own_id)
 
     # --- proposing ------------------------------------------------------------------------------------------------
 
@@ -304,11 +360,15 @@ class Agreement(Generic[P]):
         return self._settled_since + self._settle_s() + rank * self.config.takeover_s
 
     def _settle_s(self) -> float:
-        if self.current is not None:
-            participants = set(self._rules.participants(self.current))
-            present = participants.intersection(record.peer for record in self._members)
-            if 2 * len(present) < len(participants):
-                return max(self.config.settle_s, self.config.minority_s)
+        if self.current is None:
+            return self.config.settle_s
+        participants = set(self._rules.participants(self.current))
+        present = participants.intersection(record.peer for record in self._members)
+        if 2 * len(present) < len(participants):
+            return max(self.config.settle_s, self.config.minority_s)
+        returning = participants.intersection(r.peer for r in self._records) - present  # here again, and not ready yet
+        if not returning and self._rules.is_torn(self.current, self._members):
+            return min(self.config.settle_s, self.config.torn_s)
         return self.config.settle_s
 
     def _propose(self, plan: P, now: float) -> list[Effect[P]]:
@@ -316,7 +376,7 @@ class Agreement(Generic[P]):
             return self._follow(plan, now, proposed_here=True)
         data = plan.to_json().encode()
         ref = PlanRef(plan.epoch, hashlib.sha256(data).hexdigest())
-        self._proposed = ref.hash
+        self._proposed, self._proposed_to = ref.hash, frozenset(record.peer for record in self._members)
         self._fetch.known(ref)
         self._ballot.stand(ref, plan, data)
         return self._vote(ref, plan, now)
@@ -331,9 +391,8 @@ class Agreement(Generic[P]):
         remember(self._plans, name, (plan, data), HISTORY)
         fields = (("plan", name), ("epoch", plan.epoch), ("proposed_here", int(proposed_here)))
         effects: list[Effect[P]] = [PlanAdopted(plan, name, proposed_here), Note("plan-adopted", fields)]
-        return [*effects, VoteFor("", None)] if self._ballot.decided(self._ref) else effects
-
-
-def _seniority(record: Record) -> tuple[float, PeerId]:
-    """Who finds a plan soonest goes first."""
-    return (-record.flops_per_s, record.peer)
+        if self.config.majority and plan.parent:
+            effects += self._tell(self._ref, adopted=True)
+        void = self._ballot.decided(self._ref)
+        self._count_heads(now)
+        return [*effects, VoteFor("", None)] if void else effects

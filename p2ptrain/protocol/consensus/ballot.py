@@ -1,12 +1,12 @@
 """Votes on which plan comes next: what stands for election, who wants what, and when that is enough.
 
-Invariant: of one plan's peers, two sets that have nobody in common are never both a majority (``carries``); and this
-peer votes for one plan at a time, changing only to a better one until it is carried or given up.
+Invariant: this peer votes for one plan of an epoch at most, and never for one of an older epoch than it voted for; and
+of one plan's peers, two sets that have nobody in common are never both a majority (``carries``). So of the plans that
+follow from one another's votes there is one of each epoch.
 
-A vote is a field of a record, so it spreads, is repeated and gets lost like all else there. It is a peer's word of the
-moment: whoever counts may see it late. A candidate: stands --voted for--> pending --carried--> adopted, or
-pending --``patience_s`` without a majority--> given up, until nobody votes for it any more. Then the figures that it
-was made from are of yesterday, and a new proposal has its turn.
+A vote is a message (``PlanVote``), and a field of a record besides: a message that gets lost costs time, nothing else.
+It is never taken back: who counts late counts right. What brought no majority is not waited for any more (``forget``),
+and a plan of a later epoch has its turn.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from collections.abc import Collection, Iterable
 from typing import Generic, NamedTuple, TypeVar
 
 from p2ptrain.ids import PeerId
-from p2ptrain.protocol.machine import NEVER
-from p2ptrain.wire.messages import Record
+from p2ptrain.protocol.consensus.epochs import GENERATION
+from p2ptrain.protocol.machine import NEVER, Send
+from p2ptrain.wire.messages import PlanVote, Record
 
 MAX_CANDIDATES = 16
-_MAX_GIVEN_UP = 256
+MAX_DOUBLED = 6
+MAX_VOTERS = 1024
+"""Whose last message is remembered."""
 
 T = TypeVar("T")
 
@@ -51,30 +54,54 @@ def carries(voters: Collection[PeerId], participants: Collection[PeerId]) -> boo
 class Ballot(Generic[T]):
     """Candidates are plans of type ``T`` that parsed and verified, each with its canonical bytes."""
 
-    def __init__(self, own_id: PeerId, patience_s: float) -> None:
+    def __init__(self, own_id: PeerId, vote_s: float, alone_s: float) -> None:
+        """Seconds of patience with those who are here, and with those who are not."""
         self.own: PlanRef | None = None
-        """What this peer votes for."""
-        self._said = ""
-        """What its record says of that. It may stay there when the plan is in force: that is no vote any more."""
+        """What this peer voted for last, as long as it waits for what comes of it."""
+        self.since = 0.0
+        """When it did."""
+        self.last_epoch = 0
+        """Of the plan that it voted for last."""
         self.left: frozenset[PeerId] = frozenset()
         """Peers that said goodbye: nobody waits for their votes."""
+        self._said = ""
+        """What its record says of that. It may stay there when the plan is in force: that is no vote any more."""
         self._own_id = own_id
-        self._patience_s = patience_s
-        self._own_since = 0.0
+        self._vote_s, self._alone_s = vote_s, alone_s
+        self._short_since = NEVER
+        self._num_failed = 0
+        self._corrected: set[PlanRef] = set()
+        """Candidates whose proposers were told, once, that their epoch is over."""
         self._candidates: dict[PlanRef, tuple[T, bytes]] = {}
+        self._told: OrderedDict[PeerId, PlanVote] = OrderedDict()
+        """The last message of each."""
         self._votes: dict[str, set[PeerId]] = {}
         self._followers: dict[str, set[PeerId]] = {}
-        self._given_up: OrderedDict[str, None] = OrderedDict()
+
+    def told(self, sender: PeerId, vote: PlanVote) -> None:
+        """What a peer says in a message of its own, which its record says later."""
+        self._told[sender] = vote
+        self._told.move_to_end(sender)
+        while len(self._told) > MAX_VOTERS:
+            self._told.popitem(last=False)
+
+    def claims(self) -> list[tuple[PeerId, PlanVote]]:
+        """All that was told so."""
+        return list(self._told.items())
 
     def poll(self, records: Iterable[Record], left: Iterable[PeerId]) -> None:
         """The records of all others that are not known to be dead."""
         self.left = frozenset(left)
         self._votes, self._followers = {}, {}
+        here = set()
         for record in records:
+            here.add(record.peer)
             self._followers.setdefault(record.plan, set()).add(record.peer)
             self._votes.setdefault(record.vote, set()).add(record.peer)
-        for name in [name for name in self._given_up if not self.wanted_by(name)]:
-            del self._given_up[name]
+        for peer, vote in self._told.items():
+            if peer in here:
+                table = self._followers if vote.adopted else self._votes
+                table.setdefault(vote.plan, set()).add(peer)
 
     def followers(self, name: str) -> set[PeerId]:
         """Others that follow this plan."""
@@ -86,8 +113,7 @@ class Ballot(Generic[T]):
 
     def voters(self, name: str) -> set[PeerId]:
         """The same, and this peer if it does."""
-        own = {self._own_id} if self.own is not None and self.own.hash == name else set()
-        return self.wanted_by(name) | own
+        return self.wanted_by(name) | ({self._own_id} if name and self._said == name else set())
 
     def stand(self, ref: PlanRef, plan: T, data: bytes) -> None:
         self._candidates[ref] = plan, data
@@ -102,28 +128,63 @@ class Ballot(Generic[T]):
         return [(ref, self._candidates[ref][0]) for ref in best_first(self._candidates)]
 
     def may_vote(self, ref: PlanRef) -> bool:
-        """Whether somebody wants it, it is better than what this peer votes for, and it was not given up."""
-        return bool(self.wanted_by(ref.hash)) and ref.beats(self.own) and ref.hash not in self._given_up
+        """Whether somebody wants it, and this peer has not voted for one of its epoch yet."""
+        return bool(self.wanted_by(ref.hash)) and ref.epoch > self.last_epoch
 
     def vote(self, ref: PlanRef, now: float) -> None:
-        self.own, self._said, self._own_since = ref, ref.hash, now
-        self._given_up.pop(ref.hash, None)
+        self.own, self._said, self.since, self.last_epoch = ref, ref.hash, now, ref.epoch
 
-    def give_up(self) -> None:
-        """Withdraw the own vote: it has not been enough for too long."""
-        if self.own is not None:
-            self._given_up[self.own.hash] = None
-            if len(self._given_up) > _MAX_GIVEN_UP:
-                self._given_up.popitem(last=False)
-        self.own, self._said = None, ""
+    @property
+    def is_short(self) -> bool:
+        """Whether those who are here are no majority."""
+        return self._short_since != NEVER
+
+    def count_heads(self, here: Iterable[PeerId], participants: Collection[PeerId], now: float) -> None:
+        """Who is here, of those who vote on the next plan."""
+        if carries(set(here), set(participants) - self.left):
+            self._short_since = NEVER
+        else:
+            self._short_since = min(self._short_since, now)
 
     def deadline(self) -> float:
-        """When the own vote is to be given up."""
-        return self._own_since + self._patience_s if self.own is not None else NEVER
+        """When to see what comes of the own vote."""
+        if self.own is None:
+            return NEVER
+        if self.is_short:
+            return max(self.since, self._short_since + self._alone_s)
+        return self.since + self._vote_s * 2.0 ** min(self._num_failed, MAX_DOUBLED)
+
+    def wait_longer(self, now: float) -> None:
+        """Those who are here are too few, and may not go on alone: nothing is to be had by another proposal."""
+        self.since = now + self._alone_s
+
+    def failed(self) -> None:
+        """Enough were here, and it brought no majority: the next one gets more time."""
+        self._num_failed += 1
+        self.own = None
+
+    def latest_epoch(self, generation: int) -> int:
+        """In that generation, the highest that this peer, or one of those who told it, voted in."""
+        told = [vote.epoch for vote in self._told.values()]
+        return max((e for e in (self.last_epoch, *told) if e // GENERATION == generation), default=0)
+
+    def correction(self, ref: PlanRef, proposer: PeerId) -> list[Send]:
+        """To a proposer whose plan is of an epoch that this peer has voted in: it has to take a later one."""
+        if ref.epoch > self.last_epoch or not self._said or self._said == ref.hash or ref in self._corrected:
+            return []
+        self._corrected.add(ref)
+        return [Send(proposer, PlanVote(self._said, self.last_epoch, False))]
+
+    def forget(self) -> None:
+        """It is not to be had any more what this peer voted for: wait for it no longer. The vote stays cast."""
+        self.own = None
 
     def decided(self, current: PlanRef) -> bool:
         """``current`` is in force: forget what it beats. True when the own record names another that is void now."""
         self._candidates = {ref: found for ref, found in self._candidates.items() if ref.beats(current)}
+        self._num_failed = 0
+        self._corrected.clear()
+        self.last_epoch = max(self.last_epoch, current.epoch)
         if self.own is not None and self.own.beats(current):
             return False
         void = self._said not in ("", current.hash)

@@ -25,6 +25,8 @@ class Proposal(Protocol):
     def epoch(self) -> int: ...
     @property
     def parent(self) -> str: ...
+    @property
+    def proposer(self) -> PeerId: ...
     def to_json(self) -> str: ...
 
 
@@ -74,8 +76,25 @@ class Rules(Protocol[P]):
         """Which plan these members should have next, by what is known now."""
         ...
 
-    def timed(self, plan: P) -> P | None:
-        """The same plan, to be proposed only now, a while after the question; None = now it is too late for it."""
+    def timed(self, plan: P, epoch: int) -> P | None:
+        """The same plan, of this epoch or a later one that it needs, by what is known now, a while after the question;
+        None = it is of no use any more."""
+        ...
+
+    def accepts(self, plan: P) -> bool:
+        """Whether this peer, by what it knows now, knows of nothing against the plan."""
+        ...
+
+    def is_torn(self, current: P, members: Sequence[Record]) -> bool:
+        """Whether the plan in force can't go on, as somebody is gone who was there a moment ago."""
+        ...
+
+    def may_go_alone(self, current: P, members: Sequence[Record]) -> bool:
+        """Whether these may go on though they are no majority, when they have waited for the others."""
+        ...
+
+    def holds_on(self, current: P, records: Sequence[Record], others: Collection[PeerId]) -> bool:
+        """Whether the plan in force has brought its peers further than these ``others``, who follow another."""
         ...
 
     def participants(self, plan: P) -> Collection[PeerId]:
@@ -94,9 +113,12 @@ class AgreementConfig:
     fetch: FetchConfig = field(default_factory=FetchConfig)
     majority: bool = False
     """A plan that has a parent needs the votes of most of the parent's participants."""
-    vote_s: float = 20.0
-    """A vote that has not brought a majority for so long is withdrawn; but of two peers, the one that is left goes on
-    alone: the majority that it lacks is one that may be gone for good."""
+    torn_s: float = 0.2
+    """Settling time where the plan in force can't go on: long enough for the news of two deaths at once."""
+    vote_s: float = 8.0
+    """A vote that has not brought a majority of those who are here for so long is not waited for any more."""
+    alone_s: float = 20.0
+    """So long those who are no majority wait for the others, then they go on alone, if ``Rules.may_go_alone``."""
 
 
 @dataclass(frozen=True, slots=True)

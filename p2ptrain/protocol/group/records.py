@@ -325,5 +325,5 @@ def _fitting_size(record: Record) -> int:
 def matters_to_plans(old: Record, new: Record) -> bool:
     """Whether a change of a record can matter to planning."""
     figures = ("flops_per_s", "memory_bytes", "link_bytes_per_s", "links", "slowdown", "profile")
-    fields = ("job", "counts", "wishes", "max_groups", *figures, "epoch", "plan", "part", "vote", "phase")
+    fields = ("job", "counts", "wishes", "max_groups", *figures, "epoch", "plan", "part", "vote", "phase", "leaving")
     return any(getattr(old, name) != getattr(new, name) for name in fields)

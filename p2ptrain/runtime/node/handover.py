@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from p2ptrain.core.commands import SnapshotTaken
+from p2ptrain.core.effects import Effects
+from p2ptrain.core.mode import Role
 from p2ptrain.ids import BlobId
 from p2ptrain.protocol.replication import Replication, freshness
+from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.wire.messages import SnapshotRef
 
 POLL_S = 0.02
+LET_GO_S = 15.0
+"""Who leaves a group that divides its work among those who stay waits for that for so long at most."""
+
+
+async def let_go(feed: Callable[[Callable[[float], Effects]], object], peer: Peer, role: Role) -> bool:
+    """Say that this peer would go, and serve until the others train what it did. Whether they do."""
+    feed(lambda now: peer.run(peer.group.say(now, leaving=True), now))
+    try:
+        async with asyncio.timeout(LET_GO_S):
+            while not role.is_free_to_leave:
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        return False
+    return True
 
 
 class Handover:

@@ -28,7 +28,7 @@ from p2ptrain.protocol.session.effects import IdentityTaken
 from p2ptrain.runtime.model_writer import Request, keep_model
 from p2ptrain.runtime.node.disk_work import DiskWork
 from p2ptrain.runtime.node.group_job import JOB_WAIT_S, superseded, wait_for_kept
-from p2ptrain.runtime.node.handover import Handover
+from p2ptrain.runtime.node.handover import Handover, let_go
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import NetworkConfig, Node
 from p2ptrain.runtime.node.peer_options import PeerOptions
@@ -43,7 +43,7 @@ from p2ptrain.wire.messages import SnapshotRef
 GOODBYE_S = 0.3
 HANDOVER_S = 10.0
 WRITE_S = 30.0
-"""So long who leaves waits for the model that is being written."""
+"""So long who leaves waits for a model that is being written."""
 QUIET_S = 10.0
 """Who is done goes when nobody has wanted anything for so long: the others write the model too."""
 TRAFFIC_S = 1.0
@@ -147,9 +147,10 @@ class PeerNode(Node):
             self.note(Note("model-awaited"))
             await asyncio.wait([self._writing], timeout=WRITE_S)
         if self.trainer is not None and peer.role is not None and peer.membership.alive():
+            go_on = not peer.role.hands_over and await let_go(self.feed, peer, peer.role)
             handover = self._handover = Handover()
             if not peer.role.hands_over:
-                handover.settle(peer.role.replicas.newest_own())
+                handover.settle(None if go_on else peer.role.replicas.newest_own())
             elif peer.records.own.phase == "training":
                 self.trainer.send(c.TakeSnapshot())
             else:

@@ -127,8 +127,7 @@ class Peer(Core):
             m.StatusRequest: self._status_asked,
             m.JobRequest: self._job_asked,
             m.JobReply: self._job_came,
-            m.PlanRequest: lambda s, msg, now: list(self.agreement.received(s, msg, now)) if self.agreement else [],
-            m.PlanReply: lambda s, msg, now: list(self.agreement.received(s, msg, now)) if self.agreement else [],
+            **dict.fromkeys((m.PlanRequest, m.PlanReply, m.PlanVote), self._of_plans),
         }
 
     # --- who we are ---
@@ -286,11 +285,8 @@ class Peer(Core):
     def _tell_agreement(self, now: float) -> Effects:
         if self.agreement is None or self._left:
             return []
-        return list(self.agreement.view_changed(self.group.records(), now, self._gone_for_good()))
-
-    def _gone_for_good(self) -> list[PeerId]:
-        """Peers that said goodbye."""
-        return [peer for peer in self.records.all() if self.membership.state(peer) == "left"]
+        left = [peer for peer in self.records.all() if self.membership.state(peer) == "left"]
+        return list(self.agreement.view_changed(self.group.records(), now, left))
 
     def _record_changed(self, effect: RecordChanged, now: float) -> Effects:
         old, new = effect.old, effect.new
@@ -365,6 +361,9 @@ class Peer(Core):
         if self.agreement and self.agreement.current and self.role:  # restarted: go on, until we hear of a newer plan
             effects += self.role.plan_adopted(self.agreement.current, now)
         return effects
+
+    def _of_plans(self, sender: PeerId, message: m.PlanRequest | m.PlanReply | m.PlanVote, now: float) -> Effects:
+        return list(self.agreement.received(sender, message, now)) if self.agreement else []
 
     def _plan_adopted(self, effect: PlanAdopted[Plan], now: float) -> Effects:
         if self.role is None or self.completion is None:

@@ -15,6 +15,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.config import PipelineConfig
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.modes.pipeline.rules import PipelineRules
+from p2ptrain.modes.pipeline.stage.way_back import Standing
 from p2ptrain.modes.tasks.planning.assignment import first_plan
 from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.planning.devices.blocks import BlockProfile, BlockTimes, ModelProfile
@@ -119,8 +120,8 @@ def test_a_pipeline_is_planned_from_records_and_their_profiles() -> None:
 def test_batches_that_take_too_long_make_it_one_device_s_plan() -> None:
     members = [record(0, profile="fast"), record(1, counts=(), profile="fast")]
     plan = proposed(rules(), None, members)
-    assert proposed(rules(steps=lambda: (5, 2)), plan, members) is None
-    after = proposed(rules(steps=lambda: (5, 2), batch_s=lambda: 100.0), plan, members)
+    assert proposed(rules(standing=lambda: Standing(5, (2, 1))), plan, members) is None
+    after = proposed(rules(standing=lambda: Standing(5, (2, 1)), batch_s=lambda: 100.0), plan, members)
     assert (
         after is not None
         and lengths(after) == {name(0): 4}
@@ -174,14 +175,14 @@ def test_why_there_is_no_plan_is_said_until_there_is_one() -> None:
 
 def test_the_next_plan_begins_where_training_can_go_on() -> None:
     members = [record(0), record(1, counts=())]
-    own = rules(steps=lambda: (7, 4))
+    own = rules(standing=lambda: Standing(7, (4, 1)))
     plan = proposed(own, None, members)
     assert proposed(own, plan, members) is None
     slower = [members[0], dataclasses.replace(members[1], slowdown=4.0)]
     assert pipeline_body(proposed(own, plan, slower)).from_step == 7
     after = proposed(own, plan, members[:1])
     assert pipeline_body(after).from_step == 4 and after is not None and own.verify(after, plan)
-    lost = rules(steps=lambda: (7, 4), is_lost=lambda each: each.peer == name(1))
+    lost = rules(standing=lambda: Standing(7, (4, 1)), is_lost=lambda each: each.peer == name(1))
     again = proposed(lost, plan, members)
     assert pipeline_body(again).from_step == 4 and lengths(again) == lengths(plan)
     assert "no peer has samples" in problem(own, plan, [members[1]])
@@ -189,22 +190,46 @@ def test_the_next_plan_begins_where_training_can_go_on() -> None:
 
 def test_a_plan_that_took_long_to_find_takes_over_later() -> None:
     members = [record(0), record(1, counts=())]
-    now = {"steps": (7, 4)}
-    own = rules(steps=lambda: now["steps"])
+    now = {"standing": Standing(7, (4, 1))}
+    own = rules(standing=lambda: now["standing"])
     plan = proposed(own, None, members)
-    assert plan is not None and own.timed(plan) == plan
+    assert plan is not None and own.timed(plan, 1) == plan
     slower = proposed(own, plan, [members[0], dataclasses.replace(members[1], slowdown=4.0)])
     torn = proposed(own, plan, members[:1])
     assert slower is not None and torn is not None
-    assert own.timed(slower) == slower and own.timed(torn) == torn
-    now["steps"] = (12, 4)
-    later = own.timed(slower)
+    assert own.timed(slower, 2) == slower and own.timed(torn, 2) == torn
+    now["standing"] = Standing(12, (4, 1))
+    later = own.timed(slower, 2)
     assert pipeline_body(later).from_step == 12 and later is not None and own.verify(later, plan)
-    assert own.timed(torn) == torn  # what is lost is lost from there on
-    now["steps"] = (12, 9)
-    assert [pipeline_body(own.timed(each)).from_step for each in (torn, slower)] == [9, 9]  # older ones may be gone
-    now["steps"] = (10**6, 4)
-    assert own.timed(slower) is None  # the job is done by then
+    assert own.timed(torn, 2) == torn  # what is lost is lost from there on
+    now["standing"] = Standing(12, (9, 1))
+    steps = [pipeline_body(own.timed(each, 2)).from_step for each in (torn, slower)]
+    assert steps == [9, 12]  # older ones may be gone
+    apart = own.timed(torn, 5)
+    assert apart is not None and apart.epoch == 5 and own.verify(apart, plan)
+    now["standing"] = Standing(10**6, (4, 1))
+    assert own.timed(slower, 2) is None  # the job is done by then
+
+
+def test_what_may_be_gone_back_to() -> None:
+    members = [record(0), record(1, counts=())]
+    plan = proposed(rules(), None, members)
+    assert plan is not None
+    waits = rules(standing=lambda: Standing(7, (4, 1), waits=True))
+    assert proposed(waits, plan, members[:1]) is None and not waits.may_go_alone(plan, members[:1])
+    near = rules(standing=lambda: Standing(7, (4, 1)))
+    torn = proposed(near, plan, members[:1])
+    assert torn is not None and near.may_go_alone(plan, members[:1]) and not near.may_go_alone(plan, members)
+    assert near.is_torn(plan, members[:1]) and not near.is_torn(plan, members)
+    assert not rules(standing=lambda: Standing(7)).may_go_alone(plan, members[:1]), "only from a whole state"
+    assert near.accepts(torn)
+    assert not rules(standing=lambda: Standing(7, (6, 1))).accepts(torn), "more is saved than the proposer knew"
+    ahead = proposed(rules(standing=lambda: Standing(7, (9, 3), is_ahead=True)), plan, members)
+    assert ahead is not None and pipeline_body(ahead).begins_with == (9, 3) and pipeline_body(ahead).goes_back
+    later = rules().timed(ahead, 2)
+    assert later is None or pipeline_body(later).from_step == 0
+    known = rules(standing=lambda: Standing(7, (9, 3), is_ahead=True)).timed(ahead, 2)
+    assert known is not None and known.epoch > 3, "of a later epoch than what it begins with"
 
 
 def test_a_plan_that_does_not_hold_together_is_not_read() -> None:

@@ -122,7 +122,7 @@ def test_a_dead_holder_is_replaced():
     assert len(set(first)) == 2
     for to in first:
         replication.received(to, ReplicaAck(holding().blob), 1.0)
-    alive = {peer(n): n for n in range(4) if peer(n) != first[0]}
+    alive = {peer(n): n for n in range(5) if peer(n) != first[0]}
     ((to, offered),) = offers(replication.members_changed(alive, 2.0))
     assert to not in first
     assert offered == holding()

@@ -55,6 +55,7 @@ SAMPLES: list[m.Message] = [
     JOB_REPLY,
     m.PlanRequest("cd" * 32),
     m.PlanReply(b'{"parts":[]}'),
+    m.PlanVote("cd" * 32, 6, True),
     m.ProfileRequest("ef" * 32),
     m.ProfileReply(b'{"forward_s":[]}'),
     m.Fetch(BLOB, 1 << 20, 1 << 20),

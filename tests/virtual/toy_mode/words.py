@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
+from p2ptrain.wire.messages import Record
 
 REPORT_TITLES = ("number", "numbers")
 
@@ -55,6 +56,15 @@ def part_name(plan: Plan, job: Job, index: int) -> str:
 
 def part_classes(plan: Plan, job: Job | None, index: int) -> list[str]:
     return []
+
+
+def kept_lines(plan: Plan, here: Sequence[Record]) -> list[str]:
+    """A part's copies are told by its holdings."""
+    return []
+
+
+def kept_plain(plan: Plan, here: Sequence[Record]) -> Mapping[str, Any] | None:
+    return None
 
 
 def harvest_head_line(harvest: Harvest) -> list[str]:

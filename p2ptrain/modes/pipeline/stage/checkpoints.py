@@ -1,7 +1,8 @@
 """What the group has saved of a pipeline's blocks, as far as it is known here, and what of it is worth keeping.
 
-Invariant: a state that was saved whole, and for each member one that is whole without it, are kept until newer ones
-are: stages are up to a batch apart, disks are unlike, and the newest snapshot of one stage alone is of no use.
+Invariant: a state that was saved whole, and for any one or two members one that is whole without them, are kept until
+newer ones are: stages are up to a batch apart, disks are unlike, and the newest snapshot of one stage alone is of no
+use. So is what is whole once those who are gone come back.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.planning.pipeline.coverage import (
+    NO_STATE,
     Run,
     State,
     cover,
     missing,
-    newest_covered,
+    newest_whole,
     states_to_keep,
-    whole_epoch,
 )
 from p2ptrain.wire.messages import SnapshotRef
 
@@ -37,27 +38,32 @@ class Checkpoints:
         self._to_keep: list[State] = []
         """What the group can go back to, the newest first."""
 
-    def by_peer(self) -> dict[str, list[SnapshotRef]]:
-        """Saved runs of blocks, by the members that have them, this one included."""
+    def by_peer(self, *, absent: bool = False) -> dict[str, list[SnapshotRef]]:
+        """Saved runs of blocks, by the members that have them, this one included; ``absent``: and by those who are
+        gone, as far as they said."""
         group = self._group
-        found: dict[str, list[SnapshotRef]] = {}
-        for member in group.members():
-            record = group.record(member)
-            held = self._own() if member == group.own_id else record.holdings if record is not None else ()
-            found[member] = [h for h in held if h.kind == "part" and h.blob not in self.refused]
-        return found
+        held: dict[str, Iterable[SnapshotRef]] = {record.peer: record.holdings for record in group.records()}
+        held[group.own_id] = self._own()
+        if absent:
+            held |= {record.peer: record.holdings for record in group.absent()}
+        return {
+            peer: [h for h in holdings if h.kind == "part" and h.blob not in self.refused]
+            for peer, holdings in held.items()
+        }
 
-    def known(self) -> list[SnapshotRef]:
+    def known(self, *, absent: bool = False) -> list[SnapshotRef]:
         """All of them, each once."""
-        return list({h.blob: h for held in self.by_peer().values() for h in held}.values())
+        return list({h.blob: h for held in self.by_peer(absent=absent).values() for h in held}.values())
 
-    def newest_step(self, plan: Plan) -> int:
-        """The newest step that is saved whole; 0: the initial weights."""
-        return newest_covered(body_of(plan).pipeline.num_blocks, self.known())
+    def newest(self, plan: Plan, *, absent: bool = False) -> State:
+        """The newest state that is saved whole."""
+        return newest_whole(body_of(plan).pipeline.num_blocks, self.known(absent=absent))
 
     def look(self, plan: Plan) -> None:
         """Members came or went, or have saved something."""
-        self._to_keep = states_to_keep(body_of(plan).pipeline.num_blocks, self.by_peer())
+        to_keep = {*states_to_keep(body_of(plan).pipeline.num_blocks, self.by_peer())}
+        to_keep.add(self.newest(plan, absent=True))  # it is whole again when they come back
+        self._to_keep = sorted(to_keep - {NO_STATE}, reverse=True)
 
     def surplus(self, older: Sequence[SnapshotRef]) -> list[SnapshotRef]:
         """Of these, all older than one more of the same blocks and trainer, what the group will not go back to.
@@ -70,31 +76,38 @@ class Checkpoints:
         hoped = [h for h in older if h.step > self._to_keep[0][0]][-1:]
         return [h for h in older if h not in hoped and (h.step, h.epoch) not in self._to_keep]
 
-    def refuse(self, plan: Plan) -> None:
+    def is_stale(self, holding: SnapshotRef) -> bool:
+        """Whether the group will not go back to it, though nobody has a newer one of the same blocks and trainer."""
+        state = holding.step, holding.epoch
+        return bool(self._to_keep) and state not in self._to_keep and state < self._to_keep[0]
+
+    def refuse(self, plan: Plan) -> list[SnapshotRef]:
         """What others saved, and this peer's stage may have been made of, did not fit: it is not tried again."""
         own = self._group.own_id
         part = plan.part_of(own)
         if part is None:
-            return
-        stage, step = body_of(plan).pipeline.stages[part.index], body_of(plan).from_step
-        for h in self.known():
-            overlaps = h.part < stage.stop and stage.start < h.part + h.span
-            if overlaps and h.step == step and h.trainer != own:
-                self.refused.add(h.blob)
+            return []
+        stage, state = body_of(plan).pipeline.stages[part.index], body_of(plan).begins_with
+        refused = [
+            h
+            for h in self.known()
+            if h.part < stage.stop and stage.start < h.part + h.span and (h.step, h.epoch) == state and h.trainer != own
+        ]
+        self.refused.update(h.blob for h in refused)
+        return refused
 
     def choose(
-        self, stage: Run, step: int, held: Plan | None, is_local: Callable[[BlobId], bool]
+        self, stage: Run, state: State, held: Plan | None, is_local: Callable[[BlobId], bool]
     ) -> tuple[Run | None, list[SnapshotRef] | None]:
         """The trainer's own blocks that count, and saved ones for the rest of a stage; None where nobody has them.
 
-        ``held``: the plan whose stage the trainer holds after just ``step`` batches. Its blocks count if they are of
-        the history that the others go on from.
+        ``held``: the plan whose stage the trainer holds after just as many batches as ``state`` has. Its blocks count
+        if they are of the history that the group goes on with.
         """
-        have, known = None, self.known()
-        if held is not None:
+        have = None
+        if held is not None and held.epoch == state[1]:
             pipeline = body_of(held).pipeline
             index = pipeline.stage_of(self._group.own_id)
-            if index is not None and whole_epoch(pipeline.num_blocks, step, known) in (None, held.epoch):
+            if index is not None:
                 have = (pipeline.stages[index].start, pipeline.stages[index].stop)
-                known = [holding for holding in known if holding.epoch == held.epoch]
-        return have, cover(missing(stage, have), step, known, lambda h: (is_local(h.blob), -h.span))
+        return have, cover(missing(stage, have), state, self.known(), lambda h: (is_local(h.blob), -h.span))

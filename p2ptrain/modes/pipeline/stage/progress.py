@@ -5,8 +5,11 @@ Invariant: by what the own trainer does and what the others' records say, which 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
+from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.stage.calm import Calm
 from p2ptrain.modes.pipeline.stage.checkpoints import Checkpoints
@@ -38,25 +41,41 @@ class Progress:
             self.calm.adopted(self._plan, plan, now)
         self._plan, self._name = plan, name
         self._pace.begin(body_of(plan).from_step)
+        if body_of(plan).goes_back:
+            self.own = body_of(plan).from_step
 
     def look(self, now: float) -> bool:
         """Whether ``batch_s`` is worth a look, or a faster plan that had to wait."""
         had_to_wait = self.calm.ends(now)
         return self._pace.seen(self.newest(), now) or had_to_wait
 
-    def newest(self) -> int:
-        """Of all that train by the plan."""
-        records = (self._group.record(p) for p in self._group.members())
+    def newest(self, *, absent: bool = False) -> int:
+        """Of all that train by the plan; ``absent``: also of those who are gone, as far as they said."""
         trainers = self._plan.trainers() if self._plan else {}
-        steps = [r.step for r in records if r is not None and r.peer in trainers and r.plan == self._name]
-        return max([self.own, *steps])
+        peers = trainers if absent else [peer for peer in self._group.members() if peer in trainers]
+        records = map(self._group.record, peers)
+        return max([self.own, *(r.step for r in records if r is not None and r.plan == self._name)])
 
-    def next_and_covered(self) -> tuple[int, int]:
-        """The batch after which a plan proposed now can take over, and the newest one saved whole."""
+    def next_step(self) -> int:
+        """The batch after which a plan proposed now can take over."""
+        return self.newest() + self._pace.steps_in(NOTICE_S) + 1 if self._plan is not None else 0
+
+    def margin(self) -> int:
+        """Batches that are done while news of them is on its way."""
+        return self._pace.steps_in(NOTICE_S)
+
+    def lead(self, others: Collection[PeerId]) -> int:
+        """So many batches the plan has brought its peers further than these, who follow another; below zero: less."""
+        theirs = [record.step for record in map(self._group.record, others) if record is not None]
+        return self.newest() - max(theirs, default=0)
+
+    def is_torn(self) -> bool:
+        """Whether a peer that the plan gives a stage to is gone, or has lost it."""
         if self._plan is None:
-            return 0, 0
-        covered = self._saved.newest_step(self._plan)
-        return max(self.newest() + self._pace.steps_in(NOTICE_S) + 1, covered), covered
+            return False
+        records = self._group.records()
+        here = {r.peer for r in records if r.peer == self._group.own_id or (r.profile and not self.is_lost(r))}
+        return not here.issuperset(self._plan.trainers())
 
     def batch_s(self) -> float:
         """Seconds of a batch under the plan in force; 0 as long as too few are done."""
@@ -79,7 +98,12 @@ class Progress:
         plan = self._plan
         if plan is None or set(self._group.members()).issuperset(plan.trainers()):
             return True
-        return self._saved.newest_step(plan) >= self._rounds * body_of(plan).steps_per_round
+        return self.is_saved()
+
+    def is_saved(self) -> bool:
+        """Whether the trained model is saved whole: nothing is left to do."""
+        plan = self._plan
+        return plan is not None and self._saved.newest(plan)[0] >= self._rounds * body_of(plan).steps_per_round
 
     def is_lost(self, record: m.Record) -> bool:
         """Whether a peer that the plan gives a stage to says that it has none."""

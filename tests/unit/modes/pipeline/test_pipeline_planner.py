@@ -144,7 +144,7 @@ def test_everyone_computes_the_same_plan_and_can_follow_it(
     counts = {each.snapshot.peer: each.snapshot.counts for each in peers}
     assert all(counts[trainer] for trainer in plan.parts[0].trainers)
     # nothing changed: no other plan
-    assert next_plan(work, model(), plan, peers, proposer, next_step=2, covered_step=1) is None
+    assert next_plan(work, model(), plan, peers, proposer, next_step=2, saved=(1, 1)) is None
     # one of its trainers goes
     gone = max(plan.trainers())
     left = [each for each in peers if each.snapshot.peer != gone]
@@ -152,13 +152,13 @@ def test_everyone_computes_the_same_plan_and_can_follow_it(
     if not any(each.snapshot.flops_per_s and not math.isnan(each.profile.slowdown) for each in owners if each.profile):
         return
     proposer = left[0].snapshot.peer
-    following = next_plan(work, model(), plan, left, proposer, next_step=9, covered_step=4)
+    following = next_plan(work, model(), plan, left, proposer, next_step=9, saved=(4, 1))
     assert following is not None and pipeline_body(following).from_step == 4
     assert read_plan(following.to_json()) == following
     assert follows(work, model(), following, plan) and follows(work, model(), following, None)
     assert (following.epoch, following.parent) == (2, plan.hash)
     assert gone not in {each.peer for each in following.peers}
-    assert next_plan(work, model(), following, left, proposer, next_step=9, covered_step=4) is None
+    assert next_plan(work, model(), following, left, proposer, next_step=9, saved=(4, 1)) is None
 
 
 def edits() -> dict[str, Callable[[dict[str, Any]], object]]:
@@ -318,9 +318,12 @@ def test_a_plan_beyond_a_peer_s_memory_is_not_followed() -> None:
 def test_a_child_follows_its_parent_only() -> None:
     plan = three()
     left = [peer(0, measured=6), peer(3, 1e5)]
-    child = next_plan(job(), model(), plan, left, name(0), next_step=8, covered_step=3)
+    child = next_plan(job(), model(), plan, left, name(0), next_step=8, saved=(3, 1))
     assert child is not None and follows(job(), model(), child, plan)
-    assert not follows(job(), model(), dataclasses.replace(child, epoch=3), plan)
+    assert follows(job(), model(), dataclasses.replace(child, epoch=3), plan), "the one before found no majority"
+    assert not follows(job(), model(), dataclasses.replace(child, epoch=1), plan)
+    assert not follows(job(), model(), with_body(child, from_epoch=2), plan), "a state that is still to come"
+    assert not follows(job(), model(), with_body(child, goes_back=False, from_epoch=0), plan), "which batches?"
     assert not follows(job(), model(), dataclasses.replace(child, parent="0" * 64), plan)
     assert not follows(job(), model(), with_body(child, steps_per_round=4), plan)
     last = 10 * pipeline_body(plan).steps_per_round
@@ -580,7 +583,7 @@ def test_a_pipeline_that_takes_longer_than_one_device_alone_would_gives_way_to_i
     assert len(stages(plan)) == 2 and alone_s > 1.2 * promised
 
     def after(current: Plan, batch_s: float, peers: Sequence[MeasuredPeer] = pair) -> Plan | None:
-        return next_plan(job(), net, current, peers, name(0), next_step=5, covered_step=2, batch_s=batch_s)
+        return next_plan(job(), net, current, peers, name(0), next_step=5, saved=(2, 1), batch_s=batch_s)
 
     assert after(plan, 0.0) is None and after(plan, 1.05 * alone_s) is None
     alone = after(plan, 1.5 * alone_s)
@@ -700,7 +703,7 @@ def test_a_slower_peer_brings_a_new_plan_only_above_the_gain() -> None:
     def at(gain: float) -> Plan | None:
         work = job(replan_gain=gain)
         current = dataclasses.replace(before, job=work.id)
-        return next_plan(work, model(), current, later, name(1), next_step=7, covered_step=3)
+        return next_plan(work, model(), current, later, name(1), next_step=7, saved=(3, 1))
 
     better = at(0.01)
     assert better is not None
@@ -718,7 +721,7 @@ def test_a_joiner_brings_a_new_plan_where_it_helps() -> None:
     before = first([peer(0)])
     for speed, helps in ((1e6, False), (1e9, True)):
         peers = [peer(0), peer(1, speed, counts=())]
-        found = next_plan(job(), model(), before, peers, name(0), next_step=5, covered_step=3)
+        found = next_plan(job(), model(), before, peers, name(0), next_step=5, saved=(3, 1))
         assert (found is not None) is helps
         assert found is None or len(found.parts) == 2
 
@@ -727,13 +730,13 @@ def test_a_death_brings_a_plan_from_the_newest_step_that_is_saved() -> None:
     peers = [peer(0), peer(1, counts=()), peer(2, counts=())]
     before = first(peers)
     assert len(before.trainers()) == 3
-    for covered, next_step, expected in ((6, 8, 6), (0, 8, 0), (9, 8, 8)):
-        plan = next_plan(job(), model(), before, peers[:2], name(0), next_step=next_step, covered_step=covered)
+    for covered, next_step, expected in ((6, 8, 6), (0, 8, 0), (9, 8, 9)):
+        plan = next_plan(job(), model(), before, peers[:2], name(0), next_step=next_step, saved=(covered, 1))
         assert plan is not None and pipeline_body(plan).from_step == expected
         assert set(plan.trainers()) == {name(0), name(1)}
     with pytest.raises(UserError, match="no peer has samples"):
-        next_plan(job(), model(), before, peers[1:], name(1), next_step=8, covered_step=6)
-    assert next_plan(job(), model(), before, [], name(0), next_step=8, covered_step=6) is None
+        next_plan(job(), model(), before, peers[1:], name(1), next_step=8, saved=(6, 1))
+    assert next_plan(job(), model(), before, [], name(0), next_step=8, saved=(6, 1)) is None
 
 
 def test_while_a_plan_rests_only_a_death_brings_another() -> None:
@@ -741,14 +744,14 @@ def test_while_a_plan_rests_only_a_death_brings_another() -> None:
     before = first(peers)
     slower = [peer(0, slowdown=20.0), *peers[1:]]
     for may, now, expected in ((True, slower, True), (False, slower, False), (False, peers[:2], True)):
-        found = next_plan(job(), model(), before, now, name(1), next_step=8, covered_step=6, may_improve=may)
+        found = next_plan(job(), model(), before, now, name(1), next_step=8, saved=(6, 1), may_improve=may)
         assert (found is not None) is expected
 
 
 def test_who_is_not_in_the_plan_may_go() -> None:
     before = three()
     peers = [peer(0, measured=6), peer(1, counts=(), measured=6)]
-    assert next_plan(job(), model(), before, peers, name(0), next_step=8, covered_step=6) is None
+    assert next_plan(job(), model(), before, peers, name(0), next_step=8, saved=(6, 1)) is None
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -756,17 +759,17 @@ def test_a_trainer_that_lost_its_stage_is_planned_with_from_what_is_saved(strate
     work, peers = job(strategy=strategy), [peer(0), peer(1)]
     before = first(peers, work)
     assert set(before.trainers()) == {name(0), name(1)}
-    plan = next_plan(work, model(), before, peers, name(0), next_step=8, covered_step=6, lost=[name(1)])
+    plan = next_plan(work, model(), before, peers, name(0), next_step=8, saved=(6, 1), lost=[name(1)])
     assert plan is not None and pipeline_body(plan).from_step == 6 and plan.trainers() == before.trainers()
     assert follows(work, model(), plan, before)
     bystander = [name(7)]
-    assert next_plan(work, model(), before, peers, name(0), next_step=8, covered_step=6, lost=bystander) is None
+    assert next_plan(work, model(), before, peers, name(0), next_step=8, saved=(6, 1), lost=bystander) is None
 
 
 def test_rounds_stay_as_long_as_they_were() -> None:
     peers = [peer(0), peer(1)]
     before = first(peers, job(strategy="data-parallel"))
-    plan = next_plan(job(strategy="data-parallel"), model(), before, peers[:1], name(0), next_step=8, covered_step=6)
+    plan = next_plan(job(strategy="data-parallel"), model(), before, peers[:1], name(0), next_step=8, saved=(6, 1))
     assert plan is not None and pipeline_body(plan).steps_per_round == pipeline_body(before).steps_per_round == 5
 
 
@@ -774,10 +777,10 @@ def test_when_training_is_over_nothing_is_planned() -> None:
     peers = [peer(0), peer(1, counts=())]
     before = first(peers)
     last = 10 * pipeline_body(before).steps_per_round
-    assert next_plan(job(), model(), before, peers[:1], name(0), next_step=last, covered_step=last) is None
+    assert next_plan(job(), model(), before, peers[:1], name(0), next_step=last, saved=(last, 1)) is None
     slower = [peer(0), peer(1, counts=(), slowdown=9.0)]
-    assert next_plan(job(), model(), before, slower, name(0), next_step=last, covered_step=0) is None
-    assert next_plan(job(), model(), before, slower, name(0), next_step=last - 1, covered_step=0) is not None
+    assert next_plan(job(), model(), before, slower, name(0), next_step=last, saved=(0, 0)) is None
+    assert next_plan(job(), model(), before, slower, name(0), next_step=last - 1, saved=(0, 0)) is not None
 
 
 def test_a_trainer_whose_figures_are_gone_keeps_those_it_was_planned_with() -> None:
@@ -786,12 +789,12 @@ def test_a_trainer_whose_figures_are_gone_keeps_those_it_was_planned_with() -> N
     forgot = dataclasses.replace(peers[1], profile=DeviceFigures(name(1), 1e8, 1.0, (), (), ()))
     for now in (forgot, dataclasses.replace(peers[1], profile=None), changed(peers[1], slowdown=math.nan)):
         both = [peers[0], now]
-        assert next_plan(job(), model(), before, both, name(0), next_step=8, covered_step=6) is None
-        plan = next_plan(job(), model(), before, both, name(0), next_step=8, covered_step=6, lost=[name(0)])
+        assert next_plan(job(), model(), before, both, name(0), next_step=8, saved=(6, 1)) is None
+        plan = next_plan(job(), model(), before, both, name(0), next_step=8, saved=(6, 1), lost=[name(0)])
         assert plan is not None and pipeline_body(plan).figures == pipeline_body(before).figures
     unmeasured = first([peer(0), peer(1, counts=())])  # there is nothing to keep: planned without it
     both = [peer(0), dataclasses.replace(peer(1, counts=()), profile=None)]
-    plan = next_plan(job(), model(), unmeasured, both, name(0), next_step=8, covered_step=6)
+    plan = next_plan(job(), model(), unmeasured, both, name(0), next_step=8, saved=(6, 1))
     assert plan is not None and set(plan.trainers()) == {name(0)} and pipeline_body(plan).from_step == 8
 
 
@@ -805,9 +808,9 @@ def test_an_equal_split_takes_everyone_in_order_but_a_data_owner_first() -> None
     assert stages(plan) == [(0, 2, [2]), (2, 4, [0]), (4, 5, [1]), (5, 6, [3])]
     assert follows(work, model(), plan, None)
     slower = [changed(each, slowdown=50.0) if i == 3 else each for i, each in enumerate(peers)]
-    assert next_plan(work, model(), plan, slower, name(0), next_step=5, covered_step=2) is None
-    assert next_plan(work, model(), plan, [*peers, peer(4)], name(0), next_step=5, covered_step=2) is None
-    after = next_plan(work, model(), plan, peers[1:], name(1), next_step=5, covered_step=2)
+    assert next_plan(work, model(), plan, slower, name(0), next_step=5, saved=(2, 1)) is None
+    assert next_plan(work, model(), plan, [*peers, peer(4)], name(0), next_step=5, saved=(2, 1)) is None
+    after = next_plan(work, model(), plan, peers[1:], name(1), next_step=5, saved=(2, 1))
     assert after is not None and stages(after) == [(0, 2, [2]), (2, 4, [1]), (4, 6, [3])]
     many = first([peer(i) for i in range(8)], work)
     assert pipeline_body(many).pipeline.left_out == (name(6), name(7))
@@ -830,7 +833,7 @@ def test_a_baseline_stays_as_it_is_although_a_joiner_would_make_it_faster() -> N
     faster = first(joined, work)
     fleet = fleet_of(work, model(), faster.peers, pipeline_body(faster).figures)
     assert fleet.batch_s(pipeline_body(plan).pipeline) > 2 * fleet.batch_s(pipeline_body(faster).pipeline)
-    assert next_plan(work, model(), plan, joined, name(0), next_step=5, covered_step=2) is None
+    assert next_plan(work, model(), plan, joined, name(0), next_step=5, saved=(2, 1)) is None
 
 
 @pytest.mark.parametrize("strategy", ["equal", "data-parallel"])

@@ -73,7 +73,7 @@ def plan(cut: int | None = 2, epoch: int = 1, from_step: int = 0) -> Plan:
         proposer=A,
         peers=(PeerSnapshot(A, 1e9, 0, (10,) * 5, ()), PeerSnapshot(B, 1e9, 0, (), ())),
         parent="" if epoch == 1 else "f" * 64,
-        body=PipelineBody("c" * 64, pipeline, shares, figures, from_step, ROUND),
+        body=PipelineBody("c" * 64, pipeline, shares, figures, from_step, ROUND, int(from_step > 0)),
     )
 
 
@@ -315,7 +315,10 @@ def test_pieces_that_do_not_fit_are_refused_and_it_can_follow_again(case: str) -
     worker.stage.deliver(Deliver(2, A, "forward", 4, 0, 0, b"x"))
     assert worker.take(Taken) == [Taken(2, A, 1, "")]
     worker.follow(plan(2, 2, 4), [piece])
-    assert worker.said == [c.Following(1, 1, 4)] and worker.step == 4
+    following, saved = worker.said
+    assert following == c.Following(1, 1, 4) and worker.step == 4
+    assert isinstance(saved, c.SnapshotTaken) and (saved.part, saved.span, saved.step) == (2, 2, 4)
+    assert not saved.round_finished, "it is the state that the stage begins with, for others to keep"
 
 
 def second(piece: bytes, tensors: dict[str, torch.Tensor]) -> bytes:

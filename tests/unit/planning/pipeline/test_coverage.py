@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.planning.pipeline.coverage import (
+    NO_STATE,
     cover,
     missing,
-    newest_covered,
+    newest_whole,
     pieces_for_others,
     states_to_keep,
-    whole_epoch,
 )
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 from p2ptrain.wire.messages import SnapshotRef
@@ -44,28 +45,28 @@ def test_missing_is_the_difference(need: tuple[int, int], have: tuple[int, int] 
 
 def test_cover_takes_runs_of_one_step_only() -> None:
     holdings = [saved(0, 3, 10), saved(3, 3, 20), saved(3, 2, 10)]
-    assert cover([(0, 6)], 10, holdings, none_preferred) is None
+    assert cover([(0, 6)], (10, 1), holdings, none_preferred) is None
     holdings.append(saved(5, 1, 10))
-    chosen = cover([(0, 6)], 10, holdings, none_preferred)
+    chosen = cover([(0, 6)], (10, 1), holdings, none_preferred)
     assert chosen is not None and [h.part for h in chosen] == [0, 3, 5]
 
 
 def test_cover_takes_the_run_that_reaches_furthest_then_the_preferred() -> None:
     short, long, same = saved(0, 2, 5), saved(0, 4, 5, "b"), saved(0, 4, 5, "a")
-    assert cover([(0, 4)], 5, [short, long, same], none_preferred) == [long]
-    assert cover([(0, 4)], 5, [short, long, same], lambda h: h is same) == [same]
+    assert cover([(0, 4)], (5, 1), [short, long, same], none_preferred) == [long]
+    assert cover([(0, 4)], (5, 1), [short, long, same], lambda h: h is same) == [same]
 
 
 def test_cover_of_two_runs_names_a_holding_once() -> None:
     whole = saved(0, 9, 5)
-    assert cover([(0, 2), (7, 9)], 5, [whole], none_preferred) == [whole]
+    assert cover([(0, 2), (7, 9)], (5, 1), [whole], none_preferred) == [whole]
 
 
-def test_newest_covered_step() -> None:
+def test_the_newest_whole_state() -> None:
     holdings = [saved(0, 2, 10), saved(2, 2, 10), saved(0, 2, 20)]
-    assert newest_covered(4, holdings) == 10
-    assert newest_covered(4, [*holdings, saved(2, 2, 20)]) == 20
-    assert newest_covered(5, holdings) == 0
+    assert newest_whole(4, holdings) == (10, 1)
+    assert newest_whole(4, [*holdings, saved(2, 2, 20)]) == (20, 1)
+    assert newest_whole(5, holdings) == NO_STATE
 
 
 def test_pieces_are_what_others_lack_cut_where_the_new_plan_cuts() -> None:
@@ -98,11 +99,11 @@ def run(part: int, span: int, step: int, epoch: int = 1) -> SnapshotRef:
 def test_a_state_is_of_one_epoch() -> None:
     """After the group went back to step 5, step 8 of the first try and step 8 of the second are two models."""
     first, second = [run(0, 2, 8, 1), run(2, 2, 5, 1)], [run(2, 2, 8, 2)]
-    assert cover([(0, 4)], 8, [*first, *second], lambda h: 0) is None
-    assert newest_covered(4, [*first, run(0, 2, 5, 1), *second]) == 5
+    assert cover([(0, 4)], (8, 1), [*first, *second], lambda h: 0) is None
+    assert newest_whole(4, [*first, run(0, 2, 5, 1), *second]) == (5, 1)
     whole = [*first, *second, run(0, 2, 8, 2), run(2, 2, 8, 1)]
-    assert {h.epoch for h in cover([(0, 4)], 8, whole, lambda h: 0) or ()} == {2}
-    assert whole_epoch(4, 8, whole) == 2 and whole_epoch(4, 8, first) is None
+    assert {h.epoch for h in cover([(0, 4)], (8, 2), whole, lambda h: 0) or ()} == {2}
+    assert newest_whole(4, whole) == (8, 2)
 
 
 def test_what_the_group_can_go_back_to() -> None:
@@ -114,3 +115,20 @@ def test_what_the_group_can_go_back_to() -> None:
     assert states_to_keep(4, {"a": [a8], "b": []}) == []
     assert states_to_keep(4, {"a": [a8, b8, a5, b5], "b": [a8, b5], "c": [b8]}) == [(8, 1)]
     assert states_to_keep(4, {"a": [a8], "b": [b8, b5], "c": [b8, a5]}) == [(8, 1), (5, 1)], "without a there is only 5"
+
+
+def test_what_the_group_can_go_back_to_whichever_two_are_lost() -> None:
+    a8, a5, b8, b5 = run(0, 2, 8), run(0, 2, 5), run(2, 2, 8), run(2, 2, 5)
+    on_three = {"a": [a8, a5, b5], "b": [b8, b5, a5], "c": [a8, a5, b5], "d": [b8]}
+    assert states_to_keep(4, on_three) == [(8, 1), (5, 1)], "a and c may both go, and 8 with them"
+    assert states_to_keep(4, {peer: [a8, b8, a5, b5] for peer in "abc"}) == [(8, 1)], "whoever is left has all of it"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 2), st.integers(1, 3)), max_size=24))
+def test_no_loss_of_two_goes_further_back_than_it_must(held: list[tuple[str, int, int]]) -> None:
+    by_peer = {peer: [run(block, 1, step) for who, block, step in held if who == peer] for peer in "abcd"}
+    kept = states_to_keep(3, by_peer)
+    for lost in [(), *itertools.combinations("abcd", 1), *itertools.combinations("abcd", 2)]:
+        left = [h for peer, holdings in by_peer.items() if peer not in lost for h in holdings]
+        best = newest_whole(3, left)
+        assert best == NO_STATE or best in kept

@@ -7,7 +7,7 @@ import hashlib
 import heapq
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from p2ptrain.protocol.consensus.agreement import Agreement
 from p2ptrain.protocol.consensus.ballot import PlanRef
 from p2ptrain.protocol.consensus.rules import AgreementConfig, Effect, PlanAdopted, PlanWork, VoteFor
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.wire.messages import LinkFigure, Phase, PlanReply, PlanRequest, Record
+from p2ptrain.wire.messages import LinkFigure, Phase, PlanReply, PlanRequest, PlanVote, Record
 
 JOB = Job(data=DataConfig(classes=("a", "b", "c", "d"), input_shape=(1, 8, 8), mean=(0.0,), std=(1.0,)))
 CONFIG = AgreementConfig(min_peers=2, settle_s=3.0)
@@ -51,14 +51,34 @@ class Quick(Agreement[Plan]):
         return effects
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Voting(TasksRules):
+    """Plans that are voted on may be of any later epoch, as the one before may have found no majority."""
+
+    alone: bool = True
+
+    def verify(self, plan: Plan, parent: Plan | None) -> bool:
+        if parent is not None and plan.epoch > parent.epoch:
+            plan = dataclasses.replace(plan, epoch=parent.epoch + 1)
+        return TasksRules.verify(self, plan, parent)
+
+    def timed(self, plan: Plan, epoch: int) -> Plan | None:
+        return dataclasses.replace(plan, epoch=epoch)
+
+    def may_go_alone(self, current: Plan, members: Sequence[Record]) -> bool:
+        return self.alone
+
+
 def agreement(
     index: int,
     restored: Plan | None = None,
     now: float = 0.0,
     config: AgreementConfig = CONFIG,
     kind: type[Agreement[Plan]] = Quick,
+    alone: bool = True,
 ) -> Agreement[Plan]:
-    return kind(name(index), JOB.id, TasksRules(name(index), JOB), now, config, restored=restored)
+    rules = Voting(name(index), JOB, alone) if config.majority else TasksRules(name(index), JOB)
+    return kind(name(index), JOB.id, rules, now, config, restored=restored)
 
 
 def plan_of(*indices: int) -> Plan:
@@ -331,8 +351,11 @@ def test_the_fastest_goes_first() -> None:
 class Group:
     """Peers with a crude record gossip and failure detector, in virtual time: loss, delay and disorder by seed."""
 
-    def __init__(self, size: int, seed: int, loss: float = 0.2, config: AgreementConfig = CONFIG) -> None:
+    def __init__(
+        self, size: int, seed: int, loss: float = 0.2, config: AgreementConfig = CONFIG, alone: bool = True
+    ) -> None:
         self.config = config
+        self.alone = alone
         self.rng = random.Random(seed)
         self.loss = loss
         self.now = 0.0
@@ -347,7 +370,7 @@ class Group:
             self.start(index)
 
     def start(self, index: int) -> None:
-        self.machines[index] = agreement(index, now=self.now, config=self.config)
+        self.machines[index] = agreement(index, now=self.now, config=self.config, alone=self.alone)
         self.records[index] = {name(index): record(index)}
         self.epochs[index] = []
         self.side.setdefault(index, 0)
@@ -402,7 +425,7 @@ class Group:
         own = self.records[index][name(index)]
         self.records[index][name(index)] = dataclasses.replace(own, version=own.version + 1, **changes)
 
-    def send(self, source: int, target: int, message: PlanRequest | PlanReply) -> None:
+    def send(self, source: int, target: int, message: PlanRequest | PlanReply | PlanVote) -> None:
         def arrive() -> None:
             try:
                 self.carry_out(target, list(self.machines[target].received(name(source), message, self.now)))

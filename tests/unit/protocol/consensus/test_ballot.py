@@ -13,9 +13,10 @@ from p2ptrain.core.plan import Plan, snapshot
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.tasks.planning.assignment import next_plan
 from p2ptrain.protocol.consensus.ballot import MAX_CANDIDATES, Ballot, PlanRef, carries
+from p2ptrain.protocol.consensus.epochs import CLASSES, GENERATION, epoch_apart
 from p2ptrain.protocol.consensus.rules import PlanAdopted, VoteFor
 from p2ptrain.protocol.machine import Note, Send
-from p2ptrain.wire.messages import PlanRequest, Record
+from p2ptrain.wire.messages import PlanRequest, PlanVote, Record
 
 VOTES = dataclasses.replace(CONFIG, majority=True)
 FIRST = plan_of(0, 1, 2)
@@ -53,6 +54,13 @@ def test_a_majority_or_the_half_with_the_lowest_id(voters: str, participants: st
     assert carries([PeerId(v) for v in voters], [PeerId(p) for p in participants]) == enough
 
 
+@given(st.integers(0, 2**40), st.integers(0, 2**40), st.integers(0, 9), st.integers(0, 9))
+def test_epochs_apart_are_later_and_nobody_else_s(one: int, other: int, a: int, b: int) -> None:
+    ours, theirs = epoch_apart(one, name(a)), epoch_apart(other, name(b))
+    assert one < ours and other < theirs and ours // GENERATION - one // GENERATION <= CLASSES
+    assert a == b or ours // GENERATION != theirs // GENERATION
+
+
 @given(st.sets(st.integers(0, 9), min_size=1), st.sets(st.integers(0, 9)), st.sets(st.integers(0, 9)), st.data())
 def test_two_sides_never_both_carry(everyone: set[int], gone: set[int], left: set[int], data: st.DataObject) -> None:
     """Also where each side has heard of the goodbye of others of those that left."""
@@ -69,7 +77,7 @@ def test_two_sides_never_both_carry(everyone: set[int], gone: set[int], left: se
 
 
 def test_candidates_are_bounded_and_the_own_one_stays() -> None:
-    ballot: Ballot[str] = Ballot(name(0), 30.0)
+    ballot: Ballot[str] = Ballot(name(0), 8.0, 20.0)
     worst = PlanRef(2, "f" * 64)
     ballot.stand(worst, "mine", b"mine")
     ballot.vote(worst, 0.0)
@@ -88,7 +96,8 @@ def test_of_three_two_go_on_without_the_third() -> None:
     second = after(FIRST, 0, 1)
     proposer.view_changed([record(0, FIRST), record(1, FIRST)], 0.0)
     effects = proposer.tick(3.0)
-    assert effects[0] == VoteFor(second.hash, second) and isinstance(effects[1], Note)
+    assert effects[0] == VoteFor(second.hash, second) and isinstance(effects[-1], Note)
+    assert effects[1:-1] == [Send(name(1), PlanVote(second.hash, 2, False))]
     assert adopted(effects) == [] and proposer.hash == FIRST.hash
     words = proposer.waiting_for(3.0)
     assert f"votes for plan {second.hash[:8]} of epoch 2: 1 of 3" in words
@@ -118,8 +127,40 @@ def test_of_two_the_lower_id_goes_on_at_once_and_the_other_after_a_while_and_say
         now = higher.next_deadline()
         assert adopted(higher.tick(now)) == []
     assert "1 of 2" in higher.waiting_for(now) and name(0) in higher.waiting_for(now)
-    assert adopted(higher.tick(now + VOTES.vote_s - 0.1)) == []
-    assert adopted(higher.tick(now + VOTES.vote_s)) == [after(pair, 1).hash]
+    assert adopted(higher.tick(VOTES.alone_s - 0.1)) == []
+    note, follows, *_ = higher.tick(VOTES.alone_s)
+    assert isinstance(note, Note) and note.kind == "goes-on-alone" and dict(note.fields)["here"] == 1
+    assert isinstance(follows, PlanAdopted) and follows.plan.trainers().keys() == {name(1)}
+    assert higher.epoch == epoch_apart(1, name(1)), "which the other, or who goes on with it, never comes to"
+
+
+def test_who_may_not_go_on_alone_waits() -> None:
+    pair = plan_of(0, 1)
+    higher = agreement(1, pair, config=VOTES, alone=False)
+    higher.view_changed([record(1, pair)], 0.0)
+    now = 0.0
+    while now < 100 * VOTES.alone_s:
+        now = higher.next_deadline()
+        assert adopted(higher.tick(now)) == []
+    assert "votes for plan" in higher.waiting_for(now) and "of epoch 2" in higher.waiting_for(now)
+
+
+def test_a_proposer_learns_which_epoch_is_over() -> None:
+    wide = plan_of(0, 1, 2, 3)
+    voter, cast = agreement(2, wide, config=VOTES), dataclasses.replace(after(wide, 1, 2), epoch=5)
+    voter.view_changed([voting(1, wide, cast), record(2, wide)], 0.0)
+    assert votes(voter.received(name(1), reply(cast), 0.1)) == [cast.hash]
+    proposer = agreement(0, wide, config=VOTES)
+    everyone = [record(i, wide) for i in range(3)]
+    proposer.view_changed(everyone, 1.0)
+    (vote,) = [e for e in proposer.tick(1.0 + VOTES.settle_s) if isinstance(e, VoteFor)]
+    assert vote.plan is not None and vote.plan.epoch == 2
+    voter.view_changed(everyone, 5.0)
+    voter.received(name(0), PlanVote(vote.hash, 2, False), 5.1)
+    answer = PlanVote(cast.hash, 5, False)
+    assert voter.received(name(0), reply(vote.plan), 5.2) == [Send(name(0), answer)]
+    assert proposer.received(name(2), answer, 5.3) == [Send(name(2), PlanRequest(cast.hash))]
+    assert votes(proposer.received(name(2), reply(cast), 5.4))[0] == cast.hash, "it gives way"
 
 
 def test_who_said_goodbye_has_no_vote() -> None:
@@ -162,23 +203,20 @@ def rivals() -> tuple[Plan, Plan]:
     return (one, other) if one.hash < other.hash else (other, one)
 
 
-def test_of_rivals_the_better_one_gets_the_vote_and_none_goes_back() -> None:
-    better, worse = rivals()
+def test_of_rivals_of_one_epoch_a_peer_votes_for_one_only() -> None:
+    _, worse = rivals()
     machine = agreement(2, FIRST, config=VOTES)
     machine.view_changed([voting(0, FIRST, worse), record(1, FIRST), record(2, FIRST)], 0.0)
     effects = machine.received(name(0), reply(worse), 0.1)
     assert votes(effects) == [worse.hash]
-    assert adopted(effects) == [worse.hash]  # two of three; it may still give way as long as not both follow it
-    waiting = agreement(2, FIRST, config=VOTES)
-    lone = [voting(0, FIRST, worse), voting(1, FIRST, better), record(2, FIRST)]
-    waiting.view_changed(lone, 0.0)
-    effects = waiting.received(name(1), reply(better), 0.1)
-    assert adopted(effects) == [better.hash]
-    effects = machine.view_changed([voting(0, FIRST, worse), voting(1, FIRST, better), record(2, worse)], 1.0)
-    assert effects == [Send(name(1), PlanRequest(better.hash))]
-    effects = machine.received(name(1), reply(better), 1.1)
-    assert votes(effects)[0] == better.hash and adopted(effects) == [better.hash]
-    assert adopted(machine.view_changed([record(0, worse), record(1, better)], 2.0)) == []
+    assert adopted(effects) == [worse.hash]  # two of three
+    waiting = agreement(2, plan_of(0, 1, 2, 3, 4), config=VOTES)
+    one, other = sorted((after(plan_of(0, 1, 2, 3, 4), *range(4), proposer=i) for i in (0, 1)), key=lambda p: p.hash)
+    waiting.view_changed([voting(0, plan_of(0, 1, 2, 3, 4), other), record(1), record(2)], 0.0)
+    assert votes(waiting.received(name(0), reply(other), 0.1)) == [other.hash]
+    lone = [voting(0, plan_of(0, 1, 2, 3, 4), other), voting(1, plan_of(0, 1, 2, 3, 4), one), record(2)]
+    assert waiting.view_changed(lone, 0.2) == [Send(name(1), PlanRequest(one.hash))]
+    assert votes(waiting.received(name(1), reply(one), 0.3)) == [], "better, but of the same epoch"
 
 
 def test_a_plan_that_most_follow_does_not_give_way_to_a_rival_of_who_was_cut_off() -> None:
@@ -193,30 +231,43 @@ def test_a_plan_that_most_follow_does_not_give_way_to_a_rival_of_who_was_cut_off
     assert machine.hash == worse.hash
 
 
-def test_a_vote_that_brings_nothing_is_withdrawn_and_not_cast_again_while_others_hold_on() -> None:
+def test_a_vote_that_brings_nothing_is_not_waited_for_and_stays_cast() -> None:
     wide = plan_of(0, 1, 2, 3, 4)
     second = after(wide, 0, 1)
     machine = agreement(1, wide, config=VOTES)
-    view = [voting(0, wide, second), record(1, wide)]
+    view = [voting(0, wide, second), record(1, wide), record(2, wide)]
     machine.view_changed(view, 0.0)
     assert votes(machine.received(name(0), reply(second), 1.0)) == [second.hash]
     assert machine.next_deadline() == 1.0 + VOTES.vote_s
-    withdrawn, note = machine.tick(1.0 + VOTES.vote_s)
-    assert withdrawn == VoteFor("", None) and isinstance(note, Note) and note.kind == "vote-withdrawn"
-    assert votes(machine.view_changed(view, 32.0)) == []
-    machine.view_changed([voting(0, wide, None), record(1, wide)], 33.0)
-    assert votes(machine.view_changed(view, 34.0)) == [second.hash]  # proposed anew
+    (note,) = machine.tick(1.0 + VOTES.vote_s)
+    assert isinstance(note, Note) and note.kind == "vote-withdrawn"
+    assert votes(machine.view_changed(view, 10.0)) == []
+    later = dataclasses.replace(second, epoch=3)
+    machine.view_changed([voting(0, wide, later), *view[1:]], 11.0)
+    assert votes(machine.received(name(0), reply(later), 11.1)) == [later.hash]
 
 
-def test_a_proposer_whose_vote_was_withdrawn_asks_its_rules_again() -> None:
-    proposer = agreement(0, FIRST, config=VOTES)
-    proposer.view_changed([record(0, FIRST)], 0.0)
-    first = votes(proposer.tick(VOTES.minority_s))
-    assert first == [after(FIRST, 0).hash]
-    give_up = VOTES.minority_s + VOTES.vote_s
-    assert votes(proposer.tick(give_up)) == [""]
-    assert proposer.next_deadline() == give_up + VOTES.minority_s
-    assert votes(proposer.tick(proposer.next_deadline())) == first
+def test_a_vote_comes_by_a_message_before_the_record_says_so() -> None:
+    second = after(FIRST, 0, 1)
+    machine = agreement(2, FIRST, config=VOTES)
+    machine.view_changed([record(0, FIRST), record(1, FIRST), record(2, FIRST)], 0.0)
+    assert machine.received(name(0), PlanVote(second.hash, 2, False), 0.1) == [Send(name(0), PlanRequest(second.hash))]
+    effects = machine.received(name(0), reply(second), 0.2)
+    assert votes(effects) == [second.hash] and adopted(effects) == [second.hash]
+    told = [effect.message for effect in effects if isinstance(effect, Send)]
+    assert told.count(PlanVote(second.hash, 2, False)) == 2 and told.count(PlanVote(second.hash, 2, True)) == 2
+    assert machine.received(name(5), PlanVote("a" * 64, 9, True), 0.3) == [], "who is not here"
+
+
+def test_a_proposer_asks_its_rules_again_when_others_come_or_go() -> None:
+    wide = plan_of(0, 1, 2, 3)
+    proposer = agreement(0, wide, config=VOTES)
+    proposer.view_changed([record(i, wide) for i in (0, 2, 3)], 0.0)
+    assert votes(proposer.tick(VOTES.settle_s)) == [after(wide, 0, 2, 3).hash]
+    proposer.view_changed([record(0, wide), record(2, wide)], 4.0)
+    effects = proposer.tick(4.0 + VOTES.settle_s)
+    (vote,) = [effect for effect in effects if isinstance(effect, VoteFor) and effect.plan is not None]
+    assert vote.plan is not None and vote.plan.epoch == 3 and vote.plan.trainers().keys() == {name(0), name(2)}
 
 
 def test_a_void_vote_is_taken_back_with_the_plan_that_beat_it() -> None:
@@ -251,8 +302,8 @@ def test_who_lost_its_part_is_seen() -> None:
 # --- groups over a lossy network -------------------------------------------------------------------------------------
 
 
-def voters(size: int, seed: int, loss: float = 0.2) -> tuple[Group, Plan]:
-    group = Group(size, seed, config=VOTES)
+def voters(size: int, seed: int, loss: float = 0.2, *, alone: bool = False) -> tuple[Group, Plan]:
+    group = Group(size, seed, config=VOTES, alone=alone)
     group.run(60)
     group.loss = loss
     return group, group.assert_agreed()
@@ -317,7 +368,7 @@ def test_the_proposer_dies_with_its_plan_half_voted(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_higher_of_two_waits_for_the_other_then_goes_on_alone(seed: int) -> None:
-    group, before = voters(2, seed)
+    group, before = voters(2, seed, alone=True)
     del group.machines[0]
     said = set()
     while group.machines[1].hash == before.hash:
@@ -325,7 +376,7 @@ def test_the_higher_of_two_waits_for_the_other_then_goes_on_alone(seed: int) -> 
         said.add(group.machines[1].waiting_for(group.now).partition(":")[0][:15])
         assert group.now < 200
     assert "votes for plan " in said
-    assert group.machines[1].epoch == before.epoch + 1
+    assert group.machines[1].epoch % GENERATION == 0 < group.machines[1].epoch
     group.start(0)
     group.records[0][name(0)] = record(0, version=1000)
     group.run(120)
@@ -343,7 +394,23 @@ def test_rivals_settle(seed: int) -> None:
         assert plan is not None
         group.carry_out(index, list(group.machines[index]._propose(plan, group.now)))
     group.run(60)
-    assert group.assert_agreed().epoch == before.epoch + 1
+    assert group.assert_agreed().epoch > before.epoch
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_parts_that_go_on_alone_never_do_so_in_one_epoch_and_meet_again(seed: int) -> None:
+    group, before = voters(6, seed, alone=True)
+    group.side = {index: index % (2 + seed % 2) for index in range(6)}
+    group.run(150)
+    assert before.hash not in group.plans(), "everyone goes on"
+    group.side = dict.fromkeys(range(6), 0)
+    group.run(150)
+    group.assert_agreed()
+    by_epoch: dict[int, set[str]] = {}
+    for refs in group.epochs.values():
+        for ref in refs:
+            by_epoch.setdefault(ref.epoch, set()).add(ref.hash)
+    assert all(len(hashes) == 1 for epoch, hashes in by_epoch.items() if epoch > before.epoch), by_epoch
 
 
 def test_joiners_come_in_one_after_another() -> None:

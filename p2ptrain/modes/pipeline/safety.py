@@ -1,0 +1,102 @@
+"""For every block who trains it, who has copies of it and how old they are, and what would be lost with each peer.
+
+Invariant: pure; by what the records of those who are here say, and nothing of who is gone counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from p2ptrain.core.plan import Plan
+from p2ptrain.ids import PeerId
+from p2ptrain.modes.pipeline.plan import body_of
+from p2ptrain.planning.pipeline.coverage import Run, newest_whole
+from p2ptrain.wire.messages import Record, SnapshotRef
+from p2ptrain.words import clean
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """``done``: batches that the group has done by its plan; ``saved``: of them, as many as are saved whole."""
+
+    done: int
+    saved: int
+    trainers: Mapping[Run, tuple[PeerId, ...]]
+    """Of each stage's blocks (first, stop), those who are here."""
+    copies: Mapping[Run, Mapping[PeerId, int]]
+    """Who else has all of a stage's blocks saved, and after how many batches."""
+    saved_without: Mapping[PeerId, int]
+    """As ``saved``, if that peer were gone."""
+
+    def lost_with(self, peer: PeerId) -> tuple[int, int] | None:
+        """The batches that would have to be done again, first and last, without a peer that trains; None = none."""
+        trains = any(peer in peers for peers in self.trainers.values())
+        saved = self.saved_without[peer]
+        return (saved + 1, self.done) if trains and saved < self.done else None
+
+
+def safety(plan: Plan, here: Sequence[Record]) -> Safety:
+    """``here``: the records of those who are."""
+    pipeline, name = body_of(plan).pipeline, plan.hash
+    held = {r.peer: [h for h in r.holdings if h.kind == "part"] for r in here}
+    trainers, copies = {}, {}
+    for stage in pipeline.stages:
+        run = stage.start, stage.stop
+        trainers[run] = tuple(PeerId(peer) for peer in stage.peers if peer in held)
+        newest = {peer: _newest_of(run, holdings) for peer, holdings in held.items() if peer not in stage.peers}
+        copies[run] = {peer: step for peer, step in newest.items() if step}
+    everything = [h for holdings in held.values() for h in holdings]
+    without = {p: [h for peer, holdings in held.items() if peer != p for h in holdings] for p in held}
+    steps = [record.step for record in here if record.plan == name and record.peer in plan.trainers()]
+    return Safety(
+        done=max([body_of(plan).from_step, *steps]),
+        saved=newest_whole(pipeline.num_blocks, everything)[0],
+        trainers=trainers,
+        copies=copies,
+        saved_without={peer: newest_whole(pipeline.num_blocks, left)[0] for peer, left in without.items()},
+    )
+
+
+def _newest_of(run: Run, holdings: Sequence[SnapshotRef]) -> int:
+    """The newest step of which all blocks of a run are among ``holdings``; 0 = none."""
+    inside = [h for h in holdings if h.part < run[1] and run[0] < h.part + h.span]
+    for step, epoch in sorted({(h.step, h.epoch) for h in inside}, reverse=True):
+        blocks = {b for h in inside if (h.step, h.epoch) == (step, epoch) for b in range(h.part, h.part + h.span)}
+        if blocks.issuperset(range(*run)):
+            return step
+    return 0
+
+
+def lines(plan: Plan, here: Sequence[Record]) -> list[str]:
+    """For people: a line for each stage, with what would be lost with each of its peers."""
+    found, names = safety(plan, here), {record.peer: clean(record.name, 24) for record in here}
+    said = [f"batches done: {found.done}; all blocks saved after {found.saved}"]
+    for (start, stop), trainers in found.trainers.items():
+        who = ", ".join(names[peer] for peer in trainers) or "nobody"
+        copies = ", ".join(f"{names[peer]} (batch {step})" for peer, step in sorted(found.copies[start, stop].items()))
+        lost = [f"without {names[peer]}: {_lost(found.lost_with(peer))}" for peer in trainers]
+        said.append("; ".join([f"blocks {start}-{stop - 1}: {who}", f"copies: {copies or 'none yet'}", *lost]))
+    return said
+
+
+def _lost(batches: tuple[int, int] | None) -> str:
+    if batches is None:
+        return "nothing lost"
+    first, last = batches
+    return f"batch {first} done again" if first == last else f"batches {first}-{last} done again"
+
+
+def plain(plan: Plan, here: Sequence[Record]) -> Mapping[str, Any]:
+    """The same for programs."""
+    found = safety(plan, here)
+    return {
+        "done": found.done,
+        "saved": found.saved,
+        "blocks": [
+            {"first": start, "last": stop - 1, "trainers": list(trainers), "copies": dict(found.copies[start, stop])}
+            for (start, stop), trainers in found.trainers.items()
+        ],
+        "lost_without": {peer: list(found.lost_with(peer) or ()) for peer in found.saved_without},
+    }

@@ -1,0 +1,24 @@
+"""Numbers of epochs: one more than the last, or one that no other peer comes to.
+
+Invariant: two peers of one group that go on apart, whatever each knows of the other, never name their plans by the same
+epoch, unless their ids agree in ``CLASSES``: among ten peers, once in twenty thousand groups.
+
+A generation is ``GENERATION`` epochs. Plans that a majority carries follow each other within one. Who goes on alone, or
+takes in others that did, begins a new generation, the next one of its own class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from p2ptrain.ids import PeerId
+
+GENERATION = 10_000
+CLASSES = 2**20
+
+
+def epoch_apart(last: int, own: PeerId) -> int:
+    """The first epoch of ``own``'s next generation after ``last``, the highest epoch known."""
+    own_class = int.from_bytes(hashlib.blake2b(own.encode(), digest_size=8).digest()) % CLASSES
+    after = last // GENERATION + 1
+    return (after + (own_class - after) % CLASSES) * GENERATION

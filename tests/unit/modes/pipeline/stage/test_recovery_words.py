@@ -1,0 +1,60 @@
+"""What a peer tells of a loss, once, with its numbers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from p2ptrain.modes.pipeline.stage.recovery import Recovery
+from p2ptrain.protocol.machine import Note
+from p2ptrain.runtime.node.journal import Line
+from p2ptrain.ui.messages_for_people import tell
+
+GROUP: Any = SimpleNamespace(name_of=lambda peer: f"device {peer}")
+
+
+def plan(from_step: int, *, goes_back: bool = True) -> Any:
+    from p2ptrain.modes.pipeline.plan import PipelineBody
+
+    body = PipelineBody("c" * 64, None, (), (), from_step, 10, 1, goes_back)  # type: ignore[arg-type]
+    return SimpleNamespace(body=body, peers=[SimpleNamespace(peer="a")], trainers=lambda: {"a": 0})
+
+
+BEFORE: Any = SimpleNamespace(trainers=lambda: {"a": 0, "b": 1})
+
+
+def sentence(note: Note) -> str | None:
+    return tell(Line(0.0, note.kind, dict(note.fields)))
+
+
+def test_a_loss_is_told_with_the_batches_and_the_seconds_that_it_cost() -> None:
+    recovery = Recovery(GROUP)
+    recovery.look(True, 100.0)
+    (note,) = recovery.begin(plan(40), BEFORE, 47, 101.0)
+    assert sentence(note) == (
+        "the group goes back to what is saved after batch 40 without device b: 7 batches are lost and done again"
+    )
+    recovery.look(False, 101.5)
+    assert recovery.step_done(40, 102.0) == []
+    (note,) = recovery.step_done(41, 102.5)
+    assert sentence(note) == "goes on: batch 41 is done, 2.5 s after the loss"
+    assert recovery.step_done(42, 103.0) == []
+
+
+def test_a_false_alarm_is_no_loss_and_the_beginning_is_called_so() -> None:
+    recovery = Recovery(GROUP)
+    recovery.look(True, 1.0)
+    recovery.look(False, 2.0)
+    assert recovery.begin(plan(50, goes_back=False), BEFORE, 47, 3.0) == [] and recovery.step_done(51, 4.0) == []
+    (note,) = recovery.begin(plan(0), BEFORE, 47, 50.0)
+    assert "goes back to the beginning" in (sentence(note) or "") and "47 batches are lost" in (sentence(note) or "")
+    (note,) = recovery.step_done(1, 51.0)
+    assert dict(note.fields)["seconds"] == 1.0, "of this loss, not of the false alarm"
+
+
+def test_waiting_is_told_when_it_begins() -> None:
+    recovery = Recovery(GROUP)
+    (note,) = recovery.waits("device b to come back with the blocks of step 40; in 300 s ...")
+    assert recovery.waits("device b to come back; in 299 s ...") == [] == recovery.waits("")
+    assert (sentence(note) or "").startswith("waits for device b to come back")
+    assert len(recovery.waits("device c")) == 1

@@ -1,0 +1,287 @@
+"""What a pipeline does when peers die, stall, are cut off or come back: it goes on, and nothing trained is lost.
+
+Whole peers in virtual time. A snapshot is taken every ``EVERY`` batches: no more of them may ever be lost.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from peer_group import Room
+from seeds import seeds
+from stage_group import (
+    NOTHING,
+    all_at,
+    check_done,
+    committed,
+    epoch_trained,
+    furthest,
+    group,
+    pipeline_body,
+    plan_of,
+    state_of,
+    trainer,
+    under_way,
+)
+
+from p2ptrain.core import commands as c
+from p2ptrain.simulation.device import Device
+
+pytestmark = pytest.mark.usefixtures("no_work_for_messages")
+
+EVERY = 5
+
+
+def pipeline(seed: int = 0, count: int = 4, rounds: int = 10, **options: object) -> Room:
+    room = group(seed, count, owners=count, rounds=rounds, snapshot_steps=EVERY, **options)  # type: ignore[arg-type]
+    assert room.run(60, all_at(room, 13)), state_of(room)
+    return room
+
+
+def staged(room: Room) -> list[Device]:
+    """Those with a stage, from the samples to the loss."""
+    by_id = {device.id: device for device in room.devices.values()}
+    return [by_id[peer] for stage in pipeline_body(room.on()[0]).pipeline.stages for peer in stage.peers]
+
+
+def goes_on(room: Room, done: int, *, within_s: float = 40.0, after: int = 1, lost: int = EVERY + 1) -> None:
+    """With a later plan, from no more than so many batches before what was done."""
+    assert room.run(within_s, under_way(room, after)), state_of(room)
+    starts = {trainer(d).follows[-1][:2] for d in room.on() if d.trainer is not None and trainer(d).step >= 0}
+    starts = {start for start in starts if start[0] > after}  # who stands still has heard of nothing
+    assert len(starts) == 1, starts
+    ((_, first),) = starts
+    assert done - first <= lost, (done, first)
+
+
+def ends_well(room: Room) -> None:
+    """All batches once in the model, and never two plans of one epoch."""
+    assert room.run(600, room.all_done), state_of(room)
+    check_done(room)
+    assert all(len(plans) == 1 for plans in committed(room).values()), committed(room)
+
+
+# --- deaths -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dead", list(itertools.combinations(range(4), 2)), ids=str)
+def test_any_two_of_four_may_die_at_once(dead: tuple[int, int]) -> None:
+    room = pipeline()
+    devices = staged(room)
+    done = furthest(room)
+    for index in dead:
+        devices[index].kill()
+    goes_on(room, done)
+    ends_well(room)
+
+
+@pytest.mark.parametrize("gap_s", [0.5, 3.0, 8.0])
+def test_a_second_death_soon_after_the_first(gap_s: float) -> None:
+    """Whoever holds the replicas of the blocks that were just lost dies too."""
+    room = pipeline()
+    devices = staged(room)
+    done = furthest(room)
+    devices[3].kill()
+    room.run(gap_s)
+    epoch = max(committed(room))
+    room.devices[devices[2].number].kill()
+    goes_on(room, done, after=epoch)
+    ends_well(room)
+
+
+def test_a_replica_holder_dies_right_after_a_full_recovery() -> None:
+    room = pipeline()
+    devices = staged(room)
+    devices[1].kill()
+    assert room.run(40, under_way(room, 1)), state_of(room)
+    room.run(3)
+    done, epoch = furthest(room), max(committed(room))
+    devices[2].kill()
+    goes_on(room, done, after=epoch)
+    ends_well(room)
+
+
+def test_three_of_six_die_one_after_the_other() -> None:
+    room = pipeline(count=6)
+    devices = staged(room)
+    for index in (1, 4, 2):
+        done, epoch = furthest(room), max(committed(room))
+        devices[index].kill()
+        goes_on(room, done, after=epoch)
+        room.run(4)
+    ends_well(room)
+
+
+def test_the_proposer_dies_during_its_proposal() -> None:
+    room = pipeline()
+    devices = staged(room)
+    done = furthest(room)
+    devices[1].kill()
+    assert room.run(20, lambda: any(d.core.records.own.vote for d in room.on())), state_of(room)
+    (proposer,) = {d for d in room.on() if d.note_kinds()["voted"]} & {min(room.on(), key=lambda d: d.id)}
+    proposer.kill()
+    goes_on(room, done, within_s=60)
+    ends_well(room)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_only_the_trainer_process_dies(index: int) -> None:
+    room = pipeline()
+    done = furthest(room)
+    device = staged(room)[index]
+    dead = trainer(device)
+    dead.dead = True
+    dead._say(c.TrainerFailed("killed (out of memory?)", user_error=False))
+    goes_on(room, done)
+    ends_well(room)
+
+
+# --- stalls, and leaving ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [1.0, 5.0, 20.0, 120.0])
+def test_a_device_that_stalls(seconds: float) -> None:
+    room = pipeline(rounds=40)
+    done = furthest(room)
+    device = staged(room)[1]
+    device.stall(seconds)
+    room.run(seconds)
+    if seconds > 3:
+        goes_on(room, done)
+    ends_well(room)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_who_leaves_costs_nothing(index: int) -> None:
+    room = pipeline()
+    device = staged(room)[index]
+    done, role = furthest(room), device.core.role
+    assert role is not None and not role.is_free_to_leave
+    room.perform(device, device.core.run(device.core.group.say(room.network.now, leaving=True), room.network.now))
+    assert room.run(30, lambda: role.is_free_to_leave), state_of(room)
+    room.perform(device, device.core.leave(room.network.now))
+    room.run(0.5)
+    device.kill()
+    room.run(5)
+    ((epoch, first),) = {trainer(d).follows[-1][:2] for d in room.on()}
+    assert epoch == 2 and first >= done and not pipeline_body(room.on()[0]).goes_back
+    assert not any(d.note_kinds()["goes-back"] for d in room.on())
+    ends_well(room)
+
+
+# --- power, and disks -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", seeds(2))
+def test_power_fails_for_all_and_one_disk_is_lost(seed: int) -> None:
+    room = pipeline(seed)
+    devices, done = staged(room), furthest(room)
+    for device in devices:
+        device.kill()
+    room.run(5)
+    lost = devices[room.rng.randrange(4)]
+    for device in devices:
+        if device is not lost:
+            room.restart(device.number)
+            room.run(0.7)
+    goes_on(room, done, within_s=90)
+    ends_well(room)
+
+
+def test_a_returning_peer_whose_disk_is_damaged() -> None:
+    """All of its blobs are other bytes than they were. An older good state of others is used."""
+    room = pipeline()
+    devices = staged(room)
+    device = devices[1]
+    done = furthest(room)
+    device.kill()
+    goes_on(room, done)
+    device.disk.blobs = {blob: b"x" * len(data) for blob, data in device.disk.blobs.items()}
+    room.restart(device.number)
+    room.run(20)
+    done, epoch = furthest(room), max(committed(room))
+    devices[3].kill()
+    goes_on(room, done, after=epoch, within_s=60)
+    ends_well(room)
+
+
+# --- a network in parts -----------------------------------------------------------------------------------------------
+
+
+def test_cut_in_halves_after_a_loss_and_healed() -> None:
+    room = pipeline(count=5, rounds=30)
+    devices = staged(room)
+    done = furthest(room)
+    devices[4].kill()
+    goes_on(room, done)
+    room.run(3)
+    done = furthest(room)
+    numbers = sorted(device.number for device in room.on())
+    room.partition(numbers[:2], numbers[2:])
+    room.run(40)
+    done = max(done, furthest(room))
+    room.heal()
+    assert room.run(60, lambda: len(room.plans()) == 1), state_of(room)
+    room.run(5)
+    assert room.run(30, all_at(room, done - EVERY - 1)), state_of(room)
+    ends_well(room)
+
+
+@pytest.mark.parametrize("parts", [((0, 1, 2), (3,)), ((0, 1), (2, 3)), ((0, 1), (2,), (3,))], ids=str)
+def test_a_cut_network_goes_on_and_is_one_group_again(parts: tuple[tuple[int, ...], ...]) -> None:
+    room = pipeline(rounds=40)
+    done = furthest(room)
+    room.partition(*parts)
+    room.run(30)
+    on_the_way = furthest(room)
+    assert on_the_way > done, "somebody goes on"
+    room.heal()
+    assert room.run(60, lambda: len(room.plans()) == 1), state_of(room)
+    assert room.run(60, lambda: furthest(room) > on_the_way), state_of(room)
+    starts = [first for d in room.on() for epoch, first, *_ in trainer(d).follows if epoch == max(committed(room))]
+    assert all(on_the_way - first <= EVERY + 3 for first in starts), (on_the_way, starts)
+    ends_well(room)
+
+
+# --- nobody here has the blocks ---------------------------------------------------------------------------------------
+
+
+def test_the_group_waits_for_those_whose_disks_have_the_blocks_and_never_begins_again_in_silence() -> None:
+    room = pipeline(rounds=20)
+    devices, done = staged(room), furthest(room)
+    for device in devices[:3]:
+        device.kill()
+    room.run(60)
+    assert not any(trainer(d).follows[-1][1] == 0 for d in room.on() if len(trainer(d).follows) > 1), state_of(room)
+    words = devices[3].record.waiting_for
+    assert any(f"device {device.number}" in words for device in devices[:3]), words
+    room.restart(devices[0].number)
+    goes_on(room, done, within_s=90)
+    ends_well(room)
+
+
+def test_who_comes_back_with_a_newer_whole_state_is_gone_back_to() -> None:
+    """Two of three are away for so long that the third begins again: what they bring is more than it has."""
+    room = pipeline(count=3, rounds=30)
+    devices, done = staged(room), furthest(room)
+    for device in devices[1:]:
+        device.kill()
+    assert room.run(600, lambda: furthest(room) >= 1 and max(committed(room)) > 1), state_of(room)
+    begun = max(committed(room))
+    for device in devices[1:]:
+        room.restart(device.number)
+    goes_on(room, done, within_s=60, after=begun)
+    ends_well(room)
+
+
+def test_a_helper_without_samples_may_be_among_the_dead() -> None:
+    room = group(count=5, owners=2, rounds=10, snapshot_steps=EVERY, min_peers=5)
+    assert room.run(60, all_at(room, 13)), state_of(room)
+    assert room.devices[4].traits.counts == NOTHING  # type: ignore[attr-defined]
+    done = furthest(room)
+    for number in (1, 4):
+        room.devices[number].kill()
+    goes_on(room, done)
+    ends_well(room)
+    assert epoch_trained(room, max(committed(room)))() and plan_of(room.on()[0]).epoch >= 2
