@@ -201,8 +201,6 @@ class SplitRole:
     def peer_admitted(self, peer: PeerId, now: float) -> Effects:
         return self._traffic.reconnected(peer, now)
 
-    # --- getting the own blocks ---
-
     def _pieces(self, plan: Plan, round: int) -> list[m.SnapshotRef]:
         """Of the state after ``round`` rounds, those with own blocks; [] as long as there are none."""
         return self.replicas.with_blocks(round, need_of(body_of(plan).split, self._group.own_id))
@@ -232,8 +230,6 @@ class SplitRole:
         if self._trained is not plan:
             command = FollowUnits(plan.to_json(), self._group.own_id, round, len(pieces))
         return [ToTrainer(command), *(ToTrainer(GivePiece(b""), ref.blob, "piece") for ref in pieces)]
-
-    # --- the end of a round ---
 
     def _next_round(self, now: float) -> Effects:
         """The averager has made what the own trainer waits for; or all rounds are over, whoever trained the last."""
@@ -375,8 +371,6 @@ class SplitRole:
         if self._missing.lost(blob, now):
             self.replicas.refused.add(blob)
         return effects
-
-    # --- blobs and time ---
 
     def tick(self, now: float) -> Effects:
         self._look_at = now + LOOK_S
