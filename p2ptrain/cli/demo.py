@@ -20,13 +20,19 @@ import click
 from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.errors import P2PTrainError, UserError
 from p2ptrain.modes.jobs import check_job, with_settings
+from p2ptrain.modes.registry import MODES
 
 EPILOG = """\b
 Examples:
   p2ptrain demo                                   digits, three peers, a share of the samples each
   p2ptrain demo --disjoint                        each peer sees only its own classes
+  p2ptrain demo --mode split                      two weak peers with samples, and a fast one that helps them
   p2ptrain demo --data images:photos.zip --model vgg11_bn --width 1 --peers 5 --rounds 20
 """
+
+
+WEAK = 0.25
+"""Of this machine's speed: what a device has that needs help."""
 
 
 @click.command(epilog=EPILOG)
@@ -44,16 +50,20 @@ Examples:
 @click.option("--subset", default="1/1", show_default=True, help="Use this share of the training samples, such as 1/5.")
 @click.option(
     "--mode",
-    type=click.Choice(["tasks", "replicas"]),
+    type=click.Choice(["tasks", "replicas", "split"]),
     default="tasks",
     show_default=True,
-    help="Class sub-models, or the whole model on every peer.",
+    help="Class sub-models; the whole model on every peer; or weak peers of which each trains the front of the model, "
+    "and one without samples the rest.",
 )
 @click.option("--model", default="lenet", show_default=True, help="A built-in model.")
 @click.option(
-    "--width", type=float, default=2.0, show_default=True, help="Width of the global model, times the model's own."
+    "--width",
+    type=float,
+    show_default="2; 4 in mode split",
+    help="Width of the global model, times the model's own.",
 )
-@click.option("--rounds", type=click.IntRange(1), default=12, show_default=True, help="Rounds of one epoch each.")
+@click.option("--rounds", type=click.IntRange(1), show_default="12; 6 in mode split", help="Rounds of one epoch each.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Samples a step.")
 @click.option(
     "--lr", type=float, default=0.05, show_default=True, help="Learning rate (SGD with momentum, cosine schedule)."
@@ -135,11 +145,17 @@ def run_demo(
         raise UserError(f"{data} has no test samples to measure with; put them into a folder named test")
     description = make_job(source, num_peers, **job)
     how = "disjoint" if disjoint else "same" if same else "iid"
-    experiment = group.Experiment(description, data, group.shares(num_peers, description.data.classes, how, subset))
+    helped = _is_helped(description.mode)
+    if helped and num_peers < 2:
+        raise UserError(f"--peers {num_peers}: one helps in mode {description.mode}, so there must be two at least")
+    shares = group.shares(num_peers - helped, description.data.classes, how, subset)
+    experiment = group.Experiment(description, data, group.with_helper(shares, WEAK) if helped else shares)
     out.mkdir(parents=True, exist_ok=True)
     (out / "job.toml").write_text(description.to_toml(), encoding="utf-8")
     line = ProgressLine(quiet=as_json, rounds=description.training.rounds)
     line.say(f"{num_peers} peers, {data}, {description.model.name}; results in {out}/")
+    if helped:
+        line.say(f"those with samples run at {WEAK:.0%} of this machine's speed, as weak devices do; the last has none")
     with tempfile.TemporaryDirectory(prefix="p2ptrain-demo-") as directory:
         try:
             outcome = group.run(experiment, Path(directory), line.say, line.group)
@@ -148,6 +164,11 @@ def run_demo(
             raise
     line.say(f"harvested after {outcome.trained_s:.0f} s; evaluating")
     finish(experiment, outcome, out, central, as_json, line)
+
+
+def _is_helped(mode: str) -> bool:
+    """Whether one peer has no samples, and trains with the others."""
+    return not MODES[mode].needs_data
 
 
 def finish(experiment: Any, outcome: Any, out: Path, central: bool, as_json: bool, line: ProgressLine) -> None:
@@ -167,11 +188,12 @@ def finish(experiment: Any, outcome: Any, out: Path, central: bool, as_json: boo
 
 
 def make_job(
-    source: Any, num_peers: int, *, mode: Any, model: str, width: float, rounds: int, batch_size: int, lr: float,
-    weight_decay: float, augment: bool, groups: int, trunk: int, targets: Any, own_fraction: float, fit_head: Any,
-    head_fit_steps: int, compression: Any, seed: int,
+    source: Any, num_peers: int, *, mode: Any, model: str, width: float | None, rounds: int | None, batch_size: int,
+    lr: float, weight_decay: float, augment: bool, groups: int, trunk: int, targets: Any, own_fraction: float,
+    fit_head: Any, head_fit_steps: int, compression: Any, seed: int,
 ) -> Job:  # fmt: skip
-    """The job of the demo, checked."""
+    """The job of the demo, checked. Help pays where there is more to compute."""
+    width, rounds = width or (4.0 if _is_helped(mode) else 2.0), rounds or (6 if _is_helped(mode) else 12)
     from p2ptrain.learning.data import propose_contract
 
     job = Job(
@@ -194,6 +216,8 @@ def make_job(
         fit_head=fit_head,
         head_fit_steps=head_fit_steps,
     )
+    if _is_helped(mode):  # to be seen, whether it pays on this machine or not
+        job = with_settings(job, mode, strategy="common-cut")
     check_job(job, "demo")
     return job
 

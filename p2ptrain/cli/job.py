@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from p2ptrain.cli.shared.continue_job import continue_command
+from p2ptrain.cli.shared.job_comments import COMMENTS
 from p2ptrain.cli.shared.job_defaults import batch_size_for
 from p2ptrain.cli.shared.model_check import as_safetensors, tried, with_classes, write_template
 from p2ptrain.cli.shared.options import (
@@ -36,47 +37,6 @@ from p2ptrain.modes.registry import MODES, mode_of
 from p2ptrain.runtime.preflight import checked_data
 from p2ptrain.words import clean
 
-COMMENTS = {
-    "name": "for people only",
-    "mode": "auto (the group takes tasks or replicas), tasks (a class sub-model each), replicas (all of it), pipeline",
-    "seed": "initial weights, and how --shard cuts data",
-    "model.name": "a built-in model, or package.module:function of your own",
-    "model.width": "factor on all channel counts",
-    "model.init": '.safetensors file to start from, relative to this file ("" = random)',
-    "data.classes": "in the order of the model's outputs",
-    "data.input_shape": "channels, height, width; for text 1, 1 and the bytes of a sample",
-    "data.kind": "image, audio or text",
-    "data.mean": "per channel, of pixels from 0 to 1 (log-mels for audio; not used for text)",
-    "data.std": "likewise",
-    "data.augment": "random crops and flips (images) or shifts (audio) while training",
-    "data.val": "share of the training samples held out for validation, unless the data have a val split; 0 = none",
-    "data.white": "in pictures of more than 8 bits a channel, or of floats; 0 = 65535, all of 16 bits",
-    "data.audio.sample_rate": "Hz; the audio table counts for audio only",
-    "training.rounds": "after each round parameters travel",
-    "training.epochs_per_round": "passes over the own samples a round",
-    "training.optimizer": "sgd or adamw",
-    "training.schedule": "of the learning rate: constant or cosine",
-    "tasks.num_groups": "sub-models; 0 = one a peer, as many as are there at the first plan",
-    "tasks.trunk": "this many first layers are shared by all sub-models",
-    "tasks.targets": "what a sub-model learns: auto, all classes, its own and rest, or its own",
-    "tasks.combine": "how sub-models make the global model: auto, own or sum",
-    "tasks.own_fraction": "share of each batch from the own classes; 0 = as the data fall",
-    "tasks.passes": "of a sub-model, for one of the whole model; at most as much work; 0 = as many as bring something",
-    "tasks.fit_head": "fit the last layer again at the end, together: auto, always or never",
-    "pipeline.micro_batches": "a batch passes the pipeline in at most so many equal parts; the plan chooses how many",
-    "pipeline.schedule": "sync: gradients as on one device; async: no flush, some gradients are a step late",
-    "pipeline.strategy": "planned; equal (as many blocks each) and data-parallel are there to compare with",
-    "pipeline.activations": "compression from stage to stage: none, fp16 or int8",
-    "pipeline.gradients": "compression of what comes back: none, fp16 or int8",
-    "pipeline.replan_gain": "change the running plan for one that promises this share more speed",
-    "pipeline.snapshot_steps": "batches between snapshots; 0 = a round",
-    "pipeline.patience_s": "seconds that peers with newer blocks on disk are waited for",
-    "group.min_peers": "the first plan waits for so many peers",
-    "group.settle_s": "and then so many seconds for more",
-    "group.compression": "of what peers send: none, fp16, int8 or topk",
-    "group.topk_fraction": "for topk only",
-    "group.replicas": "so many peers keep a copy of each part; one in a group of three",
-}
 AUTO_PASSES = 0.0
 """As many as equal work allows, fewer where validation samples say so: how many are best hangs on the model."""
 DEFAULT_MODELS = {"image": "lenet", "audio": "dscnn", "text": "gpt_mini"}
@@ -93,6 +53,7 @@ Examples:
   p2ptrain job new --data images:photos/ --model vgg11_bn -o job.toml
   p2ptrain job new --data digits --model lenet --mode replicas --rounds 5 -o job.toml
   p2ptrain job new --data text:book.txt --mode pipeline --micro-batches 4 -o job.toml
+  p2ptrain job new --data images:photos/ --model vgg11 --mode split -o job.toml
 """
 
 
@@ -142,9 +103,9 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     "--mode",
     "mode",
     type=click.Choice(list(MODES)),
-    help="tasks: a class sub-model a peer. replicas: the whole model. pipeline: some layers. auto: the group takes "
-    "tasks or replicas when it makes its first plan, by devices, model and who has which classes. [default: auto; "
-    "replicas for text]",
+    help="tasks: a class sub-model a peer. replicas: the whole model. pipeline: some layers. split: the whole model, "
+    "or its first layers with a helper for the rest. auto: the group takes tasks or replicas when it makes its first "
+    "plan, by devices, model and who has which classes. [default: auto; replicas for text]",
 )
 @setting("--rounds", "training.rounds", click.IntRange(1), "Rounds; parameters travel after each.")
 @setting("--epochs", "training.epochs_per_round", click.FloatRange(0.001), "Passes over the own samples a round.")
@@ -169,7 +130,12 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     "are as much work. 0: that many, but a round ends early when the own validation samples say that more would bring "
     f"nothing. [default: {AUTO_PASSES:g} in mode auto, else 1]",
 )
-@setting("--micro-batches", "pipeline.micro_batches", click.IntRange(1), "Parts of a batch in a pipeline, at most.")
+@setting(
+    "--micro-batches",
+    "pipeline.micro_batches",
+    click.IntRange(1),
+    "Parts of a batch in a pipeline or on its way to a helper, at most.",
+)
 @setting("--schedule", "pipeline.schedule", click.Choice(["sync", "async"]), "Of a pipeline.")
 @setting("--min-peers", "group.min_peers", click.IntRange(1), "The first plan waits for so many peers.")
 @setting("--compression", "group.compression", click.Choice(["none", "fp16", "int8", "topk"]), "Of what peers send.")
@@ -230,6 +196,8 @@ def new(
         for key, value in FOR_TEXT.items():
             settings[key] = value if settings[key] is None else settings[key]
     mode = MODES[settings["mode"]]
+    if hasattr(mode.config, "micro_batches"):
+        settings[f"{mode.config.TABLE}__micro_batches"] = settings.pop("pipeline__micro_batches")
     if not mode.validates and settings["data__val"] is None:
         settings["data__val"] = 0.0
     for path, value in settings.items():
@@ -256,6 +224,8 @@ def new(
     click.echo(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")
     if not given:
         click.echo(f"mode {job.mode}: {MODE_WHY[job.mode]}")
+    for line in mode.words.choice_lines(job):
+        click.echo(line)
     allow = f" --allow-model {job.model.name}" if ":" in job.model.name else ""
     click.echo(
         f"next: p2ptrain job check {output} --data {data}{allow}; "

@@ -197,6 +197,18 @@ class Words(Protocol):
         """What ``job check`` tells beside what all jobs have."""
         ...
 
+    def choice_lines(self, job: Job) -> list[str]:
+        """What whoever chooses this mode for a new job should know."""
+        ...
+
+    def plan_lines(self, plan: Plan, job: Job) -> list[str]:
+        """What ``status`` tells of the plan beside who trains which part."""
+        ...
+
+    def plan_plain(self, plan: Plan) -> Mapping[str, Any]:
+        """What ``status --json`` prints of the plan in this mode alone."""
+        ...
+
     def plan_sentence(self, plan: Plan, job: Job, own: PeerId) -> str:
         """What the plan gives this peer."""
         ...

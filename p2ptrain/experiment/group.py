@@ -14,14 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from p2ptrain.api import Status, observing, snapshot_status
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import Harvest
 from p2ptrain.errors import P2PTrainError, UserError
-from p2ptrain.experiment.processes import LOOPBACK, free_port, log_end, start, stop
+from p2ptrain.experiment.processes import LOOPBACK, free_port, log_end, slowed_trainers, start, stop
 from p2ptrain.net.keys import Group, new_group
 from p2ptrain.net.multicast import multicast_works
 from p2ptrain.runtime import harvest as harvesting
@@ -44,6 +44,8 @@ class PeerShare:
     classes: tuple[str, ...] = ()
     has_data: bool = True
     """Without, it only helps others."""
+    speed: float = 1.0
+    """Of this machine's: less makes it a weak device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,12 @@ def shares(num_peers: int, classes: Sequence[str], how: str, subset: str = "1/1"
         else:
             made.append(PeerShare(name, whole))
     return tuple(made)
+
+
+def with_helper(shares: Sequence[PeerShare], speed: float) -> tuple[PeerShare, ...]:
+    """These as weak devices, and a fast one without samples."""
+    weak = [replace(share, speed=speed) for share in shares]
+    return (*weak, PeerShare(f"peer-{len(weak) + 1}", has_data=False))
 
 
 def run(experiment: Experiment, directory: Path, say: Callable[[str], None], progress: Progress) -> Outcome:
@@ -188,7 +196,9 @@ def _peers(
                 where += ["--peer", f"{LOOPBACK}:{ports[0]}"] if index else ["--port", str(ports[0])]
             command = peer_command(experiment, share, state, where, job_file=None if index else job_file)
             processes[share.name] = start(command, log, environment)
-        yield processes
+        speeds = {processes[share.name].pid: share.speed for share in experiment.shares if share.speed < 1}
+        with slowed_trainers(speeds):
+            yield processes
     finally:
         stop(processes.values())
 

@@ -23,8 +23,20 @@ from p2ptrain.learning.data import Dataset, load, open_source, select
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.own.layout import arrange
 from p2ptrain.learning.training import LocalTrainer
+from p2ptrain.modes.registry import mode_of
 
 BATCH_SIZE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PeerWork:
+    """``share``: of the training FLOPs of all copies of the model."""
+
+    name: str
+    trains: str
+    share: float
+    samples: int
+    bytes_sent: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +79,8 @@ class Result:
     trained_s: float
     harvested_s: float
     central_s: float | None
+    works: tuple[PeerWork, ...] = ()
+    """Where what a peer trains is no model of its own."""
 
     def to_plain(self) -> dict[str, Any]:
         return asdict(self)
@@ -101,6 +115,7 @@ def union(experiment: Experiment) -> Dataset:
     chosen = [
         select(source, experiment.job.data, "train", shard=s.shard or None, classes=s.classes or None, seed=seed)
         for s in experiment.shares
+        if s.has_data
     ]
     return load(source, experiment.job.data, "train", np.unique(np.concatenate(chosen)))
 
@@ -145,7 +160,20 @@ def measure(experiment: Experiment, outcome: Outcome, central: tuple[nn.Module, 
         trained_s=round(outcome.trained_s, 2),
         harvested_s=round(outcome.harvested_s, 2),
         central_s=round(central[1], 2) if central else None,
+        works=() if peers else _works(outcome),
     )
+
+
+def _works(outcome: Outcome) -> tuple[PeerWork, ...]:
+    harvest, names = outcome.harvest, {record.peer: name for name, record in outcome.records.items()}
+    words, works = mode_of(harvest.job).words, []
+    for name, record in sorted(outcome.records.items()):
+        part = harvest.plan.part_of(record.peer)
+        text = words.part_text(harvest.plan, harvest.job, part.index) if part is not None else "nothing"
+        for peer, its_name in names.items():
+            text = text.replace(peer, its_name)
+        works.append(PeerWork(name, text, part.share if part else 0.0, sum(record.counts), record.bytes_sent))
+    return tuple(works)
 
 
 def _peer_results(experiment: Experiment, outcome: Outcome, test: Dataset, full_flops: int) -> list[PeerResult]:

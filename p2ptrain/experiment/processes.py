@@ -6,13 +6,15 @@ Invariant: a process that ``start`` began leads a session of its own, so that it
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ import psutil
 LOOPBACK = "127.0.0.1"
 STOP_S = 8.0
 LOG_LINES = 15
+SLICE_S = 0.008
+"""Of a slowed process: for a part of each it runs."""
+LOOK_S = 1.0
+"""Between two looks at what it has started."""
 
 
 def start(
@@ -72,6 +78,38 @@ def end(process: subprocess.Popen[Any]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+@contextlib.contextmanager
+def slowed_trainers(speeds: Mapping[int, float]) -> Iterator[None]:
+    """What these processes (by id) have started runs for that share of the time only, as on a weaker device.
+
+    They themselves are left alone: a weak device answers, too.
+    """
+    over = threading.Event()
+    threads = [threading.Thread(target=_slow, args=(pid, speed, over), daemon=True) for pid, speed in speeds.items()]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def _slow(pid: int, speed: float, over: threading.Event) -> None:
+    looked_at, children = -math.inf, list[psutil.Process]()
+    while not over.wait(speed * SLICE_S):
+        if time.monotonic() - looked_at > LOOK_S:
+            looked_at, children = time.monotonic(), with_children(pid)[1:]
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.suspend()
+        over.wait((1 - speed) * SLICE_S)
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.resume()
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:

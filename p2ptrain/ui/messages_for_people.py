@@ -108,7 +108,25 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "waits-for-peers": lambda f: f"waits for {_text(f, 'words')}",
     "fetching-part": lambda f: f"getting the last copy of part {_text(f, 'part')} (round {_text(f, 'round')})",
     "fetching-blocks": lambda f: (
-        f"getting blocks {_text(f, 'blocks')} after {_text(f, 'step')} batches from {_text(f, 'from')}"
+        f"getting blocks {_text(f, 'blocks')} after {_text(f, 'step')} {f.get('steps', 'batches')} from "
+        f"{_text(f, 'from')}"
+    ),
+    "averaging": lambda f: (
+        f"averaging {_text(f, 'updates')} peers' copies of the model after round {_text(f, 'round')} "
+        f"({scaled(_number(f, 'bytes'), 'B')})"
+    ),
+    "round-dropped": lambda f: (
+        f"{_text(f, 'batches')} batches of this device's round are done again: the plan that holds from now on goes on "
+        f"from round {_text(f, 'round')}"
+    ),
+    "update-refused": lambda f: (
+        f"the copies after round {_text(f, 'round')} can't be averaged: {_text(f, 'peer')}: {_text(f, 'detail')}"
+    ),
+    "update-not-saved": lambda f: (
+        f"this device's copy after round {_text(f, 'round')} can't be saved, so it can't be averaged: make room"
+    ),
+    "average-not-saved": lambda f: (
+        f"the average of round {_text(f, 'round')} can't be saved on this device: make room; another makes it"
     ),
     "stage-message-refused": lambda f: f"something unusable from {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
     "plan-impossible": lambda f: f"no plan can be made: {_text(f, 'why')}",

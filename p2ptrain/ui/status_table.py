@@ -68,6 +68,7 @@ def headline(snapshot: Snapshot) -> str:
         lines.append("no plan yet")
     else:
         lines.append(f"plan {plan.hash[:8]}, epoch {plan.epoch}, parts: {len(plan.parts)}")
+        lines += [f"  {with_names(snapshot, line)}" for line in mode_of(job).words.plan_lines(plan, job)]
         words, there = mode_of(job).words, [record for record in snapshot.records if is_here(snapshot, record)]
         lines += [f"  {line}" for line in words.kept_lines(plan, there)]
         for part in unstaffed(snapshot):
@@ -124,7 +125,15 @@ def part_text(snapshot: Snapshot, record: Record) -> str:
         return "-"
     if plan is None or job is None or record.part >= len(plan.parts):
         return f"#{record.part}"
-    return mode_of(job).words.part_text(plan, job, record.part)
+    return with_names(snapshot, mode_of(job).words.part_text(plan, job, record.part))
+
+
+def with_names(snapshot: Snapshot, text: str) -> str:
+    """Peers by what they call themselves."""
+    for record in snapshot.records:
+        if record.name:
+            text = text.replace(record.peer, clean(record.name, 24))
+    return text
 
 
 def notes(snapshot: Snapshot, record: Record) -> list[str]:
@@ -132,6 +141,9 @@ def notes(snapshot: Snapshot, record: Record) -> list[str]:
     said = []
     if record.waiting_for and is_here(snapshot, record):
         said.append(f"waits for {clean(record.waiting_for, 200)}")
+    if record.sent and is_here(snapshot, record):
+        rates = ", ".join(f"{with_names(snapshot, r.peer)} {r.bytes_per_s * 8e-6:.3g}" for r in record.sent[:6])
+        said.append(f"sent in its last round, Mbit/s: {rates}")
     refused = {_REFUSED.get(r, r): n for r, n in snapshot.refused.get(record.peer, {}).items() if r not in HARMLESS}
     if refused:
         counts = ", ".join(f"{clean(reason, 60)} {n}" for reason, n in sorted(refused.items())[:6])
@@ -177,6 +189,7 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
             "epoch": plan.epoch,
             "parts": [_part(job, plan, part) for part in plan.parts],
             "unstaffed": [part.index for part in unstaffed(snapshot)],
+            **MODES[plan.mode].words.plan_plain(plan),
             "kept": MODES[plan.mode].words.kept_plain(plan, [r for r in snapshot.records if is_here(snapshot, r)]),
         },
         "peers": [_peer(snapshot, record) for record in snapshot.records],
@@ -214,6 +227,7 @@ def _peer(snapshot: Snapshot, record: Record) -> dict[str, Any]:
         "wishes": list(record.wishes),
         "epoch": record.epoch,
         "slowdown": record.slowdown,
+        "sent": [{"peer": rate.peer, "bytes_per_s": rate.bytes_per_s} for rate in record.sent],
         "waiting_for": record.waiting_for,
         "addresses": list(record.addresses),
         "holdings": [

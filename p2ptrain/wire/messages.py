@@ -162,6 +162,14 @@ class LinkFigure:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamRate:
+    """What a peer sent to ``peer`` for its training, over a round."""
+
+    peer: PeerName
+    bytes_per_s: Annotated[float, Bound(0, 1e15)]
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What a peer says of itself. Only its owner raises ``version``; everyone passes it on."""
 
@@ -203,6 +211,8 @@ class Record:
     """Into so many class sub-models this peer's trainer can divide the job's model; 0 = not known."""
     accuracy: Annotated[float, Bound(-1, 1)] = -1.0
     """Of what this peer trains, on its own validation samples; -1 = not known."""
+    sent: Annotated[tuple[StreamRate, ...], Bound(0, MAX_LINKS)] = ()
+    """Stage messages, in the last round that is over here; empty where rounds say nothing of them."""
     leaving: bool = False
     """It would go, and waits until the others have what it trains."""
 

@@ -25,9 +25,10 @@ MAX_FAILURES = 3
 
 
 class MissingBlocks:
-    """Of one plan at a time."""
+    """Of one plan at a time. ``steps``: what states are counted in, for people."""
 
-    def __init__(self, group: GroupView, downloads: Downloads) -> None:
+    def __init__(self, group: GroupView, downloads: Downloads, steps: str = "batches") -> None:
+        self._steps = steps
         self._group = group
         self._downloads = downloads
         self._wanted: dict[BlobId, SnapshotRef] = {}
@@ -76,7 +77,13 @@ class MissingBlocks:
                 continue
             self._wanted[holding.blob] = holding
             blocks = f"{holding.part}-{holding.part + holding.span - 1}"
-            fields = (("blocks", blocks), ("step", step), ("from", sources[0]), ("bytes", holding.num_bytes))
+            fields = (
+                ("blocks", blocks),
+                ("step", step),
+                ("steps", self._steps),
+                ("from", sources[0]),
+                ("bytes", holding.num_bytes),
+            )
             effects += [
                 Note("fetching-blocks", fields),
                 *self._downloads.fetch(holding.blob, holding.num_bytes, sources, now),

@@ -24,6 +24,12 @@ PASS_S = 0.005
 """Added to both sides of that for each pass: one that is much shorter is overhead most of all, and no measure of the
 device."""
 
+WARM_UP = 2
+"""Batches of a stage that don't count: they make kernels ready and take memory for the first time."""
+FIRST_LOOK = 10
+"""Batches after these until the time of a unit is first compared with the profile, and from then on as often."""
+SECOND_LOOK = 4
+"""Batches until the next look where one differs from that before: whether it is a change is soon known."""
 
 APART_S, MAX_LOOKS = 3.0, 16
 REST_S, MOST_REST_S, SOON_S = 120.0, 3600.0, 10.0

@@ -6,12 +6,16 @@ epoch; and the trainer is told as they leave, so that it waits when it is too fa
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
 from p2ptrain.core.effects import CountRefused, Effects, ToTrainer
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.stages.commands import MESSAGES_AHEAD_BYTES, Deliver, SendStageMessage, StageMessagesSent, Taken
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import Note
+from p2ptrain.protocol.streams.pacing import Pacing
 from p2ptrain.protocol.streams.streams import Delivered, Streams
 from p2ptrain.wire import messages as m
 
@@ -25,6 +29,10 @@ class StageTraffic:
     def __init__(self, group: GroupView) -> None:
         self._group = group
         self._streams = Streams()
+        self._pacing: Pacing[SendStageMessage] = Pacing()
+        self._sent_bytes: Counter[PeerId] = Counter()
+        """Since the last look."""
+        self._looked_at = 0.0
         self._pushed_bytes = self._told_bytes = 0
         """Of the plan's stage messages: pushed, and how many of them the trainer knows to have left."""
 
@@ -37,19 +45,34 @@ class StageTraffic:
         """Its hash."""
         return self._streams.plan
 
-    def begin(self, plan: Plan, name: str, now: float) -> Effects:
-        """The trainer holds a stage of this plan."""
+    def begin(self, plan: Plan, name: str, now: float, rates: Mapping[PeerId, float] | None = None) -> Effects:
+        """The trainer holds a stage of this plan. ``rates``: what it may send to others, bytes/s, where it is told."""
+        self._pacing = Pacing(rates)
+        self._sent_bytes.clear()
+        self._looked_at = now
         self._pushed_bytes = self._told_bytes = 0
         others = [trainer for trainer in plan.trainers() if trainer != self._group.own_id]
         return list(self._streams.reset(plan.epoch, others, now, name))
 
     def send(self, event: SendStageMessage, now: float) -> Effects:
-        to, work = PeerId(event.to), event.work
         self._pushed_bytes += len(event.message)
-        return [
-            *self._streams.push(to, work, event.step, event.unit, event.row, event.message, now),  # type: ignore[arg-type]
-            *self._tell_sent(),
-        ]
+        released = self._pacing.add(PeerId(event.to), event, len(event.message), now)
+        return [*self._push(released, now), *self._tell_sent()]
+
+    def _push(self, messages: Iterable[SendStageMessage], now: float) -> Effects:
+        effects: Effects = []
+        for each in messages:
+            to, where = PeerId(each.to), (each.step, each.unit, each.row)
+            self._sent_bytes[to] += len(each.message)
+            effects += self._streams.push(to, each.work, *where, each.message, now)  # type: ignore[arg-type]
+        return effects
+
+    def used(self, now: float) -> dict[PeerId, float]:
+        """Bytes/s sent to others since the last look."""
+        seconds, sent = max(now - self._looked_at, 1e-6), dict(self._sent_bytes)
+        self._looked_at = now
+        self._sent_bytes.clear()
+        return {peer: num_bytes / seconds for peer, num_bytes in sorted(sent.items())}
 
     def received(self, sender: PeerId, message: m.StreamData | m.StreamAck, now: float) -> Effects:
         return [*self._streams.received(sender, message, now), *self._tell_sent()]
@@ -73,10 +96,11 @@ class StageTraffic:
         return list(self._streams.reconnected(other, now))
 
     def tick(self, now: float) -> Effects:
-        return list(self._streams.tick(now))
+        released = self._push(self._pacing.due(now), now)
+        return [*released, *(self._tell_sent() if released else ()), *self._streams.tick(now)]
 
     def next_deadline(self) -> float:
-        return self._streams.next_deadline()
+        return min(self._streams.next_deadline(), self._pacing.next_deadline())
 
     def waiting_for(self, now: float) -> str:
         """In words: who has not taken for long what is there for it."""
@@ -87,7 +111,7 @@ class StageTraffic:
         return f"{names} to take {sum(wait.num_bytes for wait in waits)} bytes"
 
     def _tell_sent(self) -> Effects:
-        sent = self._pushed_bytes - self._streams.queued_bytes
+        sent = self._pushed_bytes - self._streams.queued_bytes - self._pacing.queued_bytes
         if 8 * (sent - self._told_bytes) < MESSAGES_AHEAD_BYTES:
             return []
         self._told_bytes = sent

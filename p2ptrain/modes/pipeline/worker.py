@@ -37,7 +37,7 @@ from p2ptrain.core.stages.commands import (
     Taken,
 )
 from p2ptrain.core.stages.figures import planned_times
-from p2ptrain.core.stages.slowdown import PASS_S, differs, slowdown_of
+from p2ptrain.core.stages.slowdown import FIRST_LOOK, PASS_S, SECOND_LOOK, WARM_UP, differs, slowdown_of
 from p2ptrain.core.worker import Setup
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
@@ -59,12 +59,7 @@ from p2ptrain.wire.tensorfile import read_untrusted
 
 Piece = tuple[Mapping[str, Tensor], Mapping[str, str]]
 
-WARM_UP = 2
-"""Batches of a stage that don't count: they make kernels ready and take memory for the first time."""
-FIRST_LOOK = 10
-"""Batches after these until the time of a unit is first compared with the profile, and from then on as often."""
-SECOND_LOOK = 4
-"""Batches until the next look where one differs from that before: whether it is a change is soon known."""
+PROGRESS_INTERVAL_S = 0.5
 
 
 def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tuple[ModelProfile, BlockTimes]:

@@ -98,11 +98,10 @@ class Choice:
         """What each unit's passes take by these figures. Raises ``UserError``, ``LocalError``."""
         return played_of(self._room_of(plan), plan)
 
-    def alone_s(self, owners: Collection[str]) -> float | None:
-        """Seconds of a round in which all of these train alone; None where somebody can't."""
+    def alone(self, owners: Collection[str]) -> SplitPlan | None:
+        """All of these train alone; None where somebody can't."""
         peers = tuple(p if p.name in owners else _without_samples(p) for p in self.task.peers)
-        plan = all_alone(Room(replace(self.task, peers=peers)))
-        return plan.round_s if plan is not None else None
+        return all_alone(Room(replace(self.task, peers=peers)))
 
     def is_unable(self, owner: str) -> bool:
         """Whether it has not the memory to train alone."""

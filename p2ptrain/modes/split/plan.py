@@ -143,6 +143,16 @@ def need_of(split: SplitPlan, peer: str) -> Run:
     return min(first for first, _ in runs), max(stop for _, stop in runs)
 
 
+def rates_of(split: SplitPlan, peer: str) -> dict[PeerId, float]:
+    """What a peer may send to others, bytes/s: their shares of the link."""
+    rates = {}
+    for unit, _ in runs_of(split, peer):
+        if unit.helper is not None:
+            to, rate = (unit.helper, unit.up_bytes_per_s) if unit.owner == peer else (unit.owner, unit.down_bytes_per_s)
+            rates[PeerId(to)] = rate
+    return rates
+
+
 def bounds_of(split: SplitPlan) -> tuple[int, ...]:
     """Where a round's state is cut: wherever a peer begins or ends."""
     return tuple(sorted({0, split.num_blocks, *(unit.cut for unit in split.units)}))

@@ -16,7 +16,7 @@ from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan, clean
 from p2ptrain.core.stages.figures import UNKNOWN_LINK_BYTES_PER_S, DeviceFigures, MeasuredPeer, usable
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.split.choice import choice_of
+from p2ptrain.modes.split.choice import Choice, choice_of
 from p2ptrain.modes.split.config import split_of
 from p2ptrain.modes.split.plan import (
     MAX_STRETCH,
@@ -33,6 +33,9 @@ from p2ptrain.planning.split.units import SplitPlan
 
 SLOWER = 1 + 1e-3
 """A plan may be this much slower than all alone: figures are rounded."""
+
+OVERHEAD_S = 2.0
+"""Of a round, what no plan counts: until all have heard that it is over, whoever helps whom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,10 @@ def next_plan(
         return None
     figures = usable(model, snapshots, peers, before.figures)
     choice = choice_of(job, model, snapshots, figures)
-    split = choice.best()
-    stretch = before.stretch
-    if not is_torn and (now := choice.today(before.split)) is not None:
-        stretch = _stretch(now, known.round_s, before.stretch)
+    now = None if is_torn else choice.today(before.split)
+    stretch = before.stretch if now is None else _stretch(now, known.round_s, before.stretch)
+    split = _best(job, choice, stretch)
+    if now is not None:
         has_all = {unit.owner for unit in split.units} <= {unit.owner for unit in before.split.units}
         enough_s = _judged_s(split, stretch) * (1 + split_of(job).replan_gain)
         if has_all and (split_of(job).strategy != "planned" or _judged_s(now, stretch) <= enough_s):
@@ -126,11 +129,20 @@ def notes(job: Job, plan: Plan) -> list[str]:
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
+def _best(job: Job, choice: Choice, stretch: float) -> SplitPlan:
+    """All alone where help was seen to bring less than it promised."""
+    split = choice.best()
+    if stretch == 1 or not split.helpers or split_of(job).strategy != "planned":
+        return split
+    alone = choice.alone({unit.owner for unit in split.units})
+    return alone if alone is not None and alone.round_s < _judged_s(split, stretch) else split
+
+
 def _stretch(plan: SplitPlan, round_s: float, before: float) -> float:
     """As ``SplitBody.stretch``, with what was seen under the plan, whose seconds are by today's figures."""
     if round_s <= 0 or not plan.helpers:
         return before
-    return rounded(min(max(round_s / max(plan.round_s, 1e-9), 1.0), MAX_STRETCH))
+    return rounded(min(max((round_s - OVERHEAD_S) / max(plan.round_s, 1e-9), 1.0), MAX_STRETCH))
 
 
 def _judged_s(plan: SplitPlan, stretch: float) -> float:
@@ -227,7 +239,7 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: SplitBody) -> boo
         return False
     if split_of(job).strategy != "planned":
         return replace(choice.best(), standby=split.standby) == split
-    now, alone_s = choice.today(split), choice.alone_s(owners)
+    now, alone = choice.today(split), choice.alone(owners)
     if now is None or not choice.fits(split):
         return False
-    return alone_s is None or now.round_s <= SLOWER * alone_s
+    return alone is None or now.round_s <= SLOWER * alone.round_s

@@ -43,7 +43,7 @@ from p2ptrain.modes.split.commands import (
     UpdateMade,
     UpdateRefused,
 )
-from p2ptrain.modes.split.plan import body_of, need_of, runs_of
+from p2ptrain.modes.split.plan import body_of, need_of, rates_of, runs_of
 from p2ptrain.modes.split.rounds import states as at
 from p2ptrain.modes.split.rounds.end import RoundEnd
 from p2ptrain.modes.split.rounds.progress import Progress
@@ -85,7 +85,7 @@ class SplitRole:
         """The blocks of the job's model, once the trainer has counted them."""
         self._traffic = StageTraffic(group)
         self._meter = LinkMeter(group.own_id, given.rng)
-        self._missing = MissingBlocks(group, given.downloads)
+        self._missing = MissingBlocks(group, given.downloads, "rounds")
         self._end = RoundEnd(group, given.downloads, self.replicas)
         self.progress = Progress(group, self.replicas, job.training.rounds)
         self.is_complete = self.progress.is_complete
@@ -164,6 +164,8 @@ class SplitRole:
         """Do what the plan says, once the blocks are profiled."""
         group, name = self._group, plan.hash
         is_lost = isinstance(self._state, at.Lost)
+        if name == self.plan_hash and not isinstance(self._state, at.Idle | at.Lost):
+            return []  # a trainer that was started again is at it already
         if name != self.plan_hash:
             is_lost = name == self._restored  # the process ended under this plan, and its trainer with it
         self.plan, self.plan_hash = plan, name
@@ -199,8 +201,6 @@ class SplitRole:
     def peer_admitted(self, peer: PeerId, now: float) -> Effects:
         return self._traffic.reconnected(peer, now)
 
-    # --- getting the own blocks ---
-
     def _pieces(self, plan: Plan, round: int) -> list[m.SnapshotRef]:
         """Of the state after ``round`` rounds, those with own blocks; [] as long as there are none."""
         return self.replicas.with_blocks(round, need_of(body_of(plan).split, self._group.own_id))
@@ -230,8 +230,6 @@ class SplitRole:
         if self._trained is not plan:
             command = FollowUnits(plan.to_json(), self._group.own_id, round, len(pieces))
         return [ToTrainer(command), *(ToTrainer(GivePiece(b""), ref.blob, "piece") for ref in pieces)]
-
-    # --- the end of a round ---
 
     def _next_round(self, now: float) -> Effects:
         """The averager has made what the own trainer waits for; or all rounds are over, whoever trained the last."""
@@ -297,12 +295,14 @@ class SplitRole:
         if self._trained is not plan:
             self._trained = plan
             self._reports.slowdown.train()
+            rates = rates_of(body_of(plan).split, group.own_id)
             fields = (("part", event.part), ("round", event.round), ("rounds", event.rounds), ("epoch", plan.epoch))
-            effects += [Note("training", fields), *self._traffic.begin(plan, self.plan_hash, now)]
+            effects += [Note("training", fields), *self._traffic.begin(plan, self.plan_hash, now, rates)]
         for ref in self._pieces(plan, event.round):
             effects += self.replicas.keep(ref)
         effects += [ReleaseBlob(h.blob) for h in self._missing.given() if not self.replicas.is_kept(h.blob)]
         effects += self._end.begin(plan, event.round + 1, now)
+        self._traffic.used(now)
         return effects + list(group.say(now, phase="training", round=event.round))
 
     def _halted(self, event: UnitsHalted, now: float) -> Effects:
@@ -312,7 +312,7 @@ class SplitRole:
         self._trained = None
         self._state = at.Idle()
         fields = (("batches", event.batches), ("round", body_of(plan).from_round), ("epoch", plan.epoch))
-        effects: Effects = [Note("halted", fields)]
+        effects: Effects = [Note("round-dropped" if event.batches else "halted", fields)]
         if self.part == m.NO_PART:
             return effects
         self._state = at.Gathering(body_of(plan).from_round)
@@ -336,7 +336,8 @@ class SplitRole:
         self._restarts.round_finished()
         loss = self._reports.loss(event.loss, self._helper())
         fields = (("part", self.part), ("round", event.round), *((("loss", round(loss, 4)),) if loss else ()))
-        effects: Effects = [Note("round", fields), *group.say(now, step=event.step, loss=loss)]
+        sent = tuple(m.StreamRate(peer, rate) for peer, rate in list(self._traffic.used(now).items())[: m.MAX_LINKS])
+        effects: Effects = [Note("round", fields), *group.say(now, step=event.step, loss=loss, sent=sent)]
         return effects + self._end.update_made(plan, event, blob, num_bytes, now)
 
     def _piece_made(self, event: PieceMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
@@ -355,8 +356,6 @@ class SplitRole:
         fields = (("peer", event.peer), ("round", event.round), ("detail", event.detail[:200]))
         return [Note("update-refused", fields), *self._lose(now)]
 
-    # --- blobs ---
-
     def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:
         return []
 
@@ -372,8 +371,6 @@ class SplitRole:
         if self._missing.lost(blob, now):
             self.replicas.refused.add(blob)
         return effects
-
-    # --- time ---
 
     def tick(self, now: float) -> Effects:
         self._look_at = now + LOOK_S

@@ -13,16 +13,67 @@ from p2ptrain.modes.split.plan import body_of, need_of, runs_of, workers
 from p2ptrain.modes.split.rounds.states import Ended, Gathering, Lost, State
 from p2ptrain.planning.split.units import SplitPlan, Unit
 from p2ptrain.wire.messages import Record
+from p2ptrain.wire.schema import to_plain
 
 REPORT_TITLES = ("from block", "blocks")
 
 
+LEAVES = (
+    "of a peer that is helped, the activations of the first layers and the labels of its samples go to its helper, and "
+    "can tell of the samples; these themselves stay where they are"
+)
+
+
 def job_lines(job: Job) -> list[str]:
     """What ``job check`` tells beside what all jobs have."""
-    return [
-        "split training: samples stay where they are; of a peer that is helped, the activations of the first blocks "
-        "and the labels of its samples go to its helper, and can tell of them"
+    return [f"leaves    {LEAVES}"]
+
+
+def choice_lines(job: Job) -> list[str]:
+    """What whoever chooses this mode for a new job should know."""
+    return [f"mode {job.mode}: {LEAVES}"]
+
+
+def plan_lines(plan: Plan, job: Job) -> list[str]:
+    """What ``status`` tells of the plan beside who trains which part."""
+    body, split = body_of(plan), body_of(plan).split
+    longer = f" ({body.stretch:.2g} times as long was seen)" if body.stretch > 1 else ""
+    lines = [
+        f"a round is planned to take {split.round_s:.3g} s{longer}, {split.exchange_s:.2g} s of it to average the "
+        f"copies, which {body.averager} does"
     ]
+    for unit in split.units:
+        if unit.helper is None:
+            lines.append(f"{unit.owner} trains alone: a round takes {unit.round_s:.3g} s")
+            continue
+        lines.append(
+            f"{unit.owner} trains blocks 0-{unit.cut - 1}, {unit.helper} the others: {unit.round_s:.3g} s a round, "
+            f"{_number(unit.micro_batches, 'part', 'parts')} a batch, {unit.in_flight} of them under way; granted "
+            f"{_rates(unit)}; coding {unit.activations}"
+        )
+    for helper in split.helpers:
+        tails = split.units_of(helper)
+        load_s = sum(unit.helper_s for unit in tails)
+        lines.append(f"{helper} helps {len(tails)}: {load_s:.3g} s of each round")
+    return lines
+
+
+def _rates(unit: Unit) -> str:
+    return f"{unit.up_bytes_per_s * 8e-6:.3g} Mbit/s there and {unit.down_bytes_per_s * 8e-6:.3g} back"
+
+
+def plan_plain(plan: Plan) -> Mapping[str, Any]:
+    """What ``status --json`` prints of the plan in this mode alone."""
+    body, split = body_of(plan), body_of(plan).split
+    return {
+        "units": [to_plain(unit) for unit in split.units],
+        "standby": list(split.standby),
+        "averager": body.averager,
+        "from_round": body.from_round,
+        "round_s": split.round_s,
+        "exchange_s": split.exchange_s,
+        "stretch": body.stretch,
+    }
 
 
 def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
@@ -37,10 +88,24 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
             f"{start}: without this peer, as the times of its blocks make no sense or its speed is not known; it "
             "stands by, and measures again when it is started anew"
         )
+    if num := _unused(plan, own):
+        return f"{start}: without this peer and its {num} samples: {NO_ROOM}"
     if plan.part_of(own) is None:
         return f"{start}: without this peer, whose help would make no round shorter; it stands by"
     averages = "; it averages the copies after each round" if body.averager == own else ""
     return f"{start}: this peer trains {work_text(split, own)}{averages}"
+
+
+NO_ROOM = (
+    "there is not the memory to train them here, alone or with help, or they are fewer than batch normalisation takes; "
+    "a smaller batch_size, a narrower model or another helper may do"
+)
+
+
+def _unused(plan: Plan, own: PeerId) -> int:
+    """How many samples a peer has that no unit is trained on."""
+    split = body_of(plan).split
+    return sum(peer.num_samples for peer in plan.peers if peer.peer == own and split.unit_of(own) is None)
 
 
 def work_text(split: SplitPlan, own: str) -> str:
@@ -51,10 +116,9 @@ def work_text(split: SplitPlan, own: str) -> str:
 def _unit_text(split: SplitPlan, unit: Unit, own: str) -> str:
     if unit.helper is None:
         return f"all {split.num_blocks} blocks alone"
-    mbit_s = f"{unit.up_bytes_per_s * 8e-6:.3g} Mbit/s there, {unit.down_bytes_per_s * 8e-6:.3g} back"
     if unit.owner == own:
-        return f"blocks 0-{unit.cut - 1} of its copy, and {unit.helper} the others ({mbit_s})"
-    return f"blocks {unit.cut}-{split.num_blocks - 1} for {unit.owner} ({mbit_s})"
+        return f"blocks 0-{unit.cut - 1} of its copy, and {unit.helper} the others ({_rates(unit)})"
+    return f"blocks {unit.cut}-{split.num_blocks - 1} for {unit.owner} ({_rates(unit)})"
 
 
 def _number(num: int, one: str, many: str) -> str:
@@ -69,7 +133,7 @@ def mode_sentence(plan: Plan, job: Job) -> str | None:
 def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
     """What the person at this device should know about the plan."""
     helpers = [unit.helper for unit, _ in runs_of(body_of(plan).split, own) if unit.owner == own and unit.helper]
-    return [f"activations of this device's samples and their labels go to {helper}" for helper in helpers]
+    return [f"activations of this device's samples, and their labels, go to {helper}" for helper in helpers]
 
 
 def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerId]) -> str:
@@ -80,6 +144,8 @@ def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerI
         return "a plan that begins at a saved state: this peer's work of the round was lost"
     if plan.part_of(own) is None and own not in {figures.peer for figures in body.figures}:
         return "work: nobody can plan with the times of this peer's blocks, which make no sense; start it again"
+    if num := _unused(plan, own):
+        return f"another plan: nobody trains on this peer's {num} samples: {NO_ROOM}"
     if plan.part_of(own) is None:
         return "work: no round would be shorter with this peer's help; it is planned with when others come or go"
     if isinstance(state, Gathering):

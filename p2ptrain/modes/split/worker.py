@@ -35,11 +35,9 @@ from p2ptrain.core.stages.commands import (
     Profiled,
     SendStageMessage,
     StageMessagesSent,
-    StageUsed,
     Taken,
 )
 from p2ptrain.core.stages.figures import planned_times
-from p2ptrain.core.stages.slowdown import PASS_S, slowdown_of
 from p2ptrain.core.worker import Setup
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
@@ -67,8 +65,8 @@ from p2ptrain.modes.split.commands import (
     UpdateRefused,
 )
 from p2ptrain.modes.split.config import split_of
-from p2ptrain.modes.split.expected import expected_s
 from p2ptrain.modes.split.plan import body_of, bounds_of, read_plan, samples_of
+from p2ptrain.modes.split.use import UnitsUse
 from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile
 from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
 from p2ptrain.planning.split.simulation import Played
@@ -132,9 +130,10 @@ class UnitsWorker:
         """Trained on in the rounds before, since this trainer started."""
         self._progress = (0.0, 0)
         """When it was last told, and how many samples that were."""
-        self._round_at = 0.0
-        self._played: dict[str, Played] = {}
-        """By owner, what each pass is planned to take."""
+        self._steps = 0
+        """Batches done in the rounds before, under this plan."""
+        self._ended_at = 0.0
+        self._use: UnitsUse | None = None
 
     # --- before the plan ---
 
@@ -176,7 +175,8 @@ class UnitsWorker:
         self._own = command.own
         job, configuration, body = self._job, self._configuration, body_of(plan)
         self._times = planned_times(body.figures).get(PeerId(command.own), self._times)
-        self._played = self._planned(plan)
+        played = self._planned(plan)
+        self._use, self._steps = UnitsUse(plan, command.own, self._times, played), 0
         give_back()
         make: Callable[..., Units | SharedUnits]
         if body.split.tails == "shared":
@@ -191,7 +191,7 @@ class UnitsWorker:
             training=job.training,
             data=self._data,
             peer_name=configuration.name,
-            after_s={owner: each.steps.down_s + each.steps.backward_s for owner, each in self._played.items()},
+            after_s={owner: each.steps.down_s + each.steps.backward_s for owner, each in played.items()},
             build=self._build,
             seed=job.seed,
             num_classes=len(job.data.classes),
@@ -239,9 +239,10 @@ class UnitsWorker:
             self._refuse(error)
             return
         self._begin, self._pieces, self._is_over = None, [], False
-        units.use()
-        self._round_at = time.monotonic()
-        self._progress = (self._round_at, self._samples)
+        now = time.monotonic()
+        if self._use is not None:
+            self._use.begun(now - self._ended_at, now)
+        self._progress = (now, self._samples)
         part = plan.part_of(PeerId(self._own))
         self._say(c.Following(part.index if part else -1, round, self._job.training.rounds))
         early, self._early = self._early, deque()
@@ -301,6 +302,7 @@ class UnitsWorker:
             self._handed_bytes += len(data)
             where = (message.work, message.step, message.unit, message.row)
             self._say(SendStageMessage(self._plan.epoch, message.peer, *where, data))
+        self._look(units)
         if units.done and not self._outbox:
             self._end_round(units, self._plan)
         elif time.monotonic() - self._progress[0] >= PROGRESS_INTERVAL_S:
@@ -309,9 +311,10 @@ class UnitsWorker:
     def _end_round(self, units: Units | SharedUnits, plan: Plan) -> None:
         self._is_over = True
         self._say_progress(units)
-        self._say_use(units)
         update = write(*units.update(), self._spool)
         self._samples += units.num_samples
+        self._steps += units.num_steps
+        self._ended_at = time.monotonic()
         where = (plan.epoch, units.first, units.stop - units.first, units.round + 1)
         self._say(UpdateMade(*where, units.num_steps, units.num_samples, _mean(units.losses), update))
 
@@ -322,18 +325,13 @@ class UnitsWorker:
         self._progress = (now, done)
         self._say(c.Progress(units.round, units.num_steps, done, _mean(units.losses), rate))
 
-    def _say_use(self, units: Units | SharedUnits) -> None:
-        """How the round's time went, against what the plan counts with."""
-        wall_s = max(time.monotonic() - self._round_at, 1e-6)
-        seconds = expected = overhead = 0.0
-        for owner, use in units.use().items():
-            seconds += use.forward_s + use.backward_s
-            overhead += PASS_S * (use.num_forward + use.num_backward)
-            expected += expected_s(self._plan, self._times, self._own, owner, use)
-        if expected <= 0:
-            return
-        slowdown = slowdown_of(seconds + overhead, expected + overhead, 0.0, min(1.0, seconds / wall_s))
-        self._say(StageUsed(units.num_steps, min(1.0, seconds / wall_s), slowdown))
+    def _look(self, units: Units | SharedUnits) -> None:
+        """How the time goes, now and then."""
+        steps = self._steps + units.num_steps
+        if self._use is not None and self._use.is_due(steps):
+            said = self._use.look(steps, time.monotonic(), units.use())
+            if said is not None:
+                self._say(said)
 
     def look_again(self, command: LookAgain) -> None:
         """Not while it trains: that says more."""

@@ -37,6 +37,21 @@ def job_lines(job: Job) -> list[str]:
     return [f"passes    of a class sub-model for one of the whole model: {how_many}"]
 
 
+def choice_lines(job: Job) -> list[str]:
+    """Nothing that ``job check`` does not tell."""
+    return []
+
+
+def plan_lines(plan: Plan, job: Job) -> list[str]:
+    """The parts say it all."""
+    return []
+
+
+def plan_plain(plan: Plan) -> Mapping[str, Any]:
+    """The parts say it all."""
+    return {}
+
+
 def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     """What the plan gives this peer."""
     body, names = body_of(plan), job.data.classes

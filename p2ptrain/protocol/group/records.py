@@ -73,7 +73,9 @@ def record_bytes(record: Record) -> int:
     addresses = sum(5 + _utf8_bytes(address) for address in record.addresses)
     words = (record.name, record.job, record.plan, record.phase, record.waiting_for, record.profile, record.vote)
     texts = sum(map(_utf8_bytes, words))
-    return 512 + numbers + addresses + texts + 256 * len(record.holdings) + 96 * len(record.links)
+    return (
+        512 + numbers + addresses + texts + 256 * len(record.holdings) + 96 * len(record.links) + 96 * len(record.sent)
+    )
 
 
 def _utf8_bytes(text: str) -> int:

@@ -18,6 +18,21 @@ def job_lines(job: Job) -> list[str]:
     return []
 
 
+def choice_lines(job: Job) -> list[str]:
+    """Nothing that ``job check`` does not tell."""
+    return []
+
+
+def plan_lines(plan: Plan, job: Job) -> list[str]:
+    """The parts say it all."""
+    return []
+
+
+def plan_plain(plan: Plan) -> Mapping[str, Any]:
+    """The parts say it all."""
+    return {}
+
+
 def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     part = plan.part_of(own)
     return f"plan of epoch {plan.epoch}: this peer counts {'nothing' if part is None else f'number {part.index}'}"

@@ -1,0 +1,66 @@
+"""What people are told of split training."""
+
+from __future__ import annotations
+
+import json
+
+from test_split_planner import ANNA, BEN, HELPER, MODEL, SAMPLES, job, peer, room
+
+from p2ptrain.core.plan import PeerSnapshot
+from p2ptrain.core.stages.figures import MeasuredPeer
+from p2ptrain.ids import PeerId
+from p2ptrain.modes.split import words
+from p2ptrain.modes.split.plan import body_of
+from p2ptrain.modes.split.planner import first_plan
+from p2ptrain.modes.split.rounds import states as at
+
+IDLE = PeerId("d" * 16)
+
+
+def test_everyone_is_told_what_it_does_and_for_whom() -> None:
+    slow = peer(IDLE, 1.0)
+    odd = MeasuredPeer(PeerSnapshot(PeerId("e" * 16), 0.0, 0, SAMPLES, ()), None)
+    plan = first_plan(job(), MODEL, [*room(), slow, odd], HELPER)
+    cut = {unit.owner: unit.cut for unit in body_of(plan).split.units}
+    told = {name: words.plan_sentence(plan, job(), name) for name in (HELPER, ANNA, BEN, IDLE, odd.snapshot.peer)}
+    assert f"blocks 0-{cut[ANNA] - 1} of its copy, and {HELPER} the others" in told[ANNA]
+    assert f"for {ANNA}" in told[HELPER] and f"for {BEN}" in told[HELPER] and "averages" in told[HELPER]
+    assert "stands by" in told[IDLE] and "make no sense" in told[odd.snapshot.peer]
+    assert words.plan_notes(plan, job(), ANNA) == [
+        f"activations of this device's samples, and their labels, go to {HELPER}"
+    ]
+    assert words.plan_notes(plan, job(), HELPER) == []
+    texts = [words.part_text(plan, job(), part.index) for part in plan.parts]
+    assert f"for {ANNA}" in texts[0] and f"with {HELPER}" in texts[1] and f"with {HELPER}" in texts[2]
+
+
+def test_whose_samples_are_not_trained_on_is_told_how_many_and_why() -> None:
+    plan = first_plan(job(), MODEL, [peer(ANNA, 1e-3, SAMPLES, memory=1), peer(BEN, 1e-3, SAMPLES)], BEN)
+    for text in (words.plan_sentence(plan, job(), ANNA), words.waiting_words(plan, ANNA, at.Idle(), [])):
+        assert f"{sum(SAMPLES)} samples" in text and "memory" in text
+    assert "memory" not in words.plan_sentence(plan, job(), BEN)
+
+
+def test_status_tells_shares_loads_and_seconds() -> None:
+    plan = first_plan(job(), MODEL, room(), HELPER)
+    lines = "\n".join(words.plan_lines(plan, job()))
+    assert "a round is planned to take" in lines and "granted" in lines and f"{HELPER} helps 2" in lines
+    plain = words.plan_plain(plan)
+    assert json.loads(json.dumps(plain)) == plain
+    assert {unit["owner"] for unit in plain["units"]} == {ANNA, BEN} and plain["averager"] == HELPER
+    alone = first_plan(job(strategy="alone"), MODEL, room(), HELPER)
+    assert f"{ANNA} trains alone" in "\n".join(words.plan_lines(alone, job()))
+
+
+def test_what_leaves_the_device_is_said_where_the_mode_is_chosen_and_checked() -> None:
+    for lines in (words.choice_lines(job()), words.job_lines(job())):
+        assert "labels" in lines[0] and "activations" in lines[0]
+
+
+def test_every_wait_has_words() -> None:
+    plan = first_plan(job(), MODEL, room(), HELPER)
+    assert "saved state" in words.waiting_words(plan, ANNA, at.Lost(), [])
+    assert "after 2 rounds" in words.waiting_words(plan, ANNA, at.Gathering(2), [])
+    assert HELPER in words.waiting_words(plan, ANNA, at.Ended(2), [])
+    assert ANNA in words.waiting_words(plan, HELPER, at.Ended(2), [ANNA])
+    assert words.waiting_words(plan, ANNA, at.Training(1), []) == ""
