@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   p2ptrain doctor
-  p2ptrain doctor --code CODE --peer 192.168.1.20:5710
+  p2ptrain doctor --peer 192.168.1.20:5710
   p2ptrain doctor --json | jq '.findings[] | select(.level == "problem")'
 """
 MARKS = {"fine": "ok  ", "hint": "hint", "problem": "BAD "}

@@ -29,7 +29,7 @@ EXAMPLES = """\b
 Examples:
   p2ptrain harvest -o global.safetensors
   p2ptrain harvest -o global.safetensors --data images:test/
-  p2ptrain harvest --code CODE -o global.safetensors --partial --json
+  p2ptrain harvest -o global.safetensors --partial --json
   p2ptrain harvest --from /mnt/laptop-1-state --from /mnt/laptop-2-state     when no device runs
 """
 

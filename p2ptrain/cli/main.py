@@ -18,7 +18,7 @@ from p2ptrain.errors import P2PTrainError, UserError
 
 COMMANDS = {
     "demo": "Three peers on this machine train one model on real data.",
-    "group": "Make a join code, or show the one in use.",
+    "group": "Make a join code, take one, or show the one in use.",
     "job": "Write a job file from a data set, check one, or go on from one.",
     "peer": "Run a peer on this device.",
     "status": "Who is here, and what each peer does and waits for.",

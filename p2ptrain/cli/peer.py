@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\b
 Examples:
-  p2ptrain peer --code CODE --job job.toml --data images:photos/
-  p2ptrain peer --code CODE --data audio:words/              a later device: the job comes from the group
+  p2ptrain peer --job job.toml --data images:photos/         in the group of `group new` or `group join`
+  p2ptrain peer --data audio:words/                          a later device: the job comes from the group
   p2ptrain peer --data images:photos/ --classes cat,dog      only these, and wishing to train them
   p2ptrain peer --data digits --shard 2/5 --profile raspberry-pi-4
   p2ptrain peer --data digits --peer 192.168.1.20:5710       without multicast
-  p2ptrain peer --code CODE                                  no samples: a stage of a pipeline
+  p2ptrain peer                                              no samples: a stage of a pipeline
 """
 
 

@@ -23,7 +23,7 @@ from p2ptrain.cli.shared.options import (
 EXAMPLES = """\b
 Examples:
   p2ptrain status
-  p2ptrain status --code CODE --json | jq '.peers[] | {name, round, loss}'
+  p2ptrain status --json | jq '.peers[] | {name, round, loss}'
   p2ptrain status --peer 192.168.1.20:5710        without multicast
 """
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   p2ptrain watch
-  p2ptrain watch --code CODE --interval 5s
+  p2ptrain watch --interval 5s
 """
 NOBODY = (
     "nobody of this group is here yet; looking on ... (`p2ptrain doctor` tells what this device sees, "

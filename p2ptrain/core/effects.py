@@ -33,13 +33,6 @@ class JobReceived:
 
 
 @dataclass(frozen=True, slots=True)
-class Unusable:
-    """This peer can't take part, and the person at it can mend that."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class StartTrainer:
     """Everything that the trainer needs is here; ``init`` is the checkpoint that the job starts from, in the store."""
 

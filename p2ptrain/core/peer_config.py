@@ -9,6 +9,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.group.records import blank_record
 from p2ptrain.protocol.session.own_addresses import OwnAddresses
+from p2ptrain.protocol.signing import Signing
 from p2ptrain.wire import messages as m
 from p2ptrain.words import match_class
 
@@ -23,6 +24,7 @@ class PeerConfig:
     bulk_port: int
     name: str
     software: str
+    signing: Signing
     flops_per_s: float = 0.0
     memory_bytes: int = 0
     link_bytes_per_s: float = 0.0

@@ -17,8 +17,10 @@ import contextlib
 import errno
 import ipaddress
 import logging
+import random
 import secrets
 import socket
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -26,6 +28,8 @@ from zeroconf import Error, IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from p2ptrain.ids import GroupTag
+from p2ptrain.net.guard.shown import Allowance, near
+from p2ptrain.net.interfaces import all_addresses
 from p2ptrain.wire.addresses import canonical_address, make_address, split_address, without_zone
 from p2ptrain.wire.messages import WIRE_VERSION
 
@@ -33,6 +37,7 @@ SERVICE = "_p2ptrain._tcp.local."
 LOOKUP_MS = 3_000
 CLOSE_S = 2.0
 MAX_LOOKUPS = 16
+MAX_WAITING = 256
 MAX_OTHERS = 64
 MAX_SHOWN = 64
 """Announcements of the own group that are remembered, the last shown."""
@@ -78,6 +83,9 @@ class Discovery:
         self._running: asyncio.Task[None] | None = None
         self._again = asyncio.Event()
         self._lookups: dict[str, asyncio.Task[None]] = {}
+        self._waiting: dict[str, None] = {}
+        """Names that were announced while all look-ups were under way."""
+        self._allowance = Allowance(time.monotonic())
         self._shown: OrderedDict[str, list[str]] = OrderedDict()
         """What was announced of our group, by the name of the announcement."""
 
@@ -163,6 +171,7 @@ class Discovery:
         raise OSError("there is no address to use")
 
     async def _shut(self) -> None:
+        self._waiting.clear()
         tasks = list(self._lookups.values())
         for task in tasks:
             task.cancel()
@@ -188,11 +197,26 @@ class Discovery:
 
     def _changed(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         """Called in the loop. Who left is none of our business: the membership finds out."""
-        new = name not in (self._name, *self._lookups) and len(self._lookups) < MAX_LOOKUPS
-        if new and state_change is not ServiceStateChange.Removed:
-            task = asyncio.get_running_loop().create_task(self._look_up(zeroconf, name), name="mdns lookup")
-            self._lookups[name] = task
-            task.add_done_callback(lambda _: self._lookups.pop(name, None))
+        if name in (self._name, *self._lookups) or state_change is ServiceStateChange.Removed:
+            return
+        if len(self._lookups) < MAX_LOOKUPS:
+            self._begin_look_up(zeroconf, name)
+            return
+        if len(self._waiting) >= MAX_WAITING:  # who announces most has no more than its share
+            del self._waiting[random.choice(list(self._waiting))]
+        self._waiting[name] = None
+
+    def _begin_look_up(self, zeroconf: Zeroconf, name: str) -> None:
+        def done(_: asyncio.Task[None]) -> None:
+            self._lookups.pop(name, None)
+            if self._waiting and self._zeroconf is not None:
+                after = random.choice(list(self._waiting))
+                del self._waiting[after]
+                self._begin_look_up(self._zeroconf.zeroconf, after)
+
+        task = asyncio.get_running_loop().create_task(self._look_up(zeroconf, name), name="mdns lookup")
+        self._lookups[name] = task
+        task.add_done_callback(done)
 
     async def _look_up(self, zeroconf: Zeroconf, name: str) -> None:
         try:
@@ -205,8 +229,10 @@ class Discovery:
     def _announced(self, info: AsyncServiceInfo) -> None:
         group, version = (text_of(info.properties.get(key)) for key in (b"g", b"v"))
         hosts = info.parsed_addresses()[:MAX_ADDRESSES_OF_ONE]
-        made = [canonical_address(make_address(host, info.port or 0)) for host in hosts]
-        addresses = [each for each in made if each]
+        addresses = _addresses_of(near(hosts, self._interfaces, all_addresses()), info.port or 0)
+        is_new = info.name not in self._shown
+        if group == self._tag and is_new and addresses and not self._allowance.take(time.monotonic()):
+            return  # it is announced again
         if group == self._tag:  # of another wire version, too: membership tells it, and us, that the versions differ
             self._shown[info.name] = addresses
             self._shown.move_to_end(info.name)
@@ -216,9 +242,15 @@ class Discovery:
                 self._on_proposed(address)
         if group != self._tag or version != str(WIRE_VERSION):
             label = f"{group[:32]} (wire version {version[:8]})"
-            self.others[label] = list(dict.fromkeys([*self.others.get(label, []), *addresses]))[:MAX_ADDRESSES_OF_ONE]
+            known = [*self.others.get(label, []), *_addresses_of(hosts, info.port or 0)]
+            self.others[label] = list(dict.fromkeys(known))[:MAX_ADDRESSES_OF_ONE]
             if len(self.others) > MAX_OTHERS:
                 self.others.popitem(last=False)
+
+
+def _addresses_of(hosts: Sequence[str], port: int) -> list[str]:
+    made = (canonical_address(make_address(host, port)) for host in hosts)
+    return [each for each in made if each]
 
 
 async def _stop(zeroconf: AsyncZeroconf, browser: AsyncServiceBrowser | None) -> None:

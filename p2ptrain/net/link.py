@@ -43,24 +43,30 @@ class Link:
         self._max_bytes = max_bytes
         self._bucket = bucket
         self._on_sent = on_sent
-        self._queue: deque[tuple[int, Sequence[bytes]]] = deque()
+        self._queue: deque[tuple[int, Sequence[bytes | memoryview]]] = deque()
         self._sending = False
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._drain(), name="link")
 
-    def put(self, frames: Sequence[bytes]) -> int:
+    def put(self, frames: Sequence[bytes | memoryview]) -> int:
         """Queue a message; how many were pushed out for it (itself, if it alone is too large)."""
         num_bytes = sum(map(len, frames))
         if num_bytes > self._max_bytes:
             return 1
         num_dropped = 0
         while self.queued_bytes + num_bytes > self._max_bytes:
-            self.queued_bytes -= self._queue.popleft()[0]
+            self.drop_oldest()
             num_dropped += 1
         self._queue.append((num_bytes, frames))
         self.queued_bytes += num_bytes
         self._wake.set()
         return num_dropped
+
+    def drop_oldest(self) -> int:
+        """Forget what waited longest; how many bytes that was."""
+        num_bytes, _ = self._queue.popleft()
+        self.queued_bytes -= num_bytes
+        return num_bytes
 
     @property
     def busy(self) -> bool:

@@ -1,8 +1,9 @@
 """Moves frames between a node and its neighbours over ZeroMQ, and interprets none of them.
 
 Invariant: memory is bounded by what is configured here, whatever others send or fail to read: every queue of ours in
-bytes, every queue of libzmq in messages of limited size. (From holders of the join code libzmq does not protect: they
-can make it collect an endless message, or abort with a heartbeat behind more than the node has read.)
+bytes, for one neighbour and for all, every queue of libzmq in messages of limited size; what libzmq does not bound is
+bounded by a ``doorkeeper``. (From holders of the join code libzmq does not protect: they can make it abort with a
+heartbeat behind more than the node has read.)
 
 Two lanes, two ports: *control* is small and never waits behind *bulk*, not even for an I/O thread. On each, one ROUTER
 receives from everybody and sends nothing; one DEALER per neighbour sends and receives nothing. A neighbour is named by
@@ -20,21 +21,25 @@ import asyncio
 import errno
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 import zmq
 import zmq.asyncio
 
 from p2ptrain.errors import LocalError, UserError
+from p2ptrain.net.guard.budget import has_room, make_room
+from p2ptrain.net.guard.doorkeeper import Doorkeeper
 from p2ptrain.net.keys import Group, Identity
 from p2ptrain.net.limits import ADVICE, NONE_LEFT, check_room
 from p2ptrain.net.link import Link, TokenBucket
+from p2ptrain.net.pieces import MAX_PIECE_BYTES, in_pieces, put_together
 from p2ptrain.net.zap import DOMAIN, Gate
 from p2ptrain.protocol.session.address_book import MAX_ADDRESSES
 from p2ptrain.protocol.session.guests import MAX_GUEST_ADDRESSES, MAX_GUESTS
 from p2ptrain.protocol.session.sessions import MAX_PEERS
 from p2ptrain.wire.addresses import make_address, split_address
-from p2ptrain.wire.codec import MAX_DATA_BYTES, MAX_FRAMES, MAX_HEADER_BYTES
+from p2ptrain.wire.codec import MAX_HEADER_BYTES
 from p2ptrain.wire.messages import Lane
 
 LANES: tuple[Lane, ...] = ("control", "bulk")
@@ -48,7 +53,7 @@ OnRefused = Callable[[str, str], None]
 CURVE_OVERHEAD_BYTES = 1024
 MAX_WIRE_BYTES: dict[Lane, int] = {
     "control": MAX_HEADER_BYTES + CURVE_OVERHEAD_BYTES,
-    "bulk": MAX_DATA_BYTES + CURVE_OVERHEAD_BYTES,
+    "bulk": MAX_PIECE_BYTES + CURVE_OVERHEAD_BYTES,
 }
 MAX_QUEUED_BYTES: dict[Lane, int] = {"control": 1 << 20, "bulk": 32 << 20}
 """What may wait to be sent to one neighbour."""
@@ -70,7 +75,8 @@ NO_KEY = b"0" * 40
 MAX_SOCKETS = len(LANES) * (MAX_PEERS + MAX_GUESTS * MAX_GUEST_ADDRESSES + MAX_ADDRESSES) + 64
 """Of everybody that the protocol lets in, answers or dials, and some that are closing; libzmq's own bound is 1023."""
 START_FILES = 32
-"""Two routers, the gate and libzmq's threads take 12 (measured); the rest is to meet the first neighbours with."""
+"""Two routers, their doorkeepers, the gate and libzmq's threads take 16 (measured); the rest is to meet the first
+neighbours with."""
 RETRY_S = 1.0
 """After a refused socket, until a message may ask for one again."""
 REFUSED_TOLD_S = 60.0
@@ -117,6 +123,7 @@ class Transport:
         self._context: zmq.asyncio.Context | None = None
         self._gate: Gate | None = None
         self._routers: dict[Lane, zmq.asyncio.Socket] = {}
+        self._doorkeepers: dict[Lane, Doorkeeper] = {}
         self._readers: list[asyncio.Task[None]] = []
         self._links: dict[tuple[str, Lane], Link] = {}
         self._missing: dict[tuple[str, Lane], str] = {}
@@ -139,6 +146,8 @@ class Transport:
         except UserError:
             await self.close()
             raise
+        seconds = HANDSHAKE_MS / 1000
+        self._doorkeepers = {lane: Doorkeeper(self._context, self._routers[lane], seconds) for lane in LANES}
         self._readers = [asyncio.create_task(self._read(lane), name=f"read {lane}") for lane in LANES]
 
     def listen_on(self, hosts: Sequence[str]) -> str:
@@ -161,6 +170,16 @@ class Transport:
             self._hosts += (host,)
         return ""
 
+    @property
+    def refused(self) -> Counter[str]:
+        """Connections that were hung up, and messages of the banned or of too many frames."""
+        return Counter({"hung-up": self.num_hung_up, "unread": self.num_refused})
+
+    @property
+    def num_hung_up(self) -> int:
+        """Connections that were more than may be at once, or of which too much was unread."""
+        return sum(each.num_hung_up for each in self._doorkeepers.values())
+
     def dial(self, address: str, bulk_address: str = "") -> None:
         """Connect to a neighbour; again, with a ``bulk_address``, once that is known."""
         self._connect(address, "control", address)
@@ -172,9 +191,19 @@ class Transport:
         if (address, lane) in self._missing and time.monotonic() >= self._retry_at:
             self._connect(address, lane, self._missing[address, lane])
         link = self._links.get((address, lane))
-        num_dropped = link.put(frames) if link else 1
+        num_dropped = link.put(in_pieces(frames)) if link else 1
+        if lane == "bulk":
+            num_dropped += make_room(self._bulk_links())
         self.num_dropped += num_dropped
         return num_dropped == 0
+
+    def has_room(self, address: str) -> bool:
+        """Whether what a neighbour asked for may be read and sent to it: it takes what it was sent before."""
+        link = self._links.get((address, "bulk"))
+        return link is None or has_room(link, self._bulk_links())
+
+    def _bulk_links(self) -> list[Link]:
+        return [link for (_, lane), link in self._links.items() if lane == "bulk"]
 
     def hang_up(self, address: str) -> None:
         """Disconnect; what waits to be sent is forgotten."""
@@ -208,6 +237,8 @@ class Transport:
         for task in self._readers:
             task.cancel()
         await asyncio.gather(*self._readers, *self._closing, return_exceptions=True)
+        for doorkeeper in self._doorkeepers.values():
+            await doorkeeper.close()
         for router in self._routers.values():
             router.close(linger=0)
         if self._gate:
@@ -341,11 +372,13 @@ class Transport:
         while True:
             _, *parts = await router.recv_multipart(copy=False)
             self.bytes_received += sum(map(len, parts))
+            self._doorkeepers[lane].heard(parts)
             key = self._sender(parts)
-            if key is None or len(parts) > MAX_FRAMES:
+            frames = put_together(parts) if key is not None else None
+            if key is None or frames is None:
                 self.num_refused += 1
             else:
-                await self._on_frames(lane, key, [part.bytes for part in parts])
+                await self._on_frames(lane, key, frames)
             # A receive that succeeds at once does not let the loop breathe, and there may be no end of them.
             await asyncio.sleep(0)
 

@@ -28,7 +28,6 @@ from p2ptrain.core.effects import (
     StartTrainer,
     ToTrainer,
     TrainerLost,
-    Unusable,
     VerifyBlob,
 )
 from p2ptrain.core.peer_config import PeerConfig, Resume
@@ -41,6 +40,7 @@ from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.effects import Ban, Dial, HangUp
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.simulation.disk import SimulatedDisk
+from p2ptrain.simulation.signing import signing_as
 from p2ptrain.simulation.world import FrameHost, World
 from p2ptrain.wire.messages import Lane, Record
 
@@ -101,7 +101,6 @@ class Device(FrameHost):
         self.banned: dict[bytes, float] = {}
         self.done = False
         self.lost = ""
-        self.unusable = ""
 
     @property
     def is_on(self) -> bool:
@@ -130,6 +129,7 @@ class Device(FrameHost):
             bulk_port=5711,
             name=f"device {self.number}",
             software=SOFTWARE,
+            signing=signing_as(self.key),
             flops_per_s=self.flops_per_s,
             allow_user_code=self.allow,
         )
@@ -178,8 +178,6 @@ class Device(FrameHost):
                 self._to_trainer(effect)
             case JobReceived():
                 self._open(effect.job)
-            case Unusable():
-                self.unusable = effect.reason
             case BeginBlob():
                 self._incoming(effect.blob, lambda: self.disk.begin(effect.blob, effect.num_bytes, effect.ephemeral))
             case WriteChunk():

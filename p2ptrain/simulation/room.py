@@ -20,6 +20,7 @@ from p2ptrain.runtime.node.observer_node import Observer
 from p2ptrain.simulation.device import CODE, Device, Traits
 from p2ptrain.simulation.names import address
 from p2ptrain.simulation.network import LAN, Conditions
+from p2ptrain.simulation.signing import signing_as
 from p2ptrain.simulation.world import FrameHost, World
 from p2ptrain.wire.messages import Lane, SnapshotRef
 
@@ -30,7 +31,7 @@ class Visitor(FrameHost):
     def __init__(self, world: World, number: int) -> None:
         super().__init__(number)
         rng = random.Random(f"{world.seed}/visitor/{number}")
-        self.core = Observer(self.key, CODE, (self.address,), 5711, rng)
+        self.core = Observer(self.key, CODE, (self.address,), 5711, rng, signing_as(self.key))
         self.blobs: dict[BlobId, bytes] = {}
         self.incoming: dict[BlobId, bytearray] = {}
         self.gone = False

@@ -149,6 +149,7 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "payload-refused": lambda f: f"an unusable update of {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
     "snapshot-refused": lambda f: f"an unusable copy was refused: {_text(f, 'detail')}",
     "frame-refused": _frame_refused,
+    "plan-refused": lambda f: f"a plan of {_text(f, 'peer')} was refused: it does not follow from what it is made of",
     "banned": lambda f: f"{_text(f, 'peer')} is shut out for a while: too many wrong messages ({_text(f, 'last')})",
     "other-version": lambda f: f"{_text(f, 'peer')} can't take part: {_versions(f)}",
     "refused-us": lambda f: f"{_text(f, 'peer')} refuses this peer: {_versions(f)}",

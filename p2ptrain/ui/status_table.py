@@ -30,6 +30,12 @@ _REFUSED = {
     "other-job": "about another job",
     "unread": "unread, of peers that are shut out",
     "unexpected": "that nobody asked for",
+    "hung-up": "(connections) too many at once, or too much unread",
+    "record-unsigned": "in another's name, unsigned",
+    "rumour-unsigned": "of another's coming or going, unsigned",
+    "record-unmet": "about peers that nobody here has met",
+    "job-code": "with a job whose code was not allowed here",
+    "gossip-mass-cut": "cut to the samples that were recorded",
 }
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal
 from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.wire.schema import Bound
 
-WIRE_VERSION = 4
+WIRE_VERSION = 5
 
 Lane = Literal["control", "bulk"]
 MemberState = Literal["alive", "suspect", "dead", "left"]
@@ -28,6 +28,8 @@ PeerName = Annotated[PeerId, Bound(16, 16)]
 Blob = Annotated[BlobId, Bound(64, 64)]
 Nonce = Annotated[bytes, Bound(16, 16)]
 Mac = Annotated[bytes, Bound(32, 32)]
+Signature = Annotated[bytes, Bound(0, 64)]
+"""By the CURVE key of the peer that it is about; empty = nobody signed it."""
 Address = Annotated[str, Bound(9, 128)]
 """A control endpoint, ``tcp://host:port``."""
 Addresses = Annotated[tuple[Address, ...], Bound(0, 16)]
@@ -94,11 +96,16 @@ class Goodbye:
 
 @dataclass(frozen=True, slots=True)
 class Rumour:
-    """``peer`` is in ``state`` as of its ``incarnation``."""
+    """``peer`` is in ``state`` as of its ``incarnation``.
+
+    Anybody may call it suspect or dead. That it left, and that it ever had this incarnation, only its own word shows.
+    """
 
     peer: PeerName
     state: MemberState
     incarnation: int
+    word: Signature = b""
+    """Of the peer itself: that it left, or (in the other states) that it was here as of this incarnation."""
 
 
 Rumours = Annotated[tuple[Rumour, ...], Bound(0, 64)]
@@ -171,7 +178,7 @@ class StreamRate:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a peer says of itself. Only its owner raises ``version``; everyone passes it on."""
+    """What a peer says of itself, and signs; everyone passes it on."""
 
     peer: PeerName
     version: int
@@ -215,6 +222,8 @@ class Record:
     """Stage messages, in the last round that is over here; empty where rounds say nothing of them."""
     leaving: bool = False
     """It would go, and waits until the others have what it trains."""
+    signature: Signature = b""
+    """Of the owner, over all the rest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,18 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections import Counter
 from functools import partial
 
 from benchmarks.virtual import NUM_WATCHED, Meter, frame_bytes, neighbours
 from p2ptrain.ids import PeerId
-from p2ptrain.protocol.group.membership import LAN, Membership, PeerFailed
+from p2ptrain.protocol.group.membership import Membership
+from p2ptrain.protocol.group.swim import LAN, PeerFailed
 from p2ptrain.protocol.machine import NEVER, Send
-from p2ptrain.simulation.names import peer_ids
+from p2ptrain.protocol.signing import Statements
+from p2ptrain.simulation.names import key, peer_ids
 from p2ptrain.simulation.network import WIRELESS, MachineHost, SimulatedNetwork
+from p2ptrain.simulation.signing import SIZED
 from p2ptrain.wire.messages import Message, Ping
 
 GIVE_UP_S = 60.0
@@ -49,11 +53,15 @@ def detect_death(
 
     network = SimulatedNetwork(seed, WIRELESS, on_effect=learn)
     everyone = peer_ids(num_peers)
+    key_of = {peer: key(number) for number, peer in enumerate(everyone)}
     links = neighbours(num_peers, num_links, rng) if num_links is not None else None
     meter = Meter()
     watched = set(rng.sample(range(1, num_peers), min(NUM_WATCHED, num_peers - 1)))
     for number, peer in enumerate(everyone):
-        machine = Membership(peer, random.Random(f"{seed}/{number}"), 0.0, LAN, members=everyone)
+        own_rng, said = random.Random(f"{seed}/{number}"), Statements(SIZED, b"")
+        machine = Membership(
+            peer, own_rng, 0.0, LAN, statements=said, key_of=key_of.get, refused=Counter(), members=everyone
+        )
         linked = frozenset(everyone[other] for other in links[number]) if links is not None else None
         out = partial(_out, meter=meter if number in watched else None, links=linked)
         network.add(peer, MachineHost(machine, out))

@@ -7,12 +7,15 @@ as often as a trainer reports progress. Not simulated: sessions, who is alive, b
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 from benchmarks.virtual import NUM_WATCHED, Meter
 from p2ptrain.ids import JobId, blob_id, peer_id
 from p2ptrain.protocol.group.records import RecordBook, blank_record
+from p2ptrain.protocol.signing import Statements
 from p2ptrain.simulation.names import key, peer_ids
 from p2ptrain.simulation.network import WIRELESS, MachineHost, SimulatedNetwork
+from p2ptrain.simulation.signing import SIZED
 from p2ptrain.wire.messages import Record, Records, SnapshotRef
 
 PROGRESS_S = 0.5
@@ -54,12 +57,15 @@ def keep_records(num_peers: int, seed: int, *, warm_s: float, window_s: float = 
     num_watched = min(NUM_WATCHED, num_peers)
     hosts = []
     for number, peer in enumerate(everyone):
-        book = RecordBook(_record(number, num_peers), random.Random(f"{seed}/{number}"), 0.0)
+        own, own_rng = _record(number, num_peers), random.Random(f"{seed}/{number}")
+        book = RecordBook(own, own_rng, 0.0, statements=Statements(SIZED, b""), refused=Counter())
         host = _Reporter(book, meter if number < num_watched else None, rng.random() * PROGRESS_S)
         network.add(peer, host)
         hosts.append(host)
     for host in hosts:  # they know each other, but not what is said from now on
         book = host.book
+        for other in everyone:
+            book.met(other)
         for start in range(0, num_peers, 64):
             known = tuple(other.book.own for other in hosts[start : start + 64] if other is not host)
             book.received(everyone[0], Records(known), 0.0)

@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import pytest
+from zeroconf import ServiceStateChange
 
 from p2ptrain.errors import UserError
 from p2ptrain.ids import GroupTag
 from p2ptrain.net import discovery
 from p2ptrain.net.discovery import Discovery, resolve
+from p2ptrain.net.guard import shown
 from p2ptrain.net.interfaces import InterfaceAddress, all_addresses, choose, kind_of, usable_addresses
 from p2ptrain.wire.messages import WIRE_VERSION
 
@@ -138,32 +141,83 @@ def announced(name: str, properties: dict[str, bytes | str], port: int = 4700) -
     )
 
 
+LAN = ["10.0.0.5", "fe80::5%lan0"]
+
+
+@pytest.fixture
+def in_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [InterfaceAddress("lan0", LAN[0], 24, "lan"), InterfaceAddress("lan0", LAN[1], 64, "link-local")]
+    monkeypatch.setattr(discovery, "all_addresses", lambda: found)
+
+
+@pytest.mark.usefixtures("in_a_network")
 def test_odd_announcements() -> None:
     seen: list[str] = []
-    each = Discovery(GroupTag("ours"), 4781, LOOPBACK, seen.append)
+    each = Discovery(GroupTag("ours"), 4781, LAN, seen.append)
     each._announced(announced("good", {"g": "ours", "v": str(WIRE_VERSION)}))
-    assert seen == ["tcp://10.0.0.7:4700", "tcp://255.255.255.255:4700", "tcp://[fe80::1]:4700"]
+    assert seen == ["tcp://10.0.0.7:4700", "tcp://[fe80::1]:4700"], "and none of another network"
     each._announced(announced("no port", {"g": "ours", "v": str(WIRE_VERSION)}, port=0))
-    assert len(seen) == 3
+    assert len(seen) == 2
     each._announced(announced("later", {"g": "ours", "v": str(WIRE_VERSION + 1)}))
-    assert len(seen) == 6 and list(each.others) == [f"ours (wire version {WIRE_VERSION + 1})"]
+    assert len(seen) == 4 and list(each.others) == [f"ours (wire version {WIRE_VERSION + 1})"]
     for number in range(200):
         each._announced(announced("x", {"g": b"\xff\x00\x1b[31m" + os.urandom(8), "v": str(number)}))
     each._announced(announced("empty", {}))
-    assert len(each.others) == discovery.MAX_OTHERS and len(seen) == 6
+    assert len(each.others) == discovery.MAX_OTHERS and len(seen) == 4
     assert all(group.isprintable() for group in each.others)
 
 
-def test_what_was_shown_once_is_proposed_again_and_remembered_in_bounds() -> None:
+@pytest.mark.usefixtures("in_a_network")
+def test_a_flood_of_announcements_is_dialled_at_a_rate() -> None:
+    seen: list[str] = []
+    each = Discovery(GroupTag("ours"), 4782, LAN, seen.append)
+    for number in range(1000):
+        each._announced(announced(f"n{number}", {"g": "ours", "v": str(WIRE_VERSION)}, port=4000 + number))
+    assert len(seen) <= 2 * (shown.MAX_NEW_AT_ONCE + 20)
+    assert len(each._shown) <= discovery.MAX_SHOWN
+
+
+def test_all_that_were_announced_share_the_look_ups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who announces a thousand names that nobody answers for does not keep those that come later out for ever."""
+    looked_up: list[str] = []
+
+    async def look_up(self: Discovery, zeroconf: object, name: str) -> None:
+        await asyncio.sleep(0)
+        looked_up.append(name)
+
+    monkeypatch.setattr(Discovery, "_look_up", look_up)
+
+    async def test() -> None:
+        each = Discovery(GroupTag("ours"), 4784, LOOPBACK, lambda address: None)
+        each._zeroconf = SimpleNamespace(zeroconf=None)  # type: ignore[assignment]
+        for number in range(discovery.MAX_LOOKUPS + discovery.MAX_WAITING // 2):
+            each._changed(None, discovery.SERVICE, f"dead {number}", ServiceStateChange.Added)  # type: ignore[arg-type]
+        each._changed(None, discovery.SERVICE, "good", ServiceStateChange.Added)  # type: ignore[arg-type]
+        assert len(each._lookups) == discovery.MAX_LOOKUPS
+        await until(lambda: "good" in looked_up)
+        await until(lambda: not each._lookups)
+        for number in range(5000):
+            each._changed(None, discovery.SERVICE, f"more {number}", ServiceStateChange.Added)  # type: ignore[arg-type]
+        assert len(each._waiting) <= discovery.MAX_WAITING
+        each._zeroconf = None
+        await until(lambda: not each._lookups)
+
+    run(test)
+
+
+@pytest.mark.usefixtures("in_a_network")
+def test_what_was_shown_once_is_proposed_again_and_remembered_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shown, "MAX_NEW_AT_ONCE", 200)
+
     async def test() -> None:
         seen: list[str] = []
-        each = Discovery(GroupTag("ours"), 4783, LOOPBACK, seen.append)
+        each = Discovery(GroupTag("ours"), 4783, LAN, seen.append)
         properties: dict[str, bytes | str] = {"g": "ours", "v": str(WIRE_VERSION)}
         for number in range(discovery.MAX_SHOWN + 5):
             each._announced(announced(f"n{number}", properties, port=4000 + number))
         seen.clear()
         each.ask_again()
-        assert len(seen) == 3 * discovery.MAX_SHOWN and "tcp://10.0.0.7:4005" in seen
+        assert len(seen) == 2 * discovery.MAX_SHOWN and "tcp://10.0.0.7:4005" in seen
         assert "tcp://10.0.0.7:4004" not in seen, "the oldest have given way"
 
     run(test)

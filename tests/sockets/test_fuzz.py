@@ -24,7 +24,9 @@ import pytest
 import zmq
 
 from p2ptrain import api
+from p2ptrain.net.signing import signing_of
 from p2ptrain.net.transport import LANES
+from p2ptrain.protocol.signing import Statements
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.wire import codec
@@ -194,6 +196,7 @@ class Insider:
         network = NetworkConfig(("127.0.0.1",), peers=(self.peer.address,), discover=False)
         self.node = ObserverNode(peers.group, network, directory)
         self.num_sent: Counter[str] = Counter()
+        self.said = Statements(signing_of(self.node.identity), peers.group.proof_key)
 
     async def __aenter__(self) -> Insider:
         await self.node.start()
@@ -230,7 +233,8 @@ class Insider:
         made: Record = random_message(Record, self.rng)
         job = self.rng.choice(["", made.job, self.node.observer.job_id])
         identity = self.node.identity
-        return dataclasses.replace(made, peer=identity.peer, key=identity.public, job=job, addresses=())
+        own = dataclasses.replace(made, peer=identity.peer, key=identity.public, job=job, addresses=())
+        return self.said.signed(own)
 
     def spoilt(self) -> tuple[str, Lane, list[bytes]]:
         """One frame set that nobody should accept, or only once."""
@@ -337,10 +341,15 @@ def test_a_harvest_gets_past_a_liar(target: PeerGroup, tmp_path: Path) -> None:
             record = dataclasses.replace(
                 true, peer=own.peer, key=own.public, name="liar", version=2**60, addresses=(), holdings=tuple(lies)
             )
-            await insider.send("record", "control", insider.frames(Records((record,))))
+            await insider.send("record", "control", insider.frames(Records((insider.said.signed(record),))))
+            here = Rumour(own.peer, "alive", 1, insider.said.presence(1, left=False))
             harvest = asyncio.ensure_future(api.harvest(target.group, network=target.network(), say=said.append))
             while not harvest.done():  # nobody is to think it dead
-                await insider.send("ping", "control", insider.frames(Ping(0, (Rumour(own.peer, "alive", 1),))))
+                await insider.send(
+                    "ping",
+                    "control",
+                    insider.frames(Ping(0, (here,))),
+                )
                 await asyncio.sleep(0.05)
             return await harvest
 

@@ -6,10 +6,11 @@ import random
 import statistics
 
 import pytest
+from records import membership
 from seeds import seeds
 
 from p2ptrain.ids import PeerId
-from p2ptrain.protocol.group.membership import Membership, PeerFailed, PeerSuspected
+from p2ptrain.protocol.group.swim import PeerFailed, PeerSuspected
 from p2ptrain.simulation.names import peer_ids
 from p2ptrain.simulation.network import Conditions, MachineHost, SimulatedNetwork
 
@@ -26,7 +27,7 @@ def group(seed: int, count: int, conditions: Conditions) -> tuple[SimulatedNetwo
     everyone = peer_ids(count)
     for number, peer in enumerate(everyone):
         rng = random.Random(f"{seed}/{number}")
-        network.add(peer, MachineHost(Membership(peer, rng, 0.0, members=everyone)))
+        network.add(peer, MachineHost(membership(peer, rng, 0.0, members=everyone)))
     return network, everyone, log
 
 

@@ -23,9 +23,11 @@ from p2ptrain.config import ModelConfig
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, JobId, PeerId, blob_id, peer_id
 from p2ptrain.protocol.session.effects import SendFrames
-from p2ptrain.simulation.device import Device
+from p2ptrain.protocol.signing import Statements
+from p2ptrain.simulation.device import CODE, Device
 from p2ptrain.simulation.names import address, key
 from p2ptrain.simulation.network import Conditions
+from p2ptrain.simulation.signing import signing_as
 from p2ptrain.wire import messages as m
 from p2ptrain.wire import tensorfile
 from p2ptrain.wire.codec import WIRE_VERSION
@@ -88,7 +90,7 @@ def check_goes_on(room: Room) -> None:
     for device in devices:
         assert ids - {device.id} <= device.core.membership.alive()
         assert not any(key(other.number) in device.banned for other in devices)
-        assert not device.lost and not device.unusable
+        assert not device.lost
         assert device.core.job == devices[0].core.job
     assert room.run(60, lambda: len({d.core.agreement.hash if d.core.agreement else "" for d in devices}) == 1)
 
@@ -102,7 +104,8 @@ def check_bounded(room: Room) -> None:
 # --- any message at all -----------------------------------------------------------------------------------------------
 
 IDS = [peer_id(key(number)) for number in range(4)]
-numbers = st.sampled_from([0, 1, 2, 3, 7, 2**31, 2**40, 2**62, 2**63 - 1]) | st.integers(0, 50)
+LIMITS = [2**31, 2**40, 2**53 - 1, 2**53, 2**62 - 1, 2**62, 2**63 - 1]
+numbers = st.sampled_from([0, 1, 2, 3, 7, *LIMITS]) | st.integers(0, 50)
 texts = st.sampled_from(["", "x", "all", "group-0", "group-1", "trunk", "a" * 64, "0" * 64, "\x00", "é" * 30])
 peers = st.sampled_from([*IDS, PeerId("aaaaaaaaaaaaaaaa"), PeerId("zzzzzzzzzzzzzzzz")])
 blobs = st.sampled_from([BlobId("0" * 64), BlobId("f" * 64), BlobId("../../../../etc/passwd".ljust(64, "/"))])
@@ -125,7 +128,7 @@ holdings = st.builds(
 records = st.builds(
     Record,
     peer=peers,
-    version=numbers.filter(lambda n: n < 2**61),
+    version=numbers,
     key=st.sampled_from([key(number) for number in range(4)]),
     name=texts,
     addresses=st.lists(st.sampled_from([address(1), address(77), "tcp://x:1", "http://10.0.0.1:80"]), max_size=3).map(
@@ -187,12 +190,30 @@ any_message: st.SearchStrategy[Message] = st.one_of(
 )
 
 
+def signed_where_it_can_be(room: Room, message: Message) -> Message:
+    """With the liar's signature on what it says of itself."""
+    said, own = statements(LIAR), room.devices[LIAR].id
+    if isinstance(message, m.Records):
+        return m.Records(tuple(said.signed(r) if r.key == key(LIAR) else r for r in message.records))
+    if isinstance(message, m.Ping | m.Ack | m.PingRequest):
+        told = tuple(
+            dataclasses.replace(r, word=said.presence(r.incarnation, left=r.state == "left")) if r.peer == own else r
+            for r in message.rumours
+        )
+        return dataclasses.replace(message, rumours=told)
+    return message
+
+
+def statements(number: int) -> Statements:
+    return Statements(signing_as(key(number)), CODE)
+
+
 @slow
 @given(st.lists(st.tuples(st.integers(0, 2), any_message, st.sampled_from([0.0, 0.0, 0.02, 0.5])), max_size=30))
 def test_any_well_formed_message(lies: list[tuple[int, Message, float]]) -> None:
     room = training_group()
     for number, message, pause in lies:
-        lie(room, room.devices[number], message)
+        lie(room, room.devices[number], signed_where_it_can_be(room, message))
         room.run(pause)
     check_bounded(room)
     check_goes_on(room)
@@ -288,6 +309,50 @@ def test_a_flood_of_well_formed_messages() -> None:
 # --- particular lies --------------------------------------------------------------------------------------------------
 
 
+def check_untouched(room: Room, epoch: int) -> None:
+    """Nobody was banned or called gone, and no new plan was needed."""
+    devices = honest(room)
+    for device in devices:
+        assert not device.banned
+        assert {other.id for other in devices} - {device.id} <= device.core.membership.alive()
+        assert not [note for _, note in device.notes if note.kind in ("left", "banned")]
+        assert device.core.epoch == epoch
+    check_goes_on(room)
+
+
+@pytest.mark.parametrize("limit", [2**31, 2**62 - 1, 2**62])
+def test_claims_about_another_s_record_harm_nobody(limit: int) -> None:
+    """Of a higher version of it: the victim must not outbid that, nor anybody take it, nor blame who repeats it."""
+    room = training_group()
+    victim, epoch = room.devices[1], room.devices[1].core.epoch
+    forged = dataclasses.replace(victim.record, version=limit, phase="failed", counts=())
+    for _ in range(10):
+        for device in honest(room):
+            lie(room, device, m.RecordDigest((m.RecordVersion(victim.id, limit),), True))
+            for other in (forged, statements(LIAR).signed(forged), dataclasses.replace(victim.record, version=2**62)):
+                lie(room, device, m.Records((other,)))
+        room.run(0.2)
+    assert victim.record.version < 2**40
+    check_untouched(room, epoch)
+
+
+@pytest.mark.parametrize("limit", [2**53 - 1, 2**53])
+def test_claims_that_another_is_gone_end_nobody(limit: int) -> None:
+    room = training_group()
+    victim, epoch = room.devices[1], room.devices[1].core.epoch
+    for _ in range(20):
+        for device in honest(room):
+            known = device.core.membership.incarnation(victim.id) or 0
+            for incarnation in (known, known + 1, limit):
+                words = (b"", *(statements(LIAR).presence(incarnation, left=left) for left in (True, False)))
+                states: tuple[m.MemberState, ...] = ("left", "dead", "suspect", "alive")
+                told = [m.Rumour(victim.id, state, incarnation, word) for state in states for word in words]
+                lie(room, device, m.Ping(0, tuple(told)))
+        room.run(0.1)
+    assert (victim.core.membership.incarnation(victim.id) or 0) < 2**31
+    check_untouched(room, epoch)
+
+
 def test_too_many_lies_get_the_liar_banned_and_the_rest_goes_on() -> None:
     room = training_group()
     for _ in range(30):
@@ -338,12 +403,37 @@ def test_masses_out_of_range(mass: float) -> None:
     check_goes_on(room)
 
 
+@pytest.mark.parametrize("mass", [1e6, 1e15])
+def test_a_mass_counts_as_far_as_samples_were_recorded(mass: float) -> None:
+    room = training_group(mode="replicas")
+    liar, target = room.devices[LIAR], room.devices[0]
+    pretend(room, lambda record: dataclasses.replace(record, samples=2**62))
+    room.run(3)
+    payload = tensorfile.pack({"x": np.ones(8)})
+    blob = liar.disk.put(payload, passing=True)
+    masses: list[float] = []
+    received = target.core.role._exchanges._gossip.received  # type: ignore[union-attr]
+
+    def listen(sender: PeerId, push: m.GossipPush, now: float) -> list[object]:
+        if sender == liar.id and push.exchange == 2**50:
+            masses.append(push.masses[0].mass)
+        return list(received(sender, push, now))
+
+    target.core.role._exchanges._gossip.received = listen  # type: ignore[union-attr]
+    lie(room, target, m.GossipPush(2**50, 1, (m.ShardMass("all", mass),), blob, len(payload), False))
+    room.run(1)
+    trained = sum(device.record.samples + sum(device.record.counts) for device in honest(room))
+    assert masses and masses[0] <= 17 * trained < mass
+    assert target.core.refused["gossip-mass-cut"] == 1
+    check_goes_on(room)
+
+
 def pretend(room: Room, change: Callable[[Record], Record]) -> None:
     """The liar's own record says something else from now on; it spreads by itself."""
     core = room.devices[LIAR].core
     changed = change(core.records.own)
     fields = {name: getattr(changed, name) for name in Record.__dataclass_fields__}
-    for name in ("peer", "key", "version"):
+    for name in ("peer", "key", "version", "signature"):
         del fields[name]
     room.perform(room.devices[LIAR], core.run(core.records.update(room.network.now, **fields), room.network.now))
 
@@ -463,6 +553,37 @@ def test_a_false_head_does_not_crash_anyone() -> None:
     ]
 
 
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epoch", [2**20, 2**52])
+def test_a_plan_of_an_absurd_epoch_and_of_nowhere_is_not_followed(epoch: int) -> None:
+    """Nor does anybody's trainer end when its maker goes: the next plan is one more than the group's own."""
+    room = training_group()
+    liar, before = room.devices[LIAR], room.devices[0].core.epoch
+    agreement = liar.core.agreement
+    assert agreement is not None and agreement.current is not None
+    plan = dataclasses.replace(agreement.current, epoch=epoch, parent="f" * 64, proposer=liar.id)
+    agreement._plans[plan.hash] = (plan, plan.to_json().encode())  # it serves what it made up
+    pretend(room, lambda r: dataclasses.replace(r, epoch=plan.epoch, plan=plan.hash))
+    room.run(20)
+    assert all(device.core.epoch == before and not device.banned for device in honest(room))
+    liar.kill()
+    assert room.run(30, lambda: all(device.core.epoch == before + 1 for device in honest(room)))
+    check_goes_on(room)
+
+
+def test_plans_that_are_named_and_never_delivered_do_not_keep_others_away() -> None:
+    room = training_group(rounds=200)
+    before = room.devices[0].core.epoch
+    for turn in range(30):
+        pretend(room, lambda r, turn=turn: dataclasses.replace(r, epoch=10**6 + turn, plan=f"{turn:064x}"))  # type: ignore[misc]
+        room.run(0.5)
+    room.add(4, job=room.devices[0].core.job)
+    assert room.run(60, lambda: all(device.core.epoch > before for device in honest(room)))
+    assert len({device.core.epoch for device in honest(room)}) == 1
+
+
 # --- jobs -------------------------------------------------------------------------------------------------------------
 
 
@@ -475,8 +596,30 @@ def test_a_job_with_user_code_is_refused() -> None:
     room.add(0, job=user_code_job())  # type: ignore[arg-type]
     guest = room.add(1)
     room.run(5)
-    assert "--allow-model evil.module:run" in guest.unusable
     assert guest.core.job is None and guest.trainer is None
+    assert "--allow-model does not name that" in guest.record.waiting_for
+    assert "evil" not in guest.record.waiting_for, "nobody is told to allow what a stranger names"
+    assert guest.core.refused["job-code"] >= 1
+
+
+def test_a_job_with_user_code_of_one_member_does_not_keep_the_group_s_job_away() -> None:
+    room = training_group()
+    liar = room.devices[LIAR]
+    liar.core.job = user_code_job()  # type: ignore[assignment]
+    guest = room.add(4)
+    assert room.run(20, lambda: guest.core.job is not None)
+    assert guest.core.job == room.devices[0].core.job
+
+
+def test_the_job_of_one_member_is_not_the_group_s() -> None:
+    room = training_group()
+    other = job(name="other", rounds=3)
+    room.devices[LIAR].core.job = other
+    guest = room.add(4)
+    room.run(0.05)
+    lie(room, guest, m.JobReply(other.to_json().encode()))
+    assert room.run(20, lambda: guest.core.job is not None)
+    assert guest.core.job == room.devices[0].core.job
 
 
 def test_a_job_with_other_user_code_than_allowed_is_refused() -> None:
@@ -484,7 +627,7 @@ def test_a_job_with_other_user_code_than_allowed_is_refused() -> None:
     room.add(0, job=user_code_job())  # type: ignore[arg-type]
     guest = room.add(1, allow="good.module:run")
     room.run(5)
-    assert guest.unusable and guest.core.job is None
+    assert guest.core.job is None and guest.core.refused["job-code"] >= 1
 
 
 def test_a_job_with_user_code_that_was_allowed_is_taken() -> None:
@@ -492,7 +635,6 @@ def test_a_job_with_user_code_that_was_allowed_is_taken() -> None:
     room.add(0, job=user_code_job())  # type: ignore[arg-type]
     guest = room.add(1, allow="evil.module:run")
     assert room.run(60, lambda: guest.done)
-    assert not guest.unusable
 
 
 @pytest.mark.parametrize(
@@ -506,7 +648,7 @@ def test_jobs_that_are_none(data: bytes) -> None:
     lie(room, guest, m.JobReply(data))
     room.run(1)
     assert guest.core.sessions.refused["job"] == 1
-    assert guest.core.job is None and not guest.unusable
+    assert guest.core.job is None
 
 
 def test_a_second_job_is_ignored() -> None:

@@ -8,7 +8,7 @@ import pytest
 from seeds import seeds
 from virtual_group import Group
 
-from p2ptrain.protocol.group.membership import LAN, WAN, PeerFailed, PeerJoined
+from p2ptrain.protocol.group.swim import LAN, WAN, PeerFailed, PeerJoined
 from p2ptrain.simulation.names import peer_ids
 from p2ptrain.simulation.network import Conditions
 

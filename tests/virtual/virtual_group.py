@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from records import record
+from records import book, membership, record
 
 from p2ptrain.ids import PeerId, peer_id
 from p2ptrain.protocol.gossip import ExchangeEnded, Gossip, GossipConfig
-from p2ptrain.protocol.group.membership import LAN, Membership, MembershipConfig, PeerFailed, PeerJoined
-from p2ptrain.protocol.group.records import RecordBook
+from p2ptrain.protocol.group.swim import LAN, MembershipConfig, PeerFailed, PeerJoined
 from p2ptrain.simulation.averaging import SHARD, Averager, Averaging, distance
 from p2ptrain.simulation.names import key, peer_ids
 from p2ptrain.simulation.network import Conditions, SimulatedNetwork
@@ -25,8 +24,8 @@ class FullPeer(Averager):
     def __init__(self, number: int, seed: int, now: float, members: Iterable[PeerId], config: MembershipConfig) -> None:
         rng = random.Random(f"{seed}/{number}")
         self.id = peer_id(key(number))
-        self.membership = Membership(self.id, rng, now, config, members=members)
-        self.book = RecordBook(record(number), rng, now)
+        self.membership = membership(self.id, rng, now, config, members=members)
+        self.book = book(record(number), rng, now)
         super().__init__(Gossip(self.id, rng, GossipConfig(ceiling_s=2.0)), rng)
         self._alive: frozenset[PeerId] = frozenset()
 

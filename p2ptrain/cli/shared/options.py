@@ -108,7 +108,8 @@ def group_options(function: F) -> F:
             "--code",
             envvar="P2PTRAIN_CODE",
             metavar="CODE",
-            help="The group's join code. [default: $P2PTRAIN_CODE, else the group used last]",
+            help="The group's join code. Others on this device can see it in `ps`: `p2ptrain group join` asks for it "
+            "instead. [default: $P2PTRAIN_CODE, else the group used last]",
         ),
     ):
         function = option(function)

@@ -6,6 +6,7 @@ the trainer.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterable, Mapping
 
@@ -21,6 +22,8 @@ from p2ptrain.protocol import gossip as g
 from p2ptrain.protocol.machine import Note
 from p2ptrain.wire import messages as m
 
+MAX_PROPORTION = 16
+"""One peer's samples, to those of all others together: what is above that does not count."""
 LATE_S = 5.0
 """A partner that answers later than that is worth a word."""
 
@@ -71,7 +74,27 @@ class Exchanges:
                 return [Note("gossip-other-plan", (("peer", sender),))]
             self._shards[sender] = part.shards
             effects += self._tell(plan, now)
+        push, is_less = self._believable(sender, push)
+        effects += [CountRefused("gossip-mass-cut")] if is_less else []
         return [*effects, *self._gossip.received(sender, push, now)]
+
+    def _believable(self, sender: PeerId, push: m.GossipPush) -> tuple[m.GossipPush, bool]:
+        """The push with no more mass than there can be, and whether that is less: mass is samples trained on.
+
+        What all others say that they trained on, and what the sender says, as far as that is not out of all proportion;
+        and one pass over everything, as records come later than pushes.
+        """
+        if self._plan is None:
+            return push, False
+        counts = sum(peer.num_samples for peer in self._plan.peers if peer.peer != sender)
+        records = [record for peer in self._plan.peers if (record := self._group.record(peer.peer)) is not None]
+        others = counts + sum(record.samples for record in records if record.peer != sender)
+        own = max((record.samples + sum(record.counts) for record in records if record.peer == sender), default=0)
+        limit = float(others + min(own, MAX_PROPORTION * others))
+        masses = tuple(m.ShardMass(each.shard, min(each.mass, limit)) for each in push.masses)
+        if self._gossip.config.max_mass < max(each.mass for each in push.masses) or masses == push.masses:
+            return push, False  # what no honest peer sends is refused, not cut
+        return dataclasses.replace(push, masses=masses), True
 
     def round_finished(self, now: float) -> Effects:
         """There is something new to share."""

@@ -1,13 +1,14 @@
 """The serving end of blob transfers: whose bytes are read next.
 
-Responsible for fairness between those who fetch. Invariant: at most ``max_reads`` reads are under way (so this many
-chunks are in memory), at most ``max_queued_per_peer`` wait for each requester, and requesters take turns. What does
-not fit is dropped without a word: whoever fetches asks again.
+Responsible for fairness between those who fetch. Nothing is read for one whose link has no room for it. Invariant: at
+most ``max_reads`` reads are under way (so this many chunks are in memory), at most ``max_queued_per_peer`` wait for
+each requester, and requesters take turns. What does not fit is dropped without a word: whoever fetches asks again.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from p2ptrain.errors import LocalError
@@ -32,7 +33,8 @@ class ReadChunk:
 class Serving:
     """Reads for others: a bounded queue each, one read of each in turn, a bounded number of reads at once."""
 
-    def __init__(self, max_reads: int, max_queued_per_peer: int) -> None:
+    def __init__(self, max_reads: int, max_queued_per_peer: int, has_room: Callable[[PeerId], bool]) -> None:
+        self._has_room = has_room
         self._max_reads = max_reads
         self._max_queued_per_peer = max_queued_per_peer
         self._queues: OrderedDict[PeerId, deque[Fetch]] = OrderedDict()
@@ -70,6 +72,15 @@ class Serving:
         self._forget(peer, None)
         return self._pump()
 
+    @property
+    def is_waiting(self) -> bool:
+        """Somebody's read waits for nothing but room on a link: see again soon (``look``)."""
+        return any(self._queues.values()) and len(self._reading) < self._max_reads
+
+    def look(self) -> list[Send | ReadChunk]:
+        """A link may have room now."""
+        return self._pump()
+
     def _forget(self, peer: PeerId, blob: BlobId | None) -> None:
         queue = self._queues.pop(peer, deque())
         kept = deque(fetch for fetch in queue if blob is not None and fetch.blob != blob)
@@ -84,7 +95,7 @@ class Serving:
             if len(self._reading) >= self._max_reads:
                 break
             peer, queue = self._queues.popitem(last=False)
-            if queue:
+            if queue and self._has_room(peer):
                 fetch = queue.popleft()
                 if (peer, fetch.blob, fetch.offset) in self._reading:
                     queue.append(fetch)  # the same place in another length: after the read under way

@@ -16,7 +16,7 @@ each time-out in a row without any sign of life.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from p2ptrain.errors import LocalError, RemoteError
@@ -27,6 +27,8 @@ from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.wire.messages import Chunk, Fetch, FetchRefused
 
 _MAX_REMEMBERED_REQUESTS = 16384
+ROOM_S = 0.05
+"""Between two looks whether a link has room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,12 @@ class Transfers:
         self._peers: dict[PeerId, Source] = {}
         self._asked: OrderedDict[tuple[PeerId, BlobId, int], frozenset[int]] = OrderedDict()
         """Lengths asked for, by peer, blob and offset; kept after arrival, so that late and double chunks are known."""
-        self._serving = Serving(self._config.max_reads, self._config.max_reads_queued_per_peer)
+        self.has_room: Callable[[PeerId], bool] = lambda peer: True
+        """Whether a peer's link takes more of what it asked for. The node says so."""
+        self._look_at = 0.0
+        self._serving = Serving(
+            self._config.max_reads, self._config.max_reads_queued_per_peer, lambda peer: self.has_room(peer)
+        )
 
     # --- fetching ---------------------------------------------------------------------------------------------------
 
@@ -143,8 +150,11 @@ class Transfers:
         return effects + self._pump(now)
 
     def tick(self, now: float) -> list[Effect]:
-        """Give up what is overdue, and ask again."""
+        """Give up what is overdue, and ask again; serve those whose links have room by now."""
         effects: list[Effect] = []
+        if self._serving.is_waiting and now >= self._look_at:
+            self._look_at = now + ROOM_S
+            effects += self._serving.look()
         for fetch in [f for f in self._fetches.values() if f.state == "fetching"]:
             if now >= fetch.fails_at(self._config):
                 waited = now - fetch.progress_at
@@ -164,6 +174,7 @@ class Transfers:
     def next_deadline(self) -> float:
         fetching = [fetch for fetch in self._fetches.values() if fetch.state == "fetching"]
         times = [fetch.fails_at(self._config) for fetch in fetching]
+        times += [self._look_at] if self._serving.is_waiting else []
         times += [request.expires_at for fetch in fetching for request in fetch.requests.values()]
         return min(times, default=NEVER)
 

@@ -1,7 +1,7 @@
 """Which plan a peer follows: proposals, news of better ones, and the rule by which all end up with the same.
 
-Invariant: the plan in force only ever gives way to a better one that parsed and verified. Better is the higher epoch,
-and of one epoch the lower hash: a total order, so peers that can hear each other converge with no coordinator.
+Invariant: the plan in force only gives way to a better one that parsed and verified, be it ours. Better is the higher
+epoch, and of one epoch the lower hash: a total order, so peers that hear each other converge with no coordinator.
 
 Theory. A plan is a pure function of its inputs, which it carries; anyone may propose and everyone can check. To keep
 rivals rare, only the fastest ready member proposes (of equals the lowest id), once its view of the ready members has
@@ -25,7 +25,7 @@ of a higher epoch yet.
     pending --(members changed, or ``vote_s`` without a majority)--> following, and the members settle anew
     pending --(proposed here, ``alone_s`` without enough peers: go alone)--> following
 
-How a better plan is fetched: ``plan_fetch``.
+How a better plan is fetched: ``plan_fetch``. What it has to follow from: ``parentage``.
 
 What a plan is stays with the caller's ``rules``; the answer to a ``PlanWork`` counts if the members are still the same.
 """
@@ -40,8 +40,9 @@ from typing import Generic
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import JobId, PeerId
 from p2ptrain.protocol.consensus.ballot import Ballot, PlanRef, carries
-from p2ptrain.protocol.consensus.candidates import seen, seniority, votes_missing
+from p2ptrain.protocol.consensus.candidates import objection, proposal_words, seen, seniority, settle_s, votes_missing
 from p2ptrain.protocol.consensus.epochs import GENERATION, epoch_apart
+from p2ptrain.protocol.consensus.parentage import Parentage
 from p2ptrain.protocol.consensus.plan_fetch import PlanFetch, remember
 from p2ptrain.protocol.consensus.rules import AgreementConfig, Effect, P, PlanAdopted, PlanResult, Rules, VoteFor
 from p2ptrain.protocol.machine import NEVER, Note, Send
@@ -84,7 +85,8 @@ class Agreement(Generic[P]):
         """How often the rules came to know more."""
         self.problem = ""
         """Why no plan could be made when one was last asked for; "" = nothing stood in the way."""
-        self._fetch = PlanFetch(own_id, self.config.fetch, lambda name: self._ballot.get(name) is not None)
+        self._parentage: Parentage[P] = Parentage(self._plans, lambda name: self._ballot.get(name), rules.verify)
+        self._fetch = PlanFetch(own_id, self.config.fetch, lambda name: self._parentage.get(name) is not None)
         self._ballot: Ballot[P] = Ballot(own_id, self.config.vote_s, self.config.alone_s)
         self._proposed = ""
         self._proposed_to: frozenset[PeerId] = frozenset()
@@ -111,13 +113,13 @@ class Agreement(Generic[P]):
         return self.current is not None and not self._is_busy() and not self._proposal_wanted()
 
     def next_deadline(self) -> float:
-        return min(self._fetch.deadline(), self._ballot.deadline(), self._proposal_due())
+        orphan = self._parentage.deadline()
+        return min(self._fetch.deadline(), self._ballot.deadline(), self._proposal_due(), orphan)
 
     def waiting_for(self, now: float) -> str:
         """In words, for status: what this peer waits for, and what happens then. "" when for nothing."""
         if self._fetch.asking is not None:
-            ref, asked = self._fetch.asking.ref, self._fetch.asking.asked
-            return f"plan {ref.hash[:8]} of epoch {ref.epoch}, asked {asked[-1] if asked else 'nobody'} ({len(asked)})"
+            return str(self._fetch.asking)
         if self.current is None and len(self._members) < self.config.min_peers:
             unready = f"; not ready yet: {', '.join(self._unready)}" if self._unready else ""
             return f"{self._rules.wanted}: {len(self._members)} of {self.config.min_peers} are here{unready}"
@@ -128,10 +130,7 @@ class Agreement(Generic[P]):
         if self._asking is not None:
             return f"a plan for {len(self._members)} peers, which this peer works out"
         if self._members and self._proposal_wanted() and (self.current is None or self._members[0].peer == self.own_id):
-            proposer = self._members[0].peer
-            who = "this peer" if proposer == self.own_id else proposer
-            left = max(0.0, self._settled_since + self._settle_s() - now)
-            return f"{who} to propose a plan for {len(self._members)} peers, in {left:.0f} s if nobody comes or goes"
+            return proposal_words(self.own_id, self._members, self._settled_since + self._settle_s() - now)
         return ""
 
     # --- events ---------------------------------------------------------------------------------------------------
@@ -151,6 +150,7 @@ class Agreement(Generic[P]):
         self._records = tuple(record for record in records if record.peer != self.own_id)
         self._ballot.poll(self._records, left)
         self._fetch.claimed(self._claims())
+        self._parentage.followed((record.plan for record in self._records), now)
         self._count_heads(now)
         self._look_at_vote(now)
         return self.tick(now)
@@ -170,9 +170,9 @@ class Agreement(Generic[P]):
             return self.tick(now)  # members came or went, or another plan is in force: it may not be true any more
         plan = self._rules.timed(answer.plan, self._next_epoch()) if answer.plan is not None else None
         self._answered, self._needed, self.problem = asked, plan is not None, answer.problem
-        if plan is None or self._is_busy():
-            return self.tick(now)
-        return self._propose(plan, now)
+        if plan is not None and (why := objection(self._rules, plan, self.current)):
+            plan, self._needed, self.problem = None, False, why
+        return self.tick(now) if plan is None or self._is_busy() else self._propose(plan, now)
 
     def received(self, sender: PeerId, message: PlanRequest | PlanReply | PlanVote, now: float) -> list[Effect[P]]:
         """Raises ``RemoteError`` for a plan that nobody asked for, or that can't be followed."""
@@ -192,16 +192,21 @@ class Agreement(Generic[P]):
             raise RemoteError("plan-unasked", name[:8])
         try:
             plan = self._rules.parse(message.data)
-            parent = self._known(plan.parent)
-            if not self._rules.verify(plan, parent[0] if parent else None):
-                raise RemoteError("plan-verify", f"{name[:8]} does not follow from its inputs")
         except RemoteError:
             self._fetch.refuse(name)
             raise
+        if not self._parentage.follows(name, plan):
+            self._fetch.refuse(name)
+            if plan.proposer == sender:
+                raise RemoteError("plan-verify", f"{name[:8]} does not follow from its inputs")
+            return [Note("plan-refused", (("plan", name), ("peer", plan.proposer))), *self.tick(now)]
         ref = PlanRef(plan.epoch, name)
         self._fetch.known(ref)
         if ref.beats(self._ref):
             self._ballot.stand(ref, plan, message.data)
+        else:
+            self._parentage.keep(name, plan)
+        self._fetch.claimed(self._claims())
         return self.tick(now)
 
     def tick(self, now: float) -> list[Effect[P]]:
@@ -215,7 +220,10 @@ class Agreement(Generic[P]):
         return record.phase not in ("observing", "failed") and self._rules.is_ready(record)
 
     def _claims(self) -> Iterator[tuple[PeerId, str, int]]:
-        """Who has which plan, and of which epoch it ought to be."""
+        """Who has which plan, and of which epoch it ought to be; and who may have one that another follows from."""
+        for ref, plan in self._ballot.candidates():
+            wanted_by = self._ballot.wanted_by(ref.hash) if (missing := self._parentage.missing(plan)) else ()
+            yield from ((peer, missing, ref.epoch) for peer in sorted(wanted_by))
         for record in self._records:
             yield record.peer, record.plan, record.epoch
             if self.config.majority and record.vote != record.plan:
@@ -232,7 +240,8 @@ class Agreement(Generic[P]):
     def _decide(self, now: float) -> list[Effect[P]]:
         """Follow the best plan that may take effect; vote for what is better; and see what comes of the own vote."""
         effects: list[Effect[P]] = []
-        while carried := next((each for each in self._ballot.candidates() if self._may_follow(*each)), None):
+        self._parentage.settled(ref.hash for ref, _ in self._ballot.candidates())
+        while carried := next((each for each in self._ballot.candidates() if self._may_follow(*each, now)), None):
             ref, plan = carried
             effects += self._follow(plan, now, proposed_here=ref.hash == self._proposed)
         if now >= self._ballot.deadline():
@@ -244,13 +253,19 @@ class Agreement(Generic[P]):
                 effects += self._ballot.correction(ref, plan.proposer)
         return effects
 
-    def _may_follow(self, ref: PlanRef, plan: P) -> bool:
+    def _may_follow(self, ref: PlanRef, plan: P, now: float) -> bool:
+        followers = self._ballot.followers(ref.hash)
+        if not self._parentage.may_follow(ref.hash, plan, self.epoch, len(followers), now):
+            return False
+        if not self._parentage.is_sound(ref.hash, plan):
+            self._fetch.refuse(ref.hash)
+            self._ballot.drop(ref.hash)
+            return False
         if not self.config.majority or not plan.parent:
             return True
         electorate = self._electorate(plan)
         if plan.parent == self.hash and electorate is not None and carries(self._ballot.voters(ref.hash), electorate):
             return True
-        followers = self._ballot.followers(ref.hash)
         if not (followers if electorate is None else followers & electorate):
             return False
         if plan.parent == self.hash or self.current is None:
@@ -276,7 +291,7 @@ class Agreement(Generic[P]):
         return [Send(record.peer, PlanVote(ref.hash, ref.epoch, adopted)) for record in self._records]
 
     def _look_at_vote(self, now: float) -> None:
-        """Is what this peer voted for still the plan to have? Others may be here now, or more be known to be saved."""
+        """Is what this peer voted for still the plan to have?"""
         own = self._ballot.own
         known = self._ballot.get(own.hash) if own is not None else None
         if own is None or known is None:
@@ -316,9 +331,8 @@ class Agreement(Generic[P]):
         """Of a proposal: one that this peer has not voted for, and that beats the plans of others that are known."""
         if not self.config.majority or self.current is None:
             return self.epoch + 1
-        if any(
-            plan.parent != self.hash and self._ballot.followers(ref.hash) for ref, plan in self._ballot.candidates()
-        ):
+        known = self._ballot.candidates()
+        if any(plan.parent != self.hash and self._ballot.followers(ref.hash) for ref, plan in known):
             return self._epoch_apart()
         return max(self.epoch, self._ballot.latest_epoch(self.epoch // GENERATION)) + 1
 
@@ -346,30 +360,18 @@ class Agreement(Generic[P]):
 
     def _is_busy(self) -> bool:
         """Working out whether a plan is needed, fetching a better one, or waiting for what the own vote brings."""
-        return self._asking is not None or self._fetch.asking is not None or self._ballot.own is not None
+        return any(each is not None for each in (self._asking, self._fetch.asking, self._ballot.own))
 
     def _turn(self) -> float:
         """When this peer may propose; NEVER as long as it is not ready itself.
 
-        It does not look any sooner whether a plan is needed: on a small device that takes seconds, which its stage
-        would wait for.
+        It looks no sooner whether a plan is needed: that takes a small device seconds, which its stage would wait for.
         """
-        rank = next((place for place, record in enumerate(self._members) if record.peer == self.own_id), None)
-        if rank is None:
-            return NEVER
+        rank = next((place for place, record in enumerate(self._members) if record.peer == self.own_id), NEVER)
         return self._settled_since + self._settle_s() + rank * self.config.takeover_s
 
     def _settle_s(self) -> float:
-        if self.current is None:
-            return self.config.settle_s
-        participants = set(self._rules.participants(self.current))
-        present = participants.intersection(record.peer for record in self._members)
-        if 2 * len(present) < len(participants):
-            return max(self.config.settle_s, self.config.minority_s)
-        returning = participants.intersection(r.peer for r in self._records) - present  # here again, and not ready yet
-        if not returning and self._rules.is_torn(self.current, self._members):
-            return min(self.config.settle_s, self.config.torn_s)
-        return self.config.settle_s
+        return settle_s(self.config, self._rules, self.current, self._members, self._records)
 
     def _propose(self, plan: P, now: float) -> list[Effect[P]]:
         if not self.config.majority or not plan.parent:
@@ -386,7 +388,7 @@ class Agreement(Generic[P]):
         name = hashlib.sha256(data).hexdigest()
         self.current, self._ref = plan, PlanRef(plan.epoch, name)
         self._fetch.known(self._ref)
-        self._fetch.asking = None
+        self._fetch.stop()
         self._settled_since = max(self._settled_since, now)
         remember(self._plans, name, (plan, data), HISTORY)
         fields = (("plan", name), ("epoch", plan.epoch), ("proposed_here", int(proposed_here)))

@@ -120,6 +120,10 @@ class Ballot(Generic[T]):
         for worst in [ref for ref in best_first(self._candidates) if ref != self.own][MAX_CANDIDATES:]:
             del self._candidates[worst]
 
+    def drop(self, name: str) -> None:
+        """It can't be followed after all."""
+        self._candidates = {ref: found for ref, found in self._candidates.items() if ref.hash != name}
+
     def get(self, name: str) -> tuple[T, bytes] | None:
         return next((found for ref, found in self._candidates.items() if ref.hash == name), None)
 

@@ -1,14 +1,18 @@
 """Who may be given a part by a plan: who of them proposes first, what of each bears on it, and whose votes are missing.
 
+And what others would have against a proposal.
+
 Invariant: pure; by what the members' records say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 
+from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.consensus.ballot import PlanRef
+from p2ptrain.protocol.consensus.rules import AgreementConfig, P, Rules
 from p2ptrain.wire.messages import NO_PART, Record
 
 
@@ -31,3 +35,35 @@ def votes_missing(ref: PlanRef, electorate: Collection[PeerId], voters: Collecti
     names = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
     num_votes = len(electorate) - len(missing)
     return f"votes for plan {ref.hash[:8]} of epoch {ref.epoch}: {num_votes} of {len(electorate)}, not yet {names}"
+
+
+def proposal_words(own: PeerId, members: Sequence[Record], left_s: float) -> str:
+    """Who proposes next, and when."""
+    who = "this peer" if members[0].peer == own else members[0].peer
+    when = f"in {max(0.0, left_s):.0f} s if nobody comes or goes"
+    return f"{who} to propose a plan for {len(members)} peers, {when}"
+
+
+def settle_s(
+    config: AgreementConfig, rules: Rules[P], current: P | None, members: Sequence[Record], others: Iterable[Record]
+) -> float:
+    """How long the ready ``members`` have to stay the same before somebody proposes; ``others`` are here, at least."""
+    if current is None:
+        return config.settle_s
+    participants = set(rules.participants(current))
+    present = participants.intersection(record.peer for record in members)
+    if 2 * len(present) < len(participants):
+        return max(config.settle_s, config.minority_s)
+    returning = participants.intersection(record.peer for record in others) - present  # here again, and not ready yet
+    if not returning and rules.is_torn(current, members):
+        return min(config.settle_s, config.torn_s)
+    return config.settle_s
+
+
+def objection(rules: Rules[P], plan: P, parent: P | None) -> str:
+    """Why others would refuse our own proposal; "" = they would not."""
+    try:
+        sound = rules.parse(plan.to_json().encode()) == plan and rules.verify(plan, parent)
+    except RemoteError as error:
+        return f"what this peer would propose is none: {error.detail}"
+    return "" if sound else "what this peer would propose does not follow from its inputs"

@@ -1,6 +1,7 @@
-"""Getting the plan that is best of those known by name only: whom to ask for it, when again, and when to let it be.
+"""Getting the plans that are known by name only: whom to ask for them, when again, and when to let them be.
 
-Invariant: one plan at a time is asked for, of one holder after the other; what is remembered is bounded.
+Invariant: a few plans at a time are asked for, each of one holder after the other; what is remembered is bounded. Who
+names plans that it never delivers keeps nobody from getting those of others, and soon from nothing else (``asking``).
 
     wanted --ask a holder--> asked --(timeout)--> ask the next one --(``max_asks`` in vain)--> ignored for ``ignore_s``
     asked --a plan of that name--> known, or refused for good
@@ -20,6 +21,7 @@ from p2ptrain.wire.messages import PlanRequest
 
 REMEMBERED = 256
 """Hashes remembered as refused, asked for, or of known epoch."""
+MAX_HOLDERS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,10 @@ class FetchConfig:
     max_timeout_s: float = 5.0
     max_asks: int = 10
     ignore_s: float = 30.0
+    max_at_once: int = 8
+    """Plans: one peer names two or three."""
+    max_vain: int = 6
+    """Who was asked so often in a row without an answer is waited for no more."""
 
 
 @dataclass(slots=True)
@@ -39,12 +45,19 @@ class Asking:
     next_ask: float
     asked: list[PeerId] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        asked = f"asked {self.asked[-1] if self.asked else 'nobody'} ({len(self.asked)})"
+        return f"plan {self.ref.hash[:8]} of epoch {self.ref.epoch}, {asked}"
+
 
 class PlanFetch:
     """``has``: whether a plan of that name is here."""
 
     def __init__(self, own_id: PeerId, config: FetchConfig, has: Callable[[str], bool]) -> None:
-        self.asking: Asking | None = None
+        self._askings: dict[PlanRef, Asking] = {}
+        """The best first."""
+        self._vain: OrderedDict[PeerId, int] = OrderedDict()
+        """How often in a row a peer was asked and did not answer."""
         self._own_id = own_id
         self._config = config
         self._has = has
@@ -56,8 +69,17 @@ class PlanFetch:
         self._asked: OrderedDict[str, set[PeerId]] = OrderedDict()
         self._ignored: OrderedDict[str, float] = OrderedDict()
 
+    @property
+    def asking(self) -> Asking | None:
+        """For the best plan that may well come."""
+        return next((each for each in self._askings.values() if self._is_hopeful(each.ref)), None)
+
+    def _is_hopeful(self, ref: PlanRef) -> bool:
+        holders = self._claims.get(ref, ())
+        return any(self._vain.get(peer, 0) < self._config.max_vain for peer in holders)
+
     def deadline(self) -> float:
-        asking = self.asking.next_ask if self.asking else NEVER
+        asking = min((each.next_ask for each in self._askings.values()), default=NEVER)
         return min(asking, min(self._ignored.values(), default=NEVER))
 
     def claimed(self, claims: Iterable[tuple[PeerId, str, int]]) -> None:
@@ -80,45 +102,55 @@ class PlanFetch:
         """A plan has come. Whether this peer was asked for it; else the next one is asked for what was."""
         if sender in self._asked.get(name, ()):
             del self._asked[name]
+            self._vain.pop(sender, None)
             return True
-        if self.asking is not None and self.asking.asked[-1:] == [sender]:
-            self.asking.next_ask = now
+        for asking in self._askings.values():
+            if asking.asked[-1:] == [sender]:
+                asking.next_ask = now
         return False
 
     def refuse(self, name: str) -> None:
         """What has come under that name can't be followed."""
         remember(self._refused, name, None)
-        if self.asking is not None and self.asking.ref.hash == name:
-            self.asking = None
+        self._askings = {ref: each for ref, each in self._askings.items() if ref.hash != name}
+
+    def stop(self) -> None:
+        """Another plan is in force: what is better than that is asked for anew."""
+        self._askings = {}
 
     def pursue(self, current: PlanRef | None, now: float) -> list[Send | Note]:
-        """Ask for the best plan that beats the ``current`` one and is not here."""
+        """Ask for the best plans that beat the ``current`` one and are not here."""
         for name in [name for name, until in self._ignored.items() if now >= until]:
             del self._ignored[name]
         better = (ref for ref in self._claims if ref.beats(current) and not self._has(ref.hash))
         sought = [ref for ref in better if ref.hash not in self._refused and ref.hash not in self._ignored]
-        if not sought:
-            self.asking = None
-            return []
-        best = best_first(sought)[0]
-        if self.asking is None or self.asking.ref != best:
-            self.asking = Asking(best, now)
-        asking, config = self.asking, self._config
-        if now < asking.next_ask:
-            return []
-        if len(asking.asked) >= config.max_asks:
-            remember(self._ignored, best.hash, now + config.ignore_s)
-            note = Note("plan-not-got", (("plan", best.hash), ("epoch", best.epoch), ("asked", len(asking.asked))))
-            return [note, *self.pursue(current, now)]
-        holders = self._claims[best]
+        best = best_first(sought)[: self._config.max_at_once]
+        self._askings = {ref: self._askings.get(ref) or Asking(ref, now) for ref in best}
+        effects: list[Send | Note] = []
+        for ref, asking in list(self._askings.items()):
+            if now < asking.next_ask:
+                continue
+            if len(asking.asked) < self._config.max_asks:
+                effects.append(self._ask(asking, now))
+                continue
+            del self._askings[ref]
+            remember(self._ignored, ref.hash, now + self._config.ignore_s)
+            asked = (("plan", ref.hash), ("epoch", ref.epoch), ("asked", len(asking.asked)))
+            effects.append(Note("plan-not-got", asked))
+        return effects
+
+    def _ask(self, asking: Asking, now: float) -> Send:
+        ref, config = asking.ref, self._config
+        holders = self._claims[ref]
         after = [peer for peer in holders if peer > self._own_id] + [peer for peer in holders if peer < self._own_id]
         holder = min(after, key=asking.asked.count)  # each in turn, and not all peers the same one
         rounds = asking.asked.count(holder)
         asking.asked.append(holder)
         asking.next_ask = now + min(config.request_timeout_s * 2**rounds, config.max_timeout_s)
-        self._asked.setdefault(best.hash, set()).add(holder)
-        remember(self._asked, best.hash, self._asked[best.hash])
-        return [Send(holder, PlanRequest(best.hash))]
+        remember(self._vain, holder, self._vain.get(holder, 0) + 1, MAX_HOLDERS)
+        self._asked.setdefault(ref.hash, set()).add(holder)
+        remember(self._asked, ref.hash, self._asked[ref.hash])
+        return Send(holder, PlanRequest(ref.hash))
 
 
 _K = TypeVar("_K")

@@ -2,7 +2,7 @@
 
 Invariant: nobody is called dead within ``suspicion_min`` seconds of a sign of life that this peer itself saw, nor for
 any time during which this peer itself was not running; and whoever is alive and reachable can always talk itself back
-to life, by an incarnation that only it raises.
+to life, by an incarnation that only it raises, and signs (``words``). Only it says that it left.
 
 Theory. Every ``period_s`` a member pings the next one of a shuffled round, so each is probed once a round by each
 (SWIM, Das, Gupta, Motivala, DSN 2002). No ack within a time learnt from measured round trips: ping again, and ask
@@ -21,17 +21,20 @@ probe and ack repeats a few random members, so that views that differ for any re
     (unknown) --alive(i) or link admitted--> alive(i)                            PeerJoined
     alive(i), suspect(i), dead(i), left(i) --alive(j), j > i--> alive(j)         PeerRefuted from suspect,
                                                                                  PeerJoined from dead and left
-    alive(i) --own probe failed, or accusation(j), j >= i--> suspect(j)          PeerSuspected
-    suspect(i) --timeout, or dead(j), j >= i, and no recent sign of life--> dead PeerFailed
+    alive(i) --own probe failed, or called suspect(j) or dead(j), j >= i--> suspect(j)    PeerSuspected
+    suspect(i) --timeout, or dead(j), j >= i, by another than its only accuser, and no recent sign of life--> dead
+                                                                                 PeerFailed
     alive(i), suspect(i) --left(j), j >= i--> left                               PeerLeft
     dead, left --remember_s--> (unknown)
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
@@ -40,7 +43,6 @@ from p2ptrain.protocol.group.roster import Roster
 from p2ptrain.protocol.group.rumours import MAX_RUMOURS, Rumours
 from p2ptrain.protocol.group.swim import (
     LAN,
-    WAN,
     Effect,
     MembershipConfig,
     PeerFailed,
@@ -50,21 +52,10 @@ from p2ptrain.protocol.group.swim import (
     PeerSuspected,
     Suspicion,
 )
+from p2ptrain.protocol.group.words import Words
 from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.protocol.signing import Statements
 from p2ptrain.wire.messages import Ack, MemberState, Ping, PingRequest, Rumour
-
-__all__ = [
-    "LAN",
-    "WAN",
-    "Effect",
-    "Membership",
-    "MembershipConfig",
-    "PeerFailed",
-    "PeerJoined",
-    "PeerLeft",
-    "PeerRefuted",
-    "PeerSuspected",
-]
 
 MAX_INCARNATION = 2**53
 
@@ -79,15 +70,20 @@ class Membership:
         now: float,
         config: MembershipConfig = LAN,
         *,
+        statements: Statements,
+        key_of: Callable[[PeerId], bytes | None],
+        refused: Counter[str],
         members: Iterable[PeerId] = (),
         incarnation: int = 0,
     ) -> None:
-        """``members`` are taken for alive from the start, without an event."""
+        """``members`` are taken for alive from the start, without an event. ``key_of``: as far as one is known.
+        ``refused``: here is counted what was not believed."""
         self.own_id = own_id
         self.config = config
         self._rng = rng
         self._leaving = False
-        self._roster = Roster(own_id, incarnation, members, rng)
+        self._words = Words(own_id, statements, key_of, refused)
+        self._roster = Roster(self._words.own(incarnation), members, rng)
         self._rumours = Rumours(self._roster, config, now)
         self._probing = Probing(config)
         self._heard: dict[PeerId, float] = {}
@@ -183,7 +179,7 @@ class Membership:
     def leave(self, now: float) -> list[Effect]:
         """Say goodbye to up to 64 members, who pass it on; afterwards only answer."""
         self._leaving = True
-        own = self._roster.own = Rumour(self.own_id, "left", self._roster.own.incarnation)
+        own = self._roster.own = self._words.own(self._roster.own.incarnation, left=True)
         if not self.config.announce:
             return []
         return [Send(peer, Ping(0, (own,))) for peer in self._roster.sample(64)]
@@ -197,7 +193,7 @@ class Membership:
             self._probe_overdue(sequence, probe, now, effects)
         for peer, suspicion in list(self._suspicions.items()):
             if suspicion.deadline <= now:
-                self._bury(Rumour(peer, "dead", self._roster.members[peer].incarnation), now, effects)
+                self._bury(self._roster.as_known(peer, "dead"), now, effects)
             elif suspicion.next_ping <= now:
                 suspicion.next_ping = now + self.config.accuse_period_s
                 effects.append(self._rumours.tell(peer))
@@ -278,19 +274,19 @@ class Membership:
 
     def _accuse(self, peer: PeerId, now: float, effects: list[Effect]) -> None:
         """We ourselves could not reach it: suspect it, say so, and ask it."""
-        incarnation = self._roster.members[peer].incarnation
-        suspicion = self._suspicions.get(peer) or self._suspect(peer, incarnation, now, effects)
+        suspicion = self._suspicions.get(peer) or self._suspect(self._roster.members[peer], now, effects)
         suspicion.accusers.add(self.own_id)
         suspicion.next_ping = min(suspicion.next_ping, now)
         suspicion.set_deadline(self.suspicion_min_s(), self.config.suspicion_stretch)
         self._rumours.spread(peer, now)
 
-    def _suspect(self, peer: PeerId, incarnation: int, now: float, effects: list[Effect]) -> Suspicion:
+    def _suspect(self, as_of: Rumour, now: float, effects: list[Effect]) -> Suspicion:
+        peer = as_of.peer
         expected = min(self.config.confirmations, len(self._roster.round) - 1)
         floor = self._heard.get(peer, -NEVER) + self.suspicion_min_s()
         suspicion = Suspicion(now, floor, expected)
         self._suspicions[peer] = suspicion
-        self._roster.members[peer] = Rumour(peer, "suspect", incarnation)
+        self._roster.members[peer] = dataclasses.replace(as_of, state="suspect")
         self._rumours.discard(peer)
         suspicion.set_deadline(self.suspicion_min_s(), self.config.suspicion_stretch)
         effects.append(PeerSuspected(peer))
@@ -313,6 +309,8 @@ class Membership:
             self._hear_of_ourselves(rumour, now, effects)
             return
         member = self._roster.members.get(peer)
+        if not self._words.is_believed(rumour, member):
+            return
         if member is None:
             if rumour.state == "alive" and len(self._roster.members) < self.config.max_members:
                 self._believe(rumour, now, effects)
@@ -325,35 +323,39 @@ class Membership:
             stale.append(peer)
         elif peer in self._roster.gone:
             return
-        elif rumour.state == "left" or (rumour.state == "dead" and not self._heard_lately(peer, now)):
+        elif rumour.state == "left" or (rumour.state == "dead" and self._is_plausible(sender, peer, now)):
             self._bury(rumour, now, effects)
-        else:  # accused, or called dead by one who has not heard what we heard
-            self._hear_accusation(sender, rumour, now, effects)
+        else:  # accused, or called dead by one alone, or by one who has not heard what we heard
+            newer = rumour.incarnation > member.incarnation
+            self._hear_accusation(sender, rumour if newer else member, now, effects)
 
-    def _hear_accusation(self, sender: PeerId, rumour: Rumour, now: float, effects: list[Effect]) -> None:
-        peer = rumour.peer
+    def _hear_accusation(self, sender: PeerId, as_of: Rumour, now: float, effects: list[Effect]) -> None:
+        peer = as_of.peer
         suspicion = self._suspicions.get(peer)
         if suspicion is None:
-            suspicion = self._suspect(peer, rumour.incarnation, now, effects)
+            suspicion = self._suspect(as_of, now, effects)
             if self._rng.random() * len(self._roster.round) < self.config.verifiers:
                 self._probe(peer, now, effects)
-        self._roster.members[peer] = Rumour(peer, "suspect", rumour.incarnation)
+        self._roster.members[peer] = dataclasses.replace(as_of, state="suspect")
         if len(suspicion.accusers) <= suspicion.expected:
             suspicion.accusers.add(sender)
         suspicion.set_deadline(self.suspicion_min_s(), self.config.suspicion_stretch)
 
-    def _heard_lately(self, peer: PeerId, now: float) -> bool:
-        return self._heard.get(peer, -NEVER) + self.suspicion_min_s() > now
+    def _is_plausible(self, sender: PeerId, peer: PeerId, now: float) -> bool:
+        """That it is dead: somebody else, or we ourselves, accuse it, too, and we have not heard it lately."""
+        suspicion = self._suspicions.get(peer)
+        heard_lately = self._heard.get(peer, -NEVER) + self.suspicion_min_s() > now
+        return suspicion is not None and not suspicion.accusers <= {sender} and not heard_lately
 
     def _hear_of_ourselves(self, rumour: Rumour, now: float, effects: list[Effect]) -> None:
         own = self._roster.own
-        if self._leaving or rumour.incarnation < own.incarnation:
-            return
+        if self._leaving or rumour.incarnation < own.incarnation or not self._words.is_believed(rumour, own):
+            return  # what is above our own incarnation has to be of an earlier life of ours
         if rumour.state == "alive" and rumour.incarnation == own.incarnation:
             return
         if rumour.state != "alive":
             self._probing.lag()
-        own = self._roster.own = Rumour(self.own_id, "alive", min(rumour.incarnation + 1, MAX_INCARNATION))
+        own = self._roster.own = self._words.own(min(rumour.incarnation + 1, MAX_INCARNATION))
         self._rumours.spread(self.own_id, now)
         effects.append(Note("refuted", (("state", rumour.state), ("incarnation", own.incarnation))))
 

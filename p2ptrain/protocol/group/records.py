@@ -1,8 +1,8 @@
 """What every peer says of itself, known to all: last-writer-wins registers, one an owner, spread by anti-entropy.
 
-Invariant: a record in the book is the newest that was seen of its owner, its key hashes to its peer, and it fits into
-a message. The own record is what its owner last said: nobody overwrites it, and its version is above all that others
-were seen to hold.
+Invariant: a record in the book is the newest that was seen of its owner, who signed it with the key that its peer is
+named by, and it fits into a message. The own record is what its owner last said: nobody overwrites it, and its version
+is above all that were seen of it. So who passes a record on can change nothing of it, and is never blamed for one.
 
 Theory. Every ``interval_s``, and soon after news, a peer sends a random live one its digest (peer, version). That one
 answers with the records that are newer at its side, and with a second digest of what is newer at the other's, which
@@ -17,7 +17,10 @@ A digest of 1,024 entries or more would not fit a message: then it is an arc of 
 start, so that the receiver knows which absences mean something: those between its first and its last entry.
 
 A restarted peer may have forgotten its version. Versions start from a base that its caller reads off the wall clock
-(milliseconds), and whoever hears that others hold a higher version of its own record goes above it.
+(milliseconds); whoever hears that others hold a higher version of its own record asks for it, and goes above it if it
+did say that.
+
+Whom nobody here has met may not be there at all: of such peers there is room for few (``hearsay``).
 """
 
 from __future__ import annotations
@@ -25,14 +28,17 @@ from __future__ import annotations
 import dataclasses
 import random
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import JobId, PeerId, peer_id
+from p2ptrain.protocol.group.hearsay import Hearsay, HearsayConfig
 from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.protocol.signing import Statements
 from p2ptrain.wire.messages import NO_PART, Record, RecordDigest, Records, RecordVersion
 
 MAX_MESSAGE_BYTES = 56 * 1024
@@ -48,8 +54,12 @@ class RecordConfig:
     soon_s: float = 0.25
     """Rounds after news are at least this far apart, times max(1, records / 32): what a digest costs grows alike."""
     max_records: int = 4096
+    max_bytes: int = 32 << 20
+    """Of all records, as messages would have them."""
+    max_forgotten: int = 512
     max_messages: int = 8
     """``Records`` in answer to one digest; what is left comes in later rounds."""
+    hearsay: HearsayConfig = field(default_factory=HearsayConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +131,24 @@ class RecordBook:
         now: float,
         config: RecordConfig = RecordConfig(),
         *,
+        statements: Statements,
+        refused: Counter[str],
         version_base: int = 0,
     ) -> None:
+        """``refused``: here is counted what was not believed."""
         if peer_id(own.key) != own.peer:
             raise LocalError("the own record's key is not its peer's")
         self.own_id = own.peer
         self.config = config
         self._rng = rng
+        self._statements = statements
+        self._refused = refused
+        self._signed_own = own
+        """The own record as it was last sent."""
+        self._hearsay = Hearsay(config.hearsay)
         self._records = {own.peer: dataclasses.replace(own, version=max(1, own.version, version_base))}
         self._sizes = {own.peer: _fitting_size(self._records[own.peer])}
+        self._num_bytes = self._sizes[own.peer]
         self._forgotten: dict[PeerId, int] = {}
         """Version that a forgotten peer's record had: whoever still holds it shall not bring it back."""
         self._ring: list[PeerId] | None = None
@@ -162,36 +181,50 @@ class RecordBook:
 
     def update(self, now: float, **changes: Any) -> list[Effect]:
         """Say something new of ourselves. Raises ``LocalError`` for fields that are not ours to change."""
-        if changes.keys() & {"peer", "key", "version"}:
-            raise LocalError("peer, key and version of a record are given")
+        if changes.keys() & {"peer", "key", "version", "signature"}:
+            raise LocalError("peer, key, version and signature of a record are given")
         if all(getattr(self.own, name) == value for name, value in changes.items()):
             return []
         return [self._renew(dataclasses.replace(self.own, version=self.own.version + 1, **changes), now)]
 
     def received(self, sender: PeerId, message: RecordDigest | Records, now: float) -> list[Effect]:
-        """Raises ``RemoteError`` before anything is changed."""
+        """Raises ``RemoteError`` for what its sender says of itself."""
         if isinstance(message, RecordDigest):
             return self._compare(sender, message, now)
         if len(message.records) > _MAX_RECORDS:
             raise RemoteError("records", f"{len(message.records)} in a message")
-        sizes = [self._check(record) for record in message.records]
         effects: list[Effect] = []
-        for record, size in zip(message.records, sizes, strict=True):
-            self._learn(record, size, now, effects)
+        for record in message.records:
+            try:
+                size = self._check(record)
+            except RemoteError as error:
+                if record.peer == sender:
+                    raise
+                self._refused[error.reason] += 1
+            else:
+                self._learn(sender, record, size, now, effects)
         return effects
 
+    def met(self, peer: PeerId) -> None:
+        """It proved that it is there."""
+        self._hearsay.met(peer)
+
     def forget(self, peer: PeerId) -> None:
-        """It is long dead. A higher version of its record brings it back."""
+        """It is not there any more. A higher version of its record brings it back."""
         record = self._records.get(peer)
         if peer == self.own_id or record is None:
             return
-        del self._records[peer], self._sizes[peer]
+        del self._records[peer]
+        self._num_bytes -= self._sizes.pop(peer)
+        self._hearsay.forget(peer)
         self._ring = None
         self._forgotten[peer] = record.version
-        while len(self._forgotten) > self.config.max_records:
+        while len(self._forgotten) > self.config.max_forgotten:
             del self._forgotten[next(iter(self._forgotten))]
 
     def tick(self, now: float) -> list[Effect]:
+        for peer in self._hearsay.overdue(self._alive, now):
+            self.forget(peer)
         if now < self._next_round or not self._alive:
             return []
         self._last_round = now
@@ -214,8 +247,6 @@ class RecordBook:
             raise RemoteError("records", "version out of range")
         theirs = {entry.peer: entry.version for entry in digest.versions}
         effects: list[Effect] = []
-        if theirs.get(self.own_id, 0) > self.own.version:
-            effects.append(self._renew(dataclasses.replace(self.own, version=theirs[self.own_id] + 1), now))
         covered: Iterable[PeerId] = theirs
         if digest.want_reply:
             covered = self._known()
@@ -231,8 +262,7 @@ class RecordBook:
             older = [
                 RecordVersion(peer, self._version(peer))
                 for peer, version in theirs.items()
-                if version > self._version(peer)
-                and (peer in self._records or len(self._records) < self.config.max_records)
+                if version > self._version(peer) and (peer in self._records or self._would_take(sender, peer))
             ]
             if older:
                 effects.append(Send(sender, RecordDigest(tuple(older), False)))
@@ -250,7 +280,7 @@ class RecordBook:
                 if len(messages) == self.config.max_messages:
                     return messages
                 batch, size = [], 0
-            batch.append(record)
+            batch.append(record if record.peer != self.own_id else self._signed())
             size += more
         if batch:
             messages.append(Records(tuple(batch)))
@@ -268,18 +298,21 @@ class RecordBook:
         size = record_bytes(record)
         if size > MAX_MESSAGE_BYTES:
             raise RemoteError("record-size", f"{size} bytes of {record.peer}")
+        if not self._statements.is_owners(record):
+            raise RemoteError("record-unsigned", f"a record of {record.peer} that it did not sign")
         return size
 
-    def _learn(self, record: Record, size: int, now: float, effects: list[Effect]) -> None:
+    def _learn(self, sender: PeerId, record: Record, size: int, now: float, effects: list[Effect]) -> None:
         peer = record.peer
         known = self._records.get(peer)
         if peer == self.own_id:
-            if record.version > self.own.version or (record.version == self.own.version and record != self.own):
+            if self.own.version < record.version < MAX_VERSION:
                 effects.append(self._renew(dataclasses.replace(self.own, version=record.version + 1), now))
-        elif record.version > self._version(peer) and (
-            known is not None or len(self._records) < self.config.max_records
-        ):
+        elif record.version > self._version(peer):
+            if known is None and not self._may_come(sender, peer, size, now):
+                return
             self._records[peer] = record
+            self._num_bytes += size - self._sizes.get(peer, 0)
             self._sizes[peer] = size
             self._forgotten.pop(peer, None)
             if known is None:
@@ -287,9 +320,39 @@ class RecordBook:
             effects.append(RecordChanged(peer, known, record))
             self._soon(now)
 
+    def _may_come(self, sender: PeerId, peer: PeerId, size: int, now: float) -> bool:
+        """Whether there is room for a new peer; who was met gives nobody way that is here."""
+        if peer == sender:
+            self._hearsay.met(peer)
+        if not self._would_take(sender, peer, size):
+            self._refused["record-unmet"] += 1
+            return False
+        while not self._has_room(size):
+            gone = next((each for each in self._records if each not in self._alive and each != self.own_id), None)
+            if gone is None:
+                self._refused["records-full"] += 1
+                return False
+            self.forget(gone)
+        self._hearsay.heard(peer, sender, now)
+        return True
+
+    def _would_take(self, sender: PeerId, peer: PeerId, size: int = 0) -> bool:
+        """Whether ``sender`` may tell us of ``peer``."""
+        return self._hearsay.is_met(peer) or peer == sender or (self._hearsay.has_room(sender) and self._has_room(size))
+
+    def _has_room(self, num_bytes: int) -> bool:
+        return len(self._records) < self.config.max_records and self._num_bytes + num_bytes <= self.config.max_bytes
+
+    def _signed(self) -> Record:
+        """The own record. It changes more often than it is sent, so it is signed only here."""
+        if self._signed_own.version != self.own.version or not self._signed_own.signature:
+            self._signed_own = self._statements.signed(self.own)
+        return self._signed_own
+
     def _renew(self, record: Record, now: float) -> RecordChanged:
         size = _fitting_size(record)
         old, self._records[self.own_id] = self.own, record
+        self._num_bytes += size - self._sizes[self.own_id]
         self._sizes[self.own_id] = size
         self._soon(now)
         return RecordChanged(self.own_id, old, record)

@@ -5,12 +5,13 @@ Invariant: ``own`` is not in ``members``; of these, everyone is either in, once 
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Iterable
 from functools import lru_cache
 
 from p2ptrain.ids import PeerId
-from p2ptrain.wire.messages import Rumour
+from p2ptrain.wire.messages import MemberState, Rumour
 
 
 @lru_cache(maxsize=16384)
@@ -19,9 +20,9 @@ def _newborn(peer: PeerId) -> Rumour:
 
 
 class Roster:
-    def __init__(self, own_id: PeerId, incarnation: int, members: Iterable[PeerId], rng: random.Random) -> None:
-        self.own = Rumour(own_id, "alive", incarnation)
-        self.members = {peer: _newborn(peer) for peer in members if peer != own_id}
+    def __init__(self, own: Rumour, members: Iterable[PeerId], rng: random.Random) -> None:
+        self.own = own
+        self.members = {peer: _newborn(peer) for peer in members if peer != own.peer}
         """What we know of each, as we would say it."""
         self.gone: dict[PeerId, float] = {}
         """Dead and left ones, and since when."""
@@ -36,6 +37,10 @@ class Roster:
         if self._alive is None:
             self._alive = frozenset(self.round)
         return self._alive
+
+    def as_known(self, peer: PeerId, state: MemberState) -> Rumour:
+        """``peer`` in another state, as of the incarnation that is known."""
+        return dataclasses.replace(self.members[peer], state=state)
 
     def sample(self, count: int) -> list[PeerId]:
         """Up to ``count`` of those that are in."""

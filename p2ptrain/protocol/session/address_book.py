@@ -157,11 +157,16 @@ class AddressBook:
                 del self._targets[target.address]
 
     def _make_room(self, in_use: Collection[str]) -> bool:
-        """Forget the oldest address that is neither in use nor given by the user, if there has to be room."""
+        """Forget an address that is neither in use nor given by the user, if there has to be room.
+
+        Any one of those that never led anywhere, or whoever names most would push out all that others name; first of
+        those that anybody in the network could show. Only then the oldest.
+        """
         if len(self._targets) >= MAX_ADDRESSES:
-            spare = (each.address for each in self._targets.values() if not each.kept and each.address not in in_use)
-            oldest = next(spare, None)
-            if oldest is None:
+            spare = [each for each in self._targets.values() if not each.kept and each.address not in in_use]
+            if not spare:
                 return False
-            del self._targets[oldest]
+            unmet = [each for each in spare if not each.last_key]
+            shown = [each for each in unmet if each.source == "mdns"]
+            del self._targets[(self._rng.choice(shown or unmet) if unmet else spare[0]).address]
         return True

@@ -19,6 +19,7 @@ from typing import Any
 
 from p2ptrain.core.effects import Effects
 from p2ptrain.errors import UserError
+from p2ptrain.ids import PeerId
 from p2ptrain.net.asking import Asking
 from p2ptrain.net.discovery import Discovery, resolve
 from p2ptrain.net.interfaces import usable_addresses
@@ -100,6 +101,7 @@ class Node:
         await self.transport.start()
         self._addresses = self.addresses()
         self.core = self.make_core()
+        self.core.transfers.has_room = self._has_room
         self._tell_loopback(self._hosts_found())
         for host, port in endpoints:
             self._spawn(self._dial_given(host, port))
@@ -228,6 +230,10 @@ class Node:
         core = self.core
         if core is not None:
             self.feed(lambda now: core.chunk_read(effect, data, now))
+
+    def _has_room(self, peer: PeerId) -> bool:
+        address = self.core.sessions.address_of(peer) if self.core is not None else None
+        return address is None or self.transport.has_room(address)
 
     def put_off_read(self, effect: ReadChunk) -> None:
         """The blob is here, and can't be read for now."""

@@ -21,11 +21,13 @@ from p2ptrain.ids import BlobId, PeerId, peer_id
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.net.keys import Group, new_identity
+from p2ptrain.net.signing import signing_of
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
 from p2ptrain.protocol.session.sessions import MAX_PEERS
+from p2ptrain.protocol.signing import Signing, Statements
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import NetworkConfig, Node
 from p2ptrain.runtime.peer.core import Core
@@ -48,8 +50,14 @@ class Observer(Core):
     """Collects records, job and plan, and fetches blobs."""
 
     def __init__(
-        self, own_key: bytes, proof_key: bytes, addresses: tuple[str, ...], bulk_port: int, rng: random.Random
-    ):
+        self,
+        own_key: bytes,
+        proof_key: bytes,
+        addresses: tuple[str, ...],
+        bulk_port: int,
+        rng: random.Random,
+        signing: Signing,
+    ) -> None:
         super().__init__(
             own_key,
             proof_key,
@@ -60,6 +68,7 @@ class Observer(Core):
             is_member=lambda peer: False,  # no membership here: whoever falls silent is dropped, and looked for
             max_visitors=MAX_PEERS,
         )
+        self._statements = Statements(signing, proof_key)
         self.records: dict[PeerId, m.Record] = {}
         self.states: dict[PeerId, m.MemberState] = {}
         """As the admitted peers see it; one that answers us is alive."""
@@ -165,10 +174,11 @@ class Observer(Core):
     def _records_came(self, sender: PeerId, message: m.Records, now: float) -> Effects:
         effects: Effects = []
         for record in message.records:
-            if peer_id(record.key) != record.peer:
-                raise RemoteError("record", "its key is not its peer's")
             known = self.records.get(record.peer)
             if (known is None or record.version > known.version) and len(self.records) < MAX_RECORDS:
+                if peer_id(record.key) != record.peer or not self._statements.is_owners(record):
+                    self.refused["record-unsigned"] += 1
+                    continue
                 self.records[record.peer] = record
                 self.changed_at = now if known is None else self.changed_at
                 if record.plan and record.plan not in self.plans and self.sessions.key_of(record.peer):
@@ -191,10 +201,12 @@ class Observer(Core):
     def _job_came(self, sender: PeerId, message: m.JobReply, now: float) -> Effects:
         if self.job is None:
             try:
-                self.job = job_from_json(message.data.decode("utf-8", errors="replace"))
-                self._job_id = self.job.id
+                job = job_from_json(message.data.decode("utf-8", errors="replace"))
             except (JobError, RecursionError) as error:
                 raise RemoteError("job", str(error)) from None
+            most = Counter(record.job for record in self.records.values() if record.job).most_common(1)
+            if not most or job.id == most[0][0]:  # one member may tell anything
+                self.job, self._job_id = job, job.id
         return []
 
     def _plan_came(self, sender: PeerId, message: m.PlanReply, now: float) -> Effects:
@@ -234,7 +246,12 @@ class ObserverNode(Node):
 
     def make_core(self) -> Observer:
         self._observer = Observer(
-            self.identity.public, self.group.proof_key, self.addresses(), self.transport.bulk_port, self.rng
+            self.identity.public,
+            self.group.proof_key,
+            self.addresses(),
+            self.transport.bulk_port,
+            self.rng,
+            signing_of(self.identity),
         )
         return self._observer
 

@@ -14,13 +14,14 @@ from typing import Any
 
 from p2ptrain.config import Job
 from p2ptrain.core import commands as c
-from p2ptrain.core.effects import JobDone, JobReceived, RestartTrainer, StartTrainer, ToTrainer, TrainerLost, Unusable
+from p2ptrain.core.effects import JobDone, JobReceived, RestartTrainer, StartTrainer, ToTrainer, TrainerLost
 from p2ptrain.core.peer_config import PeerConfig, Resume
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import P2PTrainError, RemoteError, UserError
 from p2ptrain.ids import BlobId, JobId
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.net.keys import IDENTITY_FILE, Group, Identity
+from p2ptrain.net.signing import signing_of
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.protocol.machine import Note
@@ -93,7 +94,6 @@ class PeerNode(Node):
         self._handlers: dict[type, Callable[[Any], object]] = {
             ToTrainer: self._to_trainer,
             JobReceived: lambda effect: self._open_job(effect.job),
-            Unusable: lambda effect: self._failed(UserError(effect.reason)),
             IdentityTaken: self._identity_taken,
             StartTrainer: self._first_start,
             RestartTrainer: lambda effect: self._spawn(self._start_trainer()),
@@ -113,6 +113,7 @@ class PeerNode(Node):
             bulk_port=self.transport.bulk_port,
             name=options.name,
             software=SOFTWARE,
+            signing=signing_of(self.identity),
             flops_per_s=options.flops_per_s or 0.0,
             memory_bytes=options.memory_bytes,
             link_bytes_per_s=options.link_bytes_per_s,
@@ -125,9 +126,8 @@ class PeerNode(Node):
     async def start(self) -> None:
         await super().start()
         for peer, addresses in self.state.load_addresses().items():
-            for address in addresses:
-                if peer != self.identity.peer:
-                    self._proposed(address, "remembered")
+            for address in addresses if peer != self.identity.peer else ():
+                self._proposed(address, "remembered")
         for note in self.state.take_notes():
             self.note(note)
         if self.options.job is not None:
@@ -385,7 +385,7 @@ class PeerNode(Node):
         peer = self._peer
         while peer is not None:
             await asyncio.sleep(TRAFFIC_S)
-            peer.refused["unread"] = self.transport.num_refused  # of the banned, or of too many frames
+            peer.refused |= self.transport.refused
             self.feed(lambda now: peer.traffic(self.transport.bytes_sent, now))
 
     def addresses_changed(self, addresses: tuple[str, ...]) -> None:

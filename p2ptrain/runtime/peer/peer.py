@@ -26,33 +26,26 @@ from p2ptrain.core.effects import (
     MessageHandler,
     Reconsider,
     StartTrainer,
-    Unusable,
 )
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.mode import Given, Role
 from p2ptrain.core.peer_config import PeerConfig, Resume, first_record
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import JobError, RemoteError
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.agreement import Agreement
 from p2ptrain.protocol.consensus.rules import AgreementConfig, PlanAdopted, PlanResult, VoteFor
-from p2ptrain.protocol.group.membership import (
-    LAN,
-    Membership,
-    PeerFailed,
-    PeerJoined,
-    PeerLeft,
-    PeerRefuted,
-    PeerSuspected,
-)
+from p2ptrain.protocol.group.membership import Membership
 from p2ptrain.protocol.group.records import RecordBook, RecordChanged, matters_to_plans
+from p2ptrain.protocol.group.swim import PeerFailed, PeerJoined, PeerLeft, PeerRefuted, PeerSuspected
 from p2ptrain.protocol.machine import NEVER, Machine, Note, Send
 from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
+from p2ptrain.protocol.signing import Statements
 from p2ptrain.runtime.peer.completion import Completion
 from p2ptrain.runtime.peer.core import Core
+from p2ptrain.runtime.peer.job_search import JobSearch
+from p2ptrain.runtime.peer.status import status_reply
 from p2ptrain.runtime.peer.waiting import waiting_words
 from p2ptrain.wire import messages as m
 
@@ -78,8 +71,12 @@ class Peer(Core):
         )
         self.config = config
         self.job: Job | None = None
-        self.membership = Membership(self.own_id, rng, now, LAN, incarnation=wall_ms // 1000)
-        self.records = RecordBook(first_record(config, self.own_id, wall_ms), rng, now, version_base=wall_ms)
+        said, refused = Statements(config.signing, config.proof_key), self.refused
+        first, incarnation = first_record(config, self.own_id, wall_ms), wall_ms // 1000
+        self.records = RecordBook(first, rng, now, statements=said, refused=refused, version_base=wall_ms)
+        self.membership = Membership(
+            self.own_id, rng, now, statements=said, key_of=self._key_of, refused=refused, incarnation=incarnation
+        )
         self.group = GroupView(self.own_id, self.membership, self.records)
         self.agreement: Agreement[Plan] | None = None
         self.role: Role | None = None
@@ -94,6 +91,7 @@ class Peer(Core):
         self._left = False
         self._init_ready = False
         self._downloads: Downloads | None = None
+        self._job_search = JobSearch(config.allow_user_code, self.refused)
         self._handlers |= self._own_handlers()
         self._on_message |= self._own_messages()
 
@@ -221,7 +219,7 @@ class Peer(Core):
             effects += self._members_changed(now)
         if now >= self._next_status:
             self._next_status = now + STATUS_INTERVAL_S
-            effects += [*self._ask_again(now), *self._seek_init(now)]
+            effects += [*self._ask_again(now), *self._take_job(now), *self._seek_init(now)]
             words = self._waiting_for(now)
             for peer in self.records.all():
                 words = words.replace(peer, self.group.name_of(peer))
@@ -234,7 +232,15 @@ class Peer(Core):
 
     # --- peers come and go ---
 
+    def _key_of(self, peer: PeerId) -> bytes | None:
+        """As its session or its record shows."""
+        if peer == self.own_id:
+            return self.config.own_key
+        record = self.records.get(peer)
+        return record.key if record is not None else self.sessions.key_of(peer)
+
     def _admitted(self, effect: PeerAdmitted, now: float) -> Effects:
+        self.records.met(effect.peer)
         note = Note("admitted", (("peer", effect.peer), ("address", effect.address), ("software", effect.software)))
         effects: Effects = [note, Send(effect.peer, m.RecordDigest(versions=(), want_reply=True))]
         if self.job is None:
@@ -308,14 +314,8 @@ class Peer(Core):
         return effects
 
     def _status_asked(self, sender: PeerId, _: m.StatusRequest, now: float) -> Effects:
-        rumours = [m.Rumour(self.own_id, "left" if self._left else "alive", 0)]
-        for peer in sorted(self.records.all())[:511]:
-            state = self.membership.state(peer)
-            if peer != self.own_id and state is not None:
-                rumours.append(m.Rumour(peer, state, self.membership.incarnation(peer) or 0))
-        counts = (self.refused + self.sessions.refused).most_common(64)
-        refused = tuple(m.RefusedCount(reason[:256], count) for reason, count in counts)
-        return [Send(sender, m.StatusReply(members=tuple(rumours), refused=refused))]
+        refused = self.refused + self.sessions.refused
+        return [Send(sender, status_reply(self.records, self.membership, refused, has_left=self._left))]
 
     # --- job and plan ---
 
@@ -324,18 +324,15 @@ class Peer(Core):
         return [*self.asked_again(sender), Send(sender, reply)] if reply else []
 
     def _job_came(self, sender: PeerId, message: m.JobReply, now: float) -> Effects:
-        if self.job is not None:
+        if self.job is None:
+            self._job_search.told(sender, message.data, now)
+        return []
+
+    def _take_job(self, now: float) -> Effects:
+        found = self._job_search.choose(now) if self.job is None else None
+        if found is None:
             return []
-        try:
-            job = job_from_json(message.data.decode("utf-8", errors="replace"))
-        except (JobError, RecursionError) as error:
-            raise RemoteError("job", str(error)) from None
-        if ":" in job.model.name and job.model.name != self.config.allow_user_code:
-            reason = (
-                f"the group's model is its own code ({job.model.name}), which would run on this device; look at it, "
-                f"put it on the Python path, and start with --allow-model {job.model.name}"
-            )
-            return [Unusable(reason)]
+        sender, job = found
         return [Note("job-from", (("peer", sender), ("job", job.id))), JobReceived(job)]
 
     def _seek_init(self, now: float) -> Effects:
@@ -390,7 +387,7 @@ class Peer(Core):
 
     def _waiting_for(self, now: float) -> str:
         if self.job is None:
-            words = "the job: nobody has told it yet" if self.membership.alive() else "a group: nobody found yet"
+            words = self._job_search.words(is_alone=not self.membership.alive())
         elif not self._init_ready:
             words = f"the checkpoint that the job starts from ({self.job.model.init[:12]}), from any member"
         else:

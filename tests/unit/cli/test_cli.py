@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ GROUP = ["--code", "--open", "--state"]
 NETWORK = ["--peer", "--interface", "--no-discovery"]
 SURFACE = {
     "group new": ["--state", "--json"],
+    "group join": ["--state", "--json"],
     "group show": ["--state", "--json"],
     "job new": [
         *("--data", "--model", "--name", "--mode", "--rounds", "--epochs", "--batch-size", "--optimizer"),
@@ -201,9 +203,18 @@ def test_a_state_directory_in_use_and_a_busy_port_are_one_line(
 
 
 def test_a_code_is_made_kept_and_shown_and_the_former_one_is_not_lost(
-    state: Path, capsys: pytest.CaptureFixture[str]
+    state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, first, _ = run(["group", "new"], capsys)
+    code = str(new_group())
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{code.lower()}\n"))
+    _, out, err = run(["group", "join"], capsys)
+    assert out == "" and first.strip() in err and str(load_group(state)) == code
+    monkeypatch.setattr("sys.stdin", io.StringIO("K7QF\n"))
+    assert run(["group", "join"], capsys)[0] == 2 and str(load_group(state)) == code
+    monkeypatch.setenv("P2PTRAIN_CODE", first.strip())
+    assert json.loads(run(["group", "join", "--json"], capsys)[1]) == {"former": code}
+    monkeypatch.delenv("P2PTRAIN_CODE")
     assert str(load_group(state)) == first.strip()
     assert run(["group", "show"], capsys)[1] == first
     _, _, err = run(["group", "new"], capsys)

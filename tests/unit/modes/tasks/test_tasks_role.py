@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import random
 
+from records import book, membership
+
 from p2ptrain.config import DataConfig, Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.downloads import Downloads
@@ -14,8 +16,7 @@ from p2ptrain.core.peer_config import PeerConfig, Resume, first_record
 from p2ptrain.ids import BlobId, PeerId, peer_id
 from p2ptrain.modes.tasks.role import Following, Seeking, TasksRole
 from p2ptrain.protocol.blobs.transfer import Transfers
-from p2ptrain.protocol.group.membership import LAN, Membership
-from p2ptrain.protocol.group.records import RecordBook
+from p2ptrain.simulation.signing import TRUSTING
 from p2ptrain.wire.messages import SnapshotRef
 
 KEY = b"k" * 40
@@ -25,9 +26,9 @@ COPY = SnapshotRef(1, PeerId("b" * 16), 1, 2, 3, 4, BlobId("0" * 64), 5)
 
 def role() -> TasksRole:
     rng, own = random.Random(1), peer_id(KEY)
-    config = PeerConfig(KEY, bytes(16), ("tcp://127.0.0.1:5710",), 5711, "desk", "p2ptrain/test")
-    records = RecordBook(first_record(config, own, 1), rng, 0.0)
-    group = GroupView(own, Membership(own, rng, 0.0, LAN), records)
+    config = PeerConfig(KEY, bytes(16), ("tcp://127.0.0.1:5710",), 5711, "desk", "p2ptrain/test", TRUSTING)
+    records = book(first_record(config, own, 1), rng)
+    group = GroupView(own, membership(own, rng, 0.0), records)
     return TasksRole(Given(JOB, group, Downloads(Transfers(), lambda blob: False), Resume(), rng))
 
 

@@ -342,3 +342,20 @@ def test_the_dead_are_not_served():
     assert transfers.chunk_read(A, BLOB, 0, b"x") == []
     with pytest.raises(LocalError):
         transfers.chunk_read(B, BLOB, 2, b"xx")
+
+
+def test_who_takes_nothing_of_what_it_asked_for_is_read_nothing_more() -> None:
+    """And keeps nobody else waiting; once its link has room it is served."""
+    transfers, deaf = Transfers(TransferConfig(max_reads=2)), {A}
+    transfers.has_room = lambda peer: peer not in deaf
+    for offset in range(4):
+        assert transfers.received(A, Fetch(BLOB, 10 * offset, 10), 0.0) == []
+    assert transfers.next_deadline() <= 0.0 and transfers.tick(0.0) == []
+    assert 0.0 < transfers.next_deadline() < 1.0
+    assert transfers.received(B, Fetch(BLOB, 0, 10), 0.0) == [ReadChunk(B, BLOB, 0, 10)]
+    assert of(Send, transfers.chunk_read(B, BLOB, 0, DATA[:10])) == [Send(B, chunk(0))]
+    deaf.clear()
+    assert transfers.tick(1.0) == [ReadChunk(A, BLOB, 0, 10), ReadChunk(A, BLOB, 10, 10)]
+    for offset in (0, 10, 20, 30):
+        transfers.chunk_read(A, BLOB, offset, DATA[offset : offset + 10])
+    assert transfers.next_deadline() == NEVER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import heapq
@@ -14,15 +15,16 @@ import pytest
 import records
 
 from p2ptrain.config import DataConfig, Job
-from p2ptrain.core.plan import Plan, snapshot
+from p2ptrain.core.plan import MAX_EPOCH, Plan, snapshot
 from p2ptrain.errors import LocalError, RemoteError
-from p2ptrain.ids import PeerId
+from p2ptrain.ids import JobId, PeerId
 from p2ptrain.modes.pipeline.rules import PipelineRules
 from p2ptrain.modes.tasks.planning.assignment import first_plan, next_plan
 from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.protocol.consensus.agreement import Agreement
 from p2ptrain.protocol.consensus.ballot import PlanRef
-from p2ptrain.protocol.consensus.rules import AgreementConfig, Effect, PlanAdopted, PlanWork, VoteFor
+from p2ptrain.protocol.consensus.parentage import HELD_S, MAX_JUMP, UNHELD_S
+from p2ptrain.protocol.consensus.rules import AgreementConfig, Effect, PlanAdopted, PlanResult, PlanWork, VoteFor
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.wire.messages import LinkFigure, Phase, PlanReply, PlanRequest, PlanVote, Record
 
@@ -232,10 +234,10 @@ def test_a_plan_that_nobody_delivers_is_given_up_for_a_while_and_does_not_stop_t
         now = machine.next_deadline()
         assert now < 120
         asked += sum(isinstance(effect, Send) for effect in machine.tick(now))
-    assert asked == CONFIG.fetch.max_asks
+    assert asked == CONFIG.fetch.max_vain
     assert machine.epoch == 1  # it proposed nevertheless
-    machine.tick(now + CONFIG.fetch.ignore_s)
-    assert machine.next_deadline() < now + CONFIG.fetch.ignore_s + 10  # and asks again later
+    machine.view_changed([record(0), record(1, epoch=9999, plan="b" * 64), record(2)], now + 1)
+    assert "plan bbbb" not in machine.waiting_for(now + 1)  # nor does another such name keep it waiting
 
 
 def test_plans_unasked_wrong_or_damaged_are_remote_errors_and_never_followed() -> None:
@@ -283,6 +285,167 @@ def test_a_peer_cut_off_from_most_of_its_plan_waits_longer_before_it_plans_alone
     assert machine.next_deadline() == CONFIG.minority_s
     machine.view_changed([record(0, plan), record(1, plan)], 1.0)
     assert machine.next_deadline() == 4.0
+
+
+# --- what plans follow from -------------------------------------------------------------------------------------------
+
+
+def successor(parent: Plan, *indices: int) -> Plan:
+    plan = next_plan(JOB, parent, [snapshot(record(i)) for i in indices], name(min(indices)))
+    assert plan is not None
+    return plan
+
+
+def outbidding(epoch: int, maker: int = 3) -> Plan:
+    """Sound in itself, but for where it comes from."""
+    plan = plan_of(0, 1, 2, maker)
+    return dataclasses.replace(plan, epoch=epoch, parent="f" * 64, proposer=name(maker))
+
+
+def adopted(effects: list[Effect[Plan]]) -> list[str]:
+    return [effect.hash for effect in effects if isinstance(effect, PlanAdopted)]
+
+
+ABSURD = [2, 50, 2**24, MAX_JUMP, MAX_JUMP + 2, 2**40, MAX_EPOCH - 1, MAX_EPOCH]
+
+
+@pytest.mark.parametrize("epoch", ABSURD)
+def test_one_member_does_not_take_a_group_s_plan_away_by_a_high_epoch(epoch: int) -> None:
+    plan, lie = plan_of(0, 1, 2, 3), outbidding(epoch)
+    machine = agreement(0, restored=plan)
+    view = [record(0, plan), record(1, plan), record(2, plan), record(3, lie)]
+    machine.view_changed(view, 0.0)
+    for now in range(1, int(HELD_S)):
+        with contextlib.suppress(RemoteError):
+            machine.received(name(3), reply(lie), now)
+        machine.view_changed(view, now)
+        assert adopted(machine.tick(now)) == []
+    assert machine.hash == plan.hash
+    follow = successor(plan, 0, 1, 2)
+    machine.view_changed([record(0, plan), record(1, follow), record(2, plan), record(3, lie)], HELD_S)
+    assert adopted(machine.received(name(1), reply(follow), HELD_S)) in ([follow.hash], [lie.hash])
+
+
+@pytest.mark.parametrize("epoch", [MAX_JUMP + 2, 2**40, MAX_EPOCH - 1, MAX_EPOCH])
+@pytest.mark.parametrize("has_plan", [True, False])
+def test_an_absurd_epoch_is_never_followed(epoch: int, has_plan: bool) -> None:
+    lie = outbidding(epoch)
+    machine = agreement(0, restored=plan_of(0, 1, 2, 3) if has_plan else None)
+    for now in (0.0, 1.0, 20.0, 200.0, 2000.0):
+        machine.view_changed([record(0), *(record(other, lie) for other in (1, 2, 3))], now)
+        with contextlib.suppress(RemoteError):
+            machine.received(name(3), reply(lie), now)
+    assert machine.epoch in (0, 1)
+
+
+def test_a_newcomer_waits_until_it_has_met_others_before_it_follows_one_alone() -> None:
+    lie, plan = outbidding(90), plan_of(0, 1, 2, 3)
+    for _ in range(20):
+        plan = successor(plan, *((0, 1, 2) if plan.epoch % 2 else (0, 1, 2, 3)))
+    machine = agreement(4)
+    machine.view_changed([record(4), record(3, lie)], 0.0)
+    assert adopted(machine.received(name(3), reply(lie), 0.1)) == []
+    view = [record(4), record(3, lie), *(record(other, plan) for other in (0, 1, 2))]
+    for now in (1.0, 3.0, 5.0, 7.0):
+        machine.view_changed(view, now)
+        with contextlib.suppress(RemoteError):
+            machine.received(name(0), reply(plan), now)
+    assert machine.hash == plan.hash
+
+
+def test_a_plan_is_followed_once_its_parents_are_known() -> None:
+    """Who was away for a while asks back to where it left."""
+    first = plan_of(0, 1, 2)
+    chain = [first]
+    for number in range(6):
+        chain.append(successor(chain[-1], *((0, 1, 2, 3) if number % 2 == 0 else (0, 1, 2))))
+    machine = agreement(0, restored=first)
+    last = chain[-1]
+    effects = machine.view_changed([record(0, first), record(1, last)], 0.0)
+    by_hash = {plan.hash: plan for plan in chain}
+    for _ in range(len(chain)):
+        (send,) = [effect for effect in effects if isinstance(effect, Send)] or [None]
+        if send is None:
+            break
+        assert isinstance(send.message, PlanRequest)
+        effects = machine.received(name(1), reply(by_hash[send.message.plan]), 0.1)
+    assert machine.hash == last.hash
+
+
+def forged_chain(first: Plan) -> tuple[Plan, Plan]:
+    """A sound plan, and one that says to follow from it and does not: it divides the model as its maker likes."""
+    middle = successor(first, 0, 1, 2)
+    sound = successor(middle, 0, 1, 2, 3)
+    parts = list(sound.parts)
+    parts[0], parts[1] = (
+        dataclasses.replace(parts[0], trainers=parts[1].trainers),
+        dataclasses.replace(parts[1], trainers=parts[0].trainers),
+    )
+    body: Any = dataclasses.replace(sound.body, parts=tuple(parts))  # type: ignore[type-var]
+    return middle, dataclasses.replace(sound, body=body, proposer=name(3))
+
+
+def test_a_plan_whose_parent_comes_later_is_checked_against_it() -> None:
+    first = plan_of(0, 1, 2, 3)
+    middle, forged = forged_chain(first)
+    machine = agreement(0, restored=first)
+    machine.view_changed([record(0, first), record(1, first), record(2, first), record(3, forged)], 0.0)
+    effects = machine.received(name(3), reply(forged), 0.1)
+    assert Send(name(3), PlanRequest(middle.hash)) in effects and adopted(effects) == []
+    assert forged.hash not in adopted(machine.received(name(3), reply(middle), 0.2))
+    assert forged.hash != machine.hash
+    for now in (1.0, 50.0, 500.0):
+        machine.view_changed([record(0, first), record(1, first), record(2, first), record(3, forged)], now)
+        assert forged.hash != machine.hash
+
+
+def test_who_passes_on_a_plan_is_not_blamed_for_its_maker() -> None:
+    first = plan_of(0, 1, 2, 3)
+    middle, forged = forged_chain(first)
+    for sender, blamed in ((1, False), (3, True)):
+        machine = agreement(0, restored=middle)
+        machine.view_changed([record(0, middle), record(sender, forged)], 0.0)
+        with pytest.raises(RemoteError, match="plan-verify") if blamed else contextlib.nullcontext():
+            notes = machine.received(name(sender), reply(forged), 0.1)
+            assert [effect.kind for effect in notes if isinstance(effect, Note)] == ["plan-refused"]
+        assert machine.hash == middle.hash
+
+
+def test_parts_that_were_apart_so_long_that_nobody_knows_how_come_together() -> None:
+    """Most hold on to theirs for a while; where no plan has most, the better one is taken soon."""
+    for with_us, wait_s in (((), UNHELD_S), ((1, 2), HELD_S)):
+        mine, theirs = plan_of(0, 1, 2, 3), outbidding(9)
+        machine = agreement(0, restored=mine)
+        view = [record(0, mine), record(3, theirs), *(record(other, mine) for other in with_us)]
+        machine.view_changed(view, 0.0)
+        assert adopted(machine.received(name(3), reply(theirs), 0.0)) == []
+        for now in range(int(wait_s)):
+            machine.view_changed(view, now)
+            assert machine.hash == mine.hash
+        assert machine.next_deadline() <= wait_s
+        assert machine.tick(wait_s) and machine.hash == theirs.hash
+
+
+def test_the_own_proposal_is_checked_like_any_other() -> None:
+    """What others would refuse is not followed here, either: it would be of use to nobody, and end the trainer."""
+
+    class Careless(TasksRules):
+        def question(self, current: Plan | None, members: Sequence[Record]) -> PlanWork[Plan]:
+            work = super().question(current, members).work
+            return PlanWork(lambda: PlanResult(dataclasses.replace(work().plan or plan_of(0, 1), job=JobId("0" * 16))))
+
+    machine = Quick(name(0), JOB.id, Careless(name(0), JOB), 0.0, CONFIG)
+    machine.view_changed([record(0), record(1)], 0.0)
+    assert adopted(machine.tick(3.0)) == [] and machine.current is None
+    assert "what this peer would propose" in machine.problem
+
+
+def test_the_last_epoch_is_not_passed() -> None:
+    last = dataclasses.replace(plan_of(0, 1), epoch=MAX_EPOCH, parent="f" * 64)
+    machine = agreement(0, restored=last)
+    machine.view_changed([record(0, last), record(1, last), record(2, last)], 0.0)
+    assert adopted(machine.tick(3.0)) == []
+    assert machine.epoch == MAX_EPOCH and "epoch" in machine.problem
 
 
 # --- questions that take a while --------------------------------------------------------------------------------------

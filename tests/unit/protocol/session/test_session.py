@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import msgpack
 import pytest
 from hypothesis import given, settings
@@ -485,3 +487,20 @@ def test_sending_what_can_not_be_sent_is_our_bug() -> None:
     with pytest.raises(Exception, match="can't go on the wire") as caught:
         a.sessions.send(b.peer, m.Ping(-1, ()), "job", 1, net.now)
     assert not isinstance(caught.value, RemoteError)
+
+
+def test_a_flood_of_shown_addresses_pushes_out_none_that_led_somewhere_and_not_all_others() -> None:
+    book = address_book.AddressBook(random.Random(1))
+    book.propose("tcp://10.0.0.1:1", 0.0, source="given", in_use=())
+    met = [f"tcp://10.0.1.{number}:1" for number in range(20)]
+    for number, address in enumerate(met):
+        book.found(address, b"%040d" % number, 0.0, ())
+        book.lost(b"%040d" % number, (), 0.0, ())
+    known = [f"tcp://10.0.2.{number}:1" for number in range(20)]
+    for address in known:
+        book.propose(address, 0.0, source="remembered", in_use=())
+    for number in range(5000):
+        book.propose(f"tcp://10.1.{number // 250}.{number % 250}:1", 1.0, source="mdns", in_use=())
+    left = {target.address for target in book.unanswered()}
+    assert len(left) == address_book.MAX_ADDRESSES
+    assert {"tcp://10.0.0.1:1", *met, *known} <= left
