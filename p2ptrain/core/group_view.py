@@ -35,6 +35,10 @@ class GroupView:
         """What this peer says of itself."""
         return self._records.own
 
+    def signed(self) -> Record:
+        """The same, as others take it."""
+        return self._records.signed()
+
     def say(self, now: float, **changes: Any) -> Effects:
         """From now on the own record says this; fields as in ``Record``."""
         return list(self._records.update(now, **changes))

@@ -16,7 +16,6 @@ from p2ptrain.modes.pipeline.planner import first_plan, follows, next_plan
 from p2ptrain.modes.pipeline.stage.way_back import Standing
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import chain_hash
-from p2ptrain.planning.pipeline.coverage import NO_STATE
 from p2ptrain.protocol.consensus.epochs import epoch_apart
 from p2ptrain.protocol.consensus.rules import PlanResult, PlanWork
 from p2ptrain.wire.messages import Record
@@ -140,9 +139,10 @@ class PipelineRules:
         return not forms and not (trainers - lost).issuperset(current.trainers())
 
     def may_go_alone(self, current: Plan, members: Sequence[Record]) -> bool:
-        """Those who can't go on by the plan in force, where they have a whole state and it is near enough."""
+        """Those who can't go on by the plan in force: where what they have saved whole is near enough, be it the
+        initial weights, or who has more was waited for in vain."""
         present, standing = {record.peer for record in members if not self.is_lost(record)}, self.standing()
-        return not present.issuperset(current.trainers()) and standing.saved != NO_STATE and not standing.waits
+        return not present.issuperset(current.trainers()) and not standing.waits
 
     def holds_on(self, current: Plan, records: Sequence[Record], others: Collection[PeerId]) -> bool:
         """While all of its trainers train on by it, and are further than the others."""

@@ -280,7 +280,7 @@ class RecordBook:
                 if len(messages) == self.config.max_messages:
                     return messages
                 batch, size = [], 0
-            batch.append(record if record.peer != self.own_id else self._signed())
+            batch.append(record if record.peer != self.own_id else self.signed())
             size += more
         if batch:
             messages.append(Records(tuple(batch)))
@@ -343,7 +343,7 @@ class RecordBook:
     def _has_room(self, num_bytes: int) -> bool:
         return len(self._records) < self.config.max_records and self._num_bytes + num_bytes <= self.config.max_bytes
 
-    def _signed(self) -> Record:
+    def signed(self) -> Record:
         """The own record. It changes more often than it is sent, so it is signed only here."""
         if self._signed_own.version != self.own.version or not self._signed_own.signature:
             self._signed_own = self._statements.signed(self.own)

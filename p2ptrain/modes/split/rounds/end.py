@@ -73,7 +73,7 @@ class RoundEnd:
     def _tell(self, peers: Iterable[PeerId]) -> Effects:
         """What this peer has, at once: they wait for it, and by hearsay it takes a second."""
         alive = set(self._group.alive())
-        return [Send(peer, Records((self._group.own,))) for peer in peers if peer in alive]
+        return [Send(peer, Records((self._group.signed(),))) for peer in peers if peer in alive]
 
     def _ref(
         self, event: UpdateMade | PieceMade, blob: BlobId, num_bytes: int, kind: Literal["part", "update"]
