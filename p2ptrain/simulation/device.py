@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 from p2ptrain.config import Job
@@ -31,6 +31,7 @@ from p2ptrain.core.effects import (
     VerifyBlob,
 )
 from p2ptrain.core.peer_config import PeerConfig, Resume
+from p2ptrain.core.replicas import NUM_OWN_SNAPSHOTS
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import BlobId
 from p2ptrain.protocol.blobs.serving import ReadChunk
@@ -42,7 +43,7 @@ from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.simulation.disk import SimulatedDisk
 from p2ptrain.simulation.signing import signing_as
 from p2ptrain.simulation.world import FrameHost, World
-from p2ptrain.wire.messages import Lane, Record
+from p2ptrain.wire.messages import Lane, Record, SnapshotRef
 
 DISK_S = 0.002
 THOUGHT_S = 0.1
@@ -194,7 +195,7 @@ class Device(FrameHost):
             case KeepSnapshot():
                 gone = (*effect.drop, effect.holding.blob)
                 self._save(
-                    lambda: {"own": (*(h for h in self.disk.own if h.blob not in gone), effect.holding)},
+                    lambda: {"own": self._own_with(effect.holding, gone)},
                     lambda: self.core.snapshot_kept(effect, True, self._now),
                 )
             case KeepReplica():
@@ -298,6 +299,10 @@ class Device(FrameHost):
             return self.core.trainer_said(event, blob, len(data), self._now)
 
         self._later(wait_s, put)
+
+    def _own_with(self, holding: SnapshotRef, gone: Collection[str]) -> tuple[SnapshotRef, ...]:
+        """As the store keeps them."""
+        return (*(h for h in self.disk.own if h.blob not in gone), holding)[-NUM_OWN_SNAPSHOTS:]
 
     def _keep_replica(self, effect: KeepReplica) -> None:
         def change() -> dict[str, object]:
