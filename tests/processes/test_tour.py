@@ -70,9 +70,10 @@ class Tour:
 
     def run(self, line: str) -> None:
         """One line of README."""
-        words = shlex.split(line.replace("K7QF-…", self.code))
+        words = shlex.split(line)
         known: dict[str, Callable[[list[str]], None]] = {
             "group new": self._group_new,
+            "group join": self._group_join,
             "job new": self._job_new,
             "peer": self._peer,
             "status": self._status,
@@ -83,7 +84,6 @@ class Tour:
         }
         for name, do in known.items():
             if words[: 1 + len(name.split())] == ["p2ptrain", *name.split()]:
-                assert "…" not in line or self.code, "the code is used before it is made"
                 do(words[1:])
                 self.told.append(name)
                 return
@@ -94,6 +94,14 @@ class Tour:
     def _group_new(self, words: list[str]) -> None:
         self.code = self._output(words).strip()
         assert re.fullmatch(r"[0-9A-Z]{4}(-[0-9A-Z]+)+", self.code)
+
+    def _group_join(self, words: list[str]) -> None:
+        """On the second laptop, by whom the code was read to."""
+        command, environment = self._typed(words, self.second)
+        joined = subprocess.run(
+            command, env=environment, cwd=self.second, input=f"{self.code}\n".encode(), timeout=DEADLINE_S
+        )
+        assert joined.returncode == 0
 
     def _job_new(self, words: list[str]) -> None:
         said = self._output([*words, *SHORTER])
@@ -210,7 +218,18 @@ def tour(tmp_path: Path) -> Iterator[Tour]:
 def test_the_tour_as_it_is_written(tour: Tour) -> None:
     for line in commands():
         tour.run(line)
-    expected = ["group new", "job new", "peer", "peer", "status", "watch", "harvest", "evaluate", "export"]
+    expected = [
+        "group new",
+        "group join",
+        "job new",
+        "peer",
+        "peer",
+        "status",
+        "watch",
+        "harvest",
+        "evaluate",
+        "export",
+    ]
     assert sorted(set(tour.told)) == sorted(set(expected)) and tour.told.count("peer") == 2
 
     for number in range(2):
