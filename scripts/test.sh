@@ -9,6 +9,6 @@ scripts/setup.sh demo,rich,onnx,bench,test
 if [ $# -gt 0 ]; then
   exec .venv/bin/python -m pytest "$@"
 fi
-# Tests within one process share the cores, a thread each; those of real peers, which mostly wait, come after, two at once.
+# Tests within one process share the cores, a thread each; those of real peers, which have to answer in time, come after.
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile tests/unit tests/virtual
-exec .venv/bin/python -m pytest --numprocesses 2 --dist loadfile tests/sockets tests/processes
+exec .venv/bin/python -m pytest tests/sockets tests/processes

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from p2ptrain import api
 from p2ptrain.net.keys import Group, new_group, new_identity
@@ -40,6 +41,7 @@ async def until(done: Callable[[], bool], what: str) -> None:
         await asyncio.sleep(0.05)
 
 
+@pytest.mark.timeout(900)
 def test_visits_leave_nothing(tmp_path: Path) -> None:
     async def visit(group: Group, node: PeerNode, turn: asyncio.Semaphore) -> None:
         async with turn:
