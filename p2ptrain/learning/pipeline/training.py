@@ -331,7 +331,7 @@ class StageTraining:
         self.step, self.num_samples = step, progress.samples
         if self._samples is not None:
             self._drawn = self._samples.drawn = step * self._num_units * len(self._flow.rows)
-        self._bad_in_a_row = 0
+        self._bad_in_a_row, self._round_losses = 0, (self.round, [])
         self._stage.keep_buffers()
         self._start_from(step)
 

@@ -111,7 +111,8 @@ class SharedUnits:
         self._given = False
         """The own vector, to the collector."""
         self._bad_in_a_row = 0
-        self._last_loss = math.nan
+        self._losses: list[float] = []
+        """Of this round's batches that counted."""
         self._use = {owner: StageUse() for owner in self._tracks}
 
     def _track(self, place: int, unit: Unit, labels: Spec) -> Track:
@@ -144,8 +145,9 @@ class SharedUnits:
 
     @property
     def losses(self) -> dict[str, float]:
-        """Of the last global batch that counted, which is that of all units."""
-        return dict.fromkeys(self._tracks, self._last_loss)
+        """Mean over the global batches of this round that counted, which are those of all units."""
+        mean = math.fsum(self._losses) / len(self._losses) if self._losses else math.nan
+        return dict.fromkeys(self._tracks, mean)
 
     def use(self) -> dict[str, StageUse]:
         """What was computed since the last call, by owner."""
@@ -164,7 +166,7 @@ class SharedUnits:
             progress = restore_pieces(self._stage, self._chain, self.first, self.stop, pieces, round)
             self.samples_before = progress.samples
             self._stage.keep_buffers()
-        self.round, self._step = round, 0
+        self.round, self._step, self._losses = round, 0, []
         self._steps = self._draws.of_round(round) if round < self._rounds else []
         self._counted = dict.fromkeys(self._tracks, 0)
         if self._samples is not None:
@@ -331,7 +333,7 @@ class SharedUnits:
         start, stage = time.perf_counter(), self._stage
         square = math.inf if self._sum.square is None else self._sum.square
         if math.isfinite(square):
-            self._last_loss = stage.loss
+            self._losses.append(stage.loss)
             stage.apply(self._global(self._step), math.sqrt(square), MAX_GRADIENT_NORM)
             stage.next_batch()
             for owner in self._tracks:

@@ -149,9 +149,9 @@ class Units:
 
     @property
     def losses(self) -> dict[str, float]:
-        """Of the last batch that counted, by owner, of the units whose last block is here."""
+        """Mean over the batches of this round that counted, by owner, of the units whose last block is here."""
         return {
-            owner: training.last_loss
+            owner: training.round_loss
             for owner, training in self._training.items()
             if training.stop == len(self._chain.blocks)
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -105,6 +106,21 @@ def test_any_order_of_arrival_gives_the_same_numbers() -> None:
     for state in states[1:]:
         for key, tensor in states[0].items():
             torch.testing.assert_close(state[key], tensor, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("collector", ["", "ida"])
+def test_the_loss_that_is_told_is_the_mean_of_the_round(collector: str) -> None:
+    group = SplitGroup("lenet", {"anna": ("ida", 2)}, COUNTS, SGD, collector=collector, batch_size=8)
+    ida = group.peers["ida"]
+    for units in group.peers.values():
+        units.begin(0, [])
+    assert all(math.isnan(loss) for loss in ida.losses.values())
+    stage, told = ida._stage if collector else ida._training["anna"]._stage, []
+    apply = stage.apply
+    stage.apply = lambda *args: (told.append(stage.loss), apply(*args))
+    group.turn()
+    assert len(told) == 3 and max(told) > min(told)
+    assert ida.losses["anna"] == pytest.approx(sum(told) / 3)
 
 
 def test_all_copies_of_a_block_are_equal_norms_included() -> None:
