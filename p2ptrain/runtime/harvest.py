@@ -27,6 +27,8 @@ from p2ptrain.wire.messages import Record, SnapshotRef
 FETCH_TIMEOUT_S = 300.0
 ATTEMPTS, AGAIN_S = 3, 0.5
 """Snapshots are replaced while a group trains: look again for fresher ones so often."""
+CHASE_S = 60.0
+"""And for so long where somebody says that it has a part, and the copy is replaced each time before it is here."""
 
 
 async def collect(
@@ -46,14 +48,20 @@ async def collect(
         say(f"{what}: {holding.num_bytes / 1e6:.1f} MB, trained by {_name(node, holding.trainer)}")
         return await node.fetch(holding, FETCH_TIMEOUT_S)
 
-    for attempt in range(ATTEMPTS):
+    attempt, start = 0, node.now()
+    while True:
+        attempt += 1
         holdings = {h.blob: h for record in observer.alive() for h in record.holdings}.values()
         result, parts = await harvester.fetch(plan, list(holdings), fetch)
         missing = harvester.missing(plan, parts)
         has_result = any(h.kind == "head" for record in observer.alive() for h in record.holdings)
         is_whole = not missing and (result is not None or not has_result)
-        if (is_whole and not _is_behind(observer.alive())) or attempt == ATTEMPTS - 1:
+        told = {h.part for h in holdings if h.kind == "part"}
+        is_chased = bool(missing) and told.issuperset(missing) and node.now() - start < CHASE_S
+        if (is_whole and not _is_behind(observer.alive())) or (attempt >= ATTEMPTS and not is_chased):
             break
+        if missing:
+            say("not all parts could be had, the group trains on meanwhile; looking again")
         await asyncio.sleep(AGAIN_S)
         await node.look_around(wait_s, need_job=True)
         plan = observer.plan() or plan

@@ -16,7 +16,8 @@ from p2ptrain.protocol.session.effects import PeerAdmitted
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import NetworkConfig, Node
 from p2ptrain.runtime.peer.core import Core
-from p2ptrain.runtime.store.blobs import Blobs, Disk
+from p2ptrain.runtime.store.blobs import Blobs
+from p2ptrain.runtime.store.disk import Disk
 from p2ptrain.version import SOFTWARE
 
 

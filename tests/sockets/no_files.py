@@ -22,7 +22,7 @@ from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.peer_node import PeerNode
 from p2ptrain.runtime.node.peer_options import PeerOptions
-from p2ptrain.runtime.store.blobs import StorageError
+from p2ptrain.runtime.store.disk import StorageError
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.runtime.store.store import Store
 from p2ptrain.runtime.trainer.process import TrainerProcess

@@ -29,7 +29,7 @@ from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime.node.node import Node
 from p2ptrain.runtime.peer.peer import Peer
-from p2ptrain.runtime.store.blobs import StorageError
+from p2ptrain.runtime.store.disk import StorageError
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.runtime.store.store import Store
 from p2ptrain.wire.messages import SnapshotRef

@@ -31,7 +31,8 @@ from p2ptrain.protocol.signing import Signing, Statements
 from p2ptrain.runtime.node.journal import Journal
 from p2ptrain.runtime.node.node import NetworkConfig, Node
 from p2ptrain.runtime.peer.core import Core
-from p2ptrain.runtime.store.blobs import Blobs, Disk, StorageError
+from p2ptrain.runtime.store.blobs import Blobs
+from p2ptrain.runtime.store.disk import Disk, StorageError
 from p2ptrain.version import SOFTWARE
 from p2ptrain.wire import messages as m
 

@@ -3,100 +3,28 @@
 Invariant: a file ``blobs/<sha256>`` is complete, has that hash, and was synced before it got its name. What is not
 complete is called ``*.part`` (received) or ``*.tmp`` (written), never survives a restart, and is never read for
 anybody. Ephemeral blobs (payloads of gossip) live in memory only, the oldest go when the bound is reached.
+
+What is needed no more lingers for some seconds: others were told of it, and may be fetching it. It never stands in the
+way of anything new.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
+import time
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
-from p2ptrain.errors import LocalError, RemoteError, UserError
+from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import BlobId, blob_id
-from p2ptrain.net.limits import ADVICE
+from p2ptrain.runtime.store.disk import Disk, StorageError, raise_for_now, storage_error
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NO_FILES = {errno.EMFILE, errno.ENFILE}
 _PIECE_BYTES = 1 << 20
-
-
-class StorageError(UserError):
-    """The disk or the quota is full, no file can be opened, or the disk does not work. What was there is still there.
-
-    ``for_now``: this process, or the system, has too many files open; nothing is wrong with the disk.
-    """
-
-    def __init__(self, message: str, *, full: bool, for_now: bool = False) -> None:
-        super().__init__(message)
-        self.full = full
-        self.for_now = for_now
-
-
-class Disk:
-    """The system calls that can fail half-way, in one place (so that a test can make them fail)."""
-
-    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
-        rest = memoryview(data)
-        while rest:
-            num_bytes = os.pwrite(fd, rest, offset)
-            rest, offset = rest[num_bytes:], offset + num_bytes
-
-    def fsync(self, fd: int) -> None:
-        os.fsync(fd)
-
-    def replace(self, source: Path, target: Path) -> None:
-        os.replace(source, target)
-
-    def sync_directory(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            self.fsync(fd)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # else: a file system that can't do this for folders
-                raise
-        finally:
-            os.close(fd)
-
-    def write_file(self, path: Path, data: bytes | memoryview, *, sync: bool = True) -> None:
-        """The whole file anew, whole or not at all: temporary file, sync, rename, sync of the directory.
-
-        Without ``sync`` a loss of power (not of the process) can tear it. Raises ``StorageError``.
-        """
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            try:
-                self.write(fd, data, 0)
-                if sync:
-                    self.fsync(fd)
-            finally:
-                os.close(fd)
-            self.replace(temporary, path)
-            if sync:
-                self.sync_directory(path.parent)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise storage_error(path, error) from error
-
-
-def storage_error(path: Path, error: OSError) -> StorageError:
-    """``error`` in words for a person."""
-    if error.errno in _FULL:
-        return StorageError(f"{path}: no space left on the device; free some, training goes on meanwhile", full=True)
-    reason = error.strerror or str(error)
-    if error.errno in _NO_FILES:
-        return StorageError(f"{path}: can't be opened ({reason}): {ADVICE}", full=False, for_now=True)
-    return StorageError(f"{path}: can't be written ({reason}); check the disk and its permissions", full=False)
-
-
-def raise_for_now(path: Path, error: OSError) -> None:
-    """Raise ``StorageError`` if ``error`` says no more than that too many files are open."""
-    if error.errno in _NO_FILES:
-        raise storage_error(path, error) from error
+_LINGER_SHARE = 8
+"""What lingers takes at most this part of the quota."""
 
 
 def check_blob_id(blob: str) -> BlobId:
@@ -132,15 +60,27 @@ class _Incoming:
 
 
 class Blobs:
-    """The blobs of one job, in ``directory``."""
+    """The blobs of one job, in ``directory``. ``linger_s``: how long one that nobody needs or reads stays."""
 
-    def __init__(self, directory: Path, *, quota_bytes: int, ephemeral_bytes: int, disk: Disk) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        quota_bytes: int,
+        ephemeral_bytes: int,
+        disk: Disk,
+        linger_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._directory = directory
         self._quota_bytes = quota_bytes
         self._ephemeral_bytes = ephemeral_bytes
         self._disk = disk
         self._ephemeral: OrderedDict[BlobId, bytes] = OrderedDict()
         self._incoming: dict[BlobId, _Incoming] = {}
+        self._linger_s, self._clock = linger_s, clock
+        self._lingering: OrderedDict[BlobId, float] = OrderedDict()
+        """Needed no more -> when it was last needed or read, the oldest first."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._sizes: dict[BlobId, int] = {}
         for path in directory.iterdir():
@@ -193,6 +133,9 @@ class Blobs:
             raise RemoteError("range", f"{length} bytes at {offset} of a blob of {size}")
         if blob in self._ephemeral:
             return self._ephemeral[blob][offset : offset + length]
+        if blob in self._lingering:
+            self._lingering[blob] = self._clock()
+            self._lingering.move_to_end(blob)
         try:
             with self._file(blob).open("rb") as file:
                 data = os.pread(file.fileno(), length, offset)
@@ -226,6 +169,7 @@ class Blobs:
         if isinstance(data, Path):
             return self._adopt(data)
         blob = blob_id(data)
+        self._lingering.pop(blob, None)
         if blob not in self._sizes:
             self._check_quota(len(data))
             self._disk.write_file(self._file(blob), data)
@@ -240,6 +184,7 @@ class Blobs:
     def _adopt(self, path: Path) -> BlobId:
         try:
             blob, num_bytes = hash_file(path), path.stat().st_size
+            self._lingering.pop(blob, None)
             if blob in self._sizes:
                 path.unlink()
                 return blob
@@ -310,6 +255,7 @@ class Blobs:
             self.abandon(blob)
             raise storage_error(incoming.path, error) from error
         self.abandon(blob)
+        self._lingering.pop(blob, None)
         self._sizes[blob] = incoming.num_bytes
         return True
 
@@ -327,21 +273,35 @@ class Blobs:
 
     # --- letting go -------------------------------------------------------------------------------------------------
 
-    def collect(self, needed: Collection[BlobId]) -> int:
-        """Delete the blobs on disk that are not in ``needed``; how many bytes that freed."""
-        freed = 0
-        for blob in self._sizes.keys() - set(needed):
-            try:
-                self._file(blob).unlink(missing_ok=True)
-            except OSError:
-                continue  # still there: it stays counted, and the next collection tries again
-            freed += self._sizes.pop(blob)
-        return freed
+    def collect(self, needed: Collection[BlobId]) -> None:
+        """Blobs on disk that are not in ``needed`` linger, and those that have done so for long enough are deleted."""
+        now = self._clock()
+        for blob in [blob for blob in self._lingering if blob in needed]:
+            del self._lingering[blob]
+        for blob in sorted(self._sizes.keys() - set(needed) - self._lingering.keys()):
+            self._lingering[blob] = now
+        left_bytes = sum(self._sizes[blob] for blob in self._lingering)
+        for blob, since in list(self._lingering.items()):
+            if now - since >= self._linger_s or left_bytes > self._quota_bytes // _LINGER_SHARE:
+                left_bytes -= self._delete(blob)
+
+    def delete_lingering(self) -> int:
+        """Delete whatever nobody here needs, at once; how many bytes that freed."""
+        return sum(map(self._delete, list(self._lingering)))
+
+    def _delete(self, blob: BlobId) -> int:
+        try:
+            self._file(blob).unlink(missing_ok=True)
+        except OSError:
+            return 0  # still there: it stays counted, and the next collection tries again
+        self._lingering.pop(blob, None)
+        return self._sizes.pop(blob)
 
     def move_away(self, blob: BlobId, target: Path) -> None:
         """Put a damaged blob's file somewhere else."""
         self._disk.replace(self._file(blob), target)
         self._sizes.pop(blob, None)
+        self._lingering.pop(blob, None)
 
     def close(self) -> None:
         for blob in list(self._incoming):
@@ -365,6 +325,8 @@ class Blobs:
         return BlobId(digest.hexdigest())
 
     def _check_quota(self, num_bytes: int) -> None:
+        if self.used_bytes + num_bytes > self._quota_bytes:
+            self.delete_lingering()
         if self.used_bytes + num_bytes > self._quota_bytes:
             raise StorageError(
                 f"{self._directory}: {num_bytes} bytes more would exceed the quota of {self._quota_bytes}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from p2ptrain.protocol.machine import Note
-from p2ptrain.runtime.store.blobs import Disk
+from p2ptrain.runtime.store.disk import Disk
 
 
 def json_bytes(plain: Any) -> bytes:

@@ -17,7 +17,7 @@ from types import ModuleType
 from p2ptrain.errors import LocalError, UserError
 from p2ptrain.ids import GroupTag, JobId, PeerId
 from p2ptrain.protocol.machine import Note
-from p2ptrain.runtime.store.blobs import Disk, storage_error
+from p2ptrain.runtime.store.disk import Disk, storage_error
 from p2ptrain.runtime.store.json_files import json_bytes, load_json, move_aside
 from p2ptrain.runtime.store.kept import GROUPS, is_job, load_groups
 from p2ptrain.runtime.store.store import Store, StoreConfig

@@ -23,7 +23,8 @@ from p2ptrain.core.replicas import NUM_OWN_SNAPSHOTS
 from p2ptrain.errors import LocalError, UserError
 from p2ptrain.ids import BlobId
 from p2ptrain.protocol.machine import Note
-from p2ptrain.runtime.store.blobs import Blobs, Disk, StorageError, hash_file, raise_for_now, storage_error
+from p2ptrain.runtime.store.blobs import Blobs, hash_file
+from p2ptrain.runtime.store.disk import Disk, StorageError, raise_for_now, storage_error
 from p2ptrain.runtime.store.json_files import free_name, move_aside
 from p2ptrain.runtime.store.manifest import MAX_LINEAGE, Manifest, load_manifest, manifest_bytes
 from p2ptrain.wire.messages import SnapshotRef
@@ -38,6 +39,8 @@ class StoreConfig:
     """What all of one job may take on disk."""
     ephemeral_bytes: int = 256 << 20
     """What blobs may take in memory."""
+    linger_s: float = 10.0
+    """How long a blob stays that is needed no more: an observer may have heard of it a moment ago."""
 
 
 class Store:
@@ -61,6 +64,7 @@ class Store:
                 quota_bytes=self._config.quota_bytes,
                 ephemeral_bytes=self._config.ephemeral_bytes,
                 disk=self._disk,
+                linger_s=self._config.linger_s,
             )
             for torn in (*path.glob("*.tmp"), *path.glob(".*.part")):
                 torn.unlink()
@@ -189,11 +193,12 @@ class Store:
     def protect(self, purpose: str, blobs: Iterable[BlobId]) -> None:
         """Blobs in use for ``purpose``, in place of those said before: not deleted though nothing names them."""
         self._protected[purpose] = frozenset(blobs)
+        self.collect()
 
-    def collect(self) -> int:
-        """Delete the blobs that neither the manifest names nor anybody uses; how many bytes that freed."""
+    def collect(self) -> None:
+        """Let go of the blobs that neither the manifest names nor anybody uses."""
         named = self.manifest.blobs() | self.manifest.init()
-        return self.blobs.collect(named.union(self._fresh, *self._protected.values()))
+        self.blobs.collect(named.union(self._fresh, *self._protected.values()))
 
     def close(self) -> None:
         self.blobs.close()
@@ -212,6 +217,8 @@ class Store:
             self._num_saved += 1
             if self._num_saved < NUM_PROOFS:
                 return
+        if error is not None and error.full:
+            self.blobs.delete_lingering()  # so that the next attempt finds room, if that was all
         problem = "" if error is None else "full" if error.full else "no-files" if error.for_now else "broken"
         if problem != self._problem:
             fields = (("why", str(error)),) if error is not None else ()
@@ -231,13 +238,16 @@ class Store:
             self._report(None, num_bytes)
 
     def _thin_out(self) -> bool:
-        """No room: let go of the own snapshot before the newest. False if there is none, or that fails too."""
+        """No room: delete what lingers, or else the own snapshot before the newest. False if nothing can go."""
+        if self.blobs.delete_lingering():
+            return True
         if len(self.manifest.snapshots) < 2:
             return False
         try:
             self._save(dataclasses.replace(self.manifest, snapshots=self.manifest.snapshots[-1:]))
         except StorageError:
             return False
+        self.blobs.delete_lingering()
         return True
 
     def _check_present(self, holding: SnapshotRef) -> None:
@@ -254,7 +264,12 @@ class Store:
                 except OSError as error:
                     raise storage_error(path, error) from error
                 self._disk.write_file(old, former, sync=False)
-            self._disk.write_file(path, data)
+            try:
+                self._disk.write_file(path, data)
+            except StorageError as error:
+                if not (error.full and self.blobs.delete_lingering()):
+                    raise
+                self._disk.write_file(path, data)
         self.manifest = manifest
         self._fresh -= manifest.blobs()
         self.collect()
@@ -278,6 +293,7 @@ class Store:
         self.blobs.reserved_bytes = sum(p.stat().st_size for p in damaged.iterdir()) if damaged.is_dir() else 0
         if sure:
             self.blobs.collect(named)  # written or dropped just before the end of the last run
+            self.blobs.delete_lingering()
         return manifest
 
     def _without_missing(self, manifest: Manifest) -> Manifest:

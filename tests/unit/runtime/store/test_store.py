@@ -17,7 +17,8 @@ import pytest
 
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.ids import BlobId, JobId, PeerId, blob_id
-from p2ptrain.runtime.store.blobs import Disk, StorageError
+from p2ptrain.runtime.store.blobs import Blobs
+from p2ptrain.runtime.store.disk import Disk, StorageError
 from p2ptrain.runtime.store.manifest import load_manifest
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.runtime.store.store import Store, StoreConfig
@@ -140,11 +141,15 @@ def test_everything_is_there_after_a_restart(tmp_path):
     assert files(again) == {blob_id(b"two"), blob_id(b"three"), blob_id(b"theirs")}
     assert again.take_notes() == []
     again.remove_replica(holding(b"theirs", trainer=OTHER))
-    assert blob_id(b"theirs") not in again.blobs
+    again.close()
+    assert blob_id(b"theirs") not in Store(tmp_path).blobs
+
+
+AT_ONCE = StoreConfig(linger_s=0)
 
 
 def test_only_what_nobody_needs_is_deleted(tmp_path):
-    store = Store(tmp_path)
+    store = Store(tmp_path, AT_ONCE)
     fresh, shared, used = store.put(b"fresh"), store.put(b"shared"), store.put(b"used")
     store.begin(blob_id(b"coming"), 6)
     store.add_snapshot(holding(b"shared"))
@@ -152,14 +157,61 @@ def test_only_what_nobody_needs_is_deleted(tmp_path):
     store.release(used)
     store.protect("harvest", [used])
     store.remove_replica(holding(b"shared", trainer=OTHER))
-    assert store.collect() == 0
+    store.collect()
     assert files(store) == {fresh, shared, used, blob_id(b"coming") + ".part"}
     mapped = store.blobs.map(used)
     store.protect("harvest", [])
     store.release(fresh)
-    assert store.collect() == 9
+    store.collect()
     assert files(store) == {shared, blob_id(b"coming") + ".part"}
     assert bytes(mapped[:]) == b"used", "who has it open can read on"
+
+
+def lingering_blobs(tmp_path, quota_bytes=8000):
+    """Blobs that linger for ten seconds, and the clock that they go by."""
+    clock = [100.0]
+    blobs = Blobs(
+        tmp_path, quota_bytes=quota_bytes, ephemeral_bytes=0, disk=Disk(), linger_s=10.0, clock=lambda: clock[0]
+    )
+    return blobs, clock
+
+
+def test_who_heard_of_a_snapshot_can_still_fetch_it_when_it_is_replaced(tmp_path):
+    blobs, clock = lingering_blobs(tmp_path)
+    unread, read, needed = (blobs.put(name) for name in (b"unread", b"read", b"needed"))
+    blobs.collect([needed])
+    clock[0] += 9
+    blobs.collect([needed])
+    assert blobs.read(read, 0, 4) == b"read" and blobs.stored() == {unread, read, needed}
+    clock[0] += 2
+    blobs.collect([needed])
+    assert blobs.stored() == {read, needed}, "it is being read"
+    blobs.collect([needed, read])
+    clock[0] += 100
+    blobs.collect([needed, read])
+    assert blobs.stored() == {read, needed}, "it is needed again"
+    blobs.collect([needed])
+    assert blobs.put(b"read") == read and blobs.delete_lingering() == 0, "it was saved again"
+
+
+def test_what_lingers_is_in_nobodys_way(tmp_path):
+    blobs, _ = lingering_blobs(tmp_path)
+    first, second = blobs.put(b"1" * 600), blobs.put(b"2" * 600)
+    blobs.collect([])
+    assert len(blobs.stored() & {first, second}) == 1, "an eighth of the quota at most"
+    large = blobs.put(b"x" * 7900)
+    assert blobs.stored() == {large}, "the quota is there for what is needed"
+
+
+def test_a_full_disk_makes_room_of_what_lingers(tmp_path):
+    disk = BadDisk(errno.ENOSPC, 10**9)
+    store = Store(tmp_path, disk=disk)
+    some_rounds(store, 4)
+    named = store.manifest.blobs()
+    assert named < files(store), "some linger"
+    disk.fail_at = disk.calls + 1
+    fits = store.put(b"fits now")
+    assert files(store) == {*named, fits} and len(store.manifest.snapshots) == 2, "no own snapshot had to go"
 
 
 def test_the_manifest_never_names_what_is_not_there(tmp_path):
@@ -519,7 +571,7 @@ def test_addresses(tmp_path):
 
 
 def test_own_snapshots_stay_until_they_are_dropped(tmp_path):
-    store = Store(tmp_path)
+    store = Store(tmp_path, AT_ONCE)
     for i in range(4):
         data = bytes([i])
         store.put(data)
