@@ -36,6 +36,8 @@ _HOMES = {
     "load_model": "p2ptrain.api",
     "save_harvest": "p2ptrain.api",
     "evaluate": "p2ptrain.api",
+    "predict": "p2ptrain.api",
+    "generate": "p2ptrain.api",
 }
 
 __all__ = [
@@ -46,10 +48,12 @@ __all__ = [
     "__version__",
     "evaluate",
     "find_group",
+    "generate",
     "harvest",
     "harvest_kept",
     "load_job",
     "load_model",
+    "predict",
     "run_peer",
     "save_harvest",
     "status",
@@ -59,9 +63,11 @@ if TYPE_CHECKING:
     from p2ptrain.api import (
         evaluate,
         find_group,
+        generate,
         harvest,
         harvest_kept,
         load_model,
+        predict,
         run_peer,
         save_harvest,
         status,

@@ -11,7 +11,7 @@ import os
 import random
 import tempfile
 import warnings
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from p2ptrain.learning.checkpoint import ModelCard
     from p2ptrain.learning.evaluation import Evaluation
+    from p2ptrain.learning.use.prediction import Prediction
 
 WAIT_S = 8.0
 
@@ -285,3 +286,39 @@ def evaluate(
         )
     batches = (part.tensors(slice(i, i + batch_size)) for part in parts for i in range(0, len(part), batch_size))
     return evaluation.evaluate(model, batches, len(card.data.classes))
+
+
+def predict(
+    model: nn.Module, card: ModelCard, paths: Sequence[Path | str], *, top: int = 3
+) -> Iterator[Prediction | DataError]:
+    """What the model takes pictures or recordings for, those in folders too; a ``DataError`` for each unreadable one.
+
+    Raises ``UserError`` for a model of text, ``DataError`` for a folder without any.
+    """
+    from p2ptrain.learning.use import prediction
+
+    return prediction.predict(model, card.data, prediction.files_in(map(Path, paths), card.data), top=top)
+
+
+def generate(
+    model: nn.Module,
+    card: ModelCard,
+    prompt: str,
+    *,
+    num_bytes: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    seed: int = 0,
+) -> Iterator[int]:
+    """The bytes with which a model of text goes on from ``prompt``. Raises ``UserError`` for another model."""
+    from p2ptrain.learning.use import generation
+
+    return generation.generate(
+        model,
+        card.data,
+        prompt.encode("utf-8", "surrogateescape"),
+        num_bytes=num_bytes,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+    )

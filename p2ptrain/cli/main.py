@@ -25,16 +25,20 @@ COMMANDS = {
     "watch": "A live view of the group.",
     "harvest": "Collect the parts and assemble the global model.",
     "evaluate": "Accuracy of a harvested model on a data set.",
+    "predict": "What a harvested model takes pictures or recordings for.",
+    "generate": "A harvested language model writes on from a prompt.",
     "export": "Turn a harvested model into pt2 or onnx.",
     "attribute": "Score a model's channels by class, for a job that starts from it.",
     "probe": "Measure this device and write its profile.",
     "plan": "How devices would train one model as a pipeline, and what it gains.",
     "doctor": "Why two devices don't meet, and what to do.",
 }
+OF_A_MODEL = ("evaluate", "predict", "generate", "export", "attribute")
+"""They live in a folder of their own."""
 
 
 class LazyGroup(click.Group):
-    """Imports ``p2ptrain.cli.<name>`` only when that command is called; the list of commands needs no import."""
+    """Imports a command's module only when that command is called; the list of commands needs no import."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -42,7 +46,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"p2ptrain.cli.{cmd_name}")
+        folder = "model." if cmd_name in OF_A_MODEL else ""
+        module = importlib.import_module(f"p2ptrain.cli.{folder}{cmd_name}")
         command: click.Command = module.command
         return command
 

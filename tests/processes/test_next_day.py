@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from group import PeerGroup, PeerProcess, make_job
 
 from p2ptrain import api
-from p2ptrain.cli import evaluate
+from p2ptrain.cli.model import evaluate
 from p2ptrain.core.harvest import KeptHarvest
 from p2ptrain.errors import UserError
 from p2ptrain.runtime import report

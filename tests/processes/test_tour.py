@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,7 @@ class Tour:
             "watch": self._watch,
             "harvest": self._harvest,
             "evaluate": self._evaluate,
+            "predict": self._predict,
             "export": self._export,
         }
         for name, do in known.items():
@@ -146,6 +148,12 @@ class Tour:
         assert all(name in said for name in CLASSES)
         total = re.search(r"^all +\d+ +([\d.]+) %", said, re.MULTILINE)
         assert total and float(total[1]) > 120 / len(CLASSES), "better than chance, after seconds of training"
+
+    def _predict(self, words: list[str]) -> None:
+        some = next(path for path in sorted((self.first / "test").rglob("*")) if path.is_file())
+        shutil.copy(some, self.first / words[-1])
+        said = self._output(words)
+        assert said.startswith(f"{words[-1]}: ") and any(name in said for name in CLASSES)
 
     def _export(self, words: list[str]) -> None:
         self._output(words)
@@ -228,6 +236,7 @@ def test_the_tour_as_it_is_written(tour: Tour) -> None:
         "watch",
         "harvest",
         "evaluate",
+        "predict",
         "export",
     ]
     assert sorted(set(tour.told)) == sorted(set(expected)) and tour.told.count("peer") == 2

@@ -17,6 +17,8 @@ EXPORTS = {
     "PeerOptions": "p2ptrain.runtime.node.peer_node",
     "UserError": "p2ptrain.errors",
     "evaluate": "p2ptrain.api",
+    "generate": "p2ptrain.api",
+    "predict": "p2ptrain.api",
     "find_group": "p2ptrain.api",
     "harvest": "p2ptrain.api",
     "harvest_kept": "p2ptrain.api",

@@ -29,7 +29,7 @@ TORCH_MODULES = (
     "p2ptrain.modes.tasks.parts",
     "p2ptrain.modes.tasks.training",
     "p2ptrain.modes.tasks.head.fitting",
-    "p2ptrain.cli.evaluate",
+    "p2ptrain.cli.model.evaluate",
 )
 """Of those layers, the only ones that may import torch at their top."""
 MODE_NAMES = {*MODES, *(old for mode in MODES.values() for old in mode.old_names)}

@@ -58,6 +58,8 @@ SURFACE = {
             "--json",
         ),
     ],
+    "predict": ["MODEL", "FILE_OR_FOLDER...", "--top", "--allow-model", "--json"],
+    "generate": ["MODEL", "--prompt", "--bytes", "--temperature", "--top-k", "--seed", "--allow-model", "--json"],
     "export": ["FILE", "--format", "-o", "--output", "--allow-model"],
     "attribute": ["FILE", "--data", "--samples", "-o", "--output", "--allow-model"],
     "probe": [

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from p2ptrain.cli.evaluate import command as evaluate_command
 from p2ptrain.cli.main import main
+from p2ptrain.cli.model.evaluate import command as evaluate_command
 from p2ptrain.cli.shared.options import Names
 from p2ptrain.errors import DataError
 from p2ptrain.learning.checkpoint import save_model

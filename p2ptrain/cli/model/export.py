@@ -38,7 +38,7 @@ def command(model_file: Path, kind: Literal["pt2", "onnx"], output: Path, allow_
     import logging
     import warnings
 
-    from p2ptrain.learning.export import export_model
+    from p2ptrain.learning.use.export import export_model
 
     logging.disable(logging.WARNING)  # the exporter has much to say to its own authors
     warnings.simplefilter("ignore")

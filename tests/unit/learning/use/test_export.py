@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from p2ptrain.errors import UserError
-from p2ptrain.learning import export
-from p2ptrain.learning.export import export_model
 from p2ptrain.learning.models import build_model
+from p2ptrain.learning.use import export
+from p2ptrain.learning.use.export import export_model
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in export.ONNX_PACKAGES)
 
