@@ -19,9 +19,7 @@ from p2ptrain.planning.devices.profile_codec import chain_hash
 from p2ptrain.protocol.consensus.rules import PlanResult, PlanWork
 from p2ptrain.wire import messages as m
 
-NOT_MEASURED: PlanWork[Plan] = PlanWork(
-    lambda: PlanResult(None, "this peer has not measured the model's blocks yet"),
-)
+NOT_MEASURED: PlanWork[Plan] = PlanWork(lambda: PlanResult(None, "this peer has not measured the model's blocks yet"))
 
 
 @dataclass(slots=True)

@@ -102,10 +102,7 @@ class PipelineRole:
             is_lost=self.progress.is_lost,
             may_improve=lambda: self.progress.calm.is_over,
         )
-        self.handlers: Mapping[type, Handler] = {
-            **self.replicas.handlers,
-            **self._links.handlers,
-        }
+        self.handlers: Mapping[type, Handler] = {**self.replicas.handlers, **self._links.handlers}
         self._trainer_events: Mapping[type, Handler] = {
             **self._links.trainer_events,
             SendStageMessage: self._send,
@@ -115,10 +112,7 @@ class PipelineRole:
             c.SnapshotRefused: self._refused,
             c.TrainerFailed: self._failed,
         }
-        self.messages: Mapping[type[m.Message], MessageHandler] = {
-            **self._links.messages,
-            **self.replicas.messages,
-        }
+        self.messages: Mapping[type[m.Message], MessageHandler] = {**self._links.messages, **self.replicas.messages}
 
     # --- what is known ---
 

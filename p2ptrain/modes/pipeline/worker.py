@@ -18,15 +18,7 @@ from typing import Any
 from p2ptrain.config import Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
-from p2ptrain.core.stages.commands import (
-    Deliver,
-    GivePiece,
-    LookAgain,
-    Profiled,
-    StageMessagesSent,
-    StageUsed,
-    Taken,
-)
+from p2ptrain.core.stages.commands import Deliver, GivePiece, LookAgain, Profiled, StageMessagesSent, StageUsed, Taken
 from p2ptrain.core.stages.figures import planned_times
 from p2ptrain.core.stages.slowdown import FIRST_LOOK, PASS_S, SECOND_LOOK, WARM_UP, differs, slowdown_of
 from p2ptrain.core.worker import Setup

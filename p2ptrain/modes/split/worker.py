@@ -21,14 +21,7 @@ from typing import Any
 from p2ptrain.config import Coding, Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
-from p2ptrain.core.stages.commands import (
-    Deliver,
-    GivePiece,
-    LookAgain,
-    Profiled,
-    StageMessagesSent,
-    Taken,
-)
+from p2ptrain.core.stages.commands import Deliver, GivePiece, LookAgain, Profiled, StageMessagesSent, Taken
 from p2ptrain.core.stages.figures import planned_times
 from p2ptrain.core.worker import Setup
 from p2ptrain.errors import RemoteError

@@ -35,11 +35,7 @@ def missing(plan: Plan, parts: Mapping[int, list[Snapshot]]) -> list[int]:
 
 
 def harvest_of(
-    collected: Collected,
-    num_blocks: int,
-    trainers: Callable[[SnapshotRef], Iterable[str]],
-    *,
-    allow_user_code: bool,
+    collected: Collected, num_blocks: int, trainers: Callable[[SnapshotRef], Iterable[str]], *, allow_user_code: bool
 ) -> Harvest:
     """Runs of blocks side by side, each told of by its first. Raises ``UserError`` for what is not the job's model."""
     job, runs = collected.job, [snapshots[0] for _, snapshots in sorted(collected.parts.items())]
