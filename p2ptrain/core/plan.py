@@ -181,6 +181,24 @@ def check_plan(plan: Plan) -> None:
     plan.body.check(plan)
 
 
+def successor(job: Job, peers: tuple[PeerSnapshot, ...], body: Body, proposer: PeerId, parent: Plan | None) -> Plan:
+    """The plan after ``parent``; the first one after none."""
+    return Plan(
+        epoch=parent.epoch + 1 if parent else 1,
+        job=job.id,
+        mode=job.mode,
+        proposer=proposer,
+        peers=peers,
+        parent=parent.hash if parent else "",
+        body=body,
+    )
+
+
+def is_successor(plan: Plan, parent: Plan) -> bool:
+    """Not of the next epoch, perhaps: there may have been others in between."""
+    return parent.epoch < plan.epoch and parent.hash == plan.parent
+
+
 def _check_peers(plan: Plan) -> None:
     num_classes = plan.num_classes
     names = [peer.peer for peer in plan.peers]

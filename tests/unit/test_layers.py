@@ -25,6 +25,8 @@ TORCH_MODULES = (
     "p2ptrain.runtime.trainer.trainer",
     "p2ptrain.modes.pipeline.worker",
     "p2ptrain.modes.split.worker",
+    "p2ptrain.modes.stages.messages",
+    "p2ptrain.modes.stages.own_blocks",
     "p2ptrain.modes.tasks.worker",
     "p2ptrain.modes.tasks.parts",
     "p2ptrain.modes.tasks.training",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from fake_trainer import Traits
 
 from p2ptrain.config import DataConfig, GroupConfig, Job, ModelConfig, TrainingConfig
+from p2ptrain.core.mode import Harvester
 from p2ptrain.core.plan import Plan
 from p2ptrain.modes.pipeline.config import PipelineConfig
 from p2ptrain.modes.tasks.config import TasksConfig
@@ -20,6 +22,13 @@ from p2ptrain.simulation.room import Room as SimulatedRoom
 from p2ptrain.wire.messages import Record, SnapshotRef
 
 CLASSES = tuple("abcdef")
+NOTHING = (0,) * len(CLASSES)
+"""Samples of who has none."""
+LOSSY = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.1)
+RATE = 12.5e6
+"""Of a link, bytes/s."""
+FORGIVEN = ("old-epoch", "replay", "session", "echo")
+"""What loss alone brings about."""
 
 
 def job(mode: str = "tasks", *, rounds: int = 6, name: str = "job", **changes: Any) -> Job:
@@ -50,6 +59,35 @@ class Room(SimulatedRoom):
 
     def add(self, number: int, counts: Sequence[int] = (10,) * 6, job: Job | None = None, **changes: Any) -> Device:
         return super().add(number, counts, job, **changes)
+
+
+def plan_of(device: Device) -> Plan:
+    assert device.core.agreement is not None and device.core.agreement.current is not None
+    return device.core.agreement.current
+
+
+def refusals(room: Room) -> Counter[str]:
+    """But for what loss alone brings about."""
+    total: Counter[str] = Counter()
+    for device in room.on():
+        total += device.core.refused + device.core.sessions.refused
+    return Counter({reason: n for reason, n in total.items() if reason not in FORGIVEN})
+
+
+def harvest(room: Room, harvester: Harvester, visitor_number: int = 99) -> dict[int, tuple[SnapshotRef, bytes]]:
+    """As ``p2ptrain harvest`` does it, through an observer."""
+    on = room.on()
+    visitor = room.visit(visitor_number, [device.number for device in on])
+    room.run(3)
+    holdings = {h.blob: h for device in on for h in device.record.holdings}
+
+    async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
+        visitor.fetch(holding)
+        room.run(20, lambda: holding.blob in visitor.blobs)
+        return visitor.blobs.get(holding.blob)
+
+    _, parts = asyncio.run(harvester.fetch(plan_of(on[0]), list(holdings.values()), fetch))
+    return {first: (snapshot.holding, snapshot.data) for first, (snapshot,) in parts.items()}
 
 
 def sizes(core: Core) -> Counter[str]:

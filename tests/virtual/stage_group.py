@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
-from peer_group import Room, job
-from stage_trainer import NUM_BLOCKS, StageTrainer, StageTraits, check, ledger, read_piece
+from blocks_trainer import NUM_BLOCKS
+from peer_group import NOTHING, RATE, Room, harvest, job, plan_of
+from stage_trainer import StageTrainer, StageTraits, check, ledger, read_piece
 
-from p2ptrain.core.plan import Plan
 from p2ptrain.modes.pipeline import harvest as harvester
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.planning.pipeline.stages import PipelinePlan
@@ -18,11 +16,7 @@ from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.network import LAN, Conditions
 from p2ptrain.wire.messages import SnapshotRef
 
-LOSSY = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.1)
-RATE = 12.5e6
-FORGIVEN = ("old-epoch", "replay", "session", "echo")
 SAMPLES = (64,) * 6
-NOTHING = (0,) * 6
 
 
 def group(
@@ -62,11 +56,6 @@ def group(
 def trainer(device: Device) -> StageTrainer:
     assert isinstance(device.trainer, StageTrainer)
     return device.trainer
-
-
-def plan_of(device: Device) -> Plan:
-    assert device.core.agreement is not None and device.core.agreement.current is not None
-    return device.core.agreement.current
 
 
 def pipeline_body(device: Device) -> PipelineBody:
@@ -120,39 +109,16 @@ def whole_steps(room: Room) -> list[int]:
     return sorted(steps)
 
 
-def harvest(room: Room, visitor_number: int = 99) -> dict[int, tuple[SnapshotRef, bytes]]:
-    """As ``p2ptrain harvest`` does it, through an observer."""
-    on = room.on()
-    visitor = room.visit(visitor_number, [device.number for device in on])
-    room.run(3)
-    holdings = {h.blob: h for device in on for h in device.record.holdings}
-
-    async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
-        visitor.fetch(holding)
-        room.run(20, lambda: holding.blob in visitor.blobs)
-        return visitor.blobs.get(holding.blob)
-
-    _, parts = asyncio.run(harvester.fetch(plan_of(on[0]), list(holdings.values()), fetch))
-    return {first: (snapshot.holding, snapshot.data) for first, (snapshot,) in parts.items()}
-
-
 def check_done(room: Room) -> np.ndarray:
     """All batches are in the saved model, each of them once; the epochs they were trained in."""
     steps = total_steps(room.on()[0])
-    found = harvest(room)
+    found = harvest(room, harvester)
     assert found, "no whole model is saved"
     return check(ledger([read_piece(data, steps, steps) for _, data in found.values()]), steps)
 
 
 def blocks_of(pipeline: PipelinePlan, stage: int | None) -> set[int]:
     return set() if stage is None else set(range(pipeline.stages[stage].start, pipeline.stages[stage].stop))
-
-
-def refusals(room: Room) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for device in room.on():
-        total += device.core.refused + device.core.sessions.refused
-    return Counter({reason: n for reason, n in total.items() if reason not in FORGIVEN})
 
 
 def state_of(room: Room) -> list[tuple[object, ...]]:

@@ -13,54 +13,25 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from blocks_trainer import NUM_BLOCKS, At, BlocksTrainer, BlocksTraits
 
-from p2ptrain.config import Job
 from p2ptrain.core import commands as c
-from p2ptrain.core.plan import Plan
-from p2ptrain.core.stages.commands import (
-    Deliver,
-    GivePiece,
-    LookAgain,
-    Looked,
-    Profiled,
-    SendStageMessage,
-    StageMessagesSent,
-    StageUsed,
-    Taken,
-)
+from p2ptrain.core.stages.commands import Deliver, GivePiece, StageUsed, Taken
 from p2ptrain.errors import RemoteError
-from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.pipeline.commands import FollowStage, Halted, PieceTaken, StopAt
 from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.modes.registry import read_plan
-from p2ptrain.planning.devices.blocks import BlockProfile, BlockTimes, ModelProfile
-from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
 from p2ptrain.planning.pipeline.stages import Stage
 from p2ptrain.wire import tensorfile
 
-COMMAND_S = 0.002
-NUM_BLOCKS = 9
-FLOPS = 10**6
-MODEL = ModelProfile(
-    "ledger", 64, tuple(BlockProfile(f"b{i}", FLOPS, 2 * FLOPS, 10**6, 64, 64, True) for i in range(NUM_BLOCKS))
-)
-"""Parameters are dear to send and activations are not: so a pipeline is the best plan."""
 USE_EVERY, USE_AGAIN = 10, 4
-
-At = Callable[[float, Callable[[], None]], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class StageTraits:
-    """What a test makes of one trainer."""
+class StageTraits(BlocksTraits):
+    """What a test makes of one trainer of a stage."""
 
-    counts: tuple[int, ...]
-    load_s: float = 0.2
-    block_s: float = 0.001
-    """Of a sample in one block, forward; backward takes twice as long."""
-    profile: str = ""
-    """In place of what it measured."""
     snapshot_bytes: int = 0
     """Ballast in every snapshot and piece."""
     user_error_at: int = -1
@@ -78,15 +49,9 @@ class Books:
     epoch: np.ndarray
 
 
-class StageTrainer:
-    """Commands in by ``handle``, events out through ``say``; ``at`` is its clock."""
-
+class StageTrainer(BlocksTrainer):
     def __init__(self, name: str, traits: StageTraits, at: At, say: Callable[[object], None]) -> None:
-        self.name = name
-        self.traits = traits
-        self.dead = False
-        self.slowdown = 1.0
-        """A test may change it at any time."""
+        super().__init__(name, traits, at, say)
         self.unseen = 1.0
         """Times as long as its passes take, which it does not notice."""
         self.step = -1
@@ -102,26 +67,13 @@ class StageTrainer:
         """(epoch, step) of every stage message taken in."""
         self.dropped = 0
         """Stage messages of another epoch, or for no stage."""
-        self._at, self._say = at, say
-        self._job: Job | None = None
-        self._plan: Plan | None = None
-        self._own = ""
         self._halt: StopAt | None = None
         self._slowdown_seen, self._look_after = 1.0, USE_EVERY
         self._missing = 0
         self._pieces: list[bytes] = []
         self._keep: dict[int, Books] = {}
-        self._run = 0
-        self._computing = False
         self._looked_at = 0
         self._reset_batch()
-
-    def kill(self) -> None:
-        self.dead = True
-
-    def handle(self, command: object) -> None:
-        """One command, a little later, in order."""
-        self._at(COMMAND_S, lambda: None if self.dead else self._carry_out(command))
 
     @property
     def stage(self) -> Stage:
@@ -147,34 +99,22 @@ class StageTrainer:
     def halted(self) -> bool:
         return self._halt is not None and self.step >= self._halt.step
 
+    @property
+    def stands_by(self) -> bool:
+        return self._plan is None or self.halted
+
     def _carry_out(self, command: object) -> None:
         match command:
-            case c.Configure():
-                self._job = job_from_json(command.job, "job")
-                self._at(self.traits.load_s, lambda: None if self.dead else self._loaded())
             case FollowStage():
                 self._follow(command)
             case GivePiece():
                 self._give(command)
-            case LookAgain():
-                if self._plan is None or self.halted:
-                    self._say(Looked(self.slowdown))
             case StopAt():
                 self._stop_at(command)
             case Deliver():
                 self._deliver(command)
-            case StageMessagesSent():
-                pass
             case _:
-                raise AssertionError(command)
-
-    def _loaded(self) -> None:
-        sizes = (1, 4, 16)
-        forward = tuple(tuple(self.traits.block_s * size for _ in MODEL.blocks) for size in sizes)
-        backward = tuple(tuple(2 * second for second in row) for row in forward)
-        profile = self.traits.profile or profile_to_json(MODEL, BlockTimes(sizes, forward, backward))
-        self._say(Profiled(model_to_json(MODEL), profile))
-        self._say(c.Ready(self.traits.counts))
+                super()._carry_out(command)
 
     # --- the plan ---
 
@@ -343,11 +283,8 @@ class StageTrainer:
         self._work()
 
     def _send(self, work: str, unit: int, to: tuple[str, ...], step: int = -1) -> None:
-        assert self._plan is not None
         step = self.step if step < 0 else step
-        message = tensorfile.pack({"x": np.array([self._plan.epoch, step, unit])}, {})
-        for peer in to:
-            self._say(SendStageMessage(self._plan.epoch, peer, work, step, unit, 0, message))
+        self._say_message(work, step, unit, to, step, unit)
 
     def _end_batch(self) -> None:
         assert self._plan is not None and self._job is not None

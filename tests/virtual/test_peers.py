@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 from fake_trainer import FakeTrainer, combination, contribution
-from peer_group import Room, job, sizes
+from peer_group import Room, job, refusals, sizes
 from seeds import seeds
 
 from p2ptrain.core import commands as c
@@ -25,7 +25,6 @@ from p2ptrain.wire.messages import ReplicaOffer, SnapshotRef
 
 WORLD = Conditions(delay_s=0.002, jitter_s=0.02)
 LOSSY = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.2)
-FORGIVEN = ("old-epoch", "replay", "session", "echo")
 HAVES = {0: (10, 10, 0, 0, 0, 0), 1: (0, 0, 10, 10, 0, 0), 2: (0, 0, 0, 0, 10, 10)}
 """Samples of classes that nobody else has."""
 
@@ -46,14 +45,6 @@ def everyone_trains(room: Room) -> bool:
 
 def phases(room: Room) -> Counter[str]:
     return Counter(device.record.phase for device in room.on())
-
-
-def refusals(room: Room) -> Counter[str]:
-    """But for what loss alone brings about."""
-    total: Counter[str] = Counter()
-    for device in room.on():
-        total += device.core.refused + device.core.sessions.refused
-    return Counter({reason: n for reason, n in total.items() if reason not in FORGIVEN})
 
 
 def holdings(devices: Iterable[Device], part: int) -> list[int]:

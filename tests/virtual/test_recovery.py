@@ -8,10 +8,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from peer_group import Room
+from peer_group import NOTHING, Room, plan_of
 from seeds import seeds
 from stage_group import (
-    NOTHING,
     all_at,
     check_done,
     committed,
@@ -19,7 +18,6 @@ from stage_group import (
     furthest,
     group,
     pipeline_body,
-    plan_of,
     state_of,
     trainer,
     under_way,

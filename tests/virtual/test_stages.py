@@ -6,31 +6,27 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from peer_group import Room
+from blocks_trainer import MODEL, NUM_BLOCKS
+from peer_group import LOSSY, NOTHING, RATE, Room, harvest, plan_of, refusals
 from seeds import seeds
 from stage_group import (
-    LOSSY,
-    NOTHING,
-    RATE,
     all_at,
     blocks_of,
     check_done,
     epoch_trained,
     first_of_stage,
     group,
-    harvest,
     pipeline_body,
-    plan_of,
-    refusals,
     saved,
     state_of,
     total_steps,
     trainer,
     whole_steps,
 )
-from stage_trainer import MODEL, NUM_BLOCKS, check, ledger, read_piece
+from stage_trainer import check, ledger, read_piece
 
 from p2ptrain.core import commands as c
+from p2ptrain.modes.pipeline import harvest as harvester
 from p2ptrain.modes.pipeline.stage.calm import REST_S
 from p2ptrain.planning.devices.blocks import BlockTimes
 from p2ptrain.planning.devices.profile_codec import profile_to_json
@@ -205,7 +201,7 @@ def test_a_step_that_is_saved_whole_never_vanishes(seed: int, save_s: float | No
 def test_the_harvest_is_of_one_step() -> None:
     room = group(1, conditions=LOSSY, rounds=20, snapshot_steps=5)
     assert room.run(60, all_at(room, 23)), state_of(room)
-    tries = (harvest(room, visitor_number) for visitor_number in range(99, 109))
+    tries = (harvest(room, harvester, visitor_number) for visitor_number in range(99, 109))
     found = next(found for found in tries if found)  # what records name may be gone by the time they are heard
     (step,) = {holding.step for holding, _ in found.values()}
     assert step >= 15

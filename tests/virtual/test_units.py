@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from peer_group import Room, job
+from blocks_trainer import MODEL, NUM_BLOCKS
+from peer_group import LOSSY, NOTHING, RATE, Room, harvest, job, plan_of, refusals
 from seeds import seeds
-from stage_trainer import MODEL, NUM_BLOCKS
 from unit_trainer import Ledger, UnitTrainer, UnitTraits, read_books
 
 from p2ptrain.core import commands as c
-from p2ptrain.core.plan import Plan
 from p2ptrain.modes.split import harvest as harvester
 from p2ptrain.modes.split.commands import PieceMade, UpdateMade
 from p2ptrain.modes.split.config import SplitConfig
@@ -24,13 +22,8 @@ from p2ptrain.planning.devices.blocks import BlockTimes
 from p2ptrain.planning.devices.profile_codec import profile_to_json
 from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.network import LAN, Conditions
-from p2ptrain.wire.messages import SnapshotRef
 
-LOSSY = Conditions(delay_s=0.002, jitter_s=0.02, loss=0.1)
-RATE = 12.5e6
-FORGIVEN = ("old-epoch", "replay", "session", "echo")
 SAMPLES = (16,) * 6
-NOTHING = (0,) * 6
 WEAK, STRONG = 0.001, 0.00005
 
 
@@ -60,11 +53,6 @@ def group(
 def trainer(device: Device) -> UnitTrainer:
     assert isinstance(device.trainer, UnitTrainer)
     return device.trainer
-
-
-def plan_of(device: Device) -> Plan:
-    assert device.core.agreement is not None and device.core.agreement.current is not None
-    return device.core.agreement.current
 
 
 def body_of(device: Device) -> SplitBody:
@@ -111,26 +99,10 @@ def newest_saved(devices: list[Device]) -> int:
     return max((round for round, _, _ in whole_states(NUM_BLOCKS, refs)), default=0)
 
 
-def harvest(room: Room, visitor_number: int = 99) -> dict[int, tuple[SnapshotRef, bytes]]:
-    """As ``p2ptrain harvest`` does it, through an observer."""
-    on = room.on()
-    visitor = room.visit(visitor_number, [device.number for device in on])
-    room.run(3)
-    holdings = {h.blob: h for device in on for h in device.record.holdings}
-
-    async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
-        visitor.fetch(holding)
-        room.run(20, lambda: holding.blob in visitor.blobs)
-        return visitor.blobs.get(holding.blob)
-
-    _, parts = asyncio.run(harvester.fetch(plan_of(on[0]), list(holdings.values()), fetch))
-    return {first: (snapshot.holding, snapshot.data) for first, (snapshot,) in parts.items()}
-
-
 def check_done(room: Room, owners: int) -> Ledger:
     """The saved model has every round once, each of one set of owners, and no samples twice; its ledger."""
     rounds = rounds_of(room)
-    found = harvest(room)
+    found = harvest(room, harvester)
     assert found, "no whole model is saved"
     blocks: dict[int, Ledger] = {}
     for _, data in found.values():
@@ -148,13 +120,6 @@ def check_done(room: Room, owners: int) -> Ledger:
 
 def owners_by_round(ledger: Ledger) -> Counter[int]:
     return Counter(round for round, _ in ledger)
-
-
-def refusals(room: Room) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for device in room.on():
-        total += device.core.refused + device.core.sessions.refused
-    return Counter({reason: n for reason, n in total.items() if reason not in FORGIVEN})
 
 
 def state_of(room: Room) -> list[tuple[object, ...]]:

@@ -13,24 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from stage_trainer import COMMAND_S, MODEL, NUM_BLOCKS, At
+from blocks_trainer import NUM_BLOCKS, At, BlocksTrainer, BlocksTraits
 
-from p2ptrain.config import Job
 from p2ptrain.core import commands as c
-from p2ptrain.core.plan import Plan
-from p2ptrain.core.stages.commands import (
-    Deliver,
-    GivePiece,
-    LookAgain,
-    Looked,
-    Profiled,
-    SendStageMessage,
-    StageMessagesSent,
-    StageUsed,
-    Taken,
-)
+from p2ptrain.core.stages.commands import Deliver, GivePiece, StageUsed, Taken
 from p2ptrain.errors import RemoteError
-from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.modes.split.commands import (
     BeginAverage,
@@ -50,8 +37,6 @@ from p2ptrain.modes.split.plan import (
     runs_of,
     samples_of,
 )
-from p2ptrain.planning.devices.blocks import BlockTimes
-from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
 from p2ptrain.wire import tensorfile
 
 Ledger = dict[tuple[int, str], tuple[int, int]]
@@ -60,15 +45,9 @@ AVERAGE_S = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class UnitTraits:
-    """What a test makes of one trainer."""
+class UnitTraits(BlocksTraits):
+    """What a test makes of one trainer of units."""
 
-    counts: tuple[int, ...]
-    load_s: float = 0.2
-    block_s: float = 0.001
-    """Of a sample in one block, forward; backward takes twice as long."""
-    profile: str = ""
-    """In place of what it measured."""
     ballast_bytes: int = 0
     """In every piece and update."""
 
@@ -106,15 +85,9 @@ class Half:
         return self.done in self.came
 
 
-class UnitTrainer:
-    """Commands in by ``handle``, events out through ``say``; ``at`` is its clock."""
-
+class UnitTrainer(BlocksTrainer):
     def __init__(self, name: str, traits: UnitTraits, at: At, say: Callable[[object], None]) -> None:
-        self.name = name
-        self.traits = traits
-        self.dead = False
-        self.slowdown = 1.0
-        """A test may change it at any time."""
+        super().__init__(name, traits, at, say)
         self.round = -1
         """Rounds that are over here; -1: there are no units here."""
         self.begun: list[tuple[int, int]] = []
@@ -122,10 +95,6 @@ class UnitTrainer:
         self.averaged: list[tuple[int, int, tuple[str, ...]]] = []
         """(epoch, round, whose updates) of every average made."""
         self.lost_batches = 0
-        self._at, self._say = at, say
-        self._job: Job | None = None
-        self._plan: Plan | None = None
-        self._own = ""
         self._halves: dict[str, Half] = {}
         self._blocks: dict[int, Ledger] = {}
         self._begin: tuple[int, int] | None = None
@@ -134,16 +103,11 @@ class UnitTrainer:
         self._average: BeginAverage | None = None
         self._updates: list[tuple[str, bytes]] = []
         self._early: list[Deliver] = []
-        self._computing = False
-        self._run = 0
         self._ended = False
 
-    def kill(self) -> None:
-        self.dead = True
-
-    def handle(self, command: object) -> None:
-        """One command, a little later, in order."""
-        self._at(COMMAND_S, lambda: None if self.dead else self._carry_out(command))
+    @property
+    def stands_by(self) -> bool:
+        return not self._halves
 
     @property
     def body(self) -> SplitBody:
@@ -152,9 +116,6 @@ class UnitTrainer:
 
     def _carry_out(self, command: object) -> None:
         match command:
-            case c.Configure():
-                self._job = job_from_json(command.job, "job")
-                self._at(self.traits.load_s, lambda: None if self.dead else self._loaded())
             case FollowUnits():
                 self._plan, self._own = read_plan(command.plan), command.own
                 self._expect(command.round, command.pieces)
@@ -174,24 +135,11 @@ class UnitTrainer:
             case GiveUpdate():
                 self._updates.append((command.peer, command.update))
                 if self._average is not None and len(self._updates) == self._average.updates:
-                    self._at(AVERAGE_S, lambda: None if self.dead else self._make_average())
+                    self._later(AVERAGE_S, self._make_average)
             case Deliver():
                 self._deliver(command)
-            case LookAgain():
-                if not self._halves:
-                    self._say(Looked(self.slowdown))
-            case StageMessagesSent():
-                pass
             case _:
-                raise AssertionError(command)
-
-    def _loaded(self) -> None:
-        sizes = (1, 4, 16)
-        forward = tuple(tuple(self.traits.block_s * size for _ in MODEL.blocks) for size in sizes)
-        backward = tuple(tuple(2 * second for second in row) for row in forward)
-        profile = self.traits.profile or profile_to_json(MODEL, BlockTimes(sizes, forward, backward))
-        self._say(Profiled(model_to_json(MODEL), profile))
-        self._say(c.Ready(self.traits.counts))
+                super()._carry_out(command)
 
     # --- a round ---
 
@@ -291,9 +239,7 @@ class UnitTrainer:
         self._work()
 
     def _send(self, work: str, half: Half) -> None:
-        assert self._plan is not None
-        message = tensorfile.pack({"x": np.array([self._plan.epoch, self.round, half.done])}, {})
-        self._say(SendStageMessage(self._plan.epoch, half.partner, work, half.done, 0, 0, message))
+        self._say_message(work, half.done, 0, (half.partner,), self.round, half.done)
 
     def _end_round(self) -> None:
         assert self._plan is not None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from p2ptrain.core.plan import PeerSnapshot, require
+from p2ptrain.core.plan import PeerSnapshot, Plan, is_hex, require
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.devices.blocks import BatchSizes, BlockRows, BlockTimes, ModelProfile, check_times, extrapolated
@@ -119,6 +119,30 @@ def usable(
     return tuple(found)
 
 
+def are_usable(model: ModelProfile, plan: Plan, figures: tuple[DeviceFigures, ...]) -> bool:
+    """Whether a plan can be computed from all of these, just as they are."""
+    given = {each.peer: each for each in figures}
+    return usable(model, plan.peers, [MeasuredPeer(peer, given.get(peer.peer)) for peer in plan.peers]) == figures
+
+
+def words_of_unknown(plan: Plan, figures: Sequence[DeviceFigures]) -> dict[PeerId, str]:
+    """For people: what is not known of peers, a line for each."""
+    known = {each.peer: each for each in figures}
+    measured = {peer for each in figures for link in each.links for peer in (each.peer, link.peer)}
+    words: dict[PeerId, str] = {}
+    for snapshot in plan.peers:
+        peer = snapshot.peer
+        if peer not in known:
+            words[peer] = (
+                f"{peer}: left out: its speed is not known, or the times of its blocks make no sense; "
+                "`p2ptrain probe` measures it"
+            )
+        elif known[peer].link_bytes_per_s == 0 and peer not in measured:
+            mbit_s = UNKNOWN_LINK_BYTES_PER_S * 8 / 1e6
+            words[peer] = f"{peer}: no link speed known, taken for {mbit_s:.0f} Mbit/s"
+    return words
+
+
 def _usable_links(profile: DeviceFigures, names: Collection[PeerId]) -> tuple[LinkFigure, ...]:
     """Those to other peers of the plan whose figures make sense."""
     links = {link.peer: link for link in profile.links if link.peer in names and link.peer != profile.peer}
@@ -176,7 +200,27 @@ def link_figures(profiles: Sequence[DeviceFigures]) -> tuple[dict[PeerId, float]
     return ends, tuple(slow), statistics.median(latencies) if latencies else LATENCY_S
 
 
-def pipeline_peer(
+def planned_peers(
+    snapshots: Sequence[PeerSnapshot], figures: Sequence[DeviceFigures]
+) -> tuple[list[PipelinePeer], tuple[PairRate, ...], float]:
+    """As a planner takes them, those with figures, in the order of these; and as ``link_figures``: the links that do
+    less than both their ends, and the latency of a link, in seconds.
+
+    Raises ``UserError`` where nobody can be planned with.
+    """
+    if not figures:
+        raise UserError(
+            f"none of the {len(snapshots)} peers can be planned with: their speeds are not known, or the times of "
+            "their blocks make no sense; `p2ptrain probe` measures a device"
+        )
+    by_peer = {snapshot.peer: snapshot for snapshot in snapshots}
+    ends, pair_rates, latency_s = link_figures(figures)
+    times = planned_times(figures)
+    peers = [_planned_peer(by_peer[each.peer], each, ends[each.peer], times.get(each.peer)) for each in figures]
+    return peers, pair_rates, latency_s
+
+
+def _planned_peer(
     snapshot: PeerSnapshot, profile: DeviceFigures, link_bytes_per_s: float, times: BlockTimes | None
 ) -> PipelinePeer:
     memory = snapshot.memory_bytes or UNKNOWN_MEMORY_BYTES
@@ -191,7 +235,22 @@ def pipeline_peer(
     )
 
 
-def check_figures(figures: DeviceFigures, names: Sequence[str], num_blocks: int) -> None:
+def check_figures(plan: Plan, chain: str, figures: Sequence[DeviceFigures], num_blocks: int) -> None:
+    """What types alone don't say of what a plan was made by: its peers, the blocks by their hash, and figures of these.
+
+    Raises ``RemoteError``.
+    """
+    for peer in plan.peers:
+        require(all(wish < plan.num_classes for wish in peer.wishes), f"{peer.peer}: wishes for unknown classes")
+    names, given = [peer.peer for peer in plan.peers], [each.peer for each in figures]
+    require(given == sorted(set(given)), "figures out of order")
+    require(plan.trainers().keys() <= set(given) <= set(names), "figures of others than the plan's peers")
+    for each in figures:
+        _check_device(each, names, num_blocks)
+    require(is_hex(chain, 64), "the chain is not a hash")
+
+
+def _check_device(figures: DeviceFigures, names: Sequence[str], num_blocks: int) -> None:
     ends = [link.peer for link in figures.links]
     require(ends == sorted(set(ends)) and figures.peer not in ends, f"{figures.peer}: links out of order")
     require(set(ends).issubset(names), f"{figures.peer}: links to others than the plan's peers")

@@ -11,8 +11,7 @@ from collections.abc import Collection, Sequence
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import PeerSnapshot
-from p2ptrain.core.stages.figures import DeviceFigures, link_figures, pipeline_peer, planned_times
-from p2ptrain.errors import UserError
+from p2ptrain.core.stages.figures import DeviceFigures, planned_peers
 from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.plan import MAX_STEPS
 from p2ptrain.planning.devices.blocks import ModelProfile
@@ -38,18 +37,7 @@ def task_of(
 
     Peers in the order of their ids, but a data owner first: the order of an equal split.
     """
-    if not profiles:
-        raise UserError(
-            f"none of the {len(snapshots)} peers can be planned with: their speeds are not known, or the times of "
-            "their blocks make no sense; `p2ptrain probe` measures a device"
-        )
-    by_peer = {snapshot.peer: snapshot for snapshot in snapshots}
-    ends, pair_rates, latency_s = link_figures(profiles)
-    times = planned_times(profiles)
-    peers = [
-        pipeline_peer(by_peer[profile.peer], profile, ends[profile.peer], times.get(profile.peer))
-        for profile in profiles
-    ]
+    peers, pair_rates, latency_s = planned_peers(snapshots, profiles)
     first = next((peer for peer in peers if peer.has_data), None)
     peers.sort(key=lambda peer: (peer is not first, peer.name))
     return PipelineTask(

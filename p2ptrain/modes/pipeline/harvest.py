@@ -6,19 +6,17 @@ steps there is no model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from p2ptrain.config import Job
-from p2ptrain.core.harvest import Collected, Fetch, Harvest, PartReport, Snapshot
+from p2ptrain.core.harvest import Collected, Fetch, Harvest, Snapshot
 from p2ptrain.core.plan import Plan
-from p2ptrain.modes.assembly import state_of
 from p2ptrain.modes.pipeline.plan import body_of
+from p2ptrain.modes.stages import assembly
 from p2ptrain.planning.pipeline.coverage import NO_STATE, cover, newest_whole
 from p2ptrain.wire.messages import SnapshotRef
 
-if TYPE_CHECKING:
-    pass
+missing = assembly.missing
 
 
 async def fetch(
@@ -43,11 +41,6 @@ async def fetch(
     return None, {}
 
 
-def missing(plan: Plan, parts: Mapping[int, list[Snapshot]]) -> list[int]:
-    """There is all or nothing."""
-    return [] if parts else [part.index for part in plan.parts]
-
-
 def lament(job: Job, plan: Plan, missing: Sequence[int]) -> str:
     """When there will be something."""
     return (
@@ -58,23 +51,5 @@ def lament(job: Job, plan: Plan, missing: Sequence[int]) -> str:
 
 def assemble(collected: Collected, *, allow_user_code: bool) -> Harvest:
     """Put the runs side by side. Raises ``UserError`` for runs that are not this job's model."""
-    runs = [snapshot for snapshots in collected.parts.values() for snapshot in snapshots]
-    state = state_of(collected.job, runs, allow_user_code=allow_user_code)
-    report = tuple(_report(collected, snapshots[0]) for _, snapshots in sorted(collected.parts.items()))
-    return Harvest(collected.job, collected.plan, state, {}, report)
-
-
-def _report(collected: Collected, snapshot: Snapshot) -> PartReport:
-    """Of a run of blocks; ``part`` is its first."""
-    job, holding = collected.job, snapshot.holding
-    return PartReport(
-        part=holding.part,
-        classes=job.data.classes,
-        share=holding.span / body_of(collected.plan).pipeline.num_blocks,
-        trainers=(collected.name_of(holding.trainer),),
-        round=holding.round,
-        rounds=job.training.rounds,
-        step=holding.step,
-        samples=holding.samples,
-        num_bytes=len(snapshot.data),
-    )
+    num_blocks = body_of(collected.plan).pipeline.num_blocks
+    return assembly.harvest_of(collected, num_blocks, lambda ref: [ref.trainer], allow_user_code=allow_user_code)

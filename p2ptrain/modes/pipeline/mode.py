@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from p2ptrain.core.mode import Mode
 from p2ptrain.core.worker import Setup, Worker
-from p2ptrain.modes.assembly import check_blocks
 from p2ptrain.modes.pipeline import harvest, words
 from p2ptrain.modes.pipeline.commands import COMMANDS
 from p2ptrain.modes.pipeline.config import NAME, OLD_NAME, PipelineConfig
 from p2ptrain.modes.pipeline.plan import BODIES
 from p2ptrain.modes.pipeline.role import PipelineRole
-
-if TYPE_CHECKING:
-    pass
+from p2ptrain.modes.stages.assembly import check_blocks
 
 
 def _worker(setup: Setup) -> Worker:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
 
-from p2ptrain.core.plan import MAX_EPOCH, Part, Plan, Share, is_hex, plan_from_json, require
+from p2ptrain.core.plan import MAX_EPOCH, Part, Plan, Share, plan_from_json, require
 from p2ptrain.core.stages.figures import DeviceFigures, check_figures
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
@@ -70,15 +70,7 @@ class PipelineBody:
         require(pipeline.left_out == tuple(n for n in names if n not in trained), "who is left out is not who is left")
         by_name = {peer.peer: peer for peer in plan.peers}
         require(all(by_name[peer].num_samples for peer in plan.parts[0].trainers), "a first stage without samples")
-        for peer in plan.peers:
-            known = all(wish < plan.num_classes for wish in peer.wishes)
-            require(known, f"{peer.peer}: wishes for unknown classes")
-        given = [figures.peer for figures in self.figures]
-        require(given == sorted(set(given)), "figures out of order")
-        require(trained <= set(given) <= set(names), "figures of others than the plan's peers")
-        for figures in self.figures:
-            check_figures(figures, names, pipeline.num_blocks)
-        require(is_hex(self.chain, 64), "the chain is not a hash")
+        check_figures(plan, self.chain, self.figures, pipeline.num_blocks)
         require(plan.epoch > 1 or self.from_step == 0, "a first plan that does not begin at the first batch")
         require((self.from_step == 0) == (self.from_epoch == 0), "a state of no epoch, or initial weights of one")
         require(self.from_epoch < plan.epoch, "a state of a later epoch")

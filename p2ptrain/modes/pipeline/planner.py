@@ -17,8 +17,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from p2ptrain.config import Job
-from p2ptrain.core.plan import SHARE_UNITS, PeerSnapshot, Plan, check_plan, clean
-from p2ptrain.core.stages.figures import UNKNOWN_LINK_BYTES_PER_S, MeasuredPeer, link_figures, usable
+from p2ptrain.core.plan import SHARE_UNITS, PeerSnapshot, Plan, check_plan, clean, is_successor, successor
+from p2ptrain.core.stages.figures import MeasuredPeer, are_usable, link_figures, usable, words_of_unknown
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.config import pipeline_of
@@ -136,24 +136,16 @@ def follows(job: Job, model: ModelProfile | None, plan: Plan, parent: Plan | Non
 def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
     """What a person should know about the plan, a line each. With the model also what sets the pace."""
     body = body_of(plan)
-    known = {profile.peer: profile for profile in body.figures}
-    measured = {peer for profile in body.figures for link in profile.links for peer in (profile.peer, link.peer)}
+    known, unknown = {figures.peer for figures in body.figures}, words_of_unknown(plan, body.figures)
     lines = []
     for peer in plan.peers:
-        profile = known.get(peer.peer)
-        if profile is None:
-            lines.append(
-                f"{peer.peer}: left out: its speed is not known, or the times of its blocks make no sense; "
-                "`p2ptrain probe` measures it"
-            )
-        elif peer.peer in body.pipeline.left_out:
+        if peer.peer in known and peer.peer in body.pipeline.left_out:
             lines.append(f"{peer.peer}: left out: {_why_left_out(job, peer)}")
-        else:
-            if peer.memory_bytes == 0:
-                lines.append(f"{peer.peer}: no memory known, taken to have enough")
-            if profile.link_bytes_per_s == 0 and peer.peer not in measured:
-                mbit_s = UNKNOWN_LINK_BYTES_PER_S * 8 / 1e6
-                lines.append(f"{peer.peer}: no link speed known, taken for {mbit_s:.0f} Mbit/s")
+            continue
+        if peer.peer in known and peer.memory_bytes == 0:
+            lines.append(f"{peer.peer}: no memory known, taken to have enough")
+        if peer.peer in unknown:
+            lines.append(unknown[peer.peer])
     for pair in link_figures(body.figures)[1]:
         lines.append(f"the link between {pair.one} and {pair.other} {link_rate(pair.bytes_per_s * 8e-6)}")
     if model is not None:
@@ -176,15 +168,8 @@ def _plan(
 ) -> Plan:
     used = {peer for stage in body.pipeline.stages for peer in stage.peers}
     left_out = tuple(peer.peer for peer in snapshots if peer.peer not in used)
-    return Plan(
-        epoch=parent.epoch + 1 if parent else 1,
-        job=job.id,
-        mode=job.mode,
-        proposer=proposer,
-        peers=snapshots,
-        parent=parent.hash if parent else "",
-        body=replace(body, pipeline=replace(body.pipeline, left_out=left_out)),
-    )
+    body = replace(body, pipeline=replace(body.pipeline, left_out=left_out))
+    return successor(job, snapshots, body, proposer, parent)
 
 
 def _shares(model: ModelProfile, pipeline: PipelinePlan) -> tuple[float, ...]:
@@ -207,7 +192,7 @@ def _continues(job: Job, plan: Plan, parent: Plan | None) -> bool:
     if not body.goes_back and (body.from_step == 0 or body.from_epoch != parent.epoch):
         return False
     goes_on = (before.chain, before.steps_per_round) == (body.chain, body.steps_per_round)
-    return goes_on and parent.epoch < plan.epoch and parent.hash == plan.parent
+    return goes_on and is_successor(plan, parent)
 
 
 def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: PipelineBody) -> bool:
@@ -219,8 +204,7 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: PipelineBody) -> 
         return False
     if plan.epoch == 1 and body.steps_per_round != batches_a_round(job, plan.peers, pipeline.stages[0].peers):
         return False
-    given = {profile.peer: profile for profile in body.figures}
-    if usable(model, plan.peers, [MeasuredPeer(peer, given.get(peer.peer)) for peer in plan.peers]) != body.figures:
+    if not are_usable(model, plan, body.figures):
         return False
     fleet = fleet_of(job, model, plan.peers, body.figures)
     if any(min(stage.samples) < model.least_samples for stage in pipeline.stages):

@@ -28,10 +28,9 @@ from p2ptrain.core.mode import Given
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.restarts import Restarts
-from p2ptrain.core.stages.commands import GivePiece, LookAgain, Looked, Profiled, SendStageMessage, StageUsed, Taken
+from p2ptrain.core.stages.commands import GivePiece, SendStageMessage
+from p2ptrain.core.stages.links import StageLinks
 from p2ptrain.core.stages.missing_blocks import MissingBlocks
-from p2ptrain.core.stages.reports import StageReports
-from p2ptrain.core.stages.traffic import StageTraffic
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.pipeline.commands import FollowStage, Halted, PieceTaken, StopAt
 from p2ptrain.modes.pipeline.config import pipeline_of
@@ -45,14 +44,9 @@ from p2ptrain.modes.pipeline.stage.saving import Saving, holders
 from p2ptrain.modes.pipeline.stage.states import Gathering, Idle, Lost, Starting, State, Stopping, Training
 from p2ptrain.modes.pipeline.stage.way_back import WayBack
 from p2ptrain.modes.pipeline.words import waiting_words
-from p2ptrain.planning.devices.blocks import ModelProfile
-from p2ptrain.planning.devices.profile_codec import model_from_json
 from p2ptrain.planning.pipeline.coverage import NO_STATE, Run, pieces_for_others
-from p2ptrain.protocol.blobs.profile_book import ProfileBook, ProfileLearnt
-from p2ptrain.protocol.group.link_probe import LinkMeasured, LinkMeter
 from p2ptrain.protocol.machine import NEVER, Machine, Note
 from p2ptrain.protocol.replication import Replication, ReplicationConfig
-from p2ptrain.protocol.streams.streams import Delivered
 from p2ptrain.wire import messages as m
 
 
@@ -78,16 +72,12 @@ class PipelineRole:
         self._group = group
         self._job = job
         self._downloads = given.downloads
-        self._profiles = ProfileBook()
-        self.model: ModelProfile | None = None
-        """The blocks of the job's model, once the trainer has counted them."""
-        self._traffic = StageTraffic(group)
-        self._meter = LinkMeter(group.own_id, given.rng)
+        self._links = StageLinks(group, given.rng)
+        self._traffic, self._reports = self._links.traffic, self._links.reports
         self._missing = MissingBlocks(group, given.downloads)
         self._checkpoints = Checkpoints(group, self.replicas.kept)
         self.progress = Progress(group, self._checkpoints, job.training.rounds)
-        self._reports = StageReports(group, self._traffic)
-        self._machines: tuple[Machine, ...] = (self.replicas, self._traffic, self._meter, self._profiles)
+        self._machines: tuple[Machine, ...] = (self.replicas, self._links)
         self._restarts = Restarts(group)
         self._state: State = Idle()
         self._trained: Plan | None = None
@@ -102,8 +92,8 @@ class PipelineRole:
         self.rules = PipelineRules(
             group.own_id,
             job,
-            model=lambda: self.model,
-            profile_of=self._profiles.get,
+            model=lambda: self._links.model,
+            profile_of=self._links.profile_of,
             standing=self._way_back.standing,
             lead=self.progress.lead,
             margin=self.progress.margin,
@@ -112,33 +102,17 @@ class PipelineRole:
             is_lost=self.progress.is_lost,
             may_improve=lambda: self.progress.calm.is_over,
         )
-        self.handlers: Mapping[type, Handler] = {
-            **self.replicas.handlers,
-            Delivered: self._traffic.delivered,
-            LinkMeasured: lambda e, now: self._reports.link(e, self._meter.figures(), now),
-            ProfileLearnt: lambda _, now: [Reconsider()],
-        }
+        self.handlers: Mapping[type, Handler] = {**self.replicas.handlers, **self._links.handlers}
         self._trainer_events: Mapping[type, Handler] = {
-            Profiled: self._profiled,
+            **self._links.trainer_events,
             SendStageMessage: self._send,
-            Taken: self._traffic.taken,
             c.Progress: self._progressed,
-            StageUsed: self._reports.used,
-            Looked: self._reports.looked,
             c.Following: self._following,
             Halted: self._halted,
             c.SnapshotRefused: self._refused,
             c.TrainerFailed: self._failed,
         }
-        self.messages: Mapping[type[m.Message], MessageHandler] = {
-            m.StreamData: self._traffic.received,
-            m.StreamAck: self._traffic.received,
-            m.LinkProbe: lambda s, msg, now: list(self._meter.received(s, msg, now)),
-            m.LinkEcho: lambda s, msg, now: list(self._meter.received(s, msg, now)),
-            m.ProfileRequest: lambda s, msg, now: list(self._profiles.received(s, msg, now)),
-            m.ProfileReply: lambda s, msg, now: list(self._profiles.received(s, msg, now)),
-            **self.replicas.messages,
-        }
+        self.messages: Mapping[type[m.Message], MessageHandler] = {**self._links.messages, **self.replicas.messages}
 
     # --- what is known ---
 
@@ -203,11 +177,7 @@ class PipelineRole:
         effects: Effects = [KeepPlan(plan), *told, *self.replicas.epoch_changed(plan.epoch, now)]
         gone_back = {"step": body.from_step} if body.goes_back else {}
         effects += group.say(now, epoch=plan.epoch, plan=name, part=self.part, **gone_back)
-        if part is None:
-            self._reports.slowdown.stand_by(now)
-            effects += group.say(now, phase="waiting", samples_per_s=0.0)
-        elif group.own.phase in ("training", "trained"):
-            effects += group.say(now, phase="waiting")
+        effects += self._links.plan_adopted(has_work=part is not None, now=now)
         effects += self.members_changed(now)
         if not group.own.profile or is_lost:
             return effects
@@ -230,8 +200,7 @@ class PipelineRole:
         if isinstance(self._state, Lost) and self._group.own.phase == "waiting" and self.progress.is_saved():
             effects += self._group.say(now, phase="trained")
         effects += self._recovery.waits(self._way_back.words(now))
-        effects += self._profiles.members_changed(self._group.records(), now)
-        return effects + list(self._meter.members_changed(self._group.members(), now))
+        return effects + self._links.members_changed(now)
 
     def peer_admitted(self, peer: PeerId, now: float) -> Effects:
         return self._traffic.reconnected(peer, now)
@@ -273,10 +242,6 @@ class PipelineRole:
             return self._piece_taken(event, blob, num_bytes, now)
         handler = self._trainer_events.get(type(event))
         return handler(event, now) if handler is not None else []
-
-    def _profiled(self, event: Profiled, now: float) -> Effects:
-        self.model = model_from_json(event.model)
-        return self._group.say(now, profile=self._profiles.set_own(event.profile.encode()))
 
     def _send(self, event: SendStageMessage, now: float) -> Effects:
         if event.epoch != self._traffic.epoch:
@@ -370,8 +335,6 @@ class PipelineRole:
         late = self._gather(now) if self._missing.is_due(now) else []
         if self.progress.look(now) or (now >= self._way_back.deadline() and self._way_back.look(now)):
             late.append(Reconsider())
-        if self._reports.slowdown.is_due(now):
-            late.append(ToTrainer(LookAgain()))
         if isinstance(self._state, Stopping) and now >= self._state.by and plan is not None:
             self._state.by = NEVER
             late.append(ToTrainer(StopAt(plan.epoch, self.progress.own, (), now=True)))
@@ -383,7 +346,7 @@ class PipelineRole:
         gathering = self._missing.deadline() if isinstance(self._state, Gathering) else NEVER
         stopping = self._state.by if isinstance(self._state, Stopping) else NEVER
         deadlines = (machine.next_deadline() for machine in self._machines)
-        return min(*deadlines, gathering, stopping, self._reports.slowdown.look_at, self._way_back.deadline())
+        return min(*deadlines, gathering, stopping, self._way_back.deadline())
 
     def waiting_for(self, now: float) -> str:
         """In words: blocks, other stages, or a plan."""

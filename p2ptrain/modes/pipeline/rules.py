@@ -4,34 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
-from p2ptrain.config import Job
-from p2ptrain.core.plan import Plan, snapshot
-from p2ptrain.core.stages.figures import MeasuredPeer, figures_of
-from p2ptrain.errors import UserError
+from p2ptrain.core.plan import Plan
+from p2ptrain.core.stages.rules import NOT_MEASURED, StageRules, search
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of, read_plan
 from p2ptrain.modes.pipeline.planner import first_plan, follows, next_plan
 from p2ptrain.modes.pipeline.stage.way_back import Standing
-from p2ptrain.planning.devices.blocks import ModelProfile
-from p2ptrain.planning.devices.profile_codec import chain_hash
 from p2ptrain.protocol.consensus.epochs import epoch_apart
 from p2ptrain.protocol.consensus.rules import PlanResult, PlanWork
 from p2ptrain.wire.messages import Record
 
 
 @dataclass(slots=True)
-class PipelineRules:
+class PipelineRules(StageRules):
     """The functions are asked anew for every plan."""
 
-    own_id: PeerId
-    job: Job
-    wanted: ClassVar[str] = "peers whose speed is known"
-    model: Callable[[], ModelProfile | None] = lambda: None
-    """The blocks of the job's model, as soon as the own trainer has counted them."""
-    profile_of: Callable[[str], bytes | None] = lambda name: None
-    """What a record's ``profile`` names, if it is here."""
     standing: Callable[[], Standing] = lambda: Standing(0)
     """How far the group is."""
     lead: Callable[[Collection[PeerId]], int] = lambda others: 0
@@ -42,9 +30,6 @@ class PipelineRules:
     """Seconds of a batch by the plan in force, as seen here; 0 = not known yet."""
     is_under_way: Callable[[], bool] = lambda: True
     """Whether all train by the plan in force."""
-    is_lost: Callable[[Record], bool] = lambda record: False
-    """Whether a trainer of the plan in force is there without its stage."""
-
     may_improve: Callable[[], bool] = lambda: True
     """Whether a plan that works may be changed for a faster one."""
 
@@ -54,24 +39,18 @@ class PipelineRules:
     def verify(self, plan: Plan, parent: Plan | None) -> bool:
         return follows(self.job, self.model(), plan, parent)
 
-    def is_ready(self, record: Record) -> bool:
-        return bool(record.profile)
-
     def is_beginning(self, current: Plan | None, members: Sequence[Record]) -> bool:
         """Who is on the way to a plan has the blocks of one step only: another plan that begins later would not find
         them. Who is gone, or has lost its stage, is not waited for: the next plan goes back to what is saved."""
         if current is None or self.is_under_way():
             return False
-        present = {record.peer for record in members if not self.is_lost(record)}
-        return present.issuperset(current.trainers())
+        return self.present(members).issuperset(current.trainers())
 
     def question(self, current: Plan | None, members: Sequence[Record]) -> PlanWork[Plan]:
-        """All that this peer knows is gathered at once; the search itself may be in another thread."""
         job, proposer, model = self.job, self.own_id, self.model()
         if model is None:
-            return PlanWork(lambda: PlanResult(None, "this peer has not measured the model's blocks yet"))
-        chain = chain_hash(model)
-        peers = [MeasuredPeer(snapshot(record), figures_of(record, chain, self.profile_of)) for record in members]
+            return NOT_MEASURED
+        peers = self.measured(model, members)
         standing, batch_s = self.standing(), self.batch_s()
         may_improve = self.may_improve()
         lost = [record.peer for record in members if self.is_lost(record)]
@@ -80,30 +59,26 @@ class PipelineRules:
             return PlanWork(lambda: PlanResult(None))
         others = [r for r in members if current and r.plan not in ("", current.hash) and r.epoch > current.epoch]
 
-        def work() -> PlanResult[Plan]:
-            try:
-                if current is None:
-                    return PlanResult(first_plan(job, model, peers, proposer))
-                plan = next_plan(
-                    job,
-                    model,
-                    current,
-                    peers,
-                    proposer,
-                    next_step=standing.next_step,
-                    saved=standing.saved,
-                    goes_back=standing.is_ahead,
-                    takes_in=bool(others),
-                    lost=lost,
-                    leaving=leaving,
-                    batch_s=batch_s,
-                    may_improve=may_improve,
-                )
-                return PlanResult(plan)
-            except UserError as error:
-                return PlanResult(None, str(error))
+        def find() -> Plan | None:
+            if current is None:
+                return first_plan(job, model, peers, proposer)
+            return next_plan(
+                job,
+                model,
+                current,
+                peers,
+                proposer,
+                next_step=standing.next_step,
+                saved=standing.saved,
+                goes_back=standing.is_ahead,
+                takes_in=bool(others),
+                lost=lost,
+                leaving=leaving,
+                batch_s=batch_s,
+                may_improve=may_improve,
+            )
 
-        return PlanWork(work)
+        return search(find)
 
     def timed(self, plan: Plan, epoch: int) -> Plan | None:
         """A plan that was to take over at a batch which may be done by now gets a later one; one that goes back to what
@@ -130,26 +105,17 @@ class PipelineRules:
         return not body.goes_back or body.begins_with >= self.standing().saved
 
     def is_torn(self, current: Plan, members: Sequence[Record]) -> bool:
-        """Or is about to be, as somebody leaves. Where most have just been started, a group forms that takes its
-        time."""
-        lost = {record.peer for record in members if self.is_lost(record)}
-        trainers = {record.peer for record in members}.intersection(current.trainers())
-        forms = 2 * len(trainers & lost) > len(trainers)
-        lost |= {record.peer for record in members if record.leaving}
-        return not forms and not (trainers - lost).issuperset(current.trainers())
+        """Or is about to be, as somebody leaves."""
+        staying = self.present([record for record in members if not record.leaving])
+        return not self.forms(current, members) and not staying.issuperset(current.trainers())
 
     def may_go_alone(self, current: Plan, members: Sequence[Record]) -> bool:
         """Those who can't go on by the plan in force: where what they have saved whole is near enough, be it the
         initial weights, or who has more was waited for in vain."""
-        present, standing = {record.peer for record in members if not self.is_lost(record)}, self.standing()
-        return not present.issuperset(current.trainers()) and not standing.waits
+        return not self.present(members).issuperset(current.trainers()) and not self.standing().waits
 
     def holds_on(self, current: Plan, records: Sequence[Record], others: Collection[PeerId]) -> bool:
         """While all of its trainers train on by it, and are further than the others."""
         name = current.hash
         following = {r.peer for r in records if r.plan == name and not self.is_lost(r)} | {self.own_id}
         return following.issuperset(current.trainers()) and self.lead(others) > self.margin()
-
-    def participants(self, plan: Plan) -> Collection[PeerId]:
-        """Also those without a stage: who stands by has a vote on what comes next."""
-        return [peer.peer for peer in plan.peers]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from p2ptrain.config import Job
-from p2ptrain.core.harvest import Harvest
+from p2ptrain.core import no_words
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline import safety
@@ -15,26 +12,12 @@ from p2ptrain.modes.pipeline.stage.states import Gathering, Lost, State
 from p2ptrain.wire.messages import Record
 
 REPORT_TITLES = ("from block", "blocks")
-
-
-def job_lines(job: Job) -> list[str]:
-    """What ``job check`` tells beside what all jobs have: nothing."""
-    return []
-
-
-def choice_lines(job: Job) -> list[str]:
-    """Nothing that ``job check`` does not tell."""
-    return []
-
-
-def plan_lines(plan: Plan, job: Job) -> list[str]:
-    """The parts say it all."""
-    return []
-
-
-def plan_plain(plan: Plan) -> Mapping[str, Any]:
-    """The parts say it all."""
-    return {}
+job_lines = choice_lines = no_words.of_job
+plan_lines, plan_plain, plan_notes = no_words.of_plan, no_words.plain_plan, no_words.for_peer
+mode_sentence, part_classes = no_words.of_choice, no_words.classes
+kept_lines, kept_plain = safety.lines, safety.plain
+harvest_head_line = harvest_lines = no_words.of_harvest
+harvest_plain = no_words.plain_harvest
 
 
 def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
@@ -56,16 +39,6 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     share = f", {rows} of the {pipeline.micro_batch} samples of each micro-batch" if len(stage.peers) > 1 else ""
     blocks = f"blocks {stage.start}-{stage.stop - 1} of {pipeline.num_blocks}"
     return f"{start}: this peer trains stage {part.index + 1}, {blocks}{share}"
-
-
-def mode_sentence(plan: Plan, job: Job) -> str | None:
-    """Nothing was chosen."""
-    return None
-
-
-def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
-    """The plan's sentence says it all."""
-    return []
 
 
 def waiting_words(plan: Plan, record: Record, state: State) -> str:
@@ -96,35 +69,4 @@ def part_text(plan: Plan, job: Job, index: int) -> str:
     return f"stage {index + 1}: blocks {stage.start}-{stage.stop - 1}"
 
 
-def part_name(plan: Plan, job: Job, index: int) -> str:
-    """What is missing where nobody has a part, in short."""
-    return part_text(plan, job, index)
-
-
-def part_classes(plan: Plan, job: Job | None, index: int) -> list[str]:
-    """A stage has no classes of its own."""
-    return []
-
-
-def kept_lines(plan: Plan, here: Sequence[Record]) -> list[str]:
-    """Who has copies of which blocks, and what would be lost with whom."""
-    return safety.lines(plan, here)
-
-
-def kept_plain(plan: Plan, here: Sequence[Record]) -> Mapping[str, Any] | None:
-    return safety.plain(plan, here)
-
-
-def harvest_head_line(harvest: Harvest) -> list[str]:
-    """The last layer is trained as all others are."""
-    return []
-
-
-def harvest_lines(harvest: Harvest) -> list[str]:
-    """Nobody looks at the model."""
-    return []
-
-
-def harvest_plain(harvest: Harvest) -> Mapping[str, Any]:
-    """What ``harvest --json`` prints of this mode alone."""
-    return {"validation": None}
+part_name = part_text

@@ -11,55 +11,33 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
-
 from p2ptrain.config import Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
-from p2ptrain.core.stages.commands import (
-    MESSAGES_AHEAD_BYTES,
-    Deliver,
-    GivePiece,
-    LookAgain,
-    Looked,
-    Profiled,
-    SendStageMessage,
-    StageMessagesSent,
-    StageUsed,
-    Taken,
-)
+from p2ptrain.core.stages.commands import Deliver, GivePiece, LookAgain, Profiled, StageMessagesSent, StageUsed, Taken
 from p2ptrain.core.stages.figures import planned_times
 from p2ptrain.core.stages.slowdown import FIRST_LOOK, PASS_S, SECOND_LOOK, WARM_UP, differs, slowdown_of
 from p2ptrain.core.worker import Setup
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.blocks.chain import Chain
-from p2ptrain.learning.models import global_model
 from p2ptrain.learning.pace import Pace
-from p2ptrain.learning.pipeline.training import StageMessage, StageTraining
+from p2ptrain.learning.pipeline.snapshots import Snapshot
+from p2ptrain.learning.pipeline.training import StageTraining
 from p2ptrain.learning.profiling.allocator import give_back
-from p2ptrain.learning.profiling.block_times import slowdown_now
 from p2ptrain.learning.profiling.job_blocks import measure_job
-from p2ptrain.learning.snapshots import write
+from p2ptrain.learning.snapshots import read_snapshot, write
 from p2ptrain.modes.pipeline.commands import FollowStage, Halted, PieceTaken, StopAt
 from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.figures import fleet_of
 from p2ptrain.modes.pipeline.plan import body_of, read_plan
+from p2ptrain.modes.stages.messages import Outbox, read_message
+from p2ptrain.modes.stages.own_blocks import OwnBlocks
 from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile
-from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
-from p2ptrain.wire.tensorfile import read_untrusted
-
-Piece = tuple[Mapping[str, Tensor], Mapping[str, str]]
-
-PROGRESS_INTERVAL_S = 0.5
 
 
 def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tuple[ModelProfile, BlockTimes]:
@@ -80,28 +58,21 @@ class StageWorker:
         self._init = setup.init
         self._say = setup.say
         self._spool = Path(configuration.spool) if configuration.spool else None
-        with torch.device("meta"):
-            self._chain = Chain(self._build(), job.data.input_shape)
+        self._blocks = OwnBlocks(setup)
+        self._outbox = Outbox(setup.say)
         self.handlers: Mapping[type, Callable[[Any], None]] = {
             FollowStage: self.follow,
             GivePiece: self.give,
             StopAt: self.stop_at,
             Deliver: self.deliver,
-            StageMessagesSent: self.messages_sent,
+            StageMessagesSent: self._outbox.sent,
             LookAgain: self.look_again,
         }
-        self._model: ModelProfile | None = None
-        self._times: BlockTimes | None = None
-        """Of this device's blocks, as the last plan with a stage for it has them; before that, as measured."""
         self._plan: Plan | None = None
         self._training: StageTraining | None = None
-        self._pieces: list[Piece] = []
+        self._pieces: list[Snapshot] = []
         self._num_missing = 0
         self._halt: StopAt | None = None
-        self._outbox: deque[StageMessage] = deque()
-        """Of the last unit of work, not handed over yet."""
-        self._handed_bytes = self._sent_bytes = 0
-        """Of the plan's stage messages: handed over, and those of them that have left for other peers."""
         self._said_step = 0
         self._pace = Pace()
         self._looked_at: tuple[int, float] = (0, 0.0)
@@ -120,13 +91,8 @@ class StageWorker:
     # --- before the plan ---
 
     def prepare(self) -> Sequence[Profiled]:
-        """Measure the blocks on this device, or look up what was measured here before.
-
-        Raises ``UserError`` for a model that can't be a pipeline.
-        """
-        cache = Path(self._configuration.cache) if self._configuration.cache else None
-        self._model, self._times = profile_job(self._chain, self._job, self._configuration.device, cache)
-        return [Profiled(model_to_json(self._model), profile_to_json(self._model, self._times))]
+        """Raises ``UserError`` for a model that can't be a pipeline."""
+        return [self._blocks.profiled(profile_job)]
 
     def max_groups(self) -> int:
         return 0
@@ -134,22 +100,14 @@ class StageWorker:
     def snapshot(self) -> None:
         """A stage alone is of no use: what was saved last will do."""
 
-    def _build(self) -> nn.Module:
-        return global_model(self._job, allow_user_code=self._configuration.allow_user_code)
-
     # --- plan ---
 
     @property
     def busy(self) -> bool:
         training = self._training
-        if training is None or self._num_missing or not self._has_room:
+        if training is None or self._num_missing or not self._outbox.has_room:
             return False
         return bool(self._outbox) or (not self._is_halted and training.ready())
-
-    @property
-    def _has_room(self) -> bool:
-        """For one more stage message at the node."""
-        return self._handed_bytes - self._sent_bytes < MESSAGES_AHEAD_BYTES
 
     @property
     def _is_halted(self) -> bool:
@@ -161,9 +119,9 @@ class StageWorker:
         stage = body.pipeline.stages[body.pipeline.stage_of(command.own) or 0]
         self._own, self._steps_per_round = command.own, body.steps_per_round
         self._num_rows = stage.samples[stage.peers.index(command.own)]
-        self._times = planned_times(body.figures).get(PeerId(command.own))
-        if self._model is not None:
-            fleet = fleet_of(self._job, self._model, plan.peers, body.figures)
+        self._blocks.times = planned_times(body.figures).get(PeerId(command.own))
+        if self._blocks.model is not None:
+            fleet = fleet_of(self._job, self._blocks.model, plan.peers, body.figures)
             self._passing_s = fleet.passing_s(body.pipeline, command.own)
         old, self._training = self._training, None
         self._pieces = []
@@ -175,10 +133,10 @@ class StageWorker:
         job, configuration, settings = self._job, self._configuration, pipeline_of(self._job)
         self._training = StageTraining(
             job.training,
-            self._chain,
+            self._blocks.chain,
             body.pipeline,
             command.own,
-            build=self._build,
+            build=self._blocks.build,
             data=self._data,
             peer_name=configuration.name,
             seed=job.seed,
@@ -191,8 +149,7 @@ class StageWorker:
             device=configuration.device,
             init=self._init,
         )
-        self._outbox.clear()
-        self._handed_bytes = self._sent_bytes = 0
+        self._outbox.begin(plan.epoch)
         self._plan, self._halt, self._num_missing = plan, None, command.pieces
         if not command.pieces:
             self._begin()
@@ -201,8 +158,7 @@ class StageWorker:
         if self._num_missing == 0:
             return
         try:
-            header = read_untrusted(command.piece)
-            self._pieces.append((load_tensors(command.piece), dict(header.metadata)))
+            self._pieces.append(read_snapshot(command.piece))
         except RemoteError as error:
             self._refuse(error)
             return
@@ -245,7 +201,7 @@ class StageWorker:
         if command.now or training.step >= command.step:
             training.abandon_batch()
             # Others may need the last stage messages of a batch that is done here to end it, too.
-            self._outbox = deque(p for p in self._outbox if p.step < training.step and not command.now)
+            self._outbox.drop(0 if command.now else training.step)
             self._hand_over()
 
     def _hand_over(self) -> None:
@@ -266,17 +222,10 @@ class StageWorker:
         training = self._training if self._plan is not None and command.epoch == self._plan.epoch else None
         if training is not None and self._num_missing == 0 and not self._is_halted:
             try:
-                read_untrusted(command.message)
-                tensors = load_tensors(command.message)
-                work = command.work
-                training.receive(StageMessage(command.sender, work, command.step, command.unit, command.row, tensors))  # type: ignore[arg-type]
+                training.receive(read_message(command))
             except RemoteError as refused:
                 error = str(refused)
         self._say(Taken(command.epoch, command.sender, 1, error))
-
-    def messages_sent(self, command: StageMessagesSent) -> None:
-        if self._plan is not None and command.epoch == self._plan.epoch:
-            self._sent_bytes = max(self._sent_bytes, command.num_bytes)
 
     def work(self) -> None:
         """One unit, or a stage message of the last one, if there is room for it."""
@@ -284,13 +233,8 @@ class StageWorker:
         if training is None or self._plan is None or not self.busy:
             return
         if not self._outbox:
-            self._outbox.extend(training.advance())
-        while self._outbox and self._has_room:
-            message = self._outbox.popleft()
-            data = save_tensors(message.tensors)
-            self._handed_bytes += len(data)
-            where = (message.work, message.step, message.unit, message.row)
-            self._say(SendStageMessage(self._plan.epoch, message.peer, *where, data))
+            self._outbox.add(training.advance())
+        self._outbox.hand_over()
         if training.step != self._said_step:
             self._batch_done(training)
         if self._pace.is_due:
@@ -325,11 +269,11 @@ class StageWorker:
         use, now = training.use(), time.monotonic()
         wall_s = max(now - self._looked_at[1], 1e-6)
         self._looked_at = (training.step, now)
-        if self._times is None:
+        if (times := self._blocks.times) is None:
             return
         mine = slice(training.start, training.stop)
-        expected = use.num_forward * sum(self._times.forward(self._num_rows)[mine])
-        expected += use.num_backward * sum(self._times.backward(self._num_rows)[mine])
+        expected = use.num_forward * sum(times.forward(self._num_rows)[mine])
+        expected += use.num_backward * sum(times.backward(self._num_rows)[mine])
         passing = use.num_forward * self._passing_s[0] + use.num_backward * self._passing_s[1]
         overhead = PASS_S * (use.num_forward + use.num_backward)
         busy = min(1.0, use.busy_s / wall_s)
@@ -340,11 +284,8 @@ class StageWorker:
 
     def look_again(self, command: LookAgain) -> None:
         """Not while it trains: that says more."""
-        if self._times is None or (self._training is not None and not self._is_halted):
-            return
-        slowdown = slowdown_now(self._chain, self._times, device=self._configuration.device)
-        give_back()
-        self._say(Looked(slowdown))
+        if self._training is None or self._is_halted:
+            self._blocks.look_again()
 
     def _say_snapshot(self, *, is_new: bool = True) -> None:
         """``is_new``: of a batch that was done here just now."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from p2ptrain.config import CODINGS, Job
 from p2ptrain.core.plan import PeerSnapshot
-from p2ptrain.core.stages.figures import DeviceFigures, link_figures, pipeline_peer, planned_times
+from p2ptrain.core.stages.figures import DeviceFigures, planned_peers
 from p2ptrain.errors import LocalError, UserError
+from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.config import SplitConfig, split_of
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.pipeline.task import held_copies
@@ -117,21 +118,10 @@ def choice_of(
     job: Job, model: ModelProfile, snapshots: Sequence[PeerSnapshot], figures: Sequence[DeviceFigures]
 ) -> Choice:
     """Raises ``UserError`` where nobody can be planned with."""
-    if not figures:
-        raise UserError(
-            f"none of the {len(snapshots)} peers can be planned with: their speeds are not known, or the times of "
-            "their blocks make no sense; `p2ptrain probe` measures a device"
-        )
     settings = split_of(job)
-    by_peer = {snapshot.peer: snapshot for snapshot in snapshots}
-    ends, pair_rates, latency_s = link_figures(figures)
-    times = planned_times(figures)
-    peers = []
-    for each in figures:
-        snapshot = by_peer[each.peer]
-        samples = snapshot.num_samples if snapshot.num_samples >= model.least_samples else 0
-        device = pipeline_peer(snapshot, each, ends[each.peer], times.get(each.peer))
-        peers.append(SplitPeer(device, samples))
+    devices, pair_rates, latency_s = planned_peers(snapshots, figures)
+    samples = {peer.peer: peer.num_samples if peer.num_samples >= model.least_samples else 0 for peer in snapshots}
+    peers = [SplitPeer(device, samples[PeerId(device.name)]) for device in devices]
     task = SplitTask(
         model,
         tuple(peers),
@@ -146,7 +136,7 @@ def choice_of(
         codings=CODINGS if settings.coding == "auto" else (settings.coding,),
     )
     if settings.medium == "shared":  # what one pair of it was seen to carry, all carry together
-        task = replace(task, medium_bytes_per_s=max(ends.values()))
+        task = replace(task, medium_bytes_per_s=max(device.link_bytes_per_s for device in devices))
     return Choice(task, settings)
 
 

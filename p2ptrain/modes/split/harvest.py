@@ -5,15 +5,17 @@ Invariant: every tensor of the global model comes from exactly one piece, and al
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from p2ptrain.config import Job
-from p2ptrain.core.harvest import Collected, Fetch, Harvest, PartReport, Snapshot
+from p2ptrain.core.harvest import Collected, Fetch, Harvest, Snapshot
 from p2ptrain.core.plan import Plan
-from p2ptrain.modes.assembly import state_of
 from p2ptrain.modes.split.plan import body_of
 from p2ptrain.modes.split.rounds.saved import whole_states
+from p2ptrain.modes.stages import assembly
 from p2ptrain.wire.messages import SnapshotRef
+
+missing = assembly.missing
 
 
 async def fetch(
@@ -33,11 +35,6 @@ async def fetch(
     return None, {}
 
 
-def missing(plan: Plan, parts: Mapping[int, list[Snapshot]]) -> list[int]:
-    """There is all or nothing."""
-    return [] if parts else [part.index for part in plan.parts]
-
-
 def lament(job: Job, plan: Plan, missing: Sequence[int]) -> str:
     """When there will be something."""
     return (
@@ -48,24 +45,10 @@ def lament(job: Job, plan: Plan, missing: Sequence[int]) -> str:
 
 def assemble(collected: Collected, *, allow_user_code: bool) -> Harvest:
     """Put the pieces together. Raises ``UserError`` for pieces that are not this job's model."""
-    pieces = [snapshot for snapshots in collected.parts.values() for snapshot in snapshots]
-    state = state_of(collected.job, pieces, allow_user_code=allow_user_code)
-    report = tuple(_report(collected, snapshots[0]) for _, snapshots in sorted(collected.parts.items()))
-    return Harvest(collected.job, collected.plan, state, {}, report)
+    split = body_of(collected.plan).split
 
+    def trainers(ref: SnapshotRef) -> list[str]:
+        """Who had it in its units."""
+        return sorted({unit.owner if ref.part < unit.cut else unit.helper or unit.owner for unit in split.units})
 
-def _report(collected: Collected, snapshot: Snapshot) -> PartReport:
-    """Of a run of blocks; ``part`` is its first, ``trainers`` who had it in its units."""
-    job, ref, split = collected.job, snapshot.holding, body_of(collected.plan).split
-    trainers = {unit.owner if ref.part < unit.cut else unit.helper or unit.owner for unit in split.units}
-    return PartReport(
-        part=ref.part,
-        classes=job.data.classes,
-        share=ref.span / split.num_blocks,
-        trainers=tuple(collected.name_of(peer) for peer in sorted(trainers)),  # type: ignore[arg-type]
-        round=ref.round,
-        rounds=job.training.rounds,
-        step=ref.step,
-        samples=ref.samples,
-        num_bytes=len(snapshot.data),
-    )
+    return assembly.harvest_of(collected, split.num_blocks, trainers, allow_user_code=allow_user_code)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from p2ptrain.core.mode import Mode
 from p2ptrain.core.worker import Setup, Worker
-from p2ptrain.modes.assembly import check_blocks
 from p2ptrain.modes.split import harvest, words
 from p2ptrain.modes.split.commands import COMMANDS
 from p2ptrain.modes.split.config import NAME, SplitConfig
 from p2ptrain.modes.split.plan import BODIES
 from p2ptrain.modes.split.role import SplitRole
-
-if TYPE_CHECKING:
-    pass
+from p2ptrain.modes.stages.assembly import check_blocks
 
 
 def _worker(setup: Setup) -> Worker:

@@ -80,15 +80,7 @@ class SplitBody:
         require(all(unit.owner in by_name for unit in split.units), "an owner is not among the plan's peers")
         require(all(by_name[PeerId(u.owner)].num_samples for u in split.units), "an owner without samples")
         require(self.averager in working, "who averages does not work")
-        for peer in plan.peers:
-            known = all(wish < plan.num_classes for wish in peer.wishes)
-            require(known, f"{peer.peer}: wishes for unknown classes")
-        given = [figures.peer for figures in self.figures]
-        require(given == sorted(set(given)), "figures out of order")
-        require(set(working) <= set(given) <= set(names), "figures of others than the plan's peers")
-        for figures in self.figures:
-            check_figures(figures, names, split.num_blocks)
-        require(is_hex(self.chain, 64), "the chain is not a hash")
+        check_figures(plan, self.chain, self.figures, split.num_blocks)
         self._check_start()
         require(plan.epoch > 1 or self.from_round == 0, "a first plan that does not begin at the first round")
 

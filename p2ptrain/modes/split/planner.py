@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from p2ptrain.config import Job
-from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan, clean
-from p2ptrain.core.stages.figures import UNKNOWN_LINK_BYTES_PER_S, DeviceFigures, MeasuredPeer, usable
+from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan, clean, is_successor, successor
+from p2ptrain.core.stages.figures import DeviceFigures, MeasuredPeer, are_usable, usable, words_of_unknown
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.choice import Choice, choice_of
@@ -109,21 +109,7 @@ def follows(job: Job, model: ModelProfile | None, plan: Plan, parent: Plan | Non
 
 def notes(job: Job, plan: Plan) -> list[str]:
     """What a person should know about the plan, a line each."""
-    body = body_of(plan)
-    known = {figures.peer: figures for figures in body.figures}
-    measured = {peer for figures in body.figures for link in figures.links for peer in (figures.peer, link.peer)}
-    lines = []
-    for peer in plan.peers:
-        figures = known.get(peer.peer)
-        if figures is None:
-            lines.append(
-                f"{peer.peer}: left out: its speed is not known, or the times of its blocks make no sense; "
-                "`p2ptrain probe` measures it"
-            )
-        elif figures.link_bytes_per_s == 0 and peer.peer not in measured:
-            mbit_s = UNKNOWN_LINK_BYTES_PER_S * 8 / 1e6
-            lines.append(f"{peer.peer}: no link speed known, taken for {mbit_s:.0f} Mbit/s")
-    return lines
+    return list(words_of_unknown(plan, body_of(plan).figures).values())
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -173,15 +159,7 @@ def _plan(
         known.start,
         stretch,
     )
-    return Plan(
-        epoch=parent.epoch + 1 if parent else 1,
-        job=job.id,
-        mode=job.mode,
-        proposer=proposer,
-        peers=snapshots,
-        parent=parent.hash if parent else "",
-        body=body,
-    )
+    return successor(job, snapshots, body, proposer, parent)
 
 
 def _averager(
@@ -216,8 +194,7 @@ def _continues(plan: Plan, parent: Plan | None) -> bool:
     """Whether the plan may follow its parent. It may begin before it: what was lost with a peer is done again."""
     if parent is None:
         return True
-    goes_on = body_of(parent).chain == body_of(plan).chain
-    return goes_on and parent.epoch < plan.epoch and parent.hash == plan.parent
+    return body_of(parent).chain == body_of(plan).chain and is_successor(plan, parent)
 
 
 def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: SplitBody) -> bool:
@@ -227,8 +204,7 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: SplitBody) -> boo
         return False
     if body.shares != shares_of(model, split):
         return False
-    given = {figures.peer: figures for figures in body.figures}
-    if usable(model, plan.peers, [MeasuredPeer(peer, given.get(peer.peer)) for peer in plan.peers]) != body.figures:
+    if not are_usable(model, plan, body.figures):
         return False
     cuts = {index + 1 for index, block in enumerate(model.blocks[:-1]) if block.cut_after} | {len(model.blocks)}
     if any(unit.cut not in cuts for unit in split.units):

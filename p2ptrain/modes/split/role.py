@@ -29,10 +29,9 @@ from p2ptrain.core.effects import (
 from p2ptrain.core.mode import Given
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.restarts import Restarts
-from p2ptrain.core.stages.commands import GivePiece, LookAgain, Looked, Profiled, SendStageMessage, StageUsed, Taken
+from p2ptrain.core.stages.commands import GivePiece, SendStageMessage
+from p2ptrain.core.stages.links import StageLinks
 from p2ptrain.core.stages.missing_blocks import MissingBlocks
-from p2ptrain.core.stages.reports import StageReports
-from p2ptrain.core.stages.traffic import StageTraffic
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.split.commands import (
     BeginRound,
@@ -50,12 +49,7 @@ from p2ptrain.modes.split.rounds.progress import Progress
 from p2ptrain.modes.split.rounds.saved import SavedStates
 from p2ptrain.modes.split.rules import SplitRules
 from p2ptrain.modes.split.words import waiting_words
-from p2ptrain.planning.devices.blocks import ModelProfile
-from p2ptrain.planning.devices.profile_codec import model_from_json
-from p2ptrain.protocol.blobs.profile_book import ProfileBook, ProfileLearnt
-from p2ptrain.protocol.group.link_probe import LinkMeasured, LinkMeter
 from p2ptrain.protocol.machine import NEVER, Machine, Note
-from p2ptrain.protocol.streams.streams import Delivered
 from p2ptrain.wire import messages as m
 
 LOOK_S = 0.1
@@ -80,17 +74,13 @@ class SplitRole:
         self._downloads = given.downloads
         self.replicas = SavedStates(group, given.downloads, resume.kept, job.group.replicas, job.training.rounds)
         self.replicas.piece_kept = self._piece_kept
-        self._profiles = ProfileBook()
-        self.model: ModelProfile | None = None
-        """The blocks of the job's model, once the trainer has counted them."""
-        self._traffic = StageTraffic(group)
-        self._meter = LinkMeter(group.own_id, given.rng)
+        self._links = StageLinks(group, given.rng)
+        self._traffic, self._reports = self._links.traffic, self._links.reports
         self._missing = MissingBlocks(group, given.downloads, "rounds")
         self._end = RoundEnd(group, given.downloads, self.replicas)
         self.progress = Progress(group, self.replicas, job.training.rounds)
         self.is_complete = self.progress.is_complete
-        self._reports = StageReports(group, self._traffic)
-        self._machines: tuple[Machine, ...] = (self.replicas, self._traffic, self._meter, self._profiles)
+        self._machines: tuple[Machine, ...] = (self.replicas, self._links)
         self._restarts = Restarts(group)
         self._state: at.State = at.Idle()
         self._trained: Plan | None = None
@@ -100,39 +90,25 @@ class SplitRole:
         self.rules = SplitRules(
             group.own_id,
             job,
-            model=lambda: self.model,
-            profile_of=self._profiles.get,
+            model=lambda: self._links.model,
+            profile_of=self._links.profile_of,
             newest=self.replicas.newest,
             round_s=self.progress.round_s,
             is_between_rounds=self.progress.is_between_rounds,
             is_lost=self.progress.is_lost,
         )
-        self.handlers: Mapping[type, Handler] = {
-            Delivered: self._traffic.delivered,
-            LinkMeasured: lambda e, now: self._reports.link(e, self._meter.figures(), now),
-            ProfileLearnt: lambda _, now: [Reconsider()],
-        }
+        self.handlers: Mapping[type, Handler] = self._links.handlers
         self._trainer_events: Mapping[type, Handler] = {
-            Profiled: self._profiled,
+            **self._links.trainer_events,
             SendStageMessage: self._send,
-            Taken: self._traffic.taken,
             c.Progress: self._progressed,
-            StageUsed: self._reports.used,
-            Looked: self._reports.looked,
             c.Following: self._following,
             UnitsHalted: self._halted,
             UpdateRefused: self._update_refused,
             c.SnapshotRefused: self._refused,
             c.TrainerFailed: self._failed,
         }
-        self.messages: Mapping[type[m.Message], MessageHandler] = {
-            m.StreamData: self._traffic.received,
-            m.StreamAck: self._traffic.received,
-            m.LinkProbe: lambda s, msg, now: list(self._meter.received(s, msg, now)),
-            m.LinkEcho: lambda s, msg, now: list(self._meter.received(s, msg, now)),
-            m.ProfileRequest: lambda s, msg, now: list(self._profiles.received(s, msg, now)),
-            m.ProfileReply: lambda s, msg, now: list(self._profiles.received(s, msg, now)),
-        }
+        self.messages: Mapping[type[m.Message], MessageHandler] = self._links.messages
 
     # --- what is known ---
 
@@ -176,11 +152,7 @@ class SplitRole:
         self.part = part.index if part is not None and not is_lost else m.NO_PART
         effects: Effects = [KeepPlan(plan), *self._end.stop(now)]
         effects += group.say(now, epoch=plan.epoch, plan=name, part=self.part)
-        if part is None:
-            self._reports.slowdown.stand_by(now)
-            effects += group.say(now, phase="waiting", samples_per_s=0.0)
-        elif group.own.phase in ("training", "trained"):
-            effects += group.say(now, phase="waiting")
+        effects += self._links.plan_adopted(has_work=part is not None, now=now)
         effects += self.members_changed(now)
         if not group.own.profile or is_lost or isinstance(self._state, at.Finished):
             return effects
@@ -195,8 +167,7 @@ class SplitRole:
             effects.append(Reconsider())
         effects += self._next_round(now)
         effects += self._gather(now)
-        effects += self._profiles.members_changed(self._group.records(), now)
-        return effects + list(self._meter.members_changed(self._group.members(), now))
+        return effects + self._links.members_changed(now)
 
     def peer_admitted(self, peer: PeerId, now: float) -> Effects:
         return self._traffic.reconnected(peer, now)
@@ -259,10 +230,6 @@ class SplitRole:
             return self._piece_made(event, blob, num_bytes, now)
         handler = self._trainer_events.get(type(event))
         return handler(event, now) if handler is not None else []
-
-    def _profiled(self, event: Profiled, now: float) -> Effects:
-        self.model = model_from_json(event.model)
-        return self._group.say(now, profile=self._profiles.set_own(event.profile.encode()))
 
     def _send(self, event: SendStageMessage, now: float) -> Effects:
         return self._traffic.send(event, now) if event.epoch == self._traffic.epoch else []
@@ -378,15 +345,13 @@ class SplitRole:
         late += [*self._end.averaging.look(now), *self._next_round(now), *self._gather(now)]
         if self._end.averaging.is_hopeless():
             late += self._lose(now)
-        if self._reports.slowdown.is_due(now):
-            late.append(ToTrainer(LookAgain()))
         return [*(effect for machine in self._machines for effect in machine.tick(now)), *late]
 
     def next_deadline(self) -> float:
         gathering = self._missing.deadline() if isinstance(self._state, at.Gathering) else NEVER
         deadlines = (machine.next_deadline() for machine in self._machines)
         looking = self._look_at if isinstance(self._state, at.Ended) else NEVER
-        return min(*deadlines, gathering, looking, self._end.averaging.next_deadline(), self._reports.slowdown.look_at)
+        return min(*deadlines, gathering, looking, self._end.averaging.next_deadline())
 
     def waiting_for(self, now: float) -> str:
         """In words: blocks, other peers' updates, an average, or a plan."""

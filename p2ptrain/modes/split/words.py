@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2ptrain.config import Job
-from p2ptrain.core.harvest import Harvest
+from p2ptrain.core import no_words
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.plan import body_of, need_of, runs_of, workers
 from p2ptrain.modes.split.rounds.states import Ended, Gathering, Lost, State
 from p2ptrain.planning.split.units import SplitPlan, Unit
-from p2ptrain.wire.messages import Record
 from p2ptrain.wire.schema import to_plain
 
 REPORT_TITLES = ("from block", "blocks")
+mode_sentence, part_classes = no_words.of_choice, no_words.classes
+kept_lines, kept_plain = no_words.of_copies, no_words.plain_copies
+harvest_head_line = harvest_lines = no_words.of_harvest
+harvest_plain = no_words.plain_harvest
 
 
 LEAVES = (
@@ -125,11 +128,6 @@ def _number(num: int, one: str, many: str) -> str:
     return f"{num} {one if num == 1 else many}"
 
 
-def mode_sentence(plan: Plan, job: Job) -> str | None:
-    """Nothing was chosen."""
-    return None
-
-
 def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
     """What the person at this device should know about the plan."""
     helpers = [unit.helper for unit, _ in runs_of(body_of(plan).split, own) if unit.owner == own and unit.helper]
@@ -169,35 +167,4 @@ def part_text(plan: Plan, job: Job, index: int) -> str:
     return ", ".join(texts)
 
 
-def part_name(plan: Plan, job: Job, index: int) -> str:
-    """What is missing where nobody has a part, in short."""
-    return part_text(plan, job, index)
-
-
-def part_classes(plan: Plan, job: Job | None, index: int) -> list[str]:
-    """A copy of the model has all classes."""
-    return []
-
-
-def kept_lines(plan: Plan, here: Sequence[Record]) -> list[str]:
-    """Copies are told by the peers' holdings."""
-    return []
-
-
-def kept_plain(plan: Plan, here: Sequence[Record]) -> Mapping[str, Any] | None:
-    return None
-
-
-def harvest_head_line(harvest: Harvest) -> list[str]:
-    """The last layer is trained as all others are."""
-    return []
-
-
-def harvest_lines(harvest: Harvest) -> list[str]:
-    """Nobody looks at the model."""
-    return []
-
-
-def harvest_plain(harvest: Harvest) -> Mapping[str, Any]:
-    """What ``harvest --json`` prints of this mode alone."""
-    return {"validation": None}
+part_name = part_text

@@ -18,35 +18,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
-from torch import nn
-
 from p2ptrain.config import Coding, Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.plan import Plan
-from p2ptrain.core.stages.commands import (
-    MESSAGES_AHEAD_BYTES,
-    Deliver,
-    GivePiece,
-    LookAgain,
-    Looked,
-    Profiled,
-    SendStageMessage,
-    StageMessagesSent,
-    Taken,
-)
+from p2ptrain.core.stages.commands import Deliver, GivePiece, LookAgain, Profiled, StageMessagesSent, Taken
 from p2ptrain.core.stages.figures import planned_times
 from p2ptrain.core.worker import Setup
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.blocks.chain import Chain
-from p2ptrain.learning.models import global_model
+from p2ptrain.learning.pace import Pace
 from p2ptrain.learning.pipeline.snapshots import Snapshot
-from p2ptrain.learning.pipeline.training import StageMessage
 from p2ptrain.learning.profiling.allocator import give_back
-from p2ptrain.learning.profiling.block_times import slowdown_now
 from p2ptrain.learning.profiling.job_blocks import measure_job
 from p2ptrain.learning.snapshots import read_snapshot, write
 from p2ptrain.learning.split.shared import SharedUnits
@@ -67,12 +50,10 @@ from p2ptrain.modes.split.commands import (
 from p2ptrain.modes.split.config import split_of
 from p2ptrain.modes.split.plan import body_of, bounds_of, read_plan, samples_of
 from p2ptrain.modes.split.use import UnitsUse
+from p2ptrain.modes.stages.messages import Outbox, read_message
+from p2ptrain.modes.stages.own_blocks import OwnBlocks
 from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile
-from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
 from p2ptrain.planning.split.simulation import Played
-from p2ptrain.wire.tensorfile import read_untrusted
-
-PROGRESS_INTERVAL_S = 0.5
 
 
 def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tuple[ModelProfile, BlockTimes]:
@@ -94,8 +75,8 @@ class UnitsWorker:
         self._init = setup.init
         self._say = setup.say
         self._spool = Path(configuration.spool) if configuration.spool else None
-        with torch.device("meta"):
-            self._chain = Chain(self._build(), job.data.input_shape)
+        self._blocks = OwnBlocks(setup)
+        self._outbox = Outbox(setup.say)
         self.handlers: Mapping[type, Callable[[Any], None]] = {
             FollowUnits: self.follow,
             BeginRound: self.begin_round,
@@ -104,11 +85,9 @@ class UnitsWorker:
             BeginAverage: self.begin_average,
             GiveUpdate: self.give_update,
             Deliver: self.deliver,
-            StageMessagesSent: self.messages_sent,
+            StageMessagesSent: self._outbox.sent,
             LookAgain: self.look_again,
         }
-        self._model: ModelProfile | None = None
-        self._times: BlockTimes | None = None
         self._plan: Plan | None = None
         self._own = ""
         self._units: Units | SharedUnits | None = None
@@ -119,17 +98,12 @@ class UnitsWorker:
         self._pieces: list[Snapshot] = []
         self._early: deque[Deliver] = deque()
         """Of the next round."""
-        self._outbox: deque[StageMessage] = deque()
-        """Of the last unit of work, not handed over yet."""
-        self._handed_bytes = self._sent_bytes = 0
-        """Of the plan's stage messages: handed over, and those of them that have left for other peers."""
         self._average: RoundAverage | None = None
         self._averaged: BeginAverage | None = None
         self._num_updates = 0
         self._samples = 0
         """Trained on in the rounds before, since this trainer started."""
-        self._progress = (0.0, 0)
-        """When it was last told, and how many samples that were."""
+        self._pace = Pace()
         self._steps = 0
         """Batches done in the rounds before, under this plan."""
         self._ended_at = 0.0
@@ -138,13 +112,8 @@ class UnitsWorker:
     # --- before the plan ---
 
     def prepare(self) -> Sequence[Profiled]:
-        """Measure the blocks on this device, or look up what was measured here before.
-
-        Raises ``UserError`` for a model that can't be cut.
-        """
-        cache = Path(self._configuration.cache) if self._configuration.cache else None
-        self._model, self._times = profile_job(self._chain, self._job, self._configuration.device, cache)
-        return [Profiled(model_to_json(self._model), profile_to_json(self._model, self._times))]
+        """Raises ``UserError`` for a model that can't be cut."""
+        return [self._blocks.profiled(profile_job)]
 
     def max_groups(self) -> int:
         return 0
@@ -152,31 +121,24 @@ class UnitsWorker:
     def snapshot(self) -> None:
         """Half a round is of no use: what was saved last will do."""
 
-    def _build(self) -> nn.Module:
-        return global_model(self._job, allow_user_code=self._configuration.allow_user_code)
-
     # --- a plan, a round ---
 
     @property
     def busy(self) -> bool:
         units = self._units
-        if units is None or self._begin is not None or self._is_over or not self._has_room:
+        if units is None or self._begin is not None or self._is_over or not self._outbox.has_room:
             return False
         return bool(self._outbox or units.ready() or units.done)
-
-    @property
-    def _has_room(self) -> bool:
-        """For one more stage message at the node."""
-        return self._handed_bytes - self._sent_bytes < MESSAGES_AHEAD_BYTES
 
     def follow(self, command: FollowUnits) -> None:
         self._drop()
         plan = self._plan = read_plan(command.plan)
         self._own = command.own
         job, configuration, body = self._job, self._configuration, body_of(plan)
-        self._times = planned_times(body.figures).get(PeerId(command.own), self._times)
+        times = self._blocks.times = planned_times(body.figures).get(PeerId(command.own), self._blocks.times)
         played = self._planned(plan)
-        self._use, self._steps = UnitsUse(plan, command.own, self._times, played), 0
+        self._use, self._steps = UnitsUse(plan, command.own, times, played), 0
+        self._outbox.begin(plan.epoch)
         give_back()
         make: Callable[..., Units | SharedUnits]
         if body.split.tails == "shared":
@@ -187,12 +149,12 @@ class UnitsWorker:
             command.own,
             body.split,
             samples_of(plan),
-            self._chain,
+            self._blocks.chain,
             training=job.training,
             data=self._data,
             peer_name=configuration.name,
             after_s={owner: each.steps.down_s + each.steps.backward_s for owner, each in played.items()},
-            build=self._build,
+            build=self._blocks.build,
             seed=job.seed,
             num_classes=len(job.data.classes),
             augment=job.data.augment,
@@ -203,10 +165,10 @@ class UnitsWorker:
 
     def _planned(self, plan: Plan) -> dict[str, Played]:
         """What the plan counts with, of each unit."""
-        if self._model is None:
+        if self._blocks.model is None:
             return {}
         body = body_of(plan)
-        choice = choice_of(self._job, self._model, plan.peers, body.figures)
+        choice = choice_of(self._job, self._blocks.model, plan.peers, body.figures)
         return {each.owner: each for each in choice.played(body.split)}
 
     def begin_round(self, command: BeginRound) -> None:
@@ -242,7 +204,7 @@ class UnitsWorker:
         now = time.monotonic()
         if self._use is not None:
             self._use.begun(now - self._ended_at, now)
-        self._progress = (now, self._samples)
+        self._pace.begin(self._samples)
         part = plan.part_of(PeerId(self._own))
         self._say(c.Following(part.index if part else -1, round, self._job.training.rounds))
         early, self._early = self._early, deque()
@@ -264,8 +226,7 @@ class UnitsWorker:
         self._plan, self._units, self._begin, self._average, self._averaged = None, None, None, None, None
         self._pieces, self._is_over = [], False
         self._early.clear()
-        self._outbox.clear()
-        self._handed_bytes = self._sent_bytes = 0
+        self._outbox.begin(0)
 
     # --- training ---
 
@@ -277,17 +238,10 @@ class UnitsWorker:
                 self._early.append(command)  # no more than the streams' window
                 return
             try:
-                read_untrusted(command.message)
-                tensors = load_tensors(command.message)
-                where = (command.sender, command.work, command.step, command.unit, command.row)
-                units.receive(StageMessage(*where, tensors))  # type: ignore[arg-type]
+                units.receive(read_message(command))
             except RemoteError as refused:
                 error = str(refused)
         self._say(Taken(command.epoch, command.sender, 1, error))
-
-    def messages_sent(self, command: StageMessagesSent) -> None:
-        if self._plan is not None and command.epoch == self._plan.epoch:
-            self._sent_bytes = max(self._sent_bytes, command.num_bytes)
 
     def work(self) -> None:
         """One unit of work, or a stage message of the last one, if there is room for it."""
@@ -295,17 +249,12 @@ class UnitsWorker:
         if units is None or self._plan is None or not self.busy:
             return
         if not self._outbox and units.ready():
-            self._outbox.extend(units.advance())
-        while self._outbox and self._has_room:
-            message = self._outbox.popleft()
-            data = save_tensors(message.tensors)
-            self._handed_bytes += len(data)
-            where = (message.work, message.step, message.unit, message.row)
-            self._say(SendStageMessage(self._plan.epoch, message.peer, *where, data))
+            self._outbox.add(units.advance())
+        self._outbox.hand_over()
         self._look(units)
         if units.done and not self._outbox:
             self._end_round(units, self._plan)
-        elif time.monotonic() - self._progress[0] >= PROGRESS_INTERVAL_S:
+        elif self._pace.is_due:
             self._say_progress(units)
 
     def _end_round(self, units: Units | SharedUnits, plan: Plan) -> None:
@@ -319,11 +268,8 @@ class UnitsWorker:
         self._say(UpdateMade(*where, units.num_steps, units.num_samples, _mean(units.losses), update))
 
     def _say_progress(self, units: Units | SharedUnits) -> None:
-        now, done = time.monotonic(), self._samples + units.num_samples
-        at, before = self._progress
-        rate = (done - before) / max(now - at, 1e-6)
-        self._progress = (now, done)
-        self._say(c.Progress(units.round, units.num_steps, done, _mean(units.losses), rate))
+        done = self._samples + units.num_samples
+        self._say(c.Progress(units.round, units.num_steps, done, _mean(units.losses), self._pace.progress(done)))
 
     def _look(self, units: Units | SharedUnits) -> None:
         """How the time goes, now and then."""
@@ -335,17 +281,15 @@ class UnitsWorker:
 
     def look_again(self, command: LookAgain) -> None:
         """Not while it trains: that says more."""
-        if self._times is None or self._units is not None:
-            return
-        slowdown = slowdown_now(self._chain, self._times, device=self._configuration.device)
-        give_back()
-        self._say(Looked(slowdown))
+        if self._units is None:
+            self._blocks.look_again()
 
     # --- the average ---
 
     def begin_average(self, command: BeginAverage) -> None:
         if self._plan is not None and command.epoch == self._plan.epoch:
-            self._average, self._averaged, self._num_updates = RoundAverage(self._chain, command.round - 1), command, 0
+            self._average = RoundAverage(self._blocks.chain, command.round - 1)
+            self._averaged, self._num_updates = command, 0
 
     def give_update(self, command: GiveUpdate) -> None:
         """One after the other: no two are held at once."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from p2ptrain.config import Job
+from p2ptrain.core import no_words
 from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
@@ -15,10 +16,11 @@ from p2ptrain.modes.tasks.head.verdict_words import verdict_lines, verdict_plain
 from p2ptrain.modes.tasks.plan import ClassPart, body_of, parts_of
 from p2ptrain.modes.tasks.planning.assignment import notes
 from p2ptrain.modes.tasks.planning.mode_choice import mode_for
-from p2ptrain.wire.messages import Record
 from p2ptrain.words import clean, listed
 
 REPORT_TITLES = ("part", "width")
+choice_lines, plan_lines, plan_plain = no_words.of_job, no_words.of_plan, no_words.plain_plan
+kept_lines, kept_plain = no_words.of_copies, no_words.plain_copies
 
 
 def job_lines(job: Job) -> list[str]:
@@ -35,21 +37,6 @@ def job_lines(job: Job) -> list[str]:
         if job.data.val:
             how_many += "; fewer where validation samples say that more bring nothing"
     return [f"passes    of a class sub-model for one of the whole model: {how_many}"]
-
-
-def choice_lines(job: Job) -> list[str]:
-    """Nothing that ``job check`` does not tell."""
-    return []
-
-
-def plan_lines(plan: Plan, job: Job) -> list[str]:
-    """The parts say it all."""
-    return []
-
-
-def plan_plain(plan: Plan) -> Mapping[str, Any]:
-    """The parts say it all."""
-    return {}
 
 
 def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
@@ -109,15 +96,6 @@ def part_classes(plan: Plan, job: Job | None, index: int) -> list[str]:
 
 def _names(part: ClassPart, job: Job) -> list[str]:
     return [job.data.classes[c] if c < len(job.data.classes) else str(c) for c in part.classes]
-
-
-def kept_lines(plan: Plan, here: Sequence[Record]) -> list[str]:
-    """A part's copies are told by its holdings."""
-    return []
-
-
-def kept_plain(plan: Plan, here: Sequence[Record]) -> Mapping[str, Any] | None:
-    return None
 
 
 def harvest_head_line(harvest: Harvest) -> list[str]:

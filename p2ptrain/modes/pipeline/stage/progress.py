@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
+from p2ptrain.core.stages.rules import has_lost_part
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.stage.calm import Calm
@@ -107,6 +108,4 @@ class Progress:
 
     def is_lost(self, record: m.Record) -> bool:
         """Whether a peer that the plan gives a stage to says that it has none."""
-        if self._plan is None or record.plan != self._name or record.part != m.NO_PART:
-            return False
-        return self._plan.part_of(record.peer) is not None
+        return self._plan is not None and has_lost_part(self._plan, self._name, record)

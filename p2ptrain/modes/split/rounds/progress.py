@@ -10,6 +10,7 @@ from collections import deque
 
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
+from p2ptrain.core.stages.rules import has_lost_part
 from p2ptrain.modes.split.plan import body_of
 from p2ptrain.modes.split.rounds.saved import SavedStates
 from p2ptrain.wire import messages as m
@@ -69,6 +70,4 @@ class Progress:
 
     def is_lost(self, record: m.Record) -> bool:
         """Whether a peer that the plan gives work to says that it has none."""
-        if self._plan is None or record.plan != self._name or record.part != m.NO_PART:
-            return False
-        return self._plan.part_of(record.peer) is not None
+        return self._plan is not None and has_lost_part(self._plan, self._name, record)

@@ -35,6 +35,7 @@ from p2ptrain.modes.pipeline.commands import FollowStage, Halted, PieceTaken, St
 from p2ptrain.modes.pipeline.config import PipelineConfig, pipeline_of
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.modes.pipeline.worker import StageWorker
+from p2ptrain.modes.stages import messages, own_blocks
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 
 A, B = PeerId("a" * 16), PeerId("b" * 16)
@@ -370,7 +371,7 @@ def test_every_message_is_said_to_be_taken_whatever_it_is() -> None:
 
 def test_it_waits_while_too_much_waits_at_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then it goes on taking what comes, and everything is sent in the end, in order."""
-    monkeypatch.setattr(stage_worker, "MESSAGES_AHEAD_BYTES", 1)
+    monkeypatch.setattr(messages, "MESSAGES_AHEAD_BYTES", 1)
     first, last = pair()
     first.stage.work()
     (sent,) = first.take(SendStageMessage)
@@ -380,10 +381,10 @@ def test_it_waits_while_too_much_waits_at_the_node(monkeypatch: pytest.MonkeyPat
     assert not first.take(SendStageMessage)
     first.stage.deliver(Deliver(1, B, "backward", 0, 0, 0, b"x"))
     assert len(first.take(Taken)) == 1
-    first.stage.messages_sent(StageMessagesSent(2, held))
+    first.stage.handlers[StageMessagesSent](StageMessagesSent(2, held))
     assert not first.stage.busy, "of another epoch"
-    first.stage.messages_sent(StageMessagesSent(1, held))
-    first.stage.messages_sent(StageMessagesSent(1, 0))
+    first.stage.handlers[StageMessagesSent](StageMessagesSent(1, held))
+    first.stage.handlers[StageMessagesSent](StageMessagesSent(1, 0))
     last.stage.deliver(Deliver(1, A, sent.work, sent.step, sent.unit, sent.row, sent.message))
     total = {first.name: held, last.name: 0}
     by_name = {first.name: (first, last), last.name: (last, first)}
@@ -394,7 +395,7 @@ def test_it_waits_while_too_much_waits_at_the_node(monkeypatch: pytest.MonkeyPat
                 total[worker.name] += len(p.message)
                 other.stage.deliver(Deliver(1, worker.name, p.work, p.step, p.unit, p.row, p.message))
                 assert not worker.stage.busy
-                worker.stage.messages_sent(StageMessagesSent(1, total[worker.name]))
+                worker.stage.handlers[StageMessagesSent](StageMessagesSent(1, total[worker.name]))
     assert first.step == last.step == TOTAL
     assert not any(event.error for worker in (first, last) for event in worker.take(Taken)[1:])
 
@@ -418,7 +419,7 @@ def test_the_last_messages_of_a_finished_batch_leave_after_the_stop(now: bool) -
     worker = alone()
     until(worker, 3)
     waiting = [StageMessage(B, "norm", step, 0, 0, {"x": torch.ones(1)}) for step in (2, 3)]
-    worker.stage._outbox.extend(waiting)  # there was no room for them at the node
+    worker.stage._outbox.add(waiting)  # there was no room for them at the node
     worker.stage.stop_at(StopAt(2, 3, (), now=now))
     while worker.stage.busy:
         worker.stage.work()
@@ -465,7 +466,7 @@ def test_a_look_that_differs_is_soon_followed_by_another(monkeypatch: pytest.Mon
 def test_a_trainer_that_stands_by_looks_again_at_how_slow_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(A)
     known: list[object] = []
-    monkeypatch.setattr(stage_worker, "slowdown_now", lambda chain, times, **_: known.append(times) or 3.0)
+    monkeypatch.setattr(own_blocks, "slowdown_now", lambda chain, times, **_: known.append(times) or 3.0)
     worker.stage.look_again(LookAgain())
     assert worker.take(Looked) == [], "it knows no times yet"
     planned = timed(plan(None))

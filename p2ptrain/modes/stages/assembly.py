@@ -5,12 +5,15 @@ Invariant: every tensor of the global model comes from exactly one run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from p2ptrain.config import Job
-from p2ptrain.core.harvest import Snapshot
+from p2ptrain.core.harvest import Collected, Harvest, PartReport, Snapshot
+from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError, UserError
+from p2ptrain.ids import PeerId
+from p2ptrain.wire.messages import SnapshotRef
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,7 +29,34 @@ def check_blocks(job: Job, model: nn.Module) -> Mapping[str, Any]:
     return {}
 
 
-def state_of(job: Job, runs: Sequence[Snapshot], *, allow_user_code: bool) -> dict[str, Tensor]:
+def missing(plan: Plan, parts: Mapping[int, list[Snapshot]]) -> list[int]:
+    """There is all or nothing."""
+    return [] if parts else [part.index for part in plan.parts]
+
+
+def harvest_of(
+    collected: Collected, num_blocks: int, trainers: Callable[[SnapshotRef], Iterable[str]], *, allow_user_code: bool
+) -> Harvest:
+    """Runs of blocks side by side, each told of by its first. Raises ``UserError`` for what is not the job's model."""
+    job, runs = collected.job, [snapshots[0] for _, snapshots in sorted(collected.parts.items())]
+    report = tuple(
+        PartReport(
+            part=run.holding.part,
+            classes=job.data.classes,
+            share=run.holding.span / num_blocks,
+            trainers=tuple(collected.name_of(PeerId(peer)) for peer in trainers(run.holding)),
+            round=run.holding.round,
+            rounds=job.training.rounds,
+            step=run.holding.step,
+            samples=run.holding.samples,
+            num_bytes=len(run.data),
+        )
+        for run in runs
+    )
+    return Harvest(job, collected.plan, _state_of(job, runs, allow_user_code=allow_user_code), {}, report)
+
+
+def _state_of(job: Job, runs: Sequence[Snapshot], *, allow_user_code: bool) -> dict[str, Tensor]:
     from p2ptrain.learning.averaging import check_state
     from p2ptrain.learning.models import global_model
     from p2ptrain.learning.snapshots import model_state, read_snapshot

@@ -1,0 +1,60 @@
+"""What a mode says where it has nothing to say: see ``core.mode.Words``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from p2ptrain.config import Job
+from p2ptrain.core.harvest import Harvest
+from p2ptrain.core.plan import Plan
+from p2ptrain.ids import PeerId
+from p2ptrain.wire.messages import Record
+
+
+def of_job(job: Job) -> list[str]:
+    """What all jobs have is all."""
+    return []
+
+
+def of_plan(plan: Plan, job: Job) -> list[str]:
+    """The parts say it all."""
+    return []
+
+
+def plain_plan(plan: Plan) -> Mapping[str, Any]:
+    """The parts say it all."""
+    return {}
+
+
+def of_choice(plan: Plan, job: Job) -> str | None:
+    """Nothing was chosen."""
+    return None
+
+
+def for_peer(plan: Plan, job: Job, own: PeerId) -> list[str]:
+    """The plan's sentence says it all."""
+    return []
+
+
+def classes(plan: Plan, job: Job | None, index: int) -> list[str]:
+    """No part has classes of its own."""
+    return []
+
+
+def of_copies(plan: Plan, here: Sequence[Record]) -> list[str]:
+    """Copies are told by the peers' holdings."""
+    return []
+
+
+def plain_copies(plan: Plan, here: Sequence[Record]) -> Mapping[str, Any] | None:
+    return None
+
+
+def of_harvest(harvest: Harvest) -> list[str]:
+    """The last layer is trained as all others are, and nobody looks at the model."""
+    return []
+
+
+def plain_harvest(harvest: Harvest) -> Mapping[str, Any]:
+    return {"validation": None}
