@@ -46,7 +46,7 @@ def test_pictures(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for i in range(4):
             pixels = RNG.integers(0, 256, (32, 32, 3), np.uint8)
             Image.fromarray(pixels).save(here / "photos" / name / f"{i}.png")
-    model = model_of("images:photos", "lenet5", capsys)
+    model = model_of("images:photos", "lenet", capsys)
     status, out, err = run(["predict", model, "photos/cat/0.png"], capsys)
     assert status == 0 and not err and out.startswith("photos/cat/0.png: ") and out.count("%") == 2
     (here / "photos" / "cat" / "9.png").write_bytes(b"no picture")
@@ -59,7 +59,7 @@ def test_pictures(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "book.txt").write_text("a b c d e f g\n" * 1000)
-    model = model_of("text:book.txt", "gpt_mini", capsys)
+    model = model_of("text:book.txt", "gpt_mini", capsys, "--width", "0.25")
     how = ["generate", model, "--prompt", "a b", "--bytes", "5", "--seed", "3"]
     status, out, _ = run([*how, "--json"], capsys)
     told = json.loads(out)
