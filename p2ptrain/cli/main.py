@@ -31,6 +31,7 @@ COMMANDS = {
     "attribute": "Score a model's channels by class, for a job that starts from it.",
     "probe": "Measure this device and write its profile.",
     "plan": "How devices would train one model as a pipeline, and what it gains.",
+    "log": "What this device's peer did, in past runs too.",
     "doctor": "Why two devices don't meet, and what to do.",
 }
 OF_A_MODEL = ("evaluate", "predict", "generate", "export", "attribute")

@@ -91,18 +91,22 @@ def classes_option(text: str) -> Callable[[F], F]:
     )
 
 
+def state_option(function: F) -> F:
+    return click.option(
+        "--state",
+        "state_dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="P2PTRAIN_STATE",
+        metavar="DIR",
+        help="Directory with this device's key, group and snapshots. "
+        "[default: $P2PTRAIN_STATE, else ~/.local/state/p2ptrain]",
+    )(function)
+
+
 def group_options(function: F) -> F:
     """``--code``, ``--open``, ``--state``: which group."""
     for option in (
-        click.option(
-            "--state",
-            "state_dir",
-            type=click.Path(path_type=Path, file_okay=False),
-            envvar="P2PTRAIN_STATE",
-            metavar="DIR",
-            help="Directory with this device's key, group and snapshots. "
-            "[default: $P2PTRAIN_STATE, else ~/.local/state/p2ptrain]",
-        ),
+        state_option,
         click.option("--open", "is_open", is_flag=True, help="Use the group without a code, which anyone may enter."),
         click.option(
             "--code",

@@ -193,9 +193,13 @@ def read(path: Path) -> Iterator[Line]:
 
 def render(line: Line) -> str:
     """For a person: local time, kind, particulars. No control character of anybody's text reaches the terminal."""
-    at = time.localtime(line.time) if 0 <= line.time < 2**40 else time.localtime(0)
     fields = [f"{_shown(name)}={_shown(value)}" for name, value in line.fields.items()]
-    return "  ".join([time.strftime("%H:%M:%S", at), f"{_shown(line.kind):<18}", *fields]).rstrip()
+    return "  ".join([clock(line), f"{_shown(line.kind):<18}", *fields]).rstrip()
+
+
+def clock(line: Line) -> str:
+    """The local time of day at which it was written."""
+    return time.strftime("%H:%M:%S", time.localtime(line.time if 0 <= line.time < 2**40 else 0))
 
 
 def _plain(value: object) -> Value:

@@ -71,6 +71,7 @@ SURFACE = {
         *("--micro-batches", "--schedule", "--optimizer", "--activations", "--gradients"),
         *("--rate", "--link", "--latency", "--png", "--helper", "--samples", "--medium", "--tails", "--json"),
     ],
+    "log": ["--state", "-n", "--lines", "--since", "--kind", "--all", "-f", "--follow", "--json"],
     "doctor": [*GROUP, *NETWORK, "--port", "--wait", "--json"],
 }
 NAMES = [name for name in COMMANDS if name != "demo"]
