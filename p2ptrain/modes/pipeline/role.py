@@ -231,7 +231,8 @@ class PipelineRole:
         self._state = Starting(plan)
         self._missing.stop()
         follow = FollowStage(plan.to_json(), self._group.own_id, len(pieces), keep)
-        return [ToTrainer(follow), *(ToTrainer(GivePiece(b""), holding.blob, "piece") for holding in pieces)]
+        note = Note("blocks-here", (("pieces", len(pieces)), ("fetched_bytes", self._missing.fetched_bytes)))
+        return [note, ToTrainer(follow), *(ToTrainer(GivePiece(b""), holding.blob, "piece") for holding in pieces)]
 
     # --- the trainer ---
 

@@ -77,6 +77,7 @@ class StageWorker:
         self._pace = Pace()
         self._looked_at: tuple[int, float] = (0, 0.0)
         """Step and time at which the stage's use was last told."""
+        self._began_at = 0
         self._warm_at = WARM_UP
         self._look_after = FIRST_LOOK
         self._slowdown = 1.0
@@ -179,6 +180,7 @@ class StageWorker:
         self._pieces = []
         self._said_step = training.step
         self._pace.begin(training.num_samples)
+        self._began_at = training.step
         self._warm_at = training.step + WARM_UP
         self._look_away(training)
         part = body_of(plan).pipeline.stage_of(self._own) or 0
@@ -246,6 +248,8 @@ class StageWorker:
         if training.step % every == 0 or training.step % self._steps_per_round == 0 or training.finished:
             self._say_progress(training, round_ended=training.step % self._steps_per_round == 0)
             self._say_snapshot()
+        elif training.step == self._began_at + 1:
+            self._say_progress(training)  # the others want to know that the group goes on
         if training.step == self._warm_at:
             self._look_away(training)
         elif training.step - self._looked_at[0] >= self._look_after:
