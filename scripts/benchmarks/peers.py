@@ -257,7 +257,9 @@ async def _peer(setting: dict[str, Any]) -> None:
         linger_s=600.0,
         keep_model=False,
     )
-    network = NetworkConfig((setting.get("interface", LOOPBACK),), setting["port"], tuple(setting["peers"]), setting["discover"])
+    network = NetworkConfig(
+        (setting.get("interface", LOOPBACK),), setting["port"], tuple(setting["peers"]), setting["discover"]
+    )
 
     def started(node: Any) -> None:
         _watch(node, setting["trace"])

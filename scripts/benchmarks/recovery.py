@@ -96,7 +96,9 @@ def plot(figure: Any, result: dict[str, Any]) -> None:
             seconds = case["figures"][f"{phase}_s"]["median"]
             label = phase if row == 0 else None
             hatch = "//" if case["is_baseline"] else None
-            axes.barh(row, seconds, left=start, color=plots.COLOURS[number], edgecolor="white", hatch=hatch, label=label)
+            axes.barh(
+                row, seconds, left=start, color=plots.COLOURS[number], edgecolor="white", hatch=hatch, label=label
+            )
             start += seconds
         axes.annotate(f" {start:.2f} s", (start, row), va="center", fontsize="small")
     axes.set_yticks(range(len(cases)), [case["case"] for case in cases])

@@ -126,7 +126,7 @@ def lost(peers: Sequence[PeerProcess], victims: Sequence[PeerProcess], how: str)
         for victim in victims:
             victim.ask_to_stop()
     else:
-        at = [victim.kill() for victim in victims][0]
+        at = min([victim.kill() for victim in victims])
     stay = [peer for peer in peers if how == "trainer" or peer not in victims]
     wait_until(lambda: all(_later(p, "note:plan-adopted", at) for p in stay), RECOVERY_S, "a new plan")
     wait_until(lambda: _goes_on(stay, at), RECOVERY_S, "a batch by the new plan")
@@ -151,9 +151,7 @@ def _goes_on(stay: Sequence[PeerProcess], at: float) -> bool:
     )
 
 
-def _figures(
-    stay: Sequence[PeerProcess], victims: Sequence[PeerProcess], how: str, at: float
-) -> dict[str, float]:
+def _figures(stay: Sequence[PeerProcess], victims: Sequence[PeerProcess], how: str, at: float) -> dict[str, float]:
     """Of the first plan that brought a batch."""
     began = [p for p in stay if _later(p, "note:training", at)]
     epoch = min(_later(p, "note:training", at)[0].fields["epoch"] for p in began)

@@ -267,7 +267,8 @@ class PipelineRole:
         return [Note("snapshot-refused", fields), *self._lose(now)]
 
     def _failed(self, event: c.TrainerFailed, now: float) -> Effects:
-        return [*self._lose(now), *self._restarts.after(event, now)]
+        """Nobody waits for the next trainer, which takes seconds: without a profile no plan has this peer."""
+        return [*self._lose(now), *self._group.say(now, profile=""), *self._restarts.after(event, now)]
 
     def _seen_step(self, step: int, now: float) -> None:
         """The trainer is that far, by the plan in force or on the way to it."""

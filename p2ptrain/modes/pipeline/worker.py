@@ -149,6 +149,7 @@ class StageWorker:
             gradients=settings.gradients,
             device=configuration.device,
             init=self._init,
+            is_restored=body.from_step > 0,
         )
         self._outbox.begin(plan.epoch)
         self._plan, self._halt, self._num_missing = plan, None, command.pieces
