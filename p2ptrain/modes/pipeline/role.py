@@ -100,6 +100,7 @@ class PipelineRole:
             batch_s=self.progress.batch_s,
             is_under_way=self.progress.is_under_way,
             is_lost=self.progress.is_lost,
+            held=self._checkpoints.by_peer,
             may_improve=lambda: self.progress.calm.is_over,
         )
         self.handlers: Mapping[type, Handler] = {**self.replicas.handlers, **self._links.handlers}
