@@ -22,7 +22,7 @@ from benchmarks.recovery_group import PHASES, lost, pictures, pipeline_group, tr
 from benchmarks.rows import Row, Section
 from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.learning.data import open_source, propose_contract
-from p2ptrain.modes.pipeline.config import PipelineConfig
+from p2ptrain.modes.pipeline.config import PipelineConfig, Recovery
 
 LISTED = {
     "recovery": "a pipeline loses a peer, two, a trainer; seconds to notice, agree, fetch, build, light and heavy",
@@ -56,7 +56,7 @@ NUM_PEERS = 4
 RATE_MBIT = 100.0
 
 
-def job_of(data: str, width: float, recovery: str, snapshot_steps: int = 10) -> Job:
+def job_of(data: str, width: float, recovery: Recovery, snapshot_steps: int = 10) -> Job:
     """VGG-11, in batches of 64."""
     contract = dataclasses.replace(propose_contract(open_source(data)), val=0.0)
     return Job(
@@ -65,7 +65,7 @@ def job_of(data: str, width: float, recovery: str, snapshot_steps: int = 10) -> 
         model=ModelConfig("vgg11", width=width),
         data=contract,
         training=TrainingConfig(rounds=1000, batch_size=64, learning_rate=0.01, schedule="constant"),
-        tables=(PipelineConfig(4, snapshot_steps=snapshot_steps),),
+        tables=(PipelineConfig(4, snapshot_steps=snapshot_steps, recovery=recovery),),
         group=GroupConfig(min_peers=NUM_PEERS, settle_s=1.0),
     )
 

@@ -26,12 +26,12 @@ from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.pace import Pace
-from p2ptrain.learning.pipeline.snapshots import Snapshot
+from p2ptrain.learning.pipeline.snapshots import Snapshot, cut_anew
 from p2ptrain.learning.pipeline.training import StageTraining
 from p2ptrain.learning.profiling.allocator import give_back
 from p2ptrain.learning.profiling.job_blocks import measure_job
 from p2ptrain.learning.snapshots import read_snapshot, write
-from p2ptrain.modes.pipeline.commands import FollowStage, Halted, PieceTaken, StopAt
+from p2ptrain.modes.pipeline.commands import CollectBlocks, FollowStage, Halted, PieceTaken, StopAt
 from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.figures import fleet_of
 from p2ptrain.modes.pipeline.plan import body_of, read_plan
@@ -62,6 +62,7 @@ class StageWorker:
         self._outbox = Outbox(setup.say)
         self.handlers: Mapping[type, Callable[[Any], None]] = {
             FollowStage: self.follow,
+            CollectBlocks: self.collect,
             GivePiece: self.give,
             StopAt: self.stop_at,
             Deliver: self.deliver,
@@ -77,6 +78,8 @@ class StageWorker:
         self._pace = Pace()
         self._looked_at: tuple[int, float] = (0, 0.0)
         """Step and time at which the stage's use was last told."""
+        self._collects: CollectBlocks | None = None
+        """All blocks are on their way here, to be sent out."""
         self._began_at = 0
         self._warm_at = WARM_UP
         self._look_after = FIRST_LOOK
@@ -152,7 +155,7 @@ class StageWorker:
             is_restored=body.from_step > 0,
         )
         self._outbox.begin(plan.epoch)
-        self._plan, self._halt, self._num_missing = plan, None, command.pieces
+        self._plan, self._halt, self._num_missing, self._collects = plan, None, command.pieces, None
         if not command.pieces:
             self._begin()
 
@@ -168,7 +171,27 @@ class StageWorker:
         if self._num_missing == 0:
             self._begin()
 
+    def collect(self, command: CollectBlocks) -> None:
+        self._training, self._pieces = None, []
+        self._collects, self._num_missing = command, command.pieces
+
+    def _send_out(self, command: CollectBlocks) -> None:
+        """Cut what was collected as others need it."""
+        pieces, self._pieces, self._collects = self._pieces, [], None
+        optimizer = self._job.training.optimizer
+        try:
+            cut = cut_anew(self._blocks.chain, pieces, command.runs, optimizer, command.step)
+        except RemoteError as error:
+            self._refuse(error)
+            return
+        for (first, stop), (tensors, metadata) in zip(command.runs, cut, strict=True):
+            where = (first, stop - first, command.step // self._steps_per_round, command.step)
+            self._say(PieceTaken(*where, int(metadata["samples"]), write(tensors, metadata, self._spool)))
+
     def _begin(self) -> None:
+        if self._collects is not None:
+            self._send_out(self._collects)
+            return
         plan, training = self._plan, self._training
         if plan is None or training is None:
             return
