@@ -27,6 +27,8 @@ class GroupView:
         self.job = JobId("")
         self.holdings: Callable[[], Sequence[SnapshotRef]] = tuple
         """What this peer has, by its role."""
+        self.ended: set[PeerId] = set()
+        """Of those that are dead, whose process is known to have ended: they are on no other side of a cut network."""
         self._membership = membership
         self._records = records
 

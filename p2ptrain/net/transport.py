@@ -28,6 +28,7 @@ import zmq
 import zmq.asyncio
 
 from p2ptrain.errors import LocalError, UserError
+from p2ptrain.net.binding import bind_error, endpoint, reason
 from p2ptrain.net.guard.budget import has_room, make_room
 from p2ptrain.net.guard.doorkeeper import Doorkeeper
 from p2ptrain.net.keys import Group, Identity
@@ -49,6 +50,8 @@ OnFrames = Callable[[Lane, bytes, list[bytes]], Awaitable[None]]
 and so in the end do its senders."""
 OnRefused = Callable[[str, str], None]
 """Called now and then with the address of a neighbour for which the system has no socket, and what it says."""
+OnGone = Callable[[bytes], None]
+"""Called with the key of a sender whose connection for control messages has closed at its end, or on the way."""
 
 CURVE_OVERHEAD_BYTES = 1024
 MAX_WIRE_BYTES: dict[Lane, int] = {
@@ -101,6 +104,7 @@ class Transport:
         max_queued_bytes: dict[Lane, int] | None = None,
         plain: bool = False,
         on_refused: OnRefused = lambda address, why: None,
+        on_gone: OnGone = lambda key: None,
     ) -> None:
         self.port = port
         self.bulk_port = port + 1 if port else 0
@@ -114,6 +118,7 @@ class Transport:
         self._group = group
         self._on_frames = on_frames
         self._on_refused = on_refused
+        self._on_gone = on_gone
         self._hosts = tuple(hosts)
         self._bound: set[tuple[str, Lane]] = set()
         """Those of a host that is listened on only in part."""
@@ -148,6 +153,7 @@ class Transport:
             raise
         seconds = HANDSHAKE_MS / 1000
         self._doorkeepers = {lane: Doorkeeper(self._context, self._routers[lane], seconds) for lane in LANES}
+        self._doorkeepers["control"].on_gone = self._on_gone
         self._readers = [asyncio.create_task(self._read(lane), name=f"read {lane}") for lane in LANES]
 
     def listen_on(self, hosts: Sequence[str]) -> str:
@@ -163,9 +169,9 @@ class Transport:
                     continue
                 port = self.port if lane == "control" else self.bulk_port
                 try:
-                    router.bind(_endpoint(host, port))
+                    router.bind(endpoint(host, port))
                 except zmq.ZMQError as error:
-                    return f"can't listen on {host}, port {port} ({_reason(error)})"
+                    return f"can't listen on {host}, port {port} ({reason(error)})"
                 self._bound.add((host, lane))
             self._hosts += (host,)
         return ""
@@ -289,7 +295,7 @@ class Transport:
                     router.close(linger=0)
                     # Only a port that the system chose for the first host may be taken on the next one.
                     if wanted or error.errno != errno.EADDRINUSE or not left:
-                        raise self._bind_error(error, wanted, lane) from error
+                        raise bind_error(self._hosts, error, wanted, lane) from error
             if lane == "control":
                 self.port = bound
             else:
@@ -297,44 +303,29 @@ class Transport:
 
     def _bind_hosts(self, router: zmq.asyncio.Socket, port: int) -> int:
         for host in self._hosts:
-            router.bind(_endpoint(host, port))
+            router.bind(endpoint(host, port))
             port = int(router.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
         return port
 
-    def _bind_error(self, error: zmq.ZMQError, port: int, lane: Lane) -> UserError:
-        hosts = ", ".join(self._hosts)
-        if error.errno == errno.EADDRINUSE:
-            return UserError(
-                f"port {port} (for {lane}) is in use on {hosts}: stop the peer that runs there, or choose another "
-                "with --port (two ports are needed, this one and the next)"
-            )
-        if error.errno in NONE_LEFT:
-            return UserError(f"can't listen on {hosts} ({error}): {ADVICE}")
-        if error.errno == errno.EACCES:
-            return UserError(f"port {port} on {hosts} needs rights that this user lacks: choose one above 1023")
-        return UserError(
-            f"can't listen on {hosts}, port {port or 'any'} ({_reason(error)}): check --interface and --port"
-        )
-
-    def _connect(self, address: str, lane: Lane, endpoint: str) -> None:
+    def _connect(self, address: str, lane: Lane, where: str) -> None:
         if (address, lane) in self._links:
             return
-        parts = split_address(endpoint)
+        parts = split_address(where)
         if parts is None:
-            raise LocalError(f"{endpoint!r} is no address to dial")
+            raise LocalError(f"{where!r} is no address to dial")
         try:
             dealer = self._dealer(lane)
         except zmq.ZMQError as error:
             if error.errno not in NONE_LEFT:
                 raise
-            self._missing[address, lane] = endpoint
+            self._missing[address, lane] = where
             self._socket_refused(address, error)
             return
         try:
             dealer.connect(make_address(*parts))
         except zmq.ZMQError:  # an interface in the address that has just gone
             dealer.close(linger=0)
-            self._missing[address, lane] = endpoint
+            self._missing[address, lane] = where
             self._retry_at = time.monotonic() + RETRY_S
             return
         self._missing.pop((address, lane), None)
@@ -372,8 +363,8 @@ class Transport:
         while True:
             _, *parts = await router.recv_multipart(copy=False)
             self.bytes_received += sum(map(len, parts))
-            self._doorkeepers[lane].heard(parts)
             key = self._sender(parts)
+            self._doorkeepers[lane].heard(parts, key)
             frames = put_together(parts) if key is not None else None
             if key is None or frames is None:
                 self.num_refused += 1
@@ -390,11 +381,3 @@ class Transport:
             return None
         key = str(parts[0].get("User-Id")).encode()
         return None if len(key) != 40 or self._gate.is_banned(key) else key
-
-
-def _endpoint(host: str, port: int) -> str:
-    return f"tcp://{'[' + host + ']' if ':' in host else host}:{port or '*'}"
-
-
-def _reason(error: zmq.ZMQError) -> str:
-    return os.strerror(error.errno) if error.errno and error.errno < 1000 else str(error)

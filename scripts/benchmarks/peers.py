@@ -63,6 +63,7 @@ class PeerProcess:
         environment: Mapping[str, str],
         *,
         log: IO[bytes] | None = None,
+        pass_fds: Sequence[int] = (),
         **setting: Any,
     ) -> PeerProcess:
         """Any program that reads its setting as we do and prints its events likewise; ``log``: its standard error."""
@@ -74,6 +75,7 @@ class PeerProcess:
             stderr=log,
             text=True,
             env=environment,
+            pass_fds=pass_fds,
             start_new_session=True,
         )
         peer = cls(name, process, started_at)
@@ -248,14 +250,16 @@ async def _peer(setting: dict[str, Any]) -> None:
         job=job_from_json(setting["job"], "benchmark"),
         shard=setting["shard"],
         classes=tuple(setting["classes"]),
-        flops_per_s=1e9,
+        flops_per_s=setting.get("flops_per_s", 1e9),
         memory_bytes=4 << 30,
         num_threads=1,
         device="cpu",
         linger_s=600.0,
         keep_model=False,
     )
-    network = NetworkConfig((LOOPBACK,), setting["port"], tuple(setting["peers"]), setting["discover"])
+    network = NetworkConfig(
+        (setting.get("interface", LOOPBACK),), setting["port"], tuple(setting["peers"]), setting["discover"]
+    )
 
     def started(node: Any) -> None:
         _watch(node, setting["trace"])

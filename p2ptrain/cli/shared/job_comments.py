@@ -38,6 +38,7 @@ COMMENTS = {
     "pipeline.replan_gain": "change the running plan for one that promises this share more speed",
     "pipeline.snapshot_steps": "batches between snapshots; 0 = a round",
     "pipeline.patience_s": "seconds that peers with newer blocks on disk are waited for",
+    "pipeline.recovery": "light; heavy (all blocks through one peer) is there to compare with",
     "split.tails": "replica (copies, averaged after a round) or shared (one model, trained together step by step)",
     "split.optimizer": "its state at a round's beginning: reset, or average",
     "split.micro_batches": "a batch is cut into at most so many equal parts; the plan chooses how many",

@@ -41,6 +41,11 @@ class MissingBlocks:
     def __contains__(self, blob: BlobId) -> bool:
         return blob in self._wanted
 
+    @property
+    def fetched_bytes(self) -> int:
+        """Of what has come since the trainer was given blocks last."""
+        return sum(holding.num_bytes for holding in self._fetched.values())
+
     def is_given_up(self, now: float) -> bool:
         """Nobody has said for long to have what is lacking."""
         return now >= self._give_up_at

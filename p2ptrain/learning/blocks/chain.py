@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from p2ptrain.errors import JobError, LocalError
 from p2ptrain.learning.blocks.dataflow import Dataflow, RunFailed, graph_of_blocks
 from p2ptrain.learning.blocks.flops import meta_twin, sample_dtype
-from p2ptrain.learning.blocks.partial import named_tensors, partial_model
+from p2ptrain.learning.blocks.partial import blank_model, named_tensors, partial_model
 from p2ptrain.learning.blocks.tracing import ADVICE, attribute, listed_blocks, trace_chain
 
 
@@ -121,6 +121,16 @@ class Chain:
         if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):  # a tensor that is no buffer
             return self.slice(first, stop, build())
         return module
+
+    def blank_slice(self, first: int, stop: int) -> fx.GraphModule | None:
+        """A slice whose tensors have no values yet, for weights that come from elsewhere: nothing is drawn for it.
+
+        None where some tensors of these blocks are no part of the model's state, so that nobody would bring them.
+        """
+        names = set(self.tensor_names(first, stop))
+        source = blank_model(self.model, names)
+        module = self.slice(first, stop, source) if source is not None else None
+        return module if module is not None and named_tensors(module).keys() <= names else None
 
     def _analyse(self, twin: nn.Module, max_tensors: int) -> tuple[Dataflow, list[int]]:
         shape, dtype = self.input.shape, self.input.dtype

@@ -6,6 +6,7 @@ others are drawn as well, one tensor at a time, and dropped.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -40,6 +41,30 @@ def partial_model(build: Callable[[], nn.Module], names: Collection[str]) -> nn.
         except (RuntimeError, NotImplementedError):  # an initialisation that mixes wanted tensors with others
             pass
     return _dropped(build(), names)
+
+
+def blank_model(model: nn.Module, names: Collection[str]) -> nn.Module | None:
+    """A copy of ``model`` with the named tensors on the CPU and without values; the others are the very same.
+
+    None where a module keeps tensors beside its parameters and buffers: nobody would give those their values.
+    """
+    tensors = named_tensors(model)
+    wanted = {id(tensors[name]) for name in names}
+    memo: dict[int, Any] = {}
+    for tensor in tensors.values():
+        fresh = torch.empty_like(tensor, device="cpu") if id(tensor) in wanted else tensor
+        is_parameter = fresh is not tensor and isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(fresh, tensor.requires_grad) if is_parameter else fresh
+    if any(_holds_tensors(value) for module in model.modules() for value in vars(module).values()):
+        return None
+    return copy.deepcopy(model, memo)
+
+
+def _holds_tensors(value: object) -> bool:
+    """One that is no parameter and no buffer: those are in tables of their own."""
+    if isinstance(value, (list, tuple)):
+        return any(isinstance(each, Tensor) for each in value)
+    return isinstance(value, Tensor)
 
 
 class _Building(TorchDispatchMode):

@@ -72,6 +72,33 @@ def piece_metadata(first: int, stop: int, progress: Progress, optimizer: str) ->
     }
 
 
+def cut_anew(
+    chain: Chain, pieces: Sequence[Snapshot], runs: Sequence[tuple[int, int]], optimizer: str, step: int
+) -> list[Snapshot]:
+    """Pieces of ``step`` that together have these runs of blocks, cut into them. Raises ``RemoteError``."""
+    found: dict[str, dict[str, Tensor]] = {}
+    drawn: dict[str, int] = {}
+    samples = total_steps = 0
+    for tensors, metadata in pieces:
+        names = frozenset(_names(chain, metadata, optimizer, step))
+        samples, total_steps = max(samples, read_count(metadata, "samples")), read_count(metadata, "total_steps")
+        drawn |= {key[6:]: read_count(metadata, key) for key in metadata if key.startswith("drawn.")}
+        for key, tensor in tensors.items():
+            owner = key.removeprefix("model.") if key.startswith("model.") else key.split(".", 2)[-1]
+            if owner not in names:
+                raise RemoteError("tensor-names", f"a piece should not have {key!r:.80}")
+            found.setdefault(owner, {}).setdefault(key, tensor)
+    progress = Progress(step, total_steps, samples, drawn)
+    cut: list[Snapshot] = []
+    for first, stop in runs:
+        wanted = chain.tensor_names(first, stop)
+        if missing := [name for name in wanted if name not in found]:
+            raise RemoteError("snapshot", f"no piece has {missing[0]!r}")
+        held = {key: tensor for name in wanted for key, tensor in found[name].items()}
+        cut.append((held, piece_metadata(first, stop, progress, optimizer) | {"cut": "anew"}))
+    return cut
+
+
 def restore_pieces(
     stage: StageModel, chain: Chain, start: int, stop: int, pieces: Sequence[Snapshot], step: int
 ) -> Progress:

@@ -62,7 +62,8 @@ class StageTraining:
     """Call ``advance`` while ``ready``, send what it returns, and give ``receive`` what others' sent.
 
     ``build`` makes the whole model, of which only the own blocks are ever held (``Chain.build_slice``). ``data``: of
-    peers in the first stage. ``init``: a checkpoint's tensors to start from.
+    peers in the first stage. ``init``: a checkpoint's tensors to start from. ``is_restored``: nothing is done before
+    ``restore`` has brought all weights, so none are drawn.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class StageTraining:
         gradient_feedback: bool = True,
         device: torch.device | str = "cpu",
         init: Mapping[str, Tensor] | None = None,
+        is_restored: bool = False,
     ) -> None:
         index = pipeline.stage_of(own)
         if index is None or pipeline.num_blocks != len(chain.blocks):
@@ -134,8 +136,9 @@ class StageTraining:
                 raise DataError(f"{peer_name} is in the pipeline's first stage and has no data; give it --data")
             self._samples = SampleStream(data, seed=seed, peer_name=peer_name, augment=augment)
         names = chain.tensor_names(self.start, self.stop)
-        module = chain.build_slice(build, self.start, self.stop)
-        if init is not None:
+        blank = chain.blank_slice(self.start, self.stop) if is_restored else None
+        module = chain.build_slice(build, self.start, self.stop) if blank is None else blank
+        if init is not None and blank is None:
             start_from(module.state_dict(), fit(init, chain.model.state_dict()))
         self._stage = StageModel(
             module,

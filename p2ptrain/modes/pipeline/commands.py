@@ -32,8 +32,21 @@ class FollowStage:
 
 
 @dataclass(frozen=True, slots=True)
+class CollectBlocks:
+    """Drop the own stage, and cut all blocks, as they are after ``step`` batches, into ``runs`` (first, stop), with a
+    ``PieceTaken`` for each. ``pieces`` ``GivePiece`` commands follow, which together have all blocks."""
+
+    step: int
+    pieces: int
+    runs: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PieceTaken:
-    """After ``StopAt``: one of the runs of blocks that others get. ``piece``: as ``SnapshotTaken.snapshot``."""
+    """After ``StopAt`` or ``CollectBlocks``: one of the runs of blocks that others get.
+
+    ``piece``: as ``SnapshotTaken.snapshot``.
+    """
 
     part: int
     span: int
@@ -55,6 +68,7 @@ class Halted:
 COMMANDS = (
     StopAt,
     FollowStage,
+    CollectBlocks,
     PieceTaken,
     Halted,
     *STAGE_COMMANDS,

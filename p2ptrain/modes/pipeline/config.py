@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from p2ptrain.config import Coding, Job, ModeTable, Schedule, Strategy, check_limits
 from p2ptrain.errors import JobError
 
 NAME = "pipeline"
+Recovery = Literal["light", "heavy"]
 OLD_NAME = "slices"
 """Job files from before wire version 4 say so, of the mode and of its table."""
 
@@ -35,6 +36,9 @@ class PipelineConfig(ModeTable):
 
     patience_s: float = 300.0
     """Peers whose disks have newer blocks than are here are waited for so long, before the group goes back further."""
+
+    recovery: Recovery = "light"
+    """Baseline: "heavy" = after a loss all blocks are collected at one peer, planned anew, and sent out."""
 
     def check(self, job: Job, where: str) -> None:
         limits = (

@@ -31,6 +31,7 @@ from p2ptrain.planning.pipeline.baselines import best_single_peer
 from p2ptrain.planning.pipeline.choice import best, judged_s
 from p2ptrain.planning.pipeline.coverage import State
 from p2ptrain.planning.pipeline.fleet import Fleet, micro_batch_choices
+from p2ptrain.planning.pipeline.light import Lacking, light
 from p2ptrain.planning.pipeline.schedule import most_ahead
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 from p2ptrain.words import link_rate
@@ -64,6 +65,7 @@ def next_plan(
     leaving: Collection[PeerId] = (),
     batch_s: float = 0.0,
     may_improve: bool = True,
+    lacking: Lacking | None = None,
 ) -> Plan | None:
     """The plan after ``current`` with the peers now alive; None when the current one will do, or the job is done.
 
@@ -74,6 +76,7 @@ def next_plan(
     of its trainers is ``leaving``: the faster plan of those who stay, from ``next_step`` on.
     ``batch_s``: seconds of a batch, as seen under ``current``; 0 = not known. What several peers took longer than
     predicted they are taken to take longer in any pipeline, so that one peer alone may be the faster plan.
+    ``lacking``: of the saved state; with it, who has lost peers goes on with the plan that is soonest to begin.
     Raises ``UserError`` where the peers that are left can't train the model.
     """
     before = body_of(current)
@@ -92,7 +95,8 @@ def next_plan(
     fleet = fleet_of(job, model, snapshots, figures)
     can_go_on = not is_torn and fleet.knows(current.trainers())
     stretch = _stretch(fleet, before, batch_s) if can_go_on else before.stretch
-    pipeline = best(fleet, pipeline_of(job).strategy, stretch)
+    soonest = _soonest(fleet, before.pipeline, lacking) if is_torn and lacking and _is_light(job) else None
+    pipeline = best(fleet, pipeline_of(job).strategy, stretch) if soonest is None else soonest
     if can_go_on and not goes_back and not takes_in:
         enough_s = judged_s(fleet, pipeline, stretch) * (1 + pipeline_of(job).replan_gain)
         if judged_s(fleet, before.pipeline, stretch) <= enough_s:
@@ -151,6 +155,22 @@ def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
     if model is not None:
         lines.append(_pace(fleet_of(job, model, plan.peers, body.figures), body.pipeline))
     return lines
+
+
+def _is_light(job: Job) -> bool:
+    return pipeline_of(job).strategy == "planned" and pipeline_of(job).recovery == "light"
+
+
+def _soonest(fleet: Fleet, before: PipelinePlan, lacking: Lacking) -> PipelinePlan | None:
+    """What can be had with the least to fetch, if others would follow it."""
+    found = light(fleet, before, lacking)
+    return found if found is not None and _is_worth_it(fleet, found) else None
+
+
+def _is_worth_it(fleet: Fleet, pipeline: PipelinePlan) -> bool:
+    """No peer would be faster alone."""
+    singles = [best_single_peer(fleet.costs(num)) for num in fleet.choices]
+    return fleet.batch_s(pipeline) <= SLOWER * min((fleet.batch_s(s) for s in singles if s), default=math.inf)
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -214,8 +234,7 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: PipelineBody) -> 
         return False
     if pipeline_of(job).strategy != "planned":
         return replace(best(fleet, pipeline_of(job).strategy, body.stretch), left_out=pipeline.left_out) == pipeline
-    singles = [best_single_peer(fleet.costs(num)) for num in fleet.choices]
-    return fleet.batch_s(pipeline) <= SLOWER * min((fleet.batch_s(s) for s in singles if s), default=math.inf)
+    return _is_worth_it(fleet, pipeline)
 
 
 def _why_left_out(job: Job, peer: PeerSnapshot) -> str:

@@ -37,6 +37,7 @@ from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.rules import PipelineRules
 from p2ptrain.modes.pipeline.stage.checkpoints import Checkpoints
+from p2ptrain.modes.pipeline.stage.collection import Collection
 from p2ptrain.modes.pipeline.stage.handed_over import HandedOver
 from p2ptrain.modes.pipeline.stage.progress import Progress
 from p2ptrain.modes.pipeline.stage.recovery import Recovery
@@ -84,6 +85,7 @@ class PipelineRole:
         """The plan whose stage the trainer holds."""
         self._restored = resume.plan.hash if resume.plan else ""
         self._handed_over = HandedOver(group)
+        self._collection = Collection(group, pipeline_of(job), self._handed_over)
         self._saving = Saving(group, self.replicas, self._handed_over, self._reports)
         self._recovery = Recovery(group)
         self._way_back = WayBack(group, self._checkpoints, self.progress, pipeline_of(job))
@@ -100,6 +102,7 @@ class PipelineRole:
             batch_s=self.progress.batch_s,
             is_under_way=self.progress.is_under_way,
             is_lost=self.progress.is_lost,
+            held=self._checkpoints.by_peer,
             may_improve=lambda: self.progress.calm.is_over,
         )
         self.handlers: Mapping[type, Handler] = {**self.replicas.handlers, **self._links.handlers}
@@ -217,7 +220,10 @@ class PipelineRole:
         if state == NO_STATE:
             return self._give(plan, [], keep=False)
         held = self._trained if self._state == Gathering(state[0]) else None
-        have, chosen = self._checkpoints.choose((stage.start, stage.stop), state, held, self._downloads.is_local)
+        run = stage.start, stage.stop
+        if self._collection.applies(plan):
+            return self._gather_heavily(plan, run, now)
+        have, chosen = self._checkpoints.choose(run, state, held, self._downloads.is_local)
         if chosen is None:
             self._missing.pause()
             return self._lose(now) if self._missing.is_given_up(now) else []
@@ -227,11 +233,28 @@ class PipelineRole:
             return self._give(plan, chosen, keep=have is not None)
         return self._missing.ask(lacking, state[0], now)
 
+    def _gather_heavily(self, plan: Plan, run: Run, now: float) -> Effects:
+        """The blocks as the proposer sends them out; it needs all of them first."""
+        state, sent = body_of(plan).begins_with, self._collection.sent(plan, run)
+        chosen: list[m.SnapshotRef] | None = [sent] if sent is not None else None
+        if chosen is None and plan.proposer == self._group.own_id:
+            everything = 0, body_of(plan).pipeline.num_blocks
+            chosen = self._checkpoints.choose(everything, state, None, self._downloads.is_local)[1]
+        if chosen is None:
+            self._missing.pause()
+            return self._lose(now) if self._missing.is_given_up(now) else []
+        self._missing.begin(now)
+        lacking = [holding for holding in chosen if not self._downloads.is_local(holding.blob)]
+        if lacking:
+            return self._missing.ask(lacking, state[0], now)
+        return self._give(plan, chosen, keep=False) if sent is not None else self._collection.send_out(plan, chosen)
+
     def _give(self, plan: Plan, pieces: list[m.SnapshotRef], *, keep: bool) -> Effects:
         self._state = Starting(plan)
         self._missing.stop()
         follow = FollowStage(plan.to_json(), self._group.own_id, len(pieces), keep)
-        return [ToTrainer(follow), *(ToTrainer(GivePiece(b""), holding.blob, "piece") for holding in pieces)]
+        note = Note("blocks-here", (("pieces", len(pieces)), ("fetched_bytes", self._missing.fetched_bytes)))
+        return [note, ToTrainer(follow), *(ToTrainer(GivePiece(b""), holding.blob, "piece") for holding in pieces)]
 
     # --- the trainer ---
 
@@ -266,7 +289,8 @@ class PipelineRole:
         return [Note("snapshot-refused", fields), *self._lose(now)]
 
     def _failed(self, event: c.TrainerFailed, now: float) -> Effects:
-        return [*self._lose(now), *self._restarts.after(event, now)]
+        """Nobody waits for the next trainer, which takes seconds: without a profile no plan has this peer."""
+        return [*self._lose(now), *self._group.say(now, profile=""), *self._restarts.after(event, now)]
 
     def _seen_step(self, step: int, now: float) -> None:
         """The trainer is that far, by the plan in force or on the way to it."""
@@ -282,7 +306,9 @@ class PipelineRole:
         plan, group = self._state.plan, self._group
         self._trained, self._state = plan, Training()
         self._reports.slowdown.train()
-        effects = self._saving.fetched(self._missing.given(), keep=body_of(plan).goes_back)
+        effects = self._saving.fetched(
+            self._missing.given(), keep=body_of(plan).goes_back and not self._collection.applies(plan)
+        )
         self.progress.own = body_of(plan).from_step
         fields = (("part", event.part), ("round", event.round), ("rounds", event.rounds), ("epoch", plan.epoch))
         effects += [Note("training", fields), *self._traffic.begin(plan, self.plan_hash, now)]
@@ -309,6 +335,8 @@ class PipelineRole:
         return self._saving.snapshot(event, self._trained, blob, num_bytes, now) if self._trained is not None else []
 
     def _piece_taken(self, event: PieceTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
+        if self.plan is not None and self._collection.sends(self.plan):
+            return [*self._saving.piece(event, self.plan, blob, num_bytes, now), *self._gather(now)]
         return self._saving.piece(event, self._trained, blob, num_bytes, now) if self._trained is not None else []
 
     # --- blobs ---

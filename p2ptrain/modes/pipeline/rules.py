@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from p2ptrain.core.plan import Plan
@@ -11,9 +11,10 @@ from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of, read_plan
 from p2ptrain.modes.pipeline.planner import first_plan, follows, next_plan
 from p2ptrain.modes.pipeline.stage.way_back import Standing
+from p2ptrain.planning.pipeline.coverage import lacking_of
 from p2ptrain.protocol.consensus.epochs import epoch_apart
 from p2ptrain.protocol.consensus.rules import PlanResult, PlanWork
-from p2ptrain.wire.messages import Record
+from p2ptrain.wire.messages import Record, SnapshotRef
 
 
 @dataclass(slots=True)
@@ -30,6 +31,8 @@ class PipelineRules(StageRules):
     """Seconds of a batch by the plan in force, as seen here; 0 = not known yet."""
     is_under_way: Callable[[], bool] = lambda: True
     """Whether all train by the plan in force."""
+    held: Callable[[], Mapping[str, Sequence[SnapshotRef]]] = dict
+    """What of the model is saved, by the members that have it."""
     may_improve: Callable[[], bool] = lambda: True
     """Whether a plan that works may be changed for a faster one."""
 
@@ -52,7 +55,7 @@ class PipelineRules(StageRules):
             return NOT_MEASURED
         peers = self.measured(model, members)
         standing, batch_s = self.standing(), self.batch_s()
-        may_improve = self.may_improve()
+        may_improve, lacking = self.may_improve(), lacking_of(standing.saved, self.held())
         lost = [record.peer for record in members if self.is_lost(record)]
         leaving = [record.peer for record in members if record.leaving]
         if current is not None and standing.waits:
@@ -76,6 +79,7 @@ class PipelineRules(StageRules):
                 leaving=leaving,
                 batch_s=batch_s,
                 may_improve=may_improve,
+                lacking=lacking,
             )
 
         return search(find)

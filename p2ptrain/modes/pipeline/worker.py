@@ -26,12 +26,12 @@ from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.pace import Pace
-from p2ptrain.learning.pipeline.snapshots import Snapshot
+from p2ptrain.learning.pipeline.snapshots import Snapshot, cut_anew
 from p2ptrain.learning.pipeline.training import StageTraining
 from p2ptrain.learning.profiling.allocator import give_back
 from p2ptrain.learning.profiling.job_blocks import measure_job
 from p2ptrain.learning.snapshots import read_snapshot, write
-from p2ptrain.modes.pipeline.commands import FollowStage, Halted, PieceTaken, StopAt
+from p2ptrain.modes.pipeline.commands import CollectBlocks, FollowStage, Halted, PieceTaken, StopAt
 from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.figures import fleet_of
 from p2ptrain.modes.pipeline.plan import body_of, read_plan
@@ -62,6 +62,7 @@ class StageWorker:
         self._outbox = Outbox(setup.say)
         self.handlers: Mapping[type, Callable[[Any], None]] = {
             FollowStage: self.follow,
+            CollectBlocks: self.collect,
             GivePiece: self.give,
             StopAt: self.stop_at,
             Deliver: self.deliver,
@@ -77,6 +78,9 @@ class StageWorker:
         self._pace = Pace()
         self._looked_at: tuple[int, float] = (0, 0.0)
         """Step and time at which the stage's use was last told."""
+        self._collects: CollectBlocks | None = None
+        """All blocks are on their way here, to be sent out."""
+        self._began_at = 0
         self._warm_at = WARM_UP
         self._look_after = FIRST_LOOK
         self._slowdown = 1.0
@@ -148,9 +152,10 @@ class StageWorker:
             gradients=settings.gradients,
             device=configuration.device,
             init=self._init,
+            is_restored=body.from_step > 0,
         )
         self._outbox.begin(plan.epoch)
-        self._plan, self._halt, self._num_missing = plan, None, command.pieces
+        self._plan, self._halt, self._num_missing, self._collects = plan, None, command.pieces, None
         if not command.pieces:
             self._begin()
 
@@ -166,7 +171,27 @@ class StageWorker:
         if self._num_missing == 0:
             self._begin()
 
+    def collect(self, command: CollectBlocks) -> None:
+        self._training, self._pieces = None, []
+        self._collects, self._num_missing = command, command.pieces
+
+    def _send_out(self, command: CollectBlocks) -> None:
+        """Cut what was collected as others need it."""
+        pieces, self._pieces, self._collects = self._pieces, [], None
+        optimizer = self._job.training.optimizer
+        try:
+            cut = cut_anew(self._blocks.chain, pieces, command.runs, optimizer, command.step)
+        except RemoteError as error:
+            self._refuse(error)
+            return
+        for (first, stop), (tensors, metadata) in zip(command.runs, cut, strict=True):
+            where = (first, stop - first, command.step // self._steps_per_round, command.step)
+            self._say(PieceTaken(*where, int(metadata["samples"]), write(tensors, metadata, self._spool)))
+
     def _begin(self) -> None:
+        if self._collects is not None:
+            self._send_out(self._collects)
+            return
         plan, training = self._plan, self._training
         if plan is None or training is None:
             return
@@ -179,6 +204,7 @@ class StageWorker:
         self._pieces = []
         self._said_step = training.step
         self._pace.begin(training.num_samples)
+        self._began_at = training.step
         self._warm_at = training.step + WARM_UP
         self._look_away(training)
         part = body_of(plan).pipeline.stage_of(self._own) or 0
@@ -246,6 +272,8 @@ class StageWorker:
         if training.step % every == 0 or training.step % self._steps_per_round == 0 or training.finished:
             self._say_progress(training, round_ended=training.step % self._steps_per_round == 0)
             self._say_snapshot()
+        elif training.step == self._began_at + 1:
+            self._say_progress(training)  # the others want to know that the group goes on
         if training.step == self._warm_at:
             self._look_away(training)
         elif training.step - self._looked_at[0] >= self._look_after:

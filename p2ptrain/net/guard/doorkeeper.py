@@ -56,6 +56,8 @@ class _Connection:
     has_spoken: bool = False
     """A message came: its sender is known."""
     read_bytes: int = 0
+    key: bytes | None = None
+    """The sender's."""
 
 
 class Doorkeeper:
@@ -70,6 +72,8 @@ class Doorkeeper:
     ) -> None:
         self.num_hung_up = 0
         """Connections that were too many, or of which too much was unread."""
+        self.on_gone: Callable[[bytes], None] = lambda key: None
+        """Hears the key of each sender whose connection ended, unless it was hung up here."""
         self._router = router
         self._handshake_s = handshake_s
         self._clock = clock
@@ -85,11 +89,11 @@ class Doorkeeper:
             asyncio.create_task(self._look(), name="look"),
         ]
 
-    def heard(self, frames: list[zmq.Frame]) -> None:
-        """A message came."""
+    def heard(self, frames: list[zmq.Frame], key: bytes | None = None) -> None:
+        """A message came, from the sender with this key (None: one who is not listened to)."""
         connection = self._connections.get(int(frames[0].get(zmq.SRCFD))) if frames else None
         if connection is not None:
-            connection.has_spoken, connection.heard_at = True, self._clock()
+            connection.has_spoken, connection.heard_at, connection.key = True, self._clock(), key
             connection.read_bytes += sum(_wire_bytes(len(frame)) for frame in frames)
 
     async def close(self) -> None:
@@ -106,7 +110,9 @@ class Doorkeeper:
         while True:
             event = parse_monitor_message(await self._events.recv_multipart())
             fd = int(event["value"])
-            self._connections.pop(fd, None)
+            ended = self._connections.pop(fd, None)
+            if ended is not None and ended.key is not None:
+                self.on_gone(ended.key)
             if event["event"] == zmq.EVENT_ACCEPTED:
                 self._accepted(fd)
 

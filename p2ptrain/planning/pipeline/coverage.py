@@ -9,6 +9,7 @@ Invariant: what ``cover`` returns is of one step and epoch, and covers every blo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 
@@ -46,6 +47,21 @@ def cover(
             chosen[best.blob] = best
             at = best.part + best.span
     return list(chosen.values())
+
+
+def lacking_of(state: State, by_peer: Mapping[str, Sequence[SnapshotRef]]) -> Callable[[str, Run], float]:
+    """Bytes that a peer would have to fetch to begin a run of blocks with ``state``; infinite where nobody has it."""
+    holdings = list({h.blob: h for held in by_peer.values() for h in held}.values())
+    own = {peer: {h.blob for h in held} for peer, held in by_peer.items()}
+
+    def lacking(peer: str, run: Run) -> float:
+        if state == NO_STATE:
+            return 0.0
+        here = own.get(peer, set())
+        chosen = cover([run], state, holdings, lambda h: (h.blob in here, -h.span))
+        return math.inf if chosen is None else float(sum(h.num_bytes for h in chosen if h.blob not in here))
+
+    return lacking
 
 
 def newest_whole(num_blocks: int, holdings: Sequence[SnapshotRef]) -> State:

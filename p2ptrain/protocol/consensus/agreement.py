@@ -8,16 +8,15 @@ rivals rare, only the fastest ready member proposes (of equals the lowest id), o
 been stable for ``settle_s`` (``torn_s`` where the plan in force can't go on); the next in order steps in ``takeover_s``
 later each. Rivals do happen and the order above settles them; whoever lost its place is a joiner of the next plan. A
 peer that sees less than half of its plan's peers may be the one that is cut off, or just started: it waits
-``minority_s`` before it plans.
+``minority_s`` before it plans. Peers whose processes have ended are on no other side of a cut: nobody waits for them.
 
 With ``majority`` that is not enough: a plan that follows from another takes effect only when a majority of the other
 one's peers votes for it (``ballot``), so that two parts of a split network never both go on at once. Whoever hears of a
 vote for a plan it does not know fetches and verifies it, and votes for it if that is the first of its epoch; whoever
 sees the majority follows, and so does whoever hears of one that follows. A plan whose parent is not in force here is
 not ours to vote on. Those who are no majority go on alone when they have waited for the others for ``alone_s``, if
-their rules let them: with a plan of an epoch that nobody else can come to (``epochs``). When parts meet again, all
-follow the highest epoch; but where the plan in force has brought its peers further, they take the others in by a plan
-of a higher epoch yet.
+their rules let them, with a plan of an epoch that nobody else can come to (``epochs``). When parts meet again, all
+follow the highest epoch; but where the plan in force has brought its peers further, they take the others in.
 
     no plan --(min_peers ready, settled: propose)--> following      no plan --(heard of a plan: fetch)--> following
     following --(members changed, settled: propose)--> following    following --(heard of a better one)--> following
@@ -34,7 +33,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic
 
 from p2ptrain.errors import LocalError, RemoteError
@@ -84,15 +83,13 @@ class Agreement(Generic[P]):
         self._num_lessons = 0
         """How often the rules came to know more."""
         self.problem = ""
-        """Why no plan could be made when one was last asked for; "" = nothing stood in the way."""
+        """Why no plan could be made when one was last asked for."""
         self._parentage: Parentage[P] = Parentage(self._plans, lambda name: self._ballot.get(name), rules.verify)
         self._fetch = PlanFetch(own_id, self.config.fetch, lambda name: self._parentage.get(name) is not None)
         self._ballot: Ballot[P] = Ballot(own_id, self.config.vote_s, self.config.alone_s)
         self._proposed = ""
         self._proposed_to: frozenset[PeerId] = frozenset()
-        """The members that the own proposal was made for."""
         self._records: tuple[Record, ...] = ()
-        """Of all others, as ``_members``."""
         if restored is not None:
             self._follow(restored, now, proposed_here=False)
 
@@ -135,11 +132,14 @@ class Agreement(Generic[P]):
 
     # --- events ---------------------------------------------------------------------------------------------------
 
-    def view_changed(self, records: Iterable[Record], now: float, left: Collection[PeerId] = ()) -> list[Effect[P]]:
+    def view_changed(
+        self, records: Iterable[Record], now: float, left: Iterable[PeerId] = (), ended: Iterable[PeerId] = ()
+    ) -> list[Effect[P]]:
         """The records of all members that are not known to be dead, the own one included, whenever any changes.
 
-        ``left`` are the peers that said goodbye: they have no vote. Who is merely gone has one, and doesn't cast it.
+        ``left`` said goodbye: they have no vote. Who is merely gone has one, but doesn't cast it; ``ended``: for good.
         """
+        self._ballot.ended = frozenset(ended)
         records = sorted((record for record in records if record.job == self._job), key=seniority)
         self._members = tuple(record for record in records if self._is_ready(record))
         self._unready = [r.peer for r in records if r.phase != "observing" and not self._is_ready(r)][:4]
@@ -211,10 +211,10 @@ class Agreement(Generic[P]):
 
     def tick(self, now: float) -> list[Effect[P]]:
         effects = [*self._decide(now), *self._fetch.pursue(self._ref, now)]
-        if now >= self._proposal_due():
-            self._asking = self._question()
-            effects.append(self._rules.question(self.current, self._members))
-        return effects
+        if now < self._proposal_due():
+            return effects
+        self._asking = self._question()
+        return [*effects, self._rules.question(self.current, self._members)]
 
     def _is_ready(self, record: Record) -> bool:
         return record.phase not in ("observing", "failed") and self._rules.is_ready(record)
@@ -371,7 +371,8 @@ class Agreement(Generic[P]):
         return self._settled_since + self._settle_s() + rank * self.config.takeover_s
 
     def _settle_s(self) -> float:
-        return settle_s(self.config, self._rules, self.current, self._members, self._records)
+        here, ended = (self._members, self._records), self._ballot.ended
+        return settle_s(self.config, self._rules, self.current, self.hash, *here, ended)
 
     def _propose(self, plan: P, now: float) -> list[Effect[P]]:
         if not self.config.majority or not plan.parent:
@@ -393,8 +394,7 @@ class Agreement(Generic[P]):
         remember(self._plans, name, (plan, data), HISTORY)
         fields = (("plan", name), ("epoch", plan.epoch), ("proposed_here", int(proposed_here)))
         effects: list[Effect[P]] = [PlanAdopted(plan, name, proposed_here), Note("plan-adopted", fields)]
-        if self.config.majority and plan.parent:
-            effects += self._tell(self._ref, adopted=True)
+        effects += self._tell(self._ref, adopted=True) if self.config.majority and plan.parent else []
         void = self._ballot.decided(self._ref)
         self._count_heads(now)
         return [*effects, VoteFor("", None)] if void else effects

@@ -64,6 +64,8 @@ class Ballot(Generic[T]):
         """Of the plan that it voted for last."""
         self.left: frozenset[PeerId] = frozenset()
         """Peers that said goodbye: nobody waits for their votes."""
+        self.ended: frozenset[PeerId] = frozenset()
+        """Peers whose processes have ended: they are no other part of the group, which would have to be waited for."""
         self._said = ""
         """What its record says of that. It may stay there when the plan is in force: that is no vote any more."""
         self._own_id = own_id
@@ -145,10 +147,12 @@ class Ballot(Generic[T]):
 
     def count_heads(self, here: Iterable[PeerId], participants: Collection[PeerId], now: float) -> None:
         """Who is here, of those who vote on the next plan."""
-        if carries(set(here), set(participants) - self.left):
+        electorate = set(participants) - self.left
+        if carries(set(here), electorate):
             self._short_since = NEVER
         else:
-            self._short_since = min(self._short_since, now)
+            waited_s = self._alone_s if electorate.difference(here) <= self.ended else 0.0
+            self._short_since = min(self._short_since, now - waited_s)
 
     def deadline(self) -> float:
         """When to see what comes of the own vote."""

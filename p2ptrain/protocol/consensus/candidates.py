@@ -45,16 +45,26 @@ def proposal_words(own: PeerId, members: Sequence[Record], left_s: float) -> str
 
 
 def settle_s(
-    config: AgreementConfig, rules: Rules[P], current: P | None, members: Sequence[Record], others: Iterable[Record]
+    config: AgreementConfig,
+    rules: Rules[P],
+    current: P | None,
+    name: str,
+    members: Sequence[Record],
+    others: Iterable[Record],
+    ended: Collection[PeerId] = (),
 ) -> float:
-    """How long the ready ``members`` have to stay the same before somebody proposes; ``others`` are here, at least."""
+    """How long the ready ``members`` have to stay the same before somebody proposes.
+
+    ``name``: of the plan in force; ``others`` are here, at least; ``ended``: whose processes have.
+    """
     if current is None:
         return config.settle_s
-    participants = set(rules.participants(current))
+    participants = set(rules.participants(current)).difference(ended)
     present = participants.intersection(record.peer for record in members)
     if 2 * len(present) < len(participants):
         return max(config.settle_s, config.minority_s)
-    returning = participants.intersection(record.peer for record in others) - present  # here again, and not ready yet
+    # Started again, and not ready yet. Who knows the plan is here all the time, and has lost its trainer.
+    returning = participants.intersection(record.peer for record in others if record.plan != name) - present
     if not returning and rules.is_torn(current, members):
         return min(config.settle_s, config.torn_s)
     return config.settle_s

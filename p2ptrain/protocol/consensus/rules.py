@@ -113,8 +113,9 @@ class AgreementConfig:
     fetch: FetchConfig = field(default_factory=FetchConfig)
     majority: bool = False
     """A plan that has a parent needs the votes of most of the parent's participants."""
-    torn_s: float = 0.2
-    """Settling time where the plan in force can't go on: long enough for the news of two deaths at once."""
+    torn_s: float = 0.05
+    """Settling time where the plan in force can't go on: with the search that follows, which is done anew where there
+    is more news by then, long enough for the news of two deaths at once."""
     vote_s: float = 8.0
     """A vote that has not brought a majority of those who are here for so long is not waited for any more."""
     alone_s: float = 20.0

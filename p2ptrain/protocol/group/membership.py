@@ -1,8 +1,8 @@
 """Who is in the group: SWIM failure detection and dissemination, with Lifeguard's care for slow observers.
 
 Invariant: nobody is called dead within ``suspicion_min`` seconds of a sign of life that this peer itself saw, nor for
-any time during which this peer itself was not running; and whoever is alive and reachable can always talk itself back
-to life, by an incarnation that only it raises, and signs (``words``). Only it says that it left.
+time during which this peer itself was not running, unless its process is known to have ended. Whoever is alive and
+reachable can always talk itself back to life, by an incarnation that only it raises, and signs. Only it says it left.
 
 Theory. Every ``period_s`` a member pings the next one of a shuffled round, so each is probed once a round by each
 (SWIM, Das, Gupta, Motivala, DSN 2002). No ack within a time learnt from measured round trips: ping again, and ask
@@ -24,6 +24,7 @@ probe and ack repeats a few random members, so that views that differ for any re
     alive(i) --own probe failed, or called suspect(j) or dead(j), j >= i--> suspect(j)    PeerSuspected
     suspect(i) --timeout, or dead(j), j >= i, by another than its only accuser, and no recent sign of life--> dead
                                                                                  PeerFailed
+    alive(i), suspect(i) --its process has ended--> dead                         PeerFailed
     alive(i), suspect(i) --left(j), j >= i--> left                               PeerLeft
     dead, left --remember_s--> (unknown)
 """
@@ -40,7 +41,7 @@ from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.group.probing import Probe, Probing
 from p2ptrain.protocol.group.roster import Roster
-from p2ptrain.protocol.group.rumours import MAX_RUMOURS, Rumours
+from p2ptrain.protocol.group.rumours import MAX_INCARNATION, Rumours, check_rumours
 from p2ptrain.protocol.group.swim import (
     LAN,
     Effect,
@@ -56,8 +57,6 @@ from p2ptrain.protocol.group.words import Words
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.signing import Statements
 from p2ptrain.wire.messages import Ack, MemberState, Ping, PingRequest, Rumour
-
-MAX_INCARNATION = 2**53
 
 
 class Membership:
@@ -147,14 +146,18 @@ class Membership:
         self._heard_from(peer, now)
         return effects
 
+    def process_gone(self, peer: PeerId, now: float) -> list[Effect]:
+        """Its connection closed, and its device says that nobody listens where it did."""
+        effects: list[Effect] = []
+        if peer in self._roster.members and peer not in self._roster.gone and not self._leaving:
+            self._bury(self._roster.as_known(peer, "dead"), now, effects)
+        return effects
+
     def received(self, sender: PeerId, message: Ping | PingRequest | Ack, now: float) -> list[Effect]:
         """Raises ``RemoteError`` before anything is changed."""
         if sender == self.own_id:
             raise RemoteError("membership", "a message from ourselves")
-        if len(message.rumours) > MAX_RUMOURS:
-            raise RemoteError("membership", "too many rumours")
-        if any(not 0 <= rumour.incarnation <= MAX_INCARNATION for rumour in message.rumours):
-            raise RemoteError("membership", "incarnation out of range")
+        check_rumours(message.rumours)
         self._mind_own_stall(now)
         effects: list[Effect] = []
         stale: list[PeerId] = []
@@ -268,7 +271,7 @@ class Membership:
         self._probing.put_off(grace)
         for suspicion in self._suspicions.values():
             suspicion.shift += grace
-            suspicion.set_deadline(self.suspicion_min_s(), self.config.suspicion_stretch)
+            self._set_deadline(suspicion)
 
     # --- suspicion ------------------------------------------------------------------------------------------------
 
@@ -277,7 +280,7 @@ class Membership:
         suspicion = self._suspicions.get(peer) or self._suspect(self._roster.members[peer], now, effects)
         suspicion.accusers.add(self.own_id)
         suspicion.next_ping = min(suspicion.next_ping, now)
-        suspicion.set_deadline(self.suspicion_min_s(), self.config.suspicion_stretch)
+        self._set_deadline(suspicion)
         self._rumours.spread(peer, now)
 
     def _suspect(self, as_of: Rumour, now: float, effects: list[Effect]) -> Suspicion:
@@ -288,9 +291,12 @@ class Membership:
         self._suspicions[peer] = suspicion
         self._roster.members[peer] = dataclasses.replace(as_of, state="suspect")
         self._rumours.discard(peer)
-        suspicion.set_deadline(self.suspicion_min_s(), self.config.suspicion_stretch)
+        self._set_deadline(suspicion)
         effects.append(PeerSuspected(peer))
         return suspicion
+
+    def _set_deadline(self, suspicion: Suspicion) -> None:
+        suspicion.set_deadline(self.suspicion_min_s(), self.config.suspicion_stretch)
 
     def _heard_from(self, peer: PeerId, now: float) -> None:
         """A sign of life. It does not end a suspicion (only the peer itself can, for all), but puts its end off."""
@@ -299,7 +305,7 @@ class Membership:
             suspicion = self._suspicions.get(peer)
             if suspicion is not None:
                 suspicion.floor, suspicion.shift = now + self.suspicion_min_s(), 0.0
-                suspicion.set_deadline(self.suspicion_min_s(), self.config.suspicion_stretch)
+                self._set_deadline(suspicion)
 
     # --- rumours --------------------------------------------------------------------------------------------------
 
@@ -339,7 +345,7 @@ class Membership:
         self._roster.members[peer] = dataclasses.replace(as_of, state="suspect")
         if len(suspicion.accusers) <= suspicion.expected:
             suspicion.accusers.add(sender)
-        suspicion.set_deadline(self.suspicion_min_s(), self.config.suspicion_stretch)
+        self._set_deadline(suspicion)
 
     def _is_plausible(self, sender: PeerId, peer: PeerId, now: float) -> bool:
         """That it is dead: somebody else, or we ourselves, accuse it, too, and we have not heard it lately."""
@@ -377,14 +383,11 @@ class Membership:
         peer = rumour.peer
         suspicion = self._suspicions.pop(peer, None)
         self._roster.members[peer] = rumour
-        if not self._roster.gone:
-            self._next_reconnect = now + self.config.reconnect_s
+        self._next_reconnect = self._next_reconnect if self._roster.gone else now + self.config.reconnect_s
         self._roster.exit(peer, now)
         self._heard.pop(peer, None)
-        if rumour.state == "left":
-            effects.append(PeerLeft(peer))
-        else:
-            effects.append(PeerFailed(peer, now - suspicion.started if suspicion else 0.0))
+        failed = PeerFailed(peer, now - suspicion.started if suspicion else 0.0)
+        effects.append(PeerLeft(peer) if rumour.state == "left" else failed)
         self._rumours.spread(peer, now)
 
     def _revisit_the_gone(self, now: float, effects: list[Effect]) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.group.roster import Roster
 from p2ptrain.protocol.group.swim import MembershipConfig
@@ -17,6 +18,7 @@ from p2ptrain.protocol.machine import NEVER, Send
 from p2ptrain.wire.messages import Ping, Rumour
 
 MAX_RUMOURS = 64
+MAX_INCARNATION = 2**53
 _MAX_GREETING = 16
 """Messages that tell a newcomer of everyone; beyond 16 * 64 members it learns the rest in passing."""
 
@@ -24,6 +26,14 @@ _MAX_GREETING = 16
 def retransmit_limit(multiplier: int, num_members: int) -> int:
     """How often one item of news is sent: an epidemic reaches all with high probability after O(log n) rounds."""
     return multiplier * math.ceil(math.log2(num_members + 1))
+
+
+def check_rumours(rumours: Sequence[Rumour]) -> None:
+    """Of another's message. Raises ``RemoteError``."""
+    if len(rumours) > MAX_RUMOURS:
+        raise RemoteError("membership", "too many rumours")
+    if any(not 0 <= rumour.incarnation <= MAX_INCARNATION for rumour in rumours):
+        raise RemoteError("membership", "incarnation out of range")
 
 
 class News:

@@ -19,11 +19,12 @@ from typing import Any
 
 from p2ptrain.core.effects import Effects
 from p2ptrain.errors import UserError
-from p2ptrain.ids import PeerId
+from p2ptrain.ids import PeerId, peer_id
 from p2ptrain.net.asking import Asking
 from p2ptrain.net.discovery import Discovery, resolve
 from p2ptrain.net.interfaces import usable_addresses
 from p2ptrain.net.keys import Group, Identity
+from p2ptrain.net.knock import knock
 from p2ptrain.net.limits import raise_open_files
 from p2ptrain.net.transport import Transport
 from p2ptrain.protocol.blobs.serving import ReadChunk
@@ -89,7 +90,9 @@ class Node:
             network.port,
             bulk_bytes_per_s=network.bulk_bytes_per_s,
             on_refused=self._socket_refused,
+            on_gone=self._connection_gone,
         )
+        self._knocking: set[PeerId] = set()
         self._addresses: tuple[str, ...] = ()
 
     # --- life ---
@@ -263,6 +266,23 @@ class Node:
         core = self.core
         if core is not None:
             self.feed(lambda now: core.frames_received(lane, sender_key, frames, now))
+
+    def _connection_gone(self, key: bytes) -> None:
+        """A sender's connection has closed. Has its process ended?"""
+        peer, core = peer_id(key), self.core
+        address = core.sessions.address_of(peer) if core is not None else None
+        if address is not None and peer not in self._knocking:
+            self._knocking.add(peer)
+            self._spawn(self._knock(peer, address))
+
+    async def _knock(self, peer: PeerId, address: str) -> None:
+        try:
+            answer = await knock(address)
+        finally:
+            self._knocking.discard(peer)
+        core = self.core
+        if answer == "refused" and core is not None and core.sessions.address_of(peer) == address:
+            self.feed(lambda now: core.process_gone(peer, now))
 
     def _proposed(self, address: str, source: Source) -> None:
         core = self.core

@@ -118,6 +118,10 @@ class Core:
                 out += self.run(self._blame(sender_key, error, now), now)
         return out
 
+    def process_gone(self, peer: PeerId, now: float) -> Effects:
+        """Its connection closed, and its device says that nobody listens where it did."""
+        return []
+
     def chunk_read(self, effect: ReadChunk, data: bytes | None, now: float) -> Effects:
         """The node's answer to ``ReadChunk``; ``None`` = the store has no such blob."""
         if data is None:

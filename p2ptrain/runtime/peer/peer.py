@@ -117,11 +117,8 @@ class Peer(Core):
     def _own_messages(self) -> dict[type, MessageHandler]:
         """What is understood from the start; a role's own messages come with it."""
         return {
-            m.Ping: lambda s, msg, now: list(self.membership.received(s, msg, now)),
-            m.PingRequest: lambda s, msg, now: list(self.membership.received(s, msg, now)),
-            m.Ack: lambda s, msg, now: list(self.membership.received(s, msg, now)),
-            m.RecordDigest: lambda s, msg, now: list(self.records.received(s, msg, now)),
-            m.Records: lambda s, msg, now: list(self.records.received(s, msg, now)),
+            **dict.fromkeys((m.Ping, m.PingRequest, m.Ack), lambda *each: list(self.membership.received(*each))),
+            **dict.fromkeys((m.RecordDigest, m.Records), lambda *each: list(self.records.received(*each))),
             m.StatusRequest: self._status_asked,
             m.JobRequest: self._job_asked,
             m.JobReply: self._job_came,
@@ -200,6 +197,10 @@ class Peer(Core):
         """The node's answer to ``PlanWork``."""
         return self.run(self.agreement.answered(answer, now) if self.agreement else [], now)
 
+    def process_gone(self, peer: PeerId, now: float) -> Effects:
+        self.group.ended.add(peer)
+        return self.run([*self.membership.process_gone(peer, now), *self._members_changed(now)], now)
+
     def traffic(self, bytes_sent: int, now: float) -> Effects:
         return self.run(self.group.say(now, bytes_sent=bytes_sent), now)
 
@@ -271,6 +272,7 @@ class Peer(Core):
         ]
 
     def _joined(self, effect: PeerJoined, now: float) -> Effects:
+        self.group.ended.discard(effect.peer)
         self.records.peers_alive(self.membership.alive(), now)
         self._look_at = min(self._look_at, now + LOOK_S)
         return [Note("joined", (("peer", effect.peer), ("name", self.group.name_of(effect.peer))))]
@@ -292,7 +294,7 @@ class Peer(Core):
         if self.agreement is None or self._left:
             return []
         left = [peer for peer in self.records.all() if self.membership.state(peer) == "left"]
-        return list(self.agreement.view_changed(self.group.records(), now, left))
+        return list(self.agreement.view_changed(self.group.records(), now, left, self.group.ended))
 
     def _record_changed(self, effect: RecordChanged, now: float) -> Effects:
         old, new = effect.old, effect.new

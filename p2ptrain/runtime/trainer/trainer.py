@@ -23,7 +23,7 @@ from p2ptrain.core.worker import Setup, Worker
 from p2ptrain.errors import LocalError, UserError
 from p2ptrain.learning.data import Dataset, Split, check_learnable, load, open_source, select
 from p2ptrain.learning.models import build_model, current_names
-from p2ptrain.learning.profiling.allocator import keep_for_training
+from p2ptrain.learning.profiling.allocator import keep_for_training, settle
 from p2ptrain.learning.snapshots import read_init
 from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.training import DivergedError, LocalTrainer
@@ -85,6 +85,7 @@ class Trainer:
         notes = tuple(note for each in (data, val) if each is not None for note in each.notes)
         self._say(c.Ready(tuple(int(n) for n in counts), worker.max_groups(), notes))
         warm_up()
+        settle()
 
     @staticmethod
     def _load_data(job: Job, command: c.Configure, split: Split) -> Dataset | None:

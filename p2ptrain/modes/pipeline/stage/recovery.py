@@ -23,6 +23,8 @@ class Recovery:
         self._is_waiting = False
         self._from_step = -1
         """Of the plan that goes back, until a batch of it is done."""
+        self._first: tuple[int, int] | None = None
+        """Step and epoch from which on the plan in force holds, until a batch of it is done."""
 
     def look(self, is_torn: bool, now: float) -> None:
         """Whether the plan in force can't go on."""
@@ -39,6 +41,7 @@ class Recovery:
     def begin(self, plan: Plan, before: Plan | None, done: int, now: float) -> Effects:
         """The plan is in force. ``done``: batches that were done by the one before."""
         body = body_of(plan)
+        self._first = body.from_step, plan.epoch
         if not body.goes_back:
             return []
         self._from_step, self._since = body.from_step, min(self._since, now)
@@ -50,7 +53,11 @@ class Recovery:
 
     def step_done(self, step: int, now: float) -> Effects:
         """By the plan in force."""
+        told: Effects = []
+        if self._first is not None and step > self._first[0]:
+            told = [Note("first-batch", (("step", step), ("epoch", self._first[1])))]
+            self._first = None
         if self._from_step < 0 or step <= self._from_step:
-            return []
+            return told
         seconds, self._from_step, self._since = now - self._since, -1, NEVER
-        return [Note("goes-on", (("step", step), ("seconds", round(max(0.0, seconds), 2))))]
+        return [*told, Note("goes-on", (("step", step), ("seconds", round(max(0.0, seconds), 2))))]
