@@ -37,6 +37,7 @@ def group(
     min_peers: int = 0,
     settle_s: float = 1.0,
     replicas: int = 1,
+    ballast_bytes: int = 0,
     **settings: object,
 ) -> Room:
     """Weak owners first, then strong helpers without samples."""
@@ -46,7 +47,8 @@ def group(
     work = work.with_table(SplitConfig(**settings))  # type: ignore[arg-type]
     for number in range(count):
         weak = number < owners
-        room.add(number, SAMPLES if weak else NOTHING, job=work, block_s=WEAK if weak else STRONG)
+        counts, block_s = (SAMPLES, WEAK) if weak else (NOTHING, STRONG)
+        room.add(number, counts, job=work, block_s=block_s, ballast_bytes=ballast_bytes)
     return room
 
 
@@ -202,6 +204,45 @@ def test_some_die_and_no_finished_round_is_lost(seed: int, strategy: str, who: s
     counts = owners_by_round(check_done(room, 4))
     assert counts[1] == 4 and counts[8] == 4 - sum(any(d.traits.counts) for d in dead)  # type: ignore[attr-defined]
     assert not refusals(room)
+
+
+def rounds_told(devices: list[Device]) -> int:
+    """After how many rounds somebody has begun the next one, or has said that the last one is over."""
+    return max(max((round for _, round in trainer(d).begun), default=0) for d in devices if d.trainer is not None)
+
+
+@pytest.mark.parametrize("strategy", ["mid-cut", "alone"])
+@pytest.mark.parametrize("moment", range(16))
+def test_a_round_that_somebody_goes_on_from_survives_its_averager_whenever_that_dies(
+    moment: int, strategy: str
+) -> None:
+    """From when the average is in the making until all have had its pieces for a while. With "alone" each owner needs
+    all of it; with "mid-cut" nobody but the helper, which averages, needs its tails."""
+    room = group(rounds=6, strategy=strategy, ballast_bytes=400_000)
+    assert room.run(120, all_at(room, 1)), state_of(room)
+    (averager,) = victims(room, "averager")
+    assert room.run(60, lambda: averager.note_kinds()["averaging"] == 2), state_of(room)
+    room.run(0.02 + 0.04 * moment)
+    averager.kill()
+    told = rounds_told(room.on())
+    assert told in (1, 2)
+    assert newest_saved(room.on()) >= told
+    assert room.run(240, in_epoch(room, 2)), state_of(room)
+    assert all(trainer(device).begun[-1][1] >= told for device in working(room)), "a finished round is lost"
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_the_last_round_survives_its_averager_once_somebody_has_said_that_all_is_done(moment: int) -> None:
+    room = group(rounds=2, strategy="mid-cut", ballast_bytes=400_000)
+    assert room.run(120, all_at(room, 1)), state_of(room)
+    (averager,) = victims(room, "averager")
+    assert room.run(60, lambda: averager.note_kinds()["averaging"] == 2), state_of(room)
+    room.run(0.02 + 0.08 * moment)
+    said = any(device.record.phase in ("trained", "done") for device in room.on())
+    averager.kill()
+    assert newest_saved(room.on()) == 2 if said else newest_saved(room.on()) >= 1
+    assert room.run(240, room.all_done), state_of(room)
+    check_done(room, 3)
 
 
 @pytest.mark.parametrize("who", ["helper", "owner"])

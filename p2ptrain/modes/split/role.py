@@ -187,7 +187,10 @@ class SplitRole:
         pieces = self._pieces(plan, state.round)
         lacking = [ref for ref in pieces if not self._downloads.is_local(ref.blob)]
         if pieces and not lacking:
-            return self._give(plan, state.round, pieces)
+            self._missing.stop()
+            kept = [effect for ref in pieces for effect in self.replicas.keep(ref)]
+            goes_on = state.round == body_of(plan).from_round or self.replicas.is_finished(state.round)
+            return [*kept, *self._give(plan, state.round, pieces)] if goes_on else kept
         if not pieces or not all(ref.blob in self._missing or self._group.holders(ref.blob) for ref in lacking):
             self._missing.pause()
             return self._lose(now) if self._missing.is_given_up(now) else []
@@ -265,8 +268,6 @@ class SplitRole:
             rates = rates_of(body_of(plan).split, group.own_id)
             fields = (("part", event.part), ("round", event.round), ("rounds", event.rounds), ("epoch", plan.epoch))
             effects += [Note("training", fields), *self._traffic.begin(plan, self.plan_hash, now, rates)]
-        for ref in self._pieces(plan, event.round):
-            effects += self.replicas.keep(ref)
         effects += [ReleaseBlob(h.blob) for h in self._missing.given() if not self.replicas.is_kept(h.blob)]
         effects += self._end.begin(plan, event.round + 1, now)
         self._traffic.used(now)
@@ -312,10 +313,10 @@ class SplitRole:
             return [Note("average-not-saved", (("round", event.round),)), *self._lose(now)]
         return self._end.piece_made(self.plan, event, blob, num_bytes) if self.plan is not None else []
 
-    def _piece_kept(self, now: float) -> Effects:
-        if self.plan is None or not isinstance(self._state, at.Ended):
+    def _piece_kept(self, piece: m.SnapshotRef, now: float) -> Effects:
+        if self.plan is None:
             return []
-        return [*self._end.piece_kept(self.plan, self._state.round), *self._next_round(now)]
+        return [*self._end.piece_kept(self.plan, piece), *self._next_round(now), *self._gather(now)]
 
     def _update_refused(self, event: UpdateRefused, now: float) -> Effects:
         if self.plan is None or event.epoch != self.plan.epoch:
@@ -350,7 +351,7 @@ class SplitRole:
     def next_deadline(self) -> float:
         gathering = self._missing.deadline() if isinstance(self._state, at.Gathering) else NEVER
         deadlines = (machine.next_deadline() for machine in self._machines)
-        looking = self._look_at if isinstance(self._state, at.Ended) else NEVER
+        looking = self._look_at if isinstance(self._state, at.Ended | at.Gathering) else NEVER
         return min(*deadlines, gathering, looking, self._end.averaging.next_deadline())
 
     def waiting_for(self, now: float) -> str:

@@ -65,8 +65,8 @@ class Progress:
         return self._now <= self._begun_at + early_s
 
     def is_complete(self) -> bool:
-        """Whether the model after the last round is saved."""
-        return self._plan is None or self._saved.newest()[0] >= self._rounds
+        """Whether the last round is finished."""
+        return self._plan is None or self._saved.finished_round() >= self._rounds
 
     def is_lost(self, record: m.Record) -> bool:
         """Whether a peer that the plan gives work to says that it has none."""
