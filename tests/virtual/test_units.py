@@ -14,7 +14,7 @@ from unit_trainer import Ledger, UnitTrainer, UnitTraits, read_books
 
 from p2ptrain.core import commands as c
 from p2ptrain.modes.split import harvest as harvester
-from p2ptrain.modes.split.commands import PieceMade, UpdateMade
+from p2ptrain.modes.split.commands import PieceMade
 from p2ptrain.modes.split.config import SplitConfig
 from p2ptrain.modes.split.plan import SplitBody
 from p2ptrain.modes.split.rounds.saved import whole_states
@@ -206,45 +206,6 @@ def test_some_die_and_no_finished_round_is_lost(seed: int, strategy: str, who: s
     assert not refusals(room)
 
 
-def rounds_told(devices: list[Device]) -> int:
-    """After how many rounds somebody has begun the next one, or has said that the last one is over."""
-    return max(max((round for _, round in trainer(d).begun), default=0) for d in devices if d.trainer is not None)
-
-
-@pytest.mark.parametrize("strategy", ["mid-cut", "alone"])
-@pytest.mark.parametrize("moment", range(16))
-def test_a_round_that_somebody_goes_on_from_survives_its_averager_whenever_that_dies(
-    moment: int, strategy: str
-) -> None:
-    """From when the average is in the making until all have had its pieces for a while. With "alone" each owner needs
-    all of it; with "mid-cut" nobody but the helper, which averages, needs its tails."""
-    room = group(rounds=6, strategy=strategy, ballast_bytes=400_000)
-    assert room.run(120, all_at(room, 1)), state_of(room)
-    (averager,) = victims(room, "averager")
-    assert room.run(60, lambda: averager.note_kinds()["averaging"] == 2), state_of(room)
-    room.run(0.02 + 0.04 * moment)
-    averager.kill()
-    told = rounds_told(room.on())
-    assert told in (1, 2)
-    assert newest_saved(room.on()) >= told
-    assert room.run(240, in_epoch(room, 2)), state_of(room)
-    assert all(trainer(device).begun[-1][1] >= told for device in working(room)), "a finished round is lost"
-
-
-@pytest.mark.parametrize("moment", range(8))
-def test_the_last_round_survives_its_averager_once_somebody_has_said_that_all_is_done(moment: int) -> None:
-    room = group(rounds=2, strategy="mid-cut", ballast_bytes=400_000)
-    assert room.run(120, all_at(room, 1)), state_of(room)
-    (averager,) = victims(room, "averager")
-    assert room.run(60, lambda: averager.note_kinds()["averaging"] == 2), state_of(room)
-    room.run(0.02 + 0.08 * moment)
-    said = any(device.record.phase in ("trained", "done") for device in room.on())
-    averager.kill()
-    assert newest_saved(room.on()) == 2 if said else newest_saved(room.on()) >= 1
-    assert room.run(240, room.all_done), state_of(room)
-    check_done(room, 3)
-
-
 @pytest.mark.parametrize("who", ["helper", "owner"])
 def test_who_comes_back_without_its_work_gets_it_again(who: str) -> None:
     """Killed and started again before anybody noticed."""
@@ -428,19 +389,3 @@ def test_an_average_that_can_not_be_saved_is_made_by_another() -> None:
     assert averager.note_kinds()["average-not-saved"] == 1
     assert room.run(300, room.all_done), state_of(room)
     assert set(owners_by_round(check_done(room, 3)).values()) == {3}
-
-
-def test_what_is_no_update_is_refused_and_said() -> None:
-    room = group(rounds=6)
-    assert room.run(120, all_at(room, 2)), state_of(room)
-    (owner,) = victims(room, "owner")
-    (averager,) = victims(room, "averager")
-    odd = trainer(owner)
-    say = odd._say
-    odd._say = lambda event: say(
-        dataclasses.replace(event, update=b"nonsense") if isinstance(event, UpdateMade) else event
-    )
-    assert room.run(60, lambda: averager.note_kinds()["update-refused"] > 0), state_of(room)
-    odd._say = say
-    assert room.run(300, room.all_done), state_of(room)
-    check_done(room, 3)

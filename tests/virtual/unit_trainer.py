@@ -273,11 +273,11 @@ class UnitTrainer(BlocksTrainer):
         self._average = None
         blocks: dict[int, list[Ledger]] = {}
         try:
-            for _, update in self._updates:
+            for peer, update in self._updates:
                 for block, ledger in read_books(update, average.round).items():
                     blocks.setdefault(block, []).append(ledger)
         except RemoteError as error:
-            self._say(UpdateRefused(average.epoch, average.round, "", str(error)))
+            self._say(UpdateRefused(average.epoch, average.round, peer, str(error)))
             return
         merged = {block: merge(ledgers) for block, ledgers in blocks.items()}
         owners = {unit.owner for unit in split.units}

@@ -29,7 +29,7 @@ from p2ptrain.core.effects import (
 from p2ptrain.core.mode import Given
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.restarts import Restarts
-from p2ptrain.core.stages.commands import GivePiece, SendStageMessage
+from p2ptrain.core.stages.commands import GivePiece, SendStageMessage, Taken
 from p2ptrain.core.stages.links import StageLinks
 from p2ptrain.core.stages.missing_blocks import MissingBlocks
 from p2ptrain.ids import BlobId, PeerId
@@ -38,12 +38,14 @@ from p2ptrain.modes.split.commands import (
     FollowUnits,
     PieceMade,
     StopUnits,
+    UnitRefused,
     UnitsHalted,
     UpdateMade,
     UpdateRefused,
 )
 from p2ptrain.modes.split.plan import body_of, need_of, rates_of, runs_of
 from p2ptrain.modes.split.rounds import states as at
+from p2ptrain.modes.split.rounds.blames import Blames
 from p2ptrain.modes.split.rounds.end import RoundEnd
 from p2ptrain.modes.split.rounds.progress import Progress
 from p2ptrain.modes.split.rounds.saved import SavedStates
@@ -51,6 +53,10 @@ from p2ptrain.modes.split.rules import SplitRules
 from p2ptrain.modes.split.words import waiting_words
 from p2ptrain.protocol.machine import NEVER, Machine, Note
 from p2ptrain.wire import messages as m
+
+HARMLESS = "stage-message-twice"
+"""The reason for which a message is refused that is here already."""
+NOT_GIVEN = "it says that it has an update, and does not give it"
 
 LOOK_S = 0.1
 """At the end of a round, between two looks at what the others have."""
@@ -78,6 +84,7 @@ class SplitRole:
         self._traffic, self._reports = self._links.traffic, self._links.reports
         self._missing = MissingBlocks(group, given.downloads, "rounds")
         self._end = RoundEnd(group, given.downloads, self.replicas)
+        self._blames = Blames(group)
         self.progress = Progress(group, self.replicas, job.training.rounds)
         self.is_complete = self.progress.is_complete
         self._machines: tuple[Machine, ...] = (self.replicas, self._links)
@@ -95,16 +102,20 @@ class SplitRole:
             newest=self.replicas.newest,
             round_s=self.progress.round_s,
             is_between_rounds=self.progress.is_between_rounds,
-            is_lost=self.progress.is_lost,
+            is_lost=lambda record: self.progress.is_lost(record) or record.peer in self._blames.counted(),
+            blames=self._blames.counted,
+            current=lambda: self.plan,
         )
         self.handlers: Mapping[type, Handler] = self._links.handlers
         self._trainer_events: Mapping[type, Handler] = {
             **self._links.trainer_events,
             SendStageMessage: self._send,
+            Taken: self._taken,
             c.Progress: self._progressed,
             c.Following: self._following,
             UnitsHalted: self._halted,
             UpdateRefused: self._update_refused,
+            UnitRefused: self._unit_refused,
             c.SnapshotRefused: self._refused,
             c.TrainerFailed: self._failed,
         }
@@ -148,9 +159,10 @@ class SplitRole:
         self._state = at.Lost() if is_lost else at.Idle()
         self.replicas.begin(plan)
         self.progress.begin(plan, name, now)
+        blames = self._blames.begin(plan, now)
         part = plan.part_of(group.own_id)
         self.part = part.index if part is not None and not is_lost else m.NO_PART
-        effects: Effects = [KeepPlan(plan), *self._end.stop(now)]
+        effects: Effects = [KeepPlan(plan), *blames, *self._end.stop(now)]
         effects += group.say(now, epoch=plan.epoch, plan=name, part=self.part)
         effects += self._links.plan_adopted(has_work=part is not None, now=now)
         effects += self.members_changed(now)
@@ -163,7 +175,7 @@ class SplitRole:
     def members_changed(self, now: float) -> Effects:
         effects = self.replicas.members_changed(now)
         effects += self._end.averaging.look(now)
-        if self.progress.look(now):
+        if self.progress.look(now) | self._blames.look():
             effects.append(Reconsider())
         effects += self._next_round(now)
         effects += self._gather(now)
@@ -321,8 +333,21 @@ class SplitRole:
     def _update_refused(self, event: UpdateRefused, now: float) -> Effects:
         if self.plan is None or event.epoch != self.plan.epoch:
             return []
-        fields = (("peer", event.peer), ("round", event.round), ("detail", event.detail[:200]))
-        return [Note("update-refused", fields), *self._lose(now)]
+        fields = (("peer", event.peer or "all together"), ("round", event.round), ("detail", event.detail[:200]))
+        blame = self._blames.say(event.peer, event.round, event.detail, now) if event.peer else self._lose(now)
+        return [Note("update-refused", fields), *blame]
+
+    def _unit_refused(self, event: UnitRefused, now: float) -> Effects:
+        if self.plan is None or event.epoch != self.plan.epoch:
+            return []
+        return self._blames.say(event.owner, event.round + 1, event.detail, now)
+
+    def _taken(self, event: Taken, now: float) -> Effects:
+        """What is refused is not sent again, so its unit can't end the round."""
+        effects = self._traffic.taken(event, now)
+        if not event.error or event.epoch != self._traffic.epoch or HARMLESS in event.error:
+            return effects
+        return [*effects, *self._blames.say(event.sender, self._group.own.round + 1, event.error, now)]
 
     def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:
         return []
@@ -344,8 +369,8 @@ class SplitRole:
         self._look_at = now + LOOK_S
         late: Effects = [Reconsider()] if self.progress.look(now) else []
         late += [*self._end.averaging.look(now), *self._next_round(now), *self._gather(now)]
-        if self._end.averaging.is_hopeless():
-            late += self._lose(now)
+        if self._end.averaging.hopeless:
+            late += self._blames.say(self._end.averaging.hopeless, self._group.own.round + 1, NOT_GIVEN, now)
         return [*(effect for machine in self._machines for effect in machine.tick(now)), *late]
 
     def next_deadline(self) -> float:

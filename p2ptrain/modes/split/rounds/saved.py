@@ -6,8 +6,8 @@ is named by its round, the epoch of that plan, and who averaged.
 Whoever needs a piece to train keeps it, which is most of what the group needs to survive the averager. Of a piece that
 too few have, the others take more copies: by the records everyone sees who has it, and whose turn it is.
 
-A round is *finished* when two peers have each piece of its state. Nobody trains on before that, so the death of one peer
-never takes a finished round away. Where nobody else takes a copy for ``ALONE_S``, one that has it is enough.
+A round is *finished* when two peers have each piece of its state. Nobody trains on before that, so the death of one
+peer never takes a finished round away. Where nobody else takes a copy for ``ALONE_S``, one that has it is enough.
 
 Invariant: a piece of the newest state that is whole, and of the newest that is whole without one member, is given up by
 nobody who has it; nor is one that the plan in force still needs.
