@@ -53,13 +53,13 @@ def _check_numbers(name: str, theirs: Tensor, ours: Tensor) -> None:
         if bool(((theirs < 0) & (theirs < ours.to(theirs.device))).any()):  # ours may be a constant below zero
             raise RemoteError("tensor-negative", f"{name}: a counter below zero")
         return
-    size = _rms(theirs)
+    size = root_mean_square(theirs)
     if not math.isfinite(size) and _are_equal(theirs, ours):
         return  # a constant, such as a mask of minus infinity
     if not math.isfinite(size):  # NaN or infinity anywhere, or squares beyond fp32, ends up here
         raise RemoteError("tensor-not-finite", name)
     statistics = name.endswith(("running_mean", "running_var"))
-    limit = (MAX_STATISTICS_RATIO if statistics else MAX_NORM_RATIO) * (1.0 + _rms(ours))
+    limit = (MAX_STATISTICS_RATIO if statistics else MAX_NORM_RATIO) * (1.0 + root_mean_square(ours))
     if size > limit:
         raise RemoteError("tensor-norm", f"{name}: root mean square {size:.3g}, limit {limit:.3g}")
     if name.endswith("running_var") and bool((theirs < 0).any()):
@@ -77,7 +77,8 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _rms(tensor: Tensor) -> float:
+def root_mean_square(tensor: Tensor) -> float:
+    """0 of an empty tensor; not finite where a number of it is not."""
     return float(torch.linalg.vector_norm(_wide(tensor))) / math.sqrt(max(1, tensor.numel()))
 
 
@@ -163,7 +164,7 @@ def weighted_mean(copies: Sequence[tuple[float, State]]) -> dict[str, Tensor]:
         if not tensor.is_floating_point():
             mean[name] = torch.stack([state[name] for _, state in copies]).amax(0)
             continue
-        if not math.isfinite(_rms(tensor)) and all(_are_equal(state[name], tensor) for _, state in copies):
+        if not math.isfinite(root_mean_square(tensor)) and all(_are_equal(state[name], tensor) for _, state in copies):
             mean[name] = tensor.clone()  # a constant: a share of zero of it would be no number
             continue
         accumulated = _wide(torch.zeros_like(tensor, memory_format=torch.contiguous_format))

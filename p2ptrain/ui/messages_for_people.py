@@ -122,6 +122,10 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "update-refused": lambda f: (
         f"the copies after round {_text(f, 'round')} can't be averaged: {_text(f, 'peer')}: {_text(f, 'detail')}"
     ),
+    "blamed": lambda f: (
+        f"{_who(f)} sends what is of no use in round {_text(f, 'round')}: the group trains the round without it "
+        f"({_text(f, 'detail')})"
+    ),
     "update-not-saved": lambda f: (
         f"this device's copy after round {_text(f, 'round')} can't be saved, so it can't be averaged: make room"
     ),

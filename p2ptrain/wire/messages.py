@@ -177,6 +177,19 @@ class StreamRate:
 
 
 @dataclass(frozen=True, slots=True)
+class Blame:
+    """What ``peer`` sent for the plan of ``epoch``, in ``round``, is of no use."""
+
+    peer: PeerName
+    epoch: int
+    round: int
+    why: Text
+
+
+MAX_BLAMES = 16
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """What a peer says of itself, and signs; everyone passes it on."""
 
@@ -222,6 +235,8 @@ class Record:
     """Stage messages, in the last round that is over here; empty where rounds say nothing of them."""
     leaving: bool = False
     """It would go, and waits until the others have what it trains."""
+    blames: Annotated[tuple[Blame, ...], Bound(0, MAX_BLAMES)] = ()
+    """Of peers that it works with under its plan."""
     signature: Signature = b""
     """Of the owner, over all the rest."""
 

@@ -24,6 +24,7 @@ TORCH_FREE = ("cli", "ui", "simulation", "runtime", "modes", "core", "net", "pla
 TORCH_MODULES = (
     "p2ptrain.runtime.trainer.trainer",
     "p2ptrain.modes.pipeline.worker",
+    "p2ptrain.modes.split.averages",
     "p2ptrain.modes.split.worker",
     "p2ptrain.modes.stages.messages",
     "p2ptrain.modes.stages.own_blocks",

@@ -14,7 +14,7 @@ from unit_trainer import Ledger, UnitTrainer, UnitTraits, read_books
 
 from p2ptrain.core import commands as c
 from p2ptrain.modes.split import harvest as harvester
-from p2ptrain.modes.split.commands import PieceMade, UpdateMade
+from p2ptrain.modes.split.commands import PieceMade
 from p2ptrain.modes.split.config import SplitConfig
 from p2ptrain.modes.split.plan import SplitBody
 from p2ptrain.modes.split.rounds.saved import whole_states
@@ -37,6 +37,7 @@ def group(
     min_peers: int = 0,
     settle_s: float = 1.0,
     replicas: int = 1,
+    ballast_bytes: int = 0,
     **settings: object,
 ) -> Room:
     """Weak owners first, then strong helpers without samples."""
@@ -46,7 +47,8 @@ def group(
     work = work.with_table(SplitConfig(**settings))  # type: ignore[arg-type]
     for number in range(count):
         weak = number < owners
-        room.add(number, SAMPLES if weak else NOTHING, job=work, block_s=WEAK if weak else STRONG)
+        counts, block_s = (SAMPLES, WEAK) if weak else (NOTHING, STRONG)
+        room.add(number, counts, job=work, block_s=block_s, ballast_bytes=ballast_bytes)
     return room
 
 
@@ -387,19 +389,3 @@ def test_an_average_that_can_not_be_saved_is_made_by_another() -> None:
     assert averager.note_kinds()["average-not-saved"] == 1
     assert room.run(300, room.all_done), state_of(room)
     assert set(owners_by_round(check_done(room, 3)).values()) == {3}
-
-
-def test_what_is_no_update_is_refused_and_said() -> None:
-    room = group(rounds=6)
-    assert room.run(120, all_at(room, 2)), state_of(room)
-    (owner,) = victims(room, "owner")
-    (averager,) = victims(room, "averager")
-    odd = trainer(owner)
-    say = odd._say
-    odd._say = lambda event: say(
-        dataclasses.replace(event, update=b"nonsense") if isinstance(event, UpdateMade) else event
-    )
-    assert room.run(60, lambda: averager.note_kinds()["update-refused"] > 0), state_of(room)
-    odd._say = say
-    assert room.run(300, room.all_done), state_of(room)
-    check_done(room, 3)

@@ -272,12 +272,13 @@ class UnitTrainer(BlocksTrainer):
         split = self.body.split
         self._average = None
         blocks: dict[int, list[Ledger]] = {}
+        whose = ""
         try:
-            for _, update in self._updates:
+            for whose, update in self._updates:  # noqa: B007
                 for block, ledger in read_books(update, average.round).items():
                     blocks.setdefault(block, []).append(ledger)
         except RemoteError as error:
-            self._say(UpdateRefused(average.epoch, average.round, "", str(error)))
+            self._say(UpdateRefused(average.epoch, average.round, whose, str(error)))
             return
         merged = {block: merge(ledgers) for block, ledgers in blocks.items()}
         owners = {unit.owner for unit in split.units}

@@ -11,6 +11,7 @@ in which order a helper serves its owners changes no number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from p2ptrain.learning.pipeline.rows import StageMessage
 from p2ptrain.learning.pipeline.snapshots import Snapshot
 from p2ptrain.learning.pipeline.training import StageTraining, StageUse
 from p2ptrain.learning.split.update import Copy, make_update
+from p2ptrain.learning.training import DivergedError
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 from p2ptrain.planning.split.units import SplitPlan, Unit
 
@@ -51,6 +53,32 @@ def steps_of(pipeline: PipelinePlan, num_samples: int, passes: float = 1.0) -> i
     What is left of the last pass comes first in the next round.
     """
     return max(1, int(num_samples * passes / (pipeline.micro_batch * pipeline.num_micro_batches)))
+
+
+def planned_samples(plan: SplitPlan, samples: Mapping[str, int], passes: float = 1.0) -> dict[str, dict[int, int]]:
+    """By peer, of each block that it trains, on how many samples its units train it in a round, at most."""
+    found: dict[str, dict[int, int]] = {}
+    for unit in plan.units:
+        num = samples[unit.owner]
+        if plan.tails == "shared":
+            most = num * max(1, math.ceil(passes))  # a part of a pass may be all of one owner
+        else:
+            pipeline = unit_pipeline(plan, unit, num)
+            most = steps_of(pipeline, num, passes) * pipeline.micro_batch * pipeline.num_micro_batches
+        runs = [(unit.owner, 0, unit.cut)] + ([(unit.helper, unit.cut, plan.num_blocks)] if unit.helper else [])
+        for peer, first, stop in runs:
+            blocks = found.setdefault(peer, {})
+            for block in range(first, stop):
+                blocks[block] = blocks.get(block, 0) + most
+    return found
+
+
+class UnitDivergedError(RemoteError):
+    """The tail of ``owner``'s unit can't go on; the other units here can."""
+
+    def __init__(self, owner: str, detail: str) -> None:
+        super().__init__("unit-diverged", detail)
+        self.owner = owner
 
 
 class Units:
@@ -109,6 +137,8 @@ class Units:
                 **options,
             )
         self._begun_with = dict.fromkeys(self._training, 0)
+        self._given_up: set[str] = set()
+        """Owners whose tails diverged: the round is not over without them, so it needs another plan."""
         for each in self._training.values():
             each.stop_at = 0
 
@@ -125,7 +155,8 @@ class Units:
     @property
     def done(self) -> bool:
         """Whether nothing of this round is left to do here."""
-        return all(training.step >= self._last_step(owner) for owner, training in self._training.items())
+        over = all(training.step >= self._last_step(owner) for owner, training in self._training.items())
+        return over and not self._given_up
 
     @property
     def num_samples(self) -> int:
@@ -215,10 +246,17 @@ class Units:
         """Do the next piece of work, and return what is to be sent for it.
 
         Of several, the one whose owner needs longest afterwards (Jackson 1955; Schrage 1971), and the own unit last:
-        nobody waits for it.
+        nobody waits for it. Raises ``UnitDivergedError`` for a tail, and ``DivergedError`` for the own unit.
         """
         ready = [owner for owner, training in self._training.items() if training.ready()]
         if not ready:
             raise LocalError("nothing can be done before something comes")
         urgent = min(ready, key=lambda owner: (owner == self._own, -self._after_s.get(owner, 0.0), owner))
-        return self._training[urgent].advance()
+        try:
+            return self._training[urgent].advance()
+        except DivergedError as error:
+            if urgent == self._own:
+                raise
+            self._training[urgent].stop_at = 0
+            self._given_up.add(urgent)
+            raise UnitDivergedError(urgent, str(error)) from None

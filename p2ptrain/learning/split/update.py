@@ -5,7 +5,7 @@ An *update* is the mean of the copies that one peer holds, of each block by samp
 begins or ends, so that each gets what it needs and no more.
 
 Invariant: every block's average is over the same samples, those of all units, each once; else there is none. An update
-that does not fit is refused before any number of it counts.
+that does not fit is refused before any number of it counts, and whose it was can be told.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from p2ptrain.errors import LocalError, RemoteError
+from p2ptrain.learning.averaging import MAX_STATISTICS_RATIO, root_mean_square
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.pipeline.snapshots import Progress, piece_metadata
 from p2ptrain.learning.snapshots import read_count, split_state
@@ -27,6 +28,8 @@ from p2ptrain.learning.snapshots import read_count, split_state
 FORMAT = "p2ptrain-update-1"
 MAX_SAMPLES = 1 << 40
 """Of one update: more is no count of samples."""
+MAX_GROWTH = 100.0
+"""A tensor of a model whose root mean square is this many times what it was before the round, and 1 more, is absurd."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,26 +97,41 @@ def _mean(copies: Sequence[tuple[int, Tensor]]) -> Tensor:
 
 
 class RoundAverage:
-    """Of one round: ``add`` every peer's update, in the order of their ids: the same order gives the same bits."""
+    """Of one round: ``add`` every peer's update, in the order of their ids: the same order gives the same bits.
 
-    def __init__(self, chain: Chain, round: int) -> None:
+    ``planned``: by peer, of its blocks the most samples that it can have trained them on; ``sizes``: the root mean
+    square of each tensor of the model before the round, as far as that is known.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        round: int,
+        planned: Mapping[str, Mapping[int, int]] | None = None,
+        sizes: Mapping[str, float] | None = None,
+    ) -> None:
+        self._planned = planned
+        self._sizes = sizes or {}
+        self._given: dict[str, dict[int, int]] = {}
+        """By peer, the samples of its blocks."""
         self._chain = chain
         self._round = round
         self._like = chain.model.state_dict()
         self._weights = [0] * len(chain.blocks)
         self._sums: dict[str, Tensor] = {}
         self._optimizer_weights: dict[str, int] = {}
-        self._from: set[str] = set()
 
     @torch.no_grad()
     def add(self, peer: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Take a peer's update in. Raises ``RemoteError`` for one that does not fit, and then changes nothing."""
-        if peer in self._from:
+        if peer in self._given:
             raise RemoteError("update", f"a second one of {peer}")
         first, weights = self._read(metadata)
+        given = dict(enumerate(weights, first))
+        self._check_samples(peer, given)
         model, states = split_state(tensors)
         self._check(model, states, first, first + len(weights))
-        self._from.add(peer)
+        self._given[peer] = given
         for block, weight in enumerate(weights, first):
             self._weights[block] += weight
             for name in self._chain.tensor_names(block, block + 1):
@@ -153,6 +171,25 @@ class RoundAverage:
             raise RemoteError("update", "a number of samples that can't be one")
         return first, weights
 
+    def _check_samples(self, peer: str, given: Mapping[int, int]) -> None:
+        if self._planned is None:
+            return
+        planned = self._planned.get(peer, {})
+        if given.keys() != planned.keys():
+            raise RemoteError("update", f"blocks {sorted(given)[:1]} to {sorted(given)[-1:]}: others than planned")
+        for block, samples in given.items():
+            if samples > planned[block]:
+                raise RemoteError("update", f"{samples} samples in block {block}, which has {planned[block]} a round")
+
+    def suspect(self) -> str:
+        """Where the blocks' samples differ, a peer that says fewer than planned of a block that lacks some; or ""."""
+        most = max(self._weights)
+        for peer, given in sorted(self._given.items()):
+            planned = (self._planned or {}).get(peer, given)
+            if any(self._weights[block] < most and samples < planned[block] for block, samples in given.items()):
+                return peer
+        return ""
+
     def _check(self, model: Mapping[str, Tensor], states: Mapping[str, Tensor], first: int, stop: int) -> None:
         names = frozenset(self._chain.tensor_names(first, stop))
         if model.keys() != names:
@@ -162,7 +199,7 @@ class RoundAverage:
             like = self._like[name]
             if tensor.shape != like.shape or tensor.dtype != like.dtype:
                 raise RemoteError("tensor-shape", f"{name}: {tensor.dtype} {tuple(tensor.shape)}")
-            _check_numbers(name, tensor)
+            _check_numbers(name, tensor, self._sizes.get(name))
         for key, tensor in states.items():
             kind, _, name = key.partition(".")
             if name not in names or tensor.dtype != torch.float32:
@@ -204,13 +241,26 @@ class RoundAverage:
         return made
 
 
-def _check_numbers(name: str, tensor: Tensor) -> None:
+def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """Of a snapshot's tensors of the model, by their names in it; for ``RoundAverage``."""
+    return {
+        name.removeprefix("model."): root_mean_square(tensor)
+        for name, tensor in tensors.items()
+        if name.startswith("model.") and tensor.is_floating_point()
+    }
+
+
+def _check_numbers(name: str, tensor: Tensor, before: float | None = None) -> None:
     if not tensor.is_floating_point():
         if bool((tensor < 0).any()):
             raise RemoteError("tensor-negative", f"{name}: a counter below zero")
         return
-    size = float(torch.linalg.vector_norm(tensor, dtype=torch.float32)) if tensor.numel() else 0.0
+    size = root_mean_square(tensor)
     if not math.isfinite(size):
         raise RemoteError("tensor-not-finite", name)
+    follows_data = before is None or name.endswith(("running_mean", "running_var"))
+    limit = MAX_STATISTICS_RATIO * (1 + (before or 0.0)) if follows_data else 1 + MAX_GROWTH * (before or 0.0)
+    if size > limit:
+        raise RemoteError("tensor-norm", f"{name}: root mean square {size:.3g}, limit {limit:.3g}")
     if name.endswith(("running_var",)) and bool((tensor < 0).any()):
         raise RemoteError("tensor-negative", f"{name}: a variance below zero")

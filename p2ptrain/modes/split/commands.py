@@ -101,6 +101,17 @@ class UpdateRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class UnitRefused:
+    """The tail of ``owner``'s unit can't be trained on: what comes of its front leads nowhere. Round as in
+    ``BeginRound``."""
+
+    epoch: int
+    owner: str
+    round: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class UnitsHalted:
     """After ``StopUnits``: nothing is under way. ``batches`` of the own units' round were lost with that."""
 
@@ -117,6 +128,7 @@ COMMANDS = (
     UpdateMade,
     PieceMade,
     UpdateRefused,
+    UnitRefused,
     UnitsHalted,
     *STAGE_COMMANDS,
 )

@@ -38,6 +38,27 @@ class StartPiece:
     num_bytes: Annotated[int, Bound(1, 2**48)]
 
 
+@dataclass(frozen=True, slots=True)
+class ShutOut:
+    """A peer whose work was of no use: it has none in the rounds before ``until_round``."""
+
+    peer: PeerName
+    times: Annotated[int, Bound(1, 1000)]
+    """That it was of no use."""
+    until_round: Annotated[int, Bound(0, MAX_ROUNDS)]
+    by: PeerName
+    """Who said so last."""
+    why: Annotated[str, Bound(0, 512)]
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        often = f" ({self.times} times by now)" if self.times > 1 else ""
+        return (
+            f"shut out until round {self.until_round} is over, as {self.by} could not use its work{often}: {self.why}"
+        )
+
+
 @dataclass(frozen=True)
 class SplitBody:
     """A round is a pass over the samples in every unit, and an average of all units."""
@@ -57,6 +78,12 @@ class SplitBody:
     """The state after these rounds, all blocks in order; none for the initial weights."""
     stretch: Annotated[float, Bound(1.0, MAX_STRETCH)] = 1.0
     """How many times as long as predicted rounds took, the last time that a peer had help."""
+    shut_out: Annotated[tuple[ShutOut, ...], Bound(0, 256)] = ()
+    """By peer; also those whose time is over, as their next one is longer."""
+
+    def is_shut_out(self, peer: str) -> ShutOut | None:
+        """Whether, and why, a peer has no work for now."""
+        return next((e for e in self.shut_out if e.peer == peer and e.until_round > self.from_round), None)
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -81,6 +108,9 @@ class SplitBody:
         require(all(by_name[PeerId(u.owner)].num_samples for u in split.units), "an owner without samples")
         require(self.averager in working, "who averages does not work")
         check_figures(plan, self.chain, self.figures, split.num_blocks)
+        shut_out = [each.peer for each in self.shut_out]
+        require(shut_out == sorted(set(shut_out)), "who is shut out, out of order")
+        require(not any(self.is_shut_out(each.peer) for each in self.figures), "figures of a peer that is shut out")
         self._check_start()
         require(plan.epoch > 1 or self.from_round == 0, "a first plan that does not begin at the first round")
 

@@ -8,8 +8,8 @@ and the peers, that everybody's samples are in it, and that nothing is slower th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan, clean, is_successor, successor
@@ -19,7 +19,9 @@ from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.choice import Choice, choice_of
 from p2ptrain.modes.split.config import split_of
 from p2ptrain.modes.split.plan import (
+    MAX_ROUNDS,
     MAX_STRETCH,
+    ShutOut,
     SplitBody,
     StartPiece,
     body_of,
@@ -30,9 +32,13 @@ from p2ptrain.modes.split.plan import (
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import chain_hash, rounded
 from p2ptrain.planning.split.units import SplitPlan
+from p2ptrain.wire.messages import Blame
 
 SLOWER = 1 + 1e-3
 """A plan may be this much slower than all alone: figures are rounded."""
+
+SHUT_OUT_ROUNDS, MAX_TIMES = 4, 8
+"""Whose work was of no use has none for 4 rounds, the next time for 16, and so on: each time costs a round."""
 
 OVERHEAD_S = 2.0
 """Of a round, what no plan counts: until all have heard that it is over, whoever helps whom."""
@@ -49,6 +55,8 @@ class Known:
     """Trainers of the plan that are there without their work: they were started again."""
     round_s: float = 0.0
     """Seconds of a round under the plan; 0 = not known."""
+    blames: Mapping[PeerId, tuple[PeerId, Blame]] = field(default_factory=dict)
+    """Trainers of the plan whose work was of no use: who said so, and why."""
 
 
 def first_plan(job: Job, model: ModelProfile, peers: Sequence[MeasuredPeer], proposer: PeerId) -> Plan:
@@ -75,7 +83,7 @@ def next_plan(
     if not snapshots or known.from_round >= job.training.rounds:
         return None
     figures = usable(model, snapshots, peers, before.figures)
-    choice = choice_of(job, model, snapshots, figures)
+    shut_out, figures, choice = _without_blamed(job, model, snapshots, figures, before, known)
     now = None if is_torn else choice.today(before.split)
     stretch = before.stretch if now is None else _stretch(now, known.round_s, before.stretch)
     split = _best(job, choice, stretch)
@@ -84,7 +92,7 @@ def next_plan(
         enough_s = _judged_s(split, stretch) * (1 + split_of(job).replan_gain)
         if has_all and (split_of(job).strategy != "planned" or _judged_s(now, stretch) <= enough_s):
             return None
-    return _plan(job, model, snapshots, figures, split, proposer, current, known, stretch)
+    return _plan(job, model, snapshots, figures, split, proposer, current, known, stretch, shut_out)
 
 
 def follows(job: Job, model: ModelProfile | None, plan: Plan, parent: Plan | None) -> bool:
@@ -109,10 +117,42 @@ def follows(job: Job, model: ModelProfile | None, plan: Plan, parent: Plan | Non
 
 def notes(job: Job, plan: Plan) -> list[str]:
     """What a person should know about the plan, a line each."""
-    return list(words_of_unknown(plan, body_of(plan).figures).values())
+    body = body_of(plan)
+    unknown = words_of_unknown(plan, body.figures)
+    shut_out = {e.peer: f"{e.peer}: {e.words}" for e in body.shut_out if body.is_shut_out(e.peer)}
+    return list((unknown | shut_out).values())
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def _without_blamed(
+    job: Job,
+    model: ModelProfile,
+    snapshots: tuple[PeerSnapshot, ...],
+    figures: tuple[DeviceFigures, ...],
+    before: SplitBody,
+    known: Known,
+) -> tuple[tuple[ShutOut, ...], tuple[DeviceFigures, ...], Choice]:
+    """Who is shut out from now on, and the others; nobody, where the others can't train."""
+    listed = {each.peer: each for each in before.shut_out}
+    for peer, (by, blame) in known.blames.items():
+        times = listed[peer].times + 1 if peer in listed else 1
+        until = min(known.from_round + SHUT_OUT_ROUNDS ** min(times, MAX_TIMES), MAX_ROUNDS)
+        listed[peer] = ShutOut(peer, times, until, by, blame.why)
+    shut_out = tuple(listed[peer] for peer in sorted(listed))
+    away = {each.peer for each in shut_out if each.until_round > known.from_round}
+    left = tuple(each for each in figures if each.peer not in away)
+    try:
+        choice = choice_of(job, model, snapshots, left)
+        if away:
+            choice.best()
+    except UserError:
+        if not away:
+            raise
+        back = tuple(replace(each, until_round=min(each.until_round, known.from_round)) for each in shut_out)
+        return back, figures, choice_of(job, model, snapshots, figures)
+    return shut_out, left, choice
 
 
 def _best(job: Job, choice: Choice, stretch: float) -> SplitPlan:
@@ -146,6 +186,7 @@ def _plan(
     parent: Plan | None,
     known: Known,
     stretch: float = 1.0,
+    shut_out: tuple[ShutOut, ...] = (),
 ) -> Plan:
     working = set(workers(split))
     split = replace(split, standby=tuple(peer.peer for peer in snapshots if peer.peer not in working))
@@ -158,6 +199,7 @@ def _plan(
         known.from_round,
         known.start,
         stretch,
+        shut_out,
     )
     return successor(job, snapshots, body, proposer, parent)
 
@@ -194,7 +236,9 @@ def _continues(plan: Plan, parent: Plan | None) -> bool:
     """Whether the plan may follow its parent. It may begin before it: what was lost with a peer is done again."""
     if parent is None:
         return True
-    return body_of(parent).chain == body_of(plan).chain and is_successor(plan, parent)
+    listed = {each.peer: each.times for each in body_of(plan).shut_out}
+    goes_on = all(listed.get(each.peer, 0) >= each.times for each in body_of(parent).shut_out)
+    return goes_on and body_of(parent).chain == body_of(plan).chain and is_successor(plan, parent)
 
 
 def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: SplitBody) -> bool:

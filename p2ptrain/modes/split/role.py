@@ -29,7 +29,7 @@ from p2ptrain.core.effects import (
 from p2ptrain.core.mode import Given
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.restarts import Restarts
-from p2ptrain.core.stages.commands import GivePiece, SendStageMessage
+from p2ptrain.core.stages.commands import GivePiece, SendStageMessage, Taken
 from p2ptrain.core.stages.links import StageLinks
 from p2ptrain.core.stages.missing_blocks import MissingBlocks
 from p2ptrain.ids import BlobId, PeerId
@@ -38,12 +38,14 @@ from p2ptrain.modes.split.commands import (
     FollowUnits,
     PieceMade,
     StopUnits,
+    UnitRefused,
     UnitsHalted,
     UpdateMade,
     UpdateRefused,
 )
 from p2ptrain.modes.split.plan import body_of, need_of, rates_of, runs_of
 from p2ptrain.modes.split.rounds import states as at
+from p2ptrain.modes.split.rounds.blames import Blames
 from p2ptrain.modes.split.rounds.end import RoundEnd
 from p2ptrain.modes.split.rounds.progress import Progress
 from p2ptrain.modes.split.rounds.saved import SavedStates
@@ -51,6 +53,10 @@ from p2ptrain.modes.split.rules import SplitRules
 from p2ptrain.modes.split.words import waiting_words
 from p2ptrain.protocol.machine import NEVER, Machine, Note
 from p2ptrain.wire import messages as m
+
+HARMLESS = "stage-message-twice"
+"""The reason for which a message is refused that is here already."""
+NOT_GIVEN = "it says that it has an update, and does not give it"
 
 LOOK_S = 0.1
 """At the end of a round, between two looks at what the others have."""
@@ -78,6 +84,7 @@ class SplitRole:
         self._traffic, self._reports = self._links.traffic, self._links.reports
         self._missing = MissingBlocks(group, given.downloads, "rounds")
         self._end = RoundEnd(group, given.downloads, self.replicas)
+        self._blames = Blames(group)
         self.progress = Progress(group, self.replicas, job.training.rounds)
         self.is_complete = self.progress.is_complete
         self._machines: tuple[Machine, ...] = (self.replicas, self._links)
@@ -95,16 +102,20 @@ class SplitRole:
             newest=self.replicas.newest,
             round_s=self.progress.round_s,
             is_between_rounds=self.progress.is_between_rounds,
-            is_lost=self.progress.is_lost,
+            is_lost=lambda record: self.progress.is_lost(record) or record.peer in self._blames.counted(),
+            blames=self._blames.counted,
+            current=lambda: self.plan,
         )
         self.handlers: Mapping[type, Handler] = self._links.handlers
         self._trainer_events: Mapping[type, Handler] = {
             **self._links.trainer_events,
             SendStageMessage: self._send,
+            Taken: self._taken,
             c.Progress: self._progressed,
             c.Following: self._following,
             UnitsHalted: self._halted,
             UpdateRefused: self._update_refused,
+            UnitRefused: self._unit_refused,
             c.SnapshotRefused: self._refused,
             c.TrainerFailed: self._failed,
         }
@@ -148,9 +159,10 @@ class SplitRole:
         self._state = at.Lost() if is_lost else at.Idle()
         self.replicas.begin(plan)
         self.progress.begin(plan, name, now)
+        blames = self._blames.begin(plan, now)
         part = plan.part_of(group.own_id)
         self.part = part.index if part is not None and not is_lost else m.NO_PART
-        effects: Effects = [KeepPlan(plan), *self._end.stop(now)]
+        effects: Effects = [KeepPlan(plan), *blames, *self._end.stop(now)]
         effects += group.say(now, epoch=plan.epoch, plan=name, part=self.part)
         effects += self._links.plan_adopted(has_work=part is not None, now=now)
         effects += self.members_changed(now)
@@ -163,7 +175,7 @@ class SplitRole:
     def members_changed(self, now: float) -> Effects:
         effects = self.replicas.members_changed(now)
         effects += self._end.averaging.look(now)
-        if self.progress.look(now):
+        if self.progress.look(now) | self._blames.look():
             effects.append(Reconsider())
         effects += self._next_round(now)
         effects += self._gather(now)
@@ -187,7 +199,10 @@ class SplitRole:
         pieces = self._pieces(plan, state.round)
         lacking = [ref for ref in pieces if not self._downloads.is_local(ref.blob)]
         if pieces and not lacking:
-            return self._give(plan, state.round, pieces)
+            self._missing.stop()
+            kept = [effect for ref in pieces for effect in self.replicas.keep(ref)]
+            goes_on = state.round == body_of(plan).from_round or self.replicas.is_finished(state.round)
+            return [*kept, *self._give(plan, state.round, pieces)] if goes_on else kept
         if not pieces or not all(ref.blob in self._missing or self._group.holders(ref.blob) for ref in lacking):
             self._missing.pause()
             return self._lose(now) if self._missing.is_given_up(now) else []
@@ -265,8 +280,6 @@ class SplitRole:
             rates = rates_of(body_of(plan).split, group.own_id)
             fields = (("part", event.part), ("round", event.round), ("rounds", event.rounds), ("epoch", plan.epoch))
             effects += [Note("training", fields), *self._traffic.begin(plan, self.plan_hash, now, rates)]
-        for ref in self._pieces(plan, event.round):
-            effects += self.replicas.keep(ref)
         effects += [ReleaseBlob(h.blob) for h in self._missing.given() if not self.replicas.is_kept(h.blob)]
         effects += self._end.begin(plan, event.round + 1, now)
         self._traffic.used(now)
@@ -312,16 +325,29 @@ class SplitRole:
             return [Note("average-not-saved", (("round", event.round),)), *self._lose(now)]
         return self._end.piece_made(self.plan, event, blob, num_bytes) if self.plan is not None else []
 
-    def _piece_kept(self, now: float) -> Effects:
-        if self.plan is None or not isinstance(self._state, at.Ended):
+    def _piece_kept(self, piece: m.SnapshotRef, now: float) -> Effects:
+        if self.plan is None:
             return []
-        return [*self._end.piece_kept(self.plan, self._state.round), *self._next_round(now)]
+        return [*self._end.piece_kept(self.plan, piece), *self._next_round(now), *self._gather(now)]
 
     def _update_refused(self, event: UpdateRefused, now: float) -> Effects:
         if self.plan is None or event.epoch != self.plan.epoch:
             return []
-        fields = (("peer", event.peer), ("round", event.round), ("detail", event.detail[:200]))
-        return [Note("update-refused", fields), *self._lose(now)]
+        fields = (("peer", event.peer or "all together"), ("round", event.round), ("detail", event.detail[:200]))
+        blame = self._blames.say(event.peer, event.round, event.detail, now) if event.peer else self._lose(now)
+        return [Note("update-refused", fields), *blame]
+
+    def _unit_refused(self, event: UnitRefused, now: float) -> Effects:
+        if self.plan is None or event.epoch != self.plan.epoch:
+            return []
+        return self._blames.say(event.owner, event.round + 1, event.detail, now)
+
+    def _taken(self, event: Taken, now: float) -> Effects:
+        """What is refused is not sent again, so its unit can't end the round."""
+        effects = self._traffic.taken(event, now)
+        if not event.error or event.epoch != self._traffic.epoch or HARMLESS in event.error:
+            return effects
+        return [*effects, *self._blames.say(event.sender, self._group.own.round + 1, event.error, now)]
 
     def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:
         return []
@@ -343,14 +369,14 @@ class SplitRole:
         self._look_at = now + LOOK_S
         late: Effects = [Reconsider()] if self.progress.look(now) else []
         late += [*self._end.averaging.look(now), *self._next_round(now), *self._gather(now)]
-        if self._end.averaging.is_hopeless():
-            late += self._lose(now)
+        if self._end.averaging.hopeless:
+            late += self._blames.say(self._end.averaging.hopeless, self._group.own.round + 1, NOT_GIVEN, now)
         return [*(effect for machine in self._machines for effect in machine.tick(now)), *late]
 
     def next_deadline(self) -> float:
         gathering = self._missing.deadline() if isinstance(self._state, at.Gathering) else NEVER
         deadlines = (machine.next_deadline() for machine in self._machines)
-        looking = self._look_at if isinstance(self._state, at.Ended) else NEVER
+        looking = self._look_at if isinstance(self._state, at.Ended | at.Gathering) else NEVER
         return min(*deadlines, gathering, looking, self._end.averaging.next_deadline())
 
     def waiting_for(self, now: float) -> str:

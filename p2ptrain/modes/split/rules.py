@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from p2ptrain.core.plan import Plan
@@ -11,7 +11,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.plan import StartPiece, body_of, read_plan
 from p2ptrain.modes.split.planner import Known, first_plan, follows, next_plan
 from p2ptrain.protocol.consensus.rules import PlanWork
-from p2ptrain.wire.messages import Record
+from p2ptrain.wire.messages import Blame, Record
 
 
 @dataclass(slots=True)
@@ -24,6 +24,10 @@ class SplitRules(StageRules):
     """Seconds of a round by the plan in force, as seen here; 0 = not known yet."""
     is_between_rounds: Callable[[], bool] = lambda: True
     """Whether little is lost with a change of plan now: a round has only just begun."""
+    blames: Callable[[], Mapping[PeerId, tuple[PeerId, Blame]]] = dict
+    """Whose work under the plan in force was of no use."""
+    current: Callable[[], Plan | None] = lambda: None
+    """The plan in force."""
 
     def parse(self, data: bytes) -> Plan:
         return read_plan(data)
@@ -44,7 +48,7 @@ class SplitRules(StageRules):
         peers = self.measured(model, members)
         from_round, start = self.newest()
         lost = tuple(record.peer for record in members if self.is_lost(record))
-        known = Known(from_round, start, lost, self.round_s())
+        known = Known(from_round, start, lost, self.round_s(), self.blames())
 
         def find() -> Plan | None:
             if current is None:
@@ -63,7 +67,13 @@ class SplitRules(StageRules):
         return replace(plan, epoch=epoch, body=replace(body_of(plan), from_round=from_round, start=start))
 
     def accepts(self, plan: Plan) -> bool:
-        return True
+        """Who is shut out anew is one that is blamed."""
+        current = self.current()
+        if current is None or plan.parent != current.hash:
+            return True
+        before = {each.peer: each.times for each in body_of(current).shut_out}
+        anew = {e.peer for e in body_of(plan).shut_out if e.times > before.get(e.peer, 0)}
+        return anew <= self.blames().keys()
 
     def is_torn(self, current: Plan, members: Sequence[Record]) -> bool:
         return not self.forms(current, members) and not self.present(members).issuperset(current.trainers())

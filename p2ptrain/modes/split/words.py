@@ -9,7 +9,7 @@ from p2ptrain.config import Job
 from p2ptrain.core import no_words
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.split.plan import body_of, need_of, runs_of, workers
+from p2ptrain.modes.split.plan import ShutOut, body_of, need_of, runs_of, workers
 from p2ptrain.modes.split.rounds.states import Ended, Gathering, Lost, State
 from p2ptrain.planning.split.units import SplitPlan, Unit
 from p2ptrain.wire.schema import to_plain
@@ -58,7 +58,12 @@ def plan_lines(plan: Plan, job: Job) -> list[str]:
         tails = split.units_of(helper)
         load_s = sum(unit.helper_s for unit in tails)
         lines.append(f"{helper} helps {len(tails)}: {load_s:.3g} s of each round")
-    return lines
+    return lines + [f"{each.peer} is {each.words}" for each in _shut_out(plan)]
+
+
+def _shut_out(plan: Plan) -> list[ShutOut]:
+    body = body_of(plan)
+    return [each for each in body.shut_out if body.is_shut_out(each.peer)]
 
 
 def _rates(unit: Unit) -> str:
@@ -76,6 +81,7 @@ def plan_plain(plan: Plan) -> Mapping[str, Any]:
         "round_s": split.round_s,
         "exchange_s": split.exchange_s,
         "stretch": body.stretch,
+        "shut_out": [to_plain(each) for each in _shut_out(plan)],
     }
 
 
@@ -86,6 +92,8 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     start = (
         f"plan of epoch {plan.epoch}, {_number(len(split.units), 'copy', 'copies')} of the model, {helped} with help"
     )
+    if (shut_out := body.is_shut_out(own)) is not None:
+        return f"{start}: this peer is {shut_out.words}"
     if plan.part_of(own) is None and own not in {figures.peer for figures in body.figures}:
         return (
             f"{start}: without this peer, as the times of its blocks make no sense or its speed is not known; it "
@@ -131,7 +139,8 @@ def _number(num: int, one: str, many: str) -> str:
 def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
     """What the person at this device should know about the plan."""
     helpers = [unit.helper for unit, _ in runs_of(body_of(plan).split, own) if unit.owner == own and unit.helper]
-    return [f"activations of this device's samples, and their labels, go to {helper}" for helper in helpers]
+    lines = [f"activations of this device's samples, and their labels, go to {helper}" for helper in helpers]
+    return lines + [f"{each.peer} is {each.words}" for each in _shut_out(plan) if each.peer != own]
 
 
 def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerId]) -> str:
@@ -140,6 +149,8 @@ def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerI
     body = body_of(plan)
     if isinstance(state, Lost):
         return "a plan that begins at a saved state: this peer's work of the round was lost"
+    if (shut_out := body.is_shut_out(own)) is not None:
+        return f"work: this peer is {shut_out.words}"
     if plan.part_of(own) is None and own not in {figures.peer for figures in body.figures}:
         return "work: nobody can plan with the times of this peer's blocks, which make no sense; start it again"
     if num := _unused(plan, own):

@@ -33,22 +33,21 @@ from p2ptrain.learning.profiling.allocator import give_back
 from p2ptrain.learning.profiling.job_blocks import measure_job
 from p2ptrain.learning.snapshots import read_snapshot, write
 from p2ptrain.learning.split.shared import SharedUnits
-from p2ptrain.learning.split.units import Units
-from p2ptrain.learning.split.update import RoundAverage
+from p2ptrain.learning.split.units import UnitDivergedError, Units
+from p2ptrain.modes.split.averages import Averages
 from p2ptrain.modes.split.choice import choice_of
 from p2ptrain.modes.split.commands import (
     BeginAverage,
     BeginRound,
     FollowUnits,
     GiveUpdate,
-    PieceMade,
     StopUnits,
+    UnitRefused,
     UnitsHalted,
     UpdateMade,
-    UpdateRefused,
 )
 from p2ptrain.modes.split.config import split_of
-from p2ptrain.modes.split.plan import body_of, bounds_of, read_plan, samples_of
+from p2ptrain.modes.split.plan import body_of, read_plan, samples_of
 from p2ptrain.modes.split.use import UnitsUse
 from p2ptrain.modes.stages.messages import Outbox, read_message
 from p2ptrain.modes.stages.own_blocks import OwnBlocks
@@ -98,9 +97,7 @@ class UnitsWorker:
         self._pieces: list[Snapshot] = []
         self._early: deque[Deliver] = deque()
         """Of the next round."""
-        self._average: RoundAverage | None = None
-        self._averaged: BeginAverage | None = None
-        self._num_updates = 0
+        self._averages = Averages(self._blocks.chain, job, self._blocks.build, setup.init, self._spool, setup.say)
         self._samples = 0
         """Trained on in the rounds before, since this trainer started."""
         self._pace = Pace()
@@ -200,6 +197,7 @@ class UnitsWorker:
         except RemoteError as error:
             self._refuse(error)
             return
+        self._averages.begun_from(self._pieces)
         self._begin, self._pieces, self._is_over = None, [], False
         now = time.monotonic()
         if self._use is not None:
@@ -223,7 +221,8 @@ class UnitsWorker:
 
     def _drop(self) -> None:
         """All that is held: two plans' units at once may be more than this device holds."""
-        self._plan, self._units, self._begin, self._average, self._averaged = None, None, None, None, None
+        self._plan, self._units, self._begin = None, None, None
+        self._averages.drop()
         self._pieces, self._is_over = [], False
         self._early.clear()
         self._outbox.begin(0)
@@ -249,7 +248,10 @@ class UnitsWorker:
         if units is None or self._plan is None or not self.busy:
             return
         if not self._outbox and units.ready():
-            self._outbox.add(units.advance())
+            try:
+                self._outbox.add(units.advance())
+            except UnitDivergedError as error:
+                self._say(UnitRefused(self._plan.epoch, error.owner, units.round, error.detail))
         self._outbox.hand_over()
         self._look(units)
         if units.done and not self._outbox:
@@ -288,40 +290,10 @@ class UnitsWorker:
 
     def begin_average(self, command: BeginAverage) -> None:
         if self._plan is not None and command.epoch == self._plan.epoch:
-            self._average = RoundAverage(self._blocks.chain, command.round - 1)
-            self._averaged, self._num_updates = command, 0
+            self._averages.begin(command, self._plan)
 
     def give_update(self, command: GiveUpdate) -> None:
-        """One after the other: no two are held at once."""
-        average, begun = self._average, self._averaged
-        if average is None or begun is None:
-            return
-        try:
-            average.add(command.peer, *read_snapshot(command.update))
-            self._num_updates += 1
-            if self._num_updates == begun.updates:
-                self._say_pieces(average, begun)
-        except RemoteError as error:
-            self._average = None
-            peer = command.peer if self._num_updates < begun.updates else ""
-            self._say(UpdateRefused(begun.epoch, begun.round, peer, str(error)))
-
-    def _say_pieces(self, average: RoundAverage, begun: BeginAverage) -> None:
-        plan, units = self._plan, self._units
-        self._average = None
-        if plan is None or units is None:
-            return
-        pieces = average.pieces(
-            bounds_of(body_of(plan).split),
-            rounds=self._job.training.rounds,
-            samples_before=units.samples_before,
-            optimizer=self._job.training.optimizer,
-        )
-        for tensors, metadata in pieces:
-            first, stop = int(metadata["first"]), int(metadata["stop"])
-            piece = write(tensors, metadata, self._spool)
-            where = (begun.epoch, first, stop - first, begun.round)
-            self._say(PieceMade(*where, int(metadata["samples"]), piece))
+        self._averages.give(command, self._units.samples_before if self._units is not None else 0)
 
 
 def _mean(losses: Mapping[str, float]) -> float:

@@ -65,9 +65,11 @@ class Averaging:
         """Whose update is not here yet."""
         return [peer for peer in self._peers if peer not in self._here]
 
-    def is_hopeless(self) -> bool:
-        """An update can't be got from the one that says to have it."""
-        return any(num >= MAX_FAILURES for num in self._failures.values())
+    @property
+    def hopeless(self) -> str:
+        """A peer whose update can't be got, though it says that it has it; "" = none."""
+        refs = ((peer, self._announced(peer)) for peer in self.missing())
+        return next((p for p, ref in refs if ref is not None and self._failures[ref.blob] >= MAX_FAILURES), "")
 
     def own_made(self, ref: SnapshotRef, now: float) -> Effects:
         """The own update is in the store."""

@@ -64,11 +64,14 @@ class RoundEnd:
             return [ReleaseBlob(blob)]
         return self._saved.keep(self._ref(event, blob, num_bytes, "part"))
 
-    def piece_kept(self, plan: Plan, round: int) -> Effects:
-        """A piece is safe here. When all are, everybody may begin the next round."""
-        if not self._averages(plan) or not self._saved.of_plan(round):
+    def piece_kept(self, plan: Plan, piece: SnapshotRef) -> Effects:
+        """It is safe here. All wait until the averager has made all of its state, and another peer has it, too."""
+        body = body_of(plan)
+        if (piece.epoch, piece.trainer) != (plan.epoch, body.averager) or self._saved.is_finished(piece.round):
             return []
-        return self._tell(plan.trainers())
+        if self._averages(plan) and not self._saved.of_plan(piece.round):
+            return []
+        return self._tell(peer for peer in plan.trainers() if peer != self._group.own_id)
 
     def _tell(self, peers: Iterable[PeerId]) -> Effects:
         """What this peer has, at once: they wait for it, and by hearsay it takes a second."""

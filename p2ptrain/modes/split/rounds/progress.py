@@ -42,7 +42,8 @@ class Progress:
         self._seconds.clear()
 
     def look(self, now: float) -> bool:
-        """Another round may have begun. Whether ``round_s`` is worth a look, for the first time under this plan."""
+        """Another round may have begun. Whether that is worth a look at the plan: ``round_s`` is known for the first
+        time under it, or the time is over for which a peer was shut out."""
         self._now = now
         newest = self._saved.newest_round()
         if self._plan is None or newest <= self._round:
@@ -50,8 +51,9 @@ class Progress:
         knew = self.round_s() > 0
         if newest == self._round + 1 and self._round > body_of(self._plan).from_round:
             self._seconds.append(now - self._begun_at)
-        self._round, self._begun_at = newest, now
-        return self.round_s() > 0 and not knew
+        before, self._round, self._begun_at = self._round, newest, now
+        is_over = any(before < each.until_round <= newest for each in body_of(self._plan).shut_out)
+        return is_over or (self.round_s() > 0 and not knew)
 
     def round_s(self) -> float:
         """Seconds of a round under the plan in force; 0 as long as too few are over."""
@@ -65,8 +67,8 @@ class Progress:
         return self._now <= self._begun_at + early_s
 
     def is_complete(self) -> bool:
-        """Whether the model after the last round is saved."""
-        return self._plan is None or self._saved.newest()[0] >= self._rounds
+        """Whether the last round is finished."""
+        return self._plan is None or self._saved.finished_round() >= self._rounds
 
     def is_lost(self, record: m.Record) -> bool:
         """Whether a peer that the plan gives work to says that it has none."""

@@ -6,6 +6,9 @@ is named by its round, the epoch of that plan, and who averaged.
 Whoever needs a piece to train keeps it, which is most of what the group needs to survive the averager. Of a piece that
 too few have, the others take more copies: by the records everyone sees who has it, and whose turn it is.
 
+A round is *finished* when two peers have each piece of its state. Nobody trains on before that, so the death of one
+peer never takes a finished round away. Where nobody else takes a copy for ``ALONE_S``, one that has it is enough.
+
 Invariant: a piece of the newest state that is whole, and of the newest that is whole without one member, is given up by
 nobody who has it; nor is one that the plan in force still needs.
 """
@@ -21,13 +24,15 @@ from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.modes.split.plan import Run, StartPiece, body_of
+from p2ptrain.modes.split.plan import Run, StartPiece, body_of, runs_of
 from p2ptrain.protocol.machine import NEVER
 from p2ptrain.protocol.replication import Replication
 from p2ptrain.wire.messages import Record, SnapshotRef
 
 TURN_S = 30.0
 """A piece that too few have for so long is one that those whose turn it is can't take: the next one does."""
+ALONE_S = 60.0
+"""So long a round waits for a second peer to have its state: all other disks may be full."""
 MAX_KEPT = 192
 """Pieces; the record has room for no more, beside others."""
 State = tuple[int, int, PeerId]
@@ -42,7 +47,7 @@ class SavedStates(Replicas):
     ) -> None:
         super().__init__(group, downloads, Replication(group.own_id), (), lambda blob: False)
         self.handlers, self.messages = {}, {}
-        self.piece_kept: Callable[[float], Effects] = lambda now: []
+        self.piece_kept: Callable[[SnapshotRef, float], Effects] = lambda piece, now: []
         """What is done when one more piece is safe here."""
         self.refused: set[BlobId] = set()
         """Blobs that are not what they should be, or that nobody hands out."""
@@ -56,6 +61,10 @@ class SavedStates(Replicas):
         self._turn_at = NEVER
         """When it is the next one's turn to take one."""
         self._copying: dict[BlobId, SnapshotRef] = {}
+        self._not_saved: set[BlobId] = set()
+        """Pieces that the disk refused; they are tried again at the next turn."""
+        self._finished: set[State] = set()
+        self._unfinished_since: dict[State, float] = {}
 
     # --- what there is ---
 
@@ -100,6 +109,34 @@ class SavedStates(Replicas):
         state = (round, plan.epoch, body_of(plan).averager)
         return whole_states(self._num_blocks, [ref for ref in self.known() if _state(ref) == state]).get(state, [])
 
+    def is_finished(self, round: int) -> bool:
+        """Whether the plan's averager has made that state, and enough peers have it."""
+        plan = self._plan
+        return plan is not None and (round, plan.epoch, body_of(plan).averager) in self._finished
+
+    def finished_round(self) -> int:
+        """The newest round of any plan that is finished; 0 = none."""
+        return max((state[0] for state in self._finished), default=0)
+
+    def alone_with(self, round: int) -> bool:
+        """Whether that round counts as finished though nobody but its averager has all of it."""
+        return self.is_finished(round) and not self._have_enough(self.of_plan(round))
+
+    def _have_enough(self, pieces: Sequence[SnapshotRef]) -> bool:
+        by_peer = self.by_peer()
+        enough = min(len(by_peer), 1 + min(self._num_others, 1))
+        return all(sum(any(r.blob == ref.blob for r in held) for held in by_peer.values()) >= enough for ref in pieces)
+
+    def _look_for_finished(self, now: float) -> None:
+        """Of the states that are whole; what is gone is forgotten."""
+        whole = whole_states(self._num_blocks, self.known())
+        self._finished &= whole.keys()
+        self._unfinished_since = {s: self._unfinished_since.get(s, now) for s in whole if s not in self._finished}
+        for state, since in list(self._unfinished_since.items()):
+            if now >= since + ALONE_S or self._have_enough(whole[state]):
+                self._finished.add(state)
+                del self._unfinished_since[state]
+
     def with_blocks(self, round: int, need: Run) -> list[SnapshotRef]:
         """The pieces with these blocks of the state that a round of the plan in force begins with."""
         plan = self._plan
@@ -129,12 +166,12 @@ class SavedStates(Replicas):
         return [known.get(ref.blob, ref) for ref in named]
 
     def newest_round(self) -> int:
-        """The newest round whose state the plan's averager has made; the plan's first one while there is none."""
+        """The newest round that is finished under the plan in force; the plan's first one while there is none."""
         plan = self._plan
         if plan is None:
             return 0
-        of_plan = [ref for ref in self.known() if _state(ref)[1:] == (plan.epoch, body_of(plan).averager)]
-        return next((state[0] for state in whole_states(self._num_blocks, of_plan)), body_of(plan).from_round)
+        of_plan = [state[0] for state in self._finished if state[1:] == (plan.epoch, body_of(plan).averager)]
+        return max(of_plan, default=body_of(plan).from_round)
 
     @property
     def _num_blocks(self) -> int:
@@ -151,21 +188,26 @@ class SavedStates(Replicas):
 
     def keep(self, ref: SnapshotRef) -> Effects:
         """A piece whose blob is in the store."""
-        if self.is_kept(ref.blob) or len(self._kept) + len(self._saving) >= MAX_KEPT:
+        if self.is_kept(ref.blob) or ref.blob in self._not_saved or len(self._kept) + len(self._saving) >= MAX_KEPT:
             return []
         self._saving.add(ref.blob)
         return [KeepReplica(ref)]
 
     def replica_kept(self, holding: SnapshotRef, saved: bool, now: float) -> Effects:
         self._saving.discard(holding.blob)
-        if saved:
-            self._kept[holding.blob] = holding
-        return [*self._group.say_holdings(now), *self.piece_kept(now)]
+        if not saved:
+            self._not_saved.add(holding.blob)
+            return []
+        self._kept[holding.blob] = holding
+        effects = [*self._group.say_holdings(now), *self.piece_kept(holding, now)]
+        self._look_for_finished(now)
+        return effects
 
     def look(self, now: float) -> Effects:
         """Somebody came or went, or has saved something: take what is due here, let go of what nobody needs."""
         if self._plan is None:
             return []
+        self._look_for_finished(now)
         by_peer = self.by_peer()
         keep = set()
         for lost in (None, *by_peer):
@@ -211,13 +253,19 @@ class SavedStates(Replicas):
         return effects
 
     def _ranked(self, ref: SnapshotRef, peers: Iterable[str]) -> list[str]:
-        """Whose link carries most goes first; of equals, each piece has its own order."""
+        """Who needs it anyway goes first, then whose link carries most; of equals, each piece has its own order."""
 
-        def rank(peer: str) -> tuple[float, bytes]:
+        def rank(peer: str) -> tuple[bool, float, bytes]:
             name = hashlib.blake2b(f"{ref.part}/{peer}".encode(), digest_size=16).digest()
-            return -_rate(self._group.record(PeerId(peer))), name
+            return not self._trains(peer, ref), -_rate(self._group.record(PeerId(peer))), name
 
         return sorted(peers, key=rank)
+
+    def _trains(self, peer: str, ref: SnapshotRef) -> bool:
+        """Whether a peer trains some of these blocks by the plan in force."""
+        split = body_of(self._plan).split if self._plan is not None else None
+        runs = [run for _, run in runs_of(split, peer)] if split is not None else []
+        return any(ref.part < stop and first < ref.part + ref.span for first, stop in runs)
 
     def _take(self, ref: SnapshotRef, now: float) -> Effects:
         if self.is_kept(ref.blob) or ref.blob in self._copying:
@@ -251,10 +299,13 @@ class SavedStates(Replicas):
         return []
 
     def next_deadline(self) -> float:
-        return self._turn_at
+        return min(self._turn_at, min(self._unfinished_since.values(), default=NEVER) + ALONE_S)
 
     def tick(self, now: float) -> Effects:
-        return self.look(now) if now >= self._turn_at else []
+        if now < self.next_deadline():
+            return []
+        self._not_saved.clear()
+        return self.look(now)
 
 
 def _rate(record: Record | None) -> float:

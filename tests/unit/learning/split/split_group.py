@@ -19,8 +19,8 @@ from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.pipeline.rows import StageMessage
 from p2ptrain.learning.pipeline.snapshots import Snapshot
 from p2ptrain.learning.split.shared import SharedUnits
-from p2ptrain.learning.split.units import Units
-from p2ptrain.learning.split.update import RoundAverage
+from p2ptrain.learning.split.units import Units, planned_samples
+from p2ptrain.learning.split.update import RoundAverage, sizes_of
 from p2ptrain.planning.split.units import SplitPlan, Unit
 
 MICRO_BATCH, NUM_MICRO_BATCHES = 4, 2
@@ -80,6 +80,7 @@ class SplitGroup:
             round_s=11.0,
             exchange_s=1.0,
         )
+        self.planned = planned_samples(self.plan, counts, config.epochs_per_round)
         names = sorted({*cuts, *helpers})
         kind: Any = partial(SharedUnits, collector=collector) if collector else Units
         self.peers: dict[str, Any] = {
@@ -109,7 +110,8 @@ class SplitGroup:
             units.begin(number, pieces)
         self.turn()
         assert all(units.done for units in self.peers.values()), "somebody waits for ever"
-        average = RoundAverage(self.chain, number)
+        sizes = {name: size for tensors, _ in pieces for name, size in sizes_of(tensors).items()}
+        average = RoundAverage(self.chain, number, self.planned, sizes)
         for peer, units in self.peers.items():
             tensors, metadata = units.update()
             average.add(peer, load(save({k: t.contiguous() for k, t in tensors.items()})), metadata)

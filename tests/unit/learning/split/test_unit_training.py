@@ -17,7 +17,8 @@ from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.pipeline.rows import StageMessage
 from p2ptrain.learning.pipeline.samples import SampleStream
 from p2ptrain.learning.pipeline.snapshots import Snapshot
-from p2ptrain.learning.training import schedule
+from p2ptrain.learning.split.units import UnitDivergedError
+from p2ptrain.learning.training import DivergedError, schedule
 
 SGD = TrainingConfig(rounds=3, learning_rate=0.05)
 ADAMW = TrainingConfig(rounds=3, optimizer="adamw", learning_rate=0.002)
@@ -179,3 +180,28 @@ def test_a_helper_serves_first_whose_owner_needs_longest_and_its_own_unit_last()
         group.peers["hal"].advance()
         served.append(max(group.peers["hal"].use().items(), key=lambda pair: pair[1].busy_s)[0])
     assert served == ["ben", "ben", "anna", "anna"]  # forward and backward of the only micro-batch each
+
+
+def test_a_tail_that_diverges_ends_its_unit_and_no_other() -> None:
+    group = SplitGroup("lenet", {"anna": ("hal", 2), "ben": ("hal", 2)}, {"anna": 40, "ben": 40}, SGD)
+    helper = group.peers["hal"]
+    for units in group.peers.values():
+        units.begin(0, [])
+
+    def diverged() -> list[StageMessage]:
+        raise DivergedError("the loss was not a finite number")
+
+    helper._training["anna"].advance = diverged
+    advance, given_up = helper.advance, []
+
+    def noted() -> list[StageMessage]:
+        try:
+            return advance()  # type: ignore[no-any-return]
+        except UnitDivergedError as error:
+            given_up.append(error.owner)
+            return []
+
+    helper.advance = noted
+    group.turn()
+    assert given_up == ["anna"]
+    assert helper._training["ben"].step == 5 and not helper.done

@@ -11,7 +11,7 @@ from split_group import meta_chain
 from torch import Tensor
 
 from p2ptrain.errors import RemoteError
-from p2ptrain.learning.split.update import Copy, RoundAverage, make_update
+from p2ptrain.learning.split.update import Copy, RoundAverage, make_update, sizes_of
 
 CHAIN = meta_chain("lenet")
 LENGTH = len(CHAIN.blocks)
@@ -128,3 +128,47 @@ def test_tensors_that_do_not_fit_are_refused(change: object, why: str) -> None:
         made.add("anna", odd, metadata)
     made.add("anna", tensors, metadata)
     torch.testing.assert_close(pieces(made)[0][0][name], tensors[name])
+
+
+def test_a_tensor_that_has_grown_absurdly_is_refused() -> None:
+    tensors, metadata = update((0, LENGTH, 10, 0))
+    sizes = sizes_of(tensors)
+    name = f"model.{CHAIN.tensor_names(0, 1)[0]}"
+    for factor, is_refused in ((50.0, False), (1e4, True)):
+        made = RoundAverage(CHAIN, 3, None, sizes)
+        grown = tensors | {name: tensors[name] * factor}
+        if is_refused:
+            with pytest.raises(RemoteError, match="tensor-norm"):
+                made.add("anna", grown, metadata)
+        made.add("anna", tensors if is_refused else grown, metadata)
+        assert len(pieces(made)) == 1
+    with pytest.raises(RemoteError, match="tensor-norm"):  # also where nothing is known of what it was before
+        average().add("anna", tensors | {name: tensors[name] * 1e12}, metadata)
+
+
+PLANNED = {"anna": {0: 10, 1: 10}, "hal": dict.fromkeys(range(2, LENGTH), 10)}
+
+
+@pytest.mark.parametrize(
+    ("copy", "why"),
+    [((0, 2, 11, 0), "11 samples in block 0, which has 10"), ((0, 3, 10, 0), "others than"), ((0, 1, 1, 0), "others")],
+)
+def test_an_update_of_more_than_was_planned_is_refused(copy: tuple[int, int, int, int], why: str) -> None:
+    made = RoundAverage(CHAIN, 3, PLANNED)
+    with pytest.raises(RemoteError, match=why):
+        made.add("anna", *update(copy))
+    made.add("anna", *update((0, 2, 10, 0)))
+
+
+@pytest.mark.parametrize(("anna", "hal", "suspect"), [(9, 10, "anna"), (10, 9, "hal"), (9, 9, ""), (10, 10, "")])
+def test_whoever_says_too_few_samples_is_known_by_it(anna: int, hal: int, suspect: str) -> None:
+    """A batch that did not count is missing in both halves of its unit."""
+    made = RoundAverage(CHAIN, 3, PLANNED)
+    made.add("anna", *update((0, 2, anna, 0)))
+    made.add("hal", *update((2, LENGTH, hal, 0)))
+    assert made.suspect() == suspect
+    if suspect:
+        with pytest.raises(RemoteError, match="not be of all units"):
+            pieces(made)
+    else:
+        assert pieces(made)
