@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import LocalError
-from p2ptrain.learning.averaging import weighted_mean
 from p2ptrain.learning.candidates import FITTED, part_of
 from p2ptrain.learning.head_fit import plain_head
 from p2ptrain.learning.initial import fit, fitting_scores, start_from
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.own.outputs import find_head
+from p2ptrain.learning.robust.means import robust_mean
 from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.validation import UNKNOWN, Head
 from p2ptrain.modes.tasks.plan import body_of
@@ -153,17 +153,26 @@ class Parts:
         trunk = self.decoupling.trunk_names
         return trunk if shard == "trunk" else frozenset(self.model.state_dict()) - trunk
 
+    def mean_of(self, part: int, copies: list[tuple[float, State]]) -> dict[str, Tensor]:
+        """Of copies of a part with their masses, in peer-id order, as the job says."""
+        return robust_mean(copies, self._job.group.robust, self.submodel(part).state_dict())
+
     def assemble(self, copies: Mapping[int, list[tuple[float, State]]]) -> dict[str, Tensor]:
-        """The global state. ``copies``: for every part its copies with their masses, in peer-id order."""
-        parts = {part: weighted_mean(versions) for part, versions in copies.items()}
+        """The global state. ``copies``: for every part its copies with their masses, in peer-id order.
+
+        Raises ``RemoteError`` for a part of which no copy is sound.
+        """
+        parts = {part: self.mean_of(part, versions) for part, versions in copies.items()}
         if self.decoupling is None:
             (state,) = parts.values()
             return state
         trunk = None
         if self.decoupling.trunk_names:
             names = self.decoupling.trunk_names
-            trunk = weighted_mean(
-                [(m, {n: s[n] for n in names}) for _, versions in sorted(copies.items()) for m, s in versions]
+            like = {n: t for n, t in self.model.state_dict().items() if n in names}
+            everyone = [(m, s) for _, versions in sorted(copies.items()) for m, s in versions]
+            trunk = robust_mean(
+                [(m, {n: s[n] for n in names if n in s}) for m, s in everyone], self._job.group.robust, like
             )
         return self.decoupling.assemble(
             parts, targets=self.body.targets, combine=self.body.combine, trunk=trunk, base=None
