@@ -23,6 +23,7 @@ from p2ptrain.ids import JobId
 
 DataKind = Literal["image", "audio", "text"]
 Compression = Literal["none", "fp16", "int8", "topk"]
+Robust = Literal["none", "clip", "trimmed-mean", "median"]
 Coding = Literal["none", "fp16", "int8"]
 CODINGS: tuple[Coding, ...] = get_args(Coding)
 Schedule = Literal["sync", "async"]
@@ -101,6 +102,9 @@ class GroupConfig:
     topk_fraction: float = 0.1
     replicas: int = 2
     """Peers that keep a copy of each part, beside its trainer; one where a group has three peers, or two."""
+    robust: Robust = "clip"
+    """How much one member's contribution may move what several members make: what is far from the others' counts less
+    (clip), or a mean that leaves out extremes, which costs memory for more copies; none: all count as they come."""
     OLD_KEYS: ClassVar[Mapping[str, str]] = {"custodians": "replicas"}
 
 
@@ -188,6 +192,8 @@ class Job:
         plain = self._plain({title: values for title, values in changed.items() if values})
         if not self.data.white:  # of 8 bits: such jobs have the ids that they had before there was this key
             del plain["data"]["white"]
+        if self.group.robust == GroupConfig().robust:  # as jobs that are older than this key
+            del plain["group"]["robust"]
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     def to_toml(self) -> str:
@@ -339,6 +345,11 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
         ("group.replicas", g.replicas, 0, 16),
     )
     check_limits(limits, where)
+    if g.robust in ("trimmed-mean", "median") and g.compression == "topk":
+        raise JobError(
+            f'{where}: group.robust: "{g.robust}" needs whole copies, and group.compression = "topk" sends a part of '
+            'each; use "clip", or another compression'
+        )
     if not 2 <= len(d.classes) <= MAX_CLASSES:
         raise JobError(f"{where}: data.classes: expected 2 to {MAX_CLASSES} class names, got {len(d.classes)}")
     if len(set(d.classes)) != len(d.classes):

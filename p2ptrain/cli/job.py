@@ -139,6 +139,12 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 @setting("--schedule", "pipeline.schedule", click.Choice(["sync", "async"]), "Of a pipeline.")
 @setting("--min-peers", "group.min_peers", click.IntRange(1), "The first plan waits for so many peers.")
 @setting("--compression", "group.compression", click.Choice(["none", "fp16", "int8", "topk"]), "Of what peers send.")
+@setting(
+    "--robust",
+    "group.robust",
+    click.Choice(["none", "clip", "trimmed-mean", "median"]),
+    "How much one device's contribution may move what several make, from three devices on.",
+)
 @setting("--augment/--no-augment", "data.augment", bool, "Random crops and flips, or shifts, while training.")
 @setting(
     "--val",

@@ -8,7 +8,7 @@ same bits whichever side computes it; integers (BatchNorm's counters): the maxim
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,9 +19,13 @@ MAX_NORM_RATIO = 1e3
 """An incoming tensor whose root mean square passes this many times (1 + our own) is absurd."""
 MAX_STATISTICS_RATIO = 1e8
 """The same for running statistics, which follow the scale of the data."""
+MAX_COUNTER = 2**53
+"""A counter above it would overflow before long."""
 
 State = Mapping[str, Tensor]
 Indices = Mapping[str, Tensor]
+Toward = Callable[[str, Tensor, Tensor], Tensor]
+"""Name, own tensor, what came: what a merge takes in its place."""
 
 
 @torch.no_grad()
@@ -30,6 +34,20 @@ def check_state(incoming: State, like: State, indices: Indices | None = None) ->
 
     With ``indices`` a named tensor brings only these coordinates of the flattened tensor (top-k compression).
     """
+    check_fits(incoming, like, indices)
+    for name, ours in like.items():
+        theirs = incoming[name]
+        if not theirs.is_floating_point() or theirs.numel() == 0:
+            continue
+        statistics = name.endswith(("running_mean", "running_var"))
+        limit = (MAX_STATISTICS_RATIO if statistics else MAX_NORM_RATIO) * (1.0 + root_mean_square(ours))
+        if (size := root_mean_square(theirs)) > limit and not _are_equal(theirs, ours):
+            raise RemoteError("tensor-norm", f"{name}: root mean square {size:.3g}, limit {limit:.3g}")
+
+
+@torch.no_grad()
+def check_fits(incoming: State, like: State, indices: Indices | None = None) -> None:
+    """As ``check_state``, whatever the size of the numbers, as long as they are finite."""
     indices = indices or {}
     if incoming.keys() != like.keys():
         missing, extra = sorted(like.keys() - incoming.keys()), sorted(incoming.keys() - like.keys())
@@ -52,16 +70,14 @@ def _check_numbers(name: str, theirs: Tensor, ours: Tensor) -> None:
     if not theirs.is_floating_point():
         if bool(((theirs < 0) & (theirs < ours.to(theirs.device))).any()):  # ours may be a constant below zero
             raise RemoteError("tensor-negative", f"{name}: a counter below zero")
+        if theirs.dtype == torch.int64 and int(theirs.max()) > max(MAX_COUNTER, int(ours.max())):
+            raise RemoteError("tensor-counter", f"{name}: counted to {int(theirs.max())}")
         return
     size = root_mean_square(theirs)
     if not math.isfinite(size) and _are_equal(theirs, ours):
         return  # a constant, such as a mask of minus infinity
     if not math.isfinite(size):  # NaN or infinity anywhere, or squares beyond fp32, ends up here
         raise RemoteError("tensor-not-finite", name)
-    statistics = name.endswith(("running_mean", "running_var"))
-    limit = (MAX_STATISTICS_RATIO if statistics else MAX_NORM_RATIO) * (1.0 + root_mean_square(ours))
-    if size > limit:
-        raise RemoteError("tensor-norm", f"{name}: root mean square {size:.3g}, limit {limit:.3g}")
     if name.endswith("running_var") and bool((theirs < 0).any()):
         raise RemoteError("tensor-negative", f"{name}: a variance below zero")
 
@@ -72,23 +88,30 @@ def _are_equal(theirs: Tensor, ours: Tensor) -> bool:
     return same and bool(torch.isclose(theirs, ours.to(theirs.device), rtol=0, atol=0, equal_nan=True).all())
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
     """In the precision in which numbers are added up: at least float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def root_mean_square(tensor: Tensor) -> float:
     """0 of an empty tensor; not finite where a number of it is not."""
-    return float(torch.linalg.vector_norm(_wide(tensor))) / math.sqrt(max(1, tensor.numel()))
+    return float(torch.linalg.vector_norm(wide(tensor))) / math.sqrt(max(1, tensor.numel()))
 
 
 @torch.no_grad()
 def merge(
-    current: State, incoming: State, own_mass: float, incoming_mass: float, *, indices: Indices | None = None
+    current: State,
+    incoming: State,
+    own_mass: float,
+    incoming_mass: float,
+    *,
+    indices: Indices | None = None,
+    toward: Toward | None = None,
 ) -> float:
     """Push-sum: put the mass-weighted mean of both into ``current``, in place. Returns how far apart they were.
 
-    The distance is ||incoming - current|| / ||current|| over all float coordinates that came.
+    The distance is ||incoming - current|| / ||current|| over all float coordinates that came. ``toward`` may put
+    something else in the place of a float tensor that came.
     """
     own, share = _shares(own_mass, incoming_mass)
     indices = indices or {}
@@ -106,6 +129,8 @@ def merge(
             at = at.to(ours.device, torch.int64)
             mine = flat[at]
             gap, norm = gap + _square(theirs - mine), norm + _square(mine)
+            if toward is not None:
+                theirs = toward(name, mine, theirs)
             flat[at] = _mean_of_two(mine, theirs, own, share)
             if flat.data_ptr() != ours.data_ptr():
                 ours.copy_(flat.view(ours.shape))
@@ -113,6 +138,8 @@ def merge(
             torch.maximum(ours, theirs, out=ours)
         else:
             gap, norm = gap + _square(theirs - ours), norm + _square(ours)
+            if toward is not None:
+                theirs = toward(name, ours, theirs)
             ours.copy_(_mean_of_two(ours, theirs, own, share))
     return math.sqrt(gap) / math.sqrt(norm) if norm else math.sqrt(gap)
 
@@ -128,11 +155,11 @@ def _shares(own_mass: float, incoming_mass: float) -> tuple[float, float]:
 
 def _mean_of_two(a: Tensor, b: Tensor, share_a: float, share_b: float) -> Tensor:
     # Two rounded products, then a sum: symmetric, so both sides of an exchange get the same bits (lerp would not).
-    return (_wide(a) * share_a).add_(_wide(b) * share_b)
+    return (wide(a) * share_a).add_(wide(b) * share_b)
 
 
 def _square(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(_wide(tensor))) ** 2
+    return float(torch.linalg.vector_norm(wide(tensor))) ** 2
 
 
 @torch.no_grad()
@@ -142,7 +169,7 @@ def apply_delta(current: State, merged: State, sent: State) -> None:
         if not ours.is_floating_point():
             torch.maximum(ours, merged[name].to(ours.device), out=ours)
             continue
-        ours.add_((_wide(merged[name]) - _wide(sent[name])).to(ours))
+        ours.add_((wide(merged[name]) - wide(sent[name])).to(ours))
         if name.endswith("running_var"):
             ours.clamp_(min=0)  # the sum of two valid moves may pass zero
 
@@ -167,9 +194,9 @@ def weighted_mean(copies: Sequence[tuple[float, State]]) -> dict[str, Tensor]:
         if not math.isfinite(root_mean_square(tensor)) and all(_are_equal(state[name], tensor) for _, state in copies):
             mean[name] = tensor.clone()  # a constant: a share of zero of it would be no number
             continue
-        accumulated = _wide(torch.zeros_like(tensor, memory_format=torch.contiguous_format))
+        accumulated = wide(torch.zeros_like(tensor, memory_format=torch.contiguous_format))
         for share, (_, state) in zip(shares, copies, strict=True):
-            accumulated.add_(_wide(state[name]) * share)
+            accumulated.add_(wide(state[name]) * share)
         mean[name] = accumulated.to(tensor.dtype)
     return mean
 

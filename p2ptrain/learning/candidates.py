@@ -1,7 +1,7 @@
 """What the counts of a group's validation are called, in the last state of the head fit. Without torch: nodes read it.
 
-A *candidate* is a head for the assembled model: ``fitted`` by the group, ``joined`` from the parts' own rows, or one
-part's alone.
+A *candidate* is a head for the assembled model: ``fitted`` by the group, ``joined`` from the parts' own rows, one
+part's alone, or the first of these without one part.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ CORRECT = f"{VALIDATION}correct."
 WITHIN = f"{VALIDATION}within."
 """[3, C], behind it a peer's id: samples of that peer's classes; and, asked among these, the right answers of what it
 trained by itself, and of the first candidate."""
+WITHOUT = f"{VALIDATION}without."
+"""[C], behind it a peer's id: the right answers of the first candidate without what that peer trained."""
 SAMPLES = f"{VALIDATION}samples"
 """[1]: training samples of all who took part."""
 FITTED, JOINED = "fitted", "joined"
-_PART = "part-"
+_PART, _LESS = "part-", "without-"
 
 
 def alone(part: int) -> str:
@@ -27,6 +29,20 @@ def alone(part: int) -> str:
 
 
 def part_of(candidate: str) -> int | None:
-    """The part whose head alone it is; None for ``fitted``, ``joined`` and what is no candidate."""
-    text = candidate.removeprefix(_PART)
-    return int(text) if candidate.startswith(_PART) and text.isascii() and text.isdigit() and len(text) <= 6 else None
+    """The part whose head alone it is; None for all others, and for what is no candidate."""
+    return _number(candidate, _PART)
+
+
+def less(part: int) -> str:
+    """The candidate that is all parts but one."""
+    return f"{_LESS}{part}"
+
+
+def part_left_out(candidate: str) -> int | None:
+    """The part that it does without; None for all others, and for what is no candidate."""
+    return _number(candidate, _LESS)
+
+
+def _number(candidate: str, kind: str) -> int | None:
+    text = candidate.removeprefix(kind)
+    return int(text) if candidate.startswith(kind) and text.isascii() and text.isdigit() and len(text) <= 6 else None

@@ -132,10 +132,7 @@ def begin(
     """The first state, from the assembled head (``weight`` [C, F], ``bias`` [C]) and all peers' moments."""
     weight = head["weight"].double()
     bias = head["bias"].double() if "bias" in head else torch.zeros(weight.shape[0], dtype=torch.float64)
-    num_classes, num_features = weight.shape
-    square_shape = (num_features, num_features) if num_features <= MAX_WHITENED else (num_features,)
-    shapes = {"counts": (num_classes,), "sum": (num_features,), "square": square_shape}
-    total = _add(contributions, {name: (shape, torch.float64) for name, shape in shapes.items()})
+    total = _add(contributions, moments_of(*weight.shape))
     counts = total["counts"]
     n = float(counts.sum())
     if n < 1 or bool((counts < 0).any()):
@@ -216,14 +213,16 @@ def gradient(state: Mapping[str, Tensor], x: Tensor, y: Tensor, step: int) -> tu
 
 @torch.inference_mode()
 def advance(
-    state: Mapping[str, Tensor], contributions: Sequence[tuple[int, Mapping[str, Tensor]]], step: int, config: FitConfig
+    state: Mapping[str, Tensor],
+    contributions: Sequence[tuple[float, Mapping[str, Tensor]]],
+    step: int,
+    config: FitConfig,
 ) -> dict[str, Tensor]:
     """The next state: one step of Nesterov descent on the mean of the contributions (give them in peer-id order).
 
     Gradient steps count from 1. Raises ``RemoteError`` for a contribution that does not fit or is not finite.
     """
-    expected = {name: (tuple(state[name].shape), torch.float32) for name in ("weight", "bias")}
-    total = _add([sums for _, sums in contributions], expected | {"loss": ((), torch.float32)})
+    total = _add([sums for _, sums in contributions], gradient_of(*state["weight"].shape))
     n = sum(samples for samples, _ in contributions)
     if n < 1:
         raise RemoteError("head-fit", "a gradient of no samples")
@@ -283,16 +282,37 @@ def check_fit_state(state: Mapping[str, Tensor], num_classes: int, num_features:
         _check("loss", state["loss"], (), torch.float32)
 
 
-def _add(
-    contributions: Sequence[Mapping[str, Tensor]], expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-) -> dict[str, Tensor]:
+Expected = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shapes and types by name."""
+
+
+def moments_of(num_classes: int, num_features: int) -> Expected:
+    """What ``moments`` are."""
+    square = (num_features, num_features) if num_features <= MAX_WHITENED else (num_features,)
+    shapes = {"counts": (num_classes,), "sum": (num_features,), "square": square}
+    return {name: (shape, torch.float64) for name, shape in shapes.items()}
+
+
+def gradient_of(num_classes: int, num_features: int) -> Expected:
+    """What the sums of ``gradient`` are."""
+    shapes: dict[str, tuple[int, ...]] = {"weight": (num_classes, num_features), "bias": (num_classes,), "loss": ()}
+    return {name: (shape, torch.float32) for name, shape in shapes.items()}
+
+
+def check_contribution(contribution: Mapping[str, Tensor], expected: Expected) -> None:
+    """Raises ``RemoteError`` for what is not that, or not finite."""
+    if contribution.keys() != expected.keys():
+        raise RemoteError("head-fit", f"contribution of tensors {sorted(contribution)[:5]}")
+    for name, (shape, dtype) in expected.items():
+        _check(name, contribution[name], shape, dtype)
+
+
+def _add(contributions: Sequence[Mapping[str, Tensor]], expected: Expected) -> dict[str, Tensor]:
     """The sum, in the order given; in double precision, so that the number of peers does not matter."""
     total = {name: torch.zeros(shape, dtype=torch.float64) for name, (shape, _) in expected.items()}
     for contribution in contributions:
-        if contribution.keys() != expected.keys():
-            raise RemoteError("head-fit", f"contribution of tensors {sorted(contribution)[:5]}")
-        for name, (shape, dtype) in expected.items():
-            _check(name, contribution[name], shape, dtype)
+        check_contribution(contribution, expected)
+        for name in expected:
             total[name] += contribution[name]
     return {name: tensor.to(expected[name][1]) for name, tensor in total.items()}
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from p2ptrain.errors import RemoteError
-from p2ptrain.learning.candidates import CORRECT, TOTAL, WITHIN
+from p2ptrain.learning.candidates import CORRECT, TOTAL, WITHIN, WITHOUT
 from p2ptrain.learning.objective import matched
 
 UNKNOWN = -1e4
@@ -47,11 +47,17 @@ class Member:
 
 @torch.inference_mode()
 def count(
-    x: Tensor, y: Tensor, heads: Mapping[str, Head], members: Mapping[str, Member], main: str
+    x: Tensor,
+    y: Tensor,
+    heads: Mapping[str, Head],
+    members: Mapping[str, Member],
+    main: str,
+    without: Mapping[str, tuple[Tensor, Head]],
 ) -> dict[str, Tensor]:
     """The sums of these samples, features ``x`` [n, F] and labels ``y`` [n].
 
-    ``main``: the candidate that each member is compared with, both asked among the member's classes.
+    ``main``: the candidate that each member is compared with, both asked among the member's classes. ``without``: by
+    peer the features and the head that there are without it.
     """
     num_classes = heads[main].bias.numel()
     sums = {TOTAL: _by_class(torch.ones_like(y, dtype=torch.bool), y, num_classes)}
@@ -60,6 +66,8 @@ def count(
     answers = heads[main].logits(x)
     for peer, member in members.items():
         sums[WITHIN + peer] = within(sums[TOTAL], member, among(answers, y, member.classes))
+    for peer, (others, head) in without.items():
+        sums[WITHOUT + peer] = _by_class(right_of(head.logits(others), y), y, num_classes)
     return sums
 
 
@@ -107,10 +115,13 @@ def answers_of(
     return total, right
 
 
-def empty(heads: Iterable[str], members: Iterable[str], num_classes: int) -> dict[str, Tensor]:
+def empty(
+    heads: Iterable[str], members: Iterable[str], num_classes: int, without: Iterable[str] = ()
+) -> dict[str, Tensor]:
     """The sums of no samples, for these candidates and members."""
     sums = {TOTAL: torch.zeros(num_classes, dtype=torch.float64)}
     sums |= {CORRECT + name: torch.zeros(num_classes, dtype=torch.float64) for name in heads}
+    sums |= {WITHOUT + peer: torch.zeros(num_classes, dtype=torch.float64) for peer in without}
     return sums | {WITHIN + peer: torch.zeros(3, num_classes, dtype=torch.float64) for peer in members}
 
 
@@ -122,7 +133,7 @@ def add(contributions: Sequence[Mapping[str, Tensor]], num_classes: int) -> dict
             raise RemoteError("validation", f"counts of {sorted(sums)[:5]}")
         for name, tensor in sums.items():
             shape = (3, num_classes) if name.startswith(WITHIN) else (num_classes,)
-            known = name == TOTAL or name.startswith((WITHIN, CORRECT))
+            known = name == TOTAL or name.startswith((WITHIN, CORRECT, WITHOUT))
             if not known or tuple(tensor.shape) != shape or tensor.dtype != torch.float64:
                 raise RemoteError("validation", f"{name[:40]}: {tensor.dtype} {tuple(tensor.shape)}, not {shape}")
             if not bool((tensor >= 0).all() and (tensor <= sums[TOTAL]).all() and (tensor <= MAX_COUNT).all()):

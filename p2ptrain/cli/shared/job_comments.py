@@ -50,5 +50,6 @@ COMMENTS = {
     "group.settle_s": "and then so many seconds for more",
     "group.compression": "of what peers send: none, fp16, int8 or topk",
     "group.topk_fraction": "for topk only",
+    "group.robust": "of means of three and more: none, clip (what is far off counts less), trimmed-mean or median",
     "group.replicas": "so many peers keep a copy of each part; one in a group of three",
 }

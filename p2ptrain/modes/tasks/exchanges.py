@@ -23,16 +23,24 @@ from p2ptrain.protocol.machine import Note
 from p2ptrain.wire import messages as m
 
 MAX_PROPORTION = 16
-"""One peer's samples, to those of all others together: what is above that does not count."""
+"""One peer's samples, to those of all others together: what is above that does not count. Where merges are guarded,
+and there are two others at least, nobody counts more than all others together."""
 LATE_S = 5.0
 """A partner that answers later than that is worth a word."""
+
+
+def believable_mass(own: float, others: float, *, is_guarded: bool) -> float:
+    """The most that a push can bring, of who says to have trained on ``own`` samples where all others have on
+    ``others``."""
+    return float(others + min(own, (1 if is_guarded else MAX_PROPORTION) * others))
 
 
 class Exchanges:
     """Of one peer, in one job."""
 
-    def __init__(self, group: GroupView, downloads: Downloads, rng: random.Random) -> None:
+    def __init__(self, group: GroupView, downloads: Downloads, rng: random.Random, *, is_guarded: bool = False) -> None:
         self._group = group
+        self._is_guarded = is_guarded
         self._downloads = downloads
         self._gossip = g.Gossip(group.own_id, rng)
         self._plan: Plan | None = None
@@ -90,7 +98,7 @@ class Exchanges:
         records = [record for peer in self._plan.peers if (record := self._group.record(peer.peer)) is not None]
         others = counts + sum(record.samples for record in records if record.peer != sender)
         own = max((record.samples + sum(record.counts) for record in records if record.peer == sender), default=0)
-        limit = float(others + min(own, MAX_PROPORTION * others))
+        limit = believable_mass(own, others, is_guarded=self._is_guarded and len(self._plan.peers) > 2)
         masses = tuple(m.ShardMass(each.shard, min(each.mass, limit)) for each in push.masses)
         if self._gossip.config.max_mass < max(each.mass for each in push.masses) or masses == push.masses:
             return push, False  # what no honest peer sends is refused, not cut

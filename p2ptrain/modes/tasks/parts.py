@@ -5,7 +5,7 @@ Invariant: every peer that holds the same job and plan builds the same parts, wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import LocalError
-from p2ptrain.learning.averaging import weighted_mean
-from p2ptrain.learning.candidates import FITTED, part_of
+from p2ptrain.learning.candidates import FITTED, part_left_out, part_of
 from p2ptrain.learning.head_fit import plain_head
 from p2ptrain.learning.initial import fit, fitting_scores, start_from
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.own.outputs import find_head
+from p2ptrain.learning.robust.means import robust_mean
 from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.validation import UNKNOWN, Head
 from p2ptrain.modes.tasks.plan import body_of
@@ -134,6 +134,31 @@ class Parts:
         """The global state with a fitted head (``weight``, ``bias``) in place of its own."""
         return dict(state) | {f"{self.head}.{n}": t for n, t in head.items() if f"{self.head}.{n}" in state}
 
+    def head_without(self, left_out: Collection[int], heads: Mapping[int, State], fitted: State) -> Head:
+        """The fitted head, or if ``fitted`` is none the joined one, without what some parts' features say.
+
+        ``heads``: parts' own last layers, as ``head_of`` has them.
+        """
+        if "whiten" not in fitted:
+            joined = self.joined_head({part: own for part, own in heads.items() if part not in left_out})
+            return Head(joined["weight"], joined.get("bias", torch.zeros(joined["weight"].shape[0])))
+        plain = plain_head(fitted)
+        weight, bias = plain["weight"].clone(), plain["bias"].clone()
+        for part in left_out:
+            columns = self.head_columns(part)
+            if columns is not None:  # in place of the features stands their mean
+                bias += weight[:, columns] @ fitted["mean"][columns]
+                weight[:, columns] = 0.0
+        return Head(weight, bias)
+
+    def may_leave_out(self, part: int, *, is_fitted: bool) -> bool:
+        """Whether the others, of which there are two at least, know all classes without it."""
+        if self.decoupling is None or len(self.body.parts) < 3:
+            return False
+        others = {c for each in self.body.parts if each.index != part for c in self.trained_classes(each.index)}
+        votes = self.body.targets == "all" and (is_fitted or self.body.combine == "sum")
+        return votes and others.issuperset(self.trained_classes(part))
+
     def with_candidate(self, state: State, name: str, fitted: State, means: Mapping[int, State]) -> dict[str, Tensor]:
         """The global state with a candidate's head. ``fitted``: the fit's last state; ``means``: the parts' states."""
         part = part_of(name)
@@ -141,6 +166,11 @@ class Parts:
             return self.with_head(state, plain_head(fitted))
         if part is not None and part in means:
             head, _ = self.head_alone(part, self.head_of(means[part]))
+            return self.with_head(state, {"weight": head.weight, "bias": head.bias})
+        less = part_left_out(name)
+        if less is not None:
+            heads = {index: self.head_of(own) for index, own in means.items()}
+            head = self.head_without([less], heads, fitted)
             return self.with_head(state, {"weight": head.weight, "bias": head.bias})
         return dict(state)
 
@@ -153,17 +183,26 @@ class Parts:
         trunk = self.decoupling.trunk_names
         return trunk if shard == "trunk" else frozenset(self.model.state_dict()) - trunk
 
+    def mean_of(self, part: int, copies: Sequence[tuple[float, State]]) -> dict[str, Tensor]:
+        """Of copies of a part with their masses, in peer-id order, as the job says."""
+        return robust_mean(copies, self._job.group.robust, self.submodel(part).state_dict())
+
     def assemble(self, copies: Mapping[int, list[tuple[float, State]]]) -> dict[str, Tensor]:
-        """The global state. ``copies``: for every part its copies with their masses, in peer-id order."""
-        parts = {part: weighted_mean(versions) for part, versions in copies.items()}
+        """The global state. ``copies``: for every part its copies with their masses, in peer-id order.
+
+        Raises ``RemoteError`` for a part of which no copy is sound.
+        """
+        parts = {part: self.mean_of(part, versions) for part, versions in copies.items()}
         if self.decoupling is None:
             (state,) = parts.values()
             return state
         trunk = None
         if self.decoupling.trunk_names:
             names = self.decoupling.trunk_names
-            trunk = weighted_mean(
-                [(m, {n: s[n] for n in names}) for _, versions in sorted(copies.items()) for m, s in versions]
+            like = {n: t for n, t in self.model.state_dict().items() if n in names}
+            everyone = [(m, s) for _, versions in sorted(copies.items()) for m, s in versions]
+            trunk = robust_mean(
+                [(m, {n: s[n] for n in names if n in s}) for m, s in everyone], self._job.group.robust, like
             )
         return self.decoupling.assemble(
             parts, targets=self.body.targets, combine=self.body.combine, trunk=trunk, base=None

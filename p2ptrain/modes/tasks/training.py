@@ -21,10 +21,13 @@ from p2ptrain.learning.averaging import check_state, merge
 from p2ptrain.learning.compression import Compressor, decompress
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.evaluation import evaluate, own_class_accuracy
+from p2ptrain.learning.robust.means import FEWEST
+from p2ptrain.learning.robust.merging import MergeGuard
 from p2ptrain.learning.round_end import RoundEnd, equal_work
 from p2ptrain.learning.training import LocalTrainer, check_batch_size
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.parts import Parts
+from p2ptrain.modes.tasks.plan import body_of
 
 Masses = dict[str, float]
 
@@ -97,6 +100,7 @@ class PartTraining:
         self.masses: Masses = dict.fromkeys(self._spec.shards, 0.0)
         self._batches: Iterator[tuple[Tensor, Tensor]] = iter(())
         self._compressor = Compressor(job.group.compression, job.group.topk_fraction, submodel.state_dict())
+        self._guard = MergeGuard(job.group.robust)
         self._answers: dict[str, dict[str, Tensor]] = {}
         """By partner: the coordinates that its last payload brought, for top-k to answer with the same."""
 
@@ -117,6 +121,8 @@ class PartTraining:
     def step(self) -> bool:
         """Train on one batch; true when that ends a round."""
         if self.step_in_round == 0:
+            if any(self._is_guarded(shard) for shard in self.masses):
+                self._guard.begin_round(self._tensors(tuple(self.masses)))
             self._batches, self._end, self._losses = self._round_batches(), RoundEnd(), []
             self._learnt, self._loss_sum = 0, 0.0
             self._bad_before = self.trainer.num_bad_steps
@@ -139,6 +145,7 @@ class PartTraining:
             self.trainer.skip(self._steps_per_round - self.step_in_round)  # the learning rate is that of the round
         if not self._learnt:
             raise UserError(f"round {self.round + 1} of part {self.part}: {self.trainer.why_nothing_was_learnt()}")
+        self._guard.end_round(self.trainer.model.state_dict())
         self.step_in_round = 0
         self.round += 1
         return True
@@ -213,7 +220,10 @@ class PartTraining:
         return halves, self._compressor.compress(self._tensors(tuple(halves)), answering=answering)
 
     def merge(self, masses: Mapping[str, float], payload: Mapping[str, Tensor], partner: str, *, reply: bool) -> None:
-        """Take in another peer's half. A payload that does not fit raises ``RemoteError`` and changes nothing."""
+        """Take in another peer's half. A payload that does not fit raises ``RemoteError`` and changes nothing.
+
+        What is far from what honest copies are counts less, and so does its mass (``MergeGuard``).
+        """
         unknown = set(masses) - set(self.masses)
         if unknown:
             raise RemoteError("gossip", f"shards {sorted(unknown)[:3]} are not ours")
@@ -224,14 +234,38 @@ class PartTraining:
             self._answers[partner] = indices
         for shard, mass in masses.items():
             names = self._parts.shard_names(self.part, shard)
-            merge(
+            self.masses[shard] += mass * self._merge_shard(
                 {n: current[n] for n in names},
                 {n: incoming[n] for n in names},
-                self.masses[shard],
-                mass,
-                indices={n: indices[n] for n in names if n in indices},
+                (self.masses[shard], mass),
+                {n: indices[n] for n in names if n in indices},
+                partner if self._is_guarded(shard) else "",
             )
-            self.masses[shard] += mass
+
+    def _merge_shard(
+        self,
+        current: Mapping[str, Tensor],
+        incoming: Mapping[str, Tensor],
+        masses: tuple[float, float],
+        indices: Mapping[str, Tensor],
+        guarded_from: str,
+    ) -> float:
+        """The share of the mass that counts."""
+        if not guarded_from:
+            merge(current, incoming, *masses, indices=indices)
+            return 1.0
+        counts = self._guard.begin_merge(guarded_from, current, incoming, indices)
+        try:
+            merge(current, incoming, *masses, indices=indices, toward=self._guard.toward)
+        finally:
+            self._guard.end_merge(current)
+        return counts
+
+    def _is_guarded(self, shard: str) -> bool:
+        """Whether merges of it are bounded: of two that hold it none can be told to be wrong."""
+        parts = body_of(self._parts.plan).parts
+        num_holders = sum(len(part.trainers) for part in parts if shard in part.shards)
+        return self._job.group.robust != "none" and num_holders >= FEWEST
 
     def reclaim(self, masses: Mapping[str, float]) -> None:
         """The halves that a payload would have taken along, had anybody fetched it."""

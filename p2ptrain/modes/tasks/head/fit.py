@@ -45,6 +45,8 @@ from p2ptrain.wire.tensorfile import read_untrusted
 HEAD_RETRY_S = 10.0
 MAX_COPIES = 16
 """Of one part, averaged before the head is fitted: those of the trainers with most samples."""
+MAX_COPIES_BYTES = 1 << 30
+"""They lie in memory together, so of large ones there are fewer, but three."""
 
 
 class HeadFit:
@@ -144,7 +146,9 @@ class HeadFit:
         for part in sorted({part for part, _ in best}):
             copies = [h for (index, _), h in best.items() if index == part]
             last = max(h.round for h in copies)
-            copies = sorted((h for h in copies if h.round == last), key=_freshness)[-MAX_COPIES:]
+            copies = sorted((h for h in copies if h.round == last), key=_freshness)
+            num_that_fit = MAX_COPIES_BYTES // max(1, *(h.num_bytes for h in copies))
+            copies = copies[-max(3, min(MAX_COPIES, num_that_fit)) :]
             found += sorted(copies, key=lambda h: h.trainer)
         return tuple(found[:MAX_HOLDINGS])
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from p2ptrain.config import Job
 from p2ptrain.errors import RemoteError
 from p2ptrain.learning import candidates, head_fit, validation
-from p2ptrain.learning.averaging import check_state, weighted_mean
 from p2ptrain.learning.data import Dataset
+from p2ptrain.learning.robust.fitting import bounded_gradients, bounded_moments
+from p2ptrain.learning.robust.means import sound
 from p2ptrain.learning.validation import Head, Member
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.parts import Parts
@@ -46,10 +47,13 @@ class HeadFitting:
         self._val = val
         self._device = device
         self._num_classes = len(job.data.classes)
-        self._copies: list[tuple[float, dict[str, Tensor]]] = []
-        """Of the part that is being added, with their weights."""
+        self._is_bounded = job.group.robust != "none"
+        self._copies: dict[str, tuple[float, dict[str, Tensor]]] = {}
+        """Of the part that is being added, by trainer, with their weights."""
         self._columns: list[tuple[Tensor, Tensor | None]] = []
         self._val_columns: list[tuple[Tensor, Tensor | None]] = []
+        self._val_without: dict[str, dict[int, Tensor | None]] = {}
+        """By trainer and part: the part's features of the validation samples without its copy; None: there are none."""
         self._seen: set[tuple[int, str]] = set()
         self._members: dict[str, Member] = {}
         """What each peer trained, by its name."""
@@ -71,27 +75,32 @@ class HeadFitting:
     def add_copy(self, part: int, trainer: str, state: Mapping[str, Tensor], weight: float, *, last: bool) -> None:
         """A frozen copy of a part, as its ``trainer`` had it; with the ``last`` their mean runs over the own samples.
 
-        Raises ``RemoteError`` for a copy that does not fit; ``UserError`` where the model has no head to fit.
+        One that does not fit counts for nothing, as long as there is another. Raises ``RemoteError`` where none of a
+        part fits; ``UserError`` where the model has no head to fit.
         """
         ended = self._features is not None or self._whole is not None or part in self._heads
         if ended or (part, trainer) in self._seen:
             raise RemoteError("head-fit", f"part {part} of {trainer} came twice")
         self._seen.add((part, trainer))
         submodel = self._parts.submodel(part)
-        check_state(state, submodel.state_dict())
-        submodel.load_state_dict(dict(state))
-        classes = self._parts.trained_classes(part, trainer)
-        _, (right,) = self._answers(submodel, self._parts.outputs(part), [classes])
+        classes, right = self._parts.trained_classes(part, trainer), torch.zeros(self._num_classes, dtype=torch.float64)
+        copy = (weight, dict(state))
+        if sound([copy], submodel.state_dict()):
+            submodel.load_state_dict(copy[1])
+            _, (right,) = self._answers(submodel, self._parts.outputs(part), [classes])
         if trainer not in self._members or trainer in self._parts.body.parts[part].trainers:
             self._members[trainer] = Member(classes, right)  # one that changed its part has left a copy of the former
-        self._copies.append((weight, dict(state)))
-        if not last:  # no more than two are in memory
-            self._copies = [(sum(each for each, _ in self._copies), weighted_mean(self._copies))]
-            return
-        mean, self._copies = weighted_mean(self._copies), []
+        self._copies[trainer] = copy
+        if last:
+            copies, self._copies = self._copies, {}
+            self._add_part(part, copies)
+
+    def _add_part(self, part: int, copies: Mapping[str, tuple[float, dict[str, Tensor]]]) -> None:
+        submodel = self._parts.submodel(part)
+        mean = self._parts.mean_of(part, list(copies.values()))
         submodel.load_state_dict(mean)
         if not self._fits and self._parts.decoupling is None:
-            self._whole = self._counts_of(submodel)
+            self._whole = self._counts_of(submodel, part, copies)
             return
         head, columns = self._parts.head, self._parts.head_columns(part)
         if self._fits:
@@ -100,6 +109,22 @@ class HeadFitting:
         x, self._val_y = head_fit.features(submodel, head, self._own_batches(self._val), device=self._device)
         self._val_columns.append((x, columns))
         self._heads[part] = self._parts.head_of(mean)
+        for trainer in copies:
+            without = self._without(part, copies, trainer)
+            if without is not None:
+                submodel.load_state_dict(without)
+                x, _ = head_fit.features(submodel, head, self._own_batches(self._val), device=self._device)
+            self._val_without.setdefault(trainer, {})[part] = x if without is not None else None
+
+    def _without(
+        self, part: int, copies: Mapping[str, tuple[float, dict[str, Tensor]]], trainer: str
+    ) -> dict[str, Tensor] | None:
+        """The mean of the others' copies, if there are any that are sound."""
+        others = [copy for each, copy in copies.items() if each != trainer]
+        try:
+            return self._parts.mean_of(part, others) if others else None
+        except RemoteError:
+            return None
 
     def kind(self, step: int) -> Kind:
         """What ``step`` is about."""
@@ -129,11 +154,16 @@ class HeadFitting:
             counts[candidates.SAMPLES] = torch.tensor([float(samples)], dtype=torch.float64)
             return (self._full(state) if self._fits else {}) | counts
         self._joined()
+        expected = (head_fit.moments_of if kind == "moments" else head_fit.gradient_of)(*self._head["weight"].shape)
+        for _, sums in contributions:
+            head_fit.check_contribution(sums, expected)
         if kind == "moments":
-            after = head_fit.begin(self._head, [sums for _, sums in contributions], self._config)
+            moments = [sums for _, sums in contributions]
+            after = head_fit.begin(self._head, bounded_moments(moments) if self._is_bounded else moments, self._config)
             self._fixed = {name: after[name] for name in FIXED}
             return after
-        after = head_fit.advance(self._full(state), contributions, step, self._config)
+        gradients = bounded_gradients(contributions) if self._is_bounded else contributions
+        after = head_fit.advance(self._full(state), gradients, step, self._config)
         last = step == self._config.steps
         return after if last or step % FULL_EVERY == 0 else {n: t for n, t in after.items() if n not in FIXED}
 
@@ -182,11 +212,39 @@ class HeadFitting:
             # (It is the bias that rules classes out.)
             whole = {part: head for part, (head, classes) in alone.items() if known.issubset(classes)}
             heads |= {candidates.alone(part): head for part, head in whole.items()}
+        first = next(iter(heads))
+        fitted = self._full(state) if self._fits else {}
+        for part in sorted(self._heads):
+            if self._parts.may_leave_out(part, is_fitted=self._fits):
+                heads[candidates.less(part)] = self._parts.head_without([part], self._heads, fitted)
+        without = {
+            trainer: each
+            for trainer, parts in sorted(self._val_without.items())
+            if (each := self._less(x, parts, heads[first], fitted)) is not None
+        }
         if not len(self._val_y):
-            return validation.empty(heads, self._members, self._num_classes)
-        return validation.count(x, self._val_y, heads, self._members, main=next(iter(heads)))
+            return validation.empty(heads, self._members, self._num_classes, without)
+        return validation.count(x, self._val_y, heads, self._members, main=first, without=without)
 
-    def _counts_of(self, model: nn.Module) -> dict[str, Tensor]:
+    def _less(
+        self, x: Tensor, without: Mapping[int, Tensor | None], head: Head, fitted: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Head] | None:
+        """Features and head without what one peer trained; None where nothing is left. ``without``: by part."""
+        gone = [part for part, features in without.items() if features is None]
+        if len(gone) == len(self._heads):
+            return None
+        if gone:
+            head = self._parts.head_without(gone, self._heads, fitted)
+        x = x.clone()
+        for part, features in without.items():
+            columns = self._parts.head_columns(part)
+            if features is not None:
+                x[:, columns if columns is not None else slice(None)] = features
+        return x, head
+
+    def _counts_of(
+        self, model: nn.Module, part: int, copies: Mapping[str, tuple[float, dict[str, Tensor]]]
+    ) -> dict[str, Tensor]:
         """Of a model as it is, beside the copies that it is the mean of."""
         everything = range(self._num_classes)
         sets = [everything, *(member.classes for member in self._members.values())]
@@ -194,6 +252,11 @@ class HeadFitting:
         sums = {candidates.TOTAL: total, candidates.CORRECT + candidates.JOINED: right}
         for (peer, member), group in zip(self._members.items(), within, strict=True):
             sums[candidates.WITHIN + peer] = validation.within(total, member, group)
+        for trainer in copies:
+            without = self._without(part, copies, trainer)
+            if without is not None:
+                model.load_state_dict(without)
+                _, (sums[candidates.WITHOUT + trainer],) = self._answers(model, everything, [everything])
         return sums
 
     def _answers(

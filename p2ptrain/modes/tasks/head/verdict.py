@@ -6,15 +6,26 @@ Invariant: everyone who has the state reads the same numbers and takes the same 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from mmap import mmap
 
 import numpy as np
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
-from p2ptrain.learning.candidates import CORRECT, FITTED, JOINED, SAMPLES, TOTAL, WITHIN, part_of
+from p2ptrain.learning.candidates import (
+    CORRECT,
+    FITTED,
+    JOINED,
+    SAMPLES,
+    TOTAL,
+    WITHIN,
+    WITHOUT,
+    part_left_out,
+    part_of,
+)
 from p2ptrain.wire import tensorfile
 
 CLEAR = 2.0
@@ -33,6 +44,21 @@ class Worse:
 
 
 @dataclass(frozen=True, slots=True)
+class Spoils:
+    """A member whose contribution makes the model worse, or whose own copy knows far less than the others' do."""
+
+    peer: PeerId
+    without_accuracy: float
+    """Of all validation samples the group's model gets so many right without it; beside it, with it."""
+    accuracy: float
+    own_accuracy: float
+    """Among its own classes, what it trained; beside it, the median of the others'. NaN without samples."""
+    others_accuracy: float
+    is_worse: bool
+    """Without it the model is clearly better."""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """Right answers by class on the validation samples of all, of each candidate for the last layer."""
 
@@ -42,6 +68,8 @@ class Verdict:
     """By member: samples of its classes; asked among these, the right answers of its own copy, and the group's."""
     train_samples: int
     """Training samples of all who took part."""
+    without: Mapping[PeerId, tuple[int, ...]] = field(default_factory=dict)
+    """By member: right answers of the first candidate without what that member trained."""
 
     @property
     def samples(self) -> int:
@@ -49,7 +77,8 @@ class Verdict:
 
     @property
     def chosen(self) -> str:
-        """The first of fitted, joined, the parts alone, unless another gets more right by a standard error.
+        """The first of fitted, joined, all parts but one, the parts alone, unless another gets more right by a standard
+        error.
 
         A sample or two of a few hundred says nothing of which is better.
         """
@@ -61,9 +90,10 @@ class Verdict:
     @property
     def order(self) -> list[str]:
         first = [name for name in (FITTED, JOINED) if name in self.correct]
-        return first + sorted(
-            (name for name in self.correct if part_of(name) is not None), key=lambda n: part_of(n) or 0
-        )
+        for number in (part_left_out, part_of):
+            found = [(part, name) for name in self.correct if (part := number(name)) is not None]
+            first += [name for _, name in sorted(found)]
+        return first
 
     def accuracy(self, candidate: str = "") -> float:
         """Of the chosen candidate, or another; NaN without samples."""
@@ -84,9 +114,26 @@ class Verdict:
                 found.append((own, peer, own / asked, group / asked))
         return max(found, key=lambda each: each[0])[1:] if found else None
 
+    def spoilers(self) -> list[Spoils]:
+        """Whose contribution the model would be better without, or is hardly one."""
+        found: list[Spoils] = []
+        whole = sum(self.correct[self.order[0]])
+        for peer, right in sorted(self.without.items()):
+            rows = self.within.get(peer)
+            asked, own = (sum(rows[0]), sum(rows[1])) if rows else (0, 0)
+            shares = [sum(o) / sum(a) for p, (a, o, _) in self.within.items() if p != peer and sum(a)]
+            others = statistics.median(shares) if shares else math.nan
+            is_worse = bool(self.samples) and _clearly_less(whole, sum(right), self.samples)
+            knows_little = len(shares) > 1 and asked > 0 and _clearly_less(own, round(others / 2 * asked), asked)
+            if is_worse or knows_little:
+                own_share = own / asked if asked else math.nan
+                accuracies = (sum(right) / self.samples, whole / self.samples, own_share, others)
+                found.append(Spoils(peer, *accuracies, is_worse))
+        return found
+
     def worse(self) -> list[Worse]:
         """Where the group made something worse that one of its members can do."""
-        if part_of(self.chosen) is not None:
+        if self.chosen not in (FITTED, JOINED):
             return []
         found = []
         for peer, (asked, own, group) in sorted(self.within.items()):
@@ -111,16 +158,21 @@ def read_verdict(state: bytes | memoryview | mmap) -> Verdict | None:
         return None
     totals = _counts(arrays[TOTAL], 1)
     correct = {n.removeprefix(CORRECT): _counts(a, 1) for n, a in arrays.items() if n.startswith(CORRECT)}
-    within = {_peer(n): _counts(a, 2) for n, a in arrays.items() if n.startswith(WITHIN)}
-    if not correct or not all(name in (FITTED, JOINED) or part_of(name) is not None for name in correct):
+    within = {_peer(n, WITHIN): _counts(a, 2) for n, a in arrays.items() if n.startswith(WITHIN)}
+    without = {_peer(n, WITHOUT): _counts(a, 1) for n, a in arrays.items() if n.startswith(WITHOUT)}
+    if not (correct.keys() & {FITTED, JOINED}) or not all(map(_is_candidate, correct)):
         raise RemoteError("validation", f"candidates {sorted(correct)[:5]}")
-    rows = [(totals, row) for row in correct.values()]
+    rows = [(totals, row) for row in (*correct.values(), *without.values())]
     for asked, own, group in within.values():
         rows += [(totals, asked), (asked, own), (asked, group)]
     if any(len(row) != len(most) or any(r > n for r, n in zip(row, most, strict=True)) for most, row in rows):
         raise RemoteError("validation", "more right answers than samples")
     samples = _counts(arrays[SAMPLES], 1) if SAMPLES in arrays else (0,)
-    return Verdict(totals, correct, within, int(samples[0]) if samples else 0)
+    return Verdict(totals, correct, within, int(samples[0]) if samples else 0, without)
+
+
+def _is_candidate(name: str) -> bool:
+    return name in (FITTED, JOINED) or part_of(name) is not None or part_left_out(name) is not None
 
 
 def _counts(array: np.ndarray, dimensions: int) -> tuple:  # type: ignore[type-arg]
@@ -134,8 +186,8 @@ def _counts(array: np.ndarray, dimensions: int) -> tuple:  # type: ignore[type-a
     return tuple(tuple(row) for row in rows)
 
 
-def _peer(name: str) -> PeerId:
-    peer = name.removeprefix(WITHIN)
+def _peer(name: str, prefix: str) -> PeerId:
+    peer = name.removeprefix(prefix)
     if len(peer) != 16 or not (peer.isascii() and peer.isalnum()):
         raise RemoteError("validation", f"counts of {peer[:20]!r}")
     return PeerId(peer)

@@ -5,13 +5,14 @@ Invariant: every number comes from the verdict, and nothing that is worse goes u
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
-from p2ptrain.learning.candidates import FITTED, JOINED, part_of
-from p2ptrain.modes.tasks.head.verdict import Verdict
+from p2ptrain.learning.candidates import FITTED, JOINED, part_left_out, part_of
+from p2ptrain.modes.tasks.head.verdict import Spoils, Verdict
 from p2ptrain.words import listed, percent
 
 MANY_CLASSES = 100
@@ -28,7 +29,7 @@ def verdict_lines(verdict: Verdict, plan: Plan, classes: Sequence[str], name: Ca
     if weak and len(classes) <= MANY_CLASSES:
         lines.append(f"NONE of the validation samples of {listed(weak)} is recognised: bring more samples of them")
     best = verdict.best_member
-    if best is not None and len(verdict.within) > 1 and part_of(verdict.chosen) is None:
+    if best is not None and len(verdict.within) > 1 and verdict.chosen in (FITTED, JOINED):
         peer, own, group = best
         lines.append(
             f"best by itself, what {name(peer)} trained: {percent(own)} among its classes; the group's model there: "
@@ -41,7 +42,23 @@ def verdict_lines(verdict: Verdict, plan: Plan, classes: Sequence[str], name: Ca
             f"{percent(worse.own_accuracy)} right by itself, the group's model {percent(worse.group_accuracy)}{named}. "
             + _advice(plan)
         )
-    return lines
+    return lines + [_spoils(each, name) for each in verdict.spoilers()]
+
+
+def _spoils(found: Spoils, name: Callable[[PeerId], str]) -> str:
+    who = name(found.peer)
+    advice = f"Leave it out with `p2ptrain harvest --without {shlex.quote(who)}`"
+    own = f"; what it trained gets {percent(found.own_accuracy)} right by itself" if found.own_accuracy >= 0 else ""
+    if found.is_worse:
+        return (
+            f"{who} MAKES THE MODEL WORSE: without what it trained {percent(found.without_accuracy)} of all are right, "
+            f"with it {percent(found.accuracy)}{own}. {advice}"
+        )
+    return (
+        f"WHAT {who} TRAINED KNOWS LITTLE: among its classes it gets {percent(found.own_accuracy)} right by itself, "
+        f"that of others {percent(found.others_accuracy)}. The model is {percent(found.accuracy)} right with it, "
+        f"{percent(found.without_accuracy)} without. {advice}"
+    )
 
 
 def _head(verdict: Verdict, plan: Plan, name: Callable[[PeerId], str]) -> str:
@@ -51,6 +68,11 @@ def _head(verdict: Verdict, plan: Plan, name: Callable[[PeerId], str]) -> str:
         other = percent(verdict.accuracy(FITTED if FITTED in verdict.correct else JOINED))
         who = ", ".join(map(name, plan.parts[part].trainers)) if part < len(plan.parts) else ""
         return f", by the part of {who or part} alone: all parts together get less ({other})"
+    less = part_left_out(verdict.chosen)
+    if less is not None:
+        who = ", ".join(map(name, plan.parts[less].trainers)) if less < len(plan.parts) else ""
+        whole = percent(verdict.accuracy(verdict.order[0]))
+        return f", without the part of {who or less}: with it they get less ({whole})"
     if verdict.chosen == JOINED and FITTED in verdict.correct:
         return f", by the parts' own last layers: the fitted one gets less ({percent(verdict.accuracy(FITTED))})"
     return ""
@@ -75,6 +97,16 @@ def verdict_plain(verdict: Verdict, classes: Sequence[str]) -> dict[str, Any]:
             for name, right, total in zip(classes, verdict.correct[verdict.chosen], verdict.totals, strict=True)
         },
         "best_member": None if best is None else {"peer": best[0], "accuracy": best[1], "model_accuracy": best[2]},
+        "contributions": {
+            peer: {
+                "own_accuracy": sum(own) / sum(asked) if sum(asked) else None,
+                "accuracy_without": sum(verdict.without[peer]) / verdict.samples
+                if peer in verdict.without and verdict.samples
+                else None,
+            }
+            for peer, (asked, own, _) in sorted(verdict.within.items())
+        },
+        "spoilers": [{"peer": each.peer, "makes_worse": each.is_worse} for each in verdict.spoilers()],
         "worse": [
             {
                 "peer": worse.peer,
