@@ -121,7 +121,7 @@ class Verdict:
         for peer, right in sorted(self.without.items()):
             rows = self.within.get(peer)
             asked, own = (sum(rows[0]), sum(rows[1])) if rows else (0, 0)
-            shares = [sum(o) / sum(a) for p, (a, o, _) in self.within.items() if p != peer and sum(a)]
+            shares = [sum(o) / sum(a) for p, (a, o, _) in self.within.items() if p != peer and any(a)]
             others = statistics.median(shares) if shares else math.nan
             is_worse = bool(self.samples) and _clearly_less(whole, sum(right), self.samples)
             knows_little = len(shares) > 1 and asked > 0 and _clearly_less(own, round(others / 2 * asked), asked)
