@@ -5,6 +5,7 @@ Whole peers in virtual time. A snapshot is taken every ``EVERY`` batches: no mor
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -22,6 +23,7 @@ from stage_group import (
     trainer,
     under_way,
 )
+from stage_trainer import StageTraits
 
 from p2ptrain.core import commands as c
 from p2ptrain.simulation.device import Device
@@ -150,16 +152,19 @@ def test_a_process_that_ended_and_is_back_is_no_dead_one() -> None:
     ends_well(room)
 
 
+@pytest.mark.parametrize("load_s", [0.2, 20.0])
 @pytest.mark.parametrize("index", range(4))
-def test_only_the_trainer_process_dies(index: int) -> None:
+def test_only_the_trainer_process_dies(index: int, load_s: float) -> None:
     room = pipeline()
     done = furthest(room)
     device = staged(room)[index]
+    assert isinstance(device.traits, StageTraits)
+    device.traits = dataclasses.replace(device.traits, load_s=load_s)
     dead = trainer(device)
     dead.dead = True
     dead._say(c.TrainerFailed("killed (out of memory?)", user_error=False))
     goes_on(room, done, within_s=6.0)
-    assert device.id not in plan_of(device).trainers(), "nobody waits for its next trainer"
+    assert load_s < 1 or device.id not in plan_of(device).trainers(), "nobody waits for its next trainer"
     ends_well(room)
 
 
