@@ -94,7 +94,7 @@ class Group:
         self.plan = plan
         build = build or builder(name)
         with torch.device("meta"):  # as peers do, none of which could hold the whole model
-            chain = Chain(build(), shape_of(name))
+            chain = self.chain = Chain(build(), shape_of(name))
         self.data = data or {peer: samples(name, place) for place, peer in enumerate(plan.stages[0].peers)}
         self.peers = {
             peer: StageTraining(

@@ -33,7 +33,7 @@ from p2ptrain.core.effects import (
 from p2ptrain.core.peer_config import PeerConfig, Resume
 from p2ptrain.core.replicas import NUM_OWN_SNAPSHOTS
 from p2ptrain.errors import LocalError
-from p2ptrain.ids import BlobId
+from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.consensus.rules import PlanWork
@@ -148,6 +148,16 @@ class Device(FrameHost):
             self.trainer.kill()
             self.trainer = None
         self.disk.restarted()
+
+    def end(self) -> None:
+        """Its process ends, and the device stays: it tells whoever asks that nobody listens there any more."""
+        self.kill()
+        self.world.connections_close(self.id)
+
+    def process_gone(self, peer: PeerId) -> None:
+        """Its connection closed, and nobody listens there."""
+        if self.peer is not None:
+            self.world.perform(self, self.peer.process_gone(peer, self._now))
 
     def stall(self, seconds: float) -> None:
         """It does nothing for so long, its trainer neither, as a laptop that was closed."""

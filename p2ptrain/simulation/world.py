@@ -47,6 +47,9 @@ class FrameHost:
     def next_deadline(self) -> float:
         raise NotImplementedError
 
+    def process_gone(self, peer: PeerId) -> None:
+        """The process of another host has ended, as its device says."""
+
     def handle(self, sender: PeerId, message: Message, now: float) -> list[object]:
         raise LocalError("what reaches this host comes in frames")
 
@@ -101,6 +104,19 @@ class World:
         when = max(self.network.now + wait + through_s, self._arrives.get(channel, 0.0) + through_s)
         self._arrives[channel] = when
         self.network.at_host(to.id, when, lambda: self._deliver(who, to, effect.lane, frames))
+
+    def connections_close(self, ended: PeerId) -> None:
+        """A process has ended: hosts on its side of the network find out within milliseconds, if it is not back."""
+
+        def tell(host: FrameHost) -> None:
+            is_near = self._sides.get(ended, 0) == self._sides.get(host.id, 0)
+            if host.is_on and is_near and not self.hosts[ended].is_on:
+                host.process_gone(ended)
+
+        for host in list(self.hosts.values()):
+            if host.id != ended and host.is_on:
+                wait_s = self.conditions.delay_s + self.conditions.jitter_s * self.rng.random()
+                self.network.at_host(host.id, self.network.now + wait_s, lambda host=host: tell(host))  # type: ignore[misc]
 
     def _deliver(self, sender: PeerId, to: FrameHost, lane: Lane, frames: Sequence[bytes]) -> None:
         if to.is_on and self._sides.get(sender, 0) == self._sides.get(to.id, 0):

@@ -22,6 +22,7 @@ from p2ptrain.errors import LocalError, UserError
 from p2ptrain.ids import PeerId, blob_id
 from p2ptrain.net import keys, transport
 from p2ptrain.net.keys import OPEN_GROUP, Group, Identity
+from p2ptrain.net.knock import knock
 from p2ptrain.net.link import TokenBucket
 from p2ptrain.net.transport import LANES, Transport
 from p2ptrain.protocol.session.effects import Dial, Effect, HangUp, PeerAdmitted, SendFrames
@@ -604,3 +605,20 @@ def test_the_group_is_kept(tmp_path: Path) -> None:
     (tmp_path / keys.GROUP_FILE).write_text("ABCD")
     with pytest.raises(UserError, match=r"damaged.*join the group again"):
         keys.load_group(tmp_path)
+
+
+def test_whose_connection_closes_is_told_and_who_listens_is_found_out() -> None:
+    async def test() -> None:
+        gone: list[bytes] = []
+        a, b = Peer(on_gone=gone.append), Peer()
+        async with running(a, b):
+            b.dial(a)
+            assert b.transport.send(a.address, "control", [b"hello"])
+            await until(lambda: bool(a.received))
+            assert not gone and await knock(b.address) == "open"
+            await b.transport.close()
+            await until(lambda: gone == [b.identity.public])
+            assert await knock(b.address) == "refused"
+            assert await knock("tcp://[::1%nowhere]:9") == await knock("no address") == "unknown"
+
+    run(test)

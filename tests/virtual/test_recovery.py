@@ -5,6 +5,7 @@ Whole peers in virtual time. A snapshot is taken every ``EVERY`` batches: no mor
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -22,6 +23,7 @@ from stage_group import (
     trainer,
     under_way,
 )
+from stage_trainer import StageTraits
 
 from p2ptrain.core import commands as c
 from p2ptrain.simulation.device import Device
@@ -123,15 +125,46 @@ def test_the_proposer_dies_during_its_proposal() -> None:
     ends_well(room)
 
 
+@pytest.mark.parametrize("dead", [(1,), (1, 2), (0, 3)], ids=str)
+def test_processes_that_end_are_missed_at_once(dead: tuple[int, ...]) -> None:
+    """Of one or two of four: who stays does not wait for those who are known to be nowhere."""
+    room = pipeline()
+    devices, done, at = staged(room), furthest(room), room.network.now
+    for index in dead:
+        devices[index].end()
+    goes_on(room, done, within_s=6.0)
+    noticed = [
+        when - at
+        for device in room.on()
+        for when, note in device.notes
+        if when > at and (note.kind == "plan-adopted" or note.kind == "failed")
+    ]
+    assert len(noticed) >= len(room.on()) * (len(dead) + 1) and max(noticed) < 1.0, "by the simulation's clock"
+    ends_well(room)
+
+
+def test_a_process_that_ended_and_is_back_is_no_dead_one() -> None:
+    room = pipeline()
+    device = staged(room)[2]
+    device.end()
+    device.start()
+    assert room.run(90, under_way(room, 0)), state_of(room)
+    ends_well(room)
+
+
+@pytest.mark.parametrize("load_s", [0.2, 20.0])
 @pytest.mark.parametrize("index", range(4))
-def test_only_the_trainer_process_dies(index: int) -> None:
+def test_only_the_trainer_process_dies(index: int, load_s: float) -> None:
     room = pipeline()
     done = furthest(room)
     device = staged(room)[index]
+    assert isinstance(device.traits, StageTraits)
+    device.traits = dataclasses.replace(device.traits, load_s=load_s)
     dead = trainer(device)
     dead.dead = True
     dead._say(c.TrainerFailed("killed (out of memory?)", user_error=False))
-    goes_on(room, done)
+    goes_on(room, done, within_s=6.0)
+    assert load_s < 1 or device.id not in plan_of(device).trainers(), "nobody waits for its next trainer"
     ends_well(room)
 
 

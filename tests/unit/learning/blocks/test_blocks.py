@@ -159,6 +159,28 @@ def test_a_slice_is_built_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert all(torch.equal(state[n], t) for n, t in whole.items())
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_slice_without_values_takes_those_of_another(name: str) -> None:
+    with torch.device("meta"):
+        chain = Chain(built(name), shape_of(name))
+    half, whole = len(chain.blocks) // 2, built(name)
+    x = batch(name, 2)
+    for first, stop in ((0, half), (half, len(chain.blocks))):
+        blank = chain.blank_slice(first, stop)
+        true = chain.build_slice(lambda: built(name), first, stop)
+        if blank is None:  # GPT's and BERT's masks and positions are no part of their state
+            assert named_tensors(true).keys() > true.state_dict().keys()
+            continue
+        blank.load_state_dict(true.state_dict())
+        assert {n: p.requires_grad for n, p in blank.named_parameters()} == {
+            n: p.requires_grad for n, p in true.named_parameters()
+        }
+        assert blank.state_dict().keys() == set(chain.tensor_names(first, stop)) <= whole.state_dict().keys()
+        if first == 0:
+            assert torch.equal(blank.eval()(x), true.eval()(x))
+    assert all(tensor.is_meta for tensor in chain.model.state_dict().values()), "the chain's own model is left alone"
+
+
 class Orthogonal(nn.Module):
     """Tensors that come about in unusual ways: by a decomposition, from each other, of no factory."""
 
@@ -191,6 +213,7 @@ def test_unusual_tensors() -> None:
     assert sorted(n for s in slices for n in s.state_dict()) == sorted(whole.state_dict())
     rebuilt = [chain.build_slice(lambda: seeded(Orthogonal), i, i + 1) for i in range(2)]
     assert torch.equal(run_slices(rebuilt, x), whole(x))
+    assert chain.blank_slice(0, 1) is None, "nobody would bring its scale and mask"
     part = partial_model(lambda: seeded(Orthogonal), {"first.weight"})
     assert {n for n, t in named_tensors(part).items() if not t.is_meta} == {"first.weight"}
     assert torch.equal(part.first.weight, whole.first.weight)

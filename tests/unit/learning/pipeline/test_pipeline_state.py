@@ -16,6 +16,7 @@ from p2ptrain.config import DataConfig
 from p2ptrain.errors import DataError, JobError, LocalError, RemoteError
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.pipeline.samples import SampleStream
+from p2ptrain.learning.pipeline.snapshots import cut_anew
 from p2ptrain.learning.training import MAX_BAD_STEPS, DivergedError
 
 
@@ -39,6 +40,30 @@ def move(old: Group, new: Group, step: int) -> Group:
 
 
 # --- snapshots ---
+
+
+@pytest.mark.parametrize("config", [CONFIG, ADAMW], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("name", ["lenet", "resnet20"])
+def test_pieces_that_are_cut_anew_have_the_same_bits(name: str, config: object) -> None:
+    old = Group(name, pipeline(cuts(name, ONE_EACH)), config, order=1).run(5)  # type: ignore[arg-type]
+    pieces, chain = [peer.snapshot() for peer in old.peers.values()], old.chain
+    num, kind = len(chain.blocks), config.optimizer  # type: ignore[attr-defined]
+    runs = [(0, 1), (1, num - 1), (num - 1, num)]
+    cut = cut_anew(chain, pieces, runs, kind, 5)
+    assert [(metadata["first"], metadata["stop"]) for _, metadata in cut] == [(str(a), str(b)) for a, b in runs]
+    before = {key: tensor for tensors, _ in pieces for key, tensor in tensors.items()}
+    after = {key: tensor for tensors, _ in cut for key, tensor in tensors.items()}
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    whole, other = (Group(name, pipeline(cuts(name, ONE_EACH)), config, order=1) for _ in range(2))  # type: ignore[arg-type]
+    for group, given in ((whole, pieces), (other, cut)):
+        for peer in group.peers.values():
+            peer.restore(given, 5)
+        group.run(7)
+    assert same(whole.state(), other.state())
+    with pytest.raises(RemoteError):
+        cut_anew(chain, pieces[1:], runs, kind, 5)
+    with pytest.raises(RemoteError):
+        cut_anew(chain, pieces, runs, kind, 6)
 
 
 @pytest.mark.parametrize("config", [CONFIG, ADAMW], ids=["sgd", "adamw"])

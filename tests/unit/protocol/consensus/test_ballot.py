@@ -76,6 +76,29 @@ def test_two_sides_never_both_carry(everyone: set[int], gone: set[int], left: se
     assert both.count(True) <= 1
 
 
+def test_nobody_waits_for_those_whose_processes_have_ended() -> None:
+    everyone = [name(i) for i in range(4)]
+    ballot: Ballot[str] = Ballot(name(2), 8.0, 20.0)
+    ballot.vote(PlanRef(2, "a" * 64), 100.0)
+    ballot.count_heads([name(2), name(3)], everyone, 100.0)
+    assert ballot.is_short and ballot.deadline() == 120.0
+    ballot.ended = frozenset({name(0)})
+    ballot.count_heads([name(2), name(3)], everyone, 100.5)
+    assert ballot.deadline() == 120.0, "one of the two may be elsewhere"
+    ballot.ended = frozenset({name(0), name(1)})
+    ballot.count_heads([name(2), name(3)], everyone, 101.0)
+    assert ballot.is_short and ballot.deadline() <= 101.0
+
+
+def test_a_group_whose_last_peer_is_left_does_not_take_itself_for_the_part_that_is_cut_off() -> None:
+    four = plan_of(0, 1, 2, 3)
+    last = agreement(3, four, config=VOTES)
+    last.view_changed([record(3, four)], 0.0)
+    assert last.next_deadline() >= VOTES.minority_s
+    last.view_changed([record(3, four)], 1.0, ended=[name(0), name(1), name(2)])
+    assert last.next_deadline() <= VOTES.settle_s + 1.0
+
+
 def test_candidates_are_bounded_and_the_own_one_stays() -> None:
     ballot: Ballot[str] = Ballot(name(0), 8.0, 20.0)
     worst = PlanRef(2, "f" * 64)

@@ -17,7 +17,11 @@ def plan(from_step: int, *, goes_back: bool = True) -> Any:
     from p2ptrain.modes.pipeline.plan import PipelineBody
 
     body = PipelineBody("c" * 64, None, (), (), from_step, 10, 1, goes_back)  # type: ignore[arg-type]
-    return SimpleNamespace(body=body, peers=[SimpleNamespace(peer="a")], trainers=lambda: {"a": 0})
+    return SimpleNamespace(body=body, peers=[SimpleNamespace(peer="a")], trainers=lambda: {"a": 0}, epoch=2)
+
+
+def kinds(notes: list[Note]) -> list[str]:
+    return [note.kind for note in notes]
 
 
 BEFORE: Any = SimpleNamespace(trainers=lambda: {"a": 0, "b": 1})
@@ -36,7 +40,8 @@ def test_a_loss_is_told_with_the_batches_and_the_seconds_that_it_cost() -> None:
     )
     recovery.look(False, 101.5)
     assert recovery.step_done(40, 102.0) == []
-    (note,) = recovery.step_done(41, 102.5)
+    first, note = recovery.step_done(41, 102.5)
+    assert (first.kind, dict(first.fields)) == ("first-batch", {"step": 41, "epoch": 2})
     assert sentence(note) == "goes on: batch 41 is done, 2.5 s after the loss"
     assert recovery.step_done(42, 103.0) == []
 
@@ -45,10 +50,11 @@ def test_a_false_alarm_is_no_loss_and_the_beginning_is_called_so() -> None:
     recovery = Recovery(GROUP)
     recovery.look(True, 1.0)
     recovery.look(False, 2.0)
-    assert recovery.begin(plan(50, goes_back=False), BEFORE, 47, 3.0) == [] and recovery.step_done(51, 4.0) == []
+    assert recovery.begin(plan(50, goes_back=False), BEFORE, 47, 3.0) == []
+    assert kinds(recovery.step_done(51, 4.0)) == ["first-batch"] and recovery.step_done(52, 4.5) == []
     (note,) = recovery.begin(plan(0), BEFORE, 47, 50.0)
     assert "goes back to the beginning" in (sentence(note) or "") and "47 batches are lost" in (sentence(note) or "")
-    (note,) = recovery.step_done(1, 51.0)
+    _, note = recovery.step_done(1, 51.0)
     assert dict(note.fields)["seconds"] == 1.0, "of this loss, not of the false alarm"
 
 
