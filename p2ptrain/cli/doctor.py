@@ -90,7 +90,7 @@ def command(
 def _group(code: str | None, is_open: bool, state_dir: Path | None) -> Group | None:
     """The group, if there is one: the doctor also sees a device that is in none."""
     from p2ptrain.api import default_state_dir, find_group
-    from p2ptrain.net.keys import load_group
+    from p2ptrain.net.group.kept import load_group
 
     if not code and not is_open and load_group(state_dir or default_state_dir()) is None:
         return None

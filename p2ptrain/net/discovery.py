@@ -22,7 +22,7 @@ import secrets
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from zeroconf import Error, IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
@@ -45,6 +45,8 @@ MAX_ADDRESSES_OF_ONE = 16
 
 OnProposed = Callable[[str], None]
 """Called in the loop with a ``tcp://IP:port`` of the same group."""
+OnFormer = Callable[[GroupTag, str], None]
+"""Called in the loop with the tag of a former code of the group, and an address under which somebody has that code."""
 OnStatus = Callable[[str], None]
 """Called in the loop whenever ``status`` becomes that it runs, or that it failed."""
 
@@ -66,6 +68,8 @@ class Discovery:
         *,
         announce: bool = True,
         on_status: OnStatus = lambda status: None,
+        former: Collection[GroupTag] = (),
+        on_former: OnFormer = lambda tag, address: None,
     ) -> None:
         self.status = "not started"
         """For people: what it does, or why it does not."""
@@ -77,6 +81,8 @@ class Discovery:
         self._on_proposed = on_proposed
         self._on_status = on_status
         self._announce = announce
+        self._former = {str(each): each for each in former}
+        self._on_former = on_former
         self._name = f"{secrets.token_hex(8)}.{SERVICE}"
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
@@ -240,6 +246,9 @@ class Discovery:
                 self._shown.popitem(last=False)
             for address in addresses:
                 self._on_proposed(address)
+        elif group in self._former and self._allowance.take(time.monotonic()):
+            for address in addresses:
+                self._on_former(self._former[group], address)
         if group != self._tag or version != str(WIRE_VERSION):
             label = f"{group[:32]} (wire version {version[:8]})"
             known = [*self.others.get(label, []), *_addresses_of(hosts, info.port or 0)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import MessageReceived, Note
 from p2ptrain.wire.codec import Envelope
-from p2ptrain.wire.messages import Lane
+from p2ptrain.wire.messages import Lane, NewCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,15 @@ class IdentityTaken:
     address: str
 
 
-Effect = IdentityTaken | Dial | HangUp | SendFrames | PeerAdmitted | PeerDropped | Ban | Note
+@dataclass(frozen=True, slots=True)
+class NewCodeTold:
+    """Somebody says that the group has a new code. ``key``: who passed it on, whom a false one is to be blamed on."""
+
+    key: bytes
+    notice: NewCode
+
+
+Effect = NewCodeTold | IdentityTaken | Dial | HangUp | SendFrames | PeerAdmitted | PeerDropped | Ban | Note
 
 
 @dataclass(frozen=True, slots=True)

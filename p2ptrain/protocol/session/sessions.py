@@ -41,6 +41,7 @@ from p2ptrain.protocol.session.effects import (
     Ban,
     Effect,
     IdentityTaken,
+    NewCodeTold,
     PeerAdmitted,
     PeerDropped,
     Received,
@@ -55,7 +56,7 @@ from p2ptrain.protocol.session.twins import Twins
 from p2ptrain.protocol.session.visitors import MAX_VISITORS, Visitors
 from p2ptrain.wire import codec
 from p2ptrain.wire.codec import WireVersionError
-from p2ptrain.wire.messages import WIRE_VERSION, Goodbye, Hello, Lane, Message, Proof, Refused, Welcome
+from p2ptrain.wire.messages import WIRE_VERSION, Goodbye, Hello, Lane, Message, NewCode, Proof, Refused, Welcome
 
 MAX_PEERS = 512
 
@@ -172,6 +173,9 @@ class Sessions:
                 effects = self._proof(sender_key, message, now)
             elif isinstance(message, Refused):
                 return None, self._refused(sender_key, message, now)
+            elif isinstance(message, NewCode):
+                self._offences.check_hello(sender_key, now)  # it takes as long to check as to answer one
+                effects = [NewCodeTold(sender_key, message)]
             else:
                 self._table.check(lane, sender_key, envelope)
                 self._visitors.heard(sender_key)

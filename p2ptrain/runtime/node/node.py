@@ -19,7 +19,7 @@ from typing import Any
 
 from p2ptrain.core.effects import Effects
 from p2ptrain.errors import UserError
-from p2ptrain.ids import PeerId, peer_id
+from p2ptrain.ids import GroupTag, PeerId, peer_id
 from p2ptrain.net.asking import Asking
 from p2ptrain.net.discovery import Discovery, resolve
 from p2ptrain.net.interfaces import usable_addresses
@@ -61,6 +61,8 @@ class Node:
 
     announces = True
     """By mDNS, so that others come by themselves."""
+    former_tags: frozenset[GroupTag] = frozenset()
+    """Of codes that the group had before: who is seen under one is told to ``former_seen``."""
     linger_s = 0.0
     """How long ``close`` lets go out what was said last."""
 
@@ -116,6 +118,8 @@ class Node:
                 lambda address: self._proposed(address, "mdns"),
                 announce=self.announces,
                 on_status=self._discovery_says,
+                former=self.former_tags,
+                on_former=self.former_seen,
             )
             self.discovery.start()
             self._spawn(self._ask_again(self.discovery))
@@ -288,6 +292,9 @@ class Node:
         core = self.core
         if core is not None:
             self.feed(lambda now: core.propose(address, now, source))
+
+    def former_seen(self, tag: GroupTag, address: str) -> None:
+        """mDNS shows somebody under a code that the group had before."""
 
     def _discovery_says(self, status: str) -> None:
         """mDNS works, or does not any more."""

@@ -25,7 +25,7 @@ from p2ptrain.net.signing import signing_of
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
+from p2ptrain.protocol.session.effects import NewCodeTold, PeerAdmitted, PeerDropped
 from p2ptrain.protocol.session.sessions import MAX_PEERS
 from p2ptrain.protocol.signing import Signing, Statements
 from p2ptrain.runtime.node.journal import Journal
@@ -266,6 +266,8 @@ class ObserverNode(Node):
             self.blobs.abandon(effect.blob)
         elif isinstance(effect, ReadChunk):
             self.answer_read(effect, None)
+        elif isinstance(effect, NewCodeTold):
+            return  # who only looks follows nobody
         else:
             super().carry_out_other(effect)
 

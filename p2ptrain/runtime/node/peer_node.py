@@ -15,19 +15,19 @@ from typing import Any
 from p2ptrain.config import Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.effects import JobDone, JobReceived, RestartTrainer, StartTrainer, ToTrainer, TrainerLost
-from p2ptrain.core.peer_config import PeerConfig, Resume
+from p2ptrain.core.peer_config import PeerConfig
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import P2PTrainError, RemoteError, UserError
-from p2ptrain.ids import BlobId, JobId
-from p2ptrain.modes.registry import read_plan
+from p2ptrain.errors import P2PTrainError, UserError
+from p2ptrain.ids import BlobId, GroupTag, JobId
 from p2ptrain.net.keys import IDENTITY_FILE, Group, Identity
 from p2ptrain.net.signing import signing_of
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.protocol.machine import Note
-from p2ptrain.protocol.session.effects import IdentityTaken
+from p2ptrain.protocol.session.effects import IdentityTaken, NewCodeTold
 from p2ptrain.runtime.model_writer import Request, keep_model
 from p2ptrain.runtime.node.disk_work import DiskWork
+from p2ptrain.runtime.node.group_codes import GroupCodes
 from p2ptrain.runtime.node.group_job import JOB_WAIT_S, superseded, wait_for_kept
 from p2ptrain.runtime.node.handover import Handover, let_go
 from p2ptrain.runtime.node.journal import Journal
@@ -75,6 +75,8 @@ class PeerNode(Node):
         self.trainer: TrainerProcess | None = None
         self.superseded_by: JobId | None = None
         """The group's job, for which this peer has left its own: it is to be started again."""
+        self.codes = GroupCodes(self, state, self._failed)
+        self.former_tags = self.codes.courier.tags
         self._job_wait_s = job_wait_s
         self._peer: Peer | None = None
         self._configuration: c.Configure | None = None
@@ -95,6 +97,7 @@ class PeerNode(Node):
             ToTrainer: self._to_trainer,
             JobReceived: lambda effect: self._open_job(effect.job),
             IdentityTaken: self._identity_taken,
+            NewCodeTold: self._new_code_told,
             StartTrainer: self._first_start,
             RestartTrainer: lambda effect: self._spawn(self._start_trainer()),
             TrainerLost: self._trainer_lost,
@@ -130,6 +133,8 @@ class PeerNode(Node):
                 self._proposed(address, "remembered")
         for note in self.state.take_notes():
             self.note(note)
+        if self._peer is not None:
+            self._spawn(self.codes.run(self._peer))
         if self.options.job is not None:
             self._open_job(self.options.job)
         elif self._peer is not None:
@@ -200,21 +205,7 @@ class PeerNode(Node):
                 raise UserError(
                     f"{self.options.init}: can't be read ({error.strerror or error}); the job file names it"
                 ) from None
-        manifest = store.manifest
-        plan: Plan | None = None
-        if manifest.plan:
-            try:
-                plan = read_plan(manifest.plan)
-            except RemoteError as error:
-                self.note(Note("stored-plan-damaged", (("why", str(error)),)))
-        resume = Resume(
-            plan=plan,
-            own=manifest.snapshots,
-            kept=tuple(h for h in manifest.replicas if h.kind == "part"),
-            result=next((h for h in reversed(manifest.replicas) if h.kind == "head"), None),
-            has_blob=store.blobs.__contains__,
-        )
-        disk.take_notes()
+        resume = disk.resume()
         options = self.options
         self._configuration = c.Configure(
             job=job.to_json(),
@@ -387,6 +378,13 @@ class PeerNode(Node):
             await asyncio.sleep(TRAFFIC_S)
             peer.refused |= self.transport.refused
             self.feed(lambda now: peer.traffic(self.transport.bytes_sent, now))
+
+    def _new_code_told(self, effect: NewCodeTold) -> None:
+        if self._peer is not None and not self._is_twin:
+            self.codes.told(effect, self._peer)
+
+    def former_seen(self, tag: GroupTag, address: str) -> None:
+        self.codes.courier.seen(tag, address)
 
     def addresses_changed(self, addresses: tuple[str, ...]) -> None:
         peer = self._peer
