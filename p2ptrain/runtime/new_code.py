@@ -172,7 +172,7 @@ async def _who_is_here(
             for peer in observer.answered:
                 key, record = observer.sessions.key_of(peer), observer.records.get(peer)
                 if key is not None and record is not None:
-                    found[peer] = Member(key, record.name, time.time())
+                    found[peer] = Member(key, record.name, time.time(), record.addresses)
             return found, frozenset(found)
         finally:
             await node.close()

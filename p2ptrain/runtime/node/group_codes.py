@@ -59,7 +59,8 @@ class GroupCodes:
         """Until cancelled."""
         node = self._node
         self._members = load_members(self._state.path, node.group.tag) if self.is_founder else {}
-        known = [address for each in self._state.load_addresses().values() for address in each]
+        known = [address for each in self._members.values() for address in each.addresses]
+        known += [address for each in self._state.load_addresses().values() for address in each]
         for host, port in map(parse_endpoint, node.network.peers if self.kept.former else ()):
             known += await resolve(host, port)
         own = set(node.addresses())
@@ -137,8 +138,9 @@ class GroupCodes:
             key, record, before = peer.sessions.key_of(each), peer.records.get(each), self._members.get(each)
             if key is None or record is None:
                 continue
-            if before is None or before.name != record.name or now - before.seen > SEEN_S:
-                found[each] = Member(key, record.name, now)
+            seen = Member(key, record.name, now, record.addresses)
+            if before is None or dataclasses.replace(before, seen=now) != seen or now - before.seen > SEEN_S:
+                found[each] = seen
         if not found:
             return
         self._members |= found

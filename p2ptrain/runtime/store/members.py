@@ -1,6 +1,6 @@
 """The devices that the founder of a group has met, so that a new code can be made for those, too, that are off.
 
-    members.json in the founder's state directory: by group tag, {peer: {key, name, seen}}
+    members.json in the founder's state directory: by group tag, {peer: {key, name, seen, addresses}}
 
 Invariant: only whom the founder's own device met is in it, by the key that the transport authenticated; the newest
 ``MAX_MEMBERS`` of the newest ``MAX_GROUPS`` groups. What can't be read is as if it were not there.
@@ -29,6 +29,8 @@ class Member:
     name: str
     seen: float
     """Seconds since 1970."""
+    addresses: tuple[str, ...] = ()
+    """Where it was then."""
 
 
 def load_members(state: Path, tag: GroupTag) -> dict[PeerId, Member]:
@@ -39,7 +41,10 @@ def load_members(state: Path, tag: GroupTag) -> dict[PeerId, Member]:
 def save_members(state: Path, tag: GroupTag, members: Mapping[PeerId, Member], disk: Disk | None = None) -> None:
     """Of this group, in place of those before. Raises ``StorageError``."""
     newest = dict(sorted(members.items(), key=lambda each: each[1].seen)[-MAX_MEMBERS:])
-    plain = {peer: {"key": m.key.decode(), "name": m.name, "seen": m.seen} for peer, m in newest.items()}
+    plain = {
+        peer: {"key": m.key.decode(), "name": m.name, "seen": m.seen, "addresses": list(m.addresses)}
+        for peer, m in newest.items()
+    }
     others = [[each, its] for each, its in _load(state).items() if each != tag][-(MAX_GROUPS - 1) :]
     (disk or Disk()).write_file(state / MEMBERS, json_bytes([*others, [tag, plain]]))
 
@@ -57,7 +62,7 @@ def _read(plain: object) -> dict[PeerId, Member]:
     found = {}
     for peer, each in plain.items() if isinstance(plain, dict) else ():
         match each:
-            case {"key": str(key), "name": str(name), "seen": int() | float() as seen}:
+            case {"key": str(key), "name": str(name), "seen": int() | float() as seen, "addresses": list(addresses)}:
                 if peer_id(key.encode()) == peer:
-                    found[PeerId(peer)] = Member(key.encode(), name, float(seen))
+                    found[PeerId(peer)] = Member(key.encode(), name, float(seen), tuple(map(str, addresses)))
     return found
