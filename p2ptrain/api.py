@@ -22,6 +22,7 @@ from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import DataError, NobodyError, NotCoveredError, UserError
 from p2ptrain.ids import PeerId
+from p2ptrain.net.group.admission import visitors_door
 from p2ptrain.net.group.kept import load_kept
 from p2ptrain.net.keys import OPEN_GROUP, Group, load_or_make_identity, read_code
 from p2ptrain.runtime import harvest as harvesting
@@ -149,9 +150,15 @@ class Status:
     """Sources of addresses that find nothing on this device, and why."""
 
 
-async def status(group: Group, *, network: NetworkConfig | None = None, wait_s: float = WAIT_S) -> Status:
+async def status(
+    group: Group,
+    *,
+    network: NetworkConfig | None = None,
+    wait_s: float = WAIT_S,
+    state_dir: Path | str | None = None,
+) -> Status:
     """Look around. Raises ``UserError`` when nobody answers in time."""
-    async with observing(group, network) as node:
+    async with observing(group, network, state_dir) as node:
         await node.look_around(wait_s)
         return snapshot_status(node)
 
@@ -165,10 +172,16 @@ def snapshot_status(node: ObserverNode) -> Status:
 
 
 @asynccontextmanager
-async def observing(group: Group, network: NetworkConfig | None = None) -> AsyncIterator[ObserverNode]:
-    """An observer that is gone again afterwards."""
+async def observing(
+    group: Group, network: NetworkConfig | None = None, state_dir: Path | str | None = None
+) -> AsyncIterator[ObserverNode]:
+    """An observer that is gone again afterwards.
+
+    ``state_dir``: of this device, which has to be in where the group lets devices in one by one.
+    """
+    door = visitors_door(group, _state(state_dir) if group.approves else None)
     with tempfile.TemporaryDirectory(prefix="p2ptrain-") as directory:
-        node = ObserverNode(group, network or NetworkConfig(), Path(directory))
+        node = ObserverNode(group, network or NetworkConfig(), Path(directory), door)
         try:
             await node.start()
             yield node
@@ -196,7 +209,7 @@ async def harvest(
     Raises ``NotCoveredError`` naming the parts that nobody has, unless ``partial``; ``UserError`` otherwise.
     """
     try:
-        async with observing(group, network) as node:
+        async with observing(group, network, state_dir) as node:
             collected = await harvesting.collect(node, wait_s, partial=partial, say=say)
             num_peers = len(node.observer.alive())
     except (NobodyError, NotCoveredError) as error:

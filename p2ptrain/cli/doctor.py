@@ -63,12 +63,13 @@ def command(
     Looks at this device's interfaces, multicast, ports, firewall and clock, then for peers of the group. Run it on
     both devices.
     """
+    from p2ptrain.api import default_state_dir
     from p2ptrain.runtime.doctor.examine import examine, verdict
     from p2ptrain.words import clean
 
     group = _group(code, is_open, state_dir)
     network = read_network(peers, interfaces, no_discovery, port)
-    findings = run_async(examine(group, network, wait_s))
+    findings = run_async(examine(group, network, wait_s, state_dir or default_state_dir()))
     is_fine = all(finding.level != "problem" for finding in findings)
     if as_json:
         print_json(

@@ -34,6 +34,7 @@ Examples:
   p2ptrain group show           the code in use here, to tell others
   p2ptrain group rotate         a new code, which travels to the members that stay
   p2ptrain group remove NAME    the same, without that member
+  p2ptrain group approve NAME   let a device into a group of `group new --approve`
 """
 
 
@@ -59,18 +60,21 @@ def command() -> None:
 
 @command.command(epilog="\b\nExample:\n  p2ptrain group new")
 @state_option
+@click.option("--approve", is_flag=True, help="The code alone lets nobody in: `group approve` does.")
 @json_option
-def new(state_dir: Path | None, as_json: bool) -> None:
+def new(state_dir: Path | None, approve: bool, as_json: bool) -> None:
     """Make a join code and keep it as this device's group."""
     from p2ptrain.api import default_state_dir
+    from p2ptrain.net.group.admission import admit
     from p2ptrain.net.group.founding import found
     from p2ptrain.net.group.kept import KeptGroup, load_group, save_kept
     from p2ptrain.net.keys import load_or_make_identity
 
     where = state_dir or default_state_dir()
-    former, founding = load_group(where), found(load_or_make_identity(where).public)
-    group = founding.group(approves=False)
-    save_kept(where, KeptGroup(group, founding))
+    former, identity = load_group(where), load_or_make_identity(where)
+    founding = found(identity.public)
+    group = founding.group(approves=approve)
+    save_kept(where, KeptGroup(group, founding, admit(identity, group, identity.public) if approve else b""))
     if as_json:
         print_json({"code": str(group), "former": str(former) if former else None})
         return
@@ -143,8 +147,33 @@ def rotation_options(function: click.decorators.FC) -> click.decorators.FC:
     return function
 
 
-@command.command(epilog="\b\nExample:\n  p2ptrain group rotate")
+@command.command(epilog="\b\nExamples:\n  p2ptrain group approve\n  p2ptrain group approve kitchen-pi")
+@click.argument("names", nargs=-1, metavar="NAME...")
+@state_option
+@json_option
+def approve(names: tuple[str, ...], state_dir: Path | None, as_json: bool) -> None:
+    """Let devices into a group of `group new --approve`, by name or peer id; without a name, list who asks.
+
+    Only the device that made the code can, and its peer has to run. A name is what a device says of itself: compare
+    its id with what the device itself shows when it waits.
+    """
+    from p2ptrain.api import default_state_dir
+    from p2ptrain.runtime import new_code
+
+    where = state_dir or default_state_dir()
+    asking = new_code.asking(where)
+    chosen = new_code.approve(where, names)
+    if as_json:
+        print_json({"asking": {peer: m.name for peer, m in asking.items()}, "approved": sorted(chosen)})
+    elif names:
+        click.echo(f"let in: {_listed(chosen)}. They are in as soon as they meet this device's peer")
+    else:
+        click.echo(f"asking: {_listed(asking)}" if asking else "nobody asks to be let in")
+
+
+@command.command(epilog="\b\nExamples:\n  p2ptrain group rotate\n  p2ptrain group rotate --approve")
 @rotation_options
+@click.option("--approve", is_flag=True, help="From now on the code alone lets nobody in (see `group approve`).")
 def rotate(
     state_dir: Path | None,
     peers: tuple[str, ...],
@@ -153,13 +182,15 @@ def rotate(
     wait_s: float,
     yes: bool,
     as_json: bool,
+    approve: bool,
 ) -> None:
     """Give the group a new join code, which travels to all its members.
 
     Only the device that made the code can. Members that run follow at once and go on with their training; one that is
     off follows when it starts beside any other member in the same network. Who only had the old code is a stranger.
     """
-    _rotate(state_dir, (), read_network(peers, interfaces, no_discovery), wait_s, yes=yes, as_json=as_json)
+    network = read_network(peers, interfaces, no_discovery)
+    _rotate(state_dir, (), network, wait_s, yes=yes, as_json=as_json, approve=approve)
 
 
 @command.command(
@@ -186,7 +217,14 @@ def remove(
 
 
 def _rotate(
-    state_dir: Path | None, names: tuple[str, ...], network: NetworkConfig, wait_s: float, *, yes: bool, as_json: bool
+    state_dir: Path | None,
+    names: tuple[str, ...],
+    network: NetworkConfig,
+    wait_s: float,
+    *,
+    yes: bool,
+    as_json: bool,
+    approve: bool = False,
 ) -> None:
     import sys
 
@@ -197,7 +235,8 @@ def _rotate(
     where = state_dir or default_state_dir()
     new_code.founders_group(where)
     progress("looking who is here")
-    rotation = run_async(new_code.plan_rotation(where, names, network, wait_s=min(wait_s, new_code.LOOK_S)))
+    look_s = min(wait_s, new_code.LOOK_S)
+    rotation = run_async(new_code.plan_rotation(where, names, network, approve=approve, wait_s=look_s))
     for line in _who(rotation):
         progress(line)
     if not yes and not as_json and sys.stdin.isatty():
@@ -209,7 +248,7 @@ def _rotate(
     def arrived(peer: PeerId) -> None:
         progress(f"{clean(rotation.stay[peer].name, 40)} ({peer}) is in under the new code")
 
-    seen = run_async(new_code.spread(rotation, kept.group, notice, network, wait_s=wait_s, say=arrived))
+    seen = run_async(new_code.spread(rotation, kept, notice, network, wait_s=wait_s, say=arrived))
     away = {peer: each for peer, each in rotation.stay.items() if peer not in seen}
     if as_json:
         print_json(

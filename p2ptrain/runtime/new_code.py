@@ -14,14 +14,16 @@ from pathlib import Path
 
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
+from p2ptrain.net.group.admission import door_of
 from p2ptrain.net.group.kept import KeptGroup, load_kept, save_kept
 from p2ptrain.net.group.rotation import new_code
-from p2ptrain.net.keys import Group, Identity, load_or_make_identity
+from p2ptrain.net.keys import Identity, load_or_make_identity
 from p2ptrain.protocol.machine import Send
+from p2ptrain.protocol.session.door import Door
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.store.kept import load_groups
-from p2ptrain.runtime.store.members import MAX_MEMBERS, Member, load_members, save_members
+from p2ptrain.runtime.store.members import APPLICANTS, MAX_MEMBERS, Member, add_members, load_members, save_members
 from p2ptrain.runtime.store.state_dir import carry_job
 from p2ptrain.wire import codec
 from p2ptrain.wire.messages import NewCode
@@ -45,12 +47,15 @@ class Rotation:
 
 
 async def plan_rotation(
-    state: Path, remove: Sequence[str], network: NetworkConfig, *, approves: bool | None = None, wait_s: float = LOOK_S
+    state: Path, remove: Sequence[str], network: NetworkConfig, *, approve: bool = False, wait_s: float = LOOK_S
 ) -> Rotation:
-    """Who stays, and who goes: by name or peer id. Raises ``UserError``."""
+    """Who stays, and who goes: by name or peer id. ``approve``: from now on devices are let in one by one.
+
+    Raises ``UserError``.
+    """
     kept, identity = founders_group(state)
     members = load_members(state, kept.group.tag)
-    met, told_us = await _who_is_here(kept.group, network, wait_s)
+    met, told_us = await _who_is_here(kept, identity, network, wait_s)
     members |= {peer: each for peer, each in met.items() if peer not in members or each.name}
     members.pop(identity.peer, None)
     removed: dict[PeerId, Member] = {}
@@ -63,7 +68,7 @@ async def plan_rotation(
             "`p2ptrain group new`, and enter it on each of them"
         )
     here = frozenset(told_us & members.keys())
-    return Rotation(kept, identity, stay, removed, here, kept.group.approves if approves is None else approves)
+    return Rotation(kept, identity, stay, removed, here, approve or kept.group.approves)
 
 
 def keep_rotation(state: Path, rotation: Rotation) -> tuple[KeptGroup, NewCode]:
@@ -82,7 +87,7 @@ def keep_rotation(state: Path, rotation: Rotation) -> tuple[KeptGroup, NewCode]:
 
 async def spread(
     rotation: Rotation,
-    new: Group,
+    new: KeptGroup,
     notice: NewCode,
     network: NetworkConfig,
     *,
@@ -90,11 +95,12 @@ async def spread(
     say: Callable[[PeerId], None] = lambda peer: None,
 ) -> set[PeerId]:
     """Tell everybody that is here, until all that stay have been seen under the new code; who was."""
+    identity = rotation.identity
     removed, arrived = rotation.here & rotation.removed.keys(), set[PeerId]()
     told_at: dict[PeerId, float] = {}
     with tempfile.TemporaryDirectory(prefix="p2ptrain-") as one, tempfile.TemporaryDirectory(prefix="p2ptrain-") as two:
-        under_old = ObserverNode(rotation.kept.group, network, Path(one))
-        under_new = ObserverNode(new, network, Path(two))
+        under_old = ObserverNode(rotation.kept.group, network, Path(one), _door(rotation.kept, identity))
+        under_new = ObserverNode(new.group, network, Path(two), _door(new, identity))
         try:
             await under_old.start()
             await under_new.start()
@@ -114,6 +120,29 @@ async def spread(
             await under_old.close()
             await under_new.close()
     return arrived
+
+
+def asking(state: Path) -> dict[PeerId, Member]:
+    """Who asks this device, which has made the group, to be let in. Raises ``UserError``."""
+    kept, _ = founders_group(state)
+    if not kept.group.approves:
+        raise UserError(
+            "the code of this group lets devices in by itself; `p2ptrain group rotate --approve` changes that"
+        )
+    members = load_members(state, kept.group.tag)
+    waiting = load_members(state, kept.group.tag, APPLICANTS)
+    return {peer: each for peer, each in waiting.items() if peer not in members}
+
+
+def approve(state: Path, names: Sequence[str]) -> dict[PeerId, Member]:
+    """Let them in, by name or peer id. Raises ``UserError``."""
+    kept, identity = founders_group(state)
+    waiting, chosen = asking(state), dict[PeerId, Member]()
+    for name in names:
+        chosen |= _named(name, waiting, identity, "nobody of that name asks to be let in; those that do are")
+    if chosen:
+        add_members(state, kept.group.tag, chosen)
+    return chosen
 
 
 def founders_group(state: Path) -> tuple[KeptGroup, Identity]:
@@ -138,7 +167,12 @@ def founders_group(state: Path) -> tuple[KeptGroup, Identity]:
     return kept, identity
 
 
-def _named(name: str, members: dict[PeerId, Member], identity: Identity) -> dict[PeerId, Member]:
+def _named(
+    name: str,
+    members: dict[PeerId, Member],
+    identity: Identity,
+    unknown: str = "no member of that name was met here; known are",
+) -> dict[PeerId, Member]:
     if name == identity.peer:
         raise UserError(f"{name} is this device, which made the group: it can't remove itself")
     if name in members:
@@ -146,14 +180,18 @@ def _named(name: str, members: dict[PeerId, Member], identity: Identity) -> dict
     found = {peer: each for peer, each in members.items() if each.name == name}
     known = ", ".join(f"{each.name} ({peer})" for peer, each in sorted(members.items(), key=lambda m: m[1].name))
     if not found:
-        raise UserError(f"{name}: this device has met no member of that name; it has met {known or 'nobody'}")
+        raise UserError(f"{name}: {unknown} {known or 'nobody'}")
     if len(found) > 1:
         raise UserError(f"{name}: {len(found)} members have that name; say which by its id: {', '.join(sorted(found))}")
     return found
 
 
+def _door(kept: KeptGroup, identity: Identity) -> Callable[[bytes], Door]:
+    return lambda visitor: door_of(kept, identity, visitor=visitor)
+
+
 async def _who_is_here(
-    group: Group, network: NetworkConfig, wait_s: float
+    kept: KeptGroup, identity: Identity, network: NetworkConfig, wait_s: float
 ) -> tuple[dict[PeerId, Member], frozenset[PeerId]]:
     """Members that answer for themselves now; nobody is an answer, too."""
     import time
@@ -161,7 +199,7 @@ async def _who_is_here(
     from p2ptrain.errors import NobodyError
 
     with tempfile.TemporaryDirectory(prefix="p2ptrain-") as directory:
-        node = ObserverNode(group, network, Path(directory))
+        node = ObserverNode(kept.group, network, Path(directory), _door(kept, identity))
         try:
             await node.start()
             try:

@@ -149,7 +149,7 @@ def test_who_stays_follows_who_slept_too_and_who_was_removed_is_out(tmp_path: Pa
             rotation = await new_code.plan_rotation(maker.state, ["goes"], network)
             assert {each.name for each in rotation.stay.values()} == {"stays", "sleeps"}
             kept, notice = new_code.keep_rotation(maker.state, rotation)
-            arrived = await new_code.spread(rotation, kept.group, notice, network, wait_s=WAIT_S)
+            arrived = await new_code.spread(rotation, kept, notice, network, wait_s=WAIT_S)
             assert arrived == {stays.identity.peer}
             assert "removed" in await goes.ended()
             await until(lambda: maker.sees(stays) and stays.sees(maker), "those that stay met again")

@@ -6,10 +6,15 @@ a harvest) that an admitted device vouches for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+from p2ptrain.errors import UserError
 from p2ptrain.net.group.founding import Founding
-from p2ptrain.net.group.kept import KeptGroup
-from p2ptrain.net.keys import Group, Identity
+from p2ptrain.net.group.kept import KeptGroup, load_kept
+from p2ptrain.net.keys import Group, Identity, load_or_make_identity
 from p2ptrain.net.signing import signing_of, verify
+from p2ptrain.protocol.session.door import Door
 from p2ptrain.protocol.signing import group_mark
 from p2ptrain.wire.messages import Admission
 
@@ -42,6 +47,33 @@ def lets_in(group: Group, key: bytes, admission: Admission | None) -> bool:
     if not verify(admission.founder, _words("admitted", group, admission.device), admission.word):
         return False
     return admission.device == key or verify(admission.device, _words("visitor", group, key), admission.visit)
+
+
+def door_of(kept: KeptGroup, identity: Identity, name: str = "", visitor: bytes = b"") -> Door:
+    """Of this device, or of its ``visitor`` (a key for one visit): whom it lets in, and what it shows to others."""
+    group = kept.group
+    if not group.approves:
+        return Door(name=name)
+    own = own_admission(kept, identity)
+    if own is not None and visitor:
+        own = vouch(own, identity, group, visitor)
+    is_in = lets_in(group, visitor or identity.public, own)
+    return Door(lambda key, shown: is_in and lets_in(group, key, shown), own if is_in else None, name)
+
+
+def visitors_door(group: Group, state_dir: Path | None) -> Callable[[bytes], Door]:
+    """By the visitor's key, of a visit by the device of ``state_dir``. Raises ``UserError`` if that one is not in."""
+    if not group.approves:
+        return lambda visitor: Door()
+    kept = load_kept(state_dir) if state_dir is not None else None
+    if state_dir is not None and kept is not None and kept.group == group:
+        device = load_or_make_identity(state_dir)
+        if door_of(kept, device).own is not None:
+            return lambda visitor: door_of(kept, device, visitor=visitor)
+    raise UserError(
+        "this group lets devices in one by one, and this device is not in yet: start `p2ptrain peer` here, and on the "
+        "device that made the group run `p2ptrain group approve`"
+    )
 
 
 def _words(kind: str, group: Group, key: bytes) -> bytes:

@@ -24,7 +24,7 @@ from p2ptrain.net.signing import signing_of
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.protocol.machine import Note
-from p2ptrain.protocol.session.effects import IdentityTaken, NewCodeTold
+from p2ptrain.protocol.session.effects import IdentityTaken, Knocked, NoticeTold
 from p2ptrain.runtime.model_writer import Request, keep_model
 from p2ptrain.runtime.node.disk_work import DiskWork
 from p2ptrain.runtime.node.group_codes import GroupCodes
@@ -76,8 +76,7 @@ class PeerNode(Node):
         self.superseded_by: JobId | None = None
         """The group's job, for which this peer has left its own: it is to be started again."""
         self.codes = GroupCodes(self, state, self._failed)
-        self.former_tags = self.codes.courier.tags
-        self._job_wait_s = job_wait_s
+        self.former_tags, self._job_wait_s = self.codes.courier.tags, job_wait_s
         self._peer: Peer | None = None
         self._configuration: c.Configure | None = None
         self._disk_work: DiskWork | None = None
@@ -97,7 +96,8 @@ class PeerNode(Node):
             ToTrainer: self._to_trainer,
             JobReceived: lambda effect: self._open_job(effect.job),
             IdentityTaken: self._identity_taken,
-            NewCodeTold: self._new_code_told,
+            NoticeTold: self._of_codes,
+            Knocked: self._of_codes,
             StartTrainer: self._first_start,
             RestartTrainer: lambda effect: self._spawn(self._start_trainer()),
             TrainerLost: self._trainer_lost,
@@ -117,6 +117,7 @@ class PeerNode(Node):
             name=options.name,
             software=SOFTWARE,
             signing=signing_of(self.identity),
+            door=self.codes.door(options.name),
             flops_per_s=options.flops_per_s or 0.0,
             memory_bytes=options.memory_bytes,
             link_bytes_per_s=options.link_bytes_per_s,
@@ -134,7 +135,7 @@ class PeerNode(Node):
         for note in self.state.take_notes():
             self.note(note)
         if self._peer is not None:
-            self._spawn(self.codes.run(self._peer))
+            self._spawn(self.codes.run(self._peer, self.options.name))
         if self.options.job is not None:
             self._open_job(self.options.job)
         elif self._peer is not None:
@@ -364,6 +365,7 @@ class PeerNode(Node):
         request = Request(
             code=str(self.group),
             job=peer.job_id,
+            state=str(self.state.path.absolute()),
             kept=str((self.state.path / peer.job_id / MODEL).absolute()),
             out=str(Path(options.out).expanduser().absolute()) if options.out else "",
             peers=tuple(address.removeprefix("tcp://") for address in self.addresses()[:1]),
@@ -379,7 +381,7 @@ class PeerNode(Node):
             peer.refused |= self.transport.refused
             self.feed(lambda now: peer.traffic(self.transport.bytes_sent, now))
 
-    def _new_code_told(self, effect: NewCodeTold) -> None:
+    def _of_codes(self, effect: NoticeTold | Knocked) -> None:
         if self._peer is not None and not self._is_twin:
             self.codes.told(effect, self._peer)
 
