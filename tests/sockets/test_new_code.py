@@ -14,6 +14,7 @@ import pytest
 from p2ptrain import api
 from p2ptrain.errors import UserError
 from p2ptrain.net.group import courier
+from p2ptrain.net.group.admission import admit
 from p2ptrain.net.group.founding import found
 from p2ptrain.net.group.kept import KeptGroup, join_group, load_kept, save_kept
 from p2ptrain.net.keys import Group, load_or_make_identity
@@ -22,7 +23,7 @@ from p2ptrain.runtime.node import group_codes
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.peer_node import PeerNode
 from p2ptrain.runtime.node.peer_options import PeerOptions
-from p2ptrain.runtime.store.members import load_members
+from p2ptrain.runtime.store.members import APPLICANTS, load_members
 
 WAIT_S = 100.0
 """Generous: a loaded machine is slow."""
@@ -111,13 +112,18 @@ class Device:
         return str(error.value)
 
 
+def visit(*devices: Device) -> NetworkConfig:
+    return NetworkConfig(("127.0.0.1",), peers=tuple(each.address for each in devices), discover=False)
+
+
 @asynccontextmanager
-async def room(folder: Path, *names: str) -> AsyncIterator[list[Device]]:
+async def room(folder: Path, *names: str, approves: bool = False) -> AsyncIterator[list[Device]]:
     """The first has made the group."""
     identity = load_or_make_identity(folder / names[0])
     founding = found(identity.public)
-    group = founding.group(approves=False)
-    save_kept(folder / names[0], KeptGroup(group, founding))
+    group = founding.group(approves=approves)
+    word = admit(identity, group, identity.public) if approves else b""
+    save_kept(folder / names[0], KeptGroup(group, founding, word))
     first = Device(folder / names[0], group)
     devices = [first, *(Device(folder / name, group, (first.address,)) for name in names[1:])]
     try:
@@ -145,7 +151,7 @@ def test_who_stays_follows_who_slept_too_and_who_was_removed_is_out(tmp_path: Pa
             await until(lambda: len(load_members(maker.state, old.tag)) == 3, "the maker knows all")
             await sleeps.stop()
 
-            network = NetworkConfig(("127.0.0.1",), peers=(maker.address,), discover=False)
+            network = visit(maker)
             rotation = await new_code.plan_rotation(maker.state, ["goes"], network)
             assert {each.name for each in rotation.stay.values()} == {"stays", "sleeps"}
             kept, notice = new_code.keep_rotation(maker.state, rotation)
@@ -164,5 +170,36 @@ def test_who_stays_follows_who_slept_too_and_who_was_removed_is_out(tmp_path: Pa
             await until(lambda: sleeps.sees(maker, stays) and maker.sees(sleeps), "who slept is in again")
             assert sleeps.codes[-1] == kept.group == sleeps.group
             assert not any(each.sees(goes) for each in (maker, stays, sleeps))
+
+    asyncio.run(test())
+
+
+def test_in_a_group_that_admits_one_by_one_the_code_alone_lets_nobody_in(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with room(tmp_path, "maker", "member", "asks", approves=True) as (maker, member, asks):
+            tag = maker.group.tag
+            asks.known = (maker.address, member.address)
+            for each in (maker, member, asks):
+                each.start()
+            await until(lambda: load_members(maker.state, tag, APPLICANTS).keys() >= {asks.identity.peer}, "it asks")
+            await until(lambda: len(new_code.asking(maker.state)) == 2, "both ask")
+            assert not maker.sees(asks) and not maker.sees(member)
+            with pytest.raises(UserError, match="one by one"):
+                await api.status(member.group, network=visit(maker), state_dir=member.state)
+
+            assert set(new_code.approve(maker.state, ["member"])) == {member.identity.peer}
+            await until(lambda: maker.sees(member) and member.sees(maker), "who was let in is in")
+            await until(lambda: asks.knocked_in_vain(3), "the other tries")
+            assert not any(each.sees(asks) for each in (maker, member))
+            found = await api.status(member.group, network=visit(maker, member), wait_s=WAIT_S, state_dir=member.state)
+            assert {record.name for record in found.records} == {"maker", "member"}
+
+            rotation = await new_code.plan_rotation(maker.state, [], visit(maker))
+            kept, notice = new_code.keep_rotation(maker.state, rotation)
+            assert kept.group.approves
+            arrived = await new_code.spread(rotation, kept, notice, visit(maker, member), wait_s=WAIT_S)
+            assert arrived == {member.identity.peer}
+            await until(lambda: maker.sees(member) and member.sees(maker), "they met again")
+            assert not maker.sees(asks)
 
     asyncio.run(test())

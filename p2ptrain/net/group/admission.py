@@ -58,7 +58,7 @@ def door_of(kept: KeptGroup, identity: Identity, name: str = "", visitor: bytes 
     if own is not None and visitor:
         own = vouch(own, identity, group, visitor)
     is_in = lets_in(group, visitor or identity.public, own)
-    return Door(lambda key, shown: is_in and lets_in(group, key, shown), own if is_in else None, name)
+    return Door(lambda key, shown: is_in and lets_in(group, key, shown), own if is_in else None, name, is_guarded=True)
 
 
 def visitors_door(group: Group, state_dir: Path | None) -> Callable[[bytes], Door]:

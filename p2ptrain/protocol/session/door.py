@@ -19,6 +19,8 @@ class Door:
     opens: Callable[[bytes, Admission | None], bool] = lambda key, admission: True
     own: Admission | None = None
     name: str = ""
+    is_guarded: bool = False
+    """Whether it opens to some only, which takes a while to find out."""
 
 
 OPEN_DOOR = Door()

@@ -80,8 +80,7 @@ class Sessions:
     """All remote peers of one node. Time is monotonic seconds; ``rng`` must be unpredictable outside of tests.
 
     ``is_member``: whether somebody else, the membership, finds out when this peer is gone. All others are visitors.
-    ``started_s``: seconds since 1970, by which twins are told apart; 0 = not known.
-    ``door``: who is let in of those that hold the code.
+    ``started_s``: seconds since 1970, by which twins are told apart; 0 = not known. ``door``: who of all gets in.
     """
 
     def __init__(
@@ -129,8 +128,7 @@ class Sessions:
     def address_of(self, peer: PeerId) -> str | None:
         """The control address that reaches an admitted peer."""
         key = self._table.key_of(peer)
-        session = self._table.get(key) if key else None
-        return session.address if session else None
+        return self._table[key].address if key else None
 
     def unanswered(self) -> list[Unanswered]:
         """Addresses being dialled without an answer so far."""
@@ -239,7 +237,7 @@ class Sessions:
         if not self._handshake.holds_code(key, welcome):
             raise RemoteError("proof", f"{target.address} does not hold the code of this group")
         proof = self._handshake.proof(key, welcome)
-        if not self._door.opens(key, welcome.admission):
+        if not self._opens(key, welcome, now):
             return [SendFrames(target.address, "control", proof), Knocked(key, welcome.name, target.address)]
         end = End(welcome.nonce, self._own.dialable(welcome.addresses), welcome.bulk_port, welcome.software)
         session, effects, admitted = self._admit(key, end, target.address, now)
@@ -255,8 +253,7 @@ class Sessions:
             return self._met_ourselves(hello, now)
         self._offences.check_hello(key, now)
         if (known := self._table.get(key)) and hello.addresses:
-            present = known.end.boot, known.address
-            self._twins.check(key, hello.nonce[:BOOT_BYTES], hello.addresses[0], present, now)
+            self._twins.check(key, hello.nonce[:BOOT_BYTES], hello.addresses[0], (known.end.boot, known.address), now)
         end = End(hello.nonce, self._own.dialable(hello.addresses), hello.bulk_port, hello.software)
         if version != WIRE_VERSION:
             return self._refuse(key, end, version, now)
@@ -283,7 +280,7 @@ class Sessions:
         challenge, end = self._guests.answered(key, proof.echo)
         if not self._handshake.holds_code(key, proof, challenge):
             raise RemoteError("proof", "does not hold the code of this group")
-        if not self._door.opens(key, proof.admission):
+        if not self._opens(key, proof, now):
             return [Knocked(key, proof.name, challenge.address)]
         self._guests.proved(challenge)
         _, effects, admitted = self._admit(key, end, challenge.address, now)
@@ -296,9 +293,8 @@ class Sessions:
         if not note:
             return []
         self._guests.turned_away(key, end, now)
-        frames = self._handshake.refused(version)
         for address in end.addresses:
-            note += [*self._links.link(address), SendFrames(address, "control", frames)]
+            note += [*self._links.link(address), SendFrames(address, "control", self._handshake.refused(version))]
         return note
 
     def _refused(self, key: bytes, refused: Refused, now: float) -> list[Effect]:
@@ -319,6 +315,11 @@ class Sessions:
             return effects
         self._book.found_ourselves(hello.nonce)
         return []
+
+    def _opens(self, key: bytes, said: Welcome | Proof, now: float) -> bool:
+        if self._door.is_guarded and key not in self._table:
+            self._offences.check_hello(key, now)
+        return self._door.opens(key, said.admission)
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 
