@@ -24,10 +24,11 @@ from p2ptrain.net.keys import new_group
 GROUP = ["--code", "--open", "--state"]
 NETWORK = ["--peer", "--interface", "--no-discovery"]
 SURFACE = {
-    "group new": ["--state", "--json"],
+    "group new": ["--state", "--approve", "--json"],
     "group join": ["--state", "--json"],
     "group show": ["--state", "--json"],
-    "group rotate": ["--state", *NETWORK, "--wait", "--yes", "--json"],
+    "group approve": ["NAME...", "--state", "--json"],
+    "group rotate": ["--state", *NETWORK, "--wait", "--yes", "--json", "--approve"],
     "group remove": ["NAME...", "--state", *NETWORK, "--wait", "--yes", "--json"],
     "job new": [
         *("--data", "--model", "--name", "--mode", "--rounds", "--epochs", "--batch-size", "--optimizer"),

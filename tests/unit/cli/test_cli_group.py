@@ -15,7 +15,7 @@ from p2ptrain.net.group.kept import load_kept
 from p2ptrain.net.group.rotation import Followed, LeftOut, read_notice
 from p2ptrain.net.keys import Identity, load_or_make_identity, new_group, new_identity
 from p2ptrain.runtime.store.kept import load_groups
-from p2ptrain.runtime.store.members import Member, load_members, save_members
+from p2ptrain.runtime.store.members import APPLICANTS, Member, load_members, save_members
 from p2ptrain.runtime.store.state_dir import carry_job
 from p2ptrain.wire import codec
 
@@ -102,3 +102,23 @@ def test_who_is_removed_must_be_known_and_one(state: Path, capsys: pytest.Captur
     assert status == 2 and "itself" in err
     assert (state / "group.code").read_text() == before
     assert json.loads(run(["group", "remove", one.peer, *ALONE, "--json"], capsys)[1])["removed"] == [one.peer]
+
+
+def test_devices_are_let_in_by_name(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["group", "new"], capsys)
+    status, _, err = run(["group", "approve"], capsys)
+    assert status == 2 and "rotate --approve" in err
+    run(["group", "rotate", "--approve", *ALONE], capsys)
+    assert run(["group", "approve"], capsys)[1] == "nobody asks to be let in\n"
+    kept = load_kept(state)
+    assert kept is not None and kept.group.approves
+    asks = {each.peer: Member(each.public, "pi", time.time()) for each in (new_identity(), new_identity())}
+    one, other = asks
+    save_members(state, kept.group.tag, asks, APPLICANTS)
+    assert all(peer in run(["group", "approve"], capsys)[1] for peer in asks)
+    status, _, err = run(["group", "approve", "pi"], capsys)
+    assert status == 2 and one in err and other in err, "two say that they are this one"
+    assert run(["group", "approve", "laptop"], capsys)[0] == 2
+    assert f"let in: pi ({one})" in run(["group", "approve", one], capsys)[1]
+    assert list(load_members(state, kept.group.tag)) == [one]
+    assert json.loads(run(["group", "approve", "--json"], capsys)[1]) == {"asking": {other: "pi"}, "approved": []}
