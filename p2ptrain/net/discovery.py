@@ -22,7 +22,8 @@ import secrets
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from zeroconf import Error, IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
@@ -45,8 +46,6 @@ MAX_ADDRESSES_OF_ONE = 16
 
 OnProposed = Callable[[str], None]
 """Called in the loop with a ``tcp://IP:port`` of the same group."""
-OnFormer = Callable[[GroupTag, str], None]
-"""Called in the loop with the tag of a former code of the group, and an address under which somebody has that code."""
 OnStatus = Callable[[str], None]
 """Called in the loop whenever ``status`` becomes that it runs, or that it failed."""
 
@@ -56,7 +55,7 @@ logging.getLogger("zeroconf").addHandler(logging.NullHandler())  # what fails is
 class Discovery:
     """``interfaces``: the addresses of ours to send and listen on, which are also those advertised.
 
-    Without ``announce`` it only looks for others.
+    Without ``announce`` it only looks for others. ``former``: by tag, who is told where a former code is shown.
     """
 
     def __init__(
@@ -68,8 +67,7 @@ class Discovery:
         *,
         announce: bool = True,
         on_status: OnStatus = lambda status: None,
-        former: Collection[GroupTag] = (),
-        on_former: OnFormer = lambda tag, address: None,
+        former: Mapping[GroupTag, OnProposed] = MappingProxyType({}),
     ) -> None:
         self.status = "not started"
         """For people: what it does, or why it does not."""
@@ -81,8 +79,7 @@ class Discovery:
         self._on_proposed = on_proposed
         self._on_status = on_status
         self._announce = announce
-        self._former = {str(each): each for each in former}
-        self._on_former = on_former
+        self._former = {str(each): on_shown for each, on_shown in former.items()}
         self._name = f"{secrets.token_hex(8)}.{SERVICE}"
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
@@ -248,7 +245,7 @@ class Discovery:
                 self._on_proposed(address)
         elif group in self._former and self._allowance.take(time.monotonic()):
             for address in addresses:
-                self._on_former(self._former[group], address)
+                self._former[group](address)
         if group != self._tag or version != str(WIRE_VERSION):
             label = f"{group[:32]} (wire version {version[:8]})"
             known = [*self.others.get(label, []), *_addresses_of(hosts, info.port or 0)]

@@ -18,6 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import zmq
 import zmq.asyncio
@@ -58,9 +59,9 @@ class Courier:
         self._visits: OrderedDict[tuple[GroupTag, str], _Visit] = OrderedDict()
         self._context: zmq.asyncio.Context | None = None
 
-    @property
-    def tags(self) -> frozenset[GroupTag]:
-        return frozenset(self._former)
+    def by_tag(self) -> dict[GroupTag, Callable[[str], None]]:
+        """Whom to tell of an address where mDNS shows a former code, by that one's tag."""
+        return {tag: partial(self.seen, tag) for tag in self._former}
 
     def seen(self, tag: GroupTag, address: str) -> None:
         """Somebody listens at ``address`` under the code of ``tag``, as mDNS shows."""

@@ -11,10 +11,11 @@ import asyncio
 import contextlib
 import ipaddress
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random, SystemRandom
+from types import MappingProxyType
 from typing import Any
 
 from p2ptrain.core.effects import Effects
@@ -61,8 +62,7 @@ class Node:
 
     announces = True
     """By mDNS, so that others come by themselves."""
-    former_tags: frozenset[GroupTag] = frozenset()
-    """Of codes that the group had before: who is seen under one is told to ``former_seen``."""
+    former: Mapping[GroupTag, Callable[[str], None]] = MappingProxyType({})  # who is told where a former code is shown
     linger_s = 0.0
     """How long ``close`` lets go out what was said last."""
 
@@ -118,8 +118,7 @@ class Node:
                 lambda address: self._proposed(address, "mdns"),
                 announce=self.announces,
                 on_status=self._discovery_says,
-                former=self.former_tags,
-                on_former=self.former_seen,
+                former=self.former,
             )
             self.discovery.start()
             self._spawn(self._ask_again(self.discovery))
@@ -292,9 +291,6 @@ class Node:
         core = self.core
         if core is not None:
             self.feed(lambda now: core.propose(address, now, source))
-
-    def former_seen(self, tag: GroupTag, address: str) -> None:
-        """mDNS shows somebody under a code that the group had before."""
 
     def _discovery_says(self, status: str) -> None:
         """mDNS works, or does not any more."""

@@ -18,7 +18,7 @@ from p2ptrain.core.effects import JobDone, JobReceived, RestartTrainer, StartTra
 from p2ptrain.core.peer_config import PeerConfig
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import P2PTrainError, UserError
-from p2ptrain.ids import BlobId, GroupTag, JobId
+from p2ptrain.ids import BlobId, JobId
 from p2ptrain.net.keys import IDENTITY_FILE, Group, Identity
 from p2ptrain.net.signing import signing_of
 from p2ptrain.protocol.blobs.serving import ReadChunk
@@ -76,7 +76,7 @@ class PeerNode(Node):
         self.superseded_by: JobId | None = None
         """The group's job, for which this peer has left its own: it is to be started again."""
         self.codes = GroupCodes(self, state, self._failed)
-        self.former_tags, self._job_wait_s = self.codes.courier.tags, job_wait_s
+        self.former, self._job_wait_s = self.codes.courier.by_tag(), job_wait_s
         self._peer: Peer | None = None
         self._configuration: c.Configure | None = None
         self._disk_work: DiskWork | None = None
@@ -384,9 +384,6 @@ class PeerNode(Node):
     def _of_codes(self, effect: NoticeTold | Knocked) -> None:
         if self._peer is not None and not self._is_twin:
             self.codes.told(effect, self._peer)
-
-    def former_seen(self, tag: GroupTag, address: str) -> None:
-        self.codes.courier.seen(tag, address)
 
     def addresses_changed(self, addresses: tuple[str, ...]) -> None:
         peer = self._peer
