@@ -22,7 +22,9 @@ from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import DataError, NobodyError, NotCoveredError, UserError
 from p2ptrain.ids import PeerId
-from p2ptrain.net.keys import OPEN_GROUP, Group, load_group, load_or_make_identity, read_code
+from p2ptrain.net.group.admission import visitors_door
+from p2ptrain.net.group.kept import load_kept
+from p2ptrain.net.keys import OPEN_GROUP, Group, load_or_make_identity, read_code
 from p2ptrain.runtime import harvest as harvesting
 from p2ptrain.runtime.node.group_job import JOB_WAIT_AGAIN_S, JOB_WAIT_S
 from p2ptrain.runtime.node.journal import Journal, Line
@@ -60,15 +62,19 @@ def default_state_dir() -> Path:
 
 
 def find_group(code: str | None = None, *, is_open: bool = False, state_dir: Path | str | None = None) -> Group:
-    """The group of a join code, of ``--open``, or the one that this device used last. Raises ``UserError``."""
+    """The group of a join code, of ``--open``, or the one that this device used last. Raises ``UserError``.
+
+    Of a code that this device left for a newer one of the same group, it is the newer one.
+    """
     if is_open:
         return OPEN_GROUP
+    known = load_kept(_state(state_dir))
     if code:
-        return read_code(code)
-    known = load_group(_state(state_dir))
+        group = read_code(code)
+        return known.group if known is not None and known.was(group) else group
     if known is None:
         raise UserError("no join code: give one with --code, or make one with `p2ptrain group new`")
-    return known
+    return known.group
 
 
 def _state(state_dir: Path | str | None) -> Path:
@@ -87,7 +93,8 @@ async def run_peer(
 ) -> None:
     """Run one peer until its job is done, the model written and the lingering over, or ``until`` is set.
 
-    ``on_start`` is called once the peer listens, and again when it has left its job for the group's; ``on_line`` with
+    A new join code of the group's founder is followed. ``on_start`` is called once the peer listens, and again when it
+    has left its job for the group's, or its code for a new one; ``on_line`` with
     every line of its journal.
 
     Raises ``UserError`` for what the person at this device can mend.
@@ -104,9 +111,12 @@ async def run_peer(
             await _run(node, until, on_start)
             if node.failure is not None:
                 raise node.failure
-            if node.superseded_by is None or until.is_set():
+            if until.is_set() or (node.superseded_by is None and node.codes.followed is None):
                 return
-            wait_s = random.uniform(*JOB_WAIT_AGAIN_S)
+            if node.codes.followed is not None:
+                group, wait_s = node.codes.followed.group, JOB_WAIT_S
+            else:
+                wait_s = random.uniform(*JOB_WAIT_AGAIN_S)
     finally:
         state.close()
 
@@ -140,9 +150,15 @@ class Status:
     """Sources of addresses that find nothing on this device, and why."""
 
 
-async def status(group: Group, *, network: NetworkConfig | None = None, wait_s: float = WAIT_S) -> Status:
+async def status(
+    group: Group,
+    *,
+    network: NetworkConfig | None = None,
+    wait_s: float = WAIT_S,
+    state_dir: Path | str | None = None,
+) -> Status:
     """Look around. Raises ``UserError`` when nobody answers in time."""
-    async with observing(group, network) as node:
+    async with observing(group, network, state_dir) as node:
         await node.look_around(wait_s)
         return snapshot_status(node)
 
@@ -156,10 +172,16 @@ def snapshot_status(node: ObserverNode) -> Status:
 
 
 @asynccontextmanager
-async def observing(group: Group, network: NetworkConfig | None = None) -> AsyncIterator[ObserverNode]:
-    """An observer that is gone again afterwards."""
+async def observing(
+    group: Group, network: NetworkConfig | None = None, state_dir: Path | str | None = None
+) -> AsyncIterator[ObserverNode]:
+    """An observer that is gone again afterwards.
+
+    ``state_dir``: of this device, which has to be in where the group lets devices in one by one.
+    """
+    door = visitors_door(group, _state(state_dir) if group.approves else None)
     with tempfile.TemporaryDirectory(prefix="p2ptrain-") as directory:
-        node = ObserverNode(group, network or NetworkConfig(), Path(directory))
+        node = ObserverNode(group, network or NetworkConfig(), Path(directory), door)
         try:
             await node.start()
             yield node
@@ -187,7 +209,7 @@ async def harvest(
     Raises ``NotCoveredError`` naming the parts that nobody has, unless ``partial``; ``UserError`` otherwise.
     """
     try:
-        async with observing(group, network) as node:
+        async with observing(group, network, state_dir) as node:
             collected = await harvesting.collect(node, wait_s, partial=partial, say=say)
             num_peers = len(node.observer.alive())
     except (NobodyError, NotCoveredError) as error:

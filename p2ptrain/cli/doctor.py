@@ -63,12 +63,13 @@ def command(
     Looks at this device's interfaces, multicast, ports, firewall and clock, then for peers of the group. Run it on
     both devices.
     """
+    from p2ptrain.api import default_state_dir
     from p2ptrain.runtime.doctor.examine import examine, verdict
     from p2ptrain.words import clean
 
     group = _group(code, is_open, state_dir)
     network = read_network(peers, interfaces, no_discovery, port)
-    findings = run_async(examine(group, network, wait_s))
+    findings = run_async(examine(group, network, wait_s, state_dir or default_state_dir()))
     is_fine = all(finding.level != "problem" for finding in findings)
     if as_json:
         print_json(
@@ -90,7 +91,7 @@ def command(
 def _group(code: str | None, is_open: bool, state_dir: Path | None) -> Group | None:
     """The group, if there is one: the doctor also sees a device that is in none."""
     from p2ptrain.api import default_state_dir, find_group
-    from p2ptrain.net.keys import load_group
+    from p2ptrain.net.group.kept import load_group
 
     if not code and not is_open and load_group(state_dir or default_state_dir()) is None:
         return None

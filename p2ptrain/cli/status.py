@@ -49,7 +49,7 @@ def command(
 
     group = read_group(code, is_open, state_dir)
     network = read_network(peers, interfaces, no_discovery)
-    found = run_async(api.status(group, network=network, wait_s=wait_s))
+    found = run_async(api.status(group, network=network, wait_s=wait_s, state_dir=state_dir))
     if as_json:
         print_json(status_table.to_plain(found))
     else:

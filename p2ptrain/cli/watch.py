@@ -49,16 +49,16 @@ def command(
     group = read_group(code, is_open, state_dir)
     network = read_network(peers, interfaces, no_discovery)
     try:
-        run_async(_watch(group, network, max(0.1, interval_s), plain))
+        run_async(_watch(group, network, state_dir, max(0.1, interval_s), plain))
     except KeyboardInterrupt:
         return
 
 
-async def _watch(group: Group, network: NetworkConfig, interval_s: float, plain: bool) -> None:
+async def _watch(group: Group, network: NetworkConfig, state_dir: Path | None, interval_s: float, plain: bool) -> None:
     from p2ptrain import api
     from p2ptrain.ui.watch import open_screen
 
-    async with api.observing(group, network) as node:
+    async with api.observing(group, network, state_dir) as node:
         screen = open_screen(plain=plain)
         try:
             while True:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.group.records import blank_record
+from p2ptrain.protocol.session.door import OPEN_DOOR, Door
 from p2ptrain.protocol.session.own_addresses import OwnAddresses
 from p2ptrain.protocol.signing import Signing
 from p2ptrain.wire import messages as m
@@ -30,6 +31,7 @@ class PeerConfig:
     link_bytes_per_s: float = 0.0
     wishes: tuple[str, ...] = ()
     """Names of classes that this peer would like to train."""
+    door: Door = OPEN_DOOR
     allow_user_code: str = ""
     """The one ``package.module:function`` that a job from the group may name."""
 

@@ -22,7 +22,8 @@ import secrets
 import socket
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from zeroconf import Error, IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
@@ -54,7 +55,7 @@ logging.getLogger("zeroconf").addHandler(logging.NullHandler())  # what fails is
 class Discovery:
     """``interfaces``: the addresses of ours to send and listen on, which are also those advertised.
 
-    Without ``announce`` it only looks for others.
+    Without ``announce`` it only looks for others. ``former``: by tag, who is told where a former code is shown.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Discovery:
         *,
         announce: bool = True,
         on_status: OnStatus = lambda status: None,
+        former: Mapping[GroupTag, OnProposed] = MappingProxyType({}),
     ) -> None:
         self.status = "not started"
         """For people: what it does, or why it does not."""
@@ -77,6 +79,7 @@ class Discovery:
         self._on_proposed = on_proposed
         self._on_status = on_status
         self._announce = announce
+        self._former = {str(each): on_shown for each, on_shown in former.items()}
         self._name = f"{secrets.token_hex(8)}.{SERVICE}"
         self._zeroconf: AsyncZeroconf | None = None
         self._browser: AsyncServiceBrowser | None = None
@@ -240,6 +243,9 @@ class Discovery:
                 self._shown.popitem(last=False)
             for address in addresses:
                 self._on_proposed(address)
+        elif group in self._former and self._allowance.take(time.monotonic()):
+            for address in addresses:
+                self._former[group](address)
         if group != self._tag or version != str(WIRE_VERSION):
             label = f"{group[:32]} (wire version {version[:8]})"
             known = [*self.others.get(label, []), *_addresses_of(hosts, info.port or 0)]

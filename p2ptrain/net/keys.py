@@ -18,7 +18,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import os
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -29,9 +28,9 @@ from zmq.utils import z85
 
 from p2ptrain.errors import UserError
 from p2ptrain.ids import GroupTag, PeerId, peer_id
+from p2ptrain.net.private_files import read_private, write_private
 
 IDENTITY_FILE = "identity.key"
-GROUP_FILE = "group.code"
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base32: no I, L, O, U
 _READ_AS = str.maketrans({"O": "0", "I": "1", "L": "1"})
@@ -55,10 +54,14 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A join code and what follows from it."""
+    """A join code and what follows from it.
+
+    ``approves``: the code alone lets nobody in; its founder admits each device (``net/group``).
+    """
 
     code: bytes = field(repr=False)
     is_open: bool = False
+    approves: bool = False
 
     @property
     def tag(self) -> GroupTag:
@@ -79,13 +82,14 @@ class Group:
         return self._derive(b"group-proof", 32)
 
     def _derive(self, label: bytes, num_bytes: int) -> bytes:
+        label += b"-approved" if self.approves else b""
         return hashlib.blake2b(label, key=self.code, person=b"p2ptrain-group", digest_size=num_bytes).digest()
 
     def __str__(self) -> str:
         """The join code to read aloud, ``ABCD-EFGH-...``; "open" for a group without one."""
         if self.is_open:
             return _OPEN
-        number = int.from_bytes(self.code) << _CHECK_BITS | _checksum(self.code)
+        number = int.from_bytes(self.code) << _CHECK_BITS | _checksum(self.code, approves=self.approves)
         symbols = "".join(_ALPHABET[number >> 5 * i & 31] for i in reversed(range(_NUM_SYMBOLS)))
         return "-".join(symbols[i : i + 4] for i in range(0, _NUM_SYMBOLS, 4))
 
@@ -111,13 +115,16 @@ def read_code(text: str) -> Group:
     for symbol in symbols:
         number = number << 5 | _ALPHABET.index(symbol)
     code = (number >> _CHECK_BITS).to_bytes(_SECRET_BYTES)
-    if number & (1 << _CHECK_BITS) - 1 != _checksum(code):
-        raise UserError(f"the join code is mistyped (its check digits don't match): {ask}")
-    return Group(code)
+    for approves in (False, True):
+        if number & (1 << _CHECK_BITS) - 1 == _checksum(code, approves=approves):
+            return Group(code, approves=approves)
+    raise UserError(f"the join code is mistyped (its check digits don't match): {ask}")
 
 
-def _checksum(code: bytes) -> int:
-    digest = hashlib.blake2b(code, person=b"p2ptrain-check", digest_size=2).digest()
+def _checksum(code: bytes, *, approves: bool) -> int:
+    """The check digits also tell the two kinds of codes apart."""
+    person = b"p2ptrain-approve" if approves else b"p2ptrain-check"
+    digest = hashlib.blake2b(code, person=person, digest_size=2).digest()
     return int.from_bytes(digest) >> 16 - _CHECK_BITS
 
 
@@ -133,13 +140,13 @@ def load_or_make_identity(state_dir: Path) -> Identity:
     """The identity kept in ``state_dir``, made there if it has none."""
     path = state_dir / IDENTITY_FILE
     for _ in range(2):  # the second time another process was faster to make it
-        text = _read_private(path)
+        text = read_private(path)
         if text is not None:
             return _parse_identity(text, path)
         public, secret = zmq.curve_keypair()
         text = f"p2ptrain identity 1\npublic {public.decode()}\nsecret {secret.decode()}\n"
         with contextlib.suppress(FileExistsError):
-            _write_private(path, text, replace=False)
+            write_private(path, text, replace=False)
             return Identity(public, secret)
     raise UserError(f"{path}: another process keeps making and removing it; stop that, then start again")
 
@@ -157,88 +164,3 @@ def _parse_identity(text: str, path: Path) -> Identity:
     if not matches:
         raise damaged
     return Identity(public, secret)
-
-
-def save_group(state_dir: Path, group: Group) -> None:
-    """Keep ``group`` as the current one."""
-    _write_private(state_dir / GROUP_FILE, f"{group}\n", replace=True)
-
-
-def load_group(state_dir: Path) -> Group | None:
-    """The group kept by ``save_group``, if any."""
-    path = state_dir / GROUP_FILE
-    text = _read_private(path)
-    if text is None:
-        return None
-    if text.strip() == _OPEN:
-        return OPEN_GROUP
-    try:
-        return read_code(text)
-    except UserError as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and join the group again with its code") from error
-
-
-def _read_private(path: Path) -> str | None:
-    """The text of a file that only its owner can read; None if there is none."""
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode & 0o777
-            raw = file.read(4096)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise UserError(
-            f"{path} can't be read ({error.strerror}): check its owner, or choose another --state"
-        ) from error
-    if os.name == "posix" and mode & 0o077 and _keeps_modes(path.parent):
-        raise UserError(
-            f"{path} can be read by other users (mode {mode:04o}): run `chmod 600 {path}`; "
-            "if one of them may have copied it, delete it instead, to get a new one"
-        )
-    return raw.decode("utf-8", "replace")
-
-
-def _keeps_modes(directory: Path) -> bool:
-    """Whether a file here can be kept from others: on USB sticks and some network drives all files look alike."""
-    probe = directory / f".mode.{secrets.token_hex(8)}"
-    try:
-        fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            return os.fstat(fd).st_mode & 0o077 == 0
-        finally:
-            os.close(fd)
-            probe.unlink(missing_ok=True)
-    except OSError:  # a read-only disk, say: there is no telling
-        return True
-
-
-def _write_private(path: Path, text: str, *, replace: bool) -> None:
-    """Write all of the file or nothing, mode 0600. Without ``replace`` an existing one stays: ``FileExistsError``."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            beside.replace(path)
-        else:
-            _link(beside, path)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): make room or choose another --state") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _link(source: Path, path: Path) -> None:
-    try:
-        os.link(source, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if path.exists():
-            raise FileExistsError(path) from None
-        source.replace(path)

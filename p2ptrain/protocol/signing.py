@@ -38,7 +38,7 @@ class Statements:
 
     def __init__(self, signing: Signing, proof_key: bytes) -> None:
         self._signing = signing
-        self._group = hashlib.blake2b(proof_key, digest_size=16, person=b"p2ptrain-sign").digest()
+        self._group = group_mark(proof_key)
         self._presences: OrderedDict[tuple[bytes, int, bool, bytes], bool] = OrderedDict()
         """What was found of those seen before: each is repeated a thousand times."""
 
@@ -69,6 +69,11 @@ class Statements:
 
     def _words(self, kind: Literal["record", "here", "left"], words: bytes) -> bytes:
         return b"p2ptrain " + kind.encode().ljust(8) + self._group + words
+
+
+def group_mark(proof_key: bytes) -> bytes:
+    """What stands for a group in what is signed for it."""
+    return hashlib.blake2b(proof_key, digest_size=16, person=b"p2ptrain-sign").digest()
 
 
 def _presence(left: bool) -> Literal["here", "left"]:

@@ -48,6 +48,8 @@ class Request:
     peers: tuple[str, ...]
     interfaces: tuple[str, ...] = ()
     allow_user_code: str = ""
+    state: str = ""
+    """The state directory of the device."""
     out: str = ""
     """Where it shall be too; what is there already gives way only to what may take its place."""
 
@@ -115,12 +117,14 @@ async def write(request: Request, num_threads: int) -> Written:
 
 
 async def _collect(request: Request) -> Collected:
+    from p2ptrain.net.group.admission import visitors_door
     from p2ptrain.net.keys import OPEN_GROUP, read_code
 
     group = OPEN_GROUP if request.code == str(OPEN_GROUP) else read_code(request.code)
     network = NetworkConfig(interfaces=request.interfaces, peers=request.peers, discover=False)
     with tempfile.TemporaryDirectory(prefix="p2ptrain-") as directory:
-        node = ObserverNode(group, network, Path(directory))
+        door = visitors_door(group, Path(request.state) if request.state else None)
+        node = ObserverNode(group, network, Path(directory), door)
         try:
             await node.start()
             collected = await harvesting.collect(node, WAIT_S, partial=False)

@@ -88,6 +88,19 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
         f"nobody else tells a job: going on with the one that is kept here, {_text(f, 'name')} ({_text(f, 'job')}), "
         f"round {_text(f, 'round')}"
     ),
+    "new-code": lambda f: (
+        "the group has a new join code: going on under it (`p2ptrain group show` tells it)"
+        + (f"; it could not be kept here ({_text(f, 'why_not_kept')})" if f.get("why_not_kept") else "")
+    ),
+    "asks-to-be-let-in": lambda f: (
+        f"{_text(f, 'name')} ({_text(f, 'peer')}, at {_host(f)}) asks to be let in: if it is that device, run "
+        f"`p2ptrain group approve {_text(f, 'peer')}`"
+    ),
+    "let-in": lambda f: (
+        "this device is let in"
+        + (f"; that could not be kept here ({_text(f, 'why_not_kept')})" if f.get("why_not_kept") else "")
+    ),
+    "new-code-passed-on": lambda f: f"told the device at {_host(f)}, which has an old join code, of the new one",
     "job-left": lambda f: (
         f"the others have another job ({_text(f, 'theirs')}): leaving {_text(f, 'ours')} for it; what was trained "
         "stays on disk"

@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal
 from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.wire.schema import Bound
 
-WIRE_VERSION = 5
+WIRE_VERSION = 6
 
 Lane = Literal["control", "bulk"]
 MemberState = Literal["alive", "suspect", "dead", "left"]
@@ -26,7 +26,11 @@ Phase = Literal["waiting", "training", "trained", "fitting", "done", "failed", "
 Text = Annotated[str, Bound(0, 256)]
 PeerName = Annotated[PeerId, Bound(16, 16)]
 Blob = Annotated[BlobId, Bound(64, 64)]
+Key = Annotated[bytes, Bound(40, 40)]
+"""A CURVE public key, Z85."""
 Nonce = Annotated[bytes, Bound(16, 16)]
+FoundingNonce = Annotated[bytes, Bound(32, 32)]
+"""Beside its founder's key, what a join code is a hash of."""
 Mac = Annotated[bytes, Bound(32, 32)]
 Signature = Annotated[bytes, Bound(0, 64)]
 """By the CURVE key of the peer that it is about; empty = nobody signed it."""
@@ -37,6 +41,8 @@ Port = Annotated[int, Bound(1, 65535)]
 MAX_LINKS = 32
 """Of a peer, that it measures itself."""
 NO_PART = -1
+MAX_STAYING = 256
+"""Members that a new code can travel to."""
 
 
 # --- handshake ------------------------------------------------------------------------------------------------------
@@ -54,6 +60,19 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class Admission:
+    """The founder's word that a device may be in a group that admits its devices one by one."""
+
+    founder: Key
+    nonce: FoundingNonce
+    device: Key
+    word: Signature
+    """Of the founder, that ``device`` may be in."""
+    visit: Signature = b""
+    """Of the device, that whoever shows this visits for it; empty where the device itself does."""
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome:
     """Answer to ``Hello``, on the answerer's own link: proves that it holds the code and got this very hello."""
 
@@ -64,6 +83,9 @@ class Welcome:
     addresses: Addresses
     bulk_port: Port
     software: Text
+    name: Text = ""
+    """What people call the sender."""
+    admission: Admission | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +95,16 @@ class Proof:
     KIND: ClassVar[str] = "proof"
     echo: Nonce
     proof: Mac
+    name: Text = ""
+    admission: Admission | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The founder has let the receiver in: what it may show from now on."""
+
+    KIND: ClassVar[str] = "admitted"
+    admission: Admission
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +114,31 @@ class Refused:
     KIND: ClassVar[str] = "refused"
     reason: Text
     version: Annotated[int, Bound(0, 65535)]
+
+
+@dataclass(frozen=True, slots=True)
+class SealedCode:
+    """What the founder tells one member of the new code, in a box that only that one can open."""
+
+    peer: PeerName
+    box: Annotated[bytes, Bound(1, 256)]
+
+
+@dataclass(frozen=True, slots=True)
+class NewCode:
+    """The group has a new join code. Only its founder can say so, and anybody may pass it on, outside of a session too.
+
+    ``founder`` and ``nonce`` are what the present code is a hash of.
+    """
+
+    KIND: ClassVar[str] = "new-code"
+    founder: Key
+    nonce: FoundingNonce
+    codes: Annotated[tuple[SealedCode, ...], Bound(1, MAX_STAYING)]
+    """One for each member that stays."""
+    removed: Annotated[tuple[PeerName, ...], Bound(0, MAX_STAYING)]
+    signature: Signature
+    """Of the founder, over all the rest and the group that it is meant for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +252,7 @@ class Record:
 
     peer: PeerName
     version: int
-    key: Annotated[bytes, Bound(40, 40)]
+    key: Key
     name: Text
     addresses: Addresses
     job: Annotated[JobId, Bound(0, 16)]
@@ -529,6 +586,8 @@ Message = (
     | Welcome
     | Proof
     | Refused
+    | Admitted
+    | NewCode
     | Goodbye
     | Ping
     | PingRequest
@@ -561,7 +620,8 @@ Message = (
 )
 
 KINDS: dict[str, type[Message]] = {cls.KIND: cls for cls in Message.__args__}
-HANDSHAKE = (Hello, Welcome, Proof, Refused)
+HANDSHAKE = (Hello, Welcome, Proof, Refused, Admitted, NewCode)
+"""What is read outside of a session."""
 BULK = (JobReply, PlanReply, ProfileReply, Chunk, HeadFitGradient, HeadFitState, StreamData, LinkProbe)
 JOB_BOUND = (GossipPush, ReplicaOffer, StreamData, StreamAck)
 """Messages about a job: one about another than the receiver's is dropped and counted."""

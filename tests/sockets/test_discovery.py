@@ -168,6 +168,19 @@ def test_odd_announcements() -> None:
 
 
 @pytest.mark.usefixtures("in_a_network")
+def test_who_has_a_former_code_of_the_group_is_told_apart() -> None:
+    seen: list[str] = []
+    former: list[str] = []
+    each = Discovery(GroupTag("now"), 4783, LAN, seen.append, former={GroupTag("then"): former.append})
+    for group in ("now", "then", "other"):
+        each._announced(announced(group, {"g": group, "v": str(WIRE_VERSION)}))
+    assert seen == former == ["tcp://10.0.0.7:4700", "tcp://[fe80::1]:4700"]
+    for number in range(1000):
+        each._announced(announced(f"n{number}", {"g": "then", "v": "1"}, port=4000 + number))
+    assert len(former) <= 2 * (shown.MAX_NEW_AT_ONCE + 20)
+
+
+@pytest.mark.usefixtures("in_a_network")
 def test_a_flood_of_announcements_is_dialled_at_a_rate() -> None:
     seen: list[str] = []
     each = Discovery(GroupTag("ours"), 4782, LAN, seen.append)

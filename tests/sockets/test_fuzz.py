@@ -34,15 +34,18 @@ from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.wire import codec
 from p2ptrain.wire.messages import (
     BULK,
-    HANDSHAKE,
     KINDS,
+    Hello,
     Lane,
     Message,
     Ping,
+    Proof,
     Record,
     Records,
+    Refused,
     Rumour,
     StatusRequest,
+    Welcome,
     lane_of,
 )
 from p2ptrain.wire.schema import Bound
@@ -196,7 +199,7 @@ def random_message(cls: Any, rng: random.Random) -> Any:
     return cls(**{field.name: random_value(hints[field.name], rng) for field in dataclasses.fields(cls)})
 
 
-CALM = [cls for cls in KINDS.values() if cls not in HANDSHAKE]
+CALM = [cls for cls in KINDS.values() if cls not in (Hello, Welcome, Proof, Refused)]
 
 
 class Insider:

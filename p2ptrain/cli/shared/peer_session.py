@@ -21,8 +21,9 @@ from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.profiling.allocator import keep_for_messages
 from p2ptrain.modes.registry import mode_of
+from p2ptrain.net.group.kept import join_group
 from p2ptrain.net.interfaces import try_to_bind, usable_addresses
-from p2ptrain.net.keys import Group, save_group
+from p2ptrain.net.keys import Group
 from p2ptrain.runtime.node import journal
 from p2ptrain.runtime.node.journal import Line
 from p2ptrain.runtime.node.node import NetworkConfig
@@ -82,7 +83,7 @@ def run(
 
     def started(node: PeerNode) -> None:
         if keep_group:
-            save_group(state, group)
+            join_group(state, node.group)
         session.started(node)
 
     async def main() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import MessageReceived, Note
 from p2ptrain.wire.codec import Envelope
-from p2ptrain.wire.messages import Lane
+from p2ptrain.wire.messages import Admitted, Lane, NewCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,24 @@ class IdentityTaken:
     address: str
 
 
-Effect = IdentityTaken | Dial | HangUp | SendFrames | PeerAdmitted | PeerDropped | Ban | Note
+@dataclass(frozen=True, slots=True)
+class NoticeTold:
+    """What the group's founder says, or so it seems. ``key``: who passed it on, whom a false one is to be blamed on."""
+
+    key: bytes
+    notice: NewCode | Admitted
+
+
+@dataclass(frozen=True, slots=True)
+class Knocked:
+    """Somebody at ``address`` holds the code, and the group's founder has not admitted it."""
+
+    key: bytes
+    name: str
+    address: str
+
+
+Effect = NoticeTold | Knocked | IdentityTaken | Dial | HangUp | SendFrames | PeerAdmitted | PeerDropped | Ban | Note
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,13 @@ retry), it is one session; only a restart makes another. Sequences count up per 
 so a session that is dropped and made again goes on where it was.
 
 A key:  unknown --Hello--> guest --Proof--> admitted;  dialled: --Welcome--> admitted
+        guest --Proof, but the door stays shut--> guest (Knocked)
         guest for too long --> unknown;  too many errors --> banned for a while
         admitted --Goodbye, or a visitor that has to go (``visitors``)--> unknown, and what it told of itself forgotten
 """
 
 from __future__ import annotations
 
-import hmac
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -35,27 +35,43 @@ from collections.abc import Callable, Iterable, Sequence
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId, peer_id
 from p2ptrain.protocol.machine import MessageReceived, Note
+from p2ptrain.protocol.session import refusals
 from p2ptrain.protocol.session.abuse import BAN_S, MAX_ERRORS, AbuseTable
 from p2ptrain.protocol.session.address_book import AddressBook, Source, Target, Unanswered
+from p2ptrain.protocol.session.door import OPEN_DOOR, Door
 from p2ptrain.protocol.session.effects import (
     Ban,
     Effect,
     IdentityTaken,
+    Knocked,
+    NoticeTold,
     PeerAdmitted,
     PeerDropped,
     Received,
     SendFrames,
 )
 from p2ptrain.protocol.session.guests import Challenge, End, Guest, Guests
+from p2ptrain.protocol.session.handshake import Handshake
 from p2ptrain.protocol.session.links import Links
 from p2ptrain.protocol.session.own_addresses import OwnAddresses
-from p2ptrain.protocol.session.proofs import BOOT_BYTES, new_boot, proof_of
+from p2ptrain.protocol.session.proofs import BOOT_BYTES, new_boot
 from p2ptrain.protocol.session.table import Session, SessionTable
 from p2ptrain.protocol.session.twins import Twins
 from p2ptrain.protocol.session.visitors import MAX_VISITORS, Visitors
 from p2ptrain.wire import codec
 from p2ptrain.wire.codec import WireVersionError
-from p2ptrain.wire.messages import WIRE_VERSION, Goodbye, Hello, Lane, Message, Proof, Refused, Welcome
+from p2ptrain.wire.messages import (
+    WIRE_VERSION,
+    Admitted,
+    Goodbye,
+    Hello,
+    Lane,
+    Message,
+    NewCode,
+    Proof,
+    Refused,
+    Welcome,
+)
 
 MAX_PEERS = 512
 
@@ -64,7 +80,7 @@ class Sessions:
     """All remote peers of one node. Time is monotonic seconds; ``rng`` must be unpredictable outside of tests.
 
     ``is_member``: whether somebody else, the membership, finds out when this peer is gone. All others are visitors.
-    ``started_s``: seconds since 1970, by which twins are told apart; 0 = not known.
+    ``started_s``: seconds since 1970, by which twins are told apart; 0 = not known. ``door``: who of all gets in.
     """
 
     def __init__(
@@ -79,12 +95,12 @@ class Sessions:
         is_member: Callable[[PeerId], bool] = lambda peer: True,
         max_visitors: int = MAX_VISITORS,
         started_s: int = 0,
+        door: Door = OPEN_DOOR,
     ) -> None:
         self.own_key = own_key
-        self._proof_key = proof_key
-        self._bulk_port = bulk_port
+        self._handshake = Handshake(own_key, proof_key, bulk_port, software, door)
+        self._door = door
         self._rng = rng
-        self._software = software
         self._boot = new_boot(started_s, rng)
         self._twins = Twins(self._boot)
         self._book = AddressBook(rng)
@@ -112,8 +128,7 @@ class Sessions:
     def address_of(self, peer: PeerId) -> str | None:
         """The control address that reaches an admitted peer."""
         key = self._table.key_of(peer)
-        session = self._table.get(key) if key else None
-        return session.address if session else None
+        return self._table[key].address if key else None
 
     def unanswered(self) -> list[Unanswered]:
         """Addresses being dialled without an answer so far."""
@@ -172,6 +187,9 @@ class Sessions:
                 effects = self._proof(sender_key, message, now)
             elif isinstance(message, Refused):
                 return None, self._refused(sender_key, message, now)
+            elif isinstance(message, (NewCode, Admitted)):
+                self._offences.check_hello(sender_key, now)  # it takes as long to check as to answer one
+                effects = [NoticeTold(sender_key, message)]
             else:
                 self._table.check(lane, sender_key, envelope)
                 self._visitors.heard(sender_key)
@@ -189,7 +207,8 @@ class Sessions:
     def tick(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
         for key, guest in self._guests.overdue(now):
-            effects += self._note_one_way(key, guest, now)
+            if guest.hellos and key not in self._table and self._offences.may_note("one-way", peer_id(key), now):
+                effects.append(refusals.one_way(peer_id(key), guest.addresses))
         for key, guest in self._guests.due(now):
             effects += self._welcome_guest(key, guest, list(guest.hellos), now)
         for key, reason in self._visitors.to_go(now):
@@ -208,22 +227,23 @@ class Sessions:
         if not target.nonce:
             target.nonce = self._boot + self._rng.randbytes(16 - BOOT_BYTES)
         self._book.dialled(target, now)
-        hello = Hello(target.nonce, self._own.told, self._bulk_port, self._software)
-        return [*self._links.link(target.address), SendFrames(target.address, "control", codec.encode(hello))]
+        hello = self._handshake.hello(target.nonce, self._own.told)
+        return [*self._links.link(target.address), SendFrames(target.address, "control", hello)]
 
     def _welcome(self, key: bytes, welcome: Welcome, now: float) -> list[Effect]:
         target = self._book.dialled_with(welcome.echo)
         if key == self.own_key or target is None or target.key not in (b"", key):
             raise RemoteError("echo", "a welcome to no hello of ours")
-        expected = proof_of("welcome", self._proof_key, key, self.own_key, welcome.nonce, welcome.echo)
-        if not hmac.compare_digest(expected, welcome.proof):
+        if not self._handshake.holds_code(key, welcome):
             raise RemoteError("proof", f"{target.address} does not hold the code of this group")
+        proof = self._handshake.proof(key, welcome)
+        if not self._opens(key, welcome, now):
+            return [SendFrames(target.address, "control", proof), Knocked(key, welcome.name, target.address)]
         end = End(welcome.nonce, self._own.dialable(welcome.addresses), welcome.bulk_port, welcome.software)
         session, effects, admitted = self._admit(key, end, target.address, now)
         target.open(key)
-        proof = Proof(welcome.nonce, proof_of("proof", self._proof_key, self.own_key, key, welcome.echo, welcome.nonce))
         # Over the link that we keep, whichever was dialled: the echo says which of our addresses is meant.
-        effects.append(SendFrames(session.address, "control", codec.encode(proof)))
+        effects.append(SendFrames(session.address, "control", proof))
         return effects + admitted
 
     # --- the answerer's side ------------------------------------------------------------------------------------------
@@ -233,8 +253,7 @@ class Sessions:
             return self._met_ourselves(hello, now)
         self._offences.check_hello(key, now)
         if (known := self._table.get(key)) and hello.addresses:
-            present = known.end.boot, known.address
-            self._twins.check(key, hello.nonce[:BOOT_BYTES], hello.addresses[0], present, now)
+            self._twins.check(key, hello.nonce[:BOOT_BYTES], hello.addresses[0], (known.end.boot, known.address), now)
         end = End(hello.nonce, self._own.dialable(hello.addresses), hello.bulk_port, hello.software)
         if version != WIRE_VERSION:
             return self._refuse(key, end, version, now)
@@ -253,17 +272,16 @@ class Sessions:
             settled = session and session.end.boot == their_nonce[:BOOT_BYTES]
             for address in [session.address] if session and settled else guest.addresses:
                 nonce = self._guests.challenge(Challenge(key, address, their_nonce))
-                proof = proof_of("welcome", self._proof_key, self.own_key, key, nonce, their_nonce)
-                own = self._own.told
-                welcome = Welcome(nonce, their_nonce, proof, own, self._bulk_port, self._software)
-                effects += [*self._links.link(address), SendFrames(address, "control", codec.encode(welcome))]
+                welcome = self._handshake.welcome(key, nonce, their_nonce, self._own.told)
+                effects += [*self._links.link(address), SendFrames(address, "control", welcome)]
         return effects
 
     def _proof(self, key: bytes, proof: Proof, now: float) -> list[Effect]:
         challenge, end = self._guests.answered(key, proof.echo)
-        expected = proof_of("proof", self._proof_key, key, self.own_key, challenge.their_nonce, proof.echo)
-        if not hmac.compare_digest(expected, proof.proof):
+        if not self._handshake.holds_code(key, proof, challenge):
             raise RemoteError("proof", "does not hold the code of this group")
+        if not self._opens(key, proof, now):
+            return [Knocked(key, proof.name, challenge.address)]
         self._guests.proved(challenge)
         _, effects, admitted = self._admit(key, end, challenge.address, now)
         self._book.found(challenge.address, key, now, self._table.routes())
@@ -275,17 +293,14 @@ class Sessions:
         if not note:
             return []
         self._guests.turned_away(key, end, now)
-        text = f"this peer speaks wire version {WIRE_VERSION} ({self._software}), yours is {version}"
-        frames = codec.encode(Refused(text[:256], WIRE_VERSION))
         for address in end.addresses:
-            note += [*self._links.link(address), SendFrames(address, "control", frames)]
+            note += [*self._links.link(address), SendFrames(address, "control", self._handshake.refused(version))]
         return note
 
     def _refused(self, key: bytes, refused: Refused, now: float) -> list[Effect]:
         if key == self.own_key or not self._offences.may_note("refused-us", peer_id(key), now):
             return []
-        versions = (("ours", WIRE_VERSION), ("theirs", refused.version))
-        return [Note("refused-us", (("peer", peer_id(key)), ("reason", refused.reason), *versions))]
+        return [refusals.refused_us(peer_id(key), refused)]
 
     def _met_ourselves(self, hello: Hello, now: float) -> list[Effect]:
         """An address that leads back to this node; or a copy of our key file runs somewhere."""
@@ -300,6 +315,11 @@ class Sessions:
             return effects
         self._book.found_ourselves(hello.nonce)
         return []
+
+    def _opens(self, key: bytes, said: Welcome | Proof, now: float) -> bool:
+        if self._door.is_guarded and key not in self._table:
+            self._offences.check_hello(key, now)
+        return self._door.opens(key, said.admission)
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 
@@ -363,16 +383,13 @@ class Sessions:
         banned = self._offences.count(key, reason, now)
         effects: list[Effect] = []
         if reason not in ("session", "replay", "echo") and self._offences.may_note(reason, peer, now):
-            what: tuple[tuple[str, str | int], ...] = (("peer", peer), ("reason", reason), ("why", error.detail))
-            if isinstance(error, WireVersionError):
-                what = (("peer", peer), ("ours", WIRE_VERSION), ("theirs", error.version))
-            effects.append(Note("other-version" if isinstance(error, WireVersionError) else "frame-refused", what))
+            effects.append(refusals.frame_refused(peer, error))
         if banned:
             self._guests.forget(key)
             if key in self._table:
                 gone = self._part if self._visitors.is_visitor(key) else self._drop
                 effects += gone(key, "banned", now)
-            effects += [Ban(key, BAN_S), Note("banned", (("peer", peer), ("errors", MAX_ERRORS), ("last", str(error))))]
+            effects += [Ban(key, BAN_S), refusals.banned(peer, MAX_ERRORS, error)]
         return effects
 
     # --- bounded tables -----------------------------------------------------------------------------------------------
@@ -381,9 +398,3 @@ class Sessions:
         """Hang up what nobody needs any more: spare addresses, guests that left, addresses that were forgotten."""
         needed = {target.address for target in self._book.unanswered() if target.nonce} | self._table.routes()
         return [*effects, *self._links.hang_ups(needed | self._guests.addresses())]
-
-    def _note_one_way(self, key: bytes, guest: Guest, now: float) -> list[Effect]:
-        """They reach us and we don't reach them: a firewall, or addresses that are not theirs from here."""
-        if not guest.hellos or key in self._table or not self._offences.may_note("one-way", peer_id(key), now):
-            return []
-        return [Note("one-way", (("peer", peer_id(key)), ("addresses", " ".join(guest.addresses))))]

@@ -5,6 +5,8 @@ Invariant: changes nothing, and ends within its time.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from p2ptrain.net.interfaces import all_addresses, choose
 from p2ptrain.net.keys import Group
 from p2ptrain.runtime.doctor.device import check_clock, check_firewall, check_interfaces, check_ports, check_versions
@@ -14,8 +16,10 @@ from p2ptrain.runtime.doctor.peers import check_peers
 from p2ptrain.runtime.node.node import NetworkConfig
 
 
-async def examine(group: Group | None, network: NetworkConfig, wait_s: float) -> list[Finding]:
-    """Without a group, only this device. Raises ``UserError`` for a wrong option."""
+async def examine(
+    group: Group | None, network: NetworkConfig, wait_s: float, state_dir: Path | None = None
+) -> list[Finding]:
+    """Without a group, only this device, whose ``state_dir`` it is. Raises ``UserError`` for a wrong option."""
     findings = [*check_versions(), *check_clock()]
     addresses = all_addresses()
     chosen = choose(addresses, network.interfaces)
@@ -27,7 +31,7 @@ async def examine(group: Group | None, network: NetworkConfig, wait_s: float) ->
     if group is None:
         text = "no join code given, and none kept on this device: no peers were looked for"
         return [*findings, Finding("hint", "peers", text, "give one with --code")]
-    return findings + await check_peers(group, network, wait_s)
+    return findings + await check_peers(group, network, wait_s, state_dir)
 
 
 def verdict(findings: list[Finding]) -> str:

@@ -25,6 +25,7 @@ from zmq.utils.monitor import parse_monitor_message
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.net.discovery import resolve
+from p2ptrain.net.group.admission import visitors_door
 from p2ptrain.net.interfaces import all_addresses
 from p2ptrain.net.keys import Group, new_identity
 from p2ptrain.net.path import GREETING, SLOW_S, large_packets
@@ -45,7 +46,9 @@ ENOUGH_S = 3.0
 """After that long, a peer that answers has sent what it was asked for, if it gets through."""
 
 
-async def check_peers(group: Group, network: NetworkConfig, wait_s: float) -> list[Finding]:
+async def check_peers(
+    group: Group, network: NetworkConfig, wait_s: float, state_dir: Path | None = None
+) -> list[Finding]:
     """All that can be said of peers."""
     given = {text: await resolve(*parse_endpoint(text)) for text in network.peers}
     found = [
@@ -55,8 +58,13 @@ async def check_peers(group: Group, network: NetworkConfig, wait_s: float) -> li
         for text, addresses in given.items()
         if not addresses
     ]
+    try:
+        door = visitors_door(group, state_dir)
+    except UserError as error:
+        what, _, advice = str(error).partition(": ")
+        return [*found, problem("peers", what, advice)]
     with tempfile.TemporaryDirectory(prefix="p2ptrain-") as directory:
-        node = ObserverNode(group, network, Path(directory))
+        node = ObserverNode(group, network, Path(directory), door)
         try:
             await node.start()
             began = time.monotonic()

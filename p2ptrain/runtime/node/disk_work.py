@@ -23,7 +23,11 @@ from p2ptrain.core.effects import (
     ToTrainer,
     VerifyBlob,
 )
+from p2ptrain.core.peer_config import Resume
+from p2ptrain.core.plan import Plan
+from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.modes.registry import read_plan
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.machine import Note
@@ -71,6 +75,24 @@ class DiskWork:
 
     def close(self) -> None:
         self._store.close()
+
+    def resume(self) -> Resume:
+        """What the store kept from an earlier start."""
+        manifest = self._store.manifest
+        plan: Plan | None = None
+        if manifest.plan:
+            try:
+                plan = read_plan(manifest.plan)
+            except RemoteError as error:
+                self._node.note(Note("stored-plan-damaged", (("why", str(error)),)))
+        self.take_notes()
+        return Resume(
+            plan=plan,
+            own=manifest.snapshots,
+            kept=tuple(h for h in manifest.replicas if h.kind == "part"),
+            result=next((h for h in reversed(manifest.replicas) if h.kind == "head"), None),
+            has_blob=self._store.blobs.__contains__,
+        )
 
     def take_notes(self) -> None:
         """Put what the store has to say into the journal."""

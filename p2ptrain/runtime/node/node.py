@@ -11,15 +11,16 @@ import asyncio
 import contextlib
 import ipaddress
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from random import Random, SystemRandom
+from types import MappingProxyType
 from typing import Any
 
 from p2ptrain.core.effects import Effects
 from p2ptrain.errors import UserError
-from p2ptrain.ids import PeerId, peer_id
+from p2ptrain.ids import GroupTag, PeerId, peer_id
 from p2ptrain.net.asking import Asking
 from p2ptrain.net.discovery import Discovery, resolve
 from p2ptrain.net.interfaces import usable_addresses
@@ -61,6 +62,7 @@ class Node:
 
     announces = True
     """By mDNS, so that others come by themselves."""
+    former: Mapping[GroupTag, Callable[[str], None]] = MappingProxyType({})  # who is told where a former code is shown
     linger_s = 0.0
     """How long ``close`` lets go out what was said last."""
 
@@ -116,6 +118,7 @@ class Node:
                 lambda address: self._proposed(address, "mdns"),
                 announce=self.announces,
                 on_status=self._discovery_says,
+                former=self.former,
             )
             self.discovery.start()
             self._spawn(self._ask_again(self.discovery))
@@ -292,7 +295,7 @@ class Node:
     def _discovery_says(self, status: str) -> None:
         """mDNS works, or does not any more."""
         failed = status.startswith("failed")
-        self._tell_trouble("mDNS", status if failed else "")
+        self.tell_trouble("mDNS", status if failed else "")
         if not failed:
             self.note(Note("discovery", (("status", status),)))
 
@@ -309,7 +312,7 @@ class Node:
         core = self.core
         while core is not None:
             found = await resolve(host, port)
-            self._tell_trouble(f"--peer {host}:{port}", "" if found else "is a name that nobody knows here")
+            self.tell_trouble(f"--peer {host}:{port}", "" if found else "is a name that nobody knows here")
             for address in found:
                 self._proposed(address, "given")
             await asyncio.sleep(RESOLVE_S)
@@ -339,11 +342,11 @@ class Node:
                 continue  # no file left to ask the system with: those known are as good as any
             self._tell_loopback(hosts)
             if hosts and self.network.interfaces and (why := self.transport.listen_on(hosts)):
-                self._tell_trouble("--interface", why)
+                self.tell_trouble("--interface", why)
             elif self.network.interfaces and not hosts:
-                self._tell_trouble("--interface", f"{' '.join(self.network.interfaces)} has no address now")
+                self.tell_trouble("--interface", f"{' '.join(self.network.interfaces)} has no address now")
             else:
-                self._tell_trouble("--interface", "")
+                self.tell_trouble("--interface", "")
             addresses = self._reached_at(hosts)
             if addresses != self._addresses:
                 self._addresses = addresses
@@ -359,9 +362,9 @@ class Node:
         """Without a network nobody outside this device can be met, unless that is what was asked for."""
         outside = [host for host in hosts if not ipaddress.ip_address(host).is_loopback]
         alone = not outside and not self.network.interfaces
-        self._tell_trouble("this device", "has no network: only peers on it can be met" if alone else "")
+        self.tell_trouble("this device", "has no network: only peers on it can be met" if alone else "")
 
-    def _tell_trouble(self, source: str, why: str) -> None:
+    def tell_trouble(self, source: str, why: str) -> None:
         """``why`` is "" when there is none any more."""
         core = self.core
         if core is None or core.troubles.get(source, "") == why:

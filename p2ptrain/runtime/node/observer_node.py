@@ -20,12 +20,14 @@ from p2ptrain.errors import JobError, NobodyError, RemoteError, UserError
 from p2ptrain.ids import BlobId, PeerId, peer_id
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import read_plan
+from p2ptrain.net.group.admission import visitors_door
 from p2ptrain.net.keys import Group, new_identity
 from p2ptrain.net.signing import signing_of
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
+from p2ptrain.protocol.session.door import OPEN_DOOR, Door
+from p2ptrain.protocol.session.effects import Knocked, NoticeTold, PeerAdmitted, PeerDropped
 from p2ptrain.protocol.session.sessions import MAX_PEERS
 from p2ptrain.protocol.signing import Signing, Statements
 from p2ptrain.runtime.node.journal import Journal
@@ -58,6 +60,7 @@ class Observer(Core):
         bulk_port: int,
         rng: random.Random,
         signing: Signing,
+        door: Door = OPEN_DOOR,
     ) -> None:
         super().__init__(
             own_key,
@@ -68,6 +71,7 @@ class Observer(Core):
             software=SOFTWARE,
             is_member=lambda peer: False,  # no membership here: whoever falls silent is dropped, and looked for
             max_visitors=MAX_PEERS,
+            door=door,
         )
         self._statements = Statements(signing, proof_key)
         self.records: dict[PeerId, m.Record] = {}
@@ -228,8 +232,12 @@ class ObserverNode(Node):
     announces = False
     linger_s = GOODBYE_S
 
-    def __init__(self, group: Group, network: NetworkConfig, directory: Path) -> None:
+    def __init__(
+        self, group: Group, network: NetworkConfig, directory: Path, door: Callable[[bytes], Door] | None = None
+    ) -> None:
+        """``door``: of the visit with that key, where the group lets devices in one by one. Raises ``UserError``."""
         super().__init__(new_identity(), group, network, Journal(None))
+        self._door = (door or visitors_door(group, None))(self.identity.public)
         self.blobs = Blobs(directory, quota_bytes=1 << 62, ephemeral_bytes=1 << 20, disk=Disk())
         self._observer: Observer | None = None
 
@@ -253,6 +261,7 @@ class ObserverNode(Node):
             self.transport.bulk_port,
             self.rng,
             signing_of(self.identity),
+            self._door,
         )
         return self._observer
 
@@ -266,6 +275,8 @@ class ObserverNode(Node):
             self.blobs.abandon(effect.blob)
         elif isinstance(effect, ReadChunk):
             self.answer_read(effect, None)
+        elif isinstance(effect, (NoticeTold, Knocked)):
+            return  # who only looks follows nobody, and lets nobody in
         else:
             super().carry_out_other(effect)
 

@@ -15,19 +15,19 @@ from typing import Any
 from p2ptrain.config import Job
 from p2ptrain.core import commands as c
 from p2ptrain.core.effects import JobDone, JobReceived, RestartTrainer, StartTrainer, ToTrainer, TrainerLost
-from p2ptrain.core.peer_config import PeerConfig, Resume
+from p2ptrain.core.peer_config import PeerConfig
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import P2PTrainError, RemoteError, UserError
+from p2ptrain.errors import P2PTrainError, UserError
 from p2ptrain.ids import BlobId, JobId
-from p2ptrain.modes.registry import read_plan
 from p2ptrain.net.keys import IDENTITY_FILE, Group, Identity
 from p2ptrain.net.signing import signing_of
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.protocol.machine import Note
-from p2ptrain.protocol.session.effects import IdentityTaken
+from p2ptrain.protocol.session.effects import IdentityTaken, Knocked, NoticeTold
 from p2ptrain.runtime.model_writer import Request, keep_model
 from p2ptrain.runtime.node.disk_work import DiskWork
+from p2ptrain.runtime.node.group_codes import GroupCodes
 from p2ptrain.runtime.node.group_job import JOB_WAIT_S, superseded, wait_for_kept
 from p2ptrain.runtime.node.handover import Handover, let_go
 from p2ptrain.runtime.node.journal import Journal
@@ -75,7 +75,8 @@ class PeerNode(Node):
         self.trainer: TrainerProcess | None = None
         self.superseded_by: JobId | None = None
         """The group's job, for which this peer has left its own: it is to be started again."""
-        self._job_wait_s = job_wait_s
+        self.codes = GroupCodes(self, state, self._failed)
+        self.former, self._job_wait_s = self.codes.courier.by_tag(), job_wait_s
         self._peer: Peer | None = None
         self._configuration: c.Configure | None = None
         self._disk_work: DiskWork | None = None
@@ -95,6 +96,8 @@ class PeerNode(Node):
             ToTrainer: self._to_trainer,
             JobReceived: lambda effect: self._open_job(effect.job),
             IdentityTaken: self._identity_taken,
+            NoticeTold: self._of_codes,
+            Knocked: self._of_codes,
             StartTrainer: self._first_start,
             RestartTrainer: lambda effect: self._spawn(self._start_trainer()),
             TrainerLost: self._trainer_lost,
@@ -114,6 +117,7 @@ class PeerNode(Node):
             name=options.name,
             software=SOFTWARE,
             signing=signing_of(self.identity),
+            door=self.codes.door(options.name),
             flops_per_s=options.flops_per_s or 0.0,
             memory_bytes=options.memory_bytes,
             link_bytes_per_s=options.link_bytes_per_s,
@@ -130,6 +134,8 @@ class PeerNode(Node):
                 self._proposed(address, "remembered")
         for note in self.state.take_notes():
             self.note(note)
+        if self._peer is not None:
+            self._spawn(self.codes.run(self._peer, self.options.name))
         if self.options.job is not None:
             self._open_job(self.options.job)
         elif self._peer is not None:
@@ -200,21 +206,7 @@ class PeerNode(Node):
                 raise UserError(
                     f"{self.options.init}: can't be read ({error.strerror or error}); the job file names it"
                 ) from None
-        manifest = store.manifest
-        plan: Plan | None = None
-        if manifest.plan:
-            try:
-                plan = read_plan(manifest.plan)
-            except RemoteError as error:
-                self.note(Note("stored-plan-damaged", (("why", str(error)),)))
-        resume = Resume(
-            plan=plan,
-            own=manifest.snapshots,
-            kept=tuple(h for h in manifest.replicas if h.kind == "part"),
-            result=next((h for h in reversed(manifest.replicas) if h.kind == "head"), None),
-            has_blob=store.blobs.__contains__,
-        )
-        disk.take_notes()
+        resume = disk.resume()
         options = self.options
         self._configuration = c.Configure(
             job=job.to_json(),
@@ -373,6 +365,7 @@ class PeerNode(Node):
         request = Request(
             code=str(self.group),
             job=peer.job_id,
+            state=str(self.state.path.absolute()),
             kept=str((self.state.path / peer.job_id / MODEL).absolute()),
             out=str(Path(options.out).expanduser().absolute()) if options.out else "",
             peers=tuple(address.removeprefix("tcp://") for address in self.addresses()[:1]),
@@ -387,6 +380,10 @@ class PeerNode(Node):
             await asyncio.sleep(TRAFFIC_S)
             peer.refused |= self.transport.refused
             self.feed(lambda now: peer.traffic(self.transport.bytes_sent, now))
+
+    def _of_codes(self, effect: NoticeTold | Knocked) -> None:
+        if self._peer is not None and not self._is_twin:
+            self.codes.told(effect, self._peer)
 
     def addresses_changed(self, addresses: tuple[str, ...]) -> None:
         peer = self._peer

@@ -19,6 +19,7 @@ from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import FetchCompleted, FetchFailed, Transfers
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.session.address_book import Source
+from p2ptrain.protocol.session.door import OPEN_DOOR, Door
 from p2ptrain.protocol.session.sessions import MAX_PEERS, Sessions
 from p2ptrain.protocol.session.visitors import MAX_VISITORS
 from p2ptrain.runtime.peer.waiting import finding_words
@@ -44,6 +45,7 @@ class Core:
         is_member: Callable[[PeerId], bool] = lambda peer: True,
         max_visitors: int = MAX_VISITORS,
         started_s: int = 0,
+        door: Door = OPEN_DOOR,
     ) -> None:
         self.own_id: PeerId = peer_id(own_key)
         self.sessions = Sessions(
@@ -56,6 +58,7 @@ class Core:
             is_member=is_member,
             max_visitors=max_visitors,
             started_s=started_s,
+            door=door,
         )
         self.transfers = Transfers(transfers)
         self.refused: Counter[str] = Counter()

@@ -68,6 +68,7 @@ class Peer(Core):
             software=config.software,
             is_member=lambda peer: self.records.get(peer) is not None,
             started_s=wall_ms // 1000,
+            door=config.door,
         )
         self.config = config
         self.job: Job | None = None

@@ -87,9 +87,7 @@ class StateDir:
 
     def save_job(self, group: GroupTag, job: JobId) -> None:
         """The job that a group has from now on, for a start without its job file. Raises ``StorageError``."""
-        groups = {tag: each for tag, each in load_groups(self.path).items() if tag != group}
-        plain = [[tag, each] for tag, each in [*groups.items(), (group, job)][-_MAX_GROUPS:]]
-        self._disk.write_file(self.path / GROUPS, json_bytes(plain))
+        carry_job(self.path, group, job, self._disk)
 
     def save_addresses(self, addresses: Mapping[PeerId, Iterable[str]]) -> None:
         """Addresses that worked, of up to 1024 peers (the last given). Raises ``StorageError``."""
@@ -125,3 +123,10 @@ class StateDir:
 
 def _is_strings(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def carry_job(state: Path, group: GroupTag, job: JobId, disk: Disk | None = None) -> None:
+    """The job that a group has from now on, for a start without its job file. Raises ``StorageError``."""
+    groups = {tag: each for tag, each in load_groups(state).items() if tag != group}
+    plain = [[tag, each] for tag, each in [*groups.items(), (group, job)][-_MAX_GROUPS:]]
+    (disk or Disk()).write_file(state / GROUPS, json_bytes(plain))

@@ -18,14 +18,18 @@ from p2ptrain.cli.main import COMMANDS, cli, main
 from p2ptrain.cli.shared.options import Duration, Names
 from p2ptrain.modes.jobs import load_job, mode_tables
 from p2ptrain.modes.tasks.config import tasks_of
-from p2ptrain.net.keys import load_group, new_group
+from p2ptrain.net.group.kept import load_group
+from p2ptrain.net.keys import new_group
 
 GROUP = ["--code", "--open", "--state"]
 NETWORK = ["--peer", "--interface", "--no-discovery"]
 SURFACE = {
-    "group new": ["--state", "--json"],
+    "group new": ["--state", "--approve", "--json"],
     "group join": ["--state", "--json"],
     "group show": ["--state", "--json"],
+    "group approve": ["NAME...", "--state", "--json"],
+    "group rotate": ["--state", *NETWORK, "--wait", "--yes", "--json", "--approve"],
+    "group remove": ["NAME...", "--state", *NETWORK, "--wait", "--yes", "--json"],
     "job new": [
         *("--data", "--model", "--name", "--mode", "--rounds", "--epochs", "--batch-size", "--optimizer"),
         *("--learning-rate", "--seed", "--width", "--groups", "--trunk", "--min-peers", "--compression", "--augment"),

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -37,12 +38,15 @@ RECORD = m.Record(
     "cd" * 32, 2, "training", 41, 410, 13120, 1.25, 96.5, 123456, "round 41 from 2 peers", (HOLDING,),
     12.5e6, 1.75, "ef" * 32, "0f" * 32, (m.LinkFigure(ALICE, 2.5e6, 0.004),),
 )  # fmt: skip
+ADMISSION = m.Admission(b"k" * 40, b"f" * 32, b"d" * 40, b"s" * 64, b"")
 JOB_REPLY = m.JobReply(b'{"mode":"tasks"}')
 SAMPLES: list[m.Message] = [
     m.Hello(NONCE, ADDRESSES, 4701, "p2ptrain 0.1.0"),
-    m.Welcome(NONCE, ECHO, MAC, ADDRESSES, 4701, "p2ptrain 0.1.0"),
-    m.Proof(ECHO, MAC),
+    m.Welcome(NONCE, ECHO, MAC, ADDRESSES, 4701, "p2ptrain 0.1.0", "laptop", None),
+    m.Proof(ECHO, MAC, "kitchen-pi", ADMISSION),
     m.Refused("another wire version", 1),
+    m.Admitted(ADMISSION),
+    m.NewCode(b"k" * 40, b"f" * 32, (m.SealedCode(ALICE, b"b" * 81),), (BOB,), b"s" * 64),
     m.Goodbye(),
     m.Ping(9, RUMOURS),
     m.PingRequest(10, BOB, ()),
@@ -117,6 +121,8 @@ def values(hint: Any, bound: Bound | None = None) -> st.SearchStrategy[Any]:
     if get_origin(hint) is Annotated:
         inner, *extras = get_args(hint)
         return values(inner, next((extra for extra in extras if isinstance(extra, Bound)), bound))
+    if get_origin(hint) is UnionType:
+        return st.none() | values(get_args(hint)[0])
     hint = getattr(hint, "__supertype__", hint)
     if dataclasses.is_dataclass(hint):
         hints = get_type_hints(hint, include_extras=True)

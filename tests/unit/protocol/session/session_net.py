@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from p2ptrain.ids import PeerId, peer_id
 from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.protocol.session.address_book import Source
+from p2ptrain.protocol.session.door import OPEN_DOOR, Door
 from p2ptrain.protocol.session.effects import Dial, Effect, HangUp, PeerAdmitted, SendFrames
 from p2ptrain.protocol.session.sessions import Sessions
 from p2ptrain.wire import messages as m
@@ -74,11 +75,12 @@ class Net:
         key: bytes | None = None,
         is_member: Callable[[PeerId], bool] = lambda peer: True,
         started_s: int = 0,
+        door: Door = OPEN_DOOR,
     ) -> Node:
         made = list(addresses) or [f"tcp://10.0.0.{len(self.nodes) + 1}:{PORT}"]
         rng = random.Random(self.rng.random())
         sessions = Sessions(
-            key or key_of(name), code, made, PORT + 1, rng, "test", is_member=is_member, started_s=started_s
+            key or key_of(name), code, made, PORT + 1, rng, "test", is_member=is_member, started_s=started_s, door=door
         )
         node = Node(name, made, sessions)
         self.nodes[name] = node
