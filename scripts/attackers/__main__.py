@@ -25,7 +25,7 @@ from attackers.insider import Insider
 from p2ptrain.net.keys import read_code
 
 ANNOUNCED_PER_TURN = 100
-MEMBER_LIFE_S = 60.0
+MEMBER_LIFE_S = 120.0
 MEMBER_REST_S = 5.0
 TURNED_AWAY_S = 1.0
 """After which one that was not let in tries again."""
@@ -84,7 +84,7 @@ async def attack_from_inside(setting: Setting, done: Callable[[], bool]) -> Coun
     rng, leisure = random.Random(setting.seed), Leisure(setting.share)
     addresses = [f"127.0.0.1:{port}" for port in setting.ports]
     while not done():
-        for what, act in lies.ACTS.items():
+        for what, act in rng.sample(sorted(lies.ACTS.items()), len(lies.ACTS)):
             deaf = act is lies.fetch_and_not_read
             try:
                 with tempfile.TemporaryDirectory(prefix="attacker-") as folder:
