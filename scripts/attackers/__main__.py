@@ -85,10 +85,9 @@ async def attack_from_inside(setting: Setting, done: Callable[[], bool]) -> Coun
     addresses = [f"127.0.0.1:{port}" for port in setting.ports]
     while not done():
         for what, act in rng.sample(sorted(lies.ACTS.items()), len(lies.ACTS)):
-            deaf = act is lies.fetch_and_not_read
             try:
                 with tempfile.TemporaryDirectory(prefix="attacker-") as folder:
-                    async with Insider(read_code(setting.code), addresses, Path(folder), rng, deaf=deaf) as insider:
+                    async with Insider(read_code(setting.code), addresses, Path(folder), rng) as insider:
                         await asyncio.sleep(0.5)  # the group's records, job and plan are known by then
                         for target in insider.targets():
                             insider.target = target

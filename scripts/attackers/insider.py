@@ -26,11 +26,13 @@ LOOPBACK = "127.0.0.1"
 ADMISSION_S = 60.0
 
 
-class DeafNode(ObserverNode):
-    """Never reads on from what comes first over the bulk lane."""
+class Listener(ObserverNode):
+    """Once ``is_deaf``, it never reads on from what comes next over the bulk lane."""
+
+    is_deaf = False
 
     async def _frames(self, lane: Lane, sender_key: bytes, frames: list[bytes]) -> None:
-        if lane == "bulk":
+        if lane == "bulk" and self.is_deaf:
             await asyncio.Event().wait()
         await super()._frames(lane, sender_key, frames)
 
@@ -38,15 +40,13 @@ class DeafNode(ObserverNode):
 class Insider:
     """A context. ``addresses``: ``HOST:PORT`` of peers that it dials; ``target`` is whom it talks to."""
 
-    def __init__(
-        self, group: Group, addresses: Sequence[str], directory: Path, rng: random.Random, *, deaf: bool = False
-    ) -> None:
+    def __init__(self, group: Group, addresses: Sequence[str], directory: Path, rng: random.Random) -> None:
         self.group = group
         self.rng = rng
         self.num_sent: Counter[str] = Counter()
         self.target = PeerId("")
         network = NetworkConfig((LOOPBACK,), peers=tuple(addresses), discover=False)
-        self.node = (DeafNode if deaf else ObserverNode)(group, network, directory)
+        self.node = Listener(group, network, directory)
         self.said = Statements(signing_of(self.node.identity), group.proof_key)
 
     async def __aenter__(self) -> Insider:

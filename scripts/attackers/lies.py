@@ -134,7 +134,8 @@ async def offer_replicas(insider: Insider) -> None:
 
 
 async def fetch_and_not_read(insider: Insider) -> None:
-    """All that they have, again and again (an insider that is ``deaf`` takes the first chunk, and no more)."""
+    """All that they have, again and again, of which nothing is taken from here on."""
+    insider.node.is_deaf = True
     num_asked = 0
     for record in insider.node.observer.alive():
         for holding in record.holdings:

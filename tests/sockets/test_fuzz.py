@@ -30,6 +30,7 @@ from p2ptrain.wire.messages import Ping, Records, Rumour, StatusRequest, lane_of
 
 sys.path += [str(Path(__file__).parents[1] / "processes"), str(Path(__file__).parents[2] / "scripts")]
 
+from attackers import lies
 from attackers.insider import Insider
 from attackers.made_up import CALM, EPOCHS, random_message
 from attackers.outsider import Held, knock_with_zmq
@@ -158,6 +159,32 @@ def test_any_well_formed_message_from_a_member(target: PeerGroup, tmp_path: Path
 
     target.ask(test(), 120)
     check_well(target, before, 50 * MIB)
+
+
+COVERED = {"lies at the limits", "replays", "large frames", "nonsense", "endless messages"}
+"""By tests of their own, here and in test_doorkeeper."""
+
+
+def test_lies_with_a_purpose(target: PeerGroup, tmp_path: Path) -> None:
+    """Forged records, hearsay, plans, jobs, masses, replicas of 2^63-1 bytes, fetches never read: all for nothing."""
+    (peer,) = target.peers
+    rng, before, since, sent = random.Random(SEED + 2), rss(peer), time.time(), Counter[str]()
+
+    async def test() -> None:
+        for number, (what, act) in enumerate(lies.ACTS.items()):
+            if what not in COVERED:
+                async with insider(target, tmp_path / str(number), rng) as liar:
+                    deadline = time.monotonic() + 60
+                    while not liar.node.observer.records.get(peer.id) or liar.node.observer.plan() is None:
+                        assert time.monotonic() < deadline, "it does not tell its record and its plan"
+                        await asyncio.sleep(0.02)
+                    await act(liar)
+                    sent.update(liar.num_sent)
+
+    target.ask(test(), 280)
+    assert all(sent[what] for what in ("forged rumour", "made-up record", "plan told", "job told", "mass", "fetch"))
+    check_well(target, before, 60 * MIB)
+    assert not peer.said("left", since) and not peer.said("plan-adopted", since)
 
 
 def test_a_harvest_gets_past_a_liar(target: PeerGroup, tmp_path: Path) -> None:
