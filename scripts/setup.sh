@@ -4,7 +4,8 @@
 #
 #   scripts/setup.sh demo,test
 #
-# PYTHON chooses the interpreter (3.11 or later).
+# PYTHON chooses the interpreter (3.11 or later). P2PTRAIN_HASHES=1 takes nothing but the very files whose hashes stand in
+# scripts/locked.txt (all extras, whichever are asked for), except for torch: scripts/lock.sh says why.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extras=${1:-demo}
@@ -29,12 +30,24 @@ if [ ! -x .venv/bin/python ]; then
   }
 fi
 stamp=.venv/.p2ptrain-installed
-want="$extras $(cat setup.cfg pyproject.toml constraints.txt | cksum)"
+hashes=${P2PTRAIN_HASHES:-0}
+want="$extras $hashes $(cat setup.cfg pyproject.toml constraints.txt scripts/locked.txt | cksum)"
 if [ "$(cat "$stamp" 2>/dev/null || true)" != "$want" ]; then
   echo "installing p2ptrain[$extras] (torch is a large download; once only)" >&2
-  .venv/bin/python -m pip install -qq --disable-pip-version-check --upgrade pip setuptools
-  # The pinned torch first and by itself: an index may hold a newer one that the resolver would rather have.
-  .venv/bin/python -m pip install -qq --disable-pip-version-check "$(grep '^torch==' constraints.txt)"
-  .venv/bin/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]"
+  install=(.venv/bin/python -m pip install -qq --disable-pip-version-check)
+  torch=$(grep '^torch==' constraints.txt)
+  if [ "$hashes" = 1 ]; then
+    # pip itself first: what it installs the rest with is checked, too.
+    "${install[@]}" --require-hashes -r <(awk '/^pip==/ {own = 1} own {print} own && !/\\$/ {exit}' scripts/locked.txt)
+    "${install[@]}" --require-hashes -r scripts/locked.txt
+    "${install[@]}" --constraint constraints.txt "$torch"
+    "${install[@]}" --no-build-isolation --no-deps --editable .
+    .venv/bin/python -m pip check --disable-pip-version-check >&2
+  else
+    "${install[@]}" --upgrade pip setuptools
+    # The pinned torch first and by itself: an index may hold a newer one that the resolver would rather have.
+    "${install[@]}" "$torch"
+    "${install[@]}" --constraint constraints.txt --editable ".[$extras]"
+  fi
   echo "$want" >"$stamp"
 fi

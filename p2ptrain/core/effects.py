@@ -93,6 +93,13 @@ class AbandonBlob:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetBlob:
+    """Nobody needs a blob any more that is in memory only. What lies on disk stays."""
+
+    blob: BlobId
+
+
+@dataclass(frozen=True, slots=True)
 class BlobArrived:
     """A blob is whole, checked and readable."""
 

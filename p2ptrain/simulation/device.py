@@ -16,6 +16,7 @@ from p2ptrain.core import commands as c
 from p2ptrain.core.effects import (
     AbandonBlob,
     BeginBlob,
+    ForgetBlob,
     JobDone,
     JobReceived,
     KeepPlan,
@@ -195,6 +196,8 @@ class Device(FrameHost):
                 self._incoming(effect.blob, lambda: self.disk.write(effect.blob, effect.offset, effect.data))
             case AbandonBlob():
                 self._on_disk(lambda: self.disk.incoming.pop(effect.blob, None), lambda _: [])
+            case ForgetBlob():
+                self._on_disk(lambda: self.disk.passing.pop(effect.blob, None), lambda _: [])
             case VerifyBlob():
                 self._on_disk(
                     lambda: self.disk.finish(effect.blob),

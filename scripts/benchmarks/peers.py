@@ -153,7 +153,9 @@ class PeerGroup:
         self._setting = {"job": job.to_json(), "data": data, "discover": not by_address, "trace": trace}
         self._port = free_port() if by_address else 0
 
-    def add(self, shard: str = "", classes: Sequence[str] = ()) -> PeerProcess:
+    def add(
+        self, shard: str = "", classes: Sequence[str] = (), *, port: int = 0, log: IO[bytes] | None = None
+    ) -> PeerProcess:
         """Start one more peer, with this share of the samples or those of these classes."""
         number = len(self.peers)
         first = f"{LOOPBACK}:{self._port}"
@@ -163,7 +165,8 @@ class PeerGroup:
             shard=shard,
             classes=list(classes),
             state=str(self._folder / f"peer{number}"),
-            port=0 if number else self._port,
+            port=port or (0 if number else self._port),
+            log=log,
             peers=[first] if self._port and number else [],
             **self._setting,
         )

@@ -6,33 +6,26 @@ import asyncio
 import contextlib
 import os
 import socket
+import struct
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
-from test_transport import Peer, run, running, until
+from test_transport import GROUP, Peer, run, running, until
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+
+from attackers.raw import CurveClient, greeting, push, strangers
 
 from p2ptrain.net.guard import budget, doorkeeper
+from p2ptrain.net.keys import new_identity
 from p2ptrain.net.pieces import MAX_PIECE_BYTES, in_pieces
 from p2ptrain.net.transport import Transport
 from p2ptrain.wire.codec import MAX_DATA_BYTES
 
 MIB = 1 << 20
-GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what came over a connection")
-
-
-@contextlib.contextmanager
-def strangers(port: int, count: int) -> Iterator[list[socket.socket]]:
-    made: list[socket.socket] = []
-    try:
-        for _ in range(count):
-            made.append(socket.create_connection(("127.0.0.1", port), timeout=5))
-        yield made
-    finally:
-        for each in made:
-            each.close()
 
 
 def rss() -> int:
@@ -55,6 +48,27 @@ def test_idle_connections_are_few_and_members_still_come_in() -> None:
                 bob.dial(ann)
                 bob.transport.send(ann.address, "control", [b"hello"])
                 await until(lambda: bool(ann.received))
+
+    run(test)
+
+
+def test_those_that_hang_up_at_once_do_not_end_the_watch() -> None:
+    """Before we look who it is: there is no other end any more then, or the descriptor is closed, or another's."""
+
+    async def test() -> None:
+        ann = Peer()
+        async with running(ann):
+            watch = ann.transport._doorkeepers["control"]
+            with strangers(ann.transport.port, 60) as made:
+                for each in made:
+                    each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+            before = psutil.Process().num_fds()
+            with open(os.devnull, "rb") as file, socket.socket() as unconnected:
+                for fd in (file.fileno(), unconnected.fileno(), 10**6):
+                    watch._accepted(fd)
+            assert psutil.Process().num_fds() <= before
+            with strangers(ann.transport.port, 200):
+                await until(lambda: watch.num_hung_up >= 200 - doorkeeper.MAX_PENDING)
 
     run(test)
 
@@ -99,16 +113,10 @@ def test_handshakes_that_never_end_cost_little_memory() -> None:
         ann = Peer()
         async with running(ann):
             before = rss()
-            part = GREETING + b"\x06" + MAX_DATA_BYTES.to_bytes(8) + bytes(4 * MIB)
-
-            def push(connection: socket.socket) -> None:
-                connection.settimeout(2)
-                with contextlib.suppress(OSError):
-                    connection.sendall(part)
-
+            part = greeting(b"CURVE") + b"\x06" + MAX_DATA_BYTES.to_bytes(8) + bytes(4 * MIB)
             with strangers(ann.transport.bulk_port, 60) as made:
                 for each in made:
-                    await asyncio.to_thread(push, each)
+                    await asyncio.to_thread(push, each, part)
                 await asyncio.sleep(0.3)
                 assert rss() - before < 100 * MIB
 
@@ -121,25 +129,22 @@ def test_a_message_that_never_ends_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(doorkeeper, "MAX_UNREAD_BYTES", 24 * MIB)
 
     async def test() -> None:
-        ann, bob = Peer(plain=True), Peer(plain=True)  # the end of a handshake, which members are through with
+        ann, bob = Peer(), Peer()
         async with running(ann, bob):
             before = rss()
-            with strangers(ann.transport.bulk_port, 1) as (member,):
-                member.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
-                ready = b"\x05READY" + b"\x0bSocket-Type" + (6).to_bytes(4) + b"DEALER"
-                member.sendall(b"\x04" + len(ready).to_bytes(1) + ready)
-                part = b"\x03" + MIB.to_bytes(8) + bytes(MIB)  # more to come, a long frame
+            key = GROUP.server_public
+            member = await asyncio.to_thread(CurveClient, ann.transport.bulk_port, key, new_identity())
 
-                def push() -> int:
-                    sent = 0
-                    with contextlib.suppress(OSError):
-                        while sent < 2000:
-                            member.sendall(part)
-                            sent += 1
-                    return sent
+            def send_parts() -> int:
+                sent = 0
+                with contextlib.suppress(OSError), contextlib.closing(member):
+                    while sent < 2000:
+                        member.socket.sendall(member.message(bytes(MIB), more=True))
+                        sent += 1
+                return sent
 
-                assert await asyncio.to_thread(push) < 2000
-                assert ann.transport.num_hung_up == 1
+            assert await asyncio.to_thread(send_parts) < 2000
+            assert ann.transport.num_hung_up == 1
             assert rss() - before < 1000 * MIB
             bob.dial(ann)
             bob.transport.send(ann.address, "bulk", [b"header", b"still here"])

@@ -16,42 +16,25 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgpack
 import psutil
 import pytest
-import zmq
 
 from p2ptrain import api
 from p2ptrain.core.harvest import Harvest
 from p2ptrain.errors import NotCoveredError
-from p2ptrain.net.signing import signing_of
 from p2ptrain.net.transport import LANES
-from p2ptrain.protocol.signing import Statements
-from p2ptrain.runtime.node.node import NetworkConfig
-from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.wire import codec
-from p2ptrain.wire.messages import (
-    BULK,
-    KINDS,
-    Hello,
-    Lane,
-    Message,
-    Ping,
-    Proof,
-    Record,
-    Records,
-    Refused,
-    Rumour,
-    StatusRequest,
-    Welcome,
-    lane_of,
-)
-from p2ptrain.wire.schema import Bound
+from p2ptrain.wire.messages import Ping, Records, Rumour, StatusRequest, lane_of
 
-sys.path.append(str(Path(__file__).parents[1] / "processes"))
+sys.path += [str(Path(__file__).parents[1] / "processes"), str(Path(__file__).parents[2] / "scripts")]
 
+from attackers import lies
+from attackers.insider import Insider
+from attackers.made_up import CALM, EPOCHS, random_message
+from attackers.outsider import Held, knock_with_zmq
+from attackers.raw import garbage, greeting
 from group import PeerGroup, PeerProcess, make_job, peer_group
 
 pytestmark = pytest.mark.slow
@@ -101,18 +84,6 @@ def check_well(peers: PeerGroup, rss_before: int, growth: int) -> Counter[str]:
 # --- strangers --------------------------------------------------------------------------------------------------------
 
 
-def greeting(mechanism: bytes, as_server: bool) -> bytes:
-    """ZMTP 3.1's."""
-    return b"\xff" + bytes(8) + b"\x7f\x03\x01" + mechanism.ljust(20, b"\0") + bytes([as_server]) + bytes(31)
-
-
-def garbage(rng: random.Random) -> bytes:
-    start = rng.choice([b"", b"\xff", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01", greeting(b"CURVE", False)])
-    frame = b"\x04" + rng.choice([b"\x05HELLO", b"\x08INITIATE", b"\x05READY", b""]) + rng.randbytes(194)
-    size = rng.choice([0, 1, 7, 64, 5000, 200_000])
-    return start + rng.choice([b"", frame[:1] + bytes([len(frame) % 256]) + frame[1:]]) + rng.randbytes(size)
-
-
 def test_strangers_are_not_let_in(target: PeerGroup) -> None:
     (peer,) = target.peers
     rng, before, since = random.Random(SEED), rss(peer), time.time()
@@ -124,13 +95,13 @@ def test_strangers_are_not_let_in(target: PeerGroup) -> None:
                 idle.append(link)  # and says nothing more
                 continue
             if number % 4 == 1:
-                link.sendall(greeting(rng.choice([b"NULL", b"PLAIN", b"CURVE", b"GSSAPI", rng.randbytes(20)]), False))
+                link.sendall(greeting(rng.choice([b"NULL", b"PLAIN", b"CURVE", b"GSSAPI", rng.randbytes(20)])))
             link.sendall(garbage(rng))
             if number % 3:
                 link.close()
             else:
                 idle.append(link)
-    knock_with_zmq(peer, rng)
+    knock_with_zmq([peer.port, peer.port + 1], Held(), rng)
     assert not peer.said("admitted", since) and not peer.said("joined", since) and not peer.said("banned", since)
     check_well(target, before, 20 * MIB)
     for link in idle:
@@ -139,154 +110,11 @@ def test_strangers_are_not_let_in(target: PeerGroup) -> None:
     print(f"{connections} connections are left")
 
 
-def knock_with_zmq(peer: PeerProcess, rng: random.Random) -> None:
-    """As any ZeroMQ client would: without security, with a password, with the wrong server key."""
-    context = zmq.Context()
-    try:
-        for port in (peer.port, peer.port + 1):
-            for mechanism in ("NULL", "PLAIN", "CURVE"):
-                dealer = context.socket(zmq.DEALER)
-                dealer.linger = 0
-                if mechanism == "PLAIN":
-                    dealer.plain_username, dealer.plain_password = b"admin", b"admin"
-                if mechanism == "CURVE":
-                    dealer.curve_publickey, dealer.curve_secretkey = zmq.curve_keypair()
-                    dealer.curve_serverkey = zmq.curve_keypair()[0]
-                dealer.connect(f"tcp://127.0.0.1:{port}")
-                for _ in range(200):
-                    with suppress(zmq.Again):
-                        dealer.send_multipart([rng.randbytes(rng.randrange(2000))], flags=zmq.DONTWAIT)
-        time.sleep(1.5)
-    finally:
-        context.destroy(linger=0)
-
-
 # --- holders of the code ----------------------------------------------------------------------------------------------
 
 
-def random_value(hint: Any, rng: random.Random) -> Any:
-    """Of the declared type and within its bounds."""
-    bound: Bound | None = None
-    if get_origin(hint) is Annotated:
-        hint, *extras = get_args(hint)
-        bound = next((extra for extra in extras if isinstance(extra, Bound)), None)
-    if get_origin(hint) is Annotated or hasattr(hint, "__supertype__"):
-        return random_value(Annotated[hint.__supertype__, bound] if bound else hint.__supertype__, rng)
-    if dataclasses.is_dataclass(hint):
-        return random_message(hint, rng)
-    if get_origin(hint) is Literal:
-        return rng.choice(get_args(hint))
-    low, high = (bound.low, bound.high) if bound else (0, 8)
-    if get_origin(hint) is tuple:
-        count = rng.randint(int(low), int(min(high, low + 5)))
-        return tuple(random_value(get_args(hint)[0], rng) for _ in range(count))
-    if hint is bool:
-        return rng.random() < 0.5
-    if hint is int:
-        top = int(high) if bound else 2**63 - 1
-        return rng.choice([int(low), top, rng.randint(int(low), top), rng.randint(int(low), min(top, 4))])
-    if hint is float:
-        return rng.choice([low, high, rng.uniform(low, high)])
-    length = rng.randint(int(low), int(min(high, max(low, 40))))
-    if hint is bytes:
-        return rng.randbytes(length)
-    letters = "0123456789abcdef" if length == 64 else "abcdefghijklmnopqrstuvwxyz234567"
-    return "".join(rng.choice(letters) for _ in range(length))
-
-
-def random_message(cls: Any, rng: random.Random) -> Any:
-    hints = get_type_hints(cls, include_extras=True)
-    return cls(**{field.name: random_value(hints[field.name], rng) for field in dataclasses.fields(cls)})
-
-
-CALM = [cls for cls in KINDS.values() if cls not in (Hello, Welcome, Proof, Refused)]
-
-
-class Insider:
-    """Holds the code, was admitted like anybody, and sends whatever it likes."""
-
-    def __init__(self, peers: PeerGroup, directory: Path, rng: random.Random) -> None:
-        (self.peer,) = peers.peers
-        self.rng = rng
-        network = NetworkConfig(("127.0.0.1",), peers=(self.peer.address,), discover=False)
-        self.node = ObserverNode(peers.group, network, directory)
-        self.num_sent: Counter[str] = Counter()
-        self.said = Statements(signing_of(self.node.identity), peers.group.proof_key)
-
-    async def __aenter__(self) -> Insider:
-        await self.node.start()
-        deadline = time.monotonic() + 20
-        while not self.node.observer.sessions.peers():
-            assert time.monotonic() < deadline, "not admitted"
-            await asyncio.sleep(0.01)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.node.close()
-
-    def frames(self, message: Message, epoch: int = 1) -> list[bytes]:
-        """As they should be, in this session."""
-        status_job = self.node.observer.job_id
-        effects = self.node.observer.sessions.send(self.peer.id, message, status_job, epoch, self.node.now())
-        return list(effects[0].frames)  # type: ignore[union-attr]
-
-    async def send(self, what: str, lane: Lane, frames: list[bytes]) -> None:
-        self.num_sent[what] += 1
-        address = self.node.observer.sessions.address_of(self.peer.id) or f"tcp://{self.peer.address}"
-        self.node.transport.send(address, lane, frames)
-        if sum(self.num_sent.values()) % 16 == 0:
-            await asyncio.sleep(0.003)
-
-    def random_message(self) -> Message:
-        message: Message = random_message(self.rng.choice(CALM), self.rng)
-        if isinstance(message, Records) and self.rng.random() < 0.7:
-            message = Records((self.own_record(),))
-        return message
-
-    def own_record(self) -> Record:
-        """Of a peer that claims anything: this job, another, any plan, holdings that nobody has."""
-        made: Record = random_message(Record, self.rng)
-        job = self.rng.choice(["", made.job, self.node.observer.job_id])
-        identity = self.node.identity
-        own = dataclasses.replace(made, peer=identity.peer, key=identity.public, job=job, addresses=())
-        return self.said.signed(own)
-
-    def spoilt(self) -> tuple[str, Lane, list[bytes]]:
-        """One frame set that nobody should accept, or only once."""
-        rng, message = self.rng, self.random_message()
-        lane, frames = lane_of(message), self.frames(message)
-        what = rng.choice(["random", "cut", "flipped", "lane", "frames", "shape", "value", "nested", "empty", "sized"])
-        if what == "random":
-            frames = [rng.randbytes(rng.randrange(300)) for _ in range(rng.randint(1, 2))]
-        elif what == "cut":
-            frames[0] = frames[0][: rng.randrange(len(frames[0]))]
-        elif what == "flipped":
-            spot = rng.randrange(len(frames[0]))
-            frames[0] = frames[0][:spot] + bytes([frames[0][spot] ^ 1 << rng.randrange(8)]) + frames[0][spot + 1 :]
-        elif what == "lane":
-            lane = "control" if isinstance(message, BULK) else "bulk"
-        elif what == "frames":
-            frames = [*frames, *(b"x" * rng.randrange(9) for _ in range(rng.choice([1, 2, 50])))]
-        elif what == "nested":
-            frames[0] = b"\x91" * rng.choice([10, 600, 60_000])
-        elif what == "empty":
-            frames = rng.choice([[b""], [b"", b""], [b"\x80"]])
-        elif what == "sized":
-            frames[0] = frames[0] + bytes(rng.choice([1, 60 << 10, 64 << 10]))
-        else:
-            header = msgpack.unpackb(frames[0])
-            body = header["b"]
-            if what == "shape" and body and rng.random() < 0.5:
-                del body[rng.choice(sorted(body))]
-            elif what == "shape":
-                header[rng.choice(["b", "v", "k", "s", "q", "j", "e", "x"])] = rng.choice(
-                    [None, -1, 2**63, "?", b"", []]
-                )
-            elif body:
-                odd = [None, -1, 2**63, 1e400, float("nan"), "x" * 5000, b"x", [[]] * 300, {"a": {}}]
-                body[rng.choice(sorted(body))] = rng.choice(odd)
-            frames[0] = msgpack.packb(header)
-        return what, lane, frames
+def insider(peers: PeerGroup, directory: Path, rng: random.Random) -> Insider:
+    return Insider(peers.group, [peers.peers[0].address], directory, rng)
 
 
 def test_nonsense_from_a_holder_of_the_code(target: PeerGroup, tmp_path: Path) -> None:
@@ -297,11 +125,11 @@ def test_nonsense_from_a_holder_of_the_code(target: PeerGroup, tmp_path: Path) -
 
     async def test() -> None:
         for number in range(20):
-            async with Insider(target, tmp_path / str(number), rng) as insider:
+            async with insider(target, tmp_path / str(number), rng) as liar:
                 for _ in range(250):
-                    await insider.send(*insider.spoilt())
+                    await liar.send(*liar.spoilt())
                 await asyncio.sleep(0.1)
-                sent.update(insider.num_sent)
+                sent.update(liar.num_sent)
         await asyncio.sleep(1.5)  # what the transport refused is told once a second
 
     target.ask(test(), 120)
@@ -320,17 +148,43 @@ def test_any_well_formed_message_from_a_member(target: PeerGroup, tmp_path: Path
 
     async def test() -> None:
         for number in range(6):
-            async with Insider(target, tmp_path / str(number), rng) as insider:
+            async with insider(target, tmp_path / str(number), rng) as liar:
                 await asyncio.sleep(0.5)  # the job is known by then
-                await insider.send("record", "control", insider.frames(Records((insider.own_record(),))))
+                await liar.send("record", "control", liar.frames(Records((liar.own_record(),))))
                 for _ in range(300):
-                    message = insider.random_message()
-                    frames = insider.frames(message, rng.choice([0, 1, 2, 2**62]))
-                    await insider.send("message", lane_of(message), frames)
+                    message = liar.random_message()
+                    frames = liar.frames(message, rng.choice(EPOCHS))
+                    await liar.send("message", lane_of(message), frames)
                 await asyncio.sleep(0.5)
 
     target.ask(test(), 120)
     check_well(target, before, 50 * MIB)
+
+
+COVERED = {"lies at the limits", "replays", "large frames", "nonsense", "endless messages"}
+"""By tests of their own, here and in test_doorkeeper."""
+
+
+def test_lies_with_a_purpose(target: PeerGroup, tmp_path: Path) -> None:
+    """Forged records, hearsay, plans, jobs, masses, replicas of 2^63-1 bytes, fetches never read: all for nothing."""
+    (peer,) = target.peers
+    rng, before, since, sent = random.Random(SEED + 2), rss(peer), time.time(), Counter[str]()
+
+    async def test() -> None:
+        for number, (what, act) in enumerate(lies.ACTS.items()):
+            if what not in COVERED:
+                async with insider(target, tmp_path / str(number), rng) as liar:
+                    deadline = time.monotonic() + 60
+                    while not liar.node.observer.records.get(peer.id) or liar.node.observer.plan() is None:
+                        assert time.monotonic() < deadline, "it does not tell its record and its plan"
+                        await asyncio.sleep(0.02)
+                    await act(liar)
+                    sent.update(liar.num_sent)
+
+    target.ask(test(), 280)
+    assert all(sent[what] for what in ("forged rumour", "made-up record", "plan told", "job told", "mass", "fetch"))
+    check_well(target, before, 60 * MIB)
+    assert not peer.said("left", since) and not peer.said("plan-adopted", since)
 
 
 def test_a_harvest_gets_past_a_liar(target: PeerGroup, tmp_path: Path) -> None:
@@ -339,12 +193,12 @@ def test_a_harvest_gets_past_a_liar(target: PeerGroup, tmp_path: Path) -> None:
     said: list[str] = []
 
     async def test() -> api.Harvest:
-        async with Insider(target, tmp_path, random.Random(SEED)) as insider:
+        async with insider(target, tmp_path, random.Random(SEED)) as liar:
             deadline = time.monotonic() + 10
-            while not (true := insider.node.observer.records.get(peer.id)) or not true.holdings:
+            while not (true := liar.node.observer.records.get(peer.id)) or not true.holdings:
                 assert time.monotonic() < deadline, "no record of the peer"
                 await asyncio.sleep(0.01)
-            own = insider.node.identity
+            own = liar.node.identity
             lies = [
                 dataclasses.replace(true.holdings[0], round=10**6, blob=blob, trainer=trainer, num_bytes=size)
                 for blob, trainer, size in (
@@ -356,14 +210,14 @@ def test_a_harvest_gets_past_a_liar(target: PeerGroup, tmp_path: Path) -> None:
             record = dataclasses.replace(
                 true, peer=own.peer, key=own.public, name="liar", version=2**60, addresses=(), holdings=tuple(lies)
             )
-            await insider.send("record", "control", insider.frames(Records((insider.said.signed(record),))))
-            here = Rumour(own.peer, "alive", 1, insider.said.presence(1, left=False))
+            await liar.send("record", "control", liar.frames(Records((liar.said.signed(record),))))
+            here = Rumour(own.peer, "alive", 1, liar.said.presence(1, left=False))
             harvest = asyncio.ensure_future(api.harvest(target.group, network=target.network(), say=said.append))
             while not harvest.done():  # nobody is to think it dead
-                await insider.send(
+                await liar.send(
                     "ping",
                     "control",
-                    insider.frames(Ping(0, (here,))),
+                    liar.frames(Ping(0, (here,))),
                 )
                 await asyncio.sleep(0.05)
             return await harvest
@@ -378,10 +232,10 @@ def test_what_was_recorded_is_not_heard_twice(target: PeerGroup, tmp_path: Path)
     before = Counter(target.status().refused[peer.id])
 
     async def test() -> None:
-        async with Insider(target, tmp_path, random.Random(SEED)) as insider:
-            frames = insider.frames(StatusRequest())
+        async with insider(target, tmp_path, random.Random(SEED)) as liar:
+            frames = liar.frames(StatusRequest())
             for _ in range(500):
-                await insider.send("replay", "control", frames)
+                await liar.send("replay", "control", frames)
             await asyncio.sleep(0.5)
 
     target.ask(test())
@@ -398,14 +252,14 @@ def test_one_that_sends_more_than_is_read(target: PeerGroup, tmp_path: Path) -> 
 
     async def test() -> None:
         for number in range(6):
-            async with Insider(target, tmp_path / str(number), random.Random(SEED + number)) as insider:
+            async with insider(target, tmp_path / str(number), random.Random(SEED + number)) as liar:
                 for lane in LANES:
                     for extra in (-1, 0, 1, 5000):
-                        await insider.send("big", lane, [bytes(biggest[lane] + extra)])
+                        await liar.send("big", lane, [bytes(biggest[lane] + extra)])
                         await asyncio.sleep(0.05)
                 header = {"v": 1, "k": "records", "s": bytes(8), "q": 1, "j": "", "e": 1, "b": [[]] * 60_000}
                 for _ in range(20):
-                    await insider.send("lists", "control", [msgpack.packb(header)])
+                    await liar.send("lists", "control", [msgpack.packb(header)])
                 await asyncio.sleep(0.3)
             sizes.append(rss(peer))
 

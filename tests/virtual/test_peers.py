@@ -16,6 +16,7 @@ from p2ptrain.core import commands as c
 from p2ptrain.ids import blob_id, peer_id
 from p2ptrain.modes.tasks.head.blob import head_holding, head_holdings
 from p2ptrain.modes.tasks.head.fit import _covers
+from p2ptrain.modes.tasks.payloads import ASKED_AGAIN_S
 from p2ptrain.modes.tasks.role import Seeking, TasksRole
 from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.network import LAN, Conditions
@@ -435,6 +436,21 @@ def test_payloads_nobody_fetched_give_their_masses_back() -> None:
     lost = trainer.samples - sum(trainer.masses.values())
     room.run(20)
     assert trainer.samples - sum(trainer.masses.values()) == pytest.approx(lost)
+
+
+def test_payloads_do_not_pile_up_in_memory() -> None:
+    """Those that were merged are gone, and after a while those that were fetched: of many, a few are left."""
+    room = group(4, 3, LAN, "replicas", rounds=10_000)
+    assert room.run(20, lambda: everyone_trains(room))
+    assert room.run(600, lambda: all(device.note_kinds()["gossip"] >= 30 for device in room.on()))
+    rounds = [device.record.round for device in room.on()]
+    room.run(ASKED_AGAIN_S)
+    lately = 2 * max(device.record.round - before for device, before in zip(room.on(), rounds, strict=True)) + 6
+    assert all(len(device.disk.passing) <= lately for device in room.on())
+    for device in room.on():
+        device.kill() if device.number else None
+    room.run(80)
+    assert len(room.devices[0].disk.passing) <= 2
 
 
 def spread(room: Room) -> float:

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterable, Mapping
 
 from p2ptrain.core.downloads import Downloads
-from p2ptrain.core.effects import CountRefused, Effects, Handler, ToTrainer
+from p2ptrain.core.effects import CountRefused, Effects, ForgetBlob, Handler, ToTrainer
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, PeerId
@@ -144,12 +144,13 @@ class Exchanges:
     def merged(self, event: Merged, now: float) -> Effects:
         """The trainer has merged a payload, or refused it."""
         effect = self._merging.pop(event.exchange, None)
+        spent: Effects = [ForgetBlob(effect.blob)] if effect is not None else []
         if event.error:
             note = Note("payload-refused", (("peer", event.sender), ("detail", event.error[:200])))
-            return [CountRefused("payload"), note, *self._gossip.failed(event.exchange, now)]
+            return [*spent, CountRefused("payload"), note, *self._gossip.failed(event.exchange, now)]
         name = self._group.name_of(PeerId(event.sender))
         note = Note("gossip", (("peer", name), ("bytes", effect.num_bytes if effect else 0)))
-        return [note, *self._gossip.merged(event.exchange, now)]
+        return [*spent, note, *self._gossip.merged(event.exchange, now)]
 
     def _exchange_ended(self, effect: g.ExchangeEnded, now: float) -> Effects:
         done = effect.outcome == "done"
@@ -186,7 +187,8 @@ class Exchanges:
         return list(self._gossip.failed(effect.exchange, now)) if effect else []
 
     def tick(self, now: float) -> Effects:
-        return [*self._gossip.tick(now), *self._give_back(self._payloads.expire(now))]
+        back = self._give_back(self._payloads.expire(now))
+        return [*self._gossip.tick(now), *back, *(ForgetBlob(blob) for blob in self._payloads.spent(now))]
 
     def next_deadline(self) -> float:
         return min(self._gossip.next_deadline(), self._payloads.next_deadline())

@@ -4,12 +4,14 @@ Invariant: the masses of a payload are counted once, by its receiver or by us. S
 back is never served to its end any more, and one that was served to its end is never taken back. (No two payloads are
 the same blob, though their parameters may be: each names its exchange.)
 
-    published --served to its end--> forgotten        published --exchange failed, or expired--> withdrawn, reclaimed
+    published --served to its end--> served        published --exchange failed, or expired--> withdrawn, reclaimed
+
+The bytes of what was served or withdrawn are ``spent`` a while later: until then its last bytes may be asked for again.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,6 +21,8 @@ from p2ptrain.protocol.machine import NEVER
 Masses = tuple[tuple[str, float], ...]
 MAX_PUBLISHED = 64
 MAX_WITHDRAWN = 256
+ASKED_AGAIN_S = 10.0
+"""Who lacks a chunk asks for it again sooner."""
 
 
 @dataclass(slots=True)
@@ -37,6 +41,9 @@ class Payloads:
         self._published: OrderedDict[int, _Payload] = OrderedDict()
         """Payloads that may still be fetched, by exchange."""
         self._withdrawn: OrderedDict[tuple[PeerId, BlobId], None] = OrderedDict()
+        self._over: list[BlobId] = []
+        """Served or withdrawn since ``spent`` was asked last."""
+        self._spent_at: deque[tuple[float, BlobId]] = deque()
 
     def __len__(self) -> int:
         return len(self._published)
@@ -62,6 +69,16 @@ class Payloads:
         for exchange, payload in list(self._published.items()):
             if payload.partner == to and payload.blob == blob and end >= payload.num_bytes:
                 del self._published[exchange]
+                self._over.append(blob)
+
+    def spent(self, now: float) -> list[BlobId]:
+        """Whose bytes nobody needs any more."""
+        self._spent_at += [(now + ASKED_AGAIN_S, blob) for blob in self._over]
+        self._over.clear()
+        spent = []
+        while self._spent_at and self._spent_at[0][0] <= now:
+            spent.append(self._spent_at.popleft()[1])
+        return spent
 
     def forget(self) -> None:
         """The trainer starts from a snapshot: nobody knows whether it counts these masses."""
@@ -77,6 +94,7 @@ class Payloads:
         taken = [payload for exchange in exchanges if (payload := self._published.pop(exchange, None)) is not None]
         for payload in taken:
             self._withdrawn[payload.partner, payload.blob] = None
+            self._over.append(payload.blob)
         while len(self._withdrawn) > MAX_WITHDRAWN:
             self._withdrawn.popitem(last=False)
         return [payload.masses for payload in taken]

@@ -23,8 +23,9 @@ import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -84,10 +85,7 @@ class Doorkeeper:
         self._events.linger = 0
         self._events.set_hwm(0)  # or libzmq's threads would wait for us
         self._events.connect(name)
-        self._tasks = [
-            asyncio.create_task(self._listen(), name="doors"),
-            asyncio.create_task(self._look(), name="look"),
-        ]
+        self._tasks = [_watched(self._listen(), "doors"), _watched(self._look(), "look")]
 
     def heard(self, frames: list[zmq.Frame], key: bytes | None = None) -> None:
         """A message came, from the sender with this key (None: one who is not listened to)."""
@@ -120,8 +118,8 @@ class Doorkeeper:
         with _borrowed(fd) as connected:
             if connected is None:
                 return  # it has gone already
-            peer = connected.getpeername()
-            received = _received_bytes(connected) or 0
+            peer = connected.peer
+            received = connected.received_bytes() or 0
         now = self._clock()
         self._connections[fd] = _Connection(fd, peer, str(peer[0]), since=now, heard_at=now, read_bytes=received)
         self._turn_away()
@@ -151,7 +149,7 @@ class Doorkeeper:
 
     def _unread_bytes(self, connection: _Connection) -> int:
         with _borrowed(connection.fd, connection.peer) as connected:
-            received = _received_bytes(connected) if connected is not None else None
+            received = connected.received_bytes() if connected is not None else None
         if received is None:
             return 0
         return max(0, received - connection.read_bytes)
@@ -162,43 +160,72 @@ class Doorkeeper:
         with _borrowed(connection.fd, connection.peer) as connected:
             if connected is not None:
                 self.num_hung_up += 1
-                with contextlib.suppress(OSError):
-                    connected.shutdown(socket.SHUT_RDWR)
+                connected.shut()
 
 
-class _borrowed:
-    """A connection of libzmq's, for a moment and under a descriptor of our own; None if it is not that one any more."""
+def _watched(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """A task whose failure is told at once: without it nobody would keep strangers out, and nobody would know."""
+    task = asyncio.create_task(work, name=name)
 
-    def __init__(self, fd: int, peer: tuple[object, ...] | None = None) -> None:
-        self._socket: socket.socket | None = None
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            told = {"message": f"nobody watches connections any more ({name})", "exception": error, "task": task}
+            task.get_loop().call_exception_handler(told)
+
+    task.add_done_callback(ended)
+    return task
+
+
+class _Borrowed:
+    """A connection of libzmq's, under a descriptor of our own. ``peer`` is its other end."""
+
+    def __init__(self, connected: socket.socket, peer: tuple[object, ...]) -> None:
+        self.peer = peer
+        self._socket = connected
+
+    def shut(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def received_bytes(self) -> int | None:
+        """How much came over it ever; None where the system does not say."""
+        if _TCP_INFO is None:
+            return None
         try:
-            self._socket = socket.socket(fileno=os.dup(fd))
-            if peer is not None and self._socket.getpeername() != peer:
-                self.__exit__()
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 256)
         except OSError:
-            self.__exit__()
-
-    def __enter__(self) -> socket.socket | None:
-        return self._socket
-
-    def __exit__(self, *_: object) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+            return None
+        if len(info) < _BYTES_RECEIVED_AT + 8:
+            return None
+        (received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED_AT)
+        return int(received)
 
 
-def _received_bytes(connected: socket.socket) -> int | None:
-    """How much came over it ever; None where the system does not say."""
-    if _TCP_INFO is None:
-        return None
+@contextlib.contextmanager
+def _borrowed(fd: int, peer: tuple[object, ...] | None = None) -> Iterator[_Borrowed | None]:
+    """For a moment. None where there is no connection under ``fd`` any more, or another one than ``peer``'s.
+
+    libzmq closes connections in threads of its own, at any moment: so the descriptor may be closed by now, be a file,
+    or be a socket whose other end has hung up.
+    """
     try:
-        info = connected.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 256)
+        own = os.dup(fd)
     except OSError:
-        return None
-    if len(info) < _BYTES_RECEIVED_AT + 8:
-        return None
-    (received,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED_AT)
-    return int(received)
+        yield None
+        return
+    try:
+        connected = socket.socket(fileno=own)
+    except OSError:
+        os.close(own)
+        yield None
+        return
+    with connected:
+        try:
+            found = connected.getpeername()
+        except OSError:
+            found = None
+        is_it = isinstance(found, tuple) and peer in (None, found)
+        yield _Borrowed(connected, found) if is_it else None
 
 
 def _wire_bytes(num_bytes: int) -> int:

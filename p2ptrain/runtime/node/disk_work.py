@@ -14,6 +14,7 @@ from typing import Any
 from p2ptrain.core.effects import (
     AbandonBlob,
     BeginBlob,
+    ForgetBlob,
     KeepPlan,
     KeepReplica,
     KeepResult,
@@ -63,6 +64,7 @@ class DiskWork:
             WriteChunk: self._write_chunk,
             VerifyBlob: self._verify_blob,
             AbandonBlob: self._abandon_blob,
+            ForgetBlob: self._forget_blob,
             ReadChunk: self._read_chunk,
             KeepSnapshot: self._keep_snapshot,
             KeepReplica: self._keep_replica,
@@ -167,6 +169,9 @@ class DiskWork:
 
     def _abandon_blob(self, effect: AbandonBlob) -> None:
         self._node.on_disk(lambda: self._store.abandon(effect.blob), lambda _, error: None)
+
+    def _forget_blob(self, effect: ForgetBlob) -> None:
+        self._node.on_disk(lambda: self._store.blobs.forget(effect.blob), lambda _, error: None)
 
     def _read_chunk(self, effect: ReadChunk) -> None:
         def done(data: bytes | None, error: BaseException | None) -> None:

@@ -273,6 +273,10 @@ class Blobs:
 
     # --- letting go -------------------------------------------------------------------------------------------------
 
+    def forget(self, blob: BlobId) -> None:
+        """It is in memory no more."""
+        self._ephemeral.pop(blob, None)
+
     def collect(self, needed: Collection[BlobId]) -> None:
         """Blobs on disk that are not in ``needed`` linger, and those that have done so for long enough are deleted."""
         now = self._clock()

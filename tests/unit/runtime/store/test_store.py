@@ -69,6 +69,14 @@ def test_put_read_and_map(tmp_path):
     assert store.blobs.path(missing) is None
 
 
+def test_what_is_in_memory_only_can_be_forgotten(tmp_path):
+    store = Store(tmp_path)
+    kept, passing = receive(store, b"on disk"), receive(store, b"in memory", ephemeral=True)
+    for blob in (kept, passing, BlobId("f" * 64)):
+        store.blobs.forget(blob)
+    assert kept in store.blobs and passing not in store.blobs and store.blobs.ephemeral_used_bytes == 0
+
+
 @pytest.mark.parametrize("ephemeral", [False, True])
 def test_receiving_verifies(tmp_path, ephemeral):
     store = Store(tmp_path)
