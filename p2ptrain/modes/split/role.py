@@ -45,7 +45,7 @@ from p2ptrain.modes.split.commands import (
 )
 from p2ptrain.modes.split.plan import body_of, need_of, rates_of, runs_of
 from p2ptrain.modes.split.rounds import states as at
-from p2ptrain.modes.split.rounds.blames import Blames
+from p2ptrain.modes.split.rounds.blames import HARMLESS, NOT_GIVEN, Blames
 from p2ptrain.modes.split.rounds.end import RoundEnd
 from p2ptrain.modes.split.rounds.progress import Progress
 from p2ptrain.modes.split.rounds.saved import SavedStates
@@ -53,10 +53,6 @@ from p2ptrain.modes.split.rules import SplitRules
 from p2ptrain.modes.split.words import waiting_words
 from p2ptrain.protocol.machine import NEVER, Machine, Note
 from p2ptrain.wire import messages as m
-
-HARMLESS = "stage-message-twice"
-"""The reason for which a message is refused that is here already."""
-NOT_GIVEN = "it says that it has an update, and does not give it"
 
 LOOK_S = 0.1
 """At the end of a round, between two looks at what the others have."""
@@ -396,5 +392,7 @@ class SplitRole:
         plan = self.plan
         if plan is None:
             return ""
-        words = waiting_words(plan, self._group.own_id, self._state, self._end.missing(plan), self.replicas)
+        state, own, missing = self._state, self._group.own_id, self._end.missing(plan)
+        has_all = isinstance(state, at.Gathering) and self.replicas.has(plan, state.round, own)
+        words = waiting_words(plan, own, state, missing, has_all=has_all)
         return words or self._traffic.waiting_for(now)

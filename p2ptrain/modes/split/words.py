@@ -10,7 +10,6 @@ from p2ptrain.core import no_words
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.plan import ShutOut, body_of, need_of, rates_of, runs_of, workers
-from p2ptrain.modes.split.rounds.saved import SavedStates
 from p2ptrain.modes.split.rounds.states import Ended, Gathering, Lost, State
 from p2ptrain.planning.split.units import SplitPlan, Unit
 from p2ptrain.wire.schema import to_plain
@@ -47,6 +46,8 @@ def plan_lines(plan: Plan, job: Job) -> list[str]:
         f"a round is planned to take {split.round_s:.3g} s{longer}, {split.exchange_s:.2g} s of it to average the "
         f"copies, which {body.averager} does"
     ]
+    if not split.helpers:
+        lines.append("nobody helps: by what was measured, no round would be shorter with anybody's help")
     for unit in split.units:
         if unit.helper is None:
             lines.append(f"{unit.owner} trains alone: a round takes {unit.round_s:.3g} s")
@@ -152,9 +153,9 @@ def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
     return lines + [f"{each.peer} is {each.words}" for each in _shut_out(plan) if each.peer != own]
 
 
-def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerId], saved: SavedStates) -> str:
+def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerId], *, has_all: bool = False) -> str:
     """What a peer waits for by the state of its work; "" = nothing that the state tells. ``missing``: whose updates
-    the averager waits for."""
+    the averager waits for; ``has_all``: the blocks that it gathers are here."""
     body = body_of(plan)
     if isinstance(state, Lost):
         return "a plan that begins at a saved state: this peer's work of the round was lost"
@@ -166,7 +167,7 @@ def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerI
         return f"another plan: nobody trains on this peer's {num} samples: {NO_ROOM}"
     if plan.part_of(own) is None:
         return "work: no round would be shorter with this peer's help; it is planned with when others come or go"
-    if isinstance(state, Gathering) and saved.has(plan, state.round, own):
+    if isinstance(state, Gathering) and has_all:
         return f"a second peer to have all of round {state.round}, so that no device's loss takes it away"
     if isinstance(state, Gathering):
         first, stop = need_of(body.split, own)
