@@ -326,6 +326,8 @@ class SplitRole:
         loss = self._reports.loss(event.loss, self._helper())
         sent = tuple(m.StreamRate(peer, rate) for peer, rate in list(self._traffic.used(now).items())[: m.MAX_LINKS])
         said = group.say(now, step=event.step, loss=loss, sent=sent)
+        if self.progress.is_late():
+            said += self._links.measure_again(rates_of(body_of(plan).split, group.own_id), now)
         return [*said, *self._end.update_made(plan, event, blob, num_bytes, now)]
 
     def _piece_made(self, event: PieceMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
