@@ -49,6 +49,12 @@ def link_rate(mbit_s: float) -> str:
     return f"carries {mbit_s:,.0f} Mbit/s" if mbit_s >= 10 else f"carries {mbit_s:.2g} Mbit/s"
 
 
+def mbit_s(bytes_per_s: float) -> str:
+    """``5.32``, ``4,180``: Mbit/s, as a number."""
+    rate = bytes_per_s * 8e-6
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
+
 def percent(share: float | None) -> str:
     """``93.1 %``."""
     return f"{100 * share:.1f} %" if share is not None and math.isfinite(share) else "-"

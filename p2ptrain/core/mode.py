@@ -209,6 +209,10 @@ class Words(Protocol):
         """What ``status --json`` prints of the plan in this mode alone."""
         ...
 
+    def granted(self, plan: Plan, peer: PeerId) -> Mapping[PeerId, float]:
+        """Bytes/s that it may send to others for its training, where the plan says that."""
+        ...
+
     def plan_sentence(self, plan: Plan, job: Job, own: PeerId) -> str:
         """What the plan gives this peer."""
         ...

@@ -27,6 +27,11 @@ def plain_plan(plan: Plan) -> Mapping[str, Any]:
     return {}
 
 
+def of_links(plan: Plan, peer: PeerId) -> Mapping[PeerId, float]:
+    """Nobody is held to a share of a link."""
+    return {}
+
+
 def of_choice(plan: Plan, job: Job) -> str | None:
     """Nothing was chosen."""
     return None

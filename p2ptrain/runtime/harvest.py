@@ -45,7 +45,7 @@ async def collect(
     harvester = mode_of(job).harvester
 
     async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
-        say(f"{what}: {holding.num_bytes / 1e6:.1f} MB, trained by {_name(node, holding.trainer)}")
+        say(f"{what}: {holding.num_bytes / 1e6:.1f} MB, made by {_name(node, holding.trainer)}")
         return await node.fetch(holding, FETCH_TIMEOUT_S)
 
     attempt, start = 0, node.now()

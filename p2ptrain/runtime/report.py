@@ -45,6 +45,8 @@ def render(harvest: Harvest) -> str:
             )
     if behind := [part for part in harvest.report if part.round < part.rounds and part.part not in harvest.stopped]:
         rounds = ", ".join(f"{part.round} of {part.rounds} rounds of part {part.part}" for part in behind)
+        if len(behind) == len(harvest.report) and len({part.round for part in behind}) == 1:
+            rounds = f"{behind[0].round} of {behind[0].rounds} rounds"
         lines.append(f"HALF-WAY: so far {rounds}; harvest again when `p2ptrain status` says that all are done")
     lines += words.harvest_lines(harvest)
     for index in harvest.missing:

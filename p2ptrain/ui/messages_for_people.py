@@ -135,6 +135,10 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "update-refused": lambda f: (
         f"the copies after round {_text(f, 'round')} can't be averaged: {_text(f, 'peer')}: {_text(f, 'detail')}"
     ),
+    "kept-once": lambda f: (
+        f"nobody but one peer has all of round {_text(f, 'round')}: should it be lost, the round is lost with it; are "
+        "the other devices' disks full?"
+    ),
     "blamed": lambda f: (
         f"{_who(f)} sends what is of no use in round {_text(f, 'round')}: the group trains the round without it "
         f"({_text(f, 'detail')})"

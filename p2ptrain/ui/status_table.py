@@ -14,7 +14,7 @@ from p2ptrain.core.plan import Part, Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.registry import MODES, mode_of
 from p2ptrain.wire.messages import NO_PART, MemberState, Record
-from p2ptrain.words import clean, percent, scaled, table
+from p2ptrain.words import clean, mbit_s, percent, scaled, table
 
 TITLES = ("peer", "device", "does", "round", "step", "loss", "val", "samples/s", "sent", "part")
 RIGHT = (3, 4, 5, 6, 7, 8)
@@ -148,12 +148,22 @@ def notes(snapshot: Snapshot, record: Record) -> list[str]:
     if record.waiting_for and is_here(snapshot, record):
         said.append(f"waits for {clean(record.waiting_for, 200)}")
     if record.sent and is_here(snapshot, record):
-        rates = ", ".join(f"{with_names(snapshot, r.peer)} {r.bytes_per_s * 8e-6:.3g}" for r in record.sent[:6])
-        said.append(f"sent in its last round, Mbit/s: {rates}")
+        said.append(f"sent in its last round, Mbit/s: {', '.join(_sent(snapshot, record))}")
     refused = {_REFUSED.get(r, r): n for r, n in snapshot.refused.get(record.peer, {}).items() if r not in HARMLESS}
     if refused:
         counts = ", ".join(f"{clean(reason, 60)} {n}" for reason, n in sorted(refused.items())[:6])
         said.append(f"refused messages: {counts}")
+    return said
+
+
+def _sent(snapshot: Snapshot, record: Record) -> list[str]:
+    """To whom, and how much, of what it may send."""
+    job, plan = snapshot.job, snapshot.plan
+    granted = mode_of(job).words.granted(plan, record.peer) if job is not None and plan is not None else {}
+    said = []
+    for rate in record.sent[:6]:
+        may = f" of {mbit_s(granted[rate.peer])} granted" if rate.peer in granted else ""
+        said.append(f"{with_names(snapshot, rate.peer)} {mbit_s(rate.bytes_per_s)}{may}")
     return said
 
 

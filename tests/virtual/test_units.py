@@ -38,6 +38,7 @@ def group(
     settle_s: float = 1.0,
     replicas: int = 1,
     ballast_bytes: int = 0,
+    weak_s: float = WEAK,
     **settings: object,
 ) -> Room:
     """Weak owners first, then strong helpers without samples."""
@@ -47,7 +48,7 @@ def group(
     work = work.with_table(SplitConfig(**settings))  # type: ignore[arg-type]
     for number in range(count):
         weak = number < owners
-        counts, block_s = (SAMPLES, WEAK) if weak else (NOTHING, STRONG)
+        counts, block_s = (SAMPLES, weak_s) if weak else (NOTHING, STRONG)
         room.add(number, counts, job=work, block_s=block_s, ballast_bytes=ballast_bytes)
     return room
 

@@ -98,7 +98,7 @@ class Explorer:
             odd.dead = True
             odd._say(c.TrainerFailed("killed", user_error=False))
         elif kind == "speed":
-            odd.slowdown = self.rng.choice((1.0, 5.0, 60.0))
+            odd.slowdown = self.rng.choice((1.0, 4.0, 15.0))
         else:
             say = odd._say
             odd._say = lambda event: say(

@@ -6,13 +6,14 @@ Invariant: the own record names the profile and the link figures that are known 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from p2ptrain.core.effects import Effects, Handler, MessageHandler, Reconsider, ToTrainer
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.stages.commands import LookAgain, Looked, Profiled, StageUsed, Taken
 from p2ptrain.core.stages.reports import StageReports
 from p2ptrain.core.stages.traffic import StageTraffic
+from p2ptrain.ids import PeerId
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import model_from_json
 from p2ptrain.protocol.blobs.profile_book import ProfileBook, ProfileLearnt
@@ -70,6 +71,10 @@ class StageLinks:
     def members_changed(self, now: float) -> Effects:
         profiles = self._profiles.members_changed(self._group.records(), now)
         return [*profiles, *self._meter.members_changed(self._group.members(), now)]
+
+    def measure_again(self, peers: Iterable[PeerId], now: float) -> Effects:
+        """The links to these seem to carry less than is known."""
+        return list(self._meter.measure_again(peers, now))
 
     def tick(self, now: float) -> Effects:
         looks: Effects = [ToTrainer(LookAgain())] if self.reports.slowdown.is_due(now) else []

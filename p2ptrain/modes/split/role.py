@@ -45,7 +45,7 @@ from p2ptrain.modes.split.commands import (
 )
 from p2ptrain.modes.split.plan import body_of, need_of, rates_of, runs_of
 from p2ptrain.modes.split.rounds import states as at
-from p2ptrain.modes.split.rounds.blames import Blames
+from p2ptrain.modes.split.rounds.blames import HARMLESS, NOT_GIVEN, Blames
 from p2ptrain.modes.split.rounds.end import RoundEnd
 from p2ptrain.modes.split.rounds.progress import Progress
 from p2ptrain.modes.split.rounds.saved import SavedStates
@@ -53,10 +53,6 @@ from p2ptrain.modes.split.rules import SplitRules
 from p2ptrain.modes.split.words import waiting_words
 from p2ptrain.protocol.machine import NEVER, Machine, Note
 from p2ptrain.wire import messages as m
-
-HARMLESS = "stage-message-twice"
-"""The reason for which a message is refused that is here already."""
-NOT_GIVEN = "it says that it has an update, and does not give it"
 
 LOOK_S = 0.1
 """At the end of a round, between two looks at what the others have."""
@@ -92,6 +88,8 @@ class SplitRole:
         self._state: at.State = at.Idle()
         self._trained: Plan | None = None
         """The plan whose units the trainer holds."""
+        self._ended: UpdateMade | None = None
+        """What the own units came to, of a round that is not finished yet."""
         self._restored = resume.plan.hash if resume.plan else ""
         self._look_at = NEVER
         self.rules = SplitRules(
@@ -155,7 +153,7 @@ class SplitRole:
             return []  # a trainer that was started again is at it already
         if name != self.plan_hash:
             is_lost = name == self._restored  # the process ended under this plan, and its trainer with it
-        self.plan, self.plan_hash = plan, name
+        self.plan, self.plan_hash, self._ended = plan, name, None
         self._state = at.Lost() if is_lost else at.Idle()
         self.replicas.begin(plan)
         self.progress.begin(plan, name, now)
@@ -202,7 +200,7 @@ class SplitRole:
             self._missing.stop()
             kept = [effect for ref in pieces for effect in self.replicas.keep(ref)]
             goes_on = state.round == body_of(plan).from_round or self.replicas.is_finished(state.round)
-            return [*kept, *self._give(plan, state.round, pieces)] if goes_on else kept
+            return [*kept, *self._round_over(), *self._give(plan, state.round, pieces)] if goes_on else kept
         if not pieces or not all(ref.blob in self._missing or self._group.holders(ref.blob) for ref in lacking):
             self._missing.pause()
             return self._lose(now) if self._missing.is_given_up(now) else []
@@ -234,7 +232,17 @@ class SplitRole:
         self._state, self._trained = at.Finished(), None
         self._missing.stop()
         said = self._group.say(now, phase="trained", round=self._job.training.rounds, samples_per_s=0.0)
-        return [*self._end.stop(now), *said, ToTrainer(StopUnits(plan.epoch))]
+        return [*self._end.stop(now), *self._round_over(), *said, ToTrainer(StopUnits(plan.epoch))]
+
+    def _round_over(self) -> Effects:
+        """The round that the own units ended last is finished: that is told once."""
+        ended, self._ended = self._ended, None
+        if ended is None:
+            return []
+        loss = self._reports.loss(ended.loss, self._helper())
+        fields = (("part", self.part), ("round", ended.round), *((("loss", round(loss, 4)),) if loss else ()))
+        alone = [Note("kept-once", (("round", ended.round),))] if self.replicas.alone_with(ended.round) else []
+        return [Note("round", fields), *alone]
 
     # --- the trainer ---
 
@@ -314,11 +322,13 @@ class SplitRole:
             return [Note("update-not-saved", (("round", event.round),)), *self._lose(now)]
         self._state = at.Ended(event.round)
         self._restarts.round_finished()
+        self._ended = event
         loss = self._reports.loss(event.loss, self._helper())
-        fields = (("part", self.part), ("round", event.round), *((("loss", round(loss, 4)),) if loss else ()))
         sent = tuple(m.StreamRate(peer, rate) for peer, rate in list(self._traffic.used(now).items())[: m.MAX_LINKS])
-        effects: Effects = [Note("round", fields), *group.say(now, step=event.step, loss=loss, sent=sent)]
-        return effects + self._end.update_made(plan, event, blob, num_bytes, now)
+        said = group.say(now, step=event.step, loss=loss, sent=sent)
+        if self.progress.is_late():
+            said += self._links.measure_again(rates_of(body_of(plan).split, group.own_id), now)
+        return [*said, *self._end.update_made(plan, event, blob, num_bytes, now)]
 
     def _piece_made(self, event: PieceMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         if blob is None:
@@ -384,5 +394,7 @@ class SplitRole:
         plan = self.plan
         if plan is None:
             return ""
-        words = waiting_words(plan, self._group.own_id, self._state, self._end.missing(plan))
+        state, own, missing = self._state, self._group.own_id, self._end.missing(plan)
+        has_all = isinstance(state, at.Gathering) and self.replicas.has(plan, state.round, own)
+        words = waiting_words(plan, own, state, missing, has_all=has_all)
         return words or self._traffic.waiting_for(now)

@@ -9,10 +9,11 @@ from p2ptrain.config import Job
 from p2ptrain.core import no_words
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
-from p2ptrain.modes.split.plan import ShutOut, body_of, need_of, runs_of, workers
+from p2ptrain.modes.split.plan import ShutOut, body_of, need_of, rates_of, runs_of, workers
 from p2ptrain.modes.split.rounds.states import Ended, Gathering, Lost, State
 from p2ptrain.planning.split.units import SplitPlan, Unit
 from p2ptrain.wire.schema import to_plain
+from p2ptrain.words import mbit_s
 
 REPORT_TITLES = ("from block", "blocks")
 mode_sentence, part_classes = no_words.of_choice, no_words.classes
@@ -45,6 +46,8 @@ def plan_lines(plan: Plan, job: Job) -> list[str]:
         f"a round is planned to take {split.round_s:.3g} s{longer}, {split.exchange_s:.2g} s of it to average the "
         f"copies, which {body.averager} does"
     ]
+    if not split.helpers:
+        lines.append("nobody helps: by what was measured, no round would be shorter with anybody's help")
     for unit in split.units:
         if unit.helper is None:
             lines.append(f"{unit.owner} trains alone: a round takes {unit.round_s:.3g} s")
@@ -57,7 +60,9 @@ def plan_lines(plan: Plan, job: Job) -> list[str]:
     for helper in split.helpers:
         tails = split.units_of(helper)
         load_s = sum(unit.helper_s for unit in tails)
-        lines.append(f"{helper} helps {len(tails)}: {load_s:.3g} s of each round")
+        whom = ", ".join(unit.owner for unit in tails)
+        share = load_s / max(split.round_s, load_s, 1e-9)
+        lines.append(f"{helper} helps {whom}: {load_s:.3g} s of each round, {100 * share:.0f} % of it")
     return lines + [f"{each.peer} is {each.words}" for each in _shut_out(plan)]
 
 
@@ -67,7 +72,12 @@ def _shut_out(plan: Plan) -> list[ShutOut]:
 
 
 def _rates(unit: Unit) -> str:
-    return f"{unit.up_bytes_per_s * 8e-6:.3g} Mbit/s there and {unit.down_bytes_per_s * 8e-6:.3g} back"
+    return f"{mbit_s(unit.up_bytes_per_s)} Mbit/s there and {mbit_s(unit.down_bytes_per_s)} back"
+
+
+def granted(plan: Plan, peer: PeerId) -> Mapping[PeerId, float]:
+    """Its shares of the links to its helper, or to those that it helps."""
+    return rates_of(body_of(plan).split, peer)
 
 
 def plan_plain(plan: Plan) -> Mapping[str, Any]:
@@ -143,9 +153,9 @@ def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
     return lines + [f"{each.peer} is {each.words}" for each in _shut_out(plan) if each.peer != own]
 
 
-def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerId]) -> str:
+def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerId], *, has_all: bool = False) -> str:
     """What a peer waits for by the state of its work; "" = nothing that the state tells. ``missing``: whose updates
-    the averager waits for."""
+    the averager waits for; ``has_all``: the blocks that it gathers are here."""
     body = body_of(plan)
     if isinstance(state, Lost):
         return "a plan that begins at a saved state: this peer's work of the round was lost"
@@ -157,6 +167,8 @@ def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerI
         return f"another plan: nobody trains on this peer's {num} samples: {NO_ROOM}"
     if plan.part_of(own) is None:
         return "work: no round would be shorter with this peer's help; it is planned with when others come or go"
+    if isinstance(state, Gathering) and has_all:
+        return f"a second peer to have all of round {state.round}, so that no device's loss takes it away"
     if isinstance(state, Gathering):
         first, stop = need_of(body.split, own)
         return f"blocks {first}-{stop - 1} after {_number(state.round, 'round', 'rounds')}, from whoever has them"

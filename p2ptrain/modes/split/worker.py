@@ -98,7 +98,7 @@ class UnitsWorker:
         self._early: deque[Deliver] = deque()
         """Of the next round."""
         self._averages = Averages(self._blocks.chain, job, self._blocks.build, setup.init, self._spool, setup.say)
-        self._samples = 0
+        self._samples = self._batches = 0
         """Trained on in the rounds before, since this trainer started."""
         self._pace = Pace()
         self._steps = 0
@@ -265,13 +265,14 @@ class UnitsWorker:
         update = write(*units.update(), self._spool)
         self._samples += units.num_samples
         self._steps += units.num_steps
+        self._batches += units.num_steps
         self._ended_at = time.monotonic()
         where = (plan.epoch, units.first, units.stop - units.first, units.round + 1)
-        self._say(UpdateMade(*where, units.num_steps, units.num_samples, _mean(units.losses), update))
+        self._say(UpdateMade(*where, self._batches, units.num_samples, _mean(units.losses), update))
 
     def _say_progress(self, units: Units | SharedUnits) -> None:
-        done = self._samples + units.num_samples
-        self._say(c.Progress(units.round, units.num_steps, done, _mean(units.losses), self._pace.progress(done)))
+        done, batches = self._samples + units.num_samples, self._batches + units.num_steps
+        self._say(c.Progress(units.round, batches, done, _mean(units.losses), self._pace.progress(done)))
 
     def _look(self, units: Units | SharedUnits) -> None:
         """How the time goes, now and then."""

@@ -20,6 +20,7 @@ from p2ptrain.words import clean, listed
 
 REPORT_TITLES = ("part", "width")
 choice_lines, plan_lines, plan_plain = no_words.of_job, no_words.of_plan, no_words.plain_plan
+granted = no_words.of_links
 kept_lines, kept_plain = no_words.of_copies, no_words.plain_copies
 
 

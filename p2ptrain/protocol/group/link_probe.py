@@ -1,4 +1,5 @@
-"""What the links to the other members carry: measured once, by sending bytes and waiting for the echo.
+"""What the links to the other members carry: measured once, and when they are said to have changed, by sending bytes
+and waiting for the echo.
 
 Responsible for a figure of every pair in a small group before its first plan. Of two peers the one with the lower id
 measures, and a peer takes part in one measurement at a time, or two of them would each see half of its link. A round
@@ -85,7 +86,9 @@ class LinkMeter:
         self._gone: OrderedDict[PeerId, float] = OrderedDict()
         """Those known ones that are not here now, and since when."""
         self._waiting: dict[PeerId, float] = {}
-        """Not measured yet, and not before then."""
+        """Not measured yet, or to be measured again, and not before then."""
+        self._again: set[PeerId] = set()
+        """Of these a figure is known, and may be out of date."""
         self._attempt: _Attempt | None = None
         self._num_sent = 0
         self._prober: tuple[PeerId, float] | None = None
@@ -109,9 +112,17 @@ class LinkMeter:
         """The group's members; of a large group only the next few are measured."""
         mine = sorted(peer for peer in members if peer > self.own_id)[:MAX_LINKS]
         self._forget(mine, now)
-        self._waiting = {peer: self._waiting.get(peer, now) for peer in mine if peer not in self._known}
+        due = [peer for peer in mine if peer not in self._known or peer in self._again]
+        self._waiting = {peer: self._waiting.get(peer, now) for peer in due}
         if self._attempt is not None and self._attempt.peer not in mine:
             self._attempt = None
+        return self.tick(now)
+
+    def measure_again(self, peers: Iterable[PeerId], now: float) -> list[Effect]:
+        """The links to these may be others than they were; those that the other side measures are left to it."""
+        again = {peer for peer in peers if peer in self._known and peer not in self._gone}
+        self._again |= again
+        self._waiting |= {peer: now for peer in again - self._waiting.keys()}
         return self.tick(now)
 
     def _forget(self, mine: Collection[PeerId], now: float) -> None:
@@ -121,6 +132,7 @@ class LinkMeter:
         for peer, since in list(self._gone.items()):  # the longest gone first
             if since + self._config.remember_s <= now or len(self._gone) + len(mine) > MAX_LINKS:
                 del self._known[peer], self._gone[peer]
+                self._again.discard(peer)
             elif peer in mine:
                 del self._gone[peer]
 
@@ -184,4 +196,5 @@ class LinkMeter:
         figure = LinkFigure(attempt.peer, attempt.num_bytes / attempt.full_s, attempt.empty_s / 2)
         self._attempt, self._known[attempt.peer] = None, figure
         self._waiting.pop(attempt.peer, None)
+        self._again.discard(attempt.peer)
         return [LinkMeasured(figure), *self.tick(now)]

@@ -17,6 +17,9 @@ from p2ptrain.protocol.machine import Note
 from p2ptrain.wire.messages import MAX_BLAMES, Blame, Record
 
 WHY_CHARACTERS = 200
+HARMLESS = "stage-message-twice"
+"""The reason for which a stage message is refused that is here already."""
+NOT_GIVEN = "it says that it has an update, and does not give it"
 
 
 class Blames:

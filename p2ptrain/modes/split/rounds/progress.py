@@ -12,11 +12,14 @@ from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.stages.rules import has_lost_part
 from p2ptrain.modes.split.plan import body_of
+from p2ptrain.modes.split.planner import OVERHEAD_S
 from p2ptrain.modes.split.rounds.saved import SavedStates
 from p2ptrain.wire import messages as m
 
 EARLY_S, EARLY_PART = 3.0, 0.1
 """So long after its beginning, or in that part of it, little of a round is lost with a change of plan."""
+LATE = 1.3
+"""Times as long as planned."""
 NUM_ROUNDS = 3
 """The last ones, whose median is what a round takes; that is known from the second on."""
 
@@ -58,6 +61,11 @@ class Progress:
     def round_s(self) -> float:
         """Seconds of a round under the plan in force; 0 as long as too few are over."""
         return statistics.median(self._seconds) if len(self._seconds) > 1 else 0.0
+
+    def is_late(self) -> bool:
+        """Whether the last round took much longer than planned: links may have become slow."""
+        planned_s = body_of(self._plan).split.round_s if self._plan is not None else 0.0
+        return bool(self._seconds) and self._seconds[-1] > LATE * planned_s + OVERHEAD_S
 
     def is_between_rounds(self) -> bool:
         """Whether little is lost with a change of plan now. Not in a plan's first round: some may be on their way."""

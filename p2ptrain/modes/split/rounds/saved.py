@@ -24,7 +24,7 @@ from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.modes.split.plan import Run, StartPiece, body_of, runs_of
+from p2ptrain.modes.split.plan import Run, StartPiece, body_of, need_of, runs_of
 from p2ptrain.protocol.machine import NEVER
 from p2ptrain.protocol.replication import Replication
 from p2ptrain.wire.messages import Record, SnapshotRef
@@ -145,6 +145,11 @@ class SavedStates(Replicas):
         body = body_of(plan)
         found = self.of_plan(round) if round > body.from_round else self._start_of(plan)
         return [ref for ref in found if ref.part < need[1] and need[0] < ref.part + ref.span]
+
+    def has(self, plan: Plan, round: int, own: PeerId) -> bool:
+        """Whether all is here that this peer needs for the round after that."""
+        pieces = self.with_blocks(round, need_of(body_of(plan).split, own))
+        return bool(pieces) and all(self._downloads.is_local(ref.blob) for ref in pieces)
 
     def _start_of(self, plan: Plan) -> list[SnapshotRef]:
         """The pieces that the plan names."""

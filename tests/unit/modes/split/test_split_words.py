@@ -44,12 +44,14 @@ def test_whose_samples_are_not_trained_on_is_told_how_many_and_why() -> None:
 def test_status_tells_shares_loads_and_seconds() -> None:
     plan = first_plan(job(), MODEL, room(), HELPER)
     lines = "\n".join(words.plan_lines(plan, job()))
-    assert "a round is planned to take" in lines and "granted" in lines and f"{HELPER} helps 2" in lines
+    assert "a round is planned to take" in lines and "granted" in lines and f"{HELPER} helps {ANNA}, {BEN}: " in lines
     plain = words.plan_plain(plan)
     assert json.loads(json.dumps(plain)) == plain
     assert {unit["owner"] for unit in plain["units"]} == {ANNA, BEN} and plain["averager"] == HELPER
     alone = first_plan(job(strategy="alone"), MODEL, room(), HELPER)
-    assert f"{ANNA} trains alone" in "\n".join(words.plan_lines(alone, job()))
+    lines = "\n".join(words.plan_lines(alone, job()))
+    assert f"{ANNA} trains alone" in lines and "nobody helps" in lines
+    assert words.granted(plan, ANNA).keys() == {HELPER} and words.granted(plan, HELPER).keys() == {ANNA, BEN}
 
 
 def test_what_leaves_the_device_is_said_where_the_mode_is_chosen_and_checked() -> None:
@@ -61,6 +63,7 @@ def test_every_wait_has_words() -> None:
     plan = first_plan(job(), MODEL, room(), HELPER)
     assert "saved state" in words.waiting_words(plan, ANNA, at.Lost(), [])
     assert "after 2 rounds" in words.waiting_words(plan, ANNA, at.Gathering(2), [])
+    assert "a second peer" in words.waiting_words(plan, ANNA, at.Gathering(2), [], has_all=True)
     assert HELPER in words.waiting_words(plan, ANNA, at.Ended(2), [])
     assert ANNA in words.waiting_words(plan, HELPER, at.Ended(2), [ANNA])
     assert words.waiting_words(plan, ANNA, at.Training(1), []) == ""
