@@ -39,7 +39,7 @@ from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.protocol.machine import Note
-from p2ptrain.protocol.session.effects import Ban, Dial, HangUp
+from p2ptrain.protocol.session.effects import Ban, Dial, HangUp, Knocked, NoticeTold
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.simulation.disk import SimulatedDisk
 from p2ptrain.simulation.signing import signing_as
@@ -235,8 +235,8 @@ class Device(FrameHost):
                 self._later(THOUGHT_S, lambda: self.core.plan_worked_out(answer, self._now))
             case Ban():
                 self.banned[effect.key] = now + effect.seconds
-            case Dial() | HangUp():
-                pass
+            case Dial() | HangUp() | NoticeTold() | Knocked():
+                pass  # a simulated group keeps its code, which lets everybody in
             case _:
                 raise LocalError(f"nobody carries out {effect}")
         return []

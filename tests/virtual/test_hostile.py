@@ -104,6 +104,7 @@ def check_bounded(room: Room) -> None:
 # --- any message at all -----------------------------------------------------------------------------------------------
 
 IDS = [peer_id(key(number)) for number in range(4)]
+ADMISSION = m.Admission(b"f" * 40, bytes(32), b"d" * 40, b"s" * 64)
 LIMITS = [2**31, 2**40, 2**53 - 1, 2**53, 2**62 - 1, 2**62, 2**63 - 1]
 numbers = st.sampled_from([0, 1, 2, 3, 7, *LIMITS]) | st.integers(0, 50)
 texts = st.sampled_from(["", "x", "all", "group-0", "group-1", "trunk", "a" * 64, "0" * 64, "\x00", "é" * 30])
@@ -123,8 +124,10 @@ holdings = st.builds(
     numbers,
     blobs,
     numbers.filter(bool),
-    kind=st.sampled_from(["part", "head"]),
+    kind=st.sampled_from(["part", "head", "update"]),
+    span=st.sampled_from([1, 2, 4096]),
 )
+hashes = st.sampled_from(["", "0" * 64])
 records = st.builds(
     Record,
     peer=peers,
@@ -151,6 +154,16 @@ records = st.builds(
     bytes_sent=numbers,
     waiting_for=texts,
     holdings=st.lists(holdings, max_size=3).map(tuple),
+    profile=hashes,
+    vote=hashes,
+    links=st.lists(st.builds(m.LinkFigure, peers, st.sampled_from([0.0, 1e15]), st.just(3600.0)), max_size=2).map(
+        tuple
+    ),
+    slowdown=st.sampled_from([0.0, 1.0, 1e6]),
+    max_groups=st.sampled_from([0, 4096]),
+    accuracy=st.sampled_from([-1.0, 1.0]),
+    sent=st.lists(st.builds(m.StreamRate, peers, st.just(1e15)), max_size=2).map(tuple),
+    leaving=st.booleans(),
 )
 rumours = st.lists(
     st.builds(m.Rumour, peers, st.sampled_from(["alive", "suspect", "dead", "left"]), numbers), max_size=4
@@ -187,6 +200,19 @@ any_message: st.SearchStrategy[Message] = st.one_of(
     st.builds(m.HeadFitState, session_names, numbers, garbage),
     st.builds(m.Proof, st.binary(min_size=16, max_size=16), st.binary(min_size=32, max_size=32)),
     st.builds(m.Refused, texts, st.integers(0, 9)),
+    st.builds(m.PlanVote, st.just("0" * 64), numbers, st.booleans()),
+    st.builds(m.ProfileRequest, st.just("0" * 64)),
+    st.builds(m.ProfileReply, garbage.filter(lambda data: len(data) >= 2)),
+    st.builds(
+        m.StreamData,
+        *(numbers, numbers, st.sampled_from(["forward", "backward", "reduce", "gather", "norm"])),
+        *(numbers, st.sampled_from([0, 65535]), numbers, garbage.filter(bool), hashes, numbers),
+    ),
+    st.builds(m.StreamAck, numbers, numbers, hashes, numbers, numbers),
+    st.builds(m.LinkProbe, numbers, garbage.filter(bool), st.booleans()),
+    st.builds(m.LinkEcho, numbers, st.booleans()),
+    st.just(m.Admitted(ADMISSION)),
+    st.just(m.NewCode(key(LIAR), bytes(32), (m.SealedCode(peer_id(key(0)), b"x"),), (peer_id(key(1)),), b"s" * 64)),
 )
 
 
