@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.protocol.consensus.ballot import PlanRef
 from p2ptrain.protocol.group.records import blank_record
 from p2ptrain.protocol.session.door import OPEN_DOOR, Door
 from p2ptrain.protocol.session.own_addresses import OwnAddresses
@@ -67,3 +68,5 @@ class Resume:
     """What the group made when all were trained."""
     has_blob: Callable[[BlobId], bool] = lambda blob: False
     """Whether the store has a whole blob, now."""
+    voted: PlanRef | None = None
+    """What this peer voted for last."""

@@ -37,6 +37,7 @@ from p2ptrain.errors import LocalError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
+from p2ptrain.protocol.consensus.ballot import KeepVote
 from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.effects import Ban, Dial, HangUp, Knocked, NoticeTold
@@ -48,6 +49,8 @@ from p2ptrain.wire.messages import Lane, Record, SnapshotRef
 
 DISK_S = 0.002
 THOUGHT_S = 0.1
+ROUNDING_S = 1e-6
+"""What is due so soon is due: clocks that are apart don't agree on the last digits."""
 CODE = b"c" * 32
 SOFTWARE = "p2ptrain/simulated"
 At = Callable[[float, Callable[[], None]], None]
@@ -103,6 +106,10 @@ class Device(FrameHost):
         self.banned: dict[bytes, float] = {}
         self.done = False
         self.lost = ""
+        self.ahead_s = 0.0
+        """How far its monotonic clock is ahead of the others': it jumps when a suspended machine goes on."""
+        self.wall_ahead_s = 0.0
+        """The same of the clock on its wall, which may jump back: a board has none that outlives its power."""
 
     @property
     def is_on(self) -> bool:
@@ -119,11 +126,17 @@ class Device(FrameHost):
         return self.core.records.own
 
     @property
-    def _now(self) -> float:
-        return self.world.network.now
+    def now(self) -> float:
+        """By its own clock."""
+        return self.world.network.now + self.ahead_s
+
+    def jump(self, seconds: float) -> None:
+        """Its clock does, and all its timers see it."""
+        self.ahead_s += seconds
+        self.world.perform(self, [])
 
     def start(self) -> None:
-        world, now = self.world, self._now
+        world, now = self.world, self.now
         config = PeerConfig(
             own_key=self.key,
             proof_key=CODE,
@@ -135,11 +148,14 @@ class Device(FrameHost):
             flops_per_s=self.flops_per_s,
             allow_user_code=self.allow,
         )
-        self.peer = Peer(config, random.Random(f"{world.seed}/{self.number}/{now}"), now, int(1e6 + now * 1000))
+        self.peer = Peer(config, random.Random(f"{world.seed}/{self.number}/{now}"), now, self._wall_ms())
         self.done, self.lost, self.banned = False, "", {}
         world.network.add(self.id, self)
         if self.job is not None:
             self._open(self.job)
+
+    def _wall_ms(self) -> int:
+        return max(0, int(1e6 + (self.world.network.now + self.wall_ahead_s) * 1000))
 
     def kill(self) -> None:
         """Like ``kill -9``: the disk is left."""
@@ -170,15 +186,16 @@ class Device(FrameHost):
     # --- the network's side ---
 
     def tick(self, now: float) -> list[object]:
-        return list(self.core.tick(now))
+        due = self.core.next_deadline()
+        return list(self.core.tick(due if 0 < due - self.now < ROUNDING_S else self.now))
 
     def next_deadline(self) -> float:
-        return self.core.next_deadline()
+        return self.core.next_deadline() - self.ahead_s
 
     def frames(self, lane: Lane, sender_key: bytes, frames: Sequence[bytes], now: float) -> list[object]:
-        if self.banned.get(sender_key, 0.0) > now:
+        if self.banned.get(sender_key, 0.0) > self.now:
             return []
-        return list(self.core.frames_received(lane, sender_key, frames, now))
+        return list(self.core.frames_received(lane, sender_key, frames, self.now))
 
     # --- what a node does ---
 
@@ -201,15 +218,15 @@ class Device(FrameHost):
             case VerifyBlob():
                 self._on_disk(
                     lambda: self.disk.finish(effect.blob),
-                    lambda sound: self.core.blob_checked(effect.blob, bool(sound), self._now),
+                    lambda sound: self.core.blob_checked(effect.blob, bool(sound), self.now),
                 )
             case ReadChunk():
-                self._on_disk(lambda: self._read(effect), lambda data: self.core.chunk_read(effect, data, self._now))
+                self._on_disk(lambda: self._read(effect), lambda data: self.core.chunk_read(effect, data, self.now))
             case KeepSnapshot():
                 gone = (*effect.drop, effect.holding.blob)
                 self._save(
                     lambda: {"own": self._own_with(effect.holding, gone)},
-                    lambda: self.core.snapshot_kept(effect, True, self._now),
+                    lambda: self.core.snapshot_kept(effect, True, self.now),
                 )
             case KeepReplica():
                 self._keep_replica(effect)
@@ -217,12 +234,16 @@ class Device(FrameHost):
                 self._on_disk(lambda: self.disk.release(effect.blob), lambda _: [])
             case KeepPlan():
                 self._save(lambda: {"plan": effect.plan}, lambda: [])
+            case KeepVote():
+                self._on_disk(
+                    lambda: self.disk.keep_vote(effect.ref), lambda _: self.core.vote_kept(effect.ref, True, self.now)
+                )
             case KeepResult():
                 self._keep_result(effect)
             case ReadResult():
                 self._on_disk(
                     lambda: self.disk.get(effect.holding.blob) or b"",
-                    lambda data: self.core.result_kept(effect.holding, data, self._now),
+                    lambda data: self.core.result_kept(effect.holding, data, self.now),
                 )
             case StartTrainer() | RestartTrainer():
                 self._start_trainer()
@@ -232,9 +253,9 @@ class Device(FrameHost):
                 self.done = True
             case PlanWork():
                 answer = effect.work()
-                self._later(THOUGHT_S, lambda: self.core.plan_worked_out(answer, self._now))
+                self._later(THOUGHT_S, lambda: self.core.plan_worked_out(answer, self.now))
             case Ban():
-                self.banned[effect.key] = now + effect.seconds
+                self.banned[effect.key] = self.now + effect.seconds
             case Dial() | HangUp() | NoticeTold() | Knocked():
                 pass  # a simulated group keeps its code, which lets everybody in
             case _:
@@ -258,8 +279,9 @@ class Device(FrameHost):
             kept=tuple(h for h in disk.replicas if h.kind == "part"),
             result=next((h for h in reversed(disk.replicas) if h.kind == "head"), None),
             has_blob=disk.__contains__,
+            voted=disk.voted,
         )
-        self._later(0.0, lambda: self.core.job_opened(job, resume, self._now))
+        self._later(0.0, lambda: self.core.job_opened(job, resume, self.now))
 
     def _start_trainer(self) -> None:
         job, name = self.disk.job, f"device {self.number}"
@@ -285,7 +307,7 @@ class Device(FrameHost):
 
         def send(data: bytes | None) -> list[object]:
             if data is None:
-                self.notes.append((self._now, Note("blob-missing", (("blob", blob),))))
+                self.notes.append((self.world.network.now, Note("blob-missing", (("blob", blob),))))
             elif self.trainer is not None:
                 command: Any = effect.command
                 self.trainer.handle(dataclasses.replace(command, **{effect.into: data}))
@@ -299,17 +321,17 @@ class Device(FrameHost):
         field = getattr(type(event), "STORED", "")
         data = getattr(event, field) if field else b""
         if not data:
-            self.world.perform(self, self.core.trainer_said(event, None, 0, self._now))
+            self.world.perform(self, self.core.trainer_said(event, None, 0, self.now))
             return
         event = dataclasses.replace(event, **{field: b""})
         if isinstance(event, c.SnapshotTaken) and self.save_s is None:
-            self.world.perform(self, self.core.trainer_said(event, None, 0, self._now))
+            self.world.perform(self, self.core.trainer_said(event, None, 0, self.now))
             return
         wait_s = DISK_S + (self.save_s or 0.0) * isinstance(event, c.SnapshotTaken)
 
         def put() -> list[object]:
             blob = self.disk.put(data, passing=getattr(type(event), "IS_PASSING", False))
-            return self.core.trainer_said(event, blob, len(data), self._now)
+            return self.core.trainer_said(event, blob, len(data), self.now)
 
         self._later(wait_s, put)
 
@@ -323,7 +345,7 @@ class Device(FrameHost):
             return dict(replicas=(*others, effect.holding) if effect.keep else others)
 
         def then() -> list[object]:
-            return self.core.replica_kept(effect.holding, True, self._now) if effect.keep else []
+            return self.core.replica_kept(effect.holding, True, self.now) if effect.keep else []
 
         self._save(change, then)
 
@@ -332,7 +354,7 @@ class Device(FrameHost):
             self.disk.put(effect.data)
             self.disk.save(frozenset(), replicas=(*self.disk.replicas, effect.holding))
 
-        self._on_disk(save, lambda _: self.core.result_kept(effect.holding, effect.data, self._now))
+        self._on_disk(save, lambda _: self.core.result_kept(effect.holding, effect.data, self.now))
 
     def _save(self, change: Callable[[], dict[str, object]], then: Callable[[], list[object]]) -> None:
         role = self.core.role
@@ -347,7 +369,7 @@ class Device(FrameHost):
                 return str(error)
             return ""
 
-        self._on_disk(tried, lambda error: self.core.blob_refused(blob, error, self._now) if error else [])
+        self._on_disk(tried, lambda error: self.core.blob_refused(blob, error, self.now) if error else [])
 
     def _on_disk(self, work: Callable[[], Any], then: Callable[[Any], list[object]]) -> None:
         """In order: all work takes equally long."""
@@ -361,4 +383,4 @@ class Device(FrameHost):
             if peer is not None and self.peer is peer:
                 self.world.perform(self, work())
 
-        self.world.network.at_host(self.id, self._now + wait_s, go)
+        self.world.network.at_host(self.id, self.world.network.now + wait_s, go)

@@ -8,6 +8,7 @@ from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import BlobId, blob_id
+from p2ptrain.protocol.consensus.ballot import PlanRef
 from p2ptrain.wire.messages import SnapshotRef
 
 MAX_PASSING = 64
@@ -20,6 +21,7 @@ class SimulatedDisk:
     def __init__(self) -> None:
         self.job: Job | None = None
         self.plan: Plan | None = None
+        self.voted: PlanRef | None = None
         self.own: tuple[SnapshotRef, ...] = ()
         self.replicas: tuple[SnapshotRef, ...] = ()
         self.blobs: dict[BlobId, bytes] = {}
@@ -27,6 +29,10 @@ class SimulatedDisk:
         self.pinned: frozenset[BlobId] = frozenset()
         self.passing: dict[BlobId, bytes] = {}
         self.incoming: dict[BlobId, tuple[bytearray, bool]] = {}
+
+    def keep_vote(self, ref: PlanRef) -> None:
+        if self.voted is None or ref.epoch >= self.voted.epoch:
+            self.voted = ref
 
     def restarted(self) -> None:
         """What a kill leaves."""

@@ -95,11 +95,10 @@ class Room(World):
 
     def introduce(self, device: Device) -> None:
         """As mDNS would: everyone that is on hears of the newcomer, and it of them."""
-        now = self.network.now
         for other in list(self.devices.values()):
             if other is not device and other.is_on:
-                self.perform(device, device.core.propose(other.address, now))
-                self.perform(other, other.core.propose(device.address, now))
+                self.perform(device, device.core.propose(other.address, device.now))
+                self.perform(other, other.core.propose(device.address, other.now))
 
     def restart(self, number: int) -> Device:
         device = self.devices[number]

@@ -1,6 +1,6 @@
 """Whatever happens to a pipeline, and whenever: one plan an epoch, every batch once, nobody waits for ever.
 
-``scripts/explore.sh 10000`` looks at as many seeds; ``P2PTRAIN_SEED=<seed> pytest`` on this file repeats one.
+``scripts/explore.py 10000`` looks at as many seeds, on all cores.
 """
 
 from __future__ import annotations

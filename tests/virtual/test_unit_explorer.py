@@ -1,6 +1,6 @@
 """Whatever happens to a group that trains split, and whenever.
 
-``scripts/explore.sh 10000 split`` looks at as many seeds; ``P2PTRAIN_SEED=<seed> pytest`` on this file repeats one.
+``scripts/explore.py 10000 --mode split`` looks at as many seeds, on all cores.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 speeds. And what must hold: no sample of a round counts twice, no average is over two sets of units, no finished round
 goes with one peer, nobody waits for ever.
 
-One run is one seed. ``scripts/explore.sh`` runs many of them, and says how to repeat one that fails.
+One run is one seed. ``scripts/explore.py`` runs many of them, and repeats one that fails.
 """
 
 from __future__ import annotations

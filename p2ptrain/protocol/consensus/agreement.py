@@ -6,17 +6,14 @@ epoch, and of one epoch the lower hash: a total order, so peers that hear each o
 Theory. A plan is a pure function of its inputs, which it carries; anyone may propose and everyone can check. To keep
 rivals rare, only the fastest ready member proposes (of equals the lowest id), once its view of the ready members has
 been stable for ``settle_s`` (``torn_s`` where the plan in force can't go on); the next in order steps in ``takeover_s``
-later each. Rivals do happen and the order above settles them; whoever lost its place is a joiner of the next plan. A
-peer that sees less than half of its plan's peers may be the one that is cut off, or just started: it waits
-``minority_s`` before it plans. Peers whose processes have ended are on no other side of a cut: nobody waits for them.
+later each. A peer that sees less than half of its plan's peers, cut off or just started, waits ``minority_s`` first.
+Peers whose processes have ended are on no other side of a cut: nobody waits for them.
 
 With ``majority`` that is not enough: a plan that follows from another takes effect only when a majority of the other
-one's peers votes for it (``ballot``), so that two parts of a split network never both go on at once. Whoever hears of a
-vote for a plan it does not know fetches and verifies it, and votes for it if that is the first of its epoch; whoever
-sees the majority follows, and so does whoever hears of one that follows. A plan whose parent is not in force here is
-not ours to vote on. Those who are no majority go on alone when they have waited for the others for ``alone_s``, if
-their rules let them, with a plan of an epoch that nobody else can come to (``epochs``). When parts meet again, all
-follow the highest epoch; but where the plan in force has brought its peers further, they take the others in.
+one's peers votes for it (``ballot``). Whoever hears of a vote for a plan it does not know fetches and verifies it, and
+votes for it if it may; whoever sees the majority follows, and so does whoever hears of one that follows. Those who are
+no majority go on alone when they have waited for the others for ``alone_s``, if their rules let them. When parts meet
+again, all follow the highest epoch; but where the plan in force has brought its peers further, they take the others in.
 
     no plan --(min_peers ready, settled: propose)--> following      no plan --(heard of a plan: fetch)--> following
     following --(members changed, settled: propose)--> following    following --(heard of a better one)--> following
@@ -24,9 +21,8 @@ follow the highest epoch; but where the plan in force has brought its peers furt
     pending --(members changed, or ``vote_s`` without a majority)--> following, and the members settle anew
     pending --(proposed here, ``alone_s`` without enough peers: go alone)--> following
 
-How a better plan is fetched: ``plan_fetch``. What it has to follow from: ``parentage``.
-
-What a plan is stays with the caller's ``rules``; the answer to a ``PlanWork`` counts if the members are still the same.
+How a better plan is fetched: ``plan_fetch``. What it has to follow from: ``parentage``. What a plan is stays with the
+caller's ``rules``; the answer to a ``PlanWork`` counts if the members are still the same.
 """
 
 from __future__ import annotations
@@ -40,7 +36,6 @@ from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import JobId, PeerId
 from p2ptrain.protocol.consensus.ballot import Ballot, PlanRef, carries
 from p2ptrain.protocol.consensus.candidates import objection, proposal_words, seen, seniority, settle_s, votes_missing
-from p2ptrain.protocol.consensus.epochs import GENERATION, epoch_apart
 from p2ptrain.protocol.consensus.parentage import Parentage
 from p2ptrain.protocol.consensus.plan_fetch import PlanFetch, remember
 from p2ptrain.protocol.consensus.rules import AgreementConfig, Effect, P, PlanAdopted, PlanResult, Rules, VoteFor
@@ -52,7 +47,7 @@ HISTORY = 16
 
 
 class Agreement(Generic[P]):
-    """``restored`` is the plan this peer followed before a restart."""
+    """``restored`` is the plan this peer followed before a restart, ``voted`` what it voted for last."""
 
     def __init__(
         self,
@@ -63,6 +58,7 @@ class Agreement(Generic[P]):
         config: AgreementConfig | None = None,
         *,
         restored: P | None = None,
+        voted: PlanRef | None = None,
     ) -> None:
         self.own_id = own_id
         self.config = config or AgreementConfig()
@@ -73,7 +69,6 @@ class Agreement(Generic[P]):
         self._plans: OrderedDict[str, tuple[P, bytes]] = OrderedDict()
         self._members: tuple[Record, ...] = ()
         self._unready: list[PeerId] = []
-        """The first few that are here and can't be given a part yet."""
         self._view: tuple[object, ...] = ()
         self._settled_since = now
         self._asking: tuple[object, ...] | None = None
@@ -86,8 +81,10 @@ class Agreement(Generic[P]):
         """Why no plan could be made when one was last asked for."""
         self._parentage: Parentage[P] = Parentage(self._plans, lambda name: self._ballot.get(name), rules.verify)
         self._fetch = PlanFetch(own_id, self.config.fetch, lambda name: self._parentage.get(name) is not None)
-        self._ballot: Ballot[P] = Ballot(own_id, self.config.vote_s, self.config.alone_s)
+        self._ballot: Ballot[P] = Ballot(own_id, self.config.vote_s, self.config.alone_s, voted)
         self._proposed = ""
+        self._needs_no_votes = ""
+        """The own proposal, if its epoch need only be kept: a first plan, or one of who goes alone."""
         self._proposed_to: frozenset[PeerId] = frozenset()
         self._records: tuple[Record, ...] = ()
         if restored is not None:
@@ -110,8 +107,11 @@ class Agreement(Generic[P]):
         return self.current is not None and not self._is_busy() and not self._proposal_wanted()
 
     def next_deadline(self) -> float:
-        orphan = self._parentage.deadline()
-        return min(self._fetch.deadline(), self._ballot.deadline(), self._proposal_due(), orphan)
+        return min(each.deadline() for each in (self._fetch, self._ballot, self._parentage, self))
+
+    def deadline(self) -> float:
+        """When this peer shall see whether a plan is needed, and if so propose it, should nobody have done so."""
+        return NEVER if self._is_busy() or not self._proposal_wanted() else self._turn()
 
     def waiting_for(self, now: float) -> str:
         """In words, for status: what this peer waits for, and what happens then. "" when for nothing."""
@@ -137,7 +137,7 @@ class Agreement(Generic[P]):
     ) -> list[Effect[P]]:
         """The records of all members that are not known to be dead, the own one included, whenever any changes.
 
-        ``left`` said goodbye: they have no vote. Who is merely gone has one, but doesn't cast it; ``ended``: for good.
+        ``left`` said goodbye, and the processes of ``ended`` have: nobody waits for their votes.
         """
         self._ballot.ended = frozenset(ended)
         records = sorted((record for record in records if record.job == self._job), key=seniority)
@@ -169,6 +169,8 @@ class Agreement(Generic[P]):
         if asked[:-1] != self._question()[:-1]:
             return self.tick(now)  # members came or went, or another plan is in force: it may not be true any more
         plan = self._rules.timed(answer.plan, self._next_epoch()) if answer.plan is not None else None
+        if plan is not None and self.config.majority and plan.epoch <= self._ballot.last_epoch:
+            plan = self._rules.timed(plan, self._ballot.epoch_apart(self.epoch))
         self._answered, self._needed, self.problem = asked, plan is not None, answer.problem
         if plan is not None and (why := objection(self._rules, plan, self.current)):
             plan, self._needed, self.problem = None, False, why
@@ -211,7 +213,7 @@ class Agreement(Generic[P]):
 
     def tick(self, now: float) -> list[Effect[P]]:
         effects = [*self._decide(now), *self._fetch.pursue(self._ref, now)]
-        if now < self._proposal_due():
+        if now < self.deadline():
             return effects
         self._asking = self._question()
         return [*effects, self._rules.question(self.current, self._members)]
@@ -247,10 +249,12 @@ class Agreement(Generic[P]):
         if now >= self._ballot.deadline():
             effects += self._vote_failed(now)
         for ref, plan in self._ballot.candidates():
-            if self._has_vote(plan) and self._ballot.may_vote(ref) and self._rules.accepts(plan):
-                return [*effects, *self._vote(ref, plan, now)]
-            if self._has_vote(plan) and self._ballot.wanted_by(ref.hash):
+            if not self._has_vote(plan) or not self._ballot.wanted_by(ref.hash):
+                continue
+            if not self._ballot.may_vote(ref, self.epoch):
                 effects += self._ballot.correction(ref, plan.proposer)
+            elif self._rules.accepts(plan):
+                return [*effects, *self._ballot.choose(ref, now)]
         return effects
 
     def _may_follow(self, ref: PlanRef, plan: P, now: float) -> bool:
@@ -275,17 +279,27 @@ class Agreement(Generic[P]):
     def _electorate(self, plan: P) -> set[PeerId] | None:
         """Whom its parent gives work to. None where the parent is not known."""
         parent = self._known(plan.parent)
-        return set(self._rules.participants(parent[0])) - self._ballot.left if parent else None
+        return set(self._rules.participants(parent[0])) if parent else None
 
     def _has_vote(self, plan: P) -> bool:
         """Not on a rival of the plan in force: that would undo what all others have done since."""
         electorate = self._electorate(plan)
         return plan.parent == self.hash and electorate is not None and self.own_id in electorate
 
-    def _vote(self, ref: PlanRef, plan: P, now: float) -> list[Effect[P]]:
-        self._ballot.vote(ref, now)
-        note = Note("voted", (("plan", ref.hash), ("epoch", ref.epoch)))
-        return [VoteFor(ref.hash, plan), *self._tell(ref, adopted=False), note, *self._decide(now)]  # the last one?
+    def vote_kept(self, ref: PlanRef, saved: bool, now: float) -> list[Effect[P]]:
+        """The answer to ``KeepVote``: it is safe on disk, or the disk refused it, and it is not cast."""
+        if not saved:
+            return [Note("vote-not-kept", (("epoch", ref.epoch),))]
+        plan = self._ballot.kept(ref)
+        if plan is None or plan.parent != self.hash:
+            return self.tick(now)
+        if self._needs_no_votes == ref.hash:
+            of = len(self._rules.participants(self.current)) if self.current is not None else 0
+            note = Note("goes-on-alone", (("here", len(self._members)), ("of", of), ("epoch", plan.epoch)))
+            return [*([note] if of else []), *self._follow(plan, now, proposed_here=True), *self.tick(now)]
+        self._ballot.cast(ref, now)
+        voted = Note("voted", (("plan", ref.hash), ("epoch", ref.epoch)))
+        return [VoteFor(ref.hash, plan), *self._tell(ref, adopted=False), voted, *self.tick(now)]  # the last one?
 
     def _tell(self, ref: PlanRef, *, adopted: bool) -> list[Effect[P]]:
         return [Send(record.peer, PlanVote(ref.hash, ref.epoch, adopted)) for record in self._records]
@@ -298,8 +312,9 @@ class Agreement(Generic[P]):
             return
         if own.hash == self._proposed:
             outdated = self._proposed_to != frozenset(r.peer for r in self._members)
+            here = {self.own_id, *(record.peer for record in self._records)}
             outdated = outdated or not self._rules.accepts(known[0])
-            outdated = outdated or self._ballot.latest_epoch(own.epoch // GENERATION) > own.epoch
+            outdated = outdated or self._ballot.is_outvoted(here, self._electorate(known[0]) or set(), self.epoch)
         else:
             outdated = known[0].proposer not in {record.peer for record in self._records}
         if outdated:
@@ -307,17 +322,15 @@ class Agreement(Generic[P]):
             self._answered, self._settled_since = None, now
 
     def _vote_failed(self, now: float) -> list[Effect[P]]:
-        """It has brought no majority for too long."""
         own, known = self._ballot.own, self._ballot.get(self._ballot.own.hash) if self._ballot.own else None
         if own is not None and known is not None and self.current is not None and self._ballot.is_short:
-            if own.hash != self._proposed or not self._rules.may_go_alone(self.current, self._members):
+            may = self._ballot.is_deserted or self._rules.may_go_alone(self.current, self._members)
+            if own.hash != self._proposed or not may:
                 self._ballot.wait_longer(now)
                 return []
-            plan = self._rules.timed(known[0], self._epoch_apart())
+            plan = self._rules.timed(known[0], self._ballot.epoch_apart(self.epoch))
             if plan is not None:
-                num = len(self._rules.participants(self.current))
-                note = Note("goes-on-alone", (("here", len(self._members)), ("of", num), ("epoch", plan.epoch)))
-                return [note, *self._follow(plan, now, proposed_here=True)]
+                return self._propose(plan, now, needs_votes=False)
         self._ballot.failed()
         self._answered, self._settled_since = None, now
         return [Note("vote-withdrawn", (("plan", own.hash), ("epoch", own.epoch)))] if own else []
@@ -329,17 +342,7 @@ class Agreement(Generic[P]):
 
     def _next_epoch(self) -> int:
         """Of a proposal: one that this peer has not voted for, and that beats the plans of others that are known."""
-        if not self.config.majority or self.current is None:
-            return self.epoch + 1
-        known = self._ballot.candidates()
-        if any(plan.parent != self.hash and self._ballot.followers(ref.hash) for ref, plan in known):
-            return self._epoch_apart()
-        return max(self.epoch, self._ballot.latest_epoch(self.epoch // GENERATION)) + 1
-
-    def _epoch_apart(self) -> int:
-        """That no other peer can come to."""
-        known = [self.epoch, self._ballot.last_epoch, *(ref.epoch for ref, _ in self._ballot.candidates())]
-        return epoch_apart(max(known), self.own_id)
+        return self._ballot.next_epoch(self.epoch) if self.config.majority and self.current else self.epoch + 1
 
     # --- proposing ------------------------------------------------------------------------------------------------
 
@@ -353,10 +356,6 @@ class Agreement(Generic[P]):
         if not enough or not self._members or not (self._needed or self._answered != self._question()):
             return False
         return not self._rules.is_beginning(self.current, self._members)
-
-    def _proposal_due(self) -> float:
-        """When this peer shall see whether a plan is needed, and if so propose it, should nobody have done so."""
-        return NEVER if self._is_busy() or not self._proposal_wanted() else self._turn()
 
     def _is_busy(self) -> bool:
         """Working out whether a plan is needed, fetching a better one, or waiting for what the own vote brings."""
@@ -374,15 +373,16 @@ class Agreement(Generic[P]):
         here, ended = (self._members, self._records), self._ballot.ended
         return settle_s(self.config, self._rules, self.current, self.hash, *here, ended)
 
-    def _propose(self, plan: P, now: float) -> list[Effect[P]]:
-        if not self.config.majority or not plan.parent:
+    def _propose(self, plan: P, now: float, *, needs_votes: bool = True) -> list[Effect[P]]:
+        if not self.config.majority:
             return self._follow(plan, now, proposed_here=True)
         data = plan.to_json().encode()
         ref = PlanRef(plan.epoch, hashlib.sha256(data).hexdigest())
         self._proposed, self._proposed_to = ref.hash, frozenset(record.peer for record in self._members)
         self._fetch.known(ref)
         self._ballot.stand(ref, plan, data)
-        return self._vote(ref, plan, now)
+        self._needs_no_votes = "" if needs_votes and plan.parent else ref.hash
+        return [*self._ballot.choose(ref, now)]
 
     def _follow(self, plan: P, now: float, proposed_here: bool) -> list[Effect[P]]:
         data = plan.to_json().encode()

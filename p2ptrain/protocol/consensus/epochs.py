@@ -15,6 +15,8 @@ from p2ptrain.ids import PeerId
 
 GENERATION = 10_000
 CLASSES = 2**20
+MAX_JUMP = 4 * CLASSES * GENERATION
+"""Epochs that what is told by others may be ahead: who went on alone a few times is not further."""
 
 
 def epoch_apart(last: int, own: PeerId) -> int:

@@ -18,14 +18,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Generic
 
-from p2ptrain.protocol.consensus.epochs import CLASSES, GENERATION
+from p2ptrain.protocol.consensus.epochs import MAX_JUMP
 from p2ptrain.protocol.consensus.plan_fetch import remember
 from p2ptrain.protocol.consensus.rules import P
 from p2ptrain.protocol.machine import NEVER
 
 MAX_ANCESTORS = 32
-MAX_JUMP = 4 * CLASSES * GENERATION
-"""Epochs that a plan of unknown parents may be ahead: who went on alone a few times is not further."""
 UNHELD_S = 10.0
 """Long enough to meet those who are here, and to hear what they follow."""
 HELD_S = 120.0

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from p2ptrain.ids import PeerId
+from p2ptrain.protocol.consensus.ballot import KeepVote
 from p2ptrain.protocol.consensus.plan_fetch import FetchConfig
 from p2ptrain.protocol.machine import Note, Send
 from p2ptrain.wire.messages import Record
@@ -139,7 +140,7 @@ class VoteFor(Generic[P]):
     plan: P | None
 
 
-Effect = Send | Note | PlanAdopted[P] | VoteFor[P] | PlanWork[P]
+Effect = Send | Note | PlanAdopted[P] | VoteFor[P] | KeepVote | PlanWork[P]
 
 
 def is_ready(record: Record) -> bool:

@@ -31,6 +31,7 @@ from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
+from p2ptrain.protocol.consensus.ballot import KeepVote
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime.node.node import Node
 from p2ptrain.runtime.peer.peer import Peer
@@ -69,6 +70,7 @@ class DiskWork:
             KeepSnapshot: self._keep_snapshot,
             KeepReplica: self._keep_replica,
             KeepPlan: self._keep_plan,
+            KeepVote: self._keep_vote,
             KeepResult: self._keep_result,
             ReadResult: self._read_result,
             ReleaseBlob: self._release_blob,
@@ -94,6 +96,7 @@ class DiskWork:
             kept=tuple(h for h in manifest.replicas if h.kind == "part"),
             result=next((h for h in reversed(manifest.replicas) if h.kind == "head"), None),
             has_blob=self._store.blobs.__contains__,
+            voted=self._store.votes.last,
         )
 
     def take_notes(self) -> None:
@@ -217,6 +220,16 @@ class DiskWork:
             peer: (address,) for peer in sessions.peers() if (address := sessions.address_of(peer)) is not None
         }
         self._node.on_disk(lambda: self._state.save_addresses(known), lambda _, error: None)
+
+    def _keep_vote(self, effect: KeepVote) -> None:
+        """The group waits for it, so it does not wait for snapshots that are being written."""
+
+        def kept(_: Any, error: BaseException | None) -> None:
+            if error is not None and not isinstance(error, StorageError):
+                raise error
+            self._node.feed(lambda now: self._peer.vote_kept(effect.ref, error is None, now))
+
+        self._node.at_once(lambda: self._store.votes.keep(effect.ref), kept)
 
     def _keep_result(self, effect: KeepResult) -> None:
         def save() -> None:

@@ -198,6 +198,10 @@ class Node:
         """Do ``work`` in the disk's thread, then call ``then(result, error)`` here. In order."""
         self._aside(self._disk, work, then)
 
+    def at_once(self, work: Callable[[], Any], then: Callable[[Any, BaseException | None], None]) -> None:
+        """Do ``work`` in a thread of its own, whatever else is being done, then call ``then(result, error)`` here."""
+        self._aside(None, work, then)
+
     def in_thought(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
         """Compute what takes long in a thread that nobody waits for, then call ``then(result)`` here. In order."""
 
@@ -210,7 +214,10 @@ class Node:
         self._aside(self._thought, work, done)
 
     def _aside(
-        self, thread: ThreadPoolExecutor, work: Callable[[], Any], then: Callable[[Any, BaseException | None], None]
+        self,
+        thread: ThreadPoolExecutor | None,
+        work: Callable[[], Any],
+        then: Callable[[Any, BaseException | None], None],
     ) -> None:
         future = asyncio.get_running_loop().run_in_executor(thread, work)
 

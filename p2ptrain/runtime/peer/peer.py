@@ -35,6 +35,7 @@ from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.agreement import Agreement
+from p2ptrain.protocol.consensus.ballot import PlanRef
 from p2ptrain.protocol.consensus.rules import AgreementConfig, PlanAdopted, PlanResult, VoteFor
 from p2ptrain.protocol.group.membership import Membership
 from p2ptrain.protocol.group.records import RecordBook, RecordChanged, matters_to_plans
@@ -50,8 +51,7 @@ from p2ptrain.runtime.peer.waiting import waiting_words
 from p2ptrain.wire import messages as m
 
 STATUS_INTERVAL_S = 1.0
-LOOK_S = 0.05
-"""News of others comes in bunches: this long after the first of them, see what they mean for plan, replicas and end."""
+LOOK_S = 0.05  # news of others comes in bunches: so long after the first, see what they mean for plan, replicas and end
 MAX_WARNED = 1024
 
 
@@ -115,8 +115,7 @@ class Peer(Core):
             BlobLost: self._blob_lost,
         }
 
-    def _own_messages(self) -> dict[type, MessageHandler]:
-        """What is understood from the start; a role's own messages come with it."""
+    def _own_messages(self) -> dict[type, MessageHandler]:  # a role's own come with it
         return {
             **dict.fromkeys((m.Ping, m.PingRequest, m.Ack), lambda *each: list(self.membership.received(*each))),
             **dict.fromkeys((m.RecordDigest, m.Records), lambda *each: list(self.records.received(*each))),
@@ -141,11 +140,10 @@ class Peer(Core):
     def job_opened(self, job: Job, resume: Resume, now: float) -> Effects:
         """The job is known and its store is open. Training may begin once the data are counted."""
         self.job, self.group.job = job, job.id
-        mode = mode_of(job)
-        downloads = Downloads(self.transfers, resume.has_blob)
+        mode, downloads = mode_of(job), Downloads(self.transfers, resume.has_blob)
         role = self.role = mode.role(Given(job, self.group, downloads, resume, self._rng))
         timing = AgreementConfig(min_peers=job.group.min_peers, settle_s=job.group.settle_s, majority=mode.majority)
-        agreement = Agreement(self.own_id, job.id, role.rules, now, timing, restored=resume.plan)
+        agreement = Agreement(self.own_id, job.id, role.rules, now, timing, restored=resume.plan, voted=resume.voted)
         self.agreement, self._downloads = agreement, downloads
         self.completion = Completion(self.group, role, job.training.rounds, lambda: agreement.is_settled)
         self.group.holdings = role.holdings
@@ -201,6 +199,10 @@ class Peer(Core):
     def process_gone(self, peer: PeerId, now: float) -> Effects:
         self.group.ended.add(peer)
         return self.run([*self.membership.process_gone(peer, now), *self._members_changed(now)], now)
+
+    def vote_kept(self, ref: PlanRef, saved: bool, now: float) -> Effects:
+        """The node's answer to ``KeepVote``."""
+        return self.run(self.agreement.vote_kept(ref, saved, now) if self.agreement else [], now)
 
     def traffic(self, bytes_sent: int, now: float) -> Effects:
         return self.run(self.group.say(now, bytes_sent=bytes_sent), now)

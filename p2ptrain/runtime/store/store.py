@@ -1,6 +1,6 @@
 """One job of a peer on disk: its manifest, and the blobs that it names.
 
-    <state>/<job>/manifest.json, manifest.old.json, journal.jsonl, blobs/<sha256>, damaged/
+    <state>/<job>/manifest.json, manifest.old.json, vote.json, journal.jsonl, blobs/<sha256>, damaged/
 
 Invariant: after ``kill -9`` at any instruction the directory opens again, and the manifest names only blobs that are
 complete. A manifest is replaced whole (temporary file, sync, rename, sync of the directory) after the blobs it names
@@ -27,6 +27,7 @@ from p2ptrain.runtime.store.blobs import Blobs, hash_file
 from p2ptrain.runtime.store.disk import Disk, StorageError, raise_for_now, storage_error
 from p2ptrain.runtime.store.json_files import free_name, move_aside
 from p2ptrain.runtime.store.manifest import MAX_LINEAGE, Manifest, load_manifest, manifest_bytes
+from p2ptrain.runtime.store.vote import VoteFile
 from p2ptrain.wire.messages import SnapshotRef
 
 NUM_PROOFS = 3
@@ -69,6 +70,8 @@ class Store:
             for torn in (*path.glob("*.tmp"), *path.glob(".*.part")):
                 torn.unlink()
             self.manifest = self._open()
+            self.votes = VoteFile(path, self._disk, self.manifest.epoch)
+            self._notes += self.votes.notes
         except OSError as error:
             reason = error.strerror or str(error)
             raise UserError(

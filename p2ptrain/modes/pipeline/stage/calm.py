@@ -12,6 +12,7 @@ from p2ptrain.protocol.machine import NEVER
 
 REST_S, MOST_REST_S = 30.0, 600.0
 """After the first change, and at most. Without a change for as long as the most, the next one is the first again."""
+MAX_DOUBLED = 10
 
 
 class Calm:
@@ -35,7 +36,7 @@ class Calm:
             return  # the first one, or one for want of a peer
         self._num_changes = self._num_changes + 1 if now - self._changed_at < MOST_REST_S else 1
         self._changed_at = now
-        self._until = now + min(REST_S * 2.0 ** (self._num_changes - 1), MOST_REST_S)
+        self._until = now + min(REST_S * 2.0 ** min(self._num_changes - 1, MAX_DOUBLED), MOST_REST_S)
 
     def ends(self, now: float) -> bool:
         """Whether the wait is just over, and a faster plan is worth a look."""

@@ -22,7 +22,7 @@ from p2ptrain.modes.pipeline.rules import PipelineRules
 from p2ptrain.modes.tasks.planning.assignment import first_plan, next_plan
 from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.protocol.consensus.agreement import Agreement
-from p2ptrain.protocol.consensus.ballot import PlanRef
+from p2ptrain.protocol.consensus.ballot import KeepVote, PlanRef
 from p2ptrain.protocol.consensus.parentage import HELD_S, MAX_JUMP, UNHELD_S
 from p2ptrain.protocol.consensus.rules import AgreementConfig, Effect, PlanAdopted, PlanResult, PlanWork, VoteFor
 from p2ptrain.protocol.machine import NEVER, Note, Send
@@ -44,13 +44,28 @@ def record(index: int, follows: Plan | None = None, phase: Phase = "waiting", **
 
 
 class Quick(Agreement[Plan]):
-    """Has the answer to every question at once."""
+    """Has the answer to every question at once, and a disk that takes no time."""
 
     def tick(self, now: float) -> list[Effect[Plan]]:
-        effects = super().tick(now)
-        if effects and isinstance(effects[-1], PlanWork):
-            return [*effects[:-1], *self.answered(effects[-1].work(), now)]
-        return effects
+        return self.done(super().tick(now), now)
+
+    def answered(self, answer: PlanResult[Plan], now: float) -> list[Effect[Plan]]:
+        return self.done(super().answered(answer, now), now)
+
+    kept: PlanRef | None = None
+    """What is on its disk of its votes."""
+
+    def done(self, effects: list[Effect[Plan]], now: float) -> list[Effect[Plan]]:
+        done: list[Effect[Plan]] = []
+        for effect in effects:
+            if isinstance(effect, PlanWork):
+                done += self.answered(effect.work(), now)
+            elif isinstance(effect, KeepVote):
+                self.kept = effect.ref
+                done += self.vote_kept(effect.ref, True, now)
+            else:
+                done.append(effect)
+        return done
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,9 +93,10 @@ def agreement(
     config: AgreementConfig = CONFIG,
     kind: type[Agreement[Plan]] = Quick,
     alone: bool = True,
+    voted: PlanRef | None = None,
 ) -> Agreement[Plan]:
     rules = Voting(name(index), JOB, alone) if config.majority else TasksRules(name(index), JOB)
-    return kind(name(index), JOB.id, rules, now, config, restored=restored)
+    return kind(name(index), JOB.id, rules, now, config, restored=restored, voted=voted)
 
 
 def plan_of(*indices: int) -> Plan:
@@ -528,13 +544,16 @@ class Group:
         self.records: dict[int, dict[PeerId, Record]] = {}
         self.epochs: dict[int, list[PlanRef]] = {}
         self.side: dict[int, int] = {}
-        self.errors = 0
+        self.errors = self.num_starts = 0
         for index in range(size):
             self.start(index)
 
-    def start(self, index: int) -> None:
-        self.machines[index] = agreement(index, now=self.now, config=self.config, alone=self.alone)
-        self.records[index] = {name(index): record(index)}
+    def start(self, index: int, restored: Plan | None = None, voted: PlanRef | None = None) -> None:
+        self.machines[index] = agreement(
+            index, restored, now=self.now, config=self.config, alone=self.alone, voted=voted
+        )
+        self.num_starts += 1
+        self.records[index] = {name(index): record(index, restored, version=1 + 10**6 * self.num_starts)}
         self.epochs[index] = []
         self.side.setdefault(index, 0)
         self.later(self.rng.uniform(0, 0.5), lambda: self.beat(index))

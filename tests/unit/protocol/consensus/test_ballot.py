@@ -12,7 +12,7 @@ from test_agreement import CONFIG, JOB, Group, agreement, name, plan_of, record,
 from p2ptrain.core.plan import Plan, snapshot
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.tasks.planning.assignment import next_plan
-from p2ptrain.protocol.consensus.ballot import MAX_CANDIDATES, Ballot, PlanRef, carries
+from p2ptrain.protocol.consensus.ballot import MAX_CANDIDATES, Ballot, KeepVote, PlanRef, carries
 from p2ptrain.protocol.consensus.epochs import CLASSES, GENERATION, epoch_apart
 from p2ptrain.protocol.consensus.rules import PlanAdopted, VoteFor
 from p2ptrain.protocol.machine import Note, Send
@@ -103,7 +103,7 @@ def test_candidates_are_bounded_and_the_own_one_stays() -> None:
     ballot: Ballot[str] = Ballot(name(0), 8.0, 20.0)
     worst = PlanRef(2, "f" * 64)
     ballot.stand(worst, "mine", b"mine")
-    ballot.vote(worst, 0.0)
+    assert ballot.choose(worst, 0.0) == [KeepVote(worst)]
     for number in range(100):
         ballot.stand(PlanRef(2, f"{number:064x}"), "flood", b"flood")
     assert len(ballot.candidates()) == MAX_CANDIDATES + 1
@@ -183,14 +183,21 @@ def test_a_proposer_learns_which_epoch_is_over() -> None:
     answer = PlanVote(cast.hash, 5, False)
     assert voter.received(name(0), reply(vote.plan), 5.2) == [Send(name(0), answer)]
     assert proposer.received(name(2), answer, 5.3) == [Send(name(2), PlanRequest(cast.hash))]
-    assert votes(proposer.received(name(2), reply(cast), 5.4))[0] == cast.hash, "it gives way"
+    assert votes(proposer.received(name(2), reply(cast), 5.3)) == [], "of four, two votes with the lowest id would do"
+    proposer.received(name(1), answer, 5.3)
+    assert proposer.next_deadline() == 5.3 + VOTES.settle_s, "nobody may vote for it any more"
+    (vote,) = [e for e in proposer.tick(5.3 + VOTES.settle_s) if isinstance(e, VoteFor)]
+    assert vote.plan is not None and vote.plan.epoch == epoch_apart(5, name(0))
+    voter.received(name(0), PlanVote(vote.hash, vote.plan.epoch, False), 9.0)
+    assert votes(voter.received(name(0), reply(vote.plan), 9.1)) == [vote.hash]
 
 
-def test_who_said_goodbye_has_no_vote() -> None:
+def test_nobody_waits_for_the_vote_of_who_said_goodbye() -> None:
     pair = plan_of(0, 1)
     higher = agreement(1, pair, config=VOTES)
     higher.view_changed([record(1, pair)], 0.0, left=[name(0)])
-    assert adopted(higher.tick(3.0)) == [after(pair, 1).hash]
+    apart = dataclasses.replace(after(pair, 1), epoch=epoch_apart(2, name(1)))
+    assert adopted(higher.tick(3.0)) == [apart.hash], "where it comes back and votes, it is in another epoch"
 
 
 def test_without_a_vote_on_it_a_plan_is_not_followed_just_because_somebody_says_so() -> None:
@@ -268,7 +275,12 @@ def test_a_vote_that_brings_nothing_is_not_waited_for_and_stays_cast() -> None:
     assert votes(machine.view_changed(view, 10.0)) == []
     later = dataclasses.replace(second, epoch=3)
     machine.view_changed([voting(0, wide, later), *view[1:]], 11.0)
-    assert votes(machine.received(name(0), reply(later), 11.1)) == [later.hash]
+    refused = machine.received(name(0), reply(later), 11.1)
+    assert votes(refused) == [], "the first may be in force elsewhere, and one of epoch 3 after it"
+    assert refused == [Send(name(0), PlanVote(second.hash, 2, False))]
+    apart = dataclasses.replace(second, epoch=epoch_apart(3, name(0)))
+    machine.view_changed([voting(0, wide, apart), *view[1:]], 12.0)
+    assert votes(machine.received(name(0), reply(apart), 12.1)) == [apart.hash]
 
 
 def test_a_vote_comes_by_a_message_before_the_record_says_so() -> None:
@@ -291,7 +303,8 @@ def test_a_proposer_asks_its_rules_again_when_others_come_or_go() -> None:
     proposer.view_changed([record(0, wide), record(2, wide)], 4.0)
     effects = proposer.tick(4.0 + VOTES.settle_s)
     (vote,) = [effect for effect in effects if isinstance(effect, VoteFor) and effect.plan is not None]
-    assert vote.plan is not None and vote.plan.epoch == 3 and vote.plan.trainers().keys() == {name(0), name(2)}
+    assert vote.plan is not None and vote.plan.trainers().keys() == {name(0), name(2)}
+    assert vote.plan.epoch == epoch_apart(2, name(0)), "somebody may have voted for the first already"
 
 
 def test_a_void_vote_is_taken_back_with_the_plan_that_beat_it() -> None:
