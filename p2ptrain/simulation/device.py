@@ -174,7 +174,7 @@ class Device(FrameHost):
     def process_gone(self, peer: PeerId) -> None:
         """Its connection closed, and nobody listens there."""
         if self.peer is not None:
-            self.world.perform(self, self.peer.process_gone(peer, self._now))
+            self.world.perform(self, self.peer.process_gone(peer, self.now))
 
     def stall(self, seconds: float) -> None:
         """It does nothing for so long, its trainer neither, as a laptop that was closed."""
