@@ -138,11 +138,6 @@ class KnownMode(Protocol):
         """Names of modes and titles of tables that older job files say, and what they are called now."""
         ...
 
-    @property
-    def validates(self) -> bool:
-        """Whether samples are held out for validation, and looked at."""
-        ...
-
 
 KnownModes = Mapping[str, KnownMode]
 """What is known of each mode, by the names that a job may say."""
@@ -252,8 +247,6 @@ def job_from_mapping(raw: Mapping[str, Any], where: str, modes: KnownModes) -> J
     for title, kind in kinds.items():
         if title in raw:
             job = job.with_table(_convert(kind, raw[title], where, title))
-    if not modes[mode].validates and "val" not in raw.get("data", {}):  # as in files that are older than the key
-        job = dataclasses.replace(job, data=dataclasses.replace(job.data, val=0.0))
     check_job(job, where, modes)
     return job
 

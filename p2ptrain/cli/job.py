@@ -204,8 +204,6 @@ def new(
     mode = MODES[settings["mode"]]
     if hasattr(mode.config, "micro_batches"):
         settings[f"{mode.config.TABLE}__micro_batches"] = settings.pop("pipeline__micro_batches")
-    if not mode.validates and settings["data__val"] is None:
-        settings["data__val"] = 0.0
     for path, value in settings.items():
         title, _, key = path.rpartition("__")
         job = with_settings(job, title, **{key: value}) if value is not None else job

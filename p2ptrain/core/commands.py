@@ -101,6 +101,8 @@ class Progress:
     samples: int
     loss: float
     samples_per_s: float
+    accuracy: float = -1.0
+    """Of a whole model that is trained here, after its last round, on the own validation samples; -1 = not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,13 @@ Invariant: what is assembled is either complete or says what is missing, and how
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan
-from p2ptrain.ids import PeerId
+from p2ptrain.ids import JobId, PeerId
 from p2ptrain.wire.messages import Record, SnapshotRef
 
 if TYPE_CHECKING:
@@ -63,6 +63,22 @@ class PartReport:
     num_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How good one peer found the finished model on its own validation samples."""
+
+    name: str
+    samples: int
+    accuracy: float
+
+
+def looks_of(records: Iterable[Record], job: JobId) -> tuple[Look, ...]:
+    """What peers that are done with the job say of its model."""
+    done = [r for r in records if r.job == job and r.phase == "done" and r.model_samples and r.accuracy >= 0]
+    looks = [(record.peer, Look(record.name or record.peer, record.model_samples, record.accuracy)) for record in done]
+    return tuple(look for _, look in sorted(looks, key=lambda each: each[0]))
+
+
 @dataclass(frozen=True)
 class Harvest:
     """The assembled global model and how it came about. A mode may have more to tell."""
@@ -80,6 +96,13 @@ class Harvest:
     """Parts that have rounds left and that nobody here trains, while the group has come to its end without."""
     source: str = ""
     """Where it was found, in words."""
+    looks: tuple[Look, ...] = ()
+    """Of peers that have looked at the finished model, each by itself."""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the group has looked at the model, all together, on everybody's validation samples."""
+        return False
 
     @property
     def is_half_way(self) -> bool:

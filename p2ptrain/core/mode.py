@@ -281,8 +281,6 @@ class Mode:
     """Whether a plan needs the votes of most of its peers: where a group that is cut in two must not go on twice."""
     needs_data: bool
     """Whether who has no samples is of no use."""
-    validates: bool
-    """Whether samples are held out for validation, and looked at."""
     check_model: Callable[[Job, nn.Module], Mapping[str, Any]]
     """What ``job check`` says of the model in this mode, for programs too. torch is imported when it is called.
 

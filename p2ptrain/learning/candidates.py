@@ -1,7 +1,8 @@
 """What the counts of a group's validation are called, in the last state of the head fit. Without torch: nodes read it.
 
 A *candidate* is a head for the assembled model: ``fitted`` by the group, ``joined`` from the parts' own rows, one
-part's alone, or the first of these without one part.
+part's alone, or the first of these without one part; or, of a model that is whole on every peer, what one peer's own
+copy is in place of the mean of all.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ WITHOUT = f"{VALIDATION}without."
 SAMPLES = f"{VALIDATION}samples"
 """[1]: training samples of all who took part."""
 FITTED, JOINED = "fitted", "joined"
-_PART, _LESS = "part-", "without-"
+_PART, _LESS, _COPY = "part-", "without-", "copy-"
 
 
 def alone(part: int) -> str:
@@ -41,6 +42,17 @@ def less(part: int) -> str:
 def part_left_out(candidate: str) -> int | None:
     """The part that it does without; None for all others, and for what is no candidate."""
     return _number(candidate, _LESS)
+
+
+def copy_of(peer: str) -> str:
+    """The candidate that is one peer's own copy of the whole model."""
+    return f"{_COPY}{peer}"
+
+
+def owner_of(candidate: str) -> str | None:
+    """The peer whose own copy of the whole model it is; None for other candidates."""
+    peer = candidate.removeprefix(_COPY)
+    return peer if candidate.startswith(_COPY) and len(peer) == 16 and peer.isascii() and peer.isalnum() else None
 
 
 def _number(candidate: str, kind: str) -> int | None:

@@ -43,6 +43,8 @@ class Member:
 
     classes: tuple[int, ...]
     right: Tensor
+    among_all: Tensor
+    """[C] right answers, asked among all classes."""
 
 
 @torch.inference_mode()

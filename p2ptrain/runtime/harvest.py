@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2ptrain.core.harvest import Collected, Harvest, KeptHarvest, PartReport
+from p2ptrain.core.harvest import Collected, Harvest, KeptHarvest, PartReport, looks_of
 from p2ptrain.core.mode import ENDED
 from p2ptrain.errors import NotCoveredError, UserError
 from p2ptrain.ids import PeerId, blob_id
@@ -88,7 +88,10 @@ def _name(node: ObserverNode, peer: PeerId) -> str:
 
 def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
     """Put the parts together. Raises ``UserError`` for parts that don't fit."""
-    return mode_of(collected.job).harvester.assemble(collected, allow_user_code=allow_user_code)
+    result = mode_of(collected.job).harvester.assemble(collected, allow_user_code=allow_user_code)
+    if result.is_judged or result.is_half_way or result.missing:
+        return result
+    return dataclasses.replace(result, looks=looks_of(collected.records.values(), collected.job.id))
 
 
 # --- what state directories keep --------------------------------------------------------------------------------------

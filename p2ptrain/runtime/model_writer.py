@@ -17,22 +17,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2ptrain.core.harvest import Collected
+from p2ptrain.core.harvest import Collected, Harvest, Look
 from p2ptrain.errors import P2PTrainError, UserError
+from p2ptrain.net.keys import Group
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime import harvest as harvesting
 from p2ptrain.runtime import report
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
+from p2ptrain.runtime.node.peer_options import PeerOptions
 
 WAIT_S = 30.0
 TIMEOUT_S = 3600.0
 ATTEMPTS, AGAIN_S = 2, 10.0
+BATCH = 64
+"""Samples that the model looks at together."""
 ROOM = 4
 """Of memory: so many times what is fetched is taken for copies, their mean and the model."""
 
@@ -52,6 +56,39 @@ class Request:
     """The state directory of the device."""
     out: str = ""
     """Where it shall be too; what is there already gives way only to what may take its place."""
+    data: str = ""
+    """The own samples: the model is looked at on those of them that are for validation."""
+    name: str = ""
+    shard: str = ""
+    dirichlet: float = 0.0
+    classes: tuple[str, ...] = ()
+
+
+def request_of(
+    options: PeerOptions,
+    group: Group,
+    job: str,
+    kept: Path,
+    addresses: Sequence[str],
+    interfaces: tuple[str, ...],
+    name: str,
+) -> Request:
+    """What the person at this device wants written, and which are its samples."""
+    return Request(
+        str(group),
+        job,
+        str(kept.absolute()),
+        tuple(address.removeprefix("tcp://") for address in addresses[:1]),
+        interfaces,
+        options.allow_user_code or (options.job.model.name if options.job is not None else ""),
+        state=str(kept.parents[1].absolute()),
+        out=str(Path(options.out).expanduser().absolute()) if options.out else "",
+        data=options.data,
+        name=name,
+        shard=options.shard,
+        dirichlet=options.dirichlet,
+        classes=options.classes,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +100,25 @@ class Written:
     told: str
     why_not: str = ""
     """Why it is not where it was asked for."""
+    samples: int = 0
+    """Own validation samples on which the model was looked at, ..."""
+    accuracy: float = -1.0
+    """... and how many of them it has right."""
+    not_looked: str = ""
+    """Why it was not looked at, though there are samples."""
 
 
-async def keep_model(request: Request, num_threads: int, note: Callable[[Note], None]) -> None:
+async def keep_model(request: Request, num_threads: int, note: Callable[[Note], None]) -> Written | None:
     """Write the model, and say where it is or why there is none."""
     for attempt in range(ATTEMPTS):
         try:
             made = await write(request, num_threads)
             note(Note("model-written", (("path", made.path), ("kind", made.kind), ("why_not", made.why_not))))
-            return
+            if made.samples:
+                note(Note("model-looked-at", (("accuracy", round(made.accuracy, 4)), ("samples", made.samples))))
+            elif made.not_looked:
+                note(Note("model-not-looked-at", (("why", made.not_looked),)))
+            return made
         except UserError as error:
             if attempt + 1 < ATTEMPTS:
                 await asyncio.sleep(AGAIN_S)
@@ -79,6 +126,7 @@ async def keep_model(request: Request, num_threads: int, note: Callable[[Note], 
                 note(Note("model-kept", (("path", request.kept), ("why", str(error)))))
             else:
                 note(Note("model-not-written", (("why", str(error)),)))
+    return None
 
 
 async def write(request: Request, num_threads: int) -> Written:
@@ -148,16 +196,58 @@ def carry_out(request: Request) -> Written:
         )
     allowed = request.allow_user_code == collected.job.model.name
     result = harvesting.assemble(collected, allow_user_code=allowed)
+    own, not_looked = None, ""
+    try:
+        own = look(request, result, allow_user_code=allowed)
+    except UserError as error:  # a disk that was pulled out is no reason to have no model
+        not_looked = str(error)
+    if own is not None:
+        result = dataclasses.replace(result, looks=(*(each for each in result.looks if each.name != own.name), own))
     kind, told = report.kind(result), report.render(result)
     harvesting.save(Path(request.kept), result)
+    written = Written(request.kept, kind, told, not_looked=not_looked)
+    if own is not None:
+        written = dataclasses.replace(written, samples=own.samples, accuracy=own.accuracy)
     if not request.out:
-        return Written(request.kept, kind, told)
+        return written
     try:
         harvesting.check_replaces(Path(request.out), result)
         copy_whole(Path(request.kept), Path(request.out))
     except (UserError, OSError) as error:
-        return Written(request.kept, kind, told, f"not in {request.out}: {error}")
-    return Written(request.out, kind, told)
+        return dataclasses.replace(written, why_not=f"not in {request.out}: {error}")
+    return dataclasses.replace(written, path=request.out)
+
+
+def look(request: Request, result: Harvest, *, allow_user_code: bool) -> Look | None:
+    """How good a whole, finished model is on this device's validation samples. Raises ``UserError``.
+
+    None: there are none, or the group has looked together.
+    """
+    if not request.data or result.is_judged or report.completeness(result) != report.COMPLETE:
+        return None
+    from p2ptrain.learning.data import load, open_source, select
+    from p2ptrain.learning.evaluation import evaluate
+    from p2ptrain.learning.models import global_model
+
+    job = result.job
+    source = open_source(request.data)
+    indices = select(
+        source,
+        job.data,
+        "val",
+        shard=request.shard or None,
+        dirichlet=request.dirichlet or None,
+        classes=request.classes or None,
+        seed=job.seed,
+    )
+    samples = load(source, job.data, "val", indices)
+    if not len(samples):
+        return None
+    model = global_model(job, allow_user_code=allow_user_code)
+    model.load_state_dict(result.state)
+    batches = (samples.tensors(slice(start, start + BATCH)) for start in range(0, len(samples), BATCH))
+    found = evaluate(model, batches, len(job.data.classes))
+    return Look(request.name, found.samples, found.accuracy)
 
 
 def copy_whole(source: Path, target: Path) -> None:
@@ -178,7 +268,7 @@ def main() -> None:
 
     die_with_node()
     raw: dict[str, Any] = json.load(sys.stdin)
-    request = Request(**raw | {"peers": tuple(raw["peers"]), "interfaces": tuple(raw["interfaces"])})
+    request = Request(**raw | {name: tuple(raw[name]) for name in ("peers", "interfaces", "classes")})
     try:
         print(json.dumps(dataclasses.asdict(carry_out(request))), flush=True)
     except P2PTrainError as error:

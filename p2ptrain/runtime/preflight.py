@@ -218,7 +218,6 @@ def check_data(request: Request) -> dict[str, Any]:
     from p2ptrain.config import DataConfig
     from p2ptrain.learning.data import Split, check_learnable, class_map, load, open_source, select
     from p2ptrain.modes.jobs import job_from_json
-    from p2ptrain.modes.registry import mode_of
 
     if not request.data:
         return {"samples": {}}
@@ -227,7 +226,7 @@ def check_data(request: Request) -> dict[str, Any]:
     # How much to hold out is the job's to say.
     contract = job.data if job else DataConfig(source.classes, source.natural_shape, source.kind, val=0.0)
     source = source.fitted(contract)
-    splits: tuple[Split, ...] = ("train", "val") if job is None or mode_of(job).validates else ("train",)
+    splits: tuple[Split, ...] = ("train", "val")
     chosen = {
         split: select(
             source,
@@ -259,7 +258,6 @@ def checked_data(job: Job, data: str, *, full: bool, strict: bool) -> dict[str, 
     from p2ptrain.errors import DataError
     from p2ptrain.learning.data import check_learnable, class_map, load, open_source
     from p2ptrain.learning.data.source import SPLITS
-    from p2ptrain.modes.registry import mode_of
 
     source = open_source(data).fitted(job.data)
     labels = source.labels("train")
@@ -275,8 +273,7 @@ def checked_data(job: Job, data: str, *, full: bool, strict: bool) -> dict[str, 
         how = "" if full else ", by headers alone (--full reads all of each file)"
         files = "1 file" if len(broken) == 1 else f"{len(broken)} files"
         notes.append(f"{files} can't be read{how}; left out in training: {broken[0]}")
-    validation = source.counts("val") if mode_of(job).validates else {}
-    return {"samples": source.counts("train"), "validation": validation, "notes": notes}
+    return {"samples": source.counts("train"), "validation": source.counts("val"), "notes": notes}
 
 
 def measure(request: Request) -> dict[str, Any]:

@@ -5,11 +5,13 @@ Invariant: reads the report lines of a harvest and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-from p2ptrain.core.harvest import Harvest, KeptHarvest
+from p2ptrain.core.harvest import Harvest, KeptHarvest, Look
 from p2ptrain.modes.registry import mode_of
-from p2ptrain.words import listed, scaled, table
+from p2ptrain.words import listed, percent, scaled, table
 
 COMPLETE, HALF_WAY, INCOMPLETE = "complete", "half-way", "incomplete"
 
@@ -49,10 +51,41 @@ def render(harvest: Harvest) -> str:
             rounds = f"{behind[0].round} of {behind[0].rounds} rounds"
         lines.append(f"HALF-WAY: so far {rounds}; harvest again when `p2ptrain status` says that all are done")
     lines += words.harvest_lines(harvest)
+    lines += look_lines(harvest.looks)
     for index in harvest.missing:
         name = words.part_name(harvest.plan, harvest.job, index)
         lines.append(f"MISSING: part {index} ({name}): its classes can't be recognised")
     return "\n".join(lines)
+
+
+def look_lines(looks: Sequence[Look]) -> list[str]:
+    """How good peers found the finished model: all of their samples together, then each that has another number."""
+    samples = sum(look.samples for look in looks)
+    if not samples:
+        return []
+    who = looks[0].name if len(looks) == 1 else f"{len(looks)} devices"
+    each = [f"{look.name} {percent(look.accuracy)} of {look.samples:,}" for look in looks]
+    by_each = f" ({listed(each)})" if len(looks) > 1 else ""
+    return [f"on {samples:,} validation samples of {who}: {percent(mean_of(looks))} right{by_each}"]
+
+
+def mean_of(looks: Sequence[Look]) -> float | None:
+    """Share of right answers on all their samples."""
+    samples = sum(look.samples for look in looks)
+    return sum(look.accuracy * look.samples for look in looks) / samples if samples else None
+
+
+def _validation(looks: Sequence[Look]) -> dict[str, Any]:
+    """For programs; nothing where nobody has looked."""
+    if not looks:
+        return {"validation": None}
+    return {
+        "validation": {
+            "samples": sum(look.samples for look in looks),
+            "accuracy": mean_of(looks),
+            "peers": [dataclasses.asdict(look) for look in looks],
+        }
+    }
 
 
 def completeness(harvest: Harvest) -> str:
@@ -80,6 +113,7 @@ def to_plain(harvest: Harvest) -> dict[str, Any]:
         "complete": not harvest.missing,
         "half_way": harvest.is_half_way,
         "stopped": list(harvest.stopped),
+        **_validation(harvest.looks),
         **words.harvest_plain(harvest),
         "missing": [{"part": i, "classes": words.part_classes(harvest.plan, job, i)} for i in harvest.missing],
         "parts": [

@@ -213,6 +213,13 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
         f"the model could not be written here ({_text(f, 'why')}); get it with `p2ptrain harvest`, on any device, "
         "while the others are here"
     ),
+    "model-looked-at": lambda f: (
+        f"the finished model gets {percent(_number(f, 'accuracy'))} of this device's {_number(f, 'samples'):,.0f} "
+        "validation samples right"
+    ),
+    "model-not-looked-at": lambda f: (
+        f"how good the model is was not looked at: this device's validation samples can't be read ({_text(f, 'why')})"
+    ),
     "model-awaited": lambda f: "the model is still being written: waiting for it",
     "handover-incomplete": lambda f: "nobody confirmed the last copy in time; it stays on this device's disk",
 }

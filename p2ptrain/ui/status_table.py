@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from p2ptrain.config import Job
+from p2ptrain.core.harvest import looks_of
 from p2ptrain.core.plan import Part, Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.registry import MODES, mode_of
+from p2ptrain.runtime.report import look_lines
 from p2ptrain.wire.messages import NO_PART, MemberState, Record
 from p2ptrain.words import clean, mbit_s, percent, scaled, table
 
@@ -77,6 +79,7 @@ def headline(snapshot: Snapshot) -> str:
         lines += [f"  {with_names(snapshot, line)}" for line in mode_of(job).words.plan_lines(plan, job)]
         words, there = mode_of(job).words, [record for record in snapshot.records if is_here(snapshot, record)]
         lines += [f"  {line}" for line in words.kept_lines(plan, there)]
+        lines += [f"  {clean(line, 400)}" for line in look_lines(looks_of(snapshot.records, job.id))]
         for part in unstaffed(snapshot):
             lines.append(f"  nobody trains part {part.index} ({mode_of(job).words.part_name(plan, job, part.index)})")
     return "\n".join(lines)
@@ -235,6 +238,7 @@ def _peer(snapshot: Snapshot, record: Record) -> dict[str, Any]:
         "samples": record.samples,
         "loss": _loss(record),
         "validation_accuracy": record.accuracy if record.accuracy >= 0 else None,
+        "model_validation_samples": record.model_samples,
         "samples_per_s": record.samples_per_s,
         "bytes_sent": record.bytes_sent,
         "flops_per_s": record.flops_per_s,

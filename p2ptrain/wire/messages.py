@@ -288,6 +288,8 @@ class Record:
     """Into so many class sub-models this peer's trainer can divide the job's model; 0 = not known."""
     accuracy: Annotated[float, Bound(-1, 1)] = -1.0
     """Of what this peer trains, on its own validation samples; -1 = not known."""
+    model_samples: int = 0
+    """Own validation samples on which ``accuracy`` is that of the whole group's finished model; 0 = it is not."""
     sent: Annotated[tuple[StreamRate, ...], Bound(0, MAX_LINKS)] = ()
     """Stage messages, in the last round that is over here; empty where rounds say nothing of them."""
     leaving: bool = False

@@ -250,7 +250,7 @@ def group(job: Job, train: Sequence[Dataset], val: Sequence[Dataset]) -> tuple[n
         fitted = fits[0].combine(step, fitted, [fit.contribute(step, fitted) for fit in fits])
     verdict = read_verdict(tensorfile.pack({name: tensor.numpy() for name, tensor in fitted.items()}))
     if verdict is not None:
-        state = parts.with_candidate(state, verdict.chosen, fitted, means)
+        state = parts.with_candidate(state, verdict.chosen, fitted, means, {})
     parts.model.load_state_dict(state)
     work = sum(
         training_flops(parts.submodel(training.part), job.data.input_shape).total * training.trainer.num_samples

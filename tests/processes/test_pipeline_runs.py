@@ -20,11 +20,13 @@ from p2ptrain.config import Job, ModelConfig, TrainingConfig
 from p2ptrain.core.plan import Plan
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import load, open_source, propose_contract, select
+from p2ptrain.learning.evaluation import evaluate
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.pipeline.training import StageTraining
 from p2ptrain.modes.pipeline.config import PipelineConfig
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
+from p2ptrain.runtime import report
 
 pytestmark = pytest.mark.slow
 
@@ -102,10 +104,23 @@ def test_three_processes_train_what_one_does(peers: PeerGroup, tmp_path: Path, k
 
 
 def test_two_owners_share_each_micro_batch(peers: PeerGroup) -> None:
+    """Each tells how good the model is on its own validation samples, and a harvest what all of them say together."""
     job = as_pipeline(make_job(rounds=6, epochs=2, peers=2), strategy="data-parallel")
-    both = peers.start(2, job)
-    peers.until_all("done", 100)
+    job = dataclasses.replace(job, data=dataclasses.replace(job.data, val=0.1))
+    both = peers.start(2, job, keep_model=True)
+    peers.until_all("model-looked-at", 200)
+    peers.until(lambda: all(r.model_samples for r in peers.status().records), 60, "both tell what they found")
+    records = peers.status().records
+    assert all(record.accuracy > 0.7 for record in records), [record.accuracy for record in records]
     found = peers.harvest()
+    assert [(look.samples, look.accuracy) for look in found.looks] == [(r.model_samples, r.accuracy) for r in records]
+    source = open_source(both[0].options["data"])
+    held = load(source, job.data, "val", select(source, job.data, "val"))
+    whole = global_model(job, allow_user_code=False)
+    whole.load_state_dict(found.state)
+    by_hand = evaluate(whole, [held.tensors()], len(job.data.classes))
+    assert report.to_plain(found)["validation"]["samples"] == by_hand.samples > 100
+    assert report.to_plain(found)["validation"]["accuracy"] == pytest.approx(by_hand.accuracy)
     assert isinstance(found.plan.body, PipelineBody)
     (stage,) = found.plan.body.pipeline.stages
     assert set(stage.peers) == {peer.id for peer in both}

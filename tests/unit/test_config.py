@@ -358,7 +358,6 @@ def test_limits_are_inclusive(key: str, low: float, high: float) -> None:
 def piped(**values: object) -> dict[str, Any]:
     """``DIGITS`` as a pipeline; ``values`` as ``table__key``."""
     tables = changed("mode", "pipeline")
-    tables["data"]["val"] = 0.0
     for key, value in values.items():
         table, name = key.split("__")
         tables[table][name] = value
@@ -384,13 +383,13 @@ def test_a_batch_of_a_pipeline_is_whole_micro_batches(batch_size: int, num: int,
     job_from_mapping(piped(training__batch_size=64, pipeline__micro_batches=8), "job.toml")
 
 
-def test_a_pipeline_holds_nothing_out() -> None:
-    """It would look at no validation sample. Files that are older than the key are read as they were meant."""
-    with pytest.raises(JobError, match=r"job.toml: data.val: 0.2, but a pipeline does not look .* set it to 0"):
-        job_from_mapping(piped(data__val=0.2), "job.toml")
-    tables = piped()
+@pytest.mark.parametrize("mode", ["auto", "tasks", "replicas", "pipeline", "split"])
+def test_every_mode_holds_samples_out(mode: str) -> None:
+    """As many as the file says, a tenth where it says nothing."""
+    tables = changed("mode", mode)
+    assert job_from_mapping(tables | {"data": tables["data"] | {"val": 0.2}}, "job.toml").data.val == 0.2
     del tables["data"]["val"]
-    assert job_from_mapping(tables, "job.toml").data.val == 0
+    assert job_from_mapping(tables, "job.toml").data.val == 0.1
 
 
 @pytest.mark.parametrize("mode", ["slices", "pipeline"])

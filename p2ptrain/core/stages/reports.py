@@ -27,9 +27,9 @@ class StageReports:
 
     def progress(self, event: Progress, last: Sequence[str], now: float) -> Effects:
         """How far it is. ``last``: as in ``loss``."""
-        changes = {"round": event.round, "step": event.step, "samples": event.samples}
-        loss = self.loss(event.loss, last)
-        return self._group.say(now, loss=loss, samples_per_s=event.samples_per_s, **changes)
+        changes: dict[str, float] = {"round": event.round, "step": event.step, "samples": event.samples}
+        changes |= {"loss": self.loss(event.loss, last), "accuracy": event.accuracy}
+        return self._group.say(now, samples_per_s=event.samples_per_s, **changes)
 
     def loss(self, own: float, last: Sequence[str]) -> float:
         """Who has the last block knows it; elsewhere it is what those said who have it (``last``), or 0 as long as they

@@ -30,6 +30,7 @@ from p2ptrain.config import Coding, Schedule, TrainingConfig
 from p2ptrain.errors import DataError, JobError, LocalError, RemoteError
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import Dataset
+from p2ptrain.learning.evaluation import evaluate
 from p2ptrain.learning.initial import fit, start_from
 from p2ptrain.learning.pipeline.batch_end import BatchEnd
 from p2ptrain.learning.pipeline.flow import Flow
@@ -42,6 +43,7 @@ from p2ptrain.planning.pipeline.stages import PipelinePlan
 
 __all__ = ["StageMessage", "StageTraining", "StageUse", "Work"]
 
+VAL_BATCH = 64
 AVERAGE_EVERY = 10
 """Batches from one averaging of the versions in flight to the next ("async")."""
 
@@ -114,6 +116,7 @@ class StageTraining:
         self._chain = chain
         self._index = index
         self._seed = seed
+        self._num_classes = num_classes
         self._warm_up = stage.warm_up
         self._num_units = pipeline.num_micro_batches
         self._batch_rows = pipeline.micro_batch * pipeline.num_micro_batches
@@ -285,6 +288,13 @@ class StageTraining:
                 f"{self._total_steps}); lower training.learning_rate or look for samples that are not finite"
             )
         return []
+
+    def accuracy(self, samples: Dataset | None) -> float:
+        """Of the whole model, between two batches, on these samples; -1: there are none, or others hold some blocks."""
+        if samples is None or not len(samples) or self.stop - self.start < len(self._chain.blocks):
+            return -1.0
+        batches = (samples.tensors(slice(i, i + VAL_BATCH)) for i in range(0, len(samples), VAL_BATCH))
+        return evaluate(self._stage.module, batches, self._num_classes, device=self._stage.device).accuracy
 
     # --- back to what was ---
 

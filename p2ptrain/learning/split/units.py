@@ -229,6 +229,11 @@ class Units:
         ]
         return make_update(self._chain, self.round, copies, with_optimizer=self._averages_optimizer)
 
+    def accuracy(self, samples: Dataset | None) -> float:
+        """Of the own copy of the model, if all of it is here, on these samples; -1 = not known."""
+        own = self._training.get(self._own)
+        return own.accuracy(samples) if own is not None else -1.0
+
     # --- within a round ---
 
     def receive(self, message: StageMessage) -> None:

@@ -51,10 +51,6 @@ class PipelineConfig(ModeTable):
         if job.mode != NAME:
             return
         self._check_micro_batches(job.training.batch_size, where)
-        if job.data.val > 0:
-            raise JobError(
-                f"{where}: data.val: {job.data.val:g}, but a pipeline does not look at validation samples; set it to 0"
-            )
 
     def _check_micro_batches(self, batch_size: int, where: str) -> None:
         num = self.micro_batches

@@ -30,6 +30,5 @@ MODE = Mode(
     words=words,
     majority=True,
     needs_data=False,
-    validates=False,
     check_model=check_blocks,
 )

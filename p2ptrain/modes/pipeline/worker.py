@@ -55,6 +55,9 @@ class StageWorker:
         self._job = job
         self._configuration = configuration
         self._data = setup.data
+        self._val = setup.val
+        self._accuracy = -1.0
+        """Of the whole model after its last round, where that is trained here."""
         self._init = setup.init
         self._say = setup.say
         self._spool = Path(configuration.spool) if configuration.spool else None
@@ -154,6 +157,7 @@ class StageWorker:
             init=self._init,
             is_restored=body.from_step > 0,
         )
+        self._accuracy = -1.0
         self._outbox.begin(plan.epoch)
         self._plan, self._halt, self._num_missing, self._collects = plan, None, command.pieces, None
         if not command.pieces:
@@ -270,7 +274,11 @@ class StageWorker:
         self._said_step = training.step
         every = pipeline_of(self._job).snapshot_steps or self._steps_per_round
         if training.step % every == 0 or training.step % self._steps_per_round == 0 or training.finished:
-            self._say_progress(training, round_ended=training.step % self._steps_per_round == 0)
+            round_ended = training.step % self._steps_per_round == 0
+            if round_ended and (accuracy := training.accuracy(self._val)) >= 0:
+                self._accuracy = accuracy
+                self._look_away(training)
+            self._say_progress(training, round_ended=round_ended)
             self._say_snapshot()
         elif training.step == self._began_at + 1:
             self._say_progress(training)  # the others want to know that the group goes on
@@ -286,7 +294,7 @@ class StageWorker:
     def _say_progress(self, training: StageTraining, *, round_ended: bool = False) -> None:
         done = training.num_samples
         rate = self._pace.round_ended(done) if round_ended else self._pace.progress(done)
-        self._say(c.Progress(training.round, training.step, done, training.round_loss, rate))
+        self._say(c.Progress(training.round, training.step, done, training.round_loss, rate, self._accuracy))
 
     def _look_away(self, training: StageTraining) -> None:
         """What it used until now does not count."""

@@ -52,11 +52,6 @@ class SplitConfig(ModeTable):
                 f"{where}: split.micro_batches: {self.micro_batches} parts of a batch of {job.training.batch_size} "
                 "samples; take a larger training.batch_size, or fewer micro-batches"
             )
-        if job.data.val > 0:
-            raise JobError(
-                f"{where}: data.val: {job.data.val:g}, but split training does not look at validation samples; set it "
-                "to 0"
-            )
 
 
 def split_of(job: Job) -> SplitConfig:

@@ -71,6 +71,9 @@ class UnitsWorker:
         self._job = job
         self._configuration = configuration
         self._data = setup.data
+        self._val = setup.val
+        self._accuracy = -1.0
+        """Of the own copy of the model after its last round, where all of it is trained here."""
         self._init = setup.init
         self._say = setup.say
         self._spool = Path(configuration.spool) if configuration.spool else None
@@ -226,6 +229,7 @@ class UnitsWorker:
         self._pieces, self._is_over = [], False
         self._early.clear()
         self._outbox.begin(0)
+        self._accuracy = -1.0
 
     # --- training ---
 
@@ -261,6 +265,7 @@ class UnitsWorker:
 
     def _end_round(self, units: Units | SharedUnits, plan: Plan) -> None:
         self._is_over = True
+        self._accuracy = units.accuracy(self._val) if isinstance(units, Units) else -1.0
         self._say_progress(units)
         update = write(*units.update(), self._spool)
         self._samples += units.num_samples
@@ -272,7 +277,8 @@ class UnitsWorker:
 
     def _say_progress(self, units: Units | SharedUnits) -> None:
         done, batches = self._samples + units.num_samples, self._batches + units.num_steps
-        self._say(c.Progress(units.round, batches, done, _mean(units.losses), self._pace.progress(done)))
+        rate = self._pace.progress(done)
+        self._say(c.Progress(units.round, batches, done, _mean(units.losses), rate, self._accuracy))
 
     def _look(self, units: Units | SharedUnits) -> None:
         """How the time goes, now and then."""

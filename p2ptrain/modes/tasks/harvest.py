@@ -38,6 +38,10 @@ class TasksHarvest(Harvest):
         return self.is_fitted
 
     @property
+    def is_judged(self) -> bool:
+        return self.verdict is not None
+
+    @property
     def is_half_way(self) -> bool:
         """Training goes on, or the group has yet to fit the last layer that its plan asks for."""
         lacks_head = body_of(self.plan).fit_head and not self.is_fitted and self.verdict is None
@@ -116,6 +120,7 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
     job, plan = collected.job, collected.plan
     parts = Parts(job, plan, allow_user_code=allow_user_code)
     copies: dict[int, list[tuple[float, Any]]] = {}
+    own: dict[str, Any] = {}
     for index, snapshots in sorted(collected.parts.items()):
         for snapshot in sorted(snapshots, key=lambda s: s.holding.trainer):
             tensors, metadata = read_snapshot(snapshot.data)
@@ -123,7 +128,10 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
                 raise UserError(
                     f"part {index}: the copy of {snapshot.holding.trainer} belongs to another plan; try again"
                 )
-            copies.setdefault(index, []).append((float(max(1, snapshot.holding.samples)), model_state(tensors)))
+            own[snapshot.holding.trainer] = model_state(tensors)
+            copies.setdefault(index, []).append(
+                (float(max(1, snapshot.holding.samples)), own[snapshot.holding.trainer])
+            )
     state = parts.assemble(copies)
     means = {index: weighted_mean(versions) for index, versions in copies.items()}
     verdict, taken = None, ""
@@ -133,7 +141,7 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
         taken = verdict.chosen if verdict else FITTED
         if taken == FITTED:
             check_fit_state(fitted, len(job.data.classes), state[f"{parts.head}.weight"].shape[1])
-        state = parts.with_candidate(state, taken, fitted, means)
+        state = parts.with_candidate(state, taken, fitted, means, own)
     report = _report(collected)
     behind = [part.part for part in report if part.round < part.rounds and part.part not in collected.trained]
     return TasksHarvest(

@@ -42,6 +42,5 @@ MODE = Mode(
     words=words,
     majority=False,
     needs_data=True,
-    validates=True,
     check_model=_check_model,
 )

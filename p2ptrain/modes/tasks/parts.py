@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import LocalError
-from p2ptrain.learning.candidates import FITTED, part_left_out, part_of
+from p2ptrain.errors import LocalError, UserError
+from p2ptrain.learning.candidates import FITTED, owner_of, part_left_out, part_of
 from p2ptrain.learning.head_fit import plain_head
 from p2ptrain.learning.initial import fit, fitting_scores, start_from
 from p2ptrain.learning.models import global_model
@@ -159,9 +159,19 @@ class Parts:
         votes = self.body.targets == "all" and (is_fitted or self.body.combine == "sum")
         return votes and others.issuperset(self.trained_classes(part))
 
-    def with_candidate(self, state: State, name: str, fitted: State, means: Mapping[int, State]) -> dict[str, Tensor]:
-        """The global state with a candidate's head. ``fitted``: the fit's last state; ``means``: the parts' states."""
-        part = part_of(name)
+    def with_candidate(
+        self, state: State, name: str, fitted: State, means: Mapping[int, State], own: Mapping[str, State]
+    ) -> dict[str, Tensor]:
+        """The global state with a candidate's head, or a member's own copy in its place.
+
+        ``fitted``: the fit's last state; ``means``: the parts' states; ``own``: the copies, by trainer. Raises
+        ``UserError`` for a copy that is not among these.
+        """
+        part, owner = part_of(name), owner_of(name)
+        if owner is not None:
+            if owner not in own or self.decoupling is not None:
+                raise UserError(f"the group took {owner}'s own copy, and it is not among those found; harvest again")
+            return dict(own[owner])
         if name == FITTED:
             return self.with_head(state, plain_head(fitted))
         if part is not None and part in means:

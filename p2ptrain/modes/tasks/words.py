@@ -122,4 +122,4 @@ def harvest_lines(harvest: Harvest) -> list[str]:
 def harvest_plain(harvest: Harvest) -> Mapping[str, Any]:
     """What ``harvest --json`` prints of this mode alone."""
     verdict = harvest.verdict if isinstance(harvest, TasksHarvest) else None
-    return {"validation": None if verdict is None else verdict_plain(verdict, harvest.job.data.classes)}
+    return {} if verdict is None else {"validation": verdict_plain(verdict, harvest.job.data.classes)}

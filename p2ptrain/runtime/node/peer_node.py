@@ -25,7 +25,7 @@ from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.effects import IdentityTaken, Knocked, NoticeTold
-from p2ptrain.runtime.model_writer import Request, keep_model
+from p2ptrain.runtime.model_writer import keep_model, request_of
 from p2ptrain.runtime.node.disk_work import DiskWork
 from p2ptrain.runtime.node.group_codes import GroupCodes
 from p2ptrain.runtime.node.group_job import JOB_WAIT_S, superseded, wait_for_kept
@@ -362,17 +362,11 @@ class PeerNode(Node):
         peer, options = self._peer, self.options
         if peer is None or not peer.job_id:
             return
-        request = Request(
-            code=str(self.group),
-            job=peer.job_id,
-            state=str(self.state.path.absolute()),
-            kept=str((self.state.path / peer.job_id / MODEL).absolute()),
-            out=str(Path(options.out).expanduser().absolute()) if options.out else "",
-            peers=tuple(address.removeprefix("tcp://") for address in self.addresses()[:1]),
-            interfaces=self.network.interfaces,
-            allow_user_code=options.allow_user_code or (options.job.model.name if options.job is not None else ""),
-        )
-        await keep_model(request, options.num_threads or 1, self.note)
+        kept, name = self.state.path / peer.job_id / MODEL, peer.records.own.name
+        request = request_of(options, self.group, peer.job_id, kept, self.addresses(), self.network.interfaces, name)
+        made = await keep_model(request, options.num_threads or 1, self.note)
+        if made is not None and made.samples:
+            self.feed(lambda now: peer.group.say(now, accuracy=made.accuracy, model_samples=made.samples))
 
     async def _report_traffic(self) -> None:
         peer = self._peer

@@ -63,7 +63,7 @@ class Completion:
         """Nothing is left to do."""
         if self._group.own.phase == "done":
             return []
-        return [*self._group.say(now, phase="done"), Note("done"), JobDone()]
+        return [*self._group.say(now, phase="done", model_samples=0), Note("done"), JobDone()]
 
     def members_changed(self, now: float) -> Effects:
         ending = self._role.ending

@@ -71,7 +71,7 @@ class Trainer:
         if not command.data and mode.needs_data:
             raise UserError(f'a job of mode "{job.mode}" is trained on own samples: start this peer with --data')
         data = self._load_data(job, command, "train")
-        val = self._load_data(job, command, "val") if mode.validates else None
+        val = self._load_data(job, command, "val")
         init: dict[str, Tensor] | None = None
         scores: dict[str, Tensor] | None = None
         if command.init:

@@ -397,21 +397,21 @@ def test_fresh_sets_jobs_aside_and_keeps_the_identity(state: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "table", "val"), [("auto", "tasks", 0.1), ("replicas", "tasks", 0.1), ("pipeline", "pipeline", 0.0)]
+    ("mode", "table"), [("auto", "tasks"), ("replicas", "tasks"), ("pipeline", "pipeline"), ("split", "split")]
 )
 def test_a_job_file_has_the_table_of_its_mode(
-    mode: str, table: str, val: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mode: str, table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = npz(tmp_path, num_val=6)
     assert run(["job", "new", "--data", spec, "--mode", mode, "-o", "j.toml"], capsys)[0] == 0
     tables = tomllib.loads((tmp_path / "j.toml").read_text())
     job = load_job(tmp_path / "j.toml")
-    assert {"tasks", "pipeline"} & tables.keys() == {table}
+    assert {"tasks", "pipeline", "split"} & tables.keys() == {table}
     assert tables[table].keys() == dataclasses.asdict(mode_tables()[table]()).keys()
-    assert (job.mode, job.data.val) == (mode, val)
+    assert (job.mode, job.data.val) == (mode, 0.1)
     checked = json.loads(run(["job", "check", "j.toml", "--data", spec, "--json"], capsys)[1])
     assert checked["mode"] == mode and ("max_groups" in checked) == (mode == "auto")
-    assert checked["validation"] == ({} if mode == "pipeline" else {"cat": 3, "dog": 3})
+    assert checked["validation"] == {"cat": 3, "dog": 3}
 
 
 def test_an_option_of_another_mode_has_its_table_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -422,9 +422,7 @@ def test_an_option_of_another_mode_has_its_table_too(tmp_path: Path, capsys: pyt
     assert tomllib.loads((tmp_path / "j.toml").read_text())["pipeline"]["micro_batches"] == 4
 
 
-def test_a_pipeline_takes_peers_without_samples_and_looks_at_none_for_validation(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_pipeline_takes_peers_without_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from p2ptrain.runtime import preflight as p
 
     spec = npz(tmp_path, num_val=6)
@@ -436,7 +434,7 @@ def test_a_pipeline_takes_peers_without_samples_and_looks_at_none_for_validation
         p.check_data(p.Request(data=spec, job=load_job(tmp_path / f"{mode}.toml").to_json()))
         for mode in ("replicas", "pipeline")
     ]
-    assert [each["validation"] for each in found] == [6, 0]
+    assert [each["validation"] for each in found] == [6, 6]
     assert found[0]["samples"] == found[1]["samples"] == {"cat": 20, "dog": 20}
 
 

@@ -9,14 +9,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from p2ptrain.config import DataConfig, Job
-from p2ptrain.core.harvest import KeptHarvest, PartReport
+from p2ptrain.config import DataConfig, Job, ModelConfig
+from p2ptrain.core.harvest import Harvest, KeptHarvest, Look, PartReport
 from p2ptrain.errors import UserError
+from p2ptrain.learning.data import load, open_source, select
+from p2ptrain.learning.evaluation import evaluate
+from p2ptrain.learning.models import global_model
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime import harvest as harvesting
 from p2ptrain.runtime import model_writer as writer
+from p2ptrain.runtime import report
 from p2ptrain.ui import messages_for_people
 
 JOB = Job(data=DataConfig(("cat", "dog"), (1, 8, 8), mean=(0.0,), std=(1.0,)))
@@ -104,3 +109,50 @@ def test_a_process_that_fails_is_a_reason(tmp_path: Path) -> None:
     """The real one: nobody is at that address, and the code is none."""
     with pytest.raises(UserError, match="join code"):
         asyncio.run(writer.write(request(tmp_path), 1))
+
+
+def test_the_finished_model_is_looked_at_on_own_validation_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a share, the share's; not where the group has looked together, nor at half a model."""
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 2
+    x = (rng.random((200, 1, 8, 8)) / 4 + y[:, None, None, None] / 2).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, classes=np.array(["cat", "dog"]))
+    spec = f"npz:{tmp_path / 'd.npz'}"
+    job = dataclasses.replace(JOB, model=ModelConfig("lenet"))
+    model = global_model(job, allow_user_code=False)
+    part = PartReport(0, ("cat", "dog"), 1.0, ("me",), 20, 20, 30, 300, 1000)
+    made = Harvest(job, SimpleNamespace(hash="p"), model.state_dict(), {}, (part,))  # type: ignore[arg-type]
+    asked = dataclasses.replace(request(tmp_path), data=spec, name="me")
+
+    def looked(asked: writer.Request, made: Harvest) -> Look | None:
+        return writer.look(asked, made, allow_user_code=False)
+
+    source = open_source(spec)
+    held = load(source, job.data, "val", select(source, job.data, "val"))
+    right = evaluate(model, [held.tensors()], 2)
+    assert looked(asked, made) == Look("me", len(held), right.accuracy) and 10 < len(held) < 40
+    half = looked(dataclasses.replace(asked, shard="1/2"), made)
+    assert half is not None and 0 < half.samples < len(held)
+    assert looked(dataclasses.replace(asked, data=""), made) is None, "a helper"
+    assert looked(asked, dataclasses.replace(made, missing=(1,))) is None
+    assert looked(asked, dataclasses.replace(made, report=(dataclasses.replace(part, round=3),))) is None
+    monkeypatch.setattr(Harvest, "is_judged", True)
+    assert looked(asked, made) is None
+
+
+def test_samples_that_are_gone_by_then_cost_no_model(
+    tmp_path: Path, collected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = writer.carry_out(dataclasses.replace(request(tmp_path), data=f"images:{tmp_path / 'usb'}", name="me"))
+    assert Path(made.path).is_file() and "usb" in made.not_looked and not made.samples
+
+
+def test_what_devices_found_adds_up() -> None:
+    looks = (Look("a", 100, 0.9), Look("b", 300, 0.5))
+    assert report.look_lines(looks) == [
+        "on 400 validation samples of 2 devices: 60.0 % right (a 90.0 % of 100, b 50.0 % of 300)"
+    ]
+    assert report.look_lines(looks[:1]) == ["on 100 validation samples of a: 90.0 % right"]
+    assert report.look_lines(()) == [] and report.mean_of(()) is None

@@ -22,6 +22,5 @@ MODE = Mode(
     words=words,
     majority=False,
     needs_data=False,
-    validates=False,
     check_model=lambda job, model: {},
 )

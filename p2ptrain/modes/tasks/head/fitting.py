@@ -83,13 +83,16 @@ class HeadFitting:
             raise RemoteError("head-fit", f"part {part} of {trainer} came twice")
         self._seen.add((part, trainer))
         submodel = self._parts.submodel(part)
-        classes, right = self._parts.trained_classes(part, trainer), torch.zeros(self._num_classes, dtype=torch.float64)
+        classes = self._parts.trained_classes(part, trainer)
+        right = among_all = torch.zeros(self._num_classes, dtype=torch.float64)
         copy = (weight, dict(state))
         if sound([copy], submodel.state_dict()):
             submodel.load_state_dict(copy[1])
-            _, (right,) = self._answers(submodel, self._parts.outputs(part), [classes])
+            sets = [classes, range(self._num_classes)]
+            _, (right, among_all) = self._answers(submodel, self._parts.outputs(part), sets)
         if trainer not in self._members or trainer in self._parts.body.parts[part].trainers:
-            self._members[trainer] = Member(classes, right)  # one that changed its part has left a copy of the former
+            # One that changed its part has left a copy of the former.
+            self._members[trainer] = Member(classes, right, among_all)
         self._copies[trainer] = copy
         if last:
             copies, self._copies = self._copies, {}
@@ -223,8 +226,17 @@ class HeadFitting:
             if (each := self._less(x, parts, heads[first], fitted)) is not None
         }
         if not len(self._val_y):
-            return validation.empty(heads, self._members, self._num_classes, without)
-        return validation.count(x, self._val_y, heads, self._members, main=first, without=without)
+            return validation.empty(heads, self._members, self._num_classes, without) | self._copies_alone()
+        counts = validation.count(x, self._val_y, heads, self._members, main=first, without=without)
+        return counts | self._copies_alone()
+
+    def _copies_alone(self) -> dict[str, Tensor]:
+        """Right answers of each peer's own copy, where that is a whole model and lacks no class that another knows."""
+        if self._parts.decoupling is not None or len(self._members) < 2:
+            return {}
+        known = {c for member in self._members.values() for c in member.classes}
+        whole = {peer: member for peer, member in self._members.items() if known.issubset(member.classes)}
+        return {candidates.CORRECT + candidates.copy_of(peer): member.among_all for peer, member in whole.items()}
 
     def _less(
         self, x: Tensor, without: Mapping[int, Tensor | None], head: Head, fitted: Mapping[str, Tensor]
@@ -257,7 +269,7 @@ class HeadFitting:
             if without is not None:
                 model.load_state_dict(without)
                 _, (sums[candidates.WITHOUT + trainer],) = self._answers(model, everything, [everything])
-        return sums
+        return sums | self._copies_alone()
 
     def _answers(
         self, model: nn.Module, outputs: Sequence[int], sets: Sequence[Sequence[int]]

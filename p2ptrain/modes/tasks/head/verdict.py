@@ -23,6 +23,7 @@ from p2ptrain.learning.candidates import (
     TOTAL,
     WITHIN,
     WITHOUT,
+    owner_of,
     part_left_out,
     part_of,
 )
@@ -77,8 +78,8 @@ class Verdict:
 
     @property
     def chosen(self) -> str:
-        """The first of fitted, joined, all parts but one, the parts alone, unless another gets more right by a standard
-        error.
+        """The first of fitted, joined, all parts but one, parts and copies alone, unless another gets more right by a
+        standard error.
 
         A sample or two of a few hundred says nothing of which is better.
         """
@@ -93,7 +94,7 @@ class Verdict:
         for number in (part_left_out, part_of):
             found = [(part, name) for name in self.correct if (part := number(name)) is not None]
             first += [name for _, name in sorted(found)]
-        return first
+        return first + sorted(name for name in self.correct if owner_of(name) is not None)
 
     def accuracy(self, candidate: str = "") -> float:
         """Of the chosen candidate, or another; NaN without samples."""
@@ -172,7 +173,8 @@ def read_verdict(state: bytes | memoryview | mmap) -> Verdict | None:
 
 
 def _is_candidate(name: str) -> bool:
-    return name in (FITTED, JOINED) or part_of(name) is not None or part_left_out(name) is not None
+    numbers = (part_of(name), part_left_out(name), owner_of(name))
+    return name in (FITTED, JOINED) or any(each is not None for each in numbers)
 
 
 def _counts(array: np.ndarray, dimensions: int) -> tuple:  # type: ignore[type-arg]

@@ -11,7 +11,7 @@ from typing import Any
 
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
-from p2ptrain.learning.candidates import FITTED, JOINED, part_left_out, part_of
+from p2ptrain.learning.candidates import FITTED, JOINED, owner_of, part_left_out, part_of
 from p2ptrain.modes.tasks.head.verdict import Spoils, Verdict
 from p2ptrain.words import listed, percent
 
@@ -63,7 +63,10 @@ def _spoils(found: Spoils, name: Callable[[PeerId], str]) -> str:
 
 def _head(verdict: Verdict, plan: Plan, name: Callable[[PeerId], str]) -> str:
     """Which of the candidates was taken, where that is not the one that was meant to be."""
-    part = part_of(verdict.chosen)
+    part, owner = part_of(verdict.chosen), owner_of(verdict.chosen)
+    if owner is not None:
+        other = percent(verdict.accuracy(FITTED if FITTED in verdict.correct else JOINED))
+        return f", by what {name(PeerId(owner))} trained alone: the mean of all devices' copies gets less ({other})"
     if part is not None:
         other = percent(verdict.accuracy(FITTED if FITTED in verdict.correct else JOINED))
         who = ", ".join(map(name, plan.parts[part].trainers)) if part < len(plan.parts) else ""

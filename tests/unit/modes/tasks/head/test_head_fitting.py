@@ -9,22 +9,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from p2ptrain.config import DataConfig, Job, ModelConfig
+from p2ptrain.core.harvest import Collected, Snapshot
 from p2ptrain.core.plan import PeerSnapshot, Plan
-from p2ptrain.errors import RemoteError
-from p2ptrain.ids import PeerId
+from p2ptrain.errors import RemoteError, UserError
+from p2ptrain.ids import PeerId, blob_id
 from p2ptrain.learning import candidates, validation
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.evaluation import evaluate
 from p2ptrain.learning.head_fit import plain_head
+from p2ptrain.modes.tasks import words
 from p2ptrain.modes.tasks.config import TasksConfig, tasks_of
+from p2ptrain.modes.tasks.harvest import assemble
+from p2ptrain.modes.tasks.head.blob import pack_head
 from p2ptrain.modes.tasks.head.fitting import HeadFitting
 from p2ptrain.modes.tasks.head.verdict import Verdict, read_verdict
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.planning.assignment import first_plan
 from p2ptrain.wire import tensorfile
+from p2ptrain.wire.messages import SnapshotRef
 
 SHAPE = (1, 12, 12)
 CLASSES = ("a", "b", "c", "d")
@@ -207,6 +213,71 @@ def test_a_replica_is_looked_at_as_it_is() -> None:
     model.load_state_dict(group.states[0])
     right = sum(np.diagonal(evaluate(model, [data.tensors()], 4).confusion) for data in group.val)
     assert found.order == [candidates.JOINED] and list(found.correct[candidates.JOINED]) == list(right)
+
+
+def learnt(parts: Parts, data: Dataset) -> dict[str, Tensor]:
+    """A whole model that knows these samples."""
+    torch.manual_seed(1)
+    model = parts.submodel(0).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    x, y = data.tensors()
+    for _ in range(40):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("fit_head", ["never", "always"])
+def test_the_copy_of_one_member_is_taken_where_it_is_clearly_better_than_the_mean(fit_head: str) -> None:
+    """One device knows the classes, the other's copy is noise, and so is their mean. What is harvested is the copy that
+    knows them, to the bit, and it is said whose it is. A copy that lacks a class is none to take."""
+    have = [(30, 30, 30, 30)] * 2
+    work = job("replicas", fit_head=fit_head)
+    plan = plan_of(work, have)
+    parts = Parts(work, plan)
+    data = [samples(counts, i) for i, counts in enumerate(have)]
+    good, noise = learnt(parts, data[0]), {n: t + torch.randn_like(t) for n, t in states(parts, 3)[0].items()}
+    fits = [HeadFitting(work, Parts(work, plan), "session", own, own) for own in data]
+    for fit in fits:
+        fit.add_copy(0, NAMES[0], noise, 120.0, last=False)
+        fit.add_copy(0, NAMES[1], good, 120.0, last=True)
+    state: dict[str, Tensor] = {}
+    for step in range((1 + tasks_of(work).head_fit_steps if plan.body.fit_head else 0) + 1):  # type: ignore[attr-defined]
+        state = fits[0].combine(step, state, [fit.contribute(step, state) for fit in fits])
+    packed = tensorfile.pack({name: tensor.numpy() for name, tensor in state.items()})
+    found = read_verdict(packed)
+    assert found is not None and found.chosen == candidates.copy_of(NAMES[1]) and found.worse() == []
+    model = parts.submodel(0)
+    model.load_state_dict(good)
+    right = sum(np.diagonal(evaluate(model, [own.tensors()], 4).confusion) for own in data)
+    assert list(found.correct[found.chosen]) == list(right)
+    refs = tuple(SnapshotRef(0, name, 1, 1, 1, 120, blob_id(name.encode()), 1) for name in NAMES[:2])  # type: ignore[arg-type]
+    copies = [
+        Snapshot(ref, save({f"model.{n}": t for n, t in own.items()}, {"partition": plan.partition}))
+        for ref, own in zip(refs, (noise, good), strict=True)
+    ]
+    head = Snapshot(refs[0], pack_head(packed, refs))
+    taken = assemble(Collected(work, plan, {0: copies}, head, {}), allow_user_code=False)
+    assert all(torch.equal(taken.state[name], tensor) for name, tensor in good.items())
+    (line, *_) = words.harvest_lines(taken)
+    assert f"by what {NAMES[1]} trained alone: the mean of all devices' copies gets less" in line
+    assert words.harvest_plain(taken)["validation"]["head"] == f"copy-{NAMES[1]}"
+    with pytest.raises(UserError, match="not among those found"):
+        assemble(Collected(work, plan, {0: copies[:1]}, head, {}), allow_user_code=False)
+
+
+def test_a_copy_that_lacks_a_class_of_others_is_not_taken() -> None:
+    work = job("replicas", fit_head="never")
+    have = [(30, 30, 30, 30), (30, 30, 0, 0)]
+    plan = plan_of(work, have)
+    own = samples((30, 30, 3, 3), 0)
+    fit = HeadFitting(work, Parts(work, plan), "session", own, own)
+    fit.add_copy(0, NAMES[0], states(fit._parts, 3)[0], 1.0, last=False)
+    fit.add_copy(0, NAMES[1], learnt(fit._parts, samples((30, 30, 0, 0), 0)), 1.0, last=True)
+    counts = fit.contribute(0, {})[1]
+    assert candidates.CORRECT + candidates.copy_of(NAMES[1]) not in counts
+    assert candidates.CORRECT + candidates.copy_of(NAMES[0]) in counts
 
 
 def test_nobody_has_validation_samples() -> None:
