@@ -307,6 +307,7 @@ def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_mode
     check_allowed(job.model.name, allow_model)
     from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
     from p2ptrain.learning.models import global_model
+    from p2ptrain.learning.own.outputs import contract_words
 
     trial = tried(job, init_path(job_file), data)
     model = trial.model
@@ -329,6 +330,7 @@ def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_mode
     }
     plain |= {**found, **counts}
     plain["model_notes"] = trial.notes
+    plain["model_contract"] = contract_words(job.data) if ":" in job.model.name else ""
     plain["init"] = trial.fitted.sentence() if trial.fitted else ""
     if as_json:
         print_json(plain)
@@ -346,6 +348,8 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
         f"cost      {scaled(flops['training'], 'FLOP')} a sample to train, {scaled(flops['forward'], 'FLOP')} forward; "
         f"{scaled(plain['training_bytes'], 'B')} of memory at batch size {job.training.batch_size}, beside torch itself"
     )
+    if plain["model_contract"]:
+        click.echo(f"contract  {plain['model_contract']}")
     for note in plain["model_notes"]:
         click.echo(f"note      {note}")
     if plain["init"]:

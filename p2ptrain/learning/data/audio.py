@@ -35,11 +35,11 @@ POWER_FLOOR = 1e-6
 SILENCE = math.log(POWER_FLOOR)
 
 _MAX_CHUNKS = 1000
-_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
-_BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32, 64)}
+_PCM, _FLOAT, _ALAW, _MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
+_BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32, 64), _ALAW: (8,), _MULAW: (8,)}
 _ENDLESS = 0x7F000000
 """From here on sizes are what programs write that don't know how much will come: 0x7FFFFFFF, 0xFFFFFFFF and such."""
-_EXPECTED = "expected a WAV file of PCM (8, 16, 24 or 32 bits) or floats"
+_EXPECTED = "expected a WAV file of PCM (8, 16, 24 or 32 bits), floats, A-law or mu-law"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ class WavInfo:
     sample_bytes: int
     data_start: int
     num_samples: int
-    is_float: bool = False
+    coding: int = _PCM
+    """As the format chunk says it."""
 
     @property
     def seconds(self) -> float:
@@ -62,7 +63,7 @@ def wav_info(data: bytes, where: str) -> WavInfo:
     """Parse and check the header. Raises ``DataError``."""
     if len(data) < 12 or data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         raise DataError(f"{where}: not a WAV file; {_EXPECTED}; convert it, e.g. ffmpeg -i FILE -c:a pcm_s16le OUT.wav")
-    fmt: tuple[int, int, int, int, bool] | None = None
+    fmt: tuple[int, int, int, int, int] | None = None
     at = 12
     for _ in range(_MAX_CHUNKS):
         if at + 8 > len(data):
@@ -82,7 +83,7 @@ def wav_info(data: bytes, where: str) -> WavInfo:
     raise DataError(f"{where}: the file ends before its samples (cut off?); {_EXPECTED}")
 
 
-def _format(body: bytes, where: str) -> tuple[int, int, int, int, bool]:
+def _format(body: bytes, where: str) -> tuple[int, int, int, int, int]:
     if len(body) < 16:
         raise DataError(f"{where}: broken format chunk; {_EXPECTED}")
     tag, channels, rate, _, block_bytes, bits = struct.unpack_from("<HHIIHH", body)
@@ -92,11 +93,11 @@ def _format(body: bytes, where: str) -> tuple[int, int, int, int, bool]:
         raise DataError(f"{where}: WAV coding {tag:#06x}; {_EXPECTED}; convert it with ffmpeg -c:a pcm_s16le")
     if bits not in _BITS[tag] or block_bytes != channels * bits // 8:
         raise DataError(f"{where}: {bits} bits a sample in blocks of {block_bytes} bytes; {_EXPECTED}")
-    return channels, rate, bits // 8, block_bytes, tag == _FLOAT
+    return channels, rate, bits // 8, block_bytes, tag
 
 
-def _checked(fmt: tuple[int, int, int, int, bool], start: int, size: int, file_bytes: int, where: str) -> WavInfo:
-    channels, rate, sample_bytes, block_bytes, is_float = fmt
+def _checked(fmt: tuple[int, int, int, int, int], start: int, size: int, file_bytes: int, where: str) -> WavInfo:
+    channels, rate, sample_bytes, block_bytes, coding = fmt
     if not 1 <= channels <= MAX_CHANNELS or not MIN_RATE <= rate <= MAX_RATE:
         raise DataError(
             f"{where}: {channels} channels at {rate} Hz; "
@@ -113,7 +114,7 @@ def _checked(fmt: tuple[int, int, int, int, bool], start: int, size: int, file_b
         raise DataError(
             f"{where}: {num_samples / rate:.0f} s long; at most {MAX_SECONDS:.0f} s are read: cut it into shorter files"
         )
-    return WavInfo(rate, channels, sample_bytes, start, num_samples, is_float)
+    return WavInfo(rate, channels, sample_bytes, start, num_samples, coding)
 
 
 def read_wav(data: bytes, where: str, max_seconds: float = MAX_SECONDS) -> tuple[NDArray[np.float32], int]:
@@ -123,11 +124,13 @@ def read_wav(data: bytes, where: str, max_seconds: float = MAX_SECONDS) -> tuple
     block_bytes = info.num_channels * info.sample_bytes
     start = info.data_start + (info.num_samples - keep) // 2 * block_bytes
     raw = np.frombuffer(data, np.uint8, keep * block_bytes, start)
-    if info.is_float:
+    if info.coding == _FLOAT:
         with np.errstate(all="ignore"):  # what is no number is refused below
             flat: NDArray[Any] = raw.view(f"<f{info.sample_bytes}").astype(np.float32)
         if not np.isfinite(flat).all():
             raise DataError(f"{where}: infinite or missing numbers for samples; convert it with ffmpeg -c:a pcm_s16le")
+    elif info.coding in (_ALAW, _MULAW):
+        flat = _companded(info.coding)[raw].astype(np.float32) / 2**15
     elif info.sample_bytes == 1:  # unsigned, zero at 128
         flat = (raw.astype(np.float32) - 128) / 128
     elif info.sample_bytes == 3:
@@ -137,6 +140,20 @@ def read_wav(data: bytes, where: str, max_seconds: float = MAX_SECONDS) -> tuple
     else:
         flat = raw.view(f"<i{info.sample_bytes}").astype(np.float32) / 2 ** (8 * info.sample_bytes - 1)
     return flat.reshape(keep, info.num_channels).mean(axis=1, dtype=np.float32), info.sample_rate
+
+
+@lru_cache(maxsize=2)
+def _companded(coding: int) -> NDArray[np.int64]:
+    """The 16-bit samples that the 256 bytes of a telephone's coding stand for (ITU-T G.711)."""
+    byte = np.arange(256)
+    if coding == _MULAW:
+        byte = ~byte & 0xFF
+        size = ((((byte & 0x0F) << 3) + 0x84) << ((byte >> 4) & 7)) - 0x84
+        return np.where(byte & 0x80, -size, size)
+    byte = byte ^ 0x55
+    segment = (byte >> 4) & 7
+    size = (((byte & 0x0F) << 4) + 8 + 0x100 * (segment > 0)) << np.maximum(segment - 1, 0)
+    return np.where(byte & 0x80, size, -size)
 
 
 def resample(samples: NDArray[np.float32], rate: int, new_rate: int) -> NDArray[np.float32]:

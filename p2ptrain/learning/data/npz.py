@@ -44,14 +44,15 @@ _NPZ_ERRORS = (
 def open_npz(spec: str, path: Path) -> Source:
     """``npz:FILE``: x_train ``[N, H, W]``, ``[N, C, H, W]`` or ``[N, H, W, C]``, y_train ``[N]``, and more splits.
 
-    Those are x_val, y_val and x_test, y_test; a split with neither of its arrays is empty. Labels are numbers or
-    strings; an array ``classes`` may name the numbers. Bytes are pixels; floats are used as they are. The smaller of
-    the outer two axes of a sample is its channels; where that is not clear, an array ``layout`` says "NCHW" or "NHWC".
+    Those are x_val, y_val and x_test, y_test; a split with neither of its arrays is empty. Labels are whole numbers,
+    one-hot rows or strings; an array ``classes`` may name the numbers. Bytes are pixels; floats are used as they are.
+    The smaller of the outer two axes of a sample is its channels; where that is not clear, an array ``layout`` says
+    "NCHW" or "NHWC".
     """
     arrays = _NpzFile(path)
     keys = arrays.headers()
     _refuse_misnamed(path, keys)
-    class_names = label_names(arrays.read("classes").reshape(-1)) if "classes" in keys else []
+    class_names = _class_names(arrays) if "classes" in keys else []
     names: dict[Split, list[str]] = {}
     shapes: dict[Split, tuple[int, ...]] = {}
     for split in SPLITS:
@@ -104,6 +105,11 @@ def _refuse_misnamed(path: Path, keys: Iterable[str]) -> None:
             raise DataError(f"{path}: array {key}: call it {which}_{split}, by which it is read")
 
 
+def _class_names(arrays: _NpzFile) -> list[str]:
+    named, where = arrays.read("classes").reshape(-1), f"{arrays.path}: classes"
+    return label_names(_decoded(named, where) if named.dtype.kind == "S" else named)
+
+
 def _layout(arrays: _NpzFile) -> str:
     given = arrays.read("layout").reshape(-1)
     layout = str(given[0]).upper() if len(given) == 1 else ""
@@ -134,20 +140,45 @@ def _axes(shape: tuple[int, ...], layout: str, path: Path) -> tuple[tuple[int, .
 
 
 def _npz_labels(arrays: _NpzFile, key: str, num_samples: int, class_names: list[str]) -> list[str]:
-    y = arrays.read(key)
-    where = f"{arrays.path}: {key}"
-    if y.shape not in ((num_samples,), (num_samples, 1)):
-        rows = "; of one-hot rows save y.argmax(1)" if y.ndim == 2 and len(y) == num_samples else ""
-        raise DataError(f"{where} has shape {list(y.shape)}; expected [{num_samples}], a label for each sample{rows}")
-    if y.dtype.kind not in "iuU":
-        raise DataError(f"{where} holds {y.dtype}; expected whole numbers or strings: save y.astype(int)")
+    y, where = arrays.read(key), f"{arrays.path}: {key}"
+    if y.dtype.kind == "S":
+        y = _decoded(y, where)
+    if y.ndim == 2 and len(y) == num_samples and y.shape[1] > 1:
+        y = _of_one_hot(y, where)
+    if y.shape not in ((num_samples,), (num_samples, 1), (1, num_samples)):
+        raise DataError(f"{where} has shape {list(y.shape)}; expected [{num_samples}], a label for each sample")
     y = y.reshape(-1)
     if y.dtype.kind == "U":
         return label_names(y)
+    if y.dtype.kind == "f" and not (np.isfinite(y).all() and (y == np.rint(y)).all() and (np.abs(y) < 2**31).all()):
+        raise DataError(f"{where} holds numbers that are not whole; classes are whole numbers or strings")
+    y = y.astype(np.int64)
     if len(y) and (y.min() < 0 or (class_names and y.max() >= len(class_names))):
         top = f"{len(class_names) - 1}, as classes names" if class_names else "anything"
         raise DataError(f"{where} holds labels from {y.min()} to {y.max()}; expected 0 to {top}")
     return [class_names[i] for i in y.tolist()] if class_names else label_names(y)
+
+
+def _of_one_hot(rows: NDArray[Any], where: str) -> NDArray[Any]:
+    """``[N]`` of rows with a single 1 each ``[N, C]``. Raises ``DataError`` for rows of another kind."""
+    bad = len(rows)
+    if rows.dtype.kind in "buif":
+        fine = ((rows == 0) | (rows == 1)).all(1) & (rows.sum(1, dtype=np.float64) == 1)
+        if fine.all():
+            return rows.argmax(1)
+        bad = int(np.argmin(fine))
+    raise DataError(
+        f"{where} has shape {list(rows.shape)}, and row {bad} is not one 1 among zeros, which would be a class: "
+        "save a number or a name for each sample"
+    )
+
+
+def _decoded(array: NDArray[Any], where: str) -> NDArray[Any]:
+    """Byte strings as text. Raises ``DataError``."""
+    try:
+        return np.char.decode(array, "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} holds byte strings that are no UTF-8 ({error.reason}): save them as str") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +225,11 @@ class _NpzFile:
             else:
                 raise ValueError(f"npy version {version}")
             start = file.tell()
-        if dtype.kind not in "buifU":
-            raise DataError(f"{self.path}: {info.filename} holds {dtype} (objects?); expected plain numbers or strings")
+        if dtype.kind not in "buifUS":
+            raise DataError(
+                f"{self.path}: {info.filename} holds {dtype}; expected plain numbers or strings"
+                + (": of objects save numpy.stack(x), or y.astype(str)" if dtype.kind == "O" else "")
+            )
         if not all(n >= 0 for n in shape) or math.prod(shape) * dtype.itemsize != info.file_size - start:
             raise ValueError(f"{info.filename}: header and length differ")
         return shape, dtype

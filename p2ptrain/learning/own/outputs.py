@@ -118,6 +118,17 @@ TEXT_CONTRACT = (
 )
 
 
+def contract_words(data: DataConfig) -> str:
+    """What a model of one's own is given for these data, and what it is to return, in a line."""
+    if data.kind == "text":
+        return TEXT_CONTRACT.replace("length", str(data.input_shape[-1])).replace("classes", str(len(data.classes)))
+    what = "log-mels" if data.kind == "audio" else "samples"
+    return (
+        f"{what} come normalised, as float32 of shape [batch, {', '.join(map(str, data.input_shape))}]: return logits "
+        f"[batch, {len(data.classes)}]"
+    )
+
+
 def made_up(data: DataConfig, batch: int) -> Tensor:
     """[batch, *input_shape] samples as they might be: token numbers, or numbers of mean 0 and spread 1."""
     generator = torch.Generator().manual_seed(0)

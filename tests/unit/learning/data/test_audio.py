@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import struct
 from pathlib import Path
@@ -130,7 +131,7 @@ def test_broken_files_name_what_was_expected() -> None:
     start = good.index(b"data")
     empty = good[: start + 4] + bytes(4)
     absurd_rate = good.replace(struct.pack("<I", 8000), struct.pack("<I", 2**31), 1)
-    packed = good.replace(b"fmt \x10\0\0\0\x01\0", b"fmt \x10\0\0\0\x07\0", 1)
+    packed = good.replace(b"fmt \x10\0\0\0\x01\0", b"fmt \x10\0\0\0\x11\0", 1)
     for data, words in [
         (b"", "not a WAV"),
         (b"ID3" + good, "not a WAV"),
@@ -139,7 +140,7 @@ def test_broken_files_name_what_was_expected() -> None:
         (good[: start + 2], "cut off"),
         (empty, "no samples"),
         (absurd_rate, "Hz"),
-        (packed, "coding 0x0007"),
+        (packed, "coding 0x0011"),
         (wav_bytes(np.zeros(700_000), 1000, 8), "700 s long"),
     ]:
         with pytest.raises(DataError, match=words) as caught:
@@ -199,3 +200,24 @@ def test_recordings_with_a_validation_folder(tmp_path: Path) -> None:
     contract = propose_contract(source)
     assert [len(load(source, contract, split)) for split in ("train", "val", "test")] == [12, 4, 2]
     assert load(source, contract, "val").y.tolist() == [0, 0, 1, 1]
+
+
+G711 = {
+    7: "3dab54339e520bb2c924826e3b72a917a2b612e9fd12fc867500f1d983a75827",
+    6: "e04788d110e58ff8c70c93b8480190d973e3b67876b6119abbaec766cc75c174",
+}
+"""sha256 of the 16-bit samples that Python's ``audioop`` (3.11) makes of bytes 0 to 255, mu-law and A-law."""
+
+
+@pytest.mark.parametrize("coding", [6, 7])
+@pytest.mark.parametrize("extensible", [False, True])
+def test_what_telephones_record_is_what_the_standard_says(coding: int, extensible: bool) -> None:
+    """To the bit, of each of the 256 bytes."""
+    fmt = struct.pack("<HHIIHH", 0xFFFE if extensible else coding, 1, 8000, 8000, 1, 8)
+    if extensible:
+        fmt += struct.pack("<HHIH", 22, 8, 4, coding) + bytes.fromhex("000000001000800000aa00389b71")
+    chunks = b"fmt " + struct.pack("<I", len(fmt)) + fmt + b"data" + struct.pack("<I", 256) + bytes(range(256))
+    samples, rate = read_wav(b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks, "a.wav")
+    whole = np.rint(samples.astype(np.float64) * 2**15)
+    assert rate == 8000 and (whole / 2**15 == samples).all()
+    assert hashlib.sha256(whole.astype("<i2").tobytes()).hexdigest() == G711[coding]

@@ -219,7 +219,7 @@ def test_npz_floats_and_names(tmp_path: Path) -> None:
         ({"y_train": np.arange(5)}, r"y_train has shape \[5\]; expected \[6\]"),
         ({"y_train": np.array([object()] * 6)}, "objects"),
         ({"x_train": np.array([{}] * 6)}, "objects"),
-        ({"y_train": np.ones(6)}, "holds float64; expected whole numbers"),
+        ({"y_train": np.full(6, 0.5)}, "numbers that are not whole"),
         ({"y_train": np.full(6, -1)}, "labels from -1 to -1"),
         ({"y_train": np.arange(6), "classes": np.array(["a"])}, "expected 0 to 0"),
         ({"y_train": np.full(6, 0x110000, np.uint32).view("U1")}, "no valid text"),

@@ -217,9 +217,64 @@ def test_arrays_that_are_not_read_are_an_error_or_said(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"array {name}: call it {right}"):
             npz(tmp_path, x_train=x, y_train=y, **{name: x})
     assert npz(tmp_path, x_train=x, y_train=y, meta=y).notes() == ["not read: arrays meta"]
-    for labels, words in {"one-hot rows save y.argmax": np.eye(2)[y], "save y.astype": y * 1.0}.items():
-        with pytest.raises(DataError, match=labels):
-            npz(tmp_path, x_train=x, y_train=words)
+
+
+LABELS = np.array([2, 0, 1, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        (np.eye(3)[LABELS], "201"),
+        (np.eye(3, dtype=np.uint8)[LABELS], "201"),
+        (np.eye(3, dtype=bool)[LABELS], "201"),
+        (np.eye(5, dtype=np.int64)[LABELS], "201"),
+        (LABELS.astype(np.float32), "201"),
+        (LABELS[:, None].astype(np.float64), "201"),
+        (LABELS[None], "201"),
+        (LABELS > 0, "101"),
+        (LABELS.astype(">i2"), "201"),
+        (np.array([b"2", b"0", b"1", b"1", b"0"]), "201"),
+    ],
+    ids=["floats", "bytes", "bools", "an absent class", "whole floats", "a column", "a row", "yes", ">i2", "b strings"],
+)
+def test_labels_of_any_kind_are_classes(tmp_path: Path, labels: np.ndarray, named: str) -> None:
+    """The same classes as the plain numbers, sample by sample."""
+    x = RNG.integers(0, 256, (5, 8, 8), np.uint8)
+    source = npz(tmp_path, x_train=x, y_train=labels)
+    wanted = npz(tmp_path, x_train=x, y_train=LABELS > 0 if named == "101" else LABELS)
+    wanted_names = [str(int(name == "True" or name == "1") if named == "101" else name) for name in wanted.classes]
+    assert list(source.classes) == wanted_names
+    assert source.labels("train").tolist() == wanted.labels("train").tolist()
+    assert [source.classes[c] for c in source.labels("train")[:3]] == list(named)
+
+
+def test_one_hot_rows_may_have_names(tmp_path: Path) -> None:
+    x = RNG.integers(0, 256, (5, 8, 8), np.uint8)
+    for names in (np.array(["cat", "dog", "öl"]), np.array([b"cat", b"dog", "öl".encode()])):
+        source = npz(tmp_path, x_train=x, y_train=np.eye(3)[LABELS], classes=names)
+        assert [source.classes[c] for c in source.labels("train")] == ["öl", "cat", "dog", "dog", "cat"]
+    with pytest.raises(DataError, match="labels from 0 to 2; expected 0 to 1"):
+        npz(tmp_path, x_train=x, y_train=np.eye(3)[LABELS], classes=np.array(["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.eye(3)[LABELS] * 0.9, "row 0 is not one 1 among zeros"),
+        (np.vstack([np.eye(3)[LABELS[:4]], [[1, 1, 0]]]), "row 4 is not one 1"),
+        (np.vstack([np.eye(3)[LABELS[:4]], [[0, 0, 0]]]), "row 4 is not one 1"),
+        (LABELS + 0.5, "not whole"),
+        (np.array([0, 1, np.nan, 0, 1]), "not whole"),
+        (np.array([b"\xff\xfe"] * 5), "no UTF-8"),
+        (np.array([["a", "b"]] * 5), "row 5 is not one 1|has shape"),
+        (np.arange(4), r"has shape \[4\]"),
+        (np.array([1j] * 5), "holds complex128"),
+    ],
+)
+def test_labels_that_name_no_class_are_refused(tmp_path: Path, labels: np.ndarray, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        npz(tmp_path, x_train=RNG.integers(0, 256, (5, 8, 8), np.uint8), y_train=labels)
 
 
 # --- the same scale on every device ----------------------------------------------------------------------------------
