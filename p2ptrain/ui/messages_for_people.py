@@ -186,7 +186,8 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
         "smaller (1280 passes nearly everywhere), or mend the VPN or switch in between"
     ),
     "slow-way": lambda f: (
-        f"the way to {_host(f)} is slow: to connect and send 8 kB took {_number(f, 'took_s'):.1f} s; a peer "
+        f"the way to {_host(f)} is slow, or one of the two devices busy: to connect and send 8 kB took "
+        f"{_number(f, 'took_s'):.1f} s; a peer "
         "that does not answer within a few seconds counts as lost"
     ),
     "finding-trouble": lambda f: f"looking for others: {_text(f, 'source')} {_text(f, 'why')}",

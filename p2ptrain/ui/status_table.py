@@ -92,8 +92,8 @@ def _mode(snapshot: Snapshot) -> str:
 
 
 def unstaffed(snapshot: Snapshot) -> list[Part]:
-    """Parts whose trainers are all gone, or that never had one."""
-    here = {record.peer for record in snapshot.records if is_here(snapshot, record)}
+    """Parts whose trainers are all gone or have failed, or that never had one."""
+    here = {record.peer for record in snapshot.records if is_here(snapshot, record) and record.phase != "failed"}
     return [part for part in snapshot.plan.parts if here.isdisjoint(part.trainers)] if snapshot.plan else []
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -66,7 +67,7 @@ def check_interfaces(addresses: Sequence[InterfaceAddress], chosen: Sequence[Int
         if each in told:
             found.append(Finding("fine", "interfaces", f"advertised: {place}"))
         else:
-            left_out = each.kind == "loopback" and not any(other.kind == "loopback" for other in chosen)
+            left_out = each.kind == "loopback" and chosen and not any(other.kind == "loopback" for other in chosen)
             why = "loopback is left out where there is anything else" if left_out else "not chosen"
             why = f"only the first {MAX_OWN_ADDRESSES} are" if each in chosen else why
             found.append(Finding("fine", "interfaces", f"not advertised ({why}): {place}"))
@@ -89,6 +90,8 @@ def check_interfaces(addresses: Sequence[InterfaceAddress], chosen: Sequence[Int
 
 def check_ports(port: int, chosen: Sequence[InterfaceAddress]) -> list[Finding]:
     """Whether a peer could listen: two ports, on every chosen address."""
+    if not chosen:
+        return [Finding("hint", "ports", "there is no address to listen on: no port was tried")]
     for wanted in (port, port + 1) if port else (0, 0):
         for each in chosen:
             if why := try_to_bind(each.address, wanted):
@@ -110,9 +113,9 @@ def check_firewall(system: str = sys.platform, root: Path = Path("/")) -> list[F
     ufw = root / "etc/ufw/ufw.conf"
     if ufw.exists() and not os.access(ufw, os.R_OK):
         return [Finding("hint", "firewall", f"ufw is installed, and whether it is on needs root to see; {need}", UFW)]
-    if "enabled=yes" in contents(ufw).lower().replace(" ", ""):
-        return [Finding("hint", "firewall", f"ufw is switched on; {need}", UFW)]
+    if any(re.fullmatch(r"\s*enabled\s*=\s*[\"']?yes[\"']?\s*", line.lower()) for line in contents(ufw).splitlines()):
+        return [Finding("hint", "firewall", f"ufw is switched on by its settings; {need}", UFW)]
     if (root / "run/firewalld").exists():
         advice = "run: sudo firewall-cmd --add-service=mdns --add-port=5710-5711/tcp"
-        return [Finding("hint", "firewall", f"firewalld is running; {need}", advice)]
-    return [Finding("fine", "firewall", "neither ufw nor firewalld is on (what else may filter needs root to see)")]
+        return [Finding("hint", "firewall", f"firewalld seems to run (/run/firewalld is there); {need}", advice)]
+    return [Finding("fine", "firewall", "no sign of ufw or firewalld (what else may filter needs root to see)")]

@@ -40,4 +40,4 @@ def verdict(findings: list[Finding]) -> str:
         return "something is wrong: see BAD above"
     if any(each.proved and each.area == "peers" for each in findings):
         return "all is fine: this device and another one met"
-    return "nothing wrong was found on this device; no other device took part, so that they meet was not proved"
+    return "nothing wrong was found on this device; no peer on another one answered, so that they meet was not proved"

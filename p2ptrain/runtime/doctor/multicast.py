@@ -46,13 +46,18 @@ def explain_echo(each: InterfaceAddress, echo: Echo) -> Finding:
     """What an echo, or none, says."""
     place = f"{each.interface} {each.address}"
     if echo.others:
-        others = f"{len(echo.others)} other device{'s' if len(echo.others) != 1 else ''}"
-        return Finding("fine", "multicast", f"heard {others} on {place}", proved=True)
+        others = f"{len(echo.others)} other address{'es' if len(echo.others) != 1 else ''}"  # a device may have several
+        return Finding("fine", "multicast", f"heard words from {others} on {place}", proved=True)
     if echo.came_back:
-        text = f"goes out on {place}; no other device spoke there, so whether it gets through was not proved"
+        text = f"can be used on {place}; no other address spoke there, so whether it gets through was not proved"
         return Finding("hint", "multicast", text, "run `p2ptrain doctor` on another device at the same time")
     level: Level = "hint" if each.kind in ("loopback", "overlay", "bridge") or each.is_v6 else "problem"
-    text = f"does not go out on {place} ({echo.why}): peers there won't be found by themselves that way"
+    if not echo.why:
+        text = (
+            f"what was said on {place} was not heard there: it does not go out or is not let in, as far as is seen here"
+        )
+        return Finding(level, "multicast", text, "let UDP 5353 through the firewall, or use --peer HOST:PORT")
+    text = f"can't be used on {place} ({echo.why}): peers there won't be found by themselves that way"
     if "in use" in echo.why:
         return Finding(level, "multicast", text, "stop the program that holds UDP port 5353, or use --peer HOST:PORT")
     return Finding(level, "multicast", text, "let UDP 5353 through the firewall, or use --peer HOST:PORT")
@@ -80,7 +85,7 @@ def multicast_echo(each: InterfaceAddress, own: Collection[str]) -> Echo:
         pass
     except OSError as error:
         return Echo(False, frozenset(others), error.strerror or str(error))
-    return Echo(came_back, frozenset(others), "" if came_back else "no echo")
+    return Echo(came_back, frozenset(others), "")
 
 
 def _joined(each: InterfaceAddress) -> socket.socket:

@@ -35,9 +35,11 @@ from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.wire.addresses import split_address, without_zone
 from p2ptrain.wire.messages import WIRE_VERSION
 
-Reach = Literal["refused", "unreachable", "silent", "mute", "other", "strange", "locked", "unfinished", "open"]
-"""Of an address: the connection is refused; no way there; no answer; nothing said; not ZeroMQ; ZeroMQ without CURVE;
-another code; no end of the handshake in time; our group's key works."""
+Reach = Literal[
+    "refused", "unreachable", "silent", "mute", "closed", "other", "strange", "locked", "unfinished", "open"
+]
+"""Of an address: the connection is refused; no way there; no answer; nothing said; taken and ended; not ZeroMQ; ZeroMQ
+without CURVE; another code; no end of the handshake in time; our group's key works."""
 
 CONNECT_S = 6.0
 HANDSHAKE_S = 10.0
@@ -123,7 +125,8 @@ async def _about_one(node: ObserverNode, peer: PeerId, address: str, waited_s: f
     elif record is None and waited_s >= ENOUGH_S:
         found.append(large_lost(f"from {name} ({where}) no longer message arrived in {waited_s:.0f} s"))
     elif passage == "passes" and took_s > SLOW_S:
-        text = f"the way to {name} ({where}) is slow: to connect and send 8 kB took {took_s:.1f} s"
+        slow = f"the way to {name} ({where}) is slow, or one of the two devices busy"
+        text = f"{slow}: to connect and send 8 kB took {took_s:.1f} s"
         advice = "peers meet there within half a minute, and lose each other where a word takes seconds"
         found.append(Finding("hint", "peers", text, advice))
     return found
@@ -164,7 +167,7 @@ def _clock_of(name: str, version_ms: int) -> list[Finding]:
     ahead_s = version_ms / 1000 - time.time()
     if ahead_s < CLOCK_TOLERANCE_S:
         return []
-    text = f"the clock of {name} is at least {ahead_s:.0f} s ahead of this device's"
+    text = f"the clock of {name} is, or was when it joined, at least {ahead_s:.0f} s ahead of this device's"
     return [problem("clock", text, "set both clocks, for example with NTP; journals of the two don't fit else")]
 
 
@@ -185,10 +188,14 @@ _WORDS: dict[Reach, tuple[str, str]] = {
         "something takes the connection and says nothing: a peer that hangs, or another program",
         "look at that device; start its peer again, or correct the port",
     ),
+    "closed": (
+        "something takes the connection and ends it at once: another program, or a peer at whose door too many knock",
+        "look at that device; correct the port, or try again in a minute",
+    ),
     "other": ("something listens, but no p2ptrain peer", "correct the port"),
     "strange": ("something listens, but no p2ptrain peer", "correct the port"),
     "locked": (
-        "a peer answers, but not with this code",
+        "something that asks for a code answers, but not to this one: most likely a peer of another group",
         "compare `p2ptrain group show` on both devices (or --open is given on one only)",
     ),
     "unfinished": (
@@ -231,8 +238,8 @@ async def try_address(address: str, group: Group) -> Reach:
         greeting = await asyncio.wait_for(reader.readexactly(64), CONNECT_S)
     except TimeoutError:
         return "mute"
-    except (OSError, asyncio.IncompleteReadError):
-        return "other"
+    except (OSError, asyncio.IncompleteReadError) as error:
+        return "other" if getattr(error, "partial", b"") else "closed"
     finally:
         writer.close()
     if greeting[0] != 0xFF or greeting[9] != 0x7F:

@@ -366,7 +366,7 @@ class PeerNode(Node):
         request = request_of(options, self.group, peer.job_id, kept, self.addresses(), self.network.interfaces, name)
         made = await keep_model(request, options.num_threads or 1, self.note)
         if made is not None and made.samples:
-            self.feed(lambda now: peer.group.say(now, accuracy=made.accuracy, model_samples=made.samples))
+            self.feed(lambda now: peer.looked(made.accuracy, made.samples, now))
 
     async def _report_traffic(self) -> None:
         peer = self._peer

@@ -207,6 +207,10 @@ class Peer(Core):
     def traffic(self, bytes_sent: int, now: float) -> Effects:
         return self.run(self.group.say(now, bytes_sent=bytes_sent), now)
 
+    def looked(self, accuracy: float, samples: int, now: float) -> Effects:
+        """At the finished model, on so many own validation samples."""
+        return self.run(self.group.say(now, accuracy=accuracy, model_samples=samples), now)
+
     def leave(self, now: float) -> Effects:
         """Say goodbye. What is held for others and the own snapshot stay on disk."""
         self._left = True

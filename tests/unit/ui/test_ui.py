@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import io
 import json
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +26,7 @@ from p2ptrain.runtime import report
 from p2ptrain.runtime.node.journal import Line
 from p2ptrain.ui import messages_for_people, status_table
 from p2ptrain.ui.watch import PlainScreen
-from p2ptrain.wire.messages import NO_PART, MemberState, Record
+from p2ptrain.wire.messages import NO_PART, MemberState, Record, StreamRate
 
 A, B = PeerId("a" * 16), PeerId("b" * 16)
 JOB = Job(data=DataConfig(("cat", "dog", "emu", "fox"), (1, 8, 8), mean=(0.0,), std=(1.0,)))
@@ -83,6 +87,59 @@ def test_waits_and_refusals_stand_below_the_row() -> None:
     assert "refused" not in status_table.render(clean_stop), "what every coming and going brings about"
     assert status_table.to_plain(clean_stop)["peers"][0]["refused"]["session"] == 2
     assert "    waits for others to finish: B" in text and "    refused messages: without the join code 2" in text
+
+
+WAITS = Found(records=(record(A, waiting_for="B"),))
+DONE: dict[str, Any] = {"phase": "done", "accuracy": 0.875}
+SHOWN_AND_NOT: list[tuple[str, Found, Found]] = [
+    ("peers here: 1", Found(), Found(records=(record(A), record(B)))),
+    ("peers here: 1", Found(records=(record(A), record(B)), states={B: "left"}), Found(records=(record(A), record(B)))),
+    ("1 peers; none of them has told its job yet", Found(job=None), Found()),
+    ("no plan yet", Found(plan=None), Found()),
+    ("  nobody trains part 1 (emu, fox)", Found(), Found(records=(record(A), record(B, part=1)))),
+    ("  nobody trains part 0", Found(states={A: "dead"}), Found(states={A: "suspect"})),
+    ("  nobody trains part 0", Found(records=(record(A, phase="failed"),)), Found()),
+    ("training?", Found(states={A: "suspect"}), Found()),
+    (" lost ", Found(states={A: "dead"}), Found(states={A: "left"})),
+    (" left ", Found(states={A: "left"}), Found(states={A: "dead"})),
+    ("waits for B", Found(records=(record(A, waiting_for="B"),)), Found()),
+    ("waits for B", WAITS, dataclasses.replace(WAITS, states={A: "dead"})),
+    (
+        "sent in its last round, Mbit/s: bbbb",
+        Found(records=(record(A, sent=(StreamRate(B, 1e6),)),)),
+        Found(records=(record(A, sent=(StreamRate(B, 1e6),)),), states={A: "left"}),
+    ),
+    ("looking from this device: mDNS off; there may be peers it can't see", Found(troubles={"mDNS": "off"}), Found()),
+    (
+        "on 60 validation samples of 2 devices: 75.0 % right (kitchen 50.0 % of 20, kitchen 87.5 % of 40)",
+        Found(records=(record(A, phase="done", accuracy=0.5, model_samples=20), record(B, **DONE, model_samples=40))),
+        Found(records=(record(A, accuracy=0.5, model_samples=20), record(B, **DONE))),
+    ),
+]  # fmt: skip
+"""What ``status`` can say, what shows it, and a group of which it would be wrong."""
+SHOWN_AND_NOT += [
+    (f"refused messages: {words} 3", Found(refused={A: {reason: 3}}), Found(refused={A: {"session": 3}}))
+    for reason, words in status_table._REFUSED.items()
+]
+
+
+@pytest.mark.parametrize(("sentence", "shown", "wrong"), SHOWN_AND_NOT)
+def test_status_says_it_where_it_is_so_and_not_where_it_is_not(sentence: str, shown: Found, wrong: Found) -> None:
+    assert sentence in status_table.render(shown)
+    assert sentence not in status_table.render(wrong)
+
+
+def test_no_sentence_of_status_is_without_its_situation() -> None:
+    tree = ast.parse(Path(status_table.__file__).read_text(encoding="utf-8"))
+    docs = {id(each.value) for each in ast.walk(tree) if isinstance(each, ast.Expr)}
+    texts = [e.value for e in ast.walk(tree) if isinstance(e, ast.Constant) and id(e) not in docs]
+    said = [
+        text
+        for text in texts
+        if isinstance(text, str) and len(re.findall(r"[a-z]{2,}", text)) >= 3 and " " in text.strip()
+    ]
+    everything = "\n".join(status_table.render(shown) for _, shown, _ in SHOWN_AND_NOT)
+    assert len(said) > 15 and [text for text in said if text not in everything] == []
 
 
 def test_what_keeps_this_device_from_finding_others_is_said() -> None:
