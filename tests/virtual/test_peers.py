@@ -159,6 +159,42 @@ def test_the_last_layer_is_fitted_once_by_all(seed: int) -> None:
         np.testing.assert_allclose(fitted_head(room), expected_head(room), rtol=1e-9)
 
 
+def test_nobody_fits_again_who_comes_back_or_late_when_all_are_done() -> None:
+    """All are started again one by one, then all at once, and somebody new comes: the model stays the one it was."""
+    room = Room(3, LAN)
+    the_job = job("tasks", fit_head="always", min_peers=3, rounds=3)
+    for number in range(3):
+        room.add(number, job=the_job, round_s=0.2)
+    assert room.run(400, room.all_done)
+    room.run(10)
+    before = fitted_head(room).copy()
+    for numbers in ((0,), (1,), (2,), (0, 1, 2)):
+        for number in numbers:
+            room.devices[number].kill()
+        room.run(5)
+        for number in numbers:
+            room.restart(number)
+        assert room.run(100, room.all_done)
+        room.run(10)
+    room.add(3, job=the_job, round_s=0.2)
+    room.run(60)
+    started = [note for device in room.on() for _, note in device.notes if note.kind == "head-fit-started"]
+    assert len({dict(note.fields)["session"] for note in started}) == 1
+    assert all(device.note_kinds()["head-fitted"] <= 1 for device in room.on())
+    np.testing.assert_array_equal(fitted_head(room), before)
+
+
+@pytest.mark.parametrize("delay_s", [0.5, 1.0, 2.0])
+def test_a_slow_way_takes_longer_and_loses_nothing(delay_s: float) -> None:
+    """1 Mbit/s, and up to 2.2 s each way: they take each other for lost now and then, and are done in the end."""
+    room = Room(1, Conditions(delay_s=delay_s, jitter_s=0.2), bytes_per_s=125_000)
+    for number in range(2):
+        room.add(number, job=job("replicas", rounds=4, min_peers=2), round_s=5.0)
+    assert room.run(600, room.all_done)
+    assert {device.record.round for device in room.on()} == {4}
+    assert all(max(h.round for h in device.disk.own) == 4 for device in room.on())
+
+
 @pytest.mark.parametrize("seed", seeds(1))
 @pytest.mark.parametrize("victim", [0, 2, 4])
 def test_one_dies_while_the_group_fits_the_head(seed: int, victim: int) -> None:

@@ -48,7 +48,10 @@ class Peer:
 class Room:
     """Peers, and the network between them."""
 
-    def __init__(self, seed: int, loss: float, doubles: float, bytes_per_s: float) -> None:
+    def __init__(
+        self, seed: int, loss: float, doubles: float, bytes_per_s: float, delay_s: float = 0.0, limit_s: float = LIMIT_S
+    ) -> None:
+        self.delay_s, self.limit_s = delay_s, limit_s
         self.rng = random.Random(seed)
         self.loss, self.doubles, self.bytes_per_s = loss, doubles, bytes_per_s
         self.now = 0.0
@@ -57,8 +60,8 @@ class Room:
         self._count = 0
         self._free_at: dict[PeerId, float] = {}
 
-    def add(self, name: str, **traits) -> Peer:
-        peer = Peer(PeerId(name * 16), Transfers(CONFIG), **traits)
+    def add(self, name: str, config: TransferConfig = CONFIG, **traits) -> Peer:
+        peer = Peer(PeerId(name * 16), Transfers(config), **traits)
         self.peers[peer.name] = peer
         return peer
 
@@ -89,7 +92,7 @@ class Room:
                         self.carry_out(peer, peer.transfers.corrupt(blob, self.now))
                 case FetchFailed(blob, reason):
                     peer.failed[blob] = reason
-        assert peer.transfers.in_flight_bytes <= CONFIG.max_in_flight_bytes
+        assert peer.transfers.in_flight_bytes <= peer.transfers._config.max_in_flight_bytes
 
     def _send(self, sender: Peer, to: PeerId, message) -> None:
         size = len(message.data) if isinstance(message, Chunk) else 100
@@ -97,7 +100,7 @@ class Room:
         self._free_at[sender.name] = leaves
         for _ in range(1 + (self.rng.random() < self.doubles)):
             if self.rng.random() >= self.loss:
-                self.at(leaves + self.rng.expovariate(20.0), lambda: self._arrive(sender, to, message))
+                self.at(leaves + self.delay_s + self.rng.expovariate(20.0), lambda: self._arrive(sender, to, message))
 
     def _arrive(self, sender: Peer, to: PeerId, message) -> None:
         peer = self.peers[to]
@@ -130,11 +133,35 @@ class Room:
             arrives = self._events[0][0] if self._events else float("inf")
             assert min(deadline, arrives) < float("inf"), "a fetch waits for nothing"
             self.now = max(self.now, min(deadline, arrives))
-            assert self.now < LIMIT_S, peer.transfers.progress()
+            assert self.now < self.limit_s, peer.transfers.progress()
             if arrives <= deadline:
                 heapq.heappop(self._events)[2]()
             else:
                 self.carry_out(peer, peer.transfers.tick(self.now))
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.3, 1.0, 2.0, 4.0])
+def test_a_long_way_is_used_as_well_as_a_short_one(delay_s: float) -> None:
+    """A link of 1 Mbit/s brings 10 MB in 80 s, however long its way is: a tenth more, and some round trips to begin."""
+    room = Room(1, 0.0, 0.0, 125_000, delay_s, 1000.0)
+    source, peer = room.add("a", TransferConfig()), room.add("b", TransferConfig())
+    data = random.Random(1).randbytes(10_000_000)
+    source.blobs[blob_id(data)] = data
+    room.fetch(peer, data, [source])
+    room.run(peer)
+    assert peer.blobs == {blob_id(data): data} and not peer.failed
+    assert room.now < 1.1 * 80 + 10 * delay_s
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_long_way_that_loses_a_twentieth_gets_through(seed: int) -> None:
+    room = Room(seed, 0.05, 0.05, 125_000, 2.0, 1000.0)
+    source, peer = room.add("a", TransferConfig()), room.add("b", TransferConfig())
+    data = random.Random(1).randbytes(5_000_000)
+    source.blobs[blob_id(data)] = data
+    room.fetch(peer, data, [source])
+    room.run(peer)
+    assert peer.blobs == {blob_id(data): data} and not peer.failed
 
 
 SOURCES = st.lists(

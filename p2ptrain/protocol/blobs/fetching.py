@@ -27,7 +27,9 @@ class TransferConfig:
     """Asked of a source whose rate is unknown."""
     min_chunk_bytes: int = 16 << 10
     """Then what it delivers in ``chunk_s``, from this up to ``max_chunk_bytes``: a slow link gets small questions, so
-    that the bytes outstanding are never more than it can bring before they time out."""
+    that the bytes outstanding are never more than it can bring before they time out. On a long way they are larger: all
+    that is outstanding is twice what the way holds, as its rate would else follow from the questions (BBR; Cardwell et
+    al. 2016)."""
     chunk_s: float = 0.5
     window: int = 4
     """Requests outstanding in a fetch: its credits. Two at most while the source's rate is unknown."""
@@ -109,6 +111,8 @@ class Request:
     length: int
     asked_at: float
     expires_at: float
+    is_first: bool = True
+    """It was not asked before, so that an answer is one to this."""
 
 
 @dataclass(slots=True)
@@ -116,6 +120,8 @@ class Source:
     """What is known of a peer as a source, over all fetches."""
 
     bytes_per_s: float = 0.0
+    round_trip_s: float = NEVER
+    """The shortest yet, of a chunk."""
     outstanding_bytes: int = 0
     strikes: int = 0
     struck_at: float = -NEVER
@@ -137,6 +143,11 @@ class Source:
             self.bytes_per_s = rate if self.bytes_per_s == 0 else 0.7 * self.bytes_per_s + 0.3 * rate
             self.sample_bytes, self.sample_since = 0, now
 
+    def answered(self, request: Request, now: float) -> None:
+        """How long the way is: of several questions at once, what the first answer took."""
+        if request.is_first:
+            self.round_trip_s = min(self.round_trip_s, now - request.asked_at)
+
     def timed_out(self, request: Request, now: float) -> None:
         """Strike, once for all the requests asked since the last strike, unless something has come meanwhile."""
         if self.arrived_at <= request.asked_at and request.asked_at >= self.struck_at:
@@ -149,12 +160,15 @@ class Source:
     def chunk_bytes(self, config: TransferConfig) -> int:
         """To ask for at once."""
         high = min(config.max_chunk_bytes, config.max_in_flight_bytes)
-        by_rate = max(config.min_chunk_bytes, int(self.bytes_per_s * config.chunk_s))
+        way_s = 2 * self.round_trip_s / config.window if self.round_trip_s < NEVER else 0.0
+        by_rate = max(config.min_chunk_bytes, int(self.bytes_per_s * max(config.chunk_s, way_s)))
         return min(by_rate if self.bytes_per_s else config.first_chunk_bytes, high)
 
     def timeout_s(self, config: TransferConfig) -> float:
         """For what is outstanding."""
         expected = self.outstanding_bytes / self.bytes_per_s * config.margin if self.bytes_per_s else 0.0
+        if self.round_trip_s < NEVER:
+            expected = max(expected, 2 * self.round_trip_s)
         timeout = max(config.min_timeout_s if self.bytes_per_s else config.first_timeout_s, expected)
         return min(timeout * 2.0 ** min(self.strikes, 16), config.max_timeout_s)
 

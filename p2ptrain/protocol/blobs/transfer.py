@@ -223,6 +223,7 @@ class Transfers:
         request = fetch.requests.get(start)
         if request is not None and request.peer == sender and request.length == len(chunk.data):
             self._settle(fetch, request)
+            self._source(sender).answered(request, now)
         gaps = list(fetch.have.gaps(start, end))
         if gaps:  # late ones too are a sign of life
             self._source(sender).arrived(len(chunk.data), now)
@@ -305,8 +306,9 @@ class Transfers:
         peer = fetch.sources[0]
         source = self._source(peer)
         source.asked(length, now)
-        fetch.requests[offset] = Request(peer, offset, length, now, now + source.timeout_s(self._config))
         key = (peer, fetch.blob, offset)
+        expires_at = now + source.timeout_s(self._config)
+        fetch.requests[offset] = Request(peer, offset, length, now, expires_at, key not in self._asked)
         self._asked[key] = self._asked.get(key, frozenset()) | {length}
         self._asked.move_to_end(key)
         while len(self._asked) > _MAX_REMEMBERED_REQUESTS:
