@@ -344,7 +344,8 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
             'each; use "clip", or another compression'
         )
     if not 2 <= len(d.classes) <= MAX_CLASSES:
-        raise JobError(f"{where}: data.classes: expected 2 to {MAX_CLASSES} class names, got {len(d.classes)}")
+        others = "; if other devices have more, name all with --classes cat,dog" if len(d.classes) == 1 else ""
+        raise JobError(f"{where}: data.classes: expected 2 to {MAX_CLASSES} class names, got {len(d.classes)}{others}")
     if len(set(d.classes)) != len(d.classes):
         raise JobError(f"{where}: data.classes: a class is named twice")
     if len(d.input_shape) != 3 or not all(1 <= n <= 4096 for n in d.input_shape):

@@ -58,6 +58,7 @@ class Chain:
     """
 
     def __init__(self, model: nn.Module, input_shape: Sequence[int], *, max_tensors: int = 1) -> None:
+        _refuse_computed(model)
         self.model = model
         self.input = Crossing(tuple(input_shape), sample_dtype(model))
         self.on_meta = True
@@ -150,6 +151,18 @@ class Chain:
         values = [self._flow.value(node) for node in self._flow.crossing(last)]
         outputs = tuple(Crossing(tuple(value.shape[1:]), value.dtype) for value in values)
         return Block(name or (layers[0] if layers else f"block{index}"), tuple(n for n in state if n in held), outputs)
+
+
+def _refuse_computed(model: nn.Module) -> None:
+    """Blocks are copies, and what was computed from other tensors when a layer was built can't be copied."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                raise JobError(
+                    f"layer {name!r} ({type(module).__name__}) of {type(model).__name__} holds {key!r}, which "
+                    "is computed from other tensors (as torch.nn.utils.weight_norm does): no block can be made of it; "
+                    'take torch.nn.utils.parametrizations instead, or train with mode = "replicas"'
+                )
 
 
 def _best_cuts(flow: Dataflow, max_tensors: int) -> list[int]:

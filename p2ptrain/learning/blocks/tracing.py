@@ -7,10 +7,12 @@ its layers.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -37,13 +39,18 @@ def trace(model: nn.Module, *, needed_by: str, advice: str, whole: Sequence[nn.M
     """
     tracer = _Tracer(whole)
     try:
+        options = _options(model)
         with contextlib.redirect_stdout(sys.stderr):
-            graph = tracer.trace(model)
-        for node in graph.nodes:
+            graph = tracer.trace(model, concrete_args=options)
+        _leave_out(graph, options)
+        for node in list(graph.nodes):
             if node.op == "call_method" and node.target == "view" and isinstance(node.args[1], _SIZES):
                 node.target = "reshape"  # the same, in any order of memory
             elif node.op == "output":
-                node.args = (logits_of(_built(node.args[0])),)
+                returned = node.args[0]
+                node.args = (logits_of(_built(returned)),)
+                if isinstance(returned, fx.Node) and not returned.users:
+                    graph.erase_node(returned)
         return fx.GraphModule(tracer.root, graph, type(model).__name__)
     except MODEL_BUGS as error:
         reason = str(error).strip().splitlines()
@@ -54,11 +61,31 @@ def trace(model: nn.Module, *, needed_by: str, advice: str, whole: Sequence[nn.M
 
 
 def _built(output: Any) -> Any:
-    """A named tuple of nodes, where the forward pass makes one."""
+    """A named tuple or a dataclass of nodes, where the forward pass makes one."""
     kind = output.target if isinstance(output, fx.Node) and output.op == "call_function" else None
-    if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        return kind(*output.args, **output.kwargs)
-    return output
+    is_record = dataclasses.is_dataclass(kind) or (isinstance(kind, type) and hasattr(kind, "_fields"))
+    return kind(*output.args, **output.kwargs) if isinstance(kind, type) and is_record else output
+
+
+def _options(model: nn.Module) -> dict[str, Any]:
+    """What forward takes beside the batch, and is never given here: at its default."""
+    try:
+        beside = list(inspect.signature(type(model).forward).parameters.values())[2:]
+    except (TypeError, ValueError):
+        return {}
+    named = [each for each in beside if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    return {each.name: each.default for each in named if isinstance(each.default, (bool, int, float, type(None)))}
+
+
+def _leave_out(graph: fx.Graph, options: Collection[str]) -> None:
+    """Their inputs, and the checks that they have these defaults, which are all that torch makes of them."""
+    named = {f"{name}_1" for name in options}  # as torch calls what it was given a value of
+    for given in [node for node in graph.nodes if node.op == "placeholder" and node.target in named]:
+        checks = [given]
+        for each in checks:
+            checks += [user for user in each.users if user not in checks]
+        for each in reversed(checks):
+            graph.erase_node(each)
 
 
 def trace_chain(model: nn.Module) -> fx.GraphModule:

@@ -69,6 +69,16 @@ class Answering(Net):
         return Answer(None, super().forward(x))
 
 
+class Optional(Net):
+    """With more than the batch, if somebody gives it."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0, *, both: bool = False) -> object:
+        x = self.features(x).flatten(1)
+        if mask is not None:
+            x = x * mask
+        return (self.fc(x) * scale, x) if both else self.fc(x) * scale
+
+
 class Unsqueezed(nn.Sequential):
     def __init__(self, num_classes: int) -> None:
         super().__init__(nn.Conv2d(1, 32, 8), nn.ReLU(), nn.Conv2d(32, num_classes, 1))
@@ -268,6 +278,7 @@ def in_double(num_classes: int) -> nn.Module:
 
 
 TRAINED = (
+    Optional,
     *(Net, Viewed, Pair, OnlyInTraining, Table, Named, Answering, Unsqueezed, LogSoftmax, OnData, Normed, OldNormed),
     *(Tied, Masked, Frozen, Checkpointed, InPlace, Talking, Extra, Remembering, Caching, Stubborn, Lazy, Noisy),
     *(HeadFirst, Auxiliary, Sparse, Strided, scripted, compiled, in_parallel, in_bfloat16, in_half, in_double),

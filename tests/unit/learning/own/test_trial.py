@@ -16,7 +16,7 @@ from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
 from p2ptrain.learning.compression import Compressor, decompress
 from p2ptrain.learning.models import global_model
-from p2ptrain.learning.own.outputs import find_head
+from p2ptrain.learning.own.outputs import find_head, logits_of
 from p2ptrain.learning.own.trial import Trial
 from p2ptrain.learning.training import LocalTrainer
 from p2ptrain.modes.tasks.division import check_model
@@ -90,6 +90,27 @@ def test_view_is_divided_like_reshape() -> None:
     job = job_of(strangers.Viewed)
     found = check_model(job, global_model(job, allow_user_code=True))
     assert found == check_model(job, global_model(job_of(strangers.Net), allow_user_code=True)) == {"max_groups": 2}
+
+
+@pytest.mark.parametrize("build", [strangers.Answering, strangers.Optional, strangers.Named, strangers.Table])
+def test_what_returns_a_record_or_takes_options_is_cut_and_divided(build: object) -> None:
+    """Its blocks, one after the other, give the logits that it gives by itself; class sub-models can be made of it."""
+    job, (x, _) = job_of(build), samples()
+    model = global_model(job, allow_user_code=True).eval()
+    chain = Chain(model, SHAPE)
+    assert len(chain.blocks) == 2
+    value = x
+    for block in range(2):
+        value = chain.slice(block, block + 1).eval()(value)
+    assert torch.equal(value, logits_of(model(x)))
+    assert check_model(job, model)["max_groups"] > 1
+
+
+def test_what_is_computed_when_a_layer_is_built_is_no_block() -> None:
+    model = global_model(job_of(strangers.OldNormed), allow_user_code=True)
+    with pytest.raises(JobError, match=r"layer 'conv' .* holds 'weight', .* take torch.nn.utils.parametrizations"):
+        Chain(model, SHAPE)
+    Chain(global_model(job_of(strangers.Normed), allow_user_code=True), SHAPE)
 
 
 def test_a_head_for_one_column_a_row() -> None:
