@@ -366,14 +366,14 @@ class PeerNode(Node):
         request = request_of(options, self.group, peer.job_id, kept, self.addresses(), self.network.interfaces, name)
         made = await keep_model(request, options.num_threads or 1, self.note)
         if made is not None and made.samples:
-            self.feed(lambda now: peer.looked(made.accuracy, made.samples, now))
+            self.feed(lambda now: peer.tell(now, accuracy=made.accuracy, model_samples=made.samples))
 
     async def _report_traffic(self) -> None:
         peer = self._peer
         while peer is not None:
             await asyncio.sleep(TRAFFIC_S)
             peer.refused |= self.transport.refused
-            self.feed(lambda now: peer.traffic(self.transport.bytes_sent, now))
+            self.feed(lambda now: peer.tell(now, bytes_sent=self.transport.bytes_sent))
 
     def _of_codes(self, effect: NoticeTold | Knocked) -> None:
         if self._peer is not None and not self._is_twin:

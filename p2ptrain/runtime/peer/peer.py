@@ -204,12 +204,9 @@ class Peer(Core):
         """The node's answer to ``KeepVote``."""
         return self.run(self.agreement.vote_kept(ref, saved, now) if self.agreement else [], now)
 
-    def traffic(self, bytes_sent: int, now: float) -> Effects:
-        return self.run(self.group.say(now, bytes_sent=bytes_sent), now)
-
-    def looked(self, accuracy: float, samples: int, now: float) -> Effects:
-        """At the finished model, on so many own validation samples."""
-        return self.run(self.group.say(now, accuracy=accuracy, model_samples=samples), now)
+    def tell(self, now: float, **known: float) -> Effects:
+        """What the node knows of this device; fields as in ``Record``."""
+        return self.run(self.group.say(now, **known), now)
 
     def leave(self, now: float) -> Effects:
         """Say goodbye. What is held for others and the own snapshot stay on disk."""
