@@ -205,8 +205,7 @@ class Peer(Core):
         return self.run(self.agreement.vote_kept(ref, saved, now) if self.agreement else [], now)
 
     def tell(self, now: float, **known: float) -> Effects:
-        """What the node knows of this device; fields as in ``Record``."""
-        return self.run(self.group.say(now, **known), now)
+        return self.run(self.group.say(now, **known), now)  # what the node knows: fields of ``Record``
 
     def leave(self, now: float) -> Effects:
         """Say goodbye. What is held for others and the own snapshot stay on disk."""
@@ -214,7 +213,6 @@ class Peer(Core):
         return self.run([*self.records.tick(now), *self.membership.leave(now)], now)
 
     def readdressed(self, addresses: tuple[str, ...], now: float) -> Effects:
-        """The device's addresses changed."""
         self.sessions.readdress(addresses)
         return self.run(self.group.say(now, addresses=self.sessions.told), now)
 

@@ -76,7 +76,9 @@ class Optional(Net):
         x = self.features(x).flatten(1)
         if mask is not None:
             x = x * mask
-        return (self.fc(x) * scale, x) if both else self.fc(x) * scale
+        if scale != 1.0:
+            x = x * scale
+        return (self.fc(x), x) if both else self.fc(x)
 
 
 class Unsqueezed(nn.Sequential):
