@@ -216,9 +216,9 @@ FIGURES = Section(
         ),
         Remark(
             "recovery",
-            "An earlier version, on loopback at a load of 8 to 20: a peer killed 3.9 s (1.9 until it was noticed, 1.1"
-            " to build stages); its trainer killed 12.1 s, as all waited for a new one; two of four killed 24.4 s, as the"
-            " two that were left might have been cut off.",
+            "An earlier version, on loopback at a load of 8 to 20: a peer killed 3.9 s (1.9 until it was noticed, 1.1 to"
+            " build); its trainer killed 12.1 s, as all waited for a new one; two of four killed 24.4 s, as those that"
+            " were left might have been cut off.",
         ),
     ),
 )
