@@ -216,7 +216,7 @@ FIGURES = Section(
         ),
         Remark(
             "recovery",
-            "An earlier version, on loopback at a load of 8 to 20: a peer killed 3.9 s (1.9 until it was noticed, 1.1 to"
+            "An earlier version, on loopback, load 8 to 20: a peer killed 3.9 s (1.9 until it was noticed, 1.1 to"
             " build); its trainer killed 12.1 s, as all waited for a new one; two of four killed 24.4 s, as those that"
             " were left might have been cut off.",
         ),
