@@ -284,8 +284,7 @@ class Node:
             self._spawn(self._knocking.ask(peer, address, lambda: self._process_gone(peer, address)))
 
     def _process_gone(self, peer: PeerId, address: str) -> None:
-        core = self.core
-        if core is not None and core.sessions.address_of(peer) == address:
+        if (core := self.core) is not None and core.sessions.address_of(peer) == address:
             self.feed(lambda now: core.process_gone(peer, now))
 
     def _proposed(self, address: str, source: Source) -> None:
