@@ -25,9 +25,9 @@ from p2ptrain.net.asking import Asking
 from p2ptrain.net.discovery import Discovery, resolve
 from p2ptrain.net.interfaces import usable_addresses
 from p2ptrain.net.keys import Group, Identity
-from p2ptrain.net.knock import Knocking
 from p2ptrain.net.limits import raise_open_files
 from p2ptrain.net.transport import Transport
+from p2ptrain.net.ways.knock import Knocking
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.address_book import Source
