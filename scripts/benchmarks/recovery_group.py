@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,18 +27,11 @@ from p2ptrain.config import Job
 from p2ptrain.experiment.processes import LOOPBACK, wait_until
 from p2ptrain.runtime.node.peer_node import BLOCK_TIMES
 
-START_S, RECOVERY_S, SETTLED_S = 180.0, 120.0, 180.0
+START_S, RECOVERY_S = 300.0, 180.0
 PORT = 5710
 PHASES = ("detect", "agree", "fetch", "build", "batch")
 FLOPS_PER_S = 2e10
 """Of each device, as the others are told: by it the work of passing messages on is planned for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """``figures``: seconds of each phase and in all, bytes fetched, batches done again."""
-
-    figures: dict[str, float]
 
 
 def pictures(folder: Path, side: int = 32, num: int = 2048) -> str:
@@ -86,12 +78,12 @@ class LimitedGroup(PeerGroup):
 
 
 @contextlib.contextmanager
-def pipeline_group(job: Job, num_peers: int, rate_mbit: float, times: Path) -> Iterator[list[PeerProcess]]:
+def pipeline_group(job: Job, num_peers: int, rate_mbit: float, times: Path, data: str) -> Iterator[list[PeerProcess]]:
     """A group that has saved some of what it trained everywhere. ``times``: a file that keeps the times of blocks."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2ptrain-bench-")))
         network = stack.enter_context(Network()) if rate_mbit else None
-        group = stack.enter_context(LimitedGroup(folder, job, pictures(folder), network, rate_mbit))
+        group = stack.enter_context(LimitedGroup(folder, job, data, network, rate_mbit))
         for number in range(num_peers):
             state = folder / f"peer{number}"
             state.mkdir(mode=0o700)
@@ -155,34 +147,42 @@ def _figures(stay: Sequence[PeerProcess], victims: Sequence[PeerProcess], how: s
     """Of the first plan that brought a batch."""
     began = [p for p in stay if _later(p, "note:training", at)]
     epoch = min(_later(p, "note:training", at)[0].fields["epoch"] for p in began)
-    noticed = {
-        "kill": lambda p: [e for e in _later(p, "note:failed", at) if e.fields["name"] in {v.name for v in victims}],
-        "trainer": lambda p: _later(p, "note:trainer-failed", at),
-        "leave": lambda p: _later(p, "note:plan-adopted", at)[:0],
-    }[how]
 
-    def last(events: Callable[[PeerProcess], list[Happened]], number: int, floor: float) -> float:
-        """When the last of them had it; not before ``floor``."""
-        return max([floor, *(found[min(number, len(found) - 1)].at for p in stay if (found := events(p)))])
+    def last(events: Callable[[PeerProcess], list[Happened]], floor: float) -> float:
+        """When the last of them had the last of these; not before ``floor``."""
+        return max([floor, *(found[-1].at for p in stay if (found := events(p)))])
 
-    detected = last(noticed, len(victims) - 1, at)
-    of_epoch = lambda kind: lambda p: [e for e in _later(p, kind, at) if e.fields.get("epoch") == epoch]  # noqa: E731
-    agreed = last(of_epoch("note:plan-adopted"), 0, at)
-    detected = min(detected, agreed)
-    here = last(lambda p: _until(_later(p, "note:blocks-here", at), of_epoch("note:training")(p)), 0, agreed)
-    built = last(of_epoch("note:training"), 0, here)
-    first = last(of_epoch("note:first-batch"), 0, built)
+    def of_plan(kind: str) -> Callable[[PeerProcess], list[Happened]]:
+        return lambda peer: [e for e in _later(peer, kind, at) if e.fields.get("epoch") == epoch][:1]
+
+    def missed(peer: PeerProcess) -> list[Happened]:
+        if how == "trainer":
+            return _later(peer, "note:trainer-failed", at)[:1]
+        return [e for e in _later(peer, "note:failed", at) if e.fields["name"] in {v.name for v in victims}]
+
+    def given(peer: PeerProcess) -> list[Happened]:
+        """The last one before its stage was ready."""
+        began = of_plan("note:training")(peer)
+        return [e for e in _later(peer, "note:blocks-here", at) if began and e.at <= began[0].at][-1:]
+
+    agreed = last(of_plan("note:plan-adopted"), at)
+    detected = min(last(missed, at), agreed)
+    if how == "leave":  # all trained on by the plan before until they halted
+        at = detected = agreed = last(lambda p: [e for e in of_plan("note:halted")(p) if e.fields["step"] >= 0], at)
+    here = last(given, agreed)
+    built = last(of_plan("note:training"), here)
+    first = last(of_plan("note:first-batch"), built)
     marks = (at, detected, agreed, here, built, first)
     figures = {f"{name}_s": stop - start for name, start, stop in zip(PHASES, marks, marks[1:], strict=False)}
-    back = [e for p in stay for e in _later(p, "note:goes-back", at)]
-    fetched = [e.fields["fetched_bytes"] for p in stay for e in _later(p, "note:blocks-here", at) if e.at <= here]
+    back = [e for p in stay for e in p.seen("note:goes-back", step=_first_step(stay, epoch))]
     return figures | {
         "s": first - at,
-        "fetched_mb": sum(fetched) / 1e6,
+        "ready_s": built - at,
+        "fetched_mb": sum(e.fields["fetched_bytes"] for p in stay for e in given(p)) / 1e6,
         "batches": float(max((e.fields["batches"] for e in back), default=0)),
     }
 
 
-def _until(events: list[Happened], training: list[Happened]) -> list[Happened]:
-    """The last one before a stage was ready."""
-    return [e for e in events if training and e.at <= training[0].at][-1:]
+def _first_step(stay: Sequence[PeerProcess], epoch: int) -> int:
+    """The step that a plan began with."""
+    return min(e.fields["step"] for p in stay for e in p.seen("note:first-batch", epoch=epoch)) - 1

@@ -138,7 +138,7 @@ def test_small_packets_pass_and_large_ones_do_not(rooms: Rooms) -> None:
 
 LOOK = """
 import asyncio, json, sys
-from p2ptrain.net import path
+from p2ptrain.net.ways import path
 path.ARRIVE_S = 2.0
 print(json.dumps({"kind": "found", "passage": asyncio.run(path.large_packets(sys.argv[1]))[0]}), flush=True)
 """

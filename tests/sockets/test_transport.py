@@ -21,9 +21,9 @@ from p2ptrain.errors import LocalError, UserError
 from p2ptrain.ids import PeerId, blob_id
 from p2ptrain.net import transport
 from p2ptrain.net.keys import OPEN_GROUP, Group, Identity
-from p2ptrain.net.knock import knock
 from p2ptrain.net.link import TokenBucket
 from p2ptrain.net.transport import LANES, Transport
+from p2ptrain.net.ways.knock import knock
 from p2ptrain.protocol.session.effects import Dial, Effect, HangUp, PeerAdmitted, SendFrames
 from p2ptrain.protocol.session.sessions import Sessions
 from p2ptrain.wire.addresses import make_address

@@ -28,7 +28,7 @@ from p2ptrain.net.discovery import resolve
 from p2ptrain.net.group.admission import visitors_door
 from p2ptrain.net.interfaces import all_addresses
 from p2ptrain.net.keys import Group, new_identity
-from p2ptrain.net.path import GREETING, SLOW_S, large_packets
+from p2ptrain.net.ways.path import GREETING, SLOW_S, large_packets
 from p2ptrain.runtime.doctor.findings import Finding, problem
 from p2ptrain.runtime.node.node import NetworkConfig, parse_endpoint
 from p2ptrain.runtime.node.observer_node import ObserverNode

@@ -25,9 +25,9 @@ from p2ptrain.net.asking import Asking
 from p2ptrain.net.discovery import Discovery, resolve
 from p2ptrain.net.interfaces import usable_addresses
 from p2ptrain.net.keys import Group, Identity
-from p2ptrain.net.knock import knock
 from p2ptrain.net.limits import raise_open_files
 from p2ptrain.net.transport import Transport
+from p2ptrain.net.ways.knock import Knocking
 from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.address_book import Source
@@ -94,7 +94,7 @@ class Node:
             on_refused=self._socket_refused,
             on_gone=self._connection_gone,
         )
-        self._knocking: set[PeerId] = set()
+        self._knocking = Knocking()
         self._addresses: tuple[str, ...] = ()
 
     # --- life ---
@@ -280,18 +280,11 @@ class Node:
     def _connection_gone(self, key: bytes) -> None:
         """A sender's connection has closed. Has its process ended?"""
         peer, core = peer_id(key), self.core
-        address = core.sessions.address_of(peer) if core is not None else None
-        if address is not None and peer not in self._knocking:
-            self._knocking.add(peer)
-            self._spawn(self._knock(peer, address))
+        if core is not None and (address := core.sessions.address_of(peer)) is not None:
+            self._spawn(self._knocking.ask(peer, address, lambda: self._process_gone(peer, address)))
 
-    async def _knock(self, peer: PeerId, address: str) -> None:
-        try:
-            answer = await knock(address)
-        finally:
-            self._knocking.discard(peer)
-        core = self.core
-        if answer == "refused" and core is not None and core.sessions.address_of(peer) == address:
+    def _process_gone(self, peer: PeerId, address: str) -> None:
+        if (core := self.core) is not None and core.sessions.address_of(peer) == address:
             self.feed(lambda now: core.process_gone(peer, now))
 
     def _proposed(self, address: str, source: Source) -> None:

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
-from p2ptrain.net.path import SLOW_S, Passage, large_packets
+from p2ptrain.net.ways.path import SLOW_S, Passage, large_packets
 from p2ptrain.protocol.machine import Note
 
 AGAIN_S = 300.0

@@ -336,8 +336,7 @@ class Peer(Core):
         found = self._job_search.choose(now) if self.job is None else None
         if found is None:
             return []
-        sender, job = found
-        return [Note("job-from", (("peer", sender), ("job", job.id))), JobReceived(job)]
+        return [Note("job-from", (("peer", found[0]), ("job", found[1].id))), JobReceived(found[1])]
 
     def _seek_init(self, now: float) -> Effects:
         """The checkpoint that the job starts from comes from any member, if it is not here."""

@@ -10,10 +10,10 @@ from typing import get_args
 
 import pytest
 
-from p2ptrain.net import path
 from p2ptrain.net.interfaces import InterfaceAddress
 from p2ptrain.net.keys import Group, new_group, new_identity
 from p2ptrain.net.transport import Transport
+from p2ptrain.net.ways import path
 from p2ptrain.runtime.doctor import device, peers
 from p2ptrain.runtime.doctor.examine import verdict
 from p2ptrain.runtime.doctor.findings import Finding

@@ -7,8 +7,10 @@ A device that is off, or a network in between that is cut, says nothing, or some
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Literal
 
+from p2ptrain.ids import PeerId
 from p2ptrain.wire.addresses import split_address
 
 KNOCK_S = 2.0
@@ -40,3 +42,22 @@ async def _knock(address: str) -> Answer:
         return "unknown"
     writer.close()
     return "open"
+
+
+class Knocking:
+    """At one address of a peer at a time."""
+
+    def __init__(self) -> None:
+        self._asked: set[PeerId] = set()
+
+    async def ask(self, peer: PeerId, address: str, refused: Callable[[], None]) -> None:
+        """Call ``refused`` if nobody listens there any more."""
+        if peer in self._asked:
+            return
+        self._asked.add(peer)
+        try:
+            answer = await knock(address)
+        finally:
+            self._asked.discard(peer)
+        if answer == "refused":
+            refused()

@@ -1,0 +1,1 @@
+"""What a device finds out about the way to another one: whether anybody listens there, and what passes."""
