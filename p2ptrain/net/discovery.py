@@ -39,6 +39,9 @@ LOOKUP_MS = 3_000
 CLOSE_S = 2.0
 MAX_LOOKUPS = 16
 MAX_WAITING = 256
+MAX_HEARD = 20_000
+"""Names, of one asking. zeroconf remembers each for up to 75 minutes (some 2 kB), and asks for it again: after so many
+everything is forgotten, and asked for anew."""
 MAX_OTHERS = 64
 MAX_SHOWN = 64
 """Announcements of the own group that are remembered, the last shown."""
@@ -88,6 +91,8 @@ class Discovery:
         self._lookups: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, None] = {}
         """Names that were announced while all look-ups were under way."""
+        self._num_heard = 0
+        """Names that were announced in this asking."""
         self._allowance = Allowance(time.monotonic())
         self._shown: OrderedDict[str, list[str]] = OrderedDict()
         """What was announced of our group, by the name of the announcement."""
@@ -142,6 +147,7 @@ class Discovery:
 
     async def _ask(self) -> list[str]:
         """Open sockets, look for others, and announce: the addresses on which that works."""
+        self._num_heard = 0
         self._zeroconf = await self._opened()
         on = {str(each.sock_name[0]).partition("%")[0] for each in self._zeroconf.zeroconf.engine.senders}
         working = [each for each in self._interfaces if each.partition("%")[0] in on]
@@ -200,6 +206,9 @@ class Discovery:
 
     def _changed(self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
         """Called in the loop. Who left is none of our business: the membership finds out."""
+        self._num_heard += state_change is ServiceStateChange.Added
+        if self._num_heard > MAX_HEARD:
+            self._again.set()
         if name in (self._name, *self._lookups) or state_change is ServiceStateChange.Removed:
             return
         if len(self._lookups) < MAX_LOOKUPS:

@@ -27,6 +27,8 @@ from p2ptrain.net.keys import read_code
 ANNOUNCED_PER_TURN = 100
 MEMBER_LIFE_S = 120.0
 MEMBER_REST_S = 5.0
+ACT_S = 15.0
+"""Then an attack that is not through (the machine is busy) is broken off."""
 TURNED_AWAY_S = 1.0
 """After which one that was not let in tries again."""
 
@@ -91,8 +93,12 @@ async def attack_from_inside(setting: Setting, done: Callable[[], bool]) -> Coun
                         await asyncio.sleep(0.5)  # the group's records, job and plan are known by then
                         for target in insider.targets():
                             insider.target = target
-                            await act(insider)
+                            with contextlib.suppress(TimeoutError):
+                                async with asyncio.timeout(ACT_S):
+                                    await act(insider)
                             told[what] += 1
+                            if done():
+                                break
                         await asyncio.sleep(0.2)
                     told.update(insider.num_sent)
             except TimeoutError:

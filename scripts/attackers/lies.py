@@ -27,6 +27,8 @@ from p2ptrain.wire.messages import lane_of
 MASSES = (1e15, 1e18, 1e12, 1.0)
 MAX_FETCHED = 400
 """Chunks that one act asks for: 400 MiB, where there are as many."""
+MAX_VICTIMS = 20
+"""Of those that the insider has no session with: most do not exist."""
 MIB = 1 << 20
 
 Act = Callable[[Insider], Awaitable[None]]
@@ -71,7 +73,9 @@ async def crowd(insider: Insider) -> None:
 async def speak_for_others(insider: Insider) -> None:
     """Another one's record is of a version of 2^62, it has left, it is dead, it says so itself."""
     rng, observer = insider.rng, insider.node.observer
-    for victim in sorted(observer.records):
+    honest = sorted(each for each in observer.records if observer.sessions.key_of(each))
+    others = sorted(observer.records.keys() - set(honest))
+    for victim in [*honest, *rng.sample(others, min(MAX_VICTIMS, len(others)))]:
         record, limit = observer.records[victim], rng.choice(LIMITS)
         forged = dataclasses.replace(record, version=limit, phase="failed", counts=())
         await say(insider, "forged version", m.RecordDigest((m.RecordVersion(victim, limit),), True))

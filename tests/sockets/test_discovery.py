@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from zeroconf import ServiceStateChange
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+
+from attackers.outsider import Announcer
 
 from p2ptrain.errors import UserError
 from p2ptrain.ids import GroupTag
@@ -214,6 +220,32 @@ def test_all_that_were_announced_share_the_look_ups(monkeypatch: pytest.MonkeyPa
         assert len(each._waiting) <= discovery.MAX_WAITING
         each._zeroconf = None
         await until(lambda: not each._lookups)
+
+    run(test)
+
+
+def test_names_without_end_are_forgotten_and_a_peer_is_found_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "MAX_HEARD", 100)
+
+    async def test() -> None:
+        ours, seen = tag(), list[str]()
+        each = Discovery(ours, 4788, LOOPBACK, seen.append)
+        other = Discovery(ours, 4789, LOOPBACK, lambda address: None)
+        flood = Announcer(ours, random.Random(1))
+        each.start()
+        await until(lambda: each._browser is not None and each.status.startswith("running"))
+        first = each._browser
+
+        def begun_anew() -> bool:
+            flood.announce(2)
+            return each._browser not in (None, first)
+
+        await until(begun_anew)
+        assert each._num_heard <= discovery.MAX_HEARD
+        flood.close()
+        other.start()
+        await until(lambda: "tcp://127.0.0.1:4789" in seen)
+        await asyncio.gather(each.close(), other.close())
 
     run(test)
 
