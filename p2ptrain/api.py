@@ -74,7 +74,7 @@ def find_group(code: str | None = None, *, is_open: bool = False, state_dir: Pat
         return known.group if known is not None and known.was(group) else group
     if known is None:
         raise UserError(
-            "no join code: enter the group's with `p2ptrain group join`, or make one with `p2ptrain group new`"
+            "no join code: enter one with `p2ptrain group join`, or make one with `p2ptrain group new`"
         )
     return known.group
 
