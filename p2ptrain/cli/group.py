@@ -67,14 +67,14 @@ def new(state_dir: Path | None, approve: bool, as_json: bool) -> None:
     from p2ptrain.api import default_state_dir
     from p2ptrain.net.group.admission import admit
     from p2ptrain.net.group.founding import found
-    from p2ptrain.net.group.kept import KeptGroup, load_group, save_kept
+    from p2ptrain.net.group.kept import KeptGroup, enter_group, load_group
     from p2ptrain.net.keys import load_or_make_identity
 
     where = state_dir or default_state_dir()
     former, identity = load_group(where), load_or_make_identity(where)
     founding = found(identity.public)
     group = founding.group(approves=approve)
-    save_kept(where, KeptGroup(group, founding, admit(identity, group, identity.public) if approve else b""))
+    enter_group(where, KeptGroup(group, founding, admit(identity, group, identity.public) if approve else b""))
     if as_json:
         print_json({"code": str(group), "former": str(former) if former else None})
         return

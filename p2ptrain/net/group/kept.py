@@ -5,8 +5,11 @@
                  admission WORD            the founder's, that this device may be in (groups that admit one by one)
                  former CODE NOTICE        a code before this one, and the founder's notice of what came after it
 
+    group.TAG.code: the same of another group that this device was in, for when it comes back.
+
 Invariant: all of it is one file, so that a device is in the old group or in the new one, whenever it dies. A code that
-was left for a newer one is never gone back to. At most ``MAX_FORMER`` of those are kept, the newest.
+was left for a newer one is never gone back to. At most ``MAX_FORMER`` of those are kept, the newest. What makes this
+device a group's founder is never overwritten.
 """
 
 from __future__ import annotations
@@ -54,7 +57,10 @@ class KeptGroup:
 
 def load_kept(state_dir: Path) -> KeptGroup | None:
     """The group of this device, if it is in one. Raises ``UserError``."""
-    path = state_dir / GROUP_FILE
+    return _load(state_dir / GROUP_FILE)
+
+
+def _load(path: Path) -> KeptGroup | None:
     text = read_private(path)
     if text is None:
         return None
@@ -66,13 +72,17 @@ def load_kept(state_dir: Path) -> KeptGroup | None:
 
 def save_kept(state_dir: Path, kept: KeptGroup) -> None:
     """In place of what was kept, all of it or nothing. Raises ``UserError``."""
+    write_private(state_dir / GROUP_FILE, _text(kept), replace=True)
+
+
+def _text(kept: KeptGroup) -> str:
     lines = [str(kept.group)]
     if kept.founding is not None:
         lines.append(f"founder {kept.founding.founder.decode()} {kept.founding.nonce.hex()}")
     if kept.admission:
         lines.append(f"admission {kept.admission.hex()}")
     lines += [f"former {each.group} {base64.b64encode(each.notice).decode()}" for each in kept.former]
-    write_private(state_dir / GROUP_FILE, "".join(f"{line}\n" for line in lines), replace=True)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def load_group(state_dir: Path) -> Group | None:
@@ -81,13 +91,28 @@ def load_group(state_dir: Path) -> Group | None:
     return kept.group if kept is not None else None
 
 
+def enter_group(state_dir: Path, new: KeptGroup) -> None:
+    """Be in another group from now on; what is known of the one that is left stays known. Raises ``UserError``."""
+    left = load_kept(state_dir)
+    if left is not None and left != KeptGroup(left.group):
+        write_private(_aside(state_dir, left.group), _text(left), replace=True)
+    save_kept(state_dir, new)
+
+
 def join_group(state_dir: Path, group: Group) -> Group:
-    """Be in ``group`` from now on; what is known of it stays known. The group that it is: a newer code, maybe."""
+    """Be in ``group`` from now on, as far as it is known here. The group that it is: under a newer code, maybe.
+
+    Raises ``UserError``.
+    """
     kept = load_kept(state_dir)
     if kept is None or not (kept.group == group or kept.was(group)):
-        kept = KeptGroup(group)
-        save_kept(state_dir, kept)
+        kept = _load(_aside(state_dir, group)) or KeptGroup(group)
+        enter_group(state_dir, kept)
     return kept.group
+
+
+def _aside(state_dir: Path, group: Group) -> Path:
+    return state_dir / f"group.{group.tag}.code"
 
 
 def _parse(text: str) -> KeptGroup:

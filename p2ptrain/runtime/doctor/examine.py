@@ -30,7 +30,7 @@ async def examine(
     findings += check_firewall()
     if group is None:
         text = "no join code given, and none kept on this device: no peers were looked for"
-        return [*findings, Finding("hint", "peers", text, "give one with --code")]
+        return [*findings, Finding("hint", "peers", text, "enter it with `p2ptrain group join`")]
     return findings + await check_peers(group, network, wait_s, state_dir)
 
 

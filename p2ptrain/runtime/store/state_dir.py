@@ -1,6 +1,6 @@
 """What a peer keeps over a restart: the state directory, with a store for each job and the addresses that worked.
 
-    <state>/lock, addresses.json, groups.json (``kept``), <job>/ (``store``)
+    <state>/lock, addresses.json, groups.json (``kept``), members.json (``members``), <job>/ (``store``)
 
 Invariant: one peer at a time has the directory; the lock goes with its process, however that ends (a system without
 such locks has none).

@@ -13,6 +13,7 @@ from p2ptrain.net.group.kept import (
     MAX_FORMER,
     Former,
     KeptGroup,
+    enter_group,
     join_group,
     load_group,
     load_kept,
@@ -60,6 +61,17 @@ def test_a_code_that_was_left_is_not_gone_back_to(tmp_path: Path) -> None:
     assert join_group(tmp_path, new.group) == new.group and load_kept(tmp_path) == new
     other = new_group()
     assert join_group(tmp_path, other) == other and load_kept(tmp_path) == KeptGroup(other)
+
+
+def test_what_makes_this_device_a_founder_is_there_when_it_comes_back(tmp_path: Path) -> None:
+    made, other, again = kept(), new_group(), kept(approves=True)
+    save_kept(tmp_path, made)
+    join_group(tmp_path, other)
+    assert load_kept(tmp_path) == KeptGroup(other)
+    enter_group(tmp_path, again)
+    assert join_group(tmp_path, made.group) == made.group and load_kept(tmp_path) == made
+    assert join_group(tmp_path, again.group) == again.group and load_kept(tmp_path) == again
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("cut", ["a word", "founder", "founder x y", "former", "former K7QF aaaa", "admission zz"])
