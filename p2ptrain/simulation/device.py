@@ -173,7 +173,7 @@ class Device(FrameHost):
     def process_gone(self, peer: PeerId) -> None:
         """Its connection closed, and nobody listens there."""
         if self.peer is not None:
-            self.world.perform(self, self.peer.process_gone(peer, self._now))
+            self.world.perform(self, self.peer.process_gone(peer, self.now))
 
     def stall(self, seconds: float) -> None:
         """It does nothing for so long, its trainer neither, as a laptop that was closed."""
@@ -270,6 +270,7 @@ class Device(FrameHost):
         if disk.job not in (None, job):
             raise LocalError("another job is on this disk")
         disk.job = job
+        disk.opened()
         resume = Resume(
             plan=disk.plan,
             own=disk.own,
