@@ -273,6 +273,7 @@ class Device(FrameHost):
         if disk.job not in (None, job):
             raise LocalError("another job is on this disk")
         disk.job = job
+        disk.opened()
         resume = Resume(
             plan=disk.plan,
             own=disk.own,

@@ -34,6 +34,12 @@ class SimulatedDisk:
         if self.voted is None or ref.epoch >= self.voted.epoch:
             self.voted = ref
 
+    def opened(self) -> None:
+        """As a store is: what is not what it should be is put aside."""
+        self.blobs = {blob: data for blob, data in self.blobs.items() if blob_id(data) == blob}
+        self.own = tuple(holding for holding in self.own if holding.blob in self.blobs)
+        self.replicas = tuple(holding for holding in self.replicas if holding.blob in self.blobs)
+
     def restarted(self) -> None:
         """What a kill leaves."""
         self.passing.clear()
@@ -49,7 +55,7 @@ class SimulatedDisk:
 
     def put(self, data: bytes, *, passing: bool = False) -> BlobId:
         blob = blob_id(data)
-        (self.passing if passing else self.blobs).setdefault(blob, data)
+        (self.passing if passing else self.blobs)[blob] = data
         if not passing:
             self.fresh.add(blob)
         while len(self.passing) > MAX_PASSING:

@@ -78,7 +78,10 @@ def _goes_back(fields: Fields) -> str:
     step, batches = fields.get("step"), fields.get("batches")
     gone = f" without {_text(fields, 'without')}" if fields.get("without") else ""
     to = f"to what is saved after batch {step}" if step else "to the beginning"
-    return f"the group goes back {to}{gone}: {batches} batches are lost and done again"
+    if not batches:
+        return f"the group goes back {to}{gone}: no batch that was done is lost"
+    lost = "1 batch is" if batches == 1 else f"{batches} batches are"
+    return f"the group goes back {to}{gone}: {lost} lost and done again"
 
 
 _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
@@ -113,10 +116,15 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "left": lambda f: f"{_who(f)} left",
     "failed": lambda f: f"{_who(f)} is lost: no answer any more",
     "goes-back": _goes_back,
-    "goes-on": lambda f: f"goes on: batch {_text(f, 'step')} is done, {_number(f, 'seconds'):.1f} s after the loss",
+    "goes-on": lambda f: (
+        f"goes on: batch {_text(f, 'step')} is done, {_number(f, 'seconds'):.1f} s after the loss was seen"
+    ),
     "goes-on-alone": lambda f: (
-        f"{_text(f, 'here')} of {_text(f, 'of')} peers go on without the others, who were waited for; when they meet "
-        "again, whoever is further wins, and the others' batches are lost"
+        f"{_text(f, 'here')} peers go on; of the {_text(f, 'of')} of the plan before, those who are here are no majority. "
+        "When they meet the others again, whoever is further wins, and the others' batches are lost"
+    ),
+    "vote-not-kept": lambda f: (
+        "this device's disk refuses to keep its vote on the next plan, so it has none: make room, or the group may wait"
     ),
     "waits-for-peers": lambda f: f"waits for {_text(f, 'words')}",
     "fetching-part": lambda f: f"getting the last copy of part {_text(f, 'part')} (round {_text(f, 'round')})",
@@ -168,7 +176,12 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "trainer-hangs": lambda f: f"{_text(f, 'what')}: it hangs, and is ended",
     "trainer-failed": lambda f: f"the training process failed: {_text(f, 'detail')}",
     "payload-refused": lambda f: f"an unusable update of {_text(f, 'peer')} was refused: {_text(f, 'detail')}",
-    "snapshot-refused": lambda f: f"an unusable copy was refused: {_text(f, 'detail')}",
+    "snapshot-refused": lambda f: (
+        f"this device's blocks can't be made of what is saved: {_text(f, 'detail')}; other copies are tried, then an "
+        f"older state ({clean(str(f.get('blobs', '?')), 200)})"
+        if "blobs" in f
+        else f"an unusable copy was refused: {_text(f, 'detail')}"
+    ),
     "frame-refused": _frame_refused,
     "plan-refused": lambda f: f"a plan of {_text(f, 'peer')} was refused: it does not follow from what it is made of",
     "banned": lambda f: f"{_text(f, 'peer')} is shut out for a while: too many wrong messages ({_text(f, 'last')})",

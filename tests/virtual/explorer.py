@@ -107,7 +107,8 @@ class Explorer:
                 room.network.at(room.network.now + self.rng.choice((2.0, 20.0)), self.mend)
             case "disk":
                 device = self.of(on)
-                self.kill([device])
+                if self.rng.random() < 0.5:
+                    self.kill([device])
                 device.disk.blobs = {blob: b"x" * len(data) for blob, data in device.disk.blobs.items()}
 
     def of(self, devices: list[Device]) -> Device:

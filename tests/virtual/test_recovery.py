@@ -237,6 +237,20 @@ def test_a_returning_peer_whose_disk_is_damaged() -> None:
     ends_well(room)
 
 
+def test_blocks_that_get_damaged_on_the_disk_of_a_running_peer_are_fetched_from_others() -> None:
+    """It has to go back to what it saved itself, and that is no such thing any more. It is tried once."""
+    room = pipeline()
+    devices = staged(room)
+    done = furthest(room)
+    damaged = devices[1]
+    damaged.disk.blobs = {blob: b"x" * len(data) for blob, data in damaged.disk.blobs.items()}
+    devices[3].kill()
+    goes_on(room, done, within_s=60, lost=3 * EVERY)
+    assert damaged.note_kinds()["snapshot-refused"] <= 2
+    assert len(committed(room)) <= 5, "no plan after the other"
+    ends_well(room)
+
+
 # --- a network in parts -----------------------------------------------------------------------------------------------
 
 

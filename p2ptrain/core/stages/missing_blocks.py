@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from hashlib import blake2b
 
 from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import Effects
 from p2ptrain.core.group_view import GroupView
-from p2ptrain.ids import BlobId
+from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.wire.messages import SnapshotRef
 
@@ -35,6 +36,8 @@ class MissingBlocks:
         self._fetched: dict[BlobId, SnapshotRef] = {}
         """Until the trainer has them."""
         self._failures: Counter[BlobId] = Counter()
+        self._asked: Counter[PeerId] = Counter()
+        """Bytes, by whom they come from."""
         self._give_up_at = NEVER
         self._retry_at = NEVER
 
@@ -67,6 +70,7 @@ class MissingBlocks:
         self._wanted.clear()
         if forget_failures:
             self._failures.clear()
+            self._asked.clear()
 
     def pause(self) -> None:
         """There is nobody to ask at present."""
@@ -77,10 +81,11 @@ class MissingBlocks:
         self._retry_at = NEVER
         effects: Effects = []
         for holding in lacking:
-            sources = [] if holding.blob in self._wanted else self._group.holders(holding.blob)
+            sources = [] if holding.blob in self._wanted else self._least_busy(self._group.holders(holding.blob))
             if not sources:
                 continue
             self._wanted[holding.blob] = holding
+            self._asked[sources[0]] += holding.num_bytes
             blocks = f"{holding.part}-{holding.part + holding.span - 1}"
             fields = (
                 ("blocks", blocks),
@@ -94,6 +99,11 @@ class MissingBlocks:
                 *self._downloads.fetch(holding.blob, holding.num_bytes, sources, now),
             ]
         return effects
+
+    def _least_busy(self, sources: Iterable[PeerId]) -> list[PeerId]:
+        """Who was asked for the fewest bytes comes first; of equals, each peer of a group begins with another."""
+        own = self._group.own_id
+        return sorted(sources, key=lambda peer: (self._asked[peer], blake2b(f"{own}/{peer}".encode()).digest()))
 
     def arrived(self, blob: BlobId) -> bool:
         """Whether it was one of them."""

@@ -83,6 +83,8 @@ class PipelineRole:
         self._state: State = Idle()
         self._trained: Plan | None = None
         """The plan whose stage the trainer holds."""
+        self._given: list[m.SnapshotRef] = []
+        """What the trainer's stage was made of last."""
         self._restored = resume.plan.hash if resume.plan else ""
         self._handed_over = HandedOver(group)
         self._collection = Collection(group, pipeline_of(job), self._handed_over)
@@ -148,10 +150,11 @@ class PipelineRole:
     def holdings(self) -> tuple[m.SnapshotRef, ...]:
         """All own snapshots: stages are up to a batch apart, so the newest may not be saved everywhere yet."""
         first = (*self._handed_over.holdings(), *reversed(self.replicas.own))
-        return (*first, *(h for h in self.replicas.replication.holdings() if h not in first))
+        all_of_it = (*first, *(h for h in self.replicas.replication.holdings() if h not in first))
+        return tuple(holding for holding in all_of_it if holding.blob not in self._checkpoints.refused)
 
     def may_serve(self, to: PeerId, blob: BlobId) -> bool:
-        return True
+        return blob not in self._checkpoints.damaged
 
     def served(self, to: PeerId, blob: BlobId, end: int) -> None:
         """Nothing hangs on it."""
@@ -223,12 +226,12 @@ class PipelineRole:
         run = stage.start, stage.stop
         if self._collection.applies(plan):
             return self._gather_heavily(plan, run, now)
-        have, chosen = self._checkpoints.choose(run, state, held, self._downloads.is_local)
+        have, chosen = self._checkpoints.choose(run, state, held, self._is_here)
         if chosen is None:
             self._missing.pause()
             return self._lose(now) if self._missing.is_given_up(now) else []
         self._missing.begin(now)
-        lacking = [holding for holding in chosen if not self._downloads.is_local(holding.blob)]
+        lacking = [holding for holding in chosen if not self._is_here(holding.blob)]
         if not lacking:
             return self._give(plan, chosen, keep=have is not None)
         return self._missing.ask(lacking, state[0], now)
@@ -239,18 +242,21 @@ class PipelineRole:
         chosen: list[m.SnapshotRef] | None = [sent] if sent is not None else None
         if chosen is None and plan.proposer == self._group.own_id:
             everything = 0, body_of(plan).pipeline.num_blocks
-            chosen = self._checkpoints.choose(everything, state, None, self._downloads.is_local)[1]
+            chosen = self._checkpoints.choose(everything, state, None, self._is_here)[1]
         if chosen is None:
             self._missing.pause()
             return self._lose(now) if self._missing.is_given_up(now) else []
         self._missing.begin(now)
-        lacking = [holding for holding in chosen if not self._downloads.is_local(holding.blob)]
+        lacking = [holding for holding in chosen if not self._is_here(holding.blob)]
         if lacking:
             return self._missing.ask(lacking, state[0], now)
         return self._give(plan, chosen, keep=False) if sent is not None else self._collection.send_out(plan, chosen)
 
+    def _is_here(self, blob: BlobId) -> bool:
+        return blob not in self._checkpoints.damaged and self._downloads.is_local(blob)
+
     def _give(self, plan: Plan, pieces: list[m.SnapshotRef], *, keep: bool) -> Effects:
-        self._state = Starting(plan)
+        self._state, self._given = Starting(plan), pieces
         self._missing.stop()
         follow = FollowStage(plan.to_json(), self._group.own_id, len(pieces), keep)
         note = Note("blocks-here", (("pieces", len(pieces)), ("fetched_bytes", self._missing.fetched_bytes)))
@@ -283,10 +289,12 @@ class PipelineRole:
         return body_of(self._trained).pipeline.stages[-1].peers if self._trained is not None else ()
 
     def _refused(self, event: c.SnapshotRefused, now: float) -> Effects:
-        refused = self._checkpoints.refuse(self.plan) if self.plan is not None else []
-        blobs = ", ".join(f"{h.blob[:12]} of {self._group.name_of(h.trainer)}" for h in refused[:3])
+        fetched = self._missing.given()
+        self._checkpoints.refuse(self._given, {holding.blob for holding in fetched})
+        blobs = ", ".join(f"{h.blob[:12]} of {self._group.name_of(h.trainer)}" for h in self._given[:3])
         fields = (("detail", event.detail[:200]), ("blobs", blobs))
-        return [Note("snapshot-refused", fields), *self._lose(now)]
+        released = self._saving.fetched(fetched, keep=False)
+        return [Note("snapshot-refused", fields), *released, *self._group.say_holdings(now), *self._lose(now)]
 
     def _failed(self, event: c.TrainerFailed, now: float) -> Effects:
         """Nobody waits for the next trainer, which takes seconds: without a profile no plan has this peer."""
@@ -347,6 +355,7 @@ class PipelineRole:
     def blob_arrived(self, blob: BlobId, now: float) -> Effects:
         effects = self.replicas.blob_arrived(blob, now)
         if self._missing.arrived(blob):
+            self._checkpoints.damaged.discard(blob)
             effects += self._gather(now)
         return effects
 

@@ -30,8 +30,8 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
         return f"{start}: made before this peer joined; it stands by for the next one"
     if part is None and own not in {figures.peer for figures in body.figures}:
         return (
-            f"{start}: without this peer, as the times of its blocks make no sense or its speed is not known; it "
-            "stands by, and measures again when it is started anew"
+            f"{start}: without this peer, which is about to leave, or whose speed was not known, or whose times of its "
+            "blocks make no sense; it stands by"
         )
     if part is None:
         return f"{start}: without this peer, which would only slow it down; it stands by"
@@ -54,8 +54,15 @@ def waiting_words(plan: Plan, record: Record, state: State) -> str:
         if not record.profile:
             return "a stage: this peer joined after this plan, and its speed is being measured"
         return "a stage: this peer joined after this plan; it gets one when a plan with it is clearly faster"
+    if part is None and record.leaving:
+        return "nothing: others train its blocks, and it may go"
     if part is None and own not in {figures.peer for figures in body.figures}:
-        return "a stage: nobody can plan with the times of this peer's blocks, which make no sense; start it again"
+        if not record.profile:
+            return "a stage: its speed was not known when this plan was made, and is being measured"
+        return (
+            "a stage: its speed was not known when this plan was made, or the times of its blocks make no sense; the "
+            "next plan may have it, else start it again"
+        )
     if part is None:
         return "a stage: the plan is faster without this peer, and takes it when another is lost"
     if isinstance(state, Gathering):

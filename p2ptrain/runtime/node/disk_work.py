@@ -229,7 +229,7 @@ class DiskWork:
                 raise error
             self._node.feed(lambda now: self._peer.vote_kept(effect.ref, error is None, now))
 
-        self._node.at_once(lambda: self._store.votes.keep(effect.ref), kept)
+        self._node.on_disk(lambda: self._store.votes.keep(effect.ref), kept, waits=False)
 
     def _keep_result(self, effect: KeepResult) -> None:
         def save() -> None:

@@ -42,6 +42,7 @@ ADDRESS_CHECK_S = 10.0
 ASK_CHECK_S = 1.0
 RESOLVE_S = 60.0
 MAX_SLEEP_S = 1.0
+Then = Callable[[Any, BaseException | None], None]  # the result, or what went wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +195,9 @@ class Node:
         """Effects that need a store or a trainer."""
         raise NotImplementedError(f"no way to carry out {type(effect).__name__}")
 
-    def on_disk(self, work: Callable[[], Any], then: Callable[[Any, BaseException | None], None]) -> None:
-        """Do ``work`` in the disk's thread, then call ``then(result, error)`` here. In order."""
-        self._aside(self._disk, work, then)
-
-    def at_once(self, work: Callable[[], Any], then: Callable[[Any, BaseException | None], None]) -> None:
-        """Do ``work`` in a thread of its own, whatever else is being done, then call ``then(result, error)`` here."""
-        self._aside(None, work, then)
+    def on_disk(self, work: Callable[[], Any], then: Then, *, waits: bool = True) -> None:
+        """Do ``work`` in the disk's thread, in order (not ``waits``: in another one, at once), then ``then`` here."""
+        self._aside(self._disk if waits else None, work, then)
 
     def in_thought(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
         """Compute what takes long in a thread that nobody waits for, then call ``then(result)`` here. In order."""
@@ -213,12 +210,7 @@ class Node:
 
         self._aside(self._thought, work, done)
 
-    def _aside(
-        self,
-        thread: ThreadPoolExecutor | None,
-        work: Callable[[], Any],
-        then: Callable[[Any, BaseException | None], None],
-    ) -> None:
+    def _aside(self, thread: ThreadPoolExecutor | None, work: Callable[[], Any], then: Then) -> None:
         future = asyncio.get_running_loop().run_in_executor(thread, work)
 
         def done(finished: asyncio.Future[Any]) -> None:

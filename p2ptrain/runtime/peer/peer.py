@@ -85,8 +85,7 @@ class Peer(Core):
         self._machines: list[Machine] = [self.membership, self.records]
         """In the order in which they hear of the time; those of a job come with it."""
         self._rng = rng
-        self._next_status = now
-        self._look_at = NEVER
+        self._next_status, self._look_at = now, NEVER
         self._warned: set[str] = set()
         self.trainer_waits = ""  # in words, while the trainer is silent for suspiciously long; the node keeps it true
         self._left = False

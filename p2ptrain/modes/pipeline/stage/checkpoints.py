@@ -7,7 +7,7 @@ use. So is what is whole once those who are gone come back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
@@ -33,6 +33,8 @@ class Checkpoints:
 
     def __init__(self, group: GroupView, own: Callable[[], Iterable[SnapshotRef]]) -> None:
         self.refused: set[BlobId] = set()
+        self.damaged: set[BlobId] = set()
+        """Blobs whose copy here is not what it should be: others' are fetched in its place."""
         self._group = group
         self._own = own
         self._to_keep: list[State] = []
@@ -81,20 +83,14 @@ class Checkpoints:
         state = holding.step, holding.epoch
         return bool(self._to_keep) and state not in self._to_keep and state < self._to_keep[0]
 
-    def refuse(self, plan: Plan) -> list[SnapshotRef]:
-        """What others saved, and this peer's stage may have been made of, did not fit: it is not tried again."""
-        own = self._group.own_id
-        part = plan.part_of(own)
-        if part is None:
-            return []
-        stage, state = body_of(plan).pipeline.stages[part.index], body_of(plan).begins_with
-        refused = [
-            h
-            for h in self.known()
-            if h.part < stage.stop and stage.start < h.part + h.span and (h.step, h.epoch) == state and h.trainer != own
-        ]
-        self.refused.update(h.blob for h in refused)
-        return refused
+    def refuse(self, given: Sequence[SnapshotRef], fetched: Container[BlobId]) -> None:
+        """The own stage was to be made of what was ``given``, and it did not fit. What was ``fetched`` is sound.
+        A copy that lay here may have got damaged since: another one is fetched, once, if there is any."""
+        blobs = [holding.blob for holding in given if holding.blob not in fetched]
+        suspects = [blob for blob in blobs if blob not in self.damaged and self._group.holders(blob)]
+        self.damaged.update(suspects)
+        if not suspects:
+            self.refused.update(holding.blob for holding in given)
 
     def choose(
         self, stage: Run, state: State, held: Plan | None, is_local: Callable[[BlobId], bool]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from p2ptrain.modes.pipeline.stage.recovery import Recovery
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime.node.journal import Line
@@ -42,8 +44,14 @@ def test_a_loss_is_told_with_the_batches_and_the_seconds_that_it_cost() -> None:
     assert recovery.step_done(40, 102.0) == []
     first, note = recovery.step_done(41, 102.5)
     assert (first.kind, dict(first.fields)) == ("first-batch", {"step": 41, "epoch": 2})
-    assert sentence(note) == "goes on: batch 41 is done, 2.5 s after the loss"
+    assert sentence(note) == "goes on: batch 41 is done, 2.5 s after the loss was seen"
     assert recovery.step_done(42, 103.0) == []
+
+
+@pytest.mark.parametrize(("done", "told"), [(40, "no batch that was done is lost"), (41, "1 batch is lost")])
+def test_nothing_and_one_batch_are_called_so(done: int, told: str) -> None:
+    (note,) = Recovery(GROUP).begin(plan(40), BEFORE, done, 1.0)
+    assert told in (sentence(note) or "")
 
 
 def test_a_false_alarm_is_no_loss_and_the_beginning_is_called_so() -> None:
