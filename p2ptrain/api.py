@@ -73,9 +73,7 @@ def find_group(code: str | None = None, *, is_open: bool = False, state_dir: Pat
         group = read_code(code)
         return known.group if known is not None and known.was(group) else group
     if known is None:
-        raise UserError(
-            "no join code: enter one with `p2ptrain group join`, or make one with `p2ptrain group new`"
-        )
+        raise UserError("no join code: enter one with `p2ptrain group join`, or make one with `p2ptrain group new`")
     return known.group
 
 
