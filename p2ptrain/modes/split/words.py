@@ -102,6 +102,8 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     start = (
         f"plan of epoch {plan.epoch}, {_number(len(split.units), 'copy', 'copies')} of the model, {helped} with help"
     )
+    if own not in {peer.peer for peer in plan.peers}:
+        return f"{start}: made before this peer came; the next one has it in, when a round begins"
     if (shut_out := body.is_shut_out(own)) is not None:
         return f"{start}: this peer is {shut_out.words}"
     if plan.part_of(own) is None and own not in {figures.peer for figures in body.figures}:
@@ -159,6 +161,8 @@ def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerI
     body = body_of(plan)
     if isinstance(state, Lost):
         return "a plan that begins at a saved state: this peer's work of the round was lost"
+    if own not in {peer.peer for peer in plan.peers}:
+        return "another plan, when a round begins: the one in force was made before this peer came"
     if (shut_out := body.is_shut_out(own)) is not None:
         return f"work: this peer is {shut_out.words}"
     if plan.part_of(own) is None and own not in {figures.peer for figures in body.figures}:
