@@ -269,13 +269,11 @@ class Agreement(Generic[P]):
         electorate = self._electorate(plan)
         if plan.parent == self.hash and electorate is not None and carries(self._ballot.voters(ref.hash), electorate):
             return True
-        current = self.current
-        alone = self._ballot.is_short and current is not None and self._rules.may_go_alone(current, self._members)
+        current, rules = self.current, self._rules
+        alone = self._ballot.is_short and current is not None and rules.may_go_alone(current, self._members)
         if not (followers if electorate is None or alone else followers & electorate):  # who came later has no vote
             return False
-        return (
-            plan.parent == self.hash or current is None or not self._rules.holds_on(current, self._records, followers)
-        )
+        return plan.parent == self.hash or current is None or not rules.holds_on(current, self._records, followers)
 
     def _electorate(self, plan: P) -> set[PeerId] | None:
         """Whom its parent gives work to. None where the parent is not known."""
