@@ -46,6 +46,8 @@ class PeerShare:
     """Without, it only helps others."""
     speed: float = 1.0
     """Of this machine's: less makes it a weak device."""
+    dirichlet: float = 0.0
+    """How unevenly shares are cut by class, as ``peer --dirichlet``; 0 = evenly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,8 @@ def peer_command(
         command += ["--job", str(job_file)]
     if share.shard:
         command += ["--shard", share.shard]
+    if share.dirichlet:
+        command += ["--dirichlet", str(share.dirichlet)]
     if share.classes:
         command += ["--classes", ",".join(share.classes)]
     if experiment.allow_model:

@@ -120,7 +120,7 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
         f"goes on: batch {_text(f, 'step')} is done, {_number(f, 'seconds'):.1f} s after the loss was seen"
     ),
     "goes-on-alone": lambda f: (
-        f"{_text(f, 'here')} peers go on; of the {_text(f, 'of')} of the plan before, those who are here are no majority. "
+        f"{_text(f, 'here')} peers go on; of the {_text(f, 'of')} of the plan before, those here are no majority. "
         "When they meet the others again, whoever is further wins, and the others' batches are lost"
     ),
     "vote-not-kept": lambda f: (

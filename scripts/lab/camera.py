@@ -6,6 +6,7 @@ link) after the peer has deleted its own.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
@@ -22,6 +23,7 @@ from p2ptrain.experiment import measure
 from p2ptrain.ids import BlobId
 from p2ptrain.learning.data import load, open_source, select
 from p2ptrain.learning.models import global_model
+from p2ptrain.modes.registry import mode_of
 from p2ptrain.runtime.harvest import assemble
 from p2ptrain.runtime.store.manifest import Manifest
 from p2ptrain.wire.messages import SnapshotRef
@@ -46,13 +48,15 @@ class Camera:
 
     folder: Path
     job: Job
+    is_shared: bool = False
+    """What the group has is nobody's own snapshot, but pieces of one state that peers keep for all."""
     frames: list[Frame] = field(default_factory=list)
     _seen: set[BlobId] = field(default_factory=set)
 
     def look(self, states: Iterable[Path], now_s: float) -> None:
         """Keep what the peers with these state directories have saved since the last look."""
         for state in states:
-            for holding in _own_snapshots(state / self.job.id / "manifest.json"):
+            for holding in _snapshots(state / self.job.id / "manifest.json", self.is_shared):
                 if holding.blob in self._seen:
                     continue
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +72,7 @@ class Camera:
         Of more test samples than ``MAX_SAMPLES`` an even choice. Times before the first snapshot are left out. ``plan``
         must be the only one that the group had: snapshots of another partition don't fit.
         """
-        frames = [frame for frame in self.frames if frame.holding.part < len(plan.parts)]
+        frames = [frame for frame in self.frames if self.is_shared or frame.holding.part < len(plan.parts)]
         if not frames:
             return []
         source = open_source(data)
@@ -77,12 +81,23 @@ class Camera:
         model = global_model(self.job, allow_user_code=False)
         points = []
         for at_s in times:
-            if not (parts := _parts_at(frames, at_s)):
+            if not (parts := self._state_at(plan, at_s) if self.is_shared else _parts_at(frames, at_s)):
                 continue
             harvest = assemble(Collected(self.job, plan, parts, None, {}))
             model.load_state_dict(harvest.state)
             points.append((at_s, measure.accuracy(model, test, len(self.job.data.classes)).accuracy))
         return points
+
+    def _state_at(self, plan: Plan, at_s: float) -> dict[int, list[Snapshot]]:
+        """As the mode's own harvest chooses among all that was there by then."""
+        paths = {frame.holding.blob: frame.path for frame in self.frames if frame.at_s <= at_s}
+
+        async def read(holding: SnapshotRef, what: str) -> bytes | None:
+            return paths[holding.blob].read_bytes()
+
+        refs = [frame.holding for frame in self.frames if frame.holding.blob in paths]
+        _, parts = asyncio.run(mode_of(self.job).harvester.fetch(plan, refs, read))
+        return parts
 
 
 def _parts_at(frames: Sequence[Frame], at_s: float) -> dict[int, list[Snapshot]]:
@@ -100,8 +115,10 @@ def _parts_at(frames: Sequence[Frame], at_s: float) -> dict[int, list[Snapshot]]
     return parts
 
 
-def _own_snapshots(manifest: Path) -> tuple[SnapshotRef, ...]:
+def _snapshots(manifest: Path, of_all: bool) -> tuple[SnapshotRef, ...]:
+    """The own ones, or those that are kept for all."""
     try:
-        return from_plain(Manifest, json.loads(manifest.read_bytes())).snapshots
+        found = from_plain(Manifest, json.loads(manifest.read_bytes()))
+        return found.replicas if of_all else found.snapshots
     except (FileNotFoundError, ValueError, RemoteError):  # not there yet
         return ()

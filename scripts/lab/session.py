@@ -76,7 +76,10 @@ class LabOutcome:
 
 def experiment_of(spec: LabSpec, job: Job) -> Experiment:
     """Who trains on what."""
-    shares = tuple(PeerShare(device.name, device.shard, device.classes, device.has_data) for device in spec.devices)
+    shares = tuple(
+        PeerShare(device.name, device.shard, device.classes, device.has_data, dirichlet=device.dirichlet)
+        for device in spec.devices
+    )
     return Experiment(job, spec.data, shares, timeout_s=spec.timeout_s)
 
 
@@ -122,7 +125,7 @@ def run(
         if rehearsed is not None:
             devices.hurry(rehearsed)
         if num_points:
-            devices.camera = Camera(folder / "frames", job)
+            devices.camera = Camera(folder / "frames", job, is_shared=job.mode == "split")
         with contextlib.ExitStack() as peers:
             peers.callback(devices.end)
             lab = asyncio.run(_follow(devices, tuple(speeds), say, progress, until))

@@ -67,6 +67,8 @@ class Device:
     classes: tuple[str, ...] = ()
     has_data: bool = True
     """Without, it only helps others."""
+    dirichlet: float = 0.0
+    """How unevenly shares are cut by class; 0 = evenly."""
 
     def num_threads(self, num_cores: float) -> int:
         """To train with, on a machine of so many cores: one for each core that the device's profile says it has."""

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 from test_units import (
+    RATE,
     all_at,
     body_of,
     check_done,
@@ -129,6 +130,31 @@ def test_stage_messages_of_no_use_are_blamed_on_their_sender_by_its_helper_alone
     assert [each.peer for each in body_of(helper).shut_out] == [owner.id]
 
 
+def test_a_link_that_gets_slow_is_measured_again_within_two_rounds() -> None:
+    room = group(rounds=12, ballast_bytes=400_000)
+    assert room.run(120, all_at(room, 3)), state_of(room)
+    at = max(device.record.round for device in room.on())
+    room.bytes_per_s = RATE / 50
+    slow = RATE / 10
+    found = room.run(200, lambda: any(link.bytes_per_s < slow for device in room.on() for link in device.record.links))
+    assert found, state_of(room)
+    assert max(device.record.round for device in room.on()) <= at + 2
+    assert room.run(900, room.all_done), state_of(room)
+
+
+def test_a_helper_that_slows_down_makes_other_cuts_within_two_rounds() -> None:
+    room = group(rounds=12, weak_s=0.003)
+    assert room.run(120, all_at(room, 3)), state_of(room)
+    before, at = body_of(room.devices[0]).split, max(device.record.round for device in room.on())
+    (helper,) = victims(room, "helper")
+    trainer(helper).slowdown = 25.0
+    assert room.run(120, in_epoch(room, 2)), state_of(room)
+    body = body_of(helper)
+    assert [unit.cut for unit in body.split.units] != [unit.cut for unit in before.units]
+    assert body.from_round <= at + 2
+    assert sum(trainer(device).lost_batches for device in room.on()) <= 3
+
+
 def test_the_only_owner_is_in_again_at_once_as_nobody_else_can_train() -> None:
     room = group(owners=1, helpers=1, rounds=6)
     assert room.run(120, all_at(room, 1)), state_of(room)
@@ -137,3 +163,18 @@ def test_the_only_owner_is_in_again_at_once_as_nobody_else_can_train() -> None:
     assert room.run(120, in_epoch(room, 2)), state_of(room)
     assert plan_of(helper).part_of(room.devices[0].id) is not None
     assert room.run(300, room.all_done), state_of(room)
+
+
+def test_who_came_later_and_the_one_that_is_left_go_on_together() -> None:
+    """Of the two peers of a plan one dies, and the fastest one here has come since: it has no vote, and proposes."""
+    room = group(owners=2, helpers=1, rounds=20, min_peers=2, strategy="mid-cut")
+    helper = room.devices[2]
+    helper.kill()
+    assert room.run(120, all_at(room, 2)), state_of(room)
+    assert plan_of(room.devices[0]).epoch == 1 and len(plan_of(room.devices[0]).peers) == 2
+    room.restart(2)
+    room.run(8)
+    assert "before this peer came" in helper.record.waiting_for or helper.record.part >= 0
+    room.devices[1].kill()
+    assert room.run(400, room.all_done), state_of(room)
+    assert plan_of(helper).part_of(helper.id) is not None

@@ -102,6 +102,8 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     start = (
         f"plan of epoch {plan.epoch}, {_number(len(split.units), 'copy', 'copies')} of the model, {helped} with help"
     )
+    if own not in {peer.peer for peer in plan.peers}:
+        return f"{start}: made before this peer came; {NEXT}"
     if (shut_out := body.is_shut_out(own)) is not None:
         return f"{start}: this peer is {shut_out.words}"
     if plan.part_of(own) is None and own not in {figures.peer for figures in body.figures}:
@@ -117,6 +119,7 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     return f"{start}: this peer trains {work_text(split, own)}{averages}"
 
 
+NEXT = "another takes its place when a round begins, if this peer has samples or makes rounds shorter"
 NO_ROOM = (
     "there is not the memory to train them here, alone or with help, or they are fewer than batch normalisation takes; "
     "a smaller batch_size, a narrower model or another helper may do"
@@ -159,6 +162,8 @@ def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerI
     body = body_of(plan)
     if isinstance(state, Lost):
         return "a plan that begins at a saved state: this peer's work of the round was lost"
+    if own not in {peer.peer for peer in plan.peers}:
+        return f"work: the plan in force was made before this peer came; {NEXT}"
     if (shut_out := body.is_shut_out(own)) is not None:
         return f"work: this peer is {shut_out.words}"
     if plan.part_of(own) is None and own not in {figures.peer for figures in body.figures}:

@@ -261,12 +261,12 @@ class UnitsWorker:
         if units.done and not self._outbox:
             self._end_round(units, self._plan)
         elif self._pace.is_due:
-            self._say_progress(units)
+            self._say_progress(units, self._pace.progress(self._samples + units.num_samples))
 
     def _end_round(self, units: Units | SharedUnits, plan: Plan) -> None:
         self._is_over = True
         self._accuracy = units.accuracy(self._val) if isinstance(units, Units) else -1.0
-        self._say_progress(units)
+        self._say_progress(units, self._pace.round_ended(self._samples + units.num_samples))
         update = write(*units.update(), self._spool)
         self._samples += units.num_samples
         self._steps += units.num_steps
@@ -275,10 +275,9 @@ class UnitsWorker:
         where = (plan.epoch, units.first, units.stop - units.first, units.round + 1)
         self._say(UpdateMade(*where, self._batches, units.num_samples, _mean(units.losses), update))
 
-    def _say_progress(self, units: Units | SharedUnits) -> None:
+    def _say_progress(self, units: Units | SharedUnits, samples_per_s: float) -> None:
         done, batches = self._samples + units.num_samples, self._batches + units.num_steps
-        rate = self._pace.progress(done)
-        self._say(c.Progress(units.round, batches, done, _mean(units.losses), rate, self._accuracy))
+        self._say(c.Progress(units.round, batches, done, _mean(units.losses), samples_per_s, self._accuracy))
 
     def _look(self, units: Units | SharedUnits) -> None:
         """How the time goes, now and then."""

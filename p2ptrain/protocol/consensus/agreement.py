@@ -244,8 +244,7 @@ class Agreement(Generic[P]):
         effects: list[Effect[P]] = []
         self._parentage.settled(ref.hash for ref, _ in self._ballot.candidates())
         while carried := next((each for each in self._ballot.candidates() if self._may_follow(*each, now)), None):
-            ref, plan = carried
-            effects += self._follow(plan, now, proposed_here=ref.hash == self._proposed)
+            effects += self._follow(carried[1], now, proposed_here=carried[0].hash == self._proposed)
         if now >= self._ballot.deadline():
             effects += self._vote_failed(now)
         for ref, plan in self._ballot.candidates():
@@ -270,11 +269,11 @@ class Agreement(Generic[P]):
         electorate = self._electorate(plan)
         if plan.parent == self.hash and electorate is not None and carries(self._ballot.voters(ref.hash), electorate):
             return True
-        if not (followers if electorate is None else followers & electorate):
+        current, rules = self.current, self._rules
+        alone = self._ballot.is_short and current is not None and rules.may_go_alone(current, self._members)
+        if not (followers if electorate is None or alone else followers & electorate):  # who came later has no vote
             return False
-        if plan.parent == self.hash or self.current is None:
-            return True
-        return not self._rules.holds_on(self.current, self._records, followers)
+        return plan.parent == self.hash or current is None or not rules.holds_on(current, self._records, followers)
 
     def _electorate(self, plan: P) -> set[PeerId] | None:
         """Whom its parent gives work to. None where the parent is not known."""

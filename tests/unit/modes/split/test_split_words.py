@@ -41,6 +41,12 @@ def test_whose_samples_are_not_trained_on_is_told_how_many_and_why() -> None:
     assert "memory" not in words.plan_sentence(plan, job(), BEN)
 
 
+def test_who_comes_later_is_not_told_that_its_figures_make_no_sense() -> None:
+    plan = first_plan(job(), MODEL, room(), HELPER)
+    for text in (words.plan_sentence(plan, job(), IDLE), words.waiting_words(plan, IDLE, at.Idle(), [])):
+        assert "made before this peer came" in text and "sense" not in text
+
+
 def test_status_tells_shares_loads_and_seconds() -> None:
     plan = first_plan(job(), MODEL, room(), HELPER)
     lines = "\n".join(words.plan_lines(plan, job()))
