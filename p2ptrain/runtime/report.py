@@ -49,6 +49,8 @@ def render(harvest: Harvest) -> str:
             rounds = f"{behind[0].round} of {behind[0].rounds} rounds"
         lines.append(f"HALF-WAY: so far {rounds}; harvest again when `p2ptrain status` says that all are done")
     lines += words.harvest_lines(harvest)
+    for name, why in harvest.left_out.items():
+        lines.append(f"LEFT OUT: {name}, {why}")
     for index in harvest.missing:
         name = words.part_name(harvest.plan, harvest.job, index)
         lines.append(f"MISSING: part {index} ({name}): its classes can't be recognised")
@@ -80,6 +82,7 @@ def to_plain(harvest: Harvest) -> dict[str, Any]:
         "complete": not harvest.missing,
         "half_way": harvest.is_half_way,
         "stopped": list(harvest.stopped),
+        "left_out": dict(harvest.left_out),
         **words.harvest_plain(harvest),
         "missing": [{"part": i, "classes": words.part_classes(harvest.plan, job, i)} for i in harvest.missing],
         "parts": [
