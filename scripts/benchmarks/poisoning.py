@@ -34,7 +34,7 @@ from benchmarks.rows import Remark, Row, Section
 from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.core.harvest import Collected, Snapshot
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import RemoteError
+from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.learning.data import Dataset, load, open_source, propose_contract
 from p2ptrain.learning.models import global_model
@@ -119,7 +119,7 @@ def accuracy(kind: str, num_peers: int, attack: str, robust: str, seed: int, siz
     test = chosen(source, job, "test", dict.fromkeys(classes, 1000), seed)
     try:
         return judged(group.model(), test)
-    except DivergedError:  # an honest peer ends with an error: there is no model
+    except (DivergedError, UserError):  # an honest peer ends with an error: there is no model
         return 0.0
 
 
@@ -231,7 +231,7 @@ class Group:
             if self.bad and fits[0].kind(step) != "validation":
                 samples, own = sums[-1]
                 sums[-1] = (samples * (LIE if self.attack == "false mass" else 1), self._lies(own))
-            state = fits[0].combine_sound(step, state, sums)
+            state = fits[0].combine_sound(step, state, sums, self.names)
         refs = tuple(snapshot.holding for snapshots_ in parts.values() for snapshot in snapshots_)
         data = pack_head(save({n: t.contiguous() for n, t in state.items()}), refs)
         return Snapshot(head_holding(self.names[0], BlobId("f" * 64), len(data), refs, steps, 1), data)
