@@ -198,6 +198,7 @@ async def harvest(
     allow_user_code: bool | str = False,
     say: Callable[[str], None] = lambda text: None,
     state_dir: Path | str | None = None,
+    without: Sequence[str] = (),
 ) -> Harvest:
     """Collect the freshest copy of every part and assemble the global model.
 
@@ -205,6 +206,7 @@ async def harvest(
     directory. ``Harvest.source`` says which it was.
 
     ``allow_user_code``: whether a model function of the user's own may run here; its name allows that one only.
+    ``without``: names or ids of devices whose contributions are left out.
 
     Raises ``NotCoveredError`` naming the parts that nobody has, unless ``partial``; ``UserError`` otherwise.
     """
@@ -218,9 +220,10 @@ async def harvest(
             raise
         say(f"{str(error).partition(';')[0]}: looking at what this device keeps")
         try:
-            return await asyncio.to_thread(_harvest_kept, [kept], partial, allow_user_code)
+            return await asyncio.to_thread(_harvest_kept, [kept], partial, allow_user_code, without)
         except NotCoveredError as own:
             raise NotCoveredError(f"{error}. This device by itself: {own}") from None
+    collected = harvesting.leave_out(collected, without)
     allowed = _may_run(collected.job, allow_user_code)
     result = await asyncio.to_thread(harvesting.assemble, collected, allow_user_code=allowed)
     who = f"the group, {num_peers} device{'s' if num_peers != 1 else ''} of which answered"
@@ -228,7 +231,11 @@ async def harvest(
 
 
 async def harvest_kept(
-    state_dirs: Sequence[Path | str], *, partial: bool = False, allow_user_code: bool | str = False
+    state_dirs: Sequence[Path | str],
+    *,
+    partial: bool = False,
+    allow_user_code: bool | str = False,
+    without: Sequence[str] = (),
 ) -> Harvest:
     """The same from state directories alone, of one device or of several: of the job that was trained last there.
 
@@ -243,12 +250,14 @@ async def harvest_kept(
     if len({each.job.id for each in kept}) > 1:
         named = ", ".join(f"{path}: {each.job.id}" for path, each in zip(state_dirs, kept, strict=True))
         raise UserError(f"these state directories had different jobs last ({named}); harvest them one by one")
-    return await asyncio.to_thread(_harvest_kept, kept, partial, allow_user_code)
+    return await asyncio.to_thread(_harvest_kept, kept, partial, allow_user_code, without)
 
 
-def _harvest_kept(kept: Sequence[KeptJob], partial: bool, allow_user_code: bool | str) -> Harvest:
+def _harvest_kept(
+    kept: Sequence[KeptJob], partial: bool, allow_user_code: bool | str, without: Sequence[str]
+) -> Harvest:
     allowed = _may_run(kept[0].job, allow_user_code)
-    return harvesting.from_state(kept, partial=partial, allow_user_code=allowed)
+    return harvesting.from_state(kept, partial=partial, allow_user_code=allowed, without=without)
 
 
 def _may_run(job: Job, allow_user_code: bool | str) -> bool:

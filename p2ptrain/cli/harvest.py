@@ -30,6 +30,7 @@ Examples:
   p2ptrain harvest -o global.safetensors
   p2ptrain harvest -o global.safetensors --data images:test/
   p2ptrain harvest -o global.safetensors --partial --json
+  p2ptrain harvest -o global.safetensors --without old-laptop     whose part makes the model worse
   p2ptrain harvest --from /mnt/laptop-1-state --from /mnt/laptop-2-state     when no device runs
 """
 
@@ -57,6 +58,13 @@ Examples:
     "answer, from --state]",
 )
 @click.option("--partial", is_flag=True, help="Go on without parts that nobody has: their classes are not recognised.")
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="NAME",
+    help="Leave out what this device trained, by name or id; may be given again. The report says who makes the model "
+    "worse.",
+)
 @click.option("--data", metavar="SPEC", help=f"Test the model on this. {DATA_HELP} [default: no test]")
 @allow_option
 @json_option
@@ -72,6 +80,7 @@ def command(
     force: bool,
     state_dirs: tuple[Path, ...],
     partial: bool,
+    without: tuple[str, ...],
     data: str | None,
     allow_model: str,
     as_json: bool,
@@ -94,7 +103,7 @@ def command(
 
         open_source(data)  # a wrong path is said now, not after the harvest
     if state_dirs:
-        collecting = api.harvest_kept(state_dirs, partial=partial, allow_user_code=allow_model)
+        collecting = api.harvest_kept(state_dirs, partial=partial, allow_user_code=allow_model, without=without)
     else:
         collecting = api.harvest(
             read_group(code, is_open, state_dir),
@@ -104,6 +113,7 @@ def command(
             allow_user_code=allow_model,
             say=(lambda text: None) if as_json else progress,
             state_dir=state_dir,
+            without=without,
         )
     result = run_async(collecting)
     api.save_harvest(output, result, force=force)

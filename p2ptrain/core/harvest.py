@@ -42,6 +42,8 @@ class Collected:
     records: Mapping[PeerId, Record]
     trained: frozenset[int] = frozenset()
     """Parts that somebody who is alive trains."""
+    without: frozenset[PeerId] = frozenset()
+    """Whose contributions are to be left out."""
 
     def name_of(self, peer: PeerId) -> str:
         record = self.records.get(peer)
@@ -98,6 +100,8 @@ class Harvest:
     """Where it was found, in words."""
     looks: tuple[Look, ...] = ()
     """Of peers that have looked at the finished model, each by itself."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Whose contributions are not in it, by name, and why not."""
 
     @property
     def is_judged(self) -> bool:
@@ -153,6 +157,11 @@ class Harvester(Protocol):
 
     def lament(self, job: Job, plan: Plan, missing: Sequence[int]) -> str:
         """Why there is no model, and what to do."""
+        ...
+
+    def contributors(self, collected: Collected) -> frozenset[PeerId]:
+        """Whose contributions can be told apart, so that ``Collected.without`` may name them. Raises ``UserError``
+        saying why none can."""
         ...
 
     def assemble(self, collected: Collected, *, allow_user_code: bool) -> Harvest:

@@ -36,6 +36,8 @@ MAX_WHITENED = 1024
 """Up to so many features the group sums their full second moments; above it, only their variances."""
 RIDGE = 0.1
 """Share of the mean variance that is added to every direction before whitening: flat directions are noise."""
+OUT_OF_PROPORTION = 5.0
+"""Times as large as most parts' features are, or what they say."""
 MAX_ROWS = 16384
 """A peer with more samples takes so many of them a step, in turn."""
 MAX_LOWERED = 1.0
@@ -127,9 +129,16 @@ def moments(x: Tensor, y: Tensor, num_classes: int) -> dict[str, Tensor]:
 
 @torch.inference_mode()
 def begin(
-    head: Mapping[str, Tensor], contributions: Sequence[Mapping[str, Tensor]], config: FitConfig
+    head: Mapping[str, Tensor],
+    contributions: Sequence[Mapping[str, Tensor]],
+    config: FitConfig,
+    parts: Sequence[Tensor] = (),
 ) -> dict[str, Tensor]:
-    """The first state, from the assembled head (``weight`` [C, F], ``bias`` [C]) and all peers' moments."""
+    """The first state, from the assembled head (``weight`` [C, F], ``bias`` [C]) and all peers' moments.
+
+    ``parts``: each part's columns. One whose features are out of all proportion to those of the others would hide these
+    behind the ridge, so it is measured with another scale; one whose say is, begins with none.
+    """
     weight = head["weight"].double()
     bias = head["bias"].double() if "bias" in head else torch.zeros(weight.shape[0], dtype=torch.float64)
     total = _add(contributions, moments_of(*weight.shape))
@@ -138,12 +147,20 @@ def begin(
     if n < 1 or bool((counts < 0).any()):
         raise RemoteError("head-fit", f"moments of {n:g} samples")
     mean = total["sum"] / n
+    diagonal = total["square"].diagonal() if total["square"].dim() == 2 else total["square"]
+    deviations = (diagonal / n - mean.square()).clamp_min(0).sqrt()
+    if len(parts) > 2:  # the size of what each part adds to the outputs
+        weight = weight * _proportions([(weight[:, c] * deviations[c]).norm() for c in parts], parts, deviations, 0.0)
     if total["square"].dim() == 2:
-        whiten, unwhiten = _whitening(total["square"] / n - torch.outer(mean, mean))
+        covariance = total["square"] / n - torch.outer(mean, mean)
+        scale = _proportions([deviations[c].square().mean().sqrt() for c in parts], parts, deviations)
+        whiten, unwhiten = _whitening(covariance * torch.outer(scale, scale))
+        whiten, unwhiten = scale.unsqueeze(1) * whiten, unwhiten / scale
         weight_w = weight @ unwhiten.T
     else:
-        variance = (total["square"] / n - mean.square()).clamp_min(0)
-        whiten = (variance + RIDGE * variance.mean() + 1e-12).rsqrt()
+        scale = _proportions([deviations[c].square().mean().sqrt() for c in parts], parts, deviations)
+        variance = (deviations * scale).square()
+        whiten = scale * (variance + RIDGE * variance.mean() + 1e-12).rsqrt()
         weight_w = weight / whiten
     present = counts > 0
     class_weight = present.double()
@@ -159,6 +176,21 @@ def begin(
         "momentum.bias": torch.zeros_like(bias),
     }
     return {name: tensor.float() for name, tensor in state.items()}
+
+
+def _proportions(
+    sizes: Sequence[Tensor], parts: Sequence[Tensor], like: Tensor, instead: float | None = None
+) -> Tensor:
+    """[F]: 1, and for the columns of parts that are more than ``OUT_OF_PROPORTION`` times as large as most of them what
+    makes them as large as that, or ``instead``."""
+    factors = torch.ones_like(like)
+    if len(parts) < 3:
+        return factors
+    most = OUT_OF_PROPORTION * float(torch.stack(list(sizes)).sort().values[(len(parts) - 1) // 2])
+    for columns, size in zip(parts, map(float, sizes), strict=True):
+        if size > most > 0:
+            factors[columns] = most / size if instead is None else instead
+    return factors
 
 
 def _whitening(covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,6 +86,27 @@ def _name(node: ObserverNode, peer: PeerId) -> str:
     return record.name if record else peer
 
 
+def leave_out(collected: Collected, without: Sequence[str]) -> Collected:
+    """Without what these devices trained, by name or id. Raises ``UserError`` saying who is there."""
+    if not without:
+        return collected
+    there = mode_of(collected.job).harvester.contributors(collected)
+    chosen: set[PeerId] = set()
+    for text in without:
+        found = {peer for peer in there if text in (peer, collected.name_of(peer))}
+        if len(found) != 1:
+            who = ", ".join(
+                f"{collected.name_of(peer)} ({peer})" if collected.name_of(peer) != peer else peer
+                for peer in sorted(there)
+            )
+            problem = "several devices have that name, say which by its id" if found else "nobody here has that name"
+            raise UserError(f"--without {text}: {problem}; copies are of {who}")
+        chosen |= found
+    if chosen == there:
+        raise UserError(f"--without {' --without '.join(without)}: then nothing is left to harvest")
+    return dataclasses.replace(collected, without=frozenset(chosen))
+
+
 def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
     """Put the parts together. Raises ``UserError`` for parts that don't fit."""
     result = mode_of(collected.job).harvester.assemble(collected, allow_user_code=allow_user_code)
@@ -97,15 +118,19 @@ def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
 # --- what state directories keep --------------------------------------------------------------------------------------
 
 
-def from_state(kept: Sequence[KeptJob], *, partial: bool = False, allow_user_code: bool = False) -> Harvest:
+def from_state(
+    kept: Sequence[KeptJob], *, partial: bool = False, allow_user_code: bool = False, without: Sequence[str] = ()
+) -> Harvest:
     """The model that a state directory keeps, or else one of the parts that lie in all of them, which are of one job.
+
+    ``without``: it is put together from the parts, without those of these devices.
 
     Raises ``NotCoveredError`` naming the parts that none has, unless ``partial``; ``UserError`` otherwise.
     """
     for each in kept:
-        if (path := each.model) is not None:
+        if not without and (path := each.model) is not None:
             return _finished(each, path)
-    result = assemble(_collected(kept, partial=partial), allow_user_code=allow_user_code)
+    result = assemble(leave_out(_collected(kept, partial=partial), without), allow_user_code=allow_user_code)
     return dataclasses.replace(result, source="the copies that lie in " + " and ".join(str(k.folder) for k in kept))
 
 

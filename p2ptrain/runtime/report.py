@@ -52,6 +52,8 @@ def render(harvest: Harvest) -> str:
         lines.append(f"HALF-WAY: so far {rounds}; harvest again when `p2ptrain status` says that all are done")
     lines += words.harvest_lines(harvest)
     lines += look_lines(harvest.looks)
+    for name, why in harvest.left_out.items():
+        lines.append(f"LEFT OUT: {name}, {why}")
     for index in harvest.missing:
         name = words.part_name(harvest.plan, harvest.job, index)
         lines.append(f"MISSING: part {index} ({name}): its classes can't be recognised")
@@ -114,6 +116,7 @@ def to_plain(harvest: Harvest) -> dict[str, Any]:
         "half_way": harvest.is_half_way,
         "stopped": list(harvest.stopped),
         **_validation(harvest.looks),
+        "left_out": dict(harvest.left_out),
         **words.harvest_plain(harvest),
         "missing": [{"part": i, "classes": words.part_classes(harvest.plan, job, i)} for i in harvest.missing],
         "parts": [

@@ -171,6 +171,9 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "head-fit-lead": lambda f: f"the fit of the last layer is led by {_text(f, 'lead')} now",
     "head-fit-late": lambda f: f"the fit of the last layer goes on without a late peer ({_text(f, 'missing')})",
     "head-fit-abandoned": lambda f: "the fit of the last layer was given up: nobody leads it",
+    "head-fit-no-gradient": lambda f: (
+        f"the fit of the last layer goes on without {_text(f, 'peer')}: what it sends are no gradients of any samples"
+    ),
     "head-fit-without": lambda f: f"nobody has a copy of parts {_text(f, 'parts')}: the last layer is fitted without",
     "head-fitted": lambda f: f"the last layer is fitted, on {_number(f, 'samples'):,.0f} samples of the whole group",
     "trainer-hangs": lambda f: f"{_text(f, 'what')}: it hangs, and is ended",

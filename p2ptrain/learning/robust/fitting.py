@@ -7,6 +7,7 @@ coordinate a trimmed mean would leave out whoever alone has a class. So a contri
     size       no more than ``REACH`` times the typical one, of a sample or of a peer, whichever is more; what is larger
                counts less, by the square
     moments    that no samples can have don't count
+    gradients  of no convex loss neither (``GradientWatch``)
 
 Invariant: of fewer than three contributions all count as they are. Who is within the bounds counts as it is.
 """
@@ -14,17 +15,22 @@ Invariant: of fewer than three contributions all count as they are. Who is withi
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from p2ptrain.learning.head_fit import MAX_ROWS
 from p2ptrain.learning.robust.means import FEWEST
 
 MOST_SAMPLES = 2.0
 REACH = 2.0
 SLACK = 1e-6
 """Of rounding, in sums over samples."""
+MAX_VIOLATIONS = 3
+FIXED_SLACK, SAMPLED_SLACK = 0.02, 0.5
+"""Cosines below nothing that pass."""
 
 Contribution = tuple[int, Mapping[str, Tensor]]
 
@@ -92,3 +98,47 @@ def _factors(sizes: Sequence[float], counts: Sequence[float]) -> list[float]:
 
 def _size(sums: Mapping[str, Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.cat([sums["weight"].flatten(), sums["bias"].flatten()])))
+
+
+class GradientWatch:
+    """Whose gradients are none of the loss of any fixed samples: that loss is convex in the head.
+
+    So between two steps <g(b) - g(a), b - a> is at least nothing, for every honest peer. A negated gradient shows
+    itself at once, noise now and then. After ``MAX_VIOLATIONS`` a peer counts no more in this fit. Of more samples than
+    a step takes (``head_fit.MAX_ROWS``) a step sees others than the last, so these are given more slack.
+    """
+
+    def __init__(self) -> None:
+        self._state: dict[str, Tensor] = {}
+        self._sums: dict[str, dict[str, Tensor]] = {}
+        self._violations: Counter[str] = Counter()
+
+    @property
+    def caught(self) -> tuple[str, ...]:
+        """Who counts no more."""
+        return tuple(sorted(peer for peer, number in self._violations.items() if number >= MAX_VIOLATIONS))
+
+    @torch.no_grad()
+    def look(self, state: Mapping[str, Tensor], contributions: Mapping[str, Contribution]) -> None:
+        """The sums of a step, computed from ``state``, by peer."""
+        if self._state:
+            present = (state["class_weight"] > 0).unsqueeze(1)
+            way = _joined(state, present) - _joined(self._state, present)
+            for peer, (samples, sums) in contributions.items():
+                if peer not in self._sums or not bool(way.any()):
+                    continue
+                before = _joined(self._sums[peer], present)
+                change = _joined(sums, present) - before
+                size = float(way.norm())
+                rounding = 1e-5 * float(before.norm()) * size
+                slack = SAMPLED_SLACK if samples > MAX_ROWS else FIXED_SLACK
+                if float(way @ change) < -slack * size * float(change.norm()) - rounding:
+                    self._violations[peer] += 1
+        self._state = {name: state[name].clone() for name in ("weight", "bias")}
+        self._sums = {peer: dict(sums) for peer, (_, sums) in contributions.items()}
+
+
+def _joined(tensors: Mapping[str, Tensor], present: Tensor) -> Tensor:
+    """Weight and bias of the classes that somebody has samples of, flat."""
+    both = torch.cat([tensors["weight"], tensors["bias"].unsqueeze(1)], 1)
+    return (both * present).flatten().double()

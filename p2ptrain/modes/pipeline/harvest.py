@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import Collected, Fetch, Harvest, Snapshot
 from p2ptrain.core.plan import Plan
+from p2ptrain.errors import UserError
+from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.stages import assembly
 from p2ptrain.planning.pipeline.coverage import NO_STATE, cover, newest_whole
@@ -46,6 +48,14 @@ def lament(job: Job, plan: Plan, missing: Sequence[int]) -> str:
     return (
         "there is no step yet of which everybody's blocks are saved: that is after the first round (job file: "
         "training.epochs_per_round, pipeline.snapshot_steps); `p2ptrain status` says how far it is"
+    )
+
+
+def contributors(collected: Collected) -> frozenset[PeerId]:
+    """None: a stage is all that there is of its blocks, and every gradient passes all of them."""
+    raise UserError(
+        "in a pipeline every device's gradients pass all stages, so nobody's contribution can be taken out of the "
+        "model afterwards; train again without that device"
     )
 
 

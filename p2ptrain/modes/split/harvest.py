@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import Collected, Fetch, Harvest, Snapshot
 from p2ptrain.core.plan import Plan
+from p2ptrain.errors import UserError
+from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.plan import body_of
 from p2ptrain.modes.split.rounds.saved import whole_states
 from p2ptrain.modes.stages import assembly
@@ -40,6 +42,14 @@ def lament(job: Job, plan: Plan, missing: Sequence[int]) -> str:
     return (
         "there is no average of all copies yet: that is after the first round (job file: training.epochs_per_round); "
         "`p2ptrain status` says how far it is"
+    )
+
+
+def contributors(collected: Collected) -> frozenset[PeerId]:
+    """None: the updates are averaged round by round."""
+    raise UserError(
+        "split training averages all copies after every round, so nobody's contribution can be taken out of the model "
+        "afterwards; train again without that device"
     )
 
 

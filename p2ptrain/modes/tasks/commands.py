@@ -82,6 +82,8 @@ class Combine:
     step: int
     state: bytes
     contributions: tuple[tuple[int, bytes], ...]
+    peers: tuple[str, ...] = ()
+    """Whose they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ class Combined:
     session: str
     step: int
     state: bytes
+    caught: tuple[str, ...] = ()
+    """Peers whose sums are those of no samples, and count no more."""
 
 
 COMMANDS = (

@@ -15,7 +15,8 @@ from p2ptrain.config import Job
 from p2ptrain.core.harvest import Collected, Fetch, Harvest, PartReport, Snapshot
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError, UserError
-from p2ptrain.learning.candidates import FITTED
+from p2ptrain.ids import PeerId
+from p2ptrain.learning.candidates import FITTED, JOINED, owner_of
 from p2ptrain.modes.tasks.head.blob import head_holdings
 from p2ptrain.modes.tasks.head.verdict import Verdict, read_verdict
 from p2ptrain.modes.tasks.plan import body_of, parts_of
@@ -32,6 +33,8 @@ class TasksHarvest(Harvest):
     is_fitted: bool = False
     verdict: Verdict | None = None
     """On everybody's validation samples, if the group has looked."""
+    asked_without: frozenset[PeerId] = frozenset()
+    """Whose contributions are left out as asked."""
 
     @property
     def head_fitted(self) -> bool:
@@ -110,10 +113,15 @@ def lament(job: Job, plan: Plan, missing: Sequence[int]) -> str:
     )
 
 
+def contributors(collected: Collected) -> frozenset[PeerId]:
+    """Who trained a copy that is here."""
+    return frozenset(snapshot.holding.trainer for snapshots in collected.parts.values() for snapshot in snapshots)
+
+
 def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
     """Put the parts together. Raises ``UserError`` for parts that don't fit."""
-    from p2ptrain.learning.averaging import weighted_mean
     from p2ptrain.learning.head_fit import check_fit_state
+    from p2ptrain.learning.robust.means import sound
     from p2ptrain.learning.snapshots import model_state, read_snapshot
     from p2ptrain.modes.tasks.parts import Parts
 
@@ -121,27 +129,46 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
     parts = Parts(job, plan, allow_user_code=allow_user_code)
     copies: dict[int, list[tuple[float, Any]]] = {}
     own: dict[str, Any] = {}
+    left_out = {collected.name_of(peer): "as asked" for peer in sorted(collected.without)}
     for index, snapshots in sorted(collected.parts.items()):
+        like = parts.submodel(index).state_dict()
         for snapshot in sorted(snapshots, key=lambda s: s.holding.trainer):
+            if snapshot.holding.trainer in collected.without:
+                continue
             tensors, metadata = read_snapshot(snapshot.data)
             if metadata.get("partition") != plan.partition:
                 raise UserError(
                     f"part {index}: the copy of {snapshot.holding.trainer} belongs to another plan; try again"
                 )
-            own[snapshot.holding.trainer] = model_state(tensors)
-            copies.setdefault(index, []).append(
-                (float(max(1, snapshot.holding.samples)), own[snapshot.holding.trainer])
-            )
-    state = parts.assemble(copies)
-    means = {index: weighted_mean(versions) for index, versions in copies.items()}
+            owner = snapshot.holding.trainer
+            copy = (float(max(1, snapshot.holding.samples)), model_state(tensors))
+            if not sound([copy], like):
+                left_out[collected.name_of(owner)] = f"its copy of part {index} is no sound model"
+                continue
+            own[owner] = copy[1]
+            copies.setdefault(index, []).append(copy)
+    if not copies:
+        raise UserError(f"nothing is left: left out are {_reasons(left_out)}")
+    means = {index: parts.mean_of(index, versions) for index, versions in copies.items()}
+    state = parts.assemble({index: [(1.0, mean)] for index, mean in means.items()} if not parts.has_trunk else copies)
     verdict, taken = None, ""
+    gone = sorted(collected.parts.keys() - copies.keys())
     if collected.result is not None:
         fitted, _ = read_snapshot(collected.result.data)
         verdict = read_verdict(collected.result.data)
         taken = verdict.chosen if verdict else FITTED
-        if taken == FITTED:
+        is_fit = "whiten" in fitted
+        if is_fit:
             check_fit_state(fitted, len(job.data.classes), state[f"{parts.head}.weight"].shape[1])
-        state = parts.with_candidate(state, taken, fitted, means, own)
+        is_own_gone = owner_of(taken) in collected.without
+        if is_own_gone or (gone and taken not in (FITTED, JOINED)):
+            taken = FITTED if is_fit else JOINED
+        if gone and taken == FITTED:
+            head = parts.head_without(gone, {}, fitted)
+            state = parts.with_head(state, {"weight": head.weight, "bias": head.bias})
+        else:
+            state = parts.with_candidate(state, taken, fitted, means, own)
+    known_without = taken == FITTED or parts.body.combine == "sum"
     report = _report(collected)
     behind = [part.part for part in report if part.round < part.rounds and part.part not in collected.trained]
     return TasksHarvest(
@@ -150,17 +177,26 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
         state,
         means,
         report,
-        missing=tuple(part.index for part in plan.parts if part.index not in copies),
+        missing=tuple(p.index for p in plan.parts if p.index not in copies and not (p.index in gone and known_without)),
         names={peer: record.name for peer, record in collected.records.items()},
         stopped=tuple(behind) if collected.result is not None else (),
+        left_out=left_out,
         is_fitted=taken == FITTED,
         verdict=verdict,
+        asked_without=collected.without,
     )
+
+
+def _reasons(left_out: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({why})" for name, why in left_out.items())
 
 
 def _report(collected: Collected) -> tuple[PartReport, ...]:
     job, lines = collected.job, []
-    for index, snapshots in sorted(collected.parts.items()):
+    for index, everyone in sorted(collected.parts.items()):
+        snapshots = [s for s in everyone if s.holding.trainer not in collected.without]
+        if not snapshots:
+            continue
         spec, freshest = parts_of(collected.plan)[index], max((s.holding for s in snapshots), key=_freshness)
         names = [collected.records[s.holding.trainer].name for s in snapshots if s.holding.trainer in collected.records]
         lines.append(

@@ -193,11 +193,16 @@ class Parts:
         trunk = self.decoupling.trunk_names
         return trunk if shard == "trunk" else frozenset(self.model.state_dict()) - trunk
 
+    @property
+    def has_trunk(self) -> bool:
+        """Whether parts share layers, which are averaged over all of them."""
+        return self.decoupling is not None and bool(self.decoupling.trunk_names)
+
     def mean_of(self, part: int, copies: Sequence[tuple[float, State]]) -> dict[str, Tensor]:
         """Of copies of a part with their masses, in peer-id order, as the job says."""
         return robust_mean(copies, self._job.group.robust, self.submodel(part).state_dict())
 
-    def assemble(self, copies: Mapping[int, list[tuple[float, State]]]) -> dict[str, Tensor]:
+    def assemble(self, copies: Mapping[int, Sequence[tuple[float, State]]]) -> dict[str, Tensor]:
         """The global state. ``copies``: for every part its copies with their masses, in peer-id order.
 
         Raises ``RemoteError`` for a part of which no copy is sound.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from p2ptrain.config import Job
@@ -12,7 +12,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.harvest import TasksHarvest
-from p2ptrain.modes.tasks.head.verdict_words import verdict_lines, verdict_plain
+from p2ptrain.modes.tasks.head.verdict_words import left_out_line, verdict_lines, verdict_plain
 from p2ptrain.modes.tasks.plan import ClassPart, body_of, parts_of
 from p2ptrain.modes.tasks.planning.assignment import notes
 from p2ptrain.modes.tasks.planning.mode_choice import mode_for
@@ -116,10 +116,19 @@ def harvest_lines(harvest: Harvest) -> list[str]:
     if not isinstance(harvest, TasksHarvest) or harvest.verdict is None:
         return []
     classes = harvest.job.data.classes
-    return verdict_lines(harvest.verdict, harvest.plan, classes, lambda peer: harvest.names.get(peer, peer))
+    if harvest.asked_without:
+        return [left_out_line(harvest.verdict, harvest.asked_without)]
+    return verdict_lines(harvest.verdict, harvest.plan, classes, _called(harvest))
+
+
+def _called(harvest: Harvest) -> Callable[[PeerId], str]:
+    """What people call a peer."""
+    return lambda peer: harvest.names.get(peer, peer)
 
 
 def harvest_plain(harvest: Harvest) -> Mapping[str, Any]:
     """What ``harvest --json`` prints of this mode alone."""
     verdict = harvest.verdict if isinstance(harvest, TasksHarvest) else None
-    return {} if verdict is None else {"validation": verdict_plain(verdict, harvest.job.data.classes)}
+    if verdict is None:
+        return {}
+    return {"validation": verdict_plain(verdict, harvest.job.data.classes, _called(harvest))}

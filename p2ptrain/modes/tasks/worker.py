@@ -235,18 +235,22 @@ class TasksWorker:
     def _combine(self, command: Combine) -> None:
         if self._fitting is None or self._fitting.session != command.session:
             return
-        contributions = []
-        for samples, data in command.contributions:
+        contributions, peers = [], []
+        named = command.peers or ("",) * len(command.contributions)
+        for peer, (samples, data) in zip(named, command.contributions, strict=True):
             try:
                 contributions.append((samples, self._fitting_tensors(data)))
+                peers.append(peer)
             except RemoteError as error:
                 self._say(c.SnapshotRefused(str(error)))
         try:
-            state = self._fitting.combine_sound(command.step, self._fitting_tensors(command.state), contributions)
+            before = self._fitting_tensors(command.state)
+            names = peers if command.peers else ()
+            state = self._fitting.combine_sound(command.step, before, contributions, names)
         except RemoteError as error:
             self._say(c.SnapshotRefused(str(error)))
             return
-        self._say(Combined(command.session, command.step + 1, save_tensors(state)))
+        self._say(Combined(command.session, command.step + 1, save_tensors(state), self._fitting.caught))
 
     @staticmethod
     def _fitting_tensors(data: bytes) -> dict[str, Tensor]:

@@ -193,5 +193,6 @@ class Lead:
 
     def _combine(self) -> list[Effect]:
         self.combining = 1
-        ordered = tuple(self._received[peer] for peer in sorted(self._received))
-        return [CombineContributions(self._run.session, self._run.step, self._run.state, ordered)]
+        peers = tuple(sorted(self._received))
+        ordered = tuple(self._received[peer] for peer in peers)
+        return [CombineContributions(self._run.session, self._run.step, self._run.state, ordered, peers)]

@@ -42,6 +42,8 @@ class CombineContributions:
     state: bytes
     contributions: tuple[tuple[int, bytes], ...]
     """(samples, sums) in peer-id order, so that any lead gets the same result."""
+    peers: tuple[PeerId, ...] = ()
+    """Whose they are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,12 +71,16 @@ class HeadFit:
         self._next_head_at = 0.0
         self._is_saving = False
         """What came out of a fit is on its way to the disk."""
+        self._caught: set[str] = set()
+        """Whose sums this peer, as lead, no longer counts."""
         self._callers: set[PeerId] = set()
         """Have called for a fit, and so have ended, though their records that say so are still on their way."""
         self.handlers: Mapping[type, Handler] = {
             PrepareFeatures: self._prepare,
             ComputeContribution: lambda e, now: [ToTrainer(Contribute(e.session, e.step, e.state))],
-            CombineContributions: lambda e, now: [ToTrainer(Combine(e.session, e.step, e.state, e.contributions))],
+            CombineContributions: lambda e, now: [
+                ToTrainer(Combine(e.session, e.step, e.state, e.contributions, e.peers))
+            ],
             HeadFitFinished: self._keep,
         }
         self.messages: Mapping[type[m.Message], MessageHandler] = dict.fromkeys(
@@ -192,7 +196,10 @@ class HeadFit:
         if isinstance(event, Contributed):
             return list(self._machine.contribution_ready(event.session, event.step, event.samples, event.data, now))
         if isinstance(event, Combined):
-            return list(self._machine.state_ready(event.session, event.step, event.state, now))
+            names = [self._group.name_of(PeerId(peer)) for peer in event.caught if peer not in self._caught]
+            self._caught.update(event.caught)
+            notes = [Note("head-fit-no-gradient", (("peer", name),)) for name in names]
+            return [*notes, *self._machine.state_ready(event.session, event.step, event.state, now)]
         return []
 
     def trainer_unable(self, now: float) -> Effects:

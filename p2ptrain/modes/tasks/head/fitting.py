@@ -10,6 +10,7 @@ step: those that don't (mean, whitening) travel with the first state, now and th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
 from typing import Literal
 
 import torch
@@ -19,8 +20,8 @@ from p2ptrain.config import Job
 from p2ptrain.errors import RemoteError
 from p2ptrain.learning import candidates, head_fit, validation
 from p2ptrain.learning.data import Dataset
-from p2ptrain.learning.robust.fitting import bounded_gradients, bounded_moments
-from p2ptrain.learning.robust.means import sound
+from p2ptrain.learning.robust.fitting import GradientWatch, bounded_gradients, bounded_moments
+from p2ptrain.learning.robust.means import FEWEST, sound
 from p2ptrain.learning.validation import Head, Member
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.parts import Parts
@@ -47,6 +48,7 @@ class HeadFitting:
         self._val = val
         self._device = device
         self._num_classes = len(job.data.classes)
+        self._watch = GradientWatch()
         self._is_bounded = job.group.robust != "none"
         self._copies: dict[str, tuple[float, dict[str, Tensor]]] = {}
         """Of the part that is being added, by trainer, with their weights."""
@@ -146,10 +148,19 @@ class HeadFitting:
         sums, samples = head_fit.gradient(self._full(state), x, self._y, step)
         return samples, sums
 
+    @property
+    def caught(self) -> tuple[str, ...]:
+        """Peers whose sums count no more."""
+        return self._watch.caught
+
     def combine(
-        self, step: int, state: Mapping[str, Tensor], contributions: Sequence[tuple[int, Mapping[str, Tensor]]]
+        self,
+        step: int,
+        state: Mapping[str, Tensor],
+        contributions: Sequence[tuple[int, Mapping[str, Tensor]]],
+        peers: Sequence[str] = (),
     ) -> dict[str, Tensor]:
-        """The state after ``step``, as lead."""
+        """The state after ``step``, as lead. ``peers``: whose the contributions are, as far as that is known."""
         kind = self.kind(step)
         if kind == "validation":
             counts = validation.add([sums for _, sums in contributions], self._num_classes)
@@ -162,25 +173,46 @@ class HeadFitting:
             head_fit.check_contribution(sums, expected)
         if kind == "moments":
             moments = [sums for _, sums in contributions]
-            after = head_fit.begin(self._head, bounded_moments(moments) if self._is_bounded else moments, self._config)
+            if self._is_bounded:
+                columns = [each for part in sorted(self._heads) if (each := self._parts.head_columns(part)) is not None]
+                after = head_fit.begin(self._head, bounded_moments(moments), self._config, columns)
+            else:
+                after = head_fit.begin(self._head, moments, self._config)
             self._fixed = {name: after[name] for name in FIXED}
             return after
-        gradients = bounded_gradients(contributions) if self._is_bounded else contributions
-        after = head_fit.advance(self._full(state), gradients, step, self._config)
+        full = self._full(state)
+        gradients = self._bounded(full, contributions, peers) if self._is_bounded else contributions
+        after = head_fit.advance(full, gradients, step, self._config)
         last = step == self._config.steps
         return after if last or step % FULL_EVERY == 0 else {n: t for n, t in after.items() if n not in FIXED}
 
+    def _bounded(
+        self,
+        state: Mapping[str, Tensor],
+        contributions: Sequence[tuple[int, Mapping[str, Tensor]]],
+        peers: Sequence[str],
+    ) -> Sequence[tuple[float, Mapping[str, Tensor]]]:
+        if len(contributions) >= FEWEST and len(peers) == len(contributions):
+            self._watch.look(state, dict(zip(peers, contributions, strict=True)))
+            honest = [each for peer, each in zip(peers, contributions, strict=True) if peer not in self._watch.caught]
+            contributions = honest or contributions
+        return bounded_gradients(contributions)
+
     def combine_sound(
-        self, step: int, state: Mapping[str, Tensor], contributions: Sequence[tuple[int, Mapping[str, Tensor]]]
+        self,
+        step: int,
+        state: Mapping[str, Tensor],
+        contributions: Sequence[tuple[int, Mapping[str, Tensor]]],
+        peers: Sequence[str] = (),
     ) -> dict[str, Tensor]:
         """``combine``, without those contributions that alone would be refused. Raises ``RemoteError``."""
         try:
-            return self.combine(step, state, contributions)
+            return self.combine(step, state, contributions, peers)
         except RemoteError:
-            sound = [each for each in contributions if self._is_sound(step, state, each)]
-            if not 0 < len(sound) < len(contributions):
+            sound = [self._is_sound(step, state, each) for each in contributions]
+            if not 0 < sum(sound) < len(contributions):
                 raise
-            return self.combine(step, state, sound)
+            return self.combine(step, state, list(compress(contributions, sound)), list(compress(peers, sound)))
 
     def _is_sound(self, step: int, state: Mapping[str, Tensor], contribution: tuple[int, Mapping[str, Tensor]]) -> bool:
         try:

@@ -6,7 +6,7 @@ Invariant: every number comes from the verdict, and nothing that is worse goes u
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from p2ptrain.core.plan import Plan
@@ -43,6 +43,15 @@ def verdict_lines(verdict: Verdict, plan: Plan, classes: Sequence[str], name: Ca
             + _advice(plan)
         )
     return lines + [_spoils(each, name) for each in verdict.spoilers()]
+
+
+def left_out_line(verdict: Verdict, left_out: Collection[PeerId]) -> str:
+    """Of a model without what these trained: what is known of it."""
+    if len(left_out) == 1 and verdict.samples and (right := verdict.without.get(*left_out)) is not None:
+        whole = percent(sum(verdict.correct[verdict.order[0]]) / verdict.samples)
+        without = percent(sum(right) / verdict.samples)
+        return f"on {verdict.samples:,} validation samples of all devices: {without} right without it, {whole} with it"
+    return "nobody has counted what the model gets right without these; test it with --data"
 
 
 def _spoils(found: Spoils, name: Callable[[PeerId], str]) -> str:
@@ -87,7 +96,7 @@ def _advice(plan: Plan) -> str:
     return "Train longer (job new --rounds), or bring more samples of these classes"
 
 
-def verdict_plain(verdict: Verdict, classes: Sequence[str]) -> dict[str, Any]:
+def verdict_plain(verdict: Verdict, classes: Sequence[str], name: Callable[[PeerId], str]) -> dict[str, Any]:
     """For programs."""
     best = verdict.best_member
     return {
@@ -100,16 +109,20 @@ def verdict_plain(verdict: Verdict, classes: Sequence[str]) -> dict[str, Any]:
             for name, right, total in zip(classes, verdict.correct[verdict.chosen], verdict.totals, strict=True)
         },
         "best_member": None if best is None else {"peer": best[0], "accuracy": best[1], "model_accuracy": best[2]},
-        "contributions": {
-            peer: {
+        "contributions": [
+            {
+                "peer": peer,
+                "name": name(peer),
                 "own_accuracy": sum(own) / sum(asked) if sum(asked) else None,
                 "accuracy_without": sum(verdict.without[peer]) / verdict.samples
                 if peer in verdict.without and verdict.samples
                 else None,
             }
             for peer, (asked, own, _) in sorted(verdict.within.items())
-        },
-        "spoilers": [{"peer": each.peer, "makes_worse": each.is_worse} for each in verdict.spoilers()],
+        ],
+        "spoilers": [
+            {"peer": each.peer, "name": name(each.peer), "makes_worse": each.is_worse} for each in verdict.spoilers()
+        ],
         "worse": [
             {
                 "peer": worse.peer,
