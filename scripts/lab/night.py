@@ -43,7 +43,7 @@ from p2ptrain.runtime.node.node import NetworkConfig
 DATA, NAMES = "digits", ("desktop", "laptop", "board")
 DISK_MB = 48
 ROUNDS = 1_000_000
-START_S, PATIENCE_S = 240.0, 240.0
+START_S, PATIENCE_S = 600.0, 240.0
 MORE_FILES, MORE_MEMORY = 6, 1.25
 """At the end of the night: so many files more, and so many times the memory, are no growth."""
 
@@ -252,9 +252,8 @@ async def spend(night: Night, minutes: float, say: Callable[[str], None]) -> lis
                 first = use_of(night)
         for name, (files, memory) in use_of(night).items():
             files_then, memory_then = first[name]
-            say(
-                f"{name}: {files_then} open files then, {files} now; {memory_then / 1e6:.0f} MB then, {memory / 1e6:.0f} now"
-            )
+            grown = f"{memory_then / 1e6:.0f} MB then, {memory / 1e6:.0f} now"
+            say(f"{name}: {files_then} open files then, {files} now; {grown}")
             if files > files_then + MORE_FILES or memory > MORE_MEMORY * memory_then:
                 wrong.append(f"{name}: {files} open files ({files_then} before), {memory} bytes ({memory_then} before)")
         wrong += watch.lost
