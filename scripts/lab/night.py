@@ -1,0 +1,326 @@
+"""A night in an hour: three devices train while their links break, disks fill, laptops sleep and trainers die or hang.
+
+    sudo .venv/bin/python -m scripts.lab.night [--minutes 60] [--out results/night] [--tiny]
+
+Each device has a network namespace of its own, and one a disk of 48 MB. The same hardships come again and again, in
+the same order, evenly over the time. At the end nothing that was trained may be lost, every hardship must have its
+line in a journal, and nodes must have as many open files as after the first round of hardships, and hardly more
+memory. ``--tiny``: one round of them in about two minutes. Needs what the lab needs (``python -m scripts.lab check``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lab import host
+from lab.network import OWN_ADDRESS, Network
+from p2ptrain.api import Status, evaluate, load_model, observing, save_harvest, snapshot_status
+from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
+from p2ptrain.errors import P2PTrainError
+from p2ptrain.experiment.group import harvest_with
+from p2ptrain.experiment.processes import end, start, stop, with_children
+from p2ptrain.learning.data import open_source, propose_contract
+from p2ptrain.net.keys import Group, new_group
+from p2ptrain.runtime.node.node import NetworkConfig
+
+DATA, NAMES = "digits", ("desktop", "laptop", "board")
+DISK_MB = 48
+ROUNDS = 1_000_000
+START_S, PATIENCE_S = 600.0, 240.0
+MORE_FILES, MORE_MEMORY = 6, 1.25
+"""At the end of the night: so many files more, and so many times the memory, are no growth."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hardship:
+    """``begin`` and ``end``: what is done; ``told``: kinds of journal lines of which one must follow on ``by``."""
+
+    name: str
+    begin: Callable[[], None]
+    end: Callable[[], None]
+    by: tuple[str, ...]
+    told: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Night:
+    """The devices, and what can happen to them."""
+
+    folder: Path
+    network: Network
+    code: Group
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str) -> None:
+        number = NAMES.index(name) + 1
+        command = [sys.executable, "-m", "p2ptrain.cli.main", "peer", "--name", name, "--data", DATA]
+        command += ["--shard", f"{number}/{len(NAMES)}", "--state", str(self.folder / name), "--threads", "1"]
+        command += ["--interface", self.network.ports[name].address, "--no-model", "--device", "cpu"]
+        if number == 1:
+            command += ["--job", str(self.folder / "job.toml")]
+        environment = os.environ | {"P2PTRAIN_CODE": str(self.code), "PYTHONUNBUFFERED": "1"}
+        with self.network.inside(name):
+            self.processes[name] = start(command, self.folder / f"{name}.log", environment)
+
+    def signal(self, name: str, number: signal.Signals, *, trainer_only: bool = False) -> None:
+        for process in with_children(self.processes[name].pid)[1 if trainer_only else 0 :]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def leave(self, name: str) -> None:
+        self.processes[name].terminate()
+        self.processes[name].wait(PATIENCE_S)
+
+    def fill(self, name: str) -> None:
+        with contextlib.suppress(OSError), (self.folder / name / "ballast").open("wb", buffering=0) as file:
+            while file.write(bytes(1 << 16)):
+                pass
+
+    def empty(self, name: str) -> None:
+        (self.folder / name / "ballast").unlink(missing_ok=True)
+
+    def journal(self, name: str) -> list[dict[str, Any]]:
+        lines = []
+        for path in sorted((self.folder / name).glob("journal*.jsonl")):
+            for line in path.read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError):
+                    lines.append(json.loads(line))
+        return lines
+
+    def hardships(self) -> list[Hardship]:
+        others = ("failed", "link-closed", "suspected")
+
+        def nothing() -> None:
+            return
+
+        return [
+            Hardship(
+                "the board sleeps",
+                lambda: self.signal("board", signal.SIGSTOP),
+                lambda: self.signal("board", signal.SIGCONT),
+                ("desktop", "laptop"),
+                others,
+            ),
+            Hardship(
+                "the desktop's trainer is killed",
+                lambda: self.signal("desktop", signal.SIGKILL, trainer_only=True),
+                nothing,
+                ("desktop",),
+                ("trainer-failed",),
+            ),
+            Hardship(
+                "the laptop's link is cut",
+                lambda: self.network.cut((("desktop", "board"), ("laptop",))),
+                self.network.heal,
+                ("laptop",),
+                others,
+            ),
+            Hardship(
+                "the laptop's disk is full",
+                lambda: self.fill("laptop"),
+                lambda: self.empty("laptop"),
+                ("laptop",),
+                ("storage-full",),
+            ),
+            Hardship(
+                "the board leaves, and comes back",
+                lambda: self.leave("board"),
+                lambda: self.start("board"),
+                ("desktop", "laptop"),
+                ("left",),
+            ),
+            Hardship(
+                "the desktop's power fails",
+                lambda: end(self.processes["desktop"]),
+                lambda: self.start("desktop"),
+                ("laptop", "board"),
+                others,
+            ),
+        ]
+
+
+@contextlib.contextmanager
+def small_disk(path: Path) -> Iterator[None]:
+    """A disk of its own for a state directory."""
+    path.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m,mode=0700", "tmpfs", str(path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=False)
+
+
+def make_job() -> Job:
+    return Job(
+        name="night",
+        mode="replicas",
+        data=propose_contract(open_source(DATA)),
+        model=ModelConfig("lenet"),
+        training=TrainingConfig(rounds=ROUNDS, epochs_per_round=2.0, batch_size=32),
+        group=GroupConfig(min_peers=len(NAMES), settle_s=1.0),
+    )
+
+
+class Watch:
+    """What the group says of itself, looked at all night: no device's rounds may go back."""
+
+    def __init__(self) -> None:
+        self.rounds: dict[str, int] = {}
+        self.lost: list[str] = []
+
+    def look(self, status: Status) -> set[str]:
+        """Who trains."""
+        training = set()
+        for record in status.records:
+            if status.states.get(record.peer) not in ("alive", "suspect") or record.phase != "training":
+                continue
+            training.add(record.name)
+            known = self.rounds.get(record.name, 0)
+            if record.round < known - 1:  # the round under way when it died was not saved
+                self.lost.append(f"{record.name} went from round {known} to {record.round}")
+            self.rounds[record.name] = max(known, record.round)
+        return training
+
+
+def use_of(night: Night) -> dict[str, tuple[int, int]]:
+    """Open files and memory in bytes of each device's node."""
+    found = {}
+    for name, process in night.processes.items():
+        node = psutil.Process(process.pid)
+        found[name] = node.num_fds(), node.memory_info().rss
+    return found
+
+
+async def spend(night: Night, minutes: float, say: Callable[[str], None]) -> list[str]:
+    """The whole night; what was wrong with it, if anything."""
+    watch, wrong, begun = Watch(), list[str](), time.time()
+    for name in NAMES:
+        night.start(name)
+    async with observing(night.code, NetworkConfig(interfaces=(OWN_ADDRESS,))) as node:
+
+        async def until_all_train(timeout_s: float, what: str, *, further: bool) -> None:
+            before, give_up = dict(watch.rounds), time.monotonic() + timeout_s
+            while True:
+                await asyncio.sleep(0.5)
+                training = watch.look(snapshot_status(node))
+                moved = all(watch.rounds.get(name, 0) > before.get(name, 0) for name in NAMES)
+                if training >= set(NAMES) and (moved or not further):
+                    return
+                if time.monotonic() > give_up:
+                    raise P2PTrainError(
+                        f"{what}: after {timeout_s:.0f} s only {sorted(training)} train, {watch.rounds}"
+                    )
+
+        await until_all_train(START_S, "at the start", further=True)
+        say(f"all train {time.time() - begun:.0f} s after the start")
+        hardships, first = night.hardships(), dict[str, tuple[int, int]]()
+        number, end_at = 0, time.monotonic() + 60 * minutes
+        pause_s = max(2.0, min(60.0, 10 * minutes / len(hardships)))
+        while number < len(hardships) or time.monotonic() < end_at:
+            hardship = hardships[number % len(hardships)]
+            at = time.time()
+            say(f"{hardship.name} ({watch.rounds})")
+            hardship.begin()
+            told_by = time.monotonic() + PATIENCE_S
+            while not told(night, hardship, at) and time.monotonic() < told_by:
+                await asyncio.sleep(0.5)
+                watch.look(snapshot_status(node))
+            if not told(night, hardship, at):
+                wrong.append(f"{hardship.name}: no line about it on {' and '.join(hardship.by)}")
+            hardship.end()
+            await until_all_train(PATIENCE_S, f"after {hardship.name!r}", further=True)
+            await asyncio.sleep(pause_s)
+            number += 1
+            if number == len(hardships):
+                first = use_of(night)
+        for name, (files, memory) in use_of(night).items():
+            files_then, memory_then = first[name]
+            grown = f"{memory_then / 1e6:.0f} MB then, {memory / 1e6:.0f} now"
+            say(f"{name}: {files_then} open files then, {files} now; {grown}")
+            if files > files_then + MORE_FILES or memory > MORE_MEMORY * memory_then:
+                wrong.append(f"{name}: {files} open files ({files_then} before), {memory} bytes ({memory_then} before)")
+        wrong += watch.lost
+        harvest, _ = await harvest_with(node)
+    path = night.folder / "global.safetensors"
+    save_harvest(path, harvest)
+    model, card = load_model(path)
+    accuracy = evaluate(model, card, DATA).accuracy
+    rounds = max(part.round for part in harvest.report)
+    say(f"{number} hardships; harvested after {rounds} rounds: {100 * accuracy:.1f} % of the test samples are right")
+    if rounds < max(watch.rounds.values()) - 1 or accuracy < 0.9:
+        wrong.append(f"harvested: round {rounds} of {watch.rounds}, {100 * accuracy:.1f} %")
+    return wrong
+
+
+def told(night: Night, hardship: Hardship, since: float) -> bool:
+    """Whether any of those who must notice has its line."""
+    return any(
+        line.get("kind") in hardship.told and line.get("time", 0.0) >= since - 1
+        for name in hardship.by
+        for line in night.journal(name)
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0, help="at least; each hardship comes once [default: 60]")
+    parser.add_argument("--tiny", action="store_true", help="each hardship once, one right after the other")
+    parser.add_argument("--out", type=Path, help="folder for the devices' logs and journals [default: none are kept]")
+    options = parser.parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    host.check_host()
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True)
+
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2ptrain-night-")))
+        (folder / "job.toml").write_text(make_job().to_toml(), encoding="utf-8")
+        stack.enter_context(small_disk(folder / "laptop"))
+        network = stack.enter_context(Network())
+        for name in NAMES:
+            network.add(name)
+        night = Night(folder, network, new_group())
+        stack.callback(keep, night, options.out)
+        stack.callback(lambda: stop(night.processes.values()))
+        try:
+            wrong = asyncio.run(spend(night, 0.0 if options.tiny else options.minutes, say))
+        except (P2PTrainError, psutil.NoSuchProcess) as error:
+            wrong = [str(error)]
+        for each in wrong:
+            say(f"WRONG: {each}")
+        say("nothing was lost" if not wrong else f"{len(wrong)} things were wrong")
+    return 1 if wrong else 0
+
+
+def keep(night: Night, out: Path | None) -> None:
+    """The papers of the night."""
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for name in NAMES:
+        (out / f"{name}.journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in night.journal(name)))
+        (out / f"{name}.log").write_bytes((night.folder / f"{name}.log").read_bytes())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
