@@ -137,8 +137,9 @@ def run_case(folder: Path, roles: Sequence[str], seconds: float, seed: int) -> d
         finally:
             told = [attacker.stop() for attacker in attackers]
         figures |= _of_attackers(told) | _verdict(folder, peers)
-    if not figures["ended"] and b"Traceback" in (text := log.read_bytes()):
-        figures["ended"] = 1.0
+    text = log.read_bytes()
+    figures["ended"] = max(figures["ended"], float(b"Traceback" in text))
+    if figures["ended"]:
         print(text.decode(errors="replace")[-4000:], file=sys.stderr)
     return figures
 
