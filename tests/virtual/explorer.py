@@ -120,9 +120,11 @@ class Explorer:
         self.room.conditions = LAN
 
     def kill(self, devices: list[Device]) -> None:
+        """The devices, or only the processes, which the others hear of at once."""
+        is_off = self.rng.random() < 0.5
         for device in devices:
-            self.log.append(f"  {device.number}")
-            device.kill()
+            self.log.append(f"  {device.number}" + (", silently" if is_off else ""))
+            device.kill() if is_off else device.end()
 
     def restart(self, device: Device) -> None:
         """Its clock on the wall may be anywhere."""
