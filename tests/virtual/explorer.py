@@ -9,7 +9,8 @@ import dataclasses
 import random
 
 import numpy as np
-from stage_group import LAN, LOSSY, all_at, check_done, committed, furthest, group, state_of, trainer
+from peer_group import LOSSY
+from stage_group import LAN, all_at, check_done, committed, furthest, group, state_of, trainer
 from stage_trainer import NUM_BLOCKS, ledger, read_piece
 
 from p2ptrain.core import commands as c
