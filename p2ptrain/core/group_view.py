@@ -84,6 +84,13 @@ class GroupView:
         record = self._records.get(peer)
         return record.name if record and record.name else peer
 
+    def process_ended(self, peer: PeerId) -> None:
+        """Of a member, or of somebody who only looked on, which is nothing to remember."""
+        known = self._records.all().keys()
+        self.ended.intersection_update(known)
+        if peer in known:
+            self.ended.add(peer)
+
     def num_missing(self, min_peers: int = 1) -> int:
         """How many of those that were here are lost, or how many more there have to be; 1 for a peer that is alone."""
         here = len(self._membership.alive()) + 1

@@ -9,7 +9,8 @@ import dataclasses
 import random
 
 import numpy as np
-from stage_group import LAN, LOSSY, all_at, check_done, committed, furthest, group, state_of, trainer
+from peer_group import LOSSY
+from stage_group import LAN, all_at, check_done, committed, furthest, group, state_of, trainer
 from stage_trainer import NUM_BLOCKS, ledger, read_piece
 
 from p2ptrain.core import commands as c
@@ -120,9 +121,11 @@ class Explorer:
         self.room.conditions = LAN
 
     def kill(self, devices: list[Device]) -> None:
+        """The devices, or only the processes, which the others hear of at once."""
+        is_off = self.rng.random() < 0.5
         for device in devices:
-            self.log.append(f"  {device.number}")
-            device.kill()
+            self.log.append(f"  {device.number}" + (", silently" if is_off else ""))
+            device.kill() if is_off else device.end()
 
     def restart(self, device: Device) -> None:
         """Its clock on the wall may be anywhere."""

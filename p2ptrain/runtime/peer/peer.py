@@ -196,7 +196,7 @@ class Peer(Core):
         return self.run(self.agreement.answered(answer, now) if self.agreement else [], now)
 
     def process_gone(self, peer: PeerId, now: float) -> Effects:
-        self.group.ended.add(peer)
+        self.group.process_ended(peer)
         return self.run([*self.membership.process_gone(peer, now), *self._members_changed(now)], now)
 
     def vote_kept(self, ref: PlanRef, saved: bool, now: float) -> Effects:

@@ -31,7 +31,7 @@ from p2ptrain.core.worker import Setup
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.pipeline.training import StageMessage
 from p2ptrain.modes.pipeline import worker as stage_worker
-from p2ptrain.modes.pipeline.commands import FollowStage, Halted, PieceTaken, StopAt
+from p2ptrain.modes.pipeline.commands import CollectBlocks, FollowStage, Halted, PieceTaken, StopAt
 from p2ptrain.modes.pipeline.config import PipelineConfig, pipeline_of
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.modes.pipeline.worker import StageWorker
@@ -184,6 +184,40 @@ def test_snapshots_at_the_steps_that_the_job_asks_for() -> None:
     taken = worker.take(c.SnapshotTaken)
     assert [event.step for event in taken] == [3, 5, 6, 9, 10, 12]
     assert [event.step for event in taken if event.round_finished] == [3, 6, 9, 12]
+
+
+def test_blocks_that_are_collected_are_cut_anew_and_trained_on_from() -> None:
+    two = pair()
+    run(*two)
+    saved = [next(e.snapshot for e in worker.take(c.SnapshotTaken) if e.step == ROUND) for worker in two]
+    collector = Worker(A)
+    collector.stage.collect(CollectBlocks(ROUND, 2, ((0, 1), (1, BLOCKS))))
+    for snapshot in saved:
+        collector.stage.give(GivePiece(snapshot))
+    pieces = collector.take(PieceTaken)
+    assert [(p.part, p.span, p.step, p.samples) for p in pieces] == [(0, 1, ROUND, 24), (1, BLOCKS - 1, ROUND, 24)]
+    assert not collector.stage.busy, "it holds no stage"
+    after = plan(1, epoch=2, from_step=ROUND)
+    collector.follow(after, [pieces[0].piece])
+    other = Worker(B).follow(after, [pieces[1].piece])
+    run(collector, other)
+    assert collector.step == other.step == TOTAL
+    (first,) = [e for e in collector.take(c.SnapshotTaken) if e.training_finished]
+    (last,) = [e for e in other.take(c.SnapshotTaken) if e.training_finished]
+    whole = alone()
+    run(whole)
+    (reference,) = [e for e in whole.take(c.SnapshotTaken) if e.training_finished]
+    found = weights(first.snapshot) | weights(last.snapshot)
+    torch.testing.assert_close(found, weights(reference.snapshot), rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_that_are_not_all_there_are_refused() -> None:
+    two = pair()
+    run(*two)
+    collector = Worker(A)
+    collector.stage.collect(CollectBlocks(ROUND, 1, ((0, BLOCKS),)))
+    collector.stage.give(GivePiece(two[0].take(c.SnapshotTaken)[0].snapshot))
+    assert collector.take(c.SnapshotRefused) and not collector.take(PieceTaken)
 
 
 # --- stopping ---------------------------------------------------------------------------------------------------------
