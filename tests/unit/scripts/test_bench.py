@@ -30,6 +30,7 @@ NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighb
 NAMES |= {"pipeline", "pipeline-mobilenet", "pipeline-wired", "pipeline_text", "pipeline_memory", "pipeline_accuracy"}
 NAMES |= {"replan", "planner", "planner_split", "overlap-own", "overlap-resnet20", "overlap-vgg11", "overlap-digits"}
 NAMES |= {"hostile", "hostile-short", "split", "split-mobilenet", "split-two-helpers", "split-shared-medium"}
+NAMES |= {"split-memory", "split_unlike", "split_unlike-classes", "recovery"}
 
 
 def bench(*arguments: str) -> str:

@@ -20,7 +20,7 @@ from p2ptrain.planning.split.task import SplitPeer, SplitTask
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
 
-from benchmarks import split, split_accuracy
+from benchmarks import split, split_unlike
 
 CORE_FLOPS_PER_S = 2e10
 
@@ -46,8 +46,8 @@ def test_devices_short_of_memory_can_not_train_alone_and_are_helped() -> None:
 
 
 def test_samples_are_unlike_where_the_benchmark_says_so() -> None:
-    helper, *weak = split_accuracy.devices_of(False)
-    assert not helper.has_data and {device.dirichlet for device in weak} == {split_accuracy.ALPHA}
-    _, *weak = split_accuracy.devices_of(True)
+    helper, *weak = split_unlike.devices_of(False)
+    assert not helper.has_data and {device.dirichlet for device in weak} == {split_unlike.ALPHA}
+    _, *weak = split_unlike.devices_of(True)
     named = [name for device in weak for name in device.classes]
     assert all(len(device.classes) == 2 for device in weak) and len(set(named)) == 8
