@@ -40,7 +40,7 @@ Examples:
   p2ptrain peer --data images:photos/ --classes cat,dog      only these, and wishing to train them
   p2ptrain peer --data digits --shard 2/5 --profile raspberry-pi-4
   p2ptrain peer --data digits --peer 192.168.1.20:5710       without multicast
-  p2ptrain peer                                              no samples: a stage of a pipeline
+  p2ptrain peer                                              no samples: a stage of a pipeline, or others' last layers
 """
 
 
@@ -57,7 +57,7 @@ Examples:
     "--data",
     default="",
     metavar="SPEC",
-    help=f"This device's own samples; a pipeline takes helpers without. {DATA_HELP} [default: none]",
+    help=f"This device's own samples; pipelines and split training take helpers without. {DATA_HELP} [default: none]",
 )
 @classes_option("Use only samples of these classes, such as cat,dog, and wish to train them. [default: all]")
 @click.option("--shard", default="", metavar="K/N", help="Use the K-th of N shares of the samples. [default: all]")

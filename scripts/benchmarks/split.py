@@ -7,8 +7,9 @@ everybody begins the next one. The first round does not count: caches fill, and 
 plan that the case trained by, from the times of blocks that the devices measured themselves.
 
 ``split-mobilenet`` is the same with MobileNetV2; ``split-two-helpers`` has two helpers of half a core each;
-``split-shared-medium`` one medium of 100 Mbit/s for all, as on one Wi-Fi, planned as such. Needs Linux and root, as the
-lab does.
+``split-shared-medium`` one medium of 100 Mbit/s for all, as on one Wi-Fi, planned as such; in ``split-memory`` the two
+weakest devices have not the memory to train the model alone, which the lab enforces. Needs Linux and root, as the lab
+does.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ from p2ptrain.api import Status
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import NotCoveredError
 from p2ptrain.modes.split.plan import SplitBody
+from p2ptrain.planning.devices.footprint import PEER_BASE_BYTES, SPARE_PART
 
 LISTED = {
     "split": "split training in a lab: seconds of a round for every strategy, measured and predicted",
     "split-mobilenet": "the same with MobileNetV2 in place of VGG-11",
     "split-two-helpers": "the same with two helpers",
     "split-shared-medium": "the same where one medium carries all that the room sends",
+    "split-memory": "the same with two devices that have not the memory to train alone",
 }
 BASELINE = "all alone (federated averaging); one mid cut for all"
 COLUMNS = (
@@ -49,6 +52,7 @@ COLUMNS = (
     Column("times_mid_cut", "x one mid cut", 2),
     Column("times_common_cut", "x best common cut", 2),
     Column("helped", "helped", 0),
+    Column("limited", "short of memory, and train", 0),
     Column("rounds", "rounds measured", 0),
 )
 ALONE, MID_CUT, COMMON, UNSPLIT, PLANNED = (
@@ -73,6 +77,9 @@ WEAK = {"weak-1": (0.4, 100.0), "weak-2": (0.2, 50.0), "weak-3": (0.1, 20.0), "w
 """Shares of a core, and Mbit/s."""
 HELPERS = {"helper": (1.0, 100.0)}
 TWO_HELPERS = {"helper-1": (0.5, 100.0), "helper-2": (0.5, 50.0)}
+LIMITED = ("weak-3", "weak-4")
+LIMITED_BYTES = 60e6
+"""That these may take for their blocks: VGG-11 takes more than 110 MB with gradients and momentum."""
 BATCH_SIZE, MICRO_BATCHES = 32, 8
 SAMPLES = 128
 """Of each owner: a round of four batches."""
@@ -91,9 +98,17 @@ class RoundPace:
     """By round, of the plan in force."""
     plan: Plan | None = None
     seconds: float = 0.0
+    names: dict[str, str] = field(default_factory=dict)
+    """Of the devices, by peer."""
+
+    def trains(self, device: str) -> bool:
+        """Whether the plan has a unit on its samples."""
+        units = self.plan.body.split.units if self.plan is not None and isinstance(self.plan.body, SplitBody) else ()
+        return any(self.names.get(unit.owner) == device for unit in units)
 
     def look(self, seconds: float, status: Status) -> None:
         self.seconds, plan = seconds, status.plan
+        self.names |= {record.peer: record.name for record in status.records}
         if plan is None or not isinstance(plan.body, SplitBody):
             return
         if self.plan is None or plan.hash != self.plan.hash:
@@ -125,21 +140,35 @@ def compare(
     settings: Settings,
     helpers: Mapping[str, tuple[float, float]] = HELPERS,
     medium: str = "switched",
+    *,
+    limited: bool = False,
 ) -> Iterator[Sample]:
-    """The cases of one model and room, in turn; with ``tiny`` a LeNet and two of them."""
+    """The cases of one model and room, in turn; with ``tiny`` a LeNet and two of them. ``limited``: the weakest devices
+    are short of memory, and what is planned is the only case."""
     controllers = host.check_host()
     sweep(controllers)
     for repetition in settings.repetitions:
-        yield from _measured(model, settings, repetition, helpers, medium, controllers)
+        yield from _measured(model, settings, repetition, helpers, medium, controllers, limited=limited)
 
 
-def devices_of(helpers: Mapping[str, tuple[float, float]], samples: int, total: int) -> tuple[Device, ...]:
+def devices_of(
+    helpers: Mapping[str, tuple[float, float]], samples: int, total: int, *, limited: bool = False
+) -> tuple[Device, ...]:
     """The helpers without samples, and the weak ones with so many of ``total`` each."""
     parts = max(1, total // samples)
+    short_mb = {name: memory_mb_of(LIMITED_BYTES) for name in LIMITED if limited}
     return (
         *(device_of(name, share, rate, has_data=False) for name, (share, rate) in helpers.items()),
-        *(device_of(n, share, rate, shard=f"{i}/{parts}") for i, (n, (share, rate)) in enumerate(WEAK.items(), 1)),
+        *(
+            device_of(name, share, rate, short_mb.get(name, 0.0), shard=f"{number}/{parts}")
+            for number, (name, (share, rate)) in enumerate(WEAK.items(), 1)
+        ),
     )
+
+
+def memory_mb_of(num_bytes: float) -> float:
+    """Of a device that can take so many for its blocks (``pipeline_bytes``)."""
+    return (num_bytes + PEER_BASE_BYTES) * SPARE_PART / (SPARE_PART - 1) / 1e6
 
 
 def _measured(
@@ -149,6 +178,8 @@ def _measured(
     helpers: Mapping[str, tuple[float, float]],
     medium: str,
     controllers: Any,
+    *,
+    limited: bool,
 ) -> Iterator[Sample]:
     tables: dict[str, Any] = {"model": {"name": model}}
     data, cases, samples, total = "", CASES, SAMPLES, NUM_SAMPLES
@@ -157,7 +188,9 @@ def _measured(
         cases, samples, total = {name: CASES[name] for name in TINY_CASES}, TINY_SAMPLES, 1437
     else:
         data = f"images:{data_file('cifar10-images.zip')}"
-    devices = devices_of(helpers, samples, total)
+    if limited:
+        cases = {PLANNED: CASES[PLANNED]}
+    devices = devices_of(helpers, samples, total, limited=limited)
     times: Mapping[str, bytes] | None = None
     found: dict[str, float] = {}
     for name, strategy in cases.items():
@@ -179,6 +212,8 @@ def _measured(
                 rehearsed=times,
             )
         figures = figures_of(pace, name)
+        if limited:
+            figures["limited"] = float(sum(pace.trains(name) for name in LIMITED))
         found[name] = figures["round_s"]
         for figure, other in (("times_alone", ALONE), ("times_mid_cut", MID_CUT), ("times_common_cut", COMMON)):
             if other in found:
@@ -228,6 +263,7 @@ NAMED = {
     "shared-medium": SimpleNamespace(
         BASELINE=BASELINE, COLUMNS=COLUMNS, run=partial(compare, "vgg11", medium="shared")
     ),
+    "memory": SimpleNamespace(BASELINE=BASELINE, COLUMNS=COLUMNS, run=partial(compare, "vgg11", limited=True)),
 }
 
 
@@ -252,6 +288,12 @@ FIGURES = Section(
         _row("split-mobilenet", "MobileNetV2 with one helper"),
         _row("split-two-helpers", "VGG-11 with two helpers"),
         _row("split-shared-medium", "VGG-11 with one helper on one medium"),
+        Row(
+            "split-memory",
+            "Split training of VGG-11 where two of four devices have not the memory to train it alone: how many of the"
+            " two train; seconds of a round",
+            "{planned/limited:.0f}; {planned/round_s:.1f}",
+        ),
     ),
     (
         Remark(

@@ -31,6 +31,7 @@ NAMES |= {"pipeline", "pipeline-mobilenet", "pipeline-wired", "pipeline_text", "
 NAMES |= {"recovery", "recovery-wide", "recovery-decoder"}
 NAMES |= {"replan", "planner", "planner_split", "overlap-own", "overlap-resnet20", "overlap-vgg11", "overlap-digits"}
 NAMES |= {"hostile", "hostile-short", "split", "split-mobilenet", "split-two-helpers", "split-shared-medium"}
+NAMES |= {"split-memory", "split_unlike", "split_unlike-classes", "recovery"}
 
 
 def bench(*arguments: str) -> str:

@@ -1,7 +1,7 @@
 """Samples that are unlike from device to device: accuracy over wall-clock time of split training, and of other ways.
 
 The room of ``split``: a helper without samples and four weak devices, each with samples of its own kind: shares cut by
-a Dirichlet distribution of 0.3 (``split_accuracy``), or two classes each (``split_accuracy-classes``). Every way trains
+a Dirichlet distribution of 0.3 (``split_unlike``), or two classes each (``split_unlike-classes``). Every way trains
 for the same seconds, from the same initial weights, and is judged on the test samples by what a harvest would have
 given at ``NUM_POINTS`` times: split training as planned, with a tail for each unit and with one for all; all alone
 (federated averaging); plain gossip of the whole model; class sub-models. Needs Linux and root, as the lab does.
@@ -28,8 +28,8 @@ from benchmarks.split import BATCH_SIZE, HELPERS, MICRO_BATCHES, NUM_SAMPLES, SA
 from benchmarks.tasks import data_file
 
 LISTED = {
-    "split_accuracy": "split training on unlike samples in a lab: accuracy over time, beside FedAvg and gossip",
-    "split_accuracy-classes": "the same with two classes on each device",
+    "split_unlike": "split training on unlike samples in a lab: accuracy over time, beside FedAvg and gossip",
+    "split_unlike-classes": "the same with two classes on each device",
 }
 BASELINE = "all alone (federated averaging); gossip of the whole model; class sub-models"
 NUM_POINTS = 10
@@ -118,7 +118,7 @@ def spec_of(
 
 
 def _figures(spec: LabSpec, job: Any, controllers: Any, times: Mapping[str, bytes] | None) -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="p2ptrain-split-accuracy-") as out:
+    with tempfile.TemporaryDirectory(prefix="p2ptrain-split-unlike-") as out:
         lab = session.run(
             spec,
             job,
@@ -177,7 +177,7 @@ FIGURES = Section(
     "Unlike devices",
     "Split training on unlike samples",
     (
-        _row("split_accuracy", "samples cut by a Dirichlet distribution of 0.3"),
-        _row("split_accuracy-classes", "two classes each"),
+        _row("split_unlike", "samples cut by a Dirichlet distribution of 0.3"),
+        _row("split_unlike-classes", "two classes each"),
     ),
 )
