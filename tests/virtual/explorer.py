@@ -9,13 +9,15 @@ import dataclasses
 import random
 
 import numpy as np
+from blocks_trainer import NUM_BLOCKS
 from peer_group import LOSSY
 from stage_group import LAN, all_at, check_done, committed, furthest, group, state_of, trainer
-from stage_trainer import NUM_BLOCKS, ledger, read_piece
+from stage_trainer import ledger, read_piece
 
 from p2ptrain.core import commands as c
 from p2ptrain.planning.pipeline.coverage import cover, newest_whole
 from p2ptrain.simulation.device import Device
+from p2ptrain.simulation.network import LAN
 from p2ptrain.wire import tensorfile
 from p2ptrain.wire.messages import SnapshotRef
 
