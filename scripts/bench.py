@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if "list" in options.names:
         for name, what in benchmarks.items():
-            print(f"{name:<20}{what}")
+            print(f"{name:<23} {what}")
         return 0
     if options.repeat < 1:
         parser.error(f"--repeat {options.repeat}: at least 1")
