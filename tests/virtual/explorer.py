@@ -11,7 +11,7 @@ import random
 import numpy as np
 from blocks_trainer import NUM_BLOCKS
 from peer_group import LOSSY
-from stage_group import LAN, all_at, check_done, committed, furthest, group, state_of, trainer
+from stage_group import all_at, check_done, committed, furthest, group, state_of, trainer
 from stage_trainer import ledger, read_piece
 
 from p2ptrain.core import commands as c
