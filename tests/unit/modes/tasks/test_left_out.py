@@ -107,7 +107,7 @@ def test_unsound_copies_are_left_out_and_said() -> None:
     harvest = assemble(everyone)
     assert list(harvest.left_out) == ["board"] and "no number" in harvest.left_out["board"]
     assert all(bool(tensor.isfinite().all()) for tensor in harvest.state.values())
-    with pytest.raises(UserError, match="no copy of part 3 is sound .*board.*--without"):
+    with pytest.raises(UserError, match=r"no copy of part 3 is sound .*board.*--without"):
         assemble(collected("tasks", bad=float("nan")))
 
 
