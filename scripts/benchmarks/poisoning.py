@@ -58,7 +58,7 @@ BASELINE = "the same group without the bad member (of the honest row: without on
 ATTACKS = ("honest", "x100", "sign flip", "random", "false mass")
 ROBUST = ("none", "clip", "trimmed-mean", "median")
 OTHERS = ("none", "trimmed-mean", "median")
-COLUMNS = (Column("without", "without it, %"), *(Column(how, f"{how}, %") for how in ROBUST))
+COLUMNS = (Column("without", "without it, %"), *(Column(how.replace("-", "_"), f"{how}, %") for how in ROBUST))
 LIE = 1_000_000
 """Times its own samples, in the head fit."""
 
@@ -87,7 +87,9 @@ class Poisoning:
             seed = SEED + repetition
             without = accuracy(self._kind, num, "without", "none", seed, size)
             for attack in size.attacks:
-                figures = {how: accuracy(self._kind, num, attack, how, seed, size) for how in self._robust}
+                figures = {
+                    how.replace("-", "_"): accuracy(self._kind, num, attack, how, seed, size) for how in self._robust
+                }
                 yield Sample(f"{num} peers, {attack}", repetition, {"without": without} | figures)
 
 
@@ -269,7 +271,10 @@ FIGURES = Section(
             f"{words}, one of {num} peers: {attack}",
             f"{{{num} peers, {attack}/clip:.1f}}",
             f"{{{num} peers, {attack}/without:.1f}}",
-            tuple(f"{{{num} peers, {attack}/{how}:.1f}}" if how in robust else "as clip" for how in OTHERS),
+            tuple(
+                f"{{{num} peers, {attack}/{how.replace('-', '_')}:.1f}}" if how in robust else "as clip"
+                for how in OTHERS
+            ),
         )
         for kind, words, robust in (
             ("replicas", "replicas", ROBUST),

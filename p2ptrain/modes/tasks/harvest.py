@@ -135,7 +135,11 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
         for snapshot in sorted(snapshots, key=lambda s: s.holding.trainer):
             if snapshot.holding.trainer in collected.without:
                 continue
-            tensors, metadata = read_snapshot(snapshot.data)
+            try:
+                tensors, metadata = read_snapshot(snapshot.data)
+            except RemoteError as error:
+                left_out[collected.name_of(snapshot.holding.trainer)] = f"its copy of part {index}: {error}"
+                continue
             if metadata.get("partition") != plan.partition:
                 raise UserError(
                     f"part {index}: the copy of {snapshot.holding.trainer} belongs to another plan; try again"
@@ -147,6 +151,12 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
                 continue
             own[owner] = copy[1]
             copies.setdefault(index, []).append(copy)
+    for index, snapshots in sorted(collected.parts.items()):
+        if index not in copies and not collected.without.issuperset(s.holding.trainer for s in snapshots):
+            who = " and ".join(collected.name_of(s.holding.trainer) for s in snapshots)
+            raise UserError(
+                f"no copy of part {index} is sound ({_reasons(left_out)}); go on without {who}: --without NAME"
+            )
     if not copies:
         raise UserError(f"nothing is left: left out are {_reasons(left_out)}")
     means = {index: parts.mean_of(index, versions) for index, versions in copies.items()}
