@@ -63,7 +63,7 @@ Examples:
     multiple=True,
     metavar="NAME",
     help="Leave out what this device trained, by name or id; may be given again. The report says who makes the model "
-    "worse.",
+    "worse. [default: nobody is left out]",
 )
 @click.option("--data", metavar="SPEC", help=f"Test the model on this. {DATA_HELP} [default: no test]")
 @allow_option

@@ -34,7 +34,7 @@ SURFACE = {
         *("--data", "--model", "--name", "--mode", "--rounds", "--epochs", "--batch-size", "--optimizer"),
         *("--learning-rate", "--seed", "--width", "--groups", "--trunk", "--min-peers", "--compression", "--augment"),
         *("--no-augment", "--input-shape", "--init", "-o", "--output", "--force", "--micro-batches", "--schedule"),
-        *("--val", "--passes", "--classes", "--model-template"),
+        *("--val", "--passes", "--classes", "--model-template", "--robust"),
     ],
     "job continue": ["FILE", "--rounds", "--model", "--state", "-o", "--output", "--force"],
     "job check": ["FILE", "--data", "--full", "--strict", "--allow-model", "--json"],
@@ -47,6 +47,7 @@ SURFACE = {
     "watch": [*GROUP, *NETWORK, "--interval", "--plain"],
     "harvest": [
         *(*GROUP, *NETWORK, "--wait", "-o", "--output", "--force", "--from", "--partial", "--data", "--allow-model"),
+        "--without",
         "--json",
     ],
     "evaluate": [

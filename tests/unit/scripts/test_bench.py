@@ -28,11 +28,11 @@ from p2ptrain.errors import P2PTrainError  # noqa: E402
 
 NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks-cifar"}
 NAMES |= {"pipeline", "pipeline-mobilenet", "pipeline-wired", "pipeline_text", "pipeline_memory", "pipeline_accuracy"}
-NAMES |= {"recovery", "recovery-wide", "recovery-decoder", "split_accuracy", "split_accuracy-classes"}
+NAMES |= {"recovery", "recovery-wide", "recovery-decoder"}
 NAMES |= {"poisoning-fitted", "poisoning-replicas", "poisoning-votes"}
 NAMES |= {"replan", "planner", "planner_split", "overlap-own", "overlap-resnet20", "overlap-vgg11", "overlap-digits"}
 NAMES |= {"hostile", "hostile-short", "split", "split-mobilenet", "split-two-helpers", "split-shared-medium"}
-NAMES |= {"split-memory", "split_unlike", "split_unlike-classes", "recovery"}
+NAMES |= {"split-memory", "split_unlike", "split_unlike-classes"}
 
 
 def bench(*arguments: str) -> str:
