@@ -200,7 +200,7 @@ def test_a_step_that_is_saved_whole_never_vanishes(seed: int, save_s: float | No
 
 def test_the_harvest_is_of_one_step() -> None:
     room = group(1, conditions=LOSSY, rounds=20, snapshot_steps=5)
-    assert room.run(60, all_at(room, 23)), state_of(room)
+    assert room.run(120, all_at(room, 23)), state_of(room)
     tries = (harvest(room, harvester, visitor_number) for visitor_number in range(99, 109))
     found = next(found for found in tries if found)  # what records name may be gone by the time they are heard
     (step,) = {holding.step for holding, _ in found.values()}

@@ -124,8 +124,9 @@ class UnitTrainer(BlocksTrainer):
                 assert self._ended and command.round == self.round
                 self._expect(command.round, command.pieces)
             case GivePiece():
+                if self._begin is None:
+                    return  # read for a round that was stopped meanwhile
                 self._pieces.append(command.piece)
-                assert self._begin is not None
                 if len(self._pieces) == self._begin[1]:
                     self._begin_round(self._begin[0])
             case StopUnits():

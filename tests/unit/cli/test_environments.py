@@ -19,7 +19,7 @@ from p2ptrain import api
 from p2ptrain.cli.shared.options import DeviceChoice
 from p2ptrain.core.commands import COMMON, LENGTHS, Configure, decode, encode
 from p2ptrain.errors import UserError
-from p2ptrain.net import interfaces, keys
+from p2ptrain.net import interfaces, private_files
 from p2ptrain.net.keys import IDENTITY_FILE, load_or_make_identity
 from p2ptrain.runtime.store import blobs, state_dir
 from p2ptrain.runtime.store.state_dir import StateDir
@@ -62,7 +62,7 @@ def test_a_disk_on_which_all_files_look_alike(tmp_path: Path, monkeypatch: pytes
     assert sorted(path.name for path in tmp_path.iterdir()) == [IDENTITY_FILE], "nothing is left behind"
     real = os.fstat
     with monkeypatch.context() as patch:
-        patch.setattr(keys.os, "fstat", lambda fd: SimpleNamespace(st_mode=real(fd).st_mode | 0o755))
+        patch.setattr(private_files.os, "fstat", lambda fd: SimpleNamespace(st_mode=real(fd).st_mode | 0o755))
         assert load_or_make_identity(tmp_path) == identity
 
 

@@ -79,7 +79,9 @@ def test_two_sides_never_both_carry(everyone: set[int], gone: set[int], left: se
 def test_nobody_waits_for_those_whose_processes_have_ended() -> None:
     everyone = [name(i) for i in range(4)]
     ballot: Ballot[str] = Ballot(name(2), 8.0, 20.0)
-    ballot.vote(PlanRef(2, "a" * 64), 100.0)
+    ref = PlanRef(2, "a" * 64)
+    ballot.choose(ref, 100.0)
+    ballot.cast(ref, 100.0)
     ballot.count_heads([name(2), name(3)], everyone, 100.0)
     assert ballot.is_short and ballot.deadline() == 120.0
     ballot.ended = frozenset({name(0)})
