@@ -43,6 +43,8 @@ MAX_HEARD = 20_000
 """Names, of one asking. zeroconf remembers each for up to 75 minutes (some 2 kB), and asks for it again: after so many
 everything is forgotten, and asked for anew."""
 MAX_OTHERS = 64
+_FAILURES = (OSError, Error, TimeoutError, RuntimeError, ValueError)
+"""What zeroconf raises where a network, or what others send in it, is not as it should be."""
 MAX_SHOWN = 64
 """Announcements of the own group that are remembered, the last shown."""
 MAX_ADDRESSES_OF_ONE = 16
@@ -134,7 +136,7 @@ class Discovery:
             self._again.clear()
             try:
                 self._says(f"running on {', '.join(await self._ask())}")
-            except (OSError, Error, TimeoutError, RuntimeError, ValueError) as error:
+            except _FAILURES as error:
                 on = ", ".join(self._interfaces) or "no interface"
                 self._says(f"failed on {on}: {_why(error)}; use --peer HOST:PORT instead")
             await self._again.wait()
@@ -187,7 +189,7 @@ class Discovery:
         await asyncio.gather(*tasks, return_exceptions=True)
         zeroconf, browser, self._zeroconf, self._browser = self._zeroconf, self._browser, None, None
         if zeroconf is not None:
-            with contextlib.suppress(TimeoutError, OSError, Error):
+            with contextlib.suppress(*_FAILURES):
                 await asyncio.wait_for(_stop(zeroconf, browser), CLOSE_S)
 
     def _own_service(self) -> AsyncServiceInfo:
