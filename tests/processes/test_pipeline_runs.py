@@ -168,7 +168,7 @@ def test_a_trainer_that_dies_and_a_helper_without_samples(peers: PeerGroup) -> N
     at = time.time()
     helper.trainer().send_signal(signal.SIGKILL)
     peers.until(lambda: helper.said("trainer-failed", at), 10, "the node notices")
-    peers.until(lambda: all(peer.said("training", at) for peer in (owner, helper)), 60, "both go on")
+    peers.until(lambda: owner.said("training", at), 60, "the other goes on, and may be done before the helper is back")
     assert int(owner.lines("training", at)[0].fields["round"] or 0) >= 1
     peers.until_all("done", 120)
     found = peers.harvest()
