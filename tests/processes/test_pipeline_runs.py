@@ -150,7 +150,7 @@ def test_a_lost_stage_is_taken_over_from_what_was_saved(peers: PeerGroup, schedu
         assert int(peer.lines("training", at)[0].fields["round"] or 0) >= 1, "from a saved step, not from the start"
     peers.until_all("done", 120, others)
     found = peers.harvest()
-    assert found.plan.epoch == 2 and {report.round for report in found.report} == {20}
+    assert found.plan.epoch > plan.epoch and {report.round for report in found.report} == {20}
     path = peers.home / "model.safetensors"
     api.save_harvest(path, found)
     model, card = api.load_model(path)

@@ -155,7 +155,7 @@ def test_a_helper_is_killed_and_its_owners_go_on(peers: PeerGroup) -> None:
         assert int(peer.lines("training", at)[0].fields["round"] or 0) >= 1, "from a saved state, not from the start"
     peers.until_all("done", 120, owners)
     found = peers.harvest()
-    assert found.plan.epoch == 2 and {report.round for report in found.report} == {12}
+    assert found.plan.epoch > 1 and {report.round for report in found.report} == {12}
     path = peers.home / "model.safetensors"
     api.save_harvest(path, found)
     model, card = api.load_model(path)
