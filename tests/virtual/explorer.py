@@ -60,6 +60,7 @@ class Explorer:
             self.check()
         room.heal()
         room.conditions = LAN
+        room.run(0.5)  # who is leaving is gone
         for device in room.devices.values():
             if not device.is_on:
                 room.restart(device.number)
