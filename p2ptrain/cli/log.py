@@ -67,7 +67,7 @@ def command(
             return None
         if as_json:
             return journal.encode(line).decode().rstrip("\n")
-        return f"{_day(line)} {journal.render(line)}" if is_raw else _sentence(line)
+        return f"{journal.day(line)} {journal.render(line)}" if is_raw else _sentence(line)
 
     lines = (text for line in journal.read(path) if (text := shown(line)) is not None)
     for text in deque(lines, maxlen=num_lines):
@@ -87,11 +87,7 @@ def _sentence(line: Line) -> str | None:
     told = messages_for_people.tell(line)
     if told is None and line.kind == "round":
         told = messages_for_people.round_sentence(line.fields, 0, 0.0)
-    return None if told is None else f"{_day(line)} {journal.clock(line)}  {told}"
-
-
-def _day(line: Line) -> str:
-    return time.strftime("%Y-%m-%d", time.localtime(line.time if 0 <= line.time < 2**40 else 0))
+    return None if told is None else f"{journal.day(line)} {journal.clock(line)}  {told}"
 
 
 def _coming(path: Path) -> Iterator[Line]:

@@ -225,7 +225,8 @@ FIGURES = Section(
         ),
         Remark(
             "recovery-wide",
-            "Single runs; four peers shared the two cores of a machine that others used, too (load"
+            "Single runs by an earlier version, whose plan chose how many blocks each peer began with; four peers"
+            " shared the two cores of a machine that others used, too (load"
             " {a peer killed, 100 Mbit, light/load:.0f} to {a peer killed, 50 Mbit, heavy/load:.0f}): the first batch"
             " takes most of the time of light. Until all are ready to train heavy takes 20 and 23 times as long; with"
             " the batch 4.2 and 4.5 times. The aim is 14.",

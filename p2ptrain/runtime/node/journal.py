@@ -199,7 +199,16 @@ def render(line: Line) -> str:
 
 def clock(line: Line) -> str:
     """The local time of day at which it was written."""
-    return time.strftime("%H:%M:%S", time.localtime(line.time if 0 <= line.time < 2**40 else 0))
+    return time.strftime("%H:%M:%S", _written(line))
+
+
+def day(line: Line) -> str:
+    """The local date on which it was written."""
+    return time.strftime("%Y-%m-%d", _written(line))
+
+
+def _written(line: Line) -> time.struct_time:
+    return time.localtime(line.time if 0 <= line.time < 2**40 else 0)
 
 
 def _plain(value: object) -> Value:
