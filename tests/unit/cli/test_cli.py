@@ -13,8 +13,9 @@ from pathlib import Path
 
 import click
 import pytest
+from command_line import run
 
-from p2ptrain.cli.main import COMMANDS, cli, main
+from p2ptrain.cli.main import COMMANDS, cli
 from p2ptrain.cli.shared.options import Duration, Names
 from p2ptrain.modes.jobs import load_job, mode_tables
 from p2ptrain.modes.tasks.config import tasks_of
@@ -114,13 +115,6 @@ def test_every_option_says_its_default_and_every_command_has_an_example() -> Non
             if isinstance(option, click.Option) and not option.is_flag and not option.required:
                 assert "default: " in (option.help or ""), (name, option.opts)
             assert isinstance(option, click.Argument) or option.help, (name, option.opts)
-
-
-def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from command_line import run
 
-from p2ptrain.cli.main import main
 from p2ptrain.ids import JobId
 from p2ptrain.net.group.kept import load_kept
 from p2ptrain.net.group.rotation import Followed, LeftOut, read_notice
@@ -20,13 +20,6 @@ from p2ptrain.runtime.store.state_dir import carry_job
 from p2ptrain.wire import codec
 
 ALONE = ["--interface", "127.0.0.1", "--no-discovery", "--wait", "0"]
-
-
-def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
 
 
 @pytest.fixture(autouse=True)

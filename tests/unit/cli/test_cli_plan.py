@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import run
 
-from p2ptrain.cli.main import main
 from p2ptrain.config import CODINGS
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.blocks.costs import profile_blocks
@@ -21,13 +21,6 @@ from p2ptrain.planning.devices.profiles import read_profile
 
 PEERS = Path(__file__).parents[3] / "peers"
 SMALL = ["plan", "--model", "lenet", "--batch-size", "8", "--micro-batches", "4"]
-
-
-def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
 
 
 def test_the_plan_its_baselines_and_its_timeline_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

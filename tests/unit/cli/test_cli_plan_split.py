@@ -6,21 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import run
 
-from p2ptrain.cli.main import main
 from p2ptrain.planning.split.strategies import strategies
 
 PEERS = Path(__file__).parents[3] / "peers"
 NAMES = ("raspberry-pi-4", "old-laptop", "desktop-gpu")
 PROFILES = [str(PEERS / f"{name}.toml") for name in NAMES]
 SPLIT = ["plan", "--mode", "split", "--model", "vgg11", "--batch-size", "32", "--micro-batches", "4"]
-
-
-def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
 
 
 def test_units_helpers_strategies_and_timeline_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
