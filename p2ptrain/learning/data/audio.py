@@ -4,7 +4,8 @@ Invariant: equal samples and equal ``AudioConfig`` give equal features on every 
 rate and channels; and no length that a file or a job claims is believed before it is checked.
 
 The RIFF chunks are read here and not by the standard library's ``wave``, which before Python 3.12 refuses the
-extensible header that most 24-bit and multi-channel files carry.
+extensible header that most 24-bit and multi-channel files carry, and knows neither RF64 (EBU Tech 3306: the sizes of
+long recordings stand in a chunk of their own) nor RIFX (everything has its most significant byte first).
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ _PCM, _FLOAT, _ALAW, _MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
 _BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32, 64), _ALAW: (8,), _MULAW: (8,)}
 _ENDLESS = 0x7F000000
 """From here on sizes are what programs write that don't know how much will come: 0x7FFFFFFF, 0xFFFFFFFF and such."""
+_ORDERS = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">"}
+"""Which byte comes first in files that begin so."""
 _EXPECTED = "expected a WAV file of PCM (8, 16, 24 or 32 bits), floats, A-law or mu-law"
 
 
@@ -53,6 +56,8 @@ class WavInfo:
     num_samples: int
     coding: int = _PCM
     """As the format chunk says it."""
+    order: str = "<"
+    """Of the bytes of a number: ``<`` or ``>``."""
 
     @property
     def seconds(self) -> float:
@@ -61,34 +66,40 @@ class WavInfo:
 
 def wav_info(data: bytes, where: str) -> WavInfo:
     """Parse and check the header. Raises ``DataError``."""
-    if len(data) < 12 or data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+    if len(data) < 12 or data[:4] not in _ORDERS or data[8:12] != b"WAVE":
         raise DataError(f"{where}: not a WAV file; {_EXPECTED}; convert it, e.g. ffmpeg -i FILE -c:a pcm_s16le OUT.wav")
+    order = _ORDERS[data[:4]]
     fmt: tuple[int, int, int, int, int] | None = None
+    long_size: int | None = None
     at = 12
     for _ in range(_MAX_CHUNKS):
         if at + 8 > len(data):
             break
-        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        name, size = struct.unpack_from(f"{order}4sI", data, at)
         body = at + 8
         if name == b"fmt ":
-            fmt = _format(data[body : body + size], where)
+            fmt = _format(data[body : body + size], order, where)
+        elif name == b"ds64" and size >= 16 and body + 16 <= len(data):
+            long_size = struct.unpack_from("<8xQ", data, body)[0]
         elif name == b"data":
             if fmt is None:
                 raise DataError(f"{where}: samples before the format chunk; {_EXPECTED}")
-            whole = int.from_bytes(data[4:8], "little") + 8 == len(data)
-            if size >= _ENDLESS or (size == 0 and not whole):  # written to a pipe, which can't be wound back
+            whole = struct.unpack_from(f"{order}I", data, 4)[0] + 8 == len(data)
+            if size == 0xFFFFFFFF and long_size:
+                size = long_size
+            elif size >= _ENDLESS or (size == 0 and not whole):  # written to a pipe, which can't be wound back
                 size = len(data) - body
-            return _checked(fmt, body, size, len(data), where)
+            return _checked(fmt, body, size, len(data), order, where)
         at = body + size + (size & 1)  # chunks start at even offsets
     raise DataError(f"{where}: the file ends before its samples (cut off?); {_EXPECTED}")
 
 
-def _format(body: bytes, where: str) -> tuple[int, int, int, int, int]:
+def _format(body: bytes, order: str, where: str) -> tuple[int, int, int, int, int]:
     if len(body) < 16:
         raise DataError(f"{where}: broken format chunk; {_EXPECTED}")
-    tag, channels, rate, _, block_bytes, bits = struct.unpack_from("<HHIIHH", body)
-    if tag == _EXTENSIBLE and len(body) >= 26:
-        tag = int.from_bytes(body[24:26], "little")
+    tag, channels, rate, _, block_bytes, bits = struct.unpack_from(f"{order}HHIIHH", body)
+    if tag == _EXTENSIBLE and len(body) >= 28:
+        tag = struct.unpack_from(f"{order}I", body, 24)[0]
     if tag not in _BITS:
         raise DataError(f"{where}: WAV coding {tag:#06x}; {_EXPECTED}; convert it with ffmpeg -c:a pcm_s16le")
     if bits not in _BITS[tag] or block_bytes != channels * bits // 8:
@@ -96,7 +107,9 @@ def _format(body: bytes, where: str) -> tuple[int, int, int, int, int]:
     return channels, rate, bits // 8, block_bytes, tag
 
 
-def _checked(fmt: tuple[int, int, int, int, int], start: int, size: int, file_bytes: int, where: str) -> WavInfo:
+def _checked(
+    fmt: tuple[int, int, int, int, int], start: int, size: int, file_bytes: int, order: str, where: str
+) -> WavInfo:
     channels, rate, sample_bytes, block_bytes, coding = fmt
     if not 1 <= channels <= MAX_CHANNELS or not MIN_RATE <= rate <= MAX_RATE:
         raise DataError(
@@ -114,7 +127,7 @@ def _checked(fmt: tuple[int, int, int, int, int], start: int, size: int, file_by
         raise DataError(
             f"{where}: {num_samples / rate:.0f} s long; at most {MAX_SECONDS:.0f} s are read: cut it into shorter files"
         )
-    return WavInfo(rate, channels, sample_bytes, start, num_samples, coding)
+    return WavInfo(rate, channels, sample_bytes, start, num_samples, coding, order)
 
 
 def read_wav(data: bytes, where: str, max_seconds: float = MAX_SECONDS) -> tuple[NDArray[np.float32], int]:
@@ -126,7 +139,7 @@ def read_wav(data: bytes, where: str, max_seconds: float = MAX_SECONDS) -> tuple
     raw = np.frombuffer(data, np.uint8, keep * block_bytes, start)
     if info.coding == _FLOAT:
         with np.errstate(all="ignore"):  # what is no number is refused below
-            flat: NDArray[Any] = raw.view(f"<f{info.sample_bytes}").astype(np.float32)
+            flat: NDArray[Any] = raw.view(f"{info.order}f{info.sample_bytes}").astype(np.float32)
         if not np.isfinite(flat).all():
             raise DataError(f"{where}: infinite or missing numbers for samples; convert it with ffmpeg -c:a pcm_s16le")
     elif info.coding in (_ALAW, _MULAW):
@@ -135,10 +148,10 @@ def read_wav(data: bytes, where: str, max_seconds: float = MAX_SECONDS) -> tuple
         flat = (raw.astype(np.float32) - 128) / 128
     elif info.sample_bytes == 3:
         wide = np.zeros((len(raw) // 3, 4), np.uint8)
-        wide[:, 1:] = raw.reshape(-1, 3)  # into the upper bytes, so that the sign is right
+        wide[:, 1:] = raw.reshape(-1, 3)[:, :: 1 if info.order == "<" else -1]  # above, so that the sign is right
         flat = wide.view("<i4")[:, 0].astype(np.float32) / 2**31
     else:
-        flat = raw.view(f"<i{info.sample_bytes}").astype(np.float32) / 2 ** (8 * info.sample_bytes - 1)
+        flat = raw.view(f"{info.order}i{info.sample_bytes}").astype(np.float32) / 2 ** (8 * info.sample_bytes - 1)
     return flat.reshape(keep, info.num_channels).mean(axis=1, dtype=np.float32), info.sample_rate
 
 

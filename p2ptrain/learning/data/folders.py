@@ -344,7 +344,7 @@ def _check_sample(file: str, kind: Kind, where: str) -> None:
     suffix = PurePosixPath(file).suffix.lower()
     if suffix in _SUFFIXES[kind]:
         return
-    hint = "; convert it, e.g. ffmpeg -i FILE OUT.wav" if kind == "audio" else ""
+    hint = f"; convert it, e.g. {'ffmpeg -i FILE OUT.wav' if kind == 'audio' else 'magick FILE OUT.jpg'}"
     raise DataError(f"{where}: not {kind} data that can be read; expected {_suffixes(kind)}{hint}")
 
 

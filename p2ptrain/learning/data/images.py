@@ -32,6 +32,8 @@ MAX_PIXELS = 64_000_000
 """Larger pictures are refused: decoding takes up to 4 bytes a pixel on every thread."""
 
 _EXIF_ORIENTATION = 0x0112
+_TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 # Pillow keeps the upper byte of 16 bits a channel. Read as if of the other byte order, it gives the lower one.
 _LOWER_BYTES = {
     f"{mode};16{order}": f"{mode};16{other}"
@@ -153,6 +155,12 @@ def _is_wide(image: Image.Image) -> bool:
     return image.mode == "F" or image.mode.startswith("I") or ";16" in _raw_mode(image)
 
 
+def _tiff_tag(image: Image.Image, tag: int) -> int | None:
+    """The (first) number that a TIFF file gives for ``tag``; None if it gives none, or is none."""
+    values = getattr(image, "tag_v2", {}).get(tag)
+    return values[0] if isinstance(values, tuple) else values
+
+
 def _raw_mode(image: Image.Image) -> str:
     """How the file holds its pixels, in Pillow's words; "" where they need no unpacking."""
     tiles = getattr(image, "tile", None)
@@ -187,6 +195,10 @@ def _wide_values(data: bytes, image: Image.Image) -> tuple[NDArray[Any], NDArray
             alpha = high[..., 3].astype(np.uint8) if high.shape[2] == 4 else None
     if not np.isfinite(values).all():
         raise ValueError("infinite or missing numbers for pixels")
+    if _tiff_tag(image, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow heeds for 8 bits a channel only
+        if values.dtype.kind == "f":
+            raise ValueError("floats of which zero is white")
+        values = int(FULL_WHITE) - values.astype(np.int32)
     lowest, highest = float(values.min()), float(values.max())
     if lowest < (min(0.0, (1 - OVERSHOOT) * highest) if image.mode == "F" else 0):
         raise ValueError(f"pixels below zero ({lowest:g})")
@@ -237,6 +249,8 @@ def _check_size(image: Image.Image, where: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise DataError(f"{where}: {width}x{height} pixels; at most {MAX_PIXELS:,} are read: make the picture smaller")
+    if not _is_wide(image) and _tiff_tag(image, _TIFF_SAMPLE_FORMAT) == _SIGNED:  # Pillow takes them for unsigned
+        raise ValueError("signed bytes for pixels")
 
 
 def _broken(where: str, error: BaseException) -> DataError:

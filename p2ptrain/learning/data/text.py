@@ -9,7 +9,9 @@ two splits. The file is mapped, not read, until samples are decoded.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +31,12 @@ TEST_SHARE = 10
 """One part in so many is for testing."""
 _PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _EXPECTED = "expected a file of plain text, such as text:book.txt"
+_BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_LOOKED_AT = 4096
+"""Bytes at each of the places at which a file is looked at."""
+_PLACES = 16
+_CONTROLS = np.array([byte < 32 and byte not in b"\t\n\v\f\r\x1b" for byte in range(256)])
+"""Bytes that text in ASCII, UTF-8 and the ISO-8859 codings has none of."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +73,9 @@ class TextSource(Source):
                     "a longer text, or make the job with a shorter --input-shape 1,1,BYTES"
                 )
         return fitted
+
+    def notes(self) -> Sequence[str]:
+        return [note] if (note := _unlike_text(self.text)) else []
 
     def num_samples(self, split: Split) -> int:
         return max(0, len(self._part(split)) - 1) // self.context
@@ -120,3 +131,22 @@ def open_text(spec: str, path: Path) -> Source:
     if packed is not None:
         raise DataError(f"{path}: packed with {packed}; unpack it first; {_EXPECTED}")
     return TextSource(spec, text)
+
+
+def _unlike_text(text: NDArray[np.uint8]) -> str:
+    """What to say of a file that is not plain text, at places spread over it; "" of one that is."""
+    places = np.linspace(0, max(0, len(text) - _LOOKED_AT), _PLACES).astype(int)
+    looked_at = np.concatenate([text[at : at + _LOOKED_AT] for at in np.unique(places & ~3)])
+    few, many = sorted(float((looked_at[first::2] == 0).mean()) for first in (0, 1))
+    is_marked = text[:2].tobytes() in _BYTE_ORDER_MARKS and text[2:4].any()  # UTF-32 begins like UTF-16
+    if is_marked or (few < 0.01 and many > 0.5):
+        return (
+            "looks like UTF-16, where two bytes are a letter, and each byte is learnt; better: iconv -f UTF-16 -t UTF-8"
+        )
+    num = int(_CONTROLS[looked_at].sum())
+    if 100 * num > len(looked_at):
+        return (
+            f"doesn't look like text: {100 * num / len(looked_at):.0f} % of the bytes are control characters; each "
+            "byte is learnt as it is: if this is a document or an archive, save it as plain text first"
+        )
+    return ""

@@ -7,6 +7,7 @@ import hashlib
 import math
 import struct
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,33 +20,42 @@ from p2ptrain.learning.data.audio import SILENCE, resample, wav_info
 AUDIO = AudioConfig()
 
 
-def wav_bytes(samples: np.ndarray, rate: int = 8000, bits: int = 16, extensible: bool = False) -> bytes:
+def wav_bytes(
+    samples: np.ndarray, rate: int = 8000, bits: int = 16, extensible: bool = False, magic: str = "RIFF"
+) -> bytes:
     """Samples in [-1, 1), ``[frames]`` or ``[frames, channels]``, as a WAV file."""
+    order = ">" if magic == "RIFX" else "<"
+    byteorder: Literal["big", "little"] = "big" if magic == "RIFX" else "little"
     samples = samples.reshape(len(samples), -1)
     channels = samples.shape[1]
     scaled = np.floor(samples.reshape(-1) * 2.0 ** (bits - 1)).astype(np.int64) + (128 if bits == 8 else 0)
-    body = b"".join(int(v).to_bytes(bits // 8, "little", signed=bits > 8) for v in scaled)
+    body = b"".join(int(v).to_bytes(bits // 8, byteorder, signed=bits > 8) for v in scaled)
     block = channels * bits // 8
     tag = 0xFFFE if extensible else 1
-    fmt = struct.pack("<HHIIHH", tag, channels, rate, rate * block, block, bits)
+    fmt = struct.pack(f"{order}HHIIHH", tag, channels, rate, rate * block, block, bits)
     if extensible:
-        guid = bytes.fromhex("0100000000001000800000aa00389b71")
-        fmt += struct.pack("<HHI", 22, bits, 0) + guid
-    chunks = b"fmt " + struct.pack("<I", len(fmt)) + fmt + b"LIST" + struct.pack("<I", 3) + b"abc\0"
-    chunks += b"data" + struct.pack("<I", len(body)) + body
-    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+        guid = struct.pack(f"{order}IHH", 1, 0, 16) + bytes.fromhex("800000aa00389b71")
+        fmt += struct.pack(f"{order}HHI", 22, bits, 0) + guid
+    is_long = magic in ("RF64", "BW64")
+    chunks = b"ds64" + struct.pack("<IQQQI", 28, 0, len(body), 0, 0) if is_long else b""
+    chunks += b"fmt " + struct.pack(f"{order}I", len(fmt)) + fmt + b"LIST" + struct.pack(f"{order}I", 3) + b"abc\0"
+    chunks += b"data" + struct.pack(f"{order}I", 0xFFFFFFFF if is_long else len(body)) + body
+    after = b"LIST" + struct.pack(f"{order}I", 2) + b"xy"
+    size = 0xFFFFFFFF if is_long else 4 + len(chunks + after)
+    return magic.encode() + struct.pack(f"{order}I", size) + b"WAVE" + chunks + after
 
 
 def tone(hz: float, seconds: float, rate: int = 8000) -> np.ndarray:
     return 0.5 * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)
 
 
+@pytest.mark.parametrize("magic", ["RIFF", "RIFX", "RF64", "BW64"])
 @pytest.mark.parametrize("extensible", [False, True])
 @pytest.mark.parametrize("channels", [1, 2, 3])
 @pytest.mark.parametrize("bits", [8, 16, 24, 32])
-def test_every_width_and_channel_count_reads_back(bits: int, channels: int, extensible: bool) -> None:
+def test_every_width_and_channel_count_reads_back(bits: int, channels: int, extensible: bool, magic: str) -> None:
     wanted = np.random.default_rng(bits).uniform(-1, 0.99, (50, channels))
-    got, rate = read_wav(wav_bytes(wanted, 11025, bits, extensible), "x.wav")
+    got, rate = read_wav(wav_bytes(wanted, 11025, bits, extensible, magic), "x.wav")
     assert rate == 11025
     np.testing.assert_allclose(got, wanted.mean(axis=1), atol=1.01 / 2 ** (bits - 1) + 1e-6)
 
@@ -135,7 +145,7 @@ def test_broken_files_name_what_was_expected() -> None:
     for data, words in [
         (b"", "not a WAV"),
         (b"ID3" + good, "not a WAV"),
-        (good[:-10], "cut off"),
+        (good[:-20], "cut off"),
         (good[:20], "format chunk"),
         (good[: start + 2], "cut off"),
         (empty, "no samples"),

@@ -88,6 +88,34 @@ def test_signed_and_long_integers(tmp_path: Path) -> None:
             propose_contract(tree(tmp_path / name, saved(image, "TIFF"), suffix="tif"))
 
 
+def tiff(values: np.ndarray, photometric: int, sample_format: int) -> bytes:
+    """``[H, W]`` as an uncompressed grey TIFF."""
+    data = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    height, width = values.shape
+    sizes = [(256, width), (257, height), (258, 8 * values.dtype.itemsize), (259, 1), (262, photometric), (273, 8)]
+    entries = [*sizes, (277, 1), (278, height), (279, len(data)), (339, sample_format)]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    head = b"II*\0" + struct.pack("<I", 8 + len(data)) + data
+    return head + struct.pack("<H", len(entries)) + directory + struct.pack("<I", 0)
+
+
+def test_where_zero_is_white_at_any_depth(tmp_path: Path) -> None:
+    for depth in (8, 16):
+        values = np.rint(RAMP * (2**depth - 1)).astype(f"<u{depth // 8}")
+        for zero_is in (0, 1):
+            source = tree(tmp_path / f"{depth}-{zero_is}", tiff(values, zero_is, 1), suffix="tif")
+            wanted = 255 * (RAMP if zero_is else 1 - RAMP)
+            assert np.abs(read(source)[0, 0].astype(int) - wanted).max() <= 1
+    floats = tree(tmp_path / "floats", tiff(RAMP.astype("<f4"), 1, 3), suffix="tif")
+    assert np.abs(read(floats)[0, 0] - 255 * RAMP).max() <= 1
+    for name, data, words in [
+        ("float", tiff(RAMP.astype("<f4"), 0, 3), "floats of which zero is white"),
+        ("signed", tiff(np.rint(RAMP * 100).astype("i1"), 1, 2), "signed bytes"),
+    ]:
+        with pytest.raises(DataError, match=words):
+            propose_contract(tree(tmp_path / name, data, suffix="tif"))
+
+
 def test_dark_pictures_of_a_set_stay_dark_and_another_depth_is_refused(tmp_path: Path) -> None:
     full, dark = np.rint(RAMP * 4095)[..., None].astype(int), np.rint(RAMP * 500)[..., None].astype(int)
     contract = propose_contract(tree(tmp_path / "x", png(full, 0), png(dark, 0)))

@@ -95,6 +95,30 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
         propose_contract(open_source(f"text:{short}"), (1, 1, 4))
 
 
+RUSSIAN = "\u0412\u0441\u0435 \u0441\u0435\u043c\u044c\u0438. " * 300
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (("to be or not to be\n" * 200).encode(), ""),
+        (RUSSIAN.encode(), ""),
+        (RUSSIAN.encode("iso8859-5"), ""),
+        (b"int main() {\f\n\treturn 0;\r\n}\n" * 100, ""),
+        (("to be or not to be\n" * 200).encode("utf-16-le"), "looks like UTF-16"),
+        (("to be or not to be\n" * 200).encode("utf-16-be"), "looks like UTF-16"),
+        (RUSSIAN.encode("utf-16"), "looks like UTF-16"),
+        (("to be or not to be\n" * 200).encode("utf-32"), "doesn't look like text: 7"),
+        (b"%PDF-1.7\n" + np.random.default_rng(1).bytes(30_000), "doesn't look like text: 1"),
+        (b"plain " * 10_000 + bytes(60_000), "doesn't look like text: 50 %"),
+    ],
+)
+def test_what_is_no_plain_text_is_learnt_and_said(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "x").write_bytes(data)
+    notes = open_source(f"text:{tmp_path / 'x'}").notes()
+    assert [note[: len(words)] for note in notes] == ([words] if words else [])
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")
 def test_a_file_that_cant_be_read(tmp_path: Path) -> None:
     path = written(tmp_path, 2000)
