@@ -84,6 +84,15 @@ def _goes_back(fields: Fields) -> str:
     return f"the group goes back {to}{gone}: {lost} lost and done again"
 
 
+def _overtaken(fields: Fields) -> str:
+    batches, first = int(_number(fields, "batches")), int(_number(fields, "first"))
+    end = "the others, who were apart from this device, have trained the model to its end: this device stops"
+    if not batches:
+        return end
+    what = f"batch {first}" if batches == 1 else f"batches {first}-{first + batches - 1}"
+    return f"{end}. What it did apart, {what}, is not in that model"
+
+
 _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "job": lambda f: f"job {_text(f, 'name')} ({_text(f, 'job')}), mode {_text(f, 'mode')}",
     "job-from": lambda f: f"got the job from {_text(f, 'peer')}",
@@ -116,6 +125,7 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "left": lambda f: f"{_who(f)} left",
     "failed": lambda f: f"{_who(f)} is lost: no answer any more",
     "goes-back": _goes_back,
+    "overtaken": _overtaken,
     "goes-on": lambda f: (
         f"goes on: batch {_text(f, 'step')} is done, {_number(f, 'seconds'):.1f} s after the loss was seen"
     ),

@@ -20,6 +20,7 @@ from stage_group import (
     group,
     pipeline_body,
     state_of,
+    total_steps,
     trainer,
     under_way,
 )
@@ -287,6 +288,28 @@ def test_a_cut_network_goes_on_and_is_one_group_again(parts: tuple[tuple[int, ..
     starts = [first for d in room.on() for epoch, first, *_ in trainer(d).follows if epoch == max(committed(room))]
     assert all(on_the_way - first <= EVERY + 3 for first in starts), (on_the_way, starts)
     ends_well(room)
+
+
+@pytest.mark.parametrize("is_far_behind", [True, False])
+def test_what_is_finished_never_gives_way_to_who_began_again(is_far_behind: bool) -> None:
+    """One of four is cut off early and begins again alone, in a later epoch. It meets the others when they are done,
+    as its own model is half trained: theirs stays, and it stops. Or as it ends as well: both stay."""
+    room = pipeline(rounds=4)
+    alone = staged(room)[2]
+    others = [device for device in room.on() if device is not alone]
+    room.partition([device.number for device in others], [alone.number])
+    total, epochs = total_steps(alone), committed(room)
+    assert room.run(300, lambda: all(device.record.phase == "done" for device in others)), state_of(room)
+    wanted = total // 2 if is_far_behind else total - 2
+    assert room.run(300, lambda: trainer(alone).step >= wanted and alone.core.epoch > max(epochs)), state_of(room)
+    plans = {plan_of(device).hash for device in others}
+    room.heal()
+    assert room.run(60, lambda: alone.record.phase == "done"), state_of(room)
+    room.run(30)
+    assert {plan_of(device).hash for device in others} == plans
+    if is_far_behind:
+        assert trainer(alone).step < total and alone.note_kinds()["overtaken"] == 1
+    assert (alone.core.epoch in check_done(room)) <= (trainer(alone).step == total), "who did not end has no part in it"
 
 
 # --- nobody here has the blocks ---------------------------------------------------------------------------------------

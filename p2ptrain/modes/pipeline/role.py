@@ -105,6 +105,7 @@ class PipelineRole:
             is_under_way=self.progress.is_under_way,
             is_lost=self.progress.is_lost,
             held=self._checkpoints.by_peer,
+            is_finished=self.progress.is_finished,
             may_improve=lambda: self.progress.calm.is_over,
         )
         self.handlers: Mapping[type, Handler] = {**self.replicas.handlers, **self._links.handlers}
@@ -140,11 +141,10 @@ class PipelineRole:
         return isinstance(self._state, Gathering) and self.part != m.NO_PART
 
     def _surplus(self, older: Sequence[m.SnapshotRef]) -> list[m.SnapshotRef]:
-        """Also the newest that could be gone back to stay."""
+        """Also the newest that could be gone back to stay. Something may have been saved here since others said what
+        they have."""
         if self.plan is not None:
-            self._checkpoints.look(
-                self.plan
-            )  # something may have been saved here since others last said what they have
+            self._checkpoints.look(self.plan)
         return self._checkpoints.surplus(older)
 
     def holdings(self) -> tuple[m.SnapshotRef, ...]:
@@ -170,8 +170,8 @@ class PipelineRole:
         name, body = plan.hash, body_of(plan)
         is_lost, told = isinstance(self._state, Lost), []
         if name != self.plan_hash:
-            told = self._recovery.begin(plan, self.plan, self._way_back.done(), now)
-        if name != self.plan_hash:
+            if not self.progress.is_saved():  # else nothing is lost: what was trained to its end stays
+                told = self._recovery.begin(plan, self.plan, self._way_back.done(), now)
             is_lost = name == self._restored  # the process ended under this plan, and its trainer with it
         self.plan, self.plan_hash = plan, name
         has_halted = isinstance(self._state, Gathering)
@@ -203,8 +203,7 @@ class PipelineRole:
         self._recovery.look(self.progress.is_torn(), now)
         if self._way_back.look(now):
             effects.append(Reconsider())
-        if isinstance(self._state, Lost) and self._group.own.phase == "waiting" and self.progress.is_saved():
-            effects += self._group.say(now, phase="trained")
+        effects += self._end(now)
         effects += self._recovery.waits(self._way_back.words(now))
         return effects + self._links.members_changed(now)
 
@@ -282,11 +281,8 @@ class PipelineRole:
     def _progressed(self, event: c.Progress, now: float) -> Effects:
         self._seen_step(event.step, now)
         told = self._recovery.step_done(event.step, now) if isinstance(self._state, Training) else []
-        return [*told, *self._reports.progress(event, self._last_stage(), now)]
-
-    def _last_stage(self) -> tuple[str, ...]:
-        """Who knows the loss."""
-        return body_of(self._trained).pipeline.stages[-1].peers if self._trained is not None else ()
+        know_loss = body_of(self._trained).pipeline.stages[-1].peers if self._trained is not None else ()
+        return [*told, *self._reports.progress(event, know_loss, now)]
 
     def _refused(self, event: c.SnapshotRefused, now: float) -> Effects:
         fetched = self._missing.given()
@@ -336,6 +332,17 @@ class PipelineRole:
         self._trained, self._state, self.part = None, Lost(), m.NO_PART
         self._missing.stop()
         return self._group.say(now, part=m.NO_PART)
+
+    def _end(self, now: float) -> Effects:
+        """Nothing is left to do where the trained model is saved whole, be it by others who went on apart."""
+        plan, is_own, own = self.plan, self.progress.is_finished(), self._group.own
+        if plan is None or plan.part_of(own.peer) is None or not self.progress.is_saved():
+            return []
+        if own.phase not in ("waiting", "training") or (is_own and isinstance(self._state, Training)):
+            return []
+        told = self._recovery.overtaken(plan, self.progress.own) if not is_own else []
+        stop = ToTrainer(StopAt(plan.epoch, self.progress.own, (), now=True))
+        return [*told, stop, *self._lose(now), *self._group.say(now, phase="trained", samples_per_s=0.0)]
 
     def _snapshot_taken(self, event: c.SnapshotTaken, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         if event.round_finished:

@@ -33,6 +33,8 @@ class PipelineRules(StageRules):
     """Whether all train by the plan in force."""
     held: Callable[[], Mapping[str, Sequence[SnapshotRef]]] = dict
     """What of the model is saved, by the members that have it."""
+    is_finished: Callable[[], bool] = lambda: False
+    """Whether the plan in force was trained to the end, and all of that is saved."""
     may_improve: Callable[[], bool] = lambda: True
     """Whether a plan that works may be changed for a faster one."""
 
@@ -119,7 +121,9 @@ class PipelineRules(StageRules):
         return not self.present(members).issuperset(current.trainers()) and not self.standing().waits
 
     def holds_on(self, current: Plan, records: Sequence[Record], others: Collection[PeerId]) -> bool:
-        """While all of its trainers train on by it, and are further than the others."""
+        """While all of its trainers train on by it, and are further than the others; and when it is finished."""
+        if self.is_finished():
+            return True
         name = current.hash
         following = {r.peer for r in records if r.plan == name and not self.is_lost(r)} | {self.own_id}
         return following.issuperset(current.trainers()) and self.lead(others) > self.margin()

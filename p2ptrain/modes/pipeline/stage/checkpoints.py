@@ -61,6 +61,10 @@ class Checkpoints:
         """The newest state that is saved whole."""
         return newest_whole(body_of(plan).pipeline.num_blocks, self.known(absent=absent))
 
+    def is_whole(self, plan: Plan, state: State) -> bool:
+        """Whether all blocks of just this state are saved."""
+        return cover([(0, body_of(plan).pipeline.num_blocks)], state, self.known(), lambda _: 0) is not None
+
     def look(self, plan: Plan) -> None:
         """Members came or went, or have saved something."""
         to_keep = {*states_to_keep(body_of(plan).pipeline.num_blocks, self.by_peer())}

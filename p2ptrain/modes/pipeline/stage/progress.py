@@ -102,9 +102,17 @@ class Progress:
         return self.is_saved()
 
     def is_saved(self) -> bool:
-        """Whether the trained model is saved whole: nothing is left to do."""
+        """Whether the trained model is saved whole, whoever trained it: nothing is left to do."""
         plan = self._plan
-        return plan is not None and self._saved.newest(plan)[0] >= self._rounds * body_of(plan).steps_per_round
+        return plan is not None and self._saved.newest(plan)[0] >= self._last_step(plan)
+
+    def is_finished(self) -> bool:
+        """Whether the plan's own peers have trained it to the end, and it is saved whole."""
+        plan = self._plan
+        return plan is not None and self._saved.is_whole(plan, (self._last_step(plan), plan.epoch))
+
+    def _last_step(self, plan: Plan) -> int:
+        return self._rounds * body_of(plan).steps_per_round
 
     def is_lost(self, record: m.Record) -> bool:
         """Whether a peer that the plan gives a stage to says that it has none."""

@@ -51,6 +51,12 @@ class Recovery:
         batches = max(0, done - body.from_step)
         return [Note("goes-back", (("step", body.from_step), ("batches", batches), ("without", names)))]
 
+    def overtaken(self, plan: Plan, done: int) -> Effects:
+        """The model was trained to its end by others, who were apart. ``done``: batches done here, by this plan."""
+        self._from_step, self._since, self._first = -1, NEVER, None
+        first = body_of(plan).from_step + 1
+        return [Note("overtaken", (("first", first), ("batches", max(0, done + 1 - first))))]
+
     def step_done(self, step: int, now: float) -> Effects:
         """By the plan in force."""
         told: Effects = []

@@ -72,3 +72,12 @@ def test_waiting_is_told_when_it_begins() -> None:
     assert recovery.waits("device b to come back; in 299 s ...") == [] == recovery.waits("")
     assert (sentence(note) or "").startswith("waits for device b to come back")
     assert len(recovery.waits("device c")) == 1
+
+
+@pytest.mark.parametrize(
+    ("done", "told"),
+    [(40, "this device stops"), (41, "What it did apart, batch 41,"), (47, "What it did apart, batches 41-47,")],
+)
+def test_who_went_on_apart_for_nothing_is_told_which_batches_are_in_no_model(done: int, told: str) -> None:
+    (note,) = Recovery(GROUP).overtaken(plan(40), done)
+    assert told in (sentence(note) or "") and "have trained the model to its end" in (sentence(note) or "")
