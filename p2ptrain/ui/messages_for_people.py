@@ -85,9 +85,9 @@ def _goes_back(fields: Fields) -> str:
 
 
 def _overtaken(fields: Fields) -> str:
-    batches, first = int(_number(fields, "batches")), int(_number(fields, "first"))
+    batches, first = fields.get("batches"), fields.get("first")
     end = "the others, who were apart from this device, have trained the model to its end: this device stops"
-    if not batches:
+    if not batches or not isinstance(batches, int) or not isinstance(first, int):
         return end
     what = f"batch {first}" if batches == 1 else f"batches {first}-{first + batches - 1}"
     return f"{end}. What it did apart, {what}, is not in that model"

@@ -14,6 +14,7 @@ from p2ptrain.core.harvest import looks_of
 from p2ptrain.core.plan import Part, Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.registry import MODES, mode_of
+from p2ptrain.protocol.consensus.epochs import epoch_words
 from p2ptrain.runtime.report import look_lines
 from p2ptrain.wire.messages import NO_PART, MemberState, Record
 from p2ptrain.words import clean, mbit_s, percent, scaled, table
@@ -75,7 +76,7 @@ def headline(snapshot: Snapshot) -> str:
     if plan is None:
         lines.append("no plan yet")
     else:
-        lines.append(f"plan {plan.hash[:8]}, epoch {plan.epoch}, parts: {len(plan.parts)}")
+        lines.append(f"plan {plan.hash[:8]}, epoch {epoch_words(plan.epoch)}, parts: {len(plan.parts)}")
         lines += [f"  {with_names(snapshot, line)}" for line in mode_of(job).words.plan_lines(plan, job)]
         words, there = mode_of(job).words, [record for record in snapshot.records if is_here(snapshot, record)]
         lines += [f"  {line}" for line in words.kept_lines(plan, there)]

@@ -9,6 +9,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline import safety
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.stage.states import Gathering, Lost, State
+from p2ptrain.protocol.consensus.epochs import epoch_words
 from p2ptrain.wire.messages import Record
 
 REPORT_TITLES = ("from block", "blocks")
@@ -25,7 +26,8 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     """What the plan gives this peer."""
     part, body = plan.part_of(own), body_of(plan)
     pipeline = body.pipeline
-    start = f"plan of epoch {plan.epoch}, {len(pipeline.stages)} stage{'s' if len(pipeline.stages) > 1 else ''}"
+    stages = f"{len(pipeline.stages)} stage{'s' if len(pipeline.stages) > 1 else ''}"
+    start = f"plan of epoch {epoch_words(plan.epoch)}, {stages}"
     if part is None and own not in {peer.peer for peer in plan.peers}:
         return f"{start}: made before this peer joined; it stands by for the next one"
     if part is None and own not in {figures.peer for figures in body.figures}:

@@ -12,6 +12,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.plan import ShutOut, body_of, need_of, rates_of, runs_of, workers
 from p2ptrain.modes.split.rounds.states import Ended, Gathering, Lost, State
 from p2ptrain.planning.split.units import SplitPlan, Unit
+from p2ptrain.protocol.consensus.epochs import epoch_words
 from p2ptrain.wire.schema import to_plain
 from p2ptrain.words import mbit_s
 
@@ -99,9 +100,8 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     """What the plan gives this peer."""
     body, split = body_of(plan), body_of(plan).split
     helped = sum(not unit.is_alone for unit in split.units)
-    start = (
-        f"plan of epoch {plan.epoch}, {_number(len(split.units), 'copy', 'copies')} of the model, {helped} with help"
-    )
+    copies = f"{_number(len(split.units), 'copy', 'copies')} of the model, {helped} with help"
+    start = f"plan of epoch {epoch_words(plan.epoch)}, {copies}"
     if own not in {peer.peer for peer in plan.peers}:
         return f"{start}: made before this peer came; {NEXT}"
     if (shut_out := body.is_shut_out(own)) is not None:

@@ -16,6 +16,7 @@ from p2ptrain.modes.tasks.head.verdict_words import left_out_line, verdict_lines
 from p2ptrain.modes.tasks.plan import ClassPart, body_of, parts_of
 from p2ptrain.modes.tasks.planning.assignment import notes
 from p2ptrain.modes.tasks.planning.mode_choice import mode_for
+from p2ptrain.protocol.consensus.epochs import epoch_words
 from p2ptrain.words import clean, listed
 
 REPORT_TITLES = ("part", "width")
@@ -44,7 +45,7 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     """What the plan gives this peer."""
     body, names = body_of(plan), job.data.classes
     part = body.part_of(own)
-    start = f"plan of epoch {plan.epoch}, {len(body.parts)} part{'s' if len(body.parts) > 1 else ''}"
+    start = f"plan of epoch {epoch_words(plan.epoch)}, {len(body.parts)} part{'s' if len(body.parts) > 1 else ''}"
     if part is None:
         later = ", and its samples count when the group fits the last layer" if body.fit_head else ""
         return (

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.consensus.ballot import PlanRef
+from p2ptrain.protocol.consensus.epochs import epoch_words
 from p2ptrain.protocol.consensus.rules import AgreementConfig, P, Rules
 from p2ptrain.wire.messages import NO_PART, Record
 
@@ -34,7 +35,8 @@ def votes_missing(ref: PlanRef, electorate: Collection[PeerId], voters: Collecti
     missing = sorted(set(electorate).difference(voters))
     names = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
     num_votes = len(electorate) - len(missing)
-    return f"votes for plan {ref.hash[:8]} of epoch {ref.epoch}: {num_votes} of {len(electorate)}, not yet {names}"
+    plan = f"plan {ref.hash[:8]} of epoch {epoch_words(ref.epoch)}"
+    return f"votes for {plan}: {num_votes} of {len(electorate)}, not yet {names}"
 
 
 def proposal_words(own: PeerId, members: Sequence[Record], left_s: float) -> str:

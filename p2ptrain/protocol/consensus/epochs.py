@@ -18,6 +18,21 @@ CLASSES = 2**20
 MAX_JUMP = 4 * CLASSES * GENERATION
 """Epochs that what is told by others may be ahead: who went on alone a few times is not further."""
 
+LETTERS = "bcdfghjklmnpqrstvwxz"
+"""Of names of generations; no words come of them."""
+
+
+def epoch_words(epoch: int) -> str:
+    """For people: ``7``, and ``1-fghjk`` for the first epoch of a generation of somebody's own. No two are alike."""
+    generation, number = divmod(epoch, GENERATION)
+    if not generation:
+        return str(epoch)
+    letters = ""
+    while generation:
+        generation, digit = divmod(generation, len(LETTERS))
+        letters = LETTERS[digit] + letters
+    return f"{number + 1}-{letters}"
+
 
 def epoch_apart(last: int, own: PeerId) -> int:
     """The first epoch of ``own``'s next generation after ``last``, the highest epoch known."""
