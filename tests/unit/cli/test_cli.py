@@ -42,6 +42,7 @@ SURFACE = {
     "peer": [
         *(*GROUP, "--job", "--data", "--classes", "--shard", "--dirichlet", "--profile", "--name", *NETWORK, "--port"),
         *("--threads", "--device", "--strict", "--allow-model", "--linger", "--out", "--no-model", "--fresh"),
+        *("--tensorboard", "--logger"),
         *("--quiet", "--json"),
     ],
     "status": [*GROUP, *NETWORK, "--wait", "--json"],
