@@ -3,7 +3,7 @@
     time           s since 1970, when it was heard here
     kind           "metrics"; or "job", a line with what is trained; "model", the assembled model as it was looked at
     job, peer      ids; ``name``: of the peer; ``own``: whether it is the one that writes
-    phase          what the peer does: waiting, fetching, training, trained, fitting, done
+    phase          what the peer does: waiting, training, trained, fitting, done, failed
     epoch, part    of the plan; of class sub-models the sub-model, of stages the first block, of units the unit
     round, step    rounds done; optimizer steps done
     samples        samples trained on so far

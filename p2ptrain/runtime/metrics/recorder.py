@@ -31,6 +31,7 @@ LOOK_S = 1.0
 OWN_EVERY_S = 5.0
 OTHERS_EVERY_S = 15.0
 """Within a round. The end of a round, a new phase and a new plan are written at once."""
+OF_A_ROUND = ("job", "peer", "name", "own", "phase", "epoch", "part")
 MAKE_S = 60.0
 """So long a logger may take to begin."""
 
@@ -58,6 +59,8 @@ class Recorder:
         self._journal = Journal(path, max_bytes=MAX_BYTES, tail_lines=0, aside=True)
         self._seen: Callable[[], tuple[Job, Group] | None] = lambda: None
         self._job = JobId("")
+        self._told_round = 0
+        """The last one of this peer whose loss is written down."""
         self._written: dict[PeerId, tuple[float, tuple[object, ...], Record]] = {}
         """Of each peer: when it was written down last, what makes a line due at once, and what was said."""
         self._labels: dict[PeerId, str] = {}
@@ -80,7 +83,7 @@ class Recorder:
             return
         job, group = seen
         if job.id != self._job:
-            self._job, self._written = job.id, {}
+            self._job, self._written, self._told_round = job.id, {}, 0
             self._journal.write(now, "job", **job_measures(job))
         for record in group.records():
             self._look_at(record, now, own=record.peer == group.own_id)
@@ -89,28 +92,38 @@ class Recorder:
         """A line of the own journal: the end of a round is written down at once, however short rounds are."""
         if line.kind not in ("round", "validated") or (seen := self._seen()) is None:
             return
-        self.look(line.time)
-        own, fields = seen[1].own, line.fields
+        if seen[0].id != self._job:
+            self.look(line.time)
+        own = seen[1].own
         if line.kind == "round":
-            told = {"round": fields.get("round"), "loss": fields.get("loss")}
-            changes: dict[str, Any] = {name: value for name, value in told.items() if isinstance(value, (int, float))}
-            ended = dataclasses.replace(own, **changes)
-            self._look_at(ended, line.time, own=True, at_least_every_s=0.0)
+            self._round_ended(own, line)
         else:
-            values = {
-                **measures(own, own=True),
-                "model_accuracy": fields["accuracy"],
-                "model_samples": fields["samples"],
-            }
-            self._tell(line.time, "model", {name: value for name, value in values.items() if value is not None})
+            looked = {"model_accuracy": line.fields.get("accuracy"), "model_samples": line.fields.get("samples")}
+            known = {name: value for name, value in looked.items() if value is not None}
+            self._tell(line.time, "model", {**measures(own, own=True), **known})
 
-    def _look_at(self, record: Record, now: float, *, own: bool, at_least_every_s: float | None = None) -> None:
+    def _round_ended(self, own: Record, line: Line) -> None:
+        """Where it is told late, what the own record says may be of the next round already: then only this is told."""
+        ended, loss = line.fields.get("round"), line.fields.get("loss")
+        if not isinstance(ended, int):
+            return
+        changes: dict[str, Any] = {"loss": float(loss)} if isinstance(loss, (int, float)) else {}
+        if own.round <= ended:
+            self._look_at(dataclasses.replace(own, round=ended, **changes), line.time, own=True, every_s=0.0)
+        elif ended > self._told_round:
+            known = {name: value for name, value in measures(own, own=True).items() if name in OF_A_ROUND}
+            self._journal.write(line.time, "metrics", **{**known, "round": ended, **changes})
+        self._told_round = max(self._told_round, ended)
+
+    def _look_at(self, record: Record, now: float, *, own: bool, every_s: float | None = None) -> None:
         mark = (record.phase, record.round, record.epoch, record.part, record.accuracy, record.model_samples)
         at, before, said = self._written.get(record.peer, (0.0, None, None))
         moved = said is not None and (said.step, said.samples, said.loss) != (record.step, record.samples, record.loss)
-        every_s = at_least_every_s if at_least_every_s is not None else OWN_EVERY_S if own else OTHERS_EVERY_S
-        if mark != before or (moved and now - at >= every_s):
+        due_s = every_s if every_s is not None else OWN_EVERY_S if own else OTHERS_EVERY_S
+        if mark != before or (moved and now - at >= due_s):
             self._written[record.peer] = (now, mark, record)
+            if own and record.loss:
+                self._told_round = max(self._told_round, record.round)
             self._tell(now, "metrics", measures(record, own=own))
 
     def _tell(self, now: float, kind: str, values: Mapping[str, Value]) -> None:

@@ -78,6 +78,7 @@ SURFACE = {
         *("--micro-batches", "--schedule", "--optimizer", "--activations", "--gradients"),
         *("--rate", "--link", "--latency", "--png", "--helper", "--samples", "--medium", "--tails", "--json"),
     ],
+    "report": ["DIR...", "-o", "--output", "--csv", "--job", "--force"],
     "log": ["--state", "-n", "--lines", "--since", "--kind", "--all", "-f", "--follow", "--json"],
     "doctor": [*GROUP, *NETWORK, "--port", "--wait", "--json"],
 }

@@ -127,6 +127,23 @@ def test_no_round_is_missed_however_short(tmp_path: Path, group: FakeGroup, reco
     assert lines[-1]["kind"] == "model" and (lines[-1]["model_accuracy"], lines[-1]["model_samples"]) == (0.75, 80)
 
 
+def test_a_round_that_is_told_late_is_not_mixed_with_the_next(
+    tmp_path: Path, group: FakeGroup, recorder: Recorder
+) -> None:
+    """A stage's round is told when its snapshot is saved: by then the record may speak of the next round."""
+    recorder.look(0.0)
+    group.say(round=2, step=20, loss=0.25)  # round 1 went by between two looks
+    recorder.look(1.0)
+    recorder.heard(Line(1.1, "round", {"round": 1, "loss": 0.5}))
+    recorder.heard(Line(1.2, "round", {"round": 2, "loss": 0.25}))
+    group.say(round=4, step=45)
+    recorder.heard(Line(2.0, "round", {"round": 4, "loss": 0.1}))
+    own = [(line["round"], line.get("step"), line.get("loss")) for line in written(tmp_path, recorder) if "own" in line]
+    rounds = [each for each in own if each[0]]
+    assert rounds[0] == (2, 20, 0.25) and [each[0] for each in rounds] == sorted(each[0] for each in rounds)
+    assert rounds[-1] == (4, 45, 0.1) and len(rounds) <= 3
+
+
 def test_nothing_is_written_before_there_is_a_job(tmp_path: Path, recorder: Recorder) -> None:
     recorder.follow(lambda: None)
     recorder.look(1.0)
