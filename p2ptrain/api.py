@@ -10,28 +10,35 @@ import dataclasses
 import os
 import random
 import tempfile
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p2ptrain.config import Job
+from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import DataError, NobodyError, NotCoveredError, UserError
 from p2ptrain.ids import PeerId
+from p2ptrain.loggers import Logger
 from p2ptrain.net.group.admission import visitors_door
 from p2ptrain.net.group.kept import load_kept
 from p2ptrain.net.keys import OPEN_GROUP, Group, load_or_make_identity, read_code
 from p2ptrain.runtime import harvest as harvesting
+from p2ptrain.runtime.metrics.recorder import FILE as METRICS
+from p2ptrain.runtime.metrics.recorder import Recorder, named
 from p2ptrain.runtime.node.group_job import JOB_WAIT_AGAIN_S, JOB_WAIT_S
 from p2ptrain.runtime.node.journal import Journal, Line
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.node.peer_node import PeerNode
 from p2ptrain.runtime.node.peer_options import PeerOptions
+from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.preflight import is_prepared, prepare
 from p2ptrain.runtime.store.kept import KeptJob, kept_job, newest_job
 from p2ptrain.runtime.store.state_dir import StateDir
@@ -90,25 +97,31 @@ async def run_peer(
     until: asyncio.Event | None = None,
     on_start: Callable[[PeerNode], None] = lambda node: None,
     on_line: Callable[[Line], None] | None = None,
+    loggers: Sequence[Callable[[], Logger]] = (),
 ) -> None:
     """Run one peer until its job is done, the model written and the lingering over, or ``until`` is set.
 
     A new join code of the group's founder is followed. ``on_start`` is called once the peer listens, and again when it
     has left its job for the group's, or its code for a new one; ``on_line`` with
-    every line of its journal.
+    every line of its journal. ``loggers`` make what is told the figures of the training beside ``metrics.jsonl`` in the
+    state directory: see ``p2ptrain.loggers``.
 
     Raises ``UserError`` for what the person at this device can mend.
     """
     state, until = StateDir(_state(state_dir)), until or asyncio.Event()
+    recorder: Recorder | None = None
     try:
         identity = load_or_make_identity(state.path)
         if not is_prepared(options):
             options, _ = await asyncio.to_thread(prepare, options, state.path)
+        recorder = await asyncio.to_thread(Recorder, state.path / METRICS, named(loggers))
+        heard = _both(on_line, recorder.heard)
         wait_s = JOB_WAIT_S
         while True:
-            journal = Journal(state.path / "journal.jsonl", on_line=on_line, aside=True)
+            journal = Journal(state.path / "journal.jsonl", on_line=heard, aside=True)
             node = PeerNode(identity, group, network or NetworkConfig(), options, state, journal, job_wait_s=wait_s)
-            await _run(node, until, on_start)
+            recorder.follow(partial(_training, node))
+            await _run(node, until, on_start, recorder)
             if node.failure is not None:
                 raise node.failure
             if until.is_set() or (node.superseded_by is None and node.codes.followed is None):
@@ -118,11 +131,29 @@ async def run_peer(
             else:
                 wait_s = random.uniform(*JOB_WAIT_AGAIN_S)
     finally:
+        if recorder is not None:
+            await asyncio.to_thread(recorder.close)
         state.close()
 
 
-async def _run(node: PeerNode, until: asyncio.Event, on_start: Callable[[PeerNode], None]) -> None:
+def _training(node: PeerNode) -> tuple[Job, GroupView] | None:
+    """The job, and who trains it; None while there is no job."""
+    peer = node.core
+    return (peer.job, peer.group) if isinstance(peer, Peer) and peer.job is not None else None
+
+
+def _both(first: Callable[[Line], None] | None, second: Callable[[Line], None]) -> Callable[[Line], None]:
+    def heard(line: Line) -> None:
+        second(line)
+        if first is not None:
+            first(line)
+
+    return heard
+
+
+async def _run(node: PeerNode, until: asyncio.Event, on_start: Callable[[PeerNode], None], recorder: Recorder) -> None:
     """From its start to its goodbye."""
+    watching = asyncio.ensure_future(recorder.watch(node.note))
     try:
         await node.start()
         on_start(node)
@@ -132,6 +163,8 @@ async def _run(node: PeerNode, until: asyncio.Event, on_start: Callable[[PeerNod
             task.cancel()
         await node.leave()
     finally:
+        watching.cancel()
+        recorder.look(time.time())
         await node.close()
 
 

@@ -31,11 +31,15 @@ COMMANDS = {
     "attribute": "Score a model's channels by class, for a job that starts from it.",
     "probe": "Measure this device and write its profile.",
     "plan": "How devices would train one model as a pipeline, and what it gains.",
+    "report": "What a group did, as one HTML page and as CSV.",
     "log": "What this device's peer did, in past runs too.",
     "doctor": "Why two devices don't meet, and what to do.",
 }
-OF_A_MODEL = ("evaluate", "predict", "generate", "export", "attribute")
-"""They live in a folder of their own."""
+FOLDERS = {
+    "model": ("evaluate", "predict", "generate", "export", "attribute"),
+    "runs": ("report",),
+}
+"""Commands that live in a folder of their own."""
 
 
 class LazyGroup(click.Group):
@@ -47,7 +51,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        folder = "model." if cmd_name in OF_A_MODEL else ""
+        folder = next((f"{folder}." for folder, commands in FOLDERS.items() if cmd_name in commands), "")
         module = importlib.import_module(f"p2ptrain.cli.{folder}{cmd_name}")
         command: click.Command = module.command
         return command

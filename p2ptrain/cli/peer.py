@@ -104,6 +104,19 @@ Examples:
     help="Where the model goes when the group is done. [default: into the state directory]",
 )
 @click.option("--no-model", is_flag=True, help="Write no model when the group is done.")
+@click.option(
+    "--tensorboard",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write figures of all peers for TensorBoard, too. [default: metrics.jsonl in the state directory alone]",
+)
+@click.option(
+    "--logger",
+    "loggers",
+    multiple=True,
+    metavar="MODULE:CLASS",
+    help="Tell a class of your own the figures: see p2ptrain.loggers; may be given again. [default: none]",
+)
 @click.option("--fresh", is_flag=True, help="Start anew: set aside what this device kept of earlier training.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the journal: a JSON object a line, for programs.")
@@ -129,6 +142,8 @@ def command(
     linger_s: float,
     out: Path | None,
     no_model: bool,
+    tensorboard: Path | None,
+    loggers: tuple[str, ...],
     fresh: bool,
     quiet: bool,
     as_json: bool,
@@ -170,6 +185,7 @@ def command(
         if no_model:
             raise UserError("--out says where the model goes, --no-model that none is written: give one of them")
         former_model(check_output(out))
+    told = peer_session.loggers_of(tensorboard, loggers)
     peer_session.prepare_state(state, fresh=fresh)
     peer_session.check_ports(network)
     options = PeerOptions(
@@ -189,7 +205,7 @@ def command(
     )
     options = _measured(options, job, profile, device, state, silent=quiet or as_json)
     peer_session.run(
-        group, options, network, state, keep_group=bool(code) and not is_open, quiet=quiet, as_json=as_json
+        group, options, network, state, told, keep_group=bool(code) and not is_open, quiet=quiet, as_json=as_json
     )
 
 

@@ -232,6 +232,13 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
         f"{_text(f, 'where')} is on a disk without locks: make sure that no other peer uses this state directory"
     ),
     "storage-damaged": lambda f: "something in the state directory was damaged and moved aside",
+    "logger-failed": lambda f: (
+        f"logger {_text(f, 'logger')}: {_text(f, 'why')}; it is told no more, the figures go on in metrics.jsonl"
+    ),
+    "logger-behind": lambda f: (
+        f"logger {_text(f, 'logger')} is too slow, or hangs: {_text(f, 'why')} figures did not reach it so far; "
+        "all are in metrics.jsonl"
+    ),
     "model-written": lambda f: (
         f"the {_text(f, 'kind')} is in {_text(f, 'path')}" + (f" ({_text(f, 'why_not')})" if f.get("why_not") else "")
     ),

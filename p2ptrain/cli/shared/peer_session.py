@@ -14,12 +14,15 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from p2ptrain import api
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.profiling.allocator import keep_for_messages
+from p2ptrain.loggers import Logger, TensorBoard, find_logger
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.net.group.kept import join_group
 from p2ptrain.net.interfaces import try_to_bind, usable_addresses
@@ -67,11 +70,24 @@ def check_ports(network: NetworkConfig) -> None:
                 )
 
 
+def loggers_of(tensorboard: Path | None, names: Sequence[str]) -> list[Callable[[], Logger]]:
+    """What is told the figures beside the own file. Raises ``UserError``."""
+    found: list[Callable[[], Logger]] = [find_logger(name) for name in names]
+    if tensorboard is not None:
+        try:
+            tensorboard.expanduser().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--tensorboard {tensorboard}: can't be made ({error.strerror or error})") from None
+        found.append(partial(TensorBoard, tensorboard.expanduser()))
+    return found
+
+
 def run(
     group: Group,
     options: PeerOptions,
     network: NetworkConfig,
     state: Path,
+    loggers: Sequence[Callable[[], Logger]] = (),
     *,
     keep_group: bool,
     quiet: bool,
@@ -96,6 +112,7 @@ def run(
             until=session.until,
             on_start=started,
             on_line=session.heard,
+            loggers=loggers,
         )
 
     asyncio.run(main())

@@ -60,7 +60,8 @@ class Journal:
         self._lost = self._told_lost = 0
         self._outlet = Outlet("journal") if aside and path is not None else None
         if path is not None:
-            self._tail.extend(read(path))
+            if tail_lines:
+                self._tail.extend(read(path))
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._open()

@@ -42,6 +42,7 @@ SURFACE = {
     "peer": [
         *(*GROUP, "--job", "--data", "--classes", "--shard", "--dirichlet", "--profile", "--name", *NETWORK, "--port"),
         *("--threads", "--device", "--strict", "--allow-model", "--linger", "--out", "--no-model", "--fresh"),
+        *("--tensorboard", "--logger"),
         *("--quiet", "--json"),
     ],
     "status": [*GROUP, *NETWORK, "--wait", "--json"],
@@ -77,6 +78,7 @@ SURFACE = {
         *("--micro-batches", "--schedule", "--optimizer", "--activations", "--gradients"),
         *("--rate", "--link", "--latency", "--png", "--helper", "--samples", "--medium", "--tails", "--json"),
     ],
+    "report": ["DIR...", "-o", "--output", "--csv", "--job", "--force"],
     "log": ["--state", "-n", "--lines", "--since", "--kind", "--all", "-f", "--follow", "--json"],
     "doctor": [*GROUP, *NETWORK, "--port", "--wait", "--json"],
 }

@@ -1,0 +1,1 @@
+"""How a run is kept up, ended, and told of."""

@@ -1,0 +1,85 @@
+"""``p2ptrain report``: what a group did, as one HTML page and as CSV, from what devices wrote down.
+
+Invariant: only reads state directories, so it may be asked while peers run.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from p2ptrain.cli.shared.options import check_output
+from p2ptrain.errors import UserError
+
+EXAMPLES = """\b
+Examples:
+  p2ptrain report                                  # of this device's last job, into report.html
+  p2ptrain report laptop-state/ board-state/       # of several devices' state directories
+  p2ptrain report -o night.html --csv night.csv    # and every figure as a table
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("state_dirs", nargs=-1, metavar="DIR...", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    metavar="FILE",
+    help="The page. [default: report.html]",
+)
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The figures as a table, too. [default: none]",
+)
+@click.option("--job", default="", metavar="ID", help="Of this job. [default: the one trained last]")
+@click.option("--force", is_flag=True, help="Overwrite files that no report has written.")
+def command(state_dirs: tuple[Path, ...], output: Path, csv_file: Path | None, job: str, force: bool) -> None:
+    """What a group did: loss, accuracy, speed and events of every peer, on a page that needs nothing else.
+
+    One device's state directory tells of all peers that it heard of; more directories tell more exactly. Without any,
+    it is that of this device.
+    """
+    from p2ptrain.api import default_state_dir
+    from p2ptrain.ui.report.gathering import gather
+    from p2ptrain.ui.report.page import MARK, page, to_csv
+    from p2ptrain.words import counted
+
+    for each, mark in ((output, MARK), (csv_file, "time,")):
+        if each is not None:
+            _check(each, mark, force=force)
+    found = gather(state_dirs or (default_state_dir(),), job)
+    _write(output, page(found))
+    if csv_file is not None:
+        _write(csv_file, to_csv(found))
+    numbers = {"peer": len(found.peers), "figure": len(found.lines), "event": len(found.events)}
+    also = f" and {csv_file}" if csv_file else ""
+    click.echo(f"{output}{also}: {', '.join(counted(number, thing) for thing, number in numbers.items())}")
+    for note in found.notes:
+        click.echo(note, err=True)
+
+
+def _check(path: Path, mark: str, *, force: bool) -> None:
+    """Raises ``UserError`` for a place that can't be written to, or holds something else than a report."""
+    check_output(path)
+    if path.exists() and not force:
+        with path.open("rb") as file:
+            if not file.read(len(mark)) == mark.encode():
+                raise UserError(f"{path}: is there already and is no report; give another name, or --force")
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8", errors="replace")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise UserError(f"{path}: can't be written ({error.strerror or error})") from None

@@ -1,0 +1,1 @@
+"""What a group did, on one page that needs nothing else."""
