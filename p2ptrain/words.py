@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 FASTEST_MBIT_S = 100_000.0
 """What comes out faster than the fastest network card did not take long enough to be measured."""
 
-_SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def clean(text: str, width: int = 200) -> str:

@@ -127,6 +127,10 @@ class SnapshotTaken:
     """On the own validation samples, among the classes that are trained here; -1 = there are none."""
     num_skipped: int = 0
     """Batches of the round that taught nothing, as their loss was not a finite number."""
+    work_flops: float = 0.0
+    """Of this device for the job so far, all in all; 0 = not known."""
+    central_flops: float = 0.0
+    """Of central training for the whole job, at least; 0 = not known."""
 
 
 @dataclass(frozen=True, slots=True)

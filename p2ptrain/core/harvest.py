@@ -74,6 +74,23 @@ class Look:
     accuracy: float
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceWork:
+    """What one device computed for the job, beside central training of the whole of it, in FLOPs."""
+
+    name: str
+    flops: float
+    central_flops: float
+    """At least so much: devices do not say which of their samples are the same."""
+
+
+def works_of(records: Iterable[Record], job: JobId) -> tuple[DeviceWork, ...]:
+    """Of peers that know what they computed, one that only waited too."""
+    known = {record.peer: record for record in records if record.job == job and record.work_flops}
+    central = max((record.central_flops for record in known.values()), default=0.0)
+    return tuple(DeviceWork(r.name or r.peer, r.work_flops, central) for _, r in sorted(known.items()) if central)
+
+
 def looks_of(records: Iterable[Record], job: JobId) -> tuple[Look, ...]:
     """What peers that are done with the job say of its model."""
     done = [r for r in records if r.job == job and r.phase == "done" and r.model_samples and r.accuracy >= 0]
@@ -100,6 +117,8 @@ class Harvest:
     """Where it was found, in words."""
     looks: tuple[Look, ...] = ()
     """Of peers that have looked at the finished model, each by itself."""
+    works: tuple[DeviceWork, ...] = ()
+    """What each device computed, as far as that is known."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Whose contributions are not in it, by name, and why not."""
 

@@ -9,11 +9,7 @@ The benchmark ``overlap`` shows this rule (``auto``) beside all passes that equa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import nn
-
-from p2ptrain.learning.blocks.flops import training_flops
+from p2ptrain.learning.blocks.flops import Flops
 
 PATIENCE = 2
 """Passes in a row without a lower loss: at a high learning rate a single one says little."""
@@ -21,12 +17,12 @@ BY_HEART = 0.25
 """While the training loss is above this share of the validation loss, more passes teach more than these samples."""
 
 
-def equal_work(whole: nn.Module, part: nn.Module, input_shape: Sequence[int]) -> float:
-    """Passes of ``part`` for the work of one of ``whole``. Both are models for samples of this shape.
+def equal_work(whole: Flops, part: Flops) -> float:
+    """Passes of ``part`` for the work of one of ``whole``.
 
     About 1 / share^2; the first and the last layer are narrow on one side only, which makes it up to a third less.
     """
-    return training_flops(whole, input_shape).total / max(1, training_flops(part, input_shape).total)
+    return whole.total / max(1, part.total)
 
 
 class RoundEnd:

@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from p2ptrain.core.harvest import Harvest, KeptHarvest, Look
+from p2ptrain.core.harvest import DeviceWork, Harvest, KeptHarvest, Look
 from p2ptrain.modes.registry import mode_of
-from p2ptrain.words import listed, percent, scaled, table
+from p2ptrain.words import clean, listed, percent, scaled, table
 
 COMPLETE, HALF_WAY, INCOMPLETE = "complete", "half-way", "incomplete"
 
@@ -52,6 +52,8 @@ def render(harvest: Harvest) -> str:
         lines.append(f"HALF-WAY: so far {rounds}; harvest again when `p2ptrain status` says that all are done")
     lines += words.harvest_lines(harvest)
     lines += look_lines(harvest.looks)
+    lines += work_line(harvest.works)
+    lines += [f"  {clean(work.name, 24)}: {work_text(work)}" for work in harvest.works]
     for name, why in harvest.left_out.items():
         lines.append(f"LEFT OUT: {name}, {why}")
     for index in harvest.missing:
@@ -69,6 +71,37 @@ def look_lines(looks: Sequence[Look]) -> list[str]:
     each = [f"{look.name} {percent(look.accuracy)} of {look.samples:,}" for look in looks]
     by_each = f" ({listed(each)})" if len(looks) > 1 else ""
     return [f"on {samples:,} validation samples of {who}: {percent(mean_of(looks))} right{by_each}"]
+
+
+def work_line(works: Sequence[DeviceWork]) -> list[str]:
+    """What all devices computed together, beside central training; nothing where nobody knows."""
+    if not works:
+        return []
+    together = DeviceWork("", sum(work.flops for work in works), works[0].central_flops)
+    return [
+        f"training work of {len(works)} device{'s' if len(works) > 1 else ''}, all included: {work_text(together)} "
+        f"({scaled(together.central_flops, 'FLOP')} or more)"
+    ]
+
+
+def work_text(work: DeviceWork) -> str:
+    """``74 TFLOP, at most 1/12.3 of central training``."""
+    times = work.central_flops / work.flops
+    share = f"1/{times:.1f} of" if times >= 1 else f"{1 / times:.1f} times"
+    return f"{scaled(work.flops, 'FLOP')}, at most {share} central training"
+
+
+def works_plain(works: Sequence[DeviceWork]) -> dict[str, Any] | None:
+    """For programs; nothing where nobody knows."""
+    if not works:
+        return None
+    central, total = works[0].central_flops, sum(work.flops for work in works)
+    return {
+        "central_flops": central,
+        "group_flops": total,
+        "group_share": total / central,
+        "peers": [{"name": each.name, "flops": each.flops, "share": each.flops / central} for each in works],
+    }
 
 
 def mean_of(looks: Sequence[Look]) -> float | None:
@@ -116,6 +149,7 @@ def to_plain(harvest: Harvest) -> dict[str, Any]:
         "half_way": harvest.is_half_way,
         "stopped": list(harvest.stopped),
         **_validation(harvest.looks),
+        "work": works_plain(harvest.works),
         "left_out": dict(harvest.left_out),
         **words.harvest_plain(harvest),
         "missing": [{"part": i, "classes": words.part_classes(harvest.plan, job, i)} for i in harvest.missing],

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from p2ptrain.config import Job
-from p2ptrain.core.harvest import looks_of
+from p2ptrain.core.harvest import looks_of, works_of
 from p2ptrain.core.plan import Part, Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.registry import MODES, mode_of
 from p2ptrain.protocol.consensus.epochs import epoch_words
-from p2ptrain.runtime.report import look_lines
+from p2ptrain.runtime.report import look_lines, work_line, work_text, works_plain
 from p2ptrain.wire.messages import NO_PART, MemberState, Record
 from p2ptrain.words import clean, mbit_s, percent, scaled, table
 
@@ -81,6 +81,7 @@ def headline(snapshot: Snapshot) -> str:
         words, there = mode_of(job).words, [record for record in snapshot.records if is_here(snapshot, record)]
         lines += [f"  {line}" for line in words.kept_lines(plan, there)]
         lines += [f"  {clean(line, 400)}" for line in look_lines(looks_of(snapshot.records, job.id))]
+        lines += [f"  {clean(line, 400)}" for line in work_line(works_of(snapshot.records, job.id))]
         for part in unstaffed(snapshot):
             lines.append(f"  nobody trains part {part.index} ({mode_of(job).words.part_name(plan, job, part.index)})")
     return "\n".join(lines)
@@ -151,6 +152,8 @@ def notes(snapshot: Snapshot, record: Record) -> list[str]:
     said = []
     if record.waiting_for and is_here(snapshot, record):
         said.append(f"waits for {clean(record.waiting_for, 200)}")
+    if snapshot.job is not None:
+        said += [f"computed {work_text(work)}" for work in works_of([record], snapshot.job.id)]
     if record.sent and is_here(snapshot, record):
         said.append(f"sent in its last round, Mbit/s: {', '.join(_sent(snapshot, record))}")
     refused = {_REFUSED.get(r, r): n for r, n in snapshot.refused.get(record.peer, {}).items() if r not in HARMLESS}
@@ -213,6 +216,7 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
             "kept": MODES[plan.mode].words.kept_plain(plan, [r for r in snapshot.records if is_here(snapshot, r)]),
         },
         "peers": [_peer(snapshot, record) for record in snapshot.records],
+        "work": works_plain(works_of(snapshot.records, job.id)) if job is not None else None,
         "troubles": dict(snapshot.troubles),
     }
 
@@ -241,6 +245,7 @@ def _peer(snapshot: Snapshot, record: Record) -> dict[str, Any]:
         "validation_accuracy": record.accuracy if record.accuracy >= 0 else None,
         "model_validation_samples": record.model_samples,
         "samples_per_s": record.samples_per_s,
+        "work_flops": record.work_flops,
         "bytes_sent": record.bytes_sent,
         "flops_per_s": record.flops_per_s,
         "memory_bytes": record.memory_bytes,

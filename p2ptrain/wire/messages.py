@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal
 from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.wire.schema import Bound
 
-WIRE_VERSION = 6
+WIRE_VERSION = 7
 
 Lane = Literal["control", "bulk"]
 MemberState = Literal["alive", "suspect", "dead", "left"]
@@ -296,6 +296,10 @@ class Record:
     """It would go, and waits until the others have what it trains."""
     blames: Annotated[tuple[Blame, ...], Bound(0, MAX_BLAMES)] = ()
     """Of peers that it works with under its plan."""
+    work_flops: Annotated[float, Bound(0, 1e27)] = 0.0
+    """What it computed for the job so far, all in all; 0 = not known."""
+    central_flops: Annotated[float, Bound(0, 1e27)] = 0.0
+    """What central training of the whole job comes to, at least; 0 = not known."""
     signature: Signature = b""
     """Of the owner, over all the rest."""
 

@@ -27,7 +27,7 @@ COUNTED_BATCH = 2  # BatchNorm refuses to train on one value per channel
 
 # State tensors per parameter, as torch.optim keeps them.
 OPTIMIZER_COPIES = {"sgd": 0, "sgd_momentum": 1, "adam": 2, "adamw": 2}
-_NEEDS_NUMBERS = (RuntimeError, TypeError, ValueError, AttributeError, JobError)
+NEEDS_NUMBERS = (RuntimeError, TypeError, ValueError, AttributeError, JobError)
 """What a model raises that can't be run without numbers."""
 OptimizerName = Literal["sgd", "sgd_momentum", "adam", "adamw"]
 
@@ -48,7 +48,7 @@ def training_flops(model: nn.Module, input_shape: Sequence[int]) -> Flops:
     """Operations of one training step per sample. The backward pass stops at the first layer's weights."""
     try:
         return _count(meta_twin(model), input_shape, "meta")
-    except _NEEDS_NUMBERS:
+    except NEEDS_NUMBERS:
         return _count(_real_twin(model), input_shape, "cpu")
 
 
@@ -73,7 +73,7 @@ def memory_bytes(model: nn.Module, input_shape: Sequence[int], batch: int, optim
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             return _memory(fake_twin(model), input_shape, batch, max(batch, COUNTED_BATCH), optimizer)
-    except _NEEDS_NUMBERS:
+    except NEEDS_NUMBERS:
         return _memory(_real_twin(model), input_shape, batch, COUNTED_BATCH, optimizer)
 
 

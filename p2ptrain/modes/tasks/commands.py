@@ -116,6 +116,8 @@ class Contributed:
     step: int
     samples: int
     data: bytes
+    work_flops: float = 0.0
+    """Of this device for the job so far, all in all; said with the last step."""
 
 
 @dataclass(frozen=True, slots=True)

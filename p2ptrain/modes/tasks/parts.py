@@ -5,7 +5,7 @@ Invariant: every peer that holds the same job and plan builds the same parts, wi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import LocalError, UserError
+from p2ptrain.learning.blocks.flops import NEEDS_NUMBERS, Flops, training_flops
 from p2ptrain.learning.candidates import FITTED, owner_of, part_left_out, part_of
 from p2ptrain.learning.head_fit import plain_head
 from p2ptrain.learning.initial import fit, fitting_scores, start_from
@@ -21,9 +22,11 @@ from p2ptrain.learning.own.outputs import find_head
 from p2ptrain.learning.robust.means import robust_mean
 from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.validation import UNKNOWN, Head
+from p2ptrain.learning.work import central_flops, fewest_samples
 from p2ptrain.modes.tasks.plan import body_of
 
 State = Mapping[str, Tensor]
+WHOLE = -1
 
 
 class Parts:
@@ -48,6 +51,7 @@ class Parts:
             start_from(self.model.state_dict(), fit(init, self.model.state_dict(), job.model.name))
         self._fresh = init is None
         self._is_text = job.data.kind == "text"
+        self._flops: dict[int, Flops] = {}
         self.decoupling: Decoupling | None = None
         if plan.mode == "tasks":
             self.decoupling = Decoupling(
@@ -61,6 +65,28 @@ class Parts:
 
     def _fresh_model(self) -> nn.Module:
         return global_model(self._job, allow_user_code=self._allow_user_code)
+
+    def flops(self, part: int) -> Flops:
+        """What a part costs, per sample; zeros where it can't be counted."""
+        return self._counted(part, lambda: self.submodel(part))
+
+    def whole_flops(self) -> Flops:
+        """What the whole model costs, per sample."""
+        return self._counted(WHOLE, lambda: self.model)
+
+    def _counted(self, which: int, model: Callable[[], nn.Module]) -> Flops:
+        if which not in self._flops:
+            try:
+                self._flops[which] = training_flops(model(), self._job.data.input_shape)
+            except NEEDS_NUMBERS:  # somebody's own code, that runs on real samples alone
+                self._flops[which] = Flops(0, 0)
+        return self._flops[which]
+
+    def central_flops(self) -> int:
+        """What training the whole model would cost one device that has everybody's samples, at least."""
+        config = self._job.training
+        samples = fewest_samples(peer.counts for peer in self.plan.peers)
+        return central_flops(self.whole_flops().total, samples, config.rounds * config.epochs_per_round)
 
     def submodel(self, part: int) -> nn.Module:
         """What the trainers of this part train."""

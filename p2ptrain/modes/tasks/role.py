@@ -279,7 +279,10 @@ class TasksRole:
             effects += group.say(now, phase="training")
         if event.training_finished and blob is None:
             effects += self._trained(now)
-        effects += group.say(now, round=event.round, step=event.step, samples=event.samples, loss=_known(event.loss))
+        work = {"work_flops": event.work_flops, "central_flops": event.central_flops}
+        effects += group.say(
+            now, round=event.round, step=event.step, samples=event.samples, loss=_known(event.loss), **work
+        )
         if event.accuracy >= 0:
             effects += group.say(now, accuracy=event.accuracy)
         if event.round_finished:

@@ -24,7 +24,9 @@ from p2ptrain.learning.evaluation import evaluate, own_class_accuracy
 from p2ptrain.learning.robust.means import FEWEST
 from p2ptrain.learning.robust.merging import MergeGuard
 from p2ptrain.learning.round_end import RoundEnd, equal_work
+from p2ptrain.learning.snapshots import read_count
 from p2ptrain.learning.training import LocalTrainer, check_batch_size
+from p2ptrain.learning.work import Work
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.plan import body_of
@@ -46,8 +48,12 @@ class PartTraining:
         peer_name: str,
         device: str = "cpu",
         val: Dataset | None = None,
+        work: Work | None = None,
     ) -> None:
         self.part = part
+        self.work = work if work is not None else Work()
+        self._num_run, self._num_looked = 0, 0
+        """Samples that went through the model since its work was counted last: forward and backward, forward alone."""
         self.round = 0
         self.step_in_round = 0
         self.last_loss = math.nan
@@ -70,7 +76,7 @@ class PartTraining:
         check_batch_size(submodel, config.batch_size)
         most, asked = 1.0, tasks_of(job).passes
         if parts.decoupling is not None and asked != 1:
-            most = max(1.0, equal_work(parts.model, submodel, job.data.input_shape))
+            most = max(1.0, equal_work(parts.whole_flops(), parts.flops(part)))
         passes = min(asked or most, most)
         self._steps_per_pass = self._data.num_batches(config.batch_size)
         self._fewest_steps = math.ceil(self._steps_per_pass * config.epochs_per_round)
@@ -110,6 +116,22 @@ class PartTraining:
         return len(self._data)
 
     @property
+    def _num_val(self) -> int:
+        return len(self._val) if self._val is not None else 0
+
+    def work_flops(self) -> int:
+        """Of this device for the job so far, all in all."""
+        cost = self._parts.flops(self.part)
+        self.work.ran(cost.total, self._num_run)
+        self.work.ran(cost.forward, self._num_looked)
+        self._num_run = self._num_looked = 0
+        return self.work.flops
+
+    def central_flops(self) -> int:
+        """What central training of the whole job comes to, at least."""
+        return self._parts.central_flops()
+
+    @property
     def num_skipped(self) -> int:
         """Batches of the round under way, or of the last one, whose loss was not a finite number."""
         return self.trainer.num_bad_steps - self._bad_before
@@ -129,6 +151,7 @@ class PartTraining:
         x, y = next(self._batches)
         before = self.trainer.num_samples
         loss = self.trainer.step(x, y)
+        self._num_run += len(y)
         learnt = self.trainer.num_samples - before
         if loss is not None:
             self._learnt += learnt
@@ -156,6 +179,7 @@ class PartTraining:
             return False
         losses, self._losses = self._losses, []
         validation_loss = self.trainer.loss_on(self._val_batches())
+        self._num_looked += self._num_val
         is_near = self._end.is_near(math.fsum(losses) / max(1, len(losses)), validation_loss)
         return is_near and self.step_in_round >= self._fewest_steps
 
@@ -163,6 +187,7 @@ class PartTraining:
         """On the own validation samples, asked among the classes that are trained here; -1 = there are none."""
         if self._val is None or not len(self._val):
             return -1.0
+        self._num_looked += self._num_val
         batches = self._val_batches()
         if self._job.data.kind == "text":
             found = evaluate(self.trainer.model, batches, len(self._job.data.classes), device=self.trainer.device)
@@ -173,7 +198,7 @@ class PartTraining:
         return share if math.isfinite(share) else -1.0
 
     def _val_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self._val) if self._val is not None else 0, VAL_BATCH):
+        for start in range(0, self._num_val, VAL_BATCH):
             assert self._val is not None
             yield self._val.tensors(slice(start, start + VAL_BATCH))
 
@@ -194,6 +219,7 @@ class PartTraining:
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors, metadata = self.trainer.snapshot()
         own = {"part": str(self.part), "round": str(self.round), "masses": json.dumps(self.masses)}
+        own["work"] = str(self.work_flops())
         return tensors, metadata | own | {"partition": self._parts.plan.partition}
 
     def restore(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, own: bool) -> None:
@@ -206,6 +232,7 @@ class PartTraining:
         self.round = min(int(metadata["round"]), self._job.training.rounds)
         self.step_in_round = 0
         if own:
+            self.work.resumed(read_count(metadata, "work") if "work" in metadata else 0)
             stored = json.loads(metadata.get("masses", "{}"))
             self.masses = {shard: float(stored.get(shard, 0.0)) for shard in self.masses}
 

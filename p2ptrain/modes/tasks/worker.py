@@ -22,6 +22,7 @@ from p2ptrain.learning.own.trial import Trial
 from p2ptrain.learning.pace import Pace
 from p2ptrain.learning.profiling.allocator import give_back
 from p2ptrain.learning.snapshots import model_state, read_snapshot, write
+from p2ptrain.learning.work import Work
 from p2ptrain.modes.tasks.commands import (
     Combine,
     Combined,
@@ -62,6 +63,7 @@ class TasksWorker:
         self._training: PartTraining | None = None
         self._fitting: HeadFitting | None = None
         self._pace = Pace()
+        self._work = Work()
         self.handlers: Mapping[type, Callable[[Any], None]] = {
             Follow: self._follow,
             Retain: self._retain,
@@ -129,6 +131,7 @@ class TasksWorker:
             self._configuration.name,
             self._configuration.device,
             self._val,
+            self._work,
         )
         if command.snapshot:
             try:
@@ -166,6 +169,8 @@ class TasksWorker:
                 snapshot=snapshot,
                 accuracy=training.accuracy() if round_finished else -1.0,
                 num_skipped=training.num_skipped if round_finished else 0,
+                work_flops=float(training.work_flops()),
+                central_flops=float(training.central_flops()),
             )
         )
 
@@ -210,7 +215,9 @@ class TasksWorker:
             raise LocalError("features before a plan")
         if self._fitting is None or self._fitting.session != command.session:
             device = self._configuration.device
-            self._fitting = HeadFitting(self._job, self._parts, command.session, self._data, self._val, device)
+            self._fitting = HeadFitting(
+                self._job, self._parts, command.session, self._data, self._val, device, self._work
+            )
         try:
             tensors, _ = read_snapshot(command.snapshot)
             state = model_state(tensors)
@@ -230,7 +237,9 @@ class TasksWorker:
         except RemoteError as error:
             self._say(c.SnapshotRefused(str(error)))
             return
-        self._say(Contributed(command.session, command.step, samples, save_tensors(sums)))
+        is_last = self._fitting.kind(command.step) == "validation"
+        work = float(self._work.flops) if is_last else 0.0
+        self._say(Contributed(command.session, command.step, samples, save_tensors(sums), work))
 
     def _combine(self, command: Combine) -> None:
         if self._fitting is None or self._fitting.session != command.session:

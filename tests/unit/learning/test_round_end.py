@@ -85,7 +85,7 @@ def test_no_more_passes_than_equal_work_allows(passes: float) -> None:
     plan = first_plan(job(passes), [PeerSnapshot(name, 1e9, 0, (9,) * 4, ()) for name in NAMES], NAMES[0])
     parts = Parts(job(passes), plan)
     whole, part = (training_flops(model, SHAPE).total for model in (parts.model, parts.submodel(0)))
-    ratio = equal_work(parts.model, parts.submodel(0), SHAPE)
+    ratio = equal_work(parts.whole_flops(), parts.flops(0))
     assert ratio == pytest.approx(whole / part) and 4 < ratio < 1 / plan.parts[0].share ** 2
     assert BATCHES * whole - part < steps_of_round(one) * part < BATCHES * whole + part
 

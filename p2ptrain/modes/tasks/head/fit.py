@@ -194,7 +194,9 @@ class HeadFit:
         if isinstance(event, FeaturesExtracted):
             return list(self._machine.features_ready(event.session, event.samples, now))
         if isinstance(event, Contributed):
-            return list(self._machine.contribution_ready(event.session, event.step, event.samples, event.data, now))
+            said = self._group.say(now, work_flops=event.work_flops) if event.work_flops else []
+            ready = self._machine.contribution_ready(event.session, event.step, event.samples, event.data, now)
+            return [*said, *ready]
         if isinstance(event, Combined):
             names = [self._group.name_of(PeerId(peer)) for peer in event.caught if peer not in self._caught]
             self._caught.update(event.caught)

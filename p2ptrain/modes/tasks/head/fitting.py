@@ -23,6 +23,7 @@ from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.robust.fitting import GradientWatch, bounded_gradients, bounded_moments
 from p2ptrain.learning.robust.means import FEWEST, sound
 from p2ptrain.learning.validation import Head, Member
+from p2ptrain.learning.work import Work
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.parts import Parts
 
@@ -38,9 +39,17 @@ class HeadFitting:
     """``session`` names the snapshots; give them with ``add_copy``, then answer step by step."""
 
     def __init__(
-        self, job: Job, parts: Parts, session: str, data: Dataset, val: Dataset | None = None, device: str = "cpu"
+        self,
+        job: Job,
+        parts: Parts,
+        session: str,
+        data: Dataset,
+        val: Dataset | None = None,
+        device: str = "cpu",
+        work: Work | None = None,
     ) -> None:
         self.session = session
+        self.work = work if work is not None else Work()
         self._config = head_fit.FitConfig(steps=tasks_of(job).head_fit_steps)
         self._fits = parts.body.fit_head
         self._parts = parts
@@ -91,7 +100,7 @@ class HeadFitting:
         if sound([copy], submodel.state_dict()):
             submodel.load_state_dict(copy[1])
             sets = [classes, range(self._num_classes)]
-            _, (right, among_all) = self._answers(submodel, self._parts.outputs(part), sets)
+            _, (right, among_all) = self._answers(submodel, part, self._parts.outputs(part), sets)
         if trainer not in self._members or trainer in self._parts.body.parts[part].trainers:
             # One that changed its part has left a copy of the former.
             self._members[trainer] = Member(classes, right, among_all)
@@ -107,18 +116,18 @@ class HeadFitting:
         if not self._fits and self._parts.decoupling is None:
             self._whole = self._counts_of(submodel, part, copies)
             return
-        head, columns = self._parts.head, self._parts.head_columns(part)
+        columns = self._parts.head_columns(part)
         if self._fits:
-            x, self._y = head_fit.features(submodel, head, self._own_batches(self._data), device=self._device)
+            x, self._y = self._features_of(submodel, part, self._data)
             self._columns.append((x, columns))
-        x, self._val_y = head_fit.features(submodel, head, self._own_batches(self._val), device=self._device)
+        x, self._val_y = self._features_of(submodel, part, self._val)
         self._val_columns.append((x, columns))
         self._heads[part] = self._parts.head_of(mean)
         for trainer in copies:
             without = self._without(part, copies, trainer)
             if without is not None:
                 submodel.load_state_dict(without)
-                x, _ = head_fit.features(submodel, head, self._own_batches(self._val), device=self._device)
+                x, _ = self._features_of(submodel, part, self._val)
             self._val_without.setdefault(trainer, {})[part] = x if without is not None else None
 
     def _without(
@@ -144,8 +153,11 @@ class HeadFitting:
             return self.num_samples, self._validate(state)
         x, _ = self._joined()
         if kind == "moments":
+            self._count_moments(x)
             return self.num_samples, head_fit.moments(x, self._y, self._num_classes)
-        sums, samples = head_fit.gradient(self._full(state), x, self._y, step)
+        full = self._full(state)
+        self._count_gradient(full, x)
+        sums, samples = head_fit.gradient(full, x, self._y, step)
         return samples, sums
 
     @property
@@ -172,6 +184,7 @@ class HeadFitting:
         for _, sums in contributions:
             head_fit.check_contribution(sums, expected)
         if kind == "moments":
+            self._count_whitening()
             moments = [sums for _, sums in contributions]
             if self._is_bounded:
                 columns = [each for part in sorted(self._heads) if (each := self._parts.head_columns(part)) is not None]
@@ -257,6 +270,7 @@ class HeadFitting:
             for trainer, parts in sorted(self._val_without.items())
             if (each := self._less(x, parts, heads[first], fitted)) is not None
         }
+        self.work.multiplied(len(self._val_y), x.shape[1], self._num_classes, times=len(heads) + 1 + len(without))
         if not len(self._val_y):
             return validation.empty(heads, self._members, self._num_classes, without) | self._copies_alone()
         counts = validation.count(x, self._val_y, heads, self._members, main=first, without=without)
@@ -292,7 +306,7 @@ class HeadFitting:
         """Of a model as it is, beside the copies that it is the mean of."""
         everything = range(self._num_classes)
         sets = [everything, *(member.classes for member in self._members.values())]
-        total, (right, *within) = self._answers(model, everything, sets)
+        total, (right, *within) = self._answers(model, part, everything, sets)
         sums = {candidates.TOTAL: total, candidates.CORRECT + candidates.JOINED: right}
         for (peer, member), group in zip(self._members.items(), within, strict=True):
             sums[candidates.WITHIN + peer] = validation.within(total, member, group)
@@ -300,16 +314,22 @@ class HeadFitting:
             without = self._without(part, copies, trainer)
             if without is not None:
                 model.load_state_dict(without)
-                _, (sums[candidates.WITHOUT + trainer],) = self._answers(model, everything, [everything])
+                _, (sums[candidates.WITHOUT + trainer],) = self._answers(model, part, everything, [everything])
         return sums | self._copies_alone()
 
     def _answers(
-        self, model: nn.Module, outputs: Sequence[int], sets: Sequence[Sequence[int]]
+        self, model: nn.Module, part: int, outputs: Sequence[int], sets: Sequence[Sequence[int]]
     ) -> tuple[Tensor, list[Tensor]]:
+        self.work.ran(self._parts.flops(part).forward, len(self._val) if self._val is not None else 0)
         batches = self._own_batches(self._val)
         return validation.answers_of(model, batches, self._num_classes, outputs, sets, self._device)
 
     # --- features ---
+
+    def _features_of(self, submodel: nn.Module, part: int, data: Dataset | None) -> tuple[Tensor, Tensor]:
+        """What the head reads, of these samples, and their labels."""
+        self.work.ran(self._parts.flops(part).forward, len(data) if data is not None else 0)
+        return head_fit.features(submodel, self._parts.head, self._own_batches(data), device=self._device)
 
     def _joined(self) -> tuple[Tensor, Tensor]:
         """[n, F] of all parts, in the columns of the global head; after this no part can be added."""
@@ -321,6 +341,22 @@ class HeadFitting:
             self._columns.clear()
             self._val_columns.clear()
         return self._features
+
+    def _count_moments(self, x: Tensor) -> None:
+        if x.shape[1] <= head_fit.MAX_WHITENED:
+            self.work.multiplied(x.shape[1], x.shape[0], x.shape[1])
+
+    def _count_whitening(self) -> None:
+        size = self._head["weight"].shape[1]
+        if size <= head_fit.MAX_WHITENED:
+            self.work.found_eigenvectors(size)
+            self.work.multiplied(size, size, size, times=2)
+
+    def _count_gradient(self, state: Mapping[str, Tensor], x: Tensor) -> None:
+        """Outputs and gradient of each sample; folding the whitening into the head, and taking it out again."""
+        self.work.multiplied(min(len(x), head_fit.MAX_ROWS), x.shape[1], self._num_classes, times=2)
+        if state["whiten"].dim() == 2:
+            self.work.multiplied(self._num_classes, x.shape[1], x.shape[1], times=2)
 
     @staticmethod
     def _own_batches(data: Dataset | None) -> Iterator[tuple[Tensor, Tensor]]:
