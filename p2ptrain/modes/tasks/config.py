@@ -30,6 +30,9 @@ class TasksConfig(ModeTable):
     """Share of each batch drawn from the sub-model's own classes; 0 = as the data fall."""
     fit_head: FitHead = "auto"
     head_fit_steps: int = 300
+    budget: float = 0.0
+    """Of the work of central training, what a device may spend in all, the fit of the last layer included. Sub-models
+    are as narrow as two passes ask for, and make no more ``passes`` than that pays. 0 = what central training costs."""
     passes: float = 1.0
     """Passes of a sub-model over the samples, in place of one of the whole model: at most those that are as much work.
     0 = that many, but a round ends early when the own validation samples say more bring nothing (``round_end``)."""
@@ -41,6 +44,7 @@ class TasksConfig(ModeTable):
             ("tasks.own_fraction", self.own_fraction, 0, 1),
             ("tasks.head_fit_steps", self.head_fit_steps, 1, 100_000),
             ("tasks.passes", self.passes, 0, 1000),
+            ("tasks.budget", self.budget, 0, 1),
         )
         check_limits(limits, where)
         if job.mode in NAMES:
@@ -57,6 +61,11 @@ class TasksConfig(ModeTable):
         if data.kind == "text" and self.fit_head == "always":
             raise JobError(
                 f'{where}: tasks.fit_head: it re-fits classifiers of pictures or audio, not text; use "auto"'
+            )
+        if self.budget and (data.kind == "text" or job.mode == "replicas"):
+            raise JobError(
+                f"{where}: tasks.budget: {self.budget:g}, and the whole model is trained everywhere; set 0, or mode "
+                '"tasks" for pictures and audio'
             )
         if 0 < self.passes < 1:
             raise JobError(

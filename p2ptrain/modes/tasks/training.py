@@ -30,6 +30,7 @@ from p2ptrain.learning.work import Work
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.plan import body_of
+from p2ptrain.modes.tasks.planning.budget import affordable_passes
 
 Masses = dict[str, float]
 
@@ -78,11 +79,15 @@ class PartTraining:
         if parts.decoupling is not None and asked != 1:
             most = max(1.0, equal_work(parts.whole_flops(), parts.flops(part)))
         passes = min(asked or most, most)
-        self._steps_per_pass = self._data.num_batches(config.batch_size)
-        self._fewest_steps = math.ceil(self._steps_per_pass * config.epochs_per_round)
-        self._steps_per_round = math.ceil(self._steps_per_pass * config.epochs_per_round * passes)
         # What a part of a few classes is for, the others' samples, is not among the own validation samples.
         self._looks = asked == 0 and targets != "own" and val is not None and len(val) > 0
+        self._steps_per_pass = self._data.num_batches(config.batch_size)
+        steps = self._steps_per_pass * config.epochs_per_round
+        self._steps_per_round = math.ceil(steps * passes)
+        if tasks_of(job).budget and parts.decoupling is not None:
+            most = affordable_passes(job, parts, part, len(self._data), self._num_val, looks=self._looks)
+            self._steps_per_round = min(self._steps_per_round, max(1, math.floor(steps * most)))
+        self._fewest_steps = min(math.ceil(steps), self._steps_per_round)
         self.trainer = LocalTrainer(
             submodel,
             config,

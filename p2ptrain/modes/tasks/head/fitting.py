@@ -270,7 +270,11 @@ class HeadFitting:
             for trainer, parts in sorted(self._val_without.items())
             if (each := self._less(x, parts, heads[first], fitted)) is not None
         }
+        num_less = sum(candidates.part_left_out(name) is not None for name in heads)
+        num_gone = sum(None in parts.values() for parts in self._val_without.values() if len(parts) < len(self._heads))
+        folds = 1 + num_less + num_gone if self._fits else 0
         self.work.multiplied(len(self._val_y), x.shape[1], self._num_classes, times=len(heads) + 1 + len(without))
+        self.work.multiplied(self._num_classes, x.shape[1], x.shape[1], times=folds)
         if not len(self._val_y):
             return validation.empty(heads, self._members, self._num_classes, without) | self._copies_alone()
         counts = validation.count(x, self._val_y, heads, self._members, main=first, without=without)
@@ -351,6 +355,7 @@ class HeadFitting:
         if size <= head_fit.MAX_WHITENED:
             self.work.found_eigenvectors(size)
             self.work.multiplied(size, size, size, times=2)
+            self.work.multiplied(self._num_classes, size, size)
 
     def _count_gradient(self, state: Mapping[str, Tensor], x: Tensor) -> None:
         """Outputs and gradient of each sample; folding the whitening into the head, and taking it out again."""

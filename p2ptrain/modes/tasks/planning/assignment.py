@@ -40,7 +40,7 @@ from p2ptrain.modes.tasks.planning.holdings import (
     merged_until_each_has_a_class,
 )
 from p2ptrain.modes.tasks.planning.mode_choice import max_groups, mode_for
-from p2ptrain.modes.tasks.planning.shares import WIDTH_SPREAD, even_shares, limits
+from p2ptrain.modes.tasks.planning.shares import WIDTH_SPREAD, affordable_share, even_shares, limits
 from p2ptrain.modes.tasks.planning.staffing import Staff
 from p2ptrain.planning.devices.footprint import largest_share
 
@@ -301,7 +301,8 @@ def _fit(
     Who has few samples finishes early, but gets no wider part for that than they can fill.
     """
     useful = SMALLEST_SHARE / len(groups)
-    rooms = [min((largest_share(job, peer.memory_bytes) for peer in group), default=1.0) for group in groups]
+    widest = affordable_share(tasks_of(job).budget)
+    rooms = [min([widest, *(largest_share(job, peer.memory_bytes) for peer in group)]) for group in groups]
     bounds = limits(len(job.data.classes), sizes, [max(room, useful) for room in rooms], fullness)
     waiting = {g: bounds[g][1] / 2 for g, group in enumerate(groups) if not group}
     staffed = [g for g, group in enumerate(groups) if group]

@@ -21,6 +21,8 @@ SHARE_UNITS = 1_000_000
 WIDTH_SPREAD = 2.0
 """A class's share of the width stays within this factor of even, both ways."""
 BISECTION_STEPS = 100
+PASSES_IN_BUDGET = 2.0
+"""Of a part, for one of the whole model, where work is limited: narrower and longer beats wider and shorter."""
 
 
 Limits = tuple[float, float]
@@ -40,6 +42,11 @@ def limits(
         high = min(widest, memory_share, even * min(WIDTH_SPREAD, max(1 / WIDTH_SPREAD, full)))
         result.append((min(high, even / WIDTH_SPREAD), high))
     return result
+
+
+def affordable_share(budget: float) -> float:
+    """The widest part that can make ``PASSES_IN_BUDGET`` for this part of central training's work; 0 = no limit."""
+    return min(1.0, math.sqrt(budget / PASSES_IN_BUDGET)) if budget else 1.0
 
 
 def even_shares(costs: Sequence[float], bounds: Sequence[Limits], total: float = 1.0) -> list[float]:
