@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from p2ptrain.cli.shared.options import Names, Share
 from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.errors import P2PTrainError, UserError
 from p2ptrain.modes.jobs import check_job, with_settings
@@ -28,9 +29,12 @@ Examples:
   p2ptrain demo --disjoint                        each peer sees only its own classes
   p2ptrain demo --mode split                      two weak peers with samples, and a fast one that helps them
   p2ptrain demo --data images:photos.zip --model vgg11_bn --width 1 --peers 5 --rounds 20
+  p2ptrain demo --data images:photos.zip --model vgg11_bn --width 1 --peers 5 --same --budget 1/11.8
+  p2ptrain demo --paper                           class sub-models at a twelfth of the work, in hours
 """
 
 
+PAPER_ROWS = ("digits", "vgg", "alexnet", "disjoint")
 WEAK = 0.25
 """Of this machine's speed: what a device has that needs help."""
 
@@ -113,14 +117,71 @@ WEAK = 0.25
     show_default=True,
     help="Of gossiped parameters.",
 )
+@click.option(
+    "--budget",
+    type=Share(),
+    default=0.0,
+    metavar="PART",
+    help="Of the work of central training, what each peer may spend in all, such as 1/11.8: parts are as narrow, and "
+    "pass their samples as often, as that pays. [default: one pass for one of central training]",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the job.")
 @click.option(
     "--central/--no-central", default=True, show_default=True, help="Train the same model centrally for comparison."
 )
+@click.option(
+    "--central-epochs",
+    type=click.FloatRange(0, min_open=True),
+    help="Passes of central training. [default: as many as the job's]",
+)
+@click.option(
+    "--paper",
+    is_flag=True,
+    help="In place of one group: class sub-models with a twelfth of the work beside central training, on the data in "
+    "P2PTRAIN_DATA. Takes hours; cut off, it goes on where it was.",
+)
+@click.option(
+    "--paper-rows", type=Names(), default=(), metavar="NAMES", help=f"Some of {', '.join(PAPER_ROWS)}. [default: all]"
+)
+@click.option("--paper-epochs", type=Names(), default=(), metavar="N,N", help="Of central training. [default: 10,30]")
+@click.option("--paper-seeds", type=click.IntRange(1, 50), default=3, show_default=True, help="Runs of each.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json instead of the table.")
-def command(**options: Any) -> None:
+def command(
+    *,
+    paper: bool,
+    paper_rows: tuple[str, ...],
+    paper_epochs: tuple[str, ...],
+    paper_seeds: int,
+    out: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Start peers on this machine that find each other, train class sub-models, and assemble one model."""
-    run_demo(**options)
+    if paper:
+        run_paper(out, paper_rows, paper_epochs, paper_seeds, as_json)
+    else:
+        run_demo(out=out, as_json=as_json, **options)
+
+
+def run_paper(out: Path, names: tuple[str, ...], epochs: tuple[str, ...], num_seeds: int, as_json: bool) -> None:
+    """Class sub-models beside central training, row by row."""
+    if unknown := sorted(set(names) - set(PAPER_ROWS)):
+        raise UserError(f"--paper-rows {', '.join(unknown)}: expected some of {', '.join(PAPER_ROWS)}")
+    if wrong := [text for text in epochs if not (text.isdigit() and 0 < int(text) <= 10_000)]:
+        raise UserError(f"--paper-epochs {', '.join(wrong)}: expected numbers of passes, such as 10,30")
+    from p2ptrain.experiment import paper
+
+    rows = [row for row in paper.ROWS if row.name in (names or PAPER_ROWS)]
+    if epochs:
+        rows = [dataclasses.replace(row, epochs=tuple(sorted({int(text) for text in epochs}))) for row in rows]
+    data = Path(os.environ.get("P2PTRAIN_DATA", "."))
+    table = paper.PaperTable(out / "paper.json", data, lambda text: click.echo(text, err=True))
+    table.run(rows, num_seeds, paper.train)
+    lines = table.figures(rows, num_seeds)
+    text = json.dumps(lines, indent=1)
+    (out / "table.json").write_text(text + "\n", encoding="utf-8")
+    (out / "table.md").write_text(paper.table_text(lines) + "\n", encoding="utf-8")
+    click.echo(text if as_json else paper.table_text(lines))
 
 
 def run_demo(
@@ -132,6 +193,7 @@ def run_demo(
     same: bool,
     subset: str,
     central: bool,
+    central_epochs: float | None,
     as_json: bool,
     **job: Any,
 ) -> None:
@@ -149,7 +211,8 @@ def run_demo(
     if helped and num_peers < 2:
         raise UserError(f"--peers {num_peers}: one helps in mode {description.mode}, so there must be two at least")
     shares = group.shares(num_peers - helped, description.data.classes, how, subset)
-    experiment = group.Experiment(description, data, group.with_helper(shares, WEAK) if helped else shares)
+    shares = group.with_helper(shares, WEAK) if helped else shares
+    experiment = group.Experiment(description, data, shares, central_epochs=central_epochs or 0.0)
     out.mkdir(parents=True, exist_ok=True)
     (out / "job.toml").write_text(description.to_toml(), encoding="utf-8")
     line = ProgressLine(quiet=as_json, rounds=description.training.rounds)
@@ -190,7 +253,7 @@ def finish(experiment: Any, outcome: Any, out: Path, central: bool, as_json: boo
 def make_job(
     source: Any, num_peers: int, *, mode: Any, model: str, width: float | None, rounds: int | None, batch_size: int,
     lr: float, weight_decay: float, augment: bool, groups: int, trunk: int, targets: Any, own_fraction: float,
-    fit_head: Any, head_fit_steps: int, compression: Any, seed: int,
+    fit_head: Any, head_fit_steps: int, compression: Any, budget: float, seed: int,
 ) -> Job:  # fmt: skip
     """The job of the demo, checked. Help pays where there is more to compute."""
     width, rounds = width or (4.0 if _is_helped(mode) else 2.0), rounds or (6 if _is_helped(mode) else 12)
@@ -215,6 +278,8 @@ def make_job(
         own_fraction=own_fraction,
         fit_head=fit_head,
         head_fit_steps=head_fit_steps,
+        budget=budget,
+        passes=0.0 if budget else 1.0,
     )
     if _is_helped(mode):  # to be seen, whether it pays on this machine or not
         job = with_settings(job, mode, strategy="common-cut")

@@ -21,6 +21,7 @@ from p2ptrain.cli.shared.options import (
     DATA_HELP,
     F,
     Names,
+    Share,
     allow_option,
     check_allowed,
     check_output,
@@ -130,6 +131,14 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     "are as much work. 0: that many, but a round ends early when the own validation samples say that more would bring "
     f"nothing. [default: {AUTO_PASSES:g} in mode auto, else 1]",
 )
+@click.option(
+    "--budget",
+    "tasks__budget",
+    type=Share(),
+    metavar="PART",
+    help="Of the work of central training, what a device may spend in all, such as 1/11.8: class sub-models are as "
+    "narrow, and pass the samples as often, as that pays. [default: as much as central training]",
+)
 @setting(
     "--micro-batches",
     "pipeline.micro_batches",
@@ -201,6 +210,8 @@ def new(
         settings["mode"] = given or "replicas"
         for key, value in FOR_TEXT.items():
             settings[key] = value if settings[key] is None else settings[key]
+    if settings["tasks__budget"] and settings["tasks__passes"] is None:
+        settings["tasks__passes"] = AUTO_PASSES
     mode = MODES[settings["mode"]]
     if hasattr(mode.config, "micro_batches"):
         settings[f"{mode.config.TABLE}__micro_batches"] = settings.pop("pipeline__micro_batches")

@@ -60,6 +60,8 @@ class Experiment:
     threads: int = 1
     timeout_s: float = 24 * 3600.0
     allow_model: str = ""
+    central_epochs: float = 0.0
+    """Passes of central training over the samples; 0 = as many as the job's."""
 
 
 @dataclass(frozen=True, slots=True)

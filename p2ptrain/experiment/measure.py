@@ -1,7 +1,8 @@
 """What came out of a group, in figures, and the same model trained centrally beside it.
 
 Invariant: the baseline sees exactly the samples that the peers trained on together, each once an epoch, with the job's
-own hyper-parameters and as many epochs; the test samples are used for nothing but the figures.
+own hyper-parameters and as many epochs, if the experiment does not say another number; the test samples are used for
+nothing but the figures.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from p2ptrain.core.harvest import PartReport
@@ -23,6 +25,7 @@ from p2ptrain.learning.data import Dataset, load, open_source, select
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.own.layout import arrange
 from p2ptrain.learning.training import LocalTrainer
+from p2ptrain.learning.work import central_flops
 from p2ptrain.modes.registry import mode_of
 
 BATCH_SIZE = 256
@@ -55,6 +58,10 @@ class PeerResult:
     bytes_sent: int
     own_class_accuracy: float
     """Of its sub-model among its own classes, on their test samples."""
+    work_flops: float
+    """All that it computed: training, looks at validation samples, its share of the last layer's fit; 0 = not known."""
+    work_share: float
+    """What that is of central training's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,11 @@ class Result:
     trained_s: float
     harvested_s: float
     central_s: float | None
+    central_epochs: float
+    central_flops: float
+    """Of training the whole model on all samples, so many epochs."""
+    work_flops: float
+    """Of all peers together."""
     works: tuple[PeerWork, ...] = ()
     """Where what a peer trains is no model of its own."""
 
@@ -94,7 +106,7 @@ def central_training(
     torch.set_num_threads(threads)
     data = union(experiment)
     model = global_model(job, allow_user_code=bool(experiment.allow_model))
-    num_steps = max(1, round(config.rounds * config.epochs_per_round * data.num_batches(config.batch_size)))
+    num_steps = max(1, round(central_epochs(experiment) * data.num_batches(config.batch_size)))
     trainer = LocalTrainer(model, config, num_classes=len(job.data.classes), total_steps=num_steps, seed=job.seed)
     rng = np.random.default_rng([job.seed, 0])
     start, epoch, loss = time.monotonic(), 0, 0.0
@@ -108,8 +120,26 @@ def central_training(
     return trainer.model, time.monotonic() - start
 
 
+def central_epochs(experiment: Experiment) -> float:
+    """Passes that central training makes over the samples."""
+    config = experiment.job.training
+    return experiment.central_epochs or config.rounds * config.epochs_per_round
+
+
+def central_work(experiment: Experiment) -> float:
+    """FLOPs of central training."""
+    job = experiment.job
+    model = global_model(job, allow_user_code=bool(experiment.allow_model))
+    samples = len(_rows(experiment))
+    return float(central_flops(training_flops(model, job.data.input_shape).total, samples, central_epochs(experiment)))
+
+
 def union(experiment: Experiment) -> Dataset:
     """Every sample that any peer trains on, once: without what is for validation."""
+    return load(open_source(experiment.data), experiment.job.data, "train", _rows(experiment))
+
+
+def _rows(experiment: Experiment) -> NDArray[np.int64]:
     source = open_source(experiment.data)
     seed = experiment.job.seed
     chosen = [
@@ -117,7 +147,7 @@ def union(experiment: Experiment) -> Dataset:
         for s in experiment.shares
         if s.has_data
     ]
-    return load(source, experiment.job.data, "train", np.unique(np.concatenate(chosen)))
+    return np.unique(np.concatenate(chosen))
 
 
 def accuracy(model: nn.Module, data: Dataset, num_classes: int) -> evaluation.Evaluation:
@@ -137,7 +167,9 @@ def measure(experiment: Experiment, outcome: Outcome, central: tuple[nn.Module, 
     full_flops = training_flops(model, job.data.input_shape).total
     model.load_state_dict(harvest.state)
     assembled = accuracy(model, test, num_classes)
-    peers = tuple(_peer_results(experiment, outcome, test, full_flops))
+    num_train, epochs = len(union(experiment)), central_epochs(experiment)
+    central_work = float(central_flops(full_flops, num_train, epochs))
+    peers = tuple(_peer_results(experiment, outcome, test, full_flops, central_work))
     central_accuracy = accuracy(central[0], test, num_classes).accuracy if central else None
     return Result(
         assembled_accuracy=assembled.accuracy,
@@ -146,7 +178,7 @@ def measure(experiment: Experiment, outcome: Outcome, central: tuple[nn.Module, 
         head_fitted=harvest.head_fitted,
         peers=peers,
         full_flops_per_sample=full_flops,
-        train_samples=len(union(experiment)),
+        train_samples=num_train,
         test_samples=len(test),
         mode=harvest.plan.mode,
         model=job.model.name,
@@ -160,6 +192,9 @@ def measure(experiment: Experiment, outcome: Outcome, central: tuple[nn.Module, 
         trained_s=round(outcome.trained_s, 2),
         harvested_s=round(outcome.harvested_s, 2),
         central_s=round(central[1], 2) if central else None,
+        central_epochs=epochs,
+        central_flops=central_work,
+        work_flops=sum(record.work_flops for record in outcome.records.values()),
         works=() if peers else _works(outcome),
     )
 
@@ -176,7 +211,9 @@ def _works(outcome: Outcome) -> tuple[PeerWork, ...]:
     return tuple(works)
 
 
-def _peer_results(experiment: Experiment, outcome: Outcome, test: Dataset, full_flops: int) -> list[PeerResult]:
+def _peer_results(
+    experiment: Experiment, outcome: Outcome, test: Dataset, full_flops: int, central_work: float
+) -> list[PeerResult]:
     """Of those whose part is a model of its own."""
     job, results = experiment.job, []
     trainers = outcome.harvest.plan.trainers()
@@ -202,6 +239,8 @@ def _peer_results(experiment: Experiment, outcome: Outcome, test: Dataset, full_
                 samples_seen=record.samples,
                 bytes_sent=record.bytes_sent,
                 own_class_accuracy=evaluation.own_class_accuracy(submodel, batches, classes, outputs=outputs),
+                work_flops=record.work_flops,
+                work_share=record.work_flops / central_work,
             )
         )
     return results

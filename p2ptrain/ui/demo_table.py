@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from p2ptrain.words import scaled
+
 
 def demo_table(result: Any, out: Path) -> str:
     """Text of an experiment's ``Result``."""
@@ -18,10 +20,12 @@ def demo_table(result: Any, out: Path) -> str:
     )
     if result.central_accuracy is not None:
         lines.append(
-            f"central training, {result.epochs:g} epochs:     {100 * result.central_accuracy:5.1f} %"
+            f"central training, {result.central_epochs:g} epochs:     {100 * result.central_accuracy:5.1f} %"
             f"   (difference {100 * (result.assembled_accuracy - result.central_accuracy):+.1f} points,"
             f" on {result.test_samples} test samples)"
         )
+    if result.work_flops:
+        lines += _work(result)
     lines.append("")
     lines.append(
         f"found each other by {found} after {result.formed_s:.1f} s, trained after {result.trained_s:.0f} s, "
@@ -29,6 +33,24 @@ def demo_table(result: Any, out: Path) -> str:
     )
     lines.append(f"{out / 'global.safetensors'}: try  p2ptrain evaluate {out / 'global.safetensors'} --data ...")
     return "\n".join(lines)
+
+
+def _work(result: Any) -> list[str]:
+    """What all of it cost, beside central training."""
+    known = [peer for peer in result.peers if peer.work_flops]
+    central = f"central training's {scaled(result.central_flops, 'FLOP')}"
+    lines = [
+        f"work, all included: together {scaled(result.work_flops, 'FLOP')}, {_of(result.work_flops, result)} {central}"
+    ]
+    if known:
+        most = max(known, key=lambda peer: peer.work_flops)
+        lines.append(f"the most of a peer: {scaled(most.work_flops, 'FLOP')}, {_of(most.work_flops, result)} that")
+    return lines
+
+
+def _of(flops: float, result: Any) -> str:
+    times = result.central_flops / flops
+    return f"1/{times:.1f} of" if times >= 1 else f"{1 / times:.2f} times"
 
 
 def _works(result: Any) -> list[str]:
@@ -42,7 +64,7 @@ def _works(result: Any) -> list[str]:
 
 def _parts(result: Any) -> list[str]:
     """Of a mode in which each peer's part is a model of its own."""
-    rows = [("peer", "classes", "width", "FLOPs/sample", "of full", "samples", "sent", "own classes")]
+    rows = [("peer", "classes", "width", "FLOPs/sample", "of full", "samples", "work", "sent", "own classes")]
     for peer in result.peers:
         rows.append(
             (
@@ -52,12 +74,13 @@ def _parts(result: Any) -> list[str]:
                 _count(peer.flops_per_sample),
                 f"{100 * peer.flops_share:.1f} %",
                 str(peer.samples),
+                f"{100 * peer.work_share:.1f} %" if peer.work_flops else "-",
                 f"{peer.bytes_sent / 1e6:.2f} MB",
                 f"{100 * peer.own_class_accuracy:.1f} %",
             )
         )
     rows.append(
-        ("full model", "", "1.00", _count(result.full_flops_per_sample), "100 %", str(result.train_samples), "", "")
+        ("full model", "", "1.00", _count(result.full_flops_per_sample), "100 %", str(result.train_samples), "", "", "")
     )
     return _ruled(rows)
 

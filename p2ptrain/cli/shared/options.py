@@ -47,6 +47,24 @@ class Duration(click.ParamType[float]):
         return float(match[1]) * UNITS_S[match[2]]
 
 
+class Share(click.ParamType[float]):
+    """A part of something: 0.085 or 1/11.8."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        above, _, below = str(value).partition("/")
+        try:
+            share = float(above) / float(below or 1)
+        except (ValueError, ZeroDivisionError):
+            share = -1.0
+        if not 0 <= share <= 1:
+            self.fail(f"{value!r} is no part; expected such as 0.085 or 1/11.8", param, ctx)
+        return share
+
+
 class Names(click.ParamType[tuple[str, ...]]):
     """``cat,dog``: names between commas; one that has a comma itself stands between double quotes, as in a CSV file."""
 

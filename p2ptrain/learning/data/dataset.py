@@ -110,7 +110,7 @@ class Dataset:
     def _augmented(self, x: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
         if self.contract.kind == "audio":
             return augment_audio(x, rng, mask_value=self.contract.mean[0] if self.contract.mean else 0.0)
-        return augment_images(x, rng) if min(x.shape[2:]) >= MIN_AUGMENT_PX else x
+        return augment_images(x, rng, crop=self.contract.crop) if min(x.shape[2:]) >= MIN_AUGMENT_PX else x
 
     def _normalised(self, x: NDArray[Any], y: Indices) -> tuple[Tensor, Tensor]:
         import torch
@@ -129,9 +129,15 @@ class Dataset:
         return torch.from_numpy(out), torch.from_numpy(y.astype(np.int64))
 
 
-def augment_images(x: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """Random crops of ``x`` ``[B, C, H, W]`` with four black pixels around it, half of them mirrored. A new array."""
+def augment_images(x: NDArray[Any], rng: np.random.Generator, *, crop: bool = True) -> NDArray[Any]:
+    """Random crops of ``x`` ``[B, C, H, W]`` with four black pixels around it, half of them mirrored. A new array.
+    Without ``crop`` they are only mirrored."""
     num, _, height, width = x.shape
+    if not crop:
+        mirrored = rng.random(num) < 0.5
+        out = x.copy()
+        out[mirrored] = out[mirrored][..., ::-1]
+        return out
     pad = CROP_PADDING
     padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     windows = sliding_window_view(padded, (height, width), axis=(2, 3))  # [B, C, 9, 9, H, W], a view

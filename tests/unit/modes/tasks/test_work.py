@@ -1,4 +1,4 @@
-"""What a device computes is counted as torch counts it, and stays within the budget, from the first step to the head."""
+"""What a device computes is counted as torch counts it, and stays within the budget, the last layer's fit included."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_job_without_a_budget_has_the_id_that_it_had() -> None:
 
 
 def test_a_budget_of_replicas_is_refused() -> None:
-    with pytest.raises(JobError, match="tasks.budget: 0.1, and the whole model is trained everywhere"):
+    with pytest.raises(JobError, match=r"tasks\.budget: 0\.1, and the whole model is trained everywhere"):
         check_job(dataclasses.replace(job(budget=0.1), mode="replicas"))
 
 
