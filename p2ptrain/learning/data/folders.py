@@ -5,6 +5,7 @@ file is either a sample, a side file (hidden, text) that ``notes`` counts, or an
 in silence, and what could be a sample by its suffix is no side file.
 
     [wrapper/] [train/ | val/ | test/] <class>/<file>        (val/ may be called valid/ or validation/)
+    [wrapper/] <class>/<file>, validation_list.txt, testing_list.txt, _background_noise_/    (speech commands)
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from p2ptrain.learning.data.source import (
     matched_names,
     sorted_classes,
 )
-from p2ptrain.learning.data.trees import Tree, is_hidden, is_litter, open_tree
+from p2ptrain.learning.data.trees.lists import LISTS, NOISE_FOLDER, read_lists
+from p2ptrain.learning.data.trees.tree import Tree, is_hidden, is_litter, open_tree
 from p2ptrain.learning.data.validation import with_validation
 
 _SIDE_SUFFIXES = frozenset(
@@ -274,16 +276,26 @@ def _class_folders(tree: Tree, kind: Kind) -> tuple[dict[Split, dict[str, list[s
             side.append(name)
         else:
             paths.append((parts, name))
-    unread = [f"not read: {_some(names, what)}" for names, what in ((hidden, "hidden"), (side, "side")) if names]
+    if kind == "audio" and (noise := [name for parts, name in paths if NOISE_FOLDER in parts[:-1]]):
+        paths = [(parts, name) for parts, name in paths if NOISE_FOLDER not in parts[:-1]]
+        side += [name for name in noise if not name.endswith("/")]
+    unread: list[str] = []
     if repeated := [name for name, n in times.items() if n > 1 and not name.endswith("/")]:
         unread.append(f"more than once in the zip, of which the last is read: {_some(repeated, 'repeated')}")
+    above = ""
     while _is_wrapped(paths):
+        above += f"{paths[0][0][0]}/"
         paths = [(parts[1:], name) for parts, name in paths if len(parts) > 2 or parts[-1]]
     by_split: dict[Split, dict[str, list[str]]] = {"train": {}, "val": {}, "test": {}}
     # A folder train/ with files in it is a class (of vehicles, say).
     has_splits = any(len(parts) > 2 and parts[0].lower() == "train" for parts, _ in paths)
     if has_splits:
         _check_one_validation_folder(tree, {parts[0] for parts, _ in paths if len(parts) > 1})
+    lists = {} if has_splits else {each: above + each for each in LISTS if above + each in side}
+    listed = read_lists(tree, lists, {"/".join(parts) for parts, _ in paths} if lists else ())
+    side = [name for name in side if name not in lists.values()]
+    left = [f"not read: {_some(names, what)}" for names, what in ((hidden, "hidden"), (side, "side")) if names]
+    unread = [*left, *listed.notes, *unread]
     for parts, name in paths:
         where = f"{tree.path}: {name}"
         split: Split = "train"
@@ -304,6 +316,7 @@ def _class_folders(tree: Tree, kind: Kind) -> tuple[dict[Split, dict[str, list[s
             _check_sample(parts[-1], kind, where)
             if len(parts) == 1:
                 raise DataError(f"{where}: not in a class folder; {_LAYOUT}")
+            folders = folders if has_splits else by_split[listed.split("/".join(parts))]
             folders.setdefault(_class_name(parts[0]), []).append(name)
     if not has_splits and (odd := sorted(n for n in by_split["train"] if n.lower() in _SPLIT_FOLDERS)):
         unread.append(f"{', '.join(odd)}: read as a class, as there is no train/ with class folders in it")
