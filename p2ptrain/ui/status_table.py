@@ -81,9 +81,9 @@ def headline(snapshot: Snapshot) -> str:
         words, there = mode_of(job).words, [record for record in snapshot.records if is_here(snapshot, record)]
         lines += [f"  {line}" for line in words.kept_lines(plan, there)]
         lines += [f"  {clean(line, 400)}" for line in look_lines(looks_of(snapshot.records, job.id))]
-        lines += [f"  {clean(line, 400)}" for line in work_line(works_of(snapshot.records, job.id))]
         for part in unstaffed(snapshot):
             lines.append(f"  nobody trains part {part.index} ({mode_of(job).words.part_name(plan, job, part.index)})")
+    lines += [f"  {line}" for line in work_line(works_of(snapshot.records, job.id))]
     return "\n".join(lines)
 
 

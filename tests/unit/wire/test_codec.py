@@ -283,14 +283,14 @@ def of_version(message: m.Message, version: int) -> list[bytes]:
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.KIND)
 def test_another_version_is_named_but_hello_and_refused_are_read(sample: m.Message) -> None:
-    frames = of_version(sample, 7)
+    frames = of_version(sample, m.WIRE_VERSION + 1)
     if isinstance(sample, m.Hello | m.Refused):
         envelope, message = decode(frames, "control")
-        assert (envelope.version, message) == (7, sample)
+        assert (envelope.version, message) == (m.WIRE_VERSION + 1, sample)
     else:
         with pytest.raises(WireVersionError) as caught:
             decode(frames, m.lane_of(sample))
-        assert (caught.value.reason, caught.value.version) == ("version", 7)
+        assert (caught.value.reason, caught.value.version) == ("version", m.WIRE_VERSION + 1)
 
 
 def test_a_kind_of_the_future_says_its_version() -> None:
