@@ -228,27 +228,40 @@ _BATCH_RECORDS = 10_000
 
 def open_cifar(spec: str, path: Path) -> Source:
     """``cifar:DIR``: the binary version of CIFAR-10, or of CIFAR-100 with its fine labels."""
+    return _open_cifar(spec, path, coarse=False)
+
+
+def open_cifar_coarse(spec: str, path: Path) -> Source:
+    """``cifar-coarse:DIR``: the binary version of CIFAR-100 with its 20 coarse labels."""
+    return _open_cifar(spec, path, coarse=True)
+
+
+def _open_cifar(spec: str, path: Path, *, coarse: bool) -> Source:
     expected = (
         "expected CIFAR-10's data_batch_1.bin ... and batches.meta.txt, "
         "or CIFAR-100's train.bin and fine_label_names.txt"
     )
+    if coarse:
+        expected = "expected CIFAR-100's train.bin and coarse_label_names.txt"
     batches: list[Path] = []
     inner = [path, path / "cifar-10-batches-bin", path / "cifar-100-binary"]
     for folder in inner:
-        if (folder / "batches.meta.txt").is_file():
+        if not coarse and (folder / "batches.meta.txt").is_file():
             batches = [folder / f"data_batch_{i}.bin" for i in range(1, 6)]
             names = _cifar_names(folder / "batches.meta.txt", 10)
-            train, test, label_at = [b for b in batches if b.is_file()], folder / "test_batch.bin", 0
+            train, test, label_at, num_labels = [b for b in batches if b.is_file()], folder / "test_batch.bin", 0, 1
             break
-        if (folder / "fine_label_names.txt").is_file():
-            names = _cifar_names(folder / "fine_label_names.txt", 100)
-            train, test, label_at = [folder / "train.bin"], folder / "test.bin", 1
+        names_file = folder / ("coarse_label_names.txt" if coarse else "fine_label_names.txt")
+        if names_file.is_file():
+            names = _cifar_names(names_file, 20 if coarse else 100)
+            # Of each record's two labels the first is the coarse one.
+            train, test, label_at, num_labels = [folder / "train.bin"], folder / "test.bin", int(not coarse), 2
             break
     else:
         raise DataError(f"{path}: no label names there; {expected}")
     if not train or not train[0].is_file():
         raise DataError(f"{folder}: no training batches there; {expected}")
-    record_bytes = label_at + 1 + _PIXEL_BYTES
+    record_bytes = num_labels + _PIXEL_BYTES
     files: dict[Split, list[Path]] = {"train": train}
     if test.is_file():
         files["test"] = [test]
@@ -260,14 +273,14 @@ def open_cifar(spec: str, path: Path) -> Source:
         for file in files[split]:
             records = _cifar_records(file, record_bytes)
             here = (indices >= start) & (indices < start + len(records))
-            out[here] = records[indices[here] - start, label_at + 1 :].reshape(-1, 3, 32, 32)
+            out[here] = records[indices[here] - start, num_labels:].reshape(-1, 3, 32, 32)
             start += len(records)
         return out
 
-    missing = [] if label_at else [b.name for b in batches if not b.is_file()]
+    missing = [b.name for b in batches if not b.is_file()]
     missing += [] if test.is_file() else [test.name]
     unread = [f"{folder}: without {', '.join(missing)}: that is not all of the data set"] if missing else []
-    whole = 5 * _BATCH_RECORDS if label_at else _BATCH_RECORDS
+    whole = _BATCH_RECORDS if batches else 5 * _BATCH_RECORDS
     for file in train:
         if (found := len(_cifar_records(file, record_bytes))) != whole:
             unread.append(f"{file}: {found:,} samples, where the data set's own file has {whole:,}")

@@ -13,6 +13,7 @@ SCHEMES: dict[str, str] = {
     "digits": "digits (scikit-learn's 8x8 digits)",
     "idx": "idx:DIR (MNIST family)",
     "cifar": "cifar:DIR (CIFAR-10 or CIFAR-100, binary version)",
+    "cifar-coarse": "cifar-coarse:DIR (CIFAR-100's 20 coarse classes, binary version)",
     "images": "images:DIR_OR_ZIP (one folder a class)",
     "audio": "audio:DIR_OR_ZIP (WAV files, one folder a class)",
     "npz": "npz:FILE (x_train, y_train, x_val, y_val, x_test, y_test)",
@@ -26,6 +27,7 @@ def open_source(spec: str) -> Source:
     openers: dict[str, Callable[[str, Path], Source]] = {
         "idx": binary.open_idx,
         "cifar": binary.open_cifar,
+        "cifar-coarse": binary.open_cifar_coarse,
         "npz": npz.open_npz,
         "images": folders.open_images,
         "audio": folders.open_audio,

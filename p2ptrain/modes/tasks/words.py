@@ -38,7 +38,9 @@ def job_lines(job: Job) -> list[str]:
         how_many = "as many as are as much work"
         if job.data.val:
             how_many += "; fewer where validation samples say that more bring nothing"
-    return [f"passes    of a class sub-model for one of the whole model: {how_many}"]
+    budget = tasks_of(job).budget
+    within = [f"budget    of central training's work, on each device: 1/{1 / budget:.3g}"] if budget else []
+    return [*within, f"passes    of a class sub-model for one of the whole model: {how_many}"]
 
 
 def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:

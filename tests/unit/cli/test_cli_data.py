@@ -19,6 +19,7 @@ from p2ptrain.errors import DataError
 from p2ptrain.learning.checkpoint import save_model
 from p2ptrain.learning.models import global_model
 from p2ptrain.modes.jobs import load_job
+from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.runtime import preflight
 
 RNG = np.random.default_rng(6)
@@ -151,3 +152,35 @@ def test_a_job_keeps_what_white_is(here: Path, capsys: pytest.CaptureFixture[str
 
     save_model(here / "m.safetensors", global_model(job, allow_user_code=False).state_dict(), job)
     assert read_model(here / "m.safetensors")[2].data.white == 4095
+
+
+@pytest.mark.parametrize(("scheme", "num_classes"), [("cifar", 100), ("cifar-coarse", 20)])
+def test_cifar_100_makes_a_job_with_fine_or_coarse_classes(
+    scheme: str, num_classes: int, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = here / "cifar-100-binary"
+    folder.mkdir()
+    for kind, number in (("fine", 100), ("coarse", 20)):
+        (folder / f"{kind}_label_names.txt").write_text("".join(f"{kind}_{i}\n" for i in range(number)))
+    for name, number in (("train.bin", 400), ("test.bin", 100)):
+        records = RNG.integers(0, 256, (number, 2 + 3072), np.uint8)
+        records[:, 1] = np.arange(number) % 100
+        records[:, 0] = records[:, 1] // 5
+        records.tofile(folder / name)
+    data = f"{scheme}:{here}"
+    code, _, err = run(
+        ["job", "new", "--data", data, "--model", "lenet", "--budget", "1/11.8", "-o", "job.toml"], capsys
+    )
+    assert code == 0, err
+    job = load_job(here / "job.toml")
+    assert len(job.data.classes) == num_classes and job.data.input_shape == (3, 32, 32)
+    assert tasks_of(job).budget == pytest.approx(1 / 11.8) and tasks_of(job).passes == 0
+    code, out, err = run(["job", "check", "job.toml", "--data", data, "--json"], capsys)
+    assert code == 0, err
+    assert json.loads(out)["classes"] == list(job.data.classes)
+
+
+@pytest.mark.parametrize("given", ["1/0", "12", "-0.1", "a/b", "nan"])
+def test_a_budget_is_a_part_of_something(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(["job", "new", "--data", "digits", "--budget", given, "-o", "job.toml"], capsys)
+    assert code == 2 and "is no part; expected such as 0.085 or 1/11.8" in err

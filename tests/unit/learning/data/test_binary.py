@@ -147,6 +147,23 @@ def test_cifar(tmp_path: Path, fine: bool) -> None:
     assert data.y.tolist() == records[[7, 1, 5], int(fine)].tolist()
 
 
+def test_cifar_100_in_coarse_classes(tmp_path: Path) -> None:
+    """Each record has two labels, the coarse one first."""
+    write_cifar(tmp_path, fine=True)
+    with pytest.raises(
+        DataError, match=r"no label names there; expected CIFAR-100's train\.bin and coarse_label_names"
+    ):
+        open_source(f"cifar-coarse:{tmp_path}")
+    (tmp_path / "coarse_label_names.txt").write_text("".join(f"group{i:02}\n" for i in range(20)))
+    fine, coarse = open_source(f"cifar:{tmp_path}"), open_source(f"cifar-coarse:{tmp_path}")
+    assert (len(fine.classes), len(coarse.classes)) == (100, 20)
+    assert [split.tolist() for split in (coarse.labels("train"), coarse.labels("test"))] == [[7] * 8, [7] * 4]
+    pixels = [load(s, DataConfig(s.classes, (3, 32, 32), val=0.0), "train").x for s in (fine, coarse)]
+    np.testing.assert_array_equal(*pixels)
+    (tmp_path / "batches.meta.txt").write_text("0\n")  # CIFAR-10 beside it has no coarse classes
+    assert open_source(f"cifar-coarse:{tmp_path}").classes == coarse.classes
+
+
 def test_cifar_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no label names there"):
         open_source(f"cifar:{tmp_path}")

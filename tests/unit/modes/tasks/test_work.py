@@ -18,6 +18,7 @@ from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.snapshots import read_snapshot, write
 from p2ptrain.learning.work import Work, central_flops, fewest_samples
 from p2ptrain.modes.jobs import check_job
+from p2ptrain.modes.tasks import words
 from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.modes.tasks.head.fitting import HeadFitting
 from p2ptrain.modes.tasks.parts import Parts
@@ -127,6 +128,11 @@ def test_a_budget_makes_parts_narrow() -> None:
 def test_a_job_without_a_budget_has_the_id_that_it_had() -> None:
     assert job(budget=0.0).id == job().id != job(budget=0.1).id
     assert "budget" not in job().to_json()
+
+
+def test_job_check_says_the_budget() -> None:
+    assert words.job_lines(job(budget=1 / 11.8))[0] == "budget    of central training's work, on each device: 1/11.8"
+    assert len(words.job_lines(job())) == 1
 
 
 def test_a_budget_of_replicas_is_refused() -> None:
