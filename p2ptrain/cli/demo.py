@@ -34,7 +34,7 @@ Examples:
 """
 
 
-PAPER_ROWS = ("digits", "vgg", "alexnet", "disjoint")
+PAPER_ROWS = ("digits", "speakers", "vgg", "alexnet", "disjoint", "cifar100")
 WEAK = 0.25
 """Of this machine's speed: what a device has that needs help."""
 
@@ -141,7 +141,11 @@ WEAK = 0.25
     "P2PTRAIN_DATA. Takes hours; cut off, it goes on where it was.",
 )
 @click.option(
-    "--paper-rows", type=Names(), default=(), metavar="NAMES", help=f"Some of {', '.join(PAPER_ROWS)}. [default: all]"
+    "--paper-rows",
+    type=Names(),
+    default=(),
+    metavar="NAMES",
+    help=f"Some of {', '.join(PAPER_ROWS)}. [default: those with data]",
 )
 @click.option("--paper-epochs", type=Names(), default=(), metavar="N,N", help="Of central training. [default: 10,30]")
 @click.option("--paper-seeds", type=click.IntRange(1, 50), default=3, show_default=True, help="Runs of each.")
@@ -174,8 +178,13 @@ def run_paper(out: Path, names: tuple[str, ...], epochs: tuple[str, ...], num_se
     rows = [row for row in paper.ROWS if row.name in (names or PAPER_ROWS)]
     if epochs:
         rows = [dataclasses.replace(row, epochs=tuple(sorted({int(text) for text in epochs}))) for row in rows]
-    data = Path(os.environ.get("P2PTRAIN_DATA", "."))
-    table = paper.PaperTable(out / "paper.json", data, lambda text: click.echo(text, err=True))
+    places = paper.Places(Path(os.environ.get("P2PTRAIN_DATA", ".")), out)
+    if not names:
+        lacking = [row.archive for row in rows if not places.has(row)]
+        rows = [row for row in rows if places.has(row)]
+        if lacking:
+            click.echo(f"not in {places.data}, and left out: {', '.join(dict.fromkeys(lacking))}", err=True)
+    table = paper.PaperTable(places, lambda text: click.echo(text, err=True))
     table.run(rows, num_seeds, paper.train)
     lines = table.figures(rows, num_seeds)
     text = json.dumps(lines, indent=1)

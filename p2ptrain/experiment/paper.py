@@ -15,6 +15,7 @@ import json
 import os
 import statistics
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ class PaperRow:
     batch_size: int
     share: int = 1
     how: str = "same"
+    speakers: bool = False
+    """Of recordings by SPEAKER_N: a class is a word by one speaker."""
     rates: tuple[float, ...] = (0.05, 0.1)
     augments: tuple[str, ...] = ("none", "flips", "all")
     epochs: tuple[int, ...] = (10, 30)
@@ -59,13 +62,49 @@ class PaperRow:
 
 ROWS = (
     PaperRow("digits", "spoken digits, DS-CNN", "audio", "spoken-digits.zip", "dscnn", 16, augments=("none", "all")),
+    PaperRow(
+        "speakers", "60 classes: spoken digits by word and speaker, DS-CNN", "audio", "spoken-digits.zip", "dscnn", 16,
+        speakers=True, augments=("none", "all"),
+    ),
     PaperRow("vgg", "CIFAR-10, VGG-11-BN", "images", "cifar10-images.zip", "vgg11_bn", 64, share=5),
     PaperRow("alexnet", "CIFAR-10, AlexNet", "images", "cifar10-images.zip", "alexnet", 64, share=5),
     PaperRow(
         "disjoint", "CIFAR-10, VGG-11-BN, disjoint classes", "images", "cifar10-images.zip", "vgg11_bn", 64, share=5,
         how="disjoint",
     ),
+    PaperRow("cifar100", "CIFAR-100, VGG-11-BN", "cifar", "cifar-100-binary", "vgg11_bn", 64),
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """``data``: where the archives are; ``out``: where what is made of them may lie."""
+
+    data: Path
+    out: Path
+
+    def source(self, row: PaperRow) -> str:
+        """What a row is trained on. Raises ``UserError`` naming what is missing."""
+        path = self.data / row.archive
+        if not path.exists():
+            raise UserError(f"{path}: no such file; P2PTRAIN_DATA names the folder with {row.archive}")
+        return f"{row.kind}:{self._by_speaker(path) if row.speakers else path}"
+
+    def has(self, row: PaperRow) -> bool:
+        return (self.data / row.archive).exists()
+
+    def _by_speaker(self, archive: Path) -> Path:
+        """SPLIT/WORD/SPEAKER_N.wav as SPLIT/WORD SPEAKER/SPEAKER_N.wav, packed once."""
+        made = self.out / f"{archive.stem}-speakers.zip"
+        if made.exists():
+            return made
+        draft = made.with_suffix(".part")
+        with zipfile.ZipFile(archive) as given, zipfile.ZipFile(draft, "w") as packed:
+            for name in sorted(each for each in given.namelist() if each.endswith(".wav")):
+                split, word, file = name.split("/")[-3:]
+                packed.writestr(f"{split}/{word} {file.rpartition('_')[0]}/{file}", given.read(name))
+        draft.replace(made)
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +124,24 @@ class Run:
     def key(self) -> str:
         """Names it in the file."""
         row = self.row
-        way = f"{self.way}, {row.how}" if self.way == "group" else self.way  # central training has all samples
-        what = [row.archive, row.model, row.batch_size, row.share, way]
+        way = f"{self.way}, {row.how}, 1/{1 / BUDGET:.4g}" if self.way == "group" else self.way  # which has all samples
+        what = [row.archive + (", speakers" if row.speakers else ""), row.model, row.batch_size, row.share, way]
         how = [self.epochs, self.rate, self.augment, self.seed, "test" if self.tests else "validation"]
         return json.dumps([*what, *how])
 
 
-class PaperTable:
-    """``folder``: where the data are; ``file``: where figures are kept."""
+Train = Callable[[Run, Places, Say], Figures]
+"""Makes one run."""
 
-    def __init__(self, file: Path, folder: Path, say: Say = lambda text: None) -> None:
-        self._file = file
-        self._folder = folder
+
+class PaperTable:
+    """What was found so far is in ``paper.json``, beside what else is made."""
+
+    def __init__(self, places: Places, say: Say = lambda text: None) -> None:
+        self._file = places.out / "paper.json"
+        self._places = places
         self._say = say
-        self._runs: dict[str, Figures] = _read(file)
+        self._runs: dict[str, Figures] = _read(self._file)
 
     def search(self, row: PaperRow) -> Iterator[Run]:
         """What has to be run to choose settings: the fewest passes, for both ways alike."""
@@ -123,20 +166,21 @@ class PaperTable:
                     best = self.chosen(row, way)
                     yield dataclasses.replace(best, epochs=epochs, seed=seed, tests=True)
 
-    def run(self, rows: Sequence[PaperRow], num_seeds: int, train: Callable[[Run, Path, Say], Figures]) -> None:
-        """All that is missing. ``train`` makes one run."""
+    def run(self, rows: Sequence[PaperRow], num_seeds: int, train: Train) -> None:
+        """All that is missing."""
+        self._places.out.mkdir(parents=True, exist_ok=True)
         for row in rows:
             for run in self.search(row):
                 self._once(run, train)
             for run in self.final(row, num_seeds):
                 self._once(run, train)
 
-    def _once(self, run: Run, train: Callable[[Run, Path, Say], Figures]) -> None:
+    def _once(self, run: Run, train: Train) -> None:
         if run.key in self._runs:
             return
         what = f"{run.row.title}: {run.way}, {run.epochs} epochs, learning rate {run.rate:g}, augment {run.augment}"
         self._say(f"{what}, seed {run.seed}")
-        self._runs[run.key] = train(run, self._folder, self._say)
+        self._runs[run.key] = train(run, self._places, self._say)
         _write(self._file, self._runs)
         found = self._runs[run.key]
         self._say(
@@ -204,9 +248,9 @@ def table_text(lines: Sequence[Mapping[str, Any]]) -> str:
 # --- one run ----------------------------------------------------------------------------------------------------------
 
 
-def train(run: Run, folder: Path, say: Say) -> Figures:
+def train(run: Run, places: Places, say: Say) -> Figures:
     """Central training in this process, or a group of real processes. Accuracies in %."""
-    experiment = experiment_of(run, folder)
+    experiment = experiment_of(run, places)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(threads)
     if run.way == "central":
@@ -244,13 +288,10 @@ def _loss(model: nn.Module, data: Any) -> float:
     return total / max(1, len(data))
 
 
-def experiment_of(run: Run, folder: Path) -> group.Experiment:
+def experiment_of(run: Run, places: Places) -> group.Experiment:
     """The job and who has what. Raises ``UserError`` naming a file that is missing."""
     row = run.row
-    path = folder / row.archive
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; P2PTRAIN_DATA names the folder with {row.archive}")
-    spec = f"{row.kind}:{path}"
+    spec = places.source(row)
     contract = propose_contract(open_source(spec), augment=run.augment != "none")
     if run.augment == "flips":
         contract = dataclasses.replace(contract, crop=False)
@@ -282,7 +323,6 @@ def _read(file: Path) -> dict[str, Figures]:
 
 
 def _write(file: Path, runs: Mapping[str, Figures]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(".part")
     draft.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
     draft.replace(file)

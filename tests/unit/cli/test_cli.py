@@ -35,7 +35,7 @@ SURFACE = {
         *("--data", "--model", "--name", "--mode", "--rounds", "--epochs", "--batch-size", "--optimizer"),
         *("--learning-rate", "--seed", "--width", "--groups", "--trunk", "--min-peers", "--compression", "--augment"),
         *("--no-augment", "--input-shape", "--init", "-o", "--output", "--force", "--micro-batches", "--schedule"),
-        *("--val", "--passes", "--classes", "--model-template", "--robust"),
+        *("--val", "--passes", "--budget", "--classes", "--model-template", "--robust"),
     ],
     "job continue": ["FILE", "--rounds", "--model", "--state", "-o", "--output", "--force"],
     "job check": ["FILE", "--data", "--full", "--strict", "--allow-model", "--json"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from p2ptrain.experiment.paper import (
     Figures,
     PaperRow,
     PaperTable,
+    Places,
     Run,
     Say,
     experiment_of,
@@ -36,7 +38,7 @@ class Trainer:
         self.runs: list[Run] = []
         self._fails_at = fails_at
 
-    def __call__(self, run: Run, folder: Path, say: Say) -> Figures:
+    def __call__(self, run: Run, places: Places, say: Say) -> Figures:
         if len(self.runs) == self._fails_at:
             raise KeyboardInterrupt
         self.runs.append(run)
@@ -49,7 +51,7 @@ class Trainer:
 
 def test_settings_are_chosen_for_each_way_by_validation_samples_and_then_tested(tmp_path: Path) -> None:
     trained = Trainer()
-    table = PaperTable(tmp_path / "paper.json", tmp_path)
+    table = PaperTable(Places(tmp_path, tmp_path))
     table.run([ROW], 3, trained)
     search, final = trained.runs[:8], trained.runs[8:]
     assert not any(run.tests for run in search) and {run.seed for run in search} == {SEARCH_SEED}
@@ -62,24 +64,24 @@ def test_settings_are_chosen_for_each_way_by_validation_samples_and_then_tested(
 def test_what_was_cut_off_goes_on_and_nothing_is_done_twice(tmp_path: Path) -> None:
     first, second, third = Trainer(fails_at=11), Trainer(), Trainer()
     with pytest.raises(KeyboardInterrupt):
-        PaperTable(tmp_path / "paper.json", tmp_path).run([ROW], 3, first)
-    PaperTable(tmp_path / "paper.json", tmp_path).run([ROW], 3, second)
+        PaperTable(Places(tmp_path, tmp_path)).run([ROW], 3, first)
+    PaperTable(Places(tmp_path, tmp_path)).run([ROW], 3, second)
     keys = [run.key for run in first.runs + second.runs]
     assert len(keys) == len(set(keys)) == 8 + 12
-    PaperTable(tmp_path / "paper.json", tmp_path).run([ROW], 4, third)
+    PaperTable(Places(tmp_path, tmp_path)).run([ROW], 4, third)
     assert {run.seed for run in third.runs} == {3}
 
 
 def test_rows_that_share_central_training_train_once(tmp_path: Path) -> None:
     trained = Trainer()
     rows = [ROW, dataclasses.replace(ROW, name="disjoint", how="disjoint")]
-    PaperTable(tmp_path / "paper.json", tmp_path).run(rows, 1, trained)
+    PaperTable(Places(tmp_path, tmp_path)).run(rows, 1, trained)
     assert [run.way for run in trained.runs].count("central") == 4 + 2
     assert [run.way for run in trained.runs].count("group") == 2 * (4 + 2)
 
 
 def test_the_table_says_means_spreads_and_work(tmp_path: Path) -> None:
-    table = PaperTable(tmp_path / "paper.json", tmp_path)
+    table = PaperTable(Places(tmp_path, tmp_path))
     table.run([ROW], 3, Trainer())
     lines = table.figures([ROW, dataclasses.replace(ROW, model="not run")], 3)
     assert [line["epochs"] for line in lines] == [10, 30]
@@ -92,7 +94,7 @@ def test_the_table_says_means_spreads_and_work(tmp_path: Path) -> None:
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "paper.json").write_text('{"accuracy": 1}')
     with pytest.raises(UserError, match=r"paper\.json: no table of this command's"):
-        PaperTable(tmp_path / "paper.json", tmp_path)
+        PaperTable(Places(tmp_path, tmp_path))
     assert json.loads((tmp_path / "paper.json").read_text()) == {"accuracy": 1}
 
 
@@ -103,7 +105,7 @@ def test_rows_are_as_the_command_says() -> None:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_missing_file_is_named(tmp_path: Path, row: PaperRow) -> None:
     with pytest.raises(UserError, match=f"{row.archive}: no such file; P2PTRAIN_DATA names the folder"):
-        experiment_of(Run(row, "group", 10, 0.1, "none", 0, True), tmp_path)
+        experiment_of(Run(row, "group", 10, 0.1, "none", 0, True), Places(tmp_path, tmp_path))
 
 
 def test_a_group_has_a_budget_and_central_training_everybodys_samples(tmp_path: Path) -> None:
@@ -115,15 +117,31 @@ def test_a_group_has_a_budget_and_central_training_everybodys_samples(tmp_path: 
             file.write_bytes(b"P6 32 32 255 " + bytes([100 * label]) * (3 * 32 * 32))
     row = PaperRow("x", "x", "images", "x", "lenet", 8, how="disjoint", epochs=(4,))
     path = tmp_path / "x.zip"
-    import zipfile
-
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted((tmp_path / "x").rglob("*.ppm")):
             archive.write(file, file.relative_to(tmp_path / "x"))
     row = dataclasses.replace(row, archive="x.zip")
-    apart, central = (experiment_of(Run(row, way, 4, 0.1, "flips", 3, True), tmp_path) for way in ("group", "central"))
+    apart, central = (
+        experiment_of(Run(row, way, 4, 0.1, "flips", 3, True), Places(tmp_path, tmp_path))
+        for way in ("group", "central")
+    )
     tasks = table_of(apart.job, "tasks")
     assert (tasks.budget, tasks.passes, tasks.fit_head) == (BUDGET, 0.0, "always")
     assert apart.job.data.augment and not apart.job.data.crop and apart.job.training.rounds == 4
     assert {share.classes for share in apart.shares} == {("class0",), ("class1",), ()}
     assert {share.classes for share in central.shares} == {()}
+
+
+def test_a_word_by_a_speaker_is_a_class(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for split in ("train", "test"):
+            for word, speaker in (("one", "ann"), ("one", "bob_x"), ("two", "ann")):
+                archive.writestr(f"{split}/{word}/{speaker}_3.wav", f"{split} {word} {speaker}")
+    row, places = dataclasses.replace(ROW, speakers=True), Places(tmp_path, tmp_path)
+    spec = places.source(row)
+    with zipfile.ZipFile(spec.partition(":")[2]) as made:
+        assert sorted({name.split("/")[1] for name in made.namelist()}) == ["one ann", "one bob_x", "two ann"]
+        assert made.read("test/one bob_x/bob_x_3.wav") == b"test one bob_x"
+    (tmp_path / "a.zip").write_bytes(b"")
+    assert places.source(row) == spec  # packed once
+    assert Run(row, "group", 1, 0.1, "none", 0, True).key != Run(ROW, "group", 1, 0.1, "none", 0, True).key
