@@ -175,6 +175,10 @@ class PaperTable:
             for run in self.final(row, num_seeds):
                 self._once(run, train)
 
+    def found(self, run: Run) -> Figures:
+        """Of a run that is done."""
+        return dict(self._runs[run.key])
+
     def _once(self, run: Run, train: Train) -> None:
         if run.key in self._runs:
             return

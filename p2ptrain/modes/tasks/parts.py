@@ -68,7 +68,7 @@ class Parts:
 
     def flops(self, part: int) -> Flops:
         """What a part costs, per sample; zeros where it can't be counted."""
-        return self._counted(part, lambda: self.submodel(part))
+        return self._counted(part, lambda: self.submodel(part)) if self.decoupling is not None else self.whole_flops()
 
     def whole_flops(self) -> Flops:
         """What the whole model costs, per sample."""
