@@ -68,8 +68,8 @@ class DataConfig:
     std: tuple[float, ...] = ()
     augment: bool = False
     """Random crops and flips (images) or shifts (audio) while training."""
-    crop: bool = True
-    """Crops too, where pictures are augmented; else flips alone, which suit narrow models and short training."""
+    light: bool = False
+    """Where samples are augmented: pictures are only mirrored, recordings only shifted. That suits narrow models."""
     audio: AudioConfig = field(default_factory=AudioConfig)
     val: float = 0.1
     """Share of the training samples held out for validation, where the data set has no validation split of its own; 0 =
@@ -189,8 +189,8 @@ class Job:
         plain = self._plain({title: values for title, values in changed.items() if values})
         if not self.data.white:  # of 8 bits: such jobs have the ids that they had before there was this key
             del plain["data"]["white"]
-        if self.data.crop:  # as jobs that are older than this key
-            del plain["data"]["crop"]
+        if not self.data.light:  # as jobs that are older than this key
+            del plain["data"]["light"]
         if self.group.robust == GroupConfig().robust:  # as jobs that are older than this key
             del plain["group"]["robust"]
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -104,6 +104,7 @@ def datas(draw: st.DrawFn) -> DataConfig:
         mean=tuple(draw(st.lists(floats(-1e6, 1e6), min_size=channels, max_size=channels))),
         std=tuple(draw(st.lists(floats(1e-6, 1e6), min_size=channels, max_size=channels))),
         augment=draw(st.booleans()),
+        light=draw(st.booleans()),
         audio=draw(audios),
         val=draw(floats(0, 0.5)),
     )

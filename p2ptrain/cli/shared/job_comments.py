@@ -16,7 +16,7 @@ COMMENTS = {
     "data.mean": "per channel, of pixels from 0 to 1 (log-mels for audio; not used for text)",
     "data.std": "likewise",
     "data.augment": "random crops and flips (images) or shifts (audio) while training",
-    "data.crop": "crops too, where pictures are augmented; false: flips alone, which suit narrow models",
+    "data.light": "of augment: flips alone, without crops, and shifts alone, without masks; suits narrow models",
     "data.val": "share of the training samples held out for validation, unless the data have a val split; 0 = none",
     "data.white": "in pictures of more than 8 bits a channel, or of floats; 0 = 65535, all of 16 bits",
     "data.audio.sample_rate": "Hz; the audio table counts for audio only",

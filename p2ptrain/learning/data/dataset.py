@@ -109,8 +109,9 @@ class Dataset:
 
     def _augmented(self, x: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
         if self.contract.kind == "audio":
-            return augment_audio(x, rng, mask_value=self.contract.mean[0] if self.contract.mean else 0.0)
-        return augment_images(x, rng, crop=self.contract.crop) if min(x.shape[2:]) >= MIN_AUGMENT_PX else x
+            mask_value = self.contract.mean[0] if self.contract.mean else 0.0
+            return augment_audio(x, rng, mask_value=mask_value, light=self.contract.light)
+        return augment_images(x, rng, light=self.contract.light) if min(x.shape[2:]) >= MIN_AUGMENT_PX else x
 
     def _normalised(self, x: NDArray[Any], y: Indices) -> tuple[Tensor, Tensor]:
         import torch
@@ -129,11 +130,11 @@ class Dataset:
         return torch.from_numpy(out), torch.from_numpy(y.astype(np.int64))
 
 
-def augment_images(x: NDArray[Any], rng: np.random.Generator, *, crop: bool = True) -> NDArray[Any]:
+def augment_images(x: NDArray[Any], rng: np.random.Generator, *, light: bool = False) -> NDArray[Any]:
     """Random crops of ``x`` ``[B, C, H, W]`` with four black pixels around it, half of them mirrored. A new array.
-    Without ``crop`` they are only mirrored."""
+    ``light``: they are only mirrored."""
     num, _, height, width = x.shape
-    if not crop:
+    if light:
         mirrored = rng.random(num) < 0.5
         out = x.copy()
         out[mirrored] = out[mirrored][..., ::-1]
@@ -148,13 +149,16 @@ def augment_images(x: NDArray[Any], rng: np.random.Generator, *, crop: bool = Tr
     return out
 
 
-def augment_audio(x: NDArray[Any], rng: np.random.Generator, mask_value: float) -> NDArray[Any]:
-    """Log-mels ``[B, 1, M, T]`` shifted by up to a tenth of their length, and up to an eighth of the bands masked."""
+def augment_audio(x: NDArray[Any], rng: np.random.Generator, mask_value: float, *, light: bool = False) -> NDArray[Any]:
+    """Log-mels ``[B, 1, M, T]`` shifted by up to a tenth of their length, and up to an eighth of the bands masked.
+    ``light``: they are only shifted."""
     num, _, num_mels, frames = x.shape
     most = max(1, frames // 10)
     padded = np.pad(x, ((0, 0), (0, 0), (0, 0), (most, most)), constant_values=SILENCE)
     windows = sliding_window_view(padded, frames, axis=3)  # [B, 1, M, 2 most + 1, T], a view
     out = windows[np.arange(num), :, :, rng.integers(0, 2 * most + 1, num)]
+    if light:
+        return out
     width = rng.integers(0, num_mels // 8 + 1, num)
     low = rng.integers(0, num_mels - width + 1)
     band = np.arange(num_mels)

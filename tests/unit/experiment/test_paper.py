@@ -122,12 +122,12 @@ def test_a_group_has_a_budget_and_central_training_everybodys_samples(tmp_path: 
             archive.write(file, file.relative_to(tmp_path / "x"))
     row = dataclasses.replace(row, archive="x.zip")
     apart, central = (
-        experiment_of(Run(row, way, 4, 0.1, "flips", 3, True), Places(tmp_path, tmp_path))
+        experiment_of(Run(row, way, 4, 0.1, "light", 3, True), Places(tmp_path, tmp_path))
         for way in ("group", "central")
     )
     tasks = table_of(apart.job, "tasks")
     assert (tasks.budget, tasks.passes, tasks.fit_head) == (BUDGET, 0.0, "always")
-    assert apart.job.data.augment and not apart.job.data.crop and apart.job.training.rounds == 4
+    assert apart.job.data.augment and apart.job.data.light and apart.job.training.rounds == 4
     assert {share.classes for share in apart.shares} == {("class0",), ("class1",), ()}
     assert {share.classes for share in central.shares} == {()}
 

@@ -18,6 +18,7 @@ from p2ptrain.config import Job
 from p2ptrain.core.plan import PeerSnapshot, Plan, clean, cleaned, speeds
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
+from p2ptrain.learning.work import fewest_samples
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.plan import (
     MAX_FORMER,
@@ -301,8 +302,12 @@ def _fit(
     Who has few samples finishes early, but gets no wider part for that than they can fill.
     """
     useful = SMALLEST_SHARE / len(groups)
-    widest = affordable_share(tasks_of(job).budget)
-    rooms = [min([widest, *(largest_share(job, peer.memory_bytes) for peer in group)]) for group in groups]
+    budget = tasks_of(job).budget * fewest_samples(peer.counts for group in groups for peer in group)
+
+    def room(peer: PeerSnapshot) -> float:
+        return min(largest_share(job, peer.memory_bytes), affordable_share(budget / max(1, peer.num_samples)))
+
+    rooms = [min((room(peer) for peer in group), default=1.0) for group in groups]
     bounds = limits(len(job.data.classes), sizes, [max(room, useful) for room in rooms], fullness)
     waiting = {g: bounds[g][1] / 2 for g, group in enumerate(groups) if not group}
     staffed = [g for g, group in enumerate(groups) if group]

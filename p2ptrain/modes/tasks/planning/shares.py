@@ -45,7 +45,8 @@ def limits(
 
 
 def affordable_share(budget: float) -> float:
-    """The widest part that can make ``PASSES_IN_BUDGET`` for this part of central training's work; 0 = no limit."""
+    """The widest part of which ``PASSES_IN_BUDGET`` passes are so much work, of a pass of the whole model over the same
+    samples; 0 = no limit."""
     return min(1.0, math.sqrt(budget / PASSES_IN_BUDGET)) if budget else 1.0
 
 

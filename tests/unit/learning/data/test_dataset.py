@@ -130,3 +130,19 @@ def test_contract_decides_how_sound_is_augmented() -> None:
     (x, _) = next(data.batches(rng(3), 8, augment=True))
     (plain, _) = next(data.batches(rng(3), 8))
     assert (plain == 2.25).all() and (x == 0).any() and x.isfinite().all()
+
+
+def test_light_augmentation_only_mirrors_pictures_and_only_shifts_sounds() -> None:
+    pictures = rng(9).integers(1, 256, (64, 3, 28, 30), np.uint8)
+    light = DataConfig(CLASSES, (3, 28, 30), mean=(0.0,) * 3, std=(1.0,) * 3, light=True)
+    out = next(Dataset(pictures, np.zeros(64, np.int64), light).batches(rng(4), 64, augment=True))[0].numpy() * 255
+    found = {(each.tobytes(), each[..., ::-1].tobytes()) for each in pictures}
+    mirrored = sum(each.round().astype(np.uint8).tobytes() in {flip for _, flip in found} for each in out)
+    same = sum(each.round().astype(np.uint8).tobytes() in {plain for plain, _ in found} for each in out)
+    assert mirrored + same == 64 and 15 < mirrored < 49
+    sounds = rng(1).normal(0, 1, (32, 1, 40, 61)).astype(np.float16)
+    shifted = augment_audio(sounds, rng(2), mask_value=-5.0, light=True)
+    assert not (shifted == -5).any() and (shifted != sounds).any()
+    for i in range(32):
+        kept = shifted[i, 0][:, shifted[i, 0, 0] != np.float16(SILENCE)]
+        assert any(np.array_equal(kept, sounds[i, 0][:, s : s + kept.shape[1]]) for s in range(7))

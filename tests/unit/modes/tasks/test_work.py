@@ -130,6 +130,15 @@ def test_a_job_without_a_budget_has_the_id_that_it_had() -> None:
     assert "budget" not in job().to_json()
 
 
+def test_who_has_a_part_of_the_samples_can_afford_a_wider_part() -> None:
+    """A pass over half of the samples is half the work."""
+    peers = [
+        PeerSnapshot(n, 1e9, 0, counts, ()) for n, counts in zip(NAMES, [(9, 9, 0, 0), (0, 0, 9, 9)], strict=False)
+    ]
+    plan = first_plan(job(budget=1 / 12), peers, NAMES[0])
+    assert [part.share for part in plan.parts] == [pytest.approx((1 / 12) ** 0.5, abs=1e-5)] * 2
+
+
 def test_job_check_says_the_budget() -> None:
     assert words.job_lines(job(budget=1 / 11.8))[0] == "budget    of central training's work, on each device: 1/11.8"
     assert len(words.job_lines(job())) == 1
