@@ -182,6 +182,8 @@ def run_paper(out: Path, names: tuple[str, ...], epochs: tuple[str, ...], num_se
     if not names:
         lacking = [row.archive for row in rows if not places.has(row)]
         rows = [row for row in rows if places.has(row)]
+        if not rows:
+            raise UserError(f"none of {', '.join(dict.fromkeys(lacking))} is in {places.data}; set P2PTRAIN_DATA")
         if lacking:
             click.echo(f"not in {places.data}, and left out: {', '.join(dict.fromkeys(lacking))}", err=True)
     table = paper.PaperTable(places, lambda text: click.echo(text, err=True))
