@@ -33,6 +33,7 @@ NAMES |= {"poisoning-fitted", "poisoning-replicas", "poisoning-votes"}
 NAMES |= {"replan", "planner", "planner_split", "overlap-own", "overlap-resnet20", "overlap-vgg11", "overlap-digits"}
 NAMES |= {"hostile", "hostile-short", "split", "split-mobilenet", "split-two-helpers", "split-shared-medium"}
 NAMES |= {"split-memory", "split_unlike", "split_unlike-classes"}
+NAMES |= {f"paper-{row}" for row in ("digits", "speakers", "vgg", "alexnet", "disjoint", "cifar100")}
 
 
 def bench(*arguments: str) -> str:
