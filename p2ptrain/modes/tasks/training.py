@@ -30,7 +30,7 @@ from p2ptrain.learning.work import Work
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.plan import body_of
-from p2ptrain.modes.tasks.planning.budget import affordable_passes
+from p2ptrain.modes.tasks.planning.budget import affordable_passes, unaffordable
 
 Masses = dict[str, float]
 
@@ -86,7 +86,9 @@ class PartTraining:
         self._steps_per_round = math.ceil(steps * passes)
         if tasks_of(job).budget and parts.decoupling is not None:
             most = affordable_passes(job, parts, part, len(self._data), self._num_val, looks=self._looks)
-            self._steps_per_round = min(self._steps_per_round, max(1, math.floor(steps * most)))
+            if steps * most < 1:
+                raise UserError(unaffordable(job, parts))
+            self._steps_per_round = min(self._steps_per_round, math.floor(steps * most))
         self._fewest_steps = min(math.ceil(steps), self._steps_per_round)
         self.trainer = LocalTrainer(
             submodel,

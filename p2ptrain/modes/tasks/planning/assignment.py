@@ -153,6 +153,8 @@ def notes(job: Job, plan: Plan) -> list[str]:
                 "group fits the last layer"
             )
     lines += _class_notes(job, plan)
+    if tasks_of(job).budget and plan.mode == "replicas":
+        lines.append("tasks.budget is not kept: every device trains the whole model")
     if body_of(plan).disjoint and tasks_of(job).num_groups not in (0, len(plan.parts)):
         lines.append(
             f"tasks.num_groups = {tasks_of(job).num_groups} is not kept: the data give {len(plan.parts)} groups"

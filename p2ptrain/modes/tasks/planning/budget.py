@@ -4,7 +4,7 @@
 samples more often than the whole model would: at a fifth of the width a pass costs a 24th, and for a twelfth there are
 two. Who is slower than the fastest spends as much less as that, so that all end together; but no less than one pass.
 
-Invariant: pure. What a device computes by these figures stays within the budget, if one step a round does.
+Invariant: pure. What a device computes by these figures stays within the budget; what can't is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from p2ptrain.learning.head_fit import MAX_ROWS, MAX_WHITENED
 from p2ptrain.learning.work import Work
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.parts import Parts
+from p2ptrain.words import scaled
 
 
 def affordable_passes(job: Job, parts: Parts, part: int, num_samples: int, num_val: int, *, looks: bool) -> float:
@@ -29,6 +30,17 @@ def affordable_passes(job: Job, parts: Parts, part: int, num_samples: int, num_v
     most = budget * central - end_flops(job, parts, num_samples, num_val) - config.rounds * cost.forward * num_val
     one = config.rounds * config.epochs_per_round * (cost.total * num_samples + cost.forward * num_val * looks)
     return max(0.0, min(most / one, max(1.0, most * _relative_speed(parts, part) / one)))
+
+
+def unaffordable(job: Job, parts: Parts) -> str:
+    """Where not even a step a round can be paid: what to do."""
+    without = ', set tasks.fit_head = "never"' if parts.body.fit_head else ""
+    central = scaled(parts.central_flops(), "FLOP")
+    return (
+        f"tasks.budget: {tasks_of(job).budget:.3g} of central training's {central} does not pay for a step in each "
+        f"round and what comes after the last; raise it, train for more rounds{without}, or make narrower parts "
+        "with more peers"
+    )
 
 
 def end_flops(job: Job, parts: Parts, num_samples: int, num_val: int) -> int:

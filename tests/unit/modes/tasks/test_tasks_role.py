@@ -13,7 +13,10 @@ from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.mode import Given
 from p2ptrain.core.peer_config import PeerConfig, Resume, first_record
+from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, PeerId, peer_id
+from p2ptrain.modes.tasks.commands import Contributed
+from p2ptrain.modes.tasks.plan import ClassPart, TasksBody
 from p2ptrain.modes.tasks.role import Following, Seeking, TasksRole
 from p2ptrain.protocol.blobs.transfer import Transfers
 from p2ptrain.simulation.signing import TRUSTING
@@ -51,3 +54,17 @@ def test_a_head_is_no_copy_of_part_0() -> None:
     head = dataclasses.replace(part, kind="head", round=9, blob=BlobId("1" * 64))
     own._group.say(1.0, holdings=(head, part))
     assert own._copies_of(0) == [part]
+
+
+def test_what_the_trainer_computed_is_in_the_record_with_the_last_layer_s_fit() -> None:
+    own = role()
+    parts = (ClassPart(0, 1.0, (own._group.own_id,), (0, 1), ("group-0",)),)
+    body = TasksBody(parts, 0, False, "all", "sum", True, ())
+    own.plan = Plan(1, JOB.id, "tasks", own._group.own_id, (), "", body)
+    taken = c.SnapshotTaken(0, 1, 10, 100, 0.5, True, False, b"", work_flops=3e9, central_flops=9e9)
+    own.trainer_said(taken, None, 0, 1.0)
+    assert (own._group.own.work_flops, own._group.own.central_flops) == (3e9, 9e9)
+    own.trainer_said(Contributed("session", 4, 10, b""), None, 0, 2.0)  # in the middle of the fit it says nothing of it
+    assert own._group.own.work_flops == 3e9
+    own.trainer_said(Contributed("session", 5, 10, b"", work_flops=4e9), None, 0, 3.0)
+    assert (own._group.own.work_flops, own._group.own.central_flops) == (4e9, 9e9)

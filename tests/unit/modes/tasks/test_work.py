@@ -11,7 +11,7 @@ import torch
 
 from p2ptrain.config import DataConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.core.plan import PeerSnapshot, Plan
-from p2ptrain.errors import JobError
+from p2ptrain.errors import JobError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.blocks.flops import Flops, flop_counter
 from p2ptrain.learning.data import Dataset
@@ -22,7 +22,7 @@ from p2ptrain.modes.tasks import words
 from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.modes.tasks.head.fitting import HeadFitting
 from p2ptrain.modes.tasks.parts import Parts
-from p2ptrain.modes.tasks.planning.assignment import first_plan
+from p2ptrain.modes.tasks.planning.assignment import first_plan, notes
 from p2ptrain.modes.tasks.planning.budget import end_flops
 from p2ptrain.modes.tasks.training import PartTraining
 
@@ -102,6 +102,20 @@ def test_what_ends_is_foreseen() -> None:
             one.accuracy()
     ended = done.flops - one.work_flops()
     assert ended == pytest.approx(end_flops(work, parts, NUM, NUM_VAL), rel=0.1)
+
+
+def test_a_budget_that_does_not_pay_for_a_step_is_refused() -> None:
+    work = job(rounds=1, budget=0.03, passes=0.0)
+    parts = Parts(work, planned(work))
+    with pytest.raises(UserError, match=r"tasks\.budget: 0\.03 of central training's .* or make narrower parts"):
+        PartTraining(work, parts, 0, samples(NUM), NAMES[0], val=samples(NUM_VAL))
+
+
+def test_a_budget_that_can_not_be_kept_is_said() -> None:
+    work = dataclasses.replace(job(budget=0.1), mode="auto")
+    plan = first_plan(work, [PeerSnapshot(NAMES[0], 1e9, 0, (9,) * 4, ())], NAMES[0])
+    assert plan.mode == "replicas" and "tasks.budget is not kept" in " ".join(notes(work, plan))
+    assert "tasks.budget" not in " ".join(notes(work, planned(job(budget=0.1))))
 
 
 def test_who_is_slower_spends_less_but_a_pass_at_least() -> None:
