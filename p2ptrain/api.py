@@ -42,6 +42,8 @@ from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.preflight import is_prepared, prepare
 from p2ptrain.runtime.store.kept import KeptJob, kept_job, newest_job
 from p2ptrain.runtime.store.state_dir import StateDir
+from p2ptrain.web.server import PageServer
+from p2ptrain.web.view import View
 from p2ptrain.wire.messages import MemberState, Record
 
 if TYPE_CHECKING:
@@ -202,6 +204,27 @@ def snapshot_status(node: ObserverNode) -> Status:
     records = tuple(record for _, record in sorted(observer.records.items()))
     refused = {peer: dict(counts) for peer, counts in observer.peer_refused.items()}
     return Status(observer.job, observer.plan(), records, dict(observer.states), refused, dict(observer.troubles))
+
+
+def snapshot_peer(peer: Peer) -> Status:
+    """What a peer on this device knows now: without what the others refused, which only they tell."""
+    records = {peer.own_id: peer.records.own, **peer.records.all()}
+    states: dict[PeerId, MemberState] = {peer.own_id: "alive"}
+    states |= {each: state for each in records if (state := peer.membership.state(each)) is not None}
+    plan = peer.role.plan if peer.role is not None else None
+    refused = {peer.own_id: dict(peer.refused + peer.sessions.refused)}
+    return Status(peer.job, plan, tuple(r for _, r in sorted(records.items())), states, refused, dict(peer.troubles))
+
+
+@asynccontextmanager
+async def serving_page(view: View, listen: str = "127.0.0.1", port: int = 0) -> AsyncIterator[PageServer]:
+    """The page, as long as the context lasts. Raises ``UserError`` where it can't be served."""
+    server = PageServer(view)
+    try:
+        await server.start(listen, port)
+        yield server
+    finally:
+        await server.close()
 
 
 @asynccontextmanager

@@ -26,6 +26,7 @@ from p2ptrain.cli.shared.options import (
     read_group,
     read_network,
     strict_option,
+    web_options,
 )
 from p2ptrain.errors import UserError
 
@@ -118,6 +119,7 @@ Examples:
     help="Tell a class of your own the figures: see p2ptrain.loggers; may be given again. [default: none]",
 )
 @click.option("--fresh", is_flag=True, help="Start anew: set aside what this device kept of earlier training.")
+@web_options
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the journal: a JSON object a line, for programs.")
 def command(
@@ -145,6 +147,9 @@ def command(
     tensorboard: Path | None,
     loggers: tuple[str, ...],
     fresh: bool,
+    web: bool,
+    web_port: int,
+    web_listen: str,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -205,7 +210,15 @@ def command(
     )
     options = _measured(options, job, profile, device, state, silent=quiet or as_json)
     peer_session.run(
-        group, options, network, state, told, keep_group=bool(code) and not is_open, quiet=quiet, as_json=as_json
+        group,
+        options,
+        network,
+        state,
+        told,
+        keep_group=bool(code) and not is_open,
+        quiet=quiet,
+        as_json=as_json,
+        page=(web_listen, web_port) if web else None,
     )
 
 

@@ -161,6 +161,42 @@ def network_options(function: F) -> F:
     return function
 
 
+def web_options(function: F) -> F:
+    """``--web``, and where."""
+    for option in (
+        click.option(
+            "--web-listen",
+            default="127.0.0.1",
+            metavar="ADDRESS",
+            help="Address to serve the page at; 0.0.0.0 is all of them. [default: 127.0.0.1, this device alone]",
+        ),
+        click.option(
+            "--web-port",
+            type=click.IntRange(0, 65535),
+            default=0,
+            metavar="N",
+            help="TCP port of the page. [default: a free one]",
+        ),
+        click.option(
+            "--web", is_flag=True, help="Serve a live page of the group, to read only, at a link with a token."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def page_lines(links: list[str]) -> list[str]:
+    """Where the page is, and who can see it."""
+    lines, space = [f"page     {link}" for link in links], " " * 9
+    if len(links) == 1 and links[0].startswith(("http://127.0.0.1:", "http://[::1]:")):
+        return [*lines, f"{space}for browsers on this device; --web-listen 0.0.0.0 is for others in its networks too"]
+    return [
+        *lines,
+        f"{space}who has this link can look, and change nothing. It is not encrypted: who listens in on this network "
+        "can read it too",
+    ]
+
+
 def wait_option(default_s: float) -> Callable[[F], F]:
     return click.option(
         "--wait",
