@@ -25,6 +25,7 @@ from p2ptrain.cli.shared.options import (
     progress,
     read_group,
     read_network,
+    read_page,
     strict_option,
     web_options,
 )
@@ -148,8 +149,8 @@ def command(
     loggers: tuple[str, ...],
     fresh: bool,
     web: bool,
-    web_port: int,
-    web_listen: str,
+    web_port: int | None,
+    web_listen: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -173,6 +174,7 @@ def command(
     group = read_group(code, is_open, state_dir)
     state = state_dir or api.default_state_dir()
     network = read_network(peers, interfaces, no_discovery, port)
+    page = read_page(web, web_port, web_listen)
     if not data and (classes or shard or dirichlet):
         raise UserError("--classes, --shard and --dirichlet choose among this device's samples: name those with --data")
     job = load_job(job_file) if job_file else None
@@ -218,7 +220,7 @@ def command(
         keep_group=bool(code) and not is_open,
         quiet=quiet,
         as_json=as_json,
-        page=(web_listen, web_port) if web else None,
+        page=page,
     )
 
 

@@ -18,6 +18,7 @@ from p2ptrain.cli.shared.options import (
     page_lines,
     read_group,
     read_network,
+    read_page,
     run_async,
     web_options,
 )
@@ -57,15 +58,16 @@ def command(
     interval_s: float,
     plain: bool,
     web: bool,
-    web_port: int,
-    web_listen: str,
+    web_port: int | None,
+    web_listen: str | None,
 ) -> None:
     """A live view of the group, until Ctrl-C: in this terminal, or as a page for browsers."""
     group = read_group(code, is_open, state_dir)
     network = read_network(peers, interfaces, no_discovery)
+    page = read_page(web, web_port, web_listen)
     try:
-        if web:
-            run_async(_serve(group, network, state_dir, web_listen, web_port))
+        if page is not None:
+            run_async(_serve(group, network, state_dir, *page))
             return
         run_async(_watch(group, network, state_dir, max(0.1, interval_s), plain))
     except KeyboardInterrupt:

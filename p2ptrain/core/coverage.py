@@ -58,6 +58,11 @@ class Coverage:
         return tuple(max(copies.values(), default=0) for copies in self.copies)
 
 
+def blocks(first: int, stop: int) -> str:
+    """``blocks 0-3``, ``block 4``."""
+    return f"block {first}" if stop == first + 1 else f"blocks {first}-{stop - 1}"
+
+
 def copies_of(cell: Cell, holdings: Mapping[PeerId, Sequence[SnapshotRef]], counts: Counts) -> dict[PeerId, int]:
     """Who has all of a cell at one state, and how far the newest is."""
     newest = {peer: _newest(cell, held, counts) for peer, held in holdings.items()}

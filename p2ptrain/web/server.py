@@ -34,6 +34,8 @@ from p2ptrain.web.http import (
 from p2ptrain.web.view import NOTHING, Cursor, View
 
 LOOPBACK = "127.0.0.1"
+FULL = answer(503, b"too many pages are open\n", head=False)
+READ_AWAY_S = 0.5
 EVENTS = "events"
 TYPES = {
     "index.html": "text/html; charset=utf-8",
@@ -55,6 +57,8 @@ class Limits:
     """Streams at once."""
     connections: int = 160
     """At once, streams among them."""
+    turned_away: int = 32
+    """Beyond these, who are told so."""
     per_address: int = 48
     """Of them from one other device."""
     request_s: float = 5.0
@@ -66,7 +70,7 @@ class Limits:
     interval_s: float = 1.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Page:
     writer: asyncio.StreamWriter
     cursor: Cursor
@@ -85,6 +89,7 @@ class PageServer:
         self._listen, self._port = LOOPBACK, 0
         self._open: set[asyncio.StreamWriter] = set()
         self._by_address: Counter[str] = Counter()
+        self._turned_away = 0
         self._pages: set[_Page] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._wanted = asyncio.Event()
@@ -123,7 +128,8 @@ class PageServer:
         """Where a browser finds the page: each has the token in it."""
         hosts = [self._listen]
         if self._listen in ("0.0.0.0", "::", ""):
-            hosts = [*(each.address for each in usable_addresses((), strict=False)), LOOPBACK]
+            found = [each.address for each in usable_addresses((), strict=False)]
+            hosts = [*(host for host in found if self._listen != "0.0.0.0" or ":" not in host), LOOPBACK]
         shown = [f"[{host}]" if ":" in host else host for host in hosts]
         return [f"http://{host}:{self._port}/{self._token}/" for host in dict.fromkeys(shown)]
 
@@ -135,8 +141,7 @@ class PageServer:
         if len(self._open) >= limits.connections or (
             address != LOOPBACK and self._by_address[address] >= limits.per_address
         ):
-            writer.write(answer(503, b"too many pages are open\n", head=False))
-            writer.close()
+            await self._turn_away(reader, writer)
             return
         self._open.add(writer)
         self._by_address[address] += 1
@@ -160,15 +165,40 @@ class PageServer:
             name = self._name_of(request)
         except BadRequest as error:
             await self._write(writer, answer(error.status, f"{error}\n".encode(), head=head))
+            await self._read_away(reader, writer)
             return
         if name != EVENTS:
             await self._write(writer, answer(200, _file(name), TYPES[name], head=head))
         elif head:
             await self._write(writer, stream_head())
         elif len(self._pages) >= self._limits.pages:
-            await self._write(writer, answer(503, b"too many pages are open\n", head=False))
+            await self._write(writer, FULL)
         else:
             await self._stream(reader, writer)
+
+    async def _turn_away(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Some are told why; where there are many of them, they are hung up on."""
+        if self._turned_away >= self._limits.turned_away:
+            writer.transport.abort()
+            return
+        self._turned_away += 1
+        try:
+            await self._write(writer, FULL)
+            await self._read_away(reader, writer)
+        except (ConnectionError, TimeoutError):
+            pass
+        finally:
+            self._turned_away -= 1
+            writer.close()
+
+    async def _read_away(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """What is not read when a connection closes would take the answer away with it."""
+        writer.write_eof()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READ_AWAY_S):
+                for _ in range(16):
+                    if not await reader.read(MAX_HEAD_BYTES):
+                        return
 
     async def _head(self, reader: asyncio.StreamReader) -> bytes:
         try:

@@ -166,14 +166,12 @@ def web_options(function: F) -> F:
     for option in (
         click.option(
             "--web-listen",
-            default="127.0.0.1",
             metavar="ADDRESS",
             help="Address to serve the page at; 0.0.0.0 is all of them. [default: 127.0.0.1, this device alone]",
         ),
         click.option(
             "--web-port",
             type=click.IntRange(0, 65535),
-            default=0,
             metavar="N",
             help="TCP port of the page. [default: a free one]",
         ),
@@ -183,6 +181,13 @@ def web_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def read_page(web: bool, port: int | None, listen: str | None) -> tuple[str, int] | None:
+    """Address and port to serve the page at; None: it is not asked for. Raises ``UserError``."""
+    if not web and (port is not None or listen is not None):
+        raise UserError("--web-port and --web-listen say where the page is served: give --web too")
+    return (listen or "127.0.0.1", port or 0) if web else None
 
 
 def page_lines(links: list[str]) -> list[str]:

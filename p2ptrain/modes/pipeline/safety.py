@@ -12,7 +12,7 @@ from typing import Any
 
 from p2ptrain.config import Job
 from p2ptrain.core import no_words
-from p2ptrain.core.coverage import Cell, Coverage, Flow, copies_of, held_parts
+from p2ptrain.core.coverage import Cell, Coverage, Flow, blocks, copies_of, held_parts
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of
@@ -111,7 +111,7 @@ def coverage(plan: Plan, job: Job, here: Sequence[Record]) -> Coverage:
     found, body = safety(plan, here), body_of(plan)
     held = held_parts(here)
     cells = tuple(
-        Cell(f"blocks {stage.start}-{stage.stop - 1}", stage.start, stage.stop, tuple(map(PeerId, stage.peers)))
+        Cell(blocks(stage.start, stage.stop), stage.start, stage.stop, tuple(map(PeerId, stage.peers)))
         for stage in body.pipeline.stages
     )
     return Coverage(

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from p2ptrain.config import Job
-from p2ptrain.core.coverage import Cell, Coverage, Flow, copies_of, held_parts
+from p2ptrain.core.coverage import Cell, Coverage, Flow, blocks, copies_of, held_parts
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.plan import body_of, bounds_of, runs_of, workers
@@ -28,7 +28,7 @@ def coverage(plan: Plan, job: Job, here: Sequence[Record]) -> Coverage:
             for peer in workers(split)
             if any(a <= first and stop <= b for _, (a, b) in runs_of(split, peer))
         )
-        cells.append(Cell(f"blocks {first}-{stop - 1}", first, stop, who))
+        cells.append(Cell(blocks(first, stop), first, stop, who))
     done = _newest_whole(split.num_blocks, held)
     lost, working = {}, training.intersection(workers(split))
     for peer in held:

@@ -1,32 +1,56 @@
 // Peers and links as a picture: who sends to whom from left to right where there is an order, else in a ring.
+// A coloured line is what is sent for training, a dotted one a copy that is kept, a grey one a link that was measured.
 
 import { draw, make } from "./make.js";
 import { colour, megabits, milliseconds, nameOf, shortened, tone } from "./words.js";
 
-const CARD = { width: 148, height: 62 };
+const CARD = { width: 172, height: 64 };
 const SMALL = { width: 96, height: 34 };
-const MOST_LABELS = 6;
+const KEPT = "a copy to keep";
 
-export function graph(peers, flows, width) {
+export function graph(peers, flows, coverage, width) {
   const shown = peers.filter((peer) => peer.here || peer.does === "lost");
   const links = shown.flatMap((peer) =>
     peer.links.map((link) => ({ one: peer.peer, other: link.peer, rate: link.bytes_per_s, latency: link.latency_s })));
   const known = new Set(shown.map((peer) => peer.peer));
-  const drawnLinks = links.filter((each) => known.has(each.other));
-  const drawnFlows = flows.filter((flow) => known.has(flow.from) && known.has(flow.to));
-  const card = shown.length > 9 ? SMALL : CARD;
-  const places = placed(shown, drawnFlows, width, card);
-  const pairs = paired(drawnLinks, drawnFlows);
-  const labels = pairs.length <= MOST_LABELS;
-  const title = "Peers and the links between them";
+  const shownLinks = links.filter((each) => known.has(each.other));
+  const shownFlows = (flows.length ? flows : kept(coverage)).filter((flow) => known.has(flow.from) && known.has(flow.to));
+  const card = shown.length > 9 ? SMALL : { ...CARD, width: Math.min(CARD.width, (width - 14) / 2) };
+  const places = placed(shown, shownFlows, width, card);
+  const lines = paired(shownLinks, shownFlows).map((pair) => ({ pair, path: route(pair, places, card) }));
+  const taken = [...places.at.values()].map((at) => around(at, card.width + 4, card.height + 4));
   const picture = draw("svg", { viewBox: `0 0 ${width} ${places.height}`, width, height: places.height, role: "img",
-    "aria-label": `${title}: ${sentences(shown, drawnFlows).join("; ")}` },
+    "aria-label": `Peers and the links between them: ${sentences(shown, shownFlows).join("; ")}` },
     draw("defs", {}, draw("marker", { id: "arrow", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7,
       orient: "auto-start-reverse" }, draw("path", { d: "M0 0 8 4 0 8z", class: "arrowhead" }))),
-    pairs.map((pair) => edge(pair, places, card, labels)),
+    lines.map(edge),
     shown.map((peer) => node(peer, places.at.get(peer.peer), card)),
-    pairs.map((pair) => (labels || (pair.flow && pair.rate && pairs.length < 16) ? label(pair, places) : null)));
-  return [picture, linkTable(shown, drawnLinks, drawnFlows)];
+    lines.map((line) => label(line, taken)));
+  return [picture, legend(lines), linkTable(shown, shownLinks, shownFlows)];
+}
+
+function legend(lines) {
+  const of = (test) => lines.some(({ pair }) => test(pair));
+  const sign = (kind) => draw("svg", { width: 26, height: 8, "aria-hidden": "true" },
+    draw("path", { d: "M1 4H25", class: `${kind} p0` }));
+  const parts = [
+    ...[...new Set(lines.map(({ pair }) => pair.flow?.what).filter((what) => what && what !== KEPT))]
+      .map((what) => [sign("flow"), what]),
+    of((pair) => pair.flow?.what === KEPT) ? [sign("keeps"), KEPT] : [],
+    of((pair) => !pair.flow) ? [sign("link"), "a link that was measured"] : []];
+  return parts.flat().length ? make("p", { class: "legend quiet" }, parts) : null;
+}
+
+// Who keeps what another one trains.
+function kept(coverage) {
+  const found = new Map();
+  for (const cell of coverage ? coverage.cells : []) {
+    for (const holder of Object.keys(cell.copies)) {
+      if (cell.trainers.includes(holder)) continue;
+      for (const trainer of cell.trainers) found.set(`${trainer} ${holder}`, { from: trainer, to: holder, what: KEPT });
+    }
+  }
+  return [...found.values()];
 }
 
 function sentences(peers, flows) {
@@ -42,14 +66,17 @@ function paired(links, flows) {
   for (const each of links) pairs.set(key(each.one, each.other), { one: each.one, other: each.other, ...each });
   for (const flow of flows) {
     const at = key(flow.from, flow.to);
+    if (flow.what === KEPT && pairs.get(at)?.flow) continue;
     pairs.set(at, { ...(pairs.get(at) || {}), one: flow.from, other: flow.to, flow });
   }
   return [...pairs.values()];
 }
 
 function placed(peers, flows, width, card) {
-  const directed = flows.filter((flow) => !flow.both && flow.what !== "copies");
-  return directed.length ? inColumns(peers, directed, width, card) : inRing(peers, width, card);
+  const directed = flows.filter((flow) => !flow.both && flow.what !== "copies" && flow.what !== KEPT);
+  const found = directed.length ? inColumns(peers, directed, width, card)
+    : width < 3.2 * card.width && card !== SMALL ? inPairs(peers, width, card) : inRing(peers, width, card);
+  return { ...found, width };
 }
 
 // Columns by how many others come before; on a narrow page rows. Who takes no part stands behind.
@@ -66,7 +93,7 @@ function inColumns(peers, flows, width, card) {
   }
   const columns = levels.filter(Boolean);
   const idle = peers.filter((each) => !busy.has(each.peer)).map((each) => each.peer);
-  const gap = 96;
+  const gap = 84;
   const flat = columns.length * (card.width + gap) - gap + 16 <= width;
   const at = new Map();
   if (flat) {
@@ -86,7 +113,7 @@ function inColumns(peers, flows, width, card) {
       y += card.height + (i + across < column.length ? 16 : 56);
     }
   }
-  return withIdle(at, idle, y - 44, width, card);
+  return withIdle(at, idle, y - 48, width, card);
 }
 
 function withIdle(at, idle, height, width, card) {
@@ -99,6 +126,19 @@ function withIdle(at, idle, height, width, card) {
     at.set(id, { x: (width * ((i % across) + 0.5)) / inRow, y: height + row * (card.height + 14) + card.height / 2 });
   });
   return { at, height: height + rows * (card.height + 14) };
+}
+
+function inPairs(peers, width, card) {
+  const at = new Map();
+  const first = peers.length % 2;
+  peers.forEach((peer, i) => {
+    const row = Math.ceil((i + 1 - first) / 2) - (first ? 0 : 1);
+    const alone = first && i === 0;
+    const left = (i - first) % 2 === 0;
+    at.set(peer.peer, { x: alone ? width / 2 : left ? card.width / 2 + 2 : width - card.width / 2 - 2,
+      y: 6 + card.height / 2 + (first ? row : Math.floor(i / 2)) * (card.height + 56) });
+  });
+  return { at, height: 12 + Math.ceil((peers.length + first) / 2) * (card.height + 56) - 56 };
 }
 
 function inRing(peers, width, card) {
@@ -120,18 +160,48 @@ function inRing(peers, width, card) {
   return { at, height };
 }
 
-function edge(pair, places, card, labels) {
+// From card to card, around those between them.
+function route(pair, places, card) {
   const from = places.at.get(pair.one), to = places.at.get(pair.other);
-  const start = outside(from, to, card), end = outside(to, from, card);
-  const lines = [];
-  if (pair.flow) {
-    lines.push(draw("path", { d: `M${start.x} ${start.y}L${end.x} ${end.y}`, class: `flow ${colour(pair.flow.from)}`,
-      "marker-end": "url(#arrow)", "marker-start": pair.flow.both ? "url(#arrow)" : null },
-      draw("title", {}, pair.flow.what)));
-  } else {
-    lines.push(draw("path", { d: `M${start.x} ${start.y}L${end.x} ${end.y}`, class: "link" }));
+  const others = [...places.at.entries()].filter(([id]) => id !== pair.one && id !== pair.other).map(([, at]) => at);
+  const long = Math.hypot(to.x - from.x, to.y - from.y) || 1;
+  const across = { x: -(to.y - from.y) / long, y: (to.x - from.x) / long };
+  for (const bend of [0, 1, -1, 1.7, -1.7]) {
+    const reach = bend * (card.height + Math.abs(across.x) * (card.width - card.height)) * 1.25;
+    const middle = { x: (from.x + to.x) / 2 + across.x * reach, y: (from.y + to.y) / 2 + across.y * reach };
+    const start = outside(from, middle, card), end = outside(to, middle, card);
+    const path = { start, middle, end };
+    const inside = at(path, 0.5).x > 30 && at(path, 0.5).x < places.width - 30 && at(path, 0.5).y > 6 && at(path, 0.5).y < places.height - 6;
+    if (bend && !inside) continue;
+    if (!others.some((other) => meets(path, around(other, card.width + 10, card.height + 10)))) return path;
   }
-  return lines;
+  const middle = { x: (from.x + to.x) / 2, y: (from.y + to.y) / 2 };
+  return { start: outside(from, to, card), middle, end: outside(to, from, card) };
+}
+
+// A point of the curve, which has its middle for a control point.
+function at({ start, middle, end }, share) {
+  const a = (1 - share) ** 2, b = 2 * share * (1 - share), c = share ** 2;
+  return { x: a * start.x + b * middle.x + c * end.x, y: a * start.y + b * middle.y + c * end.y };
+}
+
+function around(place, width, height) {
+  return { left: place.x - width / 2, right: place.x + width / 2, top: place.y - height / 2, bottom: place.y + height / 2 };
+}
+
+function meets(path, box) {
+  for (let share = 0.04; share < 1; share += 0.04) {
+    const { x, y } = at(path, share);
+    if (x > box.left && x < box.right && y > box.top && y < box.bottom) return true;
+  }
+  return false;
+}
+
+function edge({ pair, path: { start, middle, end } }) {
+  const d = `M${start.x} ${start.y}Q${middle.x} ${middle.y} ${end.x} ${end.y}`;
+  if (!pair.flow) return draw("path", { d, class: "link" });
+  return draw("path", { d, class: `${pair.flow.what === KEPT ? "keeps" : "flow"} ${colour(pair.flow.from)}`,
+    "marker-end": "url(#arrow)", "marker-start": pair.flow.both ? "url(#arrow)" : null }, draw("title", {}, pair.flow.what));
 }
 
 // Where the line from the middle of a card to another one leaves it.
@@ -142,28 +212,33 @@ function outside(at, to, card) {
   return { x: at.x + dx * Math.min(reach, 0.5), y: at.y + dy * Math.min(reach, 0.5) };
 }
 
-function label(pair, places) {
-  const from = places.at.get(pair.one), to = places.at.get(pair.other);
-  const x = (from.x + to.x) / 2, y = (from.y + to.y) / 2;
-  const texts = [pair.rate ? megabits(pair.rate) : null, pair.latency ? milliseconds(pair.latency) : null]
-    .filter(Boolean);
-  if (!texts.length) texts.push(...(pair.flow ? [pair.flow.what] : []));
-  return draw("text", { x, y: y - 2, class: "edge-label" }, texts.map((text, i) =>
-    draw("tspan", { x, dy: i ? 14 : texts.length > 1 ? -4 : 4 }, text)));
+// Where there is room for it; the table has all of them.
+function label({ pair, path }, taken) {
+  const texts = [pair.rate ? megabits(pair.rate) : null, pair.latency ? milliseconds(pair.latency) : null].filter(Boolean);
+  if (!texts.length) return null;
+  for (const share of [0.5, 0.35, 0.65]) {
+    const { x, y } = at(path, share);
+    const box = around({ x, y }, 6.2 * Math.max(...texts.map((text) => text.length)) + 8, 14 * texts.length + 2);
+    if (taken.some((each) => each.left < box.right && box.left < each.right && each.top < box.bottom && box.top < each.bottom)) continue;
+    taken.push(box);
+    return draw("text", { class: "edge-label" }, texts.map((text, i) =>
+      draw("tspan", { x, y: y + 4 + 14 * (i - (texts.length - 1) / 2) }, text)));
+  }
+  return null;
 }
 
 function node(peer, at, card) {
   const name = peer.name || peer.peer.slice(0, 6);
   const small = card === SMALL;
-  const letters = Math.floor((card.width - 30) / 7.2);
+  const letters = Math.floor((card.width - 34) / 7.6), small_letters = Math.floor((card.width - 16) / 5.9);
   return draw("g", { transform: `translate(${at.x - card.width / 2} ${at.y - card.height / 2})`,
     class: `node ${colour(peer.peer)}${peer.here ? "" : " gone"}` },
     draw("title", {}, `${name}: ${peer.does}; ${peer.trains}`),
     draw("rect", { width: card.width, height: card.height, rx: 10 }),
     draw("circle", { cx: 15, cy: 19 - (small ? 2 : 0), r: 5, class: `dot ${tone(peer.does)}` }),
     draw("text", { x: 27, y: small ? 21 : 23, class: "node-name" }, shortened(name, letters)),
-    small ? null : draw("text", { x: 12, y: 40, class: "node-more" }, shortened(peer.here ? peer.trains : peer.does, 22)),
-    small ? null : draw("text", { x: 12, y: 54, class: "node-more" }, shortened(figures(peer), 23)));
+    small ? null : draw("text", { x: 12, y: 40, class: "node-more" }, shortened(peer.here ? peer.trains : peer.does, small_letters)),
+    small ? null : draw("text", { x: 12, y: 54, class: "node-more" }, shortened(figures(peer), small_letters)));
 }
 
 function figures(peer) {

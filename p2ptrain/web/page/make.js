@@ -7,7 +7,7 @@ function filled(element, attributes, children) {
     if (value === null || value === undefined || value === false) continue;
     element.setAttribute(name, value === true ? "" : String(value));
   }
-  for (const child of children.flat()) {
+  for (const child of children.flat(Infinity)) {
     if (child === null || child === undefined || child === "") continue;
     element.append(child instanceof Node ? child : document.createTextNode(String(child)));
   }
@@ -31,6 +31,6 @@ export function fill(id, data, contents) {
   if (drawn.get(id) === key) return;
   drawn.set(id, key);
   const open = [...element.querySelectorAll("details")].map((each) => each.open);
-  element.replaceChildren(...[contents(element)].flat().filter((each) => each !== null && each !== ""));
+  element.replaceChildren(...[contents(element)].flat(Infinity).filter((each) => each !== null && each !== ""));
   [...element.querySelectorAll("details")].forEach((each, i) => { each.open = open[i] ?? each.open; });
 }

@@ -54,11 +54,11 @@ function show() {
   const { coverage, harvest, peers } = group;
   fill("now", [now.next, now.left_out, peers.map((peer) => [peer.name, peer.waiting_for, peer.here, peer.does]), group.troubles, coverage],
     () => inWords(now, group));
-  fill("map", [peers.map((peer) => [peer.peer, peer.name, peer.does, peer.here, peer.trains, Math.round(peer.samples_per_s), peer.links]), plan?.flows],
-    (element) => graph(peers, plan ? plan.flows : [], element.clientWidth));
+  fill("map", [peers.map((peer) => [peer.peer, peer.name, peer.does, peer.here, peer.trains, Math.round(peer.samples_per_s), peer.links]), plan?.flows, coverage?.cells],
+    (element) => graph(peers, plan ? plan.flows : [], coverage, Math.max(240, element.clientWidth)));
   fill("coverage", [coverage, peers.map((peer) => [peer.peer, peer.name, peer.here])], () => coverageTable(group));
   chart("loss", LOSS, "The first batches are still to come.");
-  chart("accuracy", ACCURACY, "Not known yet: peers look at their validation samples when a round is over, or at the end.");
+  chart("accuracy", ACCURACY, "Not known yet: peers look at their validation samples after a round, or at the end.");
   fill("harvest", harvest, () => harvestNow(group));
   fill("peers", [now.own, peers, job?.rounds], () => peerCards(now, group));
   fill("traffic", peers.map((peer) => [peer.name, peer.bytes_sent]), () => trafficBars(group));

@@ -63,7 +63,7 @@ function mark(peer, cell, coverage) {
   const words = [trains ? "trains it" : "", at ? `saved after ${coverage.counts} ${at}` : ""].filter(Boolean).join(", ");
   const old = at && coverage.done - at > 1 ? " old" : "";
   return make("td", {}, make("span", { class: `cell ${trains ? "trains" : at ? "saved" : "none"}${old} ${colour(peer.peer)}`,
-    title: words || "does not have it" }, at || (trains ? "•" : ""), make("span", { class: "unseen" }, ` ${words || "no"}`)));
+    title: words || "does not have it" }, at || (trains ? "•" : "–"), make("span", { class: "unseen" }, ` ${words || "no"}`)));
 }
 
 export function peerCards(now, group) {
@@ -108,7 +108,7 @@ export function harvestNow(group) {
     make("progress", { max: harvest.of || 1, value: harvest.oldest, "aria-label": `saved: ${harvest.oldest} of ${harvest.of}` }),
     harvest.missing.length ? make("p", { class: "bad" }, `Not saved yet: ${harvest.missing.slice(0, 8).join("; ")}`) : null,
     harvest.samples ? make("p", {}, make("b", {}, percent(harvest.accuracy)), ` right on ${harvest.samples.toLocaleString("en")} validation samples`)
-      : make("p", { class: "quiet" }, "How good it is, and at which classes: `p2ptrain evaluate` tells"),
+      : make("p", { class: "quiet" }, "How good it is, class by class, ", make("code", {}, "p2ptrain evaluate"), " tells."),
     make("div", { class: "command" }, make("code", {}, harvest.command), copy),
   ];
 }
