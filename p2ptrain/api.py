@@ -12,9 +12,8 @@ import random
 import tempfile
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +21,7 @@ from typing import TYPE_CHECKING
 from p2ptrain.config import Job
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.harvest import Harvest
-from p2ptrain.core.plan import Plan
 from p2ptrain.errors import DataError, NobodyError, NotCoveredError, UserError
-from p2ptrain.ids import PeerId
 from p2ptrain.loggers import Logger
 from p2ptrain.net.group.admission import visitors_door
 from p2ptrain.net.group.kept import load_kept
@@ -40,9 +37,12 @@ from p2ptrain.runtime.node.peer_node import PeerNode
 from p2ptrain.runtime.node.peer_options import PeerOptions
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.preflight import is_prepared, prepare
+from p2ptrain.runtime.status import Status, snapshot_status
+from p2ptrain.runtime.status import snapshot_peer as snapshot_peer
 from p2ptrain.runtime.store.kept import KeptJob, kept_job, newest_job
 from p2ptrain.runtime.store.state_dir import StateDir
-from p2ptrain.wire.messages import MemberState, Record
+from p2ptrain.web.server import PageServer
+from p2ptrain.web.view import View
 
 if TYPE_CHECKING:
     from torch import nn
@@ -168,21 +168,6 @@ async def _run(node: PeerNode, until: asyncio.Event, on_start: Callable[[PeerNod
         await node.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
-    """Everyone that is here, as an observer found them."""
-
-    job: Job | None
-    plan: Plan | None
-    records: tuple[Record, ...]
-    """What all peers known say of themselves, by peer id."""
-    states: dict[PeerId, MemberState]
-    refused: dict[PeerId, dict[str, int]]
-    """Messages that each peer refused, by reason."""
-    troubles: Mapping[str, str] = field(default_factory=dict)
-    """Sources of addresses that find nothing on this device, and why."""
-
-
 async def status(
     group: Group,
     *,
@@ -196,12 +181,15 @@ async def status(
         return snapshot_status(node)
 
 
-def snapshot_status(node: ObserverNode) -> Status:
-    """What an observer knows now."""
-    observer = node.observer
-    records = tuple(record for _, record in sorted(observer.records.items()))
-    refused = {peer: dict(counts) for peer, counts in observer.peer_refused.items()}
-    return Status(observer.job, observer.plan(), records, dict(observer.states), refused, dict(observer.troubles))
+@asynccontextmanager
+async def serving_page(view: View, listen: str = "127.0.0.1", port: int = 0) -> AsyncIterator[PageServer]:
+    """The page, as long as the context lasts. Raises ``UserError`` where it can't be served."""
+    server = PageServer(view)
+    try:
+        await server.start(listen, port)
+        yield server
+    finally:
+        await server.close()
 
 
 @asynccontextmanager

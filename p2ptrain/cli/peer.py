@@ -25,7 +25,9 @@ from p2ptrain.cli.shared.options import (
     progress,
     read_group,
     read_network,
+    read_page,
     strict_option,
+    web_options,
 )
 from p2ptrain.errors import UserError
 
@@ -118,6 +120,7 @@ Examples:
     help="Tell a class of your own the figures: see p2ptrain.loggers; may be given again. [default: none]",
 )
 @click.option("--fresh", is_flag=True, help="Start anew: set aside what this device kept of earlier training.")
+@web_options
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the journal: a JSON object a line, for programs.")
 def command(
@@ -145,6 +148,9 @@ def command(
     tensorboard: Path | None,
     loggers: tuple[str, ...],
     fresh: bool,
+    web: bool,
+    web_port: int | None,
+    web_listen: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -168,6 +174,7 @@ def command(
     group = read_group(code, is_open, state_dir)
     state = state_dir or api.default_state_dir()
     network = read_network(peers, interfaces, no_discovery, port)
+    page = read_page(web, web_port, web_listen)
     if not data and (classes or shard or dirichlet):
         raise UserError("--classes, --shard and --dirichlet choose among this device's samples: name those with --data")
     job = load_job(job_file) if job_file else None
@@ -205,7 +212,15 @@ def command(
     )
     options = _measured(options, job, profile, device, state, silent=quiet or as_json)
     peer_session.run(
-        group, options, network, state, told, keep_group=bool(code) and not is_open, quiet=quiet, as_json=as_json
+        group,
+        options,
+        network,
+        state,
+        told,
+        keep_group=bool(code) and not is_open,
+        quiet=quiet,
+        as_json=as_json,
+        page=page,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from p2ptrain.config import Job, ModeTable
+from p2ptrain.core.coverage import Coverage, Flow
 from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import Effects, Handler, KeepSnapshot, MessageHandler
 from p2ptrain.core.group_view import GroupView
@@ -235,6 +236,14 @@ class Words(Protocol):
 
     def part_classes(self, plan: Plan, job: Job | None, index: int) -> list[str]:
         """Of a part, by name; as numbers while the job is not known."""
+        ...
+
+    def coverage(self, plan: Plan, job: Job, here: Sequence[Record]) -> Coverage:
+        """Who trains and who keeps which parts or blocks, by the records of those who are here."""
+        ...
+
+    def flows(self, plan: Plan) -> Sequence[Flow]:
+        """Who sends to whom for its training."""
         ...
 
     def kept_lines(self, plan: Plan, here: Sequence[Record]) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2ptrain.config import Job
+from p2ptrain.core.coverage import Cell, Coverage, Flow, of_parts
 from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
@@ -25,6 +27,21 @@ def of_plan(plan: Plan, job: Job) -> list[str]:
 def plain_plan(plan: Plan) -> Mapping[str, Any]:
     """The parts say it all."""
     return {}
+
+
+def coverage(plan: Plan, job: Job, here: Sequence[Record]) -> Coverage:
+    """Parts have numbers for names."""
+    cells = [Cell(f"part {part.index}", part.index, part.index + 1, part.trainers) for part in plan.parts]
+    return of_parts(cells, here, job.training.rounds)
+
+
+def flows(plan: Plan) -> list[Flow]:
+    """Who trains the same part averages it with the others."""
+    return [
+        Flow(one, other, "averages", both=True)
+        for part in plan.parts
+        for one, other in itertools.combinations(part.trainers, 2)
+    ]
 
 
 def of_links(plan: Plan, peer: PeerId) -> Mapping[PeerId, float]:

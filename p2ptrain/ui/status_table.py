@@ -16,6 +16,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.modes.registry import MODES, mode_of
 from p2ptrain.protocol.consensus.epochs import epoch_words
 from p2ptrain.runtime.report import look_lines, work_line, work_text, works_plain
+from p2ptrain.ui import group_map
 from p2ptrain.wire.messages import NO_PART, MemberState, Record
 from p2ptrain.words import clean, mbit_s, percent, scaled, table
 
@@ -193,6 +194,7 @@ def render(snapshot: Snapshot) -> str:
 def to_plain(snapshot: Snapshot) -> dict[str, Any]:
     """What ``status --json`` prints."""
     job, plan = snapshot.job, snapshot.plan
+    here = [record for record in snapshot.records if is_here(snapshot, record)]
     return {
         "job": None
         if job is None
@@ -213,8 +215,12 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
             "parts": [_part(job, plan, part) for part in plan.parts],
             "unstaffed": [part.index for part in unstaffed(snapshot)],
             **MODES[plan.mode].words.plan_plain(plan),
-            "kept": MODES[plan.mode].words.kept_plain(plan, [r for r in snapshot.records if is_here(snapshot, r)]),
+            "kept": MODES[plan.mode].words.kept_plain(plan, here),
+            "flows": group_map.flows(job, plan),
         },
+        "coverage": group_map.coverage(job, plan, here),
+        "harvest": group_map.harvest_now(job, plan, snapshot.records, here),
+        "told": headline(snapshot).splitlines(),
         "peers": [_peer(snapshot, record) for record in snapshot.records],
         "work": works_plain(works_of(snapshot.records, job.id)) if job is not None else None,
         "troubles": dict(snapshot.troubles),
@@ -235,7 +241,11 @@ def _peer(snapshot: Snapshot, record: Record) -> dict[str, Any]:
         "peer": record.peer,
         "name": record.name,
         "state": snapshot.states.get(record.peer, "alive"),
+        "here": is_here(snapshot, record),
         "phase": record.phase,
+        "does": does(snapshot, record),
+        "trains": part_text(snapshot, record),
+        "notes": notes(snapshot, record),
         "job": record.job,
         "part": None if record.part == NO_PART else record.part,
         "round": record.round,
@@ -249,6 +259,9 @@ def _peer(snapshot: Snapshot, record: Record) -> dict[str, Any]:
         "bytes_sent": record.bytes_sent,
         "flops_per_s": record.flops_per_s,
         "memory_bytes": record.memory_bytes,
+        "link_bytes_per_s": record.link_bytes_per_s or None,
+        "links": group_map.links(record),
+        "leaving": record.leaving,
         "counts": list(record.counts),
         "wishes": list(record.wishes),
         "epoch": record.epoch,

@@ -14,6 +14,7 @@ LAYERS = (
     "cli",
     "experiment",
     "api",
+    "web",
     "ui",
     "simulation",
     "runtime",

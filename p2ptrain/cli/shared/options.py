@@ -161,6 +161,47 @@ def network_options(function: F) -> F:
     return function
 
 
+def web_options(function: F) -> F:
+    """``--web``, and where."""
+    for option in (
+        click.option(
+            "--web-listen",
+            metavar="ADDRESS",
+            help="Address to serve the page at; 0.0.0.0 is all of them. [default: 127.0.0.1, this device alone]",
+        ),
+        click.option(
+            "--web-port",
+            type=click.IntRange(0, 65535),
+            metavar="N",
+            help="TCP port of the page. [default: a free one]",
+        ),
+        click.option(
+            "--web", is_flag=True, help="Serve a live page of the group, to read only, at a link with a token."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def read_page(web: bool, port: int | None, listen: str | None) -> tuple[str, int] | None:
+    """Address and port to serve the page at; None: it is not asked for. Raises ``UserError``."""
+    if not web and (port is not None or listen is not None):
+        raise UserError("--web-port and --web-listen say where the page is served: give --web too")
+    return (listen or "127.0.0.1", port or 0) if web else None
+
+
+def page_lines(links: list[str]) -> list[str]:
+    """Where the page is, and who can see it."""
+    lines, space = [f"page     {link}" for link in links], " " * 9
+    if len(links) == 1 and links[0].startswith(("http://127.0.0.1:", "http://[::1]:")):
+        return [*lines, f"{space}for browsers on this device; --web-listen 0.0.0.0 is for others in its networks too"]
+    return [
+        *lines,
+        f"{space}who has this link can look, and change nothing. It is not encrypted: who listens in on this network "
+        "can read it too",
+    ]
+
+
 def wait_option(default_s: float) -> Callable[[F], F]:
     return click.option(
         "--wait",

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from p2ptrain import api
+from p2ptrain.cli.shared.options import page_lines
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.profiling.allocator import keep_for_messages
@@ -35,6 +36,7 @@ from p2ptrain.runtime.node.peer_options import PeerOptions
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.ui import messages_for_people
+from p2ptrain.web.view import View
 from p2ptrain.words import clean, duration
 
 WAIT_CHECK_S = 0.5
@@ -92,8 +94,9 @@ def run(
     keep_group: bool,
     quiet: bool,
     as_json: bool,
+    page: tuple[str, int] | None = None,
 ) -> None:
-    """Run the peer to its end. Raises ``UserError``."""
+    """Run the peer to its end; ``page``: address and port to serve the page at. Raises ``UserError``."""
     keep_for_messages()
     session = _Session(options, quiet=quiet, as_json=as_json)
 
@@ -104,16 +107,20 @@ def run(
 
     async def main() -> None:
         session.catch_signals()
-        await api.run_peer(
-            group,
-            options,
-            network=network,
-            state_dir=state,
-            until=session.until,
-            on_start=started,
-            on_line=session.heard,
-            loggers=loggers,
-        )
+        async with contextlib.AsyncExitStack() as stack:
+            if page is not None:
+                server = await stack.enter_async_context(api.serving_page(session.view, *page))
+                session.tell_page(server.links())
+            await api.run_peer(
+                group,
+                options,
+                network=network,
+                state_dir=state,
+                until=session.until,
+                on_start=started,
+                on_line=session.heard,
+                loggers=loggers,
+            )
 
     asyncio.run(main())
     session.ended(state)
@@ -134,6 +141,9 @@ class _Session:
         self._pace = RoundPace()
         self._early: list[Line] = []
         """Written before the node could be asked about them."""
+        self.view = View(
+            self._look, own=lambda: node.identity.peer if (node := self._node) else None, tells_itself=True
+        )
 
     # --- signals ---
 
@@ -168,14 +178,25 @@ class _Session:
             self._watching.cancel()  # of the node before, which left its job for another
         self._watching = asyncio.ensure_future(self._watch_waits())
 
+    def tell_page(self, links: list[str]) -> None:
+        """Said even where little is: nobody can guess the link."""
+        if self._as_json:
+            for link in links:
+                _write(journal.encode(Line(time.time(), "page", {"link": link})).decode())
+        else:
+            _write("".join(f"{line}\n" for line in page_lines(links)))
+
+    def _look(self) -> api.Status | None:
+        core = self._core()
+        return api.snapshot_peer(core) if core is not None else None
+
     def heard(self, line: Line) -> None:
         if self._as_json:
             _write(journal.encode(line).decode())
-        elif not self._quiet:
-            if self._node is None:
-                self._early.append(line)
-            else:
-                self._tell(line)
+        if self._node is None:
+            self._early.append(line)
+        else:
+            self._tell(line)
 
     def ended(self, state: Path) -> None:
         if self._num_signals:
@@ -231,6 +252,7 @@ class _Session:
         return re.sub(r"\b[a-z2-7]{16}\b", lambda match: clean(core.group.name_of(PeerId(match[0])), 40), text)
 
     def _say(self, text: str) -> None:
+        self.view.say(text)
         if not self._quiet and not self._as_json:
             _write(f"{time.strftime('%H:%M:%S')} {text}\n")
 

@@ -5,10 +5,14 @@ Invariant: pure; by what the records of those who are here say, and nothing of w
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from p2ptrain.config import Job
+from p2ptrain.core import no_words
+from p2ptrain.core.coverage import Cell, Coverage, Flow, blocks, copies_of, held_parts
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of
@@ -100,3 +104,34 @@ def plain(plan: Plan, here: Sequence[Record]) -> Mapping[str, Any]:
         ],
         "lost_without": {peer: list(found.lost_with(peer) or ()) for peer in found.saved_without},
     }
+
+
+def coverage(plan: Plan, job: Job, here: Sequence[Record]) -> Coverage:
+    """The same for pictures."""
+    found, body = safety(plan, here), body_of(plan)
+    held = held_parts(here)
+    cells = tuple(
+        Cell(blocks(stage.start, stage.stop), stage.start, stage.stop, tuple(map(PeerId, stage.peers)))
+        for stage in body.pipeline.stages
+    )
+    return Coverage(
+        counts="batch",
+        done=found.done,
+        total=job.training.rounds * body.steps_per_round,
+        cells=cells,
+        trainers=tuple(found.trainers[cell.first, cell.stop] for cell in cells),
+        copies=tuple(copies_of(cell, held, "batch") for cell in cells),
+        lost_without={p: _lost(lost) if (lost := found.lost_with(p)) else "" for p in found.saved_without},
+    )
+
+
+def flows(plan: Plan) -> list[Flow]:
+    """Activations go from stage to stage, and their gradients back; peers of one stage average these."""
+    stages = body_of(plan).pipeline.stages
+    pairs = [
+        Flow(PeerId(peer), PeerId(to), "activations")
+        for stage, after in itertools.pairwise(stages)
+        for peer in stage.peers
+        for to in after.peers
+    ]
+    return [*pairs, *no_words.flows(plan)]

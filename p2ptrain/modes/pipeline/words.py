@@ -17,6 +17,7 @@ job_lines = choice_lines = no_words.of_job
 plan_lines, plan_plain, plan_notes = no_words.of_plan, no_words.plain_plan, no_words.for_peer
 mode_sentence, part_classes = no_words.of_choice, no_words.classes
 granted = no_words.of_links
+coverage, flows = safety.coverage, safety.flows
 kept_lines, kept_plain = safety.lines, safety.plain
 harvest_head_line = harvest_lines = no_words.of_harvest
 harvest_plain = no_words.plain_harvest

@@ -9,6 +9,7 @@ from p2ptrain.config import Job
 from p2ptrain.core import no_words
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.split import cover
 from p2ptrain.modes.split.plan import ShutOut, body_of, need_of, rates_of, runs_of, workers
 from p2ptrain.modes.split.rounds.states import Ended, Gathering, Lost, State
 from p2ptrain.planning.split.units import SplitPlan, Unit
@@ -18,6 +19,7 @@ from p2ptrain.words import mbit_s
 
 REPORT_TITLES = ("from block", "blocks")
 mode_sentence, part_classes = no_words.of_choice, no_words.classes
+coverage, flows = cover.coverage, cover.flows
 kept_lines, kept_plain = no_words.of_copies, no_words.plain_copies
 harvest_head_line = harvest_lines = no_words.of_harvest
 harvest_plain = no_words.plain_harvest

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from p2ptrain.config import Job
 from p2ptrain.core import no_words
+from p2ptrain.core.coverage import Cell, Coverage, of_parts
 from p2ptrain.core.harvest import Harvest
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
@@ -17,11 +18,12 @@ from p2ptrain.modes.tasks.plan import ClassPart, body_of, parts_of
 from p2ptrain.modes.tasks.planning.assignment import notes
 from p2ptrain.modes.tasks.planning.mode_choice import mode_for
 from p2ptrain.protocol.consensus.epochs import epoch_words
+from p2ptrain.wire.messages import Record
 from p2ptrain.words import clean, listed
 
 REPORT_TITLES = ("part", "width")
 choice_lines, plan_lines, plan_plain = no_words.of_job, no_words.of_plan, no_words.plain_plan
-granted = no_words.of_links
+granted, flows = no_words.of_links, no_words.flows
 kept_lines, kept_plain = no_words.of_copies, no_words.plain_copies
 
 
@@ -90,6 +92,16 @@ def part_text(plan: Plan, job: Job, index: int) -> str:
 def part_name(plan: Plan, job: Job, index: int) -> str:
     """What is missing where nobody has a part, in short."""
     return ", ".join(clean(name, 24) for name in _names(parts_of(plan)[index], job))
+
+
+def coverage(plan: Plan, job: Job, here: Sequence[Record]) -> Coverage:
+    """Of each part by its classes."""
+    cells = []
+    for part in parts_of(plan):
+        names = _names(part, job)
+        name = "all classes" if len(names) == len(job.data.classes) else listed(names)
+        cells.append(Cell(name, part.index, part.index + 1, part.trainers))
+    return of_parts(cells, here, job.training.rounds)
 
 
 def part_classes(plan: Plan, job: Job | None, index: int) -> list[str]:

@@ -176,6 +176,11 @@ class Observer(Core):
         self._next_ask = now
         return [Note("admitted", (("peer", effect.peer), ("address", effect.address)))]
 
+    def process_gone(self, peer: PeerId, now: float) -> Effects:
+        """It answers no more: what the others say of it counts."""
+        self.answered.discard(peer)
+        return []
+
     def _records_came(self, sender: PeerId, message: m.Records, now: float) -> Effects:
         effects: Effects = []
         for record in message.records:

@@ -23,6 +23,7 @@ from p2ptrain.net.group.kept import load_group
 from p2ptrain.net.keys import new_group
 
 GROUP = ["--code", "--open", "--state"]
+PAGE = ["--web", "--web-port", "--web-listen"]
 NETWORK = ["--peer", "--interface", "--no-discovery"]
 SURFACE = {
     "group new": ["--state", "--approve", "--json"],
@@ -43,10 +44,10 @@ SURFACE = {
         *(*GROUP, "--job", "--data", "--classes", "--shard", "--dirichlet", "--profile", "--name", *NETWORK, "--port"),
         *("--threads", "--device", "--strict", "--allow-model", "--linger", "--out", "--no-model", "--fresh"),
         *("--tensorboard", "--logger"),
-        *("--quiet", "--json"),
+        *("--quiet", "--json", *PAGE),
     ],
     "status": [*GROUP, *NETWORK, "--wait", "--json"],
-    "watch": [*GROUP, *NETWORK, "--interval", "--plain"],
+    "watch": [*GROUP, *NETWORK, "--interval", "--plain", *PAGE],
     "harvest": [
         *(*GROUP, *NETWORK, "--wait", "-o", "--output", "--force", "--from", "--partial", "--data", "--allow-model"),
         "--without",
