@@ -66,6 +66,8 @@ def _played(room: Room, plan: SplitPlan, unit: Unit) -> Played:
         raise LocalError("a split plan that is not of this model and these peers")
     owner = room.peers[unit.owner]
     samples = room.task.micro_batch_of(owner, unit.micro_batches)
+    if not samples:
+        raise LocalError(f"{unit.owner} has fewer samples than micro-batches")
     if unit.helper is None:
         steps = steps_alone(room, unit.owner, samples)
     elif unit.helper in room.peers:
