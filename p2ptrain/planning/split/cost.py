@@ -7,8 +7,8 @@ units also wait for each other in the helpers' queues. What people are shown, an
 end, is the played one.
 
 At the round's end a peer sends what it holds of a block that others hold too, and receives the average: once each way,
-whoever collects it. The copies that are in one place already are averaged there. With shared tails that happens to the
-gradients after every step.
+whoever collects it; both take its node time, too. The copies that are in one place already are averaged there. With
+shared tails that happens to the gradients after every step.
 
 Invariant: pure; two peers with the same plan and the same figures compute the same numbers.
 """
