@@ -40,18 +40,27 @@ SEED = 2026
 class Settings:
     """``repeat``: how often baseline and measured thing are run in turn. ``tiny``: only show that it works.
 
-    ``more``: add to the repetitions that there are, of which ``measure`` counts ``done``.
+    ``more``: add to the repetitions that there are, of which ``measure`` counts ``done``. ``resume``: go on with what
+    an earlier run measured, ``before``. ``only``: of a benchmark whose cases can be chosen, these.
     """
 
     repeat: int = 3
     tiny: bool = False
     more: bool = False
     done: int = 0
+    resume: bool = False
+    only: tuple[str, ...] = ()
+    before: tuple[Sample, ...] = ()
 
     @property
     def repetitions(self) -> range:
         """Their numbers, which seeds may follow from."""
         return range(self.done, self.done + self.repeat)
+
+    def wants(self, case: str, repetition: int) -> bool:
+        """Whether this is still to be measured."""
+        is_known = any((sample.case, sample.repetition) == (case, repetition) for sample in self.before)
+        return not is_known and (not self.only or case in self.only)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +87,9 @@ class Benchmark(Protocol):
 
     A module has ``LISTED``: a line for ``scripts/bench.py list`` by name, of itself and of its named cases; and
     ``FIGURES``, the section of what counts (``rows.py``). It may have ``notes(cases)``, lines below the table;
-    ``plot(figure, result)``; ``PLOT_HEIGHT_IN``.
+    ``plot(figure, result)``; ``PLOT_HEIGHT_IN``. If its cases can be chosen, and a run that was cut off be gone on
+    with, it names them in ``CHOICES`` and asks ``Settings.wants``; what it compares between cases it adds in
+    ``compared(samples)``.
     """
 
     BASELINE: str
@@ -96,19 +107,22 @@ def measure(name: str, benchmark: Any, settings: Settings, folder: Path) -> dict
     Raises ``P2PTrainError`` if there is nothing to add to, or it was measured elsewhere.
     """
     started, load_before = time.time(), os.getloadavg()[0]
-    before = _before(name, settings, folder) if settings.more else None
+    before = _before(name, settings, folder) if settings.more or settings.resume else None
     samples = [Sample(**sample) for sample in before["samples"]] if before else []
-    if before:
+    if before and settings.more:
         settings = dataclasses.replace(settings, done=before["repeat"])
+    settings = dataclasses.replace(settings, before=tuple(samples))
+    repeat = settings.repeat + settings.done
     took_before = before["took_s"] if before else 0.0
 
     def result_so_far(incomplete: str) -> dict[str, Any]:
+        found = benchmark.compared(samples) if hasattr(benchmark, "compared") else samples
         return {
             "version": RESULT_VERSION,
             "benchmark": name,
             "baseline": benchmark.BASELINE,
             "tiny": settings.tiny,
-            "repeat": settings.done + settings.repeat,
+            "repeat": max(repeat, before["repeat"]) if before else repeat,
             "seed": SEED,
             "incomplete": incomplete,
             "command_line": before["command_line"][:1] + _in_one_go(name, settings) if before else sys.argv,
@@ -118,11 +132,11 @@ def measure(name: str, benchmark: Any, settings: Settings, folder: Path) -> dict
             "load_average_after": os.getloadavg()[0],
             "machine": describe_machine(),
             "versions": describe_versions(),
-            "cases": (cases := summarise(samples)),
+            "cases": (cases := summarise(found)),
             "notes": benchmark.notes(cases) if hasattr(benchmark, "notes") and incomplete != CUT_OFF else [],
             "samples": [
                 {"case": s.case, "repetition": s.repetition, "is_baseline": s.is_baseline, "figures": s.figures}
-                for s in samples
+                for s in found
             ],
         }
 
@@ -154,17 +168,22 @@ def _write(path: Path, result: dict[str, Any]) -> None:
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _before(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
-    """The result that is added to."""
-    path = folder / f"{name}.json"
+def _before(name: str, settings: Settings, folder: Path) -> dict[str, Any] | None:
+    """The result that is added to; to resume, that of a run that was cut off, if there is one; None: there is none."""
+    option = "--more" if settings.more else "--resume"
+    path, partial = folder / f"{name}.json", folder / f"{name}.partial.json"
+    if settings.resume and partial.is_file():
+        path = partial
     try:
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
+        if settings.resume:
+            return None
         raise P2PTrainError(f"{path}: nothing to add to; measure without --more") from None
-    here = {"tiny": settings.tiny, "machine": describe_machine(), "versions": describe_versions(), "incomplete": ""}
-    for key, value in here.items():
+    here = {"tiny": settings.tiny, "machine": describe_machine(), "versions": describe_versions()}
+    for key, value in (here if settings.resume else here | {"incomplete": ""}).items():
         if before[key] != value:
-            raise P2PTrainError(f"{path}: {key} was {before[key]!r} and is {value!r}; measure anew, without --more")
+            raise P2PTrainError(f"{path}: {key} was {before[key]!r} and is {value!r}; measure anew, without {option}")
     return before
 
 

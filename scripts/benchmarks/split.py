@@ -2,14 +2,18 @@
 
 One device with a whole core and no samples helps four weak ones of 0.4 to 0.05 of a core, over links of 5 to 100
 Mbit/s. Each case trains the same rounds of the same samples by another plan: as the group plans, and by the strategies
-that it is compared with (``planning.split.strategies``). A round lasts until all copies of each block are averaged and
-everybody begins the next one. The first round does not count: caches fill, and heaps grow. What is predicted is of the
-plan that the case trained by, from the times of blocks that the devices measured themselves.
+that it is compared with (``planning.split.strategies``). Models are narrow and samples few (``WIDTHS``, ``SAMPLES``):
+the slowest case takes minutes, not hours. A round lasts until all copies of each block are averaged and everybody
+begins the next one. The first round does not count: caches fill, and heaps grow. What is predicted is of the plan that
+the case trained by, from the times of blocks that the devices measured themselves.
 
-``split-mobilenet`` is the same with MobileNetV2; ``split-two-helpers`` has two helpers of half a core each;
-``split-shared-medium`` one medium of 100 Mbit/s for all, as on one Wi-Fi, planned as such; in ``split-memory`` the two
-weakest devices have not the memory to train the model alone, which the lab enforces. Needs Linux and root, as the lab
-does.
+    scripts/bench.py split --only "all alone" --only "one mid cut" --only planned      some cases, three repetitions
+    scripts/bench.py split --resume                                                    then all others
+
+``split-mobilenet`` is the same with MobileNetV2, ``split-alexnet`` with AlexNet; ``split-two-helpers`` has two helpers
+of half a core each; ``split-shared-medium`` one medium of 100 Mbit/s for all, as on one Wi-Fi, planned as such; in
+``split-memory`` the two weakest devices have not the memory to train the model alone, which the lab enforces. Needs
+Linux and root, as the lab does.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +43,7 @@ from p2ptrain.planning.devices.footprint import PEER_BASE_BYTES, SPARE_PART
 LISTED = {
     "split": "split training in a lab: seconds of a round for every strategy, measured and predicted",
     "split-mobilenet": "the same with MobileNetV2 in place of VGG-11",
+    "split-alexnet": "the same with AlexNet, whose blocks have many parameters for their work",
     "split-two-helpers": "the same with two helpers",
     "split-shared-medium": "the same where one medium carries all that the room sends",
     "split-memory": "the same with two devices that have not the memory to train alone",
@@ -80,13 +85,17 @@ TWO_HELPERS = {"helper-1": (0.5, 100.0), "helper-2": (0.5, 50.0)}
 LIMITED = ("weak-3", "weak-4")
 LIMITED_BYTES = 60e6
 """That these may take for their blocks: VGG-11 takes more than 110 MB with gradients and momentum."""
+CHOICES = tuple(CASES)
+WIDTHS = {"vgg11": 0.35, "mobilenetv2": 0.5, "alexnet": 0.5}
+"""Of the models; where devices are short of memory, VGG-11 has all of its width."""
 BATCH_SIZE, MICRO_BATCHES = 32, 8
 SAMPLES = 128
 """Of each owner: a round of four batches."""
+LIMITED_SAMPLES = 64
 NUM_SAMPLES = 50_000
 """Of CIFAR-10."""
 TINY_SAMPLES = 64
-MOST_S, FEW_ROUNDS, MOST_ROUNDS, ENOUGH_S = 900.0, 1, 4, 60.0
+MOST_S, FEW_ROUNDS, MOST_ROUNDS, ENOUGH_S = 600.0, 1, 2, 15.0
 """A case is over when so many rounds are measured, or at least so few and so many seconds are over."""
 
 
@@ -148,7 +157,11 @@ def compare(
     controllers = host.check_host()
     sweep(controllers)
     for repetition in settings.repetitions:
-        yield from _measured(model, settings, repetition, helpers, medium, controllers, limited=limited)
+        cases = {PLANNED: CASES[PLANNED]} if limited else CASES
+        if settings.tiny:
+            cases = {name: cases[name] for name in TINY_CASES if name in cases}
+        if cases := {name: strategy for name, strategy in cases.items() if settings.wants(name, repetition)}:
+            yield from _measured(cases, model, settings, repetition, helpers, medium, controllers, limited=limited)
 
 
 def devices_of(
@@ -171,7 +184,21 @@ def memory_mb_of(num_bytes: float) -> float:
     return (num_bytes + PEER_BASE_BYTES) * SPARE_PART / (SPARE_PART - 1) / 1e6
 
 
+def compared(samples: Sequence[Sample]) -> list[Sample]:
+    """In the order of the cases, each beside the others of its repetition."""
+    found = {(sample.case, sample.repetition): sample.figures["round_s"] for sample in samples}
+    made = []
+    for sample in sorted(samples, key=lambda sample: (CHOICES.index(sample.case), sample.repetition)):
+        figures = dict(sample.figures)
+        for figure, other in (("times_alone", ALONE), ("times_mid_cut", MID_CUT), ("times_common_cut", COMMON)):
+            if (seconds := found.get((other, sample.repetition))) is not None:
+                figures[figure] = seconds / figures["round_s"]
+        made.append(replace(sample, figures=figures))
+    return made
+
+
 def _measured(
+    cases: Mapping[str, str],
     model: str,
     settings: Settings,
     repetition: int,
@@ -181,18 +208,15 @@ def _measured(
     *,
     limited: bool,
 ) -> Iterator[Sample]:
-    tables: dict[str, Any] = {"model": {"name": model}}
-    data, cases, samples, total = "", CASES, SAMPLES, NUM_SAMPLES
+    tables: dict[str, Any] = {"model": {"name": model, "width": 1.0 if limited else WIDTHS[model]}}
+    samples, total = LIMITED_SAMPLES if limited else SAMPLES, NUM_SAMPLES
     if settings.tiny:
         tables, data = {"model": {"name": "lenet", "width": 2.0}}, "digits"
-        cases, samples, total = {name: CASES[name] for name in TINY_CASES}, TINY_SAMPLES, 1437
+        samples, total = TINY_SAMPLES, 1437
     else:
         data = f"images:{data_file('cifar10-images.zip')}"
-    if limited:
-        cases = {PLANNED: CASES[PLANNED]}
     devices = devices_of(helpers, samples, total, limited=limited)
     times: Mapping[str, bytes] | None = None
-    found: dict[str, float] = {}
     for name, strategy in cases.items():
         spec = spec_of(f"split, {name}", data, tables, devices, strategy, medium, SEED + repetition)
         job = jobs.job_of(spec)
@@ -214,10 +238,6 @@ def _measured(
         figures = figures_of(pace, name)
         if limited:
             figures["limited"] = float(sum(pace.trains(name) for name in LIMITED))
-        found[name] = figures["round_s"]
-        for figure, other in (("times_alone", ALONE), ("times_mid_cut", MID_CUT), ("times_common_cut", COMMON)):
-            if other in found:
-                figures[figure] = found[other] / found[name]
         yield Sample(name, repetition, figures, is_baseline=name != PLANNED)
 
 
@@ -255,15 +275,17 @@ def spec_of(
     return LabSpec(name, data, job, tuple(devices), train_s=MOST_S)
 
 
+def _case(model: str, **values: Any) -> SimpleNamespace:
+    run = partial(compare, model, **values)
+    return SimpleNamespace(BASELINE=BASELINE, COLUMNS=COLUMNS, CHOICES=CHOICES, compared=compared, run=run)
+
+
 NAMED = {
-    "mobilenet": SimpleNamespace(BASELINE=BASELINE, COLUMNS=COLUMNS, run=partial(compare, "mobilenetv2")),
-    "two-helpers": SimpleNamespace(
-        BASELINE=BASELINE, COLUMNS=COLUMNS, run=partial(compare, "vgg11", helpers=TWO_HELPERS)
-    ),
-    "shared-medium": SimpleNamespace(
-        BASELINE=BASELINE, COLUMNS=COLUMNS, run=partial(compare, "vgg11", medium="shared")
-    ),
-    "memory": SimpleNamespace(BASELINE=BASELINE, COLUMNS=COLUMNS, run=partial(compare, "vgg11", limited=True)),
+    "mobilenet": _case("mobilenetv2"),
+    "alexnet": _case("alexnet"),
+    "two-helpers": _case("vgg11", helpers=TWO_HELPERS),
+    "shared-medium": _case("vgg11", medium="shared"),
+    "memory": _case("vgg11", limited=True),
 }
 
 
@@ -284,10 +306,11 @@ FIGURES = Section(
     "Unlike devices",
     "Split training with a helper",
     (
-        _row("split", "VGG-11 with one helper"),
-        _row("split-mobilenet", "MobileNetV2 with one helper"),
-        _row("split-two-helpers", "VGG-11 with two helpers"),
-        _row("split-shared-medium", "VGG-11 with one helper on one medium"),
+        _row("split", "VGG-11 (width 0.35) with one helper"),
+        _row("split-mobilenet", "MobileNetV2 (width 0.5) with one helper"),
+        _row("split-alexnet", "AlexNet (width 0.5) with one helper"),
+        _row("split-two-helpers", "VGG-11 (width 0.35) with two helpers"),
+        _row("split-shared-medium", "VGG-11 (width 0.35) with one helper on one medium"),
         Row(
             "split-memory",
             "Split training of VGG-11 where two of four devices have not the memory to train it alone: how many of the"

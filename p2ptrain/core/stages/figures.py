@@ -30,6 +30,8 @@ MAX_LATENCY_S = 60.0
 SLOW_PAIR = 2 / 3
 """A link counts as slower than what both its ends say they can do if less than this of it was measured: a burst of a
 megabyte on a busy device tells no more than that."""
+LEAST_BYTES_PER_S, LEAST_FLOPS_PER_S, LEAST_SLOWDOWN = 1.0, 1.0, 1e-6
+"""Of figures that can be meant; a plan by smaller ones has no numbers."""
 UNKNOWN_MEMORY_BYTES = 1 << 50
 """A peer that does not know its memory is taken to have enough, as in ``footprint.largest_share``."""
 
@@ -149,12 +151,16 @@ def _usable_links(profile: DeviceFigures, names: Collection[PeerId]) -> tuple[Li
     return tuple(
         LinkFigure(peer, rounded(links[peer].bytes_per_s), rounded(links[peer].latency_s))
         for peer in sorted(links)
-        if 1 <= links[peer].bytes_per_s <= 1e15 and 0 <= links[peer].latency_s <= MAX_LATENCY_S
+        if LEAST_BYTES_PER_S <= links[peer].bytes_per_s <= 1e15 and 0 <= links[peer].latency_s <= MAX_LATENCY_S
     )
 
 
 def _is_usable(model: ModelProfile, snapshot: PeerSnapshot, profile: DeviceFigures) -> bool:
-    if not (0 <= profile.link_bytes_per_s <= 1e15 and 0 < profile.slowdown <= 1e6):
+    if not LEAST_SLOWDOWN <= profile.slowdown <= 1e6:
+        return False
+    if not (profile.link_bytes_per_s == 0 or LEAST_BYTES_PER_S <= profile.link_bytes_per_s <= 1e15):
+        return False
+    if 0 < snapshot.flops_per_s < LEAST_FLOPS_PER_S:
         return False
     if not profile.batch_sizes:
         return snapshot.flops_per_s > 0 and not profile.forward_s and not profile.backward_s

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from p2ptrain.config import Job
-from p2ptrain.core.plan import Plan, snapshot
-from p2ptrain.core.stages.figures import MeasuredPeer, figures_of
+from p2ptrain.core.plan import Plan, clean, snapshot
+from p2ptrain.core.stages.figures import MeasuredPeer, figures_of, usable
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.planning.devices.blocks import ModelProfile
@@ -51,6 +51,14 @@ class StageRules:
         """Whether most have just been started: a group that forms takes its time."""
         trainers = current.trainers().keys() & {record.peer for record in members}
         return 2 * len(trainers - self.present(members)) > len(trainers)
+
+    def is_senseless(self, record: m.Record, plan: Plan) -> bool:
+        """Whether a peer that the plan does not know has measured what nobody can plan with."""
+        model = self.model()
+        if model is None or not record.profile or record.peer in {peer.peer for peer in plan.peers}:
+            return False
+        peers = self.measured(model, [record])
+        return not usable(model, clean(self.job, [peer.snapshot for peer in peers]), peers)
 
     def measured(self, model: ModelProfile, members: Sequence[m.Record]) -> list[MeasuredPeer]:
         """All that this peer knows of the members, gathered at once: the search may be in another thread."""

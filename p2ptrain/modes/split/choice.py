@@ -1,11 +1,12 @@
 """Which split plan a group takes: its peers as the planner's task, and the job's strategy.
 
-Invariant: pure; the same figures in any order give the same plan. An owner that no plan has room for is left out, and
-the others are planned for.
+Invariant: pure; the same figures in any order give the same plan. An owner that no plan has room for, or whose rounds
+would never end, is left out, and the others are planned for.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -35,6 +36,9 @@ from p2ptrain.planning.split.strategies import (
 )
 from p2ptrain.planning.split.task import SplitPeer, SplitTask
 from p2ptrain.planning.split.units import SplitPlan
+
+LONGEST_S = 1e7
+"""Of a round. What would take longer, four months, is none: the figures are wrong, or the device."""
 
 BASELINES = {
     "alone": ALONE,
@@ -67,10 +71,10 @@ class Choice:
             try:
                 return self._best(room)
             except UserError:
-                unable = [peer for peer in task.owners if room.alone(peer.name) is None]
+                unable = [peer for peer in task.owners if _lone_s(room, peer.name) > LONGEST_S]
                 if not unable or len(task.owners) == 1:
                     raise
-                least = min(unable, key=lambda peer: (peer.device.memory_bytes, peer.name))
+                least = min(unable, key=lambda p: (-_lone_s(room, p.name), p.device.memory_bytes, p.name))
                 task = replace(task, peers=tuple(_without_samples(p) if p is least else p for p in task.peers))
 
     def _best(self, room: Room) -> SplitPlan:
@@ -81,6 +85,12 @@ class Choice:
             raise UserError(
                 f'split.strategy = "{wanted}" finds no plan that fits into the memory of these {len(room.peers)} '
                 'peers, or nobody who could help; take "planned", a smaller batch_size or a narrower model'
+            )
+        if plan.round_s > LONGEST_S:
+            slowest = max(plan.units, key=lambda unit: unit.round_s)
+            raise UserError(
+                f"by what was measured a round would take {plan.round_s / 86400:.3g} days, {slowest.owner} longest; "
+                "measure the devices and their links again (`p2ptrain probe`), or take a smaller model"
             )
         return plan
 
@@ -105,8 +115,8 @@ class Choice:
         return all_alone(Room(replace(self.task, peers=peers)))
 
     def is_unable(self, owner: str) -> bool:
-        """Whether it has not the memory to train alone."""
-        return Room(self.task).alone(owner) is None
+        """Whether it has not the memory to train alone, or its rounds would never end."""
+        return _lone_s(Room(self.task), owner) > LONGEST_S
 
     def _room_of(self, plan: SplitPlan) -> Room:
         owners = {unit.owner for unit in plan.units}
@@ -138,6 +148,12 @@ def choice_of(
     if settings.medium == "shared":  # what one pair of it was seen to carry, all carry together
         task = replace(task, medium_bytes_per_s=max(device.link_bytes_per_s for device in devices))
     return Choice(task, settings)
+
+
+def _lone_s(room: Room, owner: str) -> float:
+    """Of a round in which it trains alone; infinite where it has not the memory."""
+    alone = room.alone(owner)
+    return math.inf if alone is None else alone.round_s + alone.exchange_s
 
 
 def _without_samples(peer: SplitPeer) -> SplitPeer:

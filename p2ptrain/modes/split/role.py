@@ -50,7 +50,7 @@ from p2ptrain.modes.split.rounds.end import RoundEnd
 from p2ptrain.modes.split.rounds.progress import Progress
 from p2ptrain.modes.split.rounds.saved import SavedStates
 from p2ptrain.modes.split.rules import SplitRules
-from p2ptrain.modes.split.words import waiting_words
+from p2ptrain.modes.split.words import NO_SENSE, waiting_words
 from p2ptrain.protocol.machine import NEVER, Machine, Note
 from p2ptrain.wire import messages as m
 
@@ -336,9 +336,8 @@ class SplitRole:
         return self._end.piece_made(self.plan, event, blob, num_bytes) if self.plan is not None else []
 
     def _piece_kept(self, piece: m.SnapshotRef, now: float) -> Effects:
-        if self.plan is None:
-            return []
-        return [*self._end.piece_kept(self.plan, piece), *self._next_round(now), *self._gather(now)]
+        plan = self.plan
+        return [*self._end.piece_kept(plan, piece), *self._next_round(now), *self._gather(now)] if plan else []
 
     def _update_refused(self, event: UpdateRefused, now: float) -> Effects:
         if self.plan is None or event.epoch != self.plan.epoch:
@@ -391,10 +390,11 @@ class SplitRole:
 
     def waiting_for(self, now: float) -> str:
         """In words: blocks, other peers' updates, an average, or a plan."""
-        plan = self.plan
-        if plan is None:
+        if (plan := self.plan) is None:
             return ""
         state, own, missing = self._state, self._group.own_id, self._end.missing(plan)
+        if self.rules.is_senseless(self._group.own, plan):
+            return f"work: {NO_SENSE}"
         has_all = isinstance(state, at.Gathering) and self.replicas.has(plan, state.round, own)
         words = waiting_words(plan, own, state, missing, has_all=has_all)
         return words or self._traffic.waiting_for(now)

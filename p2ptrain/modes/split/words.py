@@ -121,10 +121,11 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     return f"{start}: this peer trains {work_text(split, own)}{averages}"
 
 
+NO_SENSE = "nobody can plan with the times of this peer's blocks, which make no sense; start it again"
 NEXT = "another takes its place when a round begins, if this peer has samples or makes rounds shorter"
 NO_ROOM = (
-    "there is not the memory to train them here, alone or with help, or they are fewer than batch normalisation takes; "
-    "a smaller batch_size, a narrower model or another helper may do"
+    "there is not the memory to train them here, alone or with help, or a round would take months, or they are fewer "
+    "than batch normalisation takes; a smaller batch_size, a narrower model or another helper may do"
 )
 
 
@@ -169,7 +170,7 @@ def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerI
     if (shut_out := body.is_shut_out(own)) is not None:
         return f"work: this peer is {shut_out.words}"
     if plan.part_of(own) is None and own not in {figures.peer for figures in body.figures}:
-        return "work: nobody can plan with the times of this peer's blocks, which make no sense; start it again"
+        return f"work: {NO_SENSE}"
     if num := _unused(plan, own):
         return f"another plan: nobody trains on this peer's {num} samples: {NO_ROOM}"
     if plan.part_of(own) is None:

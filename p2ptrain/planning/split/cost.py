@@ -7,8 +7,8 @@ units also wait for each other in the helpers' queues. What people are shown, an
 end, is the played one.
 
 At the round's end a peer sends what it holds of a block that others hold too, and receives the average: once each way,
-whoever collects it. The copies that are in one place already are averaged there. With shared tails that happens to the
-gradients after every step.
+whoever collects it; both take its node time, too. The copies that are in one place already are averaged there. With
+shared tails that happens to the gradients after every step.
 
 Invariant: pure; two peers with the same plan and the same figures compute the same numbers.
 """
@@ -66,6 +66,8 @@ def _played(room: Room, plan: SplitPlan, unit: Unit) -> Played:
         raise LocalError("a split plan that is not of this model and these peers")
     owner = room.peers[unit.owner]
     samples = room.task.micro_batch_of(owner, unit.micro_batches)
+    if not samples:
+        raise LocalError(f"{unit.owner} has fewer samples than micro-batches")
     if unit.helper is None:
         steps = steps_alone(room, unit.owner, samples)
     elif unit.helper in room.peers:

@@ -15,8 +15,17 @@ from functools import cached_property
 import numpy as np
 
 from p2ptrain.planning.pipeline.cost import CostModel, Floats
-from p2ptrain.planning.pipeline.fleet import micro_batch_choices
+from p2ptrain.planning.pipeline.fleet import BYTE_FLOPS, MESSAGE_BYTES, MESSAGE_FLOPS, micro_batch_choices
 from p2ptrain.planning.split.task import SplitTask, check_split_task
+
+
+def handing_s(flops_per_s: float, num_bytes: Floats) -> Floats:
+    """What handing on so many bytes, or taking them in, takes of a device; 0 where nobody knows its speed."""
+    if flops_per_s <= 0:
+        return np.zeros_like(num_bytes)
+    messages = np.maximum(1.0, np.ceil(num_bytes / MESSAGE_BYTES))
+    found: Floats = (MESSAGE_FLOPS * messages + BYTE_FLOPS * num_bytes) / flops_per_s
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,7 @@ class Room:
         """Likewise of several numbers of bytes."""
         its, medium = self.peers[peer], self.task.medium_bytes_per_s
         each = num_bytes / min(its.up, medium) + num_bytes / min(its.down, medium) + 2 * self.task.latency_s
+        each = each + 2 * handing_s(its.device.flops_per_s, num_bytes)
         found: Floats = self.steps_a_round * np.where(num_bytes > 0, each, 0.0)
         return found
 

@@ -18,9 +18,8 @@ import numpy.typing as npt
 
 from p2ptrain.config import Coding
 from p2ptrain.planning.pipeline.cost import Floats
-from p2ptrain.planning.pipeline.fleet import BYTE_FLOPS, MESSAGE_BYTES, MESSAGE_FLOPS
 from p2ptrain.planning.pipeline.task import WIRE
-from p2ptrain.planning.split.room import Room
+from p2ptrain.planning.split.room import Room, handing_s
 from p2ptrain.planning.split.task import SplitPeer
 
 Ints = npt.NDArray[np.int64]
@@ -100,11 +99,8 @@ def step_arrays(
 
 def _passing_s(peer: SplitPeer, raw: Floats, sent: Floats, codings: Sequence[Coding], way: int) -> Floats:
     """What coding, and handing stage messages on, take of a device: see ``pipeline.fleet``."""
-    flops = peer.device.flops_per_s
-    messages = np.maximum(1.0, np.ceil(sent / MESSAGE_BYTES))
-    handing = (MESSAGE_FLOPS * messages + BYTE_FLOPS * sent) / flops if flops > 0 else 0.0
     coding_s = np.repeat([peer.coding_s(coding)[way] for coding in codings], len(raw) // len(codings))
-    passing: Floats = handing + coding_s * raw
+    passing: Floats = handing_s(peer.device.flops_per_s, sent) + coding_s * raw
     return passing
 
 

@@ -17,8 +17,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from bench import find  # noqa: E402
-from benchmarks import common, plots, scale, tasks, virtual  # noqa: E402
+from bench import find, main  # noqa: E402
+from benchmarks import common, plots, scale, split, tasks, virtual  # noqa: E402
 from benchmarks.gossip_round import exchanges_of  # noqa: E402
 from benchmarks.peers import Happened, PeerProcess  # noqa: E402
 from benchmarks.virtual_membership import detect_death_by_heartbeats  # noqa: E402
@@ -32,7 +32,7 @@ NAMES |= {"recovery", "recovery-wide", "recovery-decoder"}
 NAMES |= {"poisoning-fitted", "poisoning-replicas", "poisoning-votes"}
 NAMES |= {"replan", "planner", "planner_split", "overlap-own", "overlap-resnet20", "overlap-vgg11", "overlap-digits"}
 NAMES |= {"hostile", "hostile-short", "split", "split-mobilenet", "split-two-helpers", "split-shared-medium"}
-NAMES |= {"split-memory", "split_unlike", "split_unlike-classes"}
+NAMES |= {"split-memory", "split-alexnet", "split_unlike", "split_unlike-classes"}
 NAMES |= {f"paper-{row}" for row in ("digits", "speakers", "vgg", "alexnet", "disjoint", "cifar100")}
 
 
@@ -269,3 +269,47 @@ def test_what_was_disturbed_is_measured_again_but_not_for_ever(capsys: pytest.Ca
     with pytest.raises(TimeoutError, match="device1 got only"):
         tasks.undisturbed(lambda: disturbed_until(100), "a case")
     assert len(tries) == tasks.ATTEMPTS
+
+
+def test_cases_can_be_chosen_and_the_others_measured_later(tmp_path: Path) -> None:
+    measured = []
+
+    def run(settings: common.Settings) -> Iterator[common.Sample]:
+        for repetition in settings.repetitions:
+            for case in ("a", "b"):
+                if settings.wants(case, repetition):
+                    measured.append((case, repetition))
+                    yield common.Sample(case, repetition, {"s": 2.0 if case == "a" else 1.0})
+                    if len(measured) == 3:
+                        raise KeyboardInterrupt
+
+    benchmark = SimpleNamespace(BASELINE="nothing", COLUMNS=(common.Column("s", "s"),), run=run)
+    resumed = common.Settings(2, resume=True)
+    common.measure("example", benchmark, common.Settings(1, only=("b",), resume=True), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        common.measure("example", benchmark, resumed, tmp_path)
+    result = common.measure("example", benchmark, resumed, tmp_path)
+    assert measured == [("b", 0), ("a", 0), ("a", 1), ("b", 1)]
+    assert len(result["samples"]) == 4 and result["repeat"] == 2 and not result["incomplete"]
+
+
+def test_what_cases_are_of_each_other_is_of_the_same_repetition() -> None:
+    def of(case: str, repetition: int, seconds: float) -> common.Sample:
+        return common.Sample(case, repetition, {"round_s": seconds})
+
+    found = split.compared([of(split.PLANNED, 0, 2.0), of(split.PLANNED, 1, 4.0), of(split.ALONE, 1, 40.0)])
+    assert [(sample.case, sample.repetition) for sample in found] == [
+        (split.ALONE, 1),
+        *((split.PLANNED, i) for i in (0, 1)),
+    ]
+    assert [sample.figures.get("times_alone") for sample in found] == [1.0, None, 10.0]
+
+
+def test_a_case_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["split", "--only", "nonsense"], "its cases are all alone, one mid cut"),
+        (["scale", "--resume"], "can't be chosen"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert words in capsys.readouterr().err

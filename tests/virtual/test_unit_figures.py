@@ -1,0 +1,54 @@
+"""Groups that train split, of which a peer comes back with other samples or with figures that make no sense."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from test_units import SAMPLES, all_at, body_of, check_done, group, nonsense, owners_by_round, state_of, victims
+
+from p2ptrain.simulation.device import Device
+from p2ptrain.simulation.room import Room
+
+
+def comes_back(room: Room, device: Device, after_s: float = 0.3, **traits: Any) -> None:
+    """Killed, and started again as another one."""
+    device.kill()
+    device.traits = dataclasses.replace(device.traits, **traits)  # type: ignore[type-var]
+    room.run(after_s)
+    room.restart(device.number)
+
+
+def test_who_measures_nonsense_in_a_group_that_trains_keeps_the_figures_of_the_last_plan() -> None:
+    room = group(rounds=4)
+    assert room.run(120, all_at(room, 1)), state_of(room)
+    (helper,) = victims(room, "helper")
+    before = {unit.owner: unit.cut for unit in body_of(helper).split.units}
+    comes_back(room, helper, profile=nonsense()[1])
+    assert room.run(300, room.all_done), state_of(room)
+    assert {unit.owner: unit.cut for unit in body_of(helper).split.units} == before
+    assert set(owners_by_round(check_done(room, 3)).values()) == {3}
+
+
+def test_a_late_peer_with_nonsense_changes_no_plan_and_is_told_why() -> None:
+    room = group(rounds=6)
+    assert room.run(120, all_at(room, 1)), state_of(room)
+    odd = room.add(4, SAMPLES, job=room.devices[0].disk.job, profile="no JSON")
+    assert room.run(300, lambda: "make no sense" in odd.record.waiting_for), state_of(room)
+    assert room.run(300, room.all_done), state_of(room)
+    assert set(owners_by_round(check_done(room, 3)).values()) == {3}
+
+
+@pytest.mark.parametrize("counts", [(1, 0, 0, 0, 0, 0), (2**40,) * 6], ids=["one sample", "no end of samples"])
+def test_an_owner_that_comes_back_with_other_samples_does_not_end_the_group(counts: tuple[int, ...]) -> None:
+    """Fewer than its unit had micro-batches, or so many that a round would take years: the others go on."""
+    room = group(owners=2, rounds=5, strategy="mid-cut")
+    assert room.run(120, all_at(room, 1)), state_of(room)
+    (owner,) = victims(room, "owner")
+    others = [device for device in room.on() if device is not owner]
+    comes_back(room, owner, counts=counts)
+    assert room.run(300, lambda: all(device.record.round >= 5 for device in others)), state_of(room)
+    if counts[0] > 1:
+        assert "a round would take months" in owner.record.waiting_for
+        assert all(unit.owner != owner.id for unit in body_of(others[0]).split.units)
