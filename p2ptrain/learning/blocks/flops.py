@@ -52,7 +52,7 @@ class Flops:
 def training_flops(model: nn.Module, input_shape: Sequence[int]) -> Flops:
     """Operations of one training step per sample. The backward pass stops at the first layer's weights."""
     if all(p.device.type == "cpu" for p in model.parameters()) and _held(model) <= COMPUTED_BYTES:
-        with contextlib.suppress(*_NEEDS_NUMBERS), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+        with contextlib.suppress(*NEEDS_NUMBERS), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
             return _count(copy.deepcopy(model).train(), input_shape, "cpu")
     try:
         return _count(meta_twin(model), input_shape, "meta")
