@@ -20,8 +20,6 @@ import click
 from p2ptrain.cli.shared.options import Names, Share
 from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.errors import P2PTrainError, UserError
-from p2ptrain.modes.jobs import check_job, with_settings
-from p2ptrain.modes.registry import MODES
 
 EPILOG = """\b
 Examples:
@@ -242,6 +240,8 @@ def run_demo(
 
 def _is_helped(mode: str) -> bool:
     """Whether one peer has no samples, and trains with the others."""
+    from p2ptrain.modes.registry import MODES
+
     return not MODES[mode].needs_data
 
 
@@ -269,6 +269,7 @@ def make_job(
     """The job of the demo, checked. Help pays where there is more to compute."""
     width, rounds = width or (4.0 if _is_helped(mode) else 2.0), rounds or (6 if _is_helped(mode) else 12)
     from p2ptrain.learning.data import propose_contract
+    from p2ptrain.modes.jobs import check_job, with_settings
 
     job = Job(
         name="demo",

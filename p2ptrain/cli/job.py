@@ -33,9 +33,7 @@ from p2ptrain.cli.shared.options import (
 )
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError, UserError
-from p2ptrain.modes.jobs import check_job, init_path, load_job, table_of, with_settings
-from p2ptrain.modes.registry import MODES, mode_of
-from p2ptrain.runtime.preflight import checked_data
+from p2ptrain.modes.tables import NAMES, TABLES
 from p2ptrain.words import clean
 
 AUTO_PASSES = 0.0
@@ -70,7 +68,8 @@ def command() -> None:
 def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     """An option that sets one key of the job, whose default is the job's own."""
     title, _, key = path.rpartition(".")
-    shown = getattr(table_of(Job(), title), key)
+    table = TABLES[title]() if title in TABLES else getattr(Job(), title) if title else Job()
+    shown = getattr(table, key)
     return click.option(name, path.replace(".", "__"), type=kind, help=f"{text} [default: {shown}]")
 
 
@@ -103,7 +102,7 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 @click.option(
     "--mode",
     "mode",
-    type=click.Choice(list(MODES)),
+    type=click.Choice(NAMES),
     help="tasks: a class sub-model a peer. replicas: the whole model. pipeline: some layers. split: the whole model, "
     "or its first layers with a helper for the rest. auto: the group takes tasks or replicas when it makes its first "
     "plan, by devices, model and who has which classes. [default: auto; replicas for text]",
@@ -202,6 +201,9 @@ def new(
         contract = with_classes(contract, classes)
     job = dataclasses.replace(Job(), data=contract)
     settings["model__name"] = settings["model__name"] or DEFAULT_MODELS[source.kind]
+    from p2ptrain.modes.jobs import check_job, load_job, with_settings
+    from p2ptrain.modes.registry import MODES
+
     given = settings["mode"]
     settings["mode"] = given or "auto"
     if settings["mode"] == "auto" and settings["tasks__passes"] is None:
@@ -306,6 +308,10 @@ def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_mode
 
     With --data all files' headers are read, and some samples are held against the job.
     """
+    from p2ptrain.modes.jobs import init_path, load_job
+    from p2ptrain.modes.registry import mode_of
+    from p2ptrain.runtime.preflight import checked_data
+
     job = load_job(job_file)
     if not data and (full or strict):
         raise UserError("--full and --strict are about files: name them with --data")
@@ -350,6 +356,7 @@ def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_mode
 
 
 def _tell(job: Job, plain: dict[str, Any]) -> None:
+    from p2ptrain.modes.registry import mode_of
     from p2ptrain.words import listed, scaled
 
     flops = plain["flops_per_sample"]

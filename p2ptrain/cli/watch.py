@@ -5,7 +5,6 @@ Invariant: only looks, for as long as it is left running; with nobody there it s
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +74,8 @@ def command(
 
 
 async def _watch(group: Group, network: NetworkConfig, state_dir: Path | None, interval_s: float, plain: bool) -> None:
+    import asyncio
+
     from p2ptrain import api
     from p2ptrain.ui.watch import open_screen
 

@@ -65,6 +65,10 @@ class GroupView:
             if (record := self._records.get(peer)) is not None and record.job == self.job
         )
 
+    def num_coming(self) -> int:
+        """How many alive peers have not said yet which job they train."""
+        return sum(not record.job for record in map(self._records.get, self._membership.alive()) if record is not None)
+
     def absent(self) -> list[Record]:
         """Of peers that said once that they train this job, and are not here."""
         here = set(self.members())

@@ -8,9 +8,10 @@ step alone. A step whose loss or gradients are not finite changes nothing.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from p2ptrain.learning.own.layout import arrange
 from p2ptrain.learning.snapshots import copy_to_cpu, read_count, split_state
 
 ResolvedTargets = Literal["all", "rest", "own"]
+Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
 MAX_BAD_STEPS = 10
 """So many steps in a row without a finite loss end the training."""
@@ -302,6 +304,21 @@ def _labels_in_play(table: Tensor, present: Sequence[int] | None) -> tuple[Tenso
     return torch.where(table == _IGNORED, table, among[table.clamp_min(0)]), rows
 
 
+def _without_compiler(kind: type[Optimizer]) -> type[Optimizer]:
+    """The same optimizer, whose methods don't load ``torch._dynamo`` only to tell it to look away: 35 MB, and half a
+    second of a fast core."""
+    plain = {
+        name: inspect.unwrap(getattr(kind, name))
+        for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    }
+    step = torch.no_grad()(inspect.unwrap(kind.step))
+    return cast(type[Optimizer], type(kind.__name__, (kind,), {**plain, "step": step}))
+
+
+SGD = _without_compiler(torch.optim.SGD)
+AdamW = _without_compiler(torch.optim.AdamW)
+
+
 def make_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     """The config's, by parameter name; weight decay is for tensors of two dimensions or more. Raises ``UserError``."""
     if not parameters:
@@ -314,7 +331,5 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfi
     sound = (torch.float32, torch.float64)
     fused = all(p.dtype in sound and p.device.type in ("cpu", "cuda", "mps") for p in parameters.values())
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=fused)
-    return torch.optim.SGD(
-        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused
-    )
+        return AdamW(groups, lr=config.learning_rate, betas=(config.momentum, 0.999), fused=fused)
+    return SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)

@@ -18,7 +18,6 @@ import click
 from p2ptrain.cli.shared.options import check_output, progress, write_text
 from p2ptrain.config import Job
 from p2ptrain.errors import UserError
-from p2ptrain.modes.jobs import check_job, load_job
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.store.kept import KeptJob
@@ -71,6 +70,8 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
         Model and optimizer start anew from its weights: the learning rate rises and falls once more.
         """
         check_output(output, force)
+        from p2ptrain.modes.jobs import check_job, load_job
+
         old = load_job(job_file)
         if model_file is None:
             model_file = check_output(output.with_suffix(".safetensors"), force)

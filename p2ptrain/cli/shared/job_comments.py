@@ -49,7 +49,7 @@ COMMENTS = {
     "split.medium": "switched (a link for each device) or shared (one medium for all, as on one Wi-Fi)",
     "split.replan_gain": "change the plan, when a round begins, for one that promises this share more speed",
     "group.min_peers": "the first plan waits for so many peers",
-    "group.settle_s": "and then so many seconds for more",
+    "group.settle_s": "and then so many seconds for more, half a second where all are ready and nobody new comes",
     "group.compression": "of what peers send: none, fp16, int8 or topk",
     "group.topk_fraction": "for topk only",
     "group.robust": "of means of three and more: none, clip (what is far off counts less), trimmed-mean or median",

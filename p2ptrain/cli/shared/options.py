@@ -5,7 +5,6 @@ Invariant: light. Nothing here imports torch, sockets or the API before a comman
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import csv
 import json
@@ -256,6 +255,8 @@ def read_network(
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
     """``asyncio.run`` in which Ctrl-C and SIGTERM both end a command that only looks, quietly."""
+    import asyncio
+
     with contextlib.suppress(ValueError):  # not in the main thread: a test
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     return asyncio.run(main)

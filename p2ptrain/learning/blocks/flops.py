@@ -1,7 +1,7 @@
 """What training a model costs: floating-point operations per sample, and bytes of memory.
 
-Operations are counted on the meta device, memory with torch's fake tensors, which know what kernels the CPU would use:
-nothing is computed, and no memory of the model's size is used.
+Operations of a large model are counted on the meta device, memory with torch's fake tensors, which know what kernels
+the CPU would use: nothing is computed, and no memory of the model's size is used.
 
 Invariant: the model that is asked about is not changed; a multiply-add counts as two operations.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from p2ptrain.errors import JobError
 from p2ptrain.learning.own.building import READS_TOKENS
 
 COUNTED_BATCH = 2  # BatchNorm refuses to train on one value per channel
+COMPUTED_BYTES = 64 << 20
+"""Smaller models are counted while they compute: without numbers torch loads sympy, which takes longer, and 60 MB."""
 
 # State tensors per parameter, as torch.optim keeps them.
 OPTIMIZER_COPIES = {"sgd": 0, "sgd_momentum": 1, "adam": 2, "adamw": 2}
@@ -46,6 +51,9 @@ class Flops:
 
 def training_flops(model: nn.Module, input_shape: Sequence[int]) -> Flops:
     """Operations of one training step per sample. The backward pass stops at the first layer's weights."""
+    if all(p.device.type == "cpu" for p in model.parameters()) and _held(model) <= COMPUTED_BYTES:
+        with contextlib.suppress(*NEEDS_NUMBERS), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+            return _count(copy.deepcopy(model).train(), input_shape, "cpu")
     try:
         return _count(meta_twin(model), input_shape, "meta")
     except NEEDS_NUMBERS:
@@ -79,7 +87,7 @@ def memory_bytes(model: nn.Module, input_shape: Sequence[int], batch: int, optim
 
 def _memory(twin: nn.Module, input_shape: Sequence[int], batch: int, counted: int, optimizer: OptimizerName) -> int:
     trained = sum(_size(p) for p in twin.parameters() if p.requires_grad)
-    held = sum(_size(t) for t in (*twin.parameters(), *twin.buffers()))
+    held = _held(twin)
     samples = _batch(twin, input_shape, counted, "cpu")
     tensors = (*twin.parameters(), *twin.buffers())
     with contextlib.redirect_stdout(sys.stderr), saved_for_backward(tensors) as saved:
@@ -91,7 +99,14 @@ def _memory(twin: nn.Module, input_shape: Sequence[int], batch: int, counted: in
 
 
 def flop_counter() -> FlopCounterMode:
-    """torch's counter, which counts the backward pass of a convolution as if it had one group, with that put right."""
+    """torch's counter, which counts the backward pass of a convolution as if it had one group, with that put right.
+
+    Such a mode has itself disabled for ``torch._dynamo`` at its first call, which loads that: 70 MB with sympy, a
+    second of a fast core. Nothing is compiled here, so it is marked as disabled already.
+    """
+    for mode in TorchDispatchMode.__subclasses__():
+        dispatch = inspect.unwrap(mode.__torch_dispatch__)
+        setattr(dispatch, "__dynamo_disable", dispatch)
     return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
 
 
@@ -169,6 +184,10 @@ def sample_dtype(model: nn.Module) -> torch.dtype:
     if getattr(model, READS_TOKENS, False):
         return torch.int64
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _held(model: nn.Module) -> int:
+    return sum(_size(tensor) for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _size(tensor: Tensor) -> int:

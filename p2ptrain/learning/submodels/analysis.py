@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from p2ptrain.errors import JobError
 from p2ptrain.learning.blocks.flops import sample_dtype
@@ -20,7 +20,7 @@ from p2ptrain.learning.blocks.tracing import place, trace
 from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.submodels.channels import NEXT_STEP, Channels
 from p2ptrain.learning.submodels.kinds import LINEAR_TAIL, name_of
-from p2ptrain.learning.submodels.tagging import BATCH, Tagger
+from p2ptrain.learning.submodels.tagging import BATCH, SHAPE, Tagger
 
 
 def analyse(model: nn.Module, input_shape: Sequence[int]) -> Channels:
@@ -34,7 +34,7 @@ def analyse(model: nn.Module, input_shape: Sequence[int]) -> Channels:
     dtype = sample_dtype(model)
     doing = f"the model {type(model).__name__} fails on a batch of {BATCH} samples of shape {tuple(input_shape)}"
     with own_code(doing, model, "correct the model or the job's input shape"), torch.no_grad():
-        ShapeProp(traced).propagate(torch.zeros(BATCH, *input_shape, dtype=dtype))
+        _Shapes(traced).run(torch.zeros(BATCH, *input_shape, dtype=dtype))
     _flatten_logits(traced)
     channels = Channels(traced=traced.to("meta"))
     with own_code(f"the model {type(model).__name__} can't be divided into class sub-models", model, NEXT_STEP):
@@ -49,16 +49,26 @@ def analyse(model: nn.Module, input_shape: Sequence[int]) -> Channels:
     return channels
 
 
+class _Shapes(fx.Interpreter):
+    """Notes the shape of what each node gives. (torch's own ``ShapeProp`` does, too, but loads sympy: 60 MB.)"""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta[SHAPE] = tuple(result.shape)
+        return result
+
+
 def _flatten_logits(traced: fx.GraphModule) -> None:
     """[N, classes, 1, 1] counts as [N, classes] everywhere (``outputs.flat_logits``)."""
     (output,) = (node for node in traced.graph.nodes if node.op == "output")
     logits = output.args[0]
-    meta = logits.meta.get("tensor_meta") if isinstance(logits, fx.Node) else None
-    if meta is None or len(meta.shape) <= 2 or any(size != 1 for size in meta.shape[2:]):
+    shape: tuple[int, ...] = logits.meta.get(SHAPE, ()) if isinstance(logits, fx.Node) else ()
+    if len(shape) <= 2 or any(size != 1 for size in shape[2:]):
         return
     with traced.graph.inserting_before(output):
         flat = traced.graph.call_method("flatten", (logits, 1))
-    flat.meta["tensor_meta"] = meta._replace(shape=meta.shape[:2])
+    flat.meta[SHAPE] = shape[:2]
     output.args = (flat,)
     traced.recompile()
 

@@ -21,6 +21,8 @@ from p2ptrain.learning.submodels.channels import NEXT_STEP, Channels
 from p2ptrain.learning.submodels.kinds import CHANNEL_NORMS, CONVS, KINDS, name_of
 
 BATCH = 2  # of the sample that shapes are taken from; two, so that a batch size written into the code shows
+SHAPE = "shape"
+"""In a node's ``meta``: of the tensor that it gives; other values have none."""
 
 
 class Tagger(fx.Interpreter):
@@ -49,14 +51,14 @@ class Tagger(fx.Interpreter):
         return super().run_node(n)
 
     def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
-        meta = self.node.meta.get("tensor_meta")
-        if meta is None:
+        shape = self.node.meta.get(SHAPE)
+        if shape is None:
             if not args:
                 raise JobError(f"the model's forward needs {target!r}; it must work with the input batch alone")
             return args[0]
         if self.kept is None:
-            self.channels.inputs = self.channels.fresh(meta.shape[1]).tolist()
-        return self.spread(torch.tensor(self.channels.inputs[: meta.shape[1]]), 1)
+            self.channels.inputs = self.channels.fresh(shape[1]).tolist()
+        return self.spread(torch.tensor(self.channels.inputs[: shape[1]]), 1)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = self.fetch_attr(target)
@@ -254,14 +256,14 @@ class Tagger(fx.Interpreter):
 
     def spread(self, ids: Tensor, axis: int) -> Tensor:
         """Tags of the node's full shape that carry these ids along one axis."""
-        shape = list(self.node.meta["tensor_meta"].shape)
+        shape = list(self.node.meta[SHAPE])
         axis %= len(shape)
         shape[axis] = ids.numel()
         return ids.view([-1 if other == axis else 1 for other in range(len(shape))]).expand(shape)
 
     def pool(self, tags: Tensor) -> Tensor:
-        shape: tuple[int, ...] = getattr(self.node.meta.get("tensor_meta"), "shape", ())
-        source = next(a for a in self.node.all_input_nodes if "tensor_meta" in a.meta).meta["tensor_meta"].shape
+        shape: tuple[int, ...] = self.node.meta.get(SHAPE, ())
+        source = next(a.meta[SHAPE] for a in self.node.all_input_nodes if SHAPE in a.meta)
         if len(shape) != len(source) or shape[1] != source[1]:
             raise JobError(f"{self.place} adds or removes channels; {NEXT_STEP}")
         mixed = self.mix(tags, range(2, tags.dim()))

@@ -5,15 +5,14 @@ epoch, and of one epoch the lower hash: a total order, so peers that hear each o
 
 Theory. A plan is a pure function of its inputs, which it carries; anyone may propose and everyone can check. To keep
 rivals rare, only the fastest ready member proposes (of equals the lowest id), once its view of the ready members has
-been stable for ``settle_s`` (``torn_s`` where the plan in force can't go on); the next in order steps in ``takeover_s``
-later each. A peer that sees less than half of its plan's peers, cut off or just started, waits ``minority_s`` first.
-Peers whose processes have ended are on no other side of a cut: nobody waits for them.
+been stable for ``settle_s`` (``torn_s`` where the plan in force can't go on; ``Arrivals`` before the first); the next
+in order steps in ``takeover_s`` later each. Who sees less than half of its plan's peers waits ``minority_s`` first.
 
 With ``majority`` that is not enough: a plan that follows from another takes effect only when a majority of the other
 one's peers votes for it (``ballot``). Whoever hears of a vote for a plan it does not know fetches and verifies it, and
 votes for it if it may; whoever sees the majority follows, and so does whoever hears of one that follows. Those who are
-no majority go on alone when they have waited for the others for ``alone_s``, if their rules let them. When parts meet
-again, all follow the highest epoch; but where the plan in force has brought its peers further, they take the others in.
+no majority go on alone when they have waited for the others for ``alone_s``, if their rules let them. When parts meet,
+all follow the highest epoch; but where the plan in force has brought its peers further, they take the others in.
 
     no plan --(min_peers ready, settled: propose)--> following      no plan --(heard of a plan: fetch)--> following
     following --(members changed, settled: propose)--> following    following --(heard of a better one)--> following
@@ -34,8 +33,8 @@ from typing import Generic
 
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import JobId, PeerId
+from p2ptrain.protocol.consensus import candidates
 from p2ptrain.protocol.consensus.ballot import Ballot, PlanRef, carries
-from p2ptrain.protocol.consensus.candidates import objection, proposal_words, seen, seniority, settle_s, votes_missing
 from p2ptrain.protocol.consensus.parentage import Parentage
 from p2ptrain.protocol.consensus.plan_fetch import PlanFetch, remember
 from p2ptrain.protocol.consensus.rules import AgreementConfig, Effect, P, PlanAdopted, PlanResult, Rules, VoteFor
@@ -70,7 +69,7 @@ class Agreement(Generic[P]):
         self._members: tuple[Record, ...] = ()
         self._unready: list[PeerId] = []
         self._view: tuple[object, ...] = ()
-        self._settled_since = now
+        self._settled_since, self.arrivals = now, candidates.Arrivals(now)
         self._asking: tuple[object, ...] | None = None
         """What the question is about that is being worked out."""
         self._answered: tuple[object, ...] | None = None
@@ -123,11 +122,11 @@ class Agreement(Generic[P]):
         if self._ballot.own is not None:
             own, known = self._ballot.own, self._ballot.get(self._ballot.own.hash)
             electorate = self._electorate(known[0]) if known else None
-            return votes_missing(own, electorate or set(), self._ballot.voters(own.hash))
+            return candidates.votes_missing(own, electorate or set(), self._ballot.voters(own.hash))
         if self._asking is not None:
             return f"a plan for {len(self._members)} peers, which this peer works out"
         if self._members and self._proposal_wanted() and (self.current is None or self._members[0].peer == self.own_id):
-            return proposal_words(self.own_id, self._members, self._settled_since + self._settle_s() - now)
+            return candidates.proposal_words(self.own_id, self._members, self._settled_since + self._settle_s() - now)
         return ""
 
     # --- events ---------------------------------------------------------------------------------------------------
@@ -140,10 +139,11 @@ class Agreement(Generic[P]):
         ``left`` said goodbye, and the processes of ``ended`` have: nobody waits for their votes.
         """
         self._ballot.ended = frozenset(ended)
-        records = sorted((record for record in records if record.job == self._job), key=seniority)
+        records = sorted((record for record in records if record.job == self._job), key=candidates.seniority)
         self._members = tuple(record for record in records if self._is_ready(record))
         self._unready = [r.peer for r in records if r.phase != "observing" and not self._is_ready(r)][:4]
-        view = tuple(seen(record, self.hash if self.config.majority else "") for record in self._members)
+        self.arrivals.look((record.peer for record in records), now, all_ready=not self._unready)
+        view = tuple(candidates.seen(record, self.hash if self.config.majority else "") for record in self._members)
         if view != self._view:
             self._view = view
             self._settled_since = now
@@ -172,7 +172,7 @@ class Agreement(Generic[P]):
         if plan is not None and self.config.majority and plan.epoch <= self._ballot.last_epoch:
             plan = self._rules.timed(plan, self._ballot.epoch_apart(self.epoch))
         self._answered, self._needed, self.problem = asked, plan is not None, answer.problem
-        if plan is not None and (why := objection(self._rules, plan, self.current)):
+        if plan is not None and (why := candidates.objection(self._rules, plan, self.current)):
             plan, self._needed, self.problem = None, False, why
         return self.tick(now) if plan is None or self._is_busy() else self._propose(plan, now)
 
@@ -369,8 +369,9 @@ class Agreement(Generic[P]):
         return self._settled_since + self._settle_s() + rank * self.config.takeover_s
 
     def _settle_s(self) -> float:
-        here, ended = (self._members, self._records), self._ballot.ended
-        return settle_s(self.config, self._rules, self.current, self.hash, *here, ended)
+        first_s = self.arrivals.settle_s(self.config, self._settled_since)
+        known = (self.config, self._rules, self.current, self.hash, self._members, self._records)
+        return candidates.settle_s(*known, self._ballot.ended, first_s)
 
     def _propose(self, plan: P, now: float, *, needs_votes: bool = True) -> list[Effect[P]]:
         if not self.config.majority:

@@ -46,6 +46,31 @@ def proposal_words(own: PeerId, members: Sequence[Record], left_s: float) -> str
     return f"{who} to propose a plan for {len(members)} peers, {when}"
 
 
+class Arrivals:
+    """Since when nobody new has come, and whether all who did are ready: then a first plan need not wait for more.
+
+    ``num_coming``: how many are here and have no job yet.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.num_coming = 0
+        self._here: frozenset[PeerId] = frozenset()
+        self._last = now
+        self._all_ready = False
+
+    def look(self, here: Iterable[PeerId], now: float, *, all_ready: bool) -> None:
+        here = frozenset(here)
+        self._last = self._last if here <= self._here else now
+        self._here, self._all_ready = here, all_ready
+
+    def settle_s(self, config: AgreementConfig, settled_since: float) -> float:
+        """How long the ready ones have to stay the same before the first plan. Plans that are voted on need more than
+        readiness, such as links that are still being measured."""
+        if config.majority or not self._all_ready or self.num_coming:
+            return config.settle_s
+        return min(config.settle_s, max(config.ready_s, self._last + config.settle_s - settled_since))
+
+
 def settle_s(
     config: AgreementConfig,
     rules: Rules[P],
@@ -53,14 +78,15 @@ def settle_s(
     name: str,
     members: Sequence[Record],
     others: Iterable[Record],
-    ended: Collection[PeerId] = (),
+    ended: Collection[PeerId],
+    first_s: float,
 ) -> float:
-    """How long the ready ``members`` have to stay the same before somebody proposes.
+    """How long the ready ``members`` have to stay the same before somebody proposes; ``first_s`` without a plan.
 
     ``name``: of the plan in force; ``others`` are here, at least; ``ended``: whose processes have.
     """
     if current is None:
-        return config.settle_s
+        return first_s
     participants = set(rules.participants(current)).difference(ended)
     present = participants.intersection(record.peer for record in members)
     if 2 * len(present) < len(participants):

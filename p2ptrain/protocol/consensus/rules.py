@@ -107,6 +107,8 @@ class Rules(Protocol[P]):
 class AgreementConfig:
     min_peers: int = 2
     settle_s: float = 3.0
+    ready_s: float = 0.5
+    """Instead of that before the first plan, if all who came are ready and nobody new has come for ``settle_s``."""
     takeover_s: float = 15.0
     """How long each further candidate waits for those before it."""
     minority_s: float = 15.0

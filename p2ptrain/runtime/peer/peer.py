@@ -295,6 +295,7 @@ class Peer(Core):
         if self.agreement is None or self._left:
             return []
         left = [peer for peer in self.records.all() if self.membership.state(peer) == "left"]
+        self.agreement.arrivals.num_coming = self.group.num_coming()
         return list(self.agreement.view_changed(self.group.records(), now, left, self.group.ended))
 
     def _record_changed(self, effect: RecordChanged, now: float) -> Effects:

@@ -79,3 +79,33 @@ def test_a_submodel_needs_less_memory() -> None:
     model = build_model("vgg11_bn", input_shape=SHAPE, num_classes=10)
     sub = Decoupling(model, SHAPE, [[0], [1, 2]], shares=[0.25, 0.5]).submodel(0, "rest")
     assert memory_bytes(sub, SHAPE, 16, "adamw") < 0.3 * memory_bytes(model, SHAPE, 16, "adamw")
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.out(x)
+        return nn.functional.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (build_model("lenet", input_shape=(1, 8, 8), num_classes=10), (1, 8, 8)),
+        (build_model("mobilenetv2", input_shape=(3, 16, 16), num_classes=4, width=0.25), (3, 16, 16)),
+        (Attention(), (6, 8)),
+    ],
+    ids=["lenet", "mobilenetv2", "attention"],
+)
+def test_a_small_models_count_is_that_of_a_large_one(
+    model: nn.Module, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is counted while it computes, the other without numbers."""
+    generator = torch.get_rng_state()
+    computed = training_flops(model, shape)
+    assert torch.equal(torch.get_rng_state(), generator)
+    monkeypatch.setattr("p2ptrain.learning.blocks.flops.COMPUTED_BYTES", -1)
+    assert training_flops(model, shape) == computed != Flops(0, 0)

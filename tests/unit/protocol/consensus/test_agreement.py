@@ -136,13 +136,43 @@ def test_the_lowest_id_proposes_once_its_view_has_settled() -> None:
     assert machine.waiting_for(10.0) == ""
 
 
+def test_a_first_plan_waits_for_no_more_when_all_are_ready_and_nobody_new_comes() -> None:
+    machine = agreement(0)
+    unready = [dataclasses.replace(record(i), counts=()) for i in (0, 1)]
+    machine.view_changed(unready, 0.0)
+    machine.view_changed([record(0), unready[1]], 3.9)
+    machine.view_changed([record(0), record(1)], 4.0)
+    assert machine.next_deadline() == 4.0 + CONFIG.ready_s
+    assert any(isinstance(effect, PlanAdopted) for effect in machine.tick(4.5))
+
+
+def test_a_first_plan_waits_for_those_who_still_come() -> None:
+    machine = agreement(0)
+    machine.view_changed([record(0), record(1)], 0.0)
+    unready = dataclasses.replace(record(2), counts=())
+    machine.view_changed([record(0), record(1), unready], 1.0)
+    assert machine.next_deadline() == 3.0, "as long as ever for one that is not ready, and no longer"
+    machine.view_changed([record(0), record(1), record(2)], 1.5)
+    assert machine.next_deadline() == 4.0, "the last one came at 1.0"
+    machine.arrivals.num_coming = 1
+    assert machine.next_deadline() == 4.5, "somebody is here who has no job yet"
+
+
+def test_who_goes_before_the_first_plan_puts_it_off_no_longer_than_ever() -> None:
+    machine = agreement(0)
+    machine.view_changed([record(0), record(1)], 0.0)
+    machine.view_changed([record(0), record(1), dataclasses.replace(record(2), counts=())], 2.0)
+    machine.view_changed([record(0), record(1)], 2.5)
+    assert machine.next_deadline() == 3.0
+
+
 def test_progress_in_records_does_not_unsettle_a_view_but_news_of_samples_does() -> None:
     machine = agreement(0)
     machine.view_changed([record(0), record(1)], 0.0)
     machine.view_changed([record(0, step=5), record(1, loss=0.5, version=9)], 2.0)
     assert machine.next_deadline() == 3.0
-    machine.view_changed([record(0), record(1, counts=(5, 5, 5, 5))], 2.5)
-    assert machine.next_deadline() == 5.5
+    machine.view_changed([record(0), record(1, counts=(5, 5, 5, 5))], 2.75)
+    assert machine.next_deadline() == 2.75 + CONFIG.ready_s
 
 
 @pytest.mark.parametrize(
@@ -157,8 +187,8 @@ def test_progress_in_records_does_not_unsettle_a_view_but_news_of_samples_does()
 def test_news_of_a_peers_speed_unsettle_a_view(change: dict[str, object]) -> None:
     machine = agreement(0)
     machine.view_changed([record(0), record(1)], 0.0)
-    machine.view_changed([record(0), record(1, **change)], 2.5)
-    assert machine.next_deadline() == 5.5
+    machine.view_changed([record(0), record(1, **change)], 2.75)
+    assert machine.next_deadline() == 2.75 + CONFIG.ready_s
 
 
 def test_a_peer_without_samples_that_measured_the_blocks_can_be_given_some() -> None:
@@ -193,7 +223,7 @@ def test_the_next_one_takes_over_when_the_proposer_dies_or_sleeps() -> None:
     assert name(0) in machine.waiting_for(3.0)
     assert machine.next_deadline() == 3.0 + CONFIG.takeover_s
     machine.view_changed([record(1), record(2)], 10.0)
-    assert machine.next_deadline() == 13.0
+    assert machine.next_deadline() == 10.0 + CONFIG.ready_s
     assert isinstance(machine.tick(13.0)[0], PlanAdopted)
 
     sleeper = agreement(1)
