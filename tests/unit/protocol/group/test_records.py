@@ -15,13 +15,13 @@ from records import record
 
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import BlobId, PeerId, peer_id
+from p2ptrain.protocol.group.record_size import record_bytes
 from p2ptrain.protocol.group.records import (
     MAX_MESSAGE_BYTES,
     Effect,
     RecordBook,
     RecordChanged,
     RecordConfig,
-    record_bytes,
 )
 from p2ptrain.protocol.machine import NEVER, Send
 from p2ptrain.protocol.signing import Statements
@@ -160,6 +160,7 @@ holdings = st.builds(
     part=st.integers(0, 4095), trainer=st.just(peer_id(key(1))), epoch=st.integers(0, 2**63 - 1),
     round=st.integers(0, 2**63 - 1), step=st.integers(0, 2**63 - 1), samples=st.integers(0, 2**63 - 1),
     blob=st.just(BlobId("f" * 64)), num_bytes=st.integers(0, 2**63 - 1), span=st.integers(1, 4096),
+    key=st.just("k" * 40), signature=st.just("s" * 80),
 )  # fmt: skip
 
 
