@@ -65,7 +65,8 @@ class Insider:
 
     def made(self, ref: SnapshotRef) -> SnapshotRef:
         """In its own name, and signed with its key."""
-        own, job = self.node.identity, JobId(self.node.observer.job_id)
+        own, told = self.node.identity, self.node.observer.records.get(self.target)
+        job = told.job if told is not None else JobId(self.node.observer.job_id)
         return self.said.made(dataclasses.replace(ref, trainer=own.peer), own.peer, own.public, job)
 
     def targets(self) -> list[PeerId]:

@@ -228,7 +228,7 @@ def test_a_harvest_gets_past_a_liar(target: PeerGroup, tmp_path: Path) -> None:
             return await harvest
 
     found = target.ask(test())
-    assert any("liar" in line for line in said), "the lies in its own name were not told"
+    assert any("liar" in line for line in said), "what it said in its own name was not heard"
     assert len(said) > 1 and all("liar" in line or peer.name in line for line in said), said
     assert not found.missing and found.report[0].trainers == (peer.name,)
 
