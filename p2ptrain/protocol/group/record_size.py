@@ -11,6 +11,8 @@ from p2ptrain.wire.messages import Record
 
 MAX_MESSAGE_BYTES = 56 * 1024
 """Of an encoded header, which may have 64 KiB."""
+_FIXED_BYTES = 640
+"""Names of fields, those of one number, and the signature."""
 _REF_BYTES = 400
 """Of a snapshot's name: numbers, the blob's name, its trainer's key and signature."""
 _SPARE_BYTES = 8 << 10
@@ -25,7 +27,7 @@ def record_bytes(record: Record) -> int:
     texts = sum(map(_utf8_bytes, words))
     blames = sum(96 + _utf8_bytes(blame.why) for blame in record.blames)
     links = 96 * (len(record.links) + len(record.sent))
-    return 512 + numbers + addresses + texts + blames + links + _REF_BYTES * len(record.holdings)
+    return _FIXED_BYTES + numbers + addresses + texts + blames + links + _REF_BYTES * len(record.holdings)
 
 
 def num_holdings_that_fit(record: Record) -> int:
