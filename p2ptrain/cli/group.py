@@ -154,8 +154,8 @@ def rotation_options(function: click.decorators.FC) -> click.decorators.FC:
 def approve(names: tuple[str, ...], state_dir: Path | None, as_json: bool) -> None:
     """Let devices into a group of `group new --approve`, by name or peer id; without a name, list who asks.
 
-    Only the device that made the code can, and its peer has to run. A name is what a device says of itself: compare
-    its id with what the device itself shows when it waits.
+    Only the device that made the code can, and its peer has to run; where that peer has a terminal, it asks there
+    itself. A name is what a device says of itself: compare its id with what the device itself shows when it waits.
     """
     from p2ptrain.api import default_state_dir
     from p2ptrain.runtime import new_code

@@ -10,13 +10,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from p2ptrain.core.effects import Effects
+from p2ptrain.core.peer_config import Resume
 from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.protocol.group.membership import Membership
+from p2ptrain.protocol.group.record_size import num_holdings_that_fit
 from p2ptrain.protocol.group.records import RecordBook
+from p2ptrain.protocol.machine import Note
 from p2ptrain.wire.messages import Record, SnapshotRef
 
-MAX_HOLDINGS = 256
-"""So many holdings fit into a record."""
+MAX_HOLDINGS = 128
+"""So many snapshots a record tells of, at most."""
 
 
 class GroupView:
@@ -41,13 +44,34 @@ class GroupView:
         """The same, as others take it."""
         return self._records.signed()
 
+    def take_up(self, job: JobId, resume: Resume, now: float) -> tuple[Resume, Effects]:
+        """This peer trains that job from now on; what its store kept of it, with the own snapshots signed."""
+        self.job = job
+        effects = self.say(now, job=job)
+        resume = resume.signed(self.made, self.own_id)
+        if unsigned := sum(not self.is_trainers(ref) for ref in resume.snapshots()):
+            effects.append(Note("unsigned-copies", (("copies", unsigned),)))
+        return resume, effects
+
     def say(self, now: float, **changes: Any) -> Effects:
         """From now on the own record says this; fields as in ``Record``."""
         return list(self._records.update(now, **changes))
 
     def say_holdings(self, now: float) -> Effects:
-        """From now on the own record says what this peer has."""
-        return self.say(now, holdings=tuple(self.holdings())[:MAX_HOLDINGS])
+        """From now on the own record says what this peer has.
+
+        Copies that nobody signed are of use on this device only: an older version kept them.
+        """
+        told = [ref for ref in self.holdings() if self._records.is_trainers(ref)]
+        return self.say(now, holdings=tuple(told[: min(MAX_HOLDINGS, num_holdings_that_fit(self.own))]))
+
+    def made(self, ref: SnapshotRef) -> SnapshotRef:
+        """A snapshot that this peer made, as everybody may tell of it: signed."""
+        return self._records.made(ref)
+
+    def is_trainers(self, ref: SnapshotRef) -> bool:
+        """Whether the trainer that it names made it, of the job that this peer trains."""
+        return self._records.is_trainers(ref)
 
     def record(self, peer: PeerId) -> Record | None:
         """What a peer said last, whether it is here or not."""

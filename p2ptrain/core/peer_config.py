@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -70,3 +71,15 @@ class Resume:
     """Whether the store has a whole blob, now."""
     voted: PlanRef | None = None
     """What this peer voted for last."""
+
+    def signed(self, sign: Callable[[m.SnapshotRef], m.SnapshotRef], own: PeerId) -> Resume:
+        """The same, with all signed that ``own`` made: an older version signed none."""
+        mine = tuple(sign(ref) if ref.trainer == own else ref for ref in self.own)
+        result = self.result
+        if result is not None and result.trainer == own:
+            result = sign(result)
+        return dataclasses.replace(self, own=mine, result=result)
+
+    def snapshots(self) -> tuple[m.SnapshotRef, ...]:
+        """All that was kept."""
+        return (*self.own, *self.kept, *((self.result,) if self.result is not None else ()))

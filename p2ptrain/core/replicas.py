@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import Effects, Handler, KeepReplica, KeepSnapshot, MessageHandler
 from p2ptrain.core.group_view import GroupView
+from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.replication import CancelSnapshot, DiscardSnapshot, FetchSnapshot, Replication
 from p2ptrain.wire.messages import Message, ReplicaAck, ReplicaOffer, SnapshotRef
@@ -87,12 +88,15 @@ class Replicas:
 
     def offer(self, holding: SnapshotRef, now: float) -> Effects:
         """Others may have an own snapshot, as this holding."""
+        holding = self._group.made(holding)
         self._own = [*[h for h in self._own if h.blob != holding.blob], holding][-NUM_OWN_SNAPSHOTS:]
         return [*self.replication.snapshot(holding, now), *self._group.say_holdings(now)]
 
     # --- others' ---
 
     def _received(self, sender: PeerId, message: ReplicaOffer | ReplicaAck, now: float) -> Effects:
+        if isinstance(message, ReplicaOffer) and not self._group.is_trainers(message.holding):
+            raise RemoteError("snapshot-unsigned", f"offered what {message.holding.trainer} did not sign")
         return list(self.replication.received(sender, message, now))
 
     def _fetch(self, effect: FetchSnapshot, now: float) -> Effects:

@@ -2,13 +2,15 @@
 
 Invariant: what is signed names its kind and the group it is meant for, so that no signature counts for anything else.
 
-How signatures are made and checked is given from outside (``Signing``). What is signed are a peer's record, and its
-word that it is here, or has left, as of an incarnation. Who hears that from anybody needs the owner's key, which its
-name is a hash of, and nothing else.
+How signatures are made and checked is given from outside (``Signing``). What is signed are a peer's record, its
+word that it is here, or has left, as of an incarnation, and each snapshot that it made. Who hears that from anybody
+needs the owner's key, which its name is a hash of, and nothing else. A snapshot is signed for its job and for no group:
+copies outlive a join code.
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 from collections import OrderedDict
@@ -18,7 +20,9 @@ from typing import Literal
 
 import msgpack
 
-from p2ptrain.wire.messages import Record
+from p2ptrain.errors import LocalError
+from p2ptrain.ids import JobId, PeerId, peer_id
+from p2ptrain.wire.messages import Record, SnapshotRef
 from p2ptrain.wire.schema import from_plain, to_plain
 
 SIGNATURE_BYTES = 64
@@ -41,6 +45,8 @@ class Statements:
         self._group = group_mark(proof_key)
         self._presences: OrderedDict[tuple[bytes, int, bool, bytes], bool] = OrderedDict()
         """What was found of those seen before: each is repeated a thousand times."""
+        self._snapshots: OrderedDict[tuple[bytes, bytes, bytes], bool] = OrderedDict()
+        """Those found to be signed by who they name; what is false comes with a blow to its sender, and is not kept."""
 
     def signed(self, record: Record) -> Record:
         """The own record, as it can be passed on."""
@@ -67,6 +73,32 @@ class Statements:
                 self._presences.popitem(last=False)
         return known
 
+    def made(self, ref: SnapshotRef, own: PeerId, key: bytes, job: JobId) -> SnapshotRef:
+        """A snapshot that this peer made (``own``, whose key is ``key``), as everybody may tell of it."""
+        if ref.trainer != own:
+            raise LocalError(f"a snapshot that {ref.trainer} made is not ours to sign")
+        signature = base64.b85encode(self._signing.sign(_snapshot_words(ref, job))).decode()
+        return dataclasses.replace(ref, key=key.decode(), signature=signature)
+
+    def is_trainers(self, ref: SnapshotRef, job: JobId) -> bool:
+        """Whether the trainer that ``ref`` names said that it made this of the job."""
+        try:
+            asked = ref.key.encode(), _snapshot_words(ref, job), base64.b85decode(ref.signature)
+        except ValueError:
+            return False
+        if asked in self._snapshots:
+            return True
+        if peer_id(asked[0]) != ref.trainer or not self._signing.verify(*asked):
+            return False
+        self._snapshots[asked] = True
+        if len(self._snapshots) > _MAX_REMEMBERED:
+            self._snapshots.popitem(last=False)
+        return True
+
+    def false_snapshot(self, record: Record) -> SnapshotRef | None:
+        """The first one that ``record`` tells of and that its trainer did not sign; nobody honest tells of such."""
+        return next((ref for ref in record.holdings if not self.is_trainers(ref, record.job)), None)
+
     def _words(self, kind: Literal["record", "here", "left"], words: bytes) -> bytes:
         return b"p2ptrain " + kind.encode().ljust(8) + self._group + words
 
@@ -78,6 +110,13 @@ def group_mark(proof_key: bytes) -> bytes:
 
 def _presence(left: bool) -> Literal["here", "left"]:
     return "left" if left else "here"
+
+
+def _snapshot_words(ref: SnapshotRef, job: JobId) -> bytes:
+    plain = to_plain(ref)
+    del plain["key"], plain["signature"]
+    packed: bytes = msgpack.packb([job, plain], use_bin_type=True)
+    return b"p2ptrain snapshot" + packed
 
 
 def _packed(record: Record) -> bytes:

@@ -45,6 +45,9 @@ async def collect(
     harvester = mode_of(job).harvester
 
     async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
+        if not observer.is_trainers(holding):
+            say(f"{what}: left out, as {_name(node, holding.trainer)} did not sign it")
+            return None
         say(f"{what}: {holding.num_bytes / 1e6:.1f} MB, made by {_name(node, holding.trainer)}")
         return await node.fetch(holding, FETCH_TIMEOUT_S)
 

@@ -11,7 +11,7 @@ gossip, replicas, head fit, pipeline, links.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from p2ptrain.ids import BlobId, JobId, PeerId
@@ -213,6 +213,10 @@ class SnapshotRef:
     that it was fitted over."""
     kind: Literal["part", "head", "update"] = "part"
     """An update is what a peer gives to the average of a round: of use in that round only."""
+    key: Annotated[str, Bound(0, 40)] = field(default="", compare=False, repr=False)
+    """Of the trainer, who may be long gone."""
+    signature: Annotated[str, Bound(0, 80)] = field(default="", compare=False, repr=False)
+    """Of the trainer, over the job and all the rest; base 85."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attackers.made_up import CALM, random_message, spoilt
-from p2ptrain.ids import PeerId
+from p2ptrain.ids import JobId, PeerId
 from p2ptrain.net.keys import Group
 from p2ptrain.net.signing import signing_of
 from p2ptrain.protocol.signing import Statements
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
-from p2ptrain.wire.messages import Lane, Message, Record, Records
+from p2ptrain.wire.messages import Lane, Message, Record, Records, SnapshotRef
 
 LOOPBACK = "127.0.0.1"
 ADMISSION_S = 60.0
@@ -62,6 +62,12 @@ class Insider:
 
     async def __aexit__(self, *_: object) -> None:
         await self.node.close()
+
+    def made(self, ref: SnapshotRef) -> SnapshotRef:
+        """In its own name, and signed with its key."""
+        own, told = self.node.identity, self.node.observer.records.get(self.target)
+        job = told.job if told is not None else JobId(self.node.observer.job_id)
+        return self.said.made(dataclasses.replace(ref, trainer=own.peer), own.peer, own.public, job)
 
     def targets(self) -> list[PeerId]:
         """Those that it has a session with now."""

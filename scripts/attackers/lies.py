@@ -134,7 +134,19 @@ async def offer_replicas(insider: Insider) -> None:
     own = insider.node.identity.peer
     for limit in LIMITS:
         offer = m.SnapshotRef(insider.rng.randrange(8), own, limit, limit, limit, limit, _any_blob(insider), limit)
-        await say(insider, "replica", m.ReplicaOffer(offer))
+        await say(insider, "replica", m.ReplicaOffer(insider.made(offer)))
+
+
+async def pass_off_copies(insider: Insider) -> None:
+    """Copies by far fresher than all others, as if those had made them who train the part: in records, and as heads."""
+    for record in list(insider.node.observer.alive()):
+        for number, ref in enumerate(record.holdings[:4]):
+            limit = insider.rng.choice(LIMITS)
+            further = dataclasses.replace(ref, round=limit, step=limit, blob=_any_blob(insider))
+            for forged in (further, dataclasses.replace(insider.made(further), trainer=ref.trainer)):
+                said = own_record(insider, version=3 * 2**40 + number, holdings=(forged,))
+                await say(insider, "copy passed off", m.Records((insider.said.signed(said),)))
+                await say(insider, "head fit over a false copy", m.HeadFitCall(record.epoch, (forged,)), record.epoch)
 
 
 async def fetch_and_not_read(insider: Insider) -> None:
@@ -205,6 +217,7 @@ ACTS: dict[str, Act] = {
     "jobs": push_jobs,
     "masses": push_masses,
     "replicas": offer_replicas,
+    "copies passed off": pass_off_copies,
     "fetched and never read": fetch_and_not_read,
     "endless messages": never_end_a_message,
     "large frames": send_large,

@@ -85,14 +85,17 @@ def keep_records(num_peers: int, seed: int, *, warm_s: float, window_s: float = 
 
 def _record(number: int, num_peers: int) -> Record:
     """As of a peer that trains one of ten classes' parts and keeps two snapshots of its own and one of another's."""
-    own, other = peer_id(key(number)), peer_id(key((number + 1) % num_peers))
-    holdings = tuple(
-        SnapshotRef(part, trainer, 1, 5, 500, 16_000, blob_id(b"%d/%d" % (number, i)), 500_000)
-        for i, (part, trainer) in enumerate(((number % 10, own), (number % 10, own), ((number + 1) % 10, other)))
+    own = peer_id(key(number))
+    said, job = Statements(SIZED, b""), JobId("0" * 16)
+    trainers = (number, number, (number + 1) % num_peers)
+    refs = (
+        SnapshotRef(trainer % 10, peer_id(key(trainer)), 1, 5, 500, 16_000, blob_id(b"%d/%d" % (number, i)), 500_000)
+        for i, trainer in enumerate(trainers)
     )
+    holdings = tuple(said.made(ref, ref.trainer, key(t), job) for ref, t in zip(refs, trainers, strict=True))
     return blank_record(
         own, key(number), 1_700_000_000_000, name=f"peer {number}", addresses=("tcp://10.0.0.1:40000",),
-        job=JobId("0" * 16), counts=(100,) * 10, flops_per_s=1e9, memory_bytes=4 << 30, epoch=1, plan="0" * 64,
+        job=job, counts=(100,) * 10, flops_per_s=1e9, memory_bytes=4 << 30, epoch=1, plan="0" * 64,
         part=number % 10, phase="training", round=5, samples=16_000, loss=0.5, samples_per_s=800.0,
         bytes_sent=4_000_000, holdings=holdings,
     )  # fmt: skip

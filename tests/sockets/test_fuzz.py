@@ -24,6 +24,7 @@ import pytest
 from p2ptrain import api
 from p2ptrain.core.harvest import Harvest
 from p2ptrain.errors import NotCoveredError
+from p2ptrain.ids import BlobId
 from p2ptrain.net.transport import LANES
 from p2ptrain.wire import codec
 from p2ptrain.wire.messages import Ping, Records, Rumour, StatusRequest, lane_of
@@ -182,7 +183,10 @@ def test_lies_with_a_purpose(target: PeerGroup, tmp_path: Path) -> None:
                     sent.update(liar.num_sent)
 
     target.ask(test(), 280)
-    assert all(sent[what] for what in ("forged rumour", "made-up record", "plan told", "job told", "mass", "fetch"))
+    assert all(
+        sent[what]
+        for what in ("forged rumour", "made-up record", "plan told", "job told", "mass", "fetch", "copy passed off")
+    )
     check_well(target, before, 60 * MIB)
     assert not peer.said("left", since) and not peer.said("plan-adopted", since)
 
@@ -200,17 +204,18 @@ def test_a_harvest_gets_past_a_liar(target: PeerGroup, tmp_path: Path) -> None:
                 await asyncio.sleep(0.01)
             own = liar.node.identity
             lies = [
-                dataclasses.replace(true.holdings[0], round=10**6, blob=blob, trainer=trainer, num_bytes=size)
-                for blob, trainer, size in (
-                    ("f" * 64, own.peer, 10**6),
-                    ("../" * 21 + "x", own.peer, 10**6),
-                    ("e" * 64, peer.id, 2**60),
-                )
+                liar.made(dataclasses.replace(true.holdings[0], round=10**6, blob=BlobId(blob), num_bytes=size))
+                for blob, size in (("f" * 64, 10**6), ("../" * 21 + "x", 10**6), ("e" * 64, 2**60))
             ]
-            record = dataclasses.replace(
-                true, peer=own.peer, key=own.public, name="liar", version=2**60, addresses=(), holdings=tuple(lies)
-            )
-            await liar.send("record", "control", liar.frames(Records((liar.said.signed(record),))))
+            for version, holdings in (
+                (2**60, lies),
+                (2**61, [dataclasses.replace(ref, trainer=peer.id) for ref in lies]),  # as if the peer had made them
+            ):
+                record = dataclasses.replace(
+                    true, peer=own.peer, key=own.public, name="liar", version=version, addresses=(),
+                    holdings=tuple(holdings),
+                )  # fmt: skip
+                await liar.send("record", "control", liar.frames(Records((liar.said.signed(record),))))
             here = Rumour(own.peer, "alive", 1, liar.said.presence(1, left=False))
             harvest = asyncio.ensure_future(api.harvest(target.group, network=target.network(), say=said.append))
             while not harvest.done():  # nobody is to think it dead
@@ -223,6 +228,7 @@ def test_a_harvest_gets_past_a_liar(target: PeerGroup, tmp_path: Path) -> None:
             return await harvest
 
     found = target.ask(test())
+    assert any("liar" in line for line in said), "what it said in its own name was not heard"
     assert len(said) > 1 and all("liar" in line or peer.name in line for line in said), said
     assert not found.missing and found.report[0].trainers == (peer.name,)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from liar import LIAR, LINK, check_goes_on, check_untouched, honest, lie, made, pretend, statements, training_group
 from peer_group import CLASSES, Room, job, sizes
 from seeds import seeds
 
@@ -23,42 +23,14 @@ from p2ptrain.config import ModelConfig
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, JobId, PeerId, blob_id, peer_id
 from p2ptrain.protocol.session.effects import SendFrames
-from p2ptrain.protocol.signing import Statements
-from p2ptrain.simulation.device import CODE, Device
+from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.names import address, key
-from p2ptrain.simulation.network import Conditions
-from p2ptrain.simulation.signing import signing_as
 from p2ptrain.wire import messages as m
 from p2ptrain.wire import tensorfile
 from p2ptrain.wire.codec import WIRE_VERSION
 from p2ptrain.wire.messages import KINDS, Message, Record, SnapshotRef, lane_of
 
-LINK = Conditions(delay_s=0.001, jitter_s=0.002)
-LIAR = 3
 slow = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
-
-
-def training_group(seed: int = 0, liar: bool = True, **changes: object) -> Room:
-    """Three honest devices and a liar, in training."""
-    room = Room(seed, LINK)
-    the_job = job(**({"rounds": 40, "min_peers": 4 if liar else 3, "settle_s": 0.2} | changes))  # type: ignore[arg-type]
-    for number in range(4 if liar else 3):
-        room.add(number, job=the_job, load_s=0.05, round_s=0.4)
-    assert room.run(20, lambda: all(device.record.round >= 1 for device in room.on()))
-    return room
-
-
-def honest(room: Room) -> list[Device]:
-    return [device for device in room.on() if device.number != LIAR]
-
-
-def lie(room: Room, to: Device, message: Message, *, job_id: str | None = None, epoch: int | None = None) -> None:
-    """Send this as the liar, over its session with ``to``."""
-    core = room.devices[LIAR].core
-    known = core.job_id if job_id is None else job_id
-    for effect in core.sessions.send(to.id, message, known, core.epoch if epoch is None else epoch, room.network.now):
-        assert isinstance(effect, SendFrames)
-        room.send(core.own_id, effect)
 
 
 def lie_raw(room: Room, to: Device, kind: str, body: object, *behind: bytes) -> None:
@@ -76,23 +48,6 @@ def lie_raw(room: Room, to: Device, kind: str, body: object, *behind: bytes) -> 
 
 def lane_of_kind(kind: str) -> m.Lane:
     return "bulk" if KINDS.get(kind) in m.BULK else "control"
-
-
-def check_goes_on(room: Room) -> None:
-    """The honest ones know each other, follow one plan, train, and hold no more than they should."""
-    room.run(2)
-    devices = honest(room)
-    before = {device.number: device.record.step for device in devices}
-    ids = {device.id for device in devices}
-    assert room.run(90, lambda: all(d.done or d.record.step > before[d.number] for d in devices)), [
-        (d.number, d.record.phase, d.record.waiting_for, d.note_kinds()) for d in devices
-    ]
-    for device in devices:
-        assert ids - {device.id} <= device.core.membership.alive()
-        assert not any(key(other.number) in device.banned for other in devices)
-        assert not device.lost
-        assert device.core.job == devices[0].core.job
-    assert room.run(60, lambda: len({d.core.agreement.hash if d.core.agreement else "" for d in devices}) == 1)
 
 
 def check_bounded(room: Room) -> None:
@@ -230,10 +185,6 @@ def signed_where_it_can_be(room: Room, message: Message) -> Message:
     return message
 
 
-def statements(number: int) -> Statements:
-    return Statements(signing_as(key(number)), CODE)
-
-
 @slow
 @given(st.lists(st.tuples(st.integers(0, 2), any_message, st.sampled_from([0.0, 0.0, 0.02, 0.5])), max_size=30))
 def test_any_well_formed_message(lies: list[tuple[int, Message, float]]) -> None:
@@ -320,7 +271,7 @@ def test_a_flood_of_well_formed_messages() -> None:
         )
         lie(room, target, m.Records(many))
         blob = BlobId(f"{turn:064x}")
-        lie(room, target, m.ReplicaOffer(SnapshotRef(turn, room.devices[LIAR].id, 1, 1, 1, 1, blob, 10)))
+        lie(room, target, m.ReplicaOffer(made(room, SnapshotRef(turn, room.devices[LIAR].id, 1, 1, 1, 1, blob, 10))))
         lie(room, target, m.Fetch(blob, 0, 100))
         lie(room, target, m.PlanRequest(f"{turn:064x}"))
         room.run(0.02)
@@ -333,17 +284,6 @@ def test_a_flood_of_well_formed_messages() -> None:
 
 
 # --- particular lies --------------------------------------------------------------------------------------------------
-
-
-def check_untouched(room: Room, epoch: int) -> None:
-    """Nobody was banned or called gone, and no new plan was needed."""
-    devices = honest(room)
-    for device in devices:
-        assert not device.banned
-        assert {other.id for other in devices} - {device.id} <= device.core.membership.alive()
-        assert not [note for _, note in device.notes if note.kind in ("left", "banned")]
-        assert device.core.epoch == epoch
-    check_goes_on(room)
 
 
 @pytest.mark.parametrize("limit", [2**31, 2**62 - 1, 2**62])
@@ -384,10 +324,11 @@ def test_too_many_lies_get_the_liar_banned_and_the_rest_goes_on() -> None:
     for _ in range(30):
         for device in honest(room):
             offer = SnapshotRef(0, device.id, 1, 1, 1, 1, BlobId("0" * 64), 10)  # in another's name
-            lie(room, device, m.ReplicaOffer(offer))
+            lie(room, device, m.ReplicaOffer(dataclasses.replace(offer, trainer=room.devices[LIAR].id)))
+            lie(room, device, m.ReplicaOffer(made(room, offer)))
         room.run(0.05)
     assert all(key(LIAR) in device.banned for device in honest(room))
-    assert all(device.core.refused == {} or device.core.sessions.refused["replica-not-own"] for device in honest(room))
+    assert all(device.core.sessions.refused["snapshot-unsigned"] for device in honest(room))
     liar = room.devices[LIAR].id
     assert room.run(60, lambda: all(liar not in d.core.membership.alive() for d in honest(room)))
     check_goes_on(room)
@@ -452,16 +393,6 @@ def test_a_mass_counts_as_far_as_samples_were_recorded(mass: float) -> None:
     assert masses and masses[0] <= 17 * trained < mass
     assert target.core.refused["gossip-mass-cut"] == 1
     check_goes_on(room)
-
-
-def pretend(room: Room, change: Callable[[Record], Record]) -> None:
-    """The liar's own record says something else from now on; it spreads by itself."""
-    core = room.devices[LIAR].core
-    changed = change(core.records.own)
-    fields = {name: getattr(changed, name) for name in Record.__dataclass_fields__}
-    for name in ("peer", "key", "version", "signature"):
-        del fields[name]
-    room.perform(room.devices[LIAR], core.run(core.records.update(room.network.now, **fields), room.network.now))
 
 
 def swapped(plan: Plan, liar: PeerId, proposer: PeerId) -> Plan:
@@ -538,7 +469,7 @@ def test_snapshots_of_nonsense_are_tried_and_dropped() -> None:
         for number in range(6):
             data = tensorfile.pack({"model.x": np.zeros(3)}, {"part": str(part), "number": str(number)})
             blob = liar.disk.put(data)
-            false.append(SnapshotRef(part, room.devices[0].id, 1, 40, 900 + number, 9000, blob, len(data)))
+            false.append(made(room, SnapshotRef(part, liar.id, 1, 40, 900 + number, 9000, blob, len(data))))
     pretend(room, lambda record: dataclasses.replace(record, holdings=(*record.holdings, *false)))
     room.run(2)
     victim = room.devices[1]

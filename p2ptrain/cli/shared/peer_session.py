@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from p2ptrain import api
+from p2ptrain.cli.shared.at_the_door import AtTheDoor
 from p2ptrain.cli.shared.options import page_lines
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
@@ -28,6 +29,7 @@ from p2ptrain.modes.registry import mode_of
 from p2ptrain.net.group.kept import join_group
 from p2ptrain.net.interfaces import try_to_bind, usable_addresses
 from p2ptrain.net.keys import Group
+from p2ptrain.runtime import new_code
 from p2ptrain.runtime.node import journal
 from p2ptrain.runtime.node.journal import Line
 from p2ptrain.runtime.node.node import NetworkConfig
@@ -98,7 +100,7 @@ def run(
 ) -> None:
     """Run the peer to its end; ``page``: address and port to serve the page at. Raises ``UserError``."""
     keep_for_messages()
-    session = _Session(options, quiet=quiet, as_json=as_json)
+    session = _Session(options, state, quiet=quiet, as_json=as_json)
 
     def started(node: PeerNode) -> None:
         if keep_group:
@@ -122,6 +124,8 @@ def run(
                 loggers=loggers,
             )
 
+        session.close()
+
     asyncio.run(main())
     session.ended(state)
 
@@ -129,7 +133,7 @@ def run(
 class _Session:
     """Hears the journal and watches what the peer waits for."""
 
-    def __init__(self, options: PeerOptions, *, quiet: bool, as_json: bool) -> None:
+    def __init__(self, options: PeerOptions, state: Path, *, quiet: bool, as_json: bool) -> None:
         self.until = asyncio.Event()
         self._options = options
         self._quiet = quiet
@@ -144,6 +148,8 @@ class _Session:
         self.view = View(
             self._look, own=lambda: node.identity.peer if (node := self._node) else None, tells_itself=True
         )
+        self._door = AtTheDoor(self._say, lambda peer: new_code.approve(state, (peer,)))
+        self._asks_person = not quiet and not as_json and AtTheDoor.is_possible()
 
     # --- signals ---
 
@@ -198,6 +204,10 @@ class _Session:
         else:
             self._tell(line)
 
+    def close(self) -> None:
+        """The peer has ended."""
+        self._door.close()
+
     def ended(self, state: Path) -> None:
         if self._num_signals:
             self._say(f"stopped; what this device has trained stays in {state}: start again to go on")
@@ -207,6 +217,10 @@ class _Session:
         return core if isinstance(core, Peer) else None
 
     def _tell(self, line: Line) -> None:
+        if line.kind == "asks-to-be-let-in" and self._asks_person:
+            peer, name, address = (str(line.fields.get(each, "")) for each in ("peer", "name", "address"))
+            self._door.asks(PeerId(peer), name, address.removeprefix("tcp://"))
+            return
         core = self._core()
         text, after = messages_for_people.tell(line), list[str]()
         if core is not None and core.job is not None:

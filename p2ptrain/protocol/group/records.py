@@ -37,12 +37,11 @@ from typing import Any
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import JobId, PeerId, peer_id
 from p2ptrain.protocol.group.hearsay import Hearsay, HearsayConfig
+from p2ptrain.protocol.group.record_size import MAX_MESSAGE_BYTES, record_bytes
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.signing import Statements
-from p2ptrain.wire.messages import NO_PART, Record, RecordDigest, Records, RecordVersion
+from p2ptrain.wire.messages import NO_PART, Record, RecordDigest, Records, RecordVersion, SnapshotRef
 
-MAX_MESSAGE_BYTES = 56 * 1024
-"""Of an encoded header, which may have 64 KiB."""
 MAX_VERSION = 2**62
 _MAX_DIGEST = 1024
 _MAX_RECORDS = 64
@@ -72,24 +71,6 @@ class RecordChanged:
 
 
 Effect = Send | Note | RecordChanged
-
-
-def record_bytes(record: Record) -> int:
-    """At most how many bytes ``record`` adds to a header: msgpack's worst case of 9 bytes a number, 5 before a string.
-
-    An estimate, as packing each record of a large group to measure it would cost more than all the rest here.
-    """
-    numbers = 9 * (len(record.counts) + len(record.wishes))
-    addresses = sum(5 + _utf8_bytes(address) for address in record.addresses)
-    words = (record.name, record.job, record.plan, record.phase, record.waiting_for, record.profile, record.vote)
-    texts = sum(map(_utf8_bytes, words))
-    return (
-        512 + numbers + addresses + texts + 256 * len(record.holdings) + 96 * len(record.links) + 96 * len(record.sent)
-    )
-
-
-def _utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else 4 * len(text)
 
 
 def blank_record(peer: PeerId, key: bytes, version: int, **known: Any) -> Record:
@@ -300,6 +281,8 @@ class RecordBook:
             raise RemoteError("record-size", f"{size} bytes of {record.peer}")
         if not self._statements.is_owners(record):
             raise RemoteError("record-unsigned", f"a record of {record.peer} that it did not sign")
+        if (ref := self._statements.false_snapshot(record)) is not None:
+            raise RemoteError("snapshot-unsigned", f"{record.peer} tells of a snapshot that {ref.trainer} did not sign")
         return size
 
     def _learn(self, sender: PeerId, record: Record, size: int, now: float, effects: list[Effect]) -> None:
@@ -342,6 +325,14 @@ class RecordBook:
 
     def _has_room(self, num_bytes: int) -> bool:
         return len(self._records) < self.config.max_records and self._num_bytes + num_bytes <= self.config.max_bytes
+
+    def made(self, ref: SnapshotRef) -> SnapshotRef:
+        """A snapshot that this peer made of its job, as everybody may tell of it: signed."""
+        return self._statements.made(ref, self.own_id, self.own.key, self.own.job)
+
+    def is_trainers(self, ref: SnapshotRef) -> bool:
+        """Whether who it names made it of this job."""
+        return self._statements.is_trainers(ref, self.own.job)
 
     def signed(self) -> Record:
         """The own record. It changes more often than it is sent, so it is signed only here."""

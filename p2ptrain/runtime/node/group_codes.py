@@ -149,9 +149,14 @@ class GroupCodes:
         if len(self._applicants) > MAX_APPLICANTS:
             del self._applicants[next(iter(self._applicants))]
         if known is None or known.name != effect.name or now - known.seen > TOLD_AGAIN_S:
-            node.note(Note("asks-to-be-let-in", (("peer", peer), ("name", effect.name), ("address", effect.address))))
+            told = Note("asks-to-be-let-in", (("peer", peer), ("name", effect.name), ("address", effect.address)))
             asking, path, tag = dict(self._applicants), self._state.path, node.group.tag
-            node.on_disk(lambda: save_members(path, tag, asking, APPLICANTS), self._was_written)
+
+            def written(done: object, error: BaseException | None) -> None:
+                node.note(told)  # only now: whoever reads it may let that one in
+                self._was_written(done, error)
+
+            node.on_disk(lambda: save_members(path, tag, asking, APPLICANTS), written)
         else:
             self._applicants[peer] = dataclasses.replace(self._applicants[peer], seen=known.seen)
 

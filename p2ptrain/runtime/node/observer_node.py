@@ -17,7 +17,7 @@ from p2ptrain.config import Job
 from p2ptrain.core.effects import AbandonBlob, BlobArrived, BlobLost, Effects, VerifyBlob
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import JobError, NobodyError, RemoteError, UserError
-from p2ptrain.ids import BlobId, PeerId, peer_id
+from p2ptrain.ids import BlobId, JobId, PeerId, peer_id
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import read_plan
 from p2ptrain.net.group.admission import visitors_door
@@ -148,6 +148,11 @@ class Observer(Core):
     def next_deadline(self) -> float:
         return min(super().next_deadline(), NEVER if self._leaving else self._next_ask)
 
+    def is_trainers(self, ref: m.SnapshotRef) -> bool:
+        """Whether who it names made it; a head of an older version names copies that are signed by now."""
+        made = ((h.trainer, h.part, h.blob) for record in self.alive() for h in record.holdings)
+        return (ref.trainer, ref.part, ref.blob) in made or self._statements.is_trainers(ref, JobId(self._job_id))
+
     def fetch(self, holding: m.SnapshotRef, now: float) -> Effects:
         """Get a blob from whoever says that it has it."""
         self.blobs.pop(holding.blob, None)
@@ -188,6 +193,9 @@ class Observer(Core):
             if (known is None or record.version > known.version) and len(self.records) < MAX_RECORDS:
                 if peer_id(record.key) != record.peer or not self._statements.is_owners(record):
                     self.refused["record-unsigned"] += 1
+                    continue
+                if self._statements.false_snapshot(record) is not None:
+                    self.refused["snapshot-unsigned"] += 1
                     continue
                 self.records[record.peer] = record
                 self.changed_at = now if known is None else self.changed_at

@@ -138,7 +138,8 @@ class Peer(Core):
 
     def job_opened(self, job: Job, resume: Resume, now: float) -> Effects:
         """The job is known and its store is open. Training may begin once the data are counted."""
-        self.job, self.group.job = job, job.id
+        self.job = job
+        resume, effects = self.group.take_up(job.id, resume, now)
         mode, downloads = mode_of(job), Downloads(self.transfers, resume.has_blob)
         role = self.role = mode.role(Given(job, self.group, downloads, resume, self._rng))
         timing = AgreementConfig(min_peers=job.group.min_peers, settle_s=job.group.settle_s, majority=mode.majority)
@@ -150,7 +151,7 @@ class Peer(Core):
         self._handlers |= role.handlers
         self._on_message |= role.messages
         note = Note("job", (("job", job.id), ("name", job.name), ("mode", job.mode)))
-        effects: Effects = [note, *self.group.say(now, job=job.id), *self.group.say_holdings(now)]
+        effects = [note, *effects, *self.group.say_holdings(now)]
         self._look_at = min(self._look_at, now + LOOK_S)
         return self.run([*effects, *self._seek_init(now)], now)
 

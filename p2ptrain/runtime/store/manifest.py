@@ -79,7 +79,10 @@ def _with_new_names(plain: object) -> object:
 
 
 def _with_kind(plain: object) -> object:
-    """Older software told a head by its part's number."""
-    if not isinstance(plain, dict) or "kind" in plain:
+    """Older software told a head by its part's number, and signed none."""
+    if not isinstance(plain, dict):
+        return plain
+    plain = {"key": "", "signature": "", **plain}
+    if "kind" in plain:
         return plain
     return plain | ({"kind": "head", "part": 0} if plain.get("part") == _OLD_HEAD_PART else {"kind": "part"})

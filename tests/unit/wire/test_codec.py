@@ -31,7 +31,7 @@ NONCE, ECHO, MAC, BLOB = b"n" * 16, b"e" * 16, b"m" * 32, m.BlobId("ab" * 32)
 ALICE, BOB = m.PeerId("alicealicealice2"), m.PeerId("bobbobbobbobbob3")
 ADDRESSES = ("tcp://192.168.1.7:4700", "tcp://[2001:db8::7]:4700")
 RUMOURS = (m.Rumour(BOB, "suspect", 3), m.Rumour(ALICE, "alive", 0))
-HOLDING = m.SnapshotRef(2, ALICE, 5, 40, 400, 12800, BLOB, 1_000_000, 3)
+HOLDING = m.SnapshotRef(2, ALICE, 5, 40, 400, 12800, BLOB, 1_000_000, 3, "part", "k" * 40, "s" * 80)
 DATA = b"\x08" + bytes(7) + b"{}      "
 RECORD = m.Record(
     BOB, 7, b"k" * 40, "kitchen-pi", ADDRESSES, m.JobId("0123456789abcdef"), (600, 0, 12), (2,), 1.5e9, 4 << 30, 5,

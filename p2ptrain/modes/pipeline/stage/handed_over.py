@@ -23,7 +23,7 @@ class HandedOver:
 
     def add(self, piece: SnapshotRef, now: float) -> Effects:
         """The trainer has handed it over; it is in the store."""
-        self._pieces.append(piece)
+        self._pieces.append(self._group.made(piece))
         return self._group.say_holdings(now)
 
     def release(self, now: float) -> Effects:

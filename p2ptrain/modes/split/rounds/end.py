@@ -82,7 +82,7 @@ class RoundEnd:
         self, event: UpdateMade | PieceMade, blob: BlobId, num_bytes: int, kind: Literal["part", "update"]
     ) -> SnapshotRef:
         """Of what the own trainer made. A step is a round here."""
-        return SnapshotRef(
+        ref = SnapshotRef(
             part=event.part,
             trainer=self._group.own_id,
             epoch=event.epoch,
@@ -94,3 +94,4 @@ class RoundEnd:
             span=event.span,
             kind=kind,
         )
+        return self._group.made(ref)

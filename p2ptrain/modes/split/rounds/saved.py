@@ -33,7 +33,7 @@ TURN_S = 30.0
 """A piece that too few have for so long is one that those whose turn it is can't take: the next one does."""
 ALONE_S = 60.0
 """So long a round waits for a second peer to have its state: all other disks may be full."""
-MAX_KEPT = 192
+MAX_KEPT = 96
 """Pieces; the record has room for no more, beside others."""
 State = tuple[int, int, PeerId]
 """Round, epoch, averager."""
@@ -195,6 +195,8 @@ class SavedStates(Replicas):
         """A piece whose blob is in the store."""
         if self.is_kept(ref.blob) or ref.blob in self._not_saved or len(self._kept) + len(self._saving) >= MAX_KEPT:
             return []
+        if not self._group.is_trainers(ref):
+            return []  # a plan names it, and nobody says who made it
         self._saving.add(ref.blob)
         return [KeepReplica(ref)]
 

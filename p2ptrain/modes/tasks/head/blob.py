@@ -62,5 +62,5 @@ def head_holdings(data: bytes) -> tuple[SnapshotRef, ...]:
 
 
 def _with_kind(plain: object) -> object:
-    """Heads of older software name the snapshots of parts without saying that they are."""
-    return {"kind": "part"} | plain if isinstance(plain, dict) else plain
+    """Heads of older software name the snapshots of parts without saying that they are, and without signatures."""
+    return {"kind": "part", "key": "", "signature": ""} | plain if isinstance(plain, dict) else plain

@@ -170,6 +170,8 @@ class HeadFit:
                 return []  # still training, or by another plan: it will be called again
             if any(not _is_copy(h, plan) or h.num_bytes < 1 for h in message.holdings):
                 raise RemoteError("head-fit", f"a snapshot that can't be of one of {len(plan.parts)} parts")
+            if any(not self._group.is_trainers(h) for h in message.holdings):
+                raise RemoteError("snapshot-unsigned", "a head fit over what its trainer did not sign")
             if self._head is not None and _covers(self._head, message.holdings):
                 return []  # that is done, as our record tells: its sender fetches the head
             self._callers.add(sender)
@@ -240,9 +242,9 @@ class HeadFit:
         verdict, data = _verdict_of(effect.state), pack_head(effect.state, effect.holdings)
         samples = verdict.train_samples if verdict else 0
         own = self._group.own_id
-        holding = head_holding(own, blob_id(data), len(data), effect.holdings, effect.step, samples)
+        head = head_holding(own, blob_id(data), len(data), effect.holdings, effect.step, samples)
         self._is_saving = True
-        return [KeepResult(holding, data)]
+        return [KeepResult(self._group.made(head), data)]
 
     def kept(self, holding: m.SnapshotRef, data: bytes | None, now: float) -> Effects:
         """The head is in the store: this is what all that came before was for."""

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from mmap import mmap
+from typing import Literal
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from p2ptrain.learning.candidates import (
     TOTAL,
     WITHIN,
     WITHOUT,
+    less,
     owner_of,
     part_left_out,
     part_of,
@@ -60,6 +62,14 @@ class Spoils:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """A part that the model is better without, for all that anybody knows."""
+
+    part: int
+    why: Literal["knows little", "outvotes"]
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """Right answers by class on the validation samples of all, of each candidate for the last layer."""
 
@@ -79,14 +89,35 @@ class Verdict:
     @property
     def chosen(self) -> str:
         """The first of fitted, joined, all parts but one, parts and copies alone, unless another gets more right by a
-        standard error.
+        standard error; in place of the first, all parts but one that is in ``doubt``.
 
         A sample or two of a few hundred says nothing of which is better.
         """
         right = {name: sum(self.correct[name]) for name in self.order}
-        first = self.order[0]
+        first = less(self.doubt.part) if self.doubt is not None else self.order[0]
         best = max(self.order, key=lambda name: (right[name], -self.order.index(name)))
         return best if self.samples and _clearly_less(right[first], right[best], self.samples, 1.0) else first
+
+    @property
+    def doubt(self) -> Doubt | None:
+        """The part that is left out though that may change little here: nobody knows what it does elsewhere.
+
+        It knows little by itself, or no other part's vote changes anything beside it; and without it the model is not
+        clearly worse. Of several, the one without which most is right.
+        """
+        parts = {part: row for name, row in self.correct.items() if (part := part_of(name)) is not None}
+        first, found = self.correct[self.order[0]], []
+        for part, own in sorted(parts.items()):
+            rest = [sum(row) for other, row in parts.items() if other != part]
+            without = self.correct.get(less(part))
+            if not self.samples or len(rest) < 2 or without is None:
+                continue
+            knows_little = _clearly_less(sum(own), round(statistics.median(rest) / 2), self.samples)
+            others = (self.correct.get(less(other)) for other in parts if other != part)
+            outvotes = self.order[0] == JOINED and all(row == own for row in (first, *others))
+            if (knows_little or outvotes) and not _clearly_less(sum(without), sum(first), self.samples, 1.0):
+                found.append((sum(without), Doubt(part, "knows little" if knows_little else "outvotes")))
+        return max(found, key=lambda each: each[0])[1] if found else None
 
     @property
     def order(self) -> list[str]:

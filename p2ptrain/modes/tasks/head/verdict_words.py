@@ -42,7 +42,9 @@ def verdict_lines(verdict: Verdict, plan: Plan, classes: Sequence[str], name: Ca
             f"{percent(worse.own_accuracy)} right by itself, the group's model {percent(worse.group_accuracy)}{named}. "
             + _advice(plan)
         )
-    return lines + [_spoils(each, name) for each in verdict.spoilers()]
+    less = part_left_out(verdict.chosen)
+    out = plan.parts[less].trainers if less is not None and less < len(plan.parts) else ()
+    return lines + [_spoils(each, name, is_out=each.peer in out) for each in verdict.spoilers()]
 
 
 def left_out_line(verdict: Verdict, left_out: Collection[PeerId]) -> str:
@@ -54,9 +56,9 @@ def left_out_line(verdict: Verdict, left_out: Collection[PeerId]) -> str:
     return "nobody has counted what the model gets right without these; test it with --data"
 
 
-def _spoils(found: Spoils, name: Callable[[PeerId], str]) -> str:
+def _spoils(found: Spoils, name: Callable[[PeerId], str], *, is_out: bool) -> str:
     who = name(found.peer)
-    advice = f"Leave it out with `p2ptrain harvest --without {shlex.quote(who)}`"
+    advice = "It is left out" if is_out else f"Leave it out with `p2ptrain harvest --without {shlex.quote(who)}`"
     own = f"; what it trained gets {percent(found.own_accuracy)} right by itself" if found.own_accuracy >= 0 else ""
     if found.is_worse:
         return (
@@ -83,7 +85,10 @@ def _head(verdict: Verdict, plan: Plan, name: Callable[[PeerId], str]) -> str:
     less = part_left_out(verdict.chosen)
     if less is not None:
         who = ", ".join(map(name, plan.parts[less].trainers)) if less < len(plan.parts) else ""
-        whole = percent(verdict.accuracy(verdict.order[0]))
+        whole, doubt = percent(verdict.accuracy(verdict.order[0])), verdict.doubt
+        if doubt is not None and doubt.part == less:
+            why = "knows little by itself" if doubt.why == "knows little" else "outvotes all others together"
+            return f", without the part of {who or less}, which {why} (with it: {whole})"
         return f", without the part of {who or less}: with it they get less ({whole})"
     if verdict.chosen == JOINED and FITTED in verdict.correct:
         return f", by the parts' own last layers: the fitted one gets less ({percent(verdict.accuracy(FITTED))})"

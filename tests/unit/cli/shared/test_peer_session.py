@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from p2ptrain.runtime.node.peer_options import PeerOptions
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_it_with_its_goodbye(name: signal.Signals) -> None:
     async def scene() -> None:
-        session = _Session(PeerOptions("", "peer"), quiet=True, as_json=False)
+        session = _Session(PeerOptions("", "peer"), Path(), quiet=True, as_json=False)
         session.catch_signals()
         os.kill(os.getpid(), name)
         await asyncio.wait_for(session.until.wait(), 10)
@@ -25,7 +26,7 @@ def test_signals_end_it_with_its_goodbye(name: signal.Signals) -> None:
 
 def test_under_nohup_a_terminal_that_closes_is_no_reason_to_stop() -> None:
     async def scene() -> None:
-        session = _Session(PeerOptions("", "peer"), quiet=True, as_json=False)
+        session = _Session(PeerOptions("", "peer"), Path(), quiet=True, as_json=False)
         session.catch_signals()
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGTERM)  # one that is heard, after the one that is not

@@ -165,3 +165,53 @@ def test_modes_that_mix_all_contributions_say_so(mode: str) -> None:
     other = dataclasses.replace(everyone, job=dataclasses.replace(everyone.job, mode=mode))
     with pytest.raises(UserError, match="nobody's contribution can be taken out"):
         leave_out(other, ["desk"])
+
+
+# --- parts that are left out unasked ---
+
+
+def votes(own: int, joined: int, without: int, others_without: int | None = None, samples: int = 140) -> Verdict:
+    """Of four class sub-models; ``own`` right answers of the last one's, ``without`` of all but it."""
+    rest = joined - 1 if others_without is None else others_without
+    rows = {"joined": joined, **{f"part-{p}": 125 for p in range(3)}, "part-3": own}
+    rows |= {**{f"without-{p}": rest for p in range(3)}, "without-3": without}
+    return Verdict((samples,), {name: (right,) for name, right in rows.items()}, {}, 400)
+
+
+@pytest.mark.parametrize("joined, without", [(130, 130), (130, 128), (125, 135)])
+def test_a_part_that_knows_little_by_itself_gets_no_vote(joined: int, without: int) -> None:
+    """Even where that shows in a sample or two, or in none: here its noise did no harm, elsewhere it does."""
+    found = votes(own=14, joined=joined, without=without)
+    assert found.doubt is not None and (found.doubt.part, found.doubt.why) == (3, "knows little")
+    assert found.chosen == "without-3"
+
+
+def test_a_part_that_outvotes_all_others_gets_no_vote() -> None:
+    """Its numbers are so large that nobody else's vote changes anything: the model is that part alone."""
+    found = votes(own=128, joined=128, others_without=128, without=130)
+    assert found.doubt is not None and (found.doubt.part, found.doubt.why) == (3, "outvotes")
+    assert found.chosen == "without-3"
+    plan = collected("tasks").plan
+    (line, *_) = verdict_lines(found, plan, ["a"], lambda peer: CALLED[peer])
+    who = CALLED[plan.parts[3].trainers[0]]
+    assert f"without the part of {who}, which outvotes all others together" in line
+
+
+@pytest.mark.parametrize(
+    "own, joined, without, others_without",
+    [
+        (120, 132, 131, 130),  # as honest ones are
+        (14, 135, 110, 134),  # it knows little, and without it the model is clearly worse
+        (128, 128, 110, 128),  # it is the model, and rightly so
+        (128, 128, 130, 127),  # as good as all together, but others have a say
+    ],
+)
+def test_a_part_that_is_of_use_keeps_its_vote(own: int, joined: int, without: int, others_without: int) -> None:
+    found = votes(own, joined, without, others_without)
+    assert found.doubt is None and found.chosen == "joined"
+
+
+def test_of_two_parts_nobody_can_tell_which_is_wrong() -> None:
+    rows = {"joined": 130, "part-0": 14, "part-1": 130, "without-0": 130, "without-1": 14}
+    assert Verdict((140,), {name: (right,) for name, right in rows.items()}, {}, 400).doubt is None
+    assert Verdict((0,), {name: (0,) for name in rows}, {}, 400).doubt is None

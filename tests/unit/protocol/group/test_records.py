@@ -15,13 +15,13 @@ from records import record
 
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import BlobId, PeerId, peer_id
+from p2ptrain.protocol.group.record_size import num_holdings_that_fit, record_bytes
 from p2ptrain.protocol.group.records import (
     MAX_MESSAGE_BYTES,
     Effect,
     RecordBook,
     RecordChanged,
     RecordConfig,
-    record_bytes,
 )
 from p2ptrain.protocol.machine import NEVER, Send
 from p2ptrain.protocol.signing import Statements
@@ -29,7 +29,7 @@ from p2ptrain.simulation.names import key
 from p2ptrain.simulation.signing import signing_as
 from p2ptrain.wire import codec
 from p2ptrain.wire.codec import header_bytes
-from p2ptrain.wire.messages import Record, RecordDigest, Records, RecordVersion, SnapshotRef
+from p2ptrain.wire.messages import Blame, Record, RecordDigest, Records, RecordVersion, SnapshotRef
 
 
 def book(number: int, *, base: int = 0) -> RecordBook:
@@ -160,6 +160,7 @@ holdings = st.builds(
     part=st.integers(0, 4095), trainer=st.just(peer_id(key(1))), epoch=st.integers(0, 2**63 - 1),
     round=st.integers(0, 2**63 - 1), step=st.integers(0, 2**63 - 1), samples=st.integers(0, 2**63 - 1),
     blob=st.just(BlobId("f" * 64)), num_bytes=st.integers(0, 2**63 - 1), span=st.integers(1, 4096),
+    key=st.just("k" * 40), signature=st.just("s" * 80),
 )  # fmt: skip
 
 
@@ -170,18 +171,22 @@ holdings = st.builds(
     st.lists(st.integers(0, 2**63 - 1), max_size=200),
     st.lists(st.text(min_size=9, max_size=128), max_size=16),
     st.lists(holdings, max_size=40),
+    st.lists(st.text(max_size=64), max_size=16),
 )
 def test_the_estimated_size_is_never_too_small(
-    name: str, waiting_for: str, counts: list[int], addresses: list[str], held: list[SnapshotRef]
+    name: str, waiting_for: str, counts: list[int], addresses: list[str], held: list[SnapshotRef], why: list[str]
 ) -> None:
     big = 2**63 - 1
     full = record(
         1, name=name, waiting_for=waiting_for, counts=tuple(counts), addresses=tuple(addresses), version=big,
         holdings=tuple(held), memory_bytes=big, epoch=big, round=big, step=big, samples=big, bytes_sent=big,
         plan="f" * 64, job="f" * 16, phase="fitting", profile="f" * 64, vote="f" * 64,
+        blames=tuple(Blame(BOB, big, big, each) for each in why), signature=b"s" * 64,
     )  # fmt: skip
     assert record_bytes(full) >= header_bytes(Records((full,))) - 96
     assert MAX_MESSAGE_BYTES + 96 < 64 * 1024
+    fitting = dataclasses.replace(full, holdings=tuple(held[:1] * num_holdings_that_fit(full)))
+    assert record_bytes(fitting) <= MAX_MESSAGE_BYTES
 
 
 # --- lies about others ------------------------------------------------------------------------------------------------
