@@ -126,7 +126,9 @@ class Discovery:
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
-        await self._shut()
+        why = await self._shut()
+        if why:
+            self._says(f"closed, and zeroconf failed at it: {why}")
         self.status = "closed"
 
     # --- asking -------------------------------------------------------------------------------------------------------
@@ -181,7 +183,8 @@ class Discovery:
                     raise
         raise OSError("there is no address to use")
 
-    async def _shut(self) -> None:
+    async def _shut(self) -> str:
+        """What went wrong at it, which is for whoever reads the journal: it is over in any case. "" = nothing."""
         self._waiting.clear()
         tasks = list(self._lookups.values())
         for task in tasks:
@@ -189,8 +192,10 @@ class Discovery:
         await asyncio.gather(*tasks, return_exceptions=True)
         zeroconf, browser, self._zeroconf, self._browser = self._zeroconf, self._browser, None, None
         if zeroconf is not None:
-            with contextlib.suppress(*_FAILURES):
-                await asyncio.wait_for(_stop(zeroconf, browser), CLOSE_S)
+            stopping = asyncio.wait_for(_stop(zeroconf, browser), CLOSE_S)
+            (failed,) = await asyncio.gather(stopping, return_exceptions=True)
+            return _why(failed) if failed is not None else ""
+        return ""
 
     def _own_service(self) -> AsyncServiceInfo:
         hosts = list(dict.fromkeys(each.partition("%")[0] for each in self._interfaces))

@@ -136,6 +136,7 @@ class Transport:
         self._retry_at = 0.0
         self._told_refused_at = -REFUSED_TOLD_S
         self._closing: set[asyncio.Task[None]] = set()
+        self._is_closing = False
 
     async def start(self) -> None:
         """Bind and read. Raises ``UserError`` for a port, a host or sockets that can't be had."""
@@ -233,7 +234,11 @@ class Transport:
         self._buckets["bulk"].bytes_per_s = bytes_per_s
 
     async def close(self, linger_s: float = 0.0) -> None:
-        """Leave nothing behind: no task, no socket, no port. What was not sent after ``linger_s`` is lost."""
+        """Leave nothing behind: no task, no socket, no port. What was not sent after ``linger_s`` is lost.
+
+        From here on nobody is dialled: a socket that is made now would be closed by the context, from another thread.
+        """
+        self._is_closing = True
         give_up_at = time.monotonic() + linger_s
         while any(link.busy for link in self._links.values()) and time.monotonic() < give_up_at:
             await asyncio.sleep(0.005)
@@ -308,7 +313,7 @@ class Transport:
         return port
 
     def _connect(self, address: str, lane: Lane, where: str) -> None:
-        if (address, lane) in self._links:
+        if self._is_closing or (address, lane) in self._links:
             return
         parts = split_address(where)
         if parts is None:

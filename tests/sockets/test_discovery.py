@@ -126,6 +126,24 @@ def test_what_does_not_work_is_a_status(interfaces: list[str]) -> None:
     run(test)
 
 
+def test_what_zeroconf_raises_at_the_end_is_said_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever others have sent it: what it stumbles over while it closes is no error of ours to end with."""
+
+    async def fails(*_: object) -> None:
+        raise KeyError("a name that it has forgotten")
+
+    async def test() -> None:
+        said: list[str] = []
+        each = Discovery(tag(), 4771, ["127.0.0.1"], lambda address: None, on_status=said.append)
+        monkeypatch.setattr(discovery, "_stop", fails)
+        each._zeroconf = object()  # type: ignore[assignment]
+        await each.close()
+        assert each.status == "closed"
+        assert said == ["closed, and zeroconf failed at it: 'a name that it has forgotten'"]
+
+    run(test)
+
+
 def test_closing_at_once() -> None:
     async def test() -> None:
         each = Discovery(tag(), 4771, LOOPBACK, lambda address: None)

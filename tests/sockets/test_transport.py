@@ -185,6 +185,22 @@ def test_a_banned_key_is_cut_off_and_let_in_again(monkeypatch: pytest.MonkeyPatc
     run(test)
 
 
+def test_who_has_closed_dials_nobody() -> None:
+    """What was under way when it closed may still come: it makes no socket, and is no error."""
+
+    async def test() -> None:
+        a, b = Peer(), Peer()
+        async with running(a, b):
+            closing = asyncio.ensure_future(a.transport.close(0.0))
+            await asyncio.sleep(0)
+            a.dial(b)
+            await closing
+            a.dial(b)
+            assert not a.transport.send(b.address, "control", [b"x"])
+
+    run(test)
+
+
 def test_a_plain_transport_knows_nobody() -> None:
     async def test() -> None:
         a, b = Peer(plain=True), Peer(plain=True)

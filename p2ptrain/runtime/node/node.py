@@ -85,6 +85,7 @@ class Node:
         self._wakes_at = 0.0
         """When the clock looks at the core by itself."""
         self._finished = asyncio.Event()
+        self._is_closing = False
         self.transport = Transport(
             identity,
             group,
@@ -130,7 +131,8 @@ class Node:
         raise NotImplementedError
 
     async def close(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind. What still comes in is nobody's any more; what fails from here on is noted, no more."""
+        self._is_closing = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -168,6 +170,8 @@ class Node:
 
     def feed(self, event: Callable[[float], Effects]) -> None:
         """Something happened: tell the core, and do what it says."""
+        if self._is_closing:
+            return
         try:
             self.carry_out(event(self.now()))
         except Exception as error:  # a bug: end and say why, whoever called, rather than go on deaf
@@ -211,6 +215,8 @@ class Node:
         self._aside(self._thought, work, done)
 
     def _aside(self, thread: ThreadPoolExecutor | None, work: Callable[[], Any], then: Then) -> None:
+        if self._is_closing:
+            return
         future = asyncio.get_running_loop().run_in_executor(thread, work)
 
         def done(finished: asyncio.Future[Any]) -> None:
@@ -232,8 +238,7 @@ class Node:
         self._spawn(wait())
 
     def answer_read(self, effect: ReadChunk, data: bytes | None) -> None:
-        core = self.core
-        if core is not None:
+        if (core := self.core) is not None:
             self.feed(lambda now: core.chunk_read(effect, data, now))
 
     def _has_room(self, peer: PeerId) -> bool:
@@ -242,14 +247,15 @@ class Node:
 
     def put_off_read(self, effect: ReadChunk) -> None:
         """The blob is here, and can't be read for now."""
-        core = self.core
-        if core is not None:
+        if (core := self.core) is not None:
             self.feed(lambda now: core.chunk_unread(effect, now))
 
     def _spawn(self, coroutine: Any) -> asyncio.Future[Any]:
         task: asyncio.Future[Any] = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)
+        if self._is_closing:
+            task.cancel()
         return task
 
     def _task_done(self, task: asyncio.Future[Any]) -> None:
@@ -259,6 +265,9 @@ class Node:
 
     def _failed(self, error: BaseException) -> None:
         """A bug, or what can't be gone on with: end, and say why."""
+        if self._is_closing:
+            self.note(Note("failed-while-closing", (("what", f"{type(error).__name__}: {error}"),)))
+            return
         self.failure = self.failure or error
         self.finish()
 
@@ -376,9 +385,8 @@ class Node:
     # --- interfaces ---
 
     def _hosts(self) -> Sequence[str]:
-        if not self.network.interfaces:
-            return ("*",)
-        return tuple(each.address for each in usable_addresses(self.network.interfaces))
+        named = self.network.interfaces
+        return tuple(each.address for each in usable_addresses(named)) if named else ("*",)
 
     def _hosts_found(self) -> tuple[str, ...]:
         return tuple(each.address for each in usable_addresses(self.network.interfaces, strict=False))

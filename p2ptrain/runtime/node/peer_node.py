@@ -84,6 +84,7 @@ class PeerNode(Node):
         self._handover: Handover | None = None
         self._watch: TrainerWatch | None = None
         """Over the trainer, while it should move."""
+        self._says_goodbye = False
         self._is_twin = False
         """Another device goes on under this one's identity: nothing may be said under it."""
         self._lingering: asyncio.Future[Any] | None = None
@@ -167,6 +168,7 @@ class PeerNode(Node):
                 self.note(Note("handover-incomplete", (("waited_s", HANDOVER_S),)))
         self.failure = self.failure or self._lost
         self.feed(peer.leave)
+        self._says_goodbye = True
         await asyncio.gather(asyncio.sleep(GOODBYE_S), self._stop_trainer())
 
     async def close(self) -> None:
@@ -237,6 +239,8 @@ class PeerNode(Node):
 
     async def _start_trainer(self) -> None:
         """Without a first one this node is of no use: ``UserError``. One that can't be replaced is a trainer lost."""
+        if self._says_goodbye:
+            return
         is_first = self.trainer is None
         await self._stop_trainer()
         self.trainer = TrainerProcess(self._trainer_said, self.options.num_threads)
@@ -295,6 +299,9 @@ class PeerNode(Node):
         if isinstance(event, c.Beat):
             return
         if isinstance(event, c.TrainerFailed):
+            if self._says_goodbye:  # it was to end anyway, and nobody needs another one
+                self.note(Note("trainer-failed-at-the-end", (("detail", event.detail),)))
+                return
             self._watch = None
         peer, disk, handover = self._peer, self._disk_work, self._handover
         if peer is None or disk is None:
