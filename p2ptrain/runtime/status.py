@@ -41,9 +41,11 @@ def snapshot_status(node: ObserverNode) -> Status:
 
 def snapshot_peer(peer: Peer) -> Status:
     """What a peer on this device knows now: without what the others refused, which only they tell."""
-    records = {peer.own_id: peer.records.own, **peer.records.all()}
     states: dict[PeerId, MemberState] = {peer.own_id: "alive"}
-    states |= {each: state for each in records if (state := peer.membership.state(each)) is not None}
+    records = {peer.own_id: peer.records.own}
+    for each, record in peer.records.all().items():
+        if each != peer.own_id and (state := peer.membership.state(each)) is not None:
+            states[each], records[each] = state, record
     plan = peer.role.plan if peer.role is not None else None
     refused = {peer.own_id: dict(peer.refused + peer.sessions.refused)}
     return Status(peer.job, plan, tuple(r for _, r in sorted(records.items())), states, refused, dict(peer.troubles))
