@@ -116,5 +116,5 @@ export function harvestNow(group) {
 export function eventItems(events) {
   if (!events.length) return [make("li", { class: "empty" }, "Nothing yet since this page was first served.")];
   return [...events].reverse().map(([time, kind, text]) =>
-    make("li", { class: kind }, make("time", {}, clock(time)), make("span", {}, text)));
+    make("li", { class: `is-${kind}` }, make("time", {}, clock(time)), make("span", {}, text)));
 }
