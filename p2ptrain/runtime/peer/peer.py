@@ -320,7 +320,8 @@ class Peer(Core):
 
     def _status_asked(self, sender: PeerId, _: m.StatusRequest, now: float) -> Effects:
         refused = self.refused + self.sessions.refused
-        return [Send(sender, status_reply(self.records, self.membership, refused, has_left=self._left))]
+        known = self.records, self.membership, refused, self.sent, self.figures
+        return [Send(sender, status_reply(*known, has_left=self._left))]
 
     # --- job and plan ---
 
