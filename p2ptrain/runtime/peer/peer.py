@@ -319,9 +319,7 @@ class Peer(Core):
         return effects
 
     def _status_asked(self, sender: PeerId, _: m.StatusRequest, now: float) -> Effects:
-        refused = self.refused + self.sessions.refused
-        known = self.records, self.membership, refused, self.sent, self.figures
-        return [Send(sender, status_reply(*known, has_left=self._left))]
+        return [Send(sender, status_reply(self, self.records, self.membership, has_left=self._left))]
 
     # --- job and plan ---
 
