@@ -5,7 +5,7 @@ Invariant: plain JSON, by what the records say and nothing else; peers by their 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2ptrain.config import Job
@@ -32,6 +32,55 @@ def flows(job: Job | None, plan: Plan) -> list[dict[str, Any]]:
         return []
     found = MODES[plan.mode].words.flows(plan)
     return [{"from": each.sender, "to": each.receiver, "what": each.what, "both": each.both} for each in found]
+
+
+FIGURES = ("computes", "trainer_cpu", "node_cpu", "temperature_c", "battery")
+KINDS = {
+    "stage messages": ("stage-data", "stage-ack"),
+    "models and copies": ("fetch", "chunk", "fetch-refused", "replica-offer", "replica-ack", "gossip-push"),
+    "the last layer": ("head-fit-call", "head-fit-ready", "head-fit-gradient", "head-fit-state"),
+    "plans and jobs": (
+        "job-request",
+        "job-reply",
+        "plan-request",
+        "plan-reply",
+        "plan-vote",
+        "profile-request",
+        "profile-reply",
+    ),
+    "links measured": ("link-probe", "link-echo"),
+}
+"""What people call kinds of messages; all others keep the group in touch."""
+TOUCH = "staying in touch"
+
+
+def figures(told: Mapping[str, float]) -> dict[str, float | None]:
+    """What a device measures of itself; None: it does not tell. Shares are from 0 to 1; ``computes``: of the time, by
+    the trainer of a stage."""
+    return {name: told.get(name) for name in FIGURES}
+
+
+def device_words(told: Mapping[str, float]) -> str:
+    """``computes 83 % of the time; 61 °C; battery 40 %``."""
+    names = ("computes", "trainer_cpu", "temperature_c", "battery")
+    computes, cpu, warm, battery = (told.get(name) for name in names)
+    said = [
+        f"computes {100 * computes:.0f} % of the time" if computes is not None else "",
+        f"trainer uses {100 * cpu:.0f} % of its threads" if cpu is not None else "",
+        f"{warm:.0f} °C" if warm is not None else "",
+        f"battery {100 * battery:.0f} %" if battery is not None else "",
+    ]
+    return "; ".join(filter(None, said))
+
+
+def traffic(sent: Mapping[str, int]) -> dict[str, int]:
+    """Bytes since a peer's start, by what people call the kinds of messages."""
+    names = {kind: name for name, kinds in KINDS.items() for kind in kinds}
+    found: dict[str, int] = {}
+    for kind, num_bytes in sent.items():
+        name = names.get(kind, TOUCH)
+        found[name] = found.get(name, 0) + num_bytes
+    return {name: found[name] for name in sorted(found, key=lambda each: -found[each])}
 
 
 def coverage(job: Job | None, plan: Plan | None, here: Sequence[Record]) -> dict[str, Any] | None:

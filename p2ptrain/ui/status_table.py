@@ -58,6 +58,10 @@ class Snapshot(Protocol):
     def refused(self) -> Mapping[PeerId, Mapping[str, int]]: ...
     @property
     def troubles(self) -> Mapping[str, str]: ...
+    @property
+    def sent(self) -> Mapping[PeerId, Mapping[str, int]]: ...
+    @property
+    def figures(self) -> Mapping[PeerId, Mapping[str, float]]: ...
 
 
 def is_here(snapshot: Snapshot, record: Record) -> bool:
@@ -155,6 +159,8 @@ def notes(snapshot: Snapshot, record: Record) -> list[str]:
         said.append(f"waits for {clean(record.waiting_for, 200)}")
     if snapshot.job is not None:
         said += [f"computed {work_text(work)}" for work in works_of([record], snapshot.job.id)]
+    if is_here(snapshot, record) and (device := group_map.device_words(snapshot.figures.get(record.peer, {}))):
+        said.append(device)
     if record.sent and is_here(snapshot, record):
         said.append(f"sent in its last round, Mbit/s: {', '.join(_sent(snapshot, record))}")
     refused = {_REFUSED.get(r, r): n for r, n in snapshot.refused.get(record.peer, {}).items() if r not in HARMLESS}
@@ -261,6 +267,8 @@ def _peer(snapshot: Snapshot, record: Record) -> dict[str, Any]:
         "memory_bytes": record.memory_bytes,
         "link_bytes_per_s": record.link_bytes_per_s or None,
         "links": group_map.links(record),
+        "figures": group_map.figures(snapshot.figures.get(record.peer, {})),
+        "sent_by_kind": group_map.traffic(snapshot.sent.get(record.peer, {})),
         "leaving": record.leaving,
         "counts": list(record.counts),
         "wishes": list(record.wishes),

@@ -10,12 +10,13 @@ import dataclasses
 import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
+from p2ptrain.modes.registry import MODES
 from p2ptrain.ui import status_table
 from p2ptrain.ui.status_table import Snapshot, is_here
 from p2ptrain.web.events import Events
@@ -39,6 +40,8 @@ class _Shown:
     states: dict[PeerId, MemberState]
     refused: dict[PeerId, dict[str, int]]
     troubles: dict[str, str]
+    sent: Mapping[PeerId, Mapping[str, int]]
+    figures: Mapping[PeerId, Mapping[str, float]]
 
 
 class View:
@@ -51,11 +54,14 @@ class View:
         own: Callable[[], PeerId | None] = lambda: None,
         clock: Callable[[], float] = time.time,
         tells_itself: bool = False,
+        ask: Callable[[], None] = lambda: None,
     ) -> None:
-        """``tells_itself``: what happens is said by ``say``, from a peer's journal."""
+        """``tells_itself``: what happens is said by ``say``, from a peer's journal. ``ask``: called when somebody
+        looks; asks the others what only they know."""
         self.history, self.events = History(), Events()
         self._look, self._own, self._clock = look, own, clock
         self._tells_itself = tells_itself
+        self._ask = ask
         self._pace = Pace()
 
     def say(self, text: str) -> None:
@@ -75,6 +81,7 @@ class View:
 
     def now(self) -> str:
         """The group, as JSON on one line."""
+        self._ask()
         found, now = self._look(), self._clock()
         if found is None:
             return json.dumps({"time": now, "own": self._own(), "group": None, "left_out": 0, "next": None})
@@ -110,6 +117,7 @@ class View:
             "round": done + 1,
             "of": rounds,
             "round_s": round_s,
+            "planned_round_s": MODES[found.plan.mode].words.plan_plain(found.plan).get("round_s"),
             "round_ends_in_s": ends,
             "ends_in_s": None if round_s is None or ends is None else ends + (rounds - done - 1) * round_s,
         }
@@ -125,6 +133,8 @@ def _fewer(found: Snapshot) -> _Shown:
         dict(found.states),
         {peer: dict(counts) for peer, counts in found.refused.items()},
         dict(found.troubles),
+        found.sent,
+        found.figures,
     )
 
 

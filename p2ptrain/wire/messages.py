@@ -343,12 +343,30 @@ class RefusedCount:
 
 
 @dataclass(frozen=True, slots=True)
+class SentBytes:
+    """Of one kind of message, since the sender's start."""
+
+    kind: Text
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What a device measures of itself: ``computes``, ``temperature_c``, ``battery``, ..."""
+
+    name: Text
+    value: Annotated[float, Bound(-1e18, 1e18)]
+
+
+@dataclass(frozen=True, slots=True)
 class StatusReply:
-    """The sender's view of the members, itself included, and how much it refused by reason."""
+    """The sender's view of the members, itself included, how much it refused by reason, and figures of its device."""
 
     KIND: ClassVar[str] = "status-reply"
     members: Annotated[tuple[Rumour, ...], Bound(1, 512)]
     refused: Annotated[tuple[RefusedCount, ...], Bound(0, 64)]
+    sent: Annotated[tuple[SentBytes, ...], Bound(0, 64)] = ()
+    figures: Annotated[tuple[Figure, ...], Bound(0, 32)] = ()
 
 
 # --- plan and job ---------------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ any_message: st.SearchStrategy[Message] = st.one_of(
     ),
     st.builds(m.Records, st.lists(records, max_size=3).map(tuple)),
     st.just(m.StatusRequest()),
-    st.builds(m.StatusReply, rumours.filter(bool), st.just(())),
+    st.builds(m.StatusReply, rumours.filter(bool), st.just(()), st.just(()), st.just((m.Figure("computes", -1e18),))),
     st.just(m.JobRequest()),
     st.builds(m.JobReply, garbage.filter(lambda data: len(data) >= 2)),
     st.builds(m.PlanRequest, st.sampled_from(["0" * 64])),

@@ -146,7 +146,10 @@ class _Session:
         self._early: list[Line] = []
         """Written before the node could be asked about them."""
         self.view = View(
-            self._look, own=lambda: node.identity.peer if (node := self._node) else None, tells_itself=True
+            self._look,
+            own=lambda: node.identity.peer if (node := self._node) else None,
+            tells_itself=True,
+            ask=self._ask,
         )
         self._door = AtTheDoor(self._say, lambda peer: new_code.approve(state, (peer,)))
         self._asks_person = not quiet and not as_json and AtTheDoor.is_possible()
@@ -191,6 +194,11 @@ class _Session:
                 _write(journal.encode(Line(time.time(), "page", {"link": link})).decode())
         else:
             _write("".join(f"{line}\n" for line in page_lines(links)))
+
+    def _ask(self) -> None:
+        """Somebody looks at the page: the others are asked what only they know. Answers show in the next look."""
+        if self._node is not None and (core := self._core()) is not None:
+            self._node.feed(core.ask_status)
 
     def _look(self) -> api.Status | None:
         core = self._core()

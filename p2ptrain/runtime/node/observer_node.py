@@ -214,6 +214,7 @@ class Observer(Core):
                 self.states[rumour.peer] = rumour.state
         self.states[sender] = next((r.state for r in message.members if r.peer == sender), "alive")
         self.peer_refused[sender] = Counter({entry.reason: entry.count for entry in message.refused})
+        self.answers[sender] = message
         return []
 
     def _job_came(self, sender: PeerId, message: m.JobReply, now: float) -> Effects:

@@ -26,6 +26,7 @@ from p2ptrain.protocol.consensus.rules import PlanWork
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.effects import IdentityTaken, Knocked, NoticeTold
 from p2ptrain.runtime.model_writer import keep_model, request_of
+from p2ptrain.runtime.node.device_figures import DeviceFigures
 from p2ptrain.runtime.node.disk_work import DiskWork
 from p2ptrain.runtime.node.group_codes import GroupCodes
 from p2ptrain.runtime.node.group_job import JOB_WAIT_S, superseded, wait_for_kept
@@ -91,6 +92,7 @@ class PeerNode(Node):
         self._writing: asyncio.Future[Any] | None = None
         """Of the assembled model."""
         self._served_at = 0.0
+        self._device = DeviceFigures(options.num_threads)
         self._lost: P2PTrainError | None = None
         """Why the trainer was given up."""
         self._handlers: dict[type, Callable[[Any], object]] = {
@@ -107,6 +109,10 @@ class PeerNode(Node):
             ReadChunk: lambda effect: self.answer_read(effect, None),  # nothing is stored without a job
         }
         """By the kind of effect; the store's come with the job."""
+
+    def note(self, note: Note) -> None:
+        super().note(note)
+        self._device.heard(note)
 
     def make_core(self) -> Peer:
         options = self.options
@@ -379,6 +385,8 @@ class PeerNode(Node):
         peer = self._peer
         while peer is not None:
             await asyncio.sleep(TRAFFIC_S)
+            used_s = self.trainer.cpu_s() if self.trainer is not None else None
+            peer.figures = await asyncio.to_thread(self._device.read, used_s, self.now())
             peer.refused |= self.transport.refused
             self.feed(lambda now: peer.tell(now, bytes_sent=self.transport.bytes_sent))
 

@@ -20,10 +20,20 @@ from p2ptrain.protocol.blobs.transfer import FetchCompleted, FetchFailed, Transf
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.session.address_book import Source
 from p2ptrain.protocol.session.door import OPEN_DOOR, Door
+from p2ptrain.protocol.session.effects import SendFrames
 from p2ptrain.protocol.session.sessions import MAX_PEERS, Sessions
 from p2ptrain.protocol.session.visitors import MAX_VISITORS
 from p2ptrain.runtime.peer.waiting import finding_words
-from p2ptrain.wire.messages import EPOCH_BOUND, JOB_BOUND, Chunk, Fetch, FetchRefused, Lane
+from p2ptrain.wire.messages import (
+    EPOCH_BOUND,
+    JOB_BOUND,
+    Chunk,
+    Fetch,
+    FetchRefused,
+    Lane,
+    StatusReply,
+    StatusRequest,
+)
 
 ASKED_OFTEN = 5
 """Questions for the same thing come a second apart."""
@@ -63,6 +73,14 @@ class Core:
         self.transfers = Transfers(transfers)
         self.refused: Counter[str] = Counter()
         """Messages of admitted peers that were not acted upon, by reason; see also ``sessions.refused``."""
+        self.sent: Counter[str] = Counter()
+        """Bytes by kind of message, without handshakes."""
+        self.figures: dict[str, float] = {}
+        """What the device measures of itself. The node keeps it true."""
+        self.answers: dict[PeerId, StatusReply] = {}
+        """The last one of each peer that was asked how it is."""
+        self._asked: set[PeerId] = set()
+        """Who has yet to answer."""
         self._num_asked: Counter[PeerId] = Counter()
         self.troubles: dict[str, str] = {}
         """Sources of addresses that find nothing, by what people call them, and why. The node keeps it true."""
@@ -75,6 +93,7 @@ class Core:
             Fetch: self._transfer_message,
             Chunk: self._transfer_message,
             FetchRefused: self._transfer_message,
+            StatusReply: self._status_came,
         }
 
     @property
@@ -120,6 +139,21 @@ class Core:
             except RemoteError as error:
                 out += self.run(self._blame(sender_key, error, now), now)
         return out
+
+    def ask_status(self, now: float) -> Effects:
+        """Of everyone who is linked; the answers will be in ``answers``."""
+        peers = self.sessions.peers()
+        self.answers = {peer: answer for peer, answer in self.answers.items() if peer in peers}
+        self._asked = set(peers)
+        return self.run([Send(peer, StatusRequest()) for peer in peers], now)
+
+    def _status_came(self, sender: PeerId, message: StatusReply, now: float) -> Effects:
+        if sender not in self._asked:
+            self.refused["unexpected"] += 1
+            return []
+        self._asked.discard(sender)
+        self.answers[sender] = message
+        return []
 
     def process_gone(self, peer: PeerId, now: float) -> Effects:
         """Its connection closed, and its device says that nobody listens where it did."""
@@ -176,7 +210,10 @@ class Core:
         return out
 
     def _send(self, effect: Send, now: float) -> Effects:
-        return list(self.sessions.send(effect.to, effect.message, self.job_id, self.epoch, now))
+        effects: Effects = list(self.sessions.send(effect.to, effect.message, self.job_id, self.epoch, now))
+        sent = sum(len(frame) for each in effects if isinstance(each, SendFrames) for frame in each.frames)
+        self.sent[effect.message.KIND] += sent
+        return effects
 
     def _transfer_message(self, sender: PeerId, message: Fetch | Chunk | FetchRefused, now: float) -> Effects:
         return list(self.transfers.received(sender, message, now))

@@ -319,8 +319,7 @@ class Peer(Core):
         return effects
 
     def _status_asked(self, sender: PeerId, _: m.StatusRequest, now: float) -> Effects:
-        refused = self.refused + self.sessions.refused
-        return [Send(sender, status_reply(self.records, self.membership, refused, has_left=self._left))]
+        return [Send(sender, status_reply(self, self.records, self.membership, has_left=self._left))]
 
     # --- job and plan ---
 

@@ -157,7 +157,8 @@ function inRing(peers, width, card) {
     const angle = start + (2 * Math.PI * i) / num;
     at.set(peer.peer, { x: width / 2 + rx * Math.cos(angle), y: height / 2 + ry * Math.sin(angle) });
   });
-  return { at, height };
+  const lowest = Math.max(...[...at.values()].map((place) => place.y));
+  return { at, height: Math.min(height, lowest + card.height / 2 + 28) };
 }
 
 // From card to card, around those between them.

@@ -61,7 +61,7 @@ function show() {
   chart("accuracy", ACCURACY, "Not known yet: peers look at their validation samples after a round, or at the end.");
   fill("harvest", harvest, () => harvestNow(group));
   fill("peers", [now.own, peers, job?.rounds], () => peerCards(now, group));
-  fill("traffic", peers.map((peer) => [peer.name, peer.bytes_sent]), () => trafficBars(group));
+  fill("traffic", peers.map((peer) => [peer.name, peer.bytes_sent, peer.sent_by_kind]), () => trafficBars(group));
   fill("events", events, () => eventItems(events));
   set("told", group.told.join("\n"));
 }

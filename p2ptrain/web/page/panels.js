@@ -28,6 +28,7 @@ function progress(next, group) {
   }
   const when = next.round_ends_in_s === null ? [] : [
     make("span", {}, `this round ends in about ${seconds(next.round_ends_in_s)}`),
+    next.round_s ? make("span", {}, `a round takes ${seconds(next.round_s)}${next.planned_round_s ? `, planned ${seconds(next.planned_round_s)}` : ""}`) : null,
     next.round < next.of ? make("span", {}, `the last one in about ${seconds(next.ends_in_s)}`) : null];
   return make("div", {}, make("p", { class: "big" }, "Round ", make("b", {}, next.round), ` of ${next.of}`),
     make("progress", { max: next.of, value: next.round - 1, "aria-label": `${next.round - 1} of ${next.of} rounds are done` }),
@@ -75,10 +76,21 @@ export function peerCards(now, group) {
       fact("batches", peer.step.toLocaleString("en")),
       fact("loss", peer.loss === null ? "–" : peer.loss.toFixed(3)), fact("accuracy", percent(peer.validation_accuracy)),
       fact("speed", peer.samples_per_s ? `${Math.round(peer.samples_per_s).toLocaleString("en")} samples/s` : "–"),
-      fact("sent", scaled(peer.bytes_sent, "B")),
+      fact("sent", scaled(peer.bytes_sent, "B")), peer.figures.temperature_c === null ? null
+        : fact("warmest", `${Math.round(peer.figures.temperature_c)} °C`),
+      peer.figures.battery === null ? null : fact("battery", `${Math.round(100 * peer.figures.battery)} %`),
       peer.slowdown > 1.05 || peer.slowdown < 0.95
         ? fact("blocks take", `${peer.slowdown.toFixed(2)} times as long as planned`) : null),
+    busyBars(peer.figures),
     peer.notes.map((note) => make("p", { class: "note" }, note.length > MOST_TEXT ? `${note.slice(0, MOST_TEXT)}…` : note))));
+}
+
+// Of the time, or of its threads.
+function busyBars(figures) {
+  const bar = (name, share, rest) => (share === null ? null : make("div", { class: "busy" },
+    make("span", {}, `${name} ${Math.round(100 * share)} %`), make("span", { class: "quiet" }, `${rest} ${Math.round(100 - 100 * share)} %`),
+    make("meter", { max: 1, value: share, "aria-hidden": "true" })));
+  return [bar("computes", figures.computes, "waits and sends"), bar("trainer's CPU", figures.trainer_cpu, "idle")];
 }
 
 function fact(name, value) {
@@ -88,11 +100,22 @@ function fact(name, value) {
 export function trafficBars(group) {
   const peers = group.peers.filter((peer) => peer.bytes_sent);
   if (!peers.length) return [make("p", { class: "empty" }, "Nothing was sent yet.")];
-  const most = Math.max(...peers.map((peer) => peer.bytes_sent));
-  return [make("table", { class: "bars" }, make("caption", {}, "Sent by each peer since it started"), make("tbody", {},
-    peers.map((peer) => make("tr", {}, make("th", { scope: "row" }, peer.name || peer.peer.slice(0, 6)),
-      make("td", {}, make("meter", { max: most, value: peer.bytes_sent, "aria-hidden": "true", class: colour(peer.peer) })),
-      make("td", { class: "number" }, scaled(peer.bytes_sent, "B"))))))];
+  const kinds = new Map();
+  for (const peer of peers) {
+    for (const [kind, bytes] of Object.entries(peer.sent_by_kind)) kinds.set(kind, (kinds.get(kind) || 0) + bytes);
+  }
+  const sorted = [...kinds].sort((one, other) => other[1] - one[1]);
+  const told = peers.filter((peer) => Object.keys(peer.sent_by_kind).length).length;
+  return [...(sorted.length ? [bars(`Sent by kind, of ${told} of ${peers.length} peers`, sorted)] : []),
+    bars("Sent by each since it started", peers.map((peer) => [peer.name || peer.peer.slice(0, 6), peer.bytes_sent, colour(peer.peer)]))];
+}
+
+function bars(caption, rows) {
+  const most = Math.max(...rows.map((row) => row[1]));
+  return [make("table", { class: "bars" }, make("caption", {}, caption), make("tbody", {},
+    rows.map(([name, bytes, own]) => make("tr", {}, make("th", { scope: "row" }, name),
+      make("td", {}, make("meter", { max: most, value: bytes, "aria-hidden": "true", class: own })),
+      make("td", { class: "number" }, scaled(bytes, "B"))))))];
 }
 
 export function harvestNow(group) {
@@ -116,5 +139,5 @@ export function harvestNow(group) {
 export function eventItems(events) {
   if (!events.length) return [make("li", { class: "empty" }, "Nothing yet since this page was first served.")];
   return [...events].reverse().map(([time, kind, text]) =>
-    make("li", { class: kind }, make("time", {}, clock(time)), make("span", {}, text)));
+    make("li", { class: `is-${kind}` }, make("time", {}, clock(time)), make("span", {}, text)));
 }

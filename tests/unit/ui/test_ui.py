@@ -70,6 +70,8 @@ class Found:
     states: dict[PeerId, MemberState] = field(default_factory=dict)
     refused: dict[PeerId, dict[str, int]] = field(default_factory=dict)
     troubles: dict[str, str] = field(default_factory=dict)
+    sent: dict[PeerId, dict[str, int]] = field(default_factory=dict)
+    figures: dict[PeerId, dict[str, float]] = field(default_factory=dict)
 
 
 def test_a_row_says_device_part_classes_step_loss_and_speed() -> None:
@@ -90,6 +92,7 @@ def test_waits_and_refusals_stand_below_the_row() -> None:
 
 
 WAITS = Found(records=(record(A, waiting_for="B"),))
+WARM = Found(figures={A: {"computes": 0.83, "trainer_cpu": 0.9, "temperature_c": 61.2, "battery": 0.4}})
 DONE: dict[str, Any] = {"phase": "done", "accuracy": 0.875}
 SHOWN_AND_NOT: list[tuple[str, Found, Found]] = [
     ("peers here: 1", Found(), Found(records=(record(A), record(B)))),
@@ -103,6 +106,12 @@ SHOWN_AND_NOT: list[tuple[str, Found, Found]] = [
     (" lost ", Found(states={A: "dead"}), Found(states={A: "left"})),
     (" left ", Found(states={A: "left"}), Found(states={A: "dead"})),
     ("waits for B", Found(records=(record(A, waiting_for="B"),)), Found()),
+    (
+        "    computes 83 % of the time; trainer uses 90 % of its threads; 61 °C; battery 40 %",
+        WARM,
+        dataclasses.replace(WARM, figures={}),
+    ),
+    ("    battery 40 %", Found(figures={A: {"battery": 0.4}}), Found(figures={B: {"battery": 0.4}})),
     ("waits for B", WAITS, dataclasses.replace(WAITS, states={A: "dead"})),
     (
         "sent in its last round, Mbit/s: bbbb",

@@ -31,6 +31,7 @@ PATHS: dict[str, tuple[str | int, ...]] = {
     "harvest": ("group", "harvest"),
     "peer": ("group", "peers", 0),
     "link": ("group", "peers", 0, "links", 0),
+    "figures": ("group", "peers", 0, "figures"),
 }
 """What each name stands for."""
 LANGUAGE = {"length", "map", "filter", "find", "some", "every"}

@@ -194,3 +194,19 @@ def test_a_view_follows_a_real_group_through_the_loss_of_a_peer() -> None:
     assert news["points"] and not news["whole"]
     peers = {peer["name"]: peer["does"] for peer in json.loads(view.now())["group"]["peers"]}
     assert peers["device 2"] == "lost"
+
+
+def test_who_asks_gets_what_only_the_others_know() -> None:
+    room = room_of("tasks")
+    first, others = room.on()[0], [device.id for device in room.on()[1:]]
+    assert look_of(room)().sent.keys() == {first.id}
+    for device in room.on():
+        device.core.figures = {"battery": 0.4}
+    room.perform(first, first.core.ask_status(room.network.now))
+    room.run(1.0)
+    found = look_of(room)()
+    assert found.figures == {peer: {"battery": 0.4} for peer in [first.id, *others]}
+    assert all(sum(found.sent[peer].values()) > 1000 and found.sent[peer]["records"] for peer in others)
+    told_of = told(found)["group"]["peers"]
+    assert all(peer["figures"]["battery"] == 0.4 and peer["figures"]["computes"] is None for peer in told_of)
+    assert all(peer["sent_by_kind"]["models and copies"] > 0 for peer in told_of)

@@ -54,7 +54,9 @@ SAMPLES: list[m.Message] = [
     m.RecordDigest((m.RecordVersion(ALICE, 3), m.RecordVersion(BOB, 7)), True),
     m.Records((RECORD,)),
     m.StatusRequest(),
-    m.StatusReply(RUMOURS, (m.RefusedCount("schema", 4),)),
+    m.StatusReply(
+        RUMOURS, (m.RefusedCount("schema", 4),), (m.SentBytes("chunk", 1 << 40),), (m.Figure("battery", 0.5),)
+    ),
     m.JobRequest(),
     JOB_REPLY,
     m.PlanRequest("cd" * 32),
