@@ -73,8 +73,9 @@ class Interval:
         return max(LEAST_S, math.sqrt(2 * cost_s * apart_s), cost_s / MOST_SHARE, copying_s)
 
     def look(self, batch_s: float, now: float) -> bool:
-        """Whether ``wanted`` is another by now. ``batch_s``: of a typical batch; 0 = not known."""
-        if self._settings.snapshot_steps or not self._costs or not batch_s:
+        """Whether ``wanted`` is another by now: soon for the first time, which tells what it costs. ``batch_s``: of a
+        typical batch; 0 = not known."""
+        if self._settings.snapshot_steps or not batch_s:
             return False
         exact, before = math.log2(max(1.0, self.seconds(now) / batch_s)), self.wanted
         if before and before.bit_length() - 2 - MARGIN < exact <= before.bit_length() - 1 + MARGIN:

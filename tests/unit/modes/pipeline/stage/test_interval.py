@@ -40,6 +40,13 @@ def test_the_least_is_lost_at_the_root_of_twice_the_cost_times_the_time_between_
     assert found.seconds(7 * BETWEEN_LOSSES_S) == pytest.approx(120.0), "and in long peace they do not"
 
 
+def test_the_first_snapshot_comes_soon_and_tells_what_one_costs() -> None:
+    found = Interval(group(), PipelineConfig(), 2)
+    assert found.look(1.0, 0.0) and found.wanted == 16 and LEAST_S == 10.0
+    found.taken(2.0, 10**6)
+    assert found.look(1.0, 0.0) and found.wanted == 128
+
+
 def test_cost_links_and_the_node_bound_it() -> None:
     assert interval(0.0).seconds(0.0) == LEAST_S
     assert interval(1000.0).seconds(0.0) == pytest.approx(1000 / MOST_SHARE)
