@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 
 import pytest
-from peer_group import NOTHING, Room, plan_of
+from peer_group import NOTHING, Room, plan_of, sizes
 from seeds import seeds
 from stage_group import (
     all_at,
@@ -33,6 +33,8 @@ from p2ptrain.simulation.device import Device
 pytestmark = pytest.mark.usefixtures("no_work_for_messages")
 
 EVERY = 5
+CAPPED = ("_asked", "_presences", "_hellos", "_plans", "_proven", "_epochs")
+"""Tables with a bound of their own, which fill up to it."""
 
 
 def pipeline(seed: int = 0, count: int = 4, rounds: int = 10, **options: object) -> Room:
@@ -113,6 +115,25 @@ def test_three_of_six_die_one_after_the_other() -> None:
         goes_on(room, done, after=epoch)
         room.run(4)
     ends_well(room)
+
+
+def test_deaths_leave_nothing_behind() -> None:
+    """What a peer holds, in memory and on disk, depends on who is there, not on how many have died."""
+    room = pipeline(rounds=1000)
+    lasting, mortal = staged(room)[:2], staged(room)[2:]
+    tables, blobs = [], []
+    for turn in range(6):
+        device, epoch = mortal[turn % 2], max(committed(room))
+        device.end()
+        assert room.run(40, under_way(room, epoch)), state_of(room)
+        room.restart(device.number)
+        room.run(4)
+        tables.append([sizes(each.core) for each in lasting])
+        blobs.append(max(len(each.disk.blobs) for each in room.devices.values()))
+    for early, late in zip(tables[2], tables[5], strict=True):
+        grown = {path: (early[path], late[path]) for path in late if late[path] > early[path] + 2}
+        assert not {path for path in grown if not any(capped in path for capped in CAPPED)}, grown
+    assert max(blobs[3:]) <= max(blobs[:3]) + 1, blobs
 
 
 def test_the_proposer_dies_during_its_proposal() -> None:
