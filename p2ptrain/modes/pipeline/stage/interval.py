@@ -29,7 +29,7 @@ MOST_SHARE = 0.03
 LINK_SHARE = 0.25
 """Of what a link carries, for copies."""
 SPREAD = 0.5
-"""Of the time between two snapshots, in which copies of the first are under way."""
+"""Of the time between two snapshots, in which copies of the first are under way at most."""
 BETWEEN_LOSSES_S = 3600.0
 """Before anything was lost, a loss an hour is expected; each that happens tells more."""
 MAX_STEPS = 2**20
@@ -89,6 +89,12 @@ class Interval:
             return 0
         a_round = body_of(plan).steps_per_round
         return min(self._settings.snapshot_steps or self._longest(plan.trainers()) or a_round, a_round)
+
+    def bytes_per_s(self, num_bytes: int, batch_s: float, plan: Plan) -> float:
+        """At which a copy is fetched: a share of the link, and at least so that it is here long before the next one."""
+        spread_s = SPREAD * batch_s * self.steps(plan)
+        link = LINK_SHARE * self._slowest() / max(1, self._num_holders)
+        return max(LEAST_BYTES_PER_S, link, num_bytes / spread_s)
 
     def _longest(self, trainers: Collection[PeerId]) -> int:
         """0 as long as somebody has not said what it asks for."""

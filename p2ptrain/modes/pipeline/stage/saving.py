@@ -18,7 +18,7 @@ from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.pipeline.commands import PieceTaken, SaveEvery
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.stage.handed_over import HandedOver
-from p2ptrain.modes.pipeline.stage.interval import LEAST_BYTES_PER_S, SPREAD, Interval
+from p2ptrain.modes.pipeline.stage.interval import Interval
 from p2ptrain.modes.pipeline.stage.progress import Progress
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 from p2ptrain.protocol.machine import NEVER, Note
@@ -71,12 +71,12 @@ class Saving:
         return NEVER  # what it looks at changes with what happens
 
     def _bytes_per_s(self, holding: SnapshotRef) -> float:
-        """At which a copy is fetched: so that it is here when half of the time to the next one is over. What a recovery
-        brought together, and the end, have nobody's batches to wait for."""
+        """At which a copy is fetched; 0 = as fast as it goes: what a recovery brought together, and what is left at the
+        end, have nobody's batches to wait for."""
         plan, batch_s = self._plan, self._progress.seconds()
         if plan is None or not batch_s or holding.step in (body_of(plan).from_step, self._progress.last_step(plan)):
             return 0.0
-        return max(LEAST_BYTES_PER_S, holding.num_bytes / (SPREAD * batch_s * self._interval.steps(plan)))
+        return self._interval.bytes_per_s(holding.num_bytes, batch_s, plan)
 
     def snapshot(self, event: c.SnapshotTaken, plan: Plan, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         """Without a ``blob`` it could not be saved: training goes on, and ends, all the same."""

@@ -10,7 +10,15 @@ import pytest
 
 from p2ptrain.modes.pipeline.config import PipelineConfig
 from p2ptrain.modes.pipeline.plan import PipelineBody
-from p2ptrain.modes.pipeline.stage.interval import BETWEEN_LOSSES_S, LEAST_S, MOST_SHARE, Interval
+from p2ptrain.modes.pipeline.stage.interval import (
+    BETWEEN_LOSSES_S,
+    LEAST_BYTES_PER_S,
+    LEAST_S,
+    LINK_SHARE,
+    MOST_SHARE,
+    SPREAD,
+    Interval,
+)
 
 OWN, OTHER = "a", "b"
 PLAN: Any = SimpleNamespace(
@@ -72,6 +80,15 @@ def test_all_take_the_longest_that_one_of_them_asks_for_and_never_longer_than_a_
     long = interval(0.5, asked=4096)
     long.look(1.0, 0.0)
     assert long.steps(PLAN) == 1000 and long.steps(None) == 0
+
+
+def test_copies_take_a_share_of_the_link_and_are_here_long_before_the_next() -> None:
+    found = interval(0.5, link=8e6)
+    found.look(1.0, 0.0)
+    found._group.record(OTHER).saves_every = 64
+    assert found.bytes_per_s(10**6, 1.0, PLAN) == 8e6 * LINK_SHARE / 2
+    assert found.bytes_per_s(10**8, 1.0, PLAN) == 10**8 / (SPREAD * 64)
+    assert interval(link=0.0).bytes_per_s(10, 1.0, PLAN) == LEAST_BYTES_PER_S
 
 
 def test_what_the_job_says_holds() -> None:
