@@ -131,6 +131,8 @@ class SnapshotTaken:
     """Of this device for the job so far, all in all; 0 = not known."""
     central_flops: float = 0.0
     """Of central training for the whole job, at least; 0 = not known."""
+    seconds: float = 0.0
+    """For so long training stood still for it; 0 = not measured."""
 
 
 @dataclass(frozen=True, slots=True)

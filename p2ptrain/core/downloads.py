@@ -37,17 +37,26 @@ class Downloads:
         return next((progress for progress in self._transfers.progress() if progress.blob == blob), None)
 
     def fetch(
-        self, blob: BlobId, num_bytes: int, sources: Sequence[PeerId], now: float, *, ephemeral: bool = False
+        self,
+        blob: BlobId,
+        num_bytes: int,
+        sources: Sequence[PeerId],
+        now: float,
+        *,
+        ephemeral: bool = False,
+        bytes_per_s: float = 0.0,
     ) -> Effects:
-        """Get a blob from any of these; ``BlobArrived`` or ``BlobLost`` says how it ended."""
+        """Get a blob from any of these; ``BlobArrived`` or ``BlobLost`` says how it ended. ``bytes_per_s``: it has
+        time, and may go no faster; 0 = as fast as it goes."""
         if self.progress_of(blob) is not None:
-            return list(self._transfers.fetch(blob, num_bytes, list(sources), now))
+            return list(self._transfers.fetch(blob, num_bytes, list(sources), now, bytes_per_s))
         self._passing.pop(blob, None)
         if ephemeral:
             self._passing[blob] = None
             if len(self._passing) > MAX_PASSING:
                 self._passing.popitem(last=False)
-        return [BeginBlob(blob, num_bytes, ephemeral), *self._transfers.fetch(blob, num_bytes, list(sources), now)]
+        fetch = self._transfers.fetch(blob, num_bytes, list(sources), now, bytes_per_s)
+        return [BeginBlob(blob, num_bytes, ephemeral), *fetch]
 
     def cancel(self, blob: BlobId, now: float) -> Effects:
         """Nobody here waits for it any more."""

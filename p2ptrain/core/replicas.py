@@ -44,6 +44,8 @@ class Replicas:
         self._own = list(own)
         self._is_awaited = is_awaited
         self._surplus = surplus
+        self.pace: Callable[[SnapshotRef], float] = lambda holding: 0.0
+        """Bytes/s at which one is fetched to be kept, where it has time; 0 = as fast as it goes."""
         self._fetches: dict[BlobId, SnapshotRef] = {}
         self._adopting: set[BlobId] = set()
         self.handlers: Mapping[type, Handler] = {
@@ -104,7 +106,8 @@ class Replicas:
         if self._downloads.is_local(holding.blob) and not self._downloads.is_passing(holding.blob):
             return [KeepReplica(holding)]
         self._fetches[holding.blob] = holding
-        return self._downloads.fetch(holding.blob, holding.num_bytes, [effect.source], now)
+        pace = 0.0 if self._is_awaited(holding.blob) else self.pace(holding)
+        return self._downloads.fetch(holding.blob, holding.num_bytes, [effect.source], now, bytes_per_s=pace)
 
     def adopt(self, holding: SnapshotRef) -> Effects:
         """Keep a snapshot that is here already: it was fetched for another reason."""

@@ -304,6 +304,8 @@ class Record:
     """What it computed for the job so far, all in all; 0 = not known."""
     central_flops: Annotated[float, Bound(0, 1e27)] = 0.0
     """What central training of the whole job comes to, at least; 0 = not known."""
+    saves_every: Annotated[int, Bound(0, 2**20)] = 0
+    """So many batches it would have from one snapshot to the next; 0 = not known."""
     signature: Signature = b""
     """Of the owner, over all the rest."""
 

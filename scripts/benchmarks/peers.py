@@ -157,9 +157,15 @@ class PeerGroup:
         self, shard: str = "", classes: Sequence[str] = (), *, port: int = 0, log: IO[bytes] | None = None
     ) -> PeerProcess:
         """Start one more peer, with this share of the samples or those of these classes."""
-        number = len(self.peers)
+        self.peers.append(self.start(len(self.peers), shard, classes, port=port, log=log))
+        return self.peers[-1]
+
+    def start(
+        self, number: int, shard: str, classes: Sequence[str] = (), *, port: int = 0, log: IO[bytes] | None = None
+    ) -> PeerProcess:
+        """One with the state of this number, which may have run before."""
         first = f"{LOOPBACK}:{self._port}"
-        peer = PeerProcess.start(
+        return PeerProcess.start(
             f"peer{number}",
             code=self.code,
             shard=shard,
@@ -170,8 +176,6 @@ class PeerGroup:
             peers=[first] if self._port and number else [],
             **self._setting,
         )
-        self.peers.append(peer)
-        return peer
 
     def add_many(self, num_peers: int) -> list[PeerProcess]:
         """Start some at once, each with its share of the data."""

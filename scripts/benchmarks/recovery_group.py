@@ -78,8 +78,8 @@ class LimitedGroup(PeerGroup):
 
 
 @contextlib.contextmanager
-def pipeline_group(job: Job, num_peers: int, rate_mbit: float, times: Path, data: str) -> Iterator[list[PeerProcess]]:
-    """A group that has saved some of what it trained everywhere. ``times``: a file that keeps the times of blocks."""
+def peers_of(job: Job, num_peers: int, rate_mbit: float, times: Path, data: str) -> Iterator[list[PeerProcess]]:
+    """A group that has done a batch. ``times``: a file that keeps the times of blocks."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2ptrain-bench-")))
         network = stack.enter_context(Network()) if rate_mbit else None
@@ -95,6 +95,13 @@ def pipeline_group(job: Job, num_peers: int, rate_mbit: float, times: Path, data
             shutil.copy(folder / "peer0" / BLOCK_TIMES, times)
         # A batch is done by all stages: then who has one is known.
         wait_until(lambda: any(peer.seen("note:first-batch") for peer in peers), START_S, "a first batch")
+        yield peers
+
+
+@contextlib.contextmanager
+def pipeline_group(job: Job, num_peers: int, rate_mbit: float, times: Path, data: str) -> Iterator[list[PeerProcess]]:
+    """One that has saved some of what it trained everywhere."""
+    with peers_of(job, num_peers, rate_mbit, times, data) as peers:
         wait_for_all(trainers(peers), "note:replica-acked", START_S, count=4)
         yield peers
 

@@ -33,6 +33,7 @@ def group(
     min_peers: int = 0,
     schedule: str = "sync",
     patience_s: float = 300.0,
+    samples: tuple[int, ...] = SAMPLES,
     **traits: object,
 ) -> Room:
     """``count`` devices that were all given the job; the first ``owners`` of them have samples."""
@@ -49,7 +50,7 @@ def group(
         patience_s=patience_s,
     )
     for number in range(count):
-        room.add(number, SAMPLES if number < owners else NOTHING, job=work, **traits)
+        room.add(number, samples if number < owners else NOTHING, job=work, **traits)
     return room
 
 

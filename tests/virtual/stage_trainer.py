@@ -18,7 +18,7 @@ from blocks_trainer import NUM_BLOCKS, At, BlocksTrainer, BlocksTraits
 from p2ptrain.core import commands as c
 from p2ptrain.core.stages.commands import Deliver, GivePiece, StageUsed, Taken
 from p2ptrain.errors import RemoteError
-from p2ptrain.modes.pipeline.commands import FollowStage, Halted, PieceTaken, StopAt
+from p2ptrain.modes.pipeline.commands import FollowStage, Halted, PieceTaken, SaveEvery, StopAt
 from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.modes.registry import read_plan
@@ -34,6 +34,8 @@ class StageTraits(BlocksTraits):
 
     snapshot_bytes: int = 0
     """Ballast in every snapshot and piece."""
+    saves_s: float = 0.0
+    """For so long a snapshot holds it up, as it says."""
     user_error_at: int = -1
     """At this step the trainer fails, for a reason that the person at the device can mend."""
 
@@ -69,7 +71,7 @@ class StageTrainer(BlocksTrainer):
         """Stage messages of another epoch, or for no stage."""
         self._halt: StopAt | None = None
         self._slowdown_seen, self._look_after = 1.0, USE_EVERY
-        self._missing = 0
+        self._missing = self._every = 0
         self._pieces: list[bytes] = []
         self._keep: dict[int, Books] = {}
         self._looked_at = 0
@@ -111,6 +113,8 @@ class StageTrainer(BlocksTrainer):
                 self._give(command)
             case StopAt():
                 self._stop_at(command)
+            case SaveEvery():
+                self._every = command.steps
             case Deliver():
                 self._deliver(command)
             case _:
@@ -313,7 +317,7 @@ class StageTrainer(BlocksTrainer):
             self._look_after = USE_EVERY if self.slowdown == self._slowdown_seen else USE_AGAIN
             self._slowdown_seen = self.slowdown
             self._say(StageUsed(self.step, 0.5, self.slowdown))
-        every = pipeline_of(self._job).snapshot_steps or self._body.steps_per_round
+        every = pipeline_of(self._job).snapshot_steps or self._every or self._body.steps_per_round
         round_finished = self.step % self._body.steps_per_round == 0
         if self.step % every == 0 or round_finished or self.step >= self.total_steps:
             self._say_snapshot(loss, round_finished)
@@ -334,6 +338,7 @@ class StageTrainer(BlocksTrainer):
                 training_finished=self.step >= self.total_steps,
                 snapshot=self.snapshot(start, stop),
                 span=stop - start,
+                seconds=self.traits.saves_s,
             )
         )
 

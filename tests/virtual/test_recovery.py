@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 
 import pytest
-from peer_group import NOTHING, Room, plan_of
+from peer_group import NOTHING, Room, plan_of, sizes
 from seeds import seeds
 from stage_group import (
     all_at,
@@ -23,6 +23,7 @@ from stage_group import (
     total_steps,
     trainer,
     under_way,
+    whole_steps,
 )
 from stage_trainer import StageTraits
 
@@ -32,6 +33,8 @@ from p2ptrain.simulation.device import Device
 pytestmark = pytest.mark.usefixtures("no_work_for_messages")
 
 EVERY = 5
+CAPPED = ("_asked", "_presences", "_hellos", "_plans", "_proven", "_epochs")
+"""Tables with a bound of their own, which fill up to it."""
 
 
 def pipeline(seed: int = 0, count: int = 4, rounds: int = 10, **options: object) -> Room:
@@ -114,6 +117,25 @@ def test_three_of_six_die_one_after_the_other() -> None:
     ends_well(room)
 
 
+def test_deaths_leave_nothing_behind() -> None:
+    """What a peer holds, in memory and on disk, depends on who is there, not on how many have died."""
+    room = pipeline(rounds=1000)
+    lasting, mortal = staged(room)[:2], staged(room)[2:]
+    tables, blobs = [], []
+    for turn in range(6):
+        device, epoch = mortal[turn % 2], max(committed(room))
+        device.end()
+        assert room.run(40, under_way(room, epoch)), state_of(room)
+        room.restart(device.number)
+        room.run(4)
+        tables.append([sizes(each.core) for each in lasting])
+        blobs.append(max(len(each.disk.blobs) for each in room.devices.values()))
+    for early, late in zip(tables[2], tables[5], strict=True):
+        grown = {path: (early[path], late[path]) for path in late if late[path] > early[path] + 2}
+        assert not {path for path in grown if not any(capped in path for capped in CAPPED)}, grown
+    assert max(blobs[3:]) <= max(blobs[:3]) + 1, blobs
+
+
 def test_the_proposer_dies_during_its_proposal() -> None:
     room = pipeline()
     devices = staged(room)
@@ -167,6 +189,24 @@ def test_only_the_trainer_process_dies(index: int, load_s: float) -> None:
     goes_on(room, done, within_s=6.0)
     assert load_s < 1 or device.id not in plan_of(device).trainers(), "nobody waits for its next trainer"
     ends_well(room)
+
+
+def test_where_the_job_leaves_it_open_all_save_as_often_as_the_slowest_asks_for() -> None:
+    """A snapshot holds one of three up for a tenth of a second: some 27 s between two, and no more is lost."""
+    room = group(count=3, owners=3, samples=(1000,) * 6, saves_s=0.001, block_s=0.0025)
+    slow = room.devices[1]
+    slow.traits = dataclasses.replace(slow.traits, saves_s=0.1)  # type: ignore[type-var]
+    assert room.run(60, all_at(room, 1)), state_of(room)
+    a_round = pipeline_body(slow).steps_per_round
+    assert room.run(900, lambda: any(steps % a_round for steps in whole_steps(room))), state_of(room)
+    every = max(device.record.saves_every for device in room.on())
+    assert 1 < every == slow.record.saves_every < a_round and every & (every - 1) == 0
+    step = furthest(room)
+    assert room.run(300, lambda: len([s for s in whole_steps(room) if s > step]) > 1), state_of(room)
+    assert {s % every for s in whole_steps(room) if s > step and s % a_round} == {0}, whole_steps(room)
+    done = furthest(room)
+    staged(room)[2].kill()
+    goes_on(room, done, lost=2 * every)
 
 
 # --- stalls, and leaving ----------------------------------------------------------------------------------------------

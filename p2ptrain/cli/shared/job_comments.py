@@ -38,7 +38,7 @@ COMMENTS = {
     "pipeline.activations": "compression from stage to stage: none, fp16 or int8",
     "pipeline.gradients": "compression of what comes back: none, fp16 or int8",
     "pipeline.replan_gain": "change the running plan for one that promises this share more speed",
-    "pipeline.snapshot_steps": "batches between snapshots; 0 = a round",
+    "pipeline.snapshot_steps": "batches between snapshots; 0 = as few as cost little, a round at most",
     "pipeline.patience_s": "seconds that peers with newer blocks on disk are waited for",
     "pipeline.recovery": "light; heavy (all blocks through one peer) is there to compare with",
     "split.tails": "replica (copies, averaged after a round) or shared (one model, trained together step by step)",

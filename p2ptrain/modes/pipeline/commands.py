@@ -32,6 +32,13 @@ class FollowStage:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveEvery:
+    """From now on a snapshot after every so many batches, where the job leaves that open; 0 = after a round only."""
+
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class CollectBlocks:
     """Drop the own stage, and cut all blocks, as they are after ``step`` batches, into ``runs`` (first, stop), with a
     ``PieceTaken`` for each. ``pieces`` ``GivePiece`` commands follow, which together have all blocks."""
@@ -69,6 +76,7 @@ COMMANDS = (
     StopAt,
     FollowStage,
     CollectBlocks,
+    SaveEvery,
     PieceTaken,
     Halted,
     *STAGE_COMMANDS,

@@ -32,7 +32,7 @@ class PipelineConfig(ModeTable):
     replan_gain: float = 0.1
     """A running pipeline gives way to one that is predicted to be faster by more than this share."""
     snapshot_steps: int = 0
-    """Batches from one snapshot to the next; 0 = a round."""
+    """Batches from one snapshot to the next; 0 = chosen by what one costs, a round at most."""
 
     patience_s: float = 300.0
     """Peers whose disks have newer blocks than are here are waited for so long, before the group goes back further."""

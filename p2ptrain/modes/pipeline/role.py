@@ -39,6 +39,7 @@ from p2ptrain.modes.pipeline.rules import PipelineRules
 from p2ptrain.modes.pipeline.stage.checkpoints import Checkpoints
 from p2ptrain.modes.pipeline.stage.collection import Collection
 from p2ptrain.modes.pipeline.stage.handed_over import HandedOver
+from p2ptrain.modes.pipeline.stage.interval import Interval
 from p2ptrain.modes.pipeline.stage.progress import Progress
 from p2ptrain.modes.pipeline.stage.recovery import Recovery
 from p2ptrain.modes.pipeline.stage.saving import Saving, holders
@@ -62,23 +63,19 @@ class PipelineRole:
     def __init__(self, given: Given) -> None:
         group, job, resume = given.group, given.job, given.resume
         self.plan: Plan | None = None
-        self.plan_hash = ""
-        self.part = m.NO_PART
-        replication = Replication(
-            group.own_id, ReplicationConfig(num_holders=job.group.replicas, past_epochs=True), resume.kept
-        )
+        self.plan_hash, self.part = "", m.NO_PART
+        num_holders, settings = job.group.replicas, pipeline_of(job)
+        kept = ReplicationConfig(num_holders=num_holders, past_epochs=True)
+        replication = Replication(group.own_id, kept, resume.kept)
         self.replicas = Replicas(
             group, given.downloads, replication, resume.own, lambda blob: blob in self._missing, self._surplus
         )
-        self._group = group
-        self._job = job
-        self._downloads = given.downloads
+        self._group, self._job, self._downloads = group, job, given.downloads
         self._links = StageLinks(group, given.rng)
         self._traffic, self._reports = self._links.traffic, self._links.reports
         self._missing = MissingBlocks(group, given.downloads)
         self._checkpoints = Checkpoints(group, self.replicas.kept)
         self.progress = Progress(group, self._checkpoints, job.training.rounds)
-        self._machines: tuple[Machine, ...] = (self.replicas, self._links)
         self._restarts = Restarts(group)
         self._state: State = Idle()
         self._trained: Plan | None = None
@@ -87,10 +84,12 @@ class PipelineRole:
         """What the trainer's stage was made of last."""
         self._restored = resume.plan.hash if resume.plan else ""
         self._handed_over = HandedOver(group)
-        self._collection = Collection(group, pipeline_of(job), self._handed_over)
-        self._saving = Saving(group, self.replicas, self._handed_over, self._reports)
+        self._collection = Collection(group, settings, self._handed_over)
+        interval = Interval(group, settings, num_holders)
+        self._saving = Saving(group, self.replicas, self._handed_over, self._reports, self.progress, interval)
+        self._machines: tuple[Machine, ...] = (self.replicas, self._links, self._saving)
         self._recovery = Recovery(group)
-        self._way_back = WayBack(group, self._checkpoints, self.progress, pipeline_of(job))
+        self._way_back = WayBack(group, self._checkpoints, self.progress, settings, interval)
         replication.surplus, replication.is_stale = self._checkpoints.surplus, self._checkpoints.is_stale
         replication.rank = lambda own, members: holders(own, members, self.plan)
         self.rules = PipelineRules(
@@ -172,6 +171,7 @@ class PipelineRole:
         if name != self.plan_hash:
             if not self.progress.is_saved():  # else nothing is lost: what was trained to its end stays
                 told = self._recovery.begin(plan, self.plan, self._way_back.done(), now)
+            self._saving.begin(plan)
             is_lost = name == self._restored  # the process ended under this plan, and its trainer with it
         self.plan, self.plan_hash = plan, name
         has_halted = isinstance(self._state, Gathering)
@@ -389,8 +389,7 @@ class PipelineRole:
     def next_deadline(self) -> float:
         gathering = self._missing.deadline() if isinstance(self._state, Gathering) else NEVER
         stopping = self._state.by if isinstance(self._state, Stopping) else NEVER
-        deadlines = (machine.next_deadline() for machine in self._machines)
-        return min(*deadlines, gathering, stopping, self._way_back.deadline())
+        return min(*(each.next_deadline() for each in self._machines), gathering, stopping, self._way_back.deadline())
 
     def waiting_for(self, now: float) -> str:
         """In words: blocks, other stages, or a plan."""

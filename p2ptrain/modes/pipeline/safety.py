@@ -31,6 +31,8 @@ class Safety:
     """Of each stage's blocks (first, stop), those who are here."""
     copies: Mapping[Run, Mapping[PeerId, int]]
     """Who else has all of a stage's blocks saved, and after how many batches."""
+    every: int
+    """Batches from one snapshot to the next; 0 = not all have said yet what they ask for."""
     saved_without: Mapping[PeerId, int]
     """As ``saved``, if that peer were gone."""
 
@@ -59,8 +61,15 @@ def safety(plan: Plan, here: Sequence[Record]) -> Safety:
         saved=newest_whole(pipeline.num_blocks, everything)[0],
         trainers=trainers,
         copies=copies,
+        every=_every(plan, here),
         saved_without={peer: newest_whole(pipeline.num_blocks, left)[0] for peer, left in without.items()},
     )
+
+
+def _every(plan: Plan, here: Sequence[Record]) -> int:
+    """Where all have said what they ask for; there is a snapshot after every round, too."""
+    asked = [record.saves_every for record in here if record.peer in plan.trainers()]
+    return min(max(asked), body_of(plan).steps_per_round) if asked and all(asked) else 0
 
 
 def _newest_of(run: Run, holdings: Sequence[SnapshotRef]) -> int:
@@ -76,7 +85,8 @@ def _newest_of(run: Run, holdings: Sequence[SnapshotRef]) -> int:
 def lines(plan: Plan, here: Sequence[Record]) -> list[str]:
     """For people: a line for each stage, with what would be lost with each of its peers."""
     found, names = safety(plan, here), {record.peer: clean(record.name, 24) for record in here}
-    said = [f"batches done: {found.done}; all blocks saved after {found.saved}"]
+    every = f", every {found.every} batches" if found.every > 1 else ", every batch" if found.every else ""
+    said = [f"batches done: {found.done}; all blocks saved after {found.saved}{every}"]
     for (start, stop), trainers in found.trainers.items():
         who = ", ".join(names[peer] for peer in trainers) or "nobody"
         copies = ", ".join(f"{names[peer]} (batch {step})" for peer, step in sorted(found.copies[start, stop].items()))
@@ -98,6 +108,7 @@ def plain(plan: Plan, here: Sequence[Record]) -> Mapping[str, Any]:
     return {
         "done": found.done,
         "saved": found.saved,
+        "saves_every": found.every,
         "blocks": [
             {"first": start, "last": stop - 1, "trainers": list(trainers), "copies": dict(found.copies[start, stop])}
             for (start, stop), trainers in found.trainers.items()

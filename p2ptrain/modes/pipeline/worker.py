@@ -31,7 +31,7 @@ from p2ptrain.learning.pipeline.training import StageTraining
 from p2ptrain.learning.profiling.allocator import give_back
 from p2ptrain.learning.profiling.job_blocks import measure_job
 from p2ptrain.learning.snapshots import read_snapshot, write
-from p2ptrain.modes.pipeline.commands import CollectBlocks, FollowStage, Halted, PieceTaken, StopAt
+from p2ptrain.modes.pipeline.commands import CollectBlocks, FollowStage, Halted, PieceTaken, SaveEvery, StopAt
 from p2ptrain.modes.pipeline.config import pipeline_of
 from p2ptrain.modes.pipeline.figures import fleet_of
 from p2ptrain.modes.pipeline.plan import body_of, read_plan
@@ -68,6 +68,7 @@ class StageWorker:
             CollectBlocks: self.collect,
             GivePiece: self.give,
             StopAt: self.stop_at,
+            SaveEvery: self.save_every,
             Deliver: self.deliver,
             StageMessagesSent: self._outbox.sent,
             LookAgain: self.look_again,
@@ -94,6 +95,7 @@ class StageWorker:
         """What the node takes of this device for the stage messages of a pass, forward and backward, while that is
         timed."""
         self._steps_per_round = 1
+        self._save_every = pipeline_of(setup.job).snapshot_steps
 
     # --- before the plan ---
 
@@ -234,6 +236,9 @@ class StageWorker:
             self._outbox.drop(0 if command.now else training.step)
             self._hand_over()
 
+    def save_every(self, command: SaveEvery) -> None:
+        self._save_every = pipeline_of(self._job).snapshot_steps or command.steps
+
     def _hand_over(self) -> None:
         training, halt = self._training, self._halt
         if training is None or halt is None:
@@ -272,7 +277,7 @@ class StageWorker:
 
     def _batch_done(self, training: StageTraining) -> None:
         self._said_step = training.step
-        every = pipeline_of(self._job).snapshot_steps or self._steps_per_round
+        every = self._save_every or self._steps_per_round
         if training.step % every == 0 or training.step % self._steps_per_round == 0 or training.finished:
             round_ended = training.step % self._steps_per_round == 0
             if round_ended and (accuracy := training.accuracy(self._val)) >= 0:
@@ -328,6 +333,7 @@ class StageWorker:
         training = self._training
         if training is None:
             return
+        began = time.monotonic()
         snapshot = write(*training.snapshot(copy=False), self._spool)
         self._say(
             c.SnapshotTaken(
@@ -340,5 +346,6 @@ class StageWorker:
                 training_finished=training.finished,
                 snapshot=snapshot,
                 span=training.stop - training.start,
+                seconds=time.monotonic() - began,
             )
         )

@@ -35,6 +35,9 @@ class TransferConfig:
     """Requests outstanding in a fetch: its credits. Two at most while the source's rate is unknown."""
     max_in_flight_bytes: int = 16 << 20
     max_fetches: int = 4
+    """At once; of those that have time, as many more."""
+    calm_chunk_bytes: int = 64 << 10
+    """At most asked for at once, one after the other, of a fetch that has time: a stage message waits for no more."""
     max_queued: int = 256
     max_blob_bytes: int = 4 << 30
     first_timeout_s: float = 3.0
@@ -192,10 +195,22 @@ class Fetching:
     """Bytes that each source gave to this attempt."""
     banned: set[PeerId] = field(default_factory=set)
     solo: bool = False
+    bytes_per_s: float = 0.0
+    """It has time, and is asked for no faster than this, by small chunks; 0 = as fast as it goes."""
+    next_at: float = 0.0
+    """When such a fetch may ask again (GCRA, without a burst)."""
 
     @property
     def in_flight_bytes(self) -> int:
         return sum(request.length for request in self.requests.values())
+
+    def may_ask(self, now: float) -> bool:
+        """Of a fetch that has time: whether it is its time."""
+        return not self.requests and now >= self.next_at
+
+    def asked(self, length: int, now: float) -> None:
+        if self.bytes_per_s:
+            self.next_at = max(self.next_at, now) + length / self.bytes_per_s
 
     def begin(self, now: float) -> None:
         self.state, self.started_at, self.progress_at = "fetching", now, now

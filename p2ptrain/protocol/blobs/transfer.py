@@ -76,10 +76,15 @@ class Transfers:
 
     # --- fetching ---------------------------------------------------------------------------------------------------
 
-    def fetch(self, blob: BlobId, num_bytes: int, sources: Sequence[PeerId], now: float) -> list[Effect]:
-        """Get ``blob`` from any of ``sources``, the best first. A fetch under way gains the sources."""
+    def fetch(
+        self, blob: BlobId, num_bytes: int, sources: Sequence[PeerId], now: float, bytes_per_s: float = 0.0
+    ) -> list[Effect]:
+        """Get ``blob`` from any of ``sources``, the best first. A fetch under way gains the sources.
+
+        With ``bytes_per_s`` it has time: it goes no faster, and not at all while others are in a hurry (0)."""
         known = self._fetches.get(blob)
         if known is not None:
+            known.bytes_per_s = bytes_per_s if known.bytes_per_s else 0.0
             if known.num_bytes != num_bytes:
                 sizes = (("blob", blob), ("num_bytes", known.num_bytes), ("claimed", num_bytes))
                 return [Note("fetch-size-disputed", sizes)]
@@ -90,7 +95,7 @@ class Transfers:
             return [FetchFailed(blob, f"{len(self._fetches)} fetches are under way already")]
         if not sources:
             return [FetchFailed(blob, "no source left")]
-        self._fetches[blob] = Fetching(blob, num_bytes, list(dict.fromkeys(sources)))
+        self._fetches[blob] = Fetching(blob, num_bytes, list(dict.fromkeys(sources)), bytes_per_s=bytes_per_s)
         return self._pump(now)
 
     def add_source(self, blob: BlobId, peer: PeerId, now: float) -> list[Effect]:
@@ -176,6 +181,8 @@ class Transfers:
         times = [fetch.fails_at(self._config) for fetch in fetching]
         times += [self._look_at] if self._serving.is_waiting else []
         times += [request.expires_at for fetch in fetching for request in fetch.requests.values()]
+        if all(fetch.bytes_per_s for fetch in fetching):
+            times += [fetch.next_at for fetch in fetching if not fetch.requests]
         return min(times, default=NEVER)
 
     def progress(self) -> tuple[FetchProgress, ...]:
@@ -280,22 +287,25 @@ class Transfers:
 
     def _pump(self, now: float) -> list[Effect]:
         """Start queued fetches and ask for more, evenly over the fetches, as far as the bounds allow."""
-        num_active = sum(fetch.state == "fetching" for fetch in self._fetches.values())
-        for fetch in self._fetches.values():
-            if fetch.state == "queued" and num_active < self._config.max_fetches:
+        for has_time in (False, True):
+            those = [fetch for fetch in self._fetches.values() if bool(fetch.bytes_per_s) == has_time]
+            room_for = self._config.max_fetches - sum(fetch.state == "fetching" for fetch in those)
+            for fetch in [fetch for fetch in those if fetch.state == "queued"][: max(0, room_for)]:
                 fetch.sources.sort(key=lambda peer: self._source(peer).is_stalled(self._config))
                 fetch.begin(now)
-                num_active += 1
         effects: list[Effect] = []
         room = self._config.max_in_flight_bytes - self.in_flight_bytes
-        hungry = [fetch for fetch in self._fetches.values() if fetch.state == "fetching"]
+        fetching = [fetch for fetch in self._fetches.values() if fetch.state == "fetching"]
+        hungry = [fetch for fetch in fetching if not fetch.bytes_per_s] or [f for f in fetching if f.may_ask(now)]
         while hungry:
             fetch = min(hungry, key=lambda f: f.in_flight_bytes)
-            gap = fetch.next_gap()
-            if gap is None or len(fetch.requests) >= self._source(fetch.sources[0]).window(self._config):
+            gap, source = fetch.next_gap(), self._source(fetch.sources[0])
+            most = 1 if fetch.bytes_per_s else source.window(self._config)
+            if gap is None or len(fetch.requests) >= most:
                 hungry.remove(fetch)
                 continue
-            length = min(gap[1] - gap[0], self._source(fetch.sources[0]).chunk_bytes(self._config))
+            length = min(gap[1] - gap[0], source.chunk_bytes(self._config))
+            length = min(length, self._config.calm_chunk_bytes) if fetch.bytes_per_s else length
             if length > room:
                 break
             room -= length
@@ -306,6 +316,7 @@ class Transfers:
         peer = fetch.sources[0]
         source = self._source(peer)
         source.asked(length, now)
+        fetch.asked(length, now)
         key = (peer, fetch.blob, offset)
         expires_at = now + source.timeout_s(self._config)
         fetch.requests[offset] = Request(peer, offset, length, now, expires_at, key not in self._asked)

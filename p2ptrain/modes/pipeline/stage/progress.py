@@ -82,6 +82,10 @@ class Progress:
         """Seconds of a batch under the plan in force; 0 as long as too few are done."""
         return self._pace.typical_s
 
+    def seconds(self) -> float:
+        """Of a batch lately, as far as it is known, by whatever plan."""
+        return self._pace.seconds
+
     def patience_s(self) -> float:
         """How long a trainer that goes on may take for a batch, the slowest device of the group being what it is."""
         return max(PATIENCE_S, 4 * self._pace.seconds)
@@ -104,14 +108,15 @@ class Progress:
     def is_saved(self) -> bool:
         """Whether the trained model is saved whole, whoever trained it: nothing is left to do."""
         plan = self._plan
-        return plan is not None and self._saved.newest(plan)[0] >= self._last_step(plan)
+        return plan is not None and self._saved.newest(plan)[0] >= self.last_step(plan)
 
     def is_finished(self) -> bool:
         """Whether the plan's own peers have trained it to the end, and it is saved whole."""
         plan = self._plan
-        return plan is not None and self._saved.is_whole(plan, (self._last_step(plan), plan.epoch))
+        return plan is not None and self._saved.is_whole(plan, (self.last_step(plan), plan.epoch))
 
-    def _last_step(self, plan: Plan) -> int:
+    def last_step(self, plan: Plan) -> int:
+        """At which the model is trained."""
         return self._rounds * body_of(plan).steps_per_round
 
     def is_lost(self, record: m.Record) -> bool:

@@ -9,33 +9,80 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from p2ptrain.core import commands as c
-from p2ptrain.core.effects import Effects, ReleaseBlob
+from p2ptrain.core.effects import Effects, ReleaseBlob, ToTrainer
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.stages.reports import StageReports
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.modes.pipeline.commands import PieceTaken
+from p2ptrain.modes.pipeline.commands import PieceTaken, SaveEvery
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.stage.handed_over import HandedOver
+from p2ptrain.modes.pipeline.stage.interval import Interval
+from p2ptrain.modes.pipeline.stage.progress import Progress
 from p2ptrain.planning.pipeline.stages import PipelinePlan
-from p2ptrain.protocol.machine import Note
+from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.protocol.replication import rank_holders
 from p2ptrain.wire.messages import NO_PART, SnapshotRef
 
 
 class Saving:
-    """Of one peer, in one job."""
+    """Of one peer, in one job. ``interval``: how often."""
 
-    def __init__(self, group: GroupView, replicas: Replicas, handed_over: HandedOver, reports: StageReports) -> None:
+    def __init__(
+        self,
+        group: GroupView,
+        replicas: Replicas,
+        handed_over: HandedOver,
+        reports: StageReports,
+        progress: Progress,
+        interval: Interval,
+    ) -> None:
         self._group = group
         self._replicas = replicas
         self._handed_over = handed_over
         self._reports = reports
+        self._progress = progress
+        self._interval = interval
+        self._plan: Plan | None = None
+        self._told = -1
+        """What the trainer knows of the interval; -1 = nothing."""
+        replicas.pace = self._bytes_per_s
+
+    def begin(self, plan: Plan) -> None:
+        """It is in force, another than before."""
+        self._plan, self._told = plan, -1
+        if body_of(plan).goes_back:
+            self._interval.lost()
+
+    def tick(self, now: float) -> Effects:
+        """Tell others what this peer asks for, and the trainer what all take."""
+        effects: Effects = []
+        self._interval.look(self._progress.batch_s(), now)
+        if self._group.own.saves_every != self._interval.wanted:
+            effects += self._group.say(now, saves_every=self._interval.wanted)
+        steps = self._interval.steps(self._plan)
+        if self._group.own.phase == "training" and steps != self._told:
+            self._told = steps
+            effects += [ToTrainer(SaveEvery(steps)), Note("saves-every", (("steps", steps),))]
+        return effects
+
+    def next_deadline(self) -> float:
+        return NEVER  # what it looks at changes with what happens
+
+    def _bytes_per_s(self, holding: SnapshotRef) -> float:
+        """At which a copy is fetched; 0 = as fast as it goes: what a recovery brought together, and what is left at the
+        end, have nobody's batches to wait for."""
+        plan, batch_s = self._plan, self._progress.seconds()
+        if plan is None or not batch_s or holding.step in (body_of(plan).from_step, self._progress.last_step(plan)):
+            return 0.0
+        return self._interval.bytes_per_s(holding.num_bytes, batch_s, plan)
 
     def snapshot(self, event: c.SnapshotTaken, plan: Plan, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         """Without a ``blob`` it could not be saved: training goes on, and ends, all the same."""
         effects: Effects = []
+        if event.seconds > 0:
+            self._interval.taken(event.seconds, num_bytes)
         if blob is not None:
             effects += self._replicas.keep_snapshot(self._ref(event, plan.epoch, blob, num_bytes))
         effects += self._group.say(now, round=event.round, step=event.step, samples=event.samples)

@@ -14,6 +14,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.config import PipelineConfig
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.stage.checkpoints import Checkpoints
+from p2ptrain.modes.pipeline.stage.interval import Interval
 from p2ptrain.modes.pipeline.stage.progress import Progress
 from p2ptrain.planning.pipeline.coverage import NO_STATE, State
 from p2ptrain.protocol.machine import NEVER
@@ -41,11 +42,19 @@ class Standing:
 class WayBack:
     """Of one peer, in one job."""
 
-    def __init__(self, group: GroupView, saved: Checkpoints, progress: Progress, settings: PipelineConfig) -> None:
+    def __init__(
+        self,
+        group: GroupView,
+        saved: Checkpoints,
+        progress: Progress,
+        settings: PipelineConfig,
+        interval: Interval,
+    ) -> None:
         self._group = group
         self._saved = saved
         self._progress = progress
         self._settings = settings
+        self._interval = interval
         self._plan: Plan | None = None
         self._waits_since = NEVER
         self._is_over = False
@@ -79,8 +88,7 @@ class WayBack:
         if plan is None or not self._progress.is_torn():
             return []
         saved = self._saved.newest(plan)
-        interval = min(self._settings.snapshot_steps or body_of(plan).steps_per_round, body_of(plan).steps_per_round)
-        if self.done() - saved[0] <= NEAR * interval:
+        if self.done() - saved[0] <= NEAR * self._interval.steps(plan):
             return []
         newer = self._saved.newest(plan, absent=True)
         absent = {record.peer: record for record in self._group.absent()}

@@ -22,7 +22,7 @@ def saved(trainer: str, part: int, step: int) -> SnapshotRef:
 
 
 def record(peer: str, step: int, *holdings: SnapshotRef) -> Any:
-    return SimpleNamespace(peer=peer, name=f"device {peer}", plan="new", step=step, holdings=holdings)
+    return SimpleNamespace(peer=peer, name=f"device {peer}", plan="new", step=step, holdings=holdings, saves_every=0)
 
 
 A20, B20, A25, B25 = saved("a", 0, 20), saved("b", 2, 20), saved("a", 0, 25), saved("b", 2, 25)
@@ -52,3 +52,13 @@ def test_of_who_is_gone_nothing_counts() -> None:
     found = safety.safety(PLAN, here)
     assert found.trainers == {(0, 2): (), (2, 4): ("b",)} and found.saved == 0
     assert safety.lines(PLAN, here)[1] == "blocks 0-1: nobody; copies: none yet"
+
+
+def test_how_often_all_is_saved_is_said_once_all_who_train_have_said_what_they_ask_for() -> None:
+    here = [record("a", 27), record("b", 26), record("c", 0)]
+    here[0].saves_every, here[1].saves_every = 4, 0
+    assert "every" not in safety.lines(PLAN, here)[0] and safety.plain(PLAN, here)["saves_every"] == 0
+    here[1].saves_every = 8
+    assert safety.lines(PLAN, here)[0].endswith("saved after 0, every 8 batches")
+    here[1].saves_every = 64
+    assert safety.plain(PLAN, here)["saves_every"] == 10, "after every round"

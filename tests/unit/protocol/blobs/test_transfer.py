@@ -69,6 +69,64 @@ def test_ranges_are_a_set(pairs, start, length):
     assert all(low < high for low, high in gaps)
 
 
+# --- fetches that have time ---
+
+
+def paced(transfers: Transfers, now: float, until: float) -> list[tuple[float, int]]:
+    """Answer whatever is asked at once; when each chunk was asked for, and its length."""
+    found, effects = [], transfers.tick(now)
+    while True:
+        for effect in list(effects):
+            if isinstance(effect, Send):
+                ask = effect.message
+                found.append((now, ask.length))
+                effects += transfers.received(effect.to, chunk(ask.offset, ask.length), now)
+        now = transfers.next_deadline()
+        if now > until:
+            return found
+        effects = transfers.tick(now)
+
+
+def test_a_fetch_that_has_time_goes_no_faster_and_by_small_chunks():
+    transfers = Transfers(TransferConfig(first_chunk_bytes=50, calm_chunk_bytes=5))
+    (ask,) = transfers.fetch(BLOB, 100, [A], 1.0, bytes_per_s=10.0)
+    assert ask.message.length == 5
+    transfers.received(A, chunk(0, 5), 1.0)
+    asked = paced(transfers, 1.0, 100.0)
+    assert [length for _, length in asked] == [5] * 19
+    assert [round(at, 6) for at, _ in asked] == [1.5 + 0.5 * i for i in range(19)]
+
+
+def test_a_fetch_that_has_time_waits_for_one_in_a_hurry_and_takes_none_of_its_places():
+    others = [blob_id(bytes([i]) * 100) for i in range(4)]
+    transfers = Transfers(SMALL)
+    for blob in others:
+        transfers.fetch(blob, 100, [A], 0.0, bytes_per_s=1000.0)
+    effects = transfers.fetch(BLOB, 100, [B], 0.0)
+    assert asks(effects) == [(B, 0, 10), (B, 10, 10)], "four that have time are under way, and it begins at once"
+    assert asks(transfers.received(A, Chunk(others[0], 0, bytes([0]) * 10), 0.2)) == []
+    assert transfers.next_deadline() > 0.5, "it does not look again and again meanwhile"
+    asked = []
+    while effects:
+        asked += [ask for ask in asks(effects) if ask[0] == A]
+        todo = [ask for ask in asks(effects) if ask[0] == B]
+        assert not (asked and todo)
+        effects = [each for _, offset, length in todo for each in transfers.received(B, chunk(offset, length), 0.3)]
+    assert asked == [(A, 10, 10)], "then it goes on"
+
+
+def test_who_is_in_a_hurry_for_what_had_time_gets_it_as_fast_as_it_goes():
+    transfers = Transfers(SMALL)
+    transfers.fetch(BLOB, 100, [A], 0.0, bytes_per_s=1.0)
+    effects = transfers.fetch(BLOB, 100, [B], 0.1)
+    effects += transfers.received(A, chunk(0), 0.2)
+    assert asks(effects) == [(A, 10, 10), (A, 20, 10)]
+    sink = Sink(transfers)
+    sink.received[:10] = DATA[:10]
+    sink.run(effects, 0.3)
+    assert bytes(sink.received) == DATA
+
+
 # --- receiving ---
 
 
