@@ -57,7 +57,7 @@ class PaperRow:
     """Of recordings by SPEAKER_N: a class is a word by one speaker."""
     rates: tuple[float, ...] = (0.05, 0.1)
     augments: tuple[str, ...] = ("none", "light", "all")
-    decays: tuple[float, ...] = (0.001, 0.01)
+    decays: tuple[float, ...] = (0.001, 0.01, 0.1)
     """Weight decays of the last layer's fit. The first is tried with all, the others with what is best by then."""
     epochs: tuple[int, ...] = (10, 30)
 

@@ -27,7 +27,15 @@ from p2ptrain.experiment.paper import (
 from p2ptrain.modes.jobs import table_of
 
 ROW = PaperRow(
-    "digits", "spoken digits, DS-CNN", "audio", "a.zip", "dscnn", 16, rates=(0.05, 0.1), augments=("none", "all")
+    "digits",
+    "spoken digits, DS-CNN",
+    "audio",
+    "a.zip",
+    "dscnn",
+    16,
+    rates=(0.05, 0.1),
+    augments=("none", "all"),
+    decays=(0.001, 0.01),
 )
 
 
