@@ -109,6 +109,13 @@ WEAK = 0.25
     "--head-fit-steps", type=click.IntRange(1), default=100, show_default=True, help="Averaged gradient steps."
 )
 @click.option(
+    "--head-fit-decay",
+    type=click.FloatRange(0, 10),
+    default=0.01,
+    show_default=True,
+    help="Weight decay of the re-fit.",
+)
+@click.option(
     "--compression",
     type=click.Choice(["none", "fp16", "int8", "topk"]),
     default="none",
@@ -264,7 +271,7 @@ def finish(experiment: Any, outcome: Any, out: Path, central: bool, as_json: boo
 def make_job(
     source: Any, num_peers: int, *, mode: Any, model: str, width: float | None, rounds: int | None, batch_size: int,
     lr: float, weight_decay: float, augment: bool, groups: int, trunk: int, targets: Any, own_fraction: float,
-    fit_head: Any, head_fit_steps: int, compression: Any, budget: float, seed: int,
+    fit_head: Any, head_fit_steps: int, head_fit_decay: float, compression: Any, budget: float, seed: int,
 ) -> Job:  # fmt: skip
     """The job of the demo, checked. Help pays where there is more to compute."""
     width, rounds = width or (4.0 if _is_helped(mode) else 2.0), rounds or (6 if _is_helped(mode) else 12)
@@ -290,6 +297,7 @@ def make_job(
         own_fraction=own_fraction,
         fit_head=fit_head,
         head_fit_steps=head_fit_steps,
+        head_fit_decay=head_fit_decay,
         budget=budget,
         passes=0.0 if budget else 1.0,
     )

@@ -57,6 +57,8 @@ class PaperRow:
     """Of recordings by SPEAKER_N: a class is a word by one speaker."""
     rates: tuple[float, ...] = (0.05, 0.1)
     augments: tuple[str, ...] = ("none", "light", "all")
+    decays: tuple[float, ...] = (0.001, 0.01, 0.1)
+    """Weight decays of the last layer's fit. The first is tried with all, the others with what is best by then."""
     epochs: tuple[int, ...] = (10, 30)
 
 
@@ -117,6 +119,8 @@ class Run:
     rate: float
     augment: str
     seed: int
+    decay: float
+    """Of the last layer's fit; 0 in central training, which has none."""
     tests: bool
     """Whether the test samples are looked at."""
 
@@ -126,7 +130,7 @@ class Run:
         row = self.row
         way = f"{self.way}, {row.how}, 1/{1 / BUDGET:.4g}" if self.way == "group" else self.way  # which has all samples
         what = [row.archive + (", speakers" if row.speakers else ""), row.model, row.batch_size, row.share, way]
-        how = [self.epochs, self.rate, self.augment, self.seed, "test" if self.tests else "validation"]
+        how = [self.epochs, self.rate, self.augment, self.decay, self.seed, "test" if self.tests else "validation"]
         return json.dumps([*what, *how])
 
 
@@ -148,15 +152,25 @@ class PaperTable:
         for way in ("central", "group"):
             for augment in row.augments:
                 for rate in row.rates:
-                    yield Run(row, way, min(row.epochs), rate, augment, SEARCH_SEED, tests=False)
+                    decay = row.decays[0] if way == "group" else 0.0
+                    yield Run(row, way, min(row.epochs), rate, augment, SEARCH_SEED, decay, tests=False)
+
+    def refinement(self, row: PaperRow) -> list[Run]:
+        """What is tried with the group's best of the search."""
+        best = self._best([run for run in self.search(row) if run.way == "group"])
+        return [dataclasses.replace(best, decay=decay) for decay in row.decays[1:]]
+
+    def _best(self, runs: Sequence[Run]) -> Run:
+        """The one that got most validation samples right; of equals that of the lower loss."""
+        missing = sum(run.key not in self._runs for run in runs)
+        if missing:
+            raise UserError(f"{runs[0].row.name}: {missing} runs of the search are missing; run the table again")
+        return max(runs, key=lambda run: (self._runs[run.key]["val"], -self._runs[run.key]["val_loss"]))
 
     def chosen(self, row: PaperRow, way: Way) -> Run:
-        """The run of the search that got most validation samples right; of equals the one of the lower loss."""
+        """What the search found to be best."""
         runs = [run for run in self.search(row) if run.way == way]
-        missing = [run for run in runs if run.key not in self._runs]
-        if missing:
-            raise UserError(f"{row.name}: {len(missing)} runs of the search are missing; run the table again")
-        return max(runs, key=lambda run: (self._runs[run.key]["val"], -self._runs[run.key]["val_loss"]))
+        return self._best([*runs, *self.refinement(row)] if way == "group" else runs)
 
     def final(self, row: PaperRow, num_seeds: int) -> Iterator[Run]:
         """The runs of the table. The search must have been run."""
@@ -171,6 +185,8 @@ class PaperTable:
         self._places.out.mkdir(parents=True, exist_ok=True)
         for row in rows:
             for run in self.search(row):
+                self._once(run, train)
+            for run in self.refinement(row):
                 self._once(run, train)
             for run in self.final(row, num_seeds):
                 self._once(run, train)
@@ -196,6 +212,8 @@ class PaperTable:
         lines = []
         for row in rows:
             if any(run.key not in self._runs for run in self.search(row)):
+                continue
+            if any(run.key not in self._runs for run in self.refinement(row)):
                 continue
             final = list(self.final(row, num_seeds))
             for epochs in row.epochs:
@@ -227,7 +245,7 @@ def _line(
         "difference": statistics.fmean(gaps),
         "times_less": min(1 / figures["share"] for figures in found["group"]),
         "group_times_less": min(1 / figures["group_share"] for figures in found["group"]),
-        "chosen": {way: {"rate": run.rate, "augment": run.augment} for way, run in chosen.items()},
+        "chosen": {way: {"rate": r.rate, "augment": r.augment, "decay": r.decay} for way, r in chosen.items()},
     }
 
 
@@ -307,7 +325,7 @@ def experiment_of(run: Run, places: Places) -> group.Experiment:
         training=TrainingConfig(rounds=run.epochs, batch_size=row.batch_size, learning_rate=run.rate),
         group=GroupConfig(min_peers=NUM_PEERS, settle_s=0.5),
     )
-    job = with_settings(job, "tasks", budget=BUDGET, passes=0.0, fit_head="always")
+    job = with_settings(job, "tasks", budget=BUDGET, passes=0.0, fit_head="always", head_fit_decay=run.decay)
     how = row.how if run.way == "group" else "same"
     return group.Experiment(job, spec, group.shares(NUM_PEERS, contract.classes, how, f"1/{row.share}"))
 

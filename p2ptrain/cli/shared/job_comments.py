@@ -30,6 +30,7 @@ COMMENTS = {
     "tasks.combine": "how sub-models make the global model: auto, own or sum",
     "tasks.own_fraction": "share of each batch from the own classes; 0 = as the data fall",
     "tasks.passes": "of a sub-model, for one of the whole model; at most as much work; 0 = as many as bring something",
+    "tasks.head_fit_decay": "weight decay of that; 0.001 suits narrow models of few features",
     "tasks.budget": "of central training's work, what a device may spend in all, as 0.085; 0 = as much as that",
     "tasks.fit_head": "fit the last layer again at the end, together: auto, always or never",
     "pipeline.micro_batches": "a batch passes the pipeline in at most so many equal parts; the plan chooses how many",

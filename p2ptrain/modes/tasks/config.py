@@ -30,6 +30,8 @@ class TasksConfig(ModeTable):
     """Share of each batch drawn from the sub-model's own classes; 0 = as the data fall."""
     fit_head: FitHead = "auto"
     head_fit_steps: int = 300
+    head_fit_decay: float = 0.01
+    """Weight decay of that fit. Less suits few features, and models that have not learnt their samples by heart."""
     budget: float = 0.0
     """Of the work of central training, what a device may spend in all, the fit of the last layer included. Sub-models
     are as narrow as two passes ask for, and make no more ``passes`` than that pays. 0 = what central training costs."""
@@ -43,6 +45,7 @@ class TasksConfig(ModeTable):
             ("tasks.trunk", self.trunk, 0, 1000),
             ("tasks.own_fraction", self.own_fraction, 0, 1),
             ("tasks.head_fit_steps", self.head_fit_steps, 1, 100_000),
+            ("tasks.head_fit_decay", self.head_fit_decay, 0, 10),
             ("tasks.passes", self.passes, 0, 1000),
             ("tasks.budget", self.budget, 0, 1),
         )

@@ -27,7 +27,15 @@ from p2ptrain.experiment.paper import (
 from p2ptrain.modes.jobs import table_of
 
 ROW = PaperRow(
-    "digits", "spoken digits, DS-CNN", "audio", "a.zip", "dscnn", 16, rates=(0.05, 0.1), augments=("none", "all")
+    "digits",
+    "spoken digits, DS-CNN",
+    "audio",
+    "a.zip",
+    "dscnn",
+    16,
+    rates=(0.05, 0.1),
+    augments=("none", "all"),
+    decays=(0.001, 0.01),
 )
 
 
@@ -43,7 +51,7 @@ class Trainer:
             raise KeyboardInterrupt
         self.runs.append(run)
         suits = run.augment == ("all" if run.way == "central" else "none")
-        figures = {"val": 90.0 + suits, "val_loss": 1.0 if run.rate == 0.1 else 2.0}
+        figures = {"val": 90.0 + suits, "val_loss": (1.0 if run.rate == 0.1 else 2.0) - run.decay}
         if run.way == "group":
             figures |= {"share": 0.08 + 0.001 * run.seed, "group_share": 0.4}
         return figures | ({"test": 80.0 + run.seed - (run.way == "group")} if run.tests else {})
@@ -53,21 +61,24 @@ def test_settings_are_chosen_for_each_way_by_validation_samples_and_then_tested(
     trained = Trainer()
     table = PaperTable(Places(tmp_path, tmp_path))
     table.run([ROW], 3, trained)
-    search, final = trained.runs[:8], trained.runs[8:]
+    search, final = trained.runs[:9], trained.runs[9:]
     assert not any(run.tests for run in search) and {run.seed for run in search} == {SEARCH_SEED}
     assert {run.epochs for run in search} == {10}
+    assert [(run.way, run.rate, run.augment) for run in search if run.decay == 0.01] == [("group", 0.1, "none")]
     assert len(final) == 2 * 2 * 3 and all(run.tests for run in final) and {run.seed for run in final} == {0, 1, 2}
     for run in final:
-        assert (run.augment, run.rate) == ("all" if run.way == "central" else "none", 0.1)
+        assert (run.augment, run.rate, run.decay) == (
+            ("all", 0.1, 0.0) if run.way == "central" else ("none", 0.1, 0.01)
+        )
 
 
 def test_what_was_cut_off_goes_on_and_nothing_is_done_twice(tmp_path: Path) -> None:
-    first, second, third = Trainer(fails_at=11), Trainer(), Trainer()
+    first, second, third = Trainer(fails_at=12), Trainer(), Trainer()
     with pytest.raises(KeyboardInterrupt):
         PaperTable(Places(tmp_path, tmp_path)).run([ROW], 3, first)
     PaperTable(Places(tmp_path, tmp_path)).run([ROW], 3, second)
     keys = [run.key for run in first.runs + second.runs]
-    assert len(keys) == len(set(keys)) == 8 + 12
+    assert len(keys) == len(set(keys)) == 9 + 12
     PaperTable(Places(tmp_path, tmp_path)).run([ROW], 4, third)
     assert {run.seed for run in third.runs} == {3}
 
@@ -77,7 +88,7 @@ def test_rows_that_share_central_training_train_once(tmp_path: Path) -> None:
     rows = [ROW, dataclasses.replace(ROW, name="disjoint", how="disjoint")]
     PaperTable(Places(tmp_path, tmp_path)).run(rows, 1, trained)
     assert [run.way for run in trained.runs].count("central") == 4 + 2
-    assert [run.way for run in trained.runs].count("group") == 2 * (4 + 2)
+    assert [run.way for run in trained.runs].count("group") == 2 * (5 + 2)
 
 
 def test_the_table_says_means_spreads_and_work(tmp_path: Path) -> None:
@@ -86,7 +97,8 @@ def test_the_table_says_means_spreads_and_work(tmp_path: Path) -> None:
     lines = table.figures([ROW, dataclasses.replace(ROW, model="not run")], 3)
     assert [line["epochs"] for line in lines] == [10, 30]
     assert lines[0]["central"] == {"mean": 81.0, "deviation": 1.0, "low": 80.0, "high": 82.0}
-    assert lines[0]["chosen"] == {"central": {"rate": 0.1, "augment": "all"}, "group": {"rate": 0.1, "augment": "none"}}
+    central, group = ({"rate": 0.1, "augment": how, "decay": d} for how, d in (("all", 0.0), ("none", 0.01)))
+    assert lines[0]["chosen"] == {"central": central, "group": group}
     text = table_text(lines)
     assert "| spoken digits, DS-CNN | 81.0 ± 1.0 % | 10 | 80.0 ± 1.0 % | -1.0 points | 1/12.2 | 1/2.5 |" in text
 
@@ -105,7 +117,7 @@ def test_rows_are_as_the_command_says() -> None:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_a_missing_file_is_named(tmp_path: Path, row: PaperRow) -> None:
     with pytest.raises(UserError, match=f"{row.archive}: no such file; P2PTRAIN_DATA names the folder"):
-        experiment_of(Run(row, "group", 10, 0.1, "none", 0, True), Places(tmp_path, tmp_path))
+        experiment_of(Run(row, "group", 10, 0.1, "none", 0, 0.001, True), Places(tmp_path, tmp_path))
 
 
 def test_a_group_has_a_budget_and_central_training_everybodys_samples(tmp_path: Path) -> None:
@@ -122,7 +134,7 @@ def test_a_group_has_a_budget_and_central_training_everybodys_samples(tmp_path: 
             archive.write(file, file.relative_to(tmp_path / "x"))
     row = dataclasses.replace(row, archive="x.zip")
     apart, central = (
-        experiment_of(Run(row, way, 4, 0.1, "light", 3, True), Places(tmp_path, tmp_path))
+        experiment_of(Run(row, way, 4, 0.1, "light", 3, 0.001, True), Places(tmp_path, tmp_path))
         for way in ("group", "central")
     )
     tasks = table_of(apart.job, "tasks")
@@ -144,4 +156,6 @@ def test_a_word_by_a_speaker_is_a_class(tmp_path: Path) -> None:
         assert made.read("test/one bob_x/bob_x_3.wav") == b"test one bob_x"
     (tmp_path / "a.zip").write_bytes(b"")
     assert places.source(row) == spec  # packed once
-    assert Run(row, "group", 1, 0.1, "none", 0, True).key != Run(ROW, "group", 1, 0.1, "none", 0, True).key
+    assert (
+        Run(row, "group", 1, 0.1, "none", 0, 0.001, True).key != Run(ROW, "group", 1, 0.1, "none", 0, 0.001, True).key
+    )

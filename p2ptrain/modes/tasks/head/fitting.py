@@ -50,7 +50,8 @@ class HeadFitting:
     ) -> None:
         self.session = session
         self.work = work if work is not None else Work()
-        self._config = head_fit.FitConfig(steps=tasks_of(job).head_fit_steps)
+        asked = tasks_of(job)
+        self._config = head_fit.FitConfig(steps=asked.head_fit_steps, weight_decay=asked.head_fit_decay)
         self._fits = parts.body.fit_head
         self._parts = parts
         self._data = data
