@@ -32,6 +32,7 @@ from p2ptrain.runtime.node.group_codes import GroupCodes
 from p2ptrain.runtime.node.group_job import JOB_WAIT_S, superseded, wait_for_kept
 from p2ptrain.runtime.node.handover import Handover, let_go
 from p2ptrain.runtime.node.journal import Journal
+from p2ptrain.runtime.node.lingering import Lingering
 from p2ptrain.runtime.node.node import NetworkConfig, Node
 from p2ptrain.runtime.node.peer_options import PeerOptions
 from p2ptrain.runtime.peer.peer import Peer
@@ -44,10 +45,6 @@ from p2ptrain.wire.messages import SnapshotRef
 
 GOODBYE_S = 0.3
 HANDOVER_S = 10.0
-WRITE_S = 30.0
-"""So long who leaves waits for a model that is being written."""
-QUIET_S = 10.0
-"""Who is done goes when nobody has wanted anything for so long: the others write the model too."""
 TRAFFIC_S = 1.0
 TRAINER_AGAIN_S = 5.0
 """After the system had no process for a new trainer, until that counts as one more failure."""
@@ -88,10 +85,7 @@ class PeerNode(Node):
         self._says_goodbye = False
         self._is_twin = False
         """Another device goes on under this one's identity: nothing may be said under it."""
-        self._lingering: asyncio.Future[Any] | None = None
-        self._writing: asyncio.Future[Any] | None = None
-        """Of the assembled model."""
-        self._served_at = 0.0
+        self._lingering = Lingering(self._spawn, self.now, options.linger_s, self._has_others, self._go_if_done)
         self._device = DeviceFigures(options.num_threads)
         self._lost: P2PTrainError | None = None
         """Why the trainer was given up."""
@@ -104,7 +98,7 @@ class PeerNode(Node):
             StartTrainer: self._first_start,
             RestartTrainer: lambda effect: self._spawn(self._start_trainer()),
             TrainerLost: self._trainer_lost,
-            JobDone: lambda effect: self._start_lingering(),
+            JobDone: lambda effect: self._lingering.start(self._write_model if self.options.keep_model else None),
             PlanWork: self._work_out,
             ReadChunk: lambda effect: self.answer_read(effect, None),  # nothing is stored without a job
         }
@@ -156,9 +150,9 @@ class PeerNode(Node):
         peer = self._peer
         if peer is None or self._is_twin:
             return
-        if self._writing is not None and not self._writing.done():
+        if self._lingering.is_writing:
             self.note(Note("model-awaited"))
-            await asyncio.wait([self._writing], timeout=WRITE_S)
+            await self._lingering.written()
         if self.trainer is not None and peer.role is not None and peer.membership.alive():
             go_on = not peer.role.hands_over and await let_go(self.feed, peer, peer.role)
             handover = self._handover = Handover()
@@ -281,7 +275,7 @@ class PeerNode(Node):
 
     def carry_out_other(self, effect: object) -> None:
         if isinstance(effect, ReadChunk):
-            self._served_at = self.now()
+            self._lingering.served()
         self._handlers[type(effect)](effect)
 
     def _work_out(self, effect: PlanWork[Plan]) -> None:
@@ -351,24 +345,11 @@ class PeerNode(Node):
         else:  # the node lives on, keeps what it has of others, says in its status what happened, and when it ends
             self._lost = P2PTrainError(f"nothing more could be trained on this device: {effect.detail}")
 
-    def _start_lingering(self) -> None:
-        """A peer may be done more than once: a later plan can give it work again."""
-        for task in (self._lingering, self._writing):
-            if task is not None:
-                task.cancel()
-        self._lingering = self._spawn(self._linger())
+    def _has_others(self) -> bool:
+        return self._peer is not None and bool(self._peer.group.alive())
 
-    async def _linger(self) -> None:
-        """Write the model, then serve whoever wants something, for as long as was asked for."""
-        self._served_at = self.now()
-        if self.options.keep_model:
-            self._writing = self._spawn(self._write_model())
-            await asyncio.wait([self._writing])
-        await asyncio.sleep(self.options.linger_s)
-        peer = self._peer
-        while peer is not None and peer.group.alive() and (quiet_s := self.now() - self._served_at) < QUIET_S:
-            await asyncio.sleep(QUIET_S - quiet_s)
-        if peer is not None and peer.records.own.phase == "done":
+    def _go_if_done(self) -> None:
+        if self._peer is not None and self._peer.records.own.phase == "done":
             self.finish()
 
     async def _write_model(self) -> None:
