@@ -47,7 +47,8 @@ class PaperBenchmark:
     def run(self, settings: Settings) -> Iterator[Sample]:
         row = self._row
         if settings.tiny:
-            row = dataclasses.replace(row, share=10 * row.share, epochs=(1,), rates=(0.1,), augments=("none",))
+            little = {"share": 10 * row.share, "epochs": (10,), "rates": (0.1,), "augments": ("none",)}
+            row = dataclasses.replace(row, decays=(0.01,), **little)
         data = Path(os.environ.get("P2PTRAIN_DATA", REPOSITORY.parent / "shared" / "data"))
         table = paper.PaperTable(paper.Places(data, KEPT), lambda text: print(text, file=sys.stderr, flush=True))
         table.run([row], settings.repetitions.stop, paper.train)
