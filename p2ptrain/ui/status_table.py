@@ -152,14 +152,18 @@ def with_names(snapshot: Snapshot, text: str) -> str:
     return text
 
 
-def notes(snapshot: Snapshot, record: Record) -> list[str]:
-    """What is to be said of a peer below its row: what it waits for, and what it had to refuse."""
+def notes(snapshot: Snapshot, record: Record, *, figures: bool = True) -> list[str]:
+    """What is to be said of a peer below its row: what it waits for, and what it had to refuse; its ``figures``."""
     said = []
     if record.waiting_for and is_here(snapshot, record):
         said.append(f"waits for {clean(record.waiting_for, 200)}")
     if snapshot.job is not None:
         said += [f"computed {work_text(work)}" for work in works_of([record], snapshot.job.id)]
-    if is_here(snapshot, record) and (device := group_map.device_words(snapshot.figures.get(record.peer, {}))):
+    if (
+        figures
+        and is_here(snapshot, record)
+        and (device := group_map.device_words(snapshot.figures.get(record.peer, {})))
+    ):
         said.append(device)
     if record.sent and is_here(snapshot, record):
         said.append(f"sent in its last round, Mbit/s: {', '.join(_sent(snapshot, record))}")
@@ -251,7 +255,7 @@ def _peer(snapshot: Snapshot, record: Record) -> dict[str, Any]:
         "phase": record.phase,
         "does": does(snapshot, record),
         "trains": part_text(snapshot, record),
-        "notes": notes(snapshot, record),
+        "notes": notes(snapshot, record, figures=False),
         "job": record.job,
         "part": None if record.part == NO_PART else record.part,
         "round": record.round,

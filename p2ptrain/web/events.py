@@ -15,7 +15,8 @@ from p2ptrain.ui.status_table import Snapshot, is_here, with_names
 from p2ptrain.wire.messages import Record
 from p2ptrain.words import clean
 
-MAX_EVENTS = 200
+MAX_EVENTS, MAX_ROUNDS = 200, 30
+"""All that is kept, and of it ends of rounds, which in a fast group would leave no room for anything else."""
 MAX_NAMED = 6
 """Peers in one sentence on a plan."""
 ENDS = {"dead": "is lost: no answer any more", "left": "left"}
@@ -30,14 +31,15 @@ PHASES = {
 class Event(NamedTuple):
     time: float
     kind: str
-    """``good``, ``bad``, ``plan`` or ``note``."""
+    """``good``, ``bad``, ``plan``, ``round`` or ``note``."""
     text: str
 
 
 class Events:
     def __init__(self) -> None:
         self.number = 0
-        self._last: deque[Event] = deque(maxlen=MAX_EVENTS)
+        self._last: deque[tuple[int, Event]] = deque(maxlen=MAX_EVENTS)
+        """Each with its number."""
         self._before: dict[PeerId, tuple[str, str]] = {}
         """State and phase of each peer, as they were."""
         self._plan = ""
@@ -46,12 +48,15 @@ class Events:
         """When a peer was lost, and how many batches all others together had done."""
 
     def say(self, at: float, text: str, kind: str = "note") -> None:
-        self._last.append(Event(at, kind, clean(text, 400)))
+        rounds = [each for each in self._last if each[1].kind == "round"]
+        if kind == "round" and len(rounds) >= MAX_ROUNDS:
+            self._last.remove(rounds[0])
         self.number += 1
+        self._last.append((self.number, Event(at, kind, clean(text, 400))))
 
     def since(self, number: int) -> tuple[Event, ...]:
         """Those after the first ``number``, as far as they are still known."""
-        return tuple(self._last)[max(0, len(self._last) - (self.number - number)) :]
+        return tuple(event for at, event in self._last if at > number)
 
     def look(self, snapshot: Snapshot, now: float, *, plans: bool = True) -> None:
         """``plans``: whether to tell who comes and goes and what the plan is, or only how far everybody is."""
@@ -109,7 +114,7 @@ class Events:
         if rounds > self._round:
             if self._round >= 0 and snapshot.job is not None:
                 took = f", after {now - self._round_at:.0f} s" if self._round_at and rounds == self._round + 1 else ""
-                self.say(now, f"round {rounds} of {snapshot.job.training.rounds} is done everywhere{took}", "good")
+                self.say(now, f"round {rounds} of {snapshot.job.training.rounds} is done everywhere{took}", "round")
             self._round_at = now if self._round >= 0 else 0.0
         self._round = rounds
 

@@ -64,8 +64,9 @@ class View:
         self._ask = ask
         self._pace = Pace()
 
-    def say(self, text: str) -> None:
-        self.events.say(self._clock(), text)
+    def say(self, text: str, kind: str = "note") -> None:
+        """Something happened; ``kind`` as of an ``Event``."""
+        self.events.say(self._clock(), text, kind)
 
     def glance(self) -> None:
         """Once a second, whether anybody looks or not."""

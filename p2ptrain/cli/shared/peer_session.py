@@ -45,6 +45,13 @@ WAIT_CHECK_S = 0.5
 WAIT_TOLD_S = 4.0
 """A wait that is longer than this is told, and told again each time it has become so many times longer."""
 WAIT_AGAIN = 8.0
+KINDS = {
+    "round": "round",
+    "plan-adopted": "plan",
+    **dict.fromkeys(("joined", "goes-on", "let-in", "done"), "good"),
+    **dict.fromkeys(("failed", "goes-back", "goes-on-alone", "trainer-failed", "trainer-hangs"), "bad"),
+}
+"""Of the page's events, by the kind of the journal's line; all others are notes."""
 SET_ASIDE = "before-fresh"
 
 
@@ -236,7 +243,7 @@ class _Session:
             plan = core.role.plan if core.role is not None else None
             if line.kind == "plan-adopted" and plan is not None:
                 words = mode_of(core.job).words
-                self._say_if(words.mode_sentence(plan, core.job))
+                self._say_if(words.mode_sentence(plan, core.job), "plan")
                 text = words.plan_sentence(plan, core.job, core.own_id)
                 after = words.plan_notes(plan, core.job, core.own_id)
             elif line.kind == "training":
@@ -259,12 +266,12 @@ class _Session:
                 f"{duration(self._options.linger_s)}; Ctrl-C when you have the model)"
             )
         for each in [text, *after]:
-            self._say_if(each)
+            self._say_if(each, KINDS.get(line.kind, "note"))
 
-    def _say_if(self, text: str | None) -> None:
+    def _say_if(self, text: str | None, kind: str) -> None:
         if text:
             self._told_at = time.monotonic()
-            self._say(self._with_names(text))
+            self._say(self._with_names(text), kind)
 
     def _with_names(self, text: str) -> str:
         """Peers by their names, as far as those are known by now."""
@@ -273,8 +280,8 @@ class _Session:
             return text
         return re.sub(r"\b[a-z2-7]{16}\b", lambda match: clean(core.group.name_of(PeerId(match[0])), 40), text)
 
-    def _say(self, text: str) -> None:
-        self.view.say(text)
+    def _say(self, text: str, kind: str = "note") -> None:
+        self.view.say(text, kind)
         if not self._quiet and not self._as_json:
             _write(f"{time.strftime('%H:%M:%S')} {text}\n")
 

@@ -210,7 +210,7 @@ function outside(at, to, card) {
   const dx = to.x - at.x, dy = to.y - at.y;
   if (!dx && !dy) return at;
   const reach = Math.min((card.width / 2 + 5) / Math.abs(dx || 1e-9), (card.height / 2 + 5) / Math.abs(dy || 1e-9));
-  return { x: at.x + dx * Math.min(reach, 0.5), y: at.y + dy * Math.min(reach, 0.5) };
+  return { x: at.x + dx * Math.min(reach, 0.96), y: at.y + dy * Math.min(reach, 0.96) };
 }
 
 // Where there is room for it; the table has all of them.

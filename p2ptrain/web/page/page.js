@@ -6,7 +6,7 @@ import { fill, make } from "./make.js";
 import { coverageTable, eventItems, harvestNow, inWords, peerCards, trafficBars } from "./panels.js";
 import { colour } from "./words.js";
 
-const MOST_POINTS = 30000, MOST_EVENTS = 400;
+const MOST_POINTS = 30000, MOST_EVENTS = 400, MOST_ROUNDS = 30;
 const AXES = ["time", "samples", "rounds"];
 let source = null;
 let now = null;
@@ -24,8 +24,14 @@ function connect() {
   source.addEventListener("news", (event) => {
     const news = JSON.parse(event.data);
     points = [...(news.whole ? [] : points), ...news.points].slice(-MOST_POINTS);
-    events = [...events, ...news.events].slice(-MOST_EVENTS);
+    events = thinned([...events, ...news.events]);
   });
+}
+
+// Ends of rounds leave room for what else happened.
+function thinned(all) {
+  const old = all.filter((event) => event[1] === "round").slice(0, -MOST_ROUNDS);
+  return all.filter((event) => !old.includes(event)).slice(-MOST_EVENTS);
 }
 
 function say(text, tone) {

@@ -27,7 +27,7 @@ function progress(next, group) {
     return make("p", { class: "big" }, all ? `All ${job.rounds} rounds are done` : "All rounds are trained; the group ends its work");
   }
   const when = next.round_ends_in_s === null ? [] : [
-    make("span", {}, `this round ends in about ${seconds(next.round_ends_in_s)}`),
+    make("span", {}, next.round_ends_in_s < 1 ? "this round ends any moment" : `this round ends in about ${seconds(next.round_ends_in_s)}`),
     next.round_s ? make("span", {}, `a round takes ${seconds(next.round_s)}${next.planned_round_s ? `, planned ${seconds(next.planned_round_s)}` : ""}`) : null,
     next.round < next.of ? make("span", {}, `the last one in about ${seconds(next.ends_in_s)}`) : null];
   return make("div", {}, make("p", { class: "big" }, "Round ", make("b", {}, next.round), ` of ${next.of}`),

@@ -29,7 +29,7 @@ export function percent(share) {
 }
 
 export function seconds(value) {
-  if (value < 1) return "less than a second";
+  if (value < 1) return "under 1 s";
   if (value < 120) return `${Math.round(value)} s`;
   return value < 7200 ? `${Math.round(value / 60)} min` : `${(value / 3600).toFixed(1)} h`;
 }

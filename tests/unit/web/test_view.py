@@ -165,6 +165,11 @@ def test_events_are_bounded_and_counted() -> None:
     for number in range(1000):
         events.say(float(number), f"event {number}")
     assert len(events.since(0)) == 200 and [e.text for e in events.since(998)] == ["event 998", "event 999"]
+    for number in range(1000):
+        events.say(float(number), f"round {number}", "round")
+    kept = events.since(0)
+    assert [e.text for e in kept if e.kind == "round"] == [f"round {number}" for number in range(970, 1000)]
+    assert kept[0].text == "event 830", "ends of rounds leave room for what else happened"
 
 
 def test_the_end_is_told_ahead_from_the_last_few_rounds() -> None:
