@@ -155,10 +155,15 @@ def check_split_task(task: SplitTask) -> None:
         raise UserError(
             'labels stay with their owners only where each unit has a tail of its own: take tails = "replica"'
         )
-    if task.labels == "stay" and task.model.num_cuts < 2:
-        raise UserError(
-            f"model {task.model.name}: with one legal cut a helper has nothing to train between the first blocks and "
-            'the last, so labels can\'t stay with their owners: take labels = "send", or a model of more blocks'
-        )
+    check_labels(task.labels, task.model)
     if not task.medium_bytes_per_s > 0 or (task.medium == "shared" and task.medium_bytes_per_s == math.inf):
         raise UserError("a shared medium takes a rate: say what it carries, such as --rate 100")
+
+
+def check_labels(labels: Labels, model: ModelProfile) -> None:
+    """Raises ``UserError`` for a model of which nothing is left for a helper where labels stay."""
+    if labels == "stay" and model.num_cuts < 2:
+        raise UserError(
+            f"model {model.name}: with one legal cut a helper has nothing to train between the first blocks and "
+            'the last, so labels can\'t stay with their owners: take labels = "send", or a model of more blocks'
+        )
