@@ -353,7 +353,8 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
     if len(set(d.classes)) != len(d.classes):
         raise JobError(f"{where}: data.classes: a class is named twice")
     if len(d.input_shape) != 3 or not all(1 <= n <= 4096 for n in d.input_shape):
-        raise JobError(f"{where}: data.input_shape: expected [channels, height, width], got {list(d.input_shape)}")
+        what = "[1, 1, bytes in a sample]" if d.kind == "text" else "[channels, height, width]"
+        raise JobError(f"{where}: data.input_shape: expected {what}, each from 1 to 4096, got {list(d.input_shape)}")
     for key, values in (("mean", d.mean), ("std", d.std)):
         if len(values) != d.input_shape[0]:
             raise JobError(f"{where}: data.{key}: expected {d.input_shape[0]} numbers, one a channel")

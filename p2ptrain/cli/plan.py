@@ -20,7 +20,7 @@ from p2ptrain.errors import UserError
 if TYPE_CHECKING:
     from p2ptrain.planning.devices.profiles import DeviceProfile
     from p2ptrain.planning.pipeline.task import PairRate, PipelinePeer
-    from p2ptrain.planning.split.units import Medium, Tails
+    from p2ptrain.planning.split.units import Labels, Medium, Tails
 
 EXAMPLES = """\b
 Examples:
@@ -33,7 +33,7 @@ Examples:
   p2ptrain plan --mode split --model vgg16 peers/*.toml --rate 40 --medium shared --samples 500 --samples old-laptop=0
 """
 ONLY_PIPELINE: tuple[str, ...] = ("schedule", "activations", "gradients")
-ONLY_SPLIT: tuple[str, ...] = ("helpers", "samples", "medium", "tails")
+ONLY_SPLIT: tuple[str, ...] = ("helpers", "samples", "medium", "tails", "labels")
 """Options that the other mode has no use for."""
 
 
@@ -109,6 +109,12 @@ ONLY_SPLIT: tuple[str, ...] = ("helpers", "samples", "medium", "tails")
     default="replica",
     help="split: shared = a helper trains one tail for all its units, step by step. [default: replica]",
 )
+@click.option(
+    "--labels",
+    type=click.Choice(("send", "stay")),
+    default="send",
+    help="split: stay = an owner trains the last block and the loss itself. [default: send]",
+)
 @json_option
 def command(
     profiles: tuple[str, ...],
@@ -131,6 +137,7 @@ def command(
     samples: tuple[str, ...],
     medium: Medium,
     tails: Tails,
+    labels: Labels,
     as_json: bool,
 ) -> None:
     """Plan a pipeline: which of these devices train which blocks of the model, and what a batch would take.
@@ -177,6 +184,7 @@ def command(
             helpers=helpers,
             medium=medium,
             tails=tails,
+            labels=labels,
             rate_mbit_s=rate_mbit_s,
             latency_s=latency_ms / 1000,
             pair_rates=pair_rates_of(links),

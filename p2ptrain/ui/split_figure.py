@@ -39,7 +39,10 @@ def draw(comparison: Comparison, path: Path) -> None:
     labels = []
     for peer in peers:
         unit = plan.unit_of(peer)
-        blocks = f"blocks 0-{unit.cut - 1}" if unit is not None else f"{len(plan.units_of(peer))} tails"
+        kept = (
+            f", {plan.kept_from}-{plan.num_blocks - 1}" if plan.kept_from and unit is not None and unit.helper else ""
+        )
+        blocks = f"blocks 0-{unit.cut - 1}{kept}" if unit is not None else f"{len(plan.units_of(peer))} tails"
         labels.append(f"{clean(peer, 30)}\n{blocks}")
     axes.set_yticks(range(len(peers)), labels)
     axes.invert_yaxis()

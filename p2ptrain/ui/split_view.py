@@ -19,6 +19,7 @@ from p2ptrain.words import clean, listed, scaled, table
 TITLES = ("unit", "owner", "front", "helper", "share up", "down", "parts", "in flight", "sent as", "a batch", "a round")
 RIGHT = (4, 5, 6, 7, 9, 10)
 LEGEND = "digits: forward, by micro-batch; letters: backward (a = 0); = updates; a helper's: the unit's number; · waits"
+_LEAVES = "labels and activations of the samples go to the helpers"
 SHOWN_BATCHES = 2
 """Of the slowest unit, in the timeline."""
 MANY = "#"
@@ -48,7 +49,8 @@ def render(comparison: Comparison, width: int = TIMELINE_WIDTH) -> str:
     lines += [*table(rows, right=(1, 2, 3)), ""]
     lines += [_bound_line(comparison), ""]
     if plan.helpers:
-        lines += ["labels and activations of the samples go to the helpers", ""]
+        what = "activations and gradients go to the helpers, labels stay" if plan.kept_from else _LEAVES
+        lines += [what, ""]
     lines += timeline_lines(room, plan, width)
     if not cost.fits:
         lines += ["", "this does not fit into the memory of these peers"]
@@ -58,7 +60,8 @@ def render(comparison: Comparison, width: int = TIMELINE_WIDTH) -> str:
 def _unit_lines(room: Room, plan: SplitPlan) -> list[str]:
     rows = [TITLES]
     for number, unit in enumerate(plan.units):
-        front = f"0-{unit.cut - 1}" if unit.helper else "all blocks, alone"
+        kept = f" {plan.kept_from}-{plan.num_blocks - 1}" if plan.kept_from else ""
+        front = f"0-{unit.cut - 1}{kept}" if unit.helper else "all blocks, alone"
         coding = unit.activations if unit.activations == unit.gradients else f"{unit.activations}/{unit.gradients}"
         up, down = link_shares(room, unit)
         rows.append(

@@ -86,14 +86,15 @@ def averaged(job: Job, plan: Plan, owners: list[PeerProcess]) -> dict[str, Tenso
     return {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
 
 
-def test_two_owners_and_a_helper_train_what_federated_averaging_does(peers: PeerGroup) -> None:
-    job = as_split(make_job(rounds=3, epochs=1, peers=3))
+@pytest.mark.parametrize("labels", ["send", "stay"])
+def test_two_owners_and_a_helper_train_what_federated_averaging_does(peers: PeerGroup, labels: str) -> None:
+    job = as_split(make_job(rounds=3, epochs=1, peers=3), labels=labels)
     *owners, helper = start(peers, 2, job)
     peers.until_all("done", 120)
     found = peers.harvest()
     body = body_of(found.plan)
     assert body.split.helpers == (helper.id,) and {unit.owner for unit in body.split.units} == {p.id for p in owners}
-    assert {report.round for report in found.report} == {3}
+    assert {report.round for report in found.report} == {3} and bool(body.split.kept_from) == (labels == "stay")
     alone = averaged(job, found.plan, owners)
     assert alone.keys() == found.state.keys()
     for name, tensor in alone.items():

@@ -1,4 +1,4 @@
-"""Groups that train split, of which a peer comes back with other samples or with figures that make no sense."""
+"""Groups that train split: a peer comes back with other samples or with figures that make no sense; labels stay."""
 
 from __future__ import annotations
 
@@ -52,3 +52,13 @@ def test_an_owner_that_comes_back_with_other_samples_does_not_end_the_group(coun
     if counts[0] > 1:
         assert "a round would take months" in owner.record.waiting_for
         assert all(unit.owner != owner.id for unit in body_of(others[0]).split.units)
+
+
+def test_labels_that_stay_and_a_helper_that_dies() -> None:
+    """Owners have two runs of blocks: every round is whole, and so is the harvest."""
+    room = group(rounds=5, labels="stay")
+    assert room.run(120, all_at(room, 1)), state_of(room)
+    assert body_of(room.devices[0]).split.kept_from == 8
+    victims(room, "helper")[0].kill()
+    assert room.run(300, room.all_done), state_of(room)
+    assert set(owners_by_round(check_done(room, 3)).values()) == {3}

@@ -33,7 +33,7 @@ from p2ptrain.modes.split.commands import (
 from p2ptrain.modes.split.plan import (
     SplitBody,
     bounds_of,
-    need_of,
+    needs_of,
     runs_of,
     samples_of,
 )
@@ -69,6 +69,7 @@ class Half:
     done: int = 0
     sent: int = 0
     came: set[int] = dataclasses.field(default_factory=set)
+    kept: range = range(0)
 
     @property
     def is_over(self) -> bool:
@@ -162,15 +163,18 @@ class UnitTrainer(BlocksTrainer):
             self._plan, self._begin, self._pieces = None, None, []
             self._say(c.SnapshotRefused(str(error)))
             return
-        first, stop = need_of(split, self._own)
+        needed = {block for first, stop in needs_of(split, self._own) for block in range(first, stop)}
         if not round:
-            blocks = {block: {} for block in range(first, stop)}
-        assert set(range(first, stop)) <= blocks.keys(), "the pieces have not all own blocks"
-        assert all(ledger == blocks[first] for ledger in blocks.values()), "pieces of different states"
+            blocks = {block: {} for block in needed}
+        assert needed <= blocks.keys(), "the pieces have not all own blocks"
+        assert all(ledger == blocks[min(needed)] for ledger in blocks.values()), "pieces of different states"
         for unit, (begin, end) in runs_of(split, self._own):
             samples = samples_of(self._plan)[unit.owner]
             partner = unit.helper or "" if unit.owner == self._own else unit.owner
             steps = samples // min(split.batch_size, samples)
+            if unit.owner in self._halves:  # the last blocks, which an owner keeps with its labels
+                self._halves[unit.owner].kept = range(begin, end)
+                continue
             self._halves[unit.owner] = Half(unit.owner, partner, begin, end, samples, steps, begin == 0)
         self._blocks, self._begin, self._pieces, self.round, self._ended = blocks, None, [], round, False
         self.begun.append((self._plan.epoch, round))
@@ -253,7 +257,7 @@ class UnitTrainer(BlocksTrainer):
         self._say(StageUsed(self.round, 0.5, self.slowdown))
         copies: dict[int, dict[str, Ledger]] = {}
         for half in self._halves.values():
-            for block in range(half.first, half.stop):
+            for block in (*range(half.first, half.stop), *half.kept):
                 new = {(self.round, half.owner): (half.samples, self._plan.epoch)}
                 copies.setdefault(block, {})[half.owner] = self._blocks[block] | new
         merged = {block: merge(list(ledgers.values())) for block, ledgers in copies.items()}

@@ -43,6 +43,7 @@ COMMENTS = {
     "pipeline.patience_s": "seconds that peers with newer blocks on disk are waited for",
     "pipeline.recovery": "light; heavy (all blocks through one peer) is there to compare with",
     "split.tails": "replica (copies, averaged after a round) or shared (one model, trained together step by step)",
+    "split.labels": "send (to the helper, with the activations) or stay (the owner trains the last block and the loss)",
     "split.optimizer": "its state at a round's beginning: reset, or average",
     "split.micro_batches": "a batch is cut into at most so many equal parts; the plan chooses how many",
     "split.strategy": "planned; alone, mid-cut, common-cut, cuts-only, shares-only, alternating, unsplit to compare",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from p2ptrain.planning.devices.profiles import DeviceProfile
     from p2ptrain.planning.pipeline.task import PairRate, PipelinePeer
     from p2ptrain.planning.split.task import SplitPeer, SplitTask
-    from p2ptrain.planning.split.units import Medium, Tails
+    from p2ptrain.planning.split.units import Labels, Medium, Tails
 
 USUAL_SAMPLES = 1000
 
@@ -54,6 +54,7 @@ def split_task(
     helpers: tuple[str, ...],
     medium: Medium,
     tails: Tails,
+    labels: Labels,
     rate_mbit_s: float | None,
     latency_s: float,
     pair_rates: tuple[PairRate, ...],
@@ -78,6 +79,7 @@ def split_task(
         batch_size,
         micro_batches,
         tails=tails,
+        labels=labels,
         medium=medium,
         latency_s=latency_s,
         pair_rates=pair_rates,

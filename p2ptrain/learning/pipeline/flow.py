@@ -34,7 +34,7 @@ _LABELS = "y"
 
 
 class Flow:
-    """``index``: of the own stage in the pipeline."""
+    """``index``: of the own stage in the pipeline. ``with_labels``: they travel with the activations."""
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class Flow:
         activations: Coding,
         gradients: Coding,
         gradient_feedback: bool = True,
+        with_labels: bool = True,
     ) -> None:
         stages = pipeline.stages
         stage = stages[index]
@@ -60,8 +61,8 @@ class Flow:
         self._behind = {} if self.is_last else overlapping(self.rows, row_ranges(stages[index + 1]))
         self._ahead = 0 if self.is_first else stages[index - 1].warm_up
         self._coming = _specs(chain.inputs(stage.start))
-        self._labels = label_shapes(chain.blocks[-1].outputs[0].shape, chain.input.shape[-1])
-        self._num_classes = num_classes
+        shapes = label_shapes(chain.blocks[-1].outputs[0].shape, chain.input.shape[-1])
+        self._labels = {_LABELS: Spec(shapes, torch.int64, range(num_classes))} if with_labels else {}
         self._returning = _specs(chain.blocks[stage.stop - 1].outputs)
         self._codings: dict[Work, Coding] = {"forward": activations, "backward": gradients}
         self._activations = Encoder(activations, feedback=False)
@@ -74,7 +75,7 @@ class Flow:
         if message.work == "forward":
             senders, inbox = self._before, self._forward_in
             first, stop = self.next_forward, self.next_backward + self._ahead
-            specs = self._coming | {_LABELS: Spec(self._labels, torch.int64, range(self._num_classes))}
+            specs = self._coming | self._labels
         else:
             senders, inbox, specs = self._behind, self._backward_in, self._returning
             first, stop = self.next_backward, self.next_forward
@@ -92,15 +93,16 @@ class Flow:
     def has_inputs(self) -> bool:
         return self.is_first or self._forward_in.complete(self.next_forward)
 
-    def take_inputs(self) -> tuple[list[Tensor], Tensor]:
-        """The tensors that cross to this stage ``[own rows, ...]``, and the labels."""
+    def take_inputs(self) -> tuple[list[Tensor], Tensor | None]:
+        """The tensors that cross to this stage ``[own rows, ...]``, and the labels, if they travel."""
         tensors = self._forward_in.take(self.next_forward)
-        y = tensors.pop(_LABELS)
-        return [tensors[name] for name in self._coming], y
+        return [tensors[name] for name in self._coming], tensors.get(_LABELS)
 
-    def send_outputs(self, outputs: Sequence[Tensor], y: Tensor) -> list[StageMessage]:
+    def send_outputs(self, outputs: Sequence[Tensor], y: Tensor | None) -> list[StageMessage]:
         """And count the forward pass."""
-        tensors = {str(index): tensor for index, tensor in enumerate(outputs)} | {_LABELS: y}
+        tensors = {str(index): tensor for index, tensor in enumerate(outputs)}
+        if self._labels and y is not None:
+            tensors[_LABELS] = y
         messages = self._messages("forward", self.next_forward, tensors, self._behind, self._activations)
         self.next_forward += 1
         return messages

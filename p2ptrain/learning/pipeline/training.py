@@ -65,7 +65,8 @@ class StageTraining:
 
     ``build`` makes the whole model, of which only the own blocks are ever held (``Chain.build_slice``). ``data``: of
     peers in the first stage. ``init``: a checkpoint's tensors to start from. ``is_restored``: nothing is done before
-    ``restore`` has brought all weights, so none are drawn.
+    ``restore`` has brought all weights, so none are drawn. ``kept_labels``: of micro-batches between first and last
+    stage, by number, where one peer has both and keeps them; None: they travel with the activations.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class StageTraining:
         device: torch.device | str = "cpu",
         init: Mapping[str, Tensor] | None = None,
         is_restored: bool = False,
+        kept_labels: dict[int, Tensor] | None = None,
     ) -> None:
         index = pipeline.stage_of(own)
         if index is None or pipeline.num_blocks != len(chain.blocks):
@@ -131,7 +133,9 @@ class StageTraining:
             activations=activations,
             gradients=gradients,
             gradient_feedback=gradient_feedback,
+            with_labels=kept_labels is None,
         )
+        self._kept_labels = kept_labels
         self._samples: SampleStream | None = None
         self._drawn = 0
         if self._flow.is_first:
@@ -234,16 +238,22 @@ class StageTraining:
     def _forward(self) -> list[StageMessage]:
         start, flow = time.perf_counter(), self._flow
         number = flow.next_forward
+        y: Tensor | None
         if self._samples is not None:
             x, y = self._samples.draw(len(flow.rows))
             inputs = [x.to(self._chain.input.dtype) if x.is_floating_point() else x]
         else:
             inputs, y = flow.take_inputs()
+        if self._kept_labels is not None:
+            if y is not None:
+                self._kept_labels[number] = y
+            elif flow.is_last:
+                y = self._kept_labels.pop(number)
         seed = self._seed
         for where in (*divmod(number, self._num_units), self._index, flow.rows.start):
             seed = seed * 1_000_003 + where
         outputs: tuple[Tensor, ...] = ()
-        if flow.is_last:
+        if flow.is_last and y is not None:
             weight = len(flow.rows) / self._batch_rows
             self._stage.forward_to_loss(number, inputs, y, weight, seed, first=flow.is_first)
         else:
@@ -349,6 +359,8 @@ class StageTraining:
         self._start_from(step)
 
     def _start_from(self, step: int) -> None:
+        if self._kept_labels is not None:
+            self._kept_labels.clear()
         self._stage.discard(held=True)
         self._flow.restart(step)
         self._end.abandon()

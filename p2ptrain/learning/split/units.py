@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +25,7 @@ from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.pipeline.rows import StageMessage
 from p2ptrain.learning.pipeline.snapshots import Snapshot
 from p2ptrain.learning.pipeline.training import StageTraining, StageUse
+from p2ptrain.learning.split.looped import END, Ends, Middle
 from p2ptrain.learning.split.update import Copy, make_update
 from p2ptrain.learning.training import DivergedError
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
@@ -31,20 +33,20 @@ from p2ptrain.planning.split.units import SplitPlan, Unit
 
 
 def unit_pipeline(plan: SplitPlan, unit: Unit, num_samples: int) -> PipelinePlan:
-    """A unit as a pipeline of its front and its tail, or of one stage where the owner trains alone.
+    """A unit as a pipeline of its front and its tail, of one stage where the owner trains alone, or of three where it
+    keeps its labels (``looped``).
 
     A batch has the plan's size, or ``num_samples``, what the owner has, if those are fewer; rounded down to
     micro-batches of one size.
     """
     num = min(unit.micro_batches, num_samples)
     micro_batch = min(plan.batch_size, num_samples) // num
-    stages: tuple[Stage, ...]
-    if unit.helper is None:
-        stages = (Stage(0, plan.num_blocks, (unit.owner,), (micro_batch,), 1),)
-    else:
-        front = Stage(0, unit.cut, (unit.owner,), (micro_batch,), min(unit.in_flight, num))
-        stages = (front, Stage(unit.cut, plan.num_blocks, (unit.helper,), (micro_batch,), 1))
-    return PipelinePlan(plan.model, plan.num_blocks, micro_batch, num, stages, ())
+    runs, ahead = plan.runs_of(unit), min(unit.in_flight, num)
+    stages = []
+    for place, (peer, first, stop) in enumerate(runs):
+        name = peer + END if place == 2 else peer
+        stages.append(Stage(first, stop, (name,), (micro_batch,), 1 if place + 1 == len(runs) else ahead))
+    return PipelinePlan(plan.model, plan.num_blocks, micro_batch, num, tuple(stages), ())
 
 
 def steps_of(pipeline: PipelinePlan, num_samples: int, passes: float = 1.0) -> int:
@@ -65,8 +67,7 @@ def planned_samples(plan: SplitPlan, samples: Mapping[str, int], passes: float =
         else:
             pipeline = unit_pipeline(plan, unit, num)
             most = steps_of(pipeline, num, passes) * pipeline.micro_batch * pipeline.num_micro_batches
-        runs = [(unit.owner, 0, unit.cut)] + ([(unit.helper, unit.cut, plan.num_blocks)] if unit.helper else [])
-        for peer, first, stop in runs:
+        for peer, first, stop in plan.runs_of(unit):
             blocks = found.setdefault(peer, {})
             for block in range(first, stop):
                 blocks[block] = blocks.get(block, 0) + most
@@ -119,16 +120,16 @@ class Units:
         self._by_peer = {(unit.helper if own == unit.owner else unit.owner): unit.owner for unit in units}
         """The owner of the unit of which a peer has the other half."""
         self._steps: dict[str, int] = {}
-        self._training: dict[str, StageTraining] = {}
+        self._training: dict[str, StageTraining | Ends] = {}
         for unit in units:
             owner = unit.owner
             pipeline = unit_pipeline(plan, unit, samples[owner])
             self._steps[owner] = steps_of(pipeline, samples[owner], training.epochs_per_round)
-            self._training[owner] = StageTraining(
+            make = partial(
+                Middle if len(pipeline.stages) == 3 and owner != own else StageTraining,
                 training,
                 chain,
                 pipeline,
-                own,
                 data=data if owner == own else None,
                 peer_name=peer_name if owner == own else owner,
                 steps_per_round=self._steps[owner],
@@ -136,6 +137,11 @@ class Units:
                 gradients=unit.gradients,
                 **options,
             )
+            keeps_labels = len(pipeline.stages) == 3
+            if keeps_labels and owner == own:
+                self._training[owner] = Ends(own, lambda name, labels, make=make: make(own=name, kept_labels=labels))  # type: ignore[misc]
+            else:
+                self._training[owner] = make(own=own, kept_labels={} if keeps_labels else None)
         self._begun_with = dict.fromkeys(self._training, 0)
         self._given_up: set[str] = set()
         """Owners whose tails diverged: the round is not over without them, so it needs another plan."""
@@ -224,8 +230,9 @@ class Units:
         if not self.done:
             raise LocalError("the round is not over")
         copies = [
-            Copy(training.start, training.stop, self._trained(owner), training.snapshot(copy=False)[0])
+            Copy(part.start, part.stop, self._trained(owner), part.snapshot(copy=False)[0])
             for owner, training in sorted(self._training.items())
+            for part in (training.parts if isinstance(training, Ends) else (training,))
         ]
         return make_update(self._chain, self.round, copies, with_optimizer=self._averages_optimizer)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from p2ptrain.errors import LocalError, RemoteError
+from p2ptrain.errors import RemoteError
 from p2ptrain.learning.averaging import MAX_STATISTICS_RATIO, root_mean_square
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.pipeline.snapshots import Progress, piece_metadata
@@ -46,18 +46,19 @@ class Copy:
 def make_update(
     chain: Chain, round: int, copies: Sequence[Copy], *, with_optimizer: bool = False, are_equal: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The mean of copies, by samples, of all blocks that one of them has: one run of blocks.
+    """The mean of copies, by samples, of all blocks that one of them has.
 
     ``with_optimizer``: the optimizer's tensors too, where all copies of a block have them. ``are_equal``: any copy of a
     block is the mean of them.
     """
     first, stop = min(copy.first for copy in copies), max(copy.stop for copy in copies)
-    weights = [sum(c.samples for c in copies if c.first <= block < c.stop) for block in range(first, stop)]
+    weights: list[int | None] = []
     tensors: dict[str, Tensor] = {}
     for block in range(first, stop):
         here = [copy for copy in copies if copy.first <= block < copy.stop]
-        if not here:
-            raise LocalError(f"no copy has block {block}, between others that do")
+        weights.append(sum(copy.samples for copy in here) if here else None)
+        if not here:  # between the first blocks and the last, which an owner keeps
+            continue
         useful = here[:1] if are_equal else [copy for copy in here if copy.samples] or here
         names = [f"model.{name}" for name in chain.tensor_names(block, block + 1)]
         for name in names + (_optimizer_tensors(chain, block, useful) if with_optimizer else []):
@@ -126,13 +127,12 @@ class RoundAverage:
         """Take a peer's update in. Raises ``RemoteError`` for one that does not fit, and then changes nothing."""
         if peer in self._given:
             raise RemoteError("update", f"a second one of {peer}")
-        first, weights = self._read(metadata)
-        given = dict(enumerate(weights, first))
+        given = self._read(metadata)
         self._check_samples(peer, given)
         model, states = split_state(tensors)
-        self._check(model, states, first, first + len(weights))
+        self._check(model, states, given)
         self._given[peer] = given
-        for block, weight in enumerate(weights, first):
+        for block, weight in given.items():
             self._weights[block] += weight
             for name in self._chain.tensor_names(block, block + 1):
                 self._add(f"model.{name}", model[name], weight)
@@ -151,8 +151,8 @@ class RoundAverage:
         else:
             self._sums[name] = tensor.to(torch.float32) * weight
 
-    def _read(self, metadata: Mapping[str, str]) -> tuple[int, list[int]]:
-        """The first block and the samples of each."""
+    def _read(self, metadata: Mapping[str, str]) -> dict[int, int]:
+        """The samples of each block that it has."""
         if metadata.get("format") != FORMAT:
             raise RemoteError("update", "no update of a round")
         if read_count(metadata, "round") != self._round:
@@ -167,9 +167,10 @@ class RoundAverage:
             weights = None
         if not isinstance(weights, list) or len(weights) != stop - first:
             raise RemoteError("update", "not a number of samples for each block")
-        if not all(type(weight) is int and 0 <= weight <= MAX_SAMPLES for weight in weights):
+        given = {block: weight for block, weight in enumerate(weights, first) if weight is not None}
+        if not given or not all(type(weight) is int and 0 <= weight <= MAX_SAMPLES for weight in given.values()):
             raise RemoteError("update", "a number of samples that can't be one")
-        return first, weights
+        return given
 
     def _check_samples(self, peer: str, given: Mapping[int, int]) -> None:
         if self._planned is None:
@@ -190,8 +191,8 @@ class RoundAverage:
                 return peer
         return ""
 
-    def _check(self, model: Mapping[str, Tensor], states: Mapping[str, Tensor], first: int, stop: int) -> None:
-        names = frozenset(self._chain.tensor_names(first, stop))
+    def _check(self, model: Mapping[str, Tensor], states: Mapping[str, Tensor], blocks: Iterable[int]) -> None:
+        names = frozenset(name for block in blocks for name in self._chain.tensor_names(block, block + 1))
         if model.keys() != names:
             odd = sorted(model.keys() ^ names)
             raise RemoteError("tensor-names", f"an update misses or should not have {odd[:3]}")

@@ -139,6 +139,7 @@ def choice_of(
         settings.micro_batches,
         job.training.epochs_per_round,
         settings.tails,
+        settings.labels,
         settings.medium,
         latency_s=latency_s,
         pair_rates=pair_rates,

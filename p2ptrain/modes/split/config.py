@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from p2ptrain.config import Job, ModeTable, check_limits
 from p2ptrain.errors import JobError
-from p2ptrain.planning.split.units import Medium, Tails
+from p2ptrain.planning.split.units import Labels, Medium, Tails
 
 NAME = "split"
 OptimizerState = Literal["reset", "average"]
@@ -24,6 +24,9 @@ class SplitConfig(ModeTable):
     """replica: a helper keeps a tail for each unit, and a round is one of federated averaging. shared: all units train
     one model step by step, on batches drawn from all samples together, as one process would; gradients of the fronts
     travel in every step."""
+    labels: Labels = "send"
+    """Of a peer that is helped. send: they go to its helper, with the activations. stay: it trains the last block and
+    the loss itself, so they leave it in no message; each micro-batch goes there and back twice."""
     optimizer: OptimizerState = "reset"
     """At a round's beginning, with tails "replica": reset = it begins anew in every unit, as in federated averaging;
     average = it goes on from the mean of all units."""
@@ -47,6 +50,11 @@ class SplitConfig(ModeTable):
         check_limits(limits, where)
         if job.mode != NAME:
             return
+        if self.labels == "stay" and self.tails == "shared":
+            raise JobError(
+                f'{where}: split.labels = "stay" takes a tail for each unit, split.tails = "replica"; with one tail '
+                'for all of them, split.labels = "send"'
+            )
         if self.micro_batches > job.training.batch_size:
             raise JobError(
                 f"{where}: split.micro_batches: {self.micro_batches} parts of a batch of {job.training.batch_size} "

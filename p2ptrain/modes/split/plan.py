@@ -148,21 +148,24 @@ def workers(split: SplitPlan) -> tuple[str, ...]:
 
 
 def runs_of(split: SplitPlan, peer: str) -> list[tuple[Unit, Run]]:
-    """The units that a peer has a half of, or all of one, and the blocks that it trains of each."""
+    """The units that a peer has a part of, or all of one, and the blocks that it trains of each: of its own two runs
+    where it keeps its labels."""
     found = []
     for unit in split.units:
-        if unit.owner == peer:
-            found.append((unit, (0, unit.cut)))
-        elif unit.helper == peer:
-            found.append((unit, (unit.cut, split.num_blocks)))
+        found += [(unit, (first, stop)) for who, first, stop in split.runs_of(unit) if who == peer]
     return found
 
 
-def need_of(split: SplitPlan, peer: str) -> Run:
-    """All blocks that a peer trains of any unit: one run, as all tails end at the last block. Raises ``ValueError``
-    for one that does not work."""
-    runs = [run for _, run in runs_of(split, peer)]
-    return min(first for first, _ in runs), max(stop for _, stop in runs)
+def needs_of(split: SplitPlan, peer: str) -> tuple[Run, ...]:
+    """All blocks that a peer trains of any unit: one run or, where it keeps its labels, two. None for one that does not
+    work."""
+    found: list[Run] = []
+    for first, stop in sorted(run for _, run in runs_of(split, peer)):
+        if found and first <= found[-1][1]:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        else:
+            found.append((first, stop))
+    return tuple(found)
 
 
 def rates_of(split: SplitPlan, peer: str) -> dict[PeerId, float]:
@@ -177,7 +180,7 @@ def rates_of(split: SplitPlan, peer: str) -> dict[PeerId, float]:
 
 def bounds_of(split: SplitPlan) -> tuple[int, ...]:
     """Where a round's state is cut: wherever a peer begins or ends."""
-    return tuple(sorted({0, split.num_blocks, *(unit.cut for unit in split.units)}))
+    return tuple(sorted({0, split.tail_stop, split.num_blocks, *(unit.cut for unit in split.units)}))
 
 
 def shares_of(model: ModelProfile, split: SplitPlan) -> tuple[float, ...]:

@@ -25,7 +25,7 @@ from p2ptrain.modes.split.plan import (
     SplitBody,
     StartPiece,
     body_of,
-    need_of,
+    needs_of,
     shares_of,
     workers,
 )
@@ -101,8 +101,8 @@ def follows(job: Job, model: ModelProfile | None, plan: Plan, parent: Plan | Non
     if not isinstance(body, SplitBody) or plan.job != job.id or plan.mode != job.mode:
         return False
     settings = split_of(job)
-    agreed = (body.split.batch_size, body.split.tails, body.split.medium)
-    if agreed != (job.training.batch_size, settings.tails, settings.medium):
+    agreed = (body.split.batch_size, body.split.tails, body.split.medium, bool(body.split.kept_from))
+    if agreed != (job.training.batch_size, settings.tails, settings.medium, settings.labels == "stay"):
         return False
     if body.from_round >= job.training.rounds or not _continues(plan, parent):
         return False
@@ -222,8 +222,8 @@ def _averager(
     failed = body_of(parent).averager if parent is not None else ""
 
     def worth(peer: str) -> tuple[bool, int, float, str]:
-        first, stop = need_of(split, peer)
-        held = sum(block.parameter_bytes for block in model.blocks[first:stop])
+        runs = needs_of(split, peer)
+        held = sum(block.parameter_bytes for first, stop in runs for block in model.blocks[first:stop])
         return (not (peer == failed and peer in lost), held, rates.get(PeerId(peer), 0.0), peer)
 
     return PeerId(max(workers(split), key=worth))
@@ -250,8 +250,10 @@ def _is_sound(job: Job, model: ModelProfile, plan: Plan, body: SplitBody) -> boo
         return False
     if not are_usable(model, plan, body.figures):
         return False
-    cuts = {index + 1 for index, block in enumerate(model.blocks[:-1]) if block.cut_after} | {len(model.blocks)}
-    if any(unit.cut not in cuts for unit in split.units):
+    cuts = {index + 1 for index, block in enumerate(model.blocks[:-1]) if block.cut_after}
+    if any(unit.cut not in cuts | {len(model.blocks)} for unit in split.units):
+        return False
+    if split.kept_from not in (0, max(cuts)):
         return False
     choice, owners = choice_of(job, model, plan.peers, body.figures), {unit.owner for unit in split.units}
     left_out = set(choice.owners) - owners

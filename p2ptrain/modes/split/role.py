@@ -43,7 +43,7 @@ from p2ptrain.modes.split.commands import (
     UpdateMade,
     UpdateRefused,
 )
-from p2ptrain.modes.split.plan import body_of, need_of, rates_of, runs_of
+from p2ptrain.modes.split.plan import body_of, needs_of, rates_of
 from p2ptrain.modes.split.rounds import states as at
 from p2ptrain.modes.split.rounds.blames import HARMLESS, NOT_GIVEN, Blames
 from p2ptrain.modes.split.rounds.end import RoundEnd
@@ -184,7 +184,7 @@ class SplitRole:
 
     def _pieces(self, plan: Plan, round: int) -> list[m.SnapshotRef]:
         """Of the state after ``round`` rounds, those with own blocks; [] as long as there are none."""
-        return self.replicas.with_blocks(round, need_of(body_of(plan).split, self._group.own_id))
+        return self.replicas.with_blocks(round, needs_of(body_of(plan).split, self._group.own_id))
 
     def _gather(self, now: float) -> Effects:
         """Get the blocks of the round's state, and have the trainer begin when all are here."""
@@ -262,10 +262,9 @@ class SplitRole:
 
     def _helper(self) -> list[str]:
         """Who knows the loss of the own unit, as it has its tail."""
-        if self._trained is None:
-            return []
-        units = [unit for unit, _ in runs_of(body_of(self._trained).split, self._group.own_id)]
-        return [unit.helper for unit in units if unit.helper is not None and unit.owner == self._group.own_id]
+        split = body_of(self._trained).split if self._trained is not None else None
+        unit = split.unit_of(self._group.own_id) if split is not None and not split.kept_from else None
+        return [unit.helper] if unit is not None and unit.helper is not None else []
 
     def _refused(self, event: c.SnapshotRefused, now: float) -> Effects:
         """What others saved did not fit: these blobs are not tried again."""

@@ -43,13 +43,15 @@ class UnitsUse:
         self._slowdown = 1.0
         split = body_of(plan).split
         slowdown = next((figures.slowdown for figures in body_of(plan).figures if figures.peer == own), 1.0)
-        for unit, _ in runs_of(split, own):
+        for unit in dict.fromkeys(unit for unit, _ in runs_of(split, own)):
             if times is None or unit.owner not in played:
                 continue
             rows = _rows(split, unit, samples_of(plan))
-            mine = slice(0, unit.cut) if unit.owner == own else slice(unit.cut, split.num_blocks)
+            mine = slice(0, unit.cut) if unit.owner == own else slice(unit.cut, split.tail_stop)
             forward = sum(times.forward(rows)[mine])
             backward = sum(times.backward(rows)[mine])
+            if unit.owner == own and unit.helper and split.kept_from:  # counted as part of a backward pass
+                backward += sum(sum(passes(rows)[split.kept_from :]) for passes in (times.forward, times.backward))
             steps = played[unit.owner].steps
             there, back = steps.forward_s - slowdown * forward, steps.backward_s - slowdown * backward
             if unit.owner != own:

@@ -10,7 +10,8 @@ from p2ptrain.core import no_words
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.split import cover
-from p2ptrain.modes.split.plan import ShutOut, body_of, need_of, rates_of, runs_of, workers
+from p2ptrain.modes.split.config import split_of
+from p2ptrain.modes.split.plan import Run, ShutOut, body_of, needs_of, rates_of, workers
 from p2ptrain.modes.split.rounds.states import Ended, Gathering, Lost, State
 from p2ptrain.planning.split.units import SplitPlan, Unit
 from p2ptrain.protocol.consensus.epochs import epoch_words
@@ -30,15 +31,25 @@ LEAVES = (
     "can tell of the samples; these themselves stay where they are"
 )
 
+LEAVES_WITHOUT_LABELS = (
+    "of a peer that is helped, the activations of the first layers and the gradients of the last ones go to its "
+    "helper, and can tell of the samples and of their labels; these themselves stay where they are"
+)
+
 
 def job_lines(job: Job) -> list[str]:
     """What ``job check`` tells beside what all jobs have."""
-    return [f"leaves    {LEAVES}"]
+    return [f"leaves    {_leaves(job)}"]
 
 
 def choice_lines(job: Job) -> list[str]:
     """What whoever chooses this mode for a new job should know."""
-    return [f"mode {job.mode}: {LEAVES}"]
+    hint = "" if split_of(job).labels == "stay" else '; with split.labels = "stay" labels stay, too'
+    return [f"mode {job.mode}: {_leaves(job)}{hint}"]
+
+
+def _leaves(job: Job) -> str:
+    return LEAVES_WITHOUT_LABELS if split_of(job).labels == "stay" else LEAVES
 
 
 def plan_lines(plan: Plan, job: Job) -> list[str]:
@@ -56,7 +67,7 @@ def plan_lines(plan: Plan, job: Job) -> list[str]:
             lines.append(f"{unit.owner} trains alone: a round takes {unit.round_s:.3g} s")
             continue
         lines.append(
-            f"{unit.owner} trains blocks 0-{unit.cut - 1}, {unit.helper} the others: {unit.round_s:.3g} s a round, "
+            f"{unit.owner} trains {_own_blocks(split, unit)}, {unit.helper} the others: {unit.round_s:.3g} s a round, "
             f"{_number(unit.micro_batches, 'part', 'parts')} a batch, {unit.in_flight} of them under way; granted "
             f"{_rates(unit)}; coding {unit.activations}"
         )
@@ -89,6 +100,7 @@ def plan_plain(plan: Plan) -> Mapping[str, Any]:
     return {
         "units": [to_plain(unit) for unit in split.units],
         "standby": list(split.standby),
+        "kept_from": split.kept_from,
         "averager": body.averager,
         "from_round": body.from_round,
         "round_s": split.round_s,
@@ -137,15 +149,30 @@ def _unused(plan: Plan, own: PeerId) -> int:
 
 def work_text(split: SplitPlan, own: str) -> str:
     """Which blocks it trains, and with whom."""
-    return " and ".join(_unit_text(split, unit, own) for unit, _ in runs_of(split, own))
+    return " and ".join(_unit_text(split, unit, own) for unit in _units(split, own))
+
+
+def _units(split: SplitPlan, peer: str) -> list[Unit]:
+    """Those that it has a part of."""
+    return [unit for unit in split.units if peer in (unit.owner, unit.helper)]
 
 
 def _unit_text(split: SplitPlan, unit: Unit, own: str) -> str:
     if unit.helper is None:
         return f"all {split.num_blocks} blocks alone"
     if unit.owner == own:
-        return f"blocks 0-{unit.cut - 1} of its copy, and {unit.helper} the others ({_rates(unit)})"
-    return f"blocks {unit.cut}-{split.num_blocks - 1} for {unit.owner} ({_rates(unit)})"
+        return f"{_own_blocks(split, unit)} of its copy, and {unit.helper} the others ({_rates(unit)})"
+    return f"blocks {unit.cut}-{split.tail_stop - 1} for {unit.owner} ({_rates(unit)})"
+
+
+def _own_blocks(split: SplitPlan, unit: Unit) -> str:
+    """Those of a unit that its owner trains."""
+    return blocks_text([(first, stop) for peer, first, stop in split.runs_of(unit) if peer == unit.owner])
+
+
+def blocks_text(runs: Sequence[Run]) -> str:
+    """``blocks 0-3 and 8-8``."""
+    return "blocks " + " and ".join(f"{first}-{stop - 1}" for first, stop in runs)
 
 
 def _number(num: int, one: str, many: str) -> str:
@@ -154,8 +181,10 @@ def _number(num: int, one: str, many: str) -> str:
 
 def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
     """What the person at this device should know about the plan."""
-    helpers = [unit.helper for unit, _ in runs_of(body_of(plan).split, own) if unit.owner == own and unit.helper]
-    lines = [f"activations of this device's samples, and their labels, go to {helper}" for helper in helpers]
+    split = body_of(plan).split
+    helpers = [unit.helper for unit in _units(split, own) if unit.owner == own and unit.helper]
+    what, stay = ("gradients", "; their labels stay here") if split.kept_from else ("their labels", "")
+    lines = [f"activations of this device's samples, and {what}, go to {helper}{stay}" for helper in helpers]
     return lines + [f"{each.peer} is {each.words}" for each in _shut_out(plan) if each.peer != own]
 
 
@@ -178,8 +207,8 @@ def waiting_words(plan: Plan, own: PeerId, state: State, missing: Sequence[PeerI
     if isinstance(state, Gathering) and has_all:
         return f"a second peer to have all of round {state.round}, so that no device's loss takes it away"
     if isinstance(state, Gathering):
-        first, stop = need_of(body.split, own)
-        return f"blocks {first}-{stop - 1} after {_number(state.round, 'round', 'rounds')}, from whoever has them"
+        rounds = _number(state.round, "round", "rounds")
+        return f"{blocks_text(needs_of(body.split, own))} after {rounds}, from whoever has them"
     if isinstance(state, Ended) and body.averager != own:
         return f"{body.averager} to average round {state.round}, when all are through"
     if isinstance(state, Ended) and missing:
@@ -192,9 +221,10 @@ def part_text(plan: Plan, job: Job, index: int) -> str:
     split = body_of(plan).split
     peer = workers(split)[index]
     texts = []
-    for unit, (first, stop) in runs_of(split, peer):
+    for unit in _units(split, peer):
         where = "alone" if unit.helper is None else f"with {unit.helper}" if unit.owner == peer else f"for {unit.owner}"
-        texts.append(f"blocks {first}-{stop - 1} {where}")
+        own = [(first, stop) for who, first, stop in split.runs_of(unit) if who == peer]
+        texts.append(f"{blocks_text(own)} {where}")
     return ", ".join(texts)
 
 

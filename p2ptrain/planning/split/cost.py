@@ -103,7 +103,7 @@ def cost_of(room: Room, plan: SplitPlan, played: Round | None = None) -> PlanCos
 
 def memory_of(room: Room, plan: SplitPlan) -> dict[str, float]:
     """Bytes that each peer with work needs, beside its processes."""
-    tables, last = room.tables, room.tables.num_units
+    tables, last = room.tables, room.tail_stop
     needs: dict[str, float] = {}
     first_cut: dict[str, int] = {}
     for unit in plan.units:
@@ -111,9 +111,16 @@ def memory_of(room: Room, plan: SplitPlan) -> dict[str, float]:
         cut = room.cuts.index(unit.cut)
         own = tables.fixed_bytes(0, cut) + rows * tables.sample_bytes(0, cut, 1)
         if unit.helper is not None:
+            stored = 1
+            if plan.kept_from:
+                own += tables.fixed_bytes(last, tables.num_units) + rows * tables.sample_bytes(
+                    last, tables.num_units, 1
+                )
+                stored = unit.in_flight
             kept = float(tables.cut_bytes[0] + tables.stored_bytes[cut])
             own += rows * kept * (unit.in_flight - 1)
-            work = rows * float(tables.stored_bytes[last] - tables.stored_bytes[cut] + tables.flow_bytes[cut, last])
+            work = rows * float(stored * (tables.stored_bytes[last] - tables.stored_bytes[cut]))
+            work += rows * float(tables.flow_bytes[cut, last])
             queue = unit.in_flight * rows * float(tables.cut_bytes[cut])
             tail = 0.0 if plan.tails == "shared" else tables.fixed_bytes(cut, last)
             needs[unit.helper] = needs.get(unit.helper, 0.0) + work + queue + tail
@@ -133,7 +140,8 @@ def exchange_s(room: Room, placed: Iterable[tuple[str, str | None, int]]) -> flo
     for owner, helper, cut in placed:
         held.setdefault(owner, np.zeros(last, np.bool_))[:cut] = True
         if helper is not None:
-            held.setdefault(helper, np.zeros(last, np.bool_))[cut:] = True
+            held.setdefault(helper, np.zeros(last, np.bool_))[cut : room.tail_stop] = True
+            held[owner][room.tail_stop :] = True
     copies = np.sum(list(held.values()), axis=0)
     sizes = np.diff(room.block_bytes) * (copies > 1)
     sent = {peer: float(sizes[blocks].sum()) for peer, blocks in sorted(held.items())}
@@ -165,6 +173,7 @@ def plan_of(room: Room, assigned: Assigned) -> SplitPlan:
         tuple(sorted(idle)),
         0.0,
         0.0,
+        room.cuts[room.tail_stop] if task.labels == "stay" else 0,
     )
     return with_seconds(room, plan)
 

@@ -85,15 +85,24 @@ class Pairs:
     def __init__(self, room: Room) -> None:
         self.room = room
         self._found: dict[tuple[str, str], Options] = {}
-        tables, last = room.tables, room.tables.num_units
+        tables, last = room.tables, room.tail_stop
+        self._is_kept = last < tables.num_units
+        kept = (last, tables.num_units)
+        self._kept_held = tables.fixed_bytes(*kept) if self._is_kept else 0.0
+        """Of the owner's memory for the blocks that it keeps behind its helper's, ..."""
+        self._kept_work = tables.sample_bytes(*kept, 1) if self._is_kept else 0.0
+        """... and for each sample of a micro-batch."""
+        self._kept_block_bytes = float(room.block_bytes[-1] - room.block_bytes[last])
         self._cuts = np.arange(1, last)
         at = self._cuts
         self._front_bytes = tables.cut_bytes[0] + tables.stored_bytes[at]
         """Of the owner's memory, for each sample in flight, ..."""
         self._front_flow = tables.flow_bytes[0, at]
         """... and once, ..."""
-        self._tail_bytes = tables.stored_bytes[last] - tables.stored_bytes[at] + tables.flow_bytes[at, last]
-        """... and of the helper's for each sample that it computes on."""
+        self._tail_stored = tables.stored_bytes[last] - tables.stored_bytes[at]
+        """... and of the helper's for each sample whose forward pass is done ..."""
+        self._tail_flow = tables.flow_bytes[at, last]
+        """... and that it computes on."""
         self._held_bytes = tables.held_bytes[last] - tables.held_bytes[at]
         self._whole = room.block_bytes[last]
 
@@ -115,13 +124,15 @@ class Pairs:
         batches, samples = task.batches_of(its, num), task.micro_batch_of(its, num)
         rows = math.ceil(samples)
         free = its.device.memory_bytes - tables.held_bytes[at] - rows * self._front_flow
+        free = free - self._kept_held - rows * self._kept_work
         in_flight = np.floor(free / np.maximum(rows * self._front_bytes, 1e-9)).clip(0, num).astype(np.int64)
-        work = rows * (self._tail_bytes + in_flight * tables.cut_bytes[at])
+        stored = in_flight if self._is_kept else 1  # for backward passes that wait for the owner's
+        work = rows * (self._tail_stored * stored + self._tail_flow + in_flight * tables.cut_bytes[at])
         able = (in_flight > 0) & (self._held_bytes + work <= room.peers[helper].device.memory_bytes)
         at, in_flight, work, held = at[able], in_flight[able], work[able], self._held_bytes[able]
         steps = step_arrays(room, owner, helper, at, samples, [(coding, coding) for coding in task.codings])
         fixed, shared = self._paths(owner, helper, steps, num, np.tile(in_flight, many))
-        own = room.block_bytes[at] if len(room.owners) > 1 else np.zeros(len(at))
+        own = room.block_bytes[at] + self._kept_block_bytes if len(room.owners) > 1 else np.zeros(len(at))
         return Options(
             owner,
             helper,
@@ -149,7 +160,7 @@ class Pairs:
         there, back = room.whole_rates(helper)
         up = (steps.up_bytes / room.rate(owner, helper), steps.up_bytes / there)
         down = (steps.down_bytes / room.rate(helper, owner), steps.down_bytes / back)
-        busy, *others = paths(steps, room.task.latency_s, num, in_flight)
+        busy, *others = paths(steps, room.task.latency_s * (1 + self._is_kept), num, in_flight)
         fixed, shared = [busy.fixed_s + steps.update_s], [np.zeros_like(busy.fixed_s)]
         for path in others:
             base, ups, downs = path.fixed_s + steps.update_s, path.ups, path.downs

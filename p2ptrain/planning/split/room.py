@@ -61,6 +61,15 @@ class Room:
         self._alone: dict[tuple[str, int], Alone | None] = {}
 
     @cached_property
+    def tail_stop(self) -> int:
+        """Where every tail ends, a place in ``cuts``: at the last one or, where labels stay, at the one before."""
+        return len(self.cuts) - 1 - (self.task.labels == "stay")
+
+    def kept_s(self, owner: str, samples: float) -> float:
+        """Forward and backward of the blocks that an owner keeps behind its helper's, and the loss."""
+        return float(sum(up_to[-1] - up_to[self.tail_stop] for up_to in self.seconds(owner, samples)))
+
+    @cached_property
     def steps_a_round(self) -> int:
         """How often copies are averaged: with shared tails the gradients, after every step."""
         return self.task.batches_of(self.task.owners[0], 1) if self.task.tails == "shared" else 1

@@ -5,6 +5,10 @@ the window of micro-batches in flight force by itself. For a unit that has its h
 flight, the longest of them is what playing the batch through gives (``simulation``); with a smaller window it may be
 some per cent less.
 
+Where labels stay with their owner, a micro-batch goes to the helper and back twice. Its steps are added up as if it
+went once: the last blocks count as part of the owner's backward pass, both ways up as one, both ways down as one. What
+each device and each way of the link has to do is the same, and so is what a micro-batch takes from end to end.
+
 Invariant: pure, and the same for single numbers and for arrays of them.
 """
 
@@ -75,24 +79,40 @@ def step_arrays(
 ) -> StepArrays:
     """Of one micro-batch of so many samples. ``cuts``: places in ``room.cuts``; ``codings``: of activations and of
     gradients; the arrays are [coding, cut], flat."""
-    tables, last, many = room.tables, room.tables.num_units, len(codings)
-    raw = np.tile(tables.cut_bytes[cuts] * samples, many)
-    sent = [np.repeat([WIRE[both[way]] for both in codings], len(cuts)) * raw for way in (0, 1)]
+    tables, last, many = room.tables, room.tail_stop, len(codings)
+    crossings = [cuts] if last == tables.num_units else [cuts, np.full_like(cuts, last)]
+    raws = [np.tile(tables.cut_bytes[each] * samples, many) for each in crossings]
+    sent = [[np.repeat([WIRE[both[way]] for both in codings], len(cuts)) * raw for raw in raws] for way in (0, 1)]
     passing = {
-        name: [_passing_s(room.peers[name], raw, sent[way], [both[way] for both in codings], way) for way in (0, 1)]
+        name: [
+            sum(
+                (
+                    _passing_s(room.peers[name], raw, bytes_sent, [both[way] for both in codings], way)
+                    for raw, bytes_sent in zip(raws, sent[way], strict=True)
+                ),
+                np.zeros_like(raws[0]),
+            )
+            for way in (0, 1)
+        ]
         for name in (owner, helper)
     }
+    # Up go activations to the tail and the gradients of what it sends on; down that, and the gradients of the front.
+    up_bytes, down_bytes = (
+        sum((sent[(way + place) % 2][place] for place in range(len(raws))), np.zeros_like(raws[0])) for way in (0, 1)
+    )
+    kept_s = room.kept_s(owner, samples)
+    kept_bytes = float(tables.parameter_bytes[-1] - tables.parameter_bytes[last])
     forward, backward = room.seconds(owner, samples)
     there, back = room.seconds(helper, samples)
     parameters = tables.parameter_bytes
     sharing = len(room.owners) if room.task.tails == "shared" else 1  # one step of the optimizer for all of them
     return StepArrays(
         np.tile(forward[cuts], many) + passing[owner][0],
-        np.tile(backward[cuts], many) + passing[owner][1],
-        np.tile(room.update_s(owner) * parameters[cuts], many),
-        sent[0],
+        np.tile(backward[cuts] + kept_s, many) + passing[owner][1],
+        np.tile(room.update_s(owner) * (parameters[cuts] + kept_bytes), many),
+        up_bytes,
         np.tile(there[last] - there[cuts] + back[last] - back[cuts], many) + passing[helper][0] + passing[helper][1],
-        sent[1],
+        down_bytes,
         np.tile(room.update_s(helper) * (parameters[last] - parameters[cuts]) / sharing, many),
     )
 
@@ -117,7 +137,8 @@ def steps_of(
     arrays = step_arrays(room, owner, helper, np.array([cut]), samples, [codings])
     one = {field.name: float(getattr(arrays, field.name)[0]) for field in fields(StepArrays)}
     up_s, down_s = one.pop("up_bytes") / rates[0], one.pop("down_bytes") / rates[1]
-    return Steps(up_s=up_s, down_s=down_s, latency_s=room.task.latency_s, **one)
+    trips = 1 + (room.task.labels == "stay")
+    return Steps(up_s=up_s, down_s=down_s, latency_s=trips * room.task.latency_s, **one)
 
 
 def steps_alone(room: Room, owner: str, samples: float) -> Steps:

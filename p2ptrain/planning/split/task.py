@@ -13,7 +13,7 @@ from p2ptrain.config import CODINGS, Coding
 from p2ptrain.errors import UserError
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.pipeline.task import WIRE, PairRate, PipelinePeer, PipelineTask, check_task
-from p2ptrain.planning.split.units import MAX_BATCH, MAX_MICRO_BATCHES, MAX_UNITS, Medium, Tails
+from p2ptrain.planning.split.units import MAX_BATCH, MAX_MICRO_BATCHES, MAX_UNITS, Labels, Medium, Tails
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ class SplitTask:
     passes: float = 1.0
     """Over an owner's samples, in a round."""
     tails: Tails = "replica"
+    labels: Labels = "send"
     medium: Medium = "switched"
     medium_bytes_per_s: float = math.inf
     """``medium = "shared"``: all that the room sends at once, both ways together."""
@@ -150,5 +151,19 @@ def check_split_task(task: SplitTask) -> None:
         raise UserError(f"{task.passes:g} passes a round; there must be some (epochs_per_round)")
     if not task.codings or not set(task.codings) <= set(WIRE):
         raise UserError(f"codings {', '.join(task.codings) or 'none given'}; choose from {', '.join(WIRE)}")
+    if task.labels == "stay" and task.tails == "shared":
+        raise UserError(
+            'labels stay with their owners only where each unit has a tail of its own: take tails = "replica"'
+        )
+    check_labels(task.labels, task.model)
     if not task.medium_bytes_per_s > 0 or (task.medium == "shared" and task.medium_bytes_per_s == math.inf):
         raise UserError("a shared medium takes a rate: say what it carries, such as --rate 100")
+
+
+def check_labels(labels: Labels, model: ModelProfile) -> None:
+    """Raises ``UserError`` for a model of which nothing is left for a helper where labels stay."""
+    if labels == "stay" and model.num_cuts < 2:
+        raise UserError(
+            f"model {model.name}: with one legal cut a helper has nothing to train between the first blocks and "
+            'the last, so labels can\'t stay with their owners: take labels = "send", or a model of more blocks'
+        )

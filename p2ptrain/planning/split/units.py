@@ -1,7 +1,8 @@
 """The split plan: for every unit its helper, its cut, its share of the link, and how its batch is cut up.
 
 A unit is one copy of the whole model in training on one peer's samples: blocks [0, cut) at the owner of the samples,
-blocks [cut, num_blocks) at its helper. Without a helper the owner trains alone, and the cut is ``num_blocks``.
+blocks [cut, num_blocks) at its helper. Without a helper the owner trains alone, and the cut is ``num_blocks``. Where
+labels stay with their owner, so do the blocks from ``kept_from`` on: its helper has [cut, kept_from).
 
 Invariant: a ``SplitPlan`` that ``check_split_plan`` lets through holds together: one unit an owner, in the order of
 their names; nobody is helped who helps; nobody stands by who works; who is helped has a share of the link both ways.
@@ -27,6 +28,8 @@ Medium = Literal["switched", "shared"]
 """switched: each device has a link of its own; shared: one medium carries all that the room sends."""
 Tails = Literal["replica", "shared"]
 """replica: a helper keeps a copy of its tail for each unit; shared: one, for all of them."""
+Labels = Literal["send", "stay"]
+"""send: a unit's labels go to its helper, with the activations; stay: its owner trains the last block and the loss."""
 Name = Annotated[str, Bound(1, 256)]
 Rate = Annotated[float, Bound(0, 1e15)]
 Seconds = Annotated[float, Bound(0, 1e9)]
@@ -80,6 +83,20 @@ class SplitPlan:
     """Predicted: until the last unit has ended and the copies of each block are averaged."""
     exchange_s: Seconds
     """Of ``round_s``, the averaging."""
+    kept_from: Annotated[int, Bound(0, MAX_BLOCKS)] = 0
+    """The first of the last blocks, which owners keep with their labels; 0: they keep none."""
+
+    @property
+    def tail_stop(self) -> int:
+        """One behind the last block of every tail."""
+        return self.kept_from or self.num_blocks
+
+    def runs_of(self, unit: Unit) -> tuple[tuple[str, int, int], ...]:
+        """Who trains which blocks [first, stop) of a unit, in the order of the blocks."""
+        if unit.helper is None:
+            return ((unit.owner, 0, self.num_blocks),)
+        runs = ((unit.owner, 0, unit.cut), (unit.helper, unit.cut, self.tail_stop))
+        return (*runs, (unit.owner, self.kept_from, self.num_blocks)) if self.kept_from else runs
 
     @property
     def hash(self) -> str:
@@ -108,13 +125,15 @@ def check_split_plan(plan: SplitPlan) -> None:
     owners = [unit.owner for unit in plan.units]
     _require(owners == sorted(set(owners)), "units out of order, or two of one owner")
     helpers = set(plan.helpers)
+    _require(plan.kept_from < plan.num_blocks, "owners keep blocks that the model has not")
+    _require(not plan.kept_from or plan.tails == "replica", "one tail for all, of which owners keep the last blocks")
     for unit in plan.units:
         _require(unit.in_flight <= unit.micro_batches, f"{unit.owner}: more micro-batches in flight than a batch has")
         if unit.helper is None:
             _require(unit.cut == plan.num_blocks, f"{unit.owner}: trains alone, but not all blocks")
             _require(unit.up_bytes_per_s == unit.down_bytes_per_s == 0, f"{unit.owner}: a share of a link, but alone")
             continue
-        _require(unit.cut < plan.num_blocks, f"{unit.owner}: a helper without a block")
+        _require(unit.cut < plan.tail_stop, f"{unit.owner}: a helper without a block")
         _require(unit.up_bytes_per_s > 0 and unit.down_bytes_per_s > 0, f"{unit.owner}: no share of the link")
         _require(unit.helper != unit.owner and unit.owner not in helpers, f"{unit.owner}: helped, and helps")
     _require(list(plan.standby) == sorted(set(plan.standby)), "peers that stand by are out of order")

@@ -24,7 +24,7 @@ from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.modes.split.plan import Run, StartPiece, body_of, need_of, runs_of
+from p2ptrain.modes.split.plan import Run, StartPiece, body_of, needs_of, runs_of
 from p2ptrain.protocol.machine import NEVER
 from p2ptrain.protocol.replication import Replication
 from p2ptrain.wire.messages import Record, SnapshotRef
@@ -137,18 +137,18 @@ class SavedStates(Replicas):
                 self._finished.add(state)
                 del self._unfinished_since[state]
 
-    def with_blocks(self, round: int, need: Run) -> list[SnapshotRef]:
-        """The pieces with these blocks of the state that a round of the plan in force begins with."""
+    def with_blocks(self, round: int, needs: Sequence[Run]) -> list[SnapshotRef]:
+        """The pieces with blocks of these runs, of the state that a round of the plan in force begins with."""
         plan = self._plan
         if plan is None:
             return []
         body = body_of(plan)
         found = self.of_plan(round) if round > body.from_round else self._start_of(plan)
-        return [ref for ref in found if ref.part < need[1] and need[0] < ref.part + ref.span]
+        return [ref for ref in found if any(ref.part < stop and first < ref.part + ref.span for first, stop in needs)]
 
     def has(self, plan: Plan, round: int, own: PeerId) -> bool:
         """Whether all is here that this peer needs for the round after that."""
-        pieces = self.with_blocks(round, need_of(body_of(plan).split, own))
+        pieces = self.with_blocks(round, needs_of(body_of(plan).split, own))
         return bool(pieces) and all(self._downloads.is_local(ref.blob) for ref in pieces)
 
     def _start_of(self, plan: Plan) -> list[SnapshotRef]:

@@ -45,6 +45,7 @@ class SplitGroup:
         order: int = 0,
         collector: str = "",
         batch_size: int = BATCH,
+        keeps_labels: bool = False,
         **options: Any,
     ) -> None:
         self.chain = meta_chain(name)
@@ -79,6 +80,7 @@ class SplitGroup:
             (),
             round_s=11.0,
             exchange_s=1.0,
+            kept_from=length - 1 if keeps_labels else 0,
         )
         self.planned = planned_samples(self.plan, counts, config.epochs_per_round)
         names = sorted({*cuts, *helpers})
@@ -115,7 +117,7 @@ class SplitGroup:
         for peer, units in self.peers.items():
             tensors, metadata = units.update()
             average.add(peer, load(save({k: t.contiguous() for k, t in tensors.items()})), metadata)
-        bounds = [unit.cut for unit in self.plan.units]
+        bounds = [self.plan.kept_from, *(unit.cut for unit in self.plan.units)]
         made = average.pieces(
             bounds, rounds=self.config.rounds, samples_before=self.samples, optimizer=self.config.optimizer
         )
@@ -135,7 +137,9 @@ class SplitGroup:
                 self.peers[message.peer].receive(arrived)
             else:
                 peer = self.rng.choice(ready)
-                pending += [(peer, message) for message in self.peers[peer].advance()]
+                made = self.peers[peer].advance()
+                assert not (self.plan.kept_from and any("y" in message.tensors for message in made))
+                pending += [(peer, message) for message in made]
                 self.most_held[peer] = max(self.most_held[peer], self.peers[peer].num_held)
 
 

@@ -104,6 +104,22 @@ def test_rounds_with_any_cuts_are_rounds_of_federated_averaging(name: str, seed:
         torch.testing.assert_close(found[key], tensor, rtol=2e-4, atol=atol)
 
 
+@pytest.mark.parametrize("name", ["lenet", "gpt_mini"])
+def test_so_are_rounds_in_which_labels_stay_with_their_owners(name: str) -> None:
+    length = len(meta_chain(name).blocks)
+    cuts = {"anna": ("hal", 1), "ben": ("hal", length - 2), "cleo": ("ida", 1), "hal": ("", length)}
+    group = SplitGroup(name, cuts, COUNTS, SGD, order=1, keeps_labels=True)
+    pieces: list[Snapshot] = []
+    for number in range(2):
+        pieces = group.round(number, pieces)
+    assert group.peers["anna"].losses.keys() == {"anna"} and group.peers["hal"].losses.keys() == {"hal"}
+    assert group.most_held["hal"] <= 5 and group.most_held["anna"] <= 3
+    expected, found = federated_averaging(name, group, SGD, 2), state_of(pieces)
+    assert found.keys() == expected.keys() and group.samples == 2 * sum(COUNTS.values())
+    for key, tensor in expected.items():
+        torch.testing.assert_close(found[key], tensor, rtol=2e-4, atol=2e-6)
+
+
 def test_any_order_of_arrival_gives_the_same_bits_and_few_micro_batches_are_held() -> None:
     cuts = {"anna": ("ida", 2), "ben": ("ida", 4), "cleo": ("ida", 7), "hal": ("", 0)}
     states = []

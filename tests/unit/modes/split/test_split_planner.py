@@ -15,7 +15,7 @@ from p2ptrain.errors import JobError, RemoteError, UserError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.split.config import SplitConfig
-from p2ptrain.modes.split.plan import BODIES, StartPiece, body_of, bounds_of, need_of, rates_of, workers
+from p2ptrain.modes.split.plan import BODIES, StartPiece, body_of, bounds_of, needs_of, rates_of, workers
 from p2ptrain.modes.split.planner import Known, first_plan, follows, next_plan, notes
 from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
 
@@ -46,6 +46,11 @@ def peer(name: PeerId, block_s: float, counts: tuple[int, ...] = (), memory: int
     return MeasuredPeer(snapshot, DeviceFigures(name, 1e7, 1.0, sizes, forward, backward))
 
 
+def without_times(known: MeasuredPeer) -> MeasuredPeer:
+    """Its FLOP/s count."""
+    return MeasuredPeer(known.snapshot, DeviceFigures(known.snapshot.peer, 1e7, 1.0, (), (), ()))
+
+
 def room() -> list[MeasuredPeer]:
     return [peer(HELPER, 1e-5), peer(ANNA, 1e-3, SAMPLES), peer(BEN, 4e-4, SAMPLES)]
 
@@ -57,8 +62,9 @@ def test_weak_peers_are_helped_and_everybody_follows() -> None:
     assert follows(job(), MODEL, plan, None) and follows(job(), None, plan, None)
     assert plan_from_json(plan.to_json(), BODIES) == plan
     assert body.averager == HELPER, "most lies there"
-    assert need_of(body.split, ANNA)[0] == 0 and need_of(body.split, HELPER)[1] == 6
-    assert {need_of(body.split, ANNA)[1], need_of(body.split, BEN)[1]} <= set(bounds_of(body.split))
+    ((first, stop),) = needs_of(body.split, ANNA)
+    assert first == 0 and [end for _, end in needs_of(body.split, HELPER)] == [6]
+    assert {stop, needs_of(body.split, BEN)[0][1]} <= set(bounds_of(body.split))
     assert set(rates_of(body.split, HELPER)) == {ANNA, BEN} and set(rates_of(body.split, ANNA)) == {HELPER}
     assert [part.trainers for part in plan.parts] == [(HELPER,), (ANNA,), (BEN,)]
     assert first_plan(job(), MODEL, room()[::-1], HELPER) == plan
@@ -70,6 +76,22 @@ def test_alone_as_a_baseline_and_where_nobody_is_stronger() -> None:
     assert follows(job(strategy="alone"), MODEL, plan, None)
     weak = [peer(HELPER, 1.0), peer(ANNA, 1e-3, SAMPLES), peer(BEN, 1e-3, SAMPLES)]
     assert body_of(first_plan(job(), MODEL, weak, HELPER)).split.helpers == ()
+
+
+def test_labels_stay_with_their_owners_and_the_last_block_does() -> None:
+    stay = job(labels="stay")
+    plan = first_plan(stay, MODEL, room(), HELPER)
+    body = body_of(plan)
+    assert body.split.kept_from == 5 and body.split.helpers == (HELPER,)
+    assert needs_of(body.split, ANNA)[1:] == ((5, 6),) and needs_of(body.split, HELPER)[-1][1] == 5
+    assert 5 in bounds_of(body.split) and plan_from_json(plan.to_json(), BODIES) == plan
+    assert follows(stay, MODEL, plan, None) and not follows(job(), MODEL, plan, None)
+    assert not follows(stay, MODEL, with_split(plan, kept_from=4), None)
+    assert not follows(stay, MODEL, first_plan(job(), MODEL, room(), HELPER), None)
+    assert sum(body.shares) == pytest.approx(1, abs=1e-3)
+    two = dataclasses.replace(MODEL, blocks=MODEL.blocks[:2])
+    with pytest.raises(UserError, match='labels = "send"'):
+        first_plan(stay, two, [without_times(peer(ANNA, 1e-3, SAMPLES))], ANNA)
 
 
 def test_without_samples_there_is_no_plan() -> None:
@@ -200,8 +222,9 @@ def test_a_plan_slower_than_all_alone_is_not_followed() -> None:
     [
         (job(micro_batches=64), r"split\.micro_batches"),
         (job(replan_gain=0.0), r"split\.replan_gain"),
+        (job(labels="stay", tails="shared"), r"split\.labels"),
     ],
-    ids=["micro-batches", "gain"],
+    ids=["micro-batches", "gain", "labels"],
 )
 def test_what_a_job_can_not_say(made: Job, said: str) -> None:
     with pytest.raises(JobError, match=said):

@@ -34,6 +34,19 @@ def test_everyone_is_told_what_it_does_and_for_whom() -> None:
     assert f"for {ANNA}" in texts[0] and f"with {HELPER}" in texts[1] and f"with {HELPER}" in texts[2]
 
 
+def test_where_labels_stay_everyone_is_told_so() -> None:
+    stay = job(labels="stay")
+    plan = first_plan(stay, MODEL, room(), HELPER)
+    cut = {unit.owner: unit.cut for unit in body_of(plan).split.units}[ANNA]
+    assert f"blocks 0-{cut - 1} and 5-5 of its copy, and {HELPER} the others" in words.plan_sentence(plan, stay, ANNA)
+    assert f"blocks {cut}-4 for {ANNA}" in words.plan_sentence(plan, stay, HELPER)
+    assert words.plan_notes(plan, stay, ANNA) == [
+        f"activations of this device's samples, and gradients, go to {HELPER}; their labels stay here"
+    ]
+    assert "labels of its samples go" in words.job_lines(job())[0] and "stay" in words.choice_lines(job())[0]
+    assert "labels of its samples go" not in words.job_lines(stay)[0]
+
+
 def test_whose_samples_are_not_trained_on_is_told_how_many_and_why() -> None:
     plan = first_plan(job(), MODEL, [peer(ANNA, 1e-3, SAMPLES, memory=1), peer(BEN, 1e-3, SAMPLES)], BEN)
     for text in (words.plan_sentence(plan, job(), ANNA), words.waiting_words(plan, ANNA, at.Idle(), [])):

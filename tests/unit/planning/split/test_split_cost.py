@@ -105,10 +105,37 @@ def test_memory_of_both_sides_by_hand() -> None:
     assert cost.memory_bytes["strong"] == 3 * 2000 + 2 * (2 * 100 + (100 + 100)) + 2 * 2 * 100
 
 
+def test_where_labels_stay_a_micro_batch_goes_there_and_back_twice() -> None:
+    """The owner has block 0 and block 2, the helper the one between."""
+    room = Room(by_hand(labels="stay"))
+    plan = with_seconds(room, dataclasses.replace(plan_with(unit()), kept_from=2))
+    check_split_plan(plan)
+    one = 1.0 + 2 * 0.4 + (0.1 + 0.2) + 2 * 0.8 + 2.0 + (1.0 + 2.0) + 4 * 0.01
+    assert plan.units[0].batch_s == pytest.approx(one, rel=1e-5) and plan.units[0].helper_s == pytest.approx(2 * 0.3)
+    two = dataclasses.replace(plan, units=(unit(micro_batches=2, in_flight=2),))
+    memory = cost_of(room, two).memory_bytes
+    assert memory["owner"] == 3 * 2000 + 2 * (2 * (10 + 100) + (100 + 10)) + 2 * ((100 + 100) + (100 + 100))
+    assert memory["strong"] == 3 * 1000 + 2 * (2 * 100 + (100 + 100)) + 2 * 2 * 100
+    other = with_device(room.task.peers[0], name="owner2")  # type: ignore[arg-type]
+    both = Room(dataclasses.replace(room.task, peers=(*room.task.peers, other)))
+    placed = [("owner", "strong", 1), ("owner2", "strong", 1)]
+    assert exchange_s(both, placed) == pytest.approx(2 * 2000 / 1000 + 2 * 0.01), "the owners' blocks 0 and 2"
+
+
+def test_owners_keep_their_labels_only_where_something_is_left_for_a_helper() -> None:
+    plan = dataclasses.replace(plan_with(unit(cut=2)), kept_from=2)
+    for odd in (plan, dataclasses.replace(plan_with(unit()), kept_from=3)):
+        with pytest.raises(RemoteError):
+            check_split_plan(odd)
+    with pytest.raises(UserError, match="labels stay"):
+        Room(by_hand(labels="stay", tails="shared"))
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_closed_figures_of_a_unit_with_a_helper_of_its_own_are_those_played(seed: int) -> None:
     generator = random.Random(seed)
-    room = Room(some_task(generator, 1, 1, generator.randint(2, 10)))
+    task = some_task(generator, 1, 1, generator.randint(3, 10))
+    room = Room(dataclasses.replace(task, labels="stay" if seed % 3 == 0 else "send"))
     pairs = Pairs(room)
     options = pairs.of("o00", "h00")
     for index in generator.sample(range(len(options)), min(12, len(options))):
