@@ -117,6 +117,21 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 )
 @setting("--optimizer", "training.optimizer", click.Choice(["sgd", "adamw"]), "Which optimizer.")
 @setting("--learning-rate", "training.learning_rate", click.FloatRange(0, min_open=True), "At the start.")
+@setting("--warmup", "training.warmup", click.FloatRange(0, 0.9), "Share of all steps in which the rate rises.")
+@setting("--clip", "training.clip", click.FloatRange(0), "Longer gradients are scaled to this norm; 0 is none.")
+@setting(
+    "--precision",
+    "training.precision",
+    click.Choice(["fp32", "bf16"]),
+    "bf16: compute in bfloat16 on devices that have it; parameters stay float32.",
+)
+@setting(
+    "--patience",
+    "training.patience",
+    click.IntRange(0),
+    "A device ends after so many rounds without a lower loss on its validation samples, at the best; 0 is never. Of "
+    "modes tasks and replicas.",
+)
 @setting("--seed", "seed", int, "For initial weights and shares of the data.")
 @setting("--width", "model.width", click.FloatRange(0.01, 16), "Factor on all channel counts.")
 @setting("--groups", "tasks.num_groups", click.IntRange(0), "Sub-models; 0 is one a peer.")

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from p2ptrain.config import Job, ModeTable, check_limits
 from p2ptrain.errors import JobError
+from p2ptrain.modes.stages.job_checks import check_training
 from p2ptrain.planning.split.units import Medium, Tails
 
 NAME = "split"
@@ -47,6 +48,7 @@ class SplitConfig(ModeTable):
         check_limits(limits, where)
         if job.mode != NAME:
             return
+        check_training(job, where)
         if self.micro_batches > job.training.batch_size:
             raise JobError(
                 f"{where}: split.micro_batches: {self.micro_batches} parts of a batch of {job.training.batch_size} "

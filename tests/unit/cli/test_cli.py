@@ -37,6 +37,7 @@ SURFACE = {
         *("--learning-rate", "--seed", "--width", "--groups", "--trunk", "--min-peers", "--compression", "--augment"),
         *("--no-augment", "--input-shape", "--init", "-o", "--output", "--force", "--micro-batches", "--schedule"),
         *("--val", "--passes", "--budget", "--classes", "--model-template", "--robust"),
+        *("--warmup", "--clip", "--precision", "--patience"),
     ],
     "job continue": ["FILE", "--rounds", "--model", "--state", "-o", "--output", "--force"],
     "job check": ["FILE", "--data", "--full", "--strict", "--allow-model", "--json"],
