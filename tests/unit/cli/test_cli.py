@@ -51,7 +51,7 @@ SURFACE = {
     "watch": [*GROUP, *NETWORK, "--interval", "--plain", *PAGE],
     "harvest": [
         *(*GROUP, *NETWORK, "--wait", "-o", "--output", "--force", "--from", "--partial", "--data", "--allow-model"),
-        "--without",
+        *("--without", "--card"),
         "--json",
     ],
     "evaluate": [
