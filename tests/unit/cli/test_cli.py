@@ -80,6 +80,7 @@ SURFACE = {
         *("--micro-batches", "--schedule", "--optimizer", "--activations", "--gradients"),
         *("--rate", "--link", "--latency", "--png", "--helper", "--samples", "--medium", "--tails", "--json"),
     ],
+    "service install": ["[--] PEER_OPTIONS...", "--kind", "--write", "--force"],
     "report": ["DIR...", "-o", "--output", "--csv", "--job", "--force"],
     "log": ["--state", "-n", "--lines", "--since", "--kind", "--all", "-f", "--follow", "--json"],
     "doctor": [*GROUP, *NETWORK, "--port", "--wait", "--json"],
