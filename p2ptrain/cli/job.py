@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from p2ptrain.cli.shared.continue_job import continue_command
-from p2ptrain.cli.shared.job_comments import COMMENTS
+from p2ptrain.cli.shared.job_comments import commented
 from p2ptrain.cli.shared.job_defaults import batch_size_for
 from p2ptrain.cli.shared.model_check import as_safetensors, tried, with_classes, write_template
 from p2ptrain.cli.shared.options import (
@@ -288,24 +288,6 @@ def _known_model(name: str) -> None:
             f"--model {name}: not known{closest(name, SIZES)}; use one of {', '.join(SIZES)}, or your own as "
             "package.module:function"
         )
-
-
-def commented(job: Job) -> str:
-    """The job as TOML, with a word on every key that needs one."""
-    table, lines = (
-        "",
-        ["# What a group trains. `p2ptrain job check` checks it; peers with equal job ids train together.", ""],
-    )
-    for line in job.to_toml().splitlines():
-        if line.startswith("init_bytes"):
-            continue  # read off the file that init names
-        if line.startswith("["):
-            table = line.strip("[]") + "."
-        comment = COMMENTS.get(table + line.partition(" = ")[0])
-        if comment and len(line) + len(comment) > 110:
-            lines.append(f"# {comment}")
-        lines.append(f"{line}  # {comment}" if comment and len(line) + len(comment) <= 110 else line)
-    return "\n".join(lines) + "\n"
 
 
 command.add_command(continue_command(commented))

@@ -84,6 +84,11 @@ class Ready:
     remarks: tuple[str, ...] = ()
     """What this device can't do of what the job wants."""
 
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        """What a person should hear, each with its kind of a line in the journal."""
+        return [*(("samples", note) for note in self.notes), *(("remark", remark) for remark in self.remarks)]
+
 
 @dataclass(frozen=True, slots=True)
 class Following:

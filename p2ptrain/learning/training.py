@@ -21,7 +21,7 @@ from p2ptrain.learning.averaging import check_state
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.layout import arrange
-from p2ptrain.learning.precision import mixed
+from p2ptrain.learning.profiling.precision import mixed
 from p2ptrain.learning.snapshots import copy_to_cpu, read_count, split_state
 
 ResolvedTargets = Literal["all", "rest", "own"]

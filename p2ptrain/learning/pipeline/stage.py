@@ -26,7 +26,7 @@ from p2ptrain.errors import JobError
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.layout import order_of
 from p2ptrain.learning.pipeline.rows import is_finite
-from p2ptrain.learning.precision import mixed
+from p2ptrain.learning.profiling.precision import mixed
 from p2ptrain.learning.training import make_optimizer, schedule
 
 Version = dict[str, Tensor]

@@ -22,9 +22,9 @@ from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.blocks.costs import block_inputs, profile_blocks, run_backward, run_forward
 from p2ptrain.learning.own.layout import order_of
 from p2ptrain.learning.pipeline.stage import as_trained
-from p2ptrain.learning.precision import is_mixed, mixed
 from p2ptrain.learning.profiling import cache as times_cache
 from p2ptrain.learning.profiling.coding_times import time_codings
+from p2ptrain.learning.profiling.precision import is_mixed, mixed
 from p2ptrain.learning.profiling.stopwatch import LEAST_RUNS, NUM_RUNS, Clock, Run, Stopwatch
 from p2ptrain.learning.training import make_optimizer
 from p2ptrain.planning.devices.blocks import BlockTimes

@@ -23,8 +23,8 @@ from p2ptrain.core.worker import Setup, Worker
 from p2ptrain.errors import LocalError, UserError
 from p2ptrain.learning.data import Dataset, Split, check_learnable, load, open_source, select
 from p2ptrain.learning.models import build_model, current_names
-from p2ptrain.learning.precision import NO_BF16, is_mixed
 from p2ptrain.learning.profiling.allocator import keep_for_training, settle
+from p2ptrain.learning.profiling.precision import NO_BF16, is_mixed
 from p2ptrain.learning.snapshots import read_init
 from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.training import DivergedError, LocalTrainer

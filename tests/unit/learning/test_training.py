@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import LocalError, RemoteError
-from p2ptrain.learning.precision import bf16_supported, is_mixed
+from p2ptrain.learning.profiling.precision import bf16_supported, is_mixed
 from p2ptrain.learning.training import MAX_BAD_STEPS, DivergedError, LocalTrainer, schedule
 
 MIXED = TrainingConfig(learning_rate=0.02, precision="bf16")

@@ -14,7 +14,7 @@ from torch import nn
 from p2ptrain.config import TrainingConfig
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.pipeline.samples import SampleStream
-from p2ptrain.learning.precision import bf16_supported, mixed
+from p2ptrain.learning.profiling.precision import bf16_supported, mixed
 from p2ptrain.learning.training import schedule
 
 
