@@ -44,7 +44,7 @@ SURFACE = {
     "peer": [
         *(*GROUP, "--job", "--data", "--classes", "--shard", "--dirichlet", "--profile", "--name", *NETWORK, "--port"),
         *("--threads", "--device", "--strict", "--allow-model", "--linger", "--out", "--no-model", "--fresh"),
-        *("--tensorboard", "--logger"),
+        *("--tensorboard", "--logger", "--log-file"),
         *("--quiet", "--json", *PAGE),
     ],
     "status": [*GROUP, *NETWORK, "--wait", "--json"],
