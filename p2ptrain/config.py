@@ -28,6 +28,7 @@ Coding = Literal["none", "fp16", "int8"]
 CODINGS: tuple[Coding, ...] = get_args(Coding)
 Schedule = Literal["sync", "async"]
 Optimizer = Literal["sgd", "adamw"]
+Precision = Literal["fp32", "bf16"]
 Strategy = Literal["planned", "equal", "data-parallel"]
 
 MAX_CLASSES = 4096
@@ -91,6 +92,21 @@ class TrainingConfig:
     weight_decay: float = 5e-4
     schedule: Literal["constant", "cosine"] = "cosine"
     label_smoothing: float = 0.0
+    warmup: float = 0.03
+    """Share of all steps over which the learning rate rises from nearly zero."""
+    clip: float = 5.0
+    """Longer gradients are scaled down to this norm: it only meets the first steps and outliers. 0 = as they are."""
+    precision: Precision = "fp32"
+    """bf16: forward passes compute in bfloat16 on devices that have it. Parameters are float32 everywhere."""
+    patience: int = 0
+    """After so many rounds without a lower validation loss a device ends, and goes back to the best; 0 = never."""
+    LATER_KEYS: ClassVar[tuple[str, ...]] = ("warmup", "clip", "precision", "patience")
+    """With their defaults they are not part of a job's id, as ids are older than they."""
+
+    @property
+    def max_norm(self) -> float:
+        """Of a gradient that is taken as it is."""
+        return self.clip or math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +203,9 @@ class Job:
         """
         changed = {table.TABLE: _changed(table) for table in self.tables}
         plain = self._plain({title: values for title, values in changed.items() if values})
+        for key in TrainingConfig.LATER_KEYS:
+            if plain["training"][key] == getattr(TrainingConfig(), key):
+                del plain["training"][key]
         if not self.data.white:  # of 8 bits: such jobs have the ids that they had before there was this key
             del plain["data"]["white"]
         if not self.data.light:  # as jobs that are older than this key
@@ -336,12 +355,17 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
         ("training.momentum", t.momentum, 0, 0.9999),
         ("training.weight_decay", t.weight_decay, 0, 1),
         ("training.label_smoothing", t.label_smoothing, 0, 0.9),
+        ("training.warmup", t.warmup, 0, 0.9),
+        ("training.clip", t.clip, 0, 1e6),
+        ("training.patience", t.patience, 0, 1_000_000),
         ("group.min_peers", g.min_peers, 1, 1000),
         ("group.settle_s", g.settle_s, 0, 3600),
         ("group.topk_fraction", g.topk_fraction, 0.0001, 1),
         ("group.replicas", g.replicas, 0, 16),
     )
     check_limits(limits, where)
+    if t.patience and not d.val:
+        raise JobError(f"{where}: training.patience: needs validation samples, and data.val = 0 holds out none")
     if g.robust in ("trimmed-mean", "median") and g.compression == "topk":
         raise JobError(
             f'{where}: group.robust: "{g.robust}" needs whole copies, and group.compression = "topk" sends a part of '

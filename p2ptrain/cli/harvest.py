@@ -65,6 +65,13 @@ Examples:
     help="Leave out what this device trained, by name or id; may be given again. The report says who makes the model "
     "worse. [default: nobody is left out]",
 )
+@click.option(
+    "--card",
+    "card_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write a model card, too: what the model is and who trained what, as Markdown. [default: none]",
+)
 @click.option("--data", metavar="SPEC", help=f"Test the model on this. {DATA_HELP} [default: no test]")
 @allow_option
 @json_option
@@ -81,6 +88,7 @@ def command(
     state_dirs: tuple[Path, ...],
     partial: bool,
     without: tuple[str, ...],
+    card_file: Path | None,
     data: str | None,
     allow_model: str,
     as_json: bool,
@@ -92,10 +100,13 @@ def command(
     that is there gives way to a model of the same job that is as far.
     """
     from p2ptrain import api
+    from p2ptrain.cli.shared.model_card import check_card, write_card
     from p2ptrain.runtime import report
     from p2ptrain.runtime.harvest import former_model
 
     check_output(output)
+    if card_file is not None:
+        check_card(card_file, force=force)
     if not force:
         former_model(output)
     if data:
@@ -121,13 +132,18 @@ def command(
     if not as_json:
         click.echo(report.render(result))
         click.echo(f"{report.kind(result)} in {output}, from {result.source}")
+    tested = ""
     if data:
         model, card = api.load_model(output, allow_user_code=bool(allow_model))
         evaluation = api.evaluate(model, card, data, say=progress)
         plain |= json.loads(evaluation.to_json(card.data.classes))
+        tested = f"{100 * evaluation.accuracy:.1f} % of {evaluation.samples:,} test samples are right."
         if not as_json:
             click.echo(evaluation.to_text(card.data.classes))
     elif not as_json:
         click.echo(f"next: p2ptrain evaluate {output} --data SPEC, or p2ptrain export {output} --format onnx -o FILE")
+    if card_file is not None:
+        write_card(card_file, output, tested)
+        plain["card"] = str(card_file)
     if as_json:
         print_json(plain)

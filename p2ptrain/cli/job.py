@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from p2ptrain.cli.shared.continue_job import continue_command
-from p2ptrain.cli.shared.job_comments import COMMENTS
+from p2ptrain.cli.shared.job_comments import commented
 from p2ptrain.cli.shared.job_defaults import batch_size_for
 from p2ptrain.cli.shared.model_check import as_safetensors, tried, with_classes, write_template
 from p2ptrain.cli.shared.options import (
@@ -117,6 +117,21 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
 )
 @setting("--optimizer", "training.optimizer", click.Choice(["sgd", "adamw"]), "Which optimizer.")
 @setting("--learning-rate", "training.learning_rate", click.FloatRange(0, min_open=True), "At the start.")
+@setting("--warmup", "training.warmup", click.FloatRange(0, 0.9), "Share of all steps in which the rate rises.")
+@setting("--clip", "training.clip", click.FloatRange(0), "Longer gradients are scaled to this norm; 0 is none.")
+@setting(
+    "--precision",
+    "training.precision",
+    click.Choice(["fp32", "bf16"]),
+    "bf16: compute in bfloat16 on devices that have it; parameters stay float32.",
+)
+@setting(
+    "--patience",
+    "training.patience",
+    click.IntRange(0),
+    "A device ends after so many rounds without a lower loss on its validation samples, at the best; 0 is never. Of "
+    "modes tasks and replicas.",
+)
 @setting("--seed", "seed", int, "For initial weights and shares of the data.")
 @setting("--width", "model.width", click.FloatRange(0.01, 16), "Factor on all channel counts.")
 @setting("--groups", "tasks.num_groups", click.IntRange(0), "Sub-models; 0 is one a peer.")
@@ -273,24 +288,6 @@ def _known_model(name: str) -> None:
             f"--model {name}: not known{closest(name, SIZES)}; use one of {', '.join(SIZES)}, or your own as "
             "package.module:function"
         )
-
-
-def commented(job: Job) -> str:
-    """The job as TOML, with a word on every key that needs one."""
-    table, lines = (
-        "",
-        ["# What a group trains. `p2ptrain job check` checks it; peers with equal job ids train together.", ""],
-    )
-    for line in job.to_toml().splitlines():
-        if line.startswith("init_bytes"):
-            continue  # read off the file that init names
-        if line.startswith("["):
-            table = line.strip("[]") + "."
-        comment = COMMENTS.get(table + line.partition(" = ")[0])
-        if comment and len(line) + len(comment) > 110:
-            lines.append(f"# {comment}")
-        lines.append(f"{line}  # {comment}" if comment and len(line) + len(comment) <= 110 else line)
-    return "\n".join(lines) + "\n"
 
 
 command.add_command(continue_command(commented))

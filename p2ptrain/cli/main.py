@@ -33,11 +33,12 @@ COMMANDS = {
     "plan": "How devices would train one model as a pipeline, and what it gains.",
     "report": "What a group did, as one HTML page and as CSV.",
     "log": "What this device's peer did, in past runs too.",
+    "service": "Let the system run a peer on this device.",
     "doctor": "Why two devices don't meet, and what to do.",
 }
 FOLDERS = {
     "model": ("evaluate", "predict", "generate", "export", "attribute"),
-    "runs": ("report",),
+    "runs": ("report", "service"),
 }
 """Commands that live in a folder of their own."""
 

@@ -119,6 +119,13 @@ Examples:
     metavar="MODULE:CLASS",
     help="Tell a class of your own the figures: see p2ptrain.loggers; may be given again. [default: none]",
 )
+@click.option(
+    "--log-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write what is told into this file, too, with dates; at 1 MiB a new one is begun, and four old ones are kept. "
+    "[default: none]",
+)
 @click.option("--fresh", is_flag=True, help="Start anew: set aside what this device kept of earlier training.")
 @web_options
 @click.option("--quiet", is_flag=True, help="Print errors only.")
@@ -147,6 +154,7 @@ def command(
     no_model: bool,
     tensorboard: Path | None,
     loggers: tuple[str, ...],
+    log_file: Path | None,
     fresh: bool,
     web: bool,
     web_port: int | None,
@@ -162,6 +170,7 @@ def command(
     from p2ptrain import api
     from p2ptrain.cli.shared import peer_session
     from p2ptrain.cli.shared.continue_job import new_job_hint
+    from p2ptrain.cli.shared.log_file import LogFile
     from p2ptrain.modes.jobs import init_path, load_job
     from p2ptrain.modes.registry import mode_of
     from p2ptrain.runtime.harvest import former_model
@@ -193,6 +202,7 @@ def command(
             raise UserError("--out says where the model goes, --no-model that none is written: give one of them")
         former_model(check_output(out))
     told = peer_session.loggers_of(tensorboard, loggers)
+    log = LogFile(log_file) if log_file is not None else None
     peer_session.prepare_state(state, fresh=fresh)
     peer_session.check_ports(network)
     options = PeerOptions(
@@ -217,6 +227,7 @@ def command(
         network,
         state,
         told,
+        log,
         keep_group=bool(code) and not is_open,
         quiet=quiet,
         as_json=as_json,

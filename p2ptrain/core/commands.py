@@ -81,6 +81,13 @@ class Ready:
     """Into so many class sub-models the job's model can be divided; 0 = not looked."""
     notes: tuple[str, ...] = ()
     """What the person at this device should know of the samples: how many were left out, whether they look odd."""
+    remarks: tuple[str, ...] = ()
+    """What this device can't do of what the job wants."""
+
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        """What a person should hear, each with its kind of a line in the journal."""
+        return [*(("samples", note) for note in self.notes), *(("remark", remark) for remark in self.remarks)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,10 @@ class SnapshotTaken:
     """Of central training for the whole job, at least; 0 = not known."""
     seconds: float = 0.0
     """For so long training stood still for it; 0 = not measured."""
+    ended_early: int = 0
+    """The round after which training ended before its last one; 0 = it did not."""
+    best_round: int = 0
+    """The one whose parameters those are, then."""
 
 
 @dataclass(frozen=True, slots=True)

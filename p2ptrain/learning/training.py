@@ -7,7 +7,6 @@ step alone. A step whose loss or gradients are not finite changes nothing.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from p2ptrain.learning.averaging import check_state
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.layout import arrange
+from p2ptrain.learning.profiling.precision import mixed
 from p2ptrain.learning.snapshots import copy_to_cpu, read_count, split_state
 
 ResolvedTargets = Literal["all", "rest", "own"]
@@ -29,11 +29,7 @@ Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
 MAX_BAD_STEPS = 10
 """So many steps in a row without a finite loss end the training."""
-MAX_GRADIENT_NORM = 5.0
-"""Longer gradients are scaled down to this: it only meets the first steps and outliers."""
 FAILS = "the model fails on a batch of samples"
-WARMUP_FRACTION = 0.03
-"""Share of all steps over which the learning rate rises from zero."""
 _IGNORED = -100
 
 
@@ -62,7 +58,6 @@ class LocalTrainer:
         present: Sequence[int] | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        bf16: bool = False,
         samples: Tensor | None = None,
     ) -> None:
         self.device = torch.device(device)
@@ -77,7 +72,6 @@ class LocalTrainer:
         self.num_samples = 0
         """Samples whose loss trained the model: push-sum mass grows with it."""
         self.num_bad_steps = 0
-        self.bf16 = bf16 and bf16_supported(self.device)
         self._bad_in_a_row = 0
         self._num_single = 0
         """Steps that could not be made, as their batch was a single sample."""
@@ -108,13 +102,13 @@ class LocalTrainer:
         buffers = [(b, b.clone()) for b in self.model.buffers()]
         self.model.train()
         self._optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with mixed(self.config, self.device):
             with own_code(FAILS, self.model):
                 logits = self.model(x)
             loss = training_loss(logits, y, self.config.label_smoothing, self._in_play)
         with own_code(FAILS, self.model):
             loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self._parameters.values(), MAX_GRADIENT_NORM)
+        norm = nn.utils.clip_grad_norm_(self._parameters.values(), self.config.max_norm)
         loss_value: float
         norm_value: float
         loss_value, norm_value = torch.stack([loss.detach().float(), norm.float()]).tolist()  # the step's only sync
@@ -151,12 +145,18 @@ class LocalTrainer:
             labels = self._table[y.to(self.device, torch.int64)]
             kept = labels != _IGNORED
             if bool(kept.any()):
-                with self._autocast(), own_code(FAILS, self.model):
+                with mixed(self.config, self.device), own_code(FAILS, self.model):
                     logits = self.model(x.to(self.device)[kept])
                 loss = training_loss(logits.float(), labels[kept], in_play=self._in_play)
                 loss_sum, samples = loss_sum + float(loss) * int(kept.sum()), samples + int(kept.sum())
         self.model.train()
         return loss_sum / samples if samples else math.nan
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Parameters and buffers of this very model from an earlier moment; the optimizer keeps its state."""
+        for name, tensor in self.model.state_dict().items():
+            tensor.copy_(state[name])
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """A copy on the CPU: parameters and buffers (``model.``), optimizer state (``optim.``), and metadata."""
@@ -235,15 +235,12 @@ class LocalTrainer:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
-        return self.config.learning_rate * schedule(self.config.schedule, self.num_steps, self.total_steps)
+        return self.config.learning_rate * schedule(self.config, self.num_steps, self.total_steps)
 
     def _set_learning_rate(self) -> None:
         rate = self.learning_rate
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else contextlib.nullcontext()
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -260,23 +257,15 @@ def check_batch_size(model: nn.Module, batch_size: int) -> None:
         )
 
 
-def schedule(kind: Literal["constant", "cosine"], step: int, total_steps: int) -> float:
-    """Factor on the learning rate at a step: a linear rise over the first 3 %, then flat or a cosine down to zero."""
-    warmup = WARMUP_FRACTION * total_steps
+def schedule(config: TrainingConfig, step: int, total_steps: int) -> float:
+    """Factor on the learning rate at a step: a linear rise over the first steps, then flat or a cosine down to zero."""
+    warmup = config.warmup * total_steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    if kind == "constant":
+    if config.schedule == "constant":
         return 1.0
     progress = min(1.0, (step - warmup) / max(1.0, total_steps - warmup))
     return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def bf16_supported(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16; emulated, it would be slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _label_table(targets: ResolvedTargets, own_classes: Sequence[int], num_classes: int) -> Tensor:

@@ -186,6 +186,8 @@ def save(path: Path, result: Harvest) -> None:
 
     metadata = {
         "lineage": [dataclasses.asdict(part) for part in result.report],
+        "job_name": result.job.name,
+        "mode": result.plan.mode,
         "plan": result.plan.hash,
         "completeness": report.completeness(result),
         "harvest": report.to_plain(result),

@@ -171,6 +171,11 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "plan-impossible": lambda f: f"no plan can be made: {_text(f, 'why')}",
     "link": lambda f: f"the link to {_text(f, 'name')} {link_rate(_number(f, 'mbit_s'))}",
     "samples": lambda f: f"of this device's samples: {clean(str(f.get('detail', '?')), 400)}",
+    "remark": lambda f: clean(str(f.get("detail", "?")), 400),
+    "ended-early": lambda f: (
+        f"training of part {_text(f, 'part')} ends early, after round {_text(f, 'round')}, as it was after round "
+        f"{_text(f, 'best')}: since then the loss on the own validation samples has not fallen"
+    ),
     "training": _training,
     "gossip": lambda f: f"averaged with {_text(f, 'peer')} ({scaled(_number(f, 'bytes'), 'B')})",
     "gossip-ended": lambda f: f"averaging with {_text(f, 'peer')} ended early ({_text(f, 'outcome')})",

@@ -20,7 +20,6 @@ from p2ptrain.config import Job
 from p2ptrain.experiment.group import PeerShare
 from p2ptrain.learning.data import load, open_source, select
 from p2ptrain.learning.models import global_model
-from p2ptrain.learning.training import MAX_GRADIENT_NORM, WARMUP_FRACTION
 
 WORKERS = Path(__file__).with_name("neighbours_workers")
 READY_S = 180.0
@@ -152,7 +151,7 @@ class _Workers:
             name: value
             for name, value in asdict(t).items()
             if name in ("rounds", "batch_size", "learning_rate", "momentum", "weight_decay")
-        } | {"warmup": WARMUP_FRACTION, "max_norm": MAX_GRADIENT_NORM, "seed": job.seed}
+        } | {"warmup": job.training.warmup, "max_norm": job.training.clip, "seed": job.seed}
         self._started: list[PeerProcess] = []
 
     @property

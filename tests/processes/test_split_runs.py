@@ -123,7 +123,7 @@ def trained_centrally(job: Job, plan: Plan, owners: list[PeerProcess]) -> dict[s
         for at, rows in enumerate(draws.of_round(number)):
             for settings in optimizer.param_groups:
                 step, total = number * draws.steps_per_round + at, job.training.rounds * draws.steps_per_round
-                settings["lr"] = job.training.learning_rate * schedule(job.training.schedule, step, total)
+                settings["lr"] = job.training.learning_rate * schedule(job.training, step, total)
             drawn = [streams[o].draw(num) for o, given in rows.items() for num in micro_batches(given, parts[o])]
             x, y = (torch.cat(part) for part in zip(*drawn, strict=True))
             optimizer.zero_grad()

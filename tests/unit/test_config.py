@@ -543,3 +543,24 @@ def test_files_that_cant_be_read(tmp_path: Path) -> None:
             load_job(bad)
     with pytest.raises(JobError, match="not a readable TOML job file"):
         load_job(tmp_path)
+
+
+def test_keys_of_training_that_came_later_leave_ids_alone() -> None:
+    assert not {"warmup", "clip", "precision", "patience"} & json.loads(DIGITS.to_json())["training"].keys()
+    changed_ids = set()
+    for key, value in {"warmup": 0.2, "clip": 0.0, "precision": "bf16", "patience": 3}.items():
+        job = dataclasses.replace(DIGITS, training=dataclasses.replace(DIGITS.training, **{key: value}))
+        assert job_from_json(job.to_json()) == job and json.loads(job.to_json())["training"][key] == value
+        changed_ids.add(job.id)
+    assert len(changed_ids | {DIGITS.id}) == 5
+
+
+@pytest.mark.parametrize("mode", ["pipeline", "split"])
+def test_no_early_end_where_nobody_has_the_whole_model(mode: str) -> None:
+    training = dataclasses.replace(DIGITS.training, patience=2)
+    job = dataclasses.replace(DIGITS, mode=mode, training=training)
+    with pytest.raises(JobError, match=rf'training.patience: in mode "{mode}" no device holds the whole model'):
+        check_job(job)
+    check_job(dataclasses.replace(job, mode="replicas"))
+    with pytest.raises(JobError, match=r"data\.val = 0"):
+        check_job(dataclasses.replace(job, mode="replicas", data=dataclasses.replace(job.data, val=0.0)))

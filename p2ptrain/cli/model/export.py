@@ -31,19 +31,23 @@ Examples:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Where it goes.")
 @allow_option
 def command(model_file: Path, kind: Literal["pt2", "onnx"], output: Path, allow_model: str) -> None:
-    """Turn a harvested model into pt2 or onnx. Inputs are [batch, channels, height, width], normalised."""
+    """Turn a harvested model into pt2 or onnx. Inputs are [batch, channels, height, width], normalised.
+
+    Class names, mean and standard deviation ride along: in onnx as metadata properties, in pt2 as the extra file
+    p2ptrain.json.
+    """
     check_output(output)
     if not model_file.is_file():
         load_allowed(model_file, allow_model)  # says what is wrong
     import logging
     import warnings
 
-    from p2ptrain.learning.use.export import export_model
+    from p2ptrain.learning.use.export import about, export_model
 
     logging.disable(logging.WARNING)  # the exporter has much to say to its own authors
     warnings.simplefilter("ignore")
     model, card = load_allowed(model_file, allow_model)
-    export_model(model, card.data.input_shape, output, kind)
+    export_model(model, card.data.input_shape, output, kind, about(card))
     mean, std = list(card.data.mean), list(card.data.std)
     click.echo(
         f"{output}: inputs [batch, {', '.join(map(str, card.data.input_shape))}], less mean {mean}, over std {std}"

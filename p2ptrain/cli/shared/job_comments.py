@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from p2ptrain.config import Job
+
 COMMENTS = {
     "name": "for people only",
     "mode": "auto (the group takes tasks or replicas), tasks (a class sub-model each), replicas (all of it), pipeline, "
@@ -24,6 +26,10 @@ COMMENTS = {
     "training.epochs_per_round": "passes over the own samples a round",
     "training.optimizer": "sgd or adamw",
     "training.schedule": "of the learning rate: constant or cosine",
+    "training.warmup": "share of all steps over which the learning rate rises from nearly zero",
+    "training.clip": "longer gradients are scaled down to this norm; 0 = taken as they are",
+    "training.precision": "fp32, or bf16: compute in bfloat16 on devices that have it (parameters stay float32)",
+    "training.patience": "end after so many rounds without a lower validation loss, at the best one; 0 = never",
     "tasks.num_groups": "sub-models; 0 = one a peer, as many as are there at the first plan",
     "tasks.trunk": "this many first layers are shared by all sub-models",
     "tasks.targets": "what a sub-model learns: auto, all classes, its own and rest, or its own",
@@ -57,3 +63,21 @@ COMMENTS = {
     "group.robust": "of means of three and more: none, clip (what is far off counts less), trimmed-mean or median",
     "group.replicas": "so many peers keep a copy of each part; one in a group of three",
 }
+
+
+def commented(job: Job) -> str:
+    """The job as TOML, with a word on every key that needs one."""
+    table, lines = (
+        "",
+        ["# What a group trains. `p2ptrain job check` checks it; peers with equal job ids train together.", ""],
+    )
+    for line in job.to_toml().splitlines():
+        if line.startswith("init_bytes"):
+            continue  # read off the file that init names
+        if line.startswith("["):
+            table = line.strip("[]") + "."
+        comment = COMMENTS.get(table + line.partition(" = ")[0])
+        if comment and len(line) + len(comment) > 110:
+            lines.append(f"# {comment}")
+        lines.append(f"{line}  # {comment}" if comment and len(line) + len(comment) <= 110 else line)
+    return "\n".join(lines) + "\n"

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from p2ptrain import api
 from p2ptrain.cli.shared.at_the_door import AtTheDoor
+from p2ptrain.cli.shared.log_file import LogFile
 from p2ptrain.cli.shared.options import page_lines
-from p2ptrain.errors import UserError
+from p2ptrain.errors import P2PTrainError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.profiling.allocator import keep_for_messages
 from p2ptrain.loggers import Logger, TensorBoard, find_logger
@@ -99,6 +100,7 @@ def run(
     network: NetworkConfig,
     state: Path,
     loggers: Sequence[Callable[[], Logger]] = (),
+    log: LogFile | None = None,
     *,
     keep_group: bool,
     quiet: bool,
@@ -107,7 +109,7 @@ def run(
 ) -> None:
     """Run the peer to its end; ``page``: address and port to serve the page at. Raises ``UserError``."""
     keep_for_messages()
-    session = _Session(options, state, quiet=quiet, as_json=as_json)
+    session = _Session(options, state, log, quiet=quiet, as_json=as_json)
 
     def started(node: PeerNode) -> None:
         if keep_group:
@@ -133,16 +135,26 @@ def run(
 
         session.close()
 
-    asyncio.run(main())
-    session.ended(state)
+    try:
+        asyncio.run(main())
+        session.ended(state)
+    except P2PTrainError as error:
+        session.log_only(f"ended: {error}")
+        raise
+    finally:
+        if log is not None:
+            log.close()
 
 
 class _Session:
     """Hears the journal and watches what the peer waits for."""
 
-    def __init__(self, options: PeerOptions, state: Path, *, quiet: bool, as_json: bool) -> None:
+    def __init__(
+        self, options: PeerOptions, state: Path, log: LogFile | None = None, *, quiet: bool, as_json: bool
+    ) -> None:
         self.until = asyncio.Event()
         self._options = options
+        self._log = log
         self._quiet = quiet
         self._as_json = as_json
         self._node: PeerNode | None = None
@@ -280,8 +292,14 @@ class _Session:
             return text
         return re.sub(r"\b[a-z2-7]{16}\b", lambda match: clean(core.group.name_of(PeerId(match[0])), 40), text)
 
+    def log_only(self, text: str) -> None:
+        """Into the log file alone."""
+        if self._log is not None:
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+
     def _say(self, text: str, kind: str = "note") -> None:
         self.view.say(text, kind)
+        self.log_only(text)
         if not self._quiet and not self._as_json:
             _write(f"{time.strftime('%H:%M:%S')} {text}\n")
 

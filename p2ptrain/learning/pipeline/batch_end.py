@@ -18,7 +18,6 @@ from p2ptrain.learning.pipeline.all_reduce import Exchange
 from p2ptrain.learning.pipeline.grad_norm import NormChain
 from p2ptrain.learning.pipeline.rows import StageMessage
 from p2ptrain.learning.pipeline.stage import StageModel
-from p2ptrain.learning.training import MAX_GRADIENT_NORM
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 
 
@@ -32,7 +31,8 @@ class BatchEnd:
         self._exchange = Exchange(stage.peers, own, model.vector) if len(stage.peers) > 1 else None
         self._norm = NormChain(pipeline, index, own) if sync else None
         # With each stage's square below its share of the limit's, that of the whole model is below the limit's.
-        self.limit = MAX_GRADIENT_NORM * (1.0 if sync else math.sqrt((stage.stop - stage.start) / pipeline.num_blocks))
+        share = 1.0 if sync else math.sqrt((stage.stop - stage.start) / pipeline.num_blocks)
+        self.limit = model.config.max_norm * share
         self._closed = False
         self._own_square: float | None = None
         self._checked_buffers = self._exchange is None

@@ -26,7 +26,8 @@ from p2ptrain.errors import JobError
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.layout import order_of
 from p2ptrain.learning.pipeline.rows import is_finite
-from p2ptrain.learning.training import MAX_GRADIENT_NORM, make_optimizer, schedule
+from p2ptrain.learning.profiling.precision import mixed
+from p2ptrain.learning.training import make_optimizer, schedule
 
 Version = dict[str, Tensor]
 _STATISTICS = ("running_mean", "running_var")
@@ -129,10 +130,16 @@ class StageModel:
             placed = tuple(tensor.detach().requires_grad_() for tensor in placed)
         if self._stashing:
             self._version = self._version or self._copied()
-            value = functional_call(self.module, self._version, placed)
-        else:
-            value = (self.module if run is None else run)(*placed)
-        outputs: tuple[Tensor, ...] = value if isinstance(value, tuple) else (value,)
+        with mixed(self.config, self.device):
+            if self._version is not None:
+                value = functional_call(self.module, self._version, placed)
+            else:
+                value = (self.module if run is None else run)(*placed)
+        # What goes on its way, and the loss, are of float32 whatever this stage computes in.
+        outputs = tuple(
+            out.float() if out.dtype == torch.bfloat16 else out
+            for out in (value if isinstance(value, tuple) else (value,))
+        )
         self._held[number] = _MicroBatch(placed, outputs, self._version)
         return outputs
 
@@ -187,15 +194,18 @@ class StageModel:
         norms = [torch.linalg.vector_norm(gradient) for gradient in reversed(self._gradients.values())]
         return [norm * norm for norm in torch.stack(norms).tolist()] if norms else []
 
-    def apply(self, step: int, norm: float, limit: float = MAX_GRADIENT_NORM) -> None:
-        """One optimizer step with the vector's gradient, of which (and of others) ``norm`` is the norm."""
+    def apply(self, step: int, norm: float, limit: float) -> None:
+        """One optimizer step with the vector's gradient, of which (and of others) ``norm`` is the norm.
+
+        ``limit``: a longer one is scaled down to this.
+        """
         for buffer, view in self._statistics:
             _write(buffer, view.view(buffer.shape))
         scale = min(1.0, limit / (norm + 1e-6))
         if scale < 1.0:
             self.vector.mul_(scale)
         if self.optimizer is not None:
-            rate = self.config.learning_rate * schedule(self.config.schedule, step, self._total_steps)
+            rate = self.config.learning_rate * schedule(self.config, step, self._total_steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()

@@ -24,6 +24,7 @@ from p2ptrain.learning.own.layout import order_of
 from p2ptrain.learning.pipeline.stage import as_trained
 from p2ptrain.learning.profiling import cache as times_cache
 from p2ptrain.learning.profiling.coding_times import time_codings
+from p2ptrain.learning.profiling.precision import is_mixed, mixed
 from p2ptrain.learning.profiling.stopwatch import LEAST_RUNS, NUM_RUNS, Clock, Run, Stopwatch
 from p2ptrain.learning.training import make_optimizer
 from p2ptrain.planning.devices.blocks import BlockTimes
@@ -66,12 +67,14 @@ def measure_blocks(
     device = torch.device(device)
     remembered = times_cache.read(cache) if cache is not None else {}
     training = training or TrainingConfig()
-    key = times_cache.key_of(chain, name, sizes, device, training.optimizer)
+    words = f"{training.optimizer}, bf16" if is_mixed(training, device) else training.optimizer
+    key = times_cache.key_of(chain, name, sizes, device, words)
     known = times_cache.times_of(remembered.get(key), len(chain.blocks), codings)
     if known is not None:
         return known
     watch = Stopwatch(device, clock, cpu_clock if device.type == "cpu" else clock)
-    times = _measure(chain, sizes, watch, budget_s, training, heap_bytes if device.type == "cpu" else 0)
+    with mixed(training, device):
+        times = _measure(chain, sizes, watch, budget_s, training, heap_bytes if device.type == "cpu" else 0)
     entry = dataclasses.asdict(times)
     if codings is not None:
         found = time_codings(chain, watch)
@@ -88,6 +91,7 @@ def measure_blocks(
 def slowdown_now(
     chain: Chain,
     known: BlockTimes,
+    training: TrainingConfig,
     *,
     device: torch.device | str = "cpu",
     budget_s: float = 2.0,
@@ -105,7 +109,8 @@ def slowdown_now(
     took_s = expected_s = 0.0
     for index in sorted(range(len(expected)), key=lambda index: -expected[index]):
         passes = _Passes([], [])
-        _Block(chain, index, watch).run({size: passes}, times=1 + LEAST_RUNS)  # the first makes kernels ready
+        with mixed(training, device):
+            _Block(chain, index, watch).run({size: passes}, times=1 + LEAST_RUNS)  # the first makes kernels ready
         took_s += watch.typical(passes.forward) + watch.typical(passes.backward)
         expected_s += expected[index]
         if clock() >= end:

@@ -38,7 +38,7 @@ from p2ptrain.learning.split.draws import Draws, micro_batches
 from p2ptrain.learning.split.shared_sum import SharedSum, held_runs
 from p2ptrain.learning.split.track import LABELS, Track
 from p2ptrain.learning.split.update import Copy, make_update
-from p2ptrain.learning.training import MAX_BAD_STEPS, MAX_GRADIENT_NORM, DivergedError
+from p2ptrain.learning.training import MAX_BAD_STEPS, DivergedError
 from p2ptrain.planning.split.units import SplitPlan, Unit
 
 
@@ -334,7 +334,7 @@ class SharedUnits:
         square = math.inf if self._sum.square is None else self._sum.square
         if math.isfinite(square):
             self._losses.append(stage.loss)
-            stage.apply(self._global(self._step), math.sqrt(square), MAX_GRADIENT_NORM)
+            stage.apply(self._global(self._step), math.sqrt(square), stage.config.max_norm)
             stage.next_batch()
             for owner in self._tracks:
                 self._counted[owner] += self._steps[self._step].get(owner, 0)

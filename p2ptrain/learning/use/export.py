@@ -5,11 +5,13 @@ Invariant: what is exported is the model in eval mode, and gives its outputs to 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import json
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,17 +19,43 @@ import torch
 from torch import nn
 
 from p2ptrain.errors import UserError
+from p2ptrain.learning.checkpoint import ModelCard
 from p2ptrain.learning.models import MODEL_BUGS
 from p2ptrain.learning.own.building import READS_TOKENS
 
 Format = Literal["pt2", "onnx"]
 _OF_MODELS = tuple(kind for kind in MODEL_BUGS if kind is not OSError)
 ONNX_OPSET = 18
+EXTRA_FILE = "p2ptrain.json"
 ONNX_PACKAGES = ("onnx", "onnxscript")
 
 
-def export_model(model: nn.Module, input_shape: Sequence[int], path: Path, kind: Format) -> None:
-    """Write ``model`` (inputs [batch, *input_shape]) to ``path``; whole or not at all."""
+def about(card: ModelCard) -> dict[str, str]:
+    """What whoever runs an exported model has to know: classes in the order of the outputs, and how inputs are made.
+
+    Inputs are less ``mean``, over ``std`` by channel, of values from 0 to 1; lists are JSON.
+    """
+    data = card.data
+    return {
+        "model": card.model,
+        "job_id": card.job_id,
+        "kind": data.kind,
+        "classes": json.dumps(data.classes, ensure_ascii=False),
+        "input_shape": json.dumps(data.input_shape),
+        "mean": json.dumps(data.mean),
+        "std": json.dumps(data.std),
+        **({"audio": json.dumps(dataclasses.asdict(data.audio))} if data.kind == "audio" else {}),
+    }
+
+
+def export_model(
+    model: nn.Module, input_shape: Sequence[int], path: Path, kind: Format, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write ``model`` (inputs [batch, *input_shape]) to ``path``; whole or not at all.
+
+    ``metadata`` rides along: in onnx as metadata properties, in pt2 as the extra file ``p2ptrain.json``.
+    """
+    known = dict(metadata or {})
     if kind == "onnx":
         missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
         if missing:
@@ -43,7 +71,8 @@ def export_model(model: nn.Module, input_shape: Sequence[int], path: Path, kind:
             if kind == "pt2":
                 # torch.export.save wants the suffix
                 part = part.with_suffix(".pt2")
-                torch.export.save(torch.export.export(model, example, dynamic_shapes=shapes), part)
+                extra = {EXTRA_FILE: json.dumps(known, ensure_ascii=False)} if known else None
+                torch.export.save(torch.export.export(model, example, dynamic_shapes=shapes), part, extra_files=extra)
             else:
                 torch.onnx.export(
                     model,
@@ -57,6 +86,7 @@ def export_model(model: nn.Module, input_shape: Sequence[int], path: Path, kind:
                     external_data=False,
                     verbose=False,
                 )
+                _put_into_onnx(part, known)
             os.replace(part, path)
     except (torch._dynamo.exc.TorchDynamoException, torch.onnx.errors.OnnxExporterError, *_OF_MODELS) as error:
         raise UserError(f"the model can't be exported to {kind}: {_reason(error, kind)}") from error
@@ -64,6 +94,14 @@ def export_model(model: nn.Module, input_shape: Sequence[int], path: Path, kind:
         raise UserError(f"{path}: can't write the export ({error}); give a path on a disk with room for it") from None
     finally:
         model.train(was_training)
+
+
+def _put_into_onnx(path: Path, metadata: Mapping[str, str]) -> None:
+    import onnx
+
+    proto = onnx.load(path)
+    onnx.helper.set_model_props(proto, dict(metadata))
+    onnx.save(proto, path)
 
 
 def _reason(error: BaseException, kind: Format) -> str:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from p2ptrain.config import Coding, Job, ModeTable, Schedule, Strategy, check_limits
 from p2ptrain.errors import JobError
+from p2ptrain.modes.stages.job_checks import check_training
 
 NAME = "pipeline"
 Recovery = Literal["light", "heavy"]
@@ -50,6 +51,7 @@ class PipelineConfig(ModeTable):
         check_limits(limits, where)
         if job.mode != NAME:
             return
+        check_training(job, where)
         self._check_micro_batches(job.training.batch_size, where)
 
     def _check_micro_batches(self, batch_size: int, where: str) -> None:

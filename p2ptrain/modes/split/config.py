@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from p2ptrain.config import Job, ModeTable, check_limits
 from p2ptrain.errors import JobError
+from p2ptrain.modes.stages.job_checks import check_training
 from p2ptrain.planning.split.units import Labels, Medium, Tails
 
 NAME = "split"
@@ -50,6 +51,7 @@ class SplitConfig(ModeTable):
         check_limits(limits, where)
         if job.mode != NAME:
             return
+        check_training(job, where)
         if self.labels == "stay" and self.tails == "shared":
             raise JobError(
                 f'{where}: split.labels = "stay" takes a tail for each unit, split.tails = "replica"; with one tail '

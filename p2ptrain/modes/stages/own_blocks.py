@@ -51,6 +51,7 @@ class OwnBlocks:
         """Say how slow the device is now, where its times are known."""
         if self.times is None:
             return
-        slowdown = slowdown_now(self.chain, self.times, device=self._setup.configuration.device)
+        training, device = self._setup.job.training, self._setup.configuration.device
+        slowdown = slowdown_now(self.chain, self.times, training, device=device)
         give_back()
         self._setup.say(Looked(slowdown))

@@ -289,8 +289,12 @@ class TasksRole:
             self._restarts.round_finished()
             loss = (("loss", round(event.loss, 4)),) if math.isfinite(event.loss) else ()
             skipped = (("skipped", event.num_skipped),) if event.num_skipped else ()
-            note = Note("round", (("part", event.part), ("round", event.round), *loss, *skipped))
+            ended = event.ended_early or event.round
+            note = Note("round", (("part", event.part), ("round", ended), *loss, *skipped))
             effects += [note, *self._exchanges.round_finished(now)]
+            if event.ended_early:
+                figures = (("part", event.part), ("round", event.ended_early), ("best", event.best_round))
+                effects.append(Note("ended-early", figures))
         return effects
 
     def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:

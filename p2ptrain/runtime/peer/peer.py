@@ -356,7 +356,7 @@ class Peer(Core):
         if self.job is None:
             return []
         wishes = self.config.wished(self.job.data.classes)
-        effects: Effects = [Note("samples", (("detail", note[:400]),)) for note in event.notes]
+        effects: Effects = [Note(kind, (("detail", text[:400]),)) for kind, text in event.told]
         effects += self.group.say(now, counts=event.counts, wishes=wishes, max_groups=event.max_groups)
         if self.agreement and self.agreement.current and self.role:  # restarted: go on, until we hear of a newer plan
             effects += self.role.plan_adopted(self.agreement.current, now)

@@ -24,6 +24,7 @@ from p2ptrain.errors import LocalError, UserError
 from p2ptrain.learning.data import Dataset, Split, check_learnable, load, open_source, select
 from p2ptrain.learning.models import build_model, current_names
 from p2ptrain.learning.profiling.allocator import keep_for_training, settle
+from p2ptrain.learning.profiling.precision import NO_BF16, is_mixed
 from p2ptrain.learning.snapshots import read_init
 from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.training import DivergedError, LocalTrainer
@@ -83,7 +84,7 @@ class Trainer:
             self._say(event)
         counts: Any = data.counts() if data is not None else [0] * len(job.data.classes)
         notes = tuple(note for each in (data, val) if each is not None for note in each.notes)
-        self._say(c.Ready(tuple(int(n) for n in counts), worker.max_groups(), notes))
+        self._say(c.Ready(tuple(int(n) for n in counts), worker.max_groups(), notes, _remarks(job, command, val)))
         warm_up()
         settle()
 
@@ -106,6 +107,16 @@ class Trainer:
         if split == "train":
             check_learnable(found.y, job.data, command.data)
         return found
+
+
+def _remarks(job: Job, command: c.Configure, val: Dataset | None) -> tuple[str, ...]:
+    """What this device can't do of what the job wants."""
+    found = []
+    if job.training.precision == "bf16" and not is_mixed(job.training, torch.device(command.device)):
+        found.append(NO_BF16)
+    if job.training.patience and command.data and (val is None or not len(val)):
+        found.append("this device has no validation samples, so its training ends with the last round, not early")
+    return tuple(found)
 
 
 def warm_up() -> None:

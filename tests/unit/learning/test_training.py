@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,13 +11,10 @@ from torch.nn import functional as F
 
 from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import LocalError, RemoteError
-from p2ptrain.learning.training import (
-    MAX_BAD_STEPS,
-    DivergedError,
-    LocalTrainer,
-    bf16_supported,
-    schedule,
-)
+from p2ptrain.learning.profiling.precision import bf16_supported, is_mixed
+from p2ptrain.learning.training import MAX_BAD_STEPS, DivergedError, LocalTrainer, schedule
+
+MIXED = TrainingConfig(learning_rate=0.02, precision="bf16")
 
 
 def small_model(num_outputs: int = 4, seed: int = 0) -> nn.Module:
@@ -147,11 +146,15 @@ def test_norms_and_biases_are_not_decayed() -> None:
 
 
 def test_schedule_rises_then_falls_to_zero() -> None:
-    rates = [schedule("cosine", step, 100) for step in range(101)]
+    rates = [schedule(TrainingConfig(), step, 100) for step in range(101)]
     assert rates[0] == pytest.approx(0.25) and max(rates) == rates[3] == 1.0
     assert rates[100] == pytest.approx(0.0) and rates[50] == pytest.approx(0.5, abs=0.03)
-    assert schedule("constant", 90, 100) == 1.0
-    assert schedule("cosine", 0, 1) > 0
+    constant = TrainingConfig(schedule="constant")
+    assert schedule(constant, 90, 100) == 1.0
+    assert schedule(TrainingConfig(), 0, 1) > 0
+    long = dataclasses.replace(constant, warmup=0.5)
+    assert [schedule(long, step, 9) for step in range(5)] == pytest.approx([n / 5.5 for n in range(1, 6)])
+    assert schedule(long, 5, 9) == 1.0 and schedule(dataclasses.replace(long, warmup=0.0), 0, 9) == 1.0
 
 
 def test_a_snapshot_that_does_not_fit_is_the_other_sides_fault() -> None:
@@ -184,10 +187,39 @@ def test_another_number_of_steps_keeps_the_share_of_training_done() -> None:
 
 
 def test_bf16_only_where_the_processor_has_it() -> None:
-    t = trainer(bf16=True)
-    assert t.bf16 == bf16_supported(torch.device("cpu"))
-    assert not bf16_supported(torch.device("meta"))
-    assert t.step(*batches(1)[0]) is not None
+    cpu = torch.device("cpu")
+    assert is_mixed(MIXED, cpu) == bf16_supported(cpu) and not is_mixed(TrainingConfig(), cpu)
+    assert not bf16_supported(torch.device("meta")) and not is_mixed(MIXED, torch.device("meta"))
+
+
+def test_bf16_rounds_what_is_computed_and_nothing_that_is_kept() -> None:
+    def trained(config: TrainingConfig) -> dict[str, Tensor]:
+        t = LocalTrainer(small_model(), config, num_classes=4, total_steps=20)
+        for x, y in batches(6):
+            assert t.step(x, y) is not None
+        return t.snapshot()[0]
+
+    plain, rounded = trained(TrainingConfig(learning_rate=0.02)), trained(MIXED)
+    assert all(tensor.dtype == plain[name].dtype for name, tensor in rounded.items())
+    weights = [name for name in plain if name.startswith("model.") and plain[name].is_floating_point()]
+    assert all(torch.allclose(plain[name], rounded[name], atol=0.02) for name in weights)
+    same = all(torch.equal(plain[name], rounded[name]) for name in weights)
+    assert same is not bf16_supported(torch.device("cpu"))
+
+
+def test_long_gradients_are_scaled_down_or_not() -> None:
+    def moved(clip: float) -> float:
+        config = TrainingConfig(
+            learning_rate=0.01, momentum=0.0, weight_decay=0.0, clip=clip, schedule="constant", warmup=0
+        )
+        t = LocalTrainer(small_model(), config, num_classes=4, total_steps=20)
+        before = [p.detach().clone() for p in t.model.parameters()]
+        t.step(100 * batches(1)[0][0], batches(1)[0][1])
+        pairs = zip(t.model.parameters(), before, strict=True)
+        return float(torch.stack([(p.detach() - b).square().sum() for p, b in pairs]).sum().sqrt())
+
+    assert moved(1.0) == pytest.approx(0.01, rel=1e-3) and moved(0.5) == pytest.approx(0.005, rel=1e-3)
+    assert moved(0) > 0.015 and moved(0) == pytest.approx(moved(1e6), rel=1e-6)
 
 
 # --- classes that there are no samples of -----------------------------------------------------------------------------

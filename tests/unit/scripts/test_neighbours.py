@@ -25,7 +25,7 @@ from benchmarks.peers import Happened, PeerProcess  # noqa: E402
 
 from p2ptrain.experiment.group import shares  # noqa: E402
 from p2ptrain.learning.models import global_model  # noqa: E402
-from p2ptrain.learning.training import MAX_GRADIENT_NORM, WARMUP_FRACTION, LocalTrainer  # noqa: E402
+from p2ptrain.learning.training import LocalTrainer  # noqa: E402
 
 ROUNDS = 2
 
@@ -59,8 +59,8 @@ def setting(workload: ModuleType, data: Path, job: Any) -> Any:
         learning_rate=t.learning_rate,
         momentum=t.momentum,
         weight_decay=t.weight_decay,
-        warmup=WARMUP_FRACTION,
-        max_norm=MAX_GRADIENT_NORM,
+        warmup=t.warmup,
+        max_norm=t.clip,
         seed=job.seed,
     )
 

@@ -140,7 +140,7 @@ def test_how_slow_a_device_is_now_is_told_by_a_few_blocks(budget_s: float) -> No
     chain = chain_of("vgg11_bn")
     times = measure_blocks(chain, "vgg11_bn", batch_sizes=(2, 4), budget_s=600, **ticking(Ticks(0.001)))
     clock = Ticks(0.003)
-    assert slowdown_now(chain, times, budget_s=budget_s, **ticking(clock)) == pytest.approx(3.0)
+    assert slowdown_now(chain, times, TrainingConfig(), budget_s=budget_s, **ticking(clock)) == pytest.approx(3.0)
     looks = 13 * (len(chain.blocks) if budget_s else 1)  # three runs of a block, both ways, and one at the end
     assert clock.now == pytest.approx(0.003 * (1 + looks))
 

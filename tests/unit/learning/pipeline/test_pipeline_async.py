@@ -56,7 +56,7 @@ def delayed(data: Dataset, steps: int, units: int, depth: int, total: int) -> di
         for parameter, other in zip(parameters, stale.parameters(), strict=True):
             parameter.grad = other.grad
         for settings in optimizer.param_groups:
-            settings["lr"] = CONFIG.learning_rate * schedule("cosine", step, total)
+            settings["lr"] = CONFIG.learning_rate * schedule(CONFIG, step, total)
         optimizer.step()
         keep()
         if (step + 1) % AVERAGE_EVERY == 0:

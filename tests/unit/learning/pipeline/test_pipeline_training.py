@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from torch import nn
 from p2ptrain.config import TrainingConfig
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.pipeline.samples import SampleStream
+from p2ptrain.learning.profiling.precision import bf16_supported, mixed
 from p2ptrain.learning.training import schedule
 
 
@@ -40,18 +42,47 @@ def central(name: str, group: Group, config: TrainingConfig, steps: int, total: 
     loss = math.nan
     for step in range(steps):
         for settings in optimizer.param_groups:
-            settings["lr"] = config.learning_rate * schedule(config.schedule, step, total)
+            settings["lr"] = config.learning_rate * schedule(config, step, total)
         optimizer.zero_grad()
         loss = 0.0
         for _ in range(group.plan.num_micro_batches):
             drawn = [stream.draw(num) for stream, num in zip(streams, first.samples, strict=True)]
             x, y = (torch.cat(part) for part in zip(*drawn, strict=True))
-            part = training_loss(model(x), y, config.label_smoothing) / group.plan.num_micro_batches
+            with mixed(config, torch.device("cpu")):
+                part = training_loss(model(x), y, config.label_smoothing) / group.plan.num_micro_batches
             part.backward()
             loss += part.item()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        nn.utils.clip_grad_norm_(model.parameters(), config.max_norm)
         optimizer.step()
     return model, loss
+
+
+@pytest.mark.parametrize("name", ["lenet", "gpt_mini"])
+def test_in_bfloat16_it_rounds_no_more_than_one_process_would(name: str) -> None:
+    """Between stages, of parameters and of losses everything is float32."""
+    plan = pipeline(cuts(name, ((8,), (3, 5), (8,))))
+    plain = dataclasses.replace(CONFIG, clip=1.0, warmup=0.5)
+    mixed_config = dataclasses.replace(plain, precision="bf16")
+    group = Group(name, plan, mixed_config).run(2)
+    state = group.state()
+    assert all(tensor.dtype != torch.bfloat16 for tensor in state.values())
+    (exact, _), (rounded, loss) = (central(name, group, config, 2, 20) for config in (plain, mixed_config))
+
+    def error(found: dict[str, torch.Tensor]) -> float:
+        pairs = [(found[key], tensor) for key, tensor in exact.state_dict().items() if tensor.is_floating_point()]
+        return math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs))
+
+    own = error({key: state[f"model.{key}"] for key in exact.state_dict()})
+    assert own <= 1.5 * error(rounded.state_dict()) + 1e-6
+    assert (own > 1e-5) is bf16_supported(torch.device("cpu"))
+    assert group.peers[group.plan.stages[-1].peers[-1]].last_loss == pytest.approx(loss, rel=0.02)
+
+
+def test_in_bfloat16_without_flush() -> None:
+    config = dataclasses.replace(CONFIG, precision="bf16")
+    plan = pipeline(cuts("lenet", ((8,), (3, 5), (8,))))
+    state = Group("lenet", plan, config, schedule="async").run(2).state()
+    assert all(tensor.dtype != torch.bfloat16 and bool(tensor.isfinite().all()) for tensor in state.values())
 
 
 SHARES = {

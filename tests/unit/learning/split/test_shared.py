@@ -64,7 +64,7 @@ def centrally(name: str, group: SplitGroup, config: TrainingConfig, rounds: int)
         for at, rows in enumerate(draws.of_round(number)):
             step = number * draws.steps_per_round + at
             for settings in optimizer.param_groups:
-                settings["lr"] = config.learning_rate * schedule(config.schedule, step, total)
+                settings["lr"] = config.learning_rate * schedule(config, step, total)
             drawn = [
                 streams[owner].draw(num)
                 for owner, given in rows.items()

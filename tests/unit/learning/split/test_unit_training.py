@@ -54,7 +54,7 @@ def federated_averaging(name: str, group: SplitGroup, config: TrainingConfig, ro
             steps = COUNTS[owner] // BATCH
             for step in range(number * steps, (number + 1) * steps):
                 for settings in optimizer.param_groups:
-                    settings["lr"] = config.learning_rate * schedule(config.schedule, step, config.rounds * steps)
+                    settings["lr"] = config.learning_rate * schedule(config, step, config.rounds * steps)
                 optimizer.zero_grad()
                 for _ in range(NUM_MICRO_BATCHES):
                     x, y = streams[owner].draw(MICRO_BATCH)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from p2ptrain.config import DataConfig
 from p2ptrain.errors import UserError
+from p2ptrain.learning.checkpoint import ModelCard
 from p2ptrain.learning.models import build_model
 from p2ptrain.learning.use import export
-from p2ptrain.learning.use.export import export_model
+from p2ptrain.learning.use.export import about, export_model
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in export.ONNX_PACKAGES)
+
+
+CARD = ModelCard("lenet", 0.25, DataConfig((*"abcd", "maté"), (1, 8, 8), mean=(0.3,), std=(0.25,)), "aa11")
 
 
 def lenet() -> nn.Module:
@@ -23,9 +29,11 @@ def lenet() -> nn.Module:
 
 def test_pt2_there_and_back(tmp_path: Path) -> None:
     model, path = lenet().train(), tmp_path / "out" / "model.pt2"
-    export_model(model, (1, 8, 8), path, "pt2")
+    export_model(model, (1, 8, 8), path, "pt2", about(CARD))
     assert model.training
-    loaded = torch.export.load(path).module()
+    extra = {export.EXTRA_FILE: ""}
+    loaded = torch.export.load(path, extra_files=extra).module()
+    assert json.loads(extra[export.EXTRA_FILE]) == about(CARD)
     for n in (1, 2, 7):
         x = torch.randn(n, 1, 8, 8)
         torch.testing.assert_close(loaded(x), model.eval()(x), atol=1e-5, rtol=1e-5)
@@ -38,8 +46,11 @@ def test_onnx_there_and_back(tmp_path: Path) -> None:
     from onnx.reference import ReferenceEvaluator
 
     model, path = lenet().eval(), tmp_path / "model.onnx"
-    export_model(model, (1, 8, 8), path, "onnx")
+    export_model(model, (1, 8, 8), path, "onnx", about(CARD))
     onnx.checker.check_model(str(path))
+    told = {each.key: each.value for each in onnx.load(str(path)).metadata_props}
+    assert told.items() >= about(CARD).items() and json.loads(told["classes"])[4] == "maté"
+    assert json.loads(told["mean"]) == [0.3] and "audio" not in told
     session = ReferenceEvaluator(str(path))
     for n in (1, 2, 7):
         x = torch.randn(n, 1, 8, 8)

@@ -1,0 +1,25 @@
+"""Where ``harvest --card`` writes.
+
+Invariant: takes the place of an earlier card, and of no other file unless that was asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from p2ptrain.cli.shared.options import check_output, write_text
+from p2ptrain.errors import UserError
+from p2ptrain.runtime.harvest import former_model
+from p2ptrain.runtime.model_card import MARK, card_text
+
+
+def check_card(path: Path, *, force: bool) -> None:
+    """Raises ``UserError`` before any work is done."""
+    check_output(path)
+    if path.exists() and not force and not path.read_bytes().startswith(MARK.encode()):
+        raise UserError(f"{path}: is there already and is no model card; name another file with --card, or --force")
+
+
+def write_card(path: Path, model_file: Path, tested: str = "") -> None:
+    """Of a model that was harvested."""
+    write_text(path, card_text(model_file, former_model(model_file) or {}, tested))
