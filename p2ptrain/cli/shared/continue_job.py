@@ -36,7 +36,10 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
     @click.command("continue", epilog=EXAMPLES)
     @click.argument("job_file", type=click.Path(path_type=Path), metavar="FILE")
     @click.option(
-        "--rounds", type=click.IntRange(1), metavar="N", help="So many more. [default: as many as the job says]"
+        "--rounds",
+        type=click.IntRange(1),
+        metavar="N",
+        help="So many more, such as 20 or +20. [default: as many as the job says]",
     )
     @click.option(
         "--model",

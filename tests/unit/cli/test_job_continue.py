@@ -54,7 +54,7 @@ def run(folder: Path, *words: str, job: Job = JOB) -> tuple[int, str]:
 
 
 def test_it_goes_on_from_the_model_that_was_written(tmp_path: Path, state: Path) -> None:
-    status, said = run(tmp_path, "--state", str(state), "--rounds", "2")
+    status, said = run(tmp_path, "--state", str(state), "--rounds", "+2")
     assert status == 0 and "2 more rounds" in said and "3 behind it" in said
     new = load_job(tmp_path / "more.toml")
     path = init_path(tmp_path / "more.toml")
