@@ -48,11 +48,13 @@ WAIT_TOLD_S = 4.0
 WAIT_AGAIN = 8.0
 KINDS = {
     "round": "round",
+    "gossip": "round",
+    "fetching-blocks": "round",
     "plan-adopted": "plan",
     **dict.fromkeys(("joined", "goes-on", "let-in", "done"), "good"),
     **dict.fromkeys(("failed", "goes-back", "goes-on-alone", "trainer-failed", "trainer-hangs"), "bad"),
 }
-"""Of the page's events, by the kind of the journal's line; all others are notes."""
+"""Of the page's events, by the kind of the journal's line: what comes every round, ...; all others are notes."""
 SET_ASIDE = "before-fresh"
 
 
