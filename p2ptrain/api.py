@@ -182,9 +182,14 @@ async def status(
 
 
 @asynccontextmanager
-async def serving_page(view: View, listen: str = "127.0.0.1", port: int = 0) -> AsyncIterator[PageServer]:
+async def serving_page(
+    view: View,
+    listen: str = "127.0.0.1",
+    port: int = 0,
+    on_failure: Callable[[BaseException], None] = lambda error: None,
+) -> AsyncIterator[PageServer]:
     """The page, as long as the context lasts. Raises ``UserError`` where it can't be served."""
-    server = PageServer(view)
+    server = PageServer(view, on_failure=on_failure)
     try:
         await server.start(listen, port)
         yield server

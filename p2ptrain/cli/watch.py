@@ -100,7 +100,11 @@ async def _serve(group: Group, network: NetworkConfig, state_dir: Path | None, l
             found = api.snapshot_status(node)
             return found if found.records else None
 
-        async with api.serving_page(View(look), listen, port) as server:
+        def failed(error: BaseException) -> None:
+            node.failure = node.failure or error
+            node.finish()
+
+        async with api.serving_page(View(look), listen, port, failed) as server:
             for line in page_lines(server.links()):
                 click.echo(line)
             await node.wait_finished()

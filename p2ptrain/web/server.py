@@ -15,6 +15,7 @@ import secrets
 import socket
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -80,8 +81,17 @@ class _Page:
 class PageServer:
     """Run with ``start`` and ``close``; ``links`` says where it is."""
 
-    def __init__(self, view: View, *, limits: Limits | None = None, token: str | None = None) -> None:
+    def __init__(
+        self,
+        view: View,
+        *,
+        limits: Limits | None = None,
+        token: str | None = None,
+        on_failure: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        """``on_failure``: hears of a bug, after which nothing is served any more."""
         self._view = view
+        self._on_failure = on_failure
         self._limits = limits or Limits()
         self._token = token or secrets.token_urlsafe(24)
         self._names = {"localhost", socket.gethostname().lower(), f"{socket.gethostname().lower()}.local"}
@@ -111,18 +121,28 @@ class PageServer:
             ) from None
         self._listen, self._port = listen, self._server.sockets[0].getsockname()[1]
         self._tasks = {asyncio.ensure_future(self._glance()), asyncio.ensure_future(self._tell())}
+        for task in self._tasks:
+            task.add_done_callback(self._task_done)
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._hang_up()
+        if self._server is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._server.wait_closed(), 1.0)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._hang_up()
+            self._on_failure(error)
+
+    def _hang_up(self) -> None:
         if self._server is not None:
             self._server.close()
         for writer in list(self._open):
             writer.transport.abort()
-        if self._server is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._server.wait_closed(), 1.0)
 
     def links(self) -> list[str]:
         """Where a browser finds the page: each has the token in it."""

@@ -48,11 +48,13 @@ WAIT_TOLD_S = 4.0
 WAIT_AGAIN = 8.0
 KINDS = {
     "round": "round",
+    "gossip": "round",
+    "fetching-blocks": "round",
     "plan-adopted": "plan",
     **dict.fromkeys(("joined", "goes-on", "let-in", "done"), "good"),
     **dict.fromkeys(("failed", "goes-back", "goes-on-alone", "trainer-failed", "trainer-hangs"), "bad"),
 }
-"""Of the page's events, by the kind of the journal's line; all others are notes."""
+"""Of the page's events, by the kind of the journal's line: what comes every round, ...; all others are notes."""
 SET_ASIDE = "before-fresh"
 
 
@@ -120,7 +122,7 @@ def run(
         session.catch_signals()
         async with contextlib.AsyncExitStack() as stack:
             if page is not None:
-                server = await stack.enter_async_context(api.serving_page(session.view, *page))
+                server = await stack.enter_async_context(api.serving_page(session.view, *page, session.page_failed))
                 session.tell_page(server.links())
             await api.run_peer(
                 group,
@@ -205,6 +207,10 @@ class _Session:
         if self._watching is not None:
             self._watching.cancel()  # of the node before, which left its job for another
         self._watching = asyncio.ensure_future(self._watch_waits())
+
+    def page_failed(self, error: BaseException) -> None:
+        """A bug, which is no reason to stop training."""
+        self._say(f"the page is served no longer ({type(error).__name__}: {error}); training goes on")
 
     def tell_page(self, links: list[str]) -> None:
         """Said even where little is: nobody can guess the link."""

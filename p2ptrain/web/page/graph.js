@@ -66,7 +66,7 @@ function paired(links, flows) {
   for (const each of links) pairs.set(key(each.one, each.other), { one: each.one, other: each.other, ...each });
   for (const flow of flows) {
     const at = key(flow.from, flow.to);
-    if (flow.what === KEPT && pairs.get(at)?.flow) continue;
+    if (pairs.get(at)?.flow) continue; // the first says most
     pairs.set(at, { ...(pairs.get(at) || {}), one: flow.from, other: flow.to, flow });
   }
   return [...pairs.values()];

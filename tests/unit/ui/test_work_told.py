@@ -14,6 +14,7 @@ from p2ptrain.core.harvest import DeviceWork, works_of
 from p2ptrain.experiment.measure import PeerResult
 from p2ptrain.ids import JobId, PeerId
 from p2ptrain.runtime import report
+from p2ptrain.runtime.status import Status
 from p2ptrain.ui import status_table
 from p2ptrain.ui.demo_table import demo_table
 from p2ptrain.wire.messages import Record
@@ -40,7 +41,7 @@ def test_central_training_is_that_of_whoever_knows_of_most_samples() -> None:
 
 
 def test_status_says_what_each_device_computed_and_all_together() -> None:
-    found: Any = SimpleNamespace(job=JOB, plan=None, records=RECORDS[:3], states={}, refused={}, troubles={})
+    found: Any = Status(JOB, None, RECORDS[:3], {}, {})
     text = status_table.render(found)
     assert (
         "training work of 2 devices, all included: 22.5 TFLOP, at most 1/5.3 of central training (120 TFLOP or more)"

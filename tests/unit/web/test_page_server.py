@@ -288,6 +288,22 @@ def test_a_page_that_talks_is_hung_up_on() -> None:
     run(test)
 
 
+def test_a_bug_is_told_and_ends_the_page_not_its_host() -> None:
+    async def test() -> None:
+        errors: list[BaseException] = []
+        looks = iter([found_in("tasks")])
+        server = PageServer(View(lambda: next(looks)), limits=FAST, token=TOKEN, on_failure=errors.append)
+        await server.start()
+        port = port_of(server)
+        await until(lambda: bool(errors))
+        assert isinstance(errors[0], RuntimeError | StopIteration)
+        with pytest.raises(ConnectionError):
+            await asyncio.open_connection("127.0.0.1", port)
+        await server.close()
+
+    run(test)
+
+
 def test_where_it_cant_be_served_is_said_with_what_to_do() -> None:
     async def test() -> None:
         async with served() as server:
