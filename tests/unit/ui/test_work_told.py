@@ -40,7 +40,8 @@ def test_central_training_is_that_of_whoever_knows_of_most_samples() -> None:
 
 
 def test_status_says_what_each_device_computed_and_all_together() -> None:
-    found: Any = SimpleNamespace(job=JOB, plan=None, records=RECORDS[:3], states={}, refused={}, troubles={})
+    nothing: dict[str, Any] = {name: {} for name in ("states", "refused", "troubles", "figures", "sent")}
+    found: Any = SimpleNamespace(job=JOB, plan=None, records=RECORDS[:3], **nothing)
     text = status_table.render(found)
     assert (
         "training work of 2 devices, all included: 22.5 TFLOP, at most 1/5.3 of central training (120 TFLOP or more)"
