@@ -115,7 +115,7 @@ class GroupCodes:
         if isinstance(meant, LeftOut):
             self._fail(UserError(_left_out(removed=meant.removed)))
         else:
-            self._follow(self.kept.followed_by(meant.kept, codec.encode(notice)[0]), notice, peer)
+            self._follow(self.kept.followed_by(meant.kept, bytes(codec.encode(notice)[0])), notice, peer)
 
     def _admitted(self, told: Admitted, peer: Peer) -> None:
         node, shown = self._node, told.admission
