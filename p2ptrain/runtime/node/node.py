@@ -19,10 +19,9 @@ from types import MappingProxyType
 from typing import Any
 
 from p2ptrain.core.effects import Effects
-from p2ptrain.errors import UserError
 from p2ptrain.ids import GroupTag, PeerId, peer_id
 from p2ptrain.net.asking import Asking
-from p2ptrain.net.discovery import Discovery, resolve
+from p2ptrain.net.discovery import Discovery, parse_endpoint, resolve
 from p2ptrain.net.interfaces import usable_addresses
 from p2ptrain.net.keys import Group, Identity
 from p2ptrain.net.limits import raise_open_files
@@ -397,11 +396,3 @@ class Node:
 
     def _hosts_found(self) -> tuple[str, ...]:
         return tuple(each.address for each in usable_addresses(self.network.interfaces, strict=False))
-
-
-def parse_endpoint(text: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT`` or ``tcp://HOST:PORT``. Raises ``UserError``."""
-    host, _, port = text.removeprefix("tcp://").rpartition(":")
-    if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise UserError(f"--peer {text}: expected HOST:PORT, for example --peer 192.168.1.20:5710")
-    return host.strip("[]"), int(port)
