@@ -3,7 +3,8 @@
 What one mode says alone stands in its folder.
 
 Invariant: one message at a time: two lengths, a msgpack head ``[class name, fields, name of the raw field]``, and the
-raw field's bytes (tensors in the safetensors format), which no encoder copies. Both ends are the same program on the
+raw field's bytes (tensors in the safetensors format), which no encoder copies. Many bytes don't go through the socket
+at all: the file that they lie in is handed over (``wire.shared_bytes``). Both ends are the same program on the
 same device, so this is not a wire format and has no version; it is msgpack all the same, because nothing here
 unpickles. What of an event goes to the store is the field that its class calls ``STORED``; with ``IS_PASSING`` it stays
 in memory.
@@ -21,9 +22,11 @@ from typing import Any, ClassVar
 import msgpack
 
 from p2ptrain.errors import LocalError
+from p2ptrain.wire.shared_bytes import SharedBytes
 
-LENGTHS = struct.Struct("<QQ")
-RAW_TYPES = (bytes, memoryview, mmap)
+LENGTHS = struct.Struct("<QQ?")
+"""Of the head, of the raw field's bytes, and whether these are handed over as an open file."""
+RAW_TYPES = (bytes, bytearray, memoryview, mmap, SharedBytes)
 MAX_MESSAGE_BYTES = 1 << 34
 
 # --- node to trainer ------------------------------------------------------------------------------------------------
@@ -179,16 +182,18 @@ COMMON: dict[str, Any] = {
 """What every mode says, by name."""
 
 
-def encode(message: object) -> tuple[bytes, bytes | memoryview]:
+def encode(message: object) -> tuple[bytes, bytes | memoryview | SharedBytes]:
     """A message as its head (with the lengths of both before it) and its tensors, which are not copied."""
     fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}  # type: ignore[arg-type]
     raw = next((name for name, value in fields.items() if isinstance(value, RAW_TYPES) and len(value) > 0), "")
-    tensors = memoryview(fields.pop(raw)) if raw else b""
+    tensors = fields.pop(raw) if raw else b""
+    if raw and not isinstance(tensors, SharedBytes):
+        tensors = memoryview(tensors)
     head: bytes = msgpack.packb([type(message).__name__, fields, raw], unicode_errors="surrogateescape")
-    return LENGTHS.pack(len(head), len(tensors)) + head, tensors
+    return LENGTHS.pack(len(head), len(tensors), isinstance(tensors, SharedBytes)) + head, tensors
 
 
-def decode(head: bytes, tensors: bytes, known: Mapping[str, Any]) -> object:
+def decode(head: bytes, tensors: bytes | mmap | SharedBytes, known: Mapping[str, Any]) -> object:
     """The message behind the lengths, of those that are ``known``. Lists come back as tuples, as they were sent."""
     limit = len(head)
     name, fields, raw = msgpack.unpackb(

@@ -34,20 +34,23 @@ def check_state(incoming: State, like: State, indices: Indices | None = None) ->
 
     With ``indices`` a named tensor brings only these coordinates of the flattened tensor (top-k compression).
     """
-    check_fits(incoming, like, indices)
-    for name, ours in like.items():
-        theirs = incoming[name]
-        if not theirs.is_floating_point() or theirs.numel() == 0:
-            continue
-        statistics = name.endswith(("running_mean", "running_var"))
-        limit = (MAX_STATISTICS_RATIO if statistics else MAX_NORM_RATIO) * (1.0 + root_mean_square(ours))
-        if (size := root_mean_square(theirs)) > limit and not _are_equal(theirs, ours):
+    for name, size in check_fits(incoming, like, indices).items():
+        ours, theirs = like[name], incoming[name]
+        ratio = MAX_STATISTICS_RATIO if name.endswith(("running_mean", "running_var")) else MAX_NORM_RATIO
+        if size <= ratio:
+            continue  # whatever ours is: one look at it less
+        limit = ratio * (1.0 + root_mean_square(ours))
+        if size > limit and not _are_equal(theirs, ours):
             raise RemoteError("tensor-norm", f"{name}: root mean square {size:.3g}, limit {limit:.3g}")
 
 
 @torch.no_grad()
-def check_fits(incoming: State, like: State, indices: Indices | None = None) -> None:
-    """As ``check_state``, whatever the size of the numbers, as long as they are finite."""
+def check_fits(incoming: State, like: State, indices: Indices | None = None) -> dict[str, float]:
+    """As ``check_state``, whatever the size of the numbers, as long as they are finite.
+
+    Returns that size, the root mean square of every float tensor that came.
+    """
+    sizes: dict[str, float] = {}
     indices = indices or {}
     if incoming.keys() != like.keys():
         missing, extra = sorted(like.keys() - incoming.keys()), sorted(incoming.keys() - like.keys())
@@ -61,25 +64,28 @@ def check_fits(incoming: State, like: State, indices: Indices | None = None) -> 
             raise RemoteError("tensor-shape", f"{name}: {tuple(theirs.shape)} where {shape} is due")
         if theirs.dtype != ours.dtype:
             raise RemoteError("tensor-dtype", f"{name}: {theirs.dtype} where {ours.dtype} is due")
-        _check_numbers(name, theirs, ours)
+        if theirs.numel():
+            size = _check_numbers(name, theirs, ours)
+            sizes |= {name: size} if theirs.is_floating_point() else {}
+    return sizes
 
 
-def _check_numbers(name: str, theirs: Tensor, ours: Tensor) -> None:
-    if theirs.numel() == 0:
-        return
+def _check_numbers(name: str, theirs: Tensor, ours: Tensor) -> float:
+    """Its root mean square; 0 of whole numbers."""
     if not theirs.is_floating_point():
         if bool(((theirs < 0) & (theirs < ours.to(theirs.device))).any()):  # ours may be a constant below zero
             raise RemoteError("tensor-negative", f"{name}: a counter below zero")
         if theirs.dtype == torch.int64 and int(theirs.max()) > max(MAX_COUNTER, int(ours.max())):
             raise RemoteError("tensor-counter", f"{name}: counted to {int(theirs.max())}")
-        return
+        return 0.0
     size = root_mean_square(theirs)
     if not math.isfinite(size) and _are_equal(theirs, ours):
-        return  # a constant, such as a mask of minus infinity
+        return size  # a constant, such as a mask of minus infinity
     if not math.isfinite(size):  # NaN or infinity anywhere, or squares beyond fp32, ends up here
         raise RemoteError("tensor-not-finite", name)
     if name.endswith("running_var") and bool((theirs < 0).any()):
         raise RemoteError("tensor-negative", f"{name}: a variance below zero")
+    return size
 
 
 def _are_equal(theirs: Tensor, ours: Tensor) -> bool:
@@ -98,7 +104,6 @@ def root_mean_square(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(wide(tensor))) / math.sqrt(max(1, tensor.numel()))
 
 
-@torch.no_grad()
 def merge(
     current: State,
     incoming: State,
@@ -107,16 +112,28 @@ def merge(
     *,
     indices: Indices | None = None,
     toward: Toward | None = None,
-) -> float:
-    """Push-sum: put the mass-weighted mean of both into ``current``, in place. Returns how far apart they were.
+) -> None:
+    """Push-sum: put the mass-weighted mean of both into ``current``, in place.
 
-    The distance is ||incoming - current|| / ||current|| over all float coordinates that came. ``toward`` may put
-    something else in the place of a float tensor that came.
+    ``toward`` may put something else in the place of a float tensor that came.
     """
+    check_state(incoming, current, indices)
+    merge_checked(current, incoming, own_mass, incoming_mass, indices=indices, toward=toward)
+
+
+@torch.no_grad()
+def merge_checked(
+    current: State,
+    incoming: State,
+    own_mass: float,
+    incoming_mass: float,
+    *,
+    indices: Indices | None = None,
+    toward: Toward | None = None,
+) -> None:
+    """As ``merge``, of what ``check_state`` has found to be sound: looking at each number once is enough."""
     own, share = _shares(own_mass, incoming_mass)
     indices = indices or {}
-    check_state(incoming, current, indices)
-    gap = norm = 0.0
     merged: set[tuple[int, torch.Size]] = set()
     for name, ours in current.items():
         if (ours.data_ptr(), ours.shape) in merged and ours.numel():
@@ -128,7 +145,6 @@ def merge(
             flat = ours.reshape(-1)  # a view where strides allow, else a copy that is written back below
             at = at.to(ours.device, torch.int64)
             mine = flat[at]
-            gap, norm = gap + _square(theirs - mine), norm + _square(mine)
             if toward is not None:
                 theirs = toward(name, mine, theirs)
             flat[at] = _mean_of_two(mine, theirs, own, share)
@@ -137,11 +153,9 @@ def merge(
         elif not ours.is_floating_point():
             torch.maximum(ours, theirs, out=ours)
         else:
-            gap, norm = gap + _square(theirs - ours), norm + _square(ours)
             if toward is not None:
                 theirs = toward(name, ours, theirs)
-            ours.copy_(_mean_of_two(ours, theirs, own, share))
-    return math.sqrt(gap) / math.sqrt(norm) if norm else math.sqrt(gap)
+            _move_to_mean(ours, theirs, own, share)
 
 
 def _shares(own_mass: float, incoming_mass: float) -> tuple[float, float]:
@@ -158,8 +172,12 @@ def _mean_of_two(a: Tensor, b: Tensor, share_a: float, share_b: float) -> Tensor
     return (wide(a) * share_a).add_(wide(b) * share_b)
 
 
-def _square(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(wide(tensor))) ** 2
+def _move_to_mean(ours: Tensor, theirs: Tensor, share_ours: float, share_theirs: float) -> None:
+    """``_mean_of_two`` in place of the first: the same operations, so the same bits."""
+    if wide(ours) is ours:
+        ours.mul_(share_ours).add_(wide(theirs) * share_theirs)
+    else:
+        ours.copy_(_mean_of_two(ours, theirs, share_ours, share_theirs))
 
 
 @torch.no_grad()

@@ -52,18 +52,18 @@ class Compressor:
     def compress(
         self, tensors: Mapping[str, Tensor], *, answering: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Copies on the CPU, ready to be sent.
+        """On the CPU, to be written before the live tensors change: what is not compressed may be one of them.
 
         ``answering``: the indices that ``decompress`` gave for the partner's payload. Top-k then sends these same
         coordinates back, so that the exchange keeps their mean; one-sided pushes favour coordinates that moved far.
         """
         payload: dict[str, Tensor] = {}
         for name, live in tensors.items():
-            tensor = live.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            if self._kind == "none" or not _compressible(name, tensor) or not bool(tensor.isfinite().all()):
+            tensor = live.detach().to("cpu").contiguous()
+            if self._kind == "none" or not _compressible(name, tensor) or not _is_finite(tensor):
                 payload[name] = tensor
             elif self._kind == "fp16":
-                payload[f"{name}:f16"] = tensor.clamp_(-MAX_F16, MAX_F16).half()
+                payload[f"{name}:f16"] = tensor.clamp(-MAX_F16, MAX_F16).half()
             elif self._kind == "int8":
                 payload[f"{name}:q8"], payload[f"{name}:scale"] = self._quantise(name, tensor)
             else:
@@ -76,9 +76,10 @@ class Compressor:
         residual = self._residual.get(name)
         wanted = tensor if residual is None or residual.shape != tensor.shape else tensor + residual
         rows = wanted.flatten(1)  # [rows, rest]
-        scale = rows.abs().amax(1) / 127.0  # [rows]
-        steps = (rows / scale.clamp_min(1e-30).unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8)
-        self._residual[name] = (rows - steps.float() * scale.unsqueeze(1)).view(tensor.shape)
+        scale = torch.maximum(rows.amax(1), -rows.amin(1)) / 127.0  # [rows]
+        whole = (rows / scale.clamp_min(1e-30).unsqueeze(1)).round_().clamp_(-127, 127)
+        steps = whole.to(torch.int8)
+        self._residual[name] = whole.mul_(scale.unsqueeze(1)).neg_().add_(rows).view(tensor.shape)
         return steps.view(tensor.shape), scale
 
     def _pick(self, name: str, flat: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -141,6 +142,11 @@ def payload_bytes(payload: Mapping[str, Tensor]) -> int:
 def _compressible(name: str, tensor: Tensor) -> bool:
     statistics = name.endswith(("running_mean", "running_var"))
     return tensor.dtype == torch.float32 and tensor.dim() >= 2 and tensor.numel() >= MIN_NUMEL and not statistics
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """In one pass that makes no other tensor, unless the squares are beyond fp32."""
+    return math.isfinite(float(torch.linalg.vector_norm(tensor))) or bool(tensor.isfinite().all())
 
 
 def _typed(payload: Mapping[str, Tensor], key: str, dtype: torch.dtype) -> Tensor:

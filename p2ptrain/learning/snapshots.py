@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from mmap import mmap
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -16,7 +18,22 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from p2ptrain.errors import RemoteError, UserError
-from p2ptrain.wire.tensorfile import read_untrusted
+from p2ptrain.wire.shared_bytes import SharedBytes
+from p2ptrain.wire.tensorfile import DType, Header, TensorSpec, check, pack_to_share, read_untrusted
+
+Bytes = bytes | bytearray | memoryview | mmap
+_DTYPES: dict[DType, torch.dtype] = {
+    "f64": torch.float64,
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "bf16": torch.bfloat16,
+    "i64": torch.int64,
+    "i32": torch.int32,
+    "i16": torch.int16,
+    "i8": torch.int8,
+    "u8": torch.uint8,
+    "bool": torch.bool,
+}
 
 
 def copy_to_cpu(tensor: Tensor) -> Tensor:
@@ -73,10 +90,43 @@ def read_count(metadata: Mapping[str, str], key: str) -> int:
     return int(text)
 
 
-def read_snapshot(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_snapshot(data: Bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of safetensors bytes from anywhere. Raises ``RemoteError`` for what is not sound."""
     header = read_untrusted(data)
-    return load_tensors(data), dict(header.metadata)
+    return _tensors(data, header), dict(header.metadata)
+
+
+def read_payload(data: Bytes) -> dict[str, Tensor]:
+    """As ``read_snapshot``; the numbers are still to be checked. Raises ``RemoteError``."""
+    return _tensors(data, check(data))
+
+
+def _tensors(data: Bytes, header: Header) -> dict[str, Tensor]:
+    """Where they lie, if that may be written: nothing is copied of what was mapped for this process alone."""
+    writable = bytearray(data) if memoryview(data).readonly else data
+    return {spec.name: _tensor(writable, spec) for spec in header.specs}
+
+
+def _tensor(data: Bytes, spec: TensorSpec) -> Tensor:
+    dtype = _DTYPES[spec.dtype]
+    if spec.num_elements == 0:
+        return torch.zeros(spec.shape, dtype=dtype)
+    if spec.start % dtype.itemsize:  # not all processors read what lies askew
+        return torch.frombuffer(bytearray(data[spec.start : spec.end]), dtype=dtype).view(spec.shape)
+    return torch.frombuffer(data, dtype=dtype, count=spec.num_elements, offset=spec.start).view(spec.shape)
+
+
+def bytes_to_share(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes | SharedBytes:
+    """In the safetensors format, to be handed to the node; tensors are copied once, and may change afterwards."""
+    bf16 = {name for name, tensor in tensors.items() if tensor.dtype == torch.bfloat16}
+    return pack_to_share({name: _array(tensor) for name, tensor in tensors.items()}, metadata, bf16)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    plain = shared_on_cpu(tensor)
+    if plain.dtype == torch.bfloat16:  # NumPy has none
+        return plain.view(torch.int16).numpy().view(np.uint16)
+    return plain.numpy()
 
 
 def model_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

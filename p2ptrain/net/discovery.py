@@ -28,6 +28,7 @@ from types import MappingProxyType
 from zeroconf import Error, IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
+from p2ptrain.errors import UserError
 from p2ptrain.ids import GroupTag
 from p2ptrain.net.guard.shown import Allowance, near
 from p2ptrain.net.interfaces import all_addresses
@@ -290,6 +291,14 @@ def _why(error: BaseException) -> str:
 def text_of(raw: bytes | None) -> str:
     """Printable text of a TXT value, which may be anything."""
     return "".join(char if char.isprintable() else "?" for char in (raw or b"").decode("utf-8", "replace"))
+
+
+def parse_endpoint(text: str) -> tuple[str, int]:
+    """Host and port of ``HOST:PORT`` or ``tcp://HOST:PORT``. Raises ``UserError``."""
+    host, _, port = text.removeprefix("tcp://").rpartition(":")
+    if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise UserError(f"--peer {text}: expected HOST:PORT, for example --peer 192.168.1.20:5710")
+    return host.strip("[]"), int(port)
 
 
 async def resolve(host: str, port: int) -> list[str]:

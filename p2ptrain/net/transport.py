@@ -42,10 +42,11 @@ from p2ptrain.protocol.session.sessions import MAX_PEERS
 from p2ptrain.wire.addresses import make_address, split_address
 from p2ptrain.wire.codec import MAX_HEADER_BYTES
 from p2ptrain.wire.messages import Lane
+from p2ptrain.wire.schema import RawBytes
 
 LANES: tuple[Lane, ...] = ("control", "bulk")
 
-OnFrames = Callable[[Lane, bytes, list[bytes]], Awaitable[None]]
+OnFrames = Callable[[Lane, bytes, Sequence[RawBytes]], Awaitable[None]]
 """Called for each message with its lane, the sender's public key (Z85) and its frames. The lane's reading waits for it,
 and so in the end do its senders."""
 OnRefused = Callable[[str, str], None]
@@ -193,7 +194,7 @@ class Transport:
         if bulk_address:
             self._connect(address, "bulk", bulk_address)
 
-    def send(self, address: str, lane: Lane, frames: Sequence[bytes]) -> bool:
+    def send(self, address: str, lane: Lane, frames: Sequence[RawBytes]) -> bool:
         """Queue for the neighbour at ``address``. False if something was dropped: a full queue, or never dialled."""
         if (address, lane) in self._missing and time.monotonic() >= self._retry_at:
             self._connect(address, lane, self._missing[address, lane])

@@ -76,7 +76,7 @@ def keep_rotation(state: Path, rotation: Rotation) -> tuple[KeptGroup, NewCode]:
     stay = {peer: each.key for peer, each in rotation.stay.items()}
     kept, identity = rotation.kept, rotation.identity
     new, notice = new_code(kept, identity, stay, rotation.removed, approves=rotation.approves)
-    new = kept.followed_by(new, codec.encode(notice)[0])
+    new = kept.followed_by(new, bytes(codec.encode(notice)[0]))
     save_members(state, new.group.tag, rotation.stay)
     job = load_groups(state).get(kept.group.tag)
     if job is not None:

@@ -46,6 +46,7 @@ from p2ptrain.simulation.disk import SimulatedDisk
 from p2ptrain.simulation.signing import signing_as
 from p2ptrain.simulation.world import FrameHost, World
 from p2ptrain.wire.messages import Lane, Record, SnapshotRef
+from p2ptrain.wire.schema import RawBytes
 
 DISK_S = 0.002
 THOUGHT_S = 0.1
@@ -192,7 +193,7 @@ class Device(FrameHost):
     def next_deadline(self) -> float:
         return self.core.next_deadline() - self.ahead_s
 
-    def frames(self, lane: Lane, sender_key: bytes, frames: Sequence[bytes], now: float) -> list[object]:
+    def frames(self, lane: Lane, sender_key: bytes, frames: Sequence[RawBytes], now: float) -> list[object]:
         if self.banned.get(sender_key, 0.0) > self.now:
             return []
         return list(self.core.frames_received(lane, sender_key, frames, self.now))
@@ -210,7 +211,7 @@ class Device(FrameHost):
             case BeginBlob():
                 self._incoming(effect.blob, lambda: self.disk.begin(effect.blob, effect.num_bytes, effect.ephemeral))
             case WriteChunk():
-                self._incoming(effect.blob, lambda: self.disk.write(effect.blob, effect.offset, effect.data))
+                self._incoming(effect.blob, lambda: self.disk.write(effect.blob, effect.offset, bytes(effect.data)))
             case AbandonBlob():
                 self._on_disk(lambda: self.disk.incoming.pop(effect.blob, None), lambda _: [])
             case ForgetBlob():

@@ -23,6 +23,7 @@ from p2ptrain.simulation.network import LAN, Conditions
 from p2ptrain.simulation.signing import signing_as
 from p2ptrain.simulation.world import FrameHost, World
 from p2ptrain.wire.messages import Lane, SnapshotRef
+from p2ptrain.wire.schema import RawBytes
 
 
 class Visitor(FrameHost):
@@ -47,7 +48,7 @@ class Visitor(FrameHost):
     def next_deadline(self) -> float:
         return self.core.next_deadline()
 
-    def frames(self, lane: Lane, sender_key: bytes, frames: Sequence[bytes], now: float) -> list[object]:
+    def frames(self, lane: Lane, sender_key: bytes, frames: Sequence[RawBytes], now: float) -> list[object]:
         return list(self.core.frames_received(lane, sender_key, frames, now))
 
     def fetch(self, holding: SnapshotRef) -> None:

@@ -17,6 +17,7 @@ from p2ptrain.protocol.session.effects import SendFrames
 from p2ptrain.simulation.names import address, key
 from p2ptrain.simulation.network import LAN, Conditions, SimulatedNetwork
 from p2ptrain.wire.messages import Lane, Message
+from p2ptrain.wire.schema import RawBytes
 
 
 class FrameHost:
@@ -33,7 +34,7 @@ class FrameHost:
         """Whether anything reaches it."""
         return True
 
-    def frames(self, lane: Lane, sender_key: bytes, frames: Sequence[bytes], now: float) -> list[object]:
+    def frames(self, lane: Lane, sender_key: bytes, frames: Sequence[RawBytes], now: float) -> list[object]:
         """They came; what the host wants done about them."""
         raise NotImplementedError
 
@@ -118,7 +119,7 @@ class World:
                 wait_s = self.conditions.delay_s + self.conditions.jitter_s * self.rng.random()
                 self.network.at_host(host.id, self.network.now + wait_s, lambda host=host: tell(host))  # type: ignore[misc]
 
-    def _deliver(self, sender: PeerId, to: FrameHost, lane: Lane, frames: Sequence[bytes]) -> None:
+    def _deliver(self, sender: PeerId, to: FrameHost, lane: Lane, frames: Sequence[RawBytes]) -> None:
         if to.is_on and self._sides.get(sender, 0) == self._sides.get(to.id, 0):
             self.perform(to, to.frames(lane, self.hosts[sender].key, frames, self.network.now))
 

@@ -19,7 +19,8 @@ from typing import Any
 import msgpack
 
 from p2ptrain.errors import LocalError, RemoteError
-from p2ptrain.wire.messages import BULK, KINDS, WIRE_VERSION, Hello, Lane, Message, Refused, lane_of
+from p2ptrain.wire.messages import BULK, KINDS, WIRE_VERSION, Chunk, Hello, Lane, Message, Refused, lane_of
+from p2ptrain.wire.schema import RawBytes as RawBytes
 from p2ptrain.wire.schema import from_plain, to_plain
 
 MAX_HEADER_BYTES = 64 * 1024
@@ -59,7 +60,7 @@ class WireVersionError(RemoteError):
 
 def encode(
     message: Message, *, session: bytes = NO_SESSION, sequence: int = 0, job: str = "", epoch: int = 0
-) -> list[bytes]:
+) -> list[RawBytes]:
     """The frames of ``message``. Raises ``LocalError`` for what ``decode`` would refuse (its own opinion is asked)."""
     body = to_plain(message)
     data = [body.pop("data")] if "data" in body else []
@@ -79,7 +80,7 @@ def header_bytes(message: Message) -> int:
     return 96 + len(msgpack.packb(body, use_bin_type=True))
 
 
-def decode(frames: Sequence[bytes], lane: Lane) -> tuple[Envelope, Message]:
+def decode(frames: Sequence[RawBytes], lane: Lane) -> tuple[Envelope, Message]:
     """The checked message of ``frames`` that came over ``lane``. Raises ``RemoteError``, nothing else."""
     _check_sizes(frames)
     header = _unpack(frames[0])
@@ -89,7 +90,7 @@ def decode(frames: Sequence[bytes], lane: Lane) -> tuple[Envelope, Message]:
     return envelope, _read_message(cls, header["b"], frames[1:])
 
 
-def _check_sizes(frames: Sequence[bytes]) -> None:
+def _check_sizes(frames: Sequence[RawBytes]) -> None:
     if not 1 <= len(frames) <= MAX_FRAMES:
         raise RemoteError("frames", f"{len(frames)} frames, allowed 1..{MAX_FRAMES}")
     if len(frames[0]) > MAX_HEADER_BYTES:
@@ -98,7 +99,7 @@ def _check_sizes(frames: Sequence[bytes]) -> None:
         raise RemoteError("size", f"{len(frames[-1])} bytes of data, allowed {MAX_DATA_BYTES}")
 
 
-def _unpack(raw: bytes) -> dict[str, Any]:
+def _unpack(raw: RawBytes) -> dict[str, Any]:
     """The header's map. ``unpackb`` fails in many ways (ExtraData, StackError, UnicodeDecodeError ...): one here."""
     try:
         header = msgpack.unpackb(
@@ -148,10 +149,12 @@ def _read_envelope(header: dict[str, Any]) -> tuple[Envelope, type[Message]]:
     return Envelope(version, kind, session, sequence, job, epoch), cls
 
 
-def _read_message(cls: type[Message], body: object, raw: Sequence[bytes]) -> Message:
-    """The frame behind the header becomes ``data``, without a copy."""
+def _read_message(cls: type[Message], body: object, raw: Sequence[RawBytes]) -> Message:
+    """The frame behind the header becomes ``data``; a chunk's, which is put away at once, without a copy."""
     if not isinstance(body, dict) or "data" in body:
         raise RemoteError("schema", f"{cls.__name__}: the body is no map, or has data in it")
     if len(raw) != ("data" in cls.__dataclass_fields__):
         raise RemoteError("frames", f"{cls.KIND}: {len(raw)} frames behind the header")
-    return from_plain(cls, {**body, "data": raw[0]} if raw else body)
+    if not raw:
+        return from_plain(cls, body)
+    return from_plain(cls, {**body, "data": raw[0] if cls is Chunk else bytes(raw[0])})

@@ -16,6 +16,7 @@ from typing import Annotated, ClassVar, Literal
 
 from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.wire.schema import Bound
+from p2ptrain.wire.schema import RawBytes as RawBytes
 
 WIRE_VERSION = 7
 
@@ -447,7 +448,7 @@ class Chunk:
     KIND: ClassVar[str] = "chunk"
     blob: Blob
     offset: int
-    data: Annotated[bytes, Bound(1, 1 << 20)]
+    data: Annotated[RawBytes, Bound(1, 1 << 20)]
 
 
 @dataclass(frozen=True, slots=True)

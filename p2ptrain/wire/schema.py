@@ -4,7 +4,8 @@ Invariant: ``from_plain`` either returns an instance in which every value has th
 declared bounds, or raises ``RemoteError``. Nothing that came from the network reaches a state machine unchecked.
 
 A field's bound is written into its type: ``Annotated[int, Bound(0, 10)]`` limits the value of a number, the length of
-a string, of bytes or of a tuple. Without one the defaults below hold. ``X | None`` allows None besides; no other union.
+a string, of bytes or of a tuple. Without one the defaults below hold. ``X | None`` allows None besides;
+``RawBytes`` is the only other union.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from p2ptrain.errors import LocalError, RemoteError
 
 T = TypeVar("T")
+RawBytes = bytes | memoryview
+"""Bytes that need not be copied: they may be a view of where they lie, of single unsigned bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ _DEFAULTS: dict[type, Bound] = {
 
 def to_plain(value: Any) -> Any:
     """Maps, lists and scalars that msgpack carries; tuples become lists, nested dataclasses maps."""
-    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+    if value is None or isinstance(value, (bool, int, float, str, bytes, memoryview)):
         return value
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]
@@ -79,6 +82,8 @@ def _check_of(hint: Any) -> Check:
     if get_origin(hint) is Annotated:
         hint, *extras = get_args(hint)
         bound = next((extra for extra in extras if isinstance(extra, Bound)), None)
+    if hint == RawBytes:
+        return partial(_check_raw, bound or _DEFAULTS[bytes])
     if get_origin(hint) in (UnionType, Union):
         check = _check_of(_some(hint))
         return lambda value, where: None if value is None else check(value, where)
@@ -116,6 +121,13 @@ def _check_scalar(kind: Any, bound: Bound | None, value: Any, where: str) -> Any
         problem = f"{measure} is outside {bound.low:g}..{bound.high:g}" if math.isfinite(measure) else "not finite"
         raise RemoteError("schema", f"{where}: {problem}")
     return value
+
+
+def _check_raw(bound: Bound, value: Any, where: str) -> Any:
+    """Bytes, wherever they lie."""
+    if type(value) is memoryview and value.format == "B" and bound.low <= len(value) <= bound.high:
+        return value
+    return _check_scalar(bytes, bound, value, where)
 
 
 def _check_literal(allowed: tuple[Any, ...], value: Any, where: str) -> Any:

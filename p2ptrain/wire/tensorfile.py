@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from p2ptrain.errors import LocalError, RemoteError
+from p2ptrain.wire.shared_bytes import SharedBytes, shared_or_not
 
 DType = Literal["f64", "f32", "f16", "bf16", "i64", "i32", "i16", "i8", "u8", "bool"]
 _NUMPY: dict[DType, np.dtype[Any]] = {
@@ -77,7 +78,7 @@ class TensorFile:
     """A checked file over the bytes it was read from."""
 
     header: Header
-    data: bytes | memoryview | mmap
+    data: bytes | bytearray | memoryview | mmap
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -96,6 +97,28 @@ def pack(
     arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None, bf16: Collection[str] = ()
 ) -> bytes:
     """The arrays as safetensors bytes; those named in ``bf16`` are uint16 and mean bfloat16."""
+    head, typed = _laid_out(arrays, metadata, bf16)
+    return b"".join([head, *(array.tobytes() for array in typed)])
+
+
+def pack_to_share(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None, bf16: Collection[str] = ()
+) -> bytes | SharedBytes:
+    """As ``pack``, written where another process can map them, if there are many bytes and there is room."""
+    head, typed = _laid_out(arrays, metadata, bf16)
+    shared = shared_or_not(len(head) + sum(array.nbytes for array in typed))
+    if shared is None:
+        return b"".join([head, *(array.tobytes() for array in typed)])
+    position = shared.write(head, 0)
+    for array in typed:
+        position = shared.write(array.reshape(-1).view(np.uint8).data, position)
+    return shared
+
+
+def _laid_out(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None, bf16: Collection[str]
+) -> tuple[bytes, list[np.ndarray]]:
+    """What a file begins with, and the contiguous arrays that follow it, in their order."""
     typed: list[tuple[str, DType, np.ndarray]] = []
     for name, array in arrays.items():
         plain = np.asarray(array)
@@ -113,15 +136,15 @@ def pack(
         position = end
     text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *(array.tobytes() for _, _, array in typed)])
+    return len(text).to_bytes(8, "little") + text, [array for _, _, array in typed]
 
 
-def read(data: bytes | memoryview | mmap, limits: Limits | None = None) -> TensorFile:
+def read(data: bytes | bytearray | memoryview | mmap, limits: Limits | None = None) -> TensorFile:
     """Check ``data`` and give its tensors. Raises ``RemoteError``."""
     return TensorFile(check(data, limits), data)
 
 
-def read_untrusted(data: bytes | memoryview | mmap, limits: Limits | None = None) -> Header:
+def read_untrusted(data: bytes | bytearray | memoryview | mmap, limits: Limits | None = None) -> Header:
     """``check``, and no number in it is infinite or not a number. Raises ``RemoteError``."""
     header = check(data, limits)
     for spec in header.specs:
@@ -129,7 +152,7 @@ def read_untrusted(data: bytes | memoryview | mmap, limits: Limits | None = None
     return header
 
 
-def check(data: bytes | memoryview | mmap, limits: Limits | None = None) -> Header:
+def check(data: bytes | bytearray | memoryview | mmap, limits: Limits | None = None) -> Header:
     """What ``data`` holds, everything about its form checked. Raises ``RemoteError``."""
     limits = limits or Limits()
     size = len(data)
@@ -170,7 +193,7 @@ def check_values(spec: TensorSpec, array: np.ndarray) -> None:
         raise RemoteError("tensor-values", f"tensor {spec.name!r:.64} ({spec.dtype}) holds a value that is no number")
 
 
-def _array(data: bytes | memoryview | mmap, spec: TensorSpec) -> np.ndarray:
+def _array(data: bytes | bytearray | memoryview | mmap, spec: TensorSpec) -> np.ndarray:
     if spec.num_elements == 0:
         return np.zeros(spec.shape, _NUMPY[spec.dtype])
     return np.frombuffer(data, _NUMPY[spec.dtype], spec.num_elements, spec.start).reshape(spec.shape)

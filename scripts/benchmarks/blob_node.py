@@ -57,15 +57,21 @@ class BlobNode(Node):
     def carry_out_other(self, effect: object) -> None:
         core = self.blob_core
         assert core is not None
-        if isinstance(effect, ReadChunk):
+        passing = self.blobs.passing
+        if isinstance(effect, ReadChunk) and effect.blob in passing:
+            data = passing.read(effect.blob, effect.offset, effect.length)
+            asyncio.get_running_loop().call_soon(self.answer_read, effect, data)
+        elif isinstance(effect, ReadChunk):
             self.on_disk(
                 lambda: self.blobs.read(effect.blob, effect.offset, effect.length),
                 lambda data, error: self.answer_read(effect, data),
             )
         elif isinstance(effect, WriteChunk):
-            self.on_disk(lambda: self.blobs.write(effect.blob, effect.offset, effect.data), self._written)
+            aside = self.in_memory if passing.is_incoming(effect.blob) else self.on_disk
+            aside(lambda: self.blobs.write(effect.blob, effect.offset, effect.data), self._written)
         elif isinstance(effect, VerifyBlob):
-            self.on_disk(
+            aside = self.in_memory if passing.is_incoming(effect.blob) else self.on_disk
+            aside(
                 lambda: self.blobs.finish(effect.blob),
                 lambda sound, error: self.feed(lambda now: core.blob_checked(effect.blob, bool(sound), now)),
             )

@@ -17,7 +17,7 @@ from p2ptrain.ids import BlobId, JobId, PeerId, peer_id
 from p2ptrain.simulation.names import address, key
 from p2ptrain.wire import tensorfile
 from p2ptrain.wire.messages import KINDS, Hello, Message, Welcome
-from p2ptrain.wire.schema import Bound
+from p2ptrain.wire.schema import Bound, RawBytes
 
 IDS = [peer_id(key(number)) for number in range(4)]
 THE_JOB = JobId("0" * 16)
@@ -57,6 +57,8 @@ def any_value(hint: Any) -> st.SearchStrategy[Any]:
         return any_of(hint)
     if get_origin(hint) is Literal:
         return st.sampled_from(get_args(hint))
+    if hint == RawBytes:
+        hint = bytes
     if get_origin(hint) in (Union, types.UnionType):
         return st.one_of([st.none() if each is type(None) else any_value(each) for each in get_args(hint)])
     low, high = (bound.low, bound.high) if bound else (0 if hint is int else -(2**63), 2**63 - 1)

@@ -244,8 +244,9 @@ def read_network(
     peers: tuple[str, ...], interfaces: tuple[str, ...], no_discovery: bool, port: int = 0
 ) -> NetworkConfig:
     """Checked at once, so that a wrong address or interface is an error before anything starts."""
+    from p2ptrain.net.discovery import parse_endpoint
     from p2ptrain.net.interfaces import usable_addresses
-    from p2ptrain.runtime.node.node import NetworkConfig, parse_endpoint
+    from p2ptrain.runtime.node.node import NetworkConfig
 
     for peer in peers:
         parse_endpoint(peer)

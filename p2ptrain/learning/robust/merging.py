@@ -111,12 +111,15 @@ class MergeGuard:
         """In rounds."""
         squares = []
         for name, mine in current.items():
-            if not mine.is_floating_point() or not mine.numel() or not bool(mine.isfinite().all()):
+            if not mine.is_floating_point() or not mine.numel():
+                continue
+            size = _norm(wide(mine))
+            if not math.isfinite(size) and not bool(mine.isfinite().all()):
                 continue  # a constant, such as a mask of minus infinity
             at = indices.get(name)
             held = mine if at is None else mine.reshape(-1)[at.to(mine.device, torch.int64)]
             gap = _norm(wide(incoming[name].to(mine.device)) - wide(held))
-            squares.append((gap / max(self._own(name, mine), UNCHANGED * _norm(wide(mine)), 1e-12)) ** 2)
+            squares.append((gap / max(self._own(name, mine), UNCHANGED * size, 1e-12)) ** 2)
         return math.sqrt(math.fsum(squares) / len(squares)) if squares else 0.0
 
     def _own(self, name: str, mine: Tensor) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from p2ptrain.wire.shared_bytes import SharedBytes
+
 # --- node to trainer, then trainer to node ----------------------------------------------------------------------
 
 
@@ -92,7 +94,7 @@ class PayloadMade:
     IS_PASSING: ClassVar[bool] = True
     exchange: int
     masses: tuple[tuple[str, float], ...]
-    payload: bytes
+    payload: bytes | SharedBytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from p2ptrain.config import Job
 from p2ptrain.errors import DataError, RemoteError, UserError
-from p2ptrain.learning.averaging import check_state, merge
+from p2ptrain.learning.averaging import merge_checked
 from p2ptrain.learning.compression import Compressor, decompress
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.evaluation import evaluate, own_class_accuracy
@@ -283,8 +283,7 @@ class PartTraining:
         if unknown:
             raise RemoteError("gossip", f"shards {sorted(unknown)[:3]} are not ours")
         current = self._tensors(tuple(masses))
-        incoming, indices = decompress(payload, current)
-        check_state(incoming, current, indices)
+        incoming, indices = decompress(payload, current)  # which checks every number
         if reply and indices:
             self._answers[partner] = indices
         for shard, mass in masses.items():
@@ -307,11 +306,11 @@ class PartTraining:
     ) -> float:
         """The share of the mass that counts."""
         if not guarded_from:
-            merge(current, incoming, *masses, indices=indices)
+            merge_checked(current, incoming, *masses, indices=indices)
             return 1.0
         counts = self._guard.begin_merge(guarded_from, current, incoming, indices)
         try:
-            merge(current, incoming, *masses, indices=indices, toward=self._guard.toward)
+            merge_checked(current, incoming, *masses, indices=indices, toward=self._guard.toward)
         finally:
             self._guard.end_merge(current)
         return counts

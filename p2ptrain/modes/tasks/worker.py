@@ -21,7 +21,7 @@ from p2ptrain.learning.models import global_model
 from p2ptrain.learning.own.trial import Trial
 from p2ptrain.learning.pace import Pace
 from p2ptrain.learning.profiling.allocator import give_back
-from p2ptrain.learning.snapshots import model_state, read_snapshot, write
+from p2ptrain.learning.snapshots import bytes_to_share, model_state, read_payload, read_snapshot, write
 from p2ptrain.learning.work import Work
 from p2ptrain.modes.tasks.commands import (
     Combine,
@@ -187,7 +187,7 @@ class TasksWorker:
             "exchange": str(command.exchange),
             "to": command.partner,
         }  # parameters may be those of the last payload
-        payload = save_tensors(tensors, which) if masses else b""
+        payload = bytes_to_share(tensors, which) if masses else b""
         self._say(PayloadMade(command.exchange, tuple(masses.items()), payload))
 
     def _merge(self, command: Merge) -> None:
@@ -195,7 +195,7 @@ class TasksWorker:
         try:
             if self._training is None:
                 raise RemoteError("gossip", "nothing is being trained here")
-            tensors, _ = read_snapshot(command.payload)
+            tensors = read_payload(command.payload)
             self._training.merge(dict(command.masses), tensors, command.sender, reply=command.reply)
         except RemoteError as problem:
             error = str(problem)

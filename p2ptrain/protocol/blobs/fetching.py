@@ -33,6 +33,8 @@ class TransferConfig:
     chunk_s: float = 0.5
     window: int = 4
     """Requests outstanding in a fetch: its credits. Two at most while the source's rate is unknown."""
+    max_window: int = 12
+    """Of a fast source: as many of the largest chunks as it brings in ``chunk_s``, so that it never waits for us."""
     max_in_flight_bytes: int = 16 << 20
     max_fetches: int = 4
     """At once; of those that have time, as many more."""
@@ -158,14 +160,20 @@ class Source:
 
     def window(self, config: TransferConfig) -> int:
         """Requests that may be outstanding."""
-        return config.window if self.bytes_per_s else min(config.window, 2)
+        if not self.bytes_per_s:
+            return min(config.window, 2)
+        return max(config.window, min(config.max_window, int(self.bytes_per_s * config.chunk_s / self._most(config))))
 
     def chunk_bytes(self, config: TransferConfig) -> int:
         """To ask for at once."""
-        high = min(config.max_chunk_bytes, config.max_in_flight_bytes)
+        high = self._most(config)
         way_s = 2 * self.round_trip_s / config.window if self.round_trip_s < NEVER else 0.0
         by_rate = max(config.min_chunk_bytes, int(self.bytes_per_s * max(config.chunk_s, way_s)))
         return min(by_rate if self.bytes_per_s else config.first_chunk_bytes, high)
+
+    @staticmethod
+    def _most(config: TransferConfig) -> int:
+        return min(config.max_chunk_bytes, config.max_in_flight_bytes)
 
     def timeout_s(self, config: TransferConfig) -> float:
         """For what is outstanding."""

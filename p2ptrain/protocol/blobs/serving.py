@@ -15,6 +15,7 @@ from p2ptrain.errors import LocalError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.machine import Send
 from p2ptrain.wire.messages import Chunk, Fetch, FetchRefused
+from p2ptrain.wire.schema import RawBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Serving:
         queue.append(fetch)
         return self._pump()
 
-    def chunk_read(self, to: PeerId, blob: BlobId, offset: int, data: bytes) -> list[Send | ReadChunk]:
+    def chunk_read(self, to: PeerId, blob: BlobId, offset: int, data: RawBytes) -> list[Send | ReadChunk]:
         length = self._reading.pop((to, blob, offset), None)
         if length is None:  # the peer has gone
             return self._pump()

@@ -25,6 +25,7 @@ from p2ptrain.protocol.blobs.fetching import Fetching, FetchProgress, Request, S
 from p2ptrain.protocol.blobs.serving import ReadChunk, Serving
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.wire.messages import Chunk, Fetch, FetchRefused
+from p2ptrain.wire.schema import RawBytes
 
 _MAX_REMEMBERED_REQUESTS = 16384
 ROOM_S = 0.05
@@ -37,7 +38,7 @@ class WriteChunk:
 
     blob: BlobId
     offset: int
-    data: bytes
+    data: RawBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +196,7 @@ class Transfers:
 
     # --- serving ----------------------------------------------------------------------------------------------------
 
-    def chunk_read(self, to: PeerId, blob: BlobId, offset: int, data: bytes) -> list[Effect]:
+    def chunk_read(self, to: PeerId, blob: BlobId, offset: int, data: RawBytes) -> list[Effect]:
         """A ``ReadChunk`` has been carried out. Call it when the link to ``to`` has room for the answer."""
         return [*self._serving.chunk_read(to, blob, offset, data)]
 

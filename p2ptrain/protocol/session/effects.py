@@ -5,12 +5,14 @@ Invariant: plain data; only the transport and ``runtime/`` act on it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import MessageReceived, Note
 from p2ptrain.wire.codec import Envelope
 from p2ptrain.wire.messages import Admitted, Lane, NewCode
+from p2ptrain.wire.schema import RawBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class SendFrames:
 
     address: str
     lane: Lane
-    frames: list[bytes]
+    frames: Sequence[RawBytes]
 
 
 @dataclass(frozen=True, slots=True)

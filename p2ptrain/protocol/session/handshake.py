@@ -13,8 +13,9 @@ from p2ptrain.protocol.session.guests import Challenge
 from p2ptrain.protocol.session.proofs import proof_of
 from p2ptrain.wire import codec
 from p2ptrain.wire.messages import WIRE_VERSION, Hello, Proof, Refused, Welcome
+from p2ptrain.wire.schema import RawBytes
 
-Frames = list[bytes]
+Frames = list[RawBytes]
 
 
 @dataclass(frozen=True, slots=True)

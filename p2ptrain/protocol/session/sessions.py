@@ -171,7 +171,7 @@ class Sessions:
         return self._with_hang_ups(self._drop(key, reason, now)) if key else []
 
     def frames_received(
-        self, lane: Lane, sender_key: bytes, frames: Sequence[bytes], now: float
+        self, lane: Lane, sender_key: bytes, frames: Sequence[codec.RawBytes], now: float
     ) -> tuple[Received | None, list[Effect]]:
         """What came over ``lane`` from the key that the transport authenticated."""
         if self._offences.is_banned(sender_key, now):

@@ -24,13 +24,13 @@ from zmq.utils.monitor import parse_monitor_message
 
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
-from p2ptrain.net.discovery import resolve
+from p2ptrain.net.discovery import parse_endpoint, resolve
 from p2ptrain.net.group.admission import visitors_door
 from p2ptrain.net.interfaces import all_addresses
 from p2ptrain.net.keys import Group, new_identity
 from p2ptrain.net.ways.path import GREETING, SLOW_S, large_packets
 from p2ptrain.runtime.doctor.findings import Finding, problem
-from p2ptrain.runtime.node.node import NetworkConfig, parse_endpoint
+from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.wire.addresses import split_address, without_zone
 from p2ptrain.wire.messages import WIRE_VERSION

@@ -1,11 +1,15 @@
 """What a peer asks of its store: carried out in the node's disk thread, one after the other, and answered in its loop.
 
+Blobs that stay in memory have a thread of their own, so that they never wait until something is safe on disk.
+
 Invariant: the peer is told that something is kept only when it is safe on disk; what the disk refuses is said and
 survived.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -33,12 +37,13 @@ from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.consensus.ballot import KeepVote
 from p2ptrain.protocol.machine import Note
-from p2ptrain.runtime.node.node import Node
+from p2ptrain.runtime.node.node import Node, Then
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.disk import StorageError
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.runtime.store.store import Store
 from p2ptrain.wire.messages import SnapshotRef
+from p2ptrain.wire.shared_bytes import SharedBytes
 
 AGAIN_S = 1.0
 """Until a file that could not be opened is tried again."""
@@ -60,6 +65,8 @@ class DiskWork:
         self._store = store
         self._state = state
         self._snapshot_saved = snapshot_saved
+        self._passing: set[BlobId] = set()
+        """On their way here, to stay in memory."""
         self.handlers: dict[type, Callable[[Any], None]] = {
             BeginBlob: self._begin_blob,
             WriteChunk: self._write_chunk,
@@ -110,25 +117,27 @@ class DiskWork:
         """Where a blob lies, for the trainer to read; "" where it isn't here."""
         return str(self._store.blobs.path(blob) or "")
 
-    def put(self, data: bytes | str, *, ephemeral: bool, then: Callable[[BlobId | None, int], None]) -> None:
+    def put(
+        self, data: bytes | SharedBytes | str, *, ephemeral: bool, then: Callable[[BlobId | None, int], None]
+    ) -> None:
         """Store bytes, or a file of the spool; then its name and size. No name: the disk refused it."""
         store = self._store
-
-        def put() -> BlobId:
-            if ephemeral and isinstance(data, bytes):
-                return store.blobs.put_ephemeral(data)
-            return store.put(Path(data) if isinstance(data, str) else data)
 
         def stored(blob: BlobId | None, error: BaseException | None) -> None:
             self.take_notes()
             then(blob, store.blobs.num_bytes(blob) or 0 if blob is not None else 0)
 
-        self._node.on_disk(put, stored)
+        if isinstance(data, str):
+            self._node.on_disk(lambda: store.put(Path(data)), stored)
+        elif ephemeral:
+            self._node.in_memory(lambda: store.blobs.put_ephemeral(data), stored)
+        else:
+            self._node.on_disk(lambda: store.put(data.view if isinstance(data, SharedBytes) else data), stored)
 
     def fill_in(self, effect: ToTrainer, blob: BlobId, then: Callable[[Any], None]) -> None:
-        """The command with the blob that it is about, mapped; not called where that is not here."""
+        """The command with the blob that it is about, to be mapped; not called where that is not here."""
 
-        def mapped(data: Any, error: BaseException | None) -> None:
+        def shared(data: Any, error: BaseException | None) -> None:
             if isinstance(error, StorageError):  # no file left for now; the trainer may be waiting for nothing else
                 self._node.later(AGAIN_S, lambda: self.fill_in(effect, blob, then))
             elif data is None:
@@ -137,12 +146,20 @@ class DiskWork:
                 command: Any = effect.command
                 then(dataclasses.replace(command, **{effect.into: data}))
 
-        self._node.on_disk(lambda: self._store.blobs.map(blob), mapped)
+        self._of(blob, lambda: self._store.blobs.share(blob), shared)
+
+    def _of(self, blob: BlobId, work: Callable[[], Any], then: Then) -> None:
+        """Do what is about one blob in the thread of those that lie where it lies."""
+        passing = self._store.blobs.passing
+        is_passing = blob in self._passing or blob in passing
+        (self._node.in_memory if is_passing else self._node.on_disk)(work, then)
 
     # --- blobs on their way ---
 
     def _begin_blob(self, effect: BeginBlob) -> None:
         begin = self._store.begin
+        if effect.ephemeral:
+            self._passing.add(effect.blob)
         self._incoming(lambda: begin(effect.blob, effect.num_bytes, ephemeral=effect.ephemeral), effect.blob)
 
     def _write_chunk(self, effect: WriteChunk) -> None:
@@ -156,7 +173,7 @@ class DiskWork:
                 self.take_notes()
                 self._node.feed(lambda now: self._peer.blob_refused(blob, str(error), now))
 
-        self._node.on_disk(work, done)
+        self._of(blob, work, done)
 
     def _verify_blob(self, effect: VerifyBlob) -> None:
         """Wrong bytes are their sender's fault; a disk that refuses them is not, and ends the transfer."""
@@ -165,19 +182,30 @@ class DiskWork:
             self.take_notes()
             if error is not None:
                 self._node.feed(lambda now: self._peer.blob_refused(effect.blob, str(error), now))
-            else:
-                self._node.feed(lambda now: self._peer.blob_checked(effect.blob, bool(sound), now))
+                return
+            if sound:
+                self._passing.discard(effect.blob)
+            self._node.feed(lambda now: self._peer.blob_checked(effect.blob, bool(sound), now))
 
-        self._node.on_disk(lambda: self._store.finish(effect.blob), checked)
+        self._of(effect.blob, lambda: self._store.finish(effect.blob), checked)
 
     def _abandon_blob(self, effect: AbandonBlob) -> None:
-        self._node.on_disk(lambda: self._store.abandon(effect.blob), lambda _, error: None)
+        self._of(effect.blob, lambda: self._store.abandon(effect.blob), lambda _, error: None)
+        self._passing.discard(effect.blob)
 
     def _forget_blob(self, effect: ForgetBlob) -> None:
-        self._node.on_disk(lambda: self._store.blobs.forget(effect.blob), lambda _, error: None)
+        self._node.in_memory(lambda: self._store.blobs.passing.forget(effect.blob), lambda _, error: None)
 
     def _read_chunk(self, effect: ReadChunk) -> None:
-        def done(data: bytes | None, error: BaseException | None) -> None:
+        passing = self._store.blobs.passing
+        if effect.blob in passing:  # where it lies is all that is asked: no thread is needed
+            data: memoryview | None = None
+            with contextlib.suppress(RemoteError):  # what it asks for is not there
+                data = passing.read(effect.blob, effect.offset, effect.length)
+            asyncio.get_running_loop().call_soon(self._node.answer_read, effect, data)
+            return
+
+        def done(data: bytes | memoryview | None, error: BaseException | None) -> None:
             if isinstance(error, StorageError):
                 self._node.put_off_read(effect)
             else:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import JobId, PeerId, peer_id
-from p2ptrain.net.discovery import resolve
+from p2ptrain.net.discovery import parse_endpoint, resolve
 from p2ptrain.net.group.admission import admit, door_of, lets_in
 from p2ptrain.net.group.courier import Courier
 from p2ptrain.net.group.founding import Founding
@@ -27,7 +27,7 @@ from p2ptrain.net.group.rotation import LeftOut, read_notice
 from p2ptrain.protocol.machine import Note, Send
 from p2ptrain.protocol.session.door import Door
 from p2ptrain.protocol.session.effects import Knocked, NoticeTold
-from p2ptrain.runtime.node.node import Node, parse_endpoint
+from p2ptrain.runtime.node.node import Node
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.disk import StorageError
 from p2ptrain.runtime.store.members import APPLICANTS, Member, add_members, load_members, save_members
@@ -115,7 +115,7 @@ class GroupCodes:
         if isinstance(meant, LeftOut):
             self._fail(UserError(_left_out(removed=meant.removed)))
         else:
-            self._follow(self.kept.followed_by(meant.kept, codec.encode(notice)[0]), notice, peer)
+            self._follow(self.kept.followed_by(meant.kept, bytes(codec.encode(notice)[0])), notice, peer)
 
     def _admitted(self, told: Admitted, peer: Peer) -> None:
         node, shown = self._node, told.admission

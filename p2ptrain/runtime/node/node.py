@@ -19,10 +19,9 @@ from types import MappingProxyType
 from typing import Any
 
 from p2ptrain.core.effects import Effects
-from p2ptrain.errors import UserError
 from p2ptrain.ids import GroupTag, PeerId, peer_id
 from p2ptrain.net.asking import Asking
-from p2ptrain.net.discovery import Discovery, resolve
+from p2ptrain.net.discovery import Discovery, parse_endpoint, resolve
 from p2ptrain.net.interfaces import usable_addresses
 from p2ptrain.net.keys import Group, Identity
 from p2ptrain.net.limits import raise_open_files
@@ -37,6 +36,7 @@ from p2ptrain.runtime.node.path_watch import PathWatch
 from p2ptrain.runtime.peer.core import Core
 from p2ptrain.wire.addresses import make_address
 from p2ptrain.wire.messages import Lane
+from p2ptrain.wire.schema import RawBytes
 
 ADDRESS_CHECK_S = 10.0
 ASK_CHECK_S = 1.0
@@ -78,6 +78,7 @@ class Node:
         """Why it ended, if not by plan."""
         self.rng: Random = SystemRandom()
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="disk")
+        self._memory = ThreadPoolExecutor(max_workers=1, thread_name_prefix="memory")
         self._thought = ThreadPoolExecutor(max_workers=1, thread_name_prefix="thought")
         self._tasks: set[asyncio.Future[Any]] = set()
         self._paths = PathWatch(self.note)
@@ -140,6 +141,7 @@ class Node:
             await self.discovery.close()
         await self.transport.close(self.linger_s)
         await asyncio.to_thread(self._disk.shutdown)
+        await asyncio.to_thread(self._memory.shutdown)
         self._thought.shutdown(wait=False, cancel_futures=True)
         self.journal.close()
 
@@ -203,6 +205,10 @@ class Node:
         """Do ``work`` in the disk's thread, in order (not ``waits``: in another one, at once), then ``then`` here."""
         self._aside(self._disk if waits else None, work, then)
 
+    def in_memory(self, work: Callable[[], Any], then: Then) -> None:
+        """As ``on_disk``, in a thread of its own, in order: what stays in memory does not wait for a sync."""
+        self._aside(self._memory, work, then)
+
     def in_thought(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
         """Compute what takes long in a thread that nobody waits for, then call ``then(result)`` here. In order."""
 
@@ -237,7 +243,7 @@ class Node:
 
         self._spawn(wait())
 
-    def answer_read(self, effect: ReadChunk, data: bytes | None) -> None:
+    def answer_read(self, effect: ReadChunk, data: RawBytes | None) -> None:
         if (core := self.core) is not None:
             self.feed(lambda now: core.chunk_read(effect, data, now))
 
@@ -273,7 +279,7 @@ class Node:
 
     # --- events ---
 
-    async def _frames(self, lane: Lane, sender_key: bytes, frames: list[bytes]) -> None:
+    async def _frames(self, lane: Lane, sender_key: bytes, frames: Sequence[RawBytes]) -> None:
         core = self.core
         if core is not None:
             self.feed(lambda now: core.frames_received(lane, sender_key, frames, now))
@@ -390,11 +396,3 @@ class Node:
 
     def _hosts_found(self) -> tuple[str, ...]:
         return tuple(each.address for each in usable_addresses(self.network.interfaces, strict=False))
-
-
-def parse_endpoint(text: str) -> tuple[str, int]:
-    """Host and port of ``HOST:PORT`` or ``tcp://HOST:PORT``. Raises ``UserError``."""
-    host, _, port = text.removeprefix("tcp://").rpartition(":")
-    if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
-        raise UserError(f"--peer {text}: expected HOST:PORT, for example --peer 192.168.1.20:5710")
-    return host.strip("[]"), int(port)

@@ -42,6 +42,7 @@ from p2ptrain.runtime.trainer.process import TrainerProcess
 from p2ptrain.runtime.trainer.watch import LOOK_S, TrainerWatch
 from p2ptrain.version import SOFTWARE
 from p2ptrain.wire.messages import SnapshotRef
+from p2ptrain.wire.shared_bytes import SharedBytes
 
 GOODBYE_S = 0.3
 HANDOVER_S = 10.0
@@ -381,7 +382,7 @@ class PeerNode(Node):
             self.feed(lambda now: peer.readdressed(addresses, now))
 
 
-def _apart(event: Any) -> tuple[Any, bytes | str]:
+def _apart(event: Any) -> tuple[Any, bytes | SharedBytes | str]:
     """An event without what goes to the store, and that."""
     name = getattr(type(event), "STORED", "")
     return (dataclasses.replace(event, **{name: b""}), getattr(event, name)) if name else (event, b"")

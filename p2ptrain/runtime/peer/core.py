@@ -34,6 +34,7 @@ from p2ptrain.wire.messages import (
     StatusReply,
     StatusRequest,
 )
+from p2ptrain.wire.schema import RawBytes
 
 ASKED_OFTEN = 5
 """Questions for the same thing come a second apart."""
@@ -119,7 +120,7 @@ class Core:
         """Discovery, the user or the store names an address."""
         return self.run(self.sessions.propose(address, now, source=source), now)
 
-    def frames_received(self, lane: Lane, sender_key: bytes, frames: Sequence[bytes], now: float) -> Effects:
+    def frames_received(self, lane: Lane, sender_key: bytes, frames: Sequence[RawBytes], now: float) -> Effects:
         received, effects = self.sessions.frames_received(lane, sender_key, frames, now)
         out = self.run(effects, now)
         if received is None:
@@ -159,7 +160,7 @@ class Core:
         """Its connection closed, and its device says that nobody listens where it did."""
         return []
 
-    def chunk_read(self, effect: ReadChunk, data: bytes | None, now: float) -> Effects:
+    def chunk_read(self, effect: ReadChunk, data: RawBytes | None, now: float) -> Effects:
         """The node's answer to ``ReadChunk``; ``None`` = the store has no such blob."""
         if data is None:
             return self.run(self.transfers.unknown(effect.to, effect.blob), now)

@@ -184,7 +184,7 @@ class Peer(Core):
             return []
         return self.run(self.role.ending.kept(holding, data, now), now)
 
-    def chunk_read(self, effect: ReadChunk, data: bytes | None, now: float) -> Effects:
+    def chunk_read(self, effect: ReadChunk, data: m.RawBytes | None, now: float) -> Effects:
         if data is not None and self.role is not None:
             if self.role.may_serve(effect.to, effect.blob):
                 self.role.served(effect.to, effect.blob, effect.offset + len(data))

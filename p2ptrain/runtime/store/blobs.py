@@ -2,7 +2,7 @@
 
 Invariant: a file ``blobs/<sha256>`` is complete, has that hash, and was synced before it got its name. What is not
 complete is called ``*.part`` (received) or ``*.tmp`` (written), never survives a restart, and is never read for
-anybody. Ephemeral blobs (payloads of gossip) live in memory only, the oldest go when the bound is reached.
+anybody. Ephemeral blobs live in memory only (``passing``).
 
 What is needed no more lingers for some seconds: others were told of it, and may be fetching it. It never stands in the
 way of anything new.
@@ -20,9 +20,11 @@ from pathlib import Path
 
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import BlobId, blob_id
+from p2ptrain.runtime.store.arriving import ArrivingHash
 from p2ptrain.runtime.store.disk import Disk, StorageError, raise_for_now, storage_error
+from p2ptrain.runtime.store.passing import PassingBlobs, view_of
+from p2ptrain.wire.shared_bytes import SharedBytes
 
-_PIECE_BYTES = 1 << 20
 _LINGER_SHARE = 8
 """What lingers takes at most this part of the quota."""
 
@@ -45,13 +47,16 @@ def hash_file(path: Path) -> BlobId:
 
 
 class _Incoming:
-    """A blob being received: a file, or memory when it is ephemeral."""
+    """A blob being received."""
 
-    def __init__(self, num_bytes: int, path: Path | None) -> None:
+    def __init__(self, num_bytes: int, path: Path) -> None:
         self.num_bytes = num_bytes
         self.path = path
-        self.fd = -1 if path is None else os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        self.memory = bytearray(num_bytes if path is None else 0)
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        self.hash = ArrivingHash()
+
+    def read(self, start: int, end: int) -> bytes:
+        return os.pread(self.fd, end - start, start)
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -74,9 +79,8 @@ class Blobs:
     ) -> None:
         self._directory = directory
         self._quota_bytes = quota_bytes
-        self._ephemeral_bytes = ephemeral_bytes
         self._disk = disk
-        self._ephemeral: OrderedDict[BlobId, bytes] = OrderedDict()
+        self.passing = PassingBlobs(ephemeral_bytes)
         self._incoming: dict[BlobId, _Incoming] = {}
         self._linger_s, self._clock = linger_s, clock
         self._lingering: OrderedDict[BlobId, float] = OrderedDict()
@@ -94,7 +98,7 @@ class Blobs:
     # --- what is there ----------------------------------------------------------------------------------------------
 
     def __contains__(self, blob: object) -> bool:
-        return blob in self._sizes or blob in self._ephemeral
+        return blob in self._sizes or blob in self.passing
 
     def stored(self) -> frozenset[BlobId]:
         """The complete blobs on disk."""
@@ -104,24 +108,19 @@ class Blobs:
         """Size of a complete blob; ``None`` if it isn't here."""
         if blob in self._sizes:
             return self._sizes[blob]
-        return len(self._ephemeral[blob]) if blob in self._ephemeral else None
+        return self.passing.num_bytes(blob)
 
     @property
     def used_bytes(self) -> int:
         """On disk, what is being received counted in full."""
-        receiving = sum(i.num_bytes for i in self._incoming.values() if i.path is not None)
+        receiving = sum(incoming.num_bytes for incoming in self._incoming.values())
         return sum(self._sizes.values()) + receiving + self.reserved_bytes
-
-    @property
-    def ephemeral_used_bytes(self) -> int:
-        receiving = sum(i.num_bytes for i in self._incoming.values() if i.path is None)
-        return sum(map(len, self._ephemeral.values())) + receiving
 
     def path(self, blob: BlobId) -> Path | None:
         """Where a complete blob lies on disk; only for reading."""
         return self._file(blob) if blob in self._sizes else None
 
-    def read(self, blob: BlobId, offset: int, length: int) -> bytes | None:
+    def read(self, blob: BlobId, offset: int, length: int) -> bytes | memoryview | None:
         """A range of a complete blob, ``None`` if it isn't here. Raises ``RemoteError`` outside of the blob.
 
         And ``StorageError`` if no file can be opened for now.
@@ -131,8 +130,8 @@ class Blobs:
             return None
         if offset < 0 or length < 1 or offset + length > size:
             raise RemoteError("range", f"{length} bytes at {offset} of a blob of {size}")
-        if blob in self._ephemeral:
-            return self._ephemeral[blob][offset : offset + length]
+        if blob not in self._sizes:
+            return self.passing.read(blob, offset, length)
         if blob in self._lingering:
             self._lingering[blob] = self._clock()
             self._lingering.move_to_end(blob)
@@ -144,13 +143,28 @@ class Blobs:
             return None  # taken away behind our back, or a bad disk: for the reader it isn't here
         return data if len(data) == length else None
 
-    def map(self, blob: BlobId) -> bytes | mmap | None:
+    def share(self, blob: BlobId) -> bytes | bytearray | SharedBytes | None:
+        """All bytes of a complete blob, for another process to map; they stay readable after a deletion.
+
+        ``None`` if it isn't here. Raises ``StorageError`` if no file can be opened for now.
+        """
+        if (passing := self.passing.get(blob)) is not None:
+            return passing
+        if not self._sizes.get(blob):
+            return b"" if blob in self._sizes else None
+        try:
+            return SharedBytes(os.open(self._file(blob), os.O_RDONLY | os.O_CLOEXEC), self._sizes[blob])
+        except OSError as error:
+            raise_for_now(self._file(blob), error)
+            return None  # taken away, or emptied behind our back
+
+    def map(self, blob: BlobId) -> bytes | bytearray | memoryview | mmap | None:
         """All bytes of a complete blob, mapped where they lie on disk; they stay readable after a deletion.
 
         ``None`` if it isn't here. Raises ``StorageError`` if no file can be opened for now.
         """
-        if blob in self._ephemeral:
-            return self._ephemeral[blob]
+        if (passing := self.passing.get(blob)) is not None:
+            return view_of(passing)
         if not self._sizes.get(blob):
             return b"" if blob in self._sizes else None
         try:
@@ -198,21 +212,16 @@ class Blobs:
         self._sizes[blob] = num_bytes
         return blob
 
-    def put_ephemeral(self, data: bytes) -> BlobId:
+    def put_ephemeral(self, data: bytes | SharedBytes) -> BlobId:
         """Keep ``data`` in memory for a while. Raises ``StorageError`` if it alone is above the bound."""
-        blob = blob_id(data)
-        if blob not in self:
-            self._make_room(len(data))
-            self._ephemeral[blob] = data
-        return blob
+        return self.passing.put(data)
 
     def begin(self, blob: BlobId, num_bytes: int, *, ephemeral: bool = False) -> None:
         """Get ready to receive ``blob`` (again). Raises ``RemoteError`` for a bad name, ``StorageError``."""
         check_blob_id(blob)
         self.abandon(blob)
         if ephemeral:
-            self._make_room(num_bytes)
-            self._incoming[blob] = _Incoming(num_bytes, None)
+            self.passing.begin(blob, num_bytes)
             return
         self._check_quota(num_bytes)
         path = self._directory / f"{blob}.part"
@@ -223,30 +232,26 @@ class Blobs:
 
     def write(self, blob: BlobId, offset: int, data: bytes | memoryview) -> None:
         """Put received bytes where they belong. Raises ``StorageError``; then ``abandon`` it."""
+        if self.passing.is_incoming(blob):
+            self.passing.write(blob, offset, data)
+            return
         incoming = self._receiving(blob)
         if offset < 0 or offset + len(data) > incoming.num_bytes:
             raise LocalError(f"{len(data)} bytes at {offset} of an incoming blob of {incoming.num_bytes}")
-        if incoming.path is None:
-            incoming.memory[offset : offset + len(data)] = data
-            return
         try:
             self._disk.write(incoming.fd, data, offset)
+            incoming.hash.written(offset, data, incoming.read)
         except OSError as error:
             raise storage_error(incoming.path, error) from error
 
     def finish(self, blob: BlobId) -> bool:
         """All bytes are written: with the right hash the blob is here now; if not, write again, or ``abandon`` it."""
+        if self.passing.is_incoming(blob):
+            return self.passing.finish(blob)
         incoming = self._receiving(blob)
-        if incoming.path is None:
-            data = bytes(incoming.memory)
-            if blob_id(data) != blob:
-                return False
-            self.abandon(blob)
-            self._make_room(len(data))
-            self._ephemeral[blob] = data
-            return True
         try:
-            if self._hash(incoming) != blob:
+            if incoming.hash.of(incoming.num_bytes, incoming.read) != blob:
+                incoming.hash.start_over()
                 return False
             self._disk.fsync(incoming.fd)
             self._disk.replace(incoming.path, self._file(blob))
@@ -261,21 +266,17 @@ class Blobs:
 
     def incoming_bytes(self, blob: BlobId) -> int:
         """Size of a blob being received; 0 if it isn't."""
-        return self._incoming[blob].num_bytes if blob in self._incoming else 0
+        return self._incoming[blob].num_bytes if blob in self._incoming else self.passing.incoming_bytes(blob)
 
     def abandon(self, blob: BlobId) -> None:
         """Receive no more of it; what was received is gone."""
+        self.passing.abandon(blob)
         incoming = self._incoming.pop(blob, None)
         if incoming is not None:
             incoming.close()
-            if incoming.path is not None:
-                incoming.path.unlink(missing_ok=True)
+            incoming.path.unlink(missing_ok=True)
 
     # --- letting go -------------------------------------------------------------------------------------------------
-
-    def forget(self, blob: BlobId) -> None:
-        """It is in memory no more."""
-        self._ephemeral.pop(blob, None)
 
     def collect(self, needed: Collection[BlobId]) -> None:
         """Blobs on disk that are not in ``needed`` linger, and those that have done so for long enough are deleted."""
@@ -322,12 +323,6 @@ class Blobs:
             raise LocalError(f"blob {blob} is not being received")
         return incoming
 
-    def _hash(self, incoming: _Incoming) -> BlobId:
-        digest = hashlib.sha256()
-        for offset in range(0, incoming.num_bytes, _PIECE_BYTES):
-            digest.update(os.pread(incoming.fd, min(_PIECE_BYTES, incoming.num_bytes - offset), offset))
-        return BlobId(digest.hexdigest())
-
     def _check_quota(self, num_bytes: int) -> None:
         if self.used_bytes + num_bytes > self._quota_bytes:
             self.delete_lingering()
@@ -337,14 +332,3 @@ class Blobs:
                 f" ({self.used_bytes} used); raise the quota or delete old jobs",
                 full=True,
             )
-
-    def _make_room(self, num_bytes: int) -> None:
-        receiving = self.ephemeral_used_bytes - sum(map(len, self._ephemeral.values()))
-        if receiving + num_bytes > self._ephemeral_bytes:
-            raise StorageError(
-                f"{num_bytes} bytes for a while: memory for passing blobs is bounded to {self._ephemeral_bytes}"
-                f" ({receiving} being received); choose a smaller model or a larger bound",
-                full=True,
-            )
-        while self.ephemeral_used_bytes + num_bytes > self._ephemeral_bytes:
-            self._ephemeral.popitem(last=False)

@@ -162,6 +162,9 @@ class Store:
 
     def write(self, blob: BlobId, offset: int, data: bytes | memoryview) -> None:
         """Received bytes of a blob begun. Raises ``StorageError``; then ``abandon`` it."""
+        if self.blobs.passing.is_incoming(blob):
+            self.blobs.passing.write(blob, offset, data)
+            return
         with self._reporting(self.blobs.incoming_bytes(blob), done=False):
             self.blobs.write(blob, offset, data)
 
@@ -170,6 +173,8 @@ class Store:
 
         If not, it can be written again from the start, or abandoned.
         """
+        if self.blobs.passing.is_incoming(blob):
+            return self.blobs.passing.finish(blob)
         with self._reporting(self.blobs.incoming_bytes(blob), done=False):
             sound = self.blobs.finish(blob)
         if blob in self.blobs.stored():
@@ -185,7 +190,7 @@ class Store:
         """A blob that was put or received will not be named in the manifest."""
         self._fresh.discard(blob)
 
-    def open_snapshot(self) -> tuple[SnapshotRef, bytes | mmap] | None:
+    def open_snapshot(self) -> tuple[SnapshotRef, bytes | bytearray | memoryview | mmap] | None:
         """The newest own snapshot and its bytes, to resume from."""
         for holding in reversed(self.manifest.snapshots):
             data = self.blobs.map(holding.blob)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import os
 import queue
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from mmap import mmap
 from typing import Any
 
 import psutil
@@ -29,8 +31,12 @@ from p2ptrain.learning.profiling.allocator import training_environment
 from p2ptrain.modes.registry import commands
 from p2ptrain.net.limits import ADVICE, NONE_LEFT
 from p2ptrain.runtime.outlet import Outlet
+from p2ptrain.wire.shared_bytes import SharedBytes
 
 STOP_TIMEOUT_S = 2.0
+Take = Callable[[SharedBytes | None], bytes | mmap | SharedBytes]
+"""What becomes of a message's raw field that was handed over; None: it could not be."""
+_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
 class TrainerProcess:
@@ -128,7 +134,7 @@ class TrainerProcess:
         """A thread: a snapshot of many megabytes must not either."""
         with contextlib.suppress(EOFError, OSError, RuntimeError):  # RuntimeError: the loop is closed
             while True:
-                loop.call_soon_threadsafe(self._on_event, _receive(ours, self._known))
+                loop.call_soon_threadsafe(self._on_event, _receive(ours, self._known, _kept))
         if not self._stopping and self._process is not None:
             status = self._process.wait()
             with contextlib.suppress(RuntimeError):
@@ -183,35 +189,49 @@ class NodeLink:
 
     def receive(self, block: bool) -> object | None:
         """The next command; ``None`` if none waits and ``block`` is false. ``EOFError``: the node is gone."""
-        if not block:
-            self._socket.setblocking(False)
-            try:
-                if not self._socket.recv(1, socket.MSG_PEEK):
-                    raise EOFError("the node is gone")
-            except BlockingIOError:
-                return None
-            finally:
-                self._socket.setblocking(True)
-        return _receive(self._socket, self._known)
+        if not block and not self.waits_for_one(0):
+            return None
+        return _receive(self._socket, self._known, _mapped)
 
 
 def _send(link: socket.socket, message: object) -> None:
     head, tensors = encode(message)
+    if isinstance(tensors, SharedBytes):
+        link.sendall(head[socket.send_fds(link, [head], [tensors.fd]) :])
+        return
     link.sendall(head)
-    if tensors:
+    if len(tensors):
         link.sendall(tensors)
 
 
-def _receive(link: socket.socket, known: Mapping[str, Any]) -> object:
+def _receive(link: socket.socket, known: Mapping[str, Any], take: Take) -> object:
     """The next message. Raises ``EOFError`` when the other end is gone."""
-    head_bytes, tensor_bytes = LENGTHS.unpack(_exactly(link, LENGTHS.size))
+    first, files, _, _ = socket.recv_fds(link, LENGTHS.size, 1, _CLOSE_ON_EXEC)
+    if not first:
+        raise EOFError("the other end is gone")
+    head_bytes, tensor_bytes, is_shared = LENGTHS.unpack(first + _exactly(link, LENGTHS.size - len(first)))
     if head_bytes + tensor_bytes > MAX_MESSAGE_BYTES:
         raise EOFError(f"a message of {head_bytes + tensor_bytes} bytes")
+    handed_over = SharedBytes(files[0], tensor_bytes) if files else None
     head = _exactly(link, head_bytes)
-    return decode(head, _exactly(link, tensor_bytes), known)
+    return decode(head, take(handed_over) if is_shared else _exactly(link, tensor_bytes), known)
+
+
+def _kept(handed_over: SharedBytes | None) -> bytes | SharedBytes:
+    """In the node, where it came without its file: none was left to open. Then it is as if the disk had refused it."""
+    return b"" if handed_over is None else handed_over
+
+
+def _mapped(handed_over: SharedBytes | None) -> mmap:
+    """In the trainer."""
+    if handed_over is None:
+        raise OSError(errno.EMFILE, f"what the node hands over can't be opened: {ADVICE}")
+    return handed_over.private()
 
 
 def _exactly(link: socket.socket, num_bytes: int) -> bytes:
+    if not num_bytes:
+        return b""
     parts: list[bytes] = []
     missing = num_bytes
     while missing:

@@ -27,8 +27,7 @@ def test_merge_is_the_weighted_mean_in_place() -> None:
     ours, theirs = state(1, 5), state(2, 9)
     expected = {n: (0.75 * ours[n].double() + 0.25 * theirs[n].double()) for n in ours}
     pointers = {n: t.data_ptr() for n, t in ours.items()}
-    distance = merge(ours, theirs, 3.0, 1.0)
-    assert distance > 0.5
+    merge(ours, theirs, 3.0, 1.0)
     assert {n: t.data_ptr() for n, t in ours.items()} == pointers
     assert int(ours.pop("bn.num_batches_tracked")) == 9
     for name, tensor in ours.items():
@@ -46,7 +45,18 @@ def test_both_sides_get_the_same_bits() -> None:
     merge(left, b, 7.0, 5.0)
     merge(right, a, 5.0, 7.0)
     assert all(torch.equal(left[n], right[n]) for n in left)
-    assert merge(left, right, 1.0, 1.0) == 0.0
+    before = {n: t.clone() for n, t in left.items()}
+    merge(left, right, 1.0, 1.0)
+    assert all(torch.equal(left[n], before[n]) for n in left), "two equal models are their own mean"
+
+
+def test_merged_bits_are_those_of_two_products_and_their_sum() -> None:
+    ours, theirs = state(1), state(2)
+    expected = {
+        n: (t.float() * 0.7 + theirs[n].float() * 0.3).to(t.dtype) for n, t in ours.items() if t.is_floating_point()
+    }
+    merge(ours, theirs, 7.0, 3.0)
+    assert all(torch.equal(ours[n], t) for n, t in expected.items())
 
 
 def test_merge_writes_through_channels_last_and_sparse_coordinates() -> None:

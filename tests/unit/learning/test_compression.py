@@ -9,6 +9,8 @@ from torch import Tensor
 from p2ptrain.errors import RemoteError
 from p2ptrain.learning.averaging import consensus_distance, merge
 from p2ptrain.learning.compression import Compressor, decompress, payload_bytes
+from p2ptrain.learning.snapshots import read_payload
+from p2ptrain.wire import tensorfile
 
 KINDS = ["none", "fp16", "int8", "topk"]
 
@@ -23,6 +25,11 @@ def state(seed: int, offset: float = 0.0) -> dict[str, Tensor]:
     }
 
 
+def written(payload: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As it arrives: nothing that the sender changes later is in it."""
+    return read_payload(bytearray(tensorfile.pack({n: t.numpy() for n, t in payload.items()})))
+
+
 @pytest.mark.parametrize(("kind", "most"), [("none", 1.0), ("fp16", 0.5), ("int8", 0.26), ("topk", 0.151)])
 def test_bytes_are_saved_on_large_tensors_only(kind: str, most: float) -> None:
     plain = state(1)
@@ -31,7 +38,6 @@ def test_bytes_are_saved_on_large_tensors_only(kind: str, most: float) -> None:
     assert payload_bytes(weights) <= most * payload_bytes({"w": plain["conv.weight"]})
     for name in ("conv.bias", "bn.running_var", "bn.num_batches_tracked"):
         assert torch.equal(payload[name], plain[name])
-        assert payload[name].data_ptr() != plain[name].data_ptr()
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("none", 0.0), ("fp16", 1e-3), ("int8", 2e-2)])
@@ -75,8 +81,8 @@ def test_gossip_agrees_on_the_mean(kind: str, num_peers: int) -> None:
     compressors = [Compressor(kind, 0.2) for _ in states]  # type: ignore[arg-type]
     for _ in range(150 * num_peers):
         i, j = torch.randperm(num_peers, generator=generator)[:2].tolist()
-        there = decompress(compressors[i].compress(states[i]), states[j])
-        back = decompress(compressors[j].compress(states[j], answering=there[1]), states[i])
+        there = decompress(written(compressors[i].compress(states[i])), states[j])
+        back = decompress(written(compressors[j].compress(states[j], answering=there[1])), states[i])
         for receiver, (tensors, indices) in ((j, there), (i, back)):
             merge(states[receiver], tensors, 1.0, 1.0, indices=indices)
     reached = torch.stack([s["w"] for s in states]).mean(0)

@@ -22,7 +22,7 @@ from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.wire import codec
 from p2ptrain.wire import messages as m
 from p2ptrain.wire.codec import Envelope, WireVersionError, decode, encode
-from p2ptrain.wire.schema import Bound
+from p2ptrain.wire.schema import Bound, RawBytes
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "messages.json"
 LANES: tuple[m.Lane, ...] = ("control", "bulk")
@@ -123,6 +123,8 @@ def values(hint: Any, bound: Bound | None = None) -> st.SearchStrategy[Any]:
     if get_origin(hint) is Annotated:
         inner, *extras = get_args(hint)
         return values(inner, next((extra for extra in extras if isinstance(extra, Bound)), bound))
+    if hint == RawBytes:
+        return values(bytes, bound)
     if get_origin(hint) is UnionType:
         return st.none() | values(get_args(hint)[0])
     hint = getattr(hint, "__supertype__", hint)

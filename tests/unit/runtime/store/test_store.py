@@ -73,8 +73,8 @@ def test_what_is_in_memory_only_can_be_forgotten(tmp_path):
     store = Store(tmp_path)
     kept, passing = receive(store, b"on disk"), receive(store, b"in memory", ephemeral=True)
     for blob in (kept, passing, BlobId("f" * 64)):
-        store.blobs.forget(blob)
-    assert kept in store.blobs and passing not in store.blobs and store.blobs.ephemeral_used_bytes == 0
+        store.blobs.passing.forget(blob)
+    assert kept in store.blobs and passing not in store.blobs and store.blobs.passing.used_bytes == 0
 
 
 @pytest.mark.parametrize("ephemeral", [False, True])
@@ -119,7 +119,7 @@ def test_ephemeral_blobs_are_bounded_and_the_oldest_go(tmp_path):
     blobs = [store.blobs.put_ephemeral(bytes([i]) * 40) for i in range(5)]
     assert [blob in store.blobs for blob in blobs] == [False, False, False, True, True]
     received = receive(store, b"x" * 60, ephemeral=True)
-    assert store.blobs.ephemeral_used_bytes == 100
+    assert store.blobs.passing.used_bytes == 100
     assert received in store.blobs
     with pytest.raises(StorageError):
         store.blobs.put_ephemeral(b"x" * 101)
