@@ -62,7 +62,11 @@ MAX_WIRE_BYTES: dict[Lane, int] = {
 MAX_QUEUED_BYTES: dict[Lane, int] = {"control": 1 << 20, "bulk": 32 << 20}
 """What may wait to be sent to one neighbour."""
 HIGH_WATER_MARK: dict[Lane, int] = {"control": 64, "bulk": 4}
-"""Messages of one connection in each libzmq queue."""
+"""Messages of one connection in each libzmq queue.
+
+Where one was full and is read from again, libzmq may abort at PINGs of who has hung up meanwhile (its issue 4364). It
+does not with queues without a bound (tried, with 2,000 PINGs); but then all that keeps memory bounded is the
+doorkeeper, which only Linux tells enough, and nothing holds back a neighbour that sends faster than is read."""
 IO_THREAD: dict[Lane, int] = {"control": 0b01, "bulk": 0b10}
 KEEPALIVE_S = 5
 UNREACHABLE_S = 15
