@@ -11,7 +11,8 @@ from collections import Counter
 
 from benchmarks.virtual import NUM_WATCHED, Meter
 from p2ptrain.ids import JobId, blob_id, peer_id
-from p2ptrain.protocol.group.records import RecordBook, blank_record
+from p2ptrain.protocol.group.record import blank_record
+from p2ptrain.protocol.group.records import RecordBook
 from p2ptrain.protocol.signing import Statements
 from p2ptrain.simulation.names import key, peer_ids
 from p2ptrain.simulation.network import WIRELESS, MachineHost, SimulatedNetwork
