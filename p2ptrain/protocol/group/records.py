@@ -32,7 +32,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,6 +133,8 @@ class RecordBook:
         """The own record as it is, and as others may know it."""
         self._last_round = now - config.interval_s
         self._next_round = now
+        self.linked: Callable[[], Iterable[PeerId]] = lambda: self._table.alive
+        """Whom there is a link to: of these are those that notes are compared with."""
 
     # --- what others may ask --------------------------------------------------------------------------------------
 
@@ -205,16 +207,18 @@ class RecordBook:
         if not self._table.alive:
             return []
         effects: list[Effect] = []
+        here = set(self._table.alive)
+        near = [peer for peer in self.linked() if peer in here]
         if self._is_ahead and now >= self._say_at():
             self._say(self._said.version + 1, now)
         if self._push_due and now >= self._say_at():
             self._push_due, self._said_at = False, now
-            told = self._rng.sample(self._table.alive, min(self.config.push, len(self._table.alive)))
+            told = self._rng.sample(near, min(self.config.push, len(near)))
             effects += [Send(peer, Records((self.signed(),))) for peer in told]
         if now >= self._next_round:
             self._last_round = now
             self._next_round = now + self.config.interval_s * self._rng.uniform(0.9, 1.1)
-            effects.append(Send(self._rng.choice(self._table.alive), self._digest(now)))
+            effects += [Send(peer, self._digest(now)) for peer in self._rng.sample(near, min(1, len(near)))]
         return effects
 
     # --- anti-entropy ---------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ A member is an admitted peer that has a record; observers (status, harvest) neve
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from p2ptrain.config import Job
 from p2ptrain.core import commands as c
@@ -73,12 +74,11 @@ class Peer(Core):
         )
         self.config = config
         self.job: Job | None = None
-        said, refused = Statements(config.signing, config.proof_key), self.refused
         first, incarnation = first_record(config, self.own_id, wall_ms), wall_ms // 1000
-        self.records = RecordBook(first, rng, now, statements=said, refused=refused, version_base=wall_ms)
-        self.membership = Membership(
-            self.own_id, rng, now, statements=said, key_of=self._key_of, refused=refused, incarnation=incarnation
-        )
+        said: dict[str, Any] = {"statements": Statements(config.signing, config.proof_key), "refused": self.refused}
+        self.records = RecordBook(first, rng, now, version_base=wall_ms, **said)
+        self.records.linked = self.sessions.peers
+        self.membership = Membership(self.own_id, rng, now, key_of=self._key_of, incarnation=incarnation, **said)
         self.group = GroupView(self.own_id, self.membership, self.records)
         self.agreement: Agreement[Plan] | None = None
         self.role: Role | None = None
