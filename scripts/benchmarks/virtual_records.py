@@ -20,7 +20,7 @@ from p2ptrain.simulation.signing import SIZED
 from p2ptrain.wire.messages import Record, Records, SnapshotRef
 
 PROGRESS_S = 0.5
-"""A trainer's progress changes its peer's record so often (``runtime/trainer/trainer.py``)."""
+"""A trainer's progress changes its peer's record so often (``learning/pace.py``); how often it says so is its own."""
 
 
 class _Reporter(MachineHost):
