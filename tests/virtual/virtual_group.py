@@ -52,6 +52,8 @@ class FullPeer(Averager):
     def _with_alive(self, effects: list[object], now: float) -> list[object]:
         alive = self.membership.alive()
         if alive is not self._alive:
+            for peer in sorted(alive - self._alive):  # sessions dial whoever becomes known
+                effects += self.membership.peer_reachable(peer, now)
             self._alive = alive
             self.book.peers_alive(alive, now)
             effects += self.machine.peers_alive(alive, now)

@@ -1,12 +1,14 @@
 """What changed of each record, and since which version it is as it is: so that only that need be sent.
 
-Invariant: who has a record as of some version has all of it once it is given the fields that are newer here. Whether
-that is so, its owner's signature over the whole shows; where it does not, the whole record is asked for.
+Invariant: who has a record as of a version that was here too has all of it once it is given the fields that are newer
+here. (Of a version that never was here nobody knows what it said: a field may have changed and changed back.) The
+owner's signature over the whole shows whether it is so; where it does not, the whole record is asked for.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 
 from p2ptrain.ids import PeerId
 from p2ptrain.wire.messages import Record, RecordChange
@@ -15,22 +17,24 @@ from p2ptrain.wire.schema import to_plain
 
 PROGRESS = frozenset({"step", "samples", "loss", "samples_per_s", "bytes_sent", "waiting_for", "work_flops"})
 """Fields that change all the time, and that nobody needs at once."""
+MOST_SEEN = 16
 MOST_BYTES = 2048
 """Of fields that are sent apart: of more the whole record is not much more."""
 
 
 class RecordChanges:
     def __init__(self) -> None:
-        self._whole: dict[PeerId, int] = {}
-        """The version as of which a record was first known: of what came before nothing is known."""
+        self._seen: dict[PeerId, deque[int]] = {}
+        """The last versions of a record that were here."""
         self._newer: dict[PeerId, dict[str, int]] = {}
         """Which fields changed since, and with which version at the latest."""
 
     def learnt(self, old: Record | None, new: Record) -> bool:
         """Whether more than progress is new. ``old``: what was known of the same peer."""
-        if old is None or old.key != new.key or new.peer not in self._whole:
-            self._whole[new.peer], self._newer[new.peer] = new.version, {}
+        if old is None or old.key != new.key or new.peer not in self._seen:
+            self._seen[new.peer], self._newer[new.peer] = deque([new.version], MOST_SEEN), {}
             return True
+        self._seen[new.peer].append(new.version)
         changed = [
             name for name in FIELDS if name not in GIVEN and not _is_same(getattr(old, name), getattr(new, name))
         ]
@@ -38,12 +42,12 @@ class RecordChanges:
         return not PROGRESS.issuperset(changed)
 
     def forget(self, peer: PeerId) -> None:
-        self._whole.pop(peer, None)
+        self._seen.pop(peer, None)
         self._newer.pop(peer, None)
 
     def since(self, version: int, record: Record) -> RecordChange | None:
         """For who has the record as of ``version``; None: it needs the whole."""
-        if version < self._whole[record.peer]:
+        if version not in self._seen[record.peer]:
             return None
         packed = pack_fields(record, {name for name, at in self._newer[record.peer].items() if at > version})
         if len(packed) > MOST_BYTES:

@@ -149,10 +149,22 @@ def test_what_changed_is_all_that_is_needed_from_any_version_on() -> None:
         value = str(version) if name == "name" else version
         history.append(dataclasses.replace(history[-1], version=version, **{name: value}))
         changes.learnt(history[-2], history[-1])
-    for old in history:
+    for old in history[-16:]:
         change = changes.since(old.version, history[-1])
         assert change is not None and changed(old, change) == history[-1]
     assert changes.since(0, history[-1]) is None, "who knows nothing needs the whole"
+    assert changes.since(1, history[-1]) is None, "nor is a version remembered for ever"
+
+
+def test_who_has_a_version_that_was_never_here_is_given_the_whole() -> None:
+    """A field may have changed, and changed back."""
+    changes = Changes()
+    first, last = record(3, version=1, step=5), record(3, version=3, step=5, loss=1.0)
+    changes.learnt(None, first)
+    changes.learnt(first, last)
+    assert changes.since(2, last) is None
+    change = changes.since(1, last)
+    assert change is not None and unpack_fields(change.fields) == {"loss": 1.0}
 
 
 def test_progress_is_said_less_often_in_a_larger_group_and_all_else_at_once() -> None:
