@@ -8,7 +8,8 @@ from typing import Any
 
 from p2ptrain.ids import PeerId, peer_id
 from p2ptrain.protocol.group.membership import Membership
-from p2ptrain.protocol.group.records import RecordBook, blank_record
+from p2ptrain.protocol.group.record import blank_record
+from p2ptrain.protocol.group.records import RecordBook
 from p2ptrain.protocol.group.swim import MembershipConfig
 from p2ptrain.protocol.signing import Statements
 from p2ptrain.simulation.names import key

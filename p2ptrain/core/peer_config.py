@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.consensus.ballot import PlanRef
-from p2ptrain.protocol.group.records import blank_record
+from p2ptrain.protocol.group.record import blank_record
 from p2ptrain.protocol.session.door import OPEN_DOOR, Door
 from p2ptrain.protocol.session.own_addresses import OwnAddresses
 from p2ptrain.protocol.signing import Signing

@@ -83,7 +83,9 @@ def header_bytes(message: Message) -> int:
 def decode(frames: Sequence[RawBytes], lane: Lane) -> tuple[Envelope, Message]:
     """The checked message of ``frames`` that came over ``lane``. Raises ``RemoteError``, nothing else."""
     _check_sizes(frames)
-    header = _unpack(frames[0])
+    header = unpack(frames[0])
+    if not isinstance(header, dict):
+        raise RemoteError("header", "not a map")
     envelope, cls = _read_envelope(header)
     if lane != ("bulk" if cls in BULK else "control"):
         raise RemoteError("lane", f"{cls.KIND} does not belong on the {lane} lane")
@@ -99,10 +101,10 @@ def _check_sizes(frames: Sequence[RawBytes]) -> None:
         raise RemoteError("size", f"{len(frames[-1])} bytes of data, allowed {MAX_DATA_BYTES}")
 
 
-def _unpack(raw: RawBytes) -> dict[str, Any]:
-    """The header's map. ``unpackb`` fails in many ways (ExtraData, StackError, UnicodeDecodeError ...): one here."""
+def unpack(raw: RawBytes) -> Any:
+    """Plain values, bounded. ``unpackb`` fails in many ways (ExtraData, StackError, UnicodeDecodeError): one here."""
     try:
-        header = msgpack.unpackb(
+        return msgpack.unpackb(
             raw,
             raw=False,
             strict_map_key=True,
@@ -115,9 +117,6 @@ def _unpack(raw: RawBytes) -> dict[str, Any]:
         )
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise RemoteError("header", f"{type(error).__name__}: {error!s:.100}") from None
-    if not isinstance(header, dict):
-        raise RemoteError("header", "not a map")
-    return header
 
 
 def _map_without_duplicates(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:

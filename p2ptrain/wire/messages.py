@@ -324,12 +324,35 @@ class RecordDigest:
     KIND: ClassVar[str] = "record-digest"
     versions: Annotated[tuple[RecordVersion, ...], Bound(0, 1024)]
     want_reply: bool
+    whole: bool = True
+    """Whom ``versions`` don't name I don't know; else so between the first and the last of them, on the ring of ids."""
+    news: Annotated[bytes, Bound(0, 4096)] = b""
+    """Besides, of what is new here or wanted: 4 bytes that stand for a peer, 4 for the version that I have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
     KIND: ClassVar[str] = "records"
     records: Annotated[tuple[Record, ...], Bound(0, 64)]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordChange:
+    """A record for whoever has it as of version ``since``, or later."""
+
+    peer: PeerName
+    since: int
+    version: int
+    fields: bytes
+    """What is new (``wire.partial``)."""
+    signature: Signature
+    """Of the owner, over all of the record."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordChanges:
+    KIND: ClassVar[str] = "record-changes"
+    changes: Annotated[tuple[RecordChange, ...], Bound(0, 256)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -625,6 +648,7 @@ Message = (
     | Ack
     | RecordDigest
     | Records
+    | RecordChanges
     | StatusRequest
     | StatusReply
     | JobRequest

@@ -64,6 +64,11 @@ def from_plain(cls: type[T], plain: object, where: str = "") -> T:
     return cls(**{name: check(plain[name], f"{cls.__name__}.{name}") for name, check in fields.items()})
 
 
+def field_from_plain(cls: Any, name: str, plain: object) -> Any:
+    """The value of one field. Raises ``RemoteError``."""
+    return _fields(cls)[name](plain, f"{cls.__name__}.{name}")
+
+
 # --- a type hint becomes a function, once: reading hints takes longer than checking values ----------------------------
 
 Check = Callable[[Any, str], Any]

@@ -1,7 +1,8 @@
 """How long from process start to group, plan and first training step.
 
 All peers start at once on one machine and share its cores: with many peers, starting torch that many times is what
-takes longest. The plan waits for all peers and then ``settle_s`` (the job's default) for more.
+takes longest. The plan waits for all peers and then half a second, or what is left of ``settle_s`` (the job's default)
+since the last one came.
 """
 
 from __future__ import annotations

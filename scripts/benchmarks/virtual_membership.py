@@ -12,6 +12,7 @@ import random
 import statistics
 from collections import Counter
 from functools import partial
+from typing import Any
 
 from benchmarks.virtual import NUM_WATCHED, Meter, frame_bytes, neighbours
 from p2ptrain.ids import PeerId
@@ -59,10 +60,9 @@ def detect_death(
     watched = set(rng.sample(range(1, num_peers), min(NUM_WATCHED, num_peers - 1)))
     for number, peer in enumerate(everyone):
         own_rng, said = random.Random(f"{seed}/{number}"), Statements(SIZED, b"")
-        machine = Membership(
-            peer, own_rng, 0.0, LAN, statements=said, key_of=key_of.get, refused=Counter(), members=everyone
-        )
         linked = frozenset(everyone[other] for other in links[number]) if links is not None else None
+        known: dict[str, Any] = {"members": everyone, "linked": linked, "key_of": key_of.get}
+        machine = Membership(peer, own_rng, 0.0, LAN, statements=said, refused=Counter(), **known)
         out = partial(_out, meter=meter if number in watched else None, links=linked)
         network.add(peer, MachineHost(machine, out))
     network.run(warm_s)

@@ -11,7 +11,8 @@ from collections import Counter
 
 from benchmarks.virtual import NUM_WATCHED, Meter
 from p2ptrain.ids import JobId, blob_id, peer_id
-from p2ptrain.protocol.group.records import RecordBook, blank_record
+from p2ptrain.protocol.group.record import blank_record
+from p2ptrain.protocol.group.records import RecordBook
 from p2ptrain.protocol.signing import Statements
 from p2ptrain.simulation.names import key, peer_ids
 from p2ptrain.simulation.network import WIRELESS, MachineHost, SimulatedNetwork
@@ -19,7 +20,7 @@ from p2ptrain.simulation.signing import SIZED
 from p2ptrain.wire.messages import Record, Records, SnapshotRef
 
 PROGRESS_S = 0.5
-"""A trainer's progress changes its peer's record so often (``runtime/trainer/trainer.py``)."""
+"""A trainer's progress changes its peer's record so often (``learning/pace.py``); how often it says so is its own."""
 
 
 class _Reporter(MachineHost):

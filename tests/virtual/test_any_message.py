@@ -25,6 +25,8 @@ from p2ptrain.wire.messages import (
     GossipPush,
     Ping,
     PingRequest,
+    RecordChange,
+    RecordChanges,
     RecordDigest,
     Records,
     RecordVersion,
@@ -47,8 +49,24 @@ known_records = st.builds(
     lambda number, owner, version: dataclasses.replace(record(number), key=key(owner), version=version),
     st.integers(0, 5), st.integers(0, 5), sizes,
 )  # fmt: skip
-notes = st.builds(Records, st.lists(known_records, max_size=4).map(tuple)) | st.builds(
-    RecordDigest, st.lists(st.builds(RecordVersion, peers, sizes), max_size=6).map(tuple), st.booleans()
+changes = st.builds(
+    RecordChange,
+    peers,
+    sizes,
+    sizes,
+    st.sampled_from([b"", b"\x90", b"\x91\x92\x0f\x07"]),
+    st.sampled_from([b"", b"s" * 64]),
+)
+notes = (
+    st.builds(Records, st.lists(known_records, max_size=4).map(tuple))
+    | st.builds(RecordChanges, st.lists(changes, max_size=4).map(tuple))
+    | st.builds(
+        RecordDigest,
+        st.lists(st.builds(RecordVersion, peers, sizes), max_size=6).map(tuple),
+        st.booleans(),
+        st.booleans(),
+        st.binary(max_size=40),
+    )
 )
 pushes = st.builds(
     GossipPush,
@@ -100,7 +118,7 @@ def test_membership(steps: list[tuple[float, PeerId, Ping | PingRequest | Ack | 
 
 @many
 @given(st.lists(st.tuples(pauses, peers, notes | st.sampled_from(["update", "forget"])), max_size=40))
-def test_records(steps: list[tuple[float, PeerId, RecordDigest | Records | str]]) -> None:
+def test_records(steps: list[tuple[float, PeerId, RecordDigest | Records | RecordChanges | str]]) -> None:
     book = record_book(record(0), random.Random(1), 0.0)
     book.peers_alive(PEERS, 0.0)
     now, version = 0.0, 0

@@ -9,11 +9,12 @@ from records import book, membership, record
 
 from p2ptrain.ids import PeerId, peer_id
 from p2ptrain.protocol.gossip import ExchangeEnded, Gossip, GossipConfig
+from p2ptrain.protocol.group.records import RECORD_MESSAGES
 from p2ptrain.protocol.group.swim import LAN, MembershipConfig, PeerFailed, PeerJoined
 from p2ptrain.simulation.averaging import SHARD, Averager, Averaging, distance
 from p2ptrain.simulation.names import key, peer_ids
 from p2ptrain.simulation.network import Conditions, SimulatedNetwork
-from p2ptrain.wire.messages import Ack, Message, Ping, PingRequest, RecordDigest, Records
+from p2ptrain.wire.messages import Ack, Message, Ping, PingRequest
 
 ROUND_S = 0.25
 
@@ -35,7 +36,7 @@ class FullPeer(Averager):
         self.train(ROUND_S, now + ROUND_S)
 
     def handle(self, sender: PeerId, message: Message, now: float) -> list[object]:
-        if isinstance(message, (RecordDigest, Records)):
+        if isinstance(message, RECORD_MESSAGES):
             return list(self.book.received(sender, message, now))
         if isinstance(message, (Ping, PingRequest, Ack)):
             return self._with_alive(list(self.membership.received(sender, message, now)), now)
@@ -51,6 +52,8 @@ class FullPeer(Averager):
     def _with_alive(self, effects: list[object], now: float) -> list[object]:
         alive = self.membership.alive()
         if alive is not self._alive:
+            for peer in sorted(alive - self._alive):  # sessions dial whoever becomes known
+                effects += self.membership.peer_reachable(peer, now)
             self._alive = alive
             self.book.peers_alive(alive, now)
             effects += self.machine.peers_alive(alive, now)

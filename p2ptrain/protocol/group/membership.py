@@ -4,7 +4,7 @@ Invariant: nobody is called dead within ``suspicion_min`` seconds of a sign of l
 time during which this peer itself was not running, unless its process is known to have ended. Whoever is alive and
 reachable can always talk itself back to life, by an incarnation that only it raises, and signs. Only it says it left.
 
-Theory. Every ``period_s`` a member pings the next one of a shuffled round, so each is probed once a round by each
+Theory. Every ``period_s`` a member pings the next near one (``roster``) of a shuffled round, so each probes each once
 (SWIM, Das, Gupta, Motivala, DSN 2002). No ack within a time learnt from measured round trips: ping again, and ask
 ``helpers`` others to ping too. Still none: *accuse* it, that is, suspect it and say so, to the suspect as well. Who
 hears an accusation suspects the same, and checks for itself before it joins in: so each sender of an accusation is an
@@ -35,7 +35,7 @@ import dataclasses
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
@@ -72,17 +72,18 @@ class Membership:
         statements: Statements,
         key_of: Callable[[PeerId], bytes | None],
         refused: Counter[str],
-        members: Iterable[PeerId] = (),
+        members: Collection[PeerId] = (),
+        linked: Collection[PeerId] | None = None,
         incarnation: int = 0,
     ) -> None:
-        """``members`` are taken for alive from the start, without an event. ``key_of``: as far as one is known.
-        ``refused``: here is counted what was not believed."""
+        """``members`` are taken for alive from the start, without an event, and ``linked`` (None: all) for linked.
+        ``key_of``: as far as one is known. ``refused``: here is counted what was not believed."""
         self.own_id = own_id
         self.config = config
         self._rng = rng
         self._leaving = False
         self._words = Words(own_id, statements, key_of, refused)
-        self._roster = Roster(self._words.own(incarnation), members, rng)
+        self._roster = Roster(self._words.own(incarnation), members, rng, config.all_near, linked)
         self._rumours = Rumours(self._roster, config, now)
         self._probing = Probing(config)
         self._heard: dict[PeerId, float] = {}
@@ -138,6 +139,7 @@ class Membership:
         if peer == self.own_id or self._leaving:
             return effects
         self._mind_own_stall(now)
+        self._roster.link(peer)
         if peer not in self._roster.members:
             self._believe(Rumour(peer, "alive", 0), now, effects)
             effects += self._rumours.greet(peer)
@@ -164,6 +166,7 @@ class Membership:
         member = sender in self._roster.members or any(r.peer == sender and r.state == "alive" for r in message.rumours)
         if member:
             newcomer = sender not in self._roster.members
+            self._roster.link(sender)
             for rumour in message.rumours:
                 self._hear(sender, rumour, now, effects, stale)
             self._heard_from(sender, now)
@@ -185,7 +188,7 @@ class Membership:
         own = self._roster.own = self._words.own(self._roster.own.incarnation, left=True)
         if not self.config.announce:
             return []
-        return [Send(peer, Ping(0, (own,))) for peer in self._roster.sample(64)]
+        return [Send(peer, Ping(0, (own,))) for peer in self._roster.sample_near(64)]
 
     def tick(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -219,7 +222,7 @@ class Membership:
         for _ in range(len(self._roster.round)):
             peer = self._roster.next_in_turn()
             suspicion = self._suspicions.get(peer)
-            if suspicion is None or suspicion.next_ping == NEVER:
+            if self._roster.is_near(peer) and (suspicion is None or suspicion.next_ping == NEVER):
                 return peer
         return None
 
@@ -232,8 +235,7 @@ class Membership:
         if probe.failed or target not in self._roster.members or target in self._roster.gone:
             self._probing.forget(sequence)
         elif probe.helpers is None:
-            others = [peer for peer in self._roster.sample(self.config.helpers + 1) if peer != target]
-            helpers = others[: self.config.helpers]
+            helpers = self._roster.sample_near(self.config.helpers, but=target)
             self._probing.ask_helpers(probe, helpers, now)
             effects.append(Send(target, Ping(sequence, self._rumours.to(target))))
             for helper in helpers:
@@ -257,7 +259,7 @@ class Membership:
         target = request.target
         if target == self.own_id:
             effects.append(Send(asker, Ack(request.sequence, self._rumours.to(asker))))
-        elif target in self._roster.members:
+        elif target in self._roster.members and self._roster.is_near(target):
             sequence = self._probing.relay(asker, request.sequence, target)
             effects.append(Send(target, Ping(sequence, self._rumours.to(target))))
 
@@ -287,8 +289,7 @@ class Membership:
         peer = as_of.peer
         expected = min(self.config.confirmations, len(self._roster.round) - 1)
         floor = self._heard.get(peer, -NEVER) + self.suspicion_min_s()
-        suspicion = Suspicion(now, floor, expected)
-        self._suspicions[peer] = suspicion
+        suspicion = self._suspicions[peer] = Suspicion(now, floor, expected)
         self._roster.members[peer] = dataclasses.replace(as_of, state="suspect")
         self._rumours.discard(peer)
         self._set_deadline(suspicion)
@@ -340,7 +341,7 @@ class Membership:
         suspicion = self._suspicions.get(peer)
         if suspicion is None:
             suspicion = self._suspect(as_of, now, effects)
-            if self._rng.random() * len(self._roster.round) < self.config.verifiers:
+            if self._roster.is_verifier_of(peer, self.config.verifiers):
                 self._probe(peer, now, effects)
         self._roster.members[peer] = dataclasses.replace(as_of, state="suspect")
         if len(suspicion.accusers) <= suspicion.expected:
@@ -396,5 +397,4 @@ class Membership:
             self._roster.forget(peer)
         dead = [peer for peer in self._roster.gone if self._roster.members[peer].state == "dead"]
         if dead:
-            peer = self._rng.choice(dead)
-            effects.append(self._rumours.tell(peer))
+            effects.append(self._rumours.tell(self._rng.choice(dead)))

@@ -6,11 +6,14 @@ An estimate, as packing each record of a large group to measure it would cost mo
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from p2ptrain.wire.messages import Record
 
 MAX_MESSAGE_BYTES = 56 * 1024
 """Of an encoded header, which may have 64 KiB."""
+T = TypeVar("T")
 _FIXED_BYTES = 640
 """Names of fields, those of one number, and the signature."""
 _REF_BYTES = 400
@@ -34,6 +37,21 @@ def num_holdings_that_fit(record: Record) -> int:
     """So many snapshots can be told of beside all else that ``record`` says."""
     rest = record_bytes(dataclasses.replace(record, holdings=()))
     return max(0, MAX_MESSAGE_BYTES - _SPARE_BYTES - rest) // _REF_BYTES
+
+
+def batches(items: list[T], size_of: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """Runs of items that fit into a message each."""
+    batch: list[T] = []
+    size = 0
+    for item in items:
+        more = size_of(item)
+        if batch and (size + more > MAX_MESSAGE_BYTES or len(batch) == most):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += more
+    if batch:
+        yield batch
 
 
 def _utf8_bytes(text: str) -> int:

@@ -4,17 +4,21 @@ Invariant: a record in the book is the newest that was seen of its owner, who si
 named by, and it fits into a message. The own record is what its owner last said: nobody overwrites it, and its version
 is above all that were seen of it. So who passes a record on can change nothing of it, and is never blamed for one.
 
-Theory. Every ``interval_s``, and soon after news, a peer sends a random live one its digest (peer, version). That one
-answers with the records that are newer at its side, and with a second digest of what is newer at the other's, which
-brings those (push-pull anti-entropy, Demers et al., PODC 1987). Each message only ever repeats what is true, so loss,
-repetition and disorder cost time, nothing else.
+Theory. Every ``interval_s``, and soon after news, a peer sends a random live one a digest (peer, version). That one
+answers with what is newer at its side, and with a second digest of what is newer at the other's, which brings that
+(push-pull anti-entropy, Demers et al., PODC 1987). Each message only ever repeats what is true, so loss, repetition and
+disorder cost time, nothing else.
 
-    digest, want_reply -> Records of what the sender lacks + digest, no reply, of what we lack at the sender
-    digest, no reply   -> Records of what is newer here than the versions named
+    digest, want_reply -> what the sender lacks + digest, no reply, of what we lack at the sender, and of our news
+    digest, no reply   -> what is newer here than the versions named + digest, no reply, of what is newer there
     Records            -> newer ones replace older ones: RecordChanged
+    RecordChanges      -> the same, of fields that changed since a version that we have; whole ones, if they don't fit
 
-A digest of 1,024 entries or more would not fit a message: then it is an arc of the ring of peer ids, from a random
-start, so that the receiver knows which absences mean something: those between its first and its last entry.
+What it costs a peer does not grow with the group. A digest names all peers of a small group; of a larger one an arc of
+the ring of peer ids, so that the receiver knows which absences mean something, and what became known here lately in
+eight bytes each (``record_news``). The arc is short, but for as long as peers are missing on it. Of a record travels
+what changed (``record_changes``). What changes all the time, a peer's progress, is said the less often the larger
+the group is: ``progress_rate`` times a second by all together. All else is said at once, to ``push`` peers directly.
 
 A restarted peer may have forgotten its version. Versions start from a base that its caller reads off the wall clock
 (milliseconds); whoever hears that others hold a higher version of its own record asks for it, and goes above it if it
@@ -27,31 +31,49 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from p2ptrain.errors import LocalError, RemoteError
-from p2ptrain.ids import JobId, PeerId, peer_id
-from p2ptrain.protocol.group.hearsay import Hearsay, HearsayConfig
-from p2ptrain.protocol.group.record_size import MAX_MESSAGE_BYTES, record_bytes
+from p2ptrain.ids import PeerId, peer_id
+from p2ptrain.protocol.group import record_changes
+from p2ptrain.protocol.group.hearsay import HearsayConfig
+from p2ptrain.protocol.group.record_news import full_version, mark, pack_news, unpack_news
+from p2ptrain.protocol.group.record_size import MAX_MESSAGE_BYTES, batches, record_bytes
+from p2ptrain.protocol.group.record_table import RecordTable
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.signing import Statements
-from p2ptrain.wire.messages import NO_PART, Record, RecordDigest, Records, RecordVersion, SnapshotRef
+from p2ptrain.wire.messages import (
+    Record,
+    RecordChange,
+    RecordChanges,
+    RecordDigest,
+    Records,
+    RecordVersion,
+    SnapshotRef,
+)
 
 MAX_VERSION = 2**62
 _MAX_DIGEST = 1024
 _MAX_RECORDS = 64
+_MAX_CHANGES = 256
+_WHOLE = 32
+"""A group of up to so many is named in full by each digest."""
+_LEAST_ARC = 8
 
 
 @dataclass(frozen=True, slots=True)
 class RecordConfig:
     interval_s: float = 1.0
     soon_s: float = 0.25
-    """Rounds after news are at least this far apart, times max(1, records / 32): what a digest costs grows alike."""
+    """Rounds after news that is more than progress are at least this far apart."""
+    progress_s: float = 0.5
+    progress_rate: float = 10.0
+    """A peer says its progress every ``max(progress_s, peers / progress_rate)``."""
+    push: int = 8
+    """So many are told at once of what is new of this peer, but for its progress."""
     max_records: int = 4096
     max_bytes: int = 32 << 20
     """Of all records, as messages would have them."""
@@ -71,35 +93,7 @@ class RecordChanged:
 
 
 Effect = Send | Note | RecordChanged
-
-
-def blank_record(peer: PeerId, key: bytes, version: int, **known: Any) -> Record:
-    """What a peer says of itself before it has a job, and, by field, what it knows already."""
-    nothing = Record(
-        peer=peer,
-        version=version,
-        key=key,
-        name="",
-        addresses=(),
-        job=JobId(""),
-        counts=(),
-        wishes=(),
-        flops_per_s=0.0,
-        memory_bytes=0,
-        epoch=0,
-        plan="",
-        part=NO_PART,
-        phase="waiting",
-        round=0,
-        step=0,
-        samples=0,
-        loss=0.0,
-        samples_per_s=0.0,
-        bytes_sent=0,
-        waiting_for="",
-        holdings=(),
-    )
-    return dataclasses.replace(nothing, **known)
+RECORD_MESSAGES = (RecordDigest, Records, RecordChanges)
 
 
 class RecordBook:
@@ -126,38 +120,45 @@ class RecordBook:
         self._refused = refused
         self._signed_own = own
         """The own record as it was last sent."""
-        self._hearsay = Hearsay(config.hearsay)
-        self._records = {own.peer: dataclasses.replace(own, version=max(1, own.version, version_base))}
-        self._sizes = {own.peer: _fitting_size(self._records[own.peer])}
-        self._num_bytes = self._sizes[own.peer]
-        self._forgotten: dict[PeerId, int] = {}
-        """Version that a forgotten peer's record had: whoever still holds it shall not bring it back."""
-        self._ring: list[PeerId] | None = None
-        self._alive: list[PeerId] = []
+        self._is_ahead = self._push_due = False
+        """Whether the own record has progress that is not said yet; or news that nobody was told of."""
+        self._said_at, self._pace = now, rng.uniform(0.5, 1.0)
+        self._arc, self._num_level = _MAX_DIGEST, 0
+        """How many peers a digest names, of a group that it can't name in full; and how many of those that were named
+        one after another were known on both sides."""
+        first = dataclasses.replace(own, version=max(1, own.version, version_base))
+        limits = {name: getattr(config, name) for name in ("max_records", "max_bytes", "max_forgotten")}
+        self._table = RecordTable(first, _fitting_size(first), config.hearsay, refused, **limits)
+        self._own = self._said = first
+        """The own record as it is, and as others may know it."""
         self._last_round = now - config.interval_s
         self._next_round = now
+        self.linked: Callable[[], Iterable[PeerId]] = lambda: self._table.alive
+        """Whom there is a link to: of these are those that notes are compared with."""
 
     # --- what others may ask --------------------------------------------------------------------------------------
 
     @property
     def own(self) -> Record:
-        return self._records[self.own_id]
+        return self._own
 
     def get(self, peer: PeerId) -> Record | None:
-        return self._records.get(peer)
+        return self._table.get(peer)
 
     def all(self) -> Mapping[PeerId, Record]:
         """A live, read-only view, the own record included."""
-        return MappingProxyType(self._records)
+        return self._table.all()
 
     def next_deadline(self) -> float:
-        return self._next_round if self._alive else NEVER
+        if not self._table.alive:
+            return NEVER
+        return min(self._next_round, self._say_at() if self._is_ahead or self._push_due else NEVER)
 
     # --- events ---------------------------------------------------------------------------------------------------
 
     def peers_alive(self, peers: Iterable[PeerId], now: float) -> None:
         """With whom to compare notes from now on."""
-        self._alive = sorted(set(peers) - {self.own_id})
+        self._table.alive = sorted(set(peers) - {self.own_id})
         self._next_round = max(self._next_round, now)
 
     def update(self, now: float, **changes: Any) -> list[Effect]:
@@ -166,12 +167,19 @@ class RecordBook:
             raise LocalError("peer, key, version and signature of a record are given")
         if all(getattr(self.own, name) == value for name, value in changes.items()):
             return []
-        return [self._renew(dataclasses.replace(self.own, version=self.own.version + 1, **changes), now)]
+        old, new = self.own, dataclasses.replace(self.own, **changes)
+        self._put_own(new)
+        self._is_ahead = True
+        if not record_changes.PROGRESS.issuperset(changes):
+            self._say(self._said.version + 1, now)
+        return [RecordChanged(self.own_id, old, self.own)]
 
-    def received(self, sender: PeerId, message: RecordDigest | Records, now: float) -> list[Effect]:
+    def received(self, sender: PeerId, message: RecordDigest | Records | RecordChanges, now: float) -> list[Effect]:
         """Raises ``RemoteError`` for what its sender says of itself."""
         if isinstance(message, RecordDigest):
             return self._compare(sender, message, now)
+        if isinstance(message, RecordChanges):
+            return self._change(sender, message, now)
         if len(message.records) > _MAX_RECORDS:
             raise RemoteError("records", f"{len(message.records)} in a message")
         effects: list[Effect] = []
@@ -188,93 +196,133 @@ class RecordBook:
 
     def met(self, peer: PeerId) -> None:
         """It proved that it is there."""
-        self._hearsay.met(peer)
+        self._table.met(peer)
 
     def forget(self, peer: PeerId) -> None:
         """It is not there any more. A higher version of its record brings it back."""
-        record = self._records.get(peer)
-        if peer == self.own_id or record is None:
-            return
-        del self._records[peer]
-        self._num_bytes -= self._sizes.pop(peer)
-        self._hearsay.forget(peer)
-        self._ring = None
-        self._forgotten[peer] = record.version
-        while len(self._forgotten) > self.config.max_forgotten:
-            del self._forgotten[next(iter(self._forgotten))]
+        self._table.forget(peer)
 
     def tick(self, now: float) -> list[Effect]:
-        for peer in self._hearsay.overdue(self._alive, now):
-            self.forget(peer)
-        if now < self._next_round or not self._alive:
+        self._table.forget_overdue(now)
+        if not self._table.alive:
             return []
-        self._last_round = now
-        self._next_round = now + self.config.interval_s * self._rng.uniform(0.9, 1.1)
-        return [Send(self._rng.choice(self._alive), self._digest())]
+        effects: list[Effect] = []
+        here = set(self._table.alive)
+        near = [peer for peer in self.linked() if peer in here]
+        if self._is_ahead and now >= self._say_at():
+            self._say(self._said.version + 1, now)
+        if self._push_due and now >= self._say_at():
+            self._push_due, self._said_at = False, now
+            told = self._rng.sample(near, min(self.config.push, len(near)))
+            effects += [Send(peer, Records((self.signed(),))) for peer in told]
+        if now >= self._next_round:
+            self._last_round = now
+            self._next_round = now + self.config.interval_s * self._rng.uniform(0.9, 1.1)
+            effects += [Send(peer, self._digest(now)) for peer in self._rng.sample(near, min(1, len(near)))]
+        return effects
 
     # --- anti-entropy ---------------------------------------------------------------------------------------------
 
-    def _digest(self) -> RecordDigest:
-        ring = self._known()
-        if len(ring) >= _MAX_DIGEST:
-            start = self._rng.randrange(len(ring))
-            ring = (ring[start:] + ring[:start])[:_MAX_DIGEST]
-        return RecordDigest(tuple(RecordVersion(peer, self._version(peer)) for peer in ring), True)
+    def _digest(self, now: float) -> RecordDigest:
+        ring = self._table.ring()
+        if len(ring) <= _WHOLE:
+            return RecordDigest(self._table.versions(ring), True)
+        start = self._rng.randrange(len(ring))
+        arc = (ring[start:] + ring[:start])[: self._arc]
+        return RecordDigest(self._table.versions(arc), True, whole=False, news=self._table.news(now))
 
     def _compare(self, sender: PeerId, digest: RecordDigest, now: float) -> list[Effect]:
         if len(digest.versions) > _MAX_DIGEST:
             raise RemoteError("records", f"a digest of {len(digest.versions)}")
         if any(not 0 <= entry.version <= MAX_VERSION for entry in digest.versions):
             raise RemoteError("records", "version out of range")
+        table, news = self._table, unpack_news(digest.news)
         theirs = {entry.peer: entry.version for entry in digest.versions}
-        effects: list[Effect] = []
-        covered: Iterable[PeerId] = theirs
+        covered: Collection[PeerId] = theirs
         if digest.want_reply:
-            covered = self._known()
-            if len(digest.versions) >= _MAX_DIGEST:
-                covered = _arc(self._known(), digest.versions[0].peer, digest.versions[-1].peer)
-        newer = [
-            record
-            for record in map(self._records.get, covered)
-            if record is not None and record.version > theirs.get(record.peer, 0)
-        ]
-        effects.extend(Send(sender, message) for message in self._pack(newer))
+            covered = table.ring() if digest.whole or not theirs else table.arc(*_ends(digest))
+            self._measure_arc(covered, theirs)
+            if self.own_id not in theirs and digest.whole and len(table) <= _WHOLE and self._is_ahead:
+                self._say(self._said.version + 1, now)  # it is about to be sent anyway
+        newer = {peer: theirs.get(peer, 0) for peer in covered if table.version(peer) > theirs.get(peer, 0)}
+        wanted: list[tuple[int, int]] = []
+        for their_mark, short in news:
+            peer = table.of_mark(their_mark)
+            mine = table.version(peer) if peer is not None else 0
+            version = full_version(short, mine) if short and mine else short
+            if peer is not None and version < mine:
+                newer.setdefault(peer, version)
+            elif version > mine and (mine or table.has_room_from(sender)):
+                wanted.append((their_mark, mine))
+        told, older = pack_news(wanted), list[PeerId]()
         if digest.want_reply:
             older = [
-                RecordVersion(peer, self._version(peer))
-                for peer, version in theirs.items()
-                if version > self._version(peer) and (peer in self._records or self._would_take(sender, peer))
+                p for p, v in theirs.items() if v > table.version(p) and (table.get(p) or table.would_take(sender, p))
             ]
-            if older:
-                effects.append(Send(sender, RecordDigest(tuple(older), False)))
+            if not digest.whole:
+                told += table.news(now, but={their_mark for their_mark, _ in news}.union(map(mark, theirs)))
+        effects: list[Effect] = [Send(sender, message) for message in self._pack(newer)]
+        if older or told:
+            effects.append(Send(sender, RecordDigest(table.versions(older), False, news=told)))
         return effects
 
-    def _pack(self, records: list[Record]) -> list[Records]:
+    def _measure_arc(self, covered: Collection[PeerId], theirs: Mapping[PeerId, int]) -> None:
+        """Longer while peers are missing, on either side."""
+        missing = sum(peer not in theirs for peer in covered) + sum(not self._table.version(peer) for peer in theirs)
+        self._num_level = self._num_level + len(theirs) if missing == 0 else 0
+        if 2 * missing > len(theirs):
+            self._arc = min(_MAX_DIGEST, 2 * self._arc)
+        elif self._num_level >= len(self._table):
+            self._arc, self._num_level = max(_LEAST_ARC, self._arc // 2), 0
+
+    def _pack(self, newer: Mapping[PeerId, int]) -> list[Records | RecordChanges]:
+        """What is newer here than those versions."""
+        records = [record for record in map(self._table.get, newer) if record is not None]
         self._rng.shuffle(records)  # so that with a lossy link it is not always the same that are late
-        messages: list[Records] = []
-        batch: list[Record] = []
-        size = 0
+        wholes: list[Record] = []
+        changes: list[RecordChange] = []
         for record in records:
-            more = self._sizes[record.peer]
-            if batch and (size + more > MAX_MESSAGE_BYTES or len(batch) == _MAX_RECORDS):
-                messages.append(Records(tuple(batch)))
-                if len(messages) == self.config.max_messages:
-                    return messages
-                batch, size = [], 0
-            batch.append(record if record.peer != self.own_id else self.signed())
-            size += more
-        if batch:
-            messages.append(Records(tuple(batch)))
-        return messages
+            record = record if record.peer != self.own_id else self.signed()
+            change = self._table.since(newer[record.peer], record)
+            if change is None:
+                wholes.append(record)
+            else:
+                changes.append(change)
+        parts: list[Records | RecordChanges] = []
+        for few in batches(changes, lambda change: 128 + len(change.fields), _MAX_CHANGES):
+            parts.append(RecordChanges(tuple(few)))
+        for several in batches(wholes, self._table.size_of, _MAX_RECORDS):
+            parts.append(Records(tuple(several)))
+        return parts[: self.config.max_messages]
+
+    def _change(self, sender: PeerId, message: RecordChanges, now: float) -> list[Effect]:
+        """What does not fit what is known here is asked for as a whole."""
+        effects: list[Effect] = []
+        odd: list[RecordVersion] = []
+        for change in message.changes:
+            known = self._table.get(change.peer)
+            if known is None or change.version <= known.version:
+                continue
+            try:
+                if change.since > known.version or known is self._own:
+                    raise RemoteError("record-gap", f"a change of {change.peer} since {change.since}")
+                record = record_changes.changed(known, change)
+                self._learn(sender, record, self._check(record), now, effects)
+            except RemoteError as error:
+                self._refused[error.reason] += 1
+                odd.append(RecordVersion(change.peer, 0))
+        if odd:
+            effects.append(Send(sender, RecordDigest(tuple(odd), False)))
+        return effects
 
     def _check(self, record: Record) -> int:
         """How many bytes it takes at most, if it may be believed."""
         if not 0 <= record.version <= MAX_VERSION:
             raise RemoteError("records", "version out of range")
-        known = self._records.get(record.peer)
+        known = self._table.get(record.peer)
         if (known is None or known.key != record.key) and peer_id(record.key) != record.peer:
             raise RemoteError("record-key", f"the key of {record.peer} is another's")
-        if record is known or record.version <= self._version(record.peer):
+        if record is known or record.version <= self._table.version(record.peer):
             return 0
         size = record_bytes(record)
         if size > MAX_MESSAGE_BYTES:
@@ -286,45 +334,18 @@ class RecordBook:
         return size
 
     def _learn(self, sender: PeerId, record: Record, size: int, now: float, effects: list[Effect]) -> None:
-        peer = record.peer
-        known = self._records.get(peer)
+        peer, known = record.peer, self._table.get(record.peer)
         if peer == self.own_id:
-            if self.own.version < record.version < MAX_VERSION:
-                effects.append(self._renew(dataclasses.replace(self.own, version=record.version + 1), now))
-        elif record.version > self._version(peer):
-            if known is None and not self._may_come(sender, peer, size, now):
+            if self._said.version < record.version < MAX_VERSION:
+                old = self._own
+                self._say(record.version + 1, now)
+                effects.append(RecordChanged(peer, old, self._own))
+        elif record.version > self._table.version(peer):
+            if known is None and not self._table.may_come(sender, peer, size, now):
                 return
-            self._records[peer] = record
-            self._num_bytes += size - self._sizes.get(peer, 0)
-            self._sizes[peer] = size
-            self._forgotten.pop(peer, None)
-            if known is None:
-                self._ring = None
+            self._table.put(record, size)
+            self._note(known, record, now)
             effects.append(RecordChanged(peer, known, record))
-            self._soon(now)
-
-    def _may_come(self, sender: PeerId, peer: PeerId, size: int, now: float) -> bool:
-        """Whether there is room for a new peer; who was met gives nobody way that is here."""
-        if peer == sender:
-            self._hearsay.met(peer)
-        if not self._would_take(sender, peer, size):
-            self._refused["record-unmet"] += 1
-            return False
-        while not self._has_room(size):
-            gone = next((each for each in self._records if each not in self._alive and each != self.own_id), None)
-            if gone is None:
-                self._refused["records-full"] += 1
-                return False
-            self.forget(gone)
-        self._hearsay.heard(peer, sender, now)
-        return True
-
-    def _would_take(self, sender: PeerId, peer: PeerId, size: int = 0) -> bool:
-        """Whether ``sender`` may tell us of ``peer``."""
-        return self._hearsay.is_met(peer) or peer == sender or (self._hearsay.has_room(sender) and self._has_room(size))
-
-    def _has_room(self, num_bytes: int) -> bool:
-        return len(self._records) < self.config.max_records and self._num_bytes + num_bytes <= self.config.max_bytes
 
     def made(self, ref: SnapshotRef) -> SnapshotRef:
         """A snapshot that this peer made of its job, as everybody may tell of it: signed."""
@@ -336,37 +357,39 @@ class RecordBook:
 
     def signed(self) -> Record:
         """The own record. It changes more often than it is sent, so it is signed only here."""
-        if self._signed_own.version != self.own.version or not self._signed_own.signature:
-            self._signed_own = self._statements.signed(self.own)
+        if self._signed_own.version != self._said.version or not self._signed_own.signature:
+            self._signed_own = self._statements.signed(self._said)
         return self._signed_own
 
-    def _renew(self, record: Record, now: float) -> RecordChanged:
-        size = _fitting_size(record)
-        old, self._records[self.own_id] = self.own, record
-        self._num_bytes += size - self._sizes[self.own_id]
-        self._sizes[self.own_id] = size
-        self._soon(now)
-        return RecordChanged(self.own_id, old, record)
+    def _put_own(self, record: Record) -> None:
+        self._table.put(record, _fitting_size(record))
+        self._own = record
 
-    def _soon(self, now: float) -> None:
-        gap = self.config.soon_s * max(1.0, len(self._records) / 32)
-        self._next_round = min(self._next_round, max(now, self._last_round + gap))
+    def _say(self, version: int, now: float) -> None:
+        """From now on others may know the own record as it is."""
+        old, self._said, self._is_ahead = self._said, dataclasses.replace(self._own, version=version), False
+        self._put_own(self._said)
+        if self._note(old, self._said, now):
+            self._push_due = True
+        else:
+            self._said_at, self._pace = now, self._rng.uniform(0.8, 1.2)  # not all at once
 
-    def _known(self) -> list[PeerId]:
-        """All peers that we have, or refuse to have back, in the order of the ring."""
-        if self._ring is None:
-            self._ring = sorted(self._records.keys() | self._forgotten.keys())
-        return self._ring
+    def _note(self, old: Record | None, new: Record, now: float) -> bool:
+        """A record is news here; whether it is more than progress, and goes out soon."""
+        if not self._table.note(old, new, now):
+            return False
+        self._next_round = min(self._next_round, max(now, self._last_round + self.config.soon_s))
+        return True
 
-    def _version(self, peer: PeerId) -> int:
-        record = self._records.get(peer)
-        return record.version if record is not None else self._forgotten.get(peer, 0)
+    def _say_at(self) -> float:
+        """When what is new of this peer is said."""
+        config = self.config
+        pace_s = max(config.progress_s, len(self._table) / config.progress_rate)
+        return self._said_at + (config.soon_s if self._push_due else self._pace * pace_s)
 
 
-def _arc(ring: list[PeerId], first: PeerId, last: PeerId) -> list[PeerId]:
-    """The part of a sorted ring from ``first`` to ``last``, both included, which may go through its end."""
-    start, stop = bisect_left(ring, first), bisect_left(ring, last + "\0")
-    return ring[start:stop] if first <= last else ring[start:] + ring[:stop]
+def _ends(digest: RecordDigest) -> tuple[PeerId, PeerId]:
+    return digest.versions[0].peer, digest.versions[-1].peer
 
 
 def _fitting_size(record: Record) -> int:
@@ -374,10 +397,3 @@ def _fitting_size(record: Record) -> int:
     if size > MAX_MESSAGE_BYTES:
         raise LocalError(f"the own record has {size} bytes, of at most {MAX_MESSAGE_BYTES}")
     return size
-
-
-def matters_to_plans(old: Record, new: Record) -> bool:
-    """Whether a change of a record can matter to planning."""
-    figures = ("flops_per_s", "memory_bytes", "link_bytes_per_s", "links", "slowdown", "profile")
-    fields = ("job", "counts", "wishes", "max_groups", *figures, "epoch", "plan", "part", "vote", "phase", "leaving")
-    return any(getattr(old, name) != getattr(new, name) for name in fields)

@@ -1,13 +1,16 @@
 """Whom this peer knows: what it would say of each, who is in and who is gone, and whose turn it is to be probed.
 
 Invariant: ``own`` is not in ``members``; of these, everyone is either in, once in the round, or gone.
+
+In a group of up to ``all_near`` everyone is *near*: probed, told and asked, whether there is a link or not, as others
+may have one. In a larger one those are near that there is a link to; of the others, those that are near them tell.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterable
+from collections.abc import Collection
 from functools import lru_cache
 
 from p2ptrain.ids import PeerId
@@ -20,8 +23,19 @@ def _newborn(peer: PeerId) -> Rumour:
 
 
 class Roster:
-    def __init__(self, own: Rumour, members: Iterable[PeerId], rng: random.Random) -> None:
+    def __init__(
+        self,
+        own: Rumour,
+        members: Collection[PeerId],
+        rng: random.Random,
+        all_near: int,
+        linked: Collection[PeerId] | None = None,
+    ) -> None:
+        """``linked``: all ``members``, if not given."""
         self.own = own
+        self._all_near = all_near
+        self._linked = set(members if linked is None else linked)
+        self._near: list[PeerId] | None = None
         self.members = {peer: _newborn(peer) for peer in members if peer != own.peer}
         """What we know of each, as we would say it."""
         self.gone: dict[PeerId, float] = {}
@@ -46,6 +60,32 @@ class Roster:
         """Up to ``count`` of those that are in."""
         return self._rng.sample(self.round, min(count, len(self.round)))
 
+    def link(self, peer: PeerId) -> None:
+        """There is a link to it."""
+        if peer not in self._linked:
+            self._linked.add(peer)
+            self._near = None
+
+    def is_near(self, peer: PeerId) -> bool:
+        return len(self.round) <= self._all_near or peer in self._linked
+
+    def near(self) -> list[PeerId]:
+        """Of those that are in."""
+        if len(self.round) <= self._all_near:
+            return self.round
+        if self._near is None:
+            self._near = [peer for peer in self.round if peer in self._linked]
+        return self._near
+
+    def sample_near(self, count: int, but: PeerId | None = None) -> list[PeerId]:
+        """Up to ``count`` of them."""
+        sample = self._rng.sample(self.near(), min(count + (but is not None), len(self.near())))
+        return [peer for peer in sample if peer != but][:count]
+
+    def is_verifier_of(self, peer: PeerId, verifiers: int) -> bool:
+        """Whether we are one of so many who see for themselves whether an accused peer answers."""
+        return self.is_near(peer) and self._rng.random() * len(self.near()) < verifiers
+
     def next_in_turn(self) -> PeerId:
         """Next of a round that is shuffled as it is walked (Fisher-Yates). Somebody must be in."""
         if self._position >= len(self.round):
@@ -60,12 +100,13 @@ class Roster:
         """It is in: new, or back."""
         self.gone.pop(peer, None)
         self.round.append(peer)
-        self._alive = None
+        self._alive = self._near = None
 
     def exit(self, peer: PeerId, now: float) -> None:
         """Who was in is gone."""
         self.gone[peer] = now
-        self._alive = None
+        self._alive = self._near = None
+        self._linked.discard(peer)
         index = self.round.index(peer)
         self._position -= index < self._position
         del self.round[index]

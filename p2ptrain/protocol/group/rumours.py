@@ -89,7 +89,7 @@ class Rumours:
     def gossip(self, now: float) -> list[Send]:
         """The news, told to a few at random."""
         self._next_gossip = now + self._config.gossip_s
-        return [self.tell(peer) for peer in self._roster.sample(self._config.fanout) if self._news]
+        return [self.tell(peer) for peer in self._roster.sample_near(self._config.fanout) if self._news]
 
     def tell(self, peer: PeerId) -> Send:
         """A message for the sake of what it says."""

@@ -47,6 +47,8 @@ class MembershipConfig:
     retransmit: int = 2
     filler: int = 4
     """Random members repeated in each probe and ack, news or not."""
+    all_near: int = 128
+    """In a larger group than this only those are probed that there is a link to."""
     reconnect_s: float = 2.0
     """One random dead member is pinged this often, so that a healed partition is noticed."""
     remember_s: float = 600.0

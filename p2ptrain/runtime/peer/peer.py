@@ -10,6 +10,7 @@ A member is an admitted peer that has a record; observers (status, harvest) neve
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from p2ptrain.config import Job
 from p2ptrain.core import commands as c
@@ -38,7 +39,8 @@ from p2ptrain.protocol.consensus.agreement import Agreement
 from p2ptrain.protocol.consensus.ballot import PlanRef
 from p2ptrain.protocol.consensus.rules import AgreementConfig, PlanAdopted, PlanResult, VoteFor
 from p2ptrain.protocol.group.membership import Membership
-from p2ptrain.protocol.group.records import RecordBook, RecordChanged, matters_to_plans
+from p2ptrain.protocol.group.record import matters_to_plans
+from p2ptrain.protocol.group.records import RECORD_MESSAGES, RecordBook, RecordChanged
 from p2ptrain.protocol.group.swim import PeerFailed, PeerJoined, PeerLeft, PeerRefuted, PeerSuspected
 from p2ptrain.protocol.machine import NEVER, Machine, Note, Send
 from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
@@ -72,12 +74,11 @@ class Peer(Core):
         )
         self.config = config
         self.job: Job | None = None
-        said, refused = Statements(config.signing, config.proof_key), self.refused
         first, incarnation = first_record(config, self.own_id, wall_ms), wall_ms // 1000
-        self.records = RecordBook(first, rng, now, statements=said, refused=refused, version_base=wall_ms)
-        self.membership = Membership(
-            self.own_id, rng, now, statements=said, key_of=self._key_of, refused=refused, incarnation=incarnation
-        )
+        said: dict[str, Any] = {"statements": Statements(config.signing, config.proof_key), "refused": self.refused}
+        self.records = RecordBook(first, rng, now, version_base=wall_ms, **said)
+        self.records.linked = self.sessions.peers
+        self.membership = Membership(self.own_id, rng, now, key_of=self._key_of, incarnation=incarnation, **said)
         self.group = GroupView(self.own_id, self.membership, self.records)
         self.agreement: Agreement[Plan] | None = None
         self.role: Role | None = None
@@ -88,8 +89,7 @@ class Peer(Core):
         self._next_status, self._look_at = now, NEVER
         self._warned: set[str] = set()
         self.trainer_waits = ""  # in words, while the trainer is silent for suspiciously long; the node keeps it true
-        self._left = False
-        self._init_ready = False
+        self._left = self._init_ready = False
         self._downloads: Downloads | None = None
         self._job_search = JobSearch(config.allow_user_code, self.refused)
         self._handlers |= self._own_handlers()
@@ -117,7 +117,7 @@ class Peer(Core):
     def _own_messages(self) -> dict[type, MessageHandler]:  # a role's own come with it
         return {
             **dict.fromkeys((m.Ping, m.PingRequest, m.Ack), lambda *each: list(self.membership.received(*each))),
-            **dict.fromkeys((m.RecordDigest, m.Records), lambda *each: list(self.records.received(*each))),
+            **dict.fromkeys(RECORD_MESSAGES, lambda *each: list(self.records.received(*each))),
             m.StatusRequest: self._status_asked,
             m.JobRequest: self._job_asked,
             m.JobReply: self._job_came,

@@ -22,6 +22,7 @@ from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.wire import codec
 from p2ptrain.wire import messages as m
 from p2ptrain.wire.codec import Envelope, WireVersionError, decode, encode
+from p2ptrain.wire.partial import pack_fields
 from p2ptrain.wire.schema import Bound, RawBytes
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "messages.json"
@@ -53,6 +54,7 @@ SAMPLES: list[m.Message] = [
     m.Ack(9, RUMOURS),
     m.RecordDigest((m.RecordVersion(ALICE, 3), m.RecordVersion(BOB, 7)), True),
     m.Records((RECORD,)),
+    m.RecordChanges((m.RecordChange(ALICE, 3, 5, pack_fields(RECORD, {"step", "loss"}), b"s" * 64),)),
     m.StatusRequest(),
     m.StatusReply(
         RUMOURS, (m.RefusedCount("schema", 4),), (m.SentBytes("chunk", 1 << 40),), (m.Figure("battery", 0.5),)

@@ -18,6 +18,7 @@ from p2ptrain.ids import BlobId, PeerId, peer_id
 from p2ptrain.protocol.group.record_size import num_holdings_that_fit, record_bytes
 from p2ptrain.protocol.group.records import (
     MAX_MESSAGE_BYTES,
+    RECORD_MESSAGES,
     Effect,
     RecordBook,
     RecordChanged,
@@ -40,7 +41,7 @@ def exchange(books: dict[PeerId, RecordBook], sender: PeerId, effects: list[Effe
     """Deliver until all is quiet; the number of messages it took."""
     queue = [(sender, effect) for effect in effects if isinstance(effect, Send)]
     for source, send in queue:
-        assert isinstance(send.message, (RecordDigest, Records))
+        assert isinstance(send.message, RECORD_MESSAGES)
         assert header_bytes(send.message) <= 64 * 1024
         answers = books[send.to].received(source, send.message, now)
         queue.extend((send.to, effect) for effect in answers if isinstance(effect, Send))

@@ -13,7 +13,7 @@ import pytest
 from p2ptrain.config import DataConfig, Job
 from p2ptrain.errors import UserError
 from p2ptrain.ids import peer_id
-from p2ptrain.protocol.group.records import blank_record
+from p2ptrain.protocol.group.record import blank_record
 from p2ptrain.runtime.metrics.recorder import OTHERS_EVERY_S, OWN_EVERY_S, Recorder, named
 from p2ptrain.runtime.node.journal import Line, read
 from p2ptrain.wire.messages import Record
