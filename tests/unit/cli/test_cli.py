@@ -78,7 +78,8 @@ SURFACE = {
     "plan": [
         *("PROFILE...", "--model", "--mode", "--width", "--input-shape", "--classes", "--batch-size"),
         *("--micro-batches", "--schedule", "--optimizer", "--activations", "--gradients"),
-        *("--rate", "--link", "--latency", "--png", "--helper", "--samples", "--medium", "--tails", "--json"),
+        *("--rate", "--link", "--latency", "--png", "--helper", "--samples", "--medium", "--tails"),
+        *("--labels", "--json"),
     ],
     "service install": ["[--] PEER_OPTIONS...", "--kind", "--write", "--force"],
     "report": ["DIR...", "-o", "--output", "--csv", "--job", "--force"],
