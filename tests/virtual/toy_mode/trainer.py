@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -72,4 +71,4 @@ class ToyTrainer:
 def _through_codec(message: object) -> object:
     """To bytes and back, as through the pipe between a node and its trainer."""
     head, raw = c.encode(message)
-    return c.decode(head[struct.calcsize("<QQ") :], bytes(raw), registry.commands())
+    return c.decode(head[c.LENGTHS.size :], bytes(raw), registry.commands())
