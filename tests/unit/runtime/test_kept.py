@@ -158,7 +158,7 @@ def harvest(job: Job = JOB, **plain: Any) -> Any:
 
     rounds = plain.pop("rounds", 3)
     part = PartReport(0, ("cat", "dog"), 1.0, ("me",), rounds, 3, 30, 300, 1000)
-    return KeptHarvest(job, SimpleNamespace(hash="p"), {}, {}, (part,), told="told", plain=plain)  # type: ignore[arg-type]
+    return KeptHarvest(job, SimpleNamespace(hash="p", mode="tasks"), {}, {}, (part,), told="told", plain=plain)  # type: ignore[arg-type]
 
 
 def test_a_model_gives_way_only_to_one_that_is_as_far(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from p2ptrain.ui import messages_for_people
 
 JOB = Job(data=DataConfig(("cat", "dog"), (1, 8, 8), mean=(0.0,), std=(1.0,)))
 PART = PartReport(0, ("cat", "dog"), 1.0, ("me",), 3, 3, 30, 300, 1000)
-MADE = KeptHarvest(JOB, SimpleNamespace(hash="p"), {}, {}, (PART,), told="told")  # type: ignore[arg-type]
+MADE = KeptHarvest(JOB, SimpleNamespace(hash="p", mode="tasks"), {}, {}, (PART,), told="told")  # type: ignore[arg-type]
 
 
 def request(folder: Path, out: str = "") -> writer.Request:
@@ -123,7 +123,7 @@ def test_the_finished_model_is_looked_at_on_own_validation_samples(
     job = dataclasses.replace(JOB, model=ModelConfig("lenet"))
     model = global_model(job, allow_user_code=False)
     part = PartReport(0, ("cat", "dog"), 1.0, ("me",), 20, 20, 30, 300, 1000)
-    made = Harvest(job, SimpleNamespace(hash="p"), model.state_dict(), {}, (part,))  # type: ignore[arg-type]
+    made = Harvest(job, SimpleNamespace(hash="p", mode="tasks"), model.state_dict(), {}, (part,))  # type: ignore[arg-type]
     asked = dataclasses.replace(request(tmp_path), data=spec, name="me")
 
     def looked(asked: writer.Request, made: Harvest) -> Look | None:
