@@ -164,8 +164,10 @@ async def _run(node: PeerNode, until: asyncio.Event, on_start: Callable[[PeerNod
         await node.leave()
     finally:
         watching.cancel()
-        recorder.look(time.time())
-        await node.close()
+        try:
+            recorder.look(time.time())
+        finally:
+            await node.close()
 
 
 async def status(
