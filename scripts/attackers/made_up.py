@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgpack
 
 from p2ptrain.wire.messages import BULK, KINDS, Hello, Lane, Message, Proof, Refused, Welcome, lane_of
-from p2ptrain.wire.schema import Bound
+from p2ptrain.wire.schema import Bound, RawBytes
 
 CALM = [cls for cls in KINDS.values() if cls not in (Hello, Welcome, Proof, Refused)]
 """What is said inside a session."""
@@ -44,7 +44,7 @@ def random_value(hint: Any, rng: random.Random) -> Any:
     if hint is float:
         return rng.choice([low, high, rng.uniform(low, high)])
     length = rng.randint(int(low), int(min(high, max(low, 40))))
-    if hint is bytes:
+    if hint in (bytes, RawBytes):
         return rng.randbytes(length)
     letters = "0123456789abcdef" if length == 64 else "abcdefghijklmnopqrstuvwxyz234567"
     return "".join(rng.choice(letters) for _ in range(length))

@@ -83,6 +83,7 @@ class Tour:
             "evaluate": self._evaluate,
             "predict": self._predict,
             "export": self._export,
+            "report": self._report,
         }
         for name, do in known.items():
             if words[: 1 + len(name.split())] == ["p2ptrain", *name.split()]:
@@ -158,6 +159,11 @@ class Tour:
     def _export(self, words: list[str]) -> None:
         self._output(words)
         assert (self.first / words[-1]).stat().st_size > 10_000
+
+    def _report(self, words: list[str]) -> None:
+        said = self._output(words)
+        page = (self.first / said.partition(":")[0]).read_text(encoding="utf-8")
+        assert page.startswith("<!doctype html>") and "laptop-1" in page and "laptop-2" in page
 
     # --- how they are run ---
 
