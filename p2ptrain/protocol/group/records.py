@@ -309,7 +309,8 @@ class RecordBook:
                 record = record_changes.changed(known, change)
                 self._learn(sender, record, self._check(record), now, effects)
             except RemoteError as error:
-                self._refused[error.reason] += 1
+                if change.since >= known.version or error.reason != "record-unsigned":
+                    self._refused[error.reason] += 1  # else, what changed since and changed back may be missing
                 odd.append(RecordVersion(change.peer, 0))
         if odd:
             effects.append(Send(sender, RecordDigest(tuple(odd), False)))

@@ -102,6 +102,24 @@ def test_a_change_that_does_not_fit_brings_the_whole_record() -> None:
     assert known is not None and (known.name, known.step) == ("one", 7)
 
 
+def test_a_change_for_an_older_record_than_ours_is_no_lie() -> None:
+    """A field changed and changed back, and who made the change never saw that; we saw the middle meanwhile."""
+    ann, refused = book(1)
+    first, middle, last = (signed(20, version=v, waiting_for=w) for v, w in ((5, ""), (6, "a part"), (7, "")))
+    changes = Changes()
+    changes.learnt(None, first)
+    changes.learnt(first, last)
+    change = changes.since(5, last)
+    assert change is not None
+    for known in (first, middle):
+        ann.received(known.peer, Records((known,)), 1.0)
+    asked = ann.received(BOB, RecordChanges((change,)), 1.0)
+    assert asked == [Send(BOB, RecordDigest((RecordVersion(last.peer, 0),), False))]
+    assert ann.get(last.peer) == middle and not refused
+    ann.received(BOB, Records((last,)), 1.0)
+    assert ann.get(last.peer) == last and not refused
+
+
 def test_nobody_changes_another_s_record() -> None:
     ann, refused = book(1)
     before = dict(ann.all())
