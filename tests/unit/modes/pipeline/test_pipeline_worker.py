@@ -500,7 +500,7 @@ def test_a_look_that_differs_is_soon_followed_by_another(monkeypatch: pytest.Mon
 def test_a_trainer_that_stands_by_looks_again_at_how_slow_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     worker = Worker(A)
     known: list[object] = []
-    monkeypatch.setattr(own_blocks, "slowdown_now", lambda chain, times, **_: known.append(times) or 3.0)
+    monkeypatch.setattr(own_blocks, "slowdown_now", lambda chain, times, *_, **__: known.append(times) or 3.0)
     worker.stage.look_again(LookAgain())
     assert worker.take(Looked) == [], "it knows no times yet"
     planned = timed(plan(None))
