@@ -244,6 +244,7 @@ def test_the_tour_as_it_is_written(tour: Tour) -> None:
         "evaluate",
         "predict",
         "export",
+        "report",
     ]
     assert sorted(set(tour.told)) == sorted(set(expected)) and tour.told.count("peer") == 2
 

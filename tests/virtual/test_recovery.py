@@ -39,7 +39,7 @@ from p2ptrain.simulation.device import Device
 pytestmark = pytest.mark.usefixtures("no_work_for_messages")
 
 EVERY = 5
-CAPPED = ("_asked", "_presences", "_hellos", "_plans", "_proven", "_epochs")
+CAPPED = ("_asked", "_presences", "_snapshots", "_hellos", "_plans", "_proven", "_epochs")
 """Tables with a bound of their own, which fill up to it."""
 
 
