@@ -25,6 +25,9 @@ from p2ptrain.simulation.network import LAN, Conditions
 
 SAMPLES = (16,) * 6
 WEAK, STRONG = 0.001, 0.00005
+FREE_HANDING = 1e12
+"""FLOP/s. Handing on bytes takes a simulated node no time; by a speed as low as its blocks' times say the planner would
+count on 0.3 s a block."""
 
 
 def group(
@@ -49,7 +52,8 @@ def group(
     for number in range(count):
         weak = number < owners
         counts, block_s = (SAMPLES, weak_s) if weak else (NOTHING, STRONG)
-        room.add(number, counts, job=work, block_s=block_s, ballast_bytes=ballast_bytes)
+        traits = {"block_s": block_s, "ballast_bytes": ballast_bytes}
+        room.add(number, counts, job=work, flops_per_s=FREE_HANDING, **traits)
     return room
 
 
