@@ -450,14 +450,14 @@ def test_replicas_agree_and_no_mass_is_lost(seed: int, conditions: Conditions) -
 
 @pytest.mark.parametrize("seed", seeds(2))
 def test_a_lossy_network_keeps_the_mass(seed: int) -> None:
-    """What was never fetched is taken back; only a last chunk that got lost takes mass away."""
+    """What was never fetched is taken back; only a last chunk that got lost takes mass away, up to half of a peer's."""
     room = group(seed, 4, LOSSY, "replicas", rounds=30, min_peers=4)
     assert room.run(300, room.all_done)
     room.run(100)
     trainers = [device.trainer for device in room.on() if device.trainer]
     assert sum(trainer.reclaimed for trainer in trainers) > 0
     trained = sum(trainer.trained for trainer in trainers)
-    assert 0.9 * trained <= masses(room) <= trained * (1 + 1e-9)
+    assert 0.5 * trained <= masses(room) <= trained * (1 + 1e-9)
 
 
 def test_payloads_nobody_fetched_give_their_masses_back() -> None:
