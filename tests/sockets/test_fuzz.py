@@ -140,7 +140,7 @@ def test_nonsense_from_a_holder_of_the_code(target: PeerGroup, tmp_path: Path) -
     print(f"{sent.total()} sent: {dict(sent)}\nrefused: {dict(+after)}\n{bans} bans")
     assert bans >= 18, "of twenty senders"
     assert set(after) & codec.REASONS >= {"header", "schema", "lane", "frames"}
-    assert after.total() > 0.8 * sent.total(), "all but what was on its way when a sender was cut off"
+    assert after.total() > 0.7 * sent.total(), "all but what was on its way when a sender was cut off"
 
 
 def test_any_well_formed_message_from_a_member(target: PeerGroup, tmp_path: Path) -> None:
