@@ -15,6 +15,12 @@ FASTEST_MBIT_S = 100_000.0
 _SCALES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
+def part_of(amount: float, whole: float) -> str:
+    """``1/12.3 of``, or ``1.2 times``, before the name of the whole."""
+    times = whole / amount
+    return f"1/{times:.1f} of" if times >= 1 else f"{1 / times:.1f} times"
+
+
 def clean(text: str, width: int = 200) -> str:
     """Printable, and cut to ``width`` characters."""
     shown = "".join(c if c.isprintable() else "?" for c in text)

@@ -11,7 +11,7 @@ from typing import Any
 
 from p2ptrain.core.harvest import DeviceWork, Harvest, KeptHarvest, Look
 from p2ptrain.modes.registry import mode_of
-from p2ptrain.words import clean, listed, percent, scaled, table
+from p2ptrain.words import clean, listed, part_of, percent, scaled, table
 
 COMPLETE, HALF_WAY, INCOMPLETE = "complete", "half-way", "incomplete"
 
@@ -86,9 +86,7 @@ def work_line(works: Sequence[DeviceWork]) -> list[str]:
 
 def work_text(work: DeviceWork) -> str:
     """``74 TFLOP, at most 1/12.3 of central training``."""
-    times = work.central_flops / work.flops
-    share = f"1/{times:.1f} of" if times >= 1 else f"{1 / times:.1f} times"
-    return f"{scaled(work.flops, 'FLOP')}, at most {share} central training"
+    return f"{scaled(work.flops, 'FLOP')}, at most {part_of(work.flops, work.central_flops)} central training"
 
 
 def works_plain(works: Sequence[DeviceWork]) -> dict[str, Any] | None:

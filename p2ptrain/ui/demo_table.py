@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from p2ptrain.words import scaled
+from p2ptrain.words import part_of, scaled
 
 
 def demo_table(result: Any, out: Path) -> str:
@@ -39,18 +39,12 @@ def _work(result: Any) -> list[str]:
     """What all of it cost, beside central training."""
     known = [peer for peer in result.peers if peer.work_flops]
     central = f"central training's {scaled(result.central_flops, 'FLOP')}"
-    lines = [
-        f"work, all included: together {scaled(result.work_flops, 'FLOP')}, {_of(result.work_flops, result)} {central}"
-    ]
+    share = part_of(result.work_flops, result.central_flops)
+    lines = [f"work, all included: together {scaled(result.work_flops, 'FLOP')}, {share} {central}"]
     if known:
-        most = max(known, key=lambda peer: peer.work_flops)
-        lines.append(f"the most of a peer: {scaled(most.work_flops, 'FLOP')}, {_of(most.work_flops, result)} that")
+        most = max(peer.work_flops for peer in known)
+        lines.append(f"the most of a peer: {scaled(most, 'FLOP')}, {part_of(most, result.central_flops)} that")
     return lines
-
-
-def _of(flops: float, result: Any) -> str:
-    times = result.central_flops / flops
-    return f"1/{times:.1f} of" if times >= 1 else f"{1 / times:.2f} times"
 
 
 def _works(result: Any) -> list[str]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.registry import MODES
+from p2ptrain.protocol.consensus.epochs import epoch_words
 from p2ptrain.ui.status_table import Snapshot, is_here, with_names
 from p2ptrain.wire.messages import Record
 from p2ptrain.words import clean
@@ -99,14 +100,14 @@ class Events:
     def _plan_sentence(self, snapshot: Snapshot) -> str:
         plan, job = snapshot.plan, snapshot.job
         if plan is None or job is None:
-            return f"plan of epoch {plan.epoch}" if plan else ""
+            return f"plan of epoch {epoch_words(plan.epoch)}" if plan else ""
         texts = []
         for part in plan.parts[:MAX_NAMED]:
             what = MODES[plan.mode].words.part_text(plan, job, part.index)
             who = ", ".join(with_names(snapshot, peer) for peer in part.trainers[:MAX_NAMED]) or "nobody"
             texts.append(with_names(snapshot, f"{who}: {what}"))
         more = f"; {len(plan.parts) - MAX_NAMED} more" if len(plan.parts) > MAX_NAMED else ""
-        return f"plan of epoch {plan.epoch}: {'; '.join(texts)}{more}"
+        return f"plan of epoch {epoch_words(plan.epoch)}: {'; '.join(texts)}{more}"
 
     def _rounds(self, snapshot: Snapshot, trainers: Sequence[Record], now: float) -> None:
         """A round is over when all who train have ended it."""

@@ -151,7 +151,7 @@ class _Workers:
             name: value
             for name, value in asdict(t).items()
             if name in ("rounds", "batch_size", "learning_rate", "momentum", "weight_decay")
-        } | {"warmup": job.training.warmup, "max_norm": job.training.clip, "seed": job.seed}
+        } | {"warmup": job.training.warmup, "max_norm": job.training.max_norm, "seed": job.seed}
         self._started: list[PeerProcess] = []
 
     @property

@@ -5,13 +5,11 @@ Invariant: only reads state directories, so it may be asked while peers run.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
-from p2ptrain.cli.shared.options import check_output
-from p2ptrain.errors import UserError
+from p2ptrain.cli.shared.options import check_gives_way, write_text
 
 EXAMPLES = """\b
 Examples:
@@ -53,33 +51,13 @@ def command(state_dirs: tuple[Path, ...], output: Path, csv_file: Path | None, j
 
     for each, mark in ((output, MARK), (csv_file, "time,")):
         if each is not None:
-            _check(each, mark, force=force)
+            check_gives_way(each, mark, "report", force=force)
     found = gather(state_dirs or (default_state_dir(),), job)
-    _write(output, page(found))
+    write_text(output, page(found))
     if csv_file is not None:
-        _write(csv_file, to_csv(found))
+        write_text(csv_file, to_csv(found))
     numbers = {"peer": len(found.peers), "figure": len(found.lines), "event": len(found.events)}
     also = f" and {csv_file}" if csv_file else ""
     click.echo(f"{output}{also}: {', '.join(counted(number, thing) for thing, number in numbers.items())}")
     for note in found.notes:
         click.echo(note, err=True)
-
-
-def _check(path: Path, mark: str, *, force: bool) -> None:
-    """Raises ``UserError`` for a place that can't be written to, or holds something else than a report."""
-    check_output(path)
-    if path.exists() and not force:
-        with path.open("rb") as file:
-            if not file.read(len(mark)) == mark.encode():
-                raise UserError(f"{path}: is there already and is no report; give another name, or --force")
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8", errors="replace")
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise UserError(f"{path}: can't be written ({error.strerror or error})") from None

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from p2ptrain.cli.shared.options import check_output, write_text
-from p2ptrain.errors import UserError
+from p2ptrain.cli.shared.options import check_gives_way, write_text
 from p2ptrain.runtime.harvest import former_model
 from p2ptrain.runtime.model_card import MARK, card_text
 
 
 def check_card(path: Path, *, force: bool) -> None:
     """Raises ``UserError`` before any work is done."""
-    check_output(path)
-    if path.exists() and not force and not path.read_bytes().startswith(MARK.encode()):
-        raise UserError(f"{path}: is there already and is no model card; name another file with --card, or --force")
+    check_gives_way(path, MARK, "model card", force=force)
 
 
 def write_card(path: Path, model_file: Path, tested: str = "") -> None:

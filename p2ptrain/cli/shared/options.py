@@ -9,6 +9,7 @@ import contextlib
 import csv
 import json
 import math
+import os
 import re
 import signal
 from collections.abc import Callable, Coroutine
@@ -313,8 +314,29 @@ def check_output(path: Path, force: bool = True) -> Path:
     return path
 
 
+def check_gives_way(path: Path, mark: str, what: str, *, force: bool) -> None:
+    """Whether ``what`` may be written there: over one that begins with ``mark``, or over anything with ``force``.
+
+    Raises ``UserError``.
+    """
+    check_output(path)
+    if path.exists() and not force:
+        with path.open("rb") as file:
+            if file.read(len(mark.encode())) != mark.encode():
+                raise UserError(f"{path}: is there already and is no {what}; name another file, or --force")
+
+
 def write_text(path: Path, text: str) -> None:
+    """Whole or not at all; into what is no file, such as /dev/stdout, as it comes. Raises ``UserError``."""
+    target = path.resolve()
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        path.write_text(text, encoding="utf-8")
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8", errors="replace")
+            return
+        draft.write_text(text, encoding="utf-8", errors="replace")
+        draft.replace(target)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise UserError(f"{path}: can't be written ({error.strerror}); name another file with -o") from None

@@ -121,6 +121,7 @@ def run(
     async def main() -> None:
         session.catch_signals()
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(session.close)
             if page is not None:
                 server = await stack.enter_async_context(api.serving_page(session.view, *page, session.page_failed))
                 session.tell_page(server.links())
@@ -134,8 +135,6 @@ def run(
                 on_line=session.heard,
                 loggers=loggers,
             )
-
-        session.close()
 
     try:
         asyncio.run(main())

@@ -17,7 +17,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.planning.pipeline.coverage import Run, newest_whole
-from p2ptrain.wire.messages import Record, SnapshotRef
+from p2ptrain.wire.messages import Record
 from p2ptrain.words import clean
 
 
@@ -46,13 +46,13 @@ class Safety:
 def safety(plan: Plan, here: Sequence[Record]) -> Safety:
     """``here``: the records of those who are."""
     pipeline, name = body_of(plan).pipeline, plan.hash
-    held = {r.peer: [h for h in r.holdings if h.kind == "part"] for r in here}
+    held = held_parts(here)
     trainers, copies = {}, {}
-    for stage in pipeline.stages:
+    for stage, cell in zip(pipeline.stages, _cells(plan), strict=True):
         run = stage.start, stage.stop
-        trainers[run] = tuple(PeerId(peer) for peer in stage.peers if peer in held)
-        newest = {peer: _newest_of(run, holdings) for peer, holdings in held.items() if peer not in stage.peers}
-        copies[run] = {peer: step for peer, step in newest.items() if step}
+        trainers[run] = tuple(peer for peer in cell.trainers if peer in held)
+        others = {peer: holdings for peer, holdings in held.items() if peer not in stage.peers}
+        copies[run] = copies_of(cell, others, "batch")
     everything = [h for holdings in held.values() for h in holdings]
     without = {p: [h for peer, holdings in held.items() if peer != p for h in holdings] for p in held}
     steps = [record.step for record in here if record.plan == name and record.peer in plan.trainers()]
@@ -66,20 +66,18 @@ def safety(plan: Plan, here: Sequence[Record]) -> Safety:
     )
 
 
+def _cells(plan: Plan) -> tuple[Cell, ...]:
+    """The blocks of each stage."""
+    return tuple(
+        Cell(blocks(stage.start, stage.stop), stage.start, stage.stop, tuple(map(PeerId, stage.peers)))
+        for stage in body_of(plan).pipeline.stages
+    )
+
+
 def _every(plan: Plan, here: Sequence[Record]) -> int:
     """Where all have said what they ask for; there is a snapshot after every round, too."""
     asked = [record.saves_every for record in here if record.peer in plan.trainers()]
     return min(max(asked), body_of(plan).steps_per_round) if asked and all(asked) else 0
-
-
-def _newest_of(run: Run, holdings: Sequence[SnapshotRef]) -> int:
-    """The newest step of which all blocks of a run are among ``holdings``; 0 = none."""
-    inside = [h for h in holdings if h.part < run[1] and run[0] < h.part + h.span]
-    for step, epoch in sorted({(h.step, h.epoch) for h in inside}, reverse=True):
-        blocks = {b for h in inside if (h.step, h.epoch) == (step, epoch) for b in range(h.part, h.part + h.span)}
-        if blocks.issuperset(range(*run)):
-            return step
-    return 0
 
 
 def lines(plan: Plan, here: Sequence[Record]) -> list[str]:
@@ -121,10 +119,7 @@ def coverage(plan: Plan, job: Job, here: Sequence[Record]) -> Coverage:
     """The same for pictures."""
     found, body = safety(plan, here), body_of(plan)
     held = held_parts(here)
-    cells = tuple(
-        Cell(blocks(stage.start, stage.stop), stage.start, stage.stop, tuple(map(PeerId, stage.peers)))
-        for stage in body.pipeline.stages
-    )
+    cells = _cells(plan)
     return Coverage(
         counts="batch",
         done=found.done,

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.consensus.ballot import PlanRef, best_first
+from p2ptrain.protocol.consensus.epochs import epoch_words
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.wire.messages import PlanRequest
 
@@ -47,7 +48,7 @@ class Asking:
 
     def __str__(self) -> str:
         asked = f"asked {self.asked[-1] if self.asked else 'nobody'} ({len(self.asked)})"
-        return f"plan {self.ref.hash[:8]} of epoch {self.ref.epoch}, {asked}"
+        return f"plan {self.ref.hash[:8]} of epoch {epoch_words(self.ref.epoch)}, {asked}"
 
 
 class PlanFetch:

@@ -56,8 +56,8 @@ class RecordChanges:
 
 
 def _is_same(old: object, new: object) -> bool:
-    """On the wire: equal names of snapshots may have other signatures."""
-    return old is new or (old == new and (not isinstance(old, tuple) or to_plain(old) == to_plain(new)))
+    """On the wire, where it is signed: equal names of snapshots may have other signatures, and zero has two signs."""
+    return old is new or (old == new and repr(to_plain(old)) == repr(to_plain(new)))
 
 
 def changed(known: Record, change: RecordChange) -> Record:

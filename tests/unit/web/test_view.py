@@ -11,10 +11,13 @@ from groups import MODES, found_in, look_of, room_of
 
 from p2ptrain import api
 from p2ptrain.ids import JobId
+from p2ptrain.protocol.consensus.epochs import epoch_words
+from p2ptrain.ui.group_map import KINDS as TRAFFIC
+from p2ptrain.ui.group_map import traffic
 from p2ptrain.web.events import Events
 from p2ptrain.web.history import MAX_POINTS, History
 from p2ptrain.web.view import MAX_PEERS, NOTHING, Pace, View
-from p2ptrain.wire.messages import MemberState, Record
+from p2ptrain.wire.messages import KINDS, MemberState, Record
 
 
 def told(found: api.Status | None) -> Any:
@@ -148,6 +151,20 @@ def test_who_comes_and_goes_and_what_goes_on_is_told_once() -> None:
     events.look(changed(gone, 0, "alive"), 9.0)
     events.look(changed(gone, 0, phase="failed", waiting_for="memory"), 9.5)
     assert texts(events)[6:] == ["board is here again", "board trains no more: its trainer failed (memory)"]
+
+
+def test_an_epoch_of_somebody_s_own_is_short_on_the_page_too() -> None:
+    found, events = found_in("tasks"), Events()
+    assert found.plan is not None
+    apart = dataclasses.replace(found.plan, epoch=82_600_000)
+    events.look(dataclasses.replace(found, plan=apart), 1.0)
+    (text,) = [each for each in texts(events) if each.startswith("plan of epoch")]
+    assert text.startswith(f"plan of epoch {epoch_words(82_600_000)}: ") and "82600000" not in text
+
+
+def test_every_kind_that_traffic_is_told_by_is_one_of_a_message() -> None:
+    assert {kind for kinds in TRAFFIC.values() for kind in kinds} <= set(KINDS)
+    assert traffic({"chunk": 5, "ping": 2, "fetch": 1}) == {"models and copies": 6, "staying in touch": 2}
 
 
 def test_a_round_is_told_when_all_have_ended_it() -> None:

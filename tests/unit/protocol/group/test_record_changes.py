@@ -174,6 +174,15 @@ def test_what_changed_is_all_that_is_needed_from_any_version_on() -> None:
     assert changes.since(1, history[-1]) is None, "nor is a version remembered for ever"
 
 
+def test_a_zero_that_changes_its_sign_is_a_change_as_it_is_signed_with_it() -> None:
+    first, second = (signed(1, version=version, loss=loss) for version, loss in ((3, 0.0), (4, -0.0)))
+    known = Changes()
+    known.learnt(None, first)
+    known.learnt(first, second)
+    change = known.since(3, second)
+    assert change is not None and signer(2).is_owners(changed(first, change))
+
+
 def test_who_has_a_version_that_was_never_here_is_given_the_whole() -> None:
     """A field may have changed, and changed back."""
     changes = Changes()
