@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import click
 
 from p2ptrain.errors import P2PTrainError, UserError
+from p2ptrain.imports import uncollected
 
 COMMANDS = {
     "demo": "Three peers on this machine train one model on real data.",
@@ -53,7 +54,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         folder = next((f"{folder}." for folder, commands in FOLDERS.items() if cmd_name in commands), "")
-        module = importlib.import_module(f"p2ptrain.cli.{folder}{cmd_name}")
+        with uncollected():
+            module = importlib.import_module(f"p2ptrain.cli.{folder}{cmd_name}")
         command: click.Command = module.command
         return command
 

@@ -30,6 +30,7 @@ from p2ptrain.cli.shared.options import (
     web_options,
 )
 from p2ptrain.errors import UserError
+from p2ptrain.imports import uncollected
 
 if TYPE_CHECKING:
     from p2ptrain.config import Job
@@ -167,17 +168,18 @@ def command(
     Then the assembled model is written. Ctrl-C hands over and says goodbye; started again, the peer goes on where it
     was, with the job that is kept in its state directory if no device tells it one.
     """
-    from p2ptrain import api
-    from p2ptrain.cli.shared import peer_session
-    from p2ptrain.cli.shared.continue_job import new_job_hint
-    from p2ptrain.cli.shared.log_file import LogFile
-    from p2ptrain.modes.jobs import init_path, load_job
-    from p2ptrain.modes.registry import mode_of
-    from p2ptrain.runtime.harvest import former_model
-    from p2ptrain.runtime.node.peer_options import PeerOptions
-    from p2ptrain.runtime.outlet import output_aside
-    from p2ptrain.runtime.store.kept import kept_job
-    from p2ptrain.words import as_text
+    with uncollected():
+        from p2ptrain import api
+        from p2ptrain.cli.shared import peer_session
+        from p2ptrain.cli.shared.continue_job import new_job_hint
+        from p2ptrain.cli.shared.log_file import LogFile
+        from p2ptrain.modes.jobs import init_path, load_job
+        from p2ptrain.modes.registry import mode_of
+        from p2ptrain.runtime.harvest import former_model
+        from p2ptrain.runtime.node.peer_options import PeerOptions
+        from p2ptrain.runtime.outlet import output_aside
+        from p2ptrain.runtime.store.kept import kept_job
+        from p2ptrain.words import as_text
 
     click.get_current_context().with_resource(output_aside())
     group = read_group(code, is_open, state_dir)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from p2ptrain.config import Job
 from p2ptrain.errors import P2PTrainError, UserError
+from p2ptrain.imports import uncollected
 from p2ptrain.version import __version__
 from p2ptrain.words import as_text
 
@@ -296,9 +297,10 @@ def main() -> None:
     raw = json.load(sys.stdin)
     request = Request(**raw | {"classes": tuple(raw["classes"])})
     try:
-        print(json.dumps(check_data(request)), flush=True)
-        if request.device:
-            print(json.dumps(measure(request)), flush=True)
+        with uncollected():  # most of it is imports, and then the process ends
+            print(json.dumps(check_data(request)), flush=True)
+            if request.device:
+                print(json.dumps(measure(request)), flush=True)
     except UserError as error:
         print(json.dumps({"error": str(error)}), flush=True)
 

@@ -126,7 +126,7 @@ class PeerProcess:
         """Its trainer process, once that runs."""
         for child in self.node.children():
             with contextlib.suppress(psutil.Error):
-                if "p2ptrain.runtime.trainer.trainer" in child.cmdline():
+                if "p2ptrain.runtime.trainer" in child.cmdline():
                     return child
         return None
 

@@ -63,7 +63,7 @@ class TrainerProcess:
         except OSError as error:
             raise _not_started(error) from error
         parent = {"OMP_NUM_THREADS": str(self._num_threads), "P2PTRAIN_PARENT": str(os.getpid())}
-        command = [sys.executable, "-m", "p2ptrain.runtime.trainer.trainer", str(theirs.fileno())]
+        command = [sys.executable, "-m", "p2ptrain.runtime.trainer", str(theirs.fileno())]
         try:
             with theirs:
                 self._process = subprocess.Popen(

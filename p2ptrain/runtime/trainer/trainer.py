@@ -1,14 +1,10 @@
 """The trainer process: torch, data and parameters live here, and nothing else does.
 
 Invariant: it does one thing at a time, a command or one training step, and looks for commands between any two steps.
-
-    python -m p2ptrain.runtime.trainer.trainer FD        (started by the node, never by hand)
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,9 +148,3 @@ def main(fd: int) -> None:
     except Exception as error:
         link.send(c.TrainerFailed(f"{type(error).__name__}: {error}", user_error=False))
         raise
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
-    sys.stderr.flush()
-    os._exit(0)  # nothing is left to save, and torch takes seconds to take itself apart on a busy device

@@ -53,8 +53,19 @@ def test_digits_split_is_fixed_and_stratified() -> None:
     assert load(source, DataConfig(source.classes, (3, 16, 16)), "test", np.arange(4)).x.shape == (4, 3, 16, 16)
 
 
+def test_digits_are_those_of_scikit_learn() -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    raw, target = datasets.load_digits(return_X_y=True)
+    source = open_source("digits")
+    contract = DataConfig(source.classes, source.natural_shape, val=0.0)
+    both = [load(source, contract, split) for split in ("train", "test")]
+    ours = sorted((*x.ravel().tolist(), int(y)) for data in both for x, y in zip(data.x, data.y, strict=True))
+    theirs = np.rint(raw * (255 / 16)).astype(int)
+    assert ours == sorted((*x.tolist(), int(y)) for x, y in zip(theirs, target, strict=True))
+
+
 def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(DataError, match=r'pip install "p2ptrain\[demo\]"'):
         open_source("digits")
 
