@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -252,6 +254,23 @@ def test_time_outs_and_chunks_follow_the_measured_rate():
     assert transfers.next_deadline() - now > 2 * expected
     assert transfers.next_deadline() - now < 8 * expected
     assert transfers.progress()[0].bytes_per_s == pytest.approx(1e6, rel=0.05)
+
+
+def test_small_blobs_over_a_fast_link_are_soon_asked_for_in_one():
+    data = bytes(1 << 20)
+    transfers, now, first_asked = Transfers(TransferConfig()), 0.0, []
+    for i in range(5):
+        blob = BlobId(f"{i:064}")
+        pending = [e.message for e in transfers.fetch(blob, len(data), [A], now)]
+        first_asked.append(pending[0].length >> 10)
+        while pending:
+            ask = pending.pop(0)
+            now += 0.0005
+            answer = Chunk(blob, ask.offset, data[: ask.length])
+            pending += [e.message for e in transfers.received(A, answer, now) if isinstance(e, Send)]
+        transfers.verified(blob, now)
+    assert first_asked[0] == 64 and first_asked[-1] == 1024
+    assert all(later <= 4 * earlier for earlier, later in itertools.pairwise(first_asked))
 
 
 def test_bytes_in_flight_and_fetches_are_bounded_and_shared():
