@@ -16,9 +16,12 @@ to be lost is what was fetched by a peer that died before the merge.
 
     started here:  [round_finished] MakePayload -> payload -[payload_ready] Send push-> reply
                    -[GossipPush back] FetchAndMerge-> merge -[merged]-> done
-    started there: [GossipPush] FetchAndMerge -> merge -[merged]-> done, or when a reply is wanted
+    started there: [GossipPush] FetchAndMerge -> merge -[merged]-> done; and beside it, where a reply is wanted,
                    MakePayload -> payload -[payload_ready] Send push-> done
     any stage:     deadline -> timeout; partner not alive -> gone; new epoch -> superseded; ``failed`` -> failed
+
+So two peers swap halves: neither waits for the other's merge, and of equal masses both then hold the mean of both.
+Where the answer depends on what came (``replies_after_merge``), its payload is made after the merge, in that exchange.
 
 A push that comes back after we stopped waiting is merged as if it were a push of its own: its mass is not wasted.
 """
@@ -71,6 +74,7 @@ class GossipConfig:
     doubles with each timeout and halves with each success."""
     max_mass: float = 1e15
     max_bytes: int = 1 << 34
+    replies_after_merge: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ class MakePayload:
 class FetchAndMerge:
     """Fetch the blob from ``sender``, have the trainer merge it with these masses; then ``merged`` or ``failed``.
 
-    ``reply``: a ``MakePayload`` for the sender follows the merge.
+    ``reply``: a ``MakePayload`` for the sender follows the merge, and depends on it.
     """
 
     sender: PeerId
@@ -270,14 +274,18 @@ class Gossip:
         state = self._exchanges.get(handle)
         answers = state is not None and state.started_here and state.partner == sender and state.stage == "reply"
         if push.want_reply or not answers:
-            if sum(not other.started_here for other in self._exchanges.values()) >= self.config.max_incoming:
+            if self._num_incoming() >= self.config.max_incoming:
                 return [Note("gossip-busy", (("peer", sender),))]
-            handle = self._new_handle()
-            self._exchanges[handle] = _Exchange(
-                sender, push.exchange, shards, False, push.want_reply, "merge", now, NEVER
-            )
+            handle = self._answer(sender, push.exchange, shards, "merge", now)
         self._enter(handle, "merge", now)
-        return [FetchAndMerge(sender, push.blob, push.num_bytes, push.masses, handle, push.want_reply)]
+        later = push.want_reply and self.config.replies_after_merge
+        self._exchanges[handle].reply_wanted = later
+        effects: list[Effect] = [FetchAndMerge(sender, push.blob, push.num_bytes, push.masses, handle, later)]
+        if push.want_reply and not later:
+            reply = self._answer(sender, push.exchange, shards, "payload", now)
+            self._enter(reply, "payload", now)
+            effects.insert(0, MakePayload(reply, shards, sender))
+        return effects
 
     def merged(self, exchange: int, now: float) -> list[Effect]:
         """The trainer has merged what ``FetchAndMerge`` asked for."""
@@ -318,6 +326,16 @@ class Gossip:
                 raise RemoteError("gossip-mass", f"{mass.mass:g} on {mass.shard}")
         if not 1 <= push.num_bytes <= self.config.max_bytes:
             raise RemoteError("gossip-size", f"{push.num_bytes} bytes")
+
+    def _num_incoming(self) -> int:
+        """Exchanges that others started."""
+        return len({(other.partner, other.number) for other in self._exchanges.values() if not other.started_here})
+
+    def _answer(self, sender: PeerId, number: int, shards: tuple[str, ...], stage: Stage, now: float) -> int:
+        """A part that we take in an exchange of another's."""
+        handle = self._new_handle()
+        self._exchanges[handle] = _Exchange(sender, number, shards, False, False, stage, now, NEVER)
+        return handle
 
     def _new_handle(self) -> int:
         self._last += 1

@@ -5,7 +5,7 @@ repetitions (``--repeat`` of them or more; fewer where the machine is too slow f
 (small) training steps meanwhile, and both peers start exchanges: this is an exchange as a group sees it, not an
 isolated one. ``exchange`` is from the starter's command to make a payload to its having merged the reply. Of its
 pieces: ``payload``, from the answerer's command to make its payload until the starter begins to fetch it; ``fetch``
-and ``merge`` of the starter. Each waits for a training step to end.
+and ``merge`` of the starter. Payload and merge each wait for a training step to end.
 
     python -m benchmarks.gossip_round        (the baseline's other process; reads its setting from stdin)
 """
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +92,8 @@ def exchanges_of(starter: PeerProcess, peers: Sequence[PeerProcess]) -> list[dic
         made.at
         for peer in peers
         if peer is not starter
-        for number in [n for n, (_, merge, _) in merges_of(peer).items() if merge.fields["reply"]]
-        for made in peer.seen("MakePayload", exchange=number)
+        for made in peer.seen("MakePayload")
+        if is_answer(made.fields["exchange"], merges_of(peer))
     ]
     found = []
     for begun in starter.seen("MakePayload"):
@@ -109,6 +109,11 @@ def exchanges_of(starter: PeerProcess, peers: Sequence[PeerProcess]) -> list[dic
         made = [at for at in answers if begun.at < at < fetch.at]
         found.append(figures | ({"payload_ms": 1e3 * (fetch.at - max(made))} if made else {}))
     return found
+
+
+def is_answer(exchange: int, merges: Mapping[int, tuple[Happened, Happened, Happened]]) -> bool:
+    """Whether a payload was made for an exchange of the other's: before the merge and apart from it, or after it."""
+    return exchange not in merges or bool(merges[exchange][1].fields["reply"])
 
 
 def merges_of(peer: PeerProcess) -> dict[int, tuple[Happened, Happened, Happened]]:

@@ -10,6 +10,7 @@ import dataclasses
 import random
 from collections.abc import Iterable, Mapping
 
+from p2ptrain.config import GroupConfig
 from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import CountRefused, Effects, ForgetBlob, Handler, ToTrainer
 from p2ptrain.core.group_view import GroupView
@@ -38,11 +39,12 @@ def believable_mass(own: float, others: float, *, is_guarded: bool) -> float:
 class Exchanges:
     """Of one peer, in one job."""
 
-    def __init__(self, group: GroupView, downloads: Downloads, rng: random.Random, *, is_guarded: bool = False) -> None:
+    def __init__(self, group: GroupView, downloads: Downloads, rng: random.Random, config: GroupConfig) -> None:
         self._group = group
-        self._is_guarded = is_guarded
+        self._is_guarded = config.robust != "none"
         self._downloads = downloads
-        self._gossip = g.Gossip(group.own_id, rng)
+        # An answer in top-k has the entries that came, which is how both sides agree on something.
+        self._gossip = g.Gossip(group.own_id, rng, g.GossipConfig(replies_after_merge=config.compression == "topk"))
         self._plan: Plan | None = None
         self._shards: dict[PeerId, tuple[str, ...]] = {}
         """Of the others that follow our plan, as far as we know."""

@@ -80,7 +80,7 @@ class TasksRole:
         replication = Replication(group.own_id, ReplicationConfig(num_holders=job.group.replicas), resume.kept)
         self.replicas = Replicas(group, given.downloads, replication, resume.own, self._is_awaited)
         self.ending: HeadFit = HeadFit(given, lambda: self.plan)
-        self._exchanges = Exchanges(group, given.downloads, given.rng, is_guarded=job.group.robust != "none")
+        self._exchanges = Exchanges(group, given.downloads, given.rng, job.group)
         self._group = group
         self._job = job
         self._downloads = given.downloads

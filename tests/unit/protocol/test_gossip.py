@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -31,14 +32,17 @@ HELD = {ANN: ("a", "b"), BOB: ("b", "c"), CAT: ("c",)}
 PUSH = GossipPush(5, 1, (ShardMass("b", 2.0),), BLOB, 100, True)
 
 
-def machine(own: PeerId = ANN, *, epoch: int = 1) -> Gossip:
-    gossip = Gossip(own, random.Random(str(own)), GossipConfig())
+K = TypeVar("K")
+
+
+def machine(own: PeerId = ANN, *, epoch: int = 1, config: GossipConfig | None = None) -> Gossip:
+    gossip = Gossip(own, random.Random(str(own)), config or GossipConfig())
     gossip.shards(HELD, HELD[own], epoch, 0.0)
     gossip.peers_alive(HELD.keys() - {own}, 0.0)
     return gossip
 
 
-def only(kind: type, effects: list[Effect]) -> object:
+def only(kind: type[K], effects: list[Effect]) -> K:
     (found,) = [effect for effect in effects if isinstance(effect, kind)]
     return found
 
@@ -57,7 +61,7 @@ def start(gossip: Gossip, now: float = 0.0) -> int:
     return make.exchange
 
 
-def test_an_exchange_goes_there_and_back() -> None:
+def test_two_swap_halves_and_neither_waits_for_the_others_merge() -> None:
     ann, bob = machine(ANN), machine(BOB)
     (make,) = ann.round_finished(0.0)
     assert isinstance(make, MakePayload)
@@ -65,22 +69,53 @@ def test_an_exchange_goes_there_and_back() -> None:
     assert ann.round_finished(0.1) == []
     push = push_of(ann.payload_ready(make.exchange, BLOB, 100, (ShardMass("b", 2.0),), 0.1))
     assert push.want_reply
-    (fetch,) = bob.received(ANN, push, 0.2)
-    assert isinstance(fetch, FetchAndMerge)
-    assert (fetch.sender, fetch.masses, fetch.reply) == (ANN, push.masses, True)
-    (make_back,) = bob.merged(fetch.exchange, 0.3)
+    make_back, fetch = bob.received(ANN, push, 0.2)
     assert isinstance(make_back, MakePayload)
     assert (make_back.shards, make_back.partner) == (("b",), ANN)
-    effects = bob.payload_ready(make_back.exchange, BLOB, 100, (ShardMass("b", 4.0),), 0.4)
-    assert isinstance(only(ExchangeEnded, effects), ExchangeEnded)
-    assert bob.next_deadline() == NEVER
-    (fetch_back,) = ann.received(BOB, push_of(effects), 0.5)
+    assert isinstance(fetch, FetchAndMerge)
+    assert (fetch.sender, fetch.masses, fetch.reply) == (ANN, push.masses, False)
+    effects = bob.payload_ready(make_back.exchange, BLOB, 100, (ShardMass("b", 4.0),), 0.3)
+    assert only(ExchangeEnded, effects).exchange == make_back.exchange
+    (fetch_back,) = ann.received(BOB, push_of(effects), 0.4)
     assert isinstance(fetch_back, FetchAndMerge)
     assert (fetch_back.exchange, fetch_back.reply) == (make.exchange, False)
+    (ended,) = bob.merged(fetch.exchange, 0.5)
+    assert (ended.exchange, ended.outcome) == (fetch.exchange, "done")
+    assert bob.next_deadline() == NEVER
     (ended,) = ann.merged(make.exchange, 0.6)
     assert isinstance(ended, ExchangeEnded)
     assert ended.outcome == "done"
-    assert ann.waiting() == ()
+    assert ann.waiting() == bob.waiting() == ()
+
+
+def test_where_the_answer_depends_on_what_came_it_is_made_after_the_merge() -> None:
+    bob = machine(BOB, config=GossipConfig(replies_after_merge=True))
+    (fetch,) = bob.received(ANN, PUSH, 0.2)
+    assert isinstance(fetch, FetchAndMerge)
+    assert fetch.reply
+    (make_back,) = bob.merged(fetch.exchange, 0.3)
+    assert isinstance(make_back, MakePayload)
+    assert (make_back.exchange, make_back.shards, make_back.partner) == (fetch.exchange, ("b",), ANN)
+    effects = bob.payload_ready(make_back.exchange, BLOB, 100, (ShardMass("b", 4.0),), 0.4)
+    assert only(ExchangeEnded, effects).outcome == "done"
+    assert not push_of(effects).want_reply
+    assert bob.next_deadline() == NEVER
+
+
+def test_a_swap_of_equal_masses_leaves_both_with_the_mean() -> None:
+    """Beside it: with the answer made after the merge, only one of two has moved as far."""
+    (kept, sent), (kept_too, sent_too) = halve(3.0), halve(3.0)
+    assert merge([0.0], kept, [1.0], sent_too) == merge([1.0], kept_too, [0.0], sent) == ([0.5], 3.0)
+    late, mass = merge([1.0], 3.0, [0.0], sent)
+    assert late[0] != 0.5
+    assert merge([0.0], kept, late, halve(mass)[0])[0][0] != 0.5
+
+
+def test_what_can_not_be_fetched_does_not_hold_up_the_answer() -> None:
+    bob = machine(BOB)
+    make_back, fetch = bob.received(ANN, PUSH, 0.2)
+    assert only(ExchangeEnded, bob.failed(fetch.exchange, 0.3)).outcome == "failed"
+    assert not push_of(bob.payload_ready(make_back.exchange, BLOB, 100, (ShardMass("b", 4.0),), 0.4)).want_reply
 
 
 def test_every_wait_ends_and_says_so() -> None:
@@ -127,9 +162,9 @@ def test_a_late_reply_is_merged_as_a_push_of_its_own() -> None:
 
 def test_a_push_counts_once_and_few_wait() -> None:
     gossip = machine()
-    assert isinstance(gossip.received(BOB, PUSH, 0.0)[0], FetchAndMerge)
+    assert only(FetchAndMerge, gossip.received(BOB, PUSH, 0.0))
     assert gossip.received(BOB, PUSH, 0.1) == []
-    assert isinstance(gossip.received(BOB, dataclasses.replace(PUSH, exchange=6), 0.1)[0], FetchAndMerge)
+    assert only(FetchAndMerge, gossip.received(BOB, dataclasses.replace(PUSH, exchange=6), 0.1))
     assert gossip.received(BOB, dataclasses.replace(PUSH, exchange=7), 0.2) == [Note("gossip-busy", (("peer", BOB),))]
     exchange = start(gossip, 0.3)  # what we start has a place of its own
     gossip.payload_ready(exchange, BLOB, 1, (ShardMass("b", 1.0),), 0.3)
