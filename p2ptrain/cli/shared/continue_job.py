@@ -46,7 +46,7 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
     )
     @classes_option(
         "Classes that are new, such as +ferret or +ferret,otter; they come after the others. What the model has learnt "
-        "of the others it keeps.",
+        "of the others it keeps. [default: none]",
         MoreNames(),
     )
     @click.option(
