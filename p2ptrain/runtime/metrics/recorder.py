@@ -66,7 +66,7 @@ class Recorder:
         self._labels: dict[PeerId, str] = {}
         """What loggers call each peer: two devices may have one name."""
         self._run = ""
-        """Goes behind it: a job that goes on from a model counts steps from 0, so its run is not that of the one before."""
+        """Goes behind it: a job that goes on from a model counts steps from 0, and is a run of its own."""
         self._loggers = [LoggerThread(name, make) for name, make in loggers.items()]
         try:
             for each in self._loggers:
