@@ -250,8 +250,7 @@ def new(
     write_text(output, commented(job))
     job = load_job(output)
     if init is not None and ":" not in job.model.name:
-        fitted = tried(job, init, None).fitted
-        click.echo(f"--init: {fitted.sentence() if fitted else ''}")
+        click.echo(f"--init: {tried(job, init, None)[1]}")
     shape = " x ".join(map(str, job.data.input_shape))
     click.echo(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")
     if not given:
@@ -323,7 +322,7 @@ def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_mode
     from p2ptrain.learning.models import global_model
     from p2ptrain.learning.own.outputs import contract_words
 
-    trial = tried(job, init_path(job_file), data)
+    trial, taken = tried(job, init_path(job_file), data)
     model = trial.model
     found = mode_of(job).check_model(job, global_model(job, allow_user_code=True))
     flops = training_flops(model, job.data.input_shape)
@@ -345,7 +344,7 @@ def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_mode
     plain |= {**found, **counts}
     plain["model_notes"] = trial.notes
     plain["model_contract"] = contract_words(job.data) if ":" in job.model.name else ""
-    plain["init"] = trial.fitted.sentence() if trial.fitted else ""
+    plain["init"] = taken
     if as_json:
         print_json(plain)
         return

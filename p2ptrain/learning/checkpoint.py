@@ -14,7 +14,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -69,7 +69,18 @@ def save_model(path: Path, state: Mapping[str, Tensor], job: Job, extra: Mapping
     }
     for key, value in (extra or {}).items():
         metadata[key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in state.items()}
+    _write(path, {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in state.items()}, metadata)
+
+
+def copy_with_classes(source: Path, target: Path, classes: Sequence[str]) -> None:
+    """The same model in a file that says what its classes are called, in their order."""
+    with safe_open(source, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    _write(target, tensors, {**metadata, "classes": json.dumps(classes, ensure_ascii=False)})
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)

@@ -4,22 +4,32 @@ Names may have a prefix that the model's lack (``module.``, ``_orig_mod.``, ``ba
 model's have: the pair of prefixes that makes most tensors fit is taken. A layer whose tensors have other shapes (a head
 for other classes) keeps its fresh weights, all of it.
 
-Invariant: the same checkpoint and the same model give the same weights on every device, and a number that is not finite
-is never taken.
+A checkpoint that p2ptrain wrote says its classes. Where the job has others, or has them in another order, what has an
+entry a class (the rows of the last layer, scores) goes by their names.
+
+Invariant: the same checkpoint and the same job give the same weights on every device, a number that is not finite
+is never taken, and no class gets what was learnt of another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from p2ptrain.config import MAX_CLASSES, Job
 from p2ptrain.errors import JobError, UserError
-from p2ptrain.learning.models import current_names
+from p2ptrain.learning.models import current_names, global_model
+from p2ptrain.learning.models.class_axes import class_axes
 from p2ptrain.learning.snapshots import read_init
+from p2ptrain.learning.submodels.views import View, put, take
+from p2ptrain.words import listed, match_class
 
 PREFIX_DEPTH = 3
 """Prefixes of up to so many names of modules are tried."""
@@ -61,6 +71,120 @@ class Fitted:
         if self.unused:
             words.append(f"in it, and not used: {_listed(self.unused)}")
         return "; ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a job starts from: ``tensors`` of the model and ``scores`` of channels by layer, in the job's order of
+    classes."""
+
+    tensors: dict[str, Tensor]
+    scores: dict[str, Tensor]
+    kept: tuple[str, ...] = ()
+    """The job's classes that the checkpoint knows. None of the three where it says none, or says the same."""
+    fresh: tuple[str, ...] = ()
+    """Those that only the job has."""
+    unused: tuple[str, ...] = ()
+    """Those that only the checkpoint has."""
+
+    def sentence(self) -> str:
+        """What became of the classes, for people; "" where they are the same."""
+        if not (self.kept or self.fresh):
+            return ""
+        words = [f"{len(self.kept)} of {len(self.kept) + len(self.fresh)} classes keep what it has learnt of them"]
+        if self.fresh:
+            words.append(f"new, so with fresh weights: {listed(self.fresh)}")
+        if self.unused:
+            words.append(f"in it, and not in this job: {listed(self.unused)}")
+        return "; ".join(words)
+
+
+def read_start(path: Path, job: Job, *, allow_user_code: bool) -> Start:
+    """Read a checkpoint for a job. Numbers of classes that both know are kept as they are; those of new ones are what
+    a fresh model of the job has.
+
+    Raises ``UserError`` for a file that can't be read, ``JobError`` where it can't be told which numbers are whose.
+    """
+    tensors, scores = read_init(path)
+    now = current_names(job.model.name, tensors)
+    tensors = {now[name]: tensor for name, tensor in tensors.items()}
+    ours, theirs = job.data.classes, told_classes(path)
+    if theirs is None or theirs == ours:
+        return Start(tensors, scores)
+    if bad := [f"{layer!r}" for layer, score in scores.items() if score.shape[:1] != (len(theirs),)]:
+        raise JobError(f"model.init: it has {len(theirs)} classes, and other scores of {bad[0]}; harvest it again")
+    same = same_classes(ours, theirs)
+    start = Start(
+        tensors,
+        scores={
+            layer: _moved(score, score.new_zeros(len(ours), *score.shape[1:]), (0,), same)
+            for layer, score in scores.items()
+        },
+        kept=tuple(ours[our] for our in same),
+        fresh=tuple(name for our, name in enumerate(ours) if our not in same),
+        unused=tuple(name for their, name in enumerate(theirs) if their not in same.values()),
+    )
+    found = class_axes(job, allow_user_code=allow_user_code)
+    if not found and len(ours) == len(theirs):
+        raise JobError(
+            f"model.init: its classes are {listed(theirs)}, the job's are {listed(ours)}, and model {job.model.name} "
+            "does not say which numbers belong to which, as it takes no notice of num_classes; let its function use "
+            "that, or name the same classes in the same order"
+        )
+    fresh = global_model(job, allow_user_code=allow_user_code).state_dict()
+    for name in tensors.keys() & found.keys():
+        old, new, axes = tensors.pop(name), fresh[name], found[name]
+        expected = [len(theirs) if axis in axes else size for axis, size in enumerate(new.shape)]
+        if list(old.shape) == expected and axes:
+            tensors[name] = _moved(old, new, axes, same)
+        elif (
+            axes and old.dim() == new.dim() and all(old.shape[i] == n for i, n in enumerate(new.shape) if i not in axes)
+        ):
+            raise JobError(
+                f"model.init: it says that it has {len(theirs)} classes, and its tensor {name!r} is {list(old.shape)}; "
+                "harvest or copy it again"
+            )
+        elif old.shape != new.shape:
+            tensors[name] = old  # of another width: said to be of another shape, and not taken
+    return start
+
+
+def _moved(old: Tensor, new: Tensor, axes: Sequence[int], same: Mapping[int, int]) -> Tensor:
+    """``new`` with what ``old`` has of the classes that are the ``same``: by place in the new, place in the old."""
+    result = {"": new.detach().clone()}
+
+    def view(places: Iterable[int]) -> View:
+        index = torch.tensor(list(places), dtype=torch.int64)
+        return View({"": tuple(index if axis in axes else None for axis in range(new.dim()))})
+
+    put(take({"": old}, view(same.values())), view(same), result)
+    return result[""]
+
+
+def same_classes(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
+    """By the place of each of our classes that they have too, its place there. Names that are equal but for case and
+    how accents are stored mean the same, unless that could be two."""
+    exactly = set(ours) & set(theirs)
+    others = [name for name in theirs if name not in exactly]
+    found = {our: name if name in exactly else match_class(name, others) for our, name in enumerate(ours)}
+    times = Counter(found.values())
+    return {our: theirs.index(name) for our, name in found.items() if name is not None and times[name] == 1}
+
+
+def told_classes(path: Path) -> tuple[str, ...] | None:
+    """The classes that a checkpoint says it has, in their order; None where it says none. Raises ``UserError``."""
+    try:
+        with safe_open(path, framework="np") as file:
+            text = (file.metadata() or {}).get("classes")
+        names = json.loads(text) if text is not None else None
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: what it says of itself can't be read ({error}); harvest or copy it again") from None
+    if names is None:
+        return None
+    is_list = isinstance(names, list) and 1 <= len(names) <= MAX_CLASSES and all(isinstance(n, str) for n in names)
+    if not is_list or len(set(names)) != len(names):
+        raise UserError(f"{path}: its list of classes is damaged; harvest or copy it again")
+    return tuple(names)
 
 
 def fit(checkpoint: State, model: State, model_name: str = "") -> Fitted:

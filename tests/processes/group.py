@@ -99,6 +99,7 @@ class PeerProcess:
             "data": digits_file(home),
             "peers": [],
             "job": "",
+            "init": "",
             "shard": "",
             "classes": [],
             "quota_bytes": 0,

@@ -45,6 +45,7 @@ async def main(spec: dict[str, Any]) -> None:
         device="cpu",
         linger_s=spec["linger_s"],
         keep_model=spec["keep_model"],
+        init=Path(spec["init"]) if spec["init"] else None,
     )
     network = NetworkConfig(("127.0.0.1",), spec["port"], tuple(spec["peers"]), discover=False)
     await run_peer(read_code(spec["code"]), options, network=network, state_dir=Path(spec["state"]), until=until)

@@ -7,15 +7,19 @@ import dataclasses
 import json
 import signal
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from group import PeerGroup, PeerProcess, make_job
 
 from p2ptrain import api
 from p2ptrain.cli.model import evaluate
+from p2ptrain.config import Job
 from p2ptrain.core.harvest import KeptHarvest
 from p2ptrain.errors import UserError
+from p2ptrain.ids import blob_id
 from p2ptrain.runtime import report
 
 pytestmark = pytest.mark.slow
@@ -63,11 +67,37 @@ def test_the_job_and_the_model_are_still_there_in_the_morning(peers: PeerGroup) 
     peers.until(lambda: second.said("job-kept", since, job=job.id), 60, "it goes on with its own")
     peers.until(lambda: second.said("done", since), 60, "and is done with it")
 
-    other = dataclasses.replace(job, training=dataclasses.replace(job.training, rounds=2))
-    third = peers.add(job=other.to_json(), shard="1/2", peers=[second.address]).start()
+    other = continued(job, path)
+    more = with_noise(second.options["data"], peers.home / "noise.npz")
+    third = peers.add(job=other.to_json(), init=str(path), data=more, peers=[second.address]).start()
     peers.until(lambda: second.said("job-left", since, theirs=other.id), 60, "the group has another job by now")
     peers.until_all("done", 80, [third])
     peers.until(lambda: second.said("job", since, job=other.id), 5, "and it trained that")
+    both = peers.harvest()
+    assert both.job.data.classes == (*job.data.classes, "noise")
+    api.save_harvest(peers.home / "eleven.safetensors", both)
+    model, card = api.load_model(peers.home / "eleven.safetensors")
+    found = api.evaluate(model, card, more)
+    assert found.accuracy > 0.8 and found.per_class[-1] > 0.8, "it knows the old ones still, and the new one"
+
+
+def continued(job: Job, path: Path) -> Job:
+    """Two rounds more from the model that lies there, with a class that is new."""
+    data = dataclasses.replace(job.data, classes=(*job.data.classes, "noise"))
+    model = dataclasses.replace(job.model, init=blob_id(path.read_bytes()), init_bytes=path.stat().st_size)
+    return dataclasses.replace(job, data=data, model=model, training=dataclasses.replace(job.training, rounds=2))
+
+
+def with_noise(digits: str, path: Path) -> str:
+    """The digits, and pictures of an eleventh class: theirs with all pixels in another order."""
+    arrays = dict(np.load(digits.removeprefix("npz:")))
+    for split in ("train", "test"):
+        x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        noise = np.random.default_rng(0).permuted(x[::10].reshape(len(x[::10]), -1), axis=1).reshape(x[::10].shape)
+        arrays |= {f"x_{split}": np.concatenate([x, noise])}
+        arrays |= {f"y_{split}": np.array([*map(str, y.tolist()), *["noise"] * len(noise)])}
+    np.savez(path, **arrays)
+    return f"npz:{path}"
 
 
 def test_half_way_is_what_it_is_called_everywhere(peers: PeerGroup) -> None:

@@ -1,6 +1,7 @@
 """``p2ptrain job continue``: a job file that goes on from the model of a job that is done.
 
-Invariant: the new job differs from the old one in its rounds and in what it starts from, in nothing else.
+Invariant: the new job differs from the old one in its rounds, in what it starts from, and in classes that it has beside
+the old ones, in nothing else.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from p2ptrain.cli.shared.options import check_output, progress, write_text
+from p2ptrain.cli.shared.options import MoreNames, check_output, classes_option, progress, write_text
 from p2ptrain.config import Job
 from p2ptrain.errors import UserError
+from p2ptrain.words import folded, listed, match_class
 
 if TYPE_CHECKING:
     from p2ptrain.runtime.store.kept import KeptJob
@@ -27,6 +29,7 @@ EXAMPLES = """\b
 Examples:
   p2ptrain job continue job.toml --rounds 3 -o more.toml             from the model that this device keeps
   p2ptrain job continue job.toml --model global.safetensors -o more.toml
+  p2ptrain job continue job.toml --classes +ferret -o more.toml      with a class that is new
 """
 
 
@@ -40,6 +43,11 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
         type=click.IntRange(1),
         metavar="N",
         help="So many more, such as 20 or +20. [default: as many as the job says]",
+    )
+    @classes_option(
+        "Classes that are new, such as +ferret or +ferret,otter; they come after the others. What the model has learnt "
+        "of the others it keeps. [default: none]",
+        MoreNames(),
     )
     @click.option(
         "--model",
@@ -66,31 +74,51 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
     )
     @click.option("--force", is_flag=True, help="Overwrite the files if there are any.")
     def command(
-        job_file: Path, rounds: int | None, model_file: Path | None, state_dir: Path | None, output: Path, force: bool
+        job_file: Path,
+        rounds: int | None,
+        classes: tuple[str, ...],
+        model_file: Path | None,
+        state_dir: Path | None,
+        output: Path,
+        force: bool,
     ) -> None:
         """Write a job file that goes on from the model of a job that is done, for more rounds.
 
-        Model and optimizer start anew from its weights: the learning rate rises and falls once more.
+        Model and optimizer start anew from its weights: the learning rate rises and falls once more. The devices, their
+        samples and how many there are may be others than before.
         """
         check_output(output, force)
         from p2ptrain.modes.jobs import check_job, load_job
 
         old = load_job(job_file)
-        if model_file is None:
-            model_file = check_output(output.with_suffix(".safetensors"), force)
-            shutil.copyfile(_kept_model(old, job_file, state_dir), model_file)
-        behind = _check_model(old, job_file, model_file)
-        relative = os.path.relpath(model_file.resolve(), output.absolute().parent.resolve())
+        data = dataclasses.replace(old.data, classes=(*old.data.classes, *_new_classes(old, job_file, classes)))
+        given = model_file or _kept_model(old, job_file, state_dir)
+        told = _told_by(given)
+        behind = _check_model(old, data.classes, job_file, given, told)
+        beside = check_output(output.with_suffix(".safetensors"), force) if model_file is None else None
+        if "classes" not in told:
+            progress(f"note: {given} does not say its classes: they are taken to be those of {job_file}, in that order")
+            from p2ptrain.learning.checkpoint import copy_with_classes
+
+            beside = check_output(output.with_suffix(".safetensors"), force)
+            copy_with_classes(given, beside, old.data.classes)
+        elif beside is not None:
+            shutil.copyfile(given, beside)
+        start = beside or given
+        relative = os.path.relpath(start.resolve(), output.absolute().parent.resolve())
         training = dataclasses.replace(old.training, rounds=rounds or old.training.rounds)
         model = dataclasses.replace(old.model, init=Path(relative).as_posix(), init_bytes=0)
-        new = dataclasses.replace(old, training=training, model=model)
+        new = dataclasses.replace(old, training=training, model=model, data=data)
         check_job(new, where="job continue")
+        taken = _tried(new, start, _classes(told))
         write_text(output, commented(new))
         new = load_job(output)
         click.echo(
-            f"{output}: job {new.id}, {new.training.rounds} more rounds from {model_file}"
+            f"{output}: job {new.id}, {new.training.rounds} more rounds from {given}"
             + (f", which has {behind} behind it" if behind else "")
         )
+        if taken:
+            click.echo(f"its model: {taken}")
         click.echo(
             f"next: p2ptrain peer --job {output} --data SPEC on this device; the others start again with their own "
             "commands, without --job"
@@ -99,13 +127,28 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
     return command
 
 
+def _new_classes(job: Job, job_file: Path, more: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises ``UserError`` for names that the job, or another of them, has already."""
+    if more and job.data.kind == "text":
+        raise UserError("--classes: the classes of a text are its bytes, all of them; leave it out")
+    known = {folded(name): name for name in job.data.classes}
+    for name in more:
+        if (there := known.get(folded(name))) is not None:
+            where = f"{job_file} has the class {there!r} already" if there in job.data.classes else f"{there!r} is too"
+            raise UserError(f"--classes +{name}: {where}; name new ones only, each once")
+        known[folded(name)] = name
+    return more
+
+
 def _kept_model(job: Job, job_file: Path, state_dir: Path | None) -> Path:
-    """The model of this job, or of one that differs in its rounds alone."""
+    """The model of this job, or of one that differs in its rounds and classes alone."""
     from p2ptrain.api import default_state_dir
     from p2ptrain.runtime.store.kept import all_jobs
 
     state = state_dir or default_state_dir()
-    like = [kept for kept in all_jobs(state) if differing(kept.job, job) <= {"training.rounds"}]
+    differ = [(differing(kept.job, job), kept) for kept in all_jobs(state)]
+    like = [kept for keys, kept in differ if keys <= {"training.rounds"}]
+    like += [kept for keys, kept in differ if keys - {"training.rounds"} == {"data.classes"}]
     found = [path for kept in like if (path := kept.model) is not None]
     if found:
         return found[0]
@@ -121,27 +164,60 @@ def _kept_model(job: Job, job_file: Path, state_dir: Path | None) -> Path:
     )
 
 
-def _check_model(job: Job, job_file: Path, model_file: Path) -> int:
-    """How many rounds are behind the model. Raises ``UserError`` if it is none of such a job."""
-    from p2ptrain.runtime.harvest import former_model, rounds_behind
+def _told_by(model_file: Path) -> Mapping[str, str]:
+    """What a model's file says of itself. Raises ``UserError`` if it is none."""
+    from p2ptrain.runtime.harvest import former_model
 
     found = former_model(model_file)
     if found is None:
         raise UserError(f"{model_file}: no such file; `p2ptrain harvest` writes one")
+    return found
+
+
+def _classes(told: Mapping[str, str]) -> list[str]:
+    return [str(name) for name in json.loads(told.get("classes", "[]"))]
+
+
+def _check_model(job: Job, classes: Sequence[str], job_file: Path, model_file: Path, told: Mapping[str, str]) -> int:
+    """How many rounds are behind the model. ``classes``: of the new job.
+
+    Raises ``UserError`` if it is none of such a job.
+    """
+    from p2ptrain.runtime.harvest import rounds_behind
+
     is_like = (
-        found.get("model") == job.model.name
-        and found.get("width") == repr(job.model.width)
-        and json.loads(found.get("classes", "[]")) == list(job.data.classes)
-        and json.loads(found.get("input_shape", "[]")) == list(job.data.input_shape)
+        told.get("model") == job.model.name
+        and told.get("width") == repr(job.model.width)
+        and json.loads(told.get("input_shape", "[]")) == list(job.data.input_shape)
     )
     if not is_like:
         raise UserError(
-            f"{model_file}: is of another model, other classes or another input shape than {job_file}; harvest the "
-            "model of that job"
+            f"{model_file}: is of another model, width or input shape than {job_file}; harvest the model of that job"
         )
-    if (kind := found.get("completeness", "complete")) != "complete":
+    theirs = _classes(told)
+    if other := [name for name in theirs if match_class(name, classes) is None]:
+        more = ",".join(f'"{name}"' if "," in name else name for name in other)
+        raise UserError(
+            f"{model_file}: is of other classes than {job_file}: it knows {listed(other)} too; harvest the model of "
+            f"that job, or let the new job have them: --classes '+{more}'"
+        )
+    if (kind := told.get("completeness", "complete")) != "complete":
         progress(f"note: {model_file} is the {kind} model: what it lacks starts as it is there")
-    return rounds_behind(json.loads(found.get("lineage", "[]")))
+    return rounds_behind(json.loads(told.get("lineage", "[]")))
+
+
+def _tried(job: Job, model_file: Path, theirs: list[str]) -> str:
+    """What of the model is taken, in words; "" where its classes are the job's. Raises ``UserError``."""
+    if theirs == list(job.data.classes):
+        return ""
+    if ":" in job.model.name:  # somebody's own code, which this command does not run
+        return "`p2ptrain job check` tells what of it is taken"
+    from p2ptrain.cli.shared.model_check import tried
+
+    trial, words = tried(job, model_file, None)
+    if trial.fitted is not None and trial.fitted.resized:
+        raise UserError(f"{model_file}: is not of this model and these classes: {words}; harvest the model of the job")
+    return words
 
 
 def differing(old: Job, new: Job) -> set[str]:
@@ -167,6 +243,9 @@ def new_job_hint(job: Job, job_file: Path, kept: KeptJob | None) -> str:
         f"{job_file} is a new job ({job.id}) and starts from nothing: it differs from the one that this group had here "
         f"last ({kept.job.id}, {kept.round} of {old} rounds) in {shown}"
     )
+    grows = kept.model is not None and set(kept.job.data.classes) < set(job.data.classes)
+    if grows and set(keys) <= {"training.rounds", "data.classes"}:
+        return f"{start}. To go on from that one's model: p2ptrain job continue {job_file} -o more.toml"
     if keys != ["training.rounds"]:
         return f"{start}. To go on with that one, start without --job"
     if kept.model is None:

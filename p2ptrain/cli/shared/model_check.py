@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 MOST_TRIED = 64
 
 
-def tried(job: Job, init: Path | None, data: str | None) -> Trial:
-    """Build the job's model, fit the checkpoint, and make one step on some of the samples. Raises ``UserError``."""
+def tried(job: Job, init: Path | None, data: str | None) -> tuple[Trial, str]:
+    """Build the job's model, fit the checkpoint, and make one step on some of the samples. Raises ``UserError``.
+
+    And what was taken of the checkpoint, in words.
+    """
     import numpy as np
 
     from p2ptrain.learning.data import load, open_source
+    from p2ptrain.learning.initial import read_start
     from p2ptrain.learning.own.trial import Trial
-    from p2ptrain.learning.snapshots import read_init
 
     x = y = None
     if data:
@@ -37,8 +40,10 @@ def tried(job: Job, init: Path | None, data: str | None) -> Trial:
         total = source.num_samples("train")
         some = np.unique(np.linspace(0, max(0, total - 1), min(total, MOST_TRIED, job.training.batch_size)).astype(int))
         x, y = load(source, job.data, "train", some).tensors(slice(None))
-    tensors = read_init(init)[0] if init is not None else None
-    return Trial(job, x, y, tensors)
+    start = read_start(init, job, allow_user_code=True) if init is not None else None
+    trial = Trial(job, x, y, start.tensors if start else None)
+    taken = trial.fitted.sentence() if trial.fitted else ""
+    return trial, "; ".join(words for words in (taken, start.sentence() if start else "") if words)
 
 
 def as_safetensors(init: Path, job_file: Path) -> Path:

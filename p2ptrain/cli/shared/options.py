@@ -95,7 +95,19 @@ class DeviceChoice(click.Choice[str]):
 _QUOTED = """such as cat,dog, and a name with a comma in double quotes: '"Pepper,_bell",cat'"""
 
 
-def classes_option(text: str) -> Callable[[F], F]:
+class MoreNames(Names):
+    """``+ferret``, ``+ferret,otter``: names that are added to others."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        if not str(value).lstrip().startswith("+"):
+            self.fail(f"{value!r}: classes can only be added here; write +{value}, or +ferret,otter", param, ctx)
+        names = super().convert(str(value).lstrip()[1:], param, ctx)
+        return (names[0], *(name.removeprefix("+").strip() or name for name in names[1:]))
+
+
+def classes_option(text: str, kind: click.ParamType[tuple[str, ...]] | None = None) -> Callable[[F], F]:
     """``--classes``: names between commas, or the option again for each."""
 
     def flat(context: click.Context, param: click.Parameter, value: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
@@ -105,7 +117,12 @@ def classes_option(text: str) -> Callable[[F], F]:
         return names
 
     return click.option(
-        "--classes", multiple=True, type=Names(), callback=flat, metavar="NAMES", help=f"{text} May be given again."
+        "--classes",
+        multiple=True,
+        type=kind or Names(),
+        callback=flat,
+        metavar="NAMES",
+        help=f"{text} May be given again.",
     )
 
 

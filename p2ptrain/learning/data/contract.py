@@ -52,7 +52,8 @@ def class_map(source: Source, contract: DataConfig, present: Indices | None = No
             raise DataError(
                 f"{source.spec}: the job does not know the class {name!r}{closest(name, contract.classes)}; "
                 f"its classes: {listing(contract.classes)}; rename the class, pick some with --classes, or "
-                "make a job that has it (p2ptrain job new --classes)"
+                "make a job that has it (p2ptrain job new --classes; `p2ptrain job continue --classes` goes on from a "
+                "trained model)"
             )
     return out
 

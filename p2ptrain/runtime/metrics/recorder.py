@@ -65,6 +65,8 @@ class Recorder:
         """Of each peer: when it was written down last, what makes a line due at once, and what was said."""
         self._labels: dict[PeerId, str] = {}
         """What loggers call each peer: two devices may have one name."""
+        self._run = ""
+        """Goes behind it: a job that goes on from a model counts steps from 0, and is a run of its own."""
         self._loggers = [LoggerThread(name, make) for name, make in loggers.items()]
         try:
             for each in self._loggers:
@@ -84,6 +86,7 @@ class Recorder:
         job, group = seen
         if job.id != self._job:
             self._job, self._written, self._told_round = job.id, {}, 0
+            self._labels, self._run = {}, f" {job.id[:6]}" if job.model.init else ""
             self._journal.write(now, "job", **job_measures(job))
         for record in group.records():
             self._look_at(record, now, own=record.peer == group.own_id)
@@ -133,7 +136,7 @@ class Recorder:
             is_taken = not name or name in self._labels.values()
             self._labels[peer] = f"{name} {peer[:6]}".strip() if is_taken else name
         for each in self._loggers:
-            each.log(self._labels[peer], int(values["step"]), numbers(values))
+            each.log(self._labels[peer] + self._run, int(values["step"]), numbers(values))
 
     def troubles(self) -> list[Note]:
         """Of loggers that fail, or lose figures, as far as that was not told yet."""

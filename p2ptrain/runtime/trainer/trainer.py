@@ -18,10 +18,10 @@ from p2ptrain.core import commands as c
 from p2ptrain.core.worker import Setup, Worker
 from p2ptrain.errors import LocalError, UserError
 from p2ptrain.learning.data import Dataset, Split, check_learnable, load, open_source, select
-from p2ptrain.learning.models import build_model, current_names
+from p2ptrain.learning.initial import read_start
+from p2ptrain.learning.models import build_model
 from p2ptrain.learning.profiling.allocator import keep_for_training, settle
 from p2ptrain.learning.profiling.precision import NO_BF16, is_mixed
-from p2ptrain.learning.snapshots import read_init
 from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.training import DivergedError, LocalTrainer
 from p2ptrain.modes.jobs import job_from_json
@@ -71,16 +71,17 @@ class Trainer:
         val = self._load_data(job, command, "val")
         init: dict[str, Tensor] | None = None
         scores: dict[str, Tensor] | None = None
+        classes = ""
         if command.init:
-            init, scores = read_init(Path(command.init))
-            names = current_names(job.model.name, init)
-            init = {names[name]: tensor for name, tensor in init.items()}
+            start = read_start(Path(command.init), job, allow_user_code=command.allow_user_code)
+            init, scores, classes = start.tensors, start.scores, start.sentence()
         worker = self._worker = mode.worker(Setup(job, command, data, val, init, scores, self._say))
         for event in worker.prepare():
             self._say(event)
         counts: Any = data.counts() if data is not None else [0] * len(job.data.classes)
         notes = tuple(note for each in (data, val) if each is not None for note in each.notes)
-        self._say(c.Ready(tuple(int(n) for n in counts), worker.max_groups(), notes, _remarks(job, command, val)))
+        remarks = _remarks(job, command, val, classes)
+        self._say(c.Ready(tuple(int(n) for n in counts), worker.max_groups(), notes, remarks))
         warm_up()
         settle()
 
@@ -105,9 +106,9 @@ class Trainer:
         return found
 
 
-def _remarks(job: Job, command: c.Configure, val: Dataset | None) -> tuple[str, ...]:
-    """What this device can't do of what the job wants."""
-    found = []
+def _remarks(job: Job, command: c.Configure, val: Dataset | None, classes: str) -> tuple[str, ...]:
+    """What becomes of the classes of what the job starts from, and what this device can't do of what the job wants."""
+    found = [f"of the model that the job starts from, {classes}"] if classes else []
     if job.training.precision == "bf16" and not is_mixed(job.training, torch.device(command.device)):
         found.append(NO_BF16)
     if job.training.patience and command.data and (val is None or not len(val)):

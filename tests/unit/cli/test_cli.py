@@ -39,7 +39,7 @@ SURFACE = {
         *("--val", "--passes", "--budget", "--classes", "--model-template", "--robust"),
         *("--warmup", "--clip", "--precision", "--patience"),
     ],
-    "job continue": ["FILE", "--rounds", "--model", "--state", "-o", "--output", "--force"],
+    "job continue": ["FILE", "--rounds", "--classes", "--model", "--state", "-o", "--output", "--force"],
     "job check": ["FILE", "--data", "--full", "--strict", "--allow-model", "--json"],
     "peer": [
         *(*GROUP, "--job", "--data", "--classes", "--shard", "--dirichlet", "--profile", "--name", *NETWORK, "--port"),

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from p2ptrain.cli.job import command
 from p2ptrain.cli.shared.continue_job import differing, new_job_hint
 from p2ptrain.config import DataConfig, Job, TrainingConfig
 from p2ptrain.ids import GroupTag
 from p2ptrain.learning.checkpoint import save_model
+from p2ptrain.learning.initial import told_classes
 from p2ptrain.learning.models import global_model
 from p2ptrain.modes.jobs import init_path, load_job
 from p2ptrain.runtime.store.kept import MODEL, KeptJob, kept_job
@@ -115,3 +118,78 @@ def test_a_job_that_differs_from_the_last_one_is_said_to_be_new(tmp_path: Path, 
     assert "start without --job" in new_job_hint(raised, path, unfinished)
     meant = dataclasses.replace(raised, model=dataclasses.replace(JOB.model, init="0" * 64, init_bytes=9))
     assert new_job_hint(meant, path, kept) == "", "it says what it starts from"
+
+
+THREE = ("Pepper,_bell", "Käse", "dog")
+
+
+def job_of(*classes: str, **changes: Any) -> Job:
+    return dataclasses.replace(JOB, data=dataclasses.replace(DATA, classes=classes), **changes)
+
+
+def test_a_new_class_comes_after_the_others_which_keep_their_rows(tmp_path: Path, state: Path) -> None:
+    status, said = run(tmp_path, "--state", str(state), "--classes", "+ant", "--classes", '+"Eel, raw",+Bär')
+    assert status == 0 and "2 of 5 classes keep what it has learnt of them" in said, said
+    assert "new, so with fresh weights: ant, Eel, raw, Bär" in said
+    new = load_job(tmp_path / "more.toml")
+    assert new.data.classes == ("cat", "dog", "ant", "Eel, raw", "Bär")
+    assert differing(JOB, new) == {"data.classes", "model.init", "model.init_bytes"}
+
+
+def test_a_job_file_with_a_class_more_goes_on_from_the_model_without(tmp_path: Path, state: Path) -> None:
+    grown = job_of("ant", "cat", "dog")
+    status, said = run(tmp_path, "--state", str(state), job=grown)
+    assert status == 0 and "2 of 3 classes keep" in said, said
+    assert load_job(tmp_path / "more.toml").data.classes == ("ant", "cat", "dog")
+    said = new_job_hint(grown, Path("job.toml"), kept_job(state, GROUP))
+    assert "in data.classes. To go on from that one's model: p2ptrain job continue job.toml -o more.toml" in said
+    fewer = job_of("cat", "fox")
+    assert "start without --job" in new_job_hint(fewer, Path("job.toml"), kept_job(state, GROUP))
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["+Dog"], "has the class 'dog' already"),
+        (["+ant,ANT"], "'ant' is too"),
+        (["ant"], "classes can only be added here; write +ant"),
+        (["+"], "write different names with commas between them"),
+        (["+ant,ant"], "write different names"),
+        (["+ant", "+ant"], "a class is named twice"),
+    ],
+)
+def test_classes_that_are_no_new_ones_are_refused(tmp_path: Path, state: Path, words: list[str], reason: str) -> None:
+    more = [word for each in words for word in ("--classes", each)]
+    status, said = run(tmp_path, "--state", str(state), *more)
+    assert status != 0 and reason in said, said
+    assert not (tmp_path / "more.toml").exists() and not (tmp_path / "more.safetensors").exists()
+
+
+def test_the_classes_of_a_text_can_not_grow(tmp_path: Path) -> None:
+    data = DataConfig(tuple(map(str, range(256))), (1, 1, 16), "text", mean=(0.0,), std=(1.0,))
+    text = Job(data=data, mode="replicas")
+    status, said = run(tmp_path, "--classes", "+256", job=text)
+    assert status != 0 and "the classes of a text are its bytes" in said
+
+
+def test_an_old_model_that_names_no_classes_has_those_of_the_job(tmp_path: Path) -> None:
+    job = job_of(*THREE)
+    given = without_classes(write_model(tmp_path / "old.safetensors", job))
+    before = given.read_bytes()
+    status, said = run(tmp_path, "--model", str(given), "--classes", "+ant", job=job)
+    assert status == 0 and "does not say its classes: they are taken to be those of" in said, said
+    assert "3 of 4 classes keep" in said and given.read_bytes() == before
+    path = init_path(tmp_path / "more.toml")
+    assert path == (tmp_path / "more.safetensors").resolve()
+    assert told_classes(path) == THREE
+    status, said = run(tmp_path, "--model", str(given), "--force", job=job_of("cat", "dog"))
+    assert status != 0 and "fc2.weight is [3, 120] there and [2, 120] here" in said, said
+
+
+def without_classes(path: Path) -> Path:
+    """As a version wrote it that did not say them."""
+    with safe_open(path, framework="pt") as file:
+        metadata = {name: value for name, value in file.metadata().items() if name != "classes"}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    save_file(tensors, path, metadata)
+    return path

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from p2ptrain.config import DataConfig, Job
+from p2ptrain.config import DataConfig, Job, ModelConfig
 from p2ptrain.errors import UserError
 from p2ptrain.ids import peer_id
 from p2ptrain.protocol.group.record import blank_record
@@ -168,6 +168,22 @@ def test_loggers_are_told_numbers_in_a_thread_of_their_own(tmp_path: Path, group
     assert own == ("laptop", 7, {"round": 0.0, "samples": 0.0, "loss": 0.25, "accuracy": 0.5, "bytes_sent": 0.0})
     assert other[0] == f"laptop {peer_id(KEYS[1])[:6]}"
     assert kept[0].closed and len(kept[0].threads) == 1 and threading.get_ident() not in kept[0].threads
+
+
+def test_a_job_that_goes_on_from_a_model_is_a_run_of_its_own(group: FakeGroup) -> None:
+    kept = Kept()
+    more = dataclasses.replace(JOB, model=ModelConfig(init="0" * 64, init_bytes=9))
+    job = [JOB]
+    recorder = Recorder(None, {"kept": lambda: kept})
+    recorder.follow(lambda: (job[0], group))
+    group.say(step=40)
+    recorder.look(1.0)
+    job[0] = more
+    group.say(step=0)
+    recorder.look(2.0)
+    recorder.close()
+    own = [(name, step) for name, step, _ in kept.told if name.startswith("laptop")]
+    assert own == [("laptop", 40), (f"laptop {more.id[:6]}", 0)], "a curve never goes back"
 
 
 def test_a_logger_that_fails_is_told_of_once_and_called_no_more(tmp_path: Path, group: FakeGroup) -> None:

@@ -15,10 +15,14 @@ from p2ptrain.config import DataConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.core import commands as c
 from p2ptrain.core.effects import RestartTrainer, TrainerLost
 from p2ptrain.core.restarts import RESTARTS, Restarts
+from p2ptrain.core.worker import Setup
 from p2ptrain.errors import JobError, P2PTrainError, UserError
+from p2ptrain.learning.checkpoint import save_model
 from p2ptrain.learning.models import build_model
+from p2ptrain.modes.registry import MODES
 from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.runtime.node.peer_node import PeerNode
+from p2ptrain.runtime.trainer import trainer
 from p2ptrain.runtime.trainer.trainer import Trainer
 
 STRANGERS = str(Path(__file__).parents[2] / "learning" / "own")
@@ -33,12 +37,14 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def configure(folder: Path, model: str, *, init: str = "", **settings: object) -> list[object]:
+def configure(
+    folder: Path, model: str, *, init: str = "", mode: str = "auto", data: DataConfig = DATA, **settings: object
+) -> list[object]:
     """What the trainer says when it is told a job of this model, of forty samples."""
     rng = np.random.default_rng(0)
     labels = np.array(list("abcdefghij") * 4)
     np.savez(folder / "own.npz", x_train=rng.integers(0, 256, (40, 1, 8, 8), dtype=np.uint8), y_train=labels)
-    job = Job(mode="auto", model=ModelConfig(model), data=DATA, training=TrainingConfig(batch_size=16))
+    job = Job(mode=mode, model=ModelConfig(model), data=data, training=TrainingConfig(batch_size=16))
     job = job.with_table(dataclasses.replace(TasksConfig(), **settings))  # type: ignore[arg-type]
     said: list[object] = []
     command = c.Configure(job=job.to_json(), data=f"npz:{folder / 'own.npz'}", name="one", allow_user_code=True)
@@ -78,6 +84,27 @@ def test_a_checkpoint_is_held_against_the_model_before_any_plan(tmp_path: Path) 
     (tmp_path / "broken.safetensors").write_bytes(b"no checkpoint")
     with pytest.raises(UserError, match="job new --init"):
         configure(tmp_path, "lenet", init=str(tmp_path / "broken.safetensors"))
+
+
+@pytest.mark.parametrize("mode", sorted(MODES))
+def test_in_every_mode_the_others_keep_their_rows_when_a_class_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    given: list[Setup] = []
+    monkeypatch.setattr(trainer, "Setup", lambda *values: given.append(Setup(*values)) or given[0])
+    theirs = build_model("lenet", input_shape=(1, 8, 8), num_classes=10, seed=3).state_dict()
+    path = tmp_path / "ten.safetensors"
+    save_model(path, theirs, Job(model=ModelConfig("lenet"), data=DATA))
+    grown = dataclasses.replace(DATA, classes=("Ferret", *DATA.classes))
+    said = configure(tmp_path, "lenet", init=str(path), mode=mode, data=grown)
+    ready = next(each for each in said if isinstance(each, c.Ready))
+    assert ready.remarks == (
+        "of the model that the job starts from, 10 of 11 classes keep what it has learnt of them; "
+        "new, so with fresh weights: Ferret",
+    )
+    start = given[0].init
+    assert start is not None and all(torch.equal(start[name][-len(old) :], old) for name, old in theirs.items())
+    assert start["fc2.weight"].shape == (11, 120) and bool(start["fc2.weight"][0].abs().sum() > 0)
 
 
 def test_a_head_that_is_to_be_fitted_again_is_looked_for_before_any_plan(tmp_path: Path) -> None:
