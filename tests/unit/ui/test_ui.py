@@ -241,6 +241,9 @@ def test_the_reassembly_report_says_who_how_fresh_how_much_and_what_is_missing()
     assert "HALF-WAY" in report.render(harvested()) and "HALF-WAY" not in report.render(stopped)
     assert "STOPPED: part 0 (cat, dog) after 4 of 10 rounds" in report.render(stopped)
     assert report.to_plain(stopped)["stopped"] == [0]
+    asked = harvested(stopped_after=4)
+    assert "HALF-WAY: so far 4 of 10 rounds; there the group was stopped (`p2ptrain stop`)" in report.render(asked)
+    assert report.to_plain(asked)["stopped_after"] == 4 and report.to_plain(harvested())["stopped_after"] is None
 
 
 def test_a_screen_that_is_no_terminal_writes_what_changed_only() -> None:
