@@ -252,4 +252,4 @@ def test_another_wire_version_is_told_with_both_numbers(tmp_path: Path) -> None:
             await node.close()
 
     told = asyncio.run(scenario())
-    assert "speaks wire version 8, this device 1" in told and "install the same" in told
+    assert "speaks wire version 7, this device 1" in told and "install the same" in told

@@ -297,7 +297,7 @@ ROWS: list[tuple[str, Situation, Situation]] = [
     (rf"a peer of this group at 10.0.0.3:5 has another wire version 99, ours is {WIRE_VERSION} -> install the same",
      around(others={f"{GROUP.tag} (wire version 99)": ["tcp://10.0.0.3:5"]}),
      around(others={"xyz (wire version 99)": ["tcp://10.0.0.3:5"]})),
-    (r"p speaks wire version 8, this device 1 -> install the same p2ptrain on both", around(lines=[OTHER_VERSION]),
+    (r"p speaks wire version 7, this device 1 -> install the same p2ptrain on both", around(lines=[OTHER_VERSION]),
      around(lines=[ONE_WAY])),
     (r"p reaches us, but we can't reach it at 10.0.0.2:5 -> open its firewall for its TCP ports", around(lines=[ONE_WAY]),
      around(lines=[OTHER_VERSION])),

@@ -112,6 +112,7 @@ SHOWN_AND_NOT: list[tuple[str, Found, Found]] = [
         dataclasses.replace(WARM, figures={}),
     ),
     ("    battery 40 %", Found(figures={A: {"battery": 0.4}}), Found(figures={B: {"battery": 0.4}})),
+    ("ends after round 5: the group was asked to stop", Found(records=(record(A, ends_after=5),)), Found()),
     ("waits for B", WAITS, dataclasses.replace(WAITS, states={A: "dead"})),
     (
         "sent in its last round, Mbit/s: bbbb",
