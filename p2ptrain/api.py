@@ -39,6 +39,7 @@ from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.preflight import is_prepared, prepare
 from p2ptrain.runtime.status import Status, snapshot_status
 from p2ptrain.runtime.status import snapshot_peer as snapshot_peer
+from p2ptrain.runtime.stopping import UNTIL_S, StoppedPeer, stop_group
 from p2ptrain.runtime.store.kept import KeptJob, kept_job, newest_job
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.web.server import PageServer
@@ -181,6 +182,20 @@ async def status(
     async with observing(group, network, state_dir) as node:
         await node.look_around(wait_s)
         return snapshot_status(node)
+
+
+async def stop(
+    group: Group,
+    *,
+    network: NetworkConfig | None = None,
+    wait_s: float = WAIT_S,
+    until_s: float = UNTIL_S,
+    say: Callable[[str], None] = lambda text: None,
+    state_dir: Path | str | None = None,
+) -> tuple[StoppedPeer, ...]:
+    """Ask all peers to end their round, write the model and go. Raises ``UserError`` when nobody answers in time."""
+    async with observing(group, network, state_dir) as node:
+        return await stop_group(node, wait_s, until_s, say)
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ COMMANDS = {
     "peer": "Run a peer on this device.",
     "status": "Who is here, and what each peer does and waits for.",
     "watch": "A live view of the group.",
+    "stop": "End the whole group in good order.",
     "harvest": "Collect the parts and assemble the global model.",
     "evaluate": "Accuracy of a harvested model on a data set.",
     "predict": "What a harvested model takes pictures or recordings for.",

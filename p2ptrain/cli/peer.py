@@ -106,6 +106,7 @@ Examples:
     metavar="FILE",
     help="Where the model goes when the group is done. [default: into the state directory]",
 )
+@click.option("--no-remote-stop", is_flag=True, help="Go on when a member of the group runs `p2ptrain stop`.")
 @click.option("--no-model", is_flag=True, help="Write no model when the group is done.")
 @click.option(
     "--tensorboard",
@@ -152,6 +153,7 @@ def command(
     allow_model: str,
     linger_s: float,
     out: Path | None,
+    no_remote_stop: bool,
     no_model: bool,
     tensorboard: Path | None,
     loggers: tuple[str, ...],
@@ -218,6 +220,7 @@ def command(
         strict=strict,
         num_threads=threads or 0,
         allow_user_code=allow_model,
+        remote_stop=not no_remote_stop,
         linger_s=linger_s if linger_s < 1e9 else math.inf,
         out=out,
         keep_model=not no_model,

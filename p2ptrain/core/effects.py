@@ -66,6 +66,13 @@ class JobDone:
     """Nothing is left to train: from now on this peer only serves what it has, unless a new plan has work for it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """A member has asked the group to stop: do not linger when the job is done. ``at_once``: nothing is left to do."""
+
+    at_once: bool
+
+
 # --- blobs ------------------------------------------------------------------------------------------------------------
 
 

@@ -98,6 +98,14 @@ def looks_of(records: Iterable[Record], job: JobId) -> tuple[Look, ...]:
     return tuple(look for _, look in sorted(looks, key=lambda each: each[0]))
 
 
+def stopped_after(records: Iterable[Record], job: JobId) -> int:
+    """The round after which the group has ended, as it was asked to; 0: it was not, or still trains."""
+    known = [record for record in records if record.job == job and record.phase != "failed"]
+    if any(record.phase == "training" for record in known):
+        return 0
+    return max((record.ends_after for record in known if record.phase == "done"), default=0)
+
+
 @dataclass(frozen=True)
 class Harvest:
     """The assembled global model and how it came about. A mode may have more to tell."""
@@ -121,6 +129,8 @@ class Harvest:
     """What each device computed, as far as that is known."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Whose contributions are not in it, by name, and why not."""
+    stopped_after: int = 0
+    """The group has ended after that round, before its last one, as it was asked to; 0: it has not."""
 
     @property
     def is_judged(self) -> bool:

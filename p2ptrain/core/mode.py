@@ -171,6 +171,10 @@ class Role(Protocol):
         """Whether nothing more is to be trained, once all that are here have ended."""
         ...
 
+    def end_after(self, rounds: int, now: float) -> Effects:
+        """The group stops: train no more than so many rounds, or than the own one that is under way. Say so."""
+        ...
+
     def may_serve(self, to: PeerId, blob: BlobId) -> bool:
         """Whether a peer may have a blob that is here."""
         ...

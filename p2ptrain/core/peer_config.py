@@ -36,6 +36,8 @@ class PeerConfig:
     door: Door = OPEN_DOOR
     allow_user_code: str = ""
     """The one ``package.module:function`` that a job from the group may name."""
+    remote_stop: bool = True
+    """Whether this peer ends when a member asks the group to stop."""
 
     def wished(self, classes: Sequence[str]) -> tuple[int, ...]:
         """The wishes as indices into a job's classes."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2ptrain.core.harvest import Collected, Harvest, KeptHarvest, PartReport, looks_of, works_of
+from p2ptrain.core.harvest import Collected, Harvest, KeptHarvest, PartReport, looks_of, stopped_after, works_of
 from p2ptrain.core.mode import ENDED
 from p2ptrain.errors import NotCoveredError, UserError
 from p2ptrain.ids import PeerId, blob_id
@@ -114,8 +114,8 @@ def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
     """Put the parts together. Raises ``UserError`` for parts that don't fit."""
     records, job = collected.records.values(), collected.job.id
     result = mode_of(collected.job).harvester.assemble(collected, allow_user_code=allow_user_code)
-    result = dataclasses.replace(result, works=works_of(records, job))
-    if result.is_judged or result.is_half_way or result.missing:
+    result = dataclasses.replace(result, works=works_of(records, job), stopped_after=stopped_after(records, job))
+    if result.is_judged or (result.is_half_way and not result.stopped_after) or result.missing:
         return result
     return dataclasses.replace(result, looks=looks_of(records, job))
 

@@ -223,7 +223,8 @@ def look(request: Request, result: Harvest, *, allow_user_code: bool) -> Look | 
 
     None: there are none, or the group has looked together.
     """
-    if not request.data or result.is_judged or report.completeness(result) != report.COMPLETE:
+    is_final = report.completeness(result) == report.COMPLETE or (result.stopped_after and not result.missing)
+    if not request.data or result.is_judged or not is_final:
         return None
     from p2ptrain.learning.data import load, open_source, select
     from p2ptrain.learning.evaluation import evaluate

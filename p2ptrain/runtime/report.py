@@ -49,7 +49,10 @@ def render(harvest: Harvest) -> str:
         rounds = ", ".join(f"{part.round} of {part.rounds} rounds of part {part.part}" for part in behind)
         if len(behind) == len(harvest.report) and len({part.round for part in behind}) == 1:
             rounds = f"{behind[0].round} of {behind[0].rounds} rounds"
-        lines.append(f"HALF-WAY: so far {rounds}; harvest again when `p2ptrain status` says that all are done")
+        how = "harvest again when `p2ptrain status` says that all are done"
+        if harvest.stopped_after:
+            how = "there the group was stopped (`p2ptrain stop`); start its peers again to go on"
+        lines.append(f"HALF-WAY: so far {rounds}; {how}")
     lines += words.harvest_lines(harvest)
     lines += look_lines(harvest.looks)
     lines += work_line(harvest.works)
@@ -146,6 +149,7 @@ def to_plain(harvest: Harvest) -> dict[str, Any]:
         "complete": not harvest.missing,
         "half_way": harvest.is_half_way,
         "stopped": list(harvest.stopped),
+        "stopped_after": harvest.stopped_after or None,
         **_validation(harvest.looks),
         "work": works_plain(harvest.works),
         "left_out": dict(harvest.left_out),

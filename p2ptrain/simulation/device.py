@@ -27,6 +27,7 @@ from p2ptrain.core.effects import (
     ReleaseBlob,
     RestartTrainer,
     StartTrainer,
+    Stopping,
     ToTrainer,
     TrainerLost,
     VerifyBlob,
@@ -86,6 +87,7 @@ class Device(FrameHost):
         *,
         flops_per_s: float = 1e9,
         allow: str = "",
+        remote_stop: bool = True,
         save_s: float | None = 0.0,
     ) -> None:
         super().__init__(number)
@@ -96,6 +98,7 @@ class Device(FrameHost):
         self.flops_per_s = flops_per_s
         self.allow = allow
         """The user's model that it may run."""
+        self.remote_stop = remote_stop
         self.save_s = save_s
         """How much longer a snapshot takes to be saved; ``None``: the disk has no room for any."""
         self.served: Callable[[bytes], bytes] = lambda data: data
@@ -106,6 +109,7 @@ class Device(FrameHost):
         self.notes: list[tuple[float, Note]] = []
         self.banned: dict[bytes, float] = {}
         self.done = False
+        self.was_stopped: Stopping | None = None
         self.lost = ""
         self.ahead_s = 0.0
         """How far its monotonic clock is ahead of the others': it jumps when a suspended machine goes on."""
@@ -148,9 +152,10 @@ class Device(FrameHost):
             signing=signing_as(self.key),
             flops_per_s=self.flops_per_s,
             allow_user_code=self.allow,
+            remote_stop=self.remote_stop,
         )
         self.peer = Peer(config, random.Random(f"{world.seed}/{self.number}/{now}"), now, self._wall_ms())
-        self.done, self.lost, self.banned = False, "", {}
+        self.done, self.was_stopped, self.lost, self.banned = False, None, "", {}
         world.network.add(self.id, self)
         if self.job is not None:
             self._open(self.job)
@@ -252,6 +257,8 @@ class Device(FrameHost):
                 self.lost = effect.detail
             case JobDone():
                 self.done = True
+            case Stopping():
+                self.was_stopped = effect
             case PlanWork():
                 answer = effect.work()
                 self._later(THOUGHT_S, lambda: self.core.plan_worked_out(answer, self.now))

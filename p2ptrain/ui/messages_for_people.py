@@ -121,6 +121,17 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
         f"{_text(f, 'peer')} is in this group with another job ({_text(f, 'theirs')}, ours is {_text(f, 'ours')}) and "
         "trains by itself: start both with the same job file, or one of them without --job"
     ),
+    "stop-asked": lambda f: (
+        f"{_who(f)} asks the whole group to stop: "
+        + (
+            "this device goes on, as it was started with --no-remote-stop"
+            if f.get("answer") == "refuses"
+            else "this device ends the round under way, the model is written, and it leaves. Start it again to go on"
+        )
+    ),
+    "batches-dropped": lambda f: (
+        f"{_text(f, 'batches')} batches after the round that the group stopped at are not in the model"
+    ),
     "joined": lambda f: f"{_who(f)} is here",
     "left": lambda f: f"{_who(f)} left",
     "failed": lambda f: f"{_who(f)} is lost: no answer any more",

@@ -157,6 +157,8 @@ def notes(snapshot: Snapshot, record: Record, *, figures: bool = True) -> list[s
     said = []
     if record.waiting_for and is_here(snapshot, record):
         said.append(f"waits for {clean(record.waiting_for, 200)}")
+    if record.ends_after and record.phase == "training" and is_here(snapshot, record):
+        said.append(f"ends after round {record.ends_after}: the group was asked to stop")
     if snapshot.job is not None:
         said += [f"computed {work_text(work)}" for work in works_of([record], snapshot.job.id)]
     if (
@@ -274,6 +276,7 @@ def _peer(snapshot: Snapshot, record: Record) -> dict[str, Any]:
         "figures": group_map.figures(snapshot.figures.get(record.peer, {})),
         "sent_by_kind": group_map.traffic(snapshot.sent.get(record.peer, {})),
         "leaving": record.leaving,
+        "ends_after": record.ends_after or None,
         "counts": list(record.counts),
         "wishes": list(record.wishes),
         "epoch": record.epoch,

@@ -5,8 +5,8 @@ wire version, and the golden bytes under ``tests/golden`` say so. A field called
 header: it becomes the one raw frame behind it. Tensors travel in the safetensors format, in a ``data`` frame or in a
 blob, so that one strict reader serves the wire, replicas and the disk.
 
-Groups: handshake (read from anyone who holds the group key) and goodbye, membership, records, plan and job, blobs,
-gossip, replicas, head fit, pipeline, links.
+Groups: handshake (read from anyone who holds the group key) and goodbye, membership, records, the end before the last
+round, plan and job, blobs, gossip, replicas, head fit, pipeline, links.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.wire.schema import Bound
 from p2ptrain.wire.schema import RawBytes as RawBytes
 
-WIRE_VERSION = 7
+WIRE_VERSION = 8
 
 Lane = Literal["control", "bulk"]
 MemberState = Literal["alive", "suspect", "dead", "left"]
@@ -307,6 +307,8 @@ class Record:
     """What central training of the whole job comes to, at least; 0 = not known."""
     saves_every: Annotated[int, Bound(0, 2**20)] = 0
     """So many batches it would have from one snapshot to the next; 0 = not known."""
+    ends_after: int = 0
+    """The group was asked to stop, and this peer's training ends after so many rounds; 0 = after the job's last one."""
     signature: Signature = b""
     """Of the owner, over all the rest."""
 
@@ -393,6 +395,34 @@ class StatusReply:
     refused: Annotated[tuple[RefusedCount, ...], Bound(0, 64)]
     sent: Annotated[tuple[SentBytes, ...], Bound(0, 64)] = ()
     figures: Annotated[tuple[Figure, ...], Bound(0, 32)] = ()
+
+
+# --- the end before the last round ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The whole group shall end, in good order. Whoever follows passes it on, once.
+
+    After round ``after`` where all train the rounds together, else after the one that is under way.
+    """
+
+    KIND: ClassVar[str] = "stop"
+    job: Annotated[JobId, Bound(0, 16)]
+    after: int
+    name: Text
+    """What whoever asks for it calls itself; nobody can check that."""
+
+
+StopAnswer = Literal["ends", "refuses", "other job"]
+
+
+@dataclass(frozen=True, slots=True)
+class StopReply:
+    """What the receiver of a ``Stop`` does about it."""
+
+    KIND: ClassVar[str] = "stop-reply"
+    answer: StopAnswer
 
 
 # --- plan and job ---------------------------------------------------------------------------------------------------
@@ -651,6 +681,8 @@ Message = (
     | RecordChanges
     | StatusRequest
     | StatusReply
+    | Stop
+    | StopReply
     | JobRequest
     | JobReply
     | PlanRequest

@@ -25,6 +25,7 @@ from p2ptrain.modes.tasks.commands import (
     Contributed,
     ExtractFeatures,
     FeaturesExtracted,
+    FinishRound,
     Follow,
     MakePayload,
     Merge,
@@ -72,6 +73,8 @@ class FakeTrainer:
         self.x = np.zeros(0)
         self.masses: dict[str, float] = {}
         self.round = 0
+        self.began = 0
+        """After that round it went on, or began."""
         self.samples = 0
         self.part = -1
         self.trained = 0
@@ -81,13 +84,17 @@ class FakeTrainer:
         """(part, round it began at, from its own snapshot) of every ``Follow``."""
         self.features: dict[int, np.ndarray] = {}
         self._copies: list[tuple[float, np.ndarray]] = []
-        self.dead = False
+        self.dead = self.ends = False
         self._at, self._say = at, say
         self._plan: Plan | None = None
         self._job: Job | None = None
         self._session = ""
         self._run = 0
         self._goal = np.random.default_rng(list(name.encode())).normal(0, 1, traits.dimensions)
+
+    @property
+    def finished(self) -> bool:
+        return self.round >= self._rounds() or (self.ends and self.round > self.began)
 
     @property
     def num_samples(self) -> int:
@@ -107,6 +114,8 @@ class FakeTrainer:
                 self._at(self.traits.load_s, self._loaded)
             case Follow():
                 self._follow(command)
+            case FinishRound():
+                self.ends = True
             case Retain():
                 self._plan = read_plan(command.plan)
             case MakePayload():
@@ -154,6 +163,7 @@ class FakeTrainer:
                 return
         self._plan, self.part, self.x, self.round, self.samples = plan, command.part, x.copy(), first, samples
         shards = plan.parts[command.part].shards
+        self.began = first
         self.masses = {shard: masses.get(shard, 0.0) if command.own else 0.0 for shard in shards}
         self.follows.append((command.part, first, command.own))
         self._run += 1
@@ -195,7 +205,7 @@ class FakeTrainer:
         loss = float(np.square(self.x - self._goal).mean())
         self._say(c.Progress(self.round, self.round * STEPS_PER_ROUND, self.samples, loss, 100.0))
         self._say_snapshot(round_finished=True)
-        if self.round < self._rounds():
+        if not self.finished:
             self._next_round()
 
     def snapshot(self) -> bytes:
@@ -212,7 +222,7 @@ class FakeTrainer:
 
     def _say_snapshot(self, *, round_finished: bool) -> None:
         if self._plan is not None:
-            finished = self.round >= self._rounds()
+            finished = self.finished
             step = self.round * STEPS_PER_ROUND
             self._say(
                 c.SnapshotTaken(

@@ -160,6 +160,8 @@ class _Session:
         self._as_json = as_json
         self._node: PeerNode | None = None
         self._num_signals = 0
+        self._is_stopped = False
+        """A member has asked the group to stop, and this peer follows."""
         self._told_at = 0.0
         self._watching: asyncio.Task[None] | None = None
         self._pace = RoundPace()
@@ -277,11 +279,13 @@ class _Session:
                 f"{line.fields.get('peer', '')} is in this group with another job ({line.fields.get('theirs', '')}): "
                 "this device takes that one when nobody else has its own any more, or when it is done"
             )
+        if line.kind == "stop-asked":
+            self._is_stopped = line.fields.get("answer") == "ends"
         if line.kind == "done":
-            text = (
-                f"done. Next, on any device: p2ptrain harvest -o global.safetensors   (this peer goes on serving: "
-                f"{duration(self._options.linger_s)}; Ctrl-C when you have the model)"
-            )
+            goes_on = f"goes on serving: {duration(self._options.linger_s)}; Ctrl-C when you have the model"
+            if self._is_stopped:
+                goes_on = "leaves when the model is written and the others have theirs"
+            text = f"done. Next, on any device: p2ptrain harvest -o global.safetensors   (this peer {goes_on})"
         for each in [text, *after]:
             self._say_if(each, KINDS.get(line.kind, "note"))
 

@@ -73,10 +73,10 @@ class PipelineRole:
         self._group, self._job, self._downloads = group, job, given.downloads
         self._links = StageLinks(group, given.rng)
         self._traffic, self._reports = self._links.traffic, self._links.reports
-        self._missing = MissingBlocks(group, given.downloads)
-        self._checkpoints = Checkpoints(group, self.replicas.kept)
+        self._missing, self._checkpoints = MissingBlocks(group, given.downloads), Checkpoints(group, self.replicas.kept)
         self.progress = Progress(group, self._checkpoints, job.training.rounds)
-        self._restarts = Restarts(group)
+        self.is_complete = self.progress.is_complete
+        self._restarts, self._recovery = Restarts(group), Recovery(group)
         self._state: State = Idle()
         self._trained: Plan | None = None
         """The plan whose stage the trainer holds."""
@@ -88,7 +88,6 @@ class PipelineRole:
         interval = Interval(group, settings, num_holders)
         self._saving = Saving(group, self.replicas, self._handed_over, self._reports, self.progress, interval)
         self._machines: tuple[Machine, ...] = (self.replicas, self._links, self._saving)
-        self._recovery = Recovery(group)
         self._way_back = WayBack(group, self._checkpoints, self.progress, settings, interval)
         replication.surplus, replication.is_stale = self._checkpoints.surplus, self._checkpoints.is_stale
         replication.rank = lambda own, members: holders(own, members, self.plan)
@@ -158,8 +157,8 @@ class PipelineRole:
     def served(self, to: PeerId, blob: BlobId, end: int) -> None:
         """Nothing hangs on it."""
 
-    def is_complete(self) -> bool:
-        return self.progress.is_complete()
+    def end_after(self, rounds: int, now: float) -> Effects:
+        return [*self.progress.end_after(rounds, now), *self._end(now)]
 
     # --- the plan ---
 
@@ -328,19 +327,21 @@ class PipelineRole:
         return [Note("halted", (("step", event.step), ("epoch", event.epoch))), *self._gather(now)]
 
     def _lose(self, now: float) -> Effects:
-        """The trainer holds no stage any more, and the others can't go on without it: say so."""
-        self._trained, self._state, self.part = None, Lost(), m.NO_PART
+        """The trainer holds no stage any more, and the others can't go on without it: say so, unless it has ended."""
+        self._trained, self._state = None, Lost()
+        self.part = self.part if self.progress.is_stopped() else m.NO_PART  # nobody need take it over
         self._missing.stop()
-        return self._group.say(now, part=m.NO_PART)
+        return self._group.say(now, part=self.part)
 
     def _end(self, now: float) -> Effects:
         """Nothing is left to do where the trained model is saved whole, be it by others who went on apart."""
         plan, is_own, own = self.plan, self.progress.is_finished(), self._group.own
         if plan is None or plan.part_of(own.peer) is None or not self.progress.is_saved():
             return []
-        if own.phase not in ("waiting", "training") or (is_own and isinstance(self._state, Training)):
+        ends_by_itself = is_own and not self.progress.ends_after and isinstance(self._state, Training)
+        if own.phase not in ("waiting", "training") or ends_by_itself:
             return []
-        told = self._recovery.overtaken(plan, self.progress.own) if not is_own else []
+        told = self._recovery.over(plan, self.progress.own, self.progress.last_step(plan), is_own=is_own)
         stop = ToTrainer(StopAt(plan.epoch, self.progress.own, (), now=True))
         return [*told, stop, *self._lose(now), *self._group.say(now, phase="trained", samples_per_s=0.0)]
 

@@ -69,22 +69,18 @@ class SplitRole:
     def __init__(self, given: Given) -> None:
         group, job, resume = given.group, given.job, given.resume
         self.plan: Plan | None = None
-        self.plan_hash = ""
-        self.part = m.NO_PART
-        self._group = group
-        self._job = job
-        self._downloads = given.downloads
+        self.plan_hash, self.part = "", m.NO_PART
+        self._group, self._downloads = group, given.downloads
         self.replicas = SavedStates(group, given.downloads, resume.kept, job.group.replicas, job.training.rounds)
         self.replicas.piece_kept = self._piece_kept
         self._links = StageLinks(group, given.rng)
         self._traffic, self._reports = self._links.traffic, self._links.reports
         self._missing = MissingBlocks(group, given.downloads, "rounds")
         self._end = RoundEnd(group, given.downloads, self.replicas)
-        self._blames = Blames(group)
+        self._blames, self._restarts = Blames(group), Restarts(group)
         self.progress = Progress(group, self.replicas, job.training.rounds)
         self.is_complete = self.progress.is_complete
         self._machines: tuple[Machine, ...] = (self.replicas, self._links)
-        self._restarts = Restarts(group)
         self._state: at.State = at.Idle()
         self._trained: Plan | None = None
         """The plan whose units the trainer holds."""
@@ -136,6 +132,9 @@ class SplitRole:
 
     def holdings(self) -> tuple[m.SnapshotRef, ...]:
         return (*self._end.holdings(), *self.replicas.kept())
+
+    def end_after(self, rounds: int, now: float) -> Effects:
+        return [*self.progress.end_after(rounds, now), *self._next_round(now)]
 
     def may_serve(self, to: PeerId, blob: BlobId) -> bool:
         return True
@@ -231,7 +230,7 @@ class SplitRole:
             return []
         self._state, self._trained = at.Finished(), None
         self._missing.stop()
-        said = self._group.say(now, phase="trained", round=self._job.training.rounds, samples_per_s=0.0)
+        said = self._group.say(now, phase="trained", round=self.progress.done, samples_per_s=0.0)
         return [*self._end.stop(now), *self._round_over(), *said, ToTrainer(StopUnits(plan.epoch))]
 
     def _round_over(self) -> Effects:
@@ -294,6 +293,8 @@ class SplitRole:
 
     def _halted(self, event: UnitsHalted, now: float) -> Effects:
         plan = self.plan
+        if isinstance(self._state, at.Finished) and event.batches:  # of a round after the one that the group stopped at
+            return [Note("batches-dropped", (("batches", event.batches),))]
         if plan is None or event.epoch != plan.epoch or not isinstance(self._state, at.Stopping):
             return []
         self._trained = None

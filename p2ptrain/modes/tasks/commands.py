@@ -32,6 +32,11 @@ class Retain:
 
 
 @dataclass(frozen=True, slots=True)
+class FinishRound:
+    """The round under way is the last one; between two rounds the one before was. There is one at least."""
+
+
+@dataclass(frozen=True, slots=True)
 class MakePayload:
     exchange: int
     shards: tuple[str, ...]
@@ -134,6 +139,7 @@ class Combined:
 COMMANDS = (
     Follow,
     Retain,
+    FinishRound,
     MakePayload,
     Merge,
     Reclaim,

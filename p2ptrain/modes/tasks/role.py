@@ -22,7 +22,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.restarts import Restarts
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.modes.tasks.commands import Follow, Merged, PayloadMade, Retain
+from p2ptrain.modes.tasks.commands import FinishRound, Follow, Merged, PayloadMade, Retain
 from p2ptrain.modes.tasks.exchanges import Exchanges
 from p2ptrain.modes.tasks.head.fit import HeadFit
 from p2ptrain.modes.tasks.rules import TasksRules
@@ -88,6 +88,8 @@ class TasksRole:
         self._state: Idle | Seeking | Following = Idle()
         self._has_finished = False
         """The trainer has had all its rounds."""
+        self._is_ending = False
+        """The group stops: the round under way is the last."""
         self.handlers: Mapping[type, Handler] = (
             dict(self.replicas.handlers) | dict(self._exchanges.handlers) | dict(self.ending.handlers)
         )
@@ -116,6 +118,12 @@ class TasksRole:
 
     def is_complete(self) -> bool:
         return True
+
+    def end_after(self, rounds: int, now: float) -> Effects:
+        """Rounds are a peer's own here, so it is the one under way."""
+        self._is_ending, own = True, self._group.own
+        said = self._group.say(now, ends_after=min(own.round + 1, self._job.training.rounds))
+        return [*said, ToTrainer(FinishRound())] if isinstance(self._state, Following) else said
 
     def may_serve(self, to: PeerId, blob: BlobId) -> bool:
         return self._exchanges.may_serve(to, blob)
@@ -236,7 +244,8 @@ class TasksRole:
                     return []  # of the plan before: another part is on its way to the trainer
                 self._state = Following(state.part, state.partition)
             note = Note("training", (("part", event.part), ("round", event.round), ("rounds", event.rounds)))
-            return [note, *self._group.say(now, phase="training", round=event.round, part=event.part)]
+            ending = [ToTrainer(FinishRound())] if self._is_ending else []
+            return [note, *self._group.say(now, phase="training", round=event.round, part=event.part), *ending]
         if isinstance(event, c.Progress):
             changes = {"round": event.round, "step": event.step, "samples": event.samples}
             return self._group.say(now, loss=_known(event.loss), samples_per_s=event.samples_per_s, **changes)

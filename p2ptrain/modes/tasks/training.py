@@ -104,6 +104,7 @@ class PartTraining:
         )
         self._end = RoundEnd()
         self._training_end = TrainingEnd(config.patience if val is not None and len(val) else 0)
+        self._is_ending = False
         self.ended_early = 0
         """The round after which this training ended before its last one; 0 = it did not."""
         self._losses: list[float] = []
@@ -148,7 +149,12 @@ class PartTraining:
 
     @property
     def finished(self) -> bool:
-        return self.round >= self._job.training.rounds or self._steps_per_round == 0
+        is_over = self._is_ending and self.step_in_round == 0 and self.round > 0
+        return is_over or self.round >= self._job.training.rounds or self._steps_per_round == 0
+
+    def finish_round(self) -> None:
+        """The round under way is the last one; between two rounds the one before was."""
+        self._is_ending = True
 
     def step(self) -> bool:
         """Train on one batch; true when that ends a round."""

@@ -30,6 +30,7 @@ from p2ptrain.modes.tasks.commands import (
     Contributed,
     ExtractFeatures,
     FeaturesExtracted,
+    FinishRound,
     Follow,
     MakePayload,
     Merge,
@@ -67,6 +68,7 @@ class TasksWorker:
         self.handlers: Mapping[type, Callable[[Any], None]] = {
             Follow: self._follow,
             Retain: self._retain,
+            FinishRound: self._finish_round,
             MakePayload: self._make_payload,
             Merge: self._merge,
             Reclaim: self._reclaim,
@@ -150,6 +152,15 @@ class TasksWorker:
     def _retain(self, command: Retain) -> None:
         if self._parts is not None:
             self._parts.plan = read_plan(command.plan)
+
+    def _finish_round(self, command: FinishRound) -> None:
+        training = self._training
+        if training is None or training.finished:
+            return
+        training.finish_round()
+        if training.finished:
+            self._say_snapshot(round_finished=False)
+            give_back()
 
     def _say_snapshot(self, *, round_finished: bool) -> None:
         training = self._training

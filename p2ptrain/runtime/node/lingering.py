@@ -38,9 +38,21 @@ class Lingering:
     def is_writing(self) -> bool:
         return self._writing is not None and not self._writing.done()
 
+    @property
+    def is_awaited(self) -> bool:
+        """It ends by itself."""
+        return self._waiting is not None and not self._waiting.done()
+
     def served(self) -> None:
         """Somebody got something from this peer."""
         self._served_at = self._now()
+
+    def hurry(self) -> None:
+        """Others are served no longer than they need; what waits already is made short."""
+        self._linger_s = 0.0
+        if self._waiting is not None and not self._waiting.done() and not self.is_writing:
+            self._waiting.cancel()
+            self._waiting = self._spawn(self._linger(None))
 
     def start(self, write: Write | None) -> None:
         """A peer may be done more than once: a later plan can give it work again."""

@@ -85,6 +85,8 @@ class Observer(Core):
         self.blobs: dict[BlobId, str] = {}
         """Fetches that ended: "" = arrived, else why not."""
         self.changed_at = 0.0
+        self.stop_answers: dict[PeerId, m.StopAnswer] = {}
+        """What each peer that was asked to stop does about it."""
         self.first_answer_at = NEVER
         self._next_ask = 0.0
         self._leaving = False
@@ -98,6 +100,7 @@ class Observer(Core):
             m.Records: self._records_came,
             m.RecordDigest: lambda sender, message, now: [],
             m.StatusReply: self._status_came,
+            m.StopReply: self._stop_answered,
             m.JobReply: self._job_came,
             m.PlanReply: self._plan_came,
             m.Ping: lambda sender, message, now: [],
@@ -215,6 +218,14 @@ class Observer(Core):
         self.states[sender] = next((r.state for r in message.members if r.peer == sender), "alive")
         self.peer_refused[sender] = Counter({entry.reason: entry.count for entry in message.refused})
         self.answers[sender] = message
+        return []
+
+    def ask_to_stop(self, stop: m.Stop, now: float) -> Effects:
+        """Everyone who is linked and has not answered yet."""
+        return self.run([Send(peer, stop) for peer in self.sessions.peers() if peer not in self.stop_answers], now)
+
+    def _stop_answered(self, sender: PeerId, message: m.StopReply, now: float) -> Effects:
+        self.stop_answers[sender] = message.answer
         return []
 
     def _job_came(self, sender: PeerId, message: m.JobReply, now: float) -> Effects:

@@ -14,7 +14,7 @@ from typing import Any
 
 from p2ptrain.config import Job
 from p2ptrain.core import commands as c
-from p2ptrain.core.effects import JobDone, JobReceived, RestartTrainer, StartTrainer, ToTrainer, TrainerLost
+from p2ptrain.core.effects import JobDone, JobReceived, RestartTrainer, StartTrainer, Stopping, ToTrainer, TrainerLost
 from p2ptrain.core.peer_config import PeerConfig
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import P2PTrainError, UserError
@@ -99,6 +99,7 @@ class PeerNode(Node):
             StartTrainer: self._first_start,
             RestartTrainer: lambda effect: self._spawn(self._start_trainer()),
             TrainerLost: self._trainer_lost,
+            Stopping: self._stopping,
             JobDone: lambda effect: self._lingering.start(self._write_model if self.options.keep_model else None),
             PlanWork: self._work_out,
             ReadChunk: lambda effect: self.answer_read(effect, None),  # nothing is stored without a job
@@ -125,6 +126,7 @@ class PeerNode(Node):
             link_bytes_per_s=options.link_bytes_per_s,
             wishes=options.classes,
             allow_user_code=options.allow_user_code,
+            remote_stop=options.remote_stop,
         )
         self._peer = Peer(config, self.rng, self.now(), int(time.time() * 1000))
         return self._peer
@@ -345,6 +347,12 @@ class PeerNode(Node):
             self._failed(UserError(effect.detail))
         else:  # the node lives on, keeps what it has of others, says in its status what happened, and when it ends
             self._lost = P2PTrainError(f"nothing more could be trained on this device: {effect.detail}")
+
+    def _stopping(self, effect: Stopping) -> None:
+        """A member has asked for it. Who is done writes its model first, if that is under way."""
+        self._lingering.hurry()
+        if effect.at_once and not self._lingering.is_awaited:
+            self.finish()
 
     def _has_others(self) -> bool:
         return self._peer is not None and bool(self._peer.group.alive())

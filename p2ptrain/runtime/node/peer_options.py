@@ -36,6 +36,8 @@ class PeerOptions:
     device: str = "auto"
     """cpu, cuda, or auto: a GPU if there is one."""
     allow_user_code: str = ""
+    remote_stop: bool = True
+    """Whether this peer ends when a member asks the group to stop."""
     linger_s: float = 0.0
     """How long to go on serving after the job is done, and its model written."""
     out: Path | str | None = None

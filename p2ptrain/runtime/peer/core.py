@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from p2ptrain.core.effects import AbandonBlob, BlobArrived, BlobLost, Effects, Handler, VerifyBlob
+from p2ptrain.core.effects import AbandonBlob, BlobArrived, BlobLost, CountRefused, Effects, Handler, VerifyBlob
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId, PeerId, peer_id
 from p2ptrain.protocol.blobs.fetching import TransferConfig
@@ -89,6 +89,7 @@ class Core:
             Send: self._send,
             FetchCompleted: lambda effect, now: [VerifyBlob(effect.blob)],
             FetchFailed: lambda effect, now: [AbandonBlob(effect.blob), BlobLost(effect.blob, effect.reason)],
+            CountRefused: self._count,
         }
         self._on_message: dict[type, Callable[[PeerId, Any, float], Effects]] = {
             Fetch: self._transfer_message,
@@ -218,6 +219,10 @@ class Core:
 
     def _transfer_message(self, sender: PeerId, message: Fetch | Chunk | FetchRefused, now: float) -> Effects:
         return list(self.transfers.received(sender, message, now))
+
+    def _count(self, effect: CountRefused, now: float) -> Effects:
+        self.refused[effect.reason] += effect.count
+        return []
 
     def _blame(self, sender_key: bytes, error: RemoteError, now: float) -> Effects:
         """Count what a peer should not have said; too much of it and the session layer drops the peer."""

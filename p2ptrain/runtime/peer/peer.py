@@ -18,7 +18,6 @@ from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import (
     BlobArrived,
     BlobLost,
-    CountRefused,
     Effects,
     EndingOver,
     Handler,
@@ -49,6 +48,7 @@ from p2ptrain.runtime.peer.completion import Completion
 from p2ptrain.runtime.peer.core import Core
 from p2ptrain.runtime.peer.job_search import JobSearch
 from p2ptrain.runtime.peer.status import status_reply
+from p2ptrain.runtime.peer.stopping import GroupStop
 from p2ptrain.runtime.peer.waiting import waiting_words
 from p2ptrain.wire import messages as m
 
@@ -91,6 +91,7 @@ class Peer(Core):
         self.trainer_waits = ""  # in words, while the trainer is silent for suspiciously long; the node keeps it true
         self._left = self._init_ready = False
         self._downloads: Downloads | None = None
+        self._stop = GroupStop(self.group, lambda: self.role, may=config.remote_stop)
         self._job_search = JobSearch(config.allow_user_code, self.refused)
         self._handlers |= self._own_handlers()
         self._on_message |= self._own_messages()
@@ -109,7 +110,6 @@ class Peer(Core):
             VoteFor: lambda e, now: self.group.say(now, vote=e.hash),
             Reconsider: lambda e, now: list(self.agreement.reconsider(now)) if self.agreement else [],
             EndingOver: lambda e, now: self.completion.done(now) if self.completion else [],
-            CountRefused: self._count,
             BlobArrived: self._blob_arrived,
             BlobLost: self._blob_lost,
         }
@@ -119,6 +119,7 @@ class Peer(Core):
             **dict.fromkeys((m.Ping, m.PingRequest, m.Ack), lambda *each: list(self.membership.received(*each))),
             **dict.fromkeys(RECORD_MESSAGES, lambda *each: list(self.records.received(*each))),
             m.StatusRequest: self._status_asked,
+            m.Stop: self._stop.received,
             m.JobRequest: self._job_asked,
             m.JobReply: self._job_came,
             **dict.fromkeys((m.PlanRequest, m.PlanReply, m.PlanVote), self._of_plans),
@@ -293,7 +294,7 @@ class Peer(Core):
         return [*self.role.members_changed(now), *self.completion.members_changed(now), *self._tell_agreement(now)]
 
     def _tell_agreement(self, now: float) -> Effects:
-        if self.agreement is None or self._left:
+        if self.agreement is None or self._left or self._stop.is_over:
             return []
         left = [peer for peer in self.records.all() if self.membership.state(peer) == "left"]
         self.agreement.arrivals.num_coming = self.group.num_coming()
@@ -380,10 +381,6 @@ class Peer(Core):
     def _blob_lost(self, effect: BlobLost, now: float) -> Effects:
         effects: Effects = [Note("blob-lost", (("blob", effect.blob[:12]), ("reason", effect.reason)))]
         return effects + (self.role.blob_lost(effect.blob, now) if self.role else [])
-
-    def _count(self, effect: CountRefused, now: float) -> Effects:
-        self.refused[effect.reason] += effect.count
-        return []
 
     def num_missing(self) -> int:
         return self.group.num_missing(self.job.group.min_peers if self.job else 2)

@@ -44,11 +44,13 @@ SURFACE = {
     "peer": [
         *(*GROUP, "--job", "--data", "--classes", "--shard", "--dirichlet", "--profile", "--name", *NETWORK, "--port"),
         *("--threads", "--device", "--strict", "--allow-model", "--linger", "--out", "--no-model", "--fresh"),
+        "--no-remote-stop",
         *("--tensorboard", "--logger", "--log-file"),
         *("--quiet", "--json", *PAGE),
     ],
     "status": [*GROUP, *NETWORK, "--wait", "--json"],
     "watch": [*GROUP, *NETWORK, "--interval", "--plain", *PAGE],
+    "stop": [*GROUP, *NETWORK, "--wait", "--until", "--yes", "--json"],
     "harvest": [
         *(*GROUP, *NETWORK, "--wait", "-o", "--output", "--force", "--from", "--partial", "--data", "--allow-model"),
         *("--without", "--card"),

@@ -112,6 +112,7 @@ SHOWN_AND_NOT: list[tuple[str, Found, Found]] = [
         dataclasses.replace(WARM, figures={}),
     ),
     ("    battery 40 %", Found(figures={A: {"battery": 0.4}}), Found(figures={B: {"battery": 0.4}})),
+    ("ends after round 5: the group was asked to stop", Found(records=(record(A, ends_after=5),)), Found()),
     ("waits for B", WAITS, dataclasses.replace(WAITS, states={A: "dead"})),
     (
         "sent in its last round, Mbit/s: bbbb",
@@ -241,6 +242,9 @@ def test_the_reassembly_report_says_who_how_fresh_how_much_and_what_is_missing()
     assert "HALF-WAY" in report.render(harvested()) and "HALF-WAY" not in report.render(stopped)
     assert "STOPPED: part 0 (cat, dog) after 4 of 10 rounds" in report.render(stopped)
     assert report.to_plain(stopped)["stopped"] == [0]
+    asked = harvested(stopped_after=4)
+    assert "HALF-WAY: so far 4 of 10 rounds; there the group was stopped (`p2ptrain stop`)" in report.render(asked)
+    assert report.to_plain(asked)["stopped_after"] == 4 and report.to_plain(harvested())["stopped_after"] is None
 
 
 def test_a_screen_that_is_no_terminal_writes_what_changed_only() -> None:

@@ -59,6 +59,8 @@ SAMPLES: list[m.Message] = [
     m.StatusReply(
         RUMOURS, (m.RefusedCount("schema", 4),), (m.SentBytes("chunk", 1 << 40),), (m.Figure("battery", 0.5),)
     ),
+    m.Stop(m.JobId("0123456789abcdef"), 8, "laptop"),
+    m.StopReply("refuses"),
     m.JobRequest(),
     JOB_REPLY,
     m.PlanRequest("cd" * 32),

@@ -88,6 +88,10 @@ class ToyRole:
         counted = {h.part for record in self._group.records() for h in record.holdings if h.round == goal_of(self.plan)}
         return counted.issuperset(part.index for part in self.plan.parts)
 
+    def end_after(self, rounds: int, now: float) -> Effects:
+        """A count that is not over is worth nothing: it goes on to its end."""
+        return list(self._group.say(now, ends_after=rounds))
+
     def may_serve(self, to: PeerId, blob: BlobId) -> bool:
         return True
 

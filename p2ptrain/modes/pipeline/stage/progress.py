@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from p2ptrain.core.effects import Effects
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.stages.rules import has_lost_part
@@ -28,6 +29,8 @@ class Progress:
 
     def __init__(self, group: GroupView, saved: Checkpoints, rounds: int) -> None:
         self.own = 0
+        self.ends_after = 0
+        """The group stops after so many rounds; 0 = after the job's last one."""
         self._group = group
         self._saved = saved
         self._rounds = rounds
@@ -44,6 +47,15 @@ class Progress:
         self._pace.begin(body_of(plan).from_step)
         if body_of(plan).goes_back:
             self.own = body_of(plan).from_step
+
+    def end_after(self, rounds: int, now: float) -> Effects:
+        """The group stops, sooner than the job says."""
+        self.ends_after = min(rounds, self._rounds)
+        return self._group.say(now, ends_after=self.ends_after)
+
+    def is_stopped(self) -> bool:
+        """Whether it has stopped so."""
+        return self.ends_after > 0 and self.is_saved()
 
     def look(self, now: float) -> bool:
         """Whether ``batch_s`` is worth a look, or a faster plan that had to wait."""
@@ -113,11 +125,13 @@ class Progress:
     def is_finished(self) -> bool:
         """Whether the plan's own peers have trained it to the end, and it is saved whole."""
         plan = self._plan
+        if self.ends_after:  # whoever trained it: they may be some batches further already
+            return self.is_saved()
         return plan is not None and self._saved.is_whole(plan, (self.last_step(plan), plan.epoch))
 
     def last_step(self, plan: Plan) -> int:
         """At which the model is trained."""
-        return self._rounds * body_of(plan).steps_per_round
+        return min(self._rounds, self.ends_after or self._rounds) * body_of(plan).steps_per_round
 
     def is_lost(self, record: m.Record) -> bool:
         """Whether a peer that the plan gives a stage to says that it has none."""

@@ -51,9 +51,12 @@ class Recovery:
         batches = max(0, done - body.from_step)
         return [Note("goes-back", (("step", body.from_step), ("batches", batches), ("without", names)))]
 
-    def overtaken(self, plan: Plan, done: int) -> Effects:
-        """The model was trained to its end by others, who were apart. ``done``: batches done here, by this plan."""
+    def over(self, plan: Plan, done: int, last: int, *, is_own: bool) -> Effects:
+        """The model is trained to its end, ``last``: by the plan's own peers, or by others who were apart. ``done``:
+        batches done here, by this plan."""
         self._from_step, self._since, self._first = -1, NEVER, None
+        if is_own:  # some have begun what comes after the end, where the group was asked to stop
+            return [Note("batches-dropped", (("batches", done - last),))] if done > last else []
         first = body_of(plan).from_step + 1
         return [Note("overtaken", (("first", first), ("batches", max(0, done + 1 - first))))]
 

@@ -93,3 +93,23 @@ def test_batches_of_one_are_refused_where_the_model_takes_statistics_from_them()
     with pytest.raises(UserError, match=r"training.batch_size: 1, and the model has batch normalisation"):
         training(batch_size=1, model="dscnn")
     training(num=2, batch_size=1).step()
+
+
+def test_the_round_under_way_is_the_last_one_when_the_group_stops() -> None:
+    one = training()
+    one.step()
+    one.finish_round()
+    assert not one.finished
+    while not one.step():
+        pass
+    assert one.finished and one.round == 1 and not one.ended_early
+    between = training()
+    between.finish_round()
+    assert not between.finished, "there is one round at least"
+    while not between.step():
+        pass
+    later = training()
+    later.restore(*between.snapshot(), own=True)
+    assert not later.finished, "nothing of it is kept"
+    later.finish_round()
+    assert later.finished and later.round == 1
