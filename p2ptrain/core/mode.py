@@ -86,6 +86,15 @@ class Ending(Protocol):
     def next_deadline(self) -> float: ...
 
 
+class ModeRules(Rules[Plan], Protocol):
+    """What agreement asks, and what people do."""
+
+    def predicted(self, plan: Plan) -> Mapping[str, float]:
+        """Of this peer, what the plan was made by: the figures that it measures of itself (``group_map.FIGURES``), with
+        ``planned_`` before their names; none where the mode does not plan them."""
+        ...
+
+
 class Role(Protocol):
     """What this peer does about the plan. One of each job, from the moment that its store is open."""
 
@@ -105,7 +114,7 @@ class Role(Protocol):
         ...
 
     @property
-    def rules(self) -> Rules[Plan]:
+    def rules(self) -> ModeRules:
         """How plans are made and checked."""
         ...
 

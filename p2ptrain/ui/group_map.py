@@ -34,7 +34,12 @@ def flows(job: Job | None, plan: Plan) -> list[dict[str, Any]]:
     return [{"from": each.sender, "to": each.receiver, "what": each.what, "both": each.both} for each in found]
 
 
-FIGURES = ("computes", "trainer_cpu", "node_cpu", "temperature_c", "battery")
+COMPARED = ("batch_s", "computes", "sends_bytes_per_s")
+"""Of a stage: measured, and with ``planned_`` before their names what the plan was made by."""
+FIGURES = (
+    *("computes", "trainer_cpu", "node_cpu", "temperature_c", "battery", "batch_s", "sends_bytes_per_s"),
+    *(f"planned_{name}" for name in COMPARED),
+)
 KINDS = {
     "stage messages": ("stage-data", "stage-ack"),
     "models and copies": ("fetch", "chunk", "fetch-refused", "replica-offer", "replica-ack", "gossip-push"),
@@ -55,8 +60,8 @@ TOUCH = "staying in touch"
 
 
 def figures(told: Mapping[str, float]) -> dict[str, float | None]:
-    """What a device measures of itself; None: it does not tell. Shares are from 0 to 1; ``computes``: of the time, by
-    the trainer of a stage."""
+    """What a device measures of itself, and what was planned of that; None: it does not tell. Shares are from 0 to 1.
+    ``computes``: of the time, by the trainer of a stage; ``batch_s``: from one batch to the next."""
     return {name: told.get(name) for name in FIGURES}
 
 
@@ -64,8 +69,10 @@ def device_words(told: Mapping[str, float]) -> str:
     """``computes 83 % of the time; 61 °C; battery 40 %``."""
     names = ("computes", "trainer_cpu", "temperature_c", "battery")
     computes, cpu, warm, battery = (told.get(name) for name in names)
+    planned = told.get("planned_computes")
+    beside = f" ({100 * planned:.0f} % planned)" if planned is not None else ""
     said = [
-        f"computes {100 * computes:.0f} % of the time" if computes is not None else "",
+        f"computes {100 * computes:.0f} % of the time{beside}" if computes is not None else "",
         f"trainer uses {100 * cpu:.0f} % of its threads" if cpu is not None else "",
         f"{warm:.0f} °C" if warm is not None else "",
         f"battery {100 * battery:.0f} %" if battery is not None else "",

@@ -25,6 +25,8 @@ sys.path.append(str(Path(__file__).parents[1] / "unit" / "web"))  # groups of ea
 pytestmark = pytest.mark.skipif(
     browser.installed() is None, reason=f"no browser here: none of {', '.join(browser.NAMES)} (Debian's is chromium)"
 )
+FIGURES = {"batch_s": 0.5, "planned_batch_s": 0.25, "computes": 0.4, "planned_computes": 0.8}
+"""Of one of them."""
 HOSTILE = "<script>document.title='taken'</script>"
 
 
@@ -63,7 +65,7 @@ class Live:
             device = self.room.on()[0]
             found = api.snapshot_peer(device.core)
         records = [dataclasses.replace(r, name=HOSTILE) if r.peer == device.id else r for r in found.records]
-        return dataclasses.replace(found, records=tuple(records))
+        return dataclasses.replace(found, records=tuple(records), figures={device.id: FIGURES})
 
     async def _serve(self) -> None:
         server = PageServer(self._view, limits=Limits(interval_s=0.1))
@@ -95,6 +97,14 @@ def test_a_group_of_three_is_shown_and_the_death_of_one() -> None:
         assert page.value("document.querySelectorAll('#map .node.gone').length") == 0
         assert page.value("document.querySelectorAll('#coverage tbody tr').length") == 3
         assert "3 peers here" in page.value("document.getElementById('what').textContent")
+
+        rows = "[...document.querySelectorAll('.compared tr')].map(each => each.textContent)"
+        assert page.value(rows) == [
+            "plannedmeasured",
+            "a batch takes250 ms500 ms",
+            "it computes80 %40 %",
+            "waits and sends20 %60 %",
+        ]
 
         name = live.kill()
         lost = f"[...document.querySelectorAll('#events li')].some(each => each.textContent.includes('{name} is lost'))"

@@ -24,6 +24,8 @@ class StageReports:
         self.slowdown = SlowdownReport()
         self._group = group
         self._traffic = traffic
+        self._looked: tuple[str, int, int, float] = ("", 0, 0, 0.0)
+        """At the last look: the plan, its batches done, bytes sent in all, and when."""
 
     def progress(self, event: Progress, last: Sequence[str], now: float) -> Effects:
         """How far it is. ``last``: as in ``loss``."""
@@ -41,7 +43,17 @@ class StageReports:
 
     def used(self, event: StageUsed, now: float) -> Effects:
         """How the stage's time went."""
-        return self._seen("stage", (("step", event.step), ("busy", round(event.busy_share, 3))), event.slowdown, now)
+        fields = (("step", event.step), ("busy", round(event.busy_share, 3)), *self._since_last_look(event.step, now))
+        return self._seen("stage", fields, event.slowdown, now)
+
+    def _since_last_look(self, step: int, now: float) -> tuple[tuple[str, float], ...]:
+        """Seconds a batch, and bytes/s sent; none at the first look under a plan."""
+        before, self._looked = self._looked, (self._traffic.plan, step, self._traffic.pushed_bytes, now)
+        plan, old_step, old_bytes, at = before
+        if plan != self._traffic.plan or step <= old_step or now <= at:
+            return ()
+        sent = (self._traffic.pushed_bytes - old_bytes) / (now - at)
+        return (("batch_s", (now - at) / (step - old_step)), ("sends_bytes_per_s", sent))
 
     def looked(self, event: Looked, now: float) -> Effects:
         """A trainer that stands by has timed some blocks."""

@@ -33,6 +33,8 @@ class StageTraffic:
         self._sent_bytes: Counter[PeerId] = Counter()
         """Since the last look."""
         self._looked_at = 0.0
+        self.pushed_bytes = 0
+        """Of all plans' stage messages, to all."""
         self._pushed_bytes = self._told_bytes = 0
         """Of the plan's stage messages: pushed, and how many of them the trainer knows to have left."""
 
@@ -64,6 +66,7 @@ class StageTraffic:
         for each in messages:
             to, where = PeerId(each.to), (each.step, each.unit, each.row)
             self._sent_bytes[to] += len(each.message)
+            self.pushed_bytes += len(each.message)
             effects += self._streams.push(to, each.work, *where, each.message, now)  # type: ignore[arg-type]
         return effects
 

@@ -10,6 +10,7 @@ from p2ptrain.core.stages.rules import NOT_MEASURED, StageRules, search
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of, read_plan
 from p2ptrain.modes.pipeline.planner import first_plan, follows, next_plan
+from p2ptrain.modes.pipeline.predicted import predicted
 from p2ptrain.modes.pipeline.stage.way_back import Standing
 from p2ptrain.planning.pipeline.coverage import lacking_of
 from p2ptrain.protocol.consensus.epochs import epoch_apart
@@ -85,6 +86,10 @@ class PipelineRules(StageRules):
             )
 
         return search(find)
+
+    def predicted(self, plan: Plan) -> Mapping[str, float]:
+        model = self.model()
+        return predicted(self.job, model, plan, self.own_id) if model is not None else {}
 
     def timed(self, plan: Plan, epoch: int) -> Plan | None:
         """A plan that was to take over at a batch which may be done by now gets a later one; one that goes back to what

@@ -57,6 +57,16 @@ class SplitRules(StageRules):
 
         return search(find)
 
+    def predicted(self, plan: Plan) -> Mapping[str, float]:
+        """Who helps has a share of its time planned; who trains alone computes all of it but the averaging."""
+        split = body_of(plan).split
+        own, helped = split.unit_of(self.own_id), split.units_of(self.own_id)
+        if split.round_s <= 0 or not (helped or (own is not None and own.is_alone)):
+            return {}
+        busy_s = sum(unit.helper_s for unit in helped)
+        busy_s += own.round_s if own is not None and own.is_alone else 0.0
+        return {"planned_computes": min(1.0, busy_s / split.round_s)}
+
     def timed(self, plan: Plan, epoch: int) -> Plan | None:
         """It goes on from the newest state that is saved whole by now."""
         if not plan.parent:

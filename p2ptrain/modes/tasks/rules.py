@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -58,6 +58,10 @@ class TasksRules:
 
     def holds_on(self, current: Plan, records: Sequence[Record], others: Collection[PeerId]) -> bool:
         return False
+
+    def predicted(self, plan: Plan) -> Mapping[str, float]:
+        """It is planned by speeds and shares; how long a batch takes nobody says."""
+        return {}
 
     def participants(self, plan: Plan) -> Collection[PeerId]:
         return plan.trainers()

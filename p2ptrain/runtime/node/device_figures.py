@@ -16,6 +16,8 @@ from p2ptrain.protocol.machine import Note
 SENSORS_S = 10.0
 """Temperatures and batteries change slowly, and some systems take long to tell them."""
 ELSE = ("plan-adopted", "trainer-failed", "trainer-hangs", "goes-back", "done")
+OF_A_STAGE = {"computes": "busy", "batch_s": "batch_s", "sends_bytes_per_s": "sends_bytes_per_s"}
+"""Figures, by what the trainer's notes call them."""
 UNTOLD = (psutil.Error, OSError, ValueError, AttributeError, NotImplementedError, RuntimeError)
 """What psutil raises where a system or its drivers tell nothing of use."""
 
@@ -27,21 +29,23 @@ class DeviceFigures:
         self._threads = max(1, threads)
         self._own = _Share()
         self._trainer = _Share()
-        self._computes: dict[str, float] = {}
+        self._stage: dict[str, float] = {}
         self._sensors: dict[str, float] = {}
         self._sensors_at = -math.inf
 
     def heard(self, note: Note) -> None:
         """What a trainer of a stage tells of its time, until it does something else."""
         if note.kind == "stage":
-            self._computes = {"computes": float(dict(note.fields)["busy"])}
+            told = dict(note.fields)
+            self._stage = {name: float(told[field]) for name, field in OF_A_STAGE.items() if field in told}
         elif note.kind in ELSE:
-            self._computes = {}
+            self._stage = {}
 
     def read(self, trainer_s: float | None, now: float) -> dict[str, float]:
         """``trainer_s``: CPU time of the trainer so far. Since the last look: ``trainer_cpu``: share of its threads'
         time that the trainer used; ``node_cpu``: share of a core that this process used. Now: ``temperature_c`` of the
-        warmest sensor, ``battery``: share that is left; ``computes``: share of its time that a stage computed."""
+        warmest sensor, ``battery``: share that is left. Of a stage: ``computes``: share of its time, ``batch_s``,
+        ``sends_bytes_per_s``."""
         figures = {
             "node_cpu": self._own.since(time.process_time(), now),  # needs no file, of which there may be none left
             "trainer_cpu": self._trainer.since(trainer_s, now),
@@ -50,7 +54,7 @@ class DeviceFigures:
             figures["trainer_cpu"] = min(1.0, figures["trainer_cpu"] / self._threads)
         if now - self._sensors_at >= SENSORS_S:
             self._sensors, self._sensors_at = _sensors(), now
-        return {name: value for name, value in figures.items() if value is not None} | self._computes | self._sensors
+        return {name: value for name, value in figures.items() if value is not None} | self._stage | self._sensors
 
 
 class _Share:

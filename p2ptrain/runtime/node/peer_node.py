@@ -372,11 +372,14 @@ class PeerNode(Node):
             self.feed(lambda now: peer.tell(now, accuracy=made.accuracy, model_samples=made.samples))
 
     async def _report_traffic(self) -> None:
-        peer = self._peer
+        peer, planned = self._peer, ("", dict[str, float]())
         while peer is not None:
             await asyncio.sleep(TRAFFIC_S)
+            if (role := peer.role) is not None and role.plan is not None and role.plan_hash != planned[0]:
+                found = await asyncio.to_thread(role.rules.predicted, role.plan)
+                planned = (role.plan_hash if found else "", dict(found))
             used_s = self.trainer.cpu_s() if self.trainer is not None else None
-            peer.figures = await asyncio.to_thread(self._device.read, used_s, self.now())
+            peer.figures = await asyncio.to_thread(self._device.read, used_s, self.now()) | planned[1]
             peer.refused |= self.transport.refused
             self.feed(lambda now: peer.tell(now, bytes_sent=self.transport.bytes_sent))
 

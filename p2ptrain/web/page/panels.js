@@ -1,7 +1,7 @@
 // What stands beside the pictures: state in words, coverage, peers, traffic, events, and what a harvest would give.
 
 import { make } from "./make.js";
-import { clock, colour, nameOf, percent, scaled, seconds, tone } from "./words.js";
+import { clock, colour, megabits, nameOf, percent, scaled, seconds, tone, took } from "./words.js";
 
 const MOST_TEXT = 160;
 
@@ -81,8 +81,21 @@ export function peerCards(now, group) {
       peer.figures.battery === null ? null : fact("battery", `${Math.round(100 * peer.figures.battery)} %`),
       peer.slowdown > 1.05 || peer.slowdown < 0.95
         ? fact("blocks take", `${peer.slowdown.toFixed(2)} times as long as planned`) : null),
-    busyBars(peer.figures),
+    compared(peer.figures), busyBars(peer.figures),
     peer.notes.map((note) => make("p", { class: "note" }, note.length > MOST_TEXT ? `${note.slice(0, MOST_TEXT)}…` : note))));
+}
+
+// Of a stage, of a helper, or of who trains alone: what the plan was made by, beside what is measured.
+function compared(figures) {
+  const share = (part) => `${Math.round(100 * part)} %`, rest = (part) => share(1 - part);
+  const rows = [["a batch takes", "batch_s", took], ["it computes", "computes", share], ["waits and sends", "computes", rest],
+    ["sends", "sends_bytes_per_s", megabits]];
+  const known = rows.filter(([, name]) => figures[name] !== null && figures[`planned_${name}`] !== null);
+  if (!known.length) return null;
+  return make("table", { class: "compared" }, make("thead", {}, make("tr", {}, make("td", {}),
+    make("th", { scope: "col" }, "planned"), make("th", { scope: "col" }, "measured"))), make("tbody", {},
+    known.map(([title, name, words]) => make("tr", {}, make("th", { scope: "row" }, title),
+      make("td", {}, words(figures[`planned_${name}`])), make("td", {}, words(figures[name]))))));
 }
 
 // Of the time, or of its threads.
@@ -90,7 +103,8 @@ function busyBars(figures) {
   const bar = (name, share, rest) => (share === null ? null : make("div", { class: "busy" },
     make("span", {}, `${name} ${Math.round(100 * share)} %`), make("span", { class: "quiet" }, `${rest} ${Math.round(100 - 100 * share)} %`),
     make("meter", { max: 1, value: share, "aria-hidden": "true" })));
-  return [bar("computes", figures.computes, "waits and sends"), bar("trainer's CPU", figures.trainer_cpu, "idle")];
+  const told = figures.planned_computes === null ? figures.computes : null;
+  return [bar("computes", told, "waits and sends"), bar("trainer's CPU", figures.trainer_cpu, "idle")];
 }
 
 function fact(name, value) {

@@ -24,6 +24,10 @@ export function milliseconds(seconds) {
   return `${Number((seconds * 1e3).toPrecision(2))} ms`;
 }
 
+export function took(seconds) {
+  return seconds < 1 ? milliseconds(seconds) : `${Number(seconds.toPrecision(3))} s`;
+}
+
 export function percent(share) {
   return Number.isFinite(share) && share !== null ? `${(100 * share).toFixed(1)} %` : "–";
 }
