@@ -2,6 +2,7 @@
 
     time           s since 1970, when it was heard here
     kind           "metrics"; or "job", a line with what is trained; "model", the assembled model as it was looked at
+    init           of a job: sha256 of the weights that it begins with, if it begins with some
     job, peer      ids; ``name``: of the peer; ``own``: whether it is the one that writes
     phase          what the peer does: waiting, training, trained, fitting, done, failed
     epoch, part    of the plan; of class sub-models the sub-model, of stages the first block, of units the unit
@@ -60,7 +61,7 @@ def measures(record: Record, *, own: bool) -> dict[str, Value]:
 
 def job_measures(job: Job) -> dict[str, Value]:
     """What is trained: so that figures can be read without the job."""
-    return {
+    values: dict[str, Value] = {
         "job": job.id,
         "name": job.name,
         "mode": job.mode,
@@ -68,6 +69,7 @@ def job_measures(job: Job) -> dict[str, Value]:
         "rounds": job.training.rounds,
         "classes": len(job.data.classes),
     }
+    return values | ({"init": job.model.init} if job.model.init else {})
 
 
 def numbers(values: Mapping[str, Value]) -> dict[str, float]:

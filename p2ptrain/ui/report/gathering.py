@@ -23,6 +23,8 @@ from p2ptrain.words import clean, listed
 MAX_LINES = 200_000
 MAX_EVENTS = 1000
 MAX_PEERS = 64
+ANEW = ("job", "job-kept", "job-left")
+"""What a journal says when another training begins, or the same one again."""
 AROUND_S = 60.0
 """What happened so long before the first figure, and after the last one, belongs to the job too."""
 
@@ -43,14 +45,20 @@ class PeerFigures:
     peer: str
     name: str
     lines: tuple[Line, ...]
+    until: float = 0.0
+    """When it was last heard of, where its own journal tells more than its figures."""
 
-    def series(self, field: str, over: str = "time") -> list[tuple[float, float]]:
-        """Where both are known."""
-        found = (
-            (line.time if over == "time" else number(line.fields.get(over)), number(line.fields.get(field)))
-            for line in self.lines
-        )
-        return [(x, y) for x, y in found if x is not None and y is not None]
+    @property
+    def end(self) -> float:
+        return max(self.lines[-1].time, self.until)
+
+    def series(self, field: str, over: str = "time", *, trained: bool = False) -> list[tuple[float, float]]:
+        """Where both are known; ``trained``: not what is only said again when the training has ended."""
+        told = [line for line in self.lines if number(line.fields.get(field)) is not None]
+        while trained and len(told) > 1 and _same(told[-1], told[-2], field):
+            told.pop()
+        found = ((line.time if over == "time" else number(line.fields.get(over)), line) for line in told)
+        return [(x, number(line.fields[field]) or 0.0) for x, line in found if x is not None]
 
     def last(self, field: str) -> Value:
         """As it was told last; None = never."""
@@ -66,7 +74,7 @@ class PeerFigures:
                 found[-1] = (begin, line.time, before)
             if not found or found[-1][2] != phase:
                 found.append((line.time, line.time, phase))
-        return found
+        return [*found[:-1], (found[-1][0], self.end, found[-1][2])] if found else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +95,7 @@ class Gathered:
 
     @property
     def end(self) -> float:
-        return max((each.lines[-1].time for each in self.peers), default=0.0)
+        return max((each.end for each in self.peers), default=0.0)
 
     @property
     def lines(self) -> list[Line]:
@@ -145,6 +153,7 @@ def _read(folder: Path) -> list[Line]:
 
 
 def _peers(of_job: Mapping[Path, Sequence[Line]]) -> list[PeerFigures]:
+    until = _heard_until(of_job)
     best: dict[str, tuple[int, int, list[Line]]] = {}
     for lines in of_job.values():
         counted = Counter((str(line.fields.get("peer")), bool(line.fields.get("own"))) for line in _figures(lines))
@@ -158,7 +167,25 @@ def _peers(of_job: Mapping[Path, Sequence[Line]]) -> list[PeerFigures]:
         name = clean(str(lines[-1].fields.get("name") or peer), 40)
         taken[name] += 1
         shown = name if taken[name] == 1 else f"{name} {peer[:6]}"
-        found.append(PeerFigures(peer, shown, tuple(sorted(lines, key=_time))))
+        found.append(PeerFigures(peer, shown, tuple(sorted(lines, key=_time)), until.get(peer, 0.0)))
+    return found
+
+
+def _same(one: Line, other: Line, field: str) -> bool:
+    return all(one.fields.get(name) == other.fields.get(name) for name in ("step", field))
+
+
+def _heard_until(of_job: Mapping[Path, Sequence[Line]]) -> dict[str, float]:
+    """By peer, when its own journal tells of it last in this training, where it had not ended that by its figures."""
+    found = {}
+    for folder, lines in of_job.items():
+        own = next((line for line in reversed(lines) if line.fields.get("own")), None)
+        if own is None or own.fields.get("phase") in ("done", "failed"):
+            continue
+        for line in journal.read(folder.expanduser() / "journal.jsonl"):
+            if line.time > own.time and line.kind in ANEW:
+                break
+            found[str(own.fields.get("peer"))] = line.time
     return found
 
 

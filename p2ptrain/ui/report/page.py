@@ -83,6 +83,7 @@ def _what(found: Gathered) -> str:
         f"model {job['model']}" if job.get("model") else "",
         f"{job['classes']} classes" if job.get("classes") else "",
         f"{job['rounds']} rounds" if job.get("rounds") else "",
+        "begun with a trained model" if job.get("init") else "",
     ]
     when = f"{local_time(found.begin)}, {duration(max(1, round(found.end - found.begin)))}"
     return ", ".join([*(each for each in known if each), f"{counted(len(found.peers), 'peer')}; {when}"])
@@ -153,7 +154,9 @@ def _phases(found: Gathered) -> list[str]:
 
 def _chart(found: Gathered, title: str, field: str, over: str, names: Sequence[str]) -> str:
     start = found.begin if over == "time" else 0.0
-    series = {i: [(x - start, y) for x, y in each.series(field, over)] for i, each in enumerate(found.peers)}
+    trained = field != "bytes_sent"
+    of_each = [each.series(field, over, trained=trained) for each in found.peers]
+    series = {i: [(x - start, y) for x, y in points] for i, points in enumerate(of_each)}
     marks = [
         (line.time - start, accuracy)
         for line in (found.looks if field == "accuracy" else ())
@@ -163,8 +166,8 @@ def _chart(found: Gathered, title: str, field: str, over: str, names: Sequence[s
         f"{title} of each peer",
         series,
         names,
-        x_words=_time_words if over == "time" else lambda x: scaled(x, ""),
-        y_words={"accuracy": percent, "bytes_sent": lambda y: scaled(y, "B")}.get(
+        x_words=_time_words if over == "time" else lambda x: _amount(x, ""),
+        y_words={"accuracy": percent, "bytes_sent": lambda y: _amount(y, "B")}.get(
             field, lambda y: f"{y:,.0f}" if y >= 100 else f"{y:.3g}"
         ),
         x_title="since the beginning" if over == "time" else "samples trained on",
@@ -204,6 +207,10 @@ def to_csv(found: Gathered) -> str:
 def _safe_cell(value: Value) -> Value:
     """A name that a spreadsheet would take for a formula is marked as text."""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def _amount(value: float, unit: str) -> str:
+    return scaled(value, unit) if value > 0 else "0"
 
 
 def _time_words(seconds: float) -> str:

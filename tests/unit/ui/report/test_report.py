@@ -169,3 +169,29 @@ def test_long_lines_keep_their_ends() -> None:
     kept = charts.thinned(points)
     assert len(kept) == charts.MAX_POINTS and (kept[0], kept[-1]) == (points[0], points[-1])
     assert charts.thinned(points[:7]) == points[:7]
+
+
+def test_a_curve_ends_with_the_training_and_a_bar_when_the_device_was_last_heard_of(tmp_path: Path) -> None:
+    folder = device(tmp_path / "a", "ann")
+    metrics, journal = Journal(folder / FILE), Journal(folder / "journal.jsonl")
+    last = {"job": "aa11", "peer": "id-ann", "name": "ann", "own": True, "round": 3, "step": 30, "samples": 300}
+    for at in (31, 40, 500):
+        metrics.write(BEGIN + at, "metrics", **last, phase="fitting", loss=1 / 3, accuracy=0.2 * 3, bytes_sent=at)
+    journal.write(BEGIN + 560, "left", peer="x", name="friend")
+    journal.write(BEGIN + 600, "job", job="bb22", name="next", mode="tasks")
+    journal.write(BEGIN + 900, "left", peer="x", name="friend")
+    metrics.close()
+    journal.close()
+    (ann,) = gather([folder]).peers
+    assert [x - BEGIN for x, _ in ann.series("loss", trained=True)] == [10, 20, 30]
+    assert [x - BEGIN for x, _ in ann.series("bytes_sent")] == [31, 40, 500]
+    assert ann.phases()[-1] == (BEGIN + 31, BEGIN + 560, "fitting") and gather([folder]).end == BEGIN + 560
+
+
+def test_a_job_that_began_with_a_model_says_so(tmp_path: Path) -> None:
+    folder = device(tmp_path / "a", "ann", rounds=1)
+    assert "begun with" not in page(gather([folder]))
+    metrics = Journal(folder / FILE)
+    metrics.write(BEGIN, "job", job="aa11", name="shapes", mode="tasks", init="0" * 64)
+    metrics.close()
+    assert "begun with a trained model" in page(gather([folder]))
