@@ -164,6 +164,10 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "update-refused": lambda f: (
         f"the copies after round {_text(f, 'round')} can't be averaged: {_text(f, 'peer')}: {_text(f, 'detail')}"
     ),
+    "drawn-in": lambda f: (
+        f"the copy of {_who(f)} after round {_text(f, 'round')} is far from all others: "
+        f"{100 * _number(f, 'counted'):.0f} % of its way from them counted"
+    ),
     "kept-once": lambda f: (
         f"nobody but one peer has all of round {_text(f, 'round')}: should it be lost, the round is lost with it; are "
         "the other devices' disks full?"

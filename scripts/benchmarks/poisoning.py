@@ -142,10 +142,9 @@ class Group:
 
     def __init__(self, job: Job, train: Sequence[Dataset], val: Sequence[Dataset], attack: str) -> None:
         self.job, self.names, self.train, self.val = job, NAMES[: len(train)], train, val
-        self.attack, self.bad = attack, self.names[-1] if attack else ""
+        self.attack, self.bad = Attack(attack, job.seed), self.names[-1] if attack else ""
         self.plan: Plan = first_plan(job, snapshots(job, train), self.names[0])
         self.parts = Parts(job, self.plan)
-        self.noise = torch.Generator().manual_seed(job.seed)
         self.rng = random.Random(job.seed)
         trainers = self.plan.trainers()
         self.trainings = {
@@ -175,8 +174,8 @@ class Group:
         tensors, metadata = training.snapshot()
         samples = training.trainer.num_samples
         if name == self.bad:
-            tensors = self._lies(tensors)
-            samples = 2**40 if self.attack == "false mass" else samples
+            tensors = self.attack.lies(tensors)
+            samples = 2**40 if self.attack.name == "false mass" else samples
         data = save({n: t.contiguous() for n, t in tensors.items()}, metadata)
         blob = BlobId(f"{self.names.index(name):064x}")
         ref = SnapshotRef(
@@ -202,8 +201,8 @@ class Group:
     def _push(self, sender: PeerId, to: PeerId, shards: tuple[str, ...], *, reply: bool) -> None:
         masses, payload = self.trainings[sender].make_payload(shards, to)
         if sender == self.bad:
-            payload = self._lies(payload)
-            if self.attack == "false mass":
+            payload = self.attack.lies(payload)
+            if self.attack.name == "false mass":
                 others = sum(t.trainer.num_samples for n, t in self.trainings.items() if n != sender)
                 most = believable_mass(2.0**40, others, is_guarded=self.job.group.robust != "none")
                 masses = dict.fromkeys(masses, most)
@@ -232,28 +231,34 @@ class Group:
             sums = [fit.contribute(step, state) for fit in fits]
             if self.bad and fits[0].kind(step) != "validation":
                 samples, own = sums[-1]
-                sums[-1] = (samples * (LIE if self.attack == "false mass" else 1), self._lies(own))
+                sums[-1] = (samples * (LIE if self.attack.name == "false mass" else 1), self.attack.lies(own))
             state = fits[0].combine_sound(step, state, sums, self.names)
         refs = tuple(snapshot.holding for snapshots_ in parts.values() for snapshot in snapshots_)
         data = pack_head(save({n: t.contiguous() for n, t in state.items()}), refs)
         return Snapshot(head_holding(self.names[0], BlobId("f" * 64), len(data), refs, steps, 1), data)
 
-    # --- the attack ---
 
-    def _lies(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+class Attack:
+    """What a bad member makes of the tensors that it sends."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self.name = name
+        self._noise = torch.Generator().manual_seed(seed)
+
+    def lies(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: self._lie(name, t) for name, t in tensors.items()}
 
     def _lie(self, name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point() or name.endswith("running_var"):
             return tensor
-        if self.attack == "x100":
+        if self.name == "x100":
             return tensor * 100
-        if self.attack == "sign flip":
+        if self.name == "sign flip":
             return tensor if name == "counts" else -tensor
         if name == "counts":
-            return tensor * LIE if self.attack == "false mass" else tensor
+            return tensor * LIE if self.name == "false mass" else tensor
         size = torch.linalg.vector_norm(tensor) / max(1, tensor.numel()) ** 0.5
-        return (torch.randn(tensor.shape, generator=self.noise) * size).to(tensor.dtype)
+        return (torch.randn(tensor.shape, generator=self._noise) * size).to(tensor.dtype)
 
 
 def _model_tensors(data: bytes) -> dict[str, Tensor]:

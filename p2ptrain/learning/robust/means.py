@@ -23,6 +23,8 @@ from p2ptrain.learning.averaging import State, check_fits, weighted_mean
 
 FEWEST = 3
 """Contributions of which one can be told to be wrong."""
+FEW = 16
+"""Contributions that are put in order without a sort."""
 REACH = 3.0
 """Times the typical distance from the median: honest contributions are hardly ever further away."""
 
@@ -44,17 +46,28 @@ def trimmed_mean(values: Tensor, weights: Tensor) -> Tensor:
 def median(values: Tensor) -> Tensor:
     """[...] of contributions [n, ...]; of an even number the mean of the middle two."""
     num = values.shape[0]
-    ordered = values.sort(0).values
+    ordered = _in_order(values)
     low, high = ordered[(num - 1) // 2], ordered[num // 2]
     return low + (high - low) / 2
 
 
+def _in_order(values: Tensor) -> list[Tensor]:
+    """Coordinate by coordinate, the lowest first. Of few it swaps neighbours, which takes a tenth of a sort's time."""
+    if values.shape[0] > FEW:
+        return list(values.sort(0).values)
+    rows = list(values)
+    for turn in range(len(rows)):
+        for at in range(turn % 2, len(rows) - 1, 2):
+            rows[at], rows[at + 1] = torch.minimum(rows[at], rows[at + 1]), torch.maximum(rows[at], rows[at + 1])
+    return rows
+
+
 @torch.no_grad()
-def clipped_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """[...] of contributions [n, ...] with weights [n]."""
+def clipped_mean(values: Tensor, weights: Tensor, factors: Tensor | None = None) -> Tensor:
+    """[...] of contributions [n, ...] with weights [n]; ``factors`` [n]: other ones than ``clip_factors``."""
     shares = _positive(weights)
     shares = (shares / shares.sum()).view(-1, *[1] * (values.dim() - 1))
-    factors = clip_factors(values)
+    factors = clip_factors(values) if factors is None else factors
     if bool((factors == 1).all()):
         base = values[0]
         return base + ((values - base) * shares).sum(0)

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from p2ptrain.config import TrainingConfig
+from p2ptrain.config import Robust, TrainingConfig
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import Dataset
@@ -103,9 +103,11 @@ class Units:
         peer_name: str,
         after_s: Mapping[str, float] | None = None,
         averages_optimizer: bool = False,
+        robust: Robust = "none",
         **options: Any,
     ) -> None:
         self._own = own
+        self._robust: Robust = robust
         self._chain = chain
         self._rounds = training.rounds
         self._after_s = after_s or {}
@@ -229,12 +231,16 @@ class Units:
         """
         if not self.done:
             raise LocalError("the round is not over")
-        copies = [
+        options: dict[str, Any] = {"with_optimizer": self._averages_optimizer, "robust": self._robust}
+        return make_update(self._chain, self.round, self.copies(), **options)
+
+    def copies(self) -> list[Copy]:
+        """What the units held here came to, until the next round begins; their tensors are the units' own."""
+        return [
             Copy(part.start, part.stop, self._trained(owner), part.snapshot(copy=False)[0])
             for owner, training in sorted(self._training.items())
             for part in (training.parts if isinstance(training, Ends) else (training,))
         ]
-        return make_update(self._chain, self.round, copies, with_optimizer=self._averages_optimizer)
 
     def accuracy(self, samples: Dataset | None) -> float:
         """Of the own copy of the model, if all of it is here, on these samples; -1 = not known."""

@@ -1,8 +1,12 @@
 """A peer's update of a round, and the average of all updates, block by block, over unequal runs of blocks.
 
 An *update* is the mean of the copies that one peer holds, of each block by samples, with the samples of each block. The
-*average* adds updates up by these, and comes out as pieces: the next round's start, cut wherever a peer of the plan
-begins or ends, so that each gets what it needs and no more.
+*average* is the mean of updates by these, and comes out as pieces: the next round's start, cut wherever a peer of the
+plan begins or ends, so that each gets what it needs and no more.
+
+Both means are those of ``robust.copies``. Of a block that three and more peers have a copy of, one of them moves the
+average no further than the others allow; so does one of three and more owners the tails that one helper has. Of what
+only a helper has, it says what it likes.
 
 Invariant: every block's average is over the same samples, those of all units, each once; else there is none. An update
 that does not fit is refused before any number of it counts, and whose it was can be told.
@@ -19,10 +23,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from p2ptrain.config import Robust
 from p2ptrain.errors import RemoteError
 from p2ptrain.learning.averaging import MAX_STATISTICS_RATIO, root_mean_square
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.pipeline.snapshots import Progress, piece_metadata
+from p2ptrain.learning.robust.copies import mean_of_copies
 from p2ptrain.learning.snapshots import read_count, split_state
 
 FORMAT = "p2ptrain-update-1"
@@ -44,12 +50,18 @@ class Copy:
 
 @torch.no_grad()
 def make_update(
-    chain: Chain, round: int, copies: Sequence[Copy], *, with_optimizer: bool = False, are_equal: bool = False
+    chain: Chain,
+    round: int,
+    copies: Sequence[Copy],
+    *,
+    with_optimizer: bool = False,
+    are_equal: bool = False,
+    robust: Robust = "none",
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The mean of copies, by samples, of all blocks that one of them has.
 
     ``with_optimizer``: the optimizer's tensors too, where all copies of a block have them. ``are_equal``: any copy of a
-    block is the mean of them.
+    block is the mean of them. ``robust``: which mean, of three and more.
     """
     first, stop = min(copy.first for copy in copies), max(copy.stop for copy in copies)
     weights: list[int | None] = []
@@ -62,7 +74,7 @@ def make_update(
         useful = here[:1] if are_equal else [copy for copy in here if copy.samples] or here
         names = [f"model.{name}" for name in chain.tensor_names(block, block + 1)]
         for name in names + (_optimizer_tensors(chain, block, useful) if with_optimizer else []):
-            tensors[name] = _mean([(copy.samples, copy.tensors[name]) for copy in useful])
+            tensors[name], _ = mean_of_copies([(copy.samples, copy.tensors[name]) for copy in useful], robust)
     metadata = {
         "format": FORMAT,
         "round": str(round),
@@ -84,24 +96,13 @@ def _owner(name: str) -> str:
     return name.split(".", 2)[2]
 
 
-def _mean(copies: Sequence[tuple[int, Tensor]]) -> Tensor:
-    first = copies[0][1]
-    if len(copies) == 1:
-        return first
-    if not first.is_floating_point():
-        return torch.stack([tensor for _, tensor in copies]).amax(0)
-    total = sum(samples for samples, _ in copies)
-    mean = torch.zeros_like(first, dtype=torch.float32)
-    for samples, tensor in copies:
-        mean.add_(tensor, alpha=samples / total if total else 1 / len(copies))
-    return mean.to(first.dtype)
-
-
 class RoundAverage:
     """Of one round: ``add`` every peer's update, in the order of their ids: the same order gives the same bits.
 
     ``planned``: by peer, of its blocks the most samples that it can have trained them on; ``sizes``: the root mean
-    square of each tensor of the model before the round, as far as that is known.
+    square of each tensor of the model before the round, as far as that is known; ``robust``: which mean.
+
+    Updates are kept as they came until ``pieces``, so give them where they lie in a mapped file.
     """
 
     def __init__(
@@ -110,21 +111,30 @@ class RoundAverage:
         round: int,
         planned: Mapping[str, Mapping[int, int]] | None = None,
         sizes: Mapping[str, float] | None = None,
+        robust: Robust = "none",
     ) -> None:
         self._planned = planned
         self._sizes = sizes or {}
+        self._robust: Robust = robust
         self._given: dict[str, dict[int, int]] = {}
         """By peer, the samples of its blocks."""
         self._chain = chain
         self._round = round
         self._like = chain.model.state_dict()
         self._weights = [0] * len(chain.blocks)
-        self._sums: dict[str, Tensor] = {}
-        self._optimizer_weights: dict[str, int] = {}
+        self._copies: dict[str, list[tuple[str, int, Tensor]]] = {}
+        """By tensor: whose, of how many samples, and it."""
+        self._counted: dict[str, list[tuple[float, int]]] = {}
+        """By peer, of each tensor: how much of it counted, and how many numbers it has."""
 
     @torch.no_grad()
-    def add(self, peer: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Take a peer's update in. Raises ``RemoteError`` for one that does not fit, and then changes nothing."""
+    def add(
+        self, peer: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], apart: Sequence[Copy] = ()
+    ) -> None:
+        """Take a peer's update in. Raises ``RemoteError`` for one that does not fit, and then changes nothing.
+
+        ``apart``: the copies that the update is the mean of, where they are at hand: each counts by itself.
+        """
         if peer in self._given:
             raise RemoteError("update", f"a second one of {peer}")
         given = self._read(metadata)
@@ -135,21 +145,14 @@ class RoundAverage:
         for block, weight in given.items():
             self._weights[block] += weight
             for name in self._chain.tensor_names(block, block + 1):
-                self._add(f"model.{name}", model[name], weight)
-                for key in [k for k in states if k.partition(".")[2] == name]:
-                    full = f"optim.{key}"
-                    self._add(full, states[key], weight)
-                    self._optimizer_weights[full] = self._optimizer_weights.get(full, 0) + weight
-
-    def _add(self, name: str, tensor: Tensor, weight: int) -> None:
-        if weight == 0:
-            return
-        if not tensor.is_floating_point():
-            self._sums[name] = torch.maximum(self._sums[name], tensor) if name in self._sums else tensor.clone()
-        elif name in self._sums:
-            self._sums[name].add_(tensor, alpha=weight)
-        else:
-            self._sums[name] = tensor.to(torch.float32) * weight
+                names = [f"model.{name}", *(f"optim.{key}" for key in states if key.partition(".")[2] == name)]
+                held = [copy for copy in apart if copy.first <= block < copy.stop and copy.samples]
+                for full in names:
+                    found = self._copies.setdefault(full, [])
+                    if held and all(full in copy.tensors for copy in held):
+                        found += [(peer, copy.samples, copy.tensors[full]) for copy in held]
+                    elif weight:
+                        found.append((peer, weight, tensors[full]))
 
     def _read(self, metadata: Mapping[str, str]) -> dict[int, int]:
         """The samples of each block that it has."""
@@ -231,15 +234,28 @@ class RoundAverage:
             wanted = [f"model.{name}" for name in names]
             # The optimizer's tensors only where every unit's are in them.
             wanted += sorted(
-                name for name, weight in self._optimizer_weights.items() if weight == total and _owner(name) in owned
+                name
+                for name, copies in self._copies.items()
+                if name.startswith("optim.") and _owner(name) in owned and sum(num for _, num, _ in copies) == total
             )
-            tensors = {}
-            for name in wanted:
-                value = self._sums[name]
-                like = self._like[name.removeprefix("model.")] if name.startswith("model.") else value
-                tensors[name] = (value / total).to(like.dtype) if value.is_floating_point() else value
+            tensors = {name: self._mean(name) for name in wanted}
             made.append((tensors, piece_metadata(first, stop, progress, optimizer)))
         return made
+
+    def _mean(self, name: str) -> Tensor:
+        copies = self._copies[name]
+        mean, factors = mean_of_copies([(samples, tensor) for _, samples, tensor in copies], self._robust)
+        for (peer, _, tensor), factor in zip(copies, factors, strict=True):
+            self._counted.setdefault(peer, []).append((factor, tensor.numel()))
+        return mean
+
+    def counted(self) -> dict[str, float]:
+        """After ``pieces``, of whom not all counted: how much of what it gave did, for each number of it."""
+        found = {}
+        for peer, counted in self._counted.items():
+            if any(factor < 1 for factor, _ in counted):
+                found[peer] = sum(factor * num for factor, num in counted) / sum(num for _, num in counted)
+        return found
 
 
 def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, float]:

@@ -1,12 +1,12 @@
 """The averager's side of a round's end in its trainer: the peers' updates in, the pieces of the next state out.
 
-Invariant: of all updates one is in memory at a time beside their sum; one that does not fit ends the average, and whose
-it was is said.
+Invariant: updates stay in the files that they came in until all are here; one that does not fit ends the average, and
+whose it was is said. So is who is so far from the others that it counted less (``group.robust``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from p2ptrain.learning.initial import fit, start_from
 from p2ptrain.learning.pipeline.snapshots import Snapshot
 from p2ptrain.learning.snapshots import read_snapshot, write
 from p2ptrain.learning.split.units import planned_samples
-from p2ptrain.learning.split.update import RoundAverage, sizes_of
-from p2ptrain.modes.split.commands import BeginAverage, GiveUpdate, PieceMade, UpdateRefused
+from p2ptrain.learning.split.update import Copy, RoundAverage, sizes_of
+from p2ptrain.modes.split.commands import BeginAverage, GiveUpdate, PieceMade, UpdateDrawnIn, UpdateRefused
 from p2ptrain.modes.split.plan import body_of, bounds_of, samples_of
 
 
@@ -59,7 +59,7 @@ class Averages:
         if not self._knows_all:
             self._sizes, self._knows_all = self._initial_sizes() | self._sizes, True
         planned = planned_samples(body_of(plan).split, samples_of(plan), self._job.training.epochs_per_round)
-        self._average = RoundAverage(self._chain, command.round - 1, planned, self._sizes)
+        self._average = RoundAverage(self._chain, command.round - 1, planned, self._sizes, self._job.group.robust)
         self._begun, self._plan, self._num_updates = command, plan, 0
 
     def _initial_sizes(self) -> dict[str, float]:
@@ -68,13 +68,14 @@ class Averages:
             start_from(state, fit(self._init, state))
         return sizes_of({f"model.{name}": tensor for name, tensor in state.items()})
 
-    def give(self, command: GiveUpdate, samples_before: int) -> None:
-        """One after the other. ``samples_before``: that the group trained the model on in the rounds before."""
+    def give(self, command: GiveUpdate, samples_before: int, apart: Sequence[Copy]) -> None:
+        """One after the other. ``samples_before``: that the group trained the model on in the rounds before; ``apart``:
+        of the own update, the copies that it is the mean of."""
         average, begun = self._average, self._begun
         if average is None or begun is None:
             return
         try:
-            average.add(command.peer, *read_snapshot(command.update))
+            average.add(command.peer, *read_snapshot(command.update), apart)
             self._num_updates += 1
             if self._num_updates == begun.updates:
                 self._say_pieces(average, begun, samples_before)
@@ -94,6 +95,8 @@ class Averages:
             optimizer=self._job.training.optimizer,
         )
         self.drop()
+        for peer, counted in sorted(average.counted().items()):
+            self._say(UpdateDrawnIn(begun.epoch, begun.round, peer, counted))
         for tensors, metadata in pieces:
             self._sizes |= sizes_of(tensors)
             first, stop = int(metadata["first"]), int(metadata["stop"])

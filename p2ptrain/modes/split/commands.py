@@ -101,6 +101,17 @@ class UpdateRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateDrawnIn:
+    """``peer``'s update is so far from the others' that only a part of its way from them, ``counted``, is in the
+    average of this round."""
+
+    epoch: int
+    round: int
+    peer: str
+    counted: float
+
+
+@dataclass(frozen=True, slots=True)
 class UnitRefused:
     """The tail of ``owner``'s unit can't be trained on: what comes of its front leads nowhere. Round as in
     ``BeginRound``."""
@@ -127,6 +138,7 @@ COMMANDS = (
     GiveUpdate,
     UpdateMade,
     PieceMade,
+    UpdateDrawnIn,
     UpdateRefused,
     UnitRefused,
     UnitsHalted,

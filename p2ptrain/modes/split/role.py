@@ -40,6 +40,7 @@ from p2ptrain.modes.split.commands import (
     StopUnits,
     UnitRefused,
     UnitsHalted,
+    UpdateDrawnIn,
     UpdateMade,
     UpdateRefused,
 )
@@ -108,6 +109,7 @@ class SplitRole:
             c.Progress: self._progressed,
             c.Following: self._following,
             UnitsHalted: self._halted,
+            UpdateDrawnIn: self._end.drawn_in,
             UpdateRefused: self._update_refused,
             UnitRefused: self._unit_refused,
             c.SnapshotRefused: self._refused,
@@ -170,12 +172,10 @@ class SplitRole:
         return [*effects, ToTrainer(StopUnits(plan.epoch))]
 
     def members_changed(self, now: float) -> Effects:
-        effects = self.replicas.members_changed(now)
-        effects += self._end.averaging.look(now)
+        effects = [*self.replicas.members_changed(now), *self._end.averaging.look(now)]
         if self.progress.look(now) | self._blames.look():
             effects.append(Reconsider())
-        effects += self._next_round(now)
-        effects += self._gather(now)
+        effects += [*self._next_round(now), *self._gather(now)]
         return effects + self._links.members_changed(now)
 
     def peer_admitted(self, peer: PeerId, now: float) -> Effects:
@@ -311,8 +311,7 @@ class SplitRole:
         """The trainer holds no units any more, and the others can't go on without it: say so."""
         self._trained, self._state, self.part = None, at.Lost(), m.NO_PART
         self._missing.stop()
-        effects = [*self._end.stop(now)]
-        return [*effects, *self._group.say(now, part=m.NO_PART)]
+        return [*self._end.stop(now), *self._group.say(now, part=m.NO_PART)]
 
     def _update_made(self, event: UpdateMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         plan, group = self.plan, self._group

@@ -144,7 +144,8 @@ class UnitsWorker:
         if body.split.tails == "shared":
             make = partial(SharedUnits, collector=body.averager)
         else:
-            make = partial(Units, averages_optimizer=split_of(job).optimizer == "average")
+            averages = split_of(job).optimizer == "average"
+            make = partial(Units, averages_optimizer=averages, robust=job.group.robust)
         self._units = make(
             command.own,
             body.split,
@@ -299,7 +300,9 @@ class UnitsWorker:
             self._averages.begin(command, self._plan)
 
     def give_update(self, command: GiveUpdate) -> None:
-        self._averages.give(command, self._units.samples_before if self._units is not None else 0)
+        units, is_own = self._units, command.peer == self._own
+        apart = units.copies() if is_own and isinstance(units, Units) and units.done else ()
+        self._averages.give(command, units.samples_before if units is not None else 0, apart)
 
 
 def _mean(losses: Mapping[str, float]) -> float:

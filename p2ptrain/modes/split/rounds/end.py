@@ -13,11 +13,11 @@ from p2ptrain.core.effects import Effects, ReleaseBlob
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.modes.split.commands import PieceMade, UpdateMade
+from p2ptrain.modes.split.commands import PieceMade, UpdateDrawnIn, UpdateMade
 from p2ptrain.modes.split.plan import body_of
 from p2ptrain.modes.split.rounds.averaging import Averaging
 from p2ptrain.modes.split.rounds.saved import SavedStates
-from p2ptrain.protocol.machine import Send
+from p2ptrain.protocol.machine import Note, Send
 from p2ptrain.wire.messages import Records, SnapshotRef
 
 
@@ -63,6 +63,12 @@ class RoundEnd:
         if event.epoch != plan.epoch or not self._averages(plan):
             return [ReleaseBlob(blob)]
         return self._saved.keep(self._ref(event, blob, num_bytes, "part"))
+
+    def drawn_in(self, event: UpdateDrawnIn, now: float) -> Effects:
+        """A peer's update counted in part."""
+        name, counted = self._group.name_of(PeerId(event.peer)), round(event.counted, 4)
+        fields = (("peer", event.peer), ("name", name), ("round", event.round), ("counted", counted))
+        return [Note("drawn-in", fields)]
 
     def piece_kept(self, plan: Plan, piece: SnapshotRef) -> Effects:
         """It is safe here. All wait until the averager has made all of its state, and another peer has it, too."""

@@ -4,7 +4,7 @@ update through bytes, in random order."""
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from pipeline_group import NUM_CLASSES, SEED, builder, samples, shape_of
 from safetensors.torch import load, save
 from torch import Tensor
 
-from p2ptrain.config import TrainingConfig
+from p2ptrain.config import Robust, TrainingConfig
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.pipeline.rows import StageMessage
@@ -33,7 +33,8 @@ def meta_chain(name: str) -> Chain:
 
 
 class SplitGroup:
-    """``cuts``: by owner, its helper ("" = alone) and cut. ``counts``: samples of each owner."""
+    """``cuts``: by owner, its helper ("" = alone) and cut. ``counts``: samples of each owner. ``lie``: what a peer
+    sends in place of its tensors. The first peer averages, its own copies each by itself."""
 
     def __init__(
         self,
@@ -46,11 +47,16 @@ class SplitGroup:
         collector: str = "",
         batch_size: int = BATCH,
         keeps_labels: bool = False,
+        robust: Robust = "clip",
+        data: Mapping[str, Dataset] | None = None,
+        lie: Callable[[str, Mapping[str, Tensor]], dict[str, Tensor]] | None = None,
         **options: Any,
     ) -> None:
         self.chain = meta_chain(name)
         self.config = config
-        self.data: dict[str, Dataset] = {o: samples(name, i, counts[o]) for i, o in enumerate(sorted(cuts))}
+        self.robust, self.lie = robust, lie or (lambda peer, tensors: dict(tensors))
+        self.data: dict[str, Dataset] = dict(data or {})
+        self.data |= {o: samples(name, i, counts[o]) for i, o in enumerate(sorted(cuts)) if o not in self.data}
         length = len(self.chain.blocks)
         rates = {True: 1e6, False: 0.0}
         helpers = {helper for helper, _ in cuts.values() if helper}
@@ -84,7 +90,7 @@ class SplitGroup:
         )
         self.planned = planned_samples(self.plan, counts, config.epochs_per_round)
         names = sorted({*cuts, *helpers})
-        kind: Any = partial(SharedUnits, collector=collector) if collector else Units
+        kind: Any = partial(SharedUnits, collector=collector) if collector else partial(Units, robust=robust)
         self.peers: dict[str, Any] = {
             peer: kind(
                 peer,
@@ -104,6 +110,8 @@ class SplitGroup:
         }
         self.rng = random.Random(order)
         self.samples = 0
+        self.drawn_in: dict[str, float] = {}
+        """Whose update of the last round did not count as it is."""
         self.most_held = dict.fromkeys(names, 0)
 
     def round(self, number: int, pieces: Sequence[Snapshot]) -> list[Snapshot]:
@@ -113,15 +121,18 @@ class SplitGroup:
         self.turn()
         assert all(units.done for units in self.peers.values()), "somebody waits for ever"
         sizes = {name: size for tensors, _ in pieces for name, size in sizes_of(tensors).items()}
-        average = RoundAverage(self.chain, number, self.planned, sizes)
+        average = RoundAverage(self.chain, number, self.planned, sizes, self.robust)
         for peer, units in self.peers.items():
             tensors, metadata = units.update()
-            average.add(peer, load(save({k: t.contiguous() for k, t in tensors.items()})), metadata)
+            apart = units.copies() if isinstance(units, Units) and peer == next(iter(self.peers)) else ()
+            told = self.lie(peer, tensors)
+            average.add(peer, load(save({k: t.contiguous() for k, t in told.items()})), metadata, apart)
         bounds = [self.plan.kept_from, *(unit.cut for unit in self.plan.units)]
         made = average.pieces(
             bounds, rounds=self.config.rounds, samples_before=self.samples, optimizer=self.config.optimizer
         )
         self.samples = int(made[0][1]["samples"])
+        self.drawn_in = average.counted()
         return made
 
     def turn(self) -> None:
@@ -132,7 +143,8 @@ class SplitGroup:
                 return
             if pending and (not ready or self.rng.random() < 0.5):
                 sender, message = pending.pop(self.rng.randrange(len(pending)))
-                tensors = load(save(message.tensors))
+                told = message.tensors if message.work == "norm" else self.lie(sender, message.tensors)
+                tensors = load(save(told))
                 arrived = StageMessage(sender, message.work, message.step, message.unit, message.row, tensors)
                 self.peers[message.peer].receive(arrived)
             else:

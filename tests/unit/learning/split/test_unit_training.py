@@ -96,6 +96,7 @@ def test_rounds_with_any_cuts_are_rounds_of_federated_averaging(name: str, seed:
     pieces: list[Snapshot] = []
     for number in range(2):
         pieces = group.round(number, pieces)
+        assert not group.drawn_in, "an honest peer does not count as it is"
     expected, found = federated_averaging(name, group, config, 2), state_of(pieces)
     assert found.keys() == expected.keys() and group.samples == 2 * sum(COUNTS.values())
     for key, tensor in expected.items():

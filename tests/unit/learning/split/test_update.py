@@ -172,3 +172,43 @@ def test_whoever_says_too_few_samples_is_known_by_it(anna: int, hal: int, suspec
             pieces(made)
     else:
         assert pieces(made)
+
+
+def test_one_of_three_moves_no_block_far_and_is_named() -> None:
+    whole = [(0, LENGTH, 10, seed) for seed in range(3)]
+    name = f"model.{CHAIN.tensor_names(0, 1)[0]}"
+    found = {}
+    for how in ("none", "clip", "median"):
+        made = RoundAverage(CHAIN, 3, robust=how)  # type: ignore[arg-type]
+        for peer, copy in zip(("anna", "ben", "cleo"), whole, strict=True):
+            tensors, metadata = update(copy)
+            made.add(peer, {n: t * 1000 for n, t in tensors.items()} if peer == "cleo" else tensors, metadata)
+        ((tensors, _),) = pieces(made)
+        found[how] = float(tensors[name].norm()) / float(update(whole[0])[0][name].norm())
+        assert made.counted().keys() == ({"cleo"} if how == "clip" else set())
+    assert found["none"] > 100 and found["clip"] < 3 and found["median"] < 3
+
+
+def test_copies_at_hand_count_each_by_itself() -> None:
+    """The averager holds two copies, one other peer one: so there are three, of which one may be wrong."""
+    own = [copy_of(0, LENGTH, 10, seed) for seed in range(2)]
+    tensors, metadata = update((0, LENGTH, 10, 2))
+    bad = {name: tensor * 1000 for name, tensor in tensors.items()}
+    sizes = {}
+    for apart in ((), own):
+        made = RoundAverage(CHAIN, 3, robust="clip")
+        made.add("anna", *make_update(CHAIN, 3, own), apart)
+        made.add("ben", bad, metadata)
+        ((mean, meta),) = pieces(made)
+        assert meta["samples"] == "130"
+        sizes[bool(apart)] = float(sum(t.norm() for t in mean.values()))
+    assert sizes[True] < 0.05 * sizes[False]
+    made = RoundAverage(CHAIN, 3, robust="clip")  # and where nobody lies nothing changes
+    made.add("anna", *make_update(CHAIN, 3, own), own)
+    made.add("ben", tensors, metadata)
+    plain = RoundAverage(CHAIN, 3)
+    plain.add("anna", *make_update(CHAIN, 3, own))
+    plain.add("ben", tensors, metadata)
+    for full, tensor in pieces(plain)[0][0].items():
+        torch.testing.assert_close(pieces(made)[0][0][full], tensor)
+    assert not made.counted()
