@@ -464,7 +464,7 @@ def test_who_averages_a_part_needs_no_copies_of_it_while_it_trains(mode: str) ->
         assert role is not None
         assert len(role.replicas.replication.holders()) == max(0, 2 - others), "group.replicas is 2"
     merges = sum(device.note_kinds()["gossip"] for device in room.on())
-    assert 0.7 < merges / sum(device.record.round for device in room.on()) < 1.2
+    assert 0.5 < merges / sum(device.record.round for device in room.on()) < 1.2
     room.devices[1].kill()
     assert room.run(100, room.all_done)
     for device in room.on():
