@@ -119,7 +119,7 @@ class GroupConfig:
     compression: Compression = "none"
     topk_fraction: float = 0.1
     replicas: int = 2
-    """Peers that keep a copy of each part, beside its trainer; one where a group has three peers, or two."""
+    """Peers that have a copy of each part, beside its trainer: others train it, or keep one. One of two or three."""
     robust: Robust = "clip"
     """How much one member's contribution may move what several members make: what is far from the others' counts less
     (clip), or a mean that leaves out extremes, which costs memory for more copies; none: all count as they come."""

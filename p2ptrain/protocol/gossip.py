@@ -22,6 +22,10 @@ to be lost is what was fetched by a peer that died before the merge.
 
 So two peers swap halves: neither waits for the other's merge, and of equal masses both then hold the mean of both.
 Where the answer depends on what came (``replies_after_merge``), its payload is made after the merge, in that exchange.
+Otherwise two that start an exchange with each other at the same time have each other's answer in their pushes.
+
+An exchange moves both sides, so it takes the place of one that its partner would start: at even paces each peer takes
+part in about one a round.
 
 A push that comes back after we stopped waiting is merged as if it were a push of its own: its mass is not wasted.
 """
@@ -30,8 +34,7 @@ from __future__ import annotations
 
 import math
 import random
-import statistics
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -39,12 +42,17 @@ from typing import Literal
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.protocol.pairing import partner_in
+from p2ptrain.protocol.patience import Patience
 from p2ptrain.wire.messages import GossipPush, ShardMass
 
 Stage = Literal["payload", "reply", "merge"]
 Outcome = Literal["done", "timeout", "gone", "superseded", "failed"]
 MAX_SHARDS = 64
 """In one push; of more, a random choice goes."""
+MAX_STAND_INS = 2
+"""Exchanges of one partner that take the place of ours, until we have started one."""
+MAX_AHEAD = 4
 
 
 def halve(mass: float) -> tuple[float, float]:
@@ -127,31 +135,6 @@ class Waiting:
     deadline: float
 
 
-class Patience:
-    """How long to wait for a thing, learnt from how long it took."""
-
-    def __init__(self, floor_s: float, ceiling_s: float) -> None:
-        self._floor_s = floor_s
-        self._ceiling_s = ceiling_s
-        self._seen: deque[float] = deque(maxlen=31)
-        self._back_off = 1.0
-
-    def add(self, duration_s: float) -> None:
-        self._seen.append(duration_s)
-        self._back_off = max(1.0, self._back_off / 2)
-
-    def timed_out(self) -> None:
-        self._back_off = min(64.0, self._back_off * 2)
-
-    def timeout_s(self) -> float:
-        if len(self._seen) < 3:
-            return min(self._ceiling_s, max(self._floor_s, self._ceiling_s / 3 * self._back_off))
-        median = statistics.median(self._seen)
-        deviation = 1.4826 * statistics.median(abs(duration - median) for duration in self._seen)
-        timeout = (median + 6 * max(deviation, median / 2)) * self._back_off
-        return min(self._ceiling_s, max(self._floor_s, timeout))
-
-
 @dataclass(slots=True)
 class _Exchange:
     partner: PeerId
@@ -163,6 +146,8 @@ class _Exchange:
     stage: Stage
     since: float
     deadline: float
+    is_answered: bool = False
+    """The partner's push has come, while our own payload is being made: it needs no answer, and gives none."""
 
 
 class Gossip:
@@ -180,6 +165,10 @@ class Gossip:
         self._exchanges: dict[int, _Exchange] = {}
         self._seen: dict[PeerId, deque[tuple[int, bool]]] = {}
         """Lately received pushes: merging one twice would count its mass twice."""
+        self._num_ahead = 0
+        """Rounds after which we start nothing: exchanges of others took the place of ours."""
+        self._stand_ins: Counter[PeerId] = Counter()
+        """Whose exchanges those were, since we started one."""
         self._patience = {stage: Patience(config.floor_s, config.ceiling_s) for stage in ("payload", "reply", "merge")}
 
     # --- what others may ask --------------------------------------------------------------------------------------
@@ -206,6 +195,7 @@ class Gossip:
         if epoch > self._epoch:
             for handle in list(self._exchanges):
                 self._end(handle, "superseded", now, effects)
+            self._num_ahead = 0
         self._epoch = epoch
         self._own = frozenset(own)
         self._shards = {peer: frozenset(held) for peer, held in by_peer.items() if peer != self.own_id}
@@ -223,12 +213,19 @@ class Gossip:
 
     # --- an exchange ----------------------------------------------------------------------------------------------
 
-    def round_finished(self, now: float) -> list[Effect]:
-        """Start an exchange, unless one that we started is under way or nobody shares a shard with us."""
-        partners = self.partners()
-        if not partners or any(exchange.started_here for exchange in self._exchanges.values()):
+    def round_finished(self, number: int, now: float) -> list[Effect]:
+        """After round ``number`` of the own training: start an exchange, unless one that we started is under way,
+        nobody shares a shard with us, or an exchange of another's has taken its place.
+        """
+        if any(exchange.started_here for exchange in self._exchanges.values()):
             return []
-        partner = self._rng.choice(partners)
+        if self._num_ahead:
+            self._num_ahead -= 1
+            return []
+        partner = self._partner(number)
+        if partner is None:
+            return []
+        self._stand_ins.clear()
         shared = sorted(self._own & self._shards[partner])
         if len(shared) > MAX_SHARDS:
             shared = sorted(self._rng.sample(shared, MAX_SHARDS))
@@ -236,6 +233,16 @@ class Gossip:
         self._exchanges[handle] = _Exchange(partner, handle, tuple(shared), True, False, "payload", now, NEVER)
         self._enter(handle, "payload", now)
         return [MakePayload(handle, tuple(shared), partner)]
+
+    def _partner(self, number: int) -> PeerId | None:
+        """Whose turn it is, where all share a shard with all; else any that shares one with us."""
+        partners = self.partners()
+        if not partners:
+            return None
+        in_turn = None
+        if self._own.intersection(*(self._shards[peer] for peer in partners)):
+            in_turn = partner_in(number, self.own_id, partners)
+        return in_turn or self._rng.choice(partners)
 
     def payload_ready(
         self, exchange: int, blob: BlobId, num_bytes: int, masses: Iterable[ShardMass], now: float
@@ -251,7 +258,7 @@ class Gossip:
             raise LocalError("a mass of ours is out of range")
         push = GossipPush(state.number, self._epoch, masses, blob, num_bytes, state.started_here)
         effects: list[Effect] = [Send(state.partner, push)]
-        if state.started_here:
+        if state.started_here and not state.is_answered:
             self._enter(exchange, "reply", now)
         else:
             self._end(exchange, "done", now, effects)
@@ -270,22 +277,44 @@ class Gossip:
         if (push.exchange, push.want_reply) in seen:
             return []
         seen.append((push.exchange, push.want_reply))
-        handle = push.exchange
-        state = self._exchanges.get(handle)
-        answers = state is not None and state.started_here and state.partner == sender and state.stage == "reply"
-        if push.want_reply or not answers:
-            if self._num_incoming() >= self.config.max_incoming:
-                return [Note("gossip-busy", (("peer", sender),))]
+        later = push.want_reply and self.config.replies_after_merge
+        answers = self._answered_by(sender, push, shards)
+        if answers is None and self._num_incoming() >= self.config.max_incoming:
+            return [Note("gossip-busy", (("peer", sender),))]
+        if push.want_reply and answers is None:
+            self._stood_in(sender)
+        handle = answers
+        if answers is not None and self._exchanges[answers].stage == "payload":
+            self._exchanges[answers].is_answered = True
+            handle = None
+        if handle is None:
             handle = self._answer(sender, push.exchange, shards, "merge", now)
         self._enter(handle, "merge", now)
-        later = push.want_reply and self.config.replies_after_merge
         self._exchanges[handle].reply_wanted = later
         effects: list[Effect] = [FetchAndMerge(sender, push.blob, push.num_bytes, push.masses, handle, later)]
-        if push.want_reply and not later:
+        if push.want_reply and answers is None and not later:
             reply = self._answer(sender, push.exchange, shards, "payload", now)
             self._enter(reply, "payload", now)
             effects.insert(0, MakePayload(reply, shards, sender))
         return effects
+
+    def _answered_by(self, sender: PeerId, push: GossipPush, shards: tuple[str, ...]) -> int | None:
+        """The exchange of ours that a push answers: as its reply, or because its sender started one with us too."""
+        for handle, exchange in self._exchanges.items():
+            if not exchange.started_here or exchange.partner != sender or exchange.is_answered:
+                continue
+            is_same = set(exchange.shards) == set(shards) and not self.config.replies_after_merge
+            if push.want_reply and is_same and exchange.stage in ("payload", "reply"):
+                return handle
+            if not push.want_reply and exchange.stage == "reply" and handle == push.exchange:
+                return handle
+        return None
+
+    def _stood_in(self, partner: PeerId) -> None:
+        """An exchange that ``partner`` started takes the place of one of ours; but nobody keeps us from the others."""
+        self._stand_ins[partner] += 1
+        if self._stand_ins[partner] <= MAX_STAND_INS or self.partners() == [partner]:
+            self._num_ahead = min(MAX_AHEAD, self._num_ahead + 1)
 
     def merged(self, exchange: int, now: float) -> list[Effect]:
         """The trainer has merged what ``FetchAndMerge`` asked for."""

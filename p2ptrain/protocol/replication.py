@@ -8,7 +8,8 @@ others of the same step, as in a pipeline, the newest may not be the one that is
 
 Holders are chosen by rendezvous hashing of (part, trainer, peer): every peer comes to the same choice from the same
 members, and a peer that joins or dies moves only the snapshots that it gains or leaves. Peers that train another part
-come first, because one that trains the same part has a copy of sorts already.
+come first: one that trains the same part has a copy of sorts already, and where ``has_it`` says so it is as good as a
+holder.
 
 Owner, for each holder: offer -> (no ack: offer again, later each time) -> acked. After ``max_offers`` without an
 ack the holder counts as unwilling for a while, and the next in the ranking takes its place. What has been offered
@@ -124,6 +125,8 @@ class Replication:
         self._unwilling: dict[PeerId, float] = {}
         self.rank: Callable[[SnapshotRef, Mapping[PeerId, int]], Sequence[PeerId]] = _rank
         """Who may keep an own snapshot, of the members (each with the part it trains), the best holder first."""
+        self.has_it: Callable[[SnapshotRef, PeerId], bool] = lambda own, peer: False
+        """Whether a peer has what an own snapshot holds anyway: it counts as a holder, and is sent nothing."""
         self.is_stale: Callable[[SnapshotRef], bool] = lambda holding: False
         """Whether one is of no use any more, though it is the newest of its part and trainer."""
         self.surplus: Callable[[Sequence[SnapshotRef]], Iterable[SnapshotRef]] = lambda older: older
@@ -236,7 +239,9 @@ class Replication:
             return []
         ranked = list(self.rank(own, {p: n for p, n in self._members.items() if p != self._own_id}))
         ranked.sort(key=lambda peer: peer in self._unwilling)
-        chosen = ranked[: min(self._config.num_holders, max(1, len(ranked) - 1))]  # of three peers one
+        lack = [peer for peer in ranked if not self.has_it(own, peer)]
+        wanted = min(self._config.num_holders, max(1, len(ranked) - 1))  # of three peers one
+        chosen = lack[: max(0, wanted - (len(ranked) - len(lack)))]
         for peer in [peer for peer in self._offers if peer not in chosen]:
             del self._offers[peer]
         effects: list[Effect] = []

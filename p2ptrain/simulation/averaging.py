@@ -33,6 +33,7 @@ class Averager:
         self.values = [rng.gauss(0, 1) for _ in range(NUM_VALUES)]
         self.mass = rng.uniform(0.5, 2.0)
         self.num_payloads = 0
+        self.num_rounds = 0
         self._round_s = 0.0
         self._next_round = NEVER
 
@@ -47,7 +48,8 @@ class Averager:
         effects: list[object] = list(self.machine.tick(now))
         if self._next_round <= now:
             self._next_round = now + self._round_s
-            effects += self.machine.round_finished(now)
+            self.num_rounds += 1
+            effects += self.machine.round_finished(self.num_rounds, now)
         return effects
 
     def next_deadline(self) -> float:

@@ -160,7 +160,7 @@ def test_gossip(steps: list[tuple[float, PeerId, GossipPush | str]]) -> None:
         note(settle(gossip, now))
         try:
             if step == "round":
-                note(list(gossip.round_finished(now)))
+                note(list(gossip.round_finished(0, now)))
             elif step == "epoch":
                 epoch += 1
                 note(list(gossip.shards(dict.fromkeys(PEERS[:4], SHARDS[:2]), SHARDS, epoch, now)))

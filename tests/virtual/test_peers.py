@@ -448,6 +448,31 @@ def test_replicas_agree_and_no_mass_is_lost(seed: int, conditions: Conditions) -
     assert not refusals(room)
 
 
+@pytest.mark.parametrize("mode", ["replicas", "tasks"])
+def test_who_averages_a_part_needs_no_copies_of_it_while_it_trains(mode: str) -> None:
+    """Of four peers: all of them, or two of each part. The last snapshot goes to others as ever."""
+    room = group(6, 4, LAN, mode, rounds=14, min_peers=4, num_groups=2 if mode == "tasks" else 0)
+    others = 3 if mode == "replicas" else 1
+    assert room.run(20, lambda: everyone_trains(room))
+    assert room.run(100, lambda: all(device.record.round > 2 for device in room.on()))
+    before = Counter({device.number: device.note_kinds()["replica-acked"] for device in room.on()})
+    assert room.run(100, lambda: all(device.record.round > 9 for device in room.on()))
+    sent = sum(device.note_kinds()["replica-acked"] - before[device.number] for device in room.on())
+    assert not sent if others > 1 else sent
+    for device in room.on():
+        role = device.core.role
+        assert role is not None
+        assert len(role.replicas.replication.holders()) == max(0, 2 - others), "group.replicas is 2"
+    merges = sum(device.note_kinds()["gossip"] for device in room.on())
+    assert 0.5 < merges / sum(device.record.round for device in room.on()) < 1.2
+    room.devices[1].kill()
+    assert room.run(100, room.all_done)
+    for device in room.on():
+        role = device.core.role
+        assert role is not None
+        assert any(acked and acked.round == 14 for acked in role.replicas.replication.holders().values())
+
+
 @pytest.mark.parametrize("seed", seeds(2))
 def test_a_lossy_network_keeps_the_mass(seed: int) -> None:
     """What was never fetched is taken back; only a last chunk that got lost takes mass away, up to half of a peer's."""

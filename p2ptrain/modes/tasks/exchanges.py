@@ -106,9 +106,9 @@ class Exchanges:
             return push, False  # what no honest peer sends is refused, not cut
         return dataclasses.replace(push, masses=masses), True
 
-    def round_finished(self, now: float) -> Effects:
+    def round_finished(self, number: int, now: float) -> Effects:
         """There is something new to share."""
-        return list(self._gossip.round_finished(now))
+        return list(self._gossip.round_finished(number, now))
 
     # --- payloads ---
 

@@ -78,6 +78,7 @@ class TasksRole:
         self.part = m.NO_PART
         self.rules: TasksRules = TasksRules(group.own_id, job)
         replication = Replication(group.own_id, ReplicationConfig(num_holders=job.group.replicas), resume.kept)
+        replication.has_it = self._averages_with
         self.replicas = Replicas(group, given.downloads, replication, resume.own, self._is_awaited)
         self.ending: HeadFit = HeadFit(given, lambda: self.plan)
         self._exchanges = Exchanges(group, given.downloads, given.rng, job.group)
@@ -90,6 +91,8 @@ class TasksRole:
         """The trainer has had all its rounds."""
         self._is_ending = False
         """The group stops: the round under way is the last."""
+        self._is_last = False
+        """Nothing is averaged after the newest own snapshot: it is the last of training, or this peer leaves."""
         self.handlers: Mapping[type, Handler] = (
             dict(self.replicas.handlers) | dict(self._exchanges.handlers) | dict(self.ending.handlers)
         )
@@ -171,6 +174,13 @@ class TasksRole:
         if self.plan is not None:
             effects += self._exchanges.members_changed(self.plan, self.plan_hash, now)
         return effects
+
+    def _averages_with(self, own: m.SnapshotRef, peer: PeerId) -> bool:
+        """Whether it trains the same part, by the same plan: with every average it gets what this peer has learnt."""
+        record = self._group.record(peer)
+        if self._is_last or record is None or (record.plan, record.part) != (self.plan_hash, own.part):
+            return False
+        return record.round > 0 and record.phase == "training"
 
     def peer_admitted(self, peer: PeerId, now: float) -> Effects:
         return []
@@ -284,6 +294,7 @@ class TasksRole:
             )
             effects += self.replicas.keep_snapshot(holding)
         self._has_finished = event.training_finished
+        self._is_last = event.training_finished or not event.round_finished
         if group.own.phase == "waiting":
             effects += group.say(now, phase="training")
         if event.training_finished and blob is None:
@@ -300,7 +311,7 @@ class TasksRole:
             skipped = (("skipped", event.num_skipped),) if event.num_skipped else ()
             ended = event.ended_early or event.round
             note = Note("round", (("part", event.part), ("round", ended), *loss, *skipped))
-            effects += [note, *self._exchanges.round_finished(now)]
+            effects += [note, *self._exchanges.round_finished(event.round, now)]
             if event.ended_early:
                 figures = (("part", event.part), ("round", event.ended_early), ("best", event.best_round))
                 effects.append(Note("ended-early", figures))

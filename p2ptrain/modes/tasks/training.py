@@ -251,7 +251,10 @@ class PartTraining:
     # --- snapshots ---
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """That of the job's last round has no optimizer's state: nothing is trained on from it."""
         tensors, metadata = self.trainer.snapshot()
+        if self.round >= self._job.training.rounds:
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("optim.")}
         own = {"part": str(self.part), "round": str(self.round), "masses": json.dumps(self.masses)}
         own["work"] = str(self.work_flops())
         return tensors, metadata | own | {"partition": self._parts.plan.partition}

@@ -19,11 +19,14 @@ from p2ptrain.protocol.gossip import (
     Gossip,
     GossipConfig,
     MakePayload,
-    Patience,
     halve,
     merge,
 )
 from p2ptrain.protocol.machine import NEVER, Note, Send
+from p2ptrain.protocol.patience import Patience
+from p2ptrain.simulation.averaging import SHARD, Averager, Averaging, distance, weighted_mean
+from p2ptrain.simulation.names import peer_ids
+from p2ptrain.simulation.network import LAN, SimulatedNetwork
 from p2ptrain.wire.messages import GossipPush, ShardMass
 
 ANN, BOB, CAT = (PeerId(name.ljust(16, "x")) for name in ("ann", "bob", "cat"))
@@ -55,7 +58,7 @@ def push_of(effects: list[Effect]) -> GossipPush:
 
 
 def start(gossip: Gossip, now: float = 0.0) -> int:
-    effects = gossip.round_finished(now)
+    effects = gossip.round_finished(1, now)
     make = only(MakePayload, effects)
     assert isinstance(make, MakePayload)
     return make.exchange
@@ -63,10 +66,10 @@ def start(gossip: Gossip, now: float = 0.0) -> int:
 
 def test_two_swap_halves_and_neither_waits_for_the_others_merge() -> None:
     ann, bob = machine(ANN), machine(BOB)
-    (make,) = ann.round_finished(0.0)
+    (make,) = ann.round_finished(1, 0.0)
     assert isinstance(make, MakePayload)
     assert (make.shards, make.partner) == (("b",), BOB)  # Cat shares nothing with Ann
-    assert ann.round_finished(0.1) == []
+    assert ann.round_finished(1, 0.1) == []
     push = push_of(ann.payload_ready(make.exchange, BLOB, 100, (ShardMass("b", 2.0),), 0.1))
     assert push.want_reply
     make_back, fetch = bob.received(ANN, push, 0.2)
@@ -138,7 +141,7 @@ def test_nobody_waits_for_the_dead_or_for_an_old_epoch() -> None:
     ended = only(ExchangeEnded, gossip.peers_alive([CAT], 1.0))
     assert isinstance(ended, ExchangeEnded)
     assert ended.outcome == "gone"
-    assert gossip.round_finished(1.0) == []
+    assert gossip.round_finished(1, 1.0) == []
     gossip.peers_alive([BOB], 1.0)
     start(gossip, 2.0)
     ended = only(ExchangeEnded, gossip.shards(HELD, HELD[ANN], 2, 3.0))
@@ -166,6 +169,7 @@ def test_a_push_counts_once_and_few_wait() -> None:
     assert gossip.received(BOB, PUSH, 0.1) == []
     assert only(FetchAndMerge, gossip.received(BOB, dataclasses.replace(PUSH, exchange=6), 0.1))
     assert gossip.received(BOB, dataclasses.replace(PUSH, exchange=7), 0.2) == [Note("gossip-busy", (("peer", BOB),))]
+    assert gossip.round_finished(1, 0.2) == gossip.round_finished(2, 0.2) == []  # Bob's took the place of ours
     exchange = start(gossip, 0.3)  # what we start has a place of its own
     gossip.payload_ready(exchange, BLOB, 1, (ShardMass("b", 1.0),), 0.3)
     reply = dataclasses.replace(PUSH, exchange=exchange, want_reply=False)
@@ -237,3 +241,93 @@ def test_a_merge_is_the_weighted_mean_and_keeps_the_mass(
 def test_halves_make_a_whole(mass: float) -> None:
     kept, sent = halve(mass)
     assert kept + sent == pytest.approx(mass, abs=1e-300)
+
+
+PAIR = {ANN: ("b",), BOB: ("b",)}
+TRIO = {ANN: ("b",), BOB: ("b",), CAT: ("b",)}
+
+
+def member(own: PeerId, held: dict[PeerId, tuple[str, ...]]) -> Gossip:
+    gossip = Gossip(own, random.Random(str(own)))
+    gossip.shards(held, held[own], 1, 0.0)
+    gossip.peers_alive(held.keys() - {own}, 0.0)
+    return gossip
+
+
+def answer(gossip: Gossip, sender: PeerId, number: int) -> None:
+    """An exchange that ``sender`` started, from its push to the reply."""
+    make, fetch = gossip.received(sender, dataclasses.replace(PUSH, exchange=number), 0.0)
+    assert isinstance(make, MakePayload) and isinstance(fetch, FetchAndMerge)
+    gossip.merged(fetch.exchange, 0.0)
+    gossip.payload_ready(make.exchange, BLOB, 1, (ShardMass("b", 1.0),), 0.0)
+
+
+@pytest.mark.parametrize("bob_is_ready", [True, False], ids=["pushes cross", "one is still making its payload"])
+def test_two_that_start_at_the_same_time_have_each_others_answer(bob_is_ready: bool) -> None:
+    ann, bob = member(ANN, PAIR), member(BOB, PAIR)
+    of_ann, of_bob = start(ann), start(bob)
+    from_ann = push_of(ann.payload_ready(of_ann, BLOB, 100, (ShardMass("b", 2.0),), 0.1))
+    if bob_is_ready:
+        from_bob = push_of(bob.payload_ready(of_bob, BLOB, 100, (ShardMass("b", 3.0),), 0.1))
+        (at_bob,) = bob.received(ANN, from_ann, 0.2)
+        assert isinstance(at_bob, FetchAndMerge) and at_bob.exchange == of_bob
+    else:
+        (at_bob,) = bob.received(ANN, from_ann, 0.2)
+        effects = bob.payload_ready(of_bob, BLOB, 100, (ShardMass("b", 3.0),), 0.3)
+        from_bob = push_of(effects)
+        ended = only(ExchangeEnded, effects)
+        assert isinstance(ended, ExchangeEnded) and ended.outcome == "done"
+    (at_ann,) = ann.received(BOB, from_bob, 0.4)
+    assert isinstance(at_ann, FetchAndMerge) and isinstance(at_bob, FetchAndMerge)
+    assert (at_ann.exchange, at_ann.masses, at_bob.masses) == (of_ann, from_bob.masses, from_ann.masses)
+    assert not at_ann.reply and not at_bob.reply, "two payloads are all that travels"
+    for gossip, fetch in ((ann, at_ann), (bob, at_bob)):
+        (ended,) = gossip.merged(fetch.exchange, 0.5)
+        assert isinstance(ended, ExchangeEnded) and ended.outcome == "done"
+        assert gossip.waiting() == ()
+        assert gossip.round_finished(2, 1.0), "each has started one, which the other's does not take the place of"
+
+
+def test_an_exchange_of_anothers_takes_the_place_of_one_of_ours() -> None:
+    gossip = member(ANN, PAIR)
+    for number in (7, 8):
+        answer(gossip, BOB, number)
+    assert gossip.round_finished(1, 1.0) == gossip.round_finished(2, 2.0) == []
+    assert start(gossip, 3.0)
+
+
+def test_nobody_keeps_us_from_averaging_with_the_others() -> None:
+    gossip = member(ANN, TRIO)
+    started = 0
+    for number in range(30):
+        answer(gossip, BOB, 100 + number)
+        for effect in gossip.round_finished(number, float(number)):
+            assert isinstance(effect, MakePayload)
+            gossip.failed(effect.exchange, float(number))
+            started += effect.partner == CAT
+    assert started >= 3
+
+
+@pytest.mark.parametrize("num_peers", [2, 3, 4, 8])
+def test_at_even_paces_each_takes_part_in_one_exchange_a_round(num_peers: int) -> None:
+    """In virtual time, over a network that loses nothing: bytes a round are those of one payload, and values meet."""
+    rng = random.Random(num_peers)
+    hosts: dict[PeerId, Averager] = {}
+    network = SimulatedNetwork(1, LAN, on_effect=lambda who, effect, now: averaging.carry_out(who, effect, now))
+    averaging = Averaging(network, rng, hosts)
+    everyone = peer_ids(num_peers)
+    for number, peer in enumerate(everyone):
+        machine = member(peer, dict.fromkeys(everyone, (SHARD,)))
+        hosts[peer] = Averager(machine, random.Random(number))
+        hosts[peer].train(1.0, rng.random())
+        network.add(peer, hosts[peer])
+    mass, mean, start_at = sum(h.mass for h in hosts.values()), weighted_mean(hosts.values()), distance(hosts.values())
+    network.run(30.0)
+    rounds = sum(host.num_rounds for host in hosts.values())
+    assert 0.75 <= sum(host.num_payloads for host in hosts.values()) / rounds <= 1.15
+    for host in hosts.values():
+        host.train(1.0, NEVER)
+    network.run(40.0)
+    assert sum(host.mass for host in hosts.values()) == pytest.approx(mass)
+    assert weighted_mean(hosts.values()) == pytest.approx(mean)
+    assert distance(hosts.values()) < 0.01 * start_at

@@ -59,6 +59,21 @@ def test_after_a_restart_no_loss_is_known() -> None:
     assert other.round == 1 and math.isnan(other.last_loss)
 
 
+def test_the_last_snapshot_has_no_optimizers_state_and_can_be_gone_back_to() -> None:
+    one, other = training(), training()
+    while not one.step():
+        pass
+    assert any(name.startswith("optim.") for name in one.snapshot()[0])
+    while not one.finished:
+        one.step()
+    tensors, metadata = one.snapshot()
+    assert tensors and all(name.startswith("model.") for name in tensors)
+    other.restore(tensors, metadata, own=True)
+    assert other.finished and other.masses == one.masses
+    for name, tensor in other.trainer.model.state_dict().items():
+        assert torch.equal(tensor, tensors[f"model.{name}"])
+
+
 def test_of_a_single_class_there_is_no_loss_to_tell() -> None:
     one = training(classes=1)
     while not one.step():
