@@ -20,8 +20,9 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_orig
 
 from p2ptrain.errors import JobError
 from p2ptrain.ids import JobId
+from p2ptrain.model_config import ModelConfig as ModelConfig
 
-DataKind = Literal["image", "audio", "text"]
+DataKind = Literal["image", "audio", "text", "tokens"]
 Compression = Literal["none", "fp16", "int8", "topk"]
 Robust = Literal["none", "clip", "trimmed-mean", "median"]
 Coding = Literal["none", "fp16", "int8"]
@@ -33,18 +34,6 @@ Strategy = Literal["planned", "equal", "data-parallel"]
 
 MAX_CLASSES = 4096
 MAX_JOB_BYTES = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """The global model. ``name`` is a built-in model or ``package.module:function``."""
-
-    name: str = "lenet"
-    width: float = 1.0
-    init: str = ""
-    """sha256 of a ``.safetensors`` checkpoint to start from ("" = random from the seed); a path in a job file."""
-    init_bytes: int = 0
-    """Its size; filled in with the hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +66,14 @@ class DataConfig:
     none."""
     white: float = 0.0
     """White in pictures of more than 8 bits a channel, or of floats; 0 = 65535, all of 16 bits."""
+    vocabulary: int = 0
+    """Of tokens: every one is a number below this. Of text it is 256, as its tokens are bytes."""
+    LATER_KEYS: ClassVar[tuple[str, ...]] = ("white", "light", "vocabulary")
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether samples are ``[1, 1, length]`` whole numbers, not pixels or what is like them."""
+        return self.kind in ("text", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +121,7 @@ class GroupConfig:
     """How much one member's contribution may move what several members make: what is far from the others' counts less
     (clip), or a mean that leaves out extremes, which costs memory for more copies; none: all count as they come."""
     OLD_KEYS: ClassVar[Mapping[str, str]] = {"custodians": "replicas"}
+    LATER_KEYS: ClassVar[tuple[str, ...]] = ("robust",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,15 +201,11 @@ class Job:
         """
         changed = {table.TABLE: _changed(table) for table in self.tables}
         plain = self._plain({title: values for title, values in changed.items() if values})
-        for key in TrainingConfig.LATER_KEYS:
-            if plain["training"][key] == getattr(TrainingConfig(), key):
-                del plain["training"][key]
-        if not self.data.white:  # of 8 bits: such jobs have the ids that they had before there was this key
-            del plain["data"]["white"]
-        if not self.data.light:  # as jobs that are older than this key
-            del plain["data"]["light"]
-        if self.group.robust == GroupConfig().robust:  # as jobs that are older than this key
-            del plain["group"]["robust"]
+        for title in ("model", "data", "training", "group"):
+            default = type(getattr(self, title))()
+            for key in default.LATER_KEYS:
+                if plain[title][key] == getattr(default, key):
+                    del plain[title][key]
         return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     def to_toml(self) -> str:
@@ -348,6 +342,7 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
         ("model.init_bytes", job.model.init_bytes, 0, 2**34),
         ("data.val", d.val, 0, 0.5),
         ("data.white", d.white, 0, 2**32),
+        ("data.vocabulary", d.vocabulary, 1 if d.kind == "tokens" else 0, 2**20 if d.kind == "tokens" else 0),
         ("training.rounds", t.rounds, 1, 1_000_000),
         ("training.epochs_per_round", t.epochs_per_round, 0.001, 10_000),
         ("training.batch_size", t.batch_size, 1, 65_536),
@@ -377,7 +372,7 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
     if len(set(d.classes)) != len(d.classes):
         raise JobError(f"{where}: data.classes: a class is named twice")
     if len(d.input_shape) != 3 or not all(1 <= n <= 4096 for n in d.input_shape):
-        what = "[1, 1, bytes in a sample]" if d.kind == "text" else "[channels, height, width]"
+        what = f"[1, 1, {d.kind} in a sample]" if d.reads_tokens else "[channels, height, width]"
         raise JobError(f"{where}: data.input_shape: expected {what}, each from 1 to 4096, got {list(d.input_shape)}")
     for key, values in (("mean", d.mean), ("std", d.std)):
         if len(values) != d.input_shape[0]:

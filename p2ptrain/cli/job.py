@@ -16,7 +16,14 @@ import click
 from p2ptrain.cli.shared.continue_job import continue_command
 from p2ptrain.cli.shared.job_comments import commented
 from p2ptrain.cli.shared.job_defaults import batch_size_for
-from p2ptrain.cli.shared.model_check import as_safetensors, tried, with_classes, write_template
+from p2ptrain.cli.shared.model_check import (
+    as_safetensors,
+    named_model,
+    notes_on_model,
+    tried,
+    with_classes,
+    write_template,
+)
 from p2ptrain.cli.shared.options import (
     DATA_HELP,
     F,
@@ -33,12 +40,13 @@ from p2ptrain.cli.shared.options import (
 )
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError, UserError
+from p2ptrain.model_config import is_own_code
 from p2ptrain.modes.tables import NAMES, TABLES
 from p2ptrain.words import clean
 
 AUTO_PASSES = 0.0
 """As many as equal work allows, fewer where validation samples say so: how many are best hangs on the model."""
-DEFAULT_MODELS = {"image": "lenet", "audio": "dscnn", "text": "gpt_mini"}
+DEFAULT_MODELS = {"image": "lenet", "audio": "dscnn", "text": "gpt_mini", "tokens": "bert_small"}
 FOR_TEXT = {"training__optimizer": "adamw", "training__learning_rate": 1e-3}
 """Defaults where the data are text."""
 MODE_WHY = {
@@ -96,7 +104,8 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     "--model",
     "model__name",
     metavar="NAME",
-    help="Built-in or package.module:function. [default: lenet; dscnn for audio; gpt_mini for text]",
+    help="Built-in, torchvision:NAME, timm:NAME, hf:DIR (a folder of transformers), or package.module:function. "
+    "[default: lenet; dscnn for audio; gpt_mini or bert_small for text]",
 )
 @setting("--name", "name", str, "What to call the job.")
 @click.option(
@@ -215,7 +224,9 @@ def new(
     if classes:
         contract = with_classes(contract, classes)
     job = dataclasses.replace(Job(), data=contract)
-    settings["model__name"] = settings["model__name"] or DEFAULT_MODELS[source.kind]
+    job, weights = named_model(settings.pop("model__name") or DEFAULT_MODELS[source.kind], job)
+    if weights is not None and init is None:
+        init = weights
     from p2ptrain.modes.jobs import check_job, load_job, with_settings
     from p2ptrain.modes.registry import MODES
 
@@ -223,7 +234,7 @@ def new(
     settings["mode"] = given or "auto"
     if settings["mode"] == "auto" and settings["tasks__passes"] is None:
         settings["tasks__passes"] = AUTO_PASSES
-    if source.kind == "text":
+    if contract.reads_tokens:
         settings["mode"] = given or "replicas"
         for key, value in FOR_TEXT.items():
             settings[key] = value if settings[key] is None else settings[key]
@@ -246,18 +257,17 @@ def new(
         relative = os.path.relpath(init.resolve(), output.absolute().parent.resolve())
         job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=Path(relative).as_posix()))
     check_job(job, where="job new")
-    _known_model(job.model.name)
     write_text(output, commented(job))
     job = load_job(output)
-    if init is not None and ":" not in job.model.name:
+    if init is not None and not is_own_code(job.model.name):
         click.echo(f"--init: {tried(job, init, None)[1]}")
     shape = " x ".join(map(str, job.data.input_shape))
     click.echo(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")
     if not given:
         click.echo(f"mode {job.mode}: {MODE_WHY[job.mode]}")
-    for line in mode.words.choice_lines(job):
+    for line in (*notes_on_model(job), *mode.words.choice_lines(job)):
         click.echo(line)
-    allow = f" --allow-model {job.model.name}" if ":" in job.model.name else ""
+    allow = f" --allow-model {job.model.name}" if is_own_code(job.model.name) else ""
     click.echo(
         f"next: p2ptrain job check {output} --data {data}{allow}; "
         f"then p2ptrain peer --job {output} --data {data}{allow}"
@@ -275,18 +285,6 @@ def _shape(text: str | None) -> tuple[int, int, int] | None:
     if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
         raise UserError(f"--input-shape {text}: write channels, height and width, such as 3,32,32")
     return int(parts[0]), int(parts[1]), int(parts[2])
-
-
-def _known_model(name: str) -> None:
-    """Refuse a misspelt built-in model without importing torch."""
-    from p2ptrain.learning.data.source import closest
-    from p2ptrain.planning.devices.footprint import SIZES
-
-    if ":" not in name and name not in SIZES:
-        raise JobError(
-            f"--model {name}: not known{closest(name, SIZES)}; use one of {', '.join(SIZES)}, or your own as "
-            "package.module:function"
-        )
 
 
 command.add_command(continue_command(commented))
@@ -312,7 +310,7 @@ def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_mode
     if not data and (full or strict):
         raise UserError("--full and --strict are about files: name them with --data")
     counts = checked_data(job, data, full=full, strict=strict) if data else {}
-    if ":" in job.model.name and not allow_model:
+    if is_own_code(job.model.name) and not allow_model:
         raise JobError(
             f"{job_file}: model.name: {job.model.name} is code of your own; "
             f"let it run with --allow-model {job.model.name}"
@@ -342,8 +340,8 @@ def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_mode
         "input_shape": list(job.data.input_shape),
     }
     plain |= {**found, **counts}
-    plain["model_notes"] = trial.notes
-    plain["model_contract"] = contract_words(job.data) if ":" in job.model.name else ""
+    plain["model_notes"] = [*notes_on_model(job), *trial.notes]
+    plain["model_contract"] = contract_words(job.data) if is_own_code(job.model.name) else ""
     plain["init"] = taken
     if as_json:
         print_json(plain)

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from p2ptrain.config import AudioConfig, DataConfig, DataKind, Job
 from p2ptrain.errors import JobError, UserError
-from p2ptrain.learning.models import build_model, current_names
-from p2ptrain.learning.own.building import READS_TOKENS
+from p2ptrain.learning.models import check_reads, current_names, model_for
 from p2ptrain.learning.own.outputs import check_outputs
+from p2ptrain.model_config import is_own_code
 
 FORMAT = "p2ptrain-model-1"
 ATTRIBUTION = "attribution/"
@@ -45,6 +45,8 @@ class ModelCard:
     lineage: tuple[Mapping[str, Any], ...] = ()
     """Who trained which part how far: a table for every part."""
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    config: str = ""
+    """What a model of transformers is built from."""
 
     @property
     def completeness(self) -> str:
@@ -65,6 +67,8 @@ def save_model(path: Path, state: Mapping[str, Tensor], job: Job, extra: Mapping
         "kind": job.data.kind,
         "audio": json.dumps(dataclasses.asdict(job.data.audio)),
         "white": json.dumps(job.data.white),
+        "vocabulary": json.dumps(job.data.vocabulary),
+        "config": job.model.config,
         "job_id": job.id,
     }
     for key, value in (extra or {}).items():
@@ -136,22 +140,15 @@ def load_model(path: Path, *, allow_user_code: bool = False) -> tuple[nn.Module,
     state, _, card = read_model(path)
     names = current_names(card.model, state)
     state = {names[name]: tensor for name, tensor in state.items()}
-    if ":" in card.model and not allow_user_code:
+    if is_own_code(card.model) and not allow_user_code:
         raise UserError(
             f"{path}: the model is a function of your own ({card.model}), which would run on this device; look at it, "
             f"put it on the Python path, and allow it with --allow-model {card.model}"
         )
     try:
-        model = build_model(
-            card.model,
-            input_shape=(card.data.input_shape[0], card.data.input_shape[1], card.data.input_shape[2]),
-            num_classes=len(card.data.classes),
-            width=card.width,
-            seed=0,
-        )
+        check_reads(card.model, card.data)
+        model = model_for(card.model, card.data, width=card.width, config=card.config)
         model.load_state_dict(state)
-        if ":" in card.model and card.data.kind == "text":
-            setattr(model, READS_TOKENS, True)
         model.eval()
         check_outputs(model, card.data, f"model {card.model}")
     except JobError as error:
@@ -168,8 +165,8 @@ def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
             f"{path}: no p2ptrain model (format {metadata.get('format', 'none')!r}, expected {FORMAT!r}); give a file "
             "that `p2ptrain harvest` wrote"
         )
-    about_data = {"input_shape", "classes", "mean", "std", "kind", "audio", "white"}
-    known = {"format", "model", "width", "job_id", "lineage"} | about_data
+    about_data = {"input_shape", "classes", "mean", "std", "kind", "audio", "white", "vocabulary"}
+    known = {"format", "model", "width", "config", "job_id", "lineage"} | about_data
     try:
         data = DataConfig(
             classes=tuple(str(c) for c in _list(metadata, "classes")),
@@ -179,6 +176,7 @@ def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
             std=tuple(float(s) for s in _list(metadata, "std")),
             audio=AudioConfig(**json.loads(metadata["audio"])),
             white=float(json.loads(metadata.get("white", "0"))),  # none in models of before there was this key
+            vocabulary=int(json.loads(metadata.get("vocabulary", "0"))),
             val=0.0,  # a model is judged on all that its user gives; what to hold out is a matter of training
         )
         if len(data.input_shape) != 3 or not data.classes:
@@ -190,6 +188,7 @@ def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
             job_id=metadata.get("job_id", ""),
             lineage=tuple(_list(metadata, "lineage")) if "lineage" in metadata else (),
             extra={key: value for key, value in metadata.items() if key not in known},
+            config=metadata.get("config", ""),
         )
     except (KeyError, TypeError, ValueError) as error:
         detail = f"{type(error).__name__}: {error}"

@@ -17,7 +17,12 @@ from p2ptrain.words import clean, percent
 MARK = "<!-- a model card of p2ptrain -->"
 """The first line, so that a later card knows it may take the place of this one."""
 MAX_CLASSES = 200
-TASKS = {"image": "image-classification", "audio": "audio-classification", "text": "text-generation"}
+TASKS = {
+    "image": "image-classification",
+    "audio": "audio-classification",
+    "text": "text-generation",
+    "tokens": "text-classification",
+}
 
 
 def card_text(file: Path, metadata: Mapping[str, str], tested: str = "") -> str:

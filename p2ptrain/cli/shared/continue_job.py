@@ -19,6 +19,7 @@ import click
 from p2ptrain.cli.shared.options import MoreNames, check_output, classes_option, progress, write_text
 from p2ptrain.config import Job
 from p2ptrain.errors import UserError
+from p2ptrain.model_config import is_own_code
 from p2ptrain.words import folded, listed, match_class
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def _tried(job: Job, model_file: Path, theirs: list[str]) -> str:
     """What of the model is taken, in words; "" where its classes are the job's. Raises ``UserError``."""
     if theirs == list(job.data.classes):
         return ""
-    if ":" in job.model.name:  # somebody's own code, which this command does not run
+    if is_own_code(job.model.name):  # somebody's own code, which this command does not run
         return "`p2ptrain job check` tells what of it is taken"
     from p2ptrain.cli.shared.model_check import tried
 

@@ -9,12 +9,14 @@ COMMENTS = {
     "mode": "auto (the group takes tasks or replicas), tasks (a class sub-model each), replicas (all of it), pipeline, "
     "split",
     "seed": "initial weights, and how --shard cuts data",
-    "model.name": "a built-in model, or package.module:function of your own",
+    "model.name": "a built-in model, torchvision:NAME, timm:NAME, hf:CLASS, or package.module:function of your own",
+    "model.config": "what a model of transformers is built from, as its config.json says",
     "model.width": "factor on all channel counts",
     "model.init": '.safetensors file to start from, relative to this file ("" = random)',
     "data.classes": "in the order of the model's outputs",
     "data.input_shape": "channels, height, width; for text 1, 1 and the bytes of a sample",
-    "data.kind": "image, audio or text",
+    "data.kind": "image, audio, text (its bytes, one after the other) or tokens (texts with a label each)",
+    "data.vocabulary": "of tokens: every one is a number below this",
     "data.mean": "per channel, of pixels from 0 to 1 (log-mels for audio; not used for text)",
     "data.std": "likewise",
     "data.augment": "random crops and flips (images) or shifts (audio) while training",
@@ -65,6 +67,9 @@ COMMENTS = {
 }
 
 
+UNSAID = ('config = ""', "vocabulary = 0")
+
+
 def commented(job: Job) -> str:
     """The job as TOML, with a word on every key that needs one."""
     table, lines = (
@@ -72,8 +77,8 @@ def commented(job: Job) -> str:
         ["# What a group trains. `p2ptrain job check` checks it; peers with equal job ids train together.", ""],
     )
     for line in job.to_toml().splitlines():
-        if line.startswith("init_bytes"):
-            continue  # read off the file that init names
+        if line.startswith("init_bytes") or line in UNSAID:
+            continue  # read off the file that init names, or of other models and data
         if line.startswith("["):
             table = line.strip("[]") + "."
         comment = COMMENTS.get(table + line.partition(" = ")[0])

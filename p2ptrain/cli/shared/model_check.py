@@ -15,7 +15,8 @@ import click
 
 from p2ptrain.cli.shared.options import check_output, write_text
 from p2ptrain.config import DataConfig, Job
-from p2ptrain.errors import UserError
+from p2ptrain.errors import JobError, UserError
+from p2ptrain.model_config import ModelConfig, package_of
 
 if TYPE_CHECKING:
     from p2ptrain.learning.own.trial import Trial
@@ -44,6 +45,42 @@ def tried(job: Job, init: Path | None, data: str | None) -> tuple[Trial, str]:
     trial = Trial(job, x, y, start.tensors if start else None)
     taken = trial.fitted.sentence() if trial.fitted else ""
     return trial, "; ".join(words for words in (taken, start.sentence() if start else "") if words)
+
+
+def named_model(name: str, job: Job) -> tuple[Job, Path | None]:
+    """The job with the model that a person names, and the weights that come with it, if any.
+
+    Refuses a misspelt name without importing torch, where it is a built-in one. Raises ``UserError``.
+    """
+    from p2ptrain.learning.data.source import closest
+    from p2ptrain.planning.devices.footprint import SIZES
+
+    weights = None
+    model = ModelConfig(name)
+    if package_of(name) == "transformers":
+        from p2ptrain.learning.installed import hugging_face
+
+        model, weights = hugging_face.of_folder(Path(name.partition(":")[2]).expanduser(), job.data)
+    elif package_of(name):
+        from p2ptrain.learning.installed import vision
+
+        vision.check(name)
+    elif ":" not in name and name not in SIZES:
+        raise JobError(
+            f"--model {name}: not known{closest(name, SIZES)}; use one of {', '.join(SIZES)}, one of an installed "
+            "package (torchvision:NAME, timm:NAME, hf:DIR), or your own as package.module:function"
+        )
+    return dataclasses.replace(job, model=model), weights
+
+
+def notes_on_model(job: Job) -> list[str]:
+    """What to know of the model that the job names, beside what its trial shows."""
+    if package_of(job.model.name) in ("torchvision", "timm"):
+        from p2ptrain.learning.installed import vision
+
+        channels, height, width = job.data.input_shape
+        return [note for note in [vision.note(job.model.name, (channels, height, width))] if note]
+    return []
 
 
 def as_safetensors(init: Path, job_file: Path) -> Path:

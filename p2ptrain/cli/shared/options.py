@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from p2ptrain.errors import UserError
+from p2ptrain.model_config import is_own_code
 
 if TYPE_CHECKING:
     from p2ptrain.learning.checkpoint import ModelCard
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-DATA_HELP = "The data set: digits, idx:DIR, cifar:DIR, images:DIR_OR_ZIP, audio:DIR_OR_ZIP, npz:FILE or text:FILE."
+DATA_HELP = (
+    "The data set: digits, idx:DIR, cifar:DIR, images:DIR_OR_ZIP, audio:DIR_OR_ZIP, npz:FILE, text:FILE, hf:DIR, or "
+    "package.module:function."
+)
 
 
 class Duration(click.ParamType[float]):
@@ -313,7 +317,7 @@ def warning_of(card: ModelCard) -> str:
 
 def check_allowed(model: str, allow_model: str) -> None:
     """``--allow-model`` names one function and allows no other. Raises ``UserError``."""
-    if ":" in model and allow_model and model != allow_model:
+    if is_own_code(model) and allow_model and model != allow_model:
         raise UserError(
             f"--allow-model {allow_model}: the model is another function, {model}; look at that one, and if it may run "
             f"here, allow it with --allow-model {model}"

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from p2ptrain.errors import JobError
+
 FACTORIES = frozenset({"empty", "empty_strided", "zeros", "ones", "full", "arange", "linspace", "eye"})
+COUNTS = frozenset({"arange"})
+"""Small and without chance: places that embeddings are looked up by, which may be copied into what is wanted."""
 RANDOM_FACTORIES = frozenset({"rand", "randn", "randint", "randperm"})
 RANDOM_WRITES = frozenset(
     {"uniform_", "normal_", "bernoulli_", "random_", "exponential_", "log_normal_", "cauchy_", "geometric_"}
@@ -38,7 +42,7 @@ def partial_model(build: Callable[[], nn.Module], names: Collection[str]) -> nn.
             built = named_tensors(model)
             if not any(built[name].is_meta for name in names):
                 return model
-        except (RuntimeError, NotImplementedError):  # an initialisation that mixes wanted tensors with others
+        except (RuntimeError, NotImplementedError, JobError):  # an initialisation that mixes wanted tensors with others
             pass
     return _dropped(build(), names)
 
@@ -87,7 +91,7 @@ class _Building(TorchDispatchMode):
         if kwargs.get("device") != META or name not in FACTORIES | RANDOM_FACTORIES:
             return func(*args, **kwargs)
         number, self._num_made = self._num_made, self._num_made + 1
-        wanted = number in self._wanted
+        wanted = number in self._wanted or name in COUNTS
         if wanted or name in RANDOM_FACTORIES:
             kwargs["device"] = torch.device("cpu")
         tensor = func(*args, **kwargs)

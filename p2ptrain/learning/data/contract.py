@@ -77,7 +77,7 @@ def load(
     chosen = np.arange(len(labels), dtype=np.int64) if indices is None else np.asarray(indices, np.int64)
     own = labels[chosen]
     y = class_map(source, contract, np.unique(own))[own]
-    item_bytes = 2 if source.kind == "audio" else 1
+    item_bytes = {"audio": 2, "tokens": 4}.get(source.kind, 1)
     check_memory(len(chosen) * math.prod(shape) * item_bytes, f"{source.spec}: {len(chosen)} samples of {list(shape)}")
     reading = Reading()
     x = source.decode(split, chosen, contract, None if strict else reading)
@@ -114,6 +114,14 @@ def _checked_shape(source: Source, contract: DataConfig) -> Shape:
             raise DataError(
                 f"data.classes: {listing(contract.classes, 4)}; for text they are the numbers of all bytes, "
                 '["0", "1", ... "255"]; make the job again with p2ptrain job new --data text:FILE'
+            )
+    elif contract.kind == "tokens":
+        if (channels, height) != (1, 1):
+            raise DataError(f"data.input_shape: expected [1, 1, tokens in a sample], got {list(contract.input_shape)}")
+        if contract.vocabulary < source.vocabulary:
+            raise DataError(
+                f"{source.spec}: has token numbers up to {source.vocabulary - 1}, and data.vocabulary of the job is "
+                f"{contract.vocabulary}: take the tokenizer that the job was made with, or make the job from these data"
             )
     elif channels not in (1, 3) and source.natural_shape != contract.input_shape:
         raise DataError(f"data.input_shape: {channels} channels; pictures have 1 (grey) or 3 (colour)")
@@ -165,10 +173,14 @@ def propose_contract(
             shape = (shape[0], MAX_PROPOSED_PX, MAX_PROPOSED_PX)
     classes = _trained_classes(source)
     draft = DataConfig(classes, tuple(shape), source.kind, augment=augment, audio=settings, white=source.white(sample))
+    if source.kind == "tokens":
+        draft = dataclasses.replace(draft, vocabulary=source.vocabulary)
+        if augment:
+            raise DataError(f"{source.spec}: texts are not augmented; leave --augment out")
     data = load(source, _undivided(draft), "train", sample)
     for line in (*source.notes(), *source.survey_notes(), *_audio_notes(source, sample, settings), *data.notes):
         say(line)
-    mean, std = _moments(data.x)
+    mean, std = _moments(data.x) if source.kind != "tokens" else ((0.0,), (1.0,))
     return dataclasses.replace(draft, mean=mean, std=std)
 
 

@@ -31,7 +31,8 @@ class Dataset:
     """Samples of one split, labelled in the job's class order."""
 
     x: NDArray[Any]
-    """``[N, C, H, W]``: uint8 pixels, float16 log-mels, float32 as they came, or uint8 text ``[N, 1, 1, T]``."""
+    """``[N, C, H, W]``: uint8 pixels, float16 log-mels, float32 as they came, or ``[N, 1, 1, T]``: uint8 text, int32
+    tokens."""
     y: Indices
     """``[N]``; of text, the byte that follows."""
     contract: DataConfig
@@ -60,7 +61,8 @@ class Dataset:
     def tensors(self, indices: Indices | slice | None = None) -> tuple[Tensor, Tensor]:
         """Normalised float32 samples ``[n, C, H, W]`` and int64 labels ``[n]``; all of them if not told which.
 
-        Of text: int64 bytes ``[n, 1, 1, T]``, and the byte that follows each of them ``[n, T]``.
+        Of text: int64 bytes ``[n, 1, 1, T]``, and the byte that follows each of them ``[n, T]``. Of tokens: int64
+        numbers ``[n, 1, 1, T]``, and a label for each sample ``[n]``.
         """
         chosen = slice(None) if indices is None else indices
         return self._normalised(self.x[chosen], self.y[chosen])
@@ -116,6 +118,8 @@ class Dataset:
     def _normalised(self, x: NDArray[Any], y: Indices) -> tuple[Tensor, Tensor]:
         import torch
 
+        if self.contract.kind == "tokens":
+            return torch.from_numpy(x.astype(np.int64)), torch.from_numpy(y.astype(np.int64))
         if self.contract.kind == "text":
             tokens = x.astype(np.int64)
             following = np.concatenate([tokens[:, 0, 0, 1:], y[:, None]], axis=1, dtype=np.int64)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data import binary, folders, npz, text
+from p2ptrain.learning.data.given import hugging_face, own
 from p2ptrain.learning.data.source import Source, closest
 
 SCHEMES: dict[str, str] = {
@@ -18,6 +19,7 @@ SCHEMES: dict[str, str] = {
     "audio": "audio:DIR_OR_ZIP (WAV files, one folder a class)",
     "npz": "npz:FILE (x_train, y_train, x_val, y_val, x_test, y_test)",
     "text": "text:FILE (any file, read byte by byte)",
+    "hf": "hf:DIR (what save_to_disk of Hugging Face's datasets wrote)",
 }
 
 
@@ -32,16 +34,20 @@ def open_source(spec: str) -> Source:
         "images": folders.open_images,
         "audio": folders.open_audio,
         "text": text.open_text,
+        "hf": hugging_face.open_saved,
     }
     if scheme == "digits":
         if rest:
             raise DataError(f"{spec}: digits takes no path; write just digits")
         return binary.open_digits(spec)
+    if scheme not in openers and own.is_function(spec):
+        return own.open_own(spec)
     if scheme not in openers:
         hint = closest(scheme, SCHEMES)
         if not hint and ("/" in spec or "\\" in spec or "." in spec):
             hint = f"; did you mean images:{spec} or audio:{spec}?"
-        raise DataError(f"{spec}: unknown kind of data set{hint}; known: {', '.join(SCHEMES.values())}")
+        known = f"{', '.join(SCHEMES.values())}, or your own as package.module:function"
+        raise DataError(f"{spec}: unknown kind of data set{hint}; known: {known}")
     if not rest or "\0" in rest:
         raise DataError(f"{spec}: expected {SCHEMES[scheme]}")
     try:

@@ -72,6 +72,8 @@ class Reading:
     wide: Brightest = field(default_factory=Brightest)
     num_moving: int = 0
     """Pictures with several frames, or pages, of which the first is read."""
+    num_cut: int = 0
+    """Texts that are longer than the job's samples."""
 
     def check(self, num_samples: int, contract: DataConfig, where: str) -> None:
         """Refuse a data set of which hardly anything can be read, or is almost black. Raises ``DataError``."""
@@ -98,6 +100,8 @@ class Reading:
             )
         if self.num_moving:
             lines.append(f"{self.num_moving} of {num_samples:,} pictures have several frames: the first is read")
+        if self.num_cut:
+            lines.append(f"{self.num_cut} of {num_samples:,} texts are longer than the job's samples, and are cut off")
         return lines
 
 
@@ -106,7 +110,7 @@ def held_against(x: NDArray[Any], contract: DataConfig, where: str) -> str:
 
     Raises ``DataError`` for gross differences: such samples are on another scale.
     """
-    if contract.kind == "text" or not len(x) or not contract.mean:
+    if contract.reads_tokens or not len(x) or not contract.mean:
         return ""
     some = x[:: max(1, len(x) // _LOOKED_AT)]
     scale = 255.0 if x.dtype == np.uint8 else 1.0

@@ -28,6 +28,8 @@ Indices = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 
 MAX_NAME = 255
+PADDING = 0
+"""The token after the last one of a sequence that is shorter than others."""
 MAX_ARRAY_BYTES = 16 * 2**30
 """No single file is read to more than this."""
 
@@ -44,6 +46,9 @@ class Source(ABC):
     """``(channels, height, width)``: of most samples; of the log-mels of one second; of a usual piece of text."""
     sample_rate: int
     """Of most recordings, in Hz; 0 for other data."""
+
+    vocabulary: int = 0
+    """Of tokens: every one is a number below this."""
 
     resizable: bool
     """True if ``decode`` stretches pictures to the contract's shape instead of refusing another."""

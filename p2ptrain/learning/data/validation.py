@@ -61,6 +61,7 @@ def subset(source: Source, rows: dict[Split, Indices], val: float = 0.0) -> Subs
         source,
         rows,
         source.resizable,
+        source.vocabulary,
         val or (source.val if isinstance(source, SubsetSource) else 0.0),
     )
 
@@ -77,6 +78,7 @@ class SubsetSource(Source):
     base: Source
     rows: dict[Split, Indices]
     resizable: bool
+    vocabulary: int = 0
     val: float = 0.0
     """The part that was held out for validation, here or in ``base``; 0 = none."""
 

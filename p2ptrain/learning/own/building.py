@@ -12,10 +12,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import os
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from torch.nn.parameter import UninitializedParameter as Uninitialized
 
 from p2ptrain.errors import JobError
 from p2ptrain.learning.own.blame import own_code
+from p2ptrain.learning.own.importing import working_directory_on_path
 from p2ptrain.learning.own.outputs import adapt
 
 SIGNATURE = "def build(input_shape, num_classes): ... return a torch.nn.Module"
@@ -35,36 +35,51 @@ _WRAPPED = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "Distribut
 
 def build_own(name: str, arguments: dict[str, object], seed: int | None) -> nn.Module:
     """The model that ``package.module:function`` returns. Raises ``JobError`` naming the line that is wrong."""
-    module_name, _, function_name = name.partition(":")
-    with _working_directory_on_path(), seeded(seed):
-        try:
-            with own_code(f"model {name!r}: module {module_name!r} fails when it is imported"):
-                module = importlib.import_module(module_name)
-        except JobError as failed:
-            error = failed.__cause__
-            if not isinstance(error, (ImportError, SyntaxError, ValueError)):
-                raise
-            raise JobError(
-                f"model {name!r}: module {module_name!r} can't be imported ({error}); start p2ptrain in the directory "
-                f"that holds it, or install it, and see that `python -c 'import {module_name}'` works there"
-            ) from error
-        function = getattr(module, function_name, None)
-        if not callable(function):
-            raise JobError(
-                f"model {name!r}: module {module_name!r} ({module.__file__}) has no function {function_name!r}; "
-                f"define it there ({SIGNATURE}), or correct the name after the colon"
-            )
+    with working_directory_on_path(), seeded(seed):
+        function = function_of(name, f"model {name!r}", SIGNATURE)
         accepted = _accepted(name, function, arguments)
         given = ", ".join(f"{key}={value!r}" for key, value in accepted.items())
         with own_code(f"model {name!r} failed when called with ({given})", advice="correct it"):
             model = function(**accepted)
         if not isinstance(model, nn.Module):
+            module_name, _, function_name = name.partition(":")
             raise JobError(
                 f"model {name!r}: function {function_name!r} in {module_name!r} returned {type(model).__name__}; "
                 "it must return a torch.nn.Module"
             )
-        model = _plain(model)
-        _materialise(name, model, arguments["input_shape"])
+        return finished(name, model, arguments["input_shape"])
+
+
+def function_of(name: str, what: str, signature: str) -> Callable[..., Any]:
+    """The function that ``package.module:function`` names, imported. Raises ``JobError`` that says what is missing.
+
+    ``what``: whose name it is, for people; ``signature``: how one is written.
+    """
+    module_name, _, function_name = name.partition(":")
+    try:
+        with own_code(f"{what}: module {module_name!r} fails when it is imported"):
+            module = importlib.import_module(module_name)
+    except JobError as failed:
+        error = failed.__cause__
+        if not isinstance(error, (ImportError, SyntaxError, ValueError)):
+            raise
+        raise JobError(
+            f"{what}: module {module_name!r} can't be imported ({error}); start p2ptrain in the directory "
+            f"that holds it, or install it, and see that `python -c 'import {module_name}'` works there"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise JobError(
+            f"{what}: module {module_name!r} ({module.__file__}) has no function {function_name!r}; "
+            f"define it there ({signature}), or correct the name after the colon"
+        )
+    return function
+
+
+def finished(name: str, model: nn.Module, input_shape: object) -> nn.Module:
+    """A model as somebody's code made it, as one that can be trained here. Raises ``JobError`` where it can't."""
+    model = _plain(model)
+    _materialise(name, model, input_shape)
     if any(tensor.device.type not in ("cpu", "meta") for tensor in (*model.parameters(), *model.buffers())):
         model.cpu()
     for tensor_name, tensor in model.state_dict().items():
@@ -139,18 +154,6 @@ def _materialise(name: str, model: nn.Module, input_shape: object) -> None:
             f"model {name!r}: {left[0]!r} is lazy and takes no part in the forward pass, so its size is not known; "
             "remove it, or give it its size"
         )
-
-
-@contextlib.contextmanager
-def _working_directory_on_path() -> Iterator[None]:
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(here)
 
 
 @contextlib.contextmanager

@@ -72,8 +72,8 @@ def check_outputs(model: nn.Module, data: DataConfig, who: str, samples: Tensor 
     batch = 2 if num_classes != 2 else 3  # so that the axes can be told apart
     samples = made_up(data, batch) if samples is None else samples[torch.arange(batch) % len(samples)]
     advice = "correct the model, or the job's input shape"
-    if data.kind == "text":
-        advice = TEXT_CONTRACT
+    if data.reads_tokens:
+        advice = TEXT_CONTRACT if data.kind == "text" else TOKENS_CONTRACT
     doing = f"{who} fails on a batch of samples of shape {list(data.input_shape)}"
     with own_code(doing, model, advice), torch.no_grad():
         output = model(samples)
@@ -116,10 +116,16 @@ TEXT_CONTRACT = (
     "text comes as token numbers, int64 of shape [batch, 1, 1, length]: begin forward with x = x.flatten(1), "
     "and return [batch, classes] or [batch, length, classes]"
 )
+TOKENS_CONTRACT = (
+    "texts come as token numbers, int64 of shape [batch, 1, 1, length], 0 after the last: begin forward with "
+    "x = x.flatten(1), and return [batch, classes]"
+)
 
 
 def contract_words(data: DataConfig) -> str:
     """What a model of one's own is given for these data, and what it is to return, in a line."""
+    if data.kind == "tokens":
+        return TOKENS_CONTRACT.replace("length", str(data.input_shape[-1])).replace("classes", str(len(data.classes)))
     if data.kind == "text":
         return TEXT_CONTRACT.replace("length", str(data.input_shape[-1])).replace("classes", str(len(data.classes)))
     what = "log-mels" if data.kind == "audio" else "samples"
@@ -133,8 +139,8 @@ def made_up(data: DataConfig, batch: int) -> Tensor:
     """[batch, *input_shape] samples as they might be: token numbers, or numbers of mean 0 and spread 1."""
     generator = torch.Generator().manual_seed(0)
     shape = (batch, *data.input_shape)
-    if data.kind == "text":
-        return torch.randint(len(data.classes), shape, generator=generator)
+    if data.reads_tokens:
+        return torch.randint(data.vocabulary or len(data.classes), shape, generator=generator)
     return torch.randn(shape, generator=generator)
 
 

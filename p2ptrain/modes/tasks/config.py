@@ -56,7 +56,7 @@ class TasksConfig(ModeTable):
     def _check_own(self, job: Job, where: str) -> None:
         """What class sub-models ask of the data, and of each other's settings."""
         data = job.data
-        if data.kind == "text" and job.mode == "tasks":
+        if data.reads_tokens and job.mode == "tasks":
             raise JobError(
                 f'{where}: mode: "tasks" divides a classifier of pictures or audio, and the data are text; use '
                 '"replicas" or "pipeline"'
@@ -65,7 +65,7 @@ class TasksConfig(ModeTable):
             raise JobError(
                 f'{where}: tasks.fit_head: it re-fits classifiers of pictures or audio, not text; use "auto"'
             )
-        if self.budget and (data.kind == "text" or job.mode == "replicas"):
+        if self.budget and (data.reads_tokens or job.mode == "replicas"):
             raise JobError(
                 f"{where}: tasks.budget: {self.budget:g}, and the whole model is trained everywhere; set 0, or mode "
                 '"tasks" for pictures and audio'

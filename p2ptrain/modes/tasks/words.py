@@ -29,7 +29,7 @@ kept_lines, kept_plain = no_words.of_copies, no_words.plain_copies
 
 def job_lines(job: Job) -> list[str]:
     """What ``job check`` tells beside what all jobs have."""
-    if job.mode == "replicas" or job.data.kind == "text":
+    if job.mode == "replicas" or job.data.reads_tokens:
         return []
     passes = tasks_of(job).passes
     if passes == 1:

@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError, RemoteError
 from p2ptrain.ids import JobId, PeerId
+from p2ptrain.model_config import is_own_code
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.protocol.machine import NEVER
 
@@ -43,7 +44,7 @@ class JobSearch:
             job = job_from_json(data.decode("utf-8", errors="replace"))
         except (JobError, RecursionError) as error:
             raise RemoteError("job", str(error)) from None
-        if ":" in job.model.name and job.model.name != self._allowed:
+        if is_own_code(job.model.name) and job.model.name != self._allowed:
             if len(self._code_from) < MAX_TELLERS:
                 self._code_from.add(sender)
             self._refused["job-code"] += 1

@@ -23,7 +23,7 @@ def mode_for(job: Job, peers: Sequence[PeerSnapshot]) -> tuple[str, str]:
     """The mode, and why; what the job says unless that is "auto"."""
     if job.mode != "auto":
         return job.mode, "the job says so"
-    if job.data.kind == "text":
+    if job.data.reads_tokens:
         return "replicas", "class sub-models are for pictures and audio"
     if max_groups(job, peers) < 2:
         return "replicas", "the model can't be divided among classes, or is too narrow for that"

@@ -1,0 +1,1 @@
+"""Models of packages that are installed on this device, by the names that the packages themselves list."""
