@@ -37,6 +37,7 @@ from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.consensus.ballot import KeepVote
 from p2ptrain.protocol.machine import Note
+from p2ptrain.runtime.node.in_order import InOrder
 from p2ptrain.runtime.node.node import Node, Then
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.disk import StorageError
@@ -65,6 +66,7 @@ class DiskWork:
         self._store = store
         self._state = state
         self._snapshot_saved = snapshot_saved
+        self._to_trainer = InOrder()
         self._passing: set[BlobId] = set()
         """On their way here, to stay in memory."""
         self.handlers: dict[type, Callable[[Any], None]] = {
@@ -135,18 +137,27 @@ class DiskWork:
             self._node.on_disk(lambda: store.put(data.view if isinstance(data, SharedBytes) else data), stored)
 
     def fill_in(self, effect: ToTrainer, blob: BlobId, then: Callable[[Any], None]) -> None:
-        """The command with the blob that it is about, to be mapped; not called where that is not here."""
+        """The command with the blob that it is about, to be mapped; not called where that is not here.
+
+        Commands keep their order, though some blobs lie on the disk and some in memory: of the copies that a head is
+        fitted over, the one that is said to be the last has to come last.
+        """
+        settle = self._to_trainer.place()
 
         def shared(data: Any, error: BaseException | None) -> None:
             if isinstance(error, StorageError):  # no file left for now; the trainer may be waiting for nothing else
-                self._node.later(AGAIN_S, lambda: self.fill_in(effect, blob, then))
+                self._node.later(AGAIN_S, look)
             elif data is None:
                 self._node.note(Note("blob-missing", (("blob", blob[:12]),)))
+                settle(None)
             else:
                 command: Any = effect.command
-                then(dataclasses.replace(command, **{effect.into: data}))
+                settle(lambda: then(dataclasses.replace(command, **{effect.into: data})))
 
-        self._of(blob, lambda: self._store.blobs.share(blob), shared)
+        def look() -> None:
+            self._of(blob, lambda: self._store.blobs.share(blob), shared)
+
+        look()
 
     def _of(self, blob: BlobId, work: Callable[[], Any], then: Then) -> None:
         """Do what is about one blob in the thread of those that lie where it lies."""
