@@ -103,9 +103,8 @@ async def run_peer(
     """Run one peer until its job is done, the model written and the lingering over, or ``until`` is set.
 
     A new join code of the group's founder is followed. ``on_start`` is called once the peer listens, and again when it
-    has left its job for the group's, or its code for a new one; ``on_line`` with
-    every line of its journal. ``loggers`` make what is told the figures of the training beside ``metrics.jsonl`` in the
-    state directory: see ``p2ptrain.loggers``.
+    has left its job for the group's, or its code for a new one; ``on_line`` with every line of its journal. ``loggers``
+    make what is told the figures of the training beside the state directory's ``metrics.jsonl``: ``p2ptrain.loggers``.
 
     Raises ``UserError`` for what the person at this device can mend.
     """
@@ -242,6 +241,7 @@ async def harvest(
     say: Callable[[str], None] = lambda text: None,
     state_dir: Path | str | None = None,
     without: Sequence[str] = (),
+    best: bool = False,
 ) -> Harvest:
     """Collect the freshest copy of every part and assemble the global model.
 
@@ -249,13 +249,14 @@ async def harvest(
     directory. ``Harvest.source`` says which it was.
 
     ``allow_user_code``: whether a model function of the user's own may run here; its name allows that one only.
-    ``without``: names or ids of devices whose contributions are left out.
+    ``without``: names or ids of devices whose contributions are left out. ``best``: not the last state, but the best
+    one that the group has looked at while it trained (``Harvest.best``).
 
     Raises ``NotCoveredError`` naming the parts that nobody has, unless ``partial``; ``UserError`` otherwise.
     """
     try:
         async with observing(group, network, state_dir) as node:
-            collected = await harvesting.collect(node, wait_s, partial=partial, say=say)
+            collected = await harvesting.collect(node, wait_s, partial=partial, best=best, say=say)
             num_peers = len(node.observer.alive())
     except (NobodyError, NotCoveredError) as error:
         kept = await asyncio.to_thread(kept_job, _state(state_dir), group.tag)
@@ -263,7 +264,7 @@ async def harvest(
             raise
         say(f"{str(error).partition(';')[0]}: looking at what this device keeps")
         try:
-            return await asyncio.to_thread(_harvest_kept, [kept], partial, allow_user_code, without)
+            return await asyncio.to_thread(_harvest_kept, [kept], partial, allow_user_code, without, best)
         except NotCoveredError as own:
             raise NotCoveredError(f"{error}. This device by itself: {own}") from None
     collected = harvesting.leave_out(collected, without)
@@ -279,6 +280,7 @@ async def harvest_kept(
     partial: bool = False,
     allow_user_code: bool | str = False,
     without: Sequence[str] = (),
+    best: bool = False,
 ) -> Harvest:
     """The same from state directories alone, of one device or of several: of the job that was trained last there.
 
@@ -293,14 +295,14 @@ async def harvest_kept(
     if len({each.job.id for each in kept}) > 1:
         named = ", ".join(f"{path}: {each.job.id}" for path, each in zip(state_dirs, kept, strict=True))
         raise UserError(f"these state directories had different jobs last ({named}); harvest them one by one")
-    return await asyncio.to_thread(_harvest_kept, kept, partial, allow_user_code, without)
+    return await asyncio.to_thread(_harvest_kept, kept, partial, allow_user_code, without, best)
 
 
 def _harvest_kept(
-    kept: Sequence[KeptJob], partial: bool, allow_user_code: bool | str, without: Sequence[str]
+    kept: Sequence[KeptJob], partial: bool, allow_user_code: bool | str, without: Sequence[str], best: bool
 ) -> Harvest:
     allowed = _may_run(kept[0].job, allow_user_code)
-    return harvesting.from_state(kept, partial=partial, allow_user_code=allowed, without=without)
+    return harvesting.from_state(kept, partial=partial, allow_user_code=allowed, without=without, best=best)
 
 
 def _may_run(job: Job, allow_user_code: bool | str) -> bool:

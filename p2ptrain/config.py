@@ -97,8 +97,9 @@ class TrainingConfig:
     """bf16: forward passes compute in bfloat16 on devices that have it. Parameters are float32 everywhere."""
     patience: int = 0
     """After so many rounds without a lower validation loss a device ends, and goes back to the best; 0 = never."""
-    LATER_KEYS: ClassVar[tuple[str, ...]] = ("warmup", "clip", "precision", "patience")
-    """With their defaults they are not part of a job's id, as ids are older than they."""
+    look_every: int = 0
+    """Rounds from one look at the group's whole model to the next, while it trains; 0 = as often as costs little."""
+    LATER_KEYS: ClassVar[tuple[str, ...]] = ("warmup", "clip", "precision", "patience", "look_every")
 
     @property
     def max_norm(self) -> float:
@@ -353,6 +354,7 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
         ("training.warmup", t.warmup, 0, 0.9),
         ("training.clip", t.clip, 0, 1e6),
         ("training.patience", t.patience, 0, 1_000_000),
+        ("training.look_every", t.look_every, 0, 1_000_000),
         ("group.min_peers", g.min_peers, 1, 1000),
         ("group.settle_s", g.settle_s, 0, 3600),
         ("group.topk_fraction", g.topk_fraction, 0.0001, 1),

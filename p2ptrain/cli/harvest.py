@@ -31,6 +31,7 @@ Examples:
   p2ptrain harvest -o global.safetensors --data images:test/
   p2ptrain harvest -o global.safetensors --partial --json
   p2ptrain harvest -o global.safetensors --without old-laptop     whose part makes the model worse
+  p2ptrain harvest -o best.safetensors --best     as the model was where it knew most validation samples
   p2ptrain harvest --from /mnt/laptop-1-state --from /mnt/laptop-2-state     when no device runs
 """
 
@@ -56,6 +57,11 @@ Examples:
     metavar="DIR",
     help="Take it from this state directory of a peer; may be given again. [default: from the group; if it does not "
     "answer, from --state]",
+)
+@click.option(
+    "--best",
+    is_flag=True,
+    help="Not the last state, but the best that the group has looked at while it trained (training.look_every).",
 )
 @click.option("--partial", is_flag=True, help="Go on without parts that nobody has: their classes are not recognised.")
 @click.option(
@@ -86,6 +92,7 @@ def command(
     output: Path,
     force: bool,
     state_dirs: tuple[Path, ...],
+    best: bool,
     partial: bool,
     without: tuple[str, ...],
     card_file: Path | None,
@@ -114,7 +121,9 @@ def command(
 
         open_source(data)  # a wrong path is said now, not after the harvest
     if state_dirs:
-        collecting = api.harvest_kept(state_dirs, partial=partial, allow_user_code=allow_model, without=without)
+        collecting = api.harvest_kept(
+            state_dirs, partial=partial, allow_user_code=allow_model, without=without, best=best
+        )
     else:
         collecting = api.harvest(
             read_group(code, is_open, state_dir),
@@ -125,6 +134,7 @@ def command(
             say=(lambda text: None) if as_json else progress,
             state_dir=state_dir,
             without=without,
+            best=best,
         )
     result = run_async(collecting)
     api.save_harvest(output, result, force=force)

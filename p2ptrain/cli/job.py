@@ -141,6 +141,12 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     "A device ends after so many rounds without a lower loss on its validation samples, at the best; 0 is never. Of "
     "modes tasks and replicas.",
 )
+@setting(
+    "--look-every",
+    "training.look_every",
+    click.IntRange(0),
+    "Rounds between two looks at the whole model; 0: ten in all, for a twentieth of the time at most.",
+)
 @setting("--seed", "seed", int, "For initial weights and shares of the data.")
 @setting("--width", "model.width", click.FloatRange(0.01, 16), "Factor on all channel counts.")
 @setting("--groups", "tasks.num_groups", click.IntRange(0), "Sub-models; 0 is one a peer.")

@@ -61,6 +61,22 @@ class TakeSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class LookAtModel:
+    """One copy of those that make the whole model, as it was after a round; with the last one, look at it."""
+
+    state: str
+    """Names it, as in ``LookFigure``."""
+    holding: str
+    """The copy's ``SnapshotRef``, as JSON."""
+    snapshot: bytes
+    plan: str = ""
+    """With the first one."""
+    num_bytes: int = 0
+    """Of all copies; with the first one."""
+    is_last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     pass
 
@@ -86,6 +102,8 @@ class Ready:
     """What the person at this device should know of the samples: how many were left out, whether they look odd."""
     remarks: tuple[str, ...] = ()
     """What this device can't do of what the job wants."""
+    num_val: int = 0
+    """Own validation samples."""
 
     @property
     def told(self) -> list[tuple[str, str]]:
@@ -150,6 +168,20 @@ class SnapshotTaken:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelLooked:
+    """What came of ``LookAtModel``, on own validation samples. ``why``: it was not looked at."""
+
+    state: str
+    samples: int = 0
+    correct: int = 0
+    loss: float = 0.0
+    """Sum over the samples, nats."""
+    seconds: float = 0.0
+    """For so long nothing was trained."""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotRefused:
     """A snapshot or state from another peer did not fit this job's model."""
 
@@ -169,6 +201,8 @@ COMMON: dict[str, Any] = {
     for cls in (
         Configure,
         TakeSnapshot,
+        LookAtModel,
+        ModelLooked,
         Stop,
         Beat,
         Ready,

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from p2ptrain.config import Job
+from p2ptrain.core.looks.figures import GroupLook
 from p2ptrain.core.plan import Plan
+from p2ptrain.errors import LocalError
 from p2ptrain.ids import JobId, PeerId
 from p2ptrain.wire.messages import Record, SnapshotRef
 
@@ -30,6 +32,26 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """How good one peer found the finished model on its own validation samples."""
+
+    name: str
+    samples: int
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class BestState:
+    """Of those that the group has looked at while it trained."""
+
+    look: GroupLook
+    last: GroupLook
+    """The last look, for comparison."""
+    finished: Look | None = None
+    """How good the finished model is, if the group is done and knows it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Collected:
     """Everything that a harvest needs, before torch is imported."""
 
@@ -44,6 +66,8 @@ class Collected:
     """Parts that somebody who is alive trains."""
     without: frozenset[PeerId] = frozenset()
     """Whose contributions are to be left out."""
+    best: BestState | None = None
+    """It is the best state, not the last one."""
 
     def name_of(self, peer: PeerId) -> str:
         record = self.records.get(peer)
@@ -63,15 +87,6 @@ class PartReport:
     step: int
     samples: int
     num_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How good one peer found the finished model on its own validation samples."""
-
-    name: str
-    samples: int
-    accuracy: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +144,8 @@ class Harvest:
     """What each device computed, as far as that is known."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Whose contributions are not in it, by name, and why not."""
+    best: BestState | None = None
+    """It is the best state that the group has looked at, and not the last one."""
     stopped_after: int = 0
     """The group has ended after that round, before its last one, as it was asked to; 0: it has not."""
 
@@ -140,7 +157,9 @@ class Harvest:
     @property
     def is_half_way(self) -> bool:
         """Training goes on."""
-        return any(part.round < part.rounds and part.part not in self.stopped for part in self.report)
+        return self.best is None and any(
+            part.round < part.rounds and part.part not in self.stopped for part in self.report
+        )
 
     @property
     def head_fitted(self) -> bool:
@@ -193,6 +212,28 @@ class Harvester(Protocol):
         saying why none can."""
         ...
 
+    def judged(self, result: Snapshot) -> tuple[int, float] | None:
+        """Validation samples, and the share that the finished model gets right, by what the group made in the end."""
+        ...
+
     def assemble(self, collected: Collected, *, allow_user_code: bool) -> Harvest:
         """Put the parts together. Raises ``UserError`` for parts that don't fit."""
         ...
+
+
+def chosen(harvester: Harvester, plan: Plan, holdings: Sequence[SnapshotRef]) -> list[SnapshotRef] | None:
+    """The copies that a harvest of these would take; None where they are no whole model."""
+
+    async def at_once(holding: SnapshotRef, what: str) -> bytes:
+        return b""
+
+    routine = harvester.fetch(plan, holdings, at_once)
+    try:
+        routine.send(None)  # it waits for nothing but its copies
+    except StopIteration as done:
+        parts: dict[int, list[Snapshot]] = done.value[1]
+    else:
+        raise LocalError("a harvest waits for something else than its copies")
+    if not parts or harvester.missing(plan, parts):
+        return None
+    return [snapshot.holding for copies in parts.values() for snapshot in copies]

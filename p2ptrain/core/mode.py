@@ -180,6 +180,10 @@ class Role(Protocol):
         """Whether nothing more is to be trained, once all that are here have ended."""
         ...
 
+    def ends_round(self, ref: SnapshotRef) -> bool:
+        """Whether a copy of a part is as it was just after its round, and fits the others by the plan in force."""
+        ...
+
     def end_after(self, rounds: int, now: float) -> Effects:
         """The group stops: train no more than so many rounds, or than the own one that is under way. Say so."""
         ...
@@ -265,6 +269,10 @@ class Words(Protocol):
 
     def kept_plain(self, plan: Plan, here: Sequence[Record]) -> Mapping[str, Any] | None:
         """The same for programs; None: a mode that does not tell."""
+        ...
+
+    def look_note(self, plan: Plan) -> str:
+        """What the whole model lacks as long as it is trained, behind a comma; "" = nothing."""
         ...
 
     def harvest_head_line(self, harvest: Harvest) -> list[str]:

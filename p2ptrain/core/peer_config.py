@@ -67,6 +67,8 @@ class Resume:
     plan: Plan | None = None
     own: tuple[m.SnapshotRef, ...] = ()
     kept: tuple[m.SnapshotRef, ...] = ()
+    looked_at: tuple[m.SnapshotRef, ...] = ()
+    """Copies that are kept for looks at the whole model."""
     result: m.SnapshotRef | None = None
     """What the group made when all were trained."""
     has_blob: Callable[[BlobId], bool] = lambda blob: False

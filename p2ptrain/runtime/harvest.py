@@ -20,6 +20,7 @@ from p2ptrain.errors import NotCoveredError, UserError
 from p2ptrain.ids import PeerId, blob_id
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.runtime import report
+from p2ptrain.runtime.best_state import collect_best, kept_best
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.store.kept import KeptJob
 from p2ptrain.wire.messages import Record, SnapshotRef
@@ -32,9 +33,17 @@ CHASE_S = 60.0
 
 
 async def collect(
-    node: ObserverNode, wait_s: float, *, partial: bool, say: Callable[[str], None] = lambda text: None
+    node: ObserverNode,
+    wait_s: float,
+    *,
+    partial: bool = False,
+    best: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Collected:
-    """Fetch the freshest copies that anyone alive has. Raises ``NotCoveredError``, ``UserError``."""
+    """Fetch the freshest copies that anyone alive has, or (``best``) those of the best state.
+
+    Raises ``NotCoveredError``, ``UserError``.
+    """
     await node.look_around(wait_s, need_job=True)
     observer = node.observer
     job, plan = observer.job, observer.plan()
@@ -51,10 +60,13 @@ async def collect(
         say(f"{what}: {holding.num_bytes / 1e6:.1f} MB, made by {_name(node, holding.trainer)}")
         return await node.fetch(holding, FETCH_TIMEOUT_S)
 
+    if best:
+        return await collect_best(observer, job, plan, harvester, fetch, say)
     attempt, start = 0, node.now()
     while True:
         attempt += 1
-        holdings = {h.blob: h for record in observer.alive() for h in record.holdings}.values()
+        everything = [h for record in observer.alive() for h in record.holdings]
+        holdings = {h.blob: h for h in everything if h.kind != "kept"}.values()
         result, parts = await harvester.fetch(plan, list(holdings), fetch)
         missing = harvester.missing(plan, parts)
         has_result = any(h.kind == "head" for record in observer.alive() for h in record.holdings)
@@ -115,6 +127,8 @@ def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
     records, job = collected.records.values(), collected.job.id
     result = mode_of(collected.job).harvester.assemble(collected, allow_user_code=allow_user_code)
     result = dataclasses.replace(result, works=works_of(records, job), stopped_after=stopped_after(records, job))
+    if collected.best is not None:
+        return dataclasses.replace(result, best=collected.best)
     if result.is_judged or (result.is_half_way and not result.stopped_after) or result.missing:
         return result
     return dataclasses.replace(result, looks=looks_of(records, job))
@@ -124,14 +138,23 @@ def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
 
 
 def from_state(
-    kept: Sequence[KeptJob], *, partial: bool = False, allow_user_code: bool = False, without: Sequence[str] = ()
+    kept: Sequence[KeptJob],
+    *,
+    partial: bool = False,
+    allow_user_code: bool = False,
+    without: Sequence[str] = (),
+    best: bool = False,
 ) -> Harvest:
     """The model that a state directory keeps, or else one of the parts that lie in all of them, which are of one job.
+
+    ``best``: the best one that the first of them keeps.
 
     ``without``: it is put together from the parts, without those of these devices.
 
     Raises ``NotCoveredError`` naming the parts that none has, unless ``partial``; ``UserError`` otherwise.
     """
+    if best:
+        return _finished(kept[0], kept_best(kept[0].folder))
     for each in kept:
         if not without and (path := each.model) is not None:
             return _finished(each, path)
@@ -163,7 +186,8 @@ def _collected(kept: Sequence[KeptJob], *, partial: bool) -> Collected:
     if not plans:
         raise NotCoveredError(f"{where}: no plan was made of this job yet, so there is nothing to harvest")
     plan = max(plans)[2]
-    holdings = {h.blob: h for each in kept for h in (*each.manifest.snapshots, *each.manifest.replicas)}
+    everything = [h for each in kept for h in (*each.manifest.snapshots, *each.manifest.replicas)]
+    holdings = {h.blob: h for h in everything if h.kind != "kept"}
 
     async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
         found = (data for each in kept if (data := each.blob(holding.blob)) is not None)

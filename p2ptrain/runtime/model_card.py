@@ -85,6 +85,10 @@ def _state(metadata: Mapping[str, str], harvest: Mapping[str, Any]) -> list[str]
         missing = [str(name) for part in harvest.get("missing") or () for name in part.get("classes") or ()]
         what = f": {', '.join(_safe(name) for name in missing)} can't be recognised" if missing else ""
         lines += [f"**Incomplete**{what}.", ""]
+    best = harvest.get("best")
+    if completeness == "best" and isinstance(best, dict) and isinstance(best.get("accuracy"), (int, float)):
+        told = f"{percent(best['accuracy'])} of {best.get('samples', 0):,} validation samples were right"
+        lines += [f"**The best state**, after round {best.get('round', '?')}: {told}.", ""]
     found = harvest.get("validation")
     if isinstance(found, dict) and isinstance(found.get("accuracy"), (int, float)):
         lines += [f"{percent(found['accuracy'])} of {found.get('samples', 0):,} validation samples are right.", ""]

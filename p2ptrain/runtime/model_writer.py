@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from p2ptrain.core.harvest import Collected, Harvest, Look
+from p2ptrain.core.looks.figures import looks_of_group
 from p2ptrain.errors import P2PTrainError, UserError
 from p2ptrain.net.keys import Group
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime import harvest as harvesting
 from p2ptrain.runtime import report
+from p2ptrain.runtime.best_state import BEST
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.node.peer_options import PeerOptions
@@ -164,7 +166,7 @@ async def write(request: Request, num_threads: int) -> Written:
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
-async def _collect(request: Request) -> Collected:
+async def _collect(request: Request, *, best: bool = False) -> Collected:
     from p2ptrain.net.group.admission import visitors_door
     from p2ptrain.net.keys import OPEN_GROUP, read_code
 
@@ -175,7 +177,7 @@ async def _collect(request: Request) -> Collected:
         node = ObserverNode(group, network, Path(directory), door)
         try:
             await node.start()
-            collected = await harvesting.collect(node, WAIT_S, partial=False)
+            collected = await harvesting.collect(node, WAIT_S, best=best)
         finally:
             await node.close()
     if collected.job.id != request.job:
@@ -205,6 +207,7 @@ def carry_out(request: Request) -> Written:
         result = dataclasses.replace(result, looks=(*(each for each in result.looks if each.name != own.name), own))
     kind, told = report.kind(result), report.render(result)
     harvesting.save(Path(request.kept), result)
+    keep_best(request, collected, allow_user_code=allowed)
     written = Written(request.kept, kind, told, not_looked=not_looked)
     if own is not None:
         written = dataclasses.replace(written, samples=own.samples, accuracy=own.accuracy)
@@ -216,6 +219,16 @@ def carry_out(request: Request) -> Written:
     except (UserError, OSError) as error:
         return dataclasses.replace(written, why_not=f"not in {request.out}: {error}")
     return dataclasses.replace(written, path=request.out)
+
+
+def keep_best(request: Request, collected: Collected, *, allow_user_code: bool) -> None:
+    """Beside the finished model the best that the group has looked at, if it has: what is left of it goes with the
+    group."""
+    if not looks_of_group(collected.records.values(), collected.job.id):
+        return
+    with contextlib.suppress(UserError):  # no state is whole any more: then there is none to keep
+        best = harvesting.assemble(asyncio.run(_collect(request, best=True)), allow_user_code=allow_user_code)
+        harvesting.save(Path(request.kept).with_name(BEST), best)
 
 
 def look(request: Request, result: Harvest, *, allow_user_code: bool) -> Look | None:

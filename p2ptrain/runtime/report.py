@@ -9,11 +9,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from p2ptrain.core.harvest import DeviceWork, Harvest, KeptHarvest, Look
+from p2ptrain.core.harvest import BestState, DeviceWork, Harvest, KeptHarvest, Look
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.words import clean, listed, part_of, percent, scaled, table
 
-COMPLETE, HALF_WAY, INCOMPLETE = "complete", "half-way", "incomplete"
+COMPLETE, HALF_WAY, INCOMPLETE, BEST = "complete", "half-way", "incomplete", "best"
 
 
 def render(harvest: Harvest) -> str:
@@ -45,7 +45,10 @@ def render(harvest: Harvest) -> str:
                 "device that is here trains it. The model knows what the part had learnt by then; start its device "
                 "again to go on, and harvest again"
             )
-    if behind := [part for part in harvest.report if part.round < part.rounds and part.part not in harvest.stopped]:
+    lines += best_lines(harvest.best)
+    if harvest.best is None and (
+        behind := [part for part in harvest.report if part.round < part.rounds and part.part not in harvest.stopped]
+    ):
         rounds = ", ".join(f"{part.round} of {part.rounds} rounds of part {part.part}" for part in behind)
         if len(behind) == len(harvest.report) and len({part.round for part in behind}) == 1:
             rounds = f"{behind[0].round} of {behind[0].rounds} rounds"
@@ -63,6 +66,39 @@ def render(harvest: Harvest) -> str:
         name = words.part_name(harvest.plan, harvest.job, index)
         lines.append(f"MISSING: part {index} ({name}): its classes can't be recognised")
     return "\n".join(lines)
+
+
+def best_lines(best: BestState | None) -> list[str]:
+    """Which state it is, and how good beside the last one."""
+    if best is None:
+        return []
+    look, last = best.look, best.last
+    who = f"{look.num_peers} device{'s' if look.num_peers > 1 else ''}"
+    lines = [
+        f"BEST: the model as it was after round {look.round}: {percent(look.accuracy)} of {look.samples:,} validation "
+        f"samples of {who} right, loss {look.loss:.3f}"
+    ]
+    if last.round != look.round:
+        figures = f"{percent(last.accuracy)} of {last.samples:,}, loss {last.loss:.3f}"
+        lines.append(f"at the last look, after round {last.round}: {figures}")
+    if best.finished is not None:
+        figures = f"{percent(best.finished.accuracy)} of {best.finished.samples:,}"
+        lines.append(f"the finished model: {figures} (harvest without --best)")
+    return lines
+
+
+def _best_plain(best: BestState | None) -> dict[str, Any] | None:
+    if best is None:
+        return None
+    names = ("round", "samples", "accuracy", "loss")
+    looks = {"best": best.look, "last": best.last}
+    told: dict[str, Any] = {title: {name: getattr(look, name) for name in names} for title, look in looks.items()}
+    finished = best.finished
+    return {
+        **told["best"],
+        "last": told["last"],
+        "finished": {"samples": finished.samples, "accuracy": finished.accuracy} if finished is not None else None,
+    }
 
 
 def look_lines(looks: Sequence[Look]) -> list[str]:
@@ -125,9 +161,11 @@ def _validation(looks: Sequence[Look]) -> dict[str, Any]:
 
 
 def completeness(harvest: Harvest) -> str:
-    """What was harvested, in a word: ``COMPLETE``, ``HALF_WAY`` or ``INCOMPLETE``."""
+    """What was harvested, in a word: ``COMPLETE``, ``HALF_WAY``, ``INCOMPLETE`` or ``BEST``."""
     if harvest.missing:
         return INCOMPLETE
+    if harvest.best is not None or (isinstance(harvest, KeptHarvest) and harvest.plain.get("best")):
+        return BEST
     return HALF_WAY if harvest.is_half_way else COMPLETE
 
 
@@ -149,6 +187,7 @@ def to_plain(harvest: Harvest) -> dict[str, Any]:
         "complete": not harvest.missing,
         "half_way": harvest.is_half_way,
         "stopped": list(harvest.stopped),
+        "best": _best_plain(harvest.best),
         "stopped_after": harvest.stopped_after or None,
         **_validation(harvest.looks),
         "work": works_plain(harvest.works),

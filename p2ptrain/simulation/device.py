@@ -286,6 +286,7 @@ class Device(FrameHost):
             plan=disk.plan,
             own=disk.own,
             kept=tuple(h for h in disk.replicas if h.kind == "part"),
+            looked_at=tuple(h for h in disk.replicas if h.kind == "kept"),
             result=next((h for h in reversed(disk.replicas) if h.kind == "head"), None),
             has_blob=disk.__contains__,
             voted=disk.voted,

@@ -132,6 +132,13 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "batches-dropped": lambda f: (
         f"{_text(f, 'batches')} batches after the round that the group stopped at are not in the model"
     ),
+    "looked": lambda f: (
+        f"the whole model, put together after round {_text(f, 'round')}, gets {percent(_number(f, 'accuracy'))} of "
+        f"this device's {_number(f, 'samples'):,.0f} validation samples right ({_number(f, 'seconds'):.1f} s)"
+    ),
+    "look-given-up": lambda f: (
+        f"the whole model after round {_text(f, 'round')} was not looked at here: {_text(f, 'why')}"
+    ),
     "joined": lambda f: f"{_who(f)} is here",
     "left": lambda f: f"{_who(f)} left",
     "failed": lambda f: f"{_who(f)} is lost: no answer any more",

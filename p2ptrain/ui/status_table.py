@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import looks_of, works_of
+from p2ptrain.core.looks.figures import GroupLook, best_of, looks_of_group
 from p2ptrain.core.plan import Part, Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.registry import MODES, mode_of
@@ -88,8 +89,30 @@ def headline(snapshot: Snapshot) -> str:
         lines += [f"  {clean(line, 400)}" for line in look_lines(looks_of(snapshot.records, job.id))]
         for part in unstaffed(snapshot):
             lines.append(f"  nobody trains part {part.index} ({mode_of(job).words.part_name(plan, job, part.index)})")
+    note = mode_of(job).words.look_note(plan) if plan is not None else ""
+    lines += [f"  {line}" for line in model_lines(looks_of_group(snapshot.records, job.id), note)]
     lines += [f"  {line}" for line in work_line(works_of(snapshot.records, job.id))]
     return "\n".join(lines)
+
+
+def model_lines(looks: Sequence[GroupLook], note: str = "") -> list[str]:
+    """How good the whole model was when the group looked at it last, and where it was best."""
+    best = best_of(looks)
+    if best is None:
+        return []
+    last, which = looks[-1], ""
+    who = f"{last.num_peers} device{'s' if last.num_peers > 1 else ''}"
+    if best.round != last.round:
+        which = f"; best so far after round {best.round}: {percent(best.accuracy)} of {best.samples:,}"
+    told = f"{percent(last.accuracy)} of {last.samples:,} validation samples of {who} right"
+    return [f"the whole model, put together after round {last.round}{note}: {told}{which}"]
+
+
+def _look(look: GroupLook | None) -> dict[str, Any] | None:
+    if look is None:
+        return None
+    sums = {"round": look.round, "samples": look.samples, "peers": look.num_peers}
+    return {**sums, "accuracy": look.accuracy, "loss": look.loss, "state": look.state}
 
 
 def _mode(snapshot: Snapshot) -> str:
@@ -207,6 +230,7 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
     """What ``status --json`` prints."""
     job, plan = snapshot.job, snapshot.plan
     here = [record for record in snapshot.records if is_here(snapshot, record)]
+    looks = looks_of_group(snapshot.records, job.id) if job is not None else []
     return {
         "job": None
         if job is None
@@ -235,6 +259,8 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
         "told": headline(snapshot).splitlines(),
         "peers": [_peer(snapshot, record) for record in snapshot.records],
         "work": works_plain(works_of(snapshot.records, job.id)) if job is not None else None,
+        "looks": [_look(look) for look in looks],
+        "best_look": _look(best_of(looks)),
         "troubles": dict(snapshot.troubles),
     }
 

@@ -10,10 +10,13 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from p2ptrain.ids import PeerId
+from p2ptrain.core.looks.figures import looks_of_group
+from p2ptrain.ids import JobId, PeerId
 from p2ptrain.wire.messages import Record
 
 MAX_POINTS, MAX_PEERS, MAX_NEWS = 400, 64, 1024
+WHOLE = PeerId("")
+"""In place of a peer: the whole model, as the group looked at it last."""
 
 
 class Point(NamedTuple):
@@ -46,23 +49,27 @@ class History:
             self.number += 1
         for record in records:
             if record.job == job and job:
-                self._add(record, now)
+                self._add_record(record, now)
+        samples = max((record.samples for record in records), default=0)
+        for look in looks_of_group(records, JobId(job))[-1:] if job else ():
+            self._add(WHOLE, Point(now, look.round, samples, look.loss, look.accuracy))
 
-    def _add(self, record: Record, now: float) -> None:
-        points = self._points.get(record.peer)
+    def _add_record(self, record: Record, now: float) -> None:
         loss = record.loss if math.isfinite(record.loss) and record.loss != 0 else None
         accuracy = record.accuracy if record.accuracy >= 0 else None
-        if record.step == 0 or (loss is None and accuracy is None):
-            return
+        if record.step and not (loss is None and accuracy is None):
+            self._add(record.peer, Point(now, record.round, record.samples, loss, accuracy))
+
+    def _add(self, peer: PeerId, point: Point) -> None:
+        points = self._points.get(peer)
         if points is None:
             if len(self._points) >= MAX_PEERS:
                 return
-            points = self._points[record.peer] = []
-        elif (record.round, record.samples, loss, accuracy) == points[-1][1:]:
+            points = self._points[peer] = []
+        elif _news_of(peer, point) == _news_of(peer, points[-1]):
             return
-        point = Point(now, record.round, record.samples, loss, accuracy)
         points.append(point)
-        self._news.append((record.peer, point))
+        self._news.append((peer, point))
         self.number += 1
         if len(points) > MAX_POINTS:
             points[:] = [*points[:-1:2], points[-1]]
@@ -72,3 +79,8 @@ class History:
         if self._whole_from <= number and self.number - number <= len(self._news):
             return False, list(self._news)[len(self._news) - (self.number - number) :]
         return True, [(peer, point) for peer, points in self._points.items() for point in points]
+
+
+def _news_of(peer: PeerId, point: Point) -> tuple[object, ...]:
+    """What of a point is news: samples go on while the group's last look at its model is the same."""
+    return (point.round, point.accuracy, point.loss) if peer == WHOLE else point[1:]

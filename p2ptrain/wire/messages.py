@@ -212,8 +212,9 @@ class SnapshotRef:
     span: Annotated[int, Bound(1, 4096)] = 1
     """So many parts, from ``part`` on: the blocks of a pipeline's stage; 1 in the other modes. Of a head: so many parts
     that it was fitted over."""
-    kind: Literal["part", "head", "update"] = "part"
-    """An update is what a peer gives to the average of a round: of use in that round only."""
+    kind: Literal["part", "head", "update", "kept"] = "part"
+    """An update is what a peer gives to the average of a round: of use in that round only. What is kept is a part as it
+    was after a round that is over, for a look at the whole model as it was then."""
     key: Annotated[str, Bound(0, 40)] = field(default="", compare=False, repr=False)
     """Of the trainer, who may be long gone."""
     signature: Annotated[str, Bound(0, 80)] = field(default="", compare=False, repr=False)
@@ -246,6 +247,22 @@ class Blame:
     epoch: int
     round: int
     why: Text
+
+
+MAX_LOOKS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class LookFigure:
+    """How good a peer found the whole model, as it was after a round, on its own validation samples: sums only."""
+
+    state: Annotated[str, Bound(16, 16)]
+    """Names the very copies that were put together."""
+    round: int
+    samples: int
+    correct: int
+    loss: Annotated[float, Bound(0, 1e18)]
+    """Sum over the samples, nats."""
 
 
 MAX_BLAMES = 16
@@ -309,6 +326,8 @@ class Record:
     """So many batches it would have from one snapshot to the next; 0 = not known."""
     ends_after: int = 0
     """The group was asked to stop, and this peer's training ends after so many rounds; 0 = after the job's last one."""
+    looks: Annotated[tuple[LookFigure, ...], Bound(0, MAX_LOOKS)] = ()
+    """At the whole model while it is trained, the oldest first: the best one, and the last ones."""
     signature: Signature = b""
     """Of the owner, over all the rest."""
 

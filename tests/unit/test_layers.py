@@ -22,6 +22,7 @@ READS_WEIGHTS = "p2ptrain.learning.initial"
 """The one place that reads a person's own ``.pth``: tensors alone."""
 TORCH_FREE = ("cli", "ui", "simulation", "runtime", "modes", "core", "net", "planning", "protocol", "wire", "base")
 TORCH_MODULES = (
+    "p2ptrain.runtime.trainer.looking",
     "p2ptrain.runtime.trainer.trainer",
     "p2ptrain.modes.pipeline.worker",
     "p2ptrain.modes.split.averages",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from model_looker import ModelLooker
 
 from p2ptrain.config import Job
 from p2ptrain.core import commands as c
@@ -39,6 +40,8 @@ class BlocksTraits:
     """Of a sample in one block, forward; backward takes twice as long."""
     profile: str = ""
     """In place of what it measured."""
+    num_val: int = 0
+    """Validation samples."""
 
 
 class BlocksTrainer:
@@ -51,6 +54,7 @@ class BlocksTrainer:
         self.slowdown = 1.0
         """A test may change it at any time."""
         self._at, self._say = at, say
+        self.looker = ModelLooker(traits.num_val, say)
         self._job: Job | None = None
         self._plan: Plan | None = None
         self._own = ""
@@ -81,6 +85,8 @@ class BlocksTrainer:
             case LookAgain():
                 if self.stands_by:
                     self._say(Looked(self.slowdown))
+            case c.LookAtModel():
+                self.looker.copy_came(command)
             case StageMessagesSent():
                 pass
             case _:
@@ -92,7 +98,7 @@ class BlocksTrainer:
         backward = tuple(tuple(2 * second for second in row) for row in forward)
         profile = self.traits.profile or profile_to_json(MODEL, BlockTimes(sizes, forward, backward))
         self._say(Profiled(model_to_json(MODEL), profile))
-        self._say(c.Ready(self.traits.counts))
+        self._say(c.Ready(self.traits.counts, num_val=self.traits.num_val))
 
     def _say_message(self, work: str, step: int, unit: int, to: Sequence[str], *what: int) -> None:
         """A stage message for each of these peers, with the plan's epoch and these numbers in it."""

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from model_looker import ModelLooker
 
 from p2ptrain.config import Job
 from p2ptrain.core import commands as c
@@ -57,6 +58,8 @@ class Traits:
     """How far a round goes towards the own goal; 0 in the second half of the rounds, so that gossip can settle."""
     dies_at_round: int = -1
     """It dies whenever it gets there."""
+    num_val: int = 0
+    """Validation samples."""
     bad_user: bool = False
     """It dies at once, and the person at the device can mend it."""
 
@@ -86,6 +89,7 @@ class FakeTrainer:
         self._copies: list[tuple[float, np.ndarray]] = []
         self.dead = self.ends = False
         self._at, self._say = at, say
+        self.looker = ModelLooker(traits.num_val, say)
         self._plan: Plan | None = None
         self._job: Job | None = None
         self._session = ""
@@ -132,6 +136,8 @@ class FakeTrainer:
                 self._contribute(command)
             case Combine():
                 self._combine(command)
+            case c.LookAtModel():
+                self.looker.copy_came(command)
             case c.TakeSnapshot():
                 self._say_snapshot(round_finished=False)
             case _:
@@ -144,7 +150,7 @@ class FakeTrainer:
             self.dead = True
             self._say(c.TrainerFailed("no samples in that folder", user_error=True))
         else:
-            self._say(c.Ready(self.traits.counts))
+            self._say(c.Ready(self.traits.counts, num_val=self.traits.num_val))
 
     # --- training ---
 

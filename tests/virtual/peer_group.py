@@ -79,7 +79,7 @@ def harvest(room: Room, harvester: Harvester, visitor_number: int = 99) -> dict[
     on = room.on()
     visitor = room.visit(visitor_number, [device.number for device in on])
     room.run(3)
-    holdings = {h.blob: h for device in on for h in device.record.holdings}
+    holdings = {h.blob: h for device in on for h in device.record.holdings if h.kind != "kept"}
 
     async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
         visitor.fetch(holding)

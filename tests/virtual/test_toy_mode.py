@@ -53,7 +53,7 @@ def harvest(room: Room) -> Harvest:
     """As ``p2ptrain harvest`` does it, through an observer."""
     visitor = room.visit(99, [device.number for device in room.on()])
     room.run(3)
-    holdings = {h.blob: h for record in visitor.core.alive() for h in record.holdings}
+    holdings = {h.blob: h for record in visitor.core.alive() for h in record.holdings if h.kind == "part"}
 
     async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
         visitor.fetch(holding)

@@ -42,6 +42,7 @@ def group(
     replicas: int = 1,
     ballast_bytes: int = 0,
     weak_s: float = WEAK,
+    num_val: int = 0,
     **settings: object,
 ) -> Room:
     """Weak owners first, then strong helpers without samples."""
@@ -52,7 +53,7 @@ def group(
     for number in range(count):
         weak = number < owners
         counts, block_s = (SAMPLES, weak_s) if weak else (NOTHING, STRONG)
-        traits = {"block_s": block_s, "ballast_bytes": ballast_bytes}
+        traits = {"block_s": block_s, "ballast_bytes": ballast_bytes, "num_val": num_val}
         room.add(number, counts, job=work, flops_per_s=FREE_HANDING, **traits)
     return room
 

@@ -32,6 +32,7 @@ COMMENTS = {
     "training.clip": "longer gradients are scaled down to this norm; 0 = taken as they are",
     "training.precision": "fp32, or bf16: compute in bfloat16 on devices that have it (parameters stay float32)",
     "training.patience": "end after so many rounds without a lower validation loss, at the best one; 0 = never",
+    "training.look_every": "rounds between two looks at the whole model; 0 = ten in all, for a twentieth of the time",
     "tasks.num_groups": "sub-models; 0 = one a peer, as many as are there at the first plan",
     "tasks.trunk": "this many first layers are shared by all sub-models",
     "tasks.targets": "what a sub-model learns: auto, all classes, its own and rest, or its own",

@@ -18,7 +18,7 @@ from p2ptrain.modes.stages import assembly
 from p2ptrain.planning.pipeline.coverage import NO_STATE, cover, newest_whole
 from p2ptrain.wire.messages import SnapshotRef
 
-missing = assembly.missing
+missing, judged = assembly.missing, assembly.judged
 
 
 async def fetch(

@@ -75,7 +75,7 @@ class PipelineRole:
         self._traffic, self._reports = self._links.traffic, self._links.reports
         self._missing, self._checkpoints = MissingBlocks(group, given.downloads), Checkpoints(group, self.replicas.kept)
         self.progress = Progress(group, self._checkpoints, job.training.rounds)
-        self.is_complete = self.progress.is_complete
+        self.is_complete, self.ends_round = self.progress.is_complete, self.progress.ends_round
         self._restarts, self._recovery = Restarts(group), Recovery(group)
         self._state: State = Idle()
         self._trained: Plan | None = None

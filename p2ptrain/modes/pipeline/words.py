@@ -20,6 +20,7 @@ granted = no_words.of_links
 coverage, flows = safety.coverage, safety.flows
 kept_lines, kept_plain = safety.lines, safety.plain
 harvest_head_line = harvest_lines = no_words.of_harvest
+look_note = no_words.of_looks
 harvest_plain = no_words.plain_harvest
 
 

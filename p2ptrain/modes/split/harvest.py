@@ -17,7 +17,7 @@ from p2ptrain.modes.split.rounds.saved import whole_states
 from p2ptrain.modes.stages import assembly
 from p2ptrain.wire.messages import SnapshotRef
 
-missing = assembly.missing
+missing, judged = assembly.missing, assembly.judged
 
 
 async def fetch(

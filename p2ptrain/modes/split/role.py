@@ -80,7 +80,7 @@ class SplitRole:
         self._end = RoundEnd(group, given.downloads, self.replicas)
         self._blames, self._restarts = Blames(group), Restarts(group)
         self.progress = Progress(group, self.replicas, job.training.rounds)
-        self.is_complete = self.progress.is_complete
+        self.is_complete, self.ends_round = self.progress.is_complete, self.progress.ends_round
         self._machines: tuple[Machine, ...] = (self.replicas, self._links)
         self._state: at.State = at.Idle()
         self._trained: Plan | None = None

@@ -34,6 +34,11 @@ def missing(plan: Plan, parts: Mapping[int, list[Snapshot]]) -> list[int]:
     return [] if parts else [part.index for part in plan.parts]
 
 
+def judged(result: Snapshot) -> tuple[int, float] | None:
+    """There is no such thing: each device looks at the model by itself."""
+    return None
+
+
 def harvest_of(
     collected: Collected, num_blocks: int, trainers: Callable[[SnapshotRef], Iterable[str]], *, allow_user_code: bool
 ) -> Harvest:

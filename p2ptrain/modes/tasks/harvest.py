@@ -47,7 +47,7 @@ class TasksHarvest(Harvest):
     @property
     def is_half_way(self) -> bool:
         """Training goes on, or the group has yet to fit the last layer that its plan asks for."""
-        lacks_head = body_of(self.plan).fit_head and not self.is_fitted and self.verdict is None
+        lacks_head = self.best is None and body_of(self.plan).fit_head and not self.is_fitted and self.verdict is None
         return lacks_head or super().is_half_way
 
     def part_models(self, *, allow_user_code: bool = False) -> dict[int, tuple[nn.Module, tuple[int, ...]]]:
@@ -116,6 +116,15 @@ def lament(job: Job, plan: Plan, missing: Sequence[int]) -> str:
 def contributors(collected: Collected) -> frozenset[PeerId]:
     """Who trained a copy that is here."""
     return frozenset(snapshot.holding.trainer for snapshots in collected.parts.values() for snapshot in snapshots)
+
+
+def judged(result: Snapshot) -> tuple[int, float] | None:
+    """What the group found when it looked at its finished model."""
+    try:
+        verdict = read_verdict(result.data)
+    except RemoteError:
+        return None
+    return (verdict.samples, verdict.accuracy()) if verdict is not None and verdict.samples else None
 
 
 def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:

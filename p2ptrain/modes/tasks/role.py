@@ -89,6 +89,9 @@ class TasksRole:
         self._state: Idle | Seeking | Following = Idle()
         self._has_finished = False
         """The trainer has had all its rounds."""
+        self._cut_since = 0
+        """The epoch of the first plan that divides the model as the one in force does."""
+        self._partition = resume.plan.partition if resume.plan is not None else ""
         self._is_ending = False
         """The group stops: the round under way is the last."""
         self._is_last = False
@@ -122,6 +125,9 @@ class TasksRole:
     def is_complete(self) -> bool:
         return True
 
+    def ends_round(self, ref: m.SnapshotRef) -> bool:
+        return ref.epoch >= self._cut_since
+
     def end_after(self, rounds: int, now: float) -> Effects:
         """Rounds are a peer's own here, so it is the one under way."""
         self._is_ending, own = True, self._group.own
@@ -145,6 +151,8 @@ class TasksRole:
         """Do what the plan says. The data must be loaded; before that the plan waits."""
         if self.plan is None or plan.epoch >= self.plan.epoch:
             self.plan, self.plan_hash = plan, plan.hash
+            if plan.partition != self._partition:
+                self._partition, self._cut_since = plan.partition, plan.epoch
         part = plan.part_of(self._group.own_id)
         self.part = part.index if part else m.NO_PART
         effects: Effects = [KeepPlan(plan), *self.replicas.epoch_changed(plan.epoch, now)]

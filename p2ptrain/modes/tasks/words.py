@@ -114,10 +114,19 @@ def _names(part: ClassPart, job: Job) -> list[str]:
     return [job.data.classes[c] if c < len(job.data.classes) else str(c) for c in part.classes]
 
 
+def look_note(plan: Plan) -> str:
+    """The last layer is fitted when all have ended."""
+    return ", its last layer not fitted yet" if body_of(plan).fit_head else ""
+
+
 def harvest_head_line(harvest: Harvest) -> list[str]:
     """What became of the last layer."""
     if harvest.head_fitted:
         return ["the last layer was fitted again by the whole group, to these very copies"]
+    if body_of(harvest.plan).fit_head and harvest.best is not None:
+        return [
+            "its last layer is put together from the parts' own: the group fits it in the end only, to the last copies"
+        ]
     if body_of(harvest.plan).fit_head and isinstance(harvest, TasksHarvest) and harvest.verdict is None:
         return [
             "THE LAST LAYER IS NOT FITTED YET, and the model much worse than it will be: the group does that when all "

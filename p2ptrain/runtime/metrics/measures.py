@@ -11,7 +11,9 @@
     loss           mean of the round so far, nats a sample; where it is known
     accuracy       0 to 1, of what the peer trains, on its own validation samples; where it has some
     model_accuracy, model_samples
-                   the same of the whole group's finished model, and on how many samples
+                   the same of the whole group's model, and on how many samples: of the finished one in a line of
+                   "metrics" or "model", of the one that was put together after ``round`` in one of "model", with
+    model_loss     its loss, nats a sample
     samples_per_s  samples trained on in a second
     bytes_sent     all that the peer sent since its start, bytes
     slowdown       time that its blocks take / time that was measured alone; 1 = as planned
@@ -27,7 +29,17 @@ from p2ptrain.config import Job
 from p2ptrain.wire.messages import Record
 
 Value = str | int | float | bool
-NUMBERS = ("round", "samples", "loss", "accuracy", "model_accuracy", "samples_per_s", "bytes_sent", "slowdown")
+NUMBERS = (
+    "round",
+    "samples",
+    "loss",
+    "accuracy",
+    "model_accuracy",
+    "model_loss",
+    "samples_per_s",
+    "bytes_sent",
+    "slowdown",
+)
 """Those that loggers are told."""
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from p2ptrain.config import Job
+from p2ptrain.core.looks.figures import GroupLook, looks_of_group
 from p2ptrain.errors import UserError
 from p2ptrain.ids import JobId, PeerId
 from p2ptrain.loggers import Logger, a_persons_code
@@ -63,6 +64,8 @@ class Recorder:
         """The last one of this peer whose loss is written down."""
         self._written: dict[PeerId, tuple[float, tuple[object, ...], Record]] = {}
         """Of each peer: when it was written down last, what makes a line due at once, and what was said."""
+        self._looked_at: dict[str, int] = {}
+        """On how many samples, by state of the whole model, as it was written down last."""
         self._labels: dict[PeerId, str] = {}
         """What loggers call each peer: two devices may have one name."""
         self._run = ""
@@ -88,6 +91,7 @@ class Recorder:
             self._job, self._written, self._told_round = job.id, {}, 0
             self._labels, self._run = {}, f" {job.id[:6]}" if job.model.init else ""
             self._journal.write(now, "job", **job_measures(job))
+        self._look_at_model(looks_of_group(group.records(), job.id), group.own, now)
         for record in group.records():
             self._look_at(record, now, own=record.peer == group.own_id)
 
@@ -128,6 +132,18 @@ class Recorder:
             if own and record.loss:
                 self._told_round = max(self._told_round, record.round)
             self._tell(now, "metrics", measures(record, own=own))
+
+    def _look_at_model(self, looks: Sequence[GroupLook], own: Record, now: float) -> None:
+        """What the group found of it while it trains: again when more have told."""
+        for look in looks:
+            if look.samples > self._looked_at.get(look.state, 0):
+                self._looked_at[look.state] = look.samples
+                figures = {"model_accuracy": round(look.accuracy, 6), "model_samples": look.samples}
+                known = {name: value for name, value in measures(own, own=True).items() if name in OF_A_ROUND}
+                told = {**known, "round": look.round, "step": own.step, "model_loss": round(look.loss, 6), **figures}
+                self._tell(now, "model", told)
+        states = {look.state for look in looks}
+        self._looked_at = {state: n for state, n in self._looked_at.items() if state in states}
 
     def _tell(self, now: float, kind: str, values: Mapping[str, Value]) -> None:
         self._journal.write(now, kind, **values)

@@ -103,6 +103,7 @@ class DiskWork:
             plan=plan,
             own=manifest.snapshots,
             kept=tuple(h for h in manifest.replicas if h.kind == "part"),
+            looked_at=tuple(h for h in manifest.replicas if h.kind == "kept"),
             result=next((h for h in reversed(manifest.replicas) if h.kind == "head"), None),
             has_blob=self._store.blobs.__contains__,
             voted=self._store.votes.last,
@@ -247,8 +248,15 @@ class DiskWork:
             if effect.keep:
                 self._node.feed(lambda now: self._peer.replica_kept(effect.holding, error is None, now))
 
-        work = self._store.add_replica if effect.keep else self._store.remove_replica
-        self._change(lambda: work(effect.holding), kept)
+        def work() -> None:
+            if not effect.keep:
+                self._store.remove_replica(effect.holding)
+            elif effect.holding.kind == "kept" and self._store.blobs.path(effect.holding.blob) is None:
+                raise StorageError("newer snapshots have taken its place", full=False, for_now=True)
+            else:
+                self._store.add_replica(effect.holding)
+
+        self._change(work, kept)
 
     def _keep_plan(self, effect: KeepPlan) -> None:
         """And where the peers of the plan were reached, to find them again after a restart."""

@@ -25,9 +25,9 @@ from p2ptrain.core.effects import (
     KeepSnapshot,
     MessageHandler,
     Reconsider,
-    StartTrainer,
 )
 from p2ptrain.core.group_view import GroupView
+from p2ptrain.core.looks.looks import Looks
 from p2ptrain.core.mode import Given, Role
 from p2ptrain.core.peer_config import PeerConfig, Resume, first_record
 from p2ptrain.core.plan import Plan
@@ -46,6 +46,7 @@ from p2ptrain.protocol.session.effects import PeerAdmitted, PeerDropped
 from p2ptrain.protocol.signing import Statements
 from p2ptrain.runtime.peer.completion import Completion
 from p2ptrain.runtime.peer.core import Core
+from p2ptrain.runtime.peer.init_search import InitSearch
 from p2ptrain.runtime.peer.job_search import JobSearch
 from p2ptrain.runtime.peer.status import status_reply
 from p2ptrain.runtime.peer.stopping import GroupStop
@@ -89,8 +90,9 @@ class Peer(Core):
         self._next_status, self._look_at = now, NEVER
         self._warned: set[str] = set()
         self.trainer_waits = ""  # in words, while the trainer is silent for suspiciously long; the node keeps it true
-        self._left = self._init_ready = False
-        self._downloads: Downloads | None = None
+        self._left = False
+        self._init = InitSearch(self.group, self.sessions.peers)
+        self.looks: Looks | None = None
         self._stop = GroupStop(self.group, lambda: self.role, may=config.remote_stop)
         self._job_search = JobSearch(config.allow_user_code, self.refused)
         self._handlers |= self._own_handlers()
@@ -145,16 +147,18 @@ class Peer(Core):
         role = self.role = mode.role(Given(job, self.group, downloads, resume, self._rng))
         timing = AgreementConfig(min_peers=job.group.min_peers, settle_s=job.group.settle_s, majority=mode.majority)
         agreement = Agreement(self.own_id, job.id, role.rules, now, timing, restored=resume.plan, voted=resume.voted)
-        self.agreement, self._downloads = agreement, downloads
+        self.agreement, looks = agreement, Looks(job, self.group, downloads, role, mode.harvester, resume.looked_at)
+        self.looks = looks
+        self._init.begin(job, downloads)
         self.completion = Completion(self.group, role, job.training.rounds, lambda: agreement.is_settled)
-        self.group.holdings = role.holdings
-        self._machines += [agreement, role, self.completion]
+        self.group.holdings = lambda: (*role.holdings(), *looks.holdings())
+        self._machines += [agreement, role, looks, self.completion]
         self._handlers |= role.handlers
         self._on_message |= role.messages
         note = Note("job", (("job", job.id), ("name", job.name), ("mode", job.mode)))
         effects = [note, *effects, *self.group.say_holdings(now)]
         self._look_at = min(self._look_at, now + LOOK_S)
-        return self.run([*effects, *self._seek_init(now)], now)
+        return self.run([*effects, *self._init.look(now)], now)
 
     def trainer_said(self, event: object, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
         """An event of the trainer; tensors that came with it are in the store under ``blob``."""
@@ -162,6 +166,8 @@ class Peer(Core):
             return []
         if isinstance(event, c.Ready):
             return self.run(self._ready(event, now), now)
+        if isinstance(event, c.ModelLooked):
+            return self.run(self.looks.looked(event, now) if self.looks else [], now)
         effects = self.run(self.role.trainer_said(event, blob, num_bytes, now), now)
         return effects + self.run(self.completion.look(now), now)
 
@@ -169,15 +175,18 @@ class Peer(Core):
         """The node's answer to ``KeepSnapshot``: it is safe on disk, or could not be saved."""
         if self.role is None or self.completion is None:
             return []
-        return self.run([*self.role.snapshot_kept(effect, saved, now), *self.completion.look(now)], now)
+        kept = [*self.role.snapshot_kept(effect, saved, now), *(self.looks.keep() if self.looks else ())]
+        return self.run([*kept, *self.completion.look(now)], now)
 
     def replica_kept(self, holding: m.SnapshotRef, saved: bool, now: float) -> Effects:
         """The node's answer to ``KeepReplica``."""
-        if self.role is None:
+        if self.role is None or self.looks is None:
             return []
+        if holding.kind == "kept":
+            return self.run(self.looks.replica_kept(holding, saved, now), now)
         if holding.kind == "head":
             return self.run(self.role.ending.others_kept(holding, saved, now) if self.role.ending else [], now)
-        return self.run(self.role.replicas.replica_kept(holding, saved, now), now)
+        return self.run([*self.role.replicas.replica_kept(holding, saved, now), *self.looks.keep()], now)
 
     def result_kept(self, holding: m.SnapshotRef, data: bytes | None, now: float) -> Effects:
         """The node's answer to ``KeepResult`` and ``ReadResult``: it is in the store. None: the disk refused it."""
@@ -223,7 +232,7 @@ class Peer(Core):
             effects += self._members_changed(now)
         if now >= self._next_status:
             self._next_status = now + STATUS_INTERVAL_S
-            effects += [*self._ask_again(now), *self._take_job(now), *self._seek_init(now)]
+            effects += [*self._ask_again(now), *self._take_job(now), *self._init.look(now)]
             words = self._waiting_for(now)
             for peer in self.records.all():
                 words = words.replace(peer, self.group.name_of(peer))
@@ -289,9 +298,14 @@ class Peer(Core):
     def _members_changed(self, now: float) -> Effects:
         self._look_at = NEVER
         self.records.peers_alive(self.membership.alive(), now)
-        if not (self.role and self.completion):
+        if not (self.role and self.completion and self.looks):
             return []
-        return [*self.role.members_changed(now), *self.completion.members_changed(now), *self._tell_agreement(now)]
+        return [
+            *self.role.members_changed(now),
+            *self.looks.look(now),
+            *self.completion.members_changed(now),
+            *self._tell_agreement(now),
+        ]
 
     def _tell_agreement(self, now: float) -> Effects:
         if self.agreement is None or self._left or self._stop.is_over:
@@ -339,25 +353,13 @@ class Peer(Core):
             return []
         return [Note("job-from", (("peer", found[0]), ("job", found[1].id))), JobReceived(found[1])]
 
-    def _seek_init(self, now: float) -> Effects:
-        """The checkpoint that the job starts from comes from any member, if it is not here."""
-        if self.job is None or self._downloads is None or self._init_ready:
-            return []
-        init = BlobId(self.job.model.init) if self.job.model.init else None
-        if init is None or self._downloads.is_local(init):
-            self._init_ready = True
-            return [StartTrainer(init)]
-        sources = [p for p in self.sessions.peers() if (r := self.records.get(p)) is not None and r.job == self.job_id]
-        if not sources or self._downloads.progress_of(init) is not None:
-            return []
-        return self._downloads.fetch(init, self.job.model.init_bytes, sources, now)
-
     def _ready(self, event: c.Ready, now: float) -> Effects:
         """The data are counted: from now on plans can have us."""
         if self.job is None:
             return []
         wishes = self.config.wished(self.job.data.classes)
         effects: Effects = [Note(kind, (("detail", text[:400]),)) for kind, text in event.told]
+        effects += self.looks.ready(event.num_val, now) if self.looks else []
         effects += self.group.say(now, counts=event.counts, wishes=wishes, max_groups=event.max_groups)
         if self.agreement and self.agreement.current and self.role:  # restarted: go on, until we hear of a newer plan
             effects += self.role.plan_adopted(self.agreement.current, now)
@@ -376,11 +378,13 @@ class Peer(Core):
 
     def _blob_arrived(self, effect: BlobArrived, now: float) -> Effects:
         effects = self.role.blob_arrived(effect.blob, now) if self.role else []
-        return effects + (self._seek_init(now) if self.job and effect.blob == self.job.model.init else [])
+        looked = self.looks.blob_arrived(effect.blob, now) if self.looks else []
+        return [*effects, *looked, *(self._init.look(now) if self.job and effect.blob == self.job.model.init else [])]
 
     def _blob_lost(self, effect: BlobLost, now: float) -> Effects:
         effects: Effects = [Note("blob-lost", (("blob", effect.blob[:12]), ("reason", effect.reason)))]
-        return effects + (self.role.blob_lost(effect.blob, now) if self.role else [])
+        effects += self.role.blob_lost(effect.blob, now) if self.role else []
+        return effects + (self.looks.blob_lost(effect.blob, now) if self.looks else [])
 
     def num_missing(self) -> int:
         return self.group.num_missing(self.job.group.min_peers if self.job else 2)
@@ -388,7 +392,7 @@ class Peer(Core):
     def _waiting_for(self, now: float) -> str:
         if self.job is None:
             words = self._job_search.words(is_alone=not self.membership.alive())
-        elif not self._init_ready:
+        elif not self._init.is_here:
             words = f"the checkpoint that the job starts from ({self.job.model.init[:12]}), from any member"
         else:
             words = waiting_words(self.records.own, self.role, self.agreement, self.completion, now)

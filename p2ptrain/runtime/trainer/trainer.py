@@ -27,6 +27,7 @@ from p2ptrain.learning.training import DivergedError, LocalTrainer
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.runtime.trainer.beats import BEAT_S, Beats
+from p2ptrain.runtime.trainer.looking import ModelLooks
 from p2ptrain.runtime.trainer.process import NodeLink, die_with_node
 
 
@@ -37,6 +38,7 @@ class Trainer:
         self._say = say
         self._worker: Worker | None = None
         """From when the job is known."""
+        self._looking: ModelLooks | None = None
         self.stopped = False
 
     @property
@@ -53,6 +55,9 @@ class Trainer:
             raise LocalError(f"{type(command).__name__} before the job")
         elif isinstance(command, c.TakeSnapshot):
             self._worker.snapshot()
+        elif isinstance(command, c.LookAtModel):
+            assert self._looking is not None
+            self._looking.copy_came(command)
         else:
             self._worker.handlers[type(command)](command)
 
@@ -80,8 +85,9 @@ class Trainer:
             self._say(event)
         counts: Any = data.counts() if data is not None else [0] * len(job.data.classes)
         notes = tuple(note for each in (data, val) if each is not None for note in each.notes)
-        remarks = _remarks(job, command, val, classes)
-        self._say(c.Ready(tuple(int(n) for n in counts), worker.max_groups(), notes, remarks))
+        remarks, num_val = _remarks(job, command, val, classes), len(val) if val is not None else 0
+        self._looking = ModelLooks(job, val, command, self._say)
+        self._say(c.Ready(tuple(int(n) for n in counts), worker.max_groups(), notes, remarks, num_val))
         warm_up()
         settle()
 

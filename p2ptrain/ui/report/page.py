@@ -91,7 +91,8 @@ def _what(found: Gathered) -> str:
 
 def _result(found: Gathered) -> list[str]:
     """How good the model was found, by all together or else by each."""
-    together = [line for line in found.looks if line.kind == "model"]
+    on_the_way = [line for line in found.looks if "model_loss" in line.fields]
+    together = [line for line in found.looks if line.kind == "model" and line not in on_the_way]
     if together:
         last = together[-1].fields
         share, samples = number(last.get("model_accuracy")), number(last.get("model_samples"))
@@ -99,8 +100,16 @@ def _result(found: Gathered) -> list[str]:
             f'<p class="big">The assembled model gets <b>{escape(percent(share))}</b> of the group\'s '
             f"{samples or 0:,.0f} validation samples right.</p>"
         ]
-    told = {str(line.fields.get("peer")): line.fields for line in found.looks}
+    told = {str(line.fields.get("peer")): line.fields for line in found.looks if line not in on_the_way}
     samples = sum(number(fields.get("model_samples")) or 0 for fields in told.values())
+    if not samples and on_the_way:
+        last = max(on_the_way, key=lambda line: (number(line.fields.get("round")) or 0, line.time)).fields
+        share, samples = number(last.get("model_accuracy")), number(last.get("model_samples")) or 0
+        when = f"Put together after round {number(last.get('round')) or 0:.0f}, while it was trained"
+        return [
+            f'<p class="big">{when}, the model got <b>{escape(percent(share))}</b> of {samples:,.0f} validation '
+            "samples right.</p>"
+        ]
     if not samples:
         return ['<p class="soft">How good the assembled model is was not looked at.</p>']
     right = sum(

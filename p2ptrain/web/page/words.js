@@ -55,7 +55,9 @@ export function colour(id) {
   return colours.get(id);
 }
 
+// Without an id it is the whole model, as the group looked at it.
 export function nameOf(peers, id) {
+  if (id === "") return "the whole model (validation)";
   const found = peers.find((peer) => peer.peer === id);
   return (found && found.name) || id.slice(0, 6);
 }

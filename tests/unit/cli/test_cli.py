@@ -37,7 +37,7 @@ SURFACE = {
         *("--learning-rate", "--seed", "--width", "--groups", "--trunk", "--min-peers", "--compression", "--augment"),
         *("--no-augment", "--input-shape", "--init", "-o", "--output", "--force", "--micro-batches", "--schedule"),
         *("--val", "--passes", "--budget", "--classes", "--model-template", "--robust"),
-        *("--warmup", "--clip", "--precision", "--patience"),
+        *("--warmup", "--clip", "--precision", "--patience", "--look-every"),
     ],
     "job continue": ["FILE", "--rounds", "--classes", "--model", "--state", "-o", "--output", "--force"],
     "job check": ["FILE", "--data", "--full", "--strict", "--allow-model", "--json"],
@@ -53,7 +53,7 @@ SURFACE = {
     "stop": [*GROUP, *NETWORK, "--wait", "--until", "--yes", "--json"],
     "harvest": [
         *(*GROUP, *NETWORK, "--wait", "-o", "--output", "--force", "--from", "--partial", "--data", "--allow-model"),
-        *("--without", "--card"),
+        *("--without", "--card", "--best"),
         "--json",
     ],
     "evaluate": [

@@ -14,15 +14,18 @@ import pytest
 
 from p2ptrain.config import DataConfig, Job, ModelConfig
 from p2ptrain.core.harvest import Harvest, KeptHarvest, Look, PartReport
-from p2ptrain.errors import UserError
+from p2ptrain.errors import NotCoveredError, UserError
+from p2ptrain.ids import PeerId
 from p2ptrain.learning.data import load, open_source, select
 from p2ptrain.learning.evaluation import evaluate
 from p2ptrain.learning.models import global_model
+from p2ptrain.protocol.group.record import blank_record
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime import harvest as harvesting
 from p2ptrain.runtime import model_writer as writer
 from p2ptrain.runtime import report
 from p2ptrain.ui import messages_for_people
+from p2ptrain.wire.messages import LookFigure
 
 JOB = Job(data=DataConfig(("cat", "dog"), (1, 8, 8), mean=(0.0,), std=(1.0,)))
 PART = PartReport(0, ("cat", "dog"), 1.0, ("me",), 3, 3, 30, 300, 1000)
@@ -39,7 +42,7 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     parts = {0: [SimpleNamespace(data=b"four")]}
 
     async def collect(_: object) -> Any:
-        return SimpleNamespace(job=JOB, parts=parts)
+        return SimpleNamespace(job=JOB, parts=parts, records={})
 
     monkeypatch.setattr(writer, "_collect", collect)
     monkeypatch.setattr(harvesting, "assemble", lambda collected, *, allow_user_code: MADE)
@@ -156,3 +159,28 @@ def test_what_devices_found_adds_up() -> None:
     ]
     assert report.look_lines(looks[:1]) == ["on 100 validation samples of a: 90.0 % right"]
     assert report.look_lines(()) == [] and report.mean_of(()) is None
+
+
+def test_the_best_state_is_kept_beside_it_where_the_group_has_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = dataclasses.replace(blank_record(PeerId("a" * 16), b"k" * 40, 1), job=JOB.id)
+    looked = dataclasses.replace(record, looks=(LookFigure("a" * 16, 2, 10, 9, 1.0),))
+    there = {"best": True}
+
+    async def collect(_: object, *, best: bool = False) -> Any:
+        if best and not there["best"]:
+            raise NotCoveredError("no state is whole any more")
+        records = {record.peer: looked if there["looked"] else record}
+        return SimpleNamespace(job=JOB, parts={}, records=records, round=2 if best else 3)
+
+    monkeypatch.setattr(writer, "_collect", collect)
+    made = lambda collected, *, allow_user_code: dataclasses.replace(MADE, told=f"of round {collected.round}")  # noqa: E731
+    monkeypatch.setattr(harvesting, "assemble", made)
+    best = tmp_path / "best.safetensors"
+    for looked_at, has_best in ((False, True), (True, False), (True, True)):
+        there |= {"looked": looked_at, "best": has_best}
+        assert writer.carry_out(request(tmp_path)).told == "of round 3"
+        assert best.exists() == (looked_at and has_best)
+    former = harvesting.former_model(best)
+    assert former is not None and former["report"] == "of round 2"

@@ -16,7 +16,8 @@ import records
 
 from p2ptrain import words
 from p2ptrain.config import DataConfig, Job
-from p2ptrain.core.harvest import PartReport
+from p2ptrain.core.harvest import BestState, Look, PartReport
+from p2ptrain.core.looks.figures import GroupLook
 from p2ptrain.core.plan import PeerSnapshot, Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.tasks import words as tasks_words
@@ -26,7 +27,7 @@ from p2ptrain.runtime import report
 from p2ptrain.runtime.node.journal import Line
 from p2ptrain.ui import messages_for_people, status_table
 from p2ptrain.ui.watch import PlainScreen
-from p2ptrain.wire.messages import NO_PART, MemberState, Record, StreamRate
+from p2ptrain.wire.messages import NO_PART, LookFigure, MemberState, Record, StreamRate
 
 A, B = PeerId("a" * 16), PeerId("b" * 16)
 JOB = Job(data=DataConfig(("cat", "dog", "emu", "fox"), (1, 8, 8), mean=(0.0,), std=(1.0,)))
@@ -92,6 +93,10 @@ def test_waits_and_refusals_stand_below_the_row() -> None:
 
 
 WAITS = Found(records=(record(A, waiting_for="B"),))
+LOOKED = (
+    record(A, looks=(LookFigure("a" * 16, 2, 10, 9, 1.0), LookFigure("b" * 16, 4, 10, 5, 1.0))),
+    record(B, part=1, looks=(LookFigure("b" * 16, 4, 30, 3, 1.0), LookFigure("a" * 16, 2, 30, 30, 1.0))),
+)
 WARM = Found(figures={A: {"computes": 0.83, "trainer_cpu": 0.9, "temperature_c": 61.2, "battery": 0.4}})
 DONE: dict[str, Any] = {"phase": "done", "accuracy": 0.875}
 SHOWN_AND_NOT: list[tuple[str, Found, Found]] = [
@@ -113,6 +118,12 @@ SHOWN_AND_NOT: list[tuple[str, Found, Found]] = [
     ),
     ("    battery 40 %", Found(figures={A: {"battery": 0.4}}), Found(figures={B: {"battery": 0.4}})),
     ("ends after round 5: the group was asked to stop", Found(records=(record(A, ends_after=5),)), Found()),
+    (
+        "the whole model, put together after round 4, its last layer not fitted yet: 20.0 % of 40 validation samples "
+        "of 2 devices right; best so far after round 2: 97.5 % of 40",
+        Found(records=LOOKED),
+        Found(records=(record(A), record(B, part=1))),
+    ),
     ("waits for B", WAITS, dataclasses.replace(WAITS, states={A: "dead"})),
     (
         "sent in its last round, Mbit/s: bbbb",
@@ -242,6 +253,16 @@ def test_the_reassembly_report_says_who_how_fresh_how_much_and_what_is_missing()
     assert "HALF-WAY" in report.render(harvested()) and "HALF-WAY" not in report.render(stopped)
     assert "STOPPED: part 0 (cat, dog) after 4 of 10 rounds" in report.render(stopped)
     assert report.to_plain(stopped)["stopped"] == [0]
+    looks = [GroupLook("a" * 16, 4, 40, 36, 0.25, 2), GroupLook("b" * 16, 6, 40, 30, 0.5, 2)]
+    best = harvested(best=BestState(looks[0], looks[1], Look("", 44, 0.75)))
+    text = report.render(best)
+    assert "BEST: the model as it was after round 4: 90.0 % of 40 validation samples of 2 devices right" in text
+    assert "at the last look, after round 6: 75.0 % of 40" in text and "the finished model: 75.0 % of 44" in text
+    assert "HALF-WAY" not in text and "NOT FITTED YET" not in text
+    told = report.to_plain(best)["best"]
+    assert (told["round"], told["accuracy"], told["last"]["round"], told["finished"]["samples"]) == (4, 0.9, 6, 44)
+    whole = dataclasses.replace(best, missing=())
+    assert report.kind(whole) == "best model" and report.to_plain(harvested())["best"] is None
     asked = harvested(stopped_after=4)
     assert "HALF-WAY: so far 4 of 10 rounds; there the group was stopped (`p2ptrain stop`)" in report.render(asked)
     assert report.to_plain(asked)["stopped_after"] == 4 and report.to_plain(harvested())["stopped_after"] is None

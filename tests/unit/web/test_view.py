@@ -15,9 +15,9 @@ from p2ptrain.protocol.consensus.epochs import epoch_words
 from p2ptrain.ui.group_map import KINDS as TRAFFIC
 from p2ptrain.ui.group_map import traffic
 from p2ptrain.web.events import Events
-from p2ptrain.web.history import MAX_POINTS, History
+from p2ptrain.web.history import MAX_POINTS, WHOLE, History
 from p2ptrain.web.view import MAX_PEERS, NOTHING, Pace, View
-from p2ptrain.wire.messages import KINDS, MemberState, Record
+from p2ptrain.wire.messages import KINDS, LookFigure, MemberState, Record
 
 
 def told(found: api.Status | None) -> Any:
@@ -232,3 +232,26 @@ def test_who_asks_gets_what_only_the_others_know() -> None:
     told_of = told(found)["group"]["peers"]
     assert all(peer["figures"]["battery"] == 0.4 and peer["figures"]["computes"] is None for peer in told_of)
     assert all(peer["sent_by_kind"]["models and copies"] > 0 for peer in told_of)
+
+
+def test_the_whole_model_has_a_curve_of_its_own() -> None:
+    found = found_in("replicas")
+    first = changed(found, 0, looks=(LookFigure("a" * 16, 2, 10, 6, 5.0),))
+    history, job = History(), found.job.id if found.job else ""
+    history.add(found.records, job, 1.0)
+    history.add(first.records, job, 2.0)
+    history.add(first.records, job, 3.0)
+    more = changed(first, 1, looks=(LookFigure("a" * 16, 2, 10, 8, 5.0), LookFigure("b" * 16, 4, 10, 9, 1.0)))
+    history.add(more.records, job, 4.0)
+    points = [(p.time, p.round, p.accuracy, p.loss) for peer, p in history.since(0)[1] if peer == WHOLE]
+    assert points == [(2.0, 2, 0.6, 0.5), (4.0, 4, 0.9, 0.1)]
+    group = told(more)["group"]
+    assert [(look["round"], look["samples"], look["accuracy"]) for look in group["looks"]] == [
+        (2, 20, 0.7),
+        (4, 10, 0.9),
+    ]
+    assert group["best_look"]["round"] == 2, "the other was not looked at by all"
+    assert any(
+        "put together after round 4: 90 % of 10" in line or "after round 4: 90.0 % of 10" in line
+        for line in group["told"]
+    )

@@ -88,6 +88,9 @@ class ToyRole:
         counted = {h.part for record in self._group.records() for h in record.holdings if h.round == goal_of(self.plan)}
         return counted.issuperset(part.index for part in self.plan.parts)
 
+    def ends_round(self, ref: SnapshotRef) -> bool:
+        return True
+
     def end_after(self, rounds: int, now: float) -> Effects:
         """A count that is not over is worth nothing: it goes on to its end."""
         return list(self._group.say(now, ends_after=rounds))
@@ -123,7 +126,7 @@ class ToyRole:
         return effects + self._seek(part.index, now)
 
     def _seek(self, part: int, now: float, but: BlobId | None = None) -> Effects:
-        known = {h.blob: h for record in self._group.records() for h in record.holdings}
+        known = {h.blob: h for record in self._group.records() for h in record.holdings if h.kind == "part"}
         copies = [h for h in known.values() if h.part == part and h.blob != but]
         if not copies:
             return self._count(part, None)

@@ -15,6 +15,7 @@ granted = no_words.of_links
 coverage, flows = no_words.coverage, no_words.flows
 kept_lines, kept_plain = no_words.of_copies, no_words.plain_copies
 harvest_head_line = harvest_lines = no_words.of_harvest
+look_note = no_words.of_looks
 harvest_plain = no_words.plain_harvest
 
 

@@ -53,6 +53,10 @@ class Progress:
         self.ends_after = min(rounds, self._rounds)
         return self._group.say(now, ends_after=self.ends_after)
 
+    def ends_round(self, ref: m.SnapshotRef) -> bool:
+        """Whether blocks are as they were just after the last batch of their round."""
+        return self._plan is not None and ref.step == ref.round * body_of(self._plan).steps_per_round
+
     def is_stopped(self) -> bool:
         """Whether it has stopped so."""
         return self.ends_after > 0 and self.is_saved()

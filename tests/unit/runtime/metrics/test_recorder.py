@@ -16,7 +16,7 @@ from p2ptrain.ids import peer_id
 from p2ptrain.protocol.group.record import blank_record
 from p2ptrain.runtime.metrics.recorder import OTHERS_EVERY_S, OWN_EVERY_S, Recorder, named
 from p2ptrain.runtime.node.journal import Line, read
-from p2ptrain.wire.messages import Record
+from p2ptrain.wire.messages import LookFigure, Record
 
 JOB = Job(name="shapes", data=DataConfig(classes=("a", "b"), input_shape=(1, 8, 8)))
 KEYS = (b"a" * 32, b"b" * 32)
@@ -142,6 +142,22 @@ def test_a_round_that_is_told_late_is_not_mixed_with_the_next(
     rounds = [each for each in own if each[0]]
     assert rounds[0] == (2, 20, 0.25) and [each[0] for each in rounds] == sorted(each[0] for each in rounds)
     assert rounds[-1] == (4, 45, 0.1) and len(rounds) <= 3
+
+
+def test_a_look_at_the_whole_model_is_written_down_again_when_more_have_told(
+    tmp_path: Path, group: FakeGroup, recorder: Recorder
+) -> None:
+    group.say(round=4, step=80, looks=(LookFigure("a" * 16, 3, 10, 6, 5.0),))
+    recorder.look(1.0)
+    recorder.look(2.0)
+    group.say(KEYS[1], looks=(LookFigure("a" * 16, 3, 30, 24, 3.0), LookFigure("b" * 16, 4, 30, 3, 9.0)))
+    recorder.look(3.0)
+    looks = [line for line in written(tmp_path, recorder) if line["kind"] == "model"]
+    figures = [
+        (each["round"], each["model_samples"], each["model_accuracy"], each["model_loss"], each["step"])
+        for each in looks
+    ]
+    assert figures == [(3, 10, 0.6, 0.5, 80), (3, 40, 0.75, 0.2, 80), (4, 30, 0.1, 0.3, 80)]
 
 
 def test_nothing_is_written_before_there_is_a_job(tmp_path: Path, recorder: Recorder) -> None:

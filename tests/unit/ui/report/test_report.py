@@ -195,3 +195,23 @@ def test_a_job_that_began_with_a_model_says_so(tmp_path: Path) -> None:
     metrics.write(BEGIN, "job", job="aa11", name="shapes", mode="tasks", init="0" * 64)
     metrics.close()
     assert "begun with a trained model" in page(gather([folder]))
+
+
+def test_a_look_on_the_way_is_not_passed_off_as_the_finished_model(tmp_path: Path) -> None:
+    folder = device(tmp_path / "a", "laptop")
+
+    def look(at: float, accuracy: float, **more: float) -> None:
+        lines = Journal(folder / FILE)
+        known = {"job": "aa11", "peer": "id-laptop", "name": "laptop", "own": True, "step": 30, "model_samples": 40}
+        lines.write(BEGIN + at, "model", **known, model_accuracy=accuracy, **more)
+        lines.close()
+
+    look(12, 0.5, round=1, model_loss=1.0)
+    look(22, 0.75, round=2, model_loss=0.5)
+    text = page(gather([folder]))
+    assert "Put together after round 2, while it was trained, the model got <b>75.0 %</b> of 40" in text
+    look(31, 0.9, round=3)
+    look(32, 0.75, round=2, model_loss=0.5)
+    assert "The assembled model gets <b>90.0 %</b> of the group's 40 validation samples right." in page(
+        gather([folder])
+    )
