@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -251,3 +251,26 @@ def clean(job: Job, peers: Sequence[PeerSnapshot]) -> tuple[PeerSnapshot, ...]:
     if len(unique) != len(peers):
         raise LocalError("a peer is named twice")
     return tuple(unique[name] for name in sorted(unique))
+
+
+def unlearnt_classes(plan: Plan, job: Job, trained: Collection[str]) -> list[str]:
+    """What a person should know of classes that the model will not learn. ``trained``: peers whose samples it is
+    trained on."""
+    if job.data.kind == "text":
+        return []  # its classes are bytes, of which no text has all
+    names, lines = job.data.classes, list[str]()
+    known = {c for peer in plan.peers for c, num in enumerate(peer.counts) if num}
+    learnt = {c for peer in plan.peers if peer.peer in trained for c, num in enumerate(peer.counts) if num}
+    nobody = [name for c, name in enumerate(names) if c not in known]
+    others = [name for c, name in enumerate(names) if c in known - learnt]
+    if nobody:
+        lines.append(
+            f"NOBODY HAS SAMPLES OF {', '.join(nobody)}: the model will not know {'it' if len(nobody) == 1 else 'them'}"
+            "; bring a peer that has some, or make the job without"
+        )
+    if others:
+        lines.append(
+            f"NOBODY WHOSE SAMPLES ARE TRAINED ON HAS SOME OF {', '.join(others)}: the model will not know "
+            f"{'it' if len(others) == 1 else 'them'} until another plan takes in who has"
+        )
+    return lines

@@ -13,6 +13,8 @@ import sys
 import tempfile
 from mmap import ACCESS_COPY, ACCESS_READ, mmap
 
+MAX_WRITE_BYTES = 1 << 30
+"""At once: macOS takes less than 2 GiB."""
 SHARED_FROM_BYTES = 1 << 20
 """Fewer bytes are copied sooner than mapped, and take no open file."""
 
@@ -58,7 +60,7 @@ class SharedBytes:
         """Put ``data`` there; where it ends. Raises ``OSError``."""
         rest = memoryview(data).cast("B")
         while rest:
-            done = os.pwrite(self._fd, rest, offset)
+            done = os.pwrite(self._fd, rest[:MAX_WRITE_BYTES], offset)
             rest, offset = rest[done:], offset + done
         return offset
 
@@ -85,7 +87,7 @@ def shared_or_not(num_bytes: int) -> SharedBytes | None:
 
 
 def _new_file() -> int:
-    if sys.platform == "linux":
+    if sys.platform == "linux" and hasattr(os, "memfd_create"):  # it was built for a C library that has it
         with contextlib.suppress(OSError):  # an old kernel
             return os.memfd_create("p2ptrain", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with tempfile.TemporaryFile() as file:
@@ -97,5 +99,5 @@ def _keep_size(fd: int) -> None:
     if sys.platform == "linux":
         import fcntl
 
-        with contextlib.suppress(OSError):  # of a plain file
+        with contextlib.suppress(OSError, AttributeError):  # of a plain file, or in a Python that does not know them
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from p2ptrain.config import Job
 from p2ptrain.core import no_words
-from p2ptrain.core.plan import Plan
+from p2ptrain.core.plan import Plan, unlearnt_classes
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline import safety
 from p2ptrain.modes.pipeline.plan import body_of
@@ -14,7 +14,7 @@ from p2ptrain.wire.messages import Record
 
 REPORT_TITLES = ("from block", "blocks")
 job_lines = choice_lines = no_words.of_job
-plan_lines, plan_plain, plan_notes = no_words.of_plan, no_words.plain_plan, no_words.for_peer
+plan_lines, plan_plain = no_words.of_plan, no_words.plain_plan
 mode_sentence, part_classes = no_words.of_choice, no_words.classes
 granted = no_words.of_links
 coverage, flows = safety.coverage, safety.flows
@@ -44,6 +44,11 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     share = f", {rows} of the {pipeline.micro_batch} samples of each micro-batch" if len(stage.peers) > 1 else ""
     blocks = f"blocks {stage.start}-{stage.stop - 1} of {pipeline.num_blocks}"
     return f"{start}: this peer trains stage {part.index + 1}, {blocks}{share}"
+
+
+def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
+    """What the person at this device should know about the plan."""
+    return unlearnt_classes(plan, job, body_of(plan).pipeline.stages[0].peers)
 
 
 def waiting_words(plan: Plan, record: Record, state: State) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from p2ptrain.config import Job
 from p2ptrain.core import no_words
-from p2ptrain.core.plan import Plan
+from p2ptrain.core.plan import Plan, unlearnt_classes
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.split import cover
 from p2ptrain.modes.split.config import split_of
@@ -186,6 +186,7 @@ def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
     helpers = [unit.helper for unit in _units(split, own) if unit.owner == own and unit.helper]
     what, stay = ("gradients", "; their labels stay here") if split.kept_from else ("their labels", "")
     lines = [f"activations of this device's samples, and {what}, go to {helper}{stay}" for helper in helpers]
+    lines += unlearnt_classes(plan, job, [unit.owner for unit in split.units])
     return lines + [f"{each.peer} is {each.words}" for each in _shut_out(plan) if each.peer != own]
 
 

@@ -35,8 +35,7 @@ class DeviceFigures:
 
     def heard(self, note: Note) -> None:
         """What a trainer of a stage tells of its time, until it does something else."""
-        if note.kind == "stage":
-            told = dict(note.fields)
+        if note.kind == "stage" and "batch_s" in (told := dict(note.fields)):  # the first look counts what came before
             self._stage = {name: float(told[field]) for name, field in OF_A_STAGE.items() if field in told}
         elif note.kind in ELSE:
             self._stage = {}

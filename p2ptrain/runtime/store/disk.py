@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
+from types import ModuleType
 
 from p2ptrain.errors import UserError
 from p2ptrain.net.limits import ADVICE
 
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+MAX_WRITE_BYTES = 1 << 30
+"""At once: macOS takes less than 2 GiB."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_FILES = {errno.EMFILE, errno.ENFILE}
 
@@ -31,10 +41,16 @@ class Disk:
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         rest = memoryview(data)
         while rest:
-            num_bytes = os.pwrite(fd, rest, offset)
+            num_bytes = os.pwrite(fd, rest[:MAX_WRITE_BYTES], offset)
             rest, offset = rest[num_bytes:], offset + num_bytes
 
     def fsync(self, fd: int) -> None:
+        """Until it lasts through a loss of power. On macOS that takes a call of its own: ``fsync`` leaves the bytes in
+        the drive's memory."""
+        if (full := getattr(fcntl, "F_FULLFSYNC", None)) is not None and fcntl is not None:
+            with contextlib.suppress(OSError):  # of a file system that has none, such as another device's
+                fcntl.fcntl(fd, full)
+                return
         os.fsync(fd)
 
     def replace(self, source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import subprocess
@@ -58,6 +59,18 @@ def test_a_file_is_closed_with_them() -> None:
 def test_a_deleted_file_does_where_there_is_no_nameless_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_bytes.sys, "platform", "darwin")
     assert filled().view[255] == 255
+
+
+def test_a_linux_whose_python_knows_no_nameless_memory_has_a_deleted_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    for name in ("F_ADD_SEALS", "F_SEAL_SHRINK", "F_SEAL_GROW"):
+        monkeypatch.delattr(fcntl, name, raising=False)
+    assert filled().view[255] == 255
+
+
+def test_no_write_is_too_large_for_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_bytes, "MAX_WRITE_BYTES", 100)
+    assert bytes(filled().view[:256]) == bytes(range(256))
 
 
 def test_few_bytes_and_a_system_without_files_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from p2ptrain.config import Job
@@ -50,6 +50,9 @@ class ToyRules:
 
     def holds_on(self, current: Plan, records: Sequence[Record], others: Collection[PeerId]) -> bool:
         return False
+
+    def predicted(self, plan: Plan) -> Mapping[str, float]:
+        return {}
 
     def participants(self, plan: Plan) -> Collection[PeerId]:
         return plan.trainers()

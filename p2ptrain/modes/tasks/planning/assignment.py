@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from p2ptrain.config import Job
-from p2ptrain.core.plan import PeerSnapshot, Plan, clean, cleaned, speeds
+from p2ptrain.core.plan import PeerSnapshot, Plan, clean, cleaned, speeds, unlearnt_classes
 from p2ptrain.errors import LocalError
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.work import fewest_samples
@@ -168,12 +168,7 @@ def _class_notes(job: Job, plan: Plan) -> list[str]:
     if job.data.kind == "text":
         return lines  # its classes are bytes, of which no text has all
     totals = [sum(peer.counts[c] for peer in plan.peers if peer.counts) for c in range(len(names))]
-    nobody = [names[c] for c, total in enumerate(totals) if not total]
-    if nobody:
-        lines.append(
-            f"NOBODY HAS SAMPLES OF {', '.join(nobody)}: the model will not know {'it' if len(nobody) == 1 else 'them'}"
-            "; bring a peer that has some, or make the job without"
-        )
+    lines += unlearnt_classes(plan, job, [peer.peer for peer in plan.peers])
     few = [f"{names[c]} ({total})" for c, total in enumerate(totals) if 0 < total < FEW_SAMPLES]
     if few:
         lines.append(f"few samples in all: {', '.join(few)}; more of them help most")

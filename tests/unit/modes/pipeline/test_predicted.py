@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from test_pipeline_planner import job, model, name, peer
 
+from p2ptrain.modes.pipeline import words
 from p2ptrain.modes.pipeline.figures import fleet_of
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.planner import first_plan
@@ -41,3 +42,15 @@ def test_of_nobody_without_a_stage_and_of_no_other_blocks() -> None:
     assert predicted(wanted, blocks, plan, name(7)) == {}
     (first, *_) = body_of(plan).pipeline.stages[0].peers
     assert predicted(wanted, model(5), plan, first) == {} != predicted(wanted, blocks, plan, first)
+
+
+def test_classes_that_the_first_stage_lacks_are_told() -> None:
+    has, lacks = (10, 10, 10, 0), (0, 0, 0, 10)
+    plan = first_plan(job(), model(), [peer(0, counts=has), peer(1, 1e3, counts=lacks)], name(0))
+    assert words.plan_notes(plan, job(), name(0)) == [
+        "NOBODY WHOSE SAMPLES ARE TRAINED ON HAS SOME OF d: the model will not know it until another plan takes in who "
+        "has"
+    ]
+    plan = first_plan(job(), model(), [peer(0, counts=has), peer(1, counts=())], name(0))
+    (told,) = words.plan_notes(plan, job(), name(1))
+    assert told.startswith("NOBODY HAS SAMPLES OF d: the model will not know it; bring a peer that has some")

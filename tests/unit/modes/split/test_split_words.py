@@ -86,3 +86,10 @@ def test_every_wait_has_words() -> None:
     assert HELPER in words.waiting_words(plan, ANNA, at.Ended(2), [])
     assert ANNA in words.waiting_words(plan, HELPER, at.Ended(2), [ANNA])
     assert words.waiting_words(plan, ANNA, at.Training(1), []) == ""
+
+
+def test_a_class_that_nobody_has_is_told() -> None:
+    some = [peer(ANNA, 1e-3, (40, 0, 40, 40)), peer(BEN, 4e-4, (40, 0, 40, 40))]
+    plan = first_plan(job(), MODEL, some, ANNA)
+    (told,) = words.plan_notes(plan, job(), BEN)
+    assert told.startswith(f"NOBODY HAS SAMPLES OF {job().data.classes[1]}: the model will not know it")

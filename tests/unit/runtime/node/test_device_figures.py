@@ -36,10 +36,10 @@ def test_the_trainers_share_is_of_the_threads_that_it_may_use() -> None:
 def test_a_stage_computes_until_there_is_another_plan() -> None:
     device = DeviceFigures(threads=1)
     assert "computes" not in device.read(None, 0.0)
-    device.heard(Note("stage", (("step", 9), ("busy", 0.75), ("slowdown", 1.0))))
-    device.heard(Note("round", (("round", 3),)))
-    assert device.read(None, 1.0)["computes"] == 0.75 and "batch_s" not in device.read(None, 1.0)
+    device.heard(Note("stage", (("step", 2), ("busy", 0.01), ("slowdown", 1.0))))
+    assert "computes" not in device.read(None, 0.5), "it waited for the others to begin"
     device.heard(Note("stage", (("step", 19), ("busy", 0.5), ("batch_s", 0.25), ("sends_bytes_per_s", 9e3))))
+    device.heard(Note("round", (("round", 3),)))
     found = device.read(None, 1.5)
     assert (found["computes"], found["batch_s"], found["sends_bytes_per_s"]) == (0.5, 0.25, 9e3)
     device.heard(Note("plan-adopted"))
