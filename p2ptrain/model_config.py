@@ -11,6 +11,7 @@ Invariant: a name is somebody's own code unless it is known to be none, so nothi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,6 +38,11 @@ class ModelConfig:
 def is_own_code(model: str) -> bool:
     """Whether a model's name is code of somebody's own, which runs only where it is allowed."""
     return ":" in model and package_of(model) == ""
+
+
+def refused_code(names: Iterable[str], allowed: str) -> list[str]:
+    """Of code of somebody's own, what may not run here. ``allowed``: names with commas between them."""
+    return [name for name in names if name not in allowed.split(",")]
 
 
 def package_of(model: str) -> str:

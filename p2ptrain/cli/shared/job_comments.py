@@ -31,6 +31,7 @@ COMMENTS = {
     "training.warmup": "share of all steps over which the learning rate rises from nearly zero",
     "training.clip": "longer gradients are scaled down to this norm; 0 = taken as they are",
     "training.precision": "fp32, or bf16: compute in bfloat16 on devices that have it (parameters stay float32)",
+    "training.loss": "package.module:function of your own, as are the next two; nothing: cross-entropy",
     "training.patience": "end after so many rounds without a lower validation loss, at the best one; 0 = never",
     "training.look_every": "rounds between two looks at the whole model; 0 = ten in all, for a twentieth of the time",
     "tasks.num_groups": "sub-models; 0 = one a peer, as many as are there at the first plan",
@@ -68,7 +69,8 @@ COMMENTS = {
 }
 
 
-UNSAID = ('config = ""', "vocabulary = 0")
+_CODE = ("transform", "loss", "own_schedule", "own_optimizer")
+UNSAID = ('config = ""', "vocabulary = 0", *(f'{key} = ""' for key in _CODE))
 
 
 def commented(job: Job) -> str:

@@ -88,7 +88,7 @@ class Trial:
                 f"{who}: its outputs have no gradient, so nothing can be learnt; take no_grad(), detach() and .data "
                 "out of its forward"
             )
-        loss = training_loss(logits, y.to(torch.int64), job.training.label_smoothing)
+        loss = training_loss(logits, y.to(torch.int64), job.training.label_smoothing, own=job.training.loss)
         if not bool(loss.isfinite()):
             self._refuse_not_finite(who, x, " in training")
         with own_code(doing, self.model):

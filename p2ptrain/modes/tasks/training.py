@@ -245,7 +245,7 @@ class PartTraining:
                 self._job.training.batch_size,
                 own_classes=self._spec.classes,
                 own_fraction=own_fraction,
-                augment=self._job.data.augment,
+                augment=self._job.data.changes_samples,
             )
 
     # --- snapshots ---
