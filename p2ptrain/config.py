@@ -23,8 +23,8 @@ from p2ptrain.data_config import DataConfig as DataConfig
 from p2ptrain.data_config import DataKind as DataKind
 from p2ptrain.errors import JobError
 from p2ptrain.ids import JobId
+from p2ptrain.model_config import MAX_PATTERN, MAX_PATTERNS, is_own_code
 from p2ptrain.model_config import ModelConfig as ModelConfig
-from p2ptrain.model_config import is_own_code
 
 Compression = Literal["none", "fp16", "int8", "topk"]
 Robust = Literal["none", "clip", "trimmed-mean", "median"]
@@ -62,12 +62,14 @@ class TrainingConfig:
     """After so many rounds without a lower validation loss a device ends, and goes back to the best; 0 = never."""
     look_every: int = 0
     """Rounds from one look at the group's whole model to the next, while it trains; 0 = as often as costs little."""
+    proximal: float = 0.0
+    """FedProx' mu: half of it times the squared distance from the round's first parameters is added to the loss."""
     loss: str = ""
     """``package.module:function`` of somebody's own, as are the next two; "" = cross-entropy."""
     own_schedule: str = ""
     own_optimizer: str = ""
     LATER_KEYS: ClassVar[tuple[str, ...]] = (
-        *("warmup", "clip", "precision", "patience", "look_every"),
+        *("warmup", "clip", "precision", "patience", "look_every", "proximal"),
         *("loss", "own_schedule", "own_optimizer"),
     )
     """With their defaults they are not part of a job's id, as ids are older than they."""
@@ -331,6 +333,7 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
         ("training.label_smoothing", t.label_smoothing, 0, 0.9),
         ("training.warmup", t.warmup, 0, 0.9),
         ("training.clip", t.clip, 0, 1e6),
+        ("training.proximal", t.proximal, 0, 1e3),
         ("training.patience", t.patience, 0, 1_000_000),
         ("training.look_every", t.look_every, 0, 1_000_000),
         ("group.min_peers", g.min_peers, 1, 1000),
@@ -347,6 +350,8 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
             raise JobError(
                 f"{where}: {key}: {name[:80]!r}: expected a function of your own, as package.module:function"
             )
+    if len(job.model.freeze) > MAX_PATTERNS or not all(0 < len(each) <= MAX_PATTERN for each in job.model.freeze):
+        raise JobError(f"{where}: model.freeze: expected at most {MAX_PATTERNS} names of layers")
     if t.loss and t.label_smoothing:
         raise JobError(f"{where}: training.label_smoothing: is of cross-entropy, and training.loss is another; set 0")
     if d.transform and d.reads_tokens:

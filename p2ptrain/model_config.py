@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+MAX_PATTERNS, MAX_PATTERN = 64, 200
 INSTALLED = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers"}
 """By the word before the colon, the package that has such models."""
 
@@ -31,7 +32,9 @@ class ModelConfig:
     """Its size; filled in with the hash."""
     config: str = ""
     """Of a model of transformers: what it is built from, a JSON object of plain values."""
-    LATER_KEYS: ClassVar[tuple[str, ...]] = ("config",)
+    freeze: tuple[str, ...] = ()
+    """Layers that are not trained: names, or names with wildcards."""
+    LATER_KEYS: ClassVar[tuple[str, ...]] = ("config", "freeze")
     """With their defaults they are not part of a job's id, as ids are older than they."""
 
 

@@ -18,6 +18,7 @@ from p2ptrain.cli.shared.job_comments import commented
 from p2ptrain.cli.shared.job_defaults import batch_size_for
 from p2ptrain.cli.shared.model_check import (
     as_safetensors,
+    freeze_option,
     named_model,
     notes_on_model,
     tried,
@@ -37,6 +38,7 @@ from p2ptrain.cli.shared.options import (
     write_text,
 )
 from p2ptrain.cli.shared.own_code import allow_options, check_job_allowed, flags_for, own_parts
+from p2ptrain.cli.shared.strategies import strategy_options, with_strategy
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError, UserError
 from p2ptrain.model_config import is_own_code
@@ -115,6 +117,7 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     "or its first layers with a helper for the rest. auto: the group takes tasks or replicas when it makes its first "
     "plan, by devices, model and who has which classes. [default: auto; replicas for text]",
 )
+@strategy_options
 @setting("--rounds", "training.rounds", click.IntRange(1), "Rounds; parameters travel after each.")
 @setting("--epochs", "training.epochs_per_round", click.FloatRange(0.001), "Passes over the own samples a round.")
 @click.option(
@@ -202,6 +205,7 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     help="Weights to start from, .safetensors or .pth; what fits the model is taken. Scores in it decide who gets "
     "which channels. [default: random weights]",
 )
+@freeze_option
 @click.option(
     "-o",
     "--output",
@@ -218,6 +222,7 @@ def new(
     init: Path | None,
     output: Path,
     force: bool,
+    strategy: str | None,
     **settings: Any,
 ) -> None:
     """Write a complete job file, with the data contract (classes, shape, normalisation) proposed from a data set."""
@@ -236,6 +241,7 @@ def new(
     from p2ptrain.modes.jobs import check_job, load_job, with_settings
     from p2ptrain.modes.registry import MODES
 
+    became = with_strategy(settings, strategy)
     given = settings["mode"]
     settings["mode"] = given or "auto"
     if settings["mode"] == "auto" and settings["tasks__passes"] is None:
@@ -249,6 +255,7 @@ def new(
     mode = MODES[settings["mode"]]
     if hasattr(mode.config, "micro_batches"):
         settings[f"{mode.config.TABLE}__micro_batches"] = settings.pop("pipeline__micro_batches")
+    settings["model__freeze"] = settings["model__freeze"] or None
     for path, value in settings.items():
         title, _, key = path.rpartition("__")
         job = with_settings(job, title, **{key: value}) if value is not None else job
@@ -271,6 +278,8 @@ def new(
     click.echo(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")
     if not given:
         click.echo(f"mode {job.mode}: {MODE_WHY[job.mode]}")
+    if became:
+        click.echo(became)
     for line in (*notes_on_model(job), *mode.words.choice_lines(job)):
         click.echo(line)
     allow = "".join(f" {flag}" for flag in flags_for(job))

@@ -83,6 +83,8 @@ class LocalTrainer:
         """Outputs that compete. From a single one nothing can be learnt."""
         self._parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._optimizer = make_optimizer(self._parameters, config)
+        self._anchors: dict[str, Tensor] = {}
+        """The trained parameters when the round began, where they draw back to that."""
 
     def step(self, x: Tensor, y: Tensor) -> float | None:
         """One batch, x [N, ...], y [N] or [N, T] global class numbers. The mean loss; None = nothing was learnt."""
@@ -109,6 +111,7 @@ class LocalTrainer:
             loss = training_loss(logits, y, self.config.label_smoothing, self._in_play, self.config.loss)
         with own_code(FAILS, self.model):
             loss.backward()  # type: ignore[no-untyped-call]
+        self._draw_back()
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), self.config.max_norm)
         loss_value: float
         norm_value: float
@@ -120,6 +123,19 @@ class LocalTrainer:
         self._bad_in_a_row = 0
         self.num_samples += len(y)
         return loss_value
+
+    def begin_round(self) -> None:
+        """From here on, steps are drawn back to the parameters as they are now (FedProx, Li et al., MLSys 2020)."""
+        if self.config.proximal:
+            self._anchors = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def _draw_back(self) -> None:
+        """Add the gradient of ``proximal / 2 * |w - w0|^2``. The loss that is told is without it."""
+        for name, anchor in self._anchors.items():
+            parameter = self._parameters[name]
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - anchor, alpha=self.config.proximal)
 
     def why_nothing_was_learnt(self) -> str:
         """Where no step could be made: what is wrong, and what to do."""

@@ -161,6 +161,7 @@ class PartTraining:
         if self.step_in_round == 0:
             if any(self._is_guarded(shard) for shard in self.masses):
                 self._guard.begin_round(self._tensors(tuple(self.masses)))
+            self.trainer.begin_round()
             self._batches, self._end, self._losses = self._round_batches(), RoundEnd(), []
             self._learnt, self._loss_sum = 0, 0.0
             self._bad_before = self.trainer.num_bad_steps
