@@ -18,11 +18,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
+from p2ptrain.data_config import AudioConfig as AudioConfig
+from p2ptrain.data_config import DataConfig as DataConfig
+from p2ptrain.data_config import DataKind as DataKind
 from p2ptrain.errors import JobError
 from p2ptrain.ids import JobId
+from p2ptrain.model_config import MAX_PATTERN, MAX_PATTERNS, is_own_code
 from p2ptrain.model_config import ModelConfig as ModelConfig
 
-DataKind = Literal["image", "audio", "text", "tokens"]
 Compression = Literal["none", "fp16", "int8", "topk"]
 Robust = Literal["none", "clip", "trimmed-mean", "median"]
 Coding = Literal["none", "fp16", "int8"]
@@ -34,46 +37,6 @@ Strategy = Literal["planned", "equal", "data-parallel"]
 
 MAX_CLASSES = 4096
 MAX_JOB_BYTES = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class AudioConfig:
-    """How recordings become log-mel images: ``[1, num_mels, num_frames]``."""
-
-    sample_rate: int = 8000
-    seconds: float = 1.0
-    window_s: float = 0.032
-    hop_s: float = 0.016
-    num_mels: int = 40
-
-
-@dataclass(frozen=True, slots=True)
-class DataConfig:
-    """The data contract: class names in order, input shape ``(channels, height, width)``, normalisation per channel."""
-
-    classes: tuple[str, ...] = ()
-    input_shape: tuple[int, ...] = ()
-    kind: DataKind = "image"
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    augment: bool = False
-    """Random crops and flips (images) or shifts (audio) while training."""
-    light: bool = False
-    """Where samples are augmented: pictures are only mirrored, recordings only shifted. That suits narrow models."""
-    audio: AudioConfig = field(default_factory=AudioConfig)
-    val: float = 0.1
-    """Share of the training samples held out for validation, where the data set has no validation split of its own; 0 =
-    none."""
-    white: float = 0.0
-    """White in pictures of more than 8 bits a channel, or of floats; 0 = 65535, all of 16 bits."""
-    vocabulary: int = 0
-    """Of tokens: every one is a number below this. Of text it is 256, as its tokens are bytes."""
-    LATER_KEYS: ClassVar[tuple[str, ...]] = ("white", "light", "vocabulary")
-
-    @property
-    def reads_tokens(self) -> bool:
-        """Whether samples are ``[1, 1, length]`` whole numbers, not pixels or what is like them."""
-        return self.kind in ("text", "tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +62,17 @@ class TrainingConfig:
     """After so many rounds without a lower validation loss a device ends, and goes back to the best; 0 = never."""
     look_every: int = 0
     """Rounds from one look at the group's whole model to the next, while it trains; 0 = as often as costs little."""
-    LATER_KEYS: ClassVar[tuple[str, ...]] = ("warmup", "clip", "precision", "patience", "look_every")
+    proximal: float = 0.0
+    """FedProx' mu: half of it times the squared distance from the round's first parameters is added to the loss."""
+    loss: str = ""
+    """``package.module:function`` of somebody's own, as are the next two; "" = cross-entropy."""
+    own_schedule: str = ""
+    own_optimizer: str = ""
+    LATER_KEYS: ClassVar[tuple[str, ...]] = (
+        *("warmup", "clip", "precision", "patience", "look_every", "proximal"),
+        *("loss", "own_schedule", "own_optimizer"),
+    )
+    """With their defaults they are not part of a job's id, as ids are older than they."""
 
     @property
     def max_norm(self) -> float:
@@ -173,6 +146,13 @@ class Job:
     tables: tuple[ModeTable, ...] = ()
     """Of modes, at most one each; one that is not here says nothing but its defaults."""
     group: GroupConfig = field(default_factory=GroupConfig)
+
+    @property
+    def own_code(self) -> tuple[str, ...]:
+        """What of it is code of somebody's own, by name: each device has to allow it."""
+        t = self.training
+        parts = [t.loss, t.own_schedule, t.own_optimizer, self.data.transform]
+        return tuple([self.model.name] * is_own_code(self.model.name) + [name for name in parts if name])
 
     @property
     def id(self) -> JobId:
@@ -353,6 +333,7 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
         ("training.label_smoothing", t.label_smoothing, 0, 0.9),
         ("training.warmup", t.warmup, 0, 0.9),
         ("training.clip", t.clip, 0, 1e6),
+        ("training.proximal", t.proximal, 0, 1e3),
         ("training.patience", t.patience, 0, 1_000_000),
         ("training.look_every", t.look_every, 0, 1_000_000),
         ("group.min_peers", g.min_peers, 1, 1000),
@@ -361,6 +342,20 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
         ("group.replicas", g.replicas, 0, 16),
     )
     check_limits(limits, where)
+    for key, name in (
+        *(("training.loss", t.loss), ("training.own_schedule", t.own_schedule)),
+        *(("training.own_optimizer", t.own_optimizer), ("data.transform", d.transform)),
+    ):
+        if name and not is_own_code(name):
+            raise JobError(
+                f"{where}: {key}: {name[:80]!r}: expected a function of your own, as package.module:function"
+            )
+    if len(job.model.freeze) > MAX_PATTERNS or not all(0 < len(each) <= MAX_PATTERN for each in job.model.freeze):
+        raise JobError(f"{where}: model.freeze: expected at most {MAX_PATTERNS} names of layers")
+    if t.loss and t.label_smoothing:
+        raise JobError(f"{where}: training.label_smoothing: is of cross-entropy, and training.loss is another; set 0")
+    if d.transform and d.reads_tokens:
+        raise JobError(f"{where}: data.transform: changes pictures and recordings, and the data are {d.kind}")
     if t.patience and not d.val:
         raise JobError(f"{where}: training.patience: needs validation samples, and data.val = 0 holds out none")
     if g.robust in ("trimmed-mean", "median") and g.compression == "topk":

@@ -11,9 +11,11 @@ Invariant: a name is somebody's own code unless it is known to be none, so nothi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+MAX_PATTERNS, MAX_PATTERN = 64, 200
 INSTALLED = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers"}
 """By the word before the colon, the package that has such models."""
 
@@ -30,13 +32,20 @@ class ModelConfig:
     """Its size; filled in with the hash."""
     config: str = ""
     """Of a model of transformers: what it is built from, a JSON object of plain values."""
-    LATER_KEYS: ClassVar[tuple[str, ...]] = ("config",)
+    freeze: tuple[str, ...] = ()
+    """Layers that are not trained: names, or names with wildcards."""
+    LATER_KEYS: ClassVar[tuple[str, ...]] = ("config", "freeze")
     """With their defaults they are not part of a job's id, as ids are older than they."""
 
 
 def is_own_code(model: str) -> bool:
     """Whether a model's name is code of somebody's own, which runs only where it is allowed."""
     return ":" in model and package_of(model) == ""
+
+
+def refused_code(names: Iterable[str], allowed: str) -> list[str]:
+    """Of code of somebody's own, what may not run here. ``allowed``: names with commas between them."""
+    return [name for name in names if name not in allowed.split(",")]
 
 
 def package_of(model: str) -> str:

@@ -18,6 +18,7 @@ from p2ptrain.cli.shared.job_comments import commented
 from p2ptrain.cli.shared.job_defaults import batch_size_for
 from p2ptrain.cli.shared.model_check import (
     as_safetensors,
+    freeze_option,
     named_model,
     notes_on_model,
     tried,
@@ -29,8 +30,6 @@ from p2ptrain.cli.shared.options import (
     F,
     Names,
     Share,
-    allow_option,
-    check_allowed,
     check_output,
     json_option,
     print_json,
@@ -38,6 +37,8 @@ from p2ptrain.cli.shared.options import (
     strict_option,
     write_text,
 )
+from p2ptrain.cli.shared.own_code import allow_options, check_job_allowed, flags_for, own_parts
+from p2ptrain.cli.shared.strategies import strategy_options, with_strategy
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError, UserError
 from p2ptrain.model_config import is_own_code
@@ -116,6 +117,7 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     "or its first layers with a helper for the rest. auto: the group takes tasks or replicas when it makes its first "
     "plan, by devices, model and who has which classes. [default: auto; replicas for text]",
 )
+@strategy_options
 @setting("--rounds", "training.rounds", click.IntRange(1), "Rounds; parameters travel after each.")
 @setting("--epochs", "training.epochs_per_round", click.FloatRange(0.001), "Passes over the own samples a round.")
 @click.option(
@@ -125,6 +127,7 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     help="Samples a step. [default: 64; 32 or 16 of audio if there is little]",
 )
 @setting("--optimizer", "training.optimizer", click.Choice(["sgd", "adamw"]), "Which optimizer.")
+@own_parts
 @setting("--learning-rate", "training.learning_rate", click.FloatRange(0, min_open=True), "At the start.")
 @setting("--warmup", "training.warmup", click.FloatRange(0, 0.9), "Share of all steps in which the rate rises.")
 @setting("--clip", "training.clip", click.FloatRange(0), "Longer gradients are scaled to this norm; 0 is none.")
@@ -202,6 +205,7 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     help="Weights to start from, .safetensors or .pth; what fits the model is taken. Scores in it decide who gets "
     "which channels. [default: random weights]",
 )
+@freeze_option
 @click.option(
     "-o",
     "--output",
@@ -218,6 +222,7 @@ def new(
     init: Path | None,
     output: Path,
     force: bool,
+    strategy: str | None,
     **settings: Any,
 ) -> None:
     """Write a complete job file, with the data contract (classes, shape, normalisation) proposed from a data set."""
@@ -236,6 +241,7 @@ def new(
     from p2ptrain.modes.jobs import check_job, load_job, with_settings
     from p2ptrain.modes.registry import MODES
 
+    became = with_strategy(settings, strategy)
     given = settings["mode"]
     settings["mode"] = given or "auto"
     if settings["mode"] == "auto" and settings["tasks__passes"] is None:
@@ -249,6 +255,7 @@ def new(
     mode = MODES[settings["mode"]]
     if hasattr(mode.config, "micro_batches"):
         settings[f"{mode.config.TABLE}__micro_batches"] = settings.pop("pipeline__micro_batches")
+    settings["model__freeze"] = settings["model__freeze"] or None
     for path, value in settings.items():
         title, _, key = path.rpartition("__")
         job = with_settings(job, title, **{key: value}) if value is not None else job
@@ -271,9 +278,11 @@ def new(
     click.echo(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")
     if not given:
         click.echo(f"mode {job.mode}: {MODE_WHY[job.mode]}")
+    if became:
+        click.echo(became)
     for line in (*notes_on_model(job), *mode.words.choice_lines(job)):
         click.echo(line)
-    allow = f" --allow-model {job.model.name}" if is_own_code(job.model.name) else ""
+    allow = "".join(f" {flag}" for flag in flags_for(job))
     click.echo(
         f"next: p2ptrain job check {output} --data {data}{allow}; "
         f"then p2ptrain peer --job {output} --data {data}{allow}"
@@ -301,9 +310,9 @@ command.add_command(continue_command(commented))
 @click.option("--data", metavar="SPEC", help=f"Check also that this fits the job. {DATA_HELP} [default: no data]")
 @click.option("--full", is_flag=True, help="With --data: read every file whole. [default: the headers of all]")
 @strict_option
-@allow_option
+@allow_options
 @json_option
-def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_model: str, as_json: bool) -> None:
+def check(job_file: Path, data: str | None, full: bool, strict: bool, allowed: str, as_json: bool) -> None:
     """Check a job file, and tell its id, the size of its model and what training costs.
 
     With --data all files' headers are read, and some samples are held against the job.
@@ -316,12 +325,11 @@ def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_mode
     if not data and (full or strict):
         raise UserError("--full and --strict are about files: name them with --data")
     counts = checked_data(job, data, full=full, strict=strict) if data else {}
-    if is_own_code(job.model.name) and not allow_model:
+    if job.own_code and not allowed:
         raise JobError(
-            f"{job_file}: model.name: {job.model.name} is code of your own; "
-            f"let it run with --allow-model {job.model.name}"
+            f"{job_file}: {', '.join(job.own_code)}: code of your own; let it run with {' '.join(flags_for(job))}"
         )
-    check_allowed(job.model.name, allow_model)
+    check_job_allowed(job, allowed)
     from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
     from p2ptrain.learning.models import global_model
     from p2ptrain.learning.own.outputs import contract_words
@@ -331,7 +339,9 @@ def check(job_file: Path, data: str | None, full: bool, strict: bool, allow_mode
     found = mode_of(job).check_model(job, global_model(job, allow_user_code=True))
     flops = training_flops(model, job.data.input_shape)
     optimizer: Any = job.training.optimizer
-    if optimizer == "sgd" and job.training.momentum:
+    if job.training.own_optimizer:
+        optimizer = "adamw"  # as large as usual ones are
+    elif optimizer == "sgd" and job.training.momentum:
         optimizer = "sgd_momentum"
     plain = {
         "id": job.id,

@@ -16,8 +16,6 @@ from p2ptrain.cli.shared.options import (
     DATA_HELP,
     DeviceChoice,
     Duration,
-    allow_option,
-    check_allowed,
     check_output,
     classes_option,
     group_options,
@@ -29,6 +27,7 @@ from p2ptrain.cli.shared.options import (
     strict_option,
     web_options,
 )
+from p2ptrain.cli.shared.own_code import allow_options, check_job_allowed
 from p2ptrain.errors import UserError
 from p2ptrain.imports import uncollected
 
@@ -91,7 +90,7 @@ Examples:
     "--device", type=DeviceChoice(["cpu", "cuda", "auto"]), default="auto", help="What trains. [default: auto]"
 )
 @strict_option
-@allow_option
+@allow_options
 @click.option(
     "--linger",
     "linger_s",
@@ -150,7 +149,7 @@ def command(
     threads: int | None,
     device: str,
     strict: bool,
-    allow_model: str,
+    allowed: str,
     linger_s: float,
     out: Path | None,
     no_remote_stop: bool,
@@ -194,7 +193,7 @@ def command(
     if not data and job is not None and mode_of(job).needs_data:
         raise UserError(f'{job_file}: a job of mode "{job.mode}" is trained on own samples: name them with --data')
     if job:
-        check_allowed(job.model.name, allow_model)
+        check_job_allowed(job, allowed)
     if job and job_file and not (state / job.id).exists():
         hint = new_job_hint(job, job_file, kept_job(state, group.tag))
         if hint:
@@ -219,7 +218,7 @@ def command(
         classes=classes,
         strict=strict,
         num_threads=threads or 0,
-        allow_user_code=allow_model,
+        allow_user_code=allowed,
         remote_stop=not no_remote_stop,
         linger_s=linger_s if linger_s < 1e9 else math.inf,
         out=out,

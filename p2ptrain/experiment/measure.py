@@ -111,7 +111,7 @@ def central_training(
     rng = np.random.default_rng([job.seed, 0])
     start, epoch, loss = time.monotonic(), 0, 0.0
     while trainer.num_steps < num_steps:
-        for x, y in data.batches(rng, config.batch_size, augment=job.data.augment):
+        for x, y in data.batches(rng, config.batch_size, augment=job.data.changes_samples):
             loss = trainer.step(x, y) or loss
             if trainer.num_steps >= num_steps:
                 break

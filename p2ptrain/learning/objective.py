@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from p2ptrain.errors import LocalError
 from p2ptrain.learning.own.outputs import flat_logits
+from p2ptrain.learning.own.parts import own_loss
 
 
 def matched(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,8 +30,10 @@ def matched(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return logits.flatten(0, -2), y.flatten()
 
 
-def training_loss(logits: Tensor, y: Tensor, label_smoothing: float = 0.0, in_play: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy over all answers.
+def training_loss(
+    logits: Tensor, y: Tensor, label_smoothing: float = 0.0, in_play: Tensor | None = None, own: str = ""
+) -> Tensor:
+    """Mean cross-entropy over all answers; ``own``: or the loss of that name.
 
     ``in_play`` [K]: the outputs that compete, and ``y`` counts among these; None = all. Who has no sample of a class
     would only learn that nothing is ever of it: left out of the softmax, its output stays as others made it (FedRS, Li
@@ -41,4 +44,6 @@ def training_loss(logits: Tensor, y: Tensor, label_smoothing: float = 0.0, in_pl
         logits = logits.float()  # the sum over classes is not for half precision
     if in_play is not None:
         logits = logits[:, in_play]
+    if own:
+        return own_loss(own, logits, y)
     return F.cross_entropy(logits, y, label_smoothing=label_smoothing)

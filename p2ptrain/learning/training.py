@@ -21,6 +21,7 @@ from p2ptrain.learning.averaging import check_state
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.layout import arrange
+from p2ptrain.learning.own.parts import own_factor, own_optimizer
 from p2ptrain.learning.profiling.precision import mixed
 from p2ptrain.learning.snapshots import copy_to_cpu, read_count, split_state
 
@@ -82,6 +83,8 @@ class LocalTrainer:
         """Outputs that compete. From a single one nothing can be learnt."""
         self._parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._optimizer = make_optimizer(self._parameters, config)
+        self._anchors: dict[str, Tensor] = {}
+        """The trained parameters when the round began, where they draw back to that."""
 
     def step(self, x: Tensor, y: Tensor) -> float | None:
         """One batch, x [N, ...], y [N] or [N, T] global class numbers. The mean loss; None = nothing was learnt."""
@@ -105,9 +108,10 @@ class LocalTrainer:
         with mixed(self.config, self.device):
             with own_code(FAILS, self.model):
                 logits = self.model(x)
-            loss = training_loss(logits, y, self.config.label_smoothing, self._in_play)
+            loss = training_loss(logits, y, self.config.label_smoothing, self._in_play, self.config.loss)
         with own_code(FAILS, self.model):
             loss.backward()  # type: ignore[no-untyped-call]
+        self._draw_back()
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), self.config.max_norm)
         loss_value: float
         norm_value: float
@@ -119,6 +123,19 @@ class LocalTrainer:
         self._bad_in_a_row = 0
         self.num_samples += len(y)
         return loss_value
+
+    def begin_round(self) -> None:
+        """From here on, steps are drawn back to the parameters as they are now (FedProx, Li et al., MLSys 2020)."""
+        if self.config.proximal:
+            self._anchors = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def _draw_back(self) -> None:
+        """Add the gradient of ``proximal / 2 * |w - w0|^2``. The loss that is told is without it."""
+        for name, anchor in self._anchors.items():
+            parameter = self._parameters[name]
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - anchor, alpha=self.config.proximal)
 
     def why_nothing_was_learnt(self) -> str:
         """Where no step could be made: what is wrong, and what to do."""
@@ -147,7 +164,7 @@ class LocalTrainer:
             if bool(kept.any()):
                 with mixed(self.config, self.device), own_code(FAILS, self.model):
                     logits = self.model(x.to(self.device)[kept])
-                loss = training_loss(logits.float(), labels[kept], in_play=self._in_play)
+                loss = training_loss(logits.float(), labels[kept], in_play=self._in_play, own=self.config.loss)
                 loss_sum, samples = loss_sum + float(loss) * int(kept.sum()), samples + int(kept.sum())
         self.model.train()
         return loss_sum / samples if samples else math.nan
@@ -161,13 +178,14 @@ class LocalTrainer:
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """A copy on the CPU: parameters and buffers (``model.``), optimizer state (``optim.``), and metadata."""
         tensors = {f"model.{name}": copy_to_cpu(tensor) for name, tensor in self.model.state_dict().items()}
-        for name, parameter in self._parameters.items():
+        kept = {} if self.config.own_optimizer else self._parameters  # what another one's state means is not known
+        for name, parameter in kept.items():
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"optim.{key}.{name}"] = copy_to_cpu(value)
         metadata = {
             "format": "p2ptrain-snapshot-1",
-            "optimizer": self.config.optimizer,
+            "optimizer": self.config.own_optimizer or self.config.optimizer,
             "targets": self.targets,
             "steps": str(self.num_steps),
             "total_steps": str(self.total_steps),
@@ -195,7 +213,7 @@ class LocalTrainer:
         self._bad_in_a_row = 0
 
     def _same_optimizer(self, metadata: Mapping[str, str]) -> bool:
-        return metadata.get("optimizer") == self.config.optimizer
+        return not self.config.own_optimizer and metadata.get("optimizer") == self.config.optimizer
 
     def _checked_optimizer_state(self, tensors: Mapping[str, Tensor]) -> dict[Tensor, dict[str, Tensor]]:
         keys = {"sgd": ("momentum_buffer",), "adamw": ("step", "exp_avg", "exp_avg_sq")}[self.config.optimizer]
@@ -259,6 +277,8 @@ def check_batch_size(model: nn.Module, batch_size: int) -> None:
 
 def schedule(config: TrainingConfig, step: int, total_steps: int) -> float:
     """Factor on the learning rate at a step: a linear rise over the first steps, then flat or a cosine down to zero."""
+    if config.own_schedule:
+        return own_factor(config.own_schedule, step, total_steps)
     warmup = config.warmup * total_steps
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -312,6 +332,8 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfi
     """The config's, by parameter name; weight decay is for tensors of two dimensions or more. Raises ``UserError``."""
     if not parameters:
         raise UserError("the model has no parameter to train; give a model with trainable layers")
+    if config.own_optimizer:
+        return own_optimizer(config.own_optimizer, parameters.values(), config.learning_rate)
     decayed = [p for p in parameters.values() if p.dim() > 1]
     plain = [p for p in parameters.values() if p.dim() <= 1]  # norms and biases
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]

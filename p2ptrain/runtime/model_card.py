@@ -49,8 +49,7 @@ def card_text(file: Path, metadata: Mapping[str, str], tested: str = "") -> str:
         "```",
         "",
         "Its tensors have the names of the plain PyTorch module, so `load_state_dict` takes them without p2ptrain.",
-        f"Inputs are normalised: less mean {metadata.get('mean', '[]')}, over standard deviation "
-        f"{metadata.get('std', '[]')}, of values from 0 to 1.",
+        _inputs_line(kind, metadata),
         "",
         "## Classes",
         "",
@@ -68,10 +67,19 @@ def card_text(file: Path, metadata: Mapping[str, str], tested: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
+def _inputs_line(kind: str, metadata: Mapping[str, str]) -> str:
+    if kind in ("text", "tokens"):
+        return "Inputs are token numbers [batch, 1, 1, length]" + ("." if kind == "text" else "; 0 is padding.")
+    return (
+        f"Inputs are normalised: less mean {metadata.get('mean', '[]')}, over standard deviation "
+        f"{metadata.get('std', '[]')}, of values from 0 to 1."
+    )
+
+
 def _use_line(kind: str) -> str:
     if kind == "text":
         return 'print(bytes(p2ptrain.generate(model, card, "Once upon")))'
-    name = "clip.wav" if kind == "audio" else "photo.jpg"
+    name = {"audio": "clip.wav", "tokens": "text.txt"}.get(kind, "photo.jpg")
     return f'print(next(p2ptrain.predict(model, card, ["{name}"])))'
 
 

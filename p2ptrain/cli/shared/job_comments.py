@@ -10,6 +10,7 @@ COMMENTS = {
     "split",
     "seed": "initial weights, and how --shard cuts data",
     "model.name": "a built-in model, torchvision:NAME, timm:NAME, hf:CLASS, or package.module:function of your own",
+    "model.freeze": "layers that are not trained: names, or names with wildcards",
     "model.config": "what a model of transformers is built from, as its config.json says",
     "model.width": "factor on all channel counts",
     "model.init": '.safetensors file to start from, relative to this file ("" = random)',
@@ -31,6 +32,8 @@ COMMENTS = {
     "training.warmup": "share of all steps over which the learning rate rises from nearly zero",
     "training.clip": "longer gradients are scaled down to this norm; 0 = taken as they are",
     "training.precision": "fp32, or bf16: compute in bfloat16 on devices that have it (parameters stay float32)",
+    "training.proximal": "FedProx' mu: how much steps are drawn back to the round's first parameters; 0 = not",
+    "training.loss": "package.module:function of your own, as are the next two; nothing: cross-entropy",
     "training.patience": "end after so many rounds without a lower validation loss, at the best one; 0 = never",
     "training.look_every": "rounds between two looks at the whole model; 0 = ten in all, for a twentieth of the time",
     "tasks.num_groups": "sub-models; 0 = one a peer, as many as are there at the first plan",
@@ -68,7 +71,8 @@ COMMENTS = {
 }
 
 
-UNSAID = ('config = ""', "vocabulary = 0")
+_CODE = ("transform", "loss", "own_schedule", "own_optimizer")
+UNSAID = ('config = ""', "freeze = []", "vocabulary = 0", *(f'{key} = ""' for key in _CODE))
 
 
 def commented(job: Job) -> str:

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 
 MOST_TRIED = 64
 
+freeze_option = click.option(
+    "--freeze",
+    "model__freeze",
+    multiple=True,
+    metavar="LAYER",
+    help="A layer that is not trained, such as layer1, or a pattern, such as '*.bias'; may be given again. Of modes "
+    "replicas, pipeline and split. [default: none]",
+)
+
 
 def tried(job: Job, init: Path | None, data: str | None) -> tuple[Trial, str]:
     """Build the job's model, fit the checkpoint, and make one step on some of the samples. Raises ``UserError``.

@@ -84,15 +84,18 @@ class Dataset:
 
         With ``own_fraction`` above zero, that share of every batch comes from ``own_classes`` (the job's indices) and
         the rest from the others, each pool starting anew when it runs out; the pass keeps its length. A last batch of a
-        single sample is dropped, because batch normalisation can't train on it.
+        single sample is dropped, because batch normalisation can't train on it. ``augment``: samples are changed as the
+        contract says.
         """
         if batch_size < 1 or not 0 <= own_fraction <= 1:
             raise ValueError(f"batch_size {batch_size}, own_fraction {own_fraction}")
         sizes = _batch_sizes(len(self), batch_size)
         for chosen in self._order(rng, sizes, own_classes or (), own_fraction):
             x = self.x[chosen]
-            if augment:
+            if augment and self.contract.augment:
                 x = self._augmented(x, rng)
+            if augment and self.contract.transform:
+                x = self._transformed(x, int(rng.integers(2**31)))
             yield self._normalised(x, self.y[chosen])
 
     def _order(
@@ -114,6 +117,16 @@ class Dataset:
             mask_value = self.contract.mean[0] if self.contract.mean else 0.0
             return augment_audio(x, rng, mask_value=mask_value, light=self.contract.light)
         return augment_images(x, rng, light=self.contract.light) if min(x.shape[2:]) >= MIN_AUGMENT_PX else x
+
+    def _transformed(self, x: NDArray[Any], seed: int) -> NDArray[Any]:
+        """By somebody's own function."""
+        import torch
+
+        from p2ptrain.learning.own.parts import own_transform
+
+        scale = np.float32(1 / 255 if x.dtype == np.uint8 else 1.0)
+        changed: NDArray[Any] = own_transform(self.contract.transform, torch.from_numpy(x * scale), seed).numpy()
+        return changed
 
     def _normalised(self, x: NDArray[Any], y: Indices) -> tuple[Tensor, Tensor]:
         import torch

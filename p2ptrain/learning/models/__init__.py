@@ -17,6 +17,7 @@ from p2ptrain.learning.models import mobilenetv2, resnet
 from p2ptrain.learning.models.alexnet import AlexNet
 from p2ptrain.learning.models.bert import BERT
 from p2ptrain.learning.models.dscnn import DSCNN
+from p2ptrain.learning.models.freezing import freeze
 from p2ptrain.learning.models.gpt import GPT
 from p2ptrain.learning.models.layers import InputShape
 from p2ptrain.learning.models.lenet import LeNet
@@ -131,7 +132,10 @@ def global_model(job: Job, *, allow_user_code: bool) -> nn.Module:
             f"the Python path, and start with --allow-model {name}"
         )
     check_reads(name, job.data)
-    return model_for(name, job.data, width=job.model.width, config=job.model.config, seed=job.seed)
+    model = model_for(name, job.data, width=job.model.width, config=job.model.config, seed=job.seed)
+    if job.model.freeze:
+        freeze(model, job.model.freeze)
+    return model
 
 
 def model_for(name: str, data: DataConfig, *, width: float = 1.0, config: str = "", seed: int = 0) -> nn.Module:

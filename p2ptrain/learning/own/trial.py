@@ -51,6 +51,18 @@ class Trial:
         if init is not None:
             self.fitted = fit(init, self.model.state_dict(), job.model.name)
             start_from(self.model.state_dict(), self.fitted)
+        if any(_is_lightning(kind) for kind in type(self.model).__mro__):
+            self.notes.append(
+                f"{who} is a LightningModule: its forward is trained, by the job's loss, optimizer and schedule; its "
+                "training_step and configure_optimizers are not called (--loss, --own-optimizer and --own-schedule "
+                "take functions in their place)"
+            )
+        if job.model.freeze:
+            frozen = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
+            self.notes.append(
+                f"{frozen:,} of {sum(p.numel() for p in self.model.parameters()):,} parameters are frozen, and stay as "
+                + ("they are in the checkpoint" if init is not None else "they were drawn: --init takes others")
+            )
         check_batch_size(self.model, job.training.batch_size)
         if x is None or y is None or len(x) == 0:
             x = made_up(job.data, min(MADE_UP, max(2, job.training.batch_size)))
@@ -88,7 +100,7 @@ class Trial:
                 f"{who}: its outputs have no gradient, so nothing can be learnt; take no_grad(), detach() and .data "
                 "out of its forward"
             )
-        loss = training_loss(logits, y.to(torch.int64), job.training.label_smoothing)
+        loss = training_loss(logits, y.to(torch.int64), job.training.label_smoothing, own=job.training.loss)
         if not bool(loss.isfinite()):
             self._refuse_not_finite(who, x, " in training")
         with own_code(doing, self.model):
@@ -114,6 +126,13 @@ class Trial:
             with own_code(doing, self.model), torch.no_grad(), _Watch(test):
                 self.model(x.clone())
         raise JobError(f"{doing}; correct its forward")
+
+
+def _is_lightning(kind: type) -> bool:
+    return kind.__name__ == "LightningModule" and kind.__module__.partition(".")[0] in (
+        "lightning",
+        "pytorch_lightning",
+    )
 
 
 class _Watch(TorchFunctionMode):

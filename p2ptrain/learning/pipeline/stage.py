@@ -116,7 +116,8 @@ class StageModel:
     ) -> None:
         """The forward pass of the last stage. ``weight``: the share of the batch that these rows are."""
         (logits,) = self._run(number, inputs, seed, first=first, run=run)
-        loss = training_loss(logits, y.to(self.device), self.config.label_smoothing) * weight
+        smoothing, own = self.config.label_smoothing, self.config.loss
+        loss = training_loss(logits, y.to(self.device), smoothing, own=own) * weight
         held = self._held[number]
         self._held[number] = _MicroBatch(held.inputs, (loss,), held.version)
         self._loss += loss.detach()

@@ -44,6 +44,7 @@ def about(card: ModelCard) -> dict[str, str]:
         "input_shape": json.dumps(data.input_shape),
         "mean": json.dumps(data.mean),
         "std": json.dumps(data.std),
+        **({"vocabulary": json.dumps(data.vocabulary)} if data.kind == "tokens" else {}),
         **({"audio": json.dumps(dataclasses.asdict(data.audio))} if data.kind == "audio" else {}),
     }
 

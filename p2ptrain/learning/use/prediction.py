@@ -19,10 +19,11 @@ from p2ptrain.config import DataConfig
 from p2ptrain.errors import DataError, UserError
 from p2ptrain.learning.data import audio, images
 from p2ptrain.learning.data.dataset import Dataset
+from p2ptrain.learning.data.given.samples import NUM_BYTES, one_text
 from p2ptrain.learning.data.source import Shape
 from p2ptrain.learning.own.blame import own_code
 
-SUFFIXES = {"image": images.SUFFIXES, "audio": frozenset({".wav", ".wave"})}
+SUFFIXES = {"image": images.SUFFIXES, "audio": frozenset({".wav", ".wave"}), "tokens": frozenset({".txt"})}
 MAX_BYTES = 256 << 20
 """Of one file; what is larger is no single picture or recording of a few seconds."""
 
@@ -39,6 +40,8 @@ def files_in(paths: Iterable[Path], data: DataConfig) -> list[Path]:
     """Files as they are, and of a folder those that the model could read, by name. Raises ``DataError``."""
     if data.kind == "text":
         raise UserError("this model reads text: `p2ptrain generate` has it write on")
+    if data.kind == "tokens" and data.vocabulary != NUM_BYTES:
+        raise UserError("this model reads the numbers of a tokenizer, which no file has: call it from Python")
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
@@ -63,6 +66,8 @@ def read_file(path: Path, data: DataConfig) -> NDArray[Any]:
         raise DataError(f"{path}: larger than {MAX_BYTES >> 20} MiB; name one picture or recording")
     if data.kind == "audio":
         return audio.decode_wav(content, data.audio, str(path)).astype(np.float16)
+    if data.kind == "tokens":
+        return one_text(np.frombuffer(content, np.uint8), data.input_shape[2])
     channels, height, width = data.input_shape
     shape: Shape = (channels, height, width)
     if channels not in (1, 3):

@@ -151,7 +151,7 @@ class StageWorker:
             seed=job.seed,
             steps_per_round=body.steps_per_round,
             num_classes=len(job.data.classes),
-            augment=job.data.augment,
+            augment=job.data.changes_samples,
             schedule=settings.schedule,
             activations=settings.activations,
             gradients=settings.gradients,

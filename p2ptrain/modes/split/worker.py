@@ -158,7 +158,7 @@ class UnitsWorker:
             build=self._blocks.build,
             seed=job.seed,
             num_classes=len(job.data.classes),
-            augment=job.data.augment,
+            augment=job.data.changes_samples,
             device=configuration.device,
             init=self._init,
         )

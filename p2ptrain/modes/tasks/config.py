@@ -61,6 +61,11 @@ class TasksConfig(ModeTable):
                 f'{where}: mode: "tasks" divides a classifier of pictures or audio, and the data are text; use '
                 '"replicas" or "pipeline"'
             )
+        if job.model.freeze and job.mode == "tasks":
+            raise JobError(
+                f'{where}: model.freeze: in mode "tasks" each device trains some channels of every layer, and frozen '
+                'layers cut like that would not compute what they have learnt; use "replicas"'
+            )
         if data.kind == "text" and self.fit_head == "always":
             raise JobError(
                 f'{where}: tasks.fit_head: it re-fits classifiers of pictures or audio, not text; use "auto"'

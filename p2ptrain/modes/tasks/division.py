@@ -35,7 +35,7 @@ def check_head(job: Job, model: nn.Module) -> None:
 
 def max_groups(job: Job, model: nn.Module) -> int:
     """Into how many class sub-models the group could divide the model; 1 = it will train replicas."""
-    if job.data.reads_tokens:
+    if job.data.reads_tokens or job.model.freeze:
         return 1
     limit = min(len(job.data.classes), SENSIBLE_GROUPS)
     return most_groups(model, job.data.input_shape, limit, tasks_of(job).trunk)

@@ -18,6 +18,7 @@ from p2ptrain.learning.candidates import FITTED, owner_of, part_left_out, part_o
 from p2ptrain.learning.head_fit import plain_head
 from p2ptrain.learning.initial import fit, fitting_scores, start_from
 from p2ptrain.learning.models import global_model
+from p2ptrain.learning.models.freezing import frozen_names
 from p2ptrain.learning.own.outputs import find_head
 from p2ptrain.learning.robust.means import robust_mean
 from p2ptrain.learning.submodels.decoupling import Decoupling
@@ -50,6 +51,7 @@ class Parts:
         if init is not None:
             start_from(self.model.state_dict(), fit(init, self.model.state_dict(), job.model.name))
         self._fresh = init is None
+        self._frozen = frozen_names(self.model, job.model.freeze)
         self._is_text = job.data.kind == "text"
         self._flops: dict[int, Flops] = {}
         self.decoupling: Decoupling | None = None
@@ -215,7 +217,7 @@ class Parts:
         if shard not in self.body.parts[part].shards:
             raise LocalError(f"part {part} holds no shard {shard!r}")
         if self.decoupling is None:
-            return frozenset(self.model.state_dict())
+            return frozenset(self.model.state_dict()) - self._frozen
         trunk = self.decoupling.trunk_names
         return trunk if shard == "trunk" else frozenset(self.model.state_dict()) - trunk
 

@@ -161,6 +161,7 @@ class PartTraining:
         if self.step_in_round == 0:
             if any(self._is_guarded(shard) for shard in self.masses):
                 self._guard.begin_round(self._tensors(tuple(self.masses)))
+            self.trainer.begin_round()
             self._batches, self._end, self._losses = self._round_batches(), RoundEnd(), []
             self._learnt, self._loss_sum = 0, 0.0
             self._bad_before = self.trainer.num_bad_steps
@@ -245,7 +246,7 @@ class PartTraining:
                 self._job.training.batch_size,
                 own_classes=self._spec.classes,
                 own_fraction=own_fraction,
-                augment=self._job.data.augment,
+                augment=self._job.data.changes_samples,
             )
 
     # --- snapshots ---

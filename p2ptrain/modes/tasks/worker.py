@@ -84,7 +84,7 @@ class TasksWorker:
     def prepare(self) -> Sequence[object]:
         """Try what this device has not seen so far: a model of somebody's own, a checkpoint. Raises ``UserError``."""
         job = self._job
-        if ":" in job.model.name or self._init is not None:  # all but built-in ones
+        if ":" in job.model.name or job.model.freeze or self._init is not None:  # all but built-in ones
             allow = self._configuration.allow_user_code
             x, y = self._data.tensors(slice(0, min(job.training.batch_size, MOST_TRIED)))
             Trial(job, x, y, self._init, allow_user_code=allow)
@@ -94,7 +94,7 @@ class TasksWorker:
     def max_groups(self) -> int:
         """Only asked where the group chooses the mode."""
         job = self._job
-        if job.mode != "auto" or job.data.reads_tokens:
+        if job.mode != "auto" or job.data.reads_tokens or job.model.freeze:
             return 0
         return max_groups(job, global_model(job, allow_user_code=self._configuration.allow_user_code))
 

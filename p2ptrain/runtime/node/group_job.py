@@ -12,7 +12,7 @@ from pathlib import Path
 
 from p2ptrain.errors import UserError
 from p2ptrain.ids import GroupTag, JobId
-from p2ptrain.model_config import is_own_code
+from p2ptrain.model_config import refused_code
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.kept import KeptJob, kept_job
 
@@ -30,10 +30,11 @@ async def wait_for_kept(state: Path, group: GroupTag, wait_s: float, allow_user_
     """The job that this group had here last, after so long. Raises ``UserError`` if its model may not run here."""
     await asyncio.sleep(wait_s)
     kept = await asyncio.to_thread(kept_job, state, group)
-    if kept is not None and is_own_code(kept.job.model.name) and kept.job.model.name != allow_user_code:
+    if kept is not None and (names := refused_code(kept.job.own_code, allow_user_code)):
+        flags = [f"--allow-{'model' if name == kept.job.model.name else 'code'} {name}" for name in names]
         raise UserError(
-            f"the job that is kept here has your own model ({kept.job.model.name}): let it run with --allow-model "
-            f"{kept.job.model.name}, or set the job aside with --fresh"
+            f"the job that is kept here has code of your own ({', '.join(names)}): let it run with {' '.join(flags)}, "
+            "or set the job aside with --fresh"
         )
     return kept
 

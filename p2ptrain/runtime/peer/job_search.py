@@ -14,7 +14,7 @@ from collections import Counter, OrderedDict
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError, RemoteError
 from p2ptrain.ids import JobId, PeerId
-from p2ptrain.model_config import is_own_code
+from p2ptrain.model_config import refused_code
 from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.protocol.machine import NEVER
 
@@ -25,7 +25,7 @@ MAX_TELLERS = 512
 
 
 class JobSearch:
-    """``allowed``: the one ``package.module:function`` that may run here."""
+    """``allowed``: the ``package.module:function`` that may run here, or several with commas between them."""
 
     def __init__(self, allowed: str, refused: Counter[str]) -> None:
         self._allowed = allowed
@@ -44,7 +44,7 @@ class JobSearch:
             job = job_from_json(data.decode("utf-8", errors="replace"))
         except (JobError, RecursionError) as error:
             raise RemoteError("job", str(error)) from None
-        if is_own_code(job.model.name) and job.model.name != self._allowed:
+        if refused_code(job.own_code, self._allowed):
             if len(self._code_from) < MAX_TELLERS:
                 self._code_from.add(sender)
             self._refused["job-code"] += 1
@@ -69,6 +69,6 @@ class JobSearch:
         if self._code_from:
             return (
                 f"a job that may run on this device: what {len(self._code_from)} of the others tell has code of "
-                "somebody's own as its model, and --allow-model does not name that"
+                "somebody's own as its model or as a part, and --allow-model does not name that, nor does --allow-code"
             )
         return "a group: nobody found yet" if is_alone else "the job: nobody has told it yet"

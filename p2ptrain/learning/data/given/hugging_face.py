@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from p2ptrain.config import DataConfig
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data import audio, images
-from p2ptrain.learning.data.given.samples import SampleSource, surveyed, usual_length, usual_shape
+from p2ptrain.learning.data.given.samples import NUM_BYTES, SampleSource, surveyed, usual_length, usual_shape
 from p2ptrain.learning.data.reading import Reading
 from p2ptrain.learning.data.source import SPLITS, Kind, Shape, Source, Split, matched_names, sorted_classes
 from p2ptrain.learning.data.text import TextSource
@@ -29,7 +29,6 @@ _OTHER_NAMES = {"validation": "val", "valid": "val", "dev": "val"}
 _LABELS = ("label", "labels")
 _TEXTS = ("text", "sentence", "content")
 _IDS = "input_ids"
-NUM_BYTES = 256
 
 
 def open_saved(spec: str, path: Path) -> Source:

@@ -25,6 +25,8 @@ MOST_TOKENS = 512
 """In a sample, as proposed; ``--input-shape`` overrules it."""
 SURVEYED = 256
 LENGTH_STEP = 8
+NUM_BYTES = 256
+"""Where no tokenizer says what tokens are, they are bytes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,9 +73,14 @@ class SampleSource(Source):
     def _tokens(self, sample: NDArray[Any], length: int, reading: Reading | None) -> NDArray[np.int32]:
         if reading is not None and len(sample) > length:
             reading.num_cut += 1
-        row = np.full((1, 1, length), PADDING, np.int32)
-        row[0, 0, : min(len(sample), length)] = sample[:length]
-        return row
+        return one_text(sample, length)
+
+
+def one_text(tokens: NDArray[Any], length: int) -> NDArray[np.int32]:
+    """``[1, 1, length]``: cut, or padded, from tokens ``[T]``."""
+    row = np.full((1, 1, length), PADDING, np.int32)
+    row[0, 0, : min(len(tokens), length)] = tokens[:length]
+    return row
 
 
 def usual_length(lengths: Sequence[int]) -> int:

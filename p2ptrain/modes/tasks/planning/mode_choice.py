@@ -25,6 +25,8 @@ def mode_for(job: Job, peers: Sequence[PeerSnapshot]) -> tuple[str, str]:
         return job.mode, "the job says so"
     if job.data.reads_tokens:
         return "replicas", "class sub-models are for pictures and audio"
+    if job.model.freeze:
+        return "replicas", "frozen layers are not cut into class sub-models"
     if max_groups(job, peers) < 2:
         return "replicas", "the model can't be divided among classes, or is too narrow for that"
     if sum(bool(peer.counts) for peer in peers) < 2:

@@ -81,3 +81,22 @@ def test_a_folder_without_pictures_and_a_model_of_text_are_refused(tmp_path: Pat
         files_in([tmp_path], DataConfig(kind="image"))
     with pytest.raises(UserError, match="generate"):
         files_in([tmp_path], DataConfig(kind="text"))
+
+
+def test_a_text_is_read_as_its_bytes(tmp_path: Path) -> None:
+    """Two classes, by the first byte; a text that is longer than samples is cut, one that is shorter padded."""
+    contract = DataConfig(("a", "b"), (1, 1, 4), "tokens", (0.0,), (1.0,), vocabulary=256)
+    (tmp_path / "one.txt").write_text("a text of some length")
+    (tmp_path / "two.txt").write_text("b")
+    seen: list[list[int]] = []
+
+    class First(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x.flatten().tolist())
+            return torch.stack([x[:, 0, 0, 0] == ord("a"), x[:, 0, 0, 0] == ord("b")], 1).float()
+
+    found = list(predict(First(), contract, files_in([tmp_path], contract), top=1))
+    assert [each.top[0][0] for each in found if isinstance(each, Prediction)] == ["a", "b"]
+    assert seen == [[97, 32, 116, 101], [98, 0, 0, 0]]
+    with pytest.raises(UserError, match="numbers of a tokenizer"):
+        files_in([tmp_path], dataclasses.replace(contract, vocabulary=701))
