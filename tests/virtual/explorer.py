@@ -46,6 +46,7 @@ class Explorer:
             snapshot_steps=EVERY,
             micro_batches=2,
             patience_s=PATIENCE_S,
+            strategy=random.Random(f"strategy/{seed}").choice(("planned", "planned", "equal")),
         )
         self.num_events = self.rng.choice((1, 2, 3, 3, 5, 8))
         self.log: list[str] = []

@@ -65,11 +65,11 @@ def goes_on(room: Room, done: int, *, within_s: float = 40.0, after: int = 1, lo
     assert done - first <= lost, (done, first)
 
 
-def ends_well(room: Room) -> None:
-    """All batches once in the model, and never two plans of one epoch."""
+def ends_well(room: Room) -> set[int]:
+    """All batches once in the model, and never two plans of one epoch; the epochs in which they were trained."""
     assert room.run(600, room.all_done), state_of(room)
-    check_done(room)
     assert all(len(plans) == 1 for plans in committed(room).values()), committed(room)
+    return set(check_done(room).tolist())
 
 
 # --- deaths -----------------------------------------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def test_blocks_that_get_damaged_on_the_disk_of_a_running_peer_are_fetched_from_
 
 
 def test_cut_in_halves_after_a_loss_and_healed() -> None:
-    room = pipeline(count=5, rounds=30)
+    room = pipeline(count=5, rounds=16)
     devices = staged(room)
     done = furthest(room)
     devices[4].kill()
@@ -320,22 +320,34 @@ def test_cut_in_halves_after_a_loss_and_healed() -> None:
     ends_well(room)
 
 
-@pytest.mark.parametrize("parts", [((0, 1, 2), (3,)), ((0, 1), (2, 3)), ((0, 1), (2,), (3,))], ids=str)
-def test_a_cut_network_goes_on_and_is_one_group_again(parts: tuple[tuple[int, ...], ...]) -> None:
-    room = pipeline(rounds=40)
+TWO_HALVES = ((0, 1), (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("parts", "strategy"),
+    [(((0, 1, 2), (3,)), "planned"), (TWO_HALVES, "planned"), (TWO_HALVES, "equal"), (((0, 1), (2,), (3,)), "planned")],
+    ids=str,
+)
+def test_a_cut_network_goes_on_and_is_one_group_again(parts: tuple[tuple[int, ...], ...], strategy: str) -> None:
+    """Who is further goes on, and takes in the others, who train no batch more of their own: nothing is waited for.
+    Those are told which batches are lost."""
+    room = pipeline(rounds=12, strategy=strategy)
     done = furthest(room)
     room.partition(*parts)
     room.run(30)
     on_the_way = furthest(room)
     assert on_the_way > done, "somebody goes on"
-    followed = {device.id: len(trainer(device).follows) for device in room.on()}
+    apart, last = {d: (trainer(d).step, trainer(d).follows[-1][0]) for d in room.on()}, max(committed(room))
     room.heal()
     assert room.run(60, lambda: len(room.plans()) == 1), state_of(room)
-    assert room.run(60, lambda: furthest(room) > on_the_way), state_of(room)
-    new = [follow for device in room.on() for follow in trainer(device).follows[followed[device.id] :]]
-    starts = [first for epoch, first, *_ in new if epoch == max(committed(room))]  # none where the furthest just go on
-    assert all(on_the_way - first <= EVERY + 3 for first in starts), (on_the_way, starts)
-    ends_well(room)
+    assert room.run(20, lambda: all(device.record.part >= 0 for device in room.on())), state_of(room)
+    assert room.run(20, under_way(room, last)), state_of(room)
+    counted = ends_well(room)
+    for device, (step, epoch) in apart.items():
+        starts = [first for each, first, *_ in trainer(device).follows if each > last]
+        assert starts and all(on_the_way - first <= EVERY + 3 for first in starts), (on_the_way, starts)
+        told = [dict(note.fields)["batches"] for _, note in device.notes if note.kind == "gives-way"]
+        assert bool(told) == (epoch not in counted) and all(step - done <= int(each) < 40 for each in told), told
 
 
 @pytest.mark.parametrize("is_far_behind", [True, False])

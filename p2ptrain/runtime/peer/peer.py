@@ -147,7 +147,7 @@ class Peer(Core):
         agreement = Agreement(self.own_id, job.id, role.rules, now, timing, restored=resume.plan, voted=resume.voted)
         self.agreement, self._downloads = agreement, downloads
         self.completion = Completion(self.group, role, job.training.rounds, lambda: agreement.is_settled)
-        self.group.holdings = role.holdings
+        self.group.holdings, self.group.path = role.holdings, agreement.parentage.path
         self._machines += [agreement, role, self.completion]
         self._handlers |= role.handlers
         self._on_message |= role.messages
