@@ -44,6 +44,10 @@ class Collected:
     """Parts that somebody who is alive trains."""
     without: frozenset[PeerId] = frozenset()
     """Whose contributions are to be left out."""
+    told: tuple[SnapshotRef, ...] = ()
+    """All that anybody says to have saved."""
+    plans: Mapping[int, Plan] = field(default_factory=dict)
+    """Those that are known, by epoch."""
 
     def name_of(self, peer: PeerId) -> str:
         record = self.records.get(peer)
@@ -106,6 +110,15 @@ def stopped_after(records: Iterable[Record], job: JobId) -> int:
     return max((record.ends_after for record in known if record.phase == "done"), default=0)
 
 
+@dataclass(frozen=True, slots=True)
+class OtherModel:
+    """One that devices which were apart from the others have trained as far as the one that was taken."""
+
+    trainers: tuple[str, ...]
+    step: int
+    epoch: int
+
+
 @dataclass(frozen=True)
 class Harvest:
     """The assembled global model and how it came about. A mode may have more to tell."""
@@ -131,6 +144,8 @@ class Harvest:
     """Whose contributions are not in it, by name, and why not."""
     stopped_after: int = 0
     """The group has ended after that round, before its last one, as it was asked to; 0: it has not."""
+    others: tuple[OtherModel, ...] = ()
+    """Models that are as far, and are not this one."""
 
     @property
     def is_judged(self) -> bool:

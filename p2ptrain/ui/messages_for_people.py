@@ -148,6 +148,10 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "goes-back": _goes_back,
     "overtaken": _overtaken,
     "gives-way": _gives_way,
+    "finished-apart": lambda f: (
+        f"{_text(f, 'num')} models were trained to the end, by devices that were apart: `p2ptrain harvest` takes that of "
+        f"{_text(f, 'taken')}, not that of {_text(f, 'others')}"
+    ),
     "goes-on": lambda f: (
         f"goes on: batch {_text(f, 'step')} is done, {_number(f, 'seconds'):.1f} s after the loss was seen"
     ),

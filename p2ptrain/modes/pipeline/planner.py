@@ -72,9 +72,8 @@ def next_plan(
     When one of its trainers is gone, or is there without its stage (``lost``: it was started again), or when more is
     saved than is trained (``goes_back``): a plan for those who are there, that begins with the ``saved`` state, the
     newest that snapshots of all blocks are left of. Else, when today's figures promise a gain of more than
-    ``pipeline.replan_gain`` (a baseline: when there is somebody that ``current`` does not know) and ``may_improve``, or
-    others are to be taken in who went on apart (``takes_in``), or one of its trainers is ``leaving``: the faster plan
-    of those who stay, from ``next_step`` on.
+    ``pipeline.replan_gain`` and ``may_improve``, or others are to be taken in who went on apart (``takes_in``), or one
+    of its trainers is ``leaving``: the faster plan of those who stay, from ``next_step`` on.
     ``batch_s``: seconds of a batch, as seen under ``current``; 0 = not known. What several peers took longer than
     predicted they are taken to take longer in any pipeline, so that one peer alone may be the faster plan.
     ``lacking``: of the saved state; with it, who has lost peers goes on with the plan that is soonest to begin.
@@ -89,20 +88,16 @@ def next_plan(
     from_step, from_epoch = saved if goes_back else (next_step, current.epoch)
     if not snapshots or from_step >= job.training.rounds * before.steps_per_round:
         return None
-    can_wait, is_planned = not goes_back and not takes_in, pipeline_of(job).strategy == "planned"
-    if can_wait and not may_improve:
+    can_wait = not goes_back and not takes_in
+    if can_wait and (pipeline_of(job).strategy != "planned" or not may_improve):
         return None
     figures = tuple(f for f in usable(model, snapshots, peers, before.figures) if f.peer not in leaving)
-    if can_wait and not is_planned and {f.peer for f in figures} <= {peer.peer for peer in current.peers}:
-        return None
     fleet = fleet_of(job, model, snapshots, figures)
     can_go_on = not is_torn and fleet.knows(current.trainers())
     stretch = _stretch(fleet, before, batch_s) if can_go_on else before.stretch
     soonest = _soonest(fleet, before.pipeline, lacking) if is_torn and lacking and _is_light(job) else None
     pipeline = best(fleet, pipeline_of(job).strategy, stretch) if soonest is None else soonest
-    if not is_planned and can_wait and pipeline.stages == before.pipeline.stages:
-        return None
-    if is_planned and can_go_on and can_wait:
+    if can_go_on and not goes_back and not takes_in:
         enough_s = judged_s(fleet, pipeline, stretch) * (1 + pipeline_of(job).replan_gain)
         if judged_s(fleet, before.pipeline, stretch) <= enough_s:
             return None

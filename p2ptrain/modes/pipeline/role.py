@@ -200,7 +200,7 @@ class PipelineRole:
         if self._way_back.look(now):
             effects.append(Reconsider())
         effects += self._end(now)
-        effects += self._recovery.waits(self._way_back.words(now))
+        effects += [*self._recovery.waits(self._way_back.words(now)), *self._recovery.met(self.progress.models())]
         return effects + self._links.members_changed(now)
 
     def peer_admitted(self, peer: PeerId, now: float) -> Effects:
@@ -393,5 +393,6 @@ class PipelineRole:
         """In words: blocks, other stages, or a plan."""
         if self.plan is None:
             return ""
-        words = self._way_back.words(now) or waiting_words(self.plan, self._group.own, self._state)
+        strategy = pipeline_of(self._job).strategy
+        words = self._way_back.words(now) or waiting_words(self.plan, self._group.own, self._state, strategy)
         return words or self._traffic.waiting_for(now)

@@ -6,7 +6,7 @@ Invariant: each loss is told once, with numbers of this peer's own view; a recov
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from p2ptrain.core.effects import Effects
 from p2ptrain.core.group_view import GroupView
@@ -14,6 +14,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.stage.checkpoints import Checkpoints
+from p2ptrain.planning.pipeline.coverage import State
 from p2ptrain.protocol.machine import NEVER, Note
 
 MAX_NAMES = 8
@@ -32,6 +33,7 @@ class Recovery:
         """Of the plan that goes back, until a batch of it is done."""
         self._first: tuple[int, int] | None = None
         """Step and epoch from which on the plan in force holds, until a batch of it is done."""
+        self._num_models = 0
         self._trail: list[Plan] = []
         """The plans by which what is trained here came to be, each going on from what the one before it has trained."""
 
@@ -75,6 +77,15 @@ class Recovery:
         apart = self._without(self._saved.trainers(self._saved.newest(plan)))
         first = min(body_of(each).from_step for each in (plan, *apart)) + 1
         return [Note("overtaken", (("first", first), ("batches", max(0, done + 1 - first))))]
+
+    def met(self, models: Mapping[State, Collection[str]]) -> Effects:
+        """Whole models of the last batch, and who trained each; the first one counts. Told once of each number."""
+        if len(models) < 2 or len(models) <= self._num_models:
+            return []
+        self._num_models = len(models)
+        who = [", ".join(sorted(self._group.name_of(PeerId(p)) for p in trainers)) for trainers in models.values()]
+        others = "; ".join(who[1:])
+        return [Note("finished-apart", (("taken", who[0][:200]), ("others", others[:200]), ("num", len(who))))]
 
     def _leave(self, plan: Plan) -> tuple[int, bool]:
         """The last batch done here that ``plan`` goes on from, and whether it goes on with what others did since.
