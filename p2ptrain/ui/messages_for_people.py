@@ -149,7 +149,7 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "overtaken": _overtaken,
     "gives-way": _gives_way,
     "finished-apart": lambda f: (
-        f"{_text(f, 'num')} models were trained to the end, by devices that were apart: `p2ptrain harvest` takes that of "
+        f"devices that were apart trained {_text(f, 'num')} models to the end: `p2ptrain harvest` takes that of "
         f"{_text(f, 'taken')}, not that of {_text(f, 'others')}"
     ),
     "goes-on": lambda f: (
