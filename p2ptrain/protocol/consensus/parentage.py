@@ -89,7 +89,8 @@ class Parentage(Generic[P]):
                 return True
             if not self.follows(name, plan):
                 return False
-            self.keep(plan.parent, parent)
+            if plan.parent not in self._followed:
+                self.keep(plan.parent, parent)
             name, plan = plan.parent, parent
         return True
 
