@@ -265,7 +265,7 @@ def test_where_the_job_leaves_it_open_all_save_as_often_as_the_slowest_asks_for(
 
 @pytest.mark.parametrize("seconds", [1.0, 5.0, 20.0, 120.0])
 def test_a_device_that_stalls(seconds: float) -> None:
-    room = pipeline(rounds=40)
+    room = pipeline(rounds=6 + int(seconds) // 5)
     done = furthest(room)
     device = staged(room)[1]
     device.stall(seconds)

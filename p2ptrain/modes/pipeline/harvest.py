@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from p2ptrain.config import Job
-from p2ptrain.core.harvest import Collected, Fetch, Harvest, OtherModel, Snapshot
+from p2ptrain.core.harvest import Collected, Fetch, Harvest, OtherModel, Snapshot, stopped_after
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
@@ -69,7 +69,7 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> Harvest:
     if taken is not None:
         collected = replace(collected, plan=collected.plans.get(taken.epoch, collected.plan))
     found = assembly.harvest_of(collected, num_blocks, lambda ref: [ref.trainer], allow_user_code=allow_user_code)
-    if taken is None or found.is_half_way:
+    if taken is None or (found.is_half_way and not stopped_after(collected.records.values(), collected.job.id)):
         return found
     models = models_at(num_blocks, taken.step, collected.told)
     others = [

@@ -13,6 +13,7 @@ from typing import Any
 from p2ptrain.config import Job
 from p2ptrain.core import no_words
 from p2ptrain.core.coverage import Cell, Coverage, Flow, blocks, copies_of, held_parts
+from p2ptrain.core.harvest import stopped_after
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of
@@ -90,7 +91,7 @@ def lines(plan: Plan, job: Job, here: Sequence[Record]) -> list[str]:
         copies = ", ".join(f"{names[peer]} (batch {step})" for peer, step in sorted(found.copies[start, stop].items()))
         lost = [f"without {names[peer]}: {_lost(found.lost_with(peer))}" for peer in trainers]
         said.append("; ".join([f"blocks {start}-{stop - 1}: {who}", f"copies: {copies or 'none yet'}", *lost]))
-    last = job.training.rounds * body_of(plan).steps_per_round
+    last = (stopped_after(here, job.id) or job.training.rounds) * body_of(plan).steps_per_round
     models = models_at(body_of(plan).pipeline.num_blocks, last, [h for held in held_parts(here).values() for h in held])
     ended = [", ".join(sorted(names.get(PeerId(peer), peer) for peer in trainers)) for trainers in models.values()]
     if len(ended) > 1:

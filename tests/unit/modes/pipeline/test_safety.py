@@ -11,7 +11,7 @@ from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 from p2ptrain.wire.messages import SnapshotRef
 
-JOB: Any = SimpleNamespace(training=SimpleNamespace(rounds=100))
+JOB: Any = SimpleNamespace(id="job", training=SimpleNamespace(rounds=100))
 PIPELINE = PipelinePlan("m", 4, 2, 1, (Stage(0, 2, ("a",), (2,), 1), Stage(2, 4, ("b",), (2,), 1)), ("c",))
 PLAN: Any = SimpleNamespace(
     hash="new", trainers=lambda: {"a": 0, "b": 1}, body=PipelineBody("c" * 64, PIPELINE, (0.5, 0.5), (), 10, 10)
@@ -23,7 +23,9 @@ def saved(trainer: str, part: int, step: int) -> SnapshotRef:
 
 
 def record(peer: str, step: int, *holdings: SnapshotRef) -> Any:
-    return SimpleNamespace(peer=peer, name=f"device {peer}", plan="new", step=step, holdings=holdings, saves_every=0)
+    return SimpleNamespace(
+        peer=peer, name=f"device {peer}", job="another", plan="new", step=step, holdings=holdings, saves_every=0
+    )
 
 
 A20, B20, A25, B25 = saved("a", 0, 20), saved("b", 2, 20), saved("a", 0, 25), saved("b", 2, 25)
