@@ -97,7 +97,7 @@ def test_waiting_is_told_when_it_begins() -> None:
     [(40, "this device stops"), (41, "What it did apart, batch 41,"), (47, "What it did apart, batches 41-47,")],
 )
 def test_who_went_on_apart_for_nothing_is_told_which_batches_are_in_no_model(done: int, told: str) -> None:
-    (note,) = after(FIRST, by="b").overtaken(plan(40), done)
+    (note,) = after(FIRST, by="b").over(plan(40), done, 60, is_own=False)
     assert told in (sentence(note) or "") and "have trained the model to its end" in (sentence(note) or "")
 
 
@@ -146,5 +146,11 @@ def test_who_was_started_again_has_lost_nothing_by_that() -> None:
 
 
 def test_who_was_apart_by_several_plans_is_told_of_all_its_batches_when_others_have_ended() -> None:
-    (note,) = after(ALL, OURS, LATER, by="cd").overtaken(LATER, 25)
+    (note,) = after(ALL, OURS, LATER, by="cd").over(LATER, 25, 60, is_own=False)
     assert dict(note.fields) == {"first": 11, "batches": 15}
+
+
+@pytest.mark.parametrize(("done", "dropped"), [(60, []), (62, [2])])
+def test_where_the_group_was_asked_to_stop_what_was_begun_after_the_end_is_told(done: int, dropped: list[int]) -> None:
+    notes = after(FIRST).over(FIRST, done, 60, is_own=True)
+    assert [dict(note.fields)["batches"] for note in notes] == dropped
