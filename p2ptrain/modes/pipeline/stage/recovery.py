@@ -100,14 +100,17 @@ class Recovery:
         common, epoch = body.begins_with
         while common and epoch not in own and epoch in others and epoch != others[epoch].from_epoch:
             common, epoch = min(common, others[epoch].from_step), others[epoch].from_epoch
+        is_of_others = epoch != body.from_epoch
         if common and epoch in own:
             apart = trail[own[epoch] + 1 :]
+            is_of_others |= bool(apart) and not body.goes_back
         else:
             by = self._saved.trainers(body.begins_with) or {plan.proposer}
             apart = self._without(by) if common else trail
+            is_of_others |= bool(apart)
         common = min([common, *(body_of(each).from_step for each in apart)])
         self._trail = [*trail[: len(trail) - len(apart)], plan][-MAX_TRAIL:]
-        return common, body.from_step > 0 and body.from_epoch != (trail[-1].epoch if trail else 0)
+        return common, is_of_others and body.from_step > 0
 
     def _without(self, others: Collection[PeerId]) -> list[Plan]:
         """The last plans, by which what is trained here came to be, that know none of the others."""

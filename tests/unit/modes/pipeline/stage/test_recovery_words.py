@@ -135,6 +135,20 @@ def test_whose_model_it_is_that_both_go_on_with_is_told_by_the_state_and_not_by_
     assert (note.kind, dict(note.fields)) == ("gives-way", {"first": 16, "batches": 6})
 
 
+def test_who_stayed_with_the_plan_that_another_left_goes_on_and_takes_it_in() -> None:
+    """b took the others for dead and went on alone; they had not even noticed."""
+    (note,) = told_by(
+        after(ALL, plan(12, 1, 20, peers="b")), plan(40, 1, 21, goes_back=False, peers="abcd"), OURS, 17, ALL
+    )
+    assert (note.kind, dict(note.fields)) == ("gives-way", {"first": 13, "batches": 5})
+
+
+def test_a_second_death_before_anything_is_saved_goes_back_to_the_same_batch() -> None:
+    second = plan(12, 1, 21, peers="a")
+    (note,) = told_by(after(ALL, OURS), second, OURS, 14, OURS)
+    assert (note.kind, dict(note.fields)["batches"], dict(note.fields)["without"]) == ("goes-back", 2, "device b")
+
+
 def test_who_did_nothing_apart_has_lost_nothing() -> None:
     assert told_by(after(ALL), plan(30, 30, 31, goes_back=False, peers="abcd"), ALL, 12, ALL, THEIRS) == []
     (note,) = told_by(after(ALL), plan(30, 30, 31, peers="abcd"), ALL, 17, ALL, THEIRS)
@@ -143,6 +157,8 @@ def test_who_did_nothing_apart_has_lost_nothing() -> None:
 
 def test_who_was_started_again_has_lost_nothing_by_that() -> None:
     assert after().begin(plan(40), None, 0, 1.0) == []
+    (note,) = told_by(after(plan(40, 7, 9, peers="ab"), by="ab"), plan(30, 8, 10, peers="ab"), OURS, 42, LATER)
+    assert note.kind == "goes-back" and dict(note.fields)["batches"] == 12, "of the plans before that it knows nothing"
 
 
 def test_who_was_apart_by_several_plans_is_told_of_all_its_batches_when_others_have_ended() -> None:
