@@ -25,6 +25,8 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 EXPLORERS = {"pipeline": "explorer", "split": "unit_explorer"}
 """Of each mode, in the folder of tests in virtual time."""
+MOST_CHARACTERS = 4000
+"""Of why a seed failed; ``--replay`` tells all."""
 SEEDS_A_PROCESS = 200
 """Seeds of one process, before another takes its place."""
 
@@ -45,7 +47,7 @@ def try_seed(mode: str, seed: int) -> tuple[int, float, str]:
         try:
             importlib.import_module(EXPLORERS[mode]).explore(seed)
         except Exception:  # noqa: BLE001  whatever it is, it is what this script is for
-            return seed, time.perf_counter() - began, traceback.format_exc(limit=-3)
+            return seed, time.perf_counter() - began, traceback.format_exc(limit=-3)[:MOST_CHARACTERS]
     return seed, time.perf_counter() - began, ""
 
 

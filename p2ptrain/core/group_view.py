@@ -11,6 +11,7 @@ from typing import Any
 
 from p2ptrain.core.effects import Effects
 from p2ptrain.core.peer_config import Resume
+from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.protocol.group.membership import Membership
 from p2ptrain.protocol.group.record_size import num_holdings_that_fit
@@ -30,6 +31,8 @@ class GroupView:
         self.job = JobId("")
         self.holdings: Callable[[], Sequence[SnapshotRef]] = tuple
         """What this peer has, by its role."""
+        self.path: Callable[[Plan], Sequence[Plan]] = lambda plan: (plan,)
+        """Plans that lead to one from the last that was in force here, as far as they are known."""
         self.ended: set[PeerId] = set()
         """Of those that are dead, whose process is known to have ended: they are on no other side of a cut network."""
         self._membership = membership

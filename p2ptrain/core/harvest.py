@@ -68,6 +68,10 @@ class Collected:
     """Whose contributions are to be left out."""
     best: BestState | None = None
     """It is the best state, not the last one."""
+    told: tuple[SnapshotRef, ...] = ()
+    """All that anybody says to have saved."""
+    plans: Mapping[int, Plan] = field(default_factory=dict)
+    """Those that are known, by epoch."""
 
     def name_of(self, peer: PeerId) -> str:
         record = self.records.get(peer)
@@ -121,6 +125,15 @@ def stopped_after(records: Iterable[Record], job: JobId) -> int:
     return max((record.ends_after for record in known if record.phase == "done"), default=0)
 
 
+@dataclass(frozen=True, slots=True)
+class OtherModel:
+    """One that devices which were apart from the others have trained as far as the one that was taken."""
+
+    trainers: tuple[str, ...]
+    step: int
+    epoch: int
+
+
 @dataclass(frozen=True)
 class Harvest:
     """The assembled global model and how it came about. A mode may have more to tell."""
@@ -148,6 +161,8 @@ class Harvest:
     """It is the best state that the group has looked at, and not the last one."""
     stopped_after: int = 0
     """The group has ended after that round, before its last one, as it was asked to; 0: it has not."""
+    others: tuple[OtherModel, ...] = ()
+    """Models that are as far, and are not this one."""
 
     @property
     def is_judged(self) -> bool:

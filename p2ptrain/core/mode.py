@@ -263,7 +263,7 @@ class Words(Protocol):
         """Who sends to whom for its training."""
         ...
 
-    def kept_lines(self, plan: Plan, here: Sequence[Record]) -> list[str]:
+    def kept_lines(self, plan: Plan, job: Job, here: Sequence[Record]) -> list[str]:
         """Who has copies of what, and what would be lost with whom, by the records of those who are here."""
         ...
 

@@ -64,7 +64,7 @@ def classes(plan: Plan, job: Job | None, index: int) -> list[str]:
     return []
 
 
-def of_copies(plan: Plan, here: Sequence[Record]) -> list[str]:
+def of_copies(plan: Plan, job: Job, here: Sequence[Record]) -> list[str]:
     """Copies are told by the peers' holdings."""
     return []
 

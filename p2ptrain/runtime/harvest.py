@@ -83,7 +83,8 @@ async def collect(
     if not parts or (missing and not partial):
         raise NotCoveredError(harvester.lament(job, plan, missing))
     trained = frozenset(record.part for record in observer.alive() if record.phase != "failed")
-    return Collected(job, plan, parts, result, dict(observer.records), trained)
+    plans = {each.epoch: each for each in observer.plans.values()}
+    return Collected(job, plan, parts, result, dict(observer.records), trained, told=tuple(holdings), plans=plans)
 
 
 def _is_behind(records: Sequence[Record]) -> bool:
@@ -198,7 +199,8 @@ def _collected(kept: Sequence[KeptJob], *, partial: bool) -> Collected:
     missing = harvester.missing(plan, parts)
     if not parts or (missing and not partial):
         raise NotCoveredError(f"{where}: {harvester.lament(job, plan, missing)}")
-    return Collected(job, plan, parts, result, {})
+    known = {epoch: each for epoch, _, each in plans}
+    return Collected(job, plan, parts, result, {}, told=tuple(holdings.values()), plans=known)
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------

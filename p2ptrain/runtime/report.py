@@ -57,6 +57,11 @@ def render(harvest: Harvest) -> str:
             how = "there the group was stopped (`p2ptrain stop`); start its peers again to go on"
         lines.append(f"HALF-WAY: so far {rounds}; {how}")
     lines += words.harvest_lines(harvest)
+    for other in harvest.others:
+        lines.append(
+            f"NOT IN IT: the model that {listed(other.trainers)}, apart from the others at the end, trained as far, to "
+            f"batch {other.step}. Of several, that of more devices is taken, else the one of the latest plan"
+        )
     lines += look_lines(harvest.looks)
     lines += work_line(harvest.works)
     lines += [f"  {clean(work.name, 24)}: {work_text(work)}" for work in harvest.works]
@@ -192,6 +197,7 @@ def to_plain(harvest: Harvest) -> dict[str, Any]:
         **_validation(harvest.looks),
         "work": works_plain(harvest.works),
         "left_out": dict(harvest.left_out),
+        "others": [dataclasses.asdict(other) for other in harvest.others],
         **words.harvest_plain(harvest),
         "missing": [{"part": i, "classes": words.part_classes(harvest.plan, job, i)} for i in harvest.missing],
         "parts": [

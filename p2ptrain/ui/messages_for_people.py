@@ -89,8 +89,18 @@ def _overtaken(fields: Fields) -> str:
     end = "the others, who were apart from this device, have trained the model to its end: this device stops"
     if not batches or not isinstance(batches, int) or not isinstance(first, int):
         return end
-    what = f"batch {first}" if batches == 1 else f"batches {first}-{first + batches - 1}"
-    return f"{end}. What it did apart, {what}, is not in that model"
+    return f"{end}. What it did apart, {_batches(first, batches)}, is not in that model"
+
+
+def _gives_way(fields: Fields) -> str | None:
+    batches, first = fields.get("batches"), fields.get("first")
+    if not isinstance(batches, int) or not isinstance(first, int):
+        return None
+    return f"goes on with the model of peers that were apart: {_batches(first, batches)}, as done here, are lost"
+
+
+def _batches(first: int, num: int) -> str:
+    return f"batch {first}" if num == 1 else f"batches {first}-{first + num - 1}"
 
 
 _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
@@ -144,6 +154,11 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "failed": lambda f: f"{_who(f)} is lost: no answer any more",
     "goes-back": _goes_back,
     "overtaken": _overtaken,
+    "gives-way": _gives_way,
+    "finished-apart": lambda f: (
+        f"devices that were apart trained {_text(f, 'num')} models to the end: `p2ptrain harvest` takes that of "
+        f"{_text(f, 'taken')}, not that of {_text(f, 'others')}"
+    ),
     "goes-on": lambda f: (
         f"goes on: batch {_text(f, 'step')} is done, {_number(f, 'seconds'):.1f} s after the loss was seen"
     ),

@@ -85,7 +85,7 @@ def headline(snapshot: Snapshot) -> str:
         lines.append(f"plan {plan.hash[:8]}, epoch {epoch_words(plan.epoch)}, parts: {len(plan.parts)}")
         lines += [f"  {with_names(snapshot, line)}" for line in mode_of(job).words.plan_lines(plan, job)]
         words, there = mode_of(job).words, [record for record in snapshot.records if is_here(snapshot, record)]
-        lines += [f"  {line}" for line in words.kept_lines(plan, there)]
+        lines += [f"  {line}" for line in words.kept_lines(plan, job, there)]
         lines += [f"  {clean(line, 400)}" for line in look_lines(looks_of(snapshot.records, job.id))]
         for part in unstaffed(snapshot):
             lines.append(f"  nobody trains part {part.index} ({mode_of(job).words.part_name(plan, job, part.index)})")

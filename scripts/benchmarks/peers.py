@@ -258,7 +258,7 @@ async def _peer(setting: dict[str, Any]) -> None:
         shard=setting["shard"],
         classes=tuple(setting["classes"]),
         flops_per_s=setting.get("flops_per_s", 1e9),
-        memory_bytes=4 << 30,
+        memory_bytes=setting.get("memory_bytes", 4 << 30),
         num_threads=1,
         device="cpu",
         linger_s=600.0,

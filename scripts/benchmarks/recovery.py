@@ -10,7 +10,9 @@ is there to compare with: all blocks are collected at one peer, planned anew and
 replica it need not collect. Both notice and agree in the same way.
 
 Each peer begins with a run of as many blocks (``strategy = "equal"``): on one machine that nobody else uses, a single
-peer is planned to be fastest, and then there is nothing to lose.
+peer is planned to be fastest, and then there is nothing to lose. Who takes over is chosen by that rule as well. In
+``recovery-planned`` plans are searched for as everywhere else: each peer says that it has so little memory that the
+model does not fit; three train, and one stands by.
 
 With a rate each peer has a link of its own in a network of namespaces, which takes Linux and root; ``--tiny`` runs on
 loopback. Peers are not held to shares of a core: a busy machine makes all pieces longer, so each case says its load.
@@ -37,11 +39,13 @@ from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.errors import UserError
 from p2ptrain.learning.data import open_source, propose_contract
 from p2ptrain.modes.pipeline.config import PipelineConfig, Recovery
+from p2ptrain.planning.devices.footprint import PEER_BASE_BYTES, SPARE_PART
 
 LISTED = {
     "recovery": "a pipeline loses a peer, two, a trainer: seconds to notice, agree, fetch, build; light and heavy",
     "recovery-wide": "the same with VGG-11 at full width, a peer killed, links of 100 and 50 Mbit/s",
     "recovery-decoder": "the same with a small GPT and AdamW",
+    "recovery-planned": "the same by plans that are searched for, on devices too small for the model",
 }
 BASELINE = "heavy: all blocks collected at one peer, planned anew, and sent out by it"
 COLUMNS = (
@@ -82,6 +86,8 @@ class Work:
     data: Callable[[Path], str]
     input_shape: tuple[int, int, int] | None = None
     snapshot_steps: int = 10
+    memory_bytes: int = 0
+    """Of each peer, and plans are searched for; 0 = enough, and each begins with as many blocks."""
 
     def job(self, data: str, recovery: Recovery) -> Job:
         contract = dataclasses.replace(propose_contract(open_source(data), self.input_shape), val=0.0)
@@ -91,7 +97,14 @@ class Work:
             model=self.model,
             data=contract,
             training=self.training,
-            tables=(PipelineConfig(4, strategy="equal", snapshot_steps=self.snapshot_steps, recovery=recovery),),
+            tables=(
+                PipelineConfig(
+                    4,
+                    strategy="planned" if self.memory_bytes else "equal",
+                    snapshot_steps=self.snapshot_steps,
+                    recovery=recovery,
+                ),
+            ),
             group=GroupConfig(min_peers=NUM_PEERS, settle_s=1.0),
         )
 
@@ -100,6 +113,10 @@ def vgg11(width: float) -> Work:
     """Pictures of 32 x 32, in batches of 64."""
     training = TrainingConfig(rounds=1000, batch_size=64, learning_rate=0.01, schedule="constant")
     return Work(ModelConfig("vgg11", width=width), training, pictures)
+
+
+SMALL_BYTES = (PEER_BASE_BYTES + 24_000_000) * SPARE_PART // (SPARE_PART - 1)
+"""Half of VGG-11 at half width fits beside a peer's processes, all of it does not."""
 
 
 def decoder() -> Work:
@@ -132,13 +149,13 @@ def compare(work: Work, failures: list[str], rates: dict[str, float], settings: 
                             FAILURES[name].how == "leave" or (settings.tiny and name != KILLED)
                         ):
                             continue  # for who leaves, blocks are handed over in one way
-                        figures = measured(work.job(data, recovery), FAILURES[name], rate, times, data)
+                        figures = measured(work, work.job(data, recovery), FAILURES[name], rate, times, data)
                         yield Sample(f"{name}{end}, {recovery}", repetition, figures, recovery == "heavy")
 
 
-def measured(job: Job, failure: Failure, rate_mbit: float, times: Path, data: str) -> dict[str, float]:
+def measured(work: Work, job: Job, failure: Failure, rate_mbit: float, times: Path, data: str) -> dict[str, float]:
     """One group, and what became of it."""
-    with pipeline_group(job, NUM_PEERS, rate_mbit, times, data) as peers:
+    with pipeline_group(job, NUM_PEERS, rate_mbit, times, data, work.memory_bytes) as peers:
         staffed, load = trainers(peers), os.getloadavg()[0]
         if len(staffed) <= max(failure.who):
             raise UserError(f"{len(staffed)} of {NUM_PEERS} peers have a stage: too few for this failure")
@@ -152,6 +169,14 @@ NAMED = {
     ),
     "decoder": SimpleNamespace(
         run=partial(compare, decoder(), [KILLED], {", 100 Mbit": 100.0, ", 50 Mbit": 50.0}),
+    ),
+    "planned": SimpleNamespace(
+        run=partial(
+            compare,
+            dataclasses.replace(vgg11(0.5), memory_bytes=SMALL_BYTES),
+            [KILLED, "its trainer killed"],
+            {"": 100.0},
+        ),
     ),
 }
 
@@ -215,6 +240,15 @@ FIGURES = Section(
             _row(f"recovery-{kind}", model, f"{KILLED}, {rate} Mbit", f"four peers on {rate} Mbit/s, one killed")
             for kind, model in (("wide", "VGG-11 at full width"), ("decoder", "a small GPT with AdamW"))
             for rate in (100, 50)
+        ),
+        *(
+            _row(
+                "recovery-planned",
+                "VGG-11 at half width, three that are too small for it alone and one that stands by, 100 Mbit/s",
+                name,
+                name,
+            )
+            for name in (KILLED, "its trainer killed")
         ),
     ],
     (

@@ -49,11 +49,15 @@ def pictures(folder: Path, side: int = 32, num: int = 2048) -> str:
 
 
 class LimitedGroup(PeerGroup):
-    """As ``PeerGroup``, each peer behind a link of ``rate_mbit``; 0 = all on loopback."""
+    """As ``PeerGroup``, each peer behind a link of ``rate_mbit``; 0 = all on loopback. ``memory_bytes``: that each says
+    that it has; 0 = enough."""
 
-    def __init__(self, folder: Path, job: Job, data: str, network: Network | None, rate_mbit: float) -> None:
+    def __init__(
+        self, folder: Path, job: Job, data: str, network: Network | None, rate_mbit: float, memory_bytes: int = 0
+    ) -> None:
         super().__init__(folder, job, data)
         self._setting |= {"flops_per_s": FLOPS_PER_S}
+        self._setting |= {"memory_bytes": memory_bytes} if memory_bytes else {}
         self._network = network
         self._rate_mbit = rate_mbit
         self._states = folder
@@ -78,12 +82,14 @@ class LimitedGroup(PeerGroup):
 
 
 @contextlib.contextmanager
-def peers_of(job: Job, num_peers: int, rate_mbit: float, times: Path, data: str) -> Iterator[list[PeerProcess]]:
+def peers_of(
+    job: Job, num_peers: int, rate_mbit: float, times: Path, data: str, memory_bytes: int = 0
+) -> Iterator[list[PeerProcess]]:
     """A group that has done a batch. ``times``: a file that keeps the times of blocks."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2ptrain-bench-")))
         network = stack.enter_context(Network()) if rate_mbit else None
-        group = stack.enter_context(LimitedGroup(folder, job, data, network, rate_mbit))
+        group = stack.enter_context(LimitedGroup(folder, job, data, network, rate_mbit, memory_bytes))
         for number in range(num_peers):
             state = folder / f"peer{number}"
             state.mkdir(mode=0o700)
@@ -99,9 +105,11 @@ def peers_of(job: Job, num_peers: int, rate_mbit: float, times: Path, data: str)
 
 
 @contextlib.contextmanager
-def pipeline_group(job: Job, num_peers: int, rate_mbit: float, times: Path, data: str) -> Iterator[list[PeerProcess]]:
+def pipeline_group(
+    job: Job, num_peers: int, rate_mbit: float, times: Path, data: str, memory_bytes: int = 0
+) -> Iterator[list[PeerProcess]]:
     """One that has saved some of what it trained everywhere."""
-    with peers_of(job, num_peers, rate_mbit, times, data) as peers:
+    with peers_of(job, num_peers, rate_mbit, times, data, memory_bytes) as peers:
         wait_for_all(trainers(peers), "note:replica-acked", START_S, count=4)
         yield peers
 

@@ -6,17 +6,19 @@ One run is one seed. ``scripts/explore.py`` runs many of them, and repeats one t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 
 import numpy as np
 from blocks_trainer import NUM_BLOCKS
 from peer_group import LOSSY
-from stage_group import all_at, check_done, committed, furthest, group, state_of, trainer
+from stage_group import check_done, committed, furthest, group, state_of, trainer
 from stage_trainer import ledger, read_piece
 
 from p2ptrain.core import commands as c
 from p2ptrain.planning.pipeline.coverage import cover, newest_whole
 from p2ptrain.simulation.device import Device
+from p2ptrain.simulation.disk import SimulatedDisk
 from p2ptrain.simulation.network import LAN
 from p2ptrain.wire import tensorfile
 from p2ptrain.wire.messages import SnapshotRef
@@ -46,6 +48,8 @@ class Explorer:
             snapshot_steps=EVERY,
             micro_batches=2,
             patience_s=PATIENCE_S,
+            strategy=self.rng.choice(("planned", "planned", "equal")),
+            schedule=self.rng.choice(("sync", "sync", "async")),
         )
         self.num_events = self.rng.choice((1, 2, 3, 3, 5, 8))
         self.log: list[str] = []
@@ -53,7 +57,7 @@ class Explorer:
     def run(self) -> None:
         """Raises ``AssertionError`` where something does not hold."""
         room = self.room
-        assert room.run(60, all_at(room, 4)), state_of(room)
+        assert room.run(60, lambda: furthest(room) >= 4), state_of(room)
         for _ in range(self.num_events):
             room.run(self.rng.choice((0.05, 0.5, 1.5, 1.5, 3.0, 3.0, 8.0, 30.0)) * self.rng.uniform(0.5, 1.5))
             self.happen()
@@ -92,9 +96,12 @@ class Explorer:
                 device.stall(self.rng.choice((1.0, 2.5, 5.0, 25.0, 100.0)))
             case "cut" if len(on) > 1:
                 numbers = [device.number for device in self.rng.sample(on, len(on))]
-                at = self.rng.randrange(1, len(numbers))
-                self.log.append(f"  {numbers[:at]} from {numbers[at:]}")
-                room.partition(numbers[:at], numbers[at:])
+                cuts = sorted(
+                    self.rng.sample(range(1, len(numbers)), min(self.rng.choice((1, 1, 2)), len(numbers) - 1))
+                )
+                sides = [numbers[a:b] for a, b in itertools.pairwise([0, *cuts, len(numbers)])]
+                self.log.append(f"  {' from '.join(map(str, sides))}")
+                room.partition(*sides)
                 if self.rng.random() < 0.7:
                     room.network.at(room.network.now + self.rng.choice((2.0, 10.0, 40.0)), room.heal)
             case "trainer":
@@ -131,8 +138,13 @@ class Explorer:
             device.kill() if is_off else device.end()
 
     def restart(self, device: Device) -> None:
-        """Its clock on the wall may be anywhere."""
-        self.log.append(f"  {device.number}")
+        """Its clock on the wall may be anywhere, and what it saved be lost. Its vote is not: without that it would have
+        lost its key, too, and be somebody else."""
+        has_lost = self.rng.random() < 0.1
+        self.log.append(f"  {device.number}" + (", with an empty disk" if has_lost else ""))
+        if has_lost:
+            voted, device.disk = device.disk.voted, SimulatedDisk()
+            device.disk.voted = voted
         device.wall_ahead_s = self.rng.choice((0.0, 0.0, 0.0, -20.0, -900.0, 3600.0))
         self.room.restart(device.number)
 

@@ -34,7 +34,9 @@ from stage_group import (
 from stage_trainer import StageTraits
 
 from p2ptrain.core import commands as c
+from p2ptrain.runtime.status import snapshot_peer
 from p2ptrain.simulation.device import Device
+from p2ptrain.ui import status_table
 
 pytestmark = pytest.mark.usefixtures("no_work_for_messages")
 
@@ -44,7 +46,8 @@ CAPPED = ("_asked", "_presences", "_snapshots", "_hellos", "_plans", "_proven", 
 
 
 def pipeline(seed: int = 0, count: int = 4, rounds: int = 10, **options: object) -> Room:
-    room = group(seed, count, owners=count, rounds=rounds, snapshot_steps=EVERY, **options)  # type: ignore[arg-type]
+    settings = {"strategy": "planned", "snapshot_steps": EVERY} | options
+    room = group(seed, count, owners=count, rounds=rounds, **settings)  # type: ignore[arg-type]
     assert room.run(60, all_at(room, 13)), state_of(room)
     return room
 
@@ -65,11 +68,11 @@ def goes_on(room: Room, done: int, *, within_s: float = 40.0, after: int = 1, lo
     assert done - first <= lost, (done, first)
 
 
-def ends_well(room: Room) -> None:
-    """All batches once in the model, and never two plans of one epoch."""
+def ends_well(room: Room) -> set[int]:
+    """All batches once in the model, and never two plans of one epoch; the epochs in which they were trained."""
     assert room.run(600, room.all_done), state_of(room)
-    check_done(room)
     assert all(len(plans) == 1 for plans in committed(room).values()), committed(room)
+    return set(check_done(room).tolist())
 
 
 # --- deaths -----------------------------------------------------------------------------------------------------------
@@ -120,6 +123,48 @@ def test_three_of_six_die_one_after_the_other() -> None:
         devices[index].kill()
         goes_on(room, done, after=epoch)
         room.run(4)
+    ends_well(room)
+
+
+@pytest.mark.parametrize("seed", seeds(1))
+def test_three_of_six_die_at_once(seed: int) -> None:
+    """Where they had all there was of some blocks, they are waited for by name; no batch is lost in silence."""
+    room = pipeline(seed, count=6, rounds=8)
+    devices, done = staged(room), furthest(room)
+    dead = room.rng.sample(devices, 3)
+    for device in dead:
+        device.kill()
+    room.run(30)
+    if not under_way(room, 1)():
+        words = room.on()[0].record.waiting_for
+        assert all(trainer(d).follows[-1][:2] == (1, 0) for d in room.on()) and words, state_of(room)
+        assert any(f"device {device.number}" in words for device in dead), words
+    for device in dead:
+        room.restart(device.number)
+    goes_on(room, done, within_s=90)
+    ends_well(room)
+
+
+@pytest.mark.parametrize("batches_left", [0, 1])
+def test_one_dies_at_the_last_batch(batches_left: int) -> None:
+    """Its own last snapshot may be gone with it."""
+    room = pipeline(rounds=4)
+    total = total_steps(room.on()[0])
+    assert room.run(120, lambda: furthest(room) >= total - batches_left), state_of(room)
+    staged(room)[1].kill()
+    ends_well(room)
+
+
+def test_who_comes_back_has_a_stage_again_and_nothing_is_trained_twice_for_it() -> None:
+    room = pipeline(rounds=14)
+    device, done = staged(room)[1], furthest(room)
+    device.kill()
+    goes_on(room, done)
+    epochs = set(committed(room))
+    room.restart(device.number)
+    assert room.run(120, lambda: device.core.role is not None and device.record.part >= 0), state_of(room)
+    assert room.run(40, under_way(room, max(epochs))), state_of(room)
+    assert not pipeline_body(device).goes_back
     ends_well(room)
 
 
@@ -220,7 +265,7 @@ def test_where_the_job_leaves_it_open_all_save_as_often_as_the_slowest_asks_for(
 
 @pytest.mark.parametrize("seconds", [1.0, 5.0, 20.0, 120.0])
 def test_a_device_that_stalls(seconds: float) -> None:
-    room = pipeline(rounds=40)
+    room = pipeline(rounds=6 + int(seconds) // 5)
     done = furthest(room)
     device = staged(room)[1]
     device.stall(seconds)
@@ -302,7 +347,7 @@ def test_blocks_that_get_damaged_on_the_disk_of_a_running_peer_are_fetched_from_
 
 
 def test_cut_in_halves_after_a_loss_and_healed() -> None:
-    room = pipeline(count=5, rounds=30)
+    room = pipeline(count=5, rounds=16)
     devices = staged(room)
     done = furthest(room)
     devices[4].kill()
@@ -322,26 +367,32 @@ def test_cut_in_halves_after_a_loss_and_healed() -> None:
 
 @pytest.mark.parametrize("parts", [((0, 1, 2), (3,)), ((0, 1), (2, 3)), ((0, 1), (2,), (3,))], ids=str)
 def test_a_cut_network_goes_on_and_is_one_group_again(parts: tuple[tuple[int, ...], ...]) -> None:
-    room = pipeline(rounds=40)
+    """Who is further goes on, and takes in the others, who train no batch more of their own: nothing is waited for.
+    Those are told which batches are lost."""
+    room = pipeline(rounds=12)
     done = furthest(room)
     room.partition(*parts)
     room.run(30)
     on_the_way = furthest(room)
     assert on_the_way > done, "somebody goes on"
-    followed = {device.id: len(trainer(device).follows) for device in room.on()}
+    apart, last = {d: (trainer(d).step, trainer(d).follows[-1][0]) for d in room.on()}, max(committed(room))
     room.heal()
     assert room.run(60, lambda: len(room.plans()) == 1), state_of(room)
-    assert room.run(60, lambda: furthest(room) > on_the_way), state_of(room)
-    new = [follow for device in room.on() for follow in trainer(device).follows[followed[device.id] :]]
-    starts = [first for epoch, first, *_ in new if epoch == max(committed(room))]  # none where the furthest just go on
-    assert all(on_the_way - first <= EVERY + 3 for first in starts), (on_the_way, starts)
-    ends_well(room)
+    assert room.run(20, lambda: all(device.record.part >= 0 for device in room.on())), state_of(room)
+    assert room.run(20, under_way(room, last)), state_of(room)
+    counted = ends_well(room)
+    for device, (step, epoch) in apart.items():
+        starts = [first for each, first, *_ in trainer(device).follows if each > last]
+        assert starts and all(on_the_way - first <= EVERY + 3 for first in starts), (on_the_way, starts)
+        told = [dict(note.fields)["batches"] for _, note in device.notes if note.kind == "gives-way"]
+        assert bool(told) == (epoch not in counted) and all(step - done <= int(each) < 40 for each in told), told
 
 
 @pytest.mark.parametrize("is_far_behind", [True, False])
 def test_what_is_finished_never_gives_way_to_who_began_again(is_far_behind: bool) -> None:
     """One of four is cut off early and begins again alone, in a later epoch. It meets the others when they are done,
-    as its own model is half trained: theirs stays, and it stops. Or as it ends as well: both stay."""
+    as its own model is half trained: theirs stays, and it stops. Or as it ends as well: both stay, the model is that of
+    more devices, and everybody says so."""
     room = pipeline(rounds=4)
     alone = staged(room)[2]
     others = [device for device in room.on() if device is not alone]
@@ -357,7 +408,16 @@ def test_what_is_finished_never_gives_way_to_who_began_again(is_far_behind: bool
     assert {plan_of(device).hash for device in others} == plans
     if is_far_behind:
         assert trainer(alone).step < total and alone.note_kinds()["overtaken"] == 1
-    assert (alone.core.epoch in check_done(room)) <= (trainer(alone).step == total), "who did not end has no part in it"
+    else:
+        assert trainer(alone).step == total
+    assert alone.core.epoch not in check_done(room)
+    for device in room.on():
+        told = [dict(note.fields) for _, note in device.notes if note.kind == "finished-apart"]
+        status = status_table.headline(snapshot_peer(device.core))
+        assert ("models trained to the end apart: 2" in status) == bool(told) == (not is_far_behind)
+        who = f"device {alone.number}"
+        assert all(len(told) == 1 and each["others"] == who and who not in str(each["taken"]) for each in told)
+        assert is_far_behind or f"not that of {who}" in status
 
 
 # --- nobody here has the blocks ---------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_a_helper_that_comes_late_stands_by() -> None:
 
     def told() -> bool:
         heard.add(late.record.waiting_for)
-        return any("joined after this plan; it gets one when" in words for words in heard)
+        return any("the baseline 'equal' change for no newcomer" in words for words in heard)
 
     assert room.run(100, told), state_of(room)
     assert not any("no sense" in words for words in heard)

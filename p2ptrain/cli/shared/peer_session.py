@@ -52,7 +52,7 @@ KINDS = {
     "fetching-blocks": "round",
     "plan-adopted": "plan",
     **dict.fromkeys(("joined", "goes-on", "let-in", "done"), "good"),
-    **dict.fromkeys(("failed", "goes-back", "goes-on-alone", "trainer-failed", "trainer-hangs"), "bad"),
+    **dict.fromkeys(("failed", "goes-back", "gives-way", "goes-on-alone", "trainer-failed", "trainer-hangs"), "bad"),
 }
 """Of the page's events, by the kind of the journal's line: what comes every round, ...; all others are notes."""
 SET_ASIDE = "before-fresh"

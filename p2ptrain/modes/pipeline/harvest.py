@@ -1,21 +1,23 @@
 """A harvest of a pipeline: saved runs of blocks, all of one step, put side by side.
 
-Invariant: every tensor of the global model comes from exactly one run, and all runs are of the same step; between two
-steps there is no model.
+Invariant: every tensor of the global model comes from exactly one run, and all runs are of the same state; between two
+steps there is no model. Where parts of a group that were apart are equally far, the model of more devices is taken, and
+the others are named.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from p2ptrain.config import Job
-from p2ptrain.core.harvest import Collected, Fetch, Harvest, Snapshot
+from p2ptrain.core.harvest import Collected, Fetch, Harvest, OtherModel, Snapshot, stopped_after
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.stages import assembly
-from p2ptrain.planning.pipeline.coverage import NO_STATE, cover, newest_whole
+from p2ptrain.planning.pipeline.coverage import NO_STATE, cover, models_at, newest_whole
 from p2ptrain.wire.messages import SnapshotRef
 
 missing, judged = assembly.missing, assembly.judged
@@ -28,7 +30,8 @@ async def fetch(
     num_blocks = body_of(plan).pipeline.num_blocks
     left = [holding for holding in holdings if holding.kind == "part"]
     got: dict[str, bytes] = {}
-    while (state := newest_whole(num_blocks, left)) != NO_STATE:
+    while (newest := newest_whole(num_blocks, left)) != NO_STATE:
+        state = next(iter(models_at(num_blocks, newest[0], left)))
         chosen = cover([(0, num_blocks)], state, left, lambda holding: holding.blob in got) or []
         for holding in chosen:
             if holding.blob not in got:
@@ -62,4 +65,16 @@ def contributors(collected: Collected) -> frozenset[PeerId]:
 def assemble(collected: Collected, *, allow_user_code: bool) -> Harvest:
     """Put the runs side by side. Raises ``UserError`` for runs that are not this job's model."""
     num_blocks = body_of(collected.plan).pipeline.num_blocks
-    return assembly.harvest_of(collected, num_blocks, lambda ref: [ref.trainer], allow_user_code=allow_user_code)
+    taken = next((copies[0].holding for copies in collected.parts.values()), None)
+    if taken is not None:
+        collected = replace(collected, plan=collected.plans.get(taken.epoch, collected.plan))
+    found = assembly.harvest_of(collected, num_blocks, lambda ref: [ref.trainer], allow_user_code=allow_user_code)
+    if taken is None or (found.is_half_way and not stopped_after(collected.records.values(), collected.job.id)):
+        return found
+    models = models_at(num_blocks, taken.step, collected.told)
+    others = [
+        OtherModel(tuple(sorted(collected.name_of(PeerId(peer)) for peer in trainers)), step, epoch)
+        for (step, epoch), trainers in models.items()
+        if epoch != taken.epoch
+    ]
+    return replace(found, others=tuple(others))

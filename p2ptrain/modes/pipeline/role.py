@@ -38,6 +38,7 @@ from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.rules import PipelineRules
 from p2ptrain.modes.pipeline.stage.checkpoints import Checkpoints
 from p2ptrain.modes.pipeline.stage.collection import Collection
+from p2ptrain.modes.pipeline.stage.halting import halt
 from p2ptrain.modes.pipeline.stage.handed_over import HandedOver
 from p2ptrain.modes.pipeline.stage.interval import Interval
 from p2ptrain.modes.pipeline.stage.progress import Progress
@@ -46,7 +47,7 @@ from p2ptrain.modes.pipeline.stage.saving import Saving, holders
 from p2ptrain.modes.pipeline.stage.states import Gathering, Idle, Lost, Starting, State, Stopping, Training
 from p2ptrain.modes.pipeline.stage.way_back import WayBack
 from p2ptrain.modes.pipeline.words import waiting_words
-from p2ptrain.planning.pipeline.coverage import NO_STATE, Run, pieces_for_others
+from p2ptrain.planning.pipeline.coverage import NO_STATE, Run
 from p2ptrain.protocol.machine import NEVER, Machine, Note
 from p2ptrain.protocol.replication import Replication, ReplicationConfig
 from p2ptrain.wire import messages as m
@@ -76,7 +77,7 @@ class PipelineRole:
         self._missing, self._checkpoints = MissingBlocks(group, given.downloads), Checkpoints(group, self.replicas.kept)
         self.progress = Progress(group, self._checkpoints, job.training.rounds)
         self.is_complete, self.ends_round = self.progress.is_complete, self.progress.ends_round
-        self._restarts, self._recovery = Restarts(group), Recovery(group)
+        self._restarts, self._recovery = Restarts(group), Recovery(group, self._checkpoints)
         self._state: State = Idle()
         self._trained: Plan | None = None
         """The plan whose stage the trainer holds."""
@@ -186,13 +187,9 @@ class PipelineRole:
         effects += self.members_changed(now)
         if not group.own.profile or is_lost:
             return effects
-        old = self._trained
-        pieces: list[Run] = []
-        if old is not None and not body.goes_back:
-            pieces = pieces_for_others(body_of(old).pipeline, body.pipeline, group.own_id)
         self._missing.stop(forget_failures=True)
         self._state = Stopping(now + self.progress.patience_s())
-        stop = StopAt(plan.epoch, body.from_step, tuple(pieces), now=old is None or has_halted or body.goes_back)
+        stop = halt(self._trained, plan, group.own_id, has_halted=has_halted)
         return [*effects, *self._handed_over.release(now), ToTrainer(stop)]
 
     def members_changed(self, now: float) -> Effects:
@@ -203,7 +200,7 @@ class PipelineRole:
         if self._way_back.look(now):
             effects.append(Reconsider())
         effects += self._end(now)
-        effects += self._recovery.waits(self._way_back.words(now))
+        effects += [*self._recovery.waits(self._way_back.words(now)), *self._recovery.met(self.progress.models())]
         return effects + self._links.members_changed(now)
 
     def peer_admitted(self, peer: PeerId, now: float) -> Effects:
@@ -396,5 +393,6 @@ class PipelineRole:
         """In words: blocks, other stages, or a plan."""
         if self.plan is None:
             return ""
-        words = self._way_back.words(now) or waiting_words(self.plan, self._group.own, self._state)
+        strategy = pipeline_of(self._job).strategy
+        words = self._way_back.words(now) or waiting_words(self.plan, self._group.own, self._state, strategy)
         return words or self._traffic.waiting_for(now)

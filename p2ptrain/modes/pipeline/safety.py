@@ -13,10 +13,11 @@ from typing import Any
 from p2ptrain.config import Job
 from p2ptrain.core import no_words
 from p2ptrain.core.coverage import Cell, Coverage, Flow, blocks, copies_of, held_parts
+from p2ptrain.core.harvest import stopped_after
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of
-from p2ptrain.planning.pipeline.coverage import Run, newest_whole
+from p2ptrain.planning.pipeline.coverage import Run, models_at, newest_whole
 from p2ptrain.wire.messages import Record
 from p2ptrain.words import clean
 
@@ -80,7 +81,7 @@ def _every(plan: Plan, here: Sequence[Record]) -> int:
     return min(max(asked), body_of(plan).steps_per_round) if asked and all(asked) else 0
 
 
-def lines(plan: Plan, here: Sequence[Record]) -> list[str]:
+def lines(plan: Plan, job: Job, here: Sequence[Record]) -> list[str]:
     """For people: a line for each stage, with what would be lost with each of its peers."""
     found, names = safety(plan, here), {record.peer: clean(record.name, 24) for record in here}
     every = f", every {found.every} batches" if found.every > 1 else ", every batch" if found.every else ""
@@ -90,6 +91,12 @@ def lines(plan: Plan, here: Sequence[Record]) -> list[str]:
         copies = ", ".join(f"{names[peer]} (batch {step})" for peer, step in sorted(found.copies[start, stop].items()))
         lost = [f"without {names[peer]}: {_lost(found.lost_with(peer))}" for peer in trainers]
         said.append("; ".join([f"blocks {start}-{stop - 1}: {who}", f"copies: {copies or 'none yet'}", *lost]))
+    last = (stopped_after(here, job.id) or job.training.rounds) * body_of(plan).steps_per_round
+    models = models_at(body_of(plan).pipeline.num_blocks, last, [h for held in held_parts(here).values() for h in held])
+    ended = [", ".join(sorted(names.get(PeerId(peer), peer) for peer in trainers)) for trainers in models.values()]
+    if len(ended) > 1:
+        others = ", nor ".join(f"that of {who}" for who in ended[1:])
+        said.append(f"models trained to the end apart: {len(ended)}; harvested is that of {ended[0]}, not {others}")
     return said
 
 

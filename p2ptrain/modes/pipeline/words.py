@@ -51,7 +51,7 @@ def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
     return unlearnt_classes(plan, job, body_of(plan).pipeline.stages[0].peers)
 
 
-def waiting_words(plan: Plan, record: Record, state: State) -> str:
+def waiting_words(plan: Plan, record: Record, state: State, strategy: str) -> str:
     """What the peer of this record waits for by the state of its stage; "" = nothing that the state tells."""
     own = record.peer
     part, body = plan.part_of(own), body_of(plan)
@@ -62,6 +62,8 @@ def waiting_words(plan: Plan, record: Record, state: State) -> str:
     if part is None and own not in {peer.peer for peer in plan.peers}:
         if not record.profile:
             return "a stage: this peer joined after this plan, and its speed is being measured"
+        if strategy != "planned":
+            return f"a stage: plans by the baseline {strategy!r} change for no newcomer; it gets one if another is lost"
         return "a stage: this peer joined after this plan; it gets one when a plan with it is clearly faster"
     if part is None and record.leaving:
         return "nothing: others train its blocks, and it may go"

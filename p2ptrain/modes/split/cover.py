@@ -15,6 +15,9 @@ from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.plan import body_of, bounds_of, runs_of, workers
 from p2ptrain.modes.split.rounds.saved import whole_states
 from p2ptrain.wire.messages import Record, SnapshotRef
+from p2ptrain.words import clean
+
+MAX_LINES = 16
 
 
 def coverage(plan: Plan, job: Job, here: Sequence[Record]) -> Coverage:
@@ -49,6 +52,23 @@ def coverage(plan: Plan, job: Job, here: Sequence[Record]) -> Coverage:
         copies=tuple(copies_of(cell, held, "round") for cell in cells),
         lost_without=lost,
     )
+
+
+def lines(plan: Plan, job: Job, here: Sequence[Record]) -> list[str]:
+    """For people: a line for each run of blocks, and what would be lost with each peer that trains or has copies."""
+    found, names = coverage(plan, job, here), {record.peer: clean(record.name, 24) for record in here}
+    said = [f"rounds of which all blocks are saved: {found.done} of {found.total}"]
+    shown = list(zip(found.cells, found.trainers, found.copies, strict=True))
+    for cell, trainers, copies in shown[:MAX_LINES]:
+        who = ", ".join(names[peer] for peer in trainers) or "nobody"
+        kept = ", ".join(f"{names[peer]} (round {at})" for peer, at in sorted(copies.items()))
+        said.append(f"{cell.name}: {who}; copies: {kept or 'none yet'}")
+    if len(shown) > MAX_LINES:
+        said.append(f"and {len(shown) - MAX_LINES} more runs of blocks")
+    without: dict[str, list[str]] = {}
+    for peer, lost in sorted(found.lost_without.items()):
+        without.setdefault(lost or "nothing lost", []).append(names[peer])
+    return [*said, *(f"without {' or '.join(peers)}: {lost}" for lost, peers in without.items())]
 
 
 def _newest_whole(num_blocks: int, held: Mapping[PeerId, Sequence[SnapshotRef]]) -> int:

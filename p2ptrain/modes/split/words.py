@@ -21,7 +21,7 @@ from p2ptrain.words import mbit_s
 REPORT_TITLES = ("from block", "blocks")
 mode_sentence, part_classes = no_words.of_choice, no_words.classes
 coverage, flows = cover.coverage, cover.flows
-kept_lines, kept_plain = no_words.of_copies, no_words.plain_copies
+kept_lines, kept_plain = cover.lines, no_words.plain_copies
 harvest_head_line = harvest_lines = no_words.of_harvest
 look_note = no_words.of_looks
 harvest_plain = no_words.plain_harvest

@@ -69,6 +69,14 @@ def newest_whole(num_blocks: int, holdings: Sequence[SnapshotRef]) -> State:
     return next(_whole(num_blocks, holdings), NO_STATE)
 
 
+def models_at(num_blocks: int, step: int, holdings: Iterable[SnapshotRef]) -> dict[State, frozenset[str]]:
+    """The states after ``step`` batches that are saved whole, and who trained each. Of several, as parts of a group
+    were apart, the one that counts comes first: that of more devices, else of the later epoch."""
+    there = [holding for holding in holdings if holding.step == step and holding.kind == "part"]
+    found = {state: frozenset(h.trainer for h in there if h.epoch == state[1]) for state in _whole(num_blocks, there)}
+    return dict(sorted(found.items(), key=lambda each: (len(each[1]), each[0]), reverse=True))
+
+
 def states_to_keep(num_blocks: int, by_peer: Mapping[str, Sequence[SnapshotRef]]) -> list[State]:
     """What the group can go back to, by what each of its members has, the newest first: the newest state that is saved
     whole, and, for whichever one or two of them are lost next, the newest that is whole without those.

@@ -78,8 +78,8 @@ class Agreement(Generic[P]):
         """How often the rules came to know more."""
         self.problem = ""
         """Why no plan could be made when one was last asked for."""
-        self._parentage: Parentage[P] = Parentage(self._plans, lambda name: self._ballot.get(name), rules.verify)
-        self._fetch = PlanFetch(own_id, self.config.fetch, lambda name: self._parentage.get(name) is not None)
+        self.parentage: Parentage[P] = Parentage(self._plans, lambda name: self._ballot.get(name), rules.verify)
+        self._fetch = PlanFetch(own_id, self.config.fetch, lambda name: self.parentage.get(name) is not None)
         self._ballot: Ballot[P] = Ballot(own_id, self.config.vote_s, self.config.alone_s, voted)
         self._proposed = ""
         self._needs_no_votes = ""
@@ -106,7 +106,7 @@ class Agreement(Generic[P]):
         return self.current is not None and not self._is_busy() and not self._proposal_wanted()
 
     def next_deadline(self) -> float:
-        return min(each.deadline() for each in (self._fetch, self._ballot, self._parentage, self))
+        return min(each.deadline() for each in (self._fetch, self._ballot, self.parentage, self))
 
     def deadline(self) -> float:
         """When this peer shall see whether a plan is needed, and if so propose it, should nobody have done so."""
@@ -150,7 +150,7 @@ class Agreement(Generic[P]):
         self._records = tuple(record for record in records if record.peer != self.own_id)
         self._ballot.poll(self._records, left)
         self._fetch.claimed(self._claims())
-        self._parentage.followed((record.plan for record in self._records), now)
+        self.parentage.followed((record.plan for record in self._records), now)
         self._count_heads(now)
         self._look_at_vote(now)
         return self.tick(now)
@@ -197,7 +197,7 @@ class Agreement(Generic[P]):
         except RemoteError:
             self._fetch.refuse(name)
             raise
-        if not self._parentage.follows(name, plan):
+        if not self.parentage.follows(name, plan):
             self._fetch.refuse(name)
             if plan.proposer == sender:
                 raise RemoteError("plan-verify", f"{name[:8]} does not follow from its inputs")
@@ -207,7 +207,7 @@ class Agreement(Generic[P]):
         if ref.beats(self._ref):
             self._ballot.stand(ref, plan, message.data)
         else:
-            self._parentage.keep(name, plan)
+            self.parentage.keep(name, plan)
         self._fetch.claimed(self._claims())
         return self.tick(now)
 
@@ -224,7 +224,7 @@ class Agreement(Generic[P]):
     def _claims(self) -> Iterator[tuple[PeerId, str, int]]:
         """Who has which plan, and of which epoch it ought to be; and who may have one that another follows from."""
         for ref, plan in self._ballot.candidates():
-            wanted_by = self._ballot.wanted_by(ref.hash) if (missing := self._parentage.missing(plan)) else ()
+            wanted_by = self._ballot.wanted_by(ref.hash) if (missing := self.parentage.missing(plan)) else ()
             yield from ((peer, missing, ref.epoch) for peer in sorted(wanted_by))
         for record in self._records:
             yield record.peer, record.plan, record.epoch
@@ -242,7 +242,7 @@ class Agreement(Generic[P]):
     def _decide(self, now: float) -> list[Effect[P]]:
         """Follow the best plan that may take effect; vote for what is better; and see what comes of the own vote."""
         effects: list[Effect[P]] = []
-        self._parentage.settled(ref.hash for ref, _ in self._ballot.candidates())
+        self.parentage.settled(ref.hash for ref, _ in self._ballot.candidates())
         while carried := next((each for each in self._ballot.candidates() if self._may_follow(*each, now)), None):
             effects += self._follow(carried[1], now, proposed_here=carried[0].hash == self._proposed)
         if now >= self._ballot.deadline():
@@ -258,9 +258,9 @@ class Agreement(Generic[P]):
 
     def _may_follow(self, ref: PlanRef, plan: P, now: float) -> bool:
         followers = self._ballot.followers(ref.hash)
-        if not self._parentage.may_follow(ref.hash, plan, self.epoch, len(followers), now):
+        if not self.parentage.may_follow(ref.hash, plan, self.epoch, len(followers), now):
             return False
-        if not self._parentage.is_sound(ref.hash, plan):
+        if not self.parentage.is_sound(ref.hash, plan):
             self._fetch.refuse(ref.hash)
             self._ballot.drop(ref.hash)
             return False

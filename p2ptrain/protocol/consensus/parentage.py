@@ -89,8 +89,21 @@ class Parentage(Generic[P]):
                 return True
             if not self.follows(name, plan):
                 return False
+            if plan.parent not in self._followed:
+                self.keep(plan.parent, parent)
             name, plan = plan.parent, parent
         return True
+
+    def path(self, plan: P) -> list[P]:
+        """Plans that lead to ``plan``, each following from the one before: first the last one that was followed here,
+        or else the oldest that is known; ``plan`` comes last."""
+        found, name = [plan], plan.parent
+        while len(found) < MAX_ANCESTORS and (parent := self.get(name)) is not None:
+            found.insert(0, parent)
+            if name in self._followed:
+                break
+            name = parent.parent
+        return found
 
     def followed(self, names: Iterable[str], now: float) -> None:
         """Which plans the others follow that are here and have one ("" where a peer follows none)."""

@@ -15,7 +15,7 @@ from p2ptrain.protocol.machine import Note
 
 SENSORS_S = 10.0
 """Temperatures and batteries change slowly, and some systems take long to tell them."""
-ELSE = ("plan-adopted", "trainer-failed", "trainer-hangs", "goes-back", "done")
+ELSE = ("plan-adopted", "trainer-failed", "trainer-hangs", "goes-back", "gives-way", "done")
 OF_A_STAGE = {"computes": "busy", "batch_s": "batch_s", "sends_bytes_per_s": "sends_bytes_per_s"}
 """Figures, by what the trainer's notes call them."""
 UNTOLD = (psutil.Error, OSError, ValueError, AttributeError, NotImplementedError, RuntimeError)

@@ -151,7 +151,7 @@ class Peer(Core):
         self.looks = looks
         self._init.begin(job, downloads)
         self.completion = Completion(self.group, role, job.training.rounds, lambda: agreement.is_settled)
-        self.group.holdings = lambda: (*role.holdings(), *looks.holdings())
+        self.group.path, self.group.holdings = agreement.parentage.path, lambda: (*role.holdings(), *looks.holdings())
         self._machines += [agreement, role, looks, self.completion]
         self._handlers |= role.handlers
         self._on_message |= role.messages

@@ -28,7 +28,7 @@ from p2ptrain.errors import P2PTrainError  # noqa: E402
 
 NAMES = {"wire", "memory", "startup", "gossip_round", "scale", "gossip", "neighbours", "tasks", "tasks-cifar"}
 NAMES |= {"pipeline", "pipeline-mobilenet", "pipeline-wired", "pipeline_text", "pipeline_memory", "pipeline_accuracy"}
-NAMES |= {"recovery", "recovery-wide", "recovery-decoder", "replication", "leak"}
+NAMES |= {"recovery", "recovery-wide", "recovery-decoder", "recovery-planned", "replication", "leak"}
 NAMES |= {"poisoning-fitted", "poisoning-replicas", "poisoning-votes", "poisoning_split"}
 NAMES |= {"replan", "planner", "planner_split", "overlap-own", "overlap-resnet20", "overlap-vgg11", "overlap-digits"}
 NAMES |= {"hostile", "hostile-short", "split", "split-mobilenet", "split-two-helpers", "split-shared-medium"}

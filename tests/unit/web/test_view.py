@@ -77,6 +77,20 @@ def test_what_would_be_lost_is_what_nobody_else_has() -> None:
     assert cells[0]["trainers"] == [] and peer not in told(gone)["group"]["coverage"]["lost_without"]
 
 
+@pytest.mark.parametrize("mode", ["pipeline", "split"])
+def test_status_tells_of_all_blocks_who_has_them_how_old_copies_are_and_what_would_be_lost_with_whom(mode: str) -> None:
+    found, lines = found_in(mode), told(found_in(mode))["group"]["told"]
+    cells = told(found)["group"]["coverage"]["cells"]
+    names = {record.peer: record.name for record in found.records}
+    for cell in cells:
+        (line,) = [each.strip() for each in lines if each.strip().startswith(f"{cell['name']}:")]
+        assert all(names[peer] in line.split("; copies:")[0] for peer in cell["trainers"])
+        unit = "batch" if mode == "pipeline" else "round"
+        others = {p: at for p, at in cell["copies"].items() if mode == "split" or p not in cell["trainers"]}
+        assert all(f"{names[peer]} ({unit} {at})" in line for peer, at in others.items()) and others
+    assert all(any(f"without {name}" in line or f" or {name}" in line for line in lines) for name in names.values())
+
+
 def test_nobody_is_nothing_and_a_crowd_is_cut() -> None:
     assert told(None)["group"] is None
     found = found_in("replicas")

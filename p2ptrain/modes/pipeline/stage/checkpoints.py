@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
-from p2ptrain.ids import BlobId
+from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.planning.pipeline.coverage import (
     NO_STATE,
@@ -60,6 +60,10 @@ class Checkpoints:
     def newest(self, plan: Plan, *, absent: bool = False) -> State:
         """The newest state that is saved whole."""
         return newest_whole(body_of(plan).pipeline.num_blocks, self.known(absent=absent))
+
+    def trainers(self, state: State) -> frozenset[PeerId]:
+        """Who trained the blocks of it that are saved."""
+        return frozenset(h.trainer for h in self.known() if (h.step, h.epoch) == state)
 
     def is_whole(self, plan: Plan, state: State) -> bool:
         """Whether all blocks of just this state are saved."""

@@ -16,6 +16,7 @@ from p2ptrain.modes.pipeline.plan import body_of
 from p2ptrain.modes.pipeline.stage.calm import Calm
 from p2ptrain.modes.pipeline.stage.checkpoints import Checkpoints
 from p2ptrain.modes.pipeline.stage.pace import Pace
+from p2ptrain.planning.pipeline.coverage import State, models_at
 from p2ptrain.wire import messages as m
 
 NOTICE_S = 2.0
@@ -132,6 +133,14 @@ class Progress:
         if self.ends_after:  # whoever trained it: they may be some batches further already
             return self.is_saved()
         return plan is not None and self._saved.is_whole(plan, (self.last_step(plan), plan.epoch))
+
+    def models(self) -> dict[State, frozenset[str]]:
+        """Where the model is trained: the whole ones, and who trained each, first the one that counts. More than one:
+        parts of the group were apart at the end."""
+        if self._plan is None or self._group.own.phase not in ("trained", "done"):
+            return {}
+        blocks = body_of(self._plan).pipeline.num_blocks
+        return models_at(blocks, self.last_step(self._plan), self._saved.known())
 
     def last_step(self, plan: Plan) -> int:
         """At which the model is trained."""

@@ -5,26 +5,37 @@ Invariant: each loss is told once, with numbers of this peer's own view; a recov
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Collection, Mapping
+
 from p2ptrain.core.effects import Effects
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
+from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of
+from p2ptrain.modes.pipeline.stage.checkpoints import Checkpoints
+from p2ptrain.planning.pipeline.coverage import State
 from p2ptrain.protocol.machine import NEVER, Note
 
 MAX_NAMES = 8
+MAX_TRAIL = 64
 
 
 class Recovery:
     """Of one peer, in one job."""
 
-    def __init__(self, group: GroupView) -> None:
+    def __init__(self, group: GroupView, saved: Checkpoints) -> None:
         self._group = group
+        self._saved = saved
         self._since = NEVER
         self._is_waiting = False
         self._from_step = -1
         """Of the plan that goes back, until a batch of it is done."""
         self._first: tuple[int, int] | None = None
         """Step and epoch from which on the plan in force holds, until a batch of it is done."""
+        self._num_models = 0
+        self._trail: list[Plan] = []
+        """The plans by which what is trained here came to be, each going on from what the one before it has trained."""
 
     def look(self, is_torn: bool, now: float) -> None:
         """Whether the plan in force can't go on."""
@@ -42,14 +53,20 @@ class Recovery:
         """The plan is in force. ``done``: batches that were done by the one before."""
         body = body_of(plan)
         self._first = body.from_step, plan.epoch
+        common, is_of_others = self._leave(plan)
+        if before is None:
+            return []
+        if body.goes_back:
+            self._from_step, self._since = body.from_step, min(self._since, now)
+        lost = max(0, done - common)
+        if is_of_others:
+            return [Note("gives-way", (("first", common + 1), ("batches", lost)))] if lost else []
         if not body.goes_back:
             return []
-        self._from_step, self._since = body.from_step, min(self._since, now)
-        here = {peer.peer for peer in plan.peers}
-        gone = [p for p in before.trainers() if p not in here] if before is not None else []
+        here = _peers(plan)
+        gone = [peer for peer in before.trainers() if peer not in here]
         names = ", ".join(self._group.name_of(peer) for peer in gone[:MAX_NAMES])
-        batches = max(0, done - body.from_step)
-        return [Note("goes-back", (("step", body.from_step), ("batches", batches), ("without", names)))]
+        return [Note("goes-back", (("step", body.from_step), ("batches", lost), ("without", names)))]
 
     def over(self, plan: Plan, done: int, last: int, *, is_own: bool) -> Effects:
         """The model is trained to its end, ``last``: by the plan's own peers, or by others who were apart. ``done``:
@@ -57,8 +74,48 @@ class Recovery:
         self._from_step, self._since, self._first = -1, NEVER, None
         if is_own:  # some have begun what comes after the end, where the group was asked to stop
             return [Note("batches-dropped", (("batches", done - last),))] if done > last else []
-        first = body_of(plan).from_step + 1
+        apart = self._without(self._saved.trainers(self._saved.newest(plan)))
+        first = min(body_of(each).from_step for each in (plan, *apart)) + 1
         return [Note("overtaken", (("first", first), ("batches", max(0, done + 1 - first))))]
+
+    def met(self, models: Mapping[State, Collection[str]]) -> Effects:
+        """Whole models of the last batch, and who trained each; the first one counts. Told once of each number."""
+        if len(models) < 2 or len(models) <= self._num_models:
+            return []
+        self._num_models = len(models)
+        who = [", ".join(sorted(self._group.name_of(PeerId(p)) for p in trainers)) for trainers in models.values()]
+        others = "; ".join(who[1:])
+        return [Note("finished-apart", (("taken", who[0][:200]), ("others", others[:200]), ("num", len(who))))]
+
+    def _leave(self, plan: Plan) -> tuple[int, bool]:
+        """The last batch done here that ``plan`` goes on from, and whether it goes on with what others did since.
+
+        What it goes on with is named by the epoch that was trained to there, which may be any other's: so its way is
+        looked for in the plans that lead to it. Where those don't tell, whoever trained what it goes on with was apart
+        as long as the plans here were without them.
+        """
+        body, trail = body_of(plan), self._trail
+        others = {each.epoch: body_of(each) for each in self._group.path(plan)}
+        own = {each.epoch: index for index, each in enumerate(trail)}
+        common, epoch = body.begins_with
+        while common and epoch not in own and epoch in others and epoch != others[epoch].from_epoch:
+            common, epoch = min(common, others[epoch].from_step), others[epoch].from_epoch
+        is_of_others = epoch != body.from_epoch
+        if common and epoch in own:
+            apart = trail[own[epoch] + 1 :]
+            is_of_others |= bool(apart) and not body.goes_back
+        else:
+            by = self._saved.trainers(body.begins_with) or {plan.proposer}
+            apart = self._without(by) if common else trail
+            is_of_others |= bool(apart)
+        common = min([common, *(body_of(each).from_step for each in apart)])
+        self._trail = [*trail[: len(trail) - len(apart)], plan][-MAX_TRAIL:]
+        return common, is_of_others and body.from_step > 0
+
+    def _without(self, others: Collection[PeerId]) -> list[Plan]:
+        """The last plans, by which what is trained here came to be, that know none of the others."""
+        apart = itertools.takewhile(lambda each: _peers(each).isdisjoint(others), reversed(self._trail))
+        return list(apart)[::-1]
 
     def step_done(self, step: int, now: float) -> Effects:
         """By the plan in force."""
@@ -70,3 +127,7 @@ class Recovery:
             return told
         seconds, self._from_step, self._since = now - self._since, -1, NEVER
         return [*told, Note("goes-on", (("step", step), ("seconds", round(max(0.0, seconds), 2))))]
+
+
+def _peers(plan: Plan) -> set[PeerId]:
+    return {peer.peer for peer in plan.peers}

@@ -13,6 +13,7 @@ from p2ptrain.planning.pipeline.coverage import (
     NO_STATE,
     cover,
     missing,
+    models_at,
     newest_whole,
     pieces_for_others,
     states_to_keep,
@@ -132,3 +133,16 @@ def test_no_loss_of_two_goes_further_back_than_it_must(held: list[tuple[str, int
         left = [h for peer, holdings in by_peer.items() if peer not in lost for h in holdings]
         best = newest_whole(3, left)
         assert best == NO_STATE or best in kept
+
+
+def test_of_several_finished_models_that_of_more_devices_counts_else_the_later_one() -> None:
+    def of(trainer: str, epoch: int, part: int, span: int, step: int = 20) -> SnapshotRef:
+        blob = BlobId(f"{trainer}{epoch}{part}{step}".ljust(64, "x"))
+        return SnapshotRef(part, PeerId(trainer), epoch, 1, step, 10, blob, 100, span)
+
+    both = [of("a", 3, 0, 2), of("b", 3, 2, 4)]
+    alone, later = [of("c", 90, 0, 6)], [of("d", 91, 0, 6)]
+    half, older = [of("e", 99, 0, 3)], [of("f", 99, 0, 6, step=19)]
+    found = models_at(6, 20, [*alone, *both, *half, *later, *older])
+    assert list(found.items()) == [((20, 3), {"a", "b"}), ((20, 91), {"d"}), ((20, 90), {"c"})]
+    assert models_at(6, 21, both) == {}
