@@ -37,7 +37,8 @@ CENTRAL = "central"
 CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     CENTRAL: (1, {}, {}),
     **{f"{num} peers": (num, {}, {}) for num in (2, 3, 4, 8)},
-    **{f"8 peers, {kind}": (8, {"compression": kind}, {}) for kind in ("int8", "topk")},
+    "8 peers, int8": (8, {"compression": "int8"}, {}),
+    **{f"8 peers, topk {share}": (8, {"compression": "topk", "topk_fraction": share}, {}) for share in (0.1, 0.4)},
     **{
         f"4 peers, every {every} rounds{name}": (4, {}, {"exchange_every": every} | outer)
         for every in (2, 4, 8)

@@ -22,9 +22,9 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.restarts import Restarts
 from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.modes.tasks.averaging.exchanges import Exchanges
 from p2ptrain.modes.tasks.commands import FinishRound, Follow, Merged, PayloadMade, Retain
 from p2ptrain.modes.tasks.config import tasks_of
-from p2ptrain.modes.tasks.exchanges import Exchanges
 from p2ptrain.modes.tasks.head.fit import HeadFit
 from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.protocol.machine import NEVER, Note

@@ -27,8 +27,8 @@ from p2ptrain.learning.round_end import RoundEnd, TrainingEnd, equal_work
 from p2ptrain.learning.snapshots import read_count
 from p2ptrain.learning.training import LocalTrainer, check_batch_size
 from p2ptrain.learning.work import Work
+from p2ptrain.modes.tasks.averaging.outer import PREFIX, OuterNesterov
 from p2ptrain.modes.tasks.config import tasks_of
-from p2ptrain.modes.tasks.outer import PREFIX, OuterNesterov
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.plan import body_of
 from p2ptrain.modes.tasks.planning.budget import affordable_passes, unaffordable

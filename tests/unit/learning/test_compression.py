@@ -68,7 +68,7 @@ def test_topk_sends_the_largest_changes_since_they_were_last_sent() -> None:
     chosen = [set(indices["conv.weight"].tolist()) for _, indices in picked]
     assert {5, 77} <= chosen[0] and not {5, 77} & chosen[1] and {8, 9} <= chosen[1]
     values = dict(zip(picked[0][1]["conv.weight"].tolist(), picked[0][0]["conv.weight"].tolist(), strict=True))
-    assert values[5] == pytest.approx(float(now["conv.weight"].view(-1)[5]), rel=1e-3)
+    assert values[5] == pytest.approx(float(now["conv.weight"].view(-1)[5]), rel=1e-2)
 
 
 @pytest.mark.parametrize("num_peers", [2, 8])

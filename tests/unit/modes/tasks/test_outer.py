@@ -14,8 +14,8 @@ from torch import Tensor
 from p2ptrain.config import Job
 from p2ptrain.errors import JobError, RemoteError
 from p2ptrain.learning.averaging import merge
+from p2ptrain.modes.tasks.averaging.outer import PREFIX, OuterNesterov
 from p2ptrain.modes.tasks.config import TasksConfig
-from p2ptrain.modes.tasks.outer import PREFIX, OuterNesterov
 from p2ptrain.modes.tasks.training import PartTraining
 
 RATE, MOMENTUM = 0.7, 0.9
