@@ -51,7 +51,7 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
 }
 """Peers, and what the job says of its group and of replicas."""
 CHOICES = tuple(CASES)
-TINY = ("2 peers",)
+TINY = (CENTRAL, "2 peers")
 
 
 def run(settings: Settings) -> Iterator[Sample]:
