@@ -69,7 +69,7 @@ COMMENTS = {
     "group.min_peers": "the first plan waits for so many peers",
     "group.settle_s": "and then so many seconds for more, half a second where all are ready and nobody new comes",
     "group.compression": "of what peers send: none, fp16, int8 or topk",
-    "group.topk_fraction": "for topk only",
+    "group.topk_fraction": "for topk only; copies of many devices come together from about 0.4 on",
     "group.robust": "of means of three and more: none, clip (what is far off counts less), trimmed-mean or median",
     "group.replicas": "so many peers keep a copy of each part; one in a group of three",
 }
