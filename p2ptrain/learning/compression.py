@@ -5,12 +5,15 @@ A compressed tensor ``name`` travels as tensors named after it:
     none    name                            as it is
     fp16    name:f16                        half precision
     int8    name:q8 + name:scale            whole numbers -127..127, times a scale for each index of the first axis
-    topk    name:at + name:of               ascending flat coordinates (int32) and their values (half precision)
+    topk    name:at + name:of + name:scale  which flat coordinates (a bit for each, or where few go their ascending
+                                            int32), their values as whole numbers -127..127, times one scale
 
-Invariant: what compression leaves out is not lost: int8 adds the rounding error of one payload to the next, top-k
-keeps counting a coordinate's change until it is sent and sends every coordinate now and then. BatchNorm statistics,
-counters, biases and other small tensors travel as they are. A payload says itself how it is compressed, and is checked
-against the receiver's own tensors before a number is used.
+Invariant: what compression leaves out is not lost: int8 and top-k add the rounding error of one payload to the next,
+top-k keeps counting a coordinate's change until it is sent and sends every coordinate now and then. How near copies
+come by top-k hangs on how many coordinates go: of a tenth, each is averaged in every tenth exchange, and copies part by
+what they learn meanwhile. So indices and values are short, that many may go. BatchNorm statistics, counters, biases and
+other small tensors travel as they are. A payload says itself how it is compressed, and is checked against the
+receiver's own tensors before a number is used.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +45,7 @@ class Compressor:
     def __init__(self, kind: Compression, topk_fraction: float = 0.1, reference: Mapping[str, Tensor] | None = None):
         self._kind = kind
         self._fraction = topk_fraction
-        self._residual: dict[str, Tensor] = {}  # int8: what rounding took away
+        self._residual: dict[str, Tensor] = {}  # what rounding took away: flat for top-k
         self._sent: dict[str, Tensor] = {}  # top-k: each coordinate as it was last sent, flat
         self._turn: dict[str, int] = {}
         for name, tensor in (reference or {}).items():
@@ -67,9 +71,8 @@ class Compressor:
             elif self._kind == "int8":
                 payload[f"{name}:q8"], payload[f"{name}:scale"] = self._quantise(name, tensor)
             else:
-                payload[f"{name}:at"], payload[f"{name}:of"] = self._pick(
-                    name, tensor.view(-1), (answering or {}).get(name)
-                )
+                picked = self._pick(name, tensor.view(-1), (answering or {}).get(name))
+                payload[f"{name}:at"], payload[f"{name}:of"], payload[f"{name}:scale"] = picked
         return payload
 
     def _quantise(self, name: str, tensor: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,15 +85,21 @@ class Compressor:
         self._residual[name] = whole.mul_(scale.unsqueeze(1)).neg_().add_(rows).view(tensor.shape)
         return steps.view(tensor.shape), scale
 
-    def _pick(self, name: str, flat: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _pick(self, name: str, flat: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         size = flat.numel()
         sent = self._sent.get(name)
         if sent is None or sent.numel() != size:
             sent = self._sent[name] = torch.zeros_like(flat)
         at = self._choose(name, (flat - sent).abs_()) if at is None else at.to(torch.int64)
-        values = flat[at].clamp_(-MAX_F16, MAX_F16).half()
-        sent[at] = values.float()
-        return at.to(torch.int32), values
+        residual = self._residual.get(name)
+        if residual is None or residual.numel() != size:
+            residual = self._residual[name] = torch.zeros_like(flat)
+        sent[at] = flat[at]
+        wanted = sent[at] + residual[at]
+        scale = wanted.abs().max() / 127.0
+        whole = (wanted / scale.clamp_min(1e-30)).round_().clamp_(-127, 127)
+        residual[at] = wanted - whole * scale
+        return _index(at, size), whole.to(torch.int8), scale.view(1)
 
     def _choose(self, name: str, change: Tensor) -> Tensor:
         size = change.numel()
@@ -127,7 +136,7 @@ def decompress(
             num_used += 2
         elif f"{name}:at" in payload:
             tensors[name], indices[name] = _coordinates(payload, name, ours)
-            num_used += 2
+            num_used += 3
     if num_used != len(payload):
         raise RemoteError("tensor-names", f"{len(payload) - num_used} tensors of the payload are unknown")
     check_state(tensors, like, indices)
@@ -166,11 +175,28 @@ def _dequantised(payload: Mapping[str, Tensor], name: str, ours: Tensor) -> Tens
     return (steps.float() * scale.view(-1, *[1] * (steps.dim() - 1))).to(ours.dtype)
 
 
+def _index(at: Tensor, size: int) -> Tensor:
+    """Ascending coordinates below ``size``, as they travel."""
+    if 32 * at.numel() <= size:
+        return at.to(torch.int32)
+    is_picked = torch.zeros(size, dtype=torch.bool)
+    is_picked[at] = True
+    return torch.from_numpy(np.packbits(is_picked.numpy(), bitorder="little"))
+
+
 def _coordinates(payload: Mapping[str, Tensor], name: str, ours: Tensor) -> tuple[Tensor, Tensor]:
-    at, values = _typed(payload, f"{name}:at", torch.int32), _typed(payload, f"{name}:of", torch.float16)
-    if at.dim() != 1 or at.shape != values.shape or not 1 <= at.numel() <= ours.numel():
-        raise RemoteError("tensor-shape", f"{name}: {tuple(at.shape)} coordinates, {tuple(values.shape)} values")
-    at = at.to(torch.int64)
-    if int(at[0]) < 0 or int(at[-1]) >= ours.numel() or bool((at[1:] <= at[:-1]).any()):
+    steps, scale = _typed(payload, f"{name}:of", torch.int8), _typed(payload, f"{name}:scale", torch.float32)
+    at, size = payload[f"{name}:at"], ours.numel()
+    if at.dtype == torch.uint8:
+        if tuple(at.shape) != (math.ceil(size / 8),):
+            raise RemoteError("tensor-shape", f"{name}: {tuple(at.shape)} bytes say which of {size} coordinates")
+        at = torch.from_numpy(np.unpackbits(at.numpy(), count=size, bitorder="little")).nonzero().squeeze(1)
+    else:
+        at = _typed(payload, f"{name}:at", torch.int32).to(torch.int64)
+    if at.dim() != 1 or at.shape != steps.shape or not 1 <= at.numel() <= size or tuple(scale.shape) != (1,):
+        raise RemoteError("tensor-shape", f"{name}: {tuple(at.shape)} coordinates, {tuple(steps.shape)} values")
+    if int(at[0]) < 0 or int(at[-1]) >= size or bool((at[1:] <= at[:-1]).any()):
         raise RemoteError("tensor-indices", f"{name}: coordinates out of range or not ascending")
-    return values.to(ours.dtype), at
+    if bool((scale < 0).any()):
+        raise RemoteError("tensor-negative", f"{name}: a scale below zero")
+    return (steps.float() * scale).to(ours.dtype), at

@@ -1,7 +1,7 @@
 """Gossip over a few numbers in place of parameters: every peer has values and their push-sum mass.
 
-Invariant: a payload that nobody fetched gives its mass back, as in ``modes/tasks/payloads.py``. Training itself is left
-to whoever sets a peer's values.
+Invariant: a payload that nobody fetched gives its mass back, as in ``modes/tasks/averaging/payloads.py``. Training
+itself is left to whoever sets a peer's values.
 """
 
 from __future__ import annotations

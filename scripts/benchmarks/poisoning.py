@@ -39,8 +39,8 @@ from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.learning.data import Dataset, load, open_source, propose_contract
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.training import DivergedError
+from p2ptrain.modes.tasks.averaging.exchanges import believable_mass
 from p2ptrain.modes.tasks.config import TasksConfig, tasks_of
-from p2ptrain.modes.tasks.exchanges import believable_mass
 from p2ptrain.modes.tasks.harvest import assemble
 from p2ptrain.modes.tasks.head.blob import head_holding, pack_head
 from p2ptrain.modes.tasks.head.fitting import HeadFitting

@@ -32,6 +32,7 @@ TORCH_MODULES = (
     "p2ptrain.modes.tasks.worker",
     "p2ptrain.modes.tasks.parts",
     "p2ptrain.modes.tasks.training",
+    "p2ptrain.modes.tasks.averaging.outer",
     "p2ptrain.modes.tasks.head.fitting",
     "p2ptrain.cli.model.evaluate",
 )

@@ -14,9 +14,9 @@ from seeds import seeds
 
 from p2ptrain.core import commands as c
 from p2ptrain.ids import blob_id, peer_id
+from p2ptrain.modes.tasks.averaging.payloads import ASKED_AGAIN_S
 from p2ptrain.modes.tasks.head.blob import head_holding, head_holdings
 from p2ptrain.modes.tasks.head.fit import _covers
-from p2ptrain.modes.tasks.payloads import ASKED_AGAIN_S
 from p2ptrain.modes.tasks.role import Seeking, TasksRole
 from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.network import LAN, Conditions

@@ -13,6 +13,7 @@ NAMES = ("auto", "tasks", "replicas")
 """auto: the group takes tasks or replicas, when it makes its first plan."""
 Targets = Literal["auto", "all", "rest", "own"]
 Combine = Literal["auto", "own", "sum"]
+Outer = Literal["none", "nesterov"]
 FitHead = Literal["auto", "always", "never"]
 
 
@@ -39,6 +40,13 @@ class TasksConfig(ModeTable):
     """Passes of a sub-model over the samples, in place of one of the whole model: at most those that are as much work.
     0 = that many, but a round ends early when the own validation samples say more bring nothing (``round_end``)."""
 
+    exchange_every: int = 1
+    """Rounds between the exchanges that a peer takes part in: inner steps, in the words of DiLoCo."""
+    outer: Outer = "none"
+    """nesterov: of replicas, what the rounds between two exchanges changed is one gradient for Nesterov momentum."""
+    outer_rate: float = 0.7
+    outer_momentum: float = 0.5
+
     def check(self, job: Job, where: str) -> None:
         limits = (
             ("tasks.num_groups", self.num_groups, 0, MAX_CLASSES),
@@ -48,6 +56,9 @@ class TasksConfig(ModeTable):
             ("tasks.head_fit_decay", self.head_fit_decay, 0, 10),
             ("tasks.passes", self.passes, 0, 1000),
             ("tasks.budget", self.budget, 0, 1),
+            ("tasks.exchange_every", self.exchange_every, 1, 1000),
+            ("tasks.outer_rate", self.outer_rate, 0.01, 10),
+            ("tasks.outer_momentum", self.outer_momentum, 0, 0.999),
         )
         check_limits(limits, where)
         if job.mode in NAMES:
@@ -74,6 +85,11 @@ class TasksConfig(ModeTable):
             raise JobError(
                 f"{where}: tasks.budget: {self.budget:g}, and the whole model is trained everywhere; set 0, or mode "
                 '"tasks" for pictures and audio'
+            )
+        if self.outer != "none" and job.mode == "tasks":
+            raise JobError(
+                f'{where}: tasks.outer: "{self.outer}" is for whole models that peers average; set mode "replicas", or '
+                'tasks.outer = "none"'
             )
         if 0 < self.passes < 1:
             raise JobError(

@@ -22,8 +22,9 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.restarts import Restarts
 from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.modes.tasks.averaging.exchanges import Exchanges
 from p2ptrain.modes.tasks.commands import FinishRound, Follow, Merged, PayloadMade, Retain
-from p2ptrain.modes.tasks.exchanges import Exchanges
+from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.head.fit import HeadFit
 from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.protocol.machine import NEVER, Note
@@ -319,7 +320,10 @@ class TasksRole:
             skipped = (("skipped", event.num_skipped),) if event.num_skipped else ()
             ended = event.ended_early or event.round
             note = Note("round", (("part", event.part), ("round", ended), *loss, *skipped))
-            effects += [note, *self._exchanges.round_finished(event.round, now)]
+            effects.append(note)
+            number, rest = divmod(event.round, tasks_of(self._job).exchange_every)
+            if not rest or event.training_finished:
+                effects += self._exchanges.round_finished(number, now)
             if event.ended_early:
                 figures = (("part", event.part), ("round", event.ended_early), ("best", event.best_round))
                 effects.append(Note("ended-early", figures))

@@ -27,6 +27,7 @@ from p2ptrain.learning.round_end import RoundEnd, TrainingEnd, equal_work
 from p2ptrain.learning.snapshots import read_count
 from p2ptrain.learning.training import LocalTrainer, check_batch_size
 from p2ptrain.learning.work import Work
+from p2ptrain.modes.tasks.averaging.outer import PREFIX, OuterNesterov
 from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.plan import body_of
@@ -118,6 +119,11 @@ class PartTraining:
         self._batches: Iterator[tuple[Tensor, Tensor]] = iter(())
         self._compressor = Compressor(job.group.compression, job.group.topk_fraction, submodel.state_dict())
         self._guard = MergeGuard(job.group.robust)
+        self._exchange_every = tasks_of(job).exchange_every
+        self._outer: OuterNesterov | None = None
+        if tasks_of(job).outer != "none" and parts.decoupling is None:
+            parameters = {n: p for n, p in submodel.named_parameters() if p.requires_grad}
+            self._outer = OuterNesterov(parameters, tasks_of(job).outer_rate, tasks_of(job).outer_momentum)
         self._answers: dict[str, dict[str, Tensor]] = {}
         """By partner: the coordinates that its last payload brought, for top-k to answer with the same."""
 
@@ -159,7 +165,7 @@ class PartTraining:
     def step(self) -> bool:
         """Train on one batch; true when that ends a round."""
         if self.step_in_round == 0:
-            if any(self._is_guarded(shard) for shard in self.masses):
+            if any(self._is_guarded(shard) for shard in self.masses) and not self.round % self._exchange_every:
                 self._guard.begin_round(self._tensors(tuple(self.masses)))
             self.trainer.begin_round()
             self._batches, self._end, self._losses = self._round_batches(), RoundEnd(), []
@@ -185,9 +191,12 @@ class PartTraining:
             self.trainer.skip(self._steps_per_round - self.step_in_round)  # the learning rate is that of the round
         if not self._learnt:
             raise UserError(f"round {self.round + 1} of part {self.part}: {self.trainer.why_nothing_was_learnt()}")
-        self._guard.end_round(self.trainer.model.state_dict())
         self.step_in_round = 0
         self.round += 1
+        if not self.round % self._exchange_every:  # copies part for so long, and the guard takes that for a round
+            if self._outer is not None:
+                self._outer.step()
+            self._guard.end_round(self.trainer.model.state_dict())
         if self._job.training.patience and not self.finished:
             self._end_early()
         return True
@@ -256,6 +265,8 @@ class PartTraining:
         tensors, metadata = self.trainer.snapshot()
         if self.round >= self._job.training.rounds:
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("optim.")}
+        elif self._outer is not None:
+            tensors |= self._outer.tensors()
         own = {"part": str(self.part), "round": str(self.round), "masses": json.dumps(self.masses)}
         own["work"] = str(self.work_flops())
         return tensors, metadata | own | {"partition": self._parts.plan.partition}
@@ -266,7 +277,10 @@ class PartTraining:
             raise RemoteError("snapshot", f"of part {metadata.get('part')!r:.20}, expected {self.part}")
         if metadata.get("partition") != self._parts.plan.partition:
             raise RemoteError("snapshot", "of a plan that divides the model otherwise")
-        self.trainer.restore(tensors, metadata)
+        outer = {name: tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+        self.trainer.restore({name: tensor for name, tensor in tensors.items() if name not in outer}, metadata)
+        if self._outer is not None:
+            self._outer.restore(outer)
         self.round = min(int(metadata["round"]), self._job.training.rounds)
         self.step_in_round = 0
         if own:
@@ -296,6 +310,22 @@ class PartTraining:
         incoming, indices = decompress(payload, current)  # which checks every number
         if reply and indices:
             self._answers[partner] = indices
+        if self._outer is not None:
+            self._outer.begin_merge()
+        try:
+            self._merge_all(masses, current, incoming, indices, partner)
+        finally:
+            if self._outer is not None:
+                self._outer.end_merge()
+
+    def _merge_all(
+        self,
+        masses: Mapping[str, float],
+        current: Mapping[str, Tensor],
+        incoming: Mapping[str, Tensor],
+        indices: Mapping[str, Tensor],
+        partner: str,
+    ) -> None:
         for shard, mass in masses.items():
             names = self._parts.shard_names(self.part, shard)
             self.masses[shard] += mass * self._merge_shard(

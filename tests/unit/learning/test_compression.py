@@ -30,7 +30,7 @@ def written(payload: dict[str, Tensor]) -> dict[str, Tensor]:
     return read_payload(bytearray(tensorfile.pack({n: t.numpy() for n, t in payload.items()})))
 
 
-@pytest.mark.parametrize(("kind", "most"), [("none", 1.0), ("fp16", 0.5), ("int8", 0.26), ("topk", 0.151)])
+@pytest.mark.parametrize(("kind", "most"), [("none", 1.0), ("fp16", 0.5), ("int8", 0.26), ("topk", 0.0565)])
 def test_bytes_are_saved_on_large_tensors_only(kind: str, most: float) -> None:
     plain = state(1)
     payload = Compressor(kind, 0.1).compress(plain)  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ def test_topk_sends_the_largest_changes_since_they_were_last_sent() -> None:
     chosen = [set(indices["conv.weight"].tolist()) for _, indices in picked]
     assert {5, 77} <= chosen[0] and not {5, 77} & chosen[1] and {8, 9} <= chosen[1]
     values = dict(zip(picked[0][1]["conv.weight"].tolist(), picked[0][0]["conv.weight"].tolist(), strict=True))
-    assert values[5] == pytest.approx(float(now["conv.weight"].view(-1)[5]), rel=1e-3)
+    assert values[5] == pytest.approx(float(now["conv.weight"].view(-1)[5]), rel=1e-2)
 
 
 @pytest.mark.parametrize("num_peers", [2, 8])
@@ -114,7 +114,8 @@ def test_one_sided_topk_pushes_agree_too() -> None:
 def payload_with(**changes: Tensor | None) -> dict[str, Tensor]:
     payload: dict[str, Tensor] = {
         "w:at": torch.tensor([1, 5, 9], dtype=torch.int32),
-        "w:of": torch.ones(3, dtype=torch.float16),
+        "w:of": torch.ones(3, dtype=torch.int8),
+        "w:scale": torch.ones(1),
         "v:q8": torch.ones(4, 100, dtype=torch.int8),
         "v:scale": torch.ones(4),
     }
@@ -135,7 +136,13 @@ def payload_with(**changes: Tensor | None) -> dict[str, Tensor]:
         {"w_at": torch.tensor([1, 5], dtype=torch.int32)},
         {"w_at": torch.tensor([1, 5, 9])},
         {"w_at": torch.tensor([], dtype=torch.int32), "w_of": torch.tensor([], dtype=torch.float16)},
-        {"w_of": torch.full((3,), float("inf"), dtype=torch.float16)},
+        {"w_at": torch.zeros(49, dtype=torch.uint8)},
+        {"w_at": torch.zeros(50, dtype=torch.uint8)},
+        {"w_at": torch.full((50,), 3, dtype=torch.uint8)},
+        {"w_scale": torch.full((1,), float("inf"))},
+        {"w_scale": -torch.ones(1)},
+        {"w_scale": torch.ones(3)},
+        {"w_of": torch.ones(3, dtype=torch.float16)},
         {"w_of": None},
         {"v_scale": None},
         {"v_scale": torch.ones(5)},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from p2ptrain.config import DataConfig, Job, ModelConfig, TrainingConfig
+from p2ptrain.config import DataConfig, Job, ModelConfig, ModeTable, TrainingConfig
 from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
@@ -22,9 +22,11 @@ DATA = DataConfig(("a", "b", "c", "d"), (1, 12, 12), mean=(0.4,), std=(0.3,))
 NAMES = tuple(PeerId(f"peer{number:012d}") for number in range(2))
 
 
-def training(num: int = 20, *, batch_size: int = 8, classes: int = 4, model: str = "lenet") -> PartTraining:
+def training(
+    num: int = 20, *, batch_size: int = 8, classes: int = 4, model: str = "lenet", tables: tuple[ModeTable, ...] = ()
+) -> PartTraining:
     config = TrainingConfig(rounds=3, batch_size=batch_size, learning_rate=0.01)
-    work = Job(mode="replicas", data=DATA, model=ModelConfig(model), training=config)
+    work = Job(mode="replicas", data=DATA, model=ModelConfig(model), training=config, tables=tables)
     plan = first_plan(work, [PeerSnapshot(name, 1e9, 0, (9,) * 4, ()) for name in NAMES], NAMES[0])
     x = np.random.default_rng(4).integers(0, 256, (num, 1, 12, 12), np.uint8)
     data = Dataset(x, np.arange(num) % classes, DATA)

@@ -16,8 +16,8 @@ from p2ptrain.core.effects import CountRefused, Effects, ForgetBlob, Handler, To
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.modes.tasks.averaging.payloads import Masses, Payloads
 from p2ptrain.modes.tasks.commands import MakePayload, Merge, Merged, PayloadMade, Reclaim
-from p2ptrain.modes.tasks.payloads import Masses, Payloads
 from p2ptrain.modes.tasks.plan import body_of, parts_of
 from p2ptrain.protocol import gossip as g
 from p2ptrain.protocol.machine import Note

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from p2ptrain.ids import BlobId, PeerId
-from p2ptrain.modes.tasks.payloads import ASKED_AGAIN_S, Payloads
+from p2ptrain.modes.tasks.averaging.payloads import ASKED_AGAIN_S, Payloads
 
 PARTNER = PeerId("a" * 16)
 BLOB, OTHER = BlobId("0" * 64), BlobId("1" * 64)

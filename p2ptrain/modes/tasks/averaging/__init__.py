@@ -1,0 +1,1 @@
+"""Who averages a part with whom, what travels for it, and the outer optimizer between two exchanges."""
