@@ -83,6 +83,8 @@ class Core:
         self._asked: set[PeerId] = set()
         """Who has yet to answer."""
         self._num_asked: Counter[PeerId] = Counter()
+        self.reach: Callable[[PeerId, float], Effects] = lambda peer, now: []
+        """Called with a peer that there is something to say to, and no session."""
         self.troubles: dict[str, str] = {}
         """Sources of addresses that find nothing, by what people call them, and why. The node keeps it true."""
         self._handlers: dict[type, Handler] = {
@@ -213,6 +215,8 @@ class Core:
 
     def _send(self, effect: Send, now: float) -> Effects:
         effects: Effects = list(self.sessions.send(effect.to, effect.message, self.job_id, self.epoch, now))
+        if not effects:
+            return self.reach(effect.to, now)
         sent = sum(len(frame) for each in effects if isinstance(each, SendFrames) for frame in each.frames)
         self.sent[effect.message.KIND] += sent
         return effects

@@ -48,6 +48,7 @@ from p2ptrain.runtime.peer.completion import Completion
 from p2ptrain.runtime.peer.core import Core
 from p2ptrain.runtime.peer.init_search import InitSearch
 from p2ptrain.runtime.peer.job_search import JobSearch
+from p2ptrain.runtime.peer.reach import Reach
 from p2ptrain.runtime.peer.status import status_reply
 from p2ptrain.runtime.peer.stopping import GroupStop
 from p2ptrain.runtime.peer.waiting import waiting_words
@@ -84,7 +85,9 @@ class Peer(Core):
         self.agreement: Agreement[Plan] | None = None
         self.role: Role | None = None
         self.completion: Completion | None = None
-        self._machines: list[Machine] = [self.membership, self.records]
+        reach = Reach(self.own_id, self.sessions, self.membership.alive, self.records.all, now)
+        self.reach = reach.dial
+        self._machines: list[Machine] = [self.membership, self.records, reach]
         """In the order in which they hear of the time; those of a job come with it."""
         self._rng = rng
         self._next_status, self._look_at = now, NEVER
