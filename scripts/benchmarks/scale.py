@@ -58,8 +58,9 @@ RECORD_WARM_S = 0.125
 LINKED = ((200, 170), (200, 128), (520, MAX_PEERS), (600, MAX_PEERS), (700, MAX_PEERS))
 LINKED += tuple((num_peers, 32) for num_peers in (150, 200, 300, 1000, 5000))
 """(peers, links of each): as sessions give 200 peers, the fewest that any of them gets, around the limit, and few."""
-MANY_LOST, LOST_LINKS, LOST_SHARE = (150, 300, 1000), 32, 0.3
-"""Groups of which so large a part crashes at once, with so many links of each."""
+MANY_LOST, LOST_LINKS, LOST_SHARE = (200, 300, 1000), 32, 0.3
+"""Groups of which so large a part crashes at once, with so many links of each; more than 128 are left, as in a smaller
+group everyone probes everyone, and gets a link to do so."""
 SESSION_SIZES = (50, 100, 150, 200, 300)
 TINY_SIZES = (6, 12, 24)
 TINY_LINKED = ((24, 20), (12, 32), (24, 32))

@@ -6,7 +6,7 @@ lost, as on any bad network, and whoever said it says it again.) And to its neig
 the group hangs together: ids are hashes of keys, so the neighbours are random peers, and everyone finds the same ring,
 whoever comes, goes, or was away.
 
-Invariant: no more than ``MAX_WANTED`` addresses are dialled for it; a small group is left as it is.
+Invariant: no more than ``MAX_WANTED`` addresses are dialled for it; a group that was never large is left as it is.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Reach:
         now: float,
     ) -> None:
         self._own_id, self._sessions, self._alive, self._records = own_id, sessions, alive, records
-        self._next_look = now + RING_S
+        self._next_look, self._was_large = now + RING_S, False
 
     def dial(self, peer: PeerId, now: float) -> Effects:
         """There is something to say to it, and no session to say it in."""
@@ -65,7 +65,9 @@ class Reach:
         return self._next_look if self._is_large() else NEVER
 
     def _is_large(self) -> bool:
-        return len(self._alive()) > LARGE
+        """Or was: when many go at once, those who are left have links to some of them only, and probe all."""
+        self._was_large = self._was_large or len(self._alive()) > LARGE
+        return self._was_large
 
 
 def ring_neighbours(own: PeerId, others: Collection[PeerId], num: int) -> Sequence[PeerId]:
