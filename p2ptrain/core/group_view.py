@@ -115,6 +115,12 @@ class GroupView:
         record = self._records.get(peer)
         return record.name if record and record.name else peer
 
+    def with_names(self, words: str) -> str:
+        """With what people call the members in place of their ids."""
+        for peer in self._records.all():
+            words = words.replace(peer, self.name_of(peer))
+        return words
+
     def process_ended(self, peer: PeerId) -> None:
         """Of a member, or of somebody who only looked on, which is nothing to remember."""
         known = self._records.all().keys()

@@ -36,7 +36,7 @@ from p2ptrain.net.limits import ADVICE, NONE_LEFT, check_room
 from p2ptrain.net.link import Link, TokenBucket
 from p2ptrain.net.pieces import MAX_PIECE_BYTES, in_pieces, put_together
 from p2ptrain.net.zap import DOMAIN, Gate
-from p2ptrain.protocol.session.address_book import MAX_ADDRESSES
+from p2ptrain.protocol.session.address_book import MAX_ADDRESSES, MAX_WANTED
 from p2ptrain.protocol.session.guests import MAX_GUEST_ADDRESSES, MAX_GUESTS
 from p2ptrain.protocol.session.sessions import MAX_PEERS
 from p2ptrain.wire.addresses import make_address, split_address
@@ -80,7 +80,7 @@ RECONNECT_MS = 200
 MAX_RECONNECT_MS = 5_000
 NO_KEY = b"0" * 40
 """The sender of everything on a ``plain`` transport."""
-MAX_SOCKETS = len(LANES) * (MAX_PEERS + MAX_GUESTS * MAX_GUEST_ADDRESSES + MAX_ADDRESSES) + 64
+MAX_SOCKETS = len(LANES) * (MAX_PEERS + MAX_GUESTS * MAX_GUEST_ADDRESSES + MAX_ADDRESSES + MAX_WANTED) + 64
 """Of everybody that the protocol lets in, answers or dials, and some that are closing; libzmq's own bound is 1023."""
 START_FILES = 32
 """Two routers, their doorkeepers, the gate and libzmq's threads take 16 (measured); the rest is to meet the first

@@ -125,8 +125,10 @@ def _strategy_cells(priced: Priced | None, planned_s: float) -> tuple[str, str, 
 
 def _bound_line(comparison: Comparison) -> str:
     over = comparison.planned.plan.round_s / comparison.bound_s if comparison.bound_s > 0 else 1.0
+    those = f" in which each owner has one of {num} helpers drawn for it" if (num := comparison.num_choices) else ""
     return (
-        f"no plan's round takes less than {seconds(comparison.bound_s)} by these figures; this one's {over:.2f} x that"
+        f"no plan's round{those} takes less than {seconds(comparison.bound_s)} by these figures; this one's "
+        f"{over:.2f} x that"
     )
 
 
@@ -205,6 +207,7 @@ def to_plain(comparison: Comparison) -> dict[str, Any]:
         ],
         **_priced(room, comparison.planned),
         "bound_s": comparison.bound_s,
+        "helpers_drawn": comparison.num_choices,
         "strategies": {
             name: None if each is None else _priced(room, each) for name, each in comparison.strategies.items()
         },

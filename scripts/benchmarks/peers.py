@@ -153,6 +153,11 @@ class PeerGroup:
         self._setting = {"job": job.to_json(), "data": data, "discover": not by_address, "trace": trace}
         self._port = free_port() if by_address else 0
 
+    @property
+    def address(self) -> str:
+        """Of the first peer, where they are found by that."""
+        return f"{LOOPBACK}:{self._port}"
+
     def add(
         self, shard: str = "", classes: Sequence[str] = (), *, port: int = 0, log: IO[bytes] | None = None
     ) -> PeerProcess:
@@ -164,7 +169,6 @@ class PeerGroup:
         self, number: int, shard: str, classes: Sequence[str] = (), *, port: int = 0, log: IO[bytes] | None = None
     ) -> PeerProcess:
         """One with the state of this number, which may have run before."""
-        first = f"{LOOPBACK}:{self._port}"
         return PeerProcess.start(
             f"peer{number}",
             code=self.code,
@@ -173,7 +177,7 @@ class PeerGroup:
             state=str(self._folder / f"peer{number}"),
             port=port or (0 if number else self._port),
             log=log,
-            peers=[first] if self._port and number else [],
+            peers=[self.address] if self._port and number else [],
             **self._setting,
         )
 

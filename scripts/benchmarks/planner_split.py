@@ -23,7 +23,7 @@ from p2ptrain.learning.blocks.costs import profile_blocks
 from p2ptrain.learning.models import build_model
 from p2ptrain.planning.devices.profiles import read_profile
 from p2ptrain.planning.pipeline.task import peer_from_profile
-from p2ptrain.planning.split.bound import lower_bound_s
+from p2ptrain.planning.split.comparison import lower_bound_s
 from p2ptrain.planning.split.planned import planned
 from p2ptrain.planning.split.room import Room
 from p2ptrain.planning.split.search import Search

@@ -28,7 +28,7 @@ from benchmarks import plots
 from benchmarks.common import SEED, Column, Sample, Settings
 from benchmarks.rows import Remark, Row, Section
 from benchmarks.virtual_gossip import average_centrally, reach_consensus
-from benchmarks.virtual_membership import detect_death, detect_death_by_heartbeats
+from benchmarks.virtual_membership import detect_death, detect_death_by_heartbeats, lose_many
 from benchmarks.virtual_records import keep_records
 from benchmarks.virtual_sessions import link_up
 from p2ptrain.protocol.session.sessions import MAX_PEERS
@@ -55,12 +55,21 @@ SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 RECORD_SIZES = (10, 20, 50, 100, 200, 500, 1000)
 RECORD_WARM_S = 0.125
 """A peer; 12 s at least: by then each has said its progress once, and short digests suffice."""
-LINKED = ((200, 170), (200, 128), (520, MAX_PEERS), (600, MAX_PEERS), (700, MAX_PEERS), (1000, 32))
+LINKED = ((200, 170), (200, 128), (520, MAX_PEERS), (600, MAX_PEERS), (700, MAX_PEERS))
+LINKED += tuple((num_peers, 32) for num_peers in (150, 200, 300, 1000, 5000))
 """(peers, links of each): as sessions give 200 peers, the fewest that any of them gets, around the limit, and few."""
+MANY_LOST, LOST_LINKS, LOST_SHARE = (200, 300, 1000), 32, 0.3
+"""Groups of which so large a part crashes at once, with so many links of each; more than 128 are left, as in a smaller
+group everyone probes everyone, and gets a link to do so."""
 SESSION_SIZES = (50, 100, 150, 200, 300)
 TINY_SIZES = (6, 12, 24)
-TINY_LINKED = ((24, 20),)
+TINY_LINKED = ((24, 20), (12, 32), (24, 32))
+TINY_LOST = (24,)
 FIT_UP_TO = 100
+FEW_UP_TO = 300
+"""Likewise where links are few: in a group of 128 or fewer everyone has a link to everyone."""
+CHECKED, ON_PAPER = (100, 1000), 5000
+"""Sizes at which what is expected is set beside what was measured, and the one that is told whether measured or not."""
 FULL_HEARTBEATS = 50
 """In larger groups only the heartbeats that matter are simulated."""
 
@@ -84,6 +93,10 @@ def run(settings: Settings) -> Iterator[Sample]:
         for repetition in settings.repetitions:
             figures = detect_death(num_peers, SEED + repetition, num_links=num_links)
             yield Sample(f"membership, {num_links} links, {num_peers} peers", repetition, figures)
+    for num_peers in TINY_LOST if settings.tiny else MANY_LOST:
+        for repetition in settings.repetitions:
+            figures = lose_many(num_peers, SEED + repetition, num_links=LOST_LINKS, share=LOST_SHARE)
+            yield Sample(f"membership, {LOST_SHARE:.0%} lost at once, {num_peers} peers", repetition, figures)
     for num_peers in sizes if settings.tiny else SESSION_SIZES:
         for repetition in settings.repetitions:
             yield Sample(f"sessions, {num_peers} peers", repetition, link_up(num_peers, SEED + repetition))
@@ -102,6 +115,7 @@ class Law:
     unit: str
     basis: tuple[Callable[[float], float], ...]
     words: str
+    fit_up_to: int = FIT_UP_TO
 
 
 def _one(n: float) -> float:
@@ -109,9 +123,12 @@ def _one(n: float) -> float:
 
 
 LOGARITHM = (_one, math.log2), "{0:.2f} + {1:.2f} log2 n"
+FEW = "membership, 32 links"
 LAWS = (
     Law("membership", "death_known_s", "a death is known to all after", "s", *LOGARITHM),
     Law("membership", "bytes_per_s", "membership sends", "bytes/s a peer", (_one,), "{0:.0f}"),
+    Law(FEW, "death_known_s", "with 32 links each a death is known to all after", "s", *LOGARITHM, FEW_UP_TO),
+    Law(FEW, "bytes_per_s", "with 32 links each membership sends", "bytes/s a peer", (_one,), "{0:.0f}", FEW_UP_TO),
     Law("heartbeats", "bytes_per_s", "heartbeats take", "bytes/s a peer", (float,), "{0:.0f} n"),
     Law("gossip", "rounds", "gossip is within 1 % after", "rounds", *LOGARITHM),
     Law("central average", "rounds", "one averager is done after", "rounds", (float,), "{0:.3f} n"),
@@ -130,7 +147,7 @@ def series(cases: Sequence[dict[str, Any]], name: str, figure: str) -> list[tupl
 
 def fit(law: Law, points: Sequence[tuple[float, dict[str, float]]]) -> list[float]:
     """Least squares over the small sizes: the factors of the law's terms."""
-    small = [(peers, figure["median"]) for peers, figure in points if peers <= FIT_UP_TO]
+    small = [(peers, figure["median"]) for peers, figure in points if peers <= law.fit_up_to]
     terms = np.array([[term(peers) for term in law.basis] for peers, _ in small])
     return [float(factor) for factor in np.linalg.lstsq(terms, np.array([value for _, value in small]), rcond=None)[0]]
 
@@ -140,18 +157,25 @@ def expected(law: Law, factors: Sequence[float], peers: float) -> float:
 
 
 def notes(cases: Sequence[dict[str, Any]]) -> list[str]:
-    """Each law beside what the largest group did."""
+    """Each law, fitted to small groups, beside what groups of ``CHECKED`` peers and the largest did, and what it says
+    of ``ON_PAPER`` peers where no group was as large."""
     lines = []
     for law in LAWS:
         points = series(cases, law.series, law.figure)
         if len(points) < 2:
             continue
         factors = fit(law, points)
-        peers, last = points[-1]
         smallest, first = points[0]
+        last = points[-1][0]
+        seen = "; ".join(
+            f"{figure['median']:.4g} at {peers:.0f} (expected {expected(law, factors, peers):.4g})"
+            for peers, figure in points
+            if peers in (*CHECKED, last)
+        )
+        paper = "" if last >= ON_PAPER else f"; at {ON_PAPER}, on paper, {expected(law, factors, ON_PAPER):.4g}"
         lines.append(
-            f"{law.what} {first['median']:.4g} {law.unit} at {smallest:.0f} peers, {last['median']:.4g} at {peers:.0f};"
-            f" expected {law.words.format(*factors)} (fitted up to {FIT_UP_TO}): {expected(law, factors, peers):.4g}"
+            f"{law.what} {first['median']:.4g} {law.unit} at {smallest:.0f} peers; {seen}{paper}. Expected: "
+            f"{law.words.format(*factors)}, fitted up to {law.fit_up_to}"
         )
     return lines
 

@@ -85,6 +85,46 @@ def detect_death(
     } | ({"death_known_s": after[-1], "death_known_median_s": statistics.median(after)} if all_know else {})
 
 
+def lose_many(
+    num_peers: int, seed: int, *, num_links: int, share: float, warm_s: float = 2.0, within_s: float = 60.0
+) -> dict[str, float]:
+    """That share of the peers crashes at once: when do all the others know it of all of them, and of nobody else?
+
+    The links that are left are all that there is: nobody makes new ones, as a real peer would.
+    """
+    rng = random.Random(f"{seed}/{num_peers}/many")
+    everyone = peer_ids(num_peers)
+    gone = set(rng.sample(everyone, round(share * num_peers)))
+    told: dict[PeerId, set[PeerId]] = {peer: set() for peer in everyone if peer not in gone}
+    num_wrong = 0
+
+    def learn(who: PeerId, effect: object, now: float) -> None:
+        nonlocal num_wrong
+        if isinstance(effect, PeerFailed):
+            num_wrong += effect.peer not in gone
+            if who in told:
+                told[who].add(effect.peer)
+
+    network = SimulatedNetwork(seed, WIRELESS, on_effect=learn)
+    key_of = {peer: key(number) for number, peer in enumerate(everyone)}
+    links = neighbours(num_peers, num_links, rng)
+    for number, peer in enumerate(everyone):
+        linked = frozenset(everyone[other] for other in links[number])
+        known: dict[str, Any] = {"members": everyone, "linked": linked, "key_of": key_of.get}
+        said = Statements(SIZED, b"")
+        machine = Membership(
+            peer, random.Random(f"{seed}/{number}"), 0.0, LAN, statements=said, refused=Counter(), **known
+        )
+        network.add(peer, MachineHost(machine, partial(_out, meter=None, links=linked)))
+    network.run(warm_s)
+    for peer in sorted(gone):
+        network.crash(peer)
+    all_know = network.run(warm_s + within_s, lambda: all(gone <= its for its in told.values()))
+    share_told = sum(len(its & gone) for its in told.values()) / (len(told) * len(gone))
+    figures = {"peers": num_peers, "called_dead_wrongly": num_wrong, "told_share": share_told}
+    return figures | ({"death_known_s": network.now - warm_s} if all_know else {})
+
+
 class _Heartbeats:
     """The naive detector: tell everyone every ``period_s``; silent for ``patience_s`` is dead."""
 

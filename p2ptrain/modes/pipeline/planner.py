@@ -18,7 +18,14 @@ from dataclasses import replace
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import SHARE_UNITS, PeerSnapshot, Plan, check_plan, clean, is_successor, successor
-from p2ptrain.core.stages.figures import MeasuredPeer, are_usable, link_figures, usable, words_of_unknown
+from p2ptrain.core.stages.considered import (
+    MOST_DEVICES,
+    considered,
+    fitting,
+    is_among_some,
+    words_of_considered,
+)
+from p2ptrain.core.stages.figures import DeviceFigures, MeasuredPeer, are_usable, link_figures, usable, words_of_unknown
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.config import pipeline_of
@@ -36,6 +43,8 @@ from p2ptrain.planning.pipeline.schedule import most_ahead
 from p2ptrain.planning.pipeline.stages import PipelinePlan
 from p2ptrain.words import link_rate
 
+MOST_HOLDERS = 16
+"""Of a large group, so many of those with most of the lost blocks are planned with."""
 SLOWER = 1 + 1e-3
 """A plan may be this much slower than the best single peer: figures are rounded."""
 
@@ -43,7 +52,7 @@ SLOWER = 1 + 1e-3
 def first_plan(job: Job, model: ModelProfile, peers: Sequence[MeasuredPeer], proposer: PeerId) -> Plan:
     """The plan a group starts with. Raises ``UserError`` where there is none, saying what is missing."""
     snapshots = clean(job, [peer.snapshot for peer in peers])
-    figures = usable(model, snapshots, peers)
+    figures = _looked_at(job, model, snapshots, usable(model, snapshots, peers))
     pipeline = best(fleet_of(job, model, snapshots, figures), pipeline_of(job).strategy)
     steps_per_round = batches_a_round(job, snapshots, pipeline.stages[0].peers)
     body = PipelineBody(chain_hash(model), pipeline, _shares(model, pipeline), figures, 0, steps_per_round)
@@ -92,6 +101,7 @@ def next_plan(
     if can_wait and (pipeline_of(job).strategy != "planned" or not may_improve):
         return None
     figures = tuple(f for f in usable(model, snapshots, peers, before.figures) if f.peer not in leaving)
+    figures = _looked_at(job, model, snapshots, figures, before, lacking)
     fleet = fleet_of(job, model, snapshots, figures)
     can_go_on = not is_torn and fleet.knows(current.trainers())
     stretch = _stretch(fleet, before, batch_s) if can_go_on else before.stretch
@@ -141,14 +151,14 @@ def notes(job: Job, plan: Plan, model: ModelProfile | None = None) -> list[str]:
     """What a person should know about the plan, a line each. With the model also what sets the pace."""
     body = body_of(plan)
     known, unknown = {figures.peer for figures in body.figures}, words_of_unknown(plan, body.figures)
-    lines = []
+    lines = words_of_considered(plan, body.figures)
     for peer in plan.peers:
         if peer.peer in known and peer.peer in body.pipeline.left_out:
             lines.append(f"{peer.peer}: left out: {_why_left_out(job, peer)}")
             continue
         if peer.peer in known and peer.memory_bytes == 0:
             lines.append(f"{peer.peer}: no memory known, taken to have enough")
-        if peer.peer in unknown:
+        if peer.peer in unknown and (peer.peer in known or not is_among_some(plan, body.figures)):
             lines.append(unknown[peer.peer])
     for pair in link_figures(body.figures)[1]:
         lines.append(f"the link between {pair.one} and {pair.other} {link_rate(pair.bytes_per_s * 8e-6)}")
@@ -174,6 +184,26 @@ def _is_worth_it(fleet: Fleet, pipeline: PipelinePlan) -> bool:
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def _looked_at(
+    job: Job,
+    model: ModelProfile,
+    snapshots: Sequence[PeerSnapshot],
+    figures: tuple[DeviceFigures, ...],
+    before: PipelineBody | None = None,
+    lacking: Lacking | None = None,
+) -> tuple[DeviceFigures, ...]:
+    """Of a large group, those that a plan is looked for among: who trains by the plan before and who has most of its
+    blocks are. The other strategies take everybody."""
+    if pipeline_of(job).strategy != "planned" or len(figures) <= MOST_DEVICES:
+        return fitting(figures)
+    kept = [] if before is None else [peer for stage in before.pipeline.stages for peer in stage.peers]
+    if lacking is not None:
+        whole = (0, len(model.blocks))
+        to_fetch = {each.peer: lacking(each.peer, whole) for each in figures}
+        kept += sorted(to_fetch, key=lambda peer: (to_fetch[peer], peer))[:MOST_HOLDERS]
+    return fitting(considered(model, snapshots, figures, kept))
 
 
 def _stretch(fleet: Fleet, plan: PipelineBody, batch_s: float) -> float:

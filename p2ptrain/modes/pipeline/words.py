@@ -5,6 +5,7 @@ from __future__ import annotations
 from p2ptrain.config import Job
 from p2ptrain.core import no_words
 from p2ptrain.core.plan import Plan, unlearnt_classes
+from p2ptrain.core.stages.considered import is_among_some, words_of_considered
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline import safety
 from p2ptrain.modes.pipeline.plan import body_of
@@ -14,7 +15,7 @@ from p2ptrain.wire.messages import Record
 
 REPORT_TITLES = ("from block", "blocks")
 job_lines = choice_lines = no_words.of_job
-plan_lines, plan_plain = no_words.of_plan, no_words.plain_plan
+plan_plain = no_words.plain_plan
 mode_sentence, part_classes = no_words.of_choice, no_words.classes
 granted = no_words.of_links
 coverage, flows = safety.coverage, safety.flows
@@ -22,6 +23,11 @@ kept_lines, kept_plain = safety.lines, safety.plain
 harvest_head_line = harvest_lines = no_words.of_harvest
 look_note = no_words.of_looks
 harvest_plain = no_words.plain_harvest
+
+
+def plan_lines(plan: Plan, job: Job) -> list[str]:
+    """What ``status`` tells of the plan beside its stages."""
+    return words_of_considered(plan, body_of(plan).figures)
 
 
 def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
@@ -33,6 +39,8 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
     if part is None and own not in {peer.peer for peer in plan.peers}:
         return f"{start}: made before this peer joined; it stands by for the next one"
     if part is None and own not in {figures.peer for figures in body.figures}:
+        if is_among_some(plan, body.figures):
+            return f"{start}: without this peer: of so many devices not all were looked at; it stands by"
         return (
             f"{start}: without this peer, which is about to leave, or whose speed was not known, or whose times of its "
             "blocks make no sense; it stands by"
@@ -48,7 +56,7 @@ def plan_sentence(plan: Plan, job: Job, own: PeerId) -> str:
 
 def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
     """What the person at this device should know about the plan."""
-    return unlearnt_classes(plan, job, body_of(plan).pipeline.stages[0].peers)
+    return plan_lines(plan, job) + unlearnt_classes(plan, job, body_of(plan).pipeline.stages[0].peers)
 
 
 def waiting_words(plan: Plan, record: Record, state: State, strategy: str) -> str:
@@ -70,6 +78,8 @@ def waiting_words(plan: Plan, record: Record, state: State, strategy: str) -> st
     if part is None and own not in {figures.peer for figures in body.figures}:
         if not record.profile:
             return "a stage: its speed was not known when this plan was made, and is being measured"
+        if is_among_some(plan, body.figures):
+            return "a stage: of so many devices not all were looked at for this plan; the next one may have it"
         return (
             "a stage: its speed was not known when this plan was made, or the times of its blocks make no sense; the "
             "next plan may have it, else start it again"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from p2ptrain.config import Job
 from p2ptrain.core.plan import PeerSnapshot, Plan, check_plan, clean, is_successor, successor
+from p2ptrain.core.stages.considered import fitting
 from p2ptrain.core.stages.figures import DeviceFigures, MeasuredPeer, are_usable, usable, words_of_unknown
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
@@ -29,6 +30,7 @@ from p2ptrain.modes.split.plan import (
     shares_of,
     workers,
 )
+from p2ptrain.modes.split.words import words_of_pairs
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.devices.profile_codec import chain_hash, rounded
 from p2ptrain.planning.split.units import SplitPlan
@@ -66,7 +68,7 @@ class Known:
 def first_plan(job: Job, model: ModelProfile, peers: Sequence[MeasuredPeer], proposer: PeerId) -> Plan:
     """The plan a group starts with. Raises ``UserError`` where there is none, saying what is missing."""
     snapshots = clean(job, [peer.snapshot for peer in peers])
-    figures = usable(model, snapshots, peers)
+    figures = fitting(usable(model, snapshots, peers))
     split = choice_of(job, model, snapshots, figures).best()
     return _plan(job, model, snapshots, figures, split, proposer, None, Known())
 
@@ -86,7 +88,7 @@ def next_plan(
     is_torn = not present.issuperset(current.trainers())
     if not snapshots or known.from_round >= job.training.rounds:
         return None
-    figures = usable(model, snapshots, peers, before.figures)
+    figures = fitting(usable(model, snapshots, peers, before.figures))
     shut_out, figures, choice = _without_blamed(job, model, snapshots, figures, before, known)
     now = None if is_torn else choice.today(before.split)
     stretch = before.stretch if now is None else _stretch(now, known.round_s, before.stretch)
@@ -124,10 +126,7 @@ def notes(job: Job, plan: Plan) -> list[str]:
     body = body_of(plan)
     unknown = words_of_unknown(plan, body.figures)
     shut_out = {e.peer: f"{e.peer}: {e.words}" for e in body.shut_out if body.is_shut_out(e.peer)}
-    return list((unknown | shut_out).values())
-
-
-# --- the plan ---------------------------------------------------------------------------------------------------------
+    return [*words_of_pairs(plan), *(unknown | shut_out).values()]
 
 
 def _without_blamed(

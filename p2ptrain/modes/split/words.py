@@ -13,6 +13,7 @@ from p2ptrain.modes.split import cover
 from p2ptrain.modes.split.config import split_of
 from p2ptrain.modes.split.plan import Run, ShutOut, body_of, needs_of, rates_of, workers
 from p2ptrain.modes.split.rounds.states import Ended, Gathering, Lost, State
+from p2ptrain.planning.split.pairing import choices
 from p2ptrain.planning.split.units import SplitPlan, Unit
 from p2ptrain.protocol.consensus.epochs import epoch_words
 from p2ptrain.wire.schema import to_plain
@@ -78,6 +79,7 @@ def plan_lines(plan: Plan, job: Job) -> list[str]:
         whom = ", ".join(unit.owner for unit in tails)
         share = load_s / max(split.round_s, load_s, 1e-9)
         lines.append(f"{helper} helps {whom}: {load_s:.3g} s of each round, {100 * share:.0f} % of it")
+    lines += words_of_pairs(plan)
     return lines + [f"{each.peer} is {each.words}" for each in _shut_out(plan)]
 
 
@@ -180,6 +182,21 @@ def _number(num: int, one: str, many: str) -> str:
     return f"{num} {one if num == 1 else many}"
 
 
+def words_of_pairs(plan: Plan) -> list[str]:
+    """Where the search looked at some of the helpers for each owner only."""
+    body = body_of(plan)
+    known = {figures.peer for figures in body.figures}
+    samples = [peer.num_samples for peer in plan.peers if peer.peer in known]
+    owners, free = sum(num > 0 for num in samples), sum(num == 0 for num in samples)
+    chosen = choices(owners, num_free=free, num_owning=owners)
+    if chosen is None:
+        return []
+    return [
+        f"{free + owners} devices: each of the {owners} with samples was planned with {chosen} of the helpers that it "
+        "could have, drawn by name, faster ones more often; another plan may be faster"
+    ]
+
+
 def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
     """What the person at this device should know about the plan."""
     split = body_of(plan).split
@@ -187,6 +204,7 @@ def plan_notes(plan: Plan, job: Job, own: PeerId) -> list[str]:
     what, stay = ("gradients", "; their labels stay here") if split.kept_from else ("their labels", "")
     lines = [f"activations of this device's samples, and {what}, go to {helper}{stay}" for helper in helpers]
     lines += unlearnt_classes(plan, job, [unit.owner for unit in split.units])
+    lines += words_of_pairs(plan)
     return lines + [f"{each.peer} is {each.words}" for each in _shut_out(plan) if each.peer != own]
 
 

@@ -30,6 +30,8 @@ MAX_GROUPS = 255
 MAX_RUN = 4
 """Peers of like speed in a group of the selection."""
 FIELD_BITS = 62
+WITH_DATA, WITH_MEMORY = 4, 6
+"""Kinds that are taken first where not all fit into ``FIELD_BITS``."""
 
 Counts = tuple[int, ...]
 """How many peers of each kind are taken."""
@@ -198,19 +200,29 @@ class CandidateGroups:
 
 
 def _kinds(model: CostModel) -> tuple[list[list[int]], bool]:
-    """Peers by kind, and whether all are among them: only so many kinds fit into one integer, the fastest first."""
+    """Peers by kind, and whether all are among them: only so many kinds fit into one integer. Then some of the fastest
+    with samples are taken first, some of those with most memory, and else the fastest."""
+    peers = model.task.peers
     linked = {name for pair in model.task.pair_rates for name in (pair.one, pair.other)}
     kinds: dict[object, list[int]] = {}
-    for index, peer in sorted(enumerate(model.task.peers), key=lambda item: item[1].name):
+    for index, peer in sorted(enumerate(peers), key=lambda item: item[1].name):
         kinds.setdefault(replace(peer, name=peer.name if peer.name in linked else ""), []).append(index)
-    fastest = sorted(kinds.values(), key=lambda kind: (-_speed(model, kind[0]), model.task.peers[kind[0]].name))
+    fastest = sorted(kinds.values(), key=lambda kind: (-_speed(model, kind[0]), peers[kind[0]].name))
+    if sum(map(_num_bits, fastest)) <= FIELD_BITS:
+        return fastest, True
+    largest = sorted(fastest, key=lambda kind: -peers[kind[0]].memory_bytes)[:WITH_MEMORY]
+    with_data = [kind for kind in fastest if peers[kind[0]].has_data][:WITH_DATA]
     kept: list[list[int]] = []
     bits = 0
-    for kind in fastest:
-        bits += len(kind).bit_length() + 1
-        if bits <= FIELD_BITS:
+    for kind in (*with_data, *largest, *fastest):
+        if kind not in kept and bits + _num_bits(kind) <= FIELD_BITS:
+            bits += _num_bits(kind)
             kept.append(kind)
-    return kept, len(kept) == len(fastest)
+    return [kind for kind in fastest if kind in kept], False
+
+
+def _num_bits(kind: Sequence[int]) -> int:
+    return len(kind).bit_length() + 1
 
 
 def _speed(model: CostModel, peer: int) -> float:

@@ -44,7 +44,8 @@ class Choice:
 class Helper:
     """What a peer has for others. If it owns a unit too, that trains alone beside theirs."""
 
-    def __init__(self, pairs: Pairs, name: str, *, is_coarse: bool = False) -> None:
+    def __init__(self, pairs: Pairs, name: str, others: Sequence[str], *, is_coarse: bool = False) -> None:
+        """``others``: the owners that it may help."""
         room = pairs.room
         self._pairs, self.room, self.name, self.is_coarse = pairs, room, name, is_coarse
         peer = room.peers[name]
@@ -57,7 +58,6 @@ class Helper:
                 self.own_s, self.own_exchange_s = alone.round_s, alone.exchange_s
                 own_bytes = room.own_bytes(name, alone.micro_batches)
         self.free_bytes = peer.device.memory_bytes - own_bytes
-        others = [owner for owner in room.owners if owner != name]
         if room.task.tails == "shared" and others:
             self.free_bytes -= self._shared_tail_bytes(others)
         self._is_tight = self._may_run_out(others)

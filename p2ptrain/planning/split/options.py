@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from p2ptrain.config import Coding
 from p2ptrain.planning.pipeline.cost import Floats
+from p2ptrain.planning.pipeline.shares import Mask
 from p2ptrain.planning.split.room import Room
 from p2ptrain.planning.split.steps import Ints, StepArrays, paths, step_arrays
 
@@ -118,17 +119,29 @@ class Pairs:
             )
         return self._found[owner, helper]
 
-    def _of(self, owner: str, helper: str, num: int) -> Options:
-        room, task, tables, at = self.room, self.room.task, self.room.tables, self._cuts
-        its, many = room.peers[owner], len(task.codings)
-        batches, samples = task.batches_of(its, num), task.micro_batch_of(its, num)
-        rows = math.ceil(samples)
+    def may_hold(self, owner: str, helper: str) -> bool:
+        """Whether there is an option that both have the memory for; quicker than to make them all."""
+        return any(bool(self._held(owner, helper, num)[0].any()) for num in self.room.micro_batch_choices(owner))
+
+    def _held(self, owner: str, helper: str, num: int) -> tuple[Mask, Ints, Floats]:
+        """Of every cut: whether both have the memory for it, micro-batches in flight, and what the helper's activations
+        take."""
+        room, tables, at = self.room, self.room.tables, self._cuts
+        its = room.peers[owner]
+        rows = math.ceil(room.task.micro_batch_of(its, num))
         free = its.device.memory_bytes - tables.held_bytes[at] - rows * self._front_flow
         free = free - self._kept_held - rows * self._kept_work
         in_flight = np.floor(free / np.maximum(rows * self._front_bytes, 1e-9)).clip(0, num).astype(np.int64)
         stored = in_flight if self._is_kept else 1  # for backward passes that wait for the owner's
         work = rows * (self._tail_stored * stored + self._tail_flow + in_flight * tables.cut_bytes[at])
-        able = (in_flight > 0) & (self._held_bytes + work <= room.peers[helper].device.memory_bytes)
+        able: Mask = (in_flight > 0) & (self._held_bytes + work <= room.peers[helper].device.memory_bytes)
+        return able, in_flight, work
+
+    def _of(self, owner: str, helper: str, num: int) -> Options:
+        room, task, at = self.room, self.room.task, self._cuts
+        its, many = room.peers[owner], len(task.codings)
+        batches, samples = task.batches_of(its, num), task.micro_batch_of(its, num)
+        able, in_flight, work = self._held(owner, helper, num)
         at, in_flight, work, held = at[able], in_flight[able], work[able], self._held_bytes[able]
         steps = step_arrays(room, owner, helper, at, samples, [(coding, coding) for coding in task.codings])
         fixed, shared = self._paths(owner, helper, steps, num, np.tile(in_flight, many))

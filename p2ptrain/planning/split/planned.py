@@ -68,7 +68,8 @@ def _corrected(search: Search, found: Found) -> list[SplitPlan]:
             if plan.to_json() == plans[-1].to_json():
                 break
             plans.append(plan)
-            waits = {owner: SMOOTHED * (wait + _wait_s(room, plan, owner)) for owner, wait in waits.items()}
+            seen = _waits_s(room, plan)
+            waits = {owner: SMOOTHED * (wait + seen[owner]) for owner, wait in waits.items()}
     return plans
 
 
@@ -83,14 +84,15 @@ def _later(options: Options, wait_s: float) -> Options:
     return replace(options, fixed_s=options.fixed_s + wait_s)
 
 
-def _wait_s(room: Room, plan: SplitPlan, owner: str) -> float:
-    """By how much a round was played longer than if the unit had its helper to itself."""
-    unit = plan.unit_of(owner)
-    each = next(each for each in played_of(room, plan) if each.owner == owner)
-    if unit is None:
-        return 0.0
-    many = each.batches * room.steps_a_round
-    return max(0.0, unit.round_s - many * batch_s(each.steps, each.micro_batches, each.in_flight))
+def _waits_s(room: Room, plan: SplitPlan) -> dict[str, float]:
+    """By how much each round was played longer than if the unit had its helper to itself."""
+    return {
+        unit.owner: max(
+            0.0,
+            unit.round_s - each.batches * room.steps_a_round * batch_s(each.steps, each.micro_batches, each.in_flight),
+        )
+        for unit, each in zip(plan.units, played_of(room, plan), strict=True)
+    }
 
 
 def _chosen(search: Search, options: Mapping[str, Options], high_s: float) -> dict[str, Choice | None] | None:

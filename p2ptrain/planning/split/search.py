@@ -27,9 +27,9 @@ from p2ptrain.planning.split.cost import exchange_s
 from p2ptrain.planning.split.frontier import NOTHING, Frontier
 from p2ptrain.planning.split.group import MAX_ROUND_S, Choice, Helper, soonest_of_all
 from p2ptrain.planning.split.options import Options, Pairs
+from p2ptrain.planning.split.pairing import Pairing
 from p2ptrain.planning.split.room import Room
 
-EXACT_OWNERS = 8
 CLOSE = 1e-5
 ROUGHLY = 2e-3
 """So close the least time is found where not all ways are looked through."""
@@ -40,7 +40,6 @@ LOWERED = 1e-3
 FAR_LOWERED, MUCH_LOWERED, MOST_LIMITS = 0.02, 0.4, 10
 """Where not all ways are looked through: likewise; by so much of the exchange at least; so many times at most."""
 MOST_MOVES = 40
-MOST_OWNING = 4
 
 
 @dataclass(frozen=True)
@@ -82,32 +81,27 @@ class Search:
 
     def __init__(self, room: Room) -> None:
         self.room = room
-        self.is_exact = len(room.owners) <= EXACT_OWNERS
         self.counts = Counts()
         pairs = Pairs(room)
+        self.pairing = Pairing(pairs)
+        self.is_exact = self.pairing.is_exact
         self.helpers: dict[str, Helper] = {}
         self.options: dict[tuple[str, str], Options] = {}
-        for name in self._candidates():
-            helper = Helper(pairs, name, is_coarse=not self.is_exact)
-            for owner in room.owners if helper.is_able else ():
-                options = helper.able(pairs.of(owner, name)) if owner != name else None
-                if options is not None and len(options):
+        for name, owners in self.pairing.owners_of.items():
+            helper = Helper(pairs, name, owners, is_coarse=not self.is_exact)
+            for owner in owners if helper.is_able else ():
+                options = helper.able(pairs.of(owner, name))
+                if len(options):
                     self.options[owner, name] = options
                     self.helpers[name] = helper
-
-    def _candidates(self) -> list[str]:
-        """Who is thought of as a helper; in a large room no more than the fastest of those who own units themselves."""
-        room, last = self.room, self.room.tables.num_units
-        own = [name for name in room.helpers if room.peers[name].samples]
-        pace = {name: float(sum(each[last] for each in room.seconds(name, 1.0))) for name in own}
-        own.sort(key=lambda name: (pace[name], name))
-        left_out = set() if self.is_exact else set(own[MOST_OWNING:])
-        return [name for name in room.helpers if name not in left_out]
+        num_others = len(room.owners) - 1
+        self._only = [name for name in self.helpers if len(self.pairing.owners_of[name]) >= num_others]
+        """Who may be the one helper of all."""
 
     def best(self, below_s: float = math.inf) -> Found | None:
         """The way with the shortest round; None where no round is shorter than ``below_s``."""
         best: Found | None = None
-        for only in (None, *self.helpers):
+        for only in (None, *self._only):
             limit_s, reached_s, limits = math.inf, math.inf, 0
             while limit_s > 0 and (self.is_exact or limits < MOST_LIMITS):
                 limits += 1
@@ -153,25 +147,23 @@ class Search:
             if only in (None, name) and (only is not None or helper.own_exchange_s <= limit_s)
         }
         options = {key: each for key, each in options.items() if key[1] in helpers and len(each)}
-        low_s = 0.0
-        for owner in self.room.owners:
-            ways = [alone_s[owner]] if owner in alone_s else []
-            for (its, name), each in options.items():
-                if its == owner:
-                    took = (each.round_s(1.0), each.helper_s + helpers[name].own_s)
-                    ways.append(float(max(took[0].min(), took[1].min())))
-            low_s = max(low_s, min(ways, default=math.inf))
+        ways = {owner: [alone_s[owner]] if owner in alone_s else [] for owner in self.room.owners}
+        for (owner, name), each in options.items():
+            took = (each.round_s(1.0), each.helper_s + helpers[name].own_s)
+            ways[owner].append(float(max(took[0].min(), took[1].min())))
+        low_s = max((min(its, default=math.inf) for its in ways.values()), default=0.0)
         return _Limited(options, alone_s, helpers, low_s)
 
     def _least_exchange_s(self, limited: _Limited, only: str | None) -> float:
-        least = 0.0
-        for owner in self.room.owners:
+        ways: dict[str, list[float]] = {owner: [] for owner in self.room.owners if owner != only}
+        for owner, its in ways.items():
             alone = self.room.alone(owner)
-            ways = [alone.exchange_s] if alone is not None and owner in limited.alone_s and owner != only else []
-            ways += [float(each.owner_exchange_s.min()) for key, each in limited.options.items() if key[0] == owner]
-            if owner != only:
-                least = max(least, min(ways, default=0.0))
-        return least
+            if alone is not None and owner in limited.alone_s:
+                its.append(alone.exchange_s)
+        for (owner, _), each in limited.options.items():
+            if owner in ways:
+                ways[owner].append(float(each.owner_exchange_s.min()))
+        return max((min(its, default=0.0) for its in ways.values()), default=0.0)
 
     def _soonest(self, limited: _Limited, below_s: float, only: str | None) -> Found | None:
         """The least time of training under a limit, if it is below ``below_s``."""

@@ -1,6 +1,7 @@
 """Which addresses to dial, when, and which of them lead to whom.
 
-Invariant: at most ``MAX_ADDRESSES``; an address that leads to an admitted peer or to ourselves is not due.
+Invariant: at most ``MAX_ADDRESSES``, and ``MAX_WANTED`` of peers that there is something to say to; an address that
+leads to an admitted peer or to ourselves is not due.
 
 An address:  due --Hello sent--> dialling --Welcome--> open --its peer is dropped--> due
              open --its visitor has gone, and had told us of it--> forgotten
@@ -28,10 +29,12 @@ FORGET_SHOWN_S = 86_400.0
 """An address that never led to a peer, one that did, and one that mDNS showed are forgotten after so long without an
 answer: a network that was away for a night shows nothing anew where multicast is filtered."""
 MAX_ADDRESSES = 128
+MAX_WANTED = 64
+"""Beside these, addresses of peers that are dialled because there is something to say to them."""
 
-Source = Literal["given", "mdns", "remembered", "peer"]
-"""Who named an address: the user, mDNS, the state directory, another peer."""
-SOURCES: tuple[Source, ...] = ("given", "mdns", "remembered", "peer")
+Source = Literal["given", "mdns", "remembered", "peer", "wanted"]
+"""Who named an address: the user, mDNS, the state directory, another peer; or this peer needs it (``MAX_WANTED``)."""
+SOURCES: tuple[Source, ...] = ("given", "mdns", "remembered", "peer", "wanted")
 """Of several that name the same one, the first of these counts."""
 
 
@@ -112,7 +115,7 @@ class AddressBook:
         if known and SOURCES.index(source) <= SOURCES.index(known.source):
             known.source = source
             known.since = known.since if known.key or source != "mdns" else now
-        if known or address in self._ourselves or not self._make_room(in_use):
+        if known or address in self._ourselves or not self._make_room(in_use, source):
             return None
         self._targets[address] = target = Target(address, source, since=now, due=now)
         return target
@@ -156,14 +159,16 @@ class AddressBook:
             else:
                 del self._targets[target.address]
 
-    def _make_room(self, in_use: Collection[str]) -> bool:
+    def _make_room(self, in_use: Collection[str], source: Source) -> bool:
         """Forget an address that is neither in use nor given by the user, if there has to be room.
 
         Any one of those that never led anywhere, or whoever names most would push out all that others name; first of
         those that anybody in the network could show. Only then the oldest.
         """
-        if len(self._targets) >= MAX_ADDRESSES:
-            spare = [each for each in self._targets.values() if not each.kept and each.address not in in_use]
+        is_wanted = source == "wanted"
+        alike = [each for each in self._targets.values() if (each.source == "wanted") == is_wanted]
+        if len(alike) >= (MAX_WANTED if is_wanted else MAX_ADDRESSES):
+            spare = [each for each in alike if not each.kept and each.address not in in_use]
             if not spare:
                 return False
             unmet = [each for each in spare if not each.last_key]

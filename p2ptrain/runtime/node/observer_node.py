@@ -43,10 +43,10 @@ MAX_RECORDS = 4096
 MAX_BLOB_BYTES = 1 << 40
 GOODBYE_S = 0.5
 """At most, for the last words to go out."""
-SETTLE_S = 0.5
+SETTLE_S, TOLD_SETTLE_S = 0.5, 0.1
+"""News that comes in bunches: look a little longer after the last; less long when nothing is missing."""
 PATIENCE_S = 3.0
 """After the first answer, for everyone to answer for itself."""
-"""News that comes in bunches: look a little longer after the last."""
 
 
 class Observer(Core):
@@ -123,6 +123,12 @@ class Observer(Core):
         """Everyone that anybody calls alive has answered for itself: what others relay may be a second old."""
         alive = {p for p, state in self.states.items() if state in ("alive", "suspect")}
         return bool(self.answered) and alive <= self.answered
+
+    def misses_nothing(self) -> bool:
+        """All have answered, and the job that they train and every plan that one of them follows are here."""
+        alive = self.alive()
+        has_job = self.job is not None or not any(record.job for record in alive)
+        return self.complete() and has_job and {record.plan for record in alive if record.plan} <= self.plans.keys()
 
     def relayed(self) -> bool:
         """There is a record of everyone that anybody calls alive, though some only from others."""
@@ -323,7 +329,8 @@ class ObserverNode(Node):
         observer, start = self.observer, self.now()
         while self.now() < start + wait_s:
             await self._pause(0.05)
-            settled = self.now() - observer.changed_at > SETTLE_S
+            settle_s = TOLD_SETTLE_S if observer.misses_nothing() else SETTLE_S
+            settled = self.now() - observer.changed_at > settle_s
             heard = observer.complete() or (observer.relayed() and self.now() - observer.first_answer_at > PATIENCE_S)
             if heard and settled and not (need_job and (observer.job is None or observer.plan() is None)):
                 return

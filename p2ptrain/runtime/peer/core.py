@@ -23,6 +23,7 @@ from p2ptrain.protocol.session.door import OPEN_DOOR, Door
 from p2ptrain.protocol.session.effects import SendFrames
 from p2ptrain.protocol.session.sessions import MAX_PEERS, Sessions
 from p2ptrain.protocol.session.visitors import MAX_VISITORS
+from p2ptrain.runtime.peer.reach import Reach
 from p2ptrain.runtime.peer.waiting import finding_words
 from p2ptrain.wire.messages import (
     EPOCH_BOUND,
@@ -83,6 +84,8 @@ class Core:
         self._asked: set[PeerId] = set()
         """Who has yet to answer."""
         self._num_asked: Counter[PeerId] = Counter()
+        self.reach: Reach | None = None
+        """Who only looks dials nobody beside those that it hears of."""
         self.troubles: dict[str, str] = {}
         """Sources of addresses that find nothing, by what people call them, and why. The node keeps it true."""
         self._handlers: dict[type, Handler] = {
@@ -213,6 +216,8 @@ class Core:
 
     def _send(self, effect: Send, now: float) -> Effects:
         effects: Effects = list(self.sessions.send(effect.to, effect.message, self.job_id, self.epoch, now))
+        if not effects:
+            return self.reach.dial(effect.to, now) if self.reach else []
         sent = sum(len(frame) for each in effects if isinstance(each, SendFrames) for frame in each.frames)
         self.sent[effect.message.KIND] += sent
         return effects

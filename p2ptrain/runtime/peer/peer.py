@@ -48,6 +48,7 @@ from p2ptrain.runtime.peer.completion import Completion
 from p2ptrain.runtime.peer.core import Core
 from p2ptrain.runtime.peer.init_search import InitSearch
 from p2ptrain.runtime.peer.job_search import JobSearch
+from p2ptrain.runtime.peer.reach import Reach
 from p2ptrain.runtime.peer.status import status_reply
 from p2ptrain.runtime.peer.stopping import GroupStop
 from p2ptrain.runtime.peer.waiting import waiting_words
@@ -84,7 +85,8 @@ class Peer(Core):
         self.agreement: Agreement[Plan] | None = None
         self.role: Role | None = None
         self.completion: Completion | None = None
-        self._machines: list[Machine] = [self.membership, self.records]
+        self.reach = Reach(self.own_id, self.sessions, self.membership.alive, self.records.all, now)
+        self._machines: list[Machine] = [self.membership, self.records, self.reach]
         """In the order in which they hear of the time; those of a job come with it."""
         self._rng = rng
         self._next_status, self._look_at = now, NEVER
@@ -233,9 +235,7 @@ class Peer(Core):
         if now >= self._next_status:
             self._next_status = now + STATUS_INTERVAL_S
             effects += [*self._ask_again(now), *self._take_job(now), *self._init.look(now)]
-            words = self._waiting_for(now)
-            for peer in self.records.all():
-                words = words.replace(peer, self.group.name_of(peer))
+            words = self.group.with_names(self._waiting_for(now))
             effects += self.group.say(now, waiting_for=words[:256])
         return super().tick(now) + self.run(effects, now)
 

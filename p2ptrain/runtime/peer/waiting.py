@@ -20,6 +20,7 @@ _BY: Mapping[Source, str] = {
     "mdns": "found by mDNS",
     "remembered": "remembered from last time",
     "peer": "named by another peer",
+    "wanted": "of a peer that there is something to say to",
 }
 
 

@@ -31,15 +31,8 @@ NAMES |= {"pipeline", "pipeline-mobilenet", "pipeline-wired", "pipeline_text", "
 NAMES |= {"recovery", "recovery-wide", "recovery-decoder", "recovery-planned", "replication", "leak"}
 NAMES |= {"poisoning-fitted", "poisoning-replicas", "poisoning-votes", "poisoning_split"}
 NAMES |= {"replan", "planner", "planner_split", "overlap-own", "overlap-resnet20", "overlap-vgg11", "overlap-digits"}
-NAMES |= {
-    "replicas",
-    "hostile",
-    "hostile-short",
-    "split",
-    "split-mobilenet",
-    "split-two-helpers",
-    "split-shared-medium",
-}
+NAMES |= {"planner_rooms", "quick", "replicas"}
+NAMES |= {"hostile", "hostile-short", "split", "split-mobilenet", "split-two-helpers", "split-shared-medium"}
 NAMES |= {"split-memory", "split-alexnet", "split_unlike", "split_unlike-classes"}
 NAMES |= {f"paper-{row}" for row in ("digits", "speakers", "vgg", "alexnet", "disjoint", "cifar100")}
 

@@ -32,6 +32,8 @@ class Group:
 
 
 Held = Mapping[PeerId, frozenset[int]]
+_Cluster = tuple[frozenset[int], list[PeerSnapshot]]
+"""Classes, and peers that hold them."""
 Runs = Callable[[Sequence[PeerSnapshot], int], list[list[PeerSnapshot]]]
 """Cuts peers into so many groups of like-fast ones."""
 
@@ -58,12 +60,7 @@ def clusters(peers: Sequence[PeerSnapshot], held: Held, num_groups: int, runs: R
     by_classes: dict[tuple[int, ...], list[PeerSnapshot]] = {}
     for peer in peers:
         by_classes.setdefault(tuple(sorted(held[peer.peer])), []).append(peer)
-    made = [(frozenset(classes), members) for classes, members in sorted(by_classes.items())]
-    while len(made) > num_groups:
-        pairs = [(i, j) for i in range(len(made)) for j in range(i + 1, len(made))]
-        i, j = max(pairs, key=lambda pair: (_likeness(made[pair[0]][0], made[pair[1]][0]), -pair[0], -pair[1]))
-        (one, here), (other, there) = made[i], made.pop(j)
-        made[i] = (one & other or one | other, [*here, *there])
+    made = _merged([(frozenset(classes), members) for classes, members in sorted(by_classes.items())], num_groups)
     sizes = [1] * len(made)
     while sum(sizes) < num_groups:
         # No more groups of a cluster than it has peers, or classes to give them.
@@ -72,6 +69,37 @@ def clusters(peers: Sequence[PeerSnapshot], held: Held, num_groups: int, runs: R
             break
         sizes[max(room, key=lambda g: (len(made[g][1]) / sizes[g], -g))] += 1
     return [run for (_, members), size in zip(made, sizes, strict=True) for run in runs(members, size)]
+
+
+def _merged(made: Sequence[_Cluster], num_groups: int) -> list[_Cluster]:
+    """The two that are most alike made one, of equals the first, until there are so many.
+
+    Of each cluster the one behind it that is most like it is kept, so that of hundreds not all pairs are looked at
+    every time.
+    """
+    left = dict(enumerate(made))
+    most_like: dict[int, tuple[float, int]] = {}
+
+    def look(i: int) -> None:
+        behind = [(_likeness(left[i][0], left[j][0]), -j) for j in left if j > i]
+        most_like.pop(i, None)
+        if behind:
+            most_like[i] = max(behind)
+
+    for i in left:
+        look(i)
+    while len(left) > num_groups:
+        i = max(most_like, key=lambda i: (most_like[i][0], -i))
+        j = -most_like[i][1]
+        (one, here), (other, there) = left[i], left.pop(j)
+        most_like.pop(j, None)
+        left[i] = (one & other or one | other, [*here, *there])
+        for k in left:
+            if k == i or (k in most_like and -most_like[k][1] in (i, j)):
+                look(k)
+            elif k < i:
+                most_like[k] = max(most_like[k], (_likeness(left[k][0], left[i][0]), -i))
+    return list(left.values())
 
 
 def together(group: Sequence[PeerSnapshot], held: Held) -> frozenset[int]:

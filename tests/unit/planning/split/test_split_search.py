@@ -13,7 +13,7 @@ import pytest
 from split_rooms import some_task, with_device
 
 from p2ptrain.errors import UserError
-from p2ptrain.planning.split.bound import lower_bound_s
+from p2ptrain.planning.split.comparison import lower_bound_s
 from p2ptrain.planning.split.cost import cost_of, exchange_s, plan_of
 from p2ptrain.planning.split.options import Options, Pairs
 from p2ptrain.planning.split.planned import planned
