@@ -36,7 +36,7 @@ LOOKS = 10
 """In all, where the job does not say how often."""
 COSTS = 20
 """Then a look takes at most one part in so many of the time."""
-SETTLE_S = 1.0
+SETTLE_S = 0.5
 """News of the last copies may be on their way."""
 LATE_S = 600.0
 """A look that takes longer is given up."""
