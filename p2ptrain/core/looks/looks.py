@@ -217,6 +217,7 @@ class Looks:
                 plan=plan.to_json() if is_first and plan is not None else "",
                 num_bytes=sum(each.num_bytes for each in target.copies) if is_first else 0,
                 is_last=not target.left,
+                num_copies=len(target.copies),
             )
             target.num_sent += 1
             effects.append(ToTrainer(command, ref.blob, "snapshot"))
