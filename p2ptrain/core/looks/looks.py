@@ -87,6 +87,8 @@ class Looks:
         self._num_val = 0
         self._done: list[str] = []
         """States that were looked at here, or can't be; the newest last."""
+        self._last = 0
+        """The round that was looked at last."""
         self._seen = "", 0.0
         """The state that is next, and since when it is whole."""
         self._next_at = 0.0
@@ -167,8 +169,8 @@ class Looks:
                 if ref.kind == "kept" and self._fits(ref):
                     refs.setdefault(ref.round, {})[ref.blob] = ref
         for round in sorted(refs, reverse=True)[:NEWEST]:
-            if self._is_awaited(round):
-                continue
+            if self._is_awaited(round) or (round <= self._last and not self._job.training.look_every):
+                continue  # looks that are few are for what is new
             copies = chosen(self._harvester, plan, few_copies(refs[round].values()))
             state = name_of(copies or ())
             if copies is None or state in self._done:
@@ -177,7 +179,7 @@ class Looks:
                 self._seen = state, now
             if now < self._seen[1] + SETTLE_S:
                 return []
-            self._done = [*self._done[-MAX_DONE:], state]
+            self._done, self._last = [*self._done[-MAX_DONE:], state], round
             self._target = Target(state, round, copies, list(copies), now)
             return self._next(self._target, now)
         return []
