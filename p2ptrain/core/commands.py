@@ -74,6 +74,8 @@ class LookAtModel:
     num_bytes: int = 0
     """Of all copies; with the first one."""
     is_last: bool = False
+    num_copies: int = 0
+    """That there are, with this one."""
 
 
 @dataclass(frozen=True, slots=True)

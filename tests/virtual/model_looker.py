@@ -29,6 +29,6 @@ class ModelLooker:
             self.looks[command.state] = []
         self.looks[command.state].append(ref)
         if command.is_last:
-            assert command.num_bytes or len(self.looks[command.state]) > 1
+            assert command.num_copies == len(self.looks[command.state])
             correct = round(self._num_val * RIGHT.get(ref.round, RIGHT[5]))
             self._say(c.ModelLooked(command.state, self._num_val, correct, float(self._num_val), self.seconds))

@@ -17,18 +17,17 @@ from p2ptrain.simulation.room import Visitor
 from p2ptrain.wire.messages import Stop
 
 
-def of_tasks(mode: str = "tasks") -> Room:
-    room, work = Room(0), job(mode, rounds=8)
+def of_tasks(rounds: int = 8) -> Room:
+    room, work = Room(0), job(rounds=rounds)
     for number in range(3):
         room.add(number, job=work, round_s=1.0 + 0.3 * number)
     return room
 
 
-ROOMS: dict[str, Callable[[], Room]] = {
+ROOMS: dict[str, Callable[[int], Room]] = {
     "tasks": of_tasks,
-    "replicas": lambda: of_tasks("replicas"),
-    "pipeline": lambda: stage_group.group(rounds=8),
-    "split": lambda: test_units.group(rounds=8),
+    "pipeline": lambda rounds: stage_group.group(rounds=rounds),
+    "split": lambda rounds: test_units.group(rounds=rounds),
 }
 
 
@@ -58,7 +57,7 @@ def all_in_round(room: Room, number: int) -> Callable[[], bool]:
 @pytest.mark.parametrize("mode", ROOMS)
 @pytest.mark.usefixtures("no_work_for_messages")
 def test_all_end_a_round_and_are_done(mode: str) -> None:
-    room = ROOMS[mode]()
+    room = ROOMS[mode](8)
     assert room.run(200, all_in_round(room, 2))
     newest = max(device.record.round for device in room.on())
     ask(room, [0])  # the others hear of it from that one
@@ -70,15 +69,15 @@ def test_all_end_a_round_and_are_done(mode: str) -> None:
     assert len(room.plans()) == 1, "who leaves then is no reason for another plan"
     epochs = room.epochs()
     room.on()[-1].kill()
-    room.run(30)
+    room.run(10)
     assert room.epochs() == epochs and room.all_done()
 
 
 @pytest.mark.parametrize("mode", ["tasks", "pipeline"])
 @pytest.mark.usefixtures("no_work_for_messages")
 def test_started_again_they_go_on_to_the_last_round(mode: str) -> None:
-    room = ROOMS[mode]()
-    assert room.run(200, all_in_round(room, 2))
+    room = ROOMS[mode](5)
+    assert room.run(200, all_in_round(room, 1))
     ask(room, [0, 1])
     assert room.run(120, room.all_done)
     before = max(device.record.round for device in room.on())
@@ -88,7 +87,7 @@ def test_started_again_they_go_on_to_the_last_round(mode: str) -> None:
         room.restart(number)
     assert room.run(300, room.all_done), [(d.record.phase, d.record.round, d.record.waiting_for) for d in room.on()]
     rounds = {device.record.round for device in room.on() if device.record.part >= 0}
-    assert before < 8 and rounds == {8}
+    assert before < 5 and rounds == {5}
 
 
 def test_who_refuses_goes_on_alone() -> None:

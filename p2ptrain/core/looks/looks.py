@@ -36,7 +36,7 @@ LOOKS = 10
 """In all, where the job does not say how often."""
 COSTS = 20
 """Then a look takes at most one part in so many of the time."""
-SETTLE_S = 1.0
+SETTLE_S = 0.5
 """News of the last copies may be on their way."""
 LATE_S = 600.0
 """A look that takes longer is given up."""
@@ -87,6 +87,8 @@ class Looks:
         self._num_val = 0
         self._done: list[str] = []
         """States that were looked at here, or can't be; the newest last."""
+        self._last = 0
+        """The round that was looked at last."""
         self._seen = "", 0.0
         """The state that is next, and since when it is whole."""
         self._next_at = 0.0
@@ -167,8 +169,8 @@ class Looks:
                 if ref.kind == "kept" and self._fits(ref):
                     refs.setdefault(ref.round, {})[ref.blob] = ref
         for round in sorted(refs, reverse=True)[:NEWEST]:
-            if self._is_awaited(round):
-                continue
+            if self._is_awaited(round) or (round <= self._last and not self._job.training.look_every):
+                continue  # looks that are few are for what is new
             copies = chosen(self._harvester, plan, few_copies(refs[round].values()))
             state = name_of(copies or ())
             if copies is None or state in self._done:
@@ -177,7 +179,7 @@ class Looks:
                 self._seen = state, now
             if now < self._seen[1] + SETTLE_S:
                 return []
-            self._done = [*self._done[-MAX_DONE:], state]
+            self._done, self._last = [*self._done[-MAX_DONE:], state], round
             self._target = Target(state, round, copies, list(copies), now)
             return self._next(self._target, now)
         return []
@@ -217,6 +219,7 @@ class Looks:
                 plan=plan.to_json() if is_first and plan is not None else "",
                 num_bytes=sum(each.num_bytes for each in target.copies) if is_first else 0,
                 is_last=not target.left,
+                num_copies=len(target.copies),
             )
             target.num_sent += 1
             effects.append(ToTrainer(command, ref.blob, "snapshot"))

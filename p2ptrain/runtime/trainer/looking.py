@@ -60,6 +60,9 @@ class ModelLooks:
         if not self._why:
             ref = from_plain(SnapshotRef, json.loads(command.holding))
             self._copies.setdefault(ref.part, []).append(Snapshot(ref, bytes(command.snapshot)))
+        num_here = sum(map(len, self._copies.values()))
+        if command.is_last and not self._why and num_here != command.num_copies:
+            self._why = f"{command.num_copies - num_here} of {command.num_copies} copies were not here any more"
         if command.is_last:
             self._say(self._look())
             self._state, self._copies = "", {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -58,8 +60,8 @@ def copies(plan: Plan, trainings: list[PartTraining]) -> list[c.LookAtModel]:
         assert isinstance(data, bytes)
         ref = SnapshotRef(one.part, owner, 1, 1, 2, 16, BlobId("ab" * 32), len(data))
         first = {"plan": plan.to_json(), "num_bytes": 2 * len(data)} if not commands else {}
-        is_last = len(commands) == len(owners) - 1
-        commands.append(c.LookAtModel(STATE, json.dumps(to_plain(ref)), data, is_last=is_last, **first))  # type: ignore[arg-type]
+        about: dict[str, Any] = {"is_last": len(commands) == len(owners) - 1, "num_copies": len(owners), **first}
+        commands.append(c.LookAtModel(STATE, json.dumps(to_plain(ref)), data, **about))
     return commands
 
 
@@ -105,7 +107,9 @@ def test_of_many_samples_some_are_taken_the_same_every_time(monkeypatch: pytest.
 def test_what_can_not_be_looked_at_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     job, plan, trainings = trained("tasks")
     commands = copies(plan, trainings)
-    twice = [commands[0], c.LookAtModel(STATE, commands[0].holding, commands[1].snapshot, is_last=True)]
+    last = dataclasses.replace(commands[1], num_copies=3)
+    assert looked(job, samples(8, 1), [commands[0], last]).why == "1 of 3 copies were not here any more"
+    twice = [commands[0], dataclasses.replace(commands[1], holding=commands[0].holding)]
     assert "part" in looked(job, samples(8, 1), twice).why
     assert looked(job, None, commands).samples == 0
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
