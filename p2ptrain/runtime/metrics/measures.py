@@ -5,7 +5,7 @@
     init           of a job: sha256 of the weights that it begins with, if it begins with some
     job, peer      ids; ``name``: of the peer; ``own``: whether it is the one that writes
     phase          what the peer does: waiting, training, trained, fitting, done, failed
-    epoch, part    of the plan; of class sub-models the sub-model, of stages the first block, of units the unit
+    epoch, part    of the plan; which sub-model, stage, or work on units, from 0
     round, step    rounds done; optimizer steps done
     samples        samples trained on so far
     loss           mean of the round so far, nats a sample; where it is known
