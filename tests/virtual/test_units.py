@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from blocks_trainer import MODEL, NUM_BLOCKS
+from blocks_trainer import FLOPS, MODEL, NUM_BLOCKS
 from peer_group import LOSSY, NOTHING, RATE, Room, harvest, job, plan_of, refusals
 from seeds import seeds
 from unit_trainer import Ledger, UnitTrainer, UnitTraits, read_books
@@ -26,8 +26,8 @@ from p2ptrain.simulation.network import LAN, Conditions
 SAMPLES = (16,) * 6
 WEAK, STRONG = 0.001, 0.00005
 FREE_HANDING = 1e12
-"""FLOP/s. Handing on bytes takes a simulated node no time; by a speed as low as its blocks' times say the planner would
-count on 0.3 s a block."""
+"""FLOP/s, of a device that hands on whatever there is in no time. By a speed as low as its blocks' times say it takes a
+weak one 0.2 s a block, both ways, and a twentieth of a second a stage message (``test_unit_handing``)."""
 
 
 def group(
@@ -43,9 +43,11 @@ def group(
     ballast_bytes: int = 0,
     weak_s: float = WEAK,
     num_val: int = 0,
+    handing: float = 0.0,
     **settings: object,
 ) -> Room:
-    """Weak owners first, then strong helpers without samples."""
+    """Weak owners first, then strong helpers without samples. ``handing``: times what plans count with that handing on
+    takes of each device; 0: plans count with nothing, and it is free."""
     room = Room(seed, conditions, traits=UnitTraits, bytes_per_s=RATE)
     count = owners + helpers
     work = job("split", rounds=rounds, min_peers=min_peers or count, settle_s=settle_s, replicas=replicas)
@@ -54,7 +56,10 @@ def group(
         weak = number < owners
         counts, block_s = (SAMPLES, weak_s) if weak else (NOTHING, STRONG)
         traits = {"block_s": block_s, "ballast_bytes": ballast_bytes, "num_val": num_val}
-        room.add(number, counts, job=work, flops_per_s=FREE_HANDING, **traits)
+        flops_per_s = FLOPS / block_s if handing else FREE_HANDING
+        if handing:
+            traits["handing_flops_per_s"] = flops_per_s / handing
+        room.add(number, counts, job=work, flops_per_s=flops_per_s, **traits)
     return room
 
 
@@ -341,9 +346,9 @@ def test_a_helper_that_gets_slow_is_left_when_a_round_begins_and_nothing_is_lost
     room = group(rounds=40)
     assert room.run(120, all_at(room, 3)), state_of(room)
     (helper,) = victims(room, "helper")
-    trainer(helper).slowdown = 60.0
+    trainer(helper).slowdown = 600.0
     assert room.run(300, in_epoch(room, 2)), state_of(room)
-    assert helper.record.slowdown == 60.0
+    assert helper.record.slowdown == 600.0
     assert body_of(room.devices[0]).split.helpers == ()
     assert room.run(900, room.all_done), state_of(room)
     assert set(owners_by_round(check_done(room, 3)).values()) == {3}

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from blocks_trainer import NUM_BLOCKS, At, BlocksTrainer, BlocksTraits
+from blocks_trainer import MODEL, NUM_BLOCKS, At, BlocksTrainer, BlocksTraits
 
 from p2ptrain.core import commands as c
 from p2ptrain.core.stages.commands import Deliver, GivePiece, StageUsed, Taken
@@ -37,6 +37,8 @@ from p2ptrain.modes.split.plan import (
     runs_of,
     samples_of,
 )
+from p2ptrain.planning.pipeline.task import WIRE
+from p2ptrain.planning.split.room import handing_s
 from p2ptrain.wire import tensorfile
 
 Ledger = dict[tuple[int, str], tuple[int, int]]
@@ -50,6 +52,8 @@ class UnitTraits(BlocksTraits):
 
     ballast_bytes: int = 0
     """In every piece and update."""
+    handing_flops_per_s: float = 0.0
+    """What handing on blocks and stage messages, and taking them in, is paid from; 0: it is free."""
 
     def trainer(self, name: str, at: At, say: Callable[[object], None]) -> UnitTrainer:
         return UnitTrainer(name, self, at, say)
@@ -129,7 +133,9 @@ class UnitTrainer(BlocksTrainer):
                     return  # read for a round that was stopped meanwhile
                 self._pieces.append(command.piece)
                 if len(self._pieces) == self._begin[1]:
-                    self._begin_round(self._begin[0])
+                    run, round = self._run, self._begin[0]
+                    taken_s = self._blocks_s(needs_of(self.body.split, self._own))
+                    self._later(taken_s, lambda: self._begin_round(round) if run == self._run else None)
             case StopUnits():
                 self._stop(command)
             case BeginAverage():
@@ -137,11 +143,32 @@ class UnitTrainer(BlocksTrainer):
             case GiveUpdate():
                 self._updates.append((command.peer, command.update))
                 if self._average is not None and len(self._updates) == self._average.updates:
-                    self._later(AVERAGE_S, self._make_average)
+                    others = [needs_of(self.body.split, peer) for peer, _ in self._updates if peer != self._own]
+                    handed_s = 2 * sum(self._blocks_s(runs) for runs in others)  # taken in, and handed on
+                    self._later(AVERAGE_S + handed_s, self._make_average)
             case Deliver():
                 self._deliver(command)
             case _:
                 super()._carry_out(command)
+
+    # --- what its node takes of the device ---
+
+    def _handing_s(self, num_bytes: float) -> float:
+        return float(handing_s(self.traits.handing_flops_per_s, np.array(num_bytes))) if num_bytes else 0.0
+
+    def _blocks_s(self, runs: Iterable[tuple[int, int]]) -> float:
+        """To hand on these blocks, or to take them in."""
+        blocks = {block for first, stop in runs for block in range(first, stop)}
+        return self._handing_s(sum(MODEL.blocks[block].parameter_bytes for block in blocks))
+
+    def _batch_s(self, half: Half) -> float:
+        """Of a batch's stage messages, one way."""
+        unit = self.body.split.unit_of(half.owner)
+        if unit is None or not half.partner:
+            return 0.0
+        rows = min(self.body.split.batch_size, half.samples) // unit.micro_batches
+        sent = MODEL.blocks[unit.cut - 1].activation_bytes * rows * WIRE[unit.activations]
+        return unit.micro_batches * self._handing_s(sent)
 
     # --- a round ---
 
@@ -225,6 +252,7 @@ class UnitTrainer(BlocksTrainer):
                 rows = min(self.body.split.batch_size, half.samples)
                 passes = 3 if not half.partner or not half.is_front else 1 if half.sent == half.done else 2
                 pass_s = passes * self.traits.block_s * rows * (half.stop - half.first) * self.slowdown
+                pass_s += self._batch_s(half) * (1 if half.is_front else 2)
                 self._at(pass_s, lambda half=half: self._passed(half, run))  # type: ignore[misc]
                 return
         if self._halves and all(half.is_over for half in self._halves.values()):
@@ -264,7 +292,11 @@ class UnitTrainer(BlocksTrainer):
         update = write_books(merged, "update", self.round, self._ballast("update"))
         first, stop = min(copies), max(copies) + 1
         where = (self._plan.epoch, first, stop - first, self.round, self.round, samples, loss)
-        self._say(UpdateMade(*where, update))
+        run = self._run
+        self._later(
+            self._blocks_s(needs_of(self.body.split, self._own)),
+            lambda: self._say(UpdateMade(*where, update)) if run == self._run else None,
+        )
 
     def _ballast(self, what: str) -> np.ndarray:
         rng = np.random.default_rng(list(f"{self.name}{what}{self.round}".encode()))

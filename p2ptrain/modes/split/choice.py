@@ -16,6 +16,7 @@ from p2ptrain.core.stages.figures import DeviceFigures, planned_peers
 from p2ptrain.errors import LocalError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.config import SplitConfig, split_of
+from p2ptrain.modes.split.plan import needs_of, workers
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.pipeline.task import held_copies
 from p2ptrain.planning.split.cost import cost_of, played_of, with_seconds
@@ -114,6 +115,16 @@ class Choice:
         peers = tuple(p if p.name in owners else _without_samples(p) for p in self.task.peers)
         return all_alone(Room(replace(self.task, peers=peers)))
 
+    def moving_s(self, before: SplitPlan, after: SplitPlan) -> float:
+        """Until whoever works by the next plan has the blocks that it did not train before. Raises ``UserError``."""
+        room, blocks = self._room_of(after), self.task.model.blocks
+        longest = 0.0
+        for peer in workers(after):
+            had, needs = (_blocks_of(split, peer) for split in (before, after))
+            fetched = sum(blocks[block].parameter_bytes + blocks[block].buffer_bytes for block in needs - had)
+            longest = max(longest, room.fetch_s(peer, fetched))
+        return longest
+
     def is_unable(self, owner: str) -> bool:
         """Whether it has not the memory to train alone, or its rounds would never end."""
         return _lone_s(Room(self.task), owner) > LONGEST_S
@@ -155,6 +166,10 @@ def _lone_s(room: Room, owner: str) -> float:
     """Of a round in which it trains alone; infinite where it has not the memory."""
     alone = room.alone(owner)
     return math.inf if alone is None else alone.round_s + alone.exchange_s
+
+
+def _blocks_of(split: SplitPlan, peer: str) -> set[int]:
+    return {block for first, stop in needs_of(split, peer) for block in range(first, stop)}
 
 
 def _without_samples(peer: SplitPeer) -> SplitPeer:

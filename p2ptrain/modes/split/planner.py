@@ -44,6 +44,10 @@ OVERHEAD_S = 2.0
 """Of a round, what no plan counts: until all have heard that it is over, whoever helps whom."""
 
 
+CHANGE_S = 2.0
+"""Of a change of plan, beside the blocks that travel: the vote, and what is dropped of the round that has begun."""
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """What a group has seen under its plan."""
@@ -73,8 +77,8 @@ def next_plan(
     """The plan after ``current`` with the peers now here; None when the current one will do, or the job is done.
 
     Another plan is due when one who works is gone or has lost its work, when there are samples that no unit trains on,
-    or when today's figures promise a gain of more than ``split.replan_gain``. Raises ``UserError`` where the peers that
-    are left can't train the model.
+    or when today's figures promise a gain of more than ``split.replan_gain``, and in the rounds that are left more
+    seconds than the change takes. Raises ``UserError`` where the peers that are left can't train the model.
     """
     before = body_of(current)
     snapshots = clean(job, [peer.snapshot for peer in peers])
@@ -89,8 +93,8 @@ def next_plan(
     split = _best(job, choice, stretch)
     if now is not None:
         has_all = {unit.owner for unit in split.units} <= {unit.owner for unit in before.split.units}
-        enough_s = _judged_s(split, stretch) * (1 + split_of(job).replan_gain)
-        if has_all and (split_of(job).strategy != "planned" or _judged_s(now, stretch) <= enough_s):
+        is_better = split_of(job).strategy == "planned" and _is_worth_it(job, choice, now, split, stretch, known)
+        if has_all and not is_better:
             return None
     return _plan(job, model, snapshots, figures, split, proposer, current, known, stretch, shut_out)
 
@@ -174,6 +178,13 @@ def _stretch(plan: SplitPlan, round_s: float, before: float) -> float:
 def _judged_s(plan: SplitPlan, stretch: float) -> float:
     """What took longer than predicted is taken to take longer in any plan in which somebody helps."""
     return plan.round_s * (stretch if plan.helpers else 1.0)
+
+
+def _is_worth_it(job: Job, choice: Choice, now: SplitPlan, other: SplitPlan, stretch: float, known: Known) -> bool:
+    """Whether the other plan brings more than the change to it costs. The rounds that are left pay for that."""
+    now_s, other_s = _judged_s(now, stretch), _judged_s(other, stretch)
+    gained_s = (now_s - other_s) * (job.training.rounds - known.from_round)
+    return now_s > other_s * (1 + split_of(job).replan_gain) and gained_s > CHANGE_S + choice.moving_s(now, other)
 
 
 def _plan(

@@ -102,6 +102,13 @@ class Room:
         found: Floats = self.steps_a_round * np.where(num_bytes > 0, each, 0.0)
         return found
 
+    def fetch_s(self, peer: str, num_bytes: float) -> float:
+        """To receive so many bytes of blocks."""
+        its = self.peers[peer]
+        handed_s = float(handing_s(its.device.flops_per_s, np.array(num_bytes)))
+        rate = min(its.down, self.task.medium_bytes_per_s)
+        return num_bytes / rate + 2 * self.task.latency_s + handed_s if num_bytes else 0.0
+
     def micro_batch_choices(self, owner: str) -> tuple[int, ...]:
         """Into how many parts its batch may be cut, the most first."""
         batch, least = self.task.batch_of(self.peers[owner]), self.task.model.least_samples

@@ -61,7 +61,9 @@ def lab(tmp_path: Path, text: str) -> LabSpec:
     return read_lab(path, PROFILES)
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "scripts" / "labs").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "scripts" / "lab" / "files").glob("*.toml")), ids=lambda p: p.stem
+)
 def test_the_labs_that_come_along_are_sound(path: Path) -> None:
     spec = read_lab(path, PROFILES)
     check_fits(spec, 2)

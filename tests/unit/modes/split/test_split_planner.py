@@ -14,10 +14,12 @@ from p2ptrain.core.stages.figures import DeviceFigures, MeasuredPeer
 from p2ptrain.errors import JobError, RemoteError, UserError
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.jobs import job_from_json
+from p2ptrain.modes.split.choice import choice_of
 from p2ptrain.modes.split.config import SplitConfig
 from p2ptrain.modes.split.plan import BODIES, StartPiece, body_of, bounds_of, needs_of, rates_of, workers
 from p2ptrain.modes.split.planner import Known, first_plan, follows, next_plan, notes
 from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
+from p2ptrain.planning.pipeline.fleet import BYTE_FLOPS, MESSAGE_FLOPS
 
 CLASSES = tuple("abcd")
 MODEL = ModelProfile(
@@ -153,6 +155,34 @@ def test_a_slower_helper_makes_another_plan_only_for_a_gain() -> None:
     assert next_plan(job(), MODEL, plan, with_slowdown(1.02), HELPER, Known(2, START)) is None
     after = next_plan(job(), MODEL, plan, with_slowdown(500.0), HELPER, Known(2, START))
     assert after is not None and HELPER not in body_of(after).split.helpers
+
+
+def test_a_change_that_costs_more_than_it_brings_is_not_made() -> None:
+    """The rounds that are left have to bring what it takes: the vote, what is dropped, and the blocks that travel."""
+    plan = first_plan(job(), MODEL, room(), HELPER)
+    helper, *others = room()
+    assert helper.profile is not None
+    due = {}
+    for slowdown in (1.5, 20, 40, 80, 5000):
+        slow = dataclasses.replace(helper, profile=dataclasses.replace(helper.profile, slowdown=float(slowdown)))
+        due[slowdown] = tuple(
+            next_plan(job(), MODEL, plan, [slow, *others], HELPER, Known(over, START)) is not None for over in (1, 4)
+        )
+    assert due[1.5] == (False, False) and due[5000] == (True, True)
+    assert (True, False) in due.values() and (False, True) not in due.values()
+
+
+def test_what_travels_with_a_change_is_what_nobody_had_before() -> None:
+    peers = room()
+    choice = choice_of(job(), MODEL, [each.snapshot for each in peers], [e.profile for e in peers if e.profile])
+    helped = choice.best()
+    alone = choice.alone([ANNA, BEN])
+    assert alone is not None and helped.helpers == (HELPER,)
+    num_bytes = 1e5 * (6 - min(unit.cut for unit in helped.units))
+    handed_s = (MESSAGE_FLOPS + BYTE_FLOPS * num_bytes) / 1e10
+    expected = num_bytes / 1e7 + handed_s + 2 * choice.task.latency_s
+    assert choice.moving_s(helped, alone) == pytest.approx(expected)
+    assert choice.moving_s(helped, helped) == 0.0 and choice.moving_s(alone, helped) > 0.0, "the helper gets its tails"
 
 
 def test_rounds_that_take_much_longer_than_planned_end_the_help() -> None:

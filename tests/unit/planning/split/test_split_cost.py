@@ -12,7 +12,7 @@ from split_rooms import some_task, with_device
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.planning.devices.blocks import BlockProfile, BlockTimes, ModelProfile
 from p2ptrain.planning.pipeline.task import PairRate, PipelinePeer
-from p2ptrain.planning.split.cost import cost_of, exchange_s, plan_of, played_of, with_seconds
+from p2ptrain.planning.split.cost import averaging_s, cost_of, exchange_s, plan_of, played_of, with_seconds
 from p2ptrain.planning.split.group import Choice
 from p2ptrain.planning.split.options import Pairs
 from p2ptrain.planning.split.planned import planned
@@ -95,6 +95,21 @@ def test_only_what_is_not_in_one_place_is_exchanged() -> None:
     on_one_medium = dataclasses.replace(room.task, medium="shared", medium_bytes_per_s=1000.0)
     found = exchange_s(Room(on_one_medium), [("owner", None, 3), ("owner2", "strong", 1)])
     assert found == pytest.approx(2 * (3000 + 1000 + 2000) / 1000)
+
+
+def test_the_averager_takes_in_what_all_others_send() -> None:
+    """Of three that train alone it is the one with the fastest link, of a helper and its owners the helper."""
+    task = by_hand()
+    owner, helper = task.peers
+    others = tuple(with_device(owner, name=f"owner{n}", link_bytes_per_s=500.0 * n) for n in (2, 3))
+    room = Room(dataclasses.replace(task, peers=(owner, helper, *others)))
+    alone = [(name, None, 3) for name in ("owner", "owner2", "owner3")]
+    assert exchange_s(room, alone) == pytest.approx(2 * 3000 / 1000 + 0.02)
+    assert averaging_s(room, alone) == pytest.approx(max(2 * 3000 / 1000, 2 * 6000 / 1500) + 0.02)
+    helped = [(name, "strong", 1) for name in ("owner", "owner2", "owner3")]
+    assert averaging_s(room, helped) == pytest.approx(2 * 3 * 1000 / 1000 + 0.02)
+    plan = with_seconds(room, plan_with(*(unit(owner=name) for name in ("owner", "owner2", "owner3"))))
+    assert plan.exchange_s == pytest.approx(6.02)
 
 
 def test_memory_of_both_sides_by_hand() -> None:
