@@ -323,6 +323,8 @@ class ProgressLine:
         self._terminal = sys.stderr.isatty()
         self._last = ""
         self._said_at = 0.0
+        self._plan = ""
+        """The hash of the one that was told last."""
 
     def say(self, text: str) -> None:
         self.clear()
@@ -330,12 +332,24 @@ class ProgressLine:
             click.echo(text, err=True)
 
     def group(self, seconds: float, status: Any) -> None:
-        """How far the peers are."""
+        """How far the peers are; and once who trains what, where the mode has words for it."""
+        self._tell_plan(status)
         peers = []
         for record in sorted(status.records, key=lambda r: r.name):
             loss = f" loss {record.loss:.2f}" if record.samples else ""
             peers.append(f"{record.name} {record.phase} {record.round}/{self._rounds}{loss}")
         self._paint(f"{seconds:5.0f} s  " + ("; ".join(peers) or "the peers are starting"))
+
+    def _tell_plan(self, status: Any) -> None:
+        from p2ptrain.modes.registry import mode_of
+        from p2ptrain.ui.status_table import with_names
+
+        plan, known = status.plan, {record.peer for record in status.records}
+        if plan is None or status.job is None or plan.hash == self._plan or not known.issuperset(plan.trainers()):
+            return
+        self._plan = plan.hash
+        for line in mode_of(status.job).words.plan_lines(plan, status.job):
+            self.say(f"  {with_names(status, line)}")
 
     def central(self, epoch: int, loss: float) -> None:
         self._paint(f"central training: epoch {epoch}, loss {loss:.3f}")

@@ -86,6 +86,7 @@ class Device(FrameHost):
         job: Job | None = None,
         *,
         flops_per_s: float = 1e9,
+        memory_bytes: int = 0,
         allow: str = "",
         remote_stop: bool = True,
         save_s: float | None = 0.0,
@@ -96,6 +97,8 @@ class Device(FrameHost):
         self.job = job
         """What it is started with; without one it gets the group's."""
         self.flops_per_s = flops_per_s
+        self.memory_bytes = memory_bytes
+        """0: nobody knows."""
         self.allow = allow
         """The user's model that it may run."""
         self.remote_stop = remote_stop
@@ -151,6 +154,7 @@ class Device(FrameHost):
             software=SOFTWARE,
             signing=signing_as(self.key),
             flops_per_s=self.flops_per_s,
+            memory_bytes=self.memory_bytes,
             allow_user_code=self.allow,
             remote_stop=self.remote_stop,
         )

@@ -6,8 +6,11 @@ import dataclasses
 from typing import Any
 
 import pytest
+from blocks_trainer import MODEL
+from peer_group import plan_of
 from test_units import SAMPLES, all_at, body_of, check_done, group, nonsense, owners_by_round, state_of, victims
 
+from p2ptrain.planning.devices.footprint import PEER_BASE_BYTES, SPARE_PART
 from p2ptrain.simulation.device import Device
 from p2ptrain.simulation.room import Room
 
@@ -52,6 +55,24 @@ def test_an_owner_that_comes_back_with_other_samples_does_not_end_the_group(coun
     if counts[0] > 1:
         assert "a round would take months" in owner.record.waiting_for
         assert all(unit.owner != owner.id for unit in body_of(others[0]).split.units)
+
+
+def test_owners_without_the_memory_wait_for_a_helper_and_say_so() -> None:
+    """No cut is legal for them alone: the last good plan stays until a helper is back."""
+    for_blocks = 3 * 4 * MODEL.blocks[0].parameter_bytes
+    memory = (for_blocks + PEER_BASE_BYTES) * SPARE_PART // (SPARE_PART - 1)
+    room = group(owners=2, rounds=5, weak_bytes=memory)
+    assert room.run(120, all_at(room, 1)), state_of(room)
+    (helper,) = victims(room, "helper")
+    assert all(unit.helper == helper.id for unit in body_of(helper).split.units)
+    helper.kill()
+    room.run(30)
+    owners = room.on()
+    assert all(plan_of(owner).epoch == 1 and not owner.done for owner in owners)
+    assert any("has not the memory" in owner.record.waiting_for for owner in owners), state_of(room)
+    room.restart(helper.number)
+    assert room.run(300, room.all_done), state_of(room)
+    assert set(owners_by_round(check_done(room, 2)).values()) == {2}
 
 
 def test_labels_that_stay_and_a_helper_that_dies() -> None:

@@ -44,10 +44,11 @@ def group(
     weak_s: float = WEAK,
     num_val: int = 0,
     handing: float = 0.0,
+    weak_bytes: int = 0,
     **settings: object,
 ) -> Room:
     """Weak owners first, then strong helpers without samples. ``handing``: times what plans count with that handing on
-    takes of each device; 0: plans count with nothing, and it is free."""
+    takes of each device; 0: plans count with nothing, and it is free. ``weak_bytes``: memory of the weak; 0: enough."""
     room = Room(seed, conditions, traits=UnitTraits, bytes_per_s=RATE)
     count = owners + helpers
     work = job("split", rounds=rounds, min_peers=min_peers or count, settle_s=settle_s, replicas=replicas)
@@ -59,7 +60,8 @@ def group(
         flops_per_s = FLOPS / block_s if handing else FREE_HANDING
         if handing:
             traits["handing_flops_per_s"] = flops_per_s / handing
-        room.add(number, counts, job=work, flops_per_s=flops_per_s, **traits)
+        device = {"flops_per_s": flops_per_s, "memory_bytes": weak_bytes if weak else 0}
+        room.add(number, counts, job=work, **device, **traits)
     return room
 
 

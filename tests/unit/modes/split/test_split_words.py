@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import pytest
 from test_split_planner import ANNA, BEN, HELPER, MODEL, SAMPLES, job, peer, room
 
+from p2ptrain.cli.demo import ProgressLine
 from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.core.stages.figures import MeasuredPeer
 from p2ptrain.ids import PeerId
@@ -32,6 +35,20 @@ def test_everyone_is_told_what_it_does_and_for_whom() -> None:
     assert words.plan_notes(plan, job(), HELPER) == []
     texts = [words.part_text(plan, job(), part.index) for part in plan.parts]
     assert f"for {ANNA}" in texts[0] and f"with {HELPER}" in texts[1] and f"with {HELPER}" in texts[2]
+
+
+def test_a_demonstration_tells_once_who_helps_whom(capsys: pytest.CaptureFixture[str]) -> None:
+    plan, line = first_plan(job(), MODEL, room(), HELPER), ProgressLine(quiet=False, rounds=5)
+    names = {ANNA: "anna", BEN: "ben", HELPER: "hal"}
+    records = [
+        SimpleNamespace(peer=peer, name=name, phase="training", round=0, samples=0) for peer, name in names.items()
+    ]
+    line.group(1.0, SimpleNamespace(plan=None, job=None, records=()))
+    assert "starting" in capsys.readouterr().err
+    for _ in range(2):
+        line.group(2.0, SimpleNamespace(plan=plan, job=job(), records=records))
+    said = capsys.readouterr().err
+    assert said.count("hal helps anna, ben") == 1 and "anna trains blocks 0" in said and HELPER not in said
 
 
 def test_where_labels_stay_everyone_is_told_so() -> None:
