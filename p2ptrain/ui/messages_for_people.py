@@ -166,8 +166,9 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
         f"{_text(f, 'here')} peers go on; of the {_text(f, 'of')} of the plan before, those here are no majority. "
         "When they meet the others again, whoever is further wins, and the others' batches are lost"
     ),
+    "vote-refused": lambda f: _text(f, "why"),
     "vote-not-kept": lambda f: (
-        "this device's disk refuses to keep its vote on the next plan, so it has none: make room, or the group may wait"
+        "this peer has no vote on the next plan, as it can't keep one; the group may wait for it"
     ),
     "waits-for-peers": lambda f: f"waits for {_text(f, 'words')}",
     "fetching-part": lambda f: f"getting the last copy of part {_text(f, 'part')} (round {_text(f, 'round')})",
