@@ -172,6 +172,18 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     ),
     "waits-for-peers": lambda f: f"waits for {_text(f, 'words')}",
     "fetching-part": lambda f: f"getting the last copy of part {_text(f, 'part')} (round {_text(f, 'round')})",
+    "head-fit-copy-not-had": lambda f: (
+        f"of part {_text(f, 'part')} nobody hands out {_text(f, 'peer')}'s copy after round {_text(f, 'round')}, which "
+        "somebody said to have; the last layer is fitted without it"
+    ),
+    "blocks-not-had": lambda f: (
+        f"blocks that {_text(f, 'from') or 'somebody'} said to have could not be had from there; the group looks for "
+        "others"
+    ),
+    "copies-not-had": lambda f: (
+        f"of part {_text(f, 'part')} no copy could be had that is of use, though {_text(f, 'from')} said to have some; "
+        "it is trained from the beginning"
+    ),
     "fetching-blocks": lambda f: (
         f"getting blocks {_text(f, 'blocks')} after {_text(f, 'step')} {f.get('steps', 'batches')} from "
         f"{_text(f, 'from')}"

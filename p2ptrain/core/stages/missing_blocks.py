@@ -113,13 +113,18 @@ class MissingBlocks:
         return True
 
     def lost(self, blob: BlobId, now: float) -> bool:
-        """It could not be got. Whether it was asked for often enough."""
+        """It could not be got. Whether it was asked for often enough, or of none but such as hand out nothing."""
         if blob not in self._wanted:
             return False
         del self._wanted[blob]
         self._failures[blob] += 1
         self._retry_at = now + RETRY_S
-        return self._failures[blob] >= MAX_FAILURES
+        in_vain = all(map(self._downloads.hands_out_nothing, self._group.holders(blob)))
+        return in_vain or self._failures[blob] >= MAX_FAILURES
+
+    def not_had(self, blob: BlobId) -> Note:
+        """Who said to have it, for people."""
+        return Note("blocks-not-had", (("from", ", ".join(map(self._group.name_of, self._group.holders(blob)[:3]))),))
 
     def given(self) -> list[SnapshotRef]:
         """The trainer has them: what was fetched for it."""

@@ -74,7 +74,8 @@ class PipelineRole:
         self._group, self._job, self._downloads = group, job, given.downloads
         self._links = StageLinks(group, given.rng)
         self._traffic, self._reports = self._links.traffic, self._links.reports
-        self._missing, self._checkpoints = MissingBlocks(group, given.downloads), Checkpoints(group, self.replicas.kept)
+        self._missing = MissingBlocks(group, given.downloads)
+        self._checkpoints = Checkpoints(group, self.replicas.kept, given.downloads.hands_out_nothing)
         self.progress = Progress(group, self._checkpoints, job.training.rounds)
         self.is_complete, self.ends_round = self.progress.is_complete, self.progress.ends_round
         self._restarts, self._recovery = Restarts(group), Recovery(group, self._checkpoints)
@@ -368,6 +369,7 @@ class PipelineRole:
         effects = self.replicas.blob_lost(blob, now)
         if self._missing.lost(blob, now):
             self._checkpoints.refused.add(blob)
+            effects += [self._missing.not_had(blob), *self._gather(now)]
         return effects
 
     # --- time ---
