@@ -122,10 +122,6 @@ class MissingBlocks:
         in_vain = all(map(self._downloads.hands_out_nothing, self._group.holders(blob)))
         return in_vain or self._failures[blob] >= MAX_FAILURES
 
-    def not_had(self, blob: BlobId) -> Note:
-        """Who said to have it, for people."""
-        return Note("blocks-not-had", (("from", ", ".join(map(self._group.name_of, self._group.holders(blob)[:3]))),))
-
     def given(self) -> list[SnapshotRef]:
         """The trainer has them: what was fetched for it."""
         fetched = list(self._fetched.values())

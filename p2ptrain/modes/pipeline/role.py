@@ -19,7 +19,6 @@ from p2ptrain.core.effects import (
     Effects,
     Handler,
     KeepPlan,
-    KeepSnapshot,
     MessageHandler,
     Reconsider,
     ToTrainer,
@@ -78,6 +77,7 @@ class PipelineRole:
         self._checkpoints = Checkpoints(group, self.replicas.kept, given.downloads.hands_out_nothing)
         self.progress = Progress(group, self._checkpoints, job.training.rounds)
         self.is_complete, self.ends_round = self.progress.is_complete, self.progress.ends_round
+        self.snapshot_kept = self.replicas.snapshot_kept
         self._restarts, self._recovery = Restarts(group), Recovery(group, self._checkpoints)
         self._state: State = Idle()
         self._trained: Plan | None = None
@@ -355,9 +355,6 @@ class PipelineRole:
 
     # --- blobs ---
 
-    def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:
-        return self.replicas.snapshot_kept(effect, saved, now)
-
     def blob_arrived(self, blob: BlobId, now: float) -> Effects:
         effects = self.replicas.blob_arrived(blob, now)
         if self._missing.arrived(blob):
@@ -368,8 +365,7 @@ class PipelineRole:
     def blob_lost(self, blob: BlobId, now: float) -> Effects:
         effects = self.replicas.blob_lost(blob, now)
         if self._missing.lost(blob, now):
-            self._checkpoints.refused.add(blob)
-            effects += [self._missing.not_had(blob), *self._gather(now)]
+            effects.append(self._checkpoints.not_had(blob))
         return effects
 
     # --- time ---

@@ -24,8 +24,10 @@ from p2ptrain.planning.pipeline.coverage import (
     newest_whole,
     states_to_keep,
 )
+from p2ptrain.protocol.machine import Note
 from p2ptrain.wire.messages import SnapshotRef
 
+MAX_NAMES = 3
 MAX_OLDER = 3
 """Snapshots kept beside the newest one of the same blocks and trainer."""
 
@@ -119,6 +121,12 @@ class Checkpoints:
         self.damaged.update(suspects)
         if not suspects:
             self.refused.update(holding.blob for holding in given)
+
+    def not_had(self, blob: BlobId) -> Note:
+        """It was asked for often enough; who said to have it, for people."""
+        self.refused.add(blob)
+        names = map(self._group.name_of, self._group.holders(blob)[:MAX_NAMES])
+        return Note("blocks-not-had", (("from", ", ".join(names)),))
 
     def choose(
         self, stage: Run, state: State, held: Plan | None, is_local: Callable[[BlobId], bool]
