@@ -6,14 +6,13 @@ which is worse: 45 s (``silent_s``) until it counts as one that hands out nothin
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import pytest
 from blocks_trainer import NUM_BLOCKS
 from liar import LIAR, honest, statements, training_group
 from peer_group import Room
-from stage_group import all_at, check_done, furthest, group, pipeline_body, state_of, total_steps, trainer, under_way
+from stage_group import all_at, furthest, group, pipeline_body, state_of, total_steps, trainer, under_way
 
 from p2ptrain.core.effects import Effects
 from p2ptrain.ids import BlobId, PeerId
@@ -80,11 +79,10 @@ def test_a_part_is_taken_from_who_has_it_though_another_says_to_have_fresher_one
     assert victim.trainer is not None and victim.trainer.follows[0][1] >= reached - 1
 
 
-@SILENT
-def test_where_nobody_has_the_part_it_begins_anew_and_says_who_said_to_have_it(silent: bool) -> None:
+def test_where_nobody_has_the_part_it_begins_anew_and_says_who_said_to_have_it() -> None:
     """A replica holder that said it keeps the copy, and threw it away."""
     room = training_group()
-    liar, victim = Liar(room.devices[LIAR], silent=silent), room.devices[1]
+    liar, victim = Liar(room.devices[LIAR], silent=True), room.devices[1]
     liar.says(room, *(liar.made(victim.record.part, 10**6, 40, blob) for blob in range(1, 41)))
     bare(victim)
     for device in (room.devices[0], room.devices[2]):
@@ -93,7 +91,7 @@ def test_where_nobody_has_the_part_it_begins_anew_and_says_who_said_to_have_it(s
         others_true.says(room)
     room.run(1)
     room.restart(1)
-    assert room.run(1 + ALL_S if silent else 5, lambda: victim.record.phase == "training"), victim.record.waiting_for
+    assert room.run(1 + ALL_S, lambda: victim.record.phase == "training"), victim.record.waiting_for
     (note,) = [note for _, note in victim.notes if note.kind == "copies-not-had"]
     assert liar.device.record.name in str(dict(note.fields)["from"])
 
@@ -119,7 +117,7 @@ def test_the_last_layer_is_fitted_without_a_copy_that_nobody_hands_out(silent: b
 
 def pipeline(*, silent: bool) -> tuple[Room, Liar, dict[str, Device]]:
     """Five stages; the liar trains the middle one."""
-    room = group(0, 5, owners=5, rounds=5, snapshot_steps=5)
+    room = group(0, 5, owners=5, rounds=8, snapshot_steps=5)
     assert room.run(60, all_at(room, 13)), state_of(room)
     by_id = {device.id: device for device in room.on()}
     stages = pipeline_body(room.devices[0]).pipeline.stages
@@ -131,10 +129,11 @@ def test_a_pipeline_is_not_moved_by_what_one_alone_says_to_have_done(left: int) 
     """A whole model, trained to the end or nearly so, in a history of which nobody else knows."""
     room, liar, _ = pipeline(silent=True)
     step = total_steps(liar.device) - left
-    liar.says(room, liar.made(0, step, 5, 1, epoch=50, span=NUM_BLOCKS))
-    assert room.run(200, room.all_done), state_of(room)
+    liar.says(room, liar.made(0, step, 8, 1, epoch=50, span=NUM_BLOCKS))
+    begun = furthest(room)
+    room.run(6)
+    assert all(device.record.phase == "training" for device in room.on()) and furthest(room) >= begun + 5
     assert not any(device.note_kinds()["goes-back"] or device.note_kinds()["overtaken"] for device in room.on())
-    check_done(room)
 
 
 @SILENT
@@ -146,24 +145,9 @@ def test_who_says_to_have_the_blocks_of_a_dead_one_costs_a_bounded_wait(silent: 
     refs = [liar.made(0, step, 3, step, epoch=1, span=NUM_BLOCKS) for step in range(newest, newest + 9)]
     liar.said, epoch = refs, liar.device.core.epoch
     liar.says(room, *refs)
+    done = furthest(room)
     dead.kill()
     others = [device for device in room.on() if device is not liar.device]
     assert room.run(40 + ALL_S if silent else 40, under_way(room, epoch)), state_of(room)
     assert any(device.note_kinds()["blocks-not-had"] for device in others)
-    assert all(device.trainer is not None and trainer(device).follows[-1][1] <= newest for device in others)
-
-
-def test_who_handed_out_nothing_is_believed_again_once_it_does() -> None:
-    room, liar, by_id = pipeline(silent=True)
-    other = next(device for device in by_id.values() if device is not liar.device)
-    transfers, now = other.core.transfers, room.network.now
-    ref = dataclasses.replace(liar.made(0, 1, 1, 7), num_bytes=10)
-    liar.said = [ref]
-    room.perform(other, other.core.run(list(transfers.fetch(ref.blob, 10, [liar.device.id], now)), now))
-    assert room.run(CONFIG.silent_s + 1, lambda: transfers.hands_out_nothing(liar.device.id))
-    true = max(liar.device.record.holdings, key=lambda h: (h.trainer == liar.device.id, h.step))
-    now = room.network.now
-    assert other.core.role is not None
-    fetch = other.core._downloads.fetch(true.blob, true.num_bytes, [liar.device.id], now, ephemeral=True)
-    room.perform(other, other.core.run(fetch, now))
-    assert room.run(5, lambda: not transfers.hands_out_nothing(liar.device.id))
+    assert all(device.trainer is not None and trainer(device).follows[-1][1] <= done for device in others)

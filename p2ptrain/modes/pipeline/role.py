@@ -358,7 +358,7 @@ class PipelineRole:
     def blob_arrived(self, blob: BlobId, now: float) -> Effects:
         effects = self.replicas.blob_arrived(blob, now)
         if self._missing.arrived(blob):
-            self._checkpoints.damaged.discard(blob)
+            self._checkpoints.arrived(blob)
             effects += self._gather(now)
         return effects
 

@@ -45,6 +45,8 @@ class Checkpoints:
         self._group = group
         self._own = own
         self._is_vain = is_vain
+        self._broke_word: set[PeerId] = set()
+        """Members that did not hand out what they said to have, and nothing else since."""
         self.reach: Callable[[PeerId, int], float] = lambda peer, epoch: math.inf
         """How far the group can be in the history of an epoch, in batches, by what all say but one peer."""
         self._to_keep: list[State] = []
@@ -69,7 +71,7 @@ class Checkpoints:
                 continue
             others = max((h.step for other, theirs in said.items() if other != peer for h in theirs), default=0)
             reach = {h.epoch: max(others, self.reach(PeerId(peer), h.epoch)) for h in holdings}
-            is_vain = self._is_vain(PeerId(peer))
+            is_vain = peer in self._broke_word or self._is_vain(PeerId(peer))
             said[peer] = [
                 h for h in holdings if num_said[h.blob] > 1 or ((ahead or h.step <= reach[h.epoch]) and not is_vain)
             ]
@@ -122,10 +124,17 @@ class Checkpoints:
         if not suspects:
             self.refused.update(holding.blob for holding in given)
 
+    def arrived(self, blob: BlobId) -> None:
+        """Somebody has handed it out."""
+        self.damaged.discard(blob)
+        self._broke_word.difference_update(self._group.holders(blob))
+
     def not_had(self, blob: BlobId) -> Note:
         """It was asked for often enough; who said to have it, for people."""
         self.refused.add(blob)
-        names = map(self._group.name_of, self._group.holders(blob)[:MAX_NAMES])
+        holders = self._group.holders(blob)
+        self._broke_word.update(holders)
+        names = map(self._group.name_of, holders[:MAX_NAMES])
         return Note("blocks-not-had", (("from", ", ".join(names)),))
 
     def choose(
