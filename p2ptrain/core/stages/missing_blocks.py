@@ -119,7 +119,8 @@ class MissingBlocks:
         del self._wanted[blob]
         self._failures[blob] += 1
         self._retry_at = now + RETRY_S
-        in_vain = all(map(self._downloads.hands_out_nothing, self._group.holders(blob)))
+        holders = self._group.holders(blob)
+        in_vain = bool(holders) and all(map(self._downloads.hands_out_nothing, holders))
         return in_vain or self._failures[blob] >= MAX_FAILURES
 
     def given(self) -> list[SnapshotRef]:
