@@ -58,6 +58,10 @@ class Downloads:
         fetch = self._transfers.fetch(blob, num_bytes, list(sources), now, bytes_per_s)
         return [BeginBlob(blob, num_bytes, ephemeral), *fetch]
 
+    def hands_out_nothing(self, peer: PeerId) -> bool:
+        """Whether it did not hand out lately what it said to have: it is asked where nobody else can be."""
+        return self._transfers.hands_out_nothing(peer)
+
     def cancel(self, blob: BlobId, now: float) -> Effects:
         """Nobody here waits for it any more."""
         return [*self._transfers.cancel(blob, now), AbandonBlob(blob)]

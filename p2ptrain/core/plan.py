@@ -20,6 +20,7 @@ from typing import Annotated, Any, Protocol
 from p2ptrain.config import MAX_CLASSES, Job
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import JobId, PeerId
+from p2ptrain.protocol.consensus.epochs import MAX_STEP
 from p2ptrain.wire.messages import PeerName, Record
 from p2ptrain.wire.schema import Bound, from_plain, to_plain
 
@@ -195,8 +196,8 @@ def successor(job: Job, peers: tuple[PeerSnapshot, ...], body: Body, proposer: P
 
 
 def is_successor(plan: Plan, parent: Plan) -> bool:
-    """Not of the next epoch, perhaps: there may have been others in between."""
-    return parent.epoch < plan.epoch and parent.hash == plan.parent
+    """Not of the next epoch, perhaps: there may have been others in between. But not of an absurd one."""
+    return parent.epoch < plan.epoch <= parent.epoch + MAX_STEP and parent.hash == plan.parent
 
 
 def _check_peers(plan: Plan) -> None:

@@ -58,7 +58,10 @@ async def collect(
             say(f"{what}: left out, as {_name(node, holding.trainer)} did not sign it")
             return None
         say(f"{what}: {holding.num_bytes / 1e6:.1f} MB, made by {_name(node, holding.trainer)}")
-        return await node.fetch(holding, FETCH_TIMEOUT_S)
+        data = await node.fetch(holding, FETCH_TIMEOUT_S)
+        if data is None:
+            say(f"{what}: nobody hands out this copy any more")
+        return data
 
     if best:
         return await collect_best(observer, job, plan, harvester, fetch, say)

@@ -72,7 +72,12 @@ async def plan_rotation(
 
 
 def keep_rotation(state: Path, rotation: Rotation) -> tuple[KeptGroup, NewCode]:
-    """Make the code and keep it: from now on this device is in the group under it. Raises ``UserError``."""
+    """Make the code and keep it: from now on this device is in the group under it. Raises ``UserError``.
+
+    Two notices of one code would part the group: some would follow the one, and some the other.
+    """
+    if load_kept(state) != rotation.kept:
+        raise UserError("the group of this device has become another one meanwhile: run the command again")
     stay = {peer: each.key for peer, each in rotation.stay.items()}
     kept, identity = rotation.kept, rotation.identity
     new, notice = new_code(kept, identity, stay, rotation.removed, approves=rotation.approves)

@@ -166,11 +166,24 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
         f"{_text(f, 'here')} peers go on; of the {_text(f, 'of')} of the plan before, those here are no majority. "
         "When they meet the others again, whoever is further wins, and the others' batches are lost"
     ),
+    "vote-refused": lambda f: _text(f, "why"),
     "vote-not-kept": lambda f: (
-        "this device's disk refuses to keep its vote on the next plan, so it has none: make room, or the group may wait"
+        "this peer has no vote on the next plan, as it can't keep one; the group may wait for it"
     ),
     "waits-for-peers": lambda f: f"waits for {_text(f, 'words')}",
     "fetching-part": lambda f: f"getting the last copy of part {_text(f, 'part')} (round {_text(f, 'round')})",
+    "head-fit-copy-not-had": lambda f: (
+        f"of part {_text(f, 'part')} nobody hands out {_text(f, 'peer')}'s copy after round {_text(f, 'round')}, which "
+        "somebody said to have; the last layer is fitted without it"
+    ),
+    "blocks-not-had": lambda f: (
+        f"blocks that {_text(f, 'from') or 'somebody'} said to have could not be had from there; the group looks for "
+        "others"
+    ),
+    "copies-not-had": lambda f: (
+        f"of part {_text(f, 'part')} no copy could be had that is of use, though {_text(f, 'from')} said to have some; "
+        "it is trained from the beginning"
+    ),
     "fetching-blocks": lambda f: (
         f"getting blocks {_text(f, 'blocks')} after {_text(f, 'step')} {f.get('steps', 'batches')} from "
         f"{_text(f, 'from')}"

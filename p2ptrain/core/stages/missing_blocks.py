@@ -113,13 +113,15 @@ class MissingBlocks:
         return True
 
     def lost(self, blob: BlobId, now: float) -> bool:
-        """It could not be got. Whether it was asked for often enough."""
+        """It could not be got. Whether it was asked for often enough, or of none but such as hand out nothing."""
         if blob not in self._wanted:
             return False
         del self._wanted[blob]
         self._failures[blob] += 1
         self._retry_at = now + RETRY_S
-        return self._failures[blob] >= MAX_FAILURES
+        holders = self._group.holders(blob)
+        in_vain = bool(holders) and all(map(self._downloads.hands_out_nothing, holders))
+        return in_vain or self._failures[blob] >= MAX_FAILURES
 
     def given(self) -> list[SnapshotRef]:
         """The trainer has them: what was fetched for it."""

@@ -19,7 +19,6 @@ from p2ptrain.core.effects import (
     Effects,
     Handler,
     KeepPlan,
-    KeepSnapshot,
     MessageHandler,
     Reconsider,
     ToTrainer,
@@ -74,9 +73,11 @@ class PipelineRole:
         self._group, self._job, self._downloads = group, job, given.downloads
         self._links = StageLinks(group, given.rng)
         self._traffic, self._reports = self._links.traffic, self._links.reports
-        self._missing, self._checkpoints = MissingBlocks(group, given.downloads), Checkpoints(group, self.replicas.kept)
+        self._missing = MissingBlocks(group, given.downloads)
+        self._checkpoints = Checkpoints(group, self.replicas.kept, given.downloads.hands_out_nothing)
         self.progress = Progress(group, self._checkpoints, job.training.rounds)
         self.is_complete, self.ends_round = self.progress.is_complete, self.progress.ends_round
+        self.snapshot_kept = self.replicas.snapshot_kept
         self._restarts, self._recovery = Restarts(group), Recovery(group, self._checkpoints)
         self._state: State = Idle()
         self._trained: Plan | None = None
@@ -354,20 +355,17 @@ class PipelineRole:
 
     # --- blobs ---
 
-    def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:
-        return self.replicas.snapshot_kept(effect, saved, now)
-
     def blob_arrived(self, blob: BlobId, now: float) -> Effects:
         effects = self.replicas.blob_arrived(blob, now)
         if self._missing.arrived(blob):
-            self._checkpoints.damaged.discard(blob)
+            self._checkpoints.arrived(blob)
             effects += self._gather(now)
         return effects
 
     def blob_lost(self, blob: BlobId, now: float) -> Effects:
         effects = self.replicas.blob_lost(blob, now)
         if self._missing.lost(blob, now):
-            self._checkpoints.refused.add(blob)
+            effects.append(self._checkpoints.not_had(blob))
         return effects
 
     # --- time ---

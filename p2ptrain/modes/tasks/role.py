@@ -31,8 +31,13 @@ from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.protocol.replication import Replication, ReplicationConfig
 from p2ptrain.wire import messages as m
 
+MAX_LAST_TRIES = 3
+"""Copies that are asked for of such as handed out nothing before, where there is no other."""
 MAX_REFUSED_SNAPSHOTS = 2
 """After so many, those who offered one are not asked for others."""
+
+
+MAX_NAMES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,10 @@ class Seeking:
     """Whose copies of the part were of no use."""
     asked: dict[BlobId, set[PeerId]] = field(default_factory=dict)
     """Who was asked for each copy that was tried; nobody for one that was here."""
+    put_off: list[m.SnapshotRef] = field(default_factory=list)
+    """The freshest first: only such peers say to have them as handed out nothing before."""
+    num_last: int = 0
+    """How many of those were tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,13 +224,24 @@ class TasksRole:
             asked = state.asked.setdefault(holding.blob, set())
             if self._downloads.is_local(holding.blob):
                 return self._give(state)
-            holders = self._group.holders(holding.blob)
-            if sources := [peer for peer in holders if peer not in state.mistrusted]:
-                asked.update(sources)
-                note = Note("fetching-part", (("part", holding.part), ("round", holding.round), ("from", sources[0])))
-                return [note, *self._downloads.fetch(holding.blob, holding.num_bytes, sources, now)]
+            holders = [peer for peer in self._group.holders(holding.blob) if peer not in state.mistrusted]
+            asked.update(holders)
+            if sources := [peer for peer in holders if not self._downloads.hands_out_nothing(peer)]:
+                return self._fetch(holding, sources, now)
+            state.put_off += [holding] if holders else []
+        while state.put_off and state.num_last < MAX_LAST_TRIES:
+            holding = state.trying = state.put_off.pop(0)
+            state.num_last += 1
+            if sources := [peer for peer in self._group.holders(holding.blob) if peer not in state.mistrusted]:
+                return self._fetch(holding, sources, now)
         state.trying = None
-        return self._give(state)
+        told = sorted({self._group.name_of(peer) for asked in state.asked.values() for peer in asked})
+        note = Note("copies-not-had", (("part", state.part), ("from", ", ".join(told[:MAX_NAMES]))))
+        return [*([note] if told else []), *self._give(state)]
+
+    def _fetch(self, holding: m.SnapshotRef, sources: list[PeerId], now: float) -> Effects:
+        note = Note("fetching-part", (("part", holding.part), ("round", holding.round), ("from", sources[0])))
+        return [note, *self._downloads.fetch(holding.blob, holding.num_bytes, sources, now)]
 
     def _look_again(self, state: Seeking) -> bool:
         """Who had a copy may have a newer one in its place by now, and others may have one: better than none."""

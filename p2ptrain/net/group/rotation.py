@@ -24,10 +24,11 @@ from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import PeerId, peer_id
 from p2ptrain.net.group.admission import admit
 from p2ptrain.net.group.founding import NONCE_BYTES, Founding, found
-from p2ptrain.net.group.kept import KeptGroup
+from p2ptrain.net.group.kept import Former, KeptGroup
 from p2ptrain.net.keys import Group, Identity
 from p2ptrain.net.signing import signing_of, verify
 from p2ptrain.protocol.signing import SIGNATURE_BYTES, group_mark
+from p2ptrain.wire import codec
 from p2ptrain.wire.messages import MAX_STAYING, NewCode, SealedCode
 from p2ptrain.wire.schema import to_plain
 
@@ -77,11 +78,7 @@ def new_code(
 
 def read_notice(notice: NewCode, group: Group, identity: Identity) -> Followed | LeftOut:
     """What ``notice`` means to ``identity`` in ``group``. Raises ``RemoteError`` if it is not the founder's."""
-    founding = Founding(notice.founder, notice.nonce)
-    if not founding.made(group):
-        raise RemoteError("new-code", "it is not from the device that made the code of this group")
-    if not verify(notice.founder, signed_words(group, notice), notice.signature):
-        raise RemoteError("new-code", "the device that made the code of this group did not sign it")
+    check_notice(notice, group)
     box = next((each.box for each in notice.codes if each.peer == identity.peer), None)
     if box is None:
         return LeftOut(removed=identity.peer in notice.removed)
@@ -91,6 +88,26 @@ def read_notice(notice: NewCode, group: Group, identity: Identity) -> Followed |
     following = Founding(notice.founder, words[1 : 1 + NONCE_BYTES])
     approves = words[0] == _APPROVES
     return Followed(KeptGroup(following.group(approves=approves), following, words[1 + NONCE_BYTES :]))
+
+
+def check_notice(notice: NewCode, group: Group) -> None:
+    """Raises ``RemoteError`` if it is not the word of ``group``'s founder."""
+    if not Founding(notice.founder, notice.nonce).made(group):
+        raise RemoteError("new-code", "it is not from the device that made the code of this group")
+    if not verify(notice.founder, signed_words(group, notice), notice.signature):
+        raise RemoteError("new-code", "the device that made the code of this group did not sign it")
+
+
+def can_be_passed_on(former: Former) -> bool:
+    """Whether others would follow what is kept of a former code, and not take who passes it on for a liar."""
+    try:
+        _, notice = codec.decode([former.notice], "control")
+        if not isinstance(notice, NewCode):
+            return False
+        check_notice(notice, former.group)
+    except RemoteError:
+        return False
+    return True
 
 
 def _opened(box: bytes, identity: Identity) -> bytes:

@@ -54,9 +54,17 @@ class TransferConfig:
     """Time-outs in a row without a sign of life before another source is tried."""
     idle_s: float = 90.0
     """A fetch fails after this long without a new byte ..."""
+    silent_s: float = 45.0
+    """... or without its first one ..."""
+    vain_s: float = 10.0
+    """... where all that say to have it have not handed out before what they said to have ..."""
     overall_s: float = 120.0
     min_bytes_per_s: float = 32 << 10
     """... or ``overall_s`` plus its size at this rate after it started."""
+    max_vain: int = 32
+    """So often in a row a source may refuse what it said to have: it was replaced by something newer, maybe."""
+    mistrusted_s: float = 600.0
+    """After that, or after not a word, a source counts as one that hands out nothing, until it does."""
     max_reads: int = 8
     max_reads_queued_per_peer: int = 32
 
@@ -137,6 +145,15 @@ class Source:
     arrived_at: float = -NEVER
     sample_bytes: int = 0
     sample_since: float = 0.0
+    num_vain: int = 0
+    """Fetches in a row in which it was asked for what it said to have, and refused."""
+    vain_until: float = -NEVER
+
+    def in_vain(self, now: float, config: TransferConfig, *, silent: bool) -> None:
+        """It was asked for a blob, and did not hand out a byte of it."""
+        self.num_vain += 1
+        if silent or self.num_vain >= config.max_vain:
+            self.num_vain, self.vain_until = 0, now + config.mistrusted_s
 
     def asked(self, length: int, now: float) -> None:
         if self.outstanding_bytes == 0:
@@ -145,6 +162,7 @@ class Source:
 
     def arrived(self, length: int, now: float) -> None:
         self.strikes, self.arrived_at = 0, now
+        self.num_vain, self.vain_until = 0, -NEVER
         self.sample_bytes += length
         elapsed = now - self.sample_since
         if elapsed >= _RATE_WINDOW_S:
@@ -212,6 +230,8 @@ class Fetching:
     solo: bool = False
     bytes_per_s: float = 0.0
     """It has time, and is asked for no faster than this, by small chunks; 0 = as fast as it goes."""
+    is_in_vain: bool = False
+    """It is asked of such as have handed out nothing before, for want of others."""
     next_at: float = 0.0
     """When such a fetch may ask again (GCRA, without a burst)."""
 
@@ -243,7 +263,8 @@ class Fetching:
 
     def fails_at(self, config: TransferConfig) -> float:
         overall = config.overall_s + self.num_bytes / config.min_bytes_per_s
-        return min(self.started_at + overall, self.progress_at + config.idle_s)
+        idle_s = config.idle_s if self.have.total else min(config.idle_s, config.silent_s)
+        return min(self.started_at + overall, self.progress_at + (config.vain_s if self.is_in_vain else idle_s))
 
     def progress(self, config: TransferConfig) -> FetchProgress:
         active = self.state == "fetching"

@@ -71,6 +71,7 @@ class Transfers:
         self.has_room: Callable[[PeerId], bool] = lambda peer: True
         """Whether a peer's link takes more of what it asked for. The node says so."""
         self._look_at = 0.0
+        self._now = 0.0
         self._serving = Serving(
             self._config.max_reads, self._config.max_reads_queued_per_peer, lambda peer: self.has_room(peer)
         )
@@ -105,6 +106,7 @@ class Transfers:
         if fetch is None or peer in fetch.banned or peer in fetch.sources:
             return []
         fetch.sources.append(peer)
+        fetch.is_in_vain = fetch.is_in_vain and self.hands_out_nothing(peer)
         return self._pump(now)
 
     def cancel(self, blob: BlobId, now: float) -> list[Effect]:
@@ -145,6 +147,8 @@ class Transfers:
         if isinstance(message, Chunk):
             return self._chunk_received(sender, message, now)
         fetch = self._fetches.get(message.blob)
+        if fetch is not None and sender in fetch.sources and sender not in fetch.served:
+            self._source(sender).in_vain(now, self._config, silent=False)
         return [] if fetch is None else self._drop_source(fetch, sender, "refused") + self._pump(now)
 
     def peer_gone(self, peer: PeerId, now: float) -> list[Effect]:
@@ -157,6 +161,7 @@ class Transfers:
 
     def tick(self, now: float) -> list[Effect]:
         """Give up what is overdue, and ask again; serve those whose links have room by now."""
+        self._now = now
         effects: list[Effect] = []
         if self._serving.is_waiting and now >= self._look_at:
             self._look_at = now + ROOM_S
@@ -164,6 +169,9 @@ class Transfers:
         for fetch in [f for f in self._fetches.values() if f.state == "fetching"]:
             if now >= fetch.fails_at(self._config):
                 waited = now - fetch.progress_at
+                silent = [each for each in map(self._source, fetch.sources) if each.strikes and not fetch.have.total]
+                for source in silent:
+                    source.in_vain(now, self._config, silent=True)
                 effects.append(self._fail(fetch, f"nothing new from {len(fetch.sources)} source(s) for {waited:.0f} s"))
                 continue
             for request in [r for r in fetch.requests.values() if now >= r.expires_at]:
@@ -185,6 +193,11 @@ class Transfers:
         if all(fetch.bytes_per_s for fetch in fetching):
             times += [fetch.next_at for fetch in fetching if not fetch.requests]
         return min(times, default=NEVER)
+
+    def hands_out_nothing(self, peer: PeerId) -> bool:
+        """Whether a peer did not hand out lately what it said to have, and nothing else since."""
+        known = self._peers.get(peer)
+        return known is not None and self._now < known.vain_until
 
     def progress(self) -> tuple[FetchProgress, ...]:
         """All fetches, in the order they were asked for."""
@@ -293,6 +306,7 @@ class Transfers:
             room_for = self._config.max_fetches - sum(fetch.state == "fetching" for fetch in those)
             for fetch in [fetch for fetch in those if fetch.state == "queued"][: max(0, room_for)]:
                 fetch.sources.sort(key=lambda peer: self._source(peer).is_stalled(self._config))
+                fetch.is_in_vain = all(map(self.hands_out_nothing, fetch.sources))
                 fetch.begin(now)
         effects: list[Effect] = []
         room = self._config.max_in_flight_bytes - self.in_flight_bytes

@@ -32,6 +32,9 @@ MAX_DOUBLED = 6
 MAX_VOTERS = 1024
 """Whose last message is remembered."""
 
+UNREADABLE = "0" * 64
+"""In place of a plan's hash: what this peer voted for is not known any more, but up to which epoch it may have."""
+
 T = TypeVar("T")
 
 

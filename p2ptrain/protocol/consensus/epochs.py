@@ -18,6 +18,12 @@ CLASSES = 2**20
 MAX_JUMP = 4 * CLASSES * GENERATION
 """Epochs that what is told by others may be ahead: who went on alone a few times is not further."""
 
+MAX_STEP = 64 * MAX_JUMP
+"""Epochs that a plan may be after the one that it follows from: more than who finds no majority for days comes to, and
+so few that thousands of plans in force are not near the end of all counting."""
+MAX_VOTE_STEP = 4 * MAX_STEP
+"""Epochs that a vote may be after the plan that was kept last: plans that followed may not be on disk yet."""
+
 LETTERS = "bcdfghjklmnpqrstvwxz"
 """Of names of generations; no words come of them."""
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from p2ptrain.ids import PeerId
-from p2ptrain.protocol.consensus.ballot import PlanRef, best_first
+from p2ptrain.protocol.consensus.ballot import UNREADABLE, PlanRef, best_first
 from p2ptrain.protocol.consensus.epochs import epoch_words
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.wire.messages import PlanRequest
@@ -87,7 +87,7 @@ class PlanFetch:
         """All that others say now of which plans they have, and of which epochs: peer, name, epoch."""
         self._claims = {}
         for peer, name, epoch in claims:
-            if len(name) == 64 and epoch > 0:
+            if len(name) == 64 and name != UNREADABLE and epoch > 0:
                 self._claims.setdefault(PlanRef(self._epochs.get(name, epoch), name), []).append(peer)
 
     def known(self, ref: PlanRef) -> None:

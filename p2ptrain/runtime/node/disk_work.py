@@ -274,6 +274,8 @@ class DiskWork:
         def kept(_: Any, error: BaseException | None) -> None:
             if error is not None and not isinstance(error, StorageError):
                 raise error
+            if error is not None:
+                self._node.note(Note("vote-refused", (("why", str(error)),)))
             self._node.feed(lambda now: self._peer.vote_kept(effect.ref, error is None, now))
 
         self._node.on_disk(lambda: self._store.votes.keep(effect.ref), kept, waits=False)

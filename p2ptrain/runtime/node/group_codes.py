@@ -23,7 +23,7 @@ from p2ptrain.net.group.admission import admit, door_of, lets_in
 from p2ptrain.net.group.courier import Courier
 from p2ptrain.net.group.founding import Founding
 from p2ptrain.net.group.kept import KeptGroup, load_kept, save_kept
-from p2ptrain.net.group.rotation import LeftOut, read_notice
+from p2ptrain.net.group.rotation import LeftOut, can_be_passed_on, read_notice
 from p2ptrain.protocol.machine import Note, Send
 from p2ptrain.protocol.session.door import Door
 from p2ptrain.protocol.session.effects import Knocked, NoticeTold
@@ -53,7 +53,8 @@ class GroupCodes:
         self.kept = kept if kept is not None and kept.group == node.group else KeptGroup(node.group)
         self.followed: KeptGroup | None = None
         """The group under its new code: this peer is to be started again in it."""
-        self.courier = Courier(node.identity, self.kept.former, self._given)
+        former = [each for each in self.kept.former if can_be_passed_on(each)]
+        self.courier = Courier(node.identity, former, self._given)
         self._node = node
         self._state = state
         self._fail = fail
@@ -179,17 +180,15 @@ class GroupCodes:
         former = next((each for each in kept.former if each.group == self._node.group), None) if kept else None
         if kept is None or former is None or self.followed is not None:
             return
-        try:
-            _, notice = codec.decode([former.notice], "control")
-        except RemoteError:
-            return
-        if isinstance(notice, NewCode):
-            self._follow(kept, notice, peer)
+        notice = codec.decode([former.notice], "control")[1] if can_be_passed_on(former) else None
+        self._follow(kept, notice if isinstance(notice, NewCode) else None, peer)
 
-    def _follow(self, kept: KeptGroup, notice: NewCode, peer: Peer) -> None:
+    def _follow(self, kept: KeptGroup, notice: NewCode | None, peer: Peer) -> None:
+        """``None``: what is kept of it is damaged, so the others have to hear of it from somebody else."""
         node = self._node
         self.followed = kept
-        node.feed(lambda now: peer.run([Send(each, notice) for each in peer.sessions.peers()], now))
+        if notice is not None:
+            node.feed(lambda now: peer.run([Send(each, notice) for each in peer.sessions.peers()], now))
         node.on_disk(lambda: self._keep(kept, peer.job_id), self._was_kept)
 
     def _keep(self, kept: KeptGroup, job: str) -> None:

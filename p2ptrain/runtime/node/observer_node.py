@@ -41,6 +41,8 @@ from p2ptrain.wire import messages as m
 ASK_S = 1.0
 MAX_RECORDS = 4096
 MAX_BLOB_BYTES = 1 << 40
+MAX_LAST_TRIES = 3
+"""Copies that are asked for of such as have handed out nothing before."""
 GOODBYE_S = 0.5
 """At most, for the last words to go out."""
 SETTLE_S, TOLD_SETTLE_S = 0.5, 0.1
@@ -88,6 +90,8 @@ class Observer(Core):
         self.stop_answers: dict[PeerId, m.StopAnswer] = {}
         """What each peer that was asked to stop does about it."""
         self.first_answer_at = NEVER
+        self._num_last = 0
+        """Fetches from such as have handed out nothing before."""
         self._next_ask = 0.0
         self._leaving = False
         self._handlers |= {
@@ -167,6 +171,10 @@ class Observer(Core):
         self.blobs.pop(holding.blob, None)
         sources = [r.peer for r in self.alive() if any(h.blob == holding.blob for h in r.holdings)]
         sources = [peer for peer in sources if self.sessions.key_of(peer)] or self.sessions.peers()
+        if sources and all(map(self.transfers.hands_out_nothing, sources)):
+            self._num_last += 1
+            if self._num_last > MAX_LAST_TRIES:  # it may tell of a hundred
+                return self._ended(holding.blob, "who says to have it hands out nothing", now)
         return self.run(self.transfers.fetch(holding.blob, holding.num_bytes, sources, now), now)
 
     def _ended(self, blob: BlobId, why: str, now: float) -> Effects:

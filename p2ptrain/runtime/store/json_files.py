@@ -6,11 +6,14 @@ Invariant: what can't be read is moved to a folder of its own, under a name that
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime.store.disk import Disk
+
+MAX_BYTES = 64 << 20
 
 
 def json_bytes(plain: Any) -> bytes:
@@ -19,8 +22,11 @@ def json_bytes(plain: Any) -> bytes:
 
 
 def load_json(path: Path) -> Any:
-    """``None`` if there is no such file, or no JSON in it. Raises ``OSError``."""
+    """``None`` if there is no such file, or no JSON in it, or more than any of these files has. Raises ``OSError``."""
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:  # a pipe would be waited for, without an end
+            return None
         return json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):
         return None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from p2ptrain.config import is_sha256
+from p2ptrain.core.plan import MAX_EPOCH
 from p2ptrain.core.replicas import NUM_OWN_SNAPSHOTS
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import BlobId
@@ -33,7 +34,7 @@ class Manifest:
     """The job's canonical JSON."""
     plan: Annotated[str, Bound(0, 1 << 20)] = ""
     """The plan's canonical JSON."""
-    epoch: int = 0
+    epoch: Annotated[int, Bound(0, MAX_EPOCH)] = 0
     lineage: Annotated[tuple[Annotated[str, Bound(0, 256)], ...], Bound(0, MAX_LINEAGE)] = ()
     """Where the snapshots come from, a line each, oldest first; the newest ``MAX_LINEAGE``."""
     snapshots: Annotated[tuple[SnapshotRef, ...], Bound(0, NUM_OWN_SNAPSHOTS)] = ()

@@ -7,6 +7,8 @@ use. So is what is whole once those who are gone come back.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Sequence
 
 from p2ptrain.core.group_view import GroupView
@@ -22,36 +24,58 @@ from p2ptrain.planning.pipeline.coverage import (
     newest_whole,
     states_to_keep,
 )
+from p2ptrain.protocol.machine import Note
 from p2ptrain.wire.messages import SnapshotRef
 
+MAX_NAMES = 3
 MAX_OLDER = 3
 """Snapshots kept beside the newest one of the same blocks and trainer."""
 
 
 class Checkpoints:
-    """``own``: what is saved here. ``refused``: blobs that are not what they should be, or that nobody hands out."""
+    """``own``: what is saved here. ``is_vain``: whether a member hands out nothing of what it says to have.
+    ``refused``: blobs that are not what they should be, or that nobody hands out."""
 
-    def __init__(self, group: GroupView, own: Callable[[], Iterable[SnapshotRef]]) -> None:
+    def __init__(
+        self, group: GroupView, own: Callable[[], Iterable[SnapshotRef]], is_vain: Callable[[PeerId], bool]
+    ) -> None:
         self.refused: set[BlobId] = set()
         self.damaged: set[BlobId] = set()
         """Blobs whose copy here is not what it should be: others' are fetched in its place."""
         self._group = group
         self._own = own
+        self._is_vain = is_vain
+        self._broke_word: set[PeerId] = set()
+        """Members that did not hand out what they said to have, and nothing else since."""
+        self.reach: Callable[[PeerId, int], float] = lambda peer, epoch: math.inf
+        """How far the group can be in the history of an epoch, in batches, by what all say but one peer."""
         self._to_keep: list[State] = []
         """What the group can go back to, the newest first."""
 
-    def by_peer(self, *, absent: bool = False) -> dict[str, list[SnapshotRef]]:
+    def by_peer(self, *, absent: bool = False, ahead: bool = False) -> dict[str, list[SnapshotRef]]:
         """Saved runs of blocks, by the members that have them, this one included; ``absent``: and by those who are
-        gone, as far as they said."""
+        gone, as far as they said.
+
+        What one member alone says to have is not believed where it hands out nothing, nor, unless ``ahead``, where it
+        is further than anybody else is: it gives copies of that to others, who then say so, too.
+        """
         group = self._group
         held: dict[str, Iterable[SnapshotRef]] = {record.peer: record.holdings for record in group.records()}
         held[group.own_id] = self._own()
         if absent:
             held |= {record.peer: record.holdings for record in group.absent()}
-        return {
-            peer: [h for h in holdings if h.kind == "part" and h.blob not in self.refused]
-            for peer, holdings in held.items()
-        }
+        said = {p: [h for h in hs if h.kind == "part" and h.blob not in self.refused] for p, hs in held.items()}
+        num_said = Counter(blob for holdings in said.values() for blob in {h.blob for h in holdings})
+        for peer, holdings in said.items():
+            if peer == group.own_id:
+                continue
+            others = max((h.step for other, theirs in said.items() if other != peer for h in theirs), default=0)
+            reach = {h.epoch: max(others, self.reach(PeerId(peer), h.epoch)) for h in holdings}
+            is_vain = peer in self._broke_word or self._is_vain(PeerId(peer))
+            said[peer] = [
+                h for h in holdings if num_said[h.blob] > 1 or ((ahead or h.step <= reach[h.epoch]) and not is_vain)
+            ]
+        return said
 
     def known(self, *, absent: bool = False) -> list[SnapshotRef]:
         """All of them, each once."""
@@ -100,6 +124,19 @@ class Checkpoints:
         if not suspects:
             self.refused.update(holding.blob for holding in given)
 
+    def arrived(self, blob: BlobId) -> None:
+        """Somebody has handed it out."""
+        self.damaged.discard(blob)
+        self._broke_word.difference_update(self._group.holders(blob))
+
+    def not_had(self, blob: BlobId) -> Note:
+        """It was asked for often enough; who said to have it, for people."""
+        self.refused.add(blob)
+        holders = self._group.holders(blob)
+        self._broke_word.update(holders)
+        names = map(self._group.name_of, holders[:MAX_NAMES])
+        return Note("blocks-not-had", (("from", ", ".join(names)),))
+
     def choose(
         self, stage: Run, state: State, held: Plan | None, is_local: Callable[[BlobId], bool]
     ) -> tuple[Run | None, list[SnapshotRef] | None]:
@@ -114,4 +151,5 @@ class Checkpoints:
             index = pipeline.stage_of(self._group.own_id)
             if index is not None:
                 have = (pipeline.stages[index].start, pipeline.stages[index].stop)
-        return have, cover(missing(stage, have), state, self.known(), lambda h: (is_local(h.blob), -h.span))
+        known = list({h.blob: h for held_by in self.by_peer(ahead=True).values() for h in held_by}.values())
+        return have, cover(missing(stage, have), state, known, lambda h: (is_local(h.blob), -h.span))

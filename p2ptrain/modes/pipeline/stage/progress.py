@@ -34,6 +34,7 @@ class Progress:
         """The group stops after so many rounds; 0 = after the job's last one."""
         self._group = group
         self._saved = saved
+        saved.reach = self.reach
         self._rounds = rounds
         self._plan: Plan | None = None
         self._name = ""
@@ -73,6 +74,14 @@ class Progress:
         peers = trainers if absent else [peer for peer in self._group.members() if peer in trainers]
         records = map(self._group.record, peers)
         return max([self.own, *(r.step for r in records if r is not None and r.plan == self._name)])
+
+    def reach(self, but: PeerId, epoch: int) -> float:
+        """Batches that the group can have done by what all say but one peer, in the history of ``epoch``."""
+        records, plan = (*self._group.records(), *self._group.absent()), self._plan
+        done = max([self.own, *(record.step for record in records if record.peer != but)])
+        if plan is None or epoch != plan.epoch:
+            return done
+        return max(done, body_of(plan).from_step) + 2 * self.margin() + 2  # news is on its way
 
     def next_step(self) -> int:
         """The batch after which a plan proposed now can take over."""

@@ -42,6 +42,9 @@ from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.wire import messages as m
 from p2ptrain.wire.tensorfile import read_untrusted
 
+MAX_ROUND = 2**63
+MAX_ANEW = 8
+"""Copies of so many trainers that nobody hands out are left out; with one more of them a peer only listens."""
 HEAD_RETRY_S = 10.0
 MAX_COPIES = 16
 """Of one part, averaged before the head is fitted: those of the trainers with most samples."""
@@ -71,6 +74,9 @@ class HeadFit:
         self._next_head_at = 0.0
         self._is_saving = False
         """What came out of a fit is on its way to the disk."""
+        self._not_had: dict[tuple[int, PeerId], int] = {}
+        """Of a part and its trainer, the round from which on copies are told of that nobody hands out: a fit is begun
+        anew without these."""
         self._caught: set[str] = set()
         """Whose sums this peer, as lead, no longer counts."""
         self._callers: set[PeerId] = set()
@@ -142,6 +148,8 @@ class HeadFit:
         best: dict[tuple[int, PeerId], m.SnapshotRef] = {}
         for holding in (h for record in self._group.records() for h in record.holdings):
             if not _is_copy(holding, plan) or holding.round > self._job.training.rounds:
+                continue
+            if self._is_not_had(holding):
                 continue
             known = best.get((holding.part, holding.trainer))
             if known is None or _freshness(holding) > _freshness(known):
@@ -319,12 +327,23 @@ class HeadFit:
         return self._next_part(now) if self._fetching is not None and self._fetching.blob == blob else []
 
     def blob_lost(self, blob: BlobId, now: float) -> Effects:
-        """Without one of the parts there are no features: this peer only listens."""
+        """The fit is begun anew without it. Where its lead has it all the same there are no features here, and this
+        peer only listens."""
         if self._others_head is not None and self._others_head.blob == blob:
             self._others_head = None
-        if self._fetching is None or self._fetching.blob != blob:
+        copy = self._fetching
+        if copy is None or copy.blob != blob:
             return []
-        return self.trainer_unable(now)
+        if self._is_not_had(copy) or len(self._not_had) >= MAX_ANEW:
+            return self.trainer_unable(now)
+        self._not_had[copy.part, copy.trainer] = copy.round
+        self._to_fetch, self._fetching = [], None
+        self._machine.stop()
+        whose = self._group.name_of(copy.trainer)
+        return [Note("head-fit-copy-not-had", (("part", copy.part), ("round", copy.round), ("peer", whose)))]
+
+    def _is_not_had(self, copy: m.SnapshotRef) -> bool:
+        return copy.round >= self._not_had.get((copy.part, copy.trainer), MAX_ROUND)
 
     # --- time ---
 

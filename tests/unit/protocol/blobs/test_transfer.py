@@ -216,8 +216,8 @@ def test_the_only_source_is_asked_until_the_deadline():
         num_asks += len(asks(effects))
         now = transfers.next_deadline()
         effects = transfers.tick(now)
-    assert now == SMALL.idle_s
-    assert 10 <= num_asks <= 20
+    assert now == SMALL.silent_s
+    assert 8 <= num_asks <= 20
     assert transfers.next_deadline() == NEVER
 
 
@@ -301,6 +301,35 @@ def test_limits_of_a_fetch():
     assert transfers.fetch(BLOB, 100, [A, B], 0.0) == []
     assert of(Note, transfers.fetch(BLOB, 99, [A, B], 0.0)), "two sizes of one content"
     assert asks(transfers.peer_gone(A, 1.0)) == [(B, 0, 100)]
+
+
+def test_who_hands_out_nothing_is_remembered_until_it_does():
+    transfers = Transfers(SMALL)
+    effects, now = transfers.fetch(BLOB, 100, [A], 0.0), 0.0
+    while not of(FetchFailed, effects):
+        now = transfers.next_deadline()
+        effects = transfers.tick(now)
+    assert now == SMALL.silent_s and transfers.hands_out_nothing(A) and not transfers.hands_out_nothing(B)
+    effects, begun = transfers.fetch(BLOB, 100, [A], now), now
+    while not of(FetchFailed, effects):
+        now = transfers.next_deadline()
+        effects = transfers.tick(now)
+    assert now == begun + SMALL.vain_s
+    assert asks(transfers.fetch(BLOB, 100, [A], now))[0] == (A, 0, 10)
+    transfers.received(A, chunk(0), now)
+    assert not transfers.hands_out_nothing(A)
+
+
+def test_one_that_refuses_what_it_said_to_have_is_forgiven_a_few_times_and_after_a_while():
+    transfers = Transfers(SMALL)
+    for number in range(SMALL.max_vain):
+        assert not transfers.hands_out_nothing(A)
+        transfers.tick(float(number))
+        transfers.fetch(BLOB, 100, [A], float(number))
+        assert of(FetchFailed, transfers.received(A, FetchRefused(BLOB), float(number)))
+    assert transfers.hands_out_nothing(A)
+    transfers.tick(SMALL.max_vain + SMALL.mistrusted_s)
+    assert not transfers.hands_out_nothing(A)
 
 
 def test_progress_says_for_whom_and_since_when():
