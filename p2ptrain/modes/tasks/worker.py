@@ -238,12 +238,14 @@ class TasksWorker:
         except (RemoteError, UserError) as error:  # a copy that does not fit, or a model without a head to fit
             self._fitting = None
             self._say(c.SnapshotRefused(str(error)))
+            self._say(FeaturesExtracted(command.session, 0))  # the group need not wait for what it would contribute
             return
         if command.last:
             self._say(FeaturesExtracted(command.session, self._fitting.num_samples))
 
     def _contribute(self, command: Contribute) -> None:
         if self._fitting is None or self._fitting.session != command.session:
+            self._say(FeaturesExtracted(command.session, 0))
             return
         try:
             samples, sums = self._fitting.contribute(command.step, self._fitting_tensors(command.state))

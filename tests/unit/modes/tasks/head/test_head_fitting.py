@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.evaluation import evaluate
 from p2ptrain.learning.head_fit import plain_head
 from p2ptrain.modes.tasks import words
+from p2ptrain.modes.tasks.commands import Contribute, FeaturesExtracted
 from p2ptrain.modes.tasks.config import TasksConfig, tasks_of
 from p2ptrain.modes.tasks.harvest import assemble
 from p2ptrain.modes.tasks.head.blob import pack_head
@@ -29,6 +31,7 @@ from p2ptrain.modes.tasks.head.fitting import HeadFitting
 from p2ptrain.modes.tasks.head.verdict import Verdict, read_verdict
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.planning.assignment import first_plan
+from p2ptrain.modes.tasks.worker import TasksWorker
 from p2ptrain.wire import tensorfile
 from p2ptrain.wire.messages import SnapshotRef
 
@@ -389,3 +392,10 @@ def test_a_head_that_says_nonsense_is_refused(arrays: dict[str, np.ndarray]) -> 
 
 def test_a_head_of_before_says_nothing() -> None:
     assert read_verdict(tensorfile.pack({"weight": np.zeros((2, 2))})) is None
+
+
+def test_who_has_no_features_says_so_when_asked_so_that_nobody_waits_for_it() -> None:
+    said: list[object] = []
+    worker: Any = SimpleNamespace(_fitting=None, _say=said.append)
+    TasksWorker._contribute(worker, Contribute("one", 3, b""))
+    assert said == [FeaturesExtracted("one", 0)]
