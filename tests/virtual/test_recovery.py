@@ -41,7 +41,7 @@ from p2ptrain.ui import status_table
 pytestmark = pytest.mark.usefixtures("no_work_for_messages")
 
 EVERY = 5
-CAPPED = ("_asked", "_presences", "_snapshots", "_hellos", "_plans", "_proven", "_epochs")
+CAPPED = ("_asked", "_presences", "_snapshots", "_hellos", "_plans", "_proven", "_epochs", "_offers[].open")
 """Tables with a bound of their own, which fill up to it."""
 
 

@@ -125,7 +125,7 @@ def test_sounds_are_shifted_and_masked() -> None:
 
 
 def test_contract_decides_how_sound_is_augmented() -> None:
-    contract = DataConfig(CLASSES, (1, 40, 61), "audio", (-9.0,), (4.0,))
+    contract = DataConfig(CLASSES, (1, 40, 61), "audio", (-9.0,), (4.0,), augment=True)
     data = Dataset(np.zeros((8, 1, 40, 61), np.float16), np.zeros(8, np.int64), contract)
     (x, _) = next(data.batches(rng(3), 8, augment=True))
     (plain, _) = next(data.batches(rng(3), 8))
@@ -134,7 +134,7 @@ def test_contract_decides_how_sound_is_augmented() -> None:
 
 def test_light_augmentation_only_mirrors_pictures_and_only_shifts_sounds() -> None:
     pictures = rng(9).integers(1, 256, (64, 3, 28, 30), np.uint8)
-    light = DataConfig(CLASSES, (3, 28, 30), mean=(0.0,) * 3, std=(1.0,) * 3, light=True)
+    light = DataConfig(CLASSES, (3, 28, 30), mean=(0.0,) * 3, std=(1.0,) * 3, augment=True, light=True)
     out = next(Dataset(pictures, np.zeros(64, np.int64), light).batches(rng(4), 64, augment=True))[0].numpy() * 255
     found = {(each.tobytes(), each[..., ::-1].tobytes()) for each in pictures}
     mirrored = sum(each.round().astype(np.uint8).tobytes() in {flip for _, flip in found} for each in out)
