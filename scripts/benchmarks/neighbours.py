@@ -295,26 +295,20 @@ FIGURES = Section(
         Remark(
             "neighbours",
             "Plain averaging does well on the disjoint digits when it averages every 30 steps: whole models are then as"
-            " good as class sub-models, for ten times the work and eight times the bytes.",
+            " good as class sub-models, for ten times the work and three times the bytes.",
         ),
         Remark(
             "neighbours",
-            "When the only one with samples of some classes is killed, p2ptrain's group goes on at once. But in the"
-            " version measured, re-fitting the head forgot those classes altogether. The models of hivemind and torchft"
-            " were averaged on without them, and still remember some of what they had learnt.",
+            "When the only one with samples of some classes is killed, p2ptrain's group goes on at once. These classes"
+            " keep what their part had learnt, and take no more of other classes' samples than two fitted classes do."
+            " The models of hivemind and torchft are averaged on without them. In replicas, what was learnt of them"
+            " since the last average is lost.",
         ),
         Remark(
             "neighbours",
-            "Now these classes keep what their part had learnt, and take no more of other classes' samples than two"
-            " fitted classes do. Three runs of that case alone, p2ptrain alone (the table's command repeats it among"
-            " its cases): class sub-models 94.7 (92.8-95.0) %, replicas 90.6 (87.5-92.8) %.",
-        ),
-        Remark(
-            "neighbours",
-            "In the version measured here replicas averaged twice a round, fitted their head, and kept each other's"
-            " snapshots: three times the bytes of hivemind and torchft. Now they average once a round, and keep a copy"
-            " of the last snapshot only: two runs of an equal share each, without others beside it, sent 13.5 MB a"
-            " participant.",
+            "Replicas average about once a round and keep no snapshots of each other. With classes apart they also fit"
+            " the last layer together, and send {disjoint: p2ptrain replicas/sent_mb:.1f} MB, hivemind"
+            " {disjoint: hivemind/sent_mb:.1f} MB.",
         ),
     ),
     ("digits, three processes", "p2ptrain, class sub-models", "p2ptrain, replicas", "hivemind", "torchft", "command"),
