@@ -14,10 +14,6 @@ from p2ptrain.protocol.machine import NEVER
 
 _RATE_WINDOW_S = 0.05
 """Arrivals are summed over at least this long before they count as a rate: one read of a socket brings several."""
-_RATE_OF_UNKNOWN = 128e3
-_GROWTH = 4
-"""By how much a rate grows at most that was seen for less long: what a link holds back at first it may take at once
-(a token bucket), and more slowly later."""
 
 FetchState = Literal["queued", "fetching", "verifying"]
 
@@ -169,9 +165,6 @@ class Source:
             rate = self.sample_bytes / elapsed
             self.bytes_per_s = rate if self.bytes_per_s == 0 else 0.7 * self.bytes_per_s + 0.3 * rate
             self.sample_bytes, self.sample_since = 0, now
-        elif self.outstanding_bytes == 0 and elapsed > 0:  # all of a small blob: it is as fast as that at least
-            most = _GROWTH * max(self.bytes_per_s, _RATE_OF_UNKNOWN)
-            self.bytes_per_s = max(self.bytes_per_s, min(most, self.sample_bytes / elapsed))
 
     def answered(self, request: Request, now: float) -> None:
         """How long the way is: of several questions at once, what the first answer took."""

@@ -174,10 +174,11 @@ class Transfers:
                     source.in_vain(now, self._config, silent=True)
                 effects.append(self._fail(fetch, f"nothing new from {len(fetch.sources)} source(s) for {waited:.0f} s"))
                 continue
-            for request in [r for r in fetch.requests.values() if now >= r.expires_at]:
+            late = [r for r in fetch.requests.values() if now >= r.expires_at]
+            for request in late:
                 self._settle(fetch, request)
                 self._source(request.peer).timed_out(request, now)
-            if len(fetch.sources) > 1 and self._source(fetch.sources[0]).is_stalled(self._config):
+            if self._turns_to_another(fetch, late):
                 stalled = fetch.sources.pop(0)
                 fetch.sources.append(stalled)
                 fetch.sources.sort(key=lambda peer: self._source(peer).is_stalled(self._config))
@@ -261,6 +262,15 @@ class Transfers:
             fetch.state = "verifying"
             effects.append(FetchCompleted(fetch.blob))
         return effects + self._pump(now)
+
+    def _turns_to_another(self, fetch: Fetching, late: Sequence[Request]) -> bool:
+        """Whether its source has stalled. Where all have, each gets its time: another question each moment would fill a
+        slow link with questions for what is on its way."""
+        first, *others = fetch.sources
+        if not others or not self._source(first).is_stalled(self._config):
+            return False
+        others_stall = all(self._source(peer).is_stalled(self._config) for peer in others)
+        return not others_stall or any(request.peer == first for request in late)
 
     def _drop_source(self, fetch: Fetching, peer: PeerId, why: str) -> list[Effect]:
         if peer not in fetch.sources:
