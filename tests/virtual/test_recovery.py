@@ -41,8 +41,8 @@ from p2ptrain.ui import status_table
 pytestmark = pytest.mark.usefixtures("no_work_for_messages")
 
 EVERY = 5
-CAPPED = ("_asked", "_presences", "_snapshots", "_hellos", "_plans", "_proven", "_epochs", "_offers[].open")
-"""Tables with a bound of their own, which fill up to it."""
+CAPPED = ("_asked", "_presences", "_snapshots", "_hellos", "_plans", "_proven", "_epochs", "_offers[].open", "_former.")
+"""Tables with a bound of their own, which fill up to it; and streams of the plan before, which end by themselves."""
 
 
 def pipeline(seed: int = 0, count: int = 4, rounds: int = 10, **options: object) -> Room:
