@@ -44,14 +44,6 @@ def trainer(optimizer: str = "sgd", **kwargs: object) -> LocalTrainer:
     return LocalTrainer(kwargs.pop("model", small_model()), config, num_classes=4, total_steps=20, **kwargs)  # type: ignore[arg-type]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_restoring_half_way_gives_the_same_bits(optimizer: str) -> None:
     data = batches(20)

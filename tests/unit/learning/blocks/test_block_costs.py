@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -27,14 +26,6 @@ from p2ptrain.planning.devices.blocks import BlockTimes, check_model, check_time
 from p2ptrain.planning.pipeline.fleet import MESSAGE_BYTES
 
 SHAPE = (3, 32, 32)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", ["lenet", "vgg11_bn", "resnet20", "mobilenetv2", "bert_small", "gpt_mini"])

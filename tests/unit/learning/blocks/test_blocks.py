@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -16,16 +16,6 @@ from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.blocks.partial import named_tensors, partial_model
 from p2ptrain.learning.models import MODELS, TEXT_MODELS, build_model
 from p2ptrain.learning.objective import training_loss
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Two threads on a busy machine wait for each other most of the time, and bits may hang on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 WIDTH = 0.1
 NUM_CLASSES = 5

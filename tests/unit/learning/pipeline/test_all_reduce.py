@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,14 +12,6 @@ from torch import Tensor
 from p2ptrain.learning.pipeline import all_reduce, rows
 from p2ptrain.learning.pipeline.all_reduce import Exchange
 from p2ptrain.learning.pipeline.rows import StageMessage
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def vectors(num: int, size: int) -> list[Tensor]:

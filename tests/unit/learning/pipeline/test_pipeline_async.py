@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -15,14 +13,6 @@ from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.pipeline.samples import SampleStream
 from p2ptrain.learning.pipeline.training import AVERAGE_EVERY
 from p2ptrain.learning.training import schedule
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def delayed(data: Dataset, steps: int, units: int, depth: int, total: int) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,15 +14,6 @@ from p2ptrain.config import Coding
 from p2ptrain.errors import RemoteError
 from p2ptrain.learning.pipeline.codec import GROUP, Encoder, decode
 from p2ptrain.learning.pipeline.rows import Spec
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 SPECS = {"0": Spec(((4, 3),), torch.float32), "y": Spec(((),), torch.int64, range(5))}
 

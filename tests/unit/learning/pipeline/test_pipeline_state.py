@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -18,15 +17,6 @@ from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.pipeline.samples import SampleStream
 from p2ptrain.learning.pipeline.snapshots import cut_anew
 from p2ptrain.learning.training import MAX_BAD_STEPS, DivergedError
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 ONE_EACH = ((8,), (8,), (8,))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,14 +15,6 @@ from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.pipeline.samples import SampleStream
 from p2ptrain.learning.profiling.precision import bf16_supported, mixed
 from p2ptrain.learning.training import schedule
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def central(name: str, group: Group, config: TrainingConfig, steps: int, total: int) -> tuple[nn.Module, float]:

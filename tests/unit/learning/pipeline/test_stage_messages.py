@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -16,15 +16,6 @@ from p2ptrain.config import Coding
 from p2ptrain.errors import RemoteError
 from p2ptrain.learning.pipeline.codec import Encoder
 from p2ptrain.learning.pipeline.rows import MESSAGE_BYTES, StageMessage, cut_rows, overlapping, row_ranges
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 PLAN = pipeline(cuts("lenet", ((5, 3), (2, 6), (8,))), units=4, warm_up=(3, 2, 1))
 

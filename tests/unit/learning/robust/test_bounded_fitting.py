@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -23,15 +21,6 @@ from p2ptrain.learning.robust.fitting import (
 
 CLASSES, FEATURES, PEERS = 4, 6, 4
 CONFIG = FitConfig(steps=60)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Many small steps: threads that wait for each other make them slow on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def data(seed: int, num: int = 60, only: tuple[int, ...] = tuple(range(CLASSES))) -> tuple[Tensor, Tensor]:

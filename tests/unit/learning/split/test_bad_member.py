@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -22,14 +22,6 @@ CUTS = {
     "alone": dict.fromkeys(COUNTS, ("", 0)),
     "helped": {"anna": ("", 0), "ben": ("anna", 1), "cleo": ("anna", 2), "mal": ("anna", 1)},
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def learnable(seed: int, num: int) -> Dataset:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -32,14 +31,6 @@ ROOMS = {
     "all alone": ({"anna": ("", 0), "ben": ("", 0), "cleo": ("", 0)}, "ben"),
     "an owner collects": ({"anna": ("ida", 1), "ben": ("", 0)}, "anna"),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def centrally(name: str, group: SplitGroup, config: TrainingConfig, rounds: int) -> dict[str, Tensor]:

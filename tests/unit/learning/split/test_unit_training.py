@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -23,14 +22,6 @@ from p2ptrain.learning.training import DivergedError, schedule
 SGD = TrainingConfig(rounds=3, learning_rate=0.05)
 ADAMW = TrainingConfig(rounds=3, optimizer="adamw", learning_rate=0.002)
 COUNTS = {"anna": 24, "ben": 40, "cleo": 16, "hal": 32}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def federated_averaging(name: str, group: SplitGroup, config: TrainingConfig, rounds: int) -> dict[str, Tensor]:
