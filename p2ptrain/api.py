@@ -299,9 +299,9 @@ async def harvest_kept(
 
 
 def _harvest_kept(
-    kept: Sequence[KeptJob], partial: bool, allow_user_code: bool | str, without: Sequence[str], best: bool
+    kept: Sequence[KeptJob], partial: bool, code: bool | str, without: Sequence[str], best: bool
 ) -> Harvest:
-    allowed = _may_run(kept[0].job, allow_user_code)
+    allowed = _may_run(kept[0].job, code)
     return harvesting.from_state(kept, partial=partial, allow_user_code=allowed, without=without, best=best)
 
 

@@ -5,9 +5,9 @@
     scripts/losses.py                       # all cases, a minute or two each
     scripts/losses.py --only "three of six" --only "stall 20 s"
 
-What has to hold: those who stay go on; of what was done at most one interval between snapshots is lost, or it was said
-for whom the group waited in vain; the first batches are never begun again in silence; what lies on the disks of those
-who stay makes a whole model that is no further back. The last lines name the cases where something did not hold.
+What has to hold: those who stay go on; of what was done at most two intervals between snapshots are lost, or it was
+said for whom the group waited in vain; the first batches are never begun again in silence; what lies on the disks of
+those who stay makes a whole model that is no further back. The last lines name the cases where something did not hold.
 
 Peers are processes on loopback; cases of a cut network have a namespace each, which takes Linux and root.
 """
@@ -40,6 +40,7 @@ from p2ptrain.errors import P2PTrainError
 from p2ptrain.experiment.processes import wait_until
 from p2ptrain.learning.data import open_source, propose_contract
 from p2ptrain.modes.pipeline.config import PipelineConfig
+from p2ptrain.modes.pipeline.plan import body_of
 
 EVERY = 10
 """Batches from one snapshot to the next."""
@@ -125,8 +126,8 @@ class Scene:
     def _later(self, kind: str) -> list[dict[str, object]]:
         return [e.fields for peer in self.here for e in peer.seen(kind) if e.at > self.at]
 
-    def check_model(self, least: int) -> int:
-        """What lies on the disks of those who stay; after how many batches."""
+    def check_model(self, least: int, *, is_finished: bool) -> int:
+        """What lies on the disks of those who stay; after how many batches. ``is_finished``: it has to be of all."""
         stay = self.here
         for peer in stay:
             peer.kill()
@@ -136,6 +137,7 @@ class Scene:
             self.problems.append(f"no whole model on disk: {error}")
             return 0
         step = min(part.step for part in found.report)
+        least = ROUNDS * body_of(found.plan).steps_per_round if is_finished else least
         if step < least:
             self.problems.append(f"the whole model on disk is of batch {step}, not of {least} or later")
         return step
@@ -154,6 +156,9 @@ def stalled(scene: Scene, seconds: float) -> None:
             process.resume()
     if seconds > FLEETING_S:
         scene.goes_on()
+    else:
+        done = scene.done()
+        scene.wait(lambda: scene.done() > done + EVERY, "that it goes on")
 
 
 def killed(scene: Scene, *places: int) -> None:
@@ -328,7 +333,7 @@ def run(case: Case) -> tuple[list[str], str]:
         took_s = time.monotonic() - began
         if case.ends:
             scene.wait(lambda: all(peer.seen("note:done") for peer in scene.here), "that all are done", END_S)
-        step = scene.check_model(max(0, before - 2 * EVERY))
+        step = scene.check_model(max(0, before - 2 * EVERY), is_finished=case.ends)
         return scene.problems, f"{took_s:.1f} s; before it {before} batches were told of, a model of {step} is saved"
 
 

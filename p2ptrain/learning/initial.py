@@ -14,6 +14,7 @@ is never taken, and no class gets what was learnt of another one.
 from __future__ import annotations
 
 import json
+import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -285,6 +286,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ValueError,
         KeyError,
         AttributeError,
+        IndexError,
+        AssertionError,
+        TypeError,
+        struct.error,
         torch.serialization.pickle.UnpicklingError,
     ) as error:
         said = (str(error).strip() or "it is empty").splitlines()

@@ -235,7 +235,8 @@ class Gossip:
         return [MakePayload(handle, tuple(shared), partner)]
 
     def _partner(self, number: int) -> PeerId | None:
-        """Whose turn it is, where all share a shard with all; else any that shares one with us."""
+        """Whose turn it is, where all share a shard with all; else, and for the one that has no turn, any that shares
+        one with us."""
         partners = self.partners()
         if not partners:
             return None

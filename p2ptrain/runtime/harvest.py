@@ -20,11 +20,12 @@ from p2ptrain.errors import NotCoveredError, UserError
 from p2ptrain.ids import PeerId, blob_id
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.runtime import report
-from p2ptrain.runtime.best_state import collect_best, kept_best
+from p2ptrain.runtime.best_state import BEST, collect_best, kept_best
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.runtime.store.kept import KeptJob
 from p2ptrain.wire.messages import Record, SnapshotRef
 
+BEST_OF_ALL = "--best gives a state as the group looked at it, of all devices: leave out --best or --without"
 FETCH_TIMEOUT_S = 300.0
 ATTEMPTS, AGAIN_S = 3, 0.5
 """Snapshots are replaced while a group trains: look again for fresher ones so often."""
@@ -107,6 +108,8 @@ def _name(node: ObserverNode, peer: PeerId) -> str:
 
 def leave_out(collected: Collected, without: Sequence[str]) -> Collected:
     """Without what these devices trained, by name or id. Raises ``UserError`` saying who is there."""
+    if without and collected.best is not None:
+        raise UserError(BEST_OF_ALL)
     if not without:
         return collected
     there = mode_of(collected.job).harvester.contributors(collected)
@@ -151,14 +154,17 @@ def from_state(
 ) -> Harvest:
     """The model that a state directory keeps, or else one of the parts that lie in all of them, which are of one job.
 
-    ``best``: the best one that the first of them keeps.
+    ``best``: the best one that any of them keeps; of several the first.
 
     ``without``: it is put together from the parts, without those of these devices.
 
     Raises ``NotCoveredError`` naming the parts that none has, unless ``partial``; ``UserError`` otherwise.
     """
+    if best and without:
+        raise UserError(BEST_OF_ALL)
     if best:
-        return _finished(kept[0], kept_best(kept[0].folder))
+        first = next((each for each in kept if (each.folder / BEST).is_file()), kept[0])
+        return _finished(first, kept_best(first.folder))
     for each in kept:
         if not without and (path := each.model) is not None:
             return _finished(each, path)

@@ -24,7 +24,7 @@ from typing import Any
 
 from p2ptrain.core.harvest import Collected, Harvest, Look
 from p2ptrain.core.looks.figures import looks_of_group
-from p2ptrain.errors import P2PTrainError, UserError
+from p2ptrain.errors import NotCoveredError, P2PTrainError, UserError
 from p2ptrain.net.keys import Group
 from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime import harvest as harvesting
@@ -108,6 +108,8 @@ class Written:
     """... and how many of them it has right."""
     not_looked: str = ""
     """Why it was not looked at, though there are samples."""
+    why_not_best: str = ""
+    """Why the best state is not kept beside it, though there is one."""
 
 
 async def keep_model(request: Request, num_threads: int, note: Callable[[Note], None]) -> Written | None:
@@ -120,6 +122,8 @@ async def keep_model(request: Request, num_threads: int, note: Callable[[Note], 
                 note(Note("model-looked-at", (("accuracy", round(made.accuracy, 4)), ("samples", made.samples))))
             elif made.not_looked:
                 note(Note("model-not-looked-at", (("why", made.not_looked),)))
+            if made.why_not_best:
+                note(Note("best-not-kept", (("why", made.why_not_best),)))
             return made
         except UserError as error:
             if attempt + 1 < ATTEMPTS:
@@ -207,8 +211,8 @@ def carry_out(request: Request) -> Written:
         result = dataclasses.replace(result, looks=(*(each for each in result.looks if each.name != own.name), own))
     kind, told = report.kind(result), report.render(result)
     harvesting.save(Path(request.kept), result)
-    keep_best(request, collected, allow_user_code=allowed)
-    written = Written(request.kept, kind, told, not_looked=not_looked)
+    why_not_best = keep_best(request, collected, allow_user_code=allowed)
+    written = Written(request.kept, kind, told, not_looked=not_looked, why_not_best=why_not_best)
     if own is not None:
         written = dataclasses.replace(written, samples=own.samples, accuracy=own.accuracy)
     if not request.out:
@@ -221,14 +225,19 @@ def carry_out(request: Request) -> Written:
     return dataclasses.replace(written, path=request.out)
 
 
-def keep_best(request: Request, collected: Collected, *, allow_user_code: bool) -> None:
+def keep_best(request: Request, collected: Collected, *, allow_user_code: bool) -> str:
     """Beside the finished model the best that the group has looked at, if it has: what is left of it goes with the
-    group."""
+    group. Why it can't be kept, or ""."""
     if not looks_of_group(collected.records.values(), collected.job.id):
-        return
-    with contextlib.suppress(UserError):  # no state is whole any more: then there is none to keep
+        return ""
+    try:
         best = harvesting.assemble(asyncio.run(_collect(request, best=True)), allow_user_code=allow_user_code)
         harvesting.save(Path(request.kept).with_name(BEST), best)
+    except NotCoveredError:
+        return ""  # no state is whole any more
+    except (P2PTrainError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def look(request: Request, result: Harvest, *, allow_user_code: bool) -> Look | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.runtime.node.observer_node import ObserverNode
 from p2ptrain.wire.messages import Record, Stop
@@ -44,10 +45,13 @@ class StoppedPeer:
 async def stop_group(
     node: ObserverNode, wait_s: float, until_s: float, say: Callable[[str], None] = lambda text: None
 ) -> tuple[StoppedPeer, ...]:
-    """What became of everyone, by peer id. Raises ``NobodyError``."""
+    """What became of everyone, by peer id. Raises ``NobodyError``; ``UserError`` where
+    there is nothing to stop."""
     await node.look_around(wait_s)
     observer = node.observer
     members = {record.peer: record for record in observer.alive() if record.job}
+    if not members:
+        raise UserError("nobody here has a job yet: there is nothing to stop; Ctrl-C ends a peer")
     jobs = {record.job: max(r.round for r in members.values() if r.job == record.job) for record in members.values()}
     name = as_text(socket.gethostname())[:200]
     start, ask_at, tell_at, told = node.now(), 0.0, node.now() + TOLD_AGAIN_S, dict[PeerId, How]()

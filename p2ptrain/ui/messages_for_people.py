@@ -309,6 +309,10 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "model-not-looked-at": lambda f: (
         f"how good the model is was not looked at: this device's validation samples can't be read ({_text(f, 'why')})"
     ),
+    "best-not-kept": lambda f: (
+        f"the best state is not kept here beside the finished model ({_text(f, 'why')}); while the others are here, "
+        "get it with `p2ptrain harvest --best`"
+    ),
     "model-awaited": lambda f: "the model is still being written: waiting for it",
     "handover-incomplete": lambda f: "nobody confirmed the last copy in time; it stays on this device's disk",
 }

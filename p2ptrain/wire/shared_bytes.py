@@ -58,11 +58,7 @@ class SharedBytes:
 
     def write(self, data: bytes | memoryview, offset: int) -> int:
         """Put ``data`` there; where it ends. Raises ``OSError``."""
-        rest = memoryview(data).cast("B")
-        while rest:
-            done = os.pwrite(self._fd, rest[:MAX_WRITE_BYTES], offset)
-            rest, offset = rest[done:], offset + done
-        return offset
+        return write_all(self._fd, data, offset)
 
     @property
     def view(self) -> memoryview:
@@ -74,6 +70,15 @@ class SharedBytes:
     def private(self) -> mmap:
         """All bytes; what is changed in them nobody else sees. Raises ``OSError``."""
         return mmap(self._fd, self.num_bytes, access=ACCESS_COPY)
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> int:
+    """Put all of ``data`` into a file; where it ends. Raises ``OSError``."""
+    rest = memoryview(data).cast("B")
+    while rest:
+        done = os.pwrite(fd, rest[:MAX_WRITE_BYTES], offset)
+        rest, offset = rest[done:], offset + done
+    return offset
 
 
 def shared_or_not(num_bytes: int) -> SharedBytes | None:

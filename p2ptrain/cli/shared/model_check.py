@@ -49,7 +49,7 @@ def tried(job: Job, init: Path | None, data: str | None) -> tuple[Trial, str]:
         source = open_source(data).fitted(job.data)
         total = source.num_samples("train")
         some = np.unique(np.linspace(0, max(0, total - 1), min(total, MOST_TRIED, job.training.batch_size)).astype(int))
-        x, y = load(source, job.data, "train", some).tensors(slice(None))
+        x, y = load(source, job.data, "train", some).tried(len(some))
     start = read_start(init, job, allow_user_code=True) if init is not None else None
     trial = Trial(job, x, y, start.tensors if start else None)
     taken = trial.fitted.sentence() if trial.fitted else ""

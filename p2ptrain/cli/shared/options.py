@@ -341,7 +341,7 @@ def check_gives_way(path: Path, mark: str, what: str, *, force: bool) -> None:
     Raises ``UserError``.
     """
     check_output(path)
-    if path.exists() and not force:
+    if path.is_file() and not force:
         with path.open("rb") as file:
             if file.read(len(mark.encode())) != mark.encode():
                 raise UserError(f"{path}: is there already and is no {what}; name another file, or --force")

@@ -60,4 +60,4 @@ def told_on(looks: Sequence[LookFigure], new: LookFigure, best: Collection[str])
     first = [look for look in known if look.state in best]
     rest = [look for look in known if look.state not in best]
     chosen = {look.state for look in (*first, *rest[-(MAX_LOOKS - len(first)) :])}
-    return tuple(look for look in sorted(known, key=lambda look: look.round) if look.state in chosen)[-MAX_LOOKS:]
+    return tuple(look for look in sorted(known, key=lambda look: look.round) if look.state in chosen)

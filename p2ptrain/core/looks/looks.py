@@ -186,13 +186,13 @@ class Looks:
 
     def _is_awaited(self, round: int) -> bool:
         """Whether somebody has yet to end that round."""
-        plan, own = self._role.plan, self._group.records()
+        plan, records = self._role.plan, self._group.records()
         trains = plan.trainers() if plan is not None else {}
 
         def is_busy(record: Record) -> bool:
             return record.peer in trains and record.round < round and record.phase in ("training", "waiting")
 
-        return any(map(is_busy, own))
+        return any(map(is_busy, records))
 
     def _next(self, target: Target, now: float) -> Effects:
         """One copy after the other goes to the trainer."""

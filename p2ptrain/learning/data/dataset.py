@@ -98,6 +98,12 @@ class Dataset:
                 x = self._transformed(x, int(rng.integers(2**31)))
             yield self._normalised(x, self.y[chosen])
 
+    def tried(self, num: int) -> tuple[Tensor, Tensor]:
+        """Some samples as training takes them: through somebody's own transform, where there is one."""
+        if not self.contract.transform or len(self) < 2:
+            return self.tensors(slice(0, num))
+        return next(self.batches(np.random.default_rng(0), min(max(2, num), len(self)), augment=True))
+
     def _order(
         self, rng: np.random.Generator, sizes: list[int], own_classes: Collection[int], own_fraction: float
     ) -> Iterator[Indices]:

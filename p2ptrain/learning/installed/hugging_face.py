@@ -9,6 +9,7 @@ Invariant: nothing is downloaded (no name of a hub is ever looked up), no code o
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -147,7 +148,14 @@ class _Inputs:
 def _transformers(needed_by: str) -> Any:
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when it is imported
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    return package("transformers", needed_by)
+    found = package("transformers", needed_by)
+    with contextlib.suppress(ImportError):  # whoever imported it before, own data perhaps, had it read that already
+        hub: Any = importlib.import_module("huggingface_hub.constants")
+        hub.HF_HUB_OFFLINE = True
+    with contextlib.suppress(ImportError):  # native code of a hub, which some models run where a package is there
+        kernels = importlib.import_module("transformers.integrations.hub_kernels")
+        getattr(kernels, "_HUB_KERNEL_MAPPING", {}).clear()
+    return found
 
 
 def _names() -> Mapping[str, Mapping[str, str]]:
@@ -183,10 +191,18 @@ def _class_for(kind: str, architectures: list[Any], data: DataConfig, where: str
 
 def _fitted(values: Mapping[str, Any], changed: dict[str, Any], data: DataConfig, where: str, saved: bool) -> Any:
     """What differs from the defaults, with room for the data's tokens and length."""
+    pad = values.get("pad_token_id")
+    if saved and data.kind == "tokens" and pad not in (None, PADDING):
+        raise JobError(
+            f"{where}: its weights are for texts that are padded with token {pad}, and here they are padded with "
+            f"{PADDING}; take a model whose padding is {PADDING}, such as BERT, or the folder without its weights"
+        )
     needed = {"vocab_size": data.vocabulary or len(data.classes)}
     places = next((key for key in ("max_position_embeddings", "n_positions") if key in values), "")
     if places:
-        needed[places] = data.input_shape[2]
+        # Some models count places from the one after the padding's number.
+        spare = 0 if saved else 1 + (PADDING if data.kind == "tokens" else pad or 0)
+        needed[places] = data.input_shape[2] + spare
     for key, least in needed.items():
         there = values.get(key)
         if isinstance(there, int) and there < least:

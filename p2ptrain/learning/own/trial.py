@@ -20,7 +20,7 @@ from p2ptrain.learning.models import global_model
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.outputs import check_logits, check_outputs, made_up
-from p2ptrain.learning.training import check_batch_size
+from p2ptrain.learning.training import check_batch_size, make_optimizer, schedule
 
 MADE_UP = 8
 """So many samples are made up where there are none."""
@@ -111,6 +111,9 @@ class Trial:
                     f"{who}: the gradient of {name!r} is not finite in the first step, though the loss is; look for a "
                     "root, a logarithm or a division at zero in its forward"
                 )
+        schedule(job.training, 0, 2)
+        if job.training.own_optimizer:
+            make_optimizer(trained, job.training)
         idle = [name for name, parameter in trained.items() if parameter.grad is None]
         if len(idle) == len(trained):
             raise JobError(f"{who}: no parameter gets a gradient from its outputs, so nothing can be learnt")

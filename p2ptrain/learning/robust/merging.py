@@ -54,6 +54,11 @@ class MergeGuard:
 
     # --- the own training ---
 
+    @property
+    def is_under_way(self) -> bool:
+        """A round has begun, and not ended."""
+        return bool(self._before)
+
     @torch.no_grad()
     def begin_round(self, state: State) -> None:
         self._before = {name: wide(t.detach()).clone() for name, t in state.items() if t.is_floating_point()}

@@ -35,9 +35,8 @@ MAX_LAST_TRIES = 3
 """Copies that are asked for of such as handed out nothing before, where there is no other."""
 MAX_REFUSED_SNAPSHOTS = 2
 """After so many, those who offered one are not asked for others."""
-
-
 MAX_NAMES = 4
+"""Peers that a note names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +193,14 @@ class TasksRole:
         return effects
 
     def _averages_with(self, own: m.SnapshotRef, peer: PeerId) -> bool:
-        """Whether it trains the same part, by the same plan: with every average it gets what this peer has learnt."""
-        record = self._group.record(peer)
-        if self._is_last or record is None or (record.plan, record.part) != (self.plan_hash, own.part):
+        """Whether it trains the same part, by the same plan, and averages all of it every round: then it gets what this
+        peer has learnt. Of several parts few rounds bring the same two together, and top-k brings little at a time."""
+        record, job, plan = self._group.record(peer), self._job, self.plan
+        if self._is_last or plan is None or len(plan.parts) > 1 or record is None:
             return False
-        return record.round > 0 and record.phase == "training"
+        is_whole = job.group.compression != "topk" and tasks_of(job).exchange_every == 1
+        is_same = (record.plan, record.part, record.phase) == (self.plan_hash, own.part, "training")
+        return is_whole and is_same and record.round > 0
 
     def peer_admitted(self, peer: PeerId, now: float) -> Effects:
         return []

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 
 import numpy as np
 from torch import Tensor
@@ -165,7 +166,7 @@ class PartTraining:
     def step(self) -> bool:
         """Train on one batch; true when that ends a round."""
         if self.step_in_round == 0:
-            if any(self._is_guarded(shard) for shard in self.masses) and not self.round % self._exchange_every:
+            if any(self._is_guarded(shard) for shard in self.masses) and not self._guard.is_under_way:
                 self._guard.begin_round(self._tensors(tuple(self.masses)))
             self.trainer.begin_round()
             self._batches, self._end, self._losses = self._round_batches(), RoundEnd(), []
@@ -310,31 +311,16 @@ class PartTraining:
         incoming, indices = decompress(payload, current)  # which checks every number
         if reply and indices:
             self._answers[partner] = indices
-        if self._outer is not None:
-            self._outer.begin_merge()
-        try:
-            self._merge_all(masses, current, incoming, indices, partner)
-        finally:
-            if self._outer is not None:
-                self._outer.end_merge()
-
-    def _merge_all(
-        self,
-        masses: Mapping[str, float],
-        current: Mapping[str, Tensor],
-        incoming: Mapping[str, Tensor],
-        indices: Mapping[str, Tensor],
-        partner: str,
-    ) -> None:
-        for shard, mass in masses.items():
-            names = self._parts.shard_names(self.part, shard)
-            self.masses[shard] += mass * self._merge_shard(
-                {n: current[n] for n in names},
-                {n: incoming[n] for n in names},
-                (self.masses[shard], mass),
-                {n: indices[n] for n in names if n in indices},
-                partner if self._is_guarded(shard) else "",
-            )
+        with self._outer.merging() if self._outer is not None else nullcontext():
+            for shard, mass in masses.items():
+                names = self._parts.shard_names(self.part, shard)
+                self.masses[shard] += mass * self._merge_shard(
+                    {n: current[n] for n in names},
+                    {n: incoming[n] for n in names},
+                    (self.masses[shard], mass),
+                    {n: indices[n] for n in names if n in indices},
+                    partner if self._is_guarded(shard) else "",
+                )
 
     def _merge_shard(
         self,

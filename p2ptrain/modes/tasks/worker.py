@@ -84,9 +84,9 @@ class TasksWorker:
     def prepare(self) -> Sequence[object]:
         """Try what this device has not seen so far: a model of somebody's own, a checkpoint. Raises ``UserError``."""
         job = self._job
-        if ":" in job.model.name or job.model.freeze or self._init is not None:  # all but built-in ones
+        if ":" in job.model.name or job.own_code or job.model.freeze or self._init is not None:  # all but built-in ones
             allow = self._configuration.allow_user_code
-            x, y = self._data.tensors(slice(0, min(job.training.batch_size, MOST_TRIED)))
+            x, y = self._data.tried(min(job.training.batch_size, MOST_TRIED))
             Trial(job, x, y, self._init, allow_user_code=allow)
             check_head(job, global_model(job, allow_user_code=allow))
         return ()

@@ -6,8 +6,8 @@ times helpers. Two or three to choose from are enough to even out what helpers h
 two choices in randomized load balancing", IEEE TPDS 2001); the draw is rendezvous hashing with weights, so that a
 helper that comes or goes changes no choice but its own.
 
-Invariant: a pure function of the room. Every owner that has a helper at all that may be able to help it is thought of
-with one.
+Invariant: a pure function of the room. Every owner that may be able to be helped by one of those that are thought of as
+helpers is thought of with one. (Of helpers with samples of their own a large room takes the fastest.)
 """
 
 from __future__ import annotations

@@ -256,8 +256,9 @@ class Fetching:
 
     def fails_at(self, config: TransferConfig) -> float:
         overall = config.overall_s + self.num_bytes / config.min_bytes_per_s
-        idle_s = config.idle_s if self.have.total else min(config.idle_s, config.silent_s)
-        return min(self.started_at + overall, self.progress_at + (config.vain_s if self.is_in_vain else idle_s))
+        first_s = config.vain_s if self.is_in_vain else config.silent_s
+        idle_s = config.idle_s if self.have.total else min(config.idle_s, first_s)
+        return min(self.started_at + overall, self.progress_at + idle_s)
 
     def progress(self, config: TransferConfig) -> FetchProgress:
         active = self.state == "fetching"

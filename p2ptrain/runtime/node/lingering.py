@@ -50,7 +50,7 @@ class Lingering:
     def hurry(self) -> None:
         """Others are served no longer than they need; what waits already is made short."""
         self._linger_s = 0.0
-        if self._waiting is not None and not self._waiting.done() and not self.is_writing:
+        if self._waiting is not None and self.is_awaited and not self.is_writing:
             self._waiting.cancel()
             self._waiting = self._spawn(self._linger(None))
 

@@ -235,8 +235,10 @@ class Observer(Core):
         return []
 
     def ask_to_stop(self, stop: m.Stop, now: float) -> Effects:
-        """Everyone who is linked and has not answered yet."""
-        return self.run([Send(peer, stop) for peer in self.sessions.peers() if peer not in self.stop_answers], now)
+        """Everyone who is linked, has that job and has not answered yet."""
+        has_it = {record.peer for record in self.alive() if record.job == stop.job}
+        asked = [peer for peer in self.sessions.peers() if peer in has_it and peer not in self.stop_answers]
+        return self.run([Send(peer, stop) for peer in asked], now)
 
     def _stop_answered(self, sender: PeerId, message: m.StopReply, now: float) -> Effects:
         self.stop_answers[sender] = message.answer

@@ -376,8 +376,9 @@ class PeerNode(Node):
         while peer is not None:
             await asyncio.sleep(TRAFFIC_S)
             if (role := peer.role) is not None and role.plan is not None and role.plan_hash != planned[0]:
+                name = role.plan_hash  # another may be in force when that is worked out
                 found = await asyncio.to_thread(role.rules.predicted, role.plan)
-                planned = (role.plan_hash if found else "", dict(found))
+                planned = (name if found else "", dict(found))
             used_s = self.trainer.cpu_s() if self.trainer is not None else None
             peer.figures = await asyncio.to_thread(self._device.read, used_s, self.now()) | planned[1]
             peer.refused |= self.transport.refused

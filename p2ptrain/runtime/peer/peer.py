@@ -123,7 +123,7 @@ class Peer(Core):
             **dict.fromkeys((m.Ping, m.PingRequest, m.Ack), lambda *each: list(self.membership.received(*each))),
             **dict.fromkeys(RECORD_MESSAGES, lambda *each: list(self.records.received(*each))),
             m.StatusRequest: self._status_asked,
-            m.Stop: self._stop.received,
+            **self._stop.messages,
             m.JobRequest: self._job_asked,
             m.JobReply: self._job_came,
             **dict.fromkeys((m.PlanRequest, m.PlanReply, m.PlanVote), self._of_plans),

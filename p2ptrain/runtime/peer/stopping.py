@@ -9,9 +9,9 @@ must not end it goes on. It follows once, and nothing of it is kept: started aga
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from p2ptrain.core.effects import Effects, Stopping
+from p2ptrain.core.effects import Effects, MessageHandler, Stopping
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.mode import ENDED, Role
 from p2ptrain.ids import PeerId
@@ -26,12 +26,16 @@ class GroupStop:
         self._group = group
         self._role = role
         self._may = may
-        self._was_asked = self._follows = False
+        self._was_asked = False
+        self.messages: Mapping[type, MessageHandler] = {
+            Stop: self.received,
+            StopReply: lambda *each: [],  # of those whom this peer told
+        }
 
     @property
     def is_over(self) -> bool:
         """This peer has ended for it: who leaves now is no reason for another plan."""
-        return self._follows and self._group.own.phase in ENDED
+        return self._was_asked and self._may and self._group.own.phase in ENDED
 
     def received(self, sender: PeerId, message: Stop, now: float) -> Effects:
         """The answer, and what comes of it the first time."""
@@ -43,7 +47,7 @@ class GroupStop:
         reply = Send(sender, StopReply(answer))
         if answer == "other job" or self._was_asked:
             return [reply]
-        self._was_asked, self._follows = True, self._may
+        self._was_asked = True
         words = (("peer", sender), ("name", message.name or self._group.name_of(sender)), ("answer", answer))
         told = [Send(peer, message) for peer in self._group.alive() if peer != sender]
         return [reply, Note("stop-asked", words), *told, *(self._end(message.after, now) if self._may else [])]

@@ -10,6 +10,7 @@ from types import ModuleType
 
 from p2ptrain.errors import UserError
 from p2ptrain.net.limits import ADVICE
+from p2ptrain.wire.shared_bytes import write_all
 
 fcntl: ModuleType | None
 try:
@@ -17,8 +18,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-MAX_WRITE_BYTES = 1 << 30
-"""At once: macOS takes less than 2 GiB."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_FILES = {errno.EMFILE, errno.ENFILE}
 
@@ -39,10 +38,7 @@ class Disk:
     """The system calls that can fail half-way, in one place (so that a test can make them fail)."""
 
     def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
-        rest = memoryview(data)
-        while rest:
-            num_bytes = os.pwrite(fd, rest[:MAX_WRITE_BYTES], offset)
-            rest, offset = rest[num_bytes:], offset + num_bytes
+        write_all(fd, data, offset)
 
     def fsync(self, fd: int) -> None:
         """Until it lasts through a loss of power. On macOS that takes a call of its own: ``fsync`` leaves the bytes in

@@ -2,7 +2,7 @@
 
 Invariant: what ``keep`` returned for is safe on disk, an older vote never takes its place, and where another process
 has voted in this peer's name this one does not. A file that says no vote that a peer can have cast may have said
-anything, so it binds this peer for all of its plan's generation.
+anything, so it binds this peer for all of its plan's generation, however often it starts again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAME = "vote.json"
 
 
 class VoteFile:
-    """Of one job. ``epoch``: of the plan that was in force last."""
+    """Of one job. ``epoch``: of the plan that was in force last. Raises ``StorageError``."""
 
     def __init__(self, folder: Path, disk: Disk, epoch: int) -> None:
         self._path = folder / NAME
@@ -37,7 +37,10 @@ class VoteFile:
             if self.last is None:
                 bound = epoch // GENERATION * GENERATION + GENERATION - 1
                 self.last = PlanRef(min(bound, MAX_EPOCH), UNREADABLE)
+                instead = folder / f"{NAME}.bound"  # first, so that a full disk unbinds nobody
+                disk.write_file(instead, _bytes_of(self.last))
                 self.notes.append(move_aside(disk, self._path, folder / "damaged", "it says no vote of this peer's"))
+                disk.replace(instead, self._path)
 
     def keep(self, ref: PlanRef) -> None:
         """Raises ``StorageError``. From any thread: it does not wait for what else is written."""
@@ -54,8 +57,12 @@ class VoteFile:
                     "directory, or the file is from elsewhere; end this peer, look who else does, and start it again",
                     full=False,
                 )
-            self._disk.write_file(self._path, json_bytes({"epoch": ref.epoch, "plan": ref.hash}))
+            self._disk.write_file(self._path, _bytes_of(ref))
             self.last = ref
+
+
+def _bytes_of(ref: PlanRef) -> bytes:
+    return json_bytes({"epoch": ref.epoch, "plan": ref.hash})
 
 
 def _read(plain: Any, highest: int) -> PlanRef | None:

@@ -80,10 +80,10 @@ class ModelLooks:
             if whole.missing:
                 raise UserError(f"there is no sound copy of part {whole.missing[0]}")
             model.load_state_dict(whole.state)
-        except (UserError, RemoteError) as error:
-            return c.ModelLooked(self._state, why=str(error)[:300])
-        device = self._configuration.device
-        found = evaluate(model.to(device), self._batches(), len(self._job.data.classes), device=device)
+            device = self._configuration.device
+            found = evaluate(model.to(device), self._batches(), len(self._job.data.classes), device=device)
+        except (UserError, RemoteError, MemoryError, torch.OutOfMemoryError) as error:
+            return c.ModelLooked(self._state, why=(str(error) or "memory is short")[:300])
         correct = sum(row[i] for i, row in enumerate(found.confusion))
         loss = found.loss * found.samples if np.isfinite(found.loss) else 1e18
         seconds = time.perf_counter() - began

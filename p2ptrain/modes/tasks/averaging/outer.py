@@ -16,7 +16,8 @@ Invariant: training from a snapshot of ``tensors`` goes on as if it had not stop
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -48,16 +49,16 @@ class OuterNesterov:
             start.add_(delta.add_(velocity, alpha=self._momentum), alpha=self._rate)
             x.copy_(start)
 
-    @torch.no_grad()
-    def begin_merge(self) -> None:
-        """Until ``end_merge``, which is called after a merge that failed, too."""
+    @contextmanager
+    def merging(self) -> Iterator[None]:
+        """What changes within it is a merge, which may fail, and nobody's training."""
         for name, x in self._parameters.items():
             self._start[name].sub_(x)
-
-    @torch.no_grad()
-    def end_merge(self) -> None:
-        for name, x in self._parameters.items():
-            self._start[name].add_(x)
+        try:
+            yield
+        finally:
+            for name, x in self._parameters.items():
+                self._start[name].add_(x)
 
     def tensors(self) -> dict[str, Tensor]:
         """A copy on the CPU, for a snapshot."""

@@ -77,17 +77,17 @@ def swap(models: list[dict[str, Tensor]], outers: list[OuterNesterov], rng: rand
     one, other = rng.sample(range(len(models)), 2)
     copies = [{name: tensor.clone() for name, tensor in models[peer].items()} for peer in (one, other)]
     for peer, copy in ((one, copies[1]), (other, copies[0])):
-        outers[peer].begin_merge()
-        merge(models[peer], copy, 1.0, 1.0)
-        outers[peer].end_merge()
+        with outers[peer].merging():
+            merge(models[peer], copy, 1.0, 1.0)
 
 
 def test_what_a_merge_changes_is_no_training() -> None:
     model = random_state(0)
     outer = OuterNesterov(model, RATE, MOMENTUM)
-    outer.begin_merge()
-    merge(model, random_state(1), 1.0, 3.0)
-    outer.end_merge()
+    with outer.merging():
+        merge(model, random_state(1), 1.0, 3.0)
+    with pytest.raises(RuntimeError), outer.merging():
+        raise RuntimeError("a merge that failed")
     merged = model["w"].clone()
     outer.step()
     torch.testing.assert_close(model["w"], merged)

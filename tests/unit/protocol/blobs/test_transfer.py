@@ -256,8 +256,8 @@ def test_time_outs_and_chunks_follow_the_measured_rate():
 
 def test_where_all_sources_stall_each_gets_its_time():
     """A slow link: what was asked for is on its way, and nothing more is asked for at each moment."""
-    transfers, now, turns, questions = Transfers(SMALL), 0.0, 0, len(Transfers(SMALL).fetch(BLOB, 100, [A, B], 0.0))
-    transfers.fetch(BLOB, 100, [A, B], now)
+    transfers, now, turns = Transfers(SMALL), 0.0, 0
+    questions = len(asks(transfers.fetch(BLOB, 100, [A, B], now)))
     for _ in range(4000):  # 40 s
         now += 0.01
         effects = transfers.tick(now)

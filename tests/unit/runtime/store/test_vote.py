@@ -65,6 +65,8 @@ def test_a_damaged_one_binds_for_the_whole_generation_and_is_put_aside(tmp_path:
     assert found.last is not None and found.last.epoch == 4 * GENERATION - 1
     (note,) = found.notes
     assert note.kind == "storage-damaged" and (tmp_path / "damaged" / NAME).read_bytes() == data
+    again = VoteFile(tmp_path, Disk(), 3 * GENERATION + 5)
+    assert (again.last, again.notes) == (found.last, []), "and after a second start"
     found.keep(PlanRef(5 * GENERATION, "c" * 64))
     assert VoteFile(tmp_path, Disk(), 0).last == PlanRef(5 * GENERATION, "c" * 64)
 
