@@ -74,6 +74,11 @@ class Aside(io.TextIOBase):
     def encoding(self) -> str:  # type: ignore[override]
         return self._encoding
 
+    @property
+    def lost(self) -> int:
+        """What was printed, here or on a stream beside it, and was read by nobody."""
+        return self._outlet.lost
+
     def fileno(self) -> int:
         return self._fd
 

@@ -241,6 +241,10 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     ),
     "head-fit-without": lambda f: f"nobody has a copy of parts {_text(f, 'parts')}: the last layer is fitted without",
     "head-fitted": lambda f: f"the last layer is fitted, on {_number(f, 'samples'):,.0f} samples of the whole group",
+    "output-lost": lambda f: (
+        f"what this peer prints reaches nobody ({_number(f, 'lines'):.0f} lines so far): its terminal or pipe is "
+        "closed; training goes on"
+    ),
     "trainer-hangs": lambda f: f"{_text(f, 'what')}: it hangs, and is ended",
     "trainer-failed": lambda f: f"the training process failed: {_text(f, 'detail')}",
     "payload-refused": lambda f: f"an unusable update of {_text(f, 'peer')} was refused: {_text(f, 'detail')}",

@@ -115,6 +115,14 @@ class Network:
         finally:
             _enter(self._lab)
 
+    def move(self, name: str, address: str) -> None:
+        """A device gets another address on its link, as from another router."""
+        with self.inside(name):
+            _run("ip", "address", "flush", "dev", "eth0")
+            _run("ip", "address", "add", f"{address}/{PREFIX}", "dev", "eth0")
+            _run("ip", "route", "add", "default", "via", OWN_ADDRESS)
+        self.ports[name].address = address
+
     def set_rate(self, name: str, rate_mbit: float) -> None:
         """Limit a device's link, in both directions; 0 = no limit."""
         _shape(self.ports[name].end, rate_mbit, self._netem)

@@ -1,11 +1,12 @@
-"""A night in an hour: three devices train while their links break, disks fill, laptops sleep and trainers die or hang.
+"""A night in an hour: three devices train while links break, addresses change, disks fill, laptops sleep, terminals
+close and trainers die or hang.
 
     sudo .venv/bin/python -m scripts.lab.night [--minutes 60] [--out results/night] [--tiny]
 
 Each device has a network namespace of its own, and one a disk of 48 MB. The same hardships come again and again, in
 the same order, evenly over the time. At the end nothing that was trained may be lost, every hardship must have its
 line in a journal, and nodes must have as many open files as after the first round of hardships, and hardly more
-memory. ``--tiny``: one round of them in about two minutes. Needs what the lab needs (``python -m scripts.lab check``).
+memory. ``--tiny``: one round of them in about four minutes. Needs what the lab needs (``python -m scripts.lab check``).
 """
 
 from __future__ import annotations
@@ -14,146 +15,34 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lab import host
+from lab.hardships import DATA, NAMES, PATIENCE_S, Hardship, Night
 from lab.network import OWN_ADDRESS, Network
 from p2ptrain.api import Status, evaluate, load_model, observing, save_harvest, snapshot_status
 from p2ptrain.config import GroupConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.errors import P2PTrainError
 from p2ptrain.experiment.group import harvest_with
-from p2ptrain.experiment.processes import end, start, stop, with_children
 from p2ptrain.learning.data import open_source, propose_contract
-from p2ptrain.net.keys import Group, new_group
+from p2ptrain.net.keys import new_group
 from p2ptrain.runtime.node.node import NetworkConfig
 
-DATA, NAMES = "digits", ("desktop", "laptop", "board")
 DISK_MB = 48
 ROUNDS = 1_000_000
-START_S, PATIENCE_S = 600.0, 240.0
+START_S = 600.0
 MORE_FILES, MORE_MEMORY = 6, 1.25
 """At the end of the night: so many files more, and so many times the memory, are no growth."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hardship:
-    """``begin`` and ``end``: what is done; ``told``: kinds of journal lines of which one must follow on ``by``."""
-
-    name: str
-    begin: Callable[[], None]
-    end: Callable[[], None]
-    by: tuple[str, ...]
-    told: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class Night:
-    """The devices, and what can happen to them."""
-
-    folder: Path
-    network: Network
-    code: Group
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    def start(self, name: str) -> None:
-        number = NAMES.index(name) + 1
-        command = [sys.executable, "-m", "p2ptrain.cli.main", "peer", "--name", name, "--data", DATA]
-        command += ["--shard", f"{number}/{len(NAMES)}", "--state", str(self.folder / name), "--threads", "1"]
-        command += ["--interface", self.network.ports[name].address, "--no-model", "--device", "cpu"]
-        if number == 1:
-            command += ["--job", str(self.folder / "job.toml")]
-        environment = os.environ | {"P2PTRAIN_CODE": str(self.code), "PYTHONUNBUFFERED": "1"}
-        with self.network.inside(name):
-            self.processes[name] = start(command, self.folder / f"{name}.log", environment)
-
-    def signal(self, name: str, number: signal.Signals, *, trainer_only: bool = False) -> None:
-        for process in with_children(self.processes[name].pid)[1 if trainer_only else 0 :]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
-
-    def leave(self, name: str) -> None:
-        self.processes[name].terminate()
-        self.processes[name].wait(PATIENCE_S)
-
-    def fill(self, name: str) -> None:
-        with contextlib.suppress(OSError), (self.folder / name / "ballast").open("wb", buffering=0) as file:
-            while file.write(bytes(1 << 16)):
-                pass
-
-    def empty(self, name: str) -> None:
-        (self.folder / name / "ballast").unlink(missing_ok=True)
-
-    def journal(self, name: str) -> list[dict[str, Any]]:
-        lines = []
-        for path in sorted((self.folder / name).glob("journal*.jsonl")):
-            for line in path.read_text(errors="replace").splitlines():
-                with contextlib.suppress(ValueError):
-                    lines.append(json.loads(line))
-        return lines
-
-    def hardships(self) -> list[Hardship]:
-        others = ("failed", "link-closed", "suspected")
-
-        def nothing() -> None:
-            return
-
-        return [
-            Hardship(
-                "the board sleeps",
-                lambda: self.signal("board", signal.SIGSTOP),
-                lambda: self.signal("board", signal.SIGCONT),
-                ("desktop", "laptop"),
-                others,
-            ),
-            Hardship(
-                "the desktop's trainer is killed",
-                lambda: self.signal("desktop", signal.SIGKILL, trainer_only=True),
-                nothing,
-                ("desktop",),
-                ("trainer-failed",),
-            ),
-            Hardship(
-                "the laptop's link is cut",
-                lambda: self.network.cut((("desktop", "board"), ("laptop",))),
-                self.network.heal,
-                ("laptop",),
-                others,
-            ),
-            Hardship(
-                "the laptop's disk is full",
-                lambda: self.fill("laptop"),
-                lambda: self.empty("laptop"),
-                ("laptop",),
-                ("storage-full",),
-            ),
-            Hardship(
-                "the board leaves, and comes back",
-                lambda: self.leave("board"),
-                lambda: self.start("board"),
-                ("desktop", "laptop"),
-                ("left",),
-            ),
-            Hardship(
-                "the desktop's power fails",
-                lambda: end(self.processes["desktop"]),
-                lambda: self.start("desktop"),
-                ("laptop", "board"),
-                others,
-            ),
-        ]
 
 
 @contextlib.contextmanager
@@ -301,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             network.add(name)
         night = Night(folder, network, new_group())
         stack.callback(keep, night, options.out)
-        stack.callback(lambda: stop(night.processes.values()))
+        stack.callback(night.stop)
         try:
             wrong = asyncio.run(spend(night, 0.0 if options.tiny else options.minutes, say))
         except (P2PTrainError, psutil.NoSuchProcess) as error:

@@ -30,12 +30,14 @@ from p2ptrain.modes.registry import mode_of
 from p2ptrain.net.group.kept import join_group
 from p2ptrain.net.interfaces import try_to_bind, usable_addresses
 from p2ptrain.net.keys import Group
+from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime import new_code
 from p2ptrain.runtime.node import journal
 from p2ptrain.runtime.node.journal import Line
 from p2ptrain.runtime.node.node import NetworkConfig
 from p2ptrain.runtime.node.peer_node import PeerNode
 from p2ptrain.runtime.node.peer_options import PeerOptions
+from p2ptrain.runtime.outlet import Aside
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.ui import messages_for_people
@@ -163,6 +165,7 @@ class _Session:
         self._is_stopped = False
         """A member has asked the group to stop, and this peer follows."""
         self._told_at = 0.0
+        self._told_lost = 0
         self._watching: asyncio.Task[None] | None = None
         self._pace = RoundPace()
         self._early: list[Line] = []
@@ -312,11 +315,22 @@ class _Session:
         if not self._quiet and not self._as_json:
             _write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
+    def _look_at_output(self) -> None:
+        """What nobody could read is told in the journal: once, and again when it is twice as much.
+
+        So the line about it, which is printed too, brings no next one.
+        """
+        lost = sys.stdout.lost if isinstance(sys.stdout, Aside) else 0
+        if self._node is not None and lost >= max(1, 2 * self._told_lost):
+            self._told_lost = lost
+            self._node.note(Note("output-lost", (("lines", lost),)))
+
     async def _watch_waits(self) -> None:
         """Nothing waits in silence: say what a wait is for once it lasts, and again when it has grown much longer."""
         words, since, tell_at = "", time.monotonic(), WAIT_TOLD_S
         while True:
             await asyncio.sleep(WAIT_CHECK_S)
+            self._look_at_output()
             core = self._core()
             waiting = core.records.own.waiting_for if core else ""
             stem = re.sub(r"[0-9.]+", "", waiting)

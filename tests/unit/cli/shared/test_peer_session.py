@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from p2ptrain.cli.shared.peer_session import _Session
+from p2ptrain.protocol.machine import Note
+from p2ptrain.runtime.node.peer_node import PeerNode
 from p2ptrain.runtime.node.peer_options import PeerOptions
+from p2ptrain.runtime.outlet import Aside, Outlet
 
 
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -38,3 +44,28 @@ def test_under_nohup_a_terminal_that_closes_is_no_reason_to_stop() -> None:
         asyncio.run(scene())
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_what_nobody_can_read_has_its_line_in_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = _Session(PeerOptions("", "peer"), Path(), quiet=True, as_json=True)
+    notes: list[Note] = []
+    session._node = cast(PeerNode, SimpleNamespace(note=notes.append))
+    outlet = Outlet("test")
+    reads, writes = os.pipe()
+    with open(writes, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", Aside(stream, outlet))
+        sys.stdout.write("read\n")
+        assert outlet.flush(60)
+        session._look_at_output()
+        assert not notes
+        os.close(reads)  # a terminal that is closed, a pager that has ended
+        told = []
+        for _ in range(8):
+            sys.stdout.write("lost\n")
+            assert outlet.flush(60)
+            session._look_at_output()
+            told = [dict(note.fields)["lines"] for note in notes]
+        monkeypatch.undo()
+    outlet.close()
+    assert told == [1, 2, 4, 8], "a line about lost lines, which is lost too, brings no next one for ever"
+    assert {note.kind for note in notes} == {"output-lost"}
