@@ -27,6 +27,7 @@ from p2ptrain.net.keys import Group
 DATA, NAMES = "digits", ("desktop", "laptop", "board")
 IN_TERMINAL = ("board",)
 """These print to a terminal, the others into a file."""
+TAKE_S = 0.2
 PATIENCE_S = 240.0
 """For a device that leaves, for a journal's line, and until all train again."""
 
@@ -77,6 +78,8 @@ class Night:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     terminals: dict[str, Terminal] = field(default_factory=dict)
     _num_moves: int = 0
+    _has_room: threading.Event = field(default_factory=threading.Event)
+    _taker: threading.Thread | None = None
 
     def start(self, name: str) -> None:
         number = NAMES.index(name) + 1
@@ -111,6 +114,7 @@ class Night:
 
     def stop(self) -> None:
         stop(self.processes.values())
+        self._has_room.set()
         for name in list(self.terminals):
             self.close_terminal(name)
 
@@ -129,11 +133,21 @@ class Night:
         self.processes[name].wait(PATIENCE_S)
 
     def fill(self, name: str) -> None:
-        with contextlib.suppress(OSError), (self.folder / name / "ballast").open("wb", buffering=0) as file:
-            while file.write(bytes(1 << 16)):
-                pass
+        """The disk is full, and whatever is freed there is taken at once, until ``empty``."""
+        self._has_room.clear()
+        self._taker = threading.Thread(target=self._take_room, args=(self.folder / name / "ballast",), daemon=True)
+        self._taker.start()
+
+    def _take_room(self, ballast: Path) -> None:
+        while not self._has_room.wait(TAKE_S):
+            with contextlib.suppress(OSError), ballast.open("ab", buffering=0) as file:
+                while file.write(bytes(1 << 12)):
+                    pass
 
     def empty(self, name: str) -> None:
+        self._has_room.set()
+        if self._taker is not None:
+            self._taker.join()
         (self.folder / name / "ballast").unlink(missing_ok=True)
 
     def journal(self, name: str) -> list[dict[str, Any]]:
