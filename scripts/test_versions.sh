@@ -22,7 +22,7 @@ for version in ${VERSIONS:-3.11 3.12 3.13}; do
     continue
   fi
   echo "=== Python $version: $python" >&2
-  if PYTHON=$python VENV=.venv-$version scripts/setup.sh test,onnx,demo &&
+  if PYTHON=$python VENV=.venv-$version scripts/setup.sh demo,rich,onnx,bench,test &&
     ".venv-$version/bin/python" -m pytest -q -p no:cacheprovider "${tests[@]}"; then
     ran+=("$version")
   else
