@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,10 +284,8 @@ def new(
     for line in (*notes_on_model(job), *mode.words.choice_lines(job)):
         click.echo(line)
     allow = "".join(f" {flag}" for flag in flags_for(job))
-    click.echo(
-        f"next: p2ptrain job check {output} --data {data}{allow}; "
-        f"then p2ptrain peer --job {output} --data {data}{allow}"
-    )
+    given_as = f"{shlex.quote(str(output))} --data {shlex.quote(data)}{allow}"
+    click.echo(f"next: p2ptrain job check {given_as}; then p2ptrain peer --job {given_as}")
 
 
 def _note(text: str) -> None:

@@ -16,6 +16,7 @@ import click
 
 from p2ptrain.errors import P2PTrainError, UserError
 from p2ptrain.imports import uncollected
+from p2ptrain.words import clean
 
 COMMANDS = {
     "demo": "Three peers on this machine train one model on real data.",
@@ -38,6 +39,8 @@ COMMANDS = {
     "service": "Let the system run a peer on this device.",
     "doctor": "Why two devices don't meet, and what to do.",
 }
+MAX_SHOWN = 4000
+"""Characters of a line."""
 FOLDERS = {
     "model": ("evaluate", "predict", "generate", "export", "attribute"),
     "runs": ("report", "service"),
@@ -92,10 +95,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         click.echo(f"p2ptrain: {error.format_message()}", err=True)
         sys.exit(2)
     except UserError as error:
-        click.echo(f"p2ptrain: {error}", err=True)
+        click.echo(f"p2ptrain: {_shown(error)}", err=True)
         sys.exit(2)
     except P2PTrainError as error:
-        click.echo(f"p2ptrain: {error}", err=True)
+        click.echo(f"p2ptrain: {_shown(error)}", err=True)
         sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
@@ -103,6 +106,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(0)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _shown(error: Exception) -> str:
+    """Without what names in somebody's archive could do to a terminal."""
+    return "\n".join(clean(line, MAX_SHOWN) for line in str(error).split("\n"))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from p2ptrain.config import AudioConfig
 from p2ptrain.errors import DataError
+from p2ptrain.learning.data.beginnings import known_as
+from p2ptrain.learning.data.reading import Reading
 from p2ptrain.learning.data.source import Shape
 
 MAX_SECONDS = 600.0
@@ -35,11 +37,16 @@ POWER_FLOOR = 1e-6
 """Added before the logarithm; above the rounding noise of 16-bit samples."""
 SILENCE = math.log(POWER_FLOOR)
 
+LOUDEST = 64.0
+"""Of floats, of which 1 is full scale: what is louder was not written on that scale."""
+_CANCELLED = 1e-3
+"""Of two channels' power: what is left of it in their mean where one is the other upside down."""
 _MAX_CHUNKS = 1000
 _PCM, _FLOAT, _ALAW, _MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
 _BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32, 64), _ALAW: (8,), _MULAW: (8,)}
 _ENDLESS = 0x7F000000
 """From here on sizes are what programs write that don't know how much will come: 0x7FFFFFFF, 0xFFFFFFFF and such."""
+_CHUNKS = (b"fmt ", b"data", b"fact", b"LIST")
 _ORDERS = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">"}
 """Which byte comes first in files that begin so."""
 _EXPECTED = "expected a WAV file of PCM (8, 16, 24 or 32 bits), floats, A-law or mu-law"
@@ -67,7 +74,10 @@ class WavInfo:
 def wav_info(data: bytes, where: str) -> WavInfo:
     """Parse and check the header. Raises ``DataError``."""
     if len(data) < 12 or data[:4] not in _ORDERS or data[8:12] != b"WAVE":
-        raise DataError(f"{where}: not a WAV file; {_EXPECTED}; convert it, e.g. ffmpeg -i FILE -c:a pcm_s16le OUT.wav")
+        what = f" ({known})" if (known := known_as(data[:512])) else ""
+        raise DataError(
+            f"{where}: not a WAV file{what}; {_EXPECTED}; convert it, e.g. ffmpeg -i FILE -c:a pcm_s16le OUT.wav"
+        )
     order = _ORDERS[data[:4]]
     fmt: tuple[int, int, int, int, int] | None = None
     long_size: int | None = None
@@ -90,7 +100,8 @@ def wav_info(data: bytes, where: str) -> WavInfo:
             elif size >= _ENDLESS or (size == 0 and not whole):  # written to a pipe, which can't be wound back
                 size = len(data) - body
             return _checked(fmt, body, size, len(data), order, where)
-        at = body + size + (size & 1)  # chunks start at even offsets
+        at = body + size
+        at += (size & 1) and data[at : at + 4] not in _CHUNKS  # they start at even offsets; some writers forget it
     raise DataError(f"{where}: the file ends before its samples (cut off?); {_EXPECTED}")
 
 
@@ -102,6 +113,8 @@ def _format(body: bytes, order: str, where: str) -> tuple[int, int, int, int, in
         tag = struct.unpack_from(f"{order}I", body, 24)[0]
     if tag not in _BITS:
         raise DataError(f"{where}: WAV coding {tag:#06x}; {_EXPECTED}; convert it with ffmpeg -c:a pcm_s16le")
+    if tag == _PCM and 8 < bits < 32:
+        bits = -(-bits // 8) * 8  # 12 or 20 bits are the upper ones of whole bytes
     if bits not in _BITS[tag] or block_bytes != channels * bits // 8:
         raise DataError(f"{where}: {bits} bits a sample in blocks of {block_bytes} bytes; {_EXPECTED}")
     return channels, rate, bits // 8, block_bytes, tag
@@ -131,7 +144,10 @@ def _checked(
 
 
 def read_wav(data: bytes, where: str, max_seconds: float = MAX_SECONDS) -> tuple[NDArray[np.float32], int]:
-    """Mono samples in [-1, 1] (the mean of all channels) and the rate; of a longer file, the middle ``max_seconds``."""
+    """Mono samples in [-1, 1] (the mean of all channels) and the rate; of a longer file, the middle ``max_seconds``.
+
+    Of two channels that cancel each other, as one wired the wrong way round does, the first.
+    """
     info = wav_info(data, where)
     keep = min(info.num_samples, max(1, math.ceil(max_seconds * info.sample_rate)))
     block_bytes = info.num_channels * info.sample_bytes
@@ -142,6 +158,11 @@ def read_wav(data: bytes, where: str, max_seconds: float = MAX_SECONDS) -> tuple
             flat: NDArray[Any] = raw.view(f"{info.order}f{info.sample_bytes}").astype(np.float32)
         if not np.isfinite(flat).all():
             raise DataError(f"{where}: infinite or missing numbers for samples; convert it with ffmpeg -c:a pcm_s16le")
+        if (peak := float(np.abs(flat).max())) > LOUDEST:
+            raise DataError(
+                f"{where}: floats up to {peak:g}, where 1 is full scale: another scale? Write whole numbers, or floats "
+                "from -1 to 1"
+            )
     elif info.coding in (_ALAW, _MULAW):
         flat = _companded(info.coding)[raw].astype(np.float32) / 2**15
     elif info.sample_bytes == 1:  # unsigned, zero at 128
@@ -152,7 +173,11 @@ def read_wav(data: bytes, where: str, max_seconds: float = MAX_SECONDS) -> tuple
         flat = wide.view("<i4")[:, 0].astype(np.float32) / 2**31
     else:
         flat = raw.view(f"{info.order}i{info.sample_bytes}").astype(np.float32) / 2 ** (8 * info.sample_bytes - 1)
-    return flat.reshape(keep, info.num_channels).mean(axis=1, dtype=np.float32), info.sample_rate
+    channels = flat.reshape(keep, info.num_channels)
+    mono = channels.mean(axis=1, dtype=np.float32)
+    if info.num_channels == 2 and float(mono @ mono) < _CANCELLED * float(np.square(channels).sum()):
+        mono = np.ascontiguousarray(channels[:, 0])
+    return mono, info.sample_rate
 
 
 @lru_cache(maxsize=2)
@@ -234,9 +259,11 @@ def log_mel(samples: NDArray[np.float32], audio: AudioConfig) -> NDArray[np.floa
     return mel.astype(np.float32)
 
 
-def decode_wav(data: bytes, audio: AudioConfig, where: str) -> NDArray[np.float32]:
+def decode_wav(data: bytes, audio: AudioConfig, where: str, reading: Reading | None = None) -> NDArray[np.float32]:
     """The log-mel image of one file, ``[1, num_mels, num_frames]``."""
     samples, rate = read_wav(data, where, max_seconds=audio.seconds + 0.1)
+    if reading is not None and not samples.any():
+        reading.num_silent += 1
     return log_mel(resample(samples, rate, audio.sample_rate), audio)[None]
 
 

@@ -41,6 +41,8 @@ Pixels = Callable[[Split, Indices], NDArray[Any]]
 
 DIGITS_TEST_SAMPLES = 360
 _GZIP_ERRORS = (OSError, EOFError, zlib.error)
+_IDX_SPLITS: dict[Split, tuple[str, ...]] = {"train": ("train",), "val": ("val", "dev"), "test": ("t10k", "test")}
+"""Words in files' names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +85,12 @@ class ArraySource(Source):
             return np.empty((0, *shape), np.uint8)
         pixels = self.pixels(split, indices)
         return pixels if shape == self.natural_shape else resize_pixels(pixels, shape)
+
+    def check_files(self, split: Split, contract: DataConfig | None = None) -> list[str]:
+        """Raises ``DataError``: of an array no sample is left out."""
+        if contract is not None:
+            self.decode(split, np.arange(self.num_samples(split)), contract)
+        return []
 
 
 def named_source(spec: str, names: dict[Split, list[str]], shape: Shape, pixels: Pixels, **options: Any) -> ArraySource:
@@ -153,9 +161,9 @@ def open_idx(spec: str, path: Path) -> Source:
     """``idx:DIR``: files such as train-images-idx3-ubyte and t10k-labels-idx1-ubyte, packed with gzip or not."""
     names: dict[Split, list[str]] = {}
     images: dict[Split, tuple[Path, tuple[int, ...]]] = {}
-    for split, words in (("train", ("train",)), ("test", ("t10k", "test"))):
+    for split, words in _IDX_SPLITS.items():
         image_file, label_file = _idx_file(path, words, "images"), _idx_file(path, words, "labels")
-        if split == "test" and image_file is None and label_file is None:
+        if split != "train" and image_file is None and label_file is None:
             continue
         if image_file is None or label_file is None:
             missing = "images-idx3-ubyte" if image_file is None else "labels-idx1-ubyte"
@@ -165,8 +173,8 @@ def open_idx(spec: str, path: Path) -> Source:
         dims, (num_labels,) = _idx_dims(image_file, 3), _idx_dims(label_file, 1)
         if dims[0] != num_labels:
             raise DataError(f"{image_file}: {dims[0]} images, but {num_labels} labels in {label_file.name}")
-        names[cast(Split, split)] = label_names(_idx_read(label_file, (num_labels,)))
-        images[cast(Split, split)] = image_file, dims
+        names[split] = label_names(_idx_read(label_file, (num_labels,)))
+        images[split] = image_file, dims
     sizes = {dims[1:] for _, dims in images.values()}
     if len(sizes) > 1:
         raise DataError(f"{path}: train and test images differ in size: {sorted(sizes)}")
@@ -176,13 +184,17 @@ def open_idx(spec: str, path: Path) -> Source:
         file, dims = images[split]
         return _idx_read(file, dims)[indices][:, None]
 
-    return named_source(spec, names, (1, height, width), pixels)
+    unread = [f"{path}: EMNIST's pictures lie on their side in its files, and are read so"]
+    is_turned = any("emnist" in file.name.lower() for file, _ in images.values())
+    return named_source(spec, names, (1, height, width), pixels, unread=tuple(unread if is_turned else ()))
 
 
 def _idx_file(folder: Path, words: Sequence[str], what: str) -> Path | None:
     try:
         found = sorted(
-            p for p in folder.iterdir() if "idx" in p.name and what in p.name and any(word in p.name for word in words)
+            p
+            for p in folder.iterdir()
+            if "idx" in p.name and what in p.name and any(word in p.name for word in words) and p.is_file()
         )
     except OSError as error:
         raise DataError(f"{folder}: can't be listed ({error.strerror}); expected a folder with idx files") from None
@@ -192,8 +204,14 @@ def _idx_file(folder: Path, words: Sequence[str], what: str) -> Path | None:
     return found[0] if found else None
 
 
+def _is_gzip(path: Path) -> bool:
+    """By its first bytes: what downloads such files may unpack them, or take the suffix off."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
 def _idx_open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.name.endswith(".gz") else path.open("rb")
+    return cast(IO[bytes], gzip.open(path, "rb")) if _is_gzip(path) else path.open("rb")
 
 
 def _idx_dims(path: Path, num_dims: int) -> tuple[int, ...]:
@@ -201,7 +219,7 @@ def _idx_dims(path: Path, num_dims: int) -> tuple[int, ...]:
     try:
         with _idx_open(path) as file:
             header = file.read(4 + 4 * num_dims)
-        size = path.stat().st_size
+        size = 0 if _is_gzip(path) else path.stat().st_size
     except _GZIP_ERRORS as error:
         raise DataError(f"{path}: can't be read ({error}); {expected}; download it again") from None
     if header[:4] != bytes([0, 0, 8, num_dims]) or len(header) < 4 + 4 * num_dims:
@@ -209,7 +227,7 @@ def _idx_dims(path: Path, num_dims: int) -> tuple[int, ...]:
     dims = tuple(int.from_bytes(header[at : at + 4], "big") for at in range(4, len(header), 4))
     if not all(1 <= d <= 4096 for d in dims[1:]) or math.prod(dims) > MAX_ARRAY_BYTES:
         raise DataError(f"{path}: absurd dimensions {list(dims)}; {expected}")
-    if not path.name.endswith(".gz") and size != len(header) + math.prod(dims):
+    if size and size != len(header) + math.prod(dims):
         raise DataError(f"{path}: {size} bytes, but its header says {len(header) + math.prod(dims)}; download it again")
     return dims
 
@@ -298,7 +316,7 @@ def _open_cifar(spec: str, path: Path, *, coarse: bool) -> Source:
 
 def _cifar_names(path: Path, num_classes: int) -> tuple[str, ...]:
     try:
-        names = tuple(path.read_text(encoding="utf-8").split())
+        names = tuple(path.read_text(encoding="utf-8-sig").split())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: can't be read ({error}); expected {num_classes} class names") from None
     if len(names) != num_classes or len(set(names)) != num_classes:

@@ -17,7 +17,7 @@ from p2ptrain.config import AudioConfig, DataConfig
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data.audio import feature_shape, natural_audio
 from p2ptrain.learning.data.dataset import Dataset
-from p2ptrain.learning.data.reading import Reading, Say, held_against, silent
+from p2ptrain.learning.data.reading import Reading, Say, held_against, mixed_scales, silent
 from p2ptrain.learning.data.source import (
     SPLITS,
     Indices,
@@ -79,13 +79,14 @@ def load(
     y = class_map(source, contract, np.unique(own))[own]
     item_bytes = {"audio": 2, "tokens": 4}.get(source.kind, 1)
     check_memory(len(chosen) * math.prod(shape) * item_bytes, f"{source.spec}: {len(chosen)} samples of {list(shape)}")
-    reading = Reading()
-    x = source.decode(split, chosen, contract, None if strict else reading)
+    reading = Reading(strict)
+    x = source.decode(split, chosen, contract, reading)
     reading.check(len(chosen), contract, source.spec)
     if reading.broken:
         sound = np.setdiff1d(np.arange(len(chosen)), list(reading.broken))
         x, y = x[sound], y[sound]
-    notes = (*reading.notes(len(chosen)), held_against(x, contract, source.spec))
+    notes = (*reading.notes(len(chosen), contract), held_against(x, contract, source.spec))
+    notes += (mixed_scales(x),) if source.kind == "image" else ()
     return Dataset(x, y, contract, tuple(filter(None, notes)))
 
 

@@ -1,11 +1,7 @@
 """Image and audio trees, one folder a class, as a directory or as a zip that is never unpacked.
 
-Invariant: the order of classes and samples depends on names alone, so peers with equal trees number them equally; a
-file is either a sample, a side file (hidden, text) that ``notes`` counts, or an error that names it: nothing is skipped
-in silence, and what could be a sample by its suffix is no side file.
-
-    [wrapper/] [train/ | val/ | test/] <class>/<file>        (val/ may be called valid/ or validation/)
-    [wrapper/] <class>/<file>, validation_list.txt, testing_list.txt, _background_noise_/    (speech commands)
+Invariant: the order of classes and samples depends on names alone, so peers with equal trees number them equally.
+``trees.layout`` says which file is what.
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -40,23 +36,10 @@ from p2ptrain.learning.data.source import (
     matched_names,
     sorted_classes,
 )
-from p2ptrain.learning.data.trees.lists import LISTS, NOISE_FOLDER, read_lists
-from p2ptrain.learning.data.trees.tree import Tree, is_hidden, is_litter, open_tree
+from p2ptrain.learning.data.trees.layout import class_folders
+from p2ptrain.learning.data.trees.tree import Tree, open_tree
 from p2ptrain.learning.data.validation import with_validation
 
-_SIDE_SUFFIXES = frozenset(
-    {".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".html", ".yaml", ".yml", ".toml", ".ini", ".db", ".rst", ".pdf"}
-)
-_SIDE_NAMES = frozenset({"README", "LICENSE", "LICENCE", "NOTICE", "COPYING", "MAKEFILE"})
-_SUFFIXES: dict[Kind, frozenset[str]] = {"image": images.SUFFIXES, "audio": frozenset({".wav", ".wave"})}
-_LAYOUT = "expected CLASS/FILE, with optional train/, val/ and test/ folders above"
-_SPLIT_FOLDERS: dict[str, Split] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 _CHUNK = 32
 _SURVEYED = 256
 """So many files, evenly spread, say what most are like."""
@@ -115,7 +98,7 @@ class FolderSource(Source):
             data, where = self.tree.read(name), self._where(name)
             largest_bytes = max(largest_bytes, len(data))
             if self.kind == "audio":
-                return wav.decode_wav(data, contract.audio, where)
+                return wav.decode_wav(data, contract.audio, where, reading)
             return images.decode_image(data, shape, where, contract.white, reading)
 
         def fill(start: int, stop: int) -> None:
@@ -123,7 +106,7 @@ class FolderSource(Source):
                 try:
                     out[i] = read(names[i])
                 except DataError as error:
-                    if reading is None:
+                    if reading is None or reading.strict:
                         raise
                     reading.broken[i] = str(error)
 
@@ -205,9 +188,7 @@ def open_audio(spec: str, path: Path) -> Source:
 
 def _open(spec: str, path: Path, kind: Kind) -> Source:
     tree = open_tree(path)
-    by_split, unread = _class_folders(tree, kind)
-    if not by_split["train"]:
-        raise DataError(f"{path}: no class folders with {kind} files to train on; {_LAYOUT}")
+    by_split, unread = class_folders(tree, kind)
     for split in ("val", "test"):
         meant = matched_names(by_split["train"], by_split[split])
         folders: dict[str, list[str]] = {}
@@ -257,124 +238,6 @@ def _survey(tree: Tree, kind: Kind, files: tuple[str, ...]) -> tuple[Shape, int,
         )
     middle = len(pictures) // 2
     return (1 if grey == len(pictures) else 3, heights[middle], widths[middle]), 0, lines
-
-
-def _class_folders(tree: Tree, kind: Kind) -> tuple[dict[Split, dict[str, list[str]]], list[str]]:
-    """Files by split and class name, and what is not read. Raises ``DataError`` for what does not fit the layout."""
-    paths: list[tuple[tuple[str, ...], str]] = []  # (parts; a folder ends with "") and the name to read by
-    hidden: list[str] = []
-    side: list[str] = []
-    times = Counter(tree.names())
-    for name in times:
-        parts = tuple(part for part in name.replace("\\", "/").split("/") if part != ".")
-        if ".." in parts or not parts or not parts[0]:
-            raise DataError(f"{tree.path}: {name}: not a relative name; make the zip again")
-        if any(is_hidden(part) for part in parts if part):
-            if parts[-1] and not any(is_litter(part) for part in parts if part):
-                hidden.append(name)
-        elif _is_side_file(parts[-1], kind):
-            side.append(name)
-        else:
-            paths.append((parts, name))
-    if kind == "audio" and (noise := [name for parts, name in paths if NOISE_FOLDER in parts[:-1]]):
-        paths = [(parts, name) for parts, name in paths if NOISE_FOLDER not in parts[:-1]]
-        side += [name for name in noise if not name.endswith("/")]
-    unread: list[str] = []
-    if repeated := [name for name, n in times.items() if n > 1 and not name.endswith("/")]:
-        unread.append(f"more than once in the zip, of which the last is read: {_some(repeated, 'repeated')}")
-    above = ""
-    while _is_wrapped(paths):
-        above += f"{paths[0][0][0]}/"
-        paths = [(parts[1:], name) for parts, name in paths if len(parts) > 2 or parts[-1]]
-    by_split: dict[Split, dict[str, list[str]]] = {"train": {}, "val": {}, "test": {}}
-    # A folder train/ with files in it is a class (of vehicles, say).
-    has_splits = any(len(parts) > 2 and parts[0].lower() == "train" for parts, _ in paths)
-    if has_splits:
-        _check_one_validation_folder(tree, {parts[0] for parts, _ in paths if len(parts) > 1})
-    lists = {} if has_splits else {each: above + each for each in LISTS if above + each in side}
-    listed = read_lists(tree, lists, {"/".join(parts) for parts, _ in paths} if lists else ())
-    side = [name for name in side if name not in lists.values()]
-    left = [f"not read: {_some(names, what)}" for names, what in ((hidden, "hidden"), (side, "side")) if names]
-    unread = [*left, *listed.notes, *unread]
-    for parts, name in paths:
-        where = f"{tree.path}: {name}"
-        split: Split = "train"
-        if has_splits and len(parts) > 1:
-            if parts[0].lower() not in _SPLIT_FOLDERS:
-                raise DataError(
-                    f"{where}: found beside train/; only train/, val/ and test/ are read: rename or move {parts[0]}/"
-                )
-            split = _SPLIT_FOLDERS[parts[0].lower()]
-            parts = parts[1:]
-        folders = by_split[split]
-        if len(parts) > 2 and parts[-1]:
-            raise DataError(f"{where}: nested too deep; {_LAYOUT}")
-        if not parts[-1]:
-            if len(parts) == 2:
-                folders.setdefault(_class_name(parts[0]), [])
-        else:
-            _check_sample(parts[-1], kind, where)
-            if len(parts) == 1:
-                raise DataError(f"{where}: not in a class folder; {_LAYOUT}")
-            folders = folders if has_splits else by_split[listed.split("/".join(parts))]
-            folders.setdefault(_class_name(parts[0]), []).append(name)
-    if not has_splits and (odd := sorted(n for n in by_split["train"] if n.lower() in _SPLIT_FOLDERS)):
-        unread.append(f"{', '.join(odd)}: read as a class, as there is no train/ with class folders in it")
-    for split, folders in by_split.items():
-        for class_name, files in folders.items():
-            if not files:
-                where = f"{split}/{class_name}" if has_splits else class_name
-                raise DataError(
-                    f"{tree.path}: {where}: class folder without {kind} files; "
-                    f"add {_suffixes(kind)} files or remove the folder"
-                )
-    return by_split, unread
-
-
-def _some(names: list[str], what: str) -> str:
-    """``3 hidden files (a/.x, ...)``."""
-    one = len(names) == 1
-    return f"{len(names)} {what} file{'' if one else 's'} ({min(names)}{'' if one else ', ...'})"
-
-
-def _check_one_validation_folder(tree: Tree, tops: set[str]) -> None:
-    found = sorted(top for top in tops if _SPLIT_FOLDERS.get(top.lower()) == "val")
-    if len({top.lower() for top in found}) > 1:
-        names = " and ".join(f"{top}/" for top in found)
-        raise DataError(f"{tree.path}: {names} are both validation data; put them into one folder val/")
-
-
-def _is_wrapped(paths: list[tuple[tuple[str, ...], str]]) -> bool:
-    """True if everything lies in one folder that is neither a class (files in it) nor train/."""
-    tops = {parts[0] for parts, _ in paths}
-    if len(tops) != 1 or next(iter(tops)).lower() in ("train", "test"):
-        return False
-    has_files = any(len(parts) <= 2 and parts[-1] for parts, _ in paths)
-    return not has_files and any(len(parts) > 2 for parts, _ in paths)
-
-
-def _check_sample(file: str, kind: Kind, where: str) -> None:
-    suffix = PurePosixPath(file).suffix.lower()
-    if suffix in _SUFFIXES[kind]:
-        return
-    hint = f"; convert it, e.g. {'ffmpeg -i FILE OUT.wav' if kind == 'audio' else 'magick FILE OUT.jpg'}"
-    raise DataError(f"{where}: not {kind} data that can be read; expected {_suffixes(kind)}{hint}")
-
-
-def _suffixes(kind: Kind) -> str:
-    return ", ".join(sorted(_SUFFIXES[kind]))
-
-
-def _is_side_file(name: str, kind: Kind) -> bool:
-    path = PurePosixPath(name)
-    suffix = path.suffix.lower()
-    if suffix in _SUFFIXES[kind]:
-        return False
-    return suffix in _SIDE_SUFFIXES or (not suffix and path.stem.upper() in _SIDE_NAMES)
-
-
-def _class_name(folder: str) -> str:
-    return unicodedata.normalize("NFC", folder)  # macOS stores accents apart
 
 
 def _sample_name(file: str) -> str:

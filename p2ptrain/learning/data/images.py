@@ -18,22 +18,40 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from p2ptrain.errors import DataError
+from p2ptrain.learning.data.beginnings import known_as
 from p2ptrain.learning.data.reading import FULL_WHITE, OVERSHOOT, Brightest, Reading
 from p2ptrain.learning.data.source import Shape
 
 # A closed list: some of Pillow's other formats start programs (EPS) or are barely tested.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
+)
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused: decoding takes up to 4 bytes a pixel on every thread."""
 
 _EXIF_ORIENTATION = 0x0112
-_TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 262, 339
-_WHITE_IS_ZERO, _SIGNED = 0, 2
+_HOLDS_ORIENTATION = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
+"""Where Pillow looks for it."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By orientation: what makes a picture upright."""
+_KEY_STEPS = {"L;2": 85, "L;4": 17}
+"""Grey PNG files of few bits: Pillow spreads their pixels over 8 bits, but not the level that is transparent."""
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_CHANNELS, _TIFF_PLANES, _TIFF_SAMPLE_FORMAT = 258, 262, 277, 284, 339
+_WHITE_IS_ZERO, _SEPARATE, _SIGNED = 0, 2, 2
 # Pillow keeps the upper byte of 16 bits a channel. Read as if of the other byte order, it gives the lower one.
 _LOWER_BYTES = {
     f"{mode};16{order}": f"{mode};16{other}"
@@ -76,11 +94,11 @@ def image_head(data: bytes, where: str) -> ImageHead:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, where)
             width, height = image.size
-            if _orientation(image) in (5, 6, 7, 8):  # turned by a quarter
+            if image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8):  # a quarter, which Pillow does for TIFF
                 width, height = height, width
             return ImageHead(1 if _is_grey(image) else 3, height, width, _is_wide(image))
     except _DECODER_ERRORS as error:
-        raise _broken(where, error) from None
+        raise _broken(where, error, data) from None
 
 
 def find_brightest(data: bytes, where: str, found: Brightest) -> None:
@@ -91,7 +109,7 @@ def find_brightest(data: bytes, where: str, found: Brightest) -> None:
             values, _ = _wide_values(data, image)
             found.add(float(values.max()), is_float=values.dtype.kind == "f")
     except _DECODER_ERRORS as error:
-        raise _broken(where, error) from None
+        raise _broken(where, error, data) from None
 
 
 def decode_image(
@@ -106,6 +124,8 @@ def decode_image(
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, where)
+            if (step := _KEY_STEPS.get(_raw_mode(image))) and isinstance(image.info.get("transparency"), int):
+                image.info["transparency"] *= step
             if image.size != (width, height):
                 image.draft(mode, (2 * width, 2 * height))  # large JPEGs: decode at half, quarter or eighth size
             if _is_wide(image):
@@ -120,7 +140,18 @@ def decode_image(
                 reading.num_moving += 1
             return pixels
     except _DECODER_ERRORS as error:
-        raise _broken(where, error) from None
+        raise _broken(where, error, data) from None
+
+
+def given_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Pixels ``[C, H, W]`` of a picture that somebody opened, as it is; C is 1 for grey, 3 for all else.
+
+    Raises ``ValueError`` for more than 8 bits a channel, of which nothing says what is white.
+    """
+    if _is_wide(image):
+        raise ValueError(f"a picture of more than 8 bits a channel (mode {image.mode}): scale it to floats from 0 to 1")
+    pixels = np.asarray(_converted(image, "L" if image.mode in ("1", "L", "LA", "La") else "RGB"), dtype=np.uint8)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def resize_pixels(pixels: NDArray[np.uint8], shape: Shape) -> NDArray[np.uint8]:
@@ -152,7 +183,7 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _is_wide(image: Image.Image) -> bool:
-    return image.mode == "F" or image.mode.startswith("I") or ";16" in _raw_mode(image)
+    return image.mode == "F" or image.mode.startswith("I") or _raw_mode(image).endswith((";16B", ";16L", ";16N"))
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> int | None:
@@ -193,11 +224,15 @@ def _wide_values(data: bytes, image: Image.Image) -> tuple[NDArray[Any], NDArray
         else:
             values = high[..., :3] << 8 | low[..., :3]
             alpha = high[..., 3].astype(np.uint8) if high.shape[2] == 4 else None
+            if alpha is None and isinstance(key := image.info.get("transparency"), tuple):
+                alpha = np.where((values == key).all(axis=2), 0, 255).astype(np.uint8)
+    if alpha is not None:  # what can't be seen is neither bright nor dark
+        values = np.where(alpha > 0 if values.ndim == 2 else (alpha > 0)[..., None], values, 0)
     if not np.isfinite(values).all():
         raise ValueError("infinite or missing numbers for pixels")
     if _tiff_tag(image, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:  # which Pillow heeds for 8 bits a channel only
-        if values.dtype.kind == "f":
-            raise ValueError("floats of which zero is white")
+        if image.mode in ("F", "I"):  # of which nothing says what is black
+            raise ValueError("floats of which zero is white" if image.mode == "F" else "32 bits of which zero is white")
         values = int(FULL_WHITE) - values.astype(np.int32)
     lowest, highest = float(values.min()), float(values.max())
     if lowest < (min(0.0, (1 - OVERSHOOT) * highest) if image.mode == "F" else 0):
@@ -226,13 +261,20 @@ def _narrow(values: NDArray[Any], alpha: NDArray[np.uint8] | None, white: float)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image) if _orientation(image) != 1 else image
+    image.load()  # Pillow turns TIFF files here; PNG files may say how they lie behind their pixels
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:
-    if "exif" not in image.info and image.format != "TIFF":  # spares most files the search for it
+    """1 to 8; 1, upright, where it is broken or makes no sense, as viewers show such pictures."""
+    if image.format != "TIFF" and not _HOLDS_ORIENTATION & image.info.keys():  # spares most files the search for it
         return 1
-    return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    try:
+        found = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except _DECODER_ERRORS:
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -251,11 +293,15 @@ def _check_size(image: Image.Image, where: str) -> None:
         raise DataError(f"{where}: {width}x{height} pixels; at most {MAX_PIXELS:,} are read: make the picture smaller")
     if not _is_wide(image) and _tiff_tag(image, _TIFF_SAMPLE_FORMAT) == _SIGNED:  # Pillow takes them for unsigned
         raise ValueError("signed bytes for pixels")
+    is_planar = _tiff_tag(image, _TIFF_PLANES) == _SEPARATE and (_tiff_tag(image, _TIFF_CHANNELS) or 1) > 1
+    if is_planar and (_tiff_tag(image, _TIFF_BITS) or 1) > 8:  # of which Pillow takes each byte for a pixel
+        raise ValueError("more than 8 bits a channel in separate planes: write the channels side by side")
 
 
-def _broken(where: str, error: BaseException) -> DataError:
+def _broken(where: str, error: BaseException, data: bytes) -> DataError:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return DataError(f"{where}: a picture of absurd size; at most {MAX_PIXELS:,} pixels are read")
-    # Pillow's message for an unknown format only names the BytesIO.
-    detail = "no known format" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+    detail = str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):  # whose message only names the BytesIO
+        detail = known_as(data[:512]) or "no known format"
     return DataError(f"{where}: not a readable image ({detail}); expected {', '.join(FORMATS)}; remove or replace it")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data.binary import label_names, named_source
-from p2ptrain.learning.data.source import SPLITS, Indices, Shape, Source, Split, check_memory
+from p2ptrain.learning.data.source import SPLITS, Indices, Shape, Source, Split, check_distinct, check_memory
 
 _NPZ_ERRORS = (
     OSError,
@@ -107,7 +107,9 @@ def _refuse_misnamed(path: Path, keys: Iterable[str]) -> None:
 
 def _class_names(arrays: _NpzFile) -> list[str]:
     named, where = arrays.read("classes").reshape(-1), f"{arrays.path}: classes"
-    return label_names(_decoded(named, where) if named.dtype.kind == "S" else named)
+    names = label_names(_decoded(named, where) if named.dtype.kind == "S" else named)
+    check_distinct(names, where)
+    return names
 
 
 def _layout(arrays: _NpzFile) -> str:

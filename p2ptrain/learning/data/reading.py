@@ -28,6 +28,10 @@ FEW = 8
 OVERSHOOT = 1.05
 """Floats may be so much beyond white, or as little below black, as resizing makes of them; they are cut off there."""
 
+_BYTES_FROM = 64.0
+"""A sample of floats that goes beyond is not one of 0 to 1."""
+_NEARLY_ALL = 0.95
+
 _DEPTHS = (8, 10, 12, 14, *range(16, 33))
 _TOO_DARK = 16.0
 """Pictures none of which comes nearer to white than this part of it have another white: 4 of 16 bits."""
@@ -44,14 +48,21 @@ def silent(_: str) -> None:
 class Brightest:
     """The largest value of wide pictures; what ``white`` is made of. ``is_float``: there are pictures of floats."""
 
-    num_pictures: int = 0
-    value: float = 0.0
+    values: list[float] = field(default_factory=list)
+    """The largest of each picture."""
     is_float: bool = False
 
     def add(self, value: float, *, is_float: bool) -> None:
-        self.num_pictures += 1
-        self.value = max(self.value, value)
+        self.values.append(value)
         self.is_float |= is_float
+
+    @property
+    def num_pictures(self) -> int:
+        return len(self.values)
+
+    @property
+    def value(self) -> float:
+        return max(self.values, default=0.0)
 
     @property
     def white(self) -> float:
@@ -68,10 +79,14 @@ class Brightest:
 class Reading:
     """Filled by ``Source.decode``. ``broken``: what is wrong with the sample in each row that could not be read."""
 
+    strict: bool = False
+    """Whether the first sample that can't be read ends the reading."""
     broken: dict[int, str] = field(default_factory=dict)
     wide: Brightest = field(default_factory=Brightest)
     num_moving: int = 0
     """Pictures with several frames, or pages, of which the first is read."""
+    num_silent: int = 0
+    """Recordings of nothing but zeros, in the part that is read."""
     num_cut: int = 0
     """Texts that are longer than the job's samples."""
 
@@ -89,7 +104,7 @@ class Reading:
                 f"with 8 bits, or make the job again with p2ptrain job new (data.white = {self.wide.white:g})"
             )
 
-    def notes(self, num_samples: int) -> list[str]:
+    def notes(self, num_samples: int, contract: DataConfig) -> list[str]:
         """What a person should know: how many samples are left out, or not read whole."""
         lines = []
         if self.broken:
@@ -100,6 +115,16 @@ class Reading:
             )
         if self.num_moving:
             lines.append(f"{self.num_moving} of {num_samples:,} pictures have several frames: the first is read")
+        if self.num_silent:
+            lines.append(f"{self.num_silent} of {num_samples:,} recordings are silent")
+        white = contract.white or FULL_WHITE
+        dark = sum(0 < value * _TOO_DARK <= white for value in self.wide.values)
+        if 2 * dark > self.wide.num_pictures and (white > 255 or self.wide.is_float):
+            lines.append(
+                f"{dark} of {self.wide.num_pictures} pictures of more than 8 bits are almost black: white is {white:g} "
+                f"in this job, and half of them have no pixel above {np.median(self.wide.values):g}; if a stray bright "
+                "pixel made that white, set data.white in the job file"
+            )
         if self.num_cut:
             lines.append(f"{self.num_cut} of {num_samples:,} texts are longer than the job's samples, and are cut off")
         return lines
@@ -136,6 +161,20 @@ def held_against(x: NDArray[Any], contract: DataConfig, where: str) -> str:
             "same scale"
         )
     return ""
+
+
+def mixed_scales(x: NDArray[Any]) -> str:
+    """A sentence where floats ``[N, C, H, W]`` of some samples end at 1 and others go far beyond, or ""."""
+    if x.dtype.kind != "f" or x.ndim != 4 or not len(x):
+        return ""
+    peaks = np.abs(x).max(axis=(1, 2, 3)) if x.size else np.zeros(0)
+    small, large = int(((peaks > 0) & (peaks <= OVERSHOOT)).sum()), int((peaks > _BYTES_FROM).sum())
+    if not small or not large or small + large < _NEARLY_ALL * len(x):
+        return ""
+    return (
+        f"{small} of {len(x)} samples have values up to 1, {large} up to {peaks.max():g}: are some not divided by 255? "
+        "Bring all to one scale"
+    )
 
 
 def _numbers(values: NDArray[Any]) -> str:

@@ -28,6 +28,8 @@ Indices = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 
 MAX_NAME = 255
+_MISSING = frozenset({"nan", "NaN", "NaT", "<NA>", "None", "null", "NULL"})
+"""What other programs write for no label."""
 PADDING = 0
 """The token after the last one of a sequence that is shorter than others."""
 MAX_ARRAY_BYTES = 16 * 2**30
@@ -81,7 +83,8 @@ class Source(ABC):
     ) -> NDArray[Any]:
         """Samples ``[n, C, H, W]`` in the contract's shape: uint8, or float16/float32 that are not yet normalised.
 
-        What can't be read is noted in ``reading``, and its row means nothing; without it the first such raises.
+        What can't be read is noted in ``reading``, and its row means nothing; without it, or if it is strict, the first
+        such raises.
         """
 
     def notes(self) -> Sequence[str]:
@@ -165,11 +168,25 @@ def class_notes(source: Source) -> list[str]:
     for name in known:
         by_fold.setdefault(folded(name), []).append(name)
     lines += [
-        f"{' and '.join(names)} are different classes, though their names differ in case or spelling of accents alone"
+        f"{' and '.join(_quoted(names))} are different classes, though their names differ in case, space or spelling "
+        "of accents alone"
         for names in by_fold.values()
         if len(names) > 1
     ]
+    if missing := [name for name in known if name in _MISSING]:
+        lines.append(f"{listing(missing)}: read as a class; if it means that a label is missing, leave its samples out")
     return lines
+
+
+def _quoted(names: Sequence[str]) -> list[str]:
+    """With what can't be seen of them."""
+    return [name if name.isprintable() and name.strip() == name else ascii(name) for name in names]
+
+
+def check_distinct(names: Sequence[str], where: object) -> None:
+    """Refuse a name for two classes, whose samples would be one class then."""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{where}: {listing(twice)} names more than one class; give each its own name")
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from p2ptrain.config import DataConfig
 from p2ptrain.errors import DataError
+from p2ptrain.learning.data.beginnings import packed_with
 from p2ptrain.learning.data.reading import Reading
 from p2ptrain.learning.data.source import MAX_ARRAY_BYTES, Indices, Kind, Shape, Source, Split
 
@@ -29,7 +30,6 @@ BYTES = tuple(str(byte) for byte in range(256))
 USUAL_CONTEXT = 128
 TEST_SHARE = 10
 """One part in so many is for testing."""
-_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _EXPECTED = "expected a file of plain text, such as text:book.txt"
 _BYTE_ORDER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _LOOKED_AT = 4096
@@ -126,9 +126,7 @@ def open_text(spec: str, path: Path) -> Source:
         text = np.memmap(path, np.uint8, "r")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: can't be read ({error}); {_EXPECTED}") from None
-    start = text[:8].tobytes()
-    packed = next((name for magic, name in _PACKED.items() if start.startswith(magic)), None)
-    if packed is not None:
+    if packed := packed_with(text[:512].tobytes()):
         raise DataError(f"{path}: packed with {packed}; unpack it first; {_EXPECTED}")
     return TextSource(spec, text)
 

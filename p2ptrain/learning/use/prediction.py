@@ -20,7 +20,9 @@ from p2ptrain.errors import DataError, UserError
 from p2ptrain.learning.data import audio, images
 from p2ptrain.learning.data.dataset import Dataset
 from p2ptrain.learning.data.given.samples import NUM_BYTES, one_text
+from p2ptrain.learning.data.reading import Reading
 from p2ptrain.learning.data.source import Shape
+from p2ptrain.learning.data.trees.tree import is_hidden
 from p2ptrain.learning.own.blame import own_code
 
 SUFFIXES = {"image": images.SUFFIXES, "audio": frozenset({".wav", ".wave"}), "tokens": frozenset({".txt"})}
@@ -47,7 +49,8 @@ def files_in(paths: Iterable[Path], data: DataConfig) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES[data.kind] and p.is_file())
+        shown = [p for p in path.iterdir() if p.is_file() and not is_hidden(p.name)]
+        inside = sorted(p for p in shown if p.suffix.lower() in SUFFIXES[data.kind])
         if not inside:
             wanted = ", ".join(sorted(SUFFIXES[data.kind]))
             raise DataError(f"{path}: no files in this folder that the model can read ({wanted}); name files")
@@ -72,7 +75,10 @@ def read_file(path: Path, data: DataConfig) -> NDArray[Any]:
     shape: Shape = (channels, height, width)
     if channels not in (1, 3):
         raise DataError(f"{path}: the model reads samples of {channels} channels, which no picture has")
-    return images.decode_image(content, shape, str(path), data.white)
+    reading = Reading()
+    pixels = images.decode_image(content, shape, str(path), data.white, reading)
+    reading.check(1, data, str(path))
+    return pixels
 
 
 def predict(

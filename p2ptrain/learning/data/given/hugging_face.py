@@ -83,7 +83,7 @@ class _Samples:
             return self.tokens(split, index)
         content, where = self.content(split, index), self.where(split, index)
         if self._kind == "audio":
-            return audio.decode_wav(content, contract.audio, where).astype(np.float16)
+            return audio.decode_wav(content, contract.audio, where, reading).astype(np.float16)
         return images.decode_image(content, cast(Shape, contract.input_shape), where, contract.white, reading)
 
     def head(self, index: int) -> Shape:
@@ -157,6 +157,8 @@ def _splits(found: Any, path: Path) -> tuple[dict[Split, Any], list[str]]:
     if not hasattr(found, "keys"):
         return {"train": found}, []
     named = {_OTHER_NAMES.get(name, name): name for name in found}
+    if double := [name for name in found if named[_OTHER_NAMES.get(name, name)] != name]:
+        raise DataError(f"{path}: more than one split for {_OTHER_NAMES.get(double[0], double[0])}: {', '.join(found)}")
     if "train" not in named:
         raise DataError(f"{path}: no split named train; has {', '.join(found)}")
     others = sorted(name for name in found if _OTHER_NAMES.get(name, name) not in SPLITS)
@@ -197,7 +199,7 @@ def _label(features: Mapping[str, Any], path: Path) -> str | None:
 def _label_names(rows: Any, column: str, path: Path) -> list[str]:
     """The class of every sample. Raises ``DataError`` for what is none."""
     feature, values = rows.features[column], rows.select_columns([column]).with_format(None)[:][column]
-    if (bad := next((i for i, v in enumerate(values) if not isinstance(v, (str, int)) or v == -1), None)) is not None:
+    if (bad := next((i for i, v in enumerate(values) if not _is_class(v)), None)) is not None:
         raise DataError(
             f"{path}: {column} of sample {bad} is {str(values[bad])[:40]}, which is no class: expected a number or a "
             "name; filter such samples out"
@@ -205,6 +207,10 @@ def _label_names(rows: Any, column: str, path: Path) -> list[str]:
     if type(feature).__name__ == "ClassLabel":
         return [feature.names[value] if isinstance(value, int) else value for value in values]
     return [str(value) for value in values]
+
+
+def _is_class(label: Any) -> bool:
+    return isinstance(label, str) or (isinstance(label, int) and label >= 0)
 
 
 def _plain(rows: Any, column: str) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,14 @@ from p2ptrain.config import DataConfig
 from p2ptrain.errors import DataError, JobError
 from p2ptrain.learning.data.binary import named_source
 from p2ptrain.learning.data.given.samples import SampleSource, usual_length
+from p2ptrain.learning.data.images import given_pixels
 from p2ptrain.learning.data.reading import Reading
-from p2ptrain.learning.data.source import SPLITS, Source, Split, check_memory
+from p2ptrain.learning.data.source import SPLITS, Source, Split, check_distinct, check_memory
 from p2ptrain.learning.own.importing import working_directory_on_path
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+MOST_COLOURS = 4
+"""Of a picture, with opacity or infrared."""
 _RETURNS = 'a torch.utils.data.Dataset of (sample, class), or a table of them: {"train": ..., "val": ..., "test": ...}'
 
 
@@ -57,7 +60,9 @@ def open_own(spec: str) -> Source:
         raise DataError(str(error)) from None
     names = {split: labels for split, (_, labels) in read.items()}
     samples = {split: given for split, (given, _) in read.items()}
-    known = getattr(splits["train"], "classes", None)
+    given = getattr(splits["train"], "classes", None)
+    known = [] if given is None else [str(name) for name in given]
+    check_distinct(known, f"--data {spec}: its .classes")
     names = {split: [_name(spec, label, known) for label in labels] for split, labels in names.items()}
     first = samples["train"][0]
     return _sequences(spec, samples, names) if first.ndim == 1 else _pictures(spec, samples, names)
@@ -104,13 +109,11 @@ def _taken(spec: str, split: Split, data: Any) -> tuple[list[NDArray[Any]], list
 def _array(sample: Any, where: str) -> NDArray[Any]:
     """Pixels ``[C, H, W]`` uint8 or float32, or token numbers ``[T]``. Raises ``DataError``."""
     is_picture = hasattr(sample, "convert") and hasattr(sample, "getbands")  # of Pillow: height, width, channels
-    if is_picture:
-        sample = np.asarray(sample if sample.mode in ("L", "RGB") else sample.convert("RGB"))
-        sample = sample[None] if sample.ndim == 2 else sample.transpose(2, 0, 1)
     try:
+        sample = given_pixels(sample) if is_picture else sample
         array = np.asarray(sample.numpy() if hasattr(sample, "numpy") else sample)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{where} is {type(sample).__name__}, which is no array of numbers ({error})") from None
+        raise DataError(f"{where} is {type(sample).__name__}, which can't be read as numbers ({error})") from None
     if array.ndim == 1 and array.dtype.kind in "iu":
         if array.size and array.min() < 0:
             raise DataError(f"{where} has token numbers below zero")
@@ -122,6 +125,12 @@ def _array(sample: Any, where: str) -> NDArray[Any]:
             f"{where} is {array.dtype} of shape {list(array.shape)}; expected a picture [channels, height, width] of "
             "uint8 or floats, or token numbers [length] of whole numbers"
         )
+    channels, height, width = array.shape
+    if width <= MOST_COLOURS < min(channels, height):
+        raise DataError(
+            f"{where} has shape {list(array.shape)}, which looks like [height, width, channels]; give channels first, "
+            "as torch does: x.transpose(2, 0, 1), or x.permute(2, 0, 1)"
+        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{where} holds infinite or missing numbers")
     return np.ascontiguousarray(array, np.uint8 if array.dtype == np.uint8 else np.float32)
@@ -129,20 +138,19 @@ def _array(sample: Any, where: str) -> NDArray[Any]:
 
 def _label(label: Any, where: str) -> int | str:
     label = label.item() if hasattr(label, "item") and getattr(label, "ndim", 0) == 0 else label
-    if isinstance(label, float) and label == int(label):
+    if isinstance(label, float) and label.is_integer():
         label = int(label)
-    if isinstance(label, bool) or not isinstance(label, (int, str)) or label == -1:
+    if isinstance(label, bool) or not isinstance(label, (int, str)) or (isinstance(label, int) and label < 0):
         raise DataError(f"{where}: its class is {str(label)[:40]!r}; expected a whole number, or a name")
     return label
 
 
-def _name(spec: str, label: int | str, known: Iterable[Any] | None) -> str:
-    names = [] if known is None else list(known)
-    if isinstance(label, str) or not names:
+def _name(spec: str, label: int | str, known: Sequence[str]) -> str:
+    if isinstance(label, str) or not known:
         return str(label)
-    if not 0 <= label < len(names):
-        raise DataError(f"--data {spec}: class {label}, and its .classes name {len(names)}")
-    return str(names[label])
+    if label >= len(known):
+        raise DataError(f"--data {spec}: class {label}, and its .classes name {len(known)}")
+    return known[label]
 
 
 def _pictures(spec: str, samples: dict[Split, list[NDArray[Any]]], names: dict[Split, list[str]]) -> Source:

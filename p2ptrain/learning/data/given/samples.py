@@ -63,12 +63,20 @@ class SampleSource(Source):
                 sample = self.read(split, index, contract, reading)
                 rows.append(self._tokens(sample, shape[2], reading) if self.kind == "tokens" else sample)
             except DataError as error:
-                if reading is None:
+                if reading is None or reading.strict:
                     raise
                 reading.broken[row] = str(error)
                 rows.append(np.zeros(shape, np.int32 if self.kind == "tokens" else np.uint8))
         empty = np.empty((0, *shape), np.int32 if self.kind == "tokens" else np.uint8)
         return np.stack(rows) if rows else empty
+
+    def check_files(self, split: Split, contract: DataConfig | None = None) -> list[str]:
+        broken: list[str] = []
+        for index in range(self.num_samples(split) if contract is not None else 0):
+            reading = Reading()
+            self.decode(split, np.array([index]), cast(DataConfig, contract), reading)
+            broken += reading.broken.values()
+        return broken
 
     def _tokens(self, sample: NDArray[Any], length: int, reading: Reading | None) -> NDArray[np.int32]:
         if reading is not None and len(sample) > length:

@@ -42,11 +42,11 @@ def read_lists(tree: Tree, files: Mapping[str, str], samples: Collection[str]) -
     for name in sorted(files):
         where, missing = f"{tree.path}: {files[name]}", 0
         try:
-            lines = tree.read(files[name]).decode("utf-8").splitlines()
+            lines = tree.read(files[name]).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise DataError(f"{where}: no list of files ({error}); expected a line CLASS/FILE for each") from None
         for line in lines:
-            sample = unicodedata.normalize("NFC", line.strip().removeprefix("./"))
+            sample = unicodedata.normalize("NFC", line.strip().replace("\\", "/").removeprefix("./"))
             if not sample:
                 continue
             if sample not in there:

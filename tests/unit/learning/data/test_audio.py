@@ -231,3 +231,46 @@ def test_what_telephones_record_is_what_the_standard_says(coding: int, extensibl
     whole = np.rint(samples.astype(np.float64) * 2**15)
     assert rate == 8000 and (whole / 2**15 == samples).all()
     assert hashlib.sha256(whole.astype("<i2").tobytes()).hexdigest() == G711[coding]
+
+
+@pytest.mark.parametrize("chunk", [b"abc", b"abc\0", b"abc ", b"abcd"], ids=["no pad", "pad", "a space", "even"])
+def test_chunks_of_odd_length_with_and_without_the_byte_that_fills_them(chunk: bytes) -> None:
+    data = wav_bytes(tone(440, 0.1))
+    at = data.index(b"LIST")
+    size = 3 if chunk[:3] == b"abc" and chunk != b"abcd" else 4
+    other = data[:at] + b"LIST" + struct.pack("<I", size) + chunk + data[at + 12 :]
+    np.testing.assert_array_equal(read_wav(other, "x")[0], read_wav(data, "x")[0])
+
+
+@pytest.mark.parametrize(("bits", "whole"), [(12, 16), (20, 24)])
+def test_bits_that_fill_no_whole_bytes_are_the_upper_ones(bits: int, whole: int) -> None:
+    data = bytearray(wav_bytes(tone(440, 0.1), bits=whole))
+    data[34:36] = struct.pack("<H", bits)
+    np.testing.assert_allclose(read_wav(bytes(data), "x")[0], tone(440, 0.1), atol=1e-4)
+
+
+def test_two_channels_that_cancel_are_no_silence() -> None:
+    sound = tone(440, 0.1)
+    got, _ = read_wav(wav_bytes(np.stack([sound, -sound], 1)), "x")
+    np.testing.assert_allclose(got, sound, atol=1e-3)
+
+
+def test_one_recording_on_another_scale_is_left_out_and_silent_ones_are_said(tmp_path: Path) -> None:
+    sound = tone(440, 0.1).astype("<f4")
+    head = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 3, 1, 8000, 32000, 4, 32) + b"data" + struct.pack("<I", 4 * 800)
+    for i in range(8):
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        body = head + (sound * {1: 32767, 2: 0, 3: 0}.get(i, 1)).tobytes()
+        (tmp_path / "ab"[i % 2] / f"{i}.wav").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    said: list[str] = []
+    propose_contract(open_source(f"audio:{tmp_path}"), say=said.append)
+    assert said[0].startswith("1 of 8 samples can't be read") and "floats up to 16383.5, where 1 is full" in said[0]
+    assert said[1] == "2 of 8 recordings are silent"
+
+
+@pytest.mark.parametrize(
+    ("start", "what"), [(b"fLaC", "FLAC"), (b"OggS", "OGG"), (b"ID3\4", "MP3"), (b"FORM\0\0\0\0AIFF", "AIFF")]
+)
+def test_what_is_no_wav_is_called_what_it_is(start: bytes, what: str) -> None:
+    with pytest.raises(DataError, match=rf"not a WAV file \({what}\); .*convert it"):
+        read_wav(start + bytes(100), "x")

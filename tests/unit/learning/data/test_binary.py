@@ -108,6 +108,30 @@ def test_idx_errors_name_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
+def test_idx_is_packed_if_it_is_whatever_its_name(tmp_path: Path, packed: bool) -> None:
+    """What downloads such files may unpack them, or take the suffix off."""
+    x, y = write_idx(tmp_path, packed)
+    for file in list(tmp_path.iterdir()):
+        file.rename(file.with_suffix("") if packed else file.with_name(file.name + ".gz"))
+    source = open_source(f"idx:{tmp_path}")
+    data = load(source, DataConfig(source.classes, (1, 6, 5), val=0.0), "train")
+    assert (data.x[:, 0] == x[:20]).all() and [source.classes[c] for c in data.y] == [str(label) for label in y[:20]]
+
+
+def test_idx_validation_folders_of_the_same_name_and_pictures_that_lie(tmp_path: Path) -> None:
+    x, _ = write_idx(tmp_path)
+    (tmp_path / "train-images.idx3-ubyte").mkdir()
+    for what in ("images-idx3", "labels-idx1"):
+        (tmp_path / f"val-{what}-ubyte").write_bytes((tmp_path / f"t10k-{what}-ubyte").read_bytes())
+    source = open_source(f"idx:{tmp_path}")
+    assert source.num_samples("val") == 10 and not source.notes()
+    assert (load(source, DataConfig(source.classes, (1, 6, 5)), "val").x[:, 0] == x[20:]).all()
+    for file in tmp_path.glob("*-ubyte"):
+        file.rename(tmp_path / f"emnist-letters-{file.name}")
+    assert "EMNIST's pictures lie on their side" in open_source(f"idx:{tmp_path}").notes()[0]
+
+
+@pytest.mark.parametrize("packed", [False, True])
 def test_garbage_idx_is_a_data_error_and_nothing_else(tmp_path: Path, packed: bool) -> None:
     write_idx(tmp_path, packed)
     rng = np.random.default_rng(2)

@@ -81,8 +81,10 @@ def test_without_lists_a_part_is_held_out_and_noise_is_no_class(tmp_path: Path) 
     assert source.classes == WORDS and source.num_samples("train") == 12
 
 
-def test_what_a_list_names_and_is_not_there_is_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("windows", [False, True])
+def test_what_a_list_names_and_is_not_there_is_counted(tmp_path: Path, windows: bool) -> None:
     some = f"bed/{SPEAKERS[2]}_nohash_0.wav\nbed/deadbeef_nohash_0.wav\nyes/deadbeef_nohash_0.wav\n"
+    some = "\ufeff" + some.replace("/", "\\").replace("\n", "\r\n") if windows else some
     source = open_source(f"audio:{write(tmp_path / 'x', speech_commands(validation_list=some.encode()))}")
     assert source.num_samples("val") == 1
     assert "validation_list.txt: names 2 files that are not here, of 3" in source.notes()

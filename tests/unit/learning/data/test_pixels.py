@@ -22,16 +22,22 @@ RAMP = np.linspace(0, 1, 400).reshape(20, 20)
 """From black to white."""
 
 
-def png(pixels: NDArray[np.integer], colour_type: int) -> bytes:
-    """16 bits a channel; 0 = grey, 2 = RGB, 4 = grey with opacity, 6 = RGBA."""
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(
+    pixels: NDArray[np.integer], colour_type: int, bits: int = 16, before: bytes = b"", after: bytes = b""
+) -> bytes:
+    """0 = grey, 2 = RGB, 4 = grey with opacity, 6 = RGBA; ``before`` and ``after``: chunks around the pixels."""
     height, width = pixels.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    head = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    if bits == 4:
+        rows = [(row[::2] << 4 | row[1::2]).astype(np.uint8) for row in pixels.reshape(height, width)]
+    else:
+        rows = [row.astype(f">u{bits // 8}") for row in pixels]
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + head + before + body + after + chunk(b"IEND", b"")
 
 
 def saved(image: Image.Image, form: str, **options: object) -> bytes:
@@ -99,6 +105,28 @@ def tiff(values: np.ndarray, photometric: int, sample_format: int) -> bytes:
     return head + struct.pack("<H", len(entries)) + directory + struct.pack("<I", 0)
 
 
+def test_deep_channels_in_planes_of_their_own_are_refused(tmp_path: Path) -> None:
+    """Pillow takes each of their bytes for a pixel."""
+    plane = np.full((20, 20), 4095, "<u2").tobytes()
+    ends = struct.pack("<3H3I3I", 16, 16, 16, 8, 808, 1608, 800, 800, 800)
+    at = 8 + 3 * 800
+    entries = [(256, 4, 1, 20), (257, 4, 1, 20), (258, 3, 3, at), (259, 4, 1, 1), (262, 4, 1, 2), (273, 4, 3, at + 6)]
+    entries += [(277, 4, 1, 3), (278, 4, 1, 20), (279, 4, 3, at + 18), (284, 4, 1, 2)]
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    head = b"II*\0" + struct.pack("<I", at + len(ends)) + 3 * plane + ends
+    data = head + struct.pack("<H", len(entries)) + directory + bytes(4)
+    with pytest.raises(DataError, match="more than 8 bits a channel in separate planes"):
+        tree(tmp_path / "x", data, suffix="tif")
+
+
+def test_pictures_of_16_bits_in_all_are_no_deep_ones(tmp_path: Path) -> None:
+    pixels = np.array([[0xF800, 0x07E0, 0x001F, 0xFFFF]] * 4, "<u2")
+    head = struct.pack("<IiiHHIIiiIIIII", 40, 4, 4, 1, 16, 3, 32, 0, 0, 0, 0, 0xF800, 0x07E0, 0x001F)
+    data = b"BM" + struct.pack("<IHHI", 66 + 32, 0, 0, 66) + head + pixels.tobytes()
+    x = read(tree(tmp_path / "x", data, suffix="bmp"))
+    assert x[0, :, 0].T.tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]
+
+
 def test_where_zero_is_white_at_any_depth(tmp_path: Path) -> None:
     for depth in (8, 16):
         values = np.rint(RAMP * (2**depth - 1)).astype(f"<u{depth // 8}")
@@ -160,6 +188,8 @@ TRANSPARENT: dict[str, Callable[[NDArray[np.uint8]], bytes]] = {
     "key.png": lambda p: saved(Image.fromarray(7 - p[..., 3] // 255 * 7), "PNG", transparency=7),
     "deep.png": lambda p: png(p[..., [0, 0, 0, 3]].astype(int) * 257, 6),
     "deep.la.png": lambda p: png(p[..., [0, 3]].astype(int) * 257, 4),
+    "deep.key.png": lambda p: png((p[..., [3] * 3] == 0) * 777, 2, before=chunk(b"tRNS", b"\x03\x09" * 3)),
+    "4bit.key.png": lambda p: png((p[..., 3] == 0) * 7, 0, 4, before=chunk(b"tRNS", b"\0\x07")),
 }
 
 
@@ -190,3 +220,87 @@ def test_grey_palettes_are_grey_and_moving_pictures_are_counted(tmp_path: Path) 
     coloured = palette(strokes(1)[..., 3])
     coloured.putpalette([0, 0, 0, 255, 0, 0] * 128)
     assert tree(tmp_path / "y", saved(coloured, "PNG")).natural_shape == (3, 20, 20)
+
+
+COLOURS = np.random.default_rng(4).integers(0, 256, (12, 20, 3), np.uint8)
+
+
+def orientation(value: int, kind: int = 3) -> bytes:
+    """EXIF that says it, as a number of 16 bits (3), of 32 (4), or as letters (2)."""
+    number = struct.pack("<HH", value, 0) if kind == 3 else struct.pack("<I", value)
+    return b"II*\0\x08\0\0\0" + struct.pack("<HHHI", 1, 274, kind, 1) + number + bytes(4)
+
+
+def turned(value: int) -> NDArray[np.uint8]:
+    """What TIFF 6.0 says of an orientation: which sides the first row and the first column are."""
+    stored = COLOURS.transpose(1, 0, 2) if value > 4 else COLOURS
+    return stored[:: -1 if value in (3, 4, 7, 8) else 1, :: -1 if value in (2, 3, 6, 7) else 1]
+
+
+TEXT = orientation(6).hex()
+PROFILE = b"Raw profile type exif\0\0" + zlib.compress(f"\nexif\n{len(TEXT) // 2:8}\n{TEXT}\n".encode())
+XMP = b'XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+LYING: dict[str, tuple[Callable[[], bytes], int]] = {
+    **{f"{n}.png": (lambda n=n: png(COLOURS, 2, 8, before=chunk(b"eXIf", orientation(n))), n) for n in range(1, 9)},
+    **{f"{n}.tif": (lambda n=n: saved(Image.fromarray(COLOURS), "TIFF", tiffinfo={274: n}), n) for n in range(1, 9)},
+    "long.png": (lambda: png(COLOURS, 2, 8, before=chunk(b"eXIf", orientation(3, 4))), 3),
+    "late.png": (lambda: png(COLOURS, 2, 8, after=chunk(b"eXIf", orientation(6))), 6),
+    "profile.png": (lambda: png(COLOURS, 2, 8, before=chunk(b"zTXt", PROFILE)), 6),
+    "xmp.png": (lambda: png(COLOURS, 2, 8, before=chunk(b"iTXt", XMP)), 6),
+    "deep.png": (lambda: png(COLOURS.astype(int) * 257, 2, before=chunk(b"eXIf", orientation(8))), 8),
+    "letters.png": (lambda: png(COLOURS, 2, 8, before=chunk(b"eXIf", orientation(0x41, 2))), 1),
+    "none.png": (lambda: png(COLOURS, 2, 8, before=chunk(b"eXIf", orientation(9))), 1),
+    "rubbish.png": (lambda: png(COLOURS, 2, 8, before=chunk(b"eXIf", b"no exif at all")), 1),
+    "rubbish.webp": (lambda: saved(Image.fromarray(COLOURS), "WEBP", lossless=True, exif=b"no exif at all"), 1),
+}
+
+
+@pytest.mark.parametrize("name", LYING)
+def test_pictures_are_upright_and_a_broken_note_on_it_spoils_none(tmp_path: Path, name: str) -> None:
+    make, value = LYING[name]
+    source = tree(tmp_path / "x", make(), suffix=name.partition(".")[2])
+    if name != "late.png":  # the header does not say it
+        assert source.natural_shape == (3, *turned(value).shape[:2])
+    contract = DataConfig(("a", "b"), (3, *turned(value).shape[:2]), val=0.0)
+    assert (read(source, contract)[0] == turned(value).transpose(2, 0, 1)).all()
+
+
+def test_pictures_that_a_stray_pixel_makes_black_are_said(tmp_path: Path) -> None:
+    values = np.rint(RAMP * 4095)[..., None].astype(int)
+    stray = values.copy()
+    stray[0, 0] = 65535
+    source = tree(tmp_path / "x", *[png(each, 0) for each in (stray, values, values, values)])
+    said: list[str] = []
+    assert propose_contract(source, say=said.append).white == 65535
+    assert said[0].startswith("6 of 8 pictures of more than 8 bits are almost black: white is 65535 in this job")
+    assert "no pixel above 4095" in said[0]
+
+
+def test_with_strict_pictures_that_are_almost_black_are_refused_too(tmp_path: Path) -> None:
+    contract = propose_contract(tree(tmp_path / "x", png(np.rint(RAMP * 65535)[..., None].astype(int), 0)))
+    dark = tree(tmp_path / "y", png(np.rint(RAMP * 4095)[..., None].astype(int), 0))
+    with pytest.raises(DataError, match="brightest pixel"):
+        load(dark, contract, "train", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"\0\0\0\x18ftypheic", r"\(HEIC\)"),
+        (b"\0\0\0\x1cftypavif", r"\(AVIF\)"),
+        (b"\n<!DOCTYPE html><html>", r"\(a web page: the download failed\)"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (bytes(64), r"\(nothing but zeros\)"),
+        (b"", r"\(an empty file\)"),
+        (b"what is this?", r"\(no known format\)"),
+    ],
+)
+def test_what_is_no_picture_is_called_what_it_is(tmp_path: Path, start: bytes, words: str) -> None:
+    with pytest.raises(DataError, match=rf"0\.jpg: not a readable image .*{words}|not a readable image {words}"):
+        tree(tmp_path / "x", start, suffix="jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "apng", "pnm", "JPG"])
+def test_less_usual_suffixes(tmp_path: Path, suffix: str) -> None:
+    x = read(tree(tmp_path / "x", saved(Image.fromarray(COLOURS), "PNG"), suffix=suffix))
+    assert (x[0, 0] == COLOURS[..., 0]).all()

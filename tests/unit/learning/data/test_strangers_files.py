@@ -219,6 +219,22 @@ def test_arrays_that_are_not_read_are_an_error_or_said(tmp_path: Path) -> None:
     assert npz(tmp_path, x_train=x, y_train=y, meta=y).notes() == ["not read: arrays meta"]
 
 
+def test_a_name_for_two_classes_is_refused_and_one_that_means_none_is_said(tmp_path: Path) -> None:
+    x, y = RNG.integers(0, 256, (6, 8, 8), np.uint8), np.arange(6) % 3
+    with pytest.raises(DataError, match="classes: cat names more than one class"):
+        npz(tmp_path, x_train=x, y_train=y, classes=np.array(["cat", "dog", "cat"]))
+    notes = npz(tmp_path, x_train=x, y_train=np.array(["cat", "nan", "\ufeffcat"])[y]).notes()
+    assert notes[0].startswith(r"cat and '\ufeffcat' are different classes")
+    assert notes[1].startswith("nan: read as a class; if it means that a label is missing")
+
+
+def test_names_match_whatever_can_not_be_seen_of_them(tmp_path: Path) -> None:
+    x, y = RNG.integers(0, 256, (6, 8, 8), np.uint8), np.arange(6) % 3
+    source = npz(tmp_path, x_train=x, y_train=np.array(["\ufeffcat", "dog\u200b", " Öl "])[y])
+    data = load(source, DataConfig(("cat", "dog", "öl"), (1, 8, 8), val=0.0), "train")
+    assert data.y.tolist() == y.tolist()
+
+
 LABELS = np.array([2, 0, 1, 1, 0])
 
 
@@ -301,6 +317,14 @@ def test_an_odd_scale_is_said_and_so_are_samples_without_anything_in_them(tmp_pa
     (note,) = load(npz(tmp_path, x_train=0 * x + 0.4, y_train=y), contract, "train").notes
     assert "alike (0.4): nothing can be learnt" in note
     assert not load(npz(tmp_path, x_train=(255 * x).astype(np.uint8), y_train=y), contract, "train").notes
+
+
+def test_samples_of_two_scales_in_one_array_are_said(tmp_path: Path) -> None:
+    x = RNG.random((40, 8, 8)).astype(np.float32)
+    x[::4] *= 255
+    said: list[str] = []
+    propose_contract(npz(tmp_path, x_train=x, y_train=np.arange(40) % 2), say=said.append)
+    assert said[0].startswith("30 of 40 samples have values up to 1, 10 up to 25")
 
 
 def test_one_sample_teaches_nothing() -> None:

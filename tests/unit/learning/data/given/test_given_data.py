@@ -18,6 +18,7 @@ from p2ptrain.learning.data import load, open_source, propose_contract, select
 
 OWN = """
 import numpy as np, torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 class Pictures(Dataset):
@@ -34,6 +35,23 @@ def single(): return [np.zeros((2, 3, 3))]
 def ragged(): return [(np.zeros((1, 3, 3 + i)), i) for i in range(2)]
 def endless(): return iter([])
 def vector(): return [(np.zeros(3), 0)]
+def opened(mode, value):
+    picture = Image.new("RGBA", (6, 5), (0, 0, 0, 0))
+    picture.paste((0, 0, 0, 255), (0, 0, 2, 2))
+    return [(picture.convert(mode) if value is None else Image.new(mode, (6, 5), value), i % 2) for i in range(4)]
+def clear(): return opened("RGBA", None)
+def clear_grey(): return opened("LA", None)
+def black_and_white(): return opened("1", 1)
+def deep(): return opened("I;16", 300)
+def deep_floats(): return opened("F", 0.5)
+def last(): return [(np.zeros((8, 9, 3), np.uint8), i % 2) for i in range(4)]
+def features(): return [(np.ones((64, 8, 8)), i % 2) for i in range(4)]
+def below(): return [(np.zeros((1, 3, 3)), -2)]
+def no_number(): return [(np.zeros((1, 3, 3)), float("nan"))]
+def two_names():
+    found = Pictures(20)
+    found.classes = ["cat", "cat"]
+    return found
 def unknown(): return {"train": Pictures(3), "extra": Pictures(3)}
 def wrong():
     return [][0]
@@ -89,12 +107,37 @@ def test_floats_of_ones_own(own: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("function", "shape", "corners"),
+    [
+        ("clear", (3, 5, 6), (0, 255)),
+        ("clear_grey", (1, 5, 6), (0, 255)),
+        ("black_and_white", (1, 5, 6), (255, 255)),
+        ("features", (64, 8, 8), (1, 1)),
+    ],
+)
+def test_pictures_that_somebody_opened(
+    own: str, function: str, shape: tuple[int, int, int], corners: tuple[int, int]
+) -> None:
+    """What is transparent is white, as in files."""
+    source = open_source(f"{own}:{function}")
+    x = load(source, DataConfig(("0", "1"), shape, val=0.0), "train").x
+    assert source.natural_shape == shape
+    assert (x[:, :, 0, 0] == corners[0]).all() and (x[:, :, -1, -1] == corners[1]).all()
+
+
+@pytest.mark.parametrize(
     ("function", "why"),
     [
         ("single", r"train sample 0 is ndarray; expected a pair"),
         ("ragged", r"train sample 1 is float32 of shape \[1, 3, 4\]"),
         ("endless", "without a length"),
         ("vector", r"expected a picture \[channels, height, width\]"),
+        ("deep", r"sample 0 is Image, which can't be read .*more than 8 bits a channel \(mode I;16\)"),
+        ("deep_floats", r"\(mode F\): scale it to floats from 0 to 1"),
+        ("last", r"shape \[8, 9, 3\], which looks like \[height, width, channels\]; give channels first"),
+        ("below", "train sample 0: its class is '-2'"),
+        ("no_number", "train sample 0: its class is 'nan'"),
+        ("two_names", r"its \.classes: cat names more than one class"),
         ("unknown", "splits are train, val and test"),
         ("wrong", r"given_by_me\.py, line \d+ .*IndexError"),
         ("nothing", "has no function 'nothing'"),
@@ -228,6 +271,11 @@ def test_texts_without_labels_are_read_on_and_on(saved: dict[str, Any]) -> None:
     [
         (None, "not a data set that save_to_disk"),
         ({"test": labelled(["a"])}, "no split named train"),
+        (
+            {name: labelled(["a"]) for name in ("train", "dev", "valid")},
+            "more than one split for val: train, dev, valid",
+        ),
+        (Rows({"text": Value("string"), "label": Value("int64")}, {"text": ["a"], "label": [-2]}), "which is no class"),
         (Rows({"a": Value("string"), "b": Value("string")}, {"a": ["x"], "b": ["y"]}), "which column"),
         (labelled(["a", None, None, None]), "text is missing"),
         (Rows({"text": Value("string"), "label": Value("float")}, {"text": ["a"], "label": [0.5]}), "is no class"),
