@@ -40,7 +40,7 @@ from p2ptrain.runtime.preflight import is_prepared, prepare
 from p2ptrain.runtime.status import Status, snapshot_status
 from p2ptrain.runtime.status import snapshot_peer as snapshot_peer
 from p2ptrain.runtime.stopping import UNTIL_S, StoppedPeer, stop_group
-from p2ptrain.runtime.store.kept import KeptJob, kept_job, newest_job
+from p2ptrain.runtime.store.kept import KeptJob, kept_job, newest_job, why_none
 from p2ptrain.runtime.store.state_dir import StateDir
 from p2ptrain.web.server import PageServer
 from p2ptrain.web.view import View
@@ -290,7 +290,7 @@ async def harvest_kept(
     for path in state_dirs:
         found = await asyncio.to_thread(newest_job, _state(path))
         if found is None:
-            raise UserError(f"{path}: no state directory with a job in it; name the folder that a peer had as --state")
+            raise UserError(f"{why_none(_state(path))}; name the folder that a peer had as --state")
         kept.append(found)
     if len({each.job.id for each in kept}) > 1:
         named = ", ".join(f"{path}: {each.job.id}" for path, each in zip(state_dirs, kept, strict=True))

@@ -62,10 +62,9 @@ WEAK = 0.25
 @click.option(
     "--width",
     type=float,
-    show_default="2; 4 in mode split",
-    help="Width of the global model, times the model's own.",
+    help="Width of the global model, times the model's own. [default: 2; 4 in mode split]",
 )
-@click.option("--rounds", type=click.IntRange(1), show_default="12; 6 in mode split", help="Rounds of one epoch each.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds of one epoch each. [default: 12; 6 in mode split]")
 @click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Samples a step.")
 @click.option(
     "--lr", type=float, default=0.05, show_default=True, help="Learning rate (SGD with momentum, cosine schedule)."

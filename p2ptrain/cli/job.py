@@ -16,7 +16,7 @@ import click
 
 from p2ptrain.cli.shared.continue_job import continue_command
 from p2ptrain.cli.shared.job_comments import commented
-from p2ptrain.cli.shared.job_defaults import batch_size_for
+from p2ptrain.cli.shared.job_defaults import FOR_TEXT, batch_size_for
 from p2ptrain.cli.shared.model_check import (
     as_safetensors,
     freeze_option,
@@ -49,8 +49,6 @@ from p2ptrain.words import clean
 AUTO_PASSES = 0.0
 """As many as equal work allows, fewer where validation samples say so: how many are best hangs on the model."""
 DEFAULT_MODELS = {"image": "lenet", "audio": "dscnn", "text": "gpt_mini", "tokens": "bert_small"}
-FOR_TEXT = {"training__optimizer": "adamw", "training__learning_rate": 1e-3}
-"""Defaults where the data are text."""
 MODE_WHY = {
     "auto": "when the first plan is made the group takes a class sub-model each (tasks), or the whole model on each "
     "(replicas) where the model can't be divided or only one device has samples, and says so; --mode decides it now",
@@ -79,7 +77,7 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     """An option that sets one key of the job, whose default is the job's own."""
     title, _, key = path.rpartition(".")
     table = TABLES[title]() if title in TABLES else getattr(Job(), title) if title else Job()
-    shown = getattr(table, key)
+    shown = f"{getattr(table, key)}" + (f"; {FOR_TEXT[path]} for text" if path in FOR_TEXT else "")
     return click.option(name, path.replace(".", "__"), type=kind, help=f"{text} [default: {shown}]")
 
 
@@ -227,7 +225,7 @@ def new(
     **settings: Any,
 ) -> None:
     """Write a complete job file, with the data contract (classes, shape, normalisation) proposed from a data set."""
-    check_output(output, force)
+    check_output(output, force, is_text=True)
     from p2ptrain.learning.data import open_source, propose_contract
 
     source = open_source(data)
@@ -249,7 +247,8 @@ def new(
         settings["tasks__passes"] = AUTO_PASSES
     if contract.reads_tokens:
         settings["mode"] = given or "replicas"
-        for key, value in FOR_TEXT.items():
+        for path, value in FOR_TEXT.items():
+            key = path.replace(".", "__")
             settings[key] = value if settings[key] is None else settings[key]
     if settings["tasks__budget"] and settings["tasks__passes"] is None:
         settings["tasks__passes"] = AUTO_PASSES

@@ -7,6 +7,8 @@ without torch.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import io
 import sys
@@ -28,7 +30,7 @@ COMMANDS = {
     "stop": "End the whole group in good order.",
     "harvest": "Collect the parts and assemble the global model.",
     "evaluate": "Accuracy of a harvested model on a data set.",
-    "predict": "What a harvested model takes pictures or recordings for.",
+    "predict": "What a harvested model takes pictures, recordings or texts for.",
     "generate": "A harvested language model writes on from a prompt.",
     "export": "Turn a harvested model into pt2 or onnx.",
     "attribute": "Score a model's channels by class, for a job that starts from it.",
@@ -46,6 +48,23 @@ FOLDERS = {
     "runs": ("report", "service"),
 }
 """Commands that live in a folder of their own."""
+
+
+OUTSIDE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+)
+"""What disks and their owners refuse: no bug, and no traceback."""
+
+
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")
+"""What torch says, of a CPU and of a GPU."""
 
 
 class LazyGroup(click.Group):
@@ -100,11 +119,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     except P2PTrainError as error:
         click.echo(f"p2ptrain: {_shown(error)}", err=True)
         sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        click.echo(f"p2ptrain: this device has too little memory free for that ({str(error)[:200]})", err=True)
+        sys.exit(1)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in OUTSIDE:
+            raise
+        where = f"{error.filename}: " if error.filename else "a file can't be written or read: "
+        with contextlib.suppress(OSError):
+            click.echo(f"p2ptrain: {where}{error.strerror}", err=True)
+        sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
 
 

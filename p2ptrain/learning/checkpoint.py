@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from p2ptrain.config import AudioConfig, DataConfig, DataKind, Job
 from p2ptrain.errors import JobError, UserError
 from p2ptrain.learning.models import check_reads, current_names, model_for
 from p2ptrain.learning.own.outputs import check_outputs
+from p2ptrain.learning.snapshots import put_state, save_whole
 from p2ptrain.model_config import is_own_code
 
 FORMAT = "p2ptrain-model-1"
@@ -47,6 +47,8 @@ class ModelCard:
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
     config: str = ""
     """What a model of transformers is built from."""
+    seed: int = 0
+    """That the model was built with: what its code draws beside its tensors is drawn again when it is loaded."""
 
     @property
     def completeness(self) -> str:
@@ -69,6 +71,7 @@ def save_model(path: Path, state: Mapping[str, Tensor], job: Job, extra: Mapping
         "white": json.dumps(job.data.white),
         "vocabulary": json.dumps(job.data.vocabulary),
         "config": job.model.config,
+        "seed": str(job.seed),
         "job_id": job.id,
     }
     for key, value in (extra or {}).items():
@@ -90,7 +93,7 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         os.close(handle)
         try:
-            save_file(tensors, name, metadata)
+            save_whole(tensors, name, metadata)
             os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private; a model is an ordinary file
             _sync(name)
             os.replace(name, path)
@@ -147,8 +150,8 @@ def load_model(path: Path, *, allow_user_code: bool = False) -> tuple[nn.Module,
         )
     try:
         check_reads(card.model, card.data)
-        model = model_for(card.model, card.data, width=card.width, config=card.config)
-        model.load_state_dict(state)
+        model = model_for(card.model, card.data, width=card.width, config=card.config, seed=card.seed)
+        put_state(model, state)
         model.eval()
         check_outputs(model, card.data, f"model {card.model}")
     except JobError as error:
@@ -166,7 +169,7 @@ def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
             "that `p2ptrain harvest` wrote"
         )
     about_data = {"input_shape", "classes", "mean", "std", "kind", "audio", "white", "vocabulary"}
-    known = {"format", "model", "width", "config", "job_id", "lineage"} | about_data
+    known = {"format", "model", "width", "config", "seed", "job_id", "lineage"} | about_data
     try:
         data = DataConfig(
             classes=tuple(str(c) for c in _list(metadata, "classes")),
@@ -189,6 +192,7 @@ def _card(path: Path, metadata: Mapping[str, str]) -> ModelCard:
             lineage=tuple(_list(metadata, "lineage")) if "lineage" in metadata else (),
             extra={key: value for key, value in metadata.items() if key not in known},
             config=metadata.get("config", ""),
+            seed=int(metadata.get("seed", "0")),  # none in models of before there was this key
         )
     except (KeyError, TypeError, ValueError) as error:
         detail = f"{type(error).__name__}: {error}"

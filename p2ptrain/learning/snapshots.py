@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.wire.shared_bytes import SharedBytes
@@ -34,6 +34,8 @@ _DTYPES: dict[DType, torch.dtype] = {
     "u8": torch.uint8,
     "bool": torch.bool,
 }
+DTYPES = frozenset(_DTYPES.values())
+"""Of tensors that can be exchanged."""
 
 
 def copy_to_cpu(tensor: Tensor) -> Tensor:
@@ -46,6 +48,14 @@ def shared_on_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu").contiguous()
 
 
+def save_whole(tensors: Mapping[str, Tensor], path: Path | str, metadata: Mapping[str, str]) -> None:
+    """A safetensors file. Raises ``OSError`` for whatever keeps it from being written."""
+    try:
+        save_file(dict(tensors), path, dict(metadata))
+    except SafetensorError as error:  # of a disk that is full, too
+        raise OSError(str(error)) from None
+
+
 def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], folder: Path | None) -> bytes | str:
     """The path of a new file with them, in the safetensors format; without a folder, or room in it, the bytes.
 
@@ -55,9 +65,9 @@ def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], folder: Pa
     if folder is not None:
         path = folder / f"{uuid.uuid4().hex}.tmp"
         try:
-            save_file(tensors, path, dict(metadata))
+            save_whole(tensors, path, metadata)
             return str(path)
-        except (OSError, SafetensorError):
+        except OSError:
             path.unlink(missing_ok=True)
     return save(tensors, dict(metadata))
 
@@ -91,8 +101,11 @@ def read_count(metadata: Mapping[str, str], key: str) -> int:
 
 
 def read_snapshot(data: Bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of safetensors bytes from anywhere. Raises ``RemoteError`` for what is not sound."""
-    header = read_untrusted(data)
+    """Tensors and metadata of safetensors bytes from anywhere. Raises ``RemoteError`` for what is not sound.
+
+    Of a model (names under ``model.``) there may be infinities in it: constants, which ``check_state`` compares.
+    """
+    header = read_untrusted(data, constants="model.")
     return _tensors(data, header), dict(header.metadata)
 
 
@@ -132,6 +145,22 @@ def _array(tensor: Tensor) -> np.ndarray:
 def model_state(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's own tensors of a part's snapshot."""
     return {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+
+
+@torch.no_grad()
+def put_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give the model a state, by the names of its own ``state_dict``: what it leaves out of that stays as it is.
+
+    Raises ``RuntimeError`` for other names or shapes, as ``load_state_dict`` does.
+    """
+    own = model.state_dict()
+    if own.keys() != state.keys():
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        raise RuntimeError(f"missing: {', '.join(missing[:3]) or '-'}; not in the model: {', '.join(extra[:3]) or '-'}")
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise RuntimeError(f"{name} is {list(state[name].shape)}, where the model has {list(tensor.shape)}")
+        tensor.copy_(state[name])
 
 
 def read_init(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

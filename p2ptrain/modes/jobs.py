@@ -28,7 +28,7 @@ def load_job(path: Path | str) -> Job:
     """Read a job file. Errors name the file, the key and what was expected."""
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise JobError(f"{path}: no such job file; `p2ptrain job new` writes one") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -48,7 +48,7 @@ def load_job(path: Path | str) -> Job:
 def init_path(path: Path | str) -> Path | None:
     """The checkpoint that a job file names, if it names one by its path."""
     path = Path(path)
-    init = tomllib.loads(path.read_text(encoding="utf-8")).get("model", {}).get("init", "")
+    init = tomllib.loads(path.read_text(encoding="utf-8-sig")).get("model", {}).get("init", "")
     return (path.parent / init).resolve() if init and not is_sha256(init) else None
 
 

@@ -186,6 +186,12 @@ def test_what_is_left_out_has_its_default() -> None:
     assert job == Job(data=DataConfig(classes=("a", "b"), input_shape=(1, 4, 4), mean=(0.0,), std=(1.0,)))
 
 
+def test_a_job_file_as_other_editors_save_it_loads(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + DIGITS.to_toml().replace("\n", "\r\n").encode())
+    assert load_job(path) == DIGITS
+
+
 def test_a_job_file_of_before_there_was_validation_loads(tmp_path: Path) -> None:
     text = "".join(line for line in DIGITS.to_toml().splitlines(True) if not line.startswith("val = "))
     (tmp_path / "job.toml").write_text(text)

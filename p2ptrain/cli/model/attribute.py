@@ -71,7 +71,7 @@ def command(model_file: Path, data: str, num_samples: int, output: Path, allow_m
     layers = list(Decoupling(model, shape, halves).channel_layers)
     x, y = samples.tensors(slice(None))
     scores = attribute(model, layers, x, num_classes, labels=y)
-    job = Job(model=ModelConfig(card.model, card.width, config=card.config), data=card.data)
+    job = Job(seed=card.seed, model=ModelConfig(card.model, card.width, config=card.config), data=card.data)
     tensors = dict(model.state_dict()) | {f"{ATTRIBUTION}{layer}": score for layer, score in scores.items()}
     save_model(output, tensors, job, {**card.extra, "job_id": card.job_id, "lineage": list(map(dict, card.lineage))})
     click.echo(f"{output}: checkpoint and scores of {len(layers)} layers, from {len(samples)} samples")

@@ -33,7 +33,10 @@ Examples:
 @allow_option
 @json_option
 def command(model_file: Path, files: tuple[Path, ...], top: int, allow_model: str, as_json: bool) -> None:
-    """What a harvested model takes pictures or recordings for, and how sure it is. With --json a line for each."""
+    """What a harvested model takes pictures, recordings or texts for, and how sure it is.
+
+    With --json a line for each.
+    """
     from p2ptrain import api
     from p2ptrain.errors import DataError
     from p2ptrain.words import clean

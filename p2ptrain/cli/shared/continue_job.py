@@ -6,6 +6,7 @@ the old ones, in nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -104,7 +105,7 @@ def continue_command(commented: Callable[[Job], str]) -> click.Command:
             beside = check_output(output.with_suffix(".safetensors"), force)
             copy_with_classes(given, beside, old.data.classes)
         elif beside is not None:
-            shutil.copyfile(given, beside)
+            _copy(given, beside)
         start = beside or given
         relative = os.path.relpath(start.resolve(), output.absolute().parent.resolve())
         training = dataclasses.replace(old.training, rounds=rounds or old.training.rounds)
@@ -144,9 +145,9 @@ def _new_classes(job: Job, job_file: Path, more: tuple[str, ...]) -> tuple[str, 
 def _kept_model(job: Job, job_file: Path, state_dir: Path | None) -> Path:
     """The model of this job, or of one that differs in its rounds and classes alone."""
     from p2ptrain.api import default_state_dir
-    from p2ptrain.runtime.store.kept import all_jobs
+    from p2ptrain.runtime.store.kept import all_jobs, why_unread
 
-    state = state_dir or default_state_dir()
+    state = (state_dir or default_state_dir()).expanduser()
     differ = [(differing(kept.job, job), kept) for kept in all_jobs(state)]
     like = [kept for keys, kept in differ if keys <= {"training.rounds"}]
     like += [kept for keys, kept in differ if keys - {"training.rounds"} == {"data.classes"}]
@@ -159,8 +160,9 @@ def _kept_model(job: Job, job_file: Path, state_dir: Path | None) -> Path:
             f"{like[0].job.training.rounds}): start the peer again to go on, or harvest what there is with "
             "`p2ptrain harvest -o global.safetensors` and give that with --model global.safetensors"
         )
+    nothing = f"{state} keeps nothing of this job" + (f": {why}" if (why := why_unread(state)) else "")
     raise UserError(
-        f"{job_file}: {state} keeps nothing of this job; harvest its model with `p2ptrain harvest -o "
+        f"{job_file}: {nothing}; harvest its model with `p2ptrain harvest -o "
         "global.safetensors` and give that with --model global.safetensors"
     )
 
@@ -173,6 +175,18 @@ def _told_by(model_file: Path) -> Mapping[str, str]:
     if found is None:
         raise UserError(f"{model_file}: no such file; `p2ptrain harvest` writes one")
     return found
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Whole or not at all. Raises ``UserError``."""
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        shutil.copyfile(source, draft)
+        draft.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise UserError(f"{target}: can't be written ({error.strerror or error}); name another with -o") from None
 
 
 def _classes(told: Mapping[str, str]) -> list[str]:

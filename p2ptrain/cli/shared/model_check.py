@@ -96,13 +96,12 @@ def as_safetensors(init: Path, job_file: Path) -> Path:
     """The checkpoint itself, or, of what torch.save wrote, one beside the job file with its tensors."""
     if init.suffix == ".safetensors":
         return init
-    from safetensors.torch import save_file
-
     from p2ptrain.learning.initial import read_weights
+    from p2ptrain.learning.snapshots import save_whole
 
     made = job_file.with_name(f"{job_file.stem}-{init.stem}.safetensors")
     try:
-        save_file(read_weights(init), made)
+        save_whole(read_weights(init), made, {})
     except OSError as error:
         raise UserError(f"{made}: can't be written ({error.strerror or error}); name another place with -o") from None
     return made

@@ -324,10 +324,15 @@ def check_allowed(model: str, allow_model: str) -> None:
         )
 
 
-def check_output(path: Path, force: bool = True) -> Path:
-    """A path that a file can be written to. Raises ``UserError`` before any work is done."""
+def check_output(path: Path, force: bool = True, *, is_text: bool = False) -> Path:
+    """A path that a file can be written to. Raises ``UserError`` before any work is done.
+
+    ``is_text``: into what is no file, such as /dev/stdout, too; anything else would take its place.
+    """
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file with -o")
+    if not is_text and path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no ordinary file, and would be replaced by one; name another with -o")
     if not force and path.exists():
         raise UserError(f"{path}: exists already; name another file with -o, or overwrite it with --force")
     if not path.absolute().parent.is_dir():
@@ -340,7 +345,7 @@ def check_gives_way(path: Path, mark: str, what: str, *, force: bool) -> None:
 
     Raises ``UserError``.
     """
-    check_output(path)
+    check_output(path, is_text=True)
     if path.is_file() and not force:
         with path.open("rb") as file:
             if file.read(len(mark.encode())) != mark.encode():

@@ -21,6 +21,7 @@ GROUPS = "groups.json"
 """In a state directory: the job that each group, by its tag, had last."""
 MODEL = "model.safetensors"
 """In a job's folder: the assembled model, from when the group was done."""
+MANIFESTS = ("manifest.json", "manifest.old.json")
 NUM_HEX = 16
 
 
@@ -78,7 +79,7 @@ def load_groups(state: Path) -> dict[GroupTag, JobId]:
 
 def read_job(folder: Path) -> KeptJob | None:
     """The job of this folder."""
-    for name in ("manifest.json", "manifest.old.json"):
+    for name in MANIFESTS:
         try:
             manifest = load_manifest(folder / name)[0]
             if manifest is not None and manifest.job:
@@ -86,6 +87,29 @@ def read_job(folder: Path) -> KeptJob | None:
         except (JobError, OSError):
             continue
     return None
+
+
+def why_unread(state: Path) -> str:
+    """Why a job that has a folder here can't be read, for people; "" where there is none such."""
+    try:
+        folders = sorted(path for path in state.iterdir() if is_job(path.name))
+        for folder in folders:
+            if read_job(folder) is None and (folder / MANIFESTS[0]).exists():
+                why = load_manifest(folder / MANIFESTS[0])[1] or "the job in it is not one of this version"
+                return (
+                    f"{folder / MANIFESTS[0]} can't be read ({why}): it is damaged, or of another version of p2ptrain, "
+                    "which reads it"
+                )
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"{error.filename or state} can't be read ({error.strerror or error})"
+    return ""
+
+
+def why_none(state: Path) -> str:
+    """Why there is no ``newest_job``."""
+    return why_unread(state) or f"{state}: no state directory with a job in it"
 
 
 def kept_job(state: Path, tag: GroupTag) -> KeptJob | None:

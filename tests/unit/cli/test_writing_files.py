@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
-from p2ptrain.cli.shared.options import check_gives_way, write_text
+from p2ptrain.cli import main as entry
+from p2ptrain.cli.shared.options import check_gives_way, check_output, write_text
 from p2ptrain.errors import UserError
+from p2ptrain.learning import checkpoint, snapshots
 
 
 def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +45,51 @@ def test_only_a_file_that_begins_so_gives_way(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"page: is there already and is no page; name another file, or --force"):
         check_gives_way(path, "<!-- ours -->", "page", force=False)
     check_gives_way(path, "<!-- ours -->", "page", force=True)
+
+
+def test_what_is_no_file_is_never_replaced_by_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no ordinary file"):
+        check_output(Path(os.devnull))
+    assert check_output(Path(os.devnull), is_text=True) == Path(os.devnull)
+    assert check_output(tmp_path / "new") == tmp_path / "new"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "here/x"), "here/x: No space left on device"),
+        (OSError(errno.EROFS, "Read-only file system"), "can't be written or read: Read-only file system"),
+        (MemoryError(), "too little memory"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), "tried to allocate"),
+    ],
+)
+def test_what_a_disk_or_the_memory_refuses_is_one_line(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(entry.cli, "main", fail)
+    with pytest.raises(SystemExit) as ended:
+        entry.main([])
+    told = capsys.readouterr().err
+    assert ended.value.code == 1 and said in told and told.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (OSError(errno.EINVAL, "Invalid argument"), RuntimeError("refers to a single memory location")):
+        monkeypatch.setattr(entry.cli, "main", lambda error=error, **_: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            entry.main([])
+
+
+def test_a_model_on_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors has an error of its own for what the disk refuses."""
+
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(snapshots, "save_file", full)
+    with pytest.raises(UserError, match=r"can't write the model .*No space left.*a disk with room"):
+        checkpoint._write(tmp_path / "model.safetensors", {"a": torch.zeros(2)}, {})
+    assert not os.listdir(tmp_path)

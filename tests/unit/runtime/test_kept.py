@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from p2ptrain import api
 from p2ptrain.cli.shared.peer_session import prepare_state
 from p2ptrain.config import DataConfig, Job, ModelConfig
 from p2ptrain.errors import NotCoveredError, UserError
@@ -18,7 +19,7 @@ from p2ptrain.ids import GroupTag, JobId, blob_id
 from p2ptrain.runtime import harvest as harvesting
 from p2ptrain.runtime.model_writer import copy_whole
 from p2ptrain.runtime.node import group_job
-from p2ptrain.runtime.store.kept import GROUPS, all_jobs, kept_job, load_groups, newest_job
+from p2ptrain.runtime.store.kept import GROUPS, all_jobs, kept_job, load_groups, newest_job, why_none
 from p2ptrain.runtime.store.state_dir import StateDir
 
 ONE, TWO = GroupTag("one"), GroupTag("two")
@@ -48,6 +49,19 @@ def test_each_group_has_its_last_job(tmp_path: Path) -> None:
     for name in ("manifest.json", "manifest.old.json"):
         (tmp_path / JOB.id / name).write_text("{", encoding="utf-8")
     assert [each.job for each in all_jobs(tmp_path)] == [OTHER], "what can't be read is not there"
+    assert f"{JOB.id}/manifest.json can't be read" in why_none(tmp_path)
+
+
+def test_what_another_version_kept_is_said_to_be_there(tmp_path: Path) -> None:
+    """That it is no state directory would be wrong, and send a person looking for another one."""
+    assert "no state directory with a job in it" in why_none(tmp_path / "nowhere")
+    keep(tmp_path, ONE, JOB)
+    for name in ("manifest.json", "manifest.old.json"):
+        path = tmp_path / JOB.id / name
+        if path.exists():
+            path.write_text(path.read_text(encoding="utf-8").replace('"version": 1', '"version": 2'), encoding="utf-8")
+    with pytest.raises(UserError, match=r"manifest.json can't be read \(.*version.*another version of p2ptrain"):
+        asyncio.run(api.harvest_kept([tmp_path]))
 
 
 @pytest.mark.parametrize("text", ["", "{", "3", '{"a": 1}', '[["one", "../../etc"]]', '[["one"]]', "[[1, 2]]"])
