@@ -96,6 +96,7 @@ class LocalTrainer:
             kept = (y != _IGNORED).nonzero().squeeze(1)
             if kept.numel() < len(y):
                 x, y = x[kept.to(x.device)], y[kept]
+        self.model.train()
         if len(y) == 0 or (len(y) == 1 and has_batch_norm(self.model)):
             self._num_single += len(y)
             return None  # BatchNorm can't be trained on a single value a channel
@@ -103,7 +104,6 @@ class LocalTrainer:
         if x.dim() == 4:
             x = x.contiguous(memory_format=self._order)
         buffers = [(b, b.clone()) for b in self.model.buffers()]
-        self.model.train()
         self._optimizer.zero_grad(set_to_none=True)
         with mixed(self.config, self.device):
             with own_code(FAILS, self.model):
@@ -262,12 +262,14 @@ class LocalTrainer:
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Whether training takes statistics from the batch, which has to have two samples then."""
-    return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
+    """Whether training takes statistics from the batch, which has to have two samples then. Of a module in training
+    mode: what its own ``train`` keeps out of that mode takes none."""
+    return any(isinstance(each, nn.modules.batchnorm._BatchNorm) and each.training for each in module.modules())
 
 
 def check_batch_size(model: nn.Module, batch_size: int) -> None:
-    """Refuse batches that no step can be made with. Raises ``JobError``."""
+    """Refuse batches that no step can be made with. The model is put into training mode. Raises ``JobError``."""
+    model.train()
     if batch_size == 1 and has_batch_norm(model):
         raise JobError(
             "training.batch_size: 1, and the model has batch normalisation, which takes its statistics from the "
@@ -324,7 +326,20 @@ def _without_compiler(kind: type[Optimizer]) -> type[Optimizer]:
     return cast(type[Optimizer], type(kind.__name__, (kind,), {**plain, "step": step}))
 
 
-SGD = _without_compiler(torch.optim.SGD)
+class SGD(_without_compiler(torch.optim.SGD)):  # type: ignore[misc]
+    """Its fused kernel takes momenta of all parameters or of none. One that gets its first gradient later than others,
+    as under layers that are left out by chance, has none yet: zero, which makes of its first step the same."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            graded = [p for p in group["params"] if p.grad is not None] if group["momentum"] and group["fused"] else []
+            new = [p for p in graded if self.state[p].get("momentum_buffer") is None]
+            for parameter in new if len(new) < len(graded) else ():
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        super().step()
+
+
 AdamW = _without_compiler(torch.optim.AdamW)
 
 

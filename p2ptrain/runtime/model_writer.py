@@ -251,6 +251,7 @@ def look(request: Request, result: Harvest, *, allow_user_code: bool) -> Look | 
     from p2ptrain.learning.data import load, open_source, select
     from p2ptrain.learning.evaluation import evaluate
     from p2ptrain.learning.models import global_model
+    from p2ptrain.learning.snapshots import put_state
 
     job = result.job
     source = open_source(request.data)
@@ -267,7 +268,7 @@ def look(request: Request, result: Harvest, *, allow_user_code: bool) -> Look | 
     if not len(samples):
         return None
     model = global_model(job, allow_user_code=allow_user_code)
-    model.load_state_dict(result.state)
+    put_state(model, result.state)
     batches = (samples.tensors(slice(start, start + BATCH)) for start in range(0, len(samples), BATCH))
     found = evaluate(model, batches, len(job.data.classes))
     return Look(request.name, found.samples, found.accuracy)

@@ -39,15 +39,11 @@ def shape_options(function: F) -> F:
 
 def chain_of(model: str, input_shape: str | None, num_classes: int, width: float) -> Chain:
     """The model's blocks, without numbers. Raises ``UserError``. Imports torch."""
-    import torch
-
-    from p2ptrain.learning.blocks.chain import Chain
+    from p2ptrain.learning.blocks import chain
     from p2ptrain.learning.models import build_model
 
     shape = _shape(input_shape, model)
-    with torch.device("meta"):
-        network = build_model(model, input_shape=shape, num_classes=num_classes, width=width)
-    return Chain(network, shape)
+    return chain.chain_of(lambda: build_model(model, input_shape=shape, num_classes=num_classes, width=width), shape)
 
 
 def _shape(text: str | None, model: str) -> tuple[int, int, int]:

@@ -13,20 +13,24 @@ backward; each holds its tensors under the plain model's names, and no tensor is
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
-from p2ptrain.errors import JobError, LocalError
+from p2ptrain.errors import JobError, LocalError, UserError
 from p2ptrain.learning.blocks.dataflow import Dataflow, RunFailed, graph_of_blocks
 from p2ptrain.learning.blocks.flops import meta_twin, sample_dtype
-from p2ptrain.learning.blocks.partial import blank_model, named_tensors, partial_model
+from p2ptrain.learning.blocks.partial import blank_model, named_tensors, partial_model, without_numbers
 from p2ptrain.learning.blocks.tracing import ADVICE, attribute, listed_blocks, trace_chain
+from p2ptrain.learning.own.blame import enough_memory
+from p2ptrain.learning.own.outputs import flat_logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,28 @@ class Block:
     outputs: tuple[Crossing, ...]
 
 
+def chain_of(build: Callable[[], nn.Module], input_shape: Sequence[int]) -> Chain:
+    """The chain of the model that ``build`` makes, of which nothing is held but its shapes.
+
+    Code that looks at its numbers while it builds the model is let have them; what looks at them in its forward pass,
+    too, is held whole. Raises ``JobError``.
+    """
+    try:
+        return Chain(without_numbers(build), input_shape)
+    except JobError as error:
+        first = error
+    try:
+        with enough_memory("the model"):
+            model = build()
+    except JobError:
+        raise
+    except UserError:  # there is no room to see whether numbers would help
+        raise first from None
+    with contextlib.suppress(JobError):
+        return Chain(meta_twin(model), input_shape)
+    return Chain(model, input_shape)
+
+
 class Chain:
     """The blocks of a model, first to last. The model is read, never changed; it may be on the meta device.
 
@@ -64,6 +90,8 @@ class Chain:
         self.on_meta = True
         """Whether the blocks run on the meta device, as all do whose control flow doesn't hang on values."""
         twin = meta_twin(model)
+        self._still = frozenset(name for name, module in twin.named_modules() if not module.training)
+        """Modules that the model's own ``train`` leaves in eval mode, such as norms that are not to learn."""
         try:
             self._flow, cuts = self._analyse(twin, max_tensors)
         except RunFailed:
@@ -112,6 +140,10 @@ class Chain:
             if name not in state:  # what is no part of the model's state is no part of the slice's
                 prefix, _, short = name.rpartition(".")
                 module.get_submodule(prefix).register_buffer(short, tensor, persistent=False)
+        for name, layer in module.named_modules():
+            if name in self._still:
+                layer.training = False
+                layer.train = types.MethodType(_stays, layer)  # type: ignore[method-assign]
         return module.train(source.training)
 
     def build_slice(self, build: Callable[[], nn.Module], first: int, stop: int) -> fx.GraphModule:
@@ -137,9 +169,9 @@ class Chain:
         shape, dtype = self.input.shape, self.input.dtype
         listed = listed_blocks(twin)
         if listed is None:
-            flow = Dataflow(trace_chain(twin), shape, dtype)
+            flow = _with_flat_logits(trace_chain(twin), shape, dtype)
             return flow, _best_cuts(flow, max_tensors)
-        flow = Dataflow(graph_of_blocks(twin, listed, shape, dtype), shape, dtype)
+        flow = _with_flat_logits(graph_of_blocks(twin, listed, shape, dtype), shape, dtype)
         return flow, _listed_cuts(flow)
 
     def _block(self, index: int, before: int, last: int, state: Sequence[str]) -> Block:
@@ -153,15 +185,35 @@ class Chain:
         return Block(name or (layers[0] if layers else f"block{index}"), tuple(n for n in state if n in held), outputs)
 
 
+def _with_flat_logits(traced: fx.GraphModule, shape: Sequence[int], dtype: torch.dtype) -> Dataflow:
+    """[N, classes, 1, 1] becomes [N, classes], as everywhere (``outputs.flat_logits``)."""
+    flow = Dataflow(traced, shape, dtype)
+    (output,) = (node for node in traced.graph.nodes if node.op == "output")
+    logits = output.args[0]
+    value = flow.value(logits)
+    if not isinstance(value, Tensor) or flat_logits(value) is value:
+        return flow
+    with traced.graph.inserting_before(output):
+        output.args = (traced.graph.call_method("flatten", (logits, 1)),)
+    traced.recompile()
+    return Dataflow(traced, shape, dtype)
+
+
+def _stays(module: nn.Module, mode: bool = True) -> nn.Module:
+    """``train`` of what is never trained."""
+    return module
+
+
 def _refuse_computed(model: nn.Module) -> None:
     """Blocks are copies, and what was computed from other tensors when a layer was built can't be copied."""
     for name, module in model.named_modules():
         for key, value in vars(module).items():
-            if isinstance(value, Tensor) and not value.is_leaf:
+            is_made = f"{key}_orig" in module._parameters  # by a hook, before each forward pass
+            if isinstance(value, Tensor) and (is_made or not value.is_leaf):
                 raise JobError(
                     f"layer {name!r} ({type(module).__name__}) of {type(model).__name__} holds {key!r}, which "
-                    "is computed from other tensors (as torch.nn.utils.weight_norm does): no block can be made of it; "
-                    'take torch.nn.utils.parametrizations instead, or train with mode = "replicas"'
+                    "is computed from other tensors (as torch.nn.utils.weight_norm and spectral_norm do): no block can "
+                    'be made of it; take torch.nn.utils.parametrizations instead, or train with mode = "replicas"'
                 )
 
 

@@ -9,7 +9,6 @@ Invariant: the model that is asked about is not changed; a multiply-add counts a
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from p2ptrain.errors import JobError
+from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.building import READS_TOKENS
+from p2ptrain.learning.own.copying import copied
 
 COUNTED_BATCH = 2  # BatchNorm refuses to train on one value per channel
 COMPUTED_BYTES = 64 << 20
@@ -34,6 +35,7 @@ COMPUTED_BYTES = 64 << 20
 OPTIMIZER_COPIES = {"sgd": 0, "sgd_momentum": 1, "adam": 2, "adamw": 2}
 NEEDS_NUMBERS = (RuntimeError, TypeError, ValueError, AttributeError, JobError)
 """What a model raises that can't be run without numbers."""
+COPIED = 'keep out of it what has no copy (locks, open files, generators), or train with mode = "replicas"'
 OptimizerName = Literal["sgd", "sgd_momentum", "adam", "adamw"]
 
 
@@ -53,11 +55,12 @@ def training_flops(model: nn.Module, input_shape: Sequence[int]) -> Flops:
     """Operations of one training step per sample. The backward pass stops at the first layer's weights."""
     if all(p.device.type == "cpu" for p in model.parameters()) and _held(model) <= COMPUTED_BYTES:
         with contextlib.suppress(*NEEDS_NUMBERS), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
-            return _count(copy.deepcopy(model).train(), input_shape, "cpu")
+            return _count(copied(model).train(), input_shape, "cpu")
     try:
         return _count(meta_twin(model), input_shape, "meta")
     except NEEDS_NUMBERS:
-        return _count(_real_twin(model), input_shape, "cpu")
+        with _real_twin(model) as twin:
+            return _count(twin, input_shape, "cpu")
 
 
 def _count(twin: nn.Module, input_shape: Sequence[int], device: str) -> Flops:
@@ -82,7 +85,8 @@ def memory_bytes(model: nn.Module, input_shape: Sequence[int], batch: int, optim
         with FakeTensorMode(allow_non_fake_inputs=True):
             return _memory(fake_twin(model), input_shape, batch, max(batch, COUNTED_BATCH), optimizer)
     except NEEDS_NUMBERS:
-        return _memory(_real_twin(model), input_shape, batch, COUNTED_BATCH, optimizer)
+        with _real_twin(model) as twin:
+            return _memory(twin, input_shape, batch, COUNTED_BATCH, optimizer)
 
 
 def _memory(twin: nn.Module, input_shape: Sequence[int], batch: int, counted: int, optimizer: OptimizerName) -> int:
@@ -160,19 +164,31 @@ def _twin(model: nn.Module, like: Callable[[Tensor], Tensor]) -> nn.Module:
         memo[id(parameter)] = nn.Parameter(like(parameter), requires_grad=parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = like(buffer)
-    twin = copy.deepcopy(model, memo)
+    with own_code(f"the model {type(model).__name__} can't be copied", model, COPIED):
+        twin = copied(model, memo)
     twin.train()
     return twin
 
 
-def _real_twin(model: nn.Module) -> nn.Module:
-    """A copy with numbers, for a model that looks at them: control flow on data, TorchScript."""
+@contextlib.contextmanager
+def _real_twin(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy with numbers, for a model that looks at them: control flow on data, TorchScript. What can't be copied is
+    lent, and is afterwards as it was."""
     try:
-        twin = copy.deepcopy(model)
-    except RuntimeError:  # tensors that are computed from others can't be copied
+        twin = copied(model)
+    except (*NEEDS_NUMBERS, NotImplementedError):  # locks, open files
         twin = model
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    was_training = model.training
     twin.train()
-    return twin
+    try:
+        yield twin
+    finally:
+        for buffer, before in buffers if twin is model else ():
+            buffer.data.copy_(before)
+        if twin is model:
+            model.zero_grad(set_to_none=True)
+            model.train(was_training)
 
 
 def _batch(model: nn.Module, input_shape: Sequence[int], size: int, device: str) -> Tensor:

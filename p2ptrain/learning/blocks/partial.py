@@ -6,8 +6,9 @@ others are drawn as well, one tensor at a time, and dropped.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from p2ptrain.errors import JobError
 
-FACTORIES = frozenset({"empty", "empty_strided", "zeros", "ones", "full", "arange", "linspace", "eye"})
-COUNTS = frozenset({"arange"})
-"""Small and without chance: places that embeddings are looked up by, which may be copied into what is wanted."""
-RANDOM_FACTORIES = frozenset({"rand", "randn", "randint", "randperm"})
-RANDOM_WRITES = frozenset(
-    {"uniform_", "normal_", "bernoulli_", "random_", "exponential_", "log_normal_", "cauchy_", "geometric_"}
-)
+FACTORIES = frozenset({"empty", "empty_strided", "zeros", "ones", "full", "eye"})
+RANDOM = torch.Tag.nondeterministic_seeded
+"""What torch says of operations that draw random numbers."""
 META = torch.device("meta")
 
 
@@ -33,18 +30,21 @@ def partial_model(build: Callable[[], nn.Module], names: Collection[str]) -> nn.
     ``build`` must give the same weights whenever it is called, as ``build_model`` does with a seed. Where it makes
     tensors in a way that can't be followed, it is called once more in full, and the other tensors are dropped then.
     """
-    first = _Building(frozenset())
-    tensors = named_tensors(_build(build, first))
-    made = {name: first.made.get(_storage(tensors[name])) for name in names if tensors[name].is_meta}
-    if None not in made.values():
-        try:
+    with contextlib.suppress(RuntimeError, NotImplementedError, JobError):  # code that looks at its numbers, or mixes
+        first = _Building(frozenset())
+        tensors = named_tensors(_build(build, first))
+        made = {name: first.made.get(_storage(tensors[name])) for name in names if tensors[name].is_meta}
+        if None not in made.values():
             model = _build(build, _Building(frozenset(index for index in made.values() if index is not None)))
             built = named_tensors(model)
             if not any(built[name].is_meta for name in names):
                 return model
-        except (RuntimeError, NotImplementedError, JobError):  # an initialisation that mixes wanted tensors with others
-            pass
     return _dropped(build(), names)
+
+
+def without_numbers(build: Callable[[], nn.Module]) -> nn.Module:
+    """What ``build`` returns, on the meta device; no random numbers are drawn for it."""
+    return _build(build, contextlib.nullcontext())
 
 
 def blank_model(model: nn.Module, names: Collection[str]) -> nn.Module | None:
@@ -84,15 +84,14 @@ class _Building(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        name = func.overloadpacket.__name__
-        if name in RANDOM_WRITES and args[0].is_meta:
-            func(torch.empty_like(args[0], device="cpu"), *args[1:], **kwargs)
-            return args[0]
-        if kwargs.get("device") != META or name not in FACTORIES | RANDOM_FACTORIES:
+        is_random = RANDOM in func.tags
+        if is_random and any(isinstance(each, Tensor) and each.is_meta for each in args):
+            return _drawn_for_nothing(func, args, kwargs)
+        if kwargs.get("device") != META or not (is_random or func.overloadpacket.__name__ in FACTORIES):
             return func(*args, **kwargs)
         number, self._num_made = self._num_made, self._num_made + 1
-        wanted = number in self._wanted or name in COUNTS
-        if wanted or name in RANDOM_FACTORIES:
+        wanted = number in self._wanted
+        if wanted or is_random:
             kwargs["device"] = torch.device("cpu")
         tensor = func(*args, **kwargs)
         tensor = tensor if wanted else tensor.to(META)
@@ -101,17 +100,28 @@ class _Building(TorchDispatchMode):
         return tensor
 
 
+def _drawn_for_nothing(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Draw as many random numbers as for tensors that exist, and leave those on the meta device without any."""
+    real = [torch.zeros_like(each, device="cpu") if isinstance(each, Tensor) else each for each in args]
+    drawn = func(*real, **kwargs)
+    if not isinstance(drawn, Tensor):
+        raise NotImplementedError(str(func))
+    return args[0] if drawn is real[0] else drawn.to(META)
+
+
 class _RealConstants(TorchFunctionMode):
-    """What is made of numbers in the code is made on the CPU."""
+    """What is made of numbers in the code is made on the CPU: small, and often looked at while a model is built."""
+
+    made = frozenset({torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.arange, torch.linspace, torch.logspace})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func in (torch.tensor, torch.as_tensor, torch.scalar_tensor) and kwargs.get("device") is None:
+        if func in self.made and kwargs.get("device") is None:
             kwargs["device"] = torch.device("cpu")
         return func(*args, **kwargs)
 
 
-def _build(build: Callable[[], nn.Module], building: _Building) -> nn.Module:
+def _build(build: Callable[[], nn.Module], building: contextlib.AbstractContextManager[Any]) -> nn.Module:
     with META, _RealConstants(), building:
         return build()
 

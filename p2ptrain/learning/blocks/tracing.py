@@ -1,26 +1,29 @@
 """A model's forward code as a torch.fx graph, or an error that names the line that stands in the way.
 
 Invariant: a graph from ``trace_chain`` is the same in training and in eval mode; what differs between the two is up to
-its layers.
+its layers. Nothing that forward finds anew in every call is written down in a graph once and for all: random numbers,
+counts of calls.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import itertools
+import random
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, fx, nn
 
 from p2ptrain.errors import JobError
 from p2ptrain.learning.models import MODEL_BUGS
 from p2ptrain.learning.own.blame import layer_of, where
-from p2ptrain.learning.own.outputs import logits_of
+from p2ptrain.learning.own.outputs import logits_of, own_hooks
 
 BLOCKS_METHOD = "pipeline_blocks"
 ADVICE = (
@@ -32,20 +35,53 @@ _SIZES = (int, tuple, list, fx.Node)
 _NEEDED_BY = "cutting it into blocks needs"
 
 
+class AnewInEveryCall(JobError):
+    """What a module computes hangs on more than its inputs and tensors."""
+
+    def __init__(self, module: nn.Module, text: str) -> None:
+        super().__init__(text)
+        self.module = module
+
+
 def trace(model: nn.Module, *, needed_by: str, advice: str, whole: Sequence[nn.Module] = ()) -> fx.GraphModule:
     """The traced model, which shares the model's tensors. ``whole``: submodules that become a single node each.
 
     Raises ``JobError`` with the line of the user's code that can't be traced.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise JobError(
+            f"the model {type(model).__name__} is TorchScript, which torch.fx can't trace, and {needed_by} that; give "
+            f"the model that it was made of, or {advice}"
+        )
+    if found := own_hooks(model):
+        raise JobError(
+            f"the model {type(model).__name__} has {found}, which tracing it would leave out, and it is traced, as "
+            f"{needed_by.removesuffix(' needs')} needs it; do in forward what that does, or {advice}"
+        )
     tracer = _Tracer(whole)
+    numbers = _numbers(model)
     try:
-        options = _options(model)
-        with contextlib.redirect_stdout(sys.stderr):
-            graph = tracer.trace(model, concrete_args=options)
-        _leave_out(graph, options)
+        with contextlib.redirect_stdout(sys.stderr), _of_the_batch_alone(model), _no_lost_gradients():
+            graph = tracer.trace(model)
+        if tracer.drew_by is not None:
+            raise AnewInEveryCall(
+                tracer.drew_by,
+                f"{_named(tracer.drew_by, model)} draws random numbers in a way that torch.fx can't trace, so each "
+                "batch would get the same: numpy's, Python's, or torch's for a size that is written in the code; take "
+                f"torch.rand_like(x) or functional.dropout, or {advice}",
+            )
+        if changed := [key for key, number in _numbers(model).items() if numbers.get(key, number) != number]:
+            module = next(each for each in model.modules() if id(each) == changed[0][0])
+            raise AnewInEveryCall(
+                module,
+                f"the forward of {_named(module, model)} changes {changed[0][1]!r}, a number that torch.fx would write "
+                f"down as it is now; keep it in a buffer (register_buffer), or {advice}",
+            )
         for node in list(graph.nodes):
             if node.op == "call_method" and node.target == "view" and isinstance(node.args[1], _SIZES):
                 node.target = "reshape"  # the same, in any order of memory
+            elif node.op in ("call_function", "call_method"):
+                _on_its_own_device(graph, node)
             elif node.op == "output":
                 returned = node.args[0]
                 node.args = (logits_of(_built(returned)),)
@@ -67,25 +103,55 @@ def _built(output: Any) -> Any:
     return kind(*output.args, **output.kwargs) if isinstance(kind, type) and is_record else output
 
 
-def _options(model: nn.Module) -> dict[str, Any]:
-    """What forward takes beside the batch, and is never given here: at its default."""
+@contextlib.contextmanager
+def _of_the_batch_alone(model: nn.Module) -> Iterator[None]:
+    """What else forward takes has its default, as it is never given here."""
+    kind = type(model)
+
+    def forward(self: nn.Module, x: Any) -> Any:
+        return kind.forward(self, x)
+
+    model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
     try:
-        beside = list(inspect.signature(type(model).forward).parameters.values())[2:]
-    except (TypeError, ValueError):
-        return {}
-    named = [each for each in beside if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
-    return {each.name: each.default for each in named if isinstance(each.default, (bool, int, float, type(None)))}
+        yield
+    finally:
+        model.__class__ = kind
 
 
-def _leave_out(graph: fx.Graph, options: Collection[str]) -> None:
-    """Their inputs, and the checks that they have these defaults, which are all that torch makes of them."""
-    named = {f"{name}_1" for name in options}  # as torch calls what it was given a value of
-    for given in [node for node in graph.nodes if node.op == "placeholder" and node.target in named]:
-        checks = [given]
-        for each in checks:
-            checks += [user for user in each.users if user not in checks]
-        for each in reversed(checks):
-            graph.erase_node(each)
+@contextlib.contextmanager
+def _no_lost_gradients() -> Iterator[None]:
+    """Refuse functions with a gradient of their own: traced they would have that of what they are made of."""
+    plain = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: type, *args: Any, **options: Any) -> Any:
+        if any(isinstance(each, fx.Proxy) for each in (*args, *options.values())):
+            raise TypeError(
+                f"{cls.__name__} has a gradient of its own; call it in the forward of a layer without weights"
+            )
+        return plain.__get__(None, cls)(*args, **options)
+
+    torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = plain  # type: ignore[method-assign]
+
+
+def _on_its_own_device(graph: fx.Graph, node: fx.Node) -> None:
+    """Where the code asks its own tensors for their device, which is written down as it is now: that of the input."""
+    source = next(iter(node.all_input_nodes), None)
+    found: list[torch.device] = []
+    fx.node.map_aggregate((node.args, node.kwargs), lambda each: found.append(each) if _is_device(each) else None)
+    if source is None or not found:
+        return
+    with graph.inserting_before(node):
+        device = graph.call_function(getattr, (source, "device"))
+    node.args = fx.node.map_aggregate(node.args, lambda each: device if _is_device(each) else each)  # type: ignore[assignment, arg-type]
+    node.kwargs = fx.node.map_aggregate(node.kwargs, lambda each: device if _is_device(each) else each)  # type: ignore[assignment, arg-type]
+
+
+def _is_device(value: object) -> bool:
+    return isinstance(value, torch.device)
 
 
 def trace_chain(model: nn.Module) -> fx.GraphModule:
@@ -105,7 +171,8 @@ def trace_chain(model: nn.Module) -> fx.GraphModule:
             try:
                 graphs.append(trace(model, needed_by=_NEEDED_BY, advice=ADVICE, whole=whole))
             except JobError as failed:
-                leaf = model.get_submodule(layer_of(failed.__cause__ or failed, model))
+                is_anew = isinstance(failed, AnewInEveryCall)
+                leaf = failed.module if is_anew else model.get_submodule(layer_of(failed.__cause__ or failed, model))
                 if leaf in whole or any(True for _ in (*leaf.children(), *leaf.parameters())):
                     raise
                 whole.append(leaf)  # it computes by itself what can't be traced
@@ -194,9 +261,52 @@ class _Tracer(fx.Tracer):
     def __init__(self, whole: Sequence[nn.Module]) -> None:
         super().__init__()
         self._whole = {id(module) for module in whole}
+        self._with_gradients = True
+        self.drew_by: nn.Module | None = None
+        """The innermost module whose forward has drawn random numbers while it was traced."""
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        before, self._with_gradients = _generators(), torch.is_grad_enabled()
+        graph = super().trace(root, concrete_args)
+        if self.drew_by is None and _generators() != before:
+            self.drew_by = root
+        return graph
+
+    def create_node(self, *args: Any, **options: Any) -> fx.Node:
+        if torch.is_grad_enabled() != self._with_gradients:
+            raise TypeError("a trace does not keep no_grad(); take detach() after it, or freeze the layers in it")
+        return super().create_node(*args, **options)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        before = _generators()
+        result = super().call_module(m, forward, args, kwargs)
+        if self.drew_by is None and _generators() != before:
+            self.drew_by = m
+        return result
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return id(m) in self._whole or super().is_leaf_module(m, module_qualified_name)
+
+
+def _generators() -> tuple[bytes, object, bytes]:
+    """The states of torch's, Python's and numpy's."""
+    _, keys, place, *_ = np.random.get_state(legacy=True)
+    return torch.default_generator.get_state().numpy().tobytes(), random.getstate(), b"%d" % place + keys.tobytes()
+
+
+def _numbers(model: nn.Module) -> dict[tuple[int, str], int | float]:
+    """Those that modules keep beside their tensors."""
+    return {
+        (id(module), key): value
+        for module in model.modules()
+        for key, value in vars(module).items()
+        if type(value) in (int, float)
+    }
+
+
+def _named(module: nn.Module, model: nn.Module) -> str:
+    name = next((name for name, each in model.named_modules() if each is module), "")
+    return f"layer {name!r} ({type(module).__name__})" if name else f"the model {type(model).__name__}"
 
 
 def _text(node: fx.Node) -> str:

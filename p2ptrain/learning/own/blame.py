@@ -7,6 +7,7 @@ what is no fault of the code passes: memory that has run out, Ctrl-C, and what i
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import sysconfig
 import traceback
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from p2ptrain.errors import JobError, P2PTrainError
+from p2ptrain.errors import JobError, P2PTrainError, UserError
+from p2ptrain.words import scaled
 
 _PASSED = (P2PTrainError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, GeneratorExit)
 _OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
@@ -47,6 +49,24 @@ class own_code(contextlib.AbstractContextManager[None]):
         if error is None or isinstance(error, _PASSED) or _is_out_of_memory(error):
             return
         raise JobError(f"{self._doing}: {where(error, self._model)}{reason(error)}; {self._advice}") from error
+
+
+class enough_memory(contextlib.AbstractContextManager[None]):
+    """Runs what may need more memory than there is: then a ``UserError`` that says of what."""
+
+    def __init__(self, who: str) -> None:
+        self._who = who
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _is_out_of_memory(error):
+            asked = re.search(r"(\d+) bytes", str(error))
+            more = f" (it asked for {scaled(int(asked[1]), 'B')} at once)" if asked else ""
+            raise UserError(
+                f"{self._who} needs more memory than this device has free{more}; take a smaller one (--width), smaller "
+                "batches (--batch-size), or mode pipeline on several devices, each of which holds a part of it"
+            ) from error
 
 
 def where(error: BaseException, model: nn.Module | None = None) -> str:
@@ -84,5 +104,5 @@ def layer_of(error: BaseException, model: nn.Module) -> str:
     return found
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

@@ -25,6 +25,7 @@ from p2ptrain.errors import JobError
 from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.importing import working_directory_on_path
 from p2ptrain.learning.own.outputs import adapt
+from p2ptrain.learning.snapshots import DTYPES
 
 SIGNATURE = "def build(input_shape, num_classes): ... return a torch.nn.Module"
 READS_TOKENS = "reads_tokens"
@@ -37,6 +38,7 @@ def build_own(name: str, arguments: dict[str, object], seed: int | None) -> nn.M
     """The model that ``package.module:function`` returns. Raises ``JobError`` naming the line that is wrong."""
     with working_directory_on_path(), seeded(seed):
         function = function_of(name, f"model {name!r}", SIGNATURE)
+    with working_directory_on_path(), seeded(seed):  # once more: a module may seed generators when it is imported
         accepted = _accepted(name, function, arguments)
         given = ", ".join(f"{key}={value!r}" for key, value in accepted.items())
         with own_code(f"model {name!r} failed when called with ({given})", advice="correct it"):
@@ -82,8 +84,10 @@ def finished(name: str, model: nn.Module, input_shape: object) -> nn.Module:
     _materialise(name, model, input_shape)
     if any(tensor.device.type not in ("cpu", "meta") for tensor in (*model.parameters(), *model.buffers())):
         model.cpu()
+    _apart(model)
+    held = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers()) if _is_plain(tensor)}
     for tensor_name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor) or tensor_name.endswith("_extra_state"):
             raise JobError(
                 f"model {name!r}: {tensor_name!r} of its state is a {type(tensor).__name__} (get_extra_state), which "
                 "peers can't average; keep numbers in buffers (register_buffer), and the rest out of the state"
@@ -93,7 +97,33 @@ def finished(name: str, model: nn.Module, input_shape: object) -> nn.Module:
                 f"model {name!r}: tensor {tensor_name!r} is of complex numbers, which peers can't average; keep it as "
                 "real numbers (torch.view_as_real), and take torch.view_as_complex of it in forward"
             )
+        if not _is_plain(tensor) or tensor.dtype not in DTYPES:
+            what = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
+            raise JobError(
+                f"model {name!r}: tensor {tensor_name!r} of its state is {what}, which peers can't exchange; "
+                "keep it dense and of another type (float32, int64, bool), or out of the state: "
+                "register_buffer(..., persistent=False)"
+            )
+        if tensor.numel() and tensor.untyped_storage()._cdata not in held:
+            raise JobError(
+                f"model {name!r}: its state_dict() gives {tensor_name!r} as a copy, so what peers send would never "
+                "reach the model; give the parameters and buffers themselves, as nn.Module does"
+            )
     return adapt(model)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
+
+
+def _apart(model: nn.Module) -> None:
+    """Give every element of a buffer memory of its own: ``expand`` lets several share one, and none can be written."""
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if _is_plain(buffer) and any(
+                n > 1 and step == 0 for n, step in zip(buffer.shape, buffer.stride(), strict=True)
+            ):
+                setattr(module, name, buffer.clone(memory_format=torch.contiguous_format))
 
 
 def _accepted(name: str, function: Callable[..., object], arguments: dict[str, object]) -> dict[str, object]:

@@ -8,20 +8,40 @@ Invariant: the model is afterwards what it was, but for the order of its weights
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from p2ptrain.errors import JobError
 from p2ptrain.learning.own.blame import own_code
 
 _KNOWN = ("torch.nn.", "p2ptrain.")
+_MINDING = frozenset(
+    "as_strided view view_as view_as_complex view_as_real stride is_contiguous data_ptr storage_offset".split()  # noqa: SIM905
+)
 TOLERANCE = 1e-2
 """Outputs may differ by so much of their size: kernels add up in another order."""
 
 
 def is_of_known_layers(model: nn.Module) -> bool:
-    """Whether every module's code is torch's or ours, none of which minds the order."""
-    modules = list(model.modules())
-    return all(type(m).__module__.startswith(_KNOWN) or type(m).__module__.startswith("torch.fx") for m in modules)
+    """Whether every module's code is torch's or ours, and every operation of a traced one's, none of which minds the
+    order."""
+    for module in model.modules():
+        if isinstance(module, fx.GraphModule):
+            if any(_minds(node) for node in module.graph.nodes):
+                return False
+        elif not type(module).__module__.startswith((*_KNOWN, "torch.fx")):
+            return False
+    return True
+
+
+def _minds(node: fx.Node) -> bool:
+    """Whether an operation looks at how tensors lie in memory, or may."""
+    if node.op == "call_method":
+        return node.target in _MINDING
+    if node.op != "call_function":
+        return False
+    module = str(getattr(node.target, "__module__", ""))  # of torch's own, which are written in C: torch or none
+    is_known = module in ("", "None", "_operator", "builtins", "math") or module.startswith("torch")
+    return not is_known or getattr(node.target, "__name__", "") in _MINDING
 
 
 def order_of(model: nn.Module) -> torch.memory_format:

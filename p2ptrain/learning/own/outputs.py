@@ -46,6 +46,19 @@ def adapt(model: nn.Module) -> nn.Module:
     return model
 
 
+def own_hooks(model: nn.Module) -> str:
+    """What of the author's own runs around the model's forward, as hooks do, in words; "" if nothing does."""
+    hooks = [*model._forward_pre_hooks.values(), *model._forward_hooks.values()]
+    own = [hook for hook in hooks if hook not in (_in_own_precision, _logits_alone)]
+    if own:
+        return f"a hook of its own around it ({getattr(own[0], '__name__', type(own[0]).__name__)})"
+    if "forward" in vars(model):
+        return "a forward that was put on the object, not in its class"
+    if type(model).__call__ is not nn.Module.__call__ and not isinstance(model, fx.GraphModule):
+        return "a __call__ of its own"
+    return ""
+
+
 def _in_own_precision(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
     return tuple(

@@ -6,6 +6,8 @@ is a model of its own, which is dropped afterwards.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +20,11 @@ from p2ptrain.errors import JobError
 from p2ptrain.learning.initial import Fitted, fit, start_from
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.objective import training_loss
-from p2ptrain.learning.own.blame import own_code
+from p2ptrain.learning.own.blame import enough_memory, own_code
 from p2ptrain.learning.own.outputs import check_logits, check_outputs, made_up
+from p2ptrain.learning.snapshots import put_state
 from p2ptrain.learning.training import check_batch_size, make_optimizer, schedule
+from p2ptrain.model_config import is_own_code
 
 MADE_UP = 8
 """So many samples are made up where there are none."""
@@ -42,12 +46,25 @@ class Trial:
         *,
         allow_user_code: bool = True,
     ) -> None:
-        who = f"model {job.model.name}"
-        self.model: nn.Module = global_model(job, allow_user_code=allow_user_code)
+        self.model: nn.Module
         self.fitted: Fitted | None = None
         """What was taken of the checkpoint that the job starts from."""
         self.notes: list[str] = []
         """What the person should know, though it can be trained."""
+        with enough_memory(f"model {job.model.name}"):
+            self._try(job, x, y, init, allow_user_code)
+
+    def _try(
+        self, job: Job, x: Tensor | None, y: Tensor | None, init: Mapping[str, Tensor] | None, allow_user_code: bool
+    ) -> None:
+        who = f"model {job.model.name}"
+        self.model = global_model(job, allow_user_code=allow_user_code)
+        if blank := [name for name, tensor in self.model.state_dict().items() if tensor.is_meta]:
+            raise JobError(
+                f"{who}: {blank[0]!r} is on the meta device, so it has no numbers; build the model on the CPU, or fill "
+                "it with to_empty() and an initialisation"
+            )
+        drawn = _digests(self.model) if is_own_code(job.model.name) else {}
         if init is not None:
             self.fitted = fit(init, self.model.state_dict(), job.model.name)
             start_from(self.model.state_dict(), self.fitted)
@@ -63,6 +80,8 @@ class Trial:
                 f"{frozen:,} of {sum(p.numel() for p in self.model.parameters()):,} parameters are frozen, and stay as "
                 + ("they are in the checkpoint" if init is not None else "they were drawn: --init takes others")
             )
+        with own_code(f"{who} can't be put into training mode", self.model):
+            self.model.train()
         check_batch_size(self.model, job.training.batch_size)
         if x is None or y is None or len(x) == 0:
             x = made_up(job.data, min(MADE_UP, max(2, job.training.batch_size)))
@@ -71,12 +90,18 @@ class Trial:
             x, y = torch.cat([x, x]), torch.cat([y, y])  # as in a batch of two
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(job.seed & (2**63 - 1))
+            before = _shapes(self.model)
             self._look(job, who, x)
             self._step(job, who, x, y)
+            _check_same(who, before, _shapes(self.model))
+        if drawn:
+            self._check_drawn(who, drawn, _digests(global_model(job, allow_user_code=allow_user_code)))
+            self._look_beside(job, who, x, allow_user_code)
 
     def _look(self, job: Job, who: str, x: Tensor) -> None:
         """In eval mode."""
-        self.model.eval()
+        with own_code(f"{who} can't be put into eval mode", self.model):
+            self.model.eval()
         logits = check_outputs(self.model, job.data, who, x.clone())
         if not bool(logits.isfinite().all()):
             self._refuse_not_finite(who, x, "")
@@ -87,7 +112,8 @@ class Trial:
             )
 
     def _step(self, job: Job, who: str, x: Tensor, y: Tensor) -> None:
-        self.model.train()
+        with own_code(f"{who} can't be put into training mode", self.model):
+            self.model.train()
         doing = f"{who} fails in a training step"
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         if not trained:
@@ -123,12 +149,68 @@ class Trial:
                 f"are: {', '.join(idle[:3])}{' ...' if len(idle) > 3 else ''}"
             )
 
+    def _check_drawn(self, who: str, drawn: Mapping[str, bytes], again: Mapping[str, bytes]) -> None:
+        """Two devices must begin with the same weights."""
+        taken = self.fitted.state if self.fitted else {}
+        other = [name for name in drawn if name not in taken and drawn[name] != again.get(name)]
+        if other:
+            raise JobError(
+                f"{who}: {other[0]!r} is another one each time it is built, so devices would not begin alike; draw its "
+                "numbers with torch's, numpy's or Python's own functions (torch.randn, np.random.normal, "
+                "random.random), which get the job's seed, and fill what torch.empty makes"
+            )
+
+    def _look_beside(self, job: Job, who: str, x: Tensor, allow: bool) -> None:
+        """Whether the state is all that its outputs hang on."""
+        other = global_model(dataclasses.replace(job, seed=(job.seed + 1) % 2**31), allow_user_code=allow)
+        put_state(other, self.model.state_dict())
+        with own_code(f"{who} fails", self.model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            self.model.eval()
+            other.eval()
+            ours, again, theirs = (model(x.clone()).float() for model in (self.model, self.model, other))
+        tolerance = 1e-3 * float(ours.abs().max())
+        if not torch.allclose(ours, again, rtol=1e-3, atol=tolerance):
+            self.notes.append(
+                f"{who} gives other outputs each time, in eval mode too, so asked twice it may answer otherwise; draw "
+                "random numbers only while self.training"
+            )
+        elif not torch.allclose(ours, theirs, rtol=1e-3, atol=tolerance):
+            self.notes.append(
+                f"the outputs of {who} hang on numbers by chance that are no part of its state: they are not trained, "
+                "and only p2ptrain draws the same again; keep tensors in register_buffer(...), layers in nn.ModuleList"
+            )
+
     def _refuse_not_finite(self, who: str, x: Tensor, when: str) -> None:
         doing = f"{who}: its outputs are not finite{when}, though its samples and weights are"
         for test in (torch.isnan, torch.isinf):  # infinities may be meant (masks), what is not a number never is
             with own_code(doing, self.model), torch.no_grad(), _Watch(test):
                 self.model(x.clone())
         raise JobError(f"{doing}; correct its forward")
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _check_same(who: str, before: Mapping[str, torch.Size], after: Mapping[str, torch.Size]) -> None:
+    """Raises ``JobError`` where the state that is exchanged has got another form when the model ran."""
+    for name in (*after, *before):
+        if before.get(name) != after.get(name):
+            what = "goes" if name not in after else "comes about"
+            if name in before and name in after:
+                what = f"becomes {list(after[name])} where it was {list(before[name])}"
+            raise JobError(
+                f"{who}: {name!r} of its state {what} when the model runs, and peers exchange states of one form; make "
+                "it in __init__ as large as it gets, or keep it out of the state: "
+                "register_buffer(..., persistent=False)"
+            )
+
+
+def _digests(model: nn.Module) -> dict[str, bytes]:
+    return {
+        name: hashlib.blake2b(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()).digest()
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def _is_lightning(kind: type) -> bool:

@@ -202,9 +202,9 @@ def _time_update(parts: Sequence[nn.Module], watch: Stopwatch, training: Trainin
     """Seconds for each byte of parameters: of the optimizer's step, and of emptying the gradient."""
     seconds, num_bytes = 0.0, 0
     for part in parts:
-        if next(part.parameters(), None) is None:
+        if not any(parameter.requires_grad for parameter in part.parameters()):
             continue
-        parameters = dict(_fill(part, watch.device).named_parameters())
+        parameters = {n: p for n, p in _fill(part, watch.device).named_parameters() if p.requires_grad}
         for parameter in parameters.values():
             parameter.grad = torch.full_like(parameter, WEIGHT)
         optimizer = make_optimizer(parameters, training)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from p2ptrain.config import Robust
+from p2ptrain.errors import RemoteError
 from p2ptrain.learning.averaging import wide
 from p2ptrain.learning.robust.means import FEWEST, REACH, clipped_mean, median, robust
 
@@ -44,6 +45,10 @@ def mean_of_copies(copies: Sequence[tuple[int, Tensor]], how: Robust) -> tuple[T
     if not first.is_floating_point():
         stacked = torch.stack(tensors)
         return (stacked.sort(0).values[(len(copies) - 1) // 2] if is_bounded else stacked.amax(0)), whole
+    if not bool(first.isfinite().all()) or not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        if not all(torch.equal(tensor, first) for tensor in tensors):
+            raise RemoteError("tensor-not-finite", "copies of a constant differ")
+        return first, whole  # a mask of minus infinity
     factors = _clip_factors(tensors, samples) if is_bounded and how == "clip" else whole
     if not is_bounded or (how == "clip" and min(factors) == 1):
         return _plain_mean(samples, tensors), whole

@@ -259,20 +259,22 @@ class RoundAverage:
 
 
 def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    """Of a snapshot's tensors of the model, by their names in it; for ``RoundAverage``."""
+    """Of a snapshot's tensors of the model, by their names in it; of whole numbers the least. For ``RoundAverage``."""
     return {
-        name.removeprefix("model."): root_mean_square(tensor)
-        for name, tensor in tensors.items()
-        if name.startswith("model.") and tensor.is_floating_point()
+        name.removeprefix("model."): root_mean_square(t) if t.is_floating_point() else float(t.min())
+        for name, t in tensors.items()
+        if name.startswith("model.") and t.numel()
     }
 
 
 def _check_numbers(name: str, tensor: Tensor, before: float | None = None) -> None:
     if not tensor.is_floating_point():
-        if bool((tensor < 0).any()):
+        if bool((tensor < min(0.0, before or 0.0)).any()):  # a constant may be below zero
             raise RemoteError("tensor-negative", f"{name}: a counter below zero")
         return
     size = root_mean_square(tensor)
+    if size == before == math.inf and not bool(tensor.isnan().any()):
+        return  # a mask of minus infinity
     if not math.isfinite(size):
         raise RemoteError("tensor-not-finite", name)
     follows_data = before is None or name.endswith(("running_mean", "running_var"))

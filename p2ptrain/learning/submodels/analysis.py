@@ -7,7 +7,6 @@ Invariant: every tensor of the model has its ids, or the model is refused and th
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from p2ptrain.errors import JobError
 from p2ptrain.learning.blocks.flops import sample_dtype
 from p2ptrain.learning.blocks.tracing import place, trace
 from p2ptrain.learning.own.blame import own_code
+from p2ptrain.learning.own.copying import copied
 from p2ptrain.learning.submodels.channels import NEXT_STEP, Channels
 from p2ptrain.learning.submodels.kinds import LINEAR_TAIL, name_of
 from p2ptrain.learning.submodels.tagging import BATCH, SHAPE, Tagger
@@ -26,8 +26,14 @@ from p2ptrain.learning.submodels.tagging import BATCH, SHAPE, Tagger
 def analyse(model: nn.Module, input_shape: Sequence[int]) -> Channels:
     """Trace a model and find its channels; JobError names the layer that stands in the way."""
     _refuse_tied(model)
+    state = model.state_dict()
+    if hidden := [name for name, _ in model.named_parameters() if name not in state]:
+        raise JobError(
+            f"the model {type(model).__name__} leaves {hidden[0]!r} out of its state_dict(), by which class sub-models "
+            'are divided; let it be in there, or train with mode = "replicas"'
+        )
     with own_code(f"the model {type(model).__name__} can't be copied", model, 'train with mode = "replicas"'):
-        model = copy.deepcopy(model).cpu()
+        model = copied(model).cpu()
     model.eval()
     advice = 'take control flow that depends on tensor values out of forward, or train with mode = "replicas"'
     traced = trace(model, needed_by="class sub-models need", advice=advice)

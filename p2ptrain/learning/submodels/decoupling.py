@@ -10,7 +10,6 @@ Invariant: in eval mode the assembled model gives exactly the sub-models' logits
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from p2ptrain.errors import JobError, LocalError
+from p2ptrain.learning.own.copying import copied
 from p2ptrain.learning.submodels.analysis import analyse, check
 from p2ptrain.learning.submodels.channels import Channels
 from p2ptrain.learning.submodels.dividing import SHARED, assign, checked_groups, checked_shares
@@ -104,7 +104,7 @@ class Decoupling:
             for name in filter(self._is_head, self._axes):
                 weights[name] = torch.cat([weights[name], self._rest_row(weights[name], group)])
         shared_memory = [*self._model.parameters(), *self._model.buffers()]
-        narrow = copy.deepcopy(self._model, {id(tensor): tensor for tensor in shared_memory})
+        narrow = copied(self._model, {id(tensor): tensor for tensor in shared_memory})
         held = self._held(group)
         for name, module in narrow.named_modules():
             replace_tensors(name, module, weights)

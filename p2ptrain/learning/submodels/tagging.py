@@ -78,6 +78,11 @@ class Tagger(fx.Interpreter):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         module = self.fetch_attr(target)
         tags = args[0] if args else next(iter(kwargs.values()))
+        if isinstance(module, (*CONVS, nn.Linear)) and "weight" not in dict(module.named_parameters(recurse=False)):
+            raise JobError(
+                f"{self.place} computes its weight from other tensors (as weight_norm, spectral_norm and prune do), "
+                'which can\'t be divided into class sub-models; take it without, or train with mode = "replicas"'
+            )
         if isinstance(module, CONVS):
             return self.convolve(target, module, tags)
         if isinstance(module, nn.Linear):

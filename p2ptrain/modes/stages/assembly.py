@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import Collected, Harvest, PartReport, Snapshot
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import RemoteError, UserError
+from p2ptrain.errors import JobError, RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.wire.messages import SnapshotRef
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from p2ptrain.learning.blocks.chain import Chain
 
 
 def check_blocks(job: Job, model: nn.Module) -> Mapping[str, Any]:
@@ -25,8 +27,31 @@ def check_blocks(job: Job, model: nn.Module) -> Mapping[str, Any]:
     from p2ptrain.learning.blocks.costs import profile_blocks
     from p2ptrain.planning.devices.blocks import check_model
 
-    check_model(profile_blocks(Chain(model, job.data.input_shape), job.model.name))
+    chain = Chain(model, job.data.input_shape)
+    check_chain(job, chain)
+    check_model(profile_blocks(chain, job.model.name))
     return {}
+
+
+def check_chain(job: Job, chain: Chain) -> None:
+    """Whether the blocks can be trained on the job's classes. Raises ``JobError``."""
+    import torch
+
+    from p2ptrain.learning.own.outputs import check_logits
+
+    who = f"model {job.model.name}"
+    logits = torch.empty(3, *chain.blocks[-1].outputs[0].shape, device="meta")
+    check_logits(logits, len(logits), job.data, who)
+    other = {
+        name: p.dtype for name, p in chain.model.named_parameters() if p.requires_grad and p.dtype != torch.float32
+    }
+    if other:
+        name, dtype = next(iter(other.items()))
+        raise JobError(
+            f'{who}: parameter {name!r} is of {str(dtype).removeprefix("torch.")}, and in mode "{job.mode}" parameters '
+            'are trained in float32 only; make it float32 (training.precision = "bf16" computes in bfloat16), freeze '
+            'it, or train with mode = "replicas"'
+        )
 
 
 def missing(plan: Plan, parts: Mapping[int, list[Snapshot]]) -> list[int]:

@@ -1,6 +1,6 @@
 """The job's model as a chain of blocks, and how long they take on this device.
 
-Invariant: nothing is held of the model but its shapes.
+Invariant: nothing is held of the model but its shapes, unless its own code needs numbers to run.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from p2ptrain.config import Job
 from p2ptrain.core.stages.commands import Looked, Profiled
 from p2ptrain.core.worker import Setup
-from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.blocks.chain import Chain, chain_of
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.profiling.allocator import give_back
 from p2ptrain.learning.profiling.block_times import slowdown_now
+from p2ptrain.modes.stages.assembly import check_chain
 from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile
 from p2ptrain.planning.devices.profile_codec import model_to_json, profile_to_json
 
@@ -30,8 +30,8 @@ class OwnBlocks:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        with torch.device("meta"):
-            self.chain = Chain(self.build(), setup.job.data.input_shape)
+        self.chain = chain_of(self.build, setup.job.data.input_shape)
+        check_chain(setup.job, self.chain)
         self.model: ModelProfile | None = None
         self.times: BlockTimes | None = None
         """Of this device's blocks, as the last plan with work for it has them; before that, as measured."""

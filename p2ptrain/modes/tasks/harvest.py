@@ -51,12 +51,13 @@ class TasksHarvest(Harvest):
         return lacks_head or super().is_half_way
 
     def part_models(self, *, allow_user_code: bool = False) -> dict[int, tuple[nn.Module, tuple[int, ...]]]:
+        from p2ptrain.learning.snapshots import put_state
         from p2ptrain.modes.tasks.parts import Parts
 
         parts, models = Parts(self.job, self.plan, allow_user_code=allow_user_code), {}
         for index, state in sorted(self.parts.items()):
             model = parts.submodel(index)
-            model.load_state_dict(state)
+            put_state(model, state)
             targets = parts.body.targets if parts.decoupling is not None else "all"
             classes = parts.body.parts[index].classes
             models[index] = model, {"all": (), "own": classes, "rest": (*classes, -1)}[targets]

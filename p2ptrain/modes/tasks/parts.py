@@ -21,6 +21,7 @@ from p2ptrain.learning.models import global_model
 from p2ptrain.learning.models.freezing import frozen_names
 from p2ptrain.learning.own.outputs import find_head
 from p2ptrain.learning.robust.means import robust_mean
+from p2ptrain.learning.snapshots import put_state
 from p2ptrain.learning.submodels.decoupling import Decoupling
 from p2ptrain.learning.validation import UNKNOWN, Head
 from p2ptrain.learning.work import central_flops, fewest_samples
@@ -94,7 +95,7 @@ class Parts:
         """What the trainers of this part train."""
         if self.decoupling is None:
             model = self._fresh_model()  # not a copy: tensors that are computed from others can't be copied
-            model.load_state_dict(self.model.state_dict())
+            put_state(model, self.model.state_dict())
             return model
         return self.decoupling.submodel(part, self.body.targets, rescale=self._fresh)
 

@@ -23,6 +23,7 @@ from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.evaluation import evaluate
 from p2ptrain.learning.models import global_model
+from p2ptrain.learning.snapshots import put_state
 from p2ptrain.modes.registry import mode_of, read_plan
 from p2ptrain.wire.messages import SnapshotRef
 from p2ptrain.wire.schema import from_plain
@@ -79,7 +80,7 @@ class ModelLooks:
                 model = global_model(self._job, allow_user_code=allow)
             if whole.missing:
                 raise UserError(f"there is no sound copy of part {whole.missing[0]}")
-            model.load_state_dict(whole.state)
+            put_state(model, whole.state)
             device = self._configuration.device
             found = evaluate(model.to(device), self._batches(), len(self._job.data.classes), device=device)
         except (UserError, RemoteError, MemoryError, torch.OutOfMemoryError) as error:

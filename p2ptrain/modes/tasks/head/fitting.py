@@ -22,6 +22,7 @@ from p2ptrain.learning import candidates, head_fit, validation
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.robust.fitting import GradientWatch, bounded_gradients, bounded_moments
 from p2ptrain.learning.robust.means import FEWEST, sound
+from p2ptrain.learning.snapshots import put_state
 from p2ptrain.learning.validation import Head, Member
 from p2ptrain.learning.work import Work
 from p2ptrain.modes.tasks.config import tasks_of
@@ -99,7 +100,7 @@ class HeadFitting:
         right = among_all = torch.zeros(self._num_classes, dtype=torch.float64)
         copy = (weight, dict(state))
         if sound([copy], submodel.state_dict()):
-            submodel.load_state_dict(copy[1])
+            put_state(submodel, copy[1])
             sets = [classes, range(self._num_classes)]
             _, (right, among_all) = self._answers(submodel, part, self._parts.outputs(part), sets)
         if trainer not in self._members or trainer in self._parts.body.parts[part].trainers:
@@ -113,7 +114,7 @@ class HeadFitting:
     def _add_part(self, part: int, copies: Mapping[str, tuple[float, dict[str, Tensor]]]) -> None:
         submodel = self._parts.submodel(part)
         mean = self._parts.mean_of(part, list(copies.values()))
-        submodel.load_state_dict(mean)
+        put_state(submodel, mean)
         if not self._fits and self._parts.decoupling is None:
             self._whole = self._counts_of(submodel, part, copies)
             return
@@ -127,7 +128,7 @@ class HeadFitting:
         for trainer in copies:
             without = self._without(part, copies, trainer)
             if without is not None:
-                submodel.load_state_dict(without)
+                put_state(submodel, without)
                 x, _ = self._features_of(submodel, part, self._val)
             self._val_without.setdefault(trainer, {})[part] = x if without is not None else None
 
@@ -318,7 +319,7 @@ class HeadFitting:
         for trainer in copies:
             without = self._without(part, copies, trainer)
             if without is not None:
-                model.load_state_dict(without)
+                put_state(model, without)
                 _, (sums[candidates.WITHOUT + trainer],) = self._answers(model, part, everything, [everything])
         return sums | self._copies_alone()
 

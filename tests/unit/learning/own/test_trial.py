@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 
+import odd_models
 import pytest
 import strangers
 import torch
-from strangers import REFUSED, TRAINED
 
 from p2ptrain.config import DataConfig, Job, ModelConfig, TrainingConfig
 from p2ptrain.errors import JobError
 from p2ptrain.learning.averaging import check_state, merge, weighted_mean
-from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.blocks.chain import Chain, chain_of
 from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
 from p2ptrain.learning.compression import Compressor, decompress
 from p2ptrain.learning.models import global_model
-from p2ptrain.learning.own.outputs import find_head, logits_of
+from p2ptrain.learning.own.layout import order_of
+from p2ptrain.learning.own.outputs import find_head, flat_logits, logits_of
 from p2ptrain.learning.own.trial import Trial
-from p2ptrain.learning.training import LocalTrainer
+from p2ptrain.learning.profiling.block_times import measure_blocks
+from p2ptrain.learning.submodels.analysis import analyse
+from p2ptrain.learning.training import LocalTrainer, check_batch_size
 from p2ptrain.modes.tasks.division import check_model
 
 SHAPE = (1, 8, 8)
 CLASSES = tuple("abcdefghij")
 DATA = DataConfig(CLASSES, SHAPE, mean=(0.5,), std=(0.25,))
+TRAINED = (*strangers.TRAINED, *odd_models.TRAINED)
+REFUSED = {**strangers.REFUSED, **odd_models.REFUSED}
 
 
 def job_of(build: object, **training: object) -> Job:
-    name = f"strangers:{build.__name__}"  # type: ignore[attr-defined]
+    name = f"{build.__module__}:{build.__name__}"  # type: ignore[attr-defined]
     config = TrainingConfig(**{"learning_rate": 0.05, "batch_size": 16} | training)  # type: ignore[arg-type]
     return Job(mode="auto", model=ModelConfig(name), data=DATA, training=config)
 
@@ -65,7 +70,48 @@ def test_what_trains_in_plain_pytorch_trains_here(build: object, capsys: pytest.
 def test_what_can_not_be_trained_is_said_with_its_place(build: object) -> None:
     with pytest.raises(JobError, match=REFUSED[build]) as caught:  # type: ignore[index]
         Trial(job_of(build), *samples())
-    assert "\n" not in str(caught.value) and "strangers:" in str(caught.value)
+    assert "\n" not in str(caught.value) and build.__module__ in str(caught.value)
+
+
+@pytest.mark.parametrize("build", odd_models.NO_BLOCKS, ids=lambda build: build.__name__)
+def test_what_a_traced_model_would_lack_is_no_block_and_no_sub_model(build: object) -> None:
+    job = job_of(build)
+    for find in (lambda: chain_of(lambda: global_model(job, allow_user_code=True), SHAPE), lambda: analyse(
+        global_model(job, allow_user_code=True), SHAPE
+    )):  # fmt: skip
+        with pytest.raises(JobError, match=odd_models.NO_BLOCKS[build]) as caught:  # type: ignore[index]
+            find()
+        assert "replicas" in str(caught.value) or "pipeline_blocks" in str(caught.value)
+
+
+@pytest.mark.parametrize("build", odd_models.CUT, ids=lambda build: build.__name__)
+def test_code_that_looks_at_its_numbers_is_cut_and_gets_the_weights_of_the_whole(build: object) -> None:
+    job, (x, _) = job_of(build), samples()
+    whole = global_model(job, allow_user_code=True).eval()
+    chain = chain_of(lambda: global_model(job, allow_user_code=True), SHAPE)
+    assert chain.model.conv.weight.is_meta and len(chain.blocks) >= 2
+    measure_blocks(chain, "odd", batch_sizes=(2,), budget_s=0.01)
+    value, order = x, []
+    for block in range(len(chain.blocks)):
+        part = chain.build_slice(lambda: global_model(job, allow_user_code=True), block, block + 1).eval()
+        order.append(order_of(part))
+        value = part.to(memory_format=order[-1])(
+            value.contiguous(memory_format=order[-1]) if value.dim() == 4 else value
+        )
+    assert torch.allclose(value, flat_logits(logits_of(whole(x))), rtol=1e-5, atol=1e-6)
+    assert (torch.contiguous_format in order) == (build is odd_models.Waves)
+
+
+def test_what_never_trains_stays_so_in_a_block() -> None:
+    model = global_model(job_of(odd_models.Frozen), allow_user_code=True)
+    block = Chain(model, SHAPE).slice(0, 1).train()
+    before = model.norm.running_mean.clone()
+    block(samples()[0])
+    assert torch.equal(model.norm.running_mean, before) and not model.norm.training and model.conv.training
+    check_batch_size(model, 1)  # no statistics of a batch
+    job = job_of(strangers.Lazy, batch_size=1)
+    with pytest.raises(JobError, match=r"batch normalisation.*--batch-size"):
+        check_batch_size(global_model(job, allow_user_code=True), 1)
 
 
 def test_two_devices_build_the_same_weights() -> None:
