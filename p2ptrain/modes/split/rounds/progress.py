@@ -8,9 +8,9 @@ from __future__ import annotations
 import statistics
 from collections import deque
 
-from p2ptrain.core.effects import Effects
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
+from p2ptrain.core.stages.early_end import EarlyEnd
 from p2ptrain.core.stages.rules import has_lost_part
 from p2ptrain.modes.split.plan import body_of
 from p2ptrain.modes.split.planner import OVERHEAD_S
@@ -31,9 +31,7 @@ class Progress:
     def __init__(self, group: GroupView, saved: SavedStates, rounds: int) -> None:
         self._group = group
         self._saved = saved
-        self._rounds = rounds
-        self.ends_after = 0
-        """The group stops after so many rounds; 0 = after the job's last one."""
+        self.end = EarlyEnd(group, rounds)
         self._plan: Plan | None = None
         self._name = ""
         self._now = 0.0
@@ -46,11 +44,6 @@ class Progress:
         self._plan, self._name, self._now = plan, name, now
         self._round, self._begun_at = body_of(plan).from_round, now
         self._seconds.clear()
-
-    def end_after(self, rounds: int, now: float) -> Effects:
-        """The group stops, sooner than the job says."""
-        self.ends_after = min(rounds, self._rounds)
-        return self._group.say(now, ends_after=self.ends_after)
 
     def ends_round(self, ref: m.SnapshotRef) -> bool:
         """Any average does."""
@@ -88,16 +81,12 @@ class Progress:
 
     def is_complete(self) -> bool:
         """Whether the last round is finished."""
-        return self._plan is None or self._saved.finished_round() >= self.last_round
-
-    @property
-    def last_round(self) -> int:
-        return min(self._rounds, self.ends_after or self._rounds)
+        return self._plan is None or self._saved.finished_round() >= self.end.last_round
 
     @property
     def done(self) -> int:
         """Rounds, once it is complete."""
-        return max(self.last_round, self._saved.finished_round())
+        return max(self.end.last_round, self._saved.finished_round())
 
     def is_lost(self, record: m.Record) -> bool:
         """Whether a peer that the plan gives work to says that it has none."""
