@@ -13,7 +13,6 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.core.stages.early_end import EarlyEnd
 from p2ptrain.core.stages.rules import has_lost_part
 from p2ptrain.modes.split.plan import body_of
-from p2ptrain.modes.split.planner import OVERHEAD_S
 from p2ptrain.modes.split.rounds.saved import SavedStates
 from p2ptrain.wire import messages as m
 
@@ -68,9 +67,11 @@ class Progress:
         return statistics.median(self._seconds) if len(self._seconds) > 1 else 0.0
 
     def is_late(self) -> bool:
-        """Whether the last round took much longer than planned: links may have become slow."""
-        planned_s = body_of(self._plan).split.round_s if self._plan is not None else 0.0
-        return bool(self._seconds) and self._seconds[-1] > LATE * planned_s + OVERHEAD_S
+        """Whether the last round took much longer than is expected by now: links may have become slow."""
+        if self._plan is None or not self._seconds:
+            return False
+        body = body_of(self._plan)
+        return self._seconds[-1] > LATE * body.stretch * body.split.round_s
 
     def is_between_rounds(self) -> bool:
         """Whether little is lost with a change of plan now. Not in a plan's first round: some may be on their way."""

@@ -14,10 +14,11 @@ from split_rooms import some_task, with_device
 
 from p2ptrain.errors import UserError
 from p2ptrain.planning.split.comparison import lower_bound_s
-from p2ptrain.planning.split.cost import cost_of, exchange_s, plan_of
+from p2ptrain.planning.split.cost import cost_of, plan_of
 from p2ptrain.planning.split.options import Options, Pairs
 from p2ptrain.planning.split.planned import planned
 from p2ptrain.planning.split.room import Room
+from p2ptrain.planning.split.round_end import exchange_s
 from p2ptrain.planning.split.search import Search
 from p2ptrain.planning.split.strategies import ALONE, ALTERNATING, strategies
 from p2ptrain.planning.split.task import SplitTask
@@ -258,6 +259,7 @@ def test_shared_tails_need_one_tail_s_memory() -> None:
 
 def test_who_brings_nothing_stands_by() -> None:
     task = some_task(random.Random(3), 2, 1, 6)
+    task = dataclasses.replace(task, peers=tuple(with_device(p, flops_per_s=3e9) if p.samples else p for p in task.peers))
     useless = with_device(task.peers[-1], name="h99", flops_per_s=1e5)  # type: ignore[arg-type]
     plan = planned(Search(Room(dataclasses.replace(task, peers=(*task.peers, useless)))))
     assert plan.standby == ("h99",)
