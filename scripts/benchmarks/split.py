@@ -298,7 +298,9 @@ def _row(file: str, words: str) -> Row:
         " the best common cut; measured/predicted",
         "{planned/round_s:.1f}; {planned/times_alone:.1f}; {planned/times_mid_cut:.1f};"
         " {planned/times_common_cut:.2f}; {planned/measured_of_predicted:.2f}",
-        "; ".join(f"{name}: {{{name}/round_s:.1f}}, {{{name}/measured_of_predicted:.2f}} of predicted" for name in BESIDE),
+        "; ".join(
+            f"{name}: {{{name}/round_s:.1f}}, {{{name}/measured_of_predicted:.2f}} of predicted" for name in BESIDE
+        ),
     )
 
 

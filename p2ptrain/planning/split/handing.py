@@ -27,11 +27,11 @@ CHUNK_BYTES = 1 << 19
 """Of a blob, asked for at once."""
 BLOB_BYTE_FLOPS = 60.0
 """Of making or keeping a blob, for each byte: written, hashed, synced."""
-MADE_FLOPS, KEPT_FLOPS = 5e7, 2e8
+MADE_FLOPS, KEPT_FLOPS = 1e8, 2e8
 """Beside that, of an update that is made and told of; and of blocks that come, are kept, and given to the trainer."""
 AVERAGE_BYTE_FLOPS = 150.0
 """Of whoever averages, for each byte of the updates."""
-ROUND_FLOPS = 3.5e8
+ROUND_FLOPS = 5e8
 """Of each peer, from when a round is over until the next one begins: it hears that from the others, whose records all
 change then, reads the blocks, and begins."""
 TOLD_S = 0.05
@@ -77,6 +77,11 @@ def made_s(flops_per_s: float, num_bytes: float) -> float:
 def kept_s(flops_per_s: float, num_bytes: float) -> float:
     """Until blocks of so many bytes that have come are safe."""
     return spent_s(flops_per_s, KEPT_FLOPS + BLOB_BYTE_FLOPS * num_bytes)
+
+
+def taken_s(flops_per_s: float, num_bytes: float, bytes_per_s: float) -> float:
+    """To get a blob of so many bytes over a link, and to keep it."""
+    return float(carried_s(flops_per_s, np.array(num_bytes), bytes_per_s)) + kept_s(flops_per_s, num_bytes)
 
 
 def averaged_s(flops_per_s: float, num_bytes: float, made_bytes: float) -> float:

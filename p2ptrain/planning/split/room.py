@@ -89,8 +89,8 @@ class Room:
     def exchanges_s(self, peer: str, num_bytes: Floats) -> Floats:
         """Likewise of several numbers of bytes."""
         its, medium = self.peers[peer], self.task.medium_bytes_per_s
-        each = sum(carried_s(its.device.flops_per_s, num_bytes, min(rate, medium)) for rate in (its.up, its.down))
-        each = each + 2 * self.task.latency_s
+        up, down = (carried_s(its.device.flops_per_s, num_bytes, min(rate, medium)) for rate in (its.up, its.down))
+        each = up + down + 2 * self.task.latency_s
         found: Floats = self.steps_a_round * np.where(num_bytes > 0, each, 0.0)
         return found
 

@@ -4,9 +4,9 @@
     the averager --the pieces that it trains--> every peer that works
     the averager --the pieces that only it trains--> one more peer
 
-A round is over when two peers have each block of what comes of it (``modes.split.rounds.saved``), so what nobody but the
-averager trains is sent once more than it is needed. Updates of those who are through early are with the averager by the
-time that the last one is; they go one after the other over its link. What it hands out all get at once.
+A round is over when two peers have each block of what comes of it (``modes.split.rounds.saved``), so what nobody but
+the averager trains is sent once more than it is needed. Updates of those who are through early are with the averager
+by the time that the last one is; they go one after the other over its link. What it hands out all get at once.
 
 With shared tails gradients are averaged in the same way after every step, by the averager, and copies at the end.
 
@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from p2ptrain.planning.split.handing import ROUND_FLOPS, TOLD_S, averaged_s, kept_s, made_s, spent_s
+from p2ptrain.planning.split.handing import ROUND_FLOPS, TOLD_S, averaged_s, kept_s, made_s, spent_s, taken_s
 from p2ptrain.planning.split.room import Room
 
 Mask = npt.NDArray[np.bool_]
@@ -68,14 +68,15 @@ def end_s(room: Room, placed: Sequence[Placed], ends_s: Mapping[str, float]) -> 
         for peer in (owner, helper or owner):
             through[peer] = max(through[peer], ends_s[owner])
     sizes = np.diff(room.block_bytes)
+    speed = {peer: its.device.flops_per_s for peer, its in room.peers.items()}
     own = {peer: float(sizes[blocks].sum()) for peer, blocks in held.items()}
     fetched = {peer: num_bytes for peer, num_bytes in own.items() if peer != averager}
     others = [peer for peer in room.peers if peer != averager]
     if room.task.keeps_copies and others:
         lone = held[averager] & ~np.any([held[peer] for peer in fetched] or [np.zeros_like(held[averager])], axis=0)
-        keeper = max(others, key=lambda peer: (room.rate(averager, peer), peer))
-        fetched[keeper] = fetched.get(keeper, 0.0) + float(sizes[lone].sum())
-    speed = {peer: its.device.flops_per_s for peer, its in room.peers.items()}
+        num_bytes = float(sizes[lone].sum())
+        keeper = min(others, key=lambda peer: (taken_s(speed[peer], num_bytes, room.peers[peer].down), peer))
+        fetched[keeper] = fetched.get(keeper, 0.0) + num_bytes
     over_s = _updates_here_s(room, averager, own, through) - max(ends_s.values())
     over_s += averaged_s(speed[averager], sum(own.values()), float(room.block_bytes[-1]))
     over_s += _handed_out_s(room, averager, fetched)

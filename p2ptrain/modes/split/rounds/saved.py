@@ -19,8 +19,9 @@ that has all of its copies, is given up by nobody who has it; nor is one that th
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import Effects, KeepReplica
@@ -29,6 +30,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.split.plan import Run, StartPiece, body_of, needs_of, runs_of
+from p2ptrain.planning.split.handing import taken_s
 from p2ptrain.protocol.machine import NEVER
 from p2ptrain.protocol.replication import Replication
 from p2ptrain.wire.messages import Record, SnapshotRef
@@ -128,10 +130,19 @@ class SavedStates(Replicas):
         """Whether that round counts as finished though nobody but its averager has all of it."""
         return self.is_finished(round) and not self._have_enough(self.of_plan(round))
 
+    def is_safe(self, piece: SnapshotRef) -> bool:
+        """Whether so many others have it that a round need not wait for it."""
+        by_peer = self.by_peer()
+        others = (held for peer, held in by_peer.items() if peer != self._group.own_id)
+        return sum(any(r.blob == piece.blob for r in held) for held in others) >= self._enough(by_peer)
+
     def _have_enough(self, pieces: Sequence[SnapshotRef]) -> bool:
         by_peer = self.by_peer()
-        enough = min(len(by_peer), 1 + min(self._num_others, 1))
+        enough = self._enough(by_peer)
         return all(sum(any(r.blob == ref.blob for r in held) for held in by_peer.values()) >= enough for ref in pieces)
+
+    def _enough(self, by_peer: Mapping[str, Sequence[SnapshotRef]]) -> int:
+        return min(len(by_peer), 1 + min(self._num_others, 1))
 
     def _look_for_finished(self, now: float) -> None:
         """Of the states that are whole; what is gone is forgotten."""
@@ -282,11 +293,11 @@ class SavedStates(Replicas):
         return effects
 
     def _ranked(self, ref: SnapshotRef, peers: Iterable[str]) -> list[str]:
-        """Who needs it anyway goes first, then whose link carries most; of equals, each piece has its own order."""
+        """Who needs it anyway goes first, then who has it soonest; of equals, each piece has its own order."""
 
         def rank(peer: str) -> tuple[bool, float, bytes]:
             name = hashlib.blake2b(f"{ref.part}/{peer}".encode(), digest_size=16).digest()
-            return not self._trains(peer, ref), -_rate(self._group.record(PeerId(peer))), name
+            return not self._trains(peer, ref), _taken_s(self._group.record(PeerId(peer)), ref.num_bytes), name
 
         return sorted(peers, key=rank)
 
@@ -337,11 +348,12 @@ class SavedStates(Replicas):
         return self.look(now)
 
 
-def _rate(record: Record | None) -> float:
-    """What a peer's link carries, as far as it is known."""
+def _taken_s(record: Record | None, num_bytes: int) -> float:
+    """How long it takes a peer to take so many bytes and keep them, as far as that is known."""
     if record is None:
-        return 0.0
-    return record.link_bytes_per_s or max((link.bytes_per_s for link in record.links), default=0.0)
+        return math.inf
+    rate = record.link_bytes_per_s or max((link.bytes_per_s for link in record.links), default=0.0)
+    return taken_s(record.flops_per_s, num_bytes, rate) if rate > 0 else math.inf
 
 
 def _state(ref: SnapshotRef) -> State:

@@ -244,7 +244,9 @@ def test_the_norm_of_a_batch_takes_messages_of_both_peers(labels: Labels, num: i
     task = by_hand(labels=labels)
     speeds = {"owner": 1e9, "strong": 1e10}
     peers = tuple(with_device(peer, flops_per_s=speeds[peer.name]) for peer in task.peers)
-    found = steps_of(Room(dataclasses.replace(task, peers=peers)), "owner", "strong", 1, 2.0, ("none", "none"), (1e3, 1e3))
+    found = steps_of(
+        Room(dataclasses.replace(task, peers=peers)), "owner", "strong", 1, 2.0, ("none", "none"), (1e3, 1e3)
+    )
     plain = steps_of(Room(task), "owner", "strong", 1, 2.0, ("none", "none"), (1e3, 1e3))
     one = MESSAGE_FLOPS + PASS_FLOPS
     assert found.update_s - plain.update_s == pytest.approx(num * one / (1e9 - NODE_FLOPS_PER_S))

@@ -259,7 +259,6 @@ def test_shared_tails_need_one_tail_s_memory() -> None:
 
 def test_who_brings_nothing_stands_by() -> None:
     task = some_task(random.Random(3), 2, 1, 6)
-    task = dataclasses.replace(task, peers=tuple(with_device(p, flops_per_s=3e9) if p.samples else p for p in task.peers))
     useless = with_device(task.peers[-1], name="h99", flops_per_s=1e5)  # type: ignore[arg-type]
     plan = planned(Search(Room(dataclasses.replace(task, peers=(*task.peers, useless)))))
     assert plan.standby == ("h99",)
