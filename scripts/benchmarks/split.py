@@ -77,6 +77,8 @@ CASES = {
     UNSPLIT: "unsplit",
     PLANNED: "planned",
 }
+BESIDE = (ALONE, MID_CUT, COMMON, UNSPLIT)
+"""The plan's row names these."""
 TINY_CASES = (ALONE, PLANNED)
 WEAK = {"weak-1": (0.4, 100.0), "weak-2": (0.2, 50.0), "weak-3": (0.1, 20.0), "weak-4": (0.05, 5.0)}
 """Shares of a core, and Mbit/s."""
@@ -296,9 +298,9 @@ def _row(file: str, words: str) -> Row:
         " the best common cut; measured/predicted",
         "{planned/round_s:.1f}; {planned/times_alone:.1f}; {planned/times_mid_cut:.1f};"
         " {planned/times_common_cut:.2f}; {planned/measured_of_predicted:.2f}",
-        "all alone: {all alone/round_s:.1f}; one mid cut: {one mid cut/round_s:.1f}; best common cut, equal shares:"
-        " {best common cut, equal shares/round_s:.1f}; no micro-batches in flight:"
-        " {no micro-batches in flight/round_s:.1f}",
+        "; ".join(
+            f"{name}: {{{name}/round_s:.1f}}, {{{name}/measured_of_predicted:.2f}} of predicted" for name in BESIDE
+        ),
     )
 
 

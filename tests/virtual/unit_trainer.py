@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ from p2ptrain.modes.split.plan import (
     samples_of,
 )
 from p2ptrain.planning.pipeline.task import WIRE
-from p2ptrain.planning.split.room import handing_s
+from p2ptrain.planning.split import handing
 from p2ptrain.wire import tensorfile
 
 Ledger = dict[tuple[int, str], tuple[int, int]]
@@ -134,7 +135,9 @@ class UnitTrainer(BlocksTrainer):
                 self._pieces.append(command.piece)
                 if len(self._pieces) == self._begin[1]:
                     run, round = self._run, self._begin[0]
-                    taken_s = self._blocks_s(needs_of(self.body.split, self._own))
+                    flops_per_s, num_bytes = self.traits.handing_flops_per_s, self._num_bytes(self._own)
+                    taken_s = self._carried_s(num_bytes) + handing.kept_s(flops_per_s, num_bytes)
+                    taken_s += handing.spent_s(flops_per_s, handing.ROUND_FLOPS)
                     self._later(taken_s, lambda: self._begin_round(round) if run == self._run else None)
             case StopUnits():
                 self._stop(command)
@@ -143,9 +146,11 @@ class UnitTrainer(BlocksTrainer):
             case GiveUpdate():
                 self._updates.append((command.peer, command.update))
                 if self._average is not None and len(self._updates) == self._average.updates:
-                    others = [needs_of(self.body.split, peer) for peer, _ in self._updates if peer != self._own]
-                    handed_s = 2 * sum(self._blocks_s(runs) for runs in others)  # taken in, and handed on
-                    self._later(AVERAGE_S + handed_s, self._make_average)
+                    sizes = {peer: self._num_bytes(peer) for peer, _ in self._updates}
+                    handed_s = 2 * sum(self._carried_s(each) for peer, each in sizes.items() if peer != self._own)
+                    whole = sum(block.parameter_bytes for block in MODEL.blocks)
+                    made_s = handing.averaged_s(self.traits.handing_flops_per_s, sum(sizes.values()), whole)
+                    self._later(AVERAGE_S + handed_s + made_s, self._make_average)  # taken in, and handed on
             case Deliver():
                 self._deliver(command)
             case _:
@@ -153,13 +158,14 @@ class UnitTrainer(BlocksTrainer):
 
     # --- what its node takes of the device ---
 
-    def _handing_s(self, num_bytes: float) -> float:
-        return float(handing_s(self.traits.handing_flops_per_s, np.array(num_bytes))) if num_bytes else 0.0
+    def _carried_s(self, num_bytes: float) -> float:
+        """To hand on so many bytes of blocks, or to take them in."""
+        return float(handing.carried_s(self.traits.handing_flops_per_s, np.array(num_bytes), math.inf))
 
-    def _blocks_s(self, runs: Iterable[tuple[int, int]]) -> float:
-        """To hand on these blocks, or to take them in."""
-        blocks = {block for first, stop in runs for block in range(first, stop)}
-        return self._handing_s(sum(MODEL.blocks[block].parameter_bytes for block in blocks))
+    def _num_bytes(self, peer: str) -> float:
+        """Of the blocks that it trains."""
+        blocks = {block for first, stop in needs_of(self.body.split, peer) for block in range(first, stop)}
+        return float(sum(MODEL.blocks[block].parameter_bytes for block in blocks))
 
     def _batch_s(self, half: Half) -> float:
         """Of a batch's stage messages, one way."""
@@ -168,7 +174,9 @@ class UnitTrainer(BlocksTrainer):
             return 0.0
         rows = min(self.body.split.batch_size, half.samples) // unit.micro_batches
         sent = MODEL.blocks[unit.cut - 1].activation_bytes * rows * WIRE[unit.activations]
-        return unit.micro_batches * self._handing_s(sent)
+        one = float(handing.message_s(self.traits.handing_flops_per_s, np.array(sent)))
+        norm = float(handing.message_s(self.traits.handing_flops_per_s, np.zeros(())))
+        return unit.micro_batches * one + norm
 
     # --- a round ---
 
@@ -292,9 +300,10 @@ class UnitTrainer(BlocksTrainer):
         update = write_books(merged, "update", self.round, self._ballast("update"))
         first, stop = min(copies), max(copies) + 1
         where = (self._plan.epoch, first, stop - first, self.round, self.round, samples, loss)
-        run = self._run
+        run, num_bytes = self._run, self._num_bytes(self._own)
+        made_s = handing.made_s(self.traits.handing_flops_per_s, num_bytes)
         self._later(
-            self._blocks_s(needs_of(self.body.split, self._own)),
+            made_s + self._carried_s(num_bytes),
             lambda: self._say(UpdateMade(*where, update)) if run == self._run else None,
         )
 

@@ -19,9 +19,10 @@ from p2ptrain.modes.split.config import SplitConfig, split_of
 from p2ptrain.modes.split.plan import needs_of, workers
 from p2ptrain.planning.devices.blocks import ModelProfile
 from p2ptrain.planning.pipeline.task import held_copies
-from p2ptrain.planning.split.cost import cost_of, played_of, with_seconds
+from p2ptrain.planning.split.cost import cost_of, placed_by, played_of, with_seconds
 from p2ptrain.planning.split.planned import planned
 from p2ptrain.planning.split.room import Room
+from p2ptrain.planning.split.round_end import averager_of, held_by
 from p2ptrain.planning.split.search import Search
 from p2ptrain.planning.split.simulation import Played
 from p2ptrain.planning.split.strategies import (
@@ -125,6 +126,11 @@ class Choice:
             longest = max(longest, room.fetch_s(peer, fetched))
         return longest
 
+    def averager(self, plan: SplitPlan, but: Collection[str]) -> PeerId:
+        """Who averages the copies by this plan, ``but`` these where others can. Raises ``UserError``."""
+        room = self._room_of(plan)
+        return PeerId(averager_of(room, held_by(room, placed_by(room, plan)), but))
+
     def is_unable(self, owner: str) -> bool:
         """Whether it has not the memory to train alone, or its rounds would never end."""
         return _lone_s(Room(self.task), owner) > LONGEST_S
@@ -156,6 +162,7 @@ def choice_of(
         pair_rates=pair_rates,
         optimizer_copies=held_copies(job.training.optimizer, "sync"),
         codings=CODINGS if settings.coding == "auto" else (settings.coding,),
+        keeps_copies=job.group.replicas > 0,
     )
     if settings.medium == "shared":  # what one pair of it was seen to carry, all carry together
         task = replace(task, medium_bytes_per_s=max(device.link_bytes_per_s for device in devices))

@@ -26,7 +26,6 @@ from p2ptrain.modes.split.plan import (
     SplitBody,
     StartPiece,
     body_of,
-    needs_of,
     shares_of,
     workers,
 )
@@ -41,10 +40,6 @@ SLOWER = 1 + 1e-3
 
 SHUT_OUT_ROUNDS, MAX_TIMES = 4, 8
 """Whose work was of no use has none for 4 rounds, the next time for 16, and so on: each time costs a round."""
-
-OVERHEAD_S = 2.0
-"""Of a round, what no plan counts: until all have heard that it is over, whoever helps whom."""
-
 
 CHANGE_S = 2.0
 """Of a change of plan, beside the blocks that travel: the vote, and what is dropped of the round that has begun."""
@@ -69,8 +64,8 @@ def first_plan(job: Job, model: ModelProfile, peers: Sequence[MeasuredPeer], pro
     """The plan a group starts with. Raises ``UserError`` where there is none, saying what is missing."""
     snapshots = clean(job, [peer.snapshot for peer in peers])
     figures = fitting(usable(model, snapshots, peers))
-    split = choice_of(job, model, snapshots, figures).best()
-    return _plan(job, model, snapshots, figures, split, proposer, None, Known())
+    choice = choice_of(job, model, snapshots, figures)
+    return _plan(job, model, snapshots, figures, choice, choice.best(), proposer, None, Known())
 
 
 def next_plan(
@@ -98,7 +93,7 @@ def next_plan(
         is_better = split_of(job).strategy == "planned" and _is_worth_it(job, choice, now, split, stretch, known)
         if has_all and not is_better:
             return None
-    return _plan(job, model, snapshots, figures, split, proposer, current, known, stretch, shut_out)
+    return _plan(job, model, snapshots, figures, choice, split, proposer, current, known, stretch, shut_out)
 
 
 def follows(job: Job, model: ModelProfile | None, plan: Plan, parent: Plan | None) -> bool:
@@ -171,7 +166,7 @@ def _stretch(plan: SplitPlan, round_s: float, before: float) -> float:
     """As ``SplitBody.stretch``, with what was seen under the plan, whose seconds are by today's figures."""
     if round_s <= 0 or not plan.helpers:
         return before
-    return rounded(min(max((round_s - OVERHEAD_S) / max(plan.round_s, 1e-9), 1.0), MAX_STRETCH))
+    return rounded(min(max(round_s / max(plan.round_s, 1e-9), 1.0), MAX_STRETCH))
 
 
 def _judged_s(plan: SplitPlan, stretch: float) -> float:
@@ -186,11 +181,17 @@ def _is_worth_it(job: Job, choice: Choice, now: SplitPlan, other: SplitPlan, str
     return now_s > other_s * (1 + split_of(job).replan_gain) and gained_s > CHANGE_S + choice.moving_s(now, other)
 
 
+def _failed(known: Known, parent: Plan | None) -> set[PeerId]:
+    """Who was to average and has lost its work: its disk may be full."""
+    return {body_of(parent).averager}.intersection(known.lost) if parent is not None else set()
+
+
 def _plan(
     job: Job,
     model: ModelProfile,
     snapshots: tuple[PeerSnapshot, ...],
     figures: tuple[DeviceFigures, ...],
+    choice: Choice,
     split: SplitPlan,
     proposer: PeerId,
     parent: Plan | None,
@@ -203,7 +204,7 @@ def _plan(
     body = SplitBody(
         chain_hash(model),
         split,
-        _averager(model, split, figures, known.lost, parent),
+        choice.averager(split, _failed(known, parent)),
         shares_of(model, split),
         figures,
         known.from_round,
@@ -212,31 +213,6 @@ def _plan(
         shut_out,
     )
     return successor(job, snapshots, body, proposer, parent)
-
-
-def _averager(
-    model: ModelProfile,
-    split: SplitPlan,
-    figures: Sequence[DeviceFigures],
-    lost: Collection[PeerId],
-    parent: Plan | None,
-) -> PeerId:
-    """Where most of what is averaged lies already; of equals, the one with the fastest link.
-
-    Not who was to do it and has lost its work: its disk may be full.
-    """
-    rates = {
-        each.peer: each.link_bytes_per_s or max((link.bytes_per_s for link in each.links), default=0.0)
-        for each in figures
-    }
-    failed = body_of(parent).averager if parent is not None else ""
-
-    def worth(peer: str) -> tuple[bool, int, float, str]:
-        runs = needs_of(split, peer)
-        held = sum(block.parameter_bytes for first, stop in runs for block in model.blocks[first:stop])
-        return (not (peer == failed and peer in lost), held, rates.get(PeerId(peer), 0.0), peer)
-
-    return PeerId(max(workers(split), key=worth))
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

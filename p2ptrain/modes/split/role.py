@@ -136,7 +136,7 @@ class SplitRole:
         return (*self._end.holdings(), *self.replicas.kept())
 
     def end_after(self, rounds: int, now: float) -> Effects:
-        return [*self.progress.end_after(rounds, now), *self._next_round(now)]
+        return [*self.progress.end.ask(rounds, now), *self._next_round(now)]
 
     def may_serve(self, to: PeerId, blob: BlobId) -> bool:
         return True

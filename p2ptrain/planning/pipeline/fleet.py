@@ -1,7 +1,8 @@
 """The peers of a fleet with their figures: what each pipeline of theirs would cost, in any number of micro-batches.
 
 Beside what the cost model knows, a device's node takes computing from its trainer: for every stage message that it
-hands on or takes in, and for each byte of it. And its trainer codes what it sends.
+hands on or takes in, and for each byte of it. And its trainer codes what it sends. With a flush after every batch, the
+norm of the whole gradient goes along the pipeline at its end, and is told to all (``learning.pipeline.grad_norm``).
 
 Invariant: pure; the same figures give the same seconds.
 """
@@ -84,7 +85,7 @@ class Fleet:
         steps = steps_of(costs, pipeline)
         passing = [[self.passing_s(pipeline, peer) for peer in stage.peers] for stage in pipeline.stages]
         there, back = ([max(each[way] for each in stage) for stage in passing] for way in (0, 1))
-        ends = [max(self._averaging_s(costs, stage, peer) for peer in stage.peers) for stage in pipeline.stages]
+        ends = [max(self._ending_s(costs, pipeline, peer) for peer in stage.peers) for stage in pipeline.stages]
         return replace(
             steps,
             forward_s=tuple(map(operator.add, steps.forward_s, there)),
@@ -103,15 +104,14 @@ class Fleet:
         return there, back
 
     def node_s(self, pipeline: PipelinePlan, peer: str) -> float:
-        """What its node takes of that in a batch, with the gradients that the stage's peers exchange; 0 for one that is
-        not in the pipeline."""
-        at = pipeline.stage_of(peer)
-        if at is None:
+        """What its node takes of that in a batch, with the gradients that the stage's peers exchange, and their norm; 0
+        for one that is not in the pipeline."""
+        if pipeline.stage_of(peer) is None:
             return 0.0
         costs = self.costs(pipeline.num_micro_batches)
         traffic = self._traffic(costs, pipeline, peer)
         passing_s = sum(self._handing_s(peer, each.num_messages, each.sent_bytes) for each in traffic)
-        return pipeline.num_micro_batches * passing_s + self._averaging_s(costs, pipeline.stages[at], peer)
+        return pipeline.num_micro_batches * passing_s + self._ending_s(costs, pipeline, peer)
 
     @staticmethod
     def _traffic(costs: CostModel, pipeline: PipelinePlan, peer: str) -> tuple[_Traffic, _Traffic]:
@@ -144,6 +144,19 @@ class Fleet:
             known.slowdown * known.times.activation_s_per_byte,
             known.slowdown * known.times.gradient_s_per_byte,
         )
+
+    def _ending_s(self, costs: CostModel, pipeline: PipelinePlan, peer: str) -> float:
+        """What a peer of the pipeline hands on, and takes in, at a batch's end."""
+        stages, at = pipeline.stages, pipeline.stage_of(peer)
+        if at is None:
+            raise LocalError(f"{peer} passes nothing on in this pipeline")
+        num_norms = 0
+        if self._batches_a_round == 1:
+            leads = peer == stages[at].peers[0]
+            others = sum(len(stage.peers) for stage in stages) - 1
+            num_norms = others if peer == stages[0].peers[0] else 1
+            num_norms += leads * ((at > 0) + (at + 1 < len(stages)))  # of this stage, and of those behind it
+        return self._averaging_s(costs, stages[at], peer) + self._handing_s(peer, num_norms, 0.0)
 
     def _averaging_s(self, costs: CostModel, stage: Stage, peer: str) -> float:
         """Of a batch: the gradients that the stage's peers exchange, sent and received."""

@@ -6,10 +6,7 @@ and of all helpers' loads, their own units and all the tails. It never exceeds t
 units also wait for each other in the helpers' queues. What people are shown, and what plans are compared by in the
 end, is the played one.
 
-At the round's end a peer sends what it holds of a block that others hold too, and receives the average; both take its
-node time, too. The copies that are in one place already are averaged there. With shared tails that happens to the
-gradients after every step. It has two figures likewise: by the closed one everybody does so much, by the other one the
-averager, who holds most, takes in all that the others send, and hands all averages on.
+What the end of a round takes, ``round_end`` says. It has two figures likewise.
 
 Invariant: pure; two peers with the same plan and the same figures compute the same numbers.
 """
@@ -17,21 +14,18 @@ Invariant: pure; two peers with the same plan and the same figures compute the s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-
-import numpy as np
-import numpy.typing as npt
 
 from p2ptrain.errors import LocalError
 from p2ptrain.planning.split.group import Choice
 from p2ptrain.planning.split.room import Room
+from p2ptrain.planning.split.round_end import Placed, end_s
 from p2ptrain.planning.split.simulation import Played, Round, play
 from p2ptrain.planning.split.steps import batch_s, steps_alone, steps_of
 from p2ptrain.planning.split.units import SplitPlan, Unit
 
 DIGITS = 6
-Mask = npt.NDArray[np.bool_]
 Assigned = Mapping[str, Choice | None]
 """By owner: what it and its helper do; None = alone."""
 
@@ -97,9 +91,9 @@ def cost_of(room: Room, plan: SplitPlan, played: Round | None = None) -> PlanCos
     closed = max([*loads.values(), *own])
     memory = memory_of(room, plan)
     fits = all(num <= room.peers[name].device.memory_bytes for name, num in memory.items())
-    return PlanCost(
-        max(many * played.round_s, closed), closed, averaging_s(room, placed_by(room, plan)), loads, memory, fits
-    )
+    ends = {owner: many * seconds for owner, seconds in played.ends_s.items()}
+    ending_s = end_s(room, placed_by(room, plan), ends)
+    return PlanCost(max(many * played.round_s, closed), closed, ending_s, loads, memory, fits)
 
 
 def memory_of(room: Room, plan: SplitPlan) -> dict[str, float]:
@@ -133,43 +127,8 @@ def memory_of(room: Room, plan: SplitPlan) -> dict[str, float]:
     return needs
 
 
-def exchange_s(room: Room, placed: Iterable[tuple[str, str | None, int]]) -> float:
-    """Until the copies of each block are averaged, after the last unit has trained, by the closed figure.
-
-    ``placed``: of each unit its owner, its helper and its cut (a place in ``Room.cuts``).
-    """
-    sent, _ = _sent(room, placed)
-    longest = max(room.exchange_s(peer, num_bytes) for peer, num_bytes in sent.items())
-    if room.task.medium == "shared":
-        longest = max(longest, room.steps_a_round * 2 * sum(sent.values()) / room.task.medium_bytes_per_s)
-    return longest
-
-
-def _sent(room: Room, placed: Iterable[tuple[str, str | None, int]]) -> tuple[dict[str, float], dict[str, Mask]]:
-    """By peer, the bytes that it sends, and the blocks that it holds."""
-    last = room.tables.num_units
-    held: dict[str, Mask] = {}
-    for owner, helper, cut in placed:
-        held.setdefault(owner, np.zeros(last, np.bool_))[:cut] = True
-        if helper is not None:
-            held.setdefault(helper, np.zeros(last, np.bool_))[cut : room.tail_stop] = True
-            held[owner][room.tail_stop :] = True
-    copies = np.sum(list(held.values()), axis=0)
-    sizes = np.diff(room.block_bytes) * (copies > 1)
-    return {peer: float(sizes[blocks].sum()) for peer, blocks in sorted(held.items())}, held
-
-
-def averaging_s(room: Room, placed: Sequence[tuple[str, str | None, int]]) -> float:
-    """As ``exchange_s``, with all copies on their way to the averager and all averages on their way from it."""
-    sent, held = _sent(room, placed)
-    sizes = np.diff(room.block_bytes)
-    averager = max(held, key=lambda peer: (float(sizes[held[peer]].sum()), room.peers[peer].up, peer))
-    others = sum(num_bytes for peer, num_bytes in sent.items() if peer != averager)
-    return max(exchange_s(room, placed), room.exchange_s(averager, others))
-
-
-def placed_by(room: Room, plan: SplitPlan) -> list[tuple[str, str | None, int]]:
-    """For ``exchange_s``."""
+def placed_by(room: Room, plan: SplitPlan) -> list[Placed]:
+    """For ``round_end``."""
     return [(unit.owner, unit.helper, room.cuts.index(unit.cut)) for unit in plan.units]
 
 

@@ -15,17 +15,9 @@ from functools import cached_property
 import numpy as np
 
 from p2ptrain.planning.pipeline.cost import CostModel, Floats
-from p2ptrain.planning.pipeline.fleet import BYTE_FLOPS, MESSAGE_BYTES, MESSAGE_FLOPS, micro_batch_choices
+from p2ptrain.planning.pipeline.fleet import micro_batch_choices
+from p2ptrain.planning.split.handing import carried_s
 from p2ptrain.planning.split.task import SplitTask, check_split_task
-
-
-def handing_s(flops_per_s: float, num_bytes: Floats) -> Floats:
-    """What handing on so many bytes, or taking them in, takes of a device; 0 where nobody knows its speed."""
-    if flops_per_s <= 0:
-        return np.zeros_like(num_bytes)
-    messages = np.maximum(1.0, np.ceil(num_bytes / MESSAGE_BYTES))
-    found: Floats = (MESSAGE_FLOPS * messages + BYTE_FLOPS * num_bytes) / flops_per_s
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +89,19 @@ class Room:
     def exchanges_s(self, peer: str, num_bytes: Floats) -> Floats:
         """Likewise of several numbers of bytes."""
         its, medium = self.peers[peer], self.task.medium_bytes_per_s
-        each = num_bytes / min(its.up, medium) + num_bytes / min(its.down, medium) + 2 * self.task.latency_s
-        each = each + 2 * handing_s(its.device.flops_per_s, num_bytes)
+        up, down = (carried_s(its.device.flops_per_s, num_bytes, min(rate, medium)) for rate in (its.up, its.down))
+        each = up + down + 2 * self.task.latency_s
         found: Floats = self.steps_a_round * np.where(num_bytes > 0, each, 0.0)
         return found
 
+    def carried_s(self, peer: str, num_bytes: float, bytes_per_s: float) -> float:
+        """To carry a blob of so many bytes at that rate, with what that takes of this peer, at one of its ends."""
+        found = carried_s(self.peers[peer].device.flops_per_s, np.array([num_bytes]), bytes_per_s)
+        return float(found[0]) + (2 * self.task.latency_s if num_bytes else 0.0)
+
     def fetch_s(self, peer: str, num_bytes: float) -> float:
         """To receive so many bytes of blocks."""
-        its = self.peers[peer]
-        handed_s = float(handing_s(its.device.flops_per_s, np.array(num_bytes)))
-        rate = min(its.down, self.task.medium_bytes_per_s)
-        return num_bytes / rate + 2 * self.task.latency_s + handed_s if num_bytes else 0.0
+        return self.carried_s(peer, num_bytes, min(self.peers[peer].down, self.task.medium_bytes_per_s))
 
     def micro_batch_choices(self, owner: str) -> tuple[int, ...]:
         """Into how many parts its batch may be cut, the most first."""

@@ -23,12 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from p2ptrain.errors import LocalError
-from p2ptrain.planning.split.cost import exchange_s
 from p2ptrain.planning.split.frontier import NOTHING, Frontier
 from p2ptrain.planning.split.group import MAX_ROUND_S, Choice, Helper, soonest_of_all
 from p2ptrain.planning.split.options import Options, Pairs
 from p2ptrain.planning.split.pairing import Pairing
 from p2ptrain.planning.split.room import Room
+from p2ptrain.planning.split.round_end import exchange_s
 
 CLOSE = 1e-5
 ROUGHLY = 2e-3

@@ -3,7 +3,8 @@
 An owner makes forward passes as long as it may have more micro-batches in flight, then a backward and a forward pass by
 turns: the order of a pipeline's stage whose warm-up is as deep (``pipeline.schedule``). A batch begins when the one
 before has ended with its optimizer step. Each unit has a link of its own both ways, at the rates that it is granted; a
-micro-batch is received ``latency_s`` after its last byte was sent.
+micro-batch is received ``latency_s`` after its last byte was sent. A tail's optimizer step waits for the norm of the
+whole gradient, which its owner knows after its last backward pass.
 
 A helper does one thing at a time to its end. Of the work that has arrived it takes that whose owner needs longest
 afterwards, for gradients on the link and for its backward pass (Jackson's rule, as Schrage applies it to work that
@@ -74,11 +75,12 @@ def play(units: Sequence[Played], *, with_spans: bool = False) -> Round:
     room.run()
     stretch = {run.unit.owner: run.unit.batches / run.batches for run in runs}
     ends = {run.unit.owner: run.end_s * stretch[run.unit.owner] for run in runs}
+    tails = [run.tail_end_s * stretch[run.unit.owner] for run in runs]
     busy = dict.fromkeys(room.devices, 0.0)
     for run in runs:
         if run.helper_s:
             busy[run.unit.helper or run.unit.owner] += run.helper_s * stretch[run.unit.owner]
-    return Round(max(ends.values(), default=0.0), ends, busy, tuple(room.spans))
+    return Round(max([*ends.values(), *tails], default=0.0), ends, busy, tuple(room.spans))
 
 
 @dataclass(slots=True)
@@ -103,13 +105,16 @@ class _Run:
     tails: int = 0
     """Of this batch, begun."""
     helper_s: float = 0.0
+    tail_end_s: float = 0.0
+    """When the tail's last optimizer step was over."""
 
 
 @dataclass(slots=True)
 class _Device:
     """A helper: work that has arrived, by how long its owner needs afterwards."""
 
-    queue: list[tuple[float, int, int]] = field(default_factory=list)
+    queue: list[tuple[float, int, int, bool]] = field(default_factory=list)
+    """Whether it is the optimizer's step comes last."""
     is_busy: bool = False
 
 
@@ -136,8 +141,8 @@ class _Playing:
             elif what == "gradient":
                 self.runs[i].gradients += 1
                 self._owner(i, now)
-            elif what == "activation":
-                self._arrive(self.runs[i].unit.helper or "", i, now)
+            elif what in ("activation", "norm"):
+                self._arrive(self.runs[i].unit.helper or "", i, now, is_update=what == "norm")
             else:
                 self._tail_done(i, now)
 
@@ -168,6 +173,7 @@ class _Playing:
             self._show(unit.owner, run, "backward", now, now + steps.backward_s, run.backwards)
             run.backwards += 1
             if run.backwards == num:
+                self._at(now + steps.backward_s + steps.latency_s, "norm", i)
                 self._next_batch(i, now, num, steps.backward_s + steps.update_s)
             else:
                 run.is_busy = True
@@ -183,22 +189,26 @@ class _Playing:
         run.end_s = now + took
         self._at(now + took, "owner", i)
 
-    def _arrive(self, helper: str, i: int, now: float) -> None:
+    def _arrive(self, helper: str, i: int, now: float, *, is_update: bool = False) -> None:
         unit = self.runs[i].unit
         afterwards = unit.steps.afterwards_s if unit.helper is not None else 0.0
         device = self.devices[helper]
         self._number += 1
-        heapq.heappush(device.queue, (-afterwards, self._number, i))
+        heapq.heappush(device.queue, (-afterwards, self._number, i, is_update))
         self._tail(helper, now)
 
     def _tail(self, helper: str, now: float) -> None:
         device = self.devices[helper]
         if device.is_busy or not device.queue:
             return
-        _, _, i = heapq.heappop(device.queue)
+        _, _, i, is_update = heapq.heappop(device.queue)
         run = self.runs[i]
         steps, num = run.unit.steps, run.unit.micro_batches
         is_own = run.unit.helper is None
+        if is_update:
+            self._occupy(device, i, now, steps.tail_update_s)
+            run.tail_end_s = now + steps.tail_update_s
+            return
         took = steps.forward_s + steps.backward_s if is_own else steps.tail_s
         self._show(helper, run, "tail", now, now + took, run.tails)
         run.tails += 1
@@ -207,11 +217,14 @@ class _Playing:
             self._at(run.down_free_s + steps.latency_s, "gradient", i)
         if run.tails == num:
             run.tails = 0
-            took += steps.update_s if is_own else steps.tail_update_s
             if is_own:
+                took += steps.update_s
                 run.batch, run.first, run.end_s = run.batch + 1, run.first + num, now + took
+        self._occupy(device, i, now, took)
+
+    def _occupy(self, device: _Device, i: int, now: float, took: float) -> None:
         device.is_busy = True
-        run.helper_s += took
+        self.runs[i].helper_s += took
         self._at(now + took, "tail", i)
 
     def _tail_done(self, i: int, now: float) -> None:

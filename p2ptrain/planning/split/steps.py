@@ -5,6 +5,10 @@ the window of micro-batches in flight force by itself. For a unit that has its h
 flight, the longest of them is what playing the batch through gives (``simulation``); with a smaller window it may be
 some per cent less.
 
+At a batch's end the two find the norm of the whole gradient: the helper hands over its part after the last gradients,
+the owner adds its own after its last backward pass and hands the sum back. Only then does the helper make its
+optimizer step; usually it has made it before the next batch's first micro-batch is there.
+
 Where labels stay with their owner, a micro-batch goes to the helper and back twice. Its steps are added up as if it
 went once: the last blocks count as part of the owner's backward pass, both ways up as one, both ways down as one. What
 each device and each way of the link has to do is the same, and so is what a micro-batch takes from end to end.
@@ -23,7 +27,8 @@ import numpy.typing as npt
 from p2ptrain.config import Coding
 from p2ptrain.planning.pipeline.cost import Floats
 from p2ptrain.planning.pipeline.task import WIRE
-from p2ptrain.planning.split.room import Room, handing_s
+from p2ptrain.planning.split.handing import message_s
+from p2ptrain.planning.split.room import Room
 from p2ptrain.planning.split.task import SplitPeer
 
 Ints = npt.NDArray[np.int64]
@@ -37,7 +42,7 @@ class Steps:
     forward_s: float
     backward_s: float
     update_s: float
-    """Of the front, once a batch."""
+    """Of the front, once a batch; of one that has a helper with what handing on the gradient's norm takes."""
     up_s: float = 0.0
     tail_s: float = 0.0
     """Forward and backward, one after the other."""
@@ -106,21 +111,32 @@ def step_arrays(
     there, back = room.seconds(helper, samples)
     parameters = tables.parameter_bytes
     sharing = len(room.owners) if room.task.tails == "shared" else 1  # one step of the optimizer for all of them
+    norms_s = {name: norms_s_of(room, name) for name in (owner, helper)}
     return StepArrays(
         np.tile(forward[cuts], many) + passing[owner][0],
         np.tile(backward[cuts] + kept_s, many) + passing[owner][1],
-        np.tile(room.update_s(owner) * (parameters[cuts] + kept_bytes), many),
+        np.tile(room.update_s(owner) * (parameters[cuts] + kept_bytes) + norms_s[owner], many),
         up_bytes,
         np.tile(there[last] - there[cuts] + back[last] - back[cuts], many) + passing[helper][0] + passing[helper][1],
         down_bytes,
-        np.tile(room.update_s(helper) * (parameters[last] - parameters[cuts]) / sharing, many),
+        np.tile(room.update_s(helper) * (parameters[last] - parameters[cuts]) / sharing + norms_s[helper], many),
     )
 
 
+def norms_s_of(room: Room, peer: str) -> float:
+    """What the messages by which a unit's two peers find the norm of a batch's gradient take of one of them.
+
+    The tail's part goes one way, the whole one the other; where labels stay, that of the last blocks goes before these.
+    With shared tails the norm goes with the gradients, at the averaging of each step.
+    """
+    num = 0 if room.task.tails == "shared" else 3 if room.task.labels == "stay" else 2
+    return num * float(message_s(room.peers[peer].device.flops_per_s, np.zeros(1))[0])
+
+
 def _passing_s(peer: SplitPeer, raw: Floats, sent: Floats, codings: Sequence[Coding], way: int) -> Floats:
-    """What coding, and handing stage messages on, take of a device: see ``pipeline.fleet``."""
+    """What coding, and handing stage messages on, take of a device: see ``handing``."""
     coding_s = np.repeat([peer.coding_s(coding)[way] for coding in codings], len(raw) // len(codings))
-    passing: Floats = handing_s(peer.device.flops_per_s, sent) + coding_s * raw
+    passing: Floats = message_s(peer.device.flops_per_s, sent) + coding_s * raw
     return passing
 
 
@@ -163,9 +179,8 @@ def paths(steps: StepArrays, latency_s: float, num: int, in_flight: Ints) -> lis
             way + (num - 1) * tail + back,
         ]
     )
-    busy = np.maximum(num * (front + back), num * tail + steps.tail_update_s - steps.update_s)
     return [
-        Path(busy, none, none),
+        Path(num * (front + back), none, none),
         Path(once, ones, ones),
         Path(way + back, num * ones, ones),
         Path(way + back, ones, num * ones),

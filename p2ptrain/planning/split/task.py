@@ -77,6 +77,8 @@ class SplitTask:
     """Tensors per parameter beside it and its gradient: see ``held_copies``."""
     codings: tuple[Coding, ...] = CODINGS
     """Those that a plan may choose from."""
+    keeps_copies: bool = True
+    """Whether a round is over only when a second peer has each block of what comes of it."""
 
     @property
     def owners(self) -> tuple[SplitPeer, ...]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from p2ptrain.core.effects import Effects
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
+from p2ptrain.core.stages.early_end import EarlyEnd
 from p2ptrain.core.stages.rules import has_lost_part
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.plan import body_of
@@ -30,12 +30,10 @@ class Progress:
 
     def __init__(self, group: GroupView, saved: Checkpoints, rounds: int) -> None:
         self.own = 0
-        self.ends_after = 0
-        """The group stops after so many rounds; 0 = after the job's last one."""
+        self.end = EarlyEnd(group, rounds)
         self._group = group
         self._saved = saved
         saved.reach = self.reach
-        self._rounds = rounds
         self._plan: Plan | None = None
         self._name = ""
         self._pace = Pace()
@@ -50,18 +48,13 @@ class Progress:
         if body_of(plan).goes_back:
             self.own = body_of(plan).from_step
 
-    def end_after(self, rounds: int, now: float) -> Effects:
-        """The group stops, sooner than the job says."""
-        self.ends_after = min(rounds, self._rounds)
-        return self._group.say(now, ends_after=self.ends_after)
-
     def ends_round(self, ref: m.SnapshotRef) -> bool:
         """Whether blocks are as they were just after the last batch of their round."""
         return self._plan is not None and ref.step == ref.round * body_of(self._plan).steps_per_round
 
     def is_stopped(self) -> bool:
         """Whether it has stopped so."""
-        return self.ends_after > 0 and self.is_saved()
+        return self.end.is_asked and self.is_saved()
 
     def look(self, now: float) -> bool:
         """Whether ``batch_s`` is worth a look, or a faster plan that had to wait."""
@@ -139,7 +132,7 @@ class Progress:
     def is_finished(self) -> bool:
         """Whether the plan's own peers have trained it to the end, and it is saved whole."""
         plan = self._plan
-        if self.ends_after:  # whoever trained it: they may be some batches further already
+        if self.end.is_asked:  # whoever trained it: they may be some batches further already
             return self.is_saved()
         return plan is not None and self._saved.is_whole(plan, (self.last_step(plan), plan.epoch))
 
@@ -153,7 +146,7 @@ class Progress:
 
     def last_step(self, plan: Plan) -> int:
         """At which the model is trained."""
-        return min(self._rounds, self.ends_after or self._rounds) * body_of(plan).steps_per_round
+        return self.end.last_round * body_of(plan).steps_per_round
 
     def is_lost(self, record: m.Record) -> bool:
         """Whether a peer that the plan gives a stage to says that it has none."""

@@ -71,11 +71,13 @@ class RoundEnd:
         return [Note("drawn-in", fields)]
 
     def piece_kept(self, plan: Plan, piece: SnapshotRef) -> Effects:
-        """It is safe here. All wait until the averager has made all of its state, and another peer has it, too."""
+        """It is safe here. All wait until the averager has made all of its state, and another peer has it, too: who is
+        not that other peer has no news."""
         body = body_of(plan)
         if (piece.epoch, piece.trainer) != (plan.epoch, body.averager) or self._saved.is_finished(piece.round):
             return []
-        if self._averages(plan) and not self._saved.of_plan(piece.round):
+        is_news = self._saved.of_plan(piece.round) if self._averages(plan) else not self._saved.is_safe(piece)
+        if not is_news:
             return []
         return self._tell(peer for peer in plan.trainers() if peer != self._group.own_id)
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 import statistics
 from collections import deque
 
-from p2ptrain.core.effects import Effects
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
+from p2ptrain.core.stages.early_end import EarlyEnd
 from p2ptrain.core.stages.rules import has_lost_part
 from p2ptrain.modes.split.plan import body_of
-from p2ptrain.modes.split.planner import OVERHEAD_S
 from p2ptrain.modes.split.rounds.saved import SavedStates
 from p2ptrain.wire import messages as m
 
@@ -31,9 +30,7 @@ class Progress:
     def __init__(self, group: GroupView, saved: SavedStates, rounds: int) -> None:
         self._group = group
         self._saved = saved
-        self._rounds = rounds
-        self.ends_after = 0
-        """The group stops after so many rounds; 0 = after the job's last one."""
+        self.end = EarlyEnd(group, rounds)
         self._plan: Plan | None = None
         self._name = ""
         self._now = 0.0
@@ -46,11 +43,6 @@ class Progress:
         self._plan, self._name, self._now = plan, name, now
         self._round, self._begun_at = body_of(plan).from_round, now
         self._seconds.clear()
-
-    def end_after(self, rounds: int, now: float) -> Effects:
-        """The group stops, sooner than the job says."""
-        self.ends_after = min(rounds, self._rounds)
-        return self._group.say(now, ends_after=self.ends_after)
 
     def ends_round(self, ref: m.SnapshotRef) -> bool:
         """Any average does."""
@@ -75,9 +67,11 @@ class Progress:
         return statistics.median(self._seconds) if len(self._seconds) > 1 else 0.0
 
     def is_late(self) -> bool:
-        """Whether the last round took much longer than planned: links may have become slow."""
-        planned_s = body_of(self._plan).split.round_s if self._plan is not None else 0.0
-        return bool(self._seconds) and self._seconds[-1] > LATE * planned_s + OVERHEAD_S
+        """Whether the last round took much longer than is expected by now: links may have become slow."""
+        if self._plan is None or not self._seconds:
+            return False
+        body = body_of(self._plan)
+        return self._seconds[-1] > LATE * body.stretch * body.split.round_s
 
     def is_between_rounds(self) -> bool:
         """Whether little is lost with a change of plan now. Not in a plan's first round: some may be on their way."""
@@ -88,16 +82,12 @@ class Progress:
 
     def is_complete(self) -> bool:
         """Whether the last round is finished."""
-        return self._plan is None or self._saved.finished_round() >= self.last_round
-
-    @property
-    def last_round(self) -> int:
-        return min(self._rounds, self.ends_after or self._rounds)
+        return self._plan is None or self._saved.finished_round() >= self.end.last_round
 
     @property
     def done(self) -> int:
         """Rounds, once it is complete."""
-        return max(self.last_round, self._saved.finished_round())
+        return max(self.end.last_round, self._saved.finished_round())
 
     def is_lost(self, record: m.Record) -> bool:
         """Whether a peer that the plan gives work to says that it has none."""

@@ -9,14 +9,19 @@ too few have, the others take more copies: by the records everyone sees who has 
 A round is *finished* when two peers have each piece of its state. Nobody trains on before that, so the death of one
 peer never takes a finished round away. Where nobody else takes a copy for ``ALONE_S``, one that has it is enough.
 
-Invariant: a piece of the newest state that is whole, and of the newest that is whole without one member, is given up by
-nobody who has it; nor is one that the plan in force still needs.
+Further copies, as many as the job asks for, are made of a state every ``FULL_S`` or so, as far as rounds are shorter:
+they would take every round's time. So of several deaths at once the group may lose what it trained since then.
+
+Invariant: a piece of the newest state that is whole, of the newest that is whole without one member, and of the newest
+that has all of its copies, is given up by nobody who has it; nor is one that the plan in force still needs.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import Effects, KeepReplica
@@ -25,6 +30,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.split.plan import Run, StartPiece, body_of, needs_of, runs_of
+from p2ptrain.planning.split.handing import taken_s
 from p2ptrain.protocol.machine import NEVER
 from p2ptrain.protocol.replication import Replication
 from p2ptrain.wire.messages import Record, SnapshotRef
@@ -33,6 +39,8 @@ TURN_S = 30.0
 """A piece that too few have for so long is one that those whose turn it is can't take: the next one does."""
 ALONE_S = 60.0
 """So long a round waits for a second peer to have its state: all other disks may be full."""
+FULL_S = 30.0
+"""From one state that has all of its copies to the next one."""
 MAX_KEPT = 96
 """Pieces; the record has room for no more, beside others."""
 State = tuple[int, int, PeerId]
@@ -122,10 +130,19 @@ class SavedStates(Replicas):
         """Whether that round counts as finished though nobody but its averager has all of it."""
         return self.is_finished(round) and not self._have_enough(self.of_plan(round))
 
+    def is_safe(self, piece: SnapshotRef) -> bool:
+        """Whether so many others have it that a round need not wait for it."""
+        by_peer = self.by_peer()
+        others = (held for peer, held in by_peer.items() if peer != self._group.own_id)
+        return sum(any(r.blob == piece.blob for r in held) for held in others) >= self._enough(by_peer)
+
     def _have_enough(self, pieces: Sequence[SnapshotRef]) -> bool:
         by_peer = self.by_peer()
-        enough = min(len(by_peer), 1 + min(self._num_others, 1))
+        enough = self._enough(by_peer)
         return all(sum(any(r.blob == ref.blob for r in held) for held in by_peer.values()) >= enough for ref in pieces)
+
+    def _enough(self, by_peer: Mapping[str, Sequence[SnapshotRef]]) -> int:
+        return min(len(by_peer), 1 + min(self._num_others, 1))
 
     def _look_for_finished(self, now: float) -> None:
         """Of the states that are whole; what is gone is forgotten."""
@@ -220,8 +237,22 @@ class SavedStates(Replicas):
         for lost in (None, *by_peer):
             left = [ref for peer, held in by_peer.items() if peer != lost for ref in held]
             keep.update(list(whole_states(self._num_blocks, left))[:1])
-        whole = sorted(keep, reverse=True)
-        return [*self._let_go(whole, now), *self._copy(by_peer, whole[:1], now)]
+        full = self._full(by_peer)
+        whole = sorted({*keep, *full}, reverse=True)
+        return [*self._let_go(whole, now), *self._copy(by_peer, whole[:1], full, now)]
+
+    def _full(self, by_peer: dict[str, list[SnapshotRef]]) -> list[State]:
+        """The newest state each piece of which has all of its copies; [] if there is none."""
+        holders = Counter(blob for held in by_peer.values() for blob in {ref.blob for ref in held})
+        enough = min(len(by_peer), 1 + self._num_others)
+        refs = [ref for held in by_peer.values() for ref in held if holders[ref.blob] >= enough]
+        return list(whole_states(self._num_blocks, refs))[:1]
+
+    def _num_wanted(self, state: State, full: Sequence[State]) -> int:
+        """How many others are to have each piece of this state, the newest."""
+        round_s = body_of(self._plan).split.round_s if self._plan is not None else 0.0
+        is_time = not full or (state[0] - full[0][0]) * round_s >= FULL_S or state[0] >= self._rounds
+        return self._num_others if is_time and state in self._finished else min(self._num_others, 1)
 
     def _let_go(self, whole: Sequence[State], now: float) -> Effects:
         plan = self._plan
@@ -240,14 +271,16 @@ class SavedStates(Replicas):
             effects.append(KeepReplica(ref, keep=False))
         return [*effects, *self._group.say_holdings(now)] if effects else []
 
-    def _copy(self, by_peer: dict[str, list[SnapshotRef]], newest: Sequence[State], now: float) -> Effects:
+    def _copy(
+        self, by_peer: dict[str, list[SnapshotRef]], newest: Sequence[State], full: Sequence[State], now: float
+    ) -> Effects:
         """Pieces of the newest state that too few have."""
         effects: Effects = []
         lacking = {}
         for ref in {ref.blob: ref for held in by_peer.values() for ref in held}.values():
             holders = {peer for peer, held in by_peer.items() if any(each.blob == ref.blob for each in held)}
             others = [peer for peer in by_peer if peer not in holders]
-            missing = min(len(others), 1 + self._num_others - len(holders))
+            missing = min(len(others), 1 + self._num_wanted(_state(ref), full) - len(holders))
             if _state(ref) not in newest or missing <= 0:
                 continue
             since = lacking[ref.blob] = self._wanted_since.get(ref.blob, now)
@@ -260,11 +293,11 @@ class SavedStates(Replicas):
         return effects
 
     def _ranked(self, ref: SnapshotRef, peers: Iterable[str]) -> list[str]:
-        """Who needs it anyway goes first, then whose link carries most; of equals, each piece has its own order."""
+        """Who needs it anyway goes first, then who has it soonest; of equals, each piece has its own order."""
 
         def rank(peer: str) -> tuple[bool, float, bytes]:
             name = hashlib.blake2b(f"{ref.part}/{peer}".encode(), digest_size=16).digest()
-            return not self._trains(peer, ref), -_rate(self._group.record(PeerId(peer))), name
+            return not self._trains(peer, ref), _taken_s(self._group.record(PeerId(peer)), ref.num_bytes), name
 
         return sorted(peers, key=rank)
 
@@ -315,11 +348,12 @@ class SavedStates(Replicas):
         return self.look(now)
 
 
-def _rate(record: Record | None) -> float:
-    """What a peer's link carries, as far as it is known."""
+def _taken_s(record: Record | None, num_bytes: int) -> float:
+    """How long it takes a peer to take so many bytes and keep them, as far as that is known."""
     if record is None:
-        return 0.0
-    return record.link_bytes_per_s or max((link.bytes_per_s for link in record.links), default=0.0)
+        return math.inf
+    rate = record.link_bytes_per_s or max((link.bytes_per_s for link in record.links), default=0.0)
+    return taken_s(record.flops_per_s, num_bytes, rate) if rate > 0 else math.inf
 
 
 def _state(ref: SnapshotRef) -> State:

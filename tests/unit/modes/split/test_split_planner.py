@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from p2ptrain.config import DataConfig, GroupConfig, Job, ModelConfig, TrainingConfig
@@ -19,7 +20,7 @@ from p2ptrain.modes.split.config import SplitConfig
 from p2ptrain.modes.split.plan import BODIES, StartPiece, body_of, bounds_of, needs_of, rates_of, workers
 from p2ptrain.modes.split.planner import Known, first_plan, follows, next_plan, notes
 from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
-from p2ptrain.planning.pipeline.fleet import BYTE_FLOPS, MESSAGE_FLOPS
+from p2ptrain.planning.split.handing import carried_s
 
 CLASSES = tuple("abcd")
 MODEL = ModelProfile(
@@ -179,8 +180,8 @@ def test_what_travels_with_a_change_is_what_nobody_had_before() -> None:
     alone = choice.alone([ANNA, BEN])
     assert alone is not None and helped.helpers == (HELPER,)
     num_bytes = 1e5 * (6 - min(unit.cut for unit in helped.units))
-    handed_s = (MESSAGE_FLOPS + BYTE_FLOPS * num_bytes) / 1e10
-    expected = num_bytes / 1e7 + handed_s + 2 * choice.task.latency_s
+    expected = float(carried_s(1e10, np.array(num_bytes), 1e7)) + 2 * choice.task.latency_s
+    assert expected > num_bytes / 1e7
     assert choice.moving_s(helped, alone) == pytest.approx(expected)
     assert choice.moving_s(helped, helped) == 0.0 and choice.moving_s(alone, helped) > 0.0, "the helper gets its tails"
 

@@ -82,9 +82,24 @@ def test_every_stage_works_for_what_it_takes_in_and_hands_on() -> None:
         more = [seconds - before for seconds, before in zip(with_messages, without, strict=True)]
         assert more == pytest.approx([ends, max(fast, slow), ends])
     averaged = 2 * 2000.0  # bytes of the stage's parameters, sent and received: 4 x 1/2 of them
-    expected = (MESSAGE_FLOPS + BYTE_FLOPS * averaged) / 5e8
-    assert found.update_s[1] - plain.update_s[1] == pytest.approx(expected)
-    assert (found.update_s[0], found.link_forward_s) == (plain.update_s[0], plain.link_forward_s)
+    norm = MESSAGE_FLOPS  # the part of d to b, that of b to a, the whole from a to all
+    expected = (
+        (1 + 3) * norm / 1e9,
+        max((norm + BYTE_FLOPS * averaged + norm * 1) / 5e8, (norm + BYTE_FLOPS * averaged + 3 * norm) / 3e9),
+        2 * norm / 1e9,
+    )
+    more = [seconds - before for seconds, before in zip(found.update_s, plain.update_s, strict=True)]
+    assert more == pytest.approx(expected)
+    assert found.link_forward_s == plain.link_forward_s
+
+
+def test_without_a_flush_after_every_batch_no_norm_goes_round() -> None:
+    a, b = peer(0), peer(1)
+    pipeline = PipelinePlan("net", 6, 4, 4, (stage(0, 2, (a,), (4,)), stage(2, 6, (b,), (4,))), ())
+    task = room_with(model(10**8), a, b).task
+    sync, flowing = Fleet(task), Fleet(task, math.inf)
+    for each in names(a, b):
+        assert sync.node_s(pipeline, each) - flowing.node_s(pipeline, each) == pytest.approx(2 * MESSAGE_FLOPS / 1e9)
 
 
 def test_a_node_s_work_is_that_for_all_messages_of_a_batch_without_the_trainer_s() -> None:
@@ -94,11 +109,12 @@ def test_a_node_s_work_is_that_for_all_messages_of_a_batch_without_the_trainer_s
     pipeline = PipelinePlan("net", 6, 4, 4, (stage(0, 2, (a, b), (2, 2)), stage(2, 6, (c,), (4,))), ())
     averaged = MESSAGE_FLOPS + BYTE_FLOPS * 2 * 2000.0
     one_way = MESSAGE_FLOPS + BYTE_FLOPS * MB  # two samples
+    norms = {a: 3, b: 1, c: 2}  # the part of c to a, the whole from a to both
     for each, flops_per_s in ((a, 1e9), (b, 2e9)):
         took = fleet.node_s(pipeline, each.snapshot.peer)
-        assert took == pytest.approx((4 * 2 * one_way + averaged) / flops_per_s)
+        assert took == pytest.approx((4 * 2 * one_way + averaged + norms[each] * MESSAGE_FLOPS) / flops_per_s)
     both = 4 * (2 * MESSAGE_FLOPS + BYTE_FLOPS * 2 * MB) * 2
-    assert fleet.node_s(pipeline, c.snapshot.peer) == pytest.approx(both / 1e9)
+    assert fleet.node_s(pipeline, c.snapshot.peer) == pytest.approx((both + norms[c] * MESSAGE_FLOPS) / 1e9)
     assert fleet.passing_s(pipeline, c.snapshot.peer)[0] == pytest.approx(both / 8e9 + 2 * MB * 1e-6)
     alone = PipelinePlan("net", 6, 4, 4, (stage(0, 6, (a,), (4,)),), names(b))
     assert fleet.node_s(alone, b.snapshot.peer) == fleet.node_s(alone, a.snapshot.peer) == 0.0

@@ -11,17 +11,29 @@ from split_rooms import some_task, with_device
 
 from p2ptrain.errors import LocalError, RemoteError, UserError
 from p2ptrain.planning.devices.blocks import BlockProfile, BlockTimes, ModelProfile
+from p2ptrain.planning.pipeline.fleet import MESSAGE_FLOPS
 from p2ptrain.planning.pipeline.task import PairRate, PipelinePeer
-from p2ptrain.planning.split.cost import averaging_s, cost_of, exchange_s, plan_of, played_of, with_seconds
+from p2ptrain.planning.split.cost import cost_of, plan_of, played_of, with_seconds
 from p2ptrain.planning.split.group import Choice
+from p2ptrain.planning.split.handing import (
+    BLOB_BYTE_FLOPS,
+    MADE_FLOPS,
+    NODE_FLOPS_PER_S,
+    PASS_FLOPS,
+    ROUND_FLOPS,
+    TOLD_S,
+    left,
+    spent_s,
+)
 from p2ptrain.planning.split.options import Pairs
 from p2ptrain.planning.split.planned import planned
 from p2ptrain.planning.split.room import Room
+from p2ptrain.planning.split.round_end import averager_of, end_s, exchange_s, held_by
 from p2ptrain.planning.split.search import Search
 from p2ptrain.planning.split.simulation import Played, play
-from p2ptrain.planning.split.steps import Steps, batch_s
+from p2ptrain.planning.split.steps import Steps, batch_s, steps_of
 from p2ptrain.planning.split.task import SplitPeer, SplitTask
-from p2ptrain.planning.split.units import SplitPlan, Unit, check_split_plan
+from p2ptrain.planning.split.units import Labels, SplitPlan, Unit, check_split_plan
 
 
 def measured(seconds: float, num_blocks: int = 3) -> BlockTimes:
@@ -53,8 +65,9 @@ def test_the_papers_order_is_the_sum_of_its_steps() -> None:
     room = Room(by_hand())
     plan = with_seconds(room, plan_with(unit()))
     one = 1.0 + 0.4 + 2 * (0.1 + 0.2) + 0.8 + 2.0 + 2 * 0.01
-    assert plan.units[0].batch_s == pytest.approx(one, rel=1e-5) and plan.round_s == pytest.approx(2 * one, rel=1e-5)
-    assert plan.units[0].helper_s == pytest.approx(2 * 0.6) and plan.exchange_s == 0
+    assert plan.units[0].batch_s == pytest.approx(one, rel=1e-5)
+    assert plan.units[0].round_s == pytest.approx(2 * one, rel=1e-5)
+    assert plan.units[0].helper_s == pytest.approx(2 * 0.6)
     cost = cost_of(room, plan)
     assert cost.closed_s == pytest.approx(2 * one) and cost.load_s == {"strong": pytest.approx(1.2)}
 
@@ -75,7 +88,9 @@ def test_alone_is_the_owner_s_own_work_and_the_optimizer_s_step() -> None:
     room = Room(dataclasses.replace(task, peers=(owner, task.peers[1])))
     plan = plan_of(room, {"owner": None})
     assert plan.units[0].batch_s == pytest.approx(9 + 3 * 1000 * 1e-3) and plan.standby == ("strong",)
-    assert plan.exchange_s == 0  # of one unit there is nothing to average
+    assert plan.exchange_s == pytest.approx(3000 / 1000 + 0.02 + TOLD_S), "what comes of it goes to a second peer"
+    kept_once = Room(dataclasses.replace(room.task, keeps_copies=False))
+    assert with_seconds(kept_once, plan).exchange_s == pytest.approx(TOLD_S)
 
 
 def test_only_what_is_not_in_one_place_is_exchanged() -> None:
@@ -97,19 +112,54 @@ def test_only_what_is_not_in_one_place_is_exchanged() -> None:
     assert found == pytest.approx(2 * (3000 + 1000 + 2000) / 1000)
 
 
-def test_the_averager_takes_in_what_all_others_send() -> None:
-    """Of three that train alone it is the one with the fastest link, of a helper and its owners the helper."""
+def three_owners() -> Room:
     task = by_hand()
     owner, helper = task.peers
     others = tuple(with_device(owner, name=f"owner{n}", link_bytes_per_s=500.0 * n) for n in (2, 3))
-    room = Room(dataclasses.replace(task, peers=(owner, helper, *others)))
-    alone = [(name, None, 3) for name in ("owner", "owner2", "owner3")]
+    return Room(dataclasses.replace(task, peers=(owner, helper, *others)))
+
+
+def test_the_averager_takes_in_what_all_others_send_and_hands_it_on() -> None:
+    """Of three that train alone it is the one with the fastest link, of a helper and its owners the helper."""
+    room, names = three_owners(), ("owner", "owner2", "owner3")
+    ends = dict.fromkeys(names, 5.0)
+    alone = [(name, None, 3) for name in names]
+    assert averager_of(room, held_by(room, alone)) == "owner3"
+    assert averager_of(room, held_by(room, alone), {"owner3"}) == "owner2"
     assert exchange_s(room, alone) == pytest.approx(2 * 3000 / 1000 + 0.02)
-    assert averaging_s(room, alone) == pytest.approx(max(2 * 3000 / 1000, 2 * 6000 / 1500) + 0.02)
+    assert end_s(room, alone, ends) == pytest.approx(2 * (3000 / 1500 + 0.02) + 6000 / 1500 + 0.02 + TOLD_S)
+    helped = [(name, "strong", 1) for name in names]
+    assert averager_of(room, held_by(room, helped)) == "strong"
+    end = 3 * 1.02 + (3 * 1000 + 2000) / 1000 + 0.02 + TOLD_S  # blocks 1 and 2, which only it trains, to one more
+    assert end_s(room, helped, ends) == pytest.approx(end)
+    plan = with_seconds(room, plan_with(*(unit(owner=name) for name in names)))
+    played_s = end_s(room, helped, {each.owner: each.round_s for each in plan.units})
+    assert plan.exchange_s == pytest.approx(played_s, rel=1e-5) and played_s < end
+    once = Room(dataclasses.replace(room.task, keeps_copies=False))
+    assert end_s(once, helped, ends) == pytest.approx(end - 2)
+
+
+def test_updates_of_those_who_are_through_early_are_there_by_then() -> None:
+    room = three_owners()
     helped = [(name, "strong", 1) for name in ("owner", "owner2", "owner3")]
-    assert averaging_s(room, helped) == pytest.approx(2 * 3 * 1000 / 1000 + 0.02)
-    plan = with_seconds(room, plan_with(*(unit(owner=name) for name in ("owner", "owner2", "owner3"))))
-    assert plan.exchange_s == pytest.approx(6.02)
+    found = end_s(room, helped, {"owner": 1.0, "owner2": 2.0, "owner3": 5.0})
+    assert found == pytest.approx(1.02 + 5.02 + TOLD_S), "one on its way, then all that is handed out"
+
+
+def test_the_end_of_a_round_takes_a_weak_device_longer() -> None:
+    """Its update is made, handed over, fetched again and kept, and the next round begun, by what its node leaves."""
+    plain, names = three_owners(), ("owner", "owner2", "owner3")
+    peers = tuple(with_device(p, flops_per_s=1e9) if p.name == "owner" else p for p in plain.task.peers)
+    room = Room(dataclasses.replace(plain.task, peers=peers))
+    helped, ends = [(name, "strong", 1) for name in names], {"owner": 9.0, "owner2": 1.0, "owner3": 1.0}
+    once = MESSAGE_FLOPS  # of a blob of one part, beside what the link takes
+    flops = MADE_FLOPS + BLOB_BYTE_FLOPS * 1000 + once + ROUND_FLOPS
+    assert end_s(room, helped, ends) - end_s(plain, helped, ends) == pytest.approx(flops / 7e8)
+
+
+def test_a_device_s_node_leaves_a_part_of_it() -> None:
+    assert left(1e9) == 7e8 and left(1e8) == pytest.approx(2e7) and spent_s(1e9, 7e7) == pytest.approx(0.1)
+    assert spent_s(0.0, 1e9) == 0.0
 
 
 def test_memory_of_both_sides_by_hand() -> None:
@@ -176,6 +226,31 @@ def test_plans_are_played_a_few_per_cent_longer_than_the_closed_figures() -> Non
 
 def played(owner: str, steps: Steps, micro_batches: int = 1, batches: int = 1, helper: str | None = "h") -> Played:
     return Played(owner, helper, steps, batches, micro_batches, micro_batches)
+
+
+def test_a_tail_makes_its_optimizer_step_when_its_owner_knows_the_norm() -> None:
+    """After the owner's last backward pass, and the way; what comes of the next batch meanwhile waits."""
+    steps = Steps(1.0, 2.0, 0.0, tail_s=1.0, tail_update_s=5.0, latency_s=0.1)
+    found = play([played("a", steps, batches=2)], with_spans=True)
+    tails = [(span.start_s, span.end_s) for span in found.spans if span.work == "tail"]
+    assert tails == [pytest.approx((1.1, 2.1)), pytest.approx((9.3, 10.3))], "4.2 + 0.1 + 5.0"
+    assert found.ends_s["a"] == pytest.approx(12.4) and found.round_s == pytest.approx(12.5 + 5.0)
+    assert found.busy_s["h"] == pytest.approx(2 * (1.0 + 5.0))
+
+
+@pytest.mark.parametrize(("labels", "num"), [("send", 2), ("stay", 3)])
+def test_the_norm_of_a_batch_takes_messages_of_both_peers(labels: Labels, num: int) -> None:
+    """The tail's part to the owner, the whole back; with labels that stay the last block's part goes first."""
+    task = by_hand(labels=labels)
+    speeds = {"owner": 1e9, "strong": 1e10}
+    peers = tuple(with_device(peer, flops_per_s=speeds[peer.name]) for peer in task.peers)
+    found = steps_of(
+        Room(dataclasses.replace(task, peers=peers)), "owner", "strong", 1, 2.0, ("none", "none"), (1e3, 1e3)
+    )
+    plain = steps_of(Room(task), "owner", "strong", 1, 2.0, ("none", "none"), (1e3, 1e3))
+    one = MESSAGE_FLOPS + PASS_FLOPS
+    assert found.update_s - plain.update_s == pytest.approx(num * one / (1e9 - NODE_FLOPS_PER_S))
+    assert found.tail_update_s - plain.tail_update_s == pytest.approx(num * one / (1e10 - NODE_FLOPS_PER_S))
 
 
 def test_of_waiting_work_that_with_the_longest_way_back_goes_first() -> None:

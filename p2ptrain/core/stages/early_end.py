@@ -1,0 +1,33 @@
+"""After which round a group stops: the job's last one, or sooner where somebody asked for that.
+
+Invariant: never later than the job says; what this peer knows of it, its record says.
+"""
+
+from __future__ import annotations
+
+from p2ptrain.core.effects import Effects
+from p2ptrain.core.group_view import GroupView
+
+
+class EarlyEnd:
+    """``rounds``: the job's."""
+
+    def __init__(self, group: GroupView, rounds: int) -> None:
+        self._group = group
+        self._rounds = rounds
+        self._after = 0
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody asked the group to stop."""
+        return self._after > 0
+
+    @property
+    def last_round(self) -> int:
+        """So many rounds are trained."""
+        return self._after or self._rounds
+
+    def ask(self, rounds: int, now: float) -> Effects:
+        """The group is to stop after so many."""
+        self._after = min(rounds, self._rounds)
+        return self._group.say(now, ends_after=self._after)
