@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import json
 import shutil
 import sys
 import tempfile
@@ -47,6 +48,7 @@ EVERY = 10
 PATIENCE_S = 30.0
 START_S, GOES_ON_S, END_S = 300.0, 240.0, 300.0
 ROUNDS, LONG = 4, 4000
+CUT_S = 40.0
 FLEETING_S = 2.0
 """A stall of no more than this need not be noticed."""
 
@@ -66,7 +68,7 @@ def job(num_peers: int, rounds: int) -> Job:
 
 @dataclass
 class Scene:
-    """A group that trains. ``gone``: who is not expected to go on, by its place in the group."""
+    """A group that trains. ``gone``: processes that were killed, or asked to leave."""
 
     group: LimitedGroup
     folder: Path
@@ -81,8 +83,18 @@ class Scene:
         return self.group.peers
 
     @property
+    def everybody(self) -> list[PeerProcess]:
+        """Also processes that others have taken the place of."""
+        return [*self.gone, *self.stay]
+
+    @property
+    def stay(self) -> list[PeerProcess]:
+        return [peer for peer in self.peers if not any(peer is each for each in self.gone)]
+
+    @property
     def here(self) -> list[PeerProcess]:
-        return [peer for peer in self.peers if peer.process.poll() is None and peer not in self.gone]
+        """Of those who stay, whose process runs: who has trained to the end may have left."""
+        return [peer for peer in self.stay if peer.process.poll() is None]
 
     def staged(self, *places: int) -> list[PeerProcess]:
         """Those with a stage, from the samples to the loss."""
@@ -98,6 +110,7 @@ class Scene:
         self.at = time.monotonic()
         for victim in victims:
             victim.kill()
+        self.gone += victims
 
     def back(self, victim: PeerProcess) -> PeerProcess:
         """Started again, with the state that it had."""
@@ -123,12 +136,22 @@ class Scene:
             if batches > 2 * EVERY and not self._later("note:waits-for-peers"):
                 self.problems.append(f"went back to batch {step}: {batches} batches lost")
 
+    def taken_in(self) -> None:
+        """Whoever was away is in one plan with the others, which brings some batches."""
+        done = self.done()
+
+        def together() -> bool:
+            plans = {e[-1].fields["plan"] if (e := p.seen("note:plan-adopted")) else "" for p in self.here}
+            return len(plans) == 1 and self.done() > done + EVERY
+
+        self.wait(together, "that all follow one plan and go on")
+
     def _later(self, kind: str) -> list[dict[str, object]]:
         return [e.fields for peer in self.here for e in peer.seen(kind) if e.at > self.at]
 
     def check_model(self, least: int, *, is_finished: bool) -> int:
         """What lies on the disks of those who stay; after how many batches. ``is_finished``: it has to be of all."""
-        stay = self.here
+        stay = self.stay
         for peer in stay:
             peer.kill()
         try:
@@ -156,9 +179,7 @@ def stalled(scene: Scene, seconds: float) -> None:
             process.resume()
     if seconds > FLEETING_S:
         scene.goes_on()
-    else:
-        done = scene.done()
-        scene.wait(lambda: scene.done() > done + EVERY, "that it goes on")
+    scene.taken_in()
 
 
 def killed(scene: Scene, *places: int) -> None:
@@ -176,20 +197,20 @@ def two_deaths(scene: Scene, gap_s: float) -> None:
 def proposer(scene: Scene) -> None:
     """The one that votes first is the one that proposed."""
     scene.kill(scene.staged(1))
-    scene.wait(lambda: any(peer.seen("note:voted") for peer in scene.here), "a vote")
-    voted = [peer for peer in scene.here if peer.seen("note:voted")]
-    scene.kill([min(voted, key=lambda peer: peer.seen("note:voted")[0].at)])
-    scene.goes_on()
+    scene.wait(lambda: bool(scene._later("note:voted")), "a vote")
+    votes = [(e.at, peer) for peer in scene.here for e in peer.seen("note:voted") if e.at > scene.at]
+    if votes:
+        scene.kill([min(votes, key=lambda vote: vote[0])[1]])
+        scene.goes_on()
 
 
 def lowest_and_another(scene: Scene) -> None:
-    """They come back one by one."""
+    """One of them comes back."""
     victims = scene.staged(0, 2)
     scene.kill(victims)
     scene.goes_on()
     scene.back(victims[1])
-    time.sleep(10)
-    scene.goes_on()
+    scene.taken_in()
 
 
 def three_of_six(scene: Scene) -> None:
@@ -207,6 +228,7 @@ def three_at_once(scene: Scene) -> None:
     for victim in victims:
         scene.back(victim)
     scene.goes_on()
+    scene.taken_in()
 
 
 def trainer(scene: Scene) -> None:
@@ -222,8 +244,8 @@ def leave(scene: Scene) -> None:
     (victim,) = scene.staged(1)
     scene.at = time.monotonic()
     victim.ask_to_stop()
-    scene.gone = [victim]
-    scene.wait(lambda: victim.process.poll() is not None, "that it leaves", 60)
+    scene.gone.append(victim)
+    scene.wait(lambda: victim.process.poll() is not None, "that it leaves")
     scene.goes_on()
     if lost := [e for e in scene._later("note:goes-back") if e["batches"]]:
         scene.problems.append(f"a leave cost {lost[0]['batches']} batches")
@@ -238,6 +260,7 @@ def power(scene: Scene, *lost_disks: int) -> None:
     for victim in victims:
         scene.back(victim)
     scene.goes_on()
+    scene.taken_in()
 
 
 def damaged(scene: Scene) -> None:
@@ -248,7 +271,9 @@ def damaged(scene: Scene) -> None:
     for path in scene.state(victim).glob("*/blobs/*"):
         path.write_bytes(b"x" * path.stat().st_size)
     scene.back(victim)
-    time.sleep(15)
+    journal = scene.state(victim) / "journal.jsonl"
+    scene.wait(lambda: "storage-damaged" in journal.read_text(encoding="utf-8"), "that damaged files are named")
+    scene.taken_in()
     scene.kill(scene.staged(2))
     scene.goes_on()
 
@@ -256,24 +281,19 @@ def damaged(scene: Scene) -> None:
 def last_batch(scene: Scene) -> None:
     """The job is short; one dies when the last round is through at one of them."""
     scene.wait(lambda: any(p.seen("note:round", round=ROUNDS) for p in scene.here), "the last round", END_S)
-    scene.kill(scene.staged(1))
+    scene.kill(trainers(scene.stay)[1:2])
 
 
 def cut(scene: Scene, *sides: tuple[int, ...]) -> None:
-    """For 40 s. Who is further goes on; the others are taken in again and say what they lost."""
+    """For 40 s, and until somebody has gone on. Who is further goes on; the others are taken in again and say what they
+    lost."""
     assert scene.network is not None
     scene.at = time.monotonic()
     scene.network.cut([[scene.peers[number].name for number in side] for side in sides])
-    time.sleep(40)
+    time.sleep(CUT_S)
+    scene.goes_on()
     scene.network.heal()
-    scene.at = time.monotonic()
-    done = scene.done()
-
-    def together() -> bool:
-        plans = {p.seen("note:plan-adopted")[-1].fields["plan"] for p in scene.here}
-        return len(plans) == 1 and scene.done() > done + EVERY
-
-    scene.wait(together, "that all follow one plan and go on")
+    scene.taken_in()
 
 
 @dataclass(frozen=True)
@@ -319,20 +339,34 @@ def scene_of(case: Case) -> Iterator[Scene]:
         group = stack.enter_context(LimitedGroup(folder, work, "digits", network, 0.0))
         peers = group.add_many(case.num_peers)
         wait_for_all(peers, "note:plan-adopted", START_S)
-        wait_for_all(peers, "note:training", START_S)
+        # A batch is done by all stages: then who has one is known. Of six one stands by: the model is in five pieces.
+        wait_until(lambda: any(peer.seen("note:first-batch") for peer in peers), START_S, "a first batch")
         if not case.ends:
-            wait_for_all(peers, "note:replica-acked", START_S, count=4)
+            wait_for_all(trainers(peers), "note:replica-acked", START_S, count=4)
         yield Scene(group, folder, network)
 
 
-def run(case: Case) -> tuple[list[str], str]:
-    """What did not hold, and figures in words."""
-    with scene_of(case) as scene:
+@contextlib.contextmanager
+def logged(scene: Scene, file: Path | None) -> Iterator[None]:
+    """Whatever comes of it, ``file`` tells what each peer told, by seconds since the group was hit last."""
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            told = sorted((e.at, p.name, e.kind, json.dumps(e.fields)) for p in scene.everybody for e in list(p.events))
+            lines = [f"{at - scene.at:9.3f} {' '.join(words)}\n" for at, *words in told]
+            file.write_text("".join(lines), encoding="utf-8")
+
+
+def run(case: Case, log: Path | None = None) -> tuple[list[str], str]:
+    """What did not hold, and figures in words. ``log``: the file for what each peer told."""
+    with scene_of(case) as scene, logged(scene, log):
         before, began = scene.done(), time.monotonic()
         case.do(scene)
         took_s = time.monotonic() - began
         if case.ends:
-            scene.wait(lambda: all(peer.seen("note:done") for peer in scene.here), "that all are done", END_S)
+            scene.wait(lambda: all(peer.seen("note:done") for peer in scene.stay), "that all are done", END_S)
         step = scene.check_model(max(0, before - 2 * EVERY), is_finished=case.ends)
         return scene.problems, f"{took_s:.1f} s; before it {before} batches were told of, a model of {step} is saved"
 
@@ -341,6 +375,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="CASE", default=[], help="this case; may be given again")
     parser.add_argument("--list", action="store_true", help="name the cases")
+    parser.add_argument("--log", type=Path, metavar="FOLDER", help="keep there what each peer told, a file a case")
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.only) - set(CASES)):
         parser.error(f"--only {unknown[0]!r}: the cases are {', '.join(CASES)}")
@@ -350,7 +385,7 @@ def main(arguments: Sequence[str]) -> int:
     failed = []
     for name in options.only or CASES:
         try:
-            problems, words = run(CASES[name])
+            problems, words = run(CASES[name], options.log / f"{name}.log" if options.log else None)
         except (TimeoutError, P2PTrainError) as error:
             problems, words = [str(error)], "not begun or cut off"
         print(f"{name}: {'FAILED: ' + '; '.join(problems) if problems else 'holds'} ({words})", flush=True)

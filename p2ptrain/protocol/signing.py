@@ -45,7 +45,7 @@ class Statements:
         self._group = group_mark(proof_key)
         self._presences: OrderedDict[tuple[bytes, int, bool, bytes], bool] = OrderedDict()
         """What was found of those seen before: each is repeated a thousand times."""
-        self._snapshots: OrderedDict[tuple[bytes, bytes, bytes], bool] = OrderedDict()
+        self._snapshots: OrderedDict[tuple[SnapshotRef, str, str, JobId], bool] = OrderedDict()
         """Those found to be signed by who they name; what is false comes with a blow to its sender, and is not kept."""
 
     def signed(self, record: Record) -> Record:
@@ -82,13 +82,14 @@ class Statements:
 
     def is_trainers(self, ref: SnapshotRef, job: JobId) -> bool:
         """Whether the trainer that ``ref`` names said that it made this of the job."""
-        try:
-            asked = ref.key.encode(), _snapshot_words(ref, job), base64.b85decode(ref.signature)
-        except ValueError:
-            return False
+        asked = ref, ref.key, ref.signature, job  # the first is equal to itself with another signature
         if asked in self._snapshots:
             return True
-        if peer_id(asked[0]) != ref.trainer or not self._signing.verify(*asked):
+        try:
+            key, signature = ref.key.encode(), base64.b85decode(ref.signature)
+        except ValueError:
+            return False
+        if peer_id(key) != ref.trainer or not self._signing.verify(key, _snapshot_words(ref, job), signature):
             return False
         self._snapshots[asked] = True
         if len(self._snapshots) > _MAX_REMEMBERED:

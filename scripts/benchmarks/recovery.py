@@ -12,7 +12,7 @@ replica it need not collect. Both notice and agree in the same way.
 Each peer begins with a run of as many blocks (``strategy = "equal"``): on one machine that nobody else uses, a single
 peer is planned to be fastest, and then there is nothing to lose. Who takes over is chosen by that rule as well. In
 ``recovery-planned`` plans are searched for as everywhere else: each peer says that it has so little memory that the
-model does not fit; three train, and one stands by.
+model does not fit. How many of them have a stage then hangs on the times of blocks that were measured, and is told.
 
 With a rate each peer has a link of its own in a network of namespaces, which takes Linux and root; ``--tiny`` runs on
 loopback. Peers are not held to shares of a core: a busy machine makes all pieces longer, so each case says its load.
@@ -244,7 +244,8 @@ FIGURES = Section(
         *(
             _row(
                 "recovery-planned",
-                "VGG-11 at half width, three that are too small for it alone and one that stands by, 100 Mbit/s",
+                "VGG-11 at half width, four that are too small for it alone"
+                f" ({{{name}, light/staffed:.0f}} have a stage), 100 Mbit/s",
                 name,
                 name,
             )

@@ -24,6 +24,8 @@ from p2ptrain.wire import tensorfile
 from p2ptrain.wire.messages import SnapshotRef
 
 EVERY = 3
+SAMPLES = (24,) * 6
+"""Of each owner: so few that most jobs are done soon after what happens to them."""
 KINDS = (
     *("kill",) * 4,
     *("kill two", "kill three", "stall", "stall", "cut", "cut", "trainer", "trainer", "clock", "leave"),
@@ -44,6 +46,7 @@ class Explorer:
             seed,
             count,
             owners=self.rng.choice((count, count, 2)),
+            samples=SAMPLES,
             rounds=self.rng.choice((4, 8, 16)),
             snapshot_steps=EVERY,
             micro_batches=2,

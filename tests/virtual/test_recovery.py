@@ -4,7 +4,7 @@ Whole peers in virtual time. A snapshot is taken every ``EVERY`` batches: no mor
 
 Of what can happen to a pipeline, real processes show a stage that is killed and a trainer that dies
 (``processes/test_pipeline_runs.py``), and, measured, these two, two killed at once and one that leaves (benchmark
-``recovery``), and a death every 100 batches (benchmark ``leak``). All else is shown here alone: a second death soon
+``recovery``), and 20 deaths one after the other (benchmark ``leak``). All else is shown here alone: a second death soon
 after the first, three of six, a replica holder that dies, a proposer that dies, stalls, a network in parts, power that
 fails for all, damaged disks, a finished group that meets who began again. ``scripts/explore.py`` tries any order.
 """

@@ -38,6 +38,11 @@ def blank_record(peer: PeerId, key: bytes, version: int, **known: Any) -> Record
     return dataclasses.replace(nothing, **known)
 
 
+def has_lost_its_part(old: Record, new: Record) -> bool:
+    """Whether its trainer, or what that trained, is gone."""
+    return (old.part != NO_PART == new.part) or (bool(old.profile) and not new.profile)
+
+
 def matters_to_plans(old: Record, new: Record) -> bool:
     """Whether a change of a record can matter to planning."""
     figures = ("flops_per_s", "memory_bytes", "link_bytes_per_s", "links", "slowdown", "profile")

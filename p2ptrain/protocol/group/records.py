@@ -40,6 +40,7 @@ from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import PeerId, peer_id
 from p2ptrain.protocol.group import record_changes
 from p2ptrain.protocol.group.hearsay import HearsayConfig
+from p2ptrain.protocol.group.record import has_lost_its_part
 from p2ptrain.protocol.group.record_news import full_version, mark, pack_news, unpack_news
 from p2ptrain.protocol.group.record_size import MAX_MESSAGE_BYTES, batches, record_bytes
 from p2ptrain.protocol.group.record_table import RecordTable
@@ -172,6 +173,8 @@ class RecordBook:
         self._is_ahead = True
         if not record_changes.PROGRESS.issuperset(changes):
             self._say(self._said.version + 1, now)
+            if has_lost_its_part(old, new):
+                self._said_at = min(self._said_at, now - self.config.soon_s)  # others stand still until they know
         return [RecordChanged(self.own_id, old, self.own)]
 
     def received(self, sender: PeerId, message: RecordDigest | Records | RecordChanges, now: float) -> list[Effect]:
@@ -240,7 +243,8 @@ class RecordBook:
         theirs = {entry.peer: entry.version for entry in digest.versions}
         covered: Collection[PeerId] = theirs
         if digest.want_reply:
-            covered = table.ring() if digest.whole or not theirs else table.arc(*_ends(digest))
+            ends = [digest.versions[place].peer for place in (0, -1)] if theirs else []
+            covered = table.arc(*ends) if ends and not digest.whole else table.ring()
             self._measure_arc(covered, theirs)
             if self.own_id not in theirs and digest.whole and len(table) <= _WHOLE and self._is_ahead:
                 self._say(self._said.version + 1, now)  # it is about to be sent anyway
@@ -387,10 +391,6 @@ class RecordBook:
         config = self.config
         pace_s = max(config.progress_s, len(self._table) / config.progress_rate)
         return self._said_at + (config.soon_s if self._push_due else self._pace * pace_s)
-
-
-def _ends(digest: RecordDigest) -> tuple[PeerId, PeerId]:
-    return digest.versions[0].peer, digest.versions[-1].peer
 
 
 def _fitting_size(record: Record) -> int:

@@ -28,6 +28,8 @@ MOST_SHARE = 0.03
 """Of the time, for snapshots and copies."""
 LINK_SHARE = 0.25
 """Of what a link carries, for copies."""
+SOON_SHARE = 0.5
+"""The same, for those of what a recovery brought together."""
 SPREAD = 0.5
 """Of the time between two snapshots, in which copies of the first are under way at most."""
 BETWEEN_LOSSES_S = 3600.0
@@ -95,6 +97,11 @@ class Interval:
         spread_s = SPREAD * batch_s * self.steps(plan)
         link = LINK_SHARE * self._slowest() / max(1, self._num_holders)
         return max(LEAST_BYTES_PER_S, link, num_bytes / spread_s)
+
+    def soon_bytes_per_s(self) -> float:
+        """The same, for what has few copies as long as these are not here; 0 = as fast as it goes: no link is known."""
+        link = SOON_SHARE * self._slowest() / max(1, self._num_holders)
+        return max(LEAST_BYTES_PER_S, link) if link else 0.0
 
     def _longest(self, trainers: Collection[PeerId]) -> int:
         """0 as long as somebody has not said what it asks for."""

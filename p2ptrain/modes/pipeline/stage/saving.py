@@ -71,11 +71,13 @@ class Saving:
         return NEVER  # what it looks at changes with what happens
 
     def _bytes_per_s(self, holding: SnapshotRef) -> float:
-        """At which a copy is fetched; 0 = as fast as it goes: what a recovery brought together, and what is left at the
-        end, have nobody's batches to wait for."""
+        """At which a copy is fetched; 0 = as fast as it goes: what is left at the end has nobody's batches to wait for.
+        What a recovery brought together has to be safe soon, and leaves the first batch a part of the link."""
         plan, batch_s = self._plan, self._progress.seconds()
-        if plan is None or not batch_s or holding.step in (body_of(plan).from_step, self._progress.last_step(plan)):
+        if plan is None or not batch_s or holding.step == self._progress.last_step(plan):
             return 0.0
+        if holding.step == body_of(plan).from_step:
+            return self._interval.soon_bytes_per_s()
         return self._interval.bytes_per_s(holding.num_bytes, batch_s, plan)
 
     def snapshot(self, event: c.SnapshotTaken, plan: Plan, blob: BlobId | None, num_bytes: int, now: float) -> Effects:

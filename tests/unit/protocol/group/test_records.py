@@ -30,7 +30,7 @@ from p2ptrain.simulation.names import key
 from p2ptrain.simulation.signing import signing_as
 from p2ptrain.wire import codec
 from p2ptrain.wire.codec import header_bytes
-from p2ptrain.wire.messages import Blame, Record, RecordDigest, Records, RecordVersion, SnapshotRef
+from p2ptrain.wire.messages import NO_PART, Blame, Record, RecordDigest, Records, RecordVersion, SnapshotRef
 
 
 def book(number: int, *, base: int = 0) -> RecordBook:
@@ -58,6 +58,22 @@ def test_one_round_levels_two_books_both_ways() -> None:
     assert dict(ann.all()) == dict(bob.all())
     assert len(ann.all()) == 4
     assert exchange(books, ann.own_id, ann.tick(ann.next_deadline()), 3.0) == 1
+
+
+@pytest.mark.parametrize("lost", [{"part": NO_PART}, {"profile": ""}], ids=str)
+def test_who_has_lost_its_part_says_so_at_once(lost: dict[str, Any]) -> None:
+    ann = book(1)
+    ann.peers_alive([peer_id(key(2))], 0.0)
+    ann.update(0.0, part=2, profile="p", phase="training")
+    ann.tick(1.0)
+    ann.update(1.01, round=1, phase="waiting")
+    assert ann.next_deadline() > 1.2, "news goes out soon, and not oftener"
+    ann.update(1.02, **lost)
+    assert ann.next_deadline() <= 1.02
+    (told,) = [e.message for e in ann.tick(1.02) if isinstance(e, Send) and isinstance(e.message, Records)]
+    assert lost.items() <= dataclasses.asdict(told.records[0]).items()
+    ann.update(1.03, phase="training")
+    assert ann.next_deadline() > 1.2
 
 
 def test_an_update_raises_the_version_and_goes_out_soon() -> None:

@@ -16,6 +16,7 @@ from p2ptrain.modes.pipeline.stage.interval import (
     LEAST_S,
     LINK_SHARE,
     MOST_SHARE,
+    SOON_SHARE,
     SPREAD,
     Interval,
 )
@@ -94,3 +95,11 @@ def test_copies_take_a_share_of_the_link_and_are_here_long_before_the_next() -> 
 def test_what_the_job_says_holds() -> None:
     found = interval(0.5, snapshot_steps=7)
     assert not found.look(1.0, 0.0) and found.wanted == 7 == found.steps(PLAN)
+
+
+def test_what_a_recovery_brought_together_is_copied_sooner_and_leaves_the_first_batch_a_part_of_the_link() -> None:
+    found = interval(0.5, link=1e7)
+    assert found.soon_bytes_per_s() == SOON_SHARE * 1e7 / 2 > LINK_SHARE * 1e7 / 2
+    assert 2 * found.soon_bytes_per_s() < 1e7, "both copies together"
+    assert interval(0.5, link=1e4).soon_bytes_per_s() == LEAST_BYTES_PER_S
+    assert interval(0.5).soon_bytes_per_s() == 0.0, "as fast as it goes"
