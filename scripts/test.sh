@@ -13,5 +13,5 @@ fi
 # three at once; what fails beside another test is run once more by itself, and fails if it fails again.
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile tests/unit tests/virtual
 together="tests/sockets tests/processes"
-.venv/bin/python -m pytest --numprocesses 3 --dist loadgroup $together ||
+.venv/bin/python -m pytest --numprocesses 3 --dist loadfile $together ||
   .venv/bin/python -m pytest --last-failed --last-failed-no-failures none $together

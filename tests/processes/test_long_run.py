@@ -21,7 +21,7 @@ from p2ptrain.errors import UserError
 from p2ptrain.experiment.processes import port_is_free
 from p2ptrain.net.keys import new_group
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("the four")]
+pytestmark = pytest.mark.slow
 DETECTED_S, LEFT_S = 3.0, 4.0
 """On an idle machine; as many times longer as everything takes longer on this one (the trainers yield to the nodes)."""
 

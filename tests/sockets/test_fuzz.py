@@ -38,7 +38,7 @@ from attackers.outsider import Held, knock_with_zmq
 from attackers.raw import garbage, greeting
 from group import SOON_S, PeerGroup, PeerProcess, make_job, peer_group
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("the target")]
+pytestmark = pytest.mark.slow
 SEED = int(os.environ.get("P2PTRAIN_SEED", "1"))
 MIB = 2**20
 
