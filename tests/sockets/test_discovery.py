@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -183,6 +184,39 @@ def test_odd_announcements() -> None:
     each._announced(announced("empty", {}))
     assert len(each.others) == discovery.MAX_OTHERS and len(seen) == 4
     assert all(group.isprintable() for group in each.others)
+
+
+@pytest.mark.usefixtures("in_a_network")
+def test_who_is_shown_on_a_network_that_this_device_is_not_in_is_told_and_not_dialled() -> None:
+    """As where a router passes announcements on between two networks."""
+    seen: list[str] = []
+    each = Discovery(GroupTag("ours"), 4781, LAN, seen.append)
+
+    def shown(name: str, host: str, group: str = "ours") -> None:
+        packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+        properties: dict[str, bytes | str] = {"g": group, "v": str(WIRE_VERSION)}
+        service = f"{name}.{discovery.SERVICE}"
+        each._announced(
+            discovery.AsyncServiceInfo(discovery.SERVICE, service, addresses=[packed], port=4700, properties=properties)
+        )
+
+    for name, host, group in (("other", "10.0.1.9", "theirs"), ("alone", "127.0.0.1", "ours"), ("b", "10.0.0.7", "ours")):
+        shown(name, host, group)
+    assert each.elsewhere() == "" and seen == ["tcp://10.0.0.7:4700"]
+    shown("c", "10.0.1.7")
+    shown("c", "10.0.1.7")  # by another way
+    assert "shows 10.0.1.7:4700, which is on no network of this device: --peer 10.0.1.7:4700" in each.elsewhere()
+    shown("d", "2001:db8::7")
+    assert "--peer [2001:db8::7]:4700" in each.elsewhere()
+    for name in ("c", "d"):
+        each._changed(None, discovery.SERVICE, f"{name}.{discovery.SERVICE}", ServiceStateChange.Removed)  # type: ignore[arg-type]
+    assert each.elsewhere() == ""
+    for number in range(1000):
+        shown(f"n{number}", "10.0.1.7")
+    assert len(each._elsewhere) <= discovery.MAX_SHOWN and len(seen) == 1
+    shown("n999", "10.0.0.8")  # it has come into our network
+    each.readdress(LAN)
+    assert each.elsewhere() == ""
 
 
 @pytest.mark.usefixtures("in_a_network")
