@@ -5,6 +5,7 @@ A room is plain objects, and functions in its network's heap that see some of th
 
 from __future__ import annotations
 
+import importlib
 import io
 import pickle
 import types
@@ -33,7 +34,9 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, types.CellType):
-            return types.CellType, ()  # filled by the functions that see it, which it may hold itself
+            return _cell, ()  # filled by the functions that see it, which it may hold itself
+        if isinstance(obj, types.ModuleType):
+            return importlib.import_module, (obj.__name__,)
         if isinstance(obj, types.FunctionType) and "<" in obj.__qualname__:
             code = f"{obj.__module__} {obj.__qualname__} {id(obj.__code__)}"
             _codes[code] = obj.__code__
@@ -43,8 +46,12 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
+def _cell() -> types.CellType:
+    return types.CellType()
+
+
 def _function(code: str, module: str, cells: tuple[types.CellType, ...]) -> types.FunctionType:
-    return types.FunctionType(_codes[code], vars(__import__(module, fromlist=["_"])), None, None, cells)
+    return types.FunctionType(_codes[code], vars(importlib.import_module(module)), None, None, cells)
 
 
 def _content(cell: types.CellType) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ import dataclasses
 import itertools
 
 import pytest
+from kept_rooms import again
 from peer_group import NOTHING, Room, plan_of, sizes
 from seeds import seeds
 from stage_group import (
@@ -46,6 +47,10 @@ CAPPED = ("_asked", "_presences", "_snapshots", "_hellos", "_plans", "_proven", 
 
 
 def pipeline(seed: int = 0, count: int = 4, rounds: int = 10, **options: object) -> Room:
+    return again(under_way_at_13, seed, count, rounds, **options)
+
+
+def under_way_at_13(seed: int, count: int, rounds: int, **options: object) -> Room:
     settings = {"strategy": "planned", "snapshot_steps": EVERY} | options
     room = group(seed, count, owners=count, rounds=rounds, **settings)  # type: ignore[arg-type]
     assert room.run(60, all_at(room, 13)), state_of(room)
