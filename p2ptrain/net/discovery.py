@@ -284,7 +284,6 @@ class Discovery:
             if len(self.others) > MAX_OTHERS:
                 self.others.popitem(last=False)
 
-
     def _note_elsewhere(self, name: str, addresses: Sequence[str]) -> None:
         self._elsewhere.pop(name, None)
         far = [each for each in addresses if not _is_local(each)]

@@ -200,7 +200,11 @@ def test_who_is_shown_on_a_network_that_this_device_is_not_in_is_told_and_not_di
             discovery.AsyncServiceInfo(discovery.SERVICE, service, addresses=[packed], port=4700, properties=properties)
         )
 
-    for name, host, group in (("other", "10.0.1.9", "theirs"), ("alone", "127.0.0.1", "ours"), ("b", "10.0.0.7", "ours")):
+    for name, host, group in (
+        ("other", "10.0.1.9", "theirs"),
+        ("alone", "127.0.0.1", "ours"),
+        ("b", "10.0.0.7", "ours"),
+    ):
         shown(name, host, group)
     assert each.elsewhere() == "" and seen == ["tcp://10.0.0.7:4700"]
     shown("c", "10.0.1.7")

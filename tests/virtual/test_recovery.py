@@ -46,7 +46,7 @@ CAPPED = ("_asked", "_presences", "_snapshots", "_hellos", "_plans", "_proven", 
 """Tables with a bound of their own, which fill up to it; and streams of the plan before, which end by themselves."""
 
 
-def pipeline(seed: int = 0, count: int = 4, rounds: int = 10, **options: object) -> Room:
+def pipeline(seed: int = 0, count: int = 4, rounds: int = 6, **options: object) -> Room:
     return again(under_way_at_13, seed, count, rounds, **options)
 
 
