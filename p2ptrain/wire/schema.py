@@ -57,7 +57,7 @@ def to_plain(value: Any) -> Any:
 
 
 @cache
-def _names(cls: type) -> tuple[str, ...]:
+def _names(cls: Any) -> tuple[str, ...]:
     if not dataclasses.is_dataclass(cls):
         raise LocalError(f"{cls.__name__} can't go on the wire")
     return tuple(field.name for field in dataclasses.fields(cls))

@@ -319,7 +319,7 @@ def test_power_fails_for_all_and_one_disk_is_lost(seed: int) -> None:
 
 def test_a_returning_peer_whose_disk_is_damaged() -> None:
     """All of its blobs are other bytes than they were. An older good state of others is used."""
-    room = pipeline()
+    room = pipeline(rounds=10)
     devices = staged(room)
     device = devices[1]
     done = furthest(room)
@@ -444,7 +444,7 @@ def test_the_group_waits_for_those_whose_disks_have_the_blocks_and_never_begins_
 
 def test_who_comes_back_with_a_newer_whole_state_is_gone_back_to() -> None:
     """Two of three are away for so long that the third begins again: what they bring is more than it has."""
-    room = pipeline(count=3, rounds=30)
+    room = pipeline(count=3, rounds=12)
     devices, done = staged(room), furthest(room)
     for device in devices[1:]:
         device.kill()
