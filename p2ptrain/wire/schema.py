@@ -47,13 +47,14 @@ _AS_THEY_ARE = frozenset({NoneType, bool, int, float, str, bytes, memoryview})
 
 def to_plain(value: Any) -> Any:
     """Maps, lists and scalars that msgpack carries; tuples become lists, nested dataclasses maps."""
-    if type(value) in _AS_THEY_ARE:
+    kind: Any = type(value)
+    if kind in _AS_THEY_ARE:
         return value
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]
     if isinstance(value, int | float | str | bytes):  # a kind of its own, as numpy's numbers are
         return value
-    return {name: to_plain(getattr(value, name)) for name in _names(type(value))}
+    return {name: to_plain(getattr(value, name)) for name in _names(kind)}
 
 
 @cache
