@@ -9,9 +9,9 @@ scripts/setup.sh demo,rich,onnx,bench,test
 if [ $# -gt 0 ]; then
   exec .venv/bin/python -m pytest "$@"
 fi
-# Tests within one process share the cores, a thread each. Those of real peers, which have to answer in time, come after,
-# two at once; what fails beside another test is run once more by itself, and fails if it fails again.
+# Tests within one process share the cores, a thread each. Those of real peers, which wait for one another, come after,
+# three at once; what fails beside another test is run once more by itself, and fails if it fails again.
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile tests/unit tests/virtual
 together="tests/sockets tests/processes"
-.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $together ||
+.venv/bin/python -m pytest --numprocesses 3 --dist loadfile $together ||
   .venv/bin/python -m pytest --last-failed --last-failed-no-failures none $together

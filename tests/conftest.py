@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from p2ptrain.planning.pipeline import fleet
+
+REAL = [Path(__file__).with_name(name) for name in ("sockets", "processes")]
+"""Tests of real peers."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every wait of theirs has its own deadline, which a machine may need that is many times overloaded."""
+    for item in items:
+        if item.path.parent in REAL and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(600))
 
 
 @pytest.fixture(scope="module")

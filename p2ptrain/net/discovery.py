@@ -99,10 +99,19 @@ class Discovery:
         self._allowance = Allowance(time.monotonic())
         self._shown: OrderedDict[str, list[str]] = OrderedDict()
         """What was announced of our group, by the name of the announcement."""
+        self._elsewhere: OrderedDict[str, str] = OrderedDict()
+        """The same of those that are on no network of ours, as where a router passes announcements on: one address."""
 
     @property
     def failed(self) -> bool:
         return self.status.startswith("failed")
+
+    def elsewhere(self) -> str:
+        """In words, who of our group is announced on networks that this device is not in; "" = nobody."""
+        if not self._elsewhere:
+            return ""
+        endpoint = next(reversed(self._elsewhere.values())).removeprefix("tcp://")
+        return f"shows {endpoint}, which is on no network of this device: --peer {endpoint} dials it all the same"
 
     def start(self) -> None:
         """Begin in the background."""
@@ -120,6 +129,7 @@ class Discovery:
     def readdress(self, interfaces: Sequence[str]) -> None:
         """Our addresses are others now."""
         self._interfaces = tuple(interfaces)
+        self._elsewhere.clear()
         self.ask_again()
 
     async def close(self) -> None:
@@ -217,7 +227,10 @@ class Discovery:
         self._num_heard += state_change is ServiceStateChange.Added
         if self._num_heard > MAX_HEARD:
             self._again.set()
-        if name in (self._name, *self._lookups) or state_change is ServiceStateChange.Removed:
+        if state_change is ServiceStateChange.Removed:
+            self._elsewhere.pop(name, None)
+            return
+        if name in (self._name, *self._lookups):
             return
         if len(self._lookups) < MAX_LOOKUPS:
             self._begin_look_up(zeroconf, name)
@@ -260,6 +273,7 @@ class Discovery:
                 self._shown.popitem(last=False)
             for address in addresses:
                 self._on_proposed(address)
+            self._note_elsewhere(info.name, [] if addresses else _addresses_of(hosts, info.port or 0))
         elif group in self._former and self._allowance.take(time.monotonic()):
             for address in addresses:
                 self._former[group](address)
@@ -269,6 +283,21 @@ class Discovery:
             self.others[label] = list(dict.fromkeys(known))[:MAX_ADDRESSES_OF_ONE]
             if len(self.others) > MAX_OTHERS:
                 self.others.popitem(last=False)
+
+    def _note_elsewhere(self, name: str, addresses: Sequence[str]) -> None:
+        self._elsewhere.pop(name, None)
+        far = [each for each in addresses if not _is_local(each)]
+        if far:
+            self._elsewhere[name] = far[0]
+            if len(self._elsewhere) > MAX_SHOWN:
+                self._elsewhere.popitem(last=False)
+
+
+def _is_local(address: str) -> bool:
+    """Whether it means something on its own device or cable only."""
+    parts = split_address(address)
+    host = ipaddress.ip_address(parts[0]) if parts else None
+    return host is None or host.is_loopback or host.is_link_local
 
 
 def _addresses_of(hosts: Sequence[str], port: int) -> list[str]:

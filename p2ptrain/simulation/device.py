@@ -111,9 +111,8 @@ class Device(FrameHost):
         self.trainer: Trainer | None = None
         self.notes: list[tuple[float, Note]] = []
         self.banned: dict[bytes, float] = {}
-        self.done = False
+        self.done, self.lost, self._due = False, "", 0.0
         self.was_stopped: Stopping | None = None
-        self.lost = ""
         self.ahead_s = 0.0
         """How far its monotonic clock is ahead of the others': it jumps when a suspended machine goes on."""
         self.wall_ahead_s = 0.0
@@ -196,11 +195,12 @@ class Device(FrameHost):
     # --- the network's side ---
 
     def tick(self, now: float) -> list[object]:
-        due = self.core.next_deadline()
+        due = self._due  # the network has just asked for it
         return list(self.core.tick(due if 0 < due - self.now < ROUNDING_S else self.now))
 
     def next_deadline(self) -> float:
-        return self.core.next_deadline() - self.ahead_s
+        self._due = self.core.next_deadline()
+        return self._due - self.ahead_s
 
     def frames(self, lane: Lane, sender_key: bytes, frames: Sequence[RawBytes], now: float) -> list[object]:
         if self.banned.get(sender_key, 0.0) > self.now:

@@ -42,15 +42,26 @@ _DEFAULTS: dict[type, Bound] = {
 }
 
 
+_AS_THEY_ARE = frozenset({NoneType, bool, int, float, str, bytes, memoryview})
+
+
 def to_plain(value: Any) -> Any:
     """Maps, lists and scalars that msgpack carries; tuples become lists, nested dataclasses maps."""
-    if value is None or isinstance(value, (bool, int, float, str, bytes, memoryview)):
+    kind: Any = type(value)
+    if kind in _AS_THEY_ARE:
         return value
     if isinstance(value, tuple):
         return [to_plain(item) for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {name: to_plain(getattr(value, name)) for name in _fields(type(value))}
-    raise LocalError(f"{type(value).__name__} can't go on the wire")
+    if isinstance(value, int | float | str | bytes):  # a kind of its own, as numpy's numbers are
+        return value
+    return {name: to_plain(getattr(value, name)) for name in _names(kind)}
+
+
+@cache
+def _names(cls: Any) -> tuple[str, ...]:
+    if not dataclasses.is_dataclass(cls):
+        raise LocalError(f"{cls.__name__} can't go on the wire")
+    return tuple(field.name for field in dataclasses.fields(cls))
 
 
 def from_plain(cls: type[T], plain: object, where: str = "") -> T:
@@ -61,12 +72,13 @@ def from_plain(cls: type[T], plain: object, where: str = "") -> T:
     if plain.keys() != fields.keys():
         odd = sorted(str(key)[:64] for key in set(plain) ^ set(fields))
         raise RemoteError("schema", f"{where or cls.__name__}: unknown or missing fields {odd[:8]}")
-    return cls(**{name: check(plain[name], f"{cls.__name__}.{name}") for name, check in fields.items()})
+    return cls(**{name: check(plain[name], named) for name, (check, named) in fields.items()})
 
 
 def field_from_plain(cls: Any, name: str, plain: object) -> Any:
     """The value of one field. Raises ``RemoteError``."""
-    return _fields(cls)[name](plain, f"{cls.__name__}.{name}")
+    check, named = _fields(cls)[name]
+    return check(plain, named)
 
 
 # --- a type hint becomes a function, once: reading hints takes longer than checking values ----------------------------
@@ -76,9 +88,10 @@ Check = Callable[[Any, str], Any]
 
 
 @cache
-def _fields(cls: Any) -> dict[str, Check]:
+def _fields(cls: Any) -> dict[str, tuple[Check, str]]:
+    """By name, and what an error calls it."""
     hints = get_type_hints(cls, include_extras=True)
-    return {field.name: _check_of(hints[field.name]) for field in dataclasses.fields(cls)}
+    return {each.name: (_check_of(hints[each.name]), f"{cls.__name__}.{each.name}") for each in dataclasses.fields(cls)}
 
 
 @cache
@@ -97,13 +110,15 @@ def _check_of(hint: Any) -> Check:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return partial(from_plain, hint)
     if get_origin(hint) is Literal:
-        return partial(_check_literal, get_args(hint))
+        words = frozenset(each for each in get_args(hint) if type(each) is str)
+        refuses = partial(_check_literal, get_args(hint))
+        return lambda value, where: value if type(value) is str and value in words else refuses(value, where)
     if get_origin(hint) is tuple:
         items, any_number = get_args(hint), get_args(hint)[1:] == (Ellipsis,)
         if any_number:
             return partial(_check_list, _check_of(items[0]), bound or _DEFAULTS[tuple])
         return partial(_check_items, tuple(map(_check_of, items)))
-    return partial(_check_scalar, hint, None if hint is bool else bound or _DEFAULTS[hint])
+    return _scalar_check(hint, None if hint is bool else bound or _DEFAULTS[hint])
 
 
 def _some(optional: Any) -> Any:
@@ -112,6 +127,21 @@ def _some(optional: Any) -> Any:
     if len(kinds) != 1:
         raise LocalError(f"{optional}: a field is of one type, or of that or None")
     return kinds[0]
+
+
+def _scalar_check(kind: Any, bound: Bound | None) -> Check:
+    """What is as it should be passes at once: most of what a message costs are its scalars."""
+    if bound is None:
+        return partial(_check_scalar, kind, None)
+    low, high = bound.low, bound.high
+
+    def number(value: Any, where: str) -> Any:
+        return value if type(value) is kind and low <= value <= high else _check_scalar(kind, bound, value, where)
+
+    def sized(value: Any, where: str) -> Any:
+        return value if type(value) is kind and low <= len(value) <= high else _check_scalar(kind, bound, value, where)
+
+    return number if kind is int or kind is float else sized
 
 
 def _check_scalar(kind: Any, bound: Bound | None, value: Any, where: str) -> Any:
@@ -146,7 +176,10 @@ def _check_list(check: Check, bound: Bound, value: Any, where: str) -> tuple[Any
         raise RemoteError("schema", f"{where}: expected a list")
     if not bound.low <= len(value) <= bound.high:
         raise RemoteError("schema", f"{where}: {len(value)} items, allowed {bound.low:g}..{bound.high:g}")
-    return tuple([check(item, f"{where}[{i}]") for i, item in enumerate(value)])
+    try:
+        return tuple([check(item, where) for item in value])
+    except RemoteError:  # to name all items takes longer than to check them
+        return tuple([check(item, f"{where}[{i}]") for i, item in enumerate(value)])
 
 
 def _check_items(checks: tuple[Check, ...], value: Any, where: str) -> tuple[Any, ...]:

@@ -53,7 +53,7 @@ ROUNDS = 12
 EPOCHS_PER_ROUND = 8.0
 """Digits are few. Peers on few cores start some seconds apart, and with short rounds the first has done all of them
 alone before the last begins."""
-TINY_ROUNDS = 3
+TINY_ROUNDS, TINY_EPOCHS = 3, 1.0
 TIMEOUT_S = 240.0
 """For a group to train; it takes a tenth of that on two idle cores."""
 POLL_S = 0.03
@@ -61,7 +61,7 @@ CENTRAL = "central"
 
 
 def run(settings: Settings) -> Iterator[Sample]:
-    rounds = TINY_ROUNDS if settings.tiny else ROUNDS
+    rounds, epochs = (TINY_ROUNDS, TINY_EPOCHS) if settings.tiny else (ROUNDS, EPOCHS_PER_ROUND)
     with tempfile.TemporaryDirectory(prefix="p2ptrain-bench-") as folder:
         data, contract = digits_file(Path(folder))
         for repetition in settings.repetitions:
@@ -71,7 +71,7 @@ def run(settings: Settings) -> Iterator[Sample]:
                 seed=SEED + repetition,
                 model=ModelConfig("lenet"),
                 data=contract,
-                training=TrainingConfig(rounds=rounds, epochs_per_round=EPOCHS_PER_ROUND, batch_size=32),
+                training=TrainingConfig(rounds=rounds, epochs_per_round=epochs, batch_size=32),
             )
             yield Sample(CENTRAL, repetition, _centrally(job, data), is_baseline=True)
             for num_peers in NUM_PEERS[:1] if settings.tiny else NUM_PEERS:

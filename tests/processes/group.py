@@ -37,8 +37,10 @@ from p2ptrain.runtime.node.journal import Line
 from p2ptrain.runtime.node.node import NetworkConfig
 
 T = TypeVar("T")
-START_S = 60.0
-"""Until a group of four trains: each imports torch, on two cores, which may be busy."""
+SOON_S = 120.0
+"""What takes a moment, on a machine that is many times overloaded."""
+START_S = 240.0
+"""Until a group of four trains, or small ones are done: each imports torch, on two cores, which may be as busy."""
 MARK = "P2PTRAIN_TEST_PEER"
 
 
@@ -109,6 +111,9 @@ class PeerProcess:
         self.options |= {"linger_s": 600.0, "keep_model": False, **options}
         self.mark = secrets.token_hex(8)
         self.errors = home / f"{name}.err"
+        self._lines: list[Line] = []
+        self._read_of = self._read_to = 0
+        """The journal's file, and how many bytes of it are in ``_lines``."""
 
     @property
     def address(self) -> str:
@@ -193,11 +198,29 @@ class PeerProcess:
         """Its journal's lines of this kind, with these fields, written at ``since`` or later."""
         return [
             line
-            for line in journal.read(self.state / "journal.jsonl")
+            for line in self._journal()
             if (not kind or line.kind == kind)
             and line.time >= since
             and all(line.fields.get(name) == value for name, value in fields.items())
         ]
+
+    def _journal(self) -> list[Line]:
+        """All of it: what is new is read, as tests look many times a second."""
+        path = self.state / "journal.jsonl"
+        if journal.old_path(path).exists():
+            return list(journal.read(path))
+        try:
+            with path.open("rb") as file:
+                if (number := os.fstat(file.fileno()).st_ino) != self._read_of:
+                    self._read_of, self._read_to, self._lines = number, 0, []
+                file.seek(self._read_to)
+                new = file.read()
+        except OSError:
+            return []
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        self._lines += [line for each in whole.splitlines() if (line := journal.decode(each)) is not None]
+        return self._lines
 
     def said(self, kind: str, since: float = 0.0, **fields: object) -> bool:
         return bool(self.lines(kind, since, **fields))
@@ -277,12 +300,12 @@ class PeerGroup:
         return NetworkConfig(("127.0.0.1",), peers=known, discover=False)
 
     def status(self) -> api.Status:
-        return self.ask(api.status(self.group, network=self.network()))
+        return self.ask(api.status(self.group, network=self.network(), wait_s=SOON_S))
 
     def harvest(self, **options: Any) -> api.Harvest:
-        return self.ask(api.harvest(self.group, network=self.network(), **options))
+        return self.ask(api.harvest(self.group, network=self.network(), **({"wait_s": SOON_S} | options)))
 
-    def ask(self, question: Awaitable[T], timeout_s: float = 100.0) -> T:
+    def ask(self, question: Awaitable[T], timeout_s: float = START_S) -> T:
         async def bounded() -> T:
             return await asyncio.wait_for(question, timeout_s)
 
@@ -297,9 +320,23 @@ class PeerGroup:
         for peer in self.peers:
             peer.end()
         left = [process for peer in self.peers for process in peer.everything()]
-        _, left = psutil.wait_procs(left, timeout=3)
+        _, left = psutil.wait_procs(left, timeout=SOON_S)
         assert not left, f"processes are left over: {left}"
         assert all(port_is_free(peer.port) and port_is_free(peer.port + 1) for peer in self.peers), "a port is kept"
+
+
+@contextlib.contextmanager
+def stopped_trainers(peers: list[PeerProcess]) -> Iterator[None]:
+    """Their nodes go on and answer, but nothing is trained, as on devices that have other work to do."""
+    trainers = [peer.trainer() for peer in peers]
+    for trainer in trainers:
+        trainer.suspend()
+    try:
+        yield
+    finally:
+        for trainer in trainers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                trainer.resume()
 
 
 def slowness() -> float:

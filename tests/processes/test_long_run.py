@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from group import PeerGroup, PeerProcess, make_job, peer_group, slowness
+from group import SOON_S, START_S, PeerGroup, PeerProcess, make_job, peer_group, slowness
 
 from p2ptrain import api
 from p2ptrain.errors import UserError
@@ -22,8 +22,8 @@ from p2ptrain.experiment.processes import port_is_free
 from p2ptrain.net.keys import new_group
 
 pytestmark = pytest.mark.slow
-DETECTED_S = 3.0
-"""As long as the nodes get their share of the processor (the trainers yield to them)."""
+DETECTED_S, LEFT_S = 3.0, 4.0
+"""On an idle machine; as many times longer as everything takes longer on this one (the trainers yield to the nodes)."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def until_one_plan(peers: PeerGroup, members: list[PeerProcess]) -> None:
             return False
         return all(r.plan == status.plan.hash and r.phase == "training" for r in alive.values())
 
-    peers.until(one_plan, 120, "everyone trains by one plan")
+    peers.until(one_plan, START_S, "everyone trains by one plan")
 
 
 def lowest_of(peers: PeerGroup) -> PeerProcess:
@@ -84,27 +84,27 @@ def test_a_killed_peer_is_missed_in_time_and_resumes(
     own_id, part = victim.id, victim.lines("training")[-1].fields["part"]
     trainer, slow = victim.trainer(), slowness()
     killed_at = victim.kill()
-    whole.until(lambda: not lives(trainer), 2, "the trainer ends with its node")
+    whole.until(lambda: not lives(trainer), SOON_S, "the trainer ends with its node")
     assert port_is_free(victim.port) and port_is_free(victim.port + 1)
-    whole.until_all("failed", 10, others, peer=own_id)
+    whole.until_all("failed", SOON_S, others, peer=own_id)
     took = [peer.lines("failed", killed_at, peer=own_id)[0].time - killed_at for peer in others]
     record_property("detection_s", [round(s, 2) for s in took])
-    slow = max(slow, slowness())
+    slow = max(1.0, slow, slowness())
     print(
         f"{role}: known dead after {', '.join(f'{s:.2f}' for s in took)} s, machine {slow:.1f} times slower than idle"
     )
-    assert max(took) < (DETECTED_S if slow < 3 else 2 * DETECTED_S)
+    assert max(took) < DETECTED_S * slow
     assert not any(peer.lines("failed", killed_at, peer=other.id) for peer in others for other in others)
 
     for peer in others:
         whole.until_round(rounds_of(peer) + 1, [peer])
     restarted_at = time.time()
     victim.start()
-    whole.until(lambda: victim.said("training", restarted_at), 90, f"{victim.name} trains again")
+    whole.until(lambda: victim.said("training", restarted_at), START_S, f"{victim.name} trains again")
     line = victim.lines("training", restarted_at)[0]
     assert victim.id == own_id
     assert line.fields["part"] == part and int(line.fields["round"] or 0) > 0
-    whole.until(lambda: all(p.said("joined", restarted_at, peer=own_id) for p in others), 10, "it is back")
+    whole.until(lambda: all(p.said("joined", restarted_at, peer=own_id) for p in others), SOON_S, "it is back")
 
 
 def lives(process: psutil.Process) -> bool:
@@ -130,11 +130,10 @@ def test_a_long_stall_is_a_death_and_it_comes_back(whole: PeerGroup) -> None:
     others = [peer for peer in whole.peers[:4] if peer is not victim]
     since = time.time()
     victim.send_all(signal.SIGSTOP)
-    time.sleep(8.0)
-    assert all(peer.said("failed", since, peer=victim.id) for peer in others), whole.tails()
+    whole.until(lambda: all(p.said("failed", since, peer=victim.id) for p in others), SOON_S, "it is missed")
     resumed_at = time.time()
     victim.send_all(signal.SIGCONT)
-    whole.until(lambda: all(p.said("joined", resumed_at, peer=victim.id) for p in others), 10, "it is back")
+    whole.until(lambda: all(p.said("joined", resumed_at, peer=victim.id) for p in others), SOON_S, "it is back")
     until_one_plan(whole, whole.peers[:4])
     assert not victim.said("failed", resumed_at), f"its own stall counts against nobody\n{victim.tail()}"
     whole.until_round(rounds_of(victim) + 1, [victim])
@@ -144,9 +143,9 @@ def test_a_killed_trainer_goes_on_from_the_last_snapshot(whole: PeerGroup) -> No
     peer, since = whole.peers[3], time.time()
     before, part = peer.trainer(), peer.lines("training")[-1].fields["part"]
     before.kill()
-    whole.until(lambda: peer.said("trainer-failed", since), 3, "the node says that its trainer died")
+    whole.until(lambda: peer.said("trainer-failed", since), SOON_S, "the node says that its trainer died")
     assert "memory" in str(peer.lines("trainer-failed", since)[0].fields["detail"])
-    whole.until(lambda: peer.said("training", since), 90, "another trainer")
+    whole.until(lambda: peer.said("training", since), START_S, "another trainer")
     line = peer.lines("training", since)[0]
     assert line.fields["part"] == part and int(line.fields["round"] or 0) >= rounds_of_before(peer, since)
     assert peer.trainer().pid != before.pid
@@ -178,25 +177,28 @@ def test_a_late_joiner_gets_job_and_part_and_leaves_in_good_order(whole: PeerGro
     since = time.time()
     late = whole.add("late", shard="1/4").start()
     try:
-        whole.until(lambda: late.said("training", since), 90, "the late one trains")
+        whole.until(lambda: late.said("training", since), START_S, "the late one trains")
         assert late.lines("job-from")
         assert int(late.lines("training")[0].fields["round"] or 0) > 0, "from a copy of the part"
         either = ("replica-acked", "gossip")  # another keeps its snapshot, or averages the same part
-        whole.until(lambda: any(late.said(kind, since) for kind in either), 60, "another has what it learns")
+        whole.until(lambda: any(late.said(kind, since) for kind in either), SOON_S, "another has what it learns")
         assert not any(peer.said("failed", since) for peer in whole.peers)
 
-        asked_at = time.monotonic()
+        slow, asked_at = slowness(), time.monotonic()
         late.send(signal.SIGTERM)
-        assert late.wait(10) == 0, late.tail()
-        took = time.monotonic() - asked_at
-        print(f"leaving took {took:.2f} s")
-        assert took < 4
+        assert late.wait(SOON_S) == 0, late.tail()
+        took, slow = time.monotonic() - asked_at, max(1.0, slow, slowness())
+        print(f"leaving took {took:.2f} s, machine {slow:.1f} times slower than idle")
+        assert took < LEFT_S * slow
         others = whole.peers[:4]
-        whole.until_all("left", 3, others, peer=late.id)
+        whole.until_all("left", SOON_S, others, peer=late.id)
         assert not any(peer.said("failed", since) for peer in others)
         newest = state_of(late.manifest()["snapshots"][-1])
-        kept = [state_of(holding) for peer in others for holding in peer.manifest()["replicas"]]
-        assert newest in kept, f"handed over: {newest}\n{late.tail()}"
+        whole.until(
+            lambda: newest in [state_of(kept) for peer in others for kept in peer.manifest()["replicas"]],
+            SOON_S,
+            f"handed over: {newest}",
+        )
     finally:
         whole.peers.remove(late)
         late.end()
@@ -210,7 +212,7 @@ def test_another_group_next_door_and_a_wrong_code(whole: PeerGroup) -> None:
     neighbour = whole.add("neighbour", group=other, job=job, peers=addresses).start()
     stranger = whole.add("stranger", group=new_group(), peers=[*addresses, neighbour.address]).start()
     try:
-        whole.until(lambda: neighbour.said("done"), 90, "the group next door trains")
+        whole.until(lambda: neighbour.said("done"), START_S, "the group next door trains")
         with pytest.raises(UserError, match="no peer of this group answered"):
             whole.ask(api.harvest(new_group(), network=whole.network(), wait_s=3))
         assert not stranger.said("admitted") and not stranger.said("job") and not stranger.trainers()
@@ -220,7 +222,7 @@ def test_another_group_next_door_and_a_wrong_code(whole: PeerGroup) -> None:
             assert not known & {neighbour.id, stranger.id}
             assert not peer.said("failed", since)
         stranger.send(signal.SIGINT)
-        assert stranger.wait(5) == 0
+        assert stranger.wait(SOON_S) == 0
     finally:
         for peer in (neighbour, stranger):
             whole.peers.remove(peer)
@@ -231,7 +233,7 @@ def test_a_state_directory_has_one_peer(whole: PeerGroup) -> None:
     first = whole.peers[0]
     second = whole.add("second", state=str(first.state)).start()
     try:
-        assert second.wait(15) == 2
+        assert second.wait(SOON_S) == 2
         said = second.errors.read_text()
         assert "in use by another peer" in said and str(first.pid) in said and "Traceback" not in said
     finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from group import PeerGroup, PeerProcess, make_job
+from group import SOON_S, START_S, PeerGroup, PeerProcess, make_job
 
 from p2ptrain import api
 from p2ptrain.cli.model import evaluate
@@ -30,15 +30,15 @@ def stop(*group: PeerProcess) -> None:
     for peer in group:
         peer.send(signal.SIGTERM)
     for peer in group:
-        assert peer.wait(100) == 0, peer.tail(40)
+        assert peer.wait(SOON_S) == 0, peer.tail(40)
 
 
 def test_the_job_and_the_model_are_still_there_in_the_morning(peers: PeerGroup) -> None:
     job = make_job(peers=2, rounds=3, epochs=1.0)
     first = peers.add(job=job.to_json(), shard="1/2", keep_model=True).start()
     second = peers.add(shard="2/2").start()
-    peers.until_all("done", 80)
-    peers.until_all("model-written", 80, [first])
+    peers.until_all("done")
+    peers.until_all("model-written", START_S, [first])
     stop(first, second)
     others = peers.home / "elsewhere"
     first.state.rename(others)  # a state directory may be moved
@@ -64,15 +64,15 @@ def test_the_job_and_the_model_are_still_there_in_the_morning(peers: PeerGroup) 
 
     since = time.time()
     second.start()  # by its own command: nobody tells it a job
-    peers.until(lambda: second.said("job-kept", since, job=job.id), 60, "it goes on with its own")
-    peers.until(lambda: second.said("done", since), 60, "and is done with it")
+    peers.until(lambda: second.said("job-kept", since, job=job.id), START_S, "it goes on with its own")
+    peers.until(lambda: second.said("done", since), START_S, "and is done with it")
 
     other = continued(job, path)
     more = with_noise(second.options["data"], peers.home / "noise.npz")
     third = peers.add(job=other.to_json(), init=str(path), data=more, peers=[second.address]).start()
-    peers.until(lambda: second.said("job-left", since, theirs=other.id), 60, "the group has another job by now")
-    peers.until_all("done", 80, [third])
-    peers.until(lambda: second.said("job", since, job=other.id), 5, "and it trained that")
+    peers.until(lambda: second.said("job-left", since, theirs=other.id), START_S, "the group has another job by now")
+    peers.until_all("done", START_S, [third])
+    peers.until(lambda: second.said("job", since, job=other.id), SOON_S, "and it trained that")
     both = peers.harvest()
     assert both.job.data.classes == (*job.data.classes, "noise")
     api.save_harvest(peers.home / "eleven.safetensors", both)

@@ -6,13 +6,11 @@ group's trainers are stopped until it is there.
 
 from __future__ import annotations
 
-import contextlib
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import psutil
 import pytest
-from group import PeerGroup, PeerProcess
+from group import SOON_S, PeerGroup, PeerProcess, stopped_trainers
 from pictures import num_samples, picture_job, unpack
 
 from p2ptrain import api
@@ -64,20 +62,6 @@ def check_one_fit(peers: list[PeerProcess], found: api.Harvest, samples: int) ->
     assert all(part.round == part.rounds for part in found.report) and not found.missing
     assert found.verdict is not None and found.verdict.train_samples == samples
     assert not found.is_half_way and "HALF-WAY" not in report.render(found)
-
-
-@contextlib.contextmanager
-def stopped_trainers(peers: list[PeerProcess]) -> Iterator[None]:
-    """Their nodes go on and answer, but nothing is trained, as on devices that have other work to do."""
-    trainers = [peer.trainer() for peer in peers]
-    for trainer in trainers:
-        trainer.suspend()
-    try:
-        yield
-    finally:
-        for trainer in trainers:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                trainer.resume()
 
 
 def test_two_laptops_one_has_some_of_the_others_classes(peers: PeerGroup) -> None:
@@ -181,7 +165,7 @@ def test_the_only_one_with_a_class_goes_half_way(peers: PeerGroup, how: str) -> 
         else:
             only.kill()
         assert not only.said("done") and not any(peer.said("done") for peer in others), peers.tails()
-        peers.until_all("left" if how == "leaves" else "failed", 60, others, peer=only.id)
+        peers.until_all("left" if how == "leaves" else "failed", SOON_S, others, peer=only.id)
     peers.until_all("done", TRAINED_S, others)
     part = int(only.lines("training")[-1].fields["part"] or 0)
     found = peers.harvest()

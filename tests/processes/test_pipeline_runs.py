@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from group import PeerGroup, PeerProcess, make_job
+from group import SOON_S, START_S, PeerGroup, PeerProcess, make_job, stopped_trainers
 
 from p2ptrain import api
 from p2ptrain.config import Job, ModelConfig, TrainingConfig
@@ -90,7 +90,7 @@ def test_three_processes_train_what_one_does(peers: PeerGroup, tmp_path: Path, k
         job, data = text_job(tmp_path)
         job, options = as_pipeline(job), {"data": data}
     peers.start(3, job, **options)
-    peers.until_all("done", 120)
+    peers.until_all("done")
     found = peers.harvest()
     assert isinstance(found.plan.body, PipelineBody) and len(found.plan.body.pipeline.stages) == 3
     steps = found.plan.body.steps_per_round * job.training.rounds
@@ -108,7 +108,7 @@ def test_two_owners_share_each_micro_batch(peers: PeerGroup) -> None:
     job = as_pipeline(make_job(rounds=6, epochs=2, peers=2), strategy="data-parallel")
     job = dataclasses.replace(job, data=dataclasses.replace(job.data, val=0.1))
     both = peers.start(2, job, keep_model=True)
-    peers.until_all("model-looked-at", 200)
+    peers.until_all("model-looked-at")
     told = {peer.name: peer.lines("model-looked-at")[0].fields for peer in both}
     found = peers.harvest(wait_s=90)
     while len(found.looks) < 2:  # the last one is still passed on
@@ -134,23 +134,24 @@ def test_two_owners_share_each_micro_batch(peers: PeerGroup) -> None:
 
 @pytest.mark.parametrize("schedule", ["sync", "async"])
 def test_a_lost_stage_is_taken_over_from_what_was_saved(peers: PeerGroup, schedule: str) -> None:
-    job = as_pipeline(make_job(rounds=20, epochs=2, peers=3), schedule=schedule)
+    job = as_pipeline(make_job(rounds=14, epochs=2, peers=3), schedule=schedule)
     three = peers.start(3, job)
     peers.until_round(3)
     peers.until_all("replica-acked")
-    plan = peers.status().plan
-    assert plan is not None and isinstance(plan.body, PipelineBody)
-    lost = next(peer for peer in three if peer.id == plan.body.pipeline.stages[1].peers[0])
-    others = [peer for peer in three if peer is not lost]
-    at = lost.kill()
-    assert not lost.said("done"), "killed in the middle of training"
-    peers.until_all("failed", 15, others, peer=lost.id)
-    peers.until(lambda: all(peer.said("training", at) for peer in others), 40, "the others go on")
+    with stopped_trainers(three):
+        plan = peers.status().plan
+        assert plan is not None and isinstance(plan.body, PipelineBody)
+        lost = next(peer for peer in three if peer.id == plan.body.pipeline.stages[1].peers[0])
+        others = [peer for peer in three if peer is not lost]
+        at = lost.kill()
+        assert not any(peer.said("done") for peer in three), "killed in the middle of training"
+    peers.until_all("failed", SOON_S, others, peer=lost.id)
+    peers.until(lambda: all(peer.said("training", at) for peer in others), START_S, "the others go on")
     for peer in others:
         assert int(peer.lines("training", at)[0].fields["round"] or 0) >= 1, "from a saved step, not from the start"
-    peers.until_all("done", 120, others)
+    peers.until_all("done", START_S, others)
     found = peers.harvest()
-    assert found.plan.epoch > plan.epoch and {report.round for report in found.report} == {20}
+    assert found.plan.epoch > plan.epoch and {report.round for report in found.report} == {14}
     path = peers.home / "model.safetensors"
     api.save_harvest(path, found)
     model, card = api.load_model(path)
@@ -158,19 +159,21 @@ def test_a_lost_stage_is_taken_over_from_what_was_saved(peers: PeerGroup, schedu
 
 
 def test_a_trainer_that_dies_and_a_helper_without_samples(peers: PeerGroup) -> None:
-    job = as_pipeline(make_job(rounds=20, epochs=2, peers=2), snapshot_steps=5)
+    job = as_pipeline(make_job(rounds=12, epochs=2, peers=2), snapshot_steps=5)
     owner = peers.add(job=job.to_json(), shard="1/2").start()
     helper = peers.add(data="").start()
     peers.until_round(2)
-    plan = peers.status().plan
-    assert plan is not None and isinstance(plan.body, PipelineBody)
-    assert [stage.peers for stage in plan.body.pipeline.stages] == [(owner.id,), (helper.id,)]
-    at = time.time()
-    helper.trainer().send_signal(signal.SIGKILL)
-    peers.until(lambda: helper.said("trainer-failed", at), 10, "the node notices")
-    peers.until(lambda: owner.said("training", at), 60, "the other goes on, and may be done before the helper is back")
+    with stopped_trainers([owner]):
+        plan = peers.status().plan
+        assert plan is not None and isinstance(plan.body, PipelineBody)
+        assert [stage.peers for stage in plan.body.pipeline.stages] == [(owner.id,), (helper.id,)]
+        assert not owner.said("done"), "killed in the middle of training"
+        at = time.time()
+        helper.trainer().send_signal(signal.SIGKILL)
+        peers.until(lambda: helper.said("trainer-failed", at), SOON_S, "the node notices")
+    peers.until(lambda: owner.said("training", at), START_S, "the other goes on; it may be done before the helper is")
     assert int(owner.lines("training", at)[0].fields["round"] or 0) >= 1
-    peers.until_all("done", 120)
+    peers.until_all("done")
     found = peers.harvest()
-    assert {report.round for report in found.report} == {20}
+    assert {report.round for report in found.report} == {12}
     assert all(bool(tensor.isfinite().all()) for tensor in found.state.values())

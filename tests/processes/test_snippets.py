@@ -102,7 +102,7 @@ def test_the_snippet_as_it_is_written(tmp_path: Path) -> None:
     assert snippet.count(CODE) == 1
     program = ALONE + snippet.replace(CODE, str(new_group()))
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500
     )
     print(done.stdout, done.stderr)
     assert done.returncode == 0, done.stderr

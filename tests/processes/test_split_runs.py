@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from group import PeerGroup, PeerProcess, make_job
+from group import START_S, PeerGroup, PeerProcess, make_job, stopped_trainers
 from torch import Tensor
 
 from p2ptrain import api
@@ -90,7 +90,7 @@ def averaged(job: Job, plan: Plan, owners: list[PeerProcess]) -> dict[str, Tenso
 def test_two_owners_and_a_helper_train_what_federated_averaging_does(peers: PeerGroup, labels: str) -> None:
     job = as_split(make_job(rounds=3, epochs=1, peers=3), labels=labels)
     *owners, helper = start(peers, 2, job)
-    peers.until_all("done", 120)
+    peers.until_all("done")
     found = peers.harvest()
     body = body_of(found.plan)
     assert body.split.helpers == (helper.id,) and {unit.owner for unit in body.split.units} == {p.id for p in owners}
@@ -136,7 +136,7 @@ def trained_centrally(job: Job, plan: Plan, owners: list[PeerProcess]) -> dict[s
 def test_with_shared_tails_they_train_what_one_process_does(peers: PeerGroup) -> None:
     job = as_split(make_job(rounds=2, epochs=1, peers=3), tails="shared")
     *owners, helper = start(peers, 2, job)
-    peers.until_all("done", 120)
+    peers.until_all("done")
     found = peers.harvest()
     assert body_of(found.plan).split.helpers == (helper.id,) and found.plan.epoch == 1
     for name, tensor in trained_centrally(job, found.plan, owners).items():
@@ -149,12 +149,13 @@ def test_a_helper_is_killed_and_its_owners_go_on(peers: PeerGroup) -> None:
     job = as_split(make_job(rounds=12, epochs=2, peers=3))
     *owners, helper = start(peers, 2, job)
     peers.until_round(3)
-    at = helper.kill()
-    assert not helper.said("done"), "killed in the middle of training"
-    peers.until(lambda: all(peer.said("training", at) for peer in owners), 60, "the others go on")
+    with stopped_trainers([*owners, helper]):
+        assert not any(peer.said("done") for peer in peers.peers), "killed in the middle of training"
+        at = helper.kill()
+    peers.until(lambda: all(peer.said("training", at) for peer in owners), START_S, "the others go on")
     for peer in owners:
         assert int(peer.lines("training", at)[0].fields["round"] or 0) >= 1, "from a saved state, not from the start"
-    peers.until_all("done", 120, owners)
+    peers.until_all("done", START_S, owners)
     found = peers.harvest()
     assert found.plan.epoch > 1 and {report.round for report in found.report} == {12}
     path = peers.home / "model.safetensors"

@@ -13,8 +13,8 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import msgpack
@@ -36,7 +36,7 @@ from attackers.insider import Insider
 from attackers.made_up import CALM, EPOCHS, random_message
 from attackers.outsider import Held, knock_with_zmq
 from attackers.raw import garbage, greeting
-from group import PeerGroup, PeerProcess, make_job, peer_group
+from group import SOON_S, PeerGroup, PeerProcess, make_job, peer_group
 
 pytestmark = pytest.mark.slow
 SEED = int(os.environ.get("P2PTRAIN_SEED", "1"))
@@ -118,6 +118,26 @@ def insider(peers: PeerGroup, directory: Path, rng: random.Random) -> Insider:
     return Insider(peers.group, [peers.peers[0].address], directory, rng)
 
 
+async def knows_plan(liar: Insider) -> None:
+    """It has been told the target's record, the job and the plan."""
+    observer, deadline = liar.node.observer, time.monotonic() + SOON_S
+    while not observer.records.get(liar.target) or observer.plan() is None:
+        assert time.monotonic() < deadline, "it does not tell its record and its plan"
+        await asyncio.sleep(0.02)
+
+
+async def until_refused(peers: PeerGroup, enough: Callable[[Counter[str]], bool]) -> None:
+    """The target has read, and counted, so much of what it was sent."""
+    deadline = time.monotonic() + SOON_S
+    while not enough(now := await refused_by(peers)):
+        assert time.monotonic() < deadline, f"no more than {dict(now)} were refused"
+
+
+async def refused_by(peers: PeerGroup) -> Counter[str]:
+    status = await api.status(peers.group, network=peers.network(), wait_s=SOON_S)
+    return Counter(status.refused[peers.peers[0].id])
+
+
 def test_nonsense_from_a_holder_of_the_code(target: PeerGroup, tmp_path: Path) -> None:
     (peer,) = target.peers
     rng, before, since = random.Random(SEED), rss(peer), time.time()
@@ -125,15 +145,15 @@ def test_nonsense_from_a_holder_of_the_code(target: PeerGroup, tmp_path: Path) -
     sent: Counter[str] = Counter()
 
     async def test() -> None:
-        for number in range(20):
-            async with insider(target, tmp_path / str(number), rng) as liar:
+        async with AsyncExitStack() as stack:
+            for number in range(20):
+                liar = await stack.enter_async_context(insider(target, tmp_path / str(number), rng))
                 for _ in range(250):
                     await liar.send(*liar.spoilt())
-                await asyncio.sleep(0.1)
                 sent.update(liar.num_sent)
-        await asyncio.sleep(1.5)  # what the transport refused is told once a second
+            await until_refused(target, lambda now: now.total() - refused.total() > 0.7 * sent.total())
 
-    target.ask(test(), 120)
+    target.ask(test())
     after = check_well(target, before, 50 * MIB)
     after.subtract(refused)
     bans = len(peer.lines("banned", since))
@@ -150,7 +170,7 @@ def test_any_well_formed_message_from_a_member(target: PeerGroup, tmp_path: Path
     async def test() -> None:
         for number in range(6):
             async with insider(target, tmp_path / str(number), rng) as liar:
-                await asyncio.sleep(0.5)  # the job is known by then
+                await knows_plan(liar)
                 await liar.send("record", "control", liar.frames(Records((liar.own_record(),))))
                 for _ in range(300):
                     message = liar.random_message()
@@ -158,7 +178,7 @@ def test_any_well_formed_message_from_a_member(target: PeerGroup, tmp_path: Path
                     await liar.send("message", lane_of(message), frames)
                 await asyncio.sleep(0.5)
 
-    target.ask(test(), 120)
+    target.ask(test())
     check_well(target, before, 50 * MIB)
 
 
@@ -175,14 +195,11 @@ def test_lies_with_a_purpose(target: PeerGroup, tmp_path: Path) -> None:
         for number, (what, act) in enumerate(lies.ACTS.items()):
             if what not in COVERED:
                 async with insider(target, tmp_path / str(number), rng) as liar:
-                    deadline = time.monotonic() + 60
-                    while not liar.node.observer.records.get(peer.id) or liar.node.observer.plan() is None:
-                        assert time.monotonic() < deadline, "it does not tell its record and its plan"
-                        await asyncio.sleep(0.02)
+                    await knows_plan(liar)
                     await act(liar)
                     sent.update(liar.num_sent)
 
-    target.ask(test(), 280)
+    target.ask(test(), 500)
     assert all(
         sent[what]
         for what in ("forged rumour", "made-up record", "plan told", "job told", "mass", "fetch", "copy passed off")
@@ -198,7 +215,7 @@ def test_a_harvest_gets_past_a_liar(target: PeerGroup, tmp_path: Path) -> None:
 
     async def test() -> api.Harvest:
         async with insider(target, tmp_path, random.Random(SEED)) as liar:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + SOON_S
             while not (true := liar.node.observer.records.get(peer.id)) or not true.holdings:
                 assert time.monotonic() < deadline, "no record of the peer"
                 await asyncio.sleep(0.01)
@@ -235,19 +252,19 @@ def test_a_harvest_gets_past_a_liar(target: PeerGroup, tmp_path: Path) -> None:
 
 def test_what_was_recorded_is_not_heard_twice(target: PeerGroup, tmp_path: Path) -> None:
     (peer,) = target.peers
-    before = Counter(target.status().refused[peer.id])
+    before, since = Counter(target.status().refused[peer.id]), time.time()
 
     async def test() -> None:
         async with insider(target, tmp_path, random.Random(SEED)) as liar:
             frames = liar.frames(StatusRequest())
             for _ in range(500):
                 await liar.send("replay", "control", frames)
-            await asyncio.sleep(0.5)
+            await until_refused(target, lambda now: now["replay"] - before["replay"] >= 499)
 
     target.ask(test())
     after = Counter(target.status().refused[peer.id])
     assert after["replay"] - before["replay"] == 499
-    assert not peer.lines("banned", time.time() - 5), "a replay is nobody's fault"
+    assert not peer.lines("banned", since), "a replay is nobody's fault"
 
 
 def test_one_that_sends_more_than_is_read(target: PeerGroup, tmp_path: Path) -> None:
@@ -269,7 +286,7 @@ def test_one_that_sends_more_than_is_read(target: PeerGroup, tmp_path: Path) -> 
                 await asyncio.sleep(0.3)
             sizes.append(rss(peer))
 
-    target.ask(test(), 100)
+    target.ask(test())
     print("RSS:", " ".join(f"{size / MIB:.0f}" for size in sizes), "MiB")
     assert sizes[-1] - sizes[2] < 20 * MIB, "it is not the number of senders that costs memory"
     check_well(target, sizes[0], 8 * codec.MAX_DATA_BYTES)

@@ -18,7 +18,7 @@ from p2ptrain.runtime.node.peer_node import PeerNode
 from p2ptrain.runtime.node.peer_options import PeerOptions
 from p2ptrain.runtime.store.state_dir import StateDir
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 def in_a_node(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from kept_rooms import again
 from peer_group import Room, job
 
 from p2ptrain.protocol.session.effects import SendFrames
@@ -21,6 +22,10 @@ LIAR = 3
 
 def training_group(seed: int = 0, liar: bool = True, **changes: object) -> Room:
     """Three honest devices and a liar, in training."""
+    return again(in_training, seed, liar, **changes)
+
+
+def in_training(seed: int, liar: bool, **changes: object) -> Room:
     room = Room(seed, LINK)
     the_job = job(**({"rounds": 40, "min_peers": 4 if liar else 3, "settle_s": 0.2} | changes))  # type: ignore[arg-type]
     for number in range(4 if liar else 3):

@@ -197,7 +197,7 @@ class StageTrainer(BlocksTrainer):
             }
         if self.traits.snapshot_bytes:
             rng = np.random.default_rng(list(f"{self.name}{first}{self.step}".encode()))
-            arrays["ballast"] = rng.integers(0, 256, self.traits.snapshot_bytes).astype(np.uint8)
+            arrays["ballast"] = np.frombuffer(rng.bytes(self.traits.snapshot_bytes), np.uint8)
         which = {"first": str(first), "stop": str(stop), "step": str(self.step)}
         return tensorfile.pack(arrays, which)
 

@@ -15,6 +15,7 @@ import dataclasses
 import itertools
 
 import pytest
+from kept_rooms import again
 from peer_group import NOTHING, Room, plan_of, sizes
 from seeds import seeds
 from stage_group import (
@@ -45,7 +46,11 @@ CAPPED = ("_asked", "_presences", "_snapshots", "_hellos", "_plans", "_proven", 
 """Tables with a bound of their own, which fill up to it; and streams of the plan before, which end by themselves."""
 
 
-def pipeline(seed: int = 0, count: int = 4, rounds: int = 10, **options: object) -> Room:
+def pipeline(seed: int = 0, count: int = 4, rounds: int = 6, **options: object) -> Room:
+    return again(under_way_at_13, seed, count, rounds, **options)
+
+
+def under_way_at_13(seed: int, count: int, rounds: int, **options: object) -> Room:
     settings = {"strategy": "planned", "snapshot_steps": EVERY} | options
     room = group(seed, count, owners=count, rounds=rounds, **settings)  # type: ignore[arg-type]
     assert room.run(60, all_at(room, 13)), state_of(room)
@@ -314,7 +319,7 @@ def test_power_fails_for_all_and_one_disk_is_lost(seed: int) -> None:
 
 def test_a_returning_peer_whose_disk_is_damaged() -> None:
     """All of its blobs are other bytes than they were. An older good state of others is used."""
-    room = pipeline()
+    room = pipeline(rounds=10)
     devices = staged(room)
     device = devices[1]
     done = furthest(room)
@@ -439,7 +444,7 @@ def test_the_group_waits_for_those_whose_disks_have_the_blocks_and_never_begins_
 
 def test_who_comes_back_with_a_newer_whole_state_is_gone_back_to() -> None:
     """Two of three are away for so long that the third begins again: what they bring is more than it has."""
-    room = pipeline(count=3, rounds=30)
+    room = pipeline(count=3, rounds=12)
     devices, done = staged(room), furthest(room)
     for device in devices[1:]:
         device.kill()

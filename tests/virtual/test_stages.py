@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("no_work_for_messages")
 @pytest.mark.parametrize("conditions", [LAN, LOSSY], ids=["lan", "lossy"])
 @pytest.mark.parametrize("strategy", ["equal", "data-parallel", "planned"])
 def test_three_peers(seed: int, conditions: Conditions, strategy: str) -> None:
-    room = group(seed, 3, conditions, strategy=strategy, owners=3 if strategy == "data-parallel" else 1)
+    room = group(seed, 3, conditions, strategy=strategy, owners=3 if strategy == "data-parallel" else 1, rounds=4)
     assert room.run(300, room.all_done), state_of(room)
     assert len(room.plans()) == 1 and room.epochs() == {1}
     steps = total_steps(room.on()[0])
@@ -83,7 +83,7 @@ def test_a_helper_that_comes_late_stands_by() -> None:
 @pytest.mark.parametrize("conditions", [LAN, LOSSY], ids=["lan", "lossy"])
 @pytest.mark.parametrize("stage", range(3))
 def test_one_dies_and_no_batch_is_counted_twice(seed: int, conditions: Conditions, stage: int) -> None:
-    room = group(seed, 3, conditions, owners=3, rounds=12)
+    room = group(seed, 3, conditions, owners=3, rounds=8)
     assert room.run(60, all_at(room, 25)), state_of(room)
     room.run(room.rng.uniform(0, 2))
     (victim,) = pipeline_body(room.devices[0]).pipeline.stages[stage].peers
@@ -104,7 +104,7 @@ def test_one_dies_and_no_batch_is_counted_twice(seed: int, conditions: Condition
 
 def test_who_comes_back_without_its_stage_gets_it_again() -> None:
     """Killed and started again before anybody noticed: the group goes back to what is saved, with the same peers."""
-    room = group(owners=3, rounds=10)
+    room = group(owners=3, rounds=7)
     assert room.run(60, all_at(room, 25)), state_of(room)
     device = room.devices[1]
     device.kill()
@@ -118,7 +118,7 @@ def test_who_comes_back_without_its_stage_gets_it_again() -> None:
 
 
 def test_a_trainer_that_dies() -> None:
-    room = group(rounds=10)
+    room = group(rounds=7)
     assert room.run(60, all_at(room, 25)), state_of(room)
     device = room.devices[2]
     dead = trainer(device)
@@ -132,7 +132,7 @@ def test_a_trainer_that_dies() -> None:
 
 @pytest.mark.parametrize("seed", seeds(1))
 def test_all_die_and_come_back(seed: int) -> None:
-    room = group(seed, rounds=10)
+    room = group(seed, rounds=7)
     assert room.run(60, all_at(room, 25)), state_of(room)
     whole = whole_steps(room)[-1]
     for device in room.on():
@@ -148,7 +148,7 @@ def test_all_die_and_come_back(seed: int) -> None:
 
 
 def test_who_leaves_is_not_waited_for() -> None:
-    room = group(owners=3, rounds=10)
+    room = group(owners=3, rounds=7)
     assert room.run(60, all_at(room, 25)), state_of(room)
     room.run(2)
     left, at = room.devices[2], room.network.now
@@ -210,7 +210,7 @@ def test_the_harvest_is_of_one_step() -> None:
 
 
 def test_the_first_plan_knows_the_links() -> None:
-    room = group(count=4, strategy="planned", settle_s=3.0)
+    room = group(count=4, strategy="planned", settle_s=3.0, rounds=3)
     assert room.run(60, all_at(room, 1)), state_of(room)
     body = pipeline_body(room.devices[0])
     figures = {frozenset((p.peer, link.peer)): link for p in body.figures for link in p.links}
@@ -285,7 +285,7 @@ def test_no_batch_is_lost_if_more_is_known_while_blocks_are_still_on_their_way(
 ) -> None:
     """Of another plan from a later batch on, nobody would ever have the blocks."""
     monkeypatch.setattr("stage_group.RATE", 1.5e6)
-    room = group(strategy="planned", rounds=20, snapshot_bytes=12_000_000)
+    room = group(strategy="planned", rounds=14, snapshot_bytes=12_000_000)
     assert room.run(300, all_at(room, 30)), state_of(room)
     slow, other = first_of_stage(room, 1), first_of_stage(room, 2)
     trainer(slow).slowdown = 4.0
@@ -323,7 +323,7 @@ def test_who_stood_by_under_one_plan_is_ready_for_the_next_at_once() -> None:
 
 
 def test_a_pipeline_that_is_seen_to_be_slow_gives_way_to_one_peer_though_no_stage_says_that_it_is() -> None:
-    room = group(strategy="planned", rounds=20)
+    room = group(strategy="planned", rounds=12)
     assert room.run(60, all_at(room, 1)), state_of(room)
     for device in room.on():
         trainer(device).unseen = 4.0
@@ -367,7 +367,7 @@ def test_the_state_of_a_slow_peer_that_gets_fast_again_is_told() -> None:
 
 
 def test_who_is_left_out_for_being_slow_is_taken_in_again_when_it_is_not() -> None:
-    room = group(strategy="planned", rounds=200)
+    room = group(strategy="planned", rounds=200, block_s=0.003)
     assert room.run(120, all_at(room, 30)), state_of(room)
     slow = first_of_stage(room, 1)
     trainer(slow).slowdown = 30.0

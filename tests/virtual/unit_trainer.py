@@ -309,7 +309,7 @@ class UnitTrainer(BlocksTrainer):
 
     def _ballast(self, what: str) -> np.ndarray:
         rng = np.random.default_rng(list(f"{self.name}{what}{self.round}".encode()))
-        return rng.integers(0, 256, self.traits.ballast_bytes).astype(np.uint8)
+        return np.frombuffer(rng.bytes(self.traits.ballast_bytes), np.uint8)
 
     def _make_average(self) -> None:
         average, plan = self._average, self._plan

@@ -101,6 +101,9 @@ async def _about_peers(node: ObserverNode, group: Group, given: dict[str, list[s
     others = node.discovery.others if node.discovery else {}
     for label, places in list(others.items())[:8]:
         found.append(_another_group(label, places, group))
+    if not met and node.discovery is not None and (far := node.discovery.elsewhere()):
+        shows, _, advice = far.partition(": ")
+        found.append(problem("peers", f"mDNS {shows}", advice))
     if not met and not any(f.level == "problem" for f in found):
         text = f"no peer of this group was found in {waited_s:.0f} s (mDNS: {mdns})"
         advice = "is one running, with this very code? then start `p2ptrain doctor` there too, or name it with --peer"

@@ -311,6 +311,7 @@ class Node:
         asking = Asking(self.now(), self.rng)
         while (core := self.core) is not None:
             await asyncio.sleep(ASK_CHECK_S)
+            self.tell_trouble("mDNS from elsewhere", discovery.elsewhere() if core.num_missing() else "")
             if asking.is_due(core.num_missing(), self.now()):
                 discovery.ask_again()
 

@@ -126,7 +126,11 @@ def clock_ahead(seconds: float) -> Situation:
 
 
 def around(
-    mdns: str | None = "works", met: bool = False, lines: list[Any] | None = None, others: dict[str, Any] | None = None
+    mdns: str | None = "works",
+    met: bool = False,
+    lines: list[Any] | None = None,
+    others: dict[str, Any] | None = None,
+    elsewhere: str = "",
 ) -> Situation:
     """What is said of a group, by what the observer saw."""
     sessions = SimpleNamespace(
@@ -134,7 +138,7 @@ def around(
     )
     node: Any = SimpleNamespace(
         observer=SimpleNamespace(sessions=sessions, records={A: DESK} if met else {}),
-        discovery=SimpleNamespace(status=mdns, others=others or {}) if mdns else None,
+        discovery=SimpleNamespace(status=mdns, others=others or {}, elsewhere=lambda: elsewhere) if mdns else None,
         journal=SimpleNamespace(tail=lambda: lines or []),
         addresses=lambda: ["tcp://10.0.0.1:5"],
     )
@@ -181,6 +185,7 @@ MET = Finding("fine", "peers", "met", proved=True)
 BAD = Finding("problem", "ports", "bad", "mend it")
 FINE = Finding("fine", "ports", "fine")
 OTHER_VERSION = line("other-version", peer="p", ours=1, theirs=7)
+FAR = "shows 10.2.0.7:5, which is on no network of this device: --peer 10.2.0.7:5 dials it all the same"
 ONE_WAY = line("one-way", peer="p", addresses="10.0.0.2:5")
 
 ROWS: list[tuple[str, Situation, Situation]] = [
@@ -292,6 +297,8 @@ ROWS: list[tuple[str, Situation, Situation]] = [
     (r"no peer of this group was found in 8 s \(mDNS: works\) -> is one running, with this very code\? then start",
      around(), around(met=True)),
     (r"mDNS: switched off by --no-discovery", around(None), around()),
+    (r"mDNS shows 10.2.0.7:5, which is on no network of this device -> --peer 10.2.0.7:5 dials it all the same",
+     around(elsewhere=FAR), around(elsewhere=FAR, met=True)),
     (r"another group announces itself: xyz \(v\), at 10.0.0.3:5 -> if that is a device of yours, its code differs",
      around(others={"xyz (v)": ["tcp://10.0.0.3:5"]}), around()),
     (rf"a peer of this group at 10.0.0.3:5 has another wire version 99, ours is {WIRE_VERSION} -> install the same",

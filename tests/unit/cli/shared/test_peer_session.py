@@ -25,7 +25,7 @@ def test_signals_end_it_with_its_goodbye(name: signal.Signals) -> None:
         session = _Session(PeerOptions("", "peer"), Path(), quiet=True, as_json=False)
         session.catch_signals()
         os.kill(os.getpid(), name)
-        await asyncio.wait_for(session.until.wait(), 10)
+        await asyncio.wait_for(session.until.wait(), 100)
 
     asyncio.run(scene())
 
@@ -36,7 +36,7 @@ def test_under_nohup_a_terminal_that_closes_is_no_reason_to_stop() -> None:
         session.catch_signals()
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGTERM)  # one that is heard, after the one that is not
-        await asyncio.wait_for(session.until.wait(), 10)
+        await asyncio.wait_for(session.until.wait(), 100)
         assert session._num_signals == 1
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -8,6 +8,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
@@ -202,6 +203,7 @@ def link(to: str, rate: float = 1e6) -> dict[str, Any]:
     return {"peer": to, "bytes_per_s": rate, "latency_s": 0.001}
 
 
+@cache
 def three() -> Plan:
     """Two stages, peers 0 and 1 (in this order: only 0 and 3 have samples), the others left out."""
     slow = (peer(2, 1e5, counts=()), peer(3, 1e5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from session_net import PORT, Net, Node, captured, key_of, know_each_other, meet, size_of
 
 from p2ptrain.ids import PeerId, peer_id
@@ -248,7 +249,8 @@ def test_the_longest_silent_visitor_gives_way() -> None:
     assert len(peer.linked) == len(here) and not peer.sessions.unanswered()
 
 
-def test_visitors_never_keep_a_peer_out() -> None:
+def test_visitors_never_keep_a_peer_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_PEERS", 2 * visitors.MAX_VISITORS)
     net = Net()
     members: set[PeerId] = set()
     peer = net.add("peer", is_member=members.__contains__)
