@@ -319,6 +319,7 @@ def check_job(job: Job, where: str, modes: KnownModes) -> None:
     """Check what types alone don't say. Raises ``JobError`` naming the key."""
     t, g, d = job.training, job.group, job.data
     limits = (
+        ("seed", job.seed, 0, 2**63 - 1),
         ("model.width", job.model.width, 0.01, 16),
         ("model.init_bytes", job.model.init_bytes, 0, 2**34),
         ("data.val", d.val, 0, 0.5),

@@ -237,7 +237,7 @@ def new(
     job, weights = named_model(settings.pop("model__name") or DEFAULT_MODELS[source.kind], job)
     if weights is not None and init is None:
         init = weights
-    from p2ptrain.modes.jobs import check_job, load_job, with_settings
+    from p2ptrain.modes.jobs import check_job, check_text, load_job, with_settings
     from p2ptrain.modes.registry import MODES
 
     became = with_strategy(settings, strategy)
@@ -270,10 +270,11 @@ def new(
         relative = os.path.relpath(init.resolve(), output.absolute().parent.resolve())
         job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=Path(relative).as_posix()))
     check_job(job, where="job new")
-    write_text(output, commented(job))
-    job = load_job(output)
+    check_text(commented(job), output)
     if init is not None and not is_own_code(job.model.name):
         click.echo(f"--init: {tried(job, init, None)[1]}")
+    write_text(output, commented(job))
+    job = load_job(output)
     shape = " x ".join(map(str, job.data.input_shape))
     click.echo(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")
     if not given:
@@ -368,7 +369,7 @@ def _tell(job: Job, plain: dict[str, Any]) -> None:
     from p2ptrain.words import listed, scaled
 
     flops = plain["flops_per_sample"]
-    click.echo(f"id        {job.id}   ({job.name}, mode {job.mode})")
+    click.echo(f"id        {job.id}   ({clean(job.name, 60)}, mode {job.mode})")
     click.echo(f"model     {job.model.name}: {plain['parameters']:,} parameters, {scaled(plain['model_bytes'], 'B')}")
     click.echo(
         f"cost      {scaled(flops['training'], 'FLOP')} a sample to train, {scaled(flops['forward'], 'FLOP')} forward; "

@@ -293,7 +293,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         torch.serialization.pickle.UnpicklingError,
     ) as error:
         said = (str(error).strip() or "it is empty").splitlines()
-        what = f"no weights that torch can read ({said[0][:100]})"
+        reason = f" ({said[0][:100]})" if " " in said[0] else ""  # a bare number or letter tells nobody anything
+        what = f"no weights that torch can read{reason}"
         if "Unsupported global" in str(error):
             what = "a whole model or other Python objects, which would run code: weights alone are taken"
         raise UserError(

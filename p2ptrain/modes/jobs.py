@@ -45,6 +45,11 @@ def load_job(path: Path | str) -> Job:
     return job
 
 
+def check_text(text: str, where: Path | str) -> None:
+    """That a job file with this text would load, but for the checkpoint that it may name. Raises ``JobError``."""
+    job_from_mapping(tomllib.loads(text), where=str(where))
+
+
 def init_path(path: Path | str) -> Path | None:
     """The checkpoint that a job file names, if it names one by its path."""
     path = Path(path)

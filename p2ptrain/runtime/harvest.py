@@ -233,6 +233,16 @@ def save(path: Path, result: Harvest) -> None:
 
 def former_model(path: Path) -> Mapping[str, str] | None:
     """What the model file that is there says of itself; None if none is. Raises ``UserError`` for any other file."""
+    metadata = told_by(path)
+    if metadata is not None and not metadata:
+        raise UserError(
+            f"{path}: exists already and is no model of p2ptrain; name another file, or overwrite it with --force"
+        )
+    return metadata
+
+
+def told_by(path: Path) -> Mapping[str, str] | None:
+    """What a model file says of itself; nothing if it is no model of ours, None if there is no file."""
     if not path.exists():
         return None
     from safetensors import SafetensorError, safe_open
@@ -242,11 +252,7 @@ def former_model(path: Path) -> Mapping[str, str] | None:
             metadata: dict[str, str] = file.metadata() or {}
     except (OSError, SafetensorError, ValueError):
         metadata = {}
-    if not metadata.get("format", "").startswith("p2ptrain-model-"):
-        raise UserError(
-            f"{path}: exists already and is no model of p2ptrain; name another file, or overwrite it with --force"
-        )
-    return metadata
+    return metadata if metadata.get("format", "").startswith("p2ptrain-model-") else {}
 
 
 def check_replaces(path: Path, result: Harvest) -> None:

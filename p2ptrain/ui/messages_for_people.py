@@ -27,7 +27,7 @@ def round_sentence(fields: Fields, rounds: int, samples_per_s: float, accuracy: 
     val = f", {percent(accuracy)} of own validation samples right" if accuracy >= 0 else ""
     skipped = f", {fields['skipped']} batches without a finite loss were skipped" if "skipped" in fields else ""
     what = f"{loss}{val}{speed}{skipped}{f'; about {left} left' if left else ''}"
-    return f"round {fields.get('round')}/{rounds or '?'} done{what}"
+    return f"round {fields.get('round')}{f'/{rounds}' if rounds else ''} done{what}"
 
 
 def _number(fields: Fields, name: str) -> float:

@@ -169,9 +169,14 @@ def _kept_model(job: Job, job_file: Path, state_dir: Path | None) -> Path:
 
 def _told_by(model_file: Path) -> Mapping[str, str]:
     """What a model's file says of itself. Raises ``UserError`` if it is none."""
-    from p2ptrain.runtime.harvest import former_model
+    from p2ptrain.runtime.harvest import told_by
 
-    found = former_model(model_file)
+    found = told_by(model_file)
+    if found is not None and not found:
+        raise UserError(
+            f"{model_file}: is no model of p2ptrain; give one that `p2ptrain harvest` wrote, or begin a job from other "
+            "weights with `p2ptrain job new --init`"
+        )
     if found is None:
         raise UserError(f"{model_file}: no such file; `p2ptrain harvest` writes one")
     return found

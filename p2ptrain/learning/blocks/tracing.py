@@ -140,7 +140,7 @@ def _no_lost_gradients() -> Iterator[None]:
 def _on_its_own_device(graph: fx.Graph, node: fx.Node) -> None:
     """Where the code asks its own tensors for their device, which is written down as it is now: that of the input."""
     source = next(iter(node.all_input_nodes), None)
-    found: list[torch.device] = []
+    found: list[object] = []
     fx.node.map_aggregate((node.args, node.kwargs), lambda each: found.append(each) if _is_device(each) else None)
     if source is None or not found:
         return
@@ -171,8 +171,8 @@ def trace_chain(model: nn.Module) -> fx.GraphModule:
             try:
                 graphs.append(trace(model, needed_by=_NEEDED_BY, advice=ADVICE, whole=whole))
             except JobError as failed:
-                is_anew = isinstance(failed, AnewInEveryCall)
-                leaf = failed.module if is_anew else model.get_submodule(layer_of(failed.__cause__ or failed, model))
+                name = layer_of(failed.__cause__ or failed, model)
+                leaf = failed.module if isinstance(failed, AnewInEveryCall) else model.get_submodule(name)
                 if leaf in whole or any(True for _ in (*leaf.children(), *leaf.parameters())):
                     raise
                 whole.append(leaf)  # it computes by itself what can't be traced
@@ -290,8 +290,9 @@ class _Tracer(fx.Tracer):
 
 def _generators() -> tuple[bytes, object, bytes]:
     """The states of torch's, Python's and numpy's."""
-    _, keys, place, *_ = np.random.get_state(legacy=True)
-    return torch.default_generator.get_state().numpy().tobytes(), random.getstate(), b"%d" % place + keys.tobytes()
+    numpys: Any = np.random.get_state(legacy=True)
+    place = b"%d" % numpys[2] + numpys[1].tobytes()
+    return torch.default_generator.get_state().numpy().tobytes(), random.getstate(), place
 
 
 def _numbers(model: nn.Module) -> dict[tuple[int, str], int | float]:

@@ -176,7 +176,12 @@ def decode(data: bytes) -> Line | None:
     at, kind = raw.pop("time", None), raw.pop("kind", None)
     if type(at) not in (int, float) or not isinstance(kind, str):
         return None
-    return Line(float(at), kind, {name: _plain(value) for name, value in raw.items()})
+    return Line(float(at), kind, {_as_told(name): _plain(value) for name, value in raw.items()})
+
+
+def _as_told(name: str) -> str:
+    """A field's name as it was before ``encode`` made it another one than the line's own."""
+    return name.removeprefix("_") if name.removeprefix("_") in _OWN else name
 
 
 def read(path: Path) -> Iterator[Line]:

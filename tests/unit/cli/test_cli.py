@@ -496,6 +496,23 @@ def test_classes_of_other_devices_are_named_when_the_job_is_made(
     assert status == 2 and "the data have dog too" in err
 
 
+def test_a_job_that_is_refused_leaves_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    spec = npz(tmp_path)
+    torch.save({"weight": torch.zeros(3, 3)}, "other.pth")
+    Path("no.pth").write_text("hello")
+    for words, why in (
+        (["--init", "other.pth"], "nothing in the checkpoint fits"),
+        (["--init", "no.pth"], "no weights that torch can read; save them"),
+        (["--name", "x" * 5000], "longer than 4096"),
+        (["--seed", str(2**70)], "seed: "),
+        (["--seed", "-1"], "seed: -1 is outside"),
+    ):
+        status, _, err = run(["job", "new", "--data", spec, *words, "-o", "job.toml"], capsys)
+        assert status == 2 and why in err and not Path("job.toml").exists(), err
+
+
 def test_job_new_and_job_check_say_what_a_checkpoint_gives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 

@@ -35,10 +35,18 @@ def said(state: Path, *options: str) -> list[str]:
 def test_sentences_with_day_and_time(state: Path) -> None:
     joined, round_, link, left = said(state)
     assert joined.endswith("laptop is here") and time.strftime("%Y-%m-%d", time.localtime(NOW - 7200)) in joined
-    assert "round 1/? done, loss 0.500" in round_
+    assert "round 1 done, loss 0.500" in round_
     assert left.endswith("lap?top left"), "no control character of anybody's"
     assert "94 Mbit/s" in link
     assert said(state, "-n", "1") == [left] and said(state, "--since", "1h") == [round_, link, left]
+
+
+def test_a_field_that_is_called_as_the_line_s_own_is_told(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.write(NOW, "model-written", path="m.safetensors", **{"kind": "complete model", "why_not": ""})
+    journal.close()
+    (line,) = said(tmp_path)
+    assert line.endswith("the complete model is in m.safetensors")
 
 
 def test_lines_as_they_are(state: Path) -> None:

@@ -97,7 +97,8 @@ def test_what_is_missing_or_does_not_fit_is_said(tmp_path: Path, state: Path) ->
     status, said = run(tmp_path, "--model", str(write_model(tmp_path / "other.safetensors", other)))
     assert status != 0 and "other classes" in said
     (tmp_path / "text").write_text("no model")
-    assert "no model of p2ptrain" in run(tmp_path, "--model", str(tmp_path / "text"))[1]
+    said = run(tmp_path, "--model", str(tmp_path / "text"))[1]
+    assert "no model of p2ptrain" in said and "job new --init" in said and "--force" not in said
     assert "no such file" in run(tmp_path, "--model", str(tmp_path / "missing"))[1]
     assert not (tmp_path / "more.toml").exists()
 
