@@ -95,9 +95,10 @@ def table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[s
 
 def folded(name: str) -> str:
     """What names that mean the same have in common: neither case, nor how accents are stored, nor space around it, nor
-    what can't be seen (a byte order mark, a space of no width)."""
+    what can't be seen (a byte order mark, a space of no width), nor zeros before a number."""
     seen = "".join(c for c in name if unicodedata.category(c) != "Cf")
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold()).strip()
+    out = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold()).strip()
+    return out.lstrip("0") or "0" if out.isascii() and out.isdigit() else out
 
 
 def match_class(name: str, classes: Iterable[str]) -> str | None:

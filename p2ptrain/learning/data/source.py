@@ -168,8 +168,8 @@ def class_notes(source: Source) -> list[str]:
     for name in known:
         by_fold.setdefault(folded(name), []).append(name)
     lines += [
-        f"{' and '.join(_quoted(names))} are different classes, though their names differ in case, space or spelling "
-        "of accents alone"
+        f"{' and '.join(_quoted(names))} are different classes, though their names differ in case, space, spelling of "
+        "accents or zeros in front alone"
         for names in by_fold.values()
         if len(names) > 1
     ]

@@ -233,6 +233,10 @@ def test_names_match_whatever_can_not_be_seen_of_them(tmp_path: Path) -> None:
     source = npz(tmp_path, x_train=x, y_train=np.array(["\ufeffcat", "dog\u200b", " Öl "])[y])
     data = load(source, DataConfig(("cat", "dog", "öl"), (1, 8, 8), val=0.0), "train")
     assert data.y.tolist() == y.tolist()
+    source = npz(tmp_path, x_train=x, y_train=np.array(["00", "07", "010"])[y])
+    assert load(source, DataConfig(("0", "7", "10"), (1, 8, 8), val=0.0), "train").y.tolist() == y.tolist()
+    twice = npz(tmp_path, x_train=x, y_train=np.array(["1", "01", "2"])[y])
+    assert twice.notes()[0].startswith("01 and 1 are different classes")
 
 
 LABELS = np.array([2, 0, 1, 1, 0])

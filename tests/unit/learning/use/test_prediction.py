@@ -68,6 +68,18 @@ def test_what_can_not_be_read_is_named_and_the_others_are_answered(photos: Path,
     assert len(found[2].top) == 2, "no more than there are"
 
 
+def test_of_a_folder_what_is_hidden_is_left_and_what_would_be_black_is_refused(photos: Path) -> None:
+    contract = propose_contract(open_source(f"images:{photos}"))
+    (photos / "bright" / "._0.png").write_bytes(b"what macOS keeps beside a file")
+    Image.fromarray(np.full((14, 12), 4095, np.uint16)).save(photos / "bright" / "deep.png")
+    files = files_in([photos / "bright"], contract)
+    assert [file.name for file in files] == ["0.png", "1.png", "2.png", "deep.png"]
+    *_, deep = predict(of_brightness(), contract, files, top=1)
+    assert isinstance(deep, DataError) and "they would be almost black" in str(deep)
+    *_, deep = predict(of_brightness(), dataclasses.replace(contract, white=65535.0), files, top=1)
+    assert isinstance(deep, Prediction) and deep.top[0][0] == "dark"
+
+
 def test_no_number_is_no_answer(photos: Path) -> None:
     contract = propose_contract(open_source(f"images:{photos}"))
     model = of_brightness()
