@@ -2,11 +2,9 @@
 
 Whole peers in virtual time. A snapshot is taken every ``EVERY`` batches: no more of them may ever be lost.
 
-Of what can happen to a pipeline, real processes show a stage that is killed and a trainer that dies
-(``processes/test_pipeline_runs.py``), and, measured, these two, two killed at once and one that leaves (benchmark
-``recovery``), and 20 deaths one after the other (benchmark ``leak``). All else is shown here alone: a second death soon
-after the first, three of six, a replica holder that dies, a proposer that dies, stalls, a network in parts, power that
-fails for all, damaged disks, a finished group that meets who began again. ``scripts/explore.py`` tries any order.
+``scripts/losses.py`` has most of this with real processes, one group a case; of these CI runs a stage that is killed
+and a trainer that dies (``processes/test_pipeline_runs.py``). Benchmark ``recovery`` measures what a loss costs,
+``leak`` what deaths leave behind. ``scripts/explore.py`` tries any order.
 """
 
 from __future__ import annotations
