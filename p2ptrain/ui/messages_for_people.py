@@ -149,9 +149,8 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
         f"more validation samples right (training.patience){_best(f)}"
     ),
     "ends-with-others": lambda f: (
-        f"{_who(f)} ends its training, and so does this device after the round under way: the group was asked to stop"
-        + (f", or its model got no better (training.patience){_best(f)}" if f.get("best") else "")
-        + ". Start it again to go on"
+        f"this device ends its training after the round under way, as {_text(f, 'names')} do: the group was asked to "
+        f"stop, or its model got no better (training.patience){_best(f) if f.get('best') else ''}"
     ),
     "batches-dropped": lambda f: (
         f"{_text(f, 'batches')} batches after the round that the group stopped at are not in the model"

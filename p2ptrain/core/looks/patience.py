@@ -90,16 +90,18 @@ class Patience:
                 self._most_since.setdefault(round, now)
 
     def standstill(self, now: float) -> Standstill | None:
-        """At the newest look that counts; None: none does."""
+        """At the newest look that counts, or at the one before if that stood still longer: others may have ended by
+        then. None: none counts."""
+        found: list[Standstill] = []
         for round in sorted(self._most_since, reverse=True):
             told = self._agreeing(round)
-            if not self._is_most(told):
-                continue  # who told of it has gone
             late = [peer for peer, last in self._lookers.items() if peer not in self._told[round] and last <= round]
-            if late and now < self._most_since[round] + LATE_S:
-                continue
-            return self._at(round, told)
-        return None
+            is_complete = not late or now >= self._most_since[round] + LATE_S
+            if is_complete and self._is_most(told):  # else who told of it has gone
+                found.append(self._at(round, told))
+            if len(found) == 2:
+                break
+        return max(found, key=lambda each: each.looks, default=None)
 
     def _counts(self, look: LookFigure) -> bool:
         return is_sound(look) and look.round % self._every == 0 and 0 < look.round < self._rounds

@@ -1,7 +1,7 @@
 """How a peer's part of a group's training ends before the job's last round, in good order: as somebody asks the whole
 group to stop, or as its model got no better for as many looks as ``training.patience`` says.
 
-    trains --asked, had no patience any more, or others say that they end--> its last round is under way
+    trains --asked, looks say that it is enough, or most members end--> its last round is under way
     its last round is under way --ended as after the last round--> done
     has no plan, or is done --asked--> done at once
 
@@ -18,11 +18,14 @@ from p2ptrain.config import Job
 from p2ptrain.core.effects import Effects, MessageHandler, Stopping
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.looks.figures import best_of, looks_of_group
-from p2ptrain.core.looks.patience import Patience, patience_note
+from p2ptrain.core.looks.patience import Patience, Standstill, patience_note
 from p2ptrain.core.mode import ENDED, Role
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.machine import Note, Send
 from p2ptrain.wire.messages import Record, Stop, StopAnswer, StopReply
+
+MAX_NAMES = 4
+"""Peers that a note names."""
 
 
 class GroupStop:
@@ -97,28 +100,29 @@ class GroupStop:
         first = min((record.ends_after for record in ending), default=0)
         if self._after:
             return self._end(role, first, now) if 0 < first < self._after else []
-        if self._had_enough(members, now):
-            note = Note("patience-over", self._why(members))
-            return [note, *self._end(role, first or 1 + max(record.round for record in members), now)]
-        if not ending or not self._may:
-            return []
-        who = ("peer", ending[0].peer), ("name", self._group.name_of(ending[0].peer))
-        leaves = [Stopping(at_once=False)] if self._patience is None else []  # then a person has asked for it
-        return [Note("ends-with-others", (*who, *self._why(members))), *leaves, *self._end(role, first, now)]
-
-    def _had_enough(self, members: Sequence[Record], now: float) -> bool:
-        """Whether looks say so, and not those of one other member alone."""
         if self._patience is None:
-            return False
+            return []
         self._patience.heard(members, now)
-        found, own = self._patience.standstill(now), self._group.own_id
-        if found is None or (own not in found.tellers and (len(found.tellers) < 2 or not self._may)):
+        found = self._patience.standstill(now)
+        if found is not None and self._is_enough(found):
+            after = first or 1 + max(record.round for record in members)
+            return [Note("patience-over", self._why(members)), *self._end(role, after, now)]
+        lookers = found.tellers if found is not None else frozenset()
+        is_theirs = 2 * len(ending) > len(members) or (len(lookers) == 1 and lookers <= {r.peer for r in ending})
+        if not self._may or not ending or not is_theirs:
+            return []
+        names = ", ".join(self._group.name_of(record.peer) for record in ending[:MAX_NAMES])
+        return [Note("ends-with-others", (("names", names), *self._why(members))), *self._end(role, first, now)]
+
+    def _is_enough(self, found: Standstill) -> bool:
+        """Whether looks say so, and not those of one other member alone."""
+        if self._patience is None or (len(found.tellers) == 1 and self._group.own_id not in found.tellers):
             return False
-        return min(found.looks, found.looks if self._may else found.own) >= self._patience.looks
+        return (found.looks if self._may else min(found.looks, found.own)) >= self._patience.looks
 
     def _why(self, members: Sequence[Record]) -> tuple[tuple[str, str | int | float], ...]:
         """For people: after how many looks, and which state was best."""
-        best = best_of(looks_of_group(members, self._group.job)) if self._patience is not None else None
+        best = best_of(looks_of_group(members, self._group.job))
         if best is None or self._patience is None:
             return ()
         figures = ("accuracy", round(best.accuracy, 4)), ("samples", best.samples)
