@@ -23,7 +23,7 @@ from p2ptrain.data_config import DataConfig as DataConfig
 from p2ptrain.data_config import DataKind as DataKind
 from p2ptrain.errors import JobError
 from p2ptrain.ids import JobId
-from p2ptrain.model_config import MAX_PATTERN, MAX_PATTERNS, is_own_code
+from p2ptrain.model_config import MAX_PATTERN, MAX_PATTERNS, OF_THE_MODEL, is_own_code
 from p2ptrain.model_config import ModelConfig as ModelConfig
 
 Compression = Literal["none", "fp16", "int8", "topk"]
@@ -59,7 +59,7 @@ class TrainingConfig:
     precision: Precision = "fp32"
     """bf16: forward passes compute in bfloat16 on devices that have it. Parameters are float32 everywhere."""
     patience: int = 0
-    """After so many rounds without a lower validation loss a device ends, and goes back to the best; 0 = never."""
+    """After so many looks at its whole model without more right answers the group ends its training; 0 = never."""
     look_every: int = 0
     """Rounds from one look at the group's whole model to the next, while it trains; 0 = as often as costs little."""
     proximal: float = 0.0
@@ -73,6 +73,11 @@ class TrainingConfig:
         *("loss", "own_schedule", "own_optimizer"),
     )
     """With their defaults they are not part of a job's id, as ids are older than they."""
+
+    @property
+    def optimizer_name(self) -> str:
+        """The own one's, where there is one."""
+        return self.own_optimizer or self.optimizer
 
     @property
     def max_norm(self) -> float:
@@ -152,7 +157,10 @@ class Job:
         """What of it is code of somebody's own, by name: each device has to allow it."""
         t = self.training
         parts = [t.loss, t.own_schedule, t.own_optimizer, self.data.transform]
-        return tuple([self.model.name] * is_own_code(self.model.name) + [name for name in parts if name])
+        return tuple(
+            [self.model.name] * is_own_code(self.model.name)
+            + [name for name in parts if name and name not in OF_THE_MODEL]
+        )
 
     @property
     def id(self) -> JobId:

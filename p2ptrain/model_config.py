@@ -19,6 +19,10 @@ MAX_PATTERNS, MAX_PATTERN = 64, 200
 INSTALLED = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers"}
 """By the word before the colon, the package that has such models."""
 
+LIGHTNING_LOSS, LIGHTNING_OPTIMIZER = "lightning:training_step", "lightning:configure_optimizers"
+"""As a job's loss and optimizer: methods of its model, which is allowed with it."""
+OF_THE_MODEL = frozenset((LIGHTNING_LOSS, LIGHTNING_OPTIMIZER))
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:

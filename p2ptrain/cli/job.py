@@ -140,8 +140,8 @@ def setting(name: str, path: str, kind: Any, text: str) -> Callable[[F], F]:
     "--patience",
     "training.patience",
     click.IntRange(0),
-    "A device ends after so many rounds without a lower loss on its validation samples, at the best; 0 is never. Of "
-    "modes tasks and replicas.",
+    "The group ends when its whole model got no more validation samples right in so many looks (--look-every); 0 is "
+    "never. harvest --best gives the best state.",
 )
 @setting(
     "--look-every",

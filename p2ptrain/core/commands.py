@@ -163,10 +163,6 @@ class SnapshotTaken:
     """Of central training for the whole job, at least; 0 = not known."""
     seconds: float = 0.0
     """For so long training stood still for it; 0 = not measured."""
-    ended_early: int = 0
-    """The round after which training ended before its last one; 0 = it did not."""
-    best_round: int = 0
-    """The one whose parameters those are, then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ def looks_of(records: Iterable[Record], job: JobId) -> tuple[Look, ...]:
 
 
 def stopped_after(records: Iterable[Record], job: JobId) -> int:
-    """The round after which the group has ended, as it was asked to; 0: it was not, or still trains."""
+    """The round after which the group has ended, sooner than the job says; 0: it has not, or still trains."""
     known = [record for record in records if record.job == job and record.phase != "failed"]
     if any(record.phase == "training" for record in known):
         return 0
@@ -160,7 +160,9 @@ class Harvest:
     best: BestState | None = None
     """It is the best state that the group has looked at, and not the last one."""
     stopped_after: int = 0
-    """The group has ended after that round, before its last one, as it was asked to; 0: it has not."""
+    """The group has ended after that round, before its last one; 0: it has not."""
+    best_look: GroupLook | None = None
+    """Of the state that was best when the group looked at it while it trained, be this one that or not."""
     others: tuple[OtherModel, ...] = ()
     """Models that are as far, and are not this one."""
 

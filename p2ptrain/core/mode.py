@@ -185,7 +185,8 @@ class Role(Protocol):
         ...
 
     def end_after(self, rounds: int, now: float) -> Effects:
-        """The group stops: train no more than so many rounds, or than the own one that is under way. Say so."""
+        """The group stops: train no more than so many rounds, or than the own one that is under way. Say so. Of several
+        times the fewest rounds count."""
         ...
 
     def may_serve(self, to: PeerId, blob: BlobId) -> bool:

@@ -4,19 +4,12 @@ A pass of a narrow sub-model costs a fraction of one of the whole model, so that
 many are best hangs on the model, and nobody has to know it: a peer makes as many as are as much work, looks at its own
 validation samples after each, and ends the round once their loss has stopped falling while its own samples are learnt
 by heart. An end at the first rise of that loss would be too early: it jumps about while the learning rate is high.
-When the whole training ends, whoever wants that decides likewise, round by round (``TrainingEnd``).
 The benchmark ``overlap`` shows this rule (``auto``) beside all passes that equal work allows (``tasks``).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from p2ptrain.learning.blocks.flops import Flops
-from p2ptrain.learning.snapshots import copy_to_cpu
 
 PATIENCE = 2
 """Passes in a row without a lower loss: at a high learning rate a single one says little."""
@@ -30,29 +23,6 @@ def equal_work(whole: Flops, part: Flops) -> float:
     About 1 / share^2; the first and the last layer are narrow on one side only, which makes it up to a third less.
     """
     return whole.total / max(1, part.total)
-
-
-class TrainingEnd:
-    """Whether a training has brought what it can: ``patience`` rounds without a lower validation loss; 0 = never.
-
-    The best state is kept in memory: a training that is started again looks for it anew.
-    """
-
-    def __init__(self, patience: int) -> None:
-        self._patience = patience
-        self._lowest = math.inf
-        self.best_round = 0
-        self.best: dict[str, Tensor] = {}
-        """Parameters and buffers after that round, copies on the CPU."""
-
-    def is_here(self, round: int, validation_loss: float, state: Mapping[str, Tensor]) -> bool:
-        """After each round. A loss that is not known is no lower one."""
-        if not self._patience:
-            return False
-        if validation_loss < self._lowest:
-            self._lowest, self.best_round = validation_loss, round
-            self.best = {name: copy_to_cpu(tensor) for name, tensor in state.items()}
-        return bool(self.best) and round - self.best_round >= self._patience
 
 
 class RoundEnd:

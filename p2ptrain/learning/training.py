@@ -21,6 +21,7 @@ from p2ptrain.learning.averaging import check_state
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.layout import arrange
+from p2ptrain.learning.own.lightning import LIGHTNING_LOSS, LIGHTNING_OPTIMIZER, configured_optimizer, step_loss
 from p2ptrain.learning.own.parts import own_factor, own_optimizer
 from p2ptrain.learning.profiling.precision import mixed
 from p2ptrain.learning.snapshots import copy_to_cpu, read_count, split_state
@@ -82,7 +83,10 @@ class LocalTrainer:
         self.num_outputs = len(table[table != _IGNORED].unique()) if in_play is None else len(in_play)
         """Outputs that compete. From a single one nothing can be learnt."""
         self._parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-        self._optimizer = make_optimizer(self._parameters, config)
+        self._optimizer = make_optimizer(self._parameters, config, self.model)
+        self._own_rates = config.own_optimizer == LIGHTNING_OPTIMIZER
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+        self._own_loss = "" if config.loss == LIGHTNING_LOSS else config.loss
         self._anchors: dict[str, Tensor] = {}
         """The trained parameters when the round began, where they draw back to that."""
 
@@ -106,9 +110,7 @@ class LocalTrainer:
         buffers = [(b, b.clone()) for b in self.model.buffers()]
         self._optimizer.zero_grad(set_to_none=True)
         with mixed(self.config, self.device):
-            with own_code(FAILS, self.model):
-                logits = self.model(x)
-            loss = training_loss(logits, y, self.config.label_smoothing, self._in_play, self.config.loss)
+            loss = self._loss(x, y)
         with own_code(FAILS, self.model):
             loss.backward()  # type: ignore[no-untyped-call]
         self._draw_back()
@@ -123,6 +125,13 @@ class LocalTrainer:
         self._bad_in_a_row = 0
         self.num_samples += len(y)
         return loss_value
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.config.loss == LIGHTNING_LOSS:
+            return step_loss(self.model, x, y, self.num_steps - 1)
+        with own_code(FAILS, self.model):
+            logits = self.model(x)
+        return training_loss(logits, y, self.config.label_smoothing, self._in_play, self._own_loss)
 
     def begin_round(self) -> None:
         """From here on, steps are drawn back to the parameters as they are now (FedProx, Li et al., MLSys 2020)."""
@@ -164,16 +173,10 @@ class LocalTrainer:
             if bool(kept.any()):
                 with mixed(self.config, self.device), own_code(FAILS, self.model):
                     logits = self.model(x.to(self.device)[kept])
-                loss = training_loss(logits.float(), labels[kept], in_play=self._in_play, own=self.config.loss)
+                loss = training_loss(logits.float(), labels[kept], in_play=self._in_play, own=self._own_loss)
                 loss_sum, samples = loss_sum + float(loss) * int(kept.sum()), samples + int(kept.sum())
         self.model.train()
         return loss_sum / samples if samples else math.nan
-
-    @torch.no_grad()
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Parameters and buffers of this very model from an earlier moment; the optimizer keeps its state."""
-        for name, tensor in self.model.state_dict().items():
-            tensor.copy_(state[name])
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """A copy on the CPU: parameters and buffers (``model.``), optimizer state (``optim.``), and metadata."""
@@ -185,7 +188,7 @@ class LocalTrainer:
                     tensors[f"optim.{key}.{name}"] = copy_to_cpu(value)
         metadata = {
             "format": "p2ptrain-snapshot-1",
-            "optimizer": self.config.own_optimizer or self.config.optimizer,
+            "optimizer": self.config.optimizer_name,
             "targets": self.targets,
             "steps": str(self.num_steps),
             "total_steps": str(self.total_steps),
@@ -256,9 +259,9 @@ class LocalTrainer:
         return self.config.learning_rate * schedule(self.config, self.num_steps, self.total_steps)
 
     def _set_learning_rate(self) -> None:
-        rate = self.learning_rate
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        factor = schedule(self.config, self.num_steps, self.total_steps)
+        for group, own in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = (own if self._own_rates else self.config.learning_rate) * factor
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -343,10 +346,17 @@ class SGD(_without_compiler(torch.optim.SGD)):  # type: ignore[misc]
 AdamW = _without_compiler(torch.optim.AdamW)
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """The config's, by parameter name; weight decay is for tensors of two dimensions or more. Raises ``UserError``."""
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter], config: TrainingConfig, model: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """The config's, by parameter name; weight decay is for tensors of two dimensions or more. Raises ``UserError``.
+
+    ``model``: whose parameters they are, where it may bring an optimizer of its own.
+    """
     if not parameters:
         raise UserError("the model has no parameter to train; give a model with trainable layers")
+    if config.own_optimizer == LIGHTNING_OPTIMIZER and model is not None:
+        return configured_optimizer(model)[0]
     if config.own_optimizer:
         return own_optimizer(config.own_optimizer, parameters.values(), config.learning_rate)
     decayed = [p for p in parameters.values() if p.dim() > 1]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from p2ptrain.core.harvest import Collected, Harvest, KeptHarvest, PartReport, looks_of, stopped_after, works_of
+from p2ptrain.core.looks.figures import best_of, looks_of_group
 from p2ptrain.core.mode import ENDED
 from p2ptrain.errors import NotCoveredError, UserError
 from p2ptrain.ids import PeerId, blob_id
@@ -133,7 +134,8 @@ def assemble(collected: Collected, *, allow_user_code: bool = False) -> Harvest:
     """Put the parts together. Raises ``UserError`` for parts that don't fit."""
     records, job = collected.records.values(), collected.job.id
     result = mode_of(collected.job).harvester.assemble(collected, allow_user_code=allow_user_code)
-    result = dataclasses.replace(result, works=works_of(records, job), stopped_after=stopped_after(records, job))
+    found = {"works": works_of(records, job), "best_look": best_of(looks_of_group(records, job))}
+    result = dataclasses.replace(result, **found, stopped_after=stopped_after(records, job))  # type: ignore[arg-type]
     if collected.best is not None:
         return dataclasses.replace(result, best=collected.best)
     if result.is_judged or (result.is_half_way and not result.stopped_after) or result.missing:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from p2ptrain.core.harvest import BestState, DeviceWork, Harvest, KeptHarvest, Look
+from p2ptrain.core.looks.figures import GroupLook
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.words import clean, listed, part_of, percent, scaled, table
 
@@ -55,6 +56,8 @@ def render(harvest: Harvest) -> str:
         how = "harvest again when `p2ptrain status` says that all are done"
         if harvest.stopped_after:
             how = "there the group was stopped (`p2ptrain stop`); start its peers again to go on"
+            if harvest.job.training.patience:
+                how = f"there the group has ended, {_why_ended(harvest)}; start its peers again to go on"
         lines.append(f"HALF-WAY: so far {rounds}; {how}")
     lines += words.harvest_lines(harvest)
     for other in harvest.others:
@@ -71,6 +74,16 @@ def render(harvest: Harvest) -> str:
         name = words.part_name(harvest.plan, harvest.job, index)
         lines.append(f"MISSING: part {index} ({name}): its classes can't be recognised")
     return "\n".join(lines)
+
+
+def _why_ended(harvest: Harvest) -> str:
+    """Where the job has patience."""
+    best, patience = harvest.best_look, harvest.job.training.patience
+    why = f"as its model got no better in {patience} looks (training.patience), or was stopped (`p2ptrain stop`)"
+    if best is None:
+        return why
+    right = f"{percent(best.accuracy)} of {best.samples:,} validation samples right"
+    return f"{why}: it was best after round {best.round}, {right}, which harvest --best gives"
 
 
 def best_lines(best: BestState | None) -> list[str]:
@@ -95,15 +108,16 @@ def best_lines(best: BestState | None) -> list[str]:
 def _best_plain(best: BestState | None) -> dict[str, Any] | None:
     if best is None:
         return None
-    names = ("round", "samples", "accuracy", "loss")
-    looks = {"best": best.look, "last": best.last}
-    told: dict[str, Any] = {title: {name: getattr(look, name) for name in names} for title, look in looks.items()}
     finished = best.finished
     return {
-        **told["best"],
-        "last": told["last"],
+        **_look_plain(best.look),
+        "last": _look_plain(best.last),
         "finished": {"samples": finished.samples, "accuracy": finished.accuracy} if finished is not None else None,
     }
+
+
+def _look_plain(look: GroupLook) -> dict[str, Any]:
+    return {name: getattr(look, name) for name in ("round", "samples", "accuracy", "loss")}
 
 
 def look_lines(looks: Sequence[Look]) -> list[str]:
@@ -194,6 +208,7 @@ def to_plain(harvest: Harvest) -> dict[str, Any]:
         "stopped": list(harvest.stopped),
         "best": _best_plain(harvest.best),
         "stopped_after": harvest.stopped_after or None,
+        "best_look": _look_plain(harvest.best_look) if harvest.best_look is not None else None,
         **_validation(harvest.looks),
         "work": works_plain(harvest.works),
         "left_out": dict(harvest.left_out),

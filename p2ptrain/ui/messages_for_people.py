@@ -43,6 +43,11 @@ def _who(fields: Fields) -> str:
     return _text(fields, "name") if fields.get("name") else _text(fields, "peer")
 
 
+def _best(fields: Fields) -> str:
+    right = f"{percent(_number(fields, 'accuracy'))} of {_number(fields, 'samples'):,.0f} right"
+    return f"; its best state is that after round {_text(fields, 'best')}, {right} (`p2ptrain harvest --best`)"
+
+
 def _hosts(fields: Fields) -> str:
     return ", ".join(each.removeprefix("tcp://") for each in _text(fields, "addresses").split()[:4]) or "none"
 
@@ -139,6 +144,14 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
             else "this device ends the round under way, the model is written, and it leaves. Start it again to go on"
         )
     ),
+    "patience-over": lambda f: (
+        f"the group ends its training after the round under way: in {_text(f, 'looks')} looks its whole model got no "
+        f"more validation samples right (training.patience){_best(f)}"
+    ),
+    "ends-with-others": lambda f: (
+        f"this device ends its training after the round under way, as {_text(f, 'names')} do: the group was asked to "
+        f"stop, or its model got no better (training.patience){_best(f) if f.get('best') else ''}"
+    ),
     "batches-dropped": lambda f: (
         f"{_text(f, 'batches')} batches after the round that the group stopped at are not in the model"
     ),
@@ -222,10 +235,6 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
     "link": lambda f: f"the link to {_text(f, 'name')} {link_rate(_number(f, 'mbit_s'))}",
     "samples": lambda f: f"of this device's samples: {clean(str(f.get('detail', '?')), 400)}",
     "remark": lambda f: clean(str(f.get("detail", "?")), 400),
-    "ended-early": lambda f: (
-        f"training of part {_text(f, 'part')} ends early, after round {_text(f, 'round')}, as it was after round "
-        f"{_text(f, 'best')}: since then the loss on the own validation samples has not fallen"
-    ),
     "training": _training,
     "gossip": lambda f: f"averaged with {_text(f, 'peer')} ({scaled(_number(f, 'bytes'), 'B')})",
     "gossip-ended": lambda f: f"averaging with {_text(f, 'peer')} ended early ({_text(f, 'outcome')})",

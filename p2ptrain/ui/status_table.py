@@ -181,7 +181,9 @@ def notes(snapshot: Snapshot, record: Record, *, figures: bool = True) -> list[s
     if record.waiting_for and is_here(snapshot, record):
         said.append(f"waits for {clean(record.waiting_for, 200)}")
     if record.ends_after and record.phase == "training" and is_here(snapshot, record):
-        said.append(f"ends after round {record.ends_after}: the group was asked to stop")
+        has_patience = snapshot.job is not None and snapshot.job.training.patience > 0
+        why = ", or its model got no better (training.patience)" if has_patience else ""
+        said.append(f"ends after round {record.ends_after}: the group was asked to stop{why}")
     if snapshot.job is not None:
         said += [f"computed {work_text(work)}" for work in works_of([record], snapshot.job.id)]
     if (

@@ -564,12 +564,10 @@ def test_keys_of_training_that_came_later_leave_ids_alone() -> None:
     assert len(changed_ids | {DIGITS.id}) == 5
 
 
-@pytest.mark.parametrize("mode", ["pipeline", "split"])
-def test_no_early_end_where_nobody_has_the_whole_model(mode: str) -> None:
+@pytest.mark.parametrize("mode", ["tasks", "replicas", "pipeline", "split"])
+def test_an_early_end_needs_validation_samples(mode: str) -> None:
     training = dataclasses.replace(DIGITS.training, patience=2)
     job = dataclasses.replace(DIGITS, mode=mode, training=training)
-    with pytest.raises(JobError, match=rf'training.patience: in mode "{mode}" no device holds the whole model'):
-        check_job(job)
-    check_job(dataclasses.replace(job, mode="replicas"))
+    check_job(job)
     with pytest.raises(JobError, match=r"data\.val = 0"):
-        check_job(dataclasses.replace(job, mode="replicas", data=dataclasses.replace(job.data, val=0.0)))
+        check_job(dataclasses.replace(job, data=dataclasses.replace(job.data, val=0.0)))

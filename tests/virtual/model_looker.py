@@ -20,6 +20,9 @@ class ModelLooker:
         """Copies of each state."""
         self.seconds = 0.0
         """That the next look says to have taken."""
+        self.right = RIGHT
+        self.tells = True
+        """Else it looks for ever."""
         self._num_val, self._say = num_val, say
 
     def copy_came(self, command: c.LookAtModel) -> None:
@@ -28,7 +31,7 @@ class ModelLooker:
         if command.plan:
             self.looks[command.state] = []
         self.looks[command.state].append(ref)
-        if command.is_last:
+        if command.is_last and self.tells:
             assert command.num_copies == len(self.looks[command.state])
-            correct = round(self._num_val * RIGHT.get(ref.round, RIGHT[5]))
+            correct = round(self._num_val * self.right.get(ref.round, self.right[5]))
             self._say(c.ModelLooked(command.state, self._num_val, correct, float(self._num_val), self.seconds))

@@ -34,7 +34,7 @@ COMMENTS = {
     "training.precision": "fp32, or bf16: compute in bfloat16 on devices that have it (parameters stay float32)",
     "training.proximal": "FedProx' mu: how much steps are drawn back to the round's first parameters; 0 = not",
     "training.loss": "package.module:function of your own, as are the next two; nothing: cross-entropy",
-    "training.patience": "end after so many rounds without a lower validation loss, at the best one; 0 = never",
+    "training.patience": "all end after so many looks at the whole model without more right answers; 0 = never",
     "training.look_every": "rounds between two looks at the whole model; 0 = ten in all, for a twentieth of the time",
     "tasks.num_groups": "sub-models; 0 = one a peer, as many as are there at the first plan",
     "tasks.trunk": "this many first layers are shared by all sub-models",

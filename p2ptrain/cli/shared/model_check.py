@@ -83,13 +83,16 @@ def named_model(name: str, job: Job) -> tuple[Job, Path | None]:
 
 
 def notes_on_model(job: Job) -> list[str]:
-    """What to know of the model that the job names, beside what its trial shows."""
+    """What to know of the model that the job names, and of its training, beside what its trial shows."""
+    from p2ptrain.core.looks.patience import patience_note
+
+    notes = [patience_note(job)]
     if package_of(job.model.name) in ("torchvision", "timm"):
         from p2ptrain.learning.installed import vision
 
         channels, height, width = job.data.input_shape
-        return [note for note in [vision.note(job.model.name, (channels, height, width))] if note]
-    return []
+        notes.append(vision.note(job.model.name, (channels, height, width)))
+    return [note for note in notes if note]
 
 
 def as_safetensors(init: Path, job_file: Path) -> Path:

@@ -30,12 +30,17 @@ class GroupLook:
         return self.correct / self.samples
 
 
+def is_sound(look: LookFigure) -> bool:
+    """Whether it can be what somebody found."""
+    return look.samples > 0 and look.correct <= look.samples
+
+
 def looks_of_group(records: Iterable[Record], job: JobId) -> list[GroupLook]:
     """By round; of several states of one round the one that most samples were looked at with."""
     told: dict[tuple[int, str], list[LookFigure]] = {}
     for record in records:
         for look in record.looks if record.job == job else ():
-            if look.samples and look.correct <= look.samples:
+            if is_sound(look):
                 told.setdefault((look.round, look.state), []).append(look)
     best: dict[int, GroupLook] = {}
     for (round, state), each in sorted(told.items()):

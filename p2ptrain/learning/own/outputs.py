@@ -8,7 +8,8 @@ Invariant: whatever passes ``check_logits`` can be trained and judged on the job
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from p2ptrain.errors import JobError
 from p2ptrain.learning.own.blame import own_code
 
 NAMES = ("logits", "out")
+_WHOLE = "_p2ptrain_whole_outputs"
 
 
 def logits_of(output: Any) -> Any:
@@ -67,7 +69,17 @@ def _in_own_precision(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, 
 
 
 def _logits_alone(module: nn.Module, inputs: Any, output: Any) -> Any:
-    return logits_of(output)
+    return output if getattr(module, _WHOLE, False) else logits_of(output)
+
+
+@contextlib.contextmanager
+def whole_outputs(model: nn.Module) -> Iterator[None]:
+    """Within, it returns all that its forward does: code of its own calls it."""
+    setattr(model, _WHOLE, True)
+    try:
+        yield
+    finally:
+        delattr(model, _WHOLE)
 
 
 def flat_logits(logits: Tensor) -> Tensor:

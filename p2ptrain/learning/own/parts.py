@@ -68,6 +68,12 @@ def own_optimizer(name: str, parameters: Iterable[nn.Parameter], learning_rate: 
     return optimizer
 
 
+def own_step(name: str, optimizer: torch.optim.Optimizer) -> None:
+    """A step of an own optimizer."""
+    with own_code(f"optimizer {name!r} fails in a step", advice="correct it; it is called without a closure"):
+        optimizer.step()
+
+
 def own_transform(name: str, x: Tensor, seed: int) -> Tensor:
     """[N, C, H, W] float32, not normalised. With the seed torch draws the same numbers again."""
     with torch.random.fork_rng(devices=[]), own_code(f"transform {name!r} fails", advice="correct it"):

@@ -21,7 +21,15 @@ from p2ptrain.learning.initial import Fitted, fit, start_from
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.blame import enough_memory, own_code
+from p2ptrain.learning.own.lightning import (
+    LIGHTNING_LOSS,
+    LIGHTNING_OPTIMIZER,
+    configured_optimizer,
+    is_lightning,
+    step_loss,
+)
 from p2ptrain.learning.own.outputs import check_logits, check_outputs, made_up
+from p2ptrain.learning.own.parts import own_step
 from p2ptrain.learning.snapshots import put_state
 from p2ptrain.learning.training import check_batch_size, make_optimizer, schedule
 from p2ptrain.model_config import is_own_code
@@ -68,12 +76,7 @@ class Trial:
         if init is not None:
             self.fitted = fit(init, self.model.state_dict(), job.model.name)
             start_from(self.model.state_dict(), self.fitted)
-        if any(_is_lightning(kind) for kind in type(self.model).__mro__):
-            self.notes.append(
-                f"{who} is a LightningModule: its forward is trained, by the job's loss, optimizer and schedule; its "
-                "training_step and configure_optimizers are not called (--loss, --own-optimizer and --own-schedule "
-                "take functions in their place)"
-            )
+        self.notes += _of_lightning(job, who, self.model)
         if job.model.freeze:
             frozen = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
             self.notes.append(
@@ -97,6 +100,9 @@ class Trial:
         if drawn:
             self._check_drawn(who, drawn, _digests(global_model(job, allow_user_code=allow_user_code)))
             self._look_beside(job, who, x, allow_user_code)
+        if job.training.own_optimizer:  # last, as the model is another one then
+            trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+            own_step(job.training.own_optimizer, make_optimizer(trained, job.training, self.model))
 
     def _look(self, job: Job, who: str, x: Tensor) -> None:
         """In eval mode."""
@@ -126,7 +132,11 @@ class Trial:
                 f"{who}: its outputs have no gradient, so nothing can be learnt; take no_grad(), detach() and .data "
                 "out of its forward"
             )
-        loss = training_loss(logits, y.to(torch.int64), job.training.label_smoothing, own=job.training.loss)
+        y = y.to(torch.int64)
+        if job.training.loss == LIGHTNING_LOSS:
+            loss = step_loss(self.model, x.clone(), y, 0)
+        else:
+            loss = training_loss(logits, y, job.training.label_smoothing, own=job.training.loss)
         if not bool(loss.isfinite()):
             self._refuse_not_finite(who, x, " in training")
         with own_code(doing, self.model):
@@ -138,8 +148,6 @@ class Trial:
                     "root, a logarithm or a division at zero in its forward"
                 )
         schedule(job.training, 0, 2)
-        if job.training.own_optimizer:
-            make_optimizer(trained, job.training)
         idle = [name for name, parameter in trained.items() if parameter.grad is None]
         if len(idle) == len(trained):
             raise JobError(f"{who}: no parameter gets a gradient from its outputs, so nothing can be learnt")
@@ -213,11 +221,18 @@ def _digests(model: nn.Module) -> dict[str, bytes]:
     }
 
 
-def _is_lightning(kind: type) -> bool:
-    return kind.__name__ == "LightningModule" and kind.__module__.partition(".")[0] in (
-        "lightning",
-        "pytorch_lightning",
-    )
+def _of_lightning(job: Job, who: str, model: nn.Module) -> list[str]:
+    """What of a LightningModule is used, and what of it could be."""
+    takes = {LIGHTNING_LOSS: job.training.loss, LIGHTNING_OPTIMIZER: job.training.own_optimizer}
+    unused = {each: each.partition(":")[2] for each, taken in takes.items() if taken != each}
+    found = [configured_optimizer(model)[1]] if LIGHTNING_OPTIMIZER not in unused else []
+    if is_lightning(model) and unused:
+        ways = " and ".join(f"{'--loss' if each == LIGHTNING_LOSS else '--own-optimizer'} {each}" for each in unused)
+        found.append(
+            f"{who} is a LightningModule: {' and '.join(unused.values())} of it are not called, the job's own loss and "
+            f"optimizer train its forward; {ways} call them in mode replicas"
+        )
+    return [note for note in found if note]
 
 
 class _Watch(TorchFunctionMode):

@@ -19,13 +19,12 @@ from torch import Tensor
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.learning.averaging import check_state
 from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.pipeline.optimizer_state import checked_state, state_tensors
 from p2ptrain.learning.pipeline.stage import StageModel
 from p2ptrain.learning.snapshots import copy_to_cpu, read_count, shared_on_cpu, split_state
 
 FORMAT = "p2ptrain-slice-1"
 Snapshot = tuple[Mapping[str, Tensor], Mapping[str, str]]
-_KEYS = {"sgd": ("momentum_buffer",), "adamw": ("step", "exp_avg", "exp_avg_sq")}
-"""The optimizer's state of a parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +49,9 @@ def take_piece(
     tensors = {f"model.{name}": taken(state[name]) for name in names}
     for name in names:
         parameter = stage.parameters.get(name)
-        if parameter is None or stage.optimizer is None:
-            continue
-        for key, value in stage.optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"optim.{key}.{name}"] = taken(value)
-    return tensors, piece_metadata(first, stop, progress, stage.config.optimizer)
+        if parameter is not None:
+            tensors |= state_tensors(stage.config, stage.optimizer, name, parameter, taken)
+    return tensors, piece_metadata(first, stop, progress, stage.config.optimizer_name)
 
 
 def piece_metadata(first: int, stop: int, progress: Progress, optimizer: str) -> dict[str, str]:
@@ -109,7 +105,7 @@ def restore_pieces(
     drawn: dict[str, int] = {}
     total_steps = 0
     for tensors, metadata in pieces:
-        names = frozenset(_names(chain, metadata, stage.config.optimizer, step))
+        names = frozenset(_names(chain, metadata, stage.config.optimizer_name, step))
         samples = max(samples, read_count(metadata, "samples"))  # a stage may have skipped a batch alone ("async")
         total_steps = read_count(metadata, "total_steps")
         drawn |= {key[6:]: read_count(metadata, key) for key in metadata if key.startswith("drawn.")}
@@ -120,7 +116,7 @@ def restore_pieces(
         by_name: dict[str, dict[str, Tensor]] = {}
         for name, tensor in states.items():
             key, _, owner = name.partition(".")
-            if owner not in names or key not in _KEYS[stage.config.optimizer]:
+            if owner not in names:
                 raise RemoteError("snapshot", f"optimizer state {name!r:.80} is unknown")
             by_name.setdefault(owner, {})[key] = tensor
         for name, tensor in state.items():
@@ -132,7 +128,7 @@ def restore_pieces(
         raise RemoteError("snapshot", f"no piece has {missing[0]!r}; all blocks from {start} to {stop - 1} are needed")
     ours = stage.module.state_dict()
     check_state({name: model[name] for name in ours}, ours)
-    states_of = {name: _checked(name, stage.parameters[name], optimizer[name], stage) for name in stage.parameters}
+    states_of = {name: checked_state(stage.config, name, p, optimizer[name]) for name, p in stage.parameters.items()}
     with torch.no_grad():
         for name, tensor in ours.items():
             tensor.copy_(model[name])
@@ -154,20 +150,3 @@ def _names(chain: Chain, metadata: Mapping[str, str], optimizer: str, step: int)
     if read_count(metadata, "step") != step:
         raise RemoteError("snapshot", f"of step {metadata['step']}, expected {step}")
     return chain.tensor_names(first, stop)
-
-
-def _checked(name: str, parameter: Tensor, state: Mapping[str, Tensor], stage: StageModel) -> dict[str, Tensor]:
-    """A parameter's optimizer state, where the parameter is and in its layout, as fused kernels need it."""
-    keys = _KEYS[stage.config.optimizer]
-    if state and len(state) != len(keys):
-        raise RemoteError("snapshot", f"optimizer state of {name!r} is incomplete")
-    placed: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        scalar = key == "step"
-        shape = () if scalar else tuple(parameter.shape)
-        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
-            raise RemoteError("snapshot", f"optimizer state {key}.{name} has a wrong shape, dtype, or is not finite")
-        if key in ("exp_avg_sq", "step") and bool((tensor < 0).any()):
-            raise RemoteError("snapshot", f"optimizer state {key}.{name} is below zero")
-        placed[key] = torch.empty_like(tensor if scalar else parameter.detach(), device=parameter.device).copy_(tensor)
-    return placed

@@ -67,7 +67,7 @@ def measure_blocks(
     device = torch.device(device)
     remembered = times_cache.read(cache) if cache is not None else {}
     training = training or TrainingConfig()
-    words = f"{training.optimizer}, bf16" if is_mixed(training, device) else training.optimizer
+    words = training.optimizer_name + (", bf16" if is_mixed(training, device) else "")
     key = times_cache.key_of(chain, name, sizes, device, words)
     known = times_cache.times_of(remembered.get(key), len(chain.blocks), codings)
     if known is not None:

@@ -29,11 +29,13 @@ from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.initial import fit, start_from
+from p2ptrain.learning.pipeline.optimizer_state import state_tensors
 from p2ptrain.learning.pipeline.rows import Spec, StageMessage, label_shapes
 from p2ptrain.learning.pipeline.samples import SampleStream
 from p2ptrain.learning.pipeline.snapshots import Snapshot, restore_pieces
 from p2ptrain.learning.pipeline.stage import StageModel
 from p2ptrain.learning.pipeline.training import StageUse
+from p2ptrain.learning.snapshots import shared_on_cpu
 from p2ptrain.learning.split.draws import Draws, micro_batches
 from p2ptrain.learning.split.shared_sum import SharedSum, held_runs
 from p2ptrain.learning.split.track import LABELS, Track
@@ -200,8 +202,7 @@ class SharedUnits:
     def _stage_tensors(self) -> dict[str, Tensor]:
         stage, tensors = self._stage, {f"model.{name}": t for name, t in self._stage.state().items()}
         for name, parameter in stage.parameters.items():
-            state = stage.optimizer.state.get(parameter, {}) if stage.optimizer is not None else {}
-            tensors |= {f"optim.{key}.{name}": v for key, v in state.items() if isinstance(v, Tensor)}
+            tensors |= state_tensors(stage.config, stage.optimizer, name, parameter, shared_on_cpu)
         return {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
 
     # --- within a round ---

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from p2ptrain.config import Robust
+from p2ptrain.config import Robust, TrainingConfig
 from p2ptrain.errors import RemoteError
 from p2ptrain.learning.averaging import MAX_STATISTICS_RATIO, root_mean_square
 from p2ptrain.learning.blocks.chain import Chain
+from p2ptrain.learning.pipeline.optimizer_state import slots_of
 from p2ptrain.learning.pipeline.snapshots import Progress, piece_metadata
 from p2ptrain.learning.robust.copies import mean_of_copies
 from p2ptrain.learning.snapshots import read_count, split_state
@@ -100,7 +101,8 @@ class RoundAverage:
     """Of one round: ``add`` every peer's update, in the order of their ids: the same order gives the same bits.
 
     ``planned``: by peer, of its blocks the most samples that it can have trained them on; ``sizes``: the root mean
-    square of each tensor of the model before the round, as far as that is known; ``robust``: which mean.
+    square of each tensor of the model before the round, as far as that is known; ``robust``: which mean; ``training``:
+    whose optimizer's state may be in an update.
 
     Updates are kept as they came until ``pieces``, so give them where they lie in a mapped file.
     """
@@ -112,7 +114,9 @@ class RoundAverage:
         planned: Mapping[str, Mapping[int, int]] | None = None,
         sizes: Mapping[str, float] | None = None,
         robust: Robust = "none",
+        training: TrainingConfig | None = None,
     ) -> None:
+        self._own = training if training is not None and training.own_optimizer else None
         self._planned = planned
         self._sizes = sizes or {}
         self._robust: Robust = robust
@@ -206,11 +210,21 @@ class RoundAverage:
             _check_numbers(name, tensor, self._sizes.get(name))
         for key, tensor in states.items():
             kind, _, name = key.partition(".")
-            if name not in names or tensor.dtype != torch.float32:
+            shape, dtype = self._state_of(kind, name) if name in names else ((), None)
+            if tensor.dtype != dtype:
                 raise RemoteError("update", f"optimizer state {key!r:.80} is unknown")
-            if tuple(tensor.shape) != (() if kind == "step" else tuple(self._like[name].shape)):
+            if tuple(tensor.shape) != shape:
                 raise RemoteError("tensor-shape", f"optimizer state {key!r:.80}: {tuple(tensor.shape)}")
-            _check_numbers(key, tensor)
+            if tensor.is_floating_point() or self._own is None:
+                _check_numbers(key, tensor)
+
+    def _state_of(self, kind: str, name: str) -> tuple[tuple[int, ...], torch.dtype | None]:
+        """Shape and type of what an optimizer remembers of a parameter."""
+        like = self._like[name]
+        if self._own is None:
+            return () if kind == "step" else tuple(like.shape), torch.float32
+        slot = slots_of(self._own, torch.empty(1, dtype=like.dtype).expand(like.shape)).get(kind)
+        return (slot.shape, slot.dtype) if slot is not None else ((), None)
 
     @torch.no_grad()
     def pieces(

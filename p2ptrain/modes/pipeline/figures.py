@@ -47,7 +47,7 @@ def task_of(
         pipeline_of(job).micro_batches,
         latency_s,
         pair_rates=pair_rates,
-        optimizer_copies=held_copies(job.training.optimizer, pipeline_of(job).schedule),
+        optimizer_copies=held_copies(job.training.optimizer_name, pipeline_of(job).schedule),
         forward_wire=WIRE[pipeline_of(job).activations],
         backward_wire=WIRE[pipeline_of(job).gradients],
     )

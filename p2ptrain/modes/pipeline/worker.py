@@ -184,7 +184,7 @@ class StageWorker:
     def _send_out(self, command: CollectBlocks) -> None:
         """Cut what was collected as others need it."""
         pieces, self._pieces, self._collects = self._pieces, [], None
-        optimizer = self._job.training.optimizer
+        optimizer = self._job.training.optimizer_name
         try:
             cut = cut_anew(self._blocks.chain, pieces, command.runs, optimizer, command.step)
         except RemoteError as error:

@@ -59,7 +59,8 @@ class Averages:
         if not self._knows_all:
             self._sizes, self._knows_all = self._initial_sizes() | self._sizes, True
         planned = planned_samples(body_of(plan).split, samples_of(plan), self._job.training.epochs_per_round)
-        self._average = RoundAverage(self._chain, command.round - 1, planned, self._sizes, self._job.group.robust)
+        training, robust = self._job.training, self._job.group.robust
+        self._average = RoundAverage(self._chain, command.round - 1, planned, self._sizes, robust, training)
         self._begun, self._plan, self._num_updates = command, plan, 0
 
     def _initial_sizes(self) -> dict[str, float]:
@@ -92,7 +93,7 @@ class Averages:
             bounds_of(body_of(plan).split),
             rounds=self._job.training.rounds,
             samples_before=samples_before,
-            optimizer=self._job.training.optimizer,
+            optimizer=self._job.training.optimizer_name,
         )
         self.drop()
         for peer, counted in sorted(average.counted().items()):

@@ -160,7 +160,7 @@ def choice_of(
         settings.medium,
         latency_s=latency_s,
         pair_rates=pair_rates,
-        optimizer_copies=held_copies(job.training.optimizer, "sync"),
+        optimizer_copies=held_copies(job.training.optimizer_name, "sync"),
         codings=CODINGS if settings.coding == "auto" else (settings.coding,),
         keeps_copies=job.group.replicas > 0,
     )

@@ -57,6 +57,11 @@ class SplitConfig(ModeTable):
                 f'{where}: split.labels = "stay" takes a tail for each unit, split.tails = "replica"; with one tail '
                 'for all of them, split.labels = "send"'
             )
+        if job.training.own_optimizer and self.optimizer == "average" and self.tails == "replica":
+            raise JobError(
+                f'{where}: split.optimizer = "average": what the mean of an own optimizer\'s state would be is not '
+                'known (training.own_optimizer); set "reset"'
+            )
         if self.micro_batches > job.training.batch_size:
             raise JobError(
                 f"{where}: split.micro_batches: {self.micro_batches} parts of a batch of {job.training.batch_size} "

@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 
 
 def check_blocks(job: Job, model: nn.Module) -> Mapping[str, Any]:
-    """It has to be a chain of blocks. Raises ``UserError``."""
+    """It has to be a chain of blocks, and an own optimizer one that can be divided. Raises ``UserError``."""
     from p2ptrain.learning.blocks.chain import Chain
     from p2ptrain.learning.blocks.costs import profile_blocks
+    from p2ptrain.learning.own.divisible import check_divisible
     from p2ptrain.planning.devices.blocks import check_model
 
     chain = Chain(model, job.data.input_shape)
     check_chain(job, chain)
     check_model(profile_blocks(chain, job.model.name))
+    check_divisible(job.training)
     return {}
 
 

@@ -15,6 +15,7 @@ from p2ptrain.core.stages.commands import Looked, Profiled
 from p2ptrain.core.worker import Setup
 from p2ptrain.learning.blocks.chain import Chain, chain_of
 from p2ptrain.learning.models import global_model
+from p2ptrain.learning.own.divisible import check_divisible
 from p2ptrain.learning.profiling.allocator import give_back
 from p2ptrain.learning.profiling.block_times import slowdown_now
 from p2ptrain.modes.stages.assembly import check_chain
@@ -26,10 +27,11 @@ Measure = Callable[[Chain, Job, str, Path | None], tuple[ModelProfile, BlockTime
 
 
 class OwnBlocks:
-    """Of one trainer, in one job."""
+    """Of one trainer, in one job. Raises ``UserError`` for a model, or an own optimizer, that can't be divided."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
+        check_divisible(setup.job.training)
         self.chain = chain_of(self.build, setup.job.data.input_shape)
         check_chain(setup.job, self.chain)
         self.model: ModelProfile | None = None

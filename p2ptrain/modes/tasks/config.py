@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from p2ptrain.config import MAX_CLASSES, Job, ModeTable, check_limits
 from p2ptrain.errors import JobError
+from p2ptrain.model_config import OF_THE_MODEL
 
 NAMES = ("auto", "tasks", "replicas")
 """auto: the group takes tasks or replicas, when it makes its first plan."""
@@ -90,6 +91,13 @@ class TasksConfig(ModeTable):
             raise JobError(
                 f'{where}: tasks.outer: "{self.outer}" is for whole models that peers average; set mode "replicas", or '
                 'tasks.outer = "none"'
+            )
+        if job.mode != "replicas" and (
+            methods := OF_THE_MODEL.intersection((job.training.loss, job.training.own_optimizer))
+        ):
+            raise JobError(
+                f"{where}: training: {sorted(methods)[0]} trains the whole model as it is, and class sub-models are "
+                'cut from its layers; set mode "replicas"'
             )
         if 0 < self.passes < 1:
             raise JobError(

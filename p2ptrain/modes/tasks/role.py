@@ -139,6 +139,8 @@ class TasksRole:
 
     def end_after(self, rounds: int, now: float) -> Effects:
         """Rounds are a peer's own here, so it is the one under way."""
+        if self._is_ending:
+            return []
         self._is_ending, own = True, self._group.own
         said = self._group.say(now, ends_after=min(own.round + 1, self._job.training.rounds))
         return [*said, ToTrainer(FinishRound())] if isinstance(self._state, Following) else said
@@ -340,15 +342,11 @@ class TasksRole:
             self._restarts.round_finished()
             loss = (("loss", round(event.loss, 4)),) if math.isfinite(event.loss) else ()
             skipped = (("skipped", event.num_skipped),) if event.num_skipped else ()
-            ended = event.ended_early or event.round
-            note = Note("round", (("part", event.part), ("round", ended), *loss, *skipped))
+            note = Note("round", (("part", event.part), ("round", event.round), *loss, *skipped))
             effects.append(note)
             number, rest = divmod(event.round, tasks_of(self._job).exchange_every)
             if not rest or event.training_finished:
                 effects += self._exchanges.round_finished(number, now)
-            if event.ended_early:
-                figures = (("part", event.part), ("round", event.ended_early), ("best", event.best_round))
-                effects.append(Note("ended-early", figures))
         return effects
 
     def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:

@@ -24,7 +24,7 @@ from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.evaluation import evaluate, own_class_accuracy
 from p2ptrain.learning.robust.means import FEWEST
 from p2ptrain.learning.robust.merging import MergeGuard
-from p2ptrain.learning.round_end import RoundEnd, TrainingEnd, equal_work
+from p2ptrain.learning.round_end import RoundEnd, equal_work
 from p2ptrain.learning.snapshots import read_count
 from p2ptrain.learning.training import LocalTrainer, check_batch_size
 from p2ptrain.learning.work import Work
@@ -105,10 +105,7 @@ class PartTraining:
             samples=self._data.tensors(slice(0, 2))[0],
         )
         self._end = RoundEnd()
-        self._training_end = TrainingEnd(config.patience if val is not None and len(val) else 0)
         self._is_ending = False
-        self.ended_early = 0
-        """The round after which this training ended before its last one; 0 = it did not."""
         self._losses: list[float] = []
         """The loss of each step of the pass under way."""
         self._learnt, self._loss_sum = 0, 0.0
@@ -198,25 +195,7 @@ class PartTraining:
             if self._outer is not None:
                 self._outer.step()
             self._guard.end_round(self.trainer.model.state_dict())
-        if self._job.training.patience and not self.finished:
-            self._end_early()
         return True
-
-    @property
-    def best_round(self) -> int:
-        """Of a training that ended early: the round whose parameters these are."""
-        return self._training_end.best_round if self.ended_early else 0
-
-    def _end_early(self) -> None:
-        """Where rounds bring nothing any more: back to the best one, which counts as the last."""
-        end = self._training_end
-        self._num_looked += self._num_val
-        if not end.is_here(self.round, self.trainer.loss_on(self._val_batches()), self.trainer.model.state_dict()):
-            return
-        self.trainer.load(end.best)
-        rounds, self.ended_early = self._job.training.rounds, self.round
-        self.trainer.skip((rounds - self.round) * self._steps_per_round)
-        self.round = rounds
 
     def _ends_early(self) -> bool:
         """After each pass: whether more of them would bring nothing, by the own validation samples."""

@@ -182,8 +182,6 @@ class TasksWorker:
                 num_skipped=training.num_skipped if round_finished else 0,
                 work_flops=float(training.work_flops()),
                 central_flops=float(training.central_flops()),
-                ended_early=training.ended_early,
-                best_round=training.best_round,
             )
         )
 

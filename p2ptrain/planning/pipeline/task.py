@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from p2ptrain.config import Coding, Optimizer, Schedule
+from p2ptrain.config import Coding, Schedule
 from p2ptrain.errors import UserError
 from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile, check_model, check_times
 from p2ptrain.planning.devices.footprint import pipeline_bytes
@@ -95,8 +95,9 @@ def batches_in_a_row(num_micro_batches: int, batches_a_round: float = math.inf) 
     return max(1, int(min(batches_a_round, math.ceil(ASYNC_MICRO_BATCHES / num_micro_batches))))
 
 
-def held_copies(optimizer: Optimizer, schedule: Schedule) -> int:
-    """Tensors that a trainer holds for each of its parameters, beside the parameter and its gradient."""
+def held_copies(optimizer: str, schedule: Schedule) -> int:
+    """Tensors that a trainer holds for each of its parameters, beside the parameter and its gradient. An
+    own optimizer is taken to hold as much as AdamW."""
     state = 1 if optimizer == "sgd" else 2
     return state + SNAPSHOT_COPIES + (STASHED_VERSIONS if schedule == "async" else 0)
 

@@ -90,9 +90,8 @@ class Peer(Core):
         """In the order in which they hear of the time; those of a job come with it."""
         self._rng = rng
         self._next_status, self._look_at = now, NEVER
-        self._warned: set[str] = set()
         self.trainer_waits = ""  # in words, while the trainer is silent for suspiciously long; the node keeps it true
-        self._left = False
+        self._left, self._warned = False, set[str]()
         self._init = InitSearch(self.group, self.sessions.peers)
         self.looks: Looks | None = None
         self._stop = GroupStop(self.group, lambda: self.role, may=config.remote_stop)
@@ -152,6 +151,7 @@ class Peer(Core):
         self.agreement, looks = agreement, Looks(job, self.group, downloads, role, mode.harvester, resume.looked_at)
         self.looks = looks
         self._init.begin(job, downloads)
+        self._stop.begin(job)
         self.completion = Completion(self.group, role, job.training.rounds, lambda: agreement.is_settled)
         self.group.path, self.group.holdings = agreement.parentage.path, lambda: (*role.holdings(), *looks.holdings())
         self._machines += [agreement, role, looks, self.completion]
@@ -234,7 +234,7 @@ class Peer(Core):
             effects += self._members_changed(now)
         if now >= self._next_status:
             self._next_status = now + STATUS_INTERVAL_S
-            effects += [*self._ask_again(now), *self._take_job(now), *self._init.look(now)]
+            effects += [*self._ask_again(now), *self._take_job(now), *self._init.look(now), *self._stop.look(now)]
             words = self.group.with_names(self._waiting_for(now))
             effects += self.group.say(now, waiting_for=words[:256])
         return super().tick(now) + self.run(effects, now)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from p2ptrain.config import Job, TrainingConfig
 from p2ptrain.core import commands as c
+from p2ptrain.core.looks.patience import patience_note
 from p2ptrain.core.worker import Setup, Worker
 from p2ptrain.errors import LocalError, UserError
 from p2ptrain.learning.data import Dataset, Split, check_learnable, load, open_source, select
@@ -85,7 +86,7 @@ class Trainer:
             self._say(event)
         counts: Any = data.counts() if data is not None else [0] * len(job.data.classes)
         notes = tuple(note for each in (data, val) if each is not None for note in each.notes)
-        remarks, num_val = _remarks(job, command, val, classes), len(val) if val is not None else 0
+        remarks, num_val = _remarks(job, command, classes), len(val) if val is not None else 0
         self._looking = ModelLooks(job, val, command, self._say)
         self._say(c.Ready(tuple(int(n) for n in counts), worker.max_groups(), notes, remarks, num_val))
         warm_up()
@@ -112,13 +113,13 @@ class Trainer:
         return found
 
 
-def _remarks(job: Job, command: c.Configure, val: Dataset | None, classes: str) -> tuple[str, ...]:
+def _remarks(job: Job, command: c.Configure, classes: str) -> tuple[str, ...]:
     """What becomes of the classes of what the job starts from, and what this device can't do of what the job wants."""
     found = [f"of the model that the job starts from, {classes}"] if classes else []
     if job.training.precision == "bf16" and not is_mixed(job.training, torch.device(command.device)):
         found.append(NO_BF16)
-    if job.training.patience and command.data and (val is None or not len(val)):
-        found.append("this device has no validation samples, so its training ends with the last round, not early")
+    if note := patience_note(job):
+        found.append(note)
     return tuple(found)
 
 

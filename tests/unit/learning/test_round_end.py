@@ -15,7 +15,7 @@ from p2ptrain.core.plan import PeerSnapshot
 from p2ptrain.ids import PeerId
 from p2ptrain.learning.blocks.flops import training_flops
 from p2ptrain.learning.data import Dataset
-from p2ptrain.learning.round_end import RoundEnd, TrainingEnd, equal_work
+from p2ptrain.learning.round_end import RoundEnd, equal_work
 from p2ptrain.learning.training import schedule
 from p2ptrain.modes.tasks import training as part_training
 from p2ptrain.modes.tasks.config import TasksConfig
@@ -77,57 +77,6 @@ def test_a_round_ends_when_the_validation_loss_has_stopped_falling(
     end = RoundEnd()
     near = [end.is_near(*each) for each in losses]
     assert near.index(True) + 1 == ends_after if ends_after else not any(near)
-
-
-@pytest.mark.parametrize(
-    ("patience", "losses", "ends_after", "best"),
-    [
-        (2, [1.0, 0.9, 0.8, 0.7, 0.6], None, 5),
-        (2, [1.0, 0.9, 0.95, 0.91, 0.1], 4, 2),
-        (1, [1.0, 0.9, 0.9], 3, 2),
-        (3, [math.nan, math.nan, math.nan, math.nan, math.nan], None, 0),
-        (2, [math.nan, 0.5, math.nan, math.nan], 4, 2),
-        (0, [1.0, 2.0, 3.0], None, 0),
-    ],
-    ids=["falls", "rises", "stays", "unknown", "unknown late", "never"],
-)
-def test_a_training_ends_when_rounds_bring_nothing(
-    patience: int, losses: list[float], ends_after: int | None, best: int
-) -> None:
-    end, state = TrainingEnd(patience), {"w": torch.zeros(1)}
-    ends = []
-    for number, loss in enumerate(losses, 1):
-        state["w"].fill_(number)
-        ends.append(end.is_here(number, loss, state))
-        if ends[-1]:
-            break
-    assert ends.index(True) + 1 == ends_after if ends_after else not any(ends)
-    assert end.best_round == best and (not best or float(end.best["w"]) == best), "a copy of that moment"
-
-
-def test_who_ends_early_has_its_best_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([0.9, 0.5, 0.6, 0.7, 0.8])
-    work = job(1.0, patience=2, rounds=9)
-    one = training(work, val=samples(2))
-    monkeypatch.setattr(one.trainer, "loss_on", lambda batches: next(losses))
-    states = []
-    while not one.finished:
-        steps_of_round(one)
-        states.append({name: tensor.clone() for name, tensor in one.trainer.model.state_dict().items()})
-    assert (one.ended_early, one.best_round, one.round) == (4, 2, 9) and len(states) == 4
-    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[-1].items())
-    assert one.trainer.num_steps == one.trainer.total_steps, "the schedule is over too"
-    tensors, metadata = one.snapshot()
-    again = training(work, val=samples(2))
-    again.restore(tensors, metadata, own=True)
-    assert again.finished and again.best_round == 0
-
-
-def test_nobody_ends_early_without_validation_samples() -> None:
-    one = training(job(1.0, patience=1), val=None)
-    for _ in range(3):
-        steps_of_round(one)
-    assert one.finished and (one.ended_early, one.best_round) == (0, 0)
 
 
 @pytest.mark.parametrize("passes", [0.0, 1000.0])

@@ -31,6 +31,7 @@ from p2ptrain.wire.messages import NO_PART, LookFigure, MemberState, Record, Str
 
 A, B = PeerId("a" * 16), PeerId("b" * 16)
 JOB = Job(data=DataConfig(("cat", "dog", "emu", "fox"), (1, 8, 8), mean=(0.0,), std=(1.0,)))
+PATIENT = dataclasses.replace(JOB, training=dataclasses.replace(JOB.training, patience=2))
 PLAN = Plan(
     epoch=3,
     job=JOB.id,
@@ -118,6 +119,11 @@ SHOWN_AND_NOT: list[tuple[str, Found, Found]] = [
     ),
     ("    battery 40 %", Found(figures={A: {"battery": 0.4}}), Found(figures={B: {"battery": 0.4}})),
     ("ends after round 5: the group was asked to stop", Found(records=(record(A, ends_after=5),)), Found()),
+    (
+        "ends after round 5: the group was asked to stop, or its model got no better (training.patience)",
+        Found(job=PATIENT, records=(record(A, ends_after=5, job=PATIENT.id),)),
+        Found(records=(record(A, ends_after=5),)),
+    ),
     (
         "the whole model, put together after round 4, its last layer not fitted yet: 20.0 % of 40 validation samples "
         "of 2 devices right; best so far after round 2: 97.5 % of 40",
@@ -265,6 +271,13 @@ def test_the_reassembly_report_says_who_how_fresh_how_much_and_what_is_missing()
     assert report.kind(whole) == "best model" and report.to_plain(harvested())["best"] is None
     asked = harvested(stopped_after=4)
     assert "HALF-WAY: so far 4 of 10 rounds; there the group was stopped (`p2ptrain stop`)" in report.render(asked)
+    early = dataclasses.replace(asked, job=PATIENT, best_look=looks[0])
+    text = report.render(early)
+    assert (
+        "there the group has ended, as its model got no better in 2 looks (training.patience), or was stopped" in text
+    )
+    assert "it was best after round 4, 90.0 % of 40 validation samples right, which harvest --best gives" in text
+    assert report.to_plain(early)["best_look"]["round"] == 4 and report.to_plain(asked)["best_look"] is None
     assert report.to_plain(asked)["stopped_after"] == 4 and report.to_plain(harvested())["stopped_after"] is None
 
 

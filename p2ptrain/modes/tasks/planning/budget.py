@@ -21,14 +21,13 @@ from p2ptrain.words import scaled
 def affordable_passes(job: Job, parts: Parts, part: int, num_samples: int, num_val: int, *, looks: bool) -> float:
     """Of the own samples, in place of one of the whole model; less than one where the part is wide.
 
-    ``num_val``: own validation samples, looked at after each round, twice where it may be the last (``patience``); with
-    ``looks`` after each pass too.
+    ``num_val``: own validation samples, looked at after each round; with ``looks`` after each pass too.
     """
     config, cost = job.training, parts.flops(part)
     central, budget = parts.central_flops(), tasks_of(job).budget
     if not central or not cost.total:  # what can't be counted is not bounded
         return 1.0
-    each_round = cost.forward * num_val * (2 if config.patience else 1)
+    each_round = cost.forward * num_val
     most = budget * central - end_flops(job, parts, num_samples, num_val) - config.rounds * each_round
     one = config.rounds * config.epochs_per_round * (cost.total * num_samples + cost.forward * num_val * looks)
     return max(0.0, min(most / one, max(1.0, most * _relative_speed(parts, part) / one)))

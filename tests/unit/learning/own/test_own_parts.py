@@ -16,10 +16,10 @@ from p2ptrain.errors import JobError
 from p2ptrain.learning.data import Dataset
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own import parts
-from p2ptrain.learning.own.trial import Trial
 from p2ptrain.learning.training import LocalTrainer, schedule
 from p2ptrain.model_config import refused_code
 from p2ptrain.modes.jobs import check_job, job_from_json
+from p2ptrain.modes.split.config import SplitConfig
 
 CODE = """
 import torch
@@ -122,6 +122,14 @@ def test_a_transform_changes_what_is_trained_on(own: str) -> None:
         next(wrong.batches(np.random.default_rng(0), 4, augment=True))
 
 
+def test_a_mean_of_states_of_an_own_optimizer_is_refused() -> None:
+    job = Job(mode="split", data=DATA, training=TrainingConfig(own_optimizer="my:make"))
+    check_job(job)
+    with pytest.raises(JobError, match=r'split\.optimizer = "average".*set "reset"'):
+        check_job(job.with_table(SplitConfig(optimizer="average")))
+    check_job(job.with_table(SplitConfig(optimizer="average", tails="shared")))
+
+
 def test_each_device_allows_all_of_a_jobs_code() -> None:
     job = Job(
         mode="replicas",
@@ -141,40 +149,8 @@ def test_each_device_allows_all_of_a_jobs_code() -> None:
     [
         ("replicas", {"loss": "timm:resnet18"}, r"training\.loss.*package"),
         ("replicas", {"loss": "my:loss", "label_smoothing": 0.1}, "label_smoothing"),
-        ("pipeline", {"own_optimizer": "my:make"}, "blocks go from device to device"),
-        ("split", {"own_optimizer": "my:make"}, "blocks go from device to device"),
     ],
 )
 def test_what_does_not_go_together(mode: str, training: dict[str, object], why: str) -> None:
     with pytest.raises(JobError, match=why):
         check_job(Job(mode=mode, data=DATA, training=TrainingConfig(**training)))  # type: ignore[arg-type]
-
-
-LIGHTNING = """
-from torch import nn
-class LightningModule(nn.Module):
-    def training_step(self, batch, i): raise SystemError
-"""
-LIT = """
-import lightning
-from torch import nn
-class Lit(lightning.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
-    def forward(self, x): return self.net(x)
-def build(): return Lit()
-"""
-
-
-def test_a_lightning_module_is_told_what_of_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a stand-in: a class of that name in that package."""
-    (tmp_path / "lightning.py").write_text(LIGHTNING)
-    (tmp_path / "lit_of_mine.py").write_text(LIT)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "lightning", None)
-    monkeypatch.delitem(sys.modules, "lightning")
-    trial = Trial(Job(mode="replicas", model=ModelConfig("lit_of_mine:build"), data=DATA))
-    (note,) = trial.notes
-    assert "its forward is trained" in note and "configure_optimizers are not called" in note
-    monkeypatch.delitem(sys.modules, "lightning")

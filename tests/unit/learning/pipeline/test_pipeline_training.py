@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,9 +18,16 @@ from p2ptrain.learning.profiling.precision import bf16_supported, mixed
 from p2ptrain.learning.training import schedule
 
 
-def central(name: str, group: Group, config: TrainingConfig, steps: int, total: int) -> tuple[nn.Module, float]:
+def central(
+    name: str,
+    group: Group,
+    config: TrainingConfig,
+    steps: int,
+    total: int,
+    build: Callable[[], nn.Module] | None = None,
+) -> tuple[nn.Module, float]:
     """The same batches in one process, in plain torch."""
-    model = builder(name)().train()
+    model = (build or builder(name))().train()
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]

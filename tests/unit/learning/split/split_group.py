@@ -121,7 +121,7 @@ class SplitGroup:
         self.turn()
         assert all(units.done for units in self.peers.values()), "somebody waits for ever"
         sizes = {name: size for tensors, _ in pieces for name, size in sizes_of(tensors).items()}
-        average = RoundAverage(self.chain, number, self.planned, sizes, self.robust)
+        average = RoundAverage(self.chain, number, self.planned, sizes, self.robust, self.config)
         for peer, units in self.peers.items():
             tensors, metadata = units.update()
             apart = units.copies() if isinstance(units, Units) and peer == next(iter(self.peers)) else ()
@@ -129,7 +129,7 @@ class SplitGroup:
             average.add(peer, load(save({k: t.contiguous() for k, t in told.items()})), metadata, apart)
         bounds = [self.plan.kept_from, *(unit.cut for unit in self.plan.units)]
         made = average.pieces(
-            bounds, rounds=self.config.rounds, samples_before=self.samples, optimizer=self.config.optimizer
+            bounds, rounds=self.config.rounds, samples_before=self.samples, optimizer=self.config.optimizer_name
         )
         self.samples = int(made[0][1]["samples"])
         self.drawn_in = average.counted()

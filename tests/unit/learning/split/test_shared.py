@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from own_optimizers import DIVISIBLE
 from pipeline_group import SEED, builder
 from split_group import NUM_MICRO_BATCHES, SplitGroup, state_of
 from torch import Tensor, nn
@@ -44,7 +45,9 @@ def centrally(name: str, group: SplitGroup, config: TrainingConfig, rounds: int)
         {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
     ]
     optimizer: torch.optim.Optimizer
-    if config.optimizer == "adamw":
+    if config.own_optimizer:
+        optimizer = DIVISIBLE[config.own_optimizer.partition(":")[2]](list(model.parameters()), config.learning_rate)
+    elif config.optimizer == "adamw":
         optimizer = torch.optim.AdamW(groups, betas=(config.momentum, 0.999))
     else:
         optimizer = torch.optim.SGD(groups, momentum=config.momentum, nesterov=True)
@@ -85,6 +88,16 @@ def test_steps_of_all_are_central_steps(name: str, room: str, config: TrainingCo
         # A bias on attention's keys changes no output, so its gradient is rounding only, which AdamW makes larger.
         atol = 2e-5 if key.endswith("qkv.bias") else 2e-6
         torch.testing.assert_close(found[key], tensor, rtol=2e-4, atol=atol)
+
+
+@pytest.mark.parametrize("name", ["counted", "factored"])
+def test_so_are_those_of_an_own_optimizer(name: str) -> None:
+    cuts, collector = ROOMS["two helpers"]
+    config = TrainingConfig(rounds=3, own_optimizer=f"own_optimizers:{name}", learning_rate=0.01)
+    group = SplitGroup("lenet", cuts, COUNTS, config, collector=collector, batch_size=BATCH)
+    found = state_of(group.round(1, group.round(0, [])))
+    for key, tensor in centrally("lenet", group, config, 2).items():
+        torch.testing.assert_close(found[key], tensor, rtol=2e-4, atol=2e-6)
 
 
 def test_any_order_of_arrival_gives_the_same_numbers() -> None:

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from own_optimizers import DIVISIBLE
 from pipeline_group import SEED, builder
 from split_group import BATCH, MICRO_BATCH, NUM_MICRO_BATCHES, SplitGroup, meta_chain, state_of
 from torch import Tensor, nn
@@ -38,7 +39,10 @@ def federated_averaging(name: str, group: SplitGroup, config: TrainingConfig, ro
                 {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
             ]
             optimizer: torch.optim.Optimizer
-            if config.optimizer == "adamw":
+            if config.own_optimizer:
+                make = DIVISIBLE[config.own_optimizer.partition(":")[2]]
+                optimizer = make(list(model.parameters()), config.learning_rate)
+            elif config.optimizer == "adamw":
                 optimizer = torch.optim.AdamW(groups, betas=(config.momentum, 0.999))
             else:
                 optimizer = torch.optim.SGD(groups, momentum=config.momentum, nesterov=True)
@@ -59,6 +63,15 @@ def federated_averaging(name: str, group: SplitGroup, config: TrainingConfig, ro
             for name, tensor in state.items()
         }
     return state
+
+
+def test_rounds_with_an_own_optimizer_are_too() -> None:
+    config = TrainingConfig(rounds=3, own_optimizer="own_optimizers:counted", learning_rate=0.01)
+    cuts = {"anna": ("hal", 1), "ben": ("hal", 3), "hal": ("", 0)}
+    group = SplitGroup("lenet", cuts, COUNTS, config)
+    found = state_of(group.round(1, group.round(0, [])))
+    for key, tensor in federated_averaging("lenet", group, config, 2).items():
+        torch.testing.assert_close(found[key], tensor, rtol=2e-4, atol=2e-6)
 
 
 def test_optimizers_begin_anew_or_go_on_from_their_mean() -> None:
