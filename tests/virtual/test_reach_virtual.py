@@ -14,13 +14,14 @@ from p2ptrain.simulation.device import Device
 from p2ptrain.wire.messages import PlanReply, PlanRequest, PlanVote, StreamAck
 
 NUM_PEERS, BOOK = 9, 2
-IDLE_S, SPARE_IDLE_S = 20.0, 6.0
+IDLE_S, SPARE_IDLE_S = 6.0, 3.0
 
 
 @pytest.fixture(autouse=True)
 def small_books(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(address_book, "MAX_ADDRESSES", BOOK)
     small = {"LARGE": BOOK, "CROWDED": BOOK + 1, "IDLE_S": IDLE_S, "SPARE_IDLE_S": SPARE_IDLE_S, "SPARE": 1}
+    small["LOOK_S"] = 1.0
     for name, value in small.items():
         monkeypatch.setattr(reach, name, value)
     monkeypatch.setattr(neighbours, "BESIDE", 1)
@@ -103,7 +104,7 @@ def test_links_of_no_use_close_on_both_sides_and_nobody_is_suspected_for_it_or_d
     for other in room.on():  # mDNS shows them all again
         for shown in room.on():
             room.perform(other, other.core.propose(shown.address, other.now, "mdns"))
-    room.run(90)
+    room.run(20)
     assert notes(room, "admitted") == admitted
     assert notes(room, "suspected") == notes(room, "failed") == 0
     assert set(one.core.sessions.peers()) == one.core.links.neighbours(one.id)

@@ -48,11 +48,11 @@ def sparse(seed: int, told: dict[PeerId, set[PeerId]], loss: float) -> Simulated
 def test_one_death_among_150_that_see_their_neighbours_only_is_known_and_no_other(seed: int, loss: float) -> None:
     told: dict[PeerId, set[PeerId]] = {}
     network = sparse(seed, told, loss)
-    network.run(4.0)
+    network.run(2.0)
     assert not told
     victim = peer_ids(NUM_PEERS)[7]
     network.crash(victim)
-    network.run(34.0, lambda: len(told.get(victim, ())) == NUM_PEERS - 1)
+    network.run(32.0, lambda: len(told.get(victim, ())) == NUM_PEERS - 1)
     assert told.keys() == {victim} and len(told[victim]) == NUM_PEERS - 1
 
 

@@ -233,7 +233,7 @@ class Membership:
         target = probe.target
         if probe.failed or target not in self._roster.members or target in self._roster.gone:
             self._probing.forget(sequence)
-        elif probe.pings < self._probing.most_pings():
+        elif probe.pings < self._probing.most_pings(len(self._roster.round)):
             helpers = self._roster.sample_helpers(self.config.helpers, target)
             self._probing.sent_again(probe, helpers, now)
             effects.append(Send(target, Ping(sequence, self._rumours.to(target))))

@@ -5,10 +5,10 @@ Invariant: an ack counts only from whom it was asked of, and once; what is sent 
     sent --ack_timeout--> sent again, and others asked to ping too --ack_timeout--> sent again ... --> failed
     any --ack of the target or of a helper--> answered            failed --a while--> forgotten
 
-How often a ping is sent again follows from how many get lost, as far as answered ones show it: as often as it takes
-for a target that lives to seem dead once in ``1 / missed`` probes. Three times is enough where no more than a seventh
-gets no answer. Every accusation is news to all: where many are accused for nothing, there is more of it than messages
-have room for, and the refutations come too late.
+How often a ping is sent again follows from how many get lost, as far as answered ones show it, and from the size of
+the group: as often as it takes for ``accused_per_s`` accusations of the living in the whole group. Every accusation is
+news to all, and so is its refutation: where there is more of them than messages have room for, refutations come too
+late. In a small group three pings are enough, and its members hear of a death the sooner.
 """
 
 from __future__ import annotations
@@ -76,10 +76,11 @@ class Probing:
     def overdue(self, now: float) -> list[tuple[int, Probe]]:
         return [(sequence, probe) for sequence, probe in self._probes.items() if probe.deadline <= now]
 
-    def most_pings(self) -> int:
-        """Of one probe."""
+    def most_pings(self, num_members: int) -> int:
+        """Of one probe, in a group of so many."""
         config, lost = self._config, (self._num_lost + 0.5) / (self._num_pings + 5)
-        wanted = math.ceil(math.log(config.missed) / math.log(min(lost, 0.9)))
+        missed = min(0.5, config.accused_per_s * config.period_s / max(1, num_members))
+        wanted = math.ceil(math.log(missed) / math.log(min(lost, 0.9)))
         return min(config.pings_max, max(config.pings_min, wanted))
 
     def sent_again(self, probe: Probe, helpers: Iterable[PeerId], now: float) -> None:

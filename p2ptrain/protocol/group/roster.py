@@ -12,11 +12,13 @@ import dataclasses
 import random
 from collections.abc import Callable, Collection
 from functools import lru_cache
+from itertools import islice
 
 from p2ptrain.ids import PeerId
 from p2ptrain.wire.messages import MemberState, Rumour
 
 
+_LAST_GONE = 8
 NeighboursOf = Callable[[PeerId], Collection[PeerId]]
 """Who of a large group has a link to a peer, as far as one can know."""
 
@@ -64,6 +66,11 @@ class Roster:
     def sample(self, count: int) -> list[PeerId]:
         """Up to ``count`` of those that are in."""
         return self._rng.sample(self.round, min(count, len(self.round)))
+
+    def sample_gone(self) -> list[PeerId]:
+        """One of the last few that went, if any did."""
+        last = list(islice(reversed(self.gone), _LAST_GONE))
+        return [self._rng.choice(last)] if last else []
 
     def link(self, peer: PeerId) -> None:
         """There is a link to it."""

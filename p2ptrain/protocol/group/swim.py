@@ -33,9 +33,10 @@ class MembershipConfig:
     """Asked to ping for us, whenever a ping is sent again."""
     pings_min: int = 3
     pings_max: int = 12
-    missed: float = 0.003
-    """A probe sends so many pings, ``ack`` apart, that one of a target that lives fails by loss alone this seldom, as
-    far as those numbers allow. (Helpers apart: with loss p one of their paths of four messages works with (1-p)^4.)"""
+    accused_per_s: float = 2.5
+    """A probe sends so many pings, ``ack`` apart, that in the whole group no more than this many fail a second by loss
+    alone, as far as those numbers allow: of n / period_s probes each fails with lost^pings. (Helpers apart: with loss p
+    one of their paths of four messages works with (1-p)^4.)"""
     suspicion_min_s: float = 1.4
     """Longest stall to forgive + time for a refutation through some loss; times max(1, log10 n)."""
     suspicion_stretch: float = 1.3
