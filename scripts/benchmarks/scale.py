@@ -136,8 +136,23 @@ FEW = "membership, neighbours"
 LAWS = (
     Law("membership", "death_known_s", "a death is known to all after", "s", *LOGARITHM),
     Law("membership", "bytes_per_s", "membership sends", "bytes/s a peer", (_one,), "{0:.0f}"),
-    Law(FEW, "death_known_s", "where peers have neighbours only, a death is known to all after", "s", *LOGARITHM, FEW_UP_TO),
-    Law(FEW, "bytes_per_s", "where peers have neighbours only, membership sends", "bytes/s a peer", (_one,), "{0:.0f}", FEW_UP_TO),
+    Law(
+        FEW,
+        "death_known_s",
+        "in a large room a death is known to all after",
+        "s",
+        *LOGARITHM,
+        FEW_UP_TO,
+    ),
+    Law(
+        FEW,
+        "bytes_per_s",
+        "in a large room membership sends",
+        "bytes/s a peer",
+        (_one,),
+        "{0:.0f}",
+        FEW_UP_TO,
+    ),
     Law("heartbeats", "bytes_per_s", "heartbeats take", "bytes/s a peer", (float,), "{0:.0f} n"),
     Law("gossip", "rounds", "gossip is within 1 % after", "rounds", *LOGARITHM),
     Law("central average", "rounds", "one averager is done after", "rounds", (float,), "{0:.3f} n"),
@@ -215,7 +230,13 @@ def plot(figure: Any, result: dict[str, Any]) -> None:
         for number, what in enumerate(dict.fromkeys(linked) if name == "bytes_per_s" else ()):
             points = series(cases, what, name)
             values = [figure["median"] for _, figure in points]
-            axes.plot([peers for peers, _ in points], values, LINKED_MARKERS[number % len(LINKED_MARKERS)], color="black", label=what)
+            axes.plot(
+                [peers for peers, _ in points],
+                values,
+                LINKED_MARKERS[number % len(LINKED_MARKERS)],
+                color="black",
+                label=what,
+            )
         axes.set(title=title, xlabel="peers", ylabel=label, xscale="log")
         plots.plain_numbers(axes.xaxis)
         if name in LEGEND_ROOM:

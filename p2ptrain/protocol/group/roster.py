@@ -17,7 +17,6 @@ from itertools import islice
 from p2ptrain.ids import PeerId
 from p2ptrain.wire.messages import MemberState, Rumour
 
-
 _LAST_GONE = 8
 NeighboursOf = Callable[[PeerId], Collection[PeerId]]
 """Who of a large group has a link to a peer, as far as one can know."""

@@ -107,8 +107,8 @@ class Rumours:
         return sends
 
     def to(self, peer: PeerId, stale: Iterable[PeerId] = (), *, filler: int = 0) -> tuple[Rumour, ...]:
-        """What to say in a message: ourselves, how its receiver is known, corrections, news, and a few at random, one of
-        those that went lately among them: whom the news of that missed asks nobody about it.
+        """What to say in a message: ourselves, how its receiver is known, corrections, news, and a few at random, with
+        one of those that went lately: whom the news of that missed asks nobody about it.
 
         Others hear of a suspect as news only: whoever says it besides counts as one more accuser.
         """

@@ -24,7 +24,7 @@ A key:  unknown --Hello--> guest --Proof--> admitted;  dialled: --Welcome--> adm
         guest --Proof, but the door stays shut--> guest (Knocked)
         guest for too long --> unknown;  too many errors --> banned for a while
         admitted --Goodbye, or a visitor that has to go (``visitors``)--> unknown, and what it told of itself forgotten
-        admitted, a member, --nobody needs the link (``rest``)--> resting --a frame in the session, or a Hello--> admitted
+        admitted, a member --nobody needs the link (``rest``)--> resting --a frame of it, or a Hello--> admitted
 """
 
 from __future__ import annotations
