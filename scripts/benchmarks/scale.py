@@ -2,11 +2,10 @@
 
 Four simulations, each of one of the project's own state machines over its simulated network (``virtual_*.py`` say
 what each leaves out): *membership*, until all know of a crash; *gossip*, until the copies are within 1 % of where they
-started from their mean; *records*, what peers know of each other's progress; *sessions*, to how many others a peer
-gets a link. The first three take a link from each to each for granted (gossip: to as many as a peer may have), so for
-groups in which sessions do not give that, they show what these machines could do, not what such a group does: a peer
-dials no more than ``MAX_ADDRESSES`` = 128 addresses and admits no more than ``MAX_PEERS`` = 512 peers. The cases named
-``links`` show membership in groups whose members have links to so many random others each.
+started from their mean; *records*, what peers know of each other's progress; *links*, how many of them whole peers
+keep. The first three take a link from each to each for granted (gossip: to as many as a peer may have), as in groups of
+up to 129. Of larger ones the cases named ``neighbours`` show membership as it is there: each peer has links to its
+neighbours, 32 at most, and to nobody else. (A message to others is lost there; a real peer dials.)
 
 Expected: membership traffic a peer is constant, and a crash is known after O(log n) (SWIM: Das, Gupta, Motivala, DSN
 2002); push-sum needs O(log n) rounds (Kempe, Dobra, Gehrke, FOCS 2003); records take constant bytes, as progress is
@@ -28,9 +27,9 @@ from benchmarks import plots
 from benchmarks.common import SEED, Column, Sample, Settings
 from benchmarks.rows import Remark, Row, Section
 from benchmarks.virtual_gossip import average_centrally, reach_consensus
+from benchmarks.virtual_links import SETTLE_S, keep_links
 from benchmarks.virtual_membership import detect_death, detect_death_by_heartbeats, lose_many
 from benchmarks.virtual_records import keep_records
-from benchmarks.virtual_sessions import link_up
 from p2ptrain.protocol.session.sessions import MAX_PEERS
 
 LISTED = {
@@ -38,7 +37,7 @@ LISTED = {
 }
 BASELINE = (
     "heartbeats from each to all with SWIM's period, and one averager that all send to and wait for; "
-    "records and sessions have no baseline"
+    "records and links have no baseline"
 )
 COLUMNS = (
     Column("death_known_s", "death known to all, s", 2),
@@ -47,27 +46,30 @@ COLUMNS = (
     Column("rounds", "rounds to 1 %", 1),
     Column("payloads_per_peer", "payloads a peer", 1),
     Column("payloads_busiest", "busiest", 0),
+    Column("suspected_per_s", "suspicions/s", 1),
     Column("age_median_s", "record age, s", 2),
+    Column("news_known_s", "a change known to all, s", 1),
     Column("links_median", "links", 0),
-    Column("links_fewest", "fewest", 0),
+    Column("links_most", "most", 0),
 )
 SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 RECORD_SIZES = (10, 20, 50, 100, 200, 500, 1000)
 RECORD_WARM_S = 0.125
 """A peer; 12 s at least: by then each has said its progress once, and short digests suffice."""
-LINKED = ((200, 170), (200, 128), (520, MAX_PEERS), (600, MAX_PEERS), (700, MAX_PEERS))
-LINKED += tuple((num_peers, 32) for num_peers in (150, 200, 300, 1000, 5000))
-"""(peers, links of each): as sessions give 200 peers, the fewest that any of them gets, around the limit, and few."""
-MANY_LOST, LOST_LINKS, LOST_SHARE = (200, 300, 1000), 32, 0.3
-"""Groups of which so large a part crashes at once, with so many links of each; more than 128 are left, as in a smaller
-group everyone probes everyone, and gets a link to do so."""
-SESSION_SIZES = (50, 100, 150, 200, 300)
+LARGE = (150, 200, 300, 1000, 5000)
+LARGE_WARM_S, LARGE_WINDOW_S = 2.0, 8.0
+"""Ten seconds before the crash in which nobody should be called dead."""
+LOSSY = ((150, 0.1), (150, 0.3), (1000, 0.1), (1000, 0.3))
+"""(peers, messages lost): far more than TCP leaves, which repairs what it can in time."""
+MANY_LOST, LOST_SHARE = (200, 300, 1000), 0.3
+"""Groups of which so large a part crashes at once; more than 128 are left, as in a smaller group everyone probes
+everyone, and gets a link to do so."""
+LINK_SIZES = (100, 150, 200, 300)
 TINY_SIZES = (6, 12, 24)
-TINY_LINKED = ((24, 20), (12, 32), (24, 32))
-TINY_LOST = (24,)
+TINY_LARGE, TINY_LOSSY, TINY_LOST = (24, 36), ((24, 0.1),), (24,)
 FIT_UP_TO = 100
 FEW_UP_TO = 300
-"""Likewise where links are few: in a group of 128 or fewer everyone has a link to everyone."""
+"""Likewise where links are few: in a group of 129 or fewer everyone has a link to everyone."""
 CHECKED, ON_PAPER = (100, 1000), 5000
 """Sizes at which what is expected is set beside what was measured, and the one that is told whether measured or not."""
 FULL_HEARTBEATS = 50
@@ -89,17 +91,24 @@ def run(settings: Settings) -> Iterator[Sample]:
             warm_s = 2.0 if settings.tiny else max(12.0, RECORD_WARM_S * num_peers)
             figures = keep_records(num_peers, SEED + repetition, warm_s=warm_s)
             yield Sample(f"records, {num_peers} peers", repetition, figures)
-    for num_peers, num_links in TINY_LINKED if settings.tiny else LINKED:
+    known: dict[str, Any] = {"is_large": True, "warm_s": LARGE_WARM_S, "window_s": LARGE_WINDOW_S}
+    for num_peers in TINY_LARGE if settings.tiny else LARGE:
         for repetition in settings.repetitions:
-            figures = detect_death(num_peers, SEED + repetition, num_links=num_links)
-            yield Sample(f"membership, {num_links} links, {num_peers} peers", repetition, figures)
+            figures = detect_death(num_peers, SEED + repetition, **known)
+            yield Sample(f"{FEW}, {num_peers} peers", repetition, figures)
+    for num_peers, loss in TINY_LOSSY if settings.tiny else LOSSY:
+        for repetition in settings.repetitions:
+            figures = detect_death(num_peers, SEED + repetition, loss=loss, **known)
+            yield Sample(f"{FEW}, {loss:.0%} of messages lost, {num_peers} peers", repetition, figures)
     for num_peers in TINY_LOST if settings.tiny else MANY_LOST:
         for repetition in settings.repetitions:
-            figures = lose_many(num_peers, SEED + repetition, num_links=LOST_LINKS, share=LOST_SHARE)
-            yield Sample(f"membership, {LOST_SHARE:.0%} lost at once, {num_peers} peers", repetition, figures)
-    for num_peers in sizes if settings.tiny else SESSION_SIZES:
+            figures = lose_many(num_peers, SEED + repetition, share=LOST_SHARE)
+            yield Sample(f"{FEW}, {LOST_SHARE:.0%} of peers lost at once, {num_peers} peers", repetition, figures)
+    for num_peers in TINY_SIZES[:1] if settings.tiny else LINK_SIZES:
         for repetition in settings.repetitions:
-            yield Sample(f"sessions, {num_peers} peers", repetition, link_up(num_peers, SEED + repetition))
+            settle_s = 5.0 if settings.tiny else SETTLE_S
+            figures = keep_links(num_peers, SEED + repetition, settle_s=settle_s)
+            yield Sample(f"links, {num_peers} peers", repetition, figures)
 
 
 # --- growth ---------------------------------------------------------------------------------------------------------
@@ -123,12 +132,27 @@ def _one(n: float) -> float:
 
 
 LOGARITHM = (_one, math.log2), "{0:.2f} + {1:.2f} log2 n"
-FEW = "membership, 32 links"
+FEW = "membership, neighbours"
 LAWS = (
     Law("membership", "death_known_s", "a death is known to all after", "s", *LOGARITHM),
     Law("membership", "bytes_per_s", "membership sends", "bytes/s a peer", (_one,), "{0:.0f}"),
-    Law(FEW, "death_known_s", "with 32 links each a death is known to all after", "s", *LOGARITHM, FEW_UP_TO),
-    Law(FEW, "bytes_per_s", "with 32 links each membership sends", "bytes/s a peer", (_one,), "{0:.0f}", FEW_UP_TO),
+    Law(
+        FEW,
+        "death_known_s",
+        "in a large room a death is known to all after",
+        "s",
+        *LOGARITHM,
+        FEW_UP_TO,
+    ),
+    Law(
+        FEW,
+        "bytes_per_s",
+        "in a large room membership sends",
+        "bytes/s a peer",
+        (_one,),
+        "{0:.0f}",
+        FEW_UP_TO,
+    ),
     Law("heartbeats", "bytes_per_s", "heartbeats take", "bytes/s a peer", (float,), "{0:.0f} n"),
     Law("gossip", "rounds", "gossip is within 1 % after", "rounds", *LOGARITHM),
     Law("central average", "rounds", "one averager is done after", "rounds", (float,), "{0:.3f} n"),
@@ -191,7 +215,7 @@ PANELS = (
     ("Until all copies agree within 1 %", "rounds of training", "rounds", ("gossip", "central average")),
     ("Age of what a peer knows of another", "virtual seconds (median)", "age_median_s", ("records",)),
 )
-LINKED_MARKERS = ("x", "+", "*")
+LINKED_MARKERS = ("x", "+", "*", "1", "2")
 LEGEND_ROOM = {"bytes_per_s": 50.0, "rounds": 1.5}
 """Panels with a logarithmic axis, and how much further up it goes than the points."""
 
@@ -202,11 +226,17 @@ def plot(figure: Any, result: dict[str, Any]) -> None:
     for axes, (title, label, name, group) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         for what in group:
             _draw_series(axes, cases, what, name)
-        linked = [case["case"].rpartition(", ")[0] for case in cases if " links, " in case["case"]]
+        linked = [case["case"].rpartition(", ")[0] for case in cases if case["case"].startswith(FEW)]
         for number, what in enumerate(dict.fromkeys(linked) if name == "bytes_per_s" else ()):
             points = series(cases, what, name)
             values = [figure["median"] for _, figure in points]
-            axes.plot([peers for peers, _ in points], values, LINKED_MARKERS[number % 3], color="black", label=what)
+            axes.plot(
+                [peers for peers, _ in points],
+                values,
+                LINKED_MARKERS[number % len(LINKED_MARKERS)],
+                color="black",
+                label=what,
+            )
         axes.set(title=title, xlabel="peers", ylabel=label, xscale="log")
         plots.plain_numbers(axes.xaxis)
         if name in LEGEND_ROOM:

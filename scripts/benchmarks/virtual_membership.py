@@ -1,12 +1,13 @@
 """How a group of any size learns of a death, in virtual time: SWIM as this project has it, and all-to-all heartbeats.
 
 Every peer is a ``Membership`` machine that knows all others from the start, over the simulated network. Not simulated:
-sessions (a link from each to each is taken for granted, or with ``num_links`` to so many random others, both ways),
+sessions (a link from each to each is taken for granted, or with ``is_large`` those that peers of a large group keep),
 records, training, and processes that stall.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import statistics
@@ -14,14 +15,15 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-from benchmarks.virtual import NUM_WATCHED, Meter, frame_bytes, neighbours
+from benchmarks.virtual import NUM_WATCHED, Meter, frame_bytes
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.group.membership import Membership
-from p2ptrain.protocol.group.swim import LAN, PeerFailed
+from p2ptrain.protocol.group.swim import LAN, PeerFailed, PeerSuspected
 from p2ptrain.protocol.machine import NEVER, Send
 from p2ptrain.protocol.signing import Statements
+from p2ptrain.runtime.peer.neighbours import Rings
 from p2ptrain.simulation.names import key, peer_ids
-from p2ptrain.simulation.network import WIRELESS, MachineHost, SimulatedNetwork
+from p2ptrain.simulation.network import WIRELESS, Conditions, MachineHost, SimulatedNetwork
 from p2ptrain.simulation.signing import SIZED
 from p2ptrain.wire.messages import Message, Ping
 
@@ -35,41 +37,55 @@ def _out(effects: list[object], meter: Meter | None, links: frozenset[PeerId] | 
     return effects if meter is None else meter.counted(effects)
 
 
+def _wireless(loss: float | None) -> Conditions:
+    return WIRELESS if loss is None else dataclasses.replace(WIRELESS, loss=loss)
+
+
 def detect_death(
-    num_peers: int, seed: int, *, num_links: int | None = None, warm_s: float = 2.0, window_s: float = 2.0
+    num_peers: int,
+    seed: int,
+    *,
+    is_large: bool = False,
+    loss: float | None = None,
+    warm_s: float = 2.0,
+    window_s: float = 2.0,
 ) -> dict[str, float]:
-    """Steady traffic, then one crash: when did all members know, and who was called dead without being it?"""
+    """Steady traffic, then one crash: when did all members know, and who was called dead without being it?
+
+    ``loss``: the share of messages that is lost, if not as on a busy wireless LAN.
+    """
     rng = random.Random(f"{seed}/{num_peers}")
     told: dict[PeerId, float] = {}
-    num_wrong = 0
+    num_wrong = num_suspected = 0
     victim = PeerId("")
 
     def learn(who: PeerId, effect: object, now: float) -> None:
-        nonlocal num_wrong
+        nonlocal num_wrong, num_suspected
+        num_suspected += isinstance(effect, PeerSuspected) and meter.running
         if isinstance(effect, PeerFailed):
             if effect.peer == victim:
                 told.setdefault(who, now)
             else:
                 num_wrong += 1
 
-    network = SimulatedNetwork(seed, WIRELESS, on_effect=learn)
+    network = SimulatedNetwork(seed, _wireless(loss), on_effect=learn)
     everyone = peer_ids(num_peers)
     key_of = {peer: key(number) for number, peer in enumerate(everyone)}
-    links = neighbours(num_peers, num_links, rng) if num_links is not None else None
+    links = _links(everyone) if is_large else None
     meter = Meter()
     watched = set(rng.sample(range(1, num_peers), min(NUM_WATCHED, num_peers - 1)))
     for number, peer in enumerate(everyone):
-        own_rng, said = random.Random(f"{seed}/{number}"), Statements(SIZED, b"")
-        linked = frozenset(everyone[other] for other in links[number]) if links is not None else None
-        known: dict[str, Any] = {"members": everyone, "linked": linked, "key_of": key_of.get}
-        machine = Membership(peer, own_rng, 0.0, LAN, statements=said, refused=Counter(), **known)
+        linked = links[peer] if links is not None else None
+        machine = _member(peer, random.Random(f"{seed}/{number}"), everyone, key_of, linked)
+        if links is not None:
+            machine.knows_neighbours(links.__getitem__)
         out = partial(_out, meter=meter if number in watched else None, links=linked)
         network.add(peer, MachineHost(machine, out))
     network.run(warm_s)
     meter.running = True
     network.run(warm_s + window_s)
     meter.running = False
-    steady = meter.num_bytes / len(watched) / window_s
+    steady, suspected_per_s = meter.num_bytes / len(watched) / window_s, num_suspected / window_s
     victim, killed_at = everyone[0], network.now
     network.crash(victim)
     meter.num_bytes, meter.running = 0, True
@@ -81,12 +97,30 @@ def detect_death(
         "bytes_per_s": steady,
         "bytes_per_s_after_death": meter.num_bytes / len(watched) / spreading_s,
         "called_dead_wrongly": num_wrong,
+        "suspected_per_s": suspected_per_s,
         "told_share": len(told) / (num_peers - 1),
     } | ({"death_known_s": after[-1], "death_known_median_s": statistics.median(after)} if all_know else {})
 
 
+def _links(everyone: list[PeerId]) -> dict[PeerId, frozenset[PeerId]]:
+    """As peers of a large group keep them."""
+    rings = Rings(everyone)
+    return {peer: rings.neighbours(peer) for peer in everyone}
+
+
+def _member(
+    peer: PeerId,
+    rng: random.Random,
+    everyone: list[PeerId],
+    key_of: dict[PeerId, bytes],
+    linked: frozenset[PeerId] | None,
+) -> Membership:
+    known: dict[str, Any] = {"members": everyone, "linked": linked, "key_of": key_of.get}
+    return Membership(peer, rng, 0.0, LAN, statements=Statements(SIZED, b""), refused=Counter(), **known)
+
+
 def lose_many(
-    num_peers: int, seed: int, *, num_links: int, share: float, warm_s: float = 2.0, within_s: float = 60.0
+    num_peers: int, seed: int, *, share: float, warm_s: float = 2.0, within_s: float = 60.0
 ) -> dict[str, float]:
     """That share of the peers crashes at once: when do all the others know it of all of them, and of nobody else?
 
@@ -107,15 +141,11 @@ def lose_many(
 
     network = SimulatedNetwork(seed, WIRELESS, on_effect=learn)
     key_of = {peer: key(number) for number, peer in enumerate(everyone)}
-    links = neighbours(num_peers, num_links, rng)
+    links = _links(everyone)
     for number, peer in enumerate(everyone):
-        linked = frozenset(everyone[other] for other in links[number])
-        known: dict[str, Any] = {"members": everyone, "linked": linked, "key_of": key_of.get}
-        said = Statements(SIZED, b"")
-        machine = Membership(
-            peer, random.Random(f"{seed}/{number}"), 0.0, LAN, statements=said, refused=Counter(), **known
-        )
-        network.add(peer, MachineHost(machine, partial(_out, meter=None, links=linked)))
+        machine = _member(peer, random.Random(f"{seed}/{number}"), everyone, key_of, links[peer])
+        machine.knows_neighbours(links.__getitem__)
+        network.add(peer, MachineHost(machine, partial(_out, meter=None, links=links[peer])))
     network.run(warm_s)
     for peer in sorted(gone):
         network.crash(peer)

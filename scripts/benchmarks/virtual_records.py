@@ -23,8 +23,11 @@ PROGRESS_S = 0.5
 """A trainer's progress changes its peer's record so often (``learning/pace.py``); how often it says so is its own."""
 
 
+GIVE_UP_S = 60.0
+
+
 class _Reporter(MachineHost):
-    """A record book whose own record changes every ``PROGRESS_S``: ``step`` counts the changes."""
+    """A record book of whose own record all that is progress changes every ``PROGRESS_S``: ``step`` counts that."""
 
     def __init__(self, book: RecordBook, meter: Meter | None, phase_s: float) -> None:
         super().__init__(book, lambda effects: effects if meter is None else meter.counted(effects))
@@ -36,7 +39,9 @@ class _Reporter(MachineHost):
         effects: list[object] = list(self.book.tick(now))
         if self._next <= now:
             self._next += PROGRESS_S
-            effects += self.book.update(now, step=self.book.own.step + 1)
+            step = self.book.own.step + 1
+            figures = {"loss": 1.0 / step, "samples_per_s": 800.0 + 1.0 / step, "bytes_sent": 4_000_000 + 1000 * step}
+            effects += self.book.update(now, step=step, samples=16_000 + 32 * step, **figures)
         return self._out(effects)
 
     def next_deadline(self) -> float:
@@ -50,7 +55,8 @@ class _Reporter(MachineHost):
 
 
 def keep_records(num_peers: int, seed: int, *, warm_s: float, window_s: float = 4.0) -> dict[str, float]:
-    """What each says of itself while all train: bytes, and how old what they know of each other is."""
+    """What each says of itself while all train: bytes, how old what they know of each other is, and how long it takes
+    until all know of a change that is more than progress."""
     rng = random.Random(f"{seed}/{num_peers}/records")
     everyone = peer_ids(num_peers)
     network = SimulatedNetwork(seed, WIRELESS)
@@ -76,9 +82,20 @@ def keep_records(num_peers: int, seed: int, *, warm_s: float, window_s: float = 
     network.run(warm_s + window_s)
     pairs = [rng.sample(hosts, 2) for _ in range(2000)]
     ages = sorted(one.age_s(other, network.now) for one, other in pairs)
-    return {
+    changer, changed_at = rng.choice(hosts), network.now
+    network.perform(changer.book.own_id, changer.book.update(network.now, phase="trained"))
+
+    def num_that_know() -> int:
+        records = (host.book.get(changer.book.own_id) for host in hosts)
+        return sum(record is not None and record.phase == "trained" for record in records)
+
+    network.run(changed_at + GIVE_UP_S, lambda: num_that_know() >= 0.95 * num_peers, every_s=0.1)
+    most_s = network.now - changed_at
+    all_know = network.run(changed_at + GIVE_UP_S, lambda: num_that_know() == num_peers, every_s=0.1)
+    return ({"news_known_s": network.now - changed_at} if all_know else {}) | {
         "peers": num_peers,
         "bytes_per_s": meter.num_bytes / num_watched / window_s,
+        "news_known_p95_s": most_s,
         "age_median_s": ages[len(ages) // 2],
         "age_p95_s": ages[int(0.95 * len(ages))],
     }

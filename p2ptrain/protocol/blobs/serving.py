@@ -78,6 +78,10 @@ class Serving:
         """Somebody's read waits for nothing but room on a link: see again soon (``look``)."""
         return any(self._queues.values()) and len(self._reading) < self._max_reads
 
+    def serves(self, peer: PeerId) -> bool:
+        """Whether something that it asked for is not sent yet."""
+        return bool(self._queues.get(peer)) or any(to == peer for to, _, _ in self._reading)
+
     def look(self) -> list[Send | ReadChunk]:
         """A link may have room now."""
         return self._pump()

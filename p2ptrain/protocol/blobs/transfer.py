@@ -200,6 +200,10 @@ class Transfers:
         known = self._peers.get(peer)
         return known is not None and self._now < known.vain_until
 
+    def uses(self, peer: PeerId) -> bool:
+        """Whether something is being fetched from a peer, or by it."""
+        return self._serving.serves(peer) or any(peer in fetch.sources for fetch in self._fetches.values())
+
     def progress(self) -> tuple[FetchProgress, ...]:
         """All fetches, in the order they were asked for."""
         return tuple(fetch.progress(self._config) for fetch in self._fetches.values())

@@ -40,7 +40,7 @@ from collections.abc import Callable, Collection
 from p2ptrain.errors import RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.protocol.group.probing import Probe, Probing
-from p2ptrain.protocol.group.roster import Roster
+from p2ptrain.protocol.group.roster import NeighboursOf, Roster
 from p2ptrain.protocol.group.rumours import MAX_INCARNATION, Rumours, check_rumours
 from p2ptrain.protocol.group.swim import (
     LAN,
@@ -148,6 +148,14 @@ class Membership:
         self._heard_from(peer, now)
         return effects
 
+    def link_closed(self, peer: PeerId) -> None:
+        """There is no link to it any more, as nobody needs one: whether it lives is for others to see."""
+        self._roster.unlink(peer)
+        self._probing.forget_target(peer)
+
+    def knows_neighbours(self, neighbours_of: NeighboursOf) -> None:
+        self._roster.neighbours_of = neighbours_of
+
     def process_gone(self, peer: PeerId, now: float) -> list[Effect]:
         """Its connection closed, and its device says that nobody listens where it did."""
         effects: list[Effect] = []
@@ -205,8 +213,8 @@ class Membership:
                 effects.append(self._rumours.tell(peer))
         if self._next_probe <= now:
             self._next_probe = now + self.config.period_s
-            target = self._next_target()
-            if target is not None:
+            told = {peer for peer, each in self._suspicions.items() if each.next_ping != NEVER}  # and so pinged anyway
+            if (target := self._roster.next_near(told)) is not None:
                 self._probe(target, now, effects)
         if self._rumours.deadline() <= now:
             effects += self._rumours.gossip(now)
@@ -217,15 +225,6 @@ class Membership:
 
     # --- probing --------------------------------------------------------------------------------------------------
 
-    def _next_target(self) -> PeerId | None:
-        """Whose turn it is. Those we accuse are pinged anyway."""
-        for _ in range(len(self._roster.round)):
-            peer = self._roster.next_in_turn()
-            suspicion = self._suspicions.get(peer)
-            if self._roster.is_near(peer) and (suspicion is None or suspicion.next_ping == NEVER):
-                return peer
-        return None
-
     def _probe(self, target: PeerId, now: float, effects: list[Effect]) -> None:
         sequence = self._probing.start(target, now)
         effects.append(Send(target, Ping(sequence, self._rumours.to(target, filler=self.config.filler))))
@@ -234,9 +233,9 @@ class Membership:
         target = probe.target
         if probe.failed or target not in self._roster.members or target in self._roster.gone:
             self._probing.forget(sequence)
-        elif probe.helpers is None:
-            helpers = self._roster.sample_near(self.config.helpers, but=target)
-            self._probing.ask_helpers(probe, helpers, now)
+        elif probe.pings < self._probing.most_pings(len(self._roster.round)):
+            helpers = self._roster.sample_helpers(self.config.helpers, target)
+            self._probing.sent_again(probe, helpers, now)
             effects.append(Send(target, Ping(sequence, self._rumours.to(target))))
             for helper in helpers:
                 effects.append(Send(helper, PingRequest(sequence, target, self._rumours.to(helper))))

@@ -2,12 +2,18 @@
 
 Invariant: an ack counts only from whom it was asked of, and once; what is sent for others is bounded.
 
-    sent --ack_timeout--> helped (others were asked to ping too) --2 * ack_timeout--> failed --a while--> forgotten
-    any --ack of the target or of a helper--> answered
+    sent --ack_timeout--> sent again, and others asked to ping too --ack_timeout--> sent again ... --> failed
+    any --ack of the target or of a helper--> answered            failed --a while--> forgotten
+
+How often a ping is sent again follows from how many get lost, as far as answered ones show it, and from the size of
+the group: as often as it takes for ``accused_per_s`` accusations of the living in the whole group. Every accusation is
+news to all, and so is its refutation: where there is more of them than messages have room for, refutations come too
+late. In a small group three pings are enough, and its members hear of a death the sooner.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,6 +24,8 @@ from p2ptrain.protocol.round_trip import RoundTrip
 
 _MAX_RELAYS = 256
 _LATE_ACK_S = 2.0
+_REMEMBERED = 31 / 32
+"""Of how many pings got lost, from one answered probe to the next."""
 
 
 @dataclass(slots=True)
@@ -27,8 +35,10 @@ class Probe:
     target: PeerId
     sent: float
     deadline: float
-    helpers: frozenset[PeerId] | None = None
-    """None until the direct ping has had its time."""
+    pings: int = 1
+    """Sent so far."""
+    helpers: frozenset[PeerId] = frozenset()
+    """Who was asked to ping, too."""
     failed: bool = False
 
 
@@ -40,6 +50,8 @@ class Probing:
         self._config = config
         self._sequence = 0
         self._round_trip = RoundTrip()
+        self._num_pings, self._num_lost = 0.0, 0.0
+        """Of late, of probes that were answered."""
         self._probes: dict[int, Probe] = {}
         self._relays: dict[int, tuple[PeerId, int, PeerId]] = {}
         """By our sequence: who asked, under which sequence of its own, and whom it asked for."""
@@ -64,9 +76,17 @@ class Probing:
     def overdue(self, now: float) -> list[tuple[int, Probe]]:
         return [(sequence, probe) for sequence, probe in self._probes.items() if probe.deadline <= now]
 
-    def ask_helpers(self, probe: Probe, helpers: Iterable[PeerId], now: float) -> None:
-        probe.helpers = frozenset(helpers)
-        probe.deadline = now + 2 * self.ack_timeout_s()
+    def most_pings(self, num_members: int) -> int:
+        """Of one probe, in a group of so many."""
+        config, lost = self._config, (self._num_lost + 0.5) / (self._num_pings + 5)
+        missed = min(0.5, config.accused_per_s * config.period_s / max(1, num_members))
+        wanted = math.ceil(math.log(missed) / math.log(min(lost, 0.9)))
+        return min(config.pings_max, max(config.pings_min, wanted))
+
+    def sent_again(self, probe: Probe, helpers: Iterable[PeerId], now: float) -> None:
+        probe.helpers |= frozenset(helpers)
+        probe.pings += 1
+        probe.deadline = now + self.ack_timeout_s()
 
     def fail(self, probe: Probe, now: float) -> None:
         """Nobody answered. It is kept a little, to learn from a late ack how slow acks are."""
@@ -76,6 +96,10 @@ class Probing:
     def forget(self, sequence: int) -> None:
         del self._probes[sequence]
 
+    def forget_target(self, target: PeerId) -> None:
+        """It is not ours to probe any more."""
+        self._probes = {sequence: probe for sequence, probe in self._probes.items() if probe.target != target}
+
     def acked(self, sender: PeerId, sequence: int, now: float) -> PeerId | None:
         """Whom an ack shows to be alive."""
         probe = self._probes.get(sequence)
@@ -83,8 +107,10 @@ class Probing:
             return None
         if sender == probe.target:
             self._round_trip.add(now - probe.sent)
-        elif probe.helpers is None or sender not in probe.helpers:
+        elif sender not in probe.helpers:
             return None
+        self._num_pings = _REMEMBERED * self._num_pings + probe.pings
+        self._num_lost = _REMEMBERED * self._num_lost + probe.pings - (sender == probe.target)
         del self._probes[sequence]
         if not probe.failed:
             self.health = max(0, self.health - 1)

@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import lru_cache
+from itertools import islice
 
 from p2ptrain.ids import PeerId
 from p2ptrain.wire.messages import MemberState, Rumour
+
+_LAST_GONE = 8
+NeighboursOf = Callable[[PeerId], Collection[PeerId]]
+"""Who of a large group has a link to a peer, as far as one can know."""
 
 
 @lru_cache(maxsize=16384)
@@ -44,6 +49,7 @@ class Roster:
         self.round = list(self.members)
         """Who is in, suspects included, to be probed; before ``_position`` those that had their turn."""
         self._position = 0
+        self.neighbours_of: NeighboursOf = lambda peer: ()
         self._alive: frozenset[PeerId] | None = None
 
     def alive(self) -> frozenset[PeerId]:
@@ -60,11 +66,21 @@ class Roster:
         """Up to ``count`` of those that are in."""
         return self._rng.sample(self.round, min(count, len(self.round)))
 
+    def sample_gone(self) -> list[PeerId]:
+        """One of the last few that went, if any did."""
+        last = list(islice(reversed(self.gone), _LAST_GONE))
+        return [self._rng.choice(last)] if last else []
+
     def link(self, peer: PeerId) -> None:
         """There is a link to it."""
         if peer not in self._linked:
             self._linked.add(peer)
             self._near = None
+
+    def unlink(self, peer: PeerId) -> None:
+        """There is none any more."""
+        self._linked.discard(peer)
+        self._near = None
 
     def is_near(self, peer: PeerId) -> bool:
         return len(self.round) <= self._all_near or peer in self._linked
@@ -82,6 +98,15 @@ class Roster:
         sample = self._rng.sample(self.near(), min(count + (but is not None), len(self.near())))
         return [peer for peer in sample if peer != but][:count]
 
+    def sample_helpers(self, count: int, target: PeerId) -> list[PeerId]:
+        """Up to ``count`` of them who may reach ``target``: all in a small group, of a large one its neighbours."""
+        if len(self.round) > self._all_near:
+            beside = self.neighbours_of(target)
+            common = [peer for peer in self.near() if peer in beside and peer != target]
+            if common:
+                return self._rng.sample(common, min(count, len(common)))
+        return self.sample_near(count, but=target)
+
     def is_verifier_of(self, peer: PeerId, verifiers: int) -> bool:
         """Whether we are one of so many who see for themselves whether an accused peer answers."""
         return self.is_near(peer) and self._rng.random() * len(self.near()) < verifiers
@@ -95,6 +120,14 @@ class Roster:
         self.round[pick], self.round[self._position] = self.round[self._position], peer
         self._position += 1
         return peer
+
+    def next_near(self, but: Collection[PeerId]) -> PeerId | None:
+        """Next of those that there is a link to."""
+        for _ in range(len(self.round)):
+            peer = self.next_in_turn()
+            if self.is_near(peer) and peer not in but:
+                return peer
+        return None
 
     def enter(self, peer: PeerId) -> None:
         """It is in: new, or back."""

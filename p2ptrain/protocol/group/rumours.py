@@ -107,7 +107,8 @@ class Rumours:
         return sends
 
     def to(self, peer: PeerId, stale: Iterable[PeerId] = (), *, filler: int = 0) -> tuple[Rumour, ...]:
-        """What to say in a message: ourselves, how its receiver is known, corrections, news, and a few at random.
+        """What to say in a message: ourselves, how its receiver is known, corrections, news, and a few at random, with
+        one of those that went lately: whom the news of that missed asks nobody about it.
 
         Others hear of a suspect as news only: whoever says it besides counts as one more accuser.
         """
@@ -125,7 +126,7 @@ class Rumours:
             for other in self._news.take(MAX_RUMOURS - len(said), limit):
                 if other != own.peer or announce:
                     said[other] = None
-        if filler and len(said) + filler <= MAX_RUMOURS:
-            others = roster.sample(filler)
+        if filler and len(said) + filler < MAX_RUMOURS:
+            others = [*roster.sample(filler), *roster.sample_gone()]
             said.update(dict.fromkeys(other for other in others if members[other].state != "suspect"))
         return tuple([members.get(other, own) for other in list(said)[:MAX_RUMOURS]])

@@ -17,7 +17,7 @@ class MembershipConfig:
     """Defaults are the LAN preset: in a group of 3 to 5, a killed peer is known by all within 3 s.
 
     The longest wait is about (time to the first probe, ``period_s * (n-1) / (n-1)`` on average) + (probe given up,
-    ``3 * ack``) + (confirmed by probes of others, ``3 * ack``, inside the suspicion) + ``suspicion_min_s``.
+    ``pings_min * ack``) + (confirmed by probes of others, as long, inside the suspicion) + ``suspicion_min_s``.
     """
 
     period_s: float = 0.2
@@ -30,8 +30,13 @@ class MembershipConfig:
     stall_slack_s: float = 0.05
     """A timer later than this means that we stalled."""
     helpers: int = 3
-    """Asked to ping for us. With loss p one path of four messages works with (1-p)^4; a probe fails by loss alone with
-    (1-(1-p)^2)^2 * (1-(1-p)^4)^helpers, 3 % at p = 0.2."""
+    """Asked to ping for us, whenever a ping is sent again."""
+    pings_min: int = 3
+    pings_max: int = 12
+    accused_per_s: float = 2.5
+    """A probe sends so many pings, ``ack`` apart, that in the whole group no more than this many fail a second by loss
+    alone, as far as those numbers allow: of n / period_s probes each fails with lost^pings. (Helpers apart: with loss p
+    one of their paths of four messages works with (1-p)^4.)"""
     suspicion_min_s: float = 1.4
     """Longest stall to forgive + time for a refutation through some loss; times max(1, log10 n)."""
     suspicion_stretch: float = 1.3

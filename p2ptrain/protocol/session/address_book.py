@@ -4,7 +4,7 @@ Invariant: at most ``MAX_ADDRESSES``, and ``MAX_WANTED`` of peers that there is 
 leads to an admitted peer or to ourselves is not due.
 
 An address:  due --Hello sent--> dialling --Welcome--> open --its peer is dropped--> due
-             open --its visitor has gone, and had told us of it--> forgotten
+             open --its visitor has gone, and had told us of it; or nobody needs its peer--> forgotten
              dialling: due again and again, further and further apart; one that leads nowhere is forgotten after a
              while: never if the user gave it, after a day if mDNS showed it, and that day begins anew whenever mDNS
              shows it again. One that leads to ourselves is never dialled again.
@@ -28,6 +28,8 @@ FORGET_PEER_S = 3600.0
 FORGET_SHOWN_S = 86_400.0
 """An address that never led to a peer, one that did, and one that mDNS showed are forgotten after so long without an
 answer: a network that was away for a night shows nothing anew where multicast is filtered."""
+REST_S = 600.0
+"""An address that the user gave is dialled again so long after nobody needed the link to it any more."""
 MAX_ADDRESSES = 128
 MAX_WANTED = 64
 """Beside these, addresses of peers that are dialled because there is something to say to them."""
@@ -156,6 +158,15 @@ class AddressBook:
             if target.kept or (target.nonce and not for_good):
                 target.key, target.last_key, target.nonce, target.attempts = b"", b"", b"", 0
                 target.since, target.due = now, now + backoff_s(1, self._rng)
+            else:
+                del self._targets[target.address]
+
+    def rested(self, key: bytes, now: float) -> None:
+        """Nobody needs the peer ``key`` for now: whoever does knows where it is by its record."""
+        for target in [each for each in self._targets.values() if each.key == key]:
+            if target.kept:
+                target.key, target.nonce, target.attempts = b"", b"", 0
+                target.since, target.due = now, now + REST_S
             else:
                 del self._targets[target.address]
 

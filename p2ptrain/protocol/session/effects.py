@@ -49,7 +49,7 @@ class PeerAdmitted:
 
 @dataclass(frozen=True, slots=True)
 class PeerDropped:
-    """``reason``: "restarted", "banned", "goodbye", "silent", "too many visitors", or what ``drop`` was given."""
+    """``reason``: "restarted", "banned", "goodbye", "idle", "silent", "too many visitors", or what ``drop`` got."""
 
     peer: PeerId
     reason: str

@@ -24,6 +24,7 @@ A key:  unknown --Hello--> guest --Proof--> admitted;  dialled: --Welcome--> adm
         guest --Proof, but the door stays shut--> guest (Knocked)
         guest for too long --> unknown;  too many errors --> banned for a while
         admitted --Goodbye, or a visitor that has to go (``visitors``)--> unknown, and what it told of itself forgotten
+        admitted, a member --nobody needs the link (``rest``)--> resting --a frame of it, or a Hello--> admitted
 """
 
 from __future__ import annotations
@@ -46,20 +47,19 @@ from p2ptrain.protocol.session.effects import (
     Knocked,
     NoticeTold,
     PeerAdmitted,
-    PeerDropped,
     Received,
     SendFrames,
 )
 from p2ptrain.protocol.session.guests import Challenge, End, Guest, Guests
 from p2ptrain.protocol.session.handshake import Handshake
-from p2ptrain.protocol.session.links import Links
+from p2ptrain.protocol.session.links import ANSWERS, Endings, Idle, Links
 from p2ptrain.protocol.session.own_addresses import OwnAddresses
 from p2ptrain.protocol.session.proofs import BOOT_BYTES, new_boot
 from p2ptrain.protocol.session.table import Session, SessionTable
 from p2ptrain.protocol.session.twins import Twins
 from p2ptrain.protocol.session.visitors import MAX_VISITORS, Visitors
 from p2ptrain.wire import codec
-from p2ptrain.wire.codec import WireVersionError
+from p2ptrain.wire.codec import Envelope, WireVersionError
 from p2ptrain.wire.messages import (
     WIRE_VERSION,
     Admitted,
@@ -109,6 +109,9 @@ class Sessions:
         self._table = SessionTable(own_key, self._boot)
         self._offences = AbuseTable()
         self._links = Links()
+        self._endings = Endings(self._table, self._book, self._guests, self._visitors, self._links)
+        self.when_idle: Callable[[PeerId, float], Idle] = lambda peer, now: "ends"
+        """What becomes of a member's session that the member does not need any more."""
         self._own = OwnAddresses(addresses)
 
     # --- what the node asks -------------------------------------------------------------------------------------------
@@ -144,7 +147,7 @@ class Sessions:
         self._own = OwnAddresses(addresses)
 
     def next_deadline(self) -> float:
-        return min(self._book.next_deadline(), self._guests.next_deadline(), self._visitors.next_deadline())
+        return min(each.next_deadline() for each in (self._book, self._guests, self._visitors, self._links))
 
     # --- what happens -------------------------------------------------------------------------------------------------
 
@@ -158,7 +161,7 @@ class Sessions:
                 target.open(key)
             elif target:
                 effects += self._dial(target, now)
-        return self._with_hang_ups(effects)
+        return self._with_hang_ups(effects, now)
 
     def send(self, peer: PeerId, message: Message, job: str, epoch: int, now: float) -> list[Effect]:
         """Nothing if ``peer`` is not admitted."""
@@ -168,7 +171,13 @@ class Sessions:
     def drop(self, peer: PeerId, reason: str, now: float) -> list[Effect]:
         """The membership gave up on ``peer``: close its links; its addresses are dialled again."""
         key = self._table.key_of(peer)
-        return self._with_hang_ups(self._drop(key, reason, now)) if key else []
+        return self._with_hang_ups(self._endings.drop(key, reason, now), now) if key else []
+
+    def rest(self, peer: PeerId, now: float) -> list[Effect]:
+        """Nobody here needs the link to ``peer`` for now: say so, and let go of it."""
+        key = self._table.key_of(peer)
+        said = [self._table.frames(key, Goodbye(), "", 0)] if key else []
+        return self._with_hang_ups([*said, *(self._endings.rest(key, now) if key else ())], now)
 
     def frames_received(
         self, lane: Lane, sender_key: bytes, frames: Sequence[codec.RawBytes], now: float
@@ -191,18 +200,19 @@ class Sessions:
                 self._offences.check_hello(sender_key, now)  # it takes as long to check as to answer one
                 effects = [NoticeTold(sender_key, message)]
             else:
+                effects = self._woken(lane, sender_key, envelope, message, now)
                 self._table.check(lane, sender_key, envelope)
                 self._visitors.heard(sender_key)
                 if isinstance(message, Goodbye):
-                    return None, self._with_hang_ups(self._goodbye(sender_key, now))
-                return Received(MessageReceived(peer_id(sender_key), message), envelope), []
+                    return None, self._with_hang_ups(self._goodbye(sender_key, now), now)
+                return Received(MessageReceived(peer_id(sender_key), message), envelope), effects
         except RemoteError as error:
             effects = self._count(sender_key, error, now)
-        return None, self._with_hang_ups(effects)
+        return None, self._with_hang_ups(effects, now)
 
     def offended(self, key: bytes, error: RemoteError, now: float) -> list[Effect]:
         """An admitted peer sent a message that its machine refused; too many of them and the key is banned."""
-        return self._with_hang_ups(self._count(key, error, now))
+        return self._with_hang_ups(self._count(key, error, now), now)
 
     def tick(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -212,13 +222,13 @@ class Sessions:
         for key, guest in self._guests.due(now):
             effects += self._welcome_guest(key, guest, list(guest.hellos), now)
         for key, reason in self._visitors.to_go(now):
-            effects += self._part(key, reason, now)
+            effects += self._endings.part(key, reason, now)
         for target in self._book.due(now):
             if self._offences.is_banned(target.last_key, now):
                 target.due = self._offences.banned_until(target.last_key)
             else:
                 effects += self._dial(target, now)
-        return self._with_hang_ups(effects)
+        return self._with_hang_ups(effects, now)
 
     # --- the dialler's side -------------------------------------------------------------------------------------------
 
@@ -330,7 +340,7 @@ class Sessions:
             return session, [], []  # the same session; a spare address of it
         if session:
             self._twins.followed(key, session.end.boot, now)
-        effects = self._end(key, "restarted") if session else self._make_room(now)
+        effects = self._endings.end(key, "restarted") if session else self._make_room(now)
         self._guests.forget_nonces(key, end.boot)
         session = self._table.open(key, end, address)
         self._visitors.admitted(key, now)
@@ -344,38 +354,25 @@ class Sessions:
         visitor = self._visitors.longest_silent()
         if visitor is None:
             raise RemoteError("full", f"{MAX_PEERS} peers are here already")
-        return self._part(visitor, "too many visitors", now)
-
-    def _drop(self, key: bytes, reason: str, now: float) -> list[Effect]:
-        """Dial its addresses again soon."""
-        session = self._table[key]
-        effects = self._end(key, reason)
-        self._book.lost(key, session.end.addresses, now, self._table.routes())
-        return effects
-
-    def _part(self, key: bytes, reason: str, now: float, *, for_good: bool = False) -> list[Effect]:
-        """A visitor goes, and what it left here with it: it is not looked for at addresses that only it named."""
-        effects = self._end(key, reason)
-        self._book.parted(key, now, for_good=for_good)
-        self._guests.forget(key)
-        self._guests.forget_nonces(key)
-        self._table.forget_first(key)  # before any member
-        return effects
+        return self._endings.part(visitor, "too many visitors", now)
 
     def _goodbye(self, key: bytes, now: float) -> list[Effect]:
-        """It goes. A member should have told the membership: if it has not, it is looked for."""
+        """It goes, or needs no link for now. A member that goes should have told the membership: it is looked for."""
         if not self._visitors.is_visitor(key):
-            return self._drop(key, "goodbye", now)
+            does = self.when_idle(peer_id(key), now)
+            return self._endings.idle(key, does, now)
         self._table[key].said_goodbye = True
-        return self._part(key, "goodbye", now, for_good=True)
+        return self._endings.part(key, "goodbye", now, for_good=True)
 
-    def _end(self, key: bytes, reason: str) -> list[Effect]:
-        """Its session is over."""
-        session = self._table.close(key)
-        self._visitors.gone(key)
-        if session.address in self._table.routes():
-            return [PeerDropped(session.peer, reason)]
-        return [PeerDropped(session.peer, reason), self._links.hang_up(session.address)]
+    def _woken(self, lane: Lane, key: bytes, envelope: Envelope, message: Message, now: float) -> list[Effect]:
+        """A session that rests here, and does not rest there, goes on."""
+        if self._table.resting(key, lane, envelope) is None or isinstance(message, ANSWERS):
+            return []
+        effects, session = self._make_room(now), self._table.reopen(key)
+        self._visitors.admitted(key, now)
+        self._book.found(session.address, key, now, self._table.routes())
+        admitted = PeerAdmitted(session.peer, key, session.address, session.end.software)
+        return [*effects, *self._links.link(session.address, session.end.bulk_port), admitted]
 
     def _count(self, key: bytes, error: RemoteError, now: float) -> list[Effect]:
         """Count an error of ``key``'s, note it now and then, and ban the key after too many."""
@@ -387,14 +384,14 @@ class Sessions:
         if banned:
             self._guests.forget(key)
             if key in self._table:
-                gone = self._part if self._visitors.is_visitor(key) else self._drop
+                gone = self._endings.part if self._visitors.is_visitor(key) else self._endings.drop
                 effects += gone(key, "banned", now)
             effects += [Ban(key, BAN_S), refusals.banned(peer, MAX_ERRORS, error)]
         return effects
 
     # --- bounded tables -----------------------------------------------------------------------------------------------
 
-    def _with_hang_ups(self, effects: list[Effect]) -> list[Effect]:
+    def _with_hang_ups(self, effects: list[Effect], now: float) -> list[Effect]:
         """Hang up what nobody needs any more: spare addresses, guests that left, addresses that were forgotten."""
         needed = {target.address for target in self._book.unanswered() if target.nonce} | self._table.routes()
-        return [*effects, *self._links.hang_ups(needed | self._guests.addresses())]
+        return [*effects, *self._links.hang_ups(needed | self._guests.addresses(), now)]

@@ -30,6 +30,8 @@ class Session:
     address: str
     """The control address that reaches it."""
     said_goodbye: bool = False
+    rests: bool = False
+    """It is over, and the next frame of its brings it back."""
     heard: dict[Lane, int] = field(default_factory=lambda: {"control": 0, "bulk": 0})
 
 
@@ -76,14 +78,28 @@ class SessionTable:
         self._keys[session.peer] = key
         return session
 
-    def close(self, key: bytes) -> Session:
+    def close(self, key: bytes, *, rests: bool = False) -> Session:
         """It is over."""
         session = self._sessions.pop(key)
+        session.rests = rests
         del self._keys[session.peer]
         self._former[key] = session
         self._former.move_to_end(key)
         if len(self._former) > MAX_FORMER:
             self._former.popitem(last=False)
+        return session
+
+    def resting(self, key: bytes, lane: Lane, envelope: Envelope) -> Session | None:
+        """The session of a new frame, if it rests."""
+        former = self._former.get(key) if key not in self._sessions else None
+        if former is None or not former.rests or former.name != envelope.session:
+            return None
+        return former if envelope.sequence > former.heard[lane] else None
+
+    def reopen(self, key: bytes) -> Session:
+        """A session that rests goes on as it was."""
+        session = self._sessions[key] = self._former.pop(key)
+        self._keys[session.peer] = key
         return session
 
     def forget_first(self, key: bytes) -> None:

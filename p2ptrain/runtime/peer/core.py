@@ -122,6 +122,8 @@ class Core:
 
     def propose(self, address: str, now: float, source: Source = "peer") -> Effects:
         """Discovery, the user or the store names an address."""
+        if source == "mdns" and self.reach is not None and self.reach.leads_to_member(address):
+            return []
         return self.run(self.sessions.propose(address, now, source=source), now)
 
     def frames_received(self, lane: Lane, sender_key: bytes, frames: Sequence[RawBytes], now: float) -> Effects:
@@ -130,6 +132,8 @@ class Core:
         if received is None:
             return out
         sender, message, envelope = received.event.sender, received.event.message, received.envelope
+        if self.reach is not None:
+            self.reach.carried(sender, message, now)
         handler = self._on_message.get(type(message))
         if handler is None:
             if self.job_id or not isinstance(message, JOB_BOUND):  # without a job nothing can be done about those yet
@@ -217,7 +221,9 @@ class Core:
     def _send(self, effect: Send, now: float) -> Effects:
         effects: Effects = list(self.sessions.send(effect.to, effect.message, self.job_id, self.epoch, now))
         if not effects:
-            return self.reach.dial(effect.to, now) if self.reach else []
+            return self.reach.dial(effect, now) if self.reach else []
+        if self.reach is not None:
+            self.reach.carried(effect.to, effect.message, now)
         sent = sum(len(frame) for each in effects if isinstance(each, SendFrames) for frame in each.frames)
         self.sent[effect.message.KIND] += sent
         return effects

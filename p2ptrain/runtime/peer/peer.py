@@ -85,7 +85,9 @@ class Peer(Core):
         self.agreement: Agreement[Plan] | None = None
         self.role: Role | None = None
         self.completion: Completion | None = None
-        self.reach = Reach(self.own_id, self.sessions, self.membership.alive, self.records.all, now)
+        known = (self.sessions, self.transfers, self.membership, self.records.all, lambda: self.epoch)
+        self.reach = self.links = Reach(self.own_id, *known, now)
+        self.membership.knows_neighbours(self.links.neighbours)
         self._machines: list[Machine] = [self.membership, self.records, self.reach]
         """In the order in which they hear of the time; those of a job come with it."""
         self._rng = rng
@@ -262,7 +264,7 @@ class Peer(Core):
             effects += self.role.peer_admitted(effect.peer, now)
         if self.records.get(effect.peer) is not None:
             effects += self.membership.peer_reachable(effect.peer, now)
-        return effects
+        return effects + self.links.admitted(effect.peer, now)
 
     def _ask_again(self, now: float) -> Effects:
         """What the first questions to a peer did not bring."""
@@ -278,10 +280,11 @@ class Peer(Core):
         return effects
 
     def _dropped(self, effect: PeerDropped, now: float) -> Effects:
-        return [
-            Note("link-closed", (("peer", effect.peer), ("reason", effect.reason))),
-            *self.transfers.peer_gone(effect.peer, now),
-        ]
+        note = Note("link-closed", (("peer", effect.peer), ("reason", effect.reason)))
+        if effect.reason == "idle":  # what it has is as good as before
+            self.membership.link_closed(effect.peer)
+            return [note]
+        return [note, *self.transfers.peer_gone(effect.peer, now)]
 
     def _joined(self, effect: PeerJoined, now: float) -> Effects:
         self.group.ended.discard(effect.peer)
@@ -318,10 +321,7 @@ class Peer(Core):
         old, new = effect.old, effect.new
         if new.peer == self.own_id:
             return self._tell_agreement(now) if old is None or matters_to_plans(old, new) else []
-        effects: Effects = []
-        if old is None or old.addresses != new.addresses:
-            for address in new.addresses:
-                effects += self.sessions.propose(address, now, peer=new.peer)
+        effects = self.links.told_of(old, new, now)
         if self.sessions.key_of(new.peer) is not None:
             effects += self.membership.peer_reachable(new.peer, now)
         if self.job is None:
