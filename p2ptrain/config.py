@@ -157,10 +157,8 @@ class Job:
         """What of it is code of somebody's own, by name: each device has to allow it."""
         t = self.training
         parts = [t.loss, t.own_schedule, t.own_optimizer, self.data.transform]
-        return tuple(
-            [self.model.name] * is_own_code(self.model.name)
-            + [name for name in parts if name and name not in OF_THE_MODEL]
-        )
+        named = [name for name in parts if name and name not in OF_THE_MODEL]
+        return tuple([self.model.name] * is_own_code(self.model.name) + named)
 
     @property
     def id(self) -> JobId:
