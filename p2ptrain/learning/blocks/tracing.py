@@ -172,6 +172,8 @@ def trace_chain(model: nn.Module) -> fx.GraphModule:
                 graphs.append(trace(model, needed_by=_NEEDED_BY, advice=ADVICE, whole=whole))
             except JobError as failed:
                 name = layer_of(failed.__cause__ or failed, model)
+                if not name and not isinstance(failed, AnewInEveryCall):
+                    raise  # the model's own forward
                 leaf = failed.module if isinstance(failed, AnewInEveryCall) else model.get_submodule(name)
                 if leaf in whole or any(True for _ in (*leaf.children(), *leaf.parameters())):
                     raise

@@ -226,7 +226,7 @@ def _fill(part: nn.Module, device: torch.device) -> nn.Module:
         for short, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
                 made = torch.full_like(parameter, 1.0, device=device)
-                if parameter.dim() > 1:
+                if parameter.dim() > 1 and parameter.is_floating_point():
                     _noisy(made).mul_(WEIGHT)
                 setattr(module, short, nn.Parameter(made, requires_grad=parameter.requires_grad))
         for short, buffer in list(module.named_buffers(recurse=False)):
