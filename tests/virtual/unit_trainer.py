@@ -39,7 +39,7 @@ from p2ptrain.modes.split.plan import (
     samples_of,
 )
 from p2ptrain.planning.pipeline.task import WIRE
-from p2ptrain.planning.split import handing
+from p2ptrain.planning.split.rounds import handing
 from p2ptrain.wire import tensorfile
 
 Ledger = dict[tuple[int, str], tuple[int, int]]
