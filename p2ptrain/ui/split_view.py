@@ -11,7 +11,7 @@ from typing import Any
 from p2ptrain.planning.split.comparison import Comparison, Priced
 from p2ptrain.planning.split.cost import played_of
 from p2ptrain.planning.split.room import Room
-from p2ptrain.planning.split.simulation import Span, play
+from p2ptrain.planning.split.rounds.simulation import Span, play
 from p2ptrain.planning.split.units import SplitPlan, Unit
 from p2ptrain.ui.pipeline_view import IDLE, TIMELINE_WIDTH, UPDATE, seconds
 from p2ptrain.words import clean, listed, scaled, table

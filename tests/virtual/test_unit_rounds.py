@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 import pytest
 from test_units import (
+    NUM_BLOCKS,
     RATE,
     all_at,
     body_of,
@@ -64,6 +66,26 @@ def test_the_last_round_survives_its_averager_once_somebody_has_said_that_all_is
     assert newest_saved(room.on()) == 2 if said else newest_saved(room.on()) >= 1
     assert room.run(240, room.all_done), state_of(room)
     check_done(room, 3)
+
+
+def test_two_peers_have_every_round_and_further_copies_are_made_now_and_then() -> None:
+    """Nobody but the helper trains the last blocks. Rounds are short beside what lies between two states with all of
+    their copies."""
+    room = group(rounds=6, strategy="mid-cut", replicas=2)
+    most: Counter[int] = Counter()
+
+    def looked_at() -> bool:
+        held = Counter(
+            round
+            for device in room.on()
+            for round in {r.round for r in device.disk.replicas if r.part + r.span == NUM_BLOCKS and r.round}
+        )
+        most.update({round: num - most[round] for round, num in held.items() if num > most[round]})
+        return room.all_done()
+
+    assert room.run(300, looked_at), state_of(room)
+    assert sorted(most) == list(range(1, 7)) and min(most.values()) >= 2
+    assert 1 <= sum(num >= 3 for num in most.values()) <= 3, most
 
 
 # --- work of no use ---------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from p2ptrain.modes.split.plan import (
     samples_of,
 )
 from p2ptrain.planning.pipeline.task import WIRE
-from p2ptrain.planning.split import handing
+from p2ptrain.planning.split.rounds import handing
 from p2ptrain.wire import tensorfile
 
 Ledger = dict[tuple[int, str], tuple[int, int]]
@@ -147,7 +147,8 @@ class UnitTrainer(BlocksTrainer):
                 self._updates.append((command.peer, command.update))
                 if self._average is not None and len(self._updates) == self._average.updates:
                     sizes = {peer: self._num_bytes(peer) for peer, _ in self._updates}
-                    handed_s = 2 * sum(self._carried_s(each) for peer, each in sizes.items() if peer != self._own)
+                    handed = [self._carried_s(each) for peer, each in sizes.items() if peer != self._own]
+                    handed_s = 2 * (sum(handed) - max(handed, default=0.0))  # of one while its peer hands it on
                     whole = sum(block.parameter_bytes for block in MODEL.blocks)
                     made_s = handing.averaged_s(self.traits.handing_flops_per_s, sum(sizes.values()), whole)
                     self._later(AVERAGE_S + handed_s + made_s, self._make_average)  # taken in, and handed on

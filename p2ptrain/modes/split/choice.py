@@ -22,9 +22,9 @@ from p2ptrain.planning.pipeline.task import held_copies
 from p2ptrain.planning.split.cost import cost_of, placed_by, played_of, with_seconds
 from p2ptrain.planning.split.planned import planned
 from p2ptrain.planning.split.room import Room
-from p2ptrain.planning.split.round_end import averager_of, held_by
+from p2ptrain.planning.split.rounds.end import averager_of, held_by
+from p2ptrain.planning.split.rounds.simulation import Played
 from p2ptrain.planning.split.search import Search
-from p2ptrain.planning.split.simulation import Played
 from p2ptrain.planning.split.strategies import (
     ALONE,
     ALTERNATING,

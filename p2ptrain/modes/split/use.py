@@ -14,7 +14,7 @@ from p2ptrain.core.stages.commands import StageUsed
 from p2ptrain.core.stages.slowdown import FIRST_LOOK, PASS_S, SECOND_LOOK, WARM_UP, differs, slowdown_of
 from p2ptrain.modes.split.plan import body_of, runs_of, samples_of
 from p2ptrain.planning.devices.blocks import BlockTimes
-from p2ptrain.planning.split.simulation import Played
+from p2ptrain.planning.split.rounds.simulation import Played
 from p2ptrain.planning.split.units import SplitPlan, Unit
 
 if TYPE_CHECKING:

@@ -52,7 +52,7 @@ from p2ptrain.modes.split.use import UnitsUse
 from p2ptrain.modes.stages.messages import Outbox, read_message
 from p2ptrain.modes.stages.own_blocks import OwnBlocks
 from p2ptrain.planning.devices.blocks import BlockTimes, ModelProfile
-from p2ptrain.planning.split.simulation import Played
+from p2ptrain.planning.split.rounds.simulation import Played
 
 
 def profile_job(chain: Chain, job: Job, device: str, cache: Path | None) -> tuple[ModelProfile, BlockTimes]:

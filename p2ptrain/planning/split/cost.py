@@ -2,11 +2,11 @@
 
 A round lasts until its last unit has trained, and then until the copies of each block are averaged. Training has two
 figures. The *closed* one is what the search minimises: the longest of all units as if each had its helper to itself,
-and of all helpers' loads, their own units and all the tails. It never exceeds the *played* one (``simulation``), where
-units also wait for each other in the helpers' queues. What people are shown, and what plans are compared by in the
-end, is the played one.
+and of all helpers' loads, their own units and all the tails. It never exceeds the *played* one
+(``rounds.simulation``), where units also wait for each other in the helpers' queues. What people are shown, and what
+plans are compared by in the end, is the played one.
 
-What the end of a round takes, ``round_end`` says. It has two figures likewise.
+What the end of a round takes, ``rounds.end`` says. It has two figures likewise.
 
 Invariant: pure; two peers with the same plan and the same figures compute the same numbers.
 """
@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from p2ptrain.errors import LocalError
 from p2ptrain.planning.split.group import Choice
 from p2ptrain.planning.split.room import Room
-from p2ptrain.planning.split.round_end import Placed, end_s
-from p2ptrain.planning.split.simulation import Played, Round, play
+from p2ptrain.planning.split.rounds.end import Placed, end_s
+from p2ptrain.planning.split.rounds.simulation import Played, Round, play
 from p2ptrain.planning.split.steps import batch_s, steps_alone, steps_of
 from p2ptrain.planning.split.units import SplitPlan, Unit
 
@@ -128,7 +128,7 @@ def memory_of(room: Room, plan: SplitPlan) -> dict[str, float]:
 
 
 def placed_by(room: Room, plan: SplitPlan) -> list[Placed]:
-    """For ``round_end``."""
+    """For ``rounds.end``."""
     return [(unit.owner, unit.helper, room.cuts.index(unit.cut)) for unit in plan.units]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from p2ptrain.planning.pipeline.cost import CostModel, Floats
 from p2ptrain.planning.pipeline.fleet import micro_batch_choices
-from p2ptrain.planning.split.handing import carried_s
+from p2ptrain.planning.split.rounds.handing import carried_s
 from p2ptrain.planning.split.task import SplitTask, check_split_task
 
 

@@ -28,7 +28,7 @@ from p2ptrain.planning.split.group import MAX_ROUND_S, Choice, Helper, soonest_o
 from p2ptrain.planning.split.options import Options, Pairs
 from p2ptrain.planning.split.pairing import Pairing
 from p2ptrain.planning.split.room import Room
-from p2ptrain.planning.split.round_end import exchange_s
+from p2ptrain.planning.split.rounds.end import exchange_s
 
 CLOSE = 1e-5
 ROUGHLY = 2e-3

@@ -2,8 +2,8 @@
 
 A batch takes at least as long as each of several *paths*, the waits that the owner, the link one way, the helper, or
 the window of micro-batches in flight force by itself. For a unit that has its helper to itself, and a whole batch in
-flight, the longest of them is what playing the batch through gives (``simulation``); with a smaller window it may be
-some per cent less.
+flight, the longest of them is what playing the batch through gives (``rounds.simulation``); with a smaller window it
+may be some per cent less.
 
 At a batch's end the two find the norm of the whole gradient: the helper hands over its part after the last gradients,
 the owner adds its own after its last backward pass and hands the sum back. Only then does the helper make its
@@ -27,8 +27,8 @@ import numpy.typing as npt
 from p2ptrain.config import Coding
 from p2ptrain.planning.pipeline.cost import Floats
 from p2ptrain.planning.pipeline.task import WIRE
-from p2ptrain.planning.split.handing import message_s
 from p2ptrain.planning.split.room import Room
+from p2ptrain.planning.split.rounds.handing import message_s
 from p2ptrain.planning.split.task import SplitPeer
 
 Ints = npt.NDArray[np.int64]
@@ -134,7 +134,7 @@ def norms_s_of(room: Room, peer: str) -> float:
 
 
 def _passing_s(peer: SplitPeer, raw: Floats, sent: Floats, codings: Sequence[Coding], way: int) -> Floats:
-    """What coding, and handing stage messages on, take of a device: see ``handing``."""
+    """What coding, and handing stage messages on, take of a device: see ``rounds.handing``."""
     coding_s = np.repeat([peer.coding_s(coding)[way] for coding in codings], len(raw) // len(codings))
     passing: Floats = message_s(peer.device.flops_per_s, sent) + coding_s * raw
     return passing

@@ -21,7 +21,7 @@ from p2ptrain.planning.split.cost import plan_of
 from p2ptrain.planning.split.group import Choice, soonest_of_all
 from p2ptrain.planning.split.options import Options
 from p2ptrain.planning.split.room import Room
-from p2ptrain.planning.split.round_end import Mask, exchange_s
+from p2ptrain.planning.split.rounds.end import Mask, exchange_s
 from p2ptrain.planning.split.search import Search
 from p2ptrain.planning.split.units import SplitPlan
 

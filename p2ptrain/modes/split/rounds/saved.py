@@ -30,7 +30,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.split.plan import Run, StartPiece, body_of, needs_of, runs_of
-from p2ptrain.planning.split.handing import taken_s
+from p2ptrain.planning.split.rounds.handing import taken_s
 from p2ptrain.protocol.machine import NEVER
 from p2ptrain.protocol.replication import Replication
 from p2ptrain.wire.messages import Record, SnapshotRef

@@ -20,7 +20,7 @@ from p2ptrain.modes.split.config import SplitConfig
 from p2ptrain.modes.split.plan import BODIES, StartPiece, body_of, bounds_of, needs_of, rates_of, workers
 from p2ptrain.modes.split.planner import Known, first_plan, follows, next_plan, notes
 from p2ptrain.planning.devices.blocks import BlockProfile, ModelProfile
-from p2ptrain.planning.split.handing import carried_s
+from p2ptrain.planning.split.rounds.handing import carried_s
 
 CLASSES = tuple("abcd")
 MODEL = ModelProfile(

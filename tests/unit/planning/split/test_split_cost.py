@@ -15,7 +15,11 @@ from p2ptrain.planning.pipeline.fleet import MESSAGE_FLOPS
 from p2ptrain.planning.pipeline.task import PairRate, PipelinePeer
 from p2ptrain.planning.split.cost import cost_of, plan_of, played_of, with_seconds
 from p2ptrain.planning.split.group import Choice
-from p2ptrain.planning.split.handing import (
+from p2ptrain.planning.split.options import Pairs
+from p2ptrain.planning.split.planned import planned
+from p2ptrain.planning.split.room import Room
+from p2ptrain.planning.split.rounds.end import averager_of, end_s, exchange_s, held_by
+from p2ptrain.planning.split.rounds.handing import (
     BLOB_BYTE_FLOPS,
     MADE_FLOPS,
     NODE_FLOPS_PER_S,
@@ -25,12 +29,8 @@ from p2ptrain.planning.split.handing import (
     left,
     spent_s,
 )
-from p2ptrain.planning.split.options import Pairs
-from p2ptrain.planning.split.planned import planned
-from p2ptrain.planning.split.room import Room
-from p2ptrain.planning.split.round_end import averager_of, end_s, exchange_s, held_by
+from p2ptrain.planning.split.rounds.simulation import Played, play
 from p2ptrain.planning.split.search import Search
-from p2ptrain.planning.split.simulation import Played, play
 from p2ptrain.planning.split.steps import Steps, batch_s, steps_of
 from p2ptrain.planning.split.task import SplitPeer, SplitTask
 from p2ptrain.planning.split.units import Labels, SplitPlan, Unit, check_split_plan

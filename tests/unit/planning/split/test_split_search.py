@@ -18,7 +18,7 @@ from p2ptrain.planning.split.cost import cost_of, plan_of
 from p2ptrain.planning.split.options import Options, Pairs
 from p2ptrain.planning.split.planned import planned
 from p2ptrain.planning.split.room import Room
-from p2ptrain.planning.split.round_end import exchange_s
+from p2ptrain.planning.split.rounds.end import exchange_s
 from p2ptrain.planning.split.search import Search
 from p2ptrain.planning.split.strategies import ALONE, ALTERNATING, strategies
 from p2ptrain.planning.split.task import SplitTask

@@ -23,8 +23,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from p2ptrain.planning.split.handing import ROUND_FLOPS, TOLD_S, averaged_s, kept_s, made_s, spent_s, taken_s
 from p2ptrain.planning.split.room import Room
+from p2ptrain.planning.split.rounds.handing import ROUND_FLOPS, TOLD_S, averaged_s, kept_s, made_s, spent_s, taken_s
 
 Mask = npt.NDArray[np.bool_]
 Placed = tuple[str, str | None, int]
