@@ -41,6 +41,8 @@ LOUDEST = 64.0
 """Of floats, of which 1 is full scale: what is louder was not written on that scale."""
 _CANCELLED = 1e-3
 """Of two channels' power: what is left of it in their mean where one is the other upside down."""
+_STRAY = 4096
+"""Bytes behind the samples that may be anything."""
 _MAX_CHUNKS = 1000
 _PCM, _FLOAT, _ALAW, _MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
 _BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32, 64), _ALAW: (8,), _MULAW: (8,)}
@@ -97,12 +99,19 @@ def wav_info(data: bytes, where: str) -> WavInfo:
             whole = struct.unpack_from(f"{order}I", data, 4)[0] + 8 == len(data)
             if size == 0xFFFFFFFF and long_size:
                 size = long_size
-            elif size >= _ENDLESS or (size == 0 and not whole):  # written to a pipe, which can't be wound back
-                size = len(data) - body
+            elif size >= _ENDLESS or (size == 0 and not whole) or _goes_on(data, body + size):
+                size = len(data) - body  # written to a pipe, which can't be wound back, or when there was less
             return _checked(fmt, body, size, len(data), order, where)
         at = body + size
         at += (size & 1) and data[at : at + 4] not in _CHUNKS  # they start at even offsets; some writers forget it
     raise DataError(f"{where}: the file ends before its samples (cut off?); {_EXPECTED}")
+
+
+def _goes_on(data: bytes, end: int) -> bool:
+    """Whether what follows the samples is more of them: much of it, not all zeros, and no chunk, which has a name."""
+    after = data[end : end + _STRAY]
+    is_named = any(all(32 <= byte < 127 for byte in after[at : at + 4]) for at in (0, 1))
+    return len(data) - end > _STRAY and not is_named and any(after)
 
 
 def _format(body: bytes, order: str, where: str) -> tuple[int, int, int, int, int]:
