@@ -53,7 +53,7 @@ def refused_code(names: Iterable[str], allowed: str) -> list[str]:
 
 
 def flags_to_allow(names: Iterable[str], model: str) -> list[str]:
-    """What lets such code run on a device, on its command line. ``model``: the job's, which has an option of its own."""
+    """What lets such code run on a device, on its command line. ``model``: the job's, with an option of its own."""
     return [f"--allow-{'model' if name == model else 'code'} {name}" for name in names]
 
 
