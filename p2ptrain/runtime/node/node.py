@@ -66,8 +66,7 @@ class Node:
     former: Mapping[GroupTag, Callable[[str], None]] = MappingProxyType({})  # who is told where a former code is shown
     linger_s = 0.0
     """How long ``close`` lets go out what was said last."""
-    _says_goodbye = False
-    """All is handed over, and the last words are said: nothing hangs on what comes after."""
+    _says_goodbye = False  # all is handed over, the last words are said: nothing hangs on what comes after
 
     def __init__(self, identity: Identity, group: Group, network: NetworkConfig, journal: Journal) -> None:
         self.identity = identity
