@@ -10,7 +10,6 @@ import dataclasses
 import os
 import random
 import tempfile
-import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -153,7 +152,7 @@ def _both(first: Callable[[Line], None] | None, second: Callable[[Line], None]) 
 
 async def _run(node: PeerNode, until: asyncio.Event, on_start: Callable[[PeerNode], None], recorder: Recorder) -> None:
     """From its start to its goodbye."""
-    watching = asyncio.ensure_future(recorder.watch(node.note))
+    watching = recorder.watch(node.note)
     try:
         await node.start()
         on_start(node)
@@ -164,10 +163,8 @@ async def _run(node: PeerNode, until: asyncio.Event, on_start: Callable[[PeerNod
         await node.leave()
     finally:
         watching.cancel()
-        try:
-            recorder.look(time.time())
-        finally:
-            await node.close()
+        await asyncio.gather(watching, return_exceptions=True)
+        await node.close()
 
 
 async def status(
@@ -256,7 +253,9 @@ async def harvest(
     """
     try:
         async with observing(group, network, state_dir) as node:
-            collected = await harvesting.collect(node, wait_s, partial=partial, best=best, say=say)
+            result = await harvesting.of_group(
+                node, wait_s, partial=partial, without=without, best=best, allow_user_code=allow_user_code, say=say
+            )
             num_peers = len(node.observer.alive())
     except (NobodyError, NotCoveredError) as error:
         kept = await asyncio.to_thread(kept_job, _state(state_dir), group.tag)
@@ -267,9 +266,6 @@ async def harvest(
             return await asyncio.to_thread(_harvest_kept, [kept], partial, allow_user_code, without, best)
         except NotCoveredError as own:
             raise NotCoveredError(f"{error}. This device by itself: {own}") from None
-    collected = harvesting.leave_out(collected, without)
-    allowed = _may_run(collected.job, allow_user_code)
-    result = await asyncio.to_thread(harvesting.assemble, collected, allow_user_code=allowed)
     who = f"the group, {num_peers} device{'s' if num_peers != 1 else ''} of which answered"
     return dataclasses.replace(result, source=who)
 
@@ -301,12 +297,8 @@ async def harvest_kept(
 def _harvest_kept(
     kept: Sequence[KeptJob], partial: bool, code: bool | str, without: Sequence[str], best: bool
 ) -> Harvest:
-    allowed = _may_run(kept[0].job, code)
+    allowed = harvesting.may_run(kept[0].job, code)
     return harvesting.from_state(kept, partial=partial, allow_user_code=allowed, without=without, best=best)
-
-
-def _may_run(job: Job, allow_user_code: bool | str) -> bool:
-    return allow_user_code is True or allow_user_code == job.model.name
 
 
 def save_harvest(path: Path | str, result: Harvest, *, force: bool = True) -> None:

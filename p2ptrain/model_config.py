@@ -52,6 +52,11 @@ def refused_code(names: Iterable[str], allowed: str) -> list[str]:
     return [name for name in names if name not in allowed.split(",")]
 
 
+def flags_to_allow(names: Iterable[str], model: str) -> list[str]:
+    """What lets such code run on a device, on its command line. ``model``: the job's, with an option of its own."""
+    return [f"--allow-{'model' if name == model else 'code'} {name}" for name in names]
+
+
 def package_of(model: str) -> str:
     """The package that a model's name is one of; "" for built-in ones, and for somebody's own."""
     word, colon, _ = model.partition(":")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from p2ptrain.config import Job
 from p2ptrain.core.looks.figures import GroupLook
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import LocalError
+from p2ptrain.errors import LocalError, UserError
 from p2ptrain.ids import JobId, PeerId
 from p2ptrain.wire.messages import Record, SnapshotRef
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 Fetch = Callable[[SnapshotRef, str], Awaitable[bytes | None]]
 """A holding's bytes, if anybody can deliver them; the text says what it is, to people."""
+
+
+class MisfitError(UserError):
+    """Copies that were had are not of the job's model: whoever made them, there may be others."""
+
+    def __init__(self, message: str, holdings: Sequence[SnapshotRef]) -> None:
+        super().__init__(message)
+        self.holdings = tuple(holdings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +242,7 @@ class Harvester(Protocol):
         ...
 
     def assemble(self, collected: Collected, *, allow_user_code: bool) -> Harvest:
-        """Put the parts together. Raises ``UserError`` for parts that don't fit."""
+        """Put the parts together. Raises ``MisfitError`` for copies that don't fit."""
         ...
 
 

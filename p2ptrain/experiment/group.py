@@ -159,8 +159,7 @@ async def _follow(
 async def harvest_with(node: ObserverNode, allow_model: str = "") -> tuple[Harvest, dict[str, Record]]:
     """The assembled model, and the peers' records by name."""
     await asyncio.sleep(1.5)  # let the last counts of bytes arrive
-    collected = await harvesting.collect(node, 10.0, partial=False)
-    harvest = await asyncio.to_thread(harvesting.assemble, collected, allow_user_code=bool(allow_model))
+    harvest = await harvesting.of_group(node, 10.0, allow_user_code=bool(allow_model))
     return harvest, {record.name: record for record in node.observer.records.values()}
 
 

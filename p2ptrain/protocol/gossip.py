@@ -1,13 +1,7 @@
-"""Pairwise asynchronous averaging by push-sum: who with whom, when, with what mass, and how long to wait for it.
+"""Pairwise asynchronous averaging by push-sum (``push_sum.py``): who with whom, when, and how long to wait for it.
 
 Invariant: at most one exchange that we started and ``max_incoming`` that others started are under way, every stage of
 each has a deadline, and each ends in exactly one ``ExchangeEnded``. A mass that enters a merge is finite and in bounds.
-
-Theory (push-sum: Kempe, Dobra, Gehrke, FOCS 2003). The parameters are divided into *shards*, named sets of tensors; a
-peer's part holds some of them. For each shard that it holds, its trainer keeps parameters x and a mass m (samples).
-A push takes half of m along with a copy of x; a merge makes x' = (m x + w x_in) / (m + w) and m' = m + w. No push or
-merge changes sum(m x) and sum(m) over the group, what is under way included, so all x tend to their ratio, the mean
-weighted by samples, however unequally peers push (plain one-sided averaging ends nearer to who pushes most).
 
 A lost push takes m x and m away in the same proportion. That is no bias in expectation when all push alike; but who
 pushes more loses more. So the runtime takes back what nobody fetched: when a published payload expires, or its
@@ -21,6 +15,7 @@ to be lost is what was fetched by a peer that died before the merge.
     any stage:     deadline -> timeout; partner not alive -> gone; new epoch -> superseded; ``failed`` -> failed
 
 So two peers swap halves: neither waits for the other's merge, and of equal masses both then hold the mean of both.
+Who is asked and can make no payload (it has no mass so far, say) answers that at once: a push of no mass and no bytes.
 Where the answer depends on what came (``replies_after_merge``), its payload is made after the merge, in that exchange.
 Otherwise two that start an exchange with each other at the same time have each other's answer in their pushes.
 
@@ -35,12 +30,12 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from p2ptrain.errors import LocalError, RemoteError
-from p2ptrain.ids import BlobId, PeerId
+from p2ptrain.ids import BlobId, PeerId, blob_id
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.pairing import partner_in
 from p2ptrain.protocol.patience import Patience
@@ -53,22 +48,8 @@ MAX_SHARDS = 64
 MAX_STAND_INS = 2
 """Exchanges of one partner that take the place of ours, until we have started one."""
 MAX_AHEAD = 4
-
-
-def halve(mass: float) -> tuple[float, float]:
-    """What a push leaves and what it takes along. They are equal, and their sum is ``mass`` exactly."""
-    return mass / 2, mass / 2
-
-
-def merge(
-    values: Sequence[float], mass: float, values_in: Sequence[float], mass_in: float
-) -> tuple[list[float], float]:
-    """Push-sum's merge: the mean weighted by mass, and the mass of both. Nothing of no mass counts."""
-    total = mass + mass_in
-    if total <= 0:
-        return list(values), 0.0
-    share = mass_in / total
-    return [own + share * (other - own) for own, other in zip(values, values_in, strict=True)], total
+NOTHING = blob_id(b"")
+"""Named by an answer that has no payload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +127,8 @@ class _Exchange:
     stage: Stage
     since: float
     deadline: float
-    is_answered: bool = False
-    """The partner's push has come, while our own payload is being made: it needs no answer, and gives none."""
+    answers: int | None = None
+    """An exchange of the partner's, whose push has come while our own payload is being made: neither needs another."""
 
 
 class Gossip:
@@ -245,21 +226,25 @@ class Gossip:
             in_turn = partner_in(number, self.own_id, partners)
         return in_turn or self._rng.choice(partners)
 
+    def awaits_payload(self, exchange: int) -> bool:
+        """Whether a payload that is made for it would still be sent: else its half must go back, or stay."""
+        state = self._exchanges.get(exchange)
+        return state is not None and state.stage == "payload"
+
     def payload_ready(
         self, exchange: int, blob: BlobId, num_bytes: int, masses: Iterable[ShardMass], now: float
     ) -> list[Effect]:
-        """The trainer has halved its mass and published the payload. Too late: nothing (that half is lost)."""
-        state = self._exchanges.get(exchange)
-        masses = tuple(masses)
-        if state is None or state.stage != "payload":
+        """The trainer has halved its mass and published the payload. Nothing where it isn't awaited any more."""
+        if not self.awaits_payload(exchange):
             return []
+        state, masses = self._exchanges[exchange], tuple(masses)
         if not {mass.shard for mass in masses} <= set(state.shards) or not masses:
             raise LocalError("the payload is not of the shards that were asked for")
         if not all(0 <= mass.mass <= self.config.max_mass for mass in masses):
             raise LocalError("a mass of ours is out of range")
         push = GossipPush(state.number, self._epoch, masses, blob, num_bytes, state.started_here)
         effects: list[Effect] = [Send(state.partner, push)]
-        if state.started_here and not state.is_answered:
+        if state.started_here and state.answers is None:
             self._enter(exchange, "reply", now)
         else:
             self._end(exchange, "done", now, effects)
@@ -280,19 +265,24 @@ class Gossip:
         seen.append((push.exchange, push.want_reply))
         later = push.want_reply and self.config.replies_after_merge
         answers = self._answered_by(sender, push, shards)
+        if not push.num_bytes:
+            effects: list[Effect] = []
+            if answers is not None:
+                self._end(answers, "done", now, effects)
+            return effects
         if answers is None and self._num_incoming() >= self.config.max_incoming:
             return [Note("gossip-busy", (("peer", sender),))]
         if push.want_reply and answers is None:
             self._stood_in(sender)
         handle = answers
         if answers is not None and self._exchanges[answers].stage == "payload":
-            self._exchanges[answers].is_answered = True
+            self._exchanges[answers].answers = push.exchange
             handle = None
         if handle is None:
             handle = self._answer(sender, push.exchange, shards, "merge", now)
         self._enter(handle, "merge", now)
         self._exchanges[handle].reply_wanted = later
-        effects: list[Effect] = [FetchAndMerge(sender, push.blob, push.num_bytes, push.masses, handle, later)]
+        effects = [FetchAndMerge(sender, push.blob, push.num_bytes, push.masses, handle, later)]
         if push.want_reply and answers is None and not later:
             reply = self._answer(sender, push.exchange, shards, "payload", now)
             self._enter(reply, "payload", now)
@@ -302,7 +292,7 @@ class Gossip:
     def _answered_by(self, sender: PeerId, push: GossipPush, shards: tuple[str, ...]) -> int | None:
         """The exchange of ours that a push answers: as its reply, or because its sender started one with us too."""
         for handle, exchange in self._exchanges.items():
-            if not exchange.started_here or exchange.partner != sender or exchange.is_answered:
+            if not exchange.started_here or exchange.partner != sender or exchange.answers is not None:
                 continue
             is_same = set(exchange.shards) == set(shards) and not self.config.replies_after_merge
             if push.want_reply and is_same and exchange.stage in ("payload", "reply"):
@@ -333,7 +323,11 @@ class Gossip:
     def failed(self, exchange: int, now: float) -> list[Effect]:
         """The blob could not be fetched, or the trainer refused or could not make a payload."""
         effects: list[Effect] = []
-        if exchange in self._exchanges:
+        if (state := self._exchanges.get(exchange)) is not None:
+            awaited_in = state.answers if state.started_here else state.number
+            if state.stage == "payload" and awaited_in is not None:
+                none = tuple(ShardMass(shard, 0.0) for shard in state.shards)
+                effects.append(Send(state.partner, GossipPush(awaited_in, self._epoch, none, NOTHING, 0, False)))
             self._end(exchange, "failed", now, effects)
         return effects
 
@@ -354,7 +348,8 @@ class Gossip:
         for mass in push.masses:
             if not (math.isfinite(mass.mass) and 0 <= mass.mass <= self.config.max_mass):
                 raise RemoteError("gossip-mass", f"{mass.mass:g} on {mass.shard}")
-        if not 1 <= push.num_bytes <= self.config.max_bytes:
+        is_empty = not push.want_reply and not any(mass.mass for mass in push.masses)
+        if not (0 if is_empty else 1) <= push.num_bytes <= self.config.max_bytes:
             raise RemoteError("gossip-size", f"{push.num_bytes} bytes")
 
     def _num_incoming(self) -> int:

@@ -30,10 +30,10 @@ async def collect_best(
     records = list(observer.records.values())
     looks = looks_of_group(records, job.id)
     for look in _by_merit(looks):
-        copies = _copies_of(look, harvester, plan, observer.alive())
+        copies = _copies_of(look, harvester, plan, observer.members())
         parts = await _parts_of(look, copies, fetch) if copies is not None else None
         if parts is not None:
-            finished = await _finished(job, harvester, observer.alive(), fetch)
+            finished = await _finished(job, harvester, observer.members(), fetch)
             best = BestState(look, looks[-1], finished)
             return Collected(job, plan, parts, None, dict(observer.records), best=best)
         say(f"the state after round {look.round} is not whole any more; looking for the next best")

@@ -10,15 +10,26 @@ import asyncio
 import dataclasses
 import json
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2ptrain.core.harvest import Collected, Harvest, KeptHarvest, PartReport, looks_of, stopped_after, works_of
+from p2ptrain.config import Job
+from p2ptrain.core.harvest import (
+    Collected,
+    Harvest,
+    KeptHarvest,
+    MisfitError,
+    PartReport,
+    looks_of,
+    stopped_after,
+    works_of,
+)
 from p2ptrain.core.looks.figures import best_of, looks_of_group
 from p2ptrain.core.mode import ENDED
 from p2ptrain.errors import NotCoveredError, UserError
-from p2ptrain.ids import PeerId, blob_id
+from p2ptrain.ids import BlobId, PeerId, blob_id
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.runtime import report
 from p2ptrain.runtime.best_state import BEST, collect_best, kept_best
@@ -30,8 +41,65 @@ BEST_OF_ALL = "--best gives a state as the group looked at it, of all devices: l
 FETCH_TIMEOUT_S = 300.0
 ATTEMPTS, AGAIN_S = 3, 0.5
 """Snapshots are replaced while a group trains: look again for fresher ones so often."""
+MAX_MISFITS, MAX_MISFITS_OF_ONE = 16, 2
 CHASE_S = 60.0
 """And for so long where somebody says that it has a part, and the copy is replaced each time before it is here."""
+
+
+class Misfits:
+    """Copies that are not asked for (again): those that are not of the job's model, and those of who made several such,
+    or whose copies have cost much time and never came."""
+
+    def __init__(self) -> None:
+        self._blobs: set[BlobId] = set()
+        self._num_made: Counter[PeerId] = Counter()
+        self._lost_s: defaultdict[PeerId, float] = defaultdict(float)
+
+    def add(self, error: MisfitError) -> bool:
+        """Whether there are few enough of them to look for others."""
+        self._blobs.update(holding.blob for holding in error.holdings)
+        self._num_made.update({holding.trainer for holding in error.holdings})
+        return sum(self._num_made.values()) <= MAX_MISFITS
+
+    def never_came(self, holding: SnapshotRef, seconds: float) -> None:
+        self._lost_s[holding.trainer] += seconds
+
+    def has(self, holding: SnapshotRef) -> bool:
+        made_by = holding.trainer
+        is_mistrusted = self._num_made[made_by] >= MAX_MISFITS_OF_ONE or self._lost_s[made_by] >= FETCH_TIMEOUT_S
+        return is_mistrusted or holding.blob in self._blobs
+
+
+async def of_group(
+    node: ObserverNode,
+    wait_s: float,
+    *,
+    partial: bool = False,
+    without: Sequence[str] = (),
+    best: bool = False,
+    allow_user_code: bool | str = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Harvest:
+    """The model of a group. Copies that are none of it are left out, and the next freshest are taken in their place.
+
+    ``allow_user_code``: whether a model function of the user's own may run here, or the name of the one that may.
+    Raises ``NotCoveredError``, ``UserError``.
+    """
+    misfits = Misfits()
+    while True:
+        collected = await collect(node, wait_s, partial=partial, best=best, misfits=misfits, say=say)
+        collected = leave_out(collected, without)
+        try:
+            return await asyncio.to_thread(assemble, collected, allow_user_code=may_run(collected.job, allow_user_code))
+        except MisfitError as error:
+            if not misfits.add(error):
+                raise
+            say(f"{error}: looking for another one")
+
+
+def may_run(job: Job, allow_user_code: bool | str) -> bool:
+    """Whether the job's own model function may."""
+    return allow_user_code is True or allow_user_code == job.model.name
 
 
 async def collect(
@@ -40,12 +108,14 @@ async def collect(
     *,
     partial: bool = False,
     best: bool = False,
+    misfits: Misfits | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Collected:
-    """Fetch the freshest copies that anyone alive has, or (``best``) those of the best state.
+    """Fetch the freshest copies that anyone alive has, or (``best``) those of the best state; none of the ``misfits``.
 
     Raises ``NotCoveredError``, ``UserError``.
     """
+    misfits = misfits or Misfits()
     await node.look_around(wait_s, need_job=True)
     observer = node.observer
     job, plan = observer.job, observer.plan()
@@ -56,12 +126,17 @@ async def collect(
     harvester = mode_of(job).harvester
 
     async def fetch(holding: SnapshotRef, what: str) -> bytes | None:
+        if misfits.has(holding):
+            say(f"{what}: left out, as what {_name(node, holding.trainer)} made was of no use, or never came")
+            return None
         if not observer.is_trainers(holding):
             say(f"{what}: left out, as {_name(node, holding.trainer)} did not sign it")
             return None
         say(f"{what}: {holding.num_bytes / 1e6:.1f} MB, made by {_name(node, holding.trainer)}")
+        begun = node.now()
         data = await node.fetch(holding, FETCH_TIMEOUT_S)
         if data is None:
+            misfits.never_came(holding, node.now() - begun)
             say(f"{what}: nobody hands out this copy any more")
         return data
 
@@ -70,15 +145,15 @@ async def collect(
     attempt, start = 0, node.now()
     while True:
         attempt += 1
-        everything = [h for record in observer.alive() for h in record.holdings]
-        holdings = {h.blob: h for h in everything if h.kind != "kept"}.values()
+        members = observer.members()
+        holdings = {h.blob: h for h in _plausible(members, job) if h.kind != "kept"}.values()
         result, parts = await harvester.fetch(plan, list(holdings), fetch)
         missing = harvester.missing(plan, parts)
-        has_result = any(h.kind == "head" for record in observer.alive() for h in record.holdings)
+        has_result = any(h.kind == "head" for h in holdings)
         is_whole = not missing and (result is not None or not has_result)
         told = {h.part for h in holdings if h.kind == "part"}
         is_chased = bool(missing) and told.issuperset(missing) and node.now() - start < CHASE_S
-        if (is_whole and not _is_behind(observer.alive())) or (attempt >= ATTEMPTS and not is_chased):
+        if (is_whole and not _is_behind(members)) or (attempt >= ATTEMPTS and not is_chased):
             break
         if missing:
             say("not all parts could be had, the group trains on meanwhile; looking again")
@@ -87,9 +162,19 @@ async def collect(
         plan = observer.plan() or plan
     if not parts or (missing and not partial):
         raise NotCoveredError(harvester.lament(job, plan, missing))
-    trained = frozenset(record.part for record in observer.alive() if record.phase != "failed")
+    trained = frozenset(record.part for record in observer.members() if record.phase != "failed")
     plans = {each.epoch: each for each in observer.plans.values()}
     return Collected(job, plan, parts, result, dict(observer.records), trained, told=tuple(holdings), plans=plans)
+
+
+def _plausible(members: Sequence[Record], job: Job) -> list[SnapshotRef]:
+    """What they say to have, but for copies of rounds that the job has not, and for a last layer of which only one says
+    that the group fitted it, where more say so of another."""
+    told = [h for record in members for h in record.holdings]
+    makers = {h.blob: {o.trainer for o in told if o.blob == h.blob} for h in told if h.kind == "head"}
+    most = max(map(len, makers.values()), default=0)
+    lone = {blob for blob, by in makers.items() if len(by) == 1 < most}
+    return [h for h in told if h.blob not in lone and (h.kind == "head" or h.round <= job.training.rounds)]
 
 
 def _is_behind(records: Sequence[Record]) -> bool:

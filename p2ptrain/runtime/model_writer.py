@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2ptrain.core.harvest import Collected, Harvest, Look
+from p2ptrain.core.harvest import Collected, Harvest, Look, MisfitError
 from p2ptrain.core.looks.figures import looks_of_group
 from p2ptrain.errors import NotCoveredError, P2PTrainError, UserError
 from p2ptrain.net.keys import Group
@@ -170,7 +170,7 @@ async def write(request: Request, num_threads: int) -> Written:
 # --- the process ------------------------------------------------------------------------------------------------------
 
 
-async def _collect(request: Request, *, best: bool = False) -> Collected:
+async def _collect(request: Request, misfits: harvesting.Misfits, *, best: bool = False) -> Collected:
     from p2ptrain.net.group.admission import visitors_door
     from p2ptrain.net.keys import OPEN_GROUP, read_code
 
@@ -181,7 +181,7 @@ async def _collect(request: Request, *, best: bool = False) -> Collected:
         node = ObserverNode(group, network, Path(directory), door)
         try:
             await node.start()
-            collected = await harvesting.collect(node, WAIT_S, best=best)
+            collected = await harvesting.collect(node, WAIT_S, best=best, misfits=misfits)
         finally:
             await node.close()
     if collected.job.id != request.job:
@@ -191,17 +191,7 @@ async def _collect(request: Request, *, best: bool = False) -> Collected:
 
 def carry_out(request: Request) -> Written:
     """Raises ``P2PTrainError``."""
-    import psutil
-
-    collected = asyncio.run(_collect(request))
-    num_bytes = sum(len(snapshot.data) for copies in collected.parts.values() for snapshot in copies)
-    if (free := psutil.virtual_memory().available) < ROOM * num_bytes:
-        raise UserError(
-            f"this device has {free / 1e6:,.0f} MB of memory free, too little to assemble {num_bytes / 1e6:,.0f} MB of "
-            "parts: harvest the model on another device"
-        )
-    allowed = collected.job.model.name in request.allow_user_code.split(",")
-    result = harvesting.assemble(collected, allow_user_code=allowed)
+    collected, result, allowed = _made(request)
     own, not_looked = None, ""
     try:
         own = look(request, result, allow_user_code=allowed)
@@ -211,7 +201,7 @@ def carry_out(request: Request) -> Written:
         result = dataclasses.replace(result, looks=(*(each for each in result.looks if each.name != own.name), own))
     kind, told = report.kind(result), report.render(result)
     harvesting.save(Path(request.kept), result)
-    why_not_best = keep_best(request, collected, allow_user_code=allowed)
+    why_not_best = keep_best(request, collected)
     written = Written(request.kept, kind, told, not_looked=not_looked, why_not_best=why_not_best)
     if own is not None:
         written = dataclasses.replace(written, samples=own.samples, accuracy=own.accuracy)
@@ -225,13 +215,35 @@ def carry_out(request: Request) -> Written:
     return dataclasses.replace(written, path=request.out)
 
 
-def keep_best(request: Request, collected: Collected, *, allow_user_code: bool) -> str:
+def _made(request: Request, *, best: bool = False) -> tuple[Collected, Harvest, bool]:
+    """Copies, the model that they make, and whether its own code may run here. Copies that are none of it give way to
+    the next freshest. Raises ``UserError``."""
+    import psutil
+
+    misfits = harvesting.Misfits()
+    while True:
+        collected = asyncio.run(_collect(request, misfits, best=best))
+        num_bytes = sum(len(snapshot.data) for copies in collected.parts.values() for snapshot in copies)
+        if (free := psutil.virtual_memory().available) < ROOM * num_bytes:
+            raise UserError(
+                f"this device has {free / 1e6:,.0f} MB of memory free, too little to assemble {num_bytes / 1e6:,.0f} "
+                "MB of parts: harvest the model on another device"
+            )
+        allowed = collected.job.model.name in request.allow_user_code.split(",")
+        try:
+            return collected, harvesting.assemble(collected, allow_user_code=allowed), allowed
+        except MisfitError as error:
+            if not misfits.add(error):
+                raise
+
+
+def keep_best(request: Request, collected: Collected) -> str:
     """Beside the finished model the best that the group has looked at, if it has: what is left of it goes with the
     group. Why it can't be kept, or ""."""
     if not looks_of_group(collected.records.values(), collected.job.id):
         return ""
     try:
-        best = harvesting.assemble(asyncio.run(_collect(request, best=True)), allow_user_code=allow_user_code)
+        _, best, _ = _made(request, best=True)
         harvesting.save(Path(request.kept).with_name(BEST), best)
     except NotCoveredError:
         return ""  # no state is whole any more

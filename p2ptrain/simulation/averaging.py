@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 
 from p2ptrain.ids import BlobId, PeerId, blob_id
-from p2ptrain.protocol import gossip
+from p2ptrain.protocol import push_sum
 from p2ptrain.protocol.gossip import ExchangeEnded, FetchAndMerge, Gossip, MakePayload
 from p2ptrain.protocol.machine import NEVER
 from p2ptrain.simulation.network import SimulatedNetwork
@@ -85,9 +85,9 @@ class Averaging:
         return []
 
     def _make(self, who: PeerId, peer: Averager, effect: MakePayload) -> None:
-        if who not in self._peers:
+        if who not in self._peers or not peer.machine.awaits_payload(effect.exchange):
             return
-        peer.mass, sent = gossip.halve(peer.mass)
+        peer.mass, sent = push_sum.halve(peer.mass)
         peer.num_payloads += 1
         blob = blob_id(f"{who}{effect.exchange}".encode())
         self._blobs[blob], self._published[who, effect.exchange] = (list(peer.values), sent), blob
@@ -97,7 +97,7 @@ class Averaging:
     def _merge(self, who: PeerId, peer: Averager, effect: FetchAndMerge, values: list[float], mass: float) -> None:
         if who not in self._peers:
             return
-        peer.values, peer.mass = gossip.merge(peer.values, peer.mass, values, mass)
+        peer.values, peer.mass = push_sum.merge(peer.values, peer.mass, values, mass)
         self._network.perform(who, peer.machine.merged(effect.exchange, self._network.now))
 
 

@@ -184,6 +184,12 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
         "this peer has no vote on the next plan, as it can't keep one; the group may wait for it"
     ),
     "waits-for-peers": lambda f: f"waits for {_text(f, 'words')}",
+    "metrics-failed": lambda f: (
+        f"figures of this training are written down no longer ({_text(f, 'why')}); training goes on"
+    ),
+    "lines-left-out": lambda f: (
+        f"{_text(f, 'lines')} more lines like the last of {_text(f, 'of')!r} were left out of the journal"
+    ),
     "fetching-part": lambda f: f"getting the last copy of part {_text(f, 'part')} (round {_text(f, 'round')})",
     "head-fit-copy-not-had": lambda f: (
         f"of part {_text(f, 'part')} nobody hands out {_text(f, 'peer')}'s copy after round {_text(f, 'round')}, which "

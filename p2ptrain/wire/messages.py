@@ -542,7 +542,10 @@ class ShardMass:
 
 @dataclass(frozen=True, slots=True)
 class GossipPush:
-    """Half of the sender's mass on the shards that both hold; the parameters are in the blob."""
+    """Half of the sender's mass on the shards that both hold; the parameters are in the blob.
+
+    Who is asked for a reply and has none says so: no mass, no bytes, and nothing to fetch.
+    """
 
     KIND: ClassVar[str] = "gossip-push"
     exchange: int

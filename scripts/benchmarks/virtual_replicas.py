@@ -23,11 +23,11 @@ from p2ptrain.ids import BlobId, PeerId, blob_id
 from p2ptrain.learning.averaging import consensus_distance, weighted_mean
 from p2ptrain.learning.compression import payload_bytes
 from p2ptrain.learning.data import Dataset, load, open_source
-from p2ptrain.modes.tasks.config import tasks_of
+from p2ptrain.modes.tasks.averaging.exchanges import exchange_due, gossip_config
 from p2ptrain.modes.tasks.parts import Parts
 from p2ptrain.modes.tasks.planning.assignment import first_plan
 from p2ptrain.modes.tasks.training import PartTraining
-from p2ptrain.protocol.gossip import ExchangeEnded, FetchAndMerge, Gossip, GossipConfig, MakePayload
+from p2ptrain.protocol.gossip import ExchangeEnded, FetchAndMerge, Gossip, MakePayload
 from p2ptrain.protocol.machine import NEVER
 from p2ptrain.simulation.averaging import MAKE_S, TRANSFER_S
 from p2ptrain.simulation.names import peer_ids
@@ -44,11 +44,10 @@ class Replica:
     """One peer: a step every ``step_s``, an exchange after a round."""
 
     def __init__(self, own_id: PeerId, job: Job, training: PartTraining, rng: random.Random) -> None:
-        config = GossipConfig(replies_after_merge=job.group.compression == "topk")
-        self.machine = Gossip(own_id, rng, config)
+        self.machine = Gossip(own_id, rng, gossip_config(job))
         self.training = training
         self.num_payloads = self.num_bytes = 0
-        self._every = tasks_of(job).exchange_every
+        self._job = job
         steps = math.ceil(training.num_samples / job.training.batch_size * job.training.epochs_per_round)
         round_s = ROUND_S * rng.uniform(1 - UNLIKE, 1 + UNLIKE)
         self._step_s = round_s / steps
@@ -62,8 +61,8 @@ class Replica:
         if self._next <= now:
             self._next = now + self._step_s
             if self.training.step():
-                number, rest = divmod(self.training.round, self._every)
-                effects += self.machine.round_finished(number, now) if not rest or self.training.finished else []
+                number = exchange_due(self._job, self.training.round, finished=self.training.finished)
+                effects += [] if number is None else self.machine.round_finished(number, now)
             if self.training.finished:
                 self._next = NEVER
         return effects
@@ -89,6 +88,8 @@ def train(job: Job, data: Sequence[Dataset], test: Dataset) -> dict[str, float]:
 
     def make(who: PeerId, effect: MakePayload) -> None:
         host = hosts[who]
+        if not host.machine.awaits_payload(effect.exchange):  # the half that it would take along stays
+            return
         masses, tensors = host.training.make_payload(effect.shards, effect.partner)
         payload = {n: t.clone() for n, t in tensors.items()}
         host.num_payloads += 1

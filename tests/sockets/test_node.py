@@ -131,6 +131,18 @@ def test_what_fails_while_it_closes_is_noted_and_does_not_end_it_in_failure() ->
     ]
 
 
+def test_what_fails_after_the_last_words_is_noted_and_no_failure_of_the_peer() -> None:
+    lines: list[Line] = []
+
+    async def scene(node: Node, said: list[Any]) -> None:
+        node._says_goodbye = True
+        with pytest.raises(ZeroDivisionError):
+            node.feed(lambda now: [1 // 0])
+
+    node, _ = in_a_node(scene, lines.append)
+    assert node.failure is None and [line.kind for line in lines] == ["failed-while-closing"]
+
+
 def test_a_trainer_that_fails_during_the_goodbye_is_not_replaced(tmp_path: Path) -> None:
     lines: list[Line] = []
 

@@ -24,6 +24,7 @@ from p2ptrain.config import (
     TrainingConfig,
 )
 from p2ptrain.errors import JobError
+from p2ptrain.model_config import flags_to_allow
 from p2ptrain.modes.jobs import check_job, job_from_json, job_from_mapping, load_job
 from p2ptrain.modes.pipeline.config import PipelineConfig, pipeline_of
 from p2ptrain.modes.tasks.config import TasksConfig
@@ -571,3 +572,7 @@ def test_an_early_end_needs_validation_samples(mode: str) -> None:
     check_job(job)
     with pytest.raises(JobError, match=r"data\.val = 0"):
         check_job(dataclasses.replace(job, data=dataclasses.replace(job.data, val=0.0)))
+
+
+def test_own_code_is_allowed_by_an_option_of_its_kind() -> None:
+    assert flags_to_allow(["my:net", "my:loss"], "my:net") == ["--allow-model my:net", "--allow-code my:loss"]

@@ -67,11 +67,16 @@ def any_value(hint: Any) -> st.SearchStrategy[Any]:
         return st.lists(any_value(get_args(hint)[0]), min_size=least, max_size=int(min(high, least + 3))).map(tuple)
     if hint is bool:
         return st.booleans()
+    return st.sampled_from(scalars(hint, low, high))
+
+
+def scalars(hint: Any, low: float, high: float) -> list[Any]:
+    """Values of a type that is no list and no message, within its bounds."""
     known = _KNOWN.get(hint, _KNOWN[getattr(hint, "__supertype__", hint)])
     fitting = [each for each in known if _fits(each, low, high)]
     if hint in (int, float):
         fitting += [hint(low), hint(high)]
-    return st.sampled_from(fitting or ["x" * int(low) if hint is str else bytes(int(low))])
+    return fitting or ["x" * int(low) if hint is str else bytes(int(low))]
 
 
 @cache

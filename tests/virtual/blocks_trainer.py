@@ -44,6 +44,13 @@ class BlocksTraits:
     """Validation samples."""
 
 
+def where_of(message: bytes) -> list[int]:
+    """The numbers in a stage message. Raises ``RemoteError``."""
+    tensorfile.read_untrusted(message)
+    found = tensorfile.read(message).arrays().get("x")
+    return [] if found is None else found.tolist()
+
+
 class BlocksTrainer:
     """Commands in by ``handle``, events out through ``say``; ``at`` is its clock."""
 

@@ -81,9 +81,13 @@ def statements(number: int) -> Statements:
 
 def made(room: Room, ref: SnapshotRef) -> SnapshotRef:
     """Signed by the liar, in its own name or in another's."""
-    own, job_id = room.devices[LIAR].id, room.devices[LIAR].core.group.job
-    signed = statements(LIAR).made(dataclasses.replace(ref, trainer=own), own, key(LIAR), job_id)
-    return dataclasses.replace(signed, trainer=ref.trainer)
+    return dataclasses.replace(made_by(room, room.devices[LIAR], ref), trainer=ref.trainer)
+
+
+def made_by(room: Room, liar: Device, ref: SnapshotRef) -> SnapshotRef:
+    """Signed by this one, in its own name."""
+    own, job_id = liar.id, liar.core.group.job
+    return statements(liar.number).made(dataclasses.replace(ref, trainer=own), own, key(liar.number), job_id)
 
 
 def pretend(room: Room, change: Callable[[Record], Record]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from blocks_trainer import NUM_BLOCKS, At, BlocksTrainer, BlocksTraits
+from blocks_trainer import NUM_BLOCKS, At, BlocksTrainer, BlocksTraits, where_of
 
 from p2ptrain.core import commands as c
 from p2ptrain.core.stages.commands import Deliver, GivePiece, StageUsed, Taken
@@ -223,7 +223,6 @@ class StageTrainer(BlocksTrainer):
             self.dropped += 1
         else:
             try:
-                tensorfile.read_untrusted(command.message)
                 self._receive(command)
             except RemoteError as refused:
                 error = str(refused)
@@ -232,12 +231,12 @@ class StageTrainer(BlocksTrainer):
 
     def _receive(self, command: Deliver) -> None:
         assert self._plan is not None
-        where = tensorfile.read(command.message).arrays()["x"].tolist()
+        where = where_of(command.message)
         senders = {
             "forward": self._neighbours(-1),
             "backward": self._neighbours(+1),
             "norm": tuple(self._plan.trainers()),
-        }[command.work]
+        }.get(command.work, ())
         if command.sender not in senders or where != [command.epoch, command.step, command.unit]:
             raise RemoteError("stage-message", f"{command.work} {where} of {command.sender}")
         came = self._came.setdefault((command.work, command.step, command.unit), set())

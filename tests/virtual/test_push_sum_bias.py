@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from seeds import seeds
 
-from p2ptrain.protocol.gossip import halve, merge
+from p2ptrain.protocol.push_sum import halve, merge
 
 NUM_PEERS = 12
 NUM_PUSHES = 400

@@ -13,7 +13,7 @@ import click
 from p2ptrain.cli.shared.options import F, allow_option
 from p2ptrain.config import Job
 from p2ptrain.errors import UserError
-from p2ptrain.model_config import refused_code
+from p2ptrain.model_config import flags_to_allow, refused_code
 
 
 def allow_options(function: F) -> F:
@@ -50,7 +50,7 @@ def own_parts(function: F) -> F:
 
 def flags_for(job: Job) -> list[str]:
     """What lets the job's own code run on a device."""
-    return [f"--allow-{'model' if name == job.model.name else 'code'} {name}" for name in job.own_code]
+    return flags_to_allow(job.own_code, job.model.name)
 
 
 def check_job_allowed(job: Job, allowed: str) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from p2ptrain.config import Job
-from p2ptrain.core.harvest import Collected, Harvest, PartReport, Snapshot
+from p2ptrain.core.harvest import Collected, Harvest, MisfitError, PartReport, Snapshot
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import JobError, RemoteError, UserError
+from p2ptrain.errors import JobError, RemoteError
 from p2ptrain.ids import PeerId
 from p2ptrain.wire.messages import SnapshotRef
 
@@ -100,10 +100,10 @@ def _state_of(job: Job, runs: Sequence[Snapshot], *, allow_user_code: bool) -> d
             tensors = model_state(read_snapshot(run.data)[0])
             check_state(tensors, {name: like[name] for name in tensors if name in like})
         except RemoteError as error:
-            raise UserError(
-                f"the copy of {run.holding.trainer} does not fit the job's model ({error}); try again"
-            ) from None
+            message = f"the copy of {run.holding.trainer} does not fit the job's model ({error}); try again"
+            raise MisfitError(message, [run.holding]) from None
         state |= {name: tensor for name, tensor in tensors.items() if name not in state}
     if absent := sorted(like.keys() - state.keys()):
-        raise UserError(f"the saved blocks lack {absent[0]} and {len(absent) - 1} more tensors; try again")
+        message = f"the saved blocks lack {absent[0]} and {len(absent) - 1} more tensors; try again"
+        raise MisfitError(message, [run.holding for run in runs])
     return {name: state[name] for name in like}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from p2ptrain.config import Job
-from p2ptrain.core.harvest import Collected, Fetch, Harvest, PartReport, Snapshot
+from p2ptrain.core.harvest import Collected, Fetch, Harvest, MisfitError, PartReport, Snapshot
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.ids import PeerId
@@ -151,9 +151,8 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
                 left_out[collected.name_of(snapshot.holding.trainer)] = f"its copy of part {index}: {error}"
                 continue
             if metadata.get("partition") != plan.partition:
-                raise UserError(
-                    f"part {index}: the copy of {snapshot.holding.trainer} belongs to another plan; try again"
-                )
+                message = f"part {index}: the copy of {snapshot.holding.trainer} belongs to another plan; try again"
+                raise MisfitError(message, [snapshot.holding])
             owner = snapshot.holding.trainer
             copy = (float(max(1, snapshot.holding.samples)), model_state(tensors))
             if not sound([copy], like):
@@ -164,9 +163,8 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
     for index, snapshots in sorted(collected.parts.items()):
         if index not in copies and not collected.without.issuperset(s.holding.trainer for s in snapshots):
             who = " and ".join(collected.name_of(s.holding.trainer) for s in snapshots)
-            raise UserError(
-                f"no copy of part {index} is sound ({_reasons(left_out)}); go on without {who}: --without NAME"
-            )
+            message = f"no copy of part {index} is sound ({_reasons(left_out)}); go on without {who}: --without NAME"
+            raise MisfitError(message, [s.holding for s in snapshots])
     if not copies:
         raise UserError(f"nothing is left: left out are {_reasons(left_out)}")
     means = {index: parts.mean_of(index, versions) for index, versions in copies.items()}
@@ -174,12 +172,17 @@ def assemble(collected: Collected, *, allow_user_code: bool) -> TasksHarvest:
     verdict, taken = None, ""
     gone = sorted(collected.parts.keys() - copies.keys())
     if collected.result is not None:
-        fitted, _ = read_snapshot(collected.result.data)
-        verdict = read_verdict(collected.result.data)
+        try:
+            fitted, _ = read_snapshot(collected.result.data)
+            verdict = read_verdict(collected.result.data)
+            is_fit = "whiten" in fitted
+            if is_fit:
+                check_fit_state(fitted, len(job.data.classes), state[f"{parts.head}.weight"].shape[1])
+        except RemoteError as error:
+            maker = collected.name_of(collected.result.holding.trainer)
+            message = f"the last layer that {maker} says the group fitted is of no use ({error}); try again"
+            raise MisfitError(message, [collected.result.holding]) from None
         taken = verdict.chosen if verdict else FITTED
-        is_fit = "whiten" in fitted
-        if is_fit:
-            check_fit_state(fitted, len(job.data.classes), state[f"{parts.head}.weight"].shape[1])
         is_own_gone = owner_of(taken) in collected.without
         if is_own_gone or (gone and taken not in (FITTED, JOINED)):
             taken = FITTED if is_fit else JOINED

@@ -24,7 +24,6 @@ from p2ptrain.core.restarts import Restarts
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.tasks.averaging.exchanges import Exchanges
 from p2ptrain.modes.tasks.commands import FinishRound, Follow, Merged, PayloadMade, Retain
-from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.head.fit import HeadFit
 from p2ptrain.modes.tasks.rules import TasksRules
 from p2ptrain.protocol.machine import NEVER, Note
@@ -90,7 +89,7 @@ class TasksRole:
         replication.has_it = self._averages_with
         self.replicas = Replicas(group, given.downloads, replication, resume.own, self._is_awaited)
         self.ending: HeadFit = HeadFit(given, lambda: self.plan)
-        self._exchanges = Exchanges(group, given.downloads, given.rng, job.group)
+        self._exchanges = Exchanges(group, given.downloads, given.rng, job)
         self._group = group
         self._job = job
         self._downloads = given.downloads
@@ -195,14 +194,8 @@ class TasksRole:
         return effects
 
     def _averages_with(self, own: m.SnapshotRef, peer: PeerId) -> bool:
-        """Whether it trains the same part, by the same plan, and averages all of it every round: then it gets what this
-        peer has learnt. Of several parts few rounds bring the same two together, and top-k brings little at a time."""
-        record, job, plan = self._group.record(peer), self._job, self.plan
-        if self._is_last or plan is None or len(plan.parts) > 1 or record is None:
-            return False
-        is_whole = job.group.compression != "topk" and tasks_of(job).exchange_every == 1
-        is_same = (record.plan, record.part, record.phase) == (self.plan_hash, own.part, "training")
-        return is_whole and is_same and record.round > 0
+        """Whether it gets what this peer has learnt by averaging."""
+        return not self._is_last and self._exchanges.has_reached(peer, own)
 
     def peer_admitted(self, peer: PeerId, now: float) -> Effects:
         return []
@@ -344,9 +337,7 @@ class TasksRole:
             skipped = (("skipped", event.num_skipped),) if event.num_skipped else ()
             note = Note("round", (("part", event.part), ("round", event.round), *loss, *skipped))
             effects.append(note)
-            number, rest = divmod(event.round, tasks_of(self._job).exchange_every)
-            if not rest or event.training_finished:
-                effects += self._exchanges.round_finished(number, now)
+            effects += self._exchanges.round_finished(event.round, now, finished=event.training_finished)
         return effects
 
     def snapshot_kept(self, effect: KeepSnapshot, saved: bool, now: float) -> Effects:

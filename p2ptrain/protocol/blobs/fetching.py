@@ -57,6 +57,8 @@ class TransferConfig:
     overall_s: float = 120.0
     min_bytes_per_s: float = 32 << 10
     """... or ``overall_s`` plus its size at this rate after it started."""
+    slow_s: float = 30.0
+    """A source that brings less than that rate for so long gives way to another."""
     max_vain: int = 32
     """So often in a row a source may refuse what it said to have: it was replaced by something newer, maybe."""
     mistrusted_s: float = 600.0
@@ -227,6 +229,9 @@ class Fetching:
     """It is asked of such as have handed out nothing before, for want of others."""
     next_at: float = 0.0
     """When such a fetch may ask again (GCRA, without a burst)."""
+    turned_at: float = 0.0
+    turned_with: int = 0
+    """Since when it asks its first source, and how many bytes were here then."""
 
     @property
     def in_flight_bytes(self) -> int:
@@ -243,6 +248,25 @@ class Fetching:
     def begin(self, now: float) -> None:
         self.state, self.started_at, self.progress_at = "fetching", now, now
         self.start_over()
+        self.turned(now)
+
+    def turned(self, now: float) -> None:
+        """It asks another source from now on."""
+        self.turned_at, self.turned_with = now, self.have.total
+
+    def looks_at_source_at(self, config: TransferConfig) -> float:
+        """When its source is held against what it brought; never where it is the only one, or nothing hurries."""
+        return NEVER if len(self.sources) < 2 or self.bytes_per_s or self.solo else self.turned_at + config.slow_s
+
+    def is_slow(self, config: TransferConfig, now: float) -> bool:
+        """Whether its source brings so little that another is worth a try. If it does not, it is looked at again."""
+        if now < self.looks_at_source_at(config):
+            return False
+        brought = self.have.total - self.turned_with
+        if brought < config.min_bytes_per_s * (now - self.turned_at):
+            return True
+        self.turned(now)
+        return False
 
     def start_over(self) -> None:
         self.have, self.served = Ranges(), {}

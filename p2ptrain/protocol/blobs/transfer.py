@@ -178,17 +178,20 @@ class Transfers:
             for request in late:
                 self._settle(fetch, request)
                 self._source(request.peer).timed_out(request, now)
-            if self._turns_to_another(fetch, late):
-                stalled = fetch.sources.pop(0)
-                fetch.sources.append(stalled)
+            is_slow = fetch.is_slow(self._config, now)
+            if is_slow or self._turns_to_another(fetch, late):
+                left = fetch.sources.pop(0)
+                fetch.sources.append(left)
                 fetch.sources.sort(key=lambda peer: self._source(peer).is_stalled(self._config))
-                self._leave(fetch, stalled)
-                effects.append(Note("fetch-stalled", (("blob", fetch.blob), ("peer", stalled))))
+                self._leave(fetch, left)
+                fetch.turned(now)
+                why = "fetch-slow" if is_slow else "fetch-stalled"
+                effects.append(Note(why, (("blob", fetch.blob), ("peer", left))))
         return effects + self._pump(now)
 
     def next_deadline(self) -> float:
         fetching = [fetch for fetch in self._fetches.values() if fetch.state == "fetching"]
-        times = [fetch.fails_at(self._config) for fetch in fetching]
+        times = [min(fetch.fails_at(self._config), fetch.looks_at_source_at(self._config)) for fetch in fetching]
         times += [self._look_at] if self._serving.is_waiting else []
         times += [request.expires_at for fetch in fetching for request in fetch.requests.values()]
         if all(fetch.bytes_per_s for fetch in fetching):

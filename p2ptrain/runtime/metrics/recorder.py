@@ -57,7 +57,7 @@ class Recorder:
 
         Raises ``UserError`` for a logger that does not begin.
         """
-        self._journal = Journal(path, max_bytes=MAX_BYTES, tail_lines=0, aside=True)
+        self._journal = Journal(path, max_bytes=MAX_BYTES, max_of_a_kind=None, tail_lines=0, aside=True)
         self._seen: Callable[[], tuple[Job, Group] | None] = lambda: None
         self._job = JobId("")
         self._told_round = 0
@@ -160,13 +160,28 @@ class Recorder:
             Note(kind, (("logger", each.name), ("why", why))) for each in self._loggers for kind, why in each.news()
         ]
 
-    async def watch(self, note: Callable[[Note], None]) -> None:
-        """Look again and again, until cancelled, and tell what goes wrong."""
-        while True:
-            await asyncio.sleep(LOOK_S)
+    def watch(self, note: Callable[[Note], None]) -> asyncio.Future[None]:
+        """Look again and again, until cancelled, and then once more; tell what goes wrong. A bug of what only writes
+        down ends no training, and makes no failure of a peer that is asked to leave: it is told like all the rest."""
+
+        def ended(watching: asyncio.Future[None]) -> None:
+            if not watching.cancelled() and (error := watching.exception()) is not None:
+                note(Note("metrics-failed", (("why", f"{type(error).__name__}: {error}"),)))
+
+        watching = asyncio.ensure_future(self._watch(note))
+        watching.add_done_callback(ended)
+        return watching
+
+    async def _watch(self, note: Callable[[Note], None]) -> None:
+        try:
+            while True:
+                await asyncio.sleep(LOOK_S)
+                self.look(time.time())
+                for trouble in self.troubles():
+                    note(trouble)
+        except asyncio.CancelledError:
             self.look(time.time())
-            for trouble in self.troubles():
-                note(trouble)
+            raise
 
     def close(self) -> None:
         self._journal.close()

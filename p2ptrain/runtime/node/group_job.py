@@ -12,7 +12,7 @@ from pathlib import Path
 
 from p2ptrain.errors import UserError
 from p2ptrain.ids import GroupTag, JobId
-from p2ptrain.model_config import refused_code
+from p2ptrain.model_config import flags_to_allow, refused_code
 from p2ptrain.runtime.peer.peer import Peer
 from p2ptrain.runtime.store.kept import KeptJob, kept_job
 
@@ -31,10 +31,10 @@ async def wait_for_kept(state: Path, group: GroupTag, wait_s: float, allow_user_
     await asyncio.sleep(wait_s)
     kept = await asyncio.to_thread(kept_job, state, group)
     if kept is not None and (names := refused_code(kept.job.own_code, allow_user_code)):
-        flags = [f"--allow-{'model' if name == kept.job.model.name else 'code'} {name}" for name in names]
+        flags = " ".join(flags_to_allow(names, kept.job.model.name))
         raise UserError(
-            f"the job that is kept here has code of your own ({', '.join(names)}): let it run with {' '.join(flags)}, "
-            "or set the job aside with --fresh"
+            f"the job that is kept here has code of your own ({', '.join(names)}): let it run with {flags}, or set the "
+            "job aside with --fresh"
         )
     return kept
 

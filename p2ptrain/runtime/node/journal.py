@@ -1,9 +1,12 @@
-"""What happened, as JSON lines: appended, bounded in size, and readable by a person.
+"""What happened, as JSON lines: appended, bounded in size and by kind, and readable by a person.
 
 Invariant: writing a line never raises and, ``aside``, never waits for the disk; a line that can't be written is counted
 in ``lost``, a line after it says how many, and every line that can be read back is whole. A file that ends in half a
 line (a kill, a full disk) gets a line break before the next one, and readers skip what is no line. At ``max_bytes`` the
 file becomes ``journal.old.jsonl``, in place of the one before.
+
+Of one kind at most ``MAX_OF_A_KIND`` lines are kept in ``PERIOD_S``, so that what happens all the time does not push
+out what happens once. How many were left out is a line of its own, when that time is over, or at the end.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import json
 import math
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,9 @@ from p2ptrain.protocol.machine import Note
 from p2ptrain.runtime.outlet import Outlet
 
 Value = str | int | float | bool | None
+MAX_OF_A_KIND = 600
+PERIOD_S = 60.0
+LEFT_OUT = "lines-left-out"
 _MAX_TEXT = 2000
 _MAX_FIELDS = 64
 
@@ -36,9 +42,9 @@ class Line:
 
 
 class Journal:
-    """Appends to ``path``; without one it only keeps the tail in memory. ``on_line`` hears every line written.
+    """Appends to ``path``; without one it only keeps the tail in memory. ``on_line`` hears every line, kept or not.
 
-    ``aside``: a thread does the appending, until ``close``.
+    ``aside``: a thread does the appending, until ``close``. ``max_of_a_kind`` None: all are kept.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class Journal:
         path: Path | None,
         *,
         max_bytes: int = 4 << 20,
+        max_of_a_kind: int | None = MAX_OF_A_KIND,
         tail_lines: int = 500,
         aside: bool = False,
         on_line: Callable[[Line], None] | None = None,
@@ -53,6 +60,10 @@ class Journal:
         self._path = path
         self._on_line = on_line
         self._max_bytes = max_bytes
+        self._max_of_a_kind = max_of_a_kind
+        self._of_kind: Counter[str] = Counter()
+        """Lines since ``_since``."""
+        self._since = self._last = -math.inf
         self._tail: deque[Line] = deque(maxlen=tail_lines)
         self._fd = -1
         self._size = 0
@@ -69,8 +80,21 @@ class Journal:
                 pass  # each line tries again
 
     def write(self, at: float, kind: str, /, **fields: Value) -> Line:
-        """Append a line."""
+        """Append a line, unless there were too many of its kind."""
         line = Line(at, kind, {name: _plain(value) for name, value in list(fields.items())[:_MAX_FIELDS]})
+        if not 0 <= at - self._since < PERIOD_S:  # or the clock was set
+            self._tell_left_out(at)
+            self._since = at
+        self._last = at
+        self._of_kind[kind] += 1
+        if self._max_of_a_kind is None or self._of_kind[kind] <= self._max_of_a_kind:
+            self._keep(line)
+        if self._on_line is not None:
+            with contextlib.suppress(OSError, ValueError):  # whoever hears it may print it where nothing can be printed
+                self._on_line(line)
+        return line
+
+    def _keep(self, line: Line) -> None:
         self._tail.append(line)
         if self._outlet is not None:
             self._outlet.put(lambda: self._append_line(line))
@@ -79,10 +103,14 @@ class Journal:
                 self._append_line(line)
             except OSError:
                 self._lost += 1
-        if self._on_line is not None:
-            with contextlib.suppress(OSError, ValueError):  # whoever hears it may print it where nothing can be printed
-                self._on_line(line)
-        return line
+
+    def _tell_left_out(self, at: float) -> None:
+        """And count anew."""
+        if self._max_of_a_kind is not None:
+            for kind, lines in self._of_kind.items():
+                if lines > self._max_of_a_kind:
+                    self._keep(Line(at, LEFT_OUT, {"of": kind, "lines": lines - self._max_of_a_kind}))
+        self._of_kind.clear()
 
     @property
     def lost(self) -> int:
@@ -99,6 +127,7 @@ class Journal:
         return lines if num_lines is None else lines[len(lines) - min(num_lines, len(lines)) :]
 
     def close(self) -> None:
+        self._tell_left_out(self._last)
         if self._outlet is not None:
             outlet, self._outlet = self._outlet, None
             written = outlet.close()

@@ -66,6 +66,7 @@ class Node:
     former: Mapping[GroupTag, Callable[[str], None]] = MappingProxyType({})  # who is told where a former code is shown
     linger_s = 0.0
     """How long ``close`` lets go out what was said last."""
+    _says_goodbye = False  # all is handed over, the last words are said: nothing hangs on what comes after
 
     def __init__(self, identity: Identity, group: Group, network: NetworkConfig, journal: Journal) -> None:
         self.identity = identity
@@ -271,7 +272,7 @@ class Node:
 
     def _failed(self, error: BaseException) -> None:
         """A bug, or what can't be gone on with: end, and say why."""
-        if self._is_closing:
+        if self._is_closing or self._says_goodbye:
             self.note(Note("failed-while-closing", (("what", f"{type(error).__name__}: {error}"),)))
             return
         self.failure = self.failure or error

@@ -40,6 +40,8 @@ from p2ptrain.wire import messages as m
 
 ASK_S = 1.0
 MAX_RECORDS = 4096
+"""Of peers that only others tell of. For one that is linked there is room in any case."""
+MAX_PLANS = 64
 MAX_BLOB_BYTES = 1 << 40
 MAX_LAST_TRIES = 3
 """Copies that are asked for of such as have handed out nothing before."""
@@ -118,10 +120,17 @@ class Observer(Core):
         """Records of the peers that are alive, by peer id."""
         return [r for p, r in sorted(self.records.items()) if self.states.get(p) in ("alive", "suspect")]
 
+    def members(self) -> list[m.Record]:
+        """Those of them that train the group's job, once that is known."""
+        return [record for record in self.alive() if record.job == self._job_id]
+
     def plan(self) -> Plan | None:
-        """The newest plan that an alive peer follows, once it is here."""
-        refs = [(-r.epoch, r.plan) for r in self.alive() if r.plan]
-        return self.plans.get(min(refs)[1]) if refs else None
+        """The one that most follow of those that have answered themselves, once it is here; of several the newest. What
+        one alone follows, of an epoch that it made up, say, is not the group's."""
+        telling = [record for record in (self.members() if self._job_id else self.alive()) if record.plan]
+        told = [record for record in telling if record.peer in self.answered] or telling
+        followed = Counter((-record.epoch, record.plan) for record in told)
+        return self.plans.get(min(followed, key=lambda ref: (-followed[ref], ref), default=(0, ""))[1])
 
     def complete(self) -> bool:
         """Everyone that anybody calls alive has answered for itself: what others relay may be a second old."""
@@ -177,6 +186,10 @@ class Observer(Core):
                 return self._ended(holding.blob, "who says to have it hands out nothing", now)
         return self.run(self.transfers.fetch(holding.blob, holding.num_bytes, sources, now), now)
 
+    def give_up(self, holding: m.SnapshotRef, now: float) -> Effects:
+        """It takes too long."""
+        return self.run([*self.transfers.cancel(holding.blob, now), AbandonBlob(holding.blob)], now)
+
     def _ended(self, blob: BlobId, why: str, now: float) -> Effects:
         self.blobs[blob] = why
         self.changed_at = now
@@ -206,8 +219,9 @@ class Observer(Core):
     def _records_came(self, sender: PeerId, message: m.Records, now: float) -> Effects:
         effects: Effects = []
         for record in message.records:
-            known = self.records.get(record.peer)
-            if (known is None or record.version > known.version) and len(self.records) < MAX_RECORDS:
+            known, key = self.records.get(record.peer), self.sessions.key_of(record.peer)
+            has_room = known is not None or key is not None or len(self.records) < MAX_RECORDS
+            if has_room and (known is None or record.version > known.version):
                 if peer_id(record.key) != record.peer or not self._statements.is_owners(record):
                     self.refused["record-unsigned"] += 1
                     continue
@@ -216,9 +230,9 @@ class Observer(Core):
                     continue
                 self.records[record.peer] = record
                 self.changed_at = now if known is None else self.changed_at
-                if record.plan and record.plan not in self.plans and self.sessions.key_of(record.peer):
+                if record.plan and record.plan not in self.plans and key:
                     effects.append(Send(record.peer, m.PlanRequest(record.plan)))
-                if self.sessions.key_of(record.peer) is None:
+                if key is None:
                     for address in record.addresses:
                         effects += self.sessions.propose(address, now)
         return effects
@@ -250,8 +264,9 @@ class Observer(Core):
                 job = job_from_json(message.data.decode("utf-8", errors="replace"))
             except (JobError, RecursionError) as error:
                 raise RemoteError("job", str(error)) from None
-            most = Counter(record.job for record in self.records.values() if record.job).most_common(1)
-            if not most or job.id == most[0][0]:  # one member may tell anything
+            linked = [record for record in self.records.values() if self.sessions.key_of(record.peer)]
+            most = Counter(record.job for record in linked if record.job).most_common(1)
+            if not most or job.id == most[0][0]:  # one member may tell anything, and of made-up peers
                 self.job, self._job_id = job, job.id
         return []
 
@@ -261,7 +276,15 @@ class Observer(Core):
         if any(record.plan == name for record in self.records.values()):
             self.plans[name] = plan
             self.changed_at = now
+            self._forget_plans()
         return []
+
+    def _forget_plans(self) -> None:
+        """The oldest that nobody follows any more, or that somebody made up."""
+        followed = {record.plan for record in self.alive()}
+        left = sorted(self.plans, key=lambda name: (name in followed, self.plans[name].epoch))
+        for name in left[: max(0, len(left) - MAX_PLANS)]:
+            del self.plans[name]
 
 
 class ObserverNode(Node):
@@ -368,6 +391,8 @@ class ObserverNode(Node):
             while holding.blob not in observer.blobs and time.monotonic() < deadline:
                 await self._pause(0.02)
                 progress()
+            if holding.blob not in observer.blobs:
+                self.feed(lambda now: observer.give_up(holding, now))
             if observer.blobs.get(holding.blob, "timeout"):
                 return None
         data: Any = self.blobs.map(holding.blob)

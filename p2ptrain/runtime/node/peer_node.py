@@ -83,7 +83,6 @@ class PeerNode(Node):
         self._handover: Handover | None = None
         self._watch: TrainerWatch | None = None
         """Over the trainer, while it should move."""
-        self._says_goodbye = False
         self._is_twin = False
         """Another device goes on under this one's identity: nothing may be said under it."""
         self._lingering = Lingering(self._spawn, self.now, options.linger_s, self._has_others, self._go_if_done)
@@ -242,10 +241,10 @@ class PeerNode(Node):
 
     async def _start_trainer(self) -> None:
         """Without a first one this node is of no use: ``UserError``. One that can't be replaced is a trainer lost."""
-        if self._says_goodbye:
-            return
         is_first = self.trainer is None
         await self._stop_trainer()
+        if self._says_goodbye:
+            return
         self.trainer = TrainerProcess(self._trainer_said, self.options.num_threads)
         try:
             await self.trainer.start()

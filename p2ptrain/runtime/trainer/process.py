@@ -172,8 +172,12 @@ def _why(status: int) -> str:
     return f"the trainer ended by itself with status {status}; its last words are above"
 
 
+class NodeGone(Exception):
+    """The node closed the trainer's socket. Of its own kind: work may raise any error of connections by itself."""
+
+
 class NodeLink:
-    """The trainer's end: blocking, and polled between training steps."""
+    """The trainer's end: blocking, and polled between training steps. Without its node it raises ``NodeGone``."""
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
@@ -181,17 +185,23 @@ class NodeLink:
         self._known = commands()
 
     def send(self, message: object) -> None:
-        _send(self._socket, message)
+        try:
+            _send(self._socket, message)
+        except ConnectionError as error:
+            raise NodeGone from error
 
     def waits_for_one(self, timeout_s: float) -> bool:
         """Whether a command, or the end, comes within so long."""
         return bool(select.select([self._socket], [], [], timeout_s)[0])
 
     def receive(self, block: bool) -> object | None:
-        """The next command; ``None`` if none waits and ``block`` is false. ``EOFError``: the node is gone."""
+        """The next command; ``None`` if none waits and ``block`` is false."""
         if not block and not self.waits_for_one(0):
             return None
-        return _receive(self._socket, self._known, _mapped)
+        try:
+            return _receive(self._socket, self._known, _mapped)
+        except (EOFError, ConnectionError) as error:
+            raise NodeGone from error
 
 
 def _send(link: socket.socket, message: object) -> None:

@@ -6,6 +6,7 @@ Invariant: it does one thing at a time, a command or one training step, and look
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from p2ptrain.modes.jobs import job_from_json
 from p2ptrain.modes.registry import mode_of
 from p2ptrain.runtime.trainer.beats import BEAT_S, Beats
 from p2ptrain.runtime.trainer.looking import ModelLooks
-from p2ptrain.runtime.trainer.process import NodeLink, die_with_node
+from p2ptrain.runtime.trainer.process import NodeGone, NodeLink, die_with_node
 
 
 class Trainer:
@@ -139,20 +140,21 @@ def main(fd: int) -> None:
     np.seterr(all="ignore")
     link = NodeLink(fd)
     trainer, beats = Trainer(link.send), Beats(link.send)
-    try:
-        while not trainer.stopped:
-            if not trainer.busy and not link.waits_for_one(BEAT_S):
-                beats.waits()
-            command = link.receive(block=not trainer.busy)
-            beats.begins(command)
-            if command is not None:
-                trainer.handle(command)
-            else:
-                trainer.work()
-    except (EOFError, BrokenPipeError, ConnectionError):
-        return
-    except (UserError, DivergedError) as error:
-        link.send(c.TrainerFailed(str(error), user_error=True))
-    except Exception as error:
-        link.send(c.TrainerFailed(f"{type(error).__name__}: {error}", user_error=False))
-        raise
+    with suppress(NodeGone):
+        try:
+            while not trainer.stopped:
+                if not trainer.busy and not link.waits_for_one(BEAT_S):
+                    beats.waits()
+                command = link.receive(block=not trainer.busy)
+                beats.begins(command)
+                if command is not None:
+                    trainer.handle(command)
+                else:
+                    trainer.work()
+        except NodeGone:
+            raise
+        except (UserError, DivergedError) as error:
+            link.send(c.TrainerFailed(str(error), user_error=True))
+        except Exception as error:
+            link.send(c.TrainerFailed(f"{type(error).__name__}: {error}", user_error=False))
+            raise

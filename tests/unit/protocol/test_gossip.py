@@ -19,11 +19,10 @@ from p2ptrain.protocol.gossip import (
     Gossip,
     GossipConfig,
     MakePayload,
-    halve,
-    merge,
 )
 from p2ptrain.protocol.machine import NEVER, Note, Send
 from p2ptrain.protocol.patience import Patience
+from p2ptrain.protocol.push_sum import halve, merge
 from p2ptrain.simulation.averaging import SHARD, Averager, Averaging, distance, weighted_mean
 from p2ptrain.simulation.names import peer_ids
 from p2ptrain.simulation.network import LAN, SimulatedNetwork
@@ -121,6 +120,52 @@ def test_what_can_not_be_fetched_does_not_hold_up_the_answer() -> None:
     assert not push_of(bob.payload_ready(make_back.exchange, BLOB, 100, (ShardMass("b", 4.0),), 0.4)).want_reply
 
 
+def nothing_of(effects: list[Effect], exchange: int) -> GossipPush:
+    """An answer without a payload."""
+    push = push_of(effects)
+    assert (push.exchange, push.num_bytes, push.want_reply) == (exchange, 0, False)
+    assert [mass.mass for mass in push.masses] == [0.0]
+    assert only(ExchangeEnded, effects).outcome == "failed"
+    return push
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["beside the merge", "after the merge"])
+def test_who_can_make_no_payload_says_so_and_nobody_waits_for_it(later: bool) -> None:
+    """One that has no mass, say."""
+    config = GossipConfig(replies_after_merge=later)
+    ann, bob = machine(ANN, config=config), machine(BOB, config=config)
+    exchange = start(ann)
+    push = push_of(ann.payload_ready(exchange, BLOB, 100, (ShardMass("b", 2.0),), 0.1))
+    effects = bob.received(ANN, push, 0.2)
+    make_back = only(MakePayload, bob.merged(only(FetchAndMerge, effects).exchange, 0.3) if later else effects)
+    answer = nothing_of(bob.failed(make_back.exchange, 0.4), push.exchange)
+    (ended,) = ann.received(BOB, answer, 0.5)
+    assert isinstance(ended, ExchangeEnded) and ended.outcome == "done"
+    assert ann.waiting() == () and ann.received(BOB, answer, 0.6) == []
+    assert len(bob.waiting()) == (0 if later else 1), "what it is given it still fetches"
+
+
+def test_where_pushes_cross_who_can_make_none_says_so_too() -> None:
+    ann, bob = member(ANN, PAIR), member(BOB, PAIR)
+    of_ann, of_bob = start(ann), start(bob)
+    from_ann = push_of(ann.payload_ready(of_ann, BLOB, 100, (ShardMass("b", 2.0),), 0.1))
+    assert only(FetchAndMerge, bob.received(ANN, from_ann, 0.2)).exchange != of_bob
+    (ended,) = ann.received(BOB, nothing_of(bob.failed(of_bob, 0.3), of_ann), 0.4)
+    assert isinstance(ended, ExchangeEnded) and ended.outcome == "done"
+    assert ann.waiting() == ()
+
+
+def test_what_fails_otherwise_is_not_told() -> None:
+    """Nobody waits for it, or it would come late."""
+    gossip = machine()
+    for effects in (gossip.failed(start(gossip), 0.1), gossip.failed(only_fetch(gossip), 0.2)):
+        assert not [effect for effect in effects if isinstance(effect, Send)]
+
+
+def only_fetch(gossip: Gossip) -> int:
+    return only(FetchAndMerge, gossip.received(BOB, dataclasses.replace(PUSH, want_reply=False), 0.1)).exchange
+
+
 def test_every_wait_ends_and_says_so() -> None:
     gossip = machine()
     exchange = start(gossip)
@@ -133,6 +178,21 @@ def test_every_wait_ends_and_says_so() -> None:
     assert gossip.payload_ready(exchange, BLOB, 1, (ShardMass("b", 1.0),), 99.0) == []
     assert gossip.merged(exchange, 99.0) == gossip.failed(exchange, 99.0) == []
     assert gossip.next_deadline() == NEVER
+
+
+def test_a_half_that_is_not_awaited_any_more_stays() -> None:
+    """As ``Exchanges`` gives it back: in virtual time no exchange that ends early takes mass away."""
+    network = SimulatedNetwork(1, LAN, on_effect=lambda who, effect, now: averaging.carry_out(who, effect, now))
+    hosts = {peer: Averager(member(peer, PAIR), random.Random(1)) for peer in PAIR}
+    averaging = Averaging(network, random.Random(1), hosts)
+    for peer, host in hosts.items():
+        network.add(peer, host)
+    ann, mass = hosts[ANN], hosts[ANN].mass
+    network.perform(ANN, ann.machine.round_finished(1, 0.0))
+    assert [wait.stage for wait in ann.machine.waiting()] == ["payload"]
+    network.perform(ANN, ann.machine.peers_alive((), 0.0))
+    network.run(1.0)
+    assert (ann.mass, ann.num_payloads) == (mass, 0)
 
 
 def test_nobody_waits_for_the_dead_or_for_an_old_epoch() -> None:
@@ -194,6 +254,8 @@ def test_another_epoch_is_noted_and_dropped(epoch: int) -> None:
         {"masses": (ShardMass("a", 1.0),)},
         {"masses": (ShardMass("c", 1.0),)},
         {"num_bytes": 0},
+        {"num_bytes": 0, "want_reply": False},
+        {"num_bytes": 0, "masses": (ShardMass("b", 0.0),)},
         {"num_bytes": 1 << 40},
     ],
 )

@@ -50,7 +50,7 @@ def collect(there: list[Record], gone: tuple[BlobId, ...] = ()) -> tuple[Collect
     async def fetch(ref: SnapshotRef, what: str) -> bytes | None:
         return None if ref.blob in gone else ref.blob.encode()
 
-    observer: Any = SimpleNamespace(records={r.peer: r for r in there}, alive=lambda: there)
+    observer: Any = SimpleNamespace(records={r.peer: r for r in there}, members=lambda: there)
     return asyncio.run(collect_best(observer, JOB, PLAN, harvester, fetch, said.append)), said
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from p2ptrain.config import DataConfig, Job, ModelConfig
-from p2ptrain.core.harvest import Harvest, KeptHarvest, Look, PartReport
+from p2ptrain.core.harvest import Harvest, KeptHarvest, Look, MisfitError, PartReport
 from p2ptrain.errors import NotCoveredError, UserError
-from p2ptrain.ids import PeerId
+from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.learning.data import load, open_source, select
 from p2ptrain.learning.evaluation import evaluate
 from p2ptrain.learning.models import global_model
@@ -25,7 +25,7 @@ from p2ptrain.runtime import harvest as harvesting
 from p2ptrain.runtime import model_writer as writer
 from p2ptrain.runtime import report
 from p2ptrain.ui import messages_for_people
-from p2ptrain.wire.messages import LookFigure
+from p2ptrain.wire.messages import LookFigure, SnapshotRef
 
 JOB = Job(data=DataConfig(("cat", "dog"), (1, 8, 8), mean=(0.0,), std=(1.0,)))
 PART = PartReport(0, ("cat", "dog"), 1.0, ("me",), 3, 3, 30, 300, 1000)
@@ -41,7 +41,7 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Copies that were collected: of 4 bytes each."""
     parts = {0: [SimpleNamespace(data=b"four")]}
 
-    async def collect(_: object) -> Any:
+    async def collect(*_: object, **__: object) -> Any:
         return SimpleNamespace(job=JOB, parts=parts, records={})
 
     monkeypatch.setattr(writer, "_collect", collect)
@@ -168,7 +168,7 @@ def test_the_best_state_is_kept_beside_it_where_the_group_has_looked(
     looked = dataclasses.replace(record, looks=(LookFigure("a" * 16, 2, 10, 9, 1.0),))
     there = {"best": True}
 
-    async def collect(_: object, *, best: bool = False) -> Any:
+    async def collect(*_: object, best: bool = False) -> Any:
         if best and not there["best"]:
             raise NotCoveredError("no state is whole any more")
         records = {record.peer: looked if there["looked"] else record}
@@ -184,3 +184,40 @@ def test_the_best_state_is_kept_beside_it_where_the_group_has_looked(
         assert best.exists() == (looked_at and has_best)
     former = harvesting.former_model(best)
     assert former is not None and former["report"] == "of round 2"
+
+
+def test_a_copy_that_is_none_of_the_model_gives_way_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collected: list[Any]
+) -> None:
+    """One of the devices may serve anything under its own name: all the others write their model all the same."""
+    odd = SnapshotRef(0, PeerId("b" * 16), 1, 3, 30, 1, BlobId("0" * 64), 4)
+    asked: list[bool] = []
+
+    async def collect(_: object, misfits: harvesting.Misfits, **__: object) -> Any:
+        asked.append(misfits.has(odd))
+        return SimpleNamespace(job=JOB, parts={0: collected}, records={})
+
+    def assemble(collected: object, *, allow_user_code: bool) -> Any:
+        if asked == [False]:
+            raise MisfitError("it does not fit", [odd])
+        return MADE
+
+    monkeypatch.setattr(writer, "_collect", collect)
+    monkeypatch.setattr(harvesting, "assemble", assemble)
+    assert writer.carry_out(request(tmp_path)).told == "told" and asked == [False, True]
+
+
+def test_copies_that_are_no_model_or_never_come_are_looked_for_a_bounded_time() -> None:
+    made_by = [PeerId(letter * 16) for letter in "abcdefghijkl"]
+    refs = [SnapshotRef(0, peer, 1, 3, n, 1, BlobId(f"{n:064x}"), 4) for n, peer in enumerate(made_by * 2)]
+    misfits = harvesting.Misfits()
+    assert misfits.add(MisfitError("no model", [refs[0]]))
+    assert misfits.has(refs[0]) and not misfits.has(refs[12]), "another copy of the same device may be one"
+    assert misfits.add(MisfitError("no model", [refs[12]]))
+    assert misfits.has(dataclasses.replace(refs[0], blob=BlobId("f" * 64))), "but not for ever"
+    misfits.never_came(refs[1], harvesting.FETCH_TIMEOUT_S - 1)
+    assert not misfits.has(refs[1])
+    misfits.never_came(refs[13], 2.0)
+    assert misfits.has(refs[1]) and not misfits.has(refs[2])
+    answers = [misfits.add(MisfitError("no model", [ref])) for ref in refs[2:]]
+    assert answers[:14] == [True] * 14 and not any(answers[14:])

@@ -10,7 +10,7 @@ import dataclasses
 import random
 from collections.abc import Iterable, Mapping
 
-from p2ptrain.config import GroupConfig
+from p2ptrain.config import Job
 from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import CountRefused, Effects, ForgetBlob, Handler, ToTrainer
 from p2ptrain.core.group_view import GroupView
@@ -18,6 +18,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.tasks.averaging.payloads import Masses, Payloads
 from p2ptrain.modes.tasks.commands import MakePayload, Merge, Merged, PayloadMade, Reclaim
+from p2ptrain.modes.tasks.config import tasks_of
 from p2ptrain.modes.tasks.plan import body_of, parts_of
 from p2ptrain.protocol import gossip as g
 from p2ptrain.protocol.machine import Note
@@ -28,6 +29,20 @@ MAX_PROPORTION = 16
 and there are two others at least, nobody counts more than all others together."""
 LATE_S = 5.0
 """A partner that answers later than that is worth a word."""
+TURNS_MISSED = 2
+"""A peer that got nothing of ours while all others had their turns so often does not have what we have learnt."""
+
+
+def gossip_config(job: Job) -> g.GossipConfig:
+    """How the peers of a job exchange what they train."""
+    # An answer in top-k has the entries that came, which is how both sides agree on something.
+    return g.GossipConfig(replies_after_merge=job.group.compression == "topk")
+
+
+def exchange_due(job: Job, round: int, *, finished: bool) -> int | None:
+    """Which exchange is due after so many rounds, or after the last one; None: not yet."""
+    number, rest = divmod(round, tasks_of(job).exchange_every)
+    return number if not rest or finished else None
 
 
 def believable_mass(own: float, others: float, *, is_guarded: bool) -> float:
@@ -39,13 +54,15 @@ def believable_mass(own: float, others: float, *, is_guarded: bool) -> float:
 class Exchanges:
     """Of one peer, in one job."""
 
-    def __init__(self, group: GroupView, downloads: Downloads, rng: random.Random, config: GroupConfig) -> None:
+    def __init__(self, group: GroupView, downloads: Downloads, rng: random.Random, job: Job) -> None:
         self._group = group
-        self._is_guarded = config.robust != "none"
+        self._job = job
+        self._is_guarded = job.group.robust != "none"
         self._downloads = downloads
-        # An answer in top-k has the entries that came, which is how both sides agree on something.
-        self._gossip = g.Gossip(group.own_id, rng, g.GossipConfig(replies_after_merge=config.compression == "topk"))
+        self._gossip = g.Gossip(group.own_id, rng, gossip_config(job))
         self._plan: Plan | None = None
+        self._name = ""
+        """Of the plan."""
         self._shards: dict[PeerId, tuple[str, ...]] = {}
         """Of the others that follow our plan, as far as we know."""
         self._merges: dict[BlobId, g.FetchAndMerge] = {}
@@ -55,6 +72,8 @@ class Exchanges:
         self._making: dict[int, PeerId] = {}
         """Exchanges whose payload the trainer makes, and for whom."""
         self._payloads = Payloads()
+        self._reached: dict[PeerId, int] = {}
+        """Our round in which a peer got a payload of ours whole, the last time."""
         self.handlers: Mapping[type, Handler] = {
             g.MakePayload: self._make_payload,
             g.FetchAndMerge: self._fetch_and_merge,
@@ -65,9 +84,10 @@ class Exchanges:
 
     def members_changed(self, plan: Plan, name: str, now: float) -> Effects:
         """Who follows the plan with this hash, as far as members say."""
-        self._plan, trainers, parts = plan, plan.trainers(), parts_of(plan)
+        self._plan, self._name, trainers, parts = plan, name, plan.trainers(), parts_of(plan)
         same = {p for p in trainers if (r := self._group.record(p)) is not None and r.plan == name}
         self._shards = {p: parts[trainers[p]].shards for p in same}
+        self._reached = {p: round for p, round in self._reached.items() if p in trainers}
         return [*self._tell(plan, now), *self._gossip.peers_alive(frozenset(self._group.alive()), now)]
 
     def _tell(self, plan: Plan, now: float) -> Effects:
@@ -106,9 +126,24 @@ class Exchanges:
             return push, False  # what no honest peer sends is refused, not cut
         return dataclasses.replace(push, masses=masses), True
 
-    def round_finished(self, number: int, now: float) -> Effects:
+    def round_finished(self, round: int, now: float, *, finished: bool) -> Effects:
         """There is something new to share."""
-        return list(self._gossip.round_finished(number, now))
+        number = exchange_due(self._job, round, finished=finished)
+        return [] if number is None else list(self._gossip.round_finished(number, now))
+
+    def has_reached(self, peer: PeerId, own: m.SnapshotRef) -> bool:
+        """Whether what this peer learns gets to another all the time: it trains the same part by the same plan, all of
+        it is averaged after every round, and what we gave of it got there lately.
+
+        Of several parts few rounds bring the same two together, and top-k brings little at a time.
+        """
+        record, plan, job = self._group.record(peer), self._plan, self._job
+        if plan is None or record is None or len(plan.parts) > 1:
+            return False
+        if job.group.compression == "topk" or tasks_of(job).exchange_every > 1 or peer not in self._reached:
+            return False
+        is_same = (record.plan, record.part, record.phase) == (self._name, own.part, "training")
+        return is_same and own.round - self._reached[peer] <= TURNS_MISSED * len(plan.trainers())
 
     # --- payloads ---
 
@@ -135,7 +170,8 @@ class Exchanges:
 
     def served(self, to: PeerId, blob: BlobId, end: int) -> None:
         """``to`` was sent the bytes of a blob up to ``end``."""
-        self._payloads.served(to, blob, end)
+        if self._payloads.served(to, blob, end):
+            self._reached[to] = self._group.own.round
 
     def _fetch_and_merge(self, effect: g.FetchAndMerge, now: float) -> Effects:
         if effect.blob in self._merges:  # no two payloads are alike
@@ -167,6 +203,7 @@ class Exchanges:
     def trainer_begins_anew(self) -> None:
         """From a snapshot: nobody knows whether it counts the masses that are out."""
         self._payloads.forget()
+        self._reached.clear()
 
     def trainer_lost(self) -> None:
         """Nothing comes of what it was making and merging."""

@@ -64,12 +64,17 @@ class Payloads:
     def may_serve(self, to: PeerId, blob: BlobId) -> bool:
         return (to, blob) not in self._withdrawn
 
-    def served(self, to: PeerId, blob: BlobId, end: int) -> None:
-        """``to`` was sent the bytes up to ``end``."""
-        for exchange, payload in list(self._published.items()):
-            if payload.partner == to and payload.blob == blob and end >= payload.num_bytes:
-                del self._published[exchange]
-                self._over.append(blob)
+    def served(self, to: PeerId, blob: BlobId, end: int) -> bool:
+        """``to`` was sent the bytes up to ``end``. Whether that is all of a payload for it, for the first time."""
+        whole = [
+            exchange
+            for exchange, payload in self._published.items()
+            if payload.partner == to and payload.blob == blob and end >= payload.num_bytes
+        ]
+        for exchange in whole:
+            del self._published[exchange]
+            self._over.append(blob)
+        return bool(whole)
 
     def spent(self, now: float) -> list[BlobId]:
         """Whose bytes nobody needs any more."""

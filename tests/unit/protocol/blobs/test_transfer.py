@@ -232,6 +232,22 @@ def test_a_trickle_ends_too():
     assert now < 52.0
 
 
+def test_one_that_hands_out_a_trickle_gives_way_to_another():
+    """It answers every question in time, so it never stalls."""
+    config = TransferConfig(first_chunk_bytes=1, min_chunk_bytes=1, max_chunk_bytes=1, window=1, min_bytes_per_s=2.0)
+    transfers = Transfers(config)
+    effects = transfers.fetch(BLOB, 100, [A, B], 0.0)
+    now, asked = 0.0, list[PeerId]()
+    while len(asked) < 100 and now < 200.0:
+        asked += [peer for peer, _, _ in asks(effects)]
+        now += 1.0 if asked[-1] == A else 0.1
+        effects = transfers.tick(now)
+        if not asks(effects):
+            effects += transfers.received(asked[-1], chunk(transfers.progress()[0].received_bytes, 1), now)
+    assert asked.count(A) <= config.slow_s + 1 and asked[-1] == B, "who is fast enough stays"
+    assert now < 2 * config.slow_s
+
+
 def test_time_outs_and_chunks_follow_the_measured_rate():
     size = 64 << 20
     transfers = Transfers(TransferConfig())

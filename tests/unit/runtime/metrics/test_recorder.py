@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import threading
@@ -14,6 +15,8 @@ from p2ptrain.config import DataConfig, Job, ModelConfig
 from p2ptrain.errors import UserError
 from p2ptrain.ids import peer_id
 from p2ptrain.protocol.group.record import blank_record
+from p2ptrain.protocol.machine import Note
+from p2ptrain.runtime.metrics import recorder as module
 from p2ptrain.runtime.metrics.recorder import OTHERS_EVERY_S, OWN_EVERY_S, Recorder, named
 from p2ptrain.runtime.node.journal import Line, read
 from p2ptrain.wire.messages import LookFigure, Record
@@ -245,3 +248,41 @@ def test_a_logger_that_does_not_begin_is_an_error_before_the_training() -> None:
 
     with pytest.raises(UserError, match="logger fails: it does not begin: ValueError: no key"):
         Recorder(None, named([fails]))
+
+
+def test_it_looks_once_more_when_it_is_told_to_end(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    monkeypatch.setattr(recorder, "look", looks.append)
+
+    async def play() -> None:
+        watching = recorder.watch(notes.append)
+        await asyncio.sleep(0)  # it waits for its first look
+        watching.cancel()
+        await asyncio.wait([watching])
+        assert watching.cancelled()
+
+    notes: list[Note] = []
+    asyncio.run(play())
+    assert len(looks) == 1 and notes == []
+
+
+def test_a_bug_of_what_only_writes_down_is_told_when_it_happens_and_fails_nobody(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(now: float) -> None:
+        raise ZeroDivisionError("a figure")
+
+    monkeypatch.setattr(recorder, "look", fail)
+    monkeypatch.setattr(module, "LOOK_S", 0.0)
+
+    async def play() -> None:
+        watching = recorder.watch(notes.append)
+        await asyncio.wait([watching])
+        await asyncio.sleep(0)
+        assert notes == [Note("metrics-failed", (("why", "ZeroDivisionError: a figure"),))]
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    notes: list[Note] = []
+    asyncio.run(play())
+    assert len(notes) == 1

@@ -67,6 +67,41 @@ def test_size_is_bounded_by_one_old_file(path):
     assert times == [float(t) for t in range(1000 - len(times), 1000)]
 
 
+def test_of_one_kind_there_are_only_so_many_lines_a_time_and_the_rest_is_counted(path):
+    heard = []
+    journal = Journal(path, max_of_a_kind=3, on_line=heard.append)
+    for at in (0.0, 60.0, 120.0):
+        for i in range(7):
+            journal.write(at + i, "at every moment")
+        journal.write(at + 9, "once")
+    whole = [*["at every moment"] * 3, "once", "lines-left-out"]
+    assert [line.kind for line in read(path)] == (3 * whole)[:-1]
+    journal.close()
+    lines = list(read(path))
+    assert [line.kind for line in lines] == 3 * whole and list(journal.tail()) == lines
+    assert [line.fields for line in lines if line.kind == "lines-left-out"] == 3 * [
+        {"of": "at every moment", "lines": 4}
+    ]
+    assert len(heard) == 3 * 8 and journal.lost == 0, "whoever listens hears them all"
+
+
+def test_a_clock_that_is_set_back_begins_to_count_anew(path):
+    journal = Journal(path, max_of_a_kind=1)
+    for at in (1000.0, 1001.0, 5.0, 6.0):
+        journal.write(at, "x")
+    journal.close()
+    kept = [(line.time, line.kind) for line in read(path)]
+    assert kept == [(1000.0, "x"), (5.0, "lines-left-out"), (5.0, "x"), (6.0, "lines-left-out")]
+
+
+def test_where_all_are_wanted_all_are_kept(path):
+    journal = Journal(path, max_of_a_kind=None)
+    for i in range(2000):
+        journal.write(i / 1000, "metrics")
+    journal.close()
+    assert len(list(read(path))) == 2000
+
+
 def test_a_full_disk_is_counted_and_passes(path, monkeypatch):
     journal = Journal(path)
     journal.write(1, "before")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from p2ptrain.ids import PeerId
 from p2ptrain.net.keys import new_identity
 from p2ptrain.net.signing import signing_of
 from p2ptrain.protocol.group.record import blank_record
-from p2ptrain.runtime.node.observer_node import Observer
-from p2ptrain.wire.messages import MemberState, Record
+from p2ptrain.protocol.signing import Statements
+from p2ptrain.runtime.node.observer_node import MAX_PLANS, MAX_RECORDS, Observer
+from p2ptrain.wire.messages import JobReply, MemberState, Record, Records
 
 ANNA, BEN = (PeerId(name * 16) for name in ("a", "b"))
 JOB = Job(data=DataConfig(classes=("a", "b"), input_shape=(1, 8, 8), mean=(0.0,), std=(1.0,)))
@@ -60,3 +62,60 @@ def test_the_job_or_a_plan_is_missing(observer: Observer) -> None:
     assert not observer.misses_nothing()
     observer.job, observer.plans = JOB, {}
     assert not observer.misses_nothing()
+
+
+# --- what one alone says ----------------------------------------------------------------------------------------------
+
+
+def plan(epoch: int) -> Any:
+    return SimpleNamespace(epoch=epoch)
+
+
+def test_the_plan_is_the_one_that_most_follow_and_not_of_an_epoch_that_one_made_up(observer: Observer) -> None:
+    cat = PeerId("c" * 16)
+    observer.records[cat] = record(cat, job=JOB.id, plan="e" * 64, epoch=2**40)
+    observer.states[cat] = "alive"
+    observer.answered.add(cat)
+    observer.plans = {PLAN: plan(1), "e" * 64: plan(2**40)}
+    assert observer.plan() is observer.plans[PLAN]
+    observer.records[BEN] = record(BEN, job=JOB.id, plan="e" * 64, epoch=2**40)
+    assert observer.plan() is observer.plans["e" * 64]
+    del observer.plans["e" * 64]
+    assert observer.plan() is None, "it is not here yet"
+
+
+def test_peers_that_one_alone_tells_of_follow_no_plan_and_have_no_job(observer: Observer) -> None:
+    for number in range(20):
+        made_up = PeerId(f"z{number:015d}")
+        observer.records[made_up] = record(made_up, job="f" * 16, plan="e" * 64, epoch=9)
+        observer.states[made_up] = "alive"
+    observer.plans["e" * 64], observer.plans[PLAN] = plan(9), plan(1)
+    assert observer.plan() is observer.plans[PLAN]
+    observer.job = None
+    reply = JobReply(JOB.to_json().encode())
+    observer.sessions.key_of = lambda peer: b"k" * 40 if peer in (ANNA, BEN) else None  # type: ignore[method-assign]
+    observer._job_came(ANNA, reply, 0.0)
+    assert observer.job == JOB
+    observer.states[ANNA] = observer.states[BEN] = "alive"
+    assert [each.peer for each in observer.members()] == [ANNA, BEN], "who has another job is no member"
+
+
+def test_who_is_linked_is_heard_however_many_there_are_said_to_be(observer: Observer) -> None:
+    for number in range(MAX_RECORDS):
+        observer.records[PeerId(f"z{number:015d}")] = record(ANNA)
+    identities = [new_identity() for _ in range(2)]
+    records = [
+        Statements(signing_of(each), bytes(32)).signed(blank_record(each.peer, each.public, 1)) for each in identities
+    ]
+    observer.sessions.key_of = lambda peer: b"k" * 40 if peer == identities[0].peer else None  # type: ignore[method-assign]
+    observer._records_came(ANNA, Records(tuple(records)), 0.0)
+    assert identities[0].peer in observer.records and identities[1].peer not in observer.records
+    newer = Statements(signing_of(identities[0]), bytes(32)).signed(dataclasses.replace(records[0], version=2))
+    observer._records_came(ANNA, Records((newer,)), 0.0)
+    assert observer.records[identities[0].peer].version == 2, "nor do those that are known grow old"
+
+
+def test_plans_that_are_told_one_after_the_other_do_not_fill_the_memory(observer: Observer) -> None:
+    observer.plans = {PLAN: plan(1)} | {f"{number:064x}": plan(number) for number in range(2, 3 * MAX_PLANS)}
+    observer._forget_plans()
+    assert len(observer.plans) == MAX_PLANS and PLAN in observer.plans, "that of the group stays"

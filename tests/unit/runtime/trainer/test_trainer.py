@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from p2ptrain.core.worker import Setup
 from p2ptrain.errors import JobError, P2PTrainError, UserError
 from p2ptrain.learning.checkpoint import save_model
 from p2ptrain.learning.models import build_model
-from p2ptrain.modes.registry import MODES
+from p2ptrain.modes.registry import MODES, commands
 from p2ptrain.modes.tasks.config import TasksConfig
 from p2ptrain.runtime.node.peer_node import PeerNode
-from p2ptrain.runtime.trainer import trainer
+from p2ptrain.runtime.trainer import process, trainer
+from p2ptrain.runtime.trainer.process import NodeLink
 from p2ptrain.runtime.trainer.trainer import Trainer
 
 STRANGERS = str(Path(__file__).parents[2] / "learning" / "own")
@@ -111,6 +113,56 @@ def test_a_head_that_is_to_be_fitted_again_is_looked_for_before_any_plan(tmp_pat
     assert configure(tmp_path, "strangers:HeadFirst", fit_head="always")
     with pytest.raises(JobError, match="can't be fitted again"):
         configure(tmp_path, "strangers:LogSoftmax", fit_head="always")
+
+
+# --- errors of connections: whose ---
+
+
+@pytest.fixture
+def link(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The node's end; ``main`` gets the other."""
+    monkeypatch.setattr(trainer, "die_with_node", lambda: None)
+    monkeypatch.setattr(trainer, "keep_for_training", lambda: None)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, np.errstate():
+        monkeypatch.setattr(trainer, "NodeLink", lambda fd: NodeLink(theirs.detach()))
+        yield ours
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("of a download"), BrokenPipeError("of a pipe"), EOFError("!")])
+def test_the_jobs_own_errors_of_connections_are_told(
+    monkeypatch: pytest.MonkeyPatch, link: socket.socket, error: Exception
+) -> None:
+    """A data set that is read over a network, say: the node is still there, and hears of it."""
+
+    def fail(self: Trainer, command: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "handle", fail)
+    process._send(link, c.Stop())
+    with pytest.raises(type(error)):
+        trainer.main(0)
+    assert isinstance(process._receive(link, commands(), process._kept), c.Beat)
+    told = process._receive(link, commands(), process._kept)
+    assert told == c.TrainerFailed(f"{type(error).__name__}: {error}", user_error=False)
+
+
+@pytest.mark.parametrize("works", [False, True])
+def test_without_its_node_it_ends_without_an_error(
+    monkeypatch: pytest.MonkeyPatch, link: socket.socket, works: bool
+) -> None:
+    """Whether it listens when the node goes, or speaks later."""
+
+    def work(self: Trainer, command: object) -> None:
+        link.close()
+        self._say(c.Beat("works"))
+
+    monkeypatch.setattr(Trainer, "handle", work)
+    if works:
+        process._send(link, c.Stop())
+    else:
+        link.close()
+    trainer.main(0)
 
 
 # --- what the node makes of it ----------------------------------------------------------------------------------------
