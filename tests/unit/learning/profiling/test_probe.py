@@ -102,9 +102,10 @@ def test_a_probe_is_bounded_and_its_profile_can_be_read(tmp_path: Path) -> None:
 
 
 def test_a_quick_probe_is_quick() -> None:
+    before = time.thread_time()
     result = p.quick_probe()
     assert result.flops_per_s > 1e7 and result.memory_bytes > 0 and result.cores > 0
-    assert result.seconds < 5  # half a second on an idle machine
+    assert time.thread_time() - before < 5  # half a second of computing, however long a busy machine takes for it
 
 
 def test_importing_the_probe_does_not_import_torch() -> None:
