@@ -159,7 +159,7 @@ def _best(job: Job, choice: Choice, stretch: float) -> SplitPlan:
     if stretch == 1 or not split.helpers or split_of(job).strategy != "planned":
         return split
     alone = choice.alone({unit.owner for unit in split.units})
-    return alone if alone is not None and alone.round_s < _judged_s(split, stretch) else split
+    return alone if alone is not None and _judged_s(alone, stretch) < _judged_s(split, stretch) else split
 
 
 def _stretch(plan: SplitPlan, round_s: float, before: float) -> float:
@@ -170,8 +170,9 @@ def _stretch(plan: SplitPlan, round_s: float, before: float) -> float:
 
 
 def _judged_s(plan: SplitPlan, stretch: float) -> float:
-    """What took longer than predicted is taken to take longer in any plan in which somebody helps."""
-    return plan.round_s * (stretch if plan.helpers else 1.0)
+    """What took longer than predicted is taken to take longer in any plan in which somebody helps; where nobody does,
+    the end of a round is, in which all hand on what they trained."""
+    return plan.round_s + (stretch - 1) * (plan.round_s if plan.helpers else plan.exchange_s)
 
 
 def _is_worth_it(job: Job, choice: Choice, now: SplitPlan, other: SplitPlan, stretch: float, known: Known) -> bool:
