@@ -210,7 +210,7 @@ def test_the_harvest_is_of_one_step() -> None:
 
 
 def test_the_first_plan_knows_the_links() -> None:
-    room = group(count=4, strategy="planned", settle_s=3.0, rounds=3)
+    room = group(count=4, strategy="planned", settle_s=3.0)
     assert room.run(60, all_at(room, 1)), state_of(room)
     body = pipeline_body(room.devices[0])
     figures = {frozenset((p.peer, link.peer)): link for p in body.figures for link in p.links}
@@ -285,7 +285,7 @@ def test_no_batch_is_lost_if_more_is_known_while_blocks_are_still_on_their_way(
 ) -> None:
     """Of another plan from a later batch on, nobody would ever have the blocks."""
     monkeypatch.setattr("stage_group.RATE", 1.5e6)
-    room = group(strategy="planned", rounds=14, snapshot_bytes=12_000_000)
+    room = group(strategy="planned", rounds=20, snapshot_bytes=12_000_000)
     assert room.run(300, all_at(room, 30)), state_of(room)
     slow, other = first_of_stage(room, 1), first_of_stage(room, 2)
     trainer(slow).slowdown = 4.0
@@ -323,7 +323,7 @@ def test_who_stood_by_under_one_plan_is_ready_for_the_next_at_once() -> None:
 
 
 def test_a_pipeline_that_is_seen_to_be_slow_gives_way_to_one_peer_though_no_stage_says_that_it_is() -> None:
-    room = group(strategy="planned", rounds=12)
+    room = group(strategy="planned", rounds=20)
     assert room.run(60, all_at(room, 1)), state_of(room)
     for device in room.on():
         trainer(device).unseen = 4.0
@@ -367,7 +367,7 @@ def test_the_state_of_a_slow_peer_that_gets_fast_again_is_told() -> None:
 
 
 def test_who_is_left_out_for_being_slow_is_taken_in_again_when_it_is_not() -> None:
-    room = group(strategy="planned", rounds=200, block_s=0.003)
+    room = group(strategy="planned", rounds=200)
     assert room.run(120, all_at(room, 30)), state_of(room)
     slow = first_of_stage(room, 1)
     trainer(slow).slowdown = 30.0
