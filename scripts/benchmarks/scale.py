@@ -54,8 +54,9 @@ COLUMNS = (
 )
 SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 RECORD_SIZES = (10, 20, 50, 100, 200, 500, 1000)
-RECORD_WARM_S = 0.125
-"""A peer; 12 s at least: by then each has said its progress once, and short digests suffice."""
+RECORD_WARM_S, RECORD_WINDOW_S = 0.19, 10.0
+"""The first of each peer, 40 s at least: before that all have begun to tell their progress at nearly the same time, and
+say it the second time in bunches."""
 LARGE = (150, 200, 300, 1000, 5000)
 LARGE_WARM_S, LARGE_WINDOW_S = 2.0, 8.0
 """Ten seconds before the crash in which nobody should be called dead."""
@@ -88,8 +89,9 @@ def run(settings: Settings) -> Iterator[Sample]:
             yield Sample(f"gossip{end}", repetition, reach_consensus(num_peers, seed, num_links=MAX_PEERS))
     for num_peers in sizes if settings.tiny else RECORD_SIZES:
         for repetition in settings.repetitions:
-            warm_s = 2.0 if settings.tiny else max(12.0, RECORD_WARM_S * num_peers)
-            figures = keep_records(num_peers, SEED + repetition, warm_s=warm_s)
+            warm_s = 2.0 if settings.tiny else max(40.0, RECORD_WARM_S * num_peers)
+            window_s = 4.0 if settings.tiny else RECORD_WINDOW_S
+            figures = keep_records(num_peers, SEED + repetition, warm_s=warm_s, window_s=window_s)
             yield Sample(f"records, {num_peers} peers", repetition, figures)
     known: dict[str, Any] = {"is_large": True, "warm_s": LARGE_WARM_S, "window_s": LARGE_WINDOW_S}
     for num_peers in TINY_LARGE if settings.tiny else LARGE:

@@ -71,7 +71,7 @@ class RecordConfig:
     soon_s: float = 0.25
     """Rounds after news that is more than progress are at least this far apart."""
     progress_s: float = 0.5
-    progress_rate: float = 10.0
+    progress_rate: float = 8.0
     """A peer says its progress every ``max(progress_s, peers / progress_rate)``."""
     push: int = 8
     """So many are told at once of what is new of this peer, but for its progress."""
