@@ -84,8 +84,9 @@ class LocalTrainer:
         """Outputs that compete. From a single one nothing can be learnt."""
         self._parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._optimizer = make_optimizer(self._parameters, config, self.model)
-        self._own_rates = config.own_optimizer == LIGHTNING_OPTIMIZER
-        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+        groups = self._optimizer.param_groups if config.own_optimizer == LIGHTNING_OPTIMIZER else []
+        self._rates = {number: float(group["lr"]) for number, group in enumerate(groups)}
+        """Of a model's own optimizer, those that it begins with."""
         self._own_loss = "" if config.loss == LIGHTNING_LOSS else config.loss
         self._anchors: dict[str, Tensor] = {}
         """The trained parameters when the round began, where they draw back to that."""
@@ -260,8 +261,8 @@ class LocalTrainer:
 
     def _set_learning_rate(self) -> None:
         factor = schedule(self.config, self.num_steps, self.total_steps)
-        for group, own in zip(self._optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = (own if self._own_rates else self.config.learning_rate) * factor
+        for number, group in enumerate(self._optimizer.param_groups):
+            group["lr"] = self._rates.get(number, self.config.learning_rate) * factor
 
 
 def has_batch_norm(module: nn.Module) -> bool:
