@@ -18,7 +18,7 @@ from p2ptrain.ids import BlobId, JobId, PeerId
 from p2ptrain.wire.schema import Bound
 from p2ptrain.wire.schema import RawBytes as RawBytes
 
-WIRE_VERSION = 8
+WIRE_VERSION = 9
 
 Lane = Literal["control", "bulk"]
 MemberState = Literal["alive", "suspect", "dead", "left"]
