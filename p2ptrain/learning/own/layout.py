@@ -49,14 +49,22 @@ def order_of(model: nn.Module) -> torch.memory_format:
     return torch.channels_last if is_of_known_layers(model) else torch.contiguous_format
 
 
+def put_in_order(model: nn.Module, order: torch.memory_format) -> None:
+    """Lay the tensors of four dimensions so; channels last is an order of no others (a Conv3d's weights have five)."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.dim() == 4 and tensor.layout == torch.strided:
+                tensor.data = tensor.data.contiguous(memory_format=order)
+
+
 def arrange(model: nn.Module, samples: Tensor | None) -> torch.memory_format:
     """Put the model's weights into the order that it can be trained in, and say which. ``samples`` [N, ...]: two will
     do; None: only what is sure to mind no order gets another one."""
     if is_of_known_layers(model):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        put_in_order(model, torch.channels_last)
         return torch.channels_last
     if samples is None or samples.dim() != 4 or not _minds_no_order(model, samples):
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        put_in_order(model, torch.contiguous_format)
         return torch.contiguous_format
     return torch.channels_last
 
@@ -69,7 +77,7 @@ def _minds_no_order(model: nn.Module, samples: Tensor) -> bool:
             model.eval()
             with torch.no_grad():
                 usual = model(samples.clone())
-                model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                put_in_order(model, torch.channels_last)
                 other = model(samples.clone(memory_format=torch.channels_last))
             model.train()
             model(samples.clone(memory_format=torch.channels_last)).float().sum().backward()

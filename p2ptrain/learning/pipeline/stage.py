@@ -24,7 +24,7 @@ from torch.func import functional_call
 from p2ptrain.config import TrainingConfig
 from p2ptrain.errors import JobError
 from p2ptrain.learning.objective import training_loss
-from p2ptrain.learning.own.layout import order_of
+from p2ptrain.learning.own.layout import order_of, put_in_order
 from p2ptrain.learning.pipeline.rows import is_finite
 from p2ptrain.learning.profiling.precision import mixed
 from p2ptrain.learning.training import make_optimizer, schedule
@@ -56,7 +56,8 @@ class StageModel:
         stashing: bool = False,
     ) -> None:
         self._order = order_of(module)
-        self.module = module.to(device=device, memory_format=self._order).train()  # type: ignore[call-overload]
+        self.module = module.to(device).train()
+        put_in_order(self.module, self._order)
         self.device = device
         self.config = config
         self._total_steps = total_steps

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from p2ptrain.config import Coding, TrainingConfig
 from p2ptrain.learning.blocks.chain import Chain
 from p2ptrain.learning.blocks.costs import block_inputs, profile_blocks, run_backward, run_forward
-from p2ptrain.learning.own.layout import order_of
+from p2ptrain.learning.own.layout import order_of, put_in_order
 from p2ptrain.learning.pipeline.stage import as_trained
 from p2ptrain.learning.profiling import cache as times_cache
 from p2ptrain.learning.profiling.coding_times import time_codings
@@ -232,7 +232,9 @@ def _fill(part: nn.Module, device: torch.device) -> nn.Module:
         for short, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_meta:
                 setattr(module, short, torch.full_like(buffer, float(buffer.is_floating_point()), device=device))
-    return part.to(device=device, memory_format=order_of(part))  # type: ignore[call-overload, no-any-return]
+    part.to(device)
+    put_in_order(part, order_of(part))
+    return part
 
 
 def _empty(part: nn.Module) -> None:

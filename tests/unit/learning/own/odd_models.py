@@ -221,7 +221,21 @@ class Shaken(Net):
         return super().features(x) * factor + 0.01 * torch.randn(1, 8, 1, 1)
 
 
+def deep(num_classes: int) -> nn.Module:
+    """Of torch's own layers, some for five dimensions."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3),
+        nn.Unflatten(1, (2, 4)),
+        nn.Conv3d(2, 4, 3),
+        nn.ReLU(),
+        nn.Conv3d(4, 8, (2, 1, 1)),
+        nn.Flatten(),
+        nn.Linear(8 * 16, num_classes),
+    )
+
+
 TRAINED = (
+    deep,
     Rates,
     Looking,
     Drawn,

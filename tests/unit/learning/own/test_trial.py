@@ -19,6 +19,7 @@ from p2ptrain.learning.models import global_model
 from p2ptrain.learning.own.layout import order_of
 from p2ptrain.learning.own.outputs import find_head, flat_logits, logits_of
 from p2ptrain.learning.own.trial import Trial
+from p2ptrain.learning.pipeline.stage import StageModel, as_trained
 from p2ptrain.learning.profiling.block_times import measure_blocks
 from p2ptrain.learning.submodels.analysis import analyse
 from p2ptrain.learning.training import LocalTrainer, check_batch_size
@@ -100,6 +101,22 @@ def test_code_that_looks_at_its_numbers_is_cut_and_gets_the_weights_of_the_whole
         )
     assert torch.allclose(value, flat_logits(logits_of(whole(x))), rtol=1e-5, atol=1e-6)
     assert (torch.contiguous_format in order) == (build is odd_models.Waves)
+
+
+def test_tensors_of_five_dimensions_pass_through_a_stage_in_their_own_order() -> None:
+    job, (x, _) = job_of(odd_models.deep), samples()
+    whole = global_model(job, allow_user_code=True)
+    chain = chain_of(lambda: global_model(job, allow_user_code=True), SHAPE)
+    measure_blocks(chain, "deep", batch_sizes=(2,), budget_s=0.01)
+    x_here = x
+    for block in range(len(chain.blocks)):
+        part = chain.build_slice(lambda: global_model(job, allow_user_code=True), block, block + 1)
+        stage = StageModel(
+            part, chain.tensor_names(block, block + 1), job.training, total_steps=2, device=torch.device("cpu")
+        )
+        assert order_of(stage.module) == torch.channels_last
+        x_here = stage.module(as_trained(x_here, stage.device, torch.channels_last))
+    assert len(chain.blocks) == 4 and torch.allclose(x_here, whole(x), rtol=1e-5, atol=1e-6)
 
 
 def test_what_never_trains_stays_so_in_a_block() -> None:
