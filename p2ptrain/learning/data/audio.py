@@ -272,7 +272,7 @@ def decode_wav(data: bytes, audio: AudioConfig, where: str, reading: Reading | N
     """The log-mel image of one file, ``[1, num_mels, num_frames]``."""
     samples, rate = read_wav(data, where, max_seconds=audio.seconds + 0.1)
     if reading is not None and not samples.any():
-        reading.num_silent += 1
+        reading.count(silent=1)
     return log_mel(resample(samples, rate, audio.sample_rate), audio)[None]
 
 

@@ -137,7 +137,7 @@ def decode_image(
                 upright = _upright(image)
             pixels = resized(_converted(upright, mode), shape)
             if reading is not None and getattr(image, "is_animated", False):
-                reading.num_moving += 1
+                reading.count(moving=1)
             return pixels
     except _DECODER_ERRORS as error:
         raise _broken(where, error, data) from None

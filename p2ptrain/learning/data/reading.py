@@ -6,6 +6,7 @@ expects is refused.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +55,8 @@ class Brightest:
 
     def add(self, value: float, *, is_float: bool) -> None:
         self.values.append(value)
-        self.is_float |= is_float
+        if is_float:  # never taken back, whatever another thread reads meanwhile
+            self.is_float = True
 
     @property
     def num_pictures(self) -> int:
@@ -77,7 +79,8 @@ class Brightest:
 
 @dataclass(slots=True)
 class Reading:
-    """Filled by ``Source.decode``. ``broken``: what is wrong with the sample in each row that could not be read."""
+    """Filled by ``Source.decode``, from several threads. ``broken``: what is wrong with the sample in each row that can
+    not be read."""
 
     strict: bool = False
     """Whether the first sample that can't be read ends the reading."""
@@ -89,6 +92,14 @@ class Reading:
     """Recordings of nothing but zeros, in the part that is read."""
     num_cut: int = 0
     """Texts that are longer than the job's samples."""
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def count(self, *, moving: int = 0, silent: int = 0, cut: int = 0) -> None:
+        """So many more of each: the sum is right whoever counts at the same time."""
+        with self._lock:
+            self.num_moving += moving
+            self.num_silent += silent
+            self.num_cut += cut
 
     def check(self, num_samples: int, contract: DataConfig, where: str) -> None:
         """Refuse a data set of which hardly anything can be read, or is almost black. Raises ``DataError``."""

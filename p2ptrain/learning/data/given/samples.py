@@ -80,7 +80,7 @@ class SampleSource(Source):
 
     def _tokens(self, sample: NDArray[Any], length: int, reading: Reading | None) -> NDArray[np.int32]:
         if reading is not None and len(sample) > length:
-            reading.num_cut += 1
+            reading.count(cut=1)
         return one_text(sample, length)
 
 
