@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from p2ptrain.errors import RemoteError, UserError
 from p2ptrain.wire.shared_bytes import SharedBytes
-from p2ptrain.wire.tensorfile import DType, Header, TensorSpec, check, pack_to_share, read_untrusted
+from p2ptrain.wire.tensorfile import DType, Header, Limits, TensorSpec, check, pack_to_share, read_untrusted
 
 Bytes = bytes | bytearray | memoryview | mmap
 _DTYPES: dict[DType, torch.dtype] = {
@@ -36,6 +36,9 @@ _DTYPES: dict[DType, torch.dtype] = {
 }
 DTYPES = frozenset(_DTYPES.values())
 """Of tensors that can be exchanged."""
+MAX_NAME = Limits().name_length - 56
+"""Characters of the name of a model's tensor: ``optim.`` and what an optimizer calls its numbers go before it."""
+MAX_DIMENSIONS = Limits().dimensions
 
 
 def copy_to_cpu(tensor: Tensor) -> Tensor:

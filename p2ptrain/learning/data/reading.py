@@ -79,8 +79,8 @@ class Brightest:
 
 @dataclass(slots=True)
 class Reading:
-    """Filled by ``Source.decode``, from several threads. ``broken``: what is wrong with the sample in each row that can
-    not be read."""
+    """Filled by ``Source.decode``, from several threads. ``broken``: what is wrong with the sample in each row that
+    can't be read."""
 
     strict: bool = False
     """Whether the first sample that can't be read ends the reading."""

@@ -25,7 +25,7 @@ from p2ptrain.errors import JobError
 from p2ptrain.learning.own.blame import own_code
 from p2ptrain.learning.own.importing import working_directory_on_path
 from p2ptrain.learning.own.outputs import adapt
-from p2ptrain.learning.snapshots import DTYPES
+from p2ptrain.learning.snapshots import DTYPES, MAX_DIMENSIONS, MAX_NAME
 
 SIGNATURE = "def build(input_shape, num_classes): ... return a torch.nn.Module"
 READS_TOKENS = "reads_tokens"
@@ -91,6 +91,16 @@ def finished(name: str, model: nn.Module, input_shape: object) -> nn.Module:
             raise JobError(
                 f"model {name!r}: {tensor_name!r} of its state is a {type(tensor).__name__} (get_extra_state), which "
                 "peers can't average; keep numbers in buffers (register_buffer), and the rest out of the state"
+            )
+        if len(tensor_name) > MAX_NAME:
+            raise JobError(
+                f"model {name!r}: the name of tensor '{tensor_name[:60]}...' of its state has {len(tensor_name)} "
+                f"characters, and {MAX_NAME} can be exchanged; give its layers shorter names"
+            )
+        if tensor.dim() > MAX_DIMENSIONS:
+            raise JobError(
+                f"model {name!r}: tensor {tensor_name!r} of its state has {tensor.dim()} dimensions, and "
+                f"{MAX_DIMENSIONS} can be exchanged; keep it flatter, and reshape it in forward"
             )
         if tensor.is_complex():
             raise JobError(

@@ -319,7 +319,21 @@ def on_meta(num_classes: int) -> nn.Module:
         return Net(num_classes)
 
 
+class LongNamed(Net):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.add_module("l" * 300, nn.Linear(1, 1))
+
+
+class ManyAxes(Net):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("grid", torch.zeros([1] * 9))
+
+
 REFUSED = {
+    LongNamed: "'llll.*' of its state has 307 characters, and 200 can be exchanged",
+    ManyAxes: "'grid' of its state has 9 dimensions, and 8 can be exchanged",
     Growing: r"'cache' of its state becomes \[4\] where it was \[0\] .* persistent=False",
     Late: "'last.weight' of its state comes about when the model runs",
     Unseeded: "'fc.weight' is another one each time it is built.*np.random.normal",

@@ -21,6 +21,7 @@ from p2ptrain.learning.own.outputs import find_head, flat_logits, logits_of
 from p2ptrain.learning.own.trial import Trial
 from p2ptrain.learning.pipeline.stage import StageModel, as_trained
 from p2ptrain.learning.profiling.block_times import measure_blocks
+from p2ptrain.learning.snapshots import MAX_DIMENSIONS, MAX_NAME, read_snapshot, write
 from p2ptrain.learning.submodels.analysis import analyse
 from p2ptrain.learning.training import LocalTrainer, check_batch_size
 from p2ptrain.modes.tasks.division import check_model
@@ -72,6 +73,18 @@ def test_what_can_not_be_trained_is_said_with_its_place(build: object) -> None:
     with pytest.raises(JobError, match=REFUSED[build]) as caught:  # type: ignore[index]
         Trial(job_of(build), *samples())
     assert "\n" not in str(caught.value) and build.__module__ in str(caught.value)
+
+
+@pytest.mark.parametrize("build", [odd_models.LongNamed, odd_models.ManyAxes], ids=lambda build: build.__name__)
+def test_a_stage_refuses_as_the_check_does(build: object) -> None:
+    with pytest.raises(JobError, match=REFUSED[build]):  # type: ignore[index]
+        chain_of(lambda: global_model(job_of(build), allow_user_code=True), SHAPE)
+
+
+def test_the_longest_name_that_is_let_pass_can_be_read_from_a_snapshot() -> None:
+    name = "n" * MAX_NAME
+    tensors = {f"model.{name}": torch.ones(1), f"optim.momentum_buffer.{name}": torch.ones([1] * MAX_DIMENSIONS)}
+    assert read_snapshot(write(tensors, {}, None))[0] == tensors  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("build", odd_models.NO_BLOCKS, ids=lambda build: build.__name__)
