@@ -30,6 +30,7 @@ from p2ptrain.learning.blocks.flops import meta_twin, sample_dtype
 from p2ptrain.learning.blocks.partial import blank_model, named_tensors, partial_model, without_numbers
 from p2ptrain.learning.blocks.tracing import ADVICE, attribute, listed_blocks, trace_chain
 from p2ptrain.learning.own.blame import enough_memory
+from p2ptrain.learning.own.building import refuse_blank
 from p2ptrain.learning.own.outputs import flat_logits
 
 
@@ -59,10 +60,13 @@ def chain_of(build: Callable[[], nn.Module], input_shape: Sequence[int]) -> Chai
     """The chain of the model that ``build`` makes, of which nothing is held but its shapes.
 
     Code that looks at its numbers while it builds the model is let have them; what looks at them in its forward pass,
-    too, is held whole. Raises ``JobError``.
+    too, is held whole. Raises ``JobError``, also for a model that has no numbers when it is built in full.
     """
     try:
-        return Chain(without_numbers(build), input_shape)
+        model, is_named = without_numbers(build)
+        if is_named:
+            _refuse_blank(build)
+        return Chain(model, input_shape)
     except JobError as error:
         first = error
     try:
@@ -72,9 +76,22 @@ def chain_of(build: Callable[[], nn.Module], input_shape: Sequence[int]) -> Chai
         raise
     except UserError:  # there is no room to see whether numbers would help
         raise first from None
+    refuse_blank(f"the model {type(model).__name__}", model)
     with contextlib.suppress(JobError):
         return Chain(meta_twin(model), input_shape)
     return Chain(model, input_shape)
+
+
+def _refuse_blank(build: Callable[[], nn.Module]) -> None:
+    """Build it in full to see: a stage would take what has no numbers for whatever lies in memory."""
+    try:
+        with enough_memory("the model"):
+            model = build()
+    except JobError:
+        raise
+    except UserError:
+        return  # what there is no room for is not on the meta device
+    refuse_blank(f"the model {type(model).__name__}", model)
 
 
 class Chain:

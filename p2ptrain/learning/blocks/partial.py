@@ -22,6 +22,7 @@ FACTORIES = frozenset({"empty", "empty_strided", "zeros", "ones", "full", "eye"}
 RANDOM = torch.Tag.nondeterministic_seeded
 """What torch says of operations that draw random numbers."""
 META = torch.device("meta")
+_DEVICE_OF = Tensor.device.__get__  # type: ignore[attr-defined]
 
 
 def partial_model(build: Callable[[], nn.Module], names: Collection[str]) -> nn.Module:
@@ -31,20 +32,24 @@ def partial_model(build: Callable[[], nn.Module], names: Collection[str]) -> nn.
     tensors in a way that can't be followed, it is called once more in full, and the other tensors are dropped then.
     """
     with contextlib.suppress(RuntimeError, NotImplementedError, JobError):  # code that looks at its numbers, or mixes
-        first = _Building(frozenset())
-        tensors = named_tensors(_build(build, first))
+        first, watch = _Building(frozenset()), _RealConstants()
+        tensors = named_tensors(_build(build, first, watch))
+        if watch.meta_is_named:  # what is drawn on that device costs no random numbers
+            return _dropped(build(), names)
         made = {name: first.made.get(_storage(tensors[name])) for name in names if tensors[name].is_meta}
         if None not in made.values():
-            model = _build(build, _Building(frozenset(index for index in made.values() if index is not None)))
+            model = _build(build, _Building(frozenset(i for i in made.values() if i is not None)), _RealConstants())
             built = named_tensors(model)
             if not any(built[name].is_meta for name in names):
                 return model
     return _dropped(build(), names)
 
 
-def without_numbers(build: Callable[[], nn.Module]) -> nn.Module:
-    """What ``build`` returns, on the meta device; no random numbers are drawn for it."""
-    return _build(build, contextlib.nullcontext())
+def without_numbers(build: Callable[[], nn.Module]) -> tuple[nn.Module, bool]:
+    """What ``build`` returns, on the meta device; no random numbers are drawn for it. And whether its code named that
+    device itself: then it may be there when it is built in full, too."""
+    watch = _RealConstants()
+    return _build(build, contextlib.nullcontext(), watch), watch.meta_is_named
 
 
 def blank_model(model: nn.Module, names: Collection[str]) -> nn.Module | None:
@@ -114,15 +119,32 @@ class _RealConstants(TorchFunctionMode):
 
     made = frozenset({torch.tensor, torch.as_tensor, torch.scalar_tensor, torch.arange, torch.linspace, torch.logspace})
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.meta_is_named = False
+        """Whether code asked for that device by itself, and not for that of another tensor."""
+        self._asked: list[object] = []
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func == _DEVICE_OF:
+            self._asked.append(device := func(*args, **kwargs))
+            return device
+        named = [each for each in (*args, kwargs.get("device")) if _is_meta(each)]  # what is around this comes later
+        self.meta_is_named |= any(all(each is not asked for asked in self._asked) for each in named)
         if func in self.made and kwargs.get("device") is None:
             kwargs["device"] = torch.device("cpu")
         return func(*args, **kwargs)
 
 
-def _build(build: Callable[[], nn.Module], building: contextlib.AbstractContextManager[Any]) -> nn.Module:
-    with META, _RealConstants(), building:
+def _is_meta(value: object) -> bool:
+    return (isinstance(value, torch.device) and value == META) or (isinstance(value, str) and value == "meta")
+
+
+def _build(
+    build: Callable[[], nn.Module], building: contextlib.AbstractContextManager[Any], watch: _RealConstants
+) -> nn.Module:
+    with META, watch, building:
         return build()
 
 

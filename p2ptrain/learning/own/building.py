@@ -122,6 +122,15 @@ def finished(name: str, model: nn.Module, input_shape: object) -> nn.Module:
     return adapt(model)
 
 
+def refuse_blank(who: str, model: nn.Module) -> None:
+    """Raises ``JobError`` where a tensor of a model that was built in full has no numbers."""
+    if blank := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
+        raise JobError(
+            f"{who}: {blank[0]!r} is on the meta device, so it has no numbers; build the model on the CPU, or fill "
+            "it with to_empty() and an initialisation"
+        )
+
+
 def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
 

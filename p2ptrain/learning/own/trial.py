@@ -21,6 +21,7 @@ from p2ptrain.learning.initial import Fitted, fit, start_from
 from p2ptrain.learning.models import global_model
 from p2ptrain.learning.objective import training_loss
 from p2ptrain.learning.own.blame import enough_memory, own_code
+from p2ptrain.learning.own.building import refuse_blank
 from p2ptrain.learning.own.lightning import (
     LIGHTNING_LOSS,
     LIGHTNING_OPTIMIZER,
@@ -67,11 +68,7 @@ class Trial:
     ) -> None:
         who = f"model {job.model.name}"
         self.model = global_model(job, allow_user_code=allow_user_code)
-        if blank := [name for name, tensor in self.model.state_dict().items() if tensor.is_meta]:
-            raise JobError(
-                f"{who}: {blank[0]!r} is on the meta device, so it has no numbers; build the model on the CPU, or fill "
-                "it with to_empty() and an initialisation"
-            )
+        refuse_blank(who, self.model)
         drawn = _digests(self.model) if is_own_code(job.model.name) else {}
         if init is not None:
             self.fitted = fit(init, self.model.state_dict(), job.model.name)

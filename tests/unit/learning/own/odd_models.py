@@ -319,6 +319,39 @@ def on_meta(num_classes: int) -> nn.Module:
         return Net(num_classes)
 
 
+def moved_to_meta(num_classes: int) -> nn.Module:
+    return Net(num_classes).to("meta")
+
+
+class HalfOnMeta(Net):
+    """Its last layer alone is made so."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.fc = nn.Linear(128, num_classes, device="meta")
+
+
+class Beside(Net):
+    """What it makes lies where its weights lie, which may be nowhere."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.scale = nn.Parameter(torch.ones(8, 1, 1, device=self.conv.weight.device))
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x) * self.scale
+
+
+def filled(num_classes: int) -> nn.Module:
+    """Made on the meta device, and filled: it has numbers."""
+    with torch.device("meta"):
+        model = Net(num_classes)
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, -0.1, 0.1)
+    return model
+
+
 class LongNamed(Net):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
@@ -342,6 +375,8 @@ REFUSED = {
     Unsigned: "'table' of its state is uint16",
     NoEval: "can't be put into eval mode: .*strangers|odd_models.py, line .*always in training",
     on_meta: "'conv.weight' is on the meta device",
+    moved_to_meta: "'conv.weight' is on the meta device",
+    HalfOnMeta: "'fc.weight' is on the meta device",
 }
 
 CUT = (Rates, Looking, Drawn, Waves, Loose, Asking, Pixels)

@@ -75,10 +75,43 @@ def test_what_can_not_be_trained_is_said_with_its_place(build: object) -> None:
     assert "\n" not in str(caught.value) and build.__module__ in str(caught.value)
 
 
-@pytest.mark.parametrize("build", [odd_models.LongNamed, odd_models.ManyAxes], ids=lambda build: build.__name__)
+@pytest.mark.parametrize(
+    "build",
+    [
+        odd_models.LongNamed,
+        odd_models.ManyAxes,
+        odd_models.on_meta,
+        odd_models.moved_to_meta,
+        odd_models.HalfOnMeta,
+    ],
+    ids=lambda build: build.__name__,
+)
 def test_a_stage_refuses_as_the_check_does(build: object) -> None:
     with pytest.raises(JobError, match=REFUSED[build]):  # type: ignore[index]
         chain_of(lambda: global_model(job_of(build), allow_user_code=True), SHAPE)
+
+
+def test_a_model_that_does_not_name_the_meta_device_is_never_built_in_full() -> None:
+    devices = []
+
+    def build() -> torch.nn.Module:
+        model = global_model(job_of(odd_models.Beside), allow_user_code=True)
+        devices.append(model.conv.weight.device.type)
+        return model
+
+    chain = chain_of(build, SHAPE)
+    chain.build_slice(build, 0, 1)
+    assert devices == ["meta", "meta", "cpu"]
+
+
+def test_a_model_that_was_filled_after_the_meta_device_is_cut_and_has_its_numbers() -> None:
+    job, (x, y) = job_of(odd_models.filled), samples()
+    Trial(job, x, y)
+    whole, value = global_model(job, allow_user_code=True), x
+    chain = chain_of(lambda: global_model(job, allow_user_code=True), SHAPE)
+    for block in range(len(chain.blocks)):
+        value = chain.build_slice(lambda: global_model(job, allow_user_code=True), block, block + 1)(value)
+    assert len(chain.blocks) == 2 and torch.allclose(value, whole(x), rtol=1e-5, atol=1e-6)
 
 
 def test_the_longest_name_that_is_let_pass_can_be_read_from_a_snapshot() -> None:
