@@ -46,7 +46,7 @@ async def collect_best(
 
 
 def _by_merit(looks: Sequence[GroupLook]) -> list[GroupLook]:
-    """The best first, of those on equally many samples."""
+    """The best first."""
     left, found = list(looks), list[GroupLook]()
     while (best := best_of(left)) is not None:
         found.append(best)

@@ -4,8 +4,9 @@ after some rounds, gets those of others, and has its trainer look at what comes 
     waiting --all trainers have ended a round that is looked at, and it is whole--> fetching --all copies are with the
     trainer--> looking --it has looked, can't, or died--> waiting
 
-Invariant: bounded. Kept are the copies of the best state and of the last ``NEWEST`` rounds; where the job does not say
-how often, a peer looks for no more than a ``COSTS``th of the time. What travels to others are sums.
+Invariant: bounded. Kept are the copies of the best state, of the best that most samples were looked at with, and of
+the last ``NEWEST`` rounds; where the job does not say how often, a peer looks for no more than a ``COSTS``th of the
+time. What travels to others are sums.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from p2ptrain.core.downloads import Downloads
 from p2ptrain.core.effects import Effects, ForgetBlob, KeepReplica, ReleaseBlob, ToTrainer
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.harvest import Harvester, chosen
-from p2ptrain.core.looks.figures import best_of, looks_of_group, told_on
+from p2ptrain.core.looks.figures import GroupLook, best_of, best_of_largest, looks_of_group, told_on
 from p2ptrain.core.mode import Role
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.protocol.machine import NEVER, Note
@@ -144,9 +145,9 @@ class Looks:
         return self._group.say_holdings(now)
 
     def _let_go(self, now: float) -> Effects:
-        best = best_of(looks_of_group(self._group.records(), self._group.job))
+        best = self._best()
         rounds = sorted({ref.round for ref in self._kept.values()})
-        keep = {*rounds[-NEWEST:], *((best.round,) if best is not None else ())}
+        keep = {*rounds[-NEWEST:], *(look.round for look in best)}
         if self._target is not None:
             keep.add(self._target.round)
         gone = [ref for ref in self._kept.values() if ref.round not in keep or not self._role.ends_round(ref)]
@@ -154,6 +155,11 @@ class Looks:
             del self._kept[ref.blob]
         effects: Effects = [KeepReplica(ref, keep=False) for ref in gone]
         return [*effects, *self._group.say_holdings(now)] if gone else []
+
+    def _best(self) -> list[GroupLook]:
+        """The best, and what was before some told of a newer one that all may find worse."""
+        looks = looks_of_group(self._group.records(), self._group.job)
+        return [look for look in (best_of(looks), best_of_largest(looks)) if look is not None]
 
     # --- a look ---
 
@@ -259,8 +265,7 @@ class Looks:
         self._target = None
         own, group = self._group.own, self._group
         new = LookFigure(target.state, target.round, event.samples, event.correct, event.loss)
-        best = best_of(looks_of_group(group.records(), group.job))
-        told = told_on(own.looks, new, {best.state} if best is not None else ())
+        told = told_on(own.looks, new, {look.state for look in self._best()})
         accuracy, seconds = event.correct / event.samples, round(event.seconds, 2)
         words = (("round", target.round), ("accuracy", round(accuracy, 4)), ("samples", event.samples))
         note = Note("looked", (*words, ("seconds", seconds)))

@@ -53,6 +53,28 @@ def test_the_best_has_most_right_answers_of_those_that_most_samples_were_looked_
     assert best is not None and best.state == "c" and best.accuracy == 0.75
 
 
+def best_round(*records: Record) -> int:
+    best = best_of(looks_of_group(records, JOB))
+    assert best is not None
+    return best.round
+
+
+def test_the_best_goes_on_when_a_member_looks_no_more() -> None:
+    gone_silent = record(0, figure(1, 9))
+    assert best_round(gone_silent, record(1, figure(1, 4), figure(2, 6), figure(3, 8), figure(4, 7))) == 3
+    assert best_round(gone_silent, record(1, figure(1, 9), figure(2, 6), figure(3, 8))) == 1, "over the same samples"
+    large = record(0, figure(1, 90, 100))
+    few = [figure(round, round + 3) for round in range(1, 5)]
+    assert best_round(large, record(1, *few)) == 1, "it may be late"
+    assert best_round(large, record(1, *few, figure(5, 8))) == 5, "it looks no more"
+
+
+def test_a_few_who_are_first_to_tell_do_not_say_what_is_best() -> None:
+    slow = [record(number, figure(1, 5)) for number in range(3)]
+    assert best_round(*slow, record(3, figure(1, 5), figure(2, 9))) == 1
+    assert best_round(*slow, record(3, figure(1, 5, 20), figure(2, 30, 30))) == 1, "of other samples nothing is known"
+
+
 @given(st.lists(st.integers(1, 40), unique=True, min_size=1, max_size=30), st.data())
 def test_a_record_tells_the_best_and_the_last(rounds: list[int], data: st.DataObject) -> None:
     told: tuple[LookFigure, ...] = ()
