@@ -114,6 +114,26 @@ def test_what_never_trains_stays_so_in_a_block() -> None:
         check_batch_size(global_model(job, allow_user_code=True), 1)
 
 
+def by_the_seed(num_classes: int) -> torch.nn.Module:
+    hidden = int(torch.randint(8, 10**6, ()) % 1000) + 8
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, hidden), torch.nn.Linear(hidden, num_classes))
+
+
+def never_by_another_seed(num_classes: int) -> torch.nn.Module:
+    if float(torch.rand(())) != BY_THE_SEED:
+        raise ValueError("no such seed")
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, num_classes))
+
+
+BY_THE_SEED = float(torch.rand((), generator=torch.Generator().manual_seed(Job().seed)))
+
+
+@pytest.mark.parametrize("build", [by_the_seed, never_by_another_seed])
+def test_a_model_whose_form_hangs_on_the_seed_is_tried_as_others(build: object) -> None:
+    """Which the group shares: nothing is wrong with it."""
+    assert Trial(job_of(build), *samples()).notes == []
+
+
 def test_two_devices_build_the_same_weights() -> None:
     for build in (strangers.Noisy, strangers.Lazy):
         one, two = (global_model(job_of(build), allow_user_code=True).state_dict() for _ in range(2))
