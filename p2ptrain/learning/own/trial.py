@@ -97,6 +97,8 @@ class Trial:
             self._look(job, who, x)
             self._step(job, who, x, y)
             _check_same(who, before, _shapes(self.model))
+        if not job.training.own_optimizer:
+            self.model.zero_grad(set_to_none=True)  # room for another model
         if drawn:
             self._check_drawn(who, drawn, _digests(global_model(job, allow_user_code=allow_user_code)))
             self._look_beside(job, who, x, allow_user_code)
