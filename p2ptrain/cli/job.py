@@ -9,6 +9,7 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -237,7 +238,7 @@ def new(
     job, weights = named_model(settings.pop("model__name") or DEFAULT_MODELS[source.kind], job)
     if weights is not None and init is None:
         init = weights
-    from p2ptrain.modes.jobs import check_job, check_text, load_job, with_settings
+    from p2ptrain.modes.jobs import check_job, job_from_text, with_settings
     from p2ptrain.modes.registry import MODES
 
     became = with_strategy(settings, strategy)
@@ -270,22 +271,25 @@ def new(
         relative = os.path.relpath(init.resolve(), output.absolute().parent.resolve())
         job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=Path(relative).as_posix()))
     check_job(job, where="job new")
-    check_text(commented(job), output)
+    text = commented(job)
+    written = job_from_text(text, output)
+    is_piped = output.exists() and not output.is_file()
+    tell = partial(click.echo, err=is_piped)  # beside a text that is piped on
     if init is not None and not is_own_code(job.model.name):
-        click.echo(f"--init: {tried(job, init, None)[1]}")
-    write_text(output, commented(job))
-    job = load_job(output)
+        tell(f"--init: {tried(job, init, None)[1]}")
+    write_text(output, text)
+    job = written
     shape = " x ".join(map(str, job.data.input_shape))
-    click.echo(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")
+    tell(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")
     if not given:
-        click.echo(f"mode {job.mode}: {MODE_WHY[job.mode]}")
+        tell(f"mode {job.mode}: {MODE_WHY[job.mode]}")
     if became:
-        click.echo(became)
+        tell(became)
     for line in (*notes_on_model(job), *mode.words.choice_lines(job)):
-        click.echo(line)
+        tell(line)
     allow = "".join(f" {flag}" for flag in flags_for(job))
     given_as = f"{shlex.quote(str(output))} --data {shlex.quote(data)}{allow}"
-    click.echo(f"next: p2ptrain job check {given_as}; then p2ptrain peer --job {given_as}")
+    tell(f"next: p2ptrain job check {given_as}; then p2ptrain peer --job {given_as}")
 
 
 def _note(text: str) -> None:

@@ -119,14 +119,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     except P2PTrainError as error:
         click.echo(f"p2ptrain: {_shown(error)}", err=True)
         sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):  # before RuntimeError, which an Abort is one of
+        click.echo("stopped", err=True)
+        sys.exit(130)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         click.echo(f"p2ptrain: this device has too little memory free for that ({str(error)[:200]})", err=True)
         sys.exit(1)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
-        sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
     except OSError as error:

@@ -77,10 +77,14 @@ class LocalTrainer:
         self._bad_in_a_row = 0
         self._num_single = 0
         """Steps that could not be made, as their batch was a single sample."""
-        table, in_play = _labels_in_play(_label_table(targets, own_classes, num_classes), present)
+        rows = _label_table(targets, own_classes, num_classes)
+        table, in_play = _labels_in_play(rows, present)
         self._table = table.to(self.device)
         self._in_play = None if in_play is None else in_play.to(self.device)
-        self.num_outputs = len(table[table != _IGNORED].unique()) if in_play is None else len(in_play)
+        competing = rows if config.loss == LIGHTNING_LOSS else table
+        self._step_table = competing.to(self.device)
+        """Labels of a step: a model's own ``training_step`` sees all of its outputs, so labels count among them all."""
+        self.num_outputs = len(competing[competing != _IGNORED].unique())
         """Outputs that compete. From a single one nothing can be learnt."""
         self._parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self._optimizer = make_optimizer(self._parameters, config, self.model)
@@ -96,7 +100,7 @@ class LocalTrainer:
         self._set_learning_rate()
         torch.default_generator.manual_seed((self.seed * 1_000_003 + self.num_steps) & (2**63 - 1))
         self.num_steps += 1
-        y = self._table[y.to(self.device, torch.int64)]
+        y = self._step_table[y.to(self.device, torch.int64)]
         if self.targets == "own":
             kept = (y != _IGNORED).nonzero().squeeze(1)
             if kept.numel() < len(y):

@@ -28,10 +28,19 @@ def load_job(path: Path | str) -> Job:
     """Read a job file. Errors name the file, the key and what was expected."""
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise JobError(f"{path}: no such job file; `p2ptrain job new` writes one") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: not a readable TOML job file ({error})") from None
+    return job_from_text(text, path)
+
+
+def job_from_text(text: str, path: Path) -> Job:
+    """What a job file with this text says at ``path``, from where a checkpoint is looked for. Raises ``JobError``."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise JobError(f"{path}: not a readable TOML job file ({error})") from None
     job = job_from_mapping(raw, where=str(path))
     if job.model.init and not is_sha256(job.model.init):
@@ -43,11 +52,6 @@ def load_job(path: Path | str) -> Job:
         size = checkpoint.stat().st_size
         job = dataclasses.replace(job, model=dataclasses.replace(job.model, init=digest, init_bytes=size))
     return job
-
-
-def check_text(text: str, where: Path | str) -> None:
-    """That a job file with this text would load, but for the checkpoint that it may name. Raises ``JobError``."""
-    job_from_mapping(tomllib.loads(text), where=str(where))
 
 
 def init_path(path: Path | str) -> Path | None:

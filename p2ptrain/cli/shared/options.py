@@ -333,7 +333,7 @@ def check_output(path: Path, force: bool = True, *, is_text: bool = False) -> Pa
         raise UserError(f"{path}: is a folder; name a file with -o")
     if not is_text and path.exists() and not path.is_file():
         raise UserError(f"{path}: is no ordinary file, and would be replaced by one; name another with -o")
-    if not force and path.exists():
+    if not force and path.is_file():
         raise UserError(f"{path}: exists already; name another file with -o, or overwrite it with --force")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{path}: no such folder: {path.absolute().parent}; make it first, or name another with -o")

@@ -20,6 +20,7 @@ import math
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -95,7 +96,8 @@ def _refuse_blank(build: Callable[[], nn.Module]) -> None:
 
 
 class Chain:
-    """The blocks of a model, first to last. The model is read, never changed; it may be on the meta device.
+    """The blocks of a model, first to last. The model is read, never changed, but for the mode (train, eval)
+    of layers that slices share with it; it may be on the meta device.
 
     ``max_tensors``: so many tensors may cross a cut. Raises ``JobError`` where the model has no cut, and says why.
     """
@@ -150,7 +152,10 @@ class Chain:
             raise LocalError(f"blocks {first} to {stop} of {len(self.blocks)}")
         source = self.model if source is None else source
         graph, targets = self._flow.subgraph(self._bounds[first], self._bounds[stop])
-        values = {t: self._constants[t] if t in self._constants else attribute(source, t) for t in targets}
+        values = {
+            t: self._constants[t] if t in self._constants else self._of_its_own(t, attribute(source, t))
+            for t in targets
+        }
         module = fx.GraphModule(values, graph, f"Blocks{first}To{stop - 1}")
         state = source.state_dict().keys()
         for name, tensor in list(module.named_buffers()):
@@ -159,7 +164,6 @@ class Chain:
                 module.get_submodule(prefix).register_buffer(short, tensor, persistent=False)
         for name, layer in module.named_modules():
             if name in self._still:
-                layer.training = False
                 layer.train = types.MethodType(_stays, layer)  # type: ignore[method-assign]
         return module.train(source.training)
 
@@ -181,6 +185,11 @@ class Chain:
         source = blank_model(self.model, names)
         module = self.slice(first, stop, source) if source is not None else None
         return module if module is not None and named_tensors(module).keys() <= names else None
+
+    def _of_its_own(self, target: str, value: object) -> object:
+        """A layer in which something stays in eval mode, apart from the model's, with the same tensors."""
+        names = {f"{target}.{name}".rstrip(".") for name, _ in value.named_modules()} if _is_layer(value) else set()
+        return _apart(value) if _is_layer(value) and names & self._still else value
 
     def _analyse(self, twin: nn.Module, max_tensors: int) -> tuple[Dataflow, list[int]]:
         shape, dtype = self.input.shape, self.input.dtype
@@ -217,8 +226,22 @@ def _with_flat_logits(traced: fx.GraphModule, shape: Sequence[int], dtype: torch
 
 
 def _stays(module: nn.Module, mode: bool = True) -> nn.Module:
-    """``train`` of what is never trained."""
+    """``train`` of what is never trained itself, whatever is in it."""
+    module.training = False
+    for child in module.children():
+        child.train(mode)
     return module
+
+
+def _is_layer(value: object) -> TypeGuard[nn.Module]:
+    return isinstance(value, nn.Module)
+
+
+def _apart(layer: nn.Module) -> nn.Module:
+    """Another object, and others within it, that hold the same tensors."""
+    twin = copy.copy(layer)
+    twin._modules = {name: child if child is None else _apart(child) for name, child in layer._modules.items()}
+    return twin
 
 
 def _refuse_computed(model: nn.Module) -> None:

@@ -45,7 +45,7 @@ def profile_blocks(chain: Chain, name: str) -> ModelProfile:
                 + sum(output.num_bytes for output, is_kept in zip(block.outputs, kept, strict=True) if is_kept),
                 cut_after=not is_last,
                 buffer_bytes=sum(held.values()) - sum(trained.values()),
-                least_samples=2 if has_batch_norm(part) else 1,
+                least_samples=2 if _takes_statistics(part) else 1,
             )
         )
     return ModelProfile(name, chain.input.num_bytes, tuple(blocks))
@@ -93,6 +93,16 @@ def _saved(chain: Chain, index: int) -> tuple[int, list[bool], list[bool]]:
         inner = sum(storage.nbytes() for key, storage in saved.items() if key not in ends[0] and key not in ends[1])
         keeps = [[key in saved for key in keys] for keys in ends]
     return inner // COUNTED_BATCH, keeps[0], keeps[1]
+
+
+def _takes_statistics(part: nn.Module) -> bool:
+    """In training, whatever mode its layers are in, which they share with the chain's model and stay in."""
+    modes = [(module, module.training) for module in part.modules()]
+    try:
+        return has_batch_norm(part.train())
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _cpu_twin(part: nn.Module) -> nn.Module:

@@ -178,7 +178,8 @@ def mixed_scales(x: NDArray[Any]) -> str:
     """A sentence where floats ``[N, C, H, W]`` of some samples end at 1 and others go far beyond, or ""."""
     if x.dtype.kind != "f" or x.ndim != 4 or not len(x):
         return ""
-    peaks = np.abs(x).max(axis=(1, 2, 3)) if x.size else np.zeros(0)
+    axes = (1, 2, 3)
+    peaks = np.maximum(x.max(axis=axes), -x.min(axis=axes)) if x.size else np.zeros(0)  # without a copy of x
     small, large = int(((peaks > 0) & (peaks <= OVERSHOOT)).sum()), int((peaks > _BYTES_FROM).sum())
     if not small or not large or small + large < _NEARLY_ALL * len(x):
         return ""

@@ -263,6 +263,18 @@ def test_job_new_writes_a_complete_commented_file_that_checks(
     assert checked["parameters"] > 1000 and checked["flops_per_sample"]["training"] > 0
 
 
+def test_a_job_may_go_into_a_pipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not read back from there, and what is told is not part of it."""
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDWR)
+    try:
+        status, out, err = run(["job", "new", "--data", npz(tmp_path), "-o", "pipe"], capsys)
+        (tmp_path / "j.toml").write_bytes(os.read(pipe, 65536))
+    finally:
+        os.close(pipe)
+    assert (status, out) == (0, "") and load_job(tmp_path / "j.toml").id in err
+
+
 def test_a_job_says_how_many_passes_a_sub_model_makes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = npz(tmp_path)
     for options, passes, told in [

@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -74,6 +75,16 @@ def test_what_a_disk_or_the_memory_refuses_is_one_line(
         entry.main([])
     told = capsys.readouterr().err
     assert ended.value.code == 1 and said in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [click.Abort(), KeyboardInterrupt()], ids=repr)
+def test_ctrl_c_is_one_word_and_130(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(entry.cli, "main", lambda **_: (_ for _ in ()).throw(error))
+    with pytest.raises(SystemExit) as ended:
+        entry.main([])
+    assert ended.value.code == 130 and capsys.readouterr().err == "stopped\n"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,8 +125,7 @@ def _array(sample: Any, where: str) -> NDArray[Any]:
             f"{where} is {array.dtype} of shape {list(array.shape)}; expected a picture [channels, height, width] of "
             "uint8 or floats, or token numbers [length] of whole numbers"
         )
-    channels, height, width = array.shape
-    if width <= MOST_COLOURS < min(channels, height):
+    if array.dtype == np.uint8 and array.shape[2] in (3, MOST_COLOURS) and _may_be_channels_last(array.shape):
         raise DataError(
             f"{where} has shape {list(array.shape)}, which looks like [height, width, channels]; give channels first, "
             "as torch does: x.transpose(2, 0, 1), or x.permute(2, 0, 1)"
@@ -134,6 +133,11 @@ def _array(sample: Any, where: str) -> NDArray[Any]:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{where} holds infinite or missing numbers")
     return np.ascontiguousarray(array, np.uint8 if array.dtype == np.uint8 else np.float32)
+
+
+def _may_be_channels_last(shape: Sequence[int]) -> bool:
+    """Of three axes, whether the last may be colours, and the first two height and width."""
+    return shape[2] <= MOST_COLOURS < min(shape[:2])
 
 
 def _label(label: Any, where: str) -> int | str:
@@ -168,8 +172,15 @@ def _pictures(spec: str, samples: dict[Split, list[NDArray[Any]]], names: dict[S
     def pixels(split: Split, indices: Any) -> NDArray[Any]:
         return arrays[split][indices]
 
+    said: tuple[str, ...] = ()
+    if _may_be_channels_last(first.shape):  # or sensors, moments and one value of each
+        channels, height, width = first.shape
+        said = (
+            f"samples of shape {list(first.shape)} are taken for {channels} channels of {height} x {width}; if they "
+            "are [height, width, channels], give channels first, as torch does: x.transpose(2, 0, 1)",
+        )
     is_pixels = first.dtype == np.uint8 and first.shape[0] in (1, 3)
-    return named_source(spec, names, first.shape, pixels, resizable=is_pixels)
+    return named_source(spec, names, first.shape, pixels, resizable=is_pixels, unread=said)
 
 
 def _sequences(spec: str, samples: dict[Split, list[NDArray[Any]]], names: dict[Split, list[str]]) -> Source:

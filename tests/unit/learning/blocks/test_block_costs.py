@@ -66,6 +66,13 @@ def test_a_chain_by_hand() -> None:
     assert third.stored_activation_bytes == 8
 
 
+def test_a_model_in_eval_mode_costs_what_it_costs_in_training() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)).eval()
+    profile = profile_blocks(Chain(model, (4,)), "own")
+    assert [block.least_samples for block in profile.blocks] == [2, 1]
+    assert not any(module.training for module in model.modules()), "and it stays in that mode"
+
+
 class ByValue(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from p2ptrain.config import DataConfig
 from p2ptrain.errors import DataError
 from p2ptrain.learning.data import load, open_source, propose_contract
+from p2ptrain.learning.data.reading import mixed_scales
 from p2ptrain.learning.data.source import Source
 
 RAMP = np.linspace(0, 1, 400).reshape(20, 20)
@@ -274,6 +276,18 @@ def test_pictures_that_a_stray_pixel_makes_black_are_said(tmp_path: Path) -> Non
     assert propose_contract(source, say=said.append).white == 65535
     assert said[0].startswith("6 of 8 pictures of more than 8 bits are almost black: white is 65535 in this job")
     assert "no pixel above 4095" in said[0]
+
+
+def test_samples_on_two_scales_are_said_without_a_copy_of_them() -> None:
+    x = np.full((40, 3, 64, 64), 0.5, np.float32)
+    assert not mixed_scales(x)
+    x[:10], x[10:30, :, 5, 5], x[30:, 0, 0, 0] = 200, -0.9, -250
+    tracemalloc.start()
+    said = mixed_scales(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert said.startswith("20 of 40 samples have values up to 1, 20 up to 250:")
+    assert peak < x.nbytes / 4
 
 
 def test_with_strict_pictures_that_are_almost_black_are_refused_too(tmp_path: Path) -> None:

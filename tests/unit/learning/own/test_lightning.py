@@ -103,6 +103,32 @@ def test_its_training_step_and_its_optimizer_train_as_in_plain_torch() -> None:
     assert trainer.loss_on([(x, y)]) == pytest.approx(F.cross_entropy(net(x), y).item()), "told is cross-entropy"
 
 
+def test_its_training_step_gets_the_jobs_class_numbers_where_a_device_lacks_classes() -> None:
+    seen: list[torch.Tensor] = []
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.flatten(1))
+
+        def training_step(self, batch: Any, number: int) -> torch.Tensor:
+            seen.append(batch[1])
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+    model, y = Wide(), torch.tensor([1, 3, 3, 1])
+    config = dataclasses.replace(BOTH, own_optimizer="")
+    trainer = LocalTrainer(model, config, num_classes=4, total_steps=2, present=[1, 3])
+    x = torch.randn(4, 1, 4, 4)
+    plain = F.cross_entropy(model(x), y).item()
+    assert trainer.step(x, y) == pytest.approx(plain) and seen[0].tolist() == y.tolist()
+    assert trainer.num_outputs == 4
+    among = F.cross_entropy(model(x)[:, [1, 3]], y // 2).item()
+    assert trainer.loss_on([(x, y)]) == pytest.approx(among), "told is the loss among the classes that are here"
+
+
 def test_the_jobs_schedule_scales_its_own_rates() -> None:
     config = dataclasses.replace(BOTH, schedule="cosine")
     trainer = LocalTrainer(global_model(job(), allow_user_code=True), config, num_classes=2, total_steps=4)

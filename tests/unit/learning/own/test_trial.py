@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 
 import odd_models
 import pytest
@@ -16,6 +17,7 @@ from p2ptrain.learning.blocks.chain import Chain, chain_of
 from p2ptrain.learning.blocks.flops import memory_bytes, training_flops
 from p2ptrain.learning.compression import Compressor, decompress
 from p2ptrain.learning.models import global_model
+from p2ptrain.learning.own import trial as trial_of_models
 from p2ptrain.learning.own.layout import order_of
 from p2ptrain.learning.own.outputs import find_head, flat_logits, logits_of
 from p2ptrain.learning.own.trial import Trial
@@ -170,11 +172,73 @@ def test_what_never_trains_stays_so_in_a_block() -> None:
     block = Chain(model, SHAPE).slice(0, 1).train()
     before = model.norm.running_mean.clone()
     block(samples()[0])
-    assert torch.equal(model.norm.running_mean, before) and not model.norm.training and model.conv.training
+    assert torch.equal(model.norm.running_mean, before) and not block.norm.training and block.conv.training
+    assert block.norm.weight is model.norm.weight and "train" not in vars(model.norm), "the model is as it was"
     check_batch_size(model, 1)  # no statistics of a batch
     job = job_of(strangers.Lazy, batch_size=1)
     with pytest.raises(JobError, match=r"batch normalisation.*--batch-size"):
         check_batch_size(global_model(job, allow_user_code=True), 1)
+
+
+class Around(torch.nn.Module):
+    """What is around its layers stays in eval mode, they don't."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4))
+        self.head = torch.nn.Linear(4, 2)
+
+    def train(self, mode: bool = True) -> Around:
+        super().train(mode)
+        self.body.training = False
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
+
+
+def test_the_mode_reaches_what_is_in_a_layer_that_never_trains() -> None:
+    block = Chain(Around(), (4,)).slice(0, 1)
+    for mode in (False, True):
+        block.train(mode)
+        assert block.body.get_submodule("1").training == mode and not block.body.training
+
+
+def by_the_seed(num_classes: int) -> torch.nn.Module:
+    hidden = int(torch.randint(8, 10**6, ()) % 1000) + 8
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, hidden), torch.nn.Linear(hidden, num_classes))
+
+
+def never_by_another_seed(num_classes: int) -> torch.nn.Module:
+    if float(torch.rand(())) != BY_THE_SEED:
+        raise ValueError("no such seed")
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, num_classes))
+
+
+BY_THE_SEED = float(torch.rand((), generator=torch.Generator().manual_seed(Job().seed)))
+
+
+@pytest.mark.parametrize("build", [by_the_seed, never_by_another_seed])
+def test_a_model_whose_form_hangs_on_the_seed_is_tried_as_others(build: object) -> None:
+    """Which the group shares: nothing is wrong with it."""
+    assert Trial(job_of(build), *samples()).notes == []
+
+
+def test_no_more_than_two_models_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's gradients are as large as another one."""
+    before: list[int] = []
+    made: list[weakref.ref[torch.nn.Module]] = []
+
+    def counted(*arguments: object, **options: object) -> torch.nn.Module:
+        there = [model for each in made if (model := each()) is not None]
+        before.append(len(there) + sum(any(p.grad is not None for p in model.parameters()) for model in there))
+        model = global_model(*arguments, **options)  # type: ignore[arg-type]
+        made.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(trial_of_models, "global_model", counted)
+    Trial(job_of(strangers.Net), *samples())
+    assert before == [0, 1, 1]
 
 
 def test_two_devices_build_the_same_weights() -> None:

@@ -45,6 +45,9 @@ def black_and_white(): return opened("1", 1)
 def deep(): return opened("I;16", 300)
 def deep_floats(): return opened("F", 0.5)
 def last(): return [(np.zeros((8, 9, 3), np.uint8), i % 2) for i in range(4)]
+def sensors(): return [(np.ones((6, 100, 1)), i % 2) for i in range(4)]
+def bytes_of_one(): return [(np.zeros((8, 9, 1), np.uint8), i % 2) for i in range(4)]
+def floats_last(): return [(np.ones((8, 9, 3)), i % 2) for i in range(4)]
 def features(): return [(np.ones((64, 8, 8)), i % 2) for i in range(4)]
 def below(): return [(np.zeros((1, 3, 3)), -2)]
 def no_number(): return [(np.zeros((1, 3, 3)), float("nan"))]
@@ -123,6 +126,19 @@ def test_pictures_that_somebody_opened(
     x = load(source, DataConfig(("0", "1"), shape, val=0.0), "train").x
     assert source.natural_shape == shape
     assert (x[:, :, 0, 0] == corners[0]).all() and (x[:, :, -1, -1] == corners[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"), [("sensors", (6, 100, 1)), ("bytes_of_one", (8, 9, 1)), ("floats_last", (8, 9, 3))]
+)
+def test_what_may_be_channels_last_is_taken_as_it_is_and_said(
+    own: str, function: str, shape: tuple[int, int, int]
+) -> None:
+    source = open_source(f"{own}:{function}")
+    assert source.natural_shape == shape
+    (note,) = [each for each in source.notes() if "give channels first" in each]
+    assert f"taken for {shape[0]} channels of {shape[1]} x {shape[2]}" in note
+    assert not any("channels first" in each for each in open_source(f"{own}:features").notes())
 
 
 @pytest.mark.parametrize(
