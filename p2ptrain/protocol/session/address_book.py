@@ -29,7 +29,8 @@ FORGET_SHOWN_S = 86_400.0
 """An address that never led to a peer, one that did, and one that mDNS showed are forgotten after so long without an
 answer: a network that was away for a night shows nothing anew where multicast is filtered."""
 REST_S = 600.0
-"""An address that the user gave is dialled again so long after nobody needed the link to it any more."""
+"""An address that the user gave is dialled again so long after nobody needed the link to it any more, or as soon as
+there is something to say to it."""
 MAX_ADDRESSES = 128
 MAX_WANTED = 64
 """Beside these, addresses of peers that are dialled because there is something to say to them."""
@@ -112,8 +113,12 @@ class AddressBook:
         return next((target for target in self._targets.values() if target.nonce == nonce), None)
 
     def propose(self, address: str, now: float, *, source: Source, in_use: Collection[str]) -> Target | None:
-        """A new target, due now; None if the address is known, ours, or there is no room for it."""
+        """What is to be dialled now: a new target, or one that rests and is needed again. None if the address is known
+        otherwise, ours, or there is no room for it."""
         known = self._targets.get(address)
+        if known and source == "wanted" and not known.key and not known.nonce:
+            known.since = known.due = now
+            return known
         if known and SOURCES.index(source) <= SOURCES.index(known.source):
             known.source = source
             known.since = known.since if known.key or source != "mdns" else now

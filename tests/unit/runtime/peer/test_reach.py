@@ -18,3 +18,19 @@ def test_who_is_wanted_is_dialled_beside_all_others_and_no_more_than_so_many() -
     for number in range(2 * MAX_WANTED):
         assert book.propose(f"tcp://192.0.2.3:{number + 1}", 0.0, source="wanted", in_use=in_use) is not None
     assert len(book.unanswered()) == MAX_WANTED
+
+
+def test_who_rests_is_dialled_as_soon_as_there_is_something_to_say_to_it() -> None:
+    book = AddressBook(random.Random(1))
+    given = book.propose("tcp://192.0.2.1:1", 0.0, source="given", in_use=())
+    assert given is not None
+    given.nonce = b"n" * 16
+    given.open(b"key")
+    assert book.propose(given.address, 1.0, source="wanted", in_use=()) is None, "it has a link"
+    book.rested(b"key", 2.0)
+    assert book.propose(given.address, 3.0, source="peer", in_use=()) is None and not book.due(3.0)
+    assert book.propose(given.address, 3.0, source="wanted", in_use=()) is given and given.source == "given"
+    assert book.due(3.0) == [given]
+    given.nonce = b"o" * 16
+    book.dialled(given, 3.0)
+    assert book.propose(given.address, 3.1, source="wanted", in_use=()) is None, "it is being dialled"
