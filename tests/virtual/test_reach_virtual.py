@@ -152,3 +152,19 @@ def test_links_that_something_uses_stay(seed: int) -> None:
     one.core.transfers.uses = lambda peer: False  # type: ignore[method-assign]
     room.network.run(room.network.now + 2 * IDLE_S, lambda: one.core.sessions.key_of(fetching.id) is None)
     assert one.core.sessions.key_of(fetching.id) is None and linked(one, streaming)
+
+
+@pytest.mark.parametrize("seed", seeds(1))
+def test_more_than_may_be_dialled_at_once_all_hear_what_is_said_to_them_once(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(address_book, "MAX_WANTED", 2)
+    room = room_of(seed)
+    settle(room)
+    one = room.devices[0]
+    others, heard = others_of(one, room), set[PeerId]()
+    for other in others:
+        other.core._on_message[PlanRequest] = lambda _, message, now, own=other.id: heard.add(own) or []
+    room.perform(one, one.core.run([Send(other.id, PlanRequest("a" * 64)) for other in others], one.now))
+    room.network.run(room.network.now + reach.UNSAID_S, lambda: len(heard) == len(others))
+    assert heard == {other.id for other in others} and len(heard) > 2
