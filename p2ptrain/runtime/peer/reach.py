@@ -43,7 +43,7 @@ SPARE, SPARE_IDLE_S = 32, 20.0
 MOST_AT_ONCE = 32
 """Links that are let go of at one look."""
 UNSAID_S, MAX_UNSAID = 10.0, 256
-"""So long, and so many control messages, wait for a link."""
+"""So long, and so many unlike control messages, wait for a link: what is said again waits from then on."""
 CHATTER = frozenset(
     {m.Ping, m.PingRequest, m.Ack, m.RecordDigest, m.Records, m.RecordChanges}
     | {m.JobRequest, m.JobReply, m.StatusRequest, m.StatusReply}
@@ -130,7 +130,8 @@ class Reach:
         if record is None or peer == self._own_id:
             return []
         if kind not in CHATTER and m.lane_of(send.message) == "control":
-            self._unsaid.append((now, peer, send.message))
+            others = (each for each in self._unsaid if each[1:] != (peer, send.message))
+            self._unsaid = deque((*others, (now, peer, send.message)), maxlen=MAX_UNSAID)
         return self._dial(record, now)
 
     def tick(self, now: float) -> Effects:
