@@ -10,8 +10,9 @@ if [ $# -gt 0 ]; then
   exec .venv/bin/python -m pytest "$@"
 fi
 # Tests within one process share the cores, a thread each. Those of real peers, which wait for one another, come after,
-# three at once; what fails beside another test is run once more by itself, and fails if it fails again.
+# three files at once. What failed of these is run once more, one after another, and fails if it fails again; anything
+# else that pytest ends with (stopped, an error of its own) is final, as then not all tests ran.
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile tests/unit tests/virtual
 together="tests/sockets tests/processes"
-.venv/bin/python -m pytest --numprocesses 3 --dist loadfile $together ||
-  .venv/bin/python -m pytest --last-failed --last-failed-no-failures none $together
+.venv/bin/python -m pytest --cache-clear --numprocesses 3 --dist loadfile $together ||
+  { [ $? -eq 1 ] && .venv/bin/python -m pytest --last-failed --last-failed-no-failures none $together; }

@@ -267,8 +267,8 @@ class Gossip:
         answers = self._answered_by(sender, push, shards)
         if not push.num_bytes:
             effects: list[Effect] = []
-            if answers is not None:
-                self._end(answers, "done", now, effects)
+            if answers is not None:  # how soon it says that it has none tells nothing of how long a payload takes
+                self._end(answers, "done", now, effects, learns=False)
             return effects
         if answers is None and self._num_incoming() >= self.config.max_incoming:
             return [Note("gossip-busy", (("peer", sender),))]
@@ -374,10 +374,10 @@ class Gossip:
         exchange.stage, exchange.since = stage, now
         exchange.deadline = now + self._patience[stage].timeout_s()
 
-    def _end(self, handle: int, outcome: Outcome, now: float, effects: list[Effect]) -> None:
+    def _end(self, handle: int, outcome: Outcome, now: float, effects: list[Effect], *, learns: bool = True) -> None:
         exchange = self._exchanges.pop(handle)
         waited = now - exchange.since
-        if outcome == "done":
+        if outcome == "done" and learns:
             self._patience[exchange.stage].add(waited)
         elif outcome == "timeout":
             self._patience[exchange.stage].timed_out()

@@ -40,7 +40,7 @@ def has_neighbours(devices: list[Device]) -> bool:
     return all(
         device.core.sessions.key_of(other) is not None
         for device in devices
-        for other in device.core.links.neighbours(device.id)
+        for other in device.core.reach.neighbours(device.id)
     )
 
 
@@ -54,7 +54,7 @@ def linked(one: Device, other: Device) -> bool:
 
 def others_of(device: Device, room: Room) -> list[Device]:
     """Those that are no neighbours."""
-    near = device.core.links.neighbours(device.id)
+    near = device.core.reach.neighbours(device.id)
     return [each for each in room.on() if each is not device and each.id not in near]
 
 
@@ -67,7 +67,7 @@ def settle(room: Room) -> None:
 
     def is_settled() -> bool:
         links = {d.id: set(d.core.sessions.peers()) for d in room.on()}
-        return all(its == room.devices[0].core.links.neighbours(peer) for peer, its in links.items())
+        return all(its == room.devices[0].core.reach.neighbours(peer) for peer, its in links.items())
 
     room.network.run(room.network.now + 120.0, is_settled, every_s=1.0)
     assert is_settled()
@@ -107,7 +107,7 @@ def test_links_of_no_use_close_on_both_sides_and_nobody_is_suspected_for_it_or_d
     room.run(20)
     assert notes(room, "admitted") == admitted
     assert notes(room, "suspected") == notes(room, "failed") == 0
-    assert set(one.core.sessions.peers()) == one.core.links.neighbours(one.id)
+    assert set(one.core.sessions.peers()) == one.core.reach.neighbours(one.id)
     assert all(knows(device, {each.id for each in room.on()}) for device in room.on())
 
 
@@ -123,9 +123,9 @@ def test_what_is_said_to_others_opens_a_link_and_is_heard_and_the_link_goes_when
     heard: list[object] = []
     other.core._on_message[PlanRequest] = lambda sender, message, now: heard.append(message) or []
     asked = [PlanRequest("a" * 64), PlanRequest("b" * 64)]
-    room.perform(one, one.core.run([Send(other.id, each) for each in asked], one.now))
+    room.perform(one, one.core.run([Send(other.id, each) for each in asked[:1] * reach.MAX_UNSAID + asked], one.now))
     room.run(2)
-    assert linked(one, other) and heard == asked, "the first word, too"
+    assert linked(one, other) and heard == asked, "the first word, too, and once however often it was said meanwhile"
     room.perform(one, one.core.run([Send(third.id, PlanReply(b"-"))], one.now))
     room.run(2)
     room.network.run(room.network.now + 2 * IDLE_S, lambda: not linked(one, other) and not linked(one, third))
@@ -145,10 +145,26 @@ def test_links_that_something_uses_stay(seed: int) -> None:
     room.run(2)
     assert linked(one, streaming) and linked(one, fetching)
     for a, b in ((one, streaming), (streaming, one)):
-        a.core.links.carried(b.id, StreamAck(epoch, 0, ""), a.now)
+        a.core.reach.carried(b.id, StreamAck(epoch, 0, ""), a.now)
     one.core.transfers.uses = fetching.id.__eq__  # type: ignore[method-assign]
     room.run(3 * IDLE_S)
     assert linked(one, streaming) and one.core.sessions.key_of(fetching.id) is not None
     one.core.transfers.uses = lambda peer: False  # type: ignore[method-assign]
     room.network.run(room.network.now + 2 * IDLE_S, lambda: one.core.sessions.key_of(fetching.id) is None)
     assert one.core.sessions.key_of(fetching.id) is None and linked(one, streaming)
+
+
+@pytest.mark.parametrize("seed", seeds(1))
+def test_more_than_may_be_dialled_at_once_all_hear_what_is_said_to_them_once(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(address_book, "MAX_WANTED", 2)
+    room = room_of(seed)
+    settle(room)
+    one = room.devices[0]
+    others, heard = others_of(one, room), set[PeerId]()
+    for other in others:
+        other.core._on_message[PlanRequest] = lambda _, message, now, own=other.id: heard.add(own) or []
+    room.perform(one, one.core.run([Send(other.id, PlanRequest("a" * 64)) for other in others], one.now))
+    room.network.run(room.network.now + reach.UNSAID_S, lambda: len(heard) == len(others))
+    assert heard == {other.id for other in others} and len(heard) > 2

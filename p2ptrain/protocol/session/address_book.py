@@ -1,7 +1,8 @@
 """Which addresses to dial, when, and which of them lead to whom.
 
-Invariant: at most ``MAX_ADDRESSES``, and ``MAX_WANTED`` of peers that there is something to say to; an address that
-leads to an admitted peer or to ourselves is not due.
+Invariant: at most ``MAX_ADDRESSES``, and beside them of peers that there is something to say to those that lead to an
+admitted one, and ``MAX_WANTED`` that lead nowhere yet; an address that leads to an admitted peer or to ourselves is not
+due.
 
 An address:  due --Hello sent--> dialling --Welcome--> open --its peer is dropped--> due
              open --its visitor has gone, and had told us of it; or nobody needs its peer--> forgotten
@@ -29,10 +30,14 @@ FORGET_SHOWN_S = 86_400.0
 """An address that never led to a peer, one that did, and one that mDNS showed are forgotten after so long without an
 answer: a network that was away for a night shows nothing anew where multicast is filtered."""
 REST_S = 600.0
-"""An address that the user gave is dialled again so long after nobody needed the link to it any more."""
+"""An address that the user gave is dialled again so long after nobody needed the link to it any more, or as soon as
+there is something to say to it."""
 MAX_ADDRESSES = 128
 MAX_WANTED = 64
-"""Beside these, addresses of peers that are dialled because there is something to say to them."""
+"""Beside these, addresses that are dialled because there is something to say to a peer, and lead nowhere yet. Those
+that do are as many as there are sessions (``sessions.MAX_PEERS``)."""
+ANSWER_S = 2.0
+"""So long such an address has to answer before another may take its place."""
 
 Source = Literal["given", "mdns", "remembered", "peer", "wanted"]
 """Who named an address: the user, mDNS, the state directory, another peer; or this peer needs it (``MAX_WANTED``)."""
@@ -112,12 +117,16 @@ class AddressBook:
         return next((target for target in self._targets.values() if target.nonce == nonce), None)
 
     def propose(self, address: str, now: float, *, source: Source, in_use: Collection[str]) -> Target | None:
-        """A new target, due now; None if the address is known, ours, or there is no room for it."""
+        """What is to be dialled now: a new target, or one that rests and is needed again. None if the address is known
+        otherwise, ours, or there is no room for it."""
         known = self._targets.get(address)
+        if known and source == "wanted" and not known.key and not known.nonce:
+            known.since = known.due = now
+            return known
         if known and SOURCES.index(source) <= SOURCES.index(known.source):
             known.source = source
             known.since = known.since if known.key or source != "mdns" else now
-        if known or address in self._ourselves or not self._make_room(in_use, source):
+        if known or address in self._ourselves or not self._make_room(in_use, source, now):
             return None
         self._targets[address] = target = Target(address, source, since=now, due=now)
         return target
@@ -143,10 +152,12 @@ class AddressBook:
             self.propose(address, now, source="peer", in_use=in_use)
             if address in self._targets and not self._targets[address].key:
                 self._targets[address].open(key)
-        for target in self._targets.values():
-            if target.key == key:
-                target.key, target.nonce, target.attempts = b"", b"", 0
-                target.since, target.due = now, now + backoff_s(1, self._rng)
+        for target in [each for each in self._targets.values() if each.key == key]:
+            if target.source == "wanted" and len(self._wanted()) >= MAX_WANTED:
+                del self._targets[target.address]
+                continue
+            target.key, target.nonce, target.attempts = b"", b"", 0
+            target.since, target.due = now, now + backoff_s(1, self._rng)
 
     def parted(self, key: bytes, now: float, *, for_good: bool) -> None:
         """The visitor ``key`` has gone: forget the addresses that only it told us of.
@@ -170,19 +181,27 @@ class AddressBook:
             else:
                 del self._targets[target.address]
 
-    def _make_room(self, in_use: Collection[str], source: Source) -> bool:
+    def _wanted(self) -> list[Target]:
+        """Those of peers that there is something to say to that lead nowhere yet."""
+        return [each for each in self._targets.values() if each.source == "wanted" and not each.key]
+
+    def _make_room(self, in_use: Collection[str], source: Source, now: float) -> bool:
         """Forget an address that is neither in use nor given by the user, if there has to be room.
 
         Any one of those that never led anywhere, or whoever names most would push out all that others name; first of
         those that anybody in the network could show. Only then the oldest.
         """
-        is_wanted = source == "wanted"
-        alike = [each for each in self._targets.values() if (each.source == "wanted") == is_wanted]
-        if len(alike) >= (MAX_WANTED if is_wanted else MAX_ADDRESSES):
+        if source == "wanted":
+            alike, room = self._wanted(), MAX_WANTED
+            spare = [each for each in alike if each.address not in in_use and now - each.since >= ANSWER_S]
+        else:
+            alike, room = [each for each in self._targets.values() if each.source != "wanted"], MAX_ADDRESSES
             spare = [each for each in alike if not each.kept and each.address not in in_use]
-            if not spare:
-                return False
-            unmet = [each for each in spare if not each.last_key]
-            shown = [each for each in unmet if each.source == "mdns"]
-            del self._targets[(self._rng.choice(shown or unmet) if unmet else spare[0]).address]
+        if len(alike) < room:
+            return True
+        if not spare:
+            return False
+        unmet = [each for each in spare if not each.last_key]
+        shown = [each for each in unmet if each.source == "mdns"]
+        del self._targets[(self._rng.choice(shown or unmet) if unmet else spare[0]).address]
         return True

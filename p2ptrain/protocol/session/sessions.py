@@ -224,16 +224,16 @@ class Sessions:
         for key, reason in self._visitors.to_go(now):
             effects += self._endings.part(key, reason, now)
         for target in self._book.due(now):
-            if self._offences.is_banned(target.last_key, now):
-                target.due = self._offences.banned_until(target.last_key)
-            else:
-                effects += self._dial(target, now)
+            effects += self._dial(target, now)
         return self._with_hang_ups(effects, now)
 
     # --- the dialler's side -------------------------------------------------------------------------------------------
 
     def _dial(self, target: Target, now: float) -> list[Effect]:
-        """One more Hello, with the same nonce, so that answers to earlier ones still count."""
+        """One more Hello, with the same nonce, so that answers to earlier ones still count. None to who is banned."""
+        if self._offences.is_banned(target.last_key, now):
+            target.due = self._offences.banned_until(target.last_key)
+            return []
         if not target.nonce:
             target.nonce = self._boot + self._rng.randbytes(16 - BOOT_BYTES)
         self._book.dialled(target, now)

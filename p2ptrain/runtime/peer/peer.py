@@ -86,8 +86,8 @@ class Peer(Core):
         self.role: Role | None = None
         self.completion: Completion | None = None
         known = (self.sessions, self.transfers, self.membership, self.records.all, lambda: self.epoch)
-        self.reach = self.links = Reach(self.own_id, *known, now)
-        self.membership.knows_neighbours(self.links.neighbours)
+        self.reach: Reach = Reach(self.own_id, *known, now)
+        self.membership.knows_neighbours(self.reach.neighbours)
         self._machines: list[Machine] = [self.membership, self.records, self.reach]
         """In the order in which they hear of the time; those of a job come with it."""
         self._rng = rng
@@ -264,7 +264,7 @@ class Peer(Core):
             effects += self.role.peer_admitted(effect.peer, now)
         if self.records.get(effect.peer) is not None:
             effects += self.membership.peer_reachable(effect.peer, now)
-        return effects + self.links.admitted(effect.peer, now)
+        return effects + self.reach.admitted(effect.peer, now)
 
     def _ask_again(self, now: float) -> Effects:
         """What the first questions to a peer did not bring."""
@@ -321,7 +321,7 @@ class Peer(Core):
         old, new = effect.old, effect.new
         if new.peer == self.own_id:
             return self._tell_agreement(now) if old is None or matters_to_plans(old, new) else []
-        effects = self.links.told_of(old, new, now)
+        effects = self.reach.told_of(old, new, now)
         if self.sessions.key_of(new.peer) is not None:
             effects += self.membership.peer_reachable(new.peer, now)
         if self.job is None:

@@ -5,9 +5,10 @@ news of all reaches all. Whom else it has something to say to it dials when it s
 is there. A link to who is no neighbour that was of no use for a while is let go of, on both sides: that is no sign of
 death, as neighbours see for everybody who lives; and whoever needs the link has it again with the next word.
 
-Invariant: no more than ``MAX_WANTED`` addresses are dialled for it; a group that was never large is left as it is. No
-link is let go of that something uses: a neighbour's, one with a fetch or stream under way, one that carried anything
-but chatter within ``IDLE_S``, or, where there are more than ``SPARE`` others, within ``SPARE_IDLE_S``.
+Invariant: no more than ``MAX_WANTED`` addresses are dialled for it at once, and the next when one answers; a group that
+was never large is left as it is. No link is let go of that something uses: a neighbour's, one with a fetch or stream
+under way, one that carried anything but chatter within ``IDLE_S``, or, where there are more than ``SPARE`` others,
+within ``SPARE_IDLE_S``.
 
     linked --of no use for so long--> said goodbye, and resting --the other end speaks, or dialled--> linked
     goodbye heard: of no use here either --> resting;  of use here --> kept, and the next word wakes the other end
@@ -42,7 +43,7 @@ SPARE, SPARE_IDLE_S = 32, 20.0
 MOST_AT_ONCE = 32
 """Links that are let go of at one look."""
 UNSAID_S, MAX_UNSAID = 10.0, 256
-"""So long, and so many control messages, wait for a link."""
+"""So long, and so many unlike control messages, wait for a link: what is said again waits from then on."""
 CHATTER = frozenset(
     {m.Ping, m.PingRequest, m.Ack, m.RecordDigest, m.Records, m.RecordChanges}
     | {m.JobRequest, m.JobReply, m.StatusRequest, m.StatusReply}
@@ -102,7 +103,7 @@ class Reach:
             self._used[peer] = now
         said = [message for since, to, message in self._unsaid if to == peer and now - since < UNSAID_S]
         self._unsaid = deque((each for each in self._unsaid if each[1] != peer), maxlen=MAX_UNSAID)
-        return [Send(peer, message) for message in said]
+        return [*(Send(peer, message) for message in said), *self._dial_unsaid(now)]
 
     def told_of(self, old: m.Record | None, new: m.Record, now: float) -> Effects:
         """Where a member can be dialled: reason enough to do so in a small group."""
@@ -129,7 +130,8 @@ class Reach:
         if record is None or peer == self._own_id:
             return []
         if kind not in CHATTER and m.lane_of(send.message) == "control":
-            self._unsaid.append((now, peer, send.message))
+            others = (each for each in self._unsaid if each[1:] != (peer, send.message))
+            self._unsaid = deque((*others, (now, peer, send.message)), maxlen=MAX_UNSAID)
         return self._dial(record, now)
 
     def tick(self, now: float) -> Effects:
@@ -142,6 +144,7 @@ class Reach:
         records, linked = self._records(), set(self._sessions.peers())
         for peer in sorted(self.neighbours(self._own_id) - linked):
             effects += self._dial(records[peer], now) if peer in records else []
+        effects += self._dial_unsaid(now)
         for gone in (self._used.keys() | self._streams.keys()) - linked:
             self._used.pop(gone, None)
             self._streams.pop(gone, None)
@@ -155,6 +158,15 @@ class Reach:
         effects: Effects = []
         for address in record.addresses:
             effects += self._sessions.propose(address, now, source="wanted", peer=record.peer)
+        return effects
+
+    def _dial_unsaid(self, now: float) -> Effects:
+        """Whom something waits to be said to: there may have been no room to dial so far."""
+        effects: Effects = []
+        records = self._records() if self._unsaid else {}
+        for peer in dict.fromkeys(to for since, to, _ in self._unsaid if now - since < UNSAID_S):
+            if peer in records and self._sessions.key_of(peer) is None:
+                effects += self._dial(records[peer], now)
         return effects
 
     def _spare(self, now: float) -> list[PeerId]:

@@ -21,7 +21,6 @@ from p2ptrain.protocol.gossip import (
     MakePayload,
 )
 from p2ptrain.protocol.machine import NEVER, Note, Send
-from p2ptrain.protocol.patience import Patience
 from p2ptrain.protocol.push_sum import halve, merge
 from p2ptrain.simulation.averaging import SHARD, Averager, Averaging, distance, weighted_mean
 from p2ptrain.simulation.names import peer_ids
@@ -264,23 +263,6 @@ def test_what_no_honest_peer_sends_is_refused(changes: dict[str, object]) -> Non
     with pytest.raises(RemoteError):
         gossip.received(BOB, dataclasses.replace(PUSH, **changes), 0.0)  # type: ignore[arg-type]
     assert gossip.waiting() == ()
-
-
-def test_patience_follows_what_it_saw_between_its_bounds() -> None:
-    patience = Patience(0.5, 60.0)
-    assert patience.timeout_s() == 20.0
-    for duration in (1.0, 1.2, 0.9, 1.1):
-        patience.add(duration)
-    assert 2.0 < patience.timeout_s() < 6.0
-    before = patience.timeout_s()
-    patience.timed_out()
-    assert patience.timeout_s() == 2 * before
-    for _ in range(9):
-        patience.timed_out()
-    assert patience.timeout_s() == 60.0
-    for _ in range(40):
-        patience.add(0.001)
-    assert patience.timeout_s() == 0.5
 
 
 numbers = st.floats(-1e6, 1e6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from p2ptrain.protocol.session.address_book import MAX_ADDRESSES, MAX_WANTED, AddressBook
+from p2ptrain.protocol.session.address_book import ANSWER_S, MAX_ADDRESSES, MAX_WANTED, AddressBook, Target
 
 
 def test_who_is_wanted_is_dialled_beside_all_others_and_no_more_than_so_many() -> None:
@@ -15,6 +15,34 @@ def test_who_is_wanted_is_dialled_beside_all_others_and_no_more_than_so_many() -
         target.open(b"k%d" % number)
     in_use = {f"tcp://192.0.2.1:{number + 1}" for number in range(MAX_ADDRESSES)}
     assert book.propose("tcp://192.0.2.2:1", 0.0, source="peer", in_use=in_use) is None  # all are in use
-    for number in range(2 * MAX_WANTED):
-        assert book.propose(f"tcp://192.0.2.3:{number + 1}", 0.0, source="wanted", in_use=in_use) is not None
-    assert len(book.unanswered()) == MAX_WANTED
+
+    def want(number: int, now: float) -> Target | None:
+        return book.propose(f"tcp://192.0.2.3:{number + 1}", now, source="wanted", in_use=in_use)
+
+    first = [want(number, 0.0) for number in range(MAX_WANTED)]
+    assert want(MAX_WANTED, 0.1) is None, "all may yet answer"
+    assert want(MAX_WANTED, ANSWER_S) is not None and len(book.unanswered()) == MAX_WANTED, "in another's place"
+    for target in first:
+        assert target is not None
+        target.open(target.address.encode())
+    for number in range(1, MAX_WANTED):
+        assert want(MAX_WANTED + number, ANSWER_S) is not None, "those that answer take no place"
+    for target in first:
+        book.lost(target.key, (), ANSWER_S, in_use) if target else None
+    assert len(book.unanswered()) == MAX_WANTED, "not even when many are lost at once"
+
+
+def test_who_rests_is_dialled_as_soon_as_there_is_something_to_say_to_it() -> None:
+    book = AddressBook(random.Random(1))
+    given = book.propose("tcp://192.0.2.1:1", 0.0, source="given", in_use=())
+    assert given is not None
+    given.nonce = b"n" * 16
+    given.open(b"key")
+    assert book.propose(given.address, 1.0, source="wanted", in_use=()) is None, "it has a link"
+    book.rested(b"key", 2.0)
+    assert book.propose(given.address, 3.0, source="peer", in_use=()) is None and not book.due(3.0)
+    assert book.propose(given.address, 3.0, source="wanted", in_use=()) is given and given.source == "given"
+    assert book.due(3.0) == [given]
+    given.nonce = b"o" * 16
+    book.dialled(given, 3.0)
+    assert book.propose(given.address, 3.1, source="wanted", in_use=()) is None, "it is being dialled"
