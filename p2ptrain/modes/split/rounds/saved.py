@@ -28,6 +28,7 @@ from p2ptrain.core.effects import Effects, KeepReplica
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
+from p2ptrain.core.stages.figures import LEAST_BYTES_PER_S
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.split.plan import Run, StartPiece, body_of, needs_of, runs_of
 from p2ptrain.planning.split.rounds.handing import taken_s
@@ -353,7 +354,7 @@ def _taken_s(record: Record | None, num_bytes: int) -> float:
     if record is None:
         return math.inf
     rate = record.link_bytes_per_s or max((link.bytes_per_s for link in record.links), default=0.0)
-    return taken_s(record.flops_per_s, num_bytes, rate) if rate > 0 else math.inf
+    return taken_s(record.flops_per_s, num_bytes, rate) if rate >= LEAST_BYTES_PER_S else math.inf
 
 
 def _state(ref: SnapshotRef) -> State:
