@@ -20,6 +20,7 @@ from typing import Annotated, Any, Protocol
 from p2ptrain.config import MAX_CLASSES, Job
 from p2ptrain.errors import LocalError, RemoteError
 from p2ptrain.ids import JobId, PeerId
+from p2ptrain.planning.devices.profiles import LEAST_FLOPS_PER_S
 from p2ptrain.protocol.consensus.epochs import MAX_STEP
 from p2ptrain.wire.messages import PeerName, Record
 from p2ptrain.wire.schema import Bound, from_plain, to_plain
@@ -242,8 +243,9 @@ def cleaned(peer: PeerSnapshot, num_classes: int) -> PeerSnapshot:
 
 def speeds(peers: Sequence[PeerSnapshot]) -> dict[PeerId, float]:
     """FLOP/s by peer; one that is not known is taken for the slowest."""
-    slowest = min((peer.flops_per_s for peer in peers if peer.flops_per_s > 0), default=1.0)
-    return {peer.peer: peer.flops_per_s if peer.flops_per_s > 0 else slowest for peer in peers}
+    known = {peer.peer: peer.flops_per_s for peer in peers if peer.flops_per_s >= LEAST_FLOPS_PER_S}
+    slowest = min(known.values(), default=LEAST_FLOPS_PER_S)
+    return {peer.peer: known.get(peer.peer, slowest) for peer in peers}
 
 
 def clean(job: Job, peers: Sequence[PeerSnapshot]) -> tuple[PeerSnapshot, ...]:

@@ -51,13 +51,14 @@ class Misfits:
     or whose copies have cost much time and never came."""
 
     def __init__(self) -> None:
-        self._blobs: set[BlobId] = set()
+        self._copies: set[tuple[BlobId, int, int]] = set()
+        """What is told of as these blocks, or as this part, that it is not; as others it may be just right."""
         self._num_made: Counter[PeerId] = Counter()
         self._lost_s: defaultdict[PeerId, float] = defaultdict(float)
 
     def add(self, error: MisfitError) -> bool:
         """Whether there are few enough of them to look for others."""
-        self._blobs.update(holding.blob for holding in error.holdings)
+        self._copies.update(map(_copy, error.holdings))
         self._num_made.update({holding.trainer for holding in error.holdings})
         return sum(self._num_made.values()) <= MAX_MISFITS
 
@@ -67,7 +68,11 @@ class Misfits:
     def has(self, holding: SnapshotRef) -> bool:
         made_by = holding.trainer
         is_mistrusted = self._num_made[made_by] >= MAX_MISFITS_OF_ONE or self._lost_s[made_by] >= FETCH_TIMEOUT_S
-        return is_mistrusted or holding.blob in self._blobs
+        return is_mistrusted or _copy(holding) in self._copies
+
+
+def _copy(holding: SnapshotRef) -> tuple[BlobId, int, int]:
+    return holding.blob, holding.part, holding.span
 
 
 async def of_group(
@@ -146,7 +151,7 @@ async def collect(
     while True:
         attempt += 1
         members = observer.members()
-        holdings = {h.blob: h for h in _plausible(members, job) if h.kind != "kept"}.values()
+        holdings = {_copy(h): h for h in _plausible(members, job) if h.kind != "kept"}.values()
         result, parts = await harvester.fetch(plan, list(holdings), fetch)
         missing = harvester.missing(plan, parts)
         has_result = any(h.kind == "head" for h in holdings)

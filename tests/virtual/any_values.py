@@ -24,7 +24,7 @@ THE_JOB = JobId("0" * 16)
 """Stands for the group's job."""
 LIMITS = [2**31, 2**40, 2**53 - 1, 2**53, 2**62 - 1, 2**62, 2**63 - 1]
 _NUMBERS = [0, 1, 2, 3, 7, *range(8, 50), *LIMITS, -1, 65_535, 4095, 4096]
-_FLOATS = [0.0, 1.0, -1.0, 1e18, 1e15, 1e12, 1e6, 1e-300, 5.5]
+_FLOATS = [0.0, 1.0, -1.0, 1e18, 1e15, 1e12, 1e6, 1e-300, 5e-324, 5.5]
 _TEXTS = ["", "x", "all", "group-0", "trunk", "0" * 16, "a" * 64, "0" * 64, "\x00", "é" * 30, "p" * 256]
 _ADDRESSES = [address(1), address(77), "tcp://x:1", "http://10.0.0.1:80"]
 _GARBAGE = [b"", b"\x00" * 64, b"{}", b"[" * 200, tensorfile.pack({"x": np.zeros(3)})]

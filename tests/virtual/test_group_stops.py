@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -129,3 +130,17 @@ def test_who_has_no_plan_yet_or_is_done_goes_at_once() -> None:
     ask(room, [0])
     room.run(1)
     assert all(device.was_stopped == Stopping(at_once=True) for device in room.on())
+
+
+def test_the_last_state_of_a_split_group_that_is_stopped_gets_all_of_its_copies() -> None:
+    """As the job's last one does, though rounds are shorter than the time between two such states."""
+    room = test_units.group(rounds=40, strategy="mid-cut", replicas=2)
+    assert room.run(200, all_in_round(room, 2))
+    ask(room, [0])
+    assert room.run(120, room.all_done), test_units.state_of(room)
+    last = stopped_after([device.record for device in room.on()], job_of(room).id)
+    room.run(5)
+    held = Counter(
+        ref.blob for device in room.on() for ref in device.disk.replicas if ref.kind == "part" and ref.round == last
+    )
+    assert held and min(held.values()) >= 3, held

@@ -101,3 +101,15 @@ def test_stage_messages_of_no_use(who: str, monkeypatch: pytest.MonkeyPatch) -> 
     (odd,) = victims(room, who)
     lies(odd, SendStageMessage, "message", MESSAGES[who]())
     check_named_and_left(room, odd)
+
+
+def test_figures_that_nobody_can_mean_cost_no_round() -> None:
+    """Others ask how long it would take such a peer to keep a copy."""
+    room = group(rounds=3, replicas=2)
+    assert room.run(120, all_at(room, 1)), state_of(room)
+    odd = room.devices[0]
+    tiny = {"flops_per_s": 5e-324, "link_bytes_per_s": 5e-324}
+    said = odd.core.records.update(room.network.now, **tiny)  # type: ignore[arg-type]
+    room.perform(odd, odd.core.run(said, room.network.now))
+    assert room.run(240, room.all_done), state_of(room)
+    assert all(device.core.group.record(odd.id).flops_per_s == 5e-324 for device in room.on())  # type: ignore[union-attr]

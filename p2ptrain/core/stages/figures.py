@@ -18,6 +18,7 @@ from p2ptrain.ids import PeerId
 from p2ptrain.planning.devices.blocks import BatchSizes, BlockRows, BlockTimes, ModelProfile, check_times, extrapolated
 from p2ptrain.planning.devices.footprint import pipeline_bytes
 from p2ptrain.planning.devices.profile_codec import profile_from_json, rounded, rounded_times
+from p2ptrain.planning.devices.profiles import LEAST_FLOPS_PER_S
 from p2ptrain.planning.pipeline.task import PairRate, PipelinePeer
 from p2ptrain.wire.messages import MAX_LINKS, LinkFigure, PeerName, Record
 from p2ptrain.wire.schema import Bound
@@ -30,8 +31,8 @@ MAX_LATENCY_S = 60.0
 SLOW_PAIR = 2 / 3
 """A link counts as slower than what both its ends say they can do if less than this of it was measured: a burst of a
 megabyte on a busy device tells no more than that."""
-LEAST_BYTES_PER_S, LEAST_FLOPS_PER_S, LEAST_SLOWDOWN = 1.0, 1.0, 1e-6
-"""Of figures that can be meant; a plan by smaller ones has no numbers."""
+LEAST_BYTES_PER_S, LEAST_SLOWDOWN = 1.0, 1e-6
+"""Of figures that can be meant, as ``LEAST_FLOPS_PER_S``; a plan by smaller ones has no numbers."""
 UNKNOWN_MEMORY_BYTES = 1 << 50
 """A peer that does not know its memory is taken to have enough, as in ``footprint.largest_share``."""
 

@@ -73,6 +73,7 @@ class SplitRole:
         self.plan_hash, self.part = "", m.NO_PART
         self._group, self._downloads = group, given.downloads
         self.replicas = SavedStates(group, given.downloads, resume.kept, job.group.replicas, job.training.rounds)
+        self.replicas.is_last = lambda round: round >= self.progress.end.last_round
         self.replicas.piece_kept = self._piece_kept
         self._links = StageLinks(group, given.rng)
         self._traffic, self._reports = self._links.traffic, self._links.reports
@@ -136,7 +137,7 @@ class SplitRole:
         return (*self._end.holdings(), *self.replicas.kept())
 
     def end_after(self, rounds: int, now: float) -> Effects:
-        return [*self.progress.end.ask(rounds, now), *self._next_round(now)]
+        return [*self.progress.end.ask(rounds, now), *self.replicas.look(now), *self._next_round(now)]
 
     def may_serve(self, to: PeerId, blob: BlobId) -> bool:
         return True

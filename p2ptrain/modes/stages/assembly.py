@@ -5,13 +5,14 @@ Invariant: every tensor of the global model comes from exactly one run.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from p2ptrain.config import Job
 from p2ptrain.core.harvest import Collected, Harvest, MisfitError, PartReport, Snapshot
 from p2ptrain.core.plan import Plan
-from p2ptrain.errors import JobError, RemoteError
+from p2ptrain.errors import JobError, RemoteError, UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.wire.messages import SnapshotRef
 
@@ -85,25 +86,32 @@ def harvest_of(
         )
         for run in runs
     )
-    return Harvest(job, collected.plan, _state_of(job, runs, allow_user_code=allow_user_code), {}, report)
+    return Harvest(job, collected.plan, _state_of(job, runs, num_blocks, allow_user_code=allow_user_code), {}, report)
 
 
-def _state_of(job: Job, runs: Sequence[Snapshot], *, allow_user_code: bool) -> dict[str, Tensor]:
+def _state_of(job: Job, runs: Sequence[Snapshot], num_blocks: int, *, allow_user_code: bool) -> dict[str, Tensor]:
+    """Each run brings the tensors of its blocks, and no others: whose copy does not is blamed, and nobody else."""
     from p2ptrain.learning.averaging import check_state
+    from p2ptrain.learning.blocks.chain import chain_of
     from p2ptrain.learning.models import global_model
     from p2ptrain.learning.snapshots import model_state, read_snapshot
 
-    like: Mapping[str, Tensor] = global_model(job, allow_user_code=allow_user_code).state_dict()
+    build = functools.partial(global_model, job, allow_user_code=allow_user_code)
+    like: Mapping[str, Tensor] = build().state_dict()
+    chain = chain_of(build, job.data.input_shape)
+    if len(chain.blocks) != num_blocks:
+        raise UserError(
+            f"the group cuts {job.model.name} into {num_blocks} blocks, and this device into {len(chain.blocks)}: "
+            "harvest on a device with the group's version of the model and of PyTorch"
+        )
     state: dict[str, Tensor] = {}
     for run in runs:
+        names = chain.tensor_names(run.holding.part, run.holding.part + run.holding.span)
         try:
             tensors = model_state(read_snapshot(run.data)[0])
-            check_state(tensors, {name: like[name] for name in tensors if name in like})
+            check_state(tensors, {name: like[name] for name in names})
         except RemoteError as error:
             message = f"the copy of {run.holding.trainer} does not fit the job's model ({error}); try again"
             raise MisfitError(message, [run.holding]) from None
-        state |= {name: tensor for name, tensor in tensors.items() if name not in state}
-    if absent := sorted(like.keys() - state.keys()):
-        message = f"the saved blocks lack {absent[0]} and {len(absent) - 1} more tensors; try again"
-        raise MisfitError(message, [run.holding for run in runs])
+        state |= tensors
     return {name: state[name] for name in like}

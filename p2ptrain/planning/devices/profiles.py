@@ -80,6 +80,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "flops_per_s_one_core": (1e5, 1e18),
     "disk_bytes_per_s": (1e3, 1e12),
 }
+LEAST_FLOPS_PER_S = 1.0
+"""Of a figure that can be meant, whoever says it: a smaller one is none that anybody knows."""
 OPTIONAL = ("flops_per_s_one_core", "disk_bytes_per_s")
 
 

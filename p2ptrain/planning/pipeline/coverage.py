@@ -36,7 +36,7 @@ def cover(
 ) -> list[SnapshotRef] | None:
     """The fewest saved runs of ``state`` that cover ``runs``; None where they don't. Larger preference wins a tie."""
     fitting = [holding for holding in holdings if (holding.step, holding.epoch) == state]
-    chosen: dict[str, SnapshotRef] = {}
+    chosen: dict[tuple[str, int], SnapshotRef] = {}
     for first, stop in runs:
         at = first
         while at < stop:
@@ -44,7 +44,7 @@ def cover(
             if not reaching:
                 return None
             best = max(reaching, key=lambda h: (min(stop, h.part + h.span), preference(h), h.blob))
-            chosen[best.blob] = best
+            chosen[best.blob, best.part] = best  # a liar may tell of a blob as other blocks than it has
             at = best.part + best.span
     return list(chosen.values())
 

@@ -18,6 +18,7 @@ from collections.abc import Collection
 
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
+from p2ptrain.core.stages import figures
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.pipeline.config import PipelineConfig
 from p2ptrain.modes.pipeline.plan import body_of
@@ -116,6 +117,6 @@ class Interval:
             figure.bytes_per_s
             for record in self._group.records()
             for figure in record.links
-            if own in (record.peer, figure.peer) and figure.bytes_per_s > 0
+            if own in (record.peer, figure.peer) and figure.bytes_per_s >= figures.LEAST_BYTES_PER_S
         ]
         return min(rates, default=0.0)

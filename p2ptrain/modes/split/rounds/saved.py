@@ -28,6 +28,7 @@ from p2ptrain.core.effects import Effects, KeepReplica
 from p2ptrain.core.group_view import GroupView
 from p2ptrain.core.plan import Plan
 from p2ptrain.core.replicas import Replicas
+from p2ptrain.core.stages.figures import LEAST_BYTES_PER_S
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.split.plan import Run, StartPiece, body_of, needs_of, runs_of
 from p2ptrain.planning.split.rounds.handing import taken_s
@@ -57,6 +58,8 @@ class SavedStates(Replicas):
         self.handlers, self.messages = {}, {}
         self.piece_kept: Callable[[SnapshotRef, float], Effects] = lambda piece, now: []
         """What is done when one more piece is safe here."""
+        self.is_last: Callable[[int], bool] = lambda round: round >= rounds
+        """Whether nothing is trained after that round: sooner than the job says where the group ends early."""
         self.refused: set[BlobId] = set()
         """Blobs that are not what they should be, or that nobody hands out."""
         self._num_others = num_replicas
@@ -251,7 +254,7 @@ class SavedStates(Replicas):
     def _num_wanted(self, state: State, full: Sequence[State]) -> int:
         """How many others are to have each piece of this state, the newest."""
         round_s = body_of(self._plan).split.round_s if self._plan is not None else 0.0
-        is_time = not full or (state[0] - full[0][0]) * round_s >= FULL_S or state[0] >= self._rounds
+        is_time = not full or (state[0] - full[0][0]) * round_s >= FULL_S or self.is_last(state[0])
         return self._num_others if is_time and state in self._finished else min(self._num_others, 1)
 
     def _let_go(self, whole: Sequence[State], now: float) -> Effects:
@@ -353,7 +356,7 @@ def _taken_s(record: Record | None, num_bytes: int) -> float:
     if record is None:
         return math.inf
     rate = record.link_bytes_per_s or max((link.bytes_per_s for link in record.links), default=0.0)
-    return taken_s(record.flops_per_s, num_bytes, rate) if rate > 0 else math.inf
+    return taken_s(record.flops_per_s, num_bytes, rate) if rate >= LEAST_BYTES_PER_S else math.inf
 
 
 def _state(ref: SnapshotRef) -> State:

@@ -11,8 +11,11 @@ Invariant: pure; a device whose speed nobody knows is charged nothing.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from p2ptrain.planning.devices.profiles import LEAST_FLOPS_PER_S
 from p2ptrain.planning.pipeline.cost import Floats
 from p2ptrain.planning.pipeline.fleet import BYTE_FLOPS, MESSAGE_BYTES, MESSAGE_FLOPS
 
@@ -39,19 +42,19 @@ TOLD_S = 0.05
 
 
 def left(flops_per_s: float) -> float:
-    """What a device's node leaves of it."""
+    """What a device's node leaves of it; infinite where nobody knows its speed."""
+    if flops_per_s < LEAST_FLOPS_PER_S:
+        return math.inf
     return max(flops_per_s - NODE_FLOPS_PER_S, LEAST_LEFT * flops_per_s)
 
 
 def spent_s(flops_per_s: float, flops: float) -> float:
     """How long that takes a device; 0 where nobody knows its speed."""
-    return flops / left(flops_per_s) if flops_per_s > 0 else 0.0
+    return flops / left(flops_per_s)
 
 
 def message_s(flops_per_s: float, num_bytes: Floats) -> Floats:
     """What handing on a stage message of so many bytes, or taking it in, takes of a device."""
-    if flops_per_s <= 0:
-        return np.zeros_like(num_bytes)
     messages = np.maximum(1.0, np.ceil(num_bytes / MESSAGE_BYTES))
     found: Floats = ((MESSAGE_FLOPS + PASS_FLOPS) * messages + BYTE_FLOPS * num_bytes) / left(flops_per_s)
     return found
@@ -61,8 +64,6 @@ def carried_s(flops_per_s: float, num_bytes: Floats, bytes_per_s: float) -> Floa
     """To carry a blob of so many bytes over a link, with what that takes of a device at one of its ends: it handles one
     part while the next one is on its way."""
     link_s: Floats = num_bytes / bytes_per_s
-    if flops_per_s <= 0:
-        return link_s
     chunks = np.maximum(1.0, np.ceil(num_bytes / CHUNK_BYTES))
     handled_s = (MESSAGE_FLOPS * chunks + BYTE_FLOPS * num_bytes) / left(flops_per_s)
     found: Floats = np.maximum(link_s, handled_s) + MESSAGE_FLOPS / left(flops_per_s)

@@ -6,17 +6,19 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save
 
 from p2ptrain.config import DataConfig, Job, ModelConfig, TrainingConfig
-from p2ptrain.core.harvest import Collected
+from p2ptrain.core.harvest import Collected, MisfitError
 from p2ptrain.ids import BlobId, PeerId, blob_id
 from p2ptrain.learning.models import global_model
 from p2ptrain.modes.pipeline import harvest
 from p2ptrain.modes.pipeline.plan import PipelineBody
 from p2ptrain.planning.pipeline.stages import PipelinePlan, Stage
 from p2ptrain.runtime import report
+from p2ptrain.runtime.harvest import Misfits
 from p2ptrain.wire.messages import SnapshotRef
 
 JOB = Job(
@@ -46,11 +48,11 @@ def run(
     return ref, data
 
 
-def harvested(*runs: tuple[SnapshotRef, bytes]) -> Any:
+def harvested(*runs: tuple[SnapshotRef, bytes], misfits: Misfits | None = None) -> Any:
     blobs = {ref.blob: data for ref, data in runs}
 
     async def fetch(ref: SnapshotRef, what: str) -> bytes | None:
-        return blobs[ref.blob]
+        return None if misfits is not None and misfits.has(ref) else blobs[ref.blob]
 
     told = tuple(ref for ref, _ in runs)
     newest = plan(max(ref.epoch for ref in told))
@@ -75,3 +77,27 @@ def test_of_one_that_is_not_finished_nothing_of_the_kind_is_said() -> None:
     assert found.is_half_way and found.others == () and "NOT IN IT" not in report.render(found)
     ahead = harvested(run("c", 90, 0, 4, [*FIRST, *LAST], 3), *together)
     assert all((tensor == 90).all() for tensor in ahead.state.values()), "who is further counts, whoever it is"
+
+
+ODD = {
+    "empty": (2, 4, []),
+    "lacks one": (2, 4, LAST[:-1]),
+    "has others', too": (0, 2, [*FIRST, *LAST]),
+    "has others' alone": (0, 2, LAST),
+    "empty, of all blocks": (0, 4, []),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_copy_without_the_tensors_of_its_blocks_is_blamed_alone_and_the_honest_ones_make_the_model(odd: str) -> None:
+    first, stop, names = ODD[odd]
+    bad = run("c", 3, first, stop, names)
+    honest = [run("a", 3, 0, 2, FIRST), run("b", 3, 2, 4, LAST)]
+    others = [each for each in honest if not first <= each[0].part < stop]
+    with pytest.raises(MisfitError) as caught:
+        harvested(bad, *others)
+    assert caught.value.holdings == (bad[0],)
+    misfits = Misfits()
+    assert misfits.add(caught.value)
+    found = harvested(bad, *honest, misfits=misfits)
+    assert found.state.keys() == STATE.keys() and all((tensor == 3).all() for tensor in found.state.values())

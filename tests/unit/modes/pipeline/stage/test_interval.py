@@ -41,6 +41,12 @@ def interval(cost_s: float = 0.1, num_bytes: int = 10**6, snapshot_steps: int = 
     return found
 
 
+def test_a_link_that_nobody_can_mean_is_none_that_is_measured() -> None:
+    odd, none = interval(link=5e-324), interval()
+    assert odd.seconds(0.0) == none.seconds(0.0)
+    assert odd.soon_bytes_per_s() == none.soon_bytes_per_s() == 0.0
+
+
 def test_the_least_is_lost_at_the_root_of_twice_the_cost_times_the_time_between_losses() -> None:
     found = interval(0.5)
     assert found.seconds(0.0) == pytest.approx(math.sqrt(2 * 0.5 * BETWEEN_LOSSES_S)) == 60.0
