@@ -2,7 +2,8 @@
 
 What members tell of their looks is remembered here, as a record tells of a few only. A look counts when most of those
 who look have told of the same state, and the others have too, passed it over, or had their time; so has who trains and
-has told of no look so far, as its first may be under way. Looks are compared over the same members and the same samples, so whoever comes late with samples of its own has the count begin anew.
+has told of no look so far, as its first may be under way. Looks are compared over the same members and the same
+samples, so whoever comes late with samples of its own has the count begin anew.
 
 Invariant: bounded, and no single member's whim. A standstill is one by what all of them found, and also by what all but
 any one of them found. Who lies about its looks, or lags behind, can put the end off, but not bring it about.
