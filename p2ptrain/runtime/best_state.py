@@ -15,7 +15,7 @@ from p2ptrain.core.looks.figures import GroupLook, best_of, looks_of_group
 from p2ptrain.core.looks.looks import few_copies, name_of
 from p2ptrain.core.plan import Plan
 from p2ptrain.errors import NotCoveredError, UserError
-from p2ptrain.runtime.node.observer_node import Observer
+from p2ptrain.runtime.node.observer import Observer
 from p2ptrain.wire.messages import Record, SnapshotRef
 
 BEST = "best.safetensors"

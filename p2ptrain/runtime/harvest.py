@@ -114,20 +114,27 @@ async def collect(
     partial: bool = False,
     best: bool = False,
     misfits: Misfits | None = None,
+    only_job: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> Collected:
     """Fetch the freshest copies that anyone alive has, or (``best``) those of the best state; none of the ``misfits``.
 
+    ``only_job``: the id of the job whose they are; "" = of the one that most train.
+
     Raises ``NotCoveredError``, ``UserError``.
     """
     misfits = misfits or Misfits()
-    await node.look_around(wait_s, need_job=True)
     observer = node.observer
+    observer.only_job = only_job
+    await node.look_around(wait_s, need_job=True)
     job, plan = observer.job, observer.plan()
+    if job is None and only_job and observer.alive():
+        raise NotCoveredError(f"nobody who is here trains this job ({only_job}) any more")
     if job is None or plan is None:
         raise NotCoveredError(
             "the group has no plan yet, so there is nothing to harvest; `p2ptrain status` says what it waits for"
         )
+    observer.only_job = job.id  # whoever comes meanwhile
     harvester = mode_of(job).harvester
 
     async def fetch(holding: SnapshotRef, what: str) -> bytes | None:

@@ -181,12 +181,9 @@ async def _collect(request: Request, misfits: harvesting.Misfits, *, best: bool 
         node = ObserverNode(group, network, Path(directory), door)
         try:
             await node.start()
-            collected = await harvesting.collect(node, WAIT_S, best=best, misfits=misfits)
+            return await harvesting.collect(node, WAIT_S, best=best, misfits=misfits, only_job=request.job)
         finally:
             await node.close()
-    if collected.job.id != request.job:
-        raise UserError(f"the group has another job by now ({collected.job.id})")
-    return collected
 
 
 def carry_out(request: Request) -> Written:

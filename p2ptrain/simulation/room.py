@@ -16,7 +16,7 @@ from p2ptrain.protocol.blobs.serving import ReadChunk
 from p2ptrain.protocol.blobs.transfer import WriteChunk
 from p2ptrain.protocol.machine import Note
 from p2ptrain.protocol.session.effects import Ban, Dial, HangUp
-from p2ptrain.runtime.node.observer_node import Observer
+from p2ptrain.runtime.node.observer import Observer
 from p2ptrain.simulation.device import CODE, Device, Traits
 from p2ptrain.simulation.names import address
 from p2ptrain.simulation.network import LAN, Conditions

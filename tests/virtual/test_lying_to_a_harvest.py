@@ -14,7 +14,7 @@ from test_claims import Liar
 from p2ptrain.core.harvest import Collected
 from p2ptrain.protocol.blobs.fetching import TransferConfig
 from p2ptrain.runtime import harvest as harvesting
-from p2ptrain.runtime.node.observer_node import Observer
+from p2ptrain.runtime.node.observer import Observer
 from p2ptrain.simulation.room import Visitor
 from p2ptrain.wire.messages import Chunk, Fetch, SnapshotRef
 

@@ -1,8 +1,9 @@
 """Whether a group's training has brought what it can: for so many looks its whole model got no more right than before.
 
 What members tell of their looks is remembered here, as a record tells of a few only. A look counts when most of those
-who look have told of the same state, and the others have too, passed it over, or had their time. Looks are compared
-over the same members and the same samples, so whoever comes late with samples of its own has the count begin anew.
+who look have told of the same state, and the others have too, passed it over, or had their time; so has who trains and
+has told of no look so far, as its first may be under way. Looks are compared over the same members and the same
+samples, so whoever comes late with samples of its own has the count begin anew.
 
 Invariant: bounded, and no single member's whim. A standstill is one by what all of them found, and also by what all but
 any one of them found. Who lies about its looks, or lags behind, can put the end off, but not bring it about.
@@ -23,7 +24,8 @@ from p2ptrain.wire.messages import LookFigure, Record
 REMEMBERED = 256
 """Looks: the newest ones."""
 LATE_S = 60.0
-"""For so long a look waits for those who have not told of it, once most have."""
+"""For so long a look waits for those who have not told of it, once most have; and, once anybody has told of it, for
+those in training who have told of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,16 @@ class Patience:
         """By round and peer."""
         self._most_since: dict[int, float] = {}
         """By round: since when most have told of it."""
+        self._first_told: dict[int, float] = {}
+        """By round: since when anybody has told of it."""
         self._lookers: dict[PeerId, int] = {}
         """Members that train and have looked: the last round of which they told."""
+        self._silent = False
+        """Whether there are members that train and have told of no look: slow ones, or without validation samples."""
 
     def heard(self, members: Iterable[Record], now: float) -> None:
         """What all members say of themselves now."""
-        before, self._lookers = self._lookers.keys(), {}
+        before, self._lookers, self._silent = self._lookers.keys(), {}, False
         news: set[int] = set()
         for record in members:
             sound = [look for look in record.looks if self._counts(look)]
@@ -80,10 +86,12 @@ class Patience:
                 if told.get(record.peer) != look:
                     told[record.peer] = look
                     news.add(look.round)
+                    self._first_told.setdefault(look.round, now)
             if sound and record.phase not in (*ENDED, "failed"):
                 self._lookers[record.peer] = max(look.round for look in sound)
+            self._silent |= record.phase == "training" and not sound
         for round in sorted(self._told)[:-REMEMBERED]:
-            del self._told[round]
+            del self._told[round], self._first_told[round]
             self._most_since.pop(round, None)
         for round in news if before == self._lookers.keys() else list(self._told):
             if round in self._told and self._is_most(self._agreeing(round)):
@@ -97,6 +105,7 @@ class Patience:
             told = self._agreeing(round)
             late = [peer for peer, last in self._lookers.items() if peer not in self._told[round] and last <= round]
             is_complete = not late or now >= self._most_since[round] + LATE_S
+            is_complete = is_complete and (not self._silent or now >= self._first_told[round] + LATE_S)
             if is_complete and self._is_most(told):  # else who told of it has gone
                 found.append(self._at(round, told))
             if len(found) == 2:

@@ -81,12 +81,24 @@ def test_who_lies_can_put_the_end_off_and_does_when_it_says_that_all_got_better(
 
 
 def test_of_a_single_looker_the_others_know_that_it_is_one() -> None:
-    found = standstill(member(1, FALLS), member(2, ()), own=2)
+    found = standstill(member(1, FALLS), member(2, ()), own=2, now=LATE_S)
     assert found == Standstill(5, 0, frozenset({member(1, ()).peer}))
-    own = standstill(member(1, FALLS), member(2, ()), own=1)
+    own = standstill(member(1, FALLS), member(2, ()), own=1, now=LATE_S)
     assert own is not None and own.own == 5
     mixed = standstill(member(1, RISES), member(2, FALLS), own=2)
     assert mixed is not None and (mixed.looks, mixed.own) == (0, 5)
+
+
+def test_who_trains_and_has_told_of_no_look_yet_is_waited_for() -> None:
+    """One that tells first, of looks that it may have made up, ends nothing before the others have told of theirs."""
+    first, quiet = member(0, [5, 4, 4]), [member(1, ()), member(2, ())]
+    patience = Patience(work(), quiet[0].peer)
+    patience.heard([first, *quiet], 100.0)
+    assert patience.standstill(99.0 + LATE_S) is None
+    patience.heard([first, member(1, [5, 6, 7]), member(2, [5, 6, 7])], 99.0 + LATE_S)
+    found = patience.standstill(100.0 + LATE_S)
+    assert found is not None and found.looks == 0
+    assert looks(first, dataclasses.replace(quiet[0], phase="done")) == 2, "who has ended looks no more"
 
 
 def test_who_lags_behind_is_waited_for_and_then_not_any_more() -> None:

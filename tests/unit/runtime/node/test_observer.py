@@ -15,8 +15,8 @@ from p2ptrain.net.keys import new_identity
 from p2ptrain.net.signing import signing_of
 from p2ptrain.protocol.group.record import blank_record
 from p2ptrain.protocol.signing import Statements
-from p2ptrain.runtime.node.observer_node import MAX_PLANS, MAX_RECORDS, Observer
-from p2ptrain.wire.messages import JobReply, MemberState, Record, Records
+from p2ptrain.runtime.node.observer import MAX_JOBS, MAX_PLANS, MAX_RECORDS, Observer
+from p2ptrain.wire.messages import JobReply, JobRequest, MemberState, Record, Records
 
 ANNA, BEN = (PeerId(name * 16) for name in ("a", "b"))
 JOB = Job(data=DataConfig(classes=("a", "b"), input_shape=(1, 8, 8), mean=(0.0,), std=(1.0,)))
@@ -35,7 +35,7 @@ def observer() -> Observer:
     made.records = {peer: record(peer, job=JOB.id, plan=PLAN, epoch=1) for peer in (ANNA, BEN)}
     made.states = dict.fromkeys((ANNA, BEN), "alive")
     made.answered = {ANNA, BEN}
-    made.job = JOB
+    made.jobs = {JOB.id: JOB}
     made.plans = {PLAN: None}  # type: ignore[dict-item]
     return made
 
@@ -45,7 +45,7 @@ def test_all_have_answered_and_job_and_plan_are_here(observer: Observer) -> None
 
 
 def test_a_group_without_a_job_has_none_to_wait_for(observer: Observer) -> None:
-    observer.job, observer.records = None, {peer: record(peer) for peer in (ANNA, BEN)}
+    observer.jobs, observer.records = {}, {peer: record(peer) for peer in (ANNA, BEN)}
     assert observer.misses_nothing()
 
 
@@ -58,9 +58,9 @@ def test_one_of_whom_others_say_that_it_is_there_has_not_answered(observer: Obse
 
 
 def test_the_job_or_a_plan_is_missing(observer: Observer) -> None:
-    observer.job = None
+    observer.jobs = {}
     assert not observer.misses_nothing()
-    observer.job, observer.plans = JOB, {}
+    observer.jobs, observer.plans = {JOB.id: JOB}, {}
     assert not observer.misses_nothing()
 
 
@@ -91,13 +91,38 @@ def test_peers_that_one_alone_tells_of_follow_no_plan_and_have_no_job(observer: 
         observer.states[made_up] = "alive"
     observer.plans["e" * 64], observer.plans[PLAN] = plan(9), plan(1)
     assert observer.plan() is observer.plans[PLAN]
-    observer.job = None
+    observer.jobs = {}
     reply = JobReply(JOB.to_json().encode())
-    observer.sessions.key_of = lambda peer: b"k" * 40 if peer in (ANNA, BEN) else None  # type: ignore[method-assign]
     observer._job_came(ANNA, reply, 0.0)
     assert observer.job == JOB
     observer.states[ANNA] = observer.states[BEN] = "alive"
     assert [each.peer for each in observer.members()] == [ANNA, BEN], "who has another job is no member"
+
+
+def test_the_job_is_the_one_that_most_train_whoever_told_first(observer: Observer) -> None:
+    liar, other = PeerId("0" * 16), dataclasses.replace(JOB, name="of the liar")
+    observer.jobs, observer.answered = {}, {liar}
+    observer.records = {liar: record(liar, job=other.id)}
+    observer.states = {liar: "alive"}
+    observer._job_came(liar, JobReply(other.to_json().encode()), 0.0)
+    assert observer.job == other, "as far as anybody can tell"
+    for peer in (ANNA, BEN):
+        observer.records[peer], observer.states[peer] = record(peer, job=JOB.id), "alive"
+        observer.answered.add(peer)
+    assert observer.job is None and not observer.misses_nothing(), "that of the group is yet to come"
+    observer.sessions.peers = lambda: [liar, ANNA]  # type: ignore[method-assign]
+    asked: list[Any] = []
+    observer.run = lambda effects, now: asked.extend(effects) or []  # type: ignore[method-assign,func-returns-value]
+    observer.ask(1.0)
+    assert [each.to for each in asked if isinstance(each.message, JobRequest)] == [ANNA]
+    observer._job_came(ANNA, JobReply(JOB.to_json().encode()), 1.0)
+    assert observer.job == JOB and observer.job_id == JOB.id
+    for number in range(3 * MAX_JOBS):
+        false = dataclasses.replace(JOB, name=str(number))
+        observer._job_came(liar, JobReply(false.to_json().encode()), 2.0)
+    assert observer.job == JOB and len(observer.jobs) == MAX_JOBS
+    observer.only_job = other.id
+    assert observer.job != JOB, "who asks for a job gets no other"
 
 
 def test_who_is_linked_is_heard_however_many_there_are_said_to_be(observer: Observer) -> None:
