@@ -273,8 +273,7 @@ def new(
     check_job(job, where="job new")
     text = commented(job)
     written = job_from_text(text, output)
-    is_piped = output.exists() and not output.is_file()
-    tell = partial(click.echo, err=is_piped)  # beside a text that is piped on
+    tell = partial(click.echo, err=output.exists() and not output.is_file())  # beside a text that is piped on
     if init is not None and not is_own_code(job.model.name):
         tell(f"--init: {tried(job, init, None)[1]}")
     write_text(output, text)
@@ -283,9 +282,7 @@ def new(
     tell(f"{output}: job {job.id}, {len(job.data.classes)} classes, input {shape}, model {job.model.name}")
     if not given:
         tell(f"mode {job.mode}: {MODE_WHY[job.mode]}")
-    if became:
-        tell(became)
-    for line in (*notes_on_model(job), *mode.words.choice_lines(job)):
+    for line in (*filter(None, [became]), *notes_on_model(job), *mode.words.choice_lines(job)):
         tell(line)
     allow = "".join(f" {flag}" for flag in flags_for(job))
     given_as = f"{shlex.quote(str(output))} --data {shlex.quote(data)}{allow}"

@@ -61,7 +61,7 @@ class Observer(Core):
         self.states: dict[PeerId, m.MemberState] = {}
         """As the admitted peers see it; one that answers us is alive."""
         self.peer_refused: dict[PeerId, Counter[str]] = {}
-        self.jobs: dict[str, Job] = {}
+        self.jobs: dict[JobId, Job] = {}
         """By id: as somebody told them."""
         self.only_job = ""
         """The id of the job that this visit is for; "" = whatever the group trains."""
