@@ -61,7 +61,7 @@ class Observer(Core):
         self.states: dict[PeerId, m.MemberState] = {}
         """As the admitted peers see it; one that answers us is alive."""
         self.peer_refused: dict[PeerId, Counter[str]] = {}
-        self.jobs: dict[JobId, Job] = {}
+        self.jobs: dict[str, Job] = {}
         """By id: as somebody told them."""
         self.only_job = ""
         """The id of the job that this visit is for; "" = whatever the group trains."""
@@ -270,7 +270,8 @@ class Observer(Core):
 
     def _forget_jobs(self) -> None:
         """Those that fewest train: one member may tell any number."""
-        told, wanted = Counter(record.job for record in self._telling()), self._wanted()
+        told: Counter[str] = Counter(record.job for record in self._telling())
+        wanted = self._wanted()
         left = sorted(self.jobs, key=lambda name: (name == wanted, told[name]))
         for name in left[: max(0, len(left) - MAX_JOBS)]:
             del self.jobs[name]
