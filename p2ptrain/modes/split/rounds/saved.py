@@ -10,10 +10,11 @@ A round is *finished* when two peers have each piece of its state. Nobody trains
 peer never takes a finished round away. Where nobody else takes a copy for ``ALONE_S``, one that has it is enough.
 
 Further copies, as many as the job asks for, are made of a state every ``FULL_S`` or so, as far as rounds are shorter:
-they would take every round's time. So of several deaths at once the group may lose what it trained since then.
+they would take every round's time. Where they take longer, that state is kept for them while rounds go on, for ``HELD``
+times as long. So of several deaths at once the group may lose what it trained since then.
 
 Invariant: a piece of the newest state that is whole, of the newest that is whole without one member, and of the newest
-that has all of its copies, is given up by nobody who has it; nor is one that the plan in force still needs.
+that has all of its copies or gets them, is given up by nobody who has it; nor is one that the plan in force needs.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ TURN_S = 30.0
 ALONE_S = 60.0
 """So long a round waits for a second peer to have its state: all other disks may be full."""
 FULL_S = 30.0
-"""From one state that has all of its copies to the next one."""
+"""From one state that gets all of its copies to the next one, by the plan's figures."""
+HELD = 4
+"""Times that; a state that has not all of its copies then makes room for the next one."""
 MAX_KEPT = 96
 """Pieces; the record has room for no more, beside others."""
 State = tuple[int, int, PeerId]
@@ -241,8 +244,9 @@ class SavedStates(Replicas):
             left = [ref for peer, held in by_peer.items() if peer != lost for ref in held]
             keep.update(list(whole_states(self._num_blocks, left))[:1])
         full = self._full(by_peer)
-        whole = sorted({*keep, *full}, reverse=True)
-        return [*self._let_go(whole, now), *self._copy(by_peer, whole[:1], full, now)]
+        copied = self._copied(full)
+        whole = sorted({*keep, *full, *copied}, reverse=True)
+        return [*self._let_go(whole, now), *self._copy(by_peer, whole[:1], copied, now)]
 
     def _full(self, by_peer: dict[str, list[SnapshotRef]]) -> list[State]:
         """The newest state each piece of which has all of its copies; [] if there is none."""
@@ -251,11 +255,18 @@ class SavedStates(Replicas):
         refs = [ref for held in by_peer.values() for ref in held if holders[ref.blob] >= enough]
         return list(whole_states(self._num_blocks, refs))[:1]
 
-    def _num_wanted(self, state: State, full: Sequence[State]) -> int:
-        """How many others are to have each piece of this state, the newest."""
-        round_s = body_of(self._plan).split.round_s if self._plan is not None else 0.0
-        is_time = not full or (state[0] - full[0][0]) * round_s >= FULL_S or self.is_last(state[0])
-        return self._num_others if is_time and state in self._finished else min(self._num_others, 1)
+    def _copied(self, full: Sequence[State]) -> list[State]:
+        """The state that is to get all of its copies; [] while there is none, or it has them. All peers choose the same
+        one, by the number of its round: the oldest that is due, for it is under way."""
+        there = sorted(state for state in self._finished if not full or state > full[0])
+        if not there or self._plan is None:
+            return []
+        newest = there[-1]
+        if self.is_last(newest[0]):
+            return [newest]
+        every = max(1, math.ceil(FULL_S / max(body_of(self._plan).split.round_s, 1e-3)))
+        due = [state for state in there if state[0] % every == 1 % every and state[0] > newest[0] - HELD * every]
+        return due[:1] or ([] if full else [newest])
 
     def _let_go(self, whole: Sequence[State], now: float) -> Effects:
         plan = self._plan
@@ -275,16 +286,17 @@ class SavedStates(Replicas):
         return [*effects, *self._group.say_holdings(now)] if effects else []
 
     def _copy(
-        self, by_peer: dict[str, list[SnapshotRef]], newest: Sequence[State], full: Sequence[State], now: float
+        self, by_peer: dict[str, list[SnapshotRef]], newest: Sequence[State], copied: Sequence[State], now: float
     ) -> Effects:
-        """Pieces of the newest state that too few have."""
+        """Pieces that too few have: of the newest state, and of the one that is to get all of its copies."""
         effects: Effects = []
         lacking = {}
         for ref in {ref.blob: ref for held in by_peer.values() for ref in held}.values():
             holders = {peer for peer, held in by_peer.items() if any(each.blob == ref.blob for each in held)}
             others = [peer for peer in by_peer if peer not in holders]
-            missing = min(len(others), 1 + self._num_wanted(_state(ref), full) - len(holders))
-            if _state(ref) not in newest or missing <= 0:
+            wanted = self._num_others if _state(ref) in copied else min(self._num_others, 1)
+            missing = min(len(others), 1 + wanted - len(holders))
+            if not (_state(ref) in newest or _state(ref) in copied) or missing <= 0:
                 continue
             since = lacking[ref.blob] = self._wanted_since.get(ref.blob, now)
             turns = missing + int((now - since) // TURN_S)

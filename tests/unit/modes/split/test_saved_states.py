@@ -1,0 +1,57 @@
+"""Which saved states of a split group get further copies, and what gives way where there is no room."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from p2ptrain.modes.split.rounds import saved
+from p2ptrain.modes.split.rounds.saved import FULL_S, HELD, SavedStates, State
+
+OWN = "own"
+AVERAGER: Any = "averager"
+
+
+def states(monkeypatch: pytest.MonkeyPatch, round_s: float, rounds: int = 1000) -> SavedStates:
+    group: Any = SimpleNamespace(own_id=OWN, is_trainers=lambda ref: True)
+    monkeypatch.setattr(saved, "body_of", lambda plan: plan)
+    found = SavedStates(group, SimpleNamespace(), (), 2, rounds)  # type: ignore[arg-type]
+    plan: Any = SimpleNamespace(split=SimpleNamespace(round_s=round_s))
+    found.begin(plan)
+    return found
+
+
+def chosen(found: SavedStates, finished: list[int], full: int | None = None) -> list[int]:
+    """Rounds of the states that get all of their copies."""
+    found._finished = {state(round) for round in finished}
+    return [each[0] for each in found._copied([state(full)] if full is not None else [])]
+
+
+def state(round: int) -> State:
+    return round, 1, AVERAGER
+
+
+def test_a_state_that_gets_all_of_its_copies_is_not_given_up_for_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A further copy takes longer than a round."""
+    found = states(monkeypatch, FULL_S)
+    assert chosen(found, [1]) == [1]
+    assert chosen(found, [1, 2]) == chosen(found, [1, 2, 3]) == [1]
+    assert chosen(found, [1, 3], full=1) == [3]
+    assert chosen(found, [1, 3, 4], full=1) == [3]
+
+
+def test_a_state_that_never_gets_them_makes_room_for_a_newer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = states(monkeypatch, FULL_S)
+    assert chosen(found, [1, HELD]) == [1]
+    assert chosen(found, [1, HELD + 1]) == [HELD + 1]
+
+
+def test_of_short_rounds_a_state_is_chosen_now_and_then_and_the_last_one_always(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = states(monkeypatch, FULL_S / 10, rounds=14)
+    assert [chosen(found, [round], full=1) for round in range(2, 15)] == [[]] * 9 + [[11], [], [], [14]]
+    assert chosen(found, [11, 14], full=1) == [14], "nothing is trained after it"
+    assert chosen(found, [7]) == [7], "none has all of them"
