@@ -226,6 +226,10 @@ _SENTENCES: dict[str, Callable[[Fields], str | None]] = {
         f"nobody but one peer has all of round {_text(f, 'round')}: should it be lost, the round is lost with it; are "
         "the other devices' disks full?"
     ),
+    "no-room-for-piece": lambda f: (
+        f"this device keeps {_text(f, 'pieces')} pieces of saved states, as many as it may, and has no room for one of "
+        f"round {_text(f, 'round')}: other devices have to keep it"
+    ),
     "blamed": lambda f: (
         f"{_who(f)} sends what is of no use in round {_text(f, 'round')}: the group trains the round without it "
         f"({_text(f, 'detail')})"

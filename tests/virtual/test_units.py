@@ -17,7 +17,7 @@ from p2ptrain.modes.split import harvest as harvester
 from p2ptrain.modes.split.commands import PieceMade
 from p2ptrain.modes.split.config import SplitConfig
 from p2ptrain.modes.split.plan import SplitBody
-from p2ptrain.modes.split.rounds.saved import whole_states
+from p2ptrain.modes.split.rounds.pieces import whole_states
 from p2ptrain.planning.devices.blocks import BlockTimes
 from p2ptrain.planning.devices.profile_codec import profile_to_json
 from p2ptrain.simulation.device import Device

@@ -13,7 +13,7 @@ from p2ptrain.core.coverage import Cell, Coverage, Flow, blocks, copies_of, held
 from p2ptrain.core.plan import Plan
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.plan import body_of, bounds_of, runs_of, workers
-from p2ptrain.modes.split.rounds.saved import whole_states
+from p2ptrain.modes.split.rounds.pieces import whole_states
 from p2ptrain.wire.messages import Record, SnapshotRef
 from p2ptrain.words import clean
 

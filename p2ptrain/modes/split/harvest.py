@@ -13,7 +13,7 @@ from p2ptrain.core.plan import Plan
 from p2ptrain.errors import UserError
 from p2ptrain.ids import PeerId
 from p2ptrain.modes.split.plan import body_of
-from p2ptrain.modes.split.rounds.saved import whole_states
+from p2ptrain.modes.split.rounds.pieces import whole_states
 from p2ptrain.modes.stages import assembly
 from p2ptrain.wire.messages import SnapshotRef
 

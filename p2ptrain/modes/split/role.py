@@ -73,7 +73,6 @@ class SplitRole:
         self.plan_hash, self.part = "", m.NO_PART
         self._group, self._downloads = group, given.downloads
         self.replicas = SavedStates(group, given.downloads, resume.kept, job.group.replicas, job.training.rounds)
-        self.replicas.is_last = lambda round: round >= self.progress.end.last_round
         self.replicas.piece_kept = self._piece_kept
         self._links = StageLinks(group, given.rng)
         self._traffic, self._reports = self._links.traffic, self._links.reports
@@ -331,9 +330,10 @@ class SplitRole:
         return [*said, *self._end.update_made(plan, event, blob, num_bytes, now)]
 
     def _piece_made(self, event: PieceMade, blob: BlobId | None, num_bytes: int, now: float) -> Effects:
-        if blob is None:
-            return [Note("average-not-saved", (("round", event.round),)), *self._lose(now)]
-        return self._end.piece_made(self.plan, event, blob, num_bytes) if self.plan is not None else []
+        effects = self._end.piece_made(self.plan, event, blob, num_bytes) if self.plan is not None and blob else []
+        if blob is None or (ReleaseBlob(blob) in effects and event.epoch == self.data_epoch):
+            return [*effects, Note("average-not-saved", (("round", event.round),)), *self._lose(now)]
+        return effects
 
     def _piece_kept(self, piece: m.SnapshotRef, now: float) -> Effects:
         plan = self.plan

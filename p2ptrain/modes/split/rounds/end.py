@@ -62,7 +62,8 @@ class RoundEnd:
         """A piece of the average is in the store."""
         if event.epoch != plan.epoch or not self._averages(plan):
             return [ReleaseBlob(blob)]
-        return self._saved.keep(self._ref(event, blob, num_bytes, "part"))
+        effects = self._saved.keep(self._ref(event, blob, num_bytes, "part"))
+        return effects if self._saved.is_kept(blob) else [*effects, ReleaseBlob(blob)]
 
     def drawn_in(self, event: UpdateDrawnIn, now: float) -> Effects:
         """A peer's update counted in part."""

@@ -31,6 +31,7 @@ class Progress:
         self._group = group
         self._saved = saved
         self.end = EarlyEnd(group, rounds)
+        saved.is_last = lambda round: round >= self.end.last_round
         self._plan: Plan | None = None
         self._name = ""
         self._now = 0.0

@@ -32,8 +32,9 @@ from p2ptrain.core.replicas import Replicas
 from p2ptrain.core.stages.figures import LEAST_BYTES_PER_S
 from p2ptrain.ids import BlobId, PeerId
 from p2ptrain.modes.split.plan import Run, StartPiece, body_of, needs_of, runs_of
+from p2ptrain.modes.split.rounds.pieces import State, state_of, whole_states
 from p2ptrain.planning.split.rounds.handing import taken_s
-from p2ptrain.protocol.machine import NEVER
+from p2ptrain.protocol.machine import NEVER, Note
 from p2ptrain.protocol.replication import Replication
 from p2ptrain.wire.messages import Record, SnapshotRef
 
@@ -47,8 +48,6 @@ HELD = 4
 """Times that; a state that has not all of its copies then makes room for the next one."""
 MAX_KEPT = 96
 """Pieces; the record has room for no more, beside others."""
-State = tuple[int, int, PeerId]
-"""Round, epoch, averager."""
 
 
 class SavedStates(Replicas):
@@ -76,7 +75,9 @@ class SavedStates(Replicas):
         """When it is the next one's turn to take one."""
         self._copying: dict[BlobId, SnapshotRef] = {}
         self._not_saved: set[BlobId] = set()
-        """Pieces that the disk refused; they are tried again at the next turn."""
+        """Pieces that the disk refused, or that there was no room for; they are tried again at the next turn."""
+        self._spare: set[State] = set()
+        """What the group can do without as long as no two die at once."""
         self._finished: set[State] = set()
         self._unfinished_since: dict[State, float] = {}
 
@@ -121,7 +122,7 @@ class SavedStates(Replicas):
         if plan is None:
             return []
         state = (round, plan.epoch, body_of(plan).averager)
-        return whole_states(self._num_blocks, [ref for ref in self.known() if _state(ref) == state]).get(state, [])
+        return whole_states(self._num_blocks, [ref for ref in self.known() if state_of(ref) == state]).get(state, [])
 
     def is_finished(self, round: int) -> bool:
         """Whether the plan's averager has made that state, and enough peers have it."""
@@ -216,12 +217,25 @@ class SavedStates(Replicas):
 
     def keep(self, ref: SnapshotRef) -> Effects:
         """A piece whose blob is in the store."""
-        if self.is_kept(ref.blob) or ref.blob in self._not_saved or len(self._kept) + len(self._saving) >= MAX_KEPT:
+        if self.is_kept(ref.blob) or ref.blob in self._not_saved:
             return []
         if not self._group.is_trainers(ref):
             return []  # a plan names it, and nobody says who made it
+        given_up = self._make_room()
+        if len(self._kept) + len(self._saving) >= MAX_KEPT:
+            self._not_saved.add(ref.blob)
+            return [*given_up, Note("no-room-for-piece", (("round", ref.round), ("pieces", MAX_KEPT)))]
         self._saving.add(ref.blob)
-        return [KeepReplica(ref)]
+        return [*given_up, KeepReplica(ref)]
+
+    def _make_room(self) -> Effects:
+        """Where there is none, what is kept for the case of several deaths at once goes first."""
+        if len(self._kept) + len(self._saving) < MAX_KEPT:
+            return []
+        spare = [ref for ref in self._kept.values() if state_of(ref) in self._spare]
+        for ref in spare:
+            del self._kept[ref.blob]
+        return [KeepReplica(ref, keep=False) for ref in spare]
 
     def replica_kept(self, holding: SnapshotRef, saved: bool, now: float) -> Effects:
         self._saving.discard(holding.blob)
@@ -245,6 +259,7 @@ class SavedStates(Replicas):
             keep.update(list(whole_states(self._num_blocks, left))[:1])
         full = self._full(by_peer)
         copied = self._copied(full)
+        self._spare = {*full, *copied} - keep
         whole = sorted({*keep, *full, *copied}, reverse=True)
         return [*self._let_go(whole, now), *self._copy(by_peer, whole[:1], copied, now)]
 
@@ -279,7 +294,7 @@ class SavedStates(Replicas):
             needed = (ref.epoch == plan.epoch and ref.round >= at) or (
                 ref.blob in start and at == body_of(plan).from_round
             )
-            if needed or _state(ref) in whole or _state(ref) > whole[0]:
+            if needed or state_of(ref) in whole or state_of(ref) > whole[0]:
                 continue
             del self._kept[ref.blob]
             effects.append(KeepReplica(ref, keep=False))
@@ -294,9 +309,9 @@ class SavedStates(Replicas):
         for ref in {ref.blob: ref for held in by_peer.values() for ref in held}.values():
             holders = {peer for peer, held in by_peer.items() if any(each.blob == ref.blob for each in held)}
             others = [peer for peer in by_peer if peer not in holders]
-            wanted = self._num_others if _state(ref) in copied else min(self._num_others, 1)
+            wanted = self._num_others if state_of(ref) in copied else min(self._num_others, 1)
             missing = min(len(others), 1 + wanted - len(holders))
-            if not (_state(ref) in newest or _state(ref) in copied) or missing <= 0:
+            if not (state_of(ref) in newest or state_of(ref) in copied) or missing <= 0:
                 continue
             since = lacking[ref.blob] = self._wanted_since.get(ref.blob, now)
             turns = missing + int((now - since) // TURN_S)
@@ -369,21 +384,3 @@ def _taken_s(record: Record | None, num_bytes: int) -> float:
         return math.inf
     rate = record.link_bytes_per_s or max((link.bytes_per_s for link in record.links), default=0.0)
     return taken_s(record.flops_per_s, num_bytes, rate) if rate >= LEAST_BYTES_PER_S else math.inf
-
-
-def _state(ref: SnapshotRef) -> State:
-    return ref.round, ref.epoch, ref.trainer
-
-
-def whole_states(num_blocks: int, refs: Iterable[SnapshotRef]) -> dict[State, list[SnapshotRef]]:
-    """The states of which all blocks are among these pieces, the newest first, each with pieces side by side."""
-    found: dict[State, dict[tuple[int, int], SnapshotRef]] = {}
-    for ref in refs:
-        found.setdefault(_state(ref), {})[ref.part, ref.span] = ref
-    whole = {}
-    for state in sorted(found, reverse=True):
-        pieces = sorted(found[state].values(), key=lambda ref: ref.part)
-        bounds = [0, *(ref.part + ref.span for ref in pieces)]
-        if bounds[-1] == num_blocks and [ref.part for ref in pieces] == bounds[:-1]:
-            whole[state] = pieces
-    return whole

@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 
+from p2ptrain.core.effects import KeepReplica
+from p2ptrain.ids import BlobId
 from p2ptrain.modes.split.rounds import saved
-from p2ptrain.modes.split.rounds.saved import FULL_S, HELD, SavedStates, State
+from p2ptrain.modes.split.rounds.pieces import State
+from p2ptrain.modes.split.rounds.saved import FULL_S, HELD, MAX_KEPT, SavedStates
+from p2ptrain.protocol.machine import Note
+from p2ptrain.wire.messages import SnapshotRef
 
 OWN = "own"
 AVERAGER: Any = "averager"
@@ -55,3 +60,25 @@ def test_of_short_rounds_a_state_is_chosen_now_and_then_and_the_last_one_always(
     assert [chosen(found, [round], full=1) for round in range(2, 15)] == [[]] * 9 + [[11], [], [], [14]]
     assert chosen(found, [11, 14], full=1) == [14], "nothing is trained after it"
     assert chosen(found, [7]) == [7], "none has all of them"
+
+
+def piece(round: int, number: int) -> SnapshotRef:
+    return SnapshotRef(number, AVERAGER, 1, round, round, 0, BlobId(f"{round}-{number}"), 100)
+
+
+def test_where_there_is_no_room_the_state_kept_for_several_deaths_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = states(monkeypatch, 1.0)
+    spare, needed = ([piece(round, number) for number in range(MAX_KEPT // 2)] for round in (1, 2))
+    found._kept = {ref.blob: ref for ref in (*spare, *needed)}
+    found._spare = {state(1)}
+    new = piece(3, 0)
+    assert found.keep(new) == [*(KeepReplica(ref, keep=False) for ref in spare), KeepReplica(new)]
+    assert list(found._kept.values()) == needed and found.is_kept(new.blob)
+
+
+def test_where_nothing_can_go_it_is_said_once_and_the_piece_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = states(monkeypatch, 1.0)
+    found._kept = {ref.blob: ref for ref in (piece(2, number) for number in range(MAX_KEPT))}
+    new = piece(3, 0)
+    assert [effect.kind for effect in found.keep(new) if isinstance(effect, Note)] == ["no-room-for-piece"]
+    assert found.keep(new) == [] and not found.is_kept(new.blob) and len(found._kept) == MAX_KEPT
