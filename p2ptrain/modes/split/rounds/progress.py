@@ -18,8 +18,8 @@ from p2ptrain.wire import messages as m
 
 EARLY_S, EARLY_PART = 3.0, 0.1
 """So long after its beginning, or in that part of it, little of a round is lost with a change of plan."""
-LATE = 1.3
-"""Times as long as planned."""
+LATE, LATE_S = 1.3, 0.5
+"""Times as long as expected, and at least so much longer."""
 NUM_ROUNDS = 3
 """The last ones, whose median is what a round takes; that is known from the second on."""
 
@@ -38,12 +38,15 @@ class Progress:
         self._round = 0
         self._begun_at = 0.0
         self._seconds: deque[float] = deque(maxlen=NUM_ROUNDS)
+        self._expected_s = 0.0
+        """What rounds under this plan took when one was late last."""
 
     def begin(self, plan: Plan, name: str, now: float) -> None:
         """The plan, with this hash, is in force. Its first round doesn't count: peers wait for their blocks."""
         self._plan, self._name, self._now = plan, name, now
         self._round, self._begun_at = body_of(plan).from_round, now
         self._seconds.clear()
+        self._expected_s = 0.0
 
     def ends_round(self, ref: m.SnapshotRef) -> bool:
         """Any average does."""
@@ -68,11 +71,16 @@ class Progress:
         return statistics.median(self._seconds) if len(self._seconds) > 1 else 0.0
 
     def is_late(self) -> bool:
-        """Whether the last round took much longer than is expected by now: links may have become slow."""
+        """Whether the last round took much longer than is expected by now: links may have become slow. What rounds take
+        then is expected from there on, so that slow ones have their links measured once, and not after each."""
         if self._plan is None or not self._seconds:
             return False
         body = body_of(self._plan)
-        return self._seconds[-1] > LATE * body.stretch * body.split.round_s
+        expected_s = max(body.stretch * body.split.round_s, self._expected_s)
+        if self._seconds[-1] <= max(LATE * expected_s, expected_s + LATE_S):
+            return False
+        self._expected_s = statistics.median(self._seconds)
+        return True
 
     def is_between_rounds(self) -> bool:
         """Whether little is lost with a change of plan now. Not in a plan's first round: some may be on their way."""
