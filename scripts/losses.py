@@ -281,12 +281,14 @@ def damaged(scene: Scene) -> None:
 def last_batch(scene: Scene) -> None:
     """The job is short; one dies when the last round is through at one of them."""
     scene.wait(lambda: any(p.seen("note:round", round=ROUNDS) for p in scene.here), "the last round", END_S)
-    scene.kill(trainers(scene.stay)[1:2])
+    victims = trainers(scene.here)[1:2]
+    if len(victims) != 1:
+        raise TimeoutError("all had left before one could die")
+    scene.kill(victims)
 
 
 def cut(scene: Scene, *sides: tuple[int, ...]) -> None:
-    """For 40 s, and until somebody has gone on. Who is further goes on; the others are taken in again and say what they
-    lost."""
+    """For 40 s, and until somebody has gone on. Who is further goes on; the others are taken in again."""
     assert scene.network is not None
     scene.at = time.monotonic()
     scene.network.cut([[scene.peers[number].name for number in side] for side in sides])
@@ -330,20 +332,22 @@ CASES = {
 
 
 @contextlib.contextmanager
-def scene_of(case: Case) -> Iterator[Scene]:
-    """A group that has saved some of what it trained everywhere."""
+def scene_of(case: Case, log: Path | None) -> Iterator[Scene]:
+    """A group that has saved some of what it trained everywhere. ``log``: as ``logged``, also where it never begins."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2ptrain-losses-")))
         network = stack.enter_context(Network()) if case.is_cut else None
         work = job(case.num_peers, ROUNDS if case.ends else LONG)
         group = stack.enter_context(LimitedGroup(folder, work, "digits", network, 0.0))
         peers = group.add_many(case.num_peers)
+        scene = Scene(group, folder, network)
+        stack.enter_context(logged(scene, log))
         wait_for_all(peers, "note:plan-adopted", START_S)
         # A batch is done by all stages: then who has one is known. Of six one stands by: the model is in five pieces.
         wait_until(lambda: any(peer.seen("note:first-batch") for peer in peers), START_S, "a first batch")
         if not case.ends:
             wait_for_all(trainers(peers), "note:replica-acked", START_S, count=4)
-        yield Scene(group, folder, network)
+        yield scene
 
 
 @contextlib.contextmanager
@@ -361,7 +365,7 @@ def logged(scene: Scene, file: Path | None) -> Iterator[None]:
 
 def run(case: Case, log: Path | None = None) -> tuple[list[str], str]:
     """What did not hold, and figures in words. ``log``: the file for what each peer told."""
-    with scene_of(case) as scene, logged(scene, log):
+    with scene_of(case, log) as scene:
         before, began = scene.done(), time.monotonic()
         case.do(scene)
         took_s = time.monotonic() - began
